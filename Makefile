@@ -1,0 +1,31 @@
+# Each target sets up what it needs; nothing has to be installed by hand beyond Python 3.11-3.13.
+PYTHON ?= python3
+VENV   ?= .venv
+OUT    ?= quickstart
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: quickstart test test-slow lint bench clean
+
+quickstart: $(STAMP)  ## the whole pipeline on real text, in about ten minutes on two cores
+	$(BIN)/ldlm quickstart --output $(OUT)
+
+test: $(STAMP)  ## the test suite
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(STAMP)  ## the long fault sweeps and trainings
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+# The stamp is written last, so an interrupted installation is taken up again.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"ldlm is tested on Python 3.11-3.13 and this is {v[0]}.{v[1]}: call make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@

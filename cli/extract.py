@@ -1,0 +1,53 @@
+"""`ldlm extract-features`."""
+
+from __future__ import annotations
+
+import click
+from ldlm.cli import show
+from ldlm.cli.options import Command, Options, path_option, require, stage_options
+
+from ldlm.config import ExtractConfig
+
+
+@click.command(cls=Command, short_help="run the frozen encoder over text, once, into a store")
+@stage_options(ExtractConfig)
+@path_option("--output", "folder of the feature store")
+def command(options: Options, output: str | None) -> None:
+    """Tokenise and pack text, run the frozen encoder over it, and store the normalised hidden states.
+
+    The store is complete, and can be trained on, once it is sealed; the same command takes up an interrupted one.
+
+    \b
+    Examples:
+      ldlm extract-features --encoder gpt2 --data corpus.jsonl --validation-docs 1000 --seq-len 128 --output features
+      ldlm extract-features --encoder gpt2 --dataset openwebtext --seq-len 1024 --output features
+    """
+    config = options.build()
+    from ldlm.stages import extract_features as stage
+
+    if options.dry_run:
+        return options.show_plan(
+            stage.plan(config, None if output is None else require(output, "--output", "features"))
+        )
+    made = stage.run(
+        config, require(output, "--output", "features"), overwrite=bool(options.overwrite), progress=show.Terminal()
+    )
+    result = {"output": str(made.path), **made.manifest}
+    options.show(result, lambda: _table(result))
+
+
+def _table(result: dict) -> str:
+    largest, without = (
+        (result["statistics"][key] or {"largest_std": 1.0})["largest_std"] for key in ("all", "without_position_0")
+    )
+    return show.pairs(
+        {
+            "output": result["output"],
+            "rows": " + ".join(f"{count:,} {split}" for split, count in result["rows"].items() if count),
+            "tokens": result["tokens"],
+            "states": f"{result['shapes']['seq_len']} x {result['shapes']['hidden_dim']}, {result['codec']}",
+            "size": show.size(result["bytes"]),
+            "largest std": f"{largest:.3g} (without position 0: {without:.3g})",
+            "seconds": result["seconds"],
+        }
+    )

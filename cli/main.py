@@ -1,0 +1,59 @@
+"""The command group, and how errors leave it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+import ldlm
+from ldlm.errors import InputError
+
+EPILOG = """\b
+First steps:
+  ldlm quickstart --output quickstart     everything below, on real text, on a laptop
+\b
+The stages, each reading what the one before wrote:
+  ldlm extract-features --encoder gpt2 --data corpus.jsonl --output features
+  ldlm train --features features --output run --preset owt-128
+  ldlm finetune-decoder --run run --features features --layers 2
+  ldlm sample --run run --num-samples 1000 --output samples.jsonl
+  ldlm evaluate samples.jsonl --scorer gpt2-large
+"""
+
+
+class Commands(click.Group):
+    """Commands in the order of the pipeline; an `InputError` becomes one line and exit status 1."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            raise click.ClickException(str(error)) from None
+
+
+@click.group(
+    cls=Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(ldlm.__version__, prog_name="ldlm")
+def main() -> None:
+    """Train and sample latent diffusion language models, jointly with their latent space."""
+
+
+def _register() -> None:
+    from ldlm.cli import evaluate, extract, finetune, interpolate, pretrain, quickstart, sample, train
+
+    main.add_command(quickstart.command, "quickstart")
+    main.add_command(pretrain.command, "pretrain-encoder")
+    main.add_command(extract.command, "extract-features")
+    main.add_command(train.command, "train")
+    main.add_command(finetune.command, "finetune-decoder")
+    main.add_command(sample.command, "sample")
+    main.add_command(interpolate.command, "interpolate")
+    main.add_command(evaluate.command, "evaluate")
+
+
+_register()

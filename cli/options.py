@@ -1,0 +1,206 @@
+"""Command-line options made from the configuration dataclasses, where names, help, defaults and bounds are written.
+
+A value comes from the flag, else the YAML file of `--config`, else the preset, else the dataclass (SPEC 12.14). Nested
+settings without a flag are reached with `--set section.key=value`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import click
+from ldlm.cli import show
+
+from ldlm import config as configs
+from ldlm import files
+from ldlm.errors import InputError
+
+C = TypeVar("C")
+Function = Callable[..., Any]
+
+
+class Command(click.Command):
+    """A command whose repeatable options take several values at once: `--data a.txt b.txt` or `--data *.txt`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        repeatable = {name for p in self.params if isinstance(p, click.Option) and p.multiple for name in p.opts}
+        repeatable.discard("--set")
+        return super().parse_args(ctx, list(_spread(args, repeatable)))
+
+
+def _spread(args: Sequence[str], repeatable: set[str]) -> Iterator[str]:
+    """Repeat an option's name before each further value that follows it."""
+    current, has_value = None, False
+    for arg in args:
+        if arg.startswith("-"):
+            current, has_value = (arg if arg in repeatable else None), False
+        elif current is not None:
+            if has_value:
+                yield current
+            has_value = True
+        yield arg
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A field with a flag: where it stands in the configuration, and how it reads."""
+
+    path: tuple[str, ...]
+    field: dataclasses.Field[Any]
+    hint: Any
+
+    @property
+    def flag(self) -> str:
+        """`--batch-size` for batch_size."""
+        return "--" + self.path[-1].replace("_", "-")
+
+    @property
+    def parameter(self) -> str:
+        """Its name among click's parameters."""
+        return "_".join(self.path)
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether it takes several values."""
+        return typing.get_origin(self.hint) is tuple
+
+    def option(self) -> Function:
+        """The click decorator. Values stay strings: `from_dict` checks all sources alike."""
+        return click.option(
+            self.flag,
+            self.parameter,
+            metavar=self._metavar(),
+            help=f"{self.field.metadata['help']}{self._default()}",
+            multiple=self.repeatable,
+            default=None,
+        )
+
+    def _metavar(self) -> str:
+        if typing.get_origin(self.hint) is Literal:
+            return "|".join(typing.get_args(self.hint))
+        if self.repeatable:
+            return "FILE..."
+        names = {int: "INT", float: "FLOAT", str: "TEXT", bool: "BOOL"}
+        return next(
+            (name for kind, name in names.items() if kind is self.hint or kind in typing.get_args(self.hint)), "TEXT"
+        )
+
+    def _default(self) -> str:
+        default = self.field.default
+        if default is None:
+            default = self.field.metadata["none"]
+        return "" if default in ((), "none", dataclasses.MISSING) else f"  [default: {default}]"
+
+
+def settings(cls: type, path: tuple[str, ...] = ()) -> Iterator[Setting]:
+    """The fields of `cls` that have flags: its plain ones, and those of nested classes marked `flags`."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        if not dataclasses.is_dataclass(hint):
+            yield Setting((*path, field.name), field, hint)
+        elif field.metadata["flags"]:
+            yield from settings(hint, (*path, field.name))  # type: ignore[arg-type]
+
+
+def stage_options(cls: type, *, presets: bool = False, dry_run: bool = True, overwrite: bool = True) -> Function:
+    """All options of a stage: its settings, `--config`, `--set`, `--dump-config`, `--json` and the rest.
+
+    The command receives `options`, an `Options`, in place of the single values.
+    """
+    fields = list(settings(cls))
+
+    def decorate(function: Function) -> Function:
+        def command(**values: Any) -> Any:
+            flags = {field.path: values.pop(field.parameter) for field in fields}
+            shared = {name: values.pop(name, None) for name in SHARED}
+            function(options=Options(cls, flags, **shared), **values)
+
+        command.__doc__, command.__name__ = function.__doc__, function.__name__
+        command.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+        decorators = [
+            *(field.option() for field in fields),
+            *(
+                [click.option("--preset", metavar="|".join(configs.PRESETS), help="start from these settings")]
+                * presets
+            ),
+            click.option("--config", "config_file", metavar="FILE", help="YAML file of settings; flags go before it"),
+            click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="any setting, e.g. --set seed=1"),
+            click.option("--dump-config", is_flag=True, help="print the settings as YAML and stop"),
+            *([click.option("--dry-run", is_flag=True, help="say what it would cost and stop")] * dry_run),
+            *([click.option("--overwrite", is_flag=True, help="replace an output made otherwise")] * overwrite),
+            click.option("--json", "as_json", is_flag=True, help="print the result as JSON"),
+        ]
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+SHARED = ("preset", "config_file", "sets", "dump_config", "dry_run", "overwrite", "as_json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the user said, before it is a configuration."""
+
+    cls: type
+    flags: Mapping[tuple[str, ...], Any]
+    preset: str | None
+    config_file: str | None
+    sets: tuple[str, ...]
+    dump_config: bool
+    dry_run: bool | None
+    overwrite: bool | None
+    as_json: bool
+
+    def build(self) -> Any:
+        """The configuration; with `--dump-config`, print it and leave."""
+        data: dict[str, Any] = {}
+        if self.preset is not None:
+            data = dict(configs.preset(self.preset).overrides)
+        if self.config_file is not None:
+            data = configs.merge(data, files.read_yaml(Path(self.config_file)))
+        data = configs.merge(data, configs.assignments(self.sets), self._given())
+        built = configs.from_dict(self.cls, data)
+        if self.dump_config:
+            click.echo(files.dump_yaml(configs.to_dict(built)), nl=False)
+            click.get_current_context().exit()
+        return built
+
+    def _given(self) -> dict[str, Any]:
+        given: dict[str, Any] = {}
+        for path, value in self.flags.items():
+            if value in (None, ()):
+                continue
+            nested: Any = list(value) if isinstance(value, tuple) else value
+            for part in reversed(path):
+                nested = {part: nested}
+            given = configs.merge(given, nested)
+        return given
+
+    def show(self, result: Any, table: Callable[[], str]) -> None:
+        """The result on stdout: as JSON when asked, else as the text that `table` makes."""
+        click.echo(json.dumps(result, ensure_ascii=False) if self.as_json else table())
+
+    def show_plan(self, plan: Mapping[str, Any]) -> None:
+        """The result of a dry run."""
+        self.show(plan, lambda: show.pairs(plan))
+
+
+def require(value: str | None, flag: str, example: str) -> Path:
+    """A path that the command can't do without."""
+    if value is None:
+        raise InputError(f"{flag} is missing; for example {flag} {example}")
+    return Path(value)
+
+
+def path_option(flag: str, help: str, *, metavar: str = "DIR") -> Function:
+    """A path; checked by the stage, which knows what it should hold. Optional to click, so that --dump-config works."""
+    return click.option(flag, metavar=metavar, default=None, help=help)

@@ -1,0 +1,33 @@
+"""`ldlm quickstart`."""
+
+from __future__ import annotations
+
+import click
+from ldlm.cli import show
+from ldlm.cli.options import Command, Options, path_option, require, stage_options
+
+from ldlm.config import QuickstartConfig
+
+
+@click.command(cls=Command, short_help="the whole pipeline on real text, in about ten minutes on two cores")
+@stage_options(QuickstartConfig)
+@path_option("--output", "folder for everything it makes")
+def command(options: Options, output: str | None) -> None:
+    """Pretrain a small encoder, extract features, train jointly, fine-tune a decoder, sample, interpolate, evaluate.
+
+    A demonstration of the pipeline, not of the paper's quality. The same command takes up an interrupted one.
+
+    \b
+    Examples:
+      ldlm quickstart --output quickstart
+      ldlm quickstart --output quickstart --text novels.txt
+    """
+    config = options.build()
+    from ldlm.stages import quickstart as stage
+
+    if options.dry_run:
+        return options.show_plan(stage.plan(config))
+    out = require(output, "--output", "quickstart")
+    made = stage.run(config, out, overwrite=bool(options.overwrite), progress=show.Terminal())
+    result = {"output": str(made.path), **made.manifest}
+    options.show(result, lambda: stage.summary_text(result))

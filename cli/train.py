@@ -1,0 +1,73 @@
+"""`ldlm train`."""
+
+from __future__ import annotations
+
+import click
+from ldlm.cli import show
+from ldlm.cli.options import Command, Options, path_option, require, stage_options
+
+from ldlm import config as configs
+from ldlm.config import TrainConfig
+from ldlm.errors import InputError
+
+
+@click.command(cls=Command, short_help="train encoder, denoiser and decoders jointly")
+@stage_options(TrainConfig, presets=True)
+@path_option("--features", "the feature store")
+@path_option("--output", "folder of the run")
+def command(options: Options, features: str | None, output: str | None) -> None:
+    """Train the latent encoder, the denoiser and the decoders jointly on a feature store.
+
+    The same command goes on from the newest checkpoint. Every setting can be seen with --dump-config and changed with
+    --set.
+
+    \b
+    Examples:
+      ldlm train --features features --output run --preset tiny --steps 2000
+      ldlm train --features features --output run --preset owt-128 --set recipe.sigma_dec=3
+      ldlm train --preset owt-1024 --dry-run --json
+    """
+    config = options.build()
+    from ldlm.stages import train as stage
+
+    if options.dry_run:
+        return options.show_plan(stage.plan(config, _shapes(options, features)))
+    made = stage.run(
+        config,
+        require(features, "--features", "features"),
+        require(output, "--output", "run"),
+        overwrite=bool(options.overwrite),
+        progress=show.Terminal(),
+    )
+    result = {"output": str(made.path), **made.manifest}
+    options.show(result, lambda: _table(result))
+
+
+def _shapes(options: Options, features: str | None) -> configs.Shapes:
+    """Sizes for a dry run: the store's, or without one the preset's own."""
+    if features is not None:
+        from ldlm.store import FeatureStore
+
+        return FeatureStore(features).shapes
+    if options.preset is None:
+        raise InputError("a dry run takes its sizes from --features DIR or --preset NAME; give one of them")
+    return configs.preset(options.preset).shapes
+
+
+def _table(result: dict) -> str:
+    held_out = result["held_out"]
+    rows = [
+        ("L_diff, denoising", held_out["l_diff"]),
+        ("  predicting the mean instead", held_out["l_diff_mean"]),
+        ("L_h, hidden states under noise", held_out["l_h"]),
+    ]
+    if "l_w" in held_out:
+        rows += [
+            ("L_w, tokens under noise", held_out["l_w"]),
+            ("token accuracy under noise", held_out["token_accuracy"]),
+            ("token accuracy, clean", held_out["token_accuracy_clean"]),
+        ]
+    rows.append(("latent standard deviation", held_out["latent_std"]))
+    size, took = sum(result["parameters"].values()), show.duration(result["seconds"])
+    head = f"{result['output']}: {result['step']:,} steps, {size:,} parameters, {took}"
+    return head + "\n\n" + show.table(("held out", ""), rows)

@@ -1,0 +1,176 @@
+"""What a stage leaves on disk: a folder of a known kind that is either complete or not there yet.
+
+    artifact.json   first: kind, schema version, fingerprints of the inputs
+    config.yaml     the configuration, readable with `--config`
+    …               the payload
+    manifest.json   last: the result's sizes and provenance; its presence means complete
+
+Stages meet only through complete artefacts. `begin` implements the rule that every stage follows on its output
+(SPEC 12.1): same configuration and incomplete, resume; same and complete, nothing to do; anything else, refuse unless
+told to overwrite.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import ldlm
+from ldlm import config as configs
+from ldlm import files
+from ldlm.errors import InputError
+
+SCHEMA = 1
+
+MADE_BY = {
+    "encoder": "ldlm pretrain-encoder",
+    "features": "ldlm extract-features",
+    "run": "ldlm train",
+    "decoder": "ldlm finetune-decoder",
+    "interpolation": "ldlm interpolate",
+    "quickstart": "ldlm quickstart",
+}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder of kind `kind`; `state` says what `begin` or `open_artifact` found."""
+
+    path: Path
+    kind: str
+    state: Literal["new", "partial", "complete"]
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.state == "complete"
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What the stage recorded when it finished."""
+        return files.read_json(self.path / "manifest.json")
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Fingerprints of what it was made from."""
+        return files.read_json(self.path / "artifact.json")["inputs"]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration it was made with, as plain data."""
+        return files.read_yaml(self.path / "config.yaml")
+
+    def finish(self, **result: Any) -> Artifact:
+        """Write the manifest: from here on the artefact is complete."""
+        record = {"kind": self.kind, "schema": SCHEMA, **result, "versions": versions()}
+        files.write_json(self.path / "manifest.json", record)
+        return Artifact(self.path, self.kind, "complete")
+
+
+def begin(path: Path, kind: str, config: Any, inputs: Mapping[str, Any], *, overwrite: bool = False) -> Artifact:
+    """Create the artefact at `path`, or take up or recognise the one that is there (SPEC 12.1).
+
+    Raises `InputError` when `path` holds something else, another configuration or other inputs, saying what differs.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file and the output is a folder; choose another --output")
+    found = _found(path)
+    if found is None:
+        return _create(path, kind, config, inputs)
+    if overwrite:
+        _guard(path)
+        shutil.rmtree(path)
+        return _create(path, kind, config, inputs)
+    if found.get("kind") != kind:
+        what = f"holds {_article(found['kind'])}" if "kind" in found else "is not empty and not made by ldlm"
+        raise InputError(f"{path} {what}; choose another --output, or add --overwrite to replace it")
+    old = {"inputs": found["inputs"], **_old_identity(path, type(config))}
+    new = {"inputs": dict(inputs), **configs.identity(config)}
+    changed = configs.differences(old, new)
+    if changed:
+        raise InputError(
+            f"{path} was made with other settings ({'; '.join(changed)}); choose another --output, or add --overwrite"
+        )
+    files.write_atomic(path / "config.yaml", files.dump_yaml(configs.to_dict(config)))
+    return Artifact(path, kind, "complete" if (path / "manifest.json").exists() else "partial")
+
+
+def open_artifact(path: Path, kind: str, *, complete: bool = True) -> Artifact:
+    """An existing artefact of that kind; `InputError` names what was found and the command that makes it."""
+    if not path.is_dir():
+        raise InputError(f"there is no folder {path}; `{MADE_BY[kind]}` makes {_article(kind)}")
+    found = _found(path) or {}
+    if found.get("kind") != kind:
+        what = _article(found["kind"]) if "kind" in found else "something that ldlm did not make"
+        raise InputError(f"{path} holds {what}, and {_article(kind)} is needed; `{MADE_BY[kind]}` makes one")
+    done = (path / "manifest.json").exists()
+    if complete and not done:
+        raise InputError(f"{path} is not finished; run the same `{MADE_BY[kind]}` command again and it goes on")
+    return Artifact(path, kind, "complete" if done else "partial")
+
+
+def _found(path: Path) -> dict[str, Any] | None:
+    """`artifact.json` of the folder; {} for foreign content; None for nothing or an empty folder."""
+    if (path / "artifact.json").exists():
+        return files.read_json(path / "artifact.json")
+    if not path.is_dir() or not any(path.iterdir()):
+        return None
+    return {}
+
+
+def _create(path: Path, kind: str, config: Any, inputs: Mapping[str, Any]) -> Artifact:
+    path.mkdir(parents=True, exist_ok=True)
+    # artifact.json is what makes the folder ours, so it comes second: a folder killed in between holds only a
+    # config.yaml, which the next `begin` would call foreign. Writing it first leaves nothing that can't be resumed.
+    files.write_json(path / "artifact.json", {"kind": kind, "schema": SCHEMA, "inputs": dict(inputs)})
+    files.write_atomic(path / "config.yaml", files.dump_yaml(configs.to_dict(config)))
+    return Artifact(path, kind, "new")
+
+
+def _old_identity(path: Path, cls: type) -> dict[str, Any]:
+    if not (path / "config.yaml").exists():  # killed between the first two files: nothing was decided yet
+        return {}
+    return configs.identity(configs.from_dict(cls, files.read_yaml(path / "config.yaml")))
+
+
+def _guard(path: Path) -> None:
+    """Refuse to delete what can't have been meant."""
+    resolved = path.resolve()
+    if resolved in (Path.home(), Path.cwd(), *Path.cwd().parents):
+        raise InputError(f"--overwrite would delete {resolved}; choose a folder of its own for the output")
+
+
+def _article(kind: str) -> str:
+    noun = {"features": "a feature store", "run": "a training run", "decoder": "a token decoder"}.get(kind, kind)
+    return noun if noun.startswith("a ") else f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+@cache
+def versions() -> dict[str, str | None]:
+    """Versions of Python and the libraries that decide results, and the commit of a source checkout."""
+    found: dict[str, str | None] = {"ldlm": ldlm.__version__, "python": platform.python_version()}
+    for name in ("torch", "transformers", "tokenizers", "numpy", "zarr", "numcodecs"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    found["commit"] = _commit()
+    return found
+
+
+def _commit() -> str | None:
+    source = Path(ldlm.__file__).resolve().parent.parent
+    if not (source / ".git").exists():
+        return None
+    try:
+        out = subprocess.run(["git", "-C", source, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return out.stdout.strip() or None

@@ -1,0 +1,112 @@
+"""Checkpoints: safetensors and JSON in a folder that is either whole or absent.
+
+    checkpoints/step-00001000/
+        model.safetensors  ema.safetensors  optimizer.safetensors
+        state.json         step, samples seen, timestep sampler
+        manifest.json      sha256 of each of the above, written last
+
+A checkpoint is written to a temporary folder, fsynced and renamed. Readers take the newest one that verifies.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ldlm import files
+from ldlm.errors import InputError
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"step-(\d{8})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk."""
+
+    path: Path
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps taken."""
+        return int(self.path.name.removeprefix("step-"))
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What is not a tensor."""
+        return files.read_json(self.path / "state.json")
+
+    @property
+    def digest(self) -> str:
+        """A hash that stands for all of it."""
+        return files.sha256_file(self.path / "manifest.json")
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of `name` (model, ema or optimizer), on the CPU."""
+        return load_file(self.path / f"{name}.safetensors")
+
+    def fault(self) -> str | None:
+        """What is wrong with it; None when every byte is as it was written."""
+        try:
+            recorded = files.read_json(self.path / "manifest.json")["sha256"]
+            for name, digest in recorded.items():
+                if files.sha256_file(self.path / name) != digest:
+                    return f"{name} is damaged"
+        except (InputError, OSError, KeyError, TypeError, AttributeError) as error:
+            return f"it is incomplete ({error})"
+        return None
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Checkpoint:
+    """Write `folder/step-XXXXXXXX` whole or not at all; an existing one of that step is replaced."""
+    target = folder / f"step-{step:08d}"
+    temporary = folder / f".{target.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name, group in tensors.items():
+        save_file(
+            {key: value.detach().contiguous().cpu() for key, value in group.items()}, temporary / f"{name}.safetensors"
+        )
+    files.write_json(temporary / "state.json", {"step": step, **state})
+    digests = {path.name: files.sha256_file(path) for path in sorted(temporary.iterdir())}
+    files.write_json(temporary / "manifest.json", {"sha256": digests})
+    files.fsync_tree(temporary)
+    if target.exists():
+        shutil.rmtree(target)
+    temporary.rename(target)
+    files.fsync_dir(folder)
+    return Checkpoint(target)
+
+
+def all_in(folder: Path) -> list[Checkpoint]:
+    """Every checkpoint in `folder`, oldest first, verified or not."""
+    if not folder.is_dir():
+        return []
+    return [Checkpoint(path) for path in sorted(folder.iterdir()) if _NAME.fullmatch(path.name)]
+
+
+def latest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that verifies; a damaged one is skipped with a warning."""
+    for checkpoint in reversed(all_in(folder)):
+        fault = checkpoint.fault()
+        if fault is None:
+            return checkpoint
+        log.warning("skipping checkpoint %s: %s", checkpoint.path, fault)
+    return None
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep`, but only once the newest verifies."""
+    checkpoints = all_in(folder)
+    if checkpoints and checkpoints[-1].fault() is None:
+        for old in checkpoints[:-keep]:
+            shutil.rmtree(old.path)

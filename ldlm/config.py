@@ -1,0 +1,540 @@
+"""Every setting of every stage, as frozen dataclasses: the default, the help text and the bounds stand once, here.
+
+The defaults are the paper's ("How to Train Your Latent Diffusion Language Model Jointly With the Latent Space",
+Sections 4-6 and Appendix C); where the paper is silent SPEC's decision is the default and a setting of its own. This
+module is standard library only, so that `ldlm --help` stays instant.
+
+`from_dict` is the only way in from outside (YAML, `--set`, checkpoints): it is strict about names, types and bounds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from ldlm.errors import InputError
+
+T = TypeVar("T")
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    identity: bool = True,
+    none: str = "none",
+    flags: bool = False,
+) -> Any:
+    """A dataclass field with its help text and bounds (`low` and `high` inclusive, `above` exclusive).
+
+    `identity=False` marks what may change between a run and its resumption (where it computes, how often it reports).
+    `none` is how a user spells None. `flags` gives the fields of a nested dataclass flags of their own.
+    """
+    metadata = {
+        "help": help, "low": low, "high": high, "above": above, "identity": identity, "none": none, "flags": flags
+    }  # fmt: skip
+    if dataclasses.is_dataclass(default):
+        return field(default_factory=type(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The model and its objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """Latent encoder E_z and latent decoder D_h (Section 4.1, Appendix C)."""
+
+    kind: Literal["resampler", "self_attention"] = setting(
+        "resampler", "Perceiver Resampler, or bidirectional blocks over h (Table 7)"
+    )
+    layers: int = setting(6, "layers of E_z and of D_h, each", low=1)
+    width: int = setting(768, "model width of both", low=1)
+    heads: int = setting(12, "attention heads", low=1)
+    num_latents: int | None = setting(None, "latent vectors N; none means one per token, N = L", low=1)
+    latent_dim: int | None = setting(None, "width of a latent; none means the width of h, as in the paper", low=1)
+    position_std: float = setting(0.02, "initial spread of the positions; 1 aligns latents and tokens sooner", above=0)
+    output_norm: bool = setting(False, "RMSNorm on E_z's output; it would pin |z|, so it is off")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserConfig:
+    """The diffusion transformer (Appendix C; Peebles & Xie, 2023)."""
+
+    layers: int = setting(12, "DiT blocks", low=1)
+    width: int = setting(768, "model width, and the width of the adaLN condition", low=1)
+    heads: int = setting(12, "attention heads", low=1)
+    time_dim: int = setting(256, "width of the sinusoidal time embedding", low=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenDecoderConfig:
+    """Token decoder D_w (Appendix C)."""
+
+    mode: Literal["joint", "deferred"] = setting(
+        "joint", "train D_w with the rest, or leave it to finetune-decoder (the paper's Table 3)"
+    )
+    layers: int = setting(3, "bidirectional blocks before the vocabulary head; 0 is a linear head", low=0)
+    heads: int = setting(12, "attention heads", low=1)
+    mlp_ratio: int = setting(4, "inner width of the SwiGLU, in multiples of the model width", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The four trainable parts."""
+
+    autoencoder: AutoencoderConfig = setting(AutoencoderConfig(), "E_z and D_h")
+    denoiser: DenoiserConfig = setting(DenoiserConfig(), "the DiT")
+    token_decoder: TokenDecoderConfig = setting(TokenDecoderConfig(), "D_w")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """Forward process and denoising loss (Section 3, Appendix C)."""
+
+    schedule: Literal["tangent", "cosine", "linear"] = setting("tangent", "noise schedule; linear is linear in ᾱ")
+    d: float = setting(3.0, "shape of the tangent schedule", above=0)
+    t_min: float = setting(1e-5, "smallest timestep drawn in training", low=0, high=0.5)
+    weighting: Literal["simple", "elbo"] = setting("simple", "weight of L_diff over t: 1, or Eq. 22 over p(u)")
+    elbo_t_min: float = setting(0.05, "smallest t that counts under elbo, whose weight diverges at 0", above=0, high=1)
+    self_conditioning: float = setting(0.5, "probability of a self-conditioned step", low=0, high=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeConfig:
+    """What makes joint training work (Section 5)."""
+
+    reconstruction: Literal["mse", "ce", "ce+mse"] = setting(
+        "mse", "what shapes the latents; the CE variants drop the stop-gradient (Table 1)"
+    )
+    warmup_steps: int = setting(50_000, "S_wu, diffusion-to-encoder warm-up (Eq. 28-30)", low=0)
+    warmup_k: float = setting(10.0, "k, steepness of the warm-up", above=0)
+    warmup_c: float = setting(0.8, "c, midpoint of the warm-up as a share of S_wu", low=0, high=1)
+    gamma_min: float = setting(0.0, "γ at step 0", low=0, high=1)
+    sigma_dec: float = setting(3.0, "σ_dec, noise on the latents before D_h in training", low=0)
+    loss_reduction: Literal["mean", "sum"] = setting("mean", "squared errors: mean over elements, or sum over a row's")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimestepConfig:
+    """Timestep sampling (Section 5.3, Eq. 5)."""
+
+    kind: Literal["adaptive", "uniform"] = setting("adaptive", "adaptive (Eq. 5) or uniform")
+    bins: int = setting(100, "equal bins of [0, 1]", low=2)
+    ema_decay: float = setting(0.99, "decay of the loss average at each bin edge", low=0, high=1)
+    refresh_steps: int = setting(5_000, "steps between updates of the bin probabilities", low=1)
+    floor: float = setting(1e-3, "smallest bin probability, as a share of the uniform 1/bins", low=0, high=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and the weight average (Appendix C)."""
+
+    lr: float = setting(3e-4, "learning rate after the warm-up", above=0)
+    lr_start: float = setting(1e-8, "learning rate at step 0", low=0)
+    lr_warmup_steps: int = setting(5_000, "steps of linear learning-rate warm-up", low=0)
+    lr_decay: Literal["constant", "cosine"] = setting("constant", "after the warm-up: constant, or cosine to zero")
+    weight_decay: float = setting(0.01, "AdamW weight decay", low=0)
+    beta1: float = setting(0.9, "AdamW β1", low=0, high=1)
+    beta2: float = setting(0.98, "AdamW β2", low=0, high=1)
+    eps: float = setting(1e-8, "AdamW ε", above=0)
+    clip_norm: float = setting(1.0, "global gradient norm is clipped to this", above=0)
+    ema_decay: float = setting(0.9999, "decay of the weight average, ramped by (1+n)/(10+n)", low=0, high=1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The stages. `seed` and `device` are everywhere the same.
+
+SEED_HELP = "seed of every random choice"
+DEVICE_HELP = "cpu, cuda, cuda:N, or auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """`ldlm pretrain-encoder`: a small GPT-2 or BERT with its own tokenizer, for machines without a model hub."""
+
+    data: tuple[str, ...] = setting((), "text, jsonl or parquet files")
+    text_column: str = setting("text", "field that holds the text in jsonl and parquet files")
+    arch: Literal["gpt2", "bert"] = setting("gpt2", "architecture")
+    tokenizer: str | None = setting(None, "folder or hub name of a tokenizer to use instead of training one")
+    vocab_size: int = setting(4096, "size of the trained vocabulary", low=300)
+    layers: int = setting(4, "transformer layers", low=1)
+    width: int = setting(128, "hidden size", low=8)
+    heads: int = setting(4, "attention heads", low=1)
+    positions: int = setting(128, "longest row, in tokens", low=8)
+    steps: int = setting(1_000, "training steps", low=1)
+    batch_size: int = setting(32, "rows per step", low=1)
+    lr: float = setting(2e-3, "peak learning rate; cosine decay to zero", above=0)
+    seed: int = setting(0, SEED_HELP, low=0)
+    device: str = setting("auto", DEVICE_HELP, identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """`ldlm extract-features`: text to a sealed store of normalised hidden states (SPEC 1, 2, 11)."""
+
+    encoder: str = setting("gpt2", "hub name or folder of a transformers encoder or causal model")
+    kind: Literal["hidden", "embedding", "scratch"] = setting(
+        "hidden", "contextual states, token embeddings, or tokens only for embeddings trained from scratch (Table 1)"
+    )
+    layer: int = setting(-3, "index into hidden_states; -3 is the third-to-last")
+    seq_len: int = setting(128, "tokens per row L, with BOS and EOS", low=3)
+    data: tuple[str, ...] = setting((), "text, jsonl or parquet files")
+    dataset: str | None = setting(None, "Hugging Face dataset, instead of --data")
+    split: str = setting("train", "split of the dataset")
+    text_column: str = setting("text", "field that holds the text")
+    validation_data: tuple[str, ...] = setting((), "files of held-out documents")
+    validation_docs: int = setting(0, "hold out the last so many documents", low=0)
+    codec: Literal["fp16", "fp32"] = setting("fp16", "storage of the hidden states")
+    stats_tokens: int | None = setting(
+        2_000_000, "tokens that the statistics are taken over, or all", low=1, none="all"
+    )
+    shard_rows: int = setting(1024, "rows per shard, the unit of work", low=1)
+    batch_size: int = setting(32, "rows per encoder pass", low=1)
+    seed: int = setting(0, SEED_HELP, low=0)
+    device: str = setting("auto", DEVICE_HELP, identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """`ldlm train`: joint training of E_z, D_h, D_w and the denoiser."""
+
+    steps: int = setting(1_000_000, "optimiser steps", low=1, identity=False)
+    batch_size: int = setting(512, "rows per step, over all processes", low=1)
+    model: ModelConfig = setting(ModelConfig(), "sizes")
+    diffusion: DiffusionConfig = setting(DiffusionConfig(), "forward process and loss")
+    recipe: RecipeConfig = setting(RecipeConfig(), "the joint training recipe")
+    timesteps: TimestepConfig = setting(TimestepConfig(), "timestep sampling")
+    optimizer: OptimizerConfig = setting(OptimizerConfig(), "AdamW and EMA")
+    log_every: int = setting(50, "steps between lines of metrics.jsonl", low=1, identity=False)
+    eval_every: int = setting(5_000, "steps between held-out evaluations", low=1, identity=False)
+    eval_rows: int = setting(1_024, "held-out rows per evaluation", low=1, identity=False)
+    save_every: int = setting(5_000, "steps between checkpoints", low=1, identity=False)
+    keep: int = setting(2, "checkpoints kept", low=1, identity=False)
+    seed: int = setting(0, SEED_HELP, low=0)
+    device: str = setting("auto", DEVICE_HELP, identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """`ldlm finetune-decoder`: a new decoder that reads the latents directly (Appendix B.2). Optimiser as the run's."""
+
+    layers: int = setting(2, "transformer blocks before the vocabulary head", low=0, high=6)
+    name: str | None = setting(None, "name of the decoder; none means layers-K")
+    steps: int | None = setting(
+        None, "optimiser steps; none means 200,000, or 2/5 of the run's where that is less", low=1
+    )
+    batch_size: int | None = setting(None, "rows per step; none means the run's", low=1)
+    sigma_dec: float | None = setting(None, "noise on the latents; none means the run's", low=0)
+    heads: int | None = setting(None, "attention heads; none means the run's token decoder's", low=1)
+    log_every: int = setting(50, "steps between lines of metrics.jsonl", low=1, identity=False)
+    eval_rows: int = setting(1_024, "held-out rows of the final evaluation", low=1, identity=False)
+    save_every: int = setting(5_000, "steps between checkpoints", low=1, identity=False)
+    seed: int = setting(0, SEED_HELP, low=0)
+    device: str = setting("auto", DEVICE_HELP, identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """The reverse process (SPEC 8)."""
+
+    steps: int = setting(128, "solver steps, one denoiser evaluation each", low=1)
+    t_min: float = setting(0.05, "where the grid ends", above=0, high=0.9)
+    beta_clip: float = setting(0.95, "t is clipped to this inside β only", above=0, high=0.9999)
+    final: Literal["mean", "x0"] = setting(
+        "mean", "return the last step's noise-free mean, or the last estimate of z_0"
+    )
+    temperature: float = setting(0.0, "draw tokens at this temperature; 0 takes the most likely", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """`ldlm sample`: texts from noise."""
+
+    num_samples: int = setting(64, "texts to draw; text i has seed SEED + i", low=1)
+    sampler: SamplerConfig = setting(SamplerConfig(), "the reverse process", flags=True)
+    decoder: str | None = setting(None, "fine-tuned decoder to use; none means the newest, 'joint' D_h and D_w")
+    batch_size: int = setting(64, "texts per batch; it does not change them", low=1, identity=False)
+    seed: int = setting(0, SEED_HELP, low=0)
+    device: str = setting("auto", DEVICE_HELP, identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterpolateConfig:
+    """`ldlm interpolate`: how smooth the latent space is (Figure 3 left, Figure 4 right)."""
+
+    pairs: int = setting(64, "random pairs of real texts", low=1)
+    points: int = setting(11, "points on each path, ends included", low=2)
+    scorer: str = setting("gpt2-large", "causal model that scores the decoded texts")
+    decoder: str | None = setting(None, "fine-tuned decoder to use; none means the newest, 'joint' D_h and D_w")
+    batch_size: int = setting(64, "texts per batch", low=1, identity=False)
+    seed: int = setting(0, SEED_HELP, low=0)
+    device: str = setting("auto", DEVICE_HELP, identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """`ldlm evaluate`: generative perplexity, entropy and diversity of anybody's texts (SPEC 9)."""
+
+    scorer: str = setting("gpt2-large", "causal model that scores the texts")
+    protocol: Literal["mdlm"] = setting("mdlm", "how perplexity is counted")
+    max_tokens: int = setting(1024, "texts are cut after so many tokens", low=2)
+    text_column: str = setting("text", "field that holds the text in jsonl files")
+    batch_size: int = setting(16, "texts per scorer pass", low=1, identity=False)
+    seed: int = setting(0, SEED_HELP, low=0, identity=False)
+    device: str = setting("auto", DEVICE_HELP, identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartConfig:
+    """`ldlm quickstart`: every stage on real English text, small enough for two cores."""
+
+    text: str | None = setting(None, "text file, one document per line; none means the prose that ships with Python")
+    encoder: str | None = setting(None, "hub name or folder of an encoder, instead of pretraining a small GPT-2")
+    scorer: str | None = setting(None, "hub name or folder of a scorer, instead of pretraining a small GPT-2")
+    seed: int = setting(0, SEED_HELP, low=0)
+    device: str = setting("auto", DEVICE_HELP, identity=False)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Presets: what each changes against the defaults, and the sizes it is meant for
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Sizes that belong to the features: rows of L tokens, states of width D, V tokens in the vocabulary."""
+
+    seq_len: int
+    hidden_dim: int
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named set of overrides, and the feature sizes that it was made for."""
+
+    help: str
+    shapes: Shapes
+    overrides: Mapping[str, Any]
+
+
+GPT2_SMALL = {"hidden_dim": 768, "vocab_size": 50_257}
+
+PRESETS: dict[str, Preset] = {
+    "owt-1024": Preset(
+        "OpenWebText, L=1024, the paper's main run",
+        Shapes(seq_len=1024, **GPT2_SMALL),
+        {"steps": 1_000_000, "recipe": {"warmup_steps": 50_000, "sigma_dec": 3.0}},
+    ),
+    "lm1b-128": Preset(
+        "One Billion Words, L=128",
+        Shapes(seq_len=128, **GPT2_SMALL),
+        {"steps": 1_000_000, "recipe": {"warmup_steps": 25_000, "sigma_dec": 3.0}},
+    ),
+    "owt-128": Preset(
+        "OpenWebText cropped to L=128, the ablations of Table 1",
+        Shapes(seq_len=128, **GPT2_SMALL),
+        {"steps": 500_000, "recipe": {"warmup_steps": 10_000, "sigma_dec": 1.0}},
+    ),
+    "owt-128-main": Preset(
+        "OpenWebText cropped to L=128, Tables 2 and 4-7",
+        Shapes(seq_len=128, **GPT2_SMALL),
+        {"steps": 500_000, "recipe": {"warmup_steps": 10_000, "sigma_dec": 3.0}},
+    ),
+    "tiny": Preset(
+        "two CPU cores and a few minutes",
+        Shapes(seq_len=64, hidden_dim=128, vocab_size=4_096),
+        {
+            "steps": 1_500,
+            "batch_size": 32,
+            "model": {
+                "autoencoder": {"layers": 1, "width": 128, "heads": 4, "position_std": 1.0},
+                "denoiser": {"layers": 3, "width": 128, "heads": 4, "time_dim": 128},
+                "token_decoder": {"layers": 1, "heads": 4},
+            },
+            "recipe": {"warmup_steps": 750, "sigma_dec": 2.0},
+            "timesteps": {"refresh_steps": 100},
+            "optimizer": {"lr": 3e-3, "lr_warmup_steps": 50, "lr_decay": "cosine"},
+            "log_every": 10,
+            "eval_every": 250,
+            "eval_rows": 256,
+            "save_every": 250,
+        },
+    ),
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name; `InputError` lists the names."""
+    if name not in PRESETS:
+        raise InputError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# From outside and back
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain dict of `config`, tuples as lists: what goes into YAML and JSON."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return list(value) if isinstance(value, tuple) else value
+
+    return plain(config)
+
+
+def from_dict(cls: type[T], data: Mapping[str, Any], prefix: str = "") -> T:
+    """Build `cls` from a nested dict; missing keys take their defaults.
+
+    Raises `InputError`, naming the dotted key, for an unknown key, a wrong type, a number that is not finite and a
+    value out of bounds.
+    """
+    if not isinstance(data, Mapping):
+        raise InputError(f"{prefix.rstrip('.') or 'the configuration'} must be a mapping of settings, not {data!r}")
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in data.items():
+        if key not in fields:
+            raise InputError(f"unknown setting {prefix}{key}{_suggestion(str(key), fields)}")
+        values[key] = _parse(hints[key], value, f"{prefix}{key}", fields[key].metadata)
+    return cls(**values)
+
+
+def merge(base: Mapping[str, Any], *overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts merged left to right; the last one wins."""
+    merged = dict(base)
+    for override in overrides:
+        for key, value in override.items():
+            nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+            merged[key] = merge(merged[key], value) if nested else value
+    return merged
+
+
+def assignments(pairs: Iterable[str]) -> dict[str, Any]:
+    """The nested dict that `("model.denoiser.layers=3", …)` describes; values stay strings until `from_dict`."""
+    result: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set takes KEY=VALUE, for example recipe.sigma_dec=2, and not {pair!r}")
+        nested: Any = value
+        for part in reversed(key.strip().split(".")):
+            nested = {part: nested}
+        result = merge(result, nested)
+    return result
+
+
+def identity(config: Any) -> dict[str, Any]:
+    """The settings that make a run what it is: everything but the fields marked `identity=False`."""
+    result = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if not f.metadata.get("identity", True):
+            continue
+        result[f.name] = identity(value) if dataclasses.is_dataclass(value) else to_dict_value(value)
+    return result
+
+
+def to_dict_value(value: Any) -> Any:
+    """A leaf as YAML and JSON hold it."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Lines "key: old -> new" for every leaf in which two nested dicts differ."""
+    lines = []
+    for key in [*old, *(k for k in new if k not in old)]:
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a} -> {b}")
+    return lines
+
+
+def _suggestion(key: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
+
+
+def _parse(hint: Any, value: Any, key: str, metadata: Mapping[str, Any]) -> Any:
+    """`value` as the type `hint`, checked against the bounds in `metadata`."""
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, f"{key}.")  # type: ignore[arg-type]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        (inner,) = (arm for arm in typing.get_args(hint) if arm is not type(None))
+        if value is None or value in ("none", metadata.get("none")):
+            return None
+        return _parse(inner, value, key, metadata)
+    if typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        if value not in choices:
+            raise InputError(f"{key} is one of {', '.join(choices)}, not {value!r}")
+        return value
+    if typing.get_origin(hint) is tuple:
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, (list, tuple)):
+            raise InputError(f"{key} takes a list, not {value!r}")
+        return tuple(_parse(typing.get_args(hint)[0], item, key, metadata) for item in items)
+    return _bounded(_scalar(hint, value, key), key, metadata)
+
+
+def _scalar(hint: type, value: Any, key: str) -> Any:
+    wrong = InputError(f"{key} takes {_NAMES[hint]}, not {value!r}")
+    if hint is bool:
+        flags = {"true": True, "yes": True, "false": False, "no": False}
+        if isinstance(value, str) and value.lower() in flags:
+            return flags[value.lower()]
+        if not isinstance(value, bool):
+            raise wrong
+        return value
+    if hint is str:
+        if not isinstance(value, str):
+            raise wrong
+        return value
+    # YAML reads 3e-4 as a string, and --set gives strings: numbers are parsed to the field's type here.
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise wrong
+    try:
+        number = float(value)
+        if not math.isfinite(number):
+            raise InputError(f"{key} must be a finite number, not {value!r}")
+        if hint is float:
+            return number
+        whole = int(value) if isinstance(value, (int, str)) and not isinstance(value, float) else int(number)
+    except InputError:
+        raise
+    except ValueError:
+        raise wrong from None
+    if whole != number:
+        raise wrong
+    return whole
+
+
+_NAMES = {bool: "true or false", str: "a string", int: "a whole number", float: "a number"}
+
+
+def _bounded(value: Any, key: str, metadata: Mapping[str, Any]) -> Any:
+    low, high, above = metadata.get("low"), metadata.get("high"), metadata.get("above")
+    if low is not None and value < low:
+        raise InputError(f"{key} must be at least {low}, not {value}")
+    if above is not None and value <= above:
+        raise InputError(f"{key} must be more than {above}, not {value}")
+    if high is not None and value > high:
+        raise InputError(f"{key} must be at most {high}, not {value}")
+    return value

@@ -1,0 +1,78 @@
+"""The denoiser: a diffusion transformer that estimates z_0 from z_t (Appendix C; Peebles & Xie, 2023, adaLN-Zero).
+
+Shapes in names: B batch, N latents, C width of a latent, W model width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ldlm.config import DenoiserConfig
+from ldlm.layers import MLP, SelfAttention, head_width, time_features
+
+
+def modulate(x_BNW: Tensor, shift_BW: Tensor, scale_BW: Tensor) -> Tensor:
+    """Feature-wise affine map; zero shift and scale leave x as it is."""
+    return x_BNW * (1 + scale_BW[:, None]) + shift_BW[:, None]
+
+
+class DiTBlock(nn.Module):
+    """Attention and MLP, each shifted, scaled and gated by the condition; at initialisation the gates are zero."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.attention = SelfAttention(width, heads, bias=True)
+        self.mlp_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.mlp = MLP(width, approximate="tanh")
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def forward(self, x_BNW: Tensor, condition_BW: Tensor) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition_BW).chunk(6, dim=-1)
+        attended = self.attention(modulate(self.attention_norm(x_BNW), shift_a, scale_a))
+        x_BNW = x_BNW + gate_a[:, None] * attended
+        return x_BNW + gate_m[:, None] * self.mlp(modulate(self.mlp_norm(x_BNW), shift_m, scale_m))
+
+
+class DiT(nn.Module):
+    """ẑ_θ(z_t, t, ẑ_self): (B, N, C) latents at time t (B,) in [0, 1] → (B, N, C) estimate of z_0.
+
+    `self_condition` is the previous estimate of z_0; zeros stand for none.
+    """
+
+    def __init__(self, config: DenoiserConfig, *, num_latents: int, latent_dim: int) -> None:
+        super().__init__()
+        width = config.width
+        head_width(width, config.heads, "model.denoiser")
+        self.time_dim = config.time_dim
+        self.project_in = nn.Linear(2 * latent_dim, width)
+        self.positions_NW = nn.Parameter(0.02 * torch.randn(num_latents, width))
+        self.time_mlp = nn.Sequential(nn.Linear(config.time_dim, width), nn.SiLU(), nn.Linear(width, width))
+        self.blocks = nn.ModuleList(DiTBlock(width, config.heads) for _ in range(config.layers))
+        self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.project_out = nn.Linear(width, latent_dim)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """adaLN-Zero: every block starts as the identity, and the estimate starts at zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for linear in (self.time_mlp[0], self.time_mlp[2]):
+            nn.init.normal_(linear.weight, std=0.02)
+        for modulation in [*(block.modulation for block in self.blocks), self.final_modulation]:
+            nn.init.zeros_(modulation[-1].weight)
+        nn.init.zeros_(self.project_out.weight)
+
+    def forward(self, z_t_BNC: Tensor, t_B: Tensor, self_condition_BNC: Tensor) -> Tensor:
+        x_BNW = self.project_in(torch.cat([z_t_BNC, self_condition_BNC], dim=-1)) + self.positions_NW
+        condition_BW = self.time_mlp(time_features(t_B, self.time_dim).to(x_BNW.dtype))
+
+        for block in self.blocks:
+            x_BNW = block(x_BNW, condition_BW)
+
+        shift_BW, scale_BW = self.final_modulation(condition_BW).chunk(2, dim=-1)
+        return self.project_out(modulate(self.final_norm(x_BNW), shift_BW, scale_BW))

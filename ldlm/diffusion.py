@@ -1,0 +1,76 @@
+"""The forward process: noise schedules, z_t, the score and the loss weight. It knows no network (Section 3, A.1).
+
+Variance preserving throughout: z_t = α_t z_0 + σ_t ε with α_t² + σ_t² = 1 (Eq. 19). Times are tensors in [0, 1];
+float64 times give float64 results.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ldlm.config import DiffusionConfig
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """α_t and σ_t, with what follows from them. `kind` tangent (COSMOS, with shape d), cosine, or linear in ᾱ."""
+
+    kind: str = "tangent"
+    d: float = 3.0
+
+    @classmethod
+    def of(cls, config: DiffusionConfig) -> Schedule:
+        """The schedule that a configuration names."""
+        return cls(config.schedule, config.d)
+
+    def alpha_bar(self, t: Tensor) -> Tensor:
+        """ᾱ_t = α_t², from 1 at t = 0 to 0 at t = 1."""
+        if self.kind == "tangent":
+            return 1 / (1 + (self.d * torch.tan(math.pi * t / 2)) ** 2)
+        if self.kind == "cosine":
+            return torch.cos(math.pi * t / 2) ** 2
+        return 1 - t
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(α_t, σ_t)."""
+        alpha_bar = self.alpha_bar(t)
+        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+    def beta(self, t: Tensor) -> Tensor:
+        """β(t) = −d ln ᾱ / dt, the rate at which the forward SDE dz = −½βz dt + √β dw forgets. Infinite at t = 1."""
+        if self.kind == "tangent":
+            tan = torch.tan(math.pi * t / 2)
+            return math.pi * self.d**2 * tan * (1 + tan**2) / (1 + self.d**2 * tan**2)
+        if self.kind == "cosine":
+            return math.pi * torch.tan(math.pi * t / 2)
+        return 1 / (1 - t)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """λ(t) = ln(α_t²/σ_t²) (Eq. 20)."""
+        return torch.logit(self.alpha_bar(t))
+
+    def elbo_weight(self, t: Tensor) -> Tensor:
+        """ω_ELBO(t) = −½ λ'(t) e^λ(t) (Eq. 22); with λ' = −β/σ² this is ½ β ᾱ / σ⁴. Diverges at t = 0."""
+        alpha_bar = self.alpha_bar(t)
+        return 0.5 * self.beta(t) * alpha_bar / (1 - alpha_bar) ** 2
+
+
+def per_row(coefficient_B: Tensor, z: Tensor) -> Tensor:
+    """A coefficient per row, shaped to multiply z (B, …) and of its dtype."""
+    return coefficient_B.reshape(-1, *[1] * (z.ndim - 1)).to(z.dtype)
+
+
+def noised(schedule: Schedule, z_0: Tensor, t_B: Tensor, eps: Tensor) -> Tensor:
+    """z_t = α_t z_0 + σ_t ε (Eq. 19), with the coefficients in at least float32."""
+    alpha_B, sigma_B = schedule.alpha_sigma(t_B)
+    return per_row(alpha_B, z_0) * z_0 + per_row(sigma_B, eps) * eps
+
+
+def score(schedule: Schedule, z_t: Tensor, z_hat: Tensor, t: Tensor) -> Tensor:
+    """∇ log p(z_t) ≈ −(z_t − α_t ẑ_0)/σ_t² at one time t (a scalar tensor)."""
+    alpha, sigma = schedule.alpha_sigma(t)
+    return -(z_t - alpha * z_hat) / sigma**2

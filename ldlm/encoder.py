@@ -1,0 +1,195 @@
+"""The frozen text encoder E_h: tokens → hidden states h, and their normalisation (Section 4.1 and 6, SPEC 2).
+
+Any encoder or causal model of transformers. `hidden_states[layer]` is taken from a model whose blocks above that layer
+have been removed, so that they cost neither time nor memory.
+
+Shapes in names: B batch, L tokens, D encoder width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ldlm.errors import InputError
+from ldlm.text import special_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+VARIANCE_FLOOR = 1e-4
+
+
+def quiet_transformers() -> None:
+    """Keep transformers' load reports and bars out of our output."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def load_pretrained(auto_class: Any, name: str, **options: Any) -> Any:
+    """`auto_class.from_pretrained(name)` with safetensors only; `InputError` in one line when it can't be had."""
+    quiet_transformers()
+    if _looks_like_path(name) and not Path(name).is_dir():
+        raise InputError(f"there is no model folder {name}")
+    try:
+        return auto_class.from_pretrained(name, **options)
+    except (OSError, ValueError, KeyError) as error:
+        where = "is not a usable model folder" if Path(name).is_dir() else "can't be had from the Hugging Face hub"
+        remedy = (
+            "it needs config.json and model.safetensors"
+            if Path(name).is_dir()
+            else "give a local folder, for example one made by `ldlm pretrain-encoder`"
+        )
+        raise InputError(f"{name!r} {where} ({str(error).strip().splitlines()[0]}); {remedy}") from None
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/") or os.path.exists(name)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """A tokenizer by hub name or folder; a bare GPT-2 (vocab.json, merges.txt) or BERT (vocab.txt) folder will do."""
+    from transformers import AutoTokenizer, BertTokenizer, GPT2Tokenizer
+
+    folder = Path(name)
+    if folder.is_dir() and not any((folder / f).exists() for f in ("tokenizer.json", "tokenizer_config.json")):
+        if (folder / "merges.txt").exists():
+            return load_pretrained(GPT2Tokenizer, name)
+        if (folder / "vocab.txt").exists():
+            return load_pretrained(BertTokenizer, name)
+    return load_pretrained(AutoTokenizer, name)
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of what the tokenizer does, wherever it was loaded from."""
+    description = f"{tokenizer.backend_tokenizer.to_str()}{special_tokens(tokenizer)}"
+    return hashlib.sha256(description.encode()).hexdigest()
+
+
+class FrozenEncoder:
+    """E_h for one `kind` and `layer` (SPEC 2).
+
+    kind `hidden`: contextual states; `embedding`: the model's token embeddings. `layer` indexes `hidden_states`.
+    """
+
+    def __init__(self, name: str, *, kind: str = "hidden", layer: int = -3, device: torch.device | str = "cpu") -> None:
+        from transformers import AutoModel
+
+        model = load_pretrained(AutoModel, name, dtype=torch.float32, use_safetensors=True)
+        if model.config.is_encoder_decoder:
+            model = model.get_encoder()
+        self.name, self.kind, self.device = name, kind, torch.device(device)
+        config = model.config.get_text_config()
+        self.hidden_dim: int = config.hidden_size
+        self.positions: int | None = getattr(config, "max_position_embeddings", None)
+        self._captured: Tensor | None = None
+        self.depth: int = config.num_hidden_layers
+        self.layer = layer
+        if kind == "hidden":
+            self._truncate(model, _resolve_layer(layer, self.depth, name))
+            self.network: nn.Module = model
+        else:
+            self.network = model.get_input_embeddings()
+        self.network.eval().requires_grad_(False).to(self.device)
+
+    def _truncate(self, model: nn.Module, index: int) -> None:
+        """Remove the blocks above `hidden_states[index]` and note that state as it passes."""
+        self._index = index
+        if index == self.depth:  # after the final norm, where there is one: the model's own output
+            return
+        blocks = _blocks(model, self.depth, self.name)
+        if index == 0:  # what enters the first block
+            del blocks[1:]
+            blocks[0].register_forward_pre_hook(self._note_input, with_kwargs=True)
+        else:
+            del blocks[index:]
+            blocks[index - 1].register_forward_hook(self._note_output)
+
+    def _note_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._captured = args[0] if args else kwargs["hidden_states"]
+
+    def _note_output(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._captured = output[0] if isinstance(output, tuple) else output
+
+    @torch.no_grad()
+    def __call__(self, tokens_BL: Tensor) -> Tensor:
+        """h (B, L, D) float32, not normalised, on the encoder's device."""
+        tokens_BL = tokens_BL.to(self.device, torch.int64)
+        if self.kind == "embedding":
+            return self.network(tokens_BL).float()
+        output = self.network(input_ids=tokens_BL)
+        state = output.last_hidden_state if self._index == self.depth else self._captured
+        self._captured = None
+        return state.float()
+
+    def check_length(self, seq_len: int) -> None:
+        """`InputError` when rows of `seq_len` tokens are longer than the encoder's positions."""
+        if self.kind == "hidden" and self.positions is not None and seq_len > self.positions:
+            raise InputError(
+                f"--seq-len {seq_len} is longer than the {self.positions} positions of {self.name}; use at most "
+                f"{self.positions}"
+            )
+
+    def fingerprint(self) -> str:
+        """A hash of the weights that take part, the kind and the layer; the same wherever the model came from."""
+        digest = hashlib.sha256(f"{self.kind}/{self.layer if self.kind == 'hidden' else ''}".encode())
+        for name, tensor in sorted(self.network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def _resolve_layer(layer: int, depth: int, name: str) -> int:
+    index = layer if layer >= 0 else depth + 1 + layer
+    if not 0 <= index <= depth:
+        raise InputError(f"--layer {layer} is out of range: {name} has hidden_states {-depth - 1} … {depth}")
+    return index
+
+
+def _blocks(model: nn.Module, depth: int, name: str) -> nn.ModuleList:
+    found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    if len(found) != 1:
+        raise InputError(f"can't tell which part of {name} is its {depth} blocks; use --layer -1")
+    return found[0]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Per-dimension mean and variance of the states, float64, and how many positions they were taken over."""
+
+    count: int
+    mean_D: np.ndarray
+    m2_D: np.ndarray  # sum of squared deviations from the mean
+
+    @classmethod
+    def of(cls, h: np.ndarray) -> Statistics:
+        """Of states (…, D)."""
+        flat = h.reshape(-1, h.shape[-1]).astype(np.float64)
+        mean = flat.mean(axis=0) if len(flat) else np.zeros(flat.shape[1])
+        return cls(len(flat), mean, ((flat - mean) ** 2).sum(axis=0))
+
+    def merge(self, other: Statistics) -> Statistics:
+        """Of both together (Chan et al., 1979). Merge in a fixed order and the bits are fixed."""
+        count = self.count + other.count
+        if not count:
+            return self
+        delta = other.mean_D - self.mean_D
+        return Statistics(
+            count,
+            self.mean_D + delta * (other.count / count),
+            self.m2_D + other.m2_D + delta**2 * (self.count * other.count / count),
+        )
+
+    @property
+    def std_D(self) -> np.ndarray:
+        """Standard deviation with the variance floored at 1e-4."""
+        return np.sqrt(np.maximum(self.m2_D / max(1, self.count), VARIANCE_FLOOR))

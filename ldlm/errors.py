@@ -1,0 +1,10 @@
+"""The one exception a user is meant to read.
+
+Raise `InputError` for whatever a user can get wrong: it carries one line that names the value, what was expected and
+what to do about it. The command line prints that line and exits with status 1; everything else is a bug and keeps its
+traceback.
+"""
+
+
+class InputError(ValueError):
+    """A value, a file or a combination of settings that the user can put right."""

@@ -1,0 +1,112 @@
+"""What a model does on held-out rows: denoising loss over t, reconstruction, and the state of the latents.
+
+The noise and times are functions of the row, so two evaluations differ in the weights only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldlm import noise
+from ldlm.model import LDLM
+from ldlm.objective import Draws, Objective, row_loss
+from ldlm.store import Split
+
+T_BINS = 20
+_SEED = 20_240_229  # of the evaluation's own noise: the same for every run, so that runs compare
+
+
+def batches(split: Split, rows: int, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor | None, Tensor]]:
+    """The first `rows` rows as (hidden float32 or None, tokens int64) batches on the device."""
+    for start in range(0, min(rows, split.rows), batch_size):
+        hidden, tokens = split.read(start, min(start + batch_size, rows, split.rows))
+        states = None if hidden is None else torch.from_numpy(hidden).to(device).float()
+        yield states, torch.from_numpy(tokens).to(device, torch.int64)
+
+
+@torch.no_grad()
+def evaluate(objective: Objective, split: Split, *, rows: int, batch_size: int, device: torch.device) -> dict[str, Any]:
+    """Held-out figures over the first `rows` rows (keys below); all losses are means over elements.
+
+    `l_diff` with t spread evenly over (0, 1] and self-conditioning, `l_diff_mean`: the loss of predicting the mean
+    latent instead, `l_diff_by_t`: l_diff in 20 equal bins of t, `l_h`, `l_w`, `token_accuracy`: reconstruction under
+    σ_dec noise, `token_accuracy_clean`: without noise, `latent_std`: standard deviation of a latent coordinate over
+    rows, averaged over coordinates, `latent_norm`: mean norm of a latent vector.
+    """
+    model, sigma = objective.model, objective.recipe.sigma_dec
+    rows = min(rows, split.rows)
+    sums: dict[str, float] = {}
+    l_diff_all, t_all, latents = [], [], []
+    done = 0
+    for hidden_BLD, tokens_BL in batches(split, rows, batch_size, device):
+        count = len(tokens_BL)
+        row_B = torch.arange(done, done + count, device=device)
+        h_BLD = model.states(hidden_BLD, tokens_BL)
+        z_0_BNC = model.latent_encoder(h_BLD)
+        draws = _draws(row_B, rows, z_0_BNC)
+
+        l_diff_all.append(_mean_denoising_loss(objective, z_0_BNC, draws))
+        t_all.append(draws.t_B.cpu())
+        noisy_BLD = model.latent_decoder(z_0_BNC + sigma * draws.eps_dec_BNC)
+        figures = {"l_h": row_loss(noisy_BLD, h_BLD, "mean").mean().item()}
+        if model.token_decoder is not None:
+            logits_BLV = model.token_decoder(noisy_BLD)
+            figures["l_w"] = F.cross_entropy(logits_BLV.flatten(0, 1), tokens_BL.flatten()).item()
+            figures["token_accuracy"] = _accuracy(logits_BLV, tokens_BL)
+            figures["token_accuracy_clean"] = _accuracy(model.token_decoder(model.latent_decoder(z_0_BNC)), tokens_BL)
+        for name, value in figures.items():
+            sums[name] = sums.get(name, 0.0) + count * value
+        latents.append(z_0_BNC.cpu())
+        done += count
+
+    l_diff = torch.cat(l_diff_all)
+    z = torch.cat(latents)
+    return {
+        "rows": done,
+        "l_diff": l_diff.mean().item(),
+        "l_diff_mean": z.var(dim=0, unbiased=False).mean().item(),
+        "l_diff_by_t": _by_bin(torch.cat(t_all).numpy(), l_diff.numpy()),
+        **{name: total / done for name, total in sums.items()},
+        "latent_std": z.std(dim=0, unbiased=False).mean().item(),
+        "latent_norm": z.norm(dim=-1).mean().item(),
+    }
+
+
+def _draws(row_B: Tensor, rows: int, z_0_BNC: Tensor) -> Draws:
+    """Times evenly spread over (0, 1], scattered over the rows by a golden-ratio walk."""
+    t_B = ((row_B.double() + 0.5) * 0.6180339887498949) % 1.0
+    shape = (z_0_BNC.shape[1], z_0_BNC.shape[2])
+    return Draws(
+        t_B=t_B.clamp(min=1e-5),
+        weight_B=torch.ones_like(t_B),
+        eps_BNC=noise.normal(_SEED, "eps", 0, row_B, shape),
+        eps_dec_BNC=noise.normal(_SEED, "eps_dec", 0, row_B, shape),
+        self_condition=True,
+    )
+
+
+def _mean_denoising_loss(objective: Objective, z_0_BNC: Tensor, draws: Draws) -> Tensor:
+    loss_B = objective.denoising_loss(z_0_BNC, draws)
+    return (loss_B if objective.recipe.loss_reduction == "mean" else loss_B / z_0_BNC[0].numel()).cpu()
+
+
+def _accuracy(logits_BLV: Tensor, tokens_BL: Tensor) -> float:
+    return (logits_BLV.argmax(-1) == tokens_BL).float().mean().item()
+
+
+def _by_bin(t: np.ndarray, loss: np.ndarray) -> list[float | None]:
+    index = np.minimum((t * T_BINS).astype(int), T_BINS - 1)
+    return [float(loss[index == i].mean()) if (index == i).any() else None for i in range(T_BINS)]
+
+
+@torch.no_grad()
+def encode_rows(model: LDLM, hidden: np.ndarray | None, tokens: np.ndarray, device: torch.device) -> Tensor:
+    """z_0 (B, N, C) of stored rows."""
+    states = None if hidden is None else torch.from_numpy(hidden).to(device).float()
+    return model.latent_encoder(model.states(states, torch.from_numpy(tokens).to(device, torch.int64)))

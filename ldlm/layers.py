@@ -1,0 +1,88 @@
+"""The parts that the networks share: attention, norms, MLPs, rotary positions and the time embedding.
+
+Shapes in names: B batch, L or N sequence, D width, H heads, K width of a head.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldlm.errors import InputError
+
+
+def attention(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor) -> Tensor:
+    """softmax(q·k/√K)·v without a mask, (B, N, H, K) against (B, L, H, K); returns (B, N, H, K)."""
+    out_BHNK = F.scaled_dot_product_attention(q_BNHK.transpose(1, 2), k_BLHK.transpose(1, 2), v_BLHK.transpose(1, 2))
+    return out_BHNK.transpose(1, 2)
+
+
+def split_heads(x_BND: Tensor, heads: int) -> Tensor:
+    """(B, N, H·K) to (B, N, H, K)."""
+    return x_BND.unflatten(-1, (heads, -1))
+
+
+def head_width(width: int, heads: int, name: str) -> int:
+    """Width of one head; `InputError` when `heads` does not divide `width`."""
+    if width % heads:
+        raise InputError(f"{name}.heads={heads} must divide its width {width}")
+    return width // heads
+
+
+class SelfAttention(nn.Module):
+    """Bidirectional multi-head self-attention (B, N, D) → (B, N, D), with rotary positions on request."""
+
+    def __init__(self, width: int, heads: int, *, bias: bool, rotary: bool = False) -> None:
+        super().__init__()
+        self.heads, self.rotary = heads, rotary
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.out = nn.Linear(width, width, bias=bias)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x_BND).chunk(3, dim=-1))
+        if self.rotary:
+            q, k = rotate(q), rotate(k)
+        return self.out(attention(q, k, v).flatten(-2))
+
+
+class MLP(nn.Sequential):
+    """Linear–GELU–Linear, ×`ratio` inside."""
+
+    def __init__(self, width: int, ratio: int = 4, *, approximate: str = "none") -> None:
+        super().__init__(
+            nn.Linear(width, ratio * width), nn.GELU(approximate=approximate), nn.Linear(ratio * width, width)
+        )
+
+
+class SwiGLU(nn.Module):
+    """(SiLU(x·W_gate) ⊙ x·W_up)·W_down, without biases (Shazeer, 2020)."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(width, 2 * inner, bias=False)
+        self.down = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+def rotate(x_BNHK: Tensor, base: float = 10_000.0) -> Tensor:
+    """Rotary position embedding (Su et al., 2021): pairs (i, i + K/2) turn by position · base^(−2i/K)."""
+    length, half = x_BNHK.shape[1], x_BNHK.shape[-1] // 2
+    frequency_K = base ** (-torch.arange(half, device=x_BNHK.device, dtype=torch.float32) / half)
+    angle_NK = torch.arange(length, device=x_BNHK.device, dtype=torch.float32)[:, None] * frequency_K
+    cos, sin = angle_NK.cos()[:, None].to(x_BNHK.dtype), angle_NK.sin()[:, None].to(x_BNHK.dtype)
+    first, second = x_BNHK.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+def time_features(t_B: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """Sinusoidal embedding (B, dim) of 1000·t, as DiT embeds its integer steps: [cos | sin]."""
+    half = dim // 2
+    frequency = torch.exp(-math.log(max_period) * torch.arange(half, device=t_B.device, dtype=torch.float32) / half)
+    angle = 1000.0 * t_B.float()[:, None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)

@@ -1,0 +1,156 @@
+"""Metrics of generated text: generative perplexity, entropy, n-gram diversity (SPEC 9, Section 6 "Metrics", E).
+
+Perplexity alone rewards collapse: report it with entropy and diversity.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldlm.encoder import load_pretrained, load_tokenizer
+from ldlm.errors import InputError
+
+LOGITS_AT_ONCE = 2**27  # elements; bounds the memory of a scorer pass
+
+
+class Scorer:
+    """A causal language model that scores texts."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.name, self.device = name, device
+        self.tokenizer = load_tokenizer(name)
+        self.model = load_pretrained(AutoModelForCausalLM, name, dtype=torch.float32, use_safetensors=True)
+        self.model.eval().requires_grad_(False).to(device)
+        config = self.model.config.get_text_config()
+        self.vocab_size: int = config.vocab_size
+        self.positions: int | None = getattr(config, "max_position_embeddings", None)
+
+    def check_length(self, max_tokens: int) -> None:
+        """`InputError` when texts of `max_tokens` tokens are longer than the scorer's positions."""
+        if self.positions is not None and max_tokens > self.positions:
+            raise InputError(
+                f"--max-tokens {max_tokens} is longer than the {self.positions} positions of the scorer {self.name}; "
+                f"use at most {self.positions}"
+            )
+
+    def tokens(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+        """Token ids as the texts spell them, special tokens included, cut at `max_tokens`."""
+        if not texts:
+            return []
+        return [
+            ids[:max_tokens]
+            for ids in self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        ]
+
+    @torch.no_grad()
+    def token_nll(
+        self, rows: Sequence[Sequence[int]], batch_size: int, advance: Callable[[int], None] = lambda count: None
+    ) -> list[np.ndarray]:
+        """−ln p(token | the ones before) for every token of each row but its first; float32 (len − 1,) each."""
+        result: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
+        by_length = sorted((i for i, row in enumerate(rows) if len(row) > 1), key=lambda i: len(rows[i]), reverse=True)
+        start = 0
+        while start < len(by_length):
+            longest = len(rows[by_length[start]])
+            size = max(1, min(batch_size, LOGITS_AT_ONCE // (longest * self.vocab_size)))
+            chosen = by_length[start : start + size]
+            # Padding stands to the right of everything that is scored, where a causal model can't see it.
+            padded = torch.zeros(len(chosen), longest, dtype=torch.int64)
+            for place, i in enumerate(chosen):
+                padded[place, : len(rows[i])] = torch.tensor(rows[i])
+            logits_BLV = self.model(input_ids=padded.to(self.device)).logits
+            for place, i in enumerate(chosen):
+                length = len(rows[i])
+                nll = F.cross_entropy(
+                    logits_BLV[place, : length - 1].float(), padded[place, 1:length].to(self.device), reduction="none"
+                )
+                result[i] = nll.cpu().numpy()
+            advance(len(chosen))
+            start += size
+        return result
+
+
+def mdlm_mask(ids: Sequence[int], eos: int | None) -> np.ndarray:
+    """Which of a row's tokens the `mdlm` protocol counts (len − 1,), the first being unscored: all but a second EOS.
+
+    An EOS counts until the first one has been seen, which may be the unscored first token.
+    """
+    tokens = np.asarray(ids)
+    is_eos = tokens == eos
+    first_segment = np.cumsum(is_eos) == 1
+    return (~is_eos | (first_segment & is_eos))[1:]
+
+
+def generative_perplexity(
+    texts: Sequence[str],
+    scorer: Scorer,
+    *,
+    max_tokens: int,
+    batch_size: int = 16,
+    advance: Callable[[int], None] = lambda count: None,
+) -> dict[str, Any]:
+    """Protocol `mdlm`: corpus exp(ΣNLL / ΣN) of the texts as the scorer spells them (Sahoo et al., 2024; SPEC 9).
+
+    Returns gen_ppl and the number of tokens scored. `InputError` when no text has a second token.
+    """
+    rows = scorer.tokens(texts, max_tokens)
+    total, count = 0.0, 0
+    for ids, nll in zip(rows, scorer.token_nll(rows, batch_size, advance), strict=True):
+        mask = mdlm_mask(ids, scorer.tokenizer.eos_token_id)
+        total += float(nll[mask].astype(np.float64).sum())
+        count += int(mask.sum())
+    if not count:
+        raise InputError("no text has two tokens, so there is nothing to score")
+    return {"gen_ppl": math.exp(total / count), "tokens_scored": count}
+
+
+def entropy(rows: Iterable[Sequence[int]]) -> float:
+    """Mean over texts of the entropy of a text's token counts, in nats; an empty text has entropy 0."""
+    values = []
+    for row in rows:
+        counts = np.unique(np.asarray(row), return_counts=True)[1]
+        p = counts / counts.sum()
+        values.append(float(-(p * np.log(p)).sum()) if len(counts) else 0.0)
+    return float(np.mean(values)) if values else 0.0
+
+
+def diversity(rows: Sequence[Sequence[int]]) -> float:
+    """Π_{n=2..4} unique n-grams / n-grams over the corpus (Su et al., 2022); n-grams never cross texts.
+
+    Falls with the number of texts: compare at the same number. 0 when there are no 4-grams.
+    """
+    product = 1.0
+    for n in (2, 3, 4):
+        grams = Counter(gram for row in rows for gram in ngrams(row, n))
+        total = grams.total()
+        product *= len(grams) / total if total else 0.0
+    return product
+
+
+def ngrams(row: Sequence[int], n: int) -> Iterable[tuple[int, ...]]:
+    """The n-grams of one text."""
+    return zip(*(row[i:] for i in range(n)), strict=False)
+
+
+def copied_share(rows: Iterable[Sequence[int]], training: Iterable[Sequence[int]], n: int = 8) -> float:
+    """Share of the rows' n-grams that stand in the training rows: how much is copied rather than composed."""
+    wanted = Counter(gram for row in rows for gram in ngrams(row, n))
+    if not wanted:
+        return 0.0
+    found = {gram for row in training for gram in ngrams(row, n) if gram in wanted}
+    return sum(wanted[gram] for gram in found) / wanted.total()
+
+
+def decode_tokens(tokenizer: Any, tokens_BL: Tensor | np.ndarray) -> list[str]:
+    """Texts with special tokens kept, as the protocols want them."""
+    return tokenizer.batch_decode(tokens_BL.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)

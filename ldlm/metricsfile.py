@@ -1,0 +1,39 @@
+"""`metrics.jsonl`: what a training stage measured, one JSON object per line, with `step` and `kind`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ldlm import files
+
+
+class MetricsFile:
+    """Append-only, but for what a killed process wrote beyond the checkpoint that its successor goes on from."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, step: int, kind: str, figures: dict[str, Any], **timing: float) -> None:
+        """Append a line. Timings stand under `timing`, since they alone differ between a run and its repetition."""
+        line = {"step": step, "kind": kind, **figures, **({"timing": timing} if timing else {})}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole lines; one that was cut off by a kill is left out."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+    def truncate(self, step: int) -> None:
+        """Drop the lines beyond `step`."""
+        kept = [line for line in self.read() if line["step"] <= step]
+        files.write_atomic(self.path, files.dump_jsonl(kept))
+
+    def last(self, kind: str) -> dict[str, Any]:
+        """The newest line of that kind, without its bookkeeping; empty when there is none."""
+        lines = [line for line in self.read() if line["kind"] == kind]
+        return {k: v for k, v in lines[-1].items() if k not in ("step", "kind", "timing")} if lines else {}

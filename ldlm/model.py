@@ -1,0 +1,69 @@
+"""The trainable parts of an LDLM, put together for given feature sizes (Section 4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ldlm.autoencoder import LatentDecoder, LatentEncoder, TokenDecoder
+from ldlm.config import ModelConfig, Shapes
+from ldlm.denoiser import DiT
+
+
+class LDLM(nn.Module):
+    """Latent encoder E_z, latent decoder D_h, denoiser and token decoder D_w. They are called one by one.
+
+    `scratch` adds token embeddings that take the place of the frozen encoder (Table 1's EMB_θ); `token_decoder` is
+    None when it is deferred.
+    """
+
+    def __init__(self, config: ModelConfig, shapes: Shapes, *, scratch: bool = False) -> None:
+        super().__init__()
+        self.config, self.shapes = config, shapes
+        self.num_latents = config.autoencoder.num_latents or shapes.seq_len
+        self.latent_dim = config.autoencoder.latent_dim or shapes.hidden_dim
+        sizes = {
+            "seq_len": shapes.seq_len,
+            "hidden_dim": shapes.hidden_dim,
+            "num_latents": self.num_latents,
+            "latent_dim": self.latent_dim,
+        }
+        self.embedding = nn.Embedding(shapes.vocab_size, shapes.hidden_dim) if scratch else None
+        self.latent_encoder = LatentEncoder(config.autoencoder, **sizes)
+        self.latent_decoder = LatentDecoder(config.autoencoder, **sizes)
+        self.denoiser = DiT(config.denoiser, num_latents=self.num_latents, latent_dim=self.latent_dim)
+        self.token_decoder = (
+            TokenDecoder(
+                width=shapes.hidden_dim,
+                layers=config.token_decoder.layers,
+                heads=config.token_decoder.heads,
+                mlp_ratio=config.token_decoder.mlp_ratio,
+                vocab_size=shapes.vocab_size,
+            )
+            if config.token_decoder.mode == "joint"
+            else None
+        )
+
+    def states(self, hidden_BLD: Tensor | None, tokens_BL: Tensor) -> Tensor:
+        """h (B, L, D): the stored states, or the trainable embeddings of the tokens."""
+        if self.embedding is not None:
+            return self.embedding(tokens_BL)
+        assert hidden_BLD is not None
+        return hidden_BLD
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The parts that exist, by name."""
+        return dict(self.named_children())
+
+
+def build(config: ModelConfig, shapes: Shapes, *, seed: int, scratch: bool = False) -> LDLM:
+    """An LDLM whose initial weights depend on `seed` alone, whatever was drawn before; float32 on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LDLM(config, shapes, scratch=scratch)
+
+
+def build_meta(config: ModelConfig, shapes: Shapes, *, scratch: bool = False) -> LDLM:
+    """The same without storage, for counting."""
+    with torch.device("meta"):
+        return LDLM(config, shapes, scratch=scratch)

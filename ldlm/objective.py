@@ -1,0 +1,145 @@
+"""The joint objective L = L_diff + L_h + L_w (Eq. 2-4), the diffusion-to-encoder warm-up and the stop-gradients.
+
+Shapes in names: B batch, L tokens, N latents, D width of h, C width of a latent, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldlm import noise
+from ldlm.config import DiffusionConfig, RecipeConfig
+from ldlm.diffusion import Schedule, noised
+from ldlm.model import LDLM
+from ldlm.timesteps import TimestepSampler
+
+
+def warmup_gamma(step: int, config: RecipeConfig) -> float:
+    """γ(s): how much of L_diff's gradient reaches E_z at step s (Eq. 29-30). 1 beyond S_wu, and when S_wu is 0."""
+    if step >= config.warmup_steps:
+        return 1.0
+
+    def rise(s: float) -> float:  # Eq. 29
+        return 1 / (1 + math.exp(-config.warmup_k * (s / config.warmup_steps - config.warmup_c)))
+
+    progress = (rise(step) - rise(0)) / (rise(config.warmup_steps) - rise(0))
+    return config.gamma_min + (1 - config.gamma_min) * progress  # Eq. 30
+
+
+def scale_gradient(z: Tensor, gamma: float) -> Tensor:
+    """γ z + (1 − γ) sg(z): z itself, with its gradient scaled by γ (Eq. 28).
+
+    Written as sg(z) + γ (z − sg(z)), whose forward value is z to the bit.
+    """
+    return z.detach() + gamma * (z - z.detach())
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The randomness of one step, for B rows: times, loss weights, noise of z_t and of D_h's input, and the coin."""
+
+    t_B: Tensor
+    weight_B: Tensor
+    eps_BNC: Tensor
+    eps_dec_BNC: Tensor
+    self_condition: bool
+
+
+def draw(
+    config: DiffusionConfig,
+    timesteps: TimestepSampler,
+    *,
+    seed: int,
+    step: int,
+    rows_B: Tensor,
+    latent_shape: tuple[int, int],
+) -> Draws:
+    """`Draws` keyed by (seed, step, row of the global batch); tensors on `rows_B`'s device, t in float64."""
+    t_B = timesteps.draw(noise.uniform(seed, "t", step, rows_B)).to(rows_B.device)
+    weight_B = torch.ones_like(t_B)
+    if config.weighting == "elbo":
+        # Eq. 22 is for uniform t, so it is divided by the density that t was drawn from.
+        omega_B = Schedule.of(config).elbo_weight(t_B.clamp(max=1 - 1e-9)) / timesteps.density(t_B).to(t_B.device)
+        weight_B = torch.where(t_B >= config.elbo_t_min, omega_B, 0.0)
+    return Draws(
+        t_B=t_B,
+        weight_B=weight_B,
+        eps_BNC=noise.normal(seed, "eps", step, rows_B, latent_shape),
+        eps_dec_BNC=noise.normal(seed, "eps_dec", step, rows_B, latent_shape),
+        self_condition=noise.coin(seed, "self_condition", step, config.self_conditioning),
+    )
+
+
+class Losses(NamedTuple):
+    """What a step returns. `loss` carries the gradient, the rest is for looking at."""
+
+    loss: Tensor
+    l_diff: Tensor
+    l_h: Tensor
+    l_w: Tensor
+    l_diff_B: Tensor
+    token_accuracy: Tensor
+    latents: Tensor
+
+
+class Objective(nn.Module):
+    """The joint loss as one module, so that a data-parallel wrapper sees every trainable parameter in its forward."""
+
+    def __init__(self, model: LDLM, diffusion: DiffusionConfig, recipe: RecipeConfig) -> None:
+        super().__init__()
+        self.model, self.diffusion, self.recipe = model, diffusion, recipe
+        self.schedule = Schedule.of(diffusion)
+
+    def forward(self, hidden_BLD: Tensor | None, tokens_BL: Tensor, draws: Draws, gamma: float) -> Losses:
+        """Losses of one batch. `hidden_BLD` normalised states (None for scratch embeddings), `tokens_BL` int64."""
+        h_BLD = self.model.states(hidden_BLD, tokens_BL)
+        z_0_BNC = self.model.latent_encoder(h_BLD)
+
+        l_diff_B = self.denoising_loss(scale_gradient(z_0_BNC, gamma), draws)
+        l_diff = (draws.weight_B.to(l_diff_B.dtype) * l_diff_B).mean()
+
+        noisy_BNC = z_0_BNC + self.recipe.sigma_dec * draws.eps_dec_BNC
+        h_hat_BLD = self.model.latent_decoder(noisy_BNC)
+        # Scratch embeddings are trained by CE alone: as a target of their own reconstruction they would shrink to zero.
+        l_h_B = row_loss(h_hat_BLD, h_BLD.detach(), self.recipe.loss_reduction)
+        l_h = l_h_B.mean()
+
+        l_w, accuracy = self.token_loss(h_hat_BLD, tokens_BL)
+
+        uses_mse = "mse" in self.recipe.reconstruction
+        loss = l_diff + l_w + (l_h if uses_mse else 0.0)
+        return Losses(loss, l_diff, l_h, l_w, l_diff_B.detach(), accuracy, z_0_BNC.detach())
+
+    def denoising_loss(self, z_0_BNC: Tensor, draws: Draws) -> Tensor:
+        """L_diff per row (B,) (Eq. 1), self-conditioned when the coin says so (Chen et al., 2023)."""
+        z_t_BNC = noised(self.schedule, z_0_BNC, draws.t_B, draws.eps_BNC)
+        previous_BNC = torch.zeros_like(z_t_BNC)
+        t_B = draws.t_B.float()
+        if draws.self_condition:
+            with torch.no_grad():
+                previous_BNC = self.model.denoiser(z_t_BNC, t_B, previous_BNC)
+        z_hat_BNC = self.model.denoiser(z_t_BNC, t_B, previous_BNC)
+        return row_loss(z_hat_BNC, z_0_BNC, self.recipe.loss_reduction)
+
+    def token_loss(self, h_hat_BLD: Tensor, tokens_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """(L_w, token accuracy) (Eq. 3). Under MSE the cross-entropy stops at ĥ and trains D_w alone."""
+        if self.model.token_decoder is None:
+            nothing = h_hat_BLD.new_zeros(())
+            return nothing, nothing
+        stops = self.recipe.reconstruction == "mse"
+        logits_BLV = self.model.token_decoder(h_hat_BLD.detach() if stops else h_hat_BLD)
+        l_w = F.cross_entropy(logits_BLV.flatten(0, 1), tokens_BL.flatten())
+        accuracy = (logits_BLV.detach().argmax(-1) == tokens_BL).float().mean()
+        return l_w, accuracy
+
+
+def row_loss(estimate: Tensor, target: Tensor, reduction: str) -> Tensor:
+    """Squared error per row (B,): its mean over elements, or their sum."""
+    error = (estimate - target).square().flatten(1)
+    return error.mean(1) if reduction == "mean" else error.sum(1)

@@ -1,0 +1,136 @@
+"""The pictures: training curves, interpolation paths, comparisons. PNG files through matplotlib, without a display."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ldlm import files
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, RED, GREY = "#2f6db3", "#d9822b", "#3d8f5f", "#b8433a", "#8a8f98"
+
+
+def figure(columns: int, *, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure with a row of panels in the house look."""
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(4.2 * columns, 3.1 * rows), dpi=110, layout="constrained")
+    axes = list(np.atleast_1d(made.subplots(rows, columns)).ravel())
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(True, color="#e7e9ec", linewidth=0.8)
+        ax.set_axisbelow(True)
+        ax.tick_params(labelsize=8)
+    return made, axes
+
+
+def save(made: Figure, path: Path) -> None:
+    """Write a PNG, whole or not at all."""
+    with files.replacing(path) as temporary:
+        made.savefig(temporary, format="png")
+
+
+def smooth(values: Sequence[float], weight: float = 0.8) -> np.ndarray:
+    """Exponential smoothing, unbiased at the start."""
+    result, average = [], 0.0
+    for i, value in enumerate(values, 1):
+        average = weight * average + (1 - weight) * value
+        result.append(average / (1 - weight**i))
+    return np.array(result)
+
+
+def curve(ax: Axes, x: Sequence[float], y: Sequence[float], label: str, color: str) -> None:
+    """A noisy series: its values faintly, its smoothed course on top."""
+    ax.plot(x, y, color=color, alpha=0.25, linewidth=0.8)
+    ax.plot(x, smooth(y), color=color, linewidth=1.6, label=label)
+
+
+def finish(ax: Axes, title: str, xlabel: str, ylabel: str = "", *, legend: bool = True) -> None:
+    """Labels in one place."""
+    ax.set_title(title, fontsize=10, loc="left")
+    ax.set_xlabel(xlabel, fontsize=8)
+    ax.set_ylabel(ylabel, fontsize=8)
+    if legend:
+        ax.legend(fontsize=7.5, frameon=False)
+
+
+def training(run: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
+    """`plots/training.png`: losses, reconstruction, latent spread with the warm-up, loss and density against t."""
+    train = [line for line in metrics if line["kind"] == "train"]
+    evals = [line for line in metrics if line["kind"] == "eval"]
+    if not train or not evals:
+        return
+    made, (losses, tokens, latents, times) = figure(4)
+    steps = [line["step"] for line in train]
+
+    for name, label, color in (("l_diff", "L_diff", BLUE), ("l_h", "L_h", ORANGE)):
+        curve(losses, steps, [line[name] for line in train], label, color)
+    eval_steps = [line["step"] for line in evals]
+    losses.plot(eval_steps, [line["l_diff_mean"] for line in evals], "--", color=GREY, label="predicting the mean")
+    losses.set_yscale("log")
+    finish(losses, "Losses", "step", "mean squared error")
+
+    curve(tokens, steps, [line["token_accuracy"] for line in train], "training, with σ_dec noise", BLUE)
+    if "token_accuracy_clean" in evals[-1]:
+        tokens.plot(
+            eval_steps, [e["token_accuracy_clean"] for e in evals], "o-", ms=3, color=GREEN, label="held out, clean"
+        )
+    tokens.set_ylim(0, 1)
+    finish(tokens, "Token reconstruction", "step", "accuracy")
+
+    curve(latents, steps, [line["latent_std"] for line in train], "latent std", BLUE)
+    latents.set_ylim(bottom=0)
+    gamma = latents.twinx()
+    gamma.plot(steps, [line["gamma"] for line in train], color=ORANGE, linewidth=1.2)
+    gamma.set_ylim(0, 1.05)
+    gamma.set_ylabel("γ, share of L_diff's gradient that reaches E_z", fontsize=7, color=ORANGE)
+    gamma.tick_params(labelsize=7, colors=ORANGE)
+    finish(latents, "Latents and warm-up", "step", "per-coordinate std")
+
+    by_t = np.array([np.nan if x is None else x for x in evals[-1]["l_diff_by_t"]])
+    centres = (np.arange(len(by_t)) + 0.5) / len(by_t)
+    times.plot(centres, by_t, "o-", ms=3, color=BLUE, label="held-out L_diff")
+    density = times.twinx()
+    p = np.array(evals[-1]["timestep_p"])
+    density.stairs(p * len(p), np.linspace(0, 1, len(p) + 1), color=ORANGE)
+    density.set_ylim(bottom=0)
+    density.set_ylabel("density of t in training", fontsize=7, color=ORANGE)
+    density.tick_params(labelsize=7, colors=ORANGE)
+    finish(times, "Loss against timestep", "t", "L_diff", legend=False)
+    save(made, run / "plots" / "training.png")
+
+
+def interpolation(path: Path, result: Mapping[str, Any]) -> None:
+    """Perplexity and entropy along the path between two latents, with real text as reference (Figure 3, left)."""
+    made, (ppl, entropy) = figure(2)
+    a = [point["a"] for point in result["points"]]
+    for ax, name, title in ((ppl, "gen_ppl", "Generative perplexity"), (entropy, "entropy", "Entropy")):
+        ax.plot(
+            a, [point[name] for point in result["points"]], "o-", ms=4, color=BLUE, label="decoded (1−a)·z_A + a·z_B"
+        )
+        ax.axhline(result["real"][name], linestyle="--", color=GREY, label="real text")
+        ax.set_ylim(bottom=0)
+        finish(ax, title, "a")
+    save(made, path)
+
+
+def comparison(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Perplexity and entropy of several sets of texts as bars; each row has name, gen_ppl, entropy."""
+    made, (ppl, entropy) = figure(2)
+    names = [row["name"] for row in rows]
+    for ax, key, title in ((ppl, "gen_ppl", "Generative perplexity"), (entropy, "entropy", "Entropy (nats)")):
+        values = [row[key] for row in rows]
+        bars = ax.barh(names, values, color=[GREY, BLUE, RED][: len(rows)], height=0.6)
+        ax.bar_label(bars, fmt=lambda v: f"{v:,.2f}" if v < 100 else f"{v:,.0f}", fontsize=8, padding=3)
+        ax.invert_yaxis()
+        ax.grid(False)
+        ax.margins(x=0.18)
+        finish(ax, title, "", legend=False)
+    save(made, path)

@@ -1,0 +1,166 @@
+"""The order in which training sees rows, and the batches of a store in that order.
+
+`RowOrder` maps a position in an endless sequence to a row, as a pure function of (seed, position): blocks of
+neighbouring rows are permuted, and rows are shuffled within a window of blocks, so that reading stays sequential enough
+while the order is random enough. Its whole state is one integer, the number of rows seen, and it does not depend on the
+number of processes or workers.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldlm.errors import InputError
+from ldlm.store import FeatureStore, Split
+
+BLOCK_ROWS = 16
+WINDOW_BLOCKS = 32
+
+
+class RowOrder:
+    """position → row, for `rows` rows; position // rows is the epoch."""
+
+    def __init__(
+        self, rows: int, seed: int, *, block_rows: int = BLOCK_ROWS, window_blocks: int = WINDOW_BLOCKS
+    ) -> None:
+        self.rows, self.seed = rows, seed
+        self.block_rows, self.window_blocks = block_rows, window_blocks
+        self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
+
+    def _blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The epoch's permutation of blocks, and the position at which each window starts (with the end)."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            count = -(-self.rows // self.block_rows)
+            blocks = np.random.default_rng([self.seed, epoch]).permutation(count)
+            sizes = np.minimum(self.block_rows, self.rows - blocks * self.block_rows)
+            ends = np.concatenate([[0], np.cumsum(sizes)])
+            starts = np.append(ends[: count : self.window_blocks], self.rows)
+            self._epoch = (epoch, blocks, starts)
+        return self._epoch[1], self._epoch[2]
+
+    def window_of(self, position: int) -> tuple[int, int, int]:
+        """(epoch, window, offset within the window) of a position."""
+        epoch, index = divmod(position, self.rows)
+        starts = self._blocks(epoch)[1]
+        window = int(np.searchsorted(starts, index, side="right")) - 1
+        return epoch, window, index - int(starts[window])
+
+    def window_rows(self, epoch: int, window: int) -> np.ndarray:
+        """The rows of a window in the order in which they are seen, int64."""
+        blocks = self._blocks(epoch)[0]
+        chosen = blocks[window * self.window_blocks : (window + 1) * self.window_blocks]
+        rows = (chosen[:, None] * self.block_rows + np.arange(self.block_rows)).ravel()
+        rows = rows[rows < self.rows]
+        return np.random.default_rng([self.seed, epoch, window + 1]).permutation(rows)
+
+    def row(self, position: int) -> int:
+        """The row at a position."""
+        epoch, window, offset = self.window_of(position)
+        return int(self.window_rows(epoch, window)[offset])
+
+
+class Batch(NamedTuple):
+    """Rows of a store on a device: states in float32 (None for scratch embeddings), tokens in int64."""
+
+    hidden_BLD: Tensor | None
+    tokens_BL: Tensor
+    position: int  # of its first row in the endless sequence
+
+
+class Stream:
+    """Batches of a split from any position on, read by a background thread. Use as a context manager."""
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        split: Split,
+        *,
+        batch_size: int,
+        seed: int,
+        position: int,
+        device: torch.device,
+        depth: int = 4,
+    ) -> None:
+        if split.rows < batch_size:
+            raise InputError(
+                f"{store.path} has {split.rows} {split.name} rows, too few for one batch of {batch_size}; lower "
+                f"batch_size or extract more text"
+            )
+        self.split, self.batch_size, self.device = split, batch_size, device
+        self.order = RowOrder(split.rows, seed)
+        self.position = position
+        self._queue: queue.Queue[Any] = queue.Queue(depth)
+        self._stop = threading.Event()
+        self._windows: dict[tuple[int, int], tuple[np.ndarray | None, np.ndarray]] = {}
+        self._thread = threading.Thread(target=self._fill, name="ldlm-stream", daemon=True)
+
+    def __enter__(self) -> Stream:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            item = self._queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            hidden, tokens, position = item
+            yield Batch(self._to_device(hidden), torch.from_numpy(tokens).to(self.device, torch.int64), position)
+
+    def _to_device(self, hidden: np.ndarray | None) -> Tensor | None:
+        """The stored dtype travels; it becomes float32 on the device."""
+        return None if hidden is None else torch.from_numpy(hidden).to(self.device).float()
+
+    def _fill(self) -> None:
+        """The reading thread: whatever goes wrong here is raised where the batches are consumed."""
+        try:
+            position = self.position
+            while not self._stop.is_set():
+                self._put((*self._gather(position), position))
+                position += self.batch_size
+        except BaseException as error:
+            self._put(error)
+
+    def _put(self, item: Any) -> None:
+        while not self._stop.is_set():
+            try:
+                return self._queue.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def _gather(self, position: int) -> tuple[np.ndarray | None, np.ndarray]:
+        hidden, tokens = [], []
+        for epoch, window, start, stop in self._pieces(position):
+            window_hidden, window_tokens = self._window(epoch, window)
+            tokens.append(window_tokens[start:stop])
+            if window_hidden is not None:
+                hidden.append(window_hidden[start:stop])
+        return (np.concatenate(hidden) if hidden else None), np.concatenate(tokens)
+
+    def _pieces(self, position: int) -> Iterator[tuple[int, int, int, int]]:
+        """The batch at `position` as (epoch, window, start, stop) pieces of windows."""
+        end = position + self.batch_size
+        while position < end:
+            epoch, window, start = self.order.window_of(position)
+            count = min(len(self.order.window_rows(epoch, window)) - start, end - position)
+            yield epoch, window, start, start + count
+            position += count
+
+    def _window(self, epoch: int, window: int) -> tuple[np.ndarray | None, np.ndarray]:
+        """A window's rows, shuffled; the last two windows are kept."""
+        key = (epoch, window)
+        if key not in self._windows:
+            self._windows[key] = self.split.read_rows(self.order.window_rows(epoch, window))
+            for old in list(self._windows)[:-2]:
+                del self._windows[old]
+        return self._windows[key]

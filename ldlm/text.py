@@ -1,0 +1,162 @@
+"""Documents, and their packing into token rows (SPEC 1; Appendix C "Data preprocessing", MDLM's protocol).
+
+Every document is tokenised without special tokens and ended by EOS; all documents form one stream; the stream is cut
+into chunks of L−2 tokens, each wrapped as [BOS] … [EOS]. There is no padding, and only the last short chunk is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ldlm.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOKENIZER_BATCH = 512
+
+
+def file_documents(paths: Iterable[str | Path], column: str = "text") -> Iterator[str]:
+    """The documents of text, jsonl and parquet files, in order.
+
+    A document is a non-empty line of a text file, or `column` of a jsonl object or parquet row. `InputError` names the
+    file for what is absent, empty, not UTF-8 or without that column.
+    """
+    for path in map(Path, paths):
+        if not path.exists():
+            raise InputError(f"there is no file {path}")
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; give the text files in it, for example {path}/*.txt")
+        reader = {".jsonl": _jsonl, ".parquet": _parquet}.get(path.suffix, _lines)
+        found = False
+        for document in reader(path, column):
+            if document.strip():
+                found = True
+                yield document
+        if not found:
+            raise InputError(f"{path} holds no text")
+
+
+def _lines(path: Path, column: str) -> Iterator[str]:
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            yield _utf8(path, number, line).rstrip("\r\n")
+
+
+def _jsonl(path: Path, column: str) -> Iterator[str]:
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(_utf8(path, number, line))
+            except json.JSONDecodeError as error:
+                raise InputError(f"{path}, line {number} is not JSON: {error.msg}") from None
+            if not isinstance(row, dict) or not isinstance(row.get(column), str):
+                fields = ", ".join(row) if isinstance(row, dict) else "none"
+                raise InputError(
+                    f"{path}, line {number} has no text in {column!r} (fields: {fields}); set --text-column"
+                )
+            yield row[column]
+
+
+def _parquet(path: Path, column: str) -> Iterator[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path} is not a parquet file: {error}") from None
+    if column not in table.schema_arrow.names:
+        fields = ", ".join(table.schema_arrow.names)
+        raise InputError(f"{path} has no column {column!r} (columns: {fields}); set --text-column")
+    for batch in table.iter_batches(columns=[column]):
+        yield from (text for text in batch.column(0).to_pylist() if text)
+
+
+def _utf8(path: Path, number: int, line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}, line {number} is not UTF-8 (byte 0x{line[error.start]:02x}); convert it, for example with "
+            f"iconv -f latin1 -t utf-8"
+        ) from None
+
+
+def dataset_documents(name: str, split: str, column: str) -> Iterator[str]:
+    """The documents of a Hugging Face dataset by hub name or local folder, streamed."""
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(name, split=split, streaming=True)
+    except Exception as error:  # datasets and its hub client raise dozens of kinds here, and all mean the same
+        raise InputError(
+            f"the dataset {name!r} (split {split!r}) can't be loaded: {_first_line(error)}; it needs the Hugging Face "
+            f"hub or a local folder; local text goes in with --data FILE"
+        ) from None
+    for row in rows:
+        if column not in row:
+            raise InputError(
+                f"the dataset {name!r} has no field {column!r} (fields: {', '.join(row)}); set --text-column"
+            )
+        yield row[column]
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """(BOS, EOS): GPT-2's end-of-text for both, BERT's CLS and SEP."""
+    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+    eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    if bos is None or eos is None:
+        raise InputError(
+            "the tokenizer has neither BOS and EOS nor CLS and SEP tokens, which mark the ends of a row; set them in "
+            "its tokenizer_config.json"
+        )
+    return bos, eos
+
+
+def tokenize(documents: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
+    """The token ids of each document, without special tokens."""
+    for batch in batched(documents, TOKENIZER_BATCH):
+        yield from tokenizer(list(batch), add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def pack(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, seq_len: int) -> Iterator[np.ndarray]:
+    """Token rows (rows, L) int32, in batches of any size. A function of (documents, order, tokenizer, L) alone."""
+    bos, eos = special_tokens(tokenizer)
+    chunk = seq_len - 2
+    pending: list[int] = []
+    for ids in tokenize(documents, tokenizer):
+        pending += ids
+        pending.append(eos)
+        full = len(pending) // chunk
+        if full >= 256:
+            yield _rows(pending, full, chunk, bos, eos)
+            del pending[: full * chunk]
+    if full := len(pending) // chunk:
+        yield _rows(pending, full, chunk, bos, eos)
+
+
+def _rows(stream: list[int], full: int, chunk: int, bos: int, eos: int) -> np.ndarray:
+    rows = np.empty((full, chunk + 2), np.int32)
+    rows[:, 0], rows[:, -1] = bos, eos
+    rows[:, 1:-1] = np.asarray(stream[: full * chunk], np.int32).reshape(full, chunk)
+    return rows
+
+
+def batched(items: Iterable[str], size: int) -> Iterator[tuple[str, ...]]:
+    """Tuples of up to `size` items (itertools.batched, which Python 3.11 lacks)."""
+    iterator = iter(items)
+    while batch := tuple(islice(iterator, size)):
+        yield batch

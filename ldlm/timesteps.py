@@ -1,0 +1,88 @@
+"""Timestep samplers: uniform, and adaptive to the denoising loss (Section 5.3, Eq. 5; Dieleman et al., 2022).
+
+The adaptive sampler wants the loss to grow linearly in its own time F(u): it draws u with density ∝ dL/du. It keeps an
+average of L at the edges of N equal bins of [0, 1] and turns their increments into bin probabilities.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.optimize import isotonic_regression
+from torch import Tensor
+
+from ldlm.config import TimestepConfig
+
+
+def bin_probabilities(edge_losses: np.ndarray, floor: float) -> np.ndarray:
+    """Eq. 5: p_i = (L(u_{i+1}) − L(u_i)) / (L(u_N) − L(u_0)) from the losses at the N+1 edges, float64 (N,).
+
+    The losses are made monotone by isotonic regression first, no bin falls below `floor`/N, and a flat curve gives
+    the uniform distribution.
+    """
+    bins = len(edge_losses) - 1
+    increments = np.diff(isotonic_regression(edge_losses).x)
+    total = increments.sum()
+    if not total > 0:
+        return np.full(bins, 1 / bins)
+    p = np.maximum(increments / total, floor / bins)
+    return p / p.sum()
+
+
+class TimestepSampler:
+    """Draws t in [t_min, 1]; `observe` feeds it the losses of a step.
+
+    State: `edge_losses` (N+1,), NaN at an edge that no step has touched, and `p` (N,), both float64 on the CPU.
+    """
+
+    def __init__(self, config: TimestepConfig, t_min: float) -> None:
+        self.config, self.t_min = config, t_min
+        self.edge_losses = np.full(config.bins + 1, np.nan)
+        self.p = np.full(config.bins, 1 / config.bins)
+
+    def draw(self, uniform_B: Tensor) -> Tensor:
+        """t = F⁻¹(uniform), float64 (B,): choosing a bin by {p_i} and a point in it takes the one uniform number."""
+        edges = np.linspace(0, 1, self.config.bins + 1)
+        cdf = np.concatenate([[0.0], np.cumsum(self.p)])
+        t_B = np.interp(uniform_B.cpu().numpy(), cdf / cdf[-1], edges)
+        return torch.from_numpy(np.clip(t_B, self.t_min, 1.0))
+
+    def density(self, t_B: Tensor) -> Tensor:
+        """p(t), the density of `draw` at t, float64 (B,)."""
+        index = np.clip(np.ceil(t_B.cpu().numpy() * self.config.bins).astype(int) - 1, 0, self.config.bins - 1)
+        return torch.from_numpy(self.p[index] * self.config.bins)
+
+    def observe(self, t_B: Tensor, loss_B: Tensor, step: int) -> None:
+        """Average a step's losses (B,) per nearest edge into `edge_losses`; refresh p every `refresh_steps` steps."""
+        if self.config.kind == "uniform":
+            return
+        nearest = np.rint(t_B.cpu().numpy() * self.config.bins).astype(int)
+        losses = loss_B.double().cpu().numpy()
+        count = np.bincount(nearest, minlength=self.config.bins + 1)
+        total = np.bincount(nearest, weights=losses, minlength=self.config.bins + 1)
+        seen = count > 0
+        mean = total[seen] / count[seen]
+        old = self.edge_losses[seen]
+        decay = self.config.ema_decay
+        self.edge_losses[seen] = np.where(np.isnan(old), mean, decay * old + (1 - decay) * mean)
+        if step % self.config.refresh_steps == 0:
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Recompute p from the averages; edges that nothing has touched take the line between their neighbours."""
+        touched = np.flatnonzero(~np.isnan(self.edge_losses))
+        if len(touched) >= 2:
+            filled = np.interp(np.arange(len(self.edge_losses)), touched, self.edge_losses[touched])
+            self.p = bin_probabilities(filled, self.config.floor)
+
+    def state_dict(self) -> dict[str, list[float | None]]:
+        """JSON; every float64 survives the round trip."""
+        return {
+            "edge_losses": [None if np.isnan(x) else float(x) for x in self.edge_losses],
+            "p": [float(x) for x in self.p],
+        }
+
+    def load_state_dict(self, state: dict[str, list[float | None]]) -> None:
+        """Inverse of `state_dict`."""
+        self.edge_losses = np.array([np.nan if x is None else x for x in state["edge_losses"]])
+        self.p = np.array(state["p"])

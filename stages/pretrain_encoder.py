@@ -1,0 +1,232 @@
+"""Train a small GPT-2 or BERT with its own tokenizer: a frozen encoder, or a scorer, where no model hub can be reached.
+
+The result is a plain transformers folder. It demonstrates the pipeline; with a hub, use the paper's GPT-2.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldlm import artifact, checkpoint, files, runtime, text
+from ldlm.artifact import Artifact
+from ldlm.config import PretrainConfig
+from ldlm.encoder import load_tokenizer, quiet_transformers
+from ldlm.errors import InputError
+from ldlm.optim import load_optimizer_tensors, optimizer_tensors
+from ldlm.progress import SILENT, Progress
+
+SAVE_EVERY = 500
+MASK_SHARE = 0.15
+TOKENIZER_DOCUMENTS = 50_000
+
+
+def plan(config: PretrainConfig) -> dict[str, Any]:
+    """What it would train: parameters, steps, tokens seen."""
+    if not config.data:
+        raise InputError("nothing to train on: give --data FILE")
+    tokenizer = _tokenizer(config)
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in _model(config, tokenizer).parameters())
+    return {
+        "parameters": parameters,
+        "vocab_size": len(tokenizer),
+        "steps": config.steps,
+        "tokens_seen": config.steps * config.batch_size * config.positions,
+    }
+
+
+def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress: Progress = SILENT) -> Artifact:
+    """Write a transformers model and tokenizer to `out`. Returns its artefact; `manifest` holds the final loss."""
+    if not config.data:
+        raise InputError("nothing to train on: give --data FILE")
+    device = runtime.device(config.device)
+    inputs = {"text": {Path(p).name: files.sha256_file(Path(p)) for p in _existing(config.data)}}
+    result = artifact.begin(out, "encoder", config, inputs, overwrite=overwrite)
+    if result.complete:
+        progress.note(f"{out} is complete; nothing to do")
+        return result
+
+    quiet_transformers()
+    tokenizer = _tokenizer(config)
+    rows = _rows(config, tokenizer)
+    model = _model(config, tokenizer).to(device)
+    started = time.perf_counter()
+    loss = _train(model, tokenizer, rows, config, out, device, progress)
+
+    model.cpu().eval().save_pretrained(out, safe_serialization=True)
+    tokenizer.save_pretrained(out)
+    return result.finish(
+        rows=len(rows),
+        tokens=int(rows.size),
+        final_loss=loss,
+        parameters=sum(p.numel() for p in model.parameters()),
+        vocab_size=len(tokenizer),
+        seconds=round(time.perf_counter() - started, 1),
+    )
+
+
+def _existing(paths: tuple[str, ...]) -> Iterator[str]:
+    for path in paths:
+        if not Path(path).is_file():
+            raise InputError(f"there is no file {path}")
+        yield path
+
+
+def _tokenizer(config: PretrainConfig) -> Any:
+    if config.tokenizer is not None:
+        return load_tokenizer(config.tokenizer)
+    documents = islice(text.file_documents(config.data, config.text_column), TOKENIZER_DOCUMENTS)
+    return (_byte_pairs if config.arch == "gpt2" else _word_pieces)(documents, config.vocab_size)
+
+
+def _byte_pairs(documents: Iterator[str], vocab_size: int) -> Any:
+    """GPT-2's byte-level BPE, with its end-of-text token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    end = "<|endoftext|>"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[end],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end, unk_token=end)
+
+
+def _word_pieces(documents: Iterator[str], vocab_size: int) -> Any:
+    """BERT's lower-cased WordPiece."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers import BertTokenizer
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(documents, trainer)
+    return BertTokenizer(vocab=tokenizer.get_vocab())
+
+
+def _rows(config: PretrainConfig, tokenizer: Any) -> np.ndarray:
+    documents = text.file_documents(config.data, config.text_column)
+    packed = list(text.pack(documents, tokenizer, config.positions))
+    rows = np.concatenate(packed) if packed else np.zeros((0, config.positions), np.int32)
+    if len(rows) < config.batch_size:
+        raise InputError(
+            f"{', '.join(config.data)}: {len(rows)} rows of {config.positions} tokens are too few for one batch of "
+            f"{config.batch_size}; give more text, or lower --batch-size or --positions"
+        )
+    return rows
+
+
+def _model(config: PretrainConfig, tokenizer: Any) -> Any:
+    from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
+
+    if config.width % config.heads:
+        raise InputError(f"--heads {config.heads} must divide --width {config.width}")
+    bos, eos = text.special_tokens(tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        if config.arch == "gpt2":
+            return GPT2LMHeadModel(
+                GPT2Config(
+                    vocab_size=len(tokenizer),
+                    n_positions=config.positions,
+                    n_embd=config.width,
+                    n_layer=config.layers,
+                    n_head=config.heads,
+                    resid_pdrop=0.0,
+                    embd_pdrop=0.0,
+                    attn_pdrop=0.0,
+                    bos_token_id=bos,
+                    eos_token_id=eos,
+                )
+            )
+        return BertForMaskedLM(
+            BertConfig(
+                vocab_size=len(tokenizer),
+                max_position_embeddings=config.positions,
+                hidden_size=config.width,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                intermediate_size=4 * config.width,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+
+
+def _train(
+    model: Any,
+    tokenizer: Any,
+    rows: np.ndarray,
+    config: PretrainConfig,
+    out: Path,
+    device: torch.device,
+    progress: Progress,
+) -> float:
+    """Next-token or masked-token training; returns the mean loss of the last tenth. Resumes from its checkpoint."""
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    folder = out / "checkpoints"
+    start, recent = 0, []
+    if (found := checkpoint.latest(folder)) is not None:
+        model.load_state_dict(found.tensors("model"), strict=False)
+        load_optimizer_tensors(optimizer, model, found.tensors("optimizer"))
+        start, recent = found.step, found.state["recent"]
+
+    model.train()
+    with progress.task(f"pretrain {config.arch}", config.steps, "step", done=start) as task:
+        for step in range(start, config.steps):
+            random = np.random.default_rng([config.seed, step])
+            tokens_BL = torch.from_numpy(rows[random.integers(0, len(rows), config.batch_size)]).long()
+            inputs_BL, labels_BL = _masked(tokens_BL, tokenizer, random) if config.arch == "bert" else (tokens_BL,) * 2
+
+            optimizer.param_groups[0]["lr"] = _cosine(step, config)
+            loss = model(input_ids=inputs_BL.to(device), labels=labels_BL.to(device)).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+            recent = [*recent, loss.item()][-max(1, config.steps // 10) :]
+            task.advance(1, loss=recent[-1])
+            if (step + 1) % SAVE_EVERY == 0 and step + 1 < config.steps:
+                weights = dict(model.named_parameters())
+                tensors = {"model": weights, "optimizer": optimizer_tensors(optimizer, model)}
+                checkpoint.save(folder, step + 1, tensors, {"recent": recent})
+                checkpoint.prune(folder, 1)
+    return float(np.mean(recent))
+
+
+def _cosine(step: int, config: PretrainConfig) -> float:
+    """A short linear warm-up, then cosine to zero."""
+    warmup = max(1, config.steps // 20)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup)))
+
+
+def _masked(tokens_BL: Tensor, tokenizer: Any, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """BERT's objective: 15 % of the tokens are predicted, of which 80 % are masked and 10 % replaced (Devlin, 2018)."""
+    shape = tuple(tokens_BL.shape)
+    chosen = torch.from_numpy(random.random(shape) < MASK_SHARE)
+    fate = torch.from_numpy(random.random(shape))
+    replacement = torch.from_numpy(random.integers(0, len(tokenizer), shape))
+    inputs_BL = torch.where(chosen & (fate < 0.8), tokenizer.mask_token_id, tokens_BL)
+    inputs_BL = torch.where(chosen & (fate >= 0.9), replacement, inputs_BL)
+    return inputs_BL, torch.where(chosen, tokens_BL, -100)

@@ -1,0 +1,312 @@
+"""Every stage on real English text, small enough for two cores and about ten minutes.
+
+It demonstrates the pipeline and shows that it learns; it is not the paper's quality. The text is split into three:
+the encoder and the LDLM train on one part, the scorer on another, and the third is held out, so that the scorer never
+saw what the model saw. Each step is a stage of its own with its own artefact, and resumes by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ldlm.stages import evaluate, extract_features, finetune_decoder, interpolate, pretrain_encoder, sample, train
+
+from ldlm import artifact, builtin_text, config, files, metrics, plots, runtime, samples, text
+from ldlm.artifact import Artifact
+from ldlm.config import (
+    EvaluateConfig,
+    ExtractConfig,
+    FinetuneConfig,
+    InterpolateConfig,
+    PretrainConfig,
+    QuickstartConfig,
+    SampleConfig,
+    SamplerConfig,
+    TrainConfig,
+)
+from ldlm.encoder import load_tokenizer
+from ldlm.errors import InputError
+from ldlm.progress import SILENT, Progress
+from ldlm.store import FeatureStore
+
+SEQ_LEN = 64
+TEXTS = 256
+HELD_OUT_SHARE, SCORER_SHARE = 0.06, 0.36
+DOCUMENTS = 60_000  # more than this is not read in ten minutes
+SAMPLER = SamplerConfig(steps=128)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The configuration of every stage, and where each writes."""
+
+    config: QuickstartConfig
+    out: Path
+
+    def part(self, name: str) -> str:
+        """File of one part of the text."""
+        return str(self.out / "text" / f"{name}.txt")
+
+    @property
+    def encoder_name(self) -> str:
+        return self.config.encoder or str(self.out / "encoder")
+
+    @property
+    def scorer_name(self) -> str:
+        return self.config.scorer or str(self.out / "scorer")
+
+    @property
+    def encoder(self) -> PretrainConfig:
+        return PretrainConfig(
+            data=(self.part("train"),), vocab_size=2048, positions=SEQ_LEN, steps=450, **self._common()
+        )
+
+    @property
+    def scorer(self) -> PretrainConfig:
+        return PretrainConfig(
+            data=(self.part("scorer"),), tokenizer=self.encoder_name, positions=SEQ_LEN, steps=450, **self._common()
+        )
+
+    @property
+    def features(self) -> ExtractConfig:
+        return ExtractConfig(
+            encoder=self.encoder_name,
+            data=(self.part("train"),),
+            validation_data=(self.part("held-out"),),
+            seq_len=SEQ_LEN,
+            **self._common(),
+        )
+
+    @property
+    def train(self) -> TrainConfig:
+        return config.from_dict(TrainConfig, {**config.PRESETS["tiny"].overrides, **self._common()})
+
+    @property
+    def finetune(self) -> FinetuneConfig:
+        return FinetuneConfig(layers=2, steps=150, **self._common())
+
+    @property
+    def sample(self) -> SampleConfig:
+        return SampleConfig(num_samples=TEXTS, sampler=SAMPLER, **self._common())
+
+    @property
+    def interpolate(self) -> InterpolateConfig:
+        return InterpolateConfig(pairs=64, points=11, scorer=self.scorer_name, **self._common())
+
+    @property
+    def evaluate(self) -> EvaluateConfig:
+        return EvaluateConfig(scorer=self.scorer_name, max_tokens=SEQ_LEN, **self._common())
+
+    def _common(self) -> dict[str, Any]:
+        return {"seed": self.config.seed, "device": self.config.device}
+
+
+def plan(quickstart: QuickstartConfig) -> dict[str, Any]:
+    """The steps it would take."""
+    steps = Plan(quickstart, Path("OUTPUT"))
+    return {
+        "text": quickstart.text or "English prose that ships with Python and the installed dependencies",
+        "encoder": quickstart.encoder or f"GPT-2, {steps.encoder.layers} layers, {steps.encoder.steps} steps",
+        "scorer": quickstart.scorer or f"GPT-2, {steps.scorer.layers} layers, {steps.scorer.steps} steps",
+        "train": f"preset tiny, {steps.train.steps} steps of {steps.train.batch_size} rows of {SEQ_LEN} tokens",
+        "decoder": f"{steps.finetune.layers} layers, {steps.finetune.steps} steps",
+        "sample": f"{TEXTS} texts, {SAMPLER.steps} steps",
+    }
+
+
+def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, progress: Progress = SILENT) -> Artifact:
+    """Run every stage into `out`; its manifest holds the table."""
+    runtime.device(quickstart.device)
+    source = {"text": files.sha256_file(Path(quickstart.text))} if _text_file(quickstart) else {}
+    result = artifact.begin(out, "quickstart", quickstart, source, overwrite=overwrite)
+    if result.complete:
+        progress.note(f"{out} is complete; nothing to do")
+        return result
+    steps = Plan(quickstart, out)
+
+    corpus = _write_corpus(quickstart, out, progress)
+    if quickstart.encoder is None:
+        pretrain_encoder.run(steps.encoder, out / "encoder", progress=progress)
+    if quickstart.scorer is None:
+        pretrain_encoder.run(steps.scorer, out / "scorer", progress=progress)
+    extract_features.run(steps.features, out / "features", progress=progress)
+    trained = train.run(steps.train, out / "features", out / "run", progress=progress)
+    decoder = finetune_decoder.run(steps.finetune, out / "run", out / "features", progress=progress)
+    sample.run(steps.sample, out / "run", out / "samples.jsonl", progress=progress)
+    interpolate.run(steps.interpolate, out / "run", out / "features", out / "interpolation", progress=progress)
+
+    store = FeatureStore(out / "features")
+    _write_references(store, out, quickstart.seed)
+    names = {"real text": "real.jsonl", "samples": "samples.jsonl", "unigram text": "unigram.jsonl"}
+    scores = evaluate.run(steps.evaluate, [out / name for name in names.values()], progress=progress)
+    rows = [{"name": name, **score} for name, score in zip(names, scores, strict=True)]
+    plots.comparison(out / "comparison.png", rows)
+
+    summary = {
+        "corpus": corpus,
+        "held_out": trained.manifest["held_out"],
+        "decoder": {key: decoder.manifest[key] for key in ("name", "parameters", "replaces", "held_out")},
+        "texts": rows,
+        "copied_8grams": _copied(store, out),
+        "parameters": trained.manifest["parameters"],
+        "first_samples": [
+            row["text"] for row, _ in zip(files.read_jsonl(out / "samples.jsonl"), range(3), strict=False)
+        ],
+    }
+    files.write_json(out / "evaluation.json", rows)
+    files.write_atomic(out / "SUMMARY.md", summary_markdown(summary))
+    return result.finish(**summary)
+
+
+def _text_file(quickstart: QuickstartConfig) -> bool:
+    if quickstart.text is None:
+        return False
+    if not Path(quickstart.text).is_file():
+        raise InputError(f"there is no file {quickstart.text}")
+    return True
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Text
+
+
+def _write_corpus(quickstart: QuickstartConfig, out: Path, progress: Progress) -> dict[str, Any]:
+    """Write the three parts, one document per line; returns their sizes and the hash of all of it."""
+    record = out / "text" / "corpus.json"
+    if record.exists():
+        return files.read_json(record)
+    if quickstart.text is None:
+        progress.note("collecting English prose from Python's documentation and the installed packages")
+        documents = builtin_text.documents()
+    else:
+        documents = list(dict.fromkeys(text.file_documents([quickstart.text])))
+    random.Random(quickstart.seed).shuffle(documents)
+    documents = documents[:DOCUMENTS]
+    first, second = (int(len(documents) * share) for share in (HELD_OUT_SHARE, HELD_OUT_SHARE + SCORER_SHARE))
+    parts = {"held-out": documents[:first], "scorer": documents[first:second], "train": documents[second:]}
+    if not all(parts.values()):
+        raise InputError(f"{quickstart.text} holds {len(documents)} documents, too few to split; it takes one per line")
+    (out / "text").mkdir(exist_ok=True)
+    for name, part in parts.items():
+        files.write_atomic(out / "text" / f"{name}.txt", "\n".join(part) + "\n")
+    described = {
+        "source": quickstart.text or "Python's documentation and the docstrings of installed packages",
+        "documents": {name: len(part) for name, part in parts.items()},
+        "characters": sum(map(len, documents)),
+        "sha256": hashlib.sha256("\n".join(documents).encode()).hexdigest(),
+    }
+    files.write_json(record, described)
+    return described
+
+
+def _write_references(store: FeatureStore, out: Path, seed: int) -> None:
+    """What the samples are compared with: held-out text, and text drawn from the training tokens' distribution."""
+    tokenizer = load_tokenizer(str(store.tokenizer_path))
+    held_out = store.held_out()
+    real = held_out.read(0, min(TEXTS, held_out.rows))[1]
+    train_tokens = store.split("train").tokens[:]
+    unigram = np.repeat(real[:1], TEXTS, axis=0)
+    drawn = np.random.default_rng(seed).choice(train_tokens[:, 1:-1].ravel(), (TEXTS, SEQ_LEN - 2))
+    unigram[:, 1:-1] = drawn
+    for name, tokens in (("real", real), ("unigram", unigram)):
+        texts = metrics.decode_tokens(tokenizer, tokens)
+        rows = samples.rows(texts, tokens.tolist(), range(len(tokens)))
+        files.write_atomic(out / f"{name}.jsonl", files.dump_jsonl(rows))
+
+
+def _copied(store: FeatureStore, out: Path) -> dict[str, float]:
+    """Share of 8-grams that stand in the training rows, of the samples and of held-out text."""
+    training = store.split("train").tokens[:].tolist()
+    return {
+        name: metrics.copied_share(samples.read(out / f"{name}.jsonl").tokens or [], training)
+        for name in ("samples", "real")
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Summary
+
+
+def verdicts(summary: dict[str, Any]) -> list[tuple[str, bool]]:
+    """What a working pipeline must show, and whether this one did."""
+    real, drawn, unigram = (row for row in summary["texts"])
+    held_out = summary["held_out"]
+    return [
+        (
+            f"perplexity at most a third of unigram text's: {drawn['gen_ppl']:.0f} against {unigram['gen_ppl']:.0f}",
+            drawn["gen_ppl"] <= unigram["gen_ppl"] / 3,
+        ),
+        (
+            f"entropy within 15 % of real text's: {drawn['entropy']:.2f} against {real['entropy']:.2f}",
+            abs(drawn["entropy"] / real["entropy"] - 1) <= 0.15,
+        ),
+        (
+            f"denoising beats predicting the mean: {held_out['l_diff']:.3f} against {held_out['l_diff_mean']:.3f}",
+            held_out["l_diff"] < held_out["l_diff_mean"],
+        ),
+    ]
+
+
+def summary_text(summary: dict[str, Any]) -> str:
+    """The table that ends a quickstart."""
+    held_out, decoder, copied = summary["held_out"], summary["decoder"], summary["copied_8grams"]
+    lines = [
+        "Texts, scored by a model trained on text that the LDLM never sees",
+        "",
+        f"  {'':<14}{'gen. ppl':>10}{'entropy':>10}{'diversity':>11}{'texts':>7}",
+        *(
+            f"  {row['name']:<14}{row['gen_ppl']:>10,.0f}{row['entropy']:>10.2f}{row['diversity']:>11.3f}{row['num_texts']:>7}"
+            for row in summary["texts"]
+        ),
+        "",
+        "Held out",
+        "",
+        f"  token reconstruction     {held_out['token_accuracy_clean']:.1%} clean, {held_out['token_accuracy']:.1%} under "
+        f"σ_dec noise (D_h and D_w)",
+        f"  with the {decoder['name']:<15} {decoder['held_out']['token_accuracy_clean']:.1%} clean, "
+        f"{decoder['held_out']['token_accuracy']:.1%} under noise ({decoder['parameters']:,} parameters for {decoder['replaces']:,})",
+        f"  L_diff                   {held_out['l_diff']:.3f}; predicting the mean latent gives {held_out['l_diff_mean']:.3f}",
+        f"  latent std               {held_out['latent_std']:.2f} per coordinate",
+        f"  copied 8-grams           {copied['samples']:.1%} of the samples' stand in the training text; of real text's {copied['real']:.1%}",
+        "",
+        *(f"  {'yes' if passed else 'NO '}  {claim}" for claim, passed in verdicts(summary)),
+    ]
+    if "output" in summary:
+        lines += [
+            "",
+            "A demonstration of the pipeline on two cores, not the paper's quality.",
+            f"Look into {summary['output']}/: SUMMARY.md, samples.jsonl, comparison.png, run/plots/training.png,",
+            "interpolation/interpolation.png",
+        ]
+    return "\n".join(lines)
+
+
+def summary_markdown(summary: dict[str, Any]) -> str:
+    """SUMMARY.md: the same with pictures and samples."""
+    texts = "\n\n".join(f"> {line}" for line in summary["first_samples"])
+    corpus = summary["corpus"]
+    return f"""# LDLM quickstart
+
+A demonstration of the pipeline on a small machine, not the paper's quality. Trained on {corpus["documents"]["train"]:,}
+documents of {corpus["source"]} (corpus sha256 `{corpus["sha256"][:16]}…`);
+the model has {sum(summary["parameters"].values()):,} trainable parameters.
+
+```
+{summary_text(summary)}
+```
+
+![perplexity and entropy](comparison.png)
+
+![training](run/plots/training.png)
+
+![interpolation](interpolation/interpolation.png)
+
+## The first three samples
+
+{texts}
+"""
