@@ -61,10 +61,12 @@ class DiT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for linear in (self.time_mlp[0], self.time_mlp[2]):
-            nn.init.normal_(linear.weight, std=0.02)
-        for modulation in [*(block.modulation for block in self.blocks), self.final_modulation]:
-            nn.init.zeros_(modulation[-1].weight)
+        for module in self.time_mlp:
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+        for name, parameter in self.named_parameters():
+            if "modulation" in name:
+                nn.init.zeros_(parameter)
         nn.init.zeros_(self.project_out.weight)
 
     def forward(self, z_t_BNC: Tensor, t_B: Tensor, self_condition_BNC: Tensor) -> Tensor:

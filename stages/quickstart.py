@@ -255,27 +255,28 @@ def verdicts(summary: dict[str, Any]) -> list[tuple[str, bool]]:
 def summary_text(summary: dict[str, Any]) -> str:
     """The table that ends a quickstart."""
     held_out, decoder, copied = summary["held_out"], summary["decoder"], summary["copied_8grams"]
+    small = decoder["held_out"]
+    figures = {
+        "tokens rebuilt, D_h + D_w": f"{held_out['token_accuracy_clean']:.1%} clean, "
+        f"{held_out['token_accuracy']:.1%} under σ_dec noise",
+        f"tokens rebuilt, {decoder['name']}": f"{small['token_accuracy_clean']:.1%} clean, "
+        f"{small['token_accuracy']:.1%} under noise; {decoder['parameters']:,} parameters for {decoder['replaces']:,}",
+        "L_diff": f"{held_out['l_diff']:.3f}; predicting the mean latent gives {held_out['l_diff_mean']:.3f}",
+        "latent std": f"{held_out['latent_std']:.2f} per coordinate",
+        "copied 8-grams": f"{copied['samples']:.1%} of the samples' stand in the training text, "
+        f"{copied['real']:.1%} of held-out text's",
+    }
     lines = [
         "Texts, scored by a model trained on text that the LDLM never sees",
         "",
         f"  {'':<14}{'gen. ppl':>10}{'entropy':>10}{'diversity':>11}{'texts':>7}",
-        *(
-            f"  {row['name']:<14}{row['gen_ppl']:>10,.0f}{row['entropy']:>10.2f}{row['diversity']:>11.3f}{row['num_texts']:>7}"
-            for row in summary["texts"]
-        ),
-        "",
-        "Held out",
-        "",
-        f"  token reconstruction     {held_out['token_accuracy_clean']:.1%} clean, {held_out['token_accuracy']:.1%} under "
-        f"σ_dec noise (D_h and D_w)",
-        f"  with the {decoder['name']:<15} {decoder['held_out']['token_accuracy_clean']:.1%} clean, "
-        f"{decoder['held_out']['token_accuracy']:.1%} under noise ({decoder['parameters']:,} parameters for {decoder['replaces']:,})",
-        f"  L_diff                   {held_out['l_diff']:.3f}; predicting the mean latent gives {held_out['l_diff_mean']:.3f}",
-        f"  latent std               {held_out['latent_std']:.2f} per coordinate",
-        f"  copied 8-grams           {copied['samples']:.1%} of the samples' stand in the training text; of real text's {copied['real']:.1%}",
-        "",
-        *(f"  {'yes' if passed else 'NO '}  {claim}" for claim, passed in verdicts(summary)),
     ]
+    for row in summary["texts"]:
+        scores = f"{row['gen_ppl']:>10,.0f}{row['entropy']:>10.2f}{row['diversity']:>11.3f}{row['num_texts']:>7}"
+        lines.append(f"  {row['name']:<14}{scores}")
+    lines += ["", "Held out", ""]
+    lines += [f"  {name:<28}{figure}" for name, figure in figures.items()]
+    lines += ["", *(f"  {'yes' if passed else 'NO '}  {claim}" for claim, passed in verdicts(summary))]
     if "output" in summary:
         lines += [
             "",
