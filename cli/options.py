@@ -168,7 +168,7 @@ class Options:
         if self.config_file is not None:
             data = configs.merge(data, files.read_yaml(Path(self.config_file)))
         data = configs.merge(data, configs.assignments(self.sets), self._given())
-        built = configs.from_dict(self.cls, data)
+        built: Any = configs.from_dict(self.cls, data)
         if self.dump_config:
             click.echo(files.dump_yaml(configs.to_dict(built)), nl=False)
             click.get_current_context().exit()

@@ -32,6 +32,8 @@ def pairs(values: Mapping[str, Any], indent: int = 0) -> str:
     for name, entry in values.items():
         if isinstance(entry, Mapping):
             lines += [" " * indent + name, pairs(entry, indent + 2)]
+        elif "bytes" in name and isinstance(entry, int):
+            lines.append(f"{' ' * indent}{name.ljust(width)}  {entry:,} ({size(entry)})")
         else:
             lines.append(f"{' ' * indent}{name.ljust(width)}  {value(entry)}")
     return "\n".join(lines)

@@ -38,6 +38,7 @@ def training_cost(config: TrainConfig, shapes: Shapes, *, rows: int | None = Non
     return {
         "parameters": counts,
         "flops_per_token": round(((1 - p) * plain_flops + p * conditioned_flops) / shapes.seq_len),
+        "batch_size": rows,
         "memory_bytes": BYTES_PER_PARAMETER * sum(counts.values()) + rows * activations,
     }
 

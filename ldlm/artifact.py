@@ -15,7 +15,8 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -67,6 +68,16 @@ class Artifact:
         """The configuration it was made with, as plain data."""
         return files.read_yaml(self.path / "config.yaml")
 
+    @contextmanager
+    def or_nothing(self) -> Iterator[None]:
+        """Bad input that is found within the block removes the folder again, if `begin` has just made it."""
+        try:
+            yield
+        except InputError:
+            if self.state == "new":
+                shutil.rmtree(self.path)
+            raise
+
     def finish(self, **result: Any) -> Artifact:
         """Write the manifest: from here on the artefact is complete."""
         record = {"kind": self.kind, "schema": SCHEMA, **result, "versions": versions()}
@@ -91,6 +102,8 @@ def begin(path: Path, kind: str, config: Any, inputs: Mapping[str, Any], *, over
     if found.get("kind") != kind:
         what = f"holds {_article(found['kind'])}" if "kind" in found else "is not empty and not made by ldlm"
         raise InputError(f"{path} {what}; choose another --output, or add --overwrite to replace it")
+    if [entry.name for entry in path.iterdir() if not entry.name.startswith(".")] == ["artifact.json"]:
+        return _create(path, kind, config, inputs)  # killed between the first two files: nothing was decided yet
     old = {"inputs": found["inputs"], **_old_identity(path, type(config))}
     new = {"inputs": dict(inputs), **configs.identity(config)}
     changed = configs.differences(old, new)
@@ -127,15 +140,15 @@ def _found(path: Path) -> dict[str, Any] | None:
 
 def _create(path: Path, kind: str, config: Any, inputs: Mapping[str, Any]) -> Artifact:
     path.mkdir(parents=True, exist_ok=True)
-    # artifact.json is what makes the folder ours, so it comes second: a folder killed in between holds only a
-    # config.yaml, which the next `begin` would call foreign. Writing it first leaves nothing that can't be resumed.
+    # artifact.json is what makes the folder ours, so it comes first: a folder that held only a config.yaml would be
+    # foreign to the next `begin`.
     files.write_json(path / "artifact.json", {"kind": kind, "schema": SCHEMA, "inputs": dict(inputs)})
     files.write_atomic(path / "config.yaml", files.dump_yaml(configs.to_dict(config)))
     return Artifact(path, kind, "new")
 
 
 def _old_identity(path: Path, cls: type) -> dict[str, Any]:
-    if not (path / "config.yaml").exists():  # killed between the first two files: nothing was decided yet
+    if not (path / "config.yaml").exists():  # somebody removed it
         return {}
     return configs.identity(configs.from_dict(cls, files.read_yaml(path / "config.yaml")))
 

@@ -156,6 +156,7 @@ class OptimizerConfig:
 # The stages. `seed` and `device` are everywhere the same.
 
 SEED_HELP = "seed of every random choice"
+MAX_SEED = 2**53 - 1  # what YAML, JSON and every generator hold exactly
 DEVICE_HELP = "cpu, cuda, cuda:N, or auto"
 
 
@@ -175,7 +176,7 @@ class PretrainConfig:
     steps: int = setting(1_000, "training steps", low=1)
     batch_size: int = setting(32, "rows per step", low=1)
     lr: float = setting(2e-3, "peak learning rate; cosine decay to zero", above=0)
-    seed: int = setting(0, SEED_HELP, low=0)
+    seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)
 
 
@@ -201,7 +202,7 @@ class ExtractConfig:
     )
     shard_rows: int = setting(1024, "rows per shard, the unit of work", low=1)
     batch_size: int = setting(32, "rows per encoder pass", low=1)
-    seed: int = setting(0, SEED_HELP, low=0)
+    seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)
 
 
@@ -221,7 +222,7 @@ class TrainConfig:
     eval_rows: int = setting(1_024, "held-out rows per evaluation", low=1, identity=False)
     save_every: int = setting(5_000, "steps between checkpoints", low=1, identity=False)
     keep: int = setting(2, "checkpoints kept", low=1, identity=False)
-    seed: int = setting(0, SEED_HELP, low=0)
+    seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)
 
 
@@ -240,7 +241,7 @@ class FinetuneConfig:
     log_every: int = setting(50, "steps between lines of metrics.jsonl", low=1, identity=False)
     eval_rows: int = setting(1_024, "held-out rows of the final evaluation", low=1, identity=False)
     save_every: int = setting(5_000, "steps between checkpoints", low=1, identity=False)
-    seed: int = setting(0, SEED_HELP, low=0)
+    seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)
 
 
@@ -265,7 +266,7 @@ class SampleConfig:
     sampler: SamplerConfig = setting(SamplerConfig(), "the reverse process", flags=True)
     decoder: str | None = setting(None, "fine-tuned decoder to use; none means the newest, 'joint' D_h and D_w")
     batch_size: int = setting(64, "texts per batch; it does not change them", low=1, identity=False)
-    seed: int = setting(0, SEED_HELP, low=0)
+    seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)
 
 
@@ -278,7 +279,7 @@ class InterpolateConfig:
     scorer: str = setting("gpt2-large", "causal model that scores the decoded texts")
     decoder: str | None = setting(None, "fine-tuned decoder to use; none means the newest, 'joint' D_h and D_w")
     batch_size: int = setting(64, "texts per batch", low=1, identity=False)
-    seed: int = setting(0, SEED_HELP, low=0)
+    seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)
 
 
@@ -291,7 +292,7 @@ class EvaluateConfig:
     max_tokens: int = setting(1024, "texts are cut after so many tokens", low=2)
     text_column: str = setting("text", "field that holds the text in jsonl files")
     batch_size: int = setting(16, "texts per scorer pass", low=1, identity=False)
-    seed: int = setting(0, SEED_HELP, low=0, identity=False)
+    seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED, identity=False)
     device: str = setting("auto", DEVICE_HELP, identity=False)
 
 
@@ -302,7 +303,7 @@ class QuickstartConfig:
     text: str | None = setting(None, "text file, one document per line; none means the prose that ships with Python")
     encoder: str | None = setting(None, "hub name or folder of an encoder, instead of pretraining a small GPT-2")
     scorer: str | None = setting(None, "hub name or folder of a scorer, instead of pretraining a small GPT-2")
-    seed: int = setting(0, SEED_HELP, low=0)
+    seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)
 
 
@@ -355,14 +356,14 @@ PRESETS: dict[str, Preset] = {
         "two CPU cores and a few minutes",
         Shapes(seq_len=64, hidden_dim=128, vocab_size=4_096),
         {
-            "steps": 1_500,
+            "steps": 1_000,
             "batch_size": 32,
             "model": {
                 "autoencoder": {"layers": 1, "width": 128, "heads": 4, "position_std": 1.0},
                 "denoiser": {"layers": 3, "width": 128, "heads": 4, "time_dim": 128},
                 "token_decoder": {"layers": 1, "heads": 4},
             },
-            "recipe": {"warmup_steps": 750, "sigma_dec": 2.0},
+            "recipe": {"warmup_steps": 400, "sigma_dec": 2.0},
             "timesteps": {"refresh_steps": 100},
             "optimizer": {"lr": 3e-3, "lr_warmup_steps": 50, "lr_decay": "cosine"},
             "log_every": 10,

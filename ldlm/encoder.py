@@ -42,14 +42,31 @@ def load_pretrained(auto_class: Any, name: str, **options: Any) -> Any:
         raise InputError(f"there is no model folder {name}")
     try:
         return auto_class.from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers, safetensors and the hub client raise many kinds, and all mean the same
         where = "is not a usable model folder" if Path(name).is_dir() else "can't be had from the Hugging Face hub"
         remedy = (
             "it needs config.json and model.safetensors"
             if Path(name).is_dir()
             else "give a local folder, for example one made by `ldlm pretrain-encoder`"
         )
-        raise InputError(f"{name!r} {where} ({str(error).strip().splitlines()[0]}); {remedy}") from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{name!r} {where} ({reason}); {remedy}") from None
+
+
+def load_model(auto_class: Any, name: str) -> tuple[Any, dict[int, str]]:
+    """The model in float32, and the names, by id, of the parameters that its file lacks and that are random now."""
+    model, report = load_pretrained(
+        auto_class, name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+    )
+    absent = set(report["missing_keys"])
+    return model, {id(p): key for key, p in model.named_parameters() if key in absent}
+
+
+def check_whole(network: nn.Module, made_up: dict[int, str], name: str) -> None:
+    """`InputError` when parameters that take part are not from the file."""
+    lacking = [made_up[id(p)] for p in network.parameters() if id(p) in made_up]
+    if lacking:
+        raise InputError(f"{name} lacks the weights {', '.join(lacking[:3])} ({len(lacking)} in all)")
 
 
 def _looks_like_path(name: str) -> bool:
@@ -84,7 +101,7 @@ class FrozenEncoder:
     def __init__(self, name: str, *, kind: str = "hidden", layer: int = -3, device: torch.device | str = "cpu") -> None:
         from transformers import AutoModel
 
-        model = load_pretrained(AutoModel, name, dtype=torch.float32, use_safetensors=True)
+        model, made_up = load_model(AutoModel, name)
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
         self.name, self.kind, self.device = name, kind, torch.device(device)
@@ -94,11 +111,15 @@ class FrozenEncoder:
         self._captured: Tensor | None = None
         self.depth: int = config.num_hidden_layers
         self.layer = layer
+        if getattr(model, "pooler", None) is not None:
+            # It takes no part; and where the checkpoint has none, it would be random and the fingerprint with it.
+            model.pooler = None
         if kind == "hidden":
             self._truncate(model, _resolve_layer(layer, self.depth, name))
             self.network: nn.Module = model
         else:
             self.network = model.get_input_embeddings()
+        check_whole(self.network, made_up, name)
         self.network.eval().requires_grad_(False).to(self.device)
 
     def _truncate(self, model: nn.Module, index: int) -> None:
@@ -129,6 +150,7 @@ class FrozenEncoder:
         output = self.network(input_ids=tokens_BL)
         state = output.last_hidden_state if self._index == self.depth else self._captured
         self._captured = None
+        assert state is not None
         return state.float()
 
     def check_length(self, seq_len: int) -> None:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldlm.encoder import load_pretrained, load_tokenizer
+from ldlm.encoder import check_whole, load_model, load_tokenizer
 from ldlm.errors import InputError
 
 LOGITS_AT_ONCE = 2**27  # elements; bounds the memory of a scorer pass
@@ -29,7 +29,8 @@ class Scorer:
 
         self.name, self.device = name, device
         self.tokenizer = load_tokenizer(name)
-        self.model = load_pretrained(AutoModelForCausalLM, name, dtype=torch.float32, use_safetensors=True)
+        self.model, made_up = load_model(AutoModelForCausalLM, name)
+        check_whole(self.model, made_up, name)
         self.model.eval().requires_grad_(False).to(device)
         config = self.model.config.get_text_config()
         self.vocab_size: int = config.vocab_size

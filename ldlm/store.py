@@ -36,7 +36,8 @@ SPLITS = ("train", "validation")
 
 def encode(h: np.ndarray, codec: str) -> np.ndarray:
     """float32 states as they are stored; `InputError` where they don't fit, NaN included."""
-    stored = h.astype(CODECS[codec])
+    with np.errstate(over="ignore"):  # said below, in a sentence
+        stored = h.astype(CODECS[codec])
     if not np.isfinite(stored).all():
         worst = float(np.abs(h[np.isfinite(h)]).max(initial=0.0))
         raise InputError(f"hidden states don't fit in {codec} (NaN, or values up to {worst:.3g}); use --codec fp32")
@@ -92,10 +93,14 @@ class FeatureStore:
         self.artifact = artifact.open_artifact(self.path, "features")
         self.manifest = self.artifact.manifest
         self._check_sizes()
+        self._check_arrays()
 
     def _check_sizes(self) -> None:
+        recorded = dict.fromkeys(self.manifest["rows"], 0)
         for record in sorted((self.path / "ledger").glob("*.json")):
-            for name, entry in files.read_json(record)["files"].items():
+            shard = files.read_json(record)
+            recorded[shard["split"]] += shard["rows"]
+            for name, entry in shard["files"].items():
                 path = self.path / name
                 size = path.stat().st_size if path.exists() else None
                 if size != entry["bytes"]:
@@ -103,6 +108,31 @@ class FeatureStore:
                     raise InputError(
                         f"{self.path}: {name} {state}; delete {record} and manifest.json and extract again"
                     )
+        if recorded != self.manifest["rows"]:
+            raise InputError(
+                f"{self.path}: the ledger has records of {recorded} rows and the store {self.manifest['rows']}; delete "
+                f"manifest.json and extract again"
+            )
+
+    def _check_arrays(self) -> None:
+        """What lies outside the ledger: the arrays' metadata, and mean and std, whose hash the manifest knows."""
+        try:
+            whole = all(self._has_its_arrays(name) for name, rows in self.manifest["rows"].items() if rows)
+            statistics = files.sha256_json([vector.tolist() for vector in self.statistics()])
+        except (KeyError, OSError, ValueError):  # what zarr raises for metadata that is absent or damaged
+            whole, statistics = False, ""
+        if not whole or statistics != self.encoder["statistics"]:
+            raise InputError(
+                f"{self.path}/features.zarr is damaged: metadata, mean or std are not what was written; extract again "
+                f"with --overwrite"
+            )
+
+    def _has_its_arrays(self, name: str) -> bool:
+        split = self.split(name)
+        found = [None if array is None else array.shape for array in (split.tokens, split.hidden)]
+        tokens = (split.rows, self.shapes.seq_len)
+        hidden = None if self.encoder["kind"] == "scratch" else (*tokens, self.shapes.hidden_dim)
+        return found == [tokens, hidden]
 
     @cached_property
     def _group(self) -> Any:
@@ -162,7 +192,7 @@ class StoreWriter:
 
     def create(self, rows: dict[str, int], mean_D: np.ndarray, std_D: np.ndarray) -> None:
         """Write the arrays' metadata, mean and std. The same call again changes nothing."""
-        root = zarr.open_group(self.path / "features.zarr", mode="a", zarr_format=3)
+        root: Any = zarr.open_group(self.path / "features.zarr", mode="a", zarr_format=3)
         for name, vector in (("mean", mean_D), ("std", std_D)):
             array = root.create_array(
                 name, shape=vector.shape, dtype=np.float32, overwrite=True, config={"write_empty_chunks": True}
@@ -210,16 +240,18 @@ class StoreWriter:
 
     def write(self, split: str, shard: int, hidden: np.ndarray | None, tokens: np.ndarray) -> int:
         """Write a whole shard, make it durable, record it; returns its bytes. `hidden` as stored (see `encode`)."""
-        root = zarr.open_group(self.path / "features.zarr", mode="r+")
+        root: Any = zarr.open_group(self.path / "features.zarr", mode="r+")
         group = root if split == "train" else root[split]
         start = shard * self.shard_rows
+        every_chunk = {"write_empty_chunks": True}  # zarr forgets it when an array is opened again
         prefix = "features.zarr/" if split == "train" else f"features.zarr/{split}/"
-        group["tokens"][start : start + len(tokens)] = tokens
-        written = [f"{prefix}tokens/c/{shard}/0"]
+        written = [f"{prefix}tokens/c/{shard}/0", *([f"{prefix}hidden/c/{shard}/0/0"] if hidden is not None else [])]
+        for name in written:
+            (self.path / name).unlink(missing_ok=True)  # a torn one would be read to fill up the last shard
+        group["tokens"].with_config(every_chunk)[start : start + len(tokens)] = tokens
         if hidden is not None:
-            group["hidden"][start : start + len(hidden)] = hidden
-            written.append(f"{prefix}hidden/c/{shard}/0/0")
-        entries = {}
+            group["hidden"].with_config(every_chunk)[start : start + len(hidden)] = hidden
+        entries: dict[str, dict[str, Any]] = {}
         for name in written:
             with open(self.path / name, "rb") as file:
                 os.fsync(file.fileno())

@@ -77,6 +77,9 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
     if column not in table.schema_arrow.names:
         fields = ", ".join(table.schema_arrow.names)
         raise InputError(f"{path} has no column {column!r} (columns: {fields}); set --text-column")
+    kind = table.schema_arrow.field(column).type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        raise InputError(f"{path}: column {column!r} holds {kind} and no text; set --text-column")
     for batch in table.iter_batches(columns=[column]):
         yield from (text for text in batch.column(0).to_pylist() if text)
 
@@ -107,7 +110,11 @@ def dataset_documents(name: str, split: str, column: str) -> Iterator[str]:
             raise InputError(
                 f"the dataset {name!r} has no field {column!r} (fields: {', '.join(row)}); set --text-column"
             )
-        yield row[column]
+        document = row[column]
+        if document is not None and not isinstance(document, str):
+            raise InputError(f"the dataset {name!r}: field {column!r} holds {document!r}, no text; set --text-column")
+        if document and document.strip():
+            yield document
 
 
 def _first_line(error: BaseException) -> str:

@@ -72,7 +72,8 @@ def run(config: ExtractConfig, out: Path, *, overwrite: bool = False, progress: 
 
     tokenizer.save_pretrained(out / "tokenizer")
     started = time.perf_counter()
-    rows = _pack(config, tokenizer, out, progress)
+    with result.or_nothing():
+        rows = _pack(config, tokenizer, out, progress)
     tokens = {split: _spooled_tokens(out, split, rows[split], config.seq_len) for split in SPLITS if rows[split]}
     shapes = Shapes(seq_len=config.seq_len, hidden_dim=_width(config, encoder), vocab_size=len(tokenizer))
 
@@ -82,7 +83,8 @@ def run(config: ExtractConfig, out: Path, *, overwrite: bool = False, progress: 
         out, shapes, codec=config.codec, shard_rows=config.shard_rows, with_hidden=config.kind != "scratch"
     )
     writer.create(rows, statistics.mean_D, statistics.std_D)
-    extraction.write_shards(writer, statistics, progress)
+    with result.or_nothing():
+        extraction.write_shards(writer, statistics, progress)
 
     stored = [vector.astype(np.float32).tolist() for vector in (statistics.mean_D, statistics.std_D)]
     sealed = result.finish(

@@ -56,9 +56,10 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
         return result
 
     quiet_transformers()
-    tokenizer = _tokenizer(config)
-    rows = _rows(config, tokenizer)
-    model = _model(config, tokenizer).to(device)
+    with result.or_nothing():
+        tokenizer = _tokenizer(config)
+        rows = _rows(config, tokenizer)
+        model = _model(config, tokenizer).to(device)
     started = time.perf_counter()
     loss = _train(model, tokenizer, rows, config, out, device, progress)
 
@@ -112,12 +113,20 @@ def _word_pieces(documents: Iterator[str], vocab_size: int) -> Any:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import BertTokenizer
 
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(documents, trainer)
+    tokenizer.normalizer = normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+
+    # The trainer would number single letters in the order of a hash map, and break ties by the numbers. Named up front,
+    # they make the vocabulary a function of the text, as a resumed training needs it.
+    words: set[str] = set()
+    kept = list(documents)
+    for document in kept:
+        words.update(word for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(document)))
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = sorted({word[0] for word in words}) + sorted({f"##{letter}" for word in words for letter in word[1:]})
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special + letters, show_progress=False)
+    tokenizer.train_from_iterator(kept, trainer)
     return BertTokenizer(vocab=tokenizer.get_vocab())
 
 

@@ -122,7 +122,7 @@ def plan(quickstart: QuickstartConfig) -> dict[str, Any]:
 def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, progress: Progress = SILENT) -> Artifact:
     """Run every stage into `out`; its manifest holds the table."""
     runtime.device(quickstart.device)
-    source = {"text": files.sha256_file(Path(quickstart.text))} if _text_file(quickstart) else {}
+    source = {} if quickstart.text is None else {"text": files.sha256_file(_existing(quickstart.text))}
     result = artifact.begin(out, "quickstart", quickstart, source, overwrite=overwrite)
     if result.complete:
         progress.note(f"{out} is complete; nothing to do")
@@ -163,12 +163,10 @@ def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, pro
     return result.finish(**summary)
 
 
-def _text_file(quickstart: QuickstartConfig) -> bool:
-    if quickstart.text is None:
-        return False
-    if not Path(quickstart.text).is_file():
-        raise InputError(f"there is no file {quickstart.text}")
-    return True
+def _existing(path: str) -> Path:
+    if not Path(path).is_file():
+        raise InputError(f"there is no file {path}")
+    return Path(path)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,126 @@
+"""How hidden states are stored: what is written to zarr, and how it becomes float32 again on the training device.
+
+Lossy steps happen here, before zarr. Nothing is ever clipped: outlier channels would lose the most. fp16 and fp32 are
+plain numbers to any zarr reader; the others carry `recipe` in the array's attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldlm.errors import InputError
+
+Parts = Mapping[str, np.ndarray]  # array name (hidden, scale) -> values
+
+
+@dataclass(frozen=True)
+class Codec:
+    """`encode` float32 states (R, L, D) into named arrays; `decode` tensors of them into float32."""
+
+    name: str
+    dtypes: Mapping[str, str]  # array name -> zarr dtype
+    bytes_per_value: float  # before compression, for a width of 768
+    recipe: str
+    encode: Callable[[np.ndarray], Parts]
+    decode: Callable[[Mapping[str, Tensor]], Tensor]
+
+
+def _encode_bf16(h: np.ndarray) -> Parts:
+    return {"hidden": torch.from_numpy(h).to(torch.bfloat16).view(torch.uint16).numpy()}
+
+
+def _encode_int8(h: np.ndarray) -> Parts:
+    """Absolute maximum per token: ±127 is the largest magnitude of the token's own states."""
+    scale = np.abs(h).max(axis=-1, keepdims=True) / 127
+    scale = np.where(scale > 0, scale, 1).astype(np.float32)
+    return {"hidden": np.rint(h / scale).astype(np.int8), "scale": scale[..., 0]}
+
+
+CODECS = {
+    codec.name: codec
+    for codec in (
+        Codec(
+            "fp16",
+            {"hidden": "float16"},
+            2,
+            "hidden is float16",
+            lambda h: {"hidden": h.astype(np.float16)},
+            lambda parts: parts["hidden"].float(),
+        ),
+        Codec(
+            "bf16",
+            {"hidden": "uint16"},
+            2,
+            "hidden holds the bits of bfloat16: h = (hidden as uint32 << 16) viewed as float32",
+            _encode_bf16,
+            lambda parts: parts["hidden"].view(torch.bfloat16).float(),
+        ),
+        Codec(
+            "int8-token",
+            {"hidden": "int8", "scale": "float32"},
+            1 + 4 / 768,
+            "h = hidden * scale[..., None]",
+            _encode_int8,
+            lambda parts: parts["hidden"].float() * parts["scale"][..., None],
+        ),
+        Codec(
+            "fp32",
+            {"hidden": "float32"},
+            4,
+            "hidden is float32",
+            lambda h: {"hidden": h.astype(np.float32, copy=False)},
+            lambda parts: parts["hidden"].float(),
+        ),
+    )
+}
+
+
+def encode(h: np.ndarray, codec: Codec) -> Parts:
+    """The arrays to store; `InputError` for NaN, infinity, and values beyond the codec's range."""
+    if not np.isfinite(h).all():
+        raise InputError("the encoder gave hidden states that are not finite; nothing was stored of this shard")
+    with np.errstate(over="ignore"):
+        parts = codec.encode(h)
+    if np.issubdtype(parts["hidden"].dtype, np.floating) and not np.isfinite(parts["hidden"]).all():
+        worst = float(np.abs(h).max())
+        raise InputError(f"hidden states of up to {worst:.3g} don't fit in {codec.name}; use --codec bf16 or fp32")
+    return parts
+
+
+def decode(parts: Parts, codec: Codec) -> np.ndarray:
+    """float32 states from stored arrays, on the CPU."""
+    return codec.decode({name: torch.from_numpy(array) for name, array in parts.items()}).numpy()
+
+
+@dataclass(frozen=True)
+class Error:
+    """What a codec costs: sums of squares per channel, float64 (D,), of the states and of the error."""
+
+    signal_D: np.ndarray
+    error_D: np.ndarray
+
+    @classmethod
+    def of(cls, h: np.ndarray, parts: Parts, codec: Codec) -> Error:
+        """Of states (R, L, D) as they are stored."""
+        axes = tuple(range(h.ndim - 1))
+        wrong = (decode(parts, codec) - h).astype(np.float64)
+        return cls((h.astype(np.float64) ** 2).sum(axes), (wrong**2).sum(axes))
+
+    def merge(self, other: Error) -> Error:
+        """Of both together."""
+        return Error(self.signal_D + other.signal_D, self.error_D + other.error_D)
+
+    @property
+    def relative_rms(self) -> float:
+        """Root mean square of the error over that of the states."""
+        return float(np.sqrt(self.error_D.sum() / max(self.signal_D.sum(), 1e-30)))
+
+    @property
+    def worst_channel(self) -> float:
+        """The same of the channel where it is largest."""
+        return float(np.sqrt((self.error_D / np.maximum(self.signal_D, 1e-30)).max()))

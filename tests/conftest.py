@@ -1,0 +1,241 @@
+"""What the tests share: a generated corpus, tiny encoders trained on it, one feature store and one run of each.
+
+Fixtures that a test writes to are copies. Nothing here needs a network, a GPU or files outside the repository.
+"""
+
+import json
+import os
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+# No test may go out to a hub; the libraries read these when they are imported.
+os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+
+from ldlm import config as configs
+from ldlm.config import ExtractConfig, PretrainConfig, TrainConfig
+from ldlm.progress import Progress, Task
+
+# Bit-equality is promised with the threads pinned (SPEC 12.2).
+torch.set_num_threads(1)
+
+SEQ_LEN = 16
+TINY_MODEL = {
+    "autoencoder": {"layers": 1, "width": 16, "heads": 2},
+    "denoiser": {"layers": 1, "width": 16, "heads": 2, "time_dim": 8},
+    "token_decoder": {"layers": 1, "heads": 2},
+}
+TINY_TRAIN = {
+    "steps": 8,
+    "batch_size": 8,
+    "model": TINY_MODEL,
+    "recipe": {"warmup_steps": 4, "sigma_dec": 1.0},
+    "timesteps": {"bins": 10, "refresh_steps": 3},
+    "optimizer": {"lr": 1e-3, "lr_warmup_steps": 2},
+    "log_every": 1,
+    "eval_every": 4,
+    "eval_rows": 10,
+    "save_every": 3,
+    "keep": 2,
+    "device": "cpu",
+}
+
+
+def sentences(count: int, seed: int = 0) -> list[str]:
+    """English-looking lines from a small grammar, with commas, capitals, digits and letters beyond ASCII."""
+    draw = random.Random(seed)
+    people = ["the old captain", "a young teacher", "Mrs Brontë", "my neighbour", "the café owner", "nobody"]
+    verbs = ["found", "remembered", "carried", "painted", "lost", "described", "bought", "followed"]
+    things = ["a letter", "three boats", "the winter of 1847", "an answer", "his naïve plan", "the long road", "rain"]
+    ends = ["before dawn", "in the harbour", "without a word", "as ever", "near the mill", "and said so"]
+    lines = []
+    for _ in range(count):
+        clauses = [" ".join(map(draw.choice, (people, verbs, things, ends))) for _ in range(draw.randint(1, 3))]
+        line = ", and ".join(clauses)
+        lines.append(line[0].upper() + line[1:] + ".")
+    return lines
+
+
+@dataclass
+class Interrupted(Progress):
+    """Progress whose user presses Ctrl-C at the `at`-th report, counted from 0 over all tasks; counts them too."""
+
+    at: int | None = None
+    reports: int = 0
+
+    def task(self, name: str, total: int, unit: str, done: int = 0) -> Task:
+        return InterruptedTask(self)
+
+
+@dataclass
+class InterruptedTask(Task):
+    owner: Interrupted
+
+    def advance(self, count: int, **figures: float | str) -> None:
+        self.owner.reports += 1
+        if self.owner.reports - 1 == self.owner.at:
+            raise KeyboardInterrupt
+
+
+@dataclass
+class Notes(Progress):
+    """Progress that keeps what the user would have read, and how many units of work were reported."""
+
+    def __post_init__(self) -> None:
+        self.lines: list[str] = []
+        self.begun: list[str] = []
+
+    def task(self, name: str, total: int, unit: str, done: int = 0) -> Task:
+        self.begun.append(name)
+        return Task()
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.fixture(scope="session")
+def interrupted() -> type[Interrupted]:
+    """The class; `interrupted(at=3)` raises KeyboardInterrupt at the fourth report of progress."""
+    return Interrupted
+
+
+@pytest.fixture
+def notes() -> Notes:
+    """Progress that remembers what it was told."""
+    return Notes()
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text file of 120 documents, one per line."""
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text("\n".join(sentences(120)) + "\n", encoding="utf-8")
+    return path
+
+
+def _pretrain(arch: str, corpus: Path, out: Path, **settings: object) -> Path:
+    from ldlm.stages import pretrain_encoder
+
+    tiny = {"layers": 4, "width": 16, "heads": 2, "vocab_size": 320, "positions": SEQ_LEN, "steps": 3, "batch_size": 4}
+    config = PretrainConfig(data=(str(corpus),), arch=arch, device="cpu", **{**tiny, **settings})
+    return pretrain_encoder.run(config, out).path
+
+
+@pytest.fixture(scope="session")
+def gpt2(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 folder: 4 layers, width 16, its own byte-level BPE, three training steps."""
+    return _pretrain("gpt2", corpus, tmp_path_factory.mktemp("gpt2") / "encoder")
+
+
+@pytest.fixture(scope="session")
+def other_gpt2(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with other weights."""
+    return _pretrain("gpt2", corpus, tmp_path_factory.mktemp("other") / "encoder", seed=1)
+
+
+@pytest.fixture(scope="session")
+def bert(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT folder: 4 layers, width 16, its own WordPiece, three training steps."""
+    return _pretrain("bert", corpus, tmp_path_factory.mktemp("bert") / "encoder")
+
+
+@pytest.fixture(scope="session")
+def extract_config(corpus: Path, gpt2: Path) -> ExtractConfig:
+    """The configuration of `store`: several shards, blocks that do not fill them, and held-out rows."""
+    return ExtractConfig(
+        encoder=str(gpt2),
+        data=(str(corpus),),
+        seq_len=SEQ_LEN,
+        validation_docs=12,
+        codec="fp32",
+        shard_rows=80,
+        batch_size=20,
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="session")
+def store(extract_config: ExtractConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sealed feature store; read only."""
+    from ldlm.stages import extract_features
+
+    return extract_features.run(extract_config, tmp_path_factory.mktemp("store") / "features").path
+
+
+@pytest.fixture
+def store_copy(store: Path, tmp_path: Path) -> Path:
+    """A copy of `store` to break."""
+    return Path(shutil.copytree(store, tmp_path / "features"))
+
+
+@pytest.fixture(scope="session")
+def train_config() -> TrainConfig:
+    """The configuration of `trained`."""
+    return configs.from_dict(TrainConfig, TINY_TRAIN)
+
+
+@pytest.fixture(scope="session")
+def trained(train_config: TrainConfig, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 8 uninterrupted steps on `store`; read only."""
+    from ldlm.stages import train
+
+    return train.run(train_config, store, tmp_path_factory.mktemp("run") / "run").path
+
+
+@pytest.fixture
+def run_copy(trained: Path, tmp_path: Path) -> Path:
+    """A copy of `trained` to add decoders to."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def tiny_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """TINY_TRAIN as a file for --config (JSON is YAML)."""
+    path = tmp_path_factory.mktemp("yaml") / "tiny.yaml"
+    path.write_text(json.dumps(TINY_TRAIN))
+    return path
+
+
+@pytest.fixture(scope="session")
+def ldlm():
+    """Call the command line in this process: `ldlm("train", "--steps", 3)`, click's result with stdout and stderr."""
+    from click.testing import CliRunner
+    from ldlm.cli import main
+
+    def call(*arguments: object):
+        return CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="ldlm")
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def succeed(ldlm):
+    """The same for a command that must succeed with --json: the parsed result."""
+
+    def call(*arguments: object):
+        result = ldlm(*arguments, "--json")
+        assert result.exit_code == 0, result.stderr or result.exception
+        return json.loads(result.stdout)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def refuse(ldlm):
+    """The same for a command that must refuse: checks the one line on stderr and returns it."""
+
+    def call(*arguments: object) -> str:
+        result = ldlm(*arguments)
+        assert isinstance(result.exception, SystemExit), repr(result.exception)
+        assert result.exit_code == 1, (result.exit_code, result.stderr)
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("Error: "), line
+        assert result.stdout == ""
+        return line.removeprefix("Error: ")
+
+    return call

@@ -1,0 +1,188 @@
+"""The rule for a stage's output (SPEC 12.1): go on, do nothing, or refuse; and what a later stage may open."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ldlm import artifact
+from ldlm.artifact import begin, open_artifact
+from ldlm.config import ExtractConfig, TrainConfig
+from ldlm.errors import InputError
+
+CONFIG = TrainConfig(steps=5)
+
+
+def tree(path: Path) -> dict[str, bytes]:
+    """Every file below a folder, with its content."""
+    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+def test_an_output_is_new_then_partial_then_complete(tmp_path):
+    out = tmp_path / "deep" / "run"
+    assert begin(out, "run", CONFIG, {}).state == "new"
+    again = begin(out, "run", CONFIG, {})
+    assert (again.state, again.complete) == ("partial", False)
+    again.finish(answer=42)
+    done = begin(out, "run", CONFIG, {})
+    assert (done.state, done.complete) == ("complete", True)
+    assert done.manifest["answer"] == 42
+    assert done.manifest["kind"] == "run"
+
+
+def test_a_manifest_names_the_versions_that_decide_results(tmp_path):
+    import torch
+
+    versions = begin(tmp_path / "run", "run", CONFIG, {}).finish().manifest["versions"]
+    assert versions["torch"] == torch.__version__
+    assert {"ldlm", "python", "transformers", "tokenizers", "numpy", "zarr", "commit"} <= set(versions)
+
+
+def test_an_empty_folder_is_as_good_as_none(tmp_path):
+    assert begin(tmp_path, "run", CONFIG, {}).state == "new"
+
+
+def test_a_changed_setting_is_refused_and_named_and_nothing_is_touched(tmp_path):
+    out = tmp_path / "run"
+    begin(out, "run", CONFIG, {}).finish()
+    before = tree(out)
+    with pytest.raises(InputError, match=r"\(seed: 0 -> 1\); .*or add --overwrite") as error:
+        begin(out, "run", TrainConfig(steps=5, seed=1), {})
+    assert "batch_size" not in str(error.value)
+    assert tree(out) == before
+
+
+def test_a_changed_input_is_refused_and_named(tmp_path):
+    begin(tmp_path / "run", "run", CONFIG, {"features": "aaa"})
+    with pytest.raises(InputError, match=r"inputs.features: aaa -> bbb"):
+        begin(tmp_path / "run", "run", CONFIG, {"features": "bbb"})
+
+
+def test_what_is_no_part_of_the_identity_may_change_and_is_written_down(tmp_path):
+    out = tmp_path / "run"
+    begin(out, "run", CONFIG, {})
+    found = begin(out, "run", TrainConfig(steps=9, device="cpu"), {})
+    assert found.state == "partial"
+    assert (found.config["steps"], found.config["device"]) == (9, "cpu")
+
+
+def test_overwrite_replaces_everything(tmp_path):
+    out = tmp_path / "run"
+    begin(out, "run", CONFIG, {}).finish()
+    (out / "old.txt").write_text("old")
+    found = begin(out, "run", TrainConfig(seed=1), {}, overwrite=True)
+    assert found.state == "new"
+    assert set(tree(out)) == {"artifact.json", "config.yaml"}
+
+
+def test_foreign_content_is_refused_without_overwrite(tmp_path):
+    out = tmp_path / "holiday"
+    out.mkdir()
+    (out / "photo.jpg").write_bytes(b"irreplaceable")
+    with pytest.raises(InputError, match="not empty and not made by ldlm"):
+        begin(out, "run", CONFIG, {})
+    assert tree(out) == {"photo.jpg": b"irreplaceable"}
+
+
+def test_another_kind_is_refused_by_name(tmp_path):
+    begin(tmp_path / "x", "features", ExtractConfig(), {})
+    with pytest.raises(InputError, match="holds a feature store; choose another --output"):
+        begin(tmp_path / "x", "run", CONFIG, {})
+
+
+def test_a_file_can_not_be_an_output_folder(tmp_path):
+    (tmp_path / "x").write_text("text")
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="is a file and the output is a folder"):
+            begin(tmp_path / "x", "run", CONFIG, {}, overwrite=overwrite)
+    assert (tmp_path / "x").read_text() == "text"
+
+
+@pytest.mark.parametrize("where", ["here", "parent"])
+def test_overwrite_never_deletes_the_working_directory_or_what_holds_it(tmp_path, monkeypatch, where):
+    here = tmp_path / "work" / "here"
+    here.mkdir(parents=True)
+    (here / "thesis.tex").write_text("years of work")
+    monkeypatch.chdir(here)
+    with pytest.raises(InputError, match="--overwrite would delete"):
+        begin(Path("." if where == "here" else ".."), "run", CONFIG, {}, overwrite=True)
+    assert (here / "thesis.tex").read_text() == "years of work"
+
+
+def test_an_output_killed_between_its_first_two_files_can_be_taken_up(tmp_path):
+    out = tmp_path / "run"
+    begin(out, "run", CONFIG, {"features": "aaa"})
+    (out / "config.yaml").unlink()
+    found = begin(out, "run", CONFIG, {"features": "bbb"})
+    assert found.state == "new"
+    assert (found.inputs, found.config["steps"]) == ({"features": "bbb"}, 5)
+
+
+def test_a_finished_output_whose_configuration_is_gone_is_not_taken_for_a_new_one(tmp_path):
+    out = tmp_path / "run"
+    begin(out, "run", CONFIG, {}).finish()
+    (out / "config.yaml").unlink()
+    with pytest.raises(InputError, match="choose another --output, or add --overwrite"):
+        begin(out, "run", CONFIG, {})
+
+
+def test_bad_input_found_later_removes_what_was_just_made_but_not_what_was_taken_up(tmp_path):
+    out = tmp_path / "run"
+    for state in ("new", "partial"):
+        found = begin(out, "run", CONFIG, {})
+        assert found.state == state
+        with pytest.raises(InputError), found.or_nothing():
+            raise InputError("the file is empty")
+        assert out.exists() == (state == "partial")
+        begin(out, "run", CONFIG, {})
+
+
+def test_a_crash_keeps_what_was_made(tmp_path):
+    found = begin(tmp_path / "run", "run", CONFIG, {})
+    with pytest.raises(KeyboardInterrupt), found.or_nothing():
+        raise KeyboardInterrupt
+    assert begin(tmp_path / "run", "run", CONFIG, {}).state == "partial"
+
+
+def test_opening_names_what_was_found_what_was_needed_and_the_command_that_makes_it(tmp_path):
+    with pytest.raises(InputError, match=r"there is no folder .*; `ldlm extract-features` makes a feature store"):
+        open_artifact(tmp_path / "absent", "features")
+
+    run = tmp_path / "run"
+    begin(run, "run", CONFIG, {}).finish()
+    with pytest.raises(InputError, match=r"holds a training run, and a feature store is needed; `ldlm extract-feat"):
+        open_artifact(run, "features")
+
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "a.txt").write_text("a")
+    with pytest.raises(InputError, match=r"holds something that ldlm did not make, and a training run is needed"):
+        open_artifact(foreign, "run")
+
+
+def test_an_unfinished_artefact_opens_only_where_that_is_allowed(tmp_path):
+    begin(tmp_path / "run", "run", CONFIG, {})
+    with pytest.raises(InputError, match=r"is not finished; run the same `ldlm train` command again"):
+        open_artifact(tmp_path / "run", "run")
+    assert open_artifact(tmp_path / "run", "run", complete=False).state == "partial"
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    begin(tmp_path / "run", "run", CONFIG, {})
+    (tmp_path / "run" / "artifact.json").write_text('{"kind": "ru')
+    with pytest.raises(InputError, match=r"artifact.json is damaged"):
+        open_artifact(tmp_path / "run", "run")
+
+
+def test_every_kind_has_the_command_that_makes_it():
+    from ldlm.cli import main
+
+    assert {command.removeprefix("ldlm ") for command in artifact.MADE_BY.values()} <= set(main.commands)
+
+
+def test_an_artefact_may_be_moved(tmp_path):
+    begin(tmp_path / "a", "run", CONFIG, {}).finish()
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    assert begin(tmp_path / "b", "run", CONFIG, {}).complete
+    assert json.loads((tmp_path / "b" / "manifest.json").read_text())["kind"] == "run"

@@ -1,0 +1,375 @@
+"""Extraction against an independent pass of transformers, and an interrupted one against an uninterrupted one."""
+
+import json
+import shutil
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from ldlm.stages import extract_features
+from torch import nn
+
+from ldlm import text
+from ldlm.config import ExtractConfig
+from ldlm.encoder import load_tokenizer
+from ldlm.errors import InputError
+from ldlm.store import FeatureStore
+
+LENGTH = 16
+
+
+@pytest.fixture(scope="module")
+def few_lines(corpus, tmp_path_factory):
+    """A text of 24 documents, for what is extracted many times over."""
+    path = tmp_path_factory.mktemp("few") / "few.txt"
+    path.write_text("\n".join(corpus.read_text(encoding="utf-8").splitlines()[:24]) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def few(few_lines, gpt2):
+    """Three shards and a bit, held-out rows, and blocks of which two make a shard."""
+    return ExtractConfig(
+        encoder=str(gpt2),
+        data=(str(few_lines),),
+        seq_len=LENGTH,
+        validation_docs=8,
+        shard_rows=16,
+        batch_size=8,
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(few, tmp_path_factory):
+    """The uninterrupted extraction of `few`."""
+    return extract_features.run(few, tmp_path_factory.mktemp("whole") / "features").path
+
+
+def payload(store):
+    """Every byte of the arrays and the ledger."""
+    paths = [p for name in ("features.zarr", "ledger") for p in (store / name).rglob("*") if p.is_file()]
+    return {str(p.relative_to(store)): p.read_bytes() for p in sorted(paths)}
+
+
+def record(store):
+    """The manifest without its timing."""
+    return {k: v for k, v in json.loads((store / "manifest.json").read_text()).items() if k != "seconds"}
+
+
+def reference(folder, tokens, layer):
+    """hidden_states[layer] of the whole model, as transformers computes them."""
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        output = model(input_ids=torch.from_numpy(np.asarray(tokens)).long(), output_hidden_states=True)
+    return output.hidden_states[layer].numpy()
+
+
+@contextmanager
+def encoded_rows(vocabulary):
+    """The token rows that pass a table of that many embeddings, as they are looked up."""
+    seen = []
+
+    def note(module, args):
+        if isinstance(module, nn.Embedding) and module.num_embeddings == vocabulary:
+            seen.extend(map(tuple, args[0].tolist()))
+
+    hook = nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def stored_rows(store):
+    """The token rows of both splits."""
+    opened = FeatureStore(store)
+    return [tuple(row) for split in ("train", "validation") for row in opened.split(split).tokens[:].tolist()]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is stored
+
+
+@pytest.mark.parametrize("codec", ["fp16", "fp32"])
+@pytest.mark.parametrize(("arch", "layer"), [("gpt2", -3), ("gpt2", -1), ("bert", -3), ("bert", -1)])
+def test_stored_states_undone_are_transformers_own_to_the_precision_of_the_storage(
+    few, tmp_path, request, arch, layer, codec
+):
+    folder = str(request.getfixturevalue(arch))
+    config = replace(few, encoder=folder, layer=layer, codec=codec)
+    group = zarr.open_group(extract_features.run(config, tmp_path / "f").path / "features.zarr", mode="r")
+    mean, std = group["mean"][:], group["std"][:]
+    for split in (group, group["validation"]):
+        stored = split["hidden"][:].astype(np.float32)
+        expected = reference(folder, split["tokens"][:], layer)
+        # Half a unit in the last place of the stored number, and float32 rounding of what went into it.
+        precision = {"fp16": 2.0**-11, "fp32": 0.0}[codec] * np.abs(stored) + 4e-6 * (1 + np.abs(mean / std))
+        assert (np.abs(stored * std + mean - expected) <= std * precision).all()
+    assert np.abs(expected).max() > 100 * (std * precision).max()  # the tolerance is far below the values
+
+
+@pytest.mark.parametrize(("codec", "tolerance"), [("fp32", 1e-5), ("fp16", 2e-4)])
+def test_the_stored_training_states_have_mean_0_and_standard_deviation_1(few, tmp_path, codec, tolerance):
+    opened = FeatureStore(extract_features.run(replace(few, codec=codec), tmp_path / "f").path)
+    hidden = opened.split("train").hidden[:].astype(np.float64).reshape(-1, 16)
+    np.testing.assert_allclose(hidden.mean(axis=0), 0, atol=tolerance)
+    np.testing.assert_allclose(hidden.std(axis=0), 1, atol=tolerance)
+
+
+def test_the_statistics_are_numpys_over_all_training_positions_and_are_reported_with_and_without_position_0(
+    whole, few, gpt2
+):
+    opened = FeatureStore(whole)
+    raw = reference(str(gpt2), opened.split("train").tokens[:], few.layer).astype(np.float64)
+    mean, std = opened.statistics()
+    # they are stored as float32
+    np.testing.assert_allclose(mean, raw.reshape(-1, 16).mean(axis=0), rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(std, raw.reshape(-1, 16).std(axis=0), rtol=1e-5)
+    for name, states in (("all", raw), ("without_position_0", raw[:, 1:])):
+        flat = states.reshape(-1, 16)
+        assert opened.manifest["statistics"][name] == {
+            "positions": len(flat),
+            "largest_std": pytest.approx(flat.std(axis=0).max(), rel=1e-5),
+            "median_std": pytest.approx(np.median(flat.std(axis=0)), rel=1e-5),
+            "largest_abs_mean": pytest.approx(np.abs(flat.mean(axis=0)).max(), rel=1e-5),
+        }
+    assert opened.manifest["statistics"]["all"] != opened.manifest["statistics"]["without_position_0"]
+
+
+def test_the_tokens_are_the_packed_documents_with_the_last_ones_held_out(whole, few_lines, gpt2):
+    documents, tokenizer = few_lines.read_text(encoding="utf-8").splitlines(), load_tokenizer(str(gpt2))
+    opened = FeatureStore(whole)
+    for split, part in (("train", documents[:-8]), ("validation", documents[-8:])):
+        expected = np.concatenate(list(text.pack(part, tokenizer, LENGTH)))
+        assert np.array_equal(opened.split(split).tokens[:], expected)
+        assert opened.manifest["rows"][split] == len(expected) == opened.split(split).rows
+
+
+def test_held_out_files_are_the_same_as_held_out_documents(whole, few, few_lines, tmp_path):
+    lines = few_lines.read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "train.txt").write_text("".join(lines[:-8]), encoding="utf-8")
+    (tmp_path / "held-out.txt").write_text("".join(lines[-8:]), encoding="utf-8")
+    files = {"data": (str(tmp_path / "train.txt"),), "validation_data": (str(tmp_path / "held-out.txt"),)}
+    other = extract_features.run(replace(few, validation_docs=0, **files), tmp_path / "f").path
+    assert payload(other) == payload(whole)
+
+
+def test_the_sizes_of_shards_change_the_files_and_no_value(whole, few, tmp_path):
+    other = FeatureStore(extract_features.run(replace(few, shard_rows=64), tmp_path / "f").path)
+    mine = FeatureStore(whole)
+    for split in ("train", "validation"):
+        assert np.array_equal(mine.split(split).hidden[:], other.split(split).hidden[:])
+    assert mine.encoder["statistics"] == other.encoder["statistics"]
+
+
+def test_statistics_of_a_sample_are_over_blocks_spread_over_the_corpus(few, corpus, tmp_path):
+    config = replace(few, data=(str(corpus),), codec="fp32", stats_tokens=4 * 8 * LENGTH)
+    made = extract_features.run(config, tmp_path / "a").path
+    opened = FeatureStore(made)
+    train = opened.split("train")
+    extraction = extract_features.Extraction(config, None, {"train": train.tokens[:]}, made)
+    blocks = extraction.sample()
+    quarters = [-(-train.rows // 8) * i // 4 for i in range(5)]
+    assert len(blocks) == 4
+    assert all(quarters[i] <= block < quarters[i + 1] for i, block in enumerate(blocks))  # one from each quarter
+    picked = np.concatenate([np.arange(8 * b, min(8 * b + 8, train.rows)) for b in blocks])
+    raw = reference(config.encoder, train.tokens[:][picked], config.layer).reshape(-1, 16).astype(np.float64)
+    mean, std = opened.statistics()
+    np.testing.assert_allclose(mean, raw.mean(axis=0), rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(std, raw.std(axis=0), rtol=1e-5)
+    assert opened.manifest["statistics"]["all"]["positions"] == len(raw)
+
+    again = extract_features.run(config, tmp_path / "b").path
+    assert payload(again) == payload(made)
+    seeds = [replace(extraction, config=replace(config, seed=seed)).sample() for seed in range(5)]
+    assert len(set(map(tuple, seeds))) > 1
+
+
+def test_kind_embedding_stores_the_token_table(few, gpt2, tmp_path):
+    from transformers import AutoModel
+
+    opened = FeatureStore(extract_features.run(replace(few, kind="embedding", codec="fp32"), tmp_path / "f").path)
+    split, (mean, std) = opened.split("train"), opened.statistics()
+    table = AutoModel.from_pretrained(gpt2).get_input_embeddings().weight.detach().numpy()
+    np.testing.assert_allclose(split.hidden[:] * std + mean, table[split.tokens[:]], atol=1e-6)
+    assert opened.encoder["kind"] == "embedding"
+
+
+def test_kind_scratch_stores_tokens_only_and_never_runs_the_encoder(few, whole, tmp_path):
+    with encoded_rows(320) as seen:
+        made = extract_features.run(replace(few, kind="scratch"), tmp_path / "f").path
+    assert seen == []
+    opened = FeatureStore(made)
+    assert opened.split("train").hidden is None
+    assert set(zarr.open_group(made / "features.zarr", mode="r")) == {"tokens", "mean", "std", "validation"}
+    assert np.array_equal(opened.split("train").tokens[:], FeatureStore(whole).split("train").tokens[:])
+    assert opened.shapes == FeatureStore(whole).shapes
+    mean, std = opened.statistics()
+    assert (mean == 0).all()
+    assert (std == 1).all()
+
+
+@pytest.mark.parametrize(("letter", "value"), [("Ω", 1e3), ("e", float("nan"))])
+def test_states_that_half_precision_can_not_hold_are_refused_and_nothing_is_left(few, gpt2, tmp_path, letter, value):
+    """A dimension that is constant in the training text, where the variance has its floor, and far off elsewhere."""
+    from safetensors.torch import load_file, save_file
+
+    held_out = tmp_path / "held-out.txt"
+    held_out.write_text("Ω" * 40, encoding="utf-8")  # occurs nowhere else
+    token = load_tokenizer(str(gpt2))(letter)["input_ids"][0]
+    folder = shutil.copytree(gpt2, tmp_path / "encoder")
+    tensors = load_file(folder / "model.safetensors")
+    (table,) = (tensor for name, tensor in tensors.items() if name.endswith("wte.weight"))
+    table[:, 0] = 0
+    table[token, 0] = value
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    text_files = {"validation_docs": 0, "validation_data": (str(held_out),)}
+    config = replace(few, encoder=str(folder), kind="embedding", **text_files)
+    with pytest.raises(InputError, match=r"don't fit in fp16 \(NaN, or values up to .*use --codec fp32"):
+        extract_features.run(config, tmp_path / "f")
+    assert not (tmp_path / "f").exists()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Interruptions
+
+
+def test_the_encoder_runs_once_per_row(few, tmp_path):
+    with encoded_rows(320) as seen:
+        made = extract_features.run(few, tmp_path / "f").path
+    assert Counter(seen) == Counter(stored_rows(made))
+    # also where the statistics are over a sample, and other blocks are first met when they are stored
+    with encoded_rows(320) as seen:
+        made = extract_features.run(replace(few, stats_tokens=1), tmp_path / "g").path
+    assert Counter(seen) == Counter(stored_rows(made))
+
+
+def test_an_extraction_interrupted_at_every_point_ends_with_the_bytes_of_an_uninterrupted_one(
+    few, whole, tmp_path, interrupted
+):
+    """One folder, taken up again and again, and stopped one report later each time."""
+    out = tmp_path / "features"
+    with encoded_rows(320) as seen:
+        for at in range(100):
+            try:
+                extract_features.run(few, out, progress=interrupted(at=at))
+                break
+            except KeyboardInterrupt:
+                with pytest.raises(InputError, match="not finished"):
+                    FeatureStore(out)
+    assert at > 8  # it was stopped while packing, encoding and writing
+    assert payload(out) == payload(whole)
+    assert record(out) == record(whole)
+    assert not (out / "spool").exists()
+    assert Counter(seen) == Counter(stored_rows(whole))  # every row was encoded once, over all attempts
+
+
+@pytest.mark.parametrize("at", [0, 4, 9])
+def test_one_interruption_and_one_resumption_give_the_same_bytes(few, whole, tmp_path, interrupted, at):
+    with pytest.raises(KeyboardInterrupt):
+        extract_features.run(few, tmp_path / "f", progress=interrupted(at=at))
+    extract_features.run(few, tmp_path / "f")
+    assert payload(tmp_path / "f") == payload(whole)
+
+
+def test_what_a_power_cut_leaves_half_written_is_written_again(few, whole, tmp_path, interrupted):
+    out, counted = tmp_path / "features", interrupted()
+    extract_features.run(few, tmp_path / "counted", progress=counted)
+    with pytest.raises(KeyboardInterrupt):
+        extract_features.run(few, out, progress=interrupted(at=counted.reports - 1))
+    # a shard whose record was not yet written, cut short; litter of a write that did not finish
+    records = sorted((out / "ledger").glob("train-*.json"))
+    (name,) = (n for n in json.loads(records[-1].read_text())["files"] if "/hidden/" in n)
+    records[-1].unlink()
+    shard = out / name
+    shard.write_bytes(shard.read_bytes()[:100])
+    (out / "spool" / ".123.states-0000000.npy").write_bytes(b"half")
+    extract_features.run(few, out)
+    assert payload(out) == payload(whole)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_damaged_shard_is_mended_as_its_error_says(few, whole, tmp_path, split):
+    out = shutil.copytree(whole, tmp_path / "features")
+    prefix = "features.zarr/" if split == "train" else "features.zarr/validation/"
+    (out / prefix / "hidden/c/0/0/0").write_bytes(b"")
+    with pytest.raises(InputError, match=r"delete .*00000.json and manifest.json and extract again"):
+        FeatureStore(out)
+    (out / "ledger" / f"{split}-00000.json").unlink()
+    (out / "manifest.json").unlink()
+    extract_features.run(few, out)
+    assert payload(out) == payload(whole)
+    assert record(out) == record(whole)
+
+
+def test_a_complete_store_is_left_alone(few, whole, notes):
+    before = {path: path.stat().st_mtime_ns for path in (whole / "features.zarr").rglob("*")}
+    with encoded_rows(320) as seen:
+        again = extract_features.run(few, whole, progress=notes)
+    assert again.complete
+    assert seen == []
+    assert notes.lines == [f"{whole} is complete; nothing to do"]
+    assert {path: path.stat().st_mtime_ns for path in (whole / "features.zarr").rglob("*")} == before
+
+
+def test_another_setting_another_text_or_another_encoder_is_refused_by_name(few, whole, other_gpt2, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "features")
+    before = payload(out)
+    with pytest.raises(InputError, match=r"layer: -3 -> -2"):
+        extract_features.run(replace(few, layer=-2), out)
+    with pytest.raises(InputError, match=r"inputs\.encoder"):
+        extract_features.run(replace(few, encoder=str(other_gpt2)), out)
+    changed = str(shutil.copy(few.data[0], tmp_path / "changed.txt"))
+    config = replace(few, data=(changed,))
+    extract_features.run(config, tmp_path / "g")
+    with open(changed, "a") as file:
+        file.write("One line more.\n")
+    with pytest.raises(InputError, match=r"inputs\.text"):
+        extract_features.run(config, tmp_path / "g")
+    assert payload(out) == before
+
+
+def test_overwrite_extracts_anew(few, whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "features")
+    made = extract_features.run(replace(few, layer=-2), out, overwrite=True)
+    assert made.config["layer"] == -2
+    assert FeatureStore(out).encoder["fingerprint"] != FeatureStore(whole).encoder["fingerprint"]
+
+
+def test_a_dry_run_tells_rows_and_bytes_and_writes_nothing(few, whole, tmp_path):
+    plan = extract_features.plan(few, tmp_path / "absent" / "features")
+    rows = json.loads((whole / "manifest.json").read_text())["rows"]
+    values = sum(rows.values()) * LENGTH * 16
+    assert plan["rows"] == rows
+    assert plan["bytes"] == {"fp16": 2 * values, "fp32": 4 * values}
+    assert plan["shards"] == len(list((whole / "ledger").iterdir()))
+    assert plan["bytes_free"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": ()}, "give the text either as --data FILE… or as --dataset NAME"),
+        ({"dataset": "x"}, "give the text either as --data FILE… or as --dataset NAME"),
+        ({"validation_data": ("x.txt",)}, "either by --validation-docs or by --validation-data, not both"),
+        ({"batch_size": 10}, "shard_rows=16 must be a multiple of batch_size=10"),
+        ({"shard_rows": 8}, "shard_rows=8 must be a multiple of the chunk of 16 rows"),
+        ({"validation_docs": 24}, "--validation-docs 24 leaves nothing to train on: there are 24 documents"),
+        ({"seq_len": 17}, "--seq-len 17 is longer than the 16 positions"),
+        ({"layer": -6}, "--layer -6 is out of range"),
+        ({"seq_len": 4000, "kind": "embedding"}, "the text is shorter than one row of 4000 tokens"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused_and_leave_nothing(few, tmp_path, changes, message):
+    with pytest.raises(InputError) as error:
+        extract_features.run(replace(few, **changes), tmp_path / "f")
+    assert message in str(error.value)
+    assert list(tmp_path.iterdir()) == []

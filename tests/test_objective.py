@@ -1,0 +1,409 @@
+"""The joint loss: its values against the formulas, where each gradient goes and where it must not, and that it learns.
+
+Exact zeros are asserted as zeros: a stop-gradient that leaks a little is no stop-gradient.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from ldlm import noise
+from ldlm.config import (
+    AutoencoderConfig,
+    DenoiserConfig,
+    DiffusionConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RecipeConfig,
+    Shapes,
+    TimestepConfig,
+    TokenDecoderConfig,
+    TrainConfig,
+)
+from ldlm.model import LDLM, build
+from ldlm.objective import Draws, Losses, Objective, draw, scale_gradient, warmup_gamma
+from ldlm.stream import Batch
+from ldlm.timesteps import TimestepSampler
+from ldlm.trainer import start, train_step
+
+SHAPES = Shapes(seq_len=6, hidden_dim=16, vocab_size=11)
+MODEL = ModelConfig(
+    autoencoder=AutoencoderConfig(layers=1, width=16, heads=2, num_latents=4, latent_dim=8),
+    denoiser=DenoiserConfig(layers=1, width=16, heads=2, time_dim=8),
+    token_decoder=TokenDecoderConfig(layers=1, heads=2),
+)
+BATCH = 3
+PARTS = ("latent_encoder", "latent_decoder", "denoiser", "token_decoder")
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def objective(config: ModelConfig = MODEL, *, scratch: bool = False, **recipe) -> Objective:
+    """Float64 with every weight random: at initialisation the denoiser's zeros hide its gradients."""
+    model = build(config, SHAPES, seed=0, scratch=scratch).double()
+    with torch.no_grad():
+        for i, parameter in enumerate(model.parameters()):
+            parameter.add_(0.2 * random(*parameter.shape, seed=i))
+    return Objective(model, DiffusionConfig(), RecipeConfig(**recipe))
+
+
+def draws(*, self_condition: bool = False) -> Draws:
+    return Draws(
+        t_B=torch.tensor([0.1, 0.4, 0.8], dtype=torch.float64),
+        weight_B=torch.ones(BATCH, dtype=torch.float64),
+        eps_BNC=random(BATCH, 4, 8, seed=100),
+        eps_dec_BNC=random(BATCH, 4, 8, seed=101),
+        self_condition=self_condition,
+    )
+
+
+HIDDEN = random(BATCH, 6, 16, seed=102)
+TOKENS = torch.arange(BATCH * 6).reshape(BATCH, 6) % 11
+
+
+def run(made: Objective, made_draws: Draws | None = None, gamma: float = 1.0) -> Losses:
+    return made(HIDDEN, TOKENS, made_draws or draws(), gamma)
+
+
+def gradients(loss: Tensor, model: LDLM) -> dict[str, Tensor]:
+    """Gradient of `loss` in each part, flattened; zeros where the graph does not lead."""
+    result = {}
+    for name, part in model.parts().items():
+        parameters = list(part.parameters())
+        found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        pieces = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+        result[name] = torch.cat([piece.flatten() for piece in pieces])
+    return result
+
+
+def reached(found: dict[str, Tensor]) -> set[str]:
+    return {name for name, gradient in found.items() if gradient.abs().max() > 0}
+
+
+# The warm-up
+
+
+def test_gamma_rises_from_gamma_min_to_1_along_a_shifted_sigmoid():
+    config = RecipeConfig(warmup_steps=1_000)
+    assert warmup_gamma(0, config) == 0
+    assert warmup_gamma(1_000, config) == 1
+    assert warmup_gamma(1_001, config) == 1
+    assert warmup_gamma(10**9, config) == 1
+    assert warmup_gamma(999, config) == pytest.approx(1, abs=2e-3)
+    values = [warmup_gamma(step, config) for step in range(1_001)]
+    assert all(a < b for a, b in zip(values, values[1:], strict=False))
+
+
+@pytest.mark.parametrize("gamma_min", [0.0, 0.25])
+def test_gamma_follows_equation_30(gamma_min):
+    # With σ(x) = (1 + tanh(x/2))/2 the halves cancel: tanh(5u − 4) between tanh(−4) and tanh(1), for k=10 and c=0.8.
+    config = RecipeConfig(warmup_steps=400, gamma_min=gamma_min)
+    for step in (0, 1, 100, 320, 399):
+        share = (math.tanh(5 * step / 400 - 4) - math.tanh(-4)) / (math.tanh(1) - math.tanh(-4))
+        assert warmup_gamma(step, config) == pytest.approx(gamma_min + (1 - gamma_min) * share, abs=1e-12)
+
+
+def test_k_and_c_shape_the_warm_up_and_no_warm_up_means_1():
+    steep = RecipeConfig(warmup_steps=100, warmup_k=40.0, warmup_c=0.5)
+    assert warmup_gamma(50, steep) == pytest.approx(0.5, abs=1e-9)
+    assert warmup_gamma(40, steep) < 0.03
+    assert warmup_gamma(0, RecipeConfig(warmup_steps=0)) == 1
+
+
+def test_scaling_a_gradient_changes_no_bit_of_the_value():
+    z = random(50, seed=0).float().requires_grad_()
+    for gamma in (0.0, 0.3, 1.0):
+        scaled = scale_gradient(z, gamma)
+        assert torch.equal(scaled, z)
+        (gradient,) = torch.autograd.grad((scaled**2).sum(), z)
+        assert torch.allclose(gradient, gamma * 2 * z.detach(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("self_condition", [False, True])
+def test_gamma_scales_the_encoders_gradient_from_the_diffusion_loss_and_nothing_else(self_condition):
+    made = objective()
+    whole = run(made, draws(self_condition=self_condition), gamma=1.0)
+    part = run(made, draws(self_condition=self_condition), gamma=0.3)
+    assert torch.equal(part.l_diff, whole.l_diff)
+    assert torch.equal(part.loss, whole.loss)
+
+    a, b = gradients(whole.l_diff, made.model), gradients(part.l_diff, made.model)
+    assert a["latent_encoder"].abs().max() > 1e-3
+    assert torch.allclose(b["latent_encoder"], 0.3 * a["latent_encoder"], rtol=1e-10, atol=1e-14)
+    assert torch.equal(b["denoiser"], a["denoiser"])
+
+    joint = gradients(part.loss, made.model)
+    expected = 0.3 * a["latent_encoder"] + gradients(whole.l_h, made.model)["latent_encoder"]
+    assert torch.allclose(joint["latent_encoder"], expected, rtol=1e-10, atol=1e-14)
+    for name in ("latent_decoder", "denoiser", "token_decoder"):
+        assert torch.equal(joint[name], gradients(whole.loss, made.model)[name])
+
+
+# Where gradients go
+
+
+@pytest.mark.parametrize("self_condition", [False, True])
+def test_without_gamma_the_diffusion_loss_trains_the_denoiser_alone(self_condition):
+    made = objective()
+    losses = run(made, draws(self_condition=self_condition), gamma=0.0)
+    assert reached(gradients(losses.l_diff, made.model)) == {"denoiser"}
+
+
+def test_with_gamma_the_diffusion_loss_trains_denoiser_and_encoder():
+    made = objective()
+    assert reached(gradients(run(made).l_diff, made.model)) == {"denoiser", "latent_encoder"}
+
+
+def test_the_token_loss_trains_the_token_decoder_alone():
+    made = objective()
+    assert reached(gradients(run(made).l_w, made.model)) == {"token_decoder"}
+
+
+def test_the_hidden_state_loss_trains_encoder_and_decoder_alone():
+    made = objective()
+    assert reached(gradients(run(made).l_h, made.model)) == {"latent_encoder", "latent_decoder"}
+
+
+@pytest.mark.parametrize("reconstruction", ["ce", "ce+mse"])
+def test_the_cross_entropy_ablations_let_the_token_loss_through(reconstruction):
+    made = objective(reconstruction=reconstruction)
+    found = gradients(run(made).l_w, made.model)
+    assert reached(found) == {"latent_encoder", "latent_decoder", "token_decoder"}
+
+
+def test_every_parameter_of_every_part_is_trained_by_the_joint_loss():
+    made = objective()
+    run(made, draws(self_condition=True)).loss.backward()
+    for name, parameter in made.model.named_parameters():
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_scratch_embeddings_are_no_moving_target_of_their_own_reconstruction():
+    """L_h reaches the embeddings through the encoder alone; a gradient in the target would shrink them to zero."""
+    made = objective(scratch=True)
+    target = made.model.embedding(TOKENS).detach()
+    losses = made(None, TOKENS, draws(), 1.0)
+    found = gradients(losses.l_h, made.model)["embedding"]
+
+    z_0 = made.model.latent_encoder(made.model.embedding(TOKENS))
+    h_hat = made.model.latent_decoder(z_0 + 3.0 * draws().eps_dec_BNC)
+    expected = gradients(((h_hat - target) ** 2).mean(), made.model)["embedding"]
+    assert expected.abs().max() > 0
+    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-14)
+
+
+# Values
+
+
+def test_the_losses_follow_equations_1_to_4():
+    made = objective(sigma_dec=2.0)
+    losses, model, d = run(made), made.model, draws()
+    z_0 = model.latent_encoder(HIDDEN)
+
+    expected = []
+    for row, t in enumerate((0.1, 0.4, 0.8)):
+        alpha = 1 / math.sqrt(1 + 9 * math.tan(math.pi * t / 2) ** 2)
+        z_t = alpha * z_0[row : row + 1] + math.sqrt(1 - alpha**2) * d.eps_BNC[row : row + 1]
+        z_hat = model.denoiser(z_t, torch.tensor([t]), torch.zeros_like(z_t))
+        expected.append(((z_hat - z_0[row]) ** 2).mean().item())
+    assert losses.l_diff_B.tolist() == pytest.approx(expected, rel=1e-6)
+    assert losses.l_diff.item() == pytest.approx(sum(expected) / 3, rel=1e-6)
+    assert not losses.l_diff_B.requires_grad
+
+    h_hat = model.latent_decoder(z_0 + 2.0 * d.eps_dec_BNC)
+    assert losses.l_h.item() == pytest.approx(((h_hat - HIDDEN) ** 2).mean().item(), rel=1e-12)
+    logits = model.token_decoder(h_hat)
+    nll = [-logits[b, i].log_softmax(-1)[TOKENS[b, i]].item() for b in range(BATCH) for i in range(6)]
+    assert losses.l_w.item() == pytest.approx(sum(nll) / len(nll), rel=1e-12)
+    assert losses.token_accuracy.item() == pytest.approx((logits.argmax(-1) == TOKENS).double().mean().item(), rel=1e-6)
+    assert torch.equal(losses.latents, z_0)
+    assert losses.loss.item() == pytest.approx((losses.l_diff + losses.l_h + losses.l_w).item(), rel=1e-12)
+
+
+def test_a_sum_instead_of_a_mean_multiplies_by_the_number_of_elements():
+    mean, total = run(objective()), run(objective(loss_reduction="sum"))
+    assert total.l_diff.item() == pytest.approx(4 * 8 * mean.l_diff.item(), rel=1e-12)
+    assert total.l_h.item() == pytest.approx(6 * 16 * mean.l_h.item(), rel=1e-12)
+    assert total.l_w.item() == pytest.approx(mean.l_w.item(), rel=1e-12)
+
+
+def test_the_ablations_add_up_what_they_name():
+    for reconstruction, adds_mse in {"mse": True, "ce": False, "ce+mse": True}.items():
+        losses = run(objective(reconstruction=reconstruction))
+        expected = losses.l_diff + losses.l_w + (losses.l_h if adds_mse else 0)
+        assert losses.loss.item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_loss_weights_reach_the_loss_and_not_what_the_timestep_sampler_sees():
+    made = objective()
+    plain = run(made)
+    weights = torch.tensor([0.5, 0.0, 4.0], dtype=torch.float64)
+    weighted = run(made, dataclasses.replace(draws(), weight_B=weights))
+    assert weighted.l_diff.item() == pytest.approx((weights * plain.l_diff_B).mean().item(), rel=1e-12)
+    assert torch.equal(weighted.l_diff_B, plain.l_diff_B)
+
+
+def test_a_deferred_token_decoder_takes_no_part():
+    config = dataclasses.replace(MODEL, token_decoder=TokenDecoderConfig(mode="deferred"))
+    made = objective(config)
+    losses = run(made)
+    assert made.model.token_decoder is None
+    assert losses.l_w.item() == 0
+    assert losses.loss.item() == pytest.approx((losses.l_diff + losses.l_h).item(), rel=1e-12)
+    losses.loss.backward()
+    assert all(p.grad is not None for p in made.model.parameters())
+
+
+# Self-conditioning
+
+
+def calls_of_denoiser(made: Objective, made_draws: Draws) -> list[tuple]:
+    """(z_t, t, previous, estimate, whether it carries a gradient) of each evaluation."""
+    calls = []
+    hook = made.model.denoiser.register_forward_hook(
+        lambda module, args, out: calls.append((*(x.detach() for x in args), out.detach(), out.requires_grad))
+    )
+    run(made, made_draws)
+    hook.remove()
+    return calls
+
+
+def test_a_self_conditioned_step_estimates_twice_at_the_same_time_and_latent():
+    made = objective()
+    (z_a, t_a, previous_a, estimate, first_learns), (z_b, t_b, previous_b, _, second_learns) = calls_of_denoiser(
+        made, draws(self_condition=True)
+    )
+    assert torch.equal(z_a, z_b)
+    assert torch.equal(t_a, t_b)
+    assert torch.equal(previous_a, torch.zeros_like(z_a))
+    assert torch.equal(previous_b, estimate)
+    assert (first_learns, second_learns) == (False, True)
+    ((_, _, previous, _, learns),) = calls_of_denoiser(made, draws())
+    assert torch.equal(previous, torch.zeros_like(z_a))
+    assert learns
+
+
+def test_the_self_conditioning_estimate_is_a_constant_to_the_gradient():
+    made = objective()
+    d = draws(self_condition=True)
+    (_, _, _, estimate, _), _ = calls_of_denoiser(made, d)
+    got = gradients(run(made, d).l_diff, made.model)
+
+    alpha, sigma = made.schedule.alpha_sigma(d.t_B)
+    z_0 = made.model.latent_encoder(HIDDEN)
+    z_t = alpha[:, None, None] * z_0 + sigma[:, None, None] * d.eps_BNC
+    expected = gradients(((made.model.denoiser(z_t, d.t_B.float(), estimate) - z_0) ** 2).mean(), made.model)
+    for name in ("denoiser", "latent_encoder"):
+        assert torch.allclose(got[name], expected[name], rtol=1e-9, atol=1e-13)
+    without = gradients(run(made, draws()).l_diff, made.model)["denoiser"]
+    assert not torch.allclose(got["denoiser"], without, rtol=1e-3)
+
+
+# The randomness of a step
+
+
+def some_draws(config: DiffusionConfig, rows: Tensor, *, step: int = 5, sampler: TimestepSampler | None = None) -> Draws:
+    sampler = sampler or TimestepSampler(TimestepConfig(), config.t_min)
+    return draw(config, sampler, seed=3, step=step, rows_B=rows, latent_shape=(4, 8))
+
+
+def test_draws_belong_to_rows_of_the_global_batch_and_the_coin_to_the_step():
+    whole = some_draws(DiffusionConfig(), torch.arange(8))
+    half = some_draws(DiffusionConfig(), torch.arange(4, 8))
+    for name in ("t_B", "weight_B", "eps_BNC", "eps_dec_BNC"):
+        assert torch.equal(getattr(half, name), getattr(whole, name)[4:]), name
+    assert half.self_condition == whole.self_condition
+    later = some_draws(DiffusionConfig(), torch.arange(8), step=6)
+    assert not torch.equal(later.t_B, whole.t_B)
+    assert not torch.equal(later.eps_BNC, whole.eps_BNC)
+
+
+def test_the_two_noises_and_the_times_of_a_step_are_unrelated():
+    d = some_draws(DiffusionConfig(), torch.arange(2_000))
+    bound = 5 / math.sqrt(d.eps_BNC.numel())
+    assert abs((d.eps_BNC * d.eps_dec_BNC).mean()) < bound
+    assert abs(torch.corrcoef(torch.stack([d.t_B, d.eps_BNC[:, 0, 0].double()]))[0, 1]) < 5 / math.sqrt(2_000)
+    assert d.t_B.dtype == torch.float64
+    assert 1e-5 <= d.t_B.min() < 0.01
+    assert 0.99 < d.t_B.max() <= 1
+
+
+def test_self_conditioning_happens_with_its_probability():
+    for p, low, high in ((0.0, 0, 0), (0.5, 30, 70), (1.0, 100, 100)):
+        config = DiffusionConfig(self_conditioning=p)
+        heads = sum(some_draws(config, torch.arange(1), step=step).self_condition for step in range(100))
+        assert low <= heads <= high
+
+
+def test_simple_weights_are_1_whatever_the_density():
+    sampler = TimestepSampler(TimestepConfig(bins=2), 1e-5)
+    sampler.p[:] = [0.9, 0.1]
+    assert some_draws(DiffusionConfig(), torch.arange(50), sampler=sampler).weight_B.unique().tolist() == [1.0]
+
+
+def test_elbo_weights_estimate_the_elbo_under_any_density():
+    """E_{t~p}[ω(t)/p(t)·f(t)] = ∫ω·f over the times that count, here with ω = −½λ'e^λ and f = 1."""
+    config = DiffusionConfig(weighting="elbo", elbo_t_min=0.2)
+    sampler = TimestepSampler(TimestepConfig(bins=4), config.t_min)
+    sampler.p[:] = [0.5, 0.2, 0.1, 0.2]
+    d = some_draws(config, torch.arange(40_000), sampler=sampler)
+    assert (d.weight_B[d.t_B < 0.2] == 0).all()
+    assert (d.weight_B[d.t_B >= 0.2] > 0).all()
+    # −½ ∫ λ' e^λ dt = ½ (e^λ(0.2) − e^λ(1)), and e^λ = 1 / (3 tan(πt/2))².
+    exact = 0.5 / (3 * math.tan(0.1 * math.pi)) ** 2
+    spread = d.weight_B.std().item() / math.sqrt(40_000)
+    assert d.weight_B.mean().item() == pytest.approx(exact, abs=4 * spread)
+    assert 4 * spread < 0.05 * exact
+
+
+# Learning
+
+
+def test_a_few_hundred_steps_learn_a_tiny_corpus_by_heart():
+    """16 rows of random tokens with fixed random states: reconstruction above 95 %, and a denoiser that knows them."""
+    rows, length, vocab = 16, 8, 50
+    config = TrainConfig(
+        steps=300,
+        batch_size=rows,
+        model=ModelConfig(
+            autoencoder=AutoencoderConfig(layers=1, width=48, heads=2, position_std=1.0),
+            denoiser=DenoiserConfig(layers=2, width=48, heads=2, time_dim=32),
+            token_decoder=TokenDecoderConfig(layers=1, heads=2),
+        ),
+        recipe=RecipeConfig(warmup_steps=150, sigma_dec=1.0),
+        timesteps=TimestepConfig(refresh_steps=50),
+        optimizer=OptimizerConfig(lr=5e-3, lr_warmup_steps=20, lr_decay="cosine"),
+    )
+    tokens = torch.randint(vocab, (rows, length), generator=torch.Generator().manual_seed(0))
+    hidden = random(vocab, 32, seed=1).float()[tokens]
+    state = start(config, Shapes(seq_len=length, hidden_dim=32, vocab_size=vocab), scratch=False, device=torch.device("cpu"))
+
+    history = []
+    for step in range(config.steps):
+        losses, settings = train_step(state, Batch(hidden, tokens, step * rows))
+        history.append({"loss": losses.loss.item(), "l_h": losses.l_h.item(), **settings})
+    assert state.step == 300
+    assert history[-1]["loss"] < 0.3 * history[0]["loss"]
+    assert history[0]["gamma"] == 0
+    assert history[-1]["gamma"] == 1
+
+    # With the averaged weights, and without noise on the latents: what the decoders know.
+    with torch.no_grad(), state.ema.applied_to(state.model):
+        model = state.model
+        z_0 = model.latent_encoder(hidden)
+        logits = model.token_decoder(model.latent_decoder(z_0))
+        assert (logits.argmax(-1) == tokens).float().mean() > 0.95
+
+        # The denoiser knows the rows: far below predicting their mean, and below scaling z_t, which gives 0.54 of that.
+        t = torch.full((rows,), 0.1, dtype=torch.float64)
+        eps = noise.normal(1, "test", 0, torch.arange(rows), tuple(z_0.shape[1:]))
+        l_diff = state.objective.denoising_loss(z_0, Draws(t, torch.ones(rows), eps, eps, self_condition=True)).mean()
+        assert z_0.std(dim=0).mean() > 0.2
+        assert l_diff < 0.45 * z_0.var(dim=0, unbiased=False).mean()

@@ -1,0 +1,211 @@
+"""The feature store: plain Zarr for any reader, and never zeros in place of what is missing."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import zarr
+from ldlm.stages import extract_features
+
+from ldlm.artifact import begin
+from ldlm.config import ExtractConfig, Shapes
+from ldlm.errors import InputError
+from ldlm.store import FeatureStore, StoreWriter, encode
+
+WIDTH, LENGTH = 16, 16
+
+
+@pytest.fixture(scope="module")
+def fp16_store(extract_config, tmp_path_factory):
+    """The same text in half precision and without held-out rows."""
+    from dataclasses import replace
+
+    config = replace(extract_config, codec="fp16", validation_docs=0, shard_rows=160, batch_size=32)
+    return extract_features.run(config, tmp_path_factory.mktemp("fp16") / "features").path
+
+
+def test_plain_zarr_reads_the_names_shapes_and_types_that_others_rely_on(store):
+    group = zarr.open_group(store / "features.zarr", mode="r")
+    rows = json.loads((store / "manifest.json").read_text())["rows"]
+    assert set(group) == {"hidden", "tokens", "mean", "std", "validation"}
+    assert set(group["validation"]) == {"hidden", "tokens"}
+    for split, found in (("train", group), ("validation", group["validation"])):
+        assert (found["hidden"].shape, found["hidden"].dtype) == ((rows[split], LENGTH, WIDTH), np.float32)
+        assert (found["tokens"].shape, found["tokens"].dtype) == ((rows[split], LENGTH), np.int32)
+    for name in ("mean", "std"):
+        assert (group[name].shape, group[name].dtype) == ((WIDTH,), np.float32)
+    assert group.metadata.zarr_format == 3
+
+
+def test_a_store_without_held_out_rows_has_no_validation_group(fp16_store):
+    group = zarr.open_group(fp16_store / "features.zarr", mode="r")
+    assert set(group) == {"hidden", "tokens", "mean", "std"}
+    assert group["hidden"].dtype == np.float16
+    opened = FeatureStore(fp16_store)
+    with pytest.raises(InputError, match="has no validation rows; extract with --validation-docs"):
+        opened.split("validation")
+    assert opened.held_out().name == "train"
+
+
+def test_half_precision_is_single_precision_rounded(store, fp16_store):
+    single, half = (FeatureStore(path) for path in (store, fp16_store))
+    tokens = half.split("train").tokens[:]
+    assert tokens[: single.split("train").rows - 1].tolist() == single.split("train").tokens[:-1].tolist()
+    (mean_1, std_1), (mean_2, std_2) = single.statistics(), half.statistics()
+    rows = single.split("train").rows - 1
+    raw_1 = single.split("train").hidden[:rows] * std_1 + mean_1
+    normalised = half.split("train").hidden[:rows].astype(np.float32)
+    # half a unit in the last place of fp16 (2^-11), times the spread
+    tolerance = std_2 * (2.0**-11 * np.abs(normalised) + 1e-6)
+    assert (np.abs(normalised * std_2 + mean_2 - raw_1) <= tolerance).all()
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_rows_in_any_order_equal_direct_indexing(store, split):
+    found = FeatureStore(store).split(split)
+    hidden, tokens = found.hidden[:], found.tokens[:]
+    random = np.random.default_rng(0)
+    picks = [
+        random.permutation(found.rows),
+        random.integers(0, found.rows, 50),  # with repetitions
+        np.array([found.rows - 1]),
+        np.array([17, 0, 16, 15]),  # chunks of 16 rows, and gaps between them
+        np.arange(found.rows)[::-3],
+    ]
+    for rows in picks:
+        got_hidden, got_tokens = found.read_rows(rows)
+        assert np.array_equal(got_hidden, hidden[rows])
+        assert np.array_equal(got_tokens, tokens[rows])
+    assert np.array_equal(found.read(3, 20)[0], hidden[3:20])
+    assert np.array_equal(found.read(3, 20)[1], tokens[3:20])
+
+
+PAYLOAD = [
+    "features.zarr/hidden/c/0/0/0",
+    "features.zarr/hidden/c/5/0/0",
+    "features.zarr/tokens/c/2/0",
+    "features.zarr/validation/hidden/c/0/0/0",
+    "features.zarr/validation/tokens/c/0/0",
+]
+
+
+@pytest.mark.parametrize("name", PAYLOAD)
+@pytest.mark.parametrize("damage", ["missing", "emptied", "truncated", "longer"])
+def test_a_shard_that_is_not_as_it_was_written_is_noticed_at_open(store_copy, name, damage):
+    path = store_copy / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes({"emptied": b"", "truncated": content[:-1], "longer": content + b"\0"}[damage])
+    with pytest.raises(InputError) as error:
+        FeatureStore(store_copy)
+    assert name in str(error.value)
+    assert "extract again" in str(error.value)
+
+
+def test_zarr_itself_would_have_returned_zeros(store_copy):
+    (store_copy / PAYLOAD[0]).unlink()
+    assert not zarr.open_group(store_copy / "features.zarr", mode="r")["hidden"][:16].any()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ledger/train-00001.json",
+        "ledger/validation-00000.json",
+        "features.zarr/zarr.json",
+        "features.zarr/hidden/zarr.json",
+        "features.zarr/tokens/zarr.json",
+        "features.zarr/validation/zarr.json",
+        "features.zarr/validation/hidden/zarr.json",
+        "features.zarr/mean/zarr.json",
+        "features.zarr/mean/c/0",
+        "features.zarr/std/c/0",
+        "artifact.json",
+    ],
+)
+def test_a_missing_record_or_description_is_noticed_at_open(store_copy, name):
+    (store_copy / name).unlink()
+    with pytest.raises(InputError):
+        FeatureStore(store_copy)
+
+
+def test_changed_statistics_are_noticed_at_open(store_copy):
+    zarr.open_group(store_copy / "features.zarr", mode="r+")["std"][3] = 2.0
+    with pytest.raises(InputError, match="mean or std are not what was written"):
+        FeatureStore(store_copy)
+
+
+def test_a_flipped_bit_inside_a_shard_is_an_error_and_not_data(store_copy):
+    path = store_copy / PAYLOAD[0]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    split = FeatureStore(store_copy).split("train")
+    with pytest.raises(ValueError, match=r"(?i)checksum"):
+        split.hidden[:80]
+
+
+def test_a_store_that_is_not_sealed_is_refused(store_copy):
+    (store_copy / "manifest.json").unlink()
+    with pytest.raises(InputError, match="not finished; run the same `ldlm extract-features` command again"):
+        FeatureStore(store_copy)
+
+
+@pytest.mark.parametrize("first", [0.0, 1.0])
+def test_rows_of_zeros_are_written_like_any_others(tmp_path, first):
+    begin(tmp_path / "s", "features", ExtractConfig(), {})
+    shapes = Shapes(seq_len=8, hidden_dim=4, vocab_size=10)
+    writer = StoreWriter(tmp_path / "s", shapes, codec="fp32", shard_rows=32, with_hidden=True)
+    writer.create({"train": 32}, np.zeros(4), np.ones(4))
+    hidden, tokens = np.zeros((32, 8, 4), np.float32), np.zeros((32, 8), np.int32)
+    hidden[:16], tokens[:16] = first, first
+    assert not writer.done("train", 0)
+    size = writer.write("train", 0, hidden, tokens)
+    assert writer.done("train", 0)
+    shards = [tmp_path / "s" / "features.zarr" / name for name in ("hidden/c/0/0/0", "tokens/c/0/0")]
+    assert size == sum(path.stat().st_size for path in shards)
+    for shard in shards:
+        # A shard ends with (place, length) of its two chunks, all ones for one that is absent, and a checksum.
+        assert np.frombuffer(shard.read_bytes()[-36:-4], np.uint64).max() < 2**63
+    record = json.loads(writer.record_path("train", 0).read_text())
+    assert (record["rows"], record["start"], len(record["files"])) == (32, 0, 2)
+
+
+@pytest.mark.parametrize(("length", "width"), [(200, 500), (128, 384), (5, 3)])
+def test_rows_longer_and_wider_than_a_chunk_come_back_as_they_were(tmp_path, length, width):
+    random = np.random.default_rng(0)
+    hidden = random.standard_normal((40, length, width)).astype(np.float16)
+    tokens = random.integers(0, 99, (40, length), dtype=np.int32)
+    begin(tmp_path / "s", "features", ExtractConfig(), {})
+    shapes = Shapes(seq_len=length, hidden_dim=width, vocab_size=99)
+    writer = StoreWriter(tmp_path / "s", shapes, codec="fp16", shard_rows=32, with_hidden=True)
+    writer.create({"train": 40}, np.zeros(width), np.ones(width))
+    for shard in range(writer.shards(40)):
+        rows = slice(32 * shard, min(40, 32 * shard + 32))
+        writer.write("train", shard, hidden[rows], tokens[rows])
+    group = zarr.open_group(tmp_path / "s" / "features.zarr", mode="r")
+    assert np.array_equal(group["hidden"][:], hidden)
+    assert np.array_equal(group["tokens"][:], tokens)
+
+
+def test_states_that_do_not_fit_their_storage_are_refused():
+    fine = np.array([1.0, -65504.0], np.float32)
+    assert encode(fine, "fp16").dtype == np.float16
+    for bad in (7e4, -7e4, np.inf, np.nan):
+        with pytest.raises(InputError, match=r"don't fit in fp16.*use --codec fp32"):
+            encode(np.array([1.0, bad], np.float32), "fp16")
+    assert encode(np.array([7e4], np.float32), "fp32").dtype == np.float32
+
+
+def test_a_fingerprint_is_of_the_rows_and_not_of_the_place(store, store_copy, fp16_store):
+    assert FeatureStore(store_copy).fingerprint == FeatureStore(store).fingerprint
+    assert FeatureStore(fp16_store).fingerprint != FeatureStore(store).fingerprint
+
+
+def test_a_store_carries_its_tokenizer(store, gpt2, tmp_path):
+    from ldlm.encoder import load_tokenizer, tokenizer_fingerprint
+
+    moved = shutil.copytree(FeatureStore(store).tokenizer_path, tmp_path / "tokenizer")
+    assert tokenizer_fingerprint(load_tokenizer(str(moved))) == tokenizer_fingerprint(load_tokenizer(str(gpt2)))

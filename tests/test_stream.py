@@ -1,0 +1,122 @@
+"""The order of rows as a pure function of (seed, position), and the same batches from wherever a run goes on."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from ldlm.errors import InputError
+from ldlm.store import FeatureStore
+from ldlm.stream import RowOrder, Stream
+
+CPU = torch.device("cpu")
+
+
+def epoch_rows(order: RowOrder, epoch: int) -> list[int]:
+    """The rows of an epoch, one position at a time."""
+    return [order.row(epoch * order.rows + i) for i in range(order.rows)]
+
+
+# fewer rows than a block, than a window, just beyond one, and several windows with a short last block
+@pytest.mark.parametrize("rows", [1, 5, 16, 100, 513, 1200])
+def test_every_epoch_sees_every_row_exactly_once(rows):
+    order = RowOrder(rows, seed=3)
+    for epoch in (0, 1, 7):
+        assert sorted(epoch_rows(order, epoch)) == list(range(rows))
+
+
+def test_epochs_and_seeds_differ_in_their_order():
+    orders = [epoch_rows(RowOrder(700, seed), epoch) for seed in (0, 1) for epoch in (0, 1, 2)]
+    assert len({tuple(order) for order in orders}) == 6
+
+
+def test_the_order_is_a_function_of_the_position_alone():
+    asked_backwards, fresh = RowOrder(700, seed=5), RowOrder(700, seed=5)
+    positions = range(0, 2800, 13)
+    backwards = {position: asked_backwards.row(position) for position in reversed(positions)}
+    assert [fresh.row(position) for position in positions] == [backwards[position] for position in positions]
+    assert backwards[2600] == RowOrder(700, seed=5).row(2600)
+
+
+def test_rows_are_shuffled_within_windows_and_blocks_over_the_corpus():
+    order = RowOrder(4096, seed=0)  # 8 windows of 32 blocks of 16 rows
+    first = np.array([order.row(i) for i in range(512)])
+    assert sorted(first // 16) == sorted(np.repeat(np.unique(first // 16), 16))  # whole blocks
+    assert len(np.unique(first // 512)) > 4  # from all over the corpus
+    # neighbours in the order are rarely neighbours in the corpus
+    assert (np.abs(np.diff(first)) == 1).mean() < 0.05
+    # a uniform permutation correlates with the position by about 1/sqrt(4096)
+    everything = np.array(epoch_rows(order, 0))
+    assert abs(np.corrcoef(np.arange(4096), everything)[0, 1]) < 0.1
+
+
+def test_a_window_is_found_at_each_of_its_positions():
+    order = RowOrder(700, seed=1)
+    for position in range(0, 1400, 7):
+        epoch, window, offset = order.window_of(position)
+        assert epoch == position // 700
+        assert order.window_rows(epoch, window)[offset] == order.row(position)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Batches
+
+
+@pytest.fixture
+def opened(store):
+    return FeatureStore(store)
+
+
+def batches(store, count, *, position=0, batch_size=8, split="train", seed=0):
+    """The next `count` batches from a position on."""
+    found = store.split(split)
+    with Stream(store, found, batch_size=batch_size, seed=seed, position=position, device=CPU) as stream:
+        return list(islice(stream, count))
+
+
+@pytest.mark.parametrize(("split", "batch_size"), [("train", 8), ("train", 403), ("validation", 9)])
+def test_a_batch_holds_the_rows_that_the_order_says(opened, split, batch_size):
+    found = opened.split(split)
+    order = RowOrder(found.rows, seed=4)
+    hidden, tokens = found.hidden[:], found.tokens[:]
+    count = 2 * found.rows // batch_size + 2  # across two ends of an epoch
+    for number, batch in enumerate(batches(opened, count, batch_size=batch_size, split=split, seed=4)):
+        assert batch.position == number * batch_size
+        rows = [order.row(batch.position + i) for i in range(batch_size)]
+        assert np.array_equal(batch.hidden_BLD.numpy(), hidden[rows])
+        assert np.array_equal(batch.tokens_BL.numpy(), tokens[rows])
+        assert (batch.hidden_BLD.dtype, batch.tokens_BL.dtype) == (torch.float32, torch.int64)
+
+
+@pytest.mark.parametrize("position", [8, 24, 400, 1000])
+def test_a_stream_gives_the_same_batches_wherever_it_begins(opened, position):
+    whole = batches(opened, position // 8 + 5)
+    for mine, theirs in zip(batches(opened, 5, position=position), whole[-5:], strict=True):
+        assert mine.position == theirs.position
+        assert torch.equal(mine.hidden_BLD, theirs.hidden_BLD)
+        assert torch.equal(mine.tokens_BL, theirs.tokens_BL)
+
+
+def test_what_goes_wrong_in_the_reading_thread_is_raised_where_the_batches_are_consumed(store_copy):
+    opened = FeatureStore(store_copy)  # checked while it was whole
+    for shard in (store_copy / "features.zarr" / "hidden" / "c").glob("*/0/0"):
+        shard.write_bytes(b"not a shard of any kind, and long enough for an index" * 40)
+    with (
+        Stream(opened, opened.split("train"), batch_size=8, seed=0, position=0, device=CPU) as stream,
+        pytest.raises(Exception) as error,
+    ):
+        next(iter(stream))
+    assert not isinstance(error.value, (InputError, StopIteration))
+
+
+def test_leaving_early_ends_the_reading_thread(opened):
+    with Stream(opened, opened.split("train"), batch_size=8, seed=0, position=0, device=CPU) as stream:
+        next(iter(stream))
+        assert stream._thread.is_alive()
+    assert not stream._thread.is_alive()
+
+
+def test_too_few_rows_for_one_batch_are_refused(opened):
+    with pytest.raises(InputError, match="has 403 train rows, too few for one batch of 404; lower batch_size"):
+        Stream(opened, opened.split("train"), batch_size=404, seed=0, position=0, device=CPU)
