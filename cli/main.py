@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import click
@@ -22,8 +23,14 @@ The stages, each reading what the one before wrote:
 """
 
 
+# Not for us to check beforehand, and no bug either: no room, no permission, a file where a folder should be.
+THE_SYSTEMS_REFUSALS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG
+}  # fmt: skip
+
+
 class Commands(click.Group):
-    """Commands in the order of the pipeline; an `InputError` becomes one line and exit status 1."""
+    """Commands in the order of the pipeline; what the user can put right becomes one line and exit status 1."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -33,6 +40,11 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except InputError as error:
             raise click.ClickException(str(error)) from None
+        except OSError as error:
+            if error.errno not in THE_SYSTEMS_REFUSALS:
+                raise
+            where = "" if error.filename is None else f"{error.filename}: "
+            raise click.ClickException(f"{where}{error.strerror}") from None
 
 
 @click.group(

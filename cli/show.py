@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, TextIO
 
+from ldlm.errors import InputError
 from ldlm.progress import Progress, Task
 
 PLAIN_EVERY = 30.0  # seconds between lines where there is no terminal
@@ -119,6 +120,10 @@ class TerminalTask(Task):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None and issubclass(kind, InputError):  # its one line says it all
+            if self.live:
+                self._draw("")
+            return
         now = time.monotonic()
         self._draw(f"{self._line(now)}  {'in' if kind is None else 'stopped after'} {duration(now - self.started)}")
         if self.live:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldlm.config import DenoiserConfig
+from ldlm.errors import InputError
 from ldlm.layers import MLP, SelfAttention, head_width, time_features
 
 
@@ -45,6 +46,8 @@ class DiT(nn.Module):
         super().__init__()
         width = config.width
         head_width(width, config.heads, "model.denoiser")
+        if config.time_dim % 2:
+            raise InputError(f"model.denoiser.time_dim={config.time_dim} must be even: it holds sines and cosines")
         self.time_dim = config.time_dim
         self.project_in = nn.Linear(2 * latent_dim, width)
         self.positions_NW = nn.Parameter(0.02 * torch.randn(num_latents, width))

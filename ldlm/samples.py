@@ -27,6 +27,8 @@ def read(path: Path, column: str = "text") -> Texts:
         return Texts(list(text.file_documents([path], column)), None)
     if not path.exists():
         raise InputError(f"there is no file {path}")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the files in it")
     try:
         rows = list(files.read_jsonl(path))
     except UnicodeDecodeError:

@@ -129,7 +129,8 @@ def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, pro
         return result
     steps = Plan(quickstart, out)
 
-    corpus = _write_corpus(quickstart, out, progress)
+    with result.or_nothing():
+        corpus = _write_corpus(quickstart, out, progress)
     if quickstart.encoder is None:
         pretrain_encoder.run(steps.encoder, out / "encoder", progress=progress)
     if quickstart.scorer is None:

@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back, damage is noticed and skipped, and a resumed run is the same run to the bit."""
+"""Checkpoints: what is saved comes back, damage is noticed and skipped, and a resumed run is the same to the bit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ from ldlm.trainer import TrainState, start, train_step
 
 
 def save(folder: Path, step: int) -> checkpoint.Checkpoint:
-    tensors = {"model": {"w": torch.full((4, 3), float(step)), "n": torch.tensor(step)}, "ema": {"w": torch.zeros(2).half()}}
+    tensors = {
+        "model": {"w": torch.full((4, 3), float(step)), "n": torch.tensor(step)},
+        "ema": {"w": torch.zeros(2).half()},
+    }
     return checkpoint.save(folder, step, tensors, {"rows_seen": 8 * step, "third": 1 / 3})
 
 

@@ -78,7 +78,9 @@ def test_flops_follow_the_probability_of_self_conditioning():
         return accounting.training_cost(config, shapes, rows=1)["flops_per_token"]
 
     extra = accounting.denoiser_flops(small, shapes) / shapes.seq_len
-    by_hand = 2 * 8 * (2 * 32 * 32 + 2 * (12 * 32 * 32 + 2 * 8 * 32) + 32 * 32) + 2 * ((2 * 6 + 2 + 1) * 32 * 32 + 16 * 32)
+    by_hand = 2 * 8 * (2 * 32 * 32 + 2 * (12 * 32 * 32 + 2 * 8 * 32) + 32 * 32) + 2 * (
+        (2 * 6 + 2 + 1) * 32 * 32 + 16 * 32
+    )
     assert extra == by_hand / 16
     assert flops(1.0) - flops(0.0) == pytest.approx(extra, abs=1)
     assert flops(0.5) - flops(0.0) == pytest.approx(0.5 * extra, abs=1)

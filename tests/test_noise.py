@@ -86,7 +86,9 @@ def test_noise_of_a_row_does_not_depend_on_the_other_rows_or_their_order():
 
 
 @pytest.mark.parametrize(
-    "other", [(1, "eps", 3), (2**32, "eps", 3), (0, "eps_dec", 3), (0, "eps", 4)], ids=["seed", "high", "purpose", "step"]
+    "other",
+    [(1, "eps", 3), (2**32, "eps", 3), (0, "eps_dec", 3), (0, "eps", 4)],
+    ids=["seed", "high", "purpose", "step"],
 )
 def test_another_seed_purpose_or_step_gives_unrelated_noise(other):
     rows, size = torch.arange(4), 4_000

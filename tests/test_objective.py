@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -98,7 +99,7 @@ def test_gamma_rises_from_gamma_min_to_1_along_a_shifted_sigmoid():
     assert warmup_gamma(10**9, config) == 1
     assert warmup_gamma(999, config) == pytest.approx(1, abs=2e-3)
     values = [warmup_gamma(step, config) for step in range(1_001)]
-    assert all(a < b for a, b in zip(values, values[1:], strict=False))
+    assert all(a < b for a, b in pairwise(values))
 
 
 @pytest.mark.parametrize("gamma_min", [0.0, 0.25])
@@ -309,7 +310,9 @@ def test_the_self_conditioning_estimate_is_a_constant_to_the_gradient():
 # The randomness of a step
 
 
-def some_draws(config: DiffusionConfig, rows: Tensor, *, step: int = 5, sampler: TimestepSampler | None = None) -> Draws:
+def some_draws(
+    config: DiffusionConfig, rows: Tensor, *, step: int = 5, sampler: TimestepSampler | None = None
+) -> Draws:
     sampler = sampler or TimestepSampler(TimestepConfig(), config.t_min)
     return draw(config, sampler, seed=3, step=step, rows_B=rows, latent_shape=(4, 8))
 
@@ -383,7 +386,9 @@ def test_a_few_hundred_steps_learn_a_tiny_corpus_by_heart():
     )
     tokens = torch.randint(vocab, (rows, length), generator=torch.Generator().manual_seed(0))
     hidden = random(vocab, 32, seed=1).float()[tokens]
-    state = start(config, Shapes(seq_len=length, hidden_dim=32, vocab_size=vocab), scratch=False, device=torch.device("cpu"))
+    state = start(
+        config, Shapes(seq_len=length, hidden_dim=32, vocab_size=vocab), scratch=False, device=torch.device("cpu")
+    )
 
     history = []
     for step in range(config.steps):

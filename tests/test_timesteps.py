@@ -61,7 +61,9 @@ def test_no_bin_falls_to_zero_under_the_floor():
     floor, bins = 1e-3, 4
     p = bin_probabilities(np.array([0.0, 0.0, 1.0, 1.0, 2.0]), floor=floor)
     total = 1 + 2 * floor / bins  # the two flat bins are raised, then all are shared out again
-    assert p.tolist() == pytest.approx([floor / bins / total, 0.5 / total, floor / bins / total, 0.5 / total], abs=1e-15)
+    assert p.tolist() == pytest.approx(
+        [floor / bins / total, 0.5 / total, floor / bins / total, 0.5 / total], abs=1e-15
+    )
     assert p.sum() == pytest.approx(1, abs=1e-15)
 
 

@@ -1,0 +1,318 @@
+"""Training as a stage: an interrupted run against an uninterrupted one bit for bit, and what it refuses."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from ldlm.stages import extract_features, finetune_decoder, sample, train
+from safetensors.torch import load_file
+
+from ldlm import checkpoint
+from ldlm import config as configs
+from ldlm.config import ExtractConfig, FinetuneConfig, SampleConfig, SamplerConfig, Shapes, TrainConfig
+from ldlm.errors import InputError
+from ldlm.metricsfile import MetricsFile
+from ldlm.run import TrainedRun
+
+CPU = torch.device("cpu")
+
+
+def lines(run):
+    """The metrics without their timings, which alone may differ."""
+    return [{k: v for k, v in line.items() if k != "timing"} for line in MetricsFile(run / "metrics.jsonl").read()]
+
+
+def final(run, step=8):
+    """Every byte of a checkpoint: weights, average, optimiser, timestep sampler."""
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def record(run):
+    """The manifest without its timing."""
+    return {k: v for k, v in json.loads((run / "manifest.json").read_text()).items() if k != "seconds"}
+
+
+def changed(config, **overrides):
+    """`config` with nested overrides."""
+    return configs.from_dict(TrainConfig, configs.merge(configs.to_dict(config), overrides))
+
+
+def test_a_run_holds_what_others_rely_on(trained, train_config, store):
+    assert {p.name for p in trained.iterdir()} >= {"config.yaml", "metrics.jsonl", "checkpoints", "tokenizer"}
+    assert [p.name for p in sorted((trained / "checkpoints").iterdir())] == ["step-00000006", "step-00000008"]
+    assert set(final(trained)) == {
+        "model.safetensors",
+        "ema.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+        "manifest.json",
+    }
+    weights, average = (load_file(trained / f"checkpoints/step-00000008/{n}.safetensors") for n in ("model", "ema"))
+    assert weights.keys() == average.keys()
+    assert {name.split(".")[0] for name in weights} == {
+        "latent_encoder",
+        "latent_decoder",
+        "denoiser",
+        "token_decoder",
+    }
+    run = TrainedRun(trained, CPU)
+    assert run.config == train_config
+    assert run.shapes == Shapes(seq_len=16, hidden_dim=16, vocab_size=320)
+    # Later stages never see the store's statistics again.
+    statistics = load_file(trained / "statistics.safetensors")
+    assert {name: tuple(vector.shape) for name, vector in statistics.items()} == {"mean": (16,), "std": (16,)}
+
+
+def test_the_metrics_tell_every_step_and_every_evaluation_once(trained):
+    found = lines(trained)
+    assert [line["step"] for line in found if line["kind"] == "train"] == list(range(1, 9))
+    assert [line["step"] for line in found if line["kind"] == "eval"] == [4, 8]
+    assert {"loss", "l_diff", "l_h", "l_w", "gamma", "lr", "latent_std"} <= set(found[0])
+    assert {"l_diff", "l_diff_mean", "l_h", "token_accuracy", "timestep_p"} <= set(found[-1])
+    gammas = [line["gamma"] for line in found if line["kind"] == "train"]
+    assert gammas[0] == 0
+    assert gammas[4:] == [1.0] * 4  # warm-up over 4 steps
+
+
+def test_training_lowers_the_loss_and_the_adaptive_sampler_has_moved(trained):
+    losses = [line["l_w"] for line in lines(trained) if line["kind"] == "train"]
+    assert losses[-1] < losses[0]
+    p = lines(trained)[-1]["timestep_p"]
+    assert sum(p) == pytest.approx(1)
+    assert len(set(p)) > 1
+
+
+# Reports are one a step. Checkpoints stand at 3 and 6, evaluations at 4 and 8: before any checkpoint, between an
+# evaluation and the next checkpoint, and in the last step.
+@pytest.mark.parametrize("at", [0, 4, 7])
+def test_an_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(
+    trained, train_config, store, tmp_path, interrupted, at
+):
+    with pytest.raises(KeyboardInterrupt):
+        train.run(train_config, store, tmp_path / "run", progress=interrupted(at=at))
+    assert not (tmp_path / "run" / "manifest.json").exists()
+    saved = checkpoint.latest(tmp_path / "run" / "checkpoints")
+    assert (saved.step if saved else 0) == at // 3 * 3
+    rest = interrupted()
+    train.run(train_config, store, tmp_path / "run", progress=rest)
+    assert rest.reports == 8 - at // 3 * 3  # it went on from the checkpoint
+    assert final(tmp_path / "run") == final(trained)
+    assert lines(tmp_path / "run") == lines(trained)
+    assert record(tmp_path / "run") == record(trained)
+
+
+def test_a_run_interrupted_again_and_again_ends_like_an_uninterrupted_one(
+    trained, train_config, store, tmp_path, interrupted
+):
+    config = replace(train_config, save_every=1)  # how often it saves is no part of what it computes
+    attempts = 0
+    for _ in range(20):
+        attempts += 1
+        try:
+            train.run(config, store, tmp_path / "run", progress=interrupted(at=1))
+            break
+        except KeyboardInterrupt:
+            pass
+    assert attempts > 6
+    mine, theirs = final(tmp_path / "run"), final(trained)
+    assert mine == theirs
+    assert lines(tmp_path / "run") == lines(trained)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(trained, train_config, store, tmp_path, interrupted):
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train.run(train_config, store, out, progress=interrupted(at=7))
+    newest = out / "checkpoints" / "step-00000006" / "optimizer.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-10])
+    rest = interrupted()
+    train.run(train_config, store, out, progress=rest)
+    assert rest.reports == 8 - 3
+    assert final(out) == final(trained)
+    assert lines(out) == lines(trained)
+
+
+def test_a_complete_run_is_left_alone(trained, train_config, store, notes):
+    before = {path: path.stat().st_mtime_ns for path in (trained / "checkpoints").rglob("*")}
+    metrics = (trained / "metrics.jsonl").read_bytes()
+    assert train.run(train_config, store, trained, progress=notes).complete
+    assert notes.lines == [f"{trained} is complete at step 8; nothing to do"]
+    assert notes.begun == []
+    assert {path: path.stat().st_mtime_ns for path in (trained / "checkpoints").rglob("*")} == before
+    assert (trained / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_more_steps_go_on_as_if_they_had_been_asked_for_at_once(train_config, store, run_copy, tmp_path, interrupted):
+    longer = replace(train_config, steps=10)
+    rest = interrupted()
+    train.run(longer, store, run_copy, progress=rest)
+    assert rest.reports == 2
+    train.run(longer, store, tmp_path / "at once")
+    assert final(run_copy, 10) == final(tmp_path / "at once", 10)
+    assert lines(run_copy) == lines(tmp_path / "at once")
+    assert record(run_copy) == record(tmp_path / "at once")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"recipe": {"sigma_dec": 2.0}}, "recipe.sigma_dec: 1.0 -> 2.0"),
+        ({"batch_size": 4}, "batch_size: 8 -> 4"),
+        ({"seed": 1}, "seed: 0 -> 1"),
+        ({"model": {"denoiser": {"layers": 2}}}, "model.denoiser.layers: 1 -> 2"),
+    ],
+)
+def test_a_changed_setting_is_refused_by_name(train_config, store, run_copy, overrides, named):
+    before = final(run_copy)
+    with pytest.raises(InputError) as error:
+        train.run(changed(train_config, **overrides), store, run_copy)
+    assert named in str(error.value)
+    assert str(error.value).count("->") == 1
+    assert final(run_copy) == before
+
+
+def test_what_only_reports_may_change(train_config, store, run_copy):
+    assert train.run(replace(train_config, log_every=5, keep=1, device="cpu"), store, run_copy).complete
+
+
+def test_another_store_is_refused(train_config, extract_config, run_copy, tmp_path):
+    other = extract_features.run(replace(extract_config, layer=-2), tmp_path / "other").path
+    with pytest.raises(InputError, match=r"inputs\.features"):
+        train.run(train_config, other, run_copy)
+
+
+def test_seeds_give_different_runs(train_config, store, tmp_path, interrupted):
+    for seed, name in ((0, "a"), (0, "b"), (1, "c")):
+        with pytest.raises(KeyboardInterrupt):
+            train.run(
+                replace(train_config, seed=seed, save_every=1), store, tmp_path / name, progress=interrupted(at=1)
+            )
+    assert final(tmp_path / "a", 1) == final(tmp_path / "b", 1)
+    assert final(tmp_path / "a", 1)["model.safetensors"] != final(tmp_path / "c", 1)["model.safetensors"]
+
+
+def test_training_and_all_after_it_do_without_the_encoder(train_config, extract_config, gpt2, tmp_path):
+    folder = shutil.copytree(gpt2, tmp_path / "encoder")
+    store = extract_features.run(replace(extract_config, encoder=str(folder)), tmp_path / "features").path
+    shutil.rmtree(folder)
+    run = train.run(replace(train_config, steps=2), store, tmp_path / "run").path
+    finetune_decoder.run(FinetuneConfig(layers=0, steps=2, device="cpu"), run, store)
+    shutil.rmtree(store)  # and sampling needs no store
+    draw = SampleConfig(num_samples=2, sampler=SamplerConfig(steps=2), device="cpu")
+    sample.run(draw, run, tmp_path / "s.jsonl")
+    assert len((tmp_path / "s.jsonl").read_text().splitlines()) == 2
+
+
+def test_embeddings_are_learned_from_scratch_where_the_store_has_tokens_only(
+    train_config, extract_config, tmp_path, interrupted
+):
+    config = replace(extract_config, kind="scratch")
+    store = extract_features.run(config, tmp_path / "features").path
+    short = changed(train_config, steps=4, save_every=1, keep=9, recipe={"reconstruction": "ce"})
+    with pytest.raises(KeyboardInterrupt):
+        train.run(short, store, tmp_path / "run", progress=interrupted(at=2))
+    run = train.run(short, store, tmp_path / "run").path
+    first, last = (load_file(run / f"checkpoints/step-0000000{i}/model.safetensors") for i in (1, 4))
+    assert last["embedding.weight"].shape == (320, 16)
+    assert not torch.equal(first["embedding.weight"], last["embedding.weight"])
+    finetune_decoder.run(FinetuneConfig(layers=1, steps=2, device="cpu"), run, store)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# finetune-decoder, and a token decoder that is left to it
+
+FINETUNE = FinetuneConfig(layers=1, steps=6, log_every=1, save_every=2, eval_rows=10, device="cpu")
+
+
+def test_a_deferred_token_decoder_is_no_part_of_training_and_sampling_waits_for_finetune_decoder(
+    train_config, store, tmp_path
+):
+    config = changed(train_config, steps=2, model={"token_decoder": {"mode": "deferred"}})
+    run = train.run(config, store, tmp_path / "run")
+    assert run.manifest["parameters"]["token_decoder"] == 0
+    assert "token_accuracy" not in run.manifest["held_out"]
+    weights = load_file(run.path / "checkpoints/step-00000002/model.safetensors")
+    assert not any(name.startswith("token_decoder") for name in weights)
+
+    draw = SampleConfig(num_samples=2, sampler=SamplerConfig(steps=2), device="cpu")
+    with pytest.raises(InputError, match=r"deferred.*run `ldlm finetune-decoder --run .* --features DIR` first"):
+        sample.run(draw, run.path, tmp_path / "s.jsonl")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+
+    finetune_decoder.run(FINETUNE, run.path, store)
+    assert sample.run(draw, run.path, tmp_path / "s.jsonl")["decoder"] == "layers-1"
+
+
+def test_a_decoder_is_an_artefact_of_its_own_that_changes_nothing_of_the_run(store, run_copy):
+    before = final(run_copy)
+    made = finetune_decoder.run(FINETUNE, run_copy, store)
+    assert made.path == run_copy / "decoders" / "layers-1"
+    assert made.manifest["checkpoint"] == checkpoint.latest(run_copy / "checkpoints").digest
+    assert final(run_copy) == before
+    assert set(made.manifest["held_out"]) == {"l_w", "token_accuracy", "token_accuracy_clean"}
+    assert [line["step"] for line in lines(made.path)] == list(range(1, 7))
+    losses = [line["l_w"] for line in lines(made.path)]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("at", [0, 5, 8])
+def test_an_interrupted_finetuning_ends_bit_for_bit_like_an_uninterrupted_one(
+    store, run_copy, tmp_path, interrupted, at
+):
+    other = shutil.copytree(run_copy, tmp_path / "other")
+    whole = finetune_decoder.run(FINETUNE, run_copy, store)
+    with pytest.raises(KeyboardInterrupt):
+        finetune_decoder.run(FINETUNE, other, store, progress=interrupted(at=at))
+    broken = finetune_decoder.run(FINETUNE, other, store)
+    assert (broken.path / "ema.safetensors").read_bytes() == (whole.path / "ema.safetensors").read_bytes()
+    assert lines(broken.path) == lines(whole.path)
+    assert broken.manifest["held_out"] == whole.manifest["held_out"]
+
+
+def test_the_newest_decoder_is_the_default_and_each_can_be_chosen_by_name(store, run_copy):
+    for layers, name in ((1, None), (0, "linear"), (2, None)):
+        finetune_decoder.run(FinetuneConfig(layers=layers, name=name, steps=1, device="cpu"), run_copy, store)
+    run = TrainedRun(run_copy, CPU)
+    assert run.decoder().name == "layers-2"
+    for name in ("layers-1", "linear", "joint"):
+        assert run.decoder(name).name == name
+    with pytest.raises(InputError, match=r"no decoder 'nosuch' \(it has: joint, layers-1, linear, layers-2\)"):
+        run.decoder("nosuch")
+
+
+def test_a_decoder_of_another_checkpoint_is_not_used(train_config, store, run_copy):
+    finetune_decoder.run(FINETUNE, run_copy, store)
+    train.run(replace(train_config, steps=10), store, run_copy)
+    with pytest.raises(InputError, match=r"trained on another checkpoint than step-00000010; run `ldlm finetune"):
+        TrainedRun(run_copy, CPU).decoder()
+    assert TrainedRun(run_copy, CPU).decoder("joint").name == "joint"
+
+
+@pytest.mark.parametrize("name", ["joint", "a/b", "..", ".hidden"])
+def test_a_decoder_needs_a_plain_name(store, run_copy, name):
+    with pytest.raises(InputError, match="can't name a decoder"):
+        finetune_decoder.run(replace(FINETUNE, name=name), run_copy, store)
+    assert not (run_copy / "decoders").exists()
+
+
+def test_a_finetuning_with_another_setting_is_refused_by_name(store, run_copy):
+    finetune_decoder.run(FINETUNE, run_copy, store)
+    with pytest.raises(InputError, match=r"sigma_dec: None -> 0\.5"):
+        finetune_decoder.run(replace(FINETUNE, sigma_dec=0.5), run_copy, store)
+
+
+def test_a_store_that_is_not_the_runs_is_refused_before_anything_is_written(
+    train_config, extract_config, store, run_copy, tmp_path, other_gpt2
+):
+    for number, overrides in enumerate(({"layer": -2}, {"encoder": str(other_gpt2)})):
+        other = extract_features.run(replace(extract_config, **overrides), tmp_path / str(number)).path
+        with pytest.raises(InputError, match=r"made with another encoder.*give the store that the run was trained on"):
+            finetune_decoder.run(FINETUNE, run_copy, other)
+    fewer = ExtractConfig(**{**vars(extract_config), "validation_docs": 30})
+    other = extract_features.run(fewer, tmp_path / "fewer").path
+    with pytest.raises(InputError, match="made with another normalisation"):
+        finetune_decoder.run(FINETUNE, run_copy, other)
+    assert not (run_copy / "decoders").exists()
