@@ -79,6 +79,7 @@ def test_the_defaults_are_the_papers():
     assert (c.diffusion.t_min, c.diffusion.weighting) == (1e-5, "simple")
     assert (c.recipe.warmup_k, c.recipe.warmup_c, c.recipe.gamma_min) == (10.0, 0.8, 0.0)
     assert (c.recipe.reconstruction, c.recipe.loss_reduction) == ("mse", "mean")
+    assert (c.recipe.warmup_steps, c.recipe.sigma_dec) == (50_000, 3.0)
     assert (c.timesteps.bins, c.timesteps.ema_decay, c.timesteps.refresh_steps) == (100, 0.99, 5_000)
     assert c.timesteps.floor == 1e-3
     a, d, w = c.model.autoencoder, c.model.denoiser, c.model.token_decoder
