@@ -56,11 +56,12 @@ def main() -> None:
 
 
 def _register() -> None:
-    from ldlm.cli import evaluate, extract, finetune, interpolate, pretrain, quickstart, sample, train
+    from ldlm.cli import evaluate, extract, features, finetune, interpolate, pretrain, quickstart, sample, train
 
     main.add_command(quickstart.command, "quickstart")
     main.add_command(pretrain.command, "pretrain-encoder")
     main.add_command(extract.command, "extract-features")
+    main.add_command(features.command, "features")
     main.add_command(train.command, "train")
     main.add_command(finetune.command, "finetune-decoder")
     main.add_command(sample.command, "sample")

@@ -15,7 +15,8 @@ from ldlm.errors import InputError
 @stage_options(TrainConfig, presets=True)
 @path_option("--features", "the feature store")
 @path_option("--output", "folder of the run")
-def command(options: Options, features: str | None, output: str | None) -> None:
+@click.option("--allow-partial", is_flag=True, help="train on the shards that an unsealed store has")
+def command(options: Options, features: str | None, output: str | None, allow_partial: bool) -> None:
     """Train the latent encoder, the denoiser and the decoders jointly on a feature store.
 
     The same command goes on from the newest checkpoint. Every setting can be seen with --dump-config and changed with
@@ -36,6 +37,7 @@ def command(options: Options, features: str | None, output: str | None) -> None:
         config,
         require(features, "--features", "features"),
         require(output, "--output", "run"),
+        allow_partial=allow_partial,
         overwrite=bool(options.overwrite),
         progress=show.Terminal(),
     )

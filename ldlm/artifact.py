@@ -55,8 +55,13 @@ class Artifact:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What the stage recorded when it finished."""
-        return files.read_json(self.path / "manifest.json")
+        """What the stage recorded when it finished; `InputError` when a bit of it has changed since."""
+        path = self.path / "manifest.json"
+        found = files.read_json(path)
+        digest = found.pop("digest", None) if isinstance(found, dict) else None
+        if digest != files.sha256_json(found):
+            raise InputError(f"{path} is damaged: it is not what was written; restore it from a copy")
+        return found
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -67,6 +72,10 @@ class Artifact:
     def config(self) -> dict[str, Any]:
         """The configuration it was made with, as plain data."""
         return files.read_yaml(self.path / "config.yaml")
+
+    def write_config(self, config: Any) -> None:
+        """Record the configuration that it is being made with from here on."""
+        files.write_atomic(self.path / "config.yaml", files.dump_yaml(configs.to_dict(config)))
 
     @contextmanager
     def or_nothing(self) -> Iterator[None]:
@@ -81,7 +90,7 @@ class Artifact:
     def finish(self, **result: Any) -> Artifact:
         """Write the manifest: from here on the artefact is complete."""
         record = {"kind": self.kind, "schema": SCHEMA, **result, "versions": versions()}
-        files.write_json(self.path / "manifest.json", record)
+        files.write_json(self.path / "manifest.json", {**record, "digest": files.sha256_json(record)})
         return Artifact(self.path, self.kind, "complete")
 
 
@@ -111,8 +120,11 @@ def begin(path: Path, kind: str, config: Any, inputs: Mapping[str, Any], *, over
         raise InputError(
             f"{path} was made with other settings ({'; '.join(changed)}); choose another --output, or add --overwrite"
         )
-    files.write_atomic(path / "config.yaml", files.dump_yaml(configs.to_dict(config)))
-    return Artifact(path, kind, "complete" if (path / "manifest.json").exists() else "partial")
+    if (path / "manifest.json").exists():
+        return Artifact(path, kind, "complete")
+    found_partial = Artifact(path, kind, "partial")
+    found_partial.write_config(config)
+    return found_partial
 
 
 def open_artifact(path: Path, kind: str, *, complete: bool = True) -> Artifact:
@@ -143,8 +155,9 @@ def _create(path: Path, kind: str, config: Any, inputs: Mapping[str, Any]) -> Ar
     # artifact.json is what makes the folder ours, so it comes first: a folder that held only a config.yaml would be
     # foreign to the next `begin`.
     files.write_json(path / "artifact.json", {"kind": kind, "schema": SCHEMA, "inputs": dict(inputs)})
-    files.write_atomic(path / "config.yaml", files.dump_yaml(configs.to_dict(config)))
-    return Artifact(path, kind, "new")
+    made = Artifact(path, kind, "new")
+    made.write_config(config)
+    return made
 
 
 def _old_identity(path: Path, cls: type) -> dict[str, Any]:

@@ -192,11 +192,14 @@ class ExtractConfig:
     seq_len: int = setting(128, "tokens per row L, with BOS and EOS", low=3)
     data: tuple[str, ...] = setting((), "text, jsonl or parquet files")
     dataset: str | None = setting(None, "Hugging Face dataset, instead of --data")
+    revision: str | None = setting(None, "commit, branch or tag of the dataset; what it was is recorded")
     split: str = setting("train", "split of the dataset")
     text_column: str = setting("text", "field that holds the text")
     validation_data: tuple[str, ...] = setting((), "files of held-out documents")
     validation_docs: int = setting(0, "hold out the last so many documents", low=0)
-    codec: Literal["fp16", "fp32"] = setting("fp16", "storage of the hidden states")
+    detokenizer: Literal["none", "lm1b"] = setting("none", "lm1b undoes the benchmark's tokenisation first")
+    codec: Literal["fp16", "bf16", "int8-token", "fp32"] = setting("fp16", "storage of the hidden states")
+    max_channel_error: float = setting(0.1, "int8 is refused when a channel's relative error is beyond this", above=0)
     stats_tokens: int | None = setting(
         2_000_000, "tokens that the statistics are taken over, or all", low=1, none="all"
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -210,6 +211,15 @@ class Statistics:
             self.mean_D + delta * (other.count / count),
             self.m2_D + other.m2_D + delta**2 * (self.count * other.count / count),
         )
+
+    def tensors(self, name: str) -> dict[str, np.ndarray]:
+        """For a safetensors file, under `name`."""
+        return {f"{name}/count": np.array(self.count), f"{name}/mean": self.mean_D, f"{name}/m2": self.m2_D}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, np.ndarray], name: str) -> Statistics:
+        """Inverse of `tensors`."""
+        return cls(int(tensors[f"{name}/count"]), tensors[f"{name}/mean"], tensors[f"{name}/m2"])
 
     @property
     def std_D(self) -> np.ndarray:

@@ -25,9 +25,8 @@ _SEED = 20_240_229  # of the evaluation's own noise: the same for every run, so 
 def batches(split: Split, rows: int, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor | None, Tensor]]:
     """The first `rows` rows as (hidden float32 or None, tokens int64) batches on the device."""
     for start in range(0, min(rows, split.rows), batch_size):
-        hidden, tokens = split.read(start, min(start + batch_size, rows, split.rows))
-        states = None if hidden is None else torch.from_numpy(hidden).to(device).float()
-        yield states, torch.from_numpy(tokens).to(device, torch.int64)
+        parts, tokens = split.read(start, min(start + batch_size, rows, split.rows))
+        yield split.states(parts, device), torch.from_numpy(tokens).to(device, torch.int64)
 
 
 @torch.no_grad()
@@ -106,7 +105,8 @@ def _by_bin(t: np.ndarray, loss: np.ndarray) -> list[float | None]:
 
 
 @torch.no_grad()
-def encode_rows(model: LDLM, hidden: np.ndarray | None, tokens: np.ndarray, device: torch.device) -> Tensor:
-    """z_0 (B, N, C) of stored rows."""
-    states = None if hidden is None else torch.from_numpy(hidden).to(device).float()
-    return model.latent_encoder(model.states(states, torch.from_numpy(tokens).to(device, torch.int64)))
+def encode_rows(model: LDLM, split: Split, rows: np.ndarray, device: torch.device) -> tuple[Tensor, np.ndarray]:
+    """z_0 (B, N, C) of rows of a split, and their tokens (B, L)."""
+    parts, tokens = split.read_rows(rows)
+    h_BLD = model.states(split.states(parts, device), torch.from_numpy(tokens).to(device, torch.int64))
+    return model.latent_encoder(h_BLD), tokens

@@ -1,12 +1,14 @@
-"""The feature store: normalised hidden states and tokens in Zarr v3, sealed by a ledger (SPEC 2 and 11).
+"""The feature store: hidden states and tokens in Zarr v3, sealed by a ledger (SPEC 2 and 11).
 
-    features.zarr/hidden       (rows, L, D)  normalised states, fp16 or fp32
-    features.zarr/tokens       (rows, L)     int32
-    features.zarr/mean, std    (D,)          float32; h = hidden · std + mean
-    features.zarr/validation/hidden, tokens  held-out rows, where there are any
-    ledger/train-00000.json    rows, bytes and sha256 of a shard's files, written after them
-    tokenizer/                 the encoder's tokenizer
-    manifest.json              written last: the store is sealed
+    features.zarr/hidden         (rows, L, D)  normalised states as the codec stores them
+    features.zarr/scale          (rows, L)     for codecs that have one
+    features.zarr/tokens         (rows, L)     int32
+    features.zarr/mean, std      (D,)          float32; h = hidden · std + mean
+    features.zarr/validation/…   held-out rows, where there are any
+    ledger/train-00000.json      a shard's rows, error, and the bytes and sha256 of its files; written after them
+    store.json                   sizes, encoder and statistics, written before the first shard
+    tokenizer/                   the encoder's tokenizer
+    manifest.json                written last, with the sha256 of everything else: the store is sealed
 
 Any Zarr v3 reader can open it. But zarr returns zeros, without an error, for a shard that is missing or empty; so
 completeness is decided by the ledger and the sizes it records, and never by zarr.
@@ -15,33 +17,27 @@ completeness is decided by the ledger and the sizes it records, and never by zar
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import zarr
+from torch import Tensor
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from ldlm import artifact, files
+from ldlm.codecs import CODECS, Codec, Parts
 from ldlm.config import Shapes
 from ldlm.errors import InputError
 
 CHUNK_ROWS = 16
-CODECS = {"fp16": np.float16, "fp32": np.float32}
 SPLITS = ("train", "validation")
-
-
-def encode(h: np.ndarray, codec: str) -> np.ndarray:
-    """float32 states as they are stored; `InputError` where they don't fit, NaN included."""
-    with np.errstate(over="ignore"):  # said below, in a sentence
-        stored = h.astype(CODECS[codec])
-    if not np.isfinite(stored).all():
-        worst = float(np.abs(h[np.isfinite(h)]).max(initial=0.0))
-        raise InputError(f"hidden states don't fit in {codec} (NaN, or values up to {worst:.3g}); use --codec fp32")
-    return stored
+NO_PARTS: Parts = {}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -50,32 +46,50 @@ def encode(h: np.ndarray, codec: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Split:
-    """The rows of one split."""
+    """The rows of one split. Row r of a partial store is the r-th of those that are there."""
 
     name: str
     rows: int
-    hidden: Any  # zarr array (rows, L, D), or None
-    tokens: Any  # zarr array (rows, L)
+    shard_rows: int
+    shards: tuple[int, ...]  # the shards that are there, in order
+    arrays: Mapping[str, Any]  # zarr arrays: tokens, and what the codec stores
+    codec: Codec
 
-    def read(self, start: int, stop: int) -> tuple[np.ndarray | None, np.ndarray]:
-        """Neighbouring rows as stored: hidden (stored dtype) and tokens (int32)."""
-        return (None if self.hidden is None else self.hidden[start:stop]), self.tokens[start:stop]
+    @property
+    def tokens(self) -> Any:
+        """The zarr array of tokens (rows, L)."""
+        return self.arrays["tokens"]
 
-    def read_rows(self, rows: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+    @property
+    def hidden(self) -> Any:
+        """The zarr array of stored states (rows, L, D), or None."""
+        return self.arrays.get("hidden")
+
+    def read(self, start: int, stop: int) -> tuple[Parts, np.ndarray]:
+        """Neighbouring rows as stored: the codec's arrays (none for scratch embeddings) and tokens (int32)."""
+        return self.read_rows(np.arange(start, stop))
+
+    def read_rows(self, rows: np.ndarray) -> tuple[Parts, np.ndarray]:
         """Any rows, in the order given; each chunk they touch is read once."""
+        rows = np.asarray(self.shards)[rows // self.shard_rows] * self.shard_rows + rows % self.shard_rows
         chunks = np.unique(rows // CHUNK_ROWS)
         place = np.full(int(chunks[-1] + 1) * CHUNK_ROWS, -1)
-        hidden_parts, token_parts, offset = [], [], 0
-        for run_start, run_stop in _runs(chunks):
-            start, stop = run_start * CHUNK_ROWS, min(run_stop * CHUNK_ROWS, self.rows)
-            hidden, tokens = self.read(start, stop)
+        pieces: dict[str, list[np.ndarray]] = {name: [] for name in self.arrays}
+        offset = 0
+        for first, last in _runs(chunks):
+            start, stop = first * CHUNK_ROWS, min(last * CHUNK_ROWS, self.tokens.shape[0])
             place[start:stop] = np.arange(offset, offset + stop - start)
             offset += stop - start
-            token_parts.append(tokens)
-            if hidden is not None:
-                hidden_parts.append(hidden)
-        picked = place[rows]
-        return (np.concatenate(hidden_parts)[picked] if hidden_parts else None), np.concatenate(token_parts)[picked]
+            for name, array in self.arrays.items():
+                pieces[name].append(array[start:stop])
+        read = {name: np.concatenate(parts)[place[rows]] for name, parts in pieces.items()}
+        return {name: array for name, array in read.items() if name != "tokens"}, read["tokens"]
+
+    def states(self, parts: Parts, device: torch.device) -> Tensor | None:
+        """float32 states on the device: the stored dtype travels, and is decoded there. None for scratch embeddings."""
+        if not parts:
+            return None
+        return self.codec.decode({name: torch.from_numpy(array).to(device) for name, array in parts.items()})
 
 
 def _runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -86,53 +100,52 @@ def _runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 class FeatureStore:
-    """A sealed store. `InputError` when it is not sealed or a shard does not have the bytes its record says."""
+    """A store to read. `InputError` when it is not sealed, or a shard has not the bytes that its record says.
 
-    def __init__(self, path: str | Path) -> None:
+    `allow_partial` opens an unsealed store with the shards that are there.
+    """
+
+    def __init__(self, path: str | Path, *, allow_partial: bool = False) -> None:
         self.path = Path(path)
-        self.artifact = artifact.open_artifact(self.path, "features")
-        self.manifest = self.artifact.manifest
-        self._check_sizes()
-        self._check_arrays()
+        self.artifact = artifact.open_artifact(self.path, "features", complete=False)
+        self.sealed = self.artifact.complete
+        if not self.sealed and not (self.path / "store.json").exists():
+            raise InputError(
+                f"{path} has no shard yet; run the same `ldlm extract-features` command again and it goes on"
+            )
+        described = self.artifact.manifest if self.sealed else files.read_json(self.path / "store.json")
+        self.manifest: dict[str, Any] = described
+        self.records = _records(self.path)
+        if not self.sealed and not allow_partial:
+            raise InputError(
+                f"{path} is not sealed: {self.missing()}; run the same `ldlm extract-features` command again "
+                f"and it goes on, or use what is there with --allow-partial"
+            )
+        self._check()
 
-    def _check_sizes(self) -> None:
-        recorded = dict.fromkeys(self.manifest["rows"], 0)
-        for record in sorted((self.path / "ledger").glob("*.json")):
-            shard = files.read_json(record)
-            recorded[shard["split"]] += shard["rows"]
-            for name, entry in shard["files"].items():
+    def missing(self) -> str:
+        """How much of the store is not there."""
+        have = sum(record["rows"] for record in self.records.values())
+        total = sum(self.manifest["rows"].values())
+        shards = sum(-(-rows // self.manifest["shard_rows"]) for rows in self.manifest["rows"].values())
+        return (
+            f"{shards - len(self.records)} of {shards} shards ({total - have:,} of {total:,} rows, "
+            f"{(total - have) / total:.0%}) are missing"
+        )
+
+    def _check(self) -> None:
+        """Every shard by its size, and everything else of a sealed store, which is small, by its hash."""
+        for name, digest in (self.artifact.manifest["sha256"] if self.sealed else {}).items():
+            problem = fault(self.path / name, digest)
+            if problem is not None:
+                raise InputError(f"{self.path / name} {problem}; run `ldlm features repair {self.path}`")
+        for key, record in self.records.items():
+            for name, entry in record["files"].items():
                 path = self.path / name
                 size = path.stat().st_size if path.exists() else None
                 if size != entry["bytes"]:
                     state = "is missing" if size is None else f"has {size} bytes instead of {entry['bytes']}"
-                    raise InputError(
-                        f"{self.path}: {name} {state}; delete {record} and manifest.json and extract again"
-                    )
-        if recorded != self.manifest["rows"]:
-            raise InputError(
-                f"{self.path}: the ledger has records of {recorded} rows and the store {self.manifest['rows']}; delete "
-                f"manifest.json and extract again"
-            )
-
-    def _check_arrays(self) -> None:
-        """What lies outside the ledger: the arrays' metadata, and mean and std, whose hash the manifest knows."""
-        try:
-            whole = all(self._has_its_arrays(name) for name, rows in self.manifest["rows"].items() if rows)
-            statistics = files.sha256_json([vector.tolist() for vector in self.statistics()])
-        except (KeyError, OSError, ValueError):  # what zarr raises for metadata that is absent or damaged
-            whole, statistics = False, ""
-        if not whole or statistics != self.encoder["statistics"]:
-            raise InputError(
-                f"{self.path}/features.zarr is damaged: metadata, mean or std are not what was written; extract again "
-                f"with --overwrite"
-            )
-
-    def _has_its_arrays(self, name: str) -> bool:
-        split = self.split(name)
-        found = [None if array is None else array.shape for array in (split.tokens, split.hidden)]
-        tokens = (split.rows, self.shapes.seq_len)
-        hidden = None if self.encoder["kind"] == "scratch" else (*tokens, self.shapes.hidden_dim)
-        return found == [tokens, hidden]
+                    raise InputError(f"shard {key}: {self.path / name} {state}; run `ldlm features repair {self.path}`")
 
     @cached_property
     def _group(self) -> Any:
@@ -144,15 +157,22 @@ class FeatureStore:
         return Shapes(**self.manifest["shapes"])
 
     @property
+    def codec(self) -> Codec:
+        """How the states are stored."""
+        return CODECS[self.manifest["codec"]]
+
+    @property
     def encoder(self) -> dict[str, Any]:
         """Name, kind, layer and fingerprints of what made it."""
         return self.manifest["encoder"]
 
     @property
     def fingerprint(self) -> str:
-        """A hash of what the rows are: encoder, tokenizer, statistics, sizes and text."""
-        what = [self.manifest[key] for key in ("encoder", "rows", "shapes", "codec")]
-        return files.sha256_json([{**what[0], "name": None}, *what[1:], sorted(self.artifact.inputs["text"].values())])
+        """A hash of what the rows are: encoder, tokenizer, statistics, sizes, text, and which of them are there."""
+        what = [self.manifest[key] for key in ("rows", "shapes", "codec")]
+        what.append({**self.encoder, "name": None})
+        what.append(sorted(self.artifact.inputs["text"].values()))
+        return files.sha256_json(what if self.sealed else [*what, sorted(self.records)])
 
     @property
     def tokenizer_path(self) -> Path:
@@ -165,17 +185,30 @@ class FeatureStore:
 
     def split(self, name: str) -> Split:
         """`train` or `validation`; `InputError` when the store has no such rows."""
-        rows = self.manifest["rows"].get(name, 0)
-        if not rows:
+        records = [record for record in self.records.values() if record["split"] == name]
+        if not records:
             raise InputError(
                 f"{self.path} has no {name} rows; extract with --validation-docs N or --validation-data FILE"
             )
         group = self._group if name == "train" else self._group[name]
-        return Split(name, rows, group.get("hidden"), group["tokens"])
+        return Split(
+            name=name,
+            rows=sum(record["rows"] for record in records),
+            shard_rows=self.manifest["shard_rows"],
+            shards=tuple(record["shard"] for record in records),
+            arrays={key: group[key] for key in ("tokens", *self.codec.dtypes) if key in group},
+            codec=self.codec,
+        )
 
     def held_out(self) -> Split:
         """Validation rows, or the training rows where there are none."""
-        return self.split("validation" if self.manifest["rows"].get("validation") else "train")
+        validation = any(record["split"] == "validation" for record in self.records.values())
+        return self.split("validation" if validation else "train")
+
+
+def _records(path: Path) -> dict[str, dict[str, Any]]:
+    """The ledger: shard name → record, in order."""
+    return {record.stem: files.read_json(record) for record in sorted((path / "ledger").glob("*.json"))}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -183,48 +216,62 @@ class FeatureStore:
 
 
 class StoreWriter:
-    """Writes the shards of an unsealed store at `path`. A shard is done when its record stands in the ledger."""
+    """Writes the shards of an unsealed store at `path`. A shard is done when its record stands in the ledger.
 
-    def __init__(self, path: Path, shapes: Shapes, *, codec: str, shard_rows: int, with_hidden: bool) -> None:
+    A shard's bytes depend on its rows alone, so any number of processes may write different shards at once.
+    """
+
+    def __init__(self, path: Path, shapes: Shapes, *, codec: Codec, shard_rows: int, with_hidden: bool) -> None:
         self.path, self.shapes, self.codec, self.shard_rows = path, shapes, codec, shard_rows
         self.with_hidden = with_hidden
-        (path / "ledger").mkdir(exist_ok=True)
 
     def create(self, rows: dict[str, int], mean_D: np.ndarray, std_D: np.ndarray) -> None:
         """Write the arrays' metadata, mean and std. The same call again changes nothing."""
+        (self.path / "ledger").mkdir(exist_ok=True)
         root: Any = zarr.open_group(self.path / "features.zarr", mode="a", zarr_format=3)
         for name, vector in (("mean", mean_D), ("std", std_D)):
             array = root.create_array(
-                name, shape=vector.shape, dtype=np.float32, overwrite=True, config={"write_empty_chunks": True}
+                name,
+                shape=vector.shape,
+                dtype=np.float32,
+                compressors=[Crc32cCodec()],
+                config={"write_empty_chunks": True},
+                overwrite=True,
             )
             array[:] = vector.astype(np.float32)
         for split in SPLITS:
             if rows.get(split):
                 self._create_split(root if split == "train" else root.require_group(split), rows[split])
+        files.fsync_tree(self.path / "features.zarr")
 
     def _create_split(self, group: Any, rows: int) -> None:
         length, width = self.shapes.seq_len, self.shapes.hidden_dim
-        compressors = [ZstdCodec(level=1), Crc32cCodec()]
-        # An all-zero chunk is written like any other: what is absent is missing, never zero.
-        common = {"compressors": compressors, "config": {"write_empty_chunks": True}}
-        if "tokens" not in group:
-            group.create_array(
-                "tokens",
-                shape=(rows, length),
-                chunks=(CHUNK_ROWS, length),
-                shards=(self.shard_rows, length),
-                dtype=np.int32,
-                **common,
-            )
-        if self.with_hidden and "hidden" not in group:
-            group.create_array(
-                "hidden",
-                shape=(rows, length, width),
-                chunks=(CHUNK_ROWS, min(128, length), min(384, width)),
-                shards=(self.shard_rows, _ceil(length, min(128, length)), _ceil(width, min(384, width))),
-                dtype=CODECS[self.codec],
-                **common,
-            )
+        self._create_array(group, "tokens", (rows, length), (CHUNK_ROWS, length), "int32")
+        if not self.with_hidden:
+            return
+        for name, dtype in self.codec.dtypes.items():
+            chunks = (CHUNK_ROWS, min(128, length), min(384, width))
+            shape = (rows, length, width)
+            dims = 3 if name == "hidden" else 2
+            self._create_array(group, name, shape[:dims], chunks[:dims], dtype)
+        group["hidden"].attrs["codec"] = self.codec.name
+        group["hidden"].attrs["decode"] = self.codec.recipe
+
+    def _create_array(self, group: Any, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str) -> None:
+        """Codecs of the Zarr core specification only, so that any v3 reader will do."""
+        if name in group:
+            return
+        inner = [-(-extent // chunk) * chunk for extent, chunk in zip(shape[1:], chunks[1:], strict=True)]
+        group.create_array(
+            name,
+            shape=shape,
+            chunks=chunks,
+            shards=(self.shard_rows, *inner),
+            dtype=dtype,
+            compressors=[ZstdCodec(level=1), Crc32cCodec()],
+            # An all-zero chunk is written like any other: what is absent is missing, never zero.
+            config={"write_empty_chunks": True},
+        )
 
     def shards(self, rows: int) -> int:
         """Number of shards of `rows` rows."""
@@ -238,30 +285,108 @@ class StoreWriter:
         """Whether that shard's record stands."""
         return self.record_path(split, shard).exists()
 
-    def write(self, split: str, shard: int, hidden: np.ndarray | None, tokens: np.ndarray) -> int:
-        """Write a whole shard, make it durable, record it; returns its bytes. `hidden` as stored (see `encode`)."""
+    def write(self, split: str, shard: int, parts: Parts, tokens: np.ndarray, **facts: Any) -> None:
+        """Write a whole shard, make it durable, and record it with `facts`. `parts` as the codec encodes them."""
         root: Any = zarr.open_group(self.path / "features.zarr", mode="r+")
         group = root if split == "train" else root[split]
         start = shard * self.shard_rows
-        every_chunk = {"write_empty_chunks": True}  # zarr forgets it when an array is opened again
         prefix = "features.zarr/" if split == "train" else f"features.zarr/{split}/"
-        written = [f"{prefix}tokens/c/{shard}/0", *([f"{prefix}hidden/c/{shard}/0/0"] if hidden is not None else [])]
-        for name in written:
-            (self.path / name).unlink(missing_ok=True)  # a torn one would be read to fill up the last shard
-        group["tokens"].with_config(every_chunk)[start : start + len(tokens)] = tokens
-        if hidden is not None:
-            group["hidden"].with_config(every_chunk)[start : start + len(hidden)] = hidden
+        every_chunk = {"write_empty_chunks": True}  # zarr forgets it when an array is opened again
         entries: dict[str, dict[str, Any]] = {}
-        for name in written:
-            with open(self.path / name, "rb") as file:
-                os.fsync(file.fileno())
-            files.fsync_dir((self.path / name).parent)
+        for array, values in {"tokens": tokens, **parts}.items():
+            name = f"{prefix}{array}/c/{'/'.join([str(shard), *['0'] * (values.ndim - 1)])}"
+            (self.path / name).unlink(missing_ok=True)  # a torn one would be read to fill up the last shard
+            group[array].with_config(every_chunk)[start : start + len(tokens)] = values
+            _fsync_file(self.path / name, self.path / "features.zarr")
             entries[name] = {"bytes": (self.path / name).stat().st_size, "sha256": files.sha256_file(self.path / name)}
-        record = {"split": split, "shard": shard, "start": start, "rows": len(tokens), "files": entries}
+        record = {"split": split, "shard": shard, "start": start, "rows": len(tokens), **facts, "files": entries}
         files.write_json(self.record_path(split, shard), record)
-        return sum(entry["bytes"] for entry in entries.values())
 
 
-def _ceil(length: int, chunk: int) -> int:
-    """`length` rounded up to whole chunks."""
-    return -(-length // chunk) * chunk
+def _fsync_file(path: Path, root: Path) -> None:
+    """Make a file, and the folders that lead to it from `root`, durable; zarr renames but never does."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    folder = path.parent
+    while folder != root:
+        files.fsync_dir(folder)
+        folder = folder.parent
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Sealing and checking
+
+_UNSEALED = ("spool", "claims", "manifest.json")  # not part of what a seal covers
+
+
+def sweep(path: Path) -> None:
+    """Remove what a killed writer left: temporary files, and files in the arrays that no record names."""
+    named = {name for record in _records(path).values() for name in record["files"]}
+    for file in sorted(path.rglob("*")):
+        relative = file.relative_to(path).as_posix()
+        chunk = relative.startswith("features.zarr/") and "/c/" in relative
+        ours = relative in named or relative in ("features.zarr/mean/c/0", "features.zarr/std/c/0")
+        temporary = file.name.startswith(".") or file.suffix == ".partial"
+        if file.is_file() and (temporary or (chunk and not ours)):
+            file.unlink()
+
+
+def seal(path: Path) -> dict[str, str]:
+    """sha256 of every file of the store but the shards', which the ledger records: what the manifest covers."""
+    covered = [p for p in sorted(path.rglob("*")) if p.is_file() and p.relative_to(path).parts[0] not in _UNSEALED]
+    names = [p.relative_to(path).as_posix() for p in covered]
+    shards = {name for record in _records(path).values() for name in record["files"]}
+    return {name: files.sha256_file(path / name) for name in names if name not in shards}
+
+
+def faults(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Every byte of a store against its records: (what it belongs to, file, what is wrong) for each that differs.
+
+    What it belongs to is the name of a shard, or `store` for everything else.
+    """
+    found = artifact.open_artifact(path, "features", complete=False)
+    covered: Mapping[str, str] = {}
+    if found.complete:
+        try:
+            covered = found.manifest["sha256"]
+        except InputError as error:
+            yield "store", "manifest.json", str(error)
+    for name, digest in covered.items():
+        if (problem := fault(path / name, digest)) is not None:
+            yield (Path(name).stem if name.startswith("ledger/") else "store"), name, problem
+    for record_path in sorted((path / "ledger").glob("*.json")):
+        try:
+            entries = files.read_json(record_path)["files"].items()
+        except (InputError, KeyError, TypeError, AttributeError):
+            if not covered:
+                yield record_path.stem, f"ledger/{record_path.name}", "is damaged"
+            continue
+        for name, entry in entries:
+            if (problem := fault(path / name, entry["sha256"])) is not None:
+                yield record_path.stem, name, problem
+
+
+def fault(path: Path, digest: str) -> str | None:
+    """What is wrong with a file that should have this sha256; None when nothing is."""
+    if not path.is_file():
+        return "is missing"
+    if path.stat().st_size == 0:
+        return "is empty"
+    return None if files.sha256_file(path) == digest else "has other bytes than were written"
+
+
+def forget(path: Path, shards: set[str]) -> None:
+    """Unseal a store and drop the records of `shards` with their files, so that extraction makes them again.
+
+    `store` among them drops the metadata and statistics too.
+    """
+    (path / "manifest.json").unlink(missing_ok=True)
+    if "store" in shards:
+        for name in ("store.json", "statistics.safetensors"):
+            (path / name).unlink(missing_ok=True)
+        for metadata in (path / "features.zarr").rglob("zarr.json"):
+            metadata.unlink()
+        shutil.rmtree(path / "tokenizer", ignore_errors=True)
+    for shard in shards - {"store"}:
+        (path / "ledger" / f"{shard}.json").unlink(missing_ok=True)
+    sweep(path)

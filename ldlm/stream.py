@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldlm.codecs import Parts
 from ldlm.errors import InputError
 from ldlm.store import FeatureStore, Split
 
@@ -98,7 +99,7 @@ class Stream:
         self.position = position
         self._queue: queue.Queue[Any] = queue.Queue(depth)
         self._stop = threading.Event()
-        self._windows: dict[tuple[int, int], tuple[np.ndarray | None, np.ndarray]] = {}
+        self._windows: dict[tuple[int, int], dict[str, np.ndarray]] = {}
         self._thread = threading.Thread(target=self._fill, name="ldlm-stream", daemon=True)
 
     def __enter__(self) -> Stream:
@@ -114,12 +115,9 @@ class Stream:
             item = self._queue.get()
             if isinstance(item, BaseException):
                 raise item
-            hidden, tokens, position = item
-            yield Batch(self._to_device(hidden), torch.from_numpy(tokens).to(self.device, torch.int64), position)
-
-    def _to_device(self, hidden: np.ndarray | None) -> Tensor | None:
-        """The stored dtype travels; it becomes float32 on the device."""
-        return None if hidden is None else torch.from_numpy(hidden).to(self.device).float()
+            parts, tokens, position = item
+            tokens_BL = torch.from_numpy(tokens).to(self.device, torch.int64)
+            yield Batch(self.split.states(parts, self.device), tokens_BL, position)
 
     def _fill(self) -> None:
         """The reading thread: whatever goes wrong here is raised where the batches are consumed."""
@@ -138,14 +136,15 @@ class Stream:
             except queue.Full:
                 continue
 
-    def _gather(self, position: int) -> tuple[np.ndarray | None, np.ndarray]:
-        hidden, tokens = [], []
+    def _gather(self, position: int) -> tuple[Parts, np.ndarray]:
+        """The batch at `position`, as stored."""
+        arrays: dict[str, list[np.ndarray]] = {}
         for epoch, window, start, stop in self._pieces(position):
-            window_hidden, window_tokens = self._window(epoch, window)
-            tokens.append(window_tokens[start:stop])
-            if window_hidden is not None:
-                hidden.append(window_hidden[start:stop])
-        return (np.concatenate(hidden) if hidden else None), np.concatenate(tokens)
+            for name, values in self._window(epoch, window).items():
+                arrays.setdefault(name, []).append(values[start:stop])
+        batch = {name: np.concatenate(values) for name, values in arrays.items()}
+        tokens = batch.pop("tokens")
+        return batch, tokens
 
     def _pieces(self, position: int) -> Iterator[tuple[int, int, int, int]]:
         """The batch at `position` as (epoch, window, start, stop) pieces of windows."""
@@ -156,11 +155,12 @@ class Stream:
             yield epoch, window, start, start + count
             position += count
 
-    def _window(self, epoch: int, window: int) -> tuple[np.ndarray | None, np.ndarray]:
-        """A window's rows, shuffled; the last two windows are kept."""
+    def _window(self, epoch: int, window: int) -> dict[str, np.ndarray]:
+        """A window's rows, shuffled, by array name; the last two windows are kept."""
         key = (epoch, window)
         if key not in self._windows:
-            self._windows[key] = self.split.read_rows(self.order.window_rows(epoch, window))
+            parts, tokens = self.split.read_rows(self.order.window_rows(epoch, window))
+            self._windows[key] = {**parts, "tokens": tokens}
             for old in list(self._windows)[:-2]:
                 del self._windows[old]
         return self._windows[key]

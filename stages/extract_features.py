@@ -1,35 +1,42 @@
 """Text → a sealed store of normalised hidden states (SPEC 1, 2, 11).
 
-Three phases, each of which resumes where it was killed:
+Four phases, each of which resumes where it was killed:
 
 1. pack the text into token rows, spooled to disk;
 2. run the encoder on the blocks of rows that the statistics are taken over, and spool their raw states;
-3. shard by shard: take a block's states from the spool or from the encoder, normalise, store, record.
+3. shard by shard: take a block's states from the spool or from the encoder, normalise, store, record;
+4. seal.
 
-So the encoder sees every row exactly once. Blocks are the same rows whatever the number of workers or the point of
-resumption, and statistics merge in block order; the bytes of a store depend on its configuration and text alone.
+So the encoder sees every row exactly once. Any number of processes, under torchrun or started by hand, on one machine
+or on a shared file system, divide blocks and shards among them. Blocks are the same rows whatever the number of
+processes or the point of resumption, and statistics merge in block order; the bytes of a store depend on its
+configuration and text alone.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file, save_file
 
-from ldlm import artifact, files, runtime, text
+from ldlm import artifact, codecs, files, runtime, store, text
 from ldlm.artifact import Artifact
+from ldlm.claims import claim, share
+from ldlm.codecs import CODECS, Parts
 from ldlm.config import ExtractConfig, Shapes
 from ldlm.encoder import FrozenEncoder, Statistics, load_tokenizer, tokenizer_fingerprint
 from ldlm.errors import InputError
 from ldlm.progress import SILENT, Progress
-from ldlm.store import CODECS, SPLITS, StoreWriter, encode
+from ldlm.store import SPLITS, StoreWriter
 
 
 def plan(config: ExtractConfig, out: Path | None = None) -> dict[str, Any]:
@@ -43,7 +50,7 @@ def plan(config: ExtractConfig, out: Path | None = None) -> dict[str, Any]:
         "rows": rows,
         "tokens": sum(rows.values()) * config.seq_len,
         "shards": sum(-(-count // config.shard_rows) for count in rows.values()),
-        "bytes": {codec: values * np.dtype(dtype).itemsize for codec, dtype in CODECS.items()},
+        "bytes": {codec.name: round(values * codec.bytes_per_value) for codec in CODECS.values()},
         "bytes_free": shutil.disk_usage(_existing_parent(out or Path())).free,
     }
 
@@ -58,54 +65,36 @@ def _existing_parent(path: Path) -> Path:
 
 
 def run(config: ExtractConfig, out: Path, *, overwrite: bool = False, progress: Progress = SILENT) -> Artifact:
-    """Write the store `out` and seal it. The same call again takes up an interrupted one."""
+    """Write the store `out` and seal it. The same call again takes up an interrupted one, or joins a running one."""
     _check(config)
+    if overwrite and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("--overwrite can't be shared by several processes; remove the old store first")
     source = _source(config)
     tokenizer = load_tokenizer(config.encoder)
     encoder = _encoder(config)
     fingerprints = _fingerprints(config, encoder, tokenizer)
     result = artifact.begin(out, "features", config, {**source, **fingerprints}, overwrite=overwrite)
     if result.complete:
-        shutil.rmtree(out / "spool", ignore_errors=True)  # killed between the seal and this
+        _clear(out)  # killed between the seal and this
         progress.note(f"{out} is complete; nothing to do")
         return result
 
-    tokenizer.save_pretrained(out / "tokenizer")
-    started = time.perf_counter()
+    extraction = Extraction(config, out, tokenizer, encoder, fingerprints, progress)
     with result.or_nothing():
-        rows = _pack(config, tokenizer, out, progress)
-    tokens = {split: _spooled_tokens(out, split, rows[split], config.seq_len) for split in SPLITS if rows[split]}
-    shapes = Shapes(seq_len=config.seq_len, hidden_dim=_width(config, encoder), vocab_size=len(tokenizer))
+        extraction.pack()
+        extraction.check_space()
+        extraction.encode_sample()
+        extraction.describe()
+        extraction.write_shards()
+    return extraction.seal(result)
 
-    extraction = Extraction(config, encoder, tokens, out)
-    statistics = extraction.statistics(progress)
-    writer = StoreWriter(
-        out, shapes, codec=config.codec, shard_rows=config.shard_rows, with_hidden=config.kind != "scratch"
-    )
-    writer.create(rows, statistics.mean_D, statistics.std_D)
-    with result.or_nothing():
-        extraction.write_shards(writer, statistics, progress)
 
-    stored = [vector.astype(np.float32).tolist() for vector in (statistics.mean_D, statistics.std_D)]
-    sealed = result.finish(
-        rows=rows,
-        tokens=sum(rows.values()) * config.seq_len,
-        shapes=vars(shapes),
-        codec=config.codec,
-        encoder={
-            "name": config.encoder,
-            "kind": config.kind,
-            "layer": config.layer,
-            "fingerprint": fingerprints["encoder"],
-            "tokenizer": fingerprints["tokenizer"],
-            "statistics": files.sha256_json(stored),
-        },
-        statistics={"all": _summary(statistics), "without_position_0": _summary(extraction.without_first)},
-        bytes=sum(path.stat().st_size for path in (out / "features.zarr").rglob("*") if path.is_file()),
-        seconds=round(time.perf_counter() - started, 1),
-    )
-    shutil.rmtree(out / "spool")
-    return sealed
+def _clear(out: Path) -> None:
+    """Remove what a sealed store needs no more."""
+    if (out / "spool").exists():
+        with claim(out / "claims" / "pack"):
+            shutil.rmtree(out / "spool", ignore_errors=True)
+    shutil.rmtree(out / "claims", ignore_errors=True)
 
 
 def _check(config: ExtractConfig) -> None:
@@ -148,36 +137,7 @@ def _width(config: ExtractConfig, encoder: FrozenEncoder) -> int:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Phase 1: rows
-
-
-def _pack(config: ExtractConfig, tokenizer: Any, out: Path, progress: Progress) -> dict[str, int]:
-    """Spool the token rows of each split; returns their numbers. Done once its record stands."""
-    record = out / "spool" / "packing.json"
-    if record.exists():
-        return files.read_json(record)
-    shutil.rmtree(out / "spool", ignore_errors=True)
-    (out / "spool").mkdir()
-    rows = {}
-    for split in SPLITS:
-        rows[split] = 0
-        documents = _documents(config, split)
-        if documents is None:
-            continue
-        with (
-            open(out / "spool" / f"{split}.tokens", "wb") as file,
-            progress.task(f"tokenize {split}", 0, "row") as task,
-        ):
-            for batch in text.pack(documents, tokenizer, config.seq_len):
-                file.write(batch.tobytes())
-                rows[split] += len(batch)
-                task.advance(len(batch))
-    if not rows["train"]:
-        raise InputError(
-            f"the text is shorter than one row of {config.seq_len} tokens; give more text or lower --seq-len"
-        )
-    files.write_json(record, rows)
-    return rows
+# Documents
 
 
 def _documents(config: ExtractConfig, split: str) -> Iterator[str] | None:
@@ -202,27 +162,82 @@ def _all_documents(config: ExtractConfig) -> Iterator[str]:
     return text.file_documents(config.data, config.text_column)
 
 
-def _spooled_tokens(out: Path, split: str, rows: int, seq_len: int) -> np.ndarray:
-    return np.memmap(out / "spool" / f"{split}.tokens", np.int32, "r", shape=(rows, seq_len))
-
-
 # ----------------------------------------------------------------------------------------------------------------------
-# Phases 2 and 3: states
+# The phases
 
 
 @dataclass
 class Extraction:
-    """Blocks of rows through the encoder, by way of the spool."""
+    """The phases of one extraction, each shared by all processes that run it on `out`."""
 
     config: ExtractConfig
-    encoder: FrozenEncoder
-    tokens: dict[str, np.ndarray]  # split -> (rows, L)
     out: Path
-    without_first: Statistics | None = None
+    tokenizer: Any
+    encoder: FrozenEncoder
+    fingerprints: dict[str, str]
+    progress: Progress
+
+    def _claim(self, name: str) -> Path:
+        return self.out / "claims" / name
+
+    # Phase 1
+
+    def pack(self) -> None:
+        """Spool the token rows of each split, and map them. Done once its record stands."""
+        with claim(self._claim("pack")):
+            if not (self.out / "spool" / "packing.json").exists():
+                shutil.rmtree(self.out / "spool", ignore_errors=True)
+                (self.out / "spool").mkdir()
+                self.tokenizer.save_pretrained(self.out / "tokenizer")
+                rows = {split: self._pack_split(split) for split in SPLITS}
+                files.write_json(self.out / "spool" / "packing.json", rows)
+            self.rows: dict[str, int] = files.read_json(self.out / "spool" / "packing.json")
+            # Mapped while the claim is held: whoever seals the store meanwhile may remove the names, not the pages.
+            self.tokens = {split: self._spooled(split) for split, rows in self.rows.items() if rows}
+        if not self.rows["train"]:
+            raise InputError(
+                f"the text is shorter than one row of {self.config.seq_len} tokens; give more text or lower --seq-len"
+            )
+
+    def _spooled(self, split: str) -> np.ndarray:
+        """Token rows (rows, L) int32, mapped from disk."""
+        shape = (self.rows[split], self.config.seq_len)
+        return np.memmap(self.out / "spool" / f"{split}.tokens", np.int32, "r", shape=shape)
+
+    def check_space(self) -> None:
+        """`InputError` when the store, before compression, and the spooled states don't fit on the disk."""
+        width = _width(self.config, self.encoder)
+        spooled = len(self.sample()) * self.config.batch_size * self.config.seq_len * width * 4
+        needed = (
+            sum(self.rows.values()) * self.config.seq_len * width * CODECS[self.config.codec].bytes_per_value + spooled
+        )
+        have = sum(path.stat().st_size for path in self.out.rglob("*") if path.is_file())
+        free = shutil.disk_usage(self.out).free
+        if needed > have + free:
+            raise InputError(
+                f"the store needs about {needed / 2**30:.1f} GiB and {self.out} has {free / 2**30:.1f} GiB free; make "
+                f"room or choose --codec int8-token"
+            )
+
+    def _pack_split(self, split: str) -> int:
+        documents, rows = _documents(self.config, split), 0
+        if documents is None:
+            return 0
+        path = self.out / "spool" / f"{split}.tokens"
+        with open(path, "wb") as file, self.progress.task(f"tokenize {split}", 0, "row") as task:
+            for batch in text.pack(documents, self.tokenizer, self.config.seq_len):
+                file.write(batch.tobytes())
+                rows += len(batch)
+                task.advance(len(batch))
+            file.flush()
+            os.fsync(file.fileno())
+        return rows
+
+    # Phase 2
 
     def sample(self) -> list[int]:
         """The training blocks that the statistics are taken over: all, or a seeded choice spread over the corpus."""
-        blocks = -(-len(self.tokens["train"]) // self.config.batch_size)
+        blocks = -(-self.rows["train"] // self.config.batch_size)
         wanted = self.config.stats_tokens
         needed = blocks if wanted is None else -(-wanted // (self.config.batch_size * self.config.seq_len))
         if needed >= blocks:
@@ -230,68 +245,170 @@ class Extraction:
         edges = np.linspace(0, blocks, needed + 1).astype(int)  # one block from each of `needed` equal stretches
         return [int(i) for i in np.random.default_rng(self.config.seed).integers(edges[:-1], edges[1:])]
 
-    def statistics(self, progress: Progress) -> Statistics:
-        """Phase 2: mean and variance over all positions of the sample; `without_first` leaves out position 0."""
-        width = _width(self.config, self.encoder)
-        if self.config.kind == "scratch":
-            return Statistics(1, np.zeros(width), np.ones(width))
-        total = self.without_first = Statistics(0, np.zeros(width), np.zeros(width))
+    def encode_sample(self) -> None:
+        """Spool the raw states of the sample, unless the statistics are already there."""
+        if self._statistics_path.exists() or self.config.kind == "scratch":
+            return
         blocks = self.sample()
-        with progress.task("encode for statistics", len(blocks) * self.config.batch_size, "row") as task:
-            for block in blocks:
-                states = self._spool(block)
-                total = total.merge(Statistics.of(states))
-                self.without_first = self.without_first.merge(Statistics.of(states[:, 1:]))
-                task.advance(len(states))
-        return total
+        with self.progress.task("encode for statistics", len(blocks), "block") as task:
+
+            def work(block: int) -> None:
+                with files.replacing(self._spool_path(block)) as temporary, open(temporary, "wb") as file:
+                    np.save(file, self._encode("train", block))
+                task.advance(1)
+
+            share(
+                blocks,
+                done=lambda block: self._spool_path(block).exists(),
+                work=work,
+                lock=lambda block: self._claim(f"block-{block}"),
+            )
 
     def _spool_path(self, block: int) -> Path:
         return self.out / "spool" / f"states-{block:07d}.npy"
 
-    def _spool(self, block: int) -> np.ndarray:
-        """Raw states of a training block, from the spool or into it."""
-        path = self._spool_path(block)
-        if not path.exists():
-            states = self._encode("train", block)
-            with files.replacing(path) as temporary, open(temporary, "wb") as file:
-                np.save(file, states)
-        return np.load(path, allow_pickle=False)
-
     def _encode(self, split: str, block: int) -> np.ndarray:
         start = block * self.config.batch_size
         rows = np.array(self.tokens[split][start : start + self.config.batch_size])
-        return self.encoder(torch.from_numpy(rows)).cpu().numpy()
+        states = self.encoder(torch.from_numpy(rows)).cpu().numpy()
+        if not np.isfinite(states).all():
+            raise InputError(f"{self.config.encoder} gives states that are not finite for {split} rows {start} ff.")
+        return states
 
     def _states(self, split: str, block: int) -> np.ndarray:
+        """Raw states of a block (rows, L, D) float32, from the spool or the encoder."""
         if split == "train" and self._spool_path(block).exists():
             return np.load(self._spool_path(block), allow_pickle=False)
         return self._encode(split, block)
 
-    def write_shards(self, writer: StoreWriter, statistics: Statistics, progress: Progress) -> None:
-        """Phase 3: every shard that has no record yet."""
-        total = sum(len(rows) for rows in self.tokens.values())
-        with progress.task("write shards", total, "row") as task:
-            for split, rows in self.tokens.items():
-                for shard in range(writer.shards(len(rows))):
-                    tokens = np.array(rows[shard * writer.shard_rows : (shard + 1) * writer.shard_rows])
-                    if not writer.done(split, shard):
-                        hidden = self._normalised_shard(split, shard, len(tokens), writer, statistics)
-                        writer.write(split, shard, hidden, tokens)
-                    task.advance(len(tokens))
+    # Between 2 and 3
 
-    def _normalised_shard(
-        self, split: str, shard: int, rows: int, writer: StoreWriter, statistics: Statistics
-    ) -> np.ndarray | None:
-        if not writer.with_hidden:
-            return None
-        size = self.config.batch_size
-        first = shard * writer.shard_rows // size
-        hidden = np.empty((rows, self.config.seq_len, len(statistics.mean_D)), CODECS[writer.codec])
-        mean, std = statistics.mean_D.astype(np.float32), statistics.std_D.astype(np.float32)
+    @property
+    def _statistics_path(self) -> Path:
+        return self.out / "statistics.safetensors"
+
+    def describe(self) -> None:
+        """Merge the statistics in block order, and write the store's description and the arrays' metadata."""
+        with claim(self._claim("describe")):
+            if not self._statistics_path.exists():
+                self._write_statistics()
+            if (self.out / "store.json").exists():
+                return
+            everything, without_first = self._read_statistics()
+            self.writer.create(self.rows, everything.mean_D, everything.std_D)
+            stored = [vector.astype(np.float32).tolist() for vector in (everything.mean_D, everything.std_D)]
+            description = {
+                "rows": self.rows,
+                "tokens": sum(self.rows.values()) * self.config.seq_len,
+                "shapes": vars(self.writer.shapes),
+                "codec": self.config.codec,
+                "shard_rows": self.config.shard_rows,
+                "encoder": {
+                    "name": self.config.encoder,
+                    "kind": self.config.kind,
+                    "layer": self.config.layer,
+                    "fingerprint": self.fingerprints["encoder"],
+                    "tokenizer": self.fingerprints["tokenizer"],
+                    "statistics": files.sha256_json(stored),
+                },
+                "statistics": {"all": _summary(everything), "without_position_0": _summary(without_first)},
+            }
+            files.write_json(self.out / "store.json", description)
+
+    def _write_statistics(self) -> None:
+        width = _width(self.config, self.encoder)
+        everything = without_first = Statistics(0, np.zeros(width), np.zeros(width))
+        if self.config.kind == "scratch":
+            everything = without_first = Statistics(1, np.zeros(width), np.ones(width))
+        for block in [] if self.config.kind == "scratch" else self.sample():
+            states = self._states("train", block)
+            everything = everything.merge(Statistics.of(states))
+            without_first = without_first.merge(Statistics.of(states[:, 1:]))
+        with files.replacing(self._statistics_path) as temporary:
+            save_file({**everything.tensors("all"), **without_first.tensors("without_position_0")}, temporary)
+
+    def _read_statistics(self) -> tuple[Statistics, Statistics]:
+        tensors = load_file(self._statistics_path)
+        return Statistics.from_tensors(tensors, "all"), Statistics.from_tensors(tensors, "without_position_0")
+
+    @cached_property
+    def writer(self) -> StoreWriter:
+        """Of this store."""
+        shapes = Shapes(
+            seq_len=self.config.seq_len,
+            hidden_dim=_width(self.config, self.encoder),
+            vocab_size=len(self.tokenizer),
+        )
+        return StoreWriter(
+            self.out,
+            shapes,
+            codec=CODECS[self.config.codec],
+            shard_rows=self.config.shard_rows,
+            with_hidden=self.config.kind != "scratch",
+        )
+
+    # Phase 3
+
+    def write_shards(self) -> None:
+        """Every shard that has no record yet."""
+        statistics, _ = self._read_statistics()
+        mean_D, std_D = statistics.mean_D.astype(np.float32), statistics.std_D.astype(np.float32)
+        items = [(split, i) for split, rows in self.tokens.items() for i in range(self.writer.shards(len(rows)))]
+        total = sum(self.rows.values())
+        have = sum(len(self._shard_tokens(*item)) for item in items if self.writer.done(*item))
+        with self.progress.task("write shards", total, "row", done=have) as task:
+
+            def work(item: tuple[str, int]) -> None:
+                tokens = self._shard_tokens(*item)
+                parts, facts = self._shard_parts(*item, len(tokens), mean_D, std_D)
+                self.writer.write(*item, parts, tokens, **facts)
+                task.advance(len(tokens))
+
+            share(
+                items,
+                done=lambda item: self.writer.done(*item),
+                work=work,
+                lock=lambda item: self._claim(f"{item[0]}-{item[1]}"),
+            )
+
+    def _shard_tokens(self, split: str, shard: int) -> np.ndarray:
+        size = self.config.shard_rows
+        return np.array(self.tokens[split][shard * size : (shard + 1) * size])
+
+    def _shard_parts(
+        self, split: str, shard: int, rows: int, mean_D: np.ndarray, std_D: np.ndarray
+    ) -> tuple[Parts, dict[str, Any]]:
+        """A shard's states as stored, and what the codec cost them."""
+        if self.config.kind == "scratch":
+            return {}, {}
+        codec, size = CODECS[self.config.codec], self.config.batch_size
+        pieces, error = [], codecs.Error(np.zeros(len(mean_D)), np.zeros(len(mean_D)))
         for place in range(0, rows, size):
-            states = self._states(split, first + place // size)
-            hidden[place : place + size] = encode((states - mean) / std, writer.codec)
-        return hidden
+            h = (self._states(split, (shard * self.config.shard_rows + place) // size) - mean_D) / std_D
+            parts = codecs.encode(h, codec)
+            error = error.merge(codecs.Error.of(h, parts, codec))
+            pieces.append(parts)
+        if codec.name.startswith("int8") and error.worst_channel > self.config.max_channel_error:
+            raise InputError(
+                f"--codec {codec.name} loses {error.worst_channel:.1%} of a channel in shard {split}-{shard:05d} "
+                f"(allowed are {self.config.max_channel_error:.1%}); use --codec fp16, or raise --max-channel-error"
+            )
+        stored = {name: np.concatenate([parts[name] for parts in pieces]) for name in codec.dtypes}
+        facts = {"relative_rms_error": error.relative_rms, "worst_channel_error": error.worst_channel}
+        return stored, facts
+
+    # Phase 4
+
+    def seal(self, result: Artifact) -> Artifact:
+        """Write the manifest, once every shard is there, and remove the spool."""
+        with claim(self._claim("seal")):
+            if not (self.out / "manifest.json").exists():
+                store.sweep(self.out)
+                description = files.read_json(self.out / "store.json")
+                size = sum(path.stat().st_size for path in (self.out / "features.zarr").rglob("*") if path.is_file())
+                result.finish(**description, bytes=size, sha256=store.seal(self.out))
+        _clear(self.out)
+        return Artifact(self.out, "features", "complete")
 
 
 def _summary(statistics: Statistics | None) -> dict[str, Any] | None:

@@ -95,8 +95,7 @@ def draw_pairs(rows: int, pairs: int, seed: int) -> np.ndarray:
 
 def _latents(run: TrainedRun, store: FeatureStore, pairs: np.ndarray) -> tuple[Tensor, np.ndarray]:
     """z_0 of all A rows, then all B rows, and their tokens."""
-    hidden, tokens = store.held_out().read_rows(pairs.ravel())
-    return heldout.encode_rows(run.model, hidden, tokens, run.device), tokens
+    return heldout.encode_rows(run.model, store.held_out(), pairs.ravel(), run.device)
 
 
 @torch.no_grad()

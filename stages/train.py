@@ -27,11 +27,19 @@ def plan(config: TrainConfig, shapes: Shapes) -> dict[str, Any]:
 
 
 def run(
-    config: TrainConfig, features: Path, out: Path, *, overwrite: bool = False, progress: Progress = SILENT
+    config: TrainConfig,
+    features: Path,
+    out: Path,
+    *,
+    allow_partial: bool = False,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
 ) -> Artifact:
     """Train up to `config.steps` steps into the run `out`, from its newest checkpoint if it has one."""
     device = runtime.device(config.device)
-    store = FeatureStore(features)
+    store = FeatureStore(features, allow_partial=allow_partial)
+    if not store.sealed:
+        progress.note(f"{features} is not sealed: {store.missing()}; training on what is there")
     split, held_out = store.split("train"), store.held_out()
     state = start(config, store.shapes, scratch=store.encoder["kind"] == "scratch", device=device)
     stream = Stream(store, split, batch_size=config.batch_size, seed=config.seed, position=0, device=device)
@@ -39,6 +47,8 @@ def run(
     if result.complete and result.manifest["step"] >= config.steps:
         progress.note(f"{out} is complete at step {result.manifest['step']}; nothing to do")
         return result
+    if result.complete:  # it goes on beyond the steps that it was finished with
+        result.write_config(config)
     _record_features(store, out)
 
     metrics = MetricsFile(out / "metrics.jsonl")

@@ -17,6 +17,7 @@ from ldlm import text
 from ldlm.config import ExtractConfig
 from ldlm.encoder import load_tokenizer
 from ldlm.errors import InputError
+from ldlm.progress import SILENT
 from ldlm.store import FeatureStore
 
 LENGTH = 16
@@ -174,7 +175,8 @@ def test_statistics_of_a_sample_are_over_blocks_spread_over_the_corpus(few, corp
     made = extract_features.run(config, tmp_path / "a").path
     opened = FeatureStore(made)
     train = opened.split("train")
-    extraction = extract_features.Extraction(config, None, {"train": train.tokens[:]}, made)
+    extraction = extract_features.Extraction(config, made, None, None, {}, SILENT)
+    extraction.rows = {"train": train.rows}
     blocks = extraction.sample()
     quarters = [-(-train.rows // 8) * i // 4 for i in range(5)]
     assert len(blocks) == 4
@@ -188,7 +190,10 @@ def test_statistics_of_a_sample_are_over_blocks_spread_over_the_corpus(few, corp
 
     again = extract_features.run(config, tmp_path / "b").path
     assert payload(again) == payload(made)
-    seeds = [replace(extraction, config=replace(config, seed=seed)).sample() for seed in range(5)]
+    seeds = []
+    for seed in range(5):
+        extraction.config = replace(config, seed=seed)
+        seeds.append(extraction.sample())
     assert len(set(map(tuple, seeds))) > 1
 
 
@@ -216,8 +221,13 @@ def test_kind_scratch_stores_tokens_only_and_never_runs_the_encoder(few, whole, 
     assert (std == 1).all()
 
 
-@pytest.mark.parametrize(("letter", "value"), [("Ω", 1e3), ("e", float("nan"))])
-def test_states_that_half_precision_can_not_hold_are_refused_and_nothing_is_left(few, gpt2, tmp_path, letter, value):
+@pytest.mark.parametrize(
+    ("letter", "value", "message"),
+    [("Ω", 1e3, "don't fit in fp16; use --codec bf16 or fp32"), ("e", float("nan"), "not finite")],
+)
+def test_states_that_half_precision_can_not_hold_are_refused_and_nothing_is_left(
+    few, gpt2, tmp_path, letter, value, message
+):
     """A dimension that is constant in the training text, where the variance has its floor, and far off elsewhere."""
     from safetensors.torch import load_file, save_file
 
@@ -232,7 +242,7 @@ def test_states_that_half_precision_can_not_hold_are_refused_and_nothing_is_left
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     text_files = {"validation_docs": 0, "validation_data": (str(held_out),)}
     config = replace(few, encoder=str(folder), kind="embedding", **text_files)
-    with pytest.raises(InputError, match=r"don't fit in fp16 \(NaN, or values up to .*use --codec fp32"):
+    with pytest.raises(InputError, match=message):
         extract_features.run(config, tmp_path / "f")
     assert not (tmp_path / "f").exists()
 
@@ -262,9 +272,9 @@ def test_an_extraction_interrupted_at_every_point_ends_with_the_bytes_of_an_unin
                 extract_features.run(few, out, progress=interrupted(at=at))
                 break
             except KeyboardInterrupt:
-                with pytest.raises(InputError, match="not finished"):
+                with pytest.raises(InputError, match=r"no shard yet|not sealed"):
                     FeatureStore(out)
-    assert at > 8  # it was stopped while packing, encoding and writing
+    assert at >= 5  # it was stopped while packing, encoding and writing
     assert payload(out) == payload(whole)
     assert record(out) == record(whole)
     assert not (out / "spool").exists()
@@ -300,7 +310,7 @@ def test_a_damaged_shard_is_mended_as_its_error_says(few, whole, tmp_path, split
     out = shutil.copytree(whole, tmp_path / "features")
     prefix = "features.zarr/" if split == "train" else "features.zarr/validation/"
     (out / prefix / "hidden/c/0/0/0").write_bytes(b"")
-    with pytest.raises(InputError, match=r"delete .*00000.json and manifest.json and extract again"):
+    with pytest.raises(InputError, match=r"00000: .* has 0 bytes instead of .*; run `ldlm features repair"):
         FeatureStore(out)
     (out / "ledger" / f"{split}-00000.json").unlink()
     (out / "manifest.json").unlink()
@@ -348,7 +358,12 @@ def test_a_dry_run_tells_rows_and_bytes_and_writes_nothing(few, whole, tmp_path)
     rows = json.loads((whole / "manifest.json").read_text())["rows"]
     values = sum(rows.values()) * LENGTH * 16
     assert plan["rows"] == rows
-    assert plan["bytes"] == {"fp16": 2 * values, "fp32": 4 * values}
+    assert plan["bytes"] == {
+        "fp16": 2 * values,
+        "bf16": 2 * values,
+        "int8-token": round(values * (1 + 4 / 768)),
+        "fp32": 4 * values,
+    }
     assert plan["shards"] == len(list((whole / "ledger").iterdir()))
     assert plan["bytes_free"] > 0
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,80 @@
+"""`ldlm features info|verify|repair|bench`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from ldlm.cli import show
+
+DAMAGED = 3  # exit status of verify
+
+
+@click.group()
+def command() -> None:
+    """Look after a feature store: what it is, whether it is whole, mend it, how fast it reads.
+
+    \b
+    Examples:
+      ldlm features info features
+      ldlm features verify features && ldlm train --features features --output run
+    """
+
+
+def _store(function: Callable[..., Any]) -> Callable[..., Any]:
+    json_option = click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+    return click.argument("store", metavar="DIR")(json_option(function))
+
+
+def _show(result: Any, as_json: bool, text: Callable[[], str]) -> None:
+    click.echo(json.dumps(result) if as_json else text())
+
+
+@command.command()
+@_store
+def info(store: str, as_json: bool) -> None:
+    """Sizes, codec and its error, encoder, statistics."""
+    from ldlm.stages import features as stage
+
+    result = stage.info(Path(store))
+    _show(result, as_json, lambda: show.pairs(result))
+
+
+@command.command()
+@_store
+def verify(store: str, as_json: bool) -> None:
+    """Hash every byte against the ledger; exit status 3, and the shards' names, when something differs."""
+    from ldlm.stages import features as stage
+
+    faults = stage.verify(Path(store))
+    lines = [f"{fault['shard']}: {fault['file']} {fault['problem']}" for fault in faults]
+    _show(
+        faults, as_json, lambda: "\n".join([*lines, f"`ldlm features repair {store}` mends it"] if lines else ["whole"])
+    )
+    if faults:
+        click.get_current_context().exit(DAMAGED)
+
+
+@command.command()
+@_store
+@click.option("--device", default="auto", metavar="TEXT", help="where the encoder runs  [default: auto]")
+def repair(store: str, as_json: bool, device: str) -> None:
+    """Make the shards again that do not verify, with the store's own text and encoder."""
+    from ldlm.stages import features as stage
+
+    bad, _ = stage.repair(Path(store), device=device, progress=show.Terminal())
+    _show({"repaired": bad}, as_json, lambda: f"made again: {', '.join(bad)}" if bad else "whole; nothing to do")
+
+
+@command.command()
+@_store
+@click.option("--batch-size", default=32, metavar="INT", type=click.IntRange(1), help="rows per batch  [default: 32]")
+def bench(store: str, as_json: bool, batch_size: int) -> None:
+    """Read rate of shuffled batches as float32 tensors, against a memory map of the same rows."""
+    from ldlm.stages import features as stage
+
+    result = stage.bench(Path(store), batch_size=batch_size)
+    _show(result, as_json, lambda: show.pairs(result))

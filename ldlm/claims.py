@@ -1,0 +1,59 @@
+"""How processes on one machine, or on a shared file system, divide work: each takes a lock before it does an item.
+
+A lock is the kernel's, on an open file, so it goes with the process that held it: a killed worker leaves nothing to
+clean up, and costs the item it was working on. Whether an item is done is never a lock's business; the caller looks for
+the item's own record.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+@contextmanager
+def claim(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock file `path` within the block; yields False, without it, if another has it and `wait` is off."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+    finally:
+        os.close(descriptor)
+
+
+def share(
+    items: Iterable[Item],
+    *,
+    done: Callable[[Item], bool],
+    work: Callable[[Item], None],
+    lock: Callable[[Item], Path],
+) -> None:
+    """Do every item that is not done, together with whoever else is at it; returns when all are done.
+
+    First the ones that nobody holds; then wait for those that were held, and do what their holders left undone.
+    """
+    held = []
+    for item in items:
+        if done(item):
+            continue
+        with claim(lock(item), wait=False) as mine:
+            if not mine:
+                held.append(item)
+            elif not done(item):
+                work(item)
+    for item in held:
+        with claim(lock(item)):
+            if not done(item):
+                work(item)
