@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldlm.config import ModelConfig, Shapes, TrainConfig
@@ -63,20 +64,36 @@ def _step(objective: Objective, shapes: Shapes, *, self_condition: bool) -> tupl
         tokens_BL = torch.empty(1, shapes.seq_len, dtype=torch.int64)
         ones = torch.empty(1, dtype=torch.float64)
         draws = Draws(ones, ones, torch.empty(latents), torch.empty(latents), self_condition)
+    # Weights are saved too, as views, and are counted elsewhere.
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
     saved: dict[int, int] = {}
-    lengths = {shapes.seq_len, model.num_latents, shapes.seq_len + model.num_latents}
 
     def note(tensor: Tensor) -> Tensor:
-        # On the meta device attention saves its probabilities; the fused kernels that really run never do.
-        is_probabilities = tensor.ndim >= 3 and {*tensor.shape[-2:]} <= lengths
-        if not isinstance(tensor, torch.nn.Parameter) and not is_probabilities:
-            storage = tensor.untyped_storage()
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
             saved[storage._cdata] = storage.nbytes()
         return tensor
 
-    counter = FlopCounterMode(display=False)
-    with counter, torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    counter, softmax = FlopCounterMode(display=False), _SoftmaxOutputs()
+    with counter, softmax, torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         losses = objective(hidden_BLD, tokens_BL, draws, 1.0)
         losses.loss.backward()
     model.zero_grad(set_to_none=True)
+    # On the meta device attention saves its probabilities; the fused kernels that really run never do.
+    for tensor in softmax.outputs:
+        saved.pop(tensor.untyped_storage()._cdata, None)
     return counter.get_total_flops(), sum(saved.values())
+
+
+class _SoftmaxOutputs(TorchDispatchMode):
+    """Collects what softmax returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten._softmax.default, torch.ops.aten._safe_softmax.default):
+            self.outputs.append(result)
+        return result

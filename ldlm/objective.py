@@ -26,7 +26,8 @@ def warmup_gamma(step: int, config: RecipeConfig) -> float:
         return 1.0
 
     def rise(s: float) -> float:  # Eq. 29
-        return 1 / (1 + math.exp(-config.warmup_k * (s / config.warmup_steps - config.warmup_c)))
+        # σ(x) = ½(1 + tanh(x/2)), which no steepness can overflow.
+        return 0.5 * (1 + math.tanh(0.5 * config.warmup_k * (s / config.warmup_steps - config.warmup_c)))
 
     progress = (rise(step) - rise(0)) / (rise(config.warmup_steps) - rise(0))
     return config.gamma_min + (1 - config.gamma_min) * progress  # Eq. 30

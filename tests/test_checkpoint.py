@@ -132,7 +132,9 @@ def test_what_a_kill_left_while_saving_is_no_checkpoint_and_is_in_nobodys_way(tm
     half = tmp_path / ".step-00000002.tmp"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
-    (tmp_path / "notes").mkdir()
+    for name in ("unrelated", "step-3", "step-00000003.old"):
+        (tmp_path / name).mkdir()
+    assert [found.step for found in checkpoint.all_in(tmp_path)] == [1]
     assert checkpoint.latest(tmp_path).step == 1
     save(tmp_path, 2)
     assert checkpoint.latest(tmp_path).step == 2

@@ -167,6 +167,11 @@ def test_latents_are_told_apart_by_their_positions():
     assert torch.allclose(network(z_t[:, order], t, z_t[:, order]), network(z_t, t, z_t)[:, order], atol=1e-12)
 
 
+def test_an_odd_time_embedding_is_refused():
+    with pytest.raises(InputError, match=r"model\.denoiser\.time_dim=7 must be even"):
+        DiT(DenoiserConfig(layers=1, width=8, heads=2, time_dim=7), num_latents=5, latent_dim=4)
+
+
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(InputError, match=r"model\.denoiser\.heads=3 must divide its width 8"):
         DiT(DenoiserConfig(layers=1, width=8, heads=3), num_latents=5, latent_dim=4)

@@ -111,6 +111,8 @@ def test_fingerprints_tell_weights_layers_and_kinds_apart(gpt2, other_gpt2, bert
     prints = [
         FrozenEncoder(str(gpt2)).fingerprint(),
         FrozenEncoder(str(gpt2), layer=-2).fingerprint(),
+        FrozenEncoder(str(gpt2), layer=1).fingerprint(),
+        FrozenEncoder(str(gpt2), layer=0).fingerprint(),  # which keeps the same block
         FrozenEncoder(str(gpt2), kind="embedding").fingerprint(),
         FrozenEncoder(str(other_gpt2)).fingerprint(),
         FrozenEncoder(str(bert)).fingerprint(),

@@ -104,10 +104,12 @@ def test_gamma_rises_from_gamma_min_to_1_along_a_shifted_sigmoid():
 
 @pytest.mark.parametrize("gamma_min", [0.0, 0.25])
 def test_gamma_follows_equation_30(gamma_min):
-    # With σ(x) = (1 + tanh(x/2))/2 the halves cancel: tanh(5u − 4) between tanh(−4) and tanh(1), for k=10 and c=0.8.
-    config = RecipeConfig(warmup_steps=400, gamma_min=gamma_min)
+    def sigmoid(x: float) -> float:
+        return math.exp(x) / (1 + math.exp(x))
+
+    config = RecipeConfig(warmup_steps=400, gamma_min=gamma_min)  # k=10, c=0.8: from σ(−8) to σ(2)
     for step in (0, 1, 100, 320, 399):
-        share = (math.tanh(5 * step / 400 - 4) - math.tanh(-4)) / (math.tanh(1) - math.tanh(-4))
+        share = (sigmoid(10 * step / 400 - 8) - sigmoid(-8)) / (sigmoid(2) - sigmoid(-8))
         assert warmup_gamma(step, config) == pytest.approx(gamma_min + (1 - gamma_min) * share, abs=1e-12)
 
 
@@ -115,6 +117,8 @@ def test_k_and_c_shape_the_warm_up_and_no_warm_up_means_1():
     steep = RecipeConfig(warmup_steps=100, warmup_k=40.0, warmup_c=0.5)
     assert warmup_gamma(50, steep) == pytest.approx(0.5, abs=1e-9)
     assert warmup_gamma(40, steep) < 0.03
+    step = RecipeConfig(warmup_steps=100, warmup_k=1e5, warmup_c=0.5)
+    assert [warmup_gamma(s, step) for s in (0, 49, 51, 100)] == [0, 0, 1, 1]
     assert warmup_gamma(0, RecipeConfig(warmup_steps=0)) == 1
 
 

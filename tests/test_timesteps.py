@@ -175,6 +175,8 @@ def test_the_state_survives_json_to_the_bit():
     state = json.loads(json.dumps(made.state_dict(), allow_nan=False))
     other = sampler(bins=10, refresh_steps=1)
     other.load_state_dict(state)
+    np.testing.assert_array_equal(other.edge_losses, made.edge_losses)
+    np.testing.assert_array_equal(other.p, made.p)
     u = noise.uniform(0, "t", 0, torch.arange(100))
     assert not torch.equal(other.draw(u), sampler(bins=10).draw(u))
     for step in (2, 3):
