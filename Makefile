@@ -5,7 +5,7 @@ OUT    ?= quickstart
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: quickstart test test-slow lint bench clean
+.PHONY: quickstart test test-slow lint clean
 
 quickstart: $(STAMP)  ## the whole pipeline on real text, in about ten minutes on two cores
 	$(BIN)/ldlm quickstart --output $(OUT)

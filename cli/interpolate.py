@@ -41,5 +41,5 @@ def command(options: Options, run: str | None, features: str | None, output: str
 def _table(result: dict) -> str:
     rows = [(f"a = {p['a']:.2f}", p["gen_ppl"], p["entropy"], p["diversity"]) for p in result["points"]]
     rows.append(("real text", *(result["real"][key] for key in ("gen_ppl", "entropy", "diversity"))))
-    head = f"{result['output']}: {result['pairs']} pairs, scorer {result['scorer']}, protocol {result['protocol']}"
+    head = f"{result['output']}: {result['pairs']} pairs, decoder {result['decoder']}, scorer {result['scorer']}"
     return head + "\n\n" + show.table(("(1-a) z_A + a z_B", "gen. ppl", "entropy", "diversity"), rows)

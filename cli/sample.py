@@ -16,7 +16,7 @@ from ldlm.config import SampleConfig
 def command(options: Options, run: str | None, output: str | None) -> None:
     """Draw texts: noise, the reverse process, one pass through the decoder.
 
-    Text i depends on seed SEED + i alone, whatever the batch size. The same command takes up an interrupted one.
+    Text i depends on its seed, 1,000,000 SEED + i, and not on the batch. The same command takes up an interrupted one.
 
     \b
     Example:

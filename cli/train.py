@@ -72,4 +72,4 @@ def _table(result: dict) -> str:
     rows.append(("latent standard deviation", held_out["latent_std"]))
     size, took = sum(result["parameters"].values()), show.duration(result["seconds"])
     head = f"{result['output']}: {result['step']:,} steps, {size:,} parameters, {took}"
-    return head + "\n\n" + show.table(("held out", ""), rows)
+    return head + "\n\n" + show.table((f"{held_out['split']} rows", ""), rows)

@@ -12,10 +12,11 @@ told to overwrite.
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -84,20 +85,30 @@ class Artifact:
             yield
         except InputError:
             if self.state == "new":
-                shutil.rmtree(self.path)
+                _discard(self.path)
             raise
 
     def finish(self, **result: Any) -> Artifact:
         """Write the manifest: from here on the artefact is complete."""
+        files.fsync_tree(self.path)
         record = {"kind": self.kind, "schema": SCHEMA, **result, "versions": versions()}
         files.write_json(self.path / "manifest.json", {**record, "digest": files.sha256_json(record)})
         return Artifact(self.path, self.kind, "complete")
 
 
-def begin(path: Path, kind: str, config: Any, inputs: Mapping[str, Any], *, overwrite: bool = False) -> Artifact:
+def begin(
+    path: Path,
+    kind: str,
+    config: Any,
+    inputs: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+    reads: Sequence[str | Path] = (),
+) -> Artifact:
     """Create the artefact at `path`, or take up or recognise the one that is there (SPEC 12.1).
 
     Raises `InputError` when `path` holds something else, another configuration or other inputs, saying what differs.
+    `reads` are the files that the stage will read: an output that contains one is never overwritten.
     """
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file and the output is a folder; choose another --output")
@@ -105,8 +116,8 @@ def begin(path: Path, kind: str, config: Any, inputs: Mapping[str, Any], *, over
     if found is None:
         return _create(path, kind, config, inputs)
     if overwrite:
-        _guard(path)
-        shutil.rmtree(path)
+        _guard(path, found, kind, reads)
+        _discard(path)
         return _create(path, kind, config, inputs)
     if found.get("kind") != kind:
         what = f"holds {_article(found['kind'])}" if "kind" in found else "is not empty and not made by ldlm"
@@ -145,7 +156,8 @@ def _found(path: Path) -> dict[str, Any] | None:
     """`artifact.json` of the folder; {} for foreign content; None for nothing or an empty folder."""
     if (path / "artifact.json").exists():
         return files.read_json(path / "artifact.json")
-    if not path.is_dir() or not any(path.iterdir()):
+    # What a kill inside the first atomic write leaves is nobody's content.
+    if not path.is_dir() or all(files.is_temporary(entry) for entry in path.iterdir()):
         return None
     return {}
 
@@ -166,11 +178,25 @@ def _old_identity(path: Path, cls: type) -> dict[str, Any]:
     return configs.identity(configs.from_dict(cls, files.read_yaml(path / "config.yaml")))
 
 
-def _guard(path: Path) -> None:
+def _guard(path: Path, found: Mapping[str, Any], kind: str, reads: Sequence[str | Path]) -> None:
     """Refuse to delete what can't have been meant."""
     resolved = path.resolve()
     if resolved in (Path.home(), Path.cwd(), *Path.cwd().parents):
         raise InputError(f"--overwrite would delete {resolved}; choose a folder of its own for the output")
+    if found.get("kind", kind) != kind:
+        raise InputError(
+            f"{path} holds {_article(found['kind'])}, which --overwrite doesn't replace by {_article(kind)}"
+        )
+    for read in map(Path, reads):
+        if read.resolve().is_relative_to(resolved):
+            raise InputError(f"--overwrite would delete {read}, which is to be read; choose another --output")
+
+
+def _discard(path: Path) -> None:
+    """Delete a folder. It loses its name first, so that a kill in the middle leaves nothing that looks complete."""
+    trash = path.with_name(f".{path.name}.{os.getpid()}.trash")
+    path.rename(trash)
+    shutil.rmtree(trash)
 
 
 def _article(kind: str) -> str:

@@ -11,6 +11,7 @@ import sysconfig
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 # Dependencies, direct or through torch and datasets, whose docstrings are prose; the standard library comes first.
@@ -38,7 +39,7 @@ def documents(workers: int = 2) -> list[str]:
 
     pages = (pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics))
     found = dict.fromkeys(line for page in pages for line in paragraphs(page))
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         for lines in pool.map(_of_files, _batches(_sources(), 200)):
             found.update(dict.fromkeys(lines))
     return list(found)

@@ -30,17 +30,19 @@ def setting(
     low: float | None = None,
     high: float | None = None,
     above: float | None = None,
+    below: float | None = None,
     identity: bool = True,
     none: str = "none",
     flags: bool = False,
 ) -> Any:
-    """A dataclass field with its help text and bounds (`low` and `high` inclusive, `above` exclusive).
+    """A dataclass field with its help text and bounds (`low` and `high` inclusive, `above` and `below` exclusive).
 
     `identity=False` marks what may change between a run and its resumption (where it computes, how often it reports).
     `none` is how a user spells None. `flags` gives the fields of a nested dataclass flags of their own.
     """
     metadata = {
-        "help": help, "low": low, "high": high, "above": above, "identity": identity, "none": none, "flags": flags
+        "help": help, "low": low, "high": high, "above": above, "below": below,
+        "identity": identity, "none": none, "flags": flags,
     }  # fmt: skip
     if dataclasses.is_dataclass(default):
         return field(default_factory=type(default), metadata=metadata)
@@ -118,7 +120,7 @@ class RecipeConfig:
         "mse", "what shapes the latents; the CE variants drop the stop-gradient (Table 1)"
     )
     warmup_steps: int = setting(50_000, "S_wu, diffusion-to-encoder warm-up (Eq. 28-30)", low=0)
-    warmup_k: float = setting(10.0, "k, steepness of the warm-up", above=0)
+    warmup_k: float = setting(10.0, "k, steepness of the warm-up", above=0, high=100)
     warmup_c: float = setting(0.8, "c, midpoint of the warm-up as a share of S_wu", low=0, high=1)
     gamma_min: float = setting(0.0, "γ at step 0", low=0, high=1)
     sigma_dec: float = setting(3.0, "σ_dec, noise on the latents before D_h in training", low=0)
@@ -145,8 +147,8 @@ class OptimizerConfig:
     lr_warmup_steps: int = setting(5_000, "steps of linear learning-rate warm-up", low=0)
     lr_decay: Literal["constant", "cosine"] = setting("constant", "after the warm-up: constant, or cosine to zero")
     weight_decay: float = setting(0.01, "AdamW weight decay", low=0)
-    beta1: float = setting(0.9, "AdamW β1", low=0, high=1)
-    beta2: float = setting(0.98, "AdamW β2", low=0, high=1)
+    beta1: float = setting(0.9, "AdamW β1", low=0, below=1)
+    beta2: float = setting(0.98, "AdamW β2", low=0, below=1)
     eps: float = setting(1e-8, "AdamW ε", above=0)
     clip_norm: float = setting(1.0, "global gradient norm is clipped to this", above=0)
     ema_decay: float = setting(0.9999, "decay of the weight average, ramped by (1+n)/(10+n)", low=0, high=1)
@@ -156,6 +158,7 @@ class OptimizerConfig:
 # The stages. `seed` and `device` are everywhere the same.
 
 SEED_HELP = "seed of every random choice"
+TEXTS_PER_SEED = 1_000_000  # so that the texts of different seeds are different texts
 MAX_SEED = 2**53 - 1  # what YAML, JSON and every generator hold exactly
 DEVICE_HELP = "cpu, cuda, cuda:N, or auto"
 
@@ -265,11 +268,11 @@ class SamplerConfig:
 class SampleConfig:
     """`ldlm sample`: texts from noise."""
 
-    num_samples: int = setting(64, "texts to draw; text i has seed SEED + i", low=1)
+    num_samples: int = setting(64, "texts to draw; text i has seed 1,000,000 SEED + i", low=1, high=TEXTS_PER_SEED)
     sampler: SamplerConfig = setting(SamplerConfig(), "the reverse process", flags=True)
     decoder: str | None = setting(None, "fine-tuned decoder to use; none means the newest, 'joint' D_h and D_w")
     batch_size: int = setting(64, "texts per batch; it does not change them", low=1, identity=False)
-    seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
+    seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED // TEXTS_PER_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)
 
 
@@ -292,7 +295,11 @@ class EvaluateConfig:
 
     scorer: str = setting("gpt2-large", "causal model that scores the texts")
     protocol: Literal["mdlm"] = setting("mdlm", "how perplexity is counted")
-    max_tokens: int = setting(1024, "texts are cut after so many tokens", low=2)
+    max_tokens: int | None = setting(
+        None,
+        "texts are cut after so many tokens; none means the longest row of `tokens` in the files, else 1024",
+        low=2,
+    )
     text_column: str = setting("text", "field that holds the text in jsonl files")
     batch_size: int = setting(16, "texts per scorer pass", low=1, identity=False)
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED, identity=False)
@@ -523,7 +530,7 @@ def _scalar(hint: type, value: Any, key: str) -> Any:
         whole = int(value) if isinstance(value, (int, str)) and not isinstance(value, float) else int(number)
     except InputError:
         raise
-    except ValueError:
+    except (ValueError, OverflowError):
         raise wrong from None
     if whole != number:
         raise wrong
@@ -534,11 +541,13 @@ _NAMES = {bool: "true or false", str: "a string", int: "a whole number", float: 
 
 
 def _bounded(value: Any, key: str, metadata: Mapping[str, Any]) -> Any:
-    low, high, above = metadata.get("low"), metadata.get("high"), metadata.get("above")
+    low, high, above, below = (metadata.get(name) for name in ("low", "high", "above", "below"))
     if low is not None and value < low:
         raise InputError(f"{key} must be at least {low}, not {value}")
     if above is not None and value <= above:
         raise InputError(f"{key} must be more than {above}, not {value}")
+    if below is not None and value >= below:
+        raise InputError(f"{key} must be less than {below}, not {value}")
     if high is not None and value > high:
         raise InputError(f"{key} must be at most {high}, not {value}")
     return value

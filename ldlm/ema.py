@@ -26,6 +26,12 @@ class EMA:
         average = list(self.weights.values())
         torch._foreach_lerp_(average, [p.detach() for p in model.parameters()], 1 - decay)
 
+    @torch.no_grad()
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Go on from saved averages, wherever they lie."""
+        for name, value in weights.items():
+            self.weights[name].copy_(value)
+
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
         """Within the block the model computes with the averaged weights; afterwards it has its own back."""

@@ -164,7 +164,7 @@ class FrozenEncoder:
 
     def fingerprint(self) -> str:
         """A hash of the weights that take part, the kind and the layer; the same wherever the model came from."""
-        digest = hashlib.sha256(f"{self.kind}/{self.layer if self.kind == 'hidden' else ''}".encode())
+        digest = hashlib.sha256(f"{self.kind}/{self._index if self.kind == 'hidden' else ''}".encode())
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)

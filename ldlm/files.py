@@ -31,6 +31,11 @@ def fsync_tree(root: Path) -> None:
         fsync_dir(Path(folder))
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether this is what a killed `write_atomic` left."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Write a whole file or nothing: temporary file, fsync, rename, fsync of the folder."""
     data = data.encode() if isinstance(data, str) else data

@@ -33,6 +33,7 @@ def batches(split: Split, rows: int, batch_size: int, device: torch.device) -> I
 def evaluate(objective: Objective, split: Split, *, rows: int, batch_size: int, device: torch.device) -> dict[str, Any]:
     """Held-out figures over the first `rows` rows (keys below); all losses are means over elements.
 
+    `split` is where the rows come from: a store without held-out rows gives training rows.
     `l_diff` with t spread evenly over (0, 1] and self-conditioning, `l_diff_mean`: the loss of predicting the mean
     latent instead, `l_diff_by_t`: l_diff in 20 equal bins of t, `l_h`, `l_w`, `token_accuracy`: reconstruction under
     σ_dec noise, `token_accuracy_clean`: without noise, `latent_std`: standard deviation of a latent coordinate over
@@ -67,6 +68,7 @@ def evaluate(objective: Objective, split: Split, *, rows: int, batch_size: int, 
     l_diff = torch.cat(l_diff_all)
     z = torch.cat(latents)
     return {
+        "split": split.name,
         "rows": done,
         "l_diff": l_diff.mean().item(),
         "l_diff_mean": z.var(dim=0, unbiased=False).mean().item(),

@@ -19,7 +19,7 @@ class MetricsFile:
         """Append a line. Timings stand under `timing`, since they alone differ between a run and its repetition."""
         line = {"step": step, "kind": kind, **figures, **({"timing": timing} if timing else {})}
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
         """All whole lines; one that was cut off by a kill is left out."""

@@ -107,7 +107,7 @@ class Objective(nn.Module):
 
         noisy_BNC = z_0_BNC + self.recipe.sigma_dec * draws.eps_dec_BNC
         h_hat_BLD = self.model.latent_decoder(noisy_BNC)
-        # Scratch embeddings are trained by CE alone: as a target of their own reconstruction they would shrink to zero.
+        # Detached: as targets of their own reconstruction, trainable embeddings would shrink to zero.
         l_h_B = row_loss(h_hat_BLD, h_BLD.detach(), self.recipe.loss_reduction)
         l_h = l_h_B.mean()
 

@@ -17,6 +17,6 @@ def device(name: str) -> torch.device:
         raise InputError(f"--device {name!r} is not a device; use cpu, cuda, cuda:N or auto") from None
     if found.type == "cuda" and (not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count()):
         raise InputError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; use cpu")
-    if found.type == "meta":
-        raise InputError("--device meta holds no values; use cpu, cuda, cuda:N or auto")
+    if found.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name} is not supported; use cpu, cuda, cuda:N or auto")
     return found

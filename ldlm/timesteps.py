@@ -17,8 +17,8 @@ from ldlm.config import TimestepConfig
 def bin_probabilities(edge_losses: np.ndarray, floor: float) -> np.ndarray:
     """Eq. 5: p_i = (L(u_{i+1}) − L(u_i)) / (L(u_N) − L(u_0)) from the losses at the N+1 edges, float64 (N,).
 
-    The losses are made monotone by isotonic regression first, no bin falls below `floor`/N, and a flat curve gives
-    the uniform distribution.
+    The losses are made monotone by isotonic regression first, no bin falls below `floor`/N before they are
+    normalised, and a flat curve gives the uniform distribution.
     """
     bins = len(edge_losses) - 1
     increments = np.diff(isotonic_regression(edge_losses).x)

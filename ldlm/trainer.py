@@ -12,6 +12,7 @@ from ldlm import checkpoint
 from ldlm.checkpoint import Checkpoint
 from ldlm.config import Shapes, TrainConfig
 from ldlm.ema import EMA
+from ldlm.errors import InputError
 from ldlm.model import LDLM, build
 from ldlm.objective import Losses, Objective, draw, warmup_gamma
 from ldlm.optim import adamw, learning_rate, load_optimizer_tensors, optimizer_tensors
@@ -56,8 +57,7 @@ class TrainState:
     def load(self, saved: Checkpoint) -> None:
         """Go on from a checkpoint."""
         self.model.load_state_dict(saved.tensors("model"))
-        for name, value in saved.tensors("ema").items():
-            self.ema.weights[name].copy_(value)
+        self.ema.load(saved.tensors("ema"))
         load_optimizer_tensors(self.optimizer, self.model, saved.tensors("optimizer"))
         self.timesteps.load_state_dict(saved.state["timesteps"])
         self.step = saved.step
@@ -92,6 +92,12 @@ def train_step(state: TrainState, batch: Batch) -> tuple[Losses, dict[str, Any]]
     losses = state.objective(batch.hidden_BLD, batch.tokens_BL, draws, gamma)
     losses.loss.backward()
     gradient_norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.optimizer.clip_norm)
+
+    if not torch.isfinite(gradient_norm):
+        raise InputError(
+            f"step {step}: the loss ({losses.loss.item():.4g}) or its gradient is not finite; nothing was updated, and "
+            f"the checkpoints are whole; lower optimizer.lr (it is {config.optimizer.lr}) or lengthen the warm-ups"
+        )
 
     lr = learning_rate(step, config.steps, config.optimizer)
     state.optimizer.param_groups[0]["lr"] = lr

@@ -27,21 +27,29 @@ def run(
     paths = [*files, *([reference] if reference else [])]
     sets = [samples.read(path, config.text_column) for path in paths]
     scorer = Scorer(config.scorer, runtime.device(config.device))
-    scorer.check_length(config.max_tokens)
+    max_tokens = config.max_tokens or _longest(sets) or 1024
+    scorer.check_length(max_tokens)
     with progress.task("score", sum(map(len, sets)), "text") as task:
-        results = [measure(texts, scorer, config, task.advance) for texts in sets]
+        results = [measure(texts, scorer, config, max_tokens, task.advance) for texts in sets]
     for path, result in zip(paths, results, strict=True):
         result["file"] = str(path)
         result["role"] = "reference" if reference is not None and path == paths[-1] else "texts"
     return results
 
 
-def measure(texts: Texts, scorer: Scorer, config: EvaluateConfig, advance: Any = lambda count: None) -> dict[str, Any]:
+def _longest(sets: Sequence[Texts]) -> int:
+    """Tokens in the longest row that comes with its tokens: the run's L, where a run drew the texts."""
+    return max((len(ids) for texts in sets for ids in texts.tokens or []), default=0)
+
+
+def measure(
+    texts: Texts, scorer: Scorer, config: EvaluateConfig, max_tokens: int, advance: Any = lambda count: None
+) -> dict[str, Any]:
     """gen_ppl, entropy and diversity of one set, with all that names them (SPEC 9, 12.13)."""
     perplexity = metrics.generative_perplexity(
-        texts.texts, scorer, max_tokens=config.max_tokens, batch_size=config.batch_size, advance=advance
+        texts.texts, scorer, max_tokens=max_tokens, batch_size=config.batch_size, advance=advance
     )
-    rows = [ids[: config.max_tokens] for ids in texts.tokens or scorer.tokens(texts.texts, config.max_tokens)]
+    rows = [ids[:max_tokens] for ids in texts.tokens or scorer.tokens(texts.texts, max_tokens)]
     return {
         **perplexity,
         "entropy": metrics.entropy(rows),
@@ -49,7 +57,7 @@ def measure(texts: Texts, scorer: Scorer, config: EvaluateConfig, advance: Any =
         "protocol": config.protocol,
         "scorer": scorer.name,
         "num_texts": len(texts),
-        "max_tokens": config.max_tokens,
+        "max_tokens": max_tokens,
         "tokens_from": "file" if texts.tokens else "scorer",
         "scorer_tokenizer": tokenizer_fingerprint(scorer.tokenizer)[:12],
     }

@@ -73,7 +73,8 @@ def run(config: ExtractConfig, out: Path, *, overwrite: bool = False, progress: 
     tokenizer = load_tokenizer(config.encoder)
     encoder = _encoder(config)
     fingerprints = _fingerprints(config, encoder, tokenizer)
-    result = artifact.begin(out, "features", config, {**source, **fingerprints}, overwrite=overwrite)
+    reads = (*config.data, *config.validation_data)
+    result = artifact.begin(out, "features", config, {**source, **fingerprints}, overwrite=overwrite, reads=reads)
     if result.complete:
         _clear(out)  # killed between the seal and this
         progress.note(f"{out} is complete; nothing to do")

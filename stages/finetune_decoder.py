@@ -52,7 +52,7 @@ class Settings:
             "vocab_size": run.shapes.vocab_size,
         }
         return cls(
-            steps=config.steps or min(200_000, math.ceil(run.config.steps * 2 / 5)),
+            steps=config.steps or min(200_000, math.ceil(run.checkpoint.step * 2 / 5)),
             batch_size=config.batch_size or run.config.batch_size,
             sigma_dec=run.config.recipe.sigma_dec if config.sigma_dec is None else config.sigma_dec,
             network=network,
@@ -142,7 +142,7 @@ def _train(
     metrics, folder, step = MetricsFile(out / "metrics.jsonl"), out / "checkpoints", 0
     if (found := checkpoint.latest(folder)) is not None:
         network.load_state_dict(found.tensors("model"))
-        average.weights.update(found.tensors("ema"))
+        average.load(found.tensors("ema"))
         load_optimizer_tensors(optimizer, network, found.tensors("optimizer"))
         step = found.step
     metrics.truncate(step)

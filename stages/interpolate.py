@@ -55,7 +55,7 @@ def run(
         return result
 
     z_BNC, tokens_BL = _latents(run, store, pairs)
-    evaluation = EvaluateConfig(scorer=config.scorer, max_tokens=length, batch_size=config.batch_size)
+    evaluation = EvaluateConfig(scorer=config.scorer, batch_size=config.batch_size)
     points, lines = [], []
     with progress.task("interpolate", config.points, "point") as task:
         for a in np.linspace(0, 1, config.points).tolist():
@@ -63,12 +63,12 @@ def run(
                 run, decoder, (1 - a) * z_BNC[: config.pairs] + a * z_BNC[config.pairs :], config.batch_size
             )
             texts = Texts(metrics.decode_tokens(run.tokenizer, tokens), tokens.tolist())
-            points.append({"a": a, **_figures(measure(texts, scorer, evaluation))})
+            points.append({"a": a, **_figures(measure(texts, scorer, evaluation, length))})
             lines += [{"pair": pair, "a": a, "text": text} for pair, text in enumerate(texts.texts)]
             task.advance(1)
 
     real = Texts(metrics.decode_tokens(run.tokenizer, tokens_BL), tokens_BL.tolist())
-    measured = measure(real, scorer, evaluation)
+    measured = measure(real, scorer, evaluation, length)
     summary = {
         "pairs": config.pairs,
         "points": points,

@@ -49,8 +49,8 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
     if not config.data:
         raise InputError("nothing to train on: give --data FILE")
     device = runtime.device(config.device)
-    inputs = {"text": {Path(p).name: files.sha256_file(Path(p)) for p in _existing(config.data)}}
-    result = artifact.begin(out, "encoder", config, inputs, overwrite=overwrite)
+    inputs = {"text": {p: files.sha256_file(Path(p)) for p in _existing(config.data)}}
+    result = artifact.begin(out, "encoder", config, inputs, overwrite=overwrite, reads=config.data)
     if result.complete:
         progress.note(f"{out} is complete; nothing to do")
         return result

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ldlm.stages import evaluate, extract_features, finetune_decoder, interpolate, pretrain_encoder, sample, train
 
 from ldlm import artifact, builtin_text, config, files, metrics, plots, runtime, samples, text
@@ -29,8 +30,9 @@ from ldlm.config import (
     SamplerConfig,
     TrainConfig,
 )
-from ldlm.encoder import load_tokenizer
+from ldlm.encoder import FrozenEncoder, load_tokenizer
 from ldlm.errors import InputError
+from ldlm.metrics import Scorer
 from ldlm.progress import SILENT, Progress
 from ldlm.store import FeatureStore
 
@@ -38,6 +40,7 @@ SEQ_LEN = 64
 TEXTS = 256
 HELD_OUT_SHARE, SCORER_SHARE = 0.06, 0.36
 DOCUMENTS = 60_000  # more than this is not read in ten minutes
+FEWEST_CHARACTERS, FEWEST_DOCUMENTS = 500_000, 50
 SAMPLER = SamplerConfig(steps=128)
 
 
@@ -94,9 +97,9 @@ class Plan:
     def sample(self) -> SampleConfig:
         return SampleConfig(num_samples=TEXTS, sampler=SAMPLER, **self._common())
 
-    @property
-    def interpolate(self) -> InterpolateConfig:
-        return InterpolateConfig(pairs=64, points=11, scorer=self.scorer_name, **self._common())
+    def interpolate(self, store: FeatureStore) -> InterpolateConfig:
+        pairs = min(64, store.held_out().rows // 2)
+        return InterpolateConfig(pairs=pairs, points=11, scorer=self.scorer_name, **self._common())
 
     @property
     def evaluate(self) -> EvaluateConfig:
@@ -123,13 +126,15 @@ def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, pro
     """Run every stage into `out`; its manifest holds the table."""
     runtime.device(quickstart.device)
     source = {} if quickstart.text is None else {"text": files.sha256_file(_existing(quickstart.text))}
-    result = artifact.begin(out, "quickstart", quickstart, source, overwrite=overwrite)
+    reads = [] if quickstart.text is None else [quickstart.text]
+    result = artifact.begin(out, "quickstart", quickstart, source, overwrite=overwrite, reads=reads)
     if result.complete:
         progress.note(f"{out} is complete; nothing to do")
         return result
     steps = Plan(quickstart, out)
 
     with result.or_nothing():
+        _check_models(quickstart)
         corpus = _write_corpus(quickstart, out, progress)
     if quickstart.encoder is None:
         pretrain_encoder.run(steps.encoder, out / "encoder", progress=progress)
@@ -139,9 +144,9 @@ def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, pro
     trained = train.run(steps.train, out / "features", out / "run", progress=progress)
     decoder = finetune_decoder.run(steps.finetune, out / "run", out / "features", progress=progress)
     sample.run(steps.sample, out / "run", out / "samples.jsonl", progress=progress)
-    interpolate.run(steps.interpolate, out / "run", out / "features", out / "interpolation", progress=progress)
-
     store = FeatureStore(out / "features")
+    interpolate.run(steps.interpolate(store), out / "run", out / "features", out / "interpolation", progress=progress)
+
     _write_references(store, out, quickstart.seed)
     names = {"real text": "real.jsonl", "samples": "samples.jsonl", "unigram text": "unigram.jsonl"}
     scores = evaluate.run(steps.evaluate, [out / name for name in names.values()], progress=progress)
@@ -162,6 +167,15 @@ def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, pro
     files.write_json(out / "evaluation.json", rows)
     files.write_atomic(out / "SUMMARY.md", summary_markdown(summary))
     return result.finish(**summary)
+
+
+def _check_models(quickstart: QuickstartConfig) -> None:
+    """Load the models that the user names now, not after ten minutes."""
+    if quickstart.encoder is not None:
+        FrozenEncoder(quickstart.encoder).check_length(SEQ_LEN)
+        load_tokenizer(quickstart.encoder)
+    if quickstart.scorer is not None:
+        Scorer(quickstart.scorer, torch.device("cpu")).check_length(SEQ_LEN)
 
 
 def _existing(path: str) -> Path:
@@ -188,15 +202,19 @@ def _write_corpus(quickstart: QuickstartConfig, out: Path, progress: Progress) -
     documents = documents[:DOCUMENTS]
     first, second = (int(len(documents) * share) for share in (HELD_OUT_SHARE, HELD_OUT_SHARE + SCORER_SHARE))
     parts = {"held-out": documents[:first], "scorer": documents[first:second], "train": documents[second:]}
-    if not all(parts.values()):
-        raise InputError(f"{quickstart.text} holds {len(documents)} documents, too few to split; it takes one per line")
+    characters = sum(map(len, documents))
+    if len(documents) < FEWEST_DOCUMENTS or characters < FEWEST_CHARACTERS:
+        raise InputError(
+            f"{quickstart.text} holds {characters:,} characters in {len(documents):,} documents, one per line; a "
+            f"quickstart needs {FEWEST_CHARACTERS:,} in {FEWEST_DOCUMENTS}, to split into three parts"
+        )
     (out / "text").mkdir(exist_ok=True)
     for name, part in parts.items():
         files.write_atomic(out / "text" / f"{name}.txt", "\n".join(part) + "\n")
     described = {
         "source": quickstart.text or "Python's documentation and the docstrings of installed packages",
         "documents": {name: len(part) for name, part in parts.items()},
-        "characters": sum(map(len, documents)),
+        "characters": characters,
         "sha256": hashlib.sha256("\n".join(documents).encode()).hexdigest(),
     }
     files.write_json(record, described)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ldlm import artifact, config, files, metrics, noise, runtime, samplers, samples
 from ldlm.accounting import denoiser_flops
-from ldlm.config import SampleConfig, SamplerConfig
+from ldlm.config import TEXTS_PER_SEED, SampleConfig, SamplerConfig
 from ldlm.errors import InputError
+from ldlm.metrics import LOGITS_AT_ONCE
 from ldlm.progress import SILENT, Progress
 from ldlm.run import Decoder, TrainedRun
 
@@ -53,7 +54,7 @@ def run(
         progress.task("sample", config.num_samples, "text", done) as task,
     ):
         for start in range(done, config.num_samples, config.batch_size):
-            seeds = torch.arange(start, min(start + config.batch_size, config.num_samples)) + config.seed
+            seeds = text_seeds(config.seed, start, min(start + config.batch_size, config.num_samples))
             tokens_BL = sample_tokens(run, decoder, config.sampler, seeds).cpu()
             texts = metrics.decode_tokens(tokenizer, tokens_BL)
             file.write(files.dump_jsonl(samples.rows(texts, tokens_BL.tolist(), seeds.tolist())))
@@ -66,14 +67,24 @@ def run(
     return {**provenance, "seconds": round(time.perf_counter() - started, 2), "texts_made": config.num_samples - done}
 
 
+def text_seeds(seed: int, start: int, stop: int) -> Tensor:
+    """Seeds (stop − start,) int64 of texts start … stop−1 drawn with `seed`; no two seeds share a text."""
+    return seed * TEXTS_PER_SEED + torch.arange(start, stop)
+
+
 @torch.no_grad()
 def sample_tokens(run: TrainedRun, decoder: Decoder, sampler: SamplerConfig, seeds_B: Tensor) -> Tensor:
     """Token rows (B, L) int64, each a function of its seed."""
     z_0_BNC = sample_latents(run, sampler, seeds_B)
-    logits_BLV = decoder.logits(z_0_BNC)
+    rows = max(1, LOGITS_AT_ONCE // (run.shapes.seq_len * run.shapes.vocab_size))
+    pieces = zip(z_0_BNC.split(rows), seeds_B.split(rows), strict=True)
+    return torch.cat([_tokens(decoder.logits(z), sampler, seeds.to(run.device)) for z, seeds in pieces])
+
+
+def _tokens(logits_BLV: Tensor, sampler: SamplerConfig, seeds_B: Tensor) -> Tensor:
+    """The most likely tokens (B, L), or tokens drawn at the temperature, one uniform number each."""
     if sampler.temperature == 0:
         return logits_BLV.argmax(-1)
-    seeds_B = seeds_B.to(run.device)
     uniform_BL = noise.uniform(seeds_B, "token", 0, torch.zeros_like(seeds_B), (logits_BLV.shape[1],))
     cdf_BLV = (logits_BLV / sampler.temperature).softmax(-1).cumsum(-1).double()
     drawn_BL1 = torch.searchsorted(cdf_BLV / cdf_BLV[..., -1:], uniform_BL[..., None])

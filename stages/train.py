@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from ldlm import accounting, artifact, checkpoint, files, heldout, plots, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import Shapes, TrainConfig
+from ldlm.errors import InputError
 from ldlm.metricsfile import MetricsFile
 from ldlm.objective import Losses
 from ldlm.progress import SILENT, Progress
@@ -40,15 +41,22 @@ def run(
     store = FeatureStore(features, allow_partial=allow_partial)
     if not store.sealed:
         progress.note(f"{features} is not sealed: {store.missing()}; training on what is there")
+    _check(config, store)
     split, held_out = store.split("train"), store.held_out()
+    if held_out.name == "train":
+        progress.note(f"{features} has no held-out rows, so evaluations are on training rows")
     state = start(config, store.shapes, scratch=store.encoder["kind"] == "scratch", device=device)
     stream = Stream(store, split, batch_size=config.batch_size, seed=config.seed, position=0, device=device)
-    result = artifact.begin(out, "run", config, {"features": store.fingerprint}, overwrite=overwrite)
+    inputs: dict[str, Any] = {"features": store.fingerprint}
+    if config.optimizer.lr_decay != "constant":
+        inputs["steps"] = config.steps  # they shape the learning rate, so they can't change on the way
+    result = artifact.begin(out, "run", config, inputs, overwrite=overwrite)
     if result.complete and result.manifest["step"] >= config.steps:
         progress.note(f"{out} is complete at step {result.manifest['step']}; nothing to do")
         return result
     if result.complete:  # it goes on beyond the steps that it was finished with
         result.write_config(config)
+        (out / "manifest.json").unlink()
     _record_features(store, out)
 
     metrics = MetricsFile(out / "metrics.jsonl")
@@ -89,6 +97,21 @@ def run(
         held_out=metrics.last("eval"),
         seconds=round(time.perf_counter() - started, 1),
     )
+
+
+def _check(config: TrainConfig, store: FeatureStore) -> None:
+    """Combinations that can't train what they promise."""
+    reconstruction = config.recipe.reconstruction
+    if store.encoder["kind"] == "scratch" and reconstruction != "ce":
+        raise InputError(
+            f"{store.path} holds tokens only, whose embeddings learn by cross-entropy alone; add "
+            f"--set recipe.reconstruction=ce (it is {reconstruction})"
+        )
+    if "ce" in reconstruction and config.model.token_decoder.mode == "deferred":
+        raise InputError(
+            f"recipe.reconstruction={reconstruction} trains the token decoder, and model.token_decoder.mode=deferred "
+            f"leaves it out; choose mse or joint"
+        )
 
 
 def _record_features(store: FeatureStore, out: Path) -> None:

@@ -133,7 +133,7 @@ def test_an_unknown_preset_names_the_known_ones():
         ({"optimizer": {"lr": "inf"}}, "optimizer.lr must be a finite number, not 'inf'"),
         ({"optimizer": {"lr": float("-inf")}}, "optimizer.lr must be a finite number, not -inf"),
         ({"optimizer": {"lr": 0}}, "optimizer.lr must be more than 0, not 0.0"),
-        ({"optimizer": {"beta1": 1.5}}, "optimizer.beta1 must be at most 1, not 1.5"),
+        ({"optimizer": {"beta1": 1.5}}, "optimizer.beta1 must be less than 1, not 1.5"),
         ({"model": 3}, "model must be a mapping of settings, not 3"),
         ({"model": None}, "model must be a mapping of settings, not None"),
         ({"model": {"autoencoder": {"kind": "mlp"}}}, "model.autoencoder.kind is one of resampler, self_attention"),
@@ -171,7 +171,7 @@ def test_a_list_setting_refuses_what_is_not_a_list_of_strings():
         (ExtractConfig, {"stats_tokens": None}, lambda c: c.stats_tokens is None),
         (ExtractConfig, {"data": "a.txt"}, lambda c: c.data == ("a.txt",)),
         (ExtractConfig, {"data": ["a.txt", "b.txt"]}, lambda c: c.data == ("a.txt", "b.txt")),
-        (SampleConfig, {"seed": str(2**53 - 1)}, lambda c: c.seed == 2**53 - 1),
+        (TrainConfig, {"seed": str(2**53 - 1)}, lambda c: c.seed == 2**53 - 1),
     ],
 )
 def test_a_value_is_parsed_to_the_type_of_its_field(cls, data, expected):
