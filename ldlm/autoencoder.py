@@ -70,7 +70,22 @@ class PerceiverResampler(nn.Module):
         self.positions_LW = nn.Parameter(config.position_std * torch.randn(length_in, width))
         self.latents_NW = nn.Parameter(0.02 * torch.randn(length_out, width))
         self.layers = nn.ModuleList(ResamplerLayer(width, config.heads) for _ in range(config.layers))
+        if config.aligned:
+            self._align(config.position_std)
         self.project_out = nn.Identity() if dim_out == width else nn.Linear(width, dim_out)
+
+    @torch.no_grad()
+    def _align(self, position_std: float) -> None:
+        """Make query i and the key of input i agree: the same directions, through the same projection."""
+        if self.positions_LW.shape != self.latents_NW.shape:
+            raise InputError(
+                f"model.autoencoder.aligned needs as many latents as tokens, not {self.latents_NW.shape[0]} and "
+                f"{self.positions_LW.shape[0]}; leave num_latents at none"
+            )
+        self.positions_LW.copy_(self.latents_NW * (position_std / 0.02))
+        for layer in self.layers:
+            attention = layer.attention
+            attention.kv_inputs.weight[: attention.q.out_features].copy_(attention.q.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         inputs_BLW = self.project_in(x) + self.positions_LW

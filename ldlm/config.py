@@ -65,7 +65,8 @@ class AutoencoderConfig:
     heads: int = setting(12, "attention heads", low=1)
     num_latents: int | None = setting(None, "latent vectors N; none means one per token, N = L", low=1)
     latent_dim: int | None = setting(None, "width of a latent; none means the width of h, as in the paper", low=1)
-    position_std: float = setting(0.02, "initial spread of the positions; 1 aligns latents and tokens sooner", above=0)
+    position_std: float = setting(0.02, "initial spread of the positions", above=0)
+    aligned: bool = setting(False, "resampler starts with latent i reading input i (needs N = L); short runs want it")
     output_norm: bool = setting(False, "RMSNorm on E_z's output; it would pin |z|, so it is off")
 
 
@@ -199,6 +200,7 @@ class ExtractConfig:
     split: str = setting("train", "split of the dataset")
     text_column: str = setting("text", "field that holds the text")
     validation_data: tuple[str, ...] = setting((), "files of held-out documents")
+    validation_split: str | None = setting(None, "split of the dataset that is held out")
     validation_docs: int = setting(0, "hold out the last so many documents", low=0)
     detokenizer: Literal["none", "lm1b"] = setting("none", "lm1b undoes the benchmark's tokenisation first")
     codec: Literal["fp16", "bf16", "int8-token", "fp32"] = setting("fp16", "storage of the hidden states")
@@ -369,7 +371,7 @@ PRESETS: dict[str, Preset] = {
             "steps": 1_000,
             "batch_size": 32,
             "model": {
-                "autoencoder": {"layers": 1, "width": 128, "heads": 4, "position_std": 1.0},
+                "autoencoder": {"layers": 1, "width": 128, "heads": 4, "position_std": 1.0, "aligned": True},
                 "denoiser": {"layers": 3, "width": 128, "heads": 4, "time_dim": 128},
                 "token_decoder": {"layers": 1, "heads": 4},
             },

@@ -111,7 +111,7 @@ def generative_perplexity(
         total += float(nll[mask].astype(np.float64).sum())
         count += int(mask.sum())
     if not count:
-        raise InputError("no text has two tokens, so there is nothing to score")
+        raise InputError("there is nothing to score: no text has a second token that is not the end-of-text token")
     return {"gen_ppl": math.exp(total / count), "tokens_scored": count}
 
 

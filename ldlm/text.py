@@ -7,6 +7,7 @@ into chunks of L−2 tokens, each wrapped as [BOS] … [EOS]. There is no paddin
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -94,12 +95,12 @@ def _utf8(path: Path, number: int, line: bytes) -> str:
         ) from None
 
 
-def dataset_documents(name: str, split: str, column: str) -> Iterator[str]:
+def dataset_documents(name: str, split: str, column: str, revision: str | None = None) -> Iterator[str]:
     """The documents of a Hugging Face dataset by hub name or local folder, streamed."""
     from datasets import load_dataset
 
     try:
-        rows = load_dataset(name, split=split, streaming=True)
+        rows = load_dataset(name, split=split, revision=revision, streaming=True)
     except Exception as error:  # datasets and its hub client raise dozens of kinds here, and all mean the same
         raise InputError(
             f"the dataset {name!r} (split {split!r}) can't be loaded: {_first_line(error)}; it needs the Hugging Face "
@@ -119,6 +120,31 @@ def dataset_documents(name: str, split: str, column: str) -> Iterator[str]:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+# What the One Billion Word benchmark's tokenisation did, undone in this order: (pattern, replacement).
+_LM1B = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"\b(https?) : / / ?", r"\1://"),
+        (r" '(\w+)", r"'\1"),  # it 's, we 're
+        (r" (n't)\b", r"\1"),  # do n't
+        (r" ([.?!,:;])(?= |$)", r"\1"),
+        (r" / ", "/"),
+        (r'" ([^"]*?) "', r'"\1"'),
+        (r"(?<!\w)' ([^']*?) '(?!\w)", r"'\1'"),
+        (r"\( ([^()]*?) \)", r"(\1)"),
+        (r"\[ ([^\[\]]*?) \]", r"[\1]"),
+        (r"([$£]) (?=\d)", r"\1"),
+    )
+]
+
+
+def detokenize_lm1b(text: str) -> str:
+    """A sentence of the One Billion Word benchmark as it was before its tokenisation, as far as that can be told."""
+    for pattern, replacement in _LM1B:
+        text = pattern.sub(replacement, text)
+    return text
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:

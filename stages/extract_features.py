@@ -101,8 +101,10 @@ def _clear(out: Path) -> None:
 def _check(config: ExtractConfig) -> None:
     if bool(config.data) == bool(config.dataset):
         raise InputError("give the text either as --data FILE… or as --dataset NAME")
-    if config.validation_docs and config.validation_data:
-        raise InputError("hold out rows either by --validation-docs or by --validation-data, not both")
+    if sum(map(bool, (config.validation_docs, config.validation_data, config.validation_split))) > 1:
+        raise InputError("hold out rows by one of --validation-docs, --validation-data and --validation-split")
+    if config.validation_split and not config.dataset:
+        raise InputError("--validation-split is a split of --dataset NAME; files are held out with --validation-data")
     if config.shard_rows % config.batch_size:
         raise InputError(
             f"shard_rows={config.shard_rows} must be a multiple of batch_size={config.batch_size}, so that no "
@@ -142,24 +144,35 @@ def _width(config: ExtractConfig, encoder: FrozenEncoder) -> int:
 
 
 def _documents(config: ExtractConfig, split: str) -> Iterator[str] | None:
-    if split == "validation" and config.validation_data:
-        return text.file_documents(config.validation_data, config.text_column)
+    """The documents of a split, detokenised; None where there is no such split."""
+    documents = _raw_documents(config, split)
+    if documents is not None and config.detokenizer == "lm1b":
+        return map(text.detokenize_lm1b, documents)
+    return documents
+
+
+def _raw_documents(config: ExtractConfig, split: str) -> Iterator[str] | None:
     held_out = config.validation_docs
-    if split == "validation" and not held_out:
-        return None
-    everything = _all_documents(config)
+    if split == "validation":
+        if config.validation_data:
+            return text.file_documents(config.validation_data, config.text_column)
+        if config.validation_split:
+            return _all_documents(config, config.validation_split)
+        if not held_out:
+            return None
     if not held_out:
-        return everything
-    total = sum(1 for _ in _all_documents(config))
+        return _all_documents(config, config.split)
+    total = sum(1 for _ in _all_documents(config, config.split))
     if total <= held_out:
         raise InputError(f"--validation-docs {held_out} leaves nothing to train on: there are {total} documents")
     boundary = total - held_out
+    everything = _all_documents(config, config.split)
     return islice(everything, boundary) if split == "train" else islice(everything, boundary, None)
 
 
-def _all_documents(config: ExtractConfig) -> Iterator[str]:
+def _all_documents(config: ExtractConfig, dataset_split: str) -> Iterator[str]:
     if config.dataset:
-        return text.dataset_documents(config.dataset, config.split, config.text_column)
+        return text.dataset_documents(config.dataset, dataset_split, config.text_column, config.revision)
     return text.file_documents(config.data, config.text_column)
 
 

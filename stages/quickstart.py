@@ -91,7 +91,7 @@ class Plan:
 
     @property
     def finetune(self) -> FinetuneConfig:
-        return FinetuneConfig(layers=2, steps=150, **self._common())
+        return FinetuneConfig(layers=2, steps=250, **self._common())
 
     @property
     def sample(self) -> SampleConfig:

@@ -110,6 +110,48 @@ def test_overwrite_never_deletes_the_working_directory_or_what_holds_it(tmp_path
     assert (here / "thesis.tex").read_text() == "years of work"
 
 
+def test_overwrite_never_deletes_what_the_stage_is_about_to_read(tmp_path):
+    out = tmp_path / "out"
+    begin(out, "run", CONFIG, {})
+    (out / "corpus.txt").write_text("years of work")
+    with pytest.raises(InputError, match=r"--overwrite would delete .*corpus.txt, which is to be read"):
+        begin(out, "run", CONFIG, {}, overwrite=True, reads=[tmp_path / "other.txt", out / "corpus.txt"])
+    assert (out / "corpus.txt").read_text() == "years of work"
+    assert begin(out, "run", CONFIG, {}, overwrite=True, reads=[tmp_path / "other.txt"]).state == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]  # what was deleted left no litter
+
+
+def test_overwrite_does_not_replace_another_kind(tmp_path):
+    begin(tmp_path / "x", "features", ExtractConfig(), {}).finish()
+    before = tree(tmp_path)
+    with pytest.raises(InputError, match="holds a feature store, which --overwrite doesn't replace by a training run"):
+        begin(tmp_path / "x", "run", CONFIG, {}, overwrite=True)
+    assert tree(tmp_path) == before
+
+
+def test_a_manifest_that_was_changed_is_noticed(tmp_path):
+    out = tmp_path / "run"
+    begin(out, "run", CONFIG, {}).finish(step=10)
+    written = (out / "manifest.json").read_text()
+    (out / "manifest.json").write_text(written.replace('"step": 10', '"step": 90'))
+    with pytest.raises(InputError, match=r"manifest.json is damaged"):
+        _ = open_artifact(out, "run").manifest
+    (out / "manifest.json").write_text(written)
+    assert open_artifact(out, "run").manifest["step"] == 10
+
+
+def test_a_complete_output_keeps_the_configuration_that_it_was_made_with(tmp_path):
+    begin(tmp_path / "run", "run", CONFIG, {}).finish()
+    before = tree(tmp_path / "run")
+    assert begin(tmp_path / "run", "run", TrainConfig(steps=3, device="cpu"), {}).complete
+    assert tree(tmp_path / "run") == before
+
+
+def test_what_a_kill_in_the_first_write_leaves_is_nobodys_content(tmp_path):
+    (tmp_path / ".artifact.json.123.tmp").write_text('{"ki')
+    assert begin(tmp_path, "run", CONFIG, {}).state == "new"
+
+
 def test_an_output_killed_between_its_first_two_files_can_be_taken_up(tmp_path):
     out = tmp_path / "run"
     begin(out, "run", CONFIG, {"features": "aaa"})

@@ -134,6 +134,8 @@ def test_an_unknown_preset_names_the_known_ones():
         ({"optimizer": {"lr": float("-inf")}}, "optimizer.lr must be a finite number, not -inf"),
         ({"optimizer": {"lr": 0}}, "optimizer.lr must be more than 0, not 0.0"),
         ({"optimizer": {"beta1": 1.5}}, "optimizer.beta1 must be less than 1, not 1.5"),
+        ({"optimizer": {"beta2": 1}}, "optimizer.beta2 must be less than 1, not 1.0"),
+        ({"steps": 10**400}, "steps takes a whole number"),
         ({"model": 3}, "model must be a mapping of settings, not 3"),
         ({"model": None}, "model must be a mapping of settings, not None"),
         ({"model": {"autoencoder": {"kind": "mlp"}}}, "model.autoencoder.kind is one of resampler, self_attention"),

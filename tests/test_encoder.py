@@ -107,6 +107,10 @@ def test_a_fingerprint_is_the_same_each_time_and_from_any_place(folder, tmp_path
     assert FrozenEncoder(str(tmp_path / "elsewhere"), kind=kind).fingerprint() == first
 
 
+def test_a_layer_is_the_same_counted_from_either_end(folder):
+    assert FrozenEncoder(folder, layer=-3).fingerprint() == FrozenEncoder(folder, layer=2).fingerprint()
+
+
 def test_fingerprints_tell_weights_layers_and_kinds_apart(gpt2, other_gpt2, bert):
     prints = [
         FrozenEncoder(str(gpt2)).fingerprint(),
@@ -252,6 +256,24 @@ def test_an_interrupted_pretraining_ends_with_the_weights_of_an_uninterrupted_on
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (whole.path / name).read_bytes() == (broken.path / name).read_bytes(), name
     assert whole.manifest["final_loss"] == broken.manifest["final_loss"]
+
+
+def test_pretraining_notices_a_changed_text_even_behind_the_same_name(corpus, tmp_path):
+    from ldlm.stages import pretrain_encoder
+
+    from ldlm.config import PretrainConfig
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "text.txt").write_bytes(corpus.read_bytes())
+    texts = tuple(str(tmp_path / name / "text.txt") for name in ("a", "b"))
+    sizes = {"layers": 1, "width": 16, "heads": 2, "vocab_size": 300, "positions": 16, "batch_size": 4}
+    config = PretrainConfig(data=texts, steps=1, device="cpu", **sizes)
+    pretrain_encoder.run(config, tmp_path / "out")
+    with open(texts[0], "a") as file:
+        file.write("One line more.\n")
+    with pytest.raises(InputError, match=r"inputs\.text"):
+        pretrain_encoder.run(config, tmp_path / "out")
 
 
 def test_pretraining_learns(corpus, tmp_path):

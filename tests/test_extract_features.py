@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -114,6 +116,28 @@ def test_stored_states_undone_are_transformers_own_to_the_precision_of_the_stora
         precision = {"fp16": 2.0**-11, "fp32": 0.0}[codec] * np.abs(stored) + 4e-6 * (1 + np.abs(mean / std))
         assert (np.abs(stored * std + mean - expected) <= std * precision).all()
     assert np.abs(expected).max() > 100 * (std * precision).max()  # the tolerance is far below the values
+
+
+def test_other_codecs_carry_their_recipe_and_undo_to_their_precision(few, tmp_path, gpt2):
+    """The recipes of the arrays' attributes, followed in numpy alone."""
+    opened = {}
+    for codec in ("bf16", "int8-token", "fp32"):
+        made = extract_features.run(replace(few, codec=codec), tmp_path / codec).path
+        opened[codec] = zarr.open_group(made / "features.zarr", mode="r")
+    for split in ("", "validation/"):
+        exact = opened["fp32"][f"{split}hidden"][:]
+
+        bits = opened["bf16"][f"{split}hidden"]
+        assert "<< 16" in bits.attrs["decode"]
+        values = (bits[:].astype(np.uint32) << 16).view(np.float32)
+        assert (np.abs(values - exact) <= 2.0**-9 * np.abs(exact)).all()  # 8 bits of significand, to nearest
+
+        whole, scale = opened["int8-token"][f"{split}hidden"], opened["int8-token"][f"{split}scale"][:]
+        assert whole.attrs["decode"] == "h = hidden * scale[..., None]"
+        assert whole.dtype == np.int8
+        np.testing.assert_allclose(scale, np.abs(exact).max(axis=-1) / 127, rtol=1e-6)
+        error = np.abs(whole[:] * scale[..., None] - exact)
+        assert (error <= scale[..., None] * (0.5 + 1e-4)).all()  # half a step, and the rounding of the quotient
 
 
 @pytest.mark.parametrize(("codec", "tolerance"), [("fp32", 1e-5), ("fp16", 2e-4)])
@@ -287,6 +311,21 @@ def test_one_interruption_and_one_resumption_give_the_same_bytes(few, whole, tmp
         extract_features.run(few, tmp_path / "f", progress=interrupted(at=at))
     extract_features.run(few, tmp_path / "f")
     assert payload(tmp_path / "f") == payload(whole)
+
+
+def test_workers_that_share_an_extraction_make_the_same_bytes_and_encode_every_row_once(few, whole, tmp_path):
+    """Threads here; the locks are the kernel's, on open files, and know no difference."""
+    out, together = tmp_path / "features", threading.Barrier(3)
+
+    def work(_):
+        together.wait()
+        return extract_features.run(few, out)
+
+    with encoded_rows(320) as seen, ThreadPoolExecutor(3) as pool:
+        assert all(made.complete for made in pool.map(work, range(3)))
+    assert payload(out) == payload(whole)
+    assert record(out) == record(whole)
+    assert Counter(seen) == Counter(stored_rows(whole))
 
 
 def test_what_a_power_cut_leaves_half_written_is_written_again(few, whole, tmp_path, interrupted):

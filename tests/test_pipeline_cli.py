@@ -143,6 +143,11 @@ def test_evaluate_reports_the_metrics_with_their_protocol(made):
     assert result["reference"]["tokens_from"] == "scorer"
 
 
+def test_texts_are_cut_at_the_runs_length_where_nothing_else_is_said(made, succeed):
+    _, root = made
+    assert succeed("evaluate", root / "samples.jsonl", "--scorer", root / "encoder")["max_tokens"] == 16
+
+
 def test_several_files_are_evaluated_side_by_side(made, succeed):
     _, root = made
     name = root / "samples.jsonl"

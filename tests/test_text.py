@@ -198,3 +198,20 @@ def test_a_dataset_skips_what_is_blank_as_files_do_and_refuses_what_is_no_text(t
     assert list(text.dataset_documents(str(tmp_path), "train", "text")) == ["one", "two"]
     with pytest.raises(InputError, match="field 'id' holds 1, no text"):
         list(text.dataset_documents(str(tmp_path), "train", "id"))
+
+
+@pytest.mark.parametrize(
+    ("tokenised", "text"),
+    [
+        ("It 's the best , he said .", "It's the best, he said."),
+        ("They do n't know ; we 're late !", "They don't know; we're late!"),
+        ('He said : " Wait ! "', 'He said: "Wait!"'),
+        ("See http : / / a.b / c ( now )", "See http://a.b/c (now)"),
+        ("It cost $ 3.5 million [ sic ] .", "It cost $3.5 million [sic]."),
+        ("Is it 3 p.m. ? Yes .", "Is it 3 p.m.? Yes."),
+    ],
+)
+def test_the_lm1b_detokeniser_undoes_what_the_benchmark_did(tokenised, text):
+    from ldlm.text import detokenize_lm1b
+
+    assert detokenize_lm1b(tokenised) == text

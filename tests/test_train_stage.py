@@ -66,6 +66,14 @@ def test_a_run_holds_what_others_rely_on(trained, train_config, store):
     assert {name: tuple(vector.shape) for name, vector in statistics.items()} == {"mean": (16,), "std": (16,)}
 
 
+def test_later_stages_use_the_averaged_weights(trained):
+    folder = trained / "checkpoints" / "step-00000008"
+    weights, average = (load_file(folder / f"{name}.safetensors") for name in ("model", "ema"))
+    loaded = TrainedRun(trained, CPU).model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in average.items())
+    assert not all(torch.equal(weights[name], tensor) for name, tensor in average.items())
+
+
 def test_the_metrics_tell_every_step_and_every_evaluation_once(trained):
     found = lines(trained)
     assert [line["step"] for line in found if line["kind"] == "train"] == list(range(1, 9))
@@ -184,6 +192,40 @@ def test_another_store_is_refused(train_config, extract_config, run_copy, tmp_pa
         train.run(train_config, other, run_copy)
 
 
+def test_the_steps_of_a_decaying_learning_rate_can_not_change_on_the_way(train_config, store, tmp_path, interrupted):
+    config = changed(train_config, optimizer={"lr_decay": "cosine"})
+    with pytest.raises(KeyboardInterrupt):
+        train.run(config, store, tmp_path / "run", progress=interrupted(at=1))
+    with pytest.raises(InputError, match=r"inputs\.steps: 8 -> 9"):
+        train.run(replace(config, steps=9), store, tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_in_one_line_and_leaves_its_checkpoints_whole(
+    train_config, store, tmp_path, trained
+):
+    """Weight decay times learning rate beyond 2 makes the weights grow without bound."""
+    explosive = changed(
+        train_config, steps=60, save_every=1, eval_every=1000, optimizer={"lr": 3e4, "lr_warmup_steps": 0}
+    )
+    with pytest.raises(InputError, match=r"step \d+: the loss .* is not finite; .*lower optimizer\.lr"):
+        train.run(explosive, store, tmp_path / "run")
+    assert not (tmp_path / "run" / "manifest.json").exists()
+    saved = checkpoint.all_in(tmp_path / "run" / "checkpoints")
+    assert saved
+    for found in saved:
+        assert found.fault() is None
+        assert all(tensor.isfinite().all() for tensor in found.tensors("model").values())
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)  # no NaN, which is no JSON
+
+
+def test_evaluations_on_training_rows_are_said_to_be(train_config, extract_config, tmp_path, notes, interrupted):
+    config = replace(extract_config, validation_docs=0)
+    store = extract_features.run(config, tmp_path / "features").path
+    train.run(replace(train_config, steps=1), store, tmp_path / "run", progress=notes)
+    assert notes.lines == [f"{store} has no held-out rows, so evaluations are on training rows"]
+
+
 def test_seeds_give_different_runs(train_config, store, tmp_path, interrupted):
     for seed, name in ((0, "a"), (0, "b"), (1, "c")):
         with pytest.raises(KeyboardInterrupt):
@@ -214,6 +256,9 @@ def test_embeddings_are_learned_from_scratch_where_the_store_has_tokens_only(
     short = changed(train_config, steps=4, save_every=1, keep=9, recipe={"reconstruction": "ce"})
     with pytest.raises(KeyboardInterrupt):
         train.run(short, store, tmp_path / "run", progress=interrupted(at=2))
+    with pytest.raises(InputError, match=r"learn by cross-entropy alone; add --set recipe\.reconstruction=ce"):
+        train.run(changed(short, recipe={"reconstruction": "mse"}), store, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
     run = train.run(short, store, tmp_path / "run").path
     first, last = (load_file(run / f"checkpoints/step-0000000{i}/model.safetensors") for i in (1, 4))
     assert last["embedding.weight"].shape == (320, 16)

@@ -1,0 +1,180 @@
+"""What a feature store survives: kills, several writers, flipped bits; and the tools that look after it."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from ldlm.stages import extract_features, features
+
+from ldlm import store as stores
+from ldlm.config import ExtractConfig
+from ldlm.errors import InputError
+from ldlm.store import FeatureStore
+
+
+@pytest.fixture(scope="module")
+def arguments(corpus, gpt2, tmp_path_factory):
+    """An extraction of a few shards, as the command line takes it."""
+    text = tmp_path_factory.mktemp("text") / "few.txt"
+    text.write_text("\n".join(corpus.read_text(encoding="utf-8").splitlines()[:60]) + "\n", encoding="utf-8")
+    return [
+        "extract-features", "--encoder", str(gpt2), "--data", str(text), "--seq-len", "16", "--validation-docs", "8",
+        "--shard-rows", "16", "--batch-size", "8", "--device", "cpu",
+    ]  # fmt: skip
+
+
+def start(arguments, out, **options) -> subprocess.Popen:
+    code = "import sys; from ldlm.cli import main; main(sys.argv[1:])"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, *arguments, "--output", str(out)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(arguments, tmp_path_factory):
+    """The extraction by one process that nothing disturbed."""
+    out = tmp_path_factory.mktemp("whole") / "features"
+    assert start(arguments, out).wait() == 0
+    return out
+
+
+def content(path):
+    """Every file of a store, by name."""
+    return {p.relative_to(path).as_posix(): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+def test_several_processes_write_the_bytes_that_one_writes(arguments, whole, tmp_path):
+    workers = [start(arguments, tmp_path / "f") for _ in range(3)]
+    assert [process.wait(timeout=120) for process in workers] == [0, 0, 0]
+    assert content(tmp_path / "f") == content(whole)
+
+
+@pytest.mark.slow
+def test_a_store_killed_a_hundred_times_is_the_store_that_nothing_disturbed(arguments, whole, tmp_path):
+    """Half of the kills leave the store as it was found, to be killed again; a finished one begins anew."""
+    chance = random.Random(0)
+    out, kills, longest = tmp_path / "features", 0, 6.0
+    while kills < 100:
+        process = start(arguments, out)
+        try:
+            assert process.wait(timeout=chance.uniform(0, longest)) == 0
+            assert content(out) == content(whole)
+            shutil.rmtree(out)
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+    assert start(arguments, out).wait() == 0
+    assert content(out) == content(whole)
+
+
+def damaged_at(path, offset_of):
+    data = bytearray(path.read_bytes())
+    offset, bit = offset_of(len(data))
+    data[offset] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def test_a_flipped_bit_anywhere_is_noticed(whole, tmp_path):
+    chance = random.Random(1)
+    names = [name for name in content(whole) if not name.startswith("tokenizer/")]
+    for _ in range(200):
+        name = chance.choice(names)
+        data = (whole / name).read_bytes()
+        copy = tmp_path / "copy"
+        shutil.copytree(whole, copy)
+        damaged_at(copy / name, lambda size: (chance.randrange(size), chance.randrange(8)))
+        try:
+            found = features.verify(copy)
+        except InputError:  # damage to artifact.json or the manifest, which say what it is
+            found = [name]
+        assert found, f"{name} of {len(data)} bytes"
+        shutil.rmtree(copy)
+
+
+def test_repair_makes_the_bad_shards_again_and_nothing_else(whole, tmp_path):
+    path = shutil.copytree(whole, tmp_path / "features")
+    damaged_at(path / "features.zarr/hidden/c/1/0/0", lambda size: (size // 2, 0))
+    (path / "features.zarr/validation/tokens/c/0/0").unlink()
+    kept = path / "features.zarr/hidden/c/0/0/0"
+    before = kept.stat().st_mtime_ns
+    assert {fault["shard"] for fault in features.verify(path)} == {"train-00001", "validation-00000"}
+    bad, _ = features.repair(path, device="cpu")
+    assert bad == ["train-00001", "validation-00000"]
+    assert features.verify(path) == []
+    assert content(path) == content(whole)
+    assert kept.stat().st_mtime_ns == before
+
+
+def test_repair_restores_metadata_and_statistics(whole, tmp_path):
+    path = shutil.copytree(whole, tmp_path / "features")
+    for name in ("features.zarr/hidden/zarr.json", "features.zarr/std/c/0", "statistics.safetensors"):
+        damaged_at(path / name, lambda size: (size // 2, 3))
+    features.repair(path, device="cpu")
+    assert content(path) == content(whole)
+
+
+def test_verify_exits_with_3_and_names_the_shard(whole, tmp_path, ldlm):
+    path = shutil.copytree(whole, tmp_path / "features")
+    assert ldlm("features", "verify", path).exit_code == 0
+    damaged_at(path / "features.zarr/tokens/c/0/0", lambda size: (3, 1))
+    found = ldlm("features", "verify", path)
+    assert found.exit_code == 3
+    assert "train-00000" in found.stdout
+    assert ldlm("features", "repair", path, "--device", "cpu").exit_code == 0
+    assert ldlm("features", "verify", path, "--json").stdout.strip() == "[]"
+
+
+def test_info_says_what_a_store_is_and_what_is_missing(whole, tmp_path, ldlm):
+    shown = json.loads(ldlm("features", "info", whole, "--json").stdout)
+    assert (shown["state"], shown["codec"]) == ("sealed", "fp16")
+    assert shown["bytes_per_token"] > 0
+    path = shutil.copytree(whole, tmp_path / "features")
+    stores.forget(path, {"train-00000"})
+    shown = json.loads(ldlm("features", "info", path, "--json").stdout)
+    assert shown["state"].startswith(f"1 of {shown['shards'] + 1} shards")
+
+
+def test_bench_compares_with_a_memory_map(whole):
+    shown = features.bench(whole, batch_size=4, seconds=0.05)
+    assert 0 < shown["ratio"] == pytest.approx(shown["rows_per_second"] / shown["memory_map_rows_per_second"])
+
+
+def test_a_partial_store_is_read_when_it_is_allowed_and_has_the_rows_that_are_there(whole, tmp_path):
+    path = shutil.copytree(whole, tmp_path / "features")
+    stores.forget(path, {"train-00001"})
+    with pytest.raises(InputError, match=r"1 of \d+ shards .* are missing.*--allow-partial"):
+        FeatureStore(path)
+    partial, sealed = FeatureStore(path, allow_partial=True).split("train"), FeatureStore(whole).split("train")
+    there = np.delete(np.arange(sealed.rows), np.arange(16, 32))
+    assert partial.rows == len(there)
+    order = np.random.default_rng(0).permutation(len(there))
+    parts, tokens = partial.read_rows(order)
+    wanted_parts, wanted_tokens = sealed.read_rows(there[order])
+    assert np.array_equal(tokens, wanted_tokens)
+    assert np.array_equal(parts["hidden"], wanted_parts["hidden"])
+
+
+def test_int8_is_refused_when_a_channel_loses_too_much(whole, tmp_path):
+    made_with = FeatureStore(whole).artifact.config
+    config = ExtractConfig(
+        encoder=made_with["encoder"], data=tuple(made_with["data"]), seq_len=16, shard_rows=16, batch_size=8,
+        codec="int8-token", max_channel_error=1e-4, device="cpu",
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"--codec int8-token loses .* use --codec fp16"):
+        extract_features.run(config, tmp_path / "f")
+    assert not (tmp_path / "f").exists()
+
+
+def test_a_worker_that_comes_late_finds_the_store_complete(arguments, whole):
+    before, started = content(whole), time.monotonic()
+    assert start(arguments, whole).wait(timeout=60) == 0
+    assert content(whole) == before
+    assert time.monotonic() - started < 60
