@@ -83,9 +83,9 @@ class PerceiverResampler(nn.Module):
                 f"{self.positions_LW.shape[0]}; leave num_latents at none"
             )
         self.positions_LW.copy_(self.latents_NW * (position_std / 0.02))
-        for layer in self.layers:
-            attention = layer.attention
-            attention.kv_inputs.weight[: attention.q.out_features].copy_(attention.q.weight)
+        for module in self.modules():
+            if isinstance(module, ResamplerAttention):
+                module.kv_inputs.weight[: module.q.out_features].copy_(module.q.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         inputs_BLW = self.project_in(x) + self.positions_LW

