@@ -41,7 +41,7 @@ TEXTS = 256
 HELD_OUT_SHARE, SCORER_SHARE = 0.06, 0.36
 DOCUMENTS = 60_000  # more than this is not read in ten minutes
 FEWEST_CHARACTERS, FEWEST_DOCUMENTS = 500_000, 50
-SAMPLER = SamplerConfig(steps=128)
+SAMPLER = SamplerConfig(steps=128, temperature=0.5)
 
 
 @dataclass(frozen=True)
@@ -274,6 +274,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     held_out, decoder, copied = summary["held_out"], summary["decoder"], summary["copied_8grams"]
     small = decoder["held_out"]
     figures = {
+        "sampler": f"{SAMPLER.steps} steps, decoder {decoder['name']}, tokens drawn at temperature {SAMPLER.temperature}",
         "tokens rebuilt, D_h + D_w": f"{held_out['token_accuracy_clean']:.1%} clean, "
         f"{held_out['token_accuracy']:.1%} under σ_dec noise",
         f"tokens rebuilt, {decoder['name']}": f"{small['token_accuracy_clean']:.1%} clean, "
@@ -291,7 +292,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     for row in summary["texts"]:
         scores = f"{row['gen_ppl']:>10,.0f}{row['entropy']:>10.2f}{row['diversity']:>11.3f}{row['num_texts']:>7}"
         lines.append(f"  {row['name']:<14}{scores}")
-    lines += ["", "Held out", ""]
+    lines += ["", "How they were drawn, and held-out figures", ""]
     lines += [f"  {name:<28}{figure}" for name, figure in figures.items()]
     lines += ["", *(f"  {'yes' if passed else 'NO '}  {claim}" for claim, passed in verdicts(summary))]
     if "output" in summary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -226,3 +227,21 @@ def test_every_position_sees_every_other_one(name):
     for position in range(out.shape[1]):
         (gradient,) = torch.autograd.grad(out[0, position].sum(), x, retain_graph=True)
         assert (gradient[0].abs().max(dim=-1).values > 1e-6).all()
+
+
+def test_an_aligned_resampler_starts_with_latent_i_reading_input_i():
+    sizes = {"length_in": 12, "dim_in": 64, "length_out": 12, "dim_out": 64}
+    config = AutoencoderConfig(layers=1, width=64, heads=2, position_std=1.0, aligned=True)
+    matches = {}
+    for aligned in (True, False):
+        torch.manual_seed(0)
+        body = PerceiverResampler(dataclasses.replace(config, aligned=aligned), **sizes)
+        layer = body.layers[0]
+        queries = layer.attention.q(layer.latents_norm(body.latents_NW))
+        keys = layer.attention.kv_inputs(layer.inputs_norm(body.positions_LW))[:, :64]
+        similarity = torch.nn.functional.normalize(queries, dim=-1) @ torch.nn.functional.normalize(keys, dim=-1).T
+        matches[aligned] = (similarity.argmax(-1) == torch.arange(12)).float().mean().item()
+    assert matches[True] == 1.0
+    assert matches[False] < 0.5
+    with pytest.raises(InputError, match="as many latents as tokens"):
+        PerceiverResampler(config, **{**sizes, "length_out": 6})

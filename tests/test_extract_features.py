@@ -184,6 +184,16 @@ def test_held_out_files_are_the_same_as_held_out_documents(whole, few, few_lines
     assert payload(other) == payload(whole)
 
 
+def test_a_dataset_with_a_held_out_split_is_the_same_as_its_documents_in_files(whole, few, few_lines, tmp_path):
+    lines = few_lines.read_text(encoding="utf-8").splitlines()
+    (tmp_path / "corpus").mkdir()
+    for split, part in (("train", lines[:-8]), ("test", lines[-8:])):
+        rows = "".join(json.dumps({"text": line}) + "\n" for line in part)
+        (tmp_path / "corpus" / f"{split}.jsonl").write_text(rows)
+    dataset = {"data": (), "dataset": str(tmp_path / "corpus"), "validation_split": "test", "validation_docs": 0}
+    assert payload(extract_features.run(replace(few, **dataset), tmp_path / "f").path) == payload(whole)
+
+
 def test_the_sizes_of_shards_change_the_files_and_no_value(whole, few, tmp_path):
     other = FeatureStore(extract_features.run(replace(few, shard_rows=64), tmp_path / "f").path)
     mine = FeatureStore(whole)
@@ -193,7 +203,7 @@ def test_the_sizes_of_shards_change_the_files_and_no_value(whole, few, tmp_path)
 
 
 def test_statistics_of_a_sample_are_over_blocks_spread_over_the_corpus(few, corpus, tmp_path):
-    config = replace(few, data=(str(corpus),), codec="fp32", stats_tokens=4 * 8 * LENGTH)
+    config = replace(few, data=(str(corpus),), codec="fp32", stats_tokens=4 * 8 * LENGTH, shard_rows=128)
     made = extract_features.run(config, tmp_path / "a").path
     opened = FeatureStore(made)
     train = opened.split("train")
@@ -396,7 +406,9 @@ def test_a_dry_run_tells_rows_and_bytes_and_writes_nothing(few, whole, tmp_path)
     [
         ({"data": ()}, "give the text either as --data FILE… or as --dataset NAME"),
         ({"dataset": "x"}, "give the text either as --data FILE… or as --dataset NAME"),
-        ({"validation_data": ("x.txt",)}, "either by --validation-docs or by --validation-data, not both"),
+        ({"validation_data": ("x.txt",)}, "hold out rows by one of --validation-docs, --validation-data and"),
+        ({"validation_split": "test"}, "hold out rows by one of --validation-docs, --validation-data and"),
+        ({"validation_split": "test", "validation_docs": 0}, "--dataset"),
         ({"batch_size": 10}, "shard_rows=16 must be a multiple of batch_size=10"),
         ({"shard_rows": 8}, "shard_rows=8 must be a multiple of the chunk of 16 rows"),
         ({"validation_docs": 24}, "--validation-docs 24 leaves nothing to train on: there are 24 documents"),
