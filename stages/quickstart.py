@@ -274,7 +274,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     held_out, decoder, copied = summary["held_out"], summary["decoder"], summary["copied_8grams"]
     small = decoder["held_out"]
     figures = {
-        "sampler": f"{SAMPLER.steps} steps, decoder {decoder['name']}, tokens drawn at temperature {SAMPLER.temperature}",
+        "sampler": f"{SAMPLER.steps} steps, decoder {decoder['name']}, temperature {SAMPLER.temperature}",
         "tokens rebuilt, D_h + D_w": f"{held_out['token_accuracy_clean']:.1%} clean, "
         f"{held_out['token_accuracy']:.1%} under σ_dec noise",
         f"tokens rebuilt, {decoder['name']}": f"{small['token_accuracy_clean']:.1%} clean, "
