@@ -48,6 +48,5 @@ def _table(result: dict) -> str:
             "states": f"{result['shapes']['seq_len']} x {result['shapes']['hidden_dim']}, {result['codec']}",
             "size": show.size(result["bytes"]),
             "largest std": f"{largest:.3g} (without position 0: {without:.3g})",
-            "seconds": result["seconds"],
         }
     )

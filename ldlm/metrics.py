@@ -36,6 +36,16 @@ class Scorer:
         self.vocab_size: int = config.vocab_size
         self.positions: int | None = getattr(config, "max_position_embeddings", None)
 
+        self._check_causal()
+
+    @torch.no_grad()
+    def _check_causal(self) -> None:
+        """`InputError` when the model looks ahead: BERT answers too, and its perplexity means nothing."""
+        tokens_BL = torch.tensor([[0, 1, 2], [0, 1, 3]], device=self.device)  # that differ in the last token only
+        logits_BLV = self.model(input_ids=tokens_BL).logits[:, :2]
+        if not torch.allclose(logits_BLV[0], logits_BLV[1], rtol=1e-3, atol=1e-3):
+            raise InputError(f"the scorer {self.name} is no causal model: its predictions depend on what comes after")
+
     def check_length(self, max_tokens: int) -> None:
         """`InputError` when texts of `max_tokens` tokens are longer than the scorer's positions."""
         if self.positions is not None and max_tokens > self.positions:

@@ -155,6 +155,10 @@ def test_texts_longer_than_the_scorers_positions(refuse, corpus, gpt2):
     assert "--max-tokens 17 is longer than the 16 positions of the scorer" in line
 
 
+def test_a_scorer_that_looks_ahead(refuse, corpus, bert):
+    assert "is no causal model" in refuse("evaluate", corpus, "--scorer", bert, "--max-tokens", 16)
+
+
 def test_more_pairs_than_rows(refuse, trained, store, gpt2, out):
     arguments = ("--run", trained, "--features", store, "--pairs", 21, "--scorer", gpt2, "--output", out)
     line = refuse("interpolate", *arguments)
