@@ -207,8 +207,11 @@ def _article(kind: str) -> str:
 @cache
 def versions() -> dict[str, str | None]:
     """Versions of Python and the libraries that decide results, and the commit of a source checkout."""
+    import torch
+
     found: dict[str, str | None] = {"ldlm": ldlm.__version__, "python": platform.python_version()}
-    for name in ("torch", "transformers", "tokenizers", "numpy", "zarr", "numcodecs"):
+    found["torch"] = torch.__version__  # with its build, which the distribution's version may leave out
+    for name in ("transformers", "tokenizers", "numpy", "zarr", "numcodecs"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
