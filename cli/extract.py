@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import click
 from ldlm.cli import show
-from ldlm.cli.options import Command, Options, path_option, require, stage_options
+from ldlm.cli.options import Command, Options, path_option, require_place, stage_options
 
 from ldlm.config import ExtractConfig
+from ldlm.location import locate
 
 
 @click.command(cls=Command, short_help="run the frozen encoder over text, once, into a store")
 @stage_options(ExtractConfig)
-@path_option("--output", "folder of the feature store")
+@path_option("--output", "folder of the feature store, or s3://bucket/prefix")
 def command(options: Options, output: str | None) -> None:
     """Tokenise and pack text, run the frozen encoder over it, and store the normalised hidden states.
 
@@ -26,12 +27,9 @@ def command(options: Options, output: str | None) -> None:
     from ldlm.stages import extract_features as stage
 
     if options.dry_run:
-        return options.show_plan(
-            stage.plan(config, None if output is None else require(output, "--output", "features"))
-        )
-    made = stage.run(
-        config, require(output, "--output", "features"), overwrite=bool(options.overwrite), progress=show.Terminal()
-    )
+        return options.show_plan(stage.plan(config, None if output is None else locate(output)))
+    out = require_place(output, "--output", "features")
+    made = stage.run(config, out, overwrite=bool(options.overwrite), progress=show.Terminal())
     result = {"output": str(made.path), **made.manifest}
     options.show(result, lambda: _table(result))
 

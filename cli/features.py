@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 from ldlm.cli import show
+
+from ldlm.location import locate
 
 DAMAGED = 3  # exit status of verify
 
@@ -39,7 +40,7 @@ def info(store: str, as_json: bool) -> None:
     """Sizes, codec and its error, encoder, statistics."""
     from ldlm.stages import features as stage
 
-    result = stage.info(Path(store))
+    result = stage.info(locate(store))
     _show(result, as_json, lambda: show.pairs(result))
 
 
@@ -49,7 +50,7 @@ def verify(store: str, as_json: bool) -> None:
     """Hash every byte against the ledger; exit status 3, and the shards' names, when something differs."""
     from ldlm.stages import features as stage
 
-    faults = stage.verify(Path(store))
+    faults = stage.verify(locate(store))
     lines = [f"{fault['shard']}: {fault['file']} {fault['problem']}" for fault in faults]
     _show(
         faults, as_json, lambda: "\n".join([*lines, f"`ldlm features repair {store}` mends it"] if lines else ["whole"])
@@ -65,7 +66,7 @@ def repair(store: str, as_json: bool, device: str) -> None:
     """Make the shards again that do not verify, with the store's own text and encoder."""
     from ldlm.stages import features as stage
 
-    bad, _ = stage.repair(Path(store), device=device, progress=show.Terminal())
+    bad, _ = stage.repair(locate(store), device=device, progress=show.Terminal())
     _show({"repaired": bad}, as_json, lambda: f"made again: {', '.join(bad)}" if bad else "whole; nothing to do")
 
 
@@ -76,5 +77,5 @@ def bench(store: str, as_json: bool, batch_size: int) -> None:
     """Read rate of shuffled batches as float32 tensors, against a memory map of the same rows."""
     from ldlm.stages import features as stage
 
-    result = stage.bench(Path(store), batch_size=batch_size)
+    result = stage.bench(locate(store), batch_size=batch_size)
     _show(result, as_json, lambda: show.pairs(result))

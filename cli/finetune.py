@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 from ldlm.cli import show
-from ldlm.cli.options import Command, Options, path_option, require, stage_options
+from ldlm.cli.options import Command, Options, path_option, require, require_place, stage_options
 
 from ldlm.config import FinetuneConfig
 
@@ -31,7 +31,7 @@ def command(options: Options, run: str | None, features: str | None) -> None:
     made = stage.run(
         config,
         run_path,
-        require(features, "--features", "features"),
+        require_place(features, "--features", "features"),
         overwrite=bool(options.overwrite),
         progress=show.Terminal(),
     )

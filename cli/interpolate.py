@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 from ldlm.cli import show
-from ldlm.cli.options import Command, Options, path_option, require, stage_options
+from ldlm.cli.options import Command, Options, path_option, require, require_place, stage_options
 
 from ldlm.config import InterpolateConfig
 
@@ -29,7 +29,7 @@ def command(options: Options, run: str | None, features: str | None, output: str
     made = stage.run(
         config,
         require(run, "--run", "run"),
-        require(features, "--features", "features"),
+        require_place(features, "--features", "features"),
         require(output, "--output", "interpolation"),
         overwrite=bool(options.overwrite),
         progress=show.Terminal(),

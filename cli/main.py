@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import ldlm
-from ldlm.errors import InputError
+from ldlm.errors import InputError, StorageError
 
 EPILOG = """\b
 First steps:
@@ -38,7 +38,7 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except InputError as error:
+        except (InputError, StorageError) as error:
             raise click.ClickException(str(error)) from None
         except OSError as error:
             if error.errno not in THE_SYSTEMS_REFUSALS:

@@ -19,6 +19,7 @@ from ldlm.cli import show
 from ldlm import config as configs
 from ldlm import files
 from ldlm.errors import InputError
+from ldlm.location import Location, locate
 
 C = TypeVar("C")
 Function = Callable[..., Any]
@@ -69,13 +70,13 @@ class Setting:
         """Whether it takes several values."""
         return typing.get_origin(self.hint) is tuple
 
-    def option(self) -> Function:
+    def option(self, note: str = "") -> Function:
         """The click decorator. Values stay strings: `from_dict` checks all sources alike."""
         return click.option(
             self.flag,
             self.parameter,
             metavar=self._metavar(),
-            help=f"{self.field.metadata['help']}{self._default()}",
+            help=f"{note}{self.field.metadata['help']}{self._default()}",
             multiple=self.repeatable,
             default=None,
         )
@@ -143,6 +144,25 @@ def stage_options(cls: type, *, presets: bool = False, dry_run: bool = True, ove
     return decorate
 
 
+def online_options(names: Sequence[str]) -> Function:
+    """Settings of `extract-features` for a command that can run the encoder itself; it receives them as `online`."""
+    fields = [field for field in settings(configs.ExtractConfig) if field.path[-1] in names]
+
+    def decorate(function: Function) -> Function:
+        def command(**values: Any) -> Any:
+            given = {field.path[-1]: values.pop(field.parameter) for field in fields}
+            online = {name: list(v) if isinstance(v, tuple) else v for name, v in given.items() if v not in (None, ())}
+            return function(online=online, **values)
+
+        command.__doc__, command.__name__ = function.__doc__, function.__name__
+        command.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+        for field in reversed(fields):
+            command = field.option(note="with --features online: ")(command)
+        return command
+
+    return decorate
+
+
 SHARED = ("preset", "config_file", "sets", "dump_config", "dry_run", "overwrite", "as_json")
 
 
@@ -199,6 +219,11 @@ def require(value: str | None, flag: str, example: str) -> Path:
     if value is None:
         raise InputError(f"{flag} is missing; for example {flag} {example}")
     return Path(value)
+
+
+def require_place(value: str | None, flag: str, example: str) -> Location:
+    """The same for what may also be a prefix of an object store."""
+    return locate(value) if value is not None and "://" in value else require(value, flag, example)
 
 
 def path_option(flag: str, help: str, *, metavar: str = "DIR") -> Function:

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import click
 from ldlm.cli import show
-from ldlm.cli.options import Command, Options, path_option, require, stage_options
+from ldlm.cli.options import Command, Options, online_options, path_option, require, require_place, stage_options
 
 from ldlm import config as configs
 from ldlm.config import TrainConfig
 from ldlm.errors import InputError
+from ldlm.location import locate
+
+ONLINE = "online"
+TEXT = (
+    "encoder", "kind", "layer", "seq_len", "data", "dataset", "revision", "split", "text_column", "validation_data",
+    "validation_split", "validation_docs", "detokenizer", "stats_tokens",
+)  # fmt: skip
 
 
 @click.command(cls=Command, short_help="train encoder, denoiser and decoders jointly")
 @stage_options(TrainConfig, presets=True)
-@path_option("--features", "the feature store")
+@path_option("--features", "the feature store, or `online`: the encoder runs inside the step", metavar="DIR|online")
 @path_option("--output", "folder of the run")
 @click.option("--allow-partial", is_flag=True, help="train on the shards that an unsealed store has")
-def command(options: Options, features: str | None, output: str | None, allow_partial: bool) -> None:
+@online_options(TEXT)
+def command(
+    options: Options, features: str | None, output: str | None, allow_partial: bool, online: dict[str, Any]
+) -> None:
     """Train the latent encoder, the denoiser and the decoders jointly on a feature store.
 
     The same command goes on from the newest checkpoint. Every setting can be seen with --dump-config and changed with
@@ -26,6 +39,7 @@ def command(options: Options, features: str | None, output: str | None, allow_pa
     Examples:
       ldlm train --features features --output run --preset tiny --steps 2000
       ldlm train --features features --output run --preset owt-128 --set recipe.sigma_dec=3
+      ldlm train --features online --encoder gpt2 --data corpus.jsonl --seq-len 1024 --output run --preset owt-1024
       ldlm train --preset owt-1024 --dry-run --json
     """
     config = options.build()
@@ -33,10 +47,16 @@ def command(options: Options, features: str | None, output: str | None, allow_pa
 
     if options.dry_run:
         return options.show_plan(stage.plan(config, _shapes(options, features)))
+    store = require_place(features, "--features", "features")
+    out = require(output, "--output", "run")
+    if features == ONLINE:
+        store = _prepare_online(online, config, out)
+    elif online:
+        raise InputError(f"--{next(iter(online)).replace('_', '-')} is for --features online; a store has its own")
     made = stage.run(
         config,
-        require(features, "--features", "features"),
-        require(output, "--output", "run"),
+        store,
+        out,
         allow_partial=allow_partial,
         overwrite=bool(options.overwrite),
         progress=show.Terminal(),
@@ -45,12 +65,26 @@ def command(options: Options, features: str | None, output: str | None, allow_pa
     options.show(result, lambda: _table(result))
 
 
+def _prepare_online(online: dict[str, Any], config: TrainConfig, out: Path) -> Path:
+    """A store of tokens and statistics beside the run, for the encoder to work from."""
+    from ldlm.stages import extract_features
+
+    if not online.get("data") and not online.get("dataset"):
+        raise InputError("--features online needs the text: --data FILE… or --dataset NAME, and --encoder")
+    same = {"codec": "online", "seed": config.seed, "device": config.device}
+    place = out.with_name(out.name + "-features")
+    progress = show.Terminal()
+    progress.note(f"tokens and statistics go to {place}, which the later commands take as --features")
+    extract_features.run(configs.from_dict(configs.ExtractConfig, {**online, **same}), place, progress=progress)
+    return place
+
+
 def _shapes(options: Options, features: str | None) -> configs.Shapes:
     """Sizes for a dry run: the store's, or without one the preset's own."""
-    if features is not None:
+    if features is not None and features != ONLINE:
         from ldlm.store import FeatureStore
 
-        return FeatureStore(features).shapes
+        return FeatureStore(locate(features)).shapes
     if options.preset is None:
         raise InputError("a dry run takes its sizes from --features DIR or --preset NAME; give one of them")
     return configs.preset(options.preset).shapes

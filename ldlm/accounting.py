@@ -5,14 +5,15 @@ FLOPs and bytes mean one training step, with the self-conditioning pass in expec
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldlm.config import ModelConfig, Shapes, TrainConfig
+from ldlm.config import ModelConfig, Shapes, TrainConfig, from_dict, preset
 from ldlm.model import LDLM, build_meta
 from ldlm.objective import Draws, Objective
 
@@ -42,6 +43,17 @@ def training_cost(config: TrainConfig, shapes: Shapes, *, rows: int | None = Non
         "batch_size": rows,
         "memory_bytes": BYTES_PER_PARAMETER * sum(counts.values()) + rows * activations,
     }
+
+
+def encoder_share(network: nn.Module, seq_len: int) -> float:
+    """The frozen encoder's share of the FLOPs of a step that trains the paper's model (owt-1024) and runs it too."""
+    paper = preset("owt-1024")
+    shapes = replace(paper.shapes, seq_len=seq_len)
+    tokens_BL = torch.zeros(1, seq_len, dtype=torch.int64, device=next(network.parameters()).device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(tokens_BL)
+    encoder = counter.get_total_flops() / seq_len
+    return encoder / (encoder + training_cost(from_dict(TrainConfig, paper.overrides), shapes)["flops_per_token"])
 
 
 def denoiser_flops(config: ModelConfig, shapes: Shapes) -> int:

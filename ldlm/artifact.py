@@ -28,6 +28,7 @@ import ldlm
 from ldlm import config as configs
 from ldlm import files
 from ldlm.errors import InputError
+from ldlm.location import Location, ObjectPath
 
 SCHEMA = 1
 
@@ -45,7 +46,7 @@ MADE_BY = {
 class Artifact:
     """A folder of kind `kind`; `state` says what `begin` or `open_artifact` found."""
 
-    path: Path
+    path: Location
     kind: str
     state: Literal["new", "partial", "complete"]
 
@@ -97,7 +98,7 @@ class Artifact:
 
 
 def begin(
-    path: Path,
+    path: Location,
     kind: str,
     config: Any,
     inputs: Mapping[str, Any],
@@ -122,8 +123,9 @@ def begin(
     if found.get("kind") != kind:
         what = f"holds {_article(found['kind'])}" if "kind" in found else "is not empty and not made by ldlm"
         raise InputError(f"{path} {what}; choose another --output, or add --overwrite to replace it")
-    if [entry.name for entry in path.iterdir() if not entry.name.startswith(".")] == ["artifact.json"]:
-        return _create(path, kind, config, inputs)  # killed between the first two files: nothing was decided yet
+    decided = (path / "config.yaml").is_file()
+    if not decided and all(name == "artifact.json" or name.startswith(".") for _, name in files.below(path)):
+        return _create(path, kind, config, inputs)  # killed between the first two files
     old = {"inputs": found["inputs"], **_old_identity(path, type(config))}
     new = {"inputs": dict(inputs), **configs.identity(config)}
     changed = configs.differences(old, new)
@@ -131,14 +133,14 @@ def begin(
         raise InputError(
             f"{path} was made with other settings ({'; '.join(changed)}); choose another --output, or add --overwrite"
         )
-    if (path / "manifest.json").exists():
+    if (path / "manifest.json").is_file():
         return Artifact(path, kind, "complete")
     found_partial = Artifact(path, kind, "partial")
     found_partial.write_config(config)
     return found_partial
 
 
-def open_artifact(path: Path, kind: str, *, complete: bool = True) -> Artifact:
+def open_artifact(path: Location, kind: str, *, complete: bool = True) -> Artifact:
     """An existing artefact of that kind; `InputError` names what was found and the command that makes it."""
     if not path.is_dir():
         raise InputError(f"there is no folder {path}; `{MADE_BY[kind]}` makes {_article(kind)}")
@@ -146,23 +148,23 @@ def open_artifact(path: Path, kind: str, *, complete: bool = True) -> Artifact:
     if found.get("kind") != kind:
         what = _article(found["kind"]) if "kind" in found else "something that ldlm did not make"
         raise InputError(f"{path} holds {what}, and {_article(kind)} is needed; `{MADE_BY[kind]}` makes one")
-    done = (path / "manifest.json").exists()
+    done = (path / "manifest.json").is_file()
     if complete and not done:
         raise InputError(f"{path} is not finished; run the same `{MADE_BY[kind]}` command again and it goes on")
     return Artifact(path, kind, "complete" if done else "partial")
 
 
-def _found(path: Path) -> dict[str, Any] | None:
+def _found(path: Location) -> dict[str, Any] | None:
     """`artifact.json` of the folder; {} for foreign content; None for nothing or an empty folder."""
-    if (path / "artifact.json").exists():
+    if (path / "artifact.json").is_file():
         return files.read_json(path / "artifact.json")
     # What a kill inside the first atomic write leaves is nobody's content.
-    if not path.is_dir() or all(files.is_temporary(entry) for entry in path.iterdir()):
+    if not path.is_dir() or (isinstance(path, Path) and all(files.is_temporary(entry) for entry in path.iterdir())):
         return None
     return {}
 
 
-def _create(path: Path, kind: str, config: Any, inputs: Mapping[str, Any]) -> Artifact:
+def _create(path: Location, kind: str, config: Any, inputs: Mapping[str, Any]) -> Artifact:
     path.mkdir(parents=True, exist_ok=True)
     # artifact.json is what makes the folder ours, so it comes first: a folder that held only a config.yaml would be
     # foreign to the next `begin`.
@@ -172,15 +174,15 @@ def _create(path: Path, kind: str, config: Any, inputs: Mapping[str, Any]) -> Ar
     return made
 
 
-def _old_identity(path: Path, cls: type) -> dict[str, Any]:
-    if not (path / "config.yaml").exists():  # somebody removed it
+def _old_identity(path: Location, cls: type) -> dict[str, Any]:
+    if not (path / "config.yaml").is_file():  # somebody removed it
         return {}
     return configs.identity(configs.from_dict(cls, files.read_yaml(path / "config.yaml")))
 
 
-def _guard(path: Path, found: Mapping[str, Any], kind: str, reads: Sequence[str | Path]) -> None:
+def _guard(path: Location, found: Mapping[str, Any], kind: str, reads: Sequence[str | Path]) -> None:
     """Refuse to delete what can't have been meant."""
-    resolved = path.resolve()
+    resolved = path.resolve() if isinstance(path, Path) else None
     if resolved in (Path.home(), Path.cwd(), *Path.cwd().parents):
         raise InputError(f"--overwrite would delete {resolved}; choose a folder of its own for the output")
     if found.get("kind", kind) != kind:
@@ -188,12 +190,14 @@ def _guard(path: Path, found: Mapping[str, Any], kind: str, reads: Sequence[str 
             f"{path} holds {_article(found['kind'])}, which --overwrite doesn't replace by {_article(kind)}"
         )
     for read in map(Path, reads):
-        if read.resolve().is_relative_to(resolved):
+        if resolved is not None and read.resolve().is_relative_to(resolved):
             raise InputError(f"--overwrite would delete {read}, which is to be read; choose another --output")
 
 
-def _discard(path: Path) -> None:
+def _discard(path: Location) -> None:
     """Delete a folder. It loses its name first, so that a kill in the middle leaves nothing that looks complete."""
+    if isinstance(path, ObjectPath):
+        return path.discard()
     trash = path.with_name(f".{path.name}.{os.getpid()}.trash")
     path.rename(trash)
     shutil.rmtree(trash)

@@ -41,6 +41,10 @@ def _encode_int8(h: np.ndarray) -> Parts:
     return {"hidden": np.rint(h / scale).astype(np.int8), "scale": scale[..., 0]}
 
 
+def _nothing_stored(parts: Mapping[str, Tensor]) -> Tensor:
+    raise ValueError("states that are made online are not stored")
+
+
 CODECS = {
     codec.name: codec
     for codec in (
@@ -76,6 +80,7 @@ CODECS = {
             lambda h: {"hidden": h.astype(np.float32, copy=False)},
             lambda parts: parts["hidden"].float(),
         ),
+        Codec("online", {}, 0, "made by the encoder from the tokens", lambda h: {}, _nothing_stored),
     )
 }
 
@@ -86,7 +91,11 @@ def encode(h: np.ndarray, codec: Codec) -> Parts:
         raise InputError("the encoder gave hidden states that are not finite; nothing was stored of this shard")
     with np.errstate(over="ignore"):
         parts = codec.encode(h)
-    if np.issubdtype(parts["hidden"].dtype, np.floating) and not np.isfinite(parts["hidden"]).all():
+    if (
+        "hidden" in parts
+        and np.issubdtype(parts["hidden"].dtype, np.floating)
+        and not np.isfinite(parts["hidden"]).all()
+    ):
         worst = float(np.abs(h).max())
         raise InputError(f"hidden states of up to {worst:.3g} don't fit in {codec.name}; use --codec bf16 or fp32")
     return parts

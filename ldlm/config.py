@@ -203,7 +203,10 @@ class ExtractConfig:
     validation_split: str | None = setting(None, "split of the dataset that is held out")
     validation_docs: int = setting(0, "hold out the last so many documents", low=0)
     detokenizer: Literal["none", "lm1b"] = setting("none", "lm1b undoes the benchmark's tokenisation first")
-    codec: Literal["fp16", "bf16", "int8-token", "fp32"] = setting("fp16", "storage of the hidden states")
+    codec: Literal["fp16", "bf16", "int8-token", "fp32", "online"] = setting(
+        "fp16", "storage of the hidden states; online stores none, and the encoder runs inside the training step"
+    )
+    compression: Literal["zstd", "none"] = setting("zstd", "lossless compression of what is stored")
     max_channel_error: float = setting(0.1, "int8 is refused when a channel's relative error is beyond this", above=0)
     stats_tokens: int | None = setting(
         2_000_000, "tokens that the statistics are taken over, or all", low=1, none="all"
@@ -376,7 +379,7 @@ PRESETS: dict[str, Preset] = {
                 "token_decoder": {"layers": 1, "heads": 4},
             },
             "recipe": {"warmup_steps": 400, "sigma_dec": 2.0},
-            "timesteps": {"refresh_steps": 100},
+            "timesteps": {"refresh_steps": 100, "bins": 20},
             "optimizer": {"lr": 3e-3, "lr_warmup_steps": 50, "lr_decay": "cosine"},
             "log_every": 10,
             "eval_every": 250,

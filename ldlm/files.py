@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ldlm.errors import InputError
+from ldlm.location import Location, ObjectPath
 
 
 def fsync_dir(path: Path) -> None:
@@ -22,8 +23,10 @@ def fsync_dir(path: Path) -> None:
         os.close(descriptor)
 
 
-def fsync_tree(root: Path) -> None:
-    """Make every file and folder below `root` durable."""
+def fsync_tree(root: Location) -> None:
+    """Make every file and folder below `root` durable; objects are, once they are written."""
+    if isinstance(root, ObjectPath):
+        return
     for folder, _, names in os.walk(root):
         for name in names:
             with open(os.path.join(folder, name), "rb") as file:
@@ -36,9 +39,12 @@ def is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
-def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write a whole file or nothing: temporary file, fsync, rename, fsync of the folder."""
+def write_atomic(path: Location, data: str | bytes) -> None:
+    """Write a whole file or nothing: temporary file, fsync, rename, fsync of the folder. Folders are made."""
     data = data.encode() if isinstance(data, str) else data
+    if isinstance(path, ObjectPath):
+        return path.write_bytes(data)
+    _make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -51,12 +57,28 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     fsync_dir(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_once(path: Location, data: bytes) -> None:
+    """Write a whole file, unless another writer of an object store was faster; read it to see whose it is."""
+    if isinstance(path, ObjectPath):
+        path.write_bytes(data, once=True)
+    else:
+        write_atomic(path, data)
+
+
+def _make_folder(path: Path) -> None:
+    """A durable folder, with those above it."""
+    if not path.is_dir():
+        _make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        fsync_dir(path.parent)
+
+
+def write_json(path: Location, value: Any) -> None:
     """Atomic, indented, strict JSON (no NaN)."""
     write_atomic(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Location) -> Any:
     """The JSON in `path`; `InputError` when it is absent or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -73,7 +95,7 @@ def dump_yaml(value: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, default_flow_style=False)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Location) -> dict[str, Any]:
     """A YAML mapping; `InputError` for a file that is absent or malformed, and for a key that stands twice."""
     import yaml
 
@@ -102,8 +124,42 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return value or {}
 
 
-def sha256_file(path: Path) -> str:
+def size(path: Location) -> int | None:
+    """Bytes of a file; None when there is none."""
+    try:
+        return path.size() if isinstance(path, ObjectPath) else path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def matching(folder: Location, pattern: str) -> list[Any]:
+    """Paths directly in a folder whose names match, in order."""
+    return sorted(folder.glob(pattern))
+
+
+def below(root: Location) -> Iterator[tuple[Any, str]]:
+    """Every file below a folder, with its name from there, in order."""
+    paths: list[Any] = sorted(root.rglob("*"))
+    for path in paths:
+        if isinstance(path, ObjectPath) or path.is_file():
+            yield path, path.relative_to(root).as_posix()
+
+
+def copy_tree(source: Location, target: Location) -> None:
+    """Copy every file below `source`, between any two places."""
+    for path, name in below(source):
+        write_atomic(target / name, path.read_bytes())
+
+
+def sha256(data: bytes) -> str:
+    """Hex digest of bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Location) -> str:
     """Hex digest of a file's bytes."""
+    if isinstance(path, ObjectPath):
+        return sha256(path.read_bytes())
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -26,7 +26,8 @@ def batches(split: Split, rows: int, batch_size: int, device: torch.device) -> I
     """The first `rows` rows as (hidden float32 or None, tokens int64) batches on the device."""
     for start in range(0, min(rows, split.rows), batch_size):
         parts, tokens = split.read(start, min(start + batch_size, rows, split.rows))
-        yield split.states(parts, device), torch.from_numpy(tokens).to(device, torch.int64)
+        tokens_BL = torch.from_numpy(tokens).to(device, torch.int64)
+        yield split.states(parts, tokens_BL), tokens_BL
 
 
 @torch.no_grad()
@@ -110,5 +111,6 @@ def _by_bin(t: np.ndarray, loss: np.ndarray) -> list[float | None]:
 def encode_rows(model: LDLM, split: Split, rows: np.ndarray, device: torch.device) -> tuple[Tensor, np.ndarray]:
     """z_0 (B, N, C) of rows of a split, and their tokens (B, L)."""
     parts, tokens = split.read_rows(rows)
-    h_BLD = model.states(split.states(parts, device), torch.from_numpy(tokens).to(device, torch.int64))
+    tokens_BL = torch.from_numpy(tokens).to(device, torch.int64)
+    h_BLD = model.states(split.states(parts, tokens_BL), tokens_BL)
     return model.latent_encoder(h_BLD), tokens

@@ -16,8 +16,6 @@ completeness is decided by the ledger and the sizes it records, and never by zar
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,10 +28,13 @@ import zarr
 from torch import Tensor
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from ldlm import artifact, files
+from ldlm import artifact, files, shards
 from ldlm.codecs import CODECS, Codec, Parts
 from ldlm.config import Shapes
 from ldlm.errors import InputError
+from ldlm.location import Location, locate
+from ldlm.online import OnlineEncoder
+from ldlm.shards import ShardedArray
 
 CHUNK_ROWS = 16
 SPLITS = ("train", "validation")
@@ -52,18 +53,20 @@ class Split:
     rows: int
     shard_rows: int
     shards: tuple[int, ...]  # the shards that are there, in order
-    arrays: Mapping[str, Any]  # zarr arrays: tokens, and what the codec stores
+    group: Any  # of zarr
+    arrays: Mapping[str, ShardedArray]  # tokens, and what the codec stores
     codec: Codec
+    online: OnlineEncoder | None  # makes the states where none are stored
 
     @property
     def tokens(self) -> Any:
         """The zarr array of tokens (rows, L)."""
-        return self.arrays["tokens"]
+        return self.group["tokens"]
 
     @property
     def hidden(self) -> Any:
         """The zarr array of stored states (rows, L, D), or None."""
-        return self.arrays.get("hidden")
+        return self.group["hidden"] if "hidden" in self.arrays else None
 
     def read(self, start: int, stop: int) -> tuple[Parts, np.ndarray]:
         """Neighbouring rows as stored: the codec's arrays (none for scratch embeddings) and tokens (int32)."""
@@ -72,41 +75,34 @@ class Split:
     def read_rows(self, rows: np.ndarray) -> tuple[Parts, np.ndarray]:
         """Any rows, in the order given; each chunk they touch is read once."""
         rows = np.asarray(self.shards)[rows // self.shard_rows] * self.shard_rows + rows % self.shard_rows
-        chunks = np.unique(rows // CHUNK_ROWS)
-        place = np.full(int(chunks[-1] + 1) * CHUNK_ROWS, -1)
-        pieces: dict[str, list[np.ndarray]] = {name: [] for name in self.arrays}
-        offset = 0
-        for first, last in _runs(chunks):
-            start, stop = first * CHUNK_ROWS, min(last * CHUNK_ROWS, self.tokens.shape[0])
-            place[start:stop] = np.arange(offset, offset + stop - start)
-            offset += stop - start
-            for name, array in self.arrays.items():
-                pieces[name].append(array[start:stop])
-        read = {name: np.concatenate(parts)[place[rows]] for name, parts in pieces.items()}
-        return {name: array for name, array in read.items() if name != "tokens"}, read["tokens"]
+        chunks, place = np.unique(rows // CHUNK_ROWS, return_inverse=True)
+        place = place * CHUNK_ROWS + rows % CHUNK_ROWS
+        in_order = np.array_equal(place, np.arange(len(chunks) * CHUNK_ROWS))
+        read = {name: array.read(chunks) for name, array in self.arrays.items()}
+        parts = {name: array if in_order else array[place] for name, array in read.items()}
+        return {name: array for name, array in parts.items() if name != "tokens"}, parts["tokens"]
 
-    def states(self, parts: Parts, device: torch.device) -> Tensor | None:
-        """float32 states on the device: the stored dtype travels, and is decoded there. None for scratch embeddings."""
+    def states(self, parts: Parts, tokens_BL: Tensor) -> Tensor | None:
+        """float32 states on the tokens' device: the stored dtype travels there and is decoded, or the encoder runs.
+
+        None for scratch embeddings.
+        """
+        if self.online is not None:
+            return self.online(tokens_BL)
         if not parts:
             return None
-        return self.codec.decode({name: torch.from_numpy(array).to(device) for name, array in parts.items()})
-
-
-def _runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Half-open runs of consecutive integers in a sorted array."""
-    breaks = np.flatnonzero(np.diff(values) != 1) + 1
-    for part in np.split(values, breaks):
-        yield int(part[0]), int(part[-1]) + 1
+        return self.codec.decode({name: torch.from_numpy(array).to(tokens_BL.device) for name, array in parts.items()})
 
 
 class FeatureStore:
     """A store to read. `InputError` when it is not sealed, or a shard has not the bytes that its record says.
 
-    `allow_partial` opens an unsealed store with the shards that are there.
+    `path` is a folder or a prefix of an object store. `allow_partial` opens an unsealed store with the shards that are
+    there.
     """
 
-    def __init__(self, path: str | Path, *, allow_partial: bool = False) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Location, *, allow_partial: bool = False) -> None:
+        self.path = locate(path) if isinstance(path, str) else path
         self.artifact = artifact.open_artifact(self.path, "features", complete=False)
         self.sealed = self.artifact.complete
         if not self.sealed and not (self.path / "store.json").exists():
@@ -141,15 +137,14 @@ class FeatureStore:
                 raise InputError(f"{self.path / name} {problem}; run `ldlm features repair {self.path}`")
         for key, record in self.records.items():
             for name, entry in record["files"].items():
-                path = self.path / name
-                size = path.stat().st_size if path.exists() else None
+                size = files.size(self.path / name)
                 if size != entry["bytes"]:
                     state = "is missing" if size is None else f"has {size} bytes instead of {entry['bytes']}"
                     raise InputError(f"shard {key}: {self.path / name} {state}; run `ldlm features repair {self.path}`")
 
     @cached_property
     def _group(self) -> Any:
-        return zarr.open_group(self.path / "features.zarr", mode="r")
+        return zarr.open_group(shards.zarr_store(self.path / "features.zarr"), mode="r")
 
     @property
     def shapes(self) -> Shapes:
@@ -175,9 +170,14 @@ class FeatureStore:
         return files.sha256_json(what if self.sealed else [*what, sorted(self.records)])
 
     @property
-    def tokenizer_path(self) -> Path:
+    def tokenizer_path(self) -> Location:
         """Folder of the tokenizer."""
         return self.path / "tokenizer"
+
+    @cached_property
+    def _online(self) -> OnlineEncoder | None:
+        runs = self.codec.name == "online" and self.encoder["kind"] != "scratch"
+        return OnlineEncoder(self.encoder, *self.statistics()) if runs else None
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """(mean, std) of the states before normalisation, float32 (D,)."""
@@ -191,13 +191,17 @@ class FeatureStore:
                 f"{self.path} has no {name} rows; extract with --validation-docs N or --validation-data FILE"
             )
         group = self._group if name == "train" else self._group[name]
+        folder = self.path / (_folder(name).rstrip("/"))
+        stored = [key for key in ("tokens", *self.codec.dtypes) if key in group]
         return Split(
             name=name,
             rows=sum(record["rows"] for record in records),
             shard_rows=self.manifest["shard_rows"],
             shards=tuple(record["shard"] for record in records),
-            arrays={key: group[key] for key in ("tokens", *self.codec.dtypes) if key in group},
+            group=group,
+            arrays={key: ShardedArray(folder / key, group[key].metadata.to_dict()) for key in stored},
             codec=self.codec,
+            online=self._online,
         )
 
     def held_out(self) -> Split:
@@ -206,43 +210,48 @@ class FeatureStore:
         return self.split("validation" if validation else "train")
 
 
-def _records(path: Path) -> dict[str, dict[str, Any]]:
+def _folder(split: str) -> str:
+    """Where the arrays of a split stand in a store."""
+    return "features.zarr/" if split == "train" else f"features.zarr/{split}/"
+
+
+def _records(path: Location) -> dict[str, dict[str, Any]]:
     """The ledger: shard name → record, in order."""
-    return {record.stem: files.read_json(record) for record in sorted((path / "ledger").glob("*.json"))}
+    return {record.stem: files.read_json(record) for record in files.matching(path / "ledger", "*.json")}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Writing
 
 
+@dataclass(frozen=True)
 class StoreWriter:
     """Writes the shards of an unsealed store at `path`. A shard is done when its record stands in the ledger.
 
-    A shard's bytes depend on its rows alone, so any number of processes may write different shards at once.
+    A shard's bytes depend on its rows alone, so any number of processes may write different shards at once; and two
+    that write the same one write the same.
     """
 
-    def __init__(self, path: Path, shapes: Shapes, *, codec: Codec, shard_rows: int, with_hidden: bool) -> None:
-        self.path, self.shapes, self.codec, self.shard_rows = path, shapes, codec, shard_rows
-        self.with_hidden = with_hidden
+    path: Location
+    shapes: Shapes
+    codec: Codec
+    compression: str
+    shard_rows: int
+    with_hidden: bool
 
-    def create(self, rows: dict[str, int], mean_D: np.ndarray, std_D: np.ndarray) -> None:
+    def create(self, rows: Mapping[str, int], mean_D: np.ndarray, std_D: np.ndarray) -> None:
         """Write the arrays' metadata, mean and std. The same call again changes nothing."""
-        (self.path / "ledger").mkdir(exist_ok=True)
-        root: Any = zarr.open_group(self.path / "features.zarr", mode="a", zarr_format=3)
-        for name, vector in (("mean", mean_D), ("std", std_D)):
-            array = root.create_array(
-                name,
-                shape=vector.shape,
-                dtype=np.float32,
-                compressors=[Crc32cCodec()],
-                config={"write_empty_chunks": True},
-                overwrite=True,
-            )
-            array[:] = vector.astype(np.float32)
-        for split in SPLITS:
-            if rows.get(split):
-                self._create_split(root if split == "train" else root.require_group(split), rows[split])
-        files.fsync_tree(self.path / "features.zarr")
+        vectors = {"mean": mean_D.astype(np.float32), "std": std_D.astype(np.float32)}
+
+        def build(root: Any) -> None:
+            for name, vector in vectors.items():
+                root.create_array(name, shape=vector.shape, dtype=np.float32, compressors=[Crc32cCodec()])
+            for split in SPLITS:
+                if rows.get(split):
+                    self._create_split(root if split == "train" else root.require_group(split), rows[split])
+
+        for name, data in shards.encoded({name: (0, vector) for name, vector in vectors.items()}, build).items():
+            files.write_atomic(self.path / "features.zarr" / name, data)
 
     def _create_split(self, group: Any, rows: int) -> None:
         length, width = self.shapes.seq_len, self.shapes.hidden_dim
@@ -254,13 +263,12 @@ class StoreWriter:
             shape = (rows, length, width)
             dims = 3 if name == "hidden" else 2
             self._create_array(group, name, shape[:dims], chunks[:dims], dtype)
-        group["hidden"].attrs["codec"] = self.codec.name
-        group["hidden"].attrs["decode"] = self.codec.recipe
+        if "hidden" in self.codec.dtypes:
+            group["hidden"].attrs["codec"] = self.codec.name
+            group["hidden"].attrs["decode"] = self.codec.recipe
 
     def _create_array(self, group: Any, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str) -> None:
         """Codecs of the Zarr core specification only, so that any v3 reader will do."""
-        if name in group:
-            return
         inner = [-(-extent // chunk) * chunk for extent, chunk in zip(shape[1:], chunks[1:], strict=True)]
         group.create_array(
             name,
@@ -268,7 +276,7 @@ class StoreWriter:
             chunks=chunks,
             shards=(self.shard_rows, *inner),
             dtype=dtype,
-            compressors=[ZstdCodec(level=1), Crc32cCodec()],
+            compressors=[*([ZstdCodec(level=1)] * (self.compression == "zstd")), Crc32cCodec()],
             # An all-zero chunk is written like any other: what is absent is missing, never zero.
             config={"write_empty_chunks": True},
         )
@@ -277,40 +285,30 @@ class StoreWriter:
         """Number of shards of `rows` rows."""
         return -(-rows // self.shard_rows)
 
-    def record_path(self, split: str, shard: int) -> Path:
+    def record_path(self, split: str, shard: int) -> Location:
         """Where the record of a shard stands."""
         return self.path / "ledger" / f"{split}-{shard:05d}.json"
 
     def done(self, split: str, shard: int) -> bool:
         """Whether that shard's record stands."""
-        return self.record_path(split, shard).exists()
+        return self.record_path(split, shard).is_file()
 
-    def write(self, split: str, shard: int, parts: Parts, tokens: np.ndarray, **facts: Any) -> None:
-        """Write a whole shard, make it durable, and record it with `facts`. `parts` as the codec encodes them."""
-        root: Any = zarr.open_group(self.path / "features.zarr", mode="r+")
-        group = root if split == "train" else root[split]
+    def write(self, split: str, shard: int, parts: Parts, tokens: np.ndarray, facts: Mapping[str, Any]) -> int:
+        """Write a whole shard, durably, and record it with `facts`; returns its bytes.
+
+        `parts` as the codec encodes them.
+        """
         start = shard * self.shard_rows
-        prefix = "features.zarr/" if split == "train" else f"features.zarr/{split}/"
-        every_chunk = {"write_empty_chunks": True}  # zarr forgets it when an array is opened again
+        arrays = {name: (start, rows) for name, rows in {"tokens": tokens, **parts}.items()}
+        made = shards.encoded(arrays, lambda group: self._create_split(group, start + len(tokens)))
         entries: dict[str, dict[str, Any]] = {}
-        for array, values in {"tokens": tokens, **parts}.items():
-            name = f"{prefix}{array}/c/{'/'.join([str(shard), *['0'] * (values.ndim - 1)])}"
-            (self.path / name).unlink(missing_ok=True)  # a torn one would be read to fill up the last shard
-            group[array].with_config(every_chunk)[start : start + len(tokens)] = values
-            _fsync_file(self.path / name, self.path / "features.zarr")
-            entries[name] = {"bytes": (self.path / name).stat().st_size, "sha256": files.sha256_file(self.path / name)}
+        for name, data in made.items():
+            if not name.endswith("zarr.json"):
+                files.write_atomic(self.path / (_folder(split) + name), data)
+                entries[_folder(split) + name] = {"bytes": len(data), "sha256": files.sha256(data)}
         record = {"split": split, "shard": shard, "start": start, "rows": len(tokens), **facts, "files": entries}
         files.write_json(self.record_path(split, shard), record)
-
-
-def _fsync_file(path: Path, root: Path) -> None:
-    """Make a file, and the folders that lead to it from `root`, durable; zarr renames but never does."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-    folder = path.parent
-    while folder != root:
-        files.fsync_dir(folder)
-        folder = folder.parent
+        return sum(entry["bytes"] for entry in entries.values())
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -319,27 +317,25 @@ def _fsync_file(path: Path, root: Path) -> None:
 _UNSEALED = ("spool", "claims", "manifest.json")  # not part of what a seal covers
 
 
-def sweep(path: Path) -> None:
+def sweep(path: Location) -> None:
     """Remove what a killed writer left: temporary files, and files in the arrays that no record names."""
     named = {name for record in _records(path).values() for name in record["files"]}
-    for file in sorted(path.rglob("*")):
-        relative = file.relative_to(path).as_posix()
+    for file, relative in files.below(path):
         chunk = relative.startswith("features.zarr/") and "/c/" in relative
         ours = relative in named or relative in ("features.zarr/mean/c/0", "features.zarr/std/c/0")
         temporary = file.name.startswith(".") or file.suffix == ".partial"
-        if file.is_file() and (temporary or (chunk and not ours)):
+        if temporary or (chunk and not ours):
             file.unlink()
 
 
-def seal(path: Path) -> dict[str, str]:
+def seal(path: Location) -> dict[str, str]:
     """sha256 of every file of the store but the shards', which the ledger records: what the manifest covers."""
-    covered = [p for p in sorted(path.rglob("*")) if p.is_file() and p.relative_to(path).parts[0] not in _UNSEALED]
-    names = [p.relative_to(path).as_posix() for p in covered]
-    shards = {name for record in _records(path).values() for name in record["files"]}
-    return {name: files.sha256_file(path / name) for name in names if name not in shards}
+    written = {name for record in _records(path).values() for name in record["files"]}
+    names = (name for _, name in files.below(path) if name.split("/")[0] not in _UNSEALED)
+    return {name: files.sha256_file(path / name) for name in names if name not in written}
 
 
-def faults(path: Path) -> Iterator[tuple[str, str, str]]:
+def faults(path: Location) -> Iterator[tuple[str, str, str]]:
     """Every byte of a store against its records: (what it belongs to, file, what is wrong) for each that differs.
 
     What it belongs to is the name of a shard, or `store` for everything else.
@@ -354,7 +350,7 @@ def faults(path: Path) -> Iterator[tuple[str, str, str]]:
     for name, digest in covered.items():
         if (problem := fault(path / name, digest)) is not None:
             yield (Path(name).stem if name.startswith("ledger/") else "store"), name, problem
-    for record_path in sorted((path / "ledger").glob("*.json")):
+    for record_path in files.matching(path / "ledger", "*.json"):
         try:
             entries = files.read_json(record_path)["files"].items()
         except (InputError, KeyError, TypeError, AttributeError):
@@ -366,27 +362,26 @@ def faults(path: Path) -> Iterator[tuple[str, str, str]]:
                 yield record_path.stem, name, problem
 
 
-def fault(path: Path, digest: str) -> str | None:
+def fault(path: Location, digest: str) -> str | None:
     """What is wrong with a file that should have this sha256; None when nothing is."""
-    if not path.is_file():
-        return "is missing"
-    if path.stat().st_size == 0:
-        return "is empty"
+    size = files.size(path)
+    if not size:
+        return "is missing" if size is None else "is empty"
     return None if files.sha256_file(path) == digest else "has other bytes than were written"
 
 
-def forget(path: Path, shards: set[str]) -> None:
-    """Unseal a store and drop the records of `shards` with their files, so that extraction makes them again.
+def forget(path: Location, damaged: set[str]) -> None:
+    """Unseal a store and drop the records of `damaged` shards with their files, so that extraction makes them again.
 
     `store` among them drops the metadata and statistics too.
     """
     (path / "manifest.json").unlink(missing_ok=True)
-    if "store" in shards:
+    if "store" in damaged:
         for name in ("store.json", "statistics.safetensors"):
             (path / name).unlink(missing_ok=True)
-        for metadata in (path / "features.zarr").rglob("zarr.json"):
-            metadata.unlink()
-        shutil.rmtree(path / "tokenizer", ignore_errors=True)
-    for shard in shards - {"store"}:
+        for file, name in files.below(path):
+            if name.startswith("tokenizer/") or name.endswith("zarr.json"):
+                file.unlink()
+    for shard in damaged - {"store"}:
         (path / "ledger" / f"{shard}.json").unlink(missing_ok=True)
     sweep(path)

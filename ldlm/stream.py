@@ -117,7 +117,7 @@ class Stream:
                 raise item
             parts, tokens, position = item
             tokens_BL = torch.from_numpy(tokens).to(self.device, torch.int64)
-            yield Batch(self.split.states(parts, self.device), tokens_BL, position)
+            yield Batch(self.split.states(parts, tokens_BL), tokens_BL, position)
 
     def _fill(self) -> None:
         """The reading thread: whatever goes wrong here is raised where the batches are consumed."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ldlm import files
 from ldlm.errors import InputError
 
 if TYPE_CHECKING:
@@ -95,17 +97,24 @@ def _utf8(path: Path, number: int, line: bytes) -> str:
         ) from None
 
 
+def dataset_source(name: str, revision: str | None = None) -> tuple[str | None, dict[str, str]]:
+    """What a Hugging Face dataset is just now: (commit on the hub or None, sha256 by path of local files)."""
+    from datasets import load_dataset_builder
+
+    with _loading(f"{name!r}"):
+        builder = load_dataset_builder(name, revision=revision)
+    paths = [path for found in (builder.config.data_files or {}).values() for path in map(str, found)]
+    if all(Path(path).is_file() for path in paths):
+        return None, {path: files.sha256_file(Path(path)) for path in sorted(paths)}
+    return builder.hash, {}
+
+
 def dataset_documents(name: str, split: str, column: str, revision: str | None = None) -> Iterator[str]:
     """The documents of a Hugging Face dataset by hub name or local folder, streamed."""
     from datasets import load_dataset
 
-    try:
+    with _loading(f"{name!r} (split {split!r})"):
         rows = load_dataset(name, split=split, revision=revision, streaming=True)
-    except Exception as error:  # datasets and its hub client raise dozens of kinds here, and all mean the same
-        raise InputError(
-            f"the dataset {name!r} (split {split!r}) can't be loaded: {_first_line(error)}; it needs the Hugging Face "
-            f"hub or a local folder; local text goes in with --data FILE"
-        ) from None
     for row in rows:
         if column not in row:
             raise InputError(
@@ -116,6 +125,17 @@ def dataset_documents(name: str, split: str, column: str, revision: str | None =
             raise InputError(f"the dataset {name!r}: field {column!r} holds {document!r}, no text; set --text-column")
         if document and document.strip():
             yield document
+
+
+@contextmanager
+def _loading(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # datasets and its hub client raise dozens of kinds here, and all mean the same
+        raise InputError(
+            f"the dataset {what} can't be loaded: {_first_line(error)}; it needs the Hugging Face hub or a local "
+            f"folder; local text goes in with --data FILE"
+        ) from None
 
 
 def _first_line(error: BaseException) -> str:

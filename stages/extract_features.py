@@ -10,15 +10,16 @@ Four phases, each of which resumes where it was killed:
 So the encoder sees every row exactly once. Any number of processes, under torchrun or started by hand, on one machine
 or on a shared file system, divide blocks and shards among them. Blocks are the same rows whatever the number of
 processes or the point of resumption, and statistics merge in block order; the bytes of a store depend on its
-configuration and text alone.
+configuration and text alone. A store in an object store is made the same way, with the spool in a local cache.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -26,33 +27,59 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save
 
-from ldlm import artifact, codecs, files, runtime, store, text
+from ldlm import accounting, artifact, codecs, files, runtime, store, text
 from ldlm.artifact import Artifact
 from ldlm.claims import claim, share
-from ldlm.codecs import CODECS, Parts
+from ldlm.codecs import CODECS, Codec, Parts
 from ldlm.config import ExtractConfig, Shapes
 from ldlm.encoder import FrozenEncoder, Statistics, load_tokenizer, tokenizer_fingerprint
 from ldlm.errors import InputError
+from ldlm.location import Location
 from ldlm.progress import SILENT, Progress
 from ldlm.store import SPLITS, StoreWriter
 
 
-def plan(config: ExtractConfig, out: Path | None = None) -> dict[str, Any]:
-    """What it would write: rows, tokens, shards and bytes per codec before compression, and the space there is."""
+def plan(config: ExtractConfig, out: Location | None = None) -> dict[str, Any]:
+    """What it would write and take: rows, tokens, shards, bytes per codec before compression, free space, hours.
+
+    Hours are those of one process on this device, at the rate of the encoder's forward pass on the first rows.
+    `saved_share_of_step` is the encoder's part of a training step that runs it, in FLOPs, for a model of the paper's
+    size: what the store saves.
+    """
     _check(config)
-    _source(config)
+    config, _ = _pinned(config)
     tokenizer, encoder = load_tokenizer(config.encoder), _encoder(config)
     rows = {split: _count_rows(config, tokenizer, split) for split in SPLITS}
-    values = sum(rows.values()) * config.seq_len * _width(config, encoder)
+    tokens, width = sum(rows.values()) * config.seq_len, _width(config, encoder)
+    rate = 0.0 if config.kind == "scratch" else _encoder_rate(config, encoder, len(tokenizer))
     return {
         "rows": rows,
-        "tokens": sum(rows.values()) * config.seq_len,
+        "tokens": tokens,
         "shards": sum(-(-count // config.shard_rows) for count in rows.values()),
-        "bytes": {codec.name: round(values * codec.bytes_per_value) for codec in CODECS.values()},
-        "bytes_free": shutil.disk_usage(_existing_parent(out or Path())).free,
+        "bytes": {codec.name: _bytes(tokens, width, codec) for codec in CODECS.values()},
+        "bytes_free": shutil.disk_usage(_existing_parent(out)).free if isinstance(out, Path | None) else None,
+        "tokens_per_second": round(rate),
+        "hours": tokens / rate / 3600 if rate else 0.0,
+        "saved_share_of_step": accounting.encoder_share(encoder.network, config.seq_len),
     }
+
+
+def _bytes(tokens: int, width: int, codec: Codec) -> int:
+    """What that many tokens and their states take, before compression."""
+    return round(tokens * (width * codec.bytes_per_value + 4))
+
+
+def _encoder_rate(config: ExtractConfig, encoder: FrozenEncoder, vocabulary: int, seconds: float = 2.0) -> float:
+    """Tokens per second of the forward pass, over batches of random tokens."""
+    tokens = torch.randint(vocabulary, (config.batch_size, config.seq_len))
+    encoder(tokens).cpu()
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        encoder(tokens).cpu()
+        done += tokens.numel()
+    return done / (time.perf_counter() - started)
 
 
 def _count_rows(config: ExtractConfig, tokenizer: Any, split: str) -> int:
@@ -60,27 +87,29 @@ def _count_rows(config: ExtractConfig, tokenizer: Any, split: str) -> int:
     return 0 if documents is None else sum(map(len, text.pack(documents, tokenizer, config.seq_len)))
 
 
-def _existing_parent(path: Path) -> Path:
-    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+def _existing_parent(path: Path | None) -> Path:
+    path = (path or Path()).absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
-def run(config: ExtractConfig, out: Path, *, overwrite: bool = False, progress: Progress = SILENT) -> Artifact:
+def run(config: ExtractConfig, out: Location, *, overwrite: bool = False, progress: Progress = SILENT) -> Artifact:
     """Write the store `out` and seal it. The same call again takes up an interrupted one, or joins a running one."""
     _check(config)
-    if overwrite and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if overwrite and _world()[1] > 1:
         raise InputError("--overwrite can't be shared by several processes; remove the old store first")
-    source = _source(config)
+    config, source = _pinned(config)
     tokenizer = load_tokenizer(config.encoder)
     encoder = _encoder(config)
     fingerprints = _fingerprints(config, encoder, tokenizer)
     reads = (*config.data, *config.validation_data)
     result = artifact.begin(out, "features", config, {**source, **fingerprints}, overwrite=overwrite, reads=reads)
+    work = _work_folder(result)
     if result.complete:
-        _clear(out)  # killed between the seal and this
+        _clear(work)  # killed between the seal and this
         progress.note(f"{out} is complete; nothing to do")
         return result
 
-    extraction = Extraction(config, out, tokenizer, encoder, fingerprints, progress)
+    extraction = Extraction(config, out, work, tokenizer, encoder, fingerprints, progress)
     with result.or_nothing():
         extraction.pack()
         extraction.check_space()
@@ -90,12 +119,26 @@ def run(config: ExtractConfig, out: Path, *, overwrite: bool = False, progress: 
     return extraction.seal(result)
 
 
-def _clear(out: Path) -> None:
+def _work_folder(result: Artifact) -> Path:
+    """Where token rows, raw states and locks are while the store is made: in it, or for an object store in a cache."""
+    if isinstance(result.path, Path):
+        return result.path
+    identity = files.sha256_json([str(result.path), result.inputs, result.config])
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return cache / "ldlm" / identity[:16]
+
+
+def _world() -> tuple[int, int]:
+    """(rank, number of processes), as torchrun tells them."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _clear(work: Path) -> None:
     """Remove what a sealed store needs no more."""
-    if (out / "spool").exists():
-        with claim(out / "claims" / "pack"):
-            shutil.rmtree(out / "spool", ignore_errors=True)
-    shutil.rmtree(out / "claims", ignore_errors=True)
+    if (work / "spool").exists():
+        with claim(work / "claims" / "pack"):
+            shutil.rmtree(work / "spool", ignore_errors=True)
+    shutil.rmtree(work / "claims", ignore_errors=True)
 
 
 def _check(config: ExtractConfig) -> None:
@@ -114,13 +157,16 @@ def _check(config: ExtractConfig) -> None:
         raise InputError(f"shard_rows={config.shard_rows} must be a multiple of the chunk of 16 rows")
 
 
-def _source(config: ExtractConfig) -> dict[str, Any]:
-    """Fingerprint of the text, so that a changed file is not taken for the same one."""
+def _pinned(config: ExtractConfig) -> tuple[ExtractConfig, dict[str, Any]]:
+    """The configuration with the dataset's commit as it is now, and the fingerprints of local text."""
+    if config.dataset:
+        commit, hashes = text.dataset_source(config.dataset, config.revision)
+        return (config if commit is None else replace(config, revision=commit)), {"text": hashes}
     paths = [*config.data, *config.validation_data]
     for path in paths:
         if not Path(path).exists():
             raise InputError(f"there is no file {path}")
-    return {"text": {path: files.sha256_file(Path(path)) for path in paths if Path(path).is_file()}}
+    return config, {"text": {path: files.sha256_file(Path(path)) for path in paths if Path(path).is_file()}}
 
 
 def _encoder(config: ExtractConfig) -> FrozenEncoder:
@@ -185,27 +231,41 @@ class Extraction:
     """The phases of one extraction, each shared by all processes that run it on `out`."""
 
     config: ExtractConfig
-    out: Path
+    out: Location
+    work: Path
     tokenizer: Any
     encoder: FrozenEncoder
     fingerprints: dict[str, str]
     progress: Progress
 
     def _claim(self, name: str) -> Path:
-        return self.out / "claims" / name
+        return self.work / "claims" / name
+
+    def _in_turn(self, items: list[Any]) -> list[Any]:
+        """The order in which this process takes items up.
+
+        On a file system, locks keep processes apart. Machines that share an object store have none: each does a stretch
+        of its own first, and then helps with the others' from their ends. What two of them do is the same bytes twice.
+        """
+        if isinstance(self.out, Path):
+            return items
+        rank, world = _world()
+        first, last = (len(items) * r // world for r in (rank, rank + 1))
+        return items[first:last] + (items[last:] + items[:first])[::-1]
 
     # Phase 1
 
     def pack(self) -> None:
         """Spool the token rows of each split, and map them. Done once its record stands."""
         with claim(self._claim("pack")):
-            if not (self.out / "spool" / "packing.json").exists():
-                shutil.rmtree(self.out / "spool", ignore_errors=True)
-                (self.out / "spool").mkdir()
-                self.tokenizer.save_pretrained(self.out / "tokenizer")
+            if not (self.work / "spool" / "packing.json").exists():
+                shutil.rmtree(self.work / "spool", ignore_errors=True)
+                (self.work / "spool").mkdir(parents=True)
+                self.tokenizer.save_pretrained(self.work / "spool" / "tokenizer")
+                files.copy_tree(self.work / "spool" / "tokenizer", self.out / "tokenizer")
                 rows = {split: self._pack_split(split) for split in SPLITS}
-                files.write_json(self.out / "spool" / "packing.json", rows)
-            self.rows: dict[str, int] = files.read_json(self.out / "spool" / "packing.json")
+                files.write_json(self.work / "spool" / "packing.json", rows)
+            self.rows: dict[str, int] = files.read_json(self.work / "spool" / "packing.json")
             # Mapped while the claim is held: whoever seals the store meanwhile may remove the names, not the pages.
             self.tokens = {split: self._spooled(split) for split, rows in self.rows.items() if rows}
         if not self.rows["train"]:
@@ -216,20 +276,19 @@ class Extraction:
     def _spooled(self, split: str) -> np.ndarray:
         """Token rows (rows, L) int32, mapped from disk."""
         shape = (self.rows[split], self.config.seq_len)
-        return np.memmap(self.out / "spool" / f"{split}.tokens", np.int32, "r", shape=shape)
+        return np.memmap(self.work / "spool" / f"{split}.tokens", np.int32, "r", shape=shape)
 
     def check_space(self) -> None:
         """`InputError` when the store, before compression, and the spooled states don't fit on the disk."""
-        width = _width(self.config, self.encoder)
-        spooled = len(self.sample()) * self.config.batch_size * self.config.seq_len * width * 4
-        needed = (
-            sum(self.rows.values()) * self.config.seq_len * width * CODECS[self.config.codec].bytes_per_value + spooled
-        )
-        have = sum(path.stat().st_size for path in self.out.rglob("*") if path.is_file())
-        free = shutil.disk_usage(self.out).free
+        width, length = _width(self.config, self.encoder), self.config.seq_len
+        needed = len(self.sample()) * self.config.batch_size * length * width * 4
+        if isinstance(self.out, Path):
+            needed += _bytes(sum(self.rows.values()) * length, width, CODECS[self.config.codec])
+        have = sum(path.stat().st_size for path in self.work.rglob("*") if path.is_file())
+        free = shutil.disk_usage(self.work).free
         if needed > have + free:
             raise InputError(
-                f"the store needs about {needed / 2**30:.1f} GiB and {self.out} has {free / 2**30:.1f} GiB free; make "
+                f"the store needs about {needed / 2**30:.1f} GiB and {self.work} has {free / 2**30:.1f} GiB free; make "
                 f"room or choose --codec int8-token"
             )
 
@@ -237,7 +296,7 @@ class Extraction:
         documents, rows = _documents(self.config, split), 0
         if documents is None:
             return 0
-        path = self.out / "spool" / f"{split}.tokens"
+        path = self.work / "spool" / f"{split}.tokens"
         with open(path, "wb") as file, self.progress.task(f"tokenize {split}", 0, "row") as task:
             for batch in text.pack(documents, self.tokenizer, self.config.seq_len):
                 file.write(batch.tobytes())
@@ -261,7 +320,7 @@ class Extraction:
 
     def encode_sample(self) -> None:
         """Spool the raw states of the sample, unless the statistics are already there."""
-        if self._statistics_path.exists() or self.config.kind == "scratch":
+        if self._statistics_path.is_file() or self.config.kind == "scratch":
             return
         blocks = self.sample()
         with self.progress.task("encode for statistics", len(blocks), "block") as task:
@@ -279,7 +338,7 @@ class Extraction:
             )
 
     def _spool_path(self, block: int) -> Path:
-        return self.out / "spool" / f"states-{block:07d}.npy"
+        return self.work / "spool" / f"states-{block:07d}.npy"
 
     def _encode(self, split: str, block: int) -> np.ndarray:
         start = block * self.config.batch_size
@@ -298,15 +357,15 @@ class Extraction:
     # Between 2 and 3
 
     @property
-    def _statistics_path(self) -> Path:
+    def _statistics_path(self) -> Location:
         return self.out / "statistics.safetensors"
 
     def describe(self) -> None:
         """Merge the statistics in block order, and write the store's description and the arrays' metadata."""
         with claim(self._claim("describe")):
-            if not self._statistics_path.exists():
+            if not self._statistics_path.is_file():
                 self._write_statistics()
-            if (self.out / "store.json").exists():
+            if (self.out / "store.json").is_file():
                 return
             everything, without_first = self._read_statistics()
             self.writer.create(self.rows, everything.mean_D, everything.std_D)
@@ -338,11 +397,11 @@ class Extraction:
             states = self._states("train", block)
             everything = everything.merge(Statistics.of(states))
             without_first = without_first.merge(Statistics.of(states[:, 1:]))
-        with files.replacing(self._statistics_path) as temporary:
-            save_file({**everything.tensors("all"), **without_first.tensors("without_position_0")}, temporary)
+        tensors = {**everything.tensors("all"), **without_first.tensors("without_position_0")}
+        files.write_once(self._statistics_path, save(tensors))
 
     def _read_statistics(self) -> tuple[Statistics, Statistics]:
-        tensors = load_file(self._statistics_path)
+        tensors = load(self._statistics_path.read_bytes())
         return Statistics.from_tensors(tensors, "all"), Statistics.from_tensors(tensors, "without_position_0")
 
     @cached_property
@@ -357,6 +416,7 @@ class Extraction:
             self.out,
             shapes,
             codec=CODECS[self.config.codec],
+            compression=self.config.compression,
             shard_rows=self.config.shard_rows,
             with_hidden=self.config.kind != "scratch",
         )
@@ -368,18 +428,21 @@ class Extraction:
         statistics, _ = self._read_statistics()
         mean_D, std_D = statistics.mean_D.astype(np.float32), statistics.std_D.astype(np.float32)
         items = [(split, i) for split, rows in self.tokens.items() for i in range(self.writer.shards(len(rows)))]
-        total = sum(self.rows.values())
+        length = self.config.seq_len
         have = sum(len(self._shard_tokens(*item)) for item in items if self.writer.done(*item))
-        with self.progress.task("write shards", total, "row", done=have) as task:
+        facts = {"encoder": self.fingerprints["encoder"], "versions": artifact.versions()}
+        written, started = 0, time.perf_counter()
+        with self.progress.task("encode", sum(self.rows.values()) * length, "token", done=have * length) as task:
 
             def work(item: tuple[str, int]) -> None:
+                nonlocal written
                 tokens = self._shard_tokens(*item)
-                parts, facts = self._shard_parts(*item, len(tokens), mean_D, std_D)
-                self.writer.write(*item, parts, tokens, **facts)
-                task.advance(len(tokens))
+                parts, error = self._shard_parts(*item, len(tokens), mean_D, std_D)
+                written += self.writer.write(*item, parts, tokens, {**error, **facts})
+                task.advance(tokens.size, **{"MB/s": written / 1e6 / (time.perf_counter() - started)})
 
             share(
-                items,
+                self._in_turn(items),
                 done=lambda item: self.writer.done(*item),
                 work=work,
                 lock=lambda item: self._claim(f"{item[0]}-{item[1]}"),
@@ -393,7 +456,7 @@ class Extraction:
         self, split: str, shard: int, rows: int, mean_D: np.ndarray, std_D: np.ndarray
     ) -> tuple[Parts, dict[str, Any]]:
         """A shard's states as stored, and what the codec cost them."""
-        if self.config.kind == "scratch":
+        if self.config.kind == "scratch" or self.config.codec == "online":
             return {}, {}
         codec, size = CODECS[self.config.codec], self.config.batch_size
         pieces, error = [], codecs.Error(np.zeros(len(mean_D)), np.zeros(len(mean_D)))
@@ -416,12 +479,12 @@ class Extraction:
     def seal(self, result: Artifact) -> Artifact:
         """Write the manifest, once every shard is there, and remove the spool."""
         with claim(self._claim("seal")):
-            if not (self.out / "manifest.json").exists():
+            if not (self.out / "manifest.json").is_file():
                 store.sweep(self.out)
                 description = files.read_json(self.out / "store.json")
-                size = sum(path.stat().st_size for path in (self.out / "features.zarr").rglob("*") if path.is_file())
+                size = sum(files.size(path) or 0 for path, _ in files.below(self.out / "features.zarr"))
                 result.finish(**description, bytes=size, sha256=store.seal(self.out))
-        _clear(self.out)
+        _clear(self.work)
         return Artifact(self.out, "features", "complete")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from ldlm.stages import extract_features
 from ldlm import artifact, config, store
 from ldlm.artifact import Artifact
 from ldlm.config import ExtractConfig
+from ldlm.location import Location
 from ldlm.progress import SILENT, Progress
 from ldlm.store import FeatureStore, Split
 from ldlm.stream import BLOCK_ROWS, WINDOW_BLOCKS, RowOrder
 
 
-def info(path: Path) -> dict[str, Any]:
+def info(path: Location) -> dict[str, Any]:
     """Sizes, codec with its error, encoder and statistics; of an unsealed store, what is missing."""
     found = FeatureStore(path, allow_partial=True)
     size = sum(entry["bytes"] for record in found.records.values() for entry in record["files"].values())
@@ -44,12 +45,12 @@ def info(path: Path) -> dict[str, Any]:
     }
 
 
-def verify(path: Path) -> list[dict[str, str]]:
+def verify(path: Location) -> list[dict[str, str]]:
     """Every file that is not as it was written, with the shard that it belongs to; empty when all is well."""
     return [{"shard": shard, "file": name, "problem": problem} for shard, name, problem in store.faults(path)]
 
 
-def repair(path: Path, *, device: str = "auto", progress: Progress = SILENT) -> tuple[list[str], Artifact]:
+def repair(path: Location, *, device: str = "auto", progress: Progress = SILENT) -> tuple[list[str], Artifact]:
     """Make the shards again that do not verify, from the text and encoder that the store was made with.
 
     Returns their names and the sealed store. What is whole is left alone.
@@ -62,7 +63,7 @@ def repair(path: Path, *, device: str = "auto", progress: Progress = SILENT) -> 
     return sorted(bad), extract_features.run(replace(made_with, device=device), path, progress=progress)
 
 
-def bench(path: Path, *, batch_size: int = 32, seconds: float = 5.0) -> dict[str, Any]:
+def bench(path: Location, *, batch_size: int = 32, seconds: float = 5.0) -> dict[str, Any]:
     """Rows per second of shuffled batches as float32 tensors, against a memory map of the same rows.
 
     The memory map is of the stored dtype, uncompressed, in a temporary folder; at most a window of rows is compared,
@@ -79,8 +80,8 @@ def bench(path: Path, *, batch_size: int = 32, seconds: float = 5.0) -> dict[str
             file.flush()
             mapped[name] = np.memmap(Path(folder) / name, array.dtype, "r", shape=array.shape)
 
-        def from_map(chosen: np.ndarray) -> torch.Tensor | None:
-            return split.states({name: array[chosen] for name, array in mapped.items()}, torch.device("cpu"))
+        def from_map(chosen: np.ndarray) -> torch.Tensor:
+            return _decoded(split, mapped, chosen)
 
         stored = _rate(_windowed(split, rows), rows, batch_size, seconds)
         limit = _rate(from_map, rows, batch_size, seconds)
@@ -94,19 +95,23 @@ def bench(path: Path, *, batch_size: int = 32, seconds: float = 5.0) -> dict[str
     }
 
 
-def _windowed(split: Split, rows: int) -> Callable[[np.ndarray], torch.Tensor | None]:
+def _windowed(split: Split, rows: int) -> Callable[[np.ndarray], torch.Tensor]:
     """Batches out of windows that are read and decompressed again for every pass, as the stream does."""
     held: dict[str, np.ndarray] = {}
     left = 0
 
-    def batch(chosen: np.ndarray) -> torch.Tensor | None:
+    def batch(chosen: np.ndarray) -> torch.Tensor:
         nonlocal held, left
         if left <= 0:
             held, left = dict(split.read(0, rows)[0]), rows
         left -= len(chosen)
-        return split.states({name: array[chosen] for name, array in held.items()}, torch.device("cpu"))
+        return _decoded(split, held, chosen)
 
     return batch
+
+
+def _decoded(split: Split, stored: Mapping[str, np.ndarray], chosen: np.ndarray) -> torch.Tensor:
+    return split.codec.decode({name: torch.from_numpy(array[chosen]) for name, array in stored.items()})
 
 
 def _rate(read: Callable[[np.ndarray], Any], rows: int, batch_size: int, seconds: float) -> float:

@@ -23,6 +23,7 @@ from ldlm.autoencoder import TokenDecoder
 from ldlm.config import FinetuneConfig
 from ldlm.ema import EMA
 from ldlm.errors import InputError
+from ldlm.location import Location
 from ldlm.metricsfile import MetricsFile
 from ldlm.optim import adamw, learning_rate, load_optimizer_tensors, optimizer_tensors
 from ldlm.progress import SILENT, Progress
@@ -72,7 +73,7 @@ def plan(config: FinetuneConfig, run_path: Path) -> dict[str, Any]:
 def run(
     config: FinetuneConfig,
     run_path: Path,
-    features: Path,
+    features: Location,
     *,
     overwrite: bool = False,
     progress: Progress = SILENT,
@@ -97,16 +98,17 @@ def run(
         torch.manual_seed(config.seed)
         network = TokenDecoder(**settings.network).to(device)
     inputs = {"checkpoint": trained.checkpoint.digest, "features": store.fingerprint}
-    result = artifact.begin(run_path / "decoders" / name, "decoder", config, inputs, overwrite=overwrite)
+    out = run_path / "decoders" / name
+    result = artifact.begin(out, "decoder", config, inputs, overwrite=overwrite)
     if result.complete:
-        progress.note(f"{result.path} is complete; nothing to do")
+        progress.note(f"{out} is complete; nothing to do")
         return result
 
     started = time.perf_counter()
-    average = _train(network, trained, stream, settings, config, result.path, progress)
+    average = _train(network, trained, stream, settings, config, out, progress)
     with average.applied_to(network):
         figures = _evaluate(network, trained, store, settings, config, device)
-    with files.replacing(result.path / "ema.safetensors") as temporary:
+    with files.replacing(out / "ema.safetensors") as temporary:
         save_file({key: value.cpu() for key, value in average.weights.items()}, temporary)
     return result.finish(
         name=name,

@@ -18,6 +18,7 @@ from ldlm import artifact, files, heldout, metrics, plots, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import EvaluateConfig, InterpolateConfig
 from ldlm.errors import InputError
+from ldlm.location import Location
 from ldlm.metrics import Scorer
 from ldlm.progress import SILENT, Progress
 from ldlm.run import Decoder, TrainedRun
@@ -33,7 +34,7 @@ def plan(config: InterpolateConfig) -> dict[str, Any]:
 def run(
     config: InterpolateConfig,
     run_path: Path,
-    features: Path,
+    features: Location,
     out: Path,
     *,
     overwrite: bool = False,

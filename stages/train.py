@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from ldlm import accounting, artifact, checkpoint, files, heldout, plots, runtim
 from ldlm.artifact import Artifact
 from ldlm.config import Shapes, TrainConfig
 from ldlm.errors import InputError
+from ldlm.location import Location
 from ldlm.metricsfile import MetricsFile
 from ldlm.objective import Losses
 from ldlm.progress import SILENT, Progress
@@ -29,7 +29,7 @@ def plan(config: TrainConfig, shapes: Shapes) -> dict[str, Any]:
 
 def run(
     config: TrainConfig,
-    features: Path,
+    features: Location,
     out: Path,
     *,
     allow_partial: bool = False,
@@ -121,7 +121,7 @@ def _record_features(store: FeatureStore, out: Path) -> None:
     files.write_json(out / "features.json", record)
     with files.replacing(out / "statistics.safetensors") as temporary:
         save_file({"mean": mean, "std": std}, temporary)
-    shutil.copytree(store.tokenizer_path, out / "tokenizer", dirs_exist_ok=True)
+    files.copy_tree(store.tokenizer_path, out / "tokenizer")
 
 
 def _evaluate(state: TrainState, split: Any) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import os
 import random
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,6 +148,28 @@ def bert(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def few_lines(corpus, tmp_path_factory):
+    """A text of 24 documents, for what is extracted many times over."""
+    path = tmp_path_factory.mktemp("few") / "few.txt"
+    path.write_text("\n".join(corpus.read_text(encoding="utf-8").splitlines()[:24]) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def few(few_lines, gpt2):
+    """Three shards and a bit, held-out rows, and blocks of which two make a shard."""
+    return ExtractConfig(
+        encoder=str(gpt2),
+        data=(str(few_lines),),
+        seq_len=SEQ_LEN,
+        validation_docs=8,
+        shard_rows=16,
+        batch_size=8,
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="session")
 def extract_config(corpus: Path, gpt2: Path) -> ExtractConfig:
     """The configuration of `store`: several shards, blocks that do not fill them, and held-out rows."""
     return ExtractConfig(
@@ -200,6 +224,18 @@ def tiny_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("yaml") / "tiny.yaml"
     path.write_text(json.dumps(TINY_TRAIN))
     return path
+
+
+@pytest.fixture(scope="session")
+def start():
+    """Start the command line as a process of its own: `start(arguments, output)`; quiet, with one thread."""
+
+    def begin(arguments: list[str], out: object, **environment: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "ldlm.cli", *arguments, "--output", str(out)]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    return begin
 
 
 @pytest.fixture(scope="session")

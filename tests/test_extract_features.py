@@ -14,35 +14,12 @@ from ldlm.stages import extract_features
 from torch import nn
 
 from ldlm import text
-from ldlm.config import ExtractConfig
 from ldlm.encoder import load_tokenizer
 from ldlm.errors import InputError
 from ldlm.progress import SILENT
 from ldlm.store import FeatureStore
 
 LENGTH = 16
-
-
-@pytest.fixture(scope="module")
-def few_lines(corpus, tmp_path_factory):
-    """A text of 24 documents, for what is extracted many times over."""
-    path = tmp_path_factory.mktemp("few") / "few.txt"
-    path.write_text("\n".join(corpus.read_text(encoding="utf-8").splitlines()[:24]) + "\n", encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def few(few_lines, gpt2):
-    """Three shards and a bit, held-out rows, and blocks of which two make a shard."""
-    return ExtractConfig(
-        encoder=str(gpt2),
-        data=(str(few_lines),),
-        seq_len=LENGTH,
-        validation_docs=8,
-        shard_rows=16,
-        batch_size=8,
-        device="cpu",
-    )
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +184,7 @@ def test_statistics_of_a_sample_are_over_blocks_spread_over_the_corpus(few, corp
     made = extract_features.run(config, tmp_path / "a").path
     opened = FeatureStore(made)
     train = opened.split("train")
-    extraction = extract_features.Extraction(config, made, None, None, {}, SILENT)
+    extraction = extract_features.Extraction(config, made, made, None, None, {}, SILENT)
     extraction.rows = {"train": train.rows}
     blocks = extraction.sample()
     quarters = [-(-train.rows // 8) * i // 4 for i in range(5)]
@@ -388,14 +365,12 @@ def test_overwrite_extracts_anew(few, whole, tmp_path):
 def test_a_dry_run_tells_rows_and_bytes_and_writes_nothing(few, whole, tmp_path):
     plan = extract_features.plan(few, tmp_path / "absent" / "features")
     rows = json.loads((whole / "manifest.json").read_text())["rows"]
-    values = sum(rows.values()) * LENGTH * 16
-    assert plan["rows"] == rows
-    assert plan["bytes"] == {
-        "fp16": 2 * values,
-        "bf16": 2 * values,
-        "int8-token": round(values * (1 + 4 / 768)),
-        "fp32": 4 * values,
-    }
+    tokens = sum(rows.values()) * LENGTH
+    assert (plan["rows"], plan["tokens"]) == (rows, tokens)
+    per_token = {"fp16": 2 * 16, "bf16": 2 * 16, "int8-token": 16 * (1 + 4 / 768), "fp32": 4 * 16, "online": 0}
+    assert plan["bytes"] == {codec: round(tokens * (states + 4)) for codec, states in per_token.items()}
+    assert plan["hours"] == pytest.approx(tokens / plan["tokens_per_second"] / 3600, rel=1e-3)
+    assert 0 < plan["saved_share_of_step"] < 0.1  # this encoder is far smaller than the model
     assert plan["shards"] == len(list((whole / "ledger").iterdir()))
     assert plan["bytes_free"] > 0
     assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import google_crc32c
 import numpy as np
 import pytest
 import zarr
@@ -12,6 +13,7 @@ from ldlm.artifact import begin
 from ldlm.codecs import CODECS, encode
 from ldlm.config import ExtractConfig, Shapes
 from ldlm.errors import InputError
+from ldlm.shards import ShardedArray
 from ldlm.store import FeatureStore, StoreWriter
 
 WIDTH, LENGTH = 16, 16
@@ -161,12 +163,14 @@ def test_a_store_that_is_not_sealed_is_refused(store_copy):
 def test_rows_of_zeros_are_written_like_any_others(tmp_path, first):
     begin(tmp_path / "s", "features", ExtractConfig(), {})
     shapes = Shapes(seq_len=8, hidden_dim=4, vocab_size=10)
-    writer = StoreWriter(tmp_path / "s", shapes, codec=CODECS["fp32"], shard_rows=32, with_hidden=True)
+    writer = StoreWriter(
+        tmp_path / "s", shapes, codec=CODECS["fp32"], compression="zstd", shard_rows=32, with_hidden=True
+    )
     writer.create({"train": 32}, np.zeros(4), np.ones(4))
     hidden, tokens = np.zeros((32, 8, 4), np.float32), np.zeros((32, 8), np.int32)
     hidden[:16], tokens[:16] = first, first
     assert not writer.done("train", 0)
-    writer.write("train", 0, {"hidden": hidden}, tokens)
+    writer.write("train", 0, {"hidden": hidden}, tokens, {})
     assert writer.done("train", 0)
     shards = [tmp_path / "s" / "features.zarr" / name for name in ("hidden/c/0/0/0", "tokens/c/0/0")]
     for shard in shards:
@@ -176,21 +180,80 @@ def test_rows_of_zeros_are_written_like_any_others(tmp_path, first):
     assert (record["rows"], record["start"], len(record["files"])) == (32, 0, 2)
 
 
-@pytest.mark.parametrize(("length", "width"), [(200, 500), (128, 384), (5, 3)])
-def test_rows_longer_and_wider_than_a_chunk_come_back_as_they_were(tmp_path, length, width):
+@pytest.fixture(params=[(200, 500, "zstd"), (128, 384, "zstd"), (128, 384, "none"), (200, 500, "none"), (5, 3, "zstd")])
+def written(request, tmp_path):
+    """(store, hidden, tokens): random rows in two shards, the last one short; longer and wider than a chunk, or not."""
+    length, width, compression = request.param
     random = np.random.default_rng(0)
     hidden = random.standard_normal((40, length, width)).astype(np.float16)
     tokens = random.integers(0, 99, (40, length), dtype=np.int32)
     begin(tmp_path / "s", "features", ExtractConfig(), {})
     shapes = Shapes(seq_len=length, hidden_dim=width, vocab_size=99)
-    writer = StoreWriter(tmp_path / "s", shapes, codec=CODECS["fp16"], shard_rows=32, with_hidden=True)
+    writer = StoreWriter(
+        tmp_path / "s", shapes, codec=CODECS["fp16"], compression=compression, shard_rows=32, with_hidden=True
+    )
     writer.create({"train": 40}, np.zeros(width), np.ones(width))
     for shard in range(writer.shards(40)):
         rows = slice(32 * shard, min(40, 32 * shard + 32))
-        writer.write("train", shard, {"hidden": hidden[rows]}, tokens[rows])
-    group = zarr.open_group(tmp_path / "s" / "features.zarr", mode="r")
+        writer.write("train", shard, {"hidden": hidden[rows]}, tokens[rows], {})
+    return tmp_path / "s", hidden, tokens
+
+
+def test_zarr_reads_what_was_written(written):
+    path, hidden, tokens = written
+    group = zarr.open_group(path / "features.zarr", mode="r")
     assert np.array_equal(group["hidden"][:], hidden)
     assert np.array_equal(group["tokens"][:], tokens)
+
+
+def test_tensorstore_reads_what_was_written(written):
+    """A reader that shares no code with zarr-python; it verifies the checksums as well."""
+    tensorstore = pytest.importorskip("tensorstore", reason="tensorstore is in the extra `test`")
+    path, hidden, tokens = written
+    for name, expected in (("hidden", hidden), ("tokens", tokens)):
+        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path / "features.zarr" / name)}}
+        assert np.array_equal(tensorstore.open(spec).result().read().result(), expected)
+
+
+def test_zarrs_reads_what_was_written(written):
+    """The pipeline in Rust, in place of zarr-python's."""
+    pytest.importorskip("zarrs", reason="zarrs is in the extra `test`")
+    path, hidden, tokens = written
+    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
+        group = zarr.open_group(path / "features.zarr", mode="r")
+        assert np.array_equal(group["hidden"][:], hidden)
+        assert np.array_equal(group["tokens"][:], tokens)
+
+
+def test_the_stream_s_own_reader_reads_what_was_written_in_any_order(written):
+    path, hidden, tokens = written
+    group = zarr.open_group(path / "features.zarr", mode="r")
+    for name, expected in (("hidden", hidden), ("tokens", tokens)):
+        array = ShardedArray(path / "features.zarr" / name, group[name].metadata.to_dict())
+        for chunks in ([0], [2], [0, 1, 2], [1, 2]):
+            rows = np.concatenate([np.arange(16 * chunk, min(40, 16 * chunk + 16)) for chunk in chunks])
+            assert np.array_equal(array.read(np.array(chunks))[: len(rows)], expected[rows])
+
+
+@pytest.mark.parametrize("damage", ["flipped", "short", "empty", "gone", "absent chunk"])
+def test_the_stream_s_own_reader_never_returns_what_was_not_written(written, damage):
+    path = written[0]
+    group = zarr.open_group(path / "features.zarr", mode="r")
+    array = ShardedArray(path / "features.zarr" / "hidden", group["hidden"].metadata.to_dict())
+    shard = path / "features.zarr/hidden/c/0/0/0"
+    data = bytearray(shard.read_bytes())
+    if damage == "flipped":
+        data[len(data) // 3] ^= 4
+    elif damage == "absent chunk":
+        # The last entry of the index as zarr writes it for a chunk that is all fill value, with the right checksum.
+        count = int(np.prod(array.grid)) * 16
+        data[-20:-4] = b"\xff" * 16
+        data[-4:] = google_crc32c.value(bytes(data[-count - 4 : -4])).to_bytes(4, "little")
+    shard.write_bytes({"short": data[: len(data) // 2], "empty": b""}.get(damage, data))
+    if damage == "gone":
+        shard.unlink()
+    with pytest.raises(InputError, match="repair"):
+        array.read(np.array([0, 1]))
 
 
 def test_states_that_do_not_fit_their_storage_are_refused():

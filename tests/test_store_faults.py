@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -30,15 +29,8 @@ def arguments(corpus, gpt2, tmp_path_factory):
     ]  # fmt: skip
 
 
-def start(arguments, out, **options) -> subprocess.Popen:
-    code = "import sys; from ldlm.cli import main; main(sys.argv[1:])"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code, *arguments, "--output", str(out)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
-
-
 @pytest.fixture(scope="module")
-def whole(arguments, tmp_path_factory):
+def whole(start, arguments, tmp_path_factory):
     """The extraction by one process that nothing disturbed."""
     out = tmp_path_factory.mktemp("whole") / "features"
     assert start(arguments, out).wait() == 0
@@ -50,14 +42,16 @@ def content(path):
     return {p.relative_to(path).as_posix(): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
-def test_several_processes_write_the_bytes_that_one_writes(arguments, whole, tmp_path):
+def test_several_processes_write_the_bytes_that_one_writes(start, arguments, whole, tmp_path):
     workers = [start(arguments, tmp_path / "f") for _ in range(3)]
     assert [process.wait(timeout=120) for process in workers] == [0, 0, 0]
+    manifests = [json.loads((path / "manifest.json").read_text()) for path in (tmp_path / "f", whole)]
+    assert manifests[0] == manifests[1]
     assert content(tmp_path / "f") == content(whole)
 
 
 @pytest.mark.slow
-def test_a_store_killed_a_hundred_times_is_the_store_that_nothing_disturbed(arguments, whole, tmp_path):
+def test_a_store_killed_a_hundred_times_is_the_store_that_nothing_disturbed(start, arguments, whole, tmp_path):
     """Half of the kills leave the store as it was found, to be killed again; a finished one begins anew."""
     chance = random.Random(0)
     out, kills, longest = tmp_path / "features", 0, 6.0
@@ -173,7 +167,7 @@ def test_int8_is_refused_when_a_channel_loses_too_much(whole, tmp_path):
     assert not (tmp_path / "f").exists()
 
 
-def test_a_worker_that_comes_late_finds_the_store_complete(arguments, whole):
+def test_a_worker_that_comes_late_finds_the_store_complete(start, arguments, whole):
     before, started = content(whole), time.monotonic()
     assert start(arguments, whole).wait(timeout=60) == 0
     assert content(whole) == before

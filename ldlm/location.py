@@ -1,0 +1,194 @@
+"""Where a feature store lies: a local folder, or a prefix of an object store such as `s3://bucket/features`.
+
+A local place is a `pathlib.Path`. `ObjectPath` has the few of its methods that a store needs. An object is written
+whole or not at all, by one PUT or a multipart upload, and is durable then; there is no rename and no lock.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from itertools import chain, islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ldlm.errors import InputError, StorageError
+
+SCHEMES = ("s3", "gs", "az")
+RETRIES = 6  # of a request, after server errors, resets and time-outs, with exponential backoff
+RETRY_SECONDS = 60.0  # from the first failure to the last attempt
+
+
+@dataclass(frozen=True)
+class ObjectPath:
+    """A key, or the prefix of some, in an object store. `root` opens it; equal when the URLs are."""
+
+    root: Bucket
+    key: str
+
+    def __str__(self) -> str:
+        return f"{self.root.url}/{self.key}".rstrip("/")
+
+    def __truediv__(self, name: str) -> ObjectPath:
+        return ObjectPath(self.root, f"{self.key}/{name}".strip("/"))
+
+    def __lt__(self, other: ObjectPath) -> bool:
+        return self.key < other.key
+
+    @property
+    def name(self) -> str:
+        """Last part of the key."""
+        return PurePosixPath(self.key).name
+
+    @property
+    def stem(self) -> str:
+        """The name without its ending."""
+        return PurePosixPath(self.key).stem
+
+    @property
+    def suffix(self) -> str:
+        """The ending of the name."""
+        return PurePosixPath(self.key).suffix
+
+    def relative_to(self, other: ObjectPath) -> PurePosixPath:
+        """What comes after the key of `other`."""
+        return PurePosixPath(self.key).relative_to(other.key)
+
+    def is_file(self) -> bool:
+        """Whether there is such an object."""
+        return self._size() is not None
+
+    def is_dir(self) -> bool:
+        """Whether there are objects below."""
+        return bool(self._list(limit=1))
+
+    def exists(self) -> bool:
+        """Whether there is such an object, or one below."""
+        return self.is_file() or self.is_dir()
+
+    def size(self) -> int:
+        """Bytes of the object; FileNotFoundError when there is none."""
+        found = self._size()
+        if found is None:
+            raise FileNotFoundError(str(self))
+        return found
+
+    def _size(self) -> int | None:
+        try:
+            return self.root.call("head", self.key)["size"]
+        except FileNotFoundError:
+            return None
+
+    def read_bytes(self) -> bytes:
+        """The object."""
+        return self.root.call("get", self.key).bytes().to_bytes()
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        """The object as text."""
+        return self.read_bytes().decode(encoding)
+
+    def read_range(self, start: int, length: int) -> bytes:
+        """Part of the object."""
+        return self.root.call("get_range", self.key, start=start, length=length).to_bytes()
+
+    def write_bytes(self, data: bytes, *, once: bool = False) -> None:
+        """Put the object, whole or not at all; with `once`, leave the one that is there."""
+        self.root.call("put", self.key, data, mode="create" if once else "overwrite")
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Delete the object."""
+        if not missing_ok:
+            self.size()
+        self.root.call("delete", self.key)
+
+    def rglob(self, pattern: str = "*") -> Iterator[ObjectPath]:
+        """The objects below whose names match, in order."""
+        found = (ObjectPath(self.root, key) for key in sorted(self._list()))
+        return (path for path in found if PurePosixPath(path.name).match(pattern))
+
+    def glob(self, pattern: str) -> Iterator[ObjectPath]:
+        """The same, of those directly below."""
+        depth = len(PurePosixPath(self.key).parts) + 1
+        return (path for path in self.rglob(pattern) if len(PurePosixPath(path.key).parts) == depth)
+
+    def _list(self, limit: int | None = None) -> list[str]:
+        return self.root.call("list", f"{self.key}/", limit=limit)
+
+    def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
+        """Nothing: an object store has no folders."""
+
+    def discard(self) -> None:
+        """Delete everything below, what says that it is whole first."""
+        keys = sorted(self._list(), key=lambda key: (not key.endswith(("manifest.json", "artifact.json")), key))
+        for key in keys:
+            self.root.call("delete", key)
+
+
+Location = Path | ObjectPath
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket, and how its requests fail: after `RETRIES` attempts, in one clear line."""
+
+    url: str  # s3://bucket
+
+    @cached_property
+    def store(self) -> Any:
+        """obstore's client. Credentials, region and AWS_ENDPOINT_URL come from the environment, as everywhere."""
+        return self.below("")
+
+    def below(self, prefix: str) -> Any:
+        """The client of a prefix."""
+        try:
+            from obstore.store import from_url
+        except ImportError:
+            raise InputError(f"{self.url} needs obstore: pip install 'ldlm[object-stores]'") from None
+        retry: Any = {
+            "max_retries": RETRIES,
+            "retry_timeout": timedelta(seconds=RETRY_SECONDS),
+            "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=8), "base": 2},
+        }
+        plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")  # a server of one's own, like MinIO
+        return from_url(f"{self.url}/{prefix}", retry_config=retry, client_options={"allow_http": plain})
+
+    def call(self, operation: str, key: str, *args: Any, **options: Any) -> Any:
+        """One of obstore's functions, `list` giving keys.
+
+        FileNotFoundError when there is no such object, `StorageError` when the service doesn't do it.
+        """
+        import obstore
+        from obstore import exceptions
+
+        store = self.store
+        try:
+            if operation == "list":
+                entries = chain.from_iterable(obstore.list(store, key))
+                return [entry["path"] for entry in islice(entries, options["limit"])]
+            return getattr(obstore, operation)(store, key, *args, **options)
+        except exceptions.AlreadyExistsError:  # written once, by somebody else
+            return None
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{self.url}/{key}") from None
+        except exceptions.BaseError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise StorageError(
+                f"{self.url}/{key}: {operation} failed, with up to {RETRIES} retries ({reason}); what is finished is "
+                f"safe: run the same command again"
+            ) from None
+
+
+def locate(where: str | Path) -> Location:
+    """The place that a user names: a local path, or `s3://bucket/prefix`."""
+    if isinstance(where, Path) or "://" not in where:
+        return Path(where)
+    scheme, _, rest = where.partition("://")
+    if scheme not in SCHEMES:
+        raise InputError(f"{where}: {scheme} is not among the object stores {', '.join(SCHEMES)}")
+    bucket, _, key = rest.strip("/").partition("/")
+    if not bucket or not key:
+        raise InputError(f"{where} must name a bucket and a prefix in it, like {scheme}://bucket/features")
+    return ObjectPath(Bucket(f"{scheme}://{bucket}"), key)

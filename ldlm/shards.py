@@ -1,0 +1,158 @@
+"""Zarr v3 shards as bytes: a shard is encoded by zarr in memory, and decoded here, chunk by chunk, in threads.
+
+zarr's own reader spends most of its time on bookkeeping, and it returns zeros for what is missing. `ShardedArray` reads
+the two codec chains that `StoreWriter` writes (little-endian bytes, zstd or not, crc32c), checks every checksum, and
+raises for anything that is not there. The format is zarr's, and any other v3 reader will do in its place.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numcodecs import zstd
+
+from ldlm.errors import InputError
+from ldlm.location import Location, ObjectPath
+
+_ABSENT = 2**64 - 1  # offset and length of a chunk that was never written
+_CHECKSUM = 4  # bytes
+Read = Callable[[int, int], bytes]  # (start, length) -> bytes
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def zarr_store(path: Location) -> Any:
+    """What zarr takes to open a group for reading."""
+    if isinstance(path, Path):
+        return path
+    from zarr.storage import ObjectStore
+
+    return ObjectStore(path.root.below(path.key), read_only=True)
+
+
+def encoded(arrays: Mapping[str, Any], build: Callable[[Any], None]) -> dict[str, bytes]:
+    """What a Zarr group consists of, as bytes by name: `build` makes its arrays, and `arrays` are written into it.
+
+    `arrays`: path of an array → (first row, rows). Without any, the metadata alone.
+    """
+    import zarr
+    from zarr.storage import MemoryStore
+
+    buffers: dict[str, Any] = {}
+    group: Any = zarr.open_group(MemoryStore(buffers), mode="w", zarr_format=3)
+    build(group)
+    every_chunk: Any = {"write_empty_chunks": True}  # which zarr forgets of an array that it opens
+    for name, (start, rows) in arrays.items():
+        array = group[name].with_config(every_chunk)
+        array[start : start + len(rows)] = rows
+    return {name: buffer.to_bytes() for name, buffer in sorted(buffers.items())}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+class ShardedArray:
+    """Reads chunk rows of an array whose shards span all axes but the first. `InputError` for damage, never zeros."""
+
+    def __init__(self, path: Location, metadata: Mapping[str, Any]) -> None:
+        self.path = path
+        self.shape = tuple(metadata["shape"])
+        self.dtype = np.dtype(metadata["data_type"])
+        sharding = metadata["codecs"][0]["configuration"]
+        self.chunk = tuple(sharding["chunk_shape"])
+        self.compressed = any(codec["name"] == "zstd" for codec in sharding["codecs"])
+        shard = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+        self.grid = tuple(-(-extent // chunk) for extent, chunk in zip(shard, self.chunk, strict=True))
+        self._indices: dict[int, np.ndarray] = {}
+
+    def read(self, chunk_rows: np.ndarray) -> np.ndarray:
+        """The rows of these chunk rows (sorted, distinct), one after the other: (chunks · chunk rows, …)."""
+        out = np.empty((len(chunk_rows) * self.chunk[0], *self.shape[1:]), self.dtype)
+        shards, starts = np.unique(chunk_rows // self.grid[0], return_index=True)
+        by_chunk = out.reshape(-1, self.chunk[0], *self.shape[1:])
+        for shard, start, stop in zip(shards, starts, [*starts[1:], len(chunk_rows)], strict=True):
+            path = self._shard_path(int(shard))
+            with _reader(path) as read:
+                index = self._index(int(shard), path, read)[chunk_rows[start:stop] % self.grid[0]]
+                rows = by_chunk[start:stop]
+                list(_threads().map(self._decode_row, repeat(read), index, rows, repeat(path)))
+        return out
+
+    def _shard_path(self, shard: int) -> Location:
+        return self.path / "/".join(["c", str(shard), *["0"] * (len(self.shape) - 1)])
+
+    def _index(self, shard: int, path: Location, read: Read) -> np.ndarray:
+        """(offset, length) of each chunk: uint64 (grid…, 2). It stands at the end of a shard."""
+        if shard not in self._indices:
+            size = int(np.prod(self.grid)) * 16 + _CHECKSUM
+            data = _checked(read(-size, size), path)
+            self._indices[shard] = np.frombuffer(data, "<u8").reshape(*self.grid, 2)
+        return self._indices[shard]
+
+    def _decode_row(self, read: Read, index: np.ndarray, rows: np.ndarray, path: Location) -> None:
+        """Fill `rows` (chunk rows, …) from the chunks of one chunk row."""
+        for place in np.ndindex(*self.grid[1:]):
+            corner = [i * chunk for i, chunk in zip(place, self.chunk[1:], strict=True)]
+            window = tuple(slice(at, at + chunk) for at, chunk in zip(corner, self.chunk[1:], strict=True))
+            target = rows[:, *window]
+            offset, length = map(int, index[place])
+            if offset == _ABSENT:
+                raise InputError(f"{path} lacks a chunk; run `ldlm features repair` on the store")
+            data = _checked(read(offset, length), path)
+            if target.shape == self.chunk and target.flags.c_contiguous:
+                self._decode(data, target)
+            else:  # one of several chunks side by side, or one that reaches beyond the array
+                whole = np.empty(self.chunk, self.dtype)
+                self._decode(data, whole)
+                target[...] = whole[tuple(map(slice, target.shape))]
+
+    def _decode(self, data: memoryview, out: np.ndarray) -> None:
+        if self.compressed:
+            zstd.decompress(data, out)
+        else:
+            out[...] = np.frombuffer(data, out.dtype.newbyteorder("<")).reshape(out.shape)
+
+
+def _checked(data: bytes, path: Location) -> memoryview:
+    """The data without its crc32c, once that has been found right."""
+    if len(data) < _CHECKSUM or google_crc32c.value(data[:-_CHECKSUM]) != struct.unpack("<I", data[-_CHECKSUM:])[0]:
+        raise InputError(f"{path} is damaged: a checksum is wrong; run `ldlm features repair` on the store")
+    return memoryview(data)[:-_CHECKSUM]
+
+
+@contextmanager
+def _reader(path: Location) -> Iterator[Read]:
+    """Reads parts of a shard, from any thread; a negative start counts from its end.
+
+    By pread and not by a memory map, which would crash the process when a file shrinks under it.
+    """
+    try:
+        if isinstance(path, ObjectPath):
+            yield lambda start, length: path.read_range(start + path.size() if start < 0 else start, length)
+            return
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            yield lambda start, length: os.pread(file.fileno(), length, start % size if size else 0)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; run `ldlm features repair` on the store") from None
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(16, len(os.sched_getaffinity(0))), thread_name_prefix="ldlm-decode")
+
+
+os.register_at_fork(after_in_child=_threads.cache_clear)  # threads don't survive a fork

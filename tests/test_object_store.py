@@ -1,0 +1,257 @@
+"""A feature store in an object store: moto's S3 server on loopback, and a proxy before it that fails requests."""
+
+import http.client
+import http.server
+import random
+import socket
+import struct
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from ldlm.stages import extract_features, features, train
+
+from ldlm import artifact, location
+from ldlm.errors import InputError, StorageError
+from ldlm.location import ObjectPath, locate
+from ldlm.store import FeatureStore
+
+pytest.importorskip("obstore", reason="obstore is in the extra `object-stores`")
+moto_server = pytest.importorskip("moto.server", reason="moto is in the extra `test`")
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """Port of an S3 server."""
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield server.get_host_and_port()[1]
+    server.stop()
+
+
+class Proxy(http.server.BaseHTTPRequestHandler):
+    """Passes requests on, and fails some: `chance` of them, half with status 500 and half by a reset."""
+
+    protocol_version = "HTTP/1.1"
+    port, chance, draw = 0, 0.0, random.Random(0)
+    failed = 0
+
+    def handle_one_request(self):
+        try:
+            super().handle_one_request()
+        except OSError:
+            self.close_connection = True
+
+    def forward(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.draw.random() < self.chance:
+            type(self).failed += 1
+            self.close_connection = True
+            if self.draw.random() < 0.5:
+                # Closing with a linger of zero sends a reset.
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                return self.connection.close()
+            return self.answer(500, {}, b"injected")
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection.request(self.command, self.path, body, dict(self.headers))
+        response = connection.getresponse()
+        data, headers = response.read(), dict(response.getheaders())
+        connection.close()
+        self.answer(response.status, headers, data)
+
+    def answer(self, status, headers, data):
+        self.send_response(status)
+        for name, value in headers.items():
+            if name.lower() not in ("transfer-encoding", "connection", "date", "server"):
+                self.send_header(name, value)
+        if "Content-Length" not in headers:
+            self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def proxy(s3, monkeypatch):
+    """The proxy's class; S3 is reached through it, and its bucket is new."""
+    Proxy.port, Proxy.chance, Proxy.failed, Proxy.draw = s3, 0.0, 0, random.Random(0)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
+    for name, value in {
+        "ACCESS_KEY_ID": "testing",
+        "SECRET_ACCESS_KEY": "testing",
+        "DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setattr(location, "RETRY_SECONDS", 3.0)
+    yield Proxy
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def bucket(proxy, s3, tmp_path, monkeypatch):
+    """A new bucket's URL, with a cache of one's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    name = f"bucket-{abs(hash(tmp_path)) % 10**9}"
+    connection = http.client.HTTPConnection("127.0.0.1", s3)
+    connection.request("PUT", f"/{name}")
+    assert connection.getresponse().status == 200
+    connection.close()
+    return f"s3://{name}"
+
+
+def payload(place):
+    """Everything in a store but its configuration, by name."""
+    found = {}
+    for path in place.rglob("*"):
+        if isinstance(path, ObjectPath) or path.is_file():
+            found[path.relative_to(place).as_posix()] = path.read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def few(few):
+    """With fewer, larger shards: a request to moto takes its time."""
+    return replace(few, shard_rows=32)
+
+
+@pytest.fixture(scope="module")
+def local(few, tmp_path_factory):
+    return extract_features.run(few, tmp_path_factory.mktemp("local") / "features").path
+
+
+def test_a_store_in_s3_has_the_bytes_of_a_local_one_and_trains_the_same(few, local, bucket, tmp_path):
+    place = locate(f"{bucket}/some/features")
+    assert extract_features.run(few, place).complete
+    assert payload(place) == payload(local)
+    assert list((tmp_path / "cache" / "ldlm").rglob("*.npy")) == []
+    assert features.verify(place) == []
+    for name in ("train", "validation"):
+        remote, here = (FeatureStore(p).split(name) for p in (f"{bucket}/some/features", local))
+        rows = np.random.default_rng(0).permutation(remote.rows)
+        (parts_1, tokens_1), (parts_2, tokens_2) = remote.read_rows(rows), here.read_rows(rows)
+        assert np.array_equal(tokens_1, tokens_2)
+        assert np.array_equal(parts_1["hidden"], parts_2["hidden"])
+        assert np.array_equal(remote.hidden[:], here.hidden[:])
+
+
+def test_training_streams_from_s3(few, local, bucket, train_config, tmp_path):
+    place = locate(f"{bucket}/features")
+    extract_features.run(few, place)
+    runs = [train.run(train_config, store, tmp_path / name) for store, name in ((place, "a"), (local, "b"))]
+    held_out = [run.manifest["held_out"] for run in runs]
+    assert held_out[0] == held_out[1]
+
+
+def test_server_errors_and_resets_are_ridden_out(few, local, bucket, proxy):
+    proxy.chance = 0.2
+    place = locate(f"{bucket}/features")
+    assert extract_features.run(few, place).complete
+    assert features.verify(place) == []
+    assert proxy.failed > 10
+    proxy.chance = 0.0
+    assert payload(place) == payload(local)
+
+
+def test_a_server_that_stays_down_fails_clearly_and_the_same_command_goes_on(few, local, bucket, proxy, notes):
+    class Down(type(notes)):
+        """Takes the server down once a shard is written."""
+
+        def task(self, name, total, unit, done=0):
+            made = super().task(name, total, unit, done)
+            made.advance = lambda count, **figures: self.count(name)
+            return made
+
+        def count(self, name):
+            self.shards = getattr(self, "shards", 0) + (name == "encode")
+            proxy.chance = float(self.shards >= 1)
+
+    place = locate(f"{bucket}/features")
+    with pytest.raises(StorageError, match=r"s3://.* failed, with up to 6 retries .* run the same command again"):
+        extract_features.run(few, place, progress=Down())
+    proxy.chance = 0.0
+    assert 1 <= len(list((place / "ledger").glob("*.json"))) < len(list((local / "ledger").iterdir()))
+    with pytest.raises(InputError, match=r"is not sealed: .* shards .* are missing"):
+        FeatureStore(place)
+    assert extract_features.run(few, place).complete
+    assert payload(place) == payload(local)
+
+
+def test_damage_in_s3_is_found_and_mended(few, local, bucket):
+    place = locate(f"{bucket}/features")
+    extract_features.run(few, place)
+    chunk = place / "features.zarr/hidden/c/0/0/0"
+    data = bytearray(chunk.read_bytes())
+    data[100] ^= 1
+    chunk.write_bytes(bytes(data))
+    (place / "features.zarr/tokens/c/1/0").unlink()
+    assert [(f["shard"], f["problem"]) for f in features.verify(place)] == [
+        ("train-00000", "has other bytes than were written"),
+        ("train-00001", "is missing"),
+    ]
+    with pytest.raises(InputError, match=r"shard train-00001: .* is missing; run `ldlm features repair"):
+        FeatureStore(place)
+    bad, _ = features.repair(place, device="cpu")
+    assert bad == ["train-00000", "train-00001"]
+    assert payload(place) == payload(local)
+
+
+def test_machines_without_a_common_disk_share_the_work_by_rank(start, few, local, bucket, tmp_path, monkeypatch):
+    """Each in a cache of its own, at the same time; whoever is last seals."""
+    place = locate(f"{bucket}/features")
+    turns = {}
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        extraction = extract_features.Extraction(few, place, tmp_path, None, None, {}, None)
+        turns[rank] = extraction._in_turn(list(range(5)))
+    assert turns == {0: [0, 1, 4, 3, 2], 1: [2, 3, 4, 1, 0]}
+
+    environments = [
+        {"RANK": str(rank), "WORLD_SIZE": "2", "XDG_CACHE_HOME": str(tmp_path / f"machine-{rank}")} for rank in (0, 1)
+    ]
+    arguments = ["extract-features"]
+    for name in ("encoder", "seq_len", "validation_docs", "shard_rows", "batch_size", "codec", "device"):
+        arguments += [f"--{name.replace('_', '-')}", str(getattr(few, name))]
+    arguments += ["--data", *few.data]
+    workers = [start(arguments, place, **environment) for environment in environments]
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    assert payload(place) == payload(local)
+
+
+def test_another_configuration_is_refused_and_overwrite_replaces(few, bucket):
+    place = locate(f"{bucket}/features")
+    extract_features.run(few, place)
+    other = replace(few, layer=-2)
+    with pytest.raises(InputError, match="was made with other settings"):
+        extract_features.run(other, place)
+    extract_features.run(other, place, overwrite=True)
+    assert artifact.open_artifact(place, "features").config["layer"] == -2
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("ftp://host/features", "ftp is not among the object stores s3, gs, az"),
+        ("s3://bucket", "must name a bucket and a prefix in it"),
+        ("s3:///x", "must name a bucket and a prefix in it"),
+    ],
+)
+def test_places_that_are_none(where, message):
+    with pytest.raises(InputError, match=message):
+        locate(where)
+
+
+def test_a_bucket_that_is_not_there_is_one_clear_line(few, proxy):
+    with pytest.raises(StorageError, match="s3://no-such-bucket-here/features"):
+        extract_features.run(few, locate("s3://no-such-bucket-here/features"))
