@@ -5,7 +5,7 @@ OUT    ?= quickstart
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: quickstart test test-slow lint clean
+.PHONY: quickstart test test-slow bench lint clean
 
 quickstart: $(STAMP)  ## the whole pipeline on real text, in about ten minutes on two cores
 	$(BIN)/ldlm quickstart --output $(OUT)
@@ -15,6 +15,9 @@ test: $(STAMP)  ## the test suite
 
 test-slow: $(STAMP)  ## the long fault sweeps and trainings
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+bench: $(STAMP)  ## measure this machine and write benchmarks/results
+	$(BIN)/python -m benchmarks --output benchmarks/results
 
 lint: $(STAMP)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'

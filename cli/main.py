@@ -24,8 +24,9 @@ The stages, each reading what the one before wrote:
 
 
 # Not for us to check beforehand, and no bug either: no room, no permission, a file where a folder should be.
-THE_SYSTEMS_REFUSALS = {
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+THE_SYSTEMS_REFUSALS = NO_ROOM | {
+    errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG
 }  # fmt: skip
 
 
@@ -44,7 +45,8 @@ class Commands(click.Group):
             if error.errno not in THE_SYSTEMS_REFUSALS:
                 raise
             where = "" if error.filename is None else f"{error.filename}: "
-            raise click.ClickException(f"{where}{error.strerror}") from None
+            room = "; make room and run the same command again" if error.errno in NO_ROOM else ""
+            raise click.ClickException(f"{where}{error.strerror}{room}") from None
 
 
 @click.group(

@@ -52,6 +52,9 @@ def write_atomic(path: Location, data: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)  # a write that finds no room doesn't say where
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     fsync_dir(path.parent)

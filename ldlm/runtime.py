@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from ldlm.errors import InputError
 
 
 def device(name: str) -> torch.device:
-    """The device that `name` means; `auto` is cuda where there is one. `InputError` when it can't be had."""
+    """The device that `name` means; `auto` is cuda where there is one. `InputError` when it can't be had.
+
+    Under torchrun each process on a machine has a GPU of its own, unless `name` says which.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         found = torch.device(name)
     except RuntimeError:

@@ -11,9 +11,8 @@ import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from ldlm.location import Location, ObjectPath
 
 _ABSENT = 2**64 - 1  # offset and length of a chunk that was never written
 _CHECKSUM = 4  # bytes
+_CORES = len(os.sched_getaffinity(0))
 Read = Callable[[int, int], bytes]  # (start, length) -> bytes
 
 
@@ -80,25 +80,27 @@ class ShardedArray:
 
     def read(self, chunk_rows: np.ndarray) -> np.ndarray:
         """The rows of these chunk rows (sorted, distinct), one after the other: (chunks · chunk rows, …)."""
-        out = np.empty((len(chunk_rows) * self.chunk[0], *self.shape[1:]), self.dtype)
-        shards, starts = np.unique(chunk_rows // self.grid[0], return_index=True)
-        by_chunk = out.reshape(-1, self.chunk[0], *self.shape[1:])
-        for shard, start, stop in zip(shards, starts, [*starts[1:], len(chunk_rows)], strict=True):
-            path = self._shard_path(int(shard))
-            with _reader(path) as read:
-                index = self._index(int(shard), path, read)[chunk_rows[start:stop] % self.grid[0]]
-                rows = by_chunk[start:stop]
-                list(_threads().map(self._decode_row, repeat(read), index, rows, repeat(path)))
-        return out
+        out = np.empty((len(chunk_rows), *self.chunk[:1], *self.shape[1:]), self.dtype)
+        shards, within = np.divmod(chunk_rows, self.grid[0])
+        with ExitStack() as opened:
+            reads = {shard: opened.enter_context(_reader(self._shard_path(shard))) for shard in map(int, set(shards))}
+
+            def decode(place: int) -> None:
+                shard = int(shards[place])
+                index = self._index(shard, reads[shard])[within[place]]
+                self._decode_row(reads[shard], index, out[place], self._shard_path(shard))
+
+            list(_threads(16 if isinstance(self.path, ObjectPath) else _CORES).map(decode, range(len(out))))
+        return out.reshape(-1, *self.shape[1:])
 
     def _shard_path(self, shard: int) -> Location:
         return self.path / "/".join(["c", str(shard), *["0"] * (len(self.shape) - 1)])
 
-    def _index(self, shard: int, path: Location, read: Read) -> np.ndarray:
+    def _index(self, shard: int, read: Read) -> np.ndarray:
         """(offset, length) of each chunk: uint64 (grid…, 2). It stands at the end of a shard."""
         if shard not in self._indices:
             size = int(np.prod(self.grid)) * 16 + _CHECKSUM
-            data = _checked(read(-size, size), path)
+            data = _checked(read(-size, size), self._shard_path(shard))
             self._indices[shard] = np.frombuffer(data, "<u8").reshape(*self.grid, 2)
         return self._indices[shard]
 
@@ -151,8 +153,8 @@ def _reader(path: Location) -> Iterator[Read]:
 
 
 @cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(min(16, len(os.sched_getaffinity(0))), thread_name_prefix="ldlm-decode")
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="ldlm-decode")
 
 
 os.register_at_fork(after_in_child=_threads.cache_clear)  # threads don't survive a fork

@@ -61,10 +61,20 @@ class RowOrder:
         rows = rows[rows < self.rows]
         return np.random.default_rng([self.seed, epoch, window + 1]).permutation(rows)
 
-    def row(self, position: int) -> int:
-        """The row at a position."""
-        epoch, window, offset = self.window_of(position)
-        return int(self.window_rows(epoch, window)[offset])
+    def pieces(self, position: int, count: int) -> Iterator[tuple[int, int, int, int]]:
+        """`count` positions as (epoch, window, start, stop) pieces of windows."""
+        end = position + count
+        while position < end:
+            epoch, window, start = self.window_of(position)
+            stop = min(len(self.window_rows(epoch, window)), start + end - position)
+            yield epoch, window, start, stop
+            position += stop - start
+
+    def rows_at(self, position: int, count: int) -> np.ndarray:
+        """The rows at `count` positions, int64."""
+        return np.concatenate(
+            [self.window_rows(e, w)[start:stop] for e, w, start, stop in self.pieces(position, count)]
+        )
 
 
 class Batch(NamedTuple):
@@ -139,21 +149,12 @@ class Stream:
     def _gather(self, position: int) -> tuple[Parts, np.ndarray]:
         """The batch at `position`, as stored."""
         arrays: dict[str, list[np.ndarray]] = {}
-        for epoch, window, start, stop in self._pieces(position):
+        for epoch, window, start, stop in self.order.pieces(position, self.batch_size):
             for name, values in self._window(epoch, window).items():
                 arrays.setdefault(name, []).append(values[start:stop])
         batch = {name: np.concatenate(values) for name, values in arrays.items()}
         tokens = batch.pop("tokens")
         return batch, tokens
-
-    def _pieces(self, position: int) -> Iterator[tuple[int, int, int, int]]:
-        """The batch at `position` as (epoch, window, start, stop) pieces of windows."""
-        end = position + self.batch_size
-        while position < end:
-            epoch, window, start = self.order.window_of(position)
-            count = min(len(self.order.window_rows(epoch, window)) - start, end - position)
-            yield epoch, window, start, start + count
-            position += count
 
     def _window(self, epoch: int, window: int) -> dict[str, np.ndarray]:
         """A window's rows, shuffled, by array name; the last two windows are kept."""

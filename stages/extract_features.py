@@ -105,7 +105,7 @@ def run(config: ExtractConfig, out: Location, *, overwrite: bool = False, progre
     result = artifact.begin(out, "features", config, {**source, **fingerprints}, overwrite=overwrite, reads=reads)
     work = _work_folder(result)
     if result.complete:
-        _clear(work)  # killed between the seal and this
+        _clear(work, out)  # killed between the seal and this
         progress.note(f"{out} is complete; nothing to do")
         return result
 
@@ -133,12 +133,14 @@ def _world() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _clear(work: Path) -> None:
+def _clear(work: Path, out: Location) -> None:
     """Remove what a sealed store needs no more."""
     if (work / "spool").exists():
         with claim(work / "claims" / "pack"):
             shutil.rmtree(work / "spool", ignore_errors=True)
     shutil.rmtree(work / "claims", ignore_errors=True)
+    if work != out:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _check(config: ExtractConfig) -> None:
@@ -281,7 +283,8 @@ class Extraction:
     def check_space(self) -> None:
         """`InputError` when the store, before compression, and the spooled states don't fit on the disk."""
         width, length = _width(self.config, self.encoder), self.config.seq_len
-        needed = len(self.sample()) * self.config.batch_size * length * width * 4
+        spooled = 0 if self.config.codec == "online" else len(self.sample()) * self.config.batch_size
+        needed = spooled * length * width * 4
         if isinstance(self.out, Path):
             needed += _bytes(sum(self.rows.values()) * length, width, CODECS[self.config.codec])
         have = sum(path.stat().st_size for path in self.work.rglob("*") if path.is_file())
@@ -320,7 +323,7 @@ class Extraction:
 
     def encode_sample(self) -> None:
         """Spool the raw states of the sample, unless the statistics are already there."""
-        if self._statistics_path.is_file() or self.config.kind == "scratch":
+        if self._statistics_path.is_file() or self.config.kind == "scratch" or self.config.codec == "online":
             return
         blocks = self.sample()
         with self.progress.task("encode for statistics", len(blocks), "block") as task:
@@ -393,10 +396,13 @@ class Extraction:
         everything = without_first = Statistics(0, np.zeros(width), np.zeros(width))
         if self.config.kind == "scratch":
             everything = without_first = Statistics(1, np.zeros(width), np.ones(width))
-        for block in [] if self.config.kind == "scratch" else self.sample():
-            states = self._states("train", block)
-            everything = everything.merge(Statistics.of(states))
-            without_first = without_first.merge(Statistics.of(states[:, 1:]))
+        blocks = [] if self.config.kind == "scratch" else self.sample()
+        with self.progress.task("statistics", len(blocks), "block") as task:
+            for block in blocks:
+                states = self._states("train", block)
+                everything = everything.merge(Statistics.of(states))
+                without_first = without_first.merge(Statistics.of(states[:, 1:]))
+                task.advance(1)
         tensors = {**everything.tensors("all"), **without_first.tensors("without_position_0")}
         files.write_once(self._statistics_path, save(tensors))
 
@@ -484,7 +490,7 @@ class Extraction:
                 description = files.read_json(self.out / "store.json")
                 size = sum(files.size(path) or 0 for path, _ in files.below(self.out / "features.zarr"))
                 result.finish(**description, bytes=size, sha256=store.seal(self.out))
-        _clear(self.work)
+        _clear(self.work, self.out)
         return Artifact(self.out, "features", "complete")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from ldlm.config import ExtractConfig
 from ldlm.location import Location
 from ldlm.progress import SILENT, Progress
 from ldlm.store import FeatureStore, Split
-from ldlm.stream import BLOCK_ROWS, WINDOW_BLOCKS, RowOrder
+from ldlm.stream import RowOrder, Stream
 
 
 def info(path: Location) -> dict[str, Any]:
@@ -63,66 +65,79 @@ def repair(path: Location, *, device: str = "auto", progress: Progress = SILENT)
     return sorted(bad), extract_features.run(replace(made_with, device=device), path, progress=progress)
 
 
-def bench(path: Location, *, batch_size: int = 32, seconds: float = 5.0) -> dict[str, Any]:
-    """Rows per second of shuffled batches as float32 tensors, against a memory map of the same rows.
+def bench(path: Location, *, batch_size: int = 32, seconds: float = 5.0, most_bytes: float = 512e6) -> dict[str, Any]:
+    """Rows per second of shuffled float32 batches from the training stream, against a memory map of the same rows.
 
-    The memory map is of the stored dtype, uncompressed, in a temporary folder; at most a window of rows is compared,
-    read once by each before the clock starts, so that both come from the page cache.
+    The map holds the stored dtype, uncompressed, in a temporary folder, and its batches are in the same order. Both are
+    gone through once before the clock starts, so that they come from the page cache, and then in turns. At most
+    `most_bytes` of rows are compared.
     """
-    split = FeatureStore(path, allow_partial=True).split("train")
-    rows = min(split.rows, BLOCK_ROWS * WINDOW_BLOCKS)
+    store = FeatureStore(path, allow_partial=True)
+    split = store.split("train")
+    row_bytes = sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in split.arrays.values())
+    split = replace(split, rows=min(split.rows, max(batch_size, int(most_bytes / row_bytes))))
+    order = RowOrder(split.rows, seed=0)
+    cpu = torch.device("cpu")
+
+    def from_store() -> Iterator[torch.Tensor | None]:
+        with Stream(store, split, batch_size=batch_size, seed=0, position=0, device=cpu) as stream:
+            for batch in stream:
+                yield batch.hidden_BLD
+
+    def from_map() -> Iterator[torch.Tensor | None]:
+        for position in itertools.count(0, batch_size):
+            chosen = order.rows_at(position, batch_size)
+            parts = {name: array[chosen] for name, array in mapped.items()}
+            yield split.states(parts, torch.from_numpy(parts.pop("tokens")))
+
     with tempfile.TemporaryDirectory() as folder:
-        parts, _ = split.read(0, rows)
-        mapped = {}
-        for name, array in parts.items():
-            file = np.memmap(Path(folder) / name, array.dtype, "w+", shape=array.shape)
-            file[:] = array
-            file.flush()
-            mapped[name] = np.memmap(Path(folder) / name, array.dtype, "r", shape=array.shape)
-
-        def from_map(chosen: np.ndarray) -> torch.Tensor:
-            return _decoded(split, mapped, chosen)
-
-        stored = _rate(_windowed(split, rows), rows, batch_size, seconds)
-        limit = _rate(from_map, rows, batch_size, seconds)
+        mapped = _memory_map(split, Path(folder))
+        timed = {"store": _Rate(from_store(), split.rows, batch_size), "map": _Rate(from_map(), split.rows, batch_size)}
+        for _ in range(4):
+            for rate in timed.values():
+                rate.run(seconds / 4)
     return {
-        "rows_per_second": stored,
-        "memory_map_rows_per_second": limit,
-        "ratio": stored / limit,
+        "rows_per_second": timed["store"].value,
+        "memory_map_rows_per_second": timed["map"].value,
+        "ratio": timed["store"].value / timed["map"].value,
         "codec": split.codec.name,
         "batch_size": batch_size,
-        "rows": rows,
+        "rows": split.rows,
     }
 
 
-def _windowed(split: Split, rows: int) -> Callable[[np.ndarray], torch.Tensor]:
-    """Batches out of windows that are read and decompressed again for every pass, as the stream does."""
-    held: dict[str, np.ndarray] = {}
-    left = 0
-
-    def batch(chosen: np.ndarray) -> torch.Tensor:
-        nonlocal held, left
-        if left <= 0:
-            held, left = dict(split.read(0, rows)[0]), rows
-        left -= len(chosen)
-        return _decoded(split, held, chosen)
-
-    return batch
-
-
-def _decoded(split: Split, stored: Mapping[str, np.ndarray], chosen: np.ndarray) -> torch.Tensor:
-    return split.codec.decode({name: torch.from_numpy(array[chosen]) for name, array in stored.items()})
+def _memory_map(split: Split, folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of a split, uncompressed in files, mapped."""
+    mapped: dict[str, np.ndarray] = {}
+    for name, array in split.arrays.items():
+        file = np.memmap(folder / name, array.dtype, "w+", shape=(split.rows, *array.shape[1:]))
+        for start in range(0, split.rows, 512):
+            stop = min(start + 512, split.rows)
+            parts, tokens = split.read(start, stop)
+            file[start:stop] = {**parts, "tokens": tokens}[name]
+        file.flush()
+        mapped[name] = np.memmap(folder / name, array.dtype, "r", shape=file.shape)
+    return mapped
 
 
-def _rate(read: Callable[[np.ndarray], Any], rows: int, batch_size: int, seconds: float) -> float:
-    """Rows per second of `read` over shuffled passes, after one pass that is not counted."""
-    order = RowOrder(rows, seed=0)
-    batches = [order.window_rows(0, 0)[i : i + batch_size] for i in range(0, rows, batch_size)]
-    for chosen in batches:
-        read(chosen)
-    done, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        for chosen in batches:
-            read(chosen)
-        done += rows
-    return done / (time.perf_counter() - started)
+class _Rate:
+    """Rows per second of an endless iterator of batches, after one pass that is not counted."""
+
+    def __init__(self, batches: Iterator[Any], rows: int, batch_size: int) -> None:
+        self.batches, self.batch_size = batches, batch_size
+        self.rows, self.seconds = 0, 0.0
+        for _ in range(-(-rows // batch_size)):
+            next(batches)
+
+    def run(self, seconds: float) -> None:
+        """Count for so long."""
+        started = time.perf_counter()
+        while (spent := time.perf_counter() - started) < seconds:
+            next(self.batches)
+            self.rows += self.batch_size
+        self.seconds += spent
+
+    @property
+    def value(self) -> float:
+        """Rows per second."""
+        return self.rows / self.seconds

@@ -10,8 +10,11 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 # No test may go out to a hub; the libraries read these when they are imported.
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -230,10 +233,17 @@ def tiny_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start():
     """Start the command line as a process of its own: `start(arguments, output)`; quiet, with one thread."""
 
-    def begin(arguments: list[str], out: object, **environment: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "ldlm.cli", *arguments, "--output", str(out)]
+    def begin(
+        arguments: list[str],
+        out: object,
+        *,
+        environment: Mapping[str, str] = MappingProxyType({}),
+        launcher: Sequence[str] = (),
+        **options: Any,
+    ) -> subprocess.Popen[bytes]:
+        command = [sys.executable, *launcher, "-m", "ldlm.cli", *arguments, "--output", str(out)]
         env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
 
     return begin
 

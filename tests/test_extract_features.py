@@ -13,7 +13,7 @@ import zarr
 from ldlm.stages import extract_features
 from torch import nn
 
-from ldlm import text
+from ldlm import files, text
 from ldlm.encoder import load_tokenizer
 from ldlm.errors import InputError
 from ldlm.progress import SILENT
@@ -352,6 +352,44 @@ def test_another_setting_another_text_or_another_encoder_is_refused_by_name(few,
         file.write("One line more.\n")
     with pytest.raises(InputError, match=r"inputs\.text"):
         extract_features.run(config, tmp_path / "g")
+    assert payload(out) == before
+
+
+@pytest.mark.parametrize("changed", ["encoder", "tokenizer", "text", "layer", "codec"])
+def test_an_interrupted_store_goes_on_with_nothing_else_than_it_began_with(
+    few, other_gpt2, interrupted, tmp_path, changed
+):
+    """Weights, tokenizer and text are changed in place, so that only what is in the files tells."""
+    encoder, text_file = (
+        shutil.copytree(few.encoder, tmp_path / "encoder"),
+        shutil.copy(few.data[0], tmp_path / "t.txt"),
+    )
+    config = replace(few, encoder=str(encoder), data=(str(text_file),))
+    out = tmp_path / "features"
+    with pytest.raises(KeyboardInterrupt):
+        extract_features.run(config, out, progress=interrupted(at=5))
+    recorded, before = json.loads((out / "artifact.json").read_text())["inputs"], payload(out)
+    if changed == "encoder":
+        shutil.copy(other_gpt2 / "model.safetensors", encoder)
+    elif changed == "tokenizer":
+        tokenizer = load_tokenizer(str(encoder))
+        tokenizer.add_tokens(["captain"])
+        tokenizer.save_pretrained(encoder)
+    elif changed == "text":
+        with open(text_file, "a") as file:
+            file.write("One line more.\n")
+    other = replace(config, **{"layer": {"layer": -2}, "codec": {"codec": "bf16"}}.get(changed, {}))
+    with pytest.raises(InputError) as refused:
+        extract_features.run(other, out)
+    if changed == "text":
+        old, new = recorded["text"][str(text_file)], files.sha256_file(tmp_path / "t.txt")
+    elif changed in recorded:
+        fresh = extract_features.run(replace(other, validation_docs=0), tmp_path / "fresh").inputs
+        old, new = recorded[changed], fresh[changed]
+    else:
+        old, new = {"layer": (-3, -2), "codec": ("fp16", "bf16")}[changed]
+    assert f"{changed}" in str(refused.value)
+    assert f"{old} -> {new}" in str(refused.value)
     assert payload(out) == before
 
 

@@ -224,7 +224,7 @@ def test_machines_without_a_common_disk_share_the_work_by_rank(start, few, local
     for name in ("encoder", "seq_len", "validation_docs", "shard_rows", "batch_size", "codec", "device"):
         arguments += [f"--{name.replace('_', '-')}", str(getattr(few, name))]
     arguments += ["--data", *few.data]
-    workers = [start(arguments, place, **environment) for environment in environments]
+    workers = [start(arguments, place, environment=environment) for environment in environments]
     assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
     assert payload(place) == payload(local)
 

@@ -6,7 +6,9 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,6 +69,109 @@ def test_a_store_killed_a_hundred_times_is_the_store_that_nothing_disturbed(star
             kills += 1
     assert start(arguments, out).wait() == 0
     assert content(out) == content(whole)
+
+
+def killed_at_every(step, start, arguments, tmp_path) -> int:
+    """How many points `kill_points.py` found in an extraction of three shards, of which it tried every `step`-th."""
+    text = Path(arguments[arguments.index("--data") + 1])
+    few = tmp_path / "fewer.txt"
+    few.write_text("".join(text.read_text(encoding="utf-8").splitlines(keepends=True)[:14]), encoding="utf-8")
+    arguments = [str(few) if argument == str(text) else argument for argument in arguments]
+    arguments[arguments.index("--validation-docs") + 1] = "4"
+    whole = tmp_path / "whole"
+    assert start(arguments, whole).wait() == 0
+    (tmp_path / "scratch").mkdir()
+    script = Path(__file__).parent / "kill_points.py"
+    command = [sys.executable, str(script), str(whole), str(tmp_path / "scratch"), str(step), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+def test_a_kill_at_some_renames_and_fsyncs(start, arguments, tmp_path):
+    assert killed_at_every(83, start, arguments, tmp_path) > 100
+
+
+@pytest.mark.slow
+def test_a_kill_at_every_rename_and_fsync(start, arguments, tmp_path):
+    assert killed_at_every(1, start, arguments, tmp_path) > 100
+
+
+def test_torchrun_shares_the_work_and_a_store_may_change_hands(start, arguments, whole, tmp_path):
+    """One process, killed; then two under torchrun, killed; then one to the end."""
+    out = tmp_path / "features"
+
+    def killed_after(process, shards):
+        """Wait until that many shards are done, then kill the process and its children."""
+        deadline = time.monotonic() + 120
+        while len(list(out.glob("ledger/*.json"))) < shards:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2"]
+    killed_after(start(arguments, out, start_new_session=True), 2)
+    killed_after(start(arguments, out, launcher=launcher, start_new_session=True), 5)
+    assert not (out / "manifest.json").exists()
+    assert start(arguments, out).wait(timeout=120) == 0
+    assert content(out) == content(whole)
+    both = tmp_path / "both"
+    assert start(arguments, both, launcher=launcher).wait(timeout=120) == 0
+    assert content(both) == content(whole)
+
+
+def test_a_full_disk_leaves_finished_shards_and_the_same_command_goes_on(arguments, whole, tmp_path):
+    """A file-size limit below a shard of states stands for a full disk: the kernel refuses the write half-way."""
+    out = tmp_path / "features"
+    sizes = [path.stat().st_size for path in whole.rglob("hidden/c/*/0/0")]
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({max(sizes) - 1}, {max(sizes) - 1})); "
+    command = [*arguments, "--output", str(out)]
+    # The spool is larger than a shard, so the limit falls once it stands.
+    code = (
+        "import sys; from ldlm.cli import main; from ldlm.stages.extract_features import Extraction\n"
+        "real = Extraction.write_shards\n"
+        f"def write(self):\n    {limited}real(self)\n"
+        "Extraction.write_shards = write\n"
+        "main(sys.argv[1:])"
+    )
+    failed = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
+    assert failed.returncode == 1, failed.stderr
+    (line,) = (line for line in failed.stderr.splitlines() if line.startswith("Error: "))
+    assert "File too large" in line and "hidden/c/" in line and "run the same command again" in line
+    done = {path.stem for path in (out / "ledger").iterdir()}
+    for name in done:
+        for entry, facts in json.loads((out / "ledger" / f"{name}.json").read_text())["files"].items():
+            assert stores.fault(out / entry, facts["sha256"]) is None
+    assert len(done) < len(list((whole / "ledger").iterdir()))
+    assert subprocess.run([sys.executable, "-m", "ldlm.cli", *command], capture_output=True).returncode == 0
+    assert content(out) == content(whole)
+
+
+def peak_memory(arguments, out) -> int:
+    """Bytes of resident memory that the command had at most."""
+    command = [sys.executable, "-m", "ldlm.cli", *arguments, "--output", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_maxrss * 1024
+
+
+def test_memory_stays_flat_with_ten_times_the_text(corpus, gpt2, tmp_path):
+    peaks = {}
+    for times in (10, 100):
+        text = tmp_path / f"{times}.txt"
+        text.write_text(corpus.read_text(encoding="utf-8") * times, encoding="utf-8")
+        arguments = [
+            "extract-features", "--encoder", str(gpt2), "--data", str(text), "--seq-len", "16", "--stats-tokens", "all",
+            "--batch-size", "256", "--shard-rows", "1024", "--codec", "fp32", "--device", "cpu",
+        ]  # fmt: skip
+        peaks[times] = peak_memory(arguments, tmp_path / str(times))
+    stored = sum(path.stat().st_size for path in (tmp_path / "100").rglob("*") if path.is_file())
+    assert stored > 25e6
+    assert peaks[100] - peaks[10] < 0.3 * stored, (peaks, stored)
 
 
 def damaged_at(path, offset_of):

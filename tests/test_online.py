@@ -1,0 +1,88 @@
+"""Features made by the encoder inside the training step, against the same from a store."""
+
+import json
+
+import pytest
+import torch
+from ldlm.stages import extract_features, train
+
+from ldlm.errors import InputError
+from ldlm.metricsfile import MetricsFile
+from ldlm.store import FeatureStore
+
+
+@pytest.fixture(scope="module")
+def online(few, tmp_path_factory):
+    """A store of tokens and statistics."""
+    from dataclasses import replace
+
+    return extract_features.run(replace(few, codec="online"), tmp_path_factory.mktemp("online") / "features").path
+
+
+@pytest.fixture(scope="module")
+def stored(few, tmp_path_factory):
+    """The same rows with their states, in single precision."""
+    from dataclasses import replace
+
+    return extract_features.run(replace(few, codec="fp32"), tmp_path_factory.mktemp("stored") / "features").path
+
+
+def test_it_stores_no_states(online, stored):
+    opened = FeatureStore(online)
+    assert opened.split("train").hidden is None
+    assert sorted(p.name for p in (online / "features.zarr").iterdir()) == [
+        "mean",
+        "std",
+        "tokens",
+        "validation",
+        "zarr.json",
+    ]
+    for one, other in zip(opened.statistics(), FeatureStore(stored).statistics(), strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
+def test_states_are_those_of_the_store(online, stored):
+    for name in ("train", "validation"):
+        made, kept = (FeatureStore(path).split(name) for path in (online, stored))
+        (parts_1, tokens_1), (parts_2, tokens_2) = made.read(0, 10), kept.read(0, 10)
+        assert not parts_1
+        assert tokens_1.tolist() == tokens_2.tolist()
+        tokens_BL = torch.from_numpy(tokens_1).long()
+        torch.testing.assert_close(
+            made.states(parts_1, tokens_BL), kept.states(parts_2, tokens_BL), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_losses_are_those_of_the_store(online, stored, train_config, tmp_path):
+    runs = [train.run(train_config, path, tmp_path / path.parent.name) for path in (online, stored)]
+    lines = [MetricsFile(run.path / "metrics.jsonl").read() for run in runs]
+    assert len(lines[0]) == len(lines[1]) > 8
+    for one, other in zip(*lines, strict=True):
+        for name in ("l_diff", "l_h", "l_w"):
+            assert one[name] == pytest.approx(other[name], rel=1e-5)
+
+
+def test_the_command_line_prepares_the_store_itself_and_goes_on(ldlm, succeed, few, tiny_yaml, tmp_path):
+    arguments = [
+        "train", "--features", "online", "--encoder", few.encoder, "--data", *few.data, "--seq-len", few.seq_len,
+        "--validation-docs", few.validation_docs, "--config", tiny_yaml, "--output", tmp_path / "run",
+    ]  # fmt: skip
+    assert succeed(*arguments)["step"] == 8
+    assert json.loads((tmp_path / "run-features/manifest.json").read_text())["codec"] == "online"
+    again = ldlm(*arguments)
+    assert again.exit_code == 0
+    assert "nothing to do" in again.stderr
+
+
+def test_text_is_needed_and_is_for_online_alone(refuse, store, tiny_yaml, tmp_path):
+    out = ("--config", tiny_yaml, "--output", tmp_path / "run")
+    assert "needs the text: --data FILE" in refuse("train", "--features", "online", *out)
+    assert "--seq-len is for --features online" in refuse("train", "--features", store, "--seq-len", 8, *out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_encoder_that_has_changed_since_is_refused(online, other_gpt2):
+    split = FeatureStore(online).split("train")
+    split.online.record = {**split.online.record, "name": str(other_gpt2)}
+    with pytest.raises(InputError, match="is not the encoder that the features were prepared with"):
+        split.states({}, torch.zeros(1, 16, dtype=torch.int64))
