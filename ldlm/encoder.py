@@ -108,6 +108,7 @@ class FrozenEncoder:
         self.name, self.kind, self.device = name, kind, torch.device(device)
         config = model.config.get_text_config()
         self.hidden_dim: int = config.hidden_size
+        self.vocab_size: int = model.get_input_embeddings().num_embeddings
         self.positions: int | None = getattr(config, "max_position_embeddings", None)
         self._captured: Tensor | None = None
         self.depth: int = config.num_hidden_layers
@@ -160,6 +161,14 @@ class FrozenEncoder:
             raise InputError(
                 f"--seq-len {seq_len} is longer than the {self.positions} positions of {self.name}; use at most "
                 f"{self.positions}"
+            )
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """`InputError` when the tokenizer gives tokens that the encoder has no embedding for."""
+        if len(tokenizer) > self.vocab_size:
+            raise InputError(
+                f"{self.name}: its tokenizer has {len(tokenizer):,} tokens and its embeddings "
+                f"are {self.vocab_size:,}; use the tokenizer that the encoder was trained with"
             )
 
     def fingerprint(self) -> str:

@@ -50,7 +50,7 @@ def plan(config: ExtractConfig, out: Location | None = None) -> dict[str, Any]:
     """
     _check(config)
     config, _ = _pinned(config)
-    tokenizer, encoder = load_tokenizer(config.encoder), _encoder(config)
+    tokenizer, encoder = _models(config)
     rows = {split: _count_rows(config, tokenizer, split) for split in SPLITS}
     tokens, width = sum(rows.values()) * config.seq_len, _width(config, encoder)
     rate = 0.0 if config.kind == "scratch" else _encoder_rate(config, encoder, len(tokenizer))
@@ -98,8 +98,7 @@ def run(config: ExtractConfig, out: Location, *, overwrite: bool = False, progre
     if overwrite and _world()[1] > 1:
         raise InputError("--overwrite can't be shared by several processes; remove the old store first")
     config, source = _pinned(config)
-    tokenizer = load_tokenizer(config.encoder)
-    encoder = _encoder(config)
+    tokenizer, encoder = _models(config)
     fingerprints = _fingerprints(config, encoder, tokenizer)
     reads = (*config.data, *config.validation_data)
     result = artifact.begin(out, "features", config, {**source, **fingerprints}, overwrite=overwrite, reads=reads)
@@ -171,11 +170,14 @@ def _pinned(config: ExtractConfig) -> tuple[ExtractConfig, dict[str, Any]]:
     return config, {"text": {path: files.sha256_file(Path(path)) for path in paths if Path(path).is_file()}}
 
 
-def _encoder(config: ExtractConfig) -> FrozenEncoder:
+def _models(config: ExtractConfig) -> tuple[Any, FrozenEncoder]:
+    """The tokenizer and the encoder, which fit each other and the rows."""
+    tokenizer = load_tokenizer(config.encoder)
     kind = "embedding" if config.kind == "scratch" else config.kind  # scratch needs its width only
     encoder = FrozenEncoder(config.encoder, kind=kind, layer=config.layer, device=runtime.device(config.device))
     encoder.check_length(config.seq_len)
-    return encoder
+    encoder.check_tokenizer(tokenizer)
+    return tokenizer, encoder
 
 
 def _fingerprints(config: ExtractConfig, encoder: FrozenEncoder, tokenizer: Any) -> dict[str, str]:

@@ -172,8 +172,9 @@ def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, pro
 def _check_models(quickstart: QuickstartConfig) -> None:
     """Load the models that the user names now, not after ten minutes."""
     if quickstart.encoder is not None:
-        FrozenEncoder(quickstart.encoder).check_length(SEQ_LEN)
-        load_tokenizer(quickstart.encoder)
+        encoder = FrozenEncoder(quickstart.encoder)
+        encoder.check_length(SEQ_LEN)
+        encoder.check_tokenizer(load_tokenizer(quickstart.encoder))
     if quickstart.scorer is not None:
         Scorer(quickstart.scorer, torch.device("cpu")).check_length(SEQ_LEN)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import zarr
 from ldlm.stages import extract_features
+from tokenizers import normalizers
 from torch import nn
 
 from ldlm import files, text
@@ -373,7 +374,7 @@ def test_an_interrupted_store_goes_on_with_nothing_else_than_it_began_with(
         shutil.copy(other_gpt2 / "model.safetensors", encoder)
     elif changed == "tokenizer":
         tokenizer = load_tokenizer(str(encoder))
-        tokenizer.add_tokens(["captain"])
+        tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
         tokenizer.save_pretrained(encoder)
     elif changed == "text":
         with open(text_file, "a") as file:
@@ -391,6 +392,16 @@ def test_an_interrupted_store_goes_on_with_nothing_else_than_it_began_with(
     assert f"{changed}" in str(refused.value)
     assert f"{old} -> {new}" in str(refused.value)
     assert payload(out) == before
+
+
+def test_a_tokenizer_with_more_tokens_than_the_encoder_has_embeddings_is_refused(few, tmp_path):
+    encoder = shutil.copytree(few.encoder, tmp_path / "encoder")
+    tokenizer = load_tokenizer(str(encoder))
+    tokenizer.add_tokens(["captain"])
+    tokenizer.save_pretrained(encoder)
+    with pytest.raises(InputError, match="its tokenizer has 321 tokens and its embeddings are 320"):
+        extract_features.run(replace(few, encoder=str(encoder)), tmp_path / "features")
+    assert not (tmp_path / "features").exists()
 
 
 def test_overwrite_extracts_anew(few, whole, tmp_path):
