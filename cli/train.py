@@ -74,8 +74,8 @@ def _prepare_online(online: dict[str, Any], config: TrainConfig, out: Path) -> P
     same = {"codec": "online", "seed": config.seed, "device": config.device}
     place = out.with_name(out.name + "-features")
     progress = show.Terminal()
-    progress.note(f"tokens and statistics go to {place}, which the later commands take as --features")
     extract_features.run(configs.from_dict(configs.ExtractConfig, {**online, **same}), place, progress=progress)
+    progress.note(f"tokens and statistics are in {place}, which the later commands take as --features")
     return place
 
 

@@ -17,7 +17,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -27,6 +27,7 @@ from typing import Any, Literal
 import ldlm
 from ldlm import config as configs
 from ldlm import files
+from ldlm.claims import entry
 from ldlm.errors import InputError
 from ldlm.location import Location, ObjectPath
 
@@ -111,6 +112,19 @@ def begin(
     Raises `InputError` when `path` holds something else, another configuration or other inputs, saying what differs.
     `reads` are the files that the stage will read: an output that contains one is never overwritten.
     """
+    # Processes that share an output may begin it at the same moment.
+    with entry(path.parent) if isinstance(path, Path) else nullcontext():
+        return _begin(path, kind, config, inputs, overwrite, reads)
+
+
+def _begin(
+    path: Location,
+    kind: str,
+    config: Any,
+    inputs: Mapping[str, Any],
+    overwrite: bool,
+    reads: Sequence[str | Path],
+) -> Artifact:
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file and the output is a folder; choose another --output")
     found = _found(path)
@@ -136,7 +150,8 @@ def begin(
     if (path / "manifest.json").is_file():
         return Artifact(path, kind, "complete")
     found_partial = Artifact(path, kind, "partial")
-    found_partial.write_config(config)
+    if kind != "features":  # a store is shared: another process may be about to seal it with the file that is there
+        found_partial.write_config(config)
     return found_partial
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,8 +20,7 @@ Item = TypeVar("Item")
 @contextmanager
 def claim(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold the lock file `path` within the block; yields False, without it, if another has it and `wait` is off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = _open(path)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -29,6 +28,28 @@ def claim(path: Path, *, wait: bool = True) -> Iterator[bool]:
             yield False
             return
         yield True
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:  # whoever finished the work has just removed the folder
+            continue
+
+
+@contextmanager
+def entry(folder: Path) -> Iterator[None]:
+    """Hold a lock on the folder itself while something in it is looked at and made; leaves no file behind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):  # file systems without locks on folders; what follows is a matter of milliseconds
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(descriptor)
 

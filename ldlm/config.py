@@ -315,7 +315,10 @@ class EvaluateConfig:
 class QuickstartConfig:
     """`ldlm quickstart`: every stage on real English text, small enough for two cores."""
 
-    text: str | None = setting(None, "text file, one document per line; none means the prose that ships with Python")
+    text: str | None = setting(
+        None,
+        "text file, one document per line; none means the documentation of Python and the installed packages",
+    )
     encoder: str | None = setting(None, "hub name or folder of an encoder, instead of pretraining a small GPT-2")
     scorer: str | None = setting(None, "hub name or folder of a scorer, instead of pretraining a small GPT-2")
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
@@ -379,7 +382,8 @@ PRESETS: dict[str, Preset] = {
                 "token_decoder": {"layers": 1, "heads": 4},
             },
             "recipe": {"warmup_steps": 400, "sigma_dec": 2.0},
-            "timesteps": {"refresh_steps": 100, "bins": 20},
+            # few samples and a loss that falls fast: coarser bins, a shorter memory, and no bin left unvisited
+            "timesteps": {"refresh_steps": 100, "bins": 20, "ema_decay": 0.9, "floor": 0.2},
             "optimizer": {"lr": 3e-3, "lr_warmup_steps": 50, "lr_decay": "cosine"},
             "log_every": 10,
             "eval_every": 250,

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ldlm.errors import InputError
+from ldlm.hub import check_hub
 from ldlm.text import special_tokens
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def load_pretrained(auto_class: Any, name: str, **options: Any) -> Any:
     if _looks_like_path(name) and not Path(name).is_dir():
         raise InputError(f"there is no model folder {name}")
     try:
+        if not Path(name).is_dir():
+            check_hub()
         return auto_class.from_pretrained(name, **options)
     except Exception as error:  # transformers, safetensors and the hub client raise many kinds, and all mean the same
         where = "is not a usable model folder" if Path(name).is_dir() else "can't be had from the Hugging Face hub"

@@ -34,7 +34,7 @@ def fsync_tree(root: Location) -> None:
         fsync_dir(Path(folder))
 
 
-def is_temporary(path: Path) -> bool:
+def is_temporary(path: Location) -> bool:
     """Whether this is what a killed `write_atomic` left."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
 

@@ -52,13 +52,13 @@ def curve(ax: Axes, x: Sequence[float], y: Sequence[float], label: str, color: s
     ax.plot(x, smooth(y), color=color, linewidth=1.6, label=label)
 
 
-def finish(ax: Axes, title: str, xlabel: str, ylabel: str = "", *, legend: bool = True) -> None:
+def finish(ax: Axes, title: str, xlabel: str, ylabel: str = "", *, legend: bool = True, where: Any = "best") -> None:
     """Labels in one place."""
     ax.set_title(title, fontsize=10, loc="left")
     ax.set_xlabel(xlabel, fontsize=8)
     ax.set_ylabel(ylabel, fontsize=8)
     if legend:
-        ax.legend(fontsize=7.5, frameon=False)
+        ax.legend(fontsize=7.5, frameon=False, loc=where)
 
 
 def training(run: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
@@ -92,7 +92,7 @@ def training(run: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
     gamma.set_ylim(0, 1.05)
     gamma.set_ylabel("γ, share of L_diff's gradient that reaches E_z", fontsize=7, color=ORANGE)
     gamma.tick_params(labelsize=7, colors=ORANGE)
-    finish(latents, "Latents and warm-up", "step", "per-coordinate std")
+    finish(latents, "Latents and warm-up", "step", "per-coordinate std", where="center right")
 
     by_t = np.array([np.nan if x is None else x for x in evals[-1]["l_diff_by_t"]])
     centres = (np.arange(len(by_t)) + 0.5) / len(by_t)

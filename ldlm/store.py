@@ -331,7 +331,9 @@ def sweep(path: Location) -> None:
 def seal(path: Location) -> dict[str, str]:
     """sha256 of every file of the store but the shards', which the ledger records: what the manifest covers."""
     written = {name for record in _records(path).values() for name in record["files"]}
-    names = (name for _, name in files.below(path) if name.split("/")[0] not in _UNSEALED)
+    names = (
+        name for file, name in files.below(path) if name.split("/")[0] not in _UNSEALED and not files.is_temporary(file)
+    )
     return {name: files.sha256_file(path / name) for name in names if name not in written}
 
 

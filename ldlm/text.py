@@ -18,6 +18,7 @@ import numpy as np
 
 from ldlm import files
 from ldlm.errors import InputError
+from ldlm.hub import check_hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -101,6 +102,8 @@ def dataset_source(name: str, revision: str | None = None) -> tuple[str | None, 
     """What a Hugging Face dataset is just now: (commit on the hub or None, sha256 by path of local files)."""
     from datasets import load_dataset_builder
 
+    if not Path(name).exists():
+        check_hub()
     with _loading(f"{name!r}"):
         builder = load_dataset_builder(name, revision=revision)
     paths = [path for found in (builder.config.data_files or {}).values() for path in map(str, found)]

@@ -110,11 +110,11 @@ def run(config: ExtractConfig, out: Location, *, overwrite: bool = False, progre
 
     extraction = Extraction(config, out, work, tokenizer, encoder, fingerprints, progress)
     with result.or_nothing():
-        extraction.pack()
-        extraction.check_space()
-        extraction.encode_sample()
-        extraction.describe()
-        extraction.write_shards()
+        if extraction.pack():
+            extraction.check_space()
+            extraction.encode_sample()
+            extraction.describe()
+            extraction.write_shards()
     return extraction.seal(result)
 
 
@@ -259,9 +259,14 @@ class Extraction:
 
     # Phase 1
 
-    def pack(self) -> None:
-        """Spool the token rows of each split, and map them. Done once its record stands."""
+    def pack(self) -> bool:
+        """Spool the token rows of each split, and map them. Done once its record stands.
+
+        False when another process has sealed the store, and removed the spool, since `begin` looked.
+        """
         with claim(self._claim("pack")):
+            if (self.out / "manifest.json").is_file():
+                return False
             if not (self.work / "spool" / "packing.json").exists():
                 shutil.rmtree(self.work / "spool", ignore_errors=True)
                 (self.work / "spool").mkdir(parents=True)
@@ -276,6 +281,7 @@ class Extraction:
             raise InputError(
                 f"the text is shorter than one row of {self.config.seq_len} tokens; give more text or lower --seq-len"
             )
+        return True
 
     def _spooled(self, split: str) -> np.ndarray:
         """Token rows (rows, L) int32, mapped from disk."""
@@ -447,7 +453,7 @@ class Extraction:
                 tokens = self._shard_tokens(*item)
                 parts, error = self._shard_parts(*item, len(tokens), mean_D, std_D)
                 written += self.writer.write(*item, parts, tokens, {**error, **facts})
-                task.advance(tokens.size, **{"MB/s": written / 1e6 / (time.perf_counter() - started)})
+                task.advance(tokens.size, written=f"{written / 1e6 / (time.perf_counter() - started):.1f} MB/s")
 
             share(
                 self._in_turn(items),

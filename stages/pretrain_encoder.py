@@ -199,7 +199,7 @@ def _train(
         start, recent = found.step, found.state["recent"]
 
     model.train()
-    with progress.task(f"pretrain {config.arch}", config.steps, "step", done=start) as task:
+    with progress.task(f"pretrain {out.name} ({config.arch})", config.steps, "step", done=start) as task:
         for step in range(start, config.steps):
             random = np.random.default_rng([config.seed, step])
             tokens_BL = torch.from_numpy(rows[random.integers(0, len(rows), config.batch_size)]).long()

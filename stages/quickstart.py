@@ -137,14 +137,21 @@ def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, pro
         _check_models(quickstart)
         corpus = _write_corpus(quickstart, out, progress)
     if quickstart.encoder is None:
+        progress.note("1 of 7: pretrain an encoder")
         pretrain_encoder.run(steps.encoder, out / "encoder", progress=progress)
     if quickstart.scorer is None:
+        progress.note("2 of 7: pretrain a scorer, on other text")
         pretrain_encoder.run(steps.scorer, out / "scorer", progress=progress)
+    progress.note("3 of 7: extract features")
     extract_features.run(steps.features, out / "features", progress=progress)
+    progress.note("4 of 7: train encoder, denoiser and decoders jointly")
     trained = train.run(steps.train, out / "features", out / "run", progress=progress)
+    progress.note("5 of 7: fine-tune a decoder that reads the latents directly")
     decoder = finetune_decoder.run(steps.finetune, out / "run", out / "features", progress=progress)
+    progress.note("6 of 7: sample")
     sample.run(steps.sample, out / "run", out / "samples.jsonl", progress=progress)
     store = FeatureStore(out / "features")
+    progress.note("7 of 7: interpolate and evaluate")
     interpolate.run(steps.interpolate(store), out / "run", out / "features", out / "interpolation", progress=progress)
 
     _write_references(store, out, quickstart.seed)
@@ -276,14 +283,14 @@ def summary_text(summary: dict[str, Any]) -> str:
     small = decoder["held_out"]
     figures = {
         "sampler": f"{SAMPLER.steps} steps, decoder {decoder['name']}, temperature {SAMPLER.temperature}",
-        "tokens rebuilt, D_h + D_w": f"{held_out['token_accuracy_clean']:.1%} clean, "
+        "tokens rebuilt by D_h, D_w": f"{held_out['token_accuracy_clean']:.1%} clean, "
         f"{held_out['token_accuracy']:.1%} under σ_dec noise",
-        f"tokens rebuilt, {decoder['name']}": f"{small['token_accuracy_clean']:.1%} clean, "
-        f"{small['token_accuracy']:.1%} under noise; {decoder['parameters']:,} parameters for {decoder['replaces']:,}",
+        f"tokens rebuilt by {decoder['name']}": f"{small['token_accuracy_clean']:.1%} clean, "
+        f"{small['token_accuracy']:.1%} under noise; {decoder['parameters']:,} parameters, not {decoder['replaces']:,}",
         "L_diff": f"{held_out['l_diff']:.3f}; predicting the mean latent gives {held_out['l_diff_mean']:.3f}",
         "latent std": f"{held_out['latent_std']:.2f} per coordinate",
-        "copied 8-grams": f"{copied['samples']:.1%} of the samples' stand in the training text, "
-        f"{copied['real']:.1%} of held-out text's",
+        "copied 8-grams": f"{copied['samples']:.1%} of those in the samples occur in the training text, "
+        f"{copied['real']:.1%} of those in held-out text",
     }
     lines = [
         "Texts, scored by a model trained on text that the LDLM never sees",
@@ -293,6 +300,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     for row in summary["texts"]:
         scores = f"{row['gen_ppl']:>10,.0f}{row['entropy']:>10.2f}{row['diversity']:>11.3f}{row['num_texts']:>7}"
         lines.append(f"  {row['name']:<14}{scores}")
+    lines.append("  (good samples have a low perplexity, and the entropy and diversity of real text)")
     lines += ["", "How they were drawn, and held-out figures", ""]
     lines += [f"  {name:<28}{figure}" for name, figure in figures.items()]
     lines += ["", *(f"  {'yes' if passed else 'NO '}  {claim}" for claim, passed in verdicts(summary))]

@@ -65,6 +65,8 @@ def run(
         state.load(resumed)
         stream.position = state.position
         progress.note(f"resuming from step {state.step}")
+    elif result.state == "partial":
+        progress.note(f"{out} was begun and has no checkpoint yet; starting from step 0")
     metrics.truncate(state.step)
     began_at, started = state.step, time.perf_counter()
 

@@ -231,7 +231,10 @@ def tiny_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def start():
-    """Start the command line as a process of its own: `start(arguments, output)`; quiet, with one thread."""
+    """Start the command line as a process of its own, with one thread: `start(arguments, output)`.
+
+    What it says goes to the test's own stderr, which pytest shows when the test fails.
+    """
 
     def begin(
         arguments: list[str],
@@ -243,7 +246,7 @@ def start():
     ) -> subprocess.Popen[bytes]:
         command = [sys.executable, *launcher, "-m", "ldlm.cli", *arguments, "--output", str(out)]
         env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
+        return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, **options)
 
     return begin
 
