@@ -6,7 +6,6 @@ map of the same rows. The encoder is all-MiniLM-L6-v2 (width 384) over the Engli
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -242,15 +241,19 @@ def _memory(base: ExtractConfig, folder: Path) -> dict[str, int]:
     for times in (1, 10):
         text = folder / f"text-{times}.txt"
         text.write_text((once + "\n") * times, encoding="utf-8")
-        command = [sys.executable, "-m", "ldlm.cli", "extract-features", "--encoder", base.encoder, "--data", str(text)]
-        command += ["--seq-len", str(SEQ_LEN), "--shard-rows", "128", "--output", str(folder / f"memory-{times}")]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
-        peaks[f"{times}x"] = usage.ru_maxrss * 1024
+        arguments = ["extract-features", "--encoder", base.encoder, "--data", str(text), "--seq-len", str(SEQ_LEN)]
+        arguments += ["--shard-rows", "128", "--output", str(folder / f"memory-{times}")]
+        command = [sys.executable, "-c", _WATCHED, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks[f"{times}x"] = int(done.stdout.splitlines()[-1]) * 1024
     return peaks
+
+
+# The process reads its own peak: what wait4 tells of a child begins with the memory of the process that started it.
+_WATCHED = (
+    "import pathlib, re, sys; from ldlm.cli import main; main(sys.argv[1:], standalone_mode=False); "
+    "print(re.search(r'VmHWM:\\s*(\\d+) kB', pathlib.Path('/proc/self/status').read_text())[1])"
+)
 
 
 def report(figures: dict[str, Any]) -> str:

@@ -116,9 +116,9 @@ class Error:
     @classmethod
     def of(cls, h: np.ndarray, parts: Parts, codec: Codec) -> Error:
         """Of states (R, L, D) as they are stored."""
-        axes = tuple(range(h.ndim - 1))
-        wrong = (decode(parts, codec) - h).astype(np.float64)
-        return cls((h.astype(np.float64) ** 2).sum(axes), (wrong**2).sum(axes))
+        flat = h.reshape(-1, h.shape[-1])
+        wrong = decode(parts, codec).reshape(flat.shape) - flat
+        return cls(*(np.square(values).sum(axis=0, dtype=np.float64) for values in (flat, wrong)))
 
     def merge(self, other: Error) -> Error:
         """Of both together."""

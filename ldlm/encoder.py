@@ -210,7 +210,8 @@ class Statistics:
         """Of states (…, D)."""
         flat = h.reshape(-1, h.shape[-1]).astype(np.float64)
         mean = flat.mean(axis=0) if len(flat) else np.zeros(flat.shape[1])
-        return cls(len(flat), mean, ((flat - mean) ** 2).sum(axis=0))
+        flat -= mean
+        return cls(len(flat), mean, np.einsum("nd,nd->d", flat, flat))
 
     def merge(self, other: Statistics) -> Statistics:
         """Of both together (Chan et al., 1979). Merge in a fixed order and the bits are fixed."""

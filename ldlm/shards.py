@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from ldlm.location import Location, ObjectPath
 _ABSENT = 2**64 - 1  # offset and length of a chunk that was never written
 _CHECKSUM = 4  # bytes
 _CORES = len(os.sched_getaffinity(0))
-Read = Callable[[int, int], bytes]  # (start, length) -> bytes
+# (start, length) -> what stands there, and the checksum after it; a negative start counts from the end
+Read = Callable[[int, int], tuple[bytes, bytes]]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -78,9 +79,14 @@ class ShardedArray:
         self.grid = tuple(-(-extent // chunk) for extent, chunk in zip(shard, self.chunk, strict=True))
         self._indices: dict[int, np.ndarray] = {}
 
-    def read(self, chunk_rows: np.ndarray) -> np.ndarray:
-        """The rows of these chunk rows (sorted, distinct), one after the other: (chunks · chunk rows, …)."""
-        out = np.empty((len(chunk_rows), *self.chunk[:1], *self.shape[1:]), self.dtype)
+    def read(self, chunk_rows: np.ndarray, into: np.ndarray | None = None) -> np.ndarray:
+        """The rows of these chunk rows (sorted, distinct), one after the other: (chunks · chunk rows, …).
+
+        `into` is memory for at least as many rows, which saves the kernel from handing out new pages every time.
+        """
+        shape = (len(chunk_rows) * self.chunk[0], *self.shape[1:])
+        out = np.empty(shape, self.dtype) if into is None else into[: shape[0]]
+        by_chunk = out.reshape(len(chunk_rows), self.chunk[0], *self.shape[1:])
         shards, within = np.divmod(chunk_rows, self.grid[0])
         with ExitStack() as opened:
             reads = {shard: opened.enter_context(_reader(self._shard_path(shard))) for shard in map(int, set(shards))}
@@ -88,10 +94,10 @@ class ShardedArray:
             def decode(place: int) -> None:
                 shard = int(shards[place])
                 index = self._index(shard, reads[shard])[within[place]]
-                self._decode_row(reads[shard], index, out[place], self._shard_path(shard))
+                self._decode_row(reads[shard], index, by_chunk[place], self._shard_path(shard))
 
-            list(_threads(16 if isinstance(self.path, ObjectPath) else _CORES).map(decode, range(len(out))))
-        return out.reshape(-1, *self.shape[1:])
+            list(_threads(16 if isinstance(self.path, ObjectPath) else _CORES).map(decode, range(len(chunk_rows))))
+        return out
 
     def _shard_path(self, shard: int) -> Location:
         return self.path / "/".join(["c", str(shard), *["0"] * (len(self.shape) - 1)])
@@ -99,8 +105,8 @@ class ShardedArray:
     def _index(self, shard: int, read: Read) -> np.ndarray:
         """(offset, length) of each chunk: uint64 (grid…, 2). It stands at the end of a shard."""
         if shard not in self._indices:
-            size = int(np.prod(self.grid)) * 16 + _CHECKSUM
-            data = _checked(read(-size, size), self._shard_path(shard))
+            size = int(np.prod(self.grid)) * 16
+            data = _checked(read(-size - _CHECKSUM, size), self._shard_path(shard))
             self._indices[shard] = np.frombuffer(data, "<u8").reshape(*self.grid, 2)
         return self._indices[shard]
 
@@ -113,7 +119,7 @@ class ShardedArray:
             offset, length = map(int, index[place])
             if offset == _ABSENT:
                 raise InputError(f"{path} lacks a chunk; run `ldlm features repair` on the store")
-            data = _checked(read(offset, length), path)
+            data = _checked(read(offset, length - _CHECKSUM), path)
             if target.shape == self.chunk and target.flags.c_contiguous:
                 self._decode(data, target)
             else:  # one of several chunks side by side, or one that reaches beyond the array
@@ -121,35 +127,47 @@ class ShardedArray:
                 self._decode(data, whole)
                 target[...] = whole[tuple(map(slice, target.shape))]
 
-    def _decode(self, data: memoryview, out: np.ndarray) -> None:
+    def _decode(self, data: bytes, out: np.ndarray) -> None:
         if self.compressed:
             zstd.decompress(data, out)
         else:
             out[...] = np.frombuffer(data, out.dtype.newbyteorder("<")).reshape(out.shape)
 
 
-def _checked(data: bytes, path: Location) -> memoryview:
-    """The data without its crc32c, once that has been found right."""
-    if len(data) < _CHECKSUM or google_crc32c.value(data[:-_CHECKSUM]) != struct.unpack("<I", data[-_CHECKSUM:])[0]:
+def _checked(read: tuple[bytes, bytes], path: Location) -> bytes:
+    """The data, once its crc32c has been found right."""
+    data, checksum = read
+    if len(checksum) != _CHECKSUM or google_crc32c.value(data) != struct.unpack("<I", checksum)[0]:
         raise InputError(f"{path} is damaged: a checksum is wrong; run `ldlm features repair` on the store")
-    return memoryview(data)[:-_CHECKSUM]
+    return data
 
 
 @contextmanager
 def _reader(path: Location) -> Iterator[Read]:
-    """Reads parts of a shard, from any thread; a negative start counts from its end.
+    """Reads parts of a shard, from any thread.
 
     By pread and not by a memory map, which would crash the process when a file shrinks under it.
     """
     try:
         if isinstance(path, ObjectPath):
-            yield lambda start, length: path.read_range(start + path.size() if start < 0 else start, length)
-            return
-        with open(path, "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            yield lambda start, length: os.pread(file.fileno(), length, start % size if size else 0)
+            yield partial(_read_object, path)
+        else:
+            with open(path, "rb", buffering=0) as file:
+                yield partial(_read_file, file.fileno(), os.fstat(file.fileno()).st_size)
     except FileNotFoundError:
         raise InputError(f"{path} is missing; run `ldlm features repair` on the store") from None
+
+
+def _read_object(path: ObjectPath, start: int, length: int) -> tuple[bytes, bytes]:
+    start = start + path.size() if start < 0 else start
+    data = path.read_range(start, length + _CHECKSUM)
+    return data[:length], data[length:]
+
+
+def _read_file(descriptor: int, size: int, start: int, length: int) -> tuple[bytes, bytes]:
+    start, length = max(0, start + size) if start < 0 else start, max(0, length)
+    # Two reads, since to cut the checksum off would copy the data.
+    return os.pread(descriptor, length, start), os.pread(descriptor, _CHECKSUM, start + length)
 
 
 @cache

@@ -11,6 +11,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from ldlm.codecs import Parts
 from ldlm.errors import InputError
-from ldlm.store import FeatureStore, Split
+from ldlm.store import CHUNK_ROWS, FeatureStore, Split
 
 BLOCK_ROWS = 16
 WINDOW_BLOCKS = 32
@@ -61,6 +62,16 @@ class RowOrder:
         rows = rows[rows < self.rows]
         return np.random.default_rng([self.seed, epoch, window + 1]).permutation(rows)
 
+    def after(self, epoch: int, window: int) -> tuple[int, int]:
+        """The window that follows."""
+        last = window + 2 == len(self._blocks(epoch)[1])
+        return (epoch + 1, 0) if last else (epoch, window + 1)
+
+    @property
+    def window_chunks(self) -> int:
+        """Most chunks of rows that a window touches; a block is one."""
+        return min(self.window_blocks, -(-self.rows // self.block_rows)) * -(-self.block_rows // CHUNK_ROWS)
+
     def pieces(self, position: int, count: int) -> Iterator[tuple[int, int, int, int]]:
         """`count` positions as (epoch, window, start, stop) pieces of windows."""
         end = position + count
@@ -75,6 +86,10 @@ class RowOrder:
         return np.concatenate(
             [self.window_rows(e, w)[start:stop] for e, w, start, stop in self.pieces(position, count)]
         )
+
+
+Window = tuple[int, int]  # epoch, number within it
+Loaded = tuple[dict[str, np.ndarray], np.ndarray]  # chunks by array name, and where in them each row stands
 
 
 class Batch(NamedTuple):
@@ -97,7 +112,7 @@ class Stream:
         seed: int,
         position: int,
         device: torch.device,
-        depth: int = 4,
+        depth: int = 2,
     ) -> None:
         if split.rows < batch_size:
             raise InputError(
@@ -109,7 +124,10 @@ class Stream:
         self.position = position
         self._queue: queue.Queue[Any] = queue.Queue(depth)
         self._stop = threading.Event()
-        self._windows: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="ldlm-window")
+        self._memory = [split.memory(self.order.window_chunks) for _ in range(2)]
+        self._current: tuple[Window, Loaded] | None = None
+        self._ahead: tuple[Window, Future[Loaded]] | None = None
         self._thread = threading.Thread(target=self._fill, name="ldlm-stream", daemon=True)
 
     def __enter__(self) -> Stream:
@@ -119,6 +137,7 @@ class Stream:
     def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join()
+        self._loader.shutdown()
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
@@ -148,20 +167,26 @@ class Stream:
 
     def _gather(self, position: int) -> tuple[Parts, np.ndarray]:
         """The batch at `position`, as stored."""
-        arrays: dict[str, list[np.ndarray]] = {}
+        pieces: dict[str, list[np.ndarray]] = {}
         for epoch, window, start, stop in self.order.pieces(position, self.batch_size):
-            for name, values in self._window(epoch, window).items():
-                arrays.setdefault(name, []).append(values[start:stop])
-        batch = {name: np.concatenate(values) for name, values in arrays.items()}
+            loaded, place = self._window(epoch, window)
+            for name, values in loaded.items():
+                pieces.setdefault(name, []).append(values[place[start:stop]])
+        batch = {name: parts[0] if len(parts) == 1 else np.concatenate(parts) for name, parts in pieces.items()}
         tokens = batch.pop("tokens")
         return batch, tokens
 
-    def _window(self, epoch: int, window: int) -> dict[str, np.ndarray]:
-        """A window's rows, shuffled, by array name; the last two windows are kept."""
-        key = (epoch, window)
-        if key not in self._windows:
-            parts, tokens = self.split.read_rows(self.order.window_rows(epoch, window))
-            self._windows[key] = {**parts, "tokens": tokens}
-            for old in list(self._windows)[:-2]:
-                del self._windows[old]
-        return self._windows[key]
+    def _window(self, epoch: int, window: int) -> Loaded:
+        """A window's chunks, and where in them its rows stand in their order. The next is being read meanwhile."""
+        if self._current is None or self._current[0] != (epoch, window):
+            expected, future = self._ahead or ((epoch, window), self._load(epoch, window))
+            assert expected == (epoch, window)
+            self._current = (expected, future.result())
+            following = self.order.after(epoch, window)
+            self._ahead = (following, self._load(*following))
+        return self._current[1]
+
+    def _load(self, epoch: int, window: int) -> Future[Loaded]:
+        """Begin to read a window, into the memory of the one before the current."""
+        self._memory.reverse()
+        return self._loader.submit(self.split.load, self.order.window_rows(epoch, window), self._memory[0])

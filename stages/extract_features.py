@@ -401,16 +401,17 @@ class Extraction:
 
     def _write_statistics(self) -> None:
         width = _width(self.config, self.encoder)
-        everything = without_first = Statistics(0, np.zeros(width), np.zeros(width))
+        first = without_first = Statistics(0, np.zeros(width), np.zeros(width))
         if self.config.kind == "scratch":
-            everything = without_first = Statistics(1, np.zeros(width), np.ones(width))
+            first = without_first = Statistics(1, np.zeros(width), np.ones(width))
         blocks = [] if self.config.kind == "scratch" else self.sample()
         with self.progress.task("statistics", len(blocks), "block") as task:
             for block in blocks:
                 states = self._states("train", block)
-                everything = everything.merge(Statistics.of(states))
+                first = first.merge(Statistics.of(states[:, :1]))
                 without_first = without_first.merge(Statistics.of(states[:, 1:]))
                 task.advance(1)
+        everything = first.merge(without_first)
         tensors = {**everything.tensors("all"), **without_first.tensors("without_position_0")}
         files.write_once(self._statistics_path, save(tensors))
 
