@@ -112,7 +112,7 @@ class Stream:
         seed: int,
         position: int,
         device: torch.device,
-        depth: int = 2,
+        depth: int = 4,
     ) -> None:
         if split.rows < batch_size:
             raise InputError(
@@ -144,16 +144,16 @@ class Stream:
             item = self._queue.get()
             if isinstance(item, BaseException):
                 raise item
-            parts, tokens, position = item
-            tokens_BL = torch.from_numpy(tokens).to(self.device, torch.int64)
-            yield Batch(self.split.states(parts, tokens_BL), tokens_BL, position)
+            if self.split.online is not None:  # the encoder is part of the step, not of the reading
+                item = item._replace(hidden_BLD=self.split.online(item.tokens_BL))
+            yield item
 
     def _fill(self) -> None:
         """The reading thread: whatever goes wrong here is raised where the batches are consumed."""
         try:
             position = self.position
             while not self._stop.is_set():
-                self._put((*self._gather(position), position))
+                self._put(self._batch(position))
                 position += self.batch_size
         except BaseException as error:
             self._put(error)
@@ -164,6 +164,13 @@ class Stream:
                 return self._queue.put(item, timeout=0.1)
             except queue.Full:
                 continue
+
+    def _batch(self, position: int) -> Batch:
+        """The batch at `position` on the device, its states decoded there."""
+        parts, tokens = self._gather(position)
+        tokens_BL = torch.from_numpy(tokens).to(self.device, torch.int64)
+        hidden_BLD = None if self.split.online is not None else self.split.states(parts, tokens_BL)
+        return Batch(hidden_BLD, tokens_BL, position)
 
     def _gather(self, position: int) -> tuple[Parts, np.ndarray]:
         """The batch at `position`, as stored."""
