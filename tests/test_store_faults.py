@@ -163,6 +163,7 @@ def peak_memory(arguments, out) -> int:
     return int(done.stdout.splitlines()[-1]) * 1024
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_with_ten_times_the_text(corpus, gpt2, tmp_path):
     peaks = {}
     for times in (10, 100):
