@@ -19,7 +19,7 @@ import torch
 from ldlm.cli import show
 from ldlm.stages import extract_features, features
 
-from ldlm import builtin_text, config
+from ldlm import builtin_text, config, runtime
 from ldlm.config import ExtractConfig, TrainConfig
 from ldlm.encoder import FrozenEncoder
 from ldlm.store import FeatureStore
@@ -86,13 +86,13 @@ def _extraction(base: ExtractConfig, folder: Path) -> dict[str, Any]:
     """Rows per second from tokens to the last shard, against the bare encoder over the same blocks, in turns."""
     store = FeatureStore(folder / "fp16-zstd-1")
     tokens = torch.from_numpy(store.split("train").tokens[:]).long()
-    encoder = FrozenEncoder(base.encoder, layer=base.layer)
+    encoder = FrozenEncoder(base.encoder, layer=base.layer, device=runtime.device("auto"))
     blocks = tokens.split(BLOCK)
 
     def bare() -> float:
         started = time.perf_counter()
         for block in blocks:
-            encoder(block)
+            encoder(block).cpu()
         return time.perf_counter() - started
 
     def extraction(number: int) -> float:

@@ -50,7 +50,7 @@ def command(
     store = require_place(features, "--features", "features")
     out = require(output, "--output", "run")
     if features == ONLINE:
-        store = _prepare_online(online, config, out)
+        store = _prepare_online(online, config, out, overwrite=bool(options.overwrite))
     elif online:
         raise InputError(f"--{next(iter(online)).replace('_', '-')} is for --features online; a store has its own")
     made = stage.run(
@@ -65,7 +65,7 @@ def command(
     options.show(result, lambda: _table(result))
 
 
-def _prepare_online(online: dict[str, Any], config: TrainConfig, out: Path) -> Path:
+def _prepare_online(online: dict[str, Any], config: TrainConfig, out: Path, *, overwrite: bool) -> Path:
     """A store of tokens and statistics beside the run, for the encoder to work from."""
     from ldlm.stages import extract_features
 
@@ -74,7 +74,8 @@ def _prepare_online(online: dict[str, Any], config: TrainConfig, out: Path) -> P
     same = {"codec": "online", "seed": config.seed, "device": config.device}
     place = out.with_name(out.name + "-features")
     progress = show.Terminal()
-    extract_features.run(configs.from_dict(configs.ExtractConfig, {**online, **same}), place, progress=progress)
+    settings = configs.from_dict(configs.ExtractConfig, {**online, **same})
+    extract_features.run(settings, place, overwrite=overwrite, progress=progress)
     progress.note(f"tokens and statistics are in {place}, which the later commands take as --features")
     return place
 

@@ -81,12 +81,15 @@ class Artifact:
         files.write_atomic(self.path / "config.yaml", files.dump_yaml(configs.to_dict(config)))
 
     @contextmanager
-    def or_nothing(self) -> Iterator[None]:
-        """Bad input that is found within the block removes the folder again, if `begin` has just made it."""
+    def or_nothing(self, unless: str | None = None) -> Iterator[None]:
+        """Bad input that is found within the block removes the folder again, if `begin` has just made it.
+
+        Not once there is a file in its subfolder `unless`: that is work which a correction may go on from.
+        """
         try:
             yield
         except InputError:
-            if self.state == "new":
+            if self.state == "new" and not (unless and files.matching(self.path / unless, "*")):
                 _discard(self.path)
             raise
 

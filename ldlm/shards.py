@@ -159,8 +159,11 @@ def _reader(path: Location) -> Iterator[Read]:
 
 
 def _read_object(path: ObjectPath, start: int, length: int) -> tuple[bytes, bytes]:
-    start = start + path.size() if start < 0 else start
-    data = path.read_range(start, length + _CHECKSUM)
+    try:
+        start = start + path.size() if start < 0 else start
+        data = path.read_range(start, length + _CHECKSUM)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; run `ldlm features repair` on the store") from None
     return data[:length], data[length:]
 
 

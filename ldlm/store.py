@@ -31,7 +31,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from ldlm import artifact, files, shards
 from ldlm.codecs import CODECS, Codec, Parts
 from ldlm.config import Shapes
-from ldlm.errors import InputError
+from ldlm.errors import InputError, StorageError
 from ldlm.location import Location, locate
 from ldlm.online import OnlineEncoder
 from ldlm.shards import ShardedArray
@@ -195,7 +195,8 @@ class FeatureStore:
 
     def split(self, name: str) -> Split:
         """`train` or `validation`; `InputError` when the store has no such rows."""
-        records = [record for record in self.records.values() if record["split"] == name]
+        # By number: names of six digits would come before those of five.
+        records = sorted((r for r in self.records.values() if r["split"] == name), key=lambda r: r["shard"])
         if not records:
             raise InputError(
                 f"{self.path} has no {name} rows; extract with --validation-docs N or --validation-data FILE"
@@ -338,9 +339,22 @@ def sweep(path: Location) -> None:
             file.unlink()
 
 
-def seal(path: Location) -> dict[str, str]:
-    """sha256 of every file of the store but the shards', which the ledger records: what the manifest covers."""
-    written = {name for record in _records(path).values() for name in record["files"]}
+def seal(path: Location, rows: Mapping[str, int]) -> dict[str, str]:
+    """sha256 of every file of the store but the shards', which the ledger records: what the manifest covers.
+
+    `StorageError` when the records do not cover `rows`, or a recorded file is not there with its size; the record of
+    that shard is dropped, so that the same command makes it again.
+    """
+    records = _records(path)
+    for key, record in records.items():
+        for name, entry in record["files"].items():
+            if files.size(path / name) != entry["bytes"]:
+                (path / "ledger" / f"{key}.json").unlink(missing_ok=True)
+                raise StorageError(f"{path / name} is not what was written; run the same command again")
+    counted = {split: sum(r["rows"] for r in records.values() if r["split"] == split) for split in SPLITS}
+    if counted != {split: rows.get(split, 0) for split in SPLITS}:
+        raise StorageError(f"{path} has records of {counted} rows and needs {dict(rows)}; run the same command again")
+    written = {name for record in records.values() for name in record["files"]}
     names = (
         name for file, name in files.below(path) if name.split("/")[0] not in _UNSEALED and not files.is_temporary(file)
     )

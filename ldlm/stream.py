@@ -112,7 +112,7 @@ class Stream:
         seed: int,
         position: int,
         device: torch.device,
-        depth: int = 4,
+        depth: int = 2,
     ) -> None:
         if split.rows < batch_size:
             raise InputError(
@@ -143,6 +143,7 @@ class Stream:
         while True:
             item = self._queue.get()
             if isinstance(item, BaseException):
+                self._queue.put(item)  # for whoever asks again
                 raise item
             if self.split.online is not None:  # the encoder is part of the step, not of the reading
                 item = item._replace(hidden_BLD=self.split.online(item.tokens_BL))

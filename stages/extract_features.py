@@ -58,7 +58,9 @@ def plan(config: ExtractConfig, out: Location | None = None) -> dict[str, Any]:
         "rows": rows,
         "tokens": tokens,
         "shards": sum(-(-count // config.shard_rows) for count in rows.values()),
-        "bytes": {codec.name: _bytes(tokens, width, codec) for codec in CODECS.values()},
+        "bytes": {
+            codec.name: _bytes(tokens, 0 if config.kind == "scratch" else width, codec) for codec in CODECS.values()
+        },
         "bytes_free": shutil.disk_usage(_existing_parent(out)).free if isinstance(out, Path | None) else None,
         "tokens_per_second": round(rate),
         "hours": tokens / rate / 3600 if rate else 0.0,
@@ -109,7 +111,7 @@ def run(config: ExtractConfig, out: Location, *, overwrite: bool = False, progre
         return result
 
     extraction = Extraction(config, out, work, tokenizer, encoder, fingerprints, progress)
-    with result.or_nothing():
+    with result.or_nothing(unless="ledger"):
         if extraction.pack():
             extraction.check_space()
             extraction.encode_sample()
@@ -291,11 +293,12 @@ class Extraction:
     def check_space(self) -> None:
         """`InputError` when the store, before compression, and the spooled states don't fit on the disk."""
         width, length = _width(self.config, self.encoder), self.config.seq_len
-        spooled = 0 if self.config.codec == "online" else len(self.sample()) * self.config.batch_size
+        none = self.config.kind == "scratch" or self.config.codec == "online"
+        spooled = 0 if none else len(self.sample()) * self.config.batch_size
         needed = spooled * length * width * 4
         if isinstance(self.out, Path):
-            needed += _bytes(sum(self.rows.values()) * length, width, CODECS[self.config.codec])
-        have = sum(path.stat().st_size for path in self.work.rglob("*") if path.is_file())
+            needed += _bytes(sum(self.rows.values()) * length, 0 if none else width, CODECS[self.config.codec])
+        have = sum(files.size(path) or 0 for path, _ in files.below(self.work))
         free = shutil.disk_usage(self.work).free
         if needed > have + free:
             raise InputError(
@@ -498,7 +501,7 @@ class Extraction:
                 store.sweep(self.out)
                 description = files.read_json(self.out / "store.json")
                 size = sum(files.size(path) or 0 for path, _ in files.below(self.out / "features.zarr"))
-                result.finish(**description, bytes=size, sha256=store.seal(self.out))
+                result.finish(**description, bytes=size, sha256=store.seal(self.out, self.rows))
         _clear(self.work, self.out)
         return Artifact(self.out, "features", "complete")
 

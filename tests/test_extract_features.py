@@ -235,7 +235,7 @@ def test_kind_scratch_stores_tokens_only_and_never_runs_the_encoder(few, whole, 
     ("letter", "value", "message"),
     [("Ω", 1e3, "don't fit in fp16; use --codec bf16 or fp32"), ("e", float("nan"), "not finite")],
 )
-def test_states_that_half_precision_can_not_hold_are_refused_and_nothing_is_left(
+def test_states_that_half_precision_can_not_hold_are_refused_and_nothing_is_sealed(
     few, gpt2, tmp_path, letter, value, message
 ):
     """A dimension that is constant in the training text, where the variance has its floor, and far off elsewhere."""
@@ -254,7 +254,9 @@ def test_states_that_half_precision_can_not_hold_are_refused_and_nothing_is_left
     config = replace(few, encoder=str(folder), kind="embedding", **text_files)
     with pytest.raises(InputError, match=message):
         extract_features.run(config, tmp_path / "f")
-    assert not (tmp_path / "f").exists()
+    assert not (tmp_path / "f" / "manifest.json").exists()
+    # A refusal after finished shards keeps them; before, it leaves nothing.
+    assert (tmp_path / "f").exists() == any(tmp_path.glob("f/ledger/*"))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ import pytest
 from ldlm.stages import extract_features, features
 
 from ldlm import store as stores
-from ldlm.config import ExtractConfig
-from ldlm.errors import InputError
+from ldlm.config import ExtractConfig, from_dict
+from ldlm.errors import InputError, StorageError
 from ldlm.store import FeatureStore
 
 
@@ -275,6 +275,53 @@ def test_int8_is_refused_when_a_channel_loses_too_much(whole, tmp_path):
     with pytest.raises(InputError, match=r"--codec int8-token loses .* use --codec fp16"):
         extract_features.run(config, tmp_path / "f")
     assert not (tmp_path / "f").exists()
+
+
+def test_bad_states_in_a_late_shard_lose_none_of_the_earlier_ones(arguments, whole, tmp_path, monkeypatch):
+    """Extraction that has just begun leaves nothing behind when it refuses; one with finished shards keeps them."""
+    made_with = {**FeatureStore(whole).artifact.config, "device": "cpu"}
+    config = from_dict(ExtractConfig, made_with)
+    real = extract_features.Extraction._shard_parts
+
+    def fails_at_the_third(self, split, shard, *rest):
+        if shard == 2:
+            raise InputError("states of up to 7e4 don't fit in fp16")
+        return real(self, split, shard, *rest)
+
+    monkeypatch.setattr(extract_features.Extraction, "_shard_parts", fails_at_the_third)
+    with pytest.raises(InputError, match="don't fit"):
+        extract_features.run(config, tmp_path / "f")
+    assert len(list((tmp_path / "f" / "ledger").iterdir())) == 2
+    monkeypatch.undo()
+    extract_features.run(config, tmp_path / "f")
+    assert payload_of(tmp_path / "f") == payload_of(whole)
+
+
+def payload_of(path):
+    """What does not tell the device it was made on."""
+    return {name: data for name, data in content(path).items() if name.startswith(("features.zarr", "ledger"))}
+
+
+def test_a_store_is_not_sealed_over_a_recorded_shard_that_is_gone(whole, tmp_path):
+    path = shutil.copytree(whole, tmp_path / "features")
+    (path / "manifest.json").unlink()
+    (path / "features.zarr/hidden/c/1/0/0").unlink()
+    made_with = {**FeatureStore(whole).artifact.config, "device": "cpu"}
+    config = from_dict(ExtractConfig, made_with)
+    with pytest.raises(StorageError, match=r"hidden/c/1/0/0 is not what was written; run the same command again"):
+        extract_features.run(config, path)
+    assert not (path / "manifest.json").exists()
+    extract_features.run(config, path)
+    assert payload_of(path) == payload_of(whole)
+
+
+def test_more_shards_than_five_digits_are_in_the_order_of_their_numbers(whole):
+    opened = FeatureStore(whole)
+    record = opened.records["train-00000"]
+    opened.records = {f"train-{n:05d}": {**record, "shard": n} for n in (100000, 99999)}
+    opened.records = dict(sorted(opened.records.items()))
+    assert list(opened.records) == ["train-100000", "train-99999"]
+    assert opened.split("train").shards == (99999, 100000)
 
 
 def test_a_worker_that_comes_late_finds_the_store_complete(start, arguments, whole):
