@@ -1,5 +1,6 @@
 """The order of rows as a pure function of (seed, position), and the same batches from wherever a run goes on."""
 
+import time
 from itertools import islice
 
 import numpy as np
@@ -129,3 +130,17 @@ def test_leaving_early_ends_the_reading_thread(opened):
 def test_too_few_rows_for_one_batch_are_refused(opened):
     with pytest.raises(InputError, match="has 403 train rows, too few for one batch of 404; lower batch_size"):
         Stream(opened, opened.split("train"), batch_size=404, seed=0, position=0, device=CPU)
+
+
+def test_a_window_is_not_overwritten_while_its_rows_are_still_wanted(store):
+    """The next window is read meanwhile, into memory of its own; small windows and a slow consumer would show it."""
+    split = FeatureStore(store).split("train")
+    stream = Stream(FeatureStore(store), split, batch_size=8, seed=3, position=0, device=CPU)
+    stream.order = RowOrder(split.rows, 3, window_blocks=2)
+    stream._memory = [split.memory(2), split.memory(2)]
+    with stream:
+        for batch in islice(stream, 2 * split.rows // 8):
+            time.sleep(0.01)
+            parts, tokens = split.read_rows(stream.order.rows_at(batch.position, 8))
+            assert batch.tokens_BL.tolist() == tokens.tolist()
+            assert torch.equal(batch.hidden_BLD, torch.from_numpy(parts["hidden"]).float())
