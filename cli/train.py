@@ -46,7 +46,7 @@ def command(
     from ldlm.stages import train as stage
 
     if options.dry_run:
-        return options.show_plan(stage.plan(config, _shapes(options, features)))
+        return options.show_plan(stage.plan(config, _shapes(options, features, online)))
     store = require_place(features, "--features", "features")
     out = require(output, "--output", "run")
     if features == ONLINE:
@@ -80,8 +80,12 @@ def _prepare_online(online: dict[str, Any], config: TrainConfig, out: Path, *, o
     return place
 
 
-def _shapes(options: Options, features: str | None) -> configs.Shapes:
-    """Sizes for a dry run: the store's, or without one the preset's own."""
+def _shapes(options: Options, features: str | None, online: dict[str, Any]) -> configs.Shapes:
+    """Sizes for a dry run: the store's, the encoder's, or without either the preset's own."""
+    if features == ONLINE and "encoder" in online:
+        from ldlm.stages import extract_features
+
+        return extract_features.shapes(configs.from_dict(configs.ExtractConfig, online))
     if features is not None and features != ONLINE:
         from ldlm.store import FeatureStore
 

@@ -109,15 +109,17 @@ def begin(
     *,
     overwrite: bool = False,
     reads: Sequence[str | Path] = (),
+    shared: bool = False,
 ) -> Artifact:
     """Create the artefact at `path`, or take up or recognise the one that is there (SPEC 12.1).
 
     Raises `InputError` when `path` holds something else, another configuration or other inputs, saying what differs.
-    `reads` are the files that the stage will read: an output that contains one is never overwritten.
+    `reads` are the files that the stage will read: an output that contains one is never overwritten. A `shared` output
+    is one that several processes work at: one that is taken up stays as it is, for another may be about to seal it.
     """
     # Processes that share an output may begin it at the same moment.
     with entry(path.parent) if isinstance(path, Path) else nullcontext():
-        return _begin(path, kind, config, inputs, overwrite, reads)
+        return _begin(path, kind, config, inputs, overwrite, reads, shared)
 
 
 def _begin(
@@ -127,6 +129,7 @@ def _begin(
     inputs: Mapping[str, Any],
     overwrite: bool,
     reads: Sequence[str | Path],
+    shared: bool,
 ) -> Artifact:
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file and the output is a folder; choose another --output")
@@ -152,10 +155,10 @@ def _begin(
         )
     if (path / "manifest.json").is_file():
         return Artifact(path, kind, "complete")
-    found_partial = Artifact(path, kind, "partial")
-    if kind != "features":  # a store is shared: another process may be about to seal it with the file that is there
-        found_partial.write_config(config)
-    return found_partial
+    taken_up = Artifact(path, kind, "partial")
+    if not shared:
+        taken_up.write_config(config)
+    return taken_up
 
 
 def open_artifact(path: Location, kind: str, *, complete: bool = True) -> Artifact:

@@ -13,6 +13,8 @@ from typing import Any
 from ldlm.errors import InputError
 from ldlm.location import Location, ObjectPath
 
+Buffer = bytes | memoryview
+
 
 def fsync_dir(path: Path) -> None:
     """Make the entries of a folder durable, so that a rename inside it survives a power cut."""
@@ -39,11 +41,12 @@ def is_temporary(path: Location) -> bool:
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
-def write_atomic(path: Location, data: str | bytes) -> None:
+def write_atomic(path: Location, data: str | Buffer) -> None:
     """Write a whole file or nothing: temporary file, fsync, rename, fsync of the folder. Folders are made."""
     data = data.encode() if isinstance(data, str) else data
     if isinstance(path, ObjectPath):
-        return path.write_bytes(data)
+        path.write_bytes(data)
+        return
     _make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -60,12 +63,15 @@ def write_atomic(path: Location, data: str | bytes) -> None:
     fsync_dir(path.parent)
 
 
-def write_once(path: Location, data: bytes) -> None:
-    """Write a whole file, unless another writer of an object store was faster; read it to see whose it is."""
+def write_once(path: Location, data: Buffer) -> Buffer:
+    """Write a whole file, unless another writer of an object store was faster; returns what stands there now.
+
+    On a file system it is the caller who holds a claim, and a file that is there is a dead writer's.
+    """
     if isinstance(path, ObjectPath):
-        path.write_bytes(data, once=True)
-    else:
-        write_atomic(path, data)
+        return data if path.write_bytes(data, once=True) else path.read_bytes()
+    write_atomic(path, data)
+    return data
 
 
 def _make_folder(path: Path) -> None:
@@ -135,6 +141,13 @@ def size(path: Location) -> int | None:
         return None
 
 
+def sizes(root: Location) -> dict[str, int]:
+    """Bytes of every file below a folder, by its name from there; of an object store, by one listing."""
+    if isinstance(root, ObjectPath):
+        return root.sizes()
+    return {name: path.stat().st_size for path, name in below(root)}
+
+
 def matching(folder: Location, pattern: str) -> list[Any]:
     """Paths directly in a folder whose names match, in order."""
     return sorted(folder.glob(pattern))
@@ -154,7 +167,7 @@ def copy_tree(source: Location, target: Location) -> None:
         write_atomic(target / name, path.read_bytes())
 
 
-def sha256(data: bytes) -> str:
+def sha256(data: Buffer) -> str:
     """Hex digest of bytes."""
     return hashlib.sha256(data).hexdigest()
 

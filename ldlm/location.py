@@ -6,13 +6,14 @@ whole or not at all, by one PUT or a multipart upload, and is durable then; ther
 
 from __future__ import annotations
 
+import itertools
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
-from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,6 +22,7 @@ from ldlm.errors import InputError, StorageError
 SCHEMES = ("s3", "gs", "az")
 RETRIES = 6  # of a request, after server errors, resets and time-outs, with exponential backoff
 RETRY_SECONDS = 60.0  # from the first failure to the last attempt
+REQUEST_SECONDS = 300.0  # a shard that is put once, and not again, goes in one request
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,21 @@ class ObjectPath:
         """Part of the object."""
         return self.root.call("get_range", self.key, start=start, length=length).to_bytes()
 
-    def write_bytes(self, data: bytes, *, once: bool = False) -> None:
-        """Put the object, whole or not at all; with `once`, leave the one that is there."""
-        self.root.call("put", self.key, data, mode="create" if once else "overwrite")
+    def write_bytes(self, data: bytes | memoryview, *, once: bool = False) -> bool:
+        """Put the object, whole or not at all; with `once`, leave the one that is there. Whether it was put."""
+        if not once:
+            return self.root.call("put", self.key, data) is not None
+        # obstore repeats no such request after a reset, since its answer might be about its own first attempt. Here
+        # that does not matter: what stands there is read again.
+        ends = time.monotonic() + RETRY_SECONDS
+        for attempt in itertools.count():
+            try:
+                return self.root.call("put", self.key, data, mode="create") is not None
+            except StorageError:
+                if attempt == RETRIES or time.monotonic() > ends:
+                    raise
+                time.sleep(min(8.0, 0.1 * 2**attempt))
+        raise AssertionError
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Delete the object."""
@@ -117,7 +131,12 @@ class ObjectPath:
         return (path for path in self.rglob(pattern) if len(PurePosixPath(path.key).parts) == depth)
 
     def _list(self, limit: int | None = None) -> list[str]:
-        return self.root.call("list", f"{self.key}/", limit=limit)
+        return [entry["path"] for entry in self.root.call("list", f"{self.key}/", limit=limit)]
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every object below, by its name from here."""
+        start = len(self.key) + 1
+        return {entry["path"][start:]: entry["size"] for entry in self.root.call("list", f"{self.key}/", limit=None)}
 
     def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
         """Nothing: an object store has no folders."""
@@ -155,10 +174,11 @@ class Bucket:
             "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=8), "base": 2},
         }
         plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")  # a server of one's own, like MinIO
-        return from_url(f"{self.url}/{prefix}", retry_config=retry, client_options={"allow_http": plain})
+        client: Any = {"allow_http": plain, "timeout": timedelta(seconds=REQUEST_SECONDS)}
+        return from_url(f"{self.url}/{prefix}", retry_config=retry, client_options=client)
 
     def call(self, operation: str, key: str, *args: Any, **options: Any) -> Any:
-        """One of obstore's functions, `list` giving keys and `get` bytes.
+        """One of obstore's functions, `list` giving entries and `get` bytes; None for what was there already.
 
         FileNotFoundError when there is no such object, `StorageError` when the service doesn't do it.
         """
@@ -168,8 +188,8 @@ class Bucket:
         store = self.store
         try:
             if operation == "list":
-                entries = chain.from_iterable(obstore.list(store, key))
-                return [entry["path"] for entry in islice(entries, options["limit"])]
+                entries = itertools.chain.from_iterable(obstore.list(store, key))
+                return list(itertools.islice(entries, options["limit"]))
             if operation == "get":
                 return obstore.get(store, key).bytes().to_bytes()
             return getattr(obstore, operation)(store, key, *args, **options)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from ldlm.location import Location, ObjectPath
 _ABSENT = 2**64 - 1  # offset and length of a chunk that was never written
 _CHECKSUM = 4  # bytes
 _CORES = len(os.sched_getaffinity(0))
+REQUESTS = 16  # to an object store at a time
 # (start, length) -> what stands there, and the checksum after it; a negative start counts from the end
 Read = Callable[[int, int], tuple[bytes, bytes]]
 
@@ -43,7 +44,7 @@ def zarr_store(path: Location) -> Any:
     return ObjectStore(path.root.below(path.key), read_only=True)
 
 
-def encoded(arrays: Mapping[str, Any], build: Callable[[Any], None]) -> dict[str, bytes]:
+def encoded(arrays: Mapping[str, Any], build: Callable[[Any], None]) -> dict[str, memoryview]:
     """What a Zarr group consists of, as bytes by name: `build` makes its arrays, and `arrays` are written into it.
 
     `arrays`: path of an array → (first row, rows). Without any, the metadata alone.
@@ -58,7 +59,7 @@ def encoded(arrays: Mapping[str, Any], build: Callable[[Any], None]) -> dict[str
     for name, (start, rows) in arrays.items():
         array = group[name].with_config(every_chunk)
         array[start : start + len(rows)] = rows
-    return {name: buffer.to_bytes() for name, buffer in sorted(buffers.items())}
+    return {name: memoryview(buffer.as_numpy_array()) for name, buffer in sorted(buffers.items())}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -96,7 +97,11 @@ class ShardedArray:
                 index = self._index(shard, reads[shard])[within[place]]
                 self._decode_row(reads[shard], index, by_chunk[place], self._shard_path(shard))
 
-            list(_threads(16 if isinstance(self.path, ObjectPath) else _CORES).map(decode, range(len(chunk_rows))))
+            threads = _threads(REQUESTS if isinstance(self.path, ObjectPath) else _CORES)
+            decoding = [threads.submit(decode, place) for place in range(len(chunk_rows))]
+            wait(decoding)  # all of them, also after a fault: the files are closed next
+            for future in decoding:
+                future.result()
         return out
 
     def _shard_path(self, shard: int) -> Location:

@@ -16,11 +16,12 @@ completeness is decided by the ledger and the sizes it records, and never by zar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,13 +33,15 @@ from ldlm import artifact, files, shards
 from ldlm.codecs import CODECS, Codec, Parts
 from ldlm.config import Shapes
 from ldlm.errors import InputError, StorageError
-from ldlm.location import Location, locate
+from ldlm.location import Location, ObjectPath, locate
 from ldlm.online import OnlineEncoder
 from ldlm.shards import ShardedArray
 
 CHUNK_ROWS = 16
 SPLITS = ("train", "validation")
 NO_PARTS: Parts = {}
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -141,13 +144,15 @@ class FeatureStore:
 
     def _check(self) -> None:
         """Every shard by its size, and everything else of a sealed store, which is small, by its hash."""
-        for name, digest in (self.artifact.manifest["sha256"] if self.sealed else {}).items():
-            problem = fault(self.path / name, digest)
+        covered = list((self.artifact.manifest["sha256"] if self.sealed else {}).items())
+        problems = _for_each(self.path, lambda entry: fault(self.path / entry[0], entry[1]), covered)
+        for (name, _), problem in zip(covered, problems, strict=True):
             if problem is not None:
                 raise InputError(f"{self.path / name} {problem}; run `ldlm features repair {self.path}`")
+        found = files.sizes(self.path)
         for key, record in self.records.items():
             for name, entry in record["files"].items():
-                size = files.size(self.path / name)
+                size = found.get(name)
                 if size != entry["bytes"]:
                     state = "is missing" if size is None else f"has {size} bytes instead of {entry['bytes']}"
                     raise InputError(f"shard {key}: {self.path / name} {state}; run `ldlm features repair {self.path}`")
@@ -228,7 +233,16 @@ def _folder(split: str) -> str:
 
 def _records(path: Location) -> dict[str, dict[str, Any]]:
     """The ledger: shard name → record, in order."""
-    return {record.stem: files.read_json(record) for record in files.matching(path / "ledger", "*.json")}
+    paths = files.matching(path / "ledger", "*.json")
+    return dict(zip([record.stem for record in paths], _for_each(path, files.read_json, paths), strict=True))
+
+
+def _for_each(place: Location, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """The results of `work` in order; an object store is asked for several at a time."""
+    if not isinstance(place, ObjectPath):
+        return list(map(work, items))
+    with ThreadPoolExecutor(shards.REQUESTS) as threads:
+        return list(threads.map(work, items))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -315,8 +329,9 @@ class StoreWriter:
         entries: dict[str, dict[str, Any]] = {}
         for name, data in made.items():
             if not name.endswith("zarr.json"):
-                files.write_atomic(self.path / (_folder(split) + name), data)
-                entries[_folder(split) + name] = {"bytes": len(data), "sha256": files.sha256(data)}
+                # Machines that make a shard twice may differ in its last bits: the record is of what stands there.
+                stored = files.write_once(self.path / (_folder(split) + name), data)
+                entries[_folder(split) + name] = {"bytes": len(stored), "sha256": files.sha256(stored)}
         record = {"split": split, "shard": shard, "start": start, "rows": len(tokens), **facts, "files": entries}
         files.write_json(self.record_path(split, shard), record)
         return sum(entry["bytes"] for entry in entries.values())
@@ -334,7 +349,7 @@ def sweep(path: Location) -> None:
     for file, relative in files.below(path):
         chunk = relative.startswith("features.zarr/") and "/c/" in relative
         ours = relative in named or relative in ("features.zarr/mean/c/0", "features.zarr/std/c/0")
-        temporary = file.name.startswith(".") or file.suffix == ".partial"
+        temporary = file.name.startswith(".")
         if temporary or (chunk and not ours):
             file.unlink()
 
@@ -345,10 +360,10 @@ def seal(path: Location, rows: Mapping[str, int]) -> dict[str, str]:
     `StorageError` when the records do not cover `rows`, or a recorded file is not there with its size; the record of
     that shard is dropped, so that the same command makes it again.
     """
-    records = _records(path)
+    records, found = _records(path), files.sizes(path)
     for key, record in records.items():
         for name, entry in record["files"].items():
-            if files.size(path / name) != entry["bytes"]:
+            if found.get(name) != entry["bytes"]:
                 (path / "ledger" / f"{key}.json").unlink(missing_ok=True)
                 raise StorageError(f"{path / name} is not what was written; run the same command again")
     counted = {split: sum(r["rows"] for r in records.values() if r["split"] == split) for split in SPLITS}
@@ -396,18 +411,16 @@ def fault(path: Location, digest: str) -> str | None:
     return None if files.sha256_file(path) == digest else "has other bytes than were written"
 
 
-def forget(path: Location, damaged: set[str]) -> None:
-    """Unseal a store and drop the records of `damaged` shards with their files, so that extraction makes them again.
+def forget(path: Location, damaged: Iterable[tuple[str, str]]) -> None:
+    """Unseal a store and drop what is damaged, so that extraction makes it again, and nothing that is whole.
 
-    `store` among them drops the metadata and statistics too.
+    `damaged`: (what it belongs to, file), as `faults` names them. Of a shard the record goes, with all its files.
     """
     (path / "manifest.json").unlink(missing_ok=True)
-    if "store" in damaged:
-        for name in ("store.json", "statistics.safetensors"):
+    for shard, name in damaged:
+        if shard == "store":
             (path / name).unlink(missing_ok=True)
-        for file, name in files.below(path):
-            if name.startswith("tokenizer/") or name.endswith("zarr.json"):
-                file.unlink()
-    for shard in damaged - {"store"}:
-        (path / "ledger" / f"{shard}.json").unlink(missing_ok=True)
+            (path / "store.json").unlink(missing_ok=True)  # written last of what describes a store
+        else:
+            (path / "ledger" / f"{shard}.json").unlink(missing_ok=True)
     sweep(path)

@@ -99,7 +99,10 @@ def _utf8(path: Path, number: int, line: bytes) -> str:
 
 
 def dataset_source(name: str, revision: str | None = None) -> tuple[str | None, dict[str, str]]:
-    """What a Hugging Face dataset is just now: (commit on the hub or None, sha256 by path of local files)."""
+    """What a Hugging Face dataset is just now: (commit on the hub or None, its fingerprints by name).
+
+    Those are the sha256 of each of its files where they are local, and else the commit.
+    """
     from datasets import load_dataset_builder
 
     if not Path(name).exists():
@@ -109,7 +112,7 @@ def dataset_source(name: str, revision: str | None = None) -> tuple[str | None, 
     paths = [path for found in (builder.config.data_files or {}).values() for path in map(str, found)]
     if all(Path(path).is_file() for path in paths):
         return None, {path: files.sha256_file(Path(path)) for path in sorted(paths)}
-    return builder.hash, {}
+    return builder.hash, {name: builder.hash}
 
 
 def dataset_documents(name: str, split: str, column: str, revision: str | None = None) -> Iterator[str]:

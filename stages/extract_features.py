@@ -15,15 +15,16 @@ configuration and text alone. A store in an object store is made the same way, w
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,18 +45,24 @@ from ldlm.store import SPLITS, StoreWriter
 def plan(config: ExtractConfig, out: Location | None = None) -> dict[str, Any]:
     """What it would write and take: rows, tokens, shards, bytes per codec before compression, free space, hours.
 
-    Hours are those of one process on this device, at the rate of the encoder's forward pass on the first rows.
+    Hours are those of one process on this device, at the rates at which it tokenises the text and runs the encoder.
+    Of a large corpus only the first documents are tokenised, and the rest is `estimated` from their number.
     `saved_share_of_step` is the encoder's part of a training step that runs it, in FLOPs, for a model of the paper's
     size: what the store saves.
     """
     _check(config)
     config, _ = _pinned(config)
     tokenizer, encoder = _models(config)
-    rows = {split: _count_rows(config, tokenizer, split) for split in SPLITS}
+    started = time.perf_counter()
+    counts = {split: _count_rows(config, tokenizer, split) for split in SPLITS}
+    rows = {split: count.rows for split, count in counts.items()}
     tokens, width = sum(rows.values()) * config.seq_len, _width(config, encoder)
+    packing = (time.perf_counter() - started) / max(1e-9, sum(count.seen for count in counts.values()))
+    packing *= sum(rows.values())
     rate = 0.0 if config.kind == "scratch" else _encoder_rate(config, encoder, len(tokenizer))
     return {
         "rows": rows,
+        "estimated": any(count.seen < count.rows for count in counts.values()),
         "tokens": tokens,
         "shards": sum(-(-count // config.shard_rows) for count in rows.values()),
         "bytes": {
@@ -63,7 +70,7 @@ def plan(config: ExtractConfig, out: Location | None = None) -> dict[str, Any]:
         },
         "bytes_free": shutil.disk_usage(_existing_parent(out)).free if isinstance(out, Path | None) else None,
         "tokens_per_second": round(rate),
-        "hours": tokens / rate / 3600 if rate else 0.0,
+        "hours": (packing + (tokens / rate if rate else 0.0)) / 3600,
         "saved_share_of_step": accounting.encoder_share(encoder.network, config.seq_len),
     }
 
@@ -84,9 +91,35 @@ def _encoder_rate(config: ExtractConfig, encoder: FrozenEncoder, vocabulary: int
     return done / (time.perf_counter() - started)
 
 
-def _count_rows(config: ExtractConfig, tokenizer: Any, split: str) -> int:
+class _Count(NamedTuple):
+    rows: int  # of a split, perhaps estimated
+    seen: int  # of which so many were packed
+
+
+def _count_rows(config: ExtractConfig, tokenizer: Any, split: str, seconds: float = 20.0) -> _Count:
+    """Rows of a split: all of them are packed where that takes no longer than `seconds`."""
     documents = _documents(config, split)
-    return 0 if documents is None else sum(map(len, text.pack(documents, tokenizer, config.seq_len)))
+    if documents is None:
+        return _Count(0, 0)
+    taken, ends = 0, time.perf_counter() + seconds
+
+    def first() -> Iterator[str]:
+        nonlocal taken
+        for document in documents:
+            taken += 1
+            yield document
+            if taken >= 1000 and time.perf_counter() > ends:
+                return
+
+    seen = sum(map(len, text.pack(first(), tokenizer, config.seq_len)))
+    others = sum(1 for _ in documents)
+    return _Count(round(seen * (taken + others) / max(1, taken)), seen)
+
+
+def shapes(config: ExtractConfig) -> Shapes:
+    """Sizes of the rows that it would write."""
+    tokenizer, encoder = _models(config)
+    return Shapes(seq_len=config.seq_len, hidden_dim=_width(config, encoder), vocab_size=len(tokenizer))
 
 
 def _existing_parent(path: Path | None) -> Path:
@@ -96,21 +129,14 @@ def _existing_parent(path: Path | None) -> Path:
 
 def run(config: ExtractConfig, out: Location, *, overwrite: bool = False, progress: Progress = SILENT) -> Artifact:
     """Write the store `out` and seal it. The same call again takes up an interrupted one, or joins a running one."""
-    _check(config)
     if overwrite and _world()[1] > 1:
         raise InputError("--overwrite can't be shared by several processes; remove the old store first")
-    config, source = _pinned(config)
-    tokenizer, encoder = _models(config)
-    fingerprints = _fingerprints(config, encoder, tokenizer)
-    reads = (*config.data, *config.validation_data)
-    result = artifact.begin(out, "features", config, {**source, **fingerprints}, overwrite=overwrite, reads=reads)
-    work = _work_folder(result)
+    extraction, result = prepare(config, out, overwrite=overwrite, progress=progress)
     if result.complete:
-        _clear(work, out)  # killed between the seal and this
+        _clear(extraction.work, out)  # killed between the seal and this
         progress.note(f"{out} is complete; nothing to do")
         return result
 
-    extraction = Extraction(config, out, work, tokenizer, encoder, fingerprints, progress)
     with result.or_nothing(unless="ledger"):
         if extraction.pack():
             extraction.check_space()
@@ -118,6 +144,21 @@ def run(config: ExtractConfig, out: Location, *, overwrite: bool = False, progre
             extraction.describe()
             extraction.write_shards()
     return extraction.seal(result)
+
+
+def prepare(
+    config: ExtractConfig, out: Location, *, overwrite: bool = False, progress: Progress = SILENT
+) -> tuple[Extraction, Artifact]:
+    """Find text, tokenizer and encoder, and begin or take up the store; `InputError` when one doesn't fit it."""
+    _check(config)
+    config, source = _pinned(config)
+    tokenizer, encoder = _models(config)
+    fingerprints = _fingerprints(config, encoder, tokenizer)
+    reads = (*config.data, *config.validation_data)
+    result = artifact.begin(
+        out, "features", config, {**source, **fingerprints}, overwrite=overwrite, reads=reads, shared=True
+    )
+    return Extraction(config, out, _work_folder(result), tokenizer, encoder, fingerprints, progress), result
 
 
 def _work_folder(result: Artifact) -> Path:
@@ -219,7 +260,7 @@ def _raw_documents(config: ExtractConfig, split: str) -> Iterator[str] | None:
         raise InputError(f"--validation-docs {held_out} leaves nothing to train on: there are {total} documents")
     boundary = total - held_out
     everything = _all_documents(config, config.split)
-    return islice(everything, boundary) if split == "train" else islice(everything, boundary, None)
+    return itertools.islice(everything, *((boundary,) if split == "train" else (boundary, None)))
 
 
 def _all_documents(config: ExtractConfig, dataset_split: str) -> Iterator[str]:
@@ -251,10 +292,14 @@ class Extraction:
         """The order in which this process takes items up.
 
         On a file system, locks keep processes apart. Machines that share an object store have none: each does a stretch
-        of its own first, and then helps with the others' from their ends. What two of them do is the same bytes twice.
+        of its own first, and then helps with the others' from their ends. Without a launcher that counts them, each
+        begins somewhere. What two of them do at once counts once: whose shard is there first.
         """
         if isinstance(self.out, Path):
             return items
+        if "RANK" not in os.environ:
+            start = random.randrange(len(items))
+            return items[start:] + items[:start]
         rank, world = _world()
         first, last = (len(items) * r // world for r in (rank, rank + 1))
         return items[first:last] + (items[last:] + items[:first])[::-1]
@@ -476,19 +521,21 @@ class Extraction:
         """A shard's states as stored, and what the codec cost them."""
         if self.config.kind == "scratch" or self.config.codec == "online":
             return {}, {}
-        codec, size = CODECS[self.config.codec], self.config.batch_size
-        pieces, error = [], codecs.Error(np.zeros(len(mean_D)), np.zeros(len(mean_D)))
+        codec, size, shape = CODECS[self.config.codec], self.config.batch_size, (rows, self.config.seq_len, len(mean_D))
+        dims = {"hidden": 3, "scale": 2}
+        stored = {name: np.empty(shape[: dims[name]], dtype) for name, dtype in codec.dtypes.items()}
+        error = codecs.Error(np.zeros(len(mean_D)), np.zeros(len(mean_D)))
         for place in range(0, rows, size):
             h = (self._states(split, (shard * self.config.shard_rows + place) // size) - mean_D) / std_D
             parts = codecs.encode(h, codec)
             error = error.merge(codecs.Error.of(h, parts, codec))
-            pieces.append(parts)
+            for name, values in parts.items():
+                stored[name][place : place + size] = values
         if codec.name.startswith("int8") and error.worst_channel > self.config.max_channel_error:
             raise InputError(
                 f"--codec {codec.name} loses {error.worst_channel:.1%} of a channel in shard {split}-{shard:05d} "
                 f"(allowed are {self.config.max_channel_error:.1%}); use --codec fp16, or raise --max-channel-error"
             )
-        stored = {name: np.concatenate([parts[name] for parts in pieces]) for name in codec.dtypes}
         facts = {"relative_rms_error": error.relative_rms, "worst_channel_error": error.worst_channel}
         return stored, facts
 

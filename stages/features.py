@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,20 +58,24 @@ def repair(path: Location, *, device: str = "auto", progress: Progress = SILENT)
 
     Returns their names and the sealed store. What is whole is left alone.
     """
-    bad = {fault["shard"] for fault in verify(path)}
+    bad = [(fault["shard"], fault["file"]) for fault in verify(path)]
+    shards = sorted({shard for shard, _ in bad})
     made_with = config.from_dict(ExtractConfig, artifact.open_artifact(path, "features", complete=False).config)
+    made_with = replace(made_with, device=device)
     if bad:
-        progress.note(f"making again: {', '.join(sorted(bad))}")
+        extract_features.prepare(made_with, path)  # a text or an encoder that is gone is said before anything goes
+        progress.note(f"making again: {', '.join(shards)}")
         store.forget(path, bad)
-    return sorted(bad), extract_features.run(replace(made_with, device=device), path, progress=progress)
+    return shards, extract_features.run(made_with, path, progress=progress)
 
 
 def bench(path: Location, *, batch_size: int = 32, seconds: float = 5.0, most_bytes: float = 512e6) -> dict[str, Any]:
     """Rows per second of shuffled float32 batches from the training stream, against a memory map of the same rows.
 
     The map holds the stored dtype, uncompressed, in a temporary folder, and its batches are in the same order. Both are
-    gone through once before the clock starts, so that they come from the page cache, and then in turns. At most
-    `most_bytes` of rows are compared.
+    gone through once before the clock starts, so that they come from the page cache, and then in turns, of which each
+    opens and closes its own, so that nothing reads ahead in the other's time. At most `most_bytes` of rows are
+    compared.
     """
     store = FeatureStore(path, allow_partial=True)
     split = store.split("train")
@@ -79,12 +84,12 @@ def bench(path: Location, *, batch_size: int = 32, seconds: float = 5.0, most_by
     order = RowOrder(split.rows, seed=0)
     cpu = torch.device("cpu")
 
-    def from_store() -> Iterator[torch.Tensor | None]:
+    def from_store() -> Generator[torch.Tensor | None, None, None]:
         with Stream(store, split, batch_size=batch_size, seed=0, position=0, device=cpu) as stream:
             for batch in stream:
                 yield batch.hidden_BLD
 
-    def from_map() -> Iterator[torch.Tensor | None]:
+    def from_map() -> Generator[torch.Tensor | None, None, None]:
         for position in itertools.count(0, batch_size):
             chosen = order.rows_at(position, batch_size)
             parts = {name: array[chosen] for name, array in mapped.items()}
@@ -92,14 +97,14 @@ def bench(path: Location, *, batch_size: int = 32, seconds: float = 5.0, most_by
 
     with tempfile.TemporaryDirectory() as folder:
         mapped = _memory_map(split, Path(folder))
-        timed = {"store": _Rate(from_store(), split.rows, batch_size), "map": _Rate(from_map(), split.rows, batch_size)}
-        for _ in range(4):
-            for rate in timed.values():
-                rate.run(seconds / 4)
+        passes = -(-split.rows // batch_size)
+        _rate(from_store(), passes, 0), _rate(from_map(), passes, 0)  # into the page cache
+        turns = [(_rate(from_store(), 64, seconds / 4), _rate(from_map(), 64, seconds / 4)) for _ in range(4)]
+    store_rate, map_rate = (batch_size * statistics.mean(rates) for rates in zip(*turns, strict=True))
     return {
-        "rows_per_second": timed["store"].value,
-        "memory_map_rows_per_second": timed["map"].value,
-        "ratio": timed["store"].value / timed["map"].value,
+        "rows_per_second": store_rate,
+        "memory_map_rows_per_second": map_rate,
+        "ratio": store_rate / map_rate,
         "codec": split.codec.name,
         "batch_size": batch_size,
         "rows": split.rows,
@@ -120,24 +125,14 @@ def _memory_map(split: Split, folder: Path) -> dict[str, np.ndarray]:
     return mapped
 
 
-class _Rate:
-    """Rows per second of an endless iterator of batches, after one pass that is not counted."""
-
-    def __init__(self, batches: Iterator[Any], rows: int, batch_size: int) -> None:
-        self.batches, self.batch_size = batches, batch_size
-        self.rows, self.seconds = 0, 0.0
-        for _ in range(-(-rows // batch_size)):
-            next(batches)
-
-    def run(self, seconds: float) -> None:
-        """Count for so long."""
-        started = time.perf_counter()
-        while (spent := time.perf_counter() - started) < seconds:
-            next(self.batches)
-            self.rows += self.batch_size
-        self.seconds += spent
-
-    @property
-    def value(self) -> float:
-        """Rows per second."""
-        return self.rows / self.seconds
+def _rate(batches: Generator[Any, None, None], warm: int, seconds: float) -> float:
+    """Batches per second of an endless generator, after `warm` that are not counted; closes it."""
+    for _ in range(warm):
+        next(batches)
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        next(batches)
+        done += 1
+    spent = time.perf_counter() - started
+    batches.close()
+    return done / spent

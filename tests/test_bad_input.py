@@ -86,6 +86,26 @@ def test_texts_that_can_not_be_read_are_named_by_evaluate(refuse, bad_file, gpt2
         assert str(path) in line
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no file"),
+        (b"", "holds no text"),
+        ('{"text": "café"}\n'.encode("latin1"), "is not UTF-8; convert it"),
+        (b'{"text": "a"}\n{"text"\n', "line 2 is not JSON"),
+        (b'{"text": "a"}\n{"body": "a"}\n', "text 2 has no string in 'text' (fields: body); set --text-column"),
+        (b"[1]\n", "line 1 must be a JSON object"),
+    ],
+)
+def test_json_lines_that_can_not_be_evaluated_are_named(refuse, tmp_path, gpt2, content, message):
+    path = tmp_path / "samples.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    line = refuse("evaluate", path, "--scorer", gpt2, "--max-tokens", 16)
+    assert str(path) in line
+    assert message in line
+
+
 def test_a_folder_is_no_text(extract, refuse, tmp_path, gpt2):
     folder = tmp_path / "texts.jsonl"
     folder.mkdir()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ldlm.stages import extract_features, features, train
 
-from ldlm import artifact, location
+from ldlm import artifact, files, location
 from ldlm.errors import InputError, StorageError
 from ldlm.location import ObjectPath, locate
 from ldlm.store import FeatureStore
@@ -227,6 +227,24 @@ def test_machines_without_a_common_disk_share_the_work_by_rank(start, few, local
     workers = [start(arguments, place, environment=environment) for environment in environments]
     assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
     assert payload(place) == payload(local)
+
+
+def test_of_two_machines_that_make_a_shard_differently_the_first_counts(few, bucket):
+    """Another processor may round otherwise: the ledger tells what stands there, whoever's it is."""
+    place = locate(f"{bucket}/features")
+    extraction, _ = extract_features.prepare(few, place)
+    extraction.pack()
+    extraction.encode_sample()
+    extraction.describe()
+    tokens = extraction._shard_tokens("train", 0)
+    states = np.zeros((*tokens.shape, 16), np.float16)
+    for other in (0, 1):
+        extraction.writer.write("train", 0, {"hidden": states + np.float16(other)}, tokens, {})
+    assert features.verify(place) == []
+    record = files.read_json(place / "ledger" / "train-00000.json")
+    stored = (place / "features.zarr" / "hidden" / "c/0/0/0").read_bytes()
+    assert files.sha256(stored) == record["files"]["features.zarr/hidden/c/0/0/0"]["sha256"]
+    assert FeatureStore(place, allow_partial=True).split("train").read(0, 1)[0]["hidden"].max() == 0
 
 
 def test_another_configuration_is_refused_and_overwrite_replaces(few, bucket):

@@ -74,6 +74,12 @@ def test_the_command_line_prepares_the_store_itself_and_goes_on(ldlm, succeed, f
     assert "nothing to do" in again.stderr
 
 
+def test_a_dry_run_takes_its_sizes_from_the_encoder(succeed, few, tiny_yaml):
+    command = ("train", "--config", tiny_yaml, "--dry-run", "--features", "online", "--encoder", few.encoder)
+    counts = [succeed(*command, "--seq-len", length)["parameters"]["latent_encoder"] for length in (8, 16)]
+    assert counts[1] - counts[0] == 8 * 16 * 2  # positions of the inputs, and latents
+
+
 def test_text_is_needed_and_is_for_online_alone(refuse, store, tiny_yaml, tmp_path):
     out = ("--config", tiny_yaml, "--output", tmp_path / "run")
     assert "needs the text: --data FILE" in refuse("train", "--features", "online", *out)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 import zarr
 from ldlm.stages import sample
@@ -100,6 +101,7 @@ def test_finetune_decoder_adds_a_decoder_to_the_run(made):
     assert Path(result["output"]) == root / "run" / "decoders" / "layers-1"
     tensors = load_file(root / "run" / "decoders" / "layers-1" / "ema.safetensors")
     assert sum(tensor.numel() for tensor in tensors.values()) == result["parameters"]
+    assert {name.split(".")[1] for name in tensors if name.startswith("blocks.")} == {"0"}  # --layers 1
 
 
 def test_sample_writes_text_tokens_and_seed_per_line(made):
@@ -128,6 +130,37 @@ def test_interpolate_writes_figures_texts_and_a_plot(made):
     assert [(text["pair"], text["a"]) for text in texts] == [(pair, a) for pair in range(4) for a in (0, 0.5, 1)]
     assert (out / "interpolation.png").read_bytes().startswith(b"\x89PNG")
     assert results["interpolate"]["points"] == summary["points"]
+
+
+def test_the_way_of_an_interpolation_leads_from_the_first_text_to_the_second(made):
+    from ldlm.stages import interpolate
+
+    from ldlm import heldout, metrics
+    from ldlm.run import TrainedRun
+    from ldlm.store import FeatureStore
+
+    _, root = made
+    run = TrainedRun(root / "run", torch.device("cpu"))
+    split = FeatureStore(root / "features").held_out()
+    ends = interpolate.draw_pairs(split.rows, 4, seed=0)
+    found = [json.loads(line) for line in (root / "interpolation" / "texts.jsonl").read_text().splitlines()]
+    for a, rows in zip((0, 1), ends, strict=True):
+        z_BNC, _ = heldout.encode_rows(run.model, split, rows, run.device)
+        texts = metrics.decode_tokens(run.tokenizer, interpolate.decode(run, run.decoder(), z_BNC, 4))
+        assert [line["text"] for line in found if line["a"] == a] == texts
+    assert not set(ends[0]) & set(ends[1])
+
+
+def test_evaluate_counts_the_tokens_that_a_file_brings(made, succeed, tmp_path):
+    _, root = made
+    file = tmp_path / "s.jsonl"
+    rows = [{"text": "a line of text, and another", "tokens": [5] * 16}, {"text": "two", "tokens": [5] * 16}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert succeed("evaluate", file, "--scorer", root / "encoder")["entropy"] == 0.0  # one token alone
+    file.write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in rows))
+    found = succeed("evaluate", file, "--scorer", root / "encoder", "--max-tokens", 16)
+    assert found["entropy"] > 0
+    assert found["tokens_from"] == "scorer"
 
 
 def test_evaluate_reports_the_metrics_with_their_protocol(made):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -241,9 +242,30 @@ def test_info_says_what_a_store_is_and_what_is_missing(whole, tmp_path, ldlm):
     assert (shown["state"], shown["codec"]) == ("sealed", "fp16")
     assert shown["bytes_per_token"] > 0
     path = shutil.copytree(whole, tmp_path / "features")
-    stores.forget(path, {"train-00000"})
+    stores.forget(path, [("train-00000", "")])
     shown = json.loads(ldlm("features", "info", path, "--json").stdout)
     assert shown["state"].startswith(f"1 of {shown['shards'] + 1} shards")
+
+
+def test_repair_loses_nothing_when_the_text_is_gone(whole, few_lines, tmp_path, refuse, few):
+    text = tmp_path / "text.txt"
+    text.write_bytes(few_lines.read_bytes())
+    path = extract_features.run(replace(few, data=(str(text),)), tmp_path / "features").path
+    shard = next((path / "features.zarr" / "tokens").rglob("c/0/0"))
+    shard.write_bytes(b"x")
+    text.unlink()
+    before = sorted(file for file in path.rglob("*"))
+    assert f"there is no file {text}" in refuse("features", "repair", path, "--device", "cpu")
+    assert sorted(file for file in path.rglob("*")) == before
+
+
+def test_repair_of_metadata_keeps_the_statistics(whole, tmp_path):
+    path = shutil.copytree(whole, tmp_path / "features")
+    statistics = (path / "statistics.safetensors").stat()
+    (path / "features.zarr" / "hidden" / "zarr.json").write_text("{")
+    assert features.repair(path, device="cpu")[0] == ["store"]
+    assert (path / "statistics.safetensors").stat().st_ino == statistics.st_ino
+    assert content(path) == content(whole)
 
 
 def test_bench_compares_with_a_memory_map(whole):
@@ -253,7 +275,7 @@ def test_bench_compares_with_a_memory_map(whole):
 
 def test_a_partial_store_is_read_when_it_is_allowed_and_has_the_rows_that_are_there(whole, tmp_path):
     path = shutil.copytree(whole, tmp_path / "features")
-    stores.forget(path, {"train-00001"})
+    stores.forget(path, [("train-00001", "")])
     with pytest.raises(InputError, match=r"1 of \d+ shards .* are missing.*--allow-partial"):
         FeatureStore(path)
     partial, sealed = FeatureStore(path, allow_partial=True).split("train"), FeatureStore(whole).split("train")
