@@ -26,6 +26,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import google_crc32c
 import numpy as np
 import torch
 from safetensors.numpy import load, save
@@ -385,8 +386,7 @@ class Extraction:
         with self.progress.task("encode for statistics", len(blocks), "block") as task:
 
             def work(block: int) -> None:
-                with files.replacing(self._spool_path(block)) as temporary, open(temporary, "wb") as file:
-                    np.save(file, self._encode("train", block))
+                self._spool(block, self._encode("train", block))
                 task.advance(1)
 
             share(
@@ -397,7 +397,27 @@ class Extraction:
             )
 
     def _spool_path(self, block: int) -> Path:
-        return self.work / "spool" / f"states-{block:07d}.npy"
+        return self.work / "spool" / f"states-{block:07d}"
+
+    def _spool(self, block: int, states: np.ndarray) -> None:
+        """Keep raw states until they are normalised, with a checksum in place of an fsync, which would cost more."""
+        path, data = self._spool_path(block), np.ascontiguousarray(states).tobytes()
+        temporary = path.with_name(f".{os.getpid()}.{path.name}")
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.write(google_crc32c.value(data).to_bytes(4, "little"))
+        temporary.replace(path)
+
+    def _spooled_states(self, block: int) -> np.ndarray | None:
+        """What `_spool` kept; None where that is nothing, or not what it was."""
+        try:
+            data = self._spool_path(block).read_bytes()
+        except FileNotFoundError:
+            return None
+        states, checksum = data[:-4], data[-4:]
+        if google_crc32c.value(states).to_bytes(4, "little") != checksum:
+            return None
+        return np.frombuffer(states, np.float32).reshape(-1, self.config.seq_len, _width(self.config, self.encoder))
 
     def _encode(self, split: str, block: int) -> np.ndarray:
         start = block * self.config.batch_size
@@ -409,9 +429,8 @@ class Extraction:
 
     def _states(self, split: str, block: int) -> np.ndarray:
         """Raw states of a block (rows, L, D) float32, from the spool or the encoder."""
-        if split == "train" and self._spool_path(block).exists():
-            return np.load(self._spool_path(block), allow_pickle=False)
-        return self._encode(split, block)
+        spooled = self._spooled_states(block) if split == "train" else None
+        return self._encode(split, block) if spooled is None else spooled
 
     # Between 2 and 3
 

@@ -312,7 +312,24 @@ def test_what_a_power_cut_leaves_half_written_is_written_again(few, whole, tmp_p
     records[-1].unlink()
     shard = out / name
     shard.write_bytes(shard.read_bytes()[:100])
-    (out / "spool" / ".123.states-0000000.npy").write_bytes(b"half")
+    (out / "spool" / ".123.states-0000000").write_bytes(b"half")
+    extract_features.run(few, out)
+    assert payload(out) == payload(whole)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 1000, None])
+def test_raw_states_that_a_power_cut_tore_are_made_again(few, whole, tmp_path, interrupted, damage):
+    """They are not fsynced, so after a power cut there may be zeros, or nothing, in a file of the right name."""
+    out, counted = tmp_path / "features", interrupted()
+    extract_features.run(few, tmp_path / "counted", progress=counted)
+    with pytest.raises(KeyboardInterrupt):
+        extract_features.run(few, out, progress=interrupted(at=counted.reports - 4))
+    spooled = sorted((out / "spool").glob("states-*"))
+    assert len(spooled) > 2
+    for path in spooled:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(bytes(data) if damage is None else damage)
     extract_features.run(few, out)
     assert payload(out) == payload(whole)
 
