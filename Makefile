@@ -11,7 +11,7 @@ quickstart: $(STAMP)  ## the whole pipeline on real text, in about ten minutes o
 	$(BIN)/ldlm quickstart --output $(OUT)
 
 test: $(STAMP)  ## the test suite
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile -m "not slow and not gpu"
 
 test-slow: $(STAMP)  ## the long fault sweeps and trainings
 	$(BIN)/python -m pytest -m "slow and not gpu"

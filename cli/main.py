@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import ldlm
-from ldlm.errors import InputError, StorageError
+from ldlm.errors import InputError, Stopped, StorageError
 
 EPILOG = """\b
 First steps:
@@ -22,6 +22,8 @@ The stages, each reading what the one before wrote:
   ldlm evaluate samples.jsonl --scorer gpt2-large
 """
 
+
+TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h: schedulers take it as "run it again"
 
 # Not for us to check beforehand, and no bug either: no room, no permission, a file where a folder should be.
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -41,6 +43,9 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except (InputError, StorageError) as error:
             raise click.ClickException(str(error)) from None
+        except Stopped as stopped:
+            click.echo(f"{stopped}; the same command goes on from there", err=True)
+            ctx.exit(TEMPORARY_FAILURE)
         except OSError as error:
             if error.errno not in THE_SYSTEMS_REFUSALS:
                 raise
@@ -58,13 +63,14 @@ def main() -> None:
 
 
 def _register() -> None:
-    from ldlm.cli import evaluate, extract, features, finetune, interpolate, pretrain, quickstart, sample, train
+    from ldlm.cli import evaluate, extract, features, finetune, interpolate, plot, pretrain, quickstart, sample, train
 
     main.add_command(quickstart.command, "quickstart")
     main.add_command(pretrain.command, "pretrain-encoder")
     main.add_command(extract.command, "extract-features")
     main.add_command(features.command, "features")
     main.add_command(train.command, "train")
+    main.add_command(plot.command, "plot")
     main.add_command(finetune.command, "finetune-decoder")
     main.add_command(sample.command, "sample")
     main.add_command(interpolate.command, "interpolate")

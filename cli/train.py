@@ -100,8 +100,9 @@ def _table(result: dict) -> str:
     rows = [
         ("L_diff, denoising", held_out["l_diff"]),
         ("  predicting the mean instead", held_out["l_diff_mean"]),
-        ("L_h, hidden states under noise", held_out["l_h"]),
     ]
+    if "l_h" in held_out:
+        rows.append(("L_h, hidden states under noise", held_out["l_h"]))
     if "l_w" in held_out:
         rows += [
             ("L_w, tokens under noise", held_out["l_w"]),

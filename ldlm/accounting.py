@@ -5,6 +5,7 @@ FLOPs and bytes mean one training step, with the self-conditioning pass in expec
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -65,6 +66,18 @@ def denoiser_flops(config: ModelConfig, shapes: Shapes) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.denoiser(z_BNC, t_B, z_BNC)
     return counter.get_total_flops()
+
+
+def matmul_flops(device: torch.device, seconds: float = 0.2) -> float:
+    """FLOP/s of square float32 matrix products on `device`: the limit that a training step is compared with."""
+    size = 8192 if device.type == "cuda" else 1024
+    a = torch.randn(size, size, device=device)
+    best, ends = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < ends or best == 0.0:
+        started = time.perf_counter()
+        (a @ a).sum().item()  # waits for the device
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best
 
 
 def _step(objective: Objective, shapes: Shapes, *, self_condition: bool) -> tuple[int, int]:

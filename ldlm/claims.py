@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from ldlm.errors import InputError
+
 Item = TypeVar("Item")
 
 
@@ -49,6 +51,22 @@ def entry(folder: Path) -> Iterator[None]:
     try:
         with suppress(OSError):  # file systems without locks on folders; what follows is a matter of milliseconds
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def sole(folder: Path) -> Iterator[None]:
+    """Hold a lock on the folder itself, without waiting; `InputError` when another process works there."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another process is at work in {folder}; wait for it, or stop it first") from None
+        except OSError:
+            pass  # a file system without locks on folders
         yield
     finally:
         os.close(descriptor)

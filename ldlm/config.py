@@ -94,8 +94,13 @@ class TokenDecoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The four trainable parts."""
+    """The four trainable parts, and the space that the denoiser works in."""
 
+    space: Literal["ldlm", "tencdm", "cosmos", "embedding", "scratch"] = setting(
+        "ldlm",
+        "latent space (Table 2): latents trained jointly; h itself; latents of an autoencoder trained before; the "
+        "encoder's token embeddings; token embeddings from scratch",
+    )
     autoencoder: AutoencoderConfig = setting(AutoencoderConfig(), "E_z and D_h")
     denoiser: DenoiserConfig = setting(DenoiserConfig(), "the DiT")
     token_decoder: TokenDecoderConfig = setting(TokenDecoderConfig(), "D_w")
@@ -126,6 +131,16 @@ class RecipeConfig:
     gamma_min: float = setting(0.0, "γ at step 0", low=0, high=1)
     sigma_dec: float = setting(3.0, "σ_dec, noise on the latents before D_h in training", low=0)
     loss_reduction: Literal["mean", "sum"] = setting("mean", "squared errors: mean over elements, or sum over a row's")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosmosConfig:
+    """The first phase of space=cosmos: a smoothed autoencoder (Meshchaninov et al., 2025), frozen afterwards."""
+
+    steps: int = setting(100_000, "steps of the autoencoder, of those of the run, before the denoiser's", low=1)
+    mask: float = setting(0.3, "share of tokens whose h is masked", low=0, below=1)
+    noise: float = setting(0.7, "standard deviation of the noise on h", low=0)
+    dropout: float = setting(0.4, "share of latent features that are dropped", low=0, below=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,8 +241,19 @@ class TrainConfig:
     model: ModelConfig = setting(ModelConfig(), "sizes")
     diffusion: DiffusionConfig = setting(DiffusionConfig(), "forward process and loss")
     recipe: RecipeConfig = setting(RecipeConfig(), "the joint training recipe")
+    cosmos: CosmosConfig = setting(CosmosConfig(), "the autoencoder of model.space=cosmos")
     timesteps: TimestepConfig = setting(TimestepConfig(), "timestep sampling")
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "AdamW and EMA")
+    accumulate: int = setting(1, "parts in which each process goes through its rows of a step", low=1, identity=False)
+    recompute: bool = setting(
+        False, "compute activations again in the backward pass, which saves memory", identity=False
+    )
+    max_nonfinite: int = setting(
+        10,
+        "batches whose loss or gradient is not finite, and which are skipped, before it stops",
+        low=0,
+        identity=False,
+    )
     log_every: int = setting(50, "steps between lines of metrics.jsonl", low=1, identity=False)
     eval_every: int = setting(5_000, "steps between held-out evaluations", low=1, identity=False)
     eval_rows: int = setting(1_024, "held-out rows per evaluation", low=1, identity=False)

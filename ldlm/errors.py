@@ -10,6 +10,10 @@ class InputError(ValueError):
     """A value, a file or a combination of settings that the user can put right."""
 
 
+class Stopped(Exception):
+    """A stage has ended in order because a signal asked it to; the message says where. Exit status 75, EX_TEMPFAIL."""
+
+
 class StorageError(Exception):
     """A storage service that does not do what was asked, after retries. One line, like `InputError`.
 

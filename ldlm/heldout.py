@@ -5,7 +5,7 @@ The noise and times are functions of the row, so two evaluations differ in the w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,10 @@ from ldlm import noise
 from ldlm.model import LDLM
 from ldlm.objective import Draws, Objective, row_loss
 from ldlm.store import Split
+from ldlm.timesteps import TimestepSampler
 
 T_BINS = 20
+COLLAPSED, EXPLODED = 0.2, 20.0  # per-coordinate standard deviation of the latents
 _SEED = 20_240_229  # of the evaluation's own noise: the same for every run, so that runs compare
 
 
@@ -31,14 +33,23 @@ def batches(split: Split, rows: int, batch_size: int, device: torch.device) -> I
 
 
 @torch.no_grad()
-def evaluate(objective: Objective, split: Split, *, rows: int, batch_size: int, device: torch.device) -> dict[str, Any]:
+def evaluate(
+    objective: Objective,
+    split: Split,
+    *,
+    rows: int,
+    batch_size: int,
+    device: torch.device,
+    timesteps: TimestepSampler | None = None,
+) -> dict[str, Any]:
     """Held-out figures over the first `rows` rows (keys below); all losses are means over elements.
 
     `split` is where the rows come from: a store without held-out rows gives training rows.
     `l_diff` with t spread evenly over (0, 1] and self-conditioning, `l_diff_mean`: the loss of predicting the mean
-    latent instead, `l_diff_by_t`: l_diff in 20 equal bins of t, `l_h`, `l_w`, `token_accuracy`: reconstruction under
-    σ_dec noise, `token_accuracy_clean`: without noise, `latent_std`: standard deviation of a latent coordinate over
-    rows, averaged over coordinates, `latent_norm`: mean norm of a latent vector.
+    latent instead, `l_diff_by_t`: l_diff in 20 equal bins of t, `l_diff_by_u`: in 20 equal bins of F(t) where
+    `timesteps` has an F (Figure 6), `l_h` (where the latents are not h itself), `l_w`, `token_accuracy`: reconstruction
+    under σ_dec noise, `token_accuracy_clean`: without noise, `latent_std`: standard deviation of a latent coordinate
+    over rows, averaged over coordinates, `latent_norm`: mean norm of a latent vector.
     """
     model, sigma = objective.model, objective.recipe.sigma_dec
     rows = min(rows, split.rows)
@@ -55,7 +66,7 @@ def evaluate(objective: Objective, split: Split, *, rows: int, batch_size: int, 
         l_diff_all.append(_mean_denoising_loss(objective, z_0_BNC, draws))
         t_all.append(draws.t_B.cpu())
         noisy_BLD = model.latent_decoder(z_0_BNC + sigma * draws.eps_dec_BNC)
-        figures = {"l_h": row_loss(noisy_BLD, h_BLD, "mean").mean().item()}
+        figures = {"l_h": row_loss(noisy_BLD, h_BLD, "mean").mean().item()} if model.encodes else {}
         if model.token_decoder is not None:
             logits_BLV = model.token_decoder(noisy_BLD)
             figures["l_w"] = F.cross_entropy(logits_BLV.flatten(0, 1), tokens_BL.flatten()).item()
@@ -73,7 +84,8 @@ def evaluate(objective: Objective, split: Split, *, rows: int, batch_size: int, 
         "rows": done,
         "l_diff": l_diff.mean().item(),
         "l_diff_mean": z.var(dim=0, unbiased=False).mean().item(),
-        "l_diff_by_t": _by_bin(torch.cat(t_all).numpy(), l_diff.numpy()),
+        "l_diff_by_t": _by_bin(torch.cat(t_all), l_diff),
+        **({} if timesteps is None else {"l_diff_by_u": _by_bin(timesteps.cdf(torch.cat(t_all)), l_diff)}),
         **{name: total / done for name, total in sums.items()},
         "latent_std": z.std(dim=0, unbiased=False).mean().item(),
         "latent_norm": z.norm(dim=-1).mean().item(),
@@ -102,9 +114,28 @@ def _accuracy(logits_BLV: Tensor, tokens_BL: Tensor) -> float:
     return (logits_BLV.argmax(-1) == tokens_BL).float().mean().item()
 
 
-def _by_bin(t: np.ndarray, loss: np.ndarray) -> list[float | None]:
-    index = np.minimum((t * T_BINS).astype(int), T_BINS - 1)
-    return [float(loss[index == i].mean()) if (index == i).any() else None for i in range(T_BINS)]
+def _by_bin(t_B: Tensor, loss_B: Tensor) -> list[float | None]:
+    index = (t_B * T_BINS).long().clamp(max=T_BINS - 1)
+    return [loss_B[index == i].mean().item() if (index == i).any() else None for i in range(T_BINS)]
+
+
+def latent_warning(evaluations: Sequence[Mapping[str, Any]]) -> str | None:
+    """What is to be said when the newest evaluation finds the latents collapsed or exploded; None when they are well.
+
+    The noise of the diffusion has standard deviation 1: latents far below it drown at nearly every t (Section 5.2).
+    """
+    stds = [evaluation["latent_std"] for evaluation in evaluations]
+    if stds[-1] < COLLAPSED <= max(stds):  # it has been more, so it is no slow start
+        return (
+            f"the latents have collapsed to a standard deviation of {stds[-1]:.3f} (it was {max(stds):.3f}); lengthen "
+            f"the warm-up (recipe.warmup_steps) or raise recipe.sigma_dec"
+        )
+    if stds[-1] > EXPLODED:
+        return (
+            f"the latents have grown to a standard deviation of {stds[-1]:.1f}, which the diffusion loss can't hold; "
+            f"shorten the warm-up (recipe.warmup_steps) or lower recipe.sigma_dec"
+        )
+    return None
 
 
 @torch.no_grad()

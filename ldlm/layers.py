@@ -6,10 +6,12 @@ Shapes in names: B batch, L or N sequence, D width, H heads, K width of a head.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ldlm.errors import InputError
 
@@ -68,6 +70,16 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Let every block forget its activations and compute them again in the backward pass, for memory's sake.
+
+    Blocks are what stands in a `ModuleList`. The numbers stay the same.
+    """
+    for blocks in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
+        for block in blocks:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def rotate(x_BNHK: Tensor, base: float = 10_000.0) -> Tensor:

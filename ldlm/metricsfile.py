@@ -1,8 +1,12 @@
-"""`metrics.jsonl`: what a training stage measured, one JSON object per line, with `step` and `kind`."""
+"""`metrics.jsonl`: what a training stage measured, one JSON object per line, with `step` and `kind`.
+
+Where tensorboard is installed its scalars go there too. That never stops a run.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +16,36 @@ from ldlm import files
 class MetricsFile:
     """Append-only, but for what a killed process wrote beyond the checkpoint that its successor goes on from."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, *, tensorboard: Path | None = None, on_fault: Callable[[str], None] = lambda text: None
+    ) -> None:
         self.path = path
+        self._tensorboard, self._on_fault = tensorboard, on_fault
+        self._writer: Any = None
 
     def write(self, step: int, kind: str, figures: dict[str, Any], **timing: float) -> None:
         """Append a line. Timings stand under `timing`, since they alone differ between a run and its repetition."""
         line = {"step": step, "kind": kind, **figures, **({"timing": timing} if timing else {})}
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
+        if self._tensorboard is not None:
+            self._to_tensorboard(self._tensorboard, step, kind, {**figures, **timing})
+
+    def _to_tensorboard(self, folder: Path, step: int, kind: str, figures: dict[str, Any]) -> None:
+        try:
+            if self._writer is None:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._writer = SummaryWriter(str(folder), purge_step=step)
+            for name, figure in figures.items():
+                if isinstance(figure, int | float):
+                    self._writer.add_scalar(f"{kind}/{name}", figure, step)
+            self._writer.flush()
+        except ImportError:  # it is an extra
+            self._tensorboard = None
+        except Exception as error:  # whatever a tracker does, the run goes on without it
+            self._tensorboard = None
+            self._on_fault(f"tensorboard is left out from here on ({type(error).__name__}: {error})")
 
     def read(self) -> list[dict[str, Any]]:
         """All whole lines; one that was cut off by a kill is left out."""

@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from ldlm.autoencoder import LatentDecoder, LatentEncoder, TokenDecoder
 from ldlm.config import ModelConfig, Shapes
 from ldlm.denoiser import DiT
+from ldlm.errors import InputError
 
 
 class LDLM(nn.Module):
     """Latent encoder E_z, latent decoder D_h, denoiser and token decoder D_w. They are called one by one.
 
     `scratch` adds token embeddings that take the place of the frozen encoder (Table 1's EMB_θ); `token_decoder` is
-    None when it is deferred.
+    None when it is deferred. In the spaces where z_0 is h itself, which `encodes` tells, E_z and D_h are the identity.
     """
 
     def __init__(self, config: ModelConfig, shapes: Shapes, *, scratch: bool = False) -> None:
@@ -29,8 +30,14 @@ class LDLM(nn.Module):
             "latent_dim": self.latent_dim,
         }
         self.embedding = nn.Embedding(shapes.vocab_size, shapes.hidden_dim) if scratch else None
-        self.latent_encoder = LatentEncoder(config.autoencoder, **sizes)
-        self.latent_decoder = LatentDecoder(config.autoencoder, **sizes)
+        self.encodes = config.space in ("ldlm", "cosmos")
+        if not self.encodes and (self.num_latents, self.latent_dim) != (shapes.seq_len, shapes.hidden_dim):
+            raise InputError(
+                f"model.space={config.space} has one latent per token, as wide as h; leave "
+                f"model.autoencoder.num_latents and latent_dim at none"
+            )
+        self.latent_encoder = LatentEncoder(config.autoencoder, **sizes) if self.encodes else nn.Identity()
+        self.latent_decoder = LatentDecoder(config.autoencoder, **sizes) if self.encodes else nn.Identity()
         self.denoiser = DiT(config.denoiser, num_latents=self.num_latents, latent_dim=self.latent_dim)
         self.token_decoder = (
             TokenDecoder(

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldlm import noise
-from ldlm.config import DiffusionConfig, RecipeConfig
+from ldlm.config import CosmosConfig, DiffusionConfig, RecipeConfig
 from ldlm.diffusion import Schedule, noised
 from ldlm.model import LDLM
 from ldlm.timesteps import TimestepSampler
+
+Phase = Literal["joint", "autoencoder", "diffusion"]
 
 
 def warmup_gamma(step: int, config: RecipeConfig) -> float:
@@ -42,6 +44,15 @@ def scale_gradient(z: Tensor, gamma: float) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Smoothing:
+    """What COSMOS does to the inputs of its autoencoder: which tokens are seen, noise on h, features that are kept."""
+
+    seen_BL1: Tensor
+    eps_BLD: Tensor  # scaled
+    keep_BNC: Tensor  # scaled, so that the mean stays
+
+
+@dataclass(frozen=True)
 class Draws:
     """The randomness of one step, for B rows: times, loss weights, noise of z_t and of D_h's input, and the coin."""
 
@@ -50,6 +61,25 @@ class Draws:
     eps_BNC: Tensor
     eps_dec_BNC: Tensor
     self_condition: bool
+
+
+def draw_smoothing(
+    config: CosmosConfig,
+    *,
+    seed: int,
+    step: int,
+    rows_B: Tensor,
+    h_shape: tuple[int, int],
+    latent_shape: tuple[int, int],
+) -> Smoothing:
+    """`Smoothing` keyed by (seed, step, row of the global batch)."""
+    seen_BL = noise.uniform(seed, "mask", step, rows_B, h_shape[:1]) >= config.mask
+    keep_BNC = noise.uniform(seed, "dropout", step, rows_B, latent_shape) >= config.dropout
+    return Smoothing(
+        seen_BL1=seen_BL[..., None].float(),
+        eps_BLD=config.noise * noise.normal(seed, "eps_h", step, rows_B, h_shape),
+        keep_BNC=keep_BNC.float() / (1 - config.dropout),
+    )
 
 
 def draw(
@@ -97,25 +127,56 @@ class Objective(nn.Module):
         self.model, self.diffusion, self.recipe = model, diffusion, recipe
         self.schedule = Schedule.of(diffusion)
 
-    def forward(self, hidden_BLD: Tensor | None, tokens_BL: Tensor, draws: Draws, gamma: float) -> Losses:
+    def forward(
+        self,
+        hidden_BLD: Tensor | None,
+        tokens_BL: Tensor,
+        draws: Draws,
+        gamma: float,
+        phase: Phase = "joint",
+        smoothing: Smoothing | None = None,
+    ) -> Losses:
         """Losses of one batch. `hidden_BLD` normalised states (None for scratch embeddings), `tokens_BL` int64."""
         h_BLD = self.model.states(hidden_BLD, tokens_BL)
+        if smoothing is not None:
+            return self.autoencoder_loss(h_BLD, tokens_BL, smoothing)
         z_0_BNC = self.model.latent_encoder(h_BLD)
+        if phase == "diffusion":
+            return self.diffusion_loss(z_0_BNC, draws)
 
         l_diff_B = self.denoising_loss(scale_gradient(z_0_BNC, gamma), draws)
         l_diff = (draws.weight_B.to(l_diff_B.dtype) * l_diff_B).mean()
 
         noisy_BNC = z_0_BNC + self.recipe.sigma_dec * draws.eps_dec_BNC
         h_hat_BLD = self.model.latent_decoder(noisy_BNC)
-        # Detached: as targets of their own reconstruction, trainable embeddings would shrink to zero.
-        l_h_B = row_loss(h_hat_BLD, h_BLD.detach(), self.recipe.loss_reduction)
-        l_h = l_h_B.mean()
-
+        l_h = self.state_loss(h_hat_BLD, h_BLD)
         l_w, accuracy = self.token_loss(h_hat_BLD, tokens_BL)
 
         uses_mse = "mse" in self.recipe.reconstruction
         loss = l_diff + l_w + (l_h if uses_mse else 0.0)
         return Losses(loss, l_diff, l_h, l_w, l_diff_B.detach(), accuracy, z_0_BNC.detach())
+
+    def autoencoder_loss(self, h_BLD: Tensor, tokens_BL: Tensor, smoothing: Smoothing) -> Losses:
+        """The first phase of COSMOS: rebuild h and the tokens from what is masked, noisy and incomplete."""
+        z_0_BNC = self.model.latent_encoder((h_BLD + smoothing.eps_BLD) * smoothing.seen_BL1)
+        h_hat_BLD = self.model.latent_decoder(z_0_BNC * smoothing.keep_BNC)
+        l_h = self.state_loss(h_hat_BLD, h_BLD)
+        l_w, accuracy = self.token_loss(h_hat_BLD, tokens_BL)
+        none_B = torch.zeros_like(z_0_BNC[:, 0, 0]).detach()
+        return Losses(l_h + l_w, none_B.mean(), l_h, l_w, none_B, accuracy, z_0_BNC.detach())
+
+    def diffusion_loss(self, z_0_BNC: Tensor, draws: Draws) -> Losses:
+        """The second phase of COSMOS: the denoiser alone, on latents that no longer change."""
+        l_diff_B = self.denoising_loss(z_0_BNC, draws)
+        l_diff, none = (draws.weight_B.to(l_diff_B.dtype) * l_diff_B).mean(), l_diff_B.new_zeros(())
+        return Losses(l_diff, l_diff, none, none, l_diff_B.detach(), none, z_0_BNC.detach())
+
+    def state_loss(self, h_hat_BLD: Tensor, h_BLD: Tensor) -> Tensor:
+        """L_h (Eq. 2); 0 where the latents are h itself."""
+        if not self.model.encodes:
+            return h_BLD.new_zeros(())
+        # Detached: as targets of their own reconstruction, trainable embeddings would shrink to zero.
+        return row_loss(h_hat_BLD, h_BLD.detach(), self.recipe.loss_reduction).mean()
 
     def denoising_loss(self, z_0_BNC: Tensor, draws: Draws) -> Tensor:
         """L_diff per row (B,) (Eq. 1), self-conditioned when the coin says so (Chen et al., 2023)."""

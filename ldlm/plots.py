@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, RED, GREY = "#2f6db3", "#d9822b", "#3d8f5f", "#b8433a", "#8a8f98"
+SERIES = (BLUE, ORANGE, GREEN, RED, "#7a5ba8", "#3a9aa8", GREY)
 
 
 def figure(columns: int, *, rows: int = 1) -> tuple[Figure, list[Axes]]:
@@ -70,7 +71,8 @@ def training(run: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
     made, (losses, tokens, latents, times) = figure(4)
     steps = [line["step"] for line in train]
 
-    for name, label, color in (("l_diff", "L_diff", BLUE), ("l_h", "L_h", ORANGE)):
+    rebuilt = [("l_h", "L_h", ORANGE)] * any(line["l_h"] for line in train)  # 0 where the latents are h itself
+    for name, label, color in (("l_diff", "L_diff", BLUE), *rebuilt):
         curve(losses, steps, [line[name] for line in train], label, color)
     eval_steps = [line["step"] for line in evals]
     losses.plot(eval_steps, [line["l_diff_mean"] for line in evals], "--", color=GREY, label="predicting the mean")
@@ -105,6 +107,48 @@ def training(run: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
     density.tick_params(labelsize=7, colors=ORANGE)
     finish(times, "Loss against timestep", "t", "L_diff", legend=False)
     save(made, run / "plots" / "training.png")
+
+
+def dynamics(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Training loss dynamics of one run or several, by name (Figure 3, middle and right), their warm-ups (Figure 5) and
+    the spread of their latents."""
+    made, (diffusion, decoder, warmup, latents) = figure(4)
+    for number, (name, metrics) in enumerate(runs.items()):
+        train = [line for line in metrics if line["kind"] == "train"]
+        steps, color = [line["step"] for line in train], SERIES[number % len(SERIES)]
+        for ax, key in ((diffusion, "l_diff"), (decoder, "l_w"), (latents, "latent_std")):
+            curve(ax, steps, [line[key] for line in train], name, color)
+        warmup.plot(steps, [line["gamma"] for line in train], color=color, label=name)
+    diffusion.set_yscale("log")
+    latents.set_ylim(bottom=0)
+    finish(diffusion, "Diffusion loss (Fig. 3, middle)", "step", "L_diff")
+    finish(decoder, "Decoder loss (Fig. 3, right)", "step", "L_w")
+    finish(warmup, "Warm-up (Fig. 5)", "step", "γ(s)")
+    finish(latents, "Latents", "step", "per-coordinate std")
+    save(made, path)
+
+
+def timesteps(path: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
+    """Held-out L_diff against t and against F(t) (Figure 6), and the density of t over the course of training."""
+    evals = [line for line in metrics if line["kind"] == "eval"]
+    if not evals:
+        return
+    made, (profile, density) = figure(2)
+    for key, label, color in (("l_diff_by_t", "time t", ORANGE), ("l_diff_by_u", "adapted time F(t)", BLUE)):
+        values = np.array([np.nan if x is None else x for x in evals[-1][key]])
+        centres = (np.arange(len(values)) + 0.5) / len(values)
+        there = np.isfinite(values)
+        profile.plot(centres[there], values[there], "o-", ms=3, color=color, label=label)
+    finish(profile, f"Loss against time (Fig. 6), step {evals[-1]['step']:,}", "time", "L_diff")
+
+    p = np.array([line["timestep_p"] for line in evals])
+    shown = density.imshow(
+        (p * p.shape[1]).T, origin="lower", aspect="auto", extent=(0, evals[-1]["step"], 0, 1), cmap="Blues", vmin=0
+    )
+    density.grid(False)
+    made.colorbar(shown, ax=density, pad=0.02).ax.tick_params(labelsize=7)
+    finish(density, "Density of t in training", "step", "t", legend=False)
+    save(made, path)
 
 
 def interpolation(path: Path, result: Mapping[str, Any]) -> None:

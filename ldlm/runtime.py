@@ -1,12 +1,21 @@
-"""Where and how things run: devices and reproducibility."""
+"""Where and how things run: devices, the processes of a job, and signals that ask it to stop."""
 
 from __future__ import annotations
 
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
-from ldlm.errors import InputError
+from ldlm.errors import InputError, Stopped
 
 
 def device(name: str) -> torch.device:
@@ -28,3 +37,97 @@ def device(name: str) -> torch.device:
     if found.type not in ("cpu", "cuda"):
         raise InputError(f"--device {name} is not supported; use cpu, cuda, cuda:N or auto")
     return found
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The processes of a job
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train together, as torchrun started them; one alone without it."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes and reports."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over all processes, in place; float64 on the CPU is exact where all but one process add zeros."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether it holds in any process."""
+        return flag if self.size == 1 else bool(self.sum(torch.tensor(int(flag))))
+
+    def from_main(self, value: Any) -> Any:
+        """What the main process has, in every process."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+
+ALONE = World()
+
+
+@contextmanager
+def world() -> Iterator[World]:
+    """The job that this process is part of; joins and leaves it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE
+        return
+    cuda = torch.cuda.is_available()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    try:
+        yield World(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Signals
+
+
+class Stop:
+    """SIGTERM and SIGINT as a wish to end in order; a second signal has its usual effect. Use as a context manager."""
+
+    signals = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.wished: str | None = None  # name of the signal
+        self._waiting = False
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():  # no other may
+            self._old = {number: signal.signal(number, self._note) for number in self.signals}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, old in self._old.items():
+            signal.signal(number, old)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.wished = signal.Signals(number).name
+        for each in self.signals:
+            signal.signal(each, signal.SIG_DFL)
+        if self._waiting:
+            raise Stopped
+
+    @contextmanager
+    def at_once(self, when: bool = True) -> Iterator[None]:
+        """Within the block, which must leave no state half-changed, a signal raises `Stopped` without waiting."""
+        self._waiting = when
+        try:
+            if when and self.wished is not None:
+                raise Stopped
+            yield
+        finally:
+            self._waiting = False

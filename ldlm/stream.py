@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldlm.codecs import Parts
 from ldlm.errors import InputError
+from ldlm.runtime import ALONE, World
 from ldlm.store import CHUNK_ROWS, FeatureStore, Split
 
 BLOCK_ROWS = 16
@@ -62,6 +62,11 @@ class RowOrder:
         rows = rows[rows < self.rows]
         return np.random.default_rng([self.seed, epoch, window + 1]).permutation(rows)
 
+    def span(self, epoch: int, window: int) -> tuple[int, int]:
+        """The positions of a window: from the first to behind the last."""
+        starts = self._blocks(epoch)[1]
+        return epoch * self.rows + int(starts[window]), epoch * self.rows + int(starts[window + 1])
+
     def after(self, epoch: int, window: int) -> tuple[int, int]:
         """The window that follows."""
         last = window + 2 == len(self._blocks(epoch)[1])
@@ -88,20 +93,46 @@ class RowOrder:
         )
 
 
+def places(rows: np.ndarray, rank: int, world: int) -> np.ndarray:
+    """The places in a batch of `rows` that process `rank` of `world` takes: neighbours, so that few chunks are read.
+
+    All processes together take each place once; the batch is the same whatever their number.
+    """
+    by_chunk = np.argsort(rows // CHUNK_ROWS, kind="stable")
+    return np.sort(by_chunk[rank * len(rows) // world : (rank + 1) * len(rows) // world])
+
+
 Window = tuple[int, int]  # epoch, number within it
-Loaded = tuple[dict[str, np.ndarray], np.ndarray]  # chunks by array name, and where in them each row stands
+
+
+class Loaded(NamedTuple):
+    """What a process has of a window."""
+
+    positions: np.ndarray  # of its rows, ascending
+    chunks: dict[str, np.ndarray]  # by array name
+    place: np.ndarray  # of each row in the chunks
 
 
 class Batch(NamedTuple):
-    """Rows of a store on a device: states in float32 (None for scratch embeddings), tokens in int64."""
+    """A process's rows of a batch on its device: states in float32 (None for scratch embeddings), tokens in int64."""
 
     hidden_BLD: Tensor | None
     tokens_BL: Tensor
-    position: int  # of its first row in the endless sequence
+    index_B: Tensor  # where each row stands in the whole batch, int64
+    position: int  # of the batch's first row in the endless sequence
+
+    def split(self, parts: int) -> list[Batch]:
+        """The same in so many parts."""
+        hidden = [None] * parts if self.hidden_BLD is None else self.hidden_BLD.chunk(parts)
+        rows = zip(hidden, self.tokens_BL.chunk(parts), self.index_B.chunk(parts), strict=True)
+        return [Batch(*part, self.position) for part in rows]
 
 
 class Stream:
-    """Batches of a split from any position on, read by a background thread. Use as a context manager."""
+    """Batches of a split from any position on, read by a background thread. Use as a context manager.
+
+    Of each batch of `batch_size` rows, a process of several gets its share.
+    """
 
     def __init__(
         self,
@@ -113,13 +144,14 @@ class Stream:
         position: int,
         device: torch.device,
         depth: int = 2,
+        world: World = ALONE,
     ) -> None:
         if split.rows < batch_size:
             raise InputError(
                 f"{store.path} has {split.rows} {split.name} rows, too few for one batch of {batch_size}; lower "
                 f"batch_size or extract more text"
             )
-        self.split, self.batch_size, self.device = split, batch_size, device
+        self.split, self.batch_size, self.device, self.world = split, batch_size, device, world
         self.order = RowOrder(split.rows, seed)
         self.position = position
         self._queue: queue.Queue[Any] = queue.Queue(depth)
@@ -168,24 +200,36 @@ class Stream:
 
     def _batch(self, position: int) -> Batch:
         """The batch at `position` on the device, its states decoded there."""
-        parts, tokens = self._gather(position)
-        tokens_BL = torch.from_numpy(tokens).to(self.device, torch.int64)
+        parts = self._gather(position)
+        tokens_BL = torch.from_numpy(parts.pop("tokens")).to(self.device, torch.int64)
+        index_B = torch.from_numpy(parts.pop("position") - position).to(self.device)
         hidden_BLD = None if self.split.online is not None else self.split.states(parts, tokens_BL)
-        return Batch(hidden_BLD, tokens_BL, position)
+        return Batch(hidden_BLD, tokens_BL, index_B, position)
 
-    def _gather(self, position: int) -> tuple[Parts, np.ndarray]:
-        """The batch at `position`, as stored."""
+    def _gather(self, position: int) -> dict[str, np.ndarray]:
+        """This process's rows of the batch at `position`, as stored, with their positions."""
         pieces: dict[str, list[np.ndarray]] = {}
-        for epoch, window, start, stop in self.order.pieces(position, self.batch_size):
-            loaded, place = self._window(epoch, window)
-            for name, values in loaded.items():
-                pieces.setdefault(name, []).append(values[place[start:stop]])
-        batch = {name: parts[0] if len(parts) == 1 else np.concatenate(parts) for name, parts in pieces.items()}
-        tokens = batch.pop("tokens")
-        return batch, tokens
+        for epoch, window, _, _ in self.order.pieces(position, self.batch_size):
+            positions, chunks, place = self._window(epoch, window)
+            first, last = np.searchsorted(positions, [position, position + self.batch_size])
+            pieces.setdefault("position", []).append(positions[first:last])
+            for name, values in chunks.items():
+                pieces.setdefault(name, []).append(values[place[first:last]])
+        return {name: parts[0] if len(parts) == 1 else np.concatenate(parts) for name, parts in pieces.items()}
+
+    def _positions(self, epoch: int, window: int) -> np.ndarray:
+        """The positions within a window whose rows this process takes, ascending."""
+        first, last = self.order.span(epoch, window)
+        if self.world.size == 1:
+            return np.arange(first, last)
+        size, found = self.batch_size, []
+        for start in range(first - first % size, last, size):
+            found.append(start + places(self.order.rows_at(start, size), self.world.rank, self.world.size))
+        positions = np.concatenate(found)
+        return positions[(first <= positions) & (positions < last)]
 
     def _window(self, epoch: int, window: int) -> Loaded:
-        """A window's chunks, and where in them its rows stand in their order. The next is being read meanwhile."""
+        """What is to be had of a window. The next is being read meanwhile."""
         if self._current is None or self._current[0] != (epoch, window):
             expected, future = self._ahead or ((epoch, window), self._load(epoch, window))
             assert expected == (epoch, window)
@@ -197,4 +241,7 @@ class Stream:
     def _load(self, epoch: int, window: int) -> Future[Loaded]:
         """Begin to read a window, into the memory of the one before the current."""
         self._memory.reverse()
-        return self._loader.submit(self.split.load, self.order.window_rows(epoch, window), self._memory[0])
+        positions = self._positions(epoch, window)
+        rows = self.order.window_rows(epoch, window)[positions - self.order.span(epoch, window)[0]]
+        into = self._memory[0]
+        return self._loader.submit(lambda: Loaded(positions, *self.split.load(rows, into)))

@@ -47,6 +47,12 @@ class TimestepSampler:
         t_B = np.interp(uniform_B.cpu().numpy(), cdf / cdf[-1], edges)
         return torch.from_numpy(np.clip(t_B, self.t_min, 1.0))
 
+    def cdf(self, t_B: Tensor) -> Tensor:
+        """F(t), the share of draws below t, float64 (B,): the time in which the loss should grow linearly."""
+        edges = np.linspace(0, 1, self.config.bins + 1)
+        below = np.concatenate([[0.0], np.cumsum(self.p)])
+        return torch.from_numpy(np.interp(t_B.cpu().numpy(), edges, below / below[-1]))
+
     def density(self, t_B: Tensor) -> Tensor:
         """p(t), the density of `draw` at t, float64 (B,)."""
         index = np.clip(np.ceil(t_B.cpu().numpy() * self.config.bins).astype(int) - 1, 0, self.config.bins - 1)

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from ldlm import checkpoint
+from ldlm import checkpoint, noise
 from ldlm.checkpoint import Checkpoint
 from ldlm.config import Shapes, TrainConfig
 from ldlm.ema import EMA
-from ldlm.errors import InputError
+from ldlm.layers import recompute_activations
 from ldlm.model import LDLM, build
-from ldlm.objective import Losses, Objective, draw, warmup_gamma
+from ldlm.objective import Losses, Objective, Phase, draw, draw_smoothing, warmup_gamma
 from ldlm.optim import adamw, learning_rate, load_optimizer_tensors, optimizer_tensors
+from ldlm.runtime import ALONE, World
 from ldlm.stream import Batch
 from ldlm.timesteps import TimestepSampler
 
 
 @dataclass
 class TrainState:
-    """Everything that a checkpoint holds. `step` counts the optimiser steps taken."""
+    """Everything that a checkpoint holds. `step` counts the batches seen; `skipped` those that changed nothing."""
 
     config: TrainConfig
     objective: Objective
@@ -30,7 +34,22 @@ class TrainState:
     ema: EMA
     timesteps: TimestepSampler
     device: torch.device
+    world: World = ALONE
+    parallel: nn.Module | None = None  # the objective, with gradients averaged over the processes
     step: int = 0
+    skipped: int = 0
+    phase: Phase = "joint"
+
+    def enter_phase(self) -> None:
+        """Let train what the step at hand trains: everything, or one of COSMOS's two phases."""
+        phase = phase_of(self.config, self.step)
+        if phase == self.phase:
+            return
+        self.phase = phase
+        for name, part in self.model.parts().items():
+            part.requires_grad_(phase == "joint" or (name == "denoiser") == (phase == "diffusion"))
+        if self.parallel is not None:  # it remembers what has gradients
+            self.parallel = _parallel(self.objective)
 
     @property
     def model(self) -> LDLM:
@@ -49,7 +68,11 @@ class TrainState:
             "ema": self.ema.weights,
             "optimizer": optimizer_tensors(self.optimizer, self.model),
         }
-        state = {"rows_seen": self.position, "timesteps": self.timesteps.state_dict()}
+        state = {
+            "rows_seen": self.position,
+            "skipped": self.skipped,
+            "timesteps": self.timesteps.state_dict(),
+        }
         saved = checkpoint.save(folder, self.step, tensors, state)
         checkpoint.prune(folder, self.config.keep)
         return saved
@@ -60,51 +83,133 @@ class TrainState:
         self.ema.load(saved.tensors("ema"))
         load_optimizer_tensors(self.optimizer, self.model, saved.tensors("optimizer"))
         self.timesteps.load_state_dict(saved.state["timesteps"])
-        self.step = saved.step
+        self.step, self.skipped = saved.step, saved.state["skipped"]
 
 
-def start(config: TrainConfig, shapes: Shapes, *, scratch: bool, device: torch.device) -> TrainState:
+def start(
+    config: TrainConfig, shapes: Shapes, *, scratch: bool, device: torch.device, world: World = ALONE
+) -> TrainState:
     """A run at step 0."""
     model = build(config.model, shapes, seed=config.seed, scratch=scratch).to(device)
+    if config.recompute:
+        recompute_activations(model)
+    objective = Objective(model, config.diffusion, config.recipe)
     return TrainState(
         config=config,
-        objective=Objective(model, config.diffusion, config.recipe),
+        objective=objective,
         optimizer=adamw(model.parameters(), config.optimizer),
         ema=EMA(model, config.optimizer.ema_decay),
         timesteps=TimestepSampler(config.timesteps, config.diffusion.t_min),
         device=device,
+        world=world,
+        parallel=_parallel(objective) if world.size > 1 else None,
     )
 
 
-def train_step(state: TrainState, batch: Batch) -> tuple[Losses, dict[str, Any]]:
-    """One optimiser step: draw, forward, backward, clip, update, average. Returns losses and the step's settings."""
+def phase_of(config: TrainConfig, step: int) -> Phase:
+    """What step `step` trains."""
+    if config.model.space != "cosmos":
+        return "joint"
+    return "autoencoder" if step < config.cosmos.steps else "diffusion"
+
+
+def _parallel(objective: Objective) -> nn.Module:
+    return DistributedDataParallel(objective, gradient_as_bucket_view=True)
+
+
+class Step(NamedTuple):
+    """What a step did. `figures` are scalars of this process; `finite` is False where nothing was updated."""
+
+    losses: list[Losses]  # of each micro-batch
+    gamma: float
+    lr: float
+    gradient_norm: Tensor
+    part_norms: dict[str, Tensor]
+    finite: bool
+
+
+def train_step(state: TrainState, batch: Batch) -> Step:
+    """One optimiser step: draw, forward, backward, clip, update, average.
+
+    A gradient that is not finite, in any process, makes all of them skip the batch.
+    """
     config, step = state.config, state.step
-    gamma = warmup_gamma(step, config.recipe)
-    draws = draw(
-        config.diffusion,
-        state.timesteps,
-        seed=config.seed,
-        step=step,
-        rows_B=torch.arange(len(batch.tokens_BL), device=state.device),
-        latent_shape=(state.model.num_latents, state.model.latent_dim),
-    )
+    state.enter_phase()
+    gamma, lr = warmup_gamma(step, config.recipe), learning_rate(step, config.steps, config.optimizer)
 
-    losses = state.objective(batch.hidden_BLD, batch.tokens_BL, draws, gamma)
-    losses.loss.backward()
+    losses = [_backward(state, part, last, gamma) for part, last in _micro_batches(config, batch)]
+    part_norms = {name: _norm(part) for name, part in state.model.parts().items()}
     gradient_norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.optimizer.clip_norm)
 
-    if not torch.isfinite(gradient_norm):
-        raise InputError(
-            f"step {step}: the loss ({losses.loss.item():.4g}) or its gradient is not finite; nothing was updated, and "
-            f"the checkpoints are whole; lower optimizer.lr (it is {config.optimizer.lr}) or lengthen the warm-ups"
-        )
-
-    lr = learning_rate(step, config.steps, config.optimizer)
-    state.optimizer.param_groups[0]["lr"] = lr
-    state.optimizer.step()
+    finite = bool(torch.isfinite(gradient_norm))
+    if finite:
+        state.optimizer.param_groups[0]["lr"] = lr
+        state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
 
     state.step += 1
-    state.ema.update(state.model, state.step)
-    state.timesteps.observe(draws.t_B, losses.l_diff_B, state.step)
-    return losses, {"gamma": gamma, "lr": lr, "gradient_norm": gradient_norm}
+    if finite:
+        state.ema.update(state.model, state.step - state.skipped)
+        if state.phase != "autoencoder":
+            _observe(state, step, batch, losses)
+    else:
+        state.skipped += 1
+    return Step(losses, gamma, lr, gradient_norm, part_norms, finite)
+
+
+def _micro_batches(config: TrainConfig, batch: Batch) -> list[tuple[Batch, bool]]:
+    """The parts of a process's batch, each with whether it is the last."""
+    parts = batch.split(config.accumulate)
+    return [(part, part is parts[-1]) for part in parts]
+
+
+def _backward(state: TrainState, batch: Batch, last: bool, gamma: float) -> Losses:
+    """Add the gradient of one micro-batch; processes exchange theirs after the last."""
+    config, shapes = state.config, state.model.shapes
+    address: dict[str, Any] = {"seed": config.seed, "step": state.step, "rows_B": batch.index_B}
+    latents = (state.model.num_latents, state.model.latent_dim)
+    draws = draw(config.diffusion, state.timesteps, latent_shape=latents, **address)
+    smoothing = None
+    if state.phase == "autoencoder":
+        h_shape = (shapes.seq_len, shapes.hidden_dim)
+        smoothing = draw_smoothing(config.cosmos, h_shape=h_shape, latent_shape=latents, **address)
+    objective = state.parallel or state.objective
+    waits = isinstance(objective, DistributedDataParallel) and not last
+    with objective.no_sync() if waits else nullcontext():  # type: ignore[union-attr,operator]
+        losses: Losses = objective(batch.hidden_BLD, batch.tokens_BL, draws, gamma, state.phase, smoothing)
+        (losses.loss / config.accumulate).backward()
+    return losses
+
+
+def _norm(part: nn.Module) -> Tensor:
+    gradients = [p.grad for p in part.parameters() if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)
+
+
+def _observe(state: TrainState, step: int, batch: Batch, losses: list[Losses]) -> None:
+    """Show the timestep sampler the losses of the whole batch, in the same order in every process."""
+    loss_B = torch.zeros(state.config.batch_size, dtype=torch.float64)
+    loss_B[batch.index_B.cpu()] = torch.cat([part.l_diff_B for part in losses]).double().cpu()
+    t_B = state.timesteps.draw(noise.uniform(state.config.seed, "t", step, torch.arange(len(loss_B))))
+    state.timesteps.observe(t_B, state.world.sum(loss_B), step + 1)
+
+
+def figures(state: TrainState, step: Step) -> dict[str, float]:
+    """A step as numbers, over all processes."""
+    losses = step.losses
+    latents = torch.cat([part.latents for part in losses])
+    std_NC = latents.std(dim=0)
+    mine: dict[str, Any] = {
+        **{name: torch.stack([getattr(part, name) for part in losses]).mean() for name in _LOGGED},
+        "latent_std": std_NC.mean(),
+        "latent_std_least": std_NC.mean(dim=0).min(),
+        "latent_std_most": std_NC.mean(dim=0).max(),
+        "latent_norm": latents.norm(dim=-1).mean(),
+    }
+    mean = state.world.sum(torch.stack([value.detach().double().cpu() for value in mine.values()])) / state.world.size
+    norms = {"gradient_norm": step.gradient_norm.item()}
+    norms |= {f"gradient_norm_{name}": norm.item() for name, norm in step.part_norms.items()}
+    return {**dict(zip(mine, mean.tolist(), strict=True)), "gamma": step.gamma, "lr": step.lr, **norms}
+
+
+_LOGGED = ("loss", "l_diff", "l_h", "l_w", "token_accuracy")

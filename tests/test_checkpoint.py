@@ -195,8 +195,8 @@ def train(state: TrainState, until: int) -> list[float]:
     while state.step < until:
         generator = torch.Generator().manual_seed(state.step)
         tokens = torch.randint(11, (6, 4), generator=generator)
-        batch = Batch(torch.randn(6, 4, 8, generator=generator), tokens, state.position)
-        losses.append(train_step(state, batch)[0].loss.item())
+        batch = Batch(torch.randn(6, 4, 8, generator=generator), tokens, torch.arange(6), state.position)
+        losses.append(train_step(state, batch).losses[0].loss.item())
     return losses
 
 

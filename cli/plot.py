@@ -1,0 +1,31 @@
+"""`ldlm plot`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from ldlm.cli.options import path_option
+
+from ldlm.errors import InputError
+
+
+@click.command(short_help="draw training curves, of one run or of several side by side")
+@click.argument("runs", nargs=-1, metavar="RUN...")
+@path_option("--output", "folder for the picture of several runs together")
+@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+def command(runs: tuple[str, ...], output: str | None, as_json: bool) -> None:
+    """Losses, reconstruction, latents, warm-up and timesteps from the metrics of runs, also while they train.
+
+    \b
+    Examples:
+      ldlm plot run
+      ldlm plot run-warmup-0 run-warmup-10k run-warmup-50k --output comparison
+    """
+    if not runs:
+        raise InputError("no runs to draw; for example ldlm plot run")
+    from ldlm.stages import plot as stage
+
+    drawn = [str(path) for path in stage.run([Path(run) for run in runs], None if output is None else Path(output))]
+    click.echo(json.dumps({"drawn": drawn}) if as_json else "\n".join(drawn))

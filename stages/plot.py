@@ -1,0 +1,32 @@
+"""Pictures of runs, from their metrics alone: of one that is still training, or of several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ldlm.stages.train import draw_plots
+
+from ldlm import artifact, plots
+from ldlm.errors import InputError
+from ldlm.metricsfile import MetricsFile
+
+
+def run(runs: Sequence[Path], out: Path | None) -> list[Path]:
+    """Draw each run's `plots/` anew; of several, `dynamics.png` in `out` with all of them. Returns what was drawn."""
+    metrics = {}
+    for path in runs:
+        artifact.open_artifact(path, "run", complete=False)
+        metrics[path] = MetricsFile(path / "metrics.jsonl").read()
+        if not metrics[path]:
+            raise InputError(f"{path} has no metrics yet; let `ldlm train` take some steps first")
+    if len(runs) > 1 and out is None:
+        raise InputError("several runs go into one picture; say where with --output DIR")
+    for path in runs:
+        draw_plots(path, metrics[path])
+    drawn = [picture for path in runs for picture in sorted((path / "plots").glob("*.png"))]
+    if out is not None:
+        names = {path: path.name if [p.name for p in runs].count(path.name) == 1 else str(path) for path in runs}
+        plots.dynamics(out / "dynamics.png", {names[path]: metrics[path] for path in runs})
+        drawn.append(out / "dynamics.png")
+    return drawn

@@ -1,0 +1,214 @@
+"""Several processes on one batch: the rows, the losses and the timestep sampler are those of one process."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ldlm.stages import train
+
+from ldlm import checkpoint
+from ldlm.errors import InputError
+from ldlm.metricsfile import MetricsFile
+from ldlm.runtime import World
+from ldlm.store import CHUNK_ROWS, FeatureStore
+from ldlm.stream import Stream, places
+
+CPU = torch.device("cpu")
+TWO = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--rdzv-backend=c10d")
+
+
+def lines(run, kind="train"):
+    return [line for line in MetricsFile(run / "metrics.jsonl").read() if line["kind"] == kind]
+
+
+def assert_same_losses(run, other):
+    """To 1e-5, for sums of another order."""
+    for kind in ("train", "eval"):
+        mine, theirs = lines(run, kind), lines(other, kind)
+        assert [line["step"] for line in mine] == [line["step"] for line in theirs]
+        for one, two in zip(mine, theirs, strict=True):
+            for name in ("l_diff", "l_h", "l_w", "token_accuracy"):
+                assert one[name] == pytest.approx(two[name], rel=1e-5), (one["step"], name)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Shares of a batch
+
+
+@pytest.mark.parametrize("world", [2, 3, 8])
+@pytest.mark.parametrize("batch_size", [24, 48])
+def test_the_shares_of_all_processes_are_the_batch_of_one(store, world, batch_size):
+    opened = FeatureStore(store)
+    split = opened.split("train")
+
+    def batches(rank, size, steps=20):  # beyond the first epoch
+        with Stream(
+            opened, split, batch_size=batch_size, seed=3, position=2 * batch_size, device=CPU, world=World(rank, size)
+        ) as stream:
+            found = iter(stream)
+            return [next(found) for _ in range(steps)]
+
+    whole, shares = batches(0, 1), [batches(rank, world) for rank in range(world)]
+    assert all(batch.index_B.tolist() == list(range(batch_size)) for batch in whole)
+    for step, batch in enumerate(whole):
+        parts = [share[step] for share in shares]
+        index_B = torch.cat([part.index_B for part in parts])
+        assert sorted(index_B.tolist()) == list(range(batch_size))
+        assert {len(part.tokens_BL) for part in parts} == {batch_size // world}
+        assert {part.position for part in parts} == {batch.position}
+        assert torch.equal(torch.cat([part.tokens_BL for part in parts]), batch.tokens_BL[index_B])
+        assert torch.equal(torch.cat([part.hidden_BLD for part in parts]), batch.hidden_BLD[index_B])
+
+
+def test_processes_read_few_chunks_in_common():
+    rows = np.random.default_rng(0).permutation(512)  # a window of the paper's batch
+    read = Counter(chunk for rank in range(8) for chunk in set(rows[places(rows, rank, 8)] // CHUNK_ROWS))
+    assert len(read) == 512 // CHUNK_ROWS
+    assert max(read.values()) == 1
+
+
+def test_a_batch_goes_in_parts():
+    from ldlm.stream import Batch
+
+    batch = Batch(torch.arange(12.0).reshape(6, 2, 1), torch.arange(12).reshape(6, 2), torch.arange(6), 60)
+    parts = batch.split(3)
+    assert [part.index_B.tolist() for part in parts] == [[0, 1], [2, 3], [4, 5]]
+    assert torch.cat([part.hidden_BLD for part in parts]).equal(batch.hidden_BLD)
+    assert {part.position for part in parts} == {60}
+    assert [part.hidden_BLD for part in batch._replace(hidden_BLD=None).split(2)] == [None, None]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Parts of a step, and activations that are computed again
+
+
+@pytest.fixture(scope="module")
+def twenty(train_config, store, tmp_path_factory):
+    """Twenty steps of one process."""
+    return train.run(replace(train_config, steps=20), store, tmp_path_factory.mktemp("twenty") / "run").path
+
+
+@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"accumulate": 8}, {"recompute": True}])
+def test_what_saves_memory_changes_no_number(train_config, store, twenty, tmp_path, changes):
+    made = train.run(replace(train_config, steps=20, **changes), store, tmp_path / "run").path
+    assert_same_losses(made, twenty)
+    if "recompute" in changes:  # the same sums in the same order
+        weights = [checkpoint.latest(run / "checkpoints").tensors("model") for run in (made, twenty)]
+        assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+
+
+def test_recomputing_saves_activations(train_config, store):
+    from ldlm.stream import Batch
+    from ldlm.trainer import start, train_step
+
+    opened = FeatureStore(store)
+    parts, tokens = opened.split("train").read(0, 8)
+    tokens_BL = torch.from_numpy(tokens).long()
+    batch = Batch(opened.split("train").states(parts, tokens_BL), tokens_BL, torch.arange(8), 0)
+    saved = {}
+    for recompute in (False, True):
+        state = start(replace(train_config, recompute=recompute), opened.shapes, scratch=False, device=CPU)
+        seen = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, seen=seen: (seen.append(t.nbytes), t)[1], lambda t: t):
+            train_step(state, batch)
+        saved[recompute] = sum(seen)
+    assert saved[True] < 0.7 * saved[False]
+
+
+def test_a_batch_that_can_not_be_divided_is_refused(train_config, store, tmp_path):
+    with pytest.raises(InputError, match=r"batch_size=8 can't be divided evenly among 1 processes with accumulate=3"):
+        train.run(replace(train_config, accumulate=3), store, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# torchrun
+
+
+@pytest.fixture
+def two(start, store, tiny_yaml):
+    """Start a training under torchrun with two processes."""
+    begun = []
+
+    def begin(out, steps, *arguments):
+        command = ["train", "--features", str(store), "--config", str(tiny_yaml), "--steps", str(steps), *arguments]
+        begun.append(start(command, out, launcher=TWO, stderr=subprocess.PIPE, start_new_session=True))
+        return begun[-1]
+
+    yield begin
+    for process in begun:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def wait_for_lines(process, out, count):
+    ends = time.monotonic() + 90
+    while not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").read_text().count("\n") < count:
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < ends
+        time.sleep(0.1)
+
+
+def workers(process):
+    """Process ids of torchrun's children."""
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in found]
+
+
+def test_two_processes_train_as_one_does(two, twenty, tmp_path):
+    process = two(tmp_path / "run", 20)
+    error = process.communicate(timeout=180)[1].decode()
+    assert process.returncode == 0, error
+    assert_same_losses(tmp_path / "run", twenty)
+    states = [checkpoint.latest(run / "checkpoints").state["timesteps"] for run in (tmp_path / "run", twenty)]
+    assert states[0]["p"] == pytest.approx(states[1]["p"], rel=1e-3)
+    assert error.count("train  20/20 steps") == 1  # one of them reports
+
+
+def test_one_then_two_then_one_process_go_on_from_each_other(two, train_config, store, twenty, tmp_path):
+    out = tmp_path / "run"
+    train.run(replace(train_config, steps=6), store, out)
+    process = two(out, 13)
+    assert process.wait(timeout=180) == 0, process.stderr.read().decode()
+    train.run(replace(train_config, steps=20), store, out)
+    for one, other in zip(lines(out), lines(twenty), strict=True):
+        for name in ("l_diff", "l_h", "l_w"):
+            assert one[name] == pytest.approx(other[name], rel=1e-5)
+
+
+def test_a_stopped_job_leaves_one_checkpoint_and_goes_on(two, train_config, store, tmp_path):
+    out = tmp_path / "run"
+    process = two(out, 1_000_000)
+    wait_for_lines(process, out, 3)
+    os.kill(workers(process)[1], signal.SIGTERM)  # not the one that writes
+    assert process.wait(timeout=60) != 0
+    status = json.loads((out / "status.json").read_text())
+    assert status["state"] == "stopped"
+    assert checkpoint.latest(out / "checkpoints").step == status["step"]
+    steps = status["step"] + 2
+    train.run(replace(train_config, steps=steps), store, out)
+    train.run(replace(train_config, steps=steps), store, tmp_path / "alone")
+    for one, other in zip(lines(out), lines(tmp_path / "alone"), strict=True):
+        assert one["l_w"] == pytest.approx(other["l_w"], rel=1e-3)
+
+
+def test_a_killed_process_ends_the_job_in_seconds(two, train_config, store, tmp_path):
+    out = tmp_path / "run"
+    process = two(out, 1_000_000)
+    wait_for_lines(process, out, 8)
+    os.kill(workers(process)[1], signal.SIGKILL)
+    killed = time.monotonic()
+    assert process.wait(timeout=60) != 0
+    assert time.monotonic() - killed < 20
+    saved = checkpoint.latest(out / "checkpoints")
+    assert saved is not None
+    train.run(replace(train_config, steps=saved.step + 2), store, out)

@@ -1,0 +1,219 @@
+"""Training that is told to stop, at any time: one checkpoint, exit status 75, and the same command ends as if never
+stopped."""
+
+import json
+import os
+import queue
+import random
+import re
+import signal
+import subprocess
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+from ldlm.stages import train
+
+from ldlm import checkpoint, claims
+from ldlm import config as configs
+from ldlm.config import TrainConfig
+from ldlm.errors import InputError, Stopped
+from ldlm.metricsfile import MetricsFile
+from ldlm.progress import Progress, Task
+from ldlm.runtime import Stop
+
+
+def final(run):
+    """Every byte of the newest checkpoint, and the metrics without their timings."""
+    newest = checkpoint.all_in(run / "checkpoints")[-1].path
+    lines = [{k: v for k, v in line.items() if k != "timing"} for line in MetricsFile(run / "metrics.jsonl").read()]
+    return {path.name: path.read_bytes() for path in newest.iterdir()}, lines
+
+
+class StoppedAt(Progress):
+    """Progress that sends this process a signal when step `at` is reported."""
+
+    def __init__(self, at, number=signal.SIGTERM):
+        self.at, self.number, self.seen = at, number, 0
+
+    def task(self, name, total, unit, done=0):
+        owner = self
+
+        class Sending(Task):
+            def advance(self, count, **figures):
+                owner.seen += 1
+                if owner.seen == owner.at:
+                    signal.raise_signal(owner.number)
+
+        return Sending()
+
+
+@pytest.fixture(scope="module")
+def config(train_config):
+    """More epochs than one (there are 200 rows and more), with a refresh of p every 3 steps."""
+    return replace(train_config, steps=60, batch_size=16, eval_every=20, save_every=25, log_every=1)
+
+
+@pytest.fixture(scope="module")
+def whole(config, store, tmp_path_factory):
+    """The run that nobody stopped."""
+    return train.run(config, store, tmp_path_factory.mktemp("whole") / "run").path
+
+
+# Step 1; inside the warm-up, which takes 4; on a refresh of p; before, on and after an evaluation; a checkpoint's own
+# step; the last of an epoch and the one after; the step before the last, and the last.
+@pytest.mark.parametrize("at", [1, 2, 3, 19, 20, 21, 25, 26, 27, 59, 60])
+def test_a_stopped_run_ends_bit_for_bit_like_one_that_was_not(config, whole, store, tmp_path, at):
+    with pytest.raises(Stopped, match=f"stopped by SIGTERM at step {at}, and saved"):
+        train.run(config, store, tmp_path / "run", progress=StoppedAt(at))
+    saved = checkpoint.latest(tmp_path / "run" / "checkpoints")
+    assert saved.step == at
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["step"], status["saved"]) == ("stopped", at, at)
+    train.run(config, store, tmp_path / "run")
+    assert final(tmp_path / "run") == final(whole)
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "complete"
+
+
+def test_the_epochs_end_is_among_the_steps_above(config, store):
+    from ldlm.store import FeatureStore
+
+    rows = FeatureStore(store).split("train").rows
+    assert 25 <= rows // config.batch_size <= 26
+
+
+def test_a_run_stopped_twice_ends_like_one_that_was_not(config, whole, store, tmp_path):
+    for at in (5, 30):
+        with pytest.raises(Stopped):
+            train.run(config, store, tmp_path / "run", progress=StoppedAt(at))
+    train.run(config, store, tmp_path / "run")
+    assert final(tmp_path / "run") == final(whole)
+
+
+def test_a_run_stopped_at_random_times_ends_like_one_that_was_not(train_config, store, tmp_path):
+    """It evaluates at every step, so that most signals come while it evaluates, and some before its first step."""
+    config = replace(train_config, steps=40, eval_every=1, save_every=1000)
+    train.run(config, store, tmp_path / "whole")
+    chance, stops = random.Random(0), 0
+    for _ in range(200):
+        timer = threading.Timer(chance.uniform(0, 0.4), os.kill, (os.getpid(), signal.SIGTERM))
+        old = signal.signal(signal.SIGTERM, lambda *_: None)  # one that comes when the run is over does nothing
+        timer.start()
+        try:
+            train.run(config, store, tmp_path / "run")
+            break
+        except Stopped:
+            stops += 1
+        finally:
+            timer.cancel()
+            timer.join()
+            signal.signal(signal.SIGTERM, old)
+    assert stops > 1
+    assert final(tmp_path / "run") == final(tmp_path / "whole")
+
+
+def test_a_signal_is_answered_at_once_where_nothing_happens():
+    started = time.perf_counter()
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with Stop() as stop, pytest.raises(Stopped), stop.at_once():
+        queue.Queue().get()  # data that never comes
+    assert time.perf_counter() - started < 5
+    assert stop.wished == "SIGINT"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.fixture
+def endless(start, store, tmp_path, tiny_yaml):
+    """Start a training of very many steps as a process of its own; waits until it has logged some."""
+    begun = []
+
+    def begin(*arguments, lines=3):
+        out = tmp_path / "run"
+        command = ["train", "--features", str(store), "--config", str(tiny_yaml), "--steps", "1000000", *arguments]
+        begun.append(start(command, out, stderr=subprocess.PIPE))
+        ends = time.monotonic() + 60
+        while not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").read_text().count("\n") < lines:
+            assert begun[-1].poll() is None, begun[-1].stderr.read().decode()
+            assert time.monotonic() < ends
+            time.sleep(0.05)
+        return begun[-1], out
+
+    yield begin
+    for process in begun:
+        process.kill()
+        if not process.stderr.closed:
+            process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_leaves_with_status_75_and_one_line(endless, number):
+    process, out = endless()
+    process.send_signal(number)
+    error = process.communicate(timeout=30)[1].decode()
+    assert process.returncode == 75
+    assert "Traceback" not in error
+    assert error.splitlines()[-1].startswith(f"{out}: stopped by {number.name} at step ")
+    assert error.splitlines()[-1].endswith("and saved; the same command goes on from there")
+    status = json.loads((out / "status.json").read_text())
+    assert checkpoint.latest(out / "checkpoints").step == status["step"] > 0
+
+
+def test_a_second_signal_leaves_at_once(endless):
+    slow = ("--batch-size", "200", "--set", "model.denoiser.layers=200", "--log-every", "1")
+    process, out = endless(*slow, lines=1)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)  # the step at hand takes longer
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=5) == -signal.SIGTERM
+    assert checkpoint.all_in(out / "checkpoints") == []
+
+
+def test_two_processes_do_not_train_in_one_folder(endless, refuse, store, tiny_yaml):
+    process, out = endless()
+    command = ("train", "--features", store, "--config", tiny_yaml, "--steps", 1000000, "--output", out)
+    for arguments in (command, (*command, "--overwrite")):
+        assert f"another process is at work in {out}" in refuse(*arguments)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 75
+
+
+def test_a_lock_goes_with_its_process(tmp_path):
+    with claims.sole(tmp_path), pytest.raises(InputError, match="another process"), claims.sole(tmp_path):
+        pass
+    with claims.sole(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Batches that are not finite
+
+
+def poisoned(config, **overrides):
+    """Decaying weights by 60 % and more a step, without bound: some losses overflow."""
+    data = {"steps": 60, "eval_every": 1000, "optimizer": {"lr": 3e4, "lr_warmup_steps": 0}, **overrides}
+    return configs.from_dict(TrainConfig, configs.merge(configs.to_dict(config), data))
+
+
+def test_a_batch_that_is_not_finite_changes_nothing_and_is_named(train_config, store, tmp_path, notes):
+    config = poisoned(train_config, steps=8, max_nonfinite=60, save_every=1, keep=60)
+    made = train.run(config, store, tmp_path / "run", progress=notes)
+    skipped = [line for line in notes.lines if "is not finite" in line]
+    assert made.manifest["skipped"] == len(skipped) > 2
+    assert re.search(r"not finite in (the gradient of )?rows \d+, ", skipped[0])
+    first = int(skipped[0].split(":")[0].removeprefix("step "))
+    before, after = (checkpoint.Checkpoint(tmp_path / f"run/checkpoints/step-{s:08d}") for s in (first, first + 1))
+    for name in ("model", "ema", "optimizer"):
+        old, new = before.tensors(name), after.tensors(name)
+        assert all(old[key].equal(new[key]) for key in old)
+    assert after.state["skipped"] == before.state["skipped"] + 1
+    assert before.state["timesteps"] == after.state["timesteps"]
+
+
+@pytest.mark.parametrize("most", [0, 3])
+def test_too_many_of_them_end_the_run(train_config, store, tmp_path, notes, most):
+    with pytest.raises(InputError, match=rf"{most + 1} such batches are too many \(--max-nonfinite {most}\)"):
+        train.run(poisoned(train_config, max_nonfinite=most), store, tmp_path / "run", progress=notes)
+    assert sum("is not finite" in line for line in notes.lines) == most
