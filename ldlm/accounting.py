@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldlm.config import ModelConfig, Shapes, TrainConfig, from_dict, preset
+from ldlm.layers import recompute_activations
 from ldlm.model import LDLM, build_meta
 from ldlm.objective import Draws, Objective
 
@@ -30,9 +31,14 @@ def parameters(model: LDLM) -> dict[str, int]:
 
 
 def training_cost(config: TrainConfig, shapes: Shapes, *, rows: int | None = None) -> dict[str, Any]:
-    """Parameters, FLOPs per token and bytes of one training step of `rows` rows (the batch size) in float32."""
-    rows = rows or config.batch_size
+    """Parameters, FLOPs per token and bytes of one training step of `rows` rows in float32.
+
+    `rows` at a time are the batch's, divided by `accumulate`, on one device.
+    """
+    rows = rows or -(-config.batch_size // config.accumulate)
     model = build_meta(config.model, shapes)
+    if config.recompute:
+        recompute_activations(model)
     objective = Objective(model, config.diffusion, config.recipe)
     plain_flops, activations = _step(objective, shapes, self_condition=False)
     conditioned_flops, _ = _step(objective, shapes, self_condition=True)
@@ -41,7 +47,7 @@ def training_cost(config: TrainConfig, shapes: Shapes, *, rows: int | None = Non
     return {
         "parameters": counts,
         "flops_per_token": round(((1 - p) * plain_flops + p * conditioned_flops) / shapes.seq_len),
-        "batch_size": rows,
+        "rows_at_once": rows,
         "memory_bytes": BYTES_PER_PARAMETER * sum(counts.values()) + rows * activations,
     }
 

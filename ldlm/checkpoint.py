@@ -104,6 +104,17 @@ def latest(folder: Path) -> Checkpoint | None:
     return None
 
 
+def named(folder: Path, name: str) -> Checkpoint:
+    """The checkpoint of that name; `InputError` when it is not there or does not verify."""
+    there = {checkpoint.path.name: checkpoint for checkpoint in all_in(folder)}
+    if name not in there:
+        raise InputError(f"there is no checkpoint {name!r} in {folder} (there are: {', '.join(there) or 'none'})")
+    fault = there[name].fault()
+    if fault is not None:
+        raise InputError(f"checkpoint {there[name].path}: {fault}; choose another, or leave --checkpoint out")
+    return there[name]
+
+
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep`, but only once the newest verifies."""
     checkpoints = all_in(folder)

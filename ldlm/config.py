@@ -268,6 +268,7 @@ class FinetuneConfig:
     """`ldlm finetune-decoder`: a new decoder that reads the latents directly (Appendix B.2). Optimiser as the run's."""
 
     layers: int = setting(2, "transformer blocks before the vocabulary head", low=0, high=6)
+    checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
     name: str | None = setting(None, "name of the decoder; none means layers-K")
     steps: int | None = setting(
         None, "optimiser steps; none means 200,000, or 2/5 of the run's where that is less", low=1
@@ -302,6 +303,7 @@ class SampleConfig:
     num_samples: int = setting(64, "texts to draw; text i has seed 1,000,000 SEED + i", low=1, high=TEXTS_PER_SEED)
     sampler: SamplerConfig = setting(SamplerConfig(), "the reverse process", flags=True)
     decoder: str | None = setting(None, "fine-tuned decoder to use; none means the newest, 'joint' D_h and D_w")
+    checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
     batch_size: int = setting(64, "texts per batch; it does not change them", low=1, identity=False)
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED // TEXTS_PER_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)
@@ -315,6 +317,7 @@ class InterpolateConfig:
     points: int = setting(11, "points on each path, ends included", low=2)
     scorer: str = setting("gpt2-large", "causal model that scores the decoded texts")
     decoder: str | None = setting(None, "fine-tuned decoder to use; none means the newest, 'joint' D_h and D_w")
+    checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
     batch_size: int = setting(64, "texts per batch", low=1, identity=False)
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)

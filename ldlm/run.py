@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ldlm import artifact, checkpoint, config, files
 from ldlm.autoencoder import TokenDecoder
+from ldlm.checkpoint import Checkpoint
 from ldlm.config import Shapes, TrainConfig
 from ldlm.diffusion import Schedule
 from ldlm.encoder import load_tokenizer
@@ -32,20 +33,25 @@ class Decoder:
 
 
 class TrainedRun:
-    """The newest checkpoint of a run that verifies, with the averaged weights, on a device."""
+    """A checkpoint of a run with the averaged weights, on a device: the newest that verifies, or the one named."""
 
-    def __init__(self, path: str | Path, device: torch.device) -> None:
+    def __init__(self, path: str | Path, device: torch.device, name: str | None = None) -> None:
         self.path, self.device = Path(path), device
         self.artifact = artifact.open_artifact(self.path, "run", complete=False)
-        found = checkpoint.latest(self.path / "checkpoints")
-        if found is None:
-            raise InputError(f"{path} has no checkpoint yet; run the same `ldlm train` command again and it goes on")
-        self.checkpoint = found
+        self.checkpoint = self._latest() if name is None else checkpoint.named(self.path / "checkpoints", name)
         self.config = config.from_dict(TrainConfig, self.artifact.config)
         self.features: dict[str, Any] = files.read_json(self.path / "features.json")
         self.shapes = Shapes(**self.features["shapes"])
         self.schedule = Schedule.of(self.config.diffusion)
         self.model = self._load_model()
+
+    def _latest(self) -> Checkpoint:
+        found = checkpoint.latest(self.path / "checkpoints")
+        if found is None:
+            raise InputError(
+                f"{self.path} has no checkpoint yet; run the same `ldlm train` command again and it goes on"
+            )
+        return found
 
     def _load_model(self) -> LDLM:
         scratch = self.features["encoder"]["kind"] == "scratch"

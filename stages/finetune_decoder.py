@@ -62,7 +62,7 @@ class Settings:
 
 def plan(config: FinetuneConfig, run_path: Path) -> dict[str, Any]:
     """What it would train, without training it."""
-    run = TrainedRun(run_path, torch.device("cpu"))
+    run = TrainedRun(run_path, torch.device("cpu"), config.checkpoint)
     settings = Settings.of(config, run)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in TokenDecoder(**settings.network).parameters())
@@ -80,7 +80,7 @@ def run(
 ) -> Artifact:
     """Train the decoder into `run_path/decoders/NAME`, from its newest checkpoint if it has one."""
     device = runtime.device(config.device)
-    trained, store = TrainedRun(run_path, device), FeatureStore(features)
+    trained, store = TrainedRun(run_path, device, config.checkpoint), FeatureStore(features)
     trained.check_store(store)
     settings = Settings.of(config, trained)
     if trained.model.num_latents != trained.shapes.seq_len:

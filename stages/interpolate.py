@@ -42,7 +42,7 @@ def run(
 ) -> Artifact:
     """Write `interpolation.json`, `texts.jsonl` and `interpolation.png` to `out`."""
     device = runtime.device(config.device)
-    run, store = TrainedRun(run_path, device), FeatureStore(features)
+    run, store = TrainedRun(run_path, device, config.checkpoint), FeatureStore(features)
     run.check_store(store)
     decoder = run.decoder(config.decoder)
     scorer = Scorer(config.scorer, device)

@@ -21,7 +21,7 @@ from ldlm.run import Decoder, TrainedRun
 
 def plan(config: SampleConfig, run_path: Path) -> dict[str, Any]:
     """What it would compute: evaluations of the denoiser and their FLOPs."""
-    run = TrainedRun(run_path, torch.device("cpu"))
+    run = TrainedRun(run_path, torch.device("cpu"), config.checkpoint)
     evaluations = config.num_samples * config.sampler.steps
     return {
         "texts": config.num_samples,
@@ -37,7 +37,7 @@ def run(
 
     Texts are appended to `out.partial` batch by batch, so that the same command takes up an interrupted one.
     """
-    run = TrainedRun(run_path, runtime.device(config.device))
+    run = TrainedRun(run_path, runtime.device(config.device), config.checkpoint)
     decoder = run.decoder(config.decoder)
     provenance = _provenance(config, run, decoder)
     record = out.with_name(out.name + ".meta.json")

@@ -245,3 +245,20 @@ def test_every_part_of_the_state_matters(tmp_path, forgotten):
     same_weights = torch.equal(whole.model.state_dict()[name], resumed.model.state_dict()[name])
     same_average = torch.equal(whole.ema.weights[name], resumed.ema.weights[name])
     assert (same_weights, same_average) == (forgotten == "ema", False)
+
+
+# By name
+
+
+def test_a_checkpoint_is_chosen_by_name_and_must_be_whole(tmp_path, trained, run_copy, succeed, refuse):
+    out = tmp_path / "s.jsonl"
+    command = ("sample", "--run", run_copy, "--num-samples", 2, "--steps", 2, "--output", out, "--decoder", "joint")
+    older = run_copy / "checkpoints" / "step-00000006"
+    assert succeed(*command, "--checkpoint", older.name)["step"] == 6
+    out.unlink(), out.with_name("s.jsonl.meta.json").unlink()
+    line = refuse(*command, "--checkpoint", "step-00000007")
+    assert "there is no checkpoint 'step-00000007'" in line
+    assert "step-00000006, step-00000008" in line
+    flip_a_byte(older / "ema.safetensors")
+    assert "ema.safetensors is damaged; choose another" in refuse(*command, "--checkpoint", older.name)
+    assert not out.exists()

@@ -217,3 +217,31 @@ def test_too_many_of_them_end_the_run(train_config, store, tmp_path, notes, most
     with pytest.raises(InputError, match=rf"{most + 1} such batches are too many \(--max-nonfinite {most}\)"):
         train.run(poisoned(train_config, max_nonfinite=most), store, tmp_path / "run", progress=notes)
     assert sum("is not finite" in line for line in notes.lines) == most
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Trackers
+
+
+def test_scalars_go_to_tensorboard_where_it_is_installed(train_config, store, tmp_path):
+    pytest.importorskip("tensorboard", reason="it is the extra `tensorboard`")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = train.run(train_config, store, tmp_path / "run").path
+    found = EventAccumulator(str(run / "tensorboard"))
+    found.Reload()
+    lines = [line for line in MetricsFile(run / "metrics.jsonl").read() if line["kind"] == "train"]
+    events = found.Scalars("train/l_h")
+    assert [event.step for event in events] == [line["step"] for line in lines]
+    assert [event.value for event in events] == pytest.approx([line["l_h"] for line in lines])
+
+
+def test_a_tracker_that_fails_stops_no_run(trained, train_config, store, tmp_path, notes):
+    pytest.importorskip("tensorboard", reason="it is the extra `tensorboard`")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "artifact.json").write_bytes((trained / "artifact.json").read_bytes())
+    (tmp_path / "run" / "tensorboard").write_text("a file where its folder should be")
+    (tmp_path / "run" / "config.yaml").write_bytes((trained / "config.yaml").read_bytes())
+    train.run(train_config, store, tmp_path / "run", progress=notes)
+    assert sum("tensorboard is left out from here on" in line for line in notes.lines) == 1
+    assert final(tmp_path / "run") == final(trained)
