@@ -14,7 +14,7 @@ test: $(STAMP)  ## the test suite
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile -m "not slow and not gpu"
 
 test-slow: $(STAMP)  ## the long fault sweeps and trainings
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 -m "slow and not gpu"
 
 bench: $(STAMP)  ## measure this machine and write benchmarks/results
 	$(BIN)/python -m benchmarks --output benchmarks/results

@@ -1,0 +1,155 @@
+"""Arms of Table 1 at a size for small machines: what of the paper's ordering shows up there, and what does not.
+
+    python -m benchmarks.ablation --quickstart quickstart --work ablation --output benchmarks/results
+
+Features, scorer and reference texts are those of a finished quickstart. Every arm differs from the first in one
+setting, has the same steps, and is trained once per seed. The same command goes on where it was interrupted. A
+difference between arms that is smaller than the spread between seeds is no finding, and the table says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ldlm.cli import show
+from ldlm.stages import evaluate, sample, train
+
+from benchmarks.__main__ import hardware
+from ldlm import artifact, config
+from ldlm.config import EvaluateConfig, SampleConfig, SamplerConfig, TrainConfig
+
+BASE = "LDLM"
+FIGURES = ("gen_ppl", "entropy", "diversity", "token_accuracy_clean", "latent_std")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A row of Table 1: what it changes, and the paper's generative perplexity and entropy (None where it has none)."""
+
+    overrides: Mapping[str, Any]
+    paper: tuple[float, float] | None
+
+
+ARMS = {
+    BASE: Arm({}, (98.5, 4.23)),
+    "CE": Arm({"recipe": {"reconstruction": "ce"}}, (156.3, 4.21)),
+    "CE + MSE": Arm({"recipe": {"reconstruction": "ce+mse"}}, (124.8, 4.25)),
+    "no warm-up": Arm({"recipe": {"warmup_steps": 0}}, (403.1, 3.11)),
+    "uniform timesteps": Arm({"timesteps": {"kind": "uniform"}}, (171.9, 4.24)),
+    "σ_dec = 0.1": Arm({"recipe": {"sigma_dec": 0.1}}, (702.2, 3.58)),
+}
+
+
+def settings(arm: Arm, steps: int, seed: int) -> TrainConfig:
+    """The tiny preset with a warm-up over the first two fifths, and what the arm changes."""
+    warmup = {"recipe": {"warmup_steps": steps * 2 // 5}, "timesteps": {"refresh_steps": max(1, steps // 10)}}
+    rhythm = {"steps": steps, "seed": seed, "save_every": max(1, steps // 10), "eval_every": max(1, steps // 5)}
+    data = config.merge(config.PRESETS["tiny"].overrides, warmup, rhythm, dict(arm.overrides))
+    return config.from_dict(TrainConfig, data)
+
+
+def measure(name: str, arm: Arm, seed: int, steps: int, texts: int, quickstart: Path, work: Path) -> dict[str, float]:
+    """Train one arm with one seed, draw texts, and score them."""
+    run = work / f"{name.replace(' ', '-')}-seed-{seed}"
+    made = train.run(settings(arm, steps, seed), quickstart / "features", run, progress=show.Terminal())
+    drawn = run.with_suffix(".jsonl")
+    sampler = SamplerConfig(steps=128, temperature=0.5)
+    sample.run(SampleConfig(num_samples=texts, sampler=sampler, seed=seed), run, drawn, progress=show.Terminal())
+    scored = scores(drawn, quickstart)
+    return {**scored, **{key: made.manifest["held_out"][key] for key in ("token_accuracy_clean", "latent_std")}}
+
+
+def scores(texts: Path, quickstart: Path) -> dict[str, float]:
+    """Perplexity, entropy and diversity under the quickstart's scorer, which saw other text."""
+    length = artifact.open_artifact(quickstart / "features", "features").manifest["shapes"]["seq_len"]
+    (found,) = evaluate.run(EvaluateConfig(scorer=str(quickstart / "scorer"), max_tokens=length), [texts])
+    return {key: found[key] for key in ("gen_ppl", "entropy", "diversity")}
+
+
+def run(quickstart: Path, work: Path, *, arms: Sequence[str], seeds: Sequence[int], steps: int, texts: int) -> dict:
+    """Every arm with every seed; the figures of each."""
+    artifact.open_artifact(quickstart, "quickstart")
+    work.mkdir(parents=True, exist_ok=True)
+    found = {name: [measure(name, ARMS[name], seed, steps, texts, quickstart, work) for seed in seeds] for name in arms}
+    references = {name: scores(quickstart / f"{name}.jsonl", quickstart) for name in ("real", "unigram")}
+    return {"steps": steps, "texts": texts, "seeds": list(seeds), "arms": found, "references": references}
+
+
+def report(figures: Mapping[str, Any]) -> str:
+    """The table, with the paper's figures beside it, and which differences exceed the spread between seeds."""
+    rows = []
+    for name, runs in figures["arms"].items():
+        cells = [_spread([one[key] for one in runs]) for key in FIGURES]
+        paper = ARMS[name].paper
+        rows.append((name, *cells, *(paper or ("", ""))))
+    for name, one in figures["references"].items():
+        rows.append((f"{name} text", *(show.value(one[key]) for key in FIGURES[:3]), "", "", "", ""))
+    head = ("arm", "gen. ppl", "entropy", "diversity", "tokens rebuilt", "latent std", "paper: ppl", "entropy")
+    seeds = len(figures["seeds"])
+    lines = [
+        f"{figures['steps']:,} steps of the tiny preset, {seeds} seeds, {figures['texts']} texts each, 128 solver "
+        f"steps; mean ± half the range over seeds",
+        "",
+        show.table(head, rows),
+        "",
+        *_verdicts(figures["arms"]),
+    ]
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{show.value(float(np.mean(values)))} ± {show.value(float(np.ptp(values) / 2))}"
+
+
+def _verdicts(arms: Mapping[str, Sequence[Mapping[str, float]]]) -> list[str]:
+    """Each arm against the first: apart only when their seeds don't overlap, with the paper's ordering beside it."""
+    lines = []
+    for name, runs in arms.items():
+        paper, base = ARMS[name].paper, ARMS[BASE].paper
+        if name == BASE or BASE not in arms or paper is None or base is None:
+            continue
+        mine, theirs = ([one["gen_ppl"] for one in found] for found in (runs, arms[BASE]))
+        if min(mine) > max(theirs):
+            verdict = "worse"
+        elif max(mine) < min(theirs):
+            verdict = "better"
+        else:
+            verdict = "not told apart"
+        expected = "worse" if paper[0] > base[0] else "better"
+        lines.append(f"  {name}: {verdict} than {BASE} in perplexity (paper: {expected})")
+    return lines
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quickstart", type=Path, required=True, help="a finished quickstart")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--steps", type=int, default=4000, help="20 minutes an arm and seed on two cores")
+    parser.add_argument("--texts", type=int, default=256)
+    parser.add_argument("--output", type=Path, help="folder for the table and its JSON")
+    chosen = parser.parse_args()
+    figures = run(
+        chosen.quickstart, chosen.work, arms=chosen.arms, seeds=chosen.seeds, steps=chosen.steps, texts=chosen.texts
+    )
+    date = datetime.date.today().isoformat()
+    text = f"{date}, {hardware()}\n\n{report(figures)}\n"
+    print(text)
+    if chosen.output is not None:
+        chosen.output.mkdir(parents=True, exist_ok=True)
+        record = {"date": date, "hardware": hardware(), "versions": artifact.versions(), "figures": figures}
+        (chosen.output / f"ablation-{date}.json").write_text(json.dumps(record, indent=2) + "\n")
+        (chosen.output / f"ablation-{date}.txt").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
