@@ -16,14 +16,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ldlm.config import ModelConfig, Shapes, TrainConfig, from_dict, preset
 from ldlm.layers import recompute_activations
-from ldlm.model import LDLM, build_meta
+from ldlm.model import JointModel, build_meta
 from ldlm.objective import Draws, Objective
 
 # float32 weights, their gradients, AdamW's two moments and the weight average
 BYTES_PER_PARAMETER = 4 * 5
 
 
-def parameters(model: LDLM) -> dict[str, int]:
+def parameters(model: JointModel) -> dict[str, int]:
     """Number of parameters of each part; a deferred token decoder counts 0."""
     names = ("latent_encoder", "latent_decoder", "denoiser", "token_decoder")
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.parts().items()}

@@ -287,9 +287,19 @@ class FinetuneConfig:
 class SamplerConfig:
     """The reverse process (SPEC 8)."""
 
-    steps: int = setting(128, "solver steps, one denoiser evaluation each", low=1)
+    steps: int = setting(128, "solver steps, one evaluation of the denoiser each; two with heun or guidance", low=1)
+    solver: Literal["euler-maruyama", "ddim", "heun", "dpm++2m", "dpm++2m-sde"] = setting(
+        "euler-maruyama", "how the reverse process is solved; euler-maruyama is the paper's"
+    )
+    grid: Literal["time", "learned", "log-snr"] = setting(
+        "time", "equal steps in t, in the learned F(t) of adaptive timesteps, or in ln(α²/σ²)"
+    )
+    guidance: float = setting(
+        1.0, "w of self-conditioning guidance, ẑ = ẑ_∅ + w(ẑ_sc − ẑ_∅); 1 is off", low=0, high=100
+    )
+    eta: float = setting(0.0, "η of ddim: 0 is the ODE, 1 ancestral sampling", low=0, high=1)
     t_min: float = setting(0.05, "where the grid ends", above=0, high=0.9)
-    beta_clip: float = setting(0.95, "t is clipped to this inside β only", above=0, high=0.9999)
+    beta_clip: float = setting(0.95, "euler-maruyama clips t to this, inside β only", above=0, high=0.9999)
     final: Literal["mean", "x0"] = setting(
         "mean", "return the last step's noise-free mean, or the last estimate of z_0"
     )
@@ -304,7 +314,9 @@ class SampleConfig:
     sampler: SamplerConfig = setting(SamplerConfig(), "the reverse process", flags=True)
     decoder: str | None = setting(None, "fine-tuned decoder to use; none means the newest, 'joint' D_h and D_w")
     checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
-    batch_size: int = setting(64, "texts per batch; it does not change them", low=1, identity=False)
+    batch_size: int | None = setting(
+        None, "texts per batch, which does not change them, or auto", low=1, identity=False, none="auto"
+    )
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED // TEXTS_PER_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)
 

@@ -53,6 +53,15 @@ class Schedule:
         """λ(t) = ln(α_t²/σ_t²) (Eq. 20)."""
         return torch.logit(self.alpha_bar(t))
 
+    def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        """The t at which λ(t) has this value: the inverse of `log_snr`."""
+        ratio = torch.exp(-log_snr / 2)  # σ/α
+        if self.kind == "tangent":
+            return torch.atan(ratio / self.d) * 2 / math.pi
+        if self.kind == "cosine":
+            return torch.atan(ratio) * 2 / math.pi
+        return torch.sigmoid(-log_snr)
+
     def elbo_weight(self, t: Tensor) -> Tensor:
         """ω_ELBO(t) = −½ λ'(t) e^λ(t) (Eq. 22); with λ' = −β/σ² this is ½ β ᾱ / σ⁴. Diverges at t = 0."""
         alpha_bar = self.alpha_bar(t)

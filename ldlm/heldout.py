@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldlm import noise
-from ldlm.model import LDLM
+from ldlm.model import JointModel
 from ldlm.objective import Draws, Objective, row_loss
 from ldlm.store import Split
 from ldlm.timesteps import TimestepSampler
@@ -139,7 +139,7 @@ def latent_warning(evaluations: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 @torch.no_grad()
-def encode_rows(model: LDLM, split: Split, rows: np.ndarray, device: torch.device) -> tuple[Tensor, np.ndarray]:
+def encode_rows(model: JointModel, split: Split, rows: np.ndarray, device: torch.device) -> tuple[Tensor, np.ndarray]:
     """z_0 (B, N, C) of rows of a split, and their tokens (B, L)."""
     parts, tokens = split.read_rows(rows)
     tokens_BL = torch.from_numpy(tokens).to(device, torch.int64)

@@ -11,7 +11,7 @@ from ldlm.denoiser import DiT
 from ldlm.errors import InputError
 
 
-class LDLM(nn.Module):
+class JointModel(nn.Module):
     """Latent encoder E_z, latent decoder D_h, denoiser and token decoder D_w. They are called one by one.
 
     `scratch` adds token embeddings that take the place of the frozen encoder (Table 1's EMB_θ); `token_decoder` is
@@ -63,14 +63,14 @@ class LDLM(nn.Module):
         return dict(self.named_children())
 
 
-def build(config: ModelConfig, shapes: Shapes, *, seed: int, scratch: bool = False) -> LDLM:
-    """An LDLM whose initial weights depend on `seed` alone, whatever was drawn before; float32 on the CPU."""
+def build(config: ModelConfig, shapes: Shapes, *, seed: int, scratch: bool = False) -> JointModel:
+    """A model whose initial weights depend on `seed` alone, whatever was drawn before; float32 on the CPU."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LDLM(config, shapes, scratch=scratch)
+        return JointModel(config, shapes, scratch=scratch)
 
 
-def build_meta(config: ModelConfig, shapes: Shapes, *, scratch: bool = False) -> LDLM:
+def build_meta(config: ModelConfig, shapes: Shapes, *, scratch: bool = False) -> JointModel:
     """The same without storage, for counting."""
     with torch.device("meta"):
-        return LDLM(config, shapes, scratch=scratch)
+        return JointModel(config, shapes, scratch=scratch)

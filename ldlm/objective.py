@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ldlm import noise
 from ldlm.config import CosmosConfig, DiffusionConfig, RecipeConfig
 from ldlm.diffusion import Schedule, noised
-from ldlm.model import LDLM
+from ldlm.model import JointModel
 from ldlm.timesteps import TimestepSampler
 
 Phase = Literal["joint", "autoencoder", "diffusion"]
@@ -122,7 +122,7 @@ class Losses(NamedTuple):
 class Objective(nn.Module):
     """The joint loss as one module, so that a data-parallel wrapper sees every trainable parameter in its forward."""
 
-    def __init__(self, model: LDLM, diffusion: DiffusionConfig, recipe: RecipeConfig) -> None:
+    def __init__(self, model: JointModel, diffusion: DiffusionConfig, recipe: RecipeConfig) -> None:
         super().__init__()
         self.model, self.diffusion, self.recipe = model, diffusion, recipe
         self.schedule = Schedule.of(diffusion)

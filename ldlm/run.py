@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from ldlm import artifact, checkpoint, config, files
 from ldlm.autoencoder import TokenDecoder
@@ -18,18 +15,12 @@ from ldlm.config import Shapes, TrainConfig
 from ldlm.diffusion import Schedule
 from ldlm.encoder import load_tokenizer
 from ldlm.errors import InputError
-from ldlm.model import LDLM, build
+from ldlm.generation import Decoder, TextGenerator
+from ldlm.model import JointModel, build
 from ldlm.store import FeatureStore
+from ldlm.timesteps import TimestepSampler
 
 JOINT = "joint"
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """z_0 → logits, and where it comes from."""
-
-    name: str
-    logits: Callable[[Tensor], Tensor]
 
 
 class TrainedRun:
@@ -53,7 +44,7 @@ class TrainedRun:
             )
         return found
 
-    def _load_model(self) -> LDLM:
+    def _load_model(self) -> JointModel:
         scratch = self.features["encoder"]["kind"] == "scratch"
         model = build(self.config.model, self.shapes, seed=0, scratch=scratch)
         model.load_state_dict(self.checkpoint.tensors("ema"))
@@ -63,6 +54,26 @@ class TrainedRun:
     def tokenizer(self) -> Any:
         """The tokenizer that the run was trained with."""
         return load_tokenizer(str(self.path / "tokenizer"))
+
+    @property
+    def timesteps(self) -> TimestepSampler:
+        """The timestep sampler as the checkpoint has it."""
+        sampler = TimestepSampler(self.config.timesteps, self.config.diffusion.t_min)
+        sampler.load_state_dict(self.checkpoint.state["timesteps"])
+        return sampler
+
+    def generator(self, decoder: str | None = None) -> TextGenerator:
+        """What draws texts, with the decoder of that name (see `decoder`)."""
+        return TextGenerator(
+            denoiser=self.model.denoiser,
+            decoder=self.decoder(decoder),
+            schedule=self.schedule,
+            timesteps=self.timesteps,
+            latent_shape=(self.model.num_latents, self.model.latent_dim),
+            seq_len=self.shapes.seq_len,
+            vocab_size=self.shapes.vocab_size,
+            device=self.device,
+        )
 
     def check_store(self, store: FeatureStore) -> None:
         """`InputError` when the store's states are not the ones this run was trained on."""

@@ -16,7 +16,7 @@ from ldlm.checkpoint import Checkpoint
 from ldlm.config import Shapes, TrainConfig
 from ldlm.ema import EMA
 from ldlm.layers import recompute_activations
-from ldlm.model import LDLM, build
+from ldlm.model import JointModel, build
 from ldlm.objective import Losses, Objective, Phase, draw, draw_smoothing, warmup_gamma
 from ldlm.optim import adamw, learning_rate, load_optimizer_tensors, optimizer_tensors
 from ldlm.runtime import ALONE, World
@@ -52,7 +52,7 @@ class TrainState:
             self.parallel = _parallel(self.objective)
 
     @property
-    def model(self) -> LDLM:
+    def model(self) -> JointModel:
         """The trainable parts."""
         return self.objective.model
 

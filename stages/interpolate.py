@@ -18,10 +18,11 @@ from ldlm import artifact, files, heldout, metrics, plots, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import EvaluateConfig, InterpolateConfig
 from ldlm.errors import InputError
+from ldlm.generation import Decoder
 from ldlm.location import Location
 from ldlm.metrics import Scorer
 from ldlm.progress import SILENT, Progress
-from ldlm.run import Decoder, TrainedRun
+from ldlm.run import TrainedRun
 from ldlm.samples import Texts
 from ldlm.store import FeatureStore
 

@@ -10,19 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldlm import artifact, config, files, metrics, noise, runtime, samplers, samples
+from ldlm import artifact, config, files, metrics, runtime, samplers, samples
 from ldlm.accounting import denoiser_flops
-from ldlm.config import TEXTS_PER_SEED, SampleConfig, SamplerConfig
+from ldlm.config import TEXTS_PER_SEED, SampleConfig
 from ldlm.errors import InputError
-from ldlm.metrics import LOGITS_AT_ONCE
 from ldlm.progress import SILENT, Progress
-from ldlm.run import Decoder, TrainedRun
+from ldlm.run import TrainedRun
+
+LARGEST_BATCH = 256  # of --batch-size auto: an interruption costs a batch
 
 
 def plan(config: SampleConfig, run_path: Path) -> dict[str, Any]:
     """What it would compute: evaluations of the denoiser and their FLOPs."""
     run = TrainedRun(run_path, torch.device("cpu"), config.checkpoint)
-    evaluations = config.num_samples * config.sampler.steps
+    evaluations = config.num_samples * config.sampler.steps * samplers.evaluations_per_step(config.sampler)
     return {
         "texts": config.num_samples,
         "denoiser_evaluations": evaluations,
@@ -38,8 +39,8 @@ def run(
     Texts are appended to `out.partial` batch by batch, so that the same command takes up an interrupted one.
     """
     run = TrainedRun(run_path, runtime.device(config.device), config.checkpoint)
-    decoder = run.decoder(config.decoder)
-    provenance = _provenance(config, run, decoder)
+    generator = run.generator(config.decoder)
+    provenance = _provenance(config, run, generator.decoder.name)
     record = out.with_name(out.name + ".meta.json")
     partial = _begin(out, record, provenance, overwrite)
     if partial is None:
@@ -49,13 +50,14 @@ def run(
     done = _whole_texts(partial)
     started = time.perf_counter()
     tokenizer = run.tokenizer
+    size = config.batch_size or generator.batch_size(min(config.num_samples - done, LARGEST_BATCH))
     with (
         open(partial, "a", encoding="utf-8") as file,
         progress.task("sample", config.num_samples, "text", done) as task,
     ):
-        for start in range(done, config.num_samples, config.batch_size):
-            seeds = text_seeds(config.seed, start, min(start + config.batch_size, config.num_samples))
-            tokens_BL = sample_tokens(run, decoder, config.sampler, seeds).cpu()
+        for start in range(done, config.num_samples, size):
+            seeds = text_seeds(config.seed, start, min(start + size, config.num_samples))
+            tokens_BL = generator.tokens(config.sampler, seeds).cpu()
             texts = metrics.decode_tokens(tokenizer, tokens_BL)
             file.write(files.dump_jsonl(samples.rows(texts, tokens_BL.tolist(), seeds.tolist())))
             file.flush()
@@ -72,47 +74,11 @@ def text_seeds(seed: int, start: int, stop: int) -> Tensor:
     return seed * TEXTS_PER_SEED + torch.arange(start, stop)
 
 
-@torch.no_grad()
-def sample_tokens(run: TrainedRun, decoder: Decoder, sampler: SamplerConfig, seeds_B: Tensor) -> Tensor:
-    """Token rows (B, L) int64, each a function of its seed."""
-    z_0_BNC = sample_latents(run, sampler, seeds_B)
-    rows = max(1, LOGITS_AT_ONCE // (run.shapes.seq_len * run.shapes.vocab_size))
-    pieces = zip(z_0_BNC.split(rows), seeds_B.split(rows), strict=True)
-    return torch.cat([_tokens(decoder.logits(z), sampler, seeds.to(run.device)) for z, seeds in pieces])
-
-
-def _tokens(logits_BLV: Tensor, sampler: SamplerConfig, seeds_B: Tensor) -> Tensor:
-    """The most likely tokens (B, L), or tokens drawn at the temperature, one uniform number each."""
-    if sampler.temperature == 0:
-        return logits_BLV.argmax(-1)
-    uniform_BL = noise.uniform(seeds_B, "token", 0, torch.zeros_like(seeds_B), (logits_BLV.shape[1],))
-    cdf_BLV = (logits_BLV / sampler.temperature).softmax(-1).cumsum(-1).double()
-    drawn_BL1 = torch.searchsorted(cdf_BLV / cdf_BLV[..., -1:], uniform_BL[..., None])
-    return drawn_BL1.squeeze(-1).clamp(max=logits_BLV.shape[-1] - 1)
-
-
-@torch.no_grad()
-def sample_latents(run: TrainedRun, sampler: SamplerConfig, seeds_B: Tensor) -> Tensor:
-    """Latents z_0 (B, N, C) at the end of the reverse process."""
-    seeds_B = seeds_B.to(run.device)
-    shape = (run.model.num_latents, run.model.latent_dim)
-    row_B = torch.zeros_like(seeds_B)
-    return samplers.euler_maruyama(
-        samplers.self_conditioned(run.model.denoiser),
-        run.schedule,
-        noise.normal(seeds_B, "z_1", 0, row_B, shape),
-        samplers.time_grid(sampler),
-        lambda step: noise.normal(seeds_B, "sde", step, row_B, shape),
-        beta_clip=sampler.beta_clip,
-        final=sampler.final,
-    )
-
-
-def _provenance(sample: SampleConfig, run: TrainedRun, decoder: Decoder) -> dict[str, Any]:
+def _provenance(sample: SampleConfig, run: TrainedRun, decoder: str) -> dict[str, Any]:
     return {
         "kind": "samples",
         "config": config.identity(sample),
-        "decoder": decoder.name,
+        "decoder": decoder,
         "run": run.path.name,
         "checkpoint": run.checkpoint.digest,
         "step": run.checkpoint.step,

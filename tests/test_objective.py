@@ -26,7 +26,7 @@ from ldlm.config import (
     TokenDecoderConfig,
     TrainConfig,
 )
-from ldlm.model import LDLM, build
+from ldlm.model import JointModel, build
 from ldlm.objective import Draws, Losses, Objective, draw, scale_gradient, warmup_gamma
 from ldlm.stream import Batch
 from ldlm.timesteps import TimestepSampler
@@ -73,7 +73,7 @@ def run(made: Objective, made_draws: Draws | None = None, gamma: float = 1.0) ->
     return made(HIDDEN, TOKENS, made_draws or draws(), gamma)
 
 
-def gradients(loss: Tensor, model: LDLM) -> dict[str, Tensor]:
+def gradients(loss: Tensor, model: JointModel) -> dict[str, Tensor]:
     """Gradient of `loss` in each part, flattened; zeros where the graph does not lead."""
     result = {}
     for name, part in model.parts().items():

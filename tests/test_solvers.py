@@ -1,0 +1,268 @@
+"""Every solver against data whose denoiser is exact: a Gaussian, and a mixture of Gaussians (SPEC 8).
+
+For a Gaussian N(0, s²) the ODE keeps z_t / √(α² s² + σ²). For a mixture the reference is scipy's adaptive integrator.
+The error of a deterministic solver must fall at its order.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from ldlm.config import SamplerConfig
+from ldlm.diffusion import Schedule
+from ldlm.samplers import Denoise, self_conditioned, solver, time_grid
+
+TANGENT = Schedule()
+SOLVERS = ("euler-maruyama", "ddim", "heun", "dpm++2m", "dpm++2m-sde")
+ODE = {"ddim": 1, "heun": 2, "dpm++2m": 2}  # order of convergence
+STEPS = (4, 8, 16, 32, 128)
+
+MEANS = torch.tensor([-1.5, 0.5, 2.0], dtype=torch.float64)
+WEIGHTS = torch.tensor([0.3, 0.5, 0.2], dtype=torch.float64)
+STD = 0.25
+MIXTURE_STD = math.sqrt(STD**2 + (WEIGHTS @ MEANS**2 - (WEIGHTS @ MEANS) ** 2).item())
+
+
+def gaussian(std: float) -> Denoise:
+    def denoise(z: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = TANGENT.alpha_sigma(t)
+        return alpha * std**2 / (alpha**2 * std**2 + sigma**2) * z
+
+    return denoise
+
+
+UNIT = gaussian(1.0)
+
+
+def mixture(z: Tensor, t: Tensor) -> Tensor:
+    """E[z_0 | z_t] by Bayes: each component's posterior mean, weighted by how likely it is."""
+    alpha, sigma = TANGENT.alpha_sigma(t)
+    variance = alpha**2 * STD**2 + sigma**2
+    odds = WEIGHTS.log() - (z[..., None] - alpha * MEANS) ** 2 / (2 * variance)
+    posterior = MEANS + alpha * STD**2 / variance * (z[..., None] - alpha * MEANS)
+    return (odds.softmax(-1) * posterior).sum(-1)
+
+
+def solved(name: str, denoise: Denoise, z: Tensor, steps: int, seed: int = 0, **settings) -> Tensor:
+    config = SamplerConfig(solver=name, steps=steps, **settings)
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(step: int) -> Tensor:
+        return torch.randn(z.shape, generator=generator, dtype=z.dtype)
+
+    return solver(config)(denoise, TANGENT, z, time_grid(config, TANGENT), draw, final=config.final)
+
+
+def log_rho(t: float) -> float:
+    """ln σ/α of the tangent schedule, which at t = 1 is beyond what scipy likes: e^12 will do for infinity."""
+    return 12.0 if t == 1 else math.log(3 * math.tan(math.pi * t / 2))
+
+
+def ode_end(z: float, t: float = 1.0, t_min: float = 0.05) -> float:
+    """The mixture's ODE from z at t, in the variables x = z/α and ρ = σ/α, where dx/dρ = (x − ẑ_0)/ρ."""
+
+    def slope(at: float, x: np.ndarray) -> np.ndarray:
+        alpha = 1 / math.sqrt(1 + math.exp(2 * at))
+        t = TANGENT.time_of_log_snr(torch.tensor(-2 * at, dtype=torch.float64))
+        return x - mixture(torch.tensor(alpha * x), t).numpy()
+
+    start, end = log_rho(t), log_rho(t_min)
+    x = np.array([z]) * math.sqrt(1 + math.exp(2 * start))
+    found = solve_ivp(slope, (start, end), x, rtol=1e-10, atol=1e-10)
+    return float(found.y[0, -1]) / math.sqrt(1 + math.exp(2 * end))
+
+
+@cache
+def table(denoise: Denoise, count: int = 20_000) -> dict[str, list[float]]:
+    """The standard deviation of what each solver returns at each number of steps; `pytest -s` prints it."""
+    z = torch.randn(count, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = {name: [solved(name, denoise, z, steps).std().item() for steps in STEPS] for name in SOLVERS}
+    print("\nsteps".ljust(18) + "".join(f"{steps:>8}" for steps in STEPS))
+    for name, row in found.items():
+        print(name.ljust(17) + "".join(f"{value:8.3f}" for value in row))
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Gaussian data
+
+
+def scale(std: float, t: Tensor) -> float:
+    alpha, sigma = TANGENT.alpha_sigma(t)
+    return math.sqrt(alpha**2 * std**2 + sigma**2)
+
+
+@pytest.mark.parametrize("grid", ["time", "log-snr"])
+@pytest.mark.parametrize("std", [0.5, 1.0, 3.8])
+@pytest.mark.parametrize("name", ODE)
+def test_an_ode_solver_converges_to_the_gaussians_closed_form_at_its_order(name, std, grid):
+    times = time_grid(SamplerConfig(grid=grid), TANGENT)
+    exact = scale(std, times[-1]) / scale(std, times[0])
+    one = torch.ones(1, dtype=torch.float64)
+    errors = [abs(solved(name, gaussian(std), one, n, grid=grid).item() - exact) for n in (128, 256, 512, 1024)]
+    rates = [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
+    assert errors[-1] < 1e-2
+    # A multistep method begins with a step of first order; from t = 1 it is a long one, since λ(1) = −∞.
+    slack = 0.05 if name != "dpm++2m" else {"time": 0.3, "log-snr": 0.15}[grid]
+    assert rates[-1] == pytest.approx(ODE[name], abs=slack)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_gaussian_data_keep_their_standard_deviation_at_128_steps(name):
+    std = table(UNIT)[name]
+    assert std[-1] == pytest.approx(1.0, rel=0.03)
+    assert abs(std[-1] - 1) <= abs(std[0] - 1) + 0.005
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A mixture
+
+
+@pytest.mark.parametrize("name", ODE)
+def test_an_ode_solver_follows_the_mixtures_trajectory_at_its_order(name):
+    start = time_grid(SamplerConfig(grid="log-snr"), TANGENT)[0].item()
+    z = torch.tensor([-1.3, -0.2, 0.4, 1.7], dtype=torch.float64)
+    exact = torch.tensor([ode_end(one, start) for one in z.tolist()], dtype=torch.float64)
+    errors = [
+        (solved(name, mixture, z, steps, grid="log-snr") - exact).abs().max().item() for steps in (64, 128, 256, 512)
+    ]
+    assert errors[-1] < (0.02 if ODE[name] == 1 else 1e-3)
+    assert math.log2(errors[-2] / errors[-1]) == pytest.approx(ODE[name], abs=0.15)
+
+
+@pytest.mark.parametrize("grid", ["time", "log-snr"])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_solver_draws_the_mixture(name, grid):
+    """Its modes with their weights, and its standard deviation. `eta` 1 too, whose noise is all fresh."""
+    z = torch.randn(20_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for settings in ({}, {"eta": 1.0}) if name == "ddim" else ({},):
+        drawn = solved(name, mixture, z, 256, grid=grid, final="x0", **settings)
+        shares = torch.bincount((drawn[:, None] - MEANS).abs().argmin(1), minlength=3) / len(drawn)
+        assert shares.tolist() == pytest.approx(WEIGHTS.tolist(), abs=0.02)
+        assert drawn.std().item() == pytest.approx(MIXTURE_STD, rel=0.02)
+
+
+def test_the_second_order_solvers_beat_the_first_on_the_mixture_at_few_steps():
+    start = time_grid(SamplerConfig(grid="log-snr"), TANGENT)[0].item()
+    z = torch.tensor([-1.3, -0.2, 0.4, 1.7], dtype=torch.float64)
+    exact = torch.tensor([ode_end(one, start) for one in z.tolist()], dtype=torch.float64)
+    error = {name: (solved(name, mixture, z, 32, grid="log-snr") - exact).abs().mean().item() for name in ODE}
+    assert error["dpm++2m"] < 0.5 * error["ddim"]
+    assert error["heun"] < 0.5 * error["ddim"]
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_table_of_standard_deviations_on_the_mixture(name):
+    assert table(mixture)[name][-1] == pytest.approx(MIXTURE_STD, rel=0.05)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What they cost and return
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_evaluations_are_as_the_budget_counts_them(name, guidance):
+    from ldlm.samplers import evaluations_per_step
+
+    count = 0
+
+    def network(z: Tensor, t_B: Tensor, previous: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        return 0.5 * z
+
+    solved(name, self_conditioned(network, guidance), torch.ones(1, dtype=torch.float64), 6)
+    per_step = evaluations_per_step(SamplerConfig(solver=name, guidance=guidance))
+    # The first evaluation has no estimate to be guided by.
+    assert count == 6 * per_step - (guidance != 1)
+
+
+@pytest.mark.parametrize("kind", ["tangent", "cosine", "linear"])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_solver_starts_from_pure_noise_under_every_schedule(name, kind):
+    """At t = 1 the log-SNR is infinite, or nearly so."""
+    config, schedule = SamplerConfig(solver=name, steps=256, eta=1.0), Schedule(kind)
+    z = torch.randn(20_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    draw = torch.Generator().manual_seed(2)
+    end = solver(config)(
+        lambda z, t: schedule.alpha_sigma(t)[0] * z,  # exact for data of standard deviation 1
+        schedule,
+        z,
+        time_grid(config, schedule),
+        lambda step: torch.randn(z.shape, generator=draw, dtype=z.dtype),
+    )
+    assert end.std().item() == pytest.approx(1.0, rel=0.05)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_x0_is_the_last_estimate(name):
+    estimates = []
+
+    def denoise(z: Tensor, t: Tensor) -> Tensor:
+        estimates.append(mixture(z, t))
+        return estimates[-1]
+
+    z = torch.linspace(-2, 2, 5, dtype=torch.float64)
+    assert torch.equal(solved(name, denoise, z, 6, final="x0"), estimates[-1])
+    assert not torch.equal(solved(name, denoise, z, 6), estimates[-1])
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_last_step_adds_no_noise(name):
+    steps = []
+    config = SamplerConfig(solver=name, steps=5, eta=1.0)
+
+    def draw(step: int) -> Tensor:
+        steps.append(step)
+        return torch.ones(2, dtype=torch.float64)
+
+    solver(config)(mixture, TANGENT, torch.ones(2, dtype=torch.float64), time_grid(config, TANGENT), draw)
+    assert steps == ([] if name in ("heun", "dpm++2m") else [0, 1, 2, 3])
+
+
+def test_guidance_extrapolates_from_the_estimate_without_self_conditioning():
+    def network(z: Tensor, t_B: Tensor, previous: Tensor) -> Tensor:
+        return z + 0.5 * previous
+
+    z, t = torch.ones(1, 3), torch.tensor(0.5)
+    guided = self_conditioned(network, guidance=3.0)
+    assert guided(z, t).tolist() == [[1.0] * 3]
+    assert guided(z, t).tolist() == [[1 + 3.0 * 0.5] * 3]
+    assert guided(z, t).tolist() == [[1 + 3.0 * 0.5 * 2.5] * 3]  # the guided estimate is what is carried on
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Grids
+
+
+@pytest.mark.parametrize("kind", ["tangent", "cosine", "linear"])
+def test_the_log_snr_grid_has_equal_steps_in_log_snr(kind):
+    schedule = Schedule(kind)
+    times = time_grid(SamplerConfig(steps=10, grid="log-snr"), schedule)
+    steps = schedule.log_snr(times).diff()
+    assert times[-1].item() == pytest.approx(0.05)
+    assert steps.tolist() == pytest.approx([steps[0].item()] * 10, rel=1e-6)
+    assert schedule.alpha_sigma(times[0])[0].item() == pytest.approx(0.01, rel=1e-2)
+
+
+def test_the_learned_grid_has_equal_steps_in_the_learned_time():
+    def quantile(u: Tensor) -> Tensor:  # F(t) = t²
+        return u.clamp(min=1e-10).sqrt()
+
+    times = time_grid(SamplerConfig(steps=10, grid="learned", t_min=0.1), TANGENT, quantile)
+    assert (times[0], times[-1]) == (1.0, pytest.approx(0.1))
+    assert (times**2).diff().tolist() == pytest.approx([-0.99 / 10] * 10, abs=1e-9)
+
+
+def test_the_learned_grid_of_uniform_timesteps_is_the_papers():
+    learned = time_grid(SamplerConfig(steps=7, grid="learned"), TANGENT, lambda u: u.clamp(1e-5, 1))
+    assert learned.tolist() == pytest.approx(time_grid(SamplerConfig(steps=7)).tolist(), abs=1e-9)
