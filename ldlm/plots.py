@@ -165,6 +165,43 @@ def interpolation(path: Path, result: Mapping[str, Any]) -> None:
     save(made, path)
 
 
+def frontier(path: Path, summary: Mapping[str, Any]) -> None:
+    """Perplexity against entropy as the evaluations grow, marker areas as seconds per text, real text a star (Fig. 1).
+
+    One line joins the paper's sampler at its budgets, one the best at each; all that was screened stands behind them.
+    """
+    made, (ax,) = figure(1)
+    made.set_size_inches(7, 4.6)
+    slowest = max(row["seconds"] for row in [*summary["finalists"], *summary["externals"]])
+    ax.scatter(
+        [row["entropy"] for row in summary["screened"]],
+        [row["gen_ppl"] for row in summary["screened"]],
+        s=6, color=GREY, alpha=0.35, linewidths=0, label=f"screened with {summary['screen_texts']:,} texts",
+    )  # fmt: skip
+    own = [row for row in summary["finalists"] if row["solver"] == "euler-maruyama" and row["grid"] == "time"]
+    own = [row for row in own if row["guidance"] == 1]
+    best = {row["budget"]: row for row in summary["finalists"] if row not in own}
+    lines = {"the paper's sampler": (own, ORANGE), "best at each budget": (list(best.values()), BLUE)}
+    for label, (rows, color) in lines.items():
+        x, y = [row["entropy"] for row in rows], [row["gen_ppl"] for row in rows]
+        ax.plot(x, y, color=color, linewidth=1, alpha=0.6)
+        ax.scatter(x, y, s=[20 + 180 * row["seconds"] / slowest for row in rows], color=color, alpha=0.8, label=label)
+        for row in rows:
+            ax.annotate(str(row["budget"]), (row["entropy"], row["gen_ppl"]), fontsize=7, xytext=(5, 4),
+                        textcoords="offset points")  # fmt: skip
+    for one, color in zip(summary["externals"], SERIES[2:] * len(summary["externals"]), strict=False):
+        size = 20 + 180 * one["seconds"] / slowest
+        ax.scatter(one["entropy"], one["gen_ppl"], s=size, color=color, marker="D", label=one["name"])
+    if summary["real"] is not None:
+        real = summary["real"]
+        ax.scatter(real["entropy"], real["gen_ppl"], s=160, marker="*", color="#e3b505", edgecolors="black",
+                   linewidths=0.6, label="real text", zorder=5)  # fmt: skip
+    ax.set_yscale("log")
+    finish(ax, "Perplexity × entropy; numbers are evaluations, areas seconds per text", "entropy (nats)",
+           "generative perplexity")  # fmt: skip
+    save(made, path)
+
+
 def comparison(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Perplexity and entropy of several sets of texts as bars; each row has name, gen_ppl, entropy."""
     made, (ppl, entropy) = figure(2)
