@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -66,12 +67,17 @@ class World:
         return flag if self.size == 1 else bool(self.sum(torch.tensor(int(flag))))
 
     def from_main(self, value: Any) -> Any:
-        """What the main process has, in every process."""
+        """What the main process has, in every process; a JSON value, since torch would send objects as pickles."""
         if self.size == 1:
             return value
-        values = [value]
-        dist.broadcast_object_list(values, src=0)
-        return values[0]
+        data = json.dumps(value).encode()
+        count = torch.tensor(len(data))
+        dist.broadcast(count, src=0)
+        sent = torch.zeros(int(count), dtype=torch.uint8)
+        if self.main:
+            sent[:] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        dist.broadcast(sent, src=0)
+        return json.loads(sent.numpy().tobytes())
 
 
 ALONE = World()

@@ -217,8 +217,9 @@ def _record_features(store: FeatureStore, out: Path) -> None:
 def _resume(state: TrainState, stream: Stream, out: Path, progress: Progress) -> Journal:
     """Go on from the newest checkpoint that verifies, the same in all processes."""
     newest = checkpoint.latest(out / "checkpoints") if state.world.main else None
-    newest = state.world.from_main(newest)
-    if newest is not None:
+    name = state.world.from_main(None if newest is None else newest.path.name)
+    if name is not None:
+        newest = checkpoint.Checkpoint(out / "checkpoints" / name)
         state.load(newest)
         stream.position = state.position
         progress.note(f"resuming from step {state.step}")
