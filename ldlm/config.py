@@ -268,17 +268,29 @@ class FinetuneConfig:
     """`ldlm finetune-decoder`: a new decoder that reads the latents directly (Appendix B.2). Optimiser as the run's."""
 
     layers: int = setting(2, "transformer blocks before the vocabulary head", low=0, high=6)
-    checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
+    checkpoint: str | None = setting(
+        None, "checkpoint to use, like step-00005000; none means the newest whole one", identity=False
+    )
     name: str | None = setting(None, "name of the decoder; none means layers-K")
     steps: int | None = setting(
-        None, "optimiser steps; none means 200,000, or 2/5 of the run's where that is less", low=1
+        None, "optimiser steps; none means 200,000, or 2/5 of the run's where that is less", low=1, identity=False
     )
-    batch_size: int | None = setting(None, "rows per step; none means the run's", low=1)
+    batch_size: int | None = setting(None, "rows per step, over all processes; none means the run's", low=1)
     sigma_dec: float | None = setting(None, "noise on the latents; none means the run's", low=0)
     heads: int | None = setting(None, "attention heads; none means the run's token decoder's", low=1)
+    lr: float | None = setting(None, "learning rate after the warm-up; none means the run's", above=0)
+    accumulate: int = setting(1, "parts in which each process goes through its rows of a step", low=1, identity=False)
+    max_nonfinite: int = setting(
+        10,
+        "batches whose loss or gradient is not finite, and which are skipped, before it stops",
+        low=0,
+        identity=False,
+    )
     log_every: int = setting(50, "steps between lines of metrics.jsonl", low=1, identity=False)
-    eval_rows: int = setting(1_024, "held-out rows of the final evaluation", low=1, identity=False)
+    eval_every: int = setting(5_000, "steps between held-out evaluations", low=1, identity=False)
+    eval_rows: int = setting(1_024, "held-out rows per evaluation", low=1, identity=False)
     save_every: int = setting(5_000, "steps between checkpoints", low=1, identity=False)
+    keep: int = setting(2, "checkpoints kept", low=1, identity=False)
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)
 

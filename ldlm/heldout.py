@@ -5,7 +5,7 @@ The noise and times are functions of the row, so two evaluations differ in the w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,17 +92,53 @@ def evaluate(
     }
 
 
+@torch.no_grad()
+def evaluate_decoder(
+    logits: Callable[[Tensor], Tensor],
+    model: JointModel,
+    split: Split,
+    *,
+    sigma_dec: float,
+    rows: int,
+    batch_size: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """What a decoder z_0 (B, N, C) → logits (B, L, V) makes of the first `rows` rows of the split, encoded by `model`.
+
+    `l_w` and `token_accuracy` under σ_dec noise, `l_w_clean` and `token_accuracy_clean` without. Rows and noise are
+    those of `evaluate`, so that decoders compare with each other and with the jointly trained one.
+    """
+    rows, sums = (
+        min(rows, split.rows),
+        dict.fromkeys(("l_w", "token_accuracy", "l_w_clean", "token_accuracy_clean"), 0.0),
+    )
+    done = 0
+    for hidden_BLD, tokens_BL in batches(split, rows, batch_size, device):
+        count = len(tokens_BL)
+        z_0_BNC = model.latent_encoder(model.states(hidden_BLD, tokens_BL))
+        eps_BNC = _noise("eps_dec", torch.arange(done, done + count, device=device), z_0_BNC)
+        for suffix, z_BNC in (("", z_0_BNC + sigma_dec * eps_BNC), ("_clean", z_0_BNC)):
+            logits_BLV = logits(z_BNC)
+            sums["l_w" + suffix] += count * F.cross_entropy(logits_BLV.flatten(0, 1), tokens_BL.flatten()).item()
+            sums["token_accuracy" + suffix] += count * _accuracy(logits_BLV, tokens_BL)
+        done += count
+    return {"split": split.name, "rows": done, **{name: total / done for name, total in sums.items()}}
+
+
 def _draws(row_B: Tensor, rows: int, z_0_BNC: Tensor) -> Draws:
     """Times evenly spread over (0, 1], scattered over the rows by a golden-ratio walk."""
     t_B = ((row_B.double() + 0.5) * 0.6180339887498949) % 1.0
-    shape = (z_0_BNC.shape[1], z_0_BNC.shape[2])
     return Draws(
         t_B=t_B.clamp(min=1e-5),
         weight_B=torch.ones_like(t_B),
-        eps_BNC=noise.normal(_SEED, "eps", 0, row_B, shape),
-        eps_dec_BNC=noise.normal(_SEED, "eps_dec", 0, row_B, shape),
+        eps_BNC=_noise("eps", row_B, z_0_BNC),
+        eps_dec_BNC=_noise("eps_dec", row_B, z_0_BNC),
         self_condition=True,
     )
+
+
+def _noise(purpose: str, row_B: Tensor, z_0_BNC: Tensor) -> Tensor:
+    return noise.normal(_SEED, purpose, 0, row_B, (z_0_BNC.shape[1], z_0_BNC.shape[2]))
 
 
 def _mean_denoising_loss(objective: Objective, z_0_BNC: Tensor, draws: Draws) -> Tensor:

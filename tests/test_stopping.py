@@ -8,16 +8,19 @@ import random
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
 
 import pytest
+import torch
 from ldlm.stages import train
 
 from ldlm import checkpoint, claims
 from ldlm import config as configs
 from ldlm.config import TrainConfig
+from ldlm.ema import EMA
 from ldlm.errors import InputError, Stopped
 from ldlm.metricsfile import MetricsFile
 from ldlm.progress import Progress, Task
@@ -111,6 +114,26 @@ def test_a_run_stopped_at_random_times_ends_like_one_that_was_not(train_config, 
             signal.signal(signal.SIGTERM, old)
     assert stops > 1
     assert final(tmp_path / "run") == final(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("swap", [1, 2])  # to the averaged weights, and back
+def test_a_signal_between_two_swapped_weights_does_not_mix_them(config, whole, store, tmp_path, monkeypatch, swap):
+    real, swaps = torch.nn.Module.named_parameters, 0
+
+    def signalled(module, *arguments, **options):
+        nonlocal swaps
+        swapping = sys._getframe(1).f_code is EMA._swap.__wrapped__.__code__
+        swaps += swapping
+        for number, named in enumerate(real(module, *arguments, **options)):
+            if swapping and (swaps, number) == (swap, 3):
+                signal.raise_signal(signal.SIGTERM)
+            yield named
+
+    monkeypatch.setattr(torch.nn.Module, "named_parameters", signalled)
+    with pytest.raises(Stopped, match="at step 20, and saved"):
+        train.run(config, store, tmp_path / "run")
+    train.run(config, store, tmp_path / "run")
+    assert final(tmp_path / "run") == final(whole)
 
 
 def test_a_signal_is_answered_at_once_where_nothing_happens():
