@@ -99,7 +99,8 @@ class ModelConfig:
     space: Literal["ldlm", "tencdm", "cosmos", "embedding", "scratch"] = setting(
         "ldlm",
         "latent space (Table 2): latents trained jointly; h itself; latents of an autoencoder trained before; the "
-        "encoder's token embeddings; token embeddings from scratch",
+        "encoder's token embeddings; token embeddings from scratch. Latents are taken as they are, without "
+        "normalisation, and σ_dec acts in all but cosmos, whose autoencoder has noise of its own",
     )
     autoencoder: AutoencoderConfig = setting(AutoencoderConfig(), "E_z and D_h")
     denoiser: DenoiserConfig = setting(DenoiserConfig(), "the DiT")

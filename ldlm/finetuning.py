@@ -84,7 +84,7 @@ def _backward(state: DecoderState, batch: Batch) -> tuple[Tensor, Tensor]:
     logits_BLV = network(z_0_BNC + config.recipe.sigma_dec * eps_BNC)
     l_w = F.cross_entropy(logits_BLV.flatten(0, 1), batch.tokens_BL.flatten(), reduction="none")
     l_w_BL = l_w.view_as(batch.tokens_BL)
-    (l_w_BL.mean() / config.accumulate).backward()  # type: ignore[no-untyped-call]
+    state.backward(l_w_BL.mean())
     return l_w_BL.detach().mean(dim=1), (logits_BLV.argmax(-1) == batch.tokens_BL).float().mean(dim=1)
 
 

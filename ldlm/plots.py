@@ -39,16 +39,18 @@ def save(made: Figure, path: Path) -> None:
 
 
 def smooth(values: Sequence[float], weight: float = 0.8) -> np.ndarray:
-    """Exponential smoothing, unbiased at the start."""
-    result, average = [], 0.0
-    for i, value in enumerate(values, 1):
-        average = weight * average + (1 - weight) * value
-        result.append(average / (1 - weight**i))
+    """Exponential smoothing, unbiased at the start; a missing value (NaN) leaves the average as it is."""
+    result, average, total = [], 0.0, 0.0
+    for value in values:
+        if np.isfinite(value):
+            average, total = weight * average + (1 - weight) * value, weight * total + 1 - weight
+        result.append(average / total if total else np.nan)
     return np.array(result)
 
 
 def curve(ax: Axes, x: Sequence[float], y: Sequence[float], label: str, color: str) -> None:
     """A noisy series: its values faintly, its smoothed course on top."""
+    y = np.array(y, dtype=float)  # a figure that was not finite is null in the file, and a gap here
     ax.plot(x, y, color=color, alpha=0.25, linewidth=0.8)
     ax.plot(x, smooth(y), color=color, linewidth=1.6, label=label)
 
@@ -142,9 +144,9 @@ def timesteps(path: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
     finish(profile, f"Loss against time (Fig. 6), step {evals[-1]['step']:,}", "time", "L_diff")
 
     p = np.array([line["timestep_p"] for line in evals])
-    shown = density.imshow(
-        (p * p.shape[1]).T, origin="lower", aspect="auto", extent=(0, evals[-1]["step"], 0, 1), cmap="Blues", vmin=0
-    )
+    # An evaluation stands for the steps since the one before, which need not be equally many.
+    edges = [0, *(line["step"] for line in evals)]
+    shown = density.pcolormesh(edges, np.linspace(0, 1, p.shape[1] + 1), (p * p.shape[1]).T, cmap="Blues", vmin=0)
     density.grid(False)
     made.colorbar(shown, ax=density, pad=0.02).ax.tick_params(labelsize=7)
     finish(density, "Density of t in training", "step", "t", legend=False)

@@ -6,17 +6,19 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ldlm.errors import InputError, Stopped
+
+Result = TypeVar("Result")
 
 
 def device(name: str) -> torch.device:
@@ -37,6 +39,8 @@ def device(name: str) -> torch.device:
         raise InputError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; use cpu")
     if found.type not in ("cpu", "cuda"):
         raise InputError(f"--device {name} is not supported; use cpu, cuda, cuda:N or auto")
+    if found.index is not None:
+        torch.cuda.set_device(found)  # where collectives and libraries put what they don't ask about
     return found
 
 
@@ -127,13 +131,15 @@ class Stop:
         if self._waiting:
             raise Stopped
 
-    @contextmanager
-    def at_once(self, when: bool = True) -> Iterator[None]:
-        """Within the block, which must leave no state half-changed, a signal raises `Stopped` without waiting."""
-        self._waiting = when
-        try:
-            if when and self.wished is not None:
-                raise Stopped
-            yield
-        finally:
-            self._waiting = False
+    def interruptible(self, work: Callable[[], Result]) -> Result | None:
+        """The result of `work`; None when a signal has come, or comes before it is done, which is not waited for.
+
+        `work` must leave no state half-changed wherever it is left.
+        """
+        with suppress(Stopped):
+            self._waiting = True
+            try:
+                return work() if self.wished is None else None
+            finally:
+                self._waiting = False
+        return None

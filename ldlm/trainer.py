@@ -15,7 +15,7 @@ from ldlm.ema import EMA
 from ldlm.layers import recompute_activations
 from ldlm.learner import Learner, parallel
 from ldlm.model import JointModel, build
-from ldlm.objective import Losses, Objective, Phase, draw, draw_smoothing, warmup_gamma
+from ldlm.objective import Losses, Objective, Phase, draw, draw_smoothing, set_trainable, warmup_gamma
 from ldlm.optim import adamw, learning_rate
 from ldlm.runtime import ALONE, World
 from ldlm.stream import Batch
@@ -37,8 +37,7 @@ class TrainState(Learner):
         if phase == self.phase:
             return
         self.phase = phase
-        for name, part in self.model.parts().items():
-            part.requires_grad_(phase == "joint" or (name == "denoiser") == (phase == "diffusion"))
+        set_trainable(self.model, phase)
         self.parallel = parallel(self.objective, self.world)  # it remembers what has gradients
 
     def facts(self) -> dict[str, Any]:
@@ -103,8 +102,10 @@ def train_step(state: TrainState, batch: Batch) -> Step:
     part_norms = {name: _norm(part) for name, part in state.model.parts().items()}
     gradient_norm, finite = state.update(lr)
 
-    if finite and state.phase != "autoencoder":
-        _observe(state, step, batch, losses)
+    if state.phase != "autoencoder":
+        if finite:
+            _observe(state, step, batch, losses)
+        state.timesteps.refresh_if_due(state.step)
     return Step(losses, gamma, lr, gradient_norm, part_norms, finite)
 
 
@@ -120,7 +121,7 @@ def _backward(state: TrainState, batch: Batch, gamma: float) -> Losses:
         smoothing = draw_smoothing(config.cosmos, h_shape=h_shape, latent_shape=latents, **address)
     objective = state.parallel or state.objective
     losses: Losses = objective(batch.hidden_BLD, batch.tokens_BL, draws, gamma, state.phase, smoothing)
-    (losses.loss / config.accumulate).backward()
+    state.backward(losses.loss)
     return losses
 
 
@@ -134,25 +135,29 @@ def _observe(state: TrainState, step: int, batch: Batch, losses: list[Losses]) -
     loss_B = torch.zeros(state.config.batch_size, dtype=torch.float64)
     loss_B[batch.index_B.cpu()] = torch.cat([part.l_diff_B for part in losses]).double().cpu()
     t_B = state.timesteps.draw(noise.uniform(state.config.seed, "t", step, torch.arange(len(loss_B))))
-    state.timesteps.observe(t_B, state.world.sum(loss_B), step + 1)
+    state.timesteps.observe(t_B, state.world.sum(loss_B))
 
 
 def figures(state: TrainState, step: Step) -> dict[str, float]:
     """A step as numbers, over all processes."""
-    losses = step.losses
-    latents = torch.cat([part.latents for part in losses])
-    std_NC = latents.std(dim=0)
-    mine: dict[str, Any] = {
-        **{name: torch.stack([getattr(part, name) for part in losses]).mean() for name in _LOGGED},
-        "latent_std": std_NC.mean(),
-        "latent_std_least": std_NC.mean(dim=0).min(),
-        "latent_std_most": std_NC.mean(dim=0).max(),
-        "latent_norm": latents.norm(dim=-1).mean(),
-    }
+    losses, latents_BNC = step.losses, torch.cat([part.latents for part in step.losses]).double()
+    mine = {name: torch.stack([getattr(part, name) for part in losses]).mean() for name in _LOGGED}
+    mine["latent_norm"] = latents_BNC.norm(dim=-1).mean()
     mean = state.world.sum(torch.stack([value.detach().double().cpu() for value in mine.values()])) / state.world.size
     norms = {"gradient_norm": step.gradient_norm.item()}
     norms |= {f"gradient_norm_{name}": norm.item() for name, norm in step.part_norms.items()}
-    return {**dict(zip(mine, mean.tolist(), strict=True)), "gamma": step.gamma, "lr": step.lr, **norms}
+    spread = _spread(state, latents_BNC)
+    return {**dict(zip(mine, mean.tolist(), strict=True)), **spread, "gamma": step.gamma, "lr": step.lr, **norms}
 
 
 _LOGGED = ("loss", "l_diff", "l_h", "l_w", "token_accuracy")
+
+
+def _spread(state: TrainState, latents_BNC: Tensor) -> dict[str, float]:
+    """Standard deviation of a latent coordinate over the whole batch: its mean, and that of the extreme channels."""
+    sums = torch.stack([latents_BNC.sum(dim=0), latents_BNC.square().sum(dim=0)]).cpu()
+    mean_NC, square_NC = state.world.sum(sums) / state.config.batch_size
+    std_NC = (square_NC - mean_NC.square()).clamp(min=0).sqrt()
+    std_C = std_NC.mean(dim=0)
+    names = ("latent_std", "latent_std_least", "latent_std_most")
+    return dict(zip(names, torch.stack([std_NC.mean(), std_C.min(), std_C.max()]).tolist(), strict=True))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from ldlm import files, finetuning, heldout, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import FinetuneConfig, TrainConfig
-from ldlm.errors import InputError, Stopped
+from ldlm.errors import InputError
 from ldlm.finetuning import DecoderState, figures, finetune_step
 from ldlm.journal import Journal, begin, resume
 from ldlm.learner import check_shares
@@ -96,7 +96,6 @@ def run(
 
         journal = resume(state, stream, out, seq_len=store.shapes.seq_len, progress=progress)
         _train(state, stream, store.held_out(), journal, stop, progress)
-        journal.close(state, stop)
         if world.main:
             _finish(result, state, journal, trained, store, network)
         world.from_main(None)  # the others wait until it is there
@@ -107,32 +106,40 @@ def _train(
     state: DecoderState, stream: Stream, held_out: Split, journal: Journal, stop: Stop, progress: Progress
 ) -> None:
     """The loop, as that of joint training: stop? evaluate, save, read, step, log."""
-    config, world = state.config, state.world
-    alone = world.size == 1  # others would wait for this process in vain
-    with stream, progress.task("finetune decoder", config.steps, "step", done=state.step) as task, suppress(Stopped):
+    config = state.config
+    with (
+        stream,
+        progress.task("finetune decoder", config.steps, "step", done=state.step) as task,
+        journal.recorded(state),
+    ):
         batches = iter(stream)
-        while not world.any(stop.wished is not None):
+        while True:
             if journal.wants_evaluation(state):
-                journal.evaluated(state, _evaluate(state, held_out, stop))
+                with journal.pace.pause():
+                    found = _evaluate(state, held_out, stop)
+                if state.world.any(stop.wished is not None):
+                    break
+                journal.evaluated(state, found or {})
             if journal.wants_checkpoint(state):
                 journal.save_if_new(state)
             if state.step >= config.steps:
                 break
 
-            asked = time.perf_counter()
-            with stop.at_once(alone):
-                batch = next(batches)
-            journal.waited += time.perf_counter() - asked
+            batch = journal.awaited(batches, stop)
+            if state.world.any(stop.wished is not None):  # so that all processes end at the same step
+                break
+            assert batch is not None
 
             step = finetune_step(state, batch)
 
             shown = {}
             if not step.finite:
                 remedy = f"lower --lr (it is {config.optimizer.lr})"
-                journal.skipped(state, stream, batch, step.l_w_B.mean().item(), step.l_w_B, remedy=remedy)
+                journal.skipped(state, stream, batch, {"l_w": step.l_w_B}, step.l_w_B, remedy=remedy)
             elif state.step % config.log_every == 0 or state.step == 1:
                 shown = journal.stepped(state, figures(state, step))
             task.advance(1, **{name: shown[name] for name in ("l_w", "token_accuracy") if shown})
+        journal.close(state, stop)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -227,13 +234,13 @@ def _finish(
     )
 
 
-def _evaluate(state: DecoderState, split: Split, stop: Stop) -> dict[str, Any]:
-    """Held-out figures with the averaged weights; only the main process needs them."""
+def _evaluate(state: DecoderState, split: Split, stop: Stop) -> dict[str, Any] | None:
+    """Held-out figures with the averaged weights; only the main process needs them. None when a signal cut it short."""
     if not state.world.main:
-        return {}
+        return None
     # A signal may cut the evaluation short, but not the exchange of the weights around it.
-    with state.ema.applied_to(state.model), stop.at_once(state.world.size == 1):
-        return _figures(state.model, state, split)
+    with state.ema.applied_to(state.model):
+        return stop.interruptible(lambda: _figures(state.model, state, split))
 
 
 def _figures(logits: Any, state: DecoderState, split: Split) -> dict[str, Any]:

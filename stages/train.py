@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.numpy import save_file
 from ldlm import accounting, checkpoint, files, heldout, plots, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import Shapes, TrainConfig
-from ldlm.errors import InputError, Stopped
+from ldlm.errors import InputError
 from ldlm.journal import Journal, begin, resume
 from ldlm.learner import check_shares
 from ldlm.location import Location
@@ -22,7 +23,7 @@ from ldlm.progress import SILENT, Progress
 from ldlm.runtime import Stop
 from ldlm.store import FeatureStore, Split
 from ldlm.stream import Batch, Stream
-from ldlm.trainer import Step, TrainState, figures, start, train_step
+from ldlm.trainer import Step, TrainState, figures, phase_of, start, train_step
 
 
 def plan(config: TrainConfig, shapes: Shapes) -> dict[str, Any]:
@@ -66,17 +67,17 @@ def run(
         if world.main:
             _record_features(store, out)
             _tell(store, out, result.state == "partial", progress)
+        flops = cache(partial(accounting.flops_per_token, config, store.shapes))
         journal = resume(
             state,
             stream,
             out,
             seq_len=store.shapes.seq_len,
             progress=progress,
-            flops_per_token=lambda: accounting.training_cost(config, store.shapes)["flops_per_token"],
-            warning=heldout.latent_warning,
+            flops_per_token=lambda step: flops(phase_of(config, step)),
+            warning=partial(heldout.latent_warning, warmup_steps=config.recipe.warmup_steps),
         )
         _train(state, stream, store.held_out(), journal, stop, progress)
-        journal.close(state, stop)
         if world.main:
             _finish(result, state, journal, store)
         world.from_main(None)  # the others wait until it is there
@@ -86,23 +87,26 @@ def run(
 def _train(
     state: TrainState, stream: Stream, held_out: Split, journal: Journal, stop: Stop, progress: Progress
 ) -> None:
-    """The training loop: stop? evaluate, save, read, step, log."""
-    config, world = state.config, state.world
-    alone = world.size == 1  # others would wait for this process in vain
-    with stream, progress.task("train", config.steps, "step", done=state.step) as task, suppress(Stopped):
+    """The training loop: evaluate, save, read, step, log. A signal ends it with a checkpoint, and raises `Stopped`."""
+    config = state.config
+    with stream, progress.task("train", config.steps, "step", done=state.step) as task, journal.recorded(state):
         batches = iter(stream)
-        while not world.any(stop.wished is not None):
+        while True:
             if journal.wants_evaluation(state):
-                journal.evaluated(state, _evaluate(state, held_out, stop))
+                with journal.pace.pause():
+                    found = _evaluate(state, held_out, stop)
+                if state.world.any(stop.wished is not None):
+                    break
+                journal.evaluated(state, found or {})
             if journal.wants_checkpoint(state):
                 journal.save_if_new(state)
             if state.step >= config.steps:
                 break
 
-            asked = time.perf_counter()
-            with stop.at_once(alone):
-                batch = next(batches)
-            journal.waited += time.perf_counter() - asked
+            batch = journal.awaited(batches, stop)
+            if state.world.any(stop.wished is not None):  # so that all processes end at the same step
+                break
+            assert batch is not None
 
             step = train_step(state, batch)
 
@@ -112,12 +116,14 @@ def _train(
             elif state.step % config.log_every == 0 or state.step == 1:
                 shown = journal.stepped(state, figures(state, step))
             task.advance(1, **{name: shown[name] for name in ("l_diff", "l_h", "l_w", "token_accuracy") if shown})
+        journal.close(state, stop)  # before the stream is: a read that hangs must not keep the checkpoint waiting
 
 
 def _skipped(state: TrainState, stream: Stream, batch: Batch, step: Step, journal: Journal) -> None:
     remedy = f"lower optimizer.lr (it is {state.config.optimizer.lr}) or lengthen the warm-ups"
+    losses = {name: torch.stack([getattr(part, name) for part in step.losses]) for name in ("l_diff", "l_h", "l_w")}
     l_diff_B = torch.cat([part.l_diff_B for part in step.losses])
-    journal.skipped(state, stream, batch, step.losses[0].loss.item(), l_diff_B, remedy=remedy)
+    journal.skipped(state, stream, batch, losses, l_diff_B, remedy=remedy)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -174,7 +180,6 @@ def _record_features(store: FeatureStore, out: Path) -> None:
 
 
 def _finish(result: Artifact, state: TrainState, journal: Journal, store: FeatureStore) -> None:
-    draw_plots(journal.out, journal.metrics.read())
     latest = checkpoint.latest(journal.out / "checkpoints")
     assert latest is not None
     journal.status("complete", state)
@@ -187,6 +192,10 @@ def _finish(result: Artifact, state: TrainState, journal: Journal, store: Featur
         skipped=state.skipped,
         seconds=round(time.perf_counter() - journal.started, 1),
     )
+    try:
+        draw_plots(journal.out, journal.metrics.read())
+    except Exception as error:  # the run is complete, whatever a picture of it does
+        journal.progress.note(f"no plots ({type(error).__name__}: {error}); `ldlm plot {journal.out}` draws them")
 
 
 def draw_plots(out: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
@@ -196,21 +205,23 @@ def draw_plots(out: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
     plots.timesteps(out / "plots" / "timesteps.png", metrics)
 
 
-def _evaluate(state: TrainState, split: Split, stop: Stop) -> dict[str, Any]:
+def _evaluate(state: TrainState, split: Split, stop: Stop) -> dict[str, Any] | None:
     """Held-out figures with the averaged weights, and the timestep distribution at this step.
 
-    Only the main process needs them, and the others wait for it at the next step.
+    Only the main process needs them, and the others wait for it at the next step. None when a signal cut it short.
     """
     if not state.world.main:
-        return {}
+        return None
     # A signal may cut the evaluation short, but not the exchange of the weights around it.
-    with state.ema.applied_to(state.model), stop.at_once(state.world.size == 1):
-        found = heldout.evaluate(
-            state.objective,
-            split,
-            rows=state.config.eval_rows,
-            batch_size=min(state.rows_at_once, state.config.eval_rows),
-            device=state.device,
-            timesteps=state.timesteps,
+    with state.ema.applied_to(state.model):
+        found = stop.interruptible(
+            lambda: heldout.evaluate(
+                state.objective,
+                split,
+                rows=state.config.eval_rows,
+                batch_size=min(state.rows_at_once, state.config.eval_rows),
+                device=state.device,
+                timesteps=state.timesteps,
+            )
         )
-    return {**found, "timestep_p": state.timesteps.state_dict()["p"]}
+    return None if found is None else {**found, "timestep_p": state.timesteps.state_dict()["p"]}
