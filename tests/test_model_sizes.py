@@ -17,6 +17,7 @@ from ldlm.config import (
     TokenDecoderConfig,
     TrainConfig,
     from_dict,
+    merge,
     preset,
 )
 from ldlm.model import build, build_meta
@@ -163,3 +164,19 @@ def test_latents_may_be_fewer_and_narrower_than_the_states():
     h_hat = model.latent_decoder(z_0)
     assert h_hat.shape == (2, 6, 12)
     assert model.token_decoder(h_hat).shape == (2, 6, 11)
+
+
+def test_flops_that_are_needed_leave_out_what_is_computed_again_and_what_a_phase_does_not_train():
+    tiny = preset("tiny")
+
+    def flops(phase="joint", **changes):
+        return accounting.flops_per_token(from_dict(TrainConfig, merge(tiny.overrides, changes)), tiny.shapes, phase)
+
+    whole = flops()
+    assert flops(recompute=True) == whole
+    cosmos = {"model": {"space": "cosmos"}}
+    first, second = flops("autoencoder", **cosmos), flops("diffusion", **cosmos)
+    assert first < whole
+    assert second < whole
+    # Both encode forward, and the joint step does so once; it alone takes the encoder's gradient from the denoiser.
+    assert whole < first + second < 1.25 * whole

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -55,12 +56,12 @@ def objective(config: ModelConfig = MODEL, *, scratch: bool = False, **recipe) -
     return Objective(model, DiffusionConfig(), RecipeConfig(**recipe))
 
 
-def draws(*, self_condition: bool = False) -> Draws:
+def draws(*, self_condition: bool = False, latents: tuple[int, int] = (4, 8)) -> Draws:
     return Draws(
         t_B=torch.tensor([0.1, 0.4, 0.8], dtype=torch.float64),
         weight_B=torch.ones(BATCH, dtype=torch.float64),
-        eps_BNC=random(BATCH, 4, 8, seed=100),
-        eps_dec_BNC=random(BATCH, 4, 8, seed=101),
+        eps_BNC=random(BATCH, *latents, seed=100),
+        eps_dec_BNC=random(BATCH, *latents, seed=101),
         self_condition=self_condition,
     )
 
@@ -78,6 +79,8 @@ def gradients(loss: Tensor, model: JointModel) -> dict[str, Tensor]:
     result = {}
     for name, part in model.parts().items():
         parameters = list(part.parameters())
+        if not parameters:  # the identity
+            continue
         found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
         pieces = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
         result[name] = torch.cat([piece.flatten() for piece in pieces])
@@ -188,6 +191,23 @@ def test_every_parameter_of_every_part_is_trained_by_the_joint_loss():
     run(made, draws(self_condition=True)).loss.backward()
     for name, parameter in made.model.named_parameters():
         assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("space", ["ldlm", "scratch"])
+def test_embeddings_from_scratch_are_reached_by_the_token_loss_and_by_gamma_of_the_diffusion_loss(space):
+    """Table 1's EMB_θ under cross-entropy, and Table 2's scratch embeddings, where z_0 is the embedding itself."""
+    config, latents, encoders = MODEL, (4, 8), {"latent_encoder", "latent_decoder"}
+    if space == "scratch":
+        config, latents, encoders = replace(MODEL, space=space, autoencoder=AutoencoderConfig()), (6, 16), set()
+    made = objective(config, reconstruction="ce", scratch=True)
+    losses = made(None, TOKENS, draws(latents=latents), 1.0)
+    assert reached(gradients(losses.l_w, made.model)) == {"embedding", "token_decoder"} | encoders
+    full = gradients(losses.l_diff, made.model)
+    assert reached(full) == {"embedding", "denoiser"} | (encoders & {"latent_encoder"})
+    half = gradients(made(None, TOKENS, draws(latents=latents), 0.5).l_diff, made.model)
+    assert torch.allclose(half["embedding"], 0.5 * full["embedding"], rtol=1e-9)
+    assert torch.allclose(half["denoiser"], full["denoiser"], rtol=1e-12)
+    assert reached(gradients(made(None, TOKENS, draws(latents=latents), 0.0).l_diff, made.model)) == {"denoiser"}
 
 
 def test_scratch_embeddings_are_no_moving_target_of_their_own_reconstruction():
@@ -416,3 +436,47 @@ def test_a_few_hundred_steps_learn_a_tiny_corpus_by_heart():
         l_diff = state.objective.denoising_loss(z_0, Draws(t, torch.ones(rows), eps, eps, self_condition=True)).mean()
         assert z_0.std(dim=0).mean() > 0.2
         assert l_diff < 0.45 * z_0.var(dim=0, unbiased=False).mean()
+
+
+def test_the_figures_of_a_step_are_those_of_its_batch_and_gradient(monkeypatch):
+    """Standard deviations over all micro-batches together, and the norm of each part's gradient before clipping."""
+    from ldlm import learner
+    from ldlm.trainer import figures
+
+    config = TrainConfig(model=MODEL, batch_size=BATCH, accumulate=BATCH, recipe=RecipeConfig(warmup_steps=0))
+    state = start(config, SHAPES, scratch=False, device=torch.device("cpu"))
+    seen = {}
+    real = learner.nn.utils.clip_grad_norm_
+
+    def before_clipping(parameters, most):
+        seen.update({name: [p.grad.clone() for p in part.parameters()] for name, part in state.model.parts().items()})
+        return real(parameters, most)
+
+    monkeypatch.setattr(learner.nn.utils, "clip_grad_norm_", before_clipping)
+    z_BNC = state.model.latent_encoder(HIDDEN.float()).detach()
+    found = figures(state, train_step(state, Batch(HIDDEN.float(), TOKENS, torch.arange(BATCH), 0)))
+    for name, grads in seen.items():
+        expected = math.sqrt(sum(g.double().square().sum().item() for g in grads))
+        assert found[f"gradient_norm_{name}"] == pytest.approx(expected, rel=1e-5)
+    std_NC = z_BNC.std(dim=0, unbiased=False)
+    assert found["latent_std"] == pytest.approx(std_NC.mean().item(), rel=1e-5)
+    assert found["latent_std_least"] == pytest.approx(std_NC.mean(dim=0).min().item(), rel=1e-5)
+    assert found["latent_std_most"] == pytest.approx(std_NC.mean(dim=0).max().item(), rel=1e-5)
+    assert found["latent_norm"] == pytest.approx(z_BNC.norm(dim=-1).mean().item(), rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_updates_nothing_though_its_gradient_is(monkeypatch):
+    config = TrainConfig(model=MODEL, batch_size=BATCH, recipe=RecipeConfig(warmup_steps=0))
+    state = start(config, SHAPES, scratch=False, device=torch.device("cpu"))
+    real = Objective.forward
+
+    def infinite(*arguments, **options):
+        losses = real(*arguments, **options)
+        return losses._replace(loss=losses.loss + math.inf)
+
+    monkeypatch.setattr(Objective, "forward", infinite)
+    before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
+    step = train_step(state, Batch(HIDDEN.float(), TOKENS, torch.arange(BATCH), 0))
+    assert not step.finite
+    assert state.skipped == 1
+    assert all(torch.equal(p, before[name]) for name, p in state.model.named_parameters())

@@ -15,6 +15,8 @@ import torch
 from ldlm.stages import train
 
 from ldlm import checkpoint
+from ldlm import config as configs
+from ldlm.config import TrainConfig
 from ldlm.errors import InputError
 from ldlm.metricsfile import MetricsFile
 from ldlm.runtime import World
@@ -35,7 +37,7 @@ def assert_same_losses(run, other):
         mine, theirs = lines(run, kind), lines(other, kind)
         assert [line["step"] for line in mine] == [line["step"] for line in theirs]
         for one, two in zip(mine, theirs, strict=True):
-            for name in ("l_diff", "l_h", "l_w", "token_accuracy"):
+            for name in ("l_diff", "l_h", "l_w", "token_accuracy", "latent_std", "latent_norm"):
                 assert one[name] == pytest.approx(two[name], rel=1e-5), (one["step"], name)
 
 
@@ -174,6 +176,30 @@ def test_two_processes_train_as_one_does(two, twenty, tmp_path):
     assert error.count("train  20/20 steps") == 1  # one of them reports
 
 
+def test_two_processes_with_parts_and_recomputation_train_as_one_does(two, twenty, tmp_path):
+    process = two(tmp_path / "run", 20, "--accumulate", "2", "--recompute", "true")
+    assert process.wait(timeout=180) == 0, process.stderr.read().decode()
+    assert_same_losses(tmp_path / "run", twenty)
+
+
+def test_two_processes_train_both_phases_of_cosmos_as_one_does(two, train_config, store, tmp_path):
+    cosmos = {"model": {"space": "cosmos"}, "cosmos": {"steps": 5}, "steps": 10}
+    config = configs.from_dict(TrainConfig, configs.merge(configs.to_dict(train_config), cosmos))
+    alone = train.run(config, store, tmp_path / "alone").path
+    process = two(tmp_path / "run", 10, "--set", "model.space=cosmos", "--set", "cosmos.steps=5")
+    assert process.wait(timeout=180) == 0, process.stderr.read().decode()
+    assert_same_losses(tmp_path / "run", alone)
+
+
+def test_a_refusal_is_said_once_by_all_processes(two, train_config, store, tmp_path):
+    train.run(replace(train_config, steps=2), store, tmp_path / "run")
+    process = two(tmp_path / "run", 4, "--seed", "1")
+    error = process.communicate(timeout=120)[1].decode()
+    assert process.returncode == 1
+    assert "seed: 0 -> 1" in error
+    assert "Traceback (most recent call last):\n  File" not in error.split("torch.distributed.elastic")[0]
+
+
 def test_one_then_two_then_one_process_go_on_from_each_other(two, train_config, store, twenty, tmp_path):
     out = tmp_path / "run"
     train.run(replace(train_config, steps=6), store, out)
@@ -199,6 +225,20 @@ def test_a_stopped_job_leaves_one_checkpoint_and_goes_on(two, train_config, stor
     train.run(replace(train_config, steps=steps), store, tmp_path / "alone")
     for one, other in zip(lines(out), lines(tmp_path / "alone"), strict=True):
         assert one["l_w"] == pytest.approx(other["l_w"], rel=1e-3)
+
+
+@pytest.mark.parametrize("whom", ["torchrun", "both workers"])
+def test_whoever_is_told_to_stop_the_checkpoint_is_there(two, train_config, store, tmp_path, whom):
+    out = tmp_path / "run"
+    process = two(out, 1_000_000, "--eval-every", "1")  # so that it may well be evaluating
+    wait_for_lines(process, out, 3)
+    for pid in [process.pid] if whom == "torchrun" else workers(process):
+        os.kill(pid, signal.SIGTERM)
+    assert process.wait(timeout=60) != 0
+    status = json.loads((out / "status.json").read_text())
+    assert status["state"] == "stopped"
+    assert checkpoint.latest(out / "checkpoints").step == status["step"] == status["saved"]
+    assert not list((out / "checkpoints").glob(".*"))
 
 
 def test_a_killed_process_ends_the_job_in_seconds(two, train_config, store, tmp_path):

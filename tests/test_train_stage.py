@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from ldlm.metricsfile import MetricsFile
 from ldlm.run import TrainedRun
 
 CPU = torch.device("cpu")
+SEQ_LEN = 16
 
 
 def lines(run):
@@ -83,6 +85,22 @@ def test_the_metrics_tell_every_step_and_every_evaluation_once(trained):
     gammas = [line["gamma"] for line in found if line["kind"] == "train"]
     assert gammas[0] == 0
     assert gammas[4:] == [1.0] * 4  # warm-up over 4 steps
+
+
+def test_the_metrics_tell_the_speed_between_their_lines(train_config, store, tmp_path, monkeypatch):
+    from ldlm import journal
+
+    monkeypatch.setattr(journal, "SETTLED", 0.0)
+    started = time.perf_counter()
+    run = train.run(replace(train_config, log_every=4), store, tmp_path / "run").path
+    took = time.perf_counter() - started
+    first, *later = (line["timing"] for line in MetricsFile(run / "metrics.jsonl").read() if line["kind"] == "train")
+    tokens = train_config.batch_size * SEQ_LEN
+    for timing in [first, *later]:
+        assert timing["tokens_per_second"] == pytest.approx(timing["rows_per_second"] * SEQ_LEN, rel=0.01)
+        assert timing["tokens_per_second"] > tokens / took
+        assert 0 <= timing["data_wait"] <= 1
+        assert 0 < timing["flops_utilisation"] < 1
 
 
 def test_training_lowers_the_loss_and_the_adaptive_sampler_has_moved(trained):
@@ -207,7 +225,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_in_one_line_and_leaves_its_chec
     explosive = changed(
         train_config, steps=60, save_every=1, eval_every=1000, optimizer={"lr": 3e4, "lr_warmup_steps": 0}
     )
-    with pytest.raises(InputError, match=r"step \d+: the loss .* is not finite in .*lower optimizer\.lr"):
+    with pytest.raises(
+        InputError, match=r"step \d+: the (loss|gradient) is not finite .* in rows .*lower optimizer\.lr"
+    ):
         train.run(explosive, store, tmp_path / "run")
     assert not (tmp_path / "run" / "manifest.json").exists()
     saved = checkpoint.all_in(tmp_path / "run" / "checkpoints")
