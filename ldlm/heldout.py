@@ -160,7 +160,9 @@ def latent_warning(evaluations: Sequence[Mapping[str, Any]]) -> str | None:
 
     The noise of the diffusion has standard deviation 1: latents far below it drown at nearly every t (Section 5.2).
     """
-    stds = [evaluation["latent_std"] for evaluation in evaluations]
+    if evaluations[-1]["latent_std"] is None:
+        return "the latents are not finite; lower the learning rate (optimizer.lr)"
+    stds = [std for evaluation in evaluations if (std := evaluation["latent_std"]) is not None]
     if stds[-1] < COLLAPSED <= max(stds):  # it has been more, so it is no slow start
         return (
             f"the latents have collapsed to a standard deviation of {stds[-1]:.3f} (it was {max(stds):.3f}); lengthen "

@@ -6,6 +6,7 @@ Where tensorboard is installed its scalars go there too. That never stops a run.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,11 @@ class MetricsFile:
         self._writer: Any = None
 
     def write(self, step: int, kind: str, figures: dict[str, Any], **timing: float) -> None:
-        """Append a line. Timings stand under `timing`, since they alone differ between a run and its repetition."""
-        line = {"step": step, "kind": kind, **figures, **({"timing": timing} if timing else {})}
+        """Append a line. Timings stand under `timing`, since they alone differ between a run and its repetition.
+
+        A figure that is not finite is written as null, which is what JSON has.
+        """
+        line = {"step": step, "kind": kind, **_finite(figures), **({"timing": timing} if timing else {})}
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
         if self._tensorboard is not None:
@@ -63,3 +67,11 @@ class MetricsFile:
         """The newest line of that kind, without its bookkeeping; empty when there is none."""
         lines = [line for line in self.read() if line["kind"] == kind]
         return {k: v for k, v in lines[-1].items() if k not in ("step", "kind", "timing")} if lines else {}
+
+
+def _finite(figures: Any) -> Any:
+    if isinstance(figures, dict):
+        return {name: _finite(figure) for name, figure in figures.items()}
+    if isinstance(figures, list):
+        return [_finite(figure) for figure in figures]
+    return None if isinstance(figures, float) and not math.isfinite(figures) else figures
