@@ -165,8 +165,10 @@ def latent_warning(evaluations: Sequence[Mapping[str, Any]], warmup_steps: int) 
     The noise of the diffusion has standard deviation 1: latents far below it drown at nearly every t (Section 5.2). At
     first they may be small, until the warm-up of `warmup_steps` is over or they have been larger.
     """
-    stds, step = [evaluation["latent_std"] for evaluation in evaluations], evaluations[-1]["step"]
-    if stds[-1] < COLLAPSED and (step >= warmup_steps or max(stds) >= COLLAPSED):
+    if evaluations[-1]["latent_std"] is None:
+        return "the latents are not finite; lower the learning rate (optimizer.lr)"
+    stds = [std for evaluation in evaluations if (std := evaluation["latent_std"]) is not None]
+    if stds[-1] < COLLAPSED and (evaluations[-1]["step"] >= warmup_steps or max(stds) >= COLLAPSED):
         return (
             f"the latents have collapsed to a standard deviation of {stds[-1]:.3f} (the most was {max(stds):.3f}); "
             f"lengthen the warm-up (recipe.warmup_steps) or raise recipe.sigma_dec"

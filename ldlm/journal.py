@@ -215,6 +215,9 @@ class Journal:
         self.evaluated_at = state.step
         if state.world.main:
             self.metrics.write(state.step, "eval", found)
+            broken = [name for name, figure in self.metrics.last("eval").items() if figure is None]
+            if broken:
+                self.progress.note(f"step {state.step:,}: {', '.join(broken)} on held-out rows is not finite")
             if self.warning is not None:
                 warning = self.warning([line for line in self.metrics.read() if line["kind"] == "eval"])
                 if warning is not None:

@@ -28,10 +28,9 @@ class MetricsFile:
     def write(self, step: int, kind: str, figures: dict[str, Any], **timing: float) -> None:
         """Append a line. Timings stand under `timing`, since they alone differ between a run and its repetition.
 
-        A figure that is not finite, for which JSON has no number, becomes null.
+        A figure that is not finite is written as null, which is what JSON has.
         """
-        figures = {name: None if _is_not_finite(figure) else figure for name, figure in figures.items()}
-        line = {"step": step, "kind": kind, **figures, **({"timing": timing} if timing else {})}
+        line = {"step": step, "kind": kind, **_finite(figures), **({"timing": timing} if timing else {})}
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
         if self._tensorboard is not None:
@@ -82,5 +81,9 @@ class MetricsFile:
         return {k: v for k, v in lines[-1].items() if k not in ("step", "kind", "timing")} if lines else {}
 
 
-def _is_not_finite(figure: Any) -> bool:
-    return isinstance(figure, float) and not math.isfinite(figure)
+def _finite(figures: Any) -> Any:
+    if isinstance(figures, dict):
+        return {name: _finite(figure) for name, figure in figures.items()}
+    if isinstance(figures, list):
+        return [_finite(figure) for figure in figures]
+    return None if isinstance(figures, float) and not math.isfinite(figures) else figures

@@ -50,9 +50,9 @@ def smooth(values: Sequence[float], weight: float = 0.8) -> np.ndarray:
 
 def curve(ax: Axes, x: Sequence[float], y: Sequence[float], label: str, color: str) -> None:
     """A noisy series: its values faintly, its smoothed course on top."""
-    y = np.array(y, dtype=float)  # a figure that was not finite is null in the file, and a gap here
-    ax.plot(x, y, color=color, alpha=0.25, linewidth=0.8)
-    ax.plot(x, smooth(y), color=color, linewidth=1.6, label=label)
+    values = np.array(y, dtype=float)  # a figure that was not finite is null in the file, and a gap here
+    ax.plot(x, values, color=color, alpha=0.25, linewidth=0.8)
+    ax.plot(x, smooth(values.tolist()), color=color, linewidth=1.6, label=label)
 
 
 def finish(ax: Axes, title: str, xlabel: str, ylabel: str = "", *, legend: bool = True, where: Any = "best") -> None:

@@ -8,6 +8,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -89,6 +90,28 @@ class InterruptedTask(Task):
 
 
 @dataclass
+class StoppedAt(Progress):
+    """Progress that sends this process a signal when the `at`-th step is reported, counted from 1."""
+
+    at: int
+    number: int = signal.SIGTERM
+    seen: int = 0
+
+    def task(self, name: str, total: int, unit: str, done: int = 0) -> Task:
+        return StoppedAtTask(self)
+
+
+@dataclass
+class StoppedAtTask(Task):
+    owner: StoppedAt
+
+    def advance(self, count: int, **figures: float | str) -> None:
+        self.owner.seen += 1
+        if self.owner.seen == self.owner.at:
+            signal.raise_signal(self.owner.number)
+
+
+@dataclass
 class Notes(Progress):
     """Progress that keeps what the user would have read, and how many units of work were reported."""
 
@@ -108,6 +131,12 @@ class Notes(Progress):
 def interrupted() -> type[Interrupted]:
     """The class; `interrupted(at=3)` raises KeyboardInterrupt at the fourth report of progress."""
     return Interrupted
+
+
+@pytest.fixture(scope="session")
+def stopped_at() -> type[StoppedAt]:
+    """The class; `stopped_at(3)` sends SIGTERM when the third step is reported."""
+    return StoppedAt
 
 
 @pytest.fixture
@@ -231,7 +260,7 @@ def tiny_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def start():
-    """Start the command line as a process of its own, with one thread: `start(arguments, output)`.
+    """Start the command line as a process of its own, with one thread: `start(arguments, output)`; output may be None.
 
     What it says goes to the test's own stderr, which pytest shows when the test fails.
     """
@@ -244,7 +273,9 @@ def start():
         launcher: Sequence[str] = (),
         **options: Any,
     ) -> subprocess.Popen[bytes]:
-        command = [sys.executable, *launcher, "-m", "ldlm.cli", *arguments, "--output", str(out)]
+        output = [] if out is None else ["--output", str(out)]
+        ours = ["--"] if launcher else []  # from here on torchrun reads no options: --run could be one of its own
+        command = [sys.executable, *launcher, "-m", *ours, "ldlm.cli", *arguments, *output]
         env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
         return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, **options)
 

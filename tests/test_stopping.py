@@ -23,7 +23,6 @@ from ldlm.config import TrainConfig
 from ldlm.ema import EMA
 from ldlm.errors import InputError, Stopped
 from ldlm.metricsfile import MetricsFile
-from ldlm.progress import Progress, Task
 from ldlm.runtime import Stop
 
 
@@ -32,24 +31,6 @@ def final(run):
     newest = checkpoint.all_in(run / "checkpoints")[-1].path
     lines = [{k: v for k, v in line.items() if k != "timing"} for line in MetricsFile(run / "metrics.jsonl").read()]
     return {path.name: path.read_bytes() for path in newest.iterdir()}, lines
-
-
-class StoppedAt(Progress):
-    """Progress that sends this process a signal when step `at` is reported."""
-
-    def __init__(self, at, number=signal.SIGTERM):
-        self.at, self.number, self.seen = at, number, 0
-
-    def task(self, name, total, unit, done=0):
-        owner = self
-
-        class Sending(Task):
-            def advance(self, count, **figures):
-                owner.seen += 1
-                if owner.seen == owner.at:
-                    signal.raise_signal(owner.number)
-
-        return Sending()
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +48,9 @@ def whole(config, store, tmp_path_factory):
 # Step 1; inside the warm-up, which takes 4; on a refresh of p; before, on and after an evaluation; a checkpoint's own
 # step; the last of an epoch and the one after; the step before the last, and the last.
 @pytest.mark.parametrize("at", [1, 2, 3, 19, 20, 21, 25, 26, 27, 59, 60])
-def test_a_stopped_run_ends_bit_for_bit_like_one_that_was_not(config, whole, store, tmp_path, at):
+def test_a_stopped_run_ends_bit_for_bit_like_one_that_was_not(config, whole, store, tmp_path, stopped_at, at):
     with pytest.raises(Stopped, match=f"stopped by SIGTERM at step {at}, and saved"):
-        train.run(config, store, tmp_path / "run", progress=StoppedAt(at))
+        train.run(config, store, tmp_path / "run", progress=stopped_at(at))
     saved = checkpoint.latest(tmp_path / "run" / "checkpoints")
     assert saved.step == at
     status = json.loads((tmp_path / "run" / "status.json").read_text())
@@ -86,10 +67,10 @@ def test_the_epochs_end_is_among_the_steps_above(config, store):
     assert 25 <= rows // config.batch_size <= 26
 
 
-def test_a_run_stopped_twice_ends_like_one_that_was_not(config, whole, store, tmp_path):
+def test_a_run_stopped_twice_ends_like_one_that_was_not(config, whole, store, tmp_path, stopped_at):
     for at in (5, 30):
         with pytest.raises(Stopped):
-            train.run(config, store, tmp_path / "run", progress=StoppedAt(at))
+            train.run(config, store, tmp_path / "run", progress=stopped_at(at))
     train.run(config, store, tmp_path / "run")
     assert final(tmp_path / "run") == final(whole)
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from ldlm import checkpoint
 from ldlm import config as configs
-from ldlm.config import ExtractConfig, FinetuneConfig, SampleConfig, SamplerConfig, Shapes, TrainConfig
+from ldlm.config import FinetuneConfig, SampleConfig, SamplerConfig, Shapes, TrainConfig
 from ldlm.errors import InputError
 from ldlm.metricsfile import MetricsFile
 from ldlm.run import TrainedRun
@@ -284,100 +284,3 @@ def test_embeddings_are_learned_from_scratch_where_the_store_has_tokens_only(
     assert last["embedding.weight"].shape == (320, 16)
     assert not torch.equal(first["embedding.weight"], last["embedding.weight"])
     finetune_decoder.run(FinetuneConfig(layers=1, steps=2, device="cpu"), run, store)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# finetune-decoder, and a token decoder that is left to it
-
-FINETUNE = FinetuneConfig(layers=1, steps=6, log_every=1, save_every=2, eval_rows=10, device="cpu")
-
-
-def test_a_deferred_token_decoder_is_no_part_of_training_and_sampling_waits_for_finetune_decoder(
-    train_config, store, tmp_path
-):
-    config = changed(train_config, steps=2, model={"token_decoder": {"mode": "deferred"}})
-    run = train.run(config, store, tmp_path / "run")
-    assert run.manifest["parameters"]["token_decoder"] == 0
-    assert "token_accuracy" not in run.manifest["held_out"]
-    weights = load_file(run.path / "checkpoints/step-00000002/model.safetensors")
-    assert not any(name.startswith("token_decoder") for name in weights)
-
-    draw = SampleConfig(num_samples=2, sampler=SamplerConfig(steps=2), device="cpu")
-    with pytest.raises(InputError, match=r"deferred.*run `ldlm finetune-decoder --run .* --features DIR` first"):
-        sample.run(draw, run.path, tmp_path / "s.jsonl")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
-
-    finetune_decoder.run(FINETUNE, run.path, store)
-    assert sample.run(draw, run.path, tmp_path / "s.jsonl")["decoder"] == "layers-1"
-
-
-def test_a_decoder_is_an_artefact_of_its_own_that_changes_nothing_of_the_run(store, run_copy):
-    before = final(run_copy)
-    made = finetune_decoder.run(FINETUNE, run_copy, store)
-    assert made.path == run_copy / "decoders" / "layers-1"
-    assert made.manifest["checkpoint"] == checkpoint.latest(run_copy / "checkpoints").digest
-    assert final(run_copy) == before
-    assert set(made.manifest["held_out"]) == {"l_w", "token_accuracy", "token_accuracy_clean"}
-    assert [line["step"] for line in lines(made.path)] == list(range(1, 7))
-    losses = [line["l_w"] for line in lines(made.path)]
-    assert losses[-1] < losses[0]
-
-
-@pytest.mark.parametrize("at", [0, 5, 8])
-def test_an_interrupted_finetuning_ends_bit_for_bit_like_an_uninterrupted_one(
-    store, run_copy, tmp_path, interrupted, at
-):
-    other = shutil.copytree(run_copy, tmp_path / "other")
-    whole = finetune_decoder.run(FINETUNE, run_copy, store)
-    with pytest.raises(KeyboardInterrupt):
-        finetune_decoder.run(FINETUNE, other, store, progress=interrupted(at=at))
-    broken = finetune_decoder.run(FINETUNE, other, store)
-    assert (broken.path / "ema.safetensors").read_bytes() == (whole.path / "ema.safetensors").read_bytes()
-    assert lines(broken.path) == lines(whole.path)
-    assert broken.manifest["held_out"] == whole.manifest["held_out"]
-
-
-def test_the_newest_decoder_is_the_default_and_each_can_be_chosen_by_name(store, run_copy):
-    for layers, name in ((1, None), (0, "linear"), (2, None)):
-        finetune_decoder.run(FinetuneConfig(layers=layers, name=name, steps=1, device="cpu"), run_copy, store)
-    run = TrainedRun(run_copy, CPU)
-    assert run.decoder().name == "layers-2"
-    for name in ("layers-1", "linear", "joint"):
-        assert run.decoder(name).name == name
-    with pytest.raises(InputError, match=r"no decoder 'nosuch' \(it has: joint, layers-1, linear, layers-2\)"):
-        run.decoder("nosuch")
-
-
-def test_a_decoder_of_another_checkpoint_is_not_used(train_config, store, run_copy):
-    finetune_decoder.run(FINETUNE, run_copy, store)
-    train.run(replace(train_config, steps=10), store, run_copy)
-    with pytest.raises(InputError, match=r"trained on another checkpoint than step-00000010; run `ldlm finetune"):
-        TrainedRun(run_copy, CPU).decoder()
-    assert TrainedRun(run_copy, CPU).decoder("joint").name == "joint"
-
-
-@pytest.mark.parametrize("name", ["joint", "a/b", "..", ".hidden"])
-def test_a_decoder_needs_a_plain_name(store, run_copy, name):
-    with pytest.raises(InputError, match="can't name a decoder"):
-        finetune_decoder.run(replace(FINETUNE, name=name), run_copy, store)
-    assert not (run_copy / "decoders").exists()
-
-
-def test_a_finetuning_with_another_setting_is_refused_by_name(store, run_copy):
-    finetune_decoder.run(FINETUNE, run_copy, store)
-    with pytest.raises(InputError, match=r"sigma_dec: None -> 0\.5"):
-        finetune_decoder.run(replace(FINETUNE, sigma_dec=0.5), run_copy, store)
-
-
-def test_a_store_that_is_not_the_runs_is_refused_before_anything_is_written(
-    train_config, extract_config, store, run_copy, tmp_path, other_gpt2
-):
-    for number, overrides in enumerate(({"layer": -2}, {"encoder": str(other_gpt2)})):
-        other = extract_features.run(replace(extract_config, **overrides), tmp_path / str(number)).path
-        with pytest.raises(InputError, match=r"made with another encoder.*give the store that the run was trained on"):
-            finetune_decoder.run(FINETUNE, run_copy, other)
-    fewer = ExtractConfig(**{**vars(extract_config), "validation_docs": 30})
-    other = extract_features.run(fewer, tmp_path / "fewer").path
-    with pytest.raises(InputError, match="made with another normalisation"):
-        finetune_decoder.run(FINETUNE, run_copy, other)
-    assert not (run_copy / "decoders").exists()

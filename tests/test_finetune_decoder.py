@@ -1,0 +1,393 @@
+"""Decoders trained after the rest: what they learn, what they leave alone, and any interruption against none."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from ldlm.stages import extract_features, finetune_decoder, sample, train
+from safetensors.torch import load_file
+
+from ldlm import checkpoint, finetuning, heldout
+from ldlm import config as configs
+from ldlm.config import ExtractConfig, FinetuneConfig, RecipeConfig, SampleConfig, SamplerConfig
+from ldlm.errors import InputError, Stopped
+from ldlm.metricsfile import MetricsFile
+from ldlm.objective import Objective
+from ldlm.run import TrainedRun
+from ldlm.store import FeatureStore
+from ldlm.stream import Batch
+
+CPU = torch.device("cpu")
+FINETUNE = FinetuneConfig(
+    layers=1, steps=12, log_every=1, eval_every=5, save_every=4, eval_rows=10, batch_size=16, device="cpu"
+)
+TWO = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--rdzv-backend=c10d")
+
+
+def lines(folder, kind=None):
+    """The metrics without their timings, which alone may differ."""
+    found = MetricsFile(folder / "metrics.jsonl").read()
+    return [{k: v for k, v in line.items() if k != "timing"} for line in found if kind in (None, line["kind"])]
+
+
+def files_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def made_of(decoder):
+    """Averaged weights, newest checkpoint, metrics and manifest, without what tells the time."""
+    newest = checkpoint.all_in(decoder / "checkpoints")[-1].path
+    manifest = json.loads((decoder / "manifest.json").read_text())
+    return (
+        (decoder / "ema.safetensors").read_bytes(),
+        {path.name: path.read_bytes() for path in newest.iterdir()},
+        lines(decoder),
+        {k: v for k, v in manifest.items() if k not in ("seconds", "created", "digest")},
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(trained, store, tmp_path_factory):
+    """The decoder whose training nobody stopped."""
+    run = shutil.copytree(trained, tmp_path_factory.mktemp("whole") / "run")
+    return finetune_decoder.run(FINETUNE, run, store).path
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What it learns
+
+
+def start(trained, layers=0, **changes):
+    """A decoder at step 0 on `trained`, and its batch of 8 rows."""
+    run = TrainedRun(trained, CPU)
+    network = {"width": 16, "layers": layers, "heads": 2, "mlp_ratio": 4, "vocab_size": run.shapes.vocab_size}
+    return finetuning.start(replace(run.config, **changes), run.model, network, device=CPU)
+
+
+def batch_of(store, rows=8):
+    split = FeatureStore(store).split("train")
+    parts, tokens = split.read(0, rows)
+    tokens_BL = torch.from_numpy(tokens).long()
+    return Batch(split.states(parts, tokens_BL), tokens_BL, torch.arange(rows), 0)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_linear_head_has_the_loss_and_the_gradient_of_its_closed_form(trained, store, accumulate):
+    """Softmax regression on the normalised latents: ∂CE/∂W = (p − y)ᵀ n / BL, in float64."""
+    recipe = RecipeConfig(sigma_dec=0.0)
+    state, batch = start(trained, recipe=recipe, accumulate=accumulate), batch_of(store)
+    gradient = torch.zeros_like(state.model.head.weight)
+    state.model.head.weight.register_hook(gradient.add_)
+    z = state.frozen.latent_encoder(batch.hidden_BLD).double().flatten(0, 1).numpy()
+    weights = state.model.head.weight.detach().double().numpy().copy()
+    step = finetuning.finetune_step(state, batch)
+
+    n = z / np.sqrt((z**2).mean(axis=1, keepdims=True) + 1e-6)
+    scores = np.exp(n @ weights.T)
+    p = scores / scores.sum(axis=1, keepdims=True)
+    y = np.eye(len(weights))[batch.tokens_BL.flatten().numpy()]
+    assert step.l_w_B.mean().item() == pytest.approx(-(y * np.log(p)).sum() / len(z), rel=1e-5)
+    np.testing.assert_allclose(gradient.numpy(), (p - y).T @ n / len(z), rtol=1e-3, atol=1e-7)
+
+
+def test_the_noise_has_the_size_of_sigma_dec_and_belongs_to_step_and_row(trained, store):
+    state, batch = start(trained, recipe=RecipeConfig(sigma_dec=2.0)), batch_of(store)
+    seen = []
+    state.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    parts = [batch, Batch(*(part[4:] for part in batch[:3]), 0)]
+    for part in parts:
+        state.step = 7
+        finetuning.finetune_step(state, part)
+    state.step = 8
+    finetuning.finetune_step(state, batch)
+    eps = [
+        (z - state.frozen.latent_encoder(part.hidden_BLD)) / 2 for z, part in zip(seen, [*parts, batch], strict=True)
+    ]
+    assert eps[0].std().item() == pytest.approx(1, abs=0.05)
+    torch.testing.assert_close(eps[1], eps[0][4:], atol=1e-5, rtol=1e-4)
+    assert abs(np.corrcoef(eps[0].flatten(), eps[2].flatten())[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("layers", [0, 2, 6])
+def test_the_frozen_parts_have_no_gradient_and_stay_as_they_are(trained, store, layers):
+    state, batch = start(trained, layers), batch_of(store)
+    before = {name: tensor.clone() for name, tensor in state.frozen.state_dict().items()}
+    mine = {name: p.detach().clone() for name, p in state.model.named_parameters()}
+    losses = [finetuning.finetune_step(state, batch).l_w_B.mean().item() for _ in range(4)]
+    assert losses[-1] < losses[0]
+    assert all(p.grad is None and not p.requires_grad for p in state.frozen.parameters())
+    assert all(tensor.equal(before[name]) for name, tensor in state.frozen.state_dict().items())
+    assert all(not p.equal(mine[name]) for name, p in state.model.named_parameters())
+    assert len(state.model.blocks) == layers
+
+
+def assert_same_losses(decoder, other):
+    """To 1e-5, for sums of another order."""
+    for one, two in zip(lines(decoder), lines(other), strict=True):
+        assert (one["step"], one["kind"]) == (two["step"], two["kind"])
+        assert one["l_w"] == pytest.approx(two["l_w"], rel=1e-5)
+        assert one["token_accuracy"] == pytest.approx(two["token_accuracy"], abs=1e-6)
+
+
+def test_parts_of_a_step_change_no_number(store, run_copy, whole):
+    made = finetune_decoder.run(replace(FINETUNE, accumulate=4), run_copy, store).path
+    assert_same_losses(made, whole)
+
+
+def test_two_processes_train_as_one_does(start, trained, store, whole, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    process = start(command(run, store), None, launcher=TWO, stderr=subprocess.PIPE)
+    error = process.communicate(timeout=180)[1].decode()
+    assert process.returncode == 0, error
+    assert_same_losses(run / "decoders/layers-1", whole)
+    assert error.count("finetune decoder  12/12 steps") == 1  # one of them reports
+
+
+def command(run, store, **changes):
+    """The command line of FINETUNE."""
+    data = {k: v for k, v in {**configs.to_dict(FINETUNE), **changes}.items() if v is not None}
+    flags = [text for name, value in data.items() for text in ("--" + name.replace("_", "-"), str(value))]
+    return ["finetune-decoder", "--run", str(run), "--features", str(store), *flags]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What it is worth
+
+
+@torch.no_grad()
+def test_held_out_figures_are_those_of_their_definitions(whole, store):
+    run = TrainedRun(whole.parents[1], CPU)
+    network, split = run.decoder().logits, FeatureStore(store).held_out()
+    found = heldout.evaluate_decoder(network, run.model, split, sigma_dec=0.5, rows=30, batch_size=7, device=CPU)
+    parts, tokens = split.read(0, 30)
+    tokens_BL = torch.from_numpy(tokens).long()
+    z = run.model.latent_encoder(split.states(parts, tokens_BL))
+    eps = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+    assert (found["split"], found["rows"]) == ("validation", 30)
+    for suffix, logits, spread in (("", network(z + 0.5 * eps), 0.05), ("_clean", network(z), 1e-5)):
+        l_w = F.cross_entropy(logits.flatten(0, 1), tokens_BL.flatten()).item()
+        accuracy = (logits.argmax(-1) == tokens_BL).float().mean().item()
+        assert found["l_w" + suffix] == pytest.approx(l_w, rel=spread)
+        assert found["token_accuracy" + suffix] == pytest.approx(accuracy, abs=spread)
+
+
+def test_the_joint_decoder_is_measured_as_training_measures_it(trained, whole, store):
+    """The same rows and the same noise, so that decoders compare with the one they replace."""
+    run = TrainedRun(trained, CPU)
+    objective = Objective(run.model, run.config.diffusion, run.config.recipe)
+    expected = heldout.evaluate(objective, FeatureStore(store).held_out(), rows=10, batch_size=10, device=CPU)
+    joint = json.loads((whole / "manifest.json").read_text())["joint"]
+    for name in ("split", "rows", "token_accuracy", "token_accuracy_clean"):
+        assert joint[name] == expected[name]
+    assert joint["l_w"] == pytest.approx(expected["l_w"], rel=1e-6)
+
+
+def test_the_manifest_tells_what_was_made_and_what_it_saves(trained, whole):
+    manifest = json.loads((whole / "manifest.json").read_text())
+    saved = checkpoint.latest(trained / "checkpoints")
+    weights = saved.tensors("ema")
+    replaced = sum(w.numel() for n, w in weights.items() if n.startswith(("latent_decoder.", "token_decoder.")))
+    assert manifest["parameters"] == sum(w.numel() for w in load_file(whole / "ema.safetensors").values())
+    assert manifest["replaces"] == replaced
+    assert (manifest["checkpoint"], manifest["checkpoint_step"]) == (saved.digest, 8)
+    assert (manifest["step"], manifest["sigma_dec"], manifest["network"]["layers"]) == (12, 1.0, 1)
+    evaluations = lines(whole, "eval")
+    assert [line["step"] for line in evaluations] == [5, 10, 12]
+    assert manifest["held_out"] == {k: v for k, v in evaluations[-1].items() if k not in ("step", "kind")}
+    assert [line["step"] for line in lines(whole, "train")] == list(range(1, 13))
+
+
+def test_a_decoder_changes_nothing_of_the_run(trained, whole):
+    run = whole.parents[1]
+    before, after = files_of(trained), files_of(run)
+    assert {path: data for path, data in after.items() if path.parts[0] != "decoders"} == before
+
+
+def test_decoders_of_a_run_are_listed_and_each_draws_texts(store, run_copy, succeed, ldlm, tmp_path):
+    for layers in (2, 6, 0):
+        succeed("finetune-decoder", "--run", run_copy, "--features", store, "--layers", layers, "--steps", 1)
+    joint, *others = TrainedRun(run_copy, CPU).decoders()
+    assert [(d.name, d.layers, d.default, d.usable) for d in (joint, *others)] == [
+        ("joint", 2, False, True),  # one layer in D_h and one block in D_w
+        ("layers-2", 2, False, True),
+        ("layers-6", 6, False, True),
+        ("layers-0", 0, True, True),
+    ]
+    assert others[2].parameters == 16 + 16 * 320 < others[0].parameters < others[1].parameters
+    assert joint.held_out["l_w"] > 0
+    listed = succeed("finetune-decoder", "--run", run_copy, "--list")
+    assert listed == [vars(decoder) for decoder in (joint, *others)]
+    table = ldlm("finetune-decoder", "--run", run_copy, "--list").stdout.splitlines()
+    assert [line.split()[0] for line in table[2:]] == ["joint", "layers-2", "layers-6", "layers-0"]
+    assert "layers-0 *" in table[5]
+
+    drawn = {}
+    for name in (None, "layers-6", "layers-2", "layers-0", "joint"):
+        out = tmp_path / f"{name}.jsonl"
+        chosen = () if name is None else ("--decoder", name)
+        found = ldlm("sample", "--run", run_copy, "--num-samples", 2, "--steps", 2, "--output", out, *chosen)
+        assert f"decoder {name or 'layers-0'}\n" in found.stdout  # the newest
+        drawn[name] = out.read_bytes()
+    assert drawn[None] == drawn["layers-0"]
+    assert len(set(drawn.values())) == 4
+
+
+def test_the_result_is_a_table_of_the_decoder_beside_the_one_it_replaces(store, run_copy, ldlm, whole):
+    result = ldlm(*command(run_copy, store))
+    assert result.exit_code == 0
+    manifest = json.loads((run_copy / "decoders/layers-1/manifest.json").read_text())
+    rows = {line[:28].strip(): line[28:].split() for line in result.stdout.splitlines()}
+    assert rows["parameters"] == [f"{manifest['parameters']:,}", f"{manifest['replaces']:,}"]
+    assert rows["parameters saved"] == [f"{manifest['replaces'] - manifest['parameters']:,}", "-"]
+    for label, name in (("L_w, tokens under noise", "l_w"), ("token accuracy, clean", "token_accuracy_clean")):
+        found = [float(cell) for cell in rows[label]]
+        assert found == pytest.approx([manifest["held_out"][name], manifest["joint"][name]], abs=1e-3)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Interruption
+
+
+# Step 1; before, on and after a checkpoint, and an evaluation; the step before the last, and the last.
+@pytest.mark.parametrize("at", [1, 3, 4, 5, 6, 11, 12])
+def test_a_stopped_finetuning_ends_bit_for_bit_like_one_that_was_not(store, run_copy, whole, stopped_at, at):
+    with pytest.raises(Stopped, match=f"layers-1: stopped by SIGTERM at step {at}, and saved"):
+        finetune_decoder.run(FINETUNE, run_copy, store, progress=stopped_at(at))
+    out = run_copy / "decoders" / "layers-1"
+    assert checkpoint.latest(out / "checkpoints").step == at
+    assert json.loads((out / "status.json").read_text())["state"] == "stopped"
+    assert not (out / "manifest.json").exists()
+    assert made_of(finetune_decoder.run(FINETUNE, run_copy, store).path) == made_of(whole)
+    assert json.loads((out / "status.json").read_text())["state"] == "complete"
+
+
+def test_one_that_was_stopped_and_killed_ends_like_one_that_was_not(store, run_copy, whole, stopped_at, interrupted):
+    with pytest.raises(Stopped):
+        finetune_decoder.run(FINETUNE, run_copy, store, progress=stopped_at(2))
+    with pytest.raises(KeyboardInterrupt):  # at step 7, which leaves no checkpoint beyond that of step 4
+        finetune_decoder.run(FINETUNE, run_copy, store, progress=interrupted(at=4))
+    with pytest.raises(KeyboardInterrupt):
+        finetune_decoder.run(FINETUNE, run_copy, store, progress=interrupted(at=6))
+    assert made_of(finetune_decoder.run(FINETUNE, run_copy, store).path) == made_of(whole)
+
+
+def test_one_killed_before_its_manifest_ends_like_one_that_was_not(store, run_copy, whole):
+    out = shutil.copytree(whole, run_copy / "decoders" / "layers-1")
+    (out / "manifest.json").unlink()
+    (out / "ema.safetensors").write_bytes(b"half")
+    assert made_of(finetune_decoder.run(FINETUNE, run_copy, store).path) == made_of(whole)
+
+
+def test_more_steps_go_on_from_a_finished_decoder(store, run_copy, whole):
+    finetune_decoder.run(replace(FINETUNE, steps=5), run_copy, store)
+    made = finetune_decoder.run(FINETUNE, run_copy, store).path
+    assert made_of(made) == made_of(whole)
+    before = files_of(made)
+    finetune_decoder.run(replace(FINETUNE, steps=5), run_copy, store)
+    assert files_of(made) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_process_ended_by_a_signal_is_taken_up(start, store, run_copy, trained, tmp_path, number):
+    process = start(command(run_copy, store, steps=1_000_000), None, stderr=subprocess.PIPE)
+    out, ends = run_copy / "decoders" / "layers-1", time.monotonic() + 60
+    while not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").read_text().count("\n") < 8:
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+    os.kill(process.pid, number)
+    error = process.communicate(timeout=60)[1].decode()
+    saved = checkpoint.latest(out / "checkpoints").step
+    if number == signal.SIGTERM:
+        assert process.returncode == 75
+        assert error.splitlines()[-1] == (
+            f"{out}: stopped by SIGTERM at step {saved:,}, and saved; the same command goes on from there"
+        )
+    config = replace(FINETUNE, steps=saved + 2)
+    alone = shutil.copytree(trained, tmp_path / "alone")
+    found = [made_of(finetune_decoder.run(config, run, store).path) for run in (run_copy, alone)]
+    assert found[0] == found[1]
+
+
+def test_batches_that_are_not_finite_change_nothing_and_too_many_end_it(store, run_copy, notes):
+    broken = replace(FINETUNE, lr=1e30, steps=40, max_nonfinite=3)
+    with pytest.raises(InputError, match=r"not finite in .*4 such batches are too many.*lower --lr \(it is 1e\+30\)"):
+        finetune_decoder.run(broken, run_copy, store, progress=notes)
+    assert sum("nothing updated" in line for line in notes.lines) == 3
+    out = run_copy / "decoders" / "layers-1"
+    overflowed = [line for line in lines(out, "eval") if line["l_w"] is None]
+    assert overflowed
+    assert sum("l_w" in line and "on held-out rows is not finite" in line for line in notes.lines) == len(overflowed)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Which decoder belongs to which run
+
+
+def test_a_deferred_token_decoder_is_no_part_of_training_and_sampling_waits_for_finetune_decoder(
+    train_config, store, tmp_path
+):
+    model = replace(train_config.model, token_decoder=replace(train_config.model.token_decoder, mode="deferred"))
+    config = replace(train_config, steps=2, model=model)
+    run = train.run(config, store, tmp_path / "run")
+    assert run.manifest["parameters"]["token_decoder"] == 0
+    assert "token_accuracy" not in run.manifest["held_out"]
+    weights = load_file(run.path / "checkpoints/step-00000002/model.safetensors")
+    assert not any(name.startswith("token_decoder") for name in weights)
+
+    draw = SampleConfig(num_samples=2, sampler=SamplerConfig(steps=2), device="cpu")
+    with pytest.raises(InputError, match=r"deferred.*run `ldlm finetune-decoder --run .* --features DIR` first"):
+        sample.run(draw, run.path, tmp_path / "s.jsonl")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+
+    finetune_decoder.run(FINETUNE, run.path, store)
+    assert sample.run(draw, run.path, tmp_path / "s.jsonl")["decoder"] == "layers-1"
+
+
+def test_a_decoder_of_another_checkpoint_is_not_used(train_config, store, run_copy):
+    finetune_decoder.run(FINETUNE, run_copy, store)
+    train.run(replace(train_config, steps=10), store, run_copy)
+    with pytest.raises(InputError, match=r"trained on another checkpoint than step-00000010; run `ldlm finetune"):
+        TrainedRun(run_copy, CPU).decoder()
+    assert TrainedRun(run_copy, CPU).decoder("joint").name == "joint"
+    assert [decoder.usable for decoder in TrainedRun(run_copy, CPU).decoders()] == [True, False]
+    # At the checkpoint that it was trained on it is as good as ever.
+    assert TrainedRun(run_copy, CPU, "step-00000008").decoder().name == "layers-1"
+    finetune_decoder.run(replace(FINETUNE, checkpoint="step-00000008", steps=13), run_copy, store)
+    with pytest.raises(InputError, match=r"made with other settings \(inputs\.checkpoint: "):
+        finetune_decoder.run(FINETUNE, run_copy, store)
+
+
+@pytest.mark.parametrize("name", ["joint", "a/b", "..", ".hidden"])
+def test_a_decoder_needs_a_plain_name(store, run_copy, name):
+    with pytest.raises(InputError, match="can't name a decoder"):
+        finetune_decoder.run(replace(FINETUNE, name=name), run_copy, store)
+    assert not (run_copy / "decoders").exists()
+
+
+def test_a_finetuning_with_another_setting_is_refused_by_name(store, run_copy):
+    finetune_decoder.run(FINETUNE, run_copy, store)
+    with pytest.raises(InputError, match=r"sigma_dec: None -> 0\.5"):
+        finetune_decoder.run(replace(FINETUNE, sigma_dec=0.5), run_copy, store)
+
+
+def test_a_store_that_is_not_the_runs_is_refused_before_anything_is_written(
+    train_config, extract_config, store, run_copy, tmp_path, other_gpt2
+):
+    for number, overrides in enumerate(({"layer": -2}, {"encoder": str(other_gpt2)})):
+        other = extract_features.run(replace(extract_config, **overrides), tmp_path / str(number)).path
+        with pytest.raises(InputError, match=r"made with another encoder.*give the store that the run was trained on"):
+            finetune_decoder.run(FINETUNE, run_copy, other)
+    fewer = ExtractConfig(**{**vars(extract_config), "validation_docs": 30})
+    other = extract_features.run(fewer, tmp_path / "fewer").path
+    with pytest.raises(InputError, match="made with another normalisation"):
+        finetune_decoder.run(FINETUNE, run_copy, other)
+    assert not (run_copy / "decoders").exists()
