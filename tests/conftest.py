@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -102,6 +102,17 @@ class Notes(Progress):
 
     def note(self, text: str) -> None:
         self.lines.append(text)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def score_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where `evaluate` keeps scores while the tests run, in place of the user's own folder."""
+    from ldlm import scorecache
+
+    path = tmp_path_factory.mktemp("cache") / "scores"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scorecache, "folder", lambda: path)
+        yield path
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ import torch
 
 from ldlm.errors import InputError
 from ldlm.metrics import (
-    Scorer,
     TextScores,
     bootstrap,
     copied_share,
@@ -22,6 +21,7 @@ from ldlm.metrics import (
     ngrams,
     score,
 )
+from ldlm.scorer import Scorer
 
 WORDS = ["the", "a", "cat", "dog", "mat", "rat", "sat", "ran", "on", "by"]
 EOS = "<|endoftext|>"
@@ -169,7 +169,7 @@ def test_decoding_keeps_special_tokens_and_spells_what_the_scorer_reads(scorer):
     rows = np.array([[0, 2, 4, 0], [3, 3, 0, 5]])
     texts = decode_tokens(scorer.tokenizer, rows)
     assert texts == [f"{EOS} the cat {EOS}", f"a a {EOS} dog"]
-    assert scorer.tokens(texts, 12) == rows.tolist()
+    assert [row.tolist() for row in scorer.tokens(texts, 12)] == rows.tolist()
 
 
 # Bootstrap intervals
