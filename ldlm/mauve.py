@@ -50,6 +50,8 @@ def score(p_TD: np.ndarray, q_TD: np.ndarray) -> dict[str, Any]:
                 f"MAUVE needs at least {FEWEST} texts on each side, and the {name} are {len(features)}; 1,000 and more "
                 "is usual"
             )
+    if not np.ptp(np.vstack([p_TD, q_TD]), axis=0).any():
+        raise InputError("all features are alike, so MAUVE has nothing to compare")
     found = library().compute_mauve(p_features=p_TD, q_features=q_TD, **SETTINGS)
     return {
         "mauve": float(found.mauve),

@@ -37,7 +37,7 @@ class ScoreCache:
         kind, _, digest = scorer.revision.partition(":")
         self.path = folder / f"{kind}-{digest[:40]}-{scorer.dtype}.sqlite"
         self._note, self._written = note, time.monotonic()
-        self._pending: list[tuple[bytes, bytes, int]] = []
+        self._pending: dict[bytes, bytes] = {}
         self._database: sqlite3.Connection | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -58,31 +58,33 @@ class ScoreCache:
 
     def get(self, row: np.ndarray) -> np.ndarray | None:
         """The likelihoods (len − 1,) of a row's tokens; None when they are not known, or damaged."""
+        data = self._pending.get(_key(row)) or self._read(_key(row))
+        return np.frombuffer(data, "<f4") if data and len(data) == 4 * (len(row) - 1) else None
+
+    def _read(self, key: bytes) -> bytes | None:
         if self._database is None:
             return None
         try:
-            found = self._database.execute("SELECT nll, crc FROM nll WHERE tokens = ?", (_key(row),)).fetchone()
+            found = self._database.execute("SELECT nll, crc FROM nll WHERE tokens = ?", (key,)).fetchone()
         except sqlite3.Error as error:
             self._give_up(error)
             return None
-        if found is None or zlib.crc32(found[0]) != found[1] or len(found[0]) != 4 * (len(row) - 1):
-            return None
-        return np.frombuffer(found[0], "<f4")
+        return found[0] if found and zlib.crc32(found[0]) == found[1] else None
 
     def put(self, row: np.ndarray, nll: np.ndarray) -> None:
         """Keep the likelihoods of a row's tokens. They are written together now and then: a lock is held shortly."""
-        data = nll.astype("<f4").tobytes()
-        self._pending.append((_key(row), data, zlib.crc32(data)))
+        self._pending[_key(row)] = nll.astype("<f4").tobytes()
         if time.monotonic() - self._written > WRITE_EVERY:
             self._write()
 
     def _write(self) -> None:
-        pending, self._pending, self._written = self._pending, [], time.monotonic()
+        pending, self._pending, self._written = self._pending, {}, time.monotonic()
         if self._database is None or not pending:
             return
+        entries = [(key, data, zlib.crc32(data)) for key, data in pending.items()]
         try:
             with self._database:
-                self._database.executemany("INSERT OR REPLACE INTO nll VALUES (?, ?, ?)", pending)
+                self._database.executemany("INSERT OR REPLACE INTO nll VALUES (?, ?, ?)", entries)
                 if self._bytes() > MOST_BYTES:
                     oldest = "SELECT rowid FROM nll ORDER BY rowid LIMIT (SELECT COUNT(*) / 3 FROM nll)"
                     self._database.execute(f"DELETE FROM nll WHERE rowid IN ({oldest})")
