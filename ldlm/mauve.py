@@ -69,12 +69,13 @@ def read_features(path: Path) -> np.ndarray:
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     try:
-        features = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        with open(path, "rb") as file:
+            features = np.lib.format.read_array(file, allow_pickle=False)
+    except ValueError as error:
         raise InputError(
             f"{path} is no plain .npy file: {str(error).splitlines()[0]}; write it with numpy.save"
         ) from None
-    if not isinstance(features, np.ndarray) or features.ndim != 2 or features.dtype.kind != "f":
+    if features.ndim != 2 or features.dtype.kind != "f":
         raise InputError(f"{path} must hold one array of floats of shape (texts, width)")
     if not np.isfinite(features).all():
         raise InputError(f"{path} holds NaN or infinity")

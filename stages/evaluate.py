@@ -62,8 +62,9 @@ def run(
     ):
         results = [measure(texts, scorer, config, max_tokens, task.advance, kept) for texts in sets]
     for path, result in zip(paths, results, strict=True):
-        result["file"] = str(path)
-        result["role"] = "reference" if reference is not None and path == paths[-1] else "texts"
+        result.update(file=str(path), role="texts")
+    if reference is not None:
+        results[-1]["role"] = "reference"
     if with_mauve:
         for result, found in zip(results, _mauve(sets, scorer, config, max_tokens, progress), strict=False):
             result.update(found)

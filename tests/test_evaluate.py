@@ -100,6 +100,12 @@ def test_perplexity_never_stands_without_entropy_and_diversity(call, ldlm, draws
         assert all(float(number.replace(",", "")) > 0 for row in numbers for number in row)
 
 
+def test_a_file_may_be_compared_with_itself(call, draws):
+    found = call(draws[0], "--reference", draws[0])
+    assert (found["role"], found["reference"]["role"]) == ("texts", "reference")
+    assert found["gen_ppl"] == found["reference"]["gen_ppl"]
+
+
 def test_texts_that_can_not_be_scored_are_counted_and_said(call, ldlm, tmp_path, gpt2):
     path = write(tmp_path / "some.jsonl", ["rain", "", "The old captain found a letter.", ""])
     found = call(path)
@@ -177,7 +183,7 @@ def test_real_shuffled_and_unigram_text_come_out_in_this_order(trained_scorer, c
     order = sorted(kinds, key=lambda name: found[name]["gen_ppl"])
     assert order == ["repeated", "real", "shuffled", "unigram", "characters"]
     assert found["real"]["intervals"]["gen_ppl"][1] < found["shuffled"]["intervals"]["gen_ppl"][0]
-    assert found["repeated"]["diversity"] < 0.01 < found["real"]["diversity"]
+    assert found["repeated"]["diversity"] < found["real"]["diversity"] / 100
     assert found["real"]["entropy"] == pytest.approx(found["shuffled"]["entropy"], rel=0.1)
 
 
@@ -258,9 +264,9 @@ def test_a_hundred_megabytes_in_one_line(gpt2, tmp_path):
 @pytest.mark.slow
 def test_a_hundred_megabytes_in_many_lines(gpt2, tmp_path):
     path = tmp_path / "many.txt"
-    line = "The old captain found a letter in the harbour, and nobody remembered the winter of 1847 as ever. " * 2
+    line = "The old captain found a letter in the harbour, and nobody remembered the winter of 1847 as ever. " * 20
     with open(path, "w") as file:
-        file.writelines(f"{line}{i}\n" for i in range(500_000))
+        file.writelines(f"{line}{i}\n" for i in range(50_000))
     found = measured(gpt2, path)
-    assert found["num_texts"] == 500_000
-    assert found["grown"] < 1.5e9
+    assert found["num_texts"] == 50_000
+    assert found["grown"] < 800e6

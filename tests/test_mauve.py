@@ -140,6 +140,7 @@ def test_few_texts_and_equal_ones_are_refused():
         (b"", "is no plain .npy file"),
         (b"1.0 2.0\n", "is no plain .npy file"),
         (np.array([{"a": 1}], dtype=object), "is no plain .npy file"),
+        ({"p": features(0)}, "is no plain .npy file"),  # an archive
         (np.zeros(8, np.float32), "one array of floats of shape (texts, width)"),
         (np.zeros((30, 8), np.int64), "one array of floats of shape (texts, width)"),
         (np.full((30, 8), np.nan), "holds NaN or infinity"),
@@ -150,6 +151,9 @@ def test_features_that_can_not_be_used_are_named(refuse, tmp_path, installed, co
     path = tmp_path / "p.npy"
     if isinstance(content, bytes):
         path.write_bytes(content)
+    elif isinstance(content, dict):
+        np.savez(path.with_suffix(".npz"), **content)
+        path.with_suffix(".npz").rename(path)
     elif content is not None:
         np.save(path, content, allow_pickle=True)
     np.save(tmp_path / "q.npy", features(0))
