@@ -20,10 +20,10 @@ from ldlm.config import EvaluateConfig, InterpolateConfig
 from ldlm.errors import InputError
 from ldlm.generation import Decoder
 from ldlm.location import Location
-from ldlm.metrics import Scorer
 from ldlm.progress import SILENT, Progress
 from ldlm.run import TrainedRun
 from ldlm.samples import Texts
+from ldlm.scorer import Scorer
 from ldlm.store import FeatureStore
 
 

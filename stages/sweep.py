@@ -28,11 +28,11 @@ from ldlm.artifact import Artifact
 from ldlm.config import EvaluateConfig, SamplerConfig, SweepConfig
 from ldlm.errors import InputError
 from ldlm.generation import TextGenerator
-from ldlm.metrics import Scorer
 from ldlm.progress import SILENT, Progress, Task
 from ldlm.run import TrainedRun
 from ldlm.samplers import End
 from ldlm.samples import Texts
+from ldlm.scorer import Scorer
 
 PAPER = {"solver": "euler-maruyama", "grid": "time", "guidance": 1.0}
 PAPERS_BUDGET = 128  # whose entropy the finalists are held to, or the nearest budget that is swept

@@ -177,20 +177,14 @@ def test_a_signal_in_the_last_evaluations_record_does_not_lose_it(config, whole,
     assert final(tmp_path / "run") == final(whole)
 
 
-def test_the_status_says_what_became_of_the_run(train_config, store, tmp_path):
+def test_the_status_says_what_became_of_the_run(train_config, store, tmp_path, stopped_at):
     out = tmp_path / "run"
-
-    class Look(Progress):
-        def note(self, text):
-            states.append(json.loads((out / "status.json").read_text())["state"])
-
-    states = []
     with pytest.raises(Stopped):
-        train.run(replace(train_config, steps=60), store, out, progress=StoppedAt(5))
+        train.run(replace(train_config, steps=60), store, out, progress=stopped_at(5))
     assert json.loads((out / "status.json").read_text())["state"] == "stopped"
     config = poisoned(train_config, steps=60, max_nonfinite=0)
     with pytest.raises(InputError):
-        train.run(config, store, tmp_path / "failed", progress=Look())
+        train.run(config, store, tmp_path / "failed")
     status = json.loads((tmp_path / "failed" / "status.json").read_text())
     assert status["state"] == "failed"
     assert "not finite" in status["reason"]
