@@ -92,7 +92,7 @@ def _provenance(config: ModelDescription) -> dict[str, Any]:
         "training rows": _rows(features["rows"]),
         "training text": f"fingerprint `{features['text']}`",
         "features": f"fingerprint `{features['store']}`",
-        "frozen text encoder": f"{encoder['name']}, {encoder['kind']} states, layer {encoder['layer']}",
+        "frozen text encoder": f"{encoder['name']}, kind {encoder['kind']}, layer {encoder['layer']}",
         "its weights": f"fingerprint `{encoder['fingerprint']}`",
         "checkpoint": f"digest `{provenance['checkpoint']}`",
         "trained with": _versions(provenance["versions"]["training"]),

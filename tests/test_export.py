@@ -1,4 +1,4 @@
-"""An exported model draws the texts of the run it came from, holds nothing else, and says when it is not what it was."""
+"""An exported model draws the texts of the run it came from, holds nothing else, and says when it is damaged."""
 
 import base64
 import json
@@ -27,10 +27,11 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def run(trained, store, tmp_path_factory):
-    """A run with the joint decoder, one fine-tuned on its newest checkpoint and one on the checkpoint before."""
+    """A run with the joint decoder, two fine-tuned on its newest checkpoint and one on the checkpoint before."""
     path = Path(shutil.copytree(trained, tmp_path_factory.mktemp("exported") / "run"))
     common = {"steps": 3, "batch_size": 8, "device": "cpu"}
-    finetune_decoder.run(FinetuneConfig(layers=1, **common), path, store)
+    finetune_decoder.run(FinetuneConfig(layers=0, name="linear", **common), path, store)
+    finetune_decoder.run(FinetuneConfig(layers=1, **common), path, store)  # the newest, and not the last by name
     old = FinetuneConfig(layers=0, name="v0.1", checkpoint="step-00000006", **common)
     finetune_decoder.run(old, path, store)
     return path
@@ -105,7 +106,7 @@ def test_latents_and_logits_are_the_runs_to_the_bit_before_anything_is_rounded_t
 
 def test_the_default_decoder_is_the_runs_newest_and_one_of_another_checkpoint_is_left_out(run, model):
     exported = LDLM.from_pretrained(model)
-    assert list(exported.config.decoders) == ["layers-1", "joint"]
+    assert list(exported.config.decoders) == ["layers-1", "linear", "joint"]
     assert exported.generator().decoder.name == "layers-1"
     texts = [exported.sample(4, steps=3, decoder=name) for name in (None, "layers-1", "joint")]
     assert texts[0] == texts[1] != texts[2]
@@ -174,8 +175,9 @@ def test_it_holds_denoiser_and_decoders_and_no_tensor_more(run, model):
     expected = {f"denoiser/{k.removeprefix('denoiser.')}": t for k, t in ema.items() if k.startswith("denoiser.")}
     for part in ("latent_decoder", "token_decoder"):
         expected |= {f"decoders/joint/{k}": t for k, t in ema.items() if k.startswith(f"{part}.")}
-    fine_tuned = load_file(run / "decoders" / "layers-1" / "ema.safetensors")
-    expected |= {f"decoders/layers-1/{k}": t for k, t in fine_tuned.items()}
+    for name in ("layers-1", "linear"):
+        fine_tuned = load_file(run / "decoders" / name / "ema.safetensors")
+        expected |= {f"decoders/{name}/{k}": t for k, t in fine_tuned.items()}
     assert tensors.keys() == expected.keys()
     assert all(torch.equal(tensor, expected[key]) for key, tensor in tensors.items())
     assert {*content(model)} == {
@@ -258,6 +260,8 @@ def test_the_same_command_again_does_nothing_and_another_setting_is_refused(run,
     assert again.exit_code == 0
     assert again.stderr.strip().endswith("nothing to do")
     assert "decoder: None -> joint" in refuse("export", "--run", run, "--output", copy, "--decoder", "joint")
+    fewer = shutil.copytree(run, copy.parent / "fewer", ignore=shutil.ignore_patterns("linear"))
+    assert "inputs.decoders.linear: " in refuse("export", "--run", fewer, "--output", copy)
     assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
     assert ldlm("export", "--run", run, "--output", copy, "--decoder", "joint", "--overwrite").exit_code == 0
     assert list(LDLM.from_pretrained(copy).config.decoders) == ["joint"]
@@ -410,7 +414,7 @@ def test_a_file_outside_the_folder_is_no_part_of_it(copy):
         ({"n": 0}, "num_samples must be at least 1"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"decoder": "v0.1"}, r"no decoder 'v0\.1' \(it has: layers-1, joint\)"),
+        ({"decoder": "v0.1"}, r"no decoder 'v0\.1' \(it has: layers-1, linear, joint\)"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_name(model, arguments, message):
@@ -421,7 +425,7 @@ def test_settings_that_make_no_sense_are_refused_by_name(model, arguments, messa
 def test_devices_and_models_that_are_not_there_are_named(model, tmp_path):
     with pytest.raises(InputError, match="'tpu9' is not a device"):
         LDLM.from_pretrained(model).to("tpu9")
-    with pytest.raises(InputError, match="there is no model folder .*nowhere/model"):
+    with pytest.raises(InputError, match=r"there is no model folder .*nowhere/model"):
         LDLM.from_pretrained(tmp_path / "nowhere" / "model")
     with pytest.raises(InputError, match="'nobody/nothing' can't be had from the Hugging Face hub") as raised:
         LDLM.from_pretrained("nobody/nothing", cache_dir=tmp_path)  # the tests are offline
@@ -534,3 +538,11 @@ except ValueError as error:
     assert texts == LDLM.from_pretrained(model).sample(4, steps=3, seed=2)
     assert "holds a model of type gpt2" in error
     assert not [path for path in hub.asked if path.endswith("/model.safetensors") and "/other/" in path]
+
+
+def test_an_upload_that_fails_is_said_in_one_line_and_leaves_the_model_whole(run, model, refuse, tmp_path):
+    line = refuse("export", "--run", run, "--output", tmp_path / "m", "--push-to-hub", "me/model")  # offline
+    assert "is complete and could not be uploaded to 'me/model'" in line
+    found = content(tmp_path / "m")
+    assert "push_to_hub: me/model" in found.pop("config.yaml").decode()
+    assert found == {k: v for k, v in content(model).items() if k != "config.yaml"}
