@@ -21,7 +21,6 @@ from ldlm.timesteps import TimestepSampler
 
 Watch = Callable[[Tensor, Tensor], None]  # (t, ẑ_0 at t) of each evaluation
 
-
 JOINT = "joint"  # the name of D_w∘D_h among the decoders
 LARGEST_BATCH = 256  # of a batch size that is measured: an interruption costs a batch
 
