@@ -11,7 +11,7 @@ from ldlm.config import SampleConfig
 
 @click.command(cls=Command, short_help="draw texts from a run")
 @stage_options(SampleConfig)
-@path_option("--run", "the trained run")
+@path_option("--run", "the trained run, or what `ldlm export` made of it")
 @path_option("--output", "file to write, one JSON object per text", metavar="F.jsonl")
 def command(options: Options, run: str | None, output: str | None) -> None:
     """Draw texts: noise, the reverse process, one pass through the decoder.

@@ -38,6 +38,7 @@ MADE_BY = {
     "features": "ldlm extract-features",
     "run": "ldlm train",
     "decoder": "ldlm finetune-decoder",
+    "model": "ldlm export",
     "interpolation": "ldlm interpolate",
     "sweep": "ldlm sweep",
     "quickstart": "ldlm quickstart",
@@ -61,11 +62,7 @@ class Artifact:
     def manifest(self) -> dict[str, Any]:
         """What the stage recorded when it finished; `InputError` when a bit of it has changed since."""
         path = self.path / "manifest.json"
-        found = files.read_json(path)
-        digest = found.pop("digest", None) if isinstance(found, dict) else None
-        if digest != files.sha256_json(found):
-            raise InputError(f"{path} is damaged: it is not what was written; restore it from a copy")
-        return found
+        return files.unseal(files.read_json(path), path)
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -98,7 +95,7 @@ class Artifact:
         """Write the manifest: from here on the artefact is complete."""
         files.fsync_tree(self.path)
         record = {"kind": self.kind, "schema": SCHEMA, **result, "versions": versions()}
-        files.write_json(self.path / "manifest.json", {**record, "digest": files.sha256_json(record)})
+        files.write_json(self.path / "manifest.json", files.seal(record))
         return Artifact(self.path, self.kind, "complete")
 
 

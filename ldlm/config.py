@@ -363,6 +363,18 @@ class SweepConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """`ldlm export`: what draws texts, as a folder of its own to hand on."""
+
+    decoder: str | None = setting(None, "the one decoder to hand on; none means all that belong to the checkpoint")
+    checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
+    sampler: SamplerConfig = setting(SamplerConfig(), "how the model's `sample` draws where it is told nothing else")
+    push_to_hub: str | None = setting(
+        None, "upload it to the Hugging Face hub under this id, like name/model; a new one is public", identity=False
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class InterpolateConfig:
     """`ldlm interpolate`: how smooth the latent space is (Figure 3 left, Figure 4 right)."""
 

@@ -9,7 +9,6 @@ Shapes in names: B batch, L tokens, D encoder width.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ldlm.errors import InputError
-from ldlm.hub import check_hub
+from ldlm.hub import check_hub, looks_like_path
 from ldlm.text import special_tokens
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def quiet_transformers() -> None:
 def load_pretrained(auto_class: Any, name: str, **options: Any) -> Any:
     """`auto_class.from_pretrained(name)` with safetensors only; `InputError` in one line when it can't be had."""
     quiet_transformers()
-    if _looks_like_path(name) and not Path(name).is_dir():
+    if looks_like_path(name) and not Path(name).is_dir():
         raise InputError(f"there is no model folder {name}")
     try:
         if not Path(name).is_dir():
@@ -71,10 +70,6 @@ def check_whole(network: nn.Module, made_up: dict[int, str], name: str) -> None:
     lacking = [made_up[id(p)] for p in network.parameters() if id(p) in made_up]
     if lacking:
         raise InputError(f"{name} lacks the weights {', '.join(lacking[:3])} ({len(lacking)} in all)")
-
-
-def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/") or os.path.exists(name)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

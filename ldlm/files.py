@@ -97,6 +97,19 @@ def read_json(path: Location) -> Any:
         raise InputError(f"{path} is damaged and can't be read as JSON: {error}") from None
 
 
+def seal(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with a digest of itself, by which `unseal` sees that a bit of it has changed."""
+    return {**record, "digest": sha256_json(dict(record))}
+
+
+def unseal(sealed: Any, path: Location) -> dict[str, Any]:
+    """The record that was sealed; `InputError` when it is not what was written to `path`."""
+    record = dict(sealed) if isinstance(sealed, dict) else {}
+    if record.pop("digest", None) != sha256_json(record):
+        raise InputError(f"{path} is damaged: it is not what was written; restore it from a copy")
+    return record
+
+
 def dump_yaml(value: Mapping[str, Any]) -> str:
     """YAML in the order of the settings."""
     import yaml

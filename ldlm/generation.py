@@ -7,14 +7,14 @@ model, and gives the same texts from both.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ldlm import noise, samplers
-from ldlm.config import SamplerConfig
+from ldlm.config import TEXTS_PER_SEED, SampleConfig, SamplerConfig
 from ldlm.diffusion import Schedule
 from ldlm.samplers import End
 from ldlm.scorer import LOGITS_AT_ONCE
@@ -22,13 +22,16 @@ from ldlm.timesteps import TimestepSampler
 
 Watch = Callable[[Tensor, Tensor], None]  # (t, ẑ_0 at t) of each evaluation
 
+JOINT = "joint"  # the name of D_w∘D_h among the decoders
+LARGEST_BATCH = 256  # of a batch size that is measured: an interruption costs a batch
+
 
 @dataclass(frozen=True)
 class Decoder:
     """z_0 (B, N, C) → logits (B, L, V), and its name."""
 
     name: str
-    logits: Callable[[Tensor], Tensor]
+    logits: nn.Module
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,19 @@ class TextGenerator:
             started = time.perf_counter()
             self.denoiser(z, t_B, z).sum().item()  # which waits for the device
         return time.perf_counter() - started
+
+
+def text_seeds(seed: int, start: int, stop: int) -> Tensor:
+    """Seeds (stop − start,) int64 of texts start … stop−1 drawn with `seed`; no two seeds share a text."""
+    return seed * TEXTS_PER_SEED + torch.arange(start, stop)
+
+
+def batches(generator: TextGenerator, config: SampleConfig, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """Seeds (B,) and token rows (B, L), on the CPU, of the texts that are asked for, from number `done` on."""
+    size = config.batch_size or generator.batch_size(min(config.num_samples - done, LARGEST_BATCH))
+    for start in range(done, config.num_samples, size):
+        seeds_B = text_seeds(config.seed, start, min(start + size, config.num_samples))
+        yield seeds_B, generator.tokens(config.sampler, seeds_B).cpu()
 
 
 def draw_tokens(logits_BLV: Tensor, seeds_B: Tensor, temperature: float) -> Tensor:

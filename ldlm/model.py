@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 
@@ -57,6 +59,11 @@ class JointModel(nn.Module):
             return self.embedding(tokens_BL)
         assert hidden_BLD is not None
         return hidden_BLD
+
+    def decoder(self) -> nn.Module:
+        """D_w∘D_h as one network, z_0 (B, N, C) → logits (B, L, V); there is none while D_w is deferred."""
+        assert self.token_decoder is not None
+        return nn.Sequential(OrderedDict(latent_decoder=self.latent_decoder, token_decoder=self.token_decoder))
 
     def parts(self) -> dict[str, nn.Module]:
         """The parts that exist, by name."""

@@ -17,12 +17,10 @@ from ldlm.config import Shapes, TrainConfig
 from ldlm.diffusion import Schedule
 from ldlm.encoder import load_tokenizer
 from ldlm.errors import InputError
-from ldlm.generation import Decoder, TextGenerator
+from ldlm.generation import JOINT, Decoder, TextGenerator
 from ldlm.model import JointModel, build, build_meta
 from ldlm.store import FeatureStore
 from ldlm.timesteps import TimestepSampler
-
-JOINT = "joint"
 
 
 @dataclass(frozen=True)
@@ -83,6 +81,11 @@ class TrainedRun:
         sampler.load_state_dict(self.checkpoint.state["timesteps"])
         return sampler
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What the weights are: the checkpoint's digest and step."""
+        return {"checkpoint": self.checkpoint.digest, "step": self.checkpoint.step}
+
     def generator(self, decoder: str | None = None) -> TextGenerator:
         """What draws texts, with the decoder of that name (see `decoder`)."""
         return TextGenerator(
@@ -124,13 +127,16 @@ class TrainedRun:
         return self._load_decoder(name)
 
     def _joint(self) -> Decoder:
-        latent_decoder, token_decoder = self.model.latent_decoder, self.model.token_decoder
-        if token_decoder is None:
+        if self.model.token_decoder is None:
             raise InputError(
                 f"{self.path} was trained with model.token_decoder.mode=deferred and has no decoder yet; run "
                 f"`ldlm finetune-decoder --run {self.path} --features DIR` first"
             )
-        return Decoder(JOINT, lambda z_BNC: token_decoder(latent_decoder(z_BNC)))
+        return Decoder(JOINT, self.model.decoder())
+
+    def usable_decoders(self) -> list[str]:
+        """Names of the decoders that belong to this checkpoint: fine-tuned ones, the newest first, then `joint`."""
+        return [record.name for record in reversed(self.decoders()) if record.usable]
 
     def decoders(self) -> list[DecoderRecord]:
         """Every decoder: the jointly trained one where there is one, then the fine-tuned ones, oldest first.

@@ -185,6 +185,16 @@ class FeatureStore:
         return files.sha256_json(what if self.sealed else [*what, sorted(self.records)])
 
     @property
+    def rows(self) -> dict[str, int]:
+        """Rows of each split that are there."""
+        return {split: sum(r["rows"] for r in self.records.values() if r["split"] == split) for split in SPLITS}
+
+    @property
+    def text_fingerprint(self) -> str:
+        """A hash of the text that the rows are of, wherever it lay."""
+        return files.sha256_json(sorted(self.artifact.inputs["text"].values()))
+
+    @property
     def tokenizer_path(self) -> Location:
         """Folder of the tokenizer."""
         return self.path / "tokenizer"

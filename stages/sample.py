@@ -8,26 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ldlm import artifact, config, files, metrics, runtime, samplers, samples
+from ldlm import artifact, config, files, generation, metrics, pretrained, runtime, samplers, samples
 from ldlm.accounting import denoiser_flops
-from ldlm.config import TEXTS_PER_SEED, SampleConfig
+from ldlm.config import SampleConfig
 from ldlm.errors import InputError
+from ldlm.pretrained import LDLM
 from ldlm.progress import SILENT, Progress
 from ldlm.run import TrainedRun
-
-LARGEST_BATCH = 256  # of --batch-size auto: an interruption costs a batch
 
 
 def plan(config: SampleConfig, run_path: Path) -> dict[str, Any]:
     """What it would compute: evaluations of the denoiser and their FLOPs."""
-    run = TrainedRun(run_path, torch.device("cpu"), config.checkpoint)
+    model = _open(config, run_path, torch.device("cpu"))
     evaluations = config.num_samples * config.sampler.steps * samplers.evaluations_per_step(config.sampler)
     return {
         "texts": config.num_samples,
         "denoiser_evaluations": evaluations,
-        "flops": evaluations * denoiser_flops(run.config.model, run.shapes),
+        "flops": evaluations * denoiser_flops(model.config.model, model.shapes),
     }
 
 
@@ -38,9 +36,9 @@ def run(
 
     Texts are appended to `out.partial` batch by batch, so that the same command takes up an interrupted one.
     """
-    run = TrainedRun(run_path, runtime.device(config.device), config.checkpoint)
-    generator = run.generator(config.decoder)
-    provenance = _provenance(config, run, generator.decoder.name)
+    model = _open(config, run_path, runtime.device(config.device))
+    generator = model.generator(config.decoder)
+    provenance = _provenance(config, run_path, generator.decoder.name, model.origin)
     record = out.with_name(out.name + ".meta.json")
     partial = _begin(out, record, provenance, overwrite)
     if partial is None:
@@ -49,19 +47,16 @@ def run(
 
     done = _whole_texts(partial)
     started = time.perf_counter()
-    tokenizer = run.tokenizer
-    size = config.batch_size or generator.batch_size(min(config.num_samples - done, LARGEST_BATCH))
+    tokenizer = model.tokenizer
     with (
         open(partial, "a", encoding="utf-8") as file,
         progress.task("sample", config.num_samples, "text", done) as task,
     ):
-        for start in range(done, config.num_samples, size):
-            seeds = text_seeds(config.seed, start, min(start + size, config.num_samples))
-            tokens_BL = generator.tokens(config.sampler, seeds).cpu()
+        for seeds_B, tokens_BL in generation.batches(generator, config, done):
             texts = metrics.decode_tokens(tokenizer, tokens_BL)
-            file.write(files.dump_jsonl(samples.rows(texts, tokens_BL.tolist(), seeds.tolist())))
+            file.write(files.dump_jsonl(samples.rows(texts, tokens_BL.tolist(), seeds_B.tolist())))
             file.flush()
-            task.advance(len(seeds))
+            task.advance(len(seeds_B))
         os.fsync(file.fileno())
 
     os.replace(partial, out)
@@ -69,19 +64,22 @@ def run(
     return {**provenance, "seconds": round(time.perf_counter() - started, 2), "texts_made": config.num_samples - done}
 
 
-def text_seeds(seed: int, start: int, stop: int) -> Tensor:
-    """Seeds (stop − start,) int64 of texts start … stop−1 drawn with `seed`; no two seeds share a text."""
-    return seed * TEXTS_PER_SEED + torch.arange(start, stop)
+def _open(config: SampleConfig, path: Path, device: torch.device) -> TrainedRun | LDLM:
+    """The run, or what `ldlm export` made of one: the same texts come from both."""
+    if not pretrained.is_exported(path):
+        return TrainedRun(path, device, config.checkpoint)
+    if config.checkpoint is not None:
+        raise InputError(f"{path} is an exported model, and has no checkpoints to choose from; leave --checkpoint out")
+    return LDLM.from_pretrained(path).to(device)
 
 
-def _provenance(sample: SampleConfig, run: TrainedRun, decoder: str) -> dict[str, Any]:
+def _provenance(sample: SampleConfig, path: Path, decoder: str, origin: dict[str, Any]) -> dict[str, Any]:
     return {
         "kind": "samples",
         "config": config.identity(sample),
         "decoder": decoder,
-        "run": run.path.name,
-        "checkpoint": run.checkpoint.digest,
-        "step": run.checkpoint.step,
+        "run": path.name,
+        **origin,
         "versions": artifact.versions(),
     }
 

@@ -20,14 +20,13 @@ from typing import Any
 
 import torch
 from ldlm.stages.evaluate import measure
-from ldlm.stages.sample import LARGEST_BATCH, text_seeds
 from torch import Tensor
 
 from ldlm import artifact, files, metrics, plots, runtime, samplers, samples
 from ldlm.artifact import Artifact
 from ldlm.config import EvaluateConfig, SamplerConfig, SweepConfig
 from ldlm.errors import InputError
-from ldlm.generation import TextGenerator
+from ldlm.generation import LARGEST_BATCH, TextGenerator, text_seeds
 from ldlm.progress import SILENT, Progress, Task
 from ldlm.run import TrainedRun
 from ldlm.samplers import End
@@ -246,14 +245,15 @@ class Sweep:
             self.generators.items(), dict.fromkeys(self.config.finals), dict.fromkeys(self.config.temperatures)
         ):
             started = time.perf_counter()
-            tokens = generator.decode(getattr(end, final), seeds_B, temperature).cpu()
+            tokens_BL = generator.decode(getattr(end, final), seeds_B, temperature).cpu()
             decoding = (time.perf_counter() - started) / count
-            texts = Texts(metrics.decode_tokens(self.run.tokenizer, tokens), tokens.tolist())
+            tokens = tokens_BL.tolist()
+            texts = Texts(metrics.decode_tokens(self.run.tokenizer, tokens_BL), tokens)
             row = {**asdict(trajectory), "steps": trajectory.sampler.steps, "final": final}
             row |= {"temperature": temperature, "decoder": name, "seconds": seconds + decoding}
             yield {**row, **self.score(texts)}
             if count == self.config.texts:
-                self._keep(f"{trajectory.name}_{name}_{final}_{temperature:g}", texts, seeds_B)
+                self._keep(f"{trajectory.name}_{name}_{final}_{temperature:g}", texts, tokens, seeds_B)
 
     def _ends(self, sampler: SamplerConfig, seeds_B: Tensor) -> tuple[End, float]:
         """Where a trajectory ends, and the seconds per text that it took."""
@@ -265,8 +265,8 @@ class Sweep:
         end.mean.sum().item()  # which waits for the device
         return end, (time.perf_counter() - started) / len(seeds_B)
 
-    def _keep(self, name: str, texts: Texts, seeds_B: Tensor) -> None:
-        rows = samples.rows(texts.texts, texts.tokens or [], seeds_B.tolist())
+    def _keep(self, name: str, texts: Texts, tokens: list[list[int]], seeds_B: Tensor) -> None:
+        rows = samples.rows(texts.texts, tokens, seeds_B.tolist())
         files.write_atomic(self.out / "texts" / f"{name}.jsonl", files.dump_jsonl(rows))
 
     def score(self, texts: Texts) -> dict[str, Any]:

@@ -168,7 +168,13 @@ def _tell(store: FeatureStore, out: Path, taken_up: bool, progress: Progress) ->
 def _record_features(store: FeatureStore, out: Path) -> None:
     """What the later stages must know of the features: they never see the store that the run was trained on."""
     mean, std = store.statistics()
-    record = {"encoder": store.encoder, "shapes": vars(store.shapes), "store": store.fingerprint}
+    record = {
+        "encoder": store.encoder,
+        "shapes": vars(store.shapes),
+        "store": store.fingerprint,
+        "text": store.text_fingerprint,
+        "rows": store.rows,
+    }
     files.write_json(out / "features.json", record)
     with files.replacing(out / "statistics.safetensors") as temporary:
         save_file({"mean": mean, "std": std}, temporary)

@@ -1,0 +1,44 @@
+"""`ldlm export`."""
+
+from __future__ import annotations
+
+import click
+from ldlm.cli import show
+from ldlm.cli.options import Command, Options, path_option, require, stage_options
+
+from ldlm.config import ExportConfig
+
+
+@click.command(cls=Command, short_help="take what draws texts out of a run, to hand it on")
+@stage_options(ExportConfig)
+@path_option("--run", "the trained run")
+@path_option("--output", "folder to write the model to")
+def command(options: Options, run: str | None, output: str | None) -> None:
+    """Write denoiser, decoders, tokenizer and a model card to a folder of its own.
+
+    It draws the same texts as the run, with `ldlm sample --run MODEL` and in Python:
+    `from ldlm import LDLM; LDLM.from_pretrained("model").sample(8)`. Nothing leaves the machine without --push-to-hub.
+
+    \b
+    Example:
+      ldlm export --run run --output model --set sampler.steps=64
+    """
+    config = options.build()
+    from ldlm.stages import export as stage
+
+    run_path = require(run, "--run", "run")
+    if options.dry_run:
+        return options.show_plan(stage.plan(config, run_path))
+    out = require(output, "--output", "model")
+    made = stage.run(config, run_path, out, overwrite=bool(options.overwrite), progress=show.Terminal())
+    result = {"output": str(made.path), **made.manifest}
+    options.show(
+        result,
+        lambda: show.pairs(
+            {
+                "model": result["output"],
+                "checkpoint": f"step {result['step']:,}",
+                "decoders": ", ".join(result["decoders"]),
+            }
+        ),
+    )
