@@ -39,6 +39,7 @@ MADE_BY = {
     "run": "ldlm train",
     "decoder": "ldlm finetune-decoder",
     "interpolation": "ldlm interpolate",
+    "trace": "ldlm sample --trace",
     "quickstart": "ldlm quickstart",
 }
 

@@ -75,9 +75,10 @@ def text_seeds(seed: int, start: int, stop: int) -> Tensor:
 
 
 def _provenance(sample: SampleConfig, run: TrainedRun, decoder: str) -> dict[str, Any]:
+    settings = config.identity(sample).items()
     return {
         "kind": "samples",
-        "config": config.identity(sample),
+        "config": {name: value for name, value in settings if not name.startswith("trace_")},  # another output's
         "decoder": decoder,
         "run": run.path.name,
         "checkpoint": run.checkpoint.digest,

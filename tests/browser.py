@@ -70,15 +70,17 @@ def evaluate(
 ) -> Any:
     """What the expression `script` gives once the page is loaded, at that size of the window.
 
-    The value goes through JSON; a promise is waited for, as long as `milliseconds` of virtual time go.
+    It is run from outside, in the names of the page's window, so that the page's policy may forbid all scripts but its
+    own; `</` must not stand in it. The value goes through JSON; a promise is waited for, as long as `milliseconds` of
+    virtual time go.
     """
-    source = json.dumps(script).replace("</", "<\\/")
     look = f"""
     <pre id="result"></pre>
     <script>
+      const look = (frame) => {{ with (frame) {{ return ({script}); }} }};
       document.querySelector("iframe").onload = async (event) => {{
         let value;
-        try {{ value = {{value: (await event.target.contentWindow.eval({source})) ?? null}}; }}
+        try {{ value = {{value: (await look(event.target.contentWindow)) ?? null}}; }}
         catch (error) {{ value = {{error: String(error)}}; }}
         document.getElementById("result").textContent = JSON.stringify(value);
       }};
