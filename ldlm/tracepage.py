@@ -123,14 +123,14 @@ h2 b { color: var(--soft); font-weight: 400; margin-right: .25em; }
   border-radius: 99px; background-clip: border-box; }
 .text .n, .key { border-bottom: 3px solid var(--accent); border-bottom-left-radius: 0; border-bottom-right-radius: 0; }
 .bar, .cursor { display: none; }
-.legend { display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: center; color: var(--soft); font-size: .85rem;
+.legend { display: flex; flex-wrap: wrap; gap: .5rem 2rem; align-items: center; color: var(--soft); font-size: .85rem;
   margin: 0 0 2.2rem; padding: 0 .2rem; }
-.legend > span { display: inline-flex; align-items: center; gap: .55rem; }
+.legend > span { display: inline-flex; align-items: center; gap: .5rem; white-space: nowrap; }
 .ramp { display: inline-flex; border: 1px solid var(--line); border-radius: 5px; overflow: hidden; position: relative; }
-.ramp i { width: .56rem; height: 1.35rem; }
+.ramp i { width: .5rem; height: 1.35rem; }
 .ramp b { position: absolute; inset: 0; background: none; text-align: center;
   font: 600 .75rem/1.35rem system-ui, sans-serif; }
-.key { color: var(--ink); margin-left: .6rem; }
+.key { color: var(--ink); }
 figure { margin: 0 0 2.2rem; }
 .strip { position: relative; border: 1px solid var(--line); border-radius: 10px; overflow: hidden; }
 .strip img { display: block; width: 100%; height: ${height}px; image-rendering: pixelated; }
@@ -246,9 +246,8 @@ $frames
 </div>
 </section>
 <div class="legend">
-<span>0 % <span class="ramp">$ramp<b class="c$middle">25 %</b></span> 100 %</span>
-<span>the decoder’s probability of a token</span>
-<span><span class="key">underlined</span> changed since the frame before</span>
+<span>probability <span>0 %</span><span class="ramp">$ramp<b class="c$middle">25 %</b></span><span>100 %</span></span>
+<span><span><span class="key">changed</span> since the frame before</span></span>
 </div>
 <figure>
 <div class="strip"><picture>
