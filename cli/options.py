@@ -85,7 +85,7 @@ class Setting:
         if typing.get_origin(self.hint) is Literal:
             return "|".join(typing.get_args(self.hint))
         if self.repeatable:
-            return "FILE..."
+            return "FLOAT..." if typing.get_args(self.hint)[0] is float else "FILE..."
         names = {int: "INT", float: "FLOAT", str: "TEXT", bool: "BOOL"}
         return next(
             (name for kind, name in names.items() if kind is self.hint or kind in typing.get_args(self.hint)), "TEXT"

@@ -7,22 +7,31 @@ from ldlm.cli import show
 from ldlm.cli.options import Command, Options, path_option, require, stage_options
 
 from ldlm.config import SampleConfig
+from ldlm.errors import InputError
 
 
-@click.command(cls=Command, short_help="draw texts from a run")
+@click.command(cls=Command, short_help="draw texts from a run, or show one on its way from noise")
 @stage_options(SampleConfig)
 @path_option("--run", "the trained run, or what `ldlm export` made of it")
 @path_option("--output", "file to write, one JSON object per text", metavar="F.jsonl")
-def command(options: Options, run: str | None, output: str | None) -> None:
+@path_option("--trace", "instead of --output: folder for the way of one text from noise, as a page and a GIF")
+def command(options: Options, run: str | None, output: str | None, trace: str | None) -> None:
     """Draw texts: noise, the reverse process, one pass through the decoder.
 
     Text i depends on its seed, 1,000,000 SEED + i, and not on the batch. The same command takes up an interrupted one.
 
+    --trace shows how one of these texts comes to be: what the decoder reads at times t on the way, and how sure it is.
+
     \b
-    Example:
+    Examples:
       ldlm sample --run run --num-samples 1000 --steps 128 --output samples.jsonl
+      ldlm sample --run run --steps 128 --trace-text 3 --trace trace
     """
     config = options.build()
+    if output is not None and trace is not None:
+        raise InputError("--output writes texts and --trace shows one; give one of them, and then the other")
+    if trace is not None:
+        return _trace(options, config, run, trace)
     from ldlm.stages import sample as stage
 
     from ldlm import files
@@ -40,3 +49,19 @@ def command(options: Options, run: str | None, output: str | None) -> None:
         return "\n\n".join([head, *first])
 
     options.show(result, text)
+
+
+def _trace(options: Options, config: SampleConfig, run: str | None, folder: str) -> None:
+    from ldlm.stages import trace as stage
+
+    run_path, out = require(run, "--run", "run"), require(folder, "--trace", "trace")
+    if options.dry_run:
+        return options.show_plan(stage.plan(config, run_path))
+    made = stage.run(config, run_path, out, overwrite=bool(options.overwrite), progress=show.Terminal())
+    result = {"output": str(out), **made.manifest}
+    options.show(
+        result,
+        lambda: "\n\n".join(
+            [f"{out}: {result['frames']} frames; open {out / 'trace.html'} or {out / 'trace.gif'}", result["text"]]
+        ),
+    )

@@ -41,6 +41,7 @@ MADE_BY = {
     "model": "ldlm export",
     "interpolation": "ldlm interpolate",
     "sweep": "ldlm sweep",
+    "trace": "ldlm sample --trace",
     "quickstart": "ldlm quickstart",
 }
 

@@ -329,6 +329,11 @@ class SampleConfig:
     batch_size: int | None = setting(
         None, "texts per batch, which does not change them, or auto", low=1, identity=False, none="auto"
     )
+    trace_text: int = setting(0, "which of the texts --trace shows, from 0", low=0, high=TEXTS_PER_SEED - 1)
+    trace_frames: int = setting(24, "frames of --trace, evenly spread over the steps", low=2, high=256)
+    trace_times: tuple[float, ...] = setting(
+        (), "show --trace at the evaluations nearest to these t, and at the end, instead", low=0, high=1
+    )
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED // TEXTS_PER_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)
 

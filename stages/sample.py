@@ -74,9 +74,10 @@ def _open(config: SampleConfig, path: Path, device: torch.device) -> TrainedRun 
 
 
 def _provenance(sample: SampleConfig, path: Path, decoder: str, origin: dict[str, Any]) -> dict[str, Any]:
+    settings = config.identity(sample).items()
     return {
         "kind": "samples",
-        "config": config.identity(sample),
+        "config": {name: value for name, value in settings if not name.startswith("trace_")},  # another output's
         "decoder": decoder,
         "run": path.name,
         **origin,

@@ -1,0 +1,81 @@
+"""A text on its way from noise, as a page and as a film (Section 4.3)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ldlm.stages import sample
+
+from ldlm import artifact, files, runtime, trace, tracegif, tracepage
+from ldlm.artifact import Artifact
+from ldlm.config import SampleConfig
+from ldlm.generation import text_seeds
+from ldlm.progress import SILENT, Progress
+from ldlm.run import TrainedRun
+from ldlm.trace import Frame
+
+
+def plan(config: SampleConfig, run_path: Path) -> dict[str, Any]:
+    """What it would compute: that one text."""
+    return sample.plan(dataclasses.replace(config, num_samples=1), run_path)
+
+
+def run(
+    config: SampleConfig, run_path: Path, out: Path, *, overwrite: bool = False, progress: Progress = SILENT
+) -> Artifact:
+    """Write `trace.html`, `trace.gif` and `trace.json` to `out`: the text number `trace_text` of `ldlm sample`."""
+    run = TrainedRun(run_path, runtime.device(config.device), config.checkpoint)
+    generator = run.generator(config.decoder)
+    result = artifact.begin(
+        out,
+        "trace",
+        # How many texts there are beside it does not change it, nor how many go at a time.
+        dataclasses.replace(config, num_samples=config.trace_text + 1),
+        {"checkpoint": run.checkpoint.digest, "decoder": generator.decoder.name},
+        overwrite=overwrite,
+        reads=[run_path],
+    )
+    if result.complete:
+        progress.note(f"{out} is complete; nothing to do")
+        return result
+
+    seed = int(text_seeds(config.seed, config.trace_text, config.trace_text + 1))
+    frames = trace.record(generator, run.tokenizer, config.sampler, seed, config.trace_frames, config.trace_times)
+    about = _about(config, run, generator.decoder.name, seed)
+    summary = {"text": frames[-1].text, "frames": len(frames), **about}
+    files.write_json(out / "trace.json", {**summary, "frames": _plain(frames)})
+    files.write_atomic(out / "trace.html", tracepage.page(frames, {k.replace("_", " "): v for k, v in about.items()}))
+    tracegif.write(out / "trace.gif", frames)
+    return result.finish(**summary)
+
+
+def _about(config: SampleConfig, run: TrainedRun, decoder: str, seed: int) -> dict[str, Any]:
+    """Whose text it is, and how it was drawn."""
+    sampler = config.sampler
+    return {
+        "run": run.path.resolve().name,
+        "step": run.checkpoint.step,
+        "decoder": decoder,
+        "solver": sampler.solver,
+        "steps": sampler.steps,
+        "grid": sampler.grid,
+        "guidance": sampler.guidance,
+        "temperature": sampler.temperature,
+        "text_seed": seed,
+    }
+
+
+def _plain(frames: Sequence[Frame]) -> list[dict[str, Any]]:
+    return [
+        {
+            "t": frame.t,
+            "snr": frame.snr,
+            "text": frame.text,
+            "tokens": frame.tokens,
+            "probabilities": [round(p, 6) for p in frame.probabilities],
+        }
+        for frame in frames
+    ]
