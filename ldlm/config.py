@@ -351,7 +351,8 @@ class EvaluateConfig:
     )
     text_column: str = setting("text", "field that holds the text in jsonl files")
     batch_size: int = setting(16, "texts per scorer pass", low=1, identity=False)
-    seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED, identity=False)
+    resamples: int = setting(1_000, "bootstrap draws over texts behind each 95 % interval", low=100)
+    seed: int = setting(0, "seed of the bootstrap draws", low=0, high=MAX_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -102,37 +103,59 @@ def mdlm_mask(ids: Sequence[int], eos: int | None) -> np.ndarray:
     return (~is_eos | (first_segment & is_eos))[1:]
 
 
-def generative_perplexity(
+@dataclass(frozen=True)
+class TextScores:
+    """What a scorer makes of each text that has something to score: summed NLL in nats, and tokens counted."""
+
+    nll_T: np.ndarray
+    count_T: np.ndarray
+
+    def perplexity(self, chosen: np.ndarray | slice = slice(None)) -> float:
+        """Corpus perplexity exp(ΣNLL / ΣN) of the chosen texts."""
+        return math.exp(self.nll_T[chosen].sum() / self.count_T[chosen].sum())
+
+
+def score(
     texts: Sequence[str],
     scorer: Scorer,
     *,
     max_tokens: int,
     batch_size: int = 16,
     advance: Callable[[int], None] = lambda count: None,
-) -> dict[str, Any]:
-    """Protocol `mdlm`: corpus exp(ΣNLL / ΣN) of the texts as the scorer spells them (Sahoo et al., 2024; SPEC 9).
+) -> TextScores:
+    """Protocol `mdlm`: texts as the scorer spells them, cut at `max_tokens` (Sahoo et al., 2024; SPEC 9).
 
-    Returns gen_ppl and the number of tokens scored. `InputError` when no text has a second token.
+    `InputError` when no text has a second token.
     """
     rows = scorer.tokens(texts, max_tokens)
-    total, count = 0.0, 0
-    for ids, nll in zip(rows, scorer.token_nll(rows, batch_size, advance), strict=True):
-        mask = mdlm_mask(ids, scorer.tokenizer.eos_token_id)
-        total += float(nll[mask].astype(np.float64).sum())
-        count += int(mask.sum())
-    if not count:
+    masks = [mdlm_mask(ids, scorer.tokenizer.eos_token_id) for ids in rows]
+    nlls = scorer.token_nll(rows, batch_size, advance)
+    count_T = np.array([mask.sum() for mask in masks], np.int64)
+    nll_T = np.array([nll[mask].sum(dtype=np.float64) for nll, mask in zip(nlls, masks, strict=True)])
+    if not count_T.any():
         raise InputError("there is nothing to score: no text has a second token that is not the end-of-text token")
-    return {"gen_ppl": math.exp(total / count), "tokens_scored": count}
+    return TextScores(nll_T[count_T > 0], count_T[count_T > 0])
 
 
-def entropy(rows: Iterable[Sequence[int]]) -> float:
-    """Mean over texts of the entropy of a text's token counts, in nats; an empty text has entropy 0."""
+def bootstrap(statistic: Callable[[np.ndarray], float], texts: int, *, resamples: int, seed: int) -> list[float]:
+    """Percentile interval [low, high] at 95 % of `statistic(rows)`, rows being texts drawn with replacement.
+
+    One text gives its own value twice: nothing is known of how texts differ. Diversity has no such interval, since a
+    text that is drawn twice repeats all its n-grams.
+    """
+    draw = np.random.default_rng(seed)
+    values = [statistic(draw.integers(texts, size=texts)) for _ in range(resamples)]
+    return np.quantile(values, [0.025, 0.975]).tolist()
+
+
+def entropies(rows: Iterable[Sequence[int]]) -> np.ndarray:
+    """Entropy of each text's token counts, in nats, (texts,); an empty text has entropy 0."""
     values = []
     for row in rows:
         counts = np.unique(np.asarray(row), return_counts=True)[1]
         p = counts / counts.sum()
         values.append(float(-(p * np.log(p)).sum()) if len(counts) else 0.0)
-    return float(np.mean(values)) if values else 0.0
+    return np.array(values)
 
 
 def diversity(rows: Sequence[Sequence[int]]) -> float:

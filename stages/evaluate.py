@@ -45,18 +45,24 @@ def _longest(sets: Sequence[Texts]) -> int:
 def measure(
     texts: Texts, scorer: Scorer, config: EvaluateConfig, max_tokens: int, advance: Any = lambda count: None
 ) -> dict[str, Any]:
-    """gen_ppl, entropy and diversity of one set, with all that names them (SPEC 9, 12.13)."""
-    perplexity = metrics.generative_perplexity(
-        texts.texts, scorer, max_tokens=max_tokens, batch_size=config.batch_size, advance=advance
-    )
+    """gen_ppl, entropy and diversity of one set, with intervals and all that names them (SPEC 9, 12.13)."""
+    scores = metrics.score(texts.texts, scorer, max_tokens=max_tokens, batch_size=config.batch_size, advance=advance)
     rows = [ids[:max_tokens] for ids in texts.tokens or scorer.tokens(texts.texts, max_tokens)]
+    entropy_T = metrics.entropies(rows)
+    resampling = {"resamples": config.resamples, "seed": config.seed}
     return {
-        **perplexity,
-        "entropy": metrics.entropy(rows),
+        "gen_ppl": scores.perplexity(),
+        "entropy": float(entropy_T.mean()),
         "diversity": metrics.diversity(rows),
+        "intervals": {
+            "gen_ppl": metrics.bootstrap(scores.perplexity, len(scores.nll_T), **resampling),
+            "entropy": metrics.bootstrap(lambda chosen: entropy_T[chosen].mean(), len(entropy_T), **resampling),
+        },
+        "bootstrap": {"level": 0.95, **resampling},
         "protocol": config.protocol,
         "scorer": scorer.name,
         "num_texts": len(texts),
+        "tokens_scored": int(scores.count_T.sum()),
         "max_tokens": max_tokens,
         "tokens_from": "file" if texts.tokens else "scorer",
         "scorer_tokenizer": tokenizer_fingerprint(scorer.tokenizer)[:12],

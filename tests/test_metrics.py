@@ -12,13 +12,15 @@ import torch
 from ldlm.errors import InputError
 from ldlm.metrics import (
     Scorer,
+    TextScores,
+    bootstrap,
     copied_share,
     decode_tokens,
     diversity,
-    entropy,
-    generative_perplexity,
+    entropies,
     mdlm_mask,
     ngrams,
+    score,
 )
 
 WORDS = ["the", "a", "cat", "dog", "mat", "rat", "sat", "ran", "on", "by"]
@@ -113,23 +115,25 @@ def by_hand(folder: Path, texts: list[str], max_tokens: int) -> tuple[float, int
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_perplexity_equals_that_of_one_text_at_a_time(folder, scorer, batch_size):
     expected, count = by_hand(folder, TEXTS, 12)
-    got = generative_perplexity(TEXTS, scorer, max_tokens=12, batch_size=batch_size)
-    assert got["gen_ppl"] == pytest.approx(expected, rel=1e-5)
-    assert got["tokens_scored"] == count == 5 + 6 + 2 + 11 + 2
+    got = score(TEXTS, scorer, max_tokens=12, batch_size=batch_size)
+    assert got.perplexity() == pytest.approx(expected, rel=1e-5)
+    assert got.count_T.tolist() == [5, 6, 2, 11, 2]
+    assert count == got.count_T.sum()
 
 
 def test_perplexity_is_of_the_corpus_and_not_the_mean_of_the_texts(scorer):
-    each = [generative_perplexity([text], scorer, max_tokens=12)["gen_ppl"] for text in (TEXTS[0], TEXTS[5])]
-    both = generative_perplexity([TEXTS[0], TEXTS[5]], scorer, max_tokens=12)["gen_ppl"]
+    each = [score([text], scorer, max_tokens=12).perplexity() for text in (TEXTS[0], TEXTS[5])]
+    both = score([TEXTS[0], TEXTS[5]], scorer, max_tokens=12).perplexity()
     assert math.log(both) == pytest.approx((5 * math.log(each[0]) + 11 * math.log(each[1])) / 16, rel=1e-6)
     assert both != pytest.approx(sum(each) / 2, rel=1e-3)
 
 
 def test_texts_are_cut_at_max_tokens(folder, scorer):
     expected, count = by_hand(folder, TEXTS, 4)
-    got = generative_perplexity(TEXTS, scorer, max_tokens=4)
-    assert got["gen_ppl"] == pytest.approx(expected, rel=1e-5)
-    assert got["tokens_scored"] == count == 3 + 3 + 1 + 3 + 2
+    got = score(TEXTS, scorer, max_tokens=4)
+    assert got.perplexity() == pytest.approx(expected, rel=1e-5)
+    assert got.count_T.tolist() == [3, 3, 1, 3, 2]
+    assert count == got.count_T.sum()
 
 
 def test_the_likelihood_of_each_token_keeps_its_place(scorer):
@@ -144,7 +148,7 @@ def test_the_likelihood_of_each_token_keeps_its_place(scorer):
 
 def test_progress_adds_up_to_the_texts_that_can_be_scored(scorer):
     seen = []
-    generative_perplexity(TEXTS, scorer, max_tokens=12, batch_size=2, advance=seen.append)
+    score(TEXTS, scorer, max_tokens=12, batch_size=2, advance=seen.append)
     assert sum(seen) == 5
     assert max(seen) == 2
 
@@ -152,7 +156,7 @@ def test_progress_adds_up_to_the_texts_that_can_be_scored(scorer):
 def test_no_text_with_two_tokens_is_one_clear_error(scorer):
     for texts in ([], ["", "the"], [f"{EOS} {EOS}"]):
         with pytest.raises(InputError, match="nothing to score"):
-            generative_perplexity(texts, scorer, max_tokens=12)
+            score(texts, scorer, max_tokens=12)
 
 
 def test_texts_longer_than_the_scorers_positions_are_refused(scorer):
@@ -168,16 +172,47 @@ def test_decoding_keeps_special_tokens_and_spells_what_the_scorer_reads(scorer):
     assert scorer.tokens(texts, 12) == rows.tolist()
 
 
+# Bootstrap intervals
+
+
+def test_an_interval_of_a_mean_is_that_of_the_central_limit_theorem():
+    values = np.random.default_rng(3).normal(10, 2, 4_000)
+    low, high = bootstrap(lambda chosen: values[chosen].mean(), len(values), resamples=1_000, seed=0)
+    error = values.std() / math.sqrt(len(values))
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.15 * error)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
+
+
+def test_an_interval_is_that_of_all_resamples_where_they_can_be_listed():
+    """Two texts make four resamples: both twice, and each of them together with the other."""
+    scores = TextScores(nll_T=np.array([2.0, 12.0]), count_T=np.array([2, 4]))
+    low, high = bootstrap(scores.perplexity, 2, resamples=1_000, seed=0)
+    assert (low, high) == pytest.approx((math.exp(2 / 2), math.exp(12 / 4)))
+    assert scores.perplexity() == pytest.approx(math.exp(14 / 6))
+    assert scores.perplexity(np.array([0, 0, 1])) == pytest.approx(math.exp(16 / 8))
+
+
+def test_an_interval_depends_on_its_seed_alone():
+    values = np.arange(50.0)
+
+    def interval(seed):
+        return bootstrap(lambda chosen: values[chosen].mean(), 50, resamples=200, seed=seed)
+
+    assert interval(1) == interval(1) != interval(2)
+
+
+def test_texts_with_nothing_to_score_take_no_part_in_resampling(scorer):
+    found = score(["the", TEXTS[0], "", f"{EOS} {EOS}", TEXTS[5]], scorer, max_tokens=12)
+    assert found.count_T.tolist() == [5, 11]
+
+
 # Entropy, diversity, copying
 
 
-def test_entropy_is_the_mean_over_texts_in_nats():
-    assert entropy([[1, 2, 3, 4]]) == pytest.approx(math.log(4), rel=1e-12)
+def test_entropy_is_that_of_a_texts_token_counts_in_nats():
     half_and_quarters = 0.5 * math.log(2) + 2 * 0.25 * math.log(4)
-    assert entropy([[7, 7, 1, 2]]) == pytest.approx(half_and_quarters, rel=1e-12)
-    assert entropy([[7, 7, 1, 2], [5, 5, 5]]) == pytest.approx(half_and_quarters / 2, rel=1e-12)
-    assert entropy([[1, 2], []]) == pytest.approx(math.log(2) / 2, rel=1e-12)
-    assert entropy([]) == 0
+    found = entropies([[1, 2, 3, 4], [7, 7, 1, 2], [5, 5, 5], [1, 2], []])
+    assert found.tolist() == pytest.approx([math.log(4), half_and_quarters, 0, math.log(2), 0], rel=1e-12)
 
 
 def test_diversity_is_the_product_of_unique_shares_over_the_corpus():

@@ -172,6 +172,10 @@ def test_evaluate_reports_the_metrics_with_their_protocol(made):
     assert (result["num_texts"], result["reference"]["num_texts"]) == (6, 120)
     assert (result["protocol"], result["scorer"], result["max_tokens"]) == ("mdlm", str(root / "encoder"), 16)
     assert result["gen_ppl"] > 1
+    for name in ("gen_ppl", "entropy"):
+        low, high = result["intervals"][name]
+        assert low < result[name] < high
+    assert result["bootstrap"] == {"level": 0.95, "resamples": 1000, "seed": 0}
     assert result["tokens_from"] == "file"
     assert result["reference"]["tokens_from"] == "scorer"
 
