@@ -110,10 +110,11 @@ def _figures(measured: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _way(way: dict[str, Any]) -> str:
-    """A line for each point, whatever line ends its text has."""
+    """A line for each point."""
     head = f"{way['run']}: {way['path']} path, decoder {way['decoder']}"
     return "\n".join([head, *(f"{p['a']:.2f}  {_one_line(p['text'])}" for p in way["points"])])
 
 
 def _one_line(text: str) -> str:
-    return "\\n".join(text.splitlines())
+    """Line ends and control characters, which an untrained model likes, are spelled out."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -164,6 +164,8 @@ def interpolation(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
             ax.fill_between(a, low, high, color=color, alpha=0.18, linewidth=0)
         between = (np.array(a[1:]) + np.array(a[:-1])) / 2
         edits.plot(between, [point["edits"] for point in points[1:]], "o-", ms=4, color=color, label=name)
+        low, high = zip(*(point["intervals"]["edits"] for point in points[1:]), strict=True)
+        edits.fill_between(between, low, high, color=color, alpha=0.18, linewidth=0)
     kinds = sorted({result["path"] for result in results.values()})
     for ax, key, title in (
         (ppl, "gen_ppl", "Generative perplexity (Fig. 3, left)"),

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +89,7 @@ def compare(
     if result.complete:
         progress.note(f"{out} is complete; nothing to do")
         return result
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for name, member in members.items():
         progress.note(f"{len(found) + 1} of {len(members)}: {name}")
         made = _measured(config, _open(config, *member), scorer, out / name, progress)
@@ -110,7 +112,7 @@ def _check_lengths(lengths: Mapping[str, int]) -> None:
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"{name}: {length}" for name, length in lengths.items())
         raise InputError(
-            f"the runs have rows of different length ({found}), and perplexity depends on it; compare runs of one length"
+            f"the runs have rows of different length ({found}), on which perplexity depends; compare runs of one length"
         )
 
 
@@ -250,8 +252,8 @@ class Scored:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """The metrics with their intervals."""
-        return {name: self.measured[name] for name in ("gen_ppl", "entropy", "diversity", "intervals")}
+        """The metrics with their intervals, as a copy."""
+        return deepcopy({name: self.measured[name] for name in ("gen_ppl", "entropy", "diversity", "intervals")})
 
 
 def _scored(
@@ -300,7 +302,6 @@ def _latents(config: InterpolateConfig, subject: Subject) -> tuple[Tensor, Tenso
     return z_A_BNC, z_B_BNC, np.concatenate([tokens_BL for _, tokens_BL in encoded])
 
 
-
 def _decode_at(
     run: TrainedRun, decoder: Decoder, path: LatentPath, ends: Sequence[Tensor], a: float, batch_size: int
 ) -> np.ndarray:
@@ -335,25 +336,27 @@ def _edits(rows_PBL: np.ndarray) -> np.ndarray:
 
 
 def _summary(config: InterpolateConfig, subject: Subject, scored: Mapping[float | str, Scored]) -> dict[str, Any]:
-    points = [scored[a] for a in _points(config)]
-    edits_PB = _edits(np.stack([point.tokens for point in points]))
-    real = scored["real"]
+    rows_PBL = np.stack([scored[a].tokens for a in _points(config)])
+    real = scored["real"].measured
+    points = [{"a": a, **scored[a].figures, "edits": None} for a in _points(config)]
+    edits_PB = _edits(rows_PBL)
+    resampling = {key: real["bootstrap"][key] for key in ("resamples", "seed")}
+    for point, edits_B in zip(points[1:], edits_PB[1:], strict=True):
+        point["edits"] = float(edits_B.mean())
+        point["intervals"]["edits"] = metrics.bootstrap(partial(_mean, edits_B), config.pairs, **resampling)
     return {
         "run": subject.run.path.name,
         "pairs": config.pairs,
         "path": config.path,
-        "points": [
-            {"a": a, **point.figures, "edits": None if a == 0 else float(edits_B.mean())}
-            for a, point, edits_B in zip(_points(config), points, edits_PB, strict=True)
-        ],
+        "points": points,
         "mean": scored["mean"].figures,
-        "real": real.figures,
+        "real": scored["real"].figures,
         # a path of texts that wanders is longer than the straight way between its ends
         "edits": {
             "path": float(edits_PB.sum(axis=0).mean()),
-            "ends": float(edit_distance(points[0].tokens, points[-1].tokens).mean()),
+            "ends": float(edit_distance(rows_PBL[0], rows_PBL[-1]).mean()),
         },
-        **{key: real.measured[key] for key in ("bootstrap", "protocol", "scorer", "max_tokens")},
+        **{key: real[key] for key in ("bootstrap", "protocol", "scorer", "max_tokens")},
         "decoder": subject.decoder.name,
         "checkpoint_step": subject.run.checkpoint.step,
         "sigma_dec": subject.run.config.recipe.sigma_dec,
@@ -363,13 +366,13 @@ def _summary(config: InterpolateConfig, subject: Subject, scored: Mapping[float 
 
 def _lines(config: InterpolateConfig, scored: Mapping[float | str, Scored]) -> list[dict[str, Any]]:
     """The texts, pair by pair along the path."""
-    points = [scored[a] for a in _points(config)]
-    edits_PB = _edits(np.stack([point.tokens for point in points]))
     return [
-        {"pair": pair, "a": a, "text": point.texts[pair], "edits": None if a == 0 else int(edits_B[pair])}
-        for pair in range(config.pairs)
-        for a, point, edits_B in zip(_points(config), points, edits_PB, strict=True)
+        {"pair": pair, "a": a, "text": scored[a].texts[pair]} for pair in range(config.pairs) for a in _points(config)
     ]
+
+
+def _mean(values: np.ndarray, chosen: np.ndarray) -> float:
+    return float(values[chosen].mean())
 
 
 def _draw(out: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
