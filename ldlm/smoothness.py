@@ -58,10 +58,9 @@ def edit_distance(one_BL: np.ndarray, other_BL: np.ndarray) -> np.ndarray:
     column = np.arange(length + 1)
     # distance[:, j]: from the tokens of `one` that have been read to the first j of `other`
     distance = np.tile(column, (pairs, 1))
-    for read, token_B in enumerate(one_BL.T, 1):
+    for token_B in one_BL.T:
         substituted = distance[:, :-1] + (other_BL != token_B[:, None])
         deleted = distance + 1
-        deleted[:, 0] = read
         np.minimum(deleted[:, 1:], substituted, out=deleted[:, 1:])
         # An insertion costs 1 a column: the running minimum of distance − column takes any number of them at once.
         distance = np.minimum.accumulate(deleted - column, axis=1) + column

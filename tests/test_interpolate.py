@@ -166,10 +166,10 @@ def test_an_interrupted_one_goes_on_with_what_it_has_scored(
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         interpolate.run(config, trained, store, out, progress=interrupted(at=at))
-    kept = list((out / "scored").iterdir())
-    assert len(kept) == at + 1
-    first = min(kept)
-    first.write_text(first.read_text().replace('"texts": ["', '"texts": ["kept: '))  # which a new one would not say
+    assert len(list((out / "scored").iterdir())) == at + 1
+    scored = json.loads((out / "scored" / "0.0.json").read_text())
+    scored["texts"][0] = "kept: " + scored["texts"][0]  # which a new one would not say
+    (out / "scored" / "0.0.json").write_text(json.dumps(scored))
     again = interpolate.run(config, trained, store, out)
     texts = texts_of(measured["linear"])
     assert texts_of(again) == {**texts, (0, 0): "kept: " + texts[0, 0]}
@@ -327,8 +327,8 @@ def test_latents_of_a_row_are_those_of_the_store(trained, store):
     torch.testing.assert_close(run.encode(torch.from_numpy(tokens_BL)), z_BNC, rtol=1e-4, atol=1e-4)
 
 
-def test_embeddings_from_scratch_need_no_encoder(train_config, extract_config, succeed, tmp_path):
-    store = extract_features.run(replace(extract_config, kind="scratch"), tmp_path / "features").path
+def test_embeddings_from_scratch_need_no_encoder(train_config, few, succeed, tmp_path):
+    store = extract_features.run(replace(few, kind="scratch"), tmp_path / "features").path
     run = made(train_config, store, tmp_path / "run", space="scratch").path
     found = succeed("interpolate", "--run", run, "--from", TEXTS[0], "--to", TEXTS[1], "--points", 3)
     assert found["points"][0]["row"] != found["points"][-1]["row"]
@@ -380,10 +380,8 @@ def test_what_does_not_go_together_is_refused(refuse, trained, other, store, gpt
     assert not (trained / "interpolation").exists()
 
 
-def test_runs_of_different_length_are_not_compared(
-    refuse, train_config, extract_config, trained, store, gpt2, tmp_path
-):
-    short = extract_features.run(replace(extract_config, seq_len=12), tmp_path / "features").path
+def test_runs_of_different_length_are_not_compared(refuse, train_config, few, trained, store, gpt2, tmp_path):
+    short = extract_features.run(replace(few, seq_len=12), tmp_path / "features").path
     run = made(train_config, short, tmp_path / "short").path
     command = ("interpolate", "--pairs", 2, "--scorer", gpt2, "--output", tmp_path / "out")
     line = refuse(*command, "--run", trained, run, "--features", store, short)
