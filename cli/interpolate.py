@@ -2,44 +2,119 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import click
 from ldlm.cli import show
 from ldlm.cli.options import Command, Options, path_option, require, require_place, stage_options
 
 from ldlm.config import InterpolateConfig
+from ldlm.errors import InputError
 
 
 @click.command(cls=Command, short_help="decode the way between two latents: how smooth is the space?")
 @stage_options(InterpolateConfig)
-@path_option("--run", "the trained run")
-@path_option("--features", "the feature store that it was trained on")
-@path_option("--output", "folder for interpolation.json, the texts and the plot")
-def command(options: Options, run: str | None, features: str | None, output: str | None) -> None:
-    """Decode the straight way between the latents of pairs of held-out texts, and score the texts on it.
+@click.option("--run", "runs", metavar="DIR...", multiple=True, help="the trained run, or several to compare")
+@click.option(
+    "--features", metavar="DIR...", multiple=True, help="the feature store of each run in turn, or one for all of them"
+)
+@click.option("--from", "start", metavar="TEXT", help="print the path from this text, and measure nothing")
+@click.option("--to", "end", metavar="TEXT", help="to this one")
+@path_option("--output", "folder for the figures, texts and plots  [default: interpolation, in the run]")
+def command(
+    options: Options, runs: tuple[str, ...], features: tuple[str, ...], start: str | None, end: str | None,
+    output: str | None,
+) -> None:  # fmt: skip
+    """Decode the path between the latents of pairs of held-out texts, and score the texts on it.
+
+    With --from and --to the path between these two is printed, a line for each point.
 
     \b
-    Example:
-      ldlm interpolate --run run --features features --pairs 64 --scorer gpt2-large --output interpolation
+    Examples:
+      ldlm interpolate --run run --features features --pairs 64 --scorer gpt2-large
+      ldlm interpolate --run run --from "The sea was calm." --to "She sold the house." --path spherical
+      ldlm interpolate --run run-ce run-mse --features features --scorer gpt2-large --output comparison
     """
     config = options.build()
+    texts = _given(options, start, end, features, output)
     from ldlm.stages import interpolate as stage
 
     if options.dry_run:
-        return options.show_plan(stage.plan(config))
-    made = stage.run(
-        config,
-        require(run, "--run", "run"),
-        require_place(features, "--features", "features"),
-        require(output, "--output", "interpolation"),
-        overwrite=bool(options.overwrite),
-        progress=show.Terminal(),
+        return options.show_plan(stage.plan(config, max(1, len(runs)), given=texts is not None))
+    paths = [Path(run) for run in runs] or [require(None, "--run", "run")]
+    progress, overwrite = show.Terminal(), bool(options.overwrite)
+    if texts is not None:
+        ways = [stage.between(config, path, texts, progress=progress) for path in paths]
+        return options.show(ways[0] if len(ways) == 1 else {"runs": ways}, lambda: "\n\n".join(map(_way, ways)))
+
+    stores = [require_place(place, "--features", "features") for place in features or (None,)]
+    if len(stores) not in (1, len(paths)):
+        raise InputError(
+            f"{len(paths)} --run and {len(stores)} --features don't pair up; give one store for each run in turn, or "
+            f"one for all"
+        )
+    if len(paths) == 1:
+        place = None if output is None else Path(output)
+        made = stage.run(config, paths[0], stores[0], place, overwrite=overwrite, progress=progress)
+        results = {made.manifest["run"]: made.manifest}
+    elif output is None:
+        raise InputError("several runs go into one picture; say where with --output DIR")
+    else:
+        members = list(zip(paths, stores * (len(paths) if len(stores) == 1 else 1), strict=True))
+        made = stage.compare(config, members, Path(output), overwrite=overwrite, progress=progress)
+        results = made.manifest["runs"]
+    options.show({"output": str(made.path), **made.manifest}, lambda: _tables(str(made.path), results))
+
+
+def _given(
+    options: Options, start: str | None, end: str | None, features: tuple[str, ...], output: str | None
+) -> tuple[str, str] | None:
+    """The two texts, where the user gives them; `InputError` for what doesn't go with them."""
+    if start is None and end is None:
+        return None
+    if start is None or end is None:
+        here, there = ("--from", "--to") if end is None else ("--to", "--from")
+        raise InputError(f'{here} needs the other end of the path, too; for example {there} "She sold the house."')
+    unused = {"--features": features, "--output": output, "--pairs": options.flags[("pairs",)]}
+    unused["--scorer"] = options.flags[("scorer",)]
+    for flag, value in unused.items():
+        if value:
+            raise InputError(
+                f"{flag} is for pairs of held-out texts, and --from and --to print one path; leave {flag} out"
+            )
+    return start, end
+
+
+def _tables(output: str, results: dict[str, dict[str, Any]]) -> str:
+    return f"{output}\n\n" + "\n\n".join(_table(name, result) for name, result in results.items())
+
+
+def _table(name: str, result: dict[str, Any]) -> str:
+    rows = [(f"a = {p['a']:.2f}", *_figures(p), p["edits"]) for p in result["points"]]
+    rows.append(("mean of the two", *_figures(result["mean"]), None))
+    rows.append(("real text", *_figures(result["real"]), None))
+    head = (
+        f"{name}: {result['pairs']} pairs, {result['path']} path, decoder {result['decoder']}, "
+        f"scorer {result['scorer']}, 95 % intervals"
     )
-    result = {"output": str(made.path), **made.manifest}
-    options.show(result, lambda: _table(result))
+    return f"{head}\n\n" + show.table(("", "gen. ppl", "", "entropy", "", "diversity", "edits"), rows)
 
 
-def _table(result: dict) -> str:
-    rows = [(f"a = {p['a']:.2f}", p["gen_ppl"], p["entropy"], p["diversity"]) for p in result["points"]]
-    rows.append(("real text", *(result["real"][key] for key in ("gen_ppl", "entropy", "diversity"))))
-    head = f"{result['output']}: {result['pairs']} pairs, decoder {result['decoder']}, scorer {result['scorer']}"
-    return head + "\n\n" + show.table(("(1-a) z_A + a z_B", "gen. ppl", "entropy", "diversity"), rows)
+def _figures(measured: dict[str, Any]) -> tuple[Any, ...]:
+    """Perplexity and entropy with their intervals, and diversity."""
+    low_high = {name: "–".join(map(show.value, measured["intervals"][name])) for name in ("gen_ppl", "entropy")}
+    return (
+        measured["gen_ppl"], low_high["gen_ppl"], measured["entropy"], low_high["entropy"], measured["diversity"],
+    )  # fmt: skip
+
+
+def _way(way: dict[str, Any]) -> str:
+    """A line for each point."""
+    head = f"{way['run']}: {way['path']} path, decoder {way['decoder']}"
+    return "\n".join([head, *(f"{p['a']:.2f}  {_one_line(p['text'])}" for p in way["points"])])
+
+
+def _one_line(text: str) -> str:
+    """Line ends and control characters, which an untrained model likes, are spelled out."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -42,6 +42,7 @@ MADE_BY = {
     "interpolation": "ldlm interpolate",
     "sweep": "ldlm sweep",
     "trace": "ldlm sample --trace",
+    "comparison": "ldlm interpolate --run A --run B",
     "quickstart": "ldlm quickstart",
 }
 
@@ -117,8 +118,13 @@ def begin(
     is one that several processes work at: one that is taken up stays as it is, for another may be about to seal it.
     """
     # Processes that share an output may begin it at the same moment.
-    with entry(path.parent) if isinstance(path, Path) else nullcontext():
+    with entry(_outside(path)) if isinstance(path, Path) else nullcontext():
         return _begin(path, kind, config, inputs, overwrite, reads, shared)
+
+
+def _outside(path: Path) -> Path:
+    """The closest folder above that is no artefact itself: who makes one holds the lock on it until it is done."""
+    return next(folder for folder in path.parents if not (folder / "artifact.json").is_file())
 
 
 def _begin(

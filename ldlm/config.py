@@ -385,6 +385,9 @@ class InterpolateConfig:
 
     pairs: int = setting(64, "random pairs of real texts", low=1)
     points: int = setting(11, "points on each path, ends included", low=2)
+    path: Literal["linear", "spherical"] = setting(
+        "linear", "the straight way, as in the paper, or each latent vector along its great circle"
+    )
     scorer: str = setting("gpt2-large", "causal model that scores the decoded texts")
     decoder: str | None = setting(None, "fine-tuned decoder to use; none means the newest, 'joint' D_h and D_w")
     checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")

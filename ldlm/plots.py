@@ -153,17 +153,31 @@ def timesteps(path: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
     save(made, path)
 
 
-def interpolation(path: Path, result: Mapping[str, Any]) -> None:
-    """Perplexity and entropy along the path between two latents, with real text as reference (Figure 3, left)."""
-    made, (ppl, entropy) = figure(2)
-    a = [point["a"] for point in result["points"]]
-    for ax, name, title in ((ppl, "gen_ppl", "Generative perplexity"), (entropy, "entropy", "Entropy")):
-        ax.plot(
-            a, [point[name] for point in result["points"]], "o-", ms=4, color=BLUE, label="decoded (1−a)·z_A + a·z_B"
-        )
-        ax.axhline(result["real"][name], linestyle="--", color=GREY, label="real text")
+def interpolation(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Along the path between two latents, of one run or several, by name: perplexity (Figure 3, left) and entropy with
+    their intervals, real text as reference, and how many tokens change from point to point."""
+    made, (ppl, entropy, edits) = figure(3)
+    for number, (name, result) in enumerate(results.items()):
+        points, color = result["points"], SERIES[number % len(SERIES)]
+        a = [point["a"] for point in points]
+        for ax, key in ((ppl, "gen_ppl"), (entropy, "entropy")):
+            ax.plot(a, [point[key] for point in points], "o-", ms=4, color=color, label=name)
+            low, high = zip(*(point["intervals"][key] for point in points), strict=True)
+            ax.fill_between(a, low, high, color=color, alpha=0.18, linewidth=0)
+        between = (np.array(a[1:]) + np.array(a[:-1])) / 2
+        edits.plot(between, [point["edits"] for point in points[1:]], "o-", ms=4, color=color, label=name)
+        low, high = zip(*(point["intervals"]["edits"] for point in points[1:]), strict=True)
+        edits.fill_between(between, low, high, color=color, alpha=0.18, linewidth=0)
+    kinds = sorted({result["path"] for result in results.values()})
+    for ax, key, title in (
+        (ppl, "gen_ppl", "Generative perplexity (Fig. 3, left)"),
+        (entropy, "entropy", "Entropy (nats)"),
+    ):
+        real_text(ax, results, key)
         ax.set_ylim(bottom=0)
-        finish(ax, title, "a")
+        finish(ax, title, f"a, {' and '.join(kinds)} path")
+    edits.set_ylim(bottom=0)
+    finish(edits, "Edits from point to point", "a", "tokens", legend=False)
     save(made, path)
 
 
@@ -202,6 +216,47 @@ def frontier(path: Path, summary: Mapping[str, Any]) -> None:
     finish(ax, "Perplexity × entropy; numbers are evaluations, areas seconds per text", "entropy (nats)",
            "generative perplexity")  # fmt: skip
     save(made, path)
+
+
+def mean_of_two(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Perplexity and entropy of the decoded mean of two latents (Figure 4, right), and of the two ends themselves.
+
+    Against σ_dec where the runs differ in it, and else by name.
+    """
+    made, axes = figure(2)
+    sigmas = [result["sigma_dec"] for result in results.values()]
+    by_sigma = len(set(sigmas)) == len(sigmas) > 1
+    x = np.array(sigmas) if by_sigma else np.arange(len(results), dtype=float)
+    order = np.argsort(x)
+    found = [list(results.values())[i] for i in order]
+    for ax, key, title in (
+        (axes[0], "gen_ppl", "Perplexity of the mean of two (Fig. 4, right)"),
+        (axes[1], "entropy", "Entropy of the mean of two (nats)"),
+    ):
+        ends = [(result["points"][0][key] + result["points"][-1][key]) / 2 for result in found]
+        ax.plot(x[order], ends, "s" + "-" * by_sigma, ms=4, color=ORANGE, label="the two, reconstructed")
+        means = np.array([result["mean"][key] for result in found])
+        low, high = np.array([result["mean"]["intervals"][key] for result in found]).T
+        # A bootstrap interval need not hold the figure itself.
+        errors = np.maximum(0, [means - low, high - means])
+        ax.errorbar(
+            x[order], means, errors, fmt="o" + "-" * by_sigma, ms=5, capsize=3, color=BLUE, label="decoded mean"
+        )
+        real_text(ax, results, key)
+        ax.set_ylim(bottom=0)
+        if not by_sigma:
+            ax.set_xticks(x, list(results), rotation=20 if len(results) > 2 else 0)
+            ax.margins(x=0.3)
+        finish(ax, title, "σ_dec" if by_sigma else "")
+    save(made, path)
+
+
+def real_text(ax: Axes, results: Mapping[str, Mapping[str, Any]], key: str) -> None:
+    """Dashed lines at what real text has: one where all results were measured on the same, else one of each."""
+    values = [result["real"][key] for result in results.values()]
+    for number, value in enumerate(dict.fromkeys(values)):
+        color = GREY if len(set(values)) == 1 else SERIES[values.index(value) % len(SERIES)]
+        ax.axhline(value, linestyle="--", linewidth=1, color=color, label="real text" if number == 0 else None)
 
 
 def comparison(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from ldlm import accounting, artifact, checkpoint, config, files
 from ldlm.autoencoder import TokenDecoder
@@ -19,6 +20,7 @@ from ldlm.encoder import load_tokenizer
 from ldlm.errors import InputError
 from ldlm.generation import JOINT, Decoder, TextGenerator
 from ldlm.model import JointModel, build, build_meta
+from ldlm.online import OnlineEncoder
 from ldlm.store import FeatureStore
 from ldlm.timesteps import TimestepSampler
 
@@ -111,6 +113,20 @@ class TrainedRun:
                 )
         if store.shapes != self.shapes:
             raise InputError(f"{store.path} has {store.shapes}, and the run {self.shapes}; give the run's own store")
+
+    @torch.no_grad()
+    def encode(self, tokens_BL: Tensor) -> Tensor:
+        """Latents z_0 (B, N, C) of token rows, by the frozen encoder that the run records and by E_z.
+
+        `InputError` when that encoder can't be had, or is not the one any more that the features were made with.
+        """
+        tokens_BL = tokens_BL.to(self.device, torch.int64)
+        hidden_BLD = None if self.model.embedding is not None else self._frozen_encoder()(tokens_BL)
+        return self.model.latent_encoder(self.model.states(hidden_BLD, tokens_BL))
+
+    def _frozen_encoder(self) -> OnlineEncoder:
+        statistics = load_file(self.path / "statistics.safetensors")
+        return OnlineEncoder(self.features["encoder"], statistics["mean"].numpy(), statistics["std"].numpy())
 
     def decoder(self, name: str | None = None) -> Decoder:
         """The decoder of that name: `joint` for D_w∘D_h, or a fine-tuned one; None is the newest fine-tuned one."""

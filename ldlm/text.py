@@ -214,6 +214,18 @@ def _rows(stream: list[int], full: int, chunk: int, bos: int, eos: int) -> np.nd
     return rows
 
 
+def row_of(document: str, tokenizer: PreTrainedTokenizerBase, seq_len: int) -> tuple[np.ndarray, int]:
+    """The row (L,) int32 that a document fills by itself, and how many tokens the document has.
+
+    A longer one is cut where `pack` cuts it. A shorter one is followed by itself, again and again: no row is ever
+    padded, and behind a document's EOS the models have always seen another document. This row is what `pack` makes of
+    a corpus that holds the document alone, and it brings in no text but that.
+    """
+    (ids,) = tokenize([document], tokenizer)
+    times = -(-(seq_len - 2) // (len(ids) + 1))
+    return next(pack([document] * times, tokenizer, seq_len))[0], len(ids)
+
+
 def batched(items: Iterable[str], size: int) -> Iterator[tuple[str, ...]]:
     """Tuples of up to `size` items (itertools.batched, which Python 3.11 lacks)."""
     iterator = iter(items)

@@ -52,6 +52,19 @@ def test_packing_does_not_depend_on_how_many_documents_are_tokenised_at_once(doc
     assert packed(documents, tokenizer, 16) == naive_rows(documents, tokenizer, 16)
 
 
+def test_a_document_alone_fills_a_row_with_itself(tokenizer):
+    """Of the naive rows of a corpus that holds the document again and again, the first."""
+    short, long = "nobody lost rain", " ".join(["the old captain found a letter"] * 9)
+    bos, eos = text.special_tokens(tokenizer)
+    ids = tokenizer(short, add_special_tokens=False)["input_ids"]
+    for document, seq_len in ((short, 2 + 4 * len(ids)), (short, 3 + len(ids)), (short, 1 + len(ids)), (long, 12)):
+        row, tokens = text.row_of(document, tokenizer, seq_len)
+        assert row.tolist() == naive_rows([document] * 30, tokenizer, seq_len)[0]
+        assert tokens == len(tokenizer(document, add_special_tokens=False)["input_ids"])
+    exact, _ = text.row_of(short, tokenizer, len(ids) + 2)
+    assert exact.tolist() == [bos, *ids, eos]
+
+
 def test_a_row_begins_with_bos_and_ends_with_eos(documents, gpt2, bert):
     gpt2_tokenizer, bert_tokenizer = load_tokenizer(str(gpt2)), load_tokenizer(str(bert))
     end = gpt2_tokenizer.convert_tokens_to_ids("<|endoftext|>")
