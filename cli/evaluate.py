@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 from ldlm.cli import show
@@ -11,46 +12,111 @@ from ldlm.cli.options import Command, Options, path_option, stage_options
 from ldlm.config import EvaluateConfig
 from ldlm.errors import InputError
 
+NAMES = {"gen_ppl": "gen. ppl", "entropy": "entropy", "diversity": "diversity", "mauve": "mauve"}
 
-@click.command(cls=Command, short_help="score anybody's texts: perplexity, entropy, diversity")
+
+@click.command(cls=Command, short_help="score anybody's texts: perplexity, entropy, diversity, MAUVE")
 @click.argument("texts", nargs=-1, metavar="F.jsonl...")
 @stage_options(EvaluateConfig, overwrite=False)
 @path_option("--reference", "real text to compare with", metavar="FILE")
-def command(options: Options, texts: tuple[str, ...], reference: str | None) -> None:
+@click.option("--seeds", is_flag=True, help="the files, or those in the folders, are seeds of one model: mean ± std")
+@click.option("--mauve", "with_mauve", is_flag=True, help="MAUVE against --reference; needs the extra ldlm[mauve]")
+@path_option("--features-p", "MAUVE of features made elsewhere: the texts', (texts, width)", metavar="FILE.npy")
+@path_option("--features-q", "and the reference's", metavar="FILE.npy")
+@click.option("--no-cache", is_flag=True, help="neither use nor keep scores in XDG_CACHE_HOME/ldlm/scores")
+def command(
+    options: Options,
+    texts: tuple[str, ...],
+    reference: str | None,
+    seeds: bool,
+    with_mauve: bool,
+    features_p: str | None,
+    features_q: str | None,
+    no_cache: bool,
+) -> None:
     """Generative perplexity under a scorer, with entropy and diversity beside it, since collapse lowers perplexity.
 
     The files are JSON lines with a "text" field, or plain text with a text per line, made by anybody's model.
 
     \b
-    Example:
+    Examples:
       ldlm evaluate samples.jsonl --reference real.jsonl --scorer gpt2-large --max-tokens 128
+      ldlm evaluate seed-*.jsonl --seeds --reference real.jsonl --mauve
+      ldlm evaluate --features-p samples.npy --features-q real.npy
     """
     config = options.build()
+    if features_p or features_q:
+        return _show_mauve(options, texts, features_p, features_q)
     if not texts:
         raise InputError("no texts to evaluate; for example ldlm evaluate samples.jsonl")
     from ldlm.stages import evaluate as stage
 
+    from ldlm import scorecache
+
     paths, real = [Path(text) for text in texts], None if reference is None else Path(reference)
     if options.dry_run:
-        return options.show_plan(stage.plan(config, paths, real))
-    results = stage.run(config, paths, real, progress=show.Terminal())
-    record = results[0] if len(paths) == 1 else {"files": results[: len(paths)]}
-    if real is not None:
-        record = {**record, "reference": results[-1]}
-    options.show(record, lambda: _table(results))
+        return options.show_plan(stage.plan(config, paths, real, seeds=seeds))
+    results = stage.run(
+        config,
+        paths,
+        real,
+        seeds=seeds,
+        with_mauve=with_mauve,
+        cache=None if no_cache else scorecache.folder(),
+        progress=show.Terminal(),
+    )
+    own = [result for result in results if result["role"] == "texts"]
+    over_seeds = stage.over_seeds(results) if seeds else None
+    record = {
+        **({"over_seeds": over_seeds} if seeds else {}),
+        **(own[0] if len(own) == 1 else {"files": own}),
+        **({"reference": results[-1]} if real is not None else {}),
+    }
+    options.show(record, lambda: _table(results, over_seeds))
 
 
-def _table(results: list[dict]) -> str:
+def _show_mauve(options: Options, texts: tuple[str, ...], features_p: str | None, features_q: str | None) -> None:
+    if not features_p or not features_q or texts:
+        raise InputError("MAUVE of features takes --features-p FILE.npy and --features-q FILE.npy, and no texts")
+    from ldlm.stages import evaluate as stage
+
+    found = stage.mauve_of_features(Path(features_p), Path(features_q))
+    options.show(found, lambda: show.pairs({key: found[key] for key in ("mauve", "file", "reference")}))
+
+
+def _table(results: list[dict[str, Any]], over_seeds: dict[str, Any] | None) -> str:
+    names = [name for name in NAMES if name in results[0]]
     rows = [
         (
-            r["file"] + (" (reference)" if r["role"] == "reference" else ""),
-            r["gen_ppl"],
-            r["entropy"],
-            r["diversity"],
-            r["num_texts"],
+            result["file"] + (" (reference)" if result["role"] == "reference" else ""),
+            *(_figure(result, name) for name in names),
+            result["num_texts"],
         )
-        for r in results
+        for result in results
     ]
+    if over_seeds is not None:
+        means = (f"{show.value(over_seeds[n]['mean'])} ± {show.value(over_seeds[n]['std'])}" for n in names)
+        rows.append((f"mean ± std of {over_seeds['files']} seeds", *means, over_seeds["texts_each"]))
+    return "\n".join([show.table(("", *(NAMES[name] for name in names), "texts"), rows), "", *_foot(results)])
+
+
+def _figure(result: dict[str, Any], name: str) -> str:
+    """A figure with its interval; the reference has no MAUVE."""
+    if name not in result:
+        return "-"
+    interval = result["intervals"].get(name)
+    return show.value(result[name]) + (f" [{', '.join(map(show.value, interval))}]" if interval else "")
+
+
+def _foot(results: list[dict[str, Any]]) -> list[str]:
     first = results[0]
-    foot = f"protocol {first['protocol']}, scorer {first['scorer']}, at most {first['max_tokens']} tokens a text"
-    return show.table(("", "gen. ppl", "entropy", "diversity", "texts"), rows) + "\n\n" + foot
+    lines = [
+        f"protocol {first['protocol']}, scorer {first['scorer']}, at most {first['max_tokens']} tokens a text; "
+        "[95 % bootstrap interval over texts]"
+    ]
+    for result in results:
+        if unscored := result["num_texts"] - result["texts_scored"]:
+            lines.append(
+                f"{result['file']}: {unscored:,} texts have no token to score, and perplexity is of the others"
+            )
+    return lines

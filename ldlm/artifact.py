@@ -39,7 +39,7 @@ MADE_BY = {
     "run": "ldlm train",
     "decoder": "ldlm finetune-decoder",
     "interpolation": "ldlm interpolate",
-    "comparison": "ldlm interpolate --run A --run B",
+    "comparison": "ldlm interpolate",
     "quickstart": "ldlm quickstart",
 }
 
@@ -125,7 +125,7 @@ def begin(
 
 def _outside(path: Path) -> Path:
     """The closest folder above that is no artefact itself: who makes one holds the lock on it until it is done."""
-    return next(folder for folder in path.parents if not (folder / "artifact.json").is_file())
+    return next(folder for folder in path.absolute().parents if not (folder / "artifact.json").is_file())
 
 
 def _begin(

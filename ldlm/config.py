@@ -343,7 +343,11 @@ class EvaluateConfig:
     """`ldlm evaluate`: generative perplexity, entropy and diversity of anybody's texts (SPEC 9)."""
 
     scorer: str = setting("gpt2-large", "causal model that scores the texts")
-    protocol: Literal["mdlm"] = setting("mdlm", "how perplexity is counted")
+    protocol: Literal["mdlm", "hf", "cosmos"] = setting(
+        "mdlm",
+        "how perplexity is counted: mdlm, the paper's, over the corpus; hf, mean over texts after a start token; "
+        "cosmos, that mean without 5 % at each end",
+    )
     max_tokens: int | None = setting(
         None,
         "texts are cut after so many tokens; none means the longest row of `tokens` in the files, else 1024",
@@ -351,6 +355,9 @@ class EvaluateConfig:
     )
     text_column: str = setting("text", "field that holds the text in jsonl files")
     batch_size: int = setting(16, "texts per scorer pass", low=1, identity=False)
+    mauve_model: str | None = setting(
+        None, "model whose states MAUVE compares; none means the scorer, gpt2-large being MAUVE's default too"
+    )
     resamples: int = setting(1_000, "bootstrap draws over texts behind each 95 % interval", low=100)
     seed: int = setting(0, "seed of the bootstrap draws", low=0, high=MAX_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ldlm import noise, samplers
 from ldlm.config import SamplerConfig
 from ldlm.diffusion import Schedule
-from ldlm.metrics import LOGITS_AT_ONCE
+from ldlm.scorer import LOGITS_AT_ONCE
 from ldlm.timesteps import TimestepSampler
 
 Watch = Callable[[Tensor, Tensor], None]  # (t, ẑ_0 at t) of each evaluation

@@ -1,98 +1,30 @@
 """Metrics of generated text: generative perplexity, entropy, n-gram diversity (SPEC 9, Section 6 "Metrics", E).
 
 Perplexity alone rewards collapse: report it with entropy and diversity.
+
+Shapes in names: T texts.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ldlm.encoder import check_whole, load_model, load_tokenizer
 from ldlm.errors import InputError
+from ldlm.samples import Row
+from ldlm.scorecache import ScoreCache
+from ldlm.scorer import Scorer
 
-LOGITS_AT_ONCE = 2**27  # elements; bounds the memory of a scorer pass
-
-
-class Scorer:
-    """A causal language model that scores texts."""
-
-    def __init__(self, name: str, device: torch.device) -> None:
-        from transformers import AutoModelForCausalLM
-
-        self.name, self.device = name, device
-        self.tokenizer = load_tokenizer(name)
-        self.model, made_up = load_model(AutoModelForCausalLM, name)
-        check_whole(self.model, made_up, name)
-        self.model.eval().requires_grad_(False).to(device)
-        config = self.model.config.get_text_config()
-        self.vocab_size: int = config.vocab_size
-        self.positions: int | None = getattr(config, "max_position_embeddings", None)
-
-        self._check_causal()
-
-    @torch.no_grad()
-    def _check_causal(self) -> None:
-        """`InputError` when the model looks ahead: BERT answers too, and its perplexity means nothing."""
-        tokens_BL = torch.tensor([[0, 1, 2], [0, 1, 3]], device=self.device)  # that differ in the last token only
-        logits_BLV = self.model(input_ids=tokens_BL).logits[:, :2]
-        if not torch.allclose(logits_BLV[0], logits_BLV[1], rtol=1e-3, atol=1e-3):
-            raise InputError(f"the scorer {self.name} is no causal model: its predictions depend on what comes after")
-
-    def check_length(self, max_tokens: int) -> None:
-        """`InputError` when texts of `max_tokens` tokens are longer than the scorer's positions."""
-        if self.positions is not None and max_tokens > self.positions:
-            raise InputError(
-                f"--max-tokens {max_tokens} is longer than the {self.positions} positions of the scorer {self.name}; "
-                f"use at most {self.positions}"
-            )
-
-    def tokens(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
-        """Token ids as the texts spell them, special tokens included, cut at `max_tokens`."""
-        if not texts:
-            return []
-        return [
-            ids[:max_tokens]
-            for ids in self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        ]
-
-    @torch.no_grad()
-    def token_nll(
-        self, rows: Sequence[Sequence[int]], batch_size: int, advance: Callable[[int], None] = lambda count: None
-    ) -> list[np.ndarray]:
-        """−ln p(token | the ones before) for every token of each row but its first; float32 (len − 1,) each."""
-        result: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
-        by_length = sorted((i for i, row in enumerate(rows) if len(row) > 1), key=lambda i: len(rows[i]), reverse=True)
-        start = 0
-        while start < len(by_length):
-            longest = len(rows[by_length[start]])
-            size = max(1, min(batch_size, LOGITS_AT_ONCE // (longest * self.vocab_size)))
-            chosen = by_length[start : start + size]
-            # Padding stands to the right of everything that is scored, where a causal model can't see it.
-            padded = torch.zeros(len(chosen), longest, dtype=torch.int64)
-            for place, i in enumerate(chosen):
-                padded[place, : len(rows[i])] = torch.tensor(rows[i])
-            logits_BLV = self.model(input_ids=padded.to(self.device)).logits
-            for place, i in enumerate(chosen):
-                length = len(rows[i])
-                nll = F.cross_entropy(
-                    logits_BLV[place, : length - 1].float(), padded[place, 1:length].to(self.device), reduction="none"
-                )
-                result[i] = nll.cpu().numpy()
-            advance(len(chosen))
-            start += size
-        return result
+# ----------------------------------------------------------------------------------------------------------------------
+# Generative perplexity: which tokens a protocol counts, and what it makes of the texts
 
 
-def mdlm_mask(ids: Sequence[int], eos: int | None) -> np.ndarray:
+def mdlm_mask(ids: Row, eos: int | None) -> np.ndarray:
     """Which of a row's tokens the `mdlm` protocol counts (len − 1,), the first being unscored: all but a second EOS.
 
     An EOS counts until the first one has been seen, which may be the unscored first token.
@@ -103,38 +35,100 @@ def mdlm_mask(ids: Sequence[int], eos: int | None) -> np.ndarray:
     return (~is_eos | (first_segment & is_eos))[1:]
 
 
+def every_token(ids: Row, eos: int | None) -> np.ndarray:
+    """All of a row's tokens but the first, which is the start token (len − 1,)."""
+    return np.ones(max(0, len(ids) - 1), bool)
+
+
+def corpus_perplexity(nll_T: np.ndarray, count_T: np.ndarray) -> float:
+    """exp(ΣNLL / ΣN): a long text weighs more than a short one."""
+    return float(np.exp(nll_T.sum() / count_T.sum()))
+
+
+def mean_perplexity(nll_T: np.ndarray, count_T: np.ndarray) -> float:
+    """Mean over texts of exp(NLL / N): a text that the scorer can't follow may outweigh all others."""
+    return float(np.exp(nll_T / count_T).mean())
+
+
+def trimmed_perplexity(nll_T: np.ndarray, count_T: np.ndarray) -> float:
+    """The same without the ⌊T/20⌋ lowest and as many of the highest."""
+    cut = len(nll_T) // 20
+    return float(np.sort(np.exp(nll_T / count_T))[cut : len(nll_T) - cut].mean())
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How perplexity is counted. Texts without a counted token take no part in any of them."""
+
+    start_token: bool  # put before every text, within `max_tokens`; without it a text's first token goes unscored
+    counted: Callable[[Row, int | None], np.ndarray]
+    summary: Callable[[np.ndarray, np.ndarray], float]
+
+
+PROTOCOLS = {
+    # Sahoo et al., 2024, and the paper: the text as decoded, special tokens kept; nothing is added.
+    "mdlm": Protocol(start_token=False, counted=mdlm_mask, summary=corpus_perplexity),
+    # The metric "perplexity" of Hugging Face's evaluate, with its default add_start_token and max_length = max_tokens.
+    "hf": Protocol(start_token=True, counted=every_token, summary=mean_perplexity),
+    # Meshchaninov et al., 2025: that metric's perplexities, 5 % trimmed at each end.
+    "cosmos": Protocol(start_token=True, counted=every_token, summary=trimmed_perplexity),
+}
+
+
 @dataclass(frozen=True)
 class TextScores:
     """What a scorer makes of each text that has something to score: summed NLL in nats, and tokens counted."""
 
     nll_T: np.ndarray
     count_T: np.ndarray
+    protocol: str = "mdlm"
 
     def perplexity(self, chosen: np.ndarray | slice = slice(None)) -> float:
-        """Corpus perplexity exp(ΣNLL / ΣN) of the chosen texts."""
-        return math.exp(self.nll_T[chosen].sum() / self.count_T[chosen].sum())
+        """The protocol's perplexity of the chosen texts."""
+        return PROTOCOLS[self.protocol].summary(self.nll_T[chosen], self.count_T[chosen])
 
 
 def score(
     texts: Sequence[str],
     scorer: Scorer,
+    protocol: str = "mdlm",
     *,
     max_tokens: int,
     batch_size: int = 16,
     advance: Callable[[int], None] = lambda count: None,
+    cache: ScoreCache | None = None,
 ) -> TextScores:
-    """Protocol `mdlm`: texts as the scorer spells them, cut at `max_tokens` (Sahoo et al., 2024; SPEC 9).
+    """Texts as the scorer spells them, cut at `max_tokens`, under one of `PROTOCOLS` (SPEC 9).
 
-    `InputError` when no text has a second token.
+    `InputError` when no text has a token that counts, and when the protocol wants a start token that there isn't.
     """
-    rows = scorer.tokens(texts, max_tokens)
-    masks = [mdlm_mask(ids, scorer.tokenizer.eos_token_id) for ids in rows]
-    nlls = scorer.token_nll(rows, batch_size, advance)
+    rules = PROTOCOLS[protocol]
+    rows = scorer.tokens(texts, max_tokens - rules.start_token)
+    if rules.start_token:
+        start = _start_token(scorer, protocol)
+        rows = [np.concatenate([start, row]) for row in rows]
+    masks = [rules.counted(ids, scorer.tokenizer.eos_token_id) for ids in rows]
+    nlls = scorer.token_nll(rows, batch_size, advance, cache)
     count_T = np.array([mask.sum() for mask in masks], np.int64)
     nll_T = np.array([nll[mask].sum(dtype=np.float64) for nll, mask in zip(nlls, masks, strict=True)])
     if not count_T.any():
-        raise InputError("there is nothing to score: no text has a second token that is not the end-of-text token")
-    return TextScores(nll_T[count_T > 0], count_T[count_T > 0])
+        first = "token" if rules.start_token else "second token that is not the end-of-text token"
+        raise InputError(f"there is nothing to score: no text has a {first}")
+    return TextScores(nll_T[count_T > 0], count_T[count_T > 0], protocol)
+
+
+def _start_token(scorer: Scorer, protocol: str) -> np.ndarray:
+    token = scorer.tokenizer.bos_token_id
+    if token is None:
+        raise InputError(
+            f"the tokenizer of {scorer.name} has no start token, which --protocol {protocol} puts before every text; "
+            "use --protocol mdlm"
+        )
+    return np.array([token], np.int32)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Intervals, entropy, diversity, copying
 
 
 def bootstrap(statistic: Callable[[np.ndarray], float], texts: int, *, resamples: int, seed: int) -> list[float]:
@@ -148,7 +142,7 @@ def bootstrap(statistic: Callable[[np.ndarray], float], texts: int, *, resamples
     return np.quantile(values, [0.025, 0.975]).tolist()
 
 
-def entropies(rows: Iterable[Sequence[int]]) -> np.ndarray:
+def entropies(rows: Iterable[Row]) -> np.ndarray:
     """Entropy of each text's token counts, in nats, (texts,); an empty text has entropy 0."""
     values = []
     for row in rows:
@@ -158,25 +152,31 @@ def entropies(rows: Iterable[Sequence[int]]) -> np.ndarray:
     return np.array(values)
 
 
-def diversity(rows: Sequence[Sequence[int]]) -> float:
+def diversity(rows: Sequence[Row]) -> float:
     """Π_{n=2..4} unique n-grams / n-grams over the corpus (Su et al., 2022); n-grams never cross texts.
 
     Falls with the number of texts: compare at the same number. 0 when there are no 4-grams.
     """
-    product = 1.0
+    tokens = np.concatenate([np.zeros(0, np.int64), *(np.asarray(row, np.int64) for row in rows)])
+    left = np.concatenate([np.zeros(0, np.int64), *(np.arange(len(row), 0, -1) for row in rows)])  # to the text's end
+    vocabulary, tokens = np.unique(tokens, return_inverse=True)
+    product, gram = 1.0, tokens.copy()  # number of the n-gram that begins at each place
     for n in (2, 3, 4):
-        grams = Counter(gram for row in rows for gram in ngrams(row, n))
-        total = grams.total()
-        product *= len(grams) / total if total else 0.0
+        begins = np.flatnonzero(left >= n)
+        if not len(begins):
+            return 0.0
+        unique, numbers = np.unique(gram[begins] * len(vocabulary) + tokens[begins + n - 1], return_inverse=True)
+        gram[begins] = numbers
+        product *= len(unique) / len(begins)
     return product
 
 
-def ngrams(row: Sequence[int], n: int) -> Iterable[tuple[int, ...]]:
+def ngrams(row: Row, n: int) -> Iterable[tuple[int, ...]]:
     """The n-grams of one text."""
     return zip(*(row[i:] for i in range(n)), strict=False)
 
 
-def copied_share(rows: Iterable[Sequence[int]], training: Iterable[Sequence[int]], n: int = 8) -> float:
+def copied_share(rows: Iterable[Row], training: Iterable[Row], n: int = 8) -> float:
     """Share of the rows' n-grams that stand in the training rows: how much is copied rather than composed."""
     wanted = Counter(gram for row in rows for gram in ngrams(row, n))
     if not wanted:

@@ -2,50 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from ldlm import files, text
 from ldlm.errors import InputError
 
+Row = Sequence[int] | np.ndarray  # the tokens of a text
+FORMATS = (".jsonl", ".parquet", ".txt")  # what a folder's texts are taken from
+
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts, and the token rows they came from where the file has them for every text."""
+    """Texts, with the token rows they came from and their seeds where the file has them for every text."""
 
     texts: list[str]
-    tokens: list[list[int]] | None
+    tokens: Sequence[Row] | None
+    seeds: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
 
 
 def read(path: Path, column: str = "text") -> Texts:
-    """A jsonl file with `column` (and perhaps `tokens`) per line, or a plain file with a text per line."""
+    """A jsonl file with `column` (and perhaps `tokens` and `seed`) per line, or a plain file with a text per line."""
+    if path.suffix == ".json":
+        raise InputError(f"{path} is one JSON document; give a text per line, for example with jq -c '.[]' {path.name}")
     if path.suffix != ".jsonl":
         return Texts(list(text.file_documents([path], column)), None)
     if not path.exists():
         raise InputError(f"there is no file {path}")
     if path.is_dir():
         raise InputError(f"{path} is a folder; give the files in it")
+    texts: list[str] = []
+    tokens: list[np.ndarray | None] = []
+    seeds: list[object] = []
     try:
-        rows = list(files.read_jsonl(path))
+        for row in files.read_jsonl(path):
+            texts.append(_text(row, column, path, len(texts) + 1))
+            tokens.append(_tokens(row.get("tokens")))
+            seeds.append(row.get("seed"))
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8; convert it, for example with iconv -f latin1 -t utf-8") from None
-    if not rows:
+    if not texts:
         raise InputError(f"{path} holds no text")
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row.get(column), str):
-            raise InputError(
-                f"{path}, text {number} has no string in {column!r} (fields: {', '.join(row)}); set --text-column"
-            )
-    tokens = [row.get("tokens") for row in rows]
-    return Texts([row[column] for row in rows], tokens if all(_is_tokens(t) for t in tokens) else None)  # type: ignore[arg-type]
+    return Texts(
+        texts,
+        [row for row in tokens if row is not None] if all(row is not None for row in tokens) else None,
+        [seed for seed in seeds if isinstance(seed, int)] if all(isinstance(seed, int) for seed in seeds) else None,
+    )
 
 
-def _is_tokens(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(token, int) for token in value)
+def _text(row: dict[str, object], column: str, path: Path, number: int) -> str:
+    value = row.get(column)
+    if not isinstance(value, str):
+        raise InputError(
+            f"{path}, text {number} has no string in {column!r} (fields: {', '.join(row)}); set --text-column"
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{path}, text {number} holds half a character, {value[error.start]!a}, which no tokenizer reads; remove it"
+        ) from None
+    return value
+
+
+def _tokens(value: object) -> np.ndarray | None:
+    """Token ids (tokens,) int32, an eighth of what the list takes; None for anything else."""
+    if not isinstance(value, list) or not all(isinstance(token, int) and 0 <= token < 2**31 for token in value):
+        return None
+    return np.array(value, np.int32)
+
+
+def in_folders(paths: Iterable[Path]) -> list[Path]:
+    """The paths, with the text files directly in a folder, by name, in place of the folder."""
+    found = []
+    for path in paths:
+        inside = sorted(file for file in path.iterdir() if file.suffix in FORMATS) if path.is_dir() else [path]
+        if not inside:
+            raise InputError(f"{path} holds no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file")
+        found += inside
+    return found
 
 
 def rows(texts: Sequence[str], tokens: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[dict[str, object]]:

@@ -1,40 +1,78 @@
-"""Score anybody's texts: generative perplexity, with entropy and diversity beside it (SPEC 9)."""
+"""Score anybody's texts: generative perplexity, with entropy and diversity beside it, and MAUVE when asked (SPEC 9)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from ldlm import metrics, runtime, samples
+import numpy as np
+
+from ldlm import mauve, metrics, runtime, samples
 from ldlm.config import EvaluateConfig
 from ldlm.encoder import tokenizer_fingerprint
-from ldlm.metrics import Scorer
+from ldlm.errors import InputError
 from ldlm.progress import SILENT, Progress
 from ldlm.samples import Texts
+from ldlm.scorecache import ScoreCache
+from ldlm.scorer import Scorer
+
+Advance = Callable[[int], None]
+FIGURES = ("gen_ppl", "entropy", "diversity")  # never one without the others: collapse lowers perplexity
 
 
-def plan(config: EvaluateConfig, files: Sequence[Path], reference: Path | None) -> dict[str, Any]:
+def plan(
+    config: EvaluateConfig, files: Sequence[Path], reference: Path | None, *, seeds: bool = False
+) -> dict[str, Any]:
     """How many texts it would score."""
-    paths = [*files, *([reference] if reference else [])]
+    paths = _paths(files, reference, seeds)
     return {"texts": {str(path): len(samples.read(path, config.text_column)) for path in paths}}
 
 
 def run(
-    config: EvaluateConfig, files: Sequence[Path], reference: Path | None = None, *, progress: Progress = SILENT
+    config: EvaluateConfig,
+    files: Sequence[Path],
+    reference: Path | None = None,
+    *,
+    seeds: bool = False,
+    with_mauve: bool = False,
+    cache: Path | None = None,
+    progress: Progress = SILENT,
 ) -> list[dict[str, Any]]:
-    """The metrics of each file, and of the reference last, as JSON-ready records."""
-    paths = [*files, *([reference] if reference else [])]
+    """The metrics of each file, and of the reference last, as JSON-ready records.
+
+    `seeds` says that the files are draws of one model with other seeds, and takes folders of them. `with_mauve`
+    compares each with the reference. `cache` is a folder where likelihoods are kept between calls.
+    """
+    if with_mauve:
+        mauve.library()
+        if reference is None:
+            raise InputError("MAUVE compares with real text; give some with --reference FILE")
+    paths = _paths(files, reference, seeds)
     sets = [samples.read(path, config.text_column) for path in paths]
+    if seeds:
+        _check_seeds(paths[: len(paths) - (reference is not None)], sets)
     scorer = Scorer(config.scorer, runtime.device(config.device))
     max_tokens = config.max_tokens or _longest(sets) or 1024
     scorer.check_length(max_tokens)
-    with progress.task("score", sum(map(len, sets)), "text") as task:
-        results = [measure(texts, scorer, config, max_tokens, task.advance) for texts in sets]
+    with (
+        ScoreCache(cache, scorer, progress.note) if cache else nullcontext() as kept,
+        progress.task("score", sum(map(len, sets)), "text") as task,
+    ):
+        results = [measure(texts, scorer, config, max_tokens, task.advance, kept) for texts in sets]
     for path, result in zip(paths, results, strict=True):
-        result["file"] = str(path)
-        result["role"] = "reference" if reference is not None and path == paths[-1] else "texts"
+        result.update(file=str(path), role="texts")
+    if reference is not None:
+        results[-1]["role"] = "reference"
+    if with_mauve:
+        for result, found in zip(results, _mauve(sets, scorer, config, max_tokens, progress), strict=False):
+            result.update(found)
     return results
+
+
+def _paths(files: Sequence[Path], reference: Path | None, seeds: bool) -> list[Path]:
+    return [*(samples.in_folders(files) if seeds else files), *([reference] if reference else [])]
 
 
 def _longest(sets: Sequence[Texts]) -> int:
@@ -42,11 +80,28 @@ def _longest(sets: Sequence[Texts]) -> int:
     return max((len(ids) for texts in sets for ids in texts.tokens or []), default=0)
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# One set of texts
+
+
 def measure(
-    texts: Texts, scorer: Scorer, config: EvaluateConfig, max_tokens: int, advance: Any = lambda count: None
+    texts: Texts,
+    scorer: Scorer,
+    config: EvaluateConfig,
+    max_tokens: int,
+    advance: Advance = lambda count: None,
+    cache: ScoreCache | None = None,
 ) -> dict[str, Any]:
     """gen_ppl, entropy and diversity of one set, with intervals and all that names them (SPEC 9, 12.13)."""
-    scores = metrics.score(texts.texts, scorer, max_tokens=max_tokens, batch_size=config.batch_size, advance=advance)
+    scores = metrics.score(
+        texts.texts,
+        scorer,
+        config.protocol,
+        max_tokens=max_tokens,
+        batch_size=config.batch_size,
+        advance=advance,
+        cache=cache,
+    )
     rows = [ids[:max_tokens] for ids in texts.tokens or scorer.tokens(texts.texts, max_tokens)]
     entropy_T = metrics.entropies(rows)
     resampling = {"resamples": config.resamples, "seed": config.seed}
@@ -61,9 +116,72 @@ def measure(
         "bootstrap": {"level": 0.95, **resampling},
         "protocol": config.protocol,
         "scorer": scorer.name,
-        "num_texts": len(texts),
-        "tokens_scored": int(scores.count_T.sum()),
-        "max_tokens": max_tokens,
-        "tokens_from": "file" if texts.tokens else "scorer",
+        "scorer_revision": scorer.revision,
         "scorer_tokenizer": tokenizer_fingerprint(scorer.tokenizer)[:12],
+        "dtype": scorer.dtype,
+        "num_texts": len(texts),
+        "texts_scored": len(scores.nll_T),
+        "tokens": sum(map(len, rows)),
+        "tokens_scored": int(scores.count_T.sum()),
+        "tokens_from": "file" if texts.tokens else "scorer",
+        "max_tokens": max_tokens,
+        "seeds": [min(texts.seeds), max(texts.seeds)] if texts.seeds else None,
     }
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Several seeds of one model
+
+
+def _check_seeds(paths: Sequence[Path], sets: Sequence[Texts]) -> None:
+    if len(paths) < 2:
+        raise InputError("--seeds takes the spread over several files of one model, and there is one; give more")
+    seen: dict[tuple[str, ...], Path] = {}
+    for path, texts in zip(paths, sets, strict=False):
+        other = seen.setdefault(tuple(texts.texts), path)
+        if other != path or paths.count(path) > 1:
+            raise InputError(f"{other} and {path} hold the same texts, so they are not two seeds; leave one out")
+    counts = [len(texts) for texts in sets[: len(paths)]]
+    if len(set(counts)) > 1:
+        raise InputError(
+            f"the seeds have {', '.join(map(str, counts))} texts; diversity falls with their number, so give as many "
+            "of each"
+        )
+
+
+def over_seeds(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and sample standard deviation (n − 1) of each figure over the files of a model."""
+    drawn = [result for result in results if result["role"] == "texts"]
+    names = [name for name in (*FIGURES, "mauve") if name in drawn[0]]
+    figures = {name: np.array([result[name] for result in drawn]) for name in names}
+    spread = {name: {"mean": float(x.mean()), "std": float(x.std(ddof=1))} for name, x in figures.items()}
+    return {**spread, "files": len(drawn), "texts_each": drawn[0]["num_texts"]}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# MAUVE
+
+
+def _mauve(
+    sets: Sequence[Texts], scorer: Scorer, config: EvaluateConfig, max_tokens: int, progress: Progress
+) -> list[dict[str, Any]]:
+    """MAUVE of every set but the last against the last, which is the reference."""
+    model = scorer if config.mauve_model in (None, scorer.name) else Scorer(config.mauve_model, scorer.device)
+    model.check_length(max_tokens)
+    rows = [[ids for ids in model.tokens(texts.texts, max_tokens) if len(ids)] for texts in sets]
+    with progress.task("mauve", sum(map(len, rows)), "text") as task:
+        *features, reference = (model.last_states(some, config.batch_size, task.advance) for some in rows)
+        found = [mauve.score(some, reference) for some in features]
+    named = {"model": model.name, "model_revision": model.revision, "max_tokens": max_tokens}
+    return [{**one, "mauve_settings": {**one["mauve_settings"], **named}} for one in found]
+
+
+def mauve_of_features(texts: Path, reference: Path) -> dict[str, Any]:
+    """MAUVE of features that were computed elsewhere, from two .npy files."""
+    mauve.library()
+    p_TD, q_TD = mauve.read_features(texts), mauve.read_features(reference)
+    if p_TD.shape[1] != q_TD.shape[1]:
+        raise InputError(
+            f"{texts} has features of width {p_TD.shape[1]} and {reference} of {q_TD.shape[1]}; take one model for both"
+        )
+    return {**mauve.score(p_TD, q_TD), "file": str(texts), "reference": str(reference)}

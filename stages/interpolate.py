@@ -26,10 +26,10 @@ from ldlm.config import EvaluateConfig, InterpolateConfig
 from ldlm.errors import InputError
 from ldlm.generation import Decoder
 from ldlm.location import Location
-from ldlm.metrics import LOGITS_AT_ONCE, Scorer
 from ldlm.progress import SILENT, Progress
 from ldlm.run import TrainedRun
 from ldlm.samples import Texts
+from ldlm.scorer import LOGITS_AT_ONCE, Scorer
 from ldlm.smoothness import PATHS, LatentPath, edit_distance, linear
 from ldlm.store import FeatureStore
 
@@ -356,7 +356,7 @@ def _summary(config: InterpolateConfig, subject: Subject, scored: Mapping[float 
             "path": float(edits_PB.sum(axis=0).mean()),
             "ends": float(edit_distance(rows_PBL[0], rows_PBL[-1]).mean()),
         },
-        **{key: real[key] for key in ("bootstrap", "protocol", "scorer", "max_tokens")},
+        **{key: real[key] for key in ("bootstrap", "protocol", "scorer", "scorer_revision", "dtype", "max_tokens")},
         "decoder": subject.decoder.name,
         "checkpoint_step": subject.run.checkpoint.step,
         "sigma_dec": subject.run.config.recipe.sigma_dec,

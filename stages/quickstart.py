@@ -32,8 +32,8 @@ from ldlm.config import (
 )
 from ldlm.encoder import FrozenEncoder, load_tokenizer
 from ldlm.errors import InputError
-from ldlm.metrics import Scorer
 from ldlm.progress import SILENT, Progress
+from ldlm.scorer import Scorer
 from ldlm.store import FeatureStore
 
 SEQ_LEN = 64

@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -104,6 +104,17 @@ class Notes(Progress):
         self.lines.append(text)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def score_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where `evaluate` keeps scores while the tests run, in place of the user's own folder."""
+    from ldlm import scorecache
+
+    path = tmp_path_factory.mktemp("cache") / "scores"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scorecache, "folder", lambda: path)
+        yield path
+
+
 @pytest.fixture(scope="session")
 def interrupted() -> type[Interrupted]:
     """The class; `interrupted(at=3)` raises KeyboardInterrupt at the fourth report of progress."""
@@ -122,6 +133,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
     path.write_text("\n".join(sentences(120)) + "\n", encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def unseen() -> list[str]:
+    """100 documents of the same kind that the corpus does not hold."""
+    return sentences(100, seed=1)
 
 
 def _pretrain(arch: str, corpus: Path, out: Path, **settings: object) -> Path:
@@ -148,6 +165,37 @@ def other_gpt2(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bert(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT folder: 4 layers, width 16, its own WordPiece, three training steps."""
     return _pretrain("bert", corpus, tmp_path_factory.mktemp("bert") / "encoder")
+
+
+# The probabilities of `bigrams`: of <eos>, a, b after each of them.
+BIGRAMS = {"<eos>": (1 / 8, 1 / 2, 3 / 8), "a": (1 / 4, 1 / 4, 1 / 2), "b": (1 / 2, 1 / 8, 3 / 8)}
+
+
+@pytest.fixture(scope="session")
+def bigrams(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 folder without blocks that predicts `BIGRAMS` exactly: every probability can be worked out by hand."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    path = tmp_path_factory.mktemp("bigrams") / "scorer"
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(BIGRAMS)}, unk_token="b"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", bos_token="<eos>").save_pretrained(path)
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=3, n_positions=8, n_embd=3, n_layer=0, n_head=1, bos_token_id=0, eos_token_id=0,
+            tie_word_embeddings=False,
+        )
+    )  # fmt: skip
+    # A token is a unit vector; the norm makes two values of it, of which its bias takes the lower one away.
+    high, low, _ = torch.nn.functional.layer_norm(torch.eye(3)[0], (3,)).tolist()
+    with torch.no_grad():
+        model.transformer.wte.weight.copy_(torch.eye(3))
+        model.transformer.wpe.weight.zero_()
+        model.transformer.ln_f.bias.fill_(-low)
+        model.lm_head.weight.copy_(torch.tensor(list(BIGRAMS.values())).log().T / (high - low))
+    model.save_pretrained(path)
+    return path
 
 
 @pytest.fixture(scope="session")

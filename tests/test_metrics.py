@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import trim_mean
 
 from ldlm.errors import InputError
 from ldlm.metrics import (
-    Scorer,
+    PROTOCOLS,
     TextScores,
     bootstrap,
     copied_share,
@@ -22,6 +25,7 @@ from ldlm.metrics import (
     ngrams,
     score,
 )
+from ldlm.scorer import Scorer
 
 WORDS = ["the", "a", "cat", "dog", "mat", "rat", "sat", "ran", "on", "by"]
 EOS = "<|endoftext|>"
@@ -169,7 +173,102 @@ def test_decoding_keeps_special_tokens_and_spells_what_the_scorer_reads(scorer):
     rows = np.array([[0, 2, 4, 0], [3, 3, 0, 5]])
     texts = decode_tokens(scorer.tokenizer, rows)
     assert texts == [f"{EOS} the cat {EOS}", f"a a {EOS} dog"]
-    assert scorer.tokens(texts, 12) == rows.tolist()
+    assert [row.tolist() for row in scorer.tokens(texts, 12)] == rows.tolist()
+
+
+# The protocols, by hand: what a scorer of two words and <eos> gives (the table is in conftest.py)
+
+# text: (product of the counted probabilities, tokens counted) under mdlm, and with a start token under hf and cosmos
+BY_HAND = {
+    "a b a": ((1 / 2 * 1 / 8, 2), (1 / 2 * 1 / 2 * 1 / 8, 3)),  # no EOS
+    "a <eos> b": ((1 / 4 * 3 / 8, 2), (1 / 2 * 1 / 4 * 3 / 8, 3)),  # EOS inside: it counts, and what follows it
+    "a <eos> b <eos> a": ((1 / 4 * 3 / 8 * 1 / 2, 3), (1 / 2 * 1 / 4 * 3 / 8 * 1 / 2 * 1 / 2, 5)),  # mdlm: no second
+    "<eos> a <eos>": ((1 / 2, 1), (1 / 8 * 1 / 2 * 1 / 4, 3)),  # one as unscored first token is mdlm's first EOS
+    "b": ((1, 0), (3 / 8, 1)),  # one token: nothing without a start token
+    "": ((1, 0), (1, 0)),
+}
+
+
+@pytest.fixture(scope="module")
+def toy(bigrams) -> Scorer:
+    return Scorer(str(bigrams), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("text", BY_HAND)
+@pytest.mark.parametrize("protocol", ["mdlm", "hf", "cosmos"])
+def test_one_text_by_hand(toy, text, protocol):
+    product, count = BY_HAND[text][protocol != "mdlm"]
+    if count == 0:
+        with pytest.raises(InputError, match="nothing to score"):
+            score([text], toy, protocol, max_tokens=8)
+        return
+    found = score([text], toy, protocol, max_tokens=8)
+    assert found.nll_T.tolist() == pytest.approx([-math.log(product)], rel=1e-5)
+    assert found.count_T.tolist() == [count]
+    assert found.perplexity() == pytest.approx(product ** (-1 / count), rel=1e-5)
+
+
+def test_texts_together_by_hand(toy):
+    texts = list(BY_HAND)
+    got = {protocol: score(texts, toy, protocol, max_tokens=8).perplexity() for protocol in PROTOCOLS}
+    probability = 1 / 16 * 3 / 32 * 3 / 64 * 1 / 2  # of 2 + 2 + 3 + 1 tokens
+    assert got["mdlm"] == pytest.approx(probability ** (-1 / 8), rel=1e-5)
+    each = [32 ** (1 / 3), (64 / 3) ** (1 / 3), (256 / 3) ** (1 / 5), 64 ** (1 / 3), 8 / 3]
+    assert got["hf"] == pytest.approx(sum(each) / 5, rel=1e-5)
+    assert got["cosmos"] == pytest.approx(got["hf"], rel=1e-12)  # fewer than 20 texts: none is trimmed
+
+
+def test_cosmos_leaves_out_a_twentieth_at_each_end(toy):
+    texts = ["b", "a <eos> a b"] + ["a b"] * 18  # 8/3, the fourth root of 32, 18 times 2
+    found = score(texts, toy, "cosmos", max_tokens=8).perplexity()
+    assert found == pytest.approx((32 ** (1 / 4) + 17 * 2) / 18, rel=1e-5)
+    values = np.random.default_rng(0).exponential(3, 1_000)
+    trimmed = trim_mean(np.exp(values), 0.05)
+    assert PROTOCOLS["cosmos"].summary(2 * values, np.full(1_000, 2)) == pytest.approx(trimmed, rel=1e-12)
+
+
+@pytest.mark.parametrize("protocol", ["hf", "cosmos"])
+def test_a_start_token_counts_towards_the_longest_text(toy, protocol):
+    assert score(["a b a b a b a b a"], toy, protocol, max_tokens=4).count_T.tolist() == [3]
+    assert score(["a b a b a b a b a"], toy, "mdlm", max_tokens=4).count_T.tolist() == [3]
+    score(["a b " * 20], toy, protocol, max_tokens=toy.positions)
+
+
+def test_hf_is_the_mean_of_the_perplexities_that_transformers_own_loss_gives(folder, scorer):
+    from transformers import GPT2LMHeadModel
+
+    model = GPT2LMHeadModel.from_pretrained(folder).eval()
+    each = []
+    for ids in scorer.tokens([text for text in TEXTS if text], 11):
+        started = torch.tensor([[0, *ids.tolist()]])
+        with torch.no_grad():
+            each.append(math.exp(model(started, labels=started).loss))
+    assert score(TEXTS, scorer, "hf", max_tokens=12).perplexity() == pytest.approx(sum(each) / 6, rel=1e-5)
+
+
+def test_a_scorer_without_a_start_token_is_refused_where_one_is_needed(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "scorer")
+    settings = json.loads((tmp_path / "scorer" / "tokenizer_config.json").read_text())
+    del settings["bos_token"]
+    (tmp_path / "scorer" / "tokenizer_config.json").write_text(json.dumps(settings))
+    bare = Scorer(str(tmp_path / "scorer"), torch.device("cpu"))
+    with pytest.raises(InputError, match="has no start token, which --protocol hf puts before every text"):
+        score(TEXTS, bare, "hf", max_tokens=12)
+    assert score(TEXTS, bare, "mdlm", max_tokens=12).perplexity() > 1
+
+
+# Tokens
+
+
+def test_the_beginning_of_a_long_text_gives_the_tokens_of_the_whole(gpt2):
+    """The tokenizer is a byte-level BPE here. A text of spaces has tokens that spell many characters."""
+    scorer = Scorer(str(gpt2), torch.device("cpu"))
+    seen = []
+    plain, scorer._ids = scorer._ids, lambda texts: (seen.append(max(map(len, texts))), plain(texts))[1]
+    for text in ["the old captain found a letter, " * 300, " " * 5_000 + "rain", "a" * 3_000, "né " * 2_000, "brief"]:
+        whole = scorer.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        assert scorer.tokens([text], 16)[0].tolist() == whole[:16]
+    assert max(seen) < 5_000
 
 
 # Bootstrap intervals
@@ -219,6 +318,17 @@ def test_diversity_is_the_product_of_unique_shares_over_the_corpus():
     # bigrams 12 23 34 | 12 23 34 41: 4 of 7; trigrams 123 234 | 123 234 341: 3 of 5; 4-grams 1234 | 1234 2341: 2 of 3
     assert diversity([[1, 2, 3, 4], [1, 2, 3, 4, 1]]) == pytest.approx(4 / 7 * 3 / 5 * 2 / 3, rel=1e-12)
     assert diversity([[1, 2, 3, 4, 5]]) == 1
+
+
+def test_diversity_is_that_of_counting_tuples():
+    draw = np.random.default_rng(0)
+    rows = [draw.integers(6, size=draw.integers(0, 30)).astype(np.int32) * 1_000_003 for _ in range(50)]
+    expected = 1.0
+    for n in (2, 3, 4):
+        grams = [tuple(row[i : i + n].tolist()) for row in rows for i in range(len(row) - n + 1)]
+        expected *= len(set(grams)) / len(grams)
+    assert diversity(rows) == pytest.approx(expected, rel=1e-12)
+    assert diversity([]) == diversity([[], []]) == 0
 
 
 def test_ngrams_never_cross_texts():

@@ -1,0 +1,272 @@
+"""`ldlm evaluate` as a whole: what a result says, seeds, the order of real and broken text, files of every kind."""
+
+import json
+import random
+import re
+import statistics
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from ldlm.stages import evaluate, pretrain_encoder
+
+from ldlm import files, samples
+from ldlm.config import EvaluateConfig, PretrainConfig
+from ldlm.scorer import Scorer
+
+FIGURES = ("gen_ppl", "entropy", "diversity")
+
+
+def write(path, texts, **fields):
+    """A jsonl file of texts, with the i-th value of each field beside the i-th text."""
+    rows = [{"text": text, **{name: values[i] for name, values in fields.items()}} for i, text in enumerate(texts)]
+    path.write_text(files.dump_jsonl(rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def draws(corpus, tmp_path):
+    """Three files of 30 texts each, as three seeds of one model would write them."""
+    lines = corpus.read_text(encoding="utf-8").splitlines()
+    folder = tmp_path / "draws"
+    folder.mkdir()
+    return [
+        write(folder / f"seed-{i}.jsonl", lines[30 * i : 30 * i + 30], seed=range(10**6 * i, 10**6 * i + 30))
+        for i in range(3)
+    ]
+
+
+@pytest.fixture
+def call(succeed, gpt2):
+    """`ldlm evaluate --json` with the small scorer and texts of 16 tokens."""
+    return lambda *arguments: succeed("evaluate", *arguments, "--scorer", gpt2, "--max-tokens", 16)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What a result says
+
+
+@pytest.mark.parametrize("protocol", ["mdlm", "hf", "cosmos"])
+def test_a_result_names_all_that_it_depends_on(call, draws, gpt2, protocol):
+    found = call(draws[1], "--protocol", protocol, "--resamples", 200, "--seed", 7)
+    assert found["protocol"] == protocol
+    weights = {name: files.sha256_file(gpt2 / name) for name in ("config.json", "model.safetensors")}
+    assert (found["scorer"], found["scorer_revision"]) == (str(gpt2), f"sha256:{files.sha256_json(weights)}")
+    assert (found["dtype"], found["max_tokens"], found["seeds"]) == ("float32", 16, [1_000_000, 1_000_029])
+    assert (found["num_texts"], found["texts_scored"]) == (30, 30)
+    lengths = [len(ids) for ids in Scorer(str(gpt2), torch.device("cpu")).tokens(samples.read(draws[1]).texts, 100)]
+    assert found["tokens"] == sum(min(16, length) for length in lengths)
+    unscored = 1 if protocol == "mdlm" else 0  # the first one; a start token is among the 16
+    assert found["tokens_scored"] == sum(min(15, length - unscored) for length in lengths)
+    assert found["bootstrap"] == {"level": 0.95, "resamples": 200, "seed": 7}
+    for name in ("gen_ppl", "entropy"):
+        low, high = found["intervals"][name]
+        assert low < found[name] < high
+
+
+def test_the_revision_is_that_of_the_weights(gpt2, other_gpt2, call, succeed, draws):
+    one = call(draws[0])["scorer_revision"]
+    assert one == call(draws[1])["scorer_revision"]
+    assert one != succeed("evaluate", draws[0], "--scorer", other_gpt2, "--max-tokens", 16)["scorer_revision"]
+
+
+def with_perplexity(value):
+    """Every mapping in a JSON value that states a perplexity as a number."""
+    if isinstance(value, dict):
+        if any(isinstance(value.get(name), (int, float)) for name in ("gen_ppl", "perplexity")):
+            yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from with_perplexity(item)
+
+
+def test_perplexity_never_stands_without_entropy_and_diversity(call, ldlm, draws, gpt2):
+    for arguments in ((draws[0],), draws, (*draws, "--seeds"), (draws[0], "--reference", draws[1])):
+        found = call(*arguments)
+        stated = list(with_perplexity(found))
+        assert len(stated) == sum("seed-" in str(argument) for argument in arguments)
+        assert all({"entropy", "diversity"} <= set(figures) for figures in stated)
+        if "over_seeds" in found:
+            assert set(FIGURES) <= set(found["over_seeds"])
+
+        shown = ldlm("evaluate", *arguments, "--scorer", gpt2, "--max-tokens", 16).stdout.splitlines()
+        assert re.match(r"\s+gen. ppl\s+entropy\s+diversity\s+texts", shown[0])
+        rows = [line for line in shown[2:] if re.search(r"\d$", line)]
+        assert len(rows) == len(stated) + ("--seeds" in arguments)
+        numbers = [re.sub(r"\[.*?\]|± \S+", "", row).split()[-4:] for row in rows]
+        assert all(float(number.replace(",", "")) > 0 for row in numbers for number in row)
+
+
+def test_a_file_may_be_compared_with_itself(call, draws):
+    found = call(draws[0], "--reference", draws[0])
+    assert (found["role"], found["reference"]["role"]) == ("texts", "reference")
+    assert found["gen_ppl"] == found["reference"]["gen_ppl"]
+
+
+def test_texts_that_can_not_be_scored_are_counted_and_said(call, ldlm, tmp_path, gpt2):
+    path = write(tmp_path / "some.jsonl", ["rain", "", "The old captain found a letter.", ""])
+    found = call(path)
+    assert (found["num_texts"], found["texts_scored"]) == (4, 2)
+    shown = ldlm("evaluate", path, "--scorer", gpt2, "--max-tokens", 16)
+    assert "2 texts have no token to score, and perplexity is of the others" in shown.stdout
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Seeds
+
+
+def test_seeds_give_the_mean_and_the_sample_standard_deviation(call, draws):
+    found = call(*draws, "--seeds")
+    each = [call(path) for path in draws]
+    assert (found["over_seeds"]["files"], found["over_seeds"]["texts_each"]) == (3, 30)
+    for name in FIGURES:
+        values = [one[name] for one in each]
+        assert len(set(values)) == 3
+        assert found["over_seeds"][name]["mean"] == pytest.approx(statistics.mean(values))
+        assert found["over_seeds"][name]["std"] == pytest.approx(statistics.stdev(values))
+    assert [one["gen_ppl"] for one in found["files"]] == [one["gen_ppl"] for one in each]
+
+
+def test_a_folder_stands_for_the_texts_in_it_and_a_reference_is_no_seed(call, draws, corpus):
+    (draws[0].parent / "notes.md").write_text("not a text")
+    by_folder = call(draws[0].parent, "--seeds", "--reference", corpus)
+    assert by_folder["over_seeds"] == call(*draws, "--seeds")["over_seeds"]
+    assert by_folder["reference"]["num_texts"] == 120
+
+
+def test_what_is_no_set_of_seeds_is_refused(refuse, draws, gpt2, tmp_path):
+    def line(*paths):
+        return refuse("evaluate", *paths, "--seeds", "--scorer", gpt2, "--max-tokens", 16)
+
+    assert "and there is one; give more" in line(draws[0])
+    assert "and there is one; give more" in line(draws[0], "--reference", draws[1])
+    copy = write(tmp_path / "copy.jsonl", [json.loads(row)["text"] for row in draws[1].read_text().splitlines()])
+    assert f"{draws[1]} and {copy} hold the same texts" in line(*draws, copy)
+    assert "hold the same texts" in line(draws[0], draws[0])
+    assert "the seeds have 30, 2 texts" in line(draws[0], write(tmp_path / "two.jsonl", ["one of two", "two of two"]))
+    (tmp_path / "empty").mkdir()
+    assert "holds no .jsonl, .parquet or .txt file" in line(tmp_path / "empty")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The order of real and broken text
+
+
+@pytest.fixture(scope="module")
+def trained_scorer(corpus, tmp_path_factory):
+    """A GPT-2 that has learned something of the corpus."""
+    config = PretrainConfig(
+        data=(str(corpus),), layers=2, width=48, heads=2, vocab_size=320, positions=32, steps=150, batch_size=16,
+        lr=3e-3, device="cpu",
+    )  # fmt: skip
+    return pretrain_encoder.run(config, tmp_path_factory.mktemp("scorer") / "scorer").path
+
+
+@pytest.mark.parametrize("protocol", ["mdlm", "hf", "cosmos"])
+def test_real_shuffled_and_unigram_text_come_out_in_this_order(trained_scorer, corpus, unseen, tmp_path, protocol):
+    """And text that repeats one sentence has the lowest perplexity: its diversity tells."""
+    draw = random.Random(0)
+    words = [word for text in corpus.read_text(encoding="utf-8").splitlines() for word in text.split()]
+    kinds = {
+        "repeated": [unseen[0]] * 100,
+        "real": unseen,
+        "shuffled": [" ".join(draw.sample(text.split(), len(text.split()))) for text in unseen],
+        "unigram": [" ".join(draw.choices(words, k=len(text.split()))) for text in unseen],
+        "characters": ["".join(draw.sample(text, len(text))) for text in unseen],
+    }
+    paths = [write(tmp_path / f"{name}.jsonl", texts) for name, texts in kinds.items()]
+    config = EvaluateConfig(scorer=str(trained_scorer), protocol=protocol, max_tokens=32, resamples=100)
+    found = dict(zip(kinds, evaluate.run(config, paths), strict=True))
+    order = sorted(kinds, key=lambda name: found[name]["gen_ppl"])
+    assert order == ["repeated", "real", "shuffled", "unigram", "characters"]
+    assert found["real"]["intervals"]["gen_ppl"][1] < found["shuffled"]["intervals"]["gen_ppl"][0]
+    assert found["repeated"]["diversity"] < found["real"]["diversity"] / 100
+    assert found["real"]["entropy"] == pytest.approx(found["shuffled"]["entropy"], rel=0.1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Files of every kind
+
+
+def test_plain_text_jsonl_and_parquet_of_the_same_texts_give_the_same(call, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = ["The old captain found a letter.", "Mrs Brontë lost rain."]
+    (tmp_path / "t.txt").write_text("\n".join(texts) + "\n\n", encoding="utf-8")
+    pq.write_table(pa.table({"text": texts}), tmp_path / "t.parquet")
+    found = [call(path) for path in (tmp_path / "t.txt", tmp_path / "t.parquet", write(tmp_path / "t.jsonl", texts))]
+    for one in found:
+        del one["file"]
+    assert found[0] == found[1] == found[2]
+
+
+def test_one_line_is_a_text_and_its_intervals_are_points(call, tmp_path):
+    (tmp_path / "one.txt").write_text("The old captain found a letter")  # without an end of line
+    found = call(tmp_path / "one.txt")
+    assert found["num_texts"] == 1
+    assert found["intervals"]["gen_ppl"] == pytest.approx([found["gen_ppl"]] * 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.json", b'["one", "two"]', "is one JSON document; give a text per line, for example with jq"),
+        ("t.jsonl", b'{"text": "a \\ud800 b"}\n', r"text 1 holds half a character, '\ud800'"),
+        ("t.jsonl", b'{"text": ""}\n', "nothing to score"),
+        ("t.txt", b"\n \n", "holds no text"),
+        ("t.npy", np.random.default_rng(0).bytes(999), "is not UTF-8"),
+    ],
+)
+def test_files_that_hold_no_texts_are_named(refuse, gpt2, tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    assert message in refuse("evaluate", tmp_path / name, "--scorer", gpt2, "--max-tokens", 16)
+
+
+@pytest.mark.parametrize("tokens", [[1, 2, "3"], [1, 2, -3], [2**40], "1 2 3", [[1], [2]], [1.5, 2]])
+def test_tokens_that_are_none_are_left_to_the_scorer(call, tmp_path, tokens):
+    path = write(tmp_path / "t.jsonl", ["The old captain found a letter."], tokens=[tokens])
+    assert call(path)["tokens_from"] == "scorer"
+
+
+MEASURED = """
+import json, resource, sys
+from pathlib import Path
+from ldlm.config import EvaluateConfig
+from ldlm.stages import evaluate
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+config = EvaluateConfig(scorer=sys.argv[1], max_tokens=16, batch_size=512, resamples=100, device="cpu")
+(found,) = evaluate.run(config, [Path(sys.argv[2])])
+found["grown"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+print(json.dumps(found))
+"""
+
+
+def measured(scorer, path):
+    """The result of a process of its own, with the bytes by which it grew."""
+    done = subprocess.run([sys.executable, "-c", MEASURED, scorer, path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_a_hundred_megabytes_in_one_line(gpt2, tmp_path):
+    path = tmp_path / "one.txt"
+    path.write_text("The old captain found a letter in the harbour. " * 2_200_000)
+    found = measured(gpt2, path)
+    assert (found["num_texts"], found["tokens"]) == (1, 16)
+    assert found["grown"] < 600e6
+
+
+@pytest.mark.slow
+def test_a_hundred_megabytes_in_many_lines(gpt2, tmp_path):
+    path = tmp_path / "many.txt"
+    line = "The old captain found a letter in the harbour, and nobody remembered the winter of 1847 as ever. " * 20
+    with open(path, "w") as file:
+        file.writelines(f"{line}{i}\n" for i in range(50_000))
+    found = measured(gpt2, path)
+    assert found["num_texts"] == 50_000
+    assert found["grown"] < 800e6
