@@ -42,7 +42,7 @@ MADE_BY = {
     "interpolation": "ldlm interpolate",
     "sweep": "ldlm sweep",
     "trace": "ldlm sample --trace",
-    "comparison": "ldlm interpolate --run A --run B",
+    "comparison": "ldlm interpolate",
     "quickstart": "ldlm quickstart",
 }
 
@@ -124,7 +124,7 @@ def begin(
 
 def _outside(path: Path) -> Path:
     """The closest folder above that is no artefact itself: who makes one holds the lock on it until it is done."""
-    return next(folder for folder in path.parents if not (folder / "artifact.json").is_file())
+    return next(folder for folder in path.absolute().parents if not (folder / "artifact.json").is_file())
 
 
 def _begin(

@@ -356,7 +356,7 @@ def _summary(config: InterpolateConfig, subject: Subject, scored: Mapping[float 
             "path": float(edits_PB.sum(axis=0).mean()),
             "ends": float(edit_distance(rows_PBL[0], rows_PBL[-1]).mean()),
         },
-        **{key: real[key] for key in ("bootstrap", "protocol", "scorer", "max_tokens")},
+        **{key: real[key] for key in ("bootstrap", "protocol", "scorer", "scorer_revision", "dtype", "max_tokens")},
         "decoder": subject.decoder.name,
         "checkpoint_step": subject.run.checkpoint.step,
         "sigma_dec": subject.run.config.recipe.sigma_dec,
