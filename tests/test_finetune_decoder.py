@@ -354,7 +354,7 @@ def test_a_deferred_token_decoder_is_no_part_of_training_and_sampling_waits_for_
 
 def test_a_decoder_of_another_checkpoint_is_not_used(train_config, store, run_copy):
     finetune_decoder.run(FINETUNE, run_copy, store)
-    train.run(replace(train_config, steps=10), store, run_copy)
+    train.run(replace(train_config, steps=10, keep=9), store, run_copy)
     with pytest.raises(InputError, match=r"trained on another checkpoint than step-00000010; run `ldlm finetune"):
         TrainedRun(run_copy, CPU).decoder()
     assert TrainedRun(run_copy, CPU).decoder("joint").name == "joint"
