@@ -178,9 +178,6 @@ def _begin(
     if config.optimizer.lr_decay != "constant":
         inputs["steps"] = config.steps  # they shape the learning rate, so they can't change on the way
     if world.main:
-        if out.is_dir() and overwrite:
-            with claims.sole(out):  # nobody trains there
-                pass
         result = artifact.begin(out, "run", config, inputs, overwrite=overwrite)
         held.enter_context(claims.sole(out))
         if result.complete and result.manifest["step"] >= config.steps:

@@ -238,13 +238,33 @@ def test_of_two_machines_that_make_a_shard_differently_the_first_counts(few, buc
     extraction.describe()
     tokens = extraction._shard_tokens("train", 0)
     states = np.zeros((*tokens.shape, 16), np.float16)
+    encoder = files.read_json(place / "store.json")["encoder"]
+    maker = {"encoder": encoder["fingerprint"], "statistics": encoder["statistics"]}
     for other in (0, 1):
-        extraction.writer.write("train", 0, {"hidden": states + np.float16(other)}, tokens, {})
-    assert features.verify(place) == []
+        facts = {**maker, "versions": f"of machine {other}"}
+        extraction.writer.write("train", 0, {"hidden": states + np.float16(other)}, tokens, facts)
+    assert [fault["file"] for fault in features.verify(place)] == ["manifest.json"]
     record = files.read_json(place / "ledger" / "train-00000.json")
+    assert record["versions"] == "of machine 0"
     stored = (place / "features.zarr" / "hidden" / "c/0/0/0").read_bytes()
     assert files.sha256(stored) == record["files"]["features.zarr/hidden/c/0/0/0"]["sha256"]
     assert FeatureStore(place, allow_partial=True).split("train").read(0, 1)[0]["hidden"].max() == 0
+
+
+def test_a_machine_that_comes_late_changes_nothing_that_is_sealed(few, local, bucket, monkeypatch):
+    """It has other versions of the libraries, and had begun before the others sealed the store."""
+    place = locate(f"{bucket}/features")
+    late, _ = extract_features.prepare(few, place)
+    late.pack(), late.encode_sample()
+    extract_features.run(few, place)
+    before = payload(place)
+    monkeypatch.setattr(artifact, "versions", lambda: {"zarr": "another"})
+    monkeypatch.setattr(ObjectPath, "is_file", lambda self: False)  # as when it looked
+    late.tokenizer.add_tokens(["captain"])
+    late.pack(), late.encode_sample(), late.describe(), late.write_shards()
+    monkeypatch.undo()
+    assert payload(place) == before
+    FeatureStore(place)
 
 
 def test_another_configuration_is_refused_and_overwrite_replaces(few, bucket):

@@ -17,7 +17,7 @@ from ldlm.stages import extract_features, features
 
 from ldlm import store as stores
 from ldlm.config import ExtractConfig, from_dict
-from ldlm.errors import InputError, StorageError
+from ldlm.errors import InputError
 from ldlm.store import FeatureStore
 
 
@@ -324,17 +324,95 @@ def payload_of(path):
     return {name: data for name, data in content(path).items() if name.startswith(("features.zarr", "ledger"))}
 
 
-def test_a_store_is_not_sealed_over_a_recorded_shard_that_is_gone(whole, tmp_path):
+@pytest.fixture(scope="module")
+def config(whole):
+    """What `whole` was made with."""
+    return from_dict(ExtractConfig, {**FeatureStore(whole).artifact.config, "device": "cpu"})
+
+
+@pytest.fixture
+def unsealed(whole, tmp_path):
+    """A copy of `whole` that lacks its last shard."""
     path = shutil.copytree(whole, tmp_path / "features")
-    (path / "manifest.json").unlink()
-    (path / "features.zarr/hidden/c/1/0/0").unlink()
-    made_with = {**FeatureStore(whole).artifact.config, "device": "cpu"}
-    config = from_dict(ExtractConfig, made_with)
-    with pytest.raises(StorageError, match=r"hidden/c/1/0/0 is not what was written; run the same command again"):
-        extract_features.run(config, path)
-    assert not (path / "manifest.json").exists()
-    extract_features.run(config, path)
-    assert payload_of(path) == payload_of(whole)
+    stores.forget(path, [("validation-00000", "")])
+    return path
+
+
+def replace_in(path, old, new):
+    written = path.read_text()
+    assert written.count(old) == 1
+    path.write_text(written.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('"shard": 1', '"shard": 0'), ('"rows": 16', '"rows": 17'), ('{\n  "split"', '[\n  "split"')]
+)
+def test_a_record_that_was_changed_before_the_seal_serves_nothing_and_is_made_again(config, whole, unsealed, old, new):
+    replace_in(unsealed / "ledger" / "train-00001.json", old, new)
+    with pytest.raises(InputError, match=r"train-00001.json is damaged; run `ldlm features repair"):
+        FeatureStore(unsealed, allow_partial=True)
+    extract_features.run(config, unsealed)
+    assert content(unsealed) == content(whole)
+
+
+def test_shards_that_are_gone_before_the_seal_are_all_made_again_by_one_run(config, whole, unsealed):
+    """Of one a file is gone, of one it is short, of one the record is torn, of one there is nothing."""
+    (unsealed / "features.zarr/hidden/c/1/0/0").unlink()
+    (unsealed / "features.zarr/tokens/c/0/0").write_bytes(b"short")
+    (unsealed / "ledger/train-00002.json").write_text('{"split": "tr')
+    extract_features.run(config, unsealed)
+    assert content(unsealed) == content(whole)
+
+
+@pytest.mark.parametrize("name", ["std/c/0", "mean/c/0", "zarr.json", "hidden/zarr.json", "tokens/zarr.json"])
+@pytest.mark.parametrize("damage", ["missing", "flipped"])
+def test_metadata_and_statistics_that_were_damaged_before_the_seal_are_refused_until_repaired(
+    config, whole, unsealed, name, damage
+):
+    path = unsealed / "features.zarr" / name
+    if damage == "missing":
+        path.unlink()
+    else:
+        damaged_at(path, lambda size: (size // 2, 0))
+    complaint = rf"{path} .*; run `ldlm features repair"
+    with pytest.raises(InputError, match=complaint):
+        FeatureStore(unsealed, allow_partial=True)
+    with pytest.raises(InputError, match=complaint):
+        extract_features.run(config, unsealed)
+    assert features.repair(unsealed, device="cpu")[1].complete
+    assert content(unsealed) == content(whole)
+
+
+def test_a_description_that_was_damaged_before_the_seal_is_refused_until_repaired(config, whole, unsealed):
+    replace_in(unsealed / "store.json", '"vocab_size": 320', '"vocab_size": 321')
+    with pytest.raises(InputError, match=r"store.json is damaged.*; run `ldlm features repair"):
+        FeatureStore(unsealed, allow_partial=True)
+    with pytest.raises(InputError, match=r"store.json is damaged.*; run `ldlm features repair"):
+        extract_features.run(config, unsealed)
+    assert features.repair(unsealed, device="cpu")[1].complete
+    assert content(unsealed) == content(whole)
+
+
+def test_statistics_that_vanish_after_the_store_was_opened_are_not_zeros(whole, tmp_path):
+    path = shutil.copytree(whole, tmp_path / "features")
+    opened = FeatureStore(path)
+    (path / "features.zarr/std/c/0").unlink()
+    with pytest.raises(InputError, match=r"features.zarr/std .*; run `ldlm features repair"):
+        opened.statistics()
+
+
+def test_a_shard_of_an_extraction_that_was_overwritten_is_not_sealed_with_the_others(few, tmp_path):
+    """Its process comes to life again when another has begun, with another layer, in the same place."""
+    out, other = tmp_path / "features", replace(few, layer=-1)
+    late, _ = extract_features.prepare(few, out)
+    late.pack(), late.encode_sample(), late.describe()
+    begun, _ = extract_features.prepare(other, out, overwrite=True)
+    begun.pack(), begun.encode_sample(), begun.describe()
+    late._in_turn, late._spooled_states = lambda items: items[1:2], lambda block: None
+    late.write_shards()
+    assert [path.name for path in (out / "ledger").iterdir()] == ["train-00001.json"]
+    extract_features.run(other, out)
+    assert payload_of(out) == payload_of(extract_features.run(other, tmp_path / "alone").path)
 
 
 def test_more_shards_than_five_digits_are_in_the_order_of_their_numbers(whole):
