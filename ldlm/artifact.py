@@ -147,7 +147,7 @@ def _begin(
     decided = (path / "config.yaml").is_file()
     if not decided and all(name == "artifact.json" or name.startswith(".") for _, name in files.below(path)):
         return _create(path, kind, config, inputs)  # killed between the first two files
-    old = {"inputs": found["inputs"], **_old_identity(path, type(config))}
+    old = {"inputs": found.get("inputs", {}), **_old_identity(path, type(config))}
     new = {"inputs": dict(inputs), **configs.identity(config)}
     changed = configs.differences(old, new)
     if changed:

@@ -41,7 +41,7 @@ from ldlm.codecs import CODECS, Codec, Parts
 from ldlm.config import ExtractConfig, Shapes
 from ldlm.encoder import FrozenEncoder, Statistics, load_tokenizer, tokenizer_fingerprint
 from ldlm.errors import InputError
-from ldlm.location import Location
+from ldlm.location import REQUEST_BYTES, Location, ObjectPath
 from ldlm.progress import SILENT, Progress
 from ldlm.store import SPLITS, StoreWriter
 
@@ -57,6 +57,7 @@ def plan(config: ExtractConfig, out: Location | None = None) -> dict[str, Any]:
     _check(config)
     config, _ = _pinned(config)
     tokenizer, encoder = _models(config)
+    _check_requests(config, out, _width(config, encoder))
     started = time.perf_counter()
     counts = {split: _count_rows(config, tokenizer, split) for split in SPLITS}
     rows = {split: count.rows for split, count in counts.items()}
@@ -168,6 +169,7 @@ def prepare(
     _check(config)
     config, source = _pinned(config)
     tokenizer, encoder = _models(config)
+    _check_requests(config, out, _width(config, encoder))
     fingerprints = _fingerprints(config, encoder, tokenizer)
     reads = (*config.data, *config.validation_data)
     result = artifact.begin(
@@ -214,6 +216,17 @@ def _check(config: ExtractConfig) -> None:
         )
     if config.shard_rows % 16:
         raise InputError(f"shard_rows={config.shard_rows} must be a multiple of the chunk of 16 rows")
+
+
+def _check_requests(config: ExtractConfig, out: Location | None, width: int) -> None:
+    """`InputError` when a shard, before compression, is more than an object store takes in one request."""
+    row = round(config.seq_len * max(4, width * CODECS[config.codec].bytes_per_value))
+    if isinstance(out, ObjectPath) and config.shard_rows * row > REQUEST_BYTES:
+        step = math.lcm(16, config.batch_size)
+        raise InputError(
+            f"--shard-rows {config.shard_rows} makes files of {config.shard_rows * row / 2**30:.1f} GiB, and an object "
+            f"store takes {REQUEST_BYTES / 2**30:.0f} GiB at once; use at most {REQUEST_BYTES // row // step * step}"
+        )
 
 
 def _pinned(config: ExtractConfig) -> tuple[ExtractConfig, dict[str, Any]]:
