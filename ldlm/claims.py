@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,12 +24,7 @@ def claim(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold the lock file `path` within the block; yields False, without it, if another has it and `wait` is off."""
     descriptor = _open(path)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        yield _locked(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), path)
     finally:
         os.close(descriptor)
 
@@ -43,31 +38,51 @@ def _open(path: Path) -> int:
             continue
 
 
+def _locked(descriptor: int, how: int, path: Path) -> bool:
+    """Take a lock; False if another has it. `InputError` where the file system has no locks."""
+    try:
+        fcntl.flock(descriptor, how)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise InputError(
+            f"{path} can't be locked ({error.strerror}), and only a lock keeps processes from disturbing each other; "
+            f"choose an --output on a file system with flock, or mount this one with it"
+        ) from None
+    return True
+
+
 @contextmanager
 def entry(folder: Path) -> Iterator[None]:
     """Hold a lock on the folder itself while something in it is looked at and made; leaves no file behind."""
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with suppress(OSError):  # file systems without locks on folders; what follows is a matter of milliseconds
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with _lock_on(folder, fcntl.LOCK_EX):
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
 def sole(folder: Path) -> Iterator[None]:
     """Hold a lock on the folder itself, without waiting; `InputError` when another process works there."""
+    with _lock_on(folder, fcntl.LOCK_EX | fcntl.LOCK_NB) as mine:
+        if not mine:
+            raise InputError(f"another process is at work in {folder}; wait for it, or stop it first")
+        yield
+
+
+@contextmanager
+def among(folder: Path) -> Iterator[None]:
+    """The same together with others that work there, for as long as nobody is its `sole` holder."""
+    with _lock_on(folder, fcntl.LOCK_SH | fcntl.LOCK_NB) as mine:
+        if not mine:
+            raise InputError(f"another process has {folder} to itself, to mend or replace it; wait for it")
+        yield
+
+
+@contextmanager
+def _lock_on(folder: Path, how: int) -> Iterator[bool]:
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another process is at work in {folder}; wait for it, or stop it first") from None
-        except OSError:
-            pass  # a file system without locks on folders
-        yield
+        yield _locked(descriptor, how, folder)
     finally:
         os.close(descriptor)
 

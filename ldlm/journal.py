@@ -71,14 +71,11 @@ def _begin(
     progress: Progress,
 ) -> str:
     """`begin` in the main process."""
-    if out.is_dir() and not overwrite:
+    taken_up = out.is_dir() and not overwrite
+    if taken_up:
         held.enter_context(claims.sole(out))  # before anything is written there: somebody may be at work
-        result = artifact.begin(out, kind, config, inputs)
-    else:
-        if out.is_dir():
-            with claims.sole(out):
-                pass
-        result = artifact.begin(out, kind, config, inputs, overwrite=overwrite)
+    result = artifact.begin(out, kind, config, inputs, overwrite=overwrite)
+    if not taken_up:
         held.enter_context(claims.sole(out))
     if result.complete and result.manifest["step"] >= steps:
         progress.note(f"{out} is complete at step {result.manifest['step']}; nothing to do")

@@ -16,11 +16,14 @@ configuration and text alone. A store in an object store is made the same way, w
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import random
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +41,7 @@ from ldlm.codecs import CODECS, Codec, Parts
 from ldlm.config import ExtractConfig, Shapes
 from ldlm.encoder import FrozenEncoder, Statistics, load_tokenizer, tokenizer_fingerprint
 from ldlm.errors import InputError
-from ldlm.location import Location
+from ldlm.location import REQUEST_BYTES, Location, ObjectPath
 from ldlm.progress import SILENT, Progress
 from ldlm.store import SPLITS, StoreWriter
 
@@ -54,6 +57,7 @@ def plan(config: ExtractConfig, out: Location | None = None) -> dict[str, Any]:
     _check(config)
     config, _ = _pinned(config)
     tokenizer, encoder = _models(config)
+    _check_requests(config, out, _width(config, encoder))
     started = time.perf_counter()
     counts = {split: _count_rows(config, tokenizer, split) for split in SPLITS}
     rows = {split: count.rows for split, count in counts.items()}
@@ -132,32 +136,44 @@ def run(config: ExtractConfig, out: Location, *, overwrite: bool = False, progre
     """Write the store `out` and seal it. The same call again takes up an interrupted one, or joins a running one."""
     if overwrite and _world()[1] > 1:
         raise InputError("--overwrite can't be shared by several processes; remove the old store first")
-    extraction, result = prepare(config, out, overwrite=overwrite, progress=progress)
-    if result.complete:
-        _clear(extraction.work, out)  # killed between the seal and this
-        progress.note(f"{out} is complete; nothing to do")
-        return result
+    with ExitStack() as held:
+        extraction, result = prepare(config, out, overwrite=overwrite, progress=progress, held=held)
+        if result.complete:
+            _clear(extraction.work, out)  # killed between the seal and this
+            progress.note(f"{out} is complete; nothing to do")
+            return result
 
-    with result.or_nothing(unless="ledger"):
-        if extraction.pack():
-            extraction.check_space()
-            extraction.encode_sample()
-            extraction.describe()
-            extraction.write_shards()
-    return extraction.seal(result)
+        with result.or_nothing(unless="ledger"):
+            if extraction.pack():
+                extraction.check_space()
+                extraction.encode_sample()
+                extraction.describe()
+                extraction.write_shards()
+                if extraction.wanting():
+                    extraction.write_shards()
+        return extraction.seal(result)
 
 
 def prepare(
-    config: ExtractConfig, out: Location, *, overwrite: bool = False, progress: Progress = SILENT
+    config: ExtractConfig,
+    out: Location,
+    *,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+    held: ExitStack | None = None,
 ) -> tuple[Extraction, Artifact]:
-    """Find text, tokenizer and encoder, and begin or take up the store; `InputError` when one doesn't fit it."""
+    """Find text, tokenizer and encoder, and begin or take up the store; `InputError` when one doesn't fit it.
+
+    Until `held` closes, no other process may overwrite or repair the store.
+    """
     _check(config)
     config, source = _pinned(config)
     tokenizer, encoder = _models(config)
+    _check_requests(config, out, _width(config, encoder))
     fingerprints = _fingerprints(config, encoder, tokenizer)
     reads = (*config.data, *config.validation_data)
     result = artifact.begin(
-        out, "features", config, {**source, **fingerprints}, overwrite=overwrite, reads=reads, shared=True
+        out, "features", config, {**source, **fingerprints}, overwrite=overwrite, reads=reads, shared=True, held=held
     )
     return Extraction(config, out, _work_folder(result), tokenizer, encoder, fingerprints, progress), result
 
@@ -200,6 +216,17 @@ def _check(config: ExtractConfig) -> None:
         )
     if config.shard_rows % 16:
         raise InputError(f"shard_rows={config.shard_rows} must be a multiple of the chunk of 16 rows")
+
+
+def _check_requests(config: ExtractConfig, out: Location | None, width: int) -> None:
+    """`InputError` when a shard, before compression, is more than an object store takes in one request."""
+    row = round(config.seq_len * max(4, width * CODECS[config.codec].bytes_per_value))
+    if isinstance(out, ObjectPath) and config.shard_rows * row > REQUEST_BYTES:
+        step = math.lcm(16, config.batch_size)
+        raise InputError(
+            f"--shard-rows {config.shard_rows} makes files of {config.shard_rows * row / 2**30:.1f} GiB, and an object "
+            f"store takes {REQUEST_BYTES / 2**30:.0f} GiB at once; use at most {REQUEST_BYTES // row // step * step}"
+        )
 
 
 def _pinned(config: ExtractConfig) -> tuple[ExtractConfig, dict[str, Any]]:
@@ -318,8 +345,6 @@ class Extraction:
             if not (self.work / "spool" / "packing.json").exists():
                 shutil.rmtree(self.work / "spool", ignore_errors=True)
                 (self.work / "spool").mkdir(parents=True)
-                self.tokenizer.save_pretrained(self.work / "spool" / "tokenizer")
-                files.copy_tree(self.work / "spool" / "tokenizer", self.out / "tokenizer")
                 rows = {split: self._pack_split(split) for split in SPLITS}
                 files.write_json(self.work / "spool" / "packing.json", rows)
             self.rows: dict[str, int] = files.read_json(self.work / "spool" / "packing.json")
@@ -415,9 +440,12 @@ class Extraction:
         except FileNotFoundError:
             return None
         states, checksum = data[:-4], data[-4:]
-        if google_crc32c.value(states).to_bytes(4, "little") != checksum:
+        rows = min(self.config.batch_size, self.rows["train"] - block * self.config.batch_size)
+        shape = (rows, self.config.seq_len, _width(self.config, self.encoder))
+        # The length too, for the checksum of nothing is zero: what a power cut leaves may be a few zeros.
+        if len(states) != 4 * math.prod(shape) or google_crc32c.value(states).to_bytes(4, "little") != checksum:
             return None
-        return np.frombuffer(states, np.float32).reshape(-1, self.config.seq_len, _width(self.config, self.encoder))
+        return np.frombuffer(states, np.float32).reshape(shape)
 
     def _encode(self, split: str, block: int) -> np.ndarray:
         start = block * self.config.batch_size
@@ -444,10 +472,12 @@ class Extraction:
             if not self._statistics_path.is_file():
                 self._write_statistics()
             if (self.out / "store.json").is_file():
-                return
+                return store.check_described(self.out)
             everything, without_first = self._read_statistics()
-            self.writer.create(self.rows, everything.mean_D, everything.std_D)
-            stored = [vector.astype(np.float32).tolist() for vector in (everything.mean_D, everything.std_D)]
+            covered = self.writer.create(self.rows, everything.mean_D, everything.std_D)
+            covered |= self._keep_tokenizer()
+            for name in ("artifact.json", "config.yaml", "statistics.safetensors"):
+                covered[name] = files.sha256_file(self.out / name)
             description = {
                 "rows": self.rows,
                 "tokens": sum(self.rows.values()) * self.config.seq_len,
@@ -460,11 +490,19 @@ class Extraction:
                     "layer": self.config.layer,
                     "fingerprint": self.fingerprints["encoder"],
                     "tokenizer": self.fingerprints["tokenizer"],
-                    "statistics": files.sha256_json(stored),
+                    "statistics": store.statistics_hash(everything.mean_D, everything.std_D),
                 },
                 "statistics": {"all": _summary(everything), "without_position_0": _summary(without_first)},
+                "sha256": covered,
             }
-            files.write_json(self.out / "store.json", description)
+            files.write_once(self.out / "store.json", files.dump_digested(description).encode())
+
+    def _keep_tokenizer(self) -> dict[str, str]:
+        """Put the tokenizer into the store; the sha256 of its files."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.tokenizer.save_pretrained(folder)
+            found = files.copy_tree(Path(folder), self.out / "tokenizer")
+        return {f"tokenizer/{name}": digest for name, digest in found.items()}
 
     def _write_statistics(self) -> None:
         width = _width(self.config, self.encoder)
@@ -512,7 +550,8 @@ class Extraction:
         items = [(split, i) for split, rows in self.tokens.items() for i in range(self.writer.shards(len(rows)))]
         length = self.config.seq_len
         have = sum(len(self._shard_tokens(*item)) for item in items if self.writer.done(*item))
-        facts = {"encoder": self.fingerprints["encoder"], "versions": artifact.versions()}
+        maker = {"encoder": self.fingerprints["encoder"], "statistics": store.statistics_hash(mean_D, std_D)}
+        facts = {**maker, "versions": artifact.versions()}
         written, started = 0, time.perf_counter()
         with self.progress.task("encode", sum(self.rows.values()) * length, "token", done=have * length) as task:
 
@@ -560,14 +599,25 @@ class Extraction:
 
     # Phase 4
 
+    def wanting(self) -> list[str]:
+        """The shards that must be made again, because they are not as they were written or are of another store.
+
+        What is there of them is removed.
+        """
+        with claim(self._claim("seal")):
+            wanting = store.wanting(self.out)
+        if wanting:
+            self.progress.note(f"making again: {', '.join(wanting)}")
+        return wanting
+
     def seal(self, result: Artifact) -> Artifact:
         """Write the manifest, once every shard is there, and remove the spool."""
         with claim(self._claim("seal")):
             if not (self.out / "manifest.json").is_file():
                 store.sweep(self.out)
-                description = files.read_json(self.out / "store.json")
-                size = sum(files.size(path) or 0 for path, _ in files.below(self.out / "features.zarr"))
-                result.finish(**description, bytes=size, sha256=store.seal(self.out, self.rows))
+                covered, description = store.seal(self.out), store.described(self.out)
+                size = sum(files.sizes(self.out / "features.zarr").values())
+                result.finish(**{**description, "bytes": size, "sha256": covered})
         _clear(self.work, self.out)
         return Artifact(self.out, "features", "complete")
 

@@ -1,5 +1,7 @@
 """Dividing work among processes: every item once, a dead worker's item done by another."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -7,7 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-from ldlm.claims import claim, share
+import pytest
+
+from ldlm.claims import among, claim, entry, share, sole
+from ldlm.errors import InputError
 
 WORKER = """
 import sys, time
@@ -65,3 +70,26 @@ def test_nothing_is_done_that_is_done(tmp_path):
     worked: list[int] = []
     share([1, 2], done=lambda item: item == 1, work=worked.append, lock=lambda item: tmp_path / str(item))
     assert worked == [2]
+
+
+@pytest.mark.parametrize("lock", [claim, entry, sole, among])
+def test_a_file_system_without_locks_is_refused_in_one_line(tmp_path, monkeypatch, lock):
+    def flock(descriptor, how):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    where = tmp_path / "lock" if lock is claim else tmp_path
+    with pytest.raises(InputError, match=rf"{where} can't be locked \(Function not impl.*--output"), lock(where):
+        pass
+
+
+def test_many_work_in_a_folder_or_one_has_it_to_itself(tmp_path):
+    busy = pytest.raises(InputError, match=f"another process is at work in {tmp_path}")
+    with among(tmp_path), among(tmp_path), busy, sole(tmp_path):
+        pass
+    with sole(tmp_path):
+        for lock in (sole, among):
+            with pytest.raises(InputError, match=f"another process .*{tmp_path}"), lock(tmp_path):
+                pass
+    with among(tmp_path):
+        pass

@@ -317,7 +317,7 @@ def test_what_a_power_cut_leaves_half_written_is_written_again(few, whole, tmp_p
     assert payload(out) == payload(whole)
 
 
-@pytest.mark.parametrize("damage", [b"", b"\0" * 1000, None])
+@pytest.mark.parametrize("damage", [b"", b"\0" * 4, b"\0" * 1000, None])
 def test_raw_states_that_a_power_cut_tore_are_made_again(few, whole, tmp_path, interrupted, damage):
     """They are not fsynced, so after a power cut there may be zeros, or nothing, in a file of the right name."""
     out, counted = tmp_path / "features", interrupted()
