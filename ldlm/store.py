@@ -226,6 +226,12 @@ class FeatureStore:
         return self.split("validation" if validation else "train")
 
 
+def _even(extent: int, most: int) -> int:
+    """The width of equal chunks of up to `most`: a shard is whole chunks, and what is beyond the array is waste."""
+    count = -(-extent // most)
+    return -(-extent // count)
+
+
 def _folder(split: str) -> str:
     """Where the arrays of a split stand in a store."""
     return "features.zarr/" if split == "train" else f"features.zarr/{split}/"
@@ -284,7 +290,7 @@ class StoreWriter:
         if not self.with_hidden:
             return
         for name, dtype in self.codec.dtypes.items():
-            chunks = (CHUNK_ROWS, min(128, length), min(384, width))
+            chunks = (CHUNK_ROWS, _even(length, 128), _even(width, 384))
             shape = (rows, length, width)
             dims = 3 if name == "hidden" else 2
             self._create_array(group, name, shape[:dims], chunks[:dims], dtype)
