@@ -110,9 +110,19 @@ def dataset_source(name: str, revision: str | None = None) -> tuple[str | None, 
     with _loading(f"{name!r}"):
         builder = load_dataset_builder(name, revision=revision)
     paths = [path for found in (builder.config.data_files or {}).values() for path in map(str, found)]
-    if all(Path(path).is_file() for path in paths):
+    if paths and all(Path(path).is_file() for path in paths):
         return None, {path: files.sha256_file(Path(path)) for path in sorted(paths)}
     return builder.hash, {name: builder.hash}
+
+
+def dataset_size(name: str, split: str, revision: str | None = None) -> int | None:
+    """Rows of a split of a Hugging Face dataset, blank ones included, as its card tells; None where it doesn't."""
+    from datasets import load_dataset_builder
+
+    with _loading(f"{name!r}"):
+        builder = load_dataset_builder(name, revision=revision)
+    found = (builder.info.splits or {}).get(split)
+    return None if found is None else found.num_examples or None
 
 
 def dataset_documents(name: str, split: str, column: str, revision: str | None = None) -> Iterator[str]:

@@ -15,23 +15,22 @@ configuration and text alone. A store in an object store is made the same way, w
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import google_crc32c
 import numpy as np
 import torch
 from safetensors.numpy import load, save
 
-from ldlm import accounting, artifact, codecs, files, runtime, store, text
+from ldlm import accounting, artifact, codecs, corpus, files, runtime, store, text
 from ldlm.artifact import Artifact
 from ldlm.claims import claim, share
 from ldlm.codecs import CODECS, Codec, Parts
@@ -54,16 +53,14 @@ def plan(config: ExtractConfig, out: Location | None = None) -> dict[str, Any]:
     _check(config)
     config, _ = _pinned(config)
     tokenizer, encoder = _models(config)
-    started = time.perf_counter()
-    counts = {split: _count_rows(config, tokenizer, split) for split in SPLITS}
+    counts = {split: corpus.count_rows(config, tokenizer, split) for split in SPLITS}
     rows = {split: count.rows for split, count in counts.items()}
     tokens, width = sum(rows.values()) * config.seq_len, _width(config, encoder)
-    packing = (time.perf_counter() - started) / max(1e-9, sum(count.seen for count in counts.values()))
-    packing *= sum(rows.values())
+    packing = sum(count.seconds for count in counts.values()) / max(1, sum(count.packed for count in counts.values()))
     rate = 0.0 if config.kind == "scratch" else _encoder_rate(config, encoder, len(tokenizer))
     return {
         "rows": rows,
-        "estimated": any(count.seen < count.rows for count in counts.values()),
+        "estimated": not all(count.exact for count in counts.values()),
         "tokens": tokens,
         "shards": sum(-(-count // config.shard_rows) for count in rows.values()),
         "bytes": {
@@ -71,7 +68,7 @@ def plan(config: ExtractConfig, out: Location | None = None) -> dict[str, Any]:
         },
         "bytes_free": shutil.disk_usage(_existing_parent(out)).free if isinstance(out, Path | None) else None,
         "tokens_per_second": round(rate),
-        "hours": (packing + (tokens / rate if rate else 0.0)) / 3600,
+        "hours": (packing * sum(rows.values()) + (tokens / rate if rate else 0.0)) / 3600,
         "saved_share_of_step": accounting.encoder_share(encoder.network, config.seq_len),
     }
 
@@ -79,6 +76,12 @@ def plan(config: ExtractConfig, out: Location | None = None) -> dict[str, Any]:
 def _bytes(tokens: int, width: int, codec: Codec) -> int:
     """What that many tokens and their states take, before compression."""
     return round(tokens * (width * codec.bytes_per_value + 4))
+
+
+def _sampled_blocks(config: ExtractConfig, rows: int) -> int:
+    """Over how many blocks of `rows` training rows the statistics are taken."""
+    blocks, wanted = -(-rows // config.batch_size), config.stats_tokens
+    return blocks if wanted is None else min(blocks, -(-wanted // (config.batch_size * config.seq_len)))
 
 
 def _encoder_rate(config: ExtractConfig, encoder: FrozenEncoder, vocabulary: int, seconds: float = 2.0) -> float:
@@ -90,31 +93,6 @@ def _encoder_rate(config: ExtractConfig, encoder: FrozenEncoder, vocabulary: int
         encoder(tokens).cpu()
         done += tokens.numel()
     return done / (time.perf_counter() - started)
-
-
-class _Count(NamedTuple):
-    rows: int  # of a split, perhaps estimated
-    seen: int  # of which so many were packed
-
-
-def _count_rows(config: ExtractConfig, tokenizer: Any, split: str, seconds: float = 20.0) -> _Count:
-    """Rows of a split: all of them are packed where that takes no longer than `seconds`."""
-    documents = _documents(config, split)
-    if documents is None:
-        return _Count(0, 0)
-    taken, ends = 0, time.perf_counter() + seconds
-
-    def first() -> Iterator[str]:
-        nonlocal taken
-        for document in documents:
-            taken += 1
-            yield document
-            if taken >= 1000 and time.perf_counter() > ends:
-                return
-
-    seen = sum(map(len, text.pack(first(), tokenizer, config.seq_len)))
-    others = sum(1 for _ in documents)
-    return _Count(round(seen * (taken + others) / max(1, taken)), seen)
 
 
 def shapes(config: ExtractConfig) -> Shapes:
@@ -140,7 +118,7 @@ def run(config: ExtractConfig, out: Location, *, overwrite: bool = False, progre
 
     with result.or_nothing(unless="ledger"):
         if extraction.pack():
-            extraction.check_space()
+            extraction.check_space(extraction.rows)
             extraction.encode_sample()
             extraction.describe()
             extraction.write_shards()
@@ -234,43 +212,6 @@ def _width(config: ExtractConfig, encoder: FrozenEncoder) -> int:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Documents
-
-
-def _documents(config: ExtractConfig, split: str) -> Iterator[str] | None:
-    """The documents of a split, detokenised; None where there is no such split."""
-    documents = _raw_documents(config, split)
-    if documents is not None and config.detokenizer == "lm1b":
-        return map(text.detokenize_lm1b, documents)
-    return documents
-
-
-def _raw_documents(config: ExtractConfig, split: str) -> Iterator[str] | None:
-    held_out = config.validation_docs
-    if split == "validation":
-        if config.validation_data:
-            return text.file_documents(config.validation_data, config.text_column)
-        if config.validation_split:
-            return _all_documents(config, config.validation_split)
-        if not held_out:
-            return None
-    if not held_out:
-        return _all_documents(config, config.split)
-    total = sum(1 for _ in _all_documents(config, config.split))
-    if total <= held_out:
-        raise InputError(f"--validation-docs {held_out} leaves nothing to train on: there are {total} documents")
-    boundary = total - held_out
-    everything = _all_documents(config, config.split)
-    return itertools.islice(everything, *((boundary,) if split == "train" else (boundary, None)))
-
-
-def _all_documents(config: ExtractConfig, dataset_split: str) -> Iterator[str]:
-    if config.dataset:
-        return text.dataset_documents(config.dataset, dataset_split, config.text_column, config.revision)
-    return text.file_documents(config.data, config.text_column)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 # The phases
 
 
@@ -285,6 +226,11 @@ class Extraction:
     encoder: FrozenEncoder
     fingerprints: dict[str, str]
     progress: Progress
+
+    @property
+    def _stores_states(self) -> bool:
+        """Whether there will be more than tokens and statistics."""
+        return self.config.kind != "scratch" and self.config.codec != "online"
 
     def _claim(self, name: str) -> Path:
         return self.work / "claims" / name
@@ -316,6 +262,7 @@ class Extraction:
             if (self.out / "manifest.json").is_file():
                 return False
             if not (self.work / "spool" / "packing.json").exists():
+                self._check_space_ahead()
                 shutil.rmtree(self.work / "spool", ignore_errors=True)
                 (self.work / "spool").mkdir(parents=True)
                 self.tokenizer.save_pretrained(self.work / "spool" / "tokenizer")
@@ -336,24 +283,39 @@ class Extraction:
         shape = (self.rows[split], self.config.seq_len)
         return np.memmap(self.work / "spool" / f"{split}.tokens", np.int32, "r", shape=shape)
 
-    def check_space(self) -> None:
-        """`InputError` when the store, before compression, and the spooled states don't fit on the disk."""
-        width, length = _width(self.config, self.encoder), self.config.seq_len
-        none = self.config.kind == "scratch" or self.config.codec == "online"
-        spooled = 0 if none else len(self.sample()) * self.config.batch_size
-        needed = spooled * length * width * 4
-        if isinstance(self.out, Path):
-            needed += _bytes(sum(self.rows.values()) * length, 0 if none else width, CODECS[self.config.codec])
-        have = sum(files.size(path) or 0 for path, _ in files.below(self.work))
-        free = shutil.disk_usage(self.work).free
-        if needed > have + free:
+    def _check_space_ahead(self) -> None:
+        """The same before anything is written: by the most rows that the text can make, or else by an estimate."""
+        most = corpus.most_rows(self.config)
+        needed, free = (1, 0) if most is None else self._space(most)
+        if needed > free:
+            self.check_space({split: corpus.count_rows(self.config, self.tokenizer, split).rows for split in SPLITS})
+
+    def check_space(self, rows: Mapping[str, int]) -> None:
+        """`InputError` when a store of so many rows, before compression, and its spool don't fit on the disk."""
+        needed, free = self._space(rows)
+        if needed > free:
+            smaller = {"int8-token": "online, which stores no states", "online": ""}
+            choice = "" if self.config.kind == "scratch" else smaller.get(self.config.codec, "int8-token")
             raise InputError(
-                f"the store needs about {needed / 2**30:.1f} GiB and {self.work} has {free / 2**30:.1f} GiB free; make "
-                f"room or choose --codec int8-token"
+                f"the store and what is spooled for it need about {needed / 2**30:.1f} GiB more and {self.work} has "
+                f"{free / 2**30:.1f} GiB free; make room{f' or choose --codec {choice}' if choice else ''}"
             )
 
+    def _space(self, rows: Mapping[str, int]) -> tuple[int, int]:
+        """Bytes that the disk has yet to take, and those that are free on it."""
+        width, tokens = _width(self.config, self.encoder), sum(rows.values()) * self.config.seq_len
+        needed = tokens * 4
+        if self._stores_states:
+            sample = _sampled_blocks(self.config, rows["train"]) * self.config.batch_size * self.config.seq_len
+            needed += sample * width * 4
+        if isinstance(self.out, Path):
+            needed += _bytes(tokens, width if self._stores_states else 0, CODECS[self.config.codec])
+        parts = (self.work / "spool", self.work / "features.zarr")
+        have = sum(files.size(path) or 0 for part in parts for path, _ in files.below(part))
+        return needed - have, shutil.disk_usage(_existing_parent(self.work)).free
+
     def _pack_split(self, split: str) -> int:
-        documents, rows = _documents(self.config, split), 0
+        documents, rows = corpus.documents(self.config, split), 0
         if documents is None:
             return 0
         path = self.work / "spool" / f"{split}.tokens"
@@ -371,16 +333,15 @@ class Extraction:
     def sample(self) -> list[int]:
         """The training blocks that the statistics are taken over: all, or a seeded choice spread over the corpus."""
         blocks = -(-self.rows["train"] // self.config.batch_size)
-        wanted = self.config.stats_tokens
-        needed = blocks if wanted is None else -(-wanted // (self.config.batch_size * self.config.seq_len))
-        if needed >= blocks:
+        needed = _sampled_blocks(self.config, self.rows["train"])
+        if needed == blocks:
             return list(range(blocks))
         edges = np.linspace(0, blocks, needed + 1).astype(int)  # one block from each of `needed` equal stretches
         return [int(i) for i in np.random.default_rng(self.config.seed).integers(edges[:-1], edges[1:])]
 
     def encode_sample(self) -> None:
         """Spool the raw states of the sample, unless the statistics are already there."""
-        if self._statistics_path.is_file() or self.config.kind == "scratch" or self.config.codec == "online":
+        if self._statistics_path.is_file() or not self._stores_states:
             return
         blocks = self.sample()
         with self.progress.task("encode for statistics", len(blocks), "block") as task:
@@ -538,7 +499,7 @@ class Extraction:
         self, split: str, shard: int, rows: int, mean_D: np.ndarray, std_D: np.ndarray
     ) -> tuple[Parts, dict[str, Any]]:
         """A shard's states as stored, and what the codec cost them."""
-        if self.config.kind == "scratch" or self.config.codec == "online":
+        if not self._stores_states:
             return {}, {}
         codec, size, shape = CODECS[self.config.codec], self.config.batch_size, (rows, self.config.seq_len, len(mean_D))
         dims = {"hidden": 3, "scale": 2}

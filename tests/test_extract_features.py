@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from ldlm.stages import extract_features
 from tokenizers import normalizers
 from torch import nn
 
-from ldlm import files, text
+from ldlm import corpus, files, text
 from ldlm.encoder import load_tokenizer
 from ldlm.errors import InputError
 from ldlm.progress import SILENT
@@ -180,8 +182,10 @@ def test_the_sizes_of_shards_change_the_files_and_no_value(whole, few, tmp_path)
     assert mine.encoder["statistics"] == other.encoder["statistics"]
 
 
-def test_statistics_of_a_sample_are_over_blocks_spread_over_the_corpus(few, corpus, tmp_path):
-    config = replace(few, data=(str(corpus),), codec="fp32", stats_tokens=4 * 8 * LENGTH, shard_rows=128)
+def test_statistics_of_a_sample_are_over_blocks_spread_over_the_corpus(few, request, tmp_path):
+    config = replace(
+        few, data=(str(request.getfixturevalue("corpus")),), codec="fp32", stats_tokens=4 * 8 * LENGTH, shard_rows=128
+    )
     made = extract_features.run(config, tmp_path / "a").path
     opened = FeatureStore(made)
     train = opened.split("train")
@@ -435,11 +439,59 @@ def test_a_dry_run_over_a_large_text_estimates_from_its_first_part(few, tmp_path
     large = tmp_path / "large.txt"
     large.write_text(few_lines.read_text(encoding="utf-8") * 100, encoding="utf-8")
     config = replace(few, data=(str(large),))
-    exact = extract_features._count_rows(config, tokenizer, "train")
-    assert exact.seen == exact.rows
-    guess = extract_features._count_rows(config, tokenizer, "train", seconds=0)
-    assert guess.seen < 0.7 * exact.rows
+    exact = corpus.count_rows(config, tokenizer, "train")
+    assert exact.packed == exact.rows
+    assert exact.exact
+    guess = corpus.count_rows(config, tokenizer, "train", seconds=0)
+    assert guess.packed < 0.7 * exact.rows
     assert guess.rows == pytest.approx(exact.rows, rel=0.2)
+    assert not guess.exact
+
+
+def test_the_time_to_pack_is_that_of_the_rows_that_were_packed(few, tmp_path, few_lines, monkeypatch):
+    """Documents that are only counted, for the estimate or to hold out the last ones, take none of it."""
+    large = tmp_path / "large.txt"
+    large.write_text(few_lines.read_text(encoding="utf-8") * 200, encoding="utf-8")
+    read = text.file_documents
+
+    def slowly(paths, column):
+        for number, document in enumerate(read(paths, column)):
+            time.sleep(0.001 * (number >= 1200))  # beyond those that are packed
+            yield document
+
+    monkeypatch.setattr(text, "file_documents", slowly)
+    started = time.perf_counter()
+    guess = corpus.count_rows(replace(few, data=(str(large),)), load_tokenizer(few.encoder), "train", seconds=0)
+    assert 0 < guess.seconds < 2 < time.perf_counter() - started
+    assert guess.packed < guess.rows
+
+
+def test_a_hub_that_tells_its_size_is_asked_for_no_more_than_is_packed(few, monkeypatch):
+    import datasets
+
+    taken = 0
+
+    def endless(name, **options):
+        nonlocal taken
+        while True:
+            taken += 1
+            yield {"text": "The old captain found a letter before dawn."}
+
+    splits = {"train": SimpleNamespace(num_examples=1_000_000), "test": SimpleNamespace(num_examples=500)}
+    builder = SimpleNamespace(info=SimpleNamespace(splits=splits))
+    monkeypatch.setattr(text, "check_hub", lambda: None)
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, **options: builder)
+    monkeypatch.setattr(datasets, "load_dataset", endless)
+    tokenizer = load_tokenizer(few.encoder)
+    config = replace(few, data=(), dataset="some/corpus", validation_docs=1000)
+    counts = [corpus.count_rows(config, tokenizer, split, seconds=0) for split in ("train", "validation")]
+    assert taken < 5000
+    assert counts[0].rows / counts[1].rows == pytest.approx(999, rel=0.02)
+    assert not any(count.exact for count in counts)
+    other = replace(config, validation_docs=0, validation_split="test")
+    assert corpus.count_rows(other, tokenizer, "validation").rows == pytest.approx(counts[1].rows / 2, abs=1)
+    with pytest.raises(InputError, match="leaves nothing to train on: there are 1000000 documents"):
+        corpus.count_rows(replace(config, validation_docs=1_000_000), tokenizer, "train")
 
 
 def test_a_dry_run_tells_rows_and_bytes_and_writes_nothing(few, whole, tmp_path):
@@ -456,6 +508,65 @@ def test_a_dry_run_tells_rows_and_bytes_and_writes_nothing(few, whole, tmp_path)
     assert plan["shards"] == len(list((whole / "ledger").iterdir()))
     assert plan["bytes_free"] > 0
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({}, "make room or choose --codec int8-token"),
+        ({"codec": "int8-token"}, "make room or choose --codec online, which stores no states"),
+        ({"codec": "online"}, "make room"),
+        ({"kind": "scratch"}, "make room"),
+        ({"suffix": ".parquet"}, "make room or choose --codec int8-token"),
+    ],
+)
+def test_a_write_that_can_not_fit_is_refused_before_anything_is_written(
+    few, whole, few_lines, tmp_path, monkeypatch, notes, changes, advice
+):
+    """Whatever is known of the size of the text beforehand; and what just fits is written."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    changes = dict(changes)
+    if changes.pop("suffix", None):
+        pq.write_table(pa.table({"text": few_lines.read_text().splitlines()}), tmp_path / "few.parquet")
+        changes["data"] = (str(tmp_path / "few.parquet"),)
+    config, real = replace(few, **changes), shutil.disk_usage(tmp_path)
+    tokens = sum(json.loads((whole / "manifest.json").read_text())["rows"].values()) * LENGTH
+    blocks = -(-FeatureStore(whole).split("train").rows // 8)
+    needed = 2 * 4 * tokens  # of the store, and spooled
+    if config.kind != "scratch" and config.codec != "online":
+        needed += tokens * 16 * {"fp16": 2, "int8-token": 1 + 4 / 768}[config.codec] + blocks * 8 * LENGTH * 16 * 4
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real._replace(free=round(needed) - 10))
+    message = rf"need about 0\.0 GiB more and .* has 0\.0 GiB free; {advice}$"
+    with pytest.raises(InputError, match=message):
+        extract_features.run(config, tmp_path / "features", progress=notes)
+    assert notes.begun == []  # not even tokenised
+    assert not (tmp_path / "features").exists()
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real._replace(free=round(needed) + 10))
+    assert extract_features.run(config, tmp_path / "features").complete
+
+
+def test_what_an_interrupted_extraction_has_written_needs_no_room_again(few, whole, tmp_path, monkeypatch, interrupted):
+    real = shutil.disk_usage(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        extract_features.run(few, tmp_path / "f", progress=interrupted(at=9))
+    parts = (path for part in ("spool", "features.zarr") for path in (tmp_path / "f" / part).rglob("*"))
+    written = sum(path.stat().st_size for path in parts if path.is_file())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real._replace(free=0))
+    with pytest.raises(InputError, match="GiB free"):
+        extract_features.run(few, tmp_path / "g")
+    with pytest.raises(InputError, match="GiB free"):
+        extract_features.run(few, tmp_path / "f")
+    rest = extract_features.prepare(few, tmp_path / "f")[0]
+    rest.pack()
+    needed = rest._space(rest.rows)[0]
+    assert needed == extract_features.prepare(few, tmp_path / "h")[0]._space(rest.rows)[0] - written
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real._replace(free=needed))
+    extract_features.run(few, tmp_path / "f")
+    assert payload(tmp_path / "f") == payload(whole)
 
 
 @pytest.mark.parametrize(
