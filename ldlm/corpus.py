@@ -70,8 +70,8 @@ class Count(NamedTuple):
 def count_rows(config: ExtractConfig, tokenizer: Any, split: str, seconds: float = 20.0) -> Count:
     """Rows of a split: all of them are packed where that takes no longer than `seconds`.
 
-    Of more text the first documents are packed, and the rest is estimated from their number. A hub that tells the number
-    of its documents is not asked for those that aren't packed, nor for the last ones where they are held out.
+    Of more text the first documents are packed, and the rest is estimated from their number. A hub that tells the
+    number of its documents is asked for those alone, also where the last ones are held out.
     """
     total = _stated_documents(config, split)
     if total is None:
@@ -112,7 +112,7 @@ def _stated_documents(config: ExtractConfig, split: str) -> int | None:
 
 
 def most_rows(config: ExtractConfig) -> dict[str, int] | None:
-    """Rows by split that the text can't exceed, since a token takes a byte at least; None where its size isn't known."""
+    """Rows by split that the text can't exceed, a token being a byte at least; None where its size isn't known."""
     paths = {"train": config.data, "validation": config.validation_data}
     if config.dataset or any(Path(path).suffix == ".parquet" for found in paths.values() for path in found):
         return None

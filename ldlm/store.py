@@ -324,14 +324,24 @@ class StoreWriter:
         """Whether that shard's record stands."""
         return self.record_path(split, shard).is_file()
 
+    def recorded(self) -> set[tuple[str, int]]:
+        """(split, shard) of all records that stand, by one listing."""
+        names = (path.stem.rpartition("-") for path in files.matching(self.path / "ledger", "*.json"))
+        return {(split, int(shard)) for split, _, shard in names if shard.isdigit()}
+
+    def encoded(self, shard: int, parts: Parts, tokens: np.ndarray) -> dict[str, memoryview]:
+        """What a shard consists of, as bytes by name from the folder of its split: its files, and arrays' metadata."""
+        start = shard * self.shard_rows
+        arrays = {name: (start, rows) for name, rows in {"tokens": tokens, **parts}.items()}
+        return shards.encoded(arrays, lambda group: self._create_split(group, start + len(tokens)))
+
     def write(self, split: str, shard: int, parts: Parts, tokens: np.ndarray, facts: Mapping[str, Any]) -> int:
         """Write a whole shard, durably, and record it with `facts`; returns its bytes.
 
         `parts` as the codec encodes them.
         """
         start = shard * self.shard_rows
-        arrays = {name: (start, rows) for name, rows in {"tokens": tokens, **parts}.items()}
-        made = shards.encoded(arrays, lambda group: self._create_split(group, start + len(tokens)))
+        made = self.encoded(shard, parts, tokens)
         entries: dict[str, dict[str, Any]] = {}
         for name, data in made.items():
             if not name.endswith("zarr.json"):

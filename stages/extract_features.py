@@ -19,11 +19,12 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import google_crc32c
 import numpy as np
@@ -41,14 +42,18 @@ from ldlm.location import Location
 from ldlm.progress import SILENT, Progress
 from ldlm.store import SPLITS, StoreWriter
 
+LOOK_EVERY = 30.0  # seconds between looks at what other processes have done
+Item = TypeVar("Item")
+
 
 def plan(config: ExtractConfig, out: Location | None = None) -> dict[str, Any]:
     """What it would write and take: rows, tokens, shards, bytes per codec before compression, free space, hours.
 
-    Hours are those of one process on this device, at the rates at which it tokenises the text and runs the encoder.
-    Of a large corpus only the first documents are tokenised, and the rest is `estimated` from their number.
-    `saved_share_of_step` is the encoder's part of a training step that runs it, in FLOPs, for a model of the paper's
-    size: what the store saves.
+    Hours are those of one process on this device, at the rates at which it tokenises the text, and then runs the
+    encoder or, where that is slower, makes the bytes of shards; the disk is left out. `online` runs the encoder over
+    the sample for the statistics only. Of a large corpus only the first documents are tokenised, and the rest is
+    `estimated` from their number. `saved_share_of_step` is the encoder's part of a training step that runs it, in
+    FLOPs, for a model of the paper's size: what the store saves.
     """
     _check(config)
     config, _ = _pinned(config)
@@ -57,7 +62,10 @@ def plan(config: ExtractConfig, out: Location | None = None) -> dict[str, Any]:
     rows = {split: count.rows for split, count in counts.items()}
     tokens, width = sum(rows.values()) * config.seq_len, _width(config, encoder)
     packing = sum(count.seconds for count in counts.values()) / max(1, sum(count.packed for count in counts.values()))
-    rate = 0.0 if config.kind == "scratch" else _encoder_rate(config, encoder, len(tokenizer))
+    writer = _writer(config, Path(), _shapes(config, tokenizer, encoder))
+    rate = _rate(config, encoder, writer) if writer.with_hidden else 0.0
+    sample = _sampled_blocks(config, rows["train"]) * config.batch_size * config.seq_len
+    encoding = (tokens if writer.codec.dtypes else min(tokens, sample)) / rate if rate else 0.0
     return {
         "rows": rows,
         "estimated": not all(count.exact for count in counts.values()),
@@ -68,7 +76,7 @@ def plan(config: ExtractConfig, out: Location | None = None) -> dict[str, Any]:
         },
         "bytes_free": shutil.disk_usage(_existing_parent(out)).free if isinstance(out, Path | None) else None,
         "tokens_per_second": round(rate),
-        "hours": (packing * sum(rows.values()) + (tokens / rate if rate else 0.0)) / 3600,
+        "hours": (packing * sum(rows.values()) + encoding) / 3600,
         "saved_share_of_step": accounting.encoder_share(encoder.network, config.seq_len),
     }
 
@@ -84,21 +92,55 @@ def _sampled_blocks(config: ExtractConfig, rows: int) -> int:
     return blocks if wanted is None else min(blocks, -(-wanted // (config.batch_size * config.seq_len)))
 
 
-def _encoder_rate(config: ExtractConfig, encoder: FrozenEncoder, vocabulary: int, seconds: float = 2.0) -> float:
-    """Tokens per second of the forward pass, over batches of random tokens."""
-    tokens = torch.randint(vocabulary, (config.batch_size, config.seq_len))
-    encoder(tokens).cpu()
+def _rate(config: ExtractConfig, encoder: FrozenEncoder, writer: StoreWriter) -> float:
+    """Tokens per second, over blocks of random tokens, of the slower of the two that run side by side.
+
+    One encodes, the other compresses and hashes what will be written; the disk is left out.
+    """
+    tokens = torch.randint(writer.shapes.vocab_size, (config.batch_size, config.seq_len))
+    statistics, parts = Statistics.of(encoder(tokens).cpu().numpy()), dict[str, np.ndarray]()
+    mean_D, std_D = statistics.mean_D.astype(np.float32), statistics.std_D.astype(np.float32)
+
+    def encode() -> None:
+        states = encoder(tokens).cpu().numpy()
+        if writer.codec.dtypes:
+            parts.update(_stored(states, mean_D, std_D, writer.codec)[0])
+
+    def compress() -> None:
+        for data in writer.encoded(0, parts, tokens.numpy().astype(np.int32)).values():
+            files.sha256(data)
+
+    return min(tokens.numel() * _per_second(part) for part in (encode, compress))
+
+
+def _per_second(work: Callable[[], None], seconds: float = 1.0) -> float:
+    work()
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
-        encoder(tokens).cpu()
-        done += tokens.numel()
+        work()
+        done += 1
     return done / (time.perf_counter() - started)
 
 
 def shapes(config: ExtractConfig) -> Shapes:
     """Sizes of the rows that it would write."""
     tokenizer, encoder = _models(config)
+    return _shapes(config, tokenizer, encoder)
+
+
+def _shapes(config: ExtractConfig, tokenizer: Any, encoder: FrozenEncoder) -> Shapes:
     return Shapes(seq_len=config.seq_len, hidden_dim=_width(config, encoder), vocab_size=len(tokenizer))
+
+
+def _writer(config: ExtractConfig, out: Location, shapes: Shapes) -> StoreWriter:
+    return StoreWriter(
+        out,
+        shapes,
+        codec=CODECS[config.codec],
+        compression=config.compression,
+        shard_rows=config.shard_rows,
+        with_hidden=config.kind != "scratch",
+    )
 
 
 def _existing_parent(path: Path | None) -> Path:
@@ -110,6 +152,7 @@ def run(config: ExtractConfig, out: Location, *, overwrite: bool = False, progre
     """Write the store `out` and seal it. The same call again takes up an interrupted one, or joins a running one."""
     if overwrite and _world()[1] > 1:
         raise InputError("--overwrite can't be shared by several processes; remove the old store first")
+    progress = SILENT if _world()[0] else progress
     extraction, result = prepare(config, out, overwrite=overwrite, progress=progress)
     if result.complete:
         _clear(extraction.work, out)  # killed between the seal and this
@@ -215,6 +258,69 @@ def _width(config: ExtractConfig, encoder: FrozenEncoder) -> int:
 # The phases
 
 
+class TokenRows:
+    """Spooled token rows of a split. Read with pread: the pages of a memory map would count as the process's memory."""
+
+    def __init__(self, path: Path, rows: int, seq_len: int) -> None:
+        self.rows, self.seq_len = rows, seq_len
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows (stop − start, L) int32, as far as there are."""
+        stop, row = min(stop, self.rows), 4 * self.seq_len
+        data = bytearray(os.pread(self._descriptor, (stop - start) * row, start * row))
+        return np.frombuffer(data, np.int32).reshape(stop - start, self.seq_len)
+
+
+class Tally(Generic[Item]):
+    """Tells a task of items that several processes share how many of their tokens are done, and the bytes so made.
+
+    Those of this process as it goes, and those of the others by what is recorded, looked up now and then.
+    """
+
+    def __init__(
+        self, progress: Progress, name: str, sizes: Mapping[Item, int], recorded: Callable[[], Set[Item]]
+    ) -> None:
+        self.sizes, self.recorded = sizes, recorded
+        self.before = frozenset(recorded() & sizes.keys())
+        self.counted = set(self.before)
+        self.task = progress.task(name, sum(sizes.values()), "token", done=sum(map(sizes.__getitem__, self.before)))
+        self.own = self.others = self.bytes = 0
+        self.started = self.looked = time.monotonic()
+
+    def advance(self, item: Item, tokens: int) -> None:
+        """This process has done so many more tokens of an item."""
+        self.counted.add(item)
+        self.own += tokens
+        others = self._others() if time.monotonic() - self.looked > LOOK_EVERY else 0
+        self._tell(tokens + others)
+
+    def _others(self) -> int:
+        """Tokens of what others have recorded since the last look."""
+        self.looked = time.monotonic()
+        new = (self.recorded() & self.sizes.keys()) - self.counted
+        self.counted |= new
+        found = sum(map(self.sizes.__getitem__, new))
+        self.others += found
+        return found
+
+    def _tell(self, tokens: int) -> None:
+        # The others' bytes are as many per token as one's own, of which alone the number is known here.
+        written = self.bytes * (self.own + self.others) / max(1, self.own)
+        seconds = max(1e-9, time.monotonic() - self.started)
+        self.task.advance(tokens, written=f"{written / 1e6 / seconds:.1f} MB/s")
+
+    def __enter__(self) -> Tally[Item]:
+        self.task.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if error[0] is None:
+            self._tell(self._others())
+        self.task.__exit__(*error)
+
+
 @dataclass
 class Extraction:
     """The phases of one extraction, each shared by all processes that run it on `out`."""
@@ -270,18 +376,17 @@ class Extraction:
                 rows = {split: self._pack_split(split) for split in SPLITS}
                 files.write_json(self.work / "spool" / "packing.json", rows)
             self.rows: dict[str, int] = files.read_json(self.work / "spool" / "packing.json")
-            # Mapped while the claim is held: whoever seals the store meanwhile may remove the names, not the pages.
-            self.tokens = {split: self._spooled(split) for split, rows in self.rows.items() if rows}
+            # Opened while the claim is held: whoever seals the store meanwhile may remove the names, not the files.
+            self.tokens = {
+                split: TokenRows(self.work / "spool" / f"{split}.tokens", rows, self.config.seq_len)
+                for split, rows in self.rows.items()
+                if rows
+            }
         if not self.rows["train"]:
             raise InputError(
                 f"the text is shorter than one row of {self.config.seq_len} tokens; give more text or lower --seq-len"
             )
         return True
-
-    def _spooled(self, split: str) -> np.ndarray:
-        """Token rows (rows, L) int32, mapped from disk."""
-        shape = (self.rows[split], self.config.seq_len)
-        return np.memmap(self.work / "spool" / f"{split}.tokens", np.int32, "r", shape=shape)
 
     def _check_space_ahead(self) -> None:
         """The same before anything is written: by the most rows that the text can make, or else by an estimate."""
@@ -344,18 +449,25 @@ class Extraction:
         if self._statistics_path.is_file() or not self._stores_states:
             return
         blocks = self.sample()
-        with self.progress.task("encode for statistics", len(blocks), "block") as task:
+        size, length = self.config.batch_size, self.config.seq_len
+        sizes = {block: min(size, self.rows["train"] - block * size) * length for block in blocks}
+        with Tally(self.progress, "encode for statistics", sizes, self._spooled_blocks) as tally:
 
             def work(block: int) -> None:
-                self._spool(block, self._encode("train", block))
-                task.advance(1)
+                states = self._encode("train", block)
+                self._spool(block, states)
+                tally.bytes += states.nbytes
+                tally.advance(block, sizes[block])
 
             share(
-                blocks,
+                [block for block in blocks if block not in tally.before],
                 done=lambda block: self._spool_path(block).exists(),
                 work=work,
                 lock=lambda block: self._claim(f"block-{block}"),
             )
+
+    def _spooled_blocks(self) -> set[int]:
+        return {int(path.name.partition("-")[2]) for path in files.matching(self.work / "spool", "states-*")}
 
     def _spool_path(self, block: int) -> Path:
         return self.work / "spool" / f"states-{block:07d}"
@@ -382,8 +494,8 @@ class Extraction:
 
     def _encode(self, split: str, block: int) -> np.ndarray:
         start = block * self.config.batch_size
-        rows = np.array(self.tokens[split][start : start + self.config.batch_size])
-        states = self.encoder(torch.from_numpy(rows)).cpu().numpy()
+        tokens = self.tokens[split].read(start, start + self.config.batch_size)
+        states = self.encoder(torch.from_numpy(tokens)).cpu().numpy()
         if not np.isfinite(states).all():
             raise InputError(f"{self.config.encoder} gives states that are not finite for {split} rows {start} ff.")
         return states
@@ -450,19 +562,7 @@ class Extraction:
     @cached_property
     def writer(self) -> StoreWriter:
         """Of this store."""
-        shapes = Shapes(
-            seq_len=self.config.seq_len,
-            hidden_dim=_width(self.config, self.encoder),
-            vocab_size=len(self.tokenizer),
-        )
-        return StoreWriter(
-            self.out,
-            shapes,
-            codec=CODECS[self.config.codec],
-            compression=self.config.compression,
-            shard_rows=self.config.shard_rows,
-            with_hidden=self.config.kind != "scratch",
-        )
+        return _writer(self.config, self.out, _shapes(self.config, self.tokenizer, self.encoder))
 
     # Phase 3
 
@@ -470,47 +570,53 @@ class Extraction:
         """Every shard that has no record yet."""
         statistics, _ = self._read_statistics()
         mean_D, std_D = statistics.mean_D.astype(np.float32), statistics.std_D.astype(np.float32)
-        items = [(split, i) for split, rows in self.tokens.items() for i in range(self.writer.shards(len(rows)))]
-        length = self.config.seq_len
-        have = sum(len(self._shard_tokens(*item)) for item in items if self.writer.done(*item))
+        size, length = self.config.shard_rows, self.config.seq_len
+        sizes = {
+            (split, start // size): min(size, rows - start) * length
+            for split, rows in self.rows.items()
+            for start in range(0, rows, size)
+        }
         facts = {"encoder": self.fingerprints["encoder"], "versions": artifact.versions()}
-        written, started = 0, time.perf_counter()
-        with self.progress.task("encode", sum(self.rows.values()) * length, "token", done=have * length) as task:
+        with Tally(self.progress, "encode", sizes, self.writer.recorded) as tally:
 
-            def work(item: tuple[str, int]) -> None:
-                nonlocal written
-                tokens = self._shard_tokens(*item)
-                parts, error = self._shard_parts(*item, len(tokens), mean_D, std_D)
-                written += self.writer.write(*item, parts, tokens, {**error, **facts})
-                task.advance(tokens.size, written=f"{written / 1e6 / (time.perf_counter() - started):.1f} MB/s")
+            def encode(item: tuple[str, int]) -> tuple[Parts, dict[str, Any]]:
+                return self._shard_parts(*item, mean_D, std_D, lambda tokens: tally.advance(item, tokens))
+
+            def write(item: tuple[str, int], made: tuple[Parts, dict[str, Any]]) -> None:
+                parts, error = made
+                tally.bytes += self.writer.write(*item, parts, self._shard_tokens(*item), {**error, **facts})
 
             share(
-                self._in_turn(items),
+                [item for item in self._in_turn(list(sizes)) if item not in tally.before],
                 done=lambda item: self.writer.done(*item),
-                work=work,
+                work=encode,
+                finish=write,
                 lock=lambda item: self._claim(f"{item[0]}-{item[1]}"),
             )
 
     def _shard_tokens(self, split: str, shard: int) -> np.ndarray:
         size = self.config.shard_rows
-        return np.array(self.tokens[split][shard * size : (shard + 1) * size])
+        return self.tokens[split].read(shard * size, (shard + 1) * size)
 
     def _shard_parts(
-        self, split: str, shard: int, rows: int, mean_D: np.ndarray, std_D: np.ndarray
+        self, split: str, shard: int, mean_D: np.ndarray, std_D: np.ndarray, advance: Callable[[int], None]
     ) -> tuple[Parts, dict[str, Any]]:
-        """A shard's states as stored, and what the codec cost them."""
+        """A shard's states as stored, and what the codec cost them. `advance` hears of tokens as they are encoded."""
+        rows = min(self.config.shard_rows, self.rows[split] - shard * self.config.shard_rows)
         if not self._stores_states:
+            advance(rows * self.config.seq_len)
             return {}, {}
         codec, size, shape = CODECS[self.config.codec], self.config.batch_size, (rows, self.config.seq_len, len(mean_D))
         dims = {"hidden": 3, "scale": 2}
         stored = {name: np.empty(shape[: dims[name]], dtype) for name, dtype in codec.dtypes.items()}
         error = codecs.Error(np.zeros(len(mean_D)), np.zeros(len(mean_D)))
         for place in range(0, rows, size):
-            h = (self._states(split, (shard * self.config.shard_rows + place) // size) - mean_D) / std_D
-            parts = codecs.encode(h, codec)
-            error = error.merge(codecs.Error.of(h, parts, codec))
+            states = self._states(split, (shard * self.config.shard_rows + place) // size)
+            parts, lost = _stored(states, mean_D, std_D, codec)
+            error = error.merge(lost)
             for name, values in parts.items():
                 stored[name][place : place + size] = values
+            advance(len(states) * self.config.seq_len)
         if codec.name.startswith("int8") and error.worst_channel > self.config.max_channel_error:
             raise InputError(
                 f"--codec {codec.name} loses {error.worst_channel:.1%} of a channel in shard {split}-{shard:05d} "
@@ -531,6 +637,13 @@ class Extraction:
                 result.finish(**description, bytes=size, sha256=store.seal(self.out, self.rows))
         _clear(self.work, self.out)
         return Artifact(self.out, "features", "complete")
+
+
+def _stored(states: np.ndarray, mean_D: np.ndarray, std_D: np.ndarray, codec: Codec) -> tuple[Parts, codecs.Error]:
+    """States (R, L, D), normalised, as the codec stores them, and what that loses."""
+    h = (states - mean_D) / std_D
+    parts = codecs.encode(h, codec)
+    return parts, codecs.Error.of(h, parts, codec)
 
 
 def _summary(statistics: Statistics | None) -> dict[str, Any] | None:

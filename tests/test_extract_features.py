@@ -1,11 +1,16 @@
 """Extraction against an independent pass of transformers, and an interrupted one against an uninterrupted one."""
 
+import hashlib
 import json
+import os
+import re
 import shutil
+import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,8 +24,8 @@ from torch import nn
 from ldlm import corpus, files, text
 from ldlm.encoder import load_tokenizer
 from ldlm.errors import InputError
-from ldlm.progress import SILENT
-from ldlm.store import FeatureStore
+from ldlm.progress import SILENT, Progress, Task
+from ldlm.store import SPLITS, FeatureStore
 
 LENGTH = 16
 
@@ -277,6 +282,107 @@ def test_the_encoder_runs_once_per_row(few, tmp_path):
     assert Counter(seen) == Counter(stored_rows(made))
 
 
+def test_a_shard_is_written_while_the_next_is_encoded(few, whole, tmp_path, monkeypatch):
+    """The record of the first waits until rows of the second pass the encoder, which would never be in series."""
+    config = replace(few, stats_tokens=1)  # one block is spooled, and the others are encoded when they are stored
+    expected = extract_features.run(config, tmp_path / "expected").path
+    second, met = set(map(tuple, FeatureStore(whole).split("train").tokens[16:32].tolist())), threading.Event()
+    real = os.replace
+
+    def rename(source, target):
+        if Path(target).name == "train-00000.json":
+            assert met.wait(timeout=20)
+        real(source, target)
+
+    def note(module, args):
+        if isinstance(module, nn.Embedding) and module.num_embeddings == 320:
+            second.isdisjoint(map(tuple, args[0].tolist())) or met.set()
+
+    monkeypatch.setattr(os, "replace", rename)
+    extraction, result = extract_features.prepare(config, tmp_path / "f")
+    extraction.pack()
+    extraction.encode_sample()
+    extraction.describe()
+    hook = nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        extraction.write_shards()
+    finally:
+        hook.remove()
+    extraction.seal(result)
+    assert payload(tmp_path / "f") == payload(expected)
+
+
+def test_progress_is_in_tokens_and_counts_what_was_done_before_and_by_others(few, whole, tmp_path, monkeypatch):
+    told = {}
+
+    class Told(Progress):
+        def task(self, name, total, unit, done=0):
+            told[name] = [(total, unit, done)]
+            made = Task()
+            made.advance = lambda count, **figures: told[name].append((count, figures))
+            return made
+
+    whole_rows = {name: FeatureStore(whole).split(name).rows for name in SPLITS}
+    total, train = sum(whole_rows.values()) * LENGTH, whole_rows["train"] * LENGTH
+    extract_features.run(few, tmp_path / "f", progress=Told())
+    assert told["encode for statistics"][0] == (train, "token", 0)
+    assert told["encode"][0] == (total, "token", 0)
+    for name, amount in (("encode for statistics", train), ("encode", total)):
+        counts = [count for count, _ in told[name][1:]]
+        assert sum(counts) == amount
+        assert max(counts) == few.batch_size * LENGTH  # a report after every batch
+        assert re.fullmatch(r"\d+\.\d MB/s", told[name][-1][1]["written"])
+
+    # Another has done the first shard before; the second and the last are done by another meanwhile.
+    out = shutil.copytree(tmp_path / "f", tmp_path / "g")
+    (out / "manifest.json").unlink()
+    hidden = {name: (out / "ledger" / name).rename(tmp_path / name).name for name in os.listdir(out / "ledger")}
+    shutil.copy(tmp_path / hidden["train-00000.json"], out / "ledger")
+    real = extract_features.Extraction._shard_parts
+
+    def meanwhile(self, split, shard, *rest):
+        for name in ("train-00001.json", "validation-00001.json"):
+            shutil.copy(tmp_path / name, out / "ledger")
+        return real(self, split, shard, *rest)
+
+    monkeypatch.setattr(extract_features.Extraction, "_shard_parts", meanwhile)
+    monkeypatch.setattr(extract_features.Extraction, "_in_turn", lambda self, items: [items[0], *items[2:], items[1]])
+    monkeypatch.setattr(extract_features, "LOOK_EVERY", 0.0)
+    extract_features.run(few, out, progress=Told())
+    assert told["encode"][0] == (total, "token", 16 * LENGTH)
+    counts = [count for count, _ in told["encode"][1:]]
+    assert counts[0] == (8 + 16 + whole_rows["validation"] - 16) * LENGTH  # the others' with one's own first batch
+    assert sum(counts) == total - 16 * LENGTH
+    assert payload(out) == payload(whole)
+
+
+def test_only_the_first_process_of_a_job_says_what_it_does(few, tmp_path, monkeypatch, notes):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        extract_features.run(few, tmp_path / rank, progress=notes)
+        assert bool(notes.begun) == (rank == "0")
+
+
+def test_what_is_done_is_not_read_again(few, whole, tmp_path, monkeypatch):
+    """Rows are counted by arithmetic, and the spool of tokens is no part of the process's memory."""
+    out = shutil.copytree(whole, tmp_path / "f")
+    (out / "manifest.json").unlink()
+    (out / "ledger" / "train-00002.json").unlink()
+    asked, real = [], os.pread
+
+    def pread(descriptor, length, offset):
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".tokens"):
+            asked.append(offset // (4 * LENGTH))
+        assert ".tokens" not in Path("/proc/self/maps").read_text()
+        return real(descriptor, length, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+    extract_features.run(few, out)
+    assert asked and set(asked) <= set(range(32, 48))
+    assert payload(out) == payload(whole)
+
+
 def test_an_extraction_interrupted_at_every_point_ends_with_the_bytes_of_an_uninterrupted_one(
     few, whole, tmp_path, interrupted
 ):
@@ -294,7 +400,11 @@ def test_an_extraction_interrupted_at_every_point_ends_with_the_bytes_of_an_unin
     assert payload(out) == payload(whole)
     assert record(out) == record(whole)
     assert not (out / "spool").exists()
-    assert Counter(seen) == Counter(stored_rows(whole))  # every row was encoded once, over all attempts
+    # Over all attempts every training row was encoded once. Held-out rows have no spool: their shard was begun anew
+    # when one of its reports was the last.
+    train, validation = (Counter(map(tuple, FeatureStore(whole).split(name).tokens[:].tolist())) for name in SPLITS)
+    times = Counter(seen)
+    assert (train + validation) <= times <= train + validation + validation + validation
 
 
 @pytest.mark.parametrize("at", [0, 4, 9])
@@ -492,6 +602,36 @@ def test_a_hub_that_tells_its_size_is_asked_for_no_more_than_is_packed(few, monk
     assert corpus.count_rows(other, tokenizer, "validation").rows == pytest.approx(counts[1].rows / 2, abs=1)
     with pytest.raises(InputError, match="leaves nothing to train on: there are 1000000 documents"):
         corpus.count_rows(replace(config, validation_docs=1_000_000), tokenizer, "train")
+
+
+@pytest.mark.parametrize("slow", ["encoder", "hash", None])
+def test_the_rate_of_a_dry_run_is_that_of_the_slower_of_encoding_and_making_shards(few, tmp_path, monkeypatch, slow):
+    """Each of them held up by 0.2 s a block, which is far more than either takes."""
+    tokens, real = few.batch_size * LENGTH, hashlib.sha256
+
+    def sha256(*data):
+        time.sleep(0.1)  # for each of two files
+        return real(*data)
+
+    def forward(module, args):
+        if isinstance(module, nn.Embedding) and module.num_embeddings == 320:
+            time.sleep(0.2)
+
+    if slow == "hash":
+        monkeypatch.setattr(hashlib, "sha256", sha256)
+    hook = nn.modules.module.register_module_forward_pre_hook(forward) if slow == "encoder" else None
+    try:
+        rate = extract_features.plan(few)["tokens_per_second"]
+    finally:
+        if hook is not None:
+            hook.remove()
+    assert (rate < tokens / 0.2) == (slow is not None)
+
+
+def test_a_dry_run_for_online_encodes_only_the_sample(few):
+    plans = [extract_features.plan(replace(few, codec="online", stats_tokens=n)) for n in (1, None)]
+    assert [plan["tokens"] for plan in plans] == [plans[0]["tokens"]] * 2
+    assert plans[0]["hours"] < plans[1]["hours"]
 
 
 def test_a_dry_run_tells_rows_and_bytes_and_writes_nothing(few, whole, tmp_path):

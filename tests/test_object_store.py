@@ -173,8 +173,7 @@ def test_a_server_that_stays_down_fails_clearly_and_the_same_command_goes_on(few
             return made
 
         def count(self, name):
-            self.shards = getattr(self, "shards", 0) + (name == "encode")
-            proxy.chance = float(self.shards >= 1)
+            proxy.chance = float(name == "encode" and any((place / "ledger").glob("*.json")))
 
     place = locate(f"{bucket}/features")
     with pytest.raises(StorageError, match=r"s3://.* failed, with up to 6 retries .* run the same command again"):
@@ -245,6 +244,17 @@ def test_of_two_machines_that_make_a_shard_differently_the_first_counts(few, buc
     stored = (place / "features.zarr" / "hidden" / "c/0/0/0").read_bytes()
     assert files.sha256(stored) == record["files"]["features.zarr/hidden/c/0/0/0"]["sha256"]
     assert FeatureStore(place, allow_partial=True).split("train").read(0, 1)[0]["hidden"].max() == 0
+
+
+def test_shards_that_are_done_cost_one_listing_and_not_a_request_each(few, bucket, proxy, monkeypatch):
+    place = locate(f"{bucket}/features")
+    extract_features.run(few, place)
+    (place / "manifest.json").unlink()
+    (place / "ledger" / "train-00000.json").unlink()
+    asked, real = [], proxy.forward
+    monkeypatch.setattr(proxy, "do_HEAD", lambda self: asked.append(self.path) or real(self))
+    extract_features.run(few, place)
+    assert {path.rpartition("/")[2] for path in asked if "/ledger/" in path} == {"train-00000.json"}
 
 
 def test_another_configuration_is_refused_and_overwrite_replaces(few, bucket):
