@@ -82,7 +82,6 @@ def _train(
     config, world = state.config, state.world
     alone = world.size == 1  # others would wait for this process in vain
     with stream, progress.task("train", config.steps, "step", done=state.step) as task, suppress(Stopped):
-        batches = iter(stream)
         while not world.any(stop.wished is not None):
             if journal.wants_evaluation(state):
                 with stop.at_once(alone):
@@ -94,10 +93,10 @@ def _train(
 
             asked = time.perf_counter()
             with stop.at_once(alone):
-                batch = next(batches)
+                batch = stream.read()
             journal.waited += time.perf_counter() - asked
 
-            step = train_step(state, batch)
+            step = train_step(state, stream.complete(batch))
 
             shown = {}
             if not step.finite:
