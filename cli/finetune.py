@@ -13,25 +13,33 @@ from ldlm.config import FinetuneConfig
 @stage_options(FinetuneConfig)
 @path_option("--run", "the trained run")
 @path_option("--features", "the feature store that it was trained on")
-def command(options: Options, run: str | None, features: str | None) -> None:
+@click.option("--allow-partial", is_flag=True, help="use the shards that an unsealed store has")
+@click.option("--list", "as_list", is_flag=True, help="print the decoders that the run has and stop")
+def command(options: Options, run: str | None, features: str | None, allow_partial: bool, as_list: bool) -> None:
     """Freeze encoder and denoiser, and train a new token decoder of K blocks on noisy latents.
 
-    It becomes the run's default decoder, and sampling needs D_h no more.
+    It becomes the run's default decoder, and sampling needs D_h no more. The same command goes on from the newest
+    checkpoint.
 
     \b
-    Example:
+    Examples:
       ldlm finetune-decoder --run run --features features --layers 2
+      ldlm finetune-decoder --run run --list
     """
     config = options.build()
     from ldlm.stages import finetune_decoder as stage
 
     run_path = require(run, "--run", "run")
+    if as_list:
+        decoders = [vars(decoder) for decoder in stage.listing(config, run_path)]
+        return options.show(decoders, lambda: _listing(decoders))
     if options.dry_run:
         return options.show_plan(stage.plan(config, run_path))
     made = stage.run(
         config,
         run_path,
         require_place(features, "--features", "features"),
+        allow_partial=allow_partial,
         overwrite=bool(options.overwrite),
         progress=show.Terminal(),
     )
@@ -39,13 +47,40 @@ def command(options: Options, run: str | None, features: str | None) -> None:
     options.show(result, lambda: _table(result))
 
 
+FIGURES = {
+    "l_w": "L_w, tokens under noise",
+    "token_accuracy": "token accuracy under noise",
+    "l_w_clean": "L_w, clean",
+    "token_accuracy_clean": "token accuracy, clean",
+}
+
+
 def _table(result: dict) -> str:
-    return show.pairs(
-        {
-            "decoder": f"{result['name']} (in {result['output']})",
-            "parameters": f"{result['parameters']:,}, in place of {result['replaces']:,} in D_h and D_w",
-            "held-out token accuracy": f"{result['held_out']['token_accuracy']:.3f} under noise, "
-            f"{result['held_out']['token_accuracy_clean']:.3f} clean",
-            "seconds": result["seconds"],
-        }
-    )
+    mine, joint, saved = result["parameters"], result["replaces"], result["replaces"] - result["parameters"]
+    rows = [
+        ("parameters", mine, joint),
+        ("parameters saved", saved, None),
+        *((label, result["held_out"][key], result["joint"].get(key)) for key, label in FIGURES.items()),
+    ]
+    layers, took = result["network"]["layers"], show.duration(result["seconds"])
+    head = f"{result['output']}: {layers} layers, {result['step']:,} steps, σ_dec {result['sigma_dec']}, {took}"
+    rows_read = f"{result['held_out']['rows']:,} {result['held_out']['split']} rows"
+    return head + "\n\n" + show.table((rows_read, result["name"], "D_h and D_w"), rows)
+
+
+def _listing(decoders: list[dict]) -> str:
+    """One line per decoder; the one that `sample` takes by default has a star."""
+    headers = ("decoder", "layers", "parameters", "σ_dec", "L_w", "accuracy", "L_w clean", "clean", "steps", "of step")
+    rows = [
+        (
+            f"{decoder['name']}{' *' * decoder['default']}{'' if decoder['usable'] else ' (other checkpoint)'}",
+            decoder["layers"],
+            decoder["parameters"],
+            decoder["sigma_dec"],
+            *(decoder["held_out"].get(key) for key in FIGURES),
+            decoder["step"],
+            decoder["checkpoint_step"],
+        )
+        for decoder in decoders
+    ]
+    return show.table(headers, rows)

@@ -13,8 +13,9 @@ from ldlm.config import InterpolateConfig
 @stage_options(InterpolateConfig)
 @path_option("--run", "the trained run")
 @path_option("--features", "the feature store that it was trained on")
+@click.option("--allow-partial", is_flag=True, help="use the shards that an unsealed store has")
 @path_option("--output", "folder for interpolation.json, the texts and the plot")
-def command(options: Options, run: str | None, features: str | None, output: str | None) -> None:
+def command(options: Options, run: str | None, features: str | None, allow_partial: bool, output: str | None) -> None:
     """Decode the straight way between the latents of pairs of held-out texts, and score the texts on it.
 
     \b
@@ -31,6 +32,7 @@ def command(options: Options, run: str | None, features: str | None, output: str
         require(run, "--run", "run"),
         require_place(features, "--features", "features"),
         require(output, "--output", "interpolation"),
+        allow_partial=allow_partial,
         overwrite=bool(options.overwrite),
         progress=show.Terminal(),
     )

@@ -63,7 +63,19 @@ def main() -> None:
 
 
 def _register() -> None:
-    from ldlm.cli import evaluate, extract, features, finetune, interpolate, plot, pretrain, quickstart, sample, train
+    from ldlm.cli import (
+        evaluate,
+        extract,
+        features,
+        finetune,
+        interpolate,
+        plot,
+        pretrain,
+        quickstart,
+        sample,
+        sweep,
+        train,
+    )
 
     main.add_command(quickstart.command, "quickstart")
     main.add_command(pretrain.command, "pretrain-encoder")
@@ -73,6 +85,7 @@ def _register() -> None:
     main.add_command(plot.command, "plot")
     main.add_command(finetune.command, "finetune-decoder")
     main.add_command(sample.command, "sample")
+    main.add_command(sweep.command, "sweep")
     main.add_command(interpolate.command, "interpolate")
     main.add_command(evaluate.command, "evaluate")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ def command(
         overwrite=bool(options.overwrite),
         progress=show.Terminal(),
     )
+    if int(os.environ.get("RANK", "0")):
+        return  # of several processes one reports
     result = {"output": str(made.path), **made.manifest}
     options.show(result, lambda: _table(result))
 

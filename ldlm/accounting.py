@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ldlm.config import ModelConfig, Shapes, TrainConfig, from_dict, preset
 from ldlm.layers import recompute_activations
 from ldlm.model import JointModel, build_meta
-from ldlm.objective import Draws, Objective
+from ldlm.objective import Draws, Objective, Phase, Smoothing, set_trainable
 
 # float32 weights, their gradients, AdamW's two moments and the weight average
 BYTES_PER_PARAMETER = 4 * 5
@@ -33,23 +33,35 @@ def parameters(model: JointModel) -> dict[str, int]:
 def training_cost(config: TrainConfig, shapes: Shapes, *, rows: int | None = None) -> dict[str, Any]:
     """Parameters, FLOPs per token and bytes of one training step of `rows` rows in float32.
 
-    `rows` at a time are the batch's, divided by `accumulate`, on one device.
+    `rows` at a time are the batch's, divided by `accumulate`, on one device. For space=cosmos it is a step of the
+    denoiser's phase.
     """
     rows = rows or -(-config.batch_size // config.accumulate)
     model = build_meta(config.model, shapes)
+    phase: Phase = "joint" if config.model.space != "cosmos" else "diffusion"
+    set_trainable(model, phase)
     if config.recompute:
         recompute_activations(model)
     objective = Objective(model, config.diffusion, config.recipe)
-    plain_flops, activations = _step(objective, shapes, self_condition=False)
-    conditioned_flops, _ = _step(objective, shapes, self_condition=True)
-    p = config.diffusion.self_conditioning
+    _, activations = _step(objective, shapes, phase, self_condition=False)
     counts = parameters(model)
     return {
         "parameters": counts,
-        "flops_per_token": round(((1 - p) * plain_flops + p * conditioned_flops) / shapes.seq_len),
+        "flops_per_token": flops_per_token(config, shapes, phase),
         "rows_at_once": rows,
         "memory_bytes": BYTES_PER_PARAMETER * sum(counts.values()) + rows * activations,
     }
+
+
+def flops_per_token(config: TrainConfig, shapes: Shapes, phase: Phase = "joint") -> int:
+    """FLOPs that a training step of the phase needs, per token: activations that are computed again don't count."""
+    model = build_meta(config.model, shapes)
+    set_trainable(model, phase)
+    objective = Objective(model, config.diffusion, config.recipe)
+    plain, _ = _step(objective, shapes, phase, self_condition=False)
+    conditioned, _ = _step(objective, shapes, phase, self_condition=True)
+    p = config.diffusion.self_conditioning
+    return round(((1 - p) * plain + p * conditioned) / shapes.seq_len)
 
 
 def encoder_share(network: nn.Module, seq_len: int) -> float:
@@ -86,7 +98,7 @@ def matmul_flops(device: torch.device, seconds: float = 0.2) -> float:
     return best
 
 
-def _step(objective: Objective, shapes: Shapes, *, self_condition: bool) -> tuple[int, int]:
+def _step(objective: Objective, shapes: Shapes, phase: Phase, *, self_condition: bool) -> tuple[int, int]:
     """(FLOPs, bytes saved for the backward pass) of one row."""
     model = objective.model
     latents = (1, model.num_latents, model.latent_dim)
@@ -95,6 +107,9 @@ def _step(objective: Objective, shapes: Shapes, *, self_condition: bool) -> tupl
         tokens_BL = torch.empty(1, shapes.seq_len, dtype=torch.int64)
         ones = torch.empty(1, dtype=torch.float64)
         draws = Draws(ones, ones, torch.empty(latents), torch.empty(latents), self_condition)
+        smoothing = None
+        if phase == "autoencoder":
+            smoothing = Smoothing(torch.empty(1, shapes.seq_len, 1), torch.empty_like(hidden_BLD), torch.empty(latents))
     # Weights are saved too, as views, and are counted elsewhere.
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
     saved: dict[int, int] = {}
@@ -107,7 +122,7 @@ def _step(objective: Objective, shapes: Shapes, *, self_condition: bool) -> tupl
 
     counter, softmax = FlopCounterMode(display=False), _SoftmaxOutputs()
     with counter, softmax, torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        losses = objective(hidden_BLD, tokens_BL, draws, 1.0)
+        losses = objective(hidden_BLD, tokens_BL, draws, 1.0, phase, smoothing)
         losses.loss.backward()
     model.zero_grad(set_to_none=True)
     # On the meta device attention saves its probabilities; the fused kernels that really run never do.

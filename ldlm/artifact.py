@@ -39,6 +39,7 @@ MADE_BY = {
     "run": "ldlm train",
     "decoder": "ldlm finetune-decoder",
     "interpolation": "ldlm interpolate",
+    "sweep": "ldlm sweep",
     "quickstart": "ldlm quickstart",
 }
 

@@ -70,7 +70,8 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
     """Write `folder/step-XXXXXXXX` whole or not at all; an existing one of that step is replaced."""
     target = folder / f"step-{step:08d}"
     temporary = folder / f".{target.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left in folder.glob(".step-*.tmp"):  # by a kill, perhaps of another step
+        shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)
     for name, group in tensors.items():
         save_file(
@@ -116,8 +117,13 @@ def named(folder: Path, name: str) -> Checkpoint:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep`, but only once the newest verifies."""
+    """Delete all but the newest `keep` that verify, but only once the newest does; a damaged one is none of them."""
     checkpoints = all_in(folder)
-    if checkpoints and checkpoints[-1].fault() is None:
-        for old in checkpoints[:-keep]:
+    if not checkpoints or checkpoints[-1].fault() is not None:
+        return
+    kept = 1
+    for old in reversed(checkpoints[:-1]):
+        if kept < keep and old.fault() is None:
+            kept += 1
+        else:
             shutil.rmtree(old.path)

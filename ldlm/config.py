@@ -99,7 +99,8 @@ class ModelConfig:
     space: Literal["ldlm", "tencdm", "cosmos", "embedding", "scratch"] = setting(
         "ldlm",
         "latent space (Table 2): latents trained jointly; h itself; latents of an autoencoder trained before; the "
-        "encoder's token embeddings; token embeddings from scratch",
+        "encoder's token embeddings; token embeddings from scratch. Latents are taken as they are, without "
+        "normalisation, and σ_dec acts in all but cosmos, whose autoencoder has noise of its own",
     )
     autoencoder: AutoencoderConfig = setting(AutoencoderConfig(), "E_z and D_h")
     denoiser: DenoiserConfig = setting(DenoiserConfig(), "the DiT")
@@ -268,19 +269,36 @@ class FinetuneConfig:
     """`ldlm finetune-decoder`: a new decoder that reads the latents directly (Appendix B.2). Optimiser as the run's."""
 
     layers: int = setting(2, "transformer blocks before the vocabulary head", low=0, high=6)
-    checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
+    checkpoint: str | None = setting(
+        None, "checkpoint to use, like step-00005000; none means the newest whole one", identity=False
+    )
     name: str | None = setting(None, "name of the decoder; none means layers-K")
     steps: int | None = setting(
-        None, "optimiser steps; none means 200,000, or 2/5 of the run's where that is less", low=1
+        None, "optimiser steps; none means 200,000, or 2/5 of the run's where that is less", low=1, identity=False
     )
-    batch_size: int | None = setting(None, "rows per step; none means the run's", low=1)
+    batch_size: int | None = setting(None, "rows per step, over all processes; none means the run's", low=1)
     sigma_dec: float | None = setting(None, "noise on the latents; none means the run's", low=0)
     heads: int | None = setting(None, "attention heads; none means the run's token decoder's", low=1)
+    lr: float | None = setting(None, "learning rate after the warm-up; none means the run's", above=0)
+    accumulate: int = setting(1, "parts in which each process goes through its rows of a step", low=1, identity=False)
+    max_nonfinite: int = setting(
+        10,
+        "batches whose loss or gradient is not finite, and which are skipped, before it stops",
+        low=0,
+        identity=False,
+    )
     log_every: int = setting(50, "steps between lines of metrics.jsonl", low=1, identity=False)
-    eval_rows: int = setting(1_024, "held-out rows of the final evaluation", low=1, identity=False)
+    eval_every: int = setting(5_000, "steps between held-out evaluations", low=1, identity=False)
+    eval_rows: int = setting(1_024, "held-out rows per evaluation", low=1, identity=False)
     save_every: int = setting(5_000, "steps between checkpoints", low=1, identity=False)
+    keep: int = setting(2, "checkpoints kept", low=1, identity=False)
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)
+
+
+Solver = Literal["euler-maruyama", "ddim", "heun", "dpm++2m", "dpm++2m-sde"]
+Grid = Literal["time", "learned", "log-snr"]
+Final = Literal["mean", "x0"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,21 +306,15 @@ class SamplerConfig:
     """The reverse process (SPEC 8)."""
 
     steps: int = setting(128, "solver steps, one evaluation of the denoiser each; two with heun or guidance", low=1)
-    solver: Literal["euler-maruyama", "ddim", "heun", "dpm++2m", "dpm++2m-sde"] = setting(
-        "euler-maruyama", "how the reverse process is solved; euler-maruyama is the paper's"
-    )
-    grid: Literal["time", "learned", "log-snr"] = setting(
-        "time", "equal steps in t, in the learned F(t) of adaptive timesteps, or in ln(α²/σ²)"
-    )
+    solver: Solver = setting("euler-maruyama", "how the reverse process is solved; euler-maruyama is the paper's")
+    grid: Grid = setting("time", "equal steps in t, in the learned F(t) of adaptive timesteps, or in ln(α²/σ²)")
     guidance: float = setting(
         1.0, "w of self-conditioning guidance, ẑ = ẑ_∅ + w(ẑ_sc − ẑ_∅); 1 is off", low=0, high=100
     )
     eta: float = setting(0.0, "η of ddim: 0 is the ODE, 1 ancestral sampling", low=0, high=1)
     t_min: float = setting(0.05, "where the grid ends", above=0, high=0.9)
     beta_clip: float = setting(0.95, "euler-maruyama clips t to this, inside β only", above=0, high=0.9999)
-    final: Literal["mean", "x0"] = setting(
-        "mean", "return the last step's noise-free mean, or the last estimate of z_0"
-    )
+    final: Final = setting("mean", "return the last step's noise-free mean, or the last estimate of z_0")
     temperature: float = setting(0.0, "draw tokens at this temperature; 0 takes the most likely", low=0)
 
 
@@ -314,6 +326,35 @@ class SampleConfig:
     sampler: SamplerConfig = setting(SamplerConfig(), "the reverse process", flags=True)
     decoder: str | None = setting(None, "fine-tuned decoder to use; none means the newest, 'joint' D_h and D_w")
     checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
+    batch_size: int | None = setting(
+        None, "texts per batch, which does not change them, or auto", low=1, identity=False, none="auto"
+    )
+    seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED // TEXTS_PER_SEED)
+    device: str = setting("auto", DEVICE_HELP, identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """`ldlm sweep`: quality against the number of evaluations (Tables 5, 8 and 9, Figure 1)."""
+
+    budgets: tuple[int, ...] = setting(
+        (8, 16, 32, 64, 128, 256, 1024),
+        "evaluations of the denoiser per text; heun and guidance take two a step",
+        low=1,
+    )
+    solvers: tuple[Solver, ...] = setting(typing.get_args(Solver), "solvers")
+    grids: tuple[Grid, ...] = setting(typing.get_args(Grid), "time grids")
+    guidances: tuple[float, ...] = setting((1.0, 1.5, 2.0), "w of self-conditioning guidance", low=0, high=100)
+    finals: tuple[Final, ...] = setting(typing.get_args(Final), "what is decoded: the last mean, the last ẑ_0")
+    temperatures: tuple[float, ...] = setting((0.0, 1.0), "temperatures of the decoder", low=0)
+    decoders: tuple[str, ...] = setting((), "decoders to compare (Table 5); none given means the newest")
+    checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
+    screen_texts: int = setting(100, "texts for each combination", low=2, high=TEXTS_PER_SEED)
+    texts: int = setting(1_000, "texts for each finalist", low=2, high=TEXTS_PER_SEED)
+    entropy_slack: float = setting(
+        0.02, "a finalist's entropy may be so far below that of the paper's sampler, in nats", low=0
+    )
+    scorer: str = setting("gpt2-large", "causal model that scores the texts")
     batch_size: int | None = setting(
         None, "texts per batch, which does not change them, or auto", low=1, identity=False, none="auto"
     )

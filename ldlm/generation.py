@@ -17,6 +17,7 @@ from ldlm import noise, samplers
 from ldlm.config import SamplerConfig
 from ldlm.diffusion import Schedule
 from ldlm.metrics import LOGITS_AT_ONCE
+from ldlm.samplers import End
 from ldlm.timesteps import TimestepSampler
 
 Watch = Callable[[Tensor, Tensor], None]  # (t, ẑ_0 at t) of each evaluation
@@ -44,8 +45,8 @@ class TextGenerator:
     device: torch.device
 
     @torch.no_grad()
-    def latents(self, sampler: SamplerConfig, seeds_B: Tensor, watch: Watch | None = None) -> Tensor:
-        """Latents z_0 (B, N, C) at the end of the reverse process; `watch` sees every estimate on the way."""
+    def ends(self, sampler: SamplerConfig, seeds_B: Tensor, watch: Watch | None = None) -> End:
+        """Where the reverse process ends, (B, N, C) each; `watch` sees every estimate on the way."""
         seeds_B = seeds_B.to(self.device)
         row_B = torch.zeros_like(seeds_B)
         denoise = samplers.self_conditioned(self.denoiser, sampler.guidance)
@@ -62,8 +63,11 @@ class TextGenerator:
             noise.normal(seeds_B, "z_1", 0, row_B, self.latent_shape),
             samplers.time_grid(sampler, self.schedule, self.timesteps.draw),
             lambda step: noise.normal(seeds_B, "sde", step, row_B, self.latent_shape),
-            final=sampler.final,
         )
+
+    def latents(self, sampler: SamplerConfig, seeds_B: Tensor, watch: Watch | None = None) -> Tensor:
+        """Latents z_0 (B, N, C), of the two ends the one that `sampler.final` names."""
+        return getattr(self.ends(sampler, seeds_B, watch), sampler.final)
 
     def tokens(self, sampler: SamplerConfig, seeds_B: Tensor, watch: Watch | None = None) -> Tensor:
         """Token rows (B, L) int64, each a function of its seed."""

@@ -5,7 +5,7 @@ The noise and times are functions of the row, so two evaluations differ in the w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,10 +51,11 @@ def evaluate(
     under σ_dec noise, `token_accuracy_clean`: without noise, `latent_std`: standard deviation of a latent coordinate
     over rows, averaged over coordinates, `latent_norm`: mean norm of a latent vector.
     """
-    model, sigma = objective.model, objective.recipe.sigma_dec
+    model, sigma = objective.model, objective.sigma_dec
     rows = min(rows, split.rows)
     sums: dict[str, float] = {}
-    l_diff_all, t_all, latents = [], [], []
+    l_diff_all, t_all, norms = [], [], 0.0
+    latents = torch.zeros(2, model.num_latents, model.latent_dim, dtype=torch.float64)  # sums of z_0 and of its square
     done = 0
     for hidden_BLD, tokens_BL in batches(split, rows, batch_size, device):
         count = len(tokens_BL)
@@ -71,38 +72,77 @@ def evaluate(
             logits_BLV = model.token_decoder(noisy_BLD)
             figures["l_w"] = F.cross_entropy(logits_BLV.flatten(0, 1), tokens_BL.flatten()).item()
             figures["token_accuracy"] = _accuracy(logits_BLV, tokens_BL)
+            del logits_BLV  # the largest of all tensors
             figures["token_accuracy_clean"] = _accuracy(model.token_decoder(model.latent_decoder(z_0_BNC)), tokens_BL)
         for name, value in figures.items():
             sums[name] = sums.get(name, 0.0) + count * value
-        latents.append(z_0_BNC.cpu())
+        latents += torch.stack([z_0_BNC.double().sum(dim=0), z_0_BNC.double().square().sum(dim=0)]).cpu()
+        norms += z_0_BNC.norm(dim=-1).mean(dim=1).sum().item()
         done += count
 
     l_diff = torch.cat(l_diff_all)
-    z = torch.cat(latents)
+    mean_NC, square_NC = latents / done
+    variance_NC = (square_NC - mean_NC.square()).clamp(min=0)
     return {
         "split": split.name,
         "rows": done,
         "l_diff": l_diff.mean().item(),
-        "l_diff_mean": z.var(dim=0, unbiased=False).mean().item(),
+        "l_diff_mean": variance_NC.mean().item(),
         "l_diff_by_t": _by_bin(torch.cat(t_all), l_diff),
         **({} if timesteps is None else {"l_diff_by_u": _by_bin(timesteps.cdf(torch.cat(t_all)), l_diff)}),
         **{name: total / done for name, total in sums.items()},
-        "latent_std": z.std(dim=0, unbiased=False).mean().item(),
-        "latent_norm": z.norm(dim=-1).mean().item(),
+        "latent_std": variance_NC.sqrt().mean().item(),
+        "latent_norm": norms / done,
     }
+
+
+@torch.no_grad()
+def evaluate_decoder(
+    logits: Callable[[Tensor], Tensor],
+    model: JointModel,
+    split: Split,
+    *,
+    sigma_dec: float,
+    rows: int,
+    batch_size: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """What a decoder z_0 (B, N, C) → logits (B, L, V) makes of the first `rows` rows of the split, encoded by `model`.
+
+    `l_w` and `token_accuracy` under σ_dec noise, `l_w_clean` and `token_accuracy_clean` without. Rows and noise are
+    those of `evaluate`, so that decoders compare with each other and with the jointly trained one.
+    """
+    rows, sums = (
+        min(rows, split.rows),
+        dict.fromkeys(("l_w", "token_accuracy", "l_w_clean", "token_accuracy_clean"), 0.0),
+    )
+    done = 0
+    for hidden_BLD, tokens_BL in batches(split, rows, batch_size, device):
+        count = len(tokens_BL)
+        z_0_BNC = model.latent_encoder(model.states(hidden_BLD, tokens_BL))
+        eps_BNC = _noise("eps_dec", torch.arange(done, done + count, device=device), z_0_BNC)
+        for suffix, z_BNC in (("", z_0_BNC + sigma_dec * eps_BNC), ("_clean", z_0_BNC)):
+            logits_BLV = logits(z_BNC)
+            sums["l_w" + suffix] += count * F.cross_entropy(logits_BLV.flatten(0, 1), tokens_BL.flatten()).item()
+            sums["token_accuracy" + suffix] += count * _accuracy(logits_BLV, tokens_BL)
+        done += count
+    return {"split": split.name, "rows": done, **{name: total / done for name, total in sums.items()}}
 
 
 def _draws(row_B: Tensor, rows: int, z_0_BNC: Tensor) -> Draws:
     """Times evenly spread over (0, 1], scattered over the rows by a golden-ratio walk."""
     t_B = ((row_B.double() + 0.5) * 0.6180339887498949) % 1.0
-    shape = (z_0_BNC.shape[1], z_0_BNC.shape[2])
     return Draws(
         t_B=t_B.clamp(min=1e-5),
         weight_B=torch.ones_like(t_B),
-        eps_BNC=noise.normal(_SEED, "eps", 0, row_B, shape),
-        eps_dec_BNC=noise.normal(_SEED, "eps_dec", 0, row_B, shape),
+        eps_BNC=_noise("eps", row_B, z_0_BNC),
+        eps_dec_BNC=_noise("eps_dec", row_B, z_0_BNC),
         self_condition=True,
     )
+
+
+def _noise(purpose: str, row_B: Tensor, z_0_BNC: Tensor) -> Tensor:
+    return noise.normal(_SEED, purpose, 0, row_B, (z_0_BNC.shape[1], z_0_BNC.shape[2]))
 
 
 def _mean_denoising_loss(objective: Objective, z_0_BNC: Tensor, draws: Draws) -> Tensor:
@@ -119,16 +159,17 @@ def _by_bin(t_B: Tensor, loss_B: Tensor) -> list[float | None]:
     return [loss_B[index == i].mean().item() if (index == i).any() else None for i in range(T_BINS)]
 
 
-def latent_warning(evaluations: Sequence[Mapping[str, Any]]) -> str | None:
+def latent_warning(evaluations: Sequence[Mapping[str, Any]], warmup_steps: int) -> str | None:
     """What is to be said when the newest evaluation finds the latents collapsed or exploded; None when they are well.
 
-    The noise of the diffusion has standard deviation 1: latents far below it drown at nearly every t (Section 5.2).
+    The noise of the diffusion has standard deviation 1: latents far below it drown at nearly every t (Section 5.2). At
+    first they may be small, until the warm-up of `warmup_steps` is over or they have been larger.
     """
-    stds = [evaluation["latent_std"] for evaluation in evaluations]
-    if stds[-1] < COLLAPSED <= max(stds):  # it has been more, so it is no slow start
+    stds, step = [evaluation["latent_std"] for evaluation in evaluations], evaluations[-1]["step"]
+    if stds[-1] < COLLAPSED and (step >= warmup_steps or max(stds) >= COLLAPSED):
         return (
-            f"the latents have collapsed to a standard deviation of {stds[-1]:.3f} (it was {max(stds):.3f}); lengthen "
-            f"the warm-up (recipe.warmup_steps) or raise recipe.sigma_dec"
+            f"the latents have collapsed to a standard deviation of {stds[-1]:.3f} (the most was {max(stds):.3f}); "
+            f"lengthen the warm-up (recipe.warmup_steps) or raise recipe.sigma_dec"
         )
     if stds[-1] > EXPLODED:
         return (

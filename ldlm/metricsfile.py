@@ -6,6 +6,8 @@ Where tensorboard is installed its scalars go there too. That never stops a run.
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,11 @@ class MetricsFile:
         self._writer: Any = None
 
     def write(self, step: int, kind: str, figures: dict[str, Any], **timing: float) -> None:
-        """Append a line. Timings stand under `timing`, since they alone differ between a run and its repetition."""
+        """Append a line. Timings stand under `timing`, since they alone differ between a run and its repetition.
+
+        A figure that is not finite, for which JSON has no number, becomes null.
+        """
+        figures = {name: None if _is_not_finite(figure) else figure for name, figure in figures.items()}
         line = {"step": step, "kind": kind, **figures, **({"timing": timing} if timing else {})}
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
@@ -48,11 +54,22 @@ class MetricsFile:
             self._on_fault(f"tensorboard is left out from here on ({type(error).__name__}: {error})")
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole lines; one that was cut off by a kill is left out."""
+        """All whole lines; what a kill or a power cut left behind them is left out."""
         if not self.path.exists():
             return []
-        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in lines]
+        whole = []
+        for line in self.path.read_bytes().split(b"\n")[:-1]:
+            try:
+                whole.append(json.loads(line))
+            except ValueError:
+                break
+        return whole
+
+    def sync(self) -> None:
+        """Make the lines durable, as a checkpoint that follows them is."""
+        if self.path.exists():
+            with open(self.path, "rb") as file:
+                os.fsync(file.fileno())
 
     def truncate(self, step: int) -> None:
         """Drop the lines beyond `step`."""
@@ -63,3 +80,7 @@ class MetricsFile:
         """The newest line of that kind, without its bookkeeping; empty when there is none."""
         lines = [line for line in self.read() if line["kind"] == kind]
         return {k: v for k, v in lines[-1].items() if k not in ("step", "kind", "timing")} if lines else {}
+
+
+def _is_not_finite(figure: Any) -> bool:
+    return isinstance(figure, float) and not math.isfinite(figure)

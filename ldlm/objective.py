@@ -22,6 +22,12 @@ from ldlm.timesteps import TimestepSampler
 Phase = Literal["joint", "autoencoder", "diffusion"]
 
 
+def set_trainable(model: JointModel, phase: Phase) -> None:
+    """Let train what the phase trains: everything, or in COSMOS's phases all but the denoiser, then it alone."""
+    for name, part in model.parts().items():
+        part.requires_grad_(phase == "joint" or (name == "denoiser") == (phase == "diffusion"))
+
+
 def warmup_gamma(step: int, config: RecipeConfig) -> float:
     """γ(s): how much of L_diff's gradient reaches E_z at step s (Eq. 29-30). 1 beyond S_wu, and when S_wu is 0."""
     if step >= config.warmup_steps:
@@ -126,6 +132,8 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.diffusion, self.recipe = model, diffusion, recipe
         self.schedule = Schedule.of(diffusion)
+        # The autoencoder of COSMOS has noise of its own, on h.
+        self.sigma_dec = recipe.sigma_dec if model.config.space != "cosmos" else 0.0
 
     def forward(
         self,
@@ -147,13 +155,12 @@ class Objective(nn.Module):
         l_diff_B = self.denoising_loss(scale_gradient(z_0_BNC, gamma), draws)
         l_diff = (draws.weight_B.to(l_diff_B.dtype) * l_diff_B).mean()
 
-        noisy_BNC = z_0_BNC + self.recipe.sigma_dec * draws.eps_dec_BNC
+        noisy_BNC = z_0_BNC + self.sigma_dec * draws.eps_dec_BNC
         h_hat_BLD = self.model.latent_decoder(noisy_BNC)
         l_h = self.state_loss(h_hat_BLD, h_BLD)
         l_w, accuracy = self.token_loss(h_hat_BLD, tokens_BL)
 
-        uses_mse = "mse" in self.recipe.reconstruction
-        loss = l_diff + l_w + (l_h if uses_mse else 0.0)
+        loss = l_diff + self.reconstruction(l_h, l_w)
         return Losses(loss, l_diff, l_h, l_w, l_diff_B.detach(), accuracy, z_0_BNC.detach())
 
     def autoencoder_loss(self, h_BLD: Tensor, tokens_BL: Tensor, smoothing: Smoothing) -> Losses:
@@ -163,13 +170,17 @@ class Objective(nn.Module):
         l_h = self.state_loss(h_hat_BLD, h_BLD)
         l_w, accuracy = self.token_loss(h_hat_BLD, tokens_BL)
         none_B = torch.zeros_like(z_0_BNC[:, 0, 0]).detach()
-        return Losses(l_h + l_w, none_B.mean(), l_h, l_w, none_B, accuracy, z_0_BNC.detach())
+        return Losses(self.reconstruction(l_h, l_w), none_B.mean(), l_h, l_w, none_B, accuracy, z_0_BNC.detach())
 
     def diffusion_loss(self, z_0_BNC: Tensor, draws: Draws) -> Losses:
         """The second phase of COSMOS: the denoiser alone, on latents that no longer change."""
         l_diff_B = self.denoising_loss(z_0_BNC, draws)
         l_diff, none = (draws.weight_B.to(l_diff_B.dtype) * l_diff_B).mean(), l_diff_B.new_zeros(())
         return Losses(l_diff, l_diff, none, none, l_diff_B.detach(), none, z_0_BNC.detach())
+
+    def reconstruction(self, l_h: Tensor, l_w: Tensor) -> Tensor:
+        """What the decoders learn by, and where it reaches the latents shapes them: L_w, and L_h unless it is `ce`."""
+        return l_w + l_h if "mse" in self.recipe.reconstruction else l_w
 
     def state_loss(self, h_hat_BLD: Tensor, h_BLD: Tensor) -> Tensor:
         """L_h (Eq. 2); 0 where the latents are h itself."""

@@ -39,16 +39,18 @@ def save(made: Figure, path: Path) -> None:
 
 
 def smooth(values: Sequence[float], weight: float = 0.8) -> np.ndarray:
-    """Exponential smoothing, unbiased at the start."""
-    result, average = [], 0.0
-    for i, value in enumerate(values, 1):
-        average = weight * average + (1 - weight) * value
-        result.append(average / (1 - weight**i))
+    """Exponential smoothing, unbiased at the start; a missing value (NaN) leaves the average as it is."""
+    result, average, total = [], 0.0, 0.0
+    for value in values:
+        if np.isfinite(value):
+            average, total = weight * average + (1 - weight) * value, weight * total + 1 - weight
+        result.append(average / total if total else np.nan)
     return np.array(result)
 
 
 def curve(ax: Axes, x: Sequence[float], y: Sequence[float], label: str, color: str) -> None:
     """A noisy series: its values faintly, its smoothed course on top."""
+    y = np.array(y, dtype=float)  # a figure that was not finite is null in the file, and a gap here
     ax.plot(x, y, color=color, alpha=0.25, linewidth=0.8)
     ax.plot(x, smooth(y), color=color, linewidth=1.6, label=label)
 
@@ -142,9 +144,9 @@ def timesteps(path: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
     finish(profile, f"Loss against time (Fig. 6), step {evals[-1]['step']:,}", "time", "L_diff")
 
     p = np.array([line["timestep_p"] for line in evals])
-    shown = density.imshow(
-        (p * p.shape[1]).T, origin="lower", aspect="auto", extent=(0, evals[-1]["step"], 0, 1), cmap="Blues", vmin=0
-    )
+    # An evaluation stands for the steps since the one before, which need not be equally many.
+    edges = [0, *(line["step"] for line in evals)]
+    shown = density.pcolormesh(edges, np.linspace(0, 1, p.shape[1] + 1), (p * p.shape[1]).T, cmap="Blues", vmin=0)
     density.grid(False)
     made.colorbar(shown, ax=density, pad=0.02).ax.tick_params(labelsize=7)
     finish(density, "Density of t in training", "step", "t", legend=False)
@@ -162,6 +164,43 @@ def interpolation(path: Path, result: Mapping[str, Any]) -> None:
         ax.axhline(result["real"][name], linestyle="--", color=GREY, label="real text")
         ax.set_ylim(bottom=0)
         finish(ax, title, "a")
+    save(made, path)
+
+
+def frontier(path: Path, summary: Mapping[str, Any]) -> None:
+    """Perplexity against entropy as the evaluations grow, marker areas as seconds per text, real text a star (Fig. 1).
+
+    One line joins the paper's sampler at its budgets, one the best at each; all that was screened stands behind them.
+    """
+    made, (ax,) = figure(1)
+    made.set_size_inches(7, 4.6)
+    slowest = max(row["seconds"] for row in [*summary["finalists"], *summary["externals"]])
+    ax.scatter(
+        [row["entropy"] for row in summary["screened"]],
+        [row["gen_ppl"] for row in summary["screened"]],
+        s=6, color=GREY, alpha=0.35, linewidths=0, label=f"screened with {summary['screen_texts']:,} texts",
+    )  # fmt: skip
+    own = [row for row in summary["finalists"] if row["solver"] == "euler-maruyama" and row["grid"] == "time"]
+    own = [row for row in own if row["guidance"] == 1]
+    best = {row["budget"]: row for row in summary["finalists"] if row not in own}
+    lines = {"the paper's sampler": (own, ORANGE), "best at each budget": (list(best.values()), BLUE)}
+    for label, (rows, color) in lines.items():
+        x, y = [row["entropy"] for row in rows], [row["gen_ppl"] for row in rows]
+        ax.plot(x, y, color=color, linewidth=1, alpha=0.6)
+        ax.scatter(x, y, s=[20 + 180 * row["seconds"] / slowest for row in rows], color=color, alpha=0.8, label=label)
+        for row in rows:
+            ax.annotate(str(row["budget"]), (row["entropy"], row["gen_ppl"]), fontsize=7, xytext=(5, 4),
+                        textcoords="offset points")  # fmt: skip
+    for one, color in zip(summary["externals"], SERIES[2:] * len(summary["externals"]), strict=False):
+        size = 20 + 180 * one["seconds"] / slowest
+        ax.scatter(one["entropy"], one["gen_ppl"], s=size, color=color, marker="D", label=one["name"])
+    if summary["real"] is not None:
+        real = summary["real"]
+        ax.scatter(real["entropy"], real["gen_ppl"], s=160, marker="*", color="#e3b505", edgecolors="black",
+                   linewidths=0.6, label="real text", zorder=5)  # fmt: skip
+    ax.set_yscale("log")
+    finish(ax, "Perplexity × entropy; numbers are evaluations, areas seconds per text", "entropy (nats)",
+           "generative perplexity")  # fmt: skip
     save(made, path)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from ldlm import artifact, checkpoint, config, files
+from ldlm import accounting, artifact, checkpoint, config, files
 from ldlm.autoencoder import TokenDecoder
 from ldlm.checkpoint import Checkpoint
 from ldlm.config import Shapes, TrainConfig
@@ -16,11 +18,30 @@ from ldlm.diffusion import Schedule
 from ldlm.encoder import load_tokenizer
 from ldlm.errors import InputError
 from ldlm.generation import Decoder, TextGenerator
-from ldlm.model import JointModel, build
+from ldlm.model import JointModel, build, build_meta
 from ldlm.store import FeatureStore
 from ldlm.timesteps import TimestepSampler
 
 JOINT = "joint"
+
+
+@dataclass(frozen=True)
+class DecoderRecord:
+    """What is known of a decoder of a run. `held_out` is what `heldout.evaluate_decoder` found, empty if not measured.
+
+    `layers` are those between a latent and the vocabulary head. One that is not `usable` was trained on another
+    checkpoint's latents than the run is opened at.
+    """
+
+    name: str
+    layers: int
+    parameters: int
+    sigma_dec: float
+    held_out: Mapping[str, Any]
+    step: int  # optimiser steps taken
+    checkpoint_step: int
+    usable: bool = True
+    default: bool = False
 
 
 class TrainedRun:
@@ -90,7 +111,7 @@ class TrainedRun:
 
     def decoder(self, name: str | None = None) -> Decoder:
         """The decoder of that name: `joint` for D_w∘D_h, or a fine-tuned one; None is the newest fine-tuned one."""
-        available = self._finetuned()
+        available = list(self._finetuned())
         if name is None:
             name = available[-1] if available else JOINT
         if name == JOINT:
@@ -111,13 +132,55 @@ class TrainedRun:
             )
         return Decoder(JOINT, lambda z_BNC: token_decoder(latent_decoder(z_BNC)))
 
-    def _finetuned(self) -> list[str]:
-        """Names of the finished decoders, oldest first."""
-        finished = [(path, artifact.Artifact(path.parent, "decoder", "complete")) for path in self._manifests()]
-        return [path.parent.name for path, found in sorted(finished, key=lambda pair: pair[1].manifest["created"])]
+    def decoders(self) -> list[DecoderRecord]:
+        """Every decoder: the jointly trained one where there is one, then the fine-tuned ones, oldest first.
 
-    def _manifests(self) -> list[Path]:
-        return list((self.path / "decoders").glob("*/manifest.json"))
+        The joint one's `held_out` is on the rows and under the noise of the newest fine-tuned one that is usable.
+        """
+        found = self._finetuned()
+        records = [
+            DecoderRecord(
+                name=name,
+                layers=manifest["network"]["layers"],
+                parameters=manifest["parameters"],
+                sigma_dec=manifest["sigma_dec"],
+                held_out=manifest["held_out"],
+                step=manifest["step"],
+                checkpoint_step=manifest["checkpoint_step"],
+                usable=manifest["checkpoint"] == self.checkpoint.digest,
+                default=name == list(found)[-1],
+            )
+            for name, manifest in found.items()
+        ]
+        if self.model.token_decoder is None:
+            return records
+        usable = [manifest for name, manifest in found.items() if manifest["checkpoint"] == self.checkpoint.digest]
+        sizes = self.config.model
+        joint = DecoderRecord(
+            name=JOINT,
+            layers=(sizes.autoencoder.layers if self.model.encodes else 0) + sizes.token_decoder.layers,
+            parameters=self.joint_parameters(),
+            sigma_dec=usable[-1]["sigma_dec"] if usable else self.config.recipe.sigma_dec,
+            held_out=usable[-1]["joint"] if usable else {},
+            step=self.checkpoint.step,
+            checkpoint_step=self.checkpoint.step,
+            default=not found,
+        )
+        return [joint, *records]
+
+    def joint_parameters(self) -> int:
+        """Parameters of D_h and D_w, as the run's settings have D_w where it was deferred."""
+        decoder = replace(self.config.model.token_decoder, mode="joint")
+        scratch = self.model.embedding is not None
+        model = build_meta(replace(self.config.model, token_decoder=decoder), self.shapes, scratch=scratch)
+        counts = accounting.parameters(model)
+        return counts["latent_decoder"] + counts["token_decoder"]
+
+    def _finetuned(self) -> dict[str, dict[str, Any]]:
+        """Manifests of the finished decoders by name, oldest first."""
+        paths = (self.path / "decoders").glob("*/manifest.json")
+        found = {path.parent.name: artifact.Artifact(path.parent, "decoder", "complete").manifest for path in paths}
+        return dict(sorted(found.items(), key=lambda named: named[1]["created"]))
 
     def _load_decoder(self, name: str) -> Decoder:
         folder = self.path / "decoders" / name

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ldlm.errors import InputError, Stopped
+
+Result = TypeVar("Result")
 
 
 def device(name: str) -> torch.device:
@@ -36,6 +39,8 @@ def device(name: str) -> torch.device:
         raise InputError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; use cpu")
     if found.type not in ("cpu", "cuda"):
         raise InputError(f"--device {name} is not supported; use cpu, cuda, cuda:N or auto")
+    if found.index is not None:
+        torch.cuda.set_device(found)  # where collectives and libraries put what they don't ask about
     return found
 
 
@@ -66,12 +71,17 @@ class World:
         return flag if self.size == 1 else bool(self.sum(torch.tensor(int(flag))))
 
     def from_main(self, value: Any) -> Any:
-        """What the main process has, in every process."""
+        """What the main process has, in every process; a JSON value, since torch would send objects as pickles."""
         if self.size == 1:
             return value
-        values = [value]
-        dist.broadcast_object_list(values, src=0)
-        return values[0]
+        data = json.dumps(value).encode()
+        count = torch.tensor(len(data))
+        dist.broadcast(count, src=0)
+        sent = torch.zeros(int(count), dtype=torch.uint8)
+        if self.main:
+            sent[:] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        dist.broadcast(sent, src=0)
+        return json.loads(sent.numpy().tobytes())
 
 
 ALONE = World()
@@ -121,13 +131,15 @@ class Stop:
         if self._waiting:
             raise Stopped
 
-    @contextmanager
-    def at_once(self, when: bool = True) -> Iterator[None]:
-        """Within the block, which must leave no state half-changed, a signal raises `Stopped` without waiting."""
-        self._waiting = when
-        try:
-            if when and self.wished is not None:
-                raise Stopped
-            yield
-        finally:
-            self._waiting = False
+    def interruptible(self, work: Callable[[], Result]) -> Result | None:
+        """The result of `work`; None when a signal has come, or comes before it is done, which is not waited for.
+
+        `work` must leave no state half-changed wherever it is left.
+        """
+        with suppress(Stopped):
+            self._waiting = True
+            try:
+                return work() if self.wished is None else None
+            finally:
+                self._waiting = False
+        return None

@@ -3,7 +3,7 @@
 `denoise(z, t)` is the estimate ẑ_0 of shape (B, …) at a scalar time t; wrap the network with `self_conditioned`.
 `noise(step)` is standard normal noise of z's shape; keyed by the text's seed it makes a text independent of its batch.
 `times` is a decreasing 1-D tensor: one interval per step, float64 so that coefficients near t = 1 keep their digits.
-Each solver returns the state at the end of the grid without its last noise, or with `final="x0"` the last ẑ_0.
+Each solver returns an `End`: the state at the end of the grid without its last noise, and the last ẑ_0.
 
 Euler–Maruyama is the paper's (SPEC 8). The others start from the exact solution of the probability-flow ODE over an
 interval from s down to t,
@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -36,12 +36,17 @@ InverseCDF = Callable[[Tensor], Tensor]
 LOG_SNR_START = -9.21
 
 
+class End(NamedTuple):
+    """Where a solver ends, both of z's shape; `SamplerConfig.final` chooses."""
+
+    mean: Tensor  # the state, without the noise of the last step
+    x0: Tensor  # the last estimate ẑ_0
+
+
 class Solver(Protocol):
     """What every solver takes."""
 
-    def __call__(
-        self, denoise: Denoise, schedule: Schedule, z: Tensor, times: Tensor, noise: Noise, *, final: str = "mean"
-    ) -> Tensor: ...
+    def __call__(self, denoise: Denoise, schedule: Schedule, z: Tensor, times: Tensor, noise: Noise) -> End: ...
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -118,8 +123,7 @@ def euler_maruyama(
     noise: Noise,
     *,
     beta_clip: float = 0.95,
-    final: str = "mean",
-) -> Tensor:
+) -> End:
     """The paper's solver: Euler–Maruyama on the reverse SDE dz = (−½βz − β·score) dt + √β dw̄, backwards in time.
 
     β(t) diverges at t = 1, so t is clipped to `beta_clip` inside β, and nowhere else.
@@ -130,7 +134,7 @@ def euler_maruyama(
         drift = -0.5 * beta * z - beta * score(schedule, z, z_hat, t)
         mean = z - drift * dt
         z = mean + (beta * dt).sqrt() * noise(step) if step < len(times) - 2 else mean
-    return z_hat if final == "x0" else z
+    return End(z, z_hat)
 
 
 def ddim(
@@ -141,8 +145,7 @@ def ddim(
     noise: Noise,
     *,
     eta: float = 0.0,
-    final: str = "mean",
-) -> Tensor:
+) -> End:
     """DDIM (Song et al., 2021, Eq. 12): at η = 0 the ODE by Euler steps, at η = 1 ancestral sampling. First order."""
     for step, (s, t) in enumerate(pairwise(times)):
         (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule.alpha_sigma(s), schedule.alpha_sigma(t)
@@ -152,12 +155,10 @@ def ddim(
         z = alpha_t * z_hat + (sigma_t**2 - fresh**2).sqrt() * eps_hat
         if eta and step < len(times) - 2:
             z = z + fresh * noise(step)
-    return z_hat if final == "x0" else z
+    return End(z, z_hat)
 
 
-def heun(
-    denoise: Denoise, schedule: Schedule, z: Tensor, times: Tensor, noise: Noise, *, final: str = "mean"
-) -> Tensor:
+def heun(denoise: Denoise, schedule: Schedule, z: Tensor, times: Tensor, noise: Noise) -> End:
     """Heun's method on the ODE (Karras et al., 2022, Algorithm 1), in the exponential form above. Second order.
 
     Two evaluations a step: ẑ̄ is the mean of ẑ_0 at the beginning and at the end that this beginning leads to.
@@ -166,7 +167,7 @@ def heun(
         beginning = denoise(z, s)
         z_hat = denoise(_ode_step(schedule, z, beginning, s, t), t)
         z = _ode_step(schedule, z, (beginning + z_hat) / 2, s, t)
-    return z_hat if final == "x0" else z
+    return End(z, z_hat)
 
 
 def dpm_solver_pp_2m(
@@ -177,8 +178,7 @@ def dpm_solver_pp_2m(
     noise: Noise,
     *,
     stochastic: bool = False,
-    final: str = "mean",
-) -> Tensor:
+) -> End:
     """DPM-Solver++(2M) of Lu et al. (2022, Algorithm 2): ẑ_0 extrapolated from the last two evaluations. Second order.
 
     `stochastic` solves the reverse SDE instead of the ODE (their SDE-DPM-Solver++(2M), Eq. B.7 in midpoint form).
@@ -193,7 +193,7 @@ def dpm_solver_pp_2m(
         if stochastic and step < len(times) - 2:
             z = z + schedule.alpha_sigma(t)[1] * (-torch.expm1(-2 * h)).sqrt() * noise(step)
         last = z_hat, h
-    return z_hat if final == "x0" else z
+    return End(z, z_hat)
 
 
 def _ode_step(schedule: Schedule, z: Tensor, mean: Tensor, s: Tensor, t: Tensor) -> Tensor:

@@ -202,6 +202,11 @@ class FeatureStore:
         """`train` or `validation`; `InputError` when the store has no such rows."""
         # By number: names of six digits would come before those of five.
         records = sorted((r for r in self.records.values() if r["split"] == name), key=lambda r: r["shard"])
+        if not records and self.manifest["rows"].get(name):
+            raise InputError(
+                f"{self.path} has none of its {self.manifest['rows'][name]:,} {name} rows yet; run the same "
+                f"`ldlm extract-features` command again and it goes on"
+            )
         if not records:
             raise InputError(
                 f"{self.path} has no {name} rows; extract with --validation-docs N or --validation-data FILE"

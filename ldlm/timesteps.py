@@ -58,8 +58,8 @@ class TimestepSampler:
         index = np.clip(np.ceil(t_B.cpu().numpy() * self.config.bins).astype(int) - 1, 0, self.config.bins - 1)
         return torch.from_numpy(self.p[index] * self.config.bins)
 
-    def observe(self, t_B: Tensor, loss_B: Tensor, step: int) -> None:
-        """Average a step's losses (B,) per nearest edge into `edge_losses`; refresh p every `refresh_steps` steps."""
+    def observe(self, t_B: Tensor, loss_B: Tensor) -> None:
+        """Average a step's losses (B,) per nearest edge into `edge_losses`."""
         if self.config.kind == "uniform":
             return
         nearest = np.rint(t_B.cpu().numpy() * self.config.bins).astype(int)
@@ -71,7 +71,10 @@ class TimestepSampler:
         old = self.edge_losses[seen]
         decay = self.config.ema_decay
         self.edge_losses[seen] = np.where(np.isnan(old), mean, decay * old + (1 - decay) * mean)
-        if step % self.config.refresh_steps == 0:
+
+    def refresh_if_due(self, step: int) -> None:
+        """Refresh p after step `step`, counted from 1, where that is every `refresh_steps`."""
+        if self.config.kind == "adaptive" and step % self.config.refresh_steps == 0:
             self.refresh()
 
     def refresh(self) -> None:

@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from ldlm import checkpoint, noise
+from ldlm import noise
 from ldlm.checkpoint import Checkpoint
 from ldlm.config import Shapes, TrainConfig
 from ldlm.ema import EMA
 from ldlm.layers import recompute_activations
+from ldlm.learner import Learner, parallel
 from ldlm.model import JointModel, build
-from ldlm.objective import Losses, Objective, Phase, draw, draw_smoothing, warmup_gamma
-from ldlm.optim import adamw, learning_rate, load_optimizer_tensors, optimizer_tensors
+from ldlm.objective import Losses, Objective, Phase, draw, draw_smoothing, set_trainable, warmup_gamma
+from ldlm.optim import adamw, learning_rate
 from ldlm.runtime import ALONE, World
 from ldlm.stream import Batch
 from ldlm.timesteps import TimestepSampler
 
 
-@dataclass
-class TrainState:
-    """Everything that a checkpoint holds. `step` counts the batches seen; `skipped` those that changed nothing."""
+@dataclass(kw_only=True)
+class TrainState(Learner):
+    """A joint training run: all parts, and the timestep sampler that their losses teach."""
 
-    config: TrainConfig
+    model: JointModel
     objective: Objective
-    optimizer: torch.optim.AdamW
-    ema: EMA
     timesteps: TimestepSampler
-    device: torch.device
-    world: World = ALONE
-    parallel: nn.Module | None = None  # the objective, with gradients averaged over the processes
-    step: int = 0
-    skipped: int = 0
     phase: Phase = "joint"
 
     def enter_phase(self) -> None:
@@ -46,44 +37,17 @@ class TrainState:
         if phase == self.phase:
             return
         self.phase = phase
-        for name, part in self.model.parts().items():
-            part.requires_grad_(phase == "joint" or (name == "denoiser") == (phase == "diffusion"))
-        if self.parallel is not None:  # it remembers what has gradients
-            self.parallel = _parallel(self.objective)
+        set_trainable(self.model, phase)
+        self.parallel = parallel(self.objective, self.world)  # it remembers what has gradients
 
-    @property
-    def model(self) -> JointModel:
-        """The trainable parts."""
-        return self.objective.model
-
-    @property
-    def position(self) -> int:
-        """Rows seen so far: where the stream goes on."""
-        return self.step * self.config.batch_size
-
-    def save(self, folder: Path) -> Checkpoint:
-        """Write a checkpoint of this step and prune old ones."""
-        tensors = {
-            "model": self.model.state_dict(),
-            "ema": self.ema.weights,
-            "optimizer": optimizer_tensors(self.optimizer, self.model),
-        }
-        state = {
-            "rows_seen": self.position,
-            "skipped": self.skipped,
-            "timesteps": self.timesteps.state_dict(),
-        }
-        saved = checkpoint.save(folder, self.step, tensors, state)
-        checkpoint.prune(folder, self.config.keep)
-        return saved
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the tensors."""
+        return {**super().facts(), "timesteps": self.timesteps.state_dict()}
 
     def load(self, saved: Checkpoint) -> None:
         """Go on from a checkpoint."""
-        self.model.load_state_dict(saved.tensors("model"))
-        self.ema.load(saved.tensors("ema"))
-        load_optimizer_tensors(self.optimizer, self.model, saved.tensors("optimizer"))
+        super().load(saved)
         self.timesteps.load_state_dict(saved.state["timesteps"])
-        self.step, self.skipped = saved.step, saved.state["skipped"]
 
 
 def start(
@@ -96,13 +60,14 @@ def start(
     objective = Objective(model, config.diffusion, config.recipe)
     return TrainState(
         config=config,
+        model=model,
         objective=objective,
         optimizer=adamw(model.parameters(), config.optimizer),
         ema=EMA(model, config.optimizer.ema_decay),
         timesteps=TimestepSampler(config.timesteps, config.diffusion.t_min),
         device=device,
         world=world,
-        parallel=_parallel(objective) if world.size > 1 else None,
+        parallel=parallel(objective, world),
     )
 
 
@@ -111,10 +76,6 @@ def phase_of(config: TrainConfig, step: int) -> Phase:
     if config.model.space != "cosmos":
         return "joint"
     return "autoencoder" if step < config.cosmos.steps else "diffusion"
-
-
-def _parallel(objective: Objective) -> nn.Module:
-    return DistributedDataParallel(objective, gradient_as_bucket_view=True)
 
 
 class Step(NamedTuple):
@@ -137,34 +98,19 @@ def train_step(state: TrainState, batch: Batch) -> Step:
     state.enter_phase()
     gamma, lr = warmup_gamma(step, config.recipe), learning_rate(step, config.steps, config.optimizer)
 
-    losses = [_backward(state, part, last, gamma) for part, last in _micro_batches(config, batch)]
+    losses = [_backward(state, part, gamma) for part in state.micro_batches(batch)]
     part_norms = {name: _norm(part) for name, part in state.model.parts().items()}
-    gradient_norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.optimizer.clip_norm)
+    gradient_norm, finite = state.update(lr)
 
-    finite = bool(torch.isfinite(gradient_norm))
-    if finite:
-        state.optimizer.param_groups[0]["lr"] = lr
-        state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
-
-    state.step += 1
-    if finite:
-        state.ema.update(state.model, state.step - state.skipped)
-        if state.phase != "autoencoder":
+    if state.phase != "autoencoder":
+        if finite:
             _observe(state, step, batch, losses)
-    else:
-        state.skipped += 1
+        state.timesteps.refresh_if_due(state.step)
     return Step(losses, gamma, lr, gradient_norm, part_norms, finite)
 
 
-def _micro_batches(config: TrainConfig, batch: Batch) -> list[tuple[Batch, bool]]:
-    """The parts of a process's batch, each with whether it is the last."""
-    parts = batch.split(config.accumulate)
-    return [(part, part is parts[-1]) for part in parts]
-
-
-def _backward(state: TrainState, batch: Batch, last: bool, gamma: float) -> Losses:
-    """Add the gradient of one micro-batch; processes exchange theirs after the last."""
+def _backward(state: TrainState, batch: Batch, gamma: float) -> Losses:
+    """Add the gradient of one micro-batch."""
     config, shapes = state.config, state.model.shapes
     address: dict[str, Any] = {"seed": config.seed, "step": state.step, "rows_B": batch.index_B}
     latents = (state.model.num_latents, state.model.latent_dim)
@@ -174,10 +120,8 @@ def _backward(state: TrainState, batch: Batch, last: bool, gamma: float) -> Loss
         h_shape = (shapes.seq_len, shapes.hidden_dim)
         smoothing = draw_smoothing(config.cosmos, h_shape=h_shape, latent_shape=latents, **address)
     objective = state.parallel or state.objective
-    waits = isinstance(objective, DistributedDataParallel) and not last
-    with objective.no_sync() if waits else nullcontext():  # type: ignore[union-attr,operator]
-        losses: Losses = objective(batch.hidden_BLD, batch.tokens_BL, draws, gamma, state.phase, smoothing)
-        (losses.loss / config.accumulate).backward()
+    losses: Losses = objective(batch.hidden_BLD, batch.tokens_BL, draws, gamma, state.phase, smoothing)
+    state.backward(losses.loss)
     return losses
 
 
@@ -191,25 +135,29 @@ def _observe(state: TrainState, step: int, batch: Batch, losses: list[Losses]) -
     loss_B = torch.zeros(state.config.batch_size, dtype=torch.float64)
     loss_B[batch.index_B.cpu()] = torch.cat([part.l_diff_B for part in losses]).double().cpu()
     t_B = state.timesteps.draw(noise.uniform(state.config.seed, "t", step, torch.arange(len(loss_B))))
-    state.timesteps.observe(t_B, state.world.sum(loss_B), step + 1)
+    state.timesteps.observe(t_B, state.world.sum(loss_B))
 
 
 def figures(state: TrainState, step: Step) -> dict[str, float]:
     """A step as numbers, over all processes."""
-    losses = step.losses
-    latents = torch.cat([part.latents for part in losses])
-    std_NC = latents.std(dim=0)
-    mine: dict[str, Any] = {
-        **{name: torch.stack([getattr(part, name) for part in losses]).mean() for name in _LOGGED},
-        "latent_std": std_NC.mean(),
-        "latent_std_least": std_NC.mean(dim=0).min(),
-        "latent_std_most": std_NC.mean(dim=0).max(),
-        "latent_norm": latents.norm(dim=-1).mean(),
-    }
+    losses, latents_BNC = step.losses, torch.cat([part.latents for part in step.losses]).double()
+    mine = {name: torch.stack([getattr(part, name) for part in losses]).mean() for name in _LOGGED}
+    mine["latent_norm"] = latents_BNC.norm(dim=-1).mean()
     mean = state.world.sum(torch.stack([value.detach().double().cpu() for value in mine.values()])) / state.world.size
     norms = {"gradient_norm": step.gradient_norm.item()}
     norms |= {f"gradient_norm_{name}": norm.item() for name, norm in step.part_norms.items()}
-    return {**dict(zip(mine, mean.tolist(), strict=True)), "gamma": step.gamma, "lr": step.lr, **norms}
+    spread = _spread(state, latents_BNC)
+    return {**dict(zip(mine, mean.tolist(), strict=True)), **spread, "gamma": step.gamma, "lr": step.lr, **norms}
 
 
 _LOGGED = ("loss", "l_diff", "l_h", "l_w", "token_accuracy")
+
+
+def _spread(state: TrainState, latents_BNC: Tensor) -> dict[str, float]:
+    """Standard deviation of a latent coordinate over the whole batch: its mean, and that of the extreme channels."""
+    sums = torch.stack([latents_BNC.sum(dim=0), latents_BNC.square().sum(dim=0)]).cpu()
+    mean_NC, square_NC = state.world.sum(sums) / state.config.batch_size
+    std_NC = (square_NC - mean_NC.square()).clamp(min=0).sqrt()
+    std_C = std_NC.mean(dim=0)
+    names = ("latent_std", "latent_std_least", "latent_std_most")
+    return dict(zip(names, torch.stack([std_NC.mean(), std_C.min(), std_C.max()]).tolist(), strict=True))

@@ -8,66 +8,52 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor
 
-from ldlm import artifact, checkpoint, files, heldout, noise, runtime
+from ldlm import files, finetuning, heldout, runtime
 from ldlm.artifact import Artifact
-from ldlm.autoencoder import TokenDecoder
-from ldlm.config import FinetuneConfig
-from ldlm.ema import EMA
+from ldlm.config import FinetuneConfig, TrainConfig
 from ldlm.errors import InputError
+from ldlm.finetuning import DecoderState, figures, finetune_step
+from ldlm.journal import Journal, begin, resume
+from ldlm.learner import check_shares
 from ldlm.location import Location
-from ldlm.metricsfile import MetricsFile
-from ldlm.optim import adamw, learning_rate, load_optimizer_tensors, optimizer_tensors
 from ldlm.progress import SILENT, Progress
-from ldlm.run import TrainedRun
-from ldlm.store import FeatureStore
+from ldlm.run import JOINT, DecoderRecord, TrainedRun
+from ldlm.runtime import Stop, World
+from ldlm.store import FeatureStore, Split
 from ldlm.stream import Stream
 
-
-@dataclass(frozen=True)
-class Settings:
-    """The configuration with the run's values where it says none."""
-
-    steps: int
-    batch_size: int
-    sigma_dec: float
-    network: dict[str, Any]
-
-    @classmethod
-    def of(cls, config: FinetuneConfig, run: TrainedRun) -> Settings:
-        """Resolve against a run."""
-        decoder = run.config.model.token_decoder
-        network = {
-            "width": run.model.latent_dim,
-            "layers": config.layers,
-            "heads": config.heads or decoder.heads,
-            "mlp_ratio": decoder.mlp_ratio,
-            "vocab_size": run.shapes.vocab_size,
-        }
-        return cls(
-            steps=config.steps or min(200_000, math.ceil(run.checkpoint.step * 2 / 5)),
-            batch_size=config.batch_size or run.config.batch_size,
-            sigma_dec=run.config.recipe.sigma_dec if config.sigma_dec is None else config.sigma_dec,
-            network=network,
-        )
+# What the stage takes from its own settings, those that are None from the run's.
+TAKEN = (
+    "batch_size", "accumulate", "max_nonfinite", "log_every", "eval_every", "eval_rows", "save_every", "keep", "seed",
+)  # fmt: skip
 
 
 def plan(config: FinetuneConfig, run_path: Path) -> dict[str, Any]:
     """What it would train, without training it."""
-    run = TrainedRun(run_path, torch.device("cpu"), config.checkpoint)
-    settings = Settings.of(config, run)
+    trained = TrainedRun(run_path, torch.device("cpu"), config.checkpoint)
+    training = _training(config, trained)
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in TokenDecoder(**settings.network).parameters())
-    tokens = settings.steps * settings.batch_size * run.shapes.seq_len
-    return {"parameters": parameters, "steps": settings.steps, "batch_size": settings.batch_size, "tokens": tokens}
+        parameters = _count(finetuning.build(_network(config, trained), config.seed))
+    return {
+        "parameters": parameters,
+        "parameters_saved": trained.joint_parameters() - parameters,
+        "steps": training.steps,
+        "batch_size": training.batch_size,
+        "tokens": training.steps * training.batch_size * trained.shapes.seq_len,
+    }
+
+
+def listing(config: FinetuneConfig, run_path: Path) -> list[DecoderRecord]:
+    """The decoders that the run has, the jointly trained one first."""
+    return TrainedRun(run_path, torch.device("cpu"), config.checkpoint).decoders()
 
 
 def run(
@@ -75,138 +61,200 @@ def run(
     run_path: Path,
     features: Location,
     *,
+    allow_partial: bool = False,
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> Artifact:
-    """Train the decoder into `run_path/decoders/NAME`, from its newest checkpoint if it has one."""
-    device = runtime.device(config.device)
-    trained, store = TrainedRun(run_path, device, config.checkpoint), FeatureStore(features)
+    """Train the decoder into `run_path/decoders/NAME`, from its newest checkpoint if it has one.
+
+    Several processes and signals are as in `train.run`.
+    """
+    device, name = runtime.device(config.device), _name(config)
+    out = run_path / "decoders" / name
+    with runtime.world() as world, Stop() as stop, ExitStack() as held:
+        progress = progress if world.main else SILENT
+        trained = _trained(config, run_path, device, world)
+        store = FeatureStore(features, allow_partial=allow_partial)
+        _check(trained, store)
+        training = _training(config, trained)
+        check_shares(training, world)
+        network = _network(config, trained)
+        state = finetuning.start(training, trained.model, network, device=device, world=world)
+        stream = Stream(
+            store,
+            store.split("train"),
+            batch_size=training.batch_size,
+            seed=config.seed,
+            position=0,
+            device=device,
+            world=world,
+        )
+        inputs = {"checkpoint": trained.checkpoint.digest, "features": store.fingerprint}
+        result = begin(
+            out, "decoder", config, inputs, training, overwrite=overwrite, world=world, held=held, progress=progress
+        )
+        if result.complete:
+            return result
+
+        journal = resume(state, stream, out, seq_len=store.shapes.seq_len, progress=progress)
+        _train(state, stream, store.held_out(), journal, stop, progress)
+        if world.main:
+            _finish(result, state, journal, trained, store, network)
+        world.from_main(None)  # the others wait until it is there
+    return Artifact(out, "decoder", "complete")
+
+
+def _train(
+    state: DecoderState, stream: Stream, held_out: Split, journal: Journal, stop: Stop, progress: Progress
+) -> None:
+    """The loop, as that of joint training: stop? evaluate, save, read, step, log."""
+    config = state.config
+    with (
+        stream,
+        progress.task("finetune decoder", config.steps, "step", done=state.step) as task,
+        journal.recorded(state),
+    ):
+        while True:
+            if journal.wants_evaluation(state):
+                with journal.pace.pause():
+                    found = _evaluate(state, held_out, stop)
+                if state.world.any(stop.wished is not None):
+                    break
+                journal.evaluated(state, found or {})
+            if journal.wants_checkpoint(state):
+                journal.save_if_new(state)
+            if state.step >= config.steps:
+                break
+
+            batch = journal.awaited(stream, stop)
+            if state.world.any(stop.wished is not None):  # so that all processes end at the same step
+                break
+            assert batch is not None
+
+            step = finetune_step(state, stream.complete(batch))
+
+            shown = {}
+            if not step.finite:
+                remedy = f"lower --lr (it is {config.optimizer.lr})"
+                journal.skipped(state, stream, batch, {"l_w": step.l_w_B}, step.l_w_B, remedy=remedy)
+            elif state.step % config.log_every == 0 or state.step == 1:
+                shown = journal.stepped(state, figures(state, step))
+            task.advance(1, **{name: shown[name] for name in ("l_w", "token_accuracy") if shown})
+        journal.close(state, stop)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Before the loop
+
+
+def _name(config: FinetuneConfig) -> str:
+    name = config.name or f"layers-{config.layers}"
+    if name == JOINT or "/" in name or name.startswith("."):
+        raise InputError(f"--name {name!r} can't name a decoder; choose a plain word other than {JOINT}")
+    return name
+
+
+def _trained(config: FinetuneConfig, run_path: Path, device: torch.device, world: World) -> TrainedRun:
+    """The run at the same checkpoint in all processes, even while it is being trained on."""
+    if world.main:
+        trained = TrainedRun(run_path, device, config.checkpoint)
+        world.from_main(trained.checkpoint.path.name)
+        return trained
+    return TrainedRun(run_path, device, world.from_main(None))
+
+
+def _check(trained: TrainedRun, store: FeatureStore) -> None:
     trained.check_store(store)
-    settings = Settings.of(config, trained)
     if trained.model.num_latents != trained.shapes.seq_len:
         raise InputError(
             f"this run has {trained.model.num_latents} latents for {trained.shapes.seq_len} tokens, and a decoder that "
             f"reads the latents directly needs one per token; sample with --decoder joint"
         )
-    name = config.name or f"layers-{config.layers}"
-    if name == "joint" or "/" in name or name.startswith("."):
-        raise InputError(f"--name {name!r} can't name a decoder; choose a plain word other than joint")
-    stream = Stream(
-        store, store.split("train"), batch_size=settings.batch_size, seed=config.seed, position=0, device=device
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        network = TokenDecoder(**settings.network).to(device)
-    inputs = {"checkpoint": trained.checkpoint.digest, "features": store.fingerprint}
-    out = run_path / "decoders" / name
-    result = artifact.begin(out, "decoder", config, inputs, overwrite=overwrite)
-    if result.complete:
-        progress.note(f"{out} is complete; nothing to do")
-        return result
 
-    started = time.perf_counter()
-    average = _train(network, trained, stream, settings, config, out, progress)
-    with average.applied_to(network):
-        figures = _evaluate(network, trained, store, settings, config, device)
-    with files.replacing(out / "ema.safetensors") as temporary:
-        save_file({key: value.cpu() for key, value in average.weights.items()}, temporary)
-    return result.finish(
-        name=name,
-        checkpoint=trained.checkpoint.digest,
-        checkpoint_step=trained.checkpoint.step,
-        network=settings.network,
-        steps=settings.steps,
-        parameters=sum(p.numel() for p in network.parameters()),
-        replaces=_joint_parameters(trained),
-        held_out=figures,
-        created=time.time(),
-        seconds=round(time.perf_counter() - started, 1),
+
+def _training(config: FinetuneConfig, trained: TrainedRun) -> TrainConfig:
+    """How it trains: the run's settings, with what this stage sets otherwise."""
+    run = trained.config
+    sigma_dec = run.recipe.sigma_dec if config.sigma_dec is None else config.sigma_dec
+    mine = {name: value for name in TAKEN if (value := getattr(config, name)) is not None}
+    return replace(
+        run,
+        **mine,
+        steps=config.steps or min(200_000, math.ceil(trained.checkpoint.step * 2 / 5)),
+        recipe=replace(run.recipe, sigma_dec=sigma_dec),
+        optimizer=replace(run.optimizer, lr=config.lr or run.optimizer.lr),
     )
 
 
-def _joint_parameters(trained: TrainedRun) -> int:
-    """Parameters of D_h and D_w, which sampling with this decoder does without."""
-    parts = (trained.model.latent_decoder, trained.model.token_decoder)
-    return sum(p.numel() for part in parts if part is not None for p in part.parameters())
+def _network(config: FinetuneConfig, trained: TrainedRun) -> dict[str, Any]:
+    """Sizes of the decoder, as `TokenDecoder` takes them."""
+    decoder, width = trained.config.model.token_decoder, trained.model.latent_dim
+    heads = config.heads or decoder.heads
+    if config.layers and width % (2 * heads):
+        raise InputError(f"--heads {heads} must divide the latents' width {width} into heads of an even width")
+    return {
+        "width": width,
+        "layers": config.layers,
+        "heads": heads,
+        "mlp_ratio": decoder.mlp_ratio,
+        "vocab_size": trained.shapes.vocab_size,
+    }
 
 
-def _train(
-    network: TokenDecoder,
-    trained: TrainedRun,
-    stream: Stream,
-    settings: Settings,
-    config: FinetuneConfig,
-    out: Path,
-    progress: Progress,
-) -> EMA:
-    options = trained.config.optimizer
-    optimizer, average = adamw(network.parameters(), options), EMA(network, options.ema_decay)
-    metrics, folder, step = MetricsFile(out / "metrics.jsonl"), out / "checkpoints", 0
-    if (found := checkpoint.latest(folder)) is not None:
-        network.load_state_dict(found.tensors("model"))
-        average.load(found.tensors("ema"))
-        load_optimizer_tensors(optimizer, network, found.tensors("optimizer"))
-        step = found.step
-    metrics.truncate(step)
-    stream.position = step * settings.batch_size
-
-    with stream, progress.task("finetune decoder", settings.steps, "step", done=step) as task:
-        for batch in stream:
-            if step >= settings.steps:
-                break
-            with torch.no_grad():
-                h_BLD = trained.model.states(batch.hidden_BLD, batch.tokens_BL)
-                z_0_BNC = trained.model.latent_encoder(h_BLD)
-                noisy_BNC = z_0_BNC + settings.sigma_dec * _noise(config.seed, step, z_0_BNC)
-
-            logits_BLV = network(noisy_BNC)
-            l_w = F.cross_entropy(logits_BLV.flatten(0, 1), batch.tokens_BL.flatten())
-            l_w.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), options.clip_norm)
-            optimizer.param_groups[0]["lr"] = learning_rate(step, settings.steps, options)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            step += 1
-            average.update(network, step)
-
-            if step % config.log_every == 0 or step == settings.steps:
-                metrics.write(step, "train", {"l_w": l_w.item()})
-                task.advance(0, l_w=l_w.item())
-            task.advance(1)
-            if step % config.save_every == 0:
-                tensors = {"model": network.state_dict(), "ema": average.weights}
-                tensors["optimizer"] = optimizer_tensors(optimizer, network)
-                checkpoint.save(folder, step, tensors, {})
-                checkpoint.prune(folder, 1)
-    return average
+# ----------------------------------------------------------------------------------------------------------------------
+# What it leaves behind
 
 
-def _noise(seed: int, step: int, z_BNC: Tensor) -> Tensor:
-    rows_B = torch.arange(len(z_BNC), device=z_BNC.device)
-    return noise.normal(seed, "eps_dec", step, rows_B, tuple(z_BNC.shape[1:]))
-
-
-@torch.no_grad()
-def _evaluate(
-    network: TokenDecoder,
+def _finish(
+    result: Artifact,
+    state: DecoderState,
+    journal: Journal,
     trained: TrainedRun,
     store: FeatureStore,
-    settings: Settings,
-    config: FinetuneConfig,
-    device: torch.device,
-) -> dict[str, float]:
-    """Held-out cross-entropy and token accuracy under σ_dec noise, and the accuracy without noise."""
-    sums = {"l_w": 0.0, "token_accuracy": 0.0, "token_accuracy_clean": 0.0}
-    done = 0
-    batches = heldout.batches(store.held_out(), config.eval_rows, settings.batch_size, device)
-    for hidden_BLD, tokens_BL in batches:
-        z_0_BNC = trained.model.latent_encoder(trained.model.states(hidden_BLD, tokens_BL))
-        rows_B = torch.arange(done, done + len(tokens_BL), device=device)
-        eps_BNC = noise.normal(config.seed, "held out", 0, rows_B, tuple(z_0_BNC.shape[1:]))
-        noisy_BLV, clean_BLV = network(z_0_BNC + settings.sigma_dec * eps_BNC), network(z_0_BNC)
-        count = len(tokens_BL)
-        sums["l_w"] += count * F.cross_entropy(noisy_BLV.flatten(0, 1), tokens_BL.flatten()).item()
-        sums["token_accuracy"] += count * (noisy_BLV.argmax(-1) == tokens_BL).float().mean().item()
-        sums["token_accuracy_clean"] += count * (clean_BLV.argmax(-1) == tokens_BL).float().mean().item()
-        done += count
-    return {name: value / done for name, value in sums.items()}
+    network: dict[str, Any],
+) -> None:
+    """The averaged weights, and beside the decoder's figures those of D_w∘D_h on the same rows."""
+    with files.replacing(journal.out / "ema.safetensors") as temporary:
+        save_file({key: value.cpu() for key, value in state.ema.weights.items()}, temporary)
+    joint = trained.decoder(JOINT).logits if trained.model.token_decoder is not None else None
+    journal.status("complete", state)
+    result.finish(
+        name=journal.out.name,
+        checkpoint=trained.checkpoint.digest,
+        checkpoint_step=trained.checkpoint.step,
+        network=network,
+        step=state.step,
+        sigma_dec=state.config.recipe.sigma_dec,
+        parameters=_count(state.model),
+        replaces=trained.joint_parameters(),
+        held_out=journal.metrics.last("eval"),
+        joint={} if joint is None else _figures(joint, state, store.held_out()),
+        skipped=state.skipped,
+        created=time.time(),
+        seconds=round(time.perf_counter() - journal.started, 1),
+    )
+
+
+def _evaluate(state: DecoderState, split: Split, stop: Stop) -> dict[str, Any] | None:
+    """Held-out figures with the averaged weights; only the main process needs them. None when a signal cut it short."""
+    if not state.world.main:
+        return None
+    # A signal may cut the evaluation short, but not the exchange of the weights around it.
+    with state.ema.applied_to(state.model):
+        return stop.interruptible(lambda: _figures(state.model, state, split))
+
+
+def _figures(logits: Any, state: DecoderState, split: Split) -> dict[str, Any]:
+    return heldout.evaluate_decoder(
+        logits,
+        state.frozen,
+        split,
+        sigma_dec=state.config.recipe.sigma_dec,
+        rows=state.config.eval_rows,
+        batch_size=min(state.rows_at_once, state.config.eval_rows),
+        device=state.device,
+    )
+
+
+def _count(network: torch.nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())

@@ -38,12 +38,13 @@ def run(
     features: Location,
     out: Path,
     *,
+    allow_partial: bool = False,
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> Artifact:
     """Write `interpolation.json`, `texts.jsonl` and `interpolation.png` to `out`."""
     device = runtime.device(config.device)
-    run, store = TrainedRun(run_path, device, config.checkpoint), FeatureStore(features)
+    run, store = TrainedRun(run_path, device, config.checkpoint), FeatureStore(features, allow_partial=allow_partial)
     run.check_store(store)
     decoder = run.decoder(config.decoder)
     scorer = Scorer(config.scorer, device)

@@ -85,15 +85,20 @@ def test_the_batch_size_changes_nothing(measured):
 @pytest.mark.parametrize(
     ("stds", "warning"),
     [
-        ([0.05, 0.1, 0.15], None),  # small from the start: an untrained encoder
+        ([0.05, 0.1, 0.15], None),  # small from the start, and within the warm-up: an untrained encoder
+        ([0.05, 0.1, 0.15, 0.15], "have collapsed to a standard deviation of 0.150"),  # after it
         ([1.0, 0.6, 0.25], None),
-        ([1.0, 0.6, 0.15], "have collapsed to a standard deviation of 0.150 (it was 1.000); lengthen the warm-up"),
+        (
+            [1.0, 0.6, 0.15],
+            "have collapsed to a standard deviation of 0.150 (the most was 1.000); lengthen the warm-up",
+        ),
         ([1.0, 19.0], None),
         ([1.0, 21.0], "have grown to a standard deviation of 21.0"),
     ],
 )
 def test_latents_that_collapse_or_explode_are_warned_about(stds, warning):
-    found = heldout.latent_warning([{"latent_std": std} for std in stds])
+    evaluations = [{"step": 100 * number, "latent_std": std} for number, std in enumerate(stds, 1)]
+    found = heldout.latent_warning(evaluations, warmup_steps=400)
     assert (found is None) == (warning is None)
     assert warning is None or warning in found
     assert warning is None or "recipe.sigma_dec" in found

@@ -56,12 +56,12 @@ def recursion(std: float, steps: int, *, beta_clip: float = 0.95, final: str = "
     return math.sqrt(variance)
 
 
-def propagated(std: float, steps: int, **settings) -> float:
+def propagated(std: float, steps: int, final: str = "mean", **settings) -> float:
     """The same from the solver: it is linear in (z, noises), so feed it unit vectors and add up the squares."""
     unit = torch.eye(steps, dtype=torch.float64)
     times = time_grid(SamplerConfig(steps=steps))
-    z = euler_maruyama(gaussian_denoiser(std), TANGENT, unit[0], times, lambda step: unit[step + 1], **settings)
-    return z.norm().item()
+    end = euler_maruyama(gaussian_denoiser(std), TANGENT, unit[0], times, lambda step: unit[step + 1], **settings)
+    return getattr(end, final).norm().item()
 
 
 def simulated(std: float, steps: int, count: int = 40_000, **settings) -> float:
@@ -71,7 +71,7 @@ def simulated(std: float, steps: int, count: int = 40_000, **settings) -> float:
         return torch.randn(count, generator=generator, dtype=torch.float64)
 
     times = time_grid(SamplerConfig(steps=steps))
-    return euler_maruyama(gaussian_denoiser(std), TANGENT, draw(), times, draw, **settings).std().item()
+    return euler_maruyama(gaussian_denoiser(std), TANGENT, draw(), times, draw, **settings).mean.std().item()
 
 
 # The grid
@@ -142,7 +142,7 @@ def test_n_steps_are_n_evaluations_and_n_minus_1_noises(final):
         return torch.ones(3, dtype=torch.float64)
 
     z = torch.arange(3).double()
-    out = euler_maruyama(denoise, TANGENT, z, time_grid(SamplerConfig(steps=6)), draw, final=final)
+    out = getattr(euler_maruyama(denoise, TANGENT, z, time_grid(SamplerConfig(steps=6)), draw), final)
     assert len(evaluations) == 6
     assert noises == [0, 1, 2, 3, 4]
     assert torch.equal(evaluations[0], z)
@@ -153,7 +153,7 @@ def test_one_step_from_t_1_is_the_formula_by_hand():
     # α = 0 and σ = 1 at t = 1, so the score is −z and z moves by −(−½βz + βz)·dt = −½βz·dt.
     z = torch.tensor([2.0], dtype=torch.float64)
     out = euler_maruyama(lambda z, t: 7 + 0 * z, TANGENT, z, at(1.0, 0.9), lambda step: z)
-    assert out.item() == pytest.approx(2 * (1 - 0.5 * beta(0.95) * 0.1), rel=1e-9)
+    assert out.mean.item() == pytest.approx(2 * (1 - 0.5 * beta(0.95) * 0.1), rel=1e-9)
 
 
 # Self-conditioning and the network
@@ -204,7 +204,7 @@ def test_a_sample_depends_on_its_seed_and_not_on_its_batch():
             noise.normal(seeds_B, "z_1", 0, rows_B, (3, 4)),
             time_grid(SamplerConfig(steps=8)),
             lambda step: noise.normal(seeds_B, "sde", step, rows_B, (3, 4)),
-        )
+        ).mean
 
     together = sample([5, 6, 7])
     assert together.dtype == torch.float32

@@ -8,16 +8,19 @@ import random
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
 
 import pytest
+import torch
 from ldlm.stages import train
 
 from ldlm import checkpoint, claims
 from ldlm import config as configs
 from ldlm.config import TrainConfig
+from ldlm.ema import EMA
 from ldlm.errors import InputError, Stopped
 from ldlm.metricsfile import MetricsFile
 from ldlm.progress import Progress, Task
@@ -113,14 +116,111 @@ def test_a_run_stopped_at_random_times_ends_like_one_that_was_not(train_config, 
     assert final(tmp_path / "run") == final(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("swap", [1, 2])  # to the averaged weights, and back
+def test_a_signal_between_two_swapped_weights_does_not_mix_them(config, whole, store, tmp_path, monkeypatch, swap):
+    real, swaps = torch.nn.Module.named_parameters, 0
+
+    def signalled(module, *arguments, **options):
+        nonlocal swaps
+        swapping = sys._getframe(1).f_code is EMA._swap.__wrapped__.__code__
+        swaps += swapping
+        for number, named in enumerate(real(module, *arguments, **options)):
+            if swapping and (swaps, number) == (swap, 3):
+                signal.raise_signal(signal.SIGTERM)
+            yield named
+
+    monkeypatch.setattr(torch.nn.Module, "named_parameters", signalled)
+    with pytest.raises(Stopped, match="at step 20, and saved"):
+        train.run(config, store, tmp_path / "run")
+    train.run(config, store, tmp_path / "run")
+    assert final(tmp_path / "run") == final(whole)
+
+
 def test_a_signal_is_answered_at_once_where_nothing_happens():
     started = time.perf_counter()
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with Stop() as stop, pytest.raises(Stopped), stop.at_once():
-        queue.Queue().get()  # data that never comes
+    with Stop() as stop:
+        assert stop.interruptible(queue.Queue().get) is None  # data that never comes
+        assert stop.interruptible(lambda: 1) is None  # nor is anything begun after it
     assert time.perf_counter() - started < 5
     assert stop.wished == "SIGINT"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_read_that_hangs_does_not_keep_the_checkpoint_waiting(config, store, tmp_path, monkeypatch):
+    """The checkpoint is there before the stream has come to an end."""
+    from ldlm.store import Split
+
+    out, real, calls, hangs = tmp_path / "run", Split.load, 0, threading.Event()
+
+    def load(split, rows, into=None):
+        nonlocal calls
+        calls += into is not None
+        if calls == 3:  # two windows are read ahead
+            hangs.wait(20)
+        return real(split, rows, into)
+
+    def stop_then_look():
+        while not (out / "checkpoints" / "step-00000025").exists():
+            time.sleep(0.01)
+        time.sleep(0.5)  # it goes on to the end of what has been read
+        os.kill(os.getpid(), signal.SIGTERM)
+        ends = time.monotonic() + 10
+        while json.loads((out / "status.json").read_text())["state"] != "stopped" and time.monotonic() < ends:
+            time.sleep(0.01)
+        seen.append(json.loads((out / "status.json").read_text()))
+        hangs.set()
+
+    seen = []
+    monkeypatch.setattr(Split, "load", load)
+    watcher = threading.Thread(target=stop_then_look)
+    watcher.start()
+    with pytest.raises(Stopped):
+        train.run(replace(config, steps=400, eval_every=1000), store, out)
+    watcher.join()
+    (status,) = seen
+    assert status["state"] == "stopped"
+    assert checkpoint.latest(out / "checkpoints").step == status["step"] >= 25
+
+
+def test_a_signal_in_the_last_evaluations_record_does_not_lose_it(config, whole, store, tmp_path, monkeypatch):
+    real = MetricsFile.write
+
+    def write(metrics, step, kind, figures, **timing):
+        if (step, kind) == (60, "eval"):
+            signal.raise_signal(signal.SIGTERM)
+        real(metrics, step, kind, figures, **timing)
+
+    monkeypatch.setattr(MetricsFile, "write", write)
+    train.run(config, store, tmp_path / "run")
+    assert final(tmp_path / "run") == final(whole)
+
+
+def test_the_status_says_what_became_of_the_run(train_config, store, tmp_path):
+    out = tmp_path / "run"
+
+    class Look(Progress):
+        def note(self, text):
+            states.append(json.loads((out / "status.json").read_text())["state"])
+
+    states = []
+    with pytest.raises(Stopped):
+        train.run(replace(train_config, steps=60), store, out, progress=StoppedAt(5))
+    assert json.loads((out / "status.json").read_text())["state"] == "stopped"
+    config = poisoned(train_config, steps=60, max_nonfinite=0)
+    with pytest.raises(InputError):
+        train.run(config, store, tmp_path / "failed", progress=Look())
+    status = json.loads((tmp_path / "failed" / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert "not finite" in status["reason"]
+
+
+def test_a_plot_that_fails_stops_no_run(train_config, store, tmp_path, notes, monkeypatch):
+    from ldlm import plots
+
+    monkeypatch.setattr(plots, "dynamics", lambda *_: 1 / 0)
+    assert train.run(train_config, store, tmp_path / "run", progress=notes).complete
+    assert [line for line in notes.lines if "no plots (ZeroDivisionError" in line]
 
 
 @pytest.fixture
@@ -202,7 +302,7 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_is_named(train_config, s
     made = train.run(config, store, tmp_path / "run", progress=notes)
     skipped = [line for line in notes.lines if "is not finite" in line]
     assert made.manifest["skipped"] == len(skipped) > 2
-    assert re.search(r"not finite in (the gradient of )?rows \d+, ", skipped[0])
+    assert re.search(r"(loss|gradient) is not finite \(l_diff .*, l_h .*, l_w .*\) in rows \d+, ", skipped[0])
     first = int(skipped[0].split(":")[0].removeprefix("step "))
     before, after = (checkpoint.Checkpoint(tmp_path / f"run/checkpoints/step-{s:08d}") for s in (first, first + 1))
     for name in ("model", "ema", "optimizer"):

@@ -112,10 +112,10 @@ def test_the_density_is_the_derivative_of_the_distribution_that_is_drawn_from():
 
 def test_losses_are_averaged_per_nearest_edge_and_decay():
     made = sampler(bins=4, ema_decay=0.9)
-    made.observe(times(0.26, 0.2, 0.99), torch.tensor([1.0, 3.0, 8.0]), step=1)
+    made.observe(times(0.26, 0.2, 0.99), torch.tensor([1.0, 3.0, 8.0]))
     assert made.edge_losses[[1, 4]].tolist() == [2.0, 8.0]  # the first values stand as they are
     assert np.isnan(made.edge_losses[[0, 2, 3]]).all()
-    made.observe(times(0.3, 0.55), torch.tensor([4.0, 5.0]), step=2)
+    made.observe(times(0.3, 0.55), torch.tensor([4.0, 5.0]))
     assert made.edge_losses[[1, 2, 4]].tolist() == pytest.approx([0.9 * 2 + 0.1 * 4, 5.0, 8.0], abs=1e-12)
     assert np.isnan(made.edge_losses[[0, 3]]).all()
 
@@ -123,9 +123,10 @@ def test_losses_are_averaged_per_nearest_edge_and_decay():
 def test_probabilities_change_only_every_refresh_steps():
     made = sampler(bins=2, refresh_steps=3)
     for step in (1, 2):
-        made.observe(times(0.0, 0.5, 1.0), torch.tensor([0.0, 1.0, 4.0]), step)
+        made.observe(times(0.0, 0.5, 1.0), torch.tensor([0.0, 1.0, 4.0]))
+        made.refresh_if_due(step)
         assert made.p.tolist() == [0.5, 0.5]
-    made.observe(times(0.5), torch.tensor([1.0]), step=3)
+    made.refresh_if_due(3)
     assert made.p.tolist() == pytest.approx([0.25, 0.75], abs=1e-12)
 
 
@@ -141,7 +142,8 @@ def test_edges_that_nothing_touched_take_the_line_between_their_neighbours():
 
 def test_the_uniform_sampler_never_learns():
     made = sampler(kind="uniform", bins=4, refresh_steps=1)
-    made.observe(times(0.0, 0.5, 1.0), torch.tensor([0.0, 1.0, 4.0]), step=1)
+    made.observe(times(0.0, 0.5, 1.0), torch.tensor([0.0, 1.0, 4.0]))
+    made.refresh_if_due(1)
     assert made.p.tolist() == [0.25] * 4
 
 
@@ -156,7 +158,8 @@ def test_on_a_known_curve_the_loss_becomes_linear_in_the_samplers_own_time():
     for step in range(1, 401):
         t = made.draw(noise.uniform(0, "t", step, torch.arange(64)))
         loss = curve(t) * torch.from_numpy(noise_of_loss.uniform(0.9, 1.1, 64))
-        made.observe(t, loss, step)
+        made.observe(t, loss)
+        made.refresh_if_due(step)
     edges = np.linspace(0, 1, 101)
     own_time, loss = np.concatenate([[0], made.p.cumsum()]), curve(edges)
     assert np.corrcoef(own_time, loss)[0, 1] ** 2 >= 0.99
@@ -171,7 +174,8 @@ def test_on_a_known_curve_the_loss_becomes_linear_in_the_samplers_own_time():
 
 def test_the_state_survives_json_to_the_bit():
     made = sampler(bins=10, refresh_steps=1)
-    made.observe(times(0.11, 0.47, 0.93), torch.tensor([0.1, 1 / 3, 0.7]), step=1)
+    made.observe(times(0.11, 0.47, 0.93), torch.tensor([0.1, 1 / 3, 0.7]))
+    made.refresh_if_due(1)
     state = json.loads(json.dumps(made.state_dict(), allow_nan=False))
     other = sampler(bins=10, refresh_steps=1)
     other.load_state_dict(state)
@@ -181,6 +185,7 @@ def test_the_state_survives_json_to_the_bit():
     assert not torch.equal(other.draw(u), sampler(bins=10).draw(u))
     for step in (2, 3):
         for each in (made, other):
-            each.observe(each.draw(u), u, step)
+            each.observe(each.draw(u), u)
+            each.refresh_if_due(step)
         np.testing.assert_array_equal(other.edge_losses, made.edge_losses)
         np.testing.assert_array_equal(other.p, made.p)

@@ -1,0 +1,72 @@
+"""`ldlm sweep`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from ldlm.cli import show
+from ldlm.cli.options import Command, Options, path_option, require, stage_options
+
+from ldlm.config import SweepConfig
+
+
+@click.command(cls=Command, short_help="quality against the number of evaluations: solvers, grids, guidance")
+@stage_options(SweepConfig)
+@path_option("--run", "the trained run")
+@path_option("--reference", "real text, the star in the plot", metavar="FILE")
+@click.option(
+    "--external", "externals", multiple=True, metavar="NAME=FILE,NFE,SECONDS", help="anybody's samples, with their cost"
+)
+@path_option("--output", "folder for the tables, the plot and the finalists' texts; RUN/sweep if not given")
+def command(
+    options: Options, run: str | None, reference: str | None, externals: tuple[str, ...], output: str | None
+) -> None:
+    """Draw with every solver, time grid and guidance at every budget, score all of it, and draw the finalists again.
+
+    The same command takes up an interrupted sweep.
+
+    \b
+    Example:
+      ldlm sweep --run run --scorer gpt2-large --reference heldout.jsonl --budgets 16 32 64 128
+    """
+    config = options.build()
+    from ldlm.stages import sweep as stage
+
+    if options.dry_run:
+        return options.show_plan(stage.plan(config))
+    run_path = require(run, "--run", "run")
+    made = stage.run(
+        config,
+        run_path,
+        run_path / "sweep" if output is None else Path(output),
+        reference=None if reference is None else Path(reference),
+        externals=[stage.External.parse(one) for one in externals],
+        overwrite=bool(options.overwrite),
+        progress=show.Terminal(),
+    )
+    result = {"output": str(made.path), **made.manifest}
+    options.show(result, lambda: _table(result))
+
+
+def _table(result: dict) -> str:
+    from ldlm.stages.sweep import verdict
+
+    keys = (
+        "budget",
+        "solver",
+        "grid",
+        "guidance",
+        "final",
+        "temperature",
+        "gen_ppl",
+        "entropy",
+        "diversity",
+        "seconds",
+    )
+    head = ("evaluations", "solver", "grid", "w", "final", "temp.", "gen. ppl", "entropy", "diversity", "s/text")
+    rows = [tuple(row[key] for key in keys) for row in result["finalists"]]
+    if result["real"] is not None:
+        rows.append(("real text", *[""] * 5, *(result["real"][key] for key in keys[6:9]), ""))
+    foot = f"{result['texts']:,} texts each, scorer {result['scorer']}; all of it in {result['output']}/table.md"
+    return show.table(head, rows) + "\n\n" + verdict(result) + "\n" + foot

@@ -1,0 +1,95 @@
+"""The training of a token decoder alone (Appendix B.2), one step of it; the loop is in `stages/finetune_decoder.py`.
+
+Latent encoder and denoiser are frozen. The decoder reads z_0 + σ_dec·ε and learns by cross-entropy.
+
+Shapes in names: B batch, L tokens, N latents, D width of h, C width of a latent, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldlm import noise
+from ldlm.autoencoder import TokenDecoder
+from ldlm.config import TrainConfig
+from ldlm.ema import EMA
+from ldlm.learner import Learner, parallel
+from ldlm.model import JointModel
+from ldlm.optim import adamw, learning_rate
+from ldlm.runtime import ALONE, World
+from ldlm.stream import Batch
+
+
+@dataclass(kw_only=True)
+class DecoderState(Learner):
+    """A decoder in training, and the frozen parts that make its inputs."""
+
+    frozen: JointModel
+
+
+def start(
+    config: TrainConfig, frozen: JointModel, network: dict[str, Any], *, device: torch.device, world: World = ALONE
+) -> DecoderState:
+    """A decoder at step 0: `network` are its sizes, as `TokenDecoder` takes them."""
+    model = build(network, config.seed).to(device)
+    return DecoderState(
+        config=config,
+        model=model,
+        optimizer=adamw(model.parameters(), config.optimizer),
+        ema=EMA(model, config.optimizer.ema_decay),
+        device=device,
+        world=world,
+        parallel=parallel(model, world),
+        frozen=frozen,
+    )
+
+
+def build(network: dict[str, Any], seed: int) -> TokenDecoder:
+    """A decoder whose initial weights depend on `seed` alone, whatever was drawn before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return TokenDecoder(**network)
+
+
+class DecoderStep(NamedTuple):
+    """What a step did: losses and shares of right tokens by row of this process; `finite` as in `trainer.Step`."""
+
+    l_w_B: Tensor
+    accuracy_B: Tensor
+    lr: float
+    gradient_norm: Tensor
+    finite: bool
+
+
+def finetune_step(state: DecoderState, batch: Batch) -> DecoderStep:
+    """One optimiser step: encode, add noise, forward, backward, clip, update, average."""
+    lr = learning_rate(state.step, state.config.steps, state.config.optimizer)
+    l_w, accuracy = zip(*(_backward(state, part) for part in state.micro_batches(batch)), strict=True)
+    gradient_norm, finite = state.update(lr)
+    return DecoderStep(torch.cat(l_w), torch.cat(accuracy), lr, gradient_norm, finite)
+
+
+def _backward(state: DecoderState, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Add the gradient of one micro-batch; returns loss and accuracy by row."""
+    config, network = state.config, state.parallel or state.model
+    with torch.no_grad():
+        z_0_BNC = state.frozen.latent_encoder(state.frozen.states(batch.hidden_BLD, batch.tokens_BL))
+        shape = (z_0_BNC.shape[1], z_0_BNC.shape[2])
+        eps_BNC = noise.normal(config.seed, "eps_dec", state.step, batch.index_B, shape)
+    logits_BLV = network(z_0_BNC + config.recipe.sigma_dec * eps_BNC)
+    l_w = F.cross_entropy(logits_BLV.flatten(0, 1), batch.tokens_BL.flatten(), reduction="none")
+    l_w_BL = l_w.view_as(batch.tokens_BL)
+    state.backward(l_w_BL.mean())
+    return l_w_BL.detach().mean(dim=1), (logits_BLV.argmax(-1) == batch.tokens_BL).float().mean(dim=1)
+
+
+def figures(state: DecoderState, step: DecoderStep) -> dict[str, float]:
+    """A step as numbers, over all processes."""
+    mine = torch.stack([step.l_w_B.mean(), step.accuracy_B.mean()]).double().cpu()
+    l_w, accuracy = (state.world.sum(mine) / state.world.size).tolist()
+    return {"l_w": l_w, "token_accuracy": accuracy, "lr": step.lr, "gradient_norm": step.gradient_norm.item()}

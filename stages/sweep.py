@@ -1,0 +1,352 @@
+"""Quality against the number of denoiser evaluations: every solver, grid and guidance on one model (Tables 5, 8, 9).
+
+A *trajectory* is a solver, a grid, a guidance and a budget of evaluations; it is computed once. A *variant* is one way
+to decode its end: the last mean or the last ẑ_0, a temperature, a decoder. All of them are screened with a few texts.
+Finalists, drawn again with many texts, are the paper's own sampler at each budget and beside it the best variant: the
+lowest perplexity at no less entropy than the paper's sampler has at its own budget. So a low perplexity that is bought
+with repetition does not win.
+
+Each trajectory's figures are a file of their own, so that the same command takes up an interrupted sweep.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from ldlm.stages.evaluate import measure
+from ldlm.stages.sample import LARGEST_BATCH, text_seeds
+from torch import Tensor
+
+from ldlm import artifact, files, metrics, plots, runtime, samplers, samples
+from ldlm.artifact import Artifact
+from ldlm.config import EvaluateConfig, SamplerConfig, SweepConfig
+from ldlm.errors import InputError
+from ldlm.generation import TextGenerator
+from ldlm.metrics import Scorer
+from ldlm.progress import SILENT, Progress, Task
+from ldlm.run import TrainedRun
+from ldlm.samplers import End
+from ldlm.samples import Texts
+
+PAPER = {"solver": "euler-maruyama", "grid": "time", "guidance": 1.0}
+PAPERS_BUDGET = 128  # whose entropy the finalists are held to, or the nearest budget that is swept
+FIGURES = ("gen_ppl", "entropy", "diversity")
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One way through the reverse process."""
+
+    solver: str
+    grid: str
+    guidance: float
+    budget: int  # evaluations of the denoiser per text
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"{self.solver}_{self.grid}_w{self.guidance:g}_{self.budget}"
+
+    @property
+    def sampler(self) -> SamplerConfig:
+        """Its settings, with as many steps as the budget pays for."""
+        settings: Any = {"solver": self.solver, "grid": self.grid, "guidance": self.guidance}
+        config = SamplerConfig(**settings)
+        return replace(config, steps=self.budget // samplers.evaluations_per_step(config))
+
+    @property
+    def is_papers(self) -> bool:
+        """Whether it is the paper's sampler, at some budget."""
+        return {"solver": self.solver, "grid": self.grid, "guidance": self.guidance} == PAPER
+
+
+@dataclass(frozen=True)
+class External:
+    """Anybody's samples, with what they cost: `name=FILE,nfe,seconds` (seconds per text)."""
+
+    name: str
+    path: Path
+    nfe: int
+    seconds: float
+
+    @classmethod
+    def parse(cls, given: str) -> External:
+        """From the command line; `InputError` when it reads otherwise."""
+        name, equals, rest = given.partition("=")
+        parts = rest.rsplit(",", 2)
+        try:
+            if not (name and equals and parts[0]):
+                raise ValueError
+            return cls(name, Path(parts[0]), int(parts[1]), float(parts[2]))
+        except (ValueError, IndexError):
+            raise InputError(
+                f"--external takes NAME=FILE,NFE,SECONDS (evaluations and seconds per text), for example "
+                f"mdlm=mdlm.jsonl,128,2.5, and not {given!r}"
+            ) from None
+
+
+def trajectories(config: SweepConfig) -> list[Trajectory]:
+    """All combinations whose budget pays for a step, cheapest first."""
+    everything = [
+        Trajectory(*one)
+        for one in product(
+            dict.fromkeys(config.solvers),
+            dict.fromkeys(config.grids),
+            dict.fromkeys(config.guidances),
+            sorted(set(config.budgets)),
+        )
+    ]
+    affordable = [one for one in everything if samplers.evaluations_per_step(one.sampler) <= one.budget]
+    return sorted(affordable, key=lambda one: one.budget)
+
+
+def plan(config: SweepConfig) -> dict[str, Any]:
+    """How much it would draw and score."""
+    found = trajectories(config)
+    variants = len(config.finals) * len(config.temperatures) * max(1, len(config.decoders))
+    return {
+        "trajectories": len(found),
+        "variants": len(found) * variants,
+        "denoiser_evaluations_to_screen": config.screen_texts * sum(one.budget for one in found),
+        "texts_to_screen": config.screen_texts * len(found) * variants,
+        "finalists_at_most": 2 * len(set(config.budgets)),
+    }
+
+
+def run(
+    config: SweepConfig,
+    run_path: Path,
+    out: Path,
+    *,
+    reference: Path | None = None,
+    externals: Sequence[External] = (),
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+) -> Artifact:
+    """Write `sweep.json`, `table.md`, `frontier.png` and the finalists' texts to `out`."""
+    if len({one.name for one in externals}) < len(externals):
+        raise InputError("two --external have one name; give each a name of its own")
+    real = None if reference is None else samples.read(reference)
+    others = {one: samples.read(one.path) for one in externals}
+    device = runtime.device(config.device)
+    run = TrainedRun(run_path, device, config.checkpoint)
+    generators = {g.decoder.name: g for g in (run.generator(name) for name in config.decoders or (None,))}
+    scorer = Scorer(config.scorer, device)
+    scorer.check_length(run.shapes.seq_len)
+    inputs = {
+        "checkpoint": run.checkpoint.digest,
+        "decoders": list(generators),
+        "reference": None if reference is None else files.sha256_file(reference),
+        "externals": {one.name: [files.sha256_file(one.path), one.nfe, one.seconds] for one in externals},
+    }
+    result = artifact.begin(out, "sweep", config, inputs, overwrite=overwrite)
+    if result.complete:
+        progress.note(f"{out} is complete; nothing to do")
+        return result
+
+    sweep = Sweep(config, out, run, generators, scorer)
+    found = trajectories(config)
+    with progress.task("screen", config.screen_texts * sum(one.budget for one in found), "evaluation") as task:
+        screened = [row for one in found for row in sweep.figures(one, config.screen_texts, task)]
+    chosen = finalists(screened, config.entropy_slack)
+    again = list(dict.fromkeys(Trajectory(**{key: row[key] for key in _KEYS}) for row in chosen))
+    with progress.task("finalists", config.texts * sum(one.budget for one in again), "evaluation") as task:
+        drawn = [row for one in again for row in sweep.figures(one, config.texts, task)]
+
+    summary = {
+        "finalists": [next(row for row in drawn if _variant(row) == _variant(one)) for one in chosen],
+        "drawn": drawn,
+        "screened": screened,
+        "externals": [
+            {"name": one.name, "nfe": one.nfe, "seconds": one.seconds, **sweep.score(texts)}
+            for one, texts in others.items()
+        ],
+        "real": None if real is None else sweep.score(real),
+        "texts": config.texts,
+        "screen_texts": config.screen_texts,
+        "scorer": scorer.name,
+        "device": str(device),
+        "step": run.checkpoint.step,
+    }
+    files.write_json(out / "sweep.json", summary)
+    files.write_atomic(out / "table.md", tables(summary))
+    plots.frontier(out / "frontier.png", summary)
+    return result.finish(**summary)
+
+
+_KEYS = ("solver", "grid", "guidance", "budget")
+
+
+def _variant(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[key] for key in (*_KEYS, "decoder", "final", "temperature"))
+
+
+def finalists(rows: Sequence[dict[str, Any]], entropy_slack: float) -> list[dict[str, Any]]:
+    """For each budget the best variant of the paper's sampler and the best of all.
+
+    Best is the lowest perplexity among those whose entropy is at most `entropy_slack` below the bar; where there is
+    none, the highest entropy. The bar is the entropy of the paper's sampler (any variant of it, the best by
+    perplexity) at `PAPERS_BUDGET`, or at the nearest budget; without it, that of all there.
+    """
+    own = [row for row in rows if _is_papers(row)] or list(rows)
+    nearest = min({row["budget"] for row in own}, key=lambda budget: abs(budget - PAPERS_BUDGET))
+    bar = min((row for row in own if row["budget"] == nearest), key=lambda row: row["gen_ppl"])["entropy"]
+
+    def best(among: list[dict[str, Any]]) -> dict[str, Any]:
+        diverse = [row for row in among if row["entropy"] >= bar - entropy_slack]
+        if diverse:
+            return min(diverse, key=lambda row: row["gen_ppl"])
+        return max(among, key=lambda row: row["entropy"])
+
+    chosen = []
+    for budget in sorted({row["budget"] for row in rows}):
+        there = [row for row in rows if row["budget"] == budget]
+        for among in ([row for row in there if _is_papers(row)], there):
+            if among and (pick := best(among)) not in chosen:
+                chosen.append(pick)
+    return chosen
+
+
+def _is_papers(row: dict[str, Any]) -> bool:
+    return all(row[key] == value for key, value in PAPER.items())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# One trajectory
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What all trajectories share."""
+
+    config: SweepConfig
+    out: Path
+    run: TrainedRun
+    generators: dict[str, TextGenerator]  # by decoder, of one denoiser
+    scorer: Scorer
+
+    def figures(self, trajectory: Trajectory, count: int, task: Task) -> list[dict[str, Any]]:
+        """The figures of every variant over `count` texts, from its file where it has been measured."""
+        path = self.out / "trajectories" / f"{trajectory.name}-{count}.json"
+        if not path.exists():
+            files.write_json(path, list(self._measure(trajectory, count)))
+        task.advance(count * trajectory.budget)
+        return files.read_json(path)
+
+    def _measure(self, trajectory: Trajectory, count: int) -> Iterator[dict[str, Any]]:
+        seeds_B = text_seeds(self.config.seed, 0, count)
+        end, seconds = self._ends(trajectory.sampler, seeds_B)
+        for (name, generator), final, temperature in product(
+            self.generators.items(), dict.fromkeys(self.config.finals), dict.fromkeys(self.config.temperatures)
+        ):
+            started = time.perf_counter()
+            tokens = generator.decode(getattr(end, final), seeds_B, temperature).cpu()
+            decoding = (time.perf_counter() - started) / count
+            texts = Texts(metrics.decode_tokens(self.run.tokenizer, tokens), tokens.tolist())
+            row = {**asdict(trajectory), "steps": trajectory.sampler.steps, "final": final}
+            row |= {"temperature": temperature, "decoder": name, "seconds": seconds + decoding}
+            yield {**row, **self.score(texts)}
+            if count == self.config.texts:
+                self._keep(f"{trajectory.name}_{name}_{final}_{temperature:g}", texts, seeds_B)
+
+    def _ends(self, sampler: SamplerConfig, seeds_B: Tensor) -> tuple[End, float]:
+        """Where a trajectory ends, and the seconds per text that it took."""
+        generator = next(iter(self.generators.values()))
+        size = self.config.batch_size or generator.batch_size(min(len(seeds_B), LARGEST_BATCH))
+        started = time.perf_counter()
+        found = [generator.ends(sampler, seeds) for seeds in seeds_B.split(size)]
+        end = End(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        end.mean.sum().item()  # which waits for the device
+        return end, (time.perf_counter() - started) / len(seeds_B)
+
+    def _keep(self, name: str, texts: Texts, seeds_B: Tensor) -> None:
+        rows = samples.rows(texts.texts, texts.tokens or [], seeds_B.tolist())
+        files.write_atomic(self.out / "texts" / f"{name}.jsonl", files.dump_jsonl(rows))
+
+    def score(self, texts: Texts) -> dict[str, Any]:
+        """Perplexity, entropy, diversity, and how many texts they are of."""
+        evaluation = EvaluateConfig(scorer=self.config.scorer)
+        measured = measure(texts, self.scorer, evaluation, self.run.shapes.seq_len)
+        return {**{key: measured[key] for key in FIGURES}, "num_texts": measured["num_texts"]}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What was found, as text
+
+_COLUMNS = {
+    "evaluations": "budget", "solver": "solver", "grid": "grid", "w": "guidance", "decoder": "decoder",
+    "final": "final", "temperature": "temperature", "gen. ppl": "gen_ppl", "entropy": "entropy",
+    "diversity": "diversity", "s/text": "seconds",
+}  # fmt: skip
+_DIGITS = {
+    "gen_ppl": ".1f",
+    "entropy": ".3f",
+    "diversity": ".3f",
+    "seconds": ".4f",
+    "guidance": "g",
+    "temperature": "g",
+}
+
+
+def tables(summary: dict[str, Any]) -> str:
+    """The finalists, the ways to decode the paper's sampler, others' samples, and all that was screened (Markdown)."""
+    own = [row for row in summary["drawn"] if _is_papers(row)]
+    parts = [
+        f"Scorer {summary['scorer']}, model at step {summary['step']:,}, {summary['texts']:,} texts each, "
+        f"{summary['screen_texts']:,} to screen; seconds on {summary['device']}.",
+        "## The paper's sampler and the best at each budget",
+        _markdown(summary["finalists"]),
+    ]
+    if summary["real"] is not None:
+        parts.append(f"Real text: {_figures(summary['real'])}.")
+    parts.append(verdict(summary))
+    if own:
+        nearest = min({row["budget"] for row in own}, key=lambda budget: abs(budget - PAPERS_BUDGET))
+        parts += [
+            f"## Decoding the paper's sampler at {nearest} evaluations",
+            _markdown([row for row in own if row["budget"] == nearest]),
+        ]
+    if summary["externals"]:
+        parts.append("## Other models")
+        parts += [
+            f"- {one['name']}: {_figures(one)}, {one['nfe']} evaluations, {one['seconds']:g} s/text, "
+            f"{one['num_texts']:,} texts"
+            for one in summary["externals"]
+        ]
+    parts += [f"## Screened with {summary['screen_texts']:,} texts", _markdown(summary["screened"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def verdict(summary: dict[str, Any]) -> str:
+    """The best finalist at a quarter of the paper's evaluations, or fewer, beside the paper's sampler."""
+    own = [row for row in summary["finalists"] if _is_papers(row)]
+    if not own:
+        return "The paper's sampler was not among those swept."
+    base = min(own, key=lambda row: abs(row["budget"] - PAPERS_BUDGET))
+    fewer = [row for row in summary["finalists"] if row["budget"] <= base["budget"] / 4]
+    if not fewer:
+        return f"Nothing was swept at a quarter of {base['budget']} evaluations."
+    best = max(fewer, key=lambda row: row["budget"])
+    best = min((row for row in fewer if row["budget"] == best["budget"]), key=lambda row: row["gen_ppl"])
+    return (
+        f"At {best['budget']} evaluations {best['solver']} ({best['grid']}, w = {best['guidance']:g}): "
+        f"{_figures(best)}; the paper's sampler at {base['budget']}: {_figures(base)}."
+    )
+
+
+def _figures(row: dict[str, Any]) -> str:
+    return f"perplexity {row['gen_ppl']:.1f}, entropy {row['entropy']:.3f}, diversity {row['diversity']:.3f}"
+
+
+def _markdown(rows: Sequence[dict[str, Any]]) -> str:
+    lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
+    for row in rows:
+        cells = [format(row[key], _DIGITS.get(key, "")) for key in _COLUMNS.values()]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)

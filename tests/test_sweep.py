@@ -1,0 +1,139 @@
+"""`ldlm sweep`: what it measures is what `sample` and `evaluate` give one by one; its choice; its interruption."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from ldlm.stages import evaluate, sample, sweep
+
+from ldlm import files
+from ldlm.config import EvaluateConfig, SampleConfig, SweepConfig
+
+SMALL = {"budgets": (2, 5), "solvers": ("euler-maruyama", "heun"), "grids": ("time",), "guidances": (1.0, 2.0)}
+
+
+def settings(gpt2, **changes) -> SweepConfig:
+    counts = {"screen_texts": 4, "texts": 6, "batch_size": 3, "scorer": str(gpt2), "device": "cpu"}
+    return SweepConfig(**{**SMALL, **counts, **changes})
+
+
+@pytest.fixture(scope="module")
+def swept(trained, gpt2, corpus, tmp_path_factory):
+    """A small sweep with real text and somebody else's."""
+    folder = tmp_path_factory.mktemp("sweep")
+    real = folder / "real.txt"
+    real.write_text("".join(corpus.read_text().splitlines(keepends=True)[:20]))
+    other = sweep.External("other", real, nfe=64, seconds=0.5)
+    made = sweep.run(settings(gpt2), trained, folder / "out", reference=real, externals=[other])
+    return made.manifest, folder / "out"
+
+
+def test_every_combination_is_screened_that_its_budget_pays_for(swept):
+    found, _ = swept
+    counted = {(row["solver"], row["guidance"], row["budget"], row["steps"]) for row in found["screened"]}
+    assert counted == {
+        ("euler-maruyama", 1.0, 2, 2), ("euler-maruyama", 1.0, 5, 5),
+        ("euler-maruyama", 2.0, 2, 1), ("euler-maruyama", 2.0, 5, 2),
+        ("heun", 1.0, 2, 1), ("heun", 1.0, 5, 2),
+        ("heun", 2.0, 5, 1),  # four evaluations a step
+    }  # fmt: skip
+    variants = {(row["final"], row["temperature"]) for row in found["screened"]}
+    assert variants == {("mean", 0.0), ("mean", 1.0), ("x0", 0.0), ("x0", 1.0)}
+    assert len(found["screened"]) == 7 * 4
+
+
+@pytest.mark.parametrize(("final", "temperature"), [("mean", 0.0), ("x0", 1.0)])
+@pytest.mark.parametrize("solver", ["euler-maruyama", "heun"])
+def test_a_row_is_what_sample_and_evaluate_say(swept, trained, gpt2, tmp_path, solver, final, temperature):
+    found, _ = swept
+    (row,) = (
+        row
+        for row in found["screened"]
+        if (row["solver"], row["guidance"], row["budget"]) == (solver, 1.0, 5)
+        and (row["final"], row["temperature"]) == (final, temperature)
+    )
+    sampler = replace(sweep.Trajectory(solver, "time", 1.0, 5).sampler, final=final, temperature=temperature)
+    out = tmp_path / "s.jsonl"
+    sample.run(SampleConfig(num_samples=4, sampler=sampler, device="cpu"), trained, out)
+    (scored,) = evaluate.run(EvaluateConfig(scorer=str(gpt2), device="cpu"), [out])
+    for key in ("gen_ppl", "entropy", "diversity"):
+        assert row[key] == pytest.approx(scored[key], rel=1e-5)
+
+
+def test_finalists_are_drawn_again_with_more_texts_which_are_kept(swept):
+    found, out = swept
+    assert {row["num_texts"] for row in found["finalists"]} == {6}
+    assert {row["budget"] for row in found["finalists"]} == {2, 5}
+    for row in found["finalists"]:
+        name = f"{row['solver']}_time_w{row['guidance']:g}_{row['budget']}_joint_{row['final']}_{row['temperature']:g}"
+        assert len(list(files.read_jsonl(out / "texts" / f"{name}.jsonl"))) == 6
+    assert found["real"]["num_texts"] == 20
+    (other,) = found["externals"]
+    assert other["gen_ppl"] == found["real"]["gen_ppl"]
+    text = (out / "table.md").read_text()
+    assert "other" in text
+    assert "Real text" in text
+    assert (out / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def row(solver: str, budget: int, gen_ppl: float, entropy: float, guidance: float = 1.0) -> dict:
+    keys = {"grid": "time", "decoder": "joint", "final": "mean", "temperature": 0.0}
+    return {**keys, "solver": solver, "budget": budget, "guidance": guidance, "gen_ppl": gen_ppl, "entropy": entropy}
+
+
+def test_a_low_perplexity_that_is_bought_with_entropy_does_not_win():
+    own = [row("euler-maruyama", 32, 200, 4.0), row("euler-maruyama", 128, 100, 4.0)]
+    collapsed, good, dull = row("ddim", 32, 20, 3.0), row("heun", 32, 110, 3.99), row("dpm++2m", 32, 150, 4.2)
+    assert sweep.finalists([*own, collapsed, good, dull], 0.02) == [own[0], good, own[1]]
+    # Where nothing keeps the entropy, what comes nearest.
+    assert sweep.finalists([own[1], collapsed, row("heun", 32, 10, 2.0)], 0.02) == [collapsed, own[1]]
+    # A guided Euler–Maruyama is not the paper's.
+    guided = row("euler-maruyama", 128, 50, 4.0, guidance=2.0)
+    assert sweep.finalists([own[1], guided], 0.02) == [own[1], guided]
+
+
+def test_an_interrupted_sweep_is_taken_up_and_gives_the_same(swept, trained, gpt2, interrupted, tmp_path):
+    whole, _ = swept
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(settings(gpt2), trained, out, progress=interrupted(at=3))
+    before = {path: path.stat().st_mtime_ns for path in (out / "trajectories").iterdir()}
+    assert len(before) == 4
+    again = sweep.run(settings(gpt2), trained, out).manifest
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+    def figures(rows):
+        return [{key: value for key, value in one.items() if key != "seconds"} for one in rows]
+
+    assert figures(again["screened"]) == figures(whole["screened"])
+    assert figures(again["finalists"]) == figures(whole["finalists"])
+
+
+def test_decoders_are_compared_on_the_same_latents(run_copy, store, gpt2, tmp_path):
+    from ldlm.stages import finetune_decoder
+
+    from ldlm.config import FinetuneConfig
+
+    for layers in (0, 1):
+        finetune_decoder.run(FinetuneConfig(layers=layers, steps=2, device="cpu"), run_copy, store)
+    config = settings(gpt2, budgets=(4,), solvers=("euler-maruyama",), decoders=("joint", "layers-0", "layers-1"))
+    found = sweep.run(config, run_copy, tmp_path / "out").manifest
+    assert {one["decoder"] for one in found["drawn"]} == {"joint", "layers-0", "layers-1"}
+    table = (tmp_path / "out" / "table.md").read_text()
+    section = table.split("## Decoding the paper's sampler at 4 evaluations")[1].split("##")[0]
+    assert section.count("| layers-0 |") == section.count("| joint |") == 4
+
+
+def test_from_the_command_line(trained, gpt2, succeed, refuse, tmp_path):
+    out = tmp_path / "out"
+    common = ("sweep", "--run", trained, "--scorer", gpt2, "--output", out, "--device", "cpu", "--texts", 3)
+    small = ("--solvers", "ddim", "--grids", "log-snr", "learned", "--guidances", 1, "--screen-texts", 2)
+    found = succeed(*common, *small, "--budgets", 2, 3)
+    assert {one["grid"] for one in found["screened"]} == {"log-snr", "learned"}
+    assert "budgets" in refuse(*common, *small, "--budgets", 4)
+    assert "solvers is one of" in refuse(*common, "--solvers", "euler")
+    assert "NAME=FILE,NFE,SECONDS" in refuse(*common, *small, "--budgets", 2, 3, "--external", "mdlm.jsonl")
+    plan = succeed("sweep", "--budgets", 2, 4, "--solvers", "heun", "--grids", "time", "--guidances", 1, "--dry-run")
+    assert plan["trajectories"] == 2
+    assert plan["denoiser_evaluations_to_screen"] == 600
+    assert json.loads((out / "manifest.json").read_text())["kind"] == "sweep"
