@@ -46,7 +46,9 @@ def _boundary(config: ExtractConfig, total: int) -> int:
 
 def _all_documents(config: ExtractConfig, dataset_split: str) -> Iterator[str]:
     if config.dataset:
-        return text.dataset_documents(config.dataset, dataset_split, config.text_column, config.revision)
+        return text.dataset_documents(
+            config.dataset, dataset_split, config.text_column, config.dataset_config, config.revision
+        )
     return text.file_documents(config.data, config.text_column)
 
 
@@ -104,7 +106,7 @@ def _stated_documents(config: ExtractConfig, split: str) -> int | None:
     if not config.dataset or (split == "validation" and not (config.validation_split or config.validation_docs)):
         return None
     name = config.validation_split if split == "validation" and config.validation_split else config.split
-    total = text.dataset_size(config.dataset, name, config.revision)
+    total = text.dataset_size(config.dataset, name, config.dataset_config, config.revision)
     if total is None or not config.validation_docs:
         return total
     boundary = _boundary(config, total)

@@ -7,10 +7,12 @@ Four phases, each of which resumes where it was killed:
 3. shard by shard: take a block's states from the spool or from the encoder, normalise, store, record;
 4. seal.
 
-So the encoder sees every row exactly once. Any number of processes, under torchrun or started by hand, on one machine
-or on a shared file system, divide blocks and shards among them. Blocks are the same rows whatever the number of
-processes or the point of resumption, and statistics merge in block order; the bytes of a store depend on its
-configuration and text alone. A store in an object store is made the same way, with the spool in a local cache.
+So the encoder sees every row once; again only where a kill cost the shard it was in, and where machines that have an
+object store and no common disk take the statistics, of which each spools its own states, or meet at a shard. Any number
+of processes, under torchrun or started by hand, on one machine or on a shared file system, divide blocks and shards
+among them. Blocks are the same rows whatever the number of processes or the point of resumption, and statistics merge
+in block order; the bytes of a store depend on its configuration and text alone. A store in an object store is made the
+same way, with the spool in a local cache.
 """
 
 from __future__ import annotations
@@ -174,6 +176,8 @@ def prepare(
     """Find text, tokenizer and encoder, and begin or take up the store; `InputError` when one doesn't fit it."""
     _check(config)
     config, source = _pinned(config)
+    if not overwrite:
+        _check_revision(config, out)
     tokenizer, encoder = _models(config)
     fingerprints = _fingerprints(config, encoder, tokenizer)
     reads = (*config.data, *config.validation_data)
@@ -212,6 +216,8 @@ def _check(config: ExtractConfig) -> None:
         raise InputError("give the text either as --data FILE… or as --dataset NAME")
     if sum(map(bool, (config.validation_docs, config.validation_data, config.validation_split))) > 1:
         raise InputError("hold out rows by one of --validation-docs, --validation-data and --validation-split")
+    if config.dataset_config and not config.dataset:
+        raise InputError("--dataset-config is one of --dataset NAME; files have none")
     if config.validation_split and not config.dataset:
         raise InputError("--validation-split is a split of --dataset NAME; files are held out with --validation-data")
     if config.shard_rows % config.batch_size:
@@ -226,13 +232,24 @@ def _check(config: ExtractConfig) -> None:
 def _pinned(config: ExtractConfig) -> tuple[ExtractConfig, dict[str, Any]]:
     """The configuration with the dataset's commit as it is now, and the fingerprints of local text."""
     if config.dataset:
-        commit, hashes = text.dataset_source(config.dataset, config.revision)
+        commit, hashes = text.dataset_source(config.dataset, config.dataset_config, config.revision)
         return (config if commit is None else replace(config, revision=commit)), {"text": hashes}
     paths = [*config.data, *config.validation_data]
     for path in paths:
         if not Path(path).exists():
             raise InputError(f"there is no file {path}")
     return config, {"text": {path: files.sha256_file(Path(path)) for path in paths if Path(path).is_file()}}
+
+
+def _check_revision(config: ExtractConfig, out: Location) -> None:
+    """`InputError` when the dataset's branch has moved since the store was begun."""
+    begun = files.read_yaml(out / "config.yaml") if (out / "config.yaml").is_file() else {}
+    old = begun.get("revision")
+    if config.dataset and old not in (None, config.revision) and begun.get("dataset") == config.dataset:
+        raise InputError(
+            f"{out} was begun with {config.dataset} at revision {old}, and this is revision {config.revision}; go on "
+            f"with --revision {old}, or choose another --output"
+        )
 
 
 def _models(config: ExtractConfig) -> tuple[Any, FrozenEncoder]:
