@@ -179,6 +179,44 @@ def test_a_dataset_with_a_held_out_split_is_the_same_as_its_documents_in_files(w
     assert payload(extract_features.run(replace(few, **dataset), tmp_path / "f").path) == payload(whole)
 
 
+def test_a_dataset_is_read_at_the_commit_that_is_recorded_and_a_branch_that_moved_is_refused(
+    few, whole, few_lines, tmp_path, monkeypatch
+):
+    import datasets
+
+    lines = few_lines.read_text(encoding="utf-8").splitlines()
+    head, asked = "a" * 40, []
+
+    def build(name, configuration, revision):
+        commit = head if revision in (None, "main") else revision
+        files = {"train": [f"hf://datasets/{name}@{commit}/train.jsonl"]}
+        return SimpleNamespace(hash=commit, config=SimpleNamespace(data_files=files), info=SimpleNamespace(splits=None))
+
+    def load(name, configuration, **options):
+        asked.append((name, configuration, options))
+        return [{"text": line} for line in lines]
+
+    monkeypatch.setattr(text, "check_hub", lambda: None)
+    monkeypatch.setattr(datasets, "load_dataset_builder", build)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    config = replace(few, data=(), dataset="some/corpus", dataset_config="en")
+    made = extract_features.run(config, tmp_path / "f")
+    assert payload(made.path) == payload(whole)
+    assert asked
+    assert all(call == ("some/corpus", "en", {"split": "train", "revision": head, "streaming": True}) for call in asked)
+    assert (made.config["revision"], made.config["dataset_config"]) == (head, "en")
+    assert made.inputs["text"] == {"some/corpus": head}
+
+    old, head = head, "b" * 40
+    (made.path / "manifest.json").unlink()
+    message = f"was begun with some/corpus at revision {old}, and this is revision {head}; go on with --revision {old}"
+    for same in (config, replace(config, revision="main")):
+        with pytest.raises(InputError, match=message):
+            extract_features.run(same, made.path)
+    assert extract_features.run(replace(config, revision=old), made.path).complete
+    assert extract_features.run(config, made.path, overwrite=True).config["revision"] == head
+
+
 def test_the_sizes_of_shards_change_the_files_and_no_value(whole, few, tmp_path):
     other = FeatureStore(extract_features.run(replace(few, shard_rows=64), tmp_path / "f").path)
     mine = FeatureStore(whole)
@@ -717,6 +755,7 @@ def test_what_an_interrupted_extraction_has_written_needs_no_room_again(few, who
         ({"validation_data": ("x.txt",)}, "hold out rows by one of --validation-docs, --validation-data and"),
         ({"validation_split": "test"}, "hold out rows by one of --validation-docs, --validation-data and"),
         ({"validation_split": "test", "validation_docs": 0}, "--dataset"),
+        ({"dataset_config": "en"}, "--dataset-config is one of --dataset NAME; files have none"),
         ({"batch_size": 10}, "shard_rows=16 must be a multiple of batch_size=10"),
         ({"shard_rows": 8}, "shard_rows=8 must be a multiple of the chunk of 16 rows"),
         ({"validation_docs": 24}, "--validation-docs 24 leaves nothing to train on: there are 24 documents"),
