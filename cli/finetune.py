@@ -13,8 +13,9 @@ from ldlm.config import FinetuneConfig
 @stage_options(FinetuneConfig)
 @path_option("--run", "the trained run")
 @path_option("--features", "the feature store that it was trained on")
+@click.option("--allow-partial", is_flag=True, help="use the shards that an unsealed store has")
 @click.option("--list", "as_list", is_flag=True, help="print the decoders that the run has and stop")
-def command(options: Options, run: str | None, features: str | None, as_list: bool) -> None:
+def command(options: Options, run: str | None, features: str | None, allow_partial: bool, as_list: bool) -> None:
     """Freeze encoder and denoiser, and train a new token decoder of K blocks on noisy latents.
 
     It becomes the run's default decoder, and sampling needs D_h no more. The same command goes on from the newest
@@ -38,6 +39,7 @@ def command(options: Options, run: str | None, features: str | None, as_list: bo
         config,
         run_path,
         require_place(features, "--features", "features"),
+        allow_partial=allow_partial,
         overwrite=bool(options.overwrite),
         progress=show.Terminal(),
     )

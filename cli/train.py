@@ -17,8 +17,8 @@ from ldlm.location import locate
 
 ONLINE = "online"
 TEXT = (
-    "encoder", "kind", "layer", "seq_len", "data", "dataset", "revision", "split", "text_column", "validation_data",
-    "validation_split", "validation_docs", "detokenizer", "stats_tokens",
+    "encoder", "kind", "layer", "seq_len", "data", "dataset", "dataset_config", "revision", "split", "text_column",
+    "validation_data", "validation_split", "validation_docs", "detokenizer", "stats_tokens",
 )  # fmt: skip
 
 

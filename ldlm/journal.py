@@ -186,10 +186,10 @@ class Journal:
             self.status("failed", state, reason=f"{type(error).__name__}: {error}")
             raise
 
-    def awaited(self, batches: Iterator[Batch], stop: Stop) -> Batch | None:
-        """The next batch; None when a signal ended the wait for it."""
+    def awaited(self, stream: Stream, stop: Stop) -> Batch | None:
+        """The next batch as it is read; None when a signal ended the wait for it."""
         with self.pace.wait():
-            return stop.interruptible(lambda: next(batches))
+            return stop.interruptible(stream.read)
 
     def __post_init__(self) -> None:
         self.pace = Pace(self.began_at)

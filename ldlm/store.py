@@ -211,6 +211,11 @@ class FeatureStore:
         """`train` or `validation`; `InputError` when the store has no such rows."""
         # By number: names of six digits would come before those of five.
         records = sorted((r for r in self.records.values() if r["split"] == name), key=lambda r: r["shard"])
+        if not records and self.manifest["rows"].get(name):
+            raise InputError(
+                f"{self.path} has none of its {self.manifest['rows'][name]:,} {name} rows yet; run the same "
+                f"`ldlm extract-features` command again and it goes on"
+            )
         if not records:
             raise InputError(
                 f"{self.path} has no {name} rows; extract with --validation-docs N or --validation-data FILE"
@@ -233,6 +238,12 @@ class FeatureStore:
         """Validation rows, or the training rows where there are none."""
         validation = any(record["split"] == "validation" for record in self.records.values())
         return self.split("validation" if validation else "train")
+
+
+def _even(extent: int, most: int) -> int:
+    """The width of equal chunks of up to `most`: a shard is whole chunks, and what is beyond the array is waste."""
+    count = -(-extent // most)
+    return -(-extent // count)
 
 
 def _folder(split: str) -> str:
@@ -370,7 +381,7 @@ class StoreWriter:
         if not self.with_hidden:
             return
         for name, dtype in self.codec.dtypes.items():
-            chunks = (CHUNK_ROWS, min(128, length), min(384, width))
+            chunks = (CHUNK_ROWS, _even(length, 128), _even(width, 384))
             shape = (rows, length, width)
             dims = 3 if name == "hidden" else 2
             self._create_array(group, name, shape[:dims], chunks[:dims], dtype)
@@ -404,14 +415,24 @@ class StoreWriter:
         """Whether that shard's record stands."""
         return self.record_path(split, shard).is_file()
 
+    def recorded(self) -> set[tuple[str, int]]:
+        """(split, shard) of all records that stand, by one listing."""
+        names = (path.stem.rpartition("-") for path in files.matching(self.path / "ledger", "*.json"))
+        return {(split, int(shard)) for split, _, shard in names if shard.isdigit()}
+
+    def encoded(self, shard: int, parts: Parts, tokens: np.ndarray) -> dict[str, memoryview]:
+        """What a shard consists of, as bytes by name from the folder of its split: its files, and arrays' metadata."""
+        start = shard * self.shard_rows
+        arrays = {name: (start, rows) for name, rows in {"tokens": tokens, **parts}.items()}
+        return shards.encoded(arrays, lambda group: self._create_split(group, start + len(tokens)))
+
     def write(self, split: str, shard: int, parts: Parts, tokens: np.ndarray, facts: Mapping[str, Any]) -> int:
         """Write a whole shard, durably, and record it with `facts`; returns its bytes.
 
         `parts` as the codec encodes them. `facts` name the fingerprints of `encoder` and `statistics` that made them.
         """
         start = shard * self.shard_rows
-        arrays = {name: (start, rows) for name, rows in {"tokens": tokens, **parts}.items()}
-        made = shards.encoded(arrays, lambda group: self._create_split(group, start + len(tokens)))
+        made = self.encoded(shard, parts, tokens)
         entries: dict[str, dict[str, Any]] = {}
         for name, data in made.items():
             if not name.endswith("zarr.json"):

@@ -61,6 +61,7 @@ def run(
     run_path: Path,
     features: Location,
     *,
+    allow_partial: bool = False,
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> Artifact:
@@ -72,7 +73,8 @@ def run(
     out = run_path / "decoders" / name
     with runtime.world() as world, Stop() as stop, ExitStack() as held:
         progress = progress if world.main else SILENT
-        trained, store = _trained(config, run_path, device, world), FeatureStore(features)
+        trained = _trained(config, run_path, device, world)
+        store = FeatureStore(features, allow_partial=allow_partial)
         _check(trained, store)
         training = _training(config, trained)
         check_shares(training, world)
@@ -112,7 +114,6 @@ def _train(
         progress.task("finetune decoder", config.steps, "step", done=state.step) as task,
         journal.recorded(state),
     ):
-        batches = iter(stream)
         while True:
             if journal.wants_evaluation(state):
                 with journal.pace.pause():
@@ -125,12 +126,12 @@ def _train(
             if state.step >= config.steps:
                 break
 
-            batch = journal.awaited(batches, stop)
+            batch = journal.awaited(stream, stop)
             if state.world.any(stop.wished is not None):  # so that all processes end at the same step
                 break
             assert batch is not None
 
-            step = finetune_step(state, batch)
+            step = finetune_step(state, stream.complete(batch))
 
             shown = {}
             if not step.finite:

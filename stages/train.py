@@ -90,7 +90,6 @@ def _train(
     """The training loop: evaluate, save, read, step, log. A signal ends it with a checkpoint, and raises `Stopped`."""
     config = state.config
     with stream, progress.task("train", config.steps, "step", done=state.step) as task, journal.recorded(state):
-        batches = iter(stream)
         while True:
             if journal.wants_evaluation(state):
                 with journal.pace.pause():
@@ -103,12 +102,12 @@ def _train(
             if state.step >= config.steps:
                 break
 
-            batch = journal.awaited(batches, stop)
+            batch = journal.awaited(stream, stop)
             if state.world.any(stop.wished is not None):  # so that all processes end at the same step
                 break
             assert batch is not None
 
-            step = train_step(state, batch)
+            step = train_step(state, stream.complete(batch))
 
             shown = {}
             if not step.finite:

@@ -16,7 +16,7 @@ from ldlm.stages import extract_features, features, train
 from ldlm import artifact, files, location
 from ldlm.errors import InputError, StorageError
 from ldlm.location import ObjectPath, locate
-from ldlm.store import FeatureStore
+from ldlm.store import FeatureStore, StoreWriter
 
 pytest.importorskip("obstore", reason="obstore is in the extra `object-stores`")
 moto_server = pytest.importorskip("moto.server", reason="moto is in the extra `test`")
@@ -185,8 +185,7 @@ def test_a_server_that_stays_down_fails_clearly_and_the_same_command_goes_on(few
             return made
 
         def count(self, name):
-            self.shards = getattr(self, "shards", 0) + (name == "encode")
-            proxy.chance = float(self.shards >= 1)
+            proxy.chance = float(name == "encode" and any((place / "ledger").glob("*.json")))
 
     place = locate(f"{bucket}/features")
     with pytest.raises(StorageError, match=r"s3://.* failed, with up to 6 retries .* run the same command again"):
@@ -304,11 +303,23 @@ def test_a_machine_that_comes_late_changes_nothing_that_is_sealed(few, local, bu
     before = payload(place)
     monkeypatch.setattr(artifact, "versions", lambda: {"zarr": "another"})
     monkeypatch.setattr(ObjectPath, "is_file", lambda self: False)  # as when it looked
+    monkeypatch.setattr(StoreWriter, "recorded", lambda self: set())
     late.tokenizer.add_tokens(["captain"])
     late.describe(), late.write_shards()
     monkeypatch.undo()
     assert payload(place) == before
     FeatureStore(place)
+
+
+def test_shards_that_are_done_cost_one_listing_and_not_a_request_each(few, bucket, proxy, monkeypatch):
+    place = locate(f"{bucket}/features")
+    extract_features.run(few, place)
+    (place / "manifest.json").unlink()
+    (place / "ledger" / "train-00000.json").unlink()
+    asked, real = [], proxy.forward
+    monkeypatch.setattr(proxy, "do_HEAD", lambda self: asked.append(self.path) or real(self))
+    extract_features.run(few, place)
+    assert {path.rpartition("/")[2] for path in asked if "/ledger/" in path} == {"train-00000.json"}
 
 
 def test_another_configuration_is_refused_and_overwrite_replaces(few, bucket):

@@ -218,7 +218,8 @@ def test_memory_stays_flat_with_ten_times_the_text(corpus, gpt2, tmp_path):
         peaks[times] = peak_memory(arguments, tmp_path / str(times))
     stored = sum(path.stat().st_size for path in (tmp_path / "100").rglob("*") if path.is_file())
     assert stored > 25e6
-    assert peaks[100] - peaks[10] < 0.3 * stored, (peaks, stored)
+    assert len(list((tmp_path / "10" / "ledger").iterdir())) > 2  # more shards than are in memory at a time
+    assert peaks[100] - peaks[10] < 12 * 2**20, peaks  # two runs of the same differ by half of that
 
 
 def damaged_at(path, offset_of):
