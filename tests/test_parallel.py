@@ -197,7 +197,7 @@ def test_a_refusal_is_said_once_by_all_processes(two, train_config, store, tmp_p
     error = process.communicate(timeout=120)[1].decode()
     assert process.returncode == 1
     assert "seed: 0 -> 1" in error
-    assert "Traceback (most recent call last):\n  File" not in error.split("torch.distributed.elastic")[0]
+    assert error.count("Error: ") == 2  # of each process, in one line; the rest is torchrun's own
 
 
 def test_one_then_two_then_one_process_go_on_from_each_other(two, train_config, store, twenty, tmp_path):
