@@ -191,10 +191,10 @@ def prepare(
     """
     _check(config)
     config, source = _pinned(config)
-    if not overwrite:
-        _check_revision(config, out)
     tokenizer, encoder = _models(config)
     _check_requests(config, out, _width(config, encoder))
+    if not overwrite:
+        _check_revision(config, out)
     fingerprints = _fingerprints(config, encoder, tokenizer)
     reads = (*config.data, *config.validation_data)
     result = artifact.begin(

@@ -22,6 +22,7 @@ def store(gpt2, monkeypatch):
     return store
 
 
+@pytest.mark.slow
 def test_the_store_s_benchmark_runs_and_says_what_it_left_out(store, tmp_path, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "zarrs" else real(name))

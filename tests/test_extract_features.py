@@ -619,7 +619,7 @@ def test_a_hub_that_tells_its_size_is_asked_for_no_more_than_is_packed(few, monk
 
     taken = 0
 
-    def endless(name, **options):
+    def endless(name, configuration, **options):
         nonlocal taken
         while True:
             taken += 1
@@ -628,7 +628,7 @@ def test_a_hub_that_tells_its_size_is_asked_for_no_more_than_is_packed(few, monk
     splits = {"train": SimpleNamespace(num_examples=1_000_000), "test": SimpleNamespace(num_examples=500)}
     builder = SimpleNamespace(info=SimpleNamespace(splits=splits))
     monkeypatch.setattr(text, "check_hub", lambda: None)
-    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, **options: builder)
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, configuration, **options: builder)
     monkeypatch.setattr(datasets, "load_dataset", endless)
     tokenizer = load_tokenizer(few.encoder)
     config = replace(few, data=(), dataset="some/corpus", validation_docs=1000)

@@ -9,13 +9,13 @@ import browser
 import numpy as np
 import pytest
 import torch
-from ldlm.stages.sample import text_seeds
 from PIL import Image
 
 from ldlm import colours, trace, tracegif, tracepage
 from ldlm.colours import DARK, LEVELS, LIGHT
 from ldlm.config import SamplerConfig
 from ldlm.encoder import load_tokenizer
+from ldlm.generation import text_seeds
 from ldlm.run import TrainedRun
 from ldlm.trace import Cell, Frame
 
