@@ -8,6 +8,13 @@ from ldlm.cli.options import Command, Options, path_option, require, require_pla
 
 from ldlm.config import FinetuneConfig
 
+FIGURES = {
+    "l_w": "L_w, tokens under noise",
+    "token_accuracy": "token accuracy under noise",
+    "l_w_clean": "L_w, clean",
+    "token_accuracy_clean": "token accuracy, clean",
+}
+
 
 @click.command(cls=Command, short_help="train a small decoder that reads the latents directly")
 @stage_options(FinetuneConfig)
@@ -45,14 +52,6 @@ def command(options: Options, run: str | None, features: str | None, allow_parti
     )
     result = {"output": str(made.path), **made.manifest}
     options.show(result, lambda: _table(result))
-
-
-FIGURES = {
-    "l_w": "L_w, tokens under noise",
-    "token_accuracy": "token accuracy under noise",
-    "l_w_clean": "L_w, clean",
-    "token_accuracy_clean": "token accuracy, clean",
-}
 
 
 def _table(result: dict) -> str:
