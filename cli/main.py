@@ -20,6 +20,7 @@ The stages, each reading what the one before wrote:
   ldlm finetune-decoder --run run --features features --layers 2
   ldlm sample --run run --num-samples 1000 --output samples.jsonl
   ldlm evaluate samples.jsonl --scorer gpt2-large
+  ldlm report run
   ldlm export --run run --output model
 """
 
@@ -74,6 +75,7 @@ def _register() -> None:
         plot,
         pretrain,
         quickstart,
+        report,
         sample,
         sweep,
         train,
@@ -90,6 +92,7 @@ def _register() -> None:
     main.add_command(sweep.command, "sweep")
     main.add_command(interpolate.command, "interpolate")
     main.add_command(evaluate.command, "evaluate")
+    main.add_command(report.command, "report")
     main.add_command(export.command, "export")
 
 

@@ -194,11 +194,7 @@ def frontier(path: Path, summary: Mapping[str, Any]) -> None:
         [row["gen_ppl"] for row in summary["screened"]],
         s=6, color=GREY, alpha=0.35, linewidths=0, label=f"screened with {summary['screen_texts']:,} texts",
     )  # fmt: skip
-    own = [row for row in summary["finalists"] if row["solver"] == "euler-maruyama" and row["grid"] == "time"]
-    own = [row for row in own if row["guidance"] == 1]
-    best = {row["budget"]: row for row in summary["finalists"] if row not in own}
-    lines = {"the paper's sampler": (own, ORANGE), "best at each budget": (list(best.values()), BLUE)}
-    for label, (rows, color) in lines.items():
+    for (label, rows), color in zip(frontier_lines(summary["finalists"]).items(), (ORANGE, BLUE), strict=True):
         x, y = [row["entropy"] for row in rows], [row["gen_ppl"] for row in rows]
         ax.plot(x, y, color=color, linewidth=1, alpha=0.6)
         ax.scatter(x, y, s=[20 + 180 * row["seconds"] / slowest for row in rows], color=color, alpha=0.8, label=label)
@@ -216,6 +212,14 @@ def frontier(path: Path, summary: Mapping[str, Any]) -> None:
     finish(ax, "Perplexity × entropy; numbers are evaluations, areas seconds per text", "entropy (nats)",
            "generative perplexity")  # fmt: skip
     save(made, path)
+
+
+def frontier_lines(finalists: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The finalists of a sweep as two lines, by name: the paper's sampler, and what was better at each budget."""
+    papers = {"solver": "euler-maruyama", "grid": "time", "guidance": 1}
+    own = [row for row in finalists if all(row[key] == value for key, value in papers.items())]
+    best = {row["budget"]: row for row in finalists if row not in own}
+    return {"the paper's sampler": own, "best at each budget": list(best.values())}
 
 
 def mean_of_two(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:

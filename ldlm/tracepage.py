@@ -7,24 +7,20 @@ arrow keys or a touch of the picture below choose one. `#7` after the address op
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from string import Template
 from typing import Any
 
-from ldlm import colours
+from ldlm import colours, webpage
 from ldlm.colours import DARK, LEVELS, LIGHT, Scale
 from ldlm.trace import Frame, visible
 
 
 def page(frames: Sequence[Frame], about: Mapping[str, Any]) -> str:
     """The page; `about` has what stands below the text, by name."""
-    return PAGE.substitute(
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{_sha256(SCRIPT)}'",
-        style=STYLE.substitute(light=_theme(LIGHT), dark=_theme(DARK), height=min(max(7 * len(frames), 110), 260)),
-        script=SCRIPT,
+    body = BODY.substitute(
         end=time(frames[-1]),
         frames="\n".join(map(_frame, range(len(frames)), [None, *frames[:-1]], frames)),
         last=len(frames) - 1,
@@ -33,10 +29,10 @@ def page(frames: Sequence[Frame], about: Mapping[str, Any]) -> str:
         positions=f"{len(frames[0].tokens):,}",
         strip_light=_strip(frames, LIGHT),
         strip_dark=_strip(frames, DARK),
-        about="\n".join(
-            f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in about.items()
-        ),
+        about=webpage.definitions(about),
     )
+    style = STYLE.substitute(light=_theme(LIGHT), dark=_theme(DARK), height=min(max(7 * len(frames), 110), 260))
+    return webpage.document("From noise to text", body, style=style, script=SCRIPT)
 
 
 def time(frame: Frame) -> str:
@@ -88,39 +84,18 @@ def _strip(frames: Sequence[Frame], scale: Scale) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def _sha256(script: str) -> str:
-    """What the page's policy knows its script by; a script that came in with the text would have another."""
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
 STYLE = Template("""
-:root { color-scheme: light dark; --page: #f4f3f0; --card: #ffffff; --ink: #16161d; --soft: #63636f; --line: #dedce3;
-  --accent: #1c7ed6; }
 $light
 @media (prefers-color-scheme: dark) {
-:root { --page: #0a0a10; --card: #14141c; --ink: #f2f1f7; --soft: #a09fae; --line: #2c2b38; --accent: #6cc5ff; }
 $dark
 }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); -webkit-text-size-adjust: 100%;
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
-main { max-width: 58rem; margin: 0 auto; padding: clamp(1.25rem, 5vw, 3.5rem) clamp(.9rem, 4vw, 2rem) 3rem; }
-h1 { font-size: clamp(1.9rem, 6vw, 3rem); line-height: 1.1; letter-spacing: -.025em; margin: 0 0 .8rem; }
-.lead { color: var(--soft); max-width: 44rem; margin: 0 0 1.6rem; }
-.lead em { font-style: normal; color: var(--ink); }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 14px; margin: 0 0 1.4rem; }
 .frame { padding: clamp(1rem, 3.5vw, 1.9rem); }
 .frame + .frame { border-top: 1px solid var(--line); }
 h2 { display: flex; flex-wrap: wrap; gap: .2rem 1.5rem; margin: 0 0 1rem; font-size: .95rem; font-weight: 400;
   font-variant-numeric: tabular-nums; }
 h2 b { color: var(--soft); font-weight: 400; margin-right: .25em; }
-.text { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: clamp(1.02rem, 2.6vw, 1.28rem);
-  line-height: 1.85; font-family: "Iowan Old Style", Charter, Palatino, Georgia, "Noto Serif", serif; }
 .text i, .key { font-style: normal; padding: .16em 0 .14em; border-radius: 4px; -webkit-box-decoration-break: clone;
   box-decoration-break: clone; border-bottom: 3px solid transparent; background-clip: padding-box; }
-.text .s { font: .66em/1.5 ui-monospace, Menlo, Consolas, monospace; padding: .15em .5em; margin: 0 .15em;
-  max-width: calc(100% - .3em); display: inline-block; vertical-align: .1em; border: 1px solid var(--line);
-  border-radius: 99px; background-clip: border-box; }
 .text .n, .key { border-bottom: 3px solid var(--accent); border-bottom-left-radius: 0; border-bottom-right-radius: 0; }
 .bar, .cursor { display: none; }
 .legend { display: flex; flex-wrap: wrap; gap: .5rem 2rem; align-items: center; color: var(--soft); font-size: .85rem;
@@ -134,11 +109,8 @@ h2 b { color: var(--soft); font-weight: 400; margin-right: .25em; }
 figure { margin: 0 0 2.2rem; }
 .strip { position: relative; border: 1px solid var(--line); border-radius: 10px; overflow: hidden; }
 .strip img { display: block; width: 100%; height: ${height}px; image-rendering: pixelated; }
-figcaption { color: var(--soft); font-size: .85rem; margin-top: .6rem; }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .9rem 1.2rem; margin: 0;
-  font-size: .9rem; border-top: 1px solid var(--line); padding-top: 1.3rem; }
-dt { color: var(--soft); font-size: .8rem; }
-dd { margin: 0; overflow-wrap: anywhere; }
+figcaption { margin-top: .6rem; }
+dl { border-top: 1px solid var(--line); padding-top: 1.3rem; }
 .js .frames { display: grid; grid-template-columns: minmax(0, 1fr); }
 .js .frame { grid-area: 1 / 1; border: 0; visibility: hidden; opacity: 0; transition: opacity .16s, visibility .16s; }
 .js .frame.on { visibility: visible; opacity: 1; }
@@ -153,7 +125,6 @@ button::before { content: ""; border-style: solid; border-width: .5rem 0 .5rem .
 input { flex: 1; min-width: 0; height: 2.9rem; margin: 0; accent-color: var(--ink); cursor: pointer; }
 output { flex: none; min-width: 4.2rem; text-align: right; color: var(--soft); font-size: .9rem;
   font-variant-numeric: tabular-nums; }
-:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
 .js .strip { cursor: pointer; }
 .js .cursor { display: block; position: absolute; left: 0; right: 0; pointer-events: none;
   outline: 2px solid var(--accent); outline-offset: -1px; transition: top .16s; }
@@ -219,17 +190,7 @@ SCRIPT = """
 })();
 """
 
-PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="$policy">
-<title>From noise to text</title>
-<style>$style</style>
-</head>
-<body>
-<main>
+BODY = Template("""\
 <header>
 <h1>From noise to text</h1>
 <p class="lead">A text as it comes out of noise, whole and all at once: what the decoder reads in the denoiser’s
@@ -257,11 +218,5 @@ $frames
 <figcaption>All frames at a glance: from noise at the top to text at the bottom, the $positions positions of the text
 from left to right.</figcaption>
 </figure>
-<dl>
 $about
-</dl>
-</main>
-<script>$script</script>
-</body>
-</html>
 """)

@@ -1,0 +1,30 @@
+"""`ldlm report`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from ldlm.cli.options import path_option
+
+
+@click.command(short_help="a run as one web page: what was trained on what, how it went, what came of it")
+@click.argument("run", metavar="RUN")
+@path_option("--output", "page to write; RUN/report.html if not given", metavar="FILE")
+@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+def command(run: str, output: str | None, as_json: bool) -> None:
+    """Losses, timesteps, latents, samples, the sweep's frontier, interpolation and speed on one page.
+
+    The page needs no network and no other file. It is made of the run's files alone, at any time, also while it trains;
+    of what `sample`, `sweep`, `interpolate` and `finetune-decoder` leave in the run's folder it shows what is there.
+
+    \b
+    Examples:
+      ldlm report run
+      ldlm report run --output report.html
+    """
+    from ldlm.stages import report as stage
+
+    written = str(stage.run(Path(run), None if output is None else Path(output)))
+    click.echo(json.dumps({"output": written}) if as_json else written)

@@ -1,0 +1,104 @@
+"""A run as one page to read and to hand on, from the run's own files and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ldlm.stages.sweep import verdict
+
+from ldlm import accounting, artifact, config, files, reportpage
+from ldlm.config import Shapes, TrainConfig
+from ldlm.errors import InputError
+from ldlm.metricsfile import MetricsFile
+from ldlm.model import build_meta
+from ldlm.reportpage import Report, SampleSet
+
+
+def run(run_path: Path, out: Path | None = None) -> Path:
+    """Write the report of a run, in whatever state it is, to `out`: the run's own `report.html` where nothing is said.
+
+    It is written anew each time, and the same files give the same bytes. Returns where it is.
+    """
+    out = out or run_path / "report.html"
+    report = read(run_path)
+    _check(out)
+    files.write_atomic(out, reportpage.page(report))
+    return out
+
+
+def _check(out: Path) -> None:
+    """Only a page may be replaced: a slip of the fingers could name the run's `config.yaml`."""
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; --output names the file to write, for example {out}/report.html")
+    if out.suffix != ".html":
+        raise InputError(f"a report is a page, and {out} does not end in .html; choose another --output")
+
+
+def read(path: Path) -> Report:
+    """What the files of a run say."""
+    found = artifact.open_artifact(path, "run", complete=False)
+    trained = config.from_dict(TrainConfig, found.config)
+    features = _json(path / "features.json")
+    sweep, interpolation = _finished(path, "sweep"), _finished(path, "interpolation")
+    return Report(
+        name=path.resolve().name,
+        config=trained,
+        manifest=found.manifest if found.complete else None,
+        status=_json(path / "status.json"),
+        features=features,
+        parameters={} if features is None else _parameters(trained, features),
+        metrics=MetricsFile(path / "metrics.jsonl").read(),
+        decoders=_decoders(path),
+        samples=list(_samples(path)),
+        special_tokens=_special_tokens(path),
+        sweep=sweep,
+        verdict="" if sweep is None else verdict(sweep),
+        interpolation=interpolation,
+        path=[] if interpolation is None else _first_pair(path / "interpolation" / "texts.jsonl"),
+        trace=None if _finished(path, "trace") is None else files.read_json(path / "trace" / "trace.json"),
+    )
+
+
+def _json(path: Path) -> Any:
+    """What is in the file; None where there is none."""
+    return files.read_json(path) if path.is_file() else None
+
+
+def _finished(run_path: Path, kind: str) -> dict[str, Any] | None:
+    """The manifest of the artefact that a stage left in the run; None where there is none, or it is not finished."""
+    path = run_path / kind
+    if not path.is_dir():
+        return None
+    found = artifact.open_artifact(path, kind, complete=False)
+    return found.manifest if found.complete else None
+
+
+def _parameters(trained: TrainConfig, features: dict[str, Any]) -> dict[str, int]:
+    scratch = features["encoder"]["kind"] == "scratch"
+    return accounting.parameters(build_meta(trained.model, Shapes(**features["shapes"]), scratch=scratch))
+
+
+def _decoders(run_path: Path) -> list[dict[str, Any]]:
+    """Manifests of the fine-tuned decoders, oldest first."""
+    folders = (path.parent for path in (run_path / "decoders").glob("*/manifest.json"))
+    manifests = (artifact.open_artifact(folder, "decoder").manifest for folder in folders)
+    return sorted(manifests, key=lambda manifest: manifest["created"])
+
+
+def _samples(run_path: Path) -> Iterator[SampleSet]:
+    """What `ldlm sample` finished in the run's folder."""
+    for path in [run_path / "samples.jsonl", *files.matching(run_path / "samples", "*.jsonl")]:
+        about = _json(path.with_name(path.name + ".meta.json"))
+        if about is not None and path.is_file():
+            yield SampleSet(path.relative_to(run_path).as_posix(), about, list(files.read_jsonl(path)))
+
+
+def _special_tokens(run_path: Path) -> list[str]:
+    tokenizer = _json(run_path / "tokenizer" / "tokenizer.json") or {"added_tokens": []}
+    return [token["content"] for token in tokenizer["added_tokens"] if token["special"]]
+
+
+def _first_pair(path: Path) -> list[dict[str, Any]]:
+    return [row for row in files.read_jsonl(path) if row["pair"] == 0]
