@@ -36,6 +36,8 @@ def command(options: Options, run: str | None, features: str | None, allow_parti
     config = options.build()
     from ldlm.stages import finetune_decoder as stage
 
+    from ldlm import runtime
+
     run_path = require(run, "--run", "run")
     if as_list:
         decoders = [vars(decoder) for decoder in stage.listing(config, run_path)]
@@ -50,6 +52,8 @@ def command(options: Options, run: str | None, features: str | None, allow_parti
         overwrite=bool(options.overwrite),
         progress=show.Terminal(),
     )
+    if not runtime.reports():
+        return
     result = {"output": str(made.path), **made.manifest}
     options.show(result, lambda: _table(result))
 

@@ -35,6 +35,7 @@ def begin(
     inputs: Mapping[str, Any],
     training: TrainConfig,
     *,
+    reads: Sequence[Path],
     overwrite: bool,
     world: World,
     held: ExitStack,
@@ -42,21 +43,13 @@ def begin(
 ) -> Artifact:
     """The output, taken up or new, held against other processes than these until `held` closes.
 
-    `training` is how `config` trains. A finished output is taken up again where it asks for more steps than were taken.
+    `training` is how `config` trains, and `reads` what must not be overwritten. A finished output is taken up again
+    where it asks for more steps than were taken.
     """
     if training.optimizer.lr_decay != "constant":
         inputs = {**inputs, "steps": training.steps}  # they shape the learning rate, so they can't change on the way
-    state, refusal = None, None
-    if world.main:
-        try:
-            state = _begin(out, kind, config, inputs, training.steps, overwrite, held, progress)
-        except InputError as error:
-            if world.size == 1:
-                raise
-            refusal = str(error)
-    state, refusal = world.from_main([state, refusal])
-    if refusal is not None:  # in all processes, or the others would wait for the main one in vain
-        raise InputError(refusal)
+    state = world.main_only(lambda: _begin(out, kind, config, inputs, reads, training.steps, overwrite, held, progress))
+    state = world.from_main(state)
     return Artifact(out, kind, state)
 
 
@@ -65,6 +58,7 @@ def _begin(
     kind: str,
     config: Any,
     inputs: Mapping[str, Any],
+    reads: Sequence[Path],
     steps: int,
     overwrite: bool,
     held: ExitStack,
@@ -74,7 +68,7 @@ def _begin(
     taken_up = out.is_dir() and not overwrite
     if taken_up:
         held.enter_context(claims.sole(out))  # before anything is written there: somebody may be at work
-    result = artifact.begin(out, kind, config, inputs, overwrite=overwrite)
+    result = artifact.begin(out, kind, config, inputs, overwrite=overwrite, reads=reads)
     if not taken_up:
         held.enter_context(claims.sole(out))
     if result.complete and result.manifest["step"] >= steps:

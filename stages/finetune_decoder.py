@@ -90,8 +90,18 @@ def run(
             world=world,
         )
         inputs = {"checkpoint": trained.checkpoint.digest, "features": store.fingerprint}
+        reads = [place for place in (run_path, features) if isinstance(place, Path)]
         result = begin(
-            out, "decoder", config, inputs, training, overwrite=overwrite, world=world, held=held, progress=progress
+            out,
+            "decoder",
+            config,
+            inputs,
+            training,
+            reads=reads,
+            overwrite=overwrite,
+            world=world,
+            held=held,
+            progress=progress,
         )
         if result.complete:
             return result
@@ -156,11 +166,9 @@ def _name(config: FinetuneConfig) -> str:
 
 def _trained(config: FinetuneConfig, run_path: Path, device: torch.device, world: World) -> TrainedRun:
     """The run at the same checkpoint in all processes, even while it is being trained on."""
-    if world.main:
-        trained = TrainedRun(run_path, device, config.checkpoint)
-        world.from_main(trained.checkpoint.path.name)
-        return trained
-    return TrainedRun(run_path, device, world.from_main(None))
+    trained = world.main_only(lambda: TrainedRun(run_path, device, config.checkpoint))
+    name = world.from_main(None if trained is None else trained.checkpoint.path.name)
+    return trained or TrainedRun(run_path, device, name)
 
 
 def _check(trained: TrainedRun, store: FeatureStore) -> None:

@@ -57,15 +57,24 @@ def run(
         stream = Stream(
             store, split, batch_size=config.batch_size, seed=config.seed, position=0, device=device, world=world
         )
-        inputs = {"features": store.fingerprint}
+        inputs, reads = {"features": store.fingerprint}, [features] if isinstance(features, Path) else []
         result = begin(
-            out, "run", config, inputs, config, overwrite=overwrite, world=world, held=held, progress=progress
+            out,
+            "run",
+            config,
+            inputs,
+            config,
+            reads=reads,
+            overwrite=overwrite,
+            world=world,
+            held=held,
+            progress=progress,
         )
         if result.complete:
             return result
 
+        world.main_only(lambda: _record_features(store, out))
         if world.main:
-            _record_features(store, out)
             _tell(store, out, result.state == "partial", progress)
         flops = cache(partial(accounting.flops_per_token, config, store.shapes))
         journal = resume(
