@@ -247,7 +247,8 @@ def _check(config: ExtractConfig) -> None:
 
 def _check_requests(config: ExtractConfig, out: Location | None, width: int) -> None:
     """`InputError` when a shard, before compression, is more than an object store takes in one request."""
-    row = round(config.seq_len * max(4, width * CODECS[config.codec].bytes_per_value))
+    stored = 0 if config.kind == "scratch" else width * CODECS[config.codec].bytes_per_value
+    row = round(config.seq_len * max(4, stored))
     if isinstance(out, ObjectPath) and config.shard_rows * row > REQUEST_BYTES:
         step = math.lcm(16, config.batch_size)
         raise InputError(

@@ -170,18 +170,21 @@ def test_files_that_others_remove_meanwhile_need_no_fsync(tmp_path, monkeypatch)
         files.write_atomic(tmp_path / name, b"")
     fsync, durable = os.fsync, []
 
-    def first(descriptor):
-        """While the first file is made durable, all others go, with their folders."""
+    def meddle(descriptor):
+        """While the first file of a folder is made durable, the other goes; of the next folder, the folder itself."""
         fsync(descriptor)
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
         if path.is_file() and not durable:
-            durable.append(path)
             (path.parent / {"x": "y", "y": "x"}[path.name]).unlink()
-            (tmp_path / {"a": "b", "b": "a"}[path.parent.name]).rename(tmp_path.parent / f"gone-{tmp_path.name}")
+        elif path.is_file():
+            path.parent.rename(tmp_path.parent / f"gone-{tmp_path.name}")
+        if path != tmp_path:
+            durable.append(path)
 
-    monkeypatch.setattr(os, "fsync", first)
+    monkeypatch.setattr(os, "fsync", meddle)
     files.fsync_tree(tmp_path)
-    assert durable
+    first, its_folder, second = durable
+    assert first.parent == its_folder != second.parent
 
 
 def test_processes_of_the_same_number_on_two_machines_write_to_different_temporary_files(tmp_path, monkeypatch):

@@ -37,10 +37,10 @@ def arguments(corpus, gpt2, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(start, arguments, tmp_path_factory):
+def whole(succeed, arguments, tmp_path_factory):
     """The extraction by one process that nothing disturbed."""
     out = tmp_path_factory.mktemp("whole") / "features"
-    assert start(arguments, out).wait() == 0
+    succeed(*arguments, "--output", out)
     return out
 
 
@@ -58,14 +58,14 @@ def test_several_processes_write_the_bytes_that_one_writes(start, arguments, who
 
 
 @pytest.fixture(scope="module")
-def short(start, arguments, tmp_path_factory):
+def short(succeed, arguments, tmp_path_factory):
     """The arguments of an extraction of few shards, and the store that they make when nothing disturbs it."""
     folder = tmp_path_factory.mktemp("short")
     text, few = Path(arguments[arguments.index("--data") + 1]), folder / "fewer.txt"
     few.write_text("".join(text.read_text(encoding="utf-8").splitlines(keepends=True)[:14]), encoding="utf-8")
     shorter = [str(few) if argument == str(text) else argument for argument in arguments]
     shorter[shorter.index("--validation-docs") + 1] = "4"
-    assert start(shorter, folder / "whole").wait() == 0
+    succeed(*shorter, "--output", folder / "whole")
     return shorter, folder / "whole"
 
 
@@ -503,7 +503,7 @@ def test_shards_that_are_gone_before_the_seal_are_all_made_again_by_one_run(conf
 @pytest.mark.parametrize("name", ["std/c/0", "mean/c/0", "zarr.json", "hidden/zarr.json", "tokens/zarr.json"])
 @pytest.mark.parametrize("damage", ["missing", "flipped"])
 def test_metadata_and_statistics_that_were_damaged_before_the_seal_are_refused_until_repaired(
-    config, whole, unsealed, name, damage
+    config, whole, unsealed, notes, name, damage
 ):
     path = unsealed / "features.zarr" / name
     if damage == "missing":
@@ -514,7 +514,8 @@ def test_metadata_and_statistics_that_were_damaged_before_the_seal_are_refused_u
     with pytest.raises(InputError, match=complaint):
         FeatureStore(unsealed, allow_partial=True)
     with pytest.raises(InputError, match=complaint):
-        extract_features.run(config, unsealed)
+        extract_features.run(config, unsealed, progress=notes)
+    assert "encode" not in notes.begun  # it is said before the work, and not after it
     assert features.repair(unsealed, device="cpu")[1].complete
     assert content(unsealed) == content(whole)
 
