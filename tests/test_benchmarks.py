@@ -2,7 +2,7 @@
 
 import importlib.util
 import math
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
@@ -24,6 +24,8 @@ def store(gpt2, monkeypatch):
 
 @pytest.mark.slow
 def test_the_store_s_benchmark_runs_and_says_what_it_left_out(store, tmp_path, monkeypatch):
+    """But for peak memory, which takes processes of its own."""
+    monkeypatch.setattr(store, "_memory", lambda base, folder: {"1x": 2**20, "10x": 4 * 2**20})
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "zarrs" else real(name))
     figures = store.run(tmp_path)
@@ -31,12 +33,20 @@ def test_the_store_s_benchmark_runs_and_says_what_it_left_out(store, tmp_path, m
     values = [figures["extraction"]["ratio"], *(row["ratio"] for row in figures["codecs"])]
     assert all(math.isfinite(value) and value > 0 for value in values)
     assert all(0 <= share <= 1 for share in figures["waiting"].values())
-    for times in (1, 10):
-        records = list(Path(tmp_path / f"memory-{times}" / "ledger").iterdir())
-        assert len(records) >= 3 * times  # more shards than are in memory at a time
     text = store.report(figures)
+    assert "1 MiB, with ten times the text 4 MiB (+3)" in text
     assert text.count("zarrs skipped") == 2
     assert "of the bare forward pass on this cpu" in text
+
+
+@pytest.mark.slow
+def test_peak_memory_is_that_of_more_shards_than_are_in_memory_at_a_time(store, few, few_lines, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(few_lines.read_text(encoding="utf-8") * 8, encoding="utf-8")
+    peaks = store._memory(replace(few, data=(str(text),)), tmp_path)
+    assert peaks.keys() == {"1x", "10x"}
+    for times in (1, 10):
+        assert len(list((tmp_path / f"memory-{times}" / "ledger").iterdir())) >= 3 * times
 
 
 def test_the_store_s_benchmark_is_skipped_without_its_encoder(store, tmp_path, monkeypatch):

@@ -71,17 +71,17 @@ def test_a_batch_passes_the_encoder_in_blocks_whatever_its_size(online, stored):
 
 
 def test_the_encoder_s_time_is_the_step_s_and_no_wait_for_data(online, train_config, tmp_path, monkeypatch):
-    """Each pass of the encoder takes a tenth of a second longer here, which is most of a step."""
+    """Each pass of the encoder takes longer here, and most of a step."""
     real = OnlineEncoder.__call__
 
     def slowly(self, tokens_BL):
-        time.sleep(0.1)
+        time.sleep(0.3)
         return real(self, tokens_BL)
 
     monkeypatch.setattr(OnlineEncoder, "__call__", slowly)
     lines = MetricsFile(train.run(train_config, online, tmp_path / "run").path / "metrics.jsonl").read()
     waits = [line["timing"]["data_wait"] for line in lines if line["kind"] == "train"][2:]
-    assert sorted(waits)[len(waits) // 2] < 0.3
+    assert sorted(waits)[len(waits) // 2] < 0.2
 
 
 def test_losses_are_those_of_the_store(online, stored, train_config, tmp_path):

@@ -251,7 +251,7 @@ def test_a_run_does_not_overwrite_the_store_that_it_reads(train_config, store, t
     shutil.copytree(store, out / "features")
     train.run(replace(train_config, steps=2), store, out / "other")
     (out / "artifact.json").write_bytes((out / "other" / "artifact.json").read_bytes())
-    with pytest.raises(InputError, match="--overwrite would delete .*features, which is to be read"):
+    with pytest.raises(InputError, match=r"--overwrite would delete .*features, which is to be read"):
         train.run(train_config, out / "features", out, overwrite=True)
     assert (out / "features" / "manifest.json").exists()
 
