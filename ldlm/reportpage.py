@@ -598,26 +598,24 @@ def _interpolation(report: Report) -> Section | None:
         command = "ldlm interpolate --run RUN --features FEATURES --scorer SCORER"
         hint = _hint(report, "The latent space has not been walked through;", command)
         return Section("interpolation", title, "", [hint]) if report.complete else None
-    points, a = found["points"], Axis(f"a, {found['path']} path", low=0, high=1)
-    figures = [
-        (name, _with_interval(set_of))
-        for name, set_of in (("mean of the two latents", found["mean"]), ("real text", found["real"]))
-    ]
+    points, real = found["points"], found["real"]
+    a = Axis(f"a, {found['path']} path", low=0, high=1)
     lead = (
-        f"The way between the latents of two real texts, decoded at each a: {found['pairs']:,} pairs, scored by "
-        f"{_model(found['scorer'])}, from {_of_step(report, found['checkpoint_step'])} with decoder {found['decoder']}. The "
-        f"regions are 95 % intervals."
+        f"The way between the latents of two real texts, decoded at each a with decoder {found['decoder']}: "
+        f"{found['pairs']:,} pairs from {_of_step(report, found['checkpoint_step'])}, scored by "
+        f"{_model(found['scorer'])}. The regions are 95 % intervals."
     )
+    head = ("decoded", "gen. ppl", "entropy", "diversity")
+    rows = [("mean of the two latents", *_with_interval(found["mean"])), ("real text", *_with_interval(real))]
     blocks = [
         _charts(
-            _along(a, points, "gen_ppl", "Perplexity along the way", "generative perplexity", found["real"]),
-            _along(a, points, "entropy", "Entropy along the way", "entropy, nats", found["real"]),
-            _along(
-                a, points, "diversity", "Diversity along the way", "share of n-grams that occur once", found["real"]
-            ),
+            _along(a, points, "gen_ppl", "Perplexity along the way", "generative perplexity", real),
+            _along(a, points, "entropy", "Entropy along the way", "entropy, nats", real),
+            # Diversity falls with the number of texts, and real text is of twice as many.
+            _along(a, points, "diversity", "Diversity along the way", "distinct n-grams, Π over n = 2 to 4", None),
             _along(a, points[1:], "edits", "Edits from point to point", "tokens", None),
         ),
-        _table(title, ("decoded", "gen. ppl", "entropy", "diversity"), ((name, *cells) for name, cells in figures)),
+        _table("The mean of two latents, and real text", head, rows),
     ]
     if report.path:
         texts = _texts(report, ((f"a = {row['a']:.2f}", row["text"]) for row in report.path))
@@ -628,8 +626,8 @@ def _interpolation(report: Report) -> Section | None:
 def _along(a: Axis, points: Sequence[Row], key: str, title: str, label: str, real: Row | None) -> str:
     """A figure along the path with its intervals, and that of real text."""
     x, y = [point["a"] for point in points], [point[key] for point in points]
-    intervals = [point["intervals"][key] for point in points if key in point["intervals"]]
-    band = tuple(zip(*intervals, strict=True)) or None
+    ends = [point["intervals"].get(key, (None, None)) for point in points]
+    band = [low for low, _ in ends], [high for _, high in ends]
     marks = [Line("decoded", BLUE, x, y, dots=True, band=band)]
     if real is not None:
         marks.append(Line("real text", GOLD, [0, 1], [real[key]] * 2, dashed=True))

@@ -8,6 +8,7 @@ and what the whole chart shows by its aria-label. Colours are the page's: `STYLE
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -58,7 +59,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """Values in the order of x. A `noisy` line is drawn faintly, with its smoothed course on top."""
+    """Values in the ascending order of x. A `noisy` line is drawn faintly, with its smoothed course on top."""
 
     name: str
     color: str
@@ -149,7 +150,7 @@ def _linear_ticks(low: float, high: float, most: int) -> list[float]:
         # A hair of slack, or an axis that ends at a round value would go without its last tick.
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
         if last - first < most:
-            return [round(n * step, 12) for n in range(first, last + 1)]
+            return [float(f"{n * step:.12g}") for n in range(first, last + 1)]
     raise AssertionError("20 times a power of ten below the range holds it")
 
 
@@ -349,7 +350,7 @@ def _star(x: float, y: float, radius: float) -> str:
 
 def _pointers(marks: Sequence[Mark], frame: Frame) -> list[str]:
     """Strips from top to bottom, each with the values that lie in it."""
-    lines = [mark for mark in marks if isinstance(mark, Line) and mark.name and not mark.faint and len(mark.x) > 2]
+    lines = [mark for mark in marks if isinstance(mark, Line) and mark.name and len(mark.x)]
     if not lines:
         return []
     longest = max(lines, key=lambda line: len(line.x)).x
@@ -360,7 +361,7 @@ def _pointers(marks: Sequence[Mark], frame: Frame) -> list[str]:
     for x, place, left, right in zip(chosen, at, edges, edges[1:], strict=False):
         said = [f"{frame.x.axis.label} {frame.x.axis.number(x)}"]
         for line in lines:
-            nearest = min(range(len(line.x)), key=lambda i: abs(line.x[i] - x))
+            nearest = _nearest(line.x, x)
             value, there = line.y[nearest], frame.x(line.x[nearest])
             if value is not None and there is not None and left <= there <= right:
                 said.append(f"{line.name}: {frame.y.axis.number(value)}")
@@ -370,6 +371,12 @@ def _pointers(marks: Sequence[Mark], frame: Frame) -> list[str]:
             f'width="{_c(right - left)}" height="{height}"/><path d="M{_c(place)} {top}v{height}"/></g>'
         )
     return strips
+
+
+def _nearest(ascending: Sequence[float], x: float) -> int:
+    """Which of the values is nearest to x."""
+    after = min(bisect_left(ascending, x), len(ascending) - 1)
+    return after - 1 if after and x - ascending[after - 1] < ascending[after] - x else after
 
 
 def _said(mark: Mark, y: Axis) -> str:
