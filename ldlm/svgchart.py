@@ -86,6 +86,10 @@ class Points:
     star: bool = False
     joined: bool = False
 
+    def radius(self, number: int) -> float:
+        """Of the place with that number."""
+        return self.radii[number] if self.radii else 3.5
+
 
 @dataclass(frozen=True)
 class Cloud:
@@ -106,7 +110,8 @@ def chart(title: str, x: Axis, y: Axis, marks: Sequence[Mark], note: str = "") -
     if frame is None:
         return ""
     drawing = [frame.grid(), *(_draw(mark, frame) for mark in marks), *_pointers(marks, frame)]
-    drawing += [_titled(mark, frame) for mark in marks if isinstance(mark, Points)]
+    points = [mark for mark in marks if isinstance(mark, Points)]
+    drawing += [*(_titled(mark, frame) for mark in points), _labels(points, frame)]
     said = "; ".join(filter(None, (_said(mark, y) for mark in marks)))
     label = f"{title}. {y.label} against {x.label}. {said}."
     return (
@@ -324,16 +329,48 @@ def _titled(points: Points, frame: Frame) -> str:
         place = frame.place(x, y)
         if place is None:
             continue
-        radius = points.radii[number] if points.radii else 3.5
+        radius = points.radius(number)
         shape = (
             f'<path d="{_star(*place, radius)}"/>'
             if points.star
             else f'<circle cx="{_c(place[0])}" cy="{_c(place[1])}" r="{_c(radius)}"/>'
         )
         parts.append(f"<g><title>{escape(title)}</title>{shape}</g>")
-        if points.labels:
-            parts.append(_words(place[0] + radius + 2, place[1] - radius - 1, points.labels[number], "start"))
     return f'<g class="points {points.color}">{"".join(parts)}</g>'
+
+
+def _labels(all_points: Sequence[Points], frame: Frame) -> str:
+    """What stands beside the points, where there is room; the title of a point says it in any case."""
+    taken: list[Box] = []
+    wanted: list[tuple[float, float, float, str]] = []
+    for points in all_points:
+        for number, point in enumerate(zip(points.x, points.y, strict=True)):
+            place = frame.place(*point)
+            if place is None:
+                continue
+            x, y, r = *place, points.radius(number)
+            taken.append((x - r, y - r, x + r, y + r))
+            if points.labels:
+                wanted.append((x, y, r, points.labels[number]))
+    drawn = []
+    for x, y, r, label in wanted:
+        width, height = LETTER * len(label), 11
+        for left, bottom in ((x + r, y - r + 2), (x + r, y + r + height - 2), (x - r - width, y - r + 2),
+                             (x - r - width, y + r + height - 2), (x - width / 2, y - r - 1)):  # fmt: skip
+            box = (left, bottom - height, left + width, bottom)
+            inside = frame.x.start <= box[0] and box[2] <= WIDTH and box[1] >= TOP - height
+            if inside and not any(_overlap(box, other) for other in taken):
+                taken.append(box)
+                drawn.append(_words(left + width / 2, bottom - 1, label, "middle"))
+                break
+    return "".join(drawn)
+
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _star(x: float, y: float, radius: float) -> str:
@@ -433,7 +470,8 @@ STYLE = """
 .chart svg { display: block; width: 100%; height: auto; }
 .chart text { font-size: 11.5px; fill: var(--soft); font-variant-numeric: tabular-nums; }
 @media (max-width: 30rem) { .chart text { font-size: 13px; } }
-.keys { display: flex; flex-wrap: wrap; gap: .1rem 1rem; margin: 0 0 .5rem; font-size: .82rem; color: var(--soft); }
+.keys { display: flex; flex-wrap: wrap; align-content: flex-start; gap: .1rem 1rem; margin: 0 0 .5rem;
+  font-size: .82rem; color: var(--soft); }
 .keys span { display: inline-flex; align-items: center; gap: .4rem; }
 .keys i { flex: none; width: 1.1rem; border-top: 3px solid var(--c); border-radius: 2px; }
 .keys .dash { border-top: 2px dashed var(--c); border-radius: 0; }
