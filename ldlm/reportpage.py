@@ -720,8 +720,8 @@ def _provenance(report: Report) -> Section:
 
 
 def _list(title: str, values: Mapping[str, Any]) -> str:
-    kind = title.split()[0].lower()
-    return f'<div class="list {kind}"><h3>{title}</h3>{webpage.definitions(values)}</div>' if values else ""
+    kind = "list prints" if title == "Fingerprints" else "list"
+    return f'<div class="{kind}"><h3>{title}</h3>{webpage.definitions(values)}</div>' if values else ""
 
 
 def _origins(report: Report) -> dict[str, dict[str, Any]]:
@@ -791,8 +791,8 @@ tbody tr + tr > * { border-top: 1px solid var(--line); }
 .about { margin: 0 0 .4rem; color: var(--soft); font-size: .82rem; font-variant-numeric: tabular-nums; }
 .text .s { font-style: normal; color: var(--soft); }
 .list dl { grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); }
-.fingerprints dl { grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
-.fingerprints dd { font: .78rem/1.5 ui-monospace, Menlo, Consolas, monospace; }
+.prints dl { grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
+.prints dd { font: .74rem/1.5 ui-monospace, Menlo, Consolas, monospace; }
 summary { cursor: pointer; padding: .6rem 0; }
 .settings { columns: 20rem; margin: 0; padding: 0; list-style: none; font: .85rem/1.9 ui-monospace, Menlo, Consolas,
   monospace; overflow-wrap: anywhere; }
