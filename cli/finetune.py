@@ -8,13 +8,21 @@ from ldlm.cli.options import Command, Options, path_option, require, require_pla
 
 from ldlm.config import FinetuneConfig
 
+FIGURES = {
+    "l_w": "L_w, tokens under noise",
+    "token_accuracy": "token accuracy under noise",
+    "l_w_clean": "L_w, clean",
+    "token_accuracy_clean": "token accuracy, clean",
+}
+
 
 @click.command(cls=Command, short_help="train a small decoder that reads the latents directly")
 @stage_options(FinetuneConfig)
 @path_option("--run", "the trained run")
 @path_option("--features", "the feature store that it was trained on")
+@click.option("--allow-partial", is_flag=True, help="use the shards that an unsealed store has")
 @click.option("--list", "as_list", is_flag=True, help="print the decoders that the run has and stop")
-def command(options: Options, run: str | None, features: str | None, as_list: bool) -> None:
+def command(options: Options, run: str | None, features: str | None, allow_partial: bool, as_list: bool) -> None:
     """Freeze encoder and denoiser, and train a new token decoder of K blocks on noisy latents.
 
     It becomes the run's default decoder, and sampling needs D_h no more. The same command goes on from the newest
@@ -28,6 +36,8 @@ def command(options: Options, run: str | None, features: str | None, as_list: bo
     config = options.build()
     from ldlm.stages import finetune_decoder as stage
 
+    from ldlm import runtime
+
     run_path = require(run, "--run", "run")
     if as_list:
         decoders = [vars(decoder) for decoder in stage.listing(config, run_path)]
@@ -38,19 +48,14 @@ def command(options: Options, run: str | None, features: str | None, as_list: bo
         config,
         run_path,
         require_place(features, "--features", "features"),
+        allow_partial=allow_partial,
         overwrite=bool(options.overwrite),
         progress=show.Terminal(),
     )
+    if not runtime.reports():
+        return
     result = {"output": str(made.path), **made.manifest}
     options.show(result, lambda: _table(result))
-
-
-FIGURES = {
-    "l_w": "L_w, tokens under noise",
-    "token_accuracy": "token accuracy under noise",
-    "l_w_clean": "L_w, clean",
-    "token_accuracy_clean": "token accuracy, clean",
-}
 
 
 def _table(result: dict) -> str:

@@ -21,10 +21,11 @@ from ldlm.errors import InputError
 )
 @click.option("--from", "start", metavar="TEXT", help="print the path from this text, and measure nothing")
 @click.option("--to", "end", metavar="TEXT", help="to this one")
+@click.option("--allow-partial", is_flag=True, help="use the shards that an unsealed store has")
 @path_option("--output", "folder for the figures, texts and plots  [default: interpolation, in the run]")
 def command(
     options: Options, runs: tuple[str, ...], features: tuple[str, ...], start: str | None, end: str | None,
-    output: str | None,
+    allow_partial: bool, output: str | None,
 ) -> None:  # fmt: skip
     """Decode the path between the latents of pairs of held-out texts, and score the texts on it.
 
@@ -43,11 +44,12 @@ def command(
     if options.dry_run:
         return options.show_plan(stage.plan(config, max(1, len(runs)), given=texts is not None))
     paths = [Path(run) for run in runs] or [require(None, "--run", "run")]
-    progress, overwrite = show.Terminal(), bool(options.overwrite)
+    progress = show.Terminal()
     if texts is not None:
         ways = [stage.between(config, path, texts, progress=progress) for path in paths]
         return options.show(ways[0] if len(ways) == 1 else {"runs": ways}, lambda: "\n\n".join(map(_way, ways)))
 
+    how: Any = {"allow_partial": allow_partial, "overwrite": bool(options.overwrite), "progress": progress}
     stores = [require_place(place, "--features", "features") for place in features or (None,)]
     if len(stores) not in (1, len(paths)):
         raise InputError(
@@ -56,13 +58,13 @@ def command(
         )
     if len(paths) == 1:
         place = None if output is None else Path(output)
-        made = stage.run(config, paths[0], stores[0], place, overwrite=overwrite, progress=progress)
+        made = stage.run(config, paths[0], stores[0], place, **how)
         results = {made.manifest["run"]: made.manifest}
     elif output is None:
         raise InputError("several runs go into one picture; say where with --output DIR")
     else:
         members = list(zip(paths, stores * (len(paths) if len(stores) == 1 else 1), strict=True))
-        made = stage.compare(config, members, Path(output), overwrite=overwrite, progress=progress)
+        made = stage.compare(config, members, Path(output), **how)
         results = made.manifest["runs"]
     options.show({"output": str(made.path), **made.manifest}, lambda: _tables(str(made.path), results))
 

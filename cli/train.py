@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from ldlm.location import locate
 
 ONLINE = "online"
 TEXT = (
-    "encoder", "kind", "layer", "seq_len", "data", "dataset", "revision", "split", "text_column", "validation_data",
-    "validation_split", "validation_docs", "detokenizer", "stats_tokens",
+    "encoder", "kind", "layer", "seq_len", "data", "dataset", "dataset_config", "revision", "split", "text_column",
+    "validation_data", "validation_split", "validation_docs", "detokenizer", "stats_tokens",
 )  # fmt: skip
 
 
@@ -46,8 +45,10 @@ def command(
     config = options.build()
     from ldlm.stages import train as stage
 
+    from ldlm import runtime
+
     if options.dry_run:
-        return options.show_plan(stage.plan(config, _shapes(options, features, online)))
+        return options.show_plan(stage.plan(config, _shapes(options, features, online, allow_partial)))
     store = require_place(features, "--features", "features")
     out = require(output, "--output", "run")
     if features == ONLINE:
@@ -62,8 +63,8 @@ def command(
         overwrite=bool(options.overwrite),
         progress=show.Terminal(),
     )
-    if int(os.environ.get("RANK", "0")):
-        return  # of several processes one reports
+    if not runtime.reports():
+        return
     result = {"output": str(made.path), **made.manifest}
     options.show(result, lambda: _table(result))
 
@@ -83,7 +84,7 @@ def _prepare_online(online: dict[str, Any], config: TrainConfig, out: Path, *, o
     return place
 
 
-def _shapes(options: Options, features: str | None, online: dict[str, Any]) -> configs.Shapes:
+def _shapes(options: Options, features: str | None, online: dict[str, Any], allow_partial: bool) -> configs.Shapes:
     """Sizes for a dry run: the store's, the encoder's, or without either the preset's own."""
     if features == ONLINE and "encoder" in online:
         from ldlm.stages import extract_features
@@ -92,7 +93,7 @@ def _shapes(options: Options, features: str | None, online: dict[str, Any]) -> c
     if features is not None and features != ONLINE:
         from ldlm.store import FeatureStore
 
-        return FeatureStore(locate(features)).shapes
+        return FeatureStore(locate(features), allow_partial=allow_partial).shapes
     if options.preset is None:
         raise InputError("a dry run takes its sizes from --features DIR or --preset NAME; give one of them")
     return configs.preset(options.preset).shapes

@@ -12,12 +12,11 @@ told to overwrite.
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -27,7 +26,7 @@ from typing import Any, Literal
 import ldlm
 from ldlm import config as configs
 from ldlm import files
-from ldlm.claims import entry
+from ldlm.claims import among, entry, sole
 from ldlm.errors import InputError
 from ldlm.location import Location, ObjectPath
 
@@ -42,7 +41,7 @@ MADE_BY = {
     "interpolation": "ldlm interpolate",
     "sweep": "ldlm sweep",
     "trace": "ldlm sample --trace",
-    "comparison": "ldlm interpolate --run A --run B",
+    "comparison": "ldlm interpolate",
     "quickstart": "ldlm quickstart",
 }
 
@@ -63,8 +62,8 @@ class Artifact:
     @property
     def manifest(self) -> dict[str, Any]:
         """What the stage recorded when it finished; `InputError` when a bit of it has changed since."""
-        path = self.path / "manifest.json"
-        return files.unseal(files.read_json(path), path)
+        remedy = f"run `ldlm features repair {self.path}`" if self.kind == "features" else "restore it from a copy"
+        return files.read_digested(self.path / "manifest.json", remedy)
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -97,7 +96,7 @@ class Artifact:
         """Write the manifest: from here on the artefact is complete."""
         files.fsync_tree(self.path)
         record = {"kind": self.kind, "schema": SCHEMA, **result, "versions": versions()}
-        files.write_json(self.path / "manifest.json", files.seal(record))
+        files.write_atomic(self.path / "manifest.json", files.dump_digested(record))
         return Artifact(self.path, self.kind, "complete")
 
 
@@ -110,21 +109,26 @@ def begin(
     overwrite: bool = False,
     reads: Sequence[str | Path] = (),
     shared: bool = False,
+    held: ExitStack | None = None,
 ) -> Artifact:
     """Create the artefact at `path`, or take up or recognise the one that is there (SPEC 12.1).
 
     Raises `InputError` when `path` holds something else, another configuration or other inputs, saying what differs.
     `reads` are the files that the stage will read: an output that contains one is never overwritten. A `shared` output
     is one that several processes work at: one that is taken up stays as it is, for another may be about to seal it.
+    Until `held` closes, none of them can be told to overwrite it.
     """
     # Processes that share an output may begin it at the same moment.
     with entry(_outside(path)) if isinstance(path, Path) else nullcontext():
-        return _begin(path, kind, config, inputs, overwrite, reads, shared)
+        begun = _begin(path, kind, config, inputs, overwrite, reads, shared)
+        if held is not None and isinstance(path, Path):
+            held.enter_context(among(path))
+        return begun
 
 
 def _outside(path: Path) -> Path:
     """The closest folder above that is no artefact itself: who makes one holds the lock on it until it is done."""
-    return next(folder for folder in path.parents if not (folder / "artifact.json").is_file())
+    return next(folder for folder in path.absolute().parents if not (folder / "artifact.json").is_file())
 
 
 def _begin(
@@ -143,7 +147,8 @@ def _begin(
         return _create(path, kind, config, inputs)
     if overwrite:
         _guard(path, found, kind, reads)
-        _discard(path)
+        with sole(path) if isinstance(path, Path) else nullcontext():
+            _discard(path)
         return _create(path, kind, config, inputs)
     if found.get("kind") != kind:
         what = f"holds {_article(found['kind'])}" if "kind" in found else "is not empty and not made by ldlm"
@@ -151,7 +156,7 @@ def _begin(
     decided = (path / "config.yaml").is_file()
     if not decided and all(name == "artifact.json" or name.startswith(".") for _, name in files.below(path)):
         return _create(path, kind, config, inputs)  # killed between the first two files
-    old = {"inputs": found["inputs"], **_old_identity(path, type(config))}
+    old = {"inputs": found.get("inputs", {}), **_old_identity(path, type(config))}
     new = {"inputs": dict(inputs), **configs.identity(config)}
     changed = configs.differences(old, new)
     if changed:
@@ -224,7 +229,7 @@ def _discard(path: Location) -> None:
     """Delete a folder. It loses its name first, so that a kill in the middle leaves nothing that looks complete."""
     if isinstance(path, ObjectPath):
         return path.discard()
-    trash = path.with_name(f".{path.name}.{os.getpid()}.trash")
+    trash = path.with_name(f".{path.name}.{files.unique()}.trash")
     path.rename(trash)
     shutil.rmtree(trash)
 

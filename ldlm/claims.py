@@ -10,13 +10,16 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from ldlm.errors import InputError
 
 Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 @contextmanager
@@ -24,12 +27,7 @@ def claim(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold the lock file `path` within the block; yields False, without it, if another has it and `wait` is off."""
     descriptor = _open(path)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        yield _locked(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), path)
     finally:
         os.close(descriptor)
 
@@ -43,31 +41,51 @@ def _open(path: Path) -> int:
             continue
 
 
+def _locked(descriptor: int, how: int, path: Path) -> bool:
+    """Take a lock; False if another has it. `InputError` where the file system has no locks."""
+    try:
+        fcntl.flock(descriptor, how)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise InputError(
+            f"{path} can't be locked ({error.strerror}), and only a lock keeps processes from disturbing each other; "
+            f"choose an --output on a file system with flock, or mount this one with it"
+        ) from None
+    return True
+
+
 @contextmanager
 def entry(folder: Path) -> Iterator[None]:
     """Hold a lock on the folder itself while something in it is looked at and made; leaves no file behind."""
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with suppress(OSError):  # file systems without locks on folders; what follows is a matter of milliseconds
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with _lock_on(folder, fcntl.LOCK_EX):
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
 def sole(folder: Path) -> Iterator[None]:
     """Hold a lock on the folder itself, without waiting; `InputError` when another process works there."""
+    with _lock_on(folder, fcntl.LOCK_EX | fcntl.LOCK_NB) as mine:
+        if not mine:
+            raise InputError(f"another process is at work in {folder}; wait for it, or stop it first")
+        yield
+
+
+@contextmanager
+def among(folder: Path) -> Iterator[None]:
+    """The same together with others that work there, for as long as nobody is its `sole` holder."""
+    with _lock_on(folder, fcntl.LOCK_SH | fcntl.LOCK_NB) as mine:
+        if not mine:
+            raise InputError(f"another process has {folder} to itself, to mend or replace it; wait for it")
+        yield
+
+
+@contextmanager
+def _lock_on(folder: Path, how: int) -> Iterator[bool]:
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another process is at work in {folder}; wait for it, or stop it first") from None
-        except OSError:
-            pass  # a file system without locks on folders
-        yield
+        yield _locked(descriptor, how, folder)
     finally:
         os.close(descriptor)
 
@@ -76,23 +94,42 @@ def share(
     items: Iterable[Item],
     *,
     done: Callable[[Item], bool],
-    work: Callable[[Item], None],
+    work: Callable[[Item], Made],
     lock: Callable[[Item], Path],
+    finish: Callable[[Item, Made], None] | None = None,
 ) -> None:
     """Do every item that is not done, together with whoever else is at it; returns when all are done.
 
     First the ones that nobody holds; then wait for those that were held, and do what their holders left undone.
+    `finish` takes what `work` made of an item, in a thread of its own while the next item is worked on; one item at a
+    time, which stays claimed until then. What goes wrong in it is raised here, after that next item.
     """
-    held = []
-    for item in items:
-        if done(item):
-            continue
-        with claim(lock(item), wait=False) as mine:
-            if not mine:
-                held.append(item)
-            elif not done(item):
-                work(item)
-    for item in held:
-        with claim(lock(item)):
+    held: list[Item] = []
+    finishing: Future[None] = Future()
+    finishing.set_result(None)
+
+    def attempt(item: Item, wait: bool) -> bool:
+        """False when somebody else holds it."""
+        nonlocal finishing
+        with ExitStack() as mine:
+            if not mine.enter_context(claim(lock(item), wait=wait)):
+                return False
             if not done(item):
-                work(item)
+                made = work(item)
+                if finish is not None:
+                    finishing.result()
+                    finishing = thread.submit(_finish, partial(finish, item, made), mine.pop_all())
+        return True
+
+    with ThreadPoolExecutor(1, thread_name_prefix="ldlm-finish") as thread:
+        for item in items:
+            if not done(item) and not attempt(item, wait=False):
+                held.append(item)
+        for item in held:
+            attempt(item, wait=True)
+        finishing.result()
+
+
+def _finish(work: Callable[[], None], claimed: ExitStack) -> None:
+    with claimed:
+        work()

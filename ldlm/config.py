@@ -212,6 +212,7 @@ class ExtractConfig:
     seq_len: int = setting(128, "tokens per row L, with BOS and EOS", low=3)
     data: tuple[str, ...] = setting((), "text, jsonl or parquet files")
     dataset: str | None = setting(None, "Hugging Face dataset, instead of --data")
+    dataset_config: str | None = setting(None, "configuration of the dataset where it has several")
     revision: str | None = setting(None, "commit, branch or tag of the dataset; what it was is recorded")
     split: str = setting("train", "split of the dataset")
     text_column: str = setting("text", "field that holds the text")

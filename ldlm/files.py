@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ldlm.errors import InputError
 from ldlm.location import Location, ObjectPath
 
 Buffer = bytes | memoryview
+PART = 2**24  # bytes of an object in memory while it is hashed
 
 
 def fsync_dir(path: Path) -> None:
@@ -30,15 +32,21 @@ def fsync_tree(root: Location) -> None:
     if isinstance(root, ObjectPath):
         return
     for folder, _, names in os.walk(root):
-        for name in names:
-            with open(os.path.join(folder, name), "rb") as file:
-                os.fsync(file.fileno())
-        fsync_dir(Path(folder))
+        with suppress(FileNotFoundError):  # another process's temporaries go while we look
+            for name in names:
+                with suppress(FileNotFoundError), open(os.path.join(folder, name), "rb") as file:
+                    os.fsync(file.fileno())
+            fsync_dir(Path(folder))
 
 
 def is_temporary(path: Location) -> bool:
     """Whether this is what a killed `write_atomic` left."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def unique() -> str:
+    """A part of a name that no other process uses, on this machine or another: in containers all may be process 1."""
+    return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def write_atomic(path: Location, data: str | Buffer) -> None:
@@ -48,7 +56,7 @@ def write_atomic(path: Location, data: str | Buffer) -> None:
         path.write_bytes(data)
         return
     _make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{unique()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -82,9 +90,14 @@ def _make_folder(path: Path) -> None:
         fsync_dir(path.parent)
 
 
+def dump_json(value: Any) -> str:
+    """Indented, strict JSON (no NaN)."""
+    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
 def write_json(path: Location, value: Any) -> None:
-    """Atomic, indented, strict JSON (no NaN)."""
-    write_atomic(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    """`dump_json`, atomic."""
+    write_atomic(path, dump_json(value))
 
 
 def read_json(path: Location) -> Any:
@@ -97,17 +110,30 @@ def read_json(path: Location) -> Any:
         raise InputError(f"{path} is damaged and can't be read as JSON: {error}") from None
 
 
-def seal(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with a digest of itself, by which `unseal` sees that a bit of it has changed."""
-    return {**record, "digest": sha256_json(dict(record))}
+def dump_digested(value: Mapping[str, Any]) -> str:
+    """`dump_json` of an object with a digest of itself, by which `load_digested` notices a bit that has changed."""
+    return dump_json({**value, "digest": sha256_json(value)})
 
 
-def unseal(sealed: Any, path: Location) -> dict[str, Any]:
-    """The record that was sealed; `InputError` when it is not what was written to `path`."""
-    record = dict(sealed) if isinstance(sealed, dict) else {}
-    if record.pop("digest", None) != sha256_json(record):
-        raise InputError(f"{path} is damaged: it is not what was written; restore it from a copy")
-    return record
+def load_digested(data: bytes) -> dict[str, Any] | None:
+    """Inverse of `dump_digested`; None for what it did not write."""
+    try:
+        found = json.loads(data)
+        digest = found.pop("digest")
+        whole = digest == sha256_json(found) and dump_digested(found).encode() == data
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return found if whole else None
+
+
+def read_digested(path: Location, remedy: str) -> dict[str, Any]:
+    """What `dump_digested` gave for `path`; `InputError`, with the remedy, when it is absent or damaged."""
+    data = content(path)
+    found = None if data is None else load_digested(data)
+    if found is None:
+        problem = "is missing" if data is None else "is damaged: it is not what was written"
+        raise InputError(f"{path} {problem}; {remedy}")
+    return found
 
 
 def dump_yaml(value: Mapping[str, Any]) -> str:
@@ -154,11 +180,20 @@ def size(path: Location) -> int | None:
         return None
 
 
+def content(path: Location) -> bytes | None:
+    """A file's bytes; None when there is none."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
 def sizes(root: Location) -> dict[str, int]:
     """Bytes of every file below a folder, by its name from there; of an object store, by one listing."""
     if isinstance(root, ObjectPath):
         return root.sizes()
-    return {name: path.stat().st_size for path, name in below(root)}
+    found = ((name, size(path)) for path, name in below(root))
+    return {name: bytes_ for name, bytes_ in found if bytes_ is not None}
 
 
 def matching(folder: Location, pattern: str) -> list[Any]:
@@ -167,17 +202,24 @@ def matching(folder: Location, pattern: str) -> list[Any]:
 
 
 def below(root: Location) -> Iterator[tuple[Any, str]]:
-    """Every file below a folder, with its name from there, in order."""
-    paths: list[Any] = sorted(root.rglob("*"))
+    """Every file below a folder, with its name from there, in order; what others remove meanwhile may be among them."""
+    paths: list[Any] = sorted(root.rglob("*") if isinstance(root, ObjectPath) else _walk(root))
     for path in paths:
         if isinstance(path, ObjectPath) or path.is_file():
             yield path, path.relative_to(root).as_posix()
 
 
-def copy_tree(source: Location, target: Location) -> None:
-    """Copy every file below `source`, between any two places."""
-    for path, name in below(source):
-        write_atomic(target / name, path.read_bytes())
+def _walk(root: Path) -> Iterator[Path]:
+    """By os.walk, which passes over folders that vanish, where rglob raises an error."""
+    return (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
+
+
+def copy_tree(source: Location, target: Location) -> dict[str, str]:
+    """Copy every file below `source`, between any two places; the sha256 of what stands in `target` now, by name.
+
+    In an object store, what stands there already stays.
+    """
+    return {name: sha256(write_once(target / name, path.read_bytes())) for path, name in below(source)}
 
 
 def sha256(data: Buffer) -> str:
@@ -186,9 +228,12 @@ def sha256(data: Buffer) -> str:
 
 
 def sha256_file(path: Location) -> str:
-    """Hex digest of a file's bytes."""
+    """Hex digest of a file's bytes; an object's are fetched in parts."""
     if isinstance(path, ObjectPath):
-        return sha256(path.read_bytes())
+        digest = hashlib.sha256()
+        for start in range(0, size := path.size(), PART):
+            digest.update(path.read_range(start, min(PART, size - start)))
+        return digest.hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -222,7 +267,7 @@ def dump_jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path for a library to write a file to; renamed to `path` when the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = path.with_name(f".{unique()}.{path.name}")
     try:
         yield temporary
         with open(temporary, "rb") as file:

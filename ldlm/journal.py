@@ -35,6 +35,7 @@ def begin(
     inputs: Mapping[str, Any],
     training: TrainConfig,
     *,
+    reads: Sequence[Path],
     overwrite: bool,
     world: World,
     held: ExitStack,
@@ -42,21 +43,13 @@ def begin(
 ) -> Artifact:
     """The output, taken up or new, held against other processes than these until `held` closes.
 
-    `training` is how `config` trains. A finished output is taken up again where it asks for more steps than were taken.
+    `training` is how `config` trains, and `reads` what must not be overwritten. A finished output is taken up again
+    where it asks for more steps than were taken.
     """
     if training.optimizer.lr_decay != "constant":
         inputs = {**inputs, "steps": training.steps}  # they shape the learning rate, so they can't change on the way
-    state, refusal = None, None
-    if world.main:
-        try:
-            state = _begin(out, kind, config, inputs, training.steps, overwrite, held, progress)
-        except InputError as error:
-            if world.size == 1:
-                raise
-            refusal = str(error)
-    state, refusal = world.from_main([state, refusal])
-    if refusal is not None:  # in all processes, or the others would wait for the main one in vain
-        raise InputError(refusal)
+    state = world.main_only(lambda: _begin(out, kind, config, inputs, reads, training.steps, overwrite, held, progress))
+    state = world.from_main(state)
     return Artifact(out, kind, state)
 
 
@@ -65,20 +58,18 @@ def _begin(
     kind: str,
     config: Any,
     inputs: Mapping[str, Any],
+    reads: Sequence[Path],
     steps: int,
     overwrite: bool,
     held: ExitStack,
     progress: Progress,
 ) -> str:
     """`begin` in the main process."""
-    if out.is_dir() and not overwrite:
+    taken_up = out.is_dir() and not overwrite
+    if taken_up:
         held.enter_context(claims.sole(out))  # before anything is written there: somebody may be at work
-        result = artifact.begin(out, kind, config, inputs)
-    else:
-        if out.is_dir():
-            with claims.sole(out):
-                pass
-        result = artifact.begin(out, kind, config, inputs, overwrite=overwrite)
+    result = artifact.begin(out, kind, config, inputs, overwrite=overwrite, reads=reads)
+    if not taken_up:
         held.enter_context(claims.sole(out))
     if result.complete and result.manifest["step"] >= steps:
         progress.note(f"{out} is complete at step {result.manifest['step']}; nothing to do")
@@ -189,10 +180,10 @@ class Journal:
             self.status("failed", state, reason=f"{type(error).__name__}: {error}")
             raise
 
-    def awaited(self, batches: Iterator[Batch], stop: Stop) -> Batch | None:
-        """The next batch; None when a signal ended the wait for it."""
+    def awaited(self, stream: Stream, stop: Stop) -> Batch | None:
+        """The next batch as it is read; None when a signal ended the wait for it."""
         with self.pace.wait():
-            return stop.interruptible(lambda: next(batches))
+            return stop.interruptible(stream.read)
 
     def __post_init__(self) -> None:
         self.pace = Pace(self.began_at)

@@ -59,7 +59,7 @@ class Learner:
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a micro-batch's loss.
 
-        A loss that is not finite makes the whole gradient so, in every process, though its own may be finite.
+        A loss that is not finite makes the gradient so, in every process, though its own may be finite.
         """
         share = torch.full_like(loss, 1 / self.config.accumulate)
         loss.backward(torch.where(loss.detach().isfinite(), share, torch.nan))  # type: ignore[no-untyped-call]

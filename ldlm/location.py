@@ -7,6 +7,7 @@ whole or not at all, by one PUT or a multipart upload, and is durable then; ther
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ from ldlm.errors import InputError, StorageError
 SCHEMES = ("s3", "gs", "az")
 RETRIES = 6  # of a request, after server errors, resets and time-outs, with exponential backoff
 RETRY_SECONDS = 60.0  # from the first failure to the last attempt
-REQUEST_SECONDS = 300.0  # a shard that is put once, and not again, goes in one request
+REQUEST_SECONDS = 300.0  # of one attempt: a shard that is put once, and not again, goes in one request
+REQUEST_BYTES = 5 * 2**30  # most that S3 takes in one
 
 
 @dataclass(frozen=True)
@@ -103,11 +105,12 @@ class ObjectPath:
             return self.root.call("put", self.key, data) is not None
         # obstore repeats no such request after a reset, since its answer might be about its own first attempt. Here
         # that does not matter: what stands there is read again.
-        ends = time.monotonic() + RETRY_SECONDS
+        ends = math.inf
         for attempt in itertools.count():
             try:
                 return self.root.call("put", self.key, data, mode="create") is not None
             except StorageError:
+                ends = min(ends, time.monotonic() + RETRY_SECONDS)
                 if attempt == RETRIES or time.monotonic() > ends:
                     raise
                 time.sleep(min(8.0, 0.1 * 2**attempt))
@@ -170,7 +173,8 @@ class Bucket:
             raise InputError(f"{self.url} needs obstore: pip install 'ldlm[object-stores]'") from None
         retry: Any = {
             "max_retries": RETRIES,
-            "retry_timeout": timedelta(seconds=RETRY_SECONDS),
+            # obstore counts from the start of the request, which may fail at its end
+            "retry_timeout": timedelta(seconds=REQUEST_SECONDS + RETRY_SECONDS),
             "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=8), "base": 2},
         }
         plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")  # a server of one's own, like MinIO

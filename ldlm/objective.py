@@ -113,6 +113,24 @@ def draw(
     )
 
 
+class Spread(NamedTuple):
+    """What the figures need of the latents of B rows, in float64: they themselves would be gigabytes."""
+
+    sum_NC: Tensor
+    square_NC: Tensor  # Σ z²
+    norm: Tensor  # Σ over rows of a latent vector's mean norm
+
+    @classmethod
+    def of(cls, z_BNC: Tensor) -> Spread:
+        """Of detached latents."""
+        z_BNC = z_BNC.detach()
+        return cls(
+            z_BNC.sum(0, dtype=torch.float64),
+            z_BNC.square().sum(0, dtype=torch.float64),
+            z_BNC.norm(dim=-1).mean(1).sum(dtype=torch.float64),
+        )
+
+
 class Losses(NamedTuple):
     """What a step returns. `loss` carries the gradient, the rest is for looking at."""
 
@@ -122,7 +140,7 @@ class Losses(NamedTuple):
     l_w: Tensor
     l_diff_B: Tensor
     token_accuracy: Tensor
-    latents: Tensor
+    latents: Spread
 
 
 class Objective(nn.Module):
@@ -161,7 +179,7 @@ class Objective(nn.Module):
         l_w, accuracy = self.token_loss(h_hat_BLD, tokens_BL)
 
         loss = l_diff + self.reconstruction(l_h, l_w)
-        return Losses(loss, l_diff, l_h, l_w, l_diff_B.detach(), accuracy, z_0_BNC.detach())
+        return Losses(loss, l_diff, l_h, l_w, l_diff_B.detach(), accuracy, Spread.of(z_0_BNC))
 
     def autoencoder_loss(self, h_BLD: Tensor, tokens_BL: Tensor, smoothing: Smoothing) -> Losses:
         """The first phase of COSMOS: rebuild h and the tokens from what is masked, noisy and incomplete."""
@@ -170,13 +188,13 @@ class Objective(nn.Module):
         l_h = self.state_loss(h_hat_BLD, h_BLD)
         l_w, accuracy = self.token_loss(h_hat_BLD, tokens_BL)
         none_B = torch.zeros_like(z_0_BNC[:, 0, 0]).detach()
-        return Losses(self.reconstruction(l_h, l_w), none_B.mean(), l_h, l_w, none_B, accuracy, z_0_BNC.detach())
+        return Losses(self.reconstruction(l_h, l_w), none_B.mean(), l_h, l_w, none_B, accuracy, Spread.of(z_0_BNC))
 
     def diffusion_loss(self, z_0_BNC: Tensor, draws: Draws) -> Losses:
         """The second phase of COSMOS: the denoiser alone, on latents that no longer change."""
         l_diff_B = self.denoising_loss(z_0_BNC, draws)
         l_diff, none = (draws.weight_B.to(l_diff_B.dtype) * l_diff_B).mean(), l_diff_B.new_zeros(())
-        return Losses(l_diff, l_diff, none, none, l_diff_B.detach(), none, z_0_BNC.detach())
+        return Losses(l_diff, l_diff, none, none, l_diff_B.detach(), none, Spread.of(z_0_BNC))
 
     def reconstruction(self, l_h: Tensor, l_w: Tensor) -> Tensor:
         """What the decoders learn by, and where it reaches the latents shapes them: L_w, and L_h unless it is `ce`."""

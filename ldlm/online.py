@@ -12,6 +12,8 @@ from torch import Tensor
 from ldlm.encoder import FrozenEncoder
 from ldlm.errors import InputError
 
+BLOCK_ROWS = 32  # rows per pass: what is in memory on the way doesn't grow with the batch
+
 
 class OnlineEncoder:
     """tokens (B, L) → normalised states (B, L, D) float32, as a store in fp32 would give them.
@@ -26,7 +28,8 @@ class OnlineEncoder:
 
     def __call__(self, tokens_BL: Tensor) -> Tensor:
         encoder = self._load(tokens_BL.device)
-        return (encoder(tokens_BL) - self.mean_D) / self.std_D
+        h_BLD = torch.cat([encoder(tokens) for tokens in tokens_BL.split(BLOCK_ROWS)])
+        return (h_BLD - self.mean_D) / self.std_D
 
     def _load(self, device: torch.device) -> FrozenEncoder:
         """The encoder on `device`; `InputError` when it is not the one that the statistics were taken with."""

@@ -161,7 +161,7 @@ class LDLM(ModelHubMixin):
             files.write_atomic(save_directory / TOKENIZER / name, data)
         files.write_atomic(save_directory / CARD, self.card)
         sha256 = {name: files.sha256_file(save_directory / name) for name in [WEIGHTS, *self._tokenizer_names()]}
-        files.write_json(save_directory / CONFIG, files.seal({**self.config.to_json(), "sha256": sha256}))
+        files.write_atomic(save_directory / CONFIG, files.dump_digested({**self.config.to_json(), "sha256": sha256}))
 
     def _tokenizer_names(self) -> list[str]:
         return [f"{TOKENIZER}/{name}" for name in self._tokenizer_files]
@@ -242,7 +242,7 @@ def _described(folder: Path) -> dict[str, Any]:
     found = files.read_json(folder / CONFIG)
     if _model_type(found) != "ldlm":
         raise InputError(f"{folder} holds a model of type {_model_type(found)}, and not one that `ldlm export` made")
-    record = files.unseal(found, folder / CONFIG)
+    record = files.read_digested(folder / CONFIG, "export or download it again")
     if record["format"] != FORMAT:
         raise InputError(f"{folder} has format {record['format']}, and this ldlm reads {FORMAT}; use the newer ldlm")
     return record

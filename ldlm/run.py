@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -155,10 +155,7 @@ class TrainedRun:
         return [record.name for record in reversed(self.decoders()) if record.usable]
 
     def decoders(self) -> list[DecoderRecord]:
-        """Every decoder: the jointly trained one where there is one, then the fine-tuned ones, oldest first.
-
-        The joint one's `held_out` is on the rows and under the noise of the newest fine-tuned one that is usable.
-        """
+        """Every decoder: the jointly trained one where there is one, then the fine-tuned ones, oldest first."""
         found = self._finetuned()
         records = [
             DecoderRecord(
@@ -174,21 +171,22 @@ class TrainedRun:
             )
             for name, manifest in found.items()
         ]
-        if self.model.token_decoder is None:
-            return records
-        usable = [manifest for name, manifest in found.items() if manifest["checkpoint"] == self.checkpoint.digest]
+        return records if self.model.token_decoder is None else [self._joint_record(found.values()), *records]
+
+    def _joint_record(self, finetuned: Collection[Mapping[str, Any]]) -> DecoderRecord:
+        """D_w∘D_h, as it was measured beside the newest fine-tuned decoder of this checkpoint."""
+        beside = [manifest for manifest in finetuned if manifest["checkpoint"] == self.checkpoint.digest]
         sizes = self.config.model
-        joint = DecoderRecord(
+        return DecoderRecord(
             name=JOINT,
             layers=(sizes.autoencoder.layers if self.model.encodes else 0) + sizes.token_decoder.layers,
             parameters=self.joint_parameters(),
-            sigma_dec=usable[-1]["sigma_dec"] if usable else self.config.recipe.sigma_dec,
-            held_out=usable[-1]["joint"] if usable else {},
+            sigma_dec=beside[-1]["sigma_dec"] if beside else self.config.recipe.sigma_dec,
+            held_out=beside[-1]["joint"] if beside else {},
             step=self.checkpoint.step,
             checkpoint_step=self.checkpoint.step,
-            default=not found,
+            default=not finetuned,
         )
-        return [joint, *records]
 
     def joint_parameters(self) -> int:
         """Parameters of D_h and D_w, as the run's settings have D_w where it was deferred."""

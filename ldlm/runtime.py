@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -70,6 +71,24 @@ class World:
         """Whether it holds in any process."""
         return flag if self.size == 1 else bool(self.sum(torch.tensor(int(flag))))
 
+    def main_only(self, work: Callable[[], Result]) -> Result | None:
+        """The result of `work` in the main process, and None in the others; what it refuses, all of them refuse.
+
+        Without that the others would wait for the main one in vain.
+        """
+        result, refusal = None, None
+        if self.main:
+            try:
+                result = work()
+            except InputError as error:
+                if self.size == 1:
+                    raise
+                refusal = str(error)
+        refusal = self.from_main(refusal)
+        if refusal is not None:
+            raise InputError(refusal)
+        return result
+
     def from_main(self, value: Any) -> Any:
         """What the main process has, in every process; a JSON value, since torch would send objects as pickles."""
         if self.size == 1:
@@ -85,6 +104,11 @@ class World:
 
 
 ALONE = World()
+
+
+def reports() -> bool:
+    """Whether this is the one of a launcher's processes that shows the user what came out."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
@@ -105,6 +129,9 @@ def world() -> Iterator[World]:
 # Signals
 
 
+REPEATED = 0.5  # seconds; a launcher that is signalled with its workers passes the signal on to them once more
+
+
 class Stop:
     """SIGTERM and SIGINT as a wish to end in order; a second signal has its usual effect. Use as a context manager."""
 
@@ -112,6 +139,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.wished: str | None = None  # name of the signal
+        self._since = 0.0
         self._waiting = False
         self._old: dict[int, Any] = {}
 
@@ -125,11 +153,13 @@ class Stop:
             signal.signal(number, old)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.wished = signal.Signals(number).name
-        for each in self.signals:
-            signal.signal(each, signal.SIG_DFL)
-        if self._waiting:
-            raise Stopped
+        if self.wished is None:
+            self.wished, self._since = signal.Signals(number).name, time.monotonic()
+            if self._waiting:
+                raise Stopped
+        elif time.monotonic() - self._since > REPEATED:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
     def interruptible(self, work: Callable[[], Result]) -> Result | None:
         """The result of `work`; None when a signal has come, or comes before it is done, which is not waited for.

@@ -25,7 +25,7 @@ from ldlm.location import Location, ObjectPath
 
 _ABSENT = 2**64 - 1  # offset and length of a chunk that was never written
 _CHECKSUM = 4  # bytes
-_CORES = len(os.sched_getaffinity(0))
+CORES = len(os.sched_getaffinity(0))
 REQUESTS = 16  # to an object store at a time
 # (start, length) -> what stands there, and the checksum after it; a negative start counts from the end
 Read = Callable[[int, int], tuple[bytes, bytes]]
@@ -97,7 +97,7 @@ class ShardedArray:
                 index = self._index(shard, reads[shard])[within[place]]
                 self._decode_row(reads[shard], index, by_chunk[place], self._shard_path(shard))
 
-            threads = _threads(REQUESTS if isinstance(self.path, ObjectPath) else _CORES)
+            threads = _threads(REQUESTS if isinstance(self.path, ObjectPath) else CORES)
             decoding = [threads.submit(decode, place) for place in range(len(chunk_rows))]
             wait(decoding)  # all of them, also after a fault: the files are closed next
             for future in decoding:

@@ -38,14 +38,15 @@ class RowOrder:
 
     def _blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The epoch's permutation of blocks, and the position at which each window starts (with the end)."""
-        if self._epoch is None or self._epoch[0] != epoch:
+        known = self._epoch  # read once: a reading thread may be in another epoch than whoever asks
+        if known is None or known[0] != epoch:
             count = -(-self.rows // self.block_rows)
             blocks = np.random.default_rng([self.seed, epoch]).permutation(count)
             sizes = np.minimum(self.block_rows, self.rows - blocks * self.block_rows)
             ends = np.concatenate([[0], np.cumsum(sizes)])
             starts = np.append(ends[: count : self.window_blocks], self.rows)
-            self._epoch = (epoch, blocks, starts)
-        return self._epoch[1], self._epoch[2]
+            self._epoch = known = (epoch, blocks, starts)
+        return known[1], known[2]
 
     def window_of(self, position: int) -> tuple[int, int, int]:
         """(epoch, window, offset within the window) of a position."""
@@ -173,13 +174,19 @@ class Stream:
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
-            item = self._queue.get()
-            if isinstance(item, BaseException):
-                self._queue.put(item)  # for whoever asks again
-                raise item
-            if self.split.online is not None:  # the encoder is part of the step, not of the reading
-                item = item._replace(hidden_BLD=self.split.online(item.tokens_BL))
-            yield item
+            yield self.complete(self.read())
+
+    def read(self) -> Batch:
+        """The next batch, as far as it is read: without states where the encoder makes them."""
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            self._queue.put(item)  # for whoever asks again
+            raise item
+        return item
+
+    def complete(self, batch: Batch) -> Batch:
+        """With the states that the encoder makes online, which is part of the step and not of the reading."""
+        return batch if self.split.online is None else batch._replace(hidden_BLD=self.split.online(batch.tokens_BL))
 
     def _fill(self) -> None:
         """The reading thread: whatever goes wrong here is raised where the batches are consumed."""

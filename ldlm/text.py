@@ -98,29 +98,43 @@ def _utf8(path: Path, number: int, line: bytes) -> str:
         ) from None
 
 
-def dataset_source(name: str, revision: str | None = None) -> tuple[str | None, dict[str, str]]:
+def dataset_source(
+    name: str, configuration: str | None = None, revision: str | None = None
+) -> tuple[str | None, dict[str, str]]:
     """What a Hugging Face dataset is just now: (commit on the hub or None, its fingerprints by name).
 
     Those are the sha256 of each of its files where they are local, and else the commit.
     """
-    from datasets import load_dataset_builder
-
     if not Path(name).exists():
         check_hub()
-    with _loading(f"{name!r}"):
-        builder = load_dataset_builder(name, revision=revision)
+    builder = _builder(name, configuration, revision)
     paths = [path for found in (builder.config.data_files or {}).values() for path in map(str, found)]
-    if all(Path(path).is_file() for path in paths):
+    if paths and all(Path(path).is_file() for path in paths):
         return None, {path: files.sha256_file(Path(path)) for path in sorted(paths)}
     return builder.hash, {name: builder.hash}
 
 
-def dataset_documents(name: str, split: str, column: str, revision: str | None = None) -> Iterator[str]:
+def dataset_size(name: str, split: str, configuration: str | None = None, revision: str | None = None) -> int | None:
+    """Rows of a split of a Hugging Face dataset, blank ones included, as its card tells; None where it doesn't."""
+    found = (_builder(name, configuration, revision).info.splits or {}).get(split)
+    return None if found is None else found.num_examples or None
+
+
+def _builder(name: str, configuration: str | None, revision: str | None) -> Any:
+    from datasets import load_dataset_builder
+
+    with _loading(f"{name!r}"):
+        return load_dataset_builder(name, configuration, revision=revision)
+
+
+def dataset_documents(
+    name: str, split: str, column: str, configuration: str | None = None, revision: str | None = None
+) -> Iterator[str]:
     """The documents of a Hugging Face dataset by hub name or local folder, streamed."""
     from datasets import load_dataset
 
     with _loading(f"{name!r} (split {split!r})"):
-        rows = load_dataset(name, split=split, revision=revision, streaming=True)
+        rows = load_dataset(name, configuration, split=split, revision=revision, streaming=True)
     for row in rows:
         if column not in row:
             raise InputError(

@@ -79,7 +79,7 @@ def phase_of(config: TrainConfig, step: int) -> Phase:
 
 
 class Step(NamedTuple):
-    """What a step did. `figures` are scalars of this process; `finite` is False where nothing was updated."""
+    """What a step did, in this process; `finite` is False where nothing was updated."""
 
     losses: list[Losses]  # of each micro-batch
     gamma: float
@@ -140,23 +140,23 @@ def _observe(state: TrainState, step: int, batch: Batch, losses: list[Losses]) -
 
 def figures(state: TrainState, step: Step) -> dict[str, float]:
     """A step as numbers, over all processes."""
-    losses, latents_BNC = step.losses, torch.cat([part.latents for part in step.losses]).double()
+    losses = step.losses
     mine = {name: torch.stack([getattr(part, name) for part in losses]).mean() for name in _LOGGED}
-    mine["latent_norm"] = latents_BNC.norm(dim=-1).mean()
+    mine["latent_norm"] = torch.stack([part.latents.norm for part in losses]).mean() / state.rows_at_once
     mean = state.world.sum(torch.stack([value.detach().double().cpu() for value in mine.values()])) / state.world.size
     norms = {"gradient_norm": step.gradient_norm.item()}
     norms |= {f"gradient_norm_{name}": norm.item() for name, norm in step.part_norms.items()}
-    spread = _spread(state, latents_BNC)
+    spread = _spread(state, losses)
     return {**dict(zip(mine, mean.tolist(), strict=True)), **spread, "gamma": step.gamma, "lr": step.lr, **norms}
 
 
 _LOGGED = ("loss", "l_diff", "l_h", "l_w", "token_accuracy")
 
 
-def _spread(state: TrainState, latents_BNC: Tensor) -> dict[str, float]:
+def _spread(state: TrainState, losses: list[Losses]) -> dict[str, float]:
     """Standard deviation of a latent coordinate over the whole batch: its mean, and that of the extreme channels."""
-    sums = torch.stack([latents_BNC.sum(dim=0), latents_BNC.square().sum(dim=0)]).cpu()
-    mean_NC, square_NC = state.world.sum(sums) / state.config.batch_size
+    mine = torch.stack([torch.stack([part.latents.sum_NC, part.latents.square_NC]) for part in losses]).sum(0).cpu()
+    mean_NC, square_NC = state.world.sum(mine) / state.config.batch_size
     std_NC = (square_NC - mean_NC.square()).clamp(min=0).sqrt()
     std_C = std_NC.mean(dim=0)
     names = ("latent_std", "latent_std_least", "latent_std_most")

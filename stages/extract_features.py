@@ -7,63 +7,74 @@ Four phases, each of which resumes where it was killed:
 3. shard by shard: take a block's states from the spool or from the encoder, normalise, store, record;
 4. seal.
 
-So the encoder sees every row exactly once. Any number of processes, under torchrun or started by hand, on one machine
-or on a shared file system, divide blocks and shards among them. Blocks are the same rows whatever the number of
-processes or the point of resumption, and statistics merge in block order; the bytes of a store depend on its
-configuration and text alone. A store in an object store is made the same way, with the spool in a local cache.
+So the encoder sees every row once; again only where a kill cost the shard it was in, and where machines that have an
+object store and no common disk take the statistics, of which each spools its own states, or meet at a shard. Any number
+of processes, under torchrun or started by hand, on one machine or on a shared file system, divide blocks and shards
+among them. Blocks are the same rows whatever the number of processes or the point of resumption, and statistics merge
+in block order; the bytes of a store depend on its configuration and text alone. A store in an object store is made the
+same way, with the spool in a local cache.
 """
 
 from __future__ import annotations
 
-import itertools
+import math
 import os
 import random
 import shutil
+import tempfile
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Mapping, Set
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, TypeVar
 
 import google_crc32c
 import numpy as np
 import torch
 from safetensors.numpy import load, save
 
-from ldlm import accounting, artifact, codecs, files, runtime, store, text
+from ldlm import accounting, artifact, codecs, corpus, files, runtime, store, text
 from ldlm.artifact import Artifact
 from ldlm.claims import claim, share
 from ldlm.codecs import CODECS, Codec, Parts
 from ldlm.config import ExtractConfig, Shapes
 from ldlm.encoder import FrozenEncoder, Statistics, load_tokenizer, tokenizer_fingerprint
 from ldlm.errors import InputError
-from ldlm.location import Location
+from ldlm.location import REQUEST_BYTES, Location, ObjectPath
 from ldlm.progress import SILENT, Progress
 from ldlm.store import SPLITS, StoreWriter
+
+LOOK_EVERY = 30.0  # seconds between looks at what other processes have done
+Item = TypeVar("Item")
 
 
 def plan(config: ExtractConfig, out: Location | None = None) -> dict[str, Any]:
     """What it would write and take: rows, tokens, shards, bytes per codec before compression, free space, hours.
 
-    Hours are those of one process on this device, at the rates at which it tokenises the text and runs the encoder.
-    Of a large corpus only the first documents are tokenised, and the rest is `estimated` from their number.
-    `saved_share_of_step` is the encoder's part of a training step that runs it, in FLOPs, for a model of the paper's
-    size: what the store saves.
+    Hours are those of one process on this device, at the rates at which it tokenises the text, and then runs the
+    encoder or, where that is slower, makes the bytes of shards; the disk is left out. `online` runs the encoder over
+    the sample for the statistics only. Of a large corpus only the first documents are tokenised, and the rest is
+    `estimated` from their number. `saved_share_of_step` is the encoder's part of a training step that runs it, in
+    FLOPs, for a model of the paper's size: what the store saves.
     """
     _check(config)
     config, _ = _pinned(config)
     tokenizer, encoder = _models(config)
-    started = time.perf_counter()
-    counts = {split: _count_rows(config, tokenizer, split) for split in SPLITS}
+    _check_requests(config, out, _width(config, encoder))
+    counts = {split: corpus.count_rows(config, tokenizer, split) for split in SPLITS}
     rows = {split: count.rows for split, count in counts.items()}
     tokens, width = sum(rows.values()) * config.seq_len, _width(config, encoder)
-    packing = (time.perf_counter() - started) / max(1e-9, sum(count.seen for count in counts.values()))
-    packing *= sum(rows.values())
-    rate = 0.0 if config.kind == "scratch" else _encoder_rate(config, encoder, len(tokenizer))
+    packing = sum(count.seconds for count in counts.values()) / max(1, sum(count.packed for count in counts.values()))
+    writer = _writer(config, Path(), _shapes(config, tokenizer, encoder))
+    rate = _rate(config, encoder, writer) if writer.with_hidden else 0.0
+    sample = _sampled_blocks(config, rows["train"]) * config.batch_size * config.seq_len
+    encoding = (tokens if writer.codec.dtypes else min(tokens, sample)) / rate if rate else 0.0
     return {
         "rows": rows,
-        "estimated": any(count.seen < count.rows for count in counts.values()),
+        "estimated": not all(count.exact for count in counts.values()),
         "tokens": tokens,
         "shards": sum(-(-count // config.shard_rows) for count in rows.values()),
         "bytes": {
@@ -71,7 +82,7 @@ def plan(config: ExtractConfig, out: Location | None = None) -> dict[str, Any]:
         },
         "bytes_free": shutil.disk_usage(_existing_parent(out)).free if isinstance(out, Path | None) else None,
         "tokens_per_second": round(rate),
-        "hours": (packing + (tokens / rate if rate else 0.0)) / 3600,
+        "hours": (packing * sum(rows.values()) + encoding) / 3600,
         "saved_share_of_step": accounting.encoder_share(encoder.network, config.seq_len),
     }
 
@@ -81,46 +92,61 @@ def _bytes(tokens: int, width: int, codec: Codec) -> int:
     return round(tokens * (width * codec.bytes_per_value + 4))
 
 
-def _encoder_rate(config: ExtractConfig, encoder: FrozenEncoder, vocabulary: int, seconds: float = 2.0) -> float:
-    """Tokens per second of the forward pass, over batches of random tokens."""
-    tokens = torch.randint(vocabulary, (config.batch_size, config.seq_len))
-    encoder(tokens).cpu()
+def _sampled_blocks(config: ExtractConfig, rows: int) -> int:
+    """Over how many blocks of `rows` training rows the statistics are taken."""
+    blocks, wanted = -(-rows // config.batch_size), config.stats_tokens
+    return blocks if wanted is None else min(blocks, -(-wanted // (config.batch_size * config.seq_len)))
+
+
+def _rate(config: ExtractConfig, encoder: FrozenEncoder, writer: StoreWriter) -> float:
+    """Tokens per second, over blocks of random tokens, of the slower of the two that run side by side.
+
+    One encodes, the other compresses and hashes what will be written; the disk is left out.
+    """
+    tokens = torch.randint(writer.shapes.vocab_size, (config.batch_size, config.seq_len))
+    statistics, parts = Statistics.of(encoder(tokens).cpu().numpy()), dict[str, np.ndarray]()
+    mean_D, std_D = statistics.mean_D.astype(np.float32), statistics.std_D.astype(np.float32)
+
+    def encode() -> None:
+        states = encoder(tokens).cpu().numpy()
+        if writer.codec.dtypes:
+            parts.update(_stored(states, mean_D, std_D, writer.codec)[0])
+
+    def compress() -> None:
+        for data in writer.encoded(0, parts, tokens.numpy().astype(np.int32)).values():
+            files.sha256(data)
+
+    return min(tokens.numel() * _per_second(part) for part in (encode, compress))
+
+
+def _per_second(work: Callable[[], None], seconds: float = 1.0) -> float:
+    work()
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
-        encoder(tokens).cpu()
-        done += tokens.numel()
+        work()
+        done += 1
     return done / (time.perf_counter() - started)
-
-
-class _Count(NamedTuple):
-    rows: int  # of a split, perhaps estimated
-    seen: int  # of which so many were packed
-
-
-def _count_rows(config: ExtractConfig, tokenizer: Any, split: str, seconds: float = 20.0) -> _Count:
-    """Rows of a split: all of them are packed where that takes no longer than `seconds`."""
-    documents = _documents(config, split)
-    if documents is None:
-        return _Count(0, 0)
-    taken, ends = 0, time.perf_counter() + seconds
-
-    def first() -> Iterator[str]:
-        nonlocal taken
-        for document in documents:
-            taken += 1
-            yield document
-            if taken >= 1000 and time.perf_counter() > ends:
-                return
-
-    seen = sum(map(len, text.pack(first(), tokenizer, config.seq_len)))
-    others = sum(1 for _ in documents)
-    return _Count(round(seen * (taken + others) / max(1, taken)), seen)
 
 
 def shapes(config: ExtractConfig) -> Shapes:
     """Sizes of the rows that it would write."""
     tokenizer, encoder = _models(config)
+    return _shapes(config, tokenizer, encoder)
+
+
+def _shapes(config: ExtractConfig, tokenizer: Any, encoder: FrozenEncoder) -> Shapes:
     return Shapes(seq_len=config.seq_len, hidden_dim=_width(config, encoder), vocab_size=len(tokenizer))
+
+
+def _writer(config: ExtractConfig, out: Location, shapes: Shapes) -> StoreWriter:
+    return StoreWriter(
+        out,
+        shapes,
+        codec=CODECS[config.codec],
+        compression=config.compression,
+        shard_rows=config.shard_rows,
+        with_hidden=config.kind != "scratch",
+    )
 
 
 def _existing_parent(path: Path | None) -> Path:
@@ -132,32 +158,47 @@ def run(config: ExtractConfig, out: Location, *, overwrite: bool = False, progre
     """Write the store `out` and seal it. The same call again takes up an interrupted one, or joins a running one."""
     if overwrite and _world()[1] > 1:
         raise InputError("--overwrite can't be shared by several processes; remove the old store first")
-    extraction, result = prepare(config, out, overwrite=overwrite, progress=progress)
-    if result.complete:
-        _clear(extraction.work, out)  # killed between the seal and this
-        progress.note(f"{out} is complete; nothing to do")
-        return result
+    progress = SILENT if _world()[0] else progress
+    with ExitStack() as held:
+        extraction, result = prepare(config, out, overwrite=overwrite, progress=progress, held=held)
+        if result.complete:
+            _clear(extraction.work, out)  # killed between the seal and this
+            progress.note(f"{out} is complete; nothing to do")
+            return result
 
-    with result.or_nothing(unless="ledger"):
-        if extraction.pack():
-            extraction.check_space()
-            extraction.encode_sample()
-            extraction.describe()
-            extraction.write_shards()
-    return extraction.seal(result)
+        with result.or_nothing(unless="ledger"):
+            if extraction.pack():
+                extraction.check_space(extraction.rows)
+                extraction.encode_sample()
+                extraction.describe()
+                extraction.write_shards()
+                if extraction.wanting():
+                    extraction.write_shards()
+        return extraction.seal(result)
 
 
 def prepare(
-    config: ExtractConfig, out: Location, *, overwrite: bool = False, progress: Progress = SILENT
+    config: ExtractConfig,
+    out: Location,
+    *,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+    held: ExitStack | None = None,
 ) -> tuple[Extraction, Artifact]:
-    """Find text, tokenizer and encoder, and begin or take up the store; `InputError` when one doesn't fit it."""
+    """Find text, tokenizer and encoder, and begin or take up the store; `InputError` when one doesn't fit it.
+
+    Until `held` closes, no other process may overwrite or repair the store.
+    """
     _check(config)
     config, source = _pinned(config)
     tokenizer, encoder = _models(config)
+    _check_requests(config, out, _width(config, encoder))
+    if not overwrite:
+        _check_revision(config, out)
     fingerprints = _fingerprints(config, encoder, tokenizer)
     reads = (*config.data, *config.validation_data)
     result = artifact.begin(
-        out, "features", config, {**source, **fingerprints}, overwrite=overwrite, reads=reads, shared=True
+        out, "features", config, {**source, **fingerprints}, overwrite=overwrite, reads=reads, shared=True, held=held
     )
     return Extraction(config, out, _work_folder(result), tokenizer, encoder, fingerprints, progress), result
 
@@ -191,6 +232,8 @@ def _check(config: ExtractConfig) -> None:
         raise InputError("give the text either as --data FILE… or as --dataset NAME")
     if sum(map(bool, (config.validation_docs, config.validation_data, config.validation_split))) > 1:
         raise InputError("hold out rows by one of --validation-docs, --validation-data and --validation-split")
+    if config.dataset_config and not config.dataset:
+        raise InputError("--dataset-config is one of --dataset NAME; files have none")
     if config.validation_split and not config.dataset:
         raise InputError("--validation-split is a split of --dataset NAME; files are held out with --validation-data")
     if config.shard_rows % config.batch_size:
@@ -202,16 +245,38 @@ def _check(config: ExtractConfig) -> None:
         raise InputError(f"shard_rows={config.shard_rows} must be a multiple of the chunk of 16 rows")
 
 
+def _check_requests(config: ExtractConfig, out: Location | None, width: int) -> None:
+    """`InputError` when a shard, before compression, is more than an object store takes in one request."""
+    row = round(config.seq_len * max(4, width * CODECS[config.codec].bytes_per_value))
+    if isinstance(out, ObjectPath) and config.shard_rows * row > REQUEST_BYTES:
+        step = math.lcm(16, config.batch_size)
+        raise InputError(
+            f"--shard-rows {config.shard_rows} makes files of {config.shard_rows * row / 2**30:.1f} GiB, and an object "
+            f"store takes {REQUEST_BYTES / 2**30:.0f} GiB at once; use at most {REQUEST_BYTES // row // step * step}"
+        )
+
+
 def _pinned(config: ExtractConfig) -> tuple[ExtractConfig, dict[str, Any]]:
     """The configuration with the dataset's commit as it is now, and the fingerprints of local text."""
     if config.dataset:
-        commit, hashes = text.dataset_source(config.dataset, config.revision)
+        commit, hashes = text.dataset_source(config.dataset, config.dataset_config, config.revision)
         return (config if commit is None else replace(config, revision=commit)), {"text": hashes}
     paths = [*config.data, *config.validation_data]
     for path in paths:
         if not Path(path).exists():
             raise InputError(f"there is no file {path}")
     return config, {"text": {path: files.sha256_file(Path(path)) for path in paths if Path(path).is_file()}}
+
+
+def _check_revision(config: ExtractConfig, out: Location) -> None:
+    """`InputError` when the dataset's branch has moved since the store was begun."""
+    begun = files.read_yaml(out / "config.yaml") if (out / "config.yaml").is_file() else {}
+    old = begun.get("revision")
+    if config.dataset and old not in (None, config.revision) and begun.get("dataset") == config.dataset:
+        raise InputError(
+            f"{out} was begun with {config.dataset} at revision {old}, and this is revision {config.revision}; go on "
+            f"with --revision {old}, or choose another --output"
+        )
 
 
 def _models(config: ExtractConfig) -> tuple[Any, FrozenEncoder]:
@@ -234,44 +299,70 @@ def _width(config: ExtractConfig, encoder: FrozenEncoder) -> int:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Documents
-
-
-def _documents(config: ExtractConfig, split: str) -> Iterator[str] | None:
-    """The documents of a split, detokenised; None where there is no such split."""
-    documents = _raw_documents(config, split)
-    if documents is not None and config.detokenizer == "lm1b":
-        return map(text.detokenize_lm1b, documents)
-    return documents
-
-
-def _raw_documents(config: ExtractConfig, split: str) -> Iterator[str] | None:
-    held_out = config.validation_docs
-    if split == "validation":
-        if config.validation_data:
-            return text.file_documents(config.validation_data, config.text_column)
-        if config.validation_split:
-            return _all_documents(config, config.validation_split)
-        if not held_out:
-            return None
-    if not held_out:
-        return _all_documents(config, config.split)
-    total = sum(1 for _ in _all_documents(config, config.split))
-    if total <= held_out:
-        raise InputError(f"--validation-docs {held_out} leaves nothing to train on: there are {total} documents")
-    boundary = total - held_out
-    everything = _all_documents(config, config.split)
-    return itertools.islice(everything, *((boundary,) if split == "train" else (boundary, None)))
-
-
-def _all_documents(config: ExtractConfig, dataset_split: str) -> Iterator[str]:
-    if config.dataset:
-        return text.dataset_documents(config.dataset, dataset_split, config.text_column, config.revision)
-    return text.file_documents(config.data, config.text_column)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 # The phases
+
+
+class TokenRows:
+    """Spooled token rows of a split. Read with pread: the pages of a memory map would count as the process's memory."""
+
+    def __init__(self, path: Path, rows: int, seq_len: int) -> None:
+        self.rows, self.seq_len = rows, seq_len
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows (stop − start, L) int32, as far as there are."""
+        stop, row = min(stop, self.rows), 4 * self.seq_len
+        data = bytearray(os.pread(self._descriptor, (stop - start) * row, start * row))
+        return np.frombuffer(data, np.int32).reshape(stop - start, self.seq_len)
+
+
+class Tally(Generic[Item]):
+    """Tells a task of items that several processes share how many of their tokens are done, and the bytes so made.
+
+    Those of this process as it goes, and those of the others by what is recorded, looked up now and then.
+    """
+
+    def __init__(
+        self, progress: Progress, name: str, sizes: Mapping[Item, int], recorded: Callable[[], Set[Item]]
+    ) -> None:
+        self.sizes, self.recorded = sizes, recorded
+        self.before = frozenset(recorded() & sizes.keys())
+        self.counted = set(self.before)
+        self.task = progress.task(name, sum(sizes.values()), "token", done=sum(map(sizes.__getitem__, self.before)))
+        self.own = self.others = self.bytes = 0
+        self.started = self.looked = time.monotonic()
+
+    def advance(self, item: Item, tokens: int) -> None:
+        """This process has done so many more tokens of an item."""
+        self.counted.add(item)
+        self.own += tokens
+        others = self._others() if time.monotonic() - self.looked > LOOK_EVERY else 0
+        self._tell(tokens + others)
+
+    def _others(self) -> int:
+        """Tokens of what others have recorded since the last look."""
+        self.looked = time.monotonic()
+        new = (self.recorded() & self.sizes.keys()) - self.counted
+        self.counted |= new
+        found = sum(map(self.sizes.__getitem__, new))
+        self.others += found
+        return found
+
+    def _tell(self, tokens: int) -> None:
+        # The others' bytes are as many per token as one's own, of which alone the number is known here.
+        written = self.bytes * (self.own + self.others) / max(1, self.own)
+        seconds = max(1e-9, time.monotonic() - self.started)
+        self.task.advance(tokens, written=f"{written / 1e6 / seconds:.1f} MB/s")
+
+    def __enter__(self) -> Tally[Item]:
+        self.task.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if error[0] is None:
+            self._tell(self._others())
+        self.task.__exit__(*error)
 
 
 @dataclass
@@ -285,6 +376,11 @@ class Extraction:
     encoder: FrozenEncoder
     fingerprints: dict[str, str]
     progress: Progress
+
+    @property
+    def _stores_states(self) -> bool:
+        """Whether there will be more than tokens and statistics."""
+        return self.config.kind != "scratch" and self.config.codec != "online"
 
     def _claim(self, name: str) -> Path:
         return self.work / "claims" / name
@@ -316,44 +412,57 @@ class Extraction:
             if (self.out / "manifest.json").is_file():
                 return False
             if not (self.work / "spool" / "packing.json").exists():
+                self._check_space_ahead()
                 shutil.rmtree(self.work / "spool", ignore_errors=True)
                 (self.work / "spool").mkdir(parents=True)
-                self.tokenizer.save_pretrained(self.work / "spool" / "tokenizer")
-                files.copy_tree(self.work / "spool" / "tokenizer", self.out / "tokenizer")
                 rows = {split: self._pack_split(split) for split in SPLITS}
                 files.write_json(self.work / "spool" / "packing.json", rows)
             self.rows: dict[str, int] = files.read_json(self.work / "spool" / "packing.json")
-            # Mapped while the claim is held: whoever seals the store meanwhile may remove the names, not the pages.
-            self.tokens = {split: self._spooled(split) for split, rows in self.rows.items() if rows}
+            # Opened while the claim is held: whoever seals the store meanwhile may remove the names, not the files.
+            self.tokens = {
+                split: TokenRows(self.work / "spool" / f"{split}.tokens", rows, self.config.seq_len)
+                for split, rows in self.rows.items()
+                if rows
+            }
         if not self.rows["train"]:
             raise InputError(
                 f"the text is shorter than one row of {self.config.seq_len} tokens; give more text or lower --seq-len"
             )
         return True
 
-    def _spooled(self, split: str) -> np.ndarray:
-        """Token rows (rows, L) int32, mapped from disk."""
-        shape = (self.rows[split], self.config.seq_len)
-        return np.memmap(self.work / "spool" / f"{split}.tokens", np.int32, "r", shape=shape)
+    def _check_space_ahead(self) -> None:
+        """The same before anything is written: by the most rows that the text can make, or else by an estimate."""
+        most = corpus.most_rows(self.config)
+        needed, free = (1, 0) if most is None else self._space(most)
+        if needed > free:
+            self.check_space({split: corpus.count_rows(self.config, self.tokenizer, split).rows for split in SPLITS})
 
-    def check_space(self) -> None:
-        """`InputError` when the store, before compression, and the spooled states don't fit on the disk."""
-        width, length = _width(self.config, self.encoder), self.config.seq_len
-        none = self.config.kind == "scratch" or self.config.codec == "online"
-        spooled = 0 if none else len(self.sample()) * self.config.batch_size
-        needed = spooled * length * width * 4
-        if isinstance(self.out, Path):
-            needed += _bytes(sum(self.rows.values()) * length, 0 if none else width, CODECS[self.config.codec])
-        have = sum(files.size(path) or 0 for path, _ in files.below(self.work))
-        free = shutil.disk_usage(self.work).free
-        if needed > have + free:
+    def check_space(self, rows: Mapping[str, int]) -> None:
+        """`InputError` when a store of so many rows, before compression, and its spool don't fit on the disk."""
+        needed, free = self._space(rows)
+        if needed > free:
+            smaller = {"int8-token": "online, which stores no states", "online": ""}
+            choice = "" if self.config.kind == "scratch" else smaller.get(self.config.codec, "int8-token")
             raise InputError(
-                f"the store needs about {needed / 2**30:.1f} GiB and {self.work} has {free / 2**30:.1f} GiB free; make "
-                f"room or choose --codec int8-token"
+                f"the store and what is spooled for it need about {needed / 2**30:.1f} GiB more and {self.work} has "
+                f"{free / 2**30:.1f} GiB free; make room{f' or choose --codec {choice}' if choice else ''}"
             )
 
+    def _space(self, rows: Mapping[str, int]) -> tuple[int, int]:
+        """Bytes that the disk has yet to take, and those that are free on it."""
+        width, tokens = _width(self.config, self.encoder), sum(rows.values()) * self.config.seq_len
+        needed = tokens * 4
+        if self._stores_states:
+            sample = _sampled_blocks(self.config, rows["train"]) * self.config.batch_size * self.config.seq_len
+            needed += sample * width * 4
+        if isinstance(self.out, Path):
+            needed += _bytes(tokens, width if self._stores_states else 0, CODECS[self.config.codec])
+        parts = (self.work / "spool", self.work / "features.zarr")
+        have = sum(files.size(path) or 0 for part in parts for path, _ in files.below(part))
+        return needed - have, shutil.disk_usage(_existing_parent(self.work)).free
+
     def _pack_split(self, split: str) -> int:
-        documents, rows = _documents(self.config, split), 0
+        documents, rows = corpus.documents(self.config, split), 0
         if documents is None:
             return 0
         path = self.work / "spool" / f"{split}.tokens"
@@ -371,30 +480,36 @@ class Extraction:
     def sample(self) -> list[int]:
         """The training blocks that the statistics are taken over: all, or a seeded choice spread over the corpus."""
         blocks = -(-self.rows["train"] // self.config.batch_size)
-        wanted = self.config.stats_tokens
-        needed = blocks if wanted is None else -(-wanted // (self.config.batch_size * self.config.seq_len))
-        if needed >= blocks:
+        needed = _sampled_blocks(self.config, self.rows["train"])
+        if needed == blocks:
             return list(range(blocks))
         edges = np.linspace(0, blocks, needed + 1).astype(int)  # one block from each of `needed` equal stretches
         return [int(i) for i in np.random.default_rng(self.config.seed).integers(edges[:-1], edges[1:])]
 
     def encode_sample(self) -> None:
         """Spool the raw states of the sample, unless the statistics are already there."""
-        if self._statistics_path.is_file() or self.config.kind == "scratch" or self.config.codec == "online":
+        if self._statistics_path.is_file() or not self._stores_states:
             return
         blocks = self.sample()
-        with self.progress.task("encode for statistics", len(blocks), "block") as task:
+        size, length = self.config.batch_size, self.config.seq_len
+        sizes = {block: min(size, self.rows["train"] - block * size) * length for block in blocks}
+        with Tally(self.progress, "encode for statistics", sizes, self._spooled_blocks) as tally:
 
             def work(block: int) -> None:
-                self._spool(block, self._encode("train", block))
-                task.advance(1)
+                states = self._encode("train", block)
+                self._spool(block, states)
+                tally.bytes += states.nbytes
+                tally.advance(block, sizes[block])
 
             share(
-                blocks,
+                [block for block in blocks if block not in tally.before],
                 done=lambda block: self._spool_path(block).exists(),
                 work=work,
                 lock=lambda block: self._claim(f"block-{block}"),
             )
+
+    def _spooled_blocks(self) -> set[int]:
+        return {int(path.name.partition("-")[2]) for path in files.matching(self.work / "spool", "states-*")}
 
     def _spool_path(self, block: int) -> Path:
         return self.work / "spool" / f"states-{block:07d}"
@@ -402,7 +517,7 @@ class Extraction:
     def _spool(self, block: int, states: np.ndarray) -> None:
         """Keep raw states until they are normalised, with a checksum in place of an fsync, which would cost more."""
         path, data = self._spool_path(block), np.ascontiguousarray(states).tobytes()
-        temporary = path.with_name(f".{os.getpid()}.{path.name}")
+        temporary = path.with_name(f".{files.unique()}.{path.name}")
         with open(temporary, "wb") as file:
             file.write(data)
             file.write(google_crc32c.value(data).to_bytes(4, "little"))
@@ -415,14 +530,17 @@ class Extraction:
         except FileNotFoundError:
             return None
         states, checksum = data[:-4], data[-4:]
-        if google_crc32c.value(states).to_bytes(4, "little") != checksum:
+        rows = min(self.config.batch_size, self.rows["train"] - block * self.config.batch_size)
+        shape = (rows, self.config.seq_len, _width(self.config, self.encoder))
+        # The length too, for the checksum of nothing is zero: what a power cut leaves may be a few zeros.
+        if len(states) != 4 * math.prod(shape) or google_crc32c.value(states).to_bytes(4, "little") != checksum:
             return None
-        return np.frombuffer(states, np.float32).reshape(-1, self.config.seq_len, _width(self.config, self.encoder))
+        return np.frombuffer(states, np.float32).reshape(shape)
 
     def _encode(self, split: str, block: int) -> np.ndarray:
         start = block * self.config.batch_size
-        rows = np.array(self.tokens[split][start : start + self.config.batch_size])
-        states = self.encoder(torch.from_numpy(rows)).cpu().numpy()
+        tokens = self.tokens[split].read(start, start + self.config.batch_size)
+        states = self.encoder(torch.from_numpy(tokens)).cpu().numpy()
         if not np.isfinite(states).all():
             raise InputError(f"{self.config.encoder} gives states that are not finite for {split} rows {start} ff.")
         return states
@@ -444,10 +562,12 @@ class Extraction:
             if not self._statistics_path.is_file():
                 self._write_statistics()
             if (self.out / "store.json").is_file():
-                return
+                return store.check_described(self.out)
             everything, without_first = self._read_statistics()
-            self.writer.create(self.rows, everything.mean_D, everything.std_D)
-            stored = [vector.astype(np.float32).tolist() for vector in (everything.mean_D, everything.std_D)]
+            covered = self.writer.create(self.rows, everything.mean_D, everything.std_D)
+            covered |= self._keep_tokenizer()
+            for name in ("artifact.json", "config.yaml", "statistics.safetensors"):
+                covered[name] = files.sha256_file(self.out / name)
             description = {
                 "rows": self.rows,
                 "tokens": sum(self.rows.values()) * self.config.seq_len,
@@ -460,11 +580,19 @@ class Extraction:
                     "layer": self.config.layer,
                     "fingerprint": self.fingerprints["encoder"],
                     "tokenizer": self.fingerprints["tokenizer"],
-                    "statistics": files.sha256_json(stored),
+                    "statistics": store.statistics_hash(everything.mean_D, everything.std_D),
                 },
                 "statistics": {"all": _summary(everything), "without_position_0": _summary(without_first)},
+                "sha256": covered,
             }
-            files.write_json(self.out / "store.json", description)
+            files.write_once(self.out / "store.json", files.dump_digested(description).encode())
+
+    def _keep_tokenizer(self) -> dict[str, str]:
+        """Put the tokenizer into the store; the sha256 of its files."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.tokenizer.save_pretrained(folder)
+            found = files.copy_tree(Path(folder), self.out / "tokenizer")
+        return {f"tokenizer/{name}": digest for name, digest in found.items()}
 
     def _write_statistics(self) -> None:
         width = _width(self.config, self.encoder)
@@ -489,19 +617,7 @@ class Extraction:
     @cached_property
     def writer(self) -> StoreWriter:
         """Of this store."""
-        shapes = Shapes(
-            seq_len=self.config.seq_len,
-            hidden_dim=_width(self.config, self.encoder),
-            vocab_size=len(self.tokenizer),
-        )
-        return StoreWriter(
-            self.out,
-            shapes,
-            codec=CODECS[self.config.codec],
-            compression=self.config.compression,
-            shard_rows=self.config.shard_rows,
-            with_hidden=self.config.kind != "scratch",
-        )
+        return _writer(self.config, self.out, _shapes(self.config, self.tokenizer, self.encoder))
 
     # Phase 3
 
@@ -509,47 +625,54 @@ class Extraction:
         """Every shard that has no record yet."""
         statistics, _ = self._read_statistics()
         mean_D, std_D = statistics.mean_D.astype(np.float32), statistics.std_D.astype(np.float32)
-        items = [(split, i) for split, rows in self.tokens.items() for i in range(self.writer.shards(len(rows)))]
-        length = self.config.seq_len
-        have = sum(len(self._shard_tokens(*item)) for item in items if self.writer.done(*item))
-        facts = {"encoder": self.fingerprints["encoder"], "versions": artifact.versions()}
-        written, started = 0, time.perf_counter()
-        with self.progress.task("encode", sum(self.rows.values()) * length, "token", done=have * length) as task:
+        size, length = self.config.shard_rows, self.config.seq_len
+        sizes = {
+            (split, start // size): min(size, rows - start) * length
+            for split, rows in self.rows.items()
+            for start in range(0, rows, size)
+        }
+        maker = {"encoder": self.fingerprints["encoder"], "statistics": store.statistics_hash(mean_D, std_D)}
+        facts = {**maker, "versions": artifact.versions()}
+        with Tally(self.progress, "encode", sizes, self.writer.recorded) as tally:
 
-            def work(item: tuple[str, int]) -> None:
-                nonlocal written
-                tokens = self._shard_tokens(*item)
-                parts, error = self._shard_parts(*item, len(tokens), mean_D, std_D)
-                written += self.writer.write(*item, parts, tokens, {**error, **facts})
-                task.advance(tokens.size, written=f"{written / 1e6 / (time.perf_counter() - started):.1f} MB/s")
+            def encode(item: tuple[str, int]) -> tuple[Parts, dict[str, Any]]:
+                return self._shard_parts(*item, mean_D, std_D, lambda tokens: tally.advance(item, tokens))
+
+            def write(item: tuple[str, int], made: tuple[Parts, dict[str, Any]]) -> None:
+                parts, error = made
+                tally.bytes += self.writer.write(*item, parts, self._shard_tokens(*item), {**error, **facts})
 
             share(
-                self._in_turn(items),
+                [item for item in self._in_turn(list(sizes)) if item not in tally.before],
                 done=lambda item: self.writer.done(*item),
-                work=work,
+                work=encode,
+                finish=write,
                 lock=lambda item: self._claim(f"{item[0]}-{item[1]}"),
             )
 
     def _shard_tokens(self, split: str, shard: int) -> np.ndarray:
         size = self.config.shard_rows
-        return np.array(self.tokens[split][shard * size : (shard + 1) * size])
+        return self.tokens[split].read(shard * size, (shard + 1) * size)
 
     def _shard_parts(
-        self, split: str, shard: int, rows: int, mean_D: np.ndarray, std_D: np.ndarray
+        self, split: str, shard: int, mean_D: np.ndarray, std_D: np.ndarray, advance: Callable[[int], None]
     ) -> tuple[Parts, dict[str, Any]]:
-        """A shard's states as stored, and what the codec cost them."""
-        if self.config.kind == "scratch" or self.config.codec == "online":
+        """A shard's states as stored, and what the codec cost them. `advance` hears of tokens as they are encoded."""
+        rows = min(self.config.shard_rows, self.rows[split] - shard * self.config.shard_rows)
+        if not self._stores_states:
+            advance(rows * self.config.seq_len)
             return {}, {}
         codec, size, shape = CODECS[self.config.codec], self.config.batch_size, (rows, self.config.seq_len, len(mean_D))
         dims = {"hidden": 3, "scale": 2}
         stored = {name: np.empty(shape[: dims[name]], dtype) for name, dtype in codec.dtypes.items()}
         error = codecs.Error(np.zeros(len(mean_D)), np.zeros(len(mean_D)))
         for place in range(0, rows, size):
-            h = (self._states(split, (shard * self.config.shard_rows + place) // size) - mean_D) / std_D
-            parts = codecs.encode(h, codec)
-            error = error.merge(codecs.Error.of(h, parts, codec))
+            states = self._states(split, (shard * self.config.shard_rows + place) // size)
+            parts, lost = _stored(states, mean_D, std_D, codec)
+            error = error.merge(lost)
             for name, values in parts.items():
                 stored[name][place : place + size] = values
+            advance(len(states) * self.config.seq_len)
         if codec.name.startswith("int8") and error.worst_channel > self.config.max_channel_error:
             raise InputError(
                 f"--codec {codec.name} loses {error.worst_channel:.1%} of a channel in shard {split}-{shard:05d} "
@@ -560,16 +683,34 @@ class Extraction:
 
     # Phase 4
 
+    def wanting(self) -> list[str]:
+        """The shards that must be made again, because they are not as they were written or are of another store.
+
+        What is there of them is removed.
+        """
+        with claim(self._claim("seal")):
+            wanting = store.wanting(self.out)
+        if wanting:
+            self.progress.note(f"making again: {', '.join(wanting)}")
+        return wanting
+
     def seal(self, result: Artifact) -> Artifact:
         """Write the manifest, once every shard is there, and remove the spool."""
         with claim(self._claim("seal")):
             if not (self.out / "manifest.json").is_file():
                 store.sweep(self.out)
-                description = files.read_json(self.out / "store.json")
-                size = sum(files.size(path) or 0 for path, _ in files.below(self.out / "features.zarr"))
-                result.finish(**description, bytes=size, sha256=store.seal(self.out, self.rows))
+                covered, description = store.seal(self.out), store.described(self.out)
+                size = sum(files.sizes(self.out / "features.zarr").values())
+                result.finish(**{**description, "bytes": size, "sha256": covered})
         _clear(self.work, self.out)
         return Artifact(self.out, "features", "complete")
+
+
+def _stored(states: np.ndarray, mean_D: np.ndarray, std_D: np.ndarray, codec: Codec) -> tuple[Parts, codecs.Error]:
+    """States (R, L, D), normalised, as the codec stores them, and what that loses."""
+    h = (states - mean_D) / std_D
+    parts = codecs.encode(h, codec)
+    return parts, codecs.Error.of(h, parts, codec)
 
 
 def _summary(statistics: Statistics | None) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Generator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ import numpy as np
 import torch
 from ldlm.stages import extract_features
 
-from ldlm import artifact, config, store
+from ldlm import artifact, claims, config, store
 from ldlm.artifact import Artifact
 from ldlm.config import ExtractConfig
+from ldlm.errors import InputError
 from ldlm.location import Location
 from ldlm.progress import SILENT, Progress
 from ldlm.store import FeatureStore, Split
@@ -49,23 +51,32 @@ def info(path: Location) -> dict[str, Any]:
 
 
 def verify(path: Location) -> list[dict[str, str]]:
-    """Every file that is not as it was written, with the shard that it belongs to; empty when all is well."""
+    """Every file that is not as it was written, with the shard that it belongs to; empty for a whole, sealed store."""
     return [{"shard": shard, "file": name, "problem": problem} for shard, name, problem in store.faults(path)]
 
 
 def repair(path: Location, *, device: str = "auto", progress: Progress = SILENT) -> tuple[list[str], Artifact]:
     """Make the shards again that do not verify, from the text and encoder that the store was made with.
 
-    Returns their names and the sealed store. What is whole is left alone.
+    Returns their names and the sealed store. What is whole is left alone. `InputError` when that text, encoder or
+    configuration is gone.
     """
-    bad = [(fault["shard"], fault["file"]) for fault in verify(path)]
-    shards = sorted({shard for shard, _ in bad})
-    made_with = config.from_dict(ExtractConfig, artifact.open_artifact(path, "features", complete=False).config)
-    made_with = replace(made_with, device=device)
-    if bad:
-        extract_features.prepare(made_with, path)  # a text or an encoder that is gone is said before anything goes
-        progress.note(f"making again: {', '.join(shards)}")
-        store.forget(path, bad)
+    found = artifact.open_artifact(path, "features", complete=False)
+    with claims.sole(path) if isinstance(path, Path) else nullcontext():
+        faults = store.faults(path)
+        for _, name, problem in faults:
+            if name in ("artifact.json", "config.yaml"):
+                raise InputError(
+                    f"{path / name} {problem}, and can't be made again, for it says what the store is made of; restore "
+                    f"it from a copy"
+                )
+        made_with = replace(config.from_dict(ExtractConfig, found.config), device=device)
+        bad = [(shard, name) for shard, name, _ in faults]
+        shards = sorted({shard for shard, _ in bad})
+        if bad:
+            extract_features.prepare(made_with, path)  # a text or an encoder that is gone is said before anything goes
+            progress.note(f"making again: {', '.join(shards)}")
+            store.forget(path, bad)
     return shards, extract_features.run(made_with, path, progress=progress)
 
 

@@ -61,6 +61,7 @@ def run(
     run_path: Path,
     features: Location,
     *,
+    allow_partial: bool = False,
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> Artifact:
@@ -72,7 +73,8 @@ def run(
     out = run_path / "decoders" / name
     with runtime.world() as world, Stop() as stop, ExitStack() as held:
         progress = progress if world.main else SILENT
-        trained, store = _trained(config, run_path, device, world), FeatureStore(features)
+        trained = _trained(config, run_path, device, world)
+        store = FeatureStore(features, allow_partial=allow_partial)
         _check(trained, store)
         training = _training(config, trained)
         check_shares(training, world)
@@ -88,8 +90,18 @@ def run(
             world=world,
         )
         inputs = {"checkpoint": trained.checkpoint.digest, "features": store.fingerprint}
+        reads = [place for place in (run_path, features) if isinstance(place, Path)]
         result = begin(
-            out, "decoder", config, inputs, training, overwrite=overwrite, world=world, held=held, progress=progress
+            out,
+            "decoder",
+            config,
+            inputs,
+            training,
+            reads=reads,
+            overwrite=overwrite,
+            world=world,
+            held=held,
+            progress=progress,
         )
         if result.complete:
             return result
@@ -112,7 +124,6 @@ def _train(
         progress.task("finetune decoder", config.steps, "step", done=state.step) as task,
         journal.recorded(state),
     ):
-        batches = iter(stream)
         while True:
             if journal.wants_evaluation(state):
                 with journal.pace.pause():
@@ -125,12 +136,12 @@ def _train(
             if state.step >= config.steps:
                 break
 
-            batch = journal.awaited(batches, stop)
+            batch = journal.awaited(stream, stop)
             if state.world.any(stop.wished is not None):  # so that all processes end at the same step
                 break
             assert batch is not None
 
-            step = finetune_step(state, batch)
+            step = finetune_step(state, stream.complete(batch))
 
             shown = {}
             if not step.finite:
@@ -155,11 +166,9 @@ def _name(config: FinetuneConfig) -> str:
 
 def _trained(config: FinetuneConfig, run_path: Path, device: torch.device, world: World) -> TrainedRun:
     """The run at the same checkpoint in all processes, even while it is being trained on."""
-    if world.main:
-        trained = TrainedRun(run_path, device, config.checkpoint)
-        world.from_main(trained.checkpoint.path.name)
-        return trained
-    return TrainedRun(run_path, device, world.from_main(None))
+    trained = world.main_only(lambda: TrainedRun(run_path, device, config.checkpoint))
+    name = world.from_main(None if trained is None else trained.checkpoint.path.name)
+    return trained or TrainedRun(run_path, device, name)
 
 
 def _check(trained: TrainedRun, store: FeatureStore) -> None:

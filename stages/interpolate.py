@@ -50,6 +50,7 @@ def run(
     features: Location,
     out: Path | None = None,
     *,
+    allow_partial: bool = False,
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> Artifact:
@@ -58,7 +59,7 @@ def run(
     That is the run's own `interpolation` where nothing else is said. The same call takes up an interrupted one at the
     point of the path where it stopped.
     """
-    subject = _open(config, run_path, features)
+    subject = _open(config, run_path, features, allow_partial)
     scorer = _scorer(config, subject.length)
     return _measured(config, subject, scorer, out or run_path / "interpolation", progress, overwrite)
 
@@ -68,6 +69,7 @@ def compare(
     runs: Sequence[tuple[Path, Location]],
     out: Path,
     *,
+    allow_partial: bool = False,
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> Artifact:
@@ -80,7 +82,7 @@ def compare(
     inputs: dict[str, Any] = {}
     lengths: dict[str, int] = {}
     for name, member in members.items():  # opened one by one, for many models together may not fit the device
-        subject = _open(config, *member)
+        subject = _open(config, *member, allow_partial)
         inputs[name], lengths[name] = subject.inputs, subject.length
     _check_lengths(lengths)
     scorer = _scorer(config, max(lengths.values()))
@@ -92,7 +94,7 @@ def compare(
     found: dict[str, dict[str, Any]] = {}
     for name, member in members.items():
         progress.note(f"{len(found) + 1} of {len(members)}: {name}")
-        made = _measured(config, _open(config, *member), scorer, out / name, progress)
+        made = _measured(config, _open(config, *member, allow_partial), scorer, out / name, progress)
         found[name] = files.read_json(made.path / "interpolation.json")
     _draw(out, found)
     return result.finish(runs=found)
@@ -196,9 +198,9 @@ class Subject:
         return {"checkpoint": checkpoint, "features": features, "decoder": self.decoder.name}
 
 
-def _open(config: InterpolateConfig, run_path: Path, features: Location) -> Subject:
+def _open(config: InterpolateConfig, run_path: Path, features: Location, allow_partial: bool) -> Subject:
     run = TrainedRun(run_path, runtime.device(config.device), config.checkpoint)
-    store = FeatureStore(features)
+    store = FeatureStore(features, allow_partial=allow_partial)
     run.check_store(store)
     draw_pairs(store.held_out().rows, config.pairs, config.seed)
     return Subject(run, store, run.decoder(config.decoder))
@@ -356,7 +358,7 @@ def _summary(config: InterpolateConfig, subject: Subject, scored: Mapping[float 
             "path": float(edits_PB.sum(axis=0).mean()),
             "ends": float(edit_distance(rows_PBL[0], rows_PBL[-1]).mean()),
         },
-        **{key: real[key] for key in ("bootstrap", "protocol", "scorer", "max_tokens")},
+        **{key: real[key] for key in ("bootstrap", "protocol", "scorer", "scorer_revision", "dtype", "max_tokens")},
         "decoder": subject.decoder.name,
         "checkpoint_step": subject.run.checkpoint.step,
         "sigma_dec": subject.run.config.recipe.sigma_dec,

@@ -57,15 +57,24 @@ def run(
         stream = Stream(
             store, split, batch_size=config.batch_size, seed=config.seed, position=0, device=device, world=world
         )
-        inputs = {"features": store.fingerprint}
+        inputs, reads = {"features": store.fingerprint}, [features] if isinstance(features, Path) else []
         result = begin(
-            out, "run", config, inputs, config, overwrite=overwrite, world=world, held=held, progress=progress
+            out,
+            "run",
+            config,
+            inputs,
+            config,
+            reads=reads,
+            overwrite=overwrite,
+            world=world,
+            held=held,
+            progress=progress,
         )
         if result.complete:
             return result
 
+        world.main_only(lambda: _record_features(store, out))
         if world.main:
-            _record_features(store, out)
             _tell(store, out, result.state == "partial", progress)
         flops = cache(partial(accounting.flops_per_token, config, store.shapes))
         journal = resume(
@@ -90,7 +99,6 @@ def _train(
     """The training loop: evaluate, save, read, step, log. A signal ends it with a checkpoint, and raises `Stopped`."""
     config = state.config
     with stream, progress.task("train", config.steps, "step", done=state.step) as task, journal.recorded(state):
-        batches = iter(stream)
         while True:
             if journal.wants_evaluation(state):
                 with journal.pace.pause():
@@ -103,12 +111,12 @@ def _train(
             if state.step >= config.steps:
                 break
 
-            batch = journal.awaited(batches, stop)
+            batch = journal.awaited(stream, stop)
             if state.world.any(stop.wished is not None):  # so that all processes end at the same step
                 break
             assert batch is not None
 
-            step = train_step(state, batch)
+            step = train_step(state, stream.complete(batch))
 
             shown = {}
             if not step.finite:

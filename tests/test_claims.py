@@ -1,13 +1,19 @@
 """Dividing work among processes: every item once, a dead worker's item done by another."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
-from ldlm.claims import claim, share
+import pytest
+
+from ldlm.claims import among, claim, entry, share, sole
+from ldlm.errors import InputError
 
 WORKER = """
 import sys, time
@@ -65,3 +71,82 @@ def test_nothing_is_done_that_is_done(tmp_path):
     worked: list[int] = []
     share([1, 2], done=lambda item: item == 1, work=worked.append, lock=lambda item: tmp_path / str(item))
     assert worked == [2]
+
+
+@pytest.mark.parametrize("lock", [claim, entry, sole, among])
+def test_a_file_system_without_locks_is_refused_in_one_line(tmp_path, monkeypatch, lock):
+    def flock(descriptor, how):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    where = tmp_path / "lock" if lock is claim else tmp_path
+    with pytest.raises(InputError, match=rf"{where} can't be locked \(Function not impl.*--output"), lock(where):
+        pass
+
+
+def test_many_work_in_a_folder_or_one_has_it_to_itself(tmp_path):
+    busy = pytest.raises(InputError, match=f"another process is at work in {tmp_path}")
+    with among(tmp_path), among(tmp_path), busy, sole(tmp_path):
+        pass
+    with sole(tmp_path):
+        for lock in (sole, among):
+            with pytest.raises(InputError, match=f"another process .*{tmp_path}"), lock(tmp_path):
+                pass
+    with among(tmp_path):
+        pass
+
+
+def test_an_item_is_finished_while_the_next_is_worked_on_and_stays_claimed_until_then(tmp_path):
+    began, order, held = threading.Event(), [], []
+
+    def work(item):
+        order.append(f"work {item}")
+        if item == 1:
+            began.set()
+        return item * 10
+
+    def finish(item, made):
+        if item == 0:
+            assert began.wait(timeout=10)  # the next one is at work
+        with claim(tmp_path / str(item), wait=False) as mine:
+            held.append(not mine)
+        order.append(f"finish {item}: {made}")
+
+    share(range(4), done=lambda i: False, work=work, finish=finish, lock=lambda i: tmp_path / str(i))
+    assert held == [True] * 4
+    assert [entry for entry in order if "finish" in entry] == [f"finish {i}: {10 * i}" for i in range(4)]
+    # No more than one waits for its end: an item is at most two ahead of what is finished.
+    assert all(order.index(f"work {i + 2}") > order.index(f"finish {i}: {10 * i}") for i in range(2))
+    for item in range(4):
+        with claim(tmp_path / str(item), wait=False) as mine:
+            assert mine
+
+
+@pytest.mark.parametrize("bad", [0, 2, 3])
+def test_what_goes_wrong_when_an_item_is_finished_is_raised_and_the_others_are_whole(tmp_path, bad):
+    finished = []
+
+    def finish(item, made):
+        if item == bad:
+            raise OSError("no room")
+        finished.append(item)
+
+    with pytest.raises(OSError, match="no room"):
+        share(range(4), done=lambda i: False, work=lambda i: None, finish=finish, lock=lambda i: tmp_path / str(i))
+    assert finished == list(range(bad))
+
+
+def test_what_is_begun_is_finished_when_the_next_item_fails(tmp_path):
+    finished = []
+
+    def work(item):
+        if item == 2:
+            raise ValueError
+
+    def finish(item, made):
+        time.sleep(0.05)
+        finished.append(item)
+
+    with pytest.raises(ValueError):
+        share(range(4), done=lambda i: False, work=work, finish=finish, lock=lambda i: tmp_path / str(i))
+    assert finished == [0, 1]

@@ -1,10 +1,17 @@
 """Extraction against an independent pass of transformers, and an interrupted one against an uninterrupted one."""
 
+import hashlib
 import json
+import os
+import re
 import shutil
+import threading
+import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,11 +21,11 @@ from ldlm.stages import extract_features
 from tokenizers import normalizers
 from torch import nn
 
-from ldlm import files, text
+from ldlm import corpus, files, text
 from ldlm.encoder import load_tokenizer
 from ldlm.errors import InputError
-from ldlm.progress import SILENT
-from ldlm.store import FeatureStore
+from ldlm.progress import SILENT, Progress, Task
+from ldlm.store import SPLITS, FeatureStore
 
 LENGTH = 16
 
@@ -172,6 +179,44 @@ def test_a_dataset_with_a_held_out_split_is_the_same_as_its_documents_in_files(w
     assert payload(extract_features.run(replace(few, **dataset), tmp_path / "f").path) == payload(whole)
 
 
+def test_a_dataset_is_read_at_the_commit_that_is_recorded_and_a_branch_that_moved_is_refused(
+    few, whole, few_lines, tmp_path, monkeypatch
+):
+    import datasets
+
+    lines = few_lines.read_text(encoding="utf-8").splitlines()
+    head, asked = "a" * 40, []
+
+    def build(name, configuration, revision):
+        commit = head if revision in (None, "main") else revision
+        files = {"train": [f"hf://datasets/{name}@{commit}/train.jsonl"]}
+        return SimpleNamespace(hash=commit, config=SimpleNamespace(data_files=files), info=SimpleNamespace(splits=None))
+
+    def load(name, configuration, **options):
+        asked.append((name, configuration, options))
+        return [{"text": line} for line in lines]
+
+    monkeypatch.setattr(text, "check_hub", lambda: None)
+    monkeypatch.setattr(datasets, "load_dataset_builder", build)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    config = replace(few, data=(), dataset="some/corpus", dataset_config="en")
+    made = extract_features.run(config, tmp_path / "f")
+    assert payload(made.path) == payload(whole)
+    assert asked
+    assert all(call == ("some/corpus", "en", {"split": "train", "revision": head, "streaming": True}) for call in asked)
+    assert (made.config["revision"], made.config["dataset_config"]) == (head, "en")
+    assert made.inputs["text"] == {"some/corpus": head}
+
+    old, head = head, "b" * 40
+    (made.path / "manifest.json").unlink()
+    message = f"was begun with some/corpus at revision {old}, and this is revision {head}; go on with --revision {old}"
+    for same in (config, replace(config, revision="main")):
+        with pytest.raises(InputError, match=message):
+            extract_features.run(same, made.path)
+    assert extract_features.run(replace(config, revision=old), made.path).complete
+    assert extract_features.run(config, made.path, overwrite=True).config["revision"] == head
+
+
 def test_the_sizes_of_shards_change_the_files_and_no_value(whole, few, tmp_path):
     other = FeatureStore(extract_features.run(replace(few, shard_rows=64), tmp_path / "f").path)
     mine = FeatureStore(whole)
@@ -180,8 +225,10 @@ def test_the_sizes_of_shards_change_the_files_and_no_value(whole, few, tmp_path)
     assert mine.encoder["statistics"] == other.encoder["statistics"]
 
 
-def test_statistics_of_a_sample_are_over_blocks_spread_over_the_corpus(few, corpus, tmp_path):
-    config = replace(few, data=(str(corpus),), codec="fp32", stats_tokens=4 * 8 * LENGTH, shard_rows=128)
+def test_statistics_of_a_sample_are_over_blocks_spread_over_the_corpus(few, request, tmp_path):
+    config = replace(
+        few, data=(str(request.getfixturevalue("corpus")),), codec="fp32", stats_tokens=4 * 8 * LENGTH, shard_rows=128
+    )
     made = extract_features.run(config, tmp_path / "a").path
     opened = FeatureStore(made)
     train = opened.split("train")
@@ -273,6 +320,107 @@ def test_the_encoder_runs_once_per_row(few, tmp_path):
     assert Counter(seen) == Counter(stored_rows(made))
 
 
+def test_a_shard_is_written_while_the_next_is_encoded(few, whole, tmp_path, monkeypatch):
+    """The record of the first waits until rows of the second pass the encoder, which would never be in series."""
+    config = replace(few, stats_tokens=1)  # one block is spooled, and the others are encoded when they are stored
+    expected = extract_features.run(config, tmp_path / "expected").path
+    second, met = set(map(tuple, FeatureStore(whole).split("train").tokens[16:32].tolist())), threading.Event()
+    real = os.replace
+
+    def rename(source, target):
+        if Path(target).name == "train-00000.json":
+            assert met.wait(timeout=20)
+        real(source, target)
+
+    def note(module, args):
+        if isinstance(module, nn.Embedding) and module.num_embeddings == 320:
+            second.isdisjoint(map(tuple, args[0].tolist())) or met.set()
+
+    monkeypatch.setattr(os, "replace", rename)
+    extraction, result = extract_features.prepare(config, tmp_path / "f")
+    extraction.pack()
+    extraction.encode_sample()
+    extraction.describe()
+    hook = nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        extraction.write_shards()
+    finally:
+        hook.remove()
+    extraction.seal(result)
+    assert payload(tmp_path / "f") == payload(expected)
+
+
+def test_progress_is_in_tokens_and_counts_what_was_done_before_and_by_others(few, whole, tmp_path, monkeypatch):
+    told = {}
+
+    class Told(Progress):
+        def task(self, name, total, unit, done=0):
+            told[name] = [(total, unit, done)]
+            made = Task()
+            made.advance = lambda count, **figures: told[name].append((count, figures))
+            return made
+
+    whole_rows = {name: FeatureStore(whole).split(name).rows for name in SPLITS}
+    total, train = sum(whole_rows.values()) * LENGTH, whole_rows["train"] * LENGTH
+    extract_features.run(few, tmp_path / "f", progress=Told())
+    assert told["encode for statistics"][0] == (train, "token", 0)
+    assert told["encode"][0] == (total, "token", 0)
+    for name, amount in (("encode for statistics", train), ("encode", total)):
+        counts = [count for count, _ in told[name][1:]]
+        assert sum(counts) == amount
+        assert max(counts) == few.batch_size * LENGTH  # a report after every batch
+        assert re.fullmatch(r"\d+\.\d MB/s", told[name][-1][1]["written"])
+
+    # Another has done the first shard before; the second and the last are done by another meanwhile.
+    out = shutil.copytree(tmp_path / "f", tmp_path / "g")
+    (out / "manifest.json").unlink()
+    hidden = {name: (out / "ledger" / name).rename(tmp_path / name).name for name in os.listdir(out / "ledger")}
+    shutil.copy(tmp_path / hidden["train-00000.json"], out / "ledger")
+    real = extract_features.Extraction._shard_parts
+
+    def meanwhile(self, split, shard, *rest):
+        for name in ("train-00001.json", "validation-00001.json"):
+            shutil.copy(tmp_path / name, out / "ledger")
+        return real(self, split, shard, *rest)
+
+    monkeypatch.setattr(extract_features.Extraction, "_shard_parts", meanwhile)
+    monkeypatch.setattr(extract_features.Extraction, "_in_turn", lambda self, items: [items[0], *items[2:], items[1]])
+    monkeypatch.setattr(extract_features, "LOOK_EVERY", 0.0)
+    extract_features.run(few, out, progress=Told())
+    assert told["encode"][0] == (total, "token", 16 * LENGTH)
+    counts = [count for count, _ in told["encode"][1:]]
+    assert counts[0] == (8 + 16 + whole_rows["validation"] - 16) * LENGTH  # the others' with one's own first batch
+    assert sum(counts) == total - 16 * LENGTH
+    assert payload(out) == payload(whole)
+
+
+def test_only_the_first_process_of_a_job_says_what_it_does(few, tmp_path, monkeypatch, notes):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        extract_features.run(few, tmp_path / rank, progress=notes)
+        assert bool(notes.begun) == (rank == "0")
+
+
+def test_what_is_done_is_not_read_again(few, whole, tmp_path, monkeypatch):
+    """Rows are counted by arithmetic, and the spool of tokens is no part of the process's memory."""
+    out = shutil.copytree(whole, tmp_path / "f")
+    (out / "manifest.json").unlink()
+    (out / "ledger" / "train-00002.json").unlink()
+    asked, real = [], os.pread
+
+    def pread(descriptor, length, offset):
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".tokens"):
+            asked.append(offset // (4 * LENGTH))
+        assert ".tokens" not in Path("/proc/self/maps").read_text()
+        return real(descriptor, length, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+    extract_features.run(few, out)
+    assert asked and set(asked) <= set(range(32, 48))
+    assert payload(out) == payload(whole)
+
+
 def test_an_extraction_interrupted_at_every_point_ends_with_the_bytes_of_an_uninterrupted_one(
     few, whole, tmp_path, interrupted
 ):
@@ -290,7 +438,11 @@ def test_an_extraction_interrupted_at_every_point_ends_with_the_bytes_of_an_unin
     assert payload(out) == payload(whole)
     assert record(out) == record(whole)
     assert not (out / "spool").exists()
-    assert Counter(seen) == Counter(stored_rows(whole))  # every row was encoded once, over all attempts
+    # Over all attempts every training row was encoded once. Held-out rows have no spool: their shard was begun anew
+    # when one of its reports was the last.
+    train, validation = (Counter(map(tuple, FeatureStore(whole).split(name).tokens[:].tolist())) for name in SPLITS)
+    times = Counter(seen)
+    assert (train + validation) <= times <= train + validation + validation + validation
 
 
 @pytest.mark.parametrize("at", [0, 4, 9])
@@ -317,7 +469,7 @@ def test_what_a_power_cut_leaves_half_written_is_written_again(few, whole, tmp_p
     assert payload(out) == payload(whole)
 
 
-@pytest.mark.parametrize("damage", [b"", b"\0" * 1000, None])
+@pytest.mark.parametrize("damage", [b"", b"\0" * 4, b"\0" * 1000, None])
 def test_raw_states_that_a_power_cut_tore_are_made_again(few, whole, tmp_path, interrupted, damage):
     """They are not fsynced, so after a power cut there may be zeros, or nothing, in a file of the right name."""
     out, counted = tmp_path / "features", interrupted()
@@ -435,11 +587,89 @@ def test_a_dry_run_over_a_large_text_estimates_from_its_first_part(few, tmp_path
     large = tmp_path / "large.txt"
     large.write_text(few_lines.read_text(encoding="utf-8") * 100, encoding="utf-8")
     config = replace(few, data=(str(large),))
-    exact = extract_features._count_rows(config, tokenizer, "train")
-    assert exact.seen == exact.rows
-    guess = extract_features._count_rows(config, tokenizer, "train", seconds=0)
-    assert guess.seen < 0.7 * exact.rows
+    exact = corpus.count_rows(config, tokenizer, "train")
+    assert exact.packed == exact.rows
+    assert exact.exact
+    guess = corpus.count_rows(config, tokenizer, "train", seconds=0)
+    assert guess.packed < 0.7 * exact.rows
     assert guess.rows == pytest.approx(exact.rows, rel=0.2)
+    assert not guess.exact
+
+
+def test_the_time_to_pack_is_that_of_the_rows_that_were_packed(few, tmp_path, few_lines, monkeypatch):
+    """Documents that are only counted, for the estimate or to hold out the last ones, take none of it."""
+    large = tmp_path / "large.txt"
+    large.write_text(few_lines.read_text(encoding="utf-8") * 200, encoding="utf-8")
+    read = text.file_documents
+
+    def slowly(paths, column):
+        for number, document in enumerate(read(paths, column)):
+            time.sleep(0.001 * (number >= 1200))  # beyond those that are packed
+            yield document
+
+    monkeypatch.setattr(text, "file_documents", slowly)
+    started = time.perf_counter()
+    guess = corpus.count_rows(replace(few, data=(str(large),)), load_tokenizer(few.encoder), "train", seconds=0)
+    assert 0 < guess.seconds < 2 < time.perf_counter() - started
+    assert guess.packed < guess.rows
+
+
+def test_a_hub_that_tells_its_size_is_asked_for_no_more_than_is_packed(few, monkeypatch):
+    import datasets
+
+    taken = 0
+
+    def endless(name, configuration, **options):
+        nonlocal taken
+        while True:
+            taken += 1
+            yield {"text": "The old captain found a letter before dawn."}
+
+    splits = {"train": SimpleNamespace(num_examples=1_000_000), "test": SimpleNamespace(num_examples=500)}
+    builder = SimpleNamespace(info=SimpleNamespace(splits=splits))
+    monkeypatch.setattr(text, "check_hub", lambda: None)
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, configuration, **options: builder)
+    monkeypatch.setattr(datasets, "load_dataset", endless)
+    tokenizer = load_tokenizer(few.encoder)
+    config = replace(few, data=(), dataset="some/corpus", validation_docs=1000)
+    counts = [corpus.count_rows(config, tokenizer, split, seconds=0) for split in ("train", "validation")]
+    assert taken < 5000
+    assert counts[0].rows / counts[1].rows == pytest.approx(999, rel=0.02)
+    assert not any(count.exact for count in counts)
+    other = replace(config, validation_docs=0, validation_split="test")
+    assert corpus.count_rows(other, tokenizer, "validation").rows == pytest.approx(counts[1].rows / 2, abs=1)
+    with pytest.raises(InputError, match="leaves nothing to train on: there are 1000000 documents"):
+        corpus.count_rows(replace(config, validation_docs=1_000_000), tokenizer, "train")
+
+
+@pytest.mark.parametrize("slow", ["encoder", "hash", None])
+def test_the_rate_of_a_dry_run_is_that_of_the_slower_of_encoding_and_making_shards(few, tmp_path, monkeypatch, slow):
+    """Each of them held up by 0.2 s a block, which is far more than either takes."""
+    tokens, real = few.batch_size * LENGTH, hashlib.sha256
+
+    def sha256(*data):
+        time.sleep(0.1)  # for each of two files
+        return real(*data)
+
+    def forward(module, args):
+        if isinstance(module, nn.Embedding) and module.num_embeddings == 320:
+            time.sleep(0.2)
+
+    if slow == "hash":
+        monkeypatch.setattr(hashlib, "sha256", sha256)
+    hook = nn.modules.module.register_module_forward_pre_hook(forward) if slow == "encoder" else None
+    try:
+        rate = extract_features.plan(few)["tokens_per_second"]
+    finally:
+        if hook is not None:
+            hook.remove()
+    assert (rate < tokens / 0.2) == (slow is not None)
+
+
+def test_a_dry_run_for_online_encodes_only_the_sample(few):
+    plans = [extract_features.plan(replace(few, codec="online", stats_tokens=n)) for n in (1, None)]
+    assert [plan["tokens"] for plan in plans] == [plans[0]["tokens"]] * 2
+    assert plans[0]["hours"] < plans[1]["hours"]
 
 
 def test_a_dry_run_tells_rows_and_bytes_and_writes_nothing(few, whole, tmp_path):
@@ -459,6 +689,65 @@ def test_a_dry_run_tells_rows_and_bytes_and_writes_nothing(few, whole, tmp_path)
 
 
 @pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({}, "make room or choose --codec int8-token"),
+        ({"codec": "int8-token"}, "make room or choose --codec online, which stores no states"),
+        ({"codec": "online"}, "make room"),
+        ({"kind": "scratch"}, "make room"),
+        ({"suffix": ".parquet"}, "make room or choose --codec int8-token"),
+    ],
+)
+def test_a_write_that_can_not_fit_is_refused_before_anything_is_written(
+    few, whole, few_lines, tmp_path, monkeypatch, notes, changes, advice
+):
+    """Whatever is known of the size of the text beforehand; and what just fits is written."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    changes = dict(changes)
+    if changes.pop("suffix", None):
+        pq.write_table(pa.table({"text": few_lines.read_text().splitlines()}), tmp_path / "few.parquet")
+        changes["data"] = (str(tmp_path / "few.parquet"),)
+    config, real = replace(few, **changes), shutil.disk_usage(tmp_path)
+    tokens = sum(json.loads((whole / "manifest.json").read_text())["rows"].values()) * LENGTH
+    blocks = -(-FeatureStore(whole).split("train").rows // 8)
+    needed = 2 * 4 * tokens  # of the store, and spooled
+    if config.kind != "scratch" and config.codec != "online":
+        needed += tokens * 16 * {"fp16": 2, "int8-token": 1 + 4 / 768}[config.codec] + blocks * 8 * LENGTH * 16 * 4
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real._replace(free=round(needed) - 10))
+    message = rf"need about 0\.0 GiB more and .* has 0\.0 GiB free; {advice}$"
+    with pytest.raises(InputError, match=message):
+        extract_features.run(config, tmp_path / "features", progress=notes)
+    assert notes.begun == []  # not even tokenised
+    assert not (tmp_path / "features").exists()
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real._replace(free=round(needed) + 10))
+    assert extract_features.run(config, tmp_path / "features").complete
+
+
+def test_what_an_interrupted_extraction_has_written_needs_no_room_again(few, whole, tmp_path, monkeypatch, interrupted):
+    real = shutil.disk_usage(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        extract_features.run(few, tmp_path / "f", progress=interrupted(at=9))
+    parts = (path for part in ("spool", "features.zarr") for path in (tmp_path / "f" / part).rglob("*"))
+    written = sum(path.stat().st_size for path in parts if path.is_file())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real._replace(free=0))
+    with pytest.raises(InputError, match="GiB free"):
+        extract_features.run(few, tmp_path / "g")
+    with pytest.raises(InputError, match="GiB free"):
+        extract_features.run(few, tmp_path / "f")
+    rest = extract_features.prepare(few, tmp_path / "f")[0]
+    rest.pack()
+    needed = rest._space(rest.rows)[0]
+    assert needed == extract_features.prepare(few, tmp_path / "h")[0]._space(rest.rows)[0] - written
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real._replace(free=needed))
+    extract_features.run(few, tmp_path / "f")
+    assert payload(tmp_path / "f") == payload(whole)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"data": ()}, "give the text either as --data FILE… or as --dataset NAME"),
@@ -466,6 +755,7 @@ def test_a_dry_run_tells_rows_and_bytes_and_writes_nothing(few, whole, tmp_path)
         ({"validation_data": ("x.txt",)}, "hold out rows by one of --validation-docs, --validation-data and"),
         ({"validation_split": "test"}, "hold out rows by one of --validation-docs, --validation-data and"),
         ({"validation_split": "test", "validation_docs": 0}, "--dataset"),
+        ({"dataset_config": "en"}, "--dataset-config is one of --dataset NAME; files have none"),
         ({"batch_size": 10}, "shard_rows=16 must be a multiple of batch_size=10"),
         ({"shard_rows": 8}, "shard_rows=8 must be a multiple of the chunk of 16 rows"),
         ({"validation_docs": 24}, "--validation-docs 24 leaves nothing to train on: there are 24 documents"),

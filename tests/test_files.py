@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -138,3 +140,73 @@ def test_metrics_drop_what_was_cut_off_and_what_lies_beyond_the_checkpoint(tmp_p
     assert metrics.last("eval") == {"l_diff": 7.0}
     assert metrics.last("train") == {"loss": 0.2}
     assert all(json.loads(line) for line in metrics.path.read_text().splitlines())
+
+
+def test_files_and_folders_that_others_remove_meanwhile_are_passed_over(tmp_path, monkeypatch):
+    root = tmp_path / "root"
+    for name in ("a", "b.tmp", "gone/c", "kept/d"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"xy")
+    scandir, is_file = os.scandir, Path.is_file
+
+    def scan(folder):
+        if Path(folder).name == "gone":  # known from its parent, and away when it is looked into
+            os.rename(folder, tmp_path / "elsewhere")
+        return scandir(folder)
+
+    def look(path):
+        there = is_file(path)
+        if path.name == "b.tmp":
+            path.unlink(missing_ok=True)
+        return there
+
+    monkeypatch.setattr(os, "scandir", scan)
+    monkeypatch.setattr(Path, "is_file", look)
+    assert files.sizes(root) == {"a": 2, "kept/d": 2}
+
+
+def test_files_that_others_remove_meanwhile_need_no_fsync(tmp_path, monkeypatch):
+    for name in ("a/x", "a/y", "b/x", "b/y"):
+        files.write_atomic(tmp_path / name, b"")
+    fsync, durable = os.fsync, []
+
+    def first(descriptor):
+        """While the first file is made durable, all others go, with their folders."""
+        fsync(descriptor)
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if path.is_file() and not durable:
+            durable.append(path)
+            (path.parent / {"x": "y", "y": "x"}[path.name]).unlink()
+            (tmp_path / {"a": "b", "b": "a"}[path.parent.name]).rename(tmp_path.parent / f"gone-{tmp_path.name}")
+
+    monkeypatch.setattr(os, "fsync", first)
+    files.fsync_tree(tmp_path)
+    assert durable
+
+
+def test_processes_of_the_same_number_on_two_machines_write_to_different_temporary_files(tmp_path, monkeypatch):
+    replace, used = os.replace, set()
+
+    def note(temporary, path):
+        used.add(Path(temporary).name)
+        replace(temporary, path)
+
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    monkeypatch.setattr(os, "replace", note)
+    for _ in range(2):
+        files.write_atomic(tmp_path / "a", b"")
+        with files.replacing(tmp_path / "a") as temporary:
+            temporary.write_bytes(b"")
+    assert len(used) == 4
+
+
+@pytest.mark.parametrize(
+    "change", [(b"1.5", b"1.6"), (b"\n", b"\t"), (b'"digest"', b'"digesu"'), (b"{", b"["), (b"x", b"\xf8")]
+)
+def test_json_with_a_digest_is_none_when_a_bit_of_it_has_changed(change):
+    written = files.dump_digested({"x": 1.5, "y": ["é", None]}).encode()
+    assert files.load_digested(written) == {"x": 1.5, "y": ["é", None]}
+    assert files.load_digested(written.replace(*change, 1)) is None
+    # the same number in other digits
+    number = files.dump_digested({"x": 0.1 + 0.2}).encode()
+    assert files.load_digested(number.replace(b"0.30000000000000004", b"0.30000000000000005")) is None

@@ -35,11 +35,12 @@ def curve(corpus, tmp_path_factory):
         ExtractConfig(**common, encoder=str(encoder), seq_len=64, validation_docs=100, codec="fp32"), root / "features"
     ).path
     tiny = configs.from_dict(TrainConfig, configs.PRESETS["tiny"].overrides)
-    # Warm-up, refreshes and the learning rate's decay all fall into these steps.
+    # Both warm-ups, refreshes and the learning rate's decay all fall into these steps.
     short = {"steps": STEPS, "log_every": 1, "eval_rows": 64, "device": "cpu"}
     recipe = replace(tiny.recipe, warmup_steps=20)
     timesteps = replace(tiny.timesteps, refresh_steps=10)
-    config = replace(tiny, **short, recipe=recipe, timesteps=timesteps)
+    optimizer = replace(tiny.optimizer, lr_warmup_steps=10)
+    config = replace(tiny, **short, recipe=recipe, timesteps=timesteps, optimizer=optimizer)
     run = train.run(config, features, root / "run").path
     lines = MetricsFile(run / "metrics.jsonl").read()
     train_lines = [line for line in lines if line["kind"] == "train"]

@@ -261,7 +261,7 @@ def test_a_scorer_without_a_start_token_is_refused_where_one_is_needed(folder, t
 
 
 def test_the_beginning_of_a_long_text_gives_the_tokens_of_the_whole(gpt2):
-    """The tokenizer is a byte-level BPE here. A text of spaces has tokens that spell many characters."""
+    """The tokenizer is a byte-level BPE here."""
     scorer = Scorer(str(gpt2), torch.device("cpu"))
     seen = []
     plain, scorer._ids = scorer._ids, lambda texts: (seen.append(max(map(len, texts))), plain(texts))[1]
@@ -269,6 +269,11 @@ def test_the_beginning_of_a_long_text_gives_the_tokens_of_the_whole(gpt2):
         whole = scorer.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         assert scorer.tokens([text], 16)[0].tolist() == whole[:16]
     assert max(seen) < 5_000
+
+
+def test_tokens_that_spell_many_characters_are_read_as_far_as_needed(scorer):
+    words = ["z" * 100] * 5 + ["cat"] + ["z" * 100] * 50
+    assert scorer.tokens([" ".join(words)], 12)[0].tolist() == [1] * 5 + [4] + [1] * 6
 
 
 # Bootstrap intervals

@@ -6,6 +6,7 @@ import random
 import socket
 import struct
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from ldlm.stages import extract_features, features, train
 from ldlm import artifact, files, location
 from ldlm.errors import InputError, StorageError
 from ldlm.location import ObjectPath, locate
-from ldlm.store import FeatureStore
+from ldlm.store import FeatureStore, StoreWriter
 
 pytest.importorskip("obstore", reason="obstore is in the extra `object-stores`")
 moto_server = pytest.importorskip("moto.server", reason="moto is in the extra `test`")
@@ -31,11 +32,14 @@ def s3():
 
 
 class Proxy(http.server.BaseHTTPRequestHandler):
-    """Passes requests on, and fails some: `chance` of them, half with status 500 and half by a reset."""
+    """Passes requests on, and fails some: `chance` of them, half with status 500 and half by a reset.
+
+    The next PUT is reset after `hang` seconds, where there are any. `seen` has the (method, path, range) of each.
+    """
 
     protocol_version = "HTTP/1.1"
     port, chance, draw = 0, 0.0, random.Random(0)
-    failed = 0
+    failed, hang, seen = 0, 0.0, []
 
     def handle_one_request(self):
         try:
@@ -45,20 +49,27 @@ class Proxy(http.server.BaseHTTPRequestHandler):
 
     def forward(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.seen.append((self.command, self.path, self.headers.get("Range")))
+        if self.hang and self.command == "PUT":
+            time.sleep(self.hang)
+            type(self).hang = 0.0
+            return self.reset()
         if self.draw.random() < self.chance:
             type(self).failed += 1
             self.close_connection = True
-            if self.draw.random() < 0.5:
-                # Closing with a linger of zero sends a reset.
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                return self.connection.close()
-            return self.answer(500, {}, b"injected")
+            return self.reset() if self.draw.random() < 0.5 else self.answer(500, {}, b"injected")
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         connection.request(self.command, self.path, body, dict(self.headers))
         response = connection.getresponse()
         data, headers = response.read(), dict(response.getheaders())
         connection.close()
         self.answer(response.status, headers, data)
+
+    def reset(self):
+        # Closing with a linger of zero sends a reset.
+        self.close_connection = True
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
 
     def answer(self, status, headers, data):
         self.send_response(status)
@@ -81,6 +92,7 @@ class Proxy(http.server.BaseHTTPRequestHandler):
 def proxy(s3, monkeypatch):
     """The proxy's class; S3 is reached through it, and its bucket is new."""
     Proxy.port, Proxy.chance, Proxy.failed, Proxy.draw = s3, 0.0, 0, random.Random(0)
+    Proxy.hang, Proxy.seen = 0.0, []
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
@@ -173,8 +185,7 @@ def test_a_server_that_stays_down_fails_clearly_and_the_same_command_goes_on(few
             return made
 
         def count(self, name):
-            self.shards = getattr(self, "shards", 0) + (name == "encode")
-            proxy.chance = float(self.shards >= 1)
+            proxy.chance = float(name == "encode" and any((place / "ledger").glob("*.json")))
 
     place = locate(f"{bucket}/features")
     with pytest.raises(StorageError, match=r"s3://.* failed, with up to 6 retries .* run the same command again"):
@@ -185,6 +196,38 @@ def test_a_server_that_stays_down_fails_clearly_and_the_same_command_goes_on(few
         FeatureStore(place)
     assert extract_features.run(few, place).complete
     assert payload(place) == payload(local)
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_a_request_that_is_reset_after_a_long_time_is_made_again(bucket, proxy, monkeypatch, once):
+    """A large shard on a slow line: the time for retries begins with the failure."""
+    monkeypatch.setattr(location, "RETRY_SECONDS", 0.2)
+    proxy.hang = 0.8
+    place = locate(f"{bucket}/shard")
+    assert place.write_bytes(b"x" * 1000, once=once)
+    assert place.read_bytes() == b"x" * 1000
+    assert sum(method == "PUT" for method, _, _ in proxy.seen) == 2
+
+
+def test_a_shard_that_one_request_can_not_take_is_refused_before_anything_is_written(few):
+    with pytest.raises(InputError, match=r"--shard-rows 16777216 makes files of 8.0 GiB.* use at most 10485760"):
+        extract_features.run(replace(few, shard_rows=2**24), locate("s3://bucket/features"))
+
+
+def test_a_store_is_opened_with_one_request_per_record_and_hashed_in_parts(few, bucket, proxy, monkeypatch):
+    place = locate(f"{bucket}/features")
+    extract_features.run(few, place)
+    proxy.seen.clear()
+    records = FeatureStore(place).records
+    for name in records:
+        assert [method for method, path, _ in proxy.seen if path.endswith(f"{name}.json")] == ["GET"]
+    monkeypatch.setattr(files, "PART", 1000)
+    proxy.seen.clear()
+    assert features.verify(place) == []
+    chunk, size = "features.zarr/hidden/c/0/0/0", (place / "features.zarr/hidden/c/0/0/0").size()
+    ranges = [part for method, path, part in proxy.seen if path.endswith(chunk) and method == "GET"]
+    assert ranges == [f"bytes={at}-{min(at + 1000, size) - 1}" for at in range(0, size, 1000)]
+    assert len(ranges) > 1
 
 
 def test_damage_in_s3_is_found_and_mended(few, local, bucket):
@@ -238,13 +281,45 @@ def test_of_two_machines_that_make_a_shard_differently_the_first_counts(few, buc
     extraction.describe()
     tokens = extraction._shard_tokens("train", 0)
     states = np.zeros((*tokens.shape, 16), np.float16)
+    encoder = files.read_json(place / "store.json")["encoder"]
+    maker = {"encoder": encoder["fingerprint"], "statistics": encoder["statistics"]}
     for other in (0, 1):
-        extraction.writer.write("train", 0, {"hidden": states + np.float16(other)}, tokens, {})
-    assert features.verify(place) == []
+        facts = {**maker, "versions": f"of machine {other}"}
+        extraction.writer.write("train", 0, {"hidden": states + np.float16(other)}, tokens, facts)
+    assert [fault["file"] for fault in features.verify(place)] == ["manifest.json"]
     record = files.read_json(place / "ledger" / "train-00000.json")
+    assert record["versions"] == "of machine 0"
     stored = (place / "features.zarr" / "hidden" / "c/0/0/0").read_bytes()
     assert files.sha256(stored) == record["files"]["features.zarr/hidden/c/0/0/0"]["sha256"]
     assert FeatureStore(place, allow_partial=True).split("train").read(0, 1)[0]["hidden"].max() == 0
+
+
+def test_a_machine_that_comes_late_changes_nothing_that_is_sealed(few, local, bucket, monkeypatch):
+    """It has other versions of the libraries, and had begun before the others sealed the store."""
+    place = locate(f"{bucket}/features")
+    late, _ = extract_features.prepare(few, place)
+    late.pack(), late.encode_sample()
+    extract_features.run(few, place)
+    before = payload(place)
+    monkeypatch.setattr(artifact, "versions", lambda: {"zarr": "another"})
+    monkeypatch.setattr(ObjectPath, "is_file", lambda self: False)  # as when it looked
+    monkeypatch.setattr(StoreWriter, "recorded", lambda self: set())
+    late.tokenizer.add_tokens(["captain"])
+    late.describe(), late.write_shards()
+    monkeypatch.undo()
+    assert payload(place) == before
+    FeatureStore(place)
+
+
+def test_shards_that_are_done_cost_one_listing_and_not_a_request_each(few, bucket, proxy, monkeypatch):
+    place = locate(f"{bucket}/features")
+    extract_features.run(few, place)
+    (place / "manifest.json").unlink()
+    (place / "ledger" / "train-00000.json").unlink()
+    asked, real = [], proxy.forward
+    monkeypatch.setattr(proxy, "do_HEAD", lambda self: asked.append(self.path) or real(self))
+    extract_features.run(few, place)
+    assert {path.rpartition("/")[2] for path in asked if "/ledger/" in path} == {"train-00000.json"}
 
 
 def test_another_configuration_is_refused_and_overwrite_replaces(few, bucket):

@@ -248,7 +248,8 @@ def test_the_losses_follow_equations_1_to_4():
     nll = [-logits[b, i].log_softmax(-1)[TOKENS[b, i]].item() for b in range(BATCH) for i in range(6)]
     assert losses.l_w.item() == pytest.approx(sum(nll) / len(nll), rel=1e-12)
     assert losses.token_accuracy.item() == pytest.approx((logits.argmax(-1) == TOKENS).double().mean().item(), rel=1e-6)
-    assert torch.equal(losses.latents, z_0)
+    assert torch.allclose(losses.latents.sum_NC, z_0.sum(0).double())
+    assert torch.allclose(losses.latents.square_NC, z_0.square().sum(0).double())
     assert losses.loss.item() == pytest.approx((losses.l_diff + losses.l_h + losses.l_w).item(), rel=1e-12)
 
 

@@ -1,13 +1,16 @@
 """Features made by the encoder inside the training step, against the same from a store."""
 
 import json
+import time
 
+import numpy as np
 import pytest
 import torch
 from ldlm.stages import extract_features, train
 
 from ldlm.errors import InputError
 from ldlm.metricsfile import MetricsFile
+from ldlm.online import OnlineEncoder
 from ldlm.store import FeatureStore
 
 
@@ -51,6 +54,34 @@ def test_states_are_those_of_the_store(online, stored):
         torch.testing.assert_close(
             made.states(parts_1, tokens_BL), kept.states(parts_2, tokens_BL), rtol=1e-5, atol=1e-5
         )
+
+
+def test_a_batch_passes_the_encoder_in_blocks_whatever_its_size(online, stored):
+    made, kept = (FeatureStore(path).split("train") for path in (online, stored))
+    made.online._load(torch.device("cpu"))
+    passes, parts = [], []
+    made.online._encoder.network.register_forward_pre_hook(
+        lambda module, args, named: passes.append(len((*args, *named.values())[0])), with_kwargs=True
+    )
+    rows = np.resize(np.arange(kept.rows), 75)
+    parts, tokens = kept.read_rows(rows)
+    tokens_BL = torch.from_numpy(tokens).long()
+    torch.testing.assert_close(made.states({}, tokens_BL), kept.states(parts, tokens_BL), rtol=1e-5, atol=1e-5)
+    assert passes == [32, 32, 11]
+
+
+def test_the_encoder_s_time_is_the_step_s_and_no_wait_for_data(online, train_config, tmp_path, monkeypatch):
+    """Each pass of the encoder takes a tenth of a second longer here, which is most of a step."""
+    real = OnlineEncoder.__call__
+
+    def slowly(self, tokens_BL):
+        time.sleep(0.1)
+        return real(self, tokens_BL)
+
+    monkeypatch.setattr(OnlineEncoder, "__call__", slowly)
+    lines = MetricsFile(train.run(train_config, online, tmp_path / "run").path / "metrics.jsonl").read()
+    waits = [line["timing"]["data_wait"] for line in lines if line["kind"] == "train"][2:]
+    assert sorted(waits)[len(waits) // 2] < 0.3
 
 
 def test_losses_are_those_of_the_store(online, stored, train_config, tmp_path):

@@ -180,7 +180,7 @@ def test_rows_of_zeros_are_written_like_any_others(tmp_path, first):
     assert (record["rows"], record["start"], len(record["files"])) == (32, 0, 2)
 
 
-@pytest.fixture(params=[(200, 500, "zstd"), (128, 384, "zstd"), (128, 384, "none"), (200, 500, "none"), (5, 3, "zstd")])
+@pytest.fixture(params=[(201, 501, "zstd"), (128, 384, "zstd"), (128, 384, "none"), (201, 501, "none"), (5, 3, "zstd")])
 def written(request, tmp_path):
     """(store, hidden, tokens): random rows in two shards, the last one short; longer and wider than a chunk, or not."""
     length, width, compression = request.param
@@ -197,6 +197,31 @@ def written(request, tmp_path):
         rows = slice(32 * shard, min(40, 32 * shard + 32))
         writer.write("train", shard, {"hidden": hidden[rows]}, tokens[rows], {})
     return tmp_path / "s", hidden, tokens
+
+
+@pytest.mark.parametrize(
+    ("length", "width", "chunk"),
+    [
+        (128, 768, (16, 128, 384)),  # the paper's
+        (1024, 768, (16, 128, 384)),
+        (16, 1024, (16, 16, 342)),
+        (16, 1600, (16, 16, 320)),
+        (130, 400, (16, 65, 200)),
+        (129, 385, (16, 65, 193)),
+    ],
+)
+def test_a_shard_is_whole_chunks_with_next_to_nothing_beyond_the_array(tmp_path, length, width, chunk):
+    shapes = Shapes(seq_len=length, hidden_dim=width, vocab_size=99)
+    writer = StoreWriter(
+        tmp_path / "s", shapes, codec=CODECS["fp16"], compression="none", shard_rows=16, with_hidden=True
+    )
+    writer.create({"train": 16}, np.zeros(width), np.ones(width))
+    hidden, tokens = np.ones((16, length, width), np.float16), np.ones((16, length), np.int32)
+    writer.write("train", 0, {"hidden": hidden}, tokens, {})
+    array = zarr.open_group(tmp_path / "s" / "features.zarr", mode="r")["hidden"]
+    assert array.chunks == chunk
+    (shard,) = (tmp_path / "s/features.zarr/hidden/c").rglob("0/0/0")
+    assert shard.stat().st_size < 1.02 * hidden.nbytes
 
 
 def test_zarr_reads_what_was_written(written):

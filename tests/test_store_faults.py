@@ -7,7 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +17,11 @@ import numpy as np
 import pytest
 from ldlm.stages import extract_features, features
 
+from ldlm import claims, shards
 from ldlm import store as stores
 from ldlm.config import ExtractConfig, from_dict
-from ldlm.errors import InputError, StorageError
+from ldlm.errors import InputError
+from ldlm.progress import Progress
 from ldlm.store import FeatureStore
 
 
@@ -53,50 +57,88 @@ def test_several_processes_write_the_bytes_that_one_writes(start, arguments, who
     assert content(tmp_path / "f") == content(whole)
 
 
-@pytest.mark.slow
-def test_a_store_killed_a_hundred_times_is_the_store_that_nothing_disturbed(start, arguments, whole, tmp_path):
-    """Half of the kills leave the store as it was found, to be killed again; a finished one begins anew."""
-    chance = random.Random(0)
-    out, kills, longest = tmp_path / "features", 0, 6.0
-    while kills < 100:
-        process = start(arguments, out)
-        try:
-            assert process.wait(timeout=chance.uniform(0, longest)) == 0
-            assert content(out) == content(whole)
-            shutil.rmtree(out)
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            kills += 1
-    assert start(arguments, out).wait() == 0
-    assert content(out) == content(whole)
-
-
-def killed_at_every(step, start, arguments, tmp_path) -> int:
-    """How many points `kill_points.py` found in an extraction of three shards, of which it tried every `step`-th."""
-    text = Path(arguments[arguments.index("--data") + 1])
-    few = tmp_path / "fewer.txt"
+@pytest.fixture(scope="module")
+def short(start, arguments, tmp_path_factory):
+    """The arguments of an extraction of few shards, and the store that they make when nothing disturbs it."""
+    folder = tmp_path_factory.mktemp("short")
+    text, few = Path(arguments[arguments.index("--data") + 1]), folder / "fewer.txt"
     few.write_text("".join(text.read_text(encoding="utf-8").splitlines(keepends=True)[:14]), encoding="utf-8")
-    arguments = [str(few) if argument == str(text) else argument for argument in arguments]
-    arguments[arguments.index("--validation-docs") + 1] = "4"
-    whole = tmp_path / "whole"
-    assert start(arguments, whole).wait() == 0
-    (tmp_path / "scratch").mkdir()
+    shorter = [str(few) if argument == str(text) else argument for argument in arguments]
+    shorter[shorter.index("--validation-docs") + 1] = "4"
+    assert start(shorter, folder / "whole").wait() == 0
+    return shorter, folder / "whole"
+
+
+def killed(how, count, short, tmp_path) -> str:
+    """What `kill_points.py` prints."""
+    arguments, whole = short
     script = Path(__file__).parent / "kill_points.py"
-    command = [sys.executable, str(script), str(whole), str(tmp_path / "scratch"), str(step), *arguments]
+    command = [sys.executable, str(script), how, str(count), str(whole), str(tmp_path), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    return int(done.stdout)
+    return done.stdout
 
 
-def test_a_kill_at_some_renames_and_fsyncs(start, arguments, tmp_path):
-    assert killed_at_every(83, start, arguments, tmp_path) > 100
+@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_store_killed_many_times_is_the_store_that_nothing_disturbed(short, tmp_path, kills):
+    partial, with_shard = json.loads(killed("random", kills, short, tmp_path).replace("(", "[").replace(")", "]"))
+    # Not vacuous: most of the kills left something to take up. Of a few, on a busy machine, any number may.
+    if kills > 10:
+        assert partial > kills / 2
+        assert with_shard > kills / 10
 
 
-@pytest.mark.slow
-def test_a_kill_at_every_rename_and_fsync(start, arguments, tmp_path):
-    assert killed_at_every(1, start, arguments, tmp_path) > 100
+@pytest.mark.parametrize("step", [83, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_kill_at_a_rename_or_fsync_is_made_good(short, tmp_path, step):
+    """Slowly at every one, else at some."""
+    assert int(killed("every", step, short, tmp_path)) > 100
+
+
+def test_a_record_stands_once_what_it_names_is_on_the_disk(few, tmp_path, monkeypatch):
+    """No test can cut the power. It can look at the order: file, its name, its folder, and the record after them."""
+    out, events = tmp_path / "features", []
+    real = {name: getattr(os, name) for name in ("fsync", "replace", "mkdir")}
+
+    def fsync(descriptor):
+        real["fsync"](descriptor)
+        events.append(("fsync", os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    def replace(source, target):
+        events.append(("replace", str(source), str(target)))
+        real["replace"](source, target)
+
+    def mkdir(folder, *mode):
+        real["mkdir"](folder, *mode)
+        events.append(("mkdir", str(folder)))
+
+    for name, noted in {"fsync": fsync, "replace": replace, "mkdir": mkdir}.items():
+        monkeypatch.setattr(os, name, noted)
+    extract_features.run(few, out)
+    monkeypatch.undo()
+
+    def renamed(path):
+        return next(i for i, event in enumerate(events) if event[0] == "replace" and event[2] == str(path))
+
+    def durable(path):
+        """When it is: after the fsync of its folder, which comes after its renaming, and that after its own fsync."""
+        at = renamed(path)
+        assert ("fsync", events[at][1]) in events[:at], path
+        return events.index(("fsync", str(path.parent)), at)
+
+    records = sorted((out / "ledger").iterdir())
+    assert len(records) > 2
+    folders = {Path(event[1]): i for i, event in enumerate(events) if event[0] == "mkdir"}
+    for record in records:
+        for name in json.loads(record.read_text())["files"]:
+            assert durable(out / name) < renamed(record)
+            above = [folder for folder in (out / name).parents if folder.is_relative_to(out / "features.zarr")]
+            for folder in above:
+                assert events.index(("fsync", str(folder.parent)), folders[folder]) < renamed(record)
+    for path in (*records, out / "store.json", out / "statistics.safetensors", out / "features.zarr" / "std/c/0"):
+        assert durable(path) < renamed(out / "manifest.json")
+    assert durable(out / "store.json") < renamed(records[0])
+    assert durable(out / "manifest.json")
 
 
 def test_torchrun_shares_the_work_and_a_store_may_change_hands(start, arguments, whole, tmp_path):
@@ -112,7 +154,7 @@ def test_torchrun_shares_the_work_and_a_store_may_change_hands(start, arguments,
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     killed_after(start(arguments, out, start_new_session=True), 2)
     killed_after(start(arguments, out, launcher=launcher, start_new_session=True), 5)
     assert not (out / "manifest.json").exists()
@@ -177,7 +219,8 @@ def test_memory_stays_flat_with_ten_times_the_text(corpus, gpt2, tmp_path):
         peaks[times] = peak_memory(arguments, tmp_path / str(times))
     stored = sum(path.stat().st_size for path in (tmp_path / "100").rglob("*") if path.is_file())
     assert stored > 25e6
-    assert peaks[100] - peaks[10] < 0.3 * stored, (peaks, stored)
+    assert len(list((tmp_path / "10" / "ledger").iterdir())) > 2  # more shards than are in memory at a time
+    assert peaks[100] - peaks[10] < 12 * 2**20, peaks  # two runs of the same differ by half of that
 
 
 def damaged_at(path, offset_of):
@@ -187,21 +230,57 @@ def damaged_at(path, offset_of):
     path.write_bytes(data)
 
 
-def test_a_flipped_bit_anywhere_is_noticed(whole, tmp_path):
-    chance = random.Random(1)
-    names = [name for name in content(whole) if not name.startswith("tokenizer/")]
-    for _ in range(200):
+def everything(path, **options):
+    """Every value that a store gives to those who read it, as JSON."""
+    opened = FeatureStore(path, **options)
+    values = {"statistics": [vector.tolist() for vector in opened.statistics()]}
+    for name in sorted({record["split"] for record in opened.records.values()}):
+        split = opened.split(name)
+        parts, tokens = split.read(0, split.rows)
+        values[name] = [split.shards, tokens.tolist(), {key: array.tolist() for key, array in parts.items()}]
+    return json.dumps([opened.fingerprint, opened.manifest["shapes"], values])
+
+
+@contextmanager
+def flipped(path, chance):
+    """One random bit of a file is another within the block."""
+    data = path.read_bytes()
+    damaged_at(path, lambda size: (chance.randrange(size), chance.randrange(8)))
+    yield
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("flips", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_flipped_bit_anywhere_is_noticed_and_never_read(whole, tmp_path, flips):
+    chance, path = random.Random(1), shutil.copytree(whole, tmp_path / "copy")
+    names, unharmed = sorted(content(whole)), everything(whole)
+    for _ in range(flips):
         name = chance.choice(names)
-        data = (whole / name).read_bytes()
-        copy = tmp_path / "copy"
-        shutil.copytree(whole, copy)
-        damaged_at(copy / name, lambda size: (chance.randrange(size), chance.randrange(8)))
+        with flipped(path / name, chance):
+            assert features.verify(path), name
+            with suppress(InputError):
+                assert everything(path) == unharmed, name
+    assert features.verify(path) == []
+
+
+@pytest.mark.parametrize("flips", [6, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_flipped_bit_before_the_seal_is_noticed_or_made_good(whole, config, unsealed, tmp_path, flips):
+    """By who reads the shards that are there, and by the same command when it goes on."""
+    chance, sealed = random.Random(2), content(whole)
+    names, unharmed = sorted(content(unsealed)), everything(unsealed, allow_partial=True)
+    for _ in range(flips):
+        name = chance.choice(names)
+        with flipped(unsealed / name, chance):
+            with suppress(InputError):
+                assert everything(unsealed, allow_partial=True) == unharmed, name
+            taken_up = shutil.copytree(unsealed, tmp_path / "copy")
         try:
-            found = features.verify(copy)
-        except InputError:  # damage to artifact.json or the manifest, which say what it is
-            found = [name]
-        assert found, f"{name} of {len(data)} bytes"
-        shutil.rmtree(copy)
+            extract_features.run(config, taken_up)
+        except InputError:
+            assert not (taken_up / "manifest.json").exists(), name
+        else:
+            assert content(taken_up) == sealed or features.verify(taken_up), name
+        shutil.rmtree(taken_up)
 
 
 def test_repair_makes_the_bad_shards_again_and_nothing_else(whole, tmp_path):
@@ -235,6 +314,63 @@ def test_verify_exits_with_3_and_names_the_shard(whole, tmp_path, ldlm):
     assert "train-00000" in found.stdout
     assert ldlm("features", "repair", path, "--device", "cpu").exit_code == 0
     assert ldlm("features", "verify", path, "--json").stdout.strip() == "[]"
+
+
+def test_verify_says_of_a_store_that_is_not_sealed_how_much_is_missing(unsealed, whole, tmp_path, ldlm):
+    found = ldlm("features", "verify", unsealed)
+    shards = len(list((whole / "ledger").iterdir()))
+    assert (found.exit_code, f"not sealed: 1 of {shards} shards missing" in found.stdout) == (3, True)
+    path = shutil.copytree(whole, tmp_path / "other")
+    (path / "manifest.json").unlink()
+    (path / "features.zarr/hidden/zarr.json").unlink()
+    found = ldlm("features", "verify", path)
+    assert found.exit_code == 3
+    assert f"not sealed: 0 of {shards} shards missing" in found.stdout
+    assert "features.zarr/hidden/zarr.json is missing" in found.stdout
+
+
+@pytest.mark.parametrize("damage", ["", '{"kind": "feat', '{"kind": "run"}'])
+def test_verify_exits_with_3_where_a_store_does_not_say_any_more_what_it_is(whole, tmp_path, ldlm, damage):
+    path = shutil.copytree(whole, tmp_path / "features")
+    (path / "artifact.json").write_text(damage)
+    found = ldlm("features", "verify", path)
+    assert (found.exit_code, "store: artifact.json" in found.stdout) == (3, True)
+    assert ldlm("features", "verify", tmp_path / "absent").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"), [("config.yaml", "seed: 0", "seed: 1"), ("artifact.json", ": 1", ": 2")]
+)
+def test_repair_leaves_the_seal_on_what_it_can_not_make_again(whole, tmp_path, refuse, name, old, new):
+    path = shutil.copytree(whole, tmp_path / "features")
+    replace_in(path / name, old, new)
+    before = content(path)
+    complaint = refuse("features", "repair", path, "--device", "cpu")
+    assert f"{path / name} has other bytes than were written" in complaint
+    assert "restore it from a copy" in complaint
+    assert content(path) == before
+
+
+def test_a_damaged_manifest_is_mended_as_its_error_says(whole, tmp_path):
+    path = shutil.copytree(whole, tmp_path / "features")
+    damaged_at(path / "manifest.json", lambda size: (size // 2, 0))
+    with pytest.raises(InputError, match=r"manifest.json is damaged.*; run `ldlm features repair"):
+        FeatureStore(path)
+    features.repair(path, device="cpu")
+    assert content(path) == content(whole)
+
+
+def test_verify_reads_several_files_at_once(whole, monkeypatch):
+    both, pair = threading.Barrier(2, timeout=30), ("hidden/c/0/0/0", "hidden/c/1/0/0")
+
+    def fault(path, digest):
+        if str(path).removeprefix(f"{whole}/features.zarr/") in pair:
+            both.wait()  # neither comes through without the other
+        return None
+
+    monkeypatch.setattr(shards, "CORES", 3)
+    monkeypatch.setattr(stores, "fault", fault)
+    assert features.verify(whole) == []
 
 
 def test_info_says_what_a_store_is_and_what_is_missing(whole, tmp_path, ldlm):
@@ -324,17 +460,125 @@ def payload_of(path):
     return {name: data for name, data in content(path).items() if name.startswith(("features.zarr", "ledger"))}
 
 
-def test_a_store_is_not_sealed_over_a_recorded_shard_that_is_gone(whole, tmp_path):
+@pytest.fixture(scope="module")
+def config(whole):
+    """What `whole` was made with."""
+    return from_dict(ExtractConfig, {**FeatureStore(whole).artifact.config, "device": "cpu"})
+
+
+@pytest.fixture
+def unsealed(whole, tmp_path):
+    """A copy of `whole` that lacks its last shard."""
     path = shutil.copytree(whole, tmp_path / "features")
-    (path / "manifest.json").unlink()
-    (path / "features.zarr/hidden/c/1/0/0").unlink()
-    made_with = {**FeatureStore(whole).artifact.config, "device": "cpu"}
-    config = from_dict(ExtractConfig, made_with)
-    with pytest.raises(StorageError, match=r"hidden/c/1/0/0 is not what was written; run the same command again"):
-        extract_features.run(config, path)
-    assert not (path / "manifest.json").exists()
-    extract_features.run(config, path)
-    assert payload_of(path) == payload_of(whole)
+    stores.forget(path, [("validation-00000", "")])
+    return path
+
+
+def replace_in(path, old, new):
+    written = path.read_text()
+    assert written.count(old) == 1
+    path.write_text(written.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('"shard": 1', '"shard": 0'), ('"rows": 16', '"rows": 17'), ('{\n  "split"', '[\n  "split"')]
+)
+def test_a_record_that_was_changed_before_the_seal_serves_nothing_and_is_made_again(config, whole, unsealed, old, new):
+    replace_in(unsealed / "ledger" / "train-00001.json", old, new)
+    with pytest.raises(InputError, match=r"train-00001.json is damaged; run `ldlm features repair"):
+        FeatureStore(unsealed, allow_partial=True)
+    extract_features.run(config, unsealed)
+    assert content(unsealed) == content(whole)
+
+
+def test_shards_that_are_gone_before_the_seal_are_all_made_again_by_one_run(config, whole, unsealed):
+    """Of one a file is gone, of one it is short, of one the record is torn, of one there is nothing."""
+    (unsealed / "features.zarr/hidden/c/1/0/0").unlink()
+    (unsealed / "features.zarr/tokens/c/0/0").write_bytes(b"short")
+    (unsealed / "ledger/train-00002.json").write_text('{"split": "tr')
+    extract_features.run(config, unsealed)
+    assert content(unsealed) == content(whole)
+
+
+@pytest.mark.parametrize("name", ["std/c/0", "mean/c/0", "zarr.json", "hidden/zarr.json", "tokens/zarr.json"])
+@pytest.mark.parametrize("damage", ["missing", "flipped"])
+def test_metadata_and_statistics_that_were_damaged_before_the_seal_are_refused_until_repaired(
+    config, whole, unsealed, name, damage
+):
+    path = unsealed / "features.zarr" / name
+    if damage == "missing":
+        path.unlink()
+    else:
+        damaged_at(path, lambda size: (size // 2, 0))
+    complaint = rf"{path} .*; run `ldlm features repair"
+    with pytest.raises(InputError, match=complaint):
+        FeatureStore(unsealed, allow_partial=True)
+    with pytest.raises(InputError, match=complaint):
+        extract_features.run(config, unsealed)
+    assert features.repair(unsealed, device="cpu")[1].complete
+    assert content(unsealed) == content(whole)
+
+
+def test_a_description_that_was_damaged_before_the_seal_is_refused_until_repaired(config, whole, unsealed):
+    replace_in(unsealed / "store.json", '"vocab_size": 320', '"vocab_size": 321')
+    with pytest.raises(InputError, match=r"store.json is damaged.*; run `ldlm features repair"):
+        FeatureStore(unsealed, allow_partial=True)
+    with pytest.raises(InputError, match=r"store.json is damaged.*; run `ldlm features repair"):
+        extract_features.run(config, unsealed)
+    assert features.repair(unsealed, device="cpu")[1].complete
+    assert content(unsealed) == content(whole)
+
+
+def test_statistics_that_vanish_after_the_store_was_opened_are_not_zeros(whole, tmp_path):
+    path = shutil.copytree(whole, tmp_path / "features")
+    opened = FeatureStore(path)
+    (path / "features.zarr/std/c/0").unlink()
+    with pytest.raises(InputError, match=r"features.zarr/std .*; run `ldlm features repair"):
+        opened.statistics()
+
+
+def test_a_shard_of_an_extraction_that_was_overwritten_is_not_sealed_with_the_others(few, tmp_path):
+    """Its process comes to life again when another has begun, with another layer, in the same place."""
+    out, other = tmp_path / "features", replace(few, layer=-1)
+    late, _ = extract_features.prepare(few, out)
+    late.pack(), late.encode_sample(), late.describe()
+    begun, _ = extract_features.prepare(other, out, overwrite=True)
+    begun.pack(), begun.encode_sample(), begun.describe()
+    late._in_turn, late._spooled_states = lambda items: items[1:2], lambda block: None
+    late.write_shards()
+    assert [path.name for path in (out / "ledger").iterdir()] == ["train-00001.json"]
+    extract_features.run(other, out)
+    assert payload_of(out) == payload_of(extract_features.run(other, tmp_path / "alone").path)
+
+
+def test_nobody_overwrites_or_repairs_what_a_process_writes(few, tmp_path):
+    out, tried = tmp_path / "features", []
+
+    class Meddler(Progress):
+        """Somebody else, while the shards are encoded."""
+
+        def task(self, name, total, unit, done=0):
+            if name == "encode":
+                for meddle in (
+                    lambda: extract_features.run(replace(few, layer=-1), out, overwrite=True),
+                    lambda: features.repair(out, device="cpu"),
+                ):
+                    with pytest.raises(InputError, match=f"another process is at work in {out}"):
+                        meddle()
+                    tried.append(meddle)
+            return super().task(name, total, unit, done)
+
+    extract_features.run(few, out, progress=Meddler())
+    assert len(tried) == 2
+    assert features.verify(out) == []
+    assert FeatureStore(out).encoder["layer"] == -3
+
+
+def test_nobody_writes_what_is_being_repaired(few, tmp_path):
+    out = tmp_path / "features"
+    extract_features.prepare(few, out)
+    with claims.sole(out), pytest.raises(InputError, match=f"another process has {out} to itself"):
+        extract_features.run(few, out)
 
 
 def test_more_shards_than_five_digits_are_in_the_order_of_their_numbers(whole):

@@ -68,6 +68,26 @@ def test_a_window_is_found_at_each_of_its_positions():
         assert order.window_rows(epoch, window)[offset] == row(order, position)
 
 
+def test_the_order_is_right_while_another_thread_asks_for_another_epoch():
+    """Between any two looks at what is remembered, another thread has moved on to the next epoch."""
+
+    class Shared(RowOrder):
+        @property
+        def _epoch(self):
+            remembered, self.remembered = self.remembered, self.following
+            return remembered
+
+        @_epoch.setter
+        def _epoch(self, value):
+            self.remembered = value
+
+    alone, order = RowOrder(700, seed=2), Shared(700, seed=2)
+    order.following = (1, *RowOrder(700, seed=2)._blocks(1))
+    for position in (0, 350, 699):
+        order._epoch = (0, *alone._blocks(0))
+        assert order.rows_at(position, 1).tolist() == alone.rows_at(position, 1).tolist()
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Batches
 

@@ -1,6 +1,7 @@
 """Documents from files, and their packing into rows, against an implementation that is too simple to be wrong."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -211,6 +212,47 @@ def test_a_dataset_skips_what_is_blank_as_files_do_and_refuses_what_is_no_text(t
     assert list(text.dataset_documents(str(tmp_path), "train", "text")) == ["one", "two"]
     with pytest.raises(InputError, match="field 'id' holds 1, no text"):
         list(text.dataset_documents(str(tmp_path), "train", "id"))
+
+
+def test_a_dataset_with_several_configurations_is_read_by_the_name_of_one(tmp_path):
+    for name in ("small", "large"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}) + "\n")
+    files = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("small", "large"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{files}---\n")
+    with pytest.raises(InputError, match=r"Config name is missing"):
+        text.dataset_source(str(tmp_path))
+    for name in ("small", "large"):
+        assert list(text.dataset_documents(str(tmp_path), "train", "text", name)) == [name]
+        assert list(text.dataset_source(str(tmp_path), name)[1]) == [str(tmp_path / f"{name}.jsonl")]
+
+
+def hub(monkeypatch, commit, data_files):
+    """A hub with one dataset, which notes what it was asked for."""
+    import datasets
+
+    asked = []
+    builder = SimpleNamespace(
+        hash=commit, config=SimpleNamespace(data_files=data_files), info=SimpleNamespace(splits=None)
+    )
+
+    def note(result):
+        return lambda *names, **options: asked.append((names, options)) or result
+
+    monkeypatch.setattr(text, "check_hub", lambda: None)
+    monkeypatch.setattr(datasets, "load_dataset_builder", note(builder))
+    monkeypatch.setattr(datasets, "load_dataset", note([{"text": "one"}]))
+    return asked
+
+
+@pytest.mark.parametrize("data_files", [None, {}, {"train": ["hf://datasets/some/corpus@c0ffee/train.jsonl"]}])
+def test_a_dataset_without_local_files_is_known_by_its_commit(monkeypatch, data_files):
+    asked = hub(monkeypatch, "c0ffee", data_files)
+    assert text.dataset_source("some/corpus", "en", "main") == ("c0ffee", {"some/corpus": "c0ffee"})
+    assert list(text.dataset_documents("some/corpus", "train", "text", "en", "c0ffee")) == ["one"]
+    assert asked == [
+        (("some/corpus", "en"), {"revision": "main"}),
+        (("some/corpus", "en"), {"revision": "c0ffee", "split": "train", "streaming": True}),
+    ]
 
 
 @pytest.mark.parametrize(

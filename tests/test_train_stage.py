@@ -246,6 +246,16 @@ def test_evaluations_on_training_rows_are_said_to_be(train_config, extract_confi
     assert notes.lines == [f"{store} has no held-out rows, so evaluations are on training rows"]
 
 
+def test_a_run_does_not_overwrite_the_store_that_it_reads(train_config, store, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(store, out / "features")
+    train.run(replace(train_config, steps=2), store, out / "other")
+    (out / "artifact.json").write_bytes((out / "other" / "artifact.json").read_bytes())
+    with pytest.raises(InputError, match="--overwrite would delete .*features, which is to be read"):
+        train.run(train_config, out / "features", out, overwrite=True)
+    assert (out / "features" / "manifest.json").exists()
+
+
 def test_seeds_give_different_runs(train_config, store, tmp_path, interrupted):
     for seed, name in ((0, "a"), (0, "b"), (1, "c")):
         with pytest.raises(KeyboardInterrupt):

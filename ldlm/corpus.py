@@ -1,0 +1,122 @@
+"""The text of an extraction: its documents by split, and how many rows they make (SPEC 1)."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ldlm import text
+from ldlm.config import ExtractConfig
+from ldlm.errors import InputError
+
+
+def documents(config: ExtractConfig, split: str) -> Iterator[str] | None:
+    """The documents of `train` or `validation`, detokenised; None where there is no such split."""
+    found = _raw_documents(config, split)
+    return None if found is None else _detokenised(config, found)
+
+
+def _raw_documents(config: ExtractConfig, split: str) -> Iterator[str] | None:
+    held_out = config.validation_docs
+    if split == "validation":
+        if config.validation_data:
+            return text.file_documents(config.validation_data, config.text_column)
+        if config.validation_split:
+            return _all_documents(config, config.validation_split)
+        if not held_out:
+            return None
+    if not held_out:
+        return _all_documents(config, config.split)
+    boundary = _boundary(config, sum(1 for _ in _all_documents(config, config.split)))
+    everything = _all_documents(config, config.split)
+    return itertools.islice(everything, *((boundary,) if split == "train" else (boundary, None)))
+
+
+def _boundary(config: ExtractConfig, total: int) -> int:
+    """How many of `total` documents are trained on; the last ones are held out."""
+    if total <= config.validation_docs:
+        raise InputError(
+            f"--validation-docs {config.validation_docs} leaves nothing to train on: there are {total} documents"
+        )
+    return total - config.validation_docs
+
+
+def _all_documents(config: ExtractConfig, dataset_split: str) -> Iterator[str]:
+    if config.dataset:
+        return text.dataset_documents(
+            config.dataset, dataset_split, config.text_column, config.dataset_config, config.revision
+        )
+    return text.file_documents(config.data, config.text_column)
+
+
+def _detokenised(config: ExtractConfig, found: Iterator[str]) -> Iterator[str]:
+    return map(text.detokenize_lm1b, found) if config.detokenizer == "lm1b" else found
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# How much it is, before it is read
+
+
+class Count(NamedTuple):
+    """Rows of a split."""
+
+    rows: int
+    exact: bool  # and not estimated
+    packed: int  # rows that were packed to find out
+    seconds: float  # which that took, reading included
+
+
+def count_rows(config: ExtractConfig, tokenizer: Any, split: str, seconds: float = 20.0) -> Count:
+    """Rows of a split: all of them are packed where that takes no longer than `seconds`.
+
+    Of more text the first documents are packed, and the rest is estimated from their number. A hub that tells the
+    number of its documents is asked for those alone, also where the last ones are held out.
+    """
+    total = _stated_documents(config, split)
+    if total is None:
+        found = documents(config, split)
+    else:
+        name = config.validation_split if split == "validation" else None
+        found = _detokenised(config, itertools.islice(_all_documents(config, name or config.split), total))
+    if found is None:
+        return Count(0, True, 0, 0.0)
+    taken, stopped, started = 0, False, time.perf_counter()
+
+    def first() -> Iterator[str]:
+        nonlocal taken, stopped
+        for document in found:
+            taken += 1
+            yield document
+            stopped = taken >= 1000 and time.perf_counter() - started > seconds
+            if stopped:
+                return
+
+    packed = sum(map(len, text.pack(first(), tokenizer, config.seq_len)))
+    spent = time.perf_counter() - started
+    others = 0 if not stopped else sum(1 for _ in found) if total is None else total - taken
+    rows = round(packed * (taken + others) / max(1, taken))
+    return Count(rows, total is None and not others, packed, spent)
+
+
+def _stated_documents(config: ExtractConfig, split: str) -> int | None:
+    """How many documents a split has, blank ones included, where a hub tells; None where they must be counted."""
+    if not config.dataset or (split == "validation" and not (config.validation_split or config.validation_docs)):
+        return None
+    name = config.validation_split if split == "validation" and config.validation_split else config.split
+    total = text.dataset_size(config.dataset, name, config.dataset_config, config.revision)
+    if total is None or not config.validation_docs:
+        return total
+    boundary = _boundary(config, total)
+    return boundary if split == "train" else total - boundary
+
+
+def most_rows(config: ExtractConfig) -> dict[str, int] | None:
+    """Rows by split that the text can't exceed, a token being a byte at least; None where its size isn't known."""
+    paths = {"train": config.data, "validation": config.validation_data}
+    if config.dataset or any(Path(path).suffix == ".parquet" for found in paths.values() for path in found):
+        return None
+    sizes = {split: sum(Path(path).stat().st_size + 1 for path in found) for split, found in paths.items()}
+    return {split: size // (config.seq_len - 2) for split, size in sizes.items()}
