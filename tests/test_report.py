@@ -10,7 +10,7 @@ import browser
 import pytest
 from ldlm.stages import finetune_decoder, interpolate, report, sample, sweep, trace
 
-from ldlm import files, reportpage
+from ldlm import artifact, files, plots, reportpage
 from ldlm.config import FinetuneConfig, InterpolateConfig, SampleConfig, SamplerConfig, SweepConfig
 from ldlm.reportpage import TEXTS
 from ldlm.svgchart import number
@@ -151,6 +151,13 @@ def test_decoders_frontier_and_interpolation_are_the_stages_own_figures(page, fu
         for key, digits in (("gen_ppl", ".1f"), ("entropy", ".3f"), ("diversity", ".3f")):
             assert f"<td>{row[key]:{digits}}</td>" in shown
     assert sweep.verdict(swept) in found.by_section["frontier"]
+
+    circles = [float(a["r"]) for tag, a in found.tags if tag == "circle"][: len(swept["finalists"])]
+    lines = plots.frontier_lines(swept["finalists"])
+    seconds = [row["seconds"] for rows in lines.values() for row in rows]
+    slowest = max(*seconds, 0.5)  # theirs
+    for radius, spent in zip(circles, seconds, strict=True):
+        assert radius == pytest.approx(max(2.5, 9 * (spent / slowest) ** 0.5), abs=0.06)
 
     walked = files.read_json(full / "interpolation" / "interpolation.json")
     for figures in (walked["mean"], walked["real"]):
@@ -293,10 +300,9 @@ def hostile(full_copy):
     rows = [json.loads(line) for line in texts.read_text().splitlines()]
     rows = [{**row, "text": EVIL + "<|endoftext|>" + "w" * 300} for row in rows]
     texts.write_text(files.dump_jsonl(rows))
-    swept = full_copy / "sweep" / "manifest.json"
-    manifest = files.unseal(files.read_json(swept), swept)
+    manifest = artifact.open_artifact(full_copy / "sweep", "sweep").manifest
     manifest["externals"][0]["name"] = manifest["scorer"] = EVIL
-    files.write_json(swept, files.seal(manifest))
+    files.write_atomic(full_copy / "sweep" / "manifest.json", files.dump_digested(manifest))
     features = files.read_json(full_copy / "features.json")
     features["encoder"]["name"] = EVIL
     files.write_json(full_copy / "features.json", features)

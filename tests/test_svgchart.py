@@ -164,6 +164,24 @@ def test_a_pointer_is_told_the_values_at_its_place():
     assert ends[1:, 0] == pytest.approx(ends[:-1, 1], abs=0.11)
 
 
+def test_labels_stand_beside_their_points_and_never_on_each_other():
+    x, y = [1.0, 1.001, 1.002, 5.0], [1.0, 1.001, 1.0, 5.0]
+    labels = ["1,024", "512", "256", "8"]
+    found = drawn("A", Axis("x"), Axis("y"), [Points("a", BLUE, x, y, labels, labels=labels, radii=[9.0] * 4)])
+    boxes = {}
+    for across, bottom, word in found.words:
+        if word in labels:
+            half = svgchart.LETTER * len(word) / 2
+            boxes[word] = (across - half, bottom - 9, across + half, bottom)
+    assert len(boxes) >= 3
+    circles = [tuple(float(a[key]) for key in ("cx", "cy")) for tag, a in found.elements if tag == "circle"]
+    for word, (left, top, right, bottom) in boxes.items():
+        others = [box for other, box in boxes.items() if other != word]
+        assert not any(left < b[2] and b[0] < right and top < b[3] and b[1] < bottom for b in others)
+        at, height = circles[labels.index(word)]
+        assert np.hypot((left + right) / 2 - at, (top + bottom) / 2 - height) < 40
+
+
 def test_a_chart_says_in_words_what_it_shows_and_markup_in_names_is_none():
     evil = "</text><script>1</script>&\"'"
     marks = [
