@@ -536,11 +536,11 @@ def _title(row: Row) -> str:
 def _around(screened: Sequence[Row], marks: Sequence[Points]) -> tuple[list[Row], int]:
     """Those screened that lie near the others, and how many don't: a few collapsed ones would take all the room."""
     x, y = [v for mark in marks for v in mark.x], [v for mark in marks for v in mark.y]
-    room = max(0.1, 0.3 * (max(x) - min(x)))
+    room = max(0.1, max(x) - min(x))
     near = [
         row
         for row in screened
-        if min(x) - room <= row["entropy"] <= max(x) + room and min(y) / 1.5 <= row["gen_ppl"] <= max(y) * 1.5
+        if min(x) - room <= row["entropy"] <= max(x) + room and min(y) / 4 <= row["gen_ppl"] <= 4 * max(y)
     ]
     return near, len(screened) - len(near)
 
@@ -565,8 +565,8 @@ def _budgets(sweep: Row) -> str:
 
 def _finalists(sweep: Row) -> str:
     head = (
+        "drawn by",
         "evaluations",
-        "solver",
         "grid",
         "w",
         "decoder",
@@ -577,19 +577,21 @@ def _finalists(sweep: Row) -> str:
         "diversity",
         "s/text",
     )
-    figures = [("gen_ppl", ".1f"), ("entropy", ".3f"), ("diversity", ".3f"), ("seconds", ".4f")]
     rows = [
-        (f"{row['budget']:,}", row["solver"], row["grid"], f"{row['guidance']:g}", row["decoder"], row["final"],
-         f"{row['temperature']:g}", *(format(row[key], digits) for key, digits in figures))
+        (row["solver"], f"{row['budget']:,}", row["grid"], f"{row['guidance']:g}", row["decoder"], row["final"],
+         f"{row['temperature']:g}", *_scores(row))
         for row in sweep["finalists"]
     ]  # fmt: skip
-    for one in sweep["externals"]:
-        rows.append((f"{one['nfe']:,}", one["name"], *[""] * 5, *(format(one[key], digits) for key, digits in figures)))
+    rows += [(one["name"], f"{one['nfe']:,}", *[""] * 5, *_scores(one)) for one in sweep["externals"]]
     if sweep["real"] is not None:
-        rows.append(
-            ("", "real text", *[""] * 5, *(format(sweep["real"][key], digits) for key, digits in figures[:3]), "")
-        )
+        rows.append(("real text", *[""] * 6, *_scores(sweep["real"])))
     return _table("The paper's sampler and the best at each budget", head, rows)
+
+
+def _scores(row: Row) -> tuple[str, ...]:
+    """Perplexity, entropy, diversity and seconds, with the digits of the sweep's own table."""
+    digits = {"gen_ppl": ".1f", "entropy": ".3f", "diversity": ".3f", "seconds": ".4f"}
+    return tuple(format(row[key], shown) if key in row else "" for key, shown in digits.items())
 
 
 def _interpolation(report: Report) -> Section | None:
@@ -598,26 +600,24 @@ def _interpolation(report: Report) -> Section | None:
         command = "ldlm interpolate --run RUN --features FEATURES --scorer SCORER"
         hint = _hint(report, "The latent space has not been walked through;", command)
         return Section("interpolation", title, "", [hint]) if report.complete else None
-    points, a = found["points"], Axis(f"a, {found['path']} path", low=0, high=1)
-    figures = [
-        (name, _with_interval(set_of))
-        for name, set_of in (("mean of the two latents", found["mean"]), ("real text", found["real"]))
-    ]
+    points, real = found["points"], found["real"]
+    a = Axis(f"a, {found['path']} path", low=0, high=1)
     lead = (
-        f"The way between the latents of two real texts, decoded at each a: {found['pairs']:,} pairs, scored by "
-        f"{_model(found['scorer'])}, from {_of_step(report, found['checkpoint_step'])} with decoder {found['decoder']}. The "
-        f"regions are 95 % intervals."
+        f"The way between the latents of two real texts, decoded at each a with decoder {found['decoder']}: "
+        f"{found['pairs']:,} pairs from {_of_step(report, found['checkpoint_step'])}, scored by "
+        f"{_model(found['scorer'])}. The regions are 95 % intervals."
     )
+    head = ("decoded", "gen. ppl", "entropy", "diversity")
+    rows = [("mean of the two latents", *_with_interval(found["mean"])), ("real text", *_with_interval(real))]
     blocks = [
         _charts(
-            _along(a, points, "gen_ppl", "Perplexity along the way", "generative perplexity", found["real"]),
-            _along(a, points, "entropy", "Entropy along the way", "entropy, nats", found["real"]),
-            _along(
-                a, points, "diversity", "Diversity along the way", "share of n-grams that occur once", found["real"]
-            ),
+            _along(a, points, "gen_ppl", "Perplexity along the way", "generative perplexity", real),
+            _along(a, points, "entropy", "Entropy along the way", "entropy, nats", real),
+            # Diversity falls with the number of texts, and real text is of twice as many.
+            _along(a, points, "diversity", "Diversity along the way", "distinct n-grams, Π over n = 2 to 4", None),
             _along(a, points[1:], "edits", "Edits from point to point", "tokens", None),
         ),
-        _table(title, ("decoded", "gen. ppl", "entropy", "diversity"), ((name, *cells) for name, cells in figures)),
+        _table("The mean of two latents, and real text", head, rows),
     ]
     if report.path:
         texts = _texts(report, ((f"a = {row['a']:.2f}", row["text"]) for row in report.path))
@@ -628,8 +628,8 @@ def _interpolation(report: Report) -> Section | None:
 def _along(a: Axis, points: Sequence[Row], key: str, title: str, label: str, real: Row | None) -> str:
     """A figure along the path with its intervals, and that of real text."""
     x, y = [point["a"] for point in points], [point[key] for point in points]
-    intervals = [point["intervals"][key] for point in points if key in point["intervals"]]
-    band = tuple(zip(*intervals, strict=True)) or None
+    ends = [point["intervals"].get(key, (None, None)) for point in points]
+    band = [low for low, _ in ends], [high for _, high in ends]
     marks = [Line("decoded", BLUE, x, y, dots=True, band=band)]
     if real is not None:
         marks.append(Line("real text", GOLD, [0, 1], [real[key]] * 2, dashed=True))
@@ -711,42 +711,44 @@ def _provenance(report: Report) -> Section:
     return Section(
         "provenance",
         "Where it comes from",
-        "Fingerprints are SHA-256; the same ones mean the same weights, text and states.",
+        "What it was made of and with. The same fingerprints (SHA-256) mean the same text, weights and states.",
         [
-            *(f"<h3>{title}</h3>{webpage.definitions(values)}" for title, values in _origins(report).items() if values),
+            *(_list(title, values) for title, values in _origins(report).items()),
             f"<h3>Settings other than the defaults</h3><ul class=settings>{settings}</ul>" if settings else "",
         ],
     )
 
 
+def _list(title: str, values: Mapping[str, Any]) -> str:
+    kind = "list prints" if title == "Fingerprints" else "list"
+    return f'<div class="{kind}"><h3>{title}</h3>{webpage.definitions(values)}</div>' if values else ""
+
+
 def _origins(report: Report) -> dict[str, dict[str, Any]]:
     """What the run was made of and with."""
+    sources, prints, versions = {}, {}, {}
+    if report.features is not None:
+        encoder = report.features["encoder"]
+        sources = {
+            "encoder": _model(encoder["name"]),
+            "kind": encoder["kind"],
+            "layer": encoder["layer"],
+            **{f"rows, {split}": f"{count:,}" for split, count in report.features["rows"].items()},
+        }
+        prints = {
+            "text": report.features["text"],
+            "features": report.features["store"],
+            **{f"encoder: {what}": encoder[key] for what, key in _PRINTS.items()},
+        }
+    if report.manifest is not None:
+        versions = {name: version for name, version in report.manifest["versions"].items() if version is not None}
+        prints |= {"checkpoint": report.manifest["checkpoint"]}
+        prints |= {"commit of ldlm": versions.pop("commit")} if "commit" in versions else {}
     parameters = {part.replace("_", " "): f"{count:,}" for part, count in report.parameters.items()}
-    return {"Text and encoder": _sources(report), "Parameters": parameters, "Made with": _makers(report)}
+    return {"Text and encoder": sources, "Parameters": parameters, "Made with": versions, "Fingerprints": prints}
 
 
-def _sources(report: Report) -> dict[str, Any]:
-    if report.features is None:
-        return {}
-    encoder = report.features["encoder"]
-    return {
-        "encoder": _model(encoder["name"]),
-        "kind and layer": f"{encoder['kind']}, {encoder['layer']}",
-        "rows": ", ".join(f"{count:,} {split}" for split, count in report.features["rows"].items()),
-        "text": report.features["text"],
-        "features": report.features["store"],
-        "weights of the encoder": encoder["fingerprint"],
-        "tokenizer": encoder["tokenizer"],
-        "normalisation": encoder["statistics"],
-    }
-
-
-def _makers(report: Report) -> dict[str, Any]:
-    if report.manifest is None:
-        return {}
-    versions = {name: version for name, version in report.manifest["versions"].items() if version is not None}
-    commit = {"commit": versions.pop("commit")} if "commit" in versions else {}
-    return {**versions, **commit, "checkpoint": report.manifest["checkpoint"]}
+_PRINTS = {"weights": "fingerprint", "tokenizer": "tokenizer", "normalisation": "statistics"}
 
 
 SECTIONS: Sequence[Callable[[Report], Section | None]] = (
@@ -788,7 +790,9 @@ tbody tr + tr > * { border-top: 1px solid var(--line); }
 .texts .text { font-size: 1.02rem; line-height: 1.7; max-height: 24rem; overflow-y: auto; }
 .about { margin: 0 0 .4rem; color: var(--soft); font-size: .82rem; font-variant-numeric: tabular-nums; }
 .text .s { font-style: normal; color: var(--soft); }
-#provenance dl { grid-template-columns: repeat(auto-fill, minmax(min(100%, 13rem), 1fr)); }
+.list dl { grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); }
+.prints dl { grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
+.prints dd { font: .74rem/1.5 ui-monospace, Menlo, Consolas, monospace; }
 summary { cursor: pointer; padding: .6rem 0; }
 .settings { columns: 20rem; margin: 0; padding: 0; list-style: none; font: .85rem/1.9 ui-monospace, Menlo, Consolas,
   monospace; overflow-wrap: anywhere; }

@@ -8,6 +8,7 @@ and what the whole chart shows by its aria-label. Colours are the page's: `STYLE
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -58,7 +59,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """Values in the order of x. A `noisy` line is drawn faintly, with its smoothed course on top."""
+    """Values in the ascending order of x. A `noisy` line is drawn faintly, with its smoothed course on top."""
 
     name: str
     color: str
@@ -85,6 +86,10 @@ class Points:
     star: bool = False
     joined: bool = False
 
+    def radius(self, number: int) -> float:
+        """Of the place with that number."""
+        return self.radii[number] if self.radii else 3.5
+
 
 @dataclass(frozen=True)
 class Cloud:
@@ -105,7 +110,8 @@ def chart(title: str, x: Axis, y: Axis, marks: Sequence[Mark], note: str = "") -
     if frame is None:
         return ""
     drawing = [frame.grid(), *(_draw(mark, frame) for mark in marks), *_pointers(marks, frame)]
-    drawing += [_titled(mark, frame) for mark in marks if isinstance(mark, Points)]
+    points = [mark for mark in marks if isinstance(mark, Points)]
+    drawing += [*(_titled(mark, frame) for mark in points), _labels(points, frame)]
     said = "; ".join(filter(None, (_said(mark, y) for mark in marks)))
     label = f"{title}. {y.label} against {x.label}. {said}."
     return (
@@ -149,7 +155,7 @@ def _linear_ticks(low: float, high: float, most: int) -> list[float]:
         # A hair of slack, or an axis that ends at a round value would go without its last tick.
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
         if last - first < most:
-            return [round(n * step, 12) for n in range(first, last + 1)]
+            return [float(f"{n * step:.12g}") for n in range(first, last + 1)]
     raise AssertionError("20 times a power of ten below the range holds it")
 
 
@@ -323,16 +329,48 @@ def _titled(points: Points, frame: Frame) -> str:
         place = frame.place(x, y)
         if place is None:
             continue
-        radius = points.radii[number] if points.radii else 3.5
+        radius = points.radius(number)
         shape = (
             f'<path d="{_star(*place, radius)}"/>'
             if points.star
             else f'<circle cx="{_c(place[0])}" cy="{_c(place[1])}" r="{_c(radius)}"/>'
         )
         parts.append(f"<g><title>{escape(title)}</title>{shape}</g>")
-        if points.labels:
-            parts.append(_words(place[0] + radius + 2, place[1] - radius - 1, points.labels[number], "start"))
     return f'<g class="points {points.color}">{"".join(parts)}</g>'
+
+
+def _labels(all_points: Sequence[Points], frame: Frame) -> str:
+    """What stands beside the points, where there is room; the title of a point says it in any case."""
+    taken: list[Box] = []
+    wanted: list[tuple[float, float, float, str]] = []
+    for points in all_points:
+        for number, point in enumerate(zip(points.x, points.y, strict=True)):
+            place = frame.place(*point)
+            if place is None:
+                continue
+            x, y, r = *place, points.radius(number)
+            taken.append((x - r, y - r, x + r, y + r))
+            if points.labels:
+                wanted.append((x, y, r, points.labels[number]))
+    drawn = []
+    for x, y, r, label in wanted:
+        width, height = LETTER * len(label), 11
+        for left, bottom in ((x + r, y - r + 2), (x + r, y + r + height - 2), (x - r - width, y - r + 2),
+                             (x - r - width, y + r + height - 2), (x - width / 2, y - r - 1)):  # fmt: skip
+            box = (left, bottom - height, left + width, bottom)
+            inside = frame.x.start <= box[0] and box[2] <= WIDTH and box[1] >= TOP - height
+            if inside and not any(_overlap(box, other) for other in taken):
+                taken.append(box)
+                drawn.append(_words(left + width / 2, bottom - 1, label, "middle"))
+                break
+    return "".join(drawn)
+
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _star(x: float, y: float, radius: float) -> str:
@@ -349,7 +387,7 @@ def _star(x: float, y: float, radius: float) -> str:
 
 def _pointers(marks: Sequence[Mark], frame: Frame) -> list[str]:
     """Strips from top to bottom, each with the values that lie in it."""
-    lines = [mark for mark in marks if isinstance(mark, Line) and mark.name and not mark.faint and len(mark.x) > 2]
+    lines = [mark for mark in marks if isinstance(mark, Line) and mark.name and len(mark.x)]
     if not lines:
         return []
     longest = max(lines, key=lambda line: len(line.x)).x
@@ -360,7 +398,7 @@ def _pointers(marks: Sequence[Mark], frame: Frame) -> list[str]:
     for x, place, left, right in zip(chosen, at, edges, edges[1:], strict=False):
         said = [f"{frame.x.axis.label} {frame.x.axis.number(x)}"]
         for line in lines:
-            nearest = min(range(len(line.x)), key=lambda i: abs(line.x[i] - x))
+            nearest = _nearest(line.x, x)
             value, there = line.y[nearest], frame.x(line.x[nearest])
             if value is not None and there is not None and left <= there <= right:
                 said.append(f"{line.name}: {frame.y.axis.number(value)}")
@@ -370,6 +408,12 @@ def _pointers(marks: Sequence[Mark], frame: Frame) -> list[str]:
             f'width="{_c(right - left)}" height="{height}"/><path d="M{_c(place)} {top}v{height}"/></g>'
         )
     return strips
+
+
+def _nearest(ascending: Sequence[float], x: float) -> int:
+    """Which of the values is nearest to x."""
+    after = min(bisect_left(ascending, x), len(ascending) - 1)
+    return after - 1 if after and x - ascending[after - 1] < ascending[after] - x else after
 
 
 def _said(mark: Mark, y: Axis) -> str:
@@ -426,7 +470,8 @@ STYLE = """
 .chart svg { display: block; width: 100%; height: auto; }
 .chart text { font-size: 11.5px; fill: var(--soft); font-variant-numeric: tabular-nums; }
 @media (max-width: 30rem) { .chart text { font-size: 13px; } }
-.keys { display: flex; flex-wrap: wrap; gap: .1rem 1rem; margin: 0 0 .5rem; font-size: .82rem; color: var(--soft); }
+.keys { display: flex; flex-wrap: wrap; align-content: flex-start; gap: .1rem 1rem; margin: 0 0 .5rem;
+  font-size: .82rem; color: var(--soft); }
 .keys span { display: inline-flex; align-items: center; gap: .4rem; }
 .keys i { flex: none; width: 1.1rem; border-top: 3px solid var(--c); border-radius: 2px; }
 .keys .dash { border-top: 2px dashed var(--c); border-radius: 0; }

@@ -4,6 +4,7 @@
     browser.dump_dom(path)                       # the page after its scripts have run, as HTML
     browser.evaluate(path, "document.title")     # what a script says within the page, as a Python value
     browser.screenshot(path, out, 390, 844)      # a PNG of exactly that size
+    browser.console(path)                        # what the page has to complain of
 
 A page is opened from disk in a profile of its own, which is thrown away. `fragment` is the part of the address after #.
 """
@@ -107,6 +108,15 @@ def screenshot(
         cropped = image.crop((0, 0, width, height))
     cropped.save(out)
     return out
+
+
+def console(path: Path, *, milliseconds: int = 500) -> list[str]:
+    """The messages of the page's console: errors, warnings, what its policy has blocked."""
+    with tempfile.TemporaryDirectory() as profile:
+        log = Path(profile) / "log"
+        budget = f"--virtual-time-budget={milliseconds}"
+        _run(budget, "--enable-logging", f"--log-file={log}", "--dump-dom", _address(path, ""))
+        return [line for line in log.read_text(encoding="utf-8").splitlines() if ":CONSOLE" in line]
 
 
 def _address(path: Path, fragment: str) -> str:
