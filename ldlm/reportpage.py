@@ -657,11 +657,9 @@ def _speed(report: Report) -> Section:
     steps = [line["step"] for line in timed]
     share = Axis("share", low=0, number=percent, short=percent)
     speed = Line("speed", BLUE, steps, [line["timing"]["tokens_per_second"] for line in timed], noisy=True)
-    wait = Line(
-        "waiting for data, of the time", ORANGE, steps, [line["timing"]["data_wait"] for line in timed], noisy=True
-    )
+    wait = Line("waiting for data", ORANGE, steps, [line["timing"]["data_wait"] for line in timed], noisy=True)
     used = Line(
-        "FLOPs, of matrix products'",
+        "FLOPs utilisation",
         BLUE,
         steps,
         [line["timing"].get("flops_utilisation") for line in timed],
@@ -714,7 +712,9 @@ def _provenance(report: Report) -> Section:
         "What it was made of and with. The same fingerprints (SHA-256) mean the same text, weights and states.",
         [
             *(_list(title, values) for title, values in _origins(report).items()),
-            f"<h3>Settings other than the defaults</h3><ul class=settings>{settings}</ul>" if settings else "",
+            f"<h3>Settings other than the defaults: default → here</h3><ul class=settings>{settings}</ul>"
+            if settings
+            else "",
         ],
     )
 
