@@ -83,6 +83,10 @@ class Learner:
             self.skipped += 1
         return gradient_norm, finite
 
+    def release(self) -> None:
+        """Let go of the process group, before the job is left: one that is destroyed later can abort the process."""
+        self.parallel = None
+
     def save(self, folder: Path) -> Checkpoint:
         """Write a checkpoint of this step and prune old ones."""
         tensors = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -122,6 +123,7 @@ def world() -> Iterator[World]:
     try:
         yield World(dist.get_rank(), dist.get_world_size())
     finally:
+        gc.collect()  # a released DistributedDataParallel is a cycle, which holds the group until then
         dist.destroy_process_group()
 
 

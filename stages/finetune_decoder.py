@@ -80,6 +80,7 @@ def run(
         check_shares(training, world)
         network = _network(config, trained)
         state = finetuning.start(training, trained.model, network, device=device, world=world)
+        held.callback(state.release)
         stream = Stream(
             store,
             store.split("train"),

@@ -54,6 +54,7 @@ def run(
         split = store.split("train")
         scratch = store.encoder["kind"] == "scratch"
         state = start(config, store.shapes, scratch=scratch, device=device, world=world)
+        held.callback(state.release)
         stream = Stream(
             store, split, batch_size=config.batch_size, seed=config.seed, position=0, device=device, world=world
         )
