@@ -597,7 +597,7 @@ def test_a_dry_run_over_a_large_text_estimates_from_its_first_part(few, tmp_path
 
 
 def test_the_time_to_pack_is_that_of_the_rows_that_were_packed(few, tmp_path, few_lines, monkeypatch):
-    """Documents that are only counted, for the estimate or to hold out the last ones, take none of it."""
+    """Documents that are only counted, for the estimate and to hold out the last ones, take none of it."""
     large = tmp_path / "large.txt"
     large.write_text(few_lines.read_text(encoding="utf-8") * 200, encoding="utf-8")
     read = text.file_documents
@@ -610,7 +610,8 @@ def test_the_time_to_pack_is_that_of_the_rows_that_were_packed(few, tmp_path, fe
     monkeypatch.setattr(text, "file_documents", slowly)
     started = time.perf_counter()
     guess = corpus.count_rows(replace(few, data=(str(large),)), load_tokenizer(few.encoder), "train", seconds=0)
-    assert 0 < guess.seconds < 2 < time.perf_counter() - started
+    # 4,800 documents are counted twice, of which 3,600 take a millisecond each.
+    assert 0 < guess.seconds < time.perf_counter() - started - 6
     assert guess.packed < guess.rows
 
 
