@@ -131,7 +131,7 @@ def world() -> Iterator[World]:
 # Signals
 
 
-REPEATED = 0.5  # seconds; a launcher that is signalled with its workers passes the signal on to them once more
+REPEATED = 0.3  # seconds; a launcher that is signalled with its workers passes the signal on to them once more
 
 
 class Stop:

@@ -235,12 +235,12 @@ def test_the_command_leaves_with_status_75_and_one_line(endless, number):
 
 
 def test_a_second_signal_leaves_at_once(endless):
-    slow = ("--batch-size", "200", "--set", "model.denoiser.layers=200", "--log-every", "1")
+    slow = ("--batch-size", "200", "--set", "model.denoiser.layers=800", "--log-every", "1")
     process, out = endless(*slow, lines=1)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.1)
     process.send_signal(signal.SIGTERM)  # the launcher's repetition of the first, which is nothing new
-    time.sleep(0.6)  # the step at hand takes longer
+    time.sleep(0.3)  # the step at hand takes longer
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=5) == -signal.SIGTERM
