@@ -13,7 +13,7 @@ from ldlm.stages import finetune_decoder, interpolate, report, sample, sweep, tr
 from ldlm import artifact, files, plots, reportpage
 from ldlm.config import FinetuneConfig, InterpolateConfig, SampleConfig, SamplerConfig, SweepConfig
 from ldlm.reportpage import TEXTS
-from ldlm.svgchart import number
+from ldlm.svgchart import number, percent
 
 ALWAYS = ["losses", "timesteps", "latents", "speed", "provenance"]
 OPTIONAL = ["decoders", "samples", "trace", "frontier", "interpolation"]
@@ -130,7 +130,10 @@ def test_the_figures_are_those_of_the_files(page, full):
     described = [a["aria-label"] for tag, a in found.tags if tag == "svg"]
     lines = [json.loads(line) for line in (full / "metrics.jsonl").read_text().splitlines()]
     first, last = ([line for line in lines if line["kind"] == "train"][i] for i in (0, -1))
-    assert f"training: from {number(first['l_diff'])} to {number(last['l_diff'])};" in described[0]
+    for label, key, shown in zip(
+        described, ("l_diff", "l_h", "l_w", "token_accuracy"), (number, number, number, percent), strict=False
+    ):
+        assert f"training: from {shown(first[key])} to {shown(last[key])};" in label
     assert f"{8 * 8 * 16:,} tokens" in found.by_section["speed"]
 
 
