@@ -201,7 +201,22 @@ class Journal:
         """Whether a checkpoint is due."""
         return bool(state.step) and (state.step % state.config.save_every == 0 or state.step >= state.config.steps)
 
-    def evaluated(self, state: Learner, found: dict[str, Any]) -> None:
+    def evaluate(self, state: Learner, stop: Stop, measure: Callable[[], dict[str, Any]]) -> bool:
+        """Record what `measure` finds with the averaged weights; False when a signal came before it had.
+
+        Only the main process measures, and the others wait for it.
+        """
+        found = None
+        if state.world.main:
+            # A signal may cut the evaluation short, but not the exchange of the weights around it.
+            with self.pace.pause(), state.ema.applied_to(state.model):
+                found = stop.interruptible(measure)
+        if state.world.any(stop.wished is not None):
+            return False
+        self._evaluated(state, found or {})
+        return True
+
+    def _evaluated(self, state: Learner, found: dict[str, Any]) -> None:
         """Record an evaluation, and warn of what it shows."""
         self.evaluated_at = state.step
         if state.world.main:
@@ -253,7 +268,7 @@ class Journal:
         named = ", ".join(map(str, suspects[:8])) + " …" * (len(suspects) > 8)
         values = ", ".join(f"{name} {mean:.4g}" for name, mean in zip(losses, means.tolist(), strict=True))
         cause = "the gradient is" if means.isfinite().all() else "the loss is"
-        what = f"step {state.step - 1}: {cause} not finite ({values}) in rows {named} of the store, nothing updated"
+        what = f"step {state.step:,}: {cause} not finite ({values}) in rows {named} of the store, nothing updated"
         if state.skipped > state.config.max_nonfinite:
             raise InputError(
                 f"{what}; {state.skipped} such batches are too many (--max-nonfinite {state.config.max_nonfinite}); "

@@ -29,10 +29,10 @@ class TrainState(Learner):
     model: JointModel
     objective: Objective
     timesteps: TimestepSampler
-    phase: Phase = "joint"
+    phase: Phase | None = None  # none before the first step
 
     def enter_phase(self) -> None:
-        """Let train what the step at hand trains: everything, or one of COSMOS's two phases."""
+        """Let train what the step at hand trains: everything, or what one of COSMOS's two phases trains."""
         phase = phase_of(self.config, self.step)
         if phase == self.phase:
             return
@@ -67,7 +67,6 @@ def start(
         timesteps=TimestepSampler(config.timesteps, config.diffusion.t_min),
         device=device,
         world=world,
-        parallel=parallel(objective, world),
     )
 
 
@@ -111,6 +110,7 @@ def train_step(state: TrainState, batch: Batch) -> Step:
 
 def _backward(state: TrainState, batch: Batch, gamma: float) -> Losses:
     """Add the gradient of one micro-batch."""
+    assert state.phase is not None  # train_step entered it
     config, shapes = state.config, state.model.shapes
     address: dict[str, Any] = {"seed": config.seed, "step": state.step, "rows_B": batch.index_B}
     latents = (state.model.num_latents, state.model.latent_dim)

@@ -10,6 +10,7 @@ import math
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,19 +120,15 @@ def _train(
     state: DecoderState, stream: Stream, held_out: Split, journal: Journal, stop: Stop, progress: Progress
 ) -> None:
     """The loop, as that of joint training: stop? evaluate, save, read, step, log."""
-    config = state.config
+    config, measure = state.config, partial(_figures, state.model, state, held_out)
     with (
         stream,
         progress.task("finetune decoder", config.steps, "step", done=state.step) as task,
         journal.recorded(state),
     ):
         while True:
-            if journal.wants_evaluation(state):
-                with journal.pace.pause():
-                    found = _evaluate(state, held_out, stop)
-                if state.world.any(stop.wished is not None):
-                    break
-                journal.evaluated(state, found or {})
+            if journal.wants_evaluation(state) and not journal.evaluate(state, stop, measure):
+                break
             if journal.wants_checkpoint(state):
                 journal.save_if_new(state)
             if state.step >= config.steps:
@@ -242,15 +239,6 @@ def _finish(
         created=time.time(),
         seconds=round(time.perf_counter() - journal.started, 1),
     )
-
-
-def _evaluate(state: DecoderState, split: Split, stop: Stop) -> dict[str, Any] | None:
-    """Held-out figures with the averaged weights; only the main process needs them. None when a signal cut it short."""
-    if not state.world.main:
-        return None
-    # A signal may cut the evaluation short, but not the exchange of the weights around it.
-    with state.ema.applied_to(state.model):
-        return stop.interruptible(lambda: _figures(state.model, state, split))
 
 
 def _figures(logits: Any, state: DecoderState, split: Split) -> dict[str, Any]:

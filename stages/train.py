@@ -98,15 +98,11 @@ def _train(
     state: TrainState, stream: Stream, held_out: Split, journal: Journal, stop: Stop, progress: Progress
 ) -> None:
     """The training loop: evaluate, save, read, step, log. A signal ends it with a checkpoint, and raises `Stopped`."""
-    config = state.config
+    config, measure = state.config, partial(_measure, state, held_out)
     with stream, progress.task("train", config.steps, "step", done=state.step) as task, journal.recorded(state):
         while True:
-            if journal.wants_evaluation(state):
-                with journal.pace.pause():
-                    found = _evaluate(state, held_out, stop)
-                if state.world.any(stop.wished is not None):
-                    break
-                journal.evaluated(state, found or {})
+            if journal.wants_evaluation(state) and not journal.evaluate(state, stop, measure):
+                break
             if journal.wants_checkpoint(state):
                 journal.save_if_new(state)
             if state.step >= config.steps:
@@ -220,23 +216,14 @@ def draw_plots(out: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
     plots.timesteps(out / "plots" / "timesteps.png", metrics)
 
 
-def _evaluate(state: TrainState, split: Split, stop: Stop) -> dict[str, Any] | None:
-    """Held-out figures with the averaged weights, and the timestep distribution at this step.
-
-    Only the main process needs them, and the others wait for it at the next step. None when a signal cut it short.
-    """
-    if not state.world.main:
-        return None
-    # A signal may cut the evaluation short, but not the exchange of the weights around it.
-    with state.ema.applied_to(state.model):
-        found = stop.interruptible(
-            lambda: heldout.evaluate(
-                state.objective,
-                split,
-                rows=state.config.eval_rows,
-                batch_size=min(state.rows_at_once, state.config.eval_rows),
-                device=state.device,
-                timesteps=state.timesteps,
-            )
-        )
-    return None if found is None else {**found, "timestep_p": state.timesteps.state_dict()["p"]}
+def _measure(state: TrainState, split: Split) -> dict[str, Any]:
+    """Held-out figures, and the timestep distribution at this step."""
+    found = heldout.evaluate(
+        state.objective,
+        split,
+        rows=state.config.eval_rows,
+        batch_size=min(state.rows_at_once, state.config.eval_rows),
+        device=state.device,
+        timesteps=state.timesteps,
+    )
+    return {**found, "timestep_p": state.timesteps.state_dict()["p"]}

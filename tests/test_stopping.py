@@ -75,6 +75,8 @@ def test_a_run_stopped_twice_ends_like_one_that_was_not(config, whole, store, tm
     assert final(tmp_path / "run") == final(whole)
 
 
+# A signal that comes between a file's opening and its `with` leaves the closing to the collector, which warns of it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_run_stopped_at_random_times_ends_like_one_that_was_not(train_config, store, tmp_path):
     """It evaluates at every step, so that most signals come while it evaluates, and some before its first step."""
     config = replace(train_config, steps=40, eval_every=1, save_every=1000)
@@ -207,7 +209,7 @@ def endless(start, store, tmp_path, tiny_yaml):
         out = tmp_path / "run"
         command = ["train", "--features", str(store), "--config", str(tiny_yaml), "--steps", "1000000", *arguments]
         begun.append(start(command, out, stderr=subprocess.PIPE))
-        ends = time.monotonic() + 60
+        ends = time.monotonic() + 240
         while not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").read_text().count("\n") < lines:
             assert begun[-1].poll() is None, begun[-1].stderr.read().decode()
             assert time.monotonic() < ends
@@ -281,8 +283,8 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_is_named(train_config, s
     skipped = [line for line in notes.lines if "is not finite" in line]
     assert made.manifest["skipped"] == len(skipped) > 2
     assert re.search(r"(loss|gradient) is not finite \(l_diff .*, l_h .*, l_w .*\) in rows \d+, ", skipped[0])
-    first = int(skipped[0].split(":")[0].removeprefix("step "))
-    before, after = (checkpoint.Checkpoint(tmp_path / f"run/checkpoints/step-{s:08d}") for s in (first, first + 1))
+    step = int(skipped[0].split(":")[0].removeprefix("step "))
+    before, after = (checkpoint.Checkpoint(tmp_path / f"run/checkpoints/step-{s:08d}") for s in (step - 1, step))
     for name in ("model", "ema", "optimizer"):
         old, new = before.tensors(name), after.tensors(name)
         assert all(old[key].equal(new[key]) for key in old)
