@@ -15,7 +15,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from ldlm.stages import evaluate, extract_features, finetune_decoder, interpolate, pretrain_encoder, sample, train
+from ldlm.stages import (
+    evaluate,
+    extract_features,
+    finetune_decoder,
+    interpolate,
+    pretrain_encoder,
+    report,
+    sample,
+    trace,
+    train,
+)
 
 from ldlm import artifact, builtin_text, config, files, metrics, plots, runtime, samples, text
 from ldlm.artifact import Artifact
@@ -54,6 +64,19 @@ class Plan:
     def part(self, name: str) -> str:
         """File of one part of the text."""
         return str(self.out / "text" / f"{name}.txt")
+
+    @property
+    def run_path(self) -> Path:
+        return self.out / "run"
+
+    @property
+    def texts(self) -> dict[str, Path]:
+        """What is evaluated, by name."""
+        return {
+            "real text": self.out / "real.jsonl",
+            "samples": self.run_path / "samples.jsonl",
+            "unigram text": self.out / "unigram.jsonl",
+        }
 
     @property
     def encoder_name(self) -> str:
@@ -132,48 +155,57 @@ def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, pro
         progress.note(f"{out} is complete; nothing to do")
         return result
     steps = Plan(quickstart, out)
-
     with result.or_nothing():
         _check_models(quickstart)
         corpus = _write_corpus(quickstart, out, progress)
-    if quickstart.encoder is None:
-        progress.note("1 of 7: pretrain an encoder")
-        pretrain_encoder.run(steps.encoder, out / "encoder", progress=progress)
-    if quickstart.scorer is None:
-        progress.note("2 of 7: pretrain a scorer, on other text")
-        pretrain_encoder.run(steps.scorer, out / "scorer", progress=progress)
-    progress.note("3 of 7: extract features")
-    extract_features.run(steps.features, out / "features", progress=progress)
-    progress.note("4 of 7: train encoder, denoiser and decoders jointly")
-    trained = train.run(steps.train, out / "features", out / "run", progress=progress)
-    progress.note("5 of 7: fine-tune a decoder that reads the latents directly")
-    decoder = finetune_decoder.run(steps.finetune, out / "run", out / "features", progress=progress)
-    progress.note("6 of 7: sample")
-    sample.run(steps.sample, out / "run", out / "samples.jsonl", progress=progress)
-    store = FeatureStore(out / "features")
-    progress.note("7 of 7: interpolate and evaluate")
-    interpolate.run(steps.interpolate(store), out / "run", out / "features", out / "interpolation", progress=progress)
 
-    _write_references(store, out, quickstart.seed)
-    names = {"real text": "real.jsonl", "samples": "samples.jsonl", "unigram text": "unigram.jsonl"}
-    scores = evaluate.run(steps.evaluate, [out / name for name in names.values()], progress=progress)
-    rows = [{"name": name, **score} for name, score in zip(names, scores, strict=True)]
+    trained, decoder = _train_and_draw(steps, progress)
+    rows = _evaluate(steps, progress)
+    report.run(steps.run_path)
     plots.comparison(out / "comparison.png", rows)
-
+    drawn = files.read_jsonl(steps.texts["samples"])
     summary = {
         "corpus": corpus,
         "held_out": trained.manifest["held_out"],
         "decoder": {key: decoder.manifest[key] for key in ("name", "parameters", "replaces", "held_out")},
         "texts": rows,
-        "copied_8grams": _copied(store, out),
+        "copied_8grams": _copied(steps),
         "parameters": trained.manifest["parameters"],
-        "first_samples": [
-            row["text"] for row, _ in zip(files.read_jsonl(out / "samples.jsonl"), range(3), strict=False)
-        ],
+        "first_samples": [row["text"] for row, _ in zip(drawn, range(3), strict=False)],
     }
     files.write_json(out / "evaluation.json", rows)
     files.write_atomic(out / "SUMMARY.md", summary_markdown(summary))
     return result.finish(**summary)
+
+
+def _train_and_draw(steps: Plan, progress: Progress) -> tuple[Artifact, Artifact]:
+    """All stages up to the evaluation; the run and its decoder."""
+    run, features = steps.run_path, steps.out / "features"
+    if steps.config.encoder is None:
+        progress.note("1 of 7: pretrain an encoder")
+        pretrain_encoder.run(steps.encoder, steps.out / "encoder", progress=progress)
+    if steps.config.scorer is None:
+        progress.note("2 of 7: pretrain a scorer, on other text")
+        pretrain_encoder.run(steps.scorer, steps.out / "scorer", progress=progress)
+    progress.note("3 of 7: extract features")
+    extract_features.run(steps.features, features, progress=progress)
+    progress.note("4 of 7: train encoder, denoiser and decoders jointly")
+    trained = train.run(steps.train, features, run, progress=progress)
+    progress.note("5 of 7: fine-tune a decoder that reads the latents directly")
+    decoder = finetune_decoder.run(steps.finetune, run, features, progress=progress)
+    progress.note("6 of 7: sample")
+    sample.run(steps.sample, run, steps.texts["samples"], progress=progress)
+    trace.run(steps.sample, run, run / "trace", progress=progress)
+    progress.note("7 of 7: interpolate and evaluate")
+    interpolate.run(steps.interpolate(FeatureStore(features)), run, features, run / "interpolation", progress=progress)
+    return trained, decoder
+
+
+def _evaluate(steps: Plan, progress: Progress) -> list[dict[str, Any]]:
+    """The scores of the samples, and of what they are compared with."""
+    _write_references(steps)
+    scores = evaluate.run(steps.evaluate, list(steps.texts.values()), progress=progress)
+    return [{"name": name, **score} for name, score in zip(steps.texts, scores, strict=True)]
 
 
 def _check_models(quickstart: QuickstartConfig) -> None:
@@ -229,28 +261,27 @@ def _write_corpus(quickstart: QuickstartConfig, out: Path, progress: Progress) -
     return described
 
 
-def _write_references(store: FeatureStore, out: Path, seed: int) -> None:
+def _write_references(steps: Plan) -> None:
     """What the samples are compared with: held-out text, and text drawn from the training tokens' distribution."""
+    store = FeatureStore(steps.out / "features")
     tokenizer = load_tokenizer(str(store.tokenizer_path))
     held_out = store.held_out()
     real = held_out.read(0, min(TEXTS, held_out.rows))[1]
     train_tokens = store.split("train").tokens[:]
     unigram = np.repeat(real[:1], TEXTS, axis=0)
-    drawn = np.random.default_rng(seed).choice(train_tokens[:, 1:-1].ravel(), (TEXTS, SEQ_LEN - 2))
+    drawn = np.random.default_rng(steps.config.seed).choice(train_tokens[:, 1:-1].ravel(), (TEXTS, SEQ_LEN - 2))
     unigram[:, 1:-1] = drawn
-    for name, tokens in (("real", real), ("unigram", unigram)):
+    for name, tokens in (("real text", real), ("unigram text", unigram)):
         texts = metrics.decode_tokens(tokenizer, tokens)
         rows = samples.rows(texts, tokens.tolist(), range(len(tokens)))
-        files.write_atomic(out / f"{name}.jsonl", files.dump_jsonl(rows))
+        files.write_atomic(steps.texts[name], files.dump_jsonl(rows))
 
 
-def _copied(store: FeatureStore, out: Path) -> dict[str, float]:
+def _copied(steps: Plan) -> dict[str, float]:
     """Share of 8-grams that stand in the training rows, of the samples and of held-out text."""
-    training = store.split("train").tokens[:].tolist()
-    return {
-        name: metrics.copied_share(samples.read(out / f"{name}.jsonl").tokens or [], training)
-        for name in ("samples", "real")
-    }
+    training = FeatureStore(steps.out / "features").split("train").tokens[:].tolist()
+    sets = {"samples": steps.texts["samples"], "real": steps.texts["real text"]}
+    return {name: metrics.copied_share(samples.read(path).tokens or [], training) for name, path in sets.items()}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -308,8 +339,7 @@ def summary_text(summary: dict[str, Any]) -> str:
         lines += [
             "",
             "A demonstration of the pipeline on two cores, not the paper's quality.",
-            f"Look into {summary['output']}/: SUMMARY.md, samples.jsonl, comparison.png, run/plots/training.png,",
-            "interpolation/interpolation.png",
+            f"Open {summary['output']}/run/report.html, and run/trace/trace.html: a text on its way from noise.",
         ]
     return "\n".join(lines)
 
@@ -332,7 +362,9 @@ the model has {sum(summary["parameters"].values()):,} trainable parameters.
 
 ![training](run/plots/training.png)
 
-![interpolation](interpolation/interpolation.png)
+![interpolation](run/interpolation/interpolation.png)
+
+![a text on its way from noise](run/trace/trace.gif)
 
 ## The first three samples
 
