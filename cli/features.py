@@ -14,7 +14,7 @@ from ldlm.location import locate
 DAMAGED = 3  # exit status of verify
 
 
-@click.group()
+@click.group(short_help="look after a feature store: info, verify, repair, bench")
 def command() -> None:
     """Look after a feature store: what it is, whether it is whole, mend it, how fast it reads.
 
@@ -34,7 +34,7 @@ def _show(result: Any, as_json: bool, text: Callable[[], str]) -> None:
     click.echo(json.dumps(result) if as_json else text())
 
 
-@command.command()
+@command.command(short_help="sizes, codec and its error, encoder, statistics")
 @_store
 def info(store: str, as_json: bool) -> None:
     """Sizes, codec and its error, encoder, statistics."""
@@ -44,7 +44,7 @@ def info(store: str, as_json: bool) -> None:
     _show(result, as_json, lambda: show.pairs(result))
 
 
-@command.command()
+@command.command(short_help="hash every byte against the ledger; exit status 3 when something differs")
 @_store
 def verify(store: str, as_json: bool) -> None:
     """Hash every byte against the ledger; exit status 3, and the shards' names, when something differs."""
@@ -59,7 +59,7 @@ def verify(store: str, as_json: bool) -> None:
         click.get_current_context().exit(DAMAGED)
 
 
-@command.command()
+@command.command(short_help="make the shards again that do not verify")
 @_store
 @click.option("--device", default="auto", metavar="TEXT", help="where the encoder runs  [default: auto]")
 def repair(store: str, as_json: bool, device: str) -> None:
@@ -70,7 +70,7 @@ def repair(store: str, as_json: bool, device: str) -> None:
     _show({"repaired": bad}, as_json, lambda: f"made again: {', '.join(bad)}" if bad else "whole; nothing to do")
 
 
-@command.command()
+@command.command(short_help="read rate of shuffled batches, against a memory map of the same rows")
 @_store
 @click.option("--batch-size", default=32, metavar="INT", type=click.IntRange(1), help="rows per batch  [default: 32]")
 def bench(store: str, as_json: bool, batch_size: int) -> None:

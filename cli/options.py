@@ -82,20 +82,20 @@ class Setting:
         )
 
     def _metavar(self) -> str:
+        kinds = (self.hint, *typing.get_args(self.hint))
         if typing.get_origin(self.hint) is Literal:
             return "|".join(typing.get_args(self.hint))
-        if self.repeatable:
-            return "FLOAT..." if typing.get_args(self.hint)[0] is float else "FILE..."
         names = {int: "INT", float: "FLOAT", str: "TEXT", bool: "BOOL"}
-        return next(
-            (name for kind, name in names.items() if kind is self.hint or kind in typing.get_args(self.hint)), "TEXT"
-        )
+        name = self.field.metadata["metavar"] or next((names[kind] for kind in kinds if kind in names), "NAME")
+        return f"{name}..." if self.repeatable else name
 
     def _default(self) -> str:
-        default = self.field.default
+        default: Any = self.field.default
         if default is None:
             default = self.field.metadata["none"]
-        return "" if default in ((), "none", dataclasses.MISSING) else f"  [default: {default}]"
+        if self.repeatable:
+            default = " ".join(map(str, default))
+        return "" if default in ("", "none", dataclasses.MISSING) else f"  [default: {default}]"
 
 
 def settings(cls: type, path: tuple[str, ...] = ()) -> Iterator[Setting]:

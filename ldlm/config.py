@@ -34,15 +34,17 @@ def setting(
     identity: bool = True,
     none: str = "none",
     flags: bool = False,
+    metavar: str | None = None,
 ) -> Any:
     """A dataclass field with its help text and bounds (`low` and `high` inclusive, `above` and `below` exclusive).
 
     `identity=False` marks what may change between a run and its resumption (where it computes, how often it reports).
-    `none` is how a user spells None. `flags` gives the fields of a nested dataclass flags of their own.
+    `none` is how a user spells None. `flags` gives the fields of a nested dataclass flags of their own. `metavar`
+    stands for a value in the help where its type says too little.
     """
     metadata = {
         "help": help, "low": low, "high": high, "above": above, "below": below,
-        "identity": identity, "none": none, "flags": flags,
+        "identity": identity, "none": none, "flags": flags, "metavar": metavar,
     }  # fmt: skip
     if dataclasses.is_dataclass(default):
         return field(default_factory=type(default), metadata=metadata)
@@ -184,7 +186,7 @@ DEVICE_HELP = "cpu, cuda, cuda:N, or auto"
 class PretrainConfig:
     """`ldlm pretrain-encoder`: a small GPT-2 or BERT with its own tokenizer, for machines without a model hub."""
 
-    data: tuple[str, ...] = setting((), "text, jsonl or parquet files")
+    data: tuple[str, ...] = setting((), "text, jsonl or parquet files", metavar="FILE")
     text_column: str = setting("text", "field that holds the text in jsonl and parquet files")
     arch: Literal["gpt2", "bert"] = setting("gpt2", "architecture")
     tokenizer: str | None = setting(None, "folder or hub name of a tokenizer to use instead of training one")
@@ -210,13 +212,13 @@ class ExtractConfig:
     )
     layer: int = setting(-3, "index into hidden_states; -3 is the third-to-last")
     seq_len: int = setting(128, "tokens per row L, with BOS and EOS", low=3)
-    data: tuple[str, ...] = setting((), "text, jsonl or parquet files")
+    data: tuple[str, ...] = setting((), "text, jsonl or parquet files", metavar="FILE")
     dataset: str | None = setting(None, "Hugging Face dataset, instead of --data")
     dataset_config: str | None = setting(None, "configuration of the dataset where it has several")
     revision: str | None = setting(None, "commit, branch or tag of the dataset; what it was is recorded")
     split: str = setting("train", "split of the dataset")
     text_column: str = setting("text", "field that holds the text")
-    validation_data: tuple[str, ...] = setting((), "files of held-out documents")
+    validation_data: tuple[str, ...] = setting((), "files of held-out documents", metavar="FILE")
     validation_split: str | None = setting(None, "split of the dataset that is held out")
     validation_docs: int = setting(0, "hold out the last so many documents", low=0)
     detokenizer: Literal["none", "lm1b"] = setting("none", "lm1b undoes the benchmark's tokenisation first")
@@ -353,7 +355,9 @@ class SweepConfig:
     guidances: tuple[float, ...] = setting((1.0, 1.5, 2.0), "w of self-conditioning guidance", low=0, high=100)
     finals: tuple[Final, ...] = setting(typing.get_args(Final), "what is decoded: the last mean, the last ẑ_0")
     temperatures: tuple[float, ...] = setting((0.0, 1.0), "temperatures of the decoder", low=0)
-    decoders: tuple[str, ...] = setting((), "decoders to compare (Table 5); none given means the newest")
+    decoders: tuple[str, ...] = setting(
+        (), "decoders to compare (Table 5); none given means the newest", metavar="NAME"
+    )
     checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
     screen_texts: int = setting(100, "texts for each combination", low=2, high=TEXTS_PER_SEED)
     texts: int = setting(1_000, "texts for each finalist", low=2, high=TEXTS_PER_SEED)

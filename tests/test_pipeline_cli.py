@@ -319,6 +319,7 @@ def test_every_command_has_help_with_an_example_and_the_shared_options(ldlm, com
     assert f"ldlm {command} " in shown.stdout
     for option in ("--config", "--dump-config", "--seed", "--device", "--json", "--dry-run"):
         assert f"  {option} " in shown.stdout, option
+    assert "[default: (" not in shown.stdout, "a default as one would type it, not as Python prints it"
     assert ldlm(command, "-h").stdout == shown.stdout
 
 
