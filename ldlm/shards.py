@@ -67,7 +67,7 @@ def encoded(arrays: Mapping[str, Any], build: Callable[[Any], None]) -> dict[str
 
 
 class ShardedArray:
-    """Reads chunk rows of an array whose shards span all axes but the first. `InputError` for damage, never zeros."""
+    """Reads rows of an array whose shards span all axes but the first. `InputError` for damage, never zeros."""
 
     def __init__(self, path: Location, metadata: Mapping[str, Any]) -> None:
         self.path = path
@@ -80,25 +80,26 @@ class ShardedArray:
         self.grid = tuple(-(-extent // chunk) for extent, chunk in zip(shard, self.chunk, strict=True))
         self._indices: dict[int, np.ndarray] = {}
 
-    def read(self, chunk_rows: np.ndarray, into: np.ndarray | None = None) -> np.ndarray:
-        """The rows of these chunk rows (sorted, distinct), one after the other: (chunks · chunk rows, …).
+    def read(self, rows: np.ndarray, into: np.ndarray | None = None) -> np.ndarray:
+        """These rows, in the order given: (rows, …). Each chunk that they touch is read once.
 
         `into` is memory for at least as many rows, which saves the kernel from handing out new pages every time.
         """
-        shape = (len(chunk_rows) * self.chunk[0], *self.shape[1:])
-        out = np.empty(shape, self.dtype) if into is None else into[: shape[0]]
-        by_chunk = out.reshape(len(chunk_rows), self.chunk[0], *self.shape[1:])
-        shards, within = np.divmod(chunk_rows, self.grid[0])
+        out = np.empty((len(rows), *self.shape[1:]), self.dtype) if into is None else into[: len(rows)]
+        chunk_of, within = np.divmod(rows, self.chunk[0])
+        by_chunk = np.argsort(chunk_of, kind="stable")
+        chunks, starts = np.unique(chunk_of[by_chunk], return_index=True)
+        shards, rows_of_grid = np.divmod(chunks, self.grid[0])
         with ExitStack() as opened:
             reads = {shard: opened.enter_context(_reader(self._shard_path(shard))) for shard in map(int, set(shards))}
 
-            def decode(place: int) -> None:
-                shard = int(shards[place])
-                index = self._index(shard, reads[shard])[within[place]]
-                self._decode_row(reads[shard], index, by_chunk[place], self._shard_path(shard))
+            def decode(shard: int, row_of_grid: int, places: np.ndarray) -> None:
+                index = self._index(shard, reads[shard])[row_of_grid]
+                self._decode_rows(reads[shard], index, within[places], out, places, self._shard_path(shard))
 
             threads = _threads(REQUESTS if isinstance(self.path, ObjectPath) else CORES)
-            decoding = [threads.submit(decode, place) for place in range(len(chunk_rows))]
+            work = zip(shards.tolist(), rows_of_grid.tolist(), np.split(by_chunk, starts[1:]), strict=True)
+            decoding = [threads.submit(decode, *one) for one in work]
             wait(decoding)  # all of them, also after a fault: the files are closed next
             for future in decoding:
                 future.result()
@@ -115,28 +116,25 @@ class ShardedArray:
             self._indices[shard] = np.frombuffer(data, "<u8").reshape(*self.grid, 2)
         return self._indices[shard]
 
-    def _decode_row(self, read: Read, index: np.ndarray, rows: np.ndarray, path: Location) -> None:
-        """Fill `rows` (chunk rows, …) from the chunks of one chunk row."""
+    def _decode_rows(
+        self, read: Read, index: np.ndarray, within: np.ndarray, out: np.ndarray, places: np.ndarray, path: Location
+    ) -> None:
+        """Put the rows `within` the chunks that stand side by side at their places in `out`."""
         for place in np.ndindex(*self.grid[1:]):
             corner = [i * chunk for i, chunk in zip(place, self.chunk[1:], strict=True)]
             window = tuple(slice(at, at + chunk) for at, chunk in zip(corner, self.chunk[1:], strict=True))
-            target = rows[:, *window]
+            target = out[:, *window]  # which is less than a chunk at the array's end
             offset, length = map(int, index[place])
             if offset == _ABSENT:
                 raise InputError(f"{path} lacks a chunk; run `ldlm features repair` on the store")
-            data = _checked(read(offset, length - _CHECKSUM), path)
-            if target.shape == self.chunk and target.flags.c_contiguous:
-                self._decode(data, target)
-            else:  # one of several chunks side by side, or one that reaches beyond the array
-                whole = np.empty(self.chunk, self.dtype)
-                self._decode(data, whole)
-                target[...] = whole[tuple(map(slice, target.shape))]
+            chunk = self._decode(_checked(read(offset, length - _CHECKSUM), path))
+            chunk = chunk[:, *map(slice, target.shape[1:])]
+            for place, row in zip(places.tolist(), within.tolist(), strict=True):
+                target[place] = chunk[row]
 
-    def _decode(self, data: bytes, out: np.ndarray) -> None:
-        if self.compressed:
-            zstd.decompress(data, out)
-        else:
-            out[...] = np.frombuffer(data, out.dtype.newbyteorder("<")).reshape(out.shape)
+    def _decode(self, data: bytes) -> np.ndarray:
+        plain = zstd.decompress(data, np.empty(self.chunk, self.dtype)) if self.compressed else data
+        return np.frombuffer(plain, self.dtype.newbyteorder("<")).reshape(self.chunk)
 
 
 def _checked(read: tuple[bytes, bytes], path: Location) -> bytes:

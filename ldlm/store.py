@@ -82,23 +82,17 @@ class Split:
 
     def read_rows(self, rows: np.ndarray) -> tuple[Parts, np.ndarray]:
         """Any rows, in the order given; each chunk they touch is read once."""
-        loaded, place = self.load(rows)
-        parts = {name: array[place] for name, array in loaded.items()}
-        return {name: array for name, array in parts.items() if name != "tokens"}, parts["tokens"]
+        parts = self.load(rows)
+        return parts, parts.pop("tokens")
 
-    def load(
-        self, rows: np.ndarray, into: Mapping[str, np.ndarray] | None = None
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """The chunks that hold `rows`, by array name, and where in them each row stands; `into` is from `memory`."""
+    def load(self, rows: np.ndarray, into: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+        """Any rows as stored, by array name, tokens among them; `into` is from `memory`."""
         rows = np.asarray(self.shards)[rows // self.shard_rows] * self.shard_rows + rows % self.shard_rows
-        chunks, place = np.unique(rows // CHUNK_ROWS, return_inverse=True)
-        loaded = {name: array.read(chunks, None if into is None else into[name]) for name, array in self.arrays.items()}
-        return loaded, place * CHUNK_ROWS + rows % CHUNK_ROWS
+        return {name: array.read(rows, None if into is None else into[name]) for name, array in self.arrays.items()}
 
-    def memory(self, chunks: int) -> dict[str, np.ndarray]:
-        """Memory for `load` to fill, by array name, for rows in up to so many chunks."""
-        shapes = {name: (chunks * CHUNK_ROWS, *array.shape[1:]) for name, array in self.arrays.items()}
-        return {name: np.empty(shape, self.arrays[name].dtype) for name, shape in shapes.items()}
+    def memory(self, rows: int) -> dict[str, np.ndarray]:
+        """Memory for `load` to fill, by array name, for up to so many rows."""
+        return {name: np.empty((rows, *array.shape[1:]), array.dtype) for name, array in self.arrays.items()}
 
     def states(self, parts: Parts, tokens_BL: Tensor) -> Tensor | None:
         """float32 states on the tokens' device: the stored dtype travels there and is decoded, or the encoder runs.

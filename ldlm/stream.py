@@ -74,16 +74,17 @@ class RowOrder:
         return (epoch + 1, 0) if last else (epoch, window + 1)
 
     @property
-    def window_chunks(self) -> int:
-        """Most chunks of rows that a window touches; a block is one."""
-        return min(self.window_blocks, -(-self.rows // self.block_rows)) * -(-self.block_rows // CHUNK_ROWS)
+    def largest_window(self) -> int:
+        """Most rows that a window has."""
+        return min(self.window_blocks * self.block_rows, self.rows)
 
     def pieces(self, position: int, count: int) -> Iterator[tuple[int, int, int, int]]:
         """`count` positions as (epoch, window, start, stop) pieces of windows."""
         end = position + count
         while position < end:
             epoch, window, start = self.window_of(position)
-            stop = min(len(self.window_rows(epoch, window)), start + end - position)
+            first, last = self.span(epoch, window)
+            stop = min(last - first, start + end - position)
             yield epoch, window, start, stop
             position += stop - start
 
@@ -110,8 +111,7 @@ class Loaded(NamedTuple):
     """What a process has of a window."""
 
     positions: np.ndarray  # of its rows, ascending
-    chunks: dict[str, np.ndarray]  # by array name
-    place: np.ndarray  # of each row in the chunks
+    parts: dict[str, np.ndarray]  # the rows in that order, by array name
 
 
 class Batch(NamedTuple):
@@ -155,10 +155,11 @@ class Stream:
         self.split, self.batch_size, self.device, self.world = split, batch_size, device, world
         self.order = RowOrder(split.rows, seed)
         self.position = position
+        self._as_stored = device.type == "cpu" and "float32" in split.codec.dtypes.values()
         self._queue: queue.Queue[Any] = queue.Queue(depth)
         self._stop = threading.Event()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="ldlm-window")
-        self._memory = [split.memory(self.order.window_chunks) for _ in range(2)]
+        self._memory = [split.memory(self.order.largest_window) for _ in range(2)]
         self._current: tuple[Window, Loaded] | None = None
         self._ahead: tuple[Window, Future[Loaded]] | None = None
         self._thread = threading.Thread(target=self._fill, name="ldlm-stream", daemon=True)
@@ -215,13 +216,16 @@ class Stream:
 
     def _gather(self, position: int) -> dict[str, np.ndarray]:
         """This process's rows of the batch at `position`, as stored, with their positions."""
+        windows = [piece[:2] for piece in self.order.pieces(position, self.batch_size)]
+        # A window's memory is read into again when the next one's turn has come. A batch that lies in one window is
+        # converted before that, where it is: all but float32, which on a CPU is what is asked for.
+        keep = len(windows) > 1 or self._as_stored
         pieces: dict[str, list[np.ndarray]] = {}
-        for epoch, window, _, _ in self.order.pieces(position, self.batch_size):
-            positions, chunks, place = self._window(epoch, window)
+        for window in windows:
+            positions, parts = self._window(*window)
             first, last = np.searchsorted(positions, [position, position + self.batch_size])
-            pieces.setdefault("position", []).append(positions[first:last])
-            for name, values in chunks.items():
-                pieces.setdefault(name, []).append(values[place[first:last]])
+            for name, values in {"position": positions, **parts}.items():
+                pieces.setdefault(name, []).append(np.array(values[first:last], copy=keep or None))
         return {name: parts[0] if len(parts) == 1 else np.concatenate(parts) for name, parts in pieces.items()}
 
     def _positions(self, epoch: int, window: int) -> np.ndarray:
@@ -251,4 +255,4 @@ class Stream:
         positions = self._positions(epoch, window)
         rows = self.order.window_rows(epoch, window)[positions - self.order.span(epoch, window)[0]]
         into = self._memory[0]
-        return self._loader.submit(lambda: Loaded(positions, *self.split.load(rows, into)))
+        return self._loader.submit(lambda: Loaded(positions, self.split.load(rows, into)))

@@ -14,7 +14,15 @@ def store(gpt2, monkeypatch):
     """The benchmark of the store, with a tiny encoder and as few rows as the readers take."""
     from benchmarks import store
 
-    small = {"SEQ_LEN": 16, "BLOCK": 8, "ROWS": 96, "SHARD_ROWS": 48, "MEMORY_SHARD_ROWS": 16, "SECONDS": 0.02}
+    small = {
+        "SEQ_LEN": 16,
+        "BLOCK": 8,
+        "ROWS": 96,
+        "SHARD_ROWS": 48,
+        "MEMORY_SHARD_ROWS": 16,
+        "SECONDS": 0.02,
+        "TURNS": 1,
+    }
     small |= {"STEPS": 1, "STORED": (("fp16", "none"), ("fp16", "zstd"))}
     for name, value in small.items():
         monkeypatch.setattr(store, name, value)

@@ -26,6 +26,18 @@ def test_a_float_codec_rounds_to_its_mantissa(states, name, ulp):
     assert name == "fp32" or not np.array_equal(back, states)
 
 
+def test_fp16_is_numpys_float16():
+    """Every number that it has, every middle between two of them, and what lies close to that."""
+    halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    middles = (halves[:-1] + halves[1:]) / 2
+    close = [np.nextafter(middles, np.float32(towards)) for towards in (0, 1e5)]
+    values = np.concatenate([halves, middles, *close])
+    values = np.concatenate([values, -values])[:, None, None]
+    stored = encode(values, CODECS["fp16"])["hidden"]
+    assert np.array_equal(stored.view(np.uint16), values.astype(np.float16).view(np.uint16))
+    assert np.array_equal(decode({"hidden": stored}, CODECS["fp16"]), stored.astype(np.float32))
+
+
 def test_bf16_is_torchs_bfloat16(states):
     back = decode(encode(states, CODECS["bf16"]), CODECS["bf16"])
     assert np.array_equal(back, torch.from_numpy(states).to(torch.bfloat16).float().numpy())

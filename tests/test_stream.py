@@ -1,11 +1,13 @@
 """The order of rows as a pure function of (seed, position), and the same batches from wherever a run goes on."""
 
+import dataclasses
 import time
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
+from ldlm.stages import extract_features
 
 from ldlm.errors import InputError
 from ldlm.store import FeatureStore
@@ -152,15 +154,18 @@ def test_too_few_rows_for_one_batch_are_refused(opened):
         Stream(opened, opened.split("train"), batch_size=404, seed=0, position=0, device=CPU)
 
 
-def test_a_window_is_not_overwritten_while_its_rows_are_still_wanted(store):
+@pytest.mark.parametrize("codec", ["fp16", "fp32", "int8-token"])
+def test_a_window_is_not_overwritten_while_its_rows_are_still_wanted(extract_config, tmp_path, codec):
     """The next window is read meanwhile, into memory of its own; small windows and a slow consumer would show it."""
-    split = FeatureStore(store).split("train")
-    stream = Stream(FeatureStore(store), split, batch_size=8, seed=3, position=0, device=CPU)
+    extract_features.run(dataclasses.replace(extract_config, codec=codec, max_channel_error=1.0), tmp_path / "s")
+    opened = FeatureStore(tmp_path / "s")
+    split = opened.split("train")
+    stream = Stream(opened, split, batch_size=8, seed=3, position=0, device=CPU)
     stream.order = RowOrder(split.rows, 3, window_blocks=2)
-    stream._memory = [split.memory(2), split.memory(2)]
+    stream._memory = [split.memory(32), split.memory(32)]
     with stream:
         for batch in islice(stream, 2 * split.rows // 8):
             time.sleep(0.01)
             parts, tokens = split.read_rows(stream.order.rows_at(batch.position, 8))
             assert batch.tokens_BL.tolist() == tokens.tolist()
-            assert torch.equal(batch.hidden_BLD, torch.from_numpy(parts["hidden"]).float())
+            assert torch.equal(batch.hidden_BLD, split.states(parts, batch.tokens_BL))
