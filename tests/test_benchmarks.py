@@ -38,13 +38,17 @@ def test_the_store_s_benchmark_runs_and_says_what_it_left_out(store, tmp_path, m
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "zarrs" else real(name))
     figures = store.run(tmp_path)
     assert [row["codec"] for row in figures["codecs"]] == ["fp16, uncompressed", "fp16, zstd-1"]
-    values = [figures["extraction"]["ratio"], *(row["ratio"] for row in figures["codecs"])]
+    values = [
+        *(figures["extraction"][size]["ratio"] for size in ("small", "large")),
+        *(row["ratio"] for row in figures["codecs"]),
+    ]
     assert all(math.isfinite(value) and value > 0 for value in values)
     assert all(0 <= share <= 1 for share in figures["waiting"].values())
     text = store.report(figures)
     assert "1 MiB, with ten times the text 4 MiB (+3)" in text
     assert text.count("zarrs skipped") == 2
     assert "of the bare forward pass on this cpu" in text
+    assert "statistics over a sample: " in text
 
 
 @pytest.mark.slow
