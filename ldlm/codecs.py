@@ -27,17 +27,19 @@ class Codec:
     bytes_per_value: float  # before compression, for a width of 768
     recipe: str
     encode: Callable[[np.ndarray], Parts]
-    decode: Callable[[Mapping[str, Tensor]], Tensor]
+    decode: Callable[[Mapping[str, Tensor], Widen], Tensor]
 
 
 GRAIN = 32_768  # elements up to which torch leaves an operation to the thread that asks for it
 
 
-def _float(stored: Tensor) -> Tensor:
-    """float32 on the same device.
+Widen = Callable[[Tensor], Tensor]  # any dtype to float32, on the same device
 
-    On a CPU by the calling thread alone. It is the stream's, and torch's other threads, which spin for a while after
-    each operation, would take the cores from the threads that decompress.
+
+def widen_alone(stored: Tensor) -> Tensor:
+    """float32 on the same device; on a CPU by the calling thread alone.
+
+    torch's other threads, which spin for a while after each operation, would take the cores from those that decompress.
     """
     if stored.device.type != "cpu" or stored.dtype == torch.float32:
         return stored.float()
@@ -61,7 +63,7 @@ def _encode_int8(h: np.ndarray) -> Parts:
     return {"hidden": np.rint(h / scale).astype(np.int8), "scale": scale[..., 0]}
 
 
-def _nothing_stored(parts: Mapping[str, Tensor]) -> Tensor:
+def _nothing_stored(parts: Mapping[str, Tensor], widen: Widen) -> Tensor:
     raise ValueError("states that are made online are not stored")
 
 
@@ -74,7 +76,7 @@ CODECS = {
             2,
             "hidden is float16",
             _encode_fp16,
-            lambda parts: _float(parts["hidden"]),
+            lambda parts, widen: widen(parts["hidden"]),
         ),
         Codec(
             "bf16",
@@ -82,7 +84,7 @@ CODECS = {
             2,
             "hidden holds the bits of bfloat16: h = (hidden as uint32 << 16) viewed as float32",
             _encode_bf16,
-            lambda parts: _float(parts["hidden"].view(torch.bfloat16)),
+            lambda parts, widen: widen(parts["hidden"].view(torch.bfloat16)),
         ),
         Codec(
             "int8-token",
@@ -90,7 +92,7 @@ CODECS = {
             1 + 4 / 768,
             "h = hidden * scale[..., None]",
             _encode_int8,
-            lambda parts: _float(parts["hidden"]) * parts["scale"][..., None],
+            lambda parts, widen: widen(parts["hidden"]) * parts["scale"][..., None],
         ),
         Codec(
             "fp32",
@@ -98,7 +100,7 @@ CODECS = {
             4,
             "hidden is float32",
             lambda h: {"hidden": h.astype(np.float32, copy=False)},
-            lambda parts: parts["hidden"],
+            lambda parts, widen: parts["hidden"],
         ),
         Codec("online", {}, 0, "made by the encoder from the tokens", lambda h: {}, _nothing_stored),
     )
@@ -119,7 +121,7 @@ def encode(h: np.ndarray, codec: Codec) -> Parts:
 
 def decode(parts: Parts, codec: Codec) -> np.ndarray:
     """float32 states from stored arrays, on the CPU."""
-    return codec.decode({name: torch.from_numpy(array) for name, array in parts.items()}).numpy()
+    return codec.decode({name: torch.from_numpy(array) for name, array in parts.items()}, Tensor.float).numpy()
 
 
 @dataclass(frozen=True)

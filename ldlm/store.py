@@ -34,7 +34,7 @@ from torch import Tensor
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from ldlm import artifact, files, shards
-from ldlm.codecs import CODECS, Codec, Parts
+from ldlm.codecs import CODECS, Codec, Parts, Widen
 from ldlm.config import Shapes
 from ldlm.errors import InputError, StorageError
 from ldlm.location import Location, ObjectPath, locate
@@ -94,7 +94,7 @@ class Split:
         """Memory for `load` to fill, by array name, for up to so many rows."""
         return {name: np.empty((rows, *array.shape[1:]), array.dtype) for name, array in self.arrays.items()}
 
-    def states(self, parts: Parts, tokens_BL: Tensor) -> Tensor | None:
+    def states(self, parts: Parts, tokens_BL: Tensor, widen: Widen = Tensor.float) -> Tensor | None:
         """float32 states on the tokens' device: the stored dtype travels there and is decoded, or the encoder runs.
 
         None for scratch embeddings.
@@ -103,7 +103,8 @@ class Split:
             return self.online(tokens_BL)
         if not parts:
             return None
-        return self.codec.decode({name: torch.from_numpy(array).to(tokens_BL.device) for name, array in parts.items()})
+        there = {name: torch.from_numpy(array).to(tokens_BL.device) for name, array in parts.items()}
+        return self.codec.decode(there, widen)
 
 
 class FeatureStore:

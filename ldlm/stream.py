@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldlm.codecs import widen_alone
 from ldlm.errors import InputError
 from ldlm.runtime import ALONE, World
 from ldlm.store import CHUNK_ROWS, FeatureStore, Split
@@ -211,7 +212,7 @@ class Stream:
         parts = self._gather(position)
         tokens_BL = torch.from_numpy(parts.pop("tokens")).to(self.device, torch.int64)
         index_B = torch.from_numpy(parts.pop("position") - position).to(self.device)
-        hidden_BLD = None if self.split.online is not None else self.split.states(parts, tokens_BL)
+        hidden_BLD = None if self.split.online is not None else self.split.states(parts, tokens_BL, widen_alone)
         return Batch(hidden_BLD, tokens_BL, index_B, position)
 
     def _gather(self, position: int) -> dict[str, np.ndarray]:
