@@ -339,7 +339,7 @@ def summary_text(summary: dict[str, Any]) -> str:
         lines += [
             "",
             "A demonstration of the pipeline on two cores, not the paper's quality.",
-            f"Open {summary['output']}/run/report.html, and run/trace/trace.html: a text on its way from noise.",
+            f"Open {summary['output']}/run/report.html, and beside it trace/trace.html: a text on its way from noise.",
         ]
     return "\n".join(lines)
 
