@@ -16,6 +16,7 @@ from torch import Tensor
 from ldlm.errors import InputError
 
 Parts = Mapping[str, np.ndarray]  # array name (hidden, scale) -> values
+Widen = Callable[[Tensor], Tensor]  # any dtype to float32, on the same device
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,6 @@ class Codec:
 GRAIN = 32_768  # elements up to which torch leaves an operation to the thread that asks for it
 
 
-Widen = Callable[[Tensor], Tensor]  # any dtype to float32, on the same device
-
-
 def widen_alone(stored: Tensor) -> Tensor:
     """float32 on the same device; on a CPU by the calling thread alone.
 
@@ -49,7 +47,7 @@ def widen_alone(stored: Tensor) -> Tensor:
 
 
 def _encode_fp16(h: np.ndarray) -> Parts:
-    return {"hidden": torch.from_numpy(h).half().numpy()}  # numpy takes forty times as long
+    return {"hidden": torch.from_numpy(h).half().numpy()}  # numpy converts one by one
 
 
 def _encode_bf16(h: np.ndarray) -> Parts:
@@ -112,8 +110,9 @@ def encode(h: np.ndarray, codec: Codec) -> Parts:
     if not np.isfinite(h).all():
         raise InputError("the encoder gave hidden states that are not finite; nothing was stored of this shard")
     worst = max(h.max(), -h.min())  # if this fits, everything does
+    dtype = np.dtype(codec.dtypes.get("hidden", h.dtype))
     with np.errstate(over="ignore"):
-        fits = codec.name != "fp16" or np.isfinite(np.float16(worst))
+        fits = dtype.kind != "f" or np.isfinite(worst.astype(dtype))
     if not fits:
         raise InputError(f"hidden states of up to {worst:.3g} don't fit in {codec.name}; use --codec bf16 or fp32")
     return codec.encode(h)
