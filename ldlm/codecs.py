@@ -107,9 +107,9 @@ CODECS = {
 
 def encode(h: np.ndarray, codec: Codec) -> Parts:
     """The arrays to store; `InputError` for NaN, infinity, and values beyond the codec's range."""
-    if not np.isfinite(h).all():
+    worst = np.maximum(h.max(), -h.min())  # if this fits, everything does; it is NaN if anything is
+    if not np.isfinite(worst):
         raise InputError("the encoder gave hidden states that are not finite; nothing was stored of this shard")
-    worst = max(h.max(), -h.min())  # if this fits, everything does
     dtype = np.dtype(codec.dtypes.get("hidden", h.dtype))
     with np.errstate(over="ignore"):
         fits = dtype.kind != "f" or np.isfinite(worst.astype(dtype))
@@ -133,9 +133,7 @@ class Error:
     @classmethod
     def of(cls, h: np.ndarray, parts: Parts, codec: Codec) -> Error:
         """Of states (R, L, D) as they are stored."""
-        flat = h.reshape(-1, h.shape[-1])
-        wrong = decode(parts, codec).reshape(flat.shape) - flat
-        return cls(*(np.square(values).sum(axis=0, dtype=np.float64) for values in (flat, wrong)))
+        return cls(_squares(h), _squares(decode(parts, codec) - h))
 
     def merge(self, other: Error) -> Error:
         """Of both together."""
@@ -150,3 +148,8 @@ class Error:
     def worst_channel(self) -> float:
         """The same of the channel where it is largest."""
         return float(np.sqrt((self.error_D / np.maximum(self.signal_D, 1e-30)).max()))
+
+
+def _squares(h: np.ndarray) -> np.ndarray:
+    """Sum of squares per channel, float64 (D,): in float32 over the tokens of a row, and in float64 over rows."""
+    return np.einsum("rld,rld->rd", h, h).sum(axis=0, dtype=np.float64)

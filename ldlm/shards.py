@@ -93,13 +93,15 @@ class ShardedArray:
         with ExitStack() as opened:
             reads = {shard: opened.enter_context(_reader(self._shard_path(shard))) for shard in map(int, set(shards))}
 
-            def decode(shard: int, row_of_grid: int, places: np.ndarray) -> None:
-                index = self._index(shard, reads[shard])[row_of_grid]
-                self._decode_rows(reads[shard], index, within[places], out, places, self._shard_path(shard))
-
-            threads = _threads(REQUESTS if isinstance(self.path, ObjectPath) else CORES)
             work = zip(shards.tolist(), rows_of_grid.tolist(), np.split(by_chunk, starts[1:]), strict=True)
-            decoding = [threads.submit(decode, *one) for one in work]
+
+            def decode() -> None:
+                for shard, row_of_grid, places in work:  # each thread takes the next that nobody has
+                    index = self._index(shard, reads[shard])[row_of_grid]
+                    self._decode_rows(reads[shard], index, within[places], out, places, self._shard_path(shard))
+
+            count = REQUESTS if isinstance(self.path, ObjectPath) else CORES
+            decoding = [_threads(count).submit(decode) for _ in range(min(count, len(chunks)))]
             wait(decoding)  # all of them, also after a fault: the files are closed next
             for future in decoding:
                 future.result()

@@ -31,7 +31,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import google_crc32c
 import numpy as np
 import torch
 from safetensors.numpy import load, save
@@ -45,6 +44,7 @@ from ldlm.encoder import FrozenEncoder, Statistics, load_tokenizer, tokenizer_fi
 from ldlm.errors import InputError
 from ldlm.location import REQUEST_BYTES, Location, ObjectPath
 from ldlm.progress import SILENT, Progress
+from ldlm.spool import Spool
 from ldlm.store import SPLITS, StoreWriter
 
 LOOK_EVERY = 30.0  # seconds between looks at what other processes have done
@@ -378,6 +378,11 @@ class Extraction:
     fingerprints: dict[str, str]
     progress: Progress
 
+    @cached_property
+    def spool(self) -> Spool:
+        """Of the raw states of the sample."""
+        return Spool(self.work / "spool")
+
     @property
     def _stores_states(self) -> bool:
         """Whether there will be more than tokens and statistics."""
@@ -494,49 +499,20 @@ class Extraction:
         blocks = self.sample()
         size, length = self.config.batch_size, self.config.seq_len
         sizes = {block: min(size, self.rows["train"] - block * size) * length for block in blocks}
-        with Tally(self.progress, "encode for statistics", sizes, self._spooled_blocks) as tally:
+        with Tally(self.progress, "encode for statistics", sizes, self.spool.blocks) as tally:
 
             def work(block: int) -> None:
                 states = self._encode("train", block)
-                self._spool(block, states)
+                self.spool.write(block, states)
                 tally.bytes += states.nbytes
                 tally.advance(block, sizes[block])
 
             share(
                 [block for block in blocks if block not in tally.before],
-                done=lambda block: self._spool_path(block).exists(),
+                done=lambda block: self.spool.path(block).exists(),
                 work=work,
                 lock=lambda block: self._claim(f"block-{block}"),
             )
-
-    def _spooled_blocks(self) -> set[int]:
-        return {int(path.name.partition("-")[2]) for path in files.matching(self.work / "spool", "states-*")}
-
-    def _spool_path(self, block: int) -> Path:
-        return self.work / "spool" / f"states-{block:07d}"
-
-    def _spool(self, block: int, states: np.ndarray) -> None:
-        """Keep raw states until they are normalised, with a checksum in place of an fsync, which would cost more."""
-        path, data = self._spool_path(block), np.ascontiguousarray(states)
-        temporary = path.with_name(f".{files.unique()}.{path.name}")
-        with open(temporary, "wb") as file:
-            file.write(data.data)
-            file.write(google_crc32c.value(data).to_bytes(4, "little"))
-        temporary.replace(path)
-
-    def _spooled_states(self, block: int) -> np.ndarray | None:
-        """What `_spool` kept; None where that is nothing, or not what it was."""
-        try:
-            data = self._spool_path(block).read_bytes()
-        except FileNotFoundError:
-            return None
-        states, checksum = data[:-4], data[-4:]
-        rows = min(self.config.batch_size, self.rows["train"] - block * self.config.batch_size)
-        shape = (rows, self.config.seq_len, _width(self.config, self.encoder))
-        # The length too, for the checksum of nothing is zero: what a power cut leaves may be a few zeros.
-        if len(states) != 4 * math.prod(shape) or google_crc32c.value(states).to_bytes(4, "little") != checksum:
-            return None
-        return np.frombuffer(states, np.float32).reshape(shape)
 
     def _encode(self, split: str, block: int) -> np.ndarray:
         start = block * self.config.batch_size
@@ -548,7 +524,10 @@ class Extraction:
 
     def _states(self, split: str, block: int) -> np.ndarray:
         """Raw states of a block (rows, L, D) float32, from the spool or the encoder."""
-        spooled = self._spooled_states(block) if split == "train" else None
+        spooled = None
+        if split == "train":
+            rows = min(self.config.batch_size, self.rows["train"] - block * self.config.batch_size)
+            spooled = self.spool.read(block, (rows, self.config.seq_len, _width(self.config, self.encoder)))
         return self._encode(split, block) if spooled is None else spooled
 
     # Between 2 and 3

@@ -545,7 +545,7 @@ def test_a_shard_of_an_extraction_that_was_overwritten_is_not_sealed_with_the_ot
     late.pack(), late.encode_sample(), late.describe()
     begun, _ = extract_features.prepare(other, out, overwrite=True)
     begun.pack(), begun.encode_sample(), begun.describe()
-    late._in_turn, late._spooled_states = lambda items: items[1:2], lambda block: None
+    late._in_turn, late.spool.read = lambda items: items[1:2], lambda block, shape: None
     late.write_shards()
     assert [path.name for path in (out / "ledger").iterdir()] == ["train-00001.json"]
     extract_features.run(other, out)

@@ -1,0 +1,100 @@
+"""Raw states of blocks of rows, on disk from when they are encoded until they are normalised.
+
+They are gigabytes, written once and read twice. So they go past the page cache where the file system lets them: to fill
+it would cost the processor more than the disk, which takes them by itself (benchmarks/LOG.md).
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import mmap
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+
+from ldlm import files
+
+_PAGE = 4096  # what direct input and output wants addresses, lengths and offsets to be multiples of
+_CHECKSUM = 4  # bytes, at a file's end
+_DIRECT = getattr(os, "O_DIRECT", 0)
+
+
+class Spool:
+    """Blocks of float32 states by number, below `folder`. Each is whole or not there; one thread at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._memory = mmap.mmap(-1, _PAGE)
+
+    def path(self, block: int) -> Path:
+        """Where a block is kept."""
+        return self.folder / f"states-{block:07d}"
+
+    def blocks(self) -> set[int]:
+        """Those that are there."""
+        return {int(path.name.partition("-")[2]) for path in files.matching(self.folder, "states-*")}
+
+    def write(self, block: int, states: np.ndarray) -> None:
+        """Keep a block, with a checksum in place of an fsync, which would cost more."""
+        memory = self._aligned(states.nbytes)
+        values = np.frombuffer(memory, np.float32, states.size).reshape(states.shape)
+        values[:] = states
+        memory[-_CHECKSUM:] = _checksum(values)
+        path = self.path(block)
+        temporary = path.with_name(f".{files.unique()}.{path.name}")
+        _directly(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, lambda file: _write_all(file, memory))
+        temporary.replace(path)
+
+    def read(self, block: int, shape: tuple[int, ...]) -> np.ndarray | None:
+        """What `write` kept; None where that is nothing, or not what it was."""
+        memory = self._aligned(4 * math.prod(shape))
+        try:
+            found = _directly(self.path(block), os.O_RDONLY, lambda file: _read_all(file, memory))
+        except FileNotFoundError:
+            return None
+        values = np.frombuffer(memory, np.float32, math.prod(shape)).reshape(shape)
+        # The length too, for the checksum of nothing is zero: what a power cut leaves may be a few zeros.
+        whole = found == len(memory) and _checksum(values) == memory[-_CHECKSUM:]
+        return values.copy() if whole else None
+
+    def _aligned(self, size: int) -> memoryview:
+        """Memory for so many bytes and the checksum, in whole pages."""
+        pages = -(-(size + _CHECKSUM) // _PAGE) * _PAGE
+        if len(self._memory) < pages:
+            self._memory = mmap.mmap(-1, pages)
+        return memoryview(self._memory)[:pages]
+
+
+def _checksum(values: np.ndarray) -> bytes:
+    return google_crc32c.value(values).to_bytes(_CHECKSUM, "little")
+
+
+def _directly(path: Path, flags: int, work: Callable[[int], int]) -> int:
+    """What `work` makes of the open file, past the page cache, or through it where the file system has no other way."""
+    for direct in (_DIRECT, 0):
+        try:
+            file = os.open(path, flags | os.O_CLOEXEC | direct, 0o666)
+            try:
+                return work(file)
+            finally:
+                os.close(file)
+        except OSError as error:
+            if not direct or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
+    raise AssertionError("unreachable")
+
+
+def _write_all(file: int, data: memoryview) -> int:
+    done = 0
+    while done < len(data):
+        done += os.write(file, data[done:])
+    return done
+
+
+def _read_all(file: int, into: memoryview) -> int:
+    """How many bytes were read; −1 where the file has another length."""
+    return os.preadv(file, [into], 0) if os.fstat(file).st_size == len(into) else -1
