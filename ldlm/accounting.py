@@ -86,10 +86,10 @@ def denoiser_flops(config: ModelConfig, shapes: Shapes) -> int:
     return counter.get_total_flops()
 
 
-def matmul_flops(device: torch.device, seconds: float = 0.2) -> float:
-    """FLOP/s of square float32 matrix products on `device`: the limit that a training step is compared with."""
+def matmul_flops(device: torch.device, dtype: torch.dtype = torch.float32, seconds: float = 0.2) -> float:
+    """FLOP/s of square matrix products on `device`: the limit that a training step is compared with."""
     size = 8192 if device.type == "cuda" else 1024
-    a = torch.randn(size, size, device=device)
+    a = torch.randn(size, size, device=device, dtype=dtype)
     best, ends = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < ends or best == 0.0:
         started = time.perf_counter()

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ldlm.config import AutoencoderConfig
 from ldlm.errors import InputError
-from ldlm.layers import MLP, SelfAttention, SwiGLU, attention, head_width, split_heads
+from ldlm.layers import MLP, RMSNorm, SelfAttention, SwiGLU, attention, head_width, split_heads
+from ldlm.vocabulary import TokenLosses, token_losses
 
 
 class ResamplerAttention(nn.Module):
@@ -27,8 +28,8 @@ class ResamplerAttention(nn.Module):
         self.kv_inputs = nn.Linear(width, 2 * width, bias=False)
         self.kv_latents = nn.Linear(width, 2 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
-        self.q_norm = nn.RMSNorm(width // heads, eps=1e-6)
-        self.k_norm = nn.RMSNorm(width // heads, eps=1e-6)
+        self.q_norm = RMSNorm(width // heads, eps=1e-6)
+        self.k_norm = RMSNorm(width // heads, eps=1e-6)
 
     def forward(self, inputs_BLW: Tensor, latents_BNW: Tensor) -> Tensor:
         q_BNHK = self.q_norm(split_heads(self.q(latents_BNW), self.heads))
@@ -42,10 +43,10 @@ class ResamplerLayer(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.inputs_norm = nn.RMSNorm(width, eps=1e-6)
-        self.latents_norm = nn.RMSNorm(width, eps=1e-6)
+        self.inputs_norm = RMSNorm(width, eps=1e-6)
+        self.latents_norm = RMSNorm(width, eps=1e-6)
         self.attention = ResamplerAttention(width, heads)
-        self.mlp_norm = nn.RMSNorm(width, eps=1e-6)
+        self.mlp_norm = RMSNorm(width, eps=1e-6)
         self.mlp = MLP(width)
 
     def forward(self, inputs_BLW: Tensor, latents_BNW: Tensor) -> Tensor:
@@ -100,9 +101,9 @@ class SelfAttentionLayer(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(width, eps=1e-6)
+        self.attention_norm = RMSNorm(width, eps=1e-6)
         self.attention = SelfAttention(width, heads, bias=False)
-        self.mlp_norm = nn.RMSNorm(width, eps=1e-6)
+        self.mlp_norm = RMSNorm(width, eps=1e-6)
         self.mlp = MLP(width)
 
     def forward(self, x_BLW: Tensor) -> Tensor:
@@ -149,7 +150,7 @@ class LatentEncoder(nn.Module):
         self.body = BODIES[config.kind](
             config, length_in=seq_len, dim_in=hidden_dim, length_out=num_latents, dim_out=latent_dim
         )
-        self.output_norm = nn.RMSNorm(latent_dim, eps=1e-6) if config.output_norm else nn.Identity()
+        self.output_norm = RMSNorm(latent_dim, eps=1e-6) if config.output_norm else nn.Identity()
 
     def forward(self, h_BLD: Tensor) -> Tensor:
         return self.output_norm(self.body(h_BLD))
@@ -175,9 +176,9 @@ class DecoderBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp_ratio: int) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(width, eps=1e-6)
+        self.attention_norm = RMSNorm(width, eps=1e-6)
         self.attention = SelfAttention(width, heads, bias=False, rotary=True)
-        self.mlp_norm = nn.RMSNorm(width, eps=1e-6)
+        self.mlp_norm = RMSNorm(width, eps=1e-6)
         self.mlp = SwiGLU(width, mlp_ratio * width)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
@@ -197,10 +198,18 @@ class TokenDecoder(nn.Module):
         if layers and head_width(width, heads, "model.token_decoder") % 2:
             raise InputError(f"model.token_decoder.heads={heads} leaves heads of odd width {width // heads}")
         self.blocks = nn.ModuleList(DecoderBlock(width, heads, mlp_ratio) for _ in range(layers))
-        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.norm = RMSNorm(width, eps=1e-6)
         self.head = nn.Linear(width, vocab_size, bias=False)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
+        return self.head(self._features(x_BLD))
+
+    def losses(self, x_BLD: Tensor, tokens_BL: Tensor) -> TokenLosses:
+        """Cross-entropy and right tokens, without all the logits at a time."""
+        return token_losses(self._features(x_BLD), self.head.weight, tokens_BL)
+
+    def _features(self, x_BLD: Tensor) -> Tensor:
+        """What the vocabulary head reads."""
         for block in self.blocks:
             x_BLD = block(x_BLD)
-        return self.head(self.norm(x_BLD))
+        return self.norm(x_BLD)

@@ -183,6 +183,19 @@ DEVICE_HELP = "cpu, cuda, cuda:N, or auto"
 
 
 @dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How the arithmetic is done."""
+
+    precision: Literal["auto", "fp32", "bf16"] = setting(
+        "auto", "of matrix products and attention, not of weights and losses; auto is bf16 on a GPU, else fp32"
+    )
+    attention: Literal["auto", "xformers", "sdpa"] = setting(
+        "auto", "kernel; auto is xformers' on a GPU, and torch's elsewhere and in compiled code", identity=False
+    )
+    compile: Literal["auto", "on", "off"] = setting("auto", "compile the networks; auto does on a GPU", identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """`ldlm pretrain-encoder`: a small GPT-2 or BERT with its own tokenizer, for machines without a model hub."""
 
@@ -252,6 +265,7 @@ class TrainConfig:
     recompute: bool = setting(
         False, "compute activations again in the backward pass, which saves memory", identity=False
     )
+    compute: ComputeConfig = setting(ComputeConfig(), "precision and kernels", flags=True)
     max_nonfinite: int = setting(
         10,
         "batches whose loss or gradient is not finite, and which are skipped, before it stops",
@@ -282,6 +296,7 @@ class FinetuneConfig:
     batch_size: int | None = setting(None, "rows per step, over all processes; none means the run's", low=1)
     sigma_dec: float | None = setting(None, "noise on the latents; none means the run's", low=0)
     heads: int | None = setting(None, "attention heads; none means the run's token decoder's", low=1)
+    compute: ComputeConfig = setting(ComputeConfig(), "precision and kernels", flags=True)
     lr: float | None = setting(None, "learning rate after the warm-up; none means the run's", above=0)
     accumulate: int = setting(1, "parts in which each process goes through its rows of a step", low=1, identity=False)
     max_nonfinite: int = setting(
@@ -332,6 +347,7 @@ class SampleConfig:
     batch_size: int | None = setting(
         None, "texts per batch, which does not change them, or auto", low=1, identity=False, none="auto"
     )
+    compute: ComputeConfig = setting(ComputeConfig(), "precision and kernels", flags=True)
     trace_text: int = setting(0, "which of the texts --trace shows, from 0", low=0, high=TEXTS_PER_SEED - 1)
     trace_frames: int = setting(24, "frames of --trace, evenly spread over the steps", low=2, high=256)
     trace_times: tuple[float, ...] = setting(
@@ -368,6 +384,7 @@ class SweepConfig:
     batch_size: int | None = setting(
         None, "texts per batch, which does not change them, or auto", low=1, identity=False, none="auto"
     )
+    compute: ComputeConfig = setting(ComputeConfig(), "precision and kernels", flags=True)
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED // TEXTS_PER_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)
 

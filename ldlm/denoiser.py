@@ -19,7 +19,10 @@ def modulate(x_BNW: Tensor, shift_BW: Tensor, scale_BW: Tensor) -> Tensor:
 
 
 class DiTBlock(nn.Module):
-    """Attention and MLP, each shifted, scaled and gated by the condition; at initialisation the gates are zero."""
+    """Attention and MLP, each shifted, scaled and gated by the condition; at initialisation the gates are zero.
+
+    `modulation` makes these six from the condition (B, W), for `DiT.modulations`; the block takes them as (B, 6, W).
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -29,8 +32,8 @@ class DiTBlock(nn.Module):
         self.mlp = MLP(width, approximate="tanh")
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, x_BNW: Tensor, condition_BW: Tensor) -> Tensor:
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition_BW).chunk(6, dim=-1)
+    def forward(self, x_BNW: Tensor, modulation_B6W: Tensor) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation_B6W.unbind(1)
         attended = self.attention(modulate(self.attention_norm(x_BNW), shift_a, scale_a))
         x_BNW = x_BNW + gate_a[:, None] * attended
         return x_BNW + gate_m[:, None] * self.mlp(modulate(self.mlp_norm(x_BNW), shift_m, scale_m))
@@ -73,11 +76,26 @@ class DiT(nn.Module):
         nn.init.zeros_(self.project_out.weight)
 
     def forward(self, z_t_BNC: Tensor, t_B: Tensor, self_condition_BNC: Tensor) -> Tensor:
+        return self.estimate(z_t_BNC, self_condition_BNC, self.modulations(t_B))
+
+    def modulations(self, t_B: Tensor) -> Tensor:
+        """All that the time decides, (B, M, W): six vectors for each block, and two for the end.
+
+        A sampler knows its times before it begins, and makes them once.
+        """
+        features = time_features(t_B, self.time_dim).to(self.positions_NW.dtype)
+        condition_BW = self.time_mlp(features)
+        parts = [block.get_submodule("modulation")(condition_BW) for block in self.blocks]
+        parts.append(self.final_modulation(condition_BW))
+        return torch.cat(parts, dim=-1).unflatten(-1, (-1, condition_BW.shape[-1]))
+
+    def estimate(self, z_t_BNC: Tensor, self_condition_BNC: Tensor, modulations_BMW: Tensor) -> Tensor:
+        """ẑ_0 (B, N, C) with the time as `modulations` has it, of each row or one for all."""
         x_BNW = self.project_in(torch.cat([z_t_BNC, self_condition_BNC], dim=-1)) + self.positions_NW
-        condition_BW = self.time_mlp(time_features(t_B, self.time_dim).to(x_BNW.dtype))
+        *for_blocks, for_end = modulations_BMW.split([6] * len(self.blocks) + [2], dim=1)
 
-        for block in self.blocks:
-            x_BNW = block(x_BNW, condition_BW)
+        for block, modulation_B6W in zip(self.blocks, for_blocks, strict=True):
+            x_BNW = block(x_BNW, modulation_B6W)
 
-        shift_BW, scale_BW = self.final_modulation(condition_BW).chunk(2, dim=-1)
+        shift_BW, scale_BW = for_end.unbind(1)
         return self.project_out(modulate(self.final_norm(x_BNW), shift_BW, scale_BW))

@@ -11,24 +11,27 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldlm import noise
 from ldlm.autoencoder import TokenDecoder
+from ldlm.compute import Compute
 from ldlm.config import TrainConfig
 from ldlm.ema import EMA
+from ldlm.layers import compile_blocks
 from ldlm.learner import Learner, parallel
 from ldlm.model import JointModel
 from ldlm.optim import adamw, learning_rate
 from ldlm.runtime import ALONE, World
 from ldlm.stream import Batch
+from ldlm.vocabulary import TokenLosses
 
 
 @dataclass(kw_only=True)
 class DecoderState(Learner):
     """A decoder in training, and the frozen parts that make its inputs."""
 
+    model: TokenDecoder
     frozen: JointModel
 
 
@@ -36,15 +39,18 @@ def start(
     config: TrainConfig, frozen: JointModel, network: dict[str, Any], *, device: torch.device, world: World = ALONE
 ) -> DecoderState:
     """A decoder at step 0: `network` are its sizes, as `TokenDecoder` takes them."""
+    compute = Compute.of(config.compute, device)
     model = build(network, config.seed).to(device)
+    if compute.compiled:
+        compile_blocks(model)
     return DecoderState(
         config=config,
         model=model,
         optimizer=adamw(model.parameters(), config.optimizer),
         ema=EMA(model, config.optimizer.ema_decay),
-        device=device,
+        compute=compute,
         world=world,
-        parallel=parallel(model, world),
+        parallel=parallel(TokenObjective(model), world),
         frozen=frozen,
     )
 
@@ -54,6 +60,17 @@ def build(network: dict[str, Any], seed: int) -> TokenDecoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return TokenDecoder(**network)
+
+
+class TokenObjective(nn.Module):
+    """The loss of a decoder as one module, for a data-parallel wrapper."""
+
+    def __init__(self, decoder: TokenDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, z_BNC: Tensor, tokens_BL: Tensor) -> TokenLosses:
+        return self.decoder.losses(z_BNC, tokens_BL)
 
 
 class DecoderStep(NamedTuple):
@@ -76,16 +93,15 @@ def finetune_step(state: DecoderState, batch: Batch) -> DecoderStep:
 
 def _backward(state: DecoderState, batch: Batch) -> tuple[Tensor, Tensor]:
     """Add the gradient of one micro-batch; returns loss and accuracy by row."""
-    config, network = state.config, state.parallel or state.model
-    with torch.no_grad():
+    config, objective = state.config, state.parallel or TokenObjective(state.model)
+    with torch.no_grad(), state.compute.autocast():
         z_0_BNC = state.frozen.latent_encoder(state.frozen.states(batch.hidden_BLD, batch.tokens_BL))
         shape = (z_0_BNC.shape[1], z_0_BNC.shape[2])
         eps_BNC = noise.normal(config.seed, "eps_dec", state.step, batch.index_B, shape)
-    logits_BLV = network(z_0_BNC + config.recipe.sigma_dec * eps_BNC)
-    l_w = F.cross_entropy(logits_BLV.flatten(0, 1), batch.tokens_BL.flatten(), reduction="none")
-    l_w_BL = l_w.view_as(batch.tokens_BL)
-    state.backward(l_w_BL.mean())
-    return l_w_BL.detach().mean(dim=1), (logits_BLV.argmax(-1) == batch.tokens_BL).float().mean(dim=1)
+    with state.compute.autocast():
+        found: TokenLosses = objective(z_0_BNC + config.recipe.sigma_dec * eps_BNC, batch.tokens_BL)
+    state.backward(found.mean)
+    return found.loss_BL.mean(dim=1), found.right_BL.float().mean(dim=1)
 
 
 def figures(state: DecoderState, step: DecoderStep) -> dict[str, float]:

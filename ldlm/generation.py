@@ -6,15 +6,19 @@ model, and gives the same texts from both.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from ldlm import noise, samplers
+from ldlm.compute import Compute, Replay
 from ldlm.config import TEXTS_PER_SEED, SampleConfig, SamplerConfig
+from ldlm.denoiser import DiT
 from ldlm.diffusion import Schedule
 from ldlm.samplers import End
 from ldlm.scorer import LOGITS_AT_ONCE
@@ -38,21 +42,27 @@ class Decoder:
 class TextGenerator:
     """Denoiser, decoder and what belongs to them. Every text is a function of its seed, not of its batch."""
 
-    denoiser: nn.Module
+    denoiser: DiT
     decoder: Decoder
     schedule: Schedule
     timesteps: TimestepSampler  # whose F(t) is the `learned` grid
     latent_shape: tuple[int, int]  # (N, C)
     seq_len: int
     vocab_size: int
-    device: torch.device
+    compute: Compute
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.compute.device
 
     @torch.no_grad()
     def ends(self, sampler: SamplerConfig, seeds_B: Tensor, watch: Watch | None = None) -> End:
         """Where the reverse process ends, (B, N, C) each; `watch` sees every estimate on the way."""
         seeds_B = seeds_B.to(self.device)
         row_B = torch.zeros_like(seeds_B)
-        denoise = samplers.self_conditioned(self.denoiser, sampler.guidance)
+        times = samplers.time_grid(sampler, self.schedule, self.timesteps.draw)
+        denoise = samplers.self_conditioned(self._at(times), sampler.guidance)
 
         def watched(z_BNC: Tensor, t: Tensor) -> Tensor:
             z_hat_BNC = denoise(z_BNC, t)
@@ -64,9 +74,37 @@ class TextGenerator:
             watched,
             self.schedule,
             noise.normal(seeds_B, "z_1", 0, row_B, self.latent_shape),
-            samplers.time_grid(sampler, self.schedule, self.timesteps.draw),
-            lambda step: noise.normal(seeds_B, "sde", step, row_B, self.latent_shape),
+            times,
+            lambda step: self._normal(seeds_B, "sde", torch.full_like(row_B[0], step), row_B, self.latent_shape),
         )
+
+    def _at(self, times: Tensor) -> samplers.Network:
+        """The denoiser at the times of a grid, what they decide being computed here, in float32."""
+        modulations_TMW = self.denoiser.modulations(times.to(self.device, torch.float32)).to(self.compute.dtype)
+        number = {t: i for i, t in enumerate(times.tolist())}
+
+        def network(z_BNC: Tensor, t: Tensor, previous_BNC: Tensor) -> Tensor:
+            i, dtype = number[t.item()], self.compute.dtype
+            estimate = self._estimate(z_BNC.to(dtype), previous_BNC.to(dtype), modulations_TMW[i : i + 1])
+            return estimate.to(torch.float32, copy=self.compute.compiled)  # a graph writes where it wrote before
+
+        return network
+
+    @cached_property
+    def _estimate(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """`DiT.estimate` in the precision of `compute`, compiled where it says so, and on a GPU as a CUDA graph."""
+        denoiser = self.denoiser
+        if self.compute.dtype != torch.float32:
+            denoiser = copy.deepcopy(denoiser).to(self.compute.dtype)
+        if not self.compute.compiled:
+            return denoiser.estimate
+        compiled = torch.compile(denoiser.estimate, dynamic=False)
+        return Replay(compiled) if self.device.type == "cuda" else compiled
+
+    @cached_property
+    def _normal(self) -> Callable[..., Tensor]:
+        """`noise.normal`: hundreds of small operations, or one."""
+        return torch.compile(noise.normal, dynamic=False) if self.compute.compiled else noise.normal
 
     def latents(self, sampler: SamplerConfig, seeds_B: Tensor, watch: Watch | None = None) -> Tensor:
         """Latents z_0 (B, N, C), of the two ends the one that `sampler.final` names."""
@@ -102,11 +140,11 @@ class TextGenerator:
     @torch.no_grad()
     def _seconds(self, size: int) -> float:
         """Of one evaluation of so many texts; the first is not counted."""
-        z = torch.zeros(size, *self.latent_shape, device=self.device)
-        t_B = torch.full((size,), 0.5, device=self.device)
+        z, t = torch.zeros(size, *self.latent_shape, device=self.device), torch.tensor(0.5, dtype=torch.float64)
+        network = self._at(t[None])
         for _ in range(2):
             started = time.perf_counter()
-            self.denoiser(z, t_B, z).sum().item()  # which waits for the device
+            network(z, t, z).sum().item()  # which waits for the device
         return time.perf_counter() - started
 
 

@@ -5,19 +5,20 @@ The noise and times are functions of the row, so two evaluations differ in the w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ldlm import noise
-from ldlm.model import JointModel
-from ldlm.objective import Draws, Objective, row_loss
+from ldlm.autoencoder import TokenDecoder
+from ldlm.model import JointDecoder, JointModel
+from ldlm.objective import Draws, Objective, at_least_float32, row_loss
 from ldlm.store import Split
 from ldlm.timesteps import TimestepSampler
+from ldlm.vocabulary import TokenLosses
 
 T_BINS = 20
 COLLAPSED, EXPLODED = 0.2, 20.0  # per-coordinate standard deviation of the latents
@@ -61,7 +62,7 @@ def evaluate(
         count = len(tokens_BL)
         row_B = torch.arange(done, done + count, device=device)
         h_BLD = model.states(hidden_BLD, tokens_BL)
-        z_0_BNC = model.latent_encoder(h_BLD)
+        z_0_BNC = at_least_float32(model.latent_encoder(h_BLD))
         draws = _draws(row_B, rows, z_0_BNC)
 
         l_diff_all.append(_mean_denoising_loss(objective, z_0_BNC, draws))
@@ -69,11 +70,10 @@ def evaluate(
         noisy_BLD = model.latent_decoder(z_0_BNC + sigma * draws.eps_dec_BNC)
         figures = {"l_h": row_loss(noisy_BLD, h_BLD, "mean").mean().item()} if model.encodes else {}
         if model.token_decoder is not None:
-            logits_BLV = model.token_decoder(noisy_BLD)
-            figures["l_w"] = F.cross_entropy(logits_BLV.flatten(0, 1), tokens_BL.flatten()).item()
-            figures["token_accuracy"] = _accuracy(logits_BLV, tokens_BL)
-            del logits_BLV  # the largest of all tensors
-            figures["token_accuracy_clean"] = _accuracy(model.token_decoder(model.latent_decoder(z_0_BNC)), tokens_BL)
+            noisy = model.token_decoder.losses(noisy_BLD, tokens_BL)
+            clean = model.token_decoder.losses(model.latent_decoder(z_0_BNC), tokens_BL)
+            figures |= {"l_w": noisy.mean.item(), "token_accuracy": _accuracy(noisy)}
+            figures["token_accuracy_clean"] = _accuracy(clean)
         for name, value in figures.items():
             sums[name] = sums.get(name, 0.0) + count * value
         latents += torch.stack([z_0_BNC.double().sum(dim=0), z_0_BNC.double().square().sum(dim=0)]).cpu()
@@ -98,7 +98,7 @@ def evaluate(
 
 @torch.no_grad()
 def evaluate_decoder(
-    logits: Callable[[Tensor], Tensor],
+    decoder: TokenDecoder | JointDecoder,
     model: JointModel,
     split: Split,
     *,
@@ -107,7 +107,7 @@ def evaluate_decoder(
     batch_size: int,
     device: torch.device,
 ) -> dict[str, Any]:
-    """What a decoder z_0 (B, N, C) → logits (B, L, V) makes of the first `rows` rows of the split, encoded by `model`.
+    """What a decoder of latents makes of the first `rows` rows of the split, encoded by `model`.
 
     `l_w` and `token_accuracy` under σ_dec noise, `l_w_clean` and `token_accuracy_clean` without. Rows and noise are
     those of `evaluate`, so that decoders compare with each other and with the jointly trained one.
@@ -119,12 +119,12 @@ def evaluate_decoder(
     done = 0
     for hidden_BLD, tokens_BL in batches(split, rows, batch_size, device):
         count = len(tokens_BL)
-        z_0_BNC = model.latent_encoder(model.states(hidden_BLD, tokens_BL))
+        z_0_BNC = at_least_float32(model.latent_encoder(model.states(hidden_BLD, tokens_BL)))
         eps_BNC = _noise("eps_dec", torch.arange(done, done + count, device=device), z_0_BNC)
         for suffix, z_BNC in (("", z_0_BNC + sigma_dec * eps_BNC), ("_clean", z_0_BNC)):
-            logits_BLV = logits(z_BNC)
-            sums["l_w" + suffix] += count * F.cross_entropy(logits_BLV.flatten(0, 1), tokens_BL.flatten()).item()
-            sums["token_accuracy" + suffix] += count * _accuracy(logits_BLV, tokens_BL)
+            found = decoder.losses(z_BNC, tokens_BL)
+            sums["l_w" + suffix] += count * found.mean.item()
+            sums["token_accuracy" + suffix] += count * _accuracy(found)
         done += count
     return {"split": split.name, "rows": done, **{name: total / done for name, total in sums.items()}}
 
@@ -150,8 +150,8 @@ def _mean_denoising_loss(objective: Objective, z_0_BNC: Tensor, draws: Draws) ->
     return (loss_B if objective.recipe.loss_reduction == "mean" else loss_B / z_0_BNC[0].numel()).cpu()
 
 
-def _accuracy(logits_BLV: Tensor, tokens_BL: Tensor) -> float:
-    return (logits_BLV.argmax(-1) == tokens_BL).float().mean().item()
+def _accuracy(found: TokenLosses) -> float:
+    return found.right_BL.float().mean().item()
 
 
 def _by_bin(t_B: Tensor, loss_B: Tensor) -> list[float | None]:

@@ -248,7 +248,7 @@ class Journal:
     def _matmul_flops(self, state: Learner) -> float:
         """The rate of plain matrix products, measured once."""
         if self._limit is None:
-            self._limit = accounting.matmul_flops(state.device)
+            self._limit = accounting.matmul_flops(state.device, state.compute.dtype)
         return self._limit
 
     def skipped(

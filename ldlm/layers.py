@@ -5,8 +5,12 @@ Shapes in names: B batch, L or N sequence, D width, H heads, K width of a head.
 
 from __future__ import annotations
 
+import logging
 import math
-from functools import partial
+import warnings
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +19,55 @@ from torch.utils.checkpoint import checkpoint
 
 from ldlm.errors import InputError
 
+# ----------------------------------------------------------------------------------------------------------------------
+# Attention
+
 
 def attention(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor) -> Tensor:
-    """softmax(q·k/√K)·v without a mask, (B, N, H, K) against (B, L, H, K); returns (B, N, H, K)."""
+    """softmax(q·k/√K)·v without a mask, (B, N, H, K) against (B, L, H, K); returns (B, N, H, K).
+
+    By the kernel that `use_attention` chose. Compiled code takes torch's, since xformers' would break the graph.
+    """
+    if _kernel == "xformers" and not torch.compiler.is_compiling():
+        # Under autocast the norms of queries and keys may give float32, which torch's kernel casts by itself.
+        return _xformers()(q_BNHK.to(v_BLHK.dtype), k_BLHK.to(v_BLHK.dtype), v_BLHK)
     out_BHNK = F.scaled_dot_product_attention(q_BNHK.transpose(1, 2), k_BLHK.transpose(1, 2), v_BLHK.transpose(1, 2))
     return out_BHNK.transpose(1, 2)
+
+
+_kernel = "sdpa"
+
+
+def use_attention(name: str, device: torch.device) -> str:
+    """Choose the kernel of all attention in this process: `xformers`, `sdpa`, or `auto`; returns which it is.
+
+    `auto` is xformers' on a GPU where it can be imported, else torch's. `InputError` for one that can't be had.
+    """
+    global _kernel
+    if name == "xformers" and device.type != "cuda":
+        raise InputError(f"--attention xformers has no kernels for {device.type}; use --attention sdpa, or auto")
+    if name == "auto":
+        name = "xformers" if device.type == "cuda" and _xformers() is not None else "sdpa"
+    if name == "xformers" and _xformers() is None:
+        raise InputError("--attention xformers: it can't be imported here; pip install xformers, or use auto")
+    _kernel = name
+    return name
+
+
+@cache
+def _xformers() -> Callable[..., Tensor] | Any:
+    """xformers' memory-efficient attention; None where there is none.
+
+    Where its own extension was built for another CUDA it warns on import, and works through torch's flash kernels.
+    """
+    logging.getLogger("xformers").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            from xformers.ops import memory_efficient_attention
+        except Exception:  # not installed, or built for something else: ImportError, OSError, RuntimeError
+            return None
+    return memory_efficient_attention
 
 
 def split_heads(x_BND: Tensor, heads: int) -> Tensor:
@@ -50,6 +98,14 @@ class SelfAttention(nn.Module):
         return self.out(attention(q, k, v).flatten(-2))
 
 
+class RMSNorm(nn.RMSNorm):
+    """In the dtype of its input, whatever that of its weight: torch has no fused kernel for a mixture."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = None if self.weight is None else self.weight.to(x.dtype)
+        return F.rms_norm(x, self.normalized_shape, weight, self.eps)
+
+
 class MLP(nn.Sequential):
     """Linear–GELU–Linear, ×`ratio` inside."""
 
@@ -72,14 +128,32 @@ class SwiGLU(nn.Module):
         return self.down(F.silu(gate) * up)
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# Blocks
+
+
 def recompute_activations(model: nn.Module) -> None:
     """Let every block forget its activations and compute them again in the backward pass, for memory's sake.
 
-    Blocks are what stands in a `ModuleList`. The numbers stay the same.
+    The numbers stay the same.
     """
-    for blocks in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
-        for block in blocks:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    for block in blocks_of(model):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Let torch compile every block, before `recompute_activations`. Blocks of a kind share their code."""
+    for block in blocks_of(model):
+        block.forward = torch.compile(block.forward, dynamic=False)
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """What stands in a `ModuleList`."""
+    return [block for module in model.modules() if isinstance(module, nn.ModuleList) for block in module]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Positions and times
 
 
 def rotate(x_BNHK: Tensor, base: float = 10_000.0) -> Tensor:

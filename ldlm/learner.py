@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ldlm import checkpoint
 from ldlm.checkpoint import Checkpoint
+from ldlm.compute import Compute
 from ldlm.config import TrainConfig
 from ldlm.ema import EMA
 from ldlm.errors import InputError
@@ -33,11 +34,16 @@ class Learner:
     model: nn.Module
     optimizer: torch.optim.AdamW
     ema: EMA
-    device: torch.device
+    compute: Compute
     world: World = ALONE
     parallel: DistributedDataParallel | None = None  # what is called in its place, to average over the processes
     step: int = 0
     skipped: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.compute.device
 
     @property
     def position(self) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +9,22 @@ from ldlm.autoencoder import LatentDecoder, LatentEncoder, TokenDecoder
 from ldlm.config import ModelConfig, Shapes
 from ldlm.denoiser import DiT
 from ldlm.errors import InputError
+from ldlm.vocabulary import TokenLosses
+
+
+class JointDecoder(nn.Module):
+    """D_w∘D_h: z_0 (B, N, C) → logits (B, L, V)."""
+
+    def __init__(self, latent_decoder: nn.Module, token_decoder: TokenDecoder) -> None:
+        super().__init__()
+        self.latent_decoder, self.token_decoder = latent_decoder, token_decoder
+
+    def forward(self, z_BNC: Tensor) -> Tensor:
+        return self.token_decoder(self.latent_decoder(z_BNC))
+
+    def losses(self, z_BNC: Tensor, tokens_BL: Tensor) -> TokenLosses:
+        """As `TokenDecoder.losses`."""
+        return self.token_decoder.losses(self.latent_decoder(z_BNC), tokens_BL)
 
 
 class JointModel(nn.Module):
@@ -60,10 +74,10 @@ class JointModel(nn.Module):
         assert hidden_BLD is not None
         return hidden_BLD
 
-    def decoder(self) -> nn.Module:
-        """D_w∘D_h as one network, z_0 (B, N, C) → logits (B, L, V); there is none while D_w is deferred."""
+    def decoder(self) -> JointDecoder:
+        """D_w∘D_h as one network; there is none while D_w is deferred."""
         assert self.token_decoder is not None
-        return nn.Sequential(OrderedDict(latent_decoder=self.latent_decoder, token_decoder=self.token_decoder))
+        return JointDecoder(self.latent_decoder, self.token_decoder)
 
     def parts(self) -> dict[str, nn.Module]:
         """The parts that exist, by name."""

@@ -32,11 +32,16 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
     return c0, c1, c2, c3
 
 
-def _words(seeds: Tensor, purpose: str, step: int, rows: Tensor, count: int) -> tuple[Tensor, ...]:
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _purpose_word(purpose: str) -> int:
+    return zlib.crc32(purpose.encode())
+
+
+def _words(seeds: Tensor, purpose: str, step: int | Tensor, rows: Tensor, count: int) -> tuple[Tensor, ...]:
     """Four int64 tensors of shape (R, count): the words at the addresses (seed, purpose, step, row, 0 … count−1)."""
     element = torch.arange(count, device=rows.device)[None, :]
-    purpose_word = torch.full_like(element, zlib.crc32(purpose.encode()))
-    counter = (element, rows[:, None] & _LOW, torch.full_like(element, step & _LOW), purpose_word)
+    step_word = step & _LOW if isinstance(step, Tensor) else torch.full_like(element, step & _LOW)
+    counter = (element, rows[:, None] & _LOW, step_word, torch.full_like(element, _purpose_word(purpose)))
     shape = (rows.shape[0], count)
     key = (seeds[:, None] & _LOW, (seeds[:, None] >> 32) & _LOW)
     return philox(tuple(word.expand(shape) for word in counter), key)  # type: ignore[arg-type]
@@ -53,8 +58,11 @@ def uniform(seed: int | Tensor, purpose: str, step: int, rows: Tensor, shape: tu
     return ((torch.cat(words, dim=1)[:, :size].double() + 0.5) / 2.0**32).reshape(rows.shape[0], *shape)
 
 
-def normal(seed: int | Tensor, purpose: str, step: int, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal float32 of shape (R, *shape), by Box–Muller, two of them from each pair of words."""
+def normal(seed: int | Tensor, purpose: str, step: int | Tensor, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal float32 of shape (R, *shape), by Box–Muller, two of them from each pair of words.
+
+    A step that is a tensor, of one element, is no constant of a compiled graph.
+    """
     size = math.prod(shape)
     words = _words(_per_row(seed, rows), purpose, step, rows, -(-size // 4))
     # 24 bits fill a float32's mantissa; + 0.5 keeps the logarithm finite.

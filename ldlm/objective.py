@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldlm import noise
@@ -166,7 +165,7 @@ class Objective(nn.Module):
         h_BLD = self.model.states(hidden_BLD, tokens_BL)
         if smoothing is not None:
             return self.autoencoder_loss(h_BLD, tokens_BL, smoothing)
-        z_0_BNC = self.model.latent_encoder(h_BLD)
+        z_0_BNC = at_least_float32(self.model.latent_encoder(h_BLD))
         if phase == "diffusion":
             return self.diffusion_loss(z_0_BNC, draws)
 
@@ -183,7 +182,7 @@ class Objective(nn.Module):
 
     def autoencoder_loss(self, h_BLD: Tensor, tokens_BL: Tensor, smoothing: Smoothing) -> Losses:
         """The first phase of COSMOS: rebuild h and the tokens from what is masked, noisy and incomplete."""
-        z_0_BNC = self.model.latent_encoder((h_BLD + smoothing.eps_BLD) * smoothing.seen_BL1)
+        z_0_BNC = at_least_float32(self.model.latent_encoder((h_BLD + smoothing.eps_BLD) * smoothing.seen_BL1))
         h_hat_BLD = self.model.latent_decoder(z_0_BNC * smoothing.keep_BNC)
         l_h = self.state_loss(h_hat_BLD, h_BLD)
         l_w, accuracy = self.token_loss(h_hat_BLD, tokens_BL)
@@ -224,10 +223,13 @@ class Objective(nn.Module):
             nothing = h_hat_BLD.new_zeros(())
             return nothing, nothing
         stops = self.recipe.reconstruction == "mse"
-        logits_BLV = self.model.token_decoder(h_hat_BLD.detach() if stops else h_hat_BLD)
-        l_w = F.cross_entropy(logits_BLV.flatten(0, 1), tokens_BL.flatten())
-        accuracy = (logits_BLV.detach().argmax(-1) == tokens_BL).float().mean()
-        return l_w, accuracy
+        found = self.model.token_decoder.losses(h_hat_BLD.detach() if stops else h_hat_BLD, tokens_BL)
+        return found.mean, found.right_BL.float().mean()
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """What autocast made less precise, in float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def row_loss(estimate: Tensor, target: Tensor, reduction: str) -> Tensor:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,7 +27,9 @@ from torch import nn
 from ldlm import config as configs
 from ldlm import files, generation, hub, metrics, modelcard, runtime
 from ldlm.autoencoder import TokenDecoder
-from ldlm.config import ModelConfig, SampleConfig, SamplerConfig, Shapes, TimestepConfig
+from ldlm.compute import Compute
+from ldlm.config import ComputeConfig, ModelConfig, SampleConfig, SamplerConfig, Shapes, TimestepConfig
+from ldlm.denoiser import DiT
 from ldlm.diffusion import Schedule
 from ldlm.encoder import load_tokenizer
 from ldlm.errors import InputError
@@ -183,20 +185,20 @@ class LDLM(ModelHubMixin):
         """The digest and the step of the checkpoint that it was exported from."""
         return {key: self.config.provenance[key] for key in ("checkpoint", "step")}
 
-    def generator(self, decoder: str | None = None) -> TextGenerator:
+    def generator(self, decoder: str | None = None, compute: Compute | None = None) -> TextGenerator:
         """What draws token rows, with the decoder of that name; None is the first of `config.decoders`."""
         name = next(iter(self.config.decoders)) if decoder is None else decoder
         if name not in self.config.decoders:
             raise InputError(f"the model has no decoder {name!r} (it has: {', '.join(self.config.decoders)})")
         return TextGenerator(
-            denoiser=self.networks["denoiser"],
+            denoiser=cast(DiT, self.networks["denoiser"]),
             decoder=Decoder(name, self.networks[f"decoders/{name}"]),
             schedule=self.config.schedule,
             timesteps=self.config.timesteps,
             latent_shape=self.config.latent_shape,
             seq_len=self.shapes.seq_len,
             vocab_size=self.shapes.vocab_size,
-            device=self.device,
+            compute=compute or Compute.of(ComputeConfig(), self.device),
         )
 
     def sample(

@@ -14,7 +14,8 @@ from torch import Tensor
 from ldlm import accounting, artifact, checkpoint, config, files
 from ldlm.autoencoder import TokenDecoder
 from ldlm.checkpoint import Checkpoint
-from ldlm.config import Shapes, TrainConfig
+from ldlm.compute import Compute
+from ldlm.config import ComputeConfig, Shapes, TrainConfig
 from ldlm.diffusion import Schedule
 from ldlm.encoder import load_tokenizer
 from ldlm.errors import InputError
@@ -88,7 +89,7 @@ class TrainedRun:
         """What the weights are: the checkpoint's digest and step."""
         return {"checkpoint": self.checkpoint.digest, "step": self.checkpoint.step}
 
-    def generator(self, decoder: str | None = None) -> TextGenerator:
+    def generator(self, decoder: str | None = None, compute: Compute | None = None) -> TextGenerator:
         """What draws texts, with the decoder of that name (see `decoder`)."""
         return TextGenerator(
             denoiser=self.model.denoiser,
@@ -98,7 +99,7 @@ class TrainedRun:
             latent_shape=(self.model.num_latents, self.model.latent_dim),
             seq_len=self.shapes.seq_len,
             vocab_size=self.shapes.vocab_size,
-            device=self.device,
+            compute=compute or Compute.of(ComputeConfig(), self.device),
         )
 
     def check_store(self, store: FeatureStore) -> None:

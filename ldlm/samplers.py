@@ -88,24 +88,24 @@ def _above(quantile: InverseCDF, t_min: float, uniform: Tensor) -> Tensor:
 
 
 def self_conditioned(network: Network, guidance: float = 1.0) -> Denoise:
-    """`network(z, t_B, previous)` as a `Denoise` that remembers its last estimate; zeros at first (SPEC 8).
+    """`network(z, t, previous)` as a `Denoise` that remembers its last estimate; zeros at first (SPEC 8).
 
     `guidance` w ≠ 1 takes a second evaluation without the estimate and extrapolates: ẑ = ẑ_∅ + w (ẑ_sc − ẑ_∅).
     Use a fresh one for each batch.
     """
     previous: Tensor | None = None
+    nothing = torch.empty(0)
 
     def denoise(z: Tensor, t: Tensor) -> Tensor:
-        nonlocal previous
-        t_B = t.to(z.device, torch.float32).expand(z.shape[0])
-        nothing = torch.zeros_like(z)
+        nonlocal previous, nothing
         if previous is None:
-            previous = network(z, t_B, nothing)
+            nothing = torch.zeros_like(z)
+            previous = network(z, t, nothing)
         elif guidance == 1:
-            previous = network(z, t_B, previous)
+            previous = network(z, t, previous)
         else:
-            without = network(z, t_B, nothing)
-            previous = without + guidance * (network(z, t_B, previous) - without)
+            without = network(z, t, nothing)
+            previous = without + guidance * (network(z, t, previous) - without)
         return previous
 
     return denoise

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from ldlm import noise
 from ldlm.checkpoint import Checkpoint
+from ldlm.compute import Compute
 from ldlm.config import Shapes, TrainConfig
 from ldlm.ema import EMA
-from ldlm.layers import recompute_activations
+from ldlm.layers import compile_blocks, recompute_activations
 from ldlm.learner import Learner, parallel
 from ldlm.model import JointModel, build
 from ldlm.objective import Losses, Objective, Phase, draw, draw_smoothing, set_trainable, warmup_gamma
@@ -54,7 +55,10 @@ def start(
     config: TrainConfig, shapes: Shapes, *, scratch: bool, device: torch.device, world: World = ALONE
 ) -> TrainState:
     """A run at step 0."""
+    compute = Compute.of(config.compute, device)
     model = build(config.model, shapes, seed=config.seed, scratch=scratch).to(device)
+    if compute.compiled:
+        compile_blocks(model)
     if config.recompute:
         recompute_activations(model)
     objective = Objective(model, config.diffusion, config.recipe)
@@ -65,7 +69,7 @@ def start(
         optimizer=adamw(model.parameters(), config.optimizer),
         ema=EMA(model, config.optimizer.ema_decay),
         timesteps=TimestepSampler(config.timesteps, config.diffusion.t_min),
-        device=device,
+        compute=compute,
         world=world,
     )
 
@@ -120,7 +124,8 @@ def _backward(state: TrainState, batch: Batch, gamma: float) -> Losses:
         h_shape = (shapes.seq_len, shapes.hidden_dim)
         smoothing = draw_smoothing(config.cosmos, h_shape=h_shape, latent_shape=latents, **address)
     objective = state.parallel or state.objective
-    losses: Losses = objective(batch.hidden_BLD, batch.tokens_BL, draws, gamma, state.phase, smoothing)
+    with state.compute.autocast():
+        losses: Losses = objective(batch.hidden_BLD, batch.tokens_BL, draws, gamma, state.phase, smoothing)
     state.backward(losses.loss)
     return losses
 

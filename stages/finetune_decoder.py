@@ -19,12 +19,14 @@ from safetensors.torch import save_file
 
 from ldlm import files, finetuning, heldout, runtime
 from ldlm.artifact import Artifact
+from ldlm.autoencoder import TokenDecoder
 from ldlm.config import FinetuneConfig, TrainConfig
 from ldlm.errors import InputError
 from ldlm.finetuning import DecoderState, figures, finetune_step
 from ldlm.journal import Journal, begin, resume
 from ldlm.learner import check_shares
 from ldlm.location import Location
+from ldlm.model import JointDecoder
 from ldlm.progress import SILENT, Progress
 from ldlm.run import JOINT, DecoderRecord, TrainedRun
 from ldlm.runtime import Stop, World
@@ -34,6 +36,7 @@ from ldlm.stream import Stream
 # What the stage takes from its own settings, those that are None from the run's.
 TAKEN = (
     "batch_size", "accumulate", "max_nonfinite", "log_every", "eval_every", "eval_rows", "save_every", "keep", "seed",
+    "compute",
 )  # fmt: skip
 
 
@@ -222,7 +225,7 @@ def _finish(
     """The averaged weights, and beside the decoder's figures those of D_w∘D_h on the same rows."""
     with files.replacing(journal.out / "ema.safetensors") as temporary:
         save_file({key: value.cpu() for key, value in state.ema.weights.items()}, temporary)
-    joint = trained.decoder(JOINT).logits if trained.model.token_decoder is not None else None
+    joint = trained.model.decoder() if trained.model.token_decoder is not None else None
     journal.status("complete", state)
     result.finish(
         name=journal.out.name,
@@ -241,16 +244,17 @@ def _finish(
     )
 
 
-def _figures(logits: Any, state: DecoderState, split: Split) -> dict[str, Any]:
-    return heldout.evaluate_decoder(
-        logits,
-        state.frozen,
-        split,
-        sigma_dec=state.config.recipe.sigma_dec,
-        rows=state.config.eval_rows,
-        batch_size=min(state.rows_at_once, state.config.eval_rows),
-        device=state.device,
-    )
+def _figures(decoder: TokenDecoder | JointDecoder, state: DecoderState, split: Split) -> dict[str, Any]:
+    with state.compute.autocast():
+        return heldout.evaluate_decoder(
+            decoder,
+            state.frozen,
+            split,
+            sigma_dec=state.config.recipe.sigma_dec,
+            rows=state.config.eval_rows,
+            batch_size=min(state.rows_at_once, state.config.eval_rows),
+            device=state.device,
+        )
 
 
 def _count(network: torch.nn.Module) -> int:

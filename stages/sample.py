@@ -11,8 +11,10 @@ import torch
 
 from ldlm import artifact, config, files, generation, metrics, pretrained, runtime, samplers, samples
 from ldlm.accounting import denoiser_flops
+from ldlm.compute import Compute
 from ldlm.config import SampleConfig
 from ldlm.errors import InputError
+from ldlm.generation import TextGenerator
 from ldlm.pretrained import LDLM
 from ldlm.progress import SILENT, Progress
 from ldlm.run import TrainedRun
@@ -37,8 +39,8 @@ def run(
     Texts are appended to `out.partial` batch by batch, so that the same command takes up an interrupted one.
     """
     model = _open(config, run_path, runtime.device(config.device))
-    generator = model.generator(config.decoder)
-    provenance = _provenance(config, run_path, generator.decoder.name, model.origin)
+    generator = model.generator(config.decoder, Compute.of(config.compute, model.device))
+    provenance = _provenance(config, run_path, generator, model.origin)
     record = out.with_name(out.name + ".meta.json")
     partial = _begin(out, record, provenance, overwrite)
     if partial is None:
@@ -73,12 +75,13 @@ def _open(config: SampleConfig, path: Path, device: torch.device) -> TrainedRun 
     return LDLM.from_pretrained(path).to(device)
 
 
-def _provenance(sample: SampleConfig, path: Path, decoder: str, origin: dict[str, Any]) -> dict[str, Any]:
+def _provenance(sample: SampleConfig, path: Path, generator: TextGenerator, origin: dict[str, Any]) -> dict[str, Any]:
     settings = config.identity(sample).items()
     return {
         "kind": "samples",
         "config": {name: value for name, value in settings if not name.startswith("trace_")},  # another output's
-        "decoder": decoder,
+        "decoder": generator.decoder.name,
+        "precision": generator.compute.precision,
         "run": path.name,
         **origin,
         "versions": artifact.versions(),
@@ -100,7 +103,7 @@ def _begin(out: Path, record: Path, provenance: dict[str, Any], overwrite: bool)
     if out.exists() and not record.exists():
         raise InputError(f"{out} exists and was not made by ldlm sample; choose another --output, or add --overwrite")
     if record.exists():
-        keys = ("config", "decoder", "checkpoint")
+        keys = ("config", "decoder", "precision", "checkpoint")
         old = files.read_json(record)
         changed = config.differences({k: old.get(k) for k in keys}, {k: provenance[k] for k in keys})
         if changed:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ldlm import artifact, files, metrics, plots, runtime, samplers, samples
 from ldlm.artifact import Artifact
+from ldlm.compute import Compute
 from ldlm.config import EvaluateConfig, SamplerConfig, SweepConfig
 from ldlm.errors import InputError
 from ldlm.generation import LARGEST_BATCH, TextGenerator, text_seeds
@@ -135,7 +136,8 @@ def run(
     others = {one: samples.read(one.path) for one in externals}
     device = runtime.device(config.device)
     run = TrainedRun(run_path, device, config.checkpoint)
-    generators = {g.decoder.name: g for g in (run.generator(name) for name in config.decoders or (None,))}
+    compute = Compute.of(config.compute, device)
+    generators = {g.decoder.name: g for g in (run.generator(name, compute) for name in config.decoders or (None,))}
     scorer = Scorer(config.scorer, device)
     scorer.check_length(run.shapes.seq_len)
     inputs = {

@@ -11,6 +11,7 @@ from ldlm.stages import sample
 
 from ldlm import artifact, files, runtime, trace, tracegif, tracepage
 from ldlm.artifact import Artifact
+from ldlm.compute import Compute
 from ldlm.config import SampleConfig
 from ldlm.generation import text_seeds
 from ldlm.progress import SILENT, Progress
@@ -28,7 +29,7 @@ def run(
 ) -> Artifact:
     """Write `trace.html`, `trace.gif` and `trace.json` to `out`: the text number `trace_text` of `ldlm sample`."""
     run = TrainedRun(run_path, runtime.device(config.device), config.checkpoint)
-    generator = run.generator(config.decoder)
+    generator = run.generator(config.decoder, Compute.of(config.compute, run.device))
     result = artifact.begin(
         out,
         "trace",

@@ -218,12 +218,13 @@ def draw_plots(out: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
 
 def _measure(state: TrainState, split: Split) -> dict[str, Any]:
     """Held-out figures, and the timestep distribution at this step."""
-    found = heldout.evaluate(
-        state.objective,
-        split,
-        rows=state.config.eval_rows,
-        batch_size=min(state.rows_at_once, state.config.eval_rows),
-        device=state.device,
-        timesteps=state.timesteps,
-    )
+    with state.compute.autocast():
+        found = heldout.evaluate(
+            state.objective,
+            split,
+            rows=state.config.eval_rows,
+            batch_size=min(state.rows_at_once, state.config.eval_rows),
+            device=state.device,
+            timesteps=state.timesteps,
+        )
     return {**found, "timestep_p": state.timesteps.state_dict()["p"]}

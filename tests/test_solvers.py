@@ -175,7 +175,7 @@ def test_evaluations_are_as_the_budget_counts_them(name, guidance):
 
     count = 0
 
-    def network(z: Tensor, t_B: Tensor, previous: Tensor) -> Tensor:
+    def network(z: Tensor, t: Tensor, previous: Tensor) -> Tensor:
         nonlocal count
         count += 1
         return 0.5 * z
@@ -230,7 +230,7 @@ def test_the_last_step_adds_no_noise(name):
 
 
 def test_guidance_extrapolates_from_the_estimate_without_self_conditioning():
-    def network(z: Tensor, t_B: Tensor, previous: Tensor) -> Tensor:
+    def network(z: Tensor, t: Tensor, previous: Tensor) -> Tensor:
         return z + 0.5 * previous
 
     z, t = torch.ones(1, 3), torch.tensor(0.5)

@@ -1,0 +1,80 @@
+"""How the arithmetic is done: precision of matrix products, attention kernel, compilation. What is computed stays.
+
+bf16 is autocast in training: weights, optimiser, losses and the residual stream stay float32. In sampling the weights
+themselves are bf16, and the state of the solver float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ldlm import layers
+from ldlm.config import ComputeConfig
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What a `ComputeConfig` means on a device."""
+
+    device: torch.device
+    dtype: torch.dtype = torch.float32  # of matrix products
+    compiled: bool = False
+
+    @classmethod
+    def of(cls, config: ComputeConfig, device: torch.device) -> Compute:
+        """Settles the process's attention kernel as well; `InputError` when something can't be had on the device."""
+        layers.use_attention(config.attention, device)
+        cuda = device.type == "cuda"
+        fast = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = ("bf16" if fast else "fp32") if config.precision == "auto" else config.precision
+        return cls(device, DTYPES[precision], cuda if config.compile == "auto" else config.compile == "on")
+
+    @property
+    def precision(self) -> str:
+        """Its name, as it is recorded."""
+        return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Within it, matrix products and attention are in `dtype`."""
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+
+
+class Replay:
+    """A function of tensors as a CUDA graph for each of their shapes: one launch in place of hundreds.
+
+    What it returns stands in memory that the next call overwrites. The function must not wait for the device.
+    """
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self.function = function
+        self._recorded: dict[tuple[torch.Size, ...], tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
+
+    def __call__(self, *given: Tensor) -> Tensor:
+        shapes = tuple(tensor.shape for tensor in given)
+        if shapes not in self._recorded:
+            self._recorded[shapes] = self._record(given)
+        graph, inputs, output = self._recorded[shapes]
+        for mine, tensor in zip(inputs, given, strict=True):
+            mine.copy_(tensor)
+        graph.replay()
+        return output
+
+    def _record(self, given: Sequence[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
+        inputs = [tensor.clone() for tensor in given]
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # what is compiled or chosen at a first call must not be part of the graph
+            for _ in range(3):
+                self.function(*inputs)
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = self.function(*inputs)
+        return graph, inputs, output

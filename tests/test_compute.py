@@ -1,0 +1,176 @@
+"""Precision, attention kernels and compilation: what may change, and what may not."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+import torch
+from ldlm.stages import train
+
+from ldlm import layers
+from ldlm.compute import Compute, Replay
+from ldlm.config import ComputeConfig, SamplerConfig, TrainConfig
+from ldlm.errors import InputError
+from ldlm.metricsfile import MetricsFile
+from ldlm.run import TrainedRun
+from ldlm.samplers import time_grid
+from ldlm.store import FeatureStore
+from ldlm.stream import Stream
+from ldlm.trainer import start, train_step
+
+CPU = torch.device("cpu")
+
+
+def test_without_a_gpu_auto_is_float32_torch_s_attention_and_nothing_compiled():
+    found = Compute.of(ComputeConfig(), CPU)
+    assert (found.dtype, found.compiled) == (torch.float32, False)
+    assert layers.use_attention("auto", CPU) == "sdpa"
+    with found.autocast():
+        assert not torch.is_autocast_enabled("cpu")
+
+
+def test_xformers_is_refused_on_a_cpu_before_it_can_fail_in_a_step():
+    with pytest.raises(InputError, match=r"--attention xformers has no kernels for cpu; use --attention sdpa, or auto"):
+        Compute.of(ComputeConfig(attention="xformers"), CPU)
+
+
+def test_xformers_is_imported_without_a_word():
+    """It warns where its own kernels were built for another CUDA, or for none."""
+    program = "from ldlm import layers; print(layers._xformers() is not None)"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True)
+    assert (done.stdout.strip() in ("True", "False"), done.stderr) == (True, "")
+
+
+def run_with(train_config: TrainConfig, store, out, **compute: str):
+    config = dataclasses.replace(train_config, compute=ComputeConfig(**compute), log_every=1)
+    return train.run(config, store, out).path
+
+
+def losses(run) -> dict[str, list[float]]:
+    lines = [line for line in MetricsFile(run / "metrics.jsonl").read() if line["kind"] == "train"]
+    return {name: [line[name] for line in lines] for name in ("l_diff", "l_h", "l_w")}
+
+
+def test_bf16_training_follows_float32_and_keeps_float32_weights(train_config, store, tmp_path):
+    exact, rounded = (
+        run_with(train_config, store, tmp_path / "a"),
+        run_with(train_config, store, tmp_path / "b", precision="bf16"),
+    )
+    for name, values in losses(exact).items():
+        assert losses(rounded)[name] == pytest.approx(values, rel=0.03)
+        assert losses(rounded)[name] != values
+    run = TrainedRun(rounded, CPU)
+    assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+
+
+def test_losses_and_latents_stay_float32_under_bf16(train_config, store, tmp_path):
+    config = dataclasses.replace(train_config, compute=ComputeConfig(precision="bf16"))
+    opened = FeatureStore(store)
+    state = start(config, opened.shapes, scratch=False, device=CPU)
+    seen = {}
+    state.model.denoiser.register_forward_hook(lambda module, args, out: seen.update(z_t=args[0].dtype, out=out.dtype))
+    stream = Stream(opened, opened.split("train"), batch_size=config.batch_size, seed=0, position=0, device=CPU)
+    with stream:
+        step = train_step(state, next(iter(stream)))
+    assert seen == {"z_t": torch.float32, "out": torch.bfloat16}
+    (found,) = step.losses
+    assert {value.dtype for value in (found.loss, found.l_diff, found.l_h, found.l_w)} == {torch.float32}
+
+
+def test_another_precision_is_another_run_and_another_kernel_is_not(train_config, store, tmp_path):
+    run_with(train_config, store, tmp_path / "run")
+    run_with(train_config, store, tmp_path / "run", attention="sdpa", compile="off")  # complete, nothing to do
+    with pytest.raises(InputError, match="precision: auto -> bf16"):
+        run_with(train_config, store, tmp_path / "run", precision="bf16")
+
+
+def test_the_time_is_worked_out_once_for_a_grid_and_changes_no_bit(trained):
+    """What the sampler sees is what the denoiser gives, called at each time with a batch of that time."""
+    generator = TrainedRun(trained, CPU).generator()
+    times = time_grid(SamplerConfig(steps=5))
+    network = generator._at(times)
+    z, previous = torch.randn(2, 3, *generator.latent_shape)
+    for t in times:
+        expected = generator.denoiser(z, t.float().expand(3), previous)
+        torch.testing.assert_close(network(z, t, previous), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_sampling_in_bf16_keeps_the_state_in_float32_and_the_weights_of_the_run(trained):
+    run = TrainedRun(trained, CPU)
+    exact = run.generator()
+    rounded = run.generator(compute=Compute.of(ComputeConfig(precision="bf16"), CPU))
+    seeds, sampler = torch.arange(4), SamplerConfig(steps=8)
+    a, b = exact.latents(sampler, seeds), rounded.latents(sampler, seeds)
+    assert (a.dtype, b.dtype) == (torch.float32, torch.float32)
+    assert not torch.equal(a, b)
+    assert (a - b).norm() / a.norm() < 0.02
+    assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_compiled_sampling_gives_the_same_latents_and_compiles_once(trained):
+    run = TrainedRun(trained, CPU)
+    plain, compiled = run.generator(), run.generator(compute=Compute.of(ComputeConfig(compile="on"), CPU))
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    seeds, sampler = torch.arange(4), SamplerConfig(steps=8)
+    expected = plain.latents(sampler, seeds)
+    torch.testing.assert_close(compiled.latents(sampler, seeds), expected, rtol=1e-4, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 2  # the denoiser and the noise
+    assert not counters["graph_break"]
+    assert not counters["recompiles"]
+
+
+@pytest.mark.gpu
+def test_a_cuda_graph_gives_what_the_function_gives():
+    device = torch.device("cuda")
+    function = torch.nn.Linear(8, 8).to(device)
+    replay = Replay(function)
+    with torch.no_grad():
+        for rows in (2, 3, 2):
+            x = torch.randn(rows, 8, device=device)
+            torch.testing.assert_close(replay(x), function(x))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # of torch's about its own tracing
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_blocks_give_the_same_losses_without_breaks_or_recompilations(
+    train_config, store, tmp_path, recompute
+):
+    """Both branches of self-conditioning are compiled within the first steps."""
+    config = dataclasses.replace(train_config, recompute=recompute)
+    plain = run_with(config, store, tmp_path / "plain")
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    compiled = run_with(config, store, tmp_path / "compiled", compile="on")
+    assert counters["stats"]["unique_graphs"] > 0
+    assert not counters["graph_break"]
+    assert not counters["recompiles"]
+    for name, values in losses(plain).items():
+        assert losses(compiled)[name] == pytest.approx(values, rel=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", ["xformers", "sdpa"])
+@pytest.mark.parametrize("length", [7, 128, 1024, 4096])
+def test_kernels_on_a_gpu_are_softmax_attention(kernel, length):
+    device = torch.device("cuda")
+    layers.use_attention(kernel, device)
+    q, k, v = (torch.randn(2, length, 12, 64, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in "qkv")
+    scores = torch.einsum("bnhk,blhk->bhnl", q.float(), k.float()) / 8
+    expected = torch.einsum("bhnl,blhk->bnhk", scores.softmax(-1), v.float())
+    got = layers.attention(q, k, v).float()
+    assert (got - expected).norm() / expected.norm() < 1e-2
+    direction = torch.randn_like(got)
+    for a, b in zip(
+        torch.autograd.grad((got * direction).sum(), (q, k, v)),
+        torch.autograd.grad((expected * direction).sum(), (q, k, v)),
+        strict=True,
+    ):
+        assert (a.float() - b.float()).norm() / b.float().norm() < 1e-2
