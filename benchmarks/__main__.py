@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib
 import json
 import os
 import platform
@@ -12,10 +13,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import store
 from ldlm import artifact
 
-PARTS = {"store": store}
+PARTS = ("speed", "store")  # modules, imported when their turn comes: the store's takes zarr and more
 
 
 def main() -> None:
@@ -25,11 +25,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder for NAME.json and NAME.txt")
     chosen = parser.parse_args()
     for name in chosen.parts or PARTS:
+        try:
+            part = importlib.import_module(f"benchmarks.{name}")
+        except ModuleNotFoundError as error:
+            print(f"{name}: skipped, {error.name} is not installed\n")
+            continue
         with tempfile.TemporaryDirectory() as folder:
-            figures = PARTS[name].run(Path(folder))
+            figures = part.run(Path(folder))
         record = {"date": datetime.date.today().isoformat(), "hardware": hardware(), "versions": artifact.versions()}
         head = f"{record['date']}, {record['hardware']}, torch {torch.__version__}"
-        text = f"{head}\n\n{PARTS[name].report(figures)}\n"
+        text = f"{head}\n\n{part.report(figures)}\n"
         print(text)
         if chosen.output is not None:
             chosen.output.mkdir(parents=True, exist_ok=True)

@@ -29,8 +29,8 @@ from ldlm.stream import Stream
 from ldlm.trainer import start, train_step
 
 SEQ_LEN, BLOCK = 128, 32
-ROWS, EXTRACTION_ROWS, SHARD_ROWS, MEMORY_SHARD_ROWS = 1024, 1536, 256, 128
-SECONDS, STEPS, TURNS = 4.0, 10, 4  # of each measurement
+ROWS, EXTRACTION_ROWS, SHARD_ROWS, MEMORY_SHARD_ROWS = 1024, 1024, 256, 64
+SECONDS, STEPS, TURNS = 3.0, 10, 4  # of each measurement
 STORED = (("fp32", "none"), ("fp16", "none"), ("fp16", "zstd"), ("bf16", "zstd"), ("int8-token", "zstd"))
 OWT_ROWS_PER_SECOND = 172  # owt-1024 at 45 % of an H200's 780 TFLOP/s and 1.99 GFLOP per token, rows of 1,024 tokens
 OWT_ROW_BYTES, OWT_BATCH = 1024 * 768 * 2, 32

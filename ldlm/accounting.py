@@ -6,6 +6,7 @@ FLOPs and bytes mean one training step, with the self-conditioning pass in expec
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -77,12 +78,24 @@ def encoder_share(network: nn.Module, seq_len: int) -> float:
 
 def denoiser_flops(config: ModelConfig, shapes: Shapes) -> int:
     """FLOPs of one denoiser evaluation of one text."""
-    model = build_meta(config, shapes)
-    with torch.device("meta"):
-        z_BNC = torch.empty(1, model.num_latents, model.latent_dim)
-        t_B = torch.empty(1)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.denoiser(z_BNC, t_B, z_BNC)
+    model, z_BNC = _one_text(config, shapes)
+    return _forward_flops(lambda: model.denoiser(z_BNC, torch.empty(1, device="meta"), z_BNC))
+
+
+def decoder_flops(config: ModelConfig, shapes: Shapes) -> int:
+    """FLOPs of decoding one text by D_w∘D_h."""
+    model, z_BNC = _one_text(config, shapes)
+    return _forward_flops(lambda: model.decoder()(z_BNC))
+
+
+def _one_text(config: ModelConfig, shapes: Shapes) -> tuple[JointModel, Tensor]:
+    model = build_meta(config, shapes).requires_grad_(False)
+    return model, torch.empty(1, model.num_latents, model.latent_dim, device="meta")
+
+
+def _forward_flops(forward: Callable[[], Tensor]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        forward()
     return counter.get_total_flops()
 
 

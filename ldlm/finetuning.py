@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ldlm import noise
 from ldlm.autoencoder import TokenDecoder
+from ldlm.batch import Batch
 from ldlm.compute import Compute
 from ldlm.config import TrainConfig
 from ldlm.ema import EMA
@@ -23,7 +24,6 @@ from ldlm.learner import Learner, parallel
 from ldlm.model import JointModel
 from ldlm.optim import adamw, learning_rate
 from ldlm.runtime import ALONE, World
-from ldlm.stream import Batch
 from ldlm.vocabulary import TokenLosses
 
 

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from ldlm import accounting, artifact, checkpoint, claims, files
 from ldlm.artifact import Artifact
+from ldlm.batch import Batch
 from ldlm.config import TrainConfig
 from ldlm.errors import InputError, Stopped
 from ldlm.learner import Learner
 from ldlm.metricsfile import MetricsFile
 from ldlm.progress import Progress
 from ldlm.runtime import Stop, World
-from ldlm.stream import Batch, Stream
+from ldlm.stream import Stream
 
 SETTLED = 30.0  # seconds from which on a run's speed is compared with the machine's
 

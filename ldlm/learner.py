@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ldlm import checkpoint
+from ldlm.batch import Batch
 from ldlm.checkpoint import Checkpoint
 from ldlm.compute import Compute
 from ldlm.config import TrainConfig
@@ -23,7 +24,6 @@ from ldlm.ema import EMA
 from ldlm.errors import InputError
 from ldlm.optim import load_optimizer_tensors, optimizer_tensors
 from ldlm.runtime import ALONE, World
-from ldlm.stream import Batch
 
 
 @dataclass(kw_only=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldlm import noise
+from ldlm.batch import Batch
 from ldlm.checkpoint import Checkpoint
 from ldlm.compute import Compute
 from ldlm.config import Shapes, TrainConfig
@@ -19,7 +20,6 @@ from ldlm.model import JointModel, build
 from ldlm.objective import Losses, Objective, Phase, draw, draw_smoothing, set_trainable, warmup_gamma
 from ldlm.optim import adamw, learning_rate
 from ldlm.runtime import ALONE, World
-from ldlm.stream import Batch
 from ldlm.timesteps import TimestepSampler
 
 

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from ldlm import accounting, checkpoint, files, heldout, plots, runtime
 from ldlm.artifact import Artifact
+from ldlm.batch import Batch
 from ldlm.config import Shapes, TrainConfig
 from ldlm.errors import InputError
 from ldlm.journal import Journal, begin, resume
@@ -22,7 +23,7 @@ from ldlm.location import Location
 from ldlm.progress import SILENT, Progress
 from ldlm.runtime import Stop
 from ldlm.store import FeatureStore, Split
-from ldlm.stream import Batch, Stream
+from ldlm.stream import Stream
 from ldlm.trainer import Step, TrainState, figures, phase_of, start, train_step
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ldlm import checkpoint
+from ldlm.batch import Batch
 from ldlm.config import (
     AutoencoderConfig,
     DenoiserConfig,
@@ -21,7 +22,6 @@ from ldlm.config import (
     TokenDecoderConfig,
     TrainConfig,
 )
-from ldlm.stream import Batch
 from ldlm.trainer import TrainState, start, train_step
 
 

@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 
 from ldlm import checkpoint, finetuning, heldout
 from ldlm import config as configs
+from ldlm.batch import Batch
 from ldlm.config import ExtractConfig, FinetuneConfig, RecipeConfig, SampleConfig, SamplerConfig
 from ldlm.errors import InputError, Stopped
 from ldlm.metricsfile import MetricsFile
 from ldlm.objective import Objective
 from ldlm.run import TrainedRun
 from ldlm.store import FeatureStore
-from ldlm.stream import Batch
 
 CPU = torch.device("cpu")
 FINETUNE = FinetuneConfig(

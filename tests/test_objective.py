@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ldlm import noise
+from ldlm.batch import Batch
 from ldlm.config import (
     AutoencoderConfig,
     DenoiserConfig,
@@ -29,7 +30,6 @@ from ldlm.config import (
 )
 from ldlm.model import JointModel, build
 from ldlm.objective import Draws, Losses, Objective, draw, scale_gradient, warmup_gamma
-from ldlm.stream import Batch
 from ldlm.timesteps import TimestepSampler
 from ldlm.trainer import start, train_step
 

@@ -1,0 +1,113 @@
+"""What a machine can do at most, measured: the limits that other figures are shares of. And how things are timed."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldlm import accounting
+from ldlm.compute import DTYPES
+
+COPY_BYTES, FILE_BYTES = 2**28, 2**28
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one device."""
+
+    flops: dict[str, float]  # FLOP/s of square matrix products by precision
+    copy: float  # bytes/s that a copy within the device's memory reads and writes
+    read: float  # bytes/s of a file that was just written, from the page cache
+
+    @property
+    def best(self) -> str:
+        """The faster precision."""
+        return max(self.flops, key=self.flops.__getitem__)
+
+
+def limits(device: torch.device, seconds: float = 1.0) -> Limits:
+    """Measure them."""
+    flops = {name: accounting.matmul_flops(device, dtype, seconds) for name, dtype in DTYPES.items()}
+    source = torch.ones(COPY_BYTES // 4, device=device)
+    target = torch.empty_like(source)
+    copy = 2 * COPY_BYTES / timed(lambda: target.copy_(source), device, seconds).fastest
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "file"
+        file.write_bytes(bytes(FILE_BYTES))
+        memory = bytearray(FILE_BYTES)
+
+        def read() -> None:
+            with open(file, "rb", buffering=0) as opened:
+                opened.readinto(memory)
+
+        return Limits(flops, copy, FILE_BYTES / timed(read, torch.device("cpu"), seconds).fastest)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call."""
+
+    median: float
+    fastest: float
+
+
+def timed(work: Callable[[], Any], device: torch.device, seconds: float, *, warm: int = 2, least: int = 3) -> Timing:
+    """Time a call for about so many seconds, after `warm` calls that don't count."""
+    for _ in range(warm):
+        work()
+    spent: list[float] = []
+    ends = time.perf_counter() + seconds
+    while time.perf_counter() < ends or len(spent) < least:
+        _wait(device)
+        started = time.perf_counter()
+        work()
+        _wait(device)
+        spent.append(time.perf_counter() - started)
+    return Timing(statistics.median(spent), min(spent))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass
+class Peak:
+    """Bytes at most, of the device's memory or, on a CPU, of the process's."""
+
+    bytes: int | None = None
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[Peak]:
+    """What the block takes at most, beyond what was there; None where the kernel doesn't say."""
+    gc.collect()
+    found = Peak()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield found
+        found.bytes = torch.cuda.max_memory_allocated(device) - before
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the highest so far becomes what is there now
+        before = _status("VmRSS")
+    except OSError:
+        yield found
+        return
+    yield found
+    found.bytes = _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))

@@ -1,0 +1,385 @@
+"""Sampling, training and decoding as shares of what the machine can do, beside the plain way and beside a rival.
+
+Plain means eager float32 with attention written out (einsum, softmax, einsum), what the time decides worked out at each
+evaluation, all logits at a time, and the frozen encoder inside the training step. The rival is a denoiser of the same
+size that reads token embeddings and projects to the vocabulary at every evaluation, as discrete diffusion does (SPEC
+12.9); it is compiled, or not, as ours is. Weights are random, which changes no speed.
+
+Runs with torch, numpy, scipy, safetensors, transformers and click alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from ldlm.cli import show
+from torch import Tensor, nn
+
+from benchmarks.machine import Limits, limits, peak_memory, timed
+from ldlm import accounting, config, layers, runtime, vocabulary
+from ldlm.batch import Batch
+from ldlm.compute import Compute
+from ldlm.config import ComputeConfig, DenoiserConfig, SamplerConfig, Shapes, TrainConfig
+from ldlm.denoiser import DiT
+from ldlm.diffusion import Schedule
+from ldlm.generation import JOINT, Decoder, TextGenerator, text_seeds
+from ldlm.model import JointModel, build
+from ldlm.timesteps import TimestepSampler
+from ldlm.trainer import start, train_step
+
+PLAIN = ComputeConfig(precision="fp32", attention="sdpa", compile="off")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What fits a machine."""
+
+    preset: str
+    texts: int  # drawn at a time
+    steps: int  # of the sampler, timed from noise to latents
+    rows: int  # of a training step
+    encoder_layers: int  # of the frozen encoder in the plain training step: third-to-last of GPT-2's, or so
+    lengths: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096)
+    batches: tuple[int, ...] = (1, 4, 16, 64)
+    seconds: float = 2.0  # of each measurement
+
+
+SCALES = {
+    "cuda": Scale("owt-1024", texts=16, steps=1024, rows=32, encoder_layers=10),
+    "cpu": Scale("tiny", texts=32, steps=32, rows=32, encoder_layers=2, lengths=(128, 512, 1024, 2048, 4096)),
+}
+
+
+def run(folder: Path) -> dict[str, Any]:
+    """All figures."""
+    device = runtime.device("auto")
+    scale, found = SCALES[device.type], limits(device)
+    preset = config.preset(scale.preset)
+    settings = replace(config.from_dict(TrainConfig, preset.overrides), batch_size=scale.rows, accumulate=1)
+    bench = Bench(device, scale, settings, preset.shapes, found)
+    return {
+        "device": device.type,
+        "preset": scale.preset,
+        "limits": {"flops": found.flops, "copy_bytes": found.copy, "read_bytes": found.read},
+        "rows": [*bench.sampling(), *bench.training(), bench.decoding()],
+        "rival": bench.rival(),
+        "lengths": bench.lengths(),
+        "batches": bench.batches(),
+    }
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The measurements of one preset on one machine."""
+
+    device: torch.device
+    scale: Scale
+    settings: TrainConfig
+    shapes: Shapes
+    limits: Limits
+
+    def ways(self) -> dict[str, ComputeConfig]:
+        """The ways to compute that are compared: compiled ones only where that is the default."""
+        bf16 = ComputeConfig(precision="bf16", compile="off")
+        ways = {"fp32": ComputeConfig(precision="fp32", compile="off"), "bf16": bf16}
+        return ways | ({"bf16, compiled": replace(bf16, compile="on")} if self.device.type == "cuda" else {})
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Sampling
+
+    def sampling(self) -> Iterator[dict[str, Any]]:
+        """From noise to latents."""
+        model = build(self.settings.model, self.shapes, seed=0).to(self.device).eval().requires_grad_(False)
+        sampler, seeds = SamplerConfig(steps=self.scale.steps), text_seeds(0, 0, self.scale.texts)
+        work = self.scale.texts * self.scale.steps
+        flops = work * accounting.denoiser_flops(self.settings.model, self.shapes)
+        with plain_attention():
+            plain = self._seconds(lambda: self._plain_latents(model, sampler, seeds))
+        for name, way in self.ways().items():
+            generator = self._generator(model, way)
+            yield self._row(
+                f"sampling, {name}",
+                lambda generator=generator: generator.latents(sampler, seeds),  # type: ignore[misc]
+                tokens=self.scale.texts * self.shapes.seq_len,
+                flops=flops,
+                way=way,
+                plain=plain,
+            )
+
+    def _generator(self, model: JointModel, way: ComputeConfig) -> TextGenerator:
+        return TextGenerator(
+            denoiser=model.denoiser,
+            decoder=Decoder(JOINT, model.decoder()),
+            schedule=Schedule.of(self.settings.diffusion),
+            timesteps=TimestepSampler(self.settings.timesteps, self.settings.diffusion.t_min),
+            latent_shape=(model.num_latents, model.latent_dim),
+            seq_len=self.shapes.seq_len,
+            vocab_size=self.shapes.vocab_size,
+            compute=Compute.of(way, self.device),
+        )
+
+    @torch.no_grad()
+    def _plain_latents(self, model: JointModel, sampler: SamplerConfig, seeds_B: Tensor) -> Tensor:
+        """The same by the network as it is trained."""
+        generator = self._generator(model, PLAIN)
+
+        def network(z: Tensor, t: Tensor, previous: Tensor) -> Tensor:
+            return model.denoiser(z, t.to(z.device, torch.float32).expand(len(z)), previous)
+
+        with mock.patch.object(TextGenerator, "_at", lambda self, times: network):
+            return generator.latents(sampler, seeds_B)
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Training and decoding
+
+    def training(self) -> Iterator[dict[str, Any]]:
+        """One optimiser step, the states being there (cached) or made by the frozen encoder first (online)."""
+        tokens = self.scale.rows * self.shapes.seq_len
+        flops = tokens * accounting.flops_per_token(self.settings, self.shapes)
+        batch, encoder = self._batch(), self._encoder()
+        with plain_attention(), mock.patch.dict(vocabulary.CHUNK, {self.device.type: 2**62}):
+            plain = self._seconds(self._step(PLAIN, batch, encoder))
+        for name, way in self.ways().items():
+            for kind, online in (("cached", None), ("online", encoder)):
+                yield self._row(
+                    f"training, {kind}, {name}",
+                    self._step(way, batch, online),
+                    tokens=tokens,
+                    flops=flops,
+                    way=way,
+                    plain=plain,
+                )
+
+    def _step(self, way: ComputeConfig, batch: Batch, encoder: Callable[[Tensor], Tensor] | None) -> Callable[[], Any]:
+        state = start(replace(self.settings, compute=way), self.shapes, scratch=False, device=self.device)
+
+        def step() -> None:
+            states = batch.hidden_BLD if encoder is None else encoder(batch.tokens_BL)
+            train_step(state, batch._replace(hidden_BLD=states))
+
+        return step
+
+    def _batch(self) -> Batch:
+        shape = (self.scale.rows, self.shapes.seq_len)
+        return Batch(
+            torch.randn(*shape, self.shapes.hidden_dim, device=self.device),
+            torch.randint(self.shapes.vocab_size, shape, device=self.device),
+            torch.arange(self.scale.rows, device=self.device),
+            0,
+        )
+
+    def _encoder(self) -> Callable[[Tensor], Tensor]:
+        """A random GPT-2 of the states' width, as deep as what is left of the frozen one."""
+        from transformers import GPT2Config, GPT2Model
+
+        sizes = GPT2Config(
+            vocab_size=self.shapes.vocab_size,
+            n_positions=self.shapes.seq_len,
+            n_embd=self.shapes.hidden_dim,
+            n_layer=self.scale.encoder_layers,
+            n_head=self.settings.model.token_decoder.heads,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+        network = GPT2Model(sizes).to(self.device).eval().requires_grad_(False)
+        return lambda tokens_BL: network(input_ids=tokens_BL).last_hidden_state
+
+    def decoding(self) -> dict[str, Any]:
+        """Latents to tokens."""
+        model = build(self.settings.model, self.shapes, seed=0).to(self.device).eval().requires_grad_(False)
+        generator = self._generator(model, PLAIN)
+        z_0 = torch.randn(self.scale.texts, *generator.latent_shape, device=self.device)
+        seeds = text_seeds(0, 0, self.scale.texts)
+        with plain_attention():
+            plain = self._seconds(lambda: generator.decode(z_0, seeds))
+        return self._row(
+            "decoding, fp32",
+            lambda: generator.decode(z_0, seeds),
+            tokens=self.scale.texts * self.shapes.seq_len,
+            flops=self.scale.texts * accounting.decoder_flops(self.settings.model, self.shapes),
+            way=PLAIN,
+            plain=plain,
+        )
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # The rival, and growth
+
+    def rival(self) -> list[dict[str, Any]]:
+        """Seconds of one evaluation of so many texts: ours, and that of a denoiser that ends in the vocabulary."""
+        rows = []
+        for name, way in self.ways().items():
+            compute = Compute.of(way, self.device)
+            mine = DiT(self.settings.model.denoiser, num_latents=self.shapes.seq_len, latent_dim=self.shapes.hidden_dim)
+            theirs = VocabularyDenoiser(self.settings.model.denoiser, self.shapes)
+            z = torch.randn(self.scale.texts, self.shapes.seq_len, self.shapes.hidden_dim, device=self.device)
+            tokens = torch.randint(self.shapes.vocab_size, z.shape[:2], device=self.device)
+            t = torch.full((len(z),), 0.5, device=self.device)
+            ours = self._evaluation(mine, compute, z, t, z)
+            other = self._evaluation(theirs, compute, tokens, t)
+            rows.append({"way": name, "ours": ours, "vocabulary": other, "ratio": other / ours})
+        return rows
+
+    def lengths(self) -> list[dict[str, Any]]:
+        """Attention alone, forward and backward, against itself written out: seconds and peak memory."""
+        rows = []
+        for length in self.scale.lengths:
+            shape = (1, length, self.settings.model.denoiser.heads, 64)
+            row: dict[str, Any] = {"length": length}
+            layers.use_attention("auto", self.device)
+            for name, context in (("kernel", nullcontext()), ("plain", plain_attention())):
+                with context:
+                    q, k, v = (torch.randn(shape, device=self.device, requires_grad=True) for _ in range(3))
+
+                    def both(q: Tensor = q, k: Tensor = k, v: Tensor = v) -> None:
+                        layers.attention(q, k, v).sum().backward()
+
+                    with peak_memory(self.device) as peak:
+                        row[f"{name}_seconds"] = self._seconds(both)
+                    row[f"{name}_bytes"] = peak.bytes
+            rows.append(row)
+        return rows
+
+    def batches(self) -> list[dict[str, Any]]:
+        """One evaluation of the denoiser for growing batches."""
+        way = list(self.ways().values())[-1]
+        compute, sizes = Compute.of(way, self.device), self.settings.model.denoiser
+        network = DiT(sizes, num_latents=self.shapes.seq_len, latent_dim=self.shapes.hidden_dim)
+        flops = accounting.denoiser_flops(self.settings.model, self.shapes)
+        rows = []
+        for count in self.scale.batches:
+            z = torch.randn(count, self.shapes.seq_len, self.shapes.hidden_dim, device=self.device)
+            seconds = self._evaluation(network, compute, z, torch.full((count,), 0.5, device=self.device), z)
+            share = count * flops / seconds / self.limits.flops[compute.precision]
+            rows.append({"texts": count, "seconds": seconds, "seconds_per_text": seconds / count, "share": share})
+        return rows
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _evaluation(self, network: nn.Module, compute: Compute, *inputs: Tensor) -> float:
+        """Seconds of a call in the given precision, compiled where that is asked for."""
+        network = network.to(self.device, compute.dtype).eval()
+        given = [tensor.to(compute.dtype) if tensor.is_floating_point() else tensor for tensor in inputs]
+        function = torch.compile(network, dynamic=False) if compute.compiled else network
+        return self._seconds(lambda: function(*given))
+
+    def _seconds(self, work: Callable[[], Any]) -> float:
+        return timed(work, self.device, self.scale.seconds).median
+
+    def _row(
+        self, name: str, work: Callable[[], Any], *, tokens: int, flops: int, way: ComputeConfig, plain: float
+    ) -> dict[str, Any]:
+        with peak_memory(self.device) as peak:
+            seconds = self._seconds(work)
+        limit = self.limits.flops["fp32" if way.precision == "auto" else way.precision]
+        return {
+            "name": name,
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "flops_per_second": flops / seconds,
+            "share": flops / seconds / limit,
+            "bytes": peak.bytes,
+            "plain_seconds": plain,
+            "faster": plain / seconds,
+        }
+
+
+class VocabularyDenoiser(nn.Module):
+    """A transformer with the denoiser's blocks that reads tokens and gives logits: (B, L), (B,) → (B, L, V)."""
+
+    def __init__(self, sizes: DenoiserConfig, shapes: Shapes) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(shapes.vocab_size, shapes.hidden_dim)
+        self.body = DiT(sizes, num_latents=shapes.seq_len, latent_dim=shapes.hidden_dim)
+        self.head = nn.Linear(shapes.hidden_dim, shapes.vocab_size, bias=False)
+
+    def forward(self, tokens_BL: Tensor, t_B: Tensor) -> Tensor:
+        x_BLD = self.embedding(tokens_BL)
+        return self.head(self.body(x_BLD, t_B, x_BLD))
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Within it attention is einsum, softmax, einsum."""
+
+    def attention(q_BHNK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, **_: Any) -> Tensor:
+        scores = torch.einsum("bhnk,bhlk->bhnl", q_BHNK, k_BHLK) / math.sqrt(q_BHNK.shape[-1])
+        return torch.einsum("bhnl,bhlk->bhnk", scores.softmax(-1), v_BHLK)
+
+    with mock.patch.object(F, "scaled_dot_product_attention", attention), mock.patch.object(layers, "_kernel", "sdpa"):
+        yield
+
+
+def report(figures: dict[str, Any]) -> str:
+    """The figures as text."""
+    limit = figures["limits"]
+    flops = ", ".join(f"{name} {rate / 1e12:.3g} TFLOP/s" for name, rate in limit["flops"].items())
+    rows = [
+        (
+            row["name"],
+            f"{row['seconds'] * 1e3:,.1f} ms",
+            round(row["tokens_per_second"]),
+            f"{row['flops_per_second'] / 1e9:,.1f}",
+            f"{row['share']:.0%}",
+            _size(row["bytes"]),
+            f"{row['plain_seconds'] * 1e3:,.1f} ms",
+            f"{row['faster']:.2f}",
+        )
+        for row in figures["rows"]
+    ]
+    rival = [
+        (row["way"], f"{row['ours'] * 1e3:,.2f} ms", f"{row['vocabulary'] * 1e3:,.2f} ms", f"{row['ratio']:.2f}")
+        for row in figures["rival"]
+    ]
+    lengths = [
+        (
+            row["length"],
+            *(f"{row[f'{name}_seconds'] * 1e3:,.2f} ms" for name in ("kernel", "plain")),
+            *(_size(row[f"{name}_bytes"]) for name in ("kernel", "plain")),
+        )
+        for row in figures["lengths"]
+    ]
+    batches = [
+        (
+            row["texts"],
+            f"{row['seconds'] * 1e3:,.2f} ms",
+            f"{row['seconds_per_text'] * 1e3:,.3f} ms",
+            f"{row['share']:.0%}",
+        )
+        for row in figures["batches"]
+    ]
+    return "\n".join(
+        [
+            f"limits of this {figures['device']}: matrix product {flops}; copy {limit['copy_bytes'] / 1e9:.3g} GB/s; "
+            f"file read {limit['read_bytes'] / 1e9:.3g} GB/s",
+            "",
+            f"preset {figures['preset']}; shares are of the matrix product in the same precision; plain is eager",
+            "float32 with attention written out, all logits at a time and, in training, the encoder inside the step",
+            "",
+            show.table(("", "time", "tokens/s", "GFLOP/s", "share", "memory", "plain", "times faster"), rows),
+            "",
+            "one evaluation of the denoiser, and of one of the same size that ends in the vocabulary",
+            "",
+            show.table(("", "ours", "vocabulary", "ratio"), rival),
+            "",
+            "attention of one row, forward and backward, float32",
+            "",
+            show.table(("length", "kernel", "plain", "memory", "plain"), lengths),
+            "",
+            "one evaluation of the denoiser, by texts at a time",
+            "",
+            show.table(("texts", "time", "per text", "share"), batches),
+        ]
+    )
+
+
+def _size(count: int | None) -> str:
+    return "-" if count is None else show.size(count)

@@ -1,0 +1,92 @@
+"""The benchmark of speed runs from end to end at the smallest sizes; its figures are nobody's claim here."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ldlm import accounting, config
+from ldlm.config import ModelConfig, Shapes
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def speed(monkeypatch):
+    from benchmarks import machine, speed
+
+    scale = replace(
+        speed.SCALES["cpu"], seconds=0.0, texts=2, steps=2, rows=2, lengths=(16, 32), batches=(1, 2), encoder_layers=1
+    )
+    monkeypatch.setitem(speed.SCALES, "cpu", scale)
+    monkeypatch.setattr(machine, "COPY_BYTES", 2**16)
+    monkeypatch.setattr(machine, "FILE_BYTES", 2**16)
+    return speed
+
+
+@pytest.mark.slow
+def test_every_part_is_measured_beside_the_plain_way_and_as_a_share_of_the_limit(speed, tmp_path):
+    figures = speed.run(tmp_path)
+    names = [row["name"].partition(",")[0] for row in figures["rows"]]
+    assert names == ["sampling"] * 2 + ["training"] * 4 + ["decoding"]
+    for row in figures["rows"]:
+        assert row["seconds"] > 0 and row["plain_seconds"] > 0
+        assert math.isfinite(row["share"])
+    assert [row["length"] for row in figures["lengths"]] == [16, 32]
+    text = speed.report(figures)
+    for part in ("limits of this cpu", "training, online, bf16", "vocabulary", "texts"):
+        assert part in text
+
+
+def test_the_plain_attention_is_softmax_attention_and_leaves_nothing_behind(speed):
+    from ldlm.layers import attention
+
+    q, k, v = (torch.randn(2, length, 3, 4) for length in (5, 7, 7))
+    fused = attention(q, k, v)
+    with speed.plain_attention():
+        torch.testing.assert_close(attention(q, k, v), fused)
+        assert torch.nn.functional.scaled_dot_product_attention.__name__ == "attention"
+    assert torch.nn.functional.scaled_dot_product_attention.__name__ != "attention"
+
+
+def test_peak_memory_is_what_a_block_takes_and_gives_back():
+    from benchmarks.machine import peak_memory
+
+    with peak_memory(CPU) as peak:
+        bytes(bytearray(b"1") * 2**26)
+    if peak.bytes is None:
+        pytest.skip("this kernel does not say")
+    assert 2**26 <= peak.bytes < 2**28
+
+
+def test_the_flops_of_decoding_are_counted_by_hand():
+    shapes = Shapes(seq_len=8, hidden_dim=32, vocab_size=50)
+    model = config.from_dict(
+        ModelConfig,
+        {
+            "autoencoder": {"layers": 1, "width": 32, "heads": 2},
+            "token_decoder": {"layers": 1, "heads": 2},
+        },
+    )
+    d, length = 32, 8
+    # D_h: q, k and v of inputs and latents, output, attention over [inputs; latents], MLP; D_w: qkv, output, SwiGLU
+    resampler = length * (2 * d * d + 2 * 2 * d * d + 2 * 2 * length * d + 8 * d * d)
+    block = length * (4 * d * d + 2 * length * d + 12 * d * d)
+    assert accounting.decoder_flops(model, shapes) == 2 * (resampler + block + length * d * 50)
+
+
+def test_it_needs_neither_zarr_nor_what_reads_stores():
+    """On a machine with torch, numpy, scipy, safetensors, transformers and click alone."""
+    absent = ["zarr", "numcodecs", "google_crc32c", "datasets", "matplotlib", "obstore", "xformers"]
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent})); "
+        "from benchmarks import speed; import runpy; sys.argv = ['benchmarks', 'store']; "
+        "runpy.run_module('benchmarks', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("store: skipped, ")
