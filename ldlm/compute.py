@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ldlm import layers
-from ldlm.config import ComputeConfig
+from ldlm.config import ComputeConfig, Precision
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -31,10 +32,8 @@ class Compute:
     def of(cls, config: ComputeConfig, device: torch.device) -> Compute:
         """Settles the process's attention kernel as well; `InputError` when something can't be had on the device."""
         layers.use_attention(config.attention, device)
-        cuda = device.type == "cuda"
-        fast = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = ("bf16" if fast else "fp32") if config.precision == "auto" else config.precision
-        return cls(device, DTYPES[precision], cuda if config.compile == "auto" else config.compile == "on")
+        compiled = device.type == "cuda" if config.compile == "auto" else config.compile == "on"
+        return cls(device, DTYPES[precision_on(config.precision, device)], compiled)
 
     @property
     def precision(self) -> str:
@@ -44,6 +43,14 @@ class Compute:
     def autocast(self) -> AbstractContextManager[object]:
         """Within it, matrix products and attention are in `dtype`."""
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+
+
+def precision_on(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """What `auto` means on a device: bf16 where it is fast for certain."""
+    if precision != "auto":
+        return precision
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if fast else "fp32"
 
 
 class Replay:

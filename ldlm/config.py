@@ -182,11 +182,14 @@ MAX_SEED = 2**53 - 1  # what YAML, JSON and every generator hold exactly
 DEVICE_HELP = "cpu, cuda, cuda:N, or auto"
 
 
+Precision = Literal["auto", "fp32", "bf16"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
     """How the arithmetic is done."""
 
-    precision: Literal["auto", "fp32", "bf16"] = setting(
+    precision: Precision = setting(
         "auto", "of matrix products and attention, not of weights and losses; auto is bf16 on a GPU, else fp32"
     )
     attention: Literal["auto", "xformers", "sdpa"] = setting(
@@ -245,6 +248,9 @@ class ExtractConfig:
     )
     shard_rows: int = setting(1024, "rows per shard, the unit of work", low=1)
     batch_size: int = setting(32, "rows per encoder pass", low=1)
+    precision: Precision = setting(
+        "auto", "of the encoder's matrix products; auto is bf16 on a GPU, else fp32, and as it was for a store begun"
+    )
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)
 

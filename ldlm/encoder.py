@@ -12,12 +12,13 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ldlm.compute import DTYPES, Compute
 from ldlm.errors import InputError
 from ldlm.hub import check_hub, looks_like_path
 from ldlm.text import special_tokens
@@ -95,15 +96,24 @@ class FrozenEncoder:
     """E_h for one `kind` and `layer` (SPEC 2).
 
     kind `hidden`: contextual states; `embedding`: the model's token embeddings. `layer` indexes `hidden_states`.
+    `precision` is that of matrix products and attention; the states are float32 in any case.
     """
 
-    def __init__(self, name: str, *, kind: str = "hidden", layer: int = -3, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        kind: str = "hidden",
+        layer: int = -3,
+        device: torch.device | str = "cpu",
+        precision: Literal["fp32", "bf16"] = "fp32",
+    ) -> None:
         from transformers import AutoModel
 
         model, made_up = load_model(AutoModel, name)
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
-        self.name, self.kind, self.device = name, kind, torch.device(device)
+        self.name, self.kind, self.compute = name, kind, Compute(torch.device(device), DTYPES[precision])
         config = model.config.get_text_config()
         self.hidden_dim: int = config.hidden_size
         self.vocab_size: int = model.get_input_embeddings().num_embeddings
@@ -121,6 +131,11 @@ class FrozenEncoder:
             self.network = model.get_input_embeddings()
         check_whole(self.network, made_up, name)
         self.network.eval().requires_grad_(False).to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.compute.device
 
     def _truncate(self, model: nn.Module, index: int) -> None:
         """Remove the blocks above `hidden_states[index]` and note that state as it passes."""
@@ -147,7 +162,8 @@ class FrozenEncoder:
         tokens_BL = tokens_BL.to(self.device, torch.int64)
         if self.kind == "embedding":
             return self.network(tokens_BL).float()
-        output = self.network(input_ids=tokens_BL)
+        with self.compute.autocast():
+            output = self.network(input_ids=tokens_BL)
         state = output.last_hidden_state if self._index == self.depth else self._captured
         self._captured = None
         assert state is not None

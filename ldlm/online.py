@@ -35,7 +35,8 @@ class OnlineEncoder:
         """The encoder on `device`; `InputError` when it is not the one that the statistics were taken with."""
         if self._encoder is None or self._encoder.device != device:
             name, kind, layer = (self.record[key] for key in ("name", "kind", "layer"))
-            encoder = FrozenEncoder(name, kind=kind, layer=layer, device=device)
+            precision = self.record["precision"]
+            encoder = FrozenEncoder(name, kind=kind, layer=layer, device=device, precision=precision)
             if encoder.fingerprint() != self.record["fingerprint"]:
                 raise InputError(
                     f"{name} is not the encoder that the features were prepared with: its fingerprint is "

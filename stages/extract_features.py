@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load, save
 
-from ldlm import accounting, artifact, codecs, corpus, files, runtime, store, text
+from ldlm import accounting, artifact, codecs, compute, corpus, files, runtime, store, text
 from ldlm.artifact import Artifact
 from ldlm.claims import claim, share
 from ldlm.codecs import CODECS, Codec, Parts
@@ -191,10 +191,13 @@ def prepare(
     """
     _check(config)
     config, source = _pinned(config)
+    begun = files.read_yaml(out / "config.yaml") if not overwrite and (out / "config.yaml").is_file() else {}
+    _check_revision(config, begun, out)
+    if config.precision == "auto" and "precision" in begun:
+        config = replace(config, precision=begun["precision"])
+    config = replace(config, precision=compute.precision_on(config.precision, runtime.device(config.device)))
     tokenizer, encoder = _models(config)
     _check_requests(config, out, _width(config, encoder))
-    if not overwrite:
-        _check_revision(config, out)
     fingerprints = _fingerprints(config, encoder, tokenizer)
     reads = (*config.data, *config.validation_data)
     result = artifact.begin(
@@ -269,9 +272,8 @@ def _pinned(config: ExtractConfig) -> tuple[ExtractConfig, dict[str, Any]]:
     return config, {"text": {path: files.sha256_file(Path(path)) for path in paths if Path(path).is_file()}}
 
 
-def _check_revision(config: ExtractConfig, out: Location) -> None:
-    """`InputError` when the dataset's branch has moved since the store was begun."""
-    begun = files.read_yaml(out / "config.yaml") if (out / "config.yaml").is_file() else {}
+def _check_revision(config: ExtractConfig, begun: Mapping[str, Any], out: Location) -> None:
+    """`InputError` when the dataset's branch has moved since the store was `begun` with a configuration."""
     old = begun.get("revision")
     if config.dataset and old not in (None, config.revision) and begun.get("dataset") == config.dataset:
         raise InputError(
@@ -284,7 +286,9 @@ def _models(config: ExtractConfig) -> tuple[Any, FrozenEncoder]:
     """The tokenizer and the encoder, which fit each other and the rows."""
     tokenizer = load_tokenizer(config.encoder)
     kind = "embedding" if config.kind == "scratch" else config.kind  # scratch needs its width only
-    encoder = FrozenEncoder(config.encoder, kind=kind, layer=config.layer, device=runtime.device(config.device))
+    device = runtime.device(config.device)
+    precision = compute.precision_on(config.precision, device)
+    encoder = FrozenEncoder(config.encoder, kind=kind, layer=config.layer, device=device, precision=precision)
     encoder.check_length(config.seq_len)
     encoder.check_tokenizer(tokenizer)
     return tokenizer, encoder
@@ -558,6 +562,7 @@ class Extraction:
                     "name": self.config.encoder,
                     "kind": self.config.kind,
                     "layer": self.config.layer,
+                    "precision": self.encoder.compute.precision,
                     "fingerprint": self.fingerprints["encoder"],
                     "tokenizer": self.fingerprints["tokenizer"],
                     "statistics": store.statistics_hash(everything.mean_D, everything.std_D),

@@ -770,3 +770,34 @@ def test_settings_that_do_not_go_together_are_refused_and_leave_nothing(few, tmp
         extract_features.run(replace(few, **changes), tmp_path / "f")
     assert message in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Precision
+
+
+def test_an_encoder_in_bf16_gives_nearly_the_same_states_and_the_store_says_so(few, whole, tmp_path):
+    made = extract_features.run(replace(few, precision="bf16", codec="fp32"), tmp_path / "rounded").path
+    exact = extract_features.run(replace(few, codec="fp32"), tmp_path / "exact").path
+    states = []
+    for path in (made, exact):
+        opened = FeatureStore(path)
+        mean, std = opened.statistics()
+        parts, tokens = opened.split("train").read(0, 32)
+        states.append(opened.split("train").states(parts, torch.from_numpy(tokens)).numpy() * std + mean)
+    error = np.linalg.norm(states[0] - states[1]) / np.linalg.norm(states[1])
+    assert 1e-5 < error < 0.02
+    assert FeatureStore(made).encoder["precision"] == "bf16"
+    assert FeatureStore(exact).encoder["precision"] == "fp32"
+
+
+def test_a_store_that_was_begun_goes_on_in_its_precision_wherever_that_is(few, tmp_path, interrupted):
+    """`auto` means something else on a machine with a GPU."""
+    out = tmp_path / "features"
+    with pytest.raises(KeyboardInterrupt):
+        extract_features.run(replace(few, precision="bf16"), out, progress=interrupted(at=3))
+    extract_features.run(few, out)
+    assert FeatureStore(out).encoder["precision"] == "bf16"
+    assert payload(out) == payload(extract_features.run(replace(few, precision="bf16"), tmp_path / "whole").path)
+    with pytest.raises(InputError, match="precision: bf16 -> fp32"):
+        extract_features.run(replace(few, precision="fp32"), out)
