@@ -8,7 +8,10 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """A process's rows of a batch on its device: states in float32 (None for scratch embeddings), tokens in int64."""
+    """A process's rows of a batch on its device: states in float32 (None for scratch embeddings), tokens in int64.
+
+    Their places are on the CPU: what is worked out from them must not wait for the device.
+    """
 
     hidden_BLD: Tensor | None
     tokens_BL: Tensor

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class EMA:
     """Averages w̄ ← δ w̄ + (1 − δ) w after each step, with δ = min(decay, (1 + n)/(10 + n)) at step n.
 
-    The ramp lets a short run forget its initialisation.
+    The ramp lets a short run forget its initialisation. A step that changed nothing does not count as an average.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -20,11 +20,17 @@ class EMA:
         self.weights: dict[str, Tensor] = {name: p.detach().clone() for name, p in model.named_parameters()}
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Take in the weights after optimiser step `step`, counted from 1."""
+    def update(self, model: nn.Module, step: int, finite: Tensor | None = None) -> None:
+        """Take in the weights after step `step`, counted from 1; where `finite` is false, there is nothing to take in.
+
+        It is a tensor, since nobody but the device may know it yet.
+        """
         decay = min(self.decay, (1 + step) / (10 + step))
-        average = list(self.weights.values())
-        torch._foreach_lerp_(average, [p.detach() for p in model.parameters()], 1 - decay)
+        average, weights = list(self.weights.values()), [p.detach() for p in model.parameters()]
+        share = torch.full((), 1 - decay, device=average[0].device)
+        if finite is not None:
+            share = share * finite
+        torch._foreach_lerp_(average, weights, [share] * len(average))
 
     @torch.no_grad()
     def load(self, weights: dict[str, Tensor]) -> None:

@@ -74,21 +74,29 @@ class TokenObjective(nn.Module):
 
 
 class DecoderStep(NamedTuple):
-    """What a step did: losses and shares of right tokens by row of this process; `finite` as in `trainer.Step`."""
+    """What a step did: losses and shares of right tokens by row of this process; the rest as in `trainer.Step`."""
 
+    number: int
     l_w_B: Tensor
     accuracy_B: Tensor
     lr: float
     gradient_norm: Tensor
-    finite: bool
+    finite: Tensor
 
 
 def finetune_step(state: DecoderState, batch: Batch) -> DecoderStep:
     """One optimiser step: encode, add noise, forward, backward, clip, update, average."""
-    lr = learning_rate(state.step, state.config.steps, state.config.optimizer)
+    number, lr = state.step, learning_rate(state.step, state.config.steps, state.config.optimizer)
     l_w, accuracy = zip(*(_backward(state, part) for part in state.micro_batches(batch)), strict=True)
     gradient_norm, finite = state.update(lr)
-    return DecoderStep(torch.cat(l_w), torch.cat(accuracy), lr, gradient_norm, finite)
+    return DecoderStep(number, torch.cat(l_w), torch.cat(accuracy), lr, gradient_norm, finite)
+
+
+def settle(state: DecoderState, step: DecoderStep) -> bool:
+    """Whether the step updated anything; counts those that did not. Waits for the device."""
+    finite = bool(step.finite)
+    state.skipped += not finite
+    return finite
 
 
 def _backward(state: DecoderState, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -97,7 +105,8 @@ def _backward(state: DecoderState, batch: Batch) -> tuple[Tensor, Tensor]:
     with torch.no_grad(), state.compute.autocast():
         z_0_BNC = state.frozen.latent_encoder(state.frozen.states(batch.hidden_BLD, batch.tokens_BL))
         shape = (z_0_BNC.shape[1], z_0_BNC.shape[2])
-        eps_BNC = noise.normal(config.seed, "eps_dec", state.step, batch.index_B, shape)
+        rows_B = batch.index_B.to(state.device, non_blocking=True)
+        eps_BNC = noise.normal(config.seed, "eps_dec", state.step, rows_B, shape)
     with state.compute.autocast():
         found: TokenLosses = objective(z_0_BNC + config.recipe.sigma_dec * eps_BNC, batch.tokens_BL)
     state.backward(found.mean)

@@ -109,6 +109,7 @@ def resume(
         metrics,
         progress,
         seq_len=seq_len,
+        log_every=state.config.log_every,
         flops_per_token=flops_per_token,
         warning=warning,
         began_at=state.step,
@@ -160,6 +161,7 @@ class Journal:
     metrics: MetricsFile
     progress: Progress
     seq_len: int
+    log_every: int
     flops_per_token: Callable[[int], int] | None
     warning: Callable[[Sequence[Mapping[str, Any]]], str | None] | None
     began_at: int
@@ -188,6 +190,14 @@ class Journal:
 
     def __post_init__(self) -> None:
         self.pace = Pace(self.began_at)
+
+    def records(self, step: int) -> bool:
+        """Whether the figures of a step, counted from 1, are recorded."""
+        return step % self.log_every == 0 or step == 1
+
+    def looks(self, state: Learner) -> bool:
+        """Whether what the last step found is wanted before the next: to be recorded, or for what is done after it."""
+        return self.records(state.step) or self.wants_evaluation(state) or self.wants_checkpoint(state)
 
     def wants_evaluation(self, state: Learner) -> bool:
         """Whether an evaluation is due, and not there yet."""
@@ -253,15 +263,23 @@ class Journal:
         return self._limit
 
     def skipped(
-        self, state: Learner, stream: Stream, batch: Batch, losses: Mapping[str, Tensor], loss_B: Tensor, *, remedy: str
+        self,
+        state: Learner,
+        stream: Stream,
+        batch: Batch,
+        step: int,
+        losses: Mapping[str, Tensor],
+        loss_B: Tensor,
+        *,
+        remedy: str,
     ) -> None:
-        """Say which batch changed nothing; `InputError` with the remedy when there have been too many.
+        """Say which batch changed nothing, at which step; `InputError` with the remedy when there have been too many.
 
         `losses` are this process's, by name; `loss_B` those of its rows, which show the bad ones among them. All
         processes call it, since the bad rows may be another's.
         """
         bad_B = torch.zeros(stream.batch_size, dtype=torch.float64)
-        bad_B[batch.index_B.cpu()] = (~loss_B.cpu().isfinite()).double()
+        bad_B[batch.index_B] = (~loss_B.cpu().isfinite()).double()
         found = torch.stack([loss.detach().double().mean().cpu() for loss in losses.values()])
         bad_B, means = state.world.sum(bad_B), state.world.sum(found) / state.world.size
         rows = stream.order.rows_at(batch.position, stream.batch_size)
@@ -269,7 +287,7 @@ class Journal:
         named = ", ".join(map(str, suspects[:8])) + " …" * (len(suspects) > 8)
         values = ", ".join(f"{name} {mean:.4g}" for name, mean in zip(losses, means.tolist(), strict=True))
         cause = "the gradient is" if means.isfinite().all() else "the loss is"
-        what = f"step {state.step:,}: {cause} not finite ({values}) in rows {named} of the store, nothing updated"
+        what = f"step {step:,}: {cause} not finite ({values}) in rows {named} of the store, nothing updated"
         if state.skipped > state.config.max_nonfinite:
             raise InputError(
                 f"{what}; {state.skipped} such batches are too many (--max-nonfinite {state.config.max_nonfinite}); "

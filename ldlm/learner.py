@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from ldlm.ema import EMA
 from ldlm.errors import InputError
 from ldlm.optim import load_optimizer_tensors, optimizer_tensors
 from ldlm.runtime import ALONE, World
+
+Item = TypeVar("Item")
 
 
 @dataclass(kw_only=True)
@@ -70,23 +72,20 @@ class Learner:
         share = torch.full_like(loss, 1 / self.config.accumulate)
         loss.backward(torch.where(loss.detach().isfinite(), share, torch.nan))  # type: ignore[no-untyped-call]
 
-    def update(self, lr: float) -> tuple[Tensor, bool]:
-        """Clip, step and average; returns the gradient's norm, and whether it was finite.
+    def update(self, lr: float) -> tuple[Tensor, Tensor]:
+        """Clip, step and average; returns the gradient's norm, and whether it was finite, both still on the device.
 
-        A gradient that is not finite, in any process, makes all of them leave the weights as they are.
+        A gradient that is not finite, in any process, makes all of them leave weights and averages as they are. The
+        device finds that out by itself; `Behind` reads it when the next step is under way.
         """
         gradient_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
-        finite = bool(torch.isfinite(gradient_norm))
-        if finite:
-            self.optimizer.param_groups[0]["lr"] = lr
-            self.optimizer.step()
+        finite = torch.isfinite(gradient_norm)
+        self.optimizer.param_groups[0]["lr"] = lr
+        vars(self.optimizer)["found_inf"] = (~finite).float()  # by which torch's fused optimisers know not to step
+        self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-
         self.step += 1
-        if finite:
-            self.ema.update(self.model, self.step - self.skipped)
-        else:
-            self.skipped += 1
+        self.ema.update(self.model, self.step, finite)
         return gradient_norm, finite
 
     def release(self) -> None:
@@ -114,6 +113,24 @@ class Learner:
         self.ema.load(saved.tensors("ema"))
         load_optimizer_tensors(self.optimizer, self.model, saved.tensors("optimizer"))
         self.step, self.skipped = saved.step, saved.state["skipped"]
+
+
+class Behind(Generic[Item]):
+    """Reads each step when the next one has been launched, so that the device need not wait for the host."""
+
+    def __init__(self, read: Callable[[Item], None]) -> None:
+        self.read = read
+        self._launched: list[Item] = []
+
+    def add(self, item: Item, *, now: bool) -> None:
+        """A step that was launched; `now` reads it at once, for what follows depends on it."""
+        self._launched.append(item)
+        self.catch_up(0 if now else 1)
+
+    def catch_up(self, leave: int = 0) -> None:
+        """Read all, or all but the last."""
+        while len(self._launched) > leave:
+            self.read(self._launched.pop(0))
 
 
 def parallel(module: nn.Module, world: World) -> DistributedDataParallel | None:

@@ -95,19 +95,21 @@ def draw(
     step: int,
     rows_B: Tensor,
     latent_shape: tuple[int, int],
+    device: torch.device | str = "cpu",
 ) -> Draws:
-    """`Draws` keyed by (seed, step, row of the global batch); tensors on `rows_B`'s device, t in float64."""
-    t_B = timesteps.draw(noise.uniform(seed, "t", step, rows_B)).to(rows_B.device)
+    """`Draws` on `device` keyed by (seed, step, row of the global batch); rows on the CPU, t in float64."""
+    t_B = timesteps.draw(noise.uniform(seed, "t", step, rows_B))
     weight_B = torch.ones_like(t_B)
     if config.weighting == "elbo":
         # Eq. 22 is for uniform t, so it is divided by the density that t was drawn from.
-        omega_B = Schedule.of(config).elbo_weight(t_B.clamp(max=1 - 1e-9)) / timesteps.density(t_B).to(t_B.device)
+        omega_B = Schedule.of(config).elbo_weight(t_B.clamp(max=1 - 1e-9)) / timesteps.density(t_B)
         weight_B = torch.where(t_B >= config.elbo_t_min, omega_B, 0.0)
+    there_B = rows_B.to(device, non_blocking=True)
     return Draws(
-        t_B=t_B,
-        weight_B=weight_B,
-        eps_BNC=noise.normal(seed, "eps", step, rows_B, latent_shape),
-        eps_dec_BNC=noise.normal(seed, "eps_dec", step, rows_B, latent_shape),
+        t_B=t_B.to(device, non_blocking=True),
+        weight_B=weight_B.to(device, non_blocking=True),
+        eps_BNC=noise.normal(seed, "eps", step, there_B, latent_shape),
+        eps_dec_BNC=noise.normal(seed, "eps_dec", step, there_B, latent_shape),
         self_condition=noise.coin(seed, "self_condition", step, config.self_conditioning),
     )
 

@@ -196,7 +196,7 @@ class Stream:
         """The batch at `position` on the device, its states decoded there."""
         parts = self._gather(position)
         tokens_BL = torch.from_numpy(parts.pop("tokens")).to(self.device, torch.int64)
-        index_B = torch.from_numpy(parts.pop("position") - position).to(self.device)
+        index_B = torch.from_numpy(parts.pop("position") - position)
         hidden_BLD = None if self.split.online is not None else self.split.states(parts, tokens_BL, widen_alone)
         return Batch(hidden_BLD, tokens_BL, index_B, position)
 

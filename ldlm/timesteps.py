@@ -74,8 +74,12 @@ class TimestepSampler:
 
     def refresh_if_due(self, step: int) -> None:
         """Refresh p after step `step`, counted from 1, where that is every `refresh_steps`."""
-        if self.config.kind == "adaptive" and step % self.config.refresh_steps == 0:
+        if self.refreshes_after(step):
             self.refresh()
+
+    def refreshes_after(self, step: int) -> bool:
+        """Whether that is the case."""
+        return self.config.kind == "adaptive" and step % self.config.refresh_steps == 0
 
     def refresh(self) -> None:
         """Recompute p from the averages; edges that nothing has touched take the line between their neighbours."""

@@ -32,14 +32,14 @@ class TrainState(Learner):
     timesteps: TimestepSampler
     phase: Phase | None = None  # none before the first step
 
-    def enter_phase(self) -> None:
+    def enter_phase(self) -> Phase:
         """Let train what the step at hand trains: everything, or what one of COSMOS's two phases trains."""
         phase = phase_of(self.config, self.step)
-        if phase == self.phase:
-            return
-        self.phase = phase
-        set_trainable(self.model, phase)
-        self.parallel = parallel(self.objective, self.world)  # it remembers what has gradients
+        if phase != self.phase:
+            self.phase = phase
+            set_trainable(self.model, phase)
+            self.parallel = parallel(self.objective, self.world)  # it remembers what has gradients
+        return phase
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint holds beside the tensors."""
@@ -82,34 +82,50 @@ def phase_of(config: TrainConfig, step: int) -> Phase:
 
 
 class Step(NamedTuple):
-    """What a step did, in this process; `finite` is False where nothing was updated."""
+    """What a step did, in this process, as far as the device has come; `finite` is false where nothing was updated."""
 
+    number: int  # of the steps before it
+    phase: Phase
     losses: list[Losses]  # of each micro-batch
     gamma: float
     lr: float
     gradient_norm: Tensor
     part_norms: dict[str, Tensor]
-    finite: bool
+    finite: Tensor
 
 
 def train_step(state: TrainState, batch: Batch) -> Step:
-    """One optimiser step: draw, forward, backward, clip, update, average.
+    """One optimiser step: draw, forward, backward, clip, update, average. `settle` reads what came of it.
 
     A gradient that is not finite, in any process, makes all of them skip the batch.
     """
-    config, step = state.config, state.step
-    state.enter_phase()
-    gamma, lr = warmup_gamma(step, config.recipe), learning_rate(step, config.steps, config.optimizer)
+    config, number = state.config, state.step
+    phase = state.enter_phase()
+    gamma, lr = warmup_gamma(number, config.recipe), learning_rate(number, config.steps, config.optimizer)
 
     losses = [_backward(state, part, gamma) for part in state.micro_batches(batch)]
     part_norms = {name: _norm(part) for name, part in state.model.parts().items()}
     gradient_norm, finite = state.update(lr)
+    return Step(number, phase, losses, gamma, lr, gradient_norm, part_norms, finite)
 
-    if state.phase != "autoencoder":
+
+def settle(state: TrainState, batch: Batch, step: Step) -> bool:
+    """Whether the step updated anything: counts those that did not, and teaches the timestep sampler by those that did.
+
+    Waits for the device. Steps are settled in their order, and before one draws from what they teach (`must_settle`).
+    """
+    finite = bool(step.finite)
+    state.skipped += not finite
+    if step.phase != "autoencoder":
         if finite:
-            _observe(state, step, batch, losses)
-        state.timesteps.refresh_if_due(state.step)
-    return Step(losses, gamma, lr, gradient_norm, part_norms, finite)
+            _observe(state, step.number, batch, step.losses)
+        state.timesteps.refresh_if_due(step.number + 1)
+    return finite
+
+
+def must_settle(state: TrainState) -> bool:
+    """Whether the next step depends on what the last one found."""
+    return state.timesteps.refreshes_after(state.step)
 
 
 def _backward(state: TrainState, batch: Batch, gamma: float) -> Losses:
@@ -118,11 +134,12 @@ def _backward(state: TrainState, batch: Batch, gamma: float) -> Losses:
     config, shapes = state.config, state.model.shapes
     address: dict[str, Any] = {"seed": config.seed, "step": state.step, "rows_B": batch.index_B}
     latents = (state.model.num_latents, state.model.latent_dim)
-    draws = draw(config.diffusion, state.timesteps, latent_shape=latents, **address)
+    draws = draw(config.diffusion, state.timesteps, latent_shape=latents, device=state.device, **address)
     smoothing = None
     if state.phase == "autoencoder":
         h_shape = (shapes.seq_len, shapes.hidden_dim)
-        smoothing = draw_smoothing(config.cosmos, h_shape=h_shape, latent_shape=latents, **address)
+        there = {**address, "rows_B": batch.index_B.to(state.device, non_blocking=True)}
+        smoothing = draw_smoothing(config.cosmos, h_shape=h_shape, latent_shape=latents, **there)
     objective = state.parallel or state.objective
     with state.compute.autocast():
         losses: Losses = objective(batch.hidden_BLD, batch.tokens_BL, draws, gamma, state.phase, smoothing)
@@ -138,7 +155,7 @@ def _norm(part: nn.Module) -> Tensor:
 def _observe(state: TrainState, step: int, batch: Batch, losses: list[Losses]) -> None:
     """Show the timestep sampler the losses of the whole batch, in the same order in every process."""
     loss_B = torch.zeros(state.config.batch_size, dtype=torch.float64)
-    loss_B[batch.index_B.cpu()] = torch.cat([part.l_diff_B for part in losses]).double().cpu()
+    loss_B[batch.index_B] = torch.cat([part.l_diff_B for part in losses]).double().cpu()
     t_B = state.timesteps.draw(noise.uniform(state.config.seed, "t", step, torch.arange(len(loss_B))))
     state.timesteps.observe(t_B, state.world.sum(loss_B))
 

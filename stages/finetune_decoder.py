@@ -20,14 +20,15 @@ from safetensors.torch import save_file
 from ldlm import files, finetuning, heldout, runtime
 from ldlm.artifact import Artifact
 from ldlm.autoencoder import TokenDecoder
+from ldlm.batch import Batch
 from ldlm.config import FinetuneConfig, TrainConfig
 from ldlm.errors import InputError
-from ldlm.finetuning import DecoderState, figures, finetune_step
+from ldlm.finetuning import DecoderState, DecoderStep, figures, finetune_step, settle
 from ldlm.journal import Journal, begin, resume
-from ldlm.learner import check_shares
+from ldlm.learner import Behind, check_shares
 from ldlm.location import Location
 from ldlm.model import JointDecoder
-from ldlm.progress import SILENT, Progress
+from ldlm.progress import SILENT, Progress, Task
 from ldlm.run import JOINT, DecoderRecord, TrainedRun
 from ldlm.runtime import Stop, World
 from ldlm.store import FeatureStore, Split
@@ -129,6 +130,7 @@ def _train(
         progress.task("finetune decoder", config.steps, "step", done=state.step) as task,
         journal.recorded(state),
     ):
+        behind = Behind[tuple[Batch, DecoderStep]](lambda taken: _look(state, stream, *taken, journal, task))
         while True:
             if journal.wants_evaluation(state) and not journal.evaluate(state, stop, measure):
                 break
@@ -143,15 +145,20 @@ def _train(
             assert batch is not None
 
             step = finetune_step(state, stream.complete(batch))
-
-            shown = {}
-            if not step.finite:
-                remedy = f"lower --lr (it is {config.optimizer.lr})"
-                journal.skipped(state, stream, batch, {"l_w": step.l_w_B}, step.l_w_B, remedy=remedy)
-            elif state.step % config.log_every == 0 or state.step == 1:
-                shown = journal.stepped(state, figures(state, step))
-            task.advance(1, **{name: shown[name] for name in ("l_w", "token_accuracy") if shown})
+            behind.add((batch, step), now=journal.looks(state))
+        behind.catch_up()
         journal.close(state, stop)
+
+
+def _look(state: DecoderState, stream: Stream, batch: Batch, step: DecoderStep, journal: Journal, task: Task) -> None:
+    """Read a step that was taken, as in joint training."""
+    shown = {}
+    if not settle(state, step):
+        losses, remedy = {"l_w": step.l_w_B}, f"lower --lr (it is {state.config.optimizer.lr})"
+        journal.skipped(state, stream, batch, step.number + 1, losses, step.l_w_B, remedy=remedy)
+    elif journal.records(step.number + 1):
+        shown = journal.stepped(state, figures(state, step))
+    task.advance(1, **{name: shown[name] for name in ("l_w", "token_accuracy") if shown})
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -18,13 +18,13 @@ from ldlm.batch import Batch
 from ldlm.config import Shapes, TrainConfig
 from ldlm.errors import InputError
 from ldlm.journal import Journal, begin, resume
-from ldlm.learner import check_shares
+from ldlm.learner import Behind, check_shares
 from ldlm.location import Location
-from ldlm.progress import SILENT, Progress
+from ldlm.progress import SILENT, Progress, Task
 from ldlm.runtime import Stop
 from ldlm.store import FeatureStore, Split
 from ldlm.stream import Stream
-from ldlm.trainer import Step, TrainState, figures, phase_of, start, train_step
+from ldlm.trainer import Step, TrainState, figures, must_settle, phase_of, settle, start, train_step
 
 
 def plan(config: TrainConfig, shapes: Shapes) -> dict[str, Any]:
@@ -101,6 +101,7 @@ def _train(
     """The training loop: evaluate, save, read, step, log. A signal ends it with a checkpoint, and raises `Stopped`."""
     config, measure = state.config, partial(_measure, state, held_out)
     with stream, progress.task("train", config.steps, "step", done=state.step) as task, journal.recorded(state):
+        behind = Behind[tuple[Batch, Step]](lambda taken: _look(state, stream, *taken, journal, task))
         while True:
             if journal.wants_evaluation(state) and not journal.evaluate(state, stop, measure):
                 break
@@ -115,21 +116,26 @@ def _train(
             assert batch is not None
 
             step = train_step(state, stream.complete(batch))
-
-            shown = {}
-            if not step.finite:
-                _skipped(state, stream, batch, step, journal)
-            elif state.step % config.log_every == 0 or state.step == 1:
-                shown = journal.stepped(state, figures(state, step))
-            task.advance(1, **{name: shown[name] for name in ("l_diff", "l_h", "l_w", "token_accuracy") if shown})
+            behind.add((batch, step), now=must_settle(state) or journal.looks(state))
+        behind.catch_up()
         journal.close(state, stop)  # before the stream is: a read that hangs must not keep the checkpoint waiting
+
+
+def _look(state: TrainState, stream: Stream, batch: Batch, step: Step, journal: Journal, task: Task) -> None:
+    """Read a step that was taken: whether it updated anything, and its figures where they are recorded."""
+    shown = {}
+    if not settle(state, batch, step):
+        _skipped(state, stream, batch, step, journal)
+    elif journal.records(step.number + 1):
+        shown = journal.stepped(state, figures(state, step))
+    task.advance(1, **{name: shown[name] for name in ("l_diff", "l_h", "l_w", "token_accuracy") if shown})
 
 
 def _skipped(state: TrainState, stream: Stream, batch: Batch, step: Step, journal: Journal) -> None:
     remedy = f"lower optimizer.lr (it is {state.config.optimizer.lr}) or lengthen the warm-ups"
     losses = {name: torch.stack([getattr(part, name) for part in step.losses]) for name in ("l_diff", "l_h", "l_w")}
     l_diff_B = torch.cat([part.l_diff_B for part in step.losses])
-    journal.skipped(state, stream, batch, losses, l_diff_B, remedy=remedy)
+    journal.skipped(state, stream, batch, step.number + 1, losses, l_diff_B, remedy=remedy)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

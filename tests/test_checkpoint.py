@@ -22,7 +22,7 @@ from ldlm.config import (
     TokenDecoderConfig,
     TrainConfig,
 )
-from ldlm.trainer import TrainState, start, train_step
+from ldlm.trainer import TrainState, settle, start, train_step
 
 
 def save(folder: Path, step: int) -> checkpoint.Checkpoint:
@@ -196,7 +196,9 @@ def train(state: TrainState, until: int) -> list[float]:
         generator = torch.Generator().manual_seed(state.step)
         tokens = torch.randint(11, (6, 4), generator=generator)
         batch = Batch(torch.randn(6, 4, 8, generator=generator), tokens, torch.arange(6), state.position)
-        losses.append(train_step(state, batch).losses[0].loss.item())
+        step = train_step(state, batch)
+        assert settle(state, batch, step)
+        losses.append(step.losses[0].loss.item())
     return losses
 
 

@@ -39,6 +39,16 @@ def test_the_average_starts_at_the_weights_and_ramps_up():
     assert ema.weights["weight"].item() == pytest.approx(10 / 4 - 2 * 3 / 4, rel=1e-6)
 
 
+def test_a_step_that_changed_nothing_is_not_averaged():
+    model = one_weight(1.0)
+    ema = EMA(model, decay=0.5)
+    nn.init.constant_(model.weight, 3.0)
+    ema.update(model, 100, torch.tensor(False))
+    assert ema.weights["weight"].item() == 1.0
+    ema.update(model, 100, torch.tensor(True))
+    assert ema.weights["weight"].item() == 2.0
+
+
 def test_the_ramp_ends_at_the_configured_decay():
     model = one_weight(0.0)
     for decay, step, expected in ((0.99, 890, 891 / 900), (0.99, 892, 0.99), (0.9999, 10**7, 0.9999), (0.0, 5, 0.0)):

@@ -10,6 +10,7 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ from ldlm.config import (
 from ldlm.model import JointModel, build
 from ldlm.objective import Draws, Losses, Objective, draw, scale_gradient, warmup_gamma
 from ldlm.timesteps import TimestepSampler
-from ldlm.trainer import start, train_step
+from ldlm.trainer import settle, start, train_step
 
 SHAPES = Shapes(seq_len=6, hidden_dim=16, vocab_size=11)
 MODEL = ModelConfig(
@@ -417,7 +418,9 @@ def test_a_few_hundred_steps_learn_a_tiny_corpus_by_heart():
 
     history = []
     for step in range(config.steps):
-        done = train_step(state, Batch(hidden, tokens, torch.arange(rows), step * rows))
+        batch = Batch(hidden, tokens, torch.arange(rows), step * rows)
+        done = train_step(state, batch)
+        assert settle(state, batch, done)
         history.append({"loss": done.losses[0].loss.item(), "gamma": done.gamma})
     assert state.step == 300
     assert history[-1]["loss"] < 0.3 * history[0]["loss"]
@@ -477,7 +480,30 @@ def test_a_loss_that_is_not_finite_updates_nothing_though_its_gradient_is(monkey
 
     monkeypatch.setattr(Objective, "forward", infinite)
     before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
-    step = train_step(state, Batch(HIDDEN.float(), TOKENS, torch.arange(BATCH), 0))
-    assert not step.finite
+    batch = Batch(HIDDEN.float(), TOKENS, torch.arange(BATCH), 0)
+    step = train_step(state, batch)
+    assert not settle(state, batch, step)
     assert state.skipped == 1
     assert all(torch.equal(p, before[name]) for name, p in state.model.named_parameters())
+    assert all(torch.equal(average, before[name]) for name, average in state.ema.weights.items())
+    assert {float(found["step"]) for found in state.optimizer.state.values()} == {0.0}
+    assert not any(found["exp_avg"].any() for found in state.optimizer.state.values())
+    assert np.isnan(state.timesteps.edge_losses).all()
+
+
+@pytest.mark.parametrize("changes", [{}, {"recompute": True}, {"accumulate": BATCH}])
+@pytest.mark.parametrize("number", [0, 1])  # with and without self-conditioning
+def test_a_step_never_reads_what_the_device_has_found(monkeypatch, changes, number):
+    """On the meta device there is nothing to be read, and whoever tries fails."""
+    from ldlm import trainer
+
+    meta = torch.device("meta")
+    monkeypatch.setattr(trainer, "adamw", lambda parameters, config: torch.optim.AdamW(parameters))
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)  # which does not know this device
+    monkeypatch.setattr(noise, "coin", lambda *address: bool(number))
+    config = TrainConfig(model=MODEL, batch_size=BATCH, **changes)
+    state = start(config, SHAPES, scratch=False, device=meta)
+    batch = Batch(HIDDEN.float().to(meta), TOKENS.to(meta), torch.arange(BATCH), 0)
+    step = train_step(state, batch)
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"meta|data-dependent"):
+        settle(state, batch, step)
