@@ -26,6 +26,7 @@ from ldlm.stages import evaluate, sample, train
 from benchmarks.__main__ import hardware
 from ldlm import artifact, config
 from ldlm.config import EvaluateConfig, SampleConfig, SamplerConfig, TrainConfig
+from ldlm.metricsfile import MetricsFile
 
 BASE = "LDLM"
 FIGURES = ("gen_ppl", "entropy", "diversity", "token_accuracy_clean", "latent_std")
@@ -59,8 +60,8 @@ class Scale:
     texts: int
 
 
-# Two runs at a time on two otherwise idle cores, one thread each: a quarter of an hour a run.
-SCALES = {"small": Scale(steps=1200, texts=256)}
+# Two runs at a time on two otherwise idle cores, one thread each (OMP_NUM_THREADS=1): twenty minutes a run.
+SCALES = {"small": Scale(steps=3000, texts=256)}
 
 
 def settings(arm: Arm, steps: int, seed: int) -> TrainConfig:
@@ -79,7 +80,19 @@ def measure(name: str, arm: Arm, seed: int, steps: int, texts: int, quickstart: 
     sampler = SamplerConfig(steps=128, temperature=0.5)
     sample.run(SampleConfig(num_samples=texts, sampler=sampler, seed=seed), run, drawn, progress=show.Terminal())
     scored = scores(drawn, quickstart)
-    return {**scored, **{key: made.manifest["held_out"][key] for key in ("token_accuracy_clean", "latent_std")}}
+    held_out = {key: made.manifest["held_out"][key] for key in ("token_accuracy_clean", "latent_std")}
+    return {**scored, **held_out, "minutes": minutes(run)}
+
+
+def minutes(run: Path) -> float:
+    """How long its steps took, evaluations and interruptions aside."""
+    rows = config.PRESETS["tiny"].overrides["batch_size"]
+    total, before = 0.0, 0
+    for line in MetricsFile(run / "metrics.jsonl").read():
+        if line["kind"] == "train":
+            total += (line["step"] - before) * rows / line["timing"]["rows_per_second"]
+            before = line["step"]
+    return total / 60
 
 
 def scores(texts: Path, quickstart: Path) -> dict[str, float]:
@@ -107,12 +120,13 @@ def report(figures: Mapping[str, Any]) -> str:
     for name, one in figures["references"].items():
         rows.append((f"{name} text", *(show.value(one[key]) for key in FIGURES[:3]), "", "", "", ""))
     head = ("arm", "gen. ppl", "entropy", "diversity", "tokens rebuilt", "latent std", "paper: ppl", "entropy")
-    seeds = len(figures["seeds"])
+    seeds, took = len(figures["seeds"]), [one["minutes"] for runs in figures["arms"].values() for one in runs]
     lines = [
         f"{figures['steps']:,} steps of the tiny preset (σ_dec = 2, warm-up over the first two fifths), {seeds} seeds, "
         f"{figures['texts']} texts",
         "each, by the paper's sampler with 128 evaluations, temperature 0.5. Perplexity by protocol mdlm",
-        "under the quickstart's scorer, which saw other text; mean ± half the range over seeds. The paper's rows are",
+        "under the quickstart's scorer, which saw other text; mean ± half the range over seeds. A run's steps took",
+        f"{min(took):.0f} to {max(took):.0f} minutes. The paper's rows are",
         "of σ_dec = 1 but for that of σ_dec = 0.1, and its warm-up rows are without adaptive timesteps.",
         "",
         show.table(head, rows),
