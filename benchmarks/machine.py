@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import statistics
 import tempfile
@@ -28,11 +29,6 @@ class Limits:
     copy: float  # bytes/s that a copy within the device's memory reads and writes
     read: float  # bytes/s of a file that was just written, from the page cache
 
-    @property
-    def best(self) -> str:
-        """The faster precision."""
-        return max(self.flops, key=self.flops.__getitem__)
-
 
 def limits(device: torch.device, seconds: float = 1.0) -> Limits:
     """Measure them."""
@@ -58,21 +54,22 @@ class Timing:
 
     median: float
     fastest: float
+    mean: float
 
 
-def timed(work: Callable[[], Any], device: torch.device, seconds: float, *, warm: int = 2, least: int = 3) -> Timing:
-    """Time a call for about so many seconds, after `warm` calls that don't count."""
+def timed(work: Callable[[], Any], device: torch.device, seconds: float, *, warm: int = 2, count: int = 0) -> Timing:
+    """Time a call for about so many seconds, or exactly `count` times, after `warm` calls that don't count."""
     for _ in range(warm):
         work()
     spent: list[float] = []
     ends = time.perf_counter() + seconds
-    while time.perf_counter() < ends or len(spent) < least:
+    while len(spent) < (count or 3) or (not count and time.perf_counter() < ends):
         _wait(device)
         started = time.perf_counter()
         work()
         _wait(device)
         spent.append(time.perf_counter() - started)
-    return Timing(statistics.median(spent), min(spent))
+    return Timing(statistics.median(spent), min(spent), statistics.mean(spent))
 
 
 def _wait(device: torch.device) -> None:
@@ -91,6 +88,9 @@ class Peak:
 def peak_memory(device: torch.device) -> Iterator[Peak]:
     """What the block takes at most, beyond what was there; None where the kernel doesn't say."""
     gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)  # what glibc keeps of freed memory would be used again, and not counted
     found = Peak()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -35,6 +35,7 @@ from ldlm.model import JointModel, build
 from ldlm.timesteps import TimestepSampler
 from ldlm.trainer import start, train_step
 
+STEPS = 16  # of a training, the same for all: half of them, as the coin falls, evaluate the denoiser twice
 PLAIN = ComputeConfig(precision="fp32", attention="sdpa", compile="off")
 
 
@@ -44,7 +45,8 @@ class Scale:
 
     preset: str
     texts: int  # drawn at a time
-    steps: int  # of the sampler, timed from noise to latents
+    steps: int  # of the sampler, timed from noise to latents: of the last way, and of the others
+    fewer_steps: int
     rows: int  # of a training step
     encoder_layers: int  # of the frozen encoder in the plain training step: third-to-last of GPT-2's, or so
     lengths: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096)
@@ -53,8 +55,10 @@ class Scale:
 
 
 SCALES = {
-    "cuda": Scale("owt-1024", texts=16, steps=1024, rows=32, encoder_layers=10),
-    "cpu": Scale("tiny", texts=32, steps=32, rows=32, encoder_layers=2, lengths=(128, 512, 1024, 2048, 4096)),
+    "cuda": Scale("owt-1024", texts=16, steps=1024, fewer_steps=8, rows=8, encoder_layers=10),
+    "cpu": Scale(
+        "tiny", texts=32, steps=16, fewer_steps=16, rows=32, encoder_layers=2, lengths=(128, 512, 1024, 2048, 4096)
+    ),
 }
 
 
@@ -98,20 +102,20 @@ class Bench:
     def sampling(self) -> Iterator[dict[str, Any]]:
         """From noise to latents."""
         model = build(self.settings.model, self.shapes, seed=0).to(self.device).eval().requires_grad_(False)
-        sampler, seeds = SamplerConfig(steps=self.scale.steps), text_seeds(0, 0, self.scale.texts)
-        work = self.scale.texts * self.scale.steps
-        flops = work * accounting.denoiser_flops(self.settings.model, self.shapes)
+        seeds, ways, few = text_seeds(0, 0, self.scale.texts), self.ways(), self.scale.fewer_steps
+        one_step = self.scale.texts * accounting.denoiser_flops(self.settings.model, self.shapes)
         with plain_attention():
-            plain = self._seconds(lambda: self._plain_latents(model, sampler, seeds))
-        for name, way in self.ways().items():
-            generator = self._generator(model, way)
+            plain = self._seconds(lambda: self._plain_latents(model, SamplerConfig(steps=few), seeds)) / few
+        for name, way in ways.items():
+            steps = self.scale.steps if name == list(ways)[-1] else few
+            generator, sampler = self._generator(model, way), SamplerConfig(steps=steps)
             yield self._row(
-                f"sampling, {name}",
-                lambda generator=generator: generator.latents(sampler, seeds),  # type: ignore[misc]
+                f"sampling, {steps} steps, {name}",
+                lambda generator=generator, sampler=sampler: generator.latents(sampler, seeds),  # type: ignore[misc]
                 tokens=self.scale.texts * self.shapes.seq_len,
-                flops=flops,
+                flops=steps * one_step,
                 way=way,
-                plain=plain,
+                plain=steps * plain,
             )
 
     def _generator(self, model: JointModel, way: ComputeConfig) -> TextGenerator:
@@ -146,7 +150,7 @@ class Bench:
         flops = tokens * accounting.flops_per_token(self.settings, self.shapes)
         batch, encoder = self._batch(), self._encoder()
         with plain_attention(), mock.patch.dict(vocabulary.CHUNK, {self.device.type: 2**62}):
-            plain = self._seconds(self._step(PLAIN, batch, encoder))
+            plain = self._seconds(self._step(PLAIN, batch, encoder), count=STEPS)
         for name, way in self.ways().items():
             for kind, online in (("cached", None), ("online", encoder)):
                 yield self._row(
@@ -156,13 +160,15 @@ class Bench:
                     flops=flops,
                     way=way,
                     plain=plain,
+                    count=STEPS,
                 )
 
     def _step(self, way: ComputeConfig, batch: Batch, encoder: Callable[[Tensor], Tensor] | None) -> Callable[[], Any]:
         state = start(replace(self.settings, compute=way), self.shapes, scratch=False, device=self.device)
 
         def step() -> None:
-            states = batch.hidden_BLD if encoder is None else encoder(batch.tokens_BL)
+            with state.compute.autocast():
+                states = batch.hidden_BLD if encoder is None else encoder(batch.tokens_BL).float()
             train_step(state, batch._replace(hidden_BLD=states))
 
         return step
@@ -172,7 +178,7 @@ class Bench:
         return Batch(
             torch.randn(*shape, self.shapes.hidden_dim, device=self.device),
             torch.randint(self.shapes.vocab_size, shape, device=self.device),
-            torch.arange(self.scale.rows, device=self.device),
+            torch.arange(self.scale.rows),
             0,
         )
 
@@ -217,7 +223,7 @@ class Bench:
         rows = []
         for name, way in self.ways().items():
             compute = Compute.of(way, self.device)
-            mine = DiT(self.settings.model.denoiser, num_latents=self.shapes.seq_len, latent_dim=self.shapes.hidden_dim)
+            mine = self._denoiser()
             theirs = VocabularyDenoiser(self.settings.model.denoiser, self.shapes)
             z = torch.randn(self.scale.texts, self.shapes.seq_len, self.shapes.hidden_dim, device=self.device)
             tokens = torch.randint(self.shapes.vocab_size, z.shape[:2], device=self.device)
@@ -250,8 +256,7 @@ class Bench:
     def batches(self) -> list[dict[str, Any]]:
         """One evaluation of the denoiser for growing batches."""
         way = list(self.ways().values())[-1]
-        compute, sizes = Compute.of(way, self.device), self.settings.model.denoiser
-        network = DiT(sizes, num_latents=self.shapes.seq_len, latent_dim=self.shapes.hidden_dim)
+        compute, network = Compute.of(way, self.device), self._denoiser()
         flops = accounting.denoiser_flops(self.settings.model, self.shapes)
         rows = []
         for count in self.scale.batches:
@@ -263,6 +268,10 @@ class Bench:
 
     # ------------------------------------------------------------------------------------------------------------------
 
+    def _denoiser(self) -> DiT:
+        """With a latent per token, as wide as h, as all presets have it."""
+        return DiT(self.settings.model.denoiser, num_latents=self.shapes.seq_len, latent_dim=self.shapes.hidden_dim)
+
     @torch.no_grad()
     def _evaluation(self, network: nn.Module, compute: Compute, *inputs: Tensor) -> float:
         """Seconds of a call in the given precision, compiled where that is asked for."""
@@ -271,15 +280,28 @@ class Bench:
         function = torch.compile(network, dynamic=False) if compute.compiled else network
         return self._seconds(lambda: function(*given))
 
-    def _seconds(self, work: Callable[[], Any]) -> float:
-        return timed(work, self.device, self.scale.seconds).median
+    def _seconds(self, work: Callable[[], Any], count: int = 0) -> float:
+        """The median; of `count` calls, which are of two kinds, the mean. NaN where the memory does not suffice."""
+        try:
+            found = timed(work, self.device, self.scale.seconds, count=count)
+        except torch.OutOfMemoryError:
+            return math.nan
+        return found.mean if count else found.median
 
     def _row(
-        self, name: str, work: Callable[[], Any], *, tokens: int, flops: int, way: ComputeConfig, plain: float
+        self,
+        name: str,
+        work: Callable[[], Any],
+        *,
+        tokens: int,
+        flops: int,
+        way: ComputeConfig,
+        plain: float,
+        count: int = 0,
     ) -> dict[str, Any]:
         with peak_memory(self.device) as peak:
-            seconds = self._seconds(work)
-        limit = self.limits.flops["fp32" if way.precision == "auto" else way.precision]
+            seconds = self._seconds(work, count)
+        limit = self.limits.flops[way.precision]
         return {
             "name": name,
             "seconds": seconds,
@@ -362,7 +384,8 @@ def report(figures: dict[str, Any]) -> str:
             f"file read {limit['read_bytes'] / 1e9:.3g} GB/s",
             "",
             f"preset {figures['preset']}; shares are of the matrix product in the same precision; plain is eager",
-            "float32 with attention written out, all logits at a time and, in training, the encoder inside the step",
+            "float32 with attention written out, all logits at a time and, in training, the encoder inside the step,",
+            "whose own FLOPs are not counted; nan: out of memory",
             "",
             show.table(("", "time", "tokens/s", "GFLOP/s", "share", "memory", "plain", "times faster"), rows),
             "",

@@ -1,7 +1,7 @@
 """How the arithmetic is done: precision of matrix products, attention kernel, compilation. What is computed stays.
 
-bf16 is autocast in training: weights, optimiser, losses and the residual stream stay float32. In sampling the weights
-themselves are bf16, and the state of the solver float32.
+bf16 is autocast in training: weights, optimiser, losses and the residual stream stay float32. In sampling the
+denoiser's own weights are bf16; the state of the solver and the decoders are float32.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ldlm import layers
 from ldlm.config import ComputeConfig, Precision
+from ldlm.errors import InputError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -31,8 +32,13 @@ class Compute:
     @classmethod
     def of(cls, config: ComputeConfig, device: torch.device) -> Compute:
         """Settles the process's attention kernel as well; `InputError` when something can't be had on the device."""
+        if config.attention == "xformers" and config.compile == "on":
+            raise InputError(
+                "--attention xformers breaks the graph of --compile on; use --attention sdpa, or compile off"
+            )
         layers.use_attention(config.attention, device)
-        compiled = device.type == "cuda" if config.compile == "auto" else config.compile == "on"
+        auto = device.type == "cuda" and config.attention != "xformers"
+        compiled = auto if config.compile == "auto" else config.compile == "on"
         return cls(device, DTYPES[precision_on(config.precision, device)], compiled)
 
     @property
@@ -56,7 +62,7 @@ def precision_on(precision: Precision, device: torch.device) -> Literal["fp32", 
 class Replay:
     """A function of tensors as a CUDA graph for each of their shapes: one launch in place of hundreds.
 
-    What it returns stands in memory that the next call overwrites. The function must not wait for the device.
+    The function must not wait for the device.
     """
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
@@ -71,7 +77,7 @@ class Replay:
         for mine, tensor in zip(inputs, given, strict=True):
             mine.copy_(tensor)
         graph.replay()
-        return output
+        return output.clone()
 
     def _record(self, given: Sequence[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
         inputs = [tensor.clone() for tensor in given]

@@ -195,7 +195,9 @@ class ComputeConfig:
     attention: Literal["auto", "xformers", "sdpa"] = setting(
         "auto", "kernel; auto is xformers' on a GPU, and torch's elsewhere and in compiled code", identity=False
     )
-    compile: Literal["auto", "on", "off"] = setting("auto", "compile the networks; auto does on a GPU", identity=False)
+    compile: Literal["auto", "on", "off"] = setting(
+        "auto", "compile the networks; auto does on a GPU, unless --attention is xformers", identity=False
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

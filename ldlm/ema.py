@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class EMA:
     """Averages w̄ ← δ w̄ + (1 − δ) w after each step, with δ = min(decay, (1 + n)/(10 + n)) at step n.
 
-    The ramp lets a short run forget its initialisation. A step that changed nothing does not count as an average.
+    The ramp lets a short run forget its initialisation. Steps that changed nothing are counted, and not averaged.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

@@ -10,7 +10,7 @@ class InputError(ValueError):
     """A value, a file or a combination of settings that the user can put right."""
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """A stage has ended in order because a signal asked it to; the message says where. Exit status 75, EX_TEMPFAIL."""
 
 

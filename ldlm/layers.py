@@ -28,7 +28,7 @@ def attention(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor) -> Tensor:
 
     By the kernel that `use_attention` chose. Compiled code takes torch's, since xformers' would break the graph.
     """
-    if _kernel == "xformers" and not torch.compiler.is_compiling():
+    if _kernel == "xformers" and q_BNHK.is_cuda and not torch.compiler.is_compiling():
         # Under autocast the norms of queries and keys may give float32, which torch's kernel casts by itself.
         return _xformers()(q_BNHK.to(v_BLHK.dtype), k_BLHK.to(v_BLHK.dtype), v_BLHK)
     out_BHNK = F.scaled_dot_product_attention(q_BNHK.transpose(1, 2), k_BLHK.transpose(1, 2), v_BLHK.transpose(1, 2))
@@ -102,8 +102,7 @@ class RMSNorm(nn.RMSNorm):
     """In the dtype of its input, whatever that of its weight: torch has no fused kernel for a mixture."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = None if self.weight is None else self.weight.to(x.dtype)
-        return F.rms_norm(x, self.normalized_shape, weight, self.eps)
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class MLP(nn.Sequential):

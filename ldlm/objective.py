@@ -143,6 +143,11 @@ class Losses(NamedTuple):
     token_accuracy: Tensor
     latents: Spread
 
+    def detached(self) -> Losses:
+        """To look at, without the graph behind them."""
+        losses = {name: getattr(self, name).detach() for name in ("loss", "l_diff", "l_h", "l_w")}
+        return self._replace(**losses)
+
 
 class Objective(nn.Module):
     """The joint loss as one module, so that a data-parallel wrapper sees every trainable parameter in its forward."""

@@ -94,17 +94,15 @@ def self_conditioned(network: Network, guidance: float = 1.0) -> Denoise:
     Use a fresh one for each batch.
     """
     previous: Tensor | None = None
-    nothing = torch.empty(0)
 
     def denoise(z: Tensor, t: Tensor) -> Tensor:
-        nonlocal previous, nothing
+        nonlocal previous
         if previous is None:
-            nothing = torch.zeros_like(z)
-            previous = network(z, t, nothing)
+            previous = network(z, t, torch.zeros_like(z))
         elif guidance == 1:
             previous = network(z, t, previous)
         else:
-            without = network(z, t, nothing)
+            without = network(z, t, torch.zeros_like(z))
             previous = without + guidance * (network(z, t, previous) - without)
         return previous
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
@@ -93,10 +94,14 @@ class ShardedArray:
         with ExitStack() as opened:
             reads = {shard: opened.enter_context(_reader(self._shard_path(shard))) for shard in map(int, set(shards))}
 
-            work = zip(shards.tolist(), rows_of_grid.tolist(), np.split(by_chunk, starts[1:]), strict=True)
+            work = deque(zip(shards.tolist(), rows_of_grid.tolist(), np.split(by_chunk, starts[1:]), strict=True))
 
             def decode() -> None:
-                for shard, row_of_grid, places in work:  # each thread takes the next that nobody has
+                while True:
+                    try:
+                        shard, row_of_grid, places = work.popleft()  # each thread takes the next that nobody has
+                    except IndexError:
+                        return
                     index = self._index(shard, reads[shard])[row_of_grid]
                     self._decode_rows(reads[shard], index, within[places], out, places, self._shard_path(shard))
 

@@ -97,4 +97,9 @@ def _write_all(file: int, data: memoryview) -> int:
 
 def _read_all(file: int, into: memoryview) -> int:
     """How many bytes were read; −1 where the file has another length."""
-    return os.preadv(file, [into], 0) if os.fstat(file).st_size == len(into) else -1
+    done = 0
+    if os.fstat(file).st_size != len(into):
+        return -1
+    while done < len(into) and (count := os.preadv(file, [into[done:]], done)):
+        done += count
+    return done

@@ -144,7 +144,7 @@ def _backward(state: TrainState, batch: Batch, gamma: float) -> Losses:
     with state.compute.autocast():
         losses: Losses = objective(batch.hidden_BLD, batch.tokens_BL, draws, gamma, state.phase, smoothing)
     state.backward(losses.loss)
-    return losses
+    return losses.detached()
 
 
 def _norm(part: nn.Module) -> Tensor:

@@ -46,7 +46,7 @@ class _CrossEntropy(torch.autograd.Function):
                 x_PD.to(dtype), weight_VD.to(dtype), tokens_P, *ctx.needs_input_grad[:2]
             )
         ctx.save_for_backward(dx_PD)
-        ctx.dw_VD = dw_VD  # as large as the weight, whose gradient it becomes: no activation
+        ctx.dw_VD = dw_VD  # as large as the weight, whose gradient it becomes: no activation. It goes with the graph
         ctx.dtypes = x_PD.dtype, weight_VD.dtype
         ctx.mark_non_differentiable(loss_P, right_P)
         return loss_P.mean(), loss_P, right_P
@@ -82,7 +82,7 @@ def _chunked(
         weight_PV = logits_PV.sub_(most_P1).exp_()
         total_P1 = weight_PV.sum(-1, keepdim=True)
         right_P[part] = (likeliest_P1 == at_token_P1).squeeze(-1)
-        loss_P[part] = (total_P1.log() + most_P1 - of_token_P1).squeeze(-1)
+        loss_P[part] = (total_P1.log() + (most_P1 - of_token_P1)).squeeze(-1)
         if not (want_dx or want_dw):
             continue
         # ∂mean/∂logits = (softmax − one-hot) / P

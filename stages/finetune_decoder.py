@@ -95,7 +95,11 @@ def run(
             device=device,
             world=world,
         )
-        inputs = {"checkpoint": trained.checkpoint.digest, "features": store.fingerprint}
+        inputs = {
+            "checkpoint": trained.checkpoint.digest,
+            "features": store.fingerprint,
+            "precision": state.compute.precision,
+        }
         reads = [place for place in (run_path, features) if isinstance(place, Path)]
         result = begin(
             out,
@@ -145,7 +149,7 @@ def _train(
             assert batch is not None
 
             step = finetune_step(state, stream.complete(batch))
-            behind.add((batch, step), now=journal.looks(state))
+            behind.add((batch._replace(hidden_BLD=None), step), now=journal.looks(state))
         behind.catch_up()
         journal.close(state, stop)
 

@@ -143,6 +143,7 @@ def run(
     inputs = {
         "checkpoint": run.checkpoint.digest,
         "decoders": list(generators),
+        "precision": compute.precision,
         "reference": None if reference is None else files.sha256_file(reference),
         "externals": {one.name: [files.sha256_file(one.path), one.nfe, one.seconds] for one in externals},
     }

@@ -59,7 +59,8 @@ def run(
         stream = Stream(
             store, split, batch_size=config.batch_size, seed=config.seed, position=0, device=device, world=world
         )
-        inputs, reads = {"features": store.fingerprint}, [features] if isinstance(features, Path) else []
+        inputs = {"features": store.fingerprint, "precision": state.compute.precision}
+        reads = [features] if isinstance(features, Path) else []
         result = begin(
             out,
             "run",
@@ -116,7 +117,7 @@ def _train(
             assert batch is not None
 
             step = train_step(state, stream.complete(batch))
-            behind.add((batch, step), now=must_settle(state) or journal.looks(state))
+            behind.add((batch._replace(hidden_BLD=None), step), now=must_settle(state) or journal.looks(state))
         behind.catch_up()
         journal.close(state, stop)  # before the stream is: a read that hangs must not keep the checkpoint waiting
 

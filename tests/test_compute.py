@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from ldlm.stages import train
 
-from ldlm import layers
+from ldlm import heldout, layers, noise
 from ldlm.compute import Compute, Replay
 from ldlm.config import ComputeConfig, SamplerConfig, TrainConfig
 from ldlm.errors import InputError
@@ -35,6 +37,11 @@ def test_without_a_gpu_auto_is_float32_torch_s_attention_and_nothing_compiled():
 def test_xformers_is_refused_on_a_cpu_before_it_can_fail_in_a_step():
     with pytest.raises(InputError, match=r"--attention xformers has no kernels for cpu; use --attention sdpa, or auto"):
         Compute.of(ComputeConfig(attention="xformers"), CPU)
+
+
+def test_xformers_and_compilation_exclude_each_other():
+    with pytest.raises(InputError, match=r"--attention xformers breaks the graph of --compile on"):
+        Compute.of(ComputeConfig(attention="xformers", compile="on"), CPU)
 
 
 def test_xformers_is_imported_without_a_word():
@@ -122,7 +129,8 @@ def test_compiled_sampling_gives_the_same_latents_and_compiles_once(trained):
     torch.testing.assert_close(compiled.latents(sampler, seeds), expected, rtol=1e-4, atol=1e-4)
     assert counters["stats"]["unique_graphs"] == 2  # the denoiser and the noise
     assert not counters["graph_break"]
-    assert not counters["recompiles"]
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        compiled.latents(replace(sampler, steps=9), seeds + 5)
 
 
 @pytest.mark.gpu
@@ -151,9 +159,35 @@ def test_compiled_blocks_give_the_same_losses_without_breaks_or_recompilations(
     compiled = run_with(config, store, tmp_path / "compiled", compile="on")
     assert counters["stats"]["unique_graphs"] > 0
     assert not counters["graph_break"]
-    assert not counters["recompiles"]
     for name, values in losses(plain).items():
         assert losses(compiled)[name] == pytest.approx(values, rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.slow
+def test_nothing_is_compiled_after_the_first_steps_and_the_first_evaluation(train_config, store):
+    config = dataclasses.replace(train_config, compute=ComputeConfig(compile="on"))
+    opened = FeatureStore(store)
+    torch._dynamo.reset()
+    state = start(config, opened.shapes, scratch=False, device=CPU)
+    split, rows = opened.split("train"), config.batch_size
+    stream = Stream(opened, split, batch_size=rows, seed=0, position=0, device=CPU)
+    evaluate = partial(heldout.evaluate, state.objective, split, rows=2 * rows, batch_size=rows, device=CPU)
+
+    def steps(count: int) -> set[bool]:
+        taken = set()
+        for _ in range(count):
+            taken.add(noise.coin(config.seed, "self_condition", state.step, config.diffusion.self_conditioning))
+            train_step(state, next(batches))
+        return taken
+
+    with stream:
+        batches = iter(stream)
+        assert steps(6) == {False, True}
+        evaluate()
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            assert steps(6) == {False, True}
+            evaluate()
 
 
 @pytest.mark.gpu
