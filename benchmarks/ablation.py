@@ -85,7 +85,7 @@ def measure(name: str, arm: Arm, seed: int, steps: int, texts: int, quickstart: 
 
 
 def minutes(run: Path) -> float:
-    """How long its steps took, evaluations and interruptions aside."""
+    """How long its steps took, halts of the process included, and evaluations not."""
     rows = config.PRESETS["tiny"].overrides["batch_size"]
     total, before = 0.0, 0
     for line in MetricsFile(run / "metrics.jsonl").read():

@@ -42,9 +42,9 @@ class Compute:
         return cls(device, DTYPES[precision_on(config.precision, device)], compiled)
 
     @property
-    def precision(self) -> str:
+    def precision(self) -> Literal["fp32", "bf16"]:
         """Its name, as it is recorded."""
-        return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
+        return "bf16" if self.dtype == torch.bfloat16 else "fp32"
 
     def autocast(self) -> AbstractContextManager[object]:
         """Within it, matrix products and attention are in `dtype`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -113,7 +113,8 @@ class FrozenEncoder:
         model, made_up = load_model(AutoModel, name)
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
-        self.name, self.kind, self.compute = name, kind, Compute(torch.device(device), DTYPES[precision])
+        self.name, self.kind, self.compute = name, kind, Compute(torch.device(device))
+        self.compute_in(precision)
         config = model.config.get_text_config()
         self.hidden_dim: int = config.hidden_size
         self.vocab_size: int = model.get_input_embeddings().num_embeddings
@@ -136,6 +137,10 @@ class FrozenEncoder:
     def device(self) -> torch.device:
         """Where it computes."""
         return self.compute.device
+
+    def compute_in(self, precision: Literal["fp32", "bf16"]) -> None:
+        """Do matrix products and attention in another precision from now on."""
+        self.compute = replace(self.compute, dtype=DTYPES[precision])
 
     def _truncate(self, model: nn.Module, index: int) -> None:
         """Remove the blocks above `hidden_states[index]` and note that state as it passes."""

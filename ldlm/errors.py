@@ -11,7 +11,10 @@ class InputError(ValueError):
 
 
 class Stopped(BaseException):
-    """A stage has ended in order because a signal asked it to; the message says where. Exit status 75, EX_TEMPFAIL."""
+    """A stage has ended in order because a signal asked it to; the message says where. Exit status 75, EX_TEMPFAIL.
+
+    Not an `Exception`: raised in the middle of a compilation, it must not be taken for a fault of the compiler's.
+    """
 
 
 class StorageError(Exception):

@@ -177,8 +177,6 @@ class Journal:
         self.status("running", state)
         try:
             yield
-        except Stopped:
-            raise
         except Exception as error:
             self.status("failed", state, reason=f"{type(error).__name__}: {error}")
             raise

@@ -191,13 +191,13 @@ def prepare(
     """
     _check(config)
     config, source = _pinned(config)
-    begun = files.read_yaml(out / "config.yaml") if not overwrite and (out / "config.yaml").is_file() else {}
-    _check_revision(config, begun, out)
-    if config.precision == "auto" and "precision" in begun:
-        config = replace(config, precision=begun["precision"])
-    config = replace(config, precision=compute.precision_on(config.precision, runtime.device(config.device)))
     tokenizer, encoder = _models(config)
     _check_requests(config, out, _width(config, encoder))
+    begun = files.read_yaml(out / "config.yaml") if not overwrite and (out / "config.yaml").is_file() else {}
+    _check_revision(config, begun, out)
+    if config.precision == "auto":
+        encoder.compute_in(begun.get("precision", encoder.compute.precision))
+    config = replace(config, precision=encoder.compute.precision)
     fingerprints = _fingerprints(config, encoder, tokenizer)
     reads = (*config.data, *config.validation_data)
     result = artifact.begin(
