@@ -10,11 +10,11 @@ from functools import partial
 
 import pytest
 import torch
-from ldlm.stages import train
+from ldlm.stages import finetune_decoder, sample, train
 
-from ldlm import heldout, layers, noise
+from ldlm import compute, heldout, layers, noise
 from ldlm.compute import Compute, Replay
-from ldlm.config import ComputeConfig, SamplerConfig, TrainConfig
+from ldlm.config import ComputeConfig, FinetuneConfig, SampleConfig, SamplerConfig, TrainConfig
 from ldlm.errors import InputError
 from ldlm.metricsfile import MetricsFile
 from ldlm.run import TrainedRun
@@ -51,8 +51,8 @@ def test_xformers_is_imported_without_a_word():
     assert (done.stdout.strip() in ("True", "False"), done.stderr) == (True, "")
 
 
-def run_with(train_config: TrainConfig, store, out, **compute: str):
-    config = dataclasses.replace(train_config, compute=ComputeConfig(**compute), log_every=1)
+def run_with(train_config: TrainConfig, store, out, **settings: str):
+    config = dataclasses.replace(train_config, compute=ComputeConfig(**settings), log_every=1)
     return train.run(config, store, out).path
 
 
@@ -115,6 +115,22 @@ def test_sampling_in_bf16_keeps_the_state_in_float32_and_the_weights_of_the_run(
     assert not torch.equal(a, b)
     assert (a - b).norm() / a.norm() < 0.02
     assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+
+
+def test_auto_is_not_taken_up_where_it_means_another_precision(train_config, store, run_copy, tmp_path, monkeypatch):
+    """As on a machine with a GPU, after one without."""
+    finetune, drawn = FinetuneConfig(layers=0, steps=2, batch_size=8, eval_rows=8), tmp_path / "s.jsonl"
+    sampling = SampleConfig(num_samples=2, sampler=SamplerConfig(steps=2), decoder="joint")
+    finetune_decoder.run(finetune, run_copy, store)
+    sample.run(sampling, run_copy, drawn)
+    monkeypatch.setattr(compute, "precision_on", lambda precision, device: "bf16")
+    for again in (
+        lambda: train.run(train_config, store, run_copy),
+        lambda: finetune_decoder.run(finetune, run_copy, store),
+        lambda: sample.run(sampling, run_copy, drawn),
+    ):
+        with pytest.raises(InputError, match=r"precision: fp32 -> bf16"):
+            again()
 
 
 @pytest.mark.slow
