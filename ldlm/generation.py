@@ -28,6 +28,7 @@ Watch = Callable[[Tensor, Tensor], None]  # (t, ẑ_0 at t) of each evaluation
 
 JOINT = "joint"  # the name of D_w∘D_h among the decoders
 LARGEST_BATCH = 256  # of a batch size that is measured: an interruption costs a batch
+MEASURE_SECONDS = 0.1  # of each size that is measured, at least
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class TextGenerator:
     def batch_size(self, most: int) -> int:
         """The number of texts at a time, a power of 2 up to `most`, at which the denoiser is fastest per text.
 
-        It doubles while that gains at least a tenth, and stops where the device's memory does.
+        It doubles while that gains at least a twentieth, and stops where the device's memory does.
         """
         best, rate, size = 1, 0.0, 1
         while size <= max(1, most):
@@ -134,20 +135,25 @@ class TextGenerator:
                 found = size / self._seconds(size)
             except torch.OutOfMemoryError:
                 break
-            if found < 1.1 * rate:
+            if found < 1.05 * rate:
                 break
             best, rate, size = size, found, 2 * size
         return best
 
     @torch.no_grad()
     def _seconds(self, size: int) -> float:
-        """Of one evaluation of so many texts, the second. Not compiled, for that takes long for each size."""
+        """Of one evaluation of so many texts, the fastest. Not compiled, for that takes long for each size.
+
+        A single small evaluation says little: the slowest of ten takes twice as long as the fastest.
+        """
         z = torch.zeros(size, *self.latent_shape, device=self.device, dtype=self.compute.dtype)
         modulations = self.denoiser.modulations(torch.full((1,), 0.5, device=self.device)).to(self.compute.dtype)
-        for _ in range(2):
+        began, seconds = time.perf_counter(), []
+        while len(seconds) < 3 or time.perf_counter() - began < MEASURE_SECONDS:
             started = time.perf_counter()
             self._eager(z, z, modulations).sum().item()  # which waits for the device
-        return time.perf_counter() - started
+            seconds.append(time.perf_counter() - started)
+        return min(seconds)
 
 
 def text_seeds(seed: int, start: int, stop: int) -> Tensor:
