@@ -148,7 +148,7 @@ class TextGenerator:
         """
         z = torch.zeros(size, *self.latent_shape, device=self.device, dtype=self.compute.dtype)
         modulations = self.denoiser.modulations(torch.full((1,), 0.5, device=self.device)).to(self.compute.dtype)
-        began, seconds = time.perf_counter(), []
+        began, seconds = time.perf_counter(), list[float]()
         while len(seconds) < 3 or time.perf_counter() - began < MEASURE_SECONDS:
             started = time.perf_counter()
             self._eager(z, z, modulations).sum().item()  # which waits for the device
