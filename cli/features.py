@@ -1,4 +1,4 @@
-"""`ldlm features info|verify|repair|bench`."""
+"""`ldlm features info|verify|repair|texts|bench`."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from typing import Any
 
 import click
 from ldlm.cli import show
+from ldlm.cli.options import path_option, require
 
 from ldlm.location import locate
 
 DAMAGED = 3  # exit status of verify
 
 
-@click.group(short_help="look after a feature store: info, verify, repair, bench")
+@click.group(short_help="look after a feature store: info, verify, repair, texts, bench")
 def command() -> None:
-    """Look after a feature store: what it is, whether it is whole, mend it, how fast it reads.
+    """Look after a feature store: what it is, whether it is whole, mend it, its held-out text, how fast it reads.
 
     \b
     Examples:
       ldlm features info features
+      ldlm features texts features --rows 1000 --output real.jsonl
       ldlm features verify features && ldlm train --features features --output run
     """
 
@@ -68,6 +70,18 @@ def repair(store: str, as_json: bool, device: str) -> None:
 
     bad, _ = stage.repair(locate(store), device=device, progress=show.Terminal())
     _show({"repaired": bad}, as_json, lambda: f"made again: {', '.join(bad)}" if bad else "whole; nothing to do")
+
+
+@command.command(short_help="held-out rows as text, to compare samples with")
+@_store
+@click.option("--rows", default=1000, metavar="INT", type=click.IntRange(1), help="the first so many  [default: 1000]")
+@path_option("--output", "file to write, one JSON object per text", metavar="F.jsonl")
+def texts(store: str, as_json: bool, rows: int, output: str | None) -> None:
+    """Held-out rows as text, cut and decoded as samples are: the --reference of `evaluate` and `sweep`."""
+    from ldlm.stages import features as stage
+
+    written = stage.texts(locate(store), rows, require(output, "--output", "real.jsonl"))
+    _show({"output": str(written)}, as_json, lambda: f"{rows:,} texts in {written}")
 
 
 @command.command(short_help="read rate of shuffled batches, against a memory map of the same rows")

@@ -28,7 +28,7 @@ def command(
 
     \b
     Example:
-      ldlm sweep --run run --scorer gpt2-large --reference heldout.jsonl --budgets 16 32 64 128
+      ldlm sweep --run run --scorer gpt2-large --reference real.jsonl --budgets 16 32 64 128
     """
     config = options.build()
     from ldlm.stages import sweep as stage

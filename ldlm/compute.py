@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ldlm import layers
+from ldlm import layers, noise
 from ldlm.config import ComputeConfig, Precision
 from ldlm.errors import InputError
 
@@ -45,6 +46,14 @@ class Compute:
     def precision(self) -> Literal["fp32", "bf16"]:
         """Its name, as it is recorded."""
         return "bf16" if self.dtype == torch.bfloat16 else "fp32"
+
+    @cached_property
+    def normal(self) -> Callable[..., Tensor]:
+        """`noise.normal`: hundreds of small operations, or, compiled, one, which may round the last bit otherwise.
+
+        Give it the step as a tensor, or it is compiled for each.
+        """
+        return torch.compile(noise.normal, dynamic=False) if self.compiled else noise.normal
 
     def autocast(self) -> AbstractContextManager[object]:
         """Within it, matrix products and attention are in `dtype`."""

@@ -30,7 +30,10 @@ class EMA:
         share = torch.full((), 1 - decay, device=average[0].device)
         if finite is not None:
             share = share * finite
-        torch._foreach_lerp_(average, weights, [share] * len(average))
+        # lerp takes a share that is a tensor in a launch per parameter; these are three launches in all.
+        change = torch._foreach_sub(weights, average)
+        torch._foreach_mul_(change, share)
+        torch._foreach_add_(average, change)
 
     @torch.no_grad()
     def load(self, weights: dict[str, Tensor]) -> None:

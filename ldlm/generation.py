@@ -76,7 +76,7 @@ class TextGenerator:
             self.schedule,
             noise.normal(seeds_B, "z_1", 0, row_B, self.latent_shape),
             times,
-            lambda step: self._normal(seeds_B, "sde", torch.full_like(row_B[0], step), row_B, self.latent_shape),
+            lambda step: self.compute.normal(seeds_B, "sde", row_B.new_full((), step), row_B, self.latent_shape),
         )
 
     def _at(self, times: Tensor) -> samplers.Network:
@@ -103,11 +103,6 @@ class TextGenerator:
             return self._eager
         compiled = torch.compile(self._eager, dynamic=False)
         return Replay(compiled) if self.device.type == "cuda" else compiled
-
-    @cached_property
-    def _normal(self) -> Callable[..., Tensor]:
-        """`noise.normal`: hundreds of small operations, or one."""
-        return torch.compile(noise.normal, dynamic=False) if self.compute.compiled else noise.normal
 
     def latents(self, sampler: SamplerConfig, seeds_B: Tensor, watch: Watch | None = None) -> Tensor:
         """Latents z_0 (B, N, C), of the two ends the one that `sampler.final` names."""

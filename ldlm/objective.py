@@ -6,6 +6,7 @@ Shapes in names: B batch, L tokens, N latents, D width of h, C width of a latent
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -96,8 +97,12 @@ def draw(
     rows_B: Tensor,
     latent_shape: tuple[int, int],
     device: torch.device | str = "cpu",
+    normal: Callable[..., Tensor] = noise.normal,
 ) -> Draws:
-    """`Draws` on `device` keyed by (seed, step, row of the global batch); rows on the CPU, t in float64."""
+    """`Draws` on `device` keyed by (seed, step, row of the global batch); rows on the CPU, t in float64.
+
+    `normal` is `noise.normal`, perhaps compiled.
+    """
     t_B = timesteps.draw(noise.uniform(seed, "t", step, rows_B))
     weight_B = torch.ones_like(t_B)
     if config.weighting == "elbo":
@@ -105,11 +110,12 @@ def draw(
         omega_B = Schedule.of(config).elbo_weight(t_B.clamp(max=1 - 1e-9)) / timesteps.density(t_B)
         weight_B = torch.where(t_B >= config.elbo_t_min, omega_B, 0.0)
     there_B = rows_B.to(device, non_blocking=True)
+    step_there = there_B.new_full((), step)
     return Draws(
         t_B=t_B.to(device, non_blocking=True),
         weight_B=weight_B.to(device, non_blocking=True),
-        eps_BNC=noise.normal(seed, "eps", step, there_B, latent_shape),
-        eps_dec_BNC=noise.normal(seed, "eps_dec", step, there_B, latent_shape),
+        eps_BNC=normal(seed, "eps", step_there, there_B, latent_shape),
+        eps_dec_BNC=normal(seed, "eps_dec", step_there, there_B, latent_shape),
         self_condition=noise.coin(seed, "self_condition", step, config.self_conditioning),
     )
 

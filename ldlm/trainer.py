@@ -134,12 +134,13 @@ def _backward(state: TrainState, batch: Batch, gamma: float) -> Losses:
     config, shapes = state.config, state.model.shapes
     address: dict[str, Any] = {"seed": config.seed, "step": state.step, "rows_B": batch.index_B}
     latents = (state.model.num_latents, state.model.latent_dim)
-    draws = draw(config.diffusion, state.timesteps, latent_shape=latents, device=state.device, **address)
+    there: dict[str, Any] = {"latent_shape": latents, "device": state.device, "normal": state.compute.normal}
+    draws = draw(config.diffusion, state.timesteps, **there, **address)
     smoothing = None
     if state.phase == "autoencoder":
         h_shape = (shapes.seq_len, shapes.hidden_dim)
-        there = {**address, "rows_B": batch.index_B.to(state.device, non_blocking=True)}
-        smoothing = draw_smoothing(config.cosmos, h_shape=h_shape, latent_shape=latents, **there)
+        address["rows_B"] = batch.index_B.to(state.device, non_blocking=True)
+        smoothing = draw_smoothing(config.cosmos, h_shape=h_shape, latent_shape=latents, **address)
     objective = state.parallel or state.objective
     with state.compute.autocast():
         losses: Losses = objective(batch.hidden_BLD, batch.tokens_BL, draws, gamma, state.phase, smoothing)

@@ -1,4 +1,4 @@
-"""Looking after a feature store: what it is, whether every byte is as it was written, mending it, how fast it reads."""
+"""Looking after a feature store: what it is, whether it is whole, mending it, its held-out text, how fast it reads."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from ldlm.stages import extract_features
 
-from ldlm import artifact, claims, config, store
+from ldlm import artifact, claims, config, files, metrics, samples, store
 from ldlm.artifact import Artifact
 from ldlm.config import ExtractConfig
+from ldlm.encoder import load_tokenizer
 from ldlm.errors import InputError
 from ldlm.location import Location
 from ldlm.progress import SILENT, Progress
@@ -78,6 +79,24 @@ def repair(path: Location, *, device: str = "auto", progress: Progress = SILENT)
             progress.note(f"making again: {', '.join(shards)}")
             store.forget(path, bad)
     return shards, extract_features.run(made_with, path, progress=progress)
+
+
+def texts(path: Location, rows: int, out: Path) -> Path:
+    """Write held-out rows, decoded, as `ldlm sample` writes its texts: real text of the samples' length and kind.
+
+    Training rows where the store has no others. `InputError` when it has fewer rows, or the file holds something else.
+    """
+    found = FeatureStore(path, allow_partial=True)
+    split = found.held_out()
+    if split.rows < rows:
+        raise InputError(f"{path} has {split.rows:,} {split.name} rows; ask for no more with --rows")
+    tokens = split.read(0, rows)[1]
+    decoded = metrics.decode_tokens(load_tokenizer(str(found.tokenizer_path)), tokens)
+    lines = files.dump_jsonl(samples.rows(decoded, tokens.tolist(), range(rows)))
+    if out.exists() and (out.is_dir() or out.read_bytes() != lines.encode()):
+        raise InputError(f"{out} holds something else; choose another --output")
+    files.write_atomic(out, lines)
+    return out
 
 
 def bench(path: Location, *, batch_size: int = 32, seconds: float = 5.0, most_bytes: float = 512e6) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torch
 from ldlm.stages import (
     evaluate,
     extract_features,
+    features,
     finetune_decoder,
     interpolate,
     pretrain_encoder,
@@ -180,7 +181,7 @@ def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, pro
 
 def _train_and_draw(steps: Plan, progress: Progress) -> tuple[Artifact, Artifact]:
     """All stages up to the evaluation; the run and its decoder."""
-    run, features = steps.run_path, steps.out / "features"
+    run, store = steps.run_path, steps.out / "features"
     if steps.config.encoder is None:
         progress.note("1 of 7: pretrain an encoder")
         pretrain_encoder.run(steps.encoder, steps.out / "encoder", progress=progress)
@@ -188,16 +189,16 @@ def _train_and_draw(steps: Plan, progress: Progress) -> tuple[Artifact, Artifact
         progress.note("2 of 7: pretrain a scorer, on other text")
         pretrain_encoder.run(steps.scorer, steps.out / "scorer", progress=progress)
     progress.note("3 of 7: extract features")
-    extract_features.run(steps.features, features, progress=progress)
+    extract_features.run(steps.features, store, progress=progress)
     progress.note("4 of 7: train encoder, denoiser and decoders jointly")
-    trained = train.run(steps.train, features, run, progress=progress)
+    trained = train.run(steps.train, store, run, progress=progress)
     progress.note("5 of 7: fine-tune a decoder that reads the latents directly")
-    decoder = finetune_decoder.run(steps.finetune, run, features, progress=progress)
+    decoder = finetune_decoder.run(steps.finetune, run, store, progress=progress)
     progress.note("6 of 7: sample")
     sample.run(steps.sample, run, steps.texts["samples"], progress=progress)
     trace.run(steps.sample, run, run / "trace", progress=progress)
     progress.note("7 of 7: interpolate and evaluate")
-    interpolate.run(steps.interpolate(FeatureStore(features)), run, features, run / "interpolation", progress=progress)
+    interpolate.run(steps.interpolate(FeatureStore(store)), run, store, run / "interpolation", progress=progress)
     return trained, decoder
 
 
@@ -263,18 +264,16 @@ def _write_corpus(quickstart: QuickstartConfig, out: Path, progress: Progress) -
 
 def _write_references(steps: Plan) -> None:
     """What the samples are compared with: held-out text, and text drawn from the training tokens' distribution."""
-    store = FeatureStore(steps.out / "features")
-    tokenizer = load_tokenizer(str(store.tokenizer_path))
-    held_out = store.held_out()
-    real = held_out.read(0, min(TEXTS, held_out.rows))[1]
+    features_path = steps.out / "features"
+    store = FeatureStore(features_path)
+    features.texts(features_path, min(TEXTS, store.held_out().rows), steps.texts["real text"])
     train_tokens = store.split("train").tokens[:]
-    unigram = np.repeat(real[:1], TEXTS, axis=0)
+    unigram = np.repeat(train_tokens[:1], TEXTS, axis=0)  # for its first and last token
     drawn = np.random.default_rng(steps.config.seed).choice(train_tokens[:, 1:-1].ravel(), (TEXTS, SEQ_LEN - 2))
     unigram[:, 1:-1] = drawn
-    for name, tokens in (("real text", real), ("unigram text", unigram)):
-        texts = metrics.decode_tokens(tokenizer, tokens)
-        rows = samples.rows(texts, tokens.tolist(), range(len(tokens)))
-        files.write_atomic(steps.texts[name], files.dump_jsonl(rows))
+    texts = metrics.decode_tokens(load_tokenizer(str(store.tokenizer_path)), unigram)
+    rows = samples.rows(texts, unigram.tolist(), range(TEXTS))
+    files.write_atomic(steps.texts["unigram text"], files.dump_jsonl(rows))
 
 
 def _copied(steps: Plan) -> dict[str, float]:

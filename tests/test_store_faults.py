@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from ldlm.stages import extract_features, features
 
-from ldlm import claims, shards
+from ldlm import claims, samples, shards
 from ldlm import store as stores
 from ldlm.config import ExtractConfig, from_dict
+from ldlm.encoder import load_tokenizer
 from ldlm.errors import InputError
 from ldlm.progress import Progress
 from ldlm.store import FeatureStore
@@ -381,6 +382,23 @@ def test_info_says_what_a_store_is_and_what_is_missing(whole, tmp_path, ldlm):
     stores.forget(path, [("train-00000", "")])
     shown = json.loads(ldlm("features", "info", path, "--json").stdout)
     assert shown["state"].startswith(f"1 of {shown['shards'] + 1} shards")
+
+
+def test_held_out_rows_become_texts_like_samples(whole, tmp_path, ldlm, refuse):
+    out, other = tmp_path / "real.jsonl", tmp_path / "other.jsonl"
+    for _ in range(2):  # the second time it is there already
+        ldlm("features", "texts", whole, "--rows", 3, "--output", out)
+    held_out = FeatureStore(whole).held_out()
+    real = samples.read(out)
+    assert [row.tolist() for row in real.tokens] == held_out.read(0, 3)[1].tolist()
+    tokenizer = load_tokenizer(str(FeatureStore(whole).tokenizer_path))
+    assert real.texts == [tokenizer.decode(row) for row in real.tokens]
+    assert f"{held_out.rows:,} validation rows" in refuse(
+        "features", "texts", whole, "--rows", held_out.rows + 1, "--output", other
+    )
+    other.write_text("mine")
+    assert "holds something else" in refuse("features", "texts", whole, "--rows", 3, "--output", other)
+    assert other.read_text() == "mine"
 
 
 def test_repair_loses_nothing_when_the_text_is_gone(whole, few_lines, tmp_path, refuse, few):
