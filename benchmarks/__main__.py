@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib
 import json
 import os
 import platform
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.parts import part
 from ldlm import artifact
 
 PARTS = ("speed", "store")  # modules, imported when their turn comes: the store's takes zarr and more
@@ -25,18 +25,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder for NAME.json and NAME.txt")
     chosen = parser.parse_args()
     for name in chosen.parts or PARTS:
-        try:
-            part = importlib.import_module(f"benchmarks.{name}")
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] in ("benchmarks", "ldlm"):
-                raise
-            print(f"{name}: skipped, {error.name} is not installed\n")
+        found = part(name)
+        if isinstance(found, str):
+            print(f"{name}: skipped, {found} is not installed\n")
             continue
         with tempfile.TemporaryDirectory() as folder:
-            figures = part.run(Path(folder))
+            figures = found.run(Path(folder))
         record = {"date": datetime.date.today().isoformat(), "hardware": hardware(), "versions": artifact.versions()}
         head = f"{record['date']}, {record['hardware']}, torch {torch.__version__}"
-        text = f"{head}\n\n{part.report(figures)}\n"
+        text = f"{head}\n\n{found.report(figures)}\n"
         print(text)
         if chosen.output is not None:
             chosen.output.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,11 @@
-"""Sampling, training and decoding as shares of what the machine can do, beside the plain way and beside a rival.
+"""Every stage as a share of what the machine can do, beside the plain way and beside a rival.
 
 Plain means eager float32 with attention written out (einsum, softmax, einsum), what the time decides worked out at each
 evaluation, all logits at a time, and the frozen encoder inside the training step. The rival is a denoiser of the same
 size that reads token embeddings and projects to the vocabulary at every evaluation, as discrete diffusion does (SPEC
 12.9); it is compiled, or not, as ours is. Weights are random, which changes no speed.
 
-Runs with torch, numpy, scipy, safetensors, transformers and click alone.
+Runs with torch, numpy, scipy, safetensors, transformers and click alone; extraction and streaming take zarr as well.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ldlm.cli import show
 from torch import Tensor, nn
 
 from benchmarks.machine import Limits, limits, peak_memory, timed
+from benchmarks.parts import part
 from ldlm import accounting, config, layers, runtime, vocabulary
 from ldlm.batch import Batch
 from ldlm.compute import Compute
@@ -48,16 +49,24 @@ class Scale:
     steps: int  # of the sampler, timed from noise to latents: of the last way, and of the others
     fewer_steps: int
     rows: int  # of a training step
-    encoder_layers: int  # of the frozen encoder in the plain training step: third-to-last of GPT-2's, or so
+    encoder_layers: int  # of the frozen encoder, up to its third-to-last
+    stored: int  # rows of text that are extracted, about
     lengths: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096)
     batches: tuple[int, ...] = (1, 4, 16, 64)
     seconds: float = 2.0  # of each measurement
 
 
 SCALES = {
-    "cuda": Scale("owt-1024", texts=16, steps=1024, fewer_steps=8, rows=8, encoder_layers=10),
+    "cuda": Scale("owt-1024", texts=16, steps=1024, fewer_steps=8, rows=8, encoder_layers=10, stored=2048),
     "cpu": Scale(
-        "tiny", texts=32, steps=16, fewer_steps=16, rows=32, encoder_layers=2, lengths=(128, 512, 1024, 2048, 4096)
+        "tiny",
+        texts=32,
+        steps=16,
+        fewer_steps=16,
+        rows=32,
+        encoder_layers=2,
+        stored=4096,
+        lengths=(128, 512, 1024, 2048, 4096),
     ),
 }
 
@@ -69,14 +78,22 @@ def run(folder: Path) -> dict[str, Any]:
     preset = config.preset(scale.preset)
     settings = replace(config.from_dict(TrainConfig, preset.overrides), batch_size=scale.rows, accumulate=1)
     bench = Bench(device, scale, settings, preset.shapes, found)
+    cache = part("cache")
     return {
         "device": device.type,
         "preset": scale.preset,
+        "attention": layers.use_attention("auto", device),
         "limits": {"flops": found.flops, "copy_bytes": found.copy, "read_bytes": found.read},
-        "rows": [*bench.sampling(), *bench.training(), bench.decoding()],
+        "rows": [
+            *bench.sampling(),
+            *bench.training(),
+            bench.decoding(),
+            *([] if isinstance(cache, str) else cache.rows(bench, folder)),
+        ],
+        "without": cache if isinstance(cache, str) else None,
         "rival": bench.rival(),
-        "lengths": bench.lengths(),
-        "batches": bench.batches(),
+        "attention_growth": bench.attention_growth(),
+        "growth": bench.growth(),
     }
 
 
@@ -109,7 +126,7 @@ class Bench:
         for name, way in ways.items():
             steps = self.scale.steps if name == list(ways)[-1] else few
             generator, sampler = self._generator(model, way), SamplerConfig(steps=steps)
-            yield self._row(
+            yield self._timed(
                 f"sampling, {steps} steps, {name}",
                 lambda generator=generator, sampler=sampler: generator.latents(sampler, seeds),  # type: ignore[misc]
                 tokens=self.scale.texts * self.shapes.seq_len,
@@ -153,7 +170,7 @@ class Bench:
             plain = self._seconds(self._step(PLAIN, batch, encoder), count=STEPS)
         for name, way in self.ways().items():
             for kind, online in (("cached", None), ("online", encoder)):
-                yield self._row(
+                yield self._timed(
                     f"training, {kind}, {name}",
                     self._step(way, batch, online),
                     tokens=tokens,
@@ -206,7 +223,7 @@ class Bench:
         seeds = text_seeds(0, 0, self.scale.texts)
         with plain_attention():
             plain = self._seconds(lambda: generator.decode(z_0, seeds))
-        return self._row(
+        return self._timed(
             "decoding, fp32",
             lambda: generator.decode(z_0, seeds),
             tokens=self.scale.texts * self.shapes.seq_len,
@@ -223,7 +240,7 @@ class Bench:
         rows = []
         for name, way in self.ways().items():
             compute = Compute.of(way, self.device)
-            mine = self._denoiser()
+            mine = self._denoiser(self.shapes.seq_len)
             theirs = VocabularyDenoiser(self.settings.model.denoiser, self.shapes)
             z = torch.randn(self.scale.texts, self.shapes.seq_len, self.shapes.hidden_dim, device=self.device)
             tokens = torch.randint(self.shapes.vocab_size, z.shape[:2], device=self.device)
@@ -233,7 +250,7 @@ class Bench:
             rows.append({"way": name, "ours": ours, "vocabulary": other, "ratio": other / ours})
         return rows
 
-    def lengths(self) -> list[dict[str, Any]]:
+    def attention_growth(self) -> list[dict[str, Any]]:
         """Attention alone, forward and backward, against itself written out: seconds and peak memory."""
         rows = []
         for length in self.scale.lengths:
@@ -253,24 +270,30 @@ class Bench:
             rows.append(row)
         return rows
 
-    def batches(self) -> list[dict[str, Any]]:
-        """One evaluation of the denoiser for growing batches."""
-        way = list(self.ways().values())[-1]
-        compute, network = Compute.of(way, self.device), self._denoiser()
-        flops = accounting.denoiser_flops(self.settings.model, self.shapes)
+    def growth(self) -> list[dict[str, Any]]:
+        """One evaluation of the denoiser, for longer texts and for more of them; by the last way, and plainly."""
+        compute = Compute.of(list(self.ways().values())[-1], self.device)
+        plain = Compute.of(PLAIN, self.device)
+        sizes = [(1, length) for length in self.scale.lengths]
+        sizes += [(count, self.shapes.seq_len) for count in self.scale.batches]
         rows = []
-        for count in self.scale.batches:
-            z = torch.randn(count, self.shapes.seq_len, self.shapes.hidden_dim, device=self.device)
-            seconds = self._evaluation(network, compute, z, torch.full((count,), 0.5, device=self.device), z)
-            share = count * flops / seconds / self.limits.flops[compute.precision]
-            rows.append({"texts": count, "seconds": seconds, "seconds_per_text": seconds / count, "share": share})
+        for texts, length in sizes:
+            shapes = replace(self.shapes, seq_len=length)
+            flops = texts * accounting.denoiser_flops(self.settings.model, shapes)
+            z = torch.randn(texts, length, self.shapes.hidden_dim, device=self.device)
+            inputs = (z, torch.full((texts,), 0.5, device=self.device), z)
+            seconds = self._evaluation(self._denoiser(length), compute, *inputs)
+            with plain_attention():
+                slow = self._evaluation(self._denoiser(length), plain, *inputs)
+            share = flops / seconds / self.limits.flops[compute.precision]
+            rows.append({"texts": texts, "length": length, "seconds": seconds, "share": share, "plain_seconds": slow})
         return rows
 
     # ------------------------------------------------------------------------------------------------------------------
 
-    def _denoiser(self) -> DiT:
+    def _denoiser(self, length: int) -> DiT:
         """With a latent per token, as wide as h, as all presets have it."""
-        return DiT(self.settings.model.denoiser, num_latents=self.shapes.seq_len, latent_dim=self.shapes.hidden_dim)
+        return DiT(self.settings.model.denoiser, num_latents=length, latent_dim=self.shapes.hidden_dim)
 
     @torch.no_grad()
     def _evaluation(self, network: nn.Module, compute: Compute, *inputs: Tensor) -> float:
@@ -288,7 +311,7 @@ class Bench:
             return math.nan
         return found.mean if count else found.median
 
-    def _row(
+    def _timed(
         self,
         name: str,
         work: Callable[[], Any],
@@ -301,14 +324,34 @@ class Bench:
     ) -> dict[str, Any]:
         with peak_memory(self.device) as peak:
             seconds = self._seconds(work, count)
-        limit = self.limits.flops[way.precision]
+        precision = Compute.of(way, self.device).precision
+        return self.row(name, seconds, tokens=tokens, flops=flops, precision=precision, memory=peak.bytes, plain=plain)
+
+    def row(
+        self,
+        name: str,
+        seconds: float,
+        *,
+        tokens: int,
+        flops: int | None = None,
+        precision: str | None = None,
+        moved: int | None = None,
+        memory: int | None,
+        plain: float,
+    ) -> dict[str, Any]:
+        """A row of the table; its limit is the matrix product in the precision, or for moved bytes the copy."""
+        if flops is not None:
+            done, limit = flops, self.limits.flops[str(precision)]
+        else:
+            done, limit = moved or 0, self.limits.copy
         return {
             "name": name,
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
-            "flops_per_second": flops / seconds,
-            "share": flops / seconds / limit,
-            "bytes": peak.bytes,
+            "unit": "byte" if flops is None else "FLOP",
+            "per_second": done / seconds,
+            "share": done / seconds / limit,
+            "bytes": memory,
             "plain_seconds": plain,
             "faster": plain / seconds,
         }
@@ -349,7 +392,7 @@ def report(figures: dict[str, Any]) -> str:
             row["name"],
             f"{row['seconds'] * 1e3:,.1f} ms",
             round(row["tokens_per_second"]),
-            f"{row['flops_per_second'] / 1e9:,.1f}",
+            f"{row['per_second'] / 1e9:,.1f} G{'FLOP' if row['unit'] == 'FLOP' else 'B'}/s",
             f"{row['share']:.0%}",
             _size(row["bytes"]),
             f"{row['plain_seconds'] * 1e3:,.1f} ms",
@@ -361,33 +404,37 @@ def report(figures: dict[str, Any]) -> str:
         (row["way"], f"{row['ours'] * 1e3:,.2f} ms", f"{row['vocabulary'] * 1e3:,.2f} ms", f"{row['ratio']:.2f}")
         for row in figures["rival"]
     ]
-    lengths = [
+    attention = [
         (
             row["length"],
             *(f"{row[f'{name}_seconds'] * 1e3:,.2f} ms" for name in ("kernel", "plain")),
             *(_size(row[f"{name}_bytes"]) for name in ("kernel", "plain")),
         )
-        for row in figures["lengths"]
+        for row in figures["attention_growth"]
     ]
-    batches = [
+    growth = [
         (
             row["texts"],
+            row["length"],
             f"{row['seconds'] * 1e3:,.2f} ms",
-            f"{row['seconds_per_text'] * 1e3:,.3f} ms",
+            f"{row['seconds'] / row['texts'] / row['length'] * 1e6:,.1f} µs",
             f"{row['share']:.0%}",
+            f"{row['plain_seconds'] * 1e3:,.2f} ms",
         )
-        for row in figures["batches"]
+        for row in figures["growth"]
     ]
     return "\n".join(
         [
             f"limits of this {figures['device']}: matrix product {flops}; copy {limit['copy_bytes'] / 1e9:.3g} GB/s; "
             f"file read {limit['read_bytes'] / 1e9:.3g} GB/s",
             "",
-            f"preset {figures['preset']}; shares are of the matrix product in the same precision; plain is eager",
-            "float32 with attention written out, all logits at a time and, in training, the encoder inside the step,",
-            "whose own FLOPs are not counted; nan: out of memory",
+            f"preset {figures['preset']}, attention by {figures['attention']}; shares are of the matrix product in the",
+            "same precision, of streaming those of the copy; plain is eager float32 with attention written out, all",
+            "logits at a time and, in training, the encoder inside the step, whose own FLOPs are not counted; beside",
+            "extraction and streaming it is the encoder alone; nan: out of memory",
+            *([] if figures["without"] is None else [f"extraction and streaming: {figures['without']} is missing"]),
             "",
-            show.table(("", "time", "tokens/s", "GFLOP/s", "share", "memory", "plain", "times faster"), rows),
+            show.table(("", "time", "tokens/s", "rate", "share", "memory", "plain", "times faster"), rows),
             "",
             "one evaluation of the denoiser, and of one of the same size that ends in the vocabulary",
             "",
@@ -395,11 +442,11 @@ def report(figures: dict[str, Any]) -> str:
             "",
             "attention of one row, forward and backward, float32",
             "",
-            show.table(("length", "kernel", "plain", "memory", "plain"), lengths),
+            show.table(("length", "kernel", "plain", "memory", "plain"), attention),
             "",
-            "one evaluation of the denoiser, by texts at a time",
+            "one evaluation of the denoiser, by texts at a time and latents of each",
             "",
-            show.table(("texts", "time", "per text", "share"), batches),
+            show.table(("texts", "latents", "time", "per latent", "share", "plain"), growth),
         ]
     )
 

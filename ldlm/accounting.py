@@ -70,11 +70,15 @@ def encoder_share(network: nn.Module, seq_len: int) -> float:
     """The frozen encoder's share of the FLOPs of a step that trains the paper's model (owt-1024) and runs it too."""
     paper = preset("owt-1024")
     shapes = replace(paper.shapes, seq_len=seq_len)
-    tokens_BL = torch.zeros(1, seq_len, dtype=torch.int64, device=next(network.parameters()).device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(tokens_BL)
-    encoder = counter.get_total_flops() / seq_len
+    encoder = encoder_flops(network, seq_len) / seq_len
     return encoder / (encoder + training_cost(from_dict(TrainConfig, paper.overrides), shapes)["flops_per_token"])
+
+
+def encoder_flops(network: nn.Module, seq_len: int) -> int:
+    """FLOPs of the frozen encoder over one row."""
+    tokens_BL = torch.zeros(1, seq_len, dtype=torch.int64, device=next(network.parameters()).device)
+    with torch.no_grad():
+        return _forward_flops(lambda: network(tokens_BL))
 
 
 def denoiser_flops(config: ModelConfig, shapes: Shapes) -> int:
@@ -94,7 +98,7 @@ def _one_text(config: ModelConfig, shapes: Shapes) -> tuple[JointModel, Tensor]:
     return model, torch.empty(1, model.num_latents, model.latent_dim, device="meta")
 
 
-def _forward_flops(forward: Callable[[], Tensor]) -> int:
+def _forward_flops(forward: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         forward()
     return counter.get_total_flops()

@@ -29,7 +29,7 @@ def speed(monkeypatch):
         "lengths": (16, 32),
         "batches": (1, 2),
     }
-    scale = replace(speed.SCALES["cpu"], **small, encoder_layers=1)
+    scale = replace(speed.SCALES["cpu"], **small, encoder_layers=1, stored=64)
     monkeypatch.setitem(speed.SCALES, "cpu", scale)
     monkeypatch.setattr(machine, "COPY_BYTES", 2**16)
     monkeypatch.setattr(machine, "FILE_BYTES", 2**16)
@@ -40,11 +40,12 @@ def speed(monkeypatch):
 def test_every_part_is_measured_beside_the_plain_way_and_as_a_share_of_the_limit(speed, tmp_path):
     figures = speed.run(tmp_path)
     names = [row["name"].partition(",")[0] for row in figures["rows"]]
-    assert names == ["sampling"] * 2 + ["training"] * 4 + ["decoding"]
+    assert names == ["sampling"] * 2 + ["training"] * 4 + ["decoding", "extraction", "streaming"]
     for row in figures["rows"]:
         assert row["seconds"] > 0 and row["plain_seconds"] > 0
         assert math.isfinite(row["share"])
-    assert [row["length"] for row in figures["lengths"]] == [16, 32]
+    assert [row["length"] for row in figures["attention_growth"]] == [16, 32]
+    assert [(row["texts"], row["length"]) for row in figures["growth"]] == [(1, 16), (1, 32), (1, 64), (2, 64)]
     text = speed.report(figures)
     for part in ("limits of this cpu", "training, online, bf16", "vocabulary", "texts"):
         assert part in text

@@ -1,0 +1,100 @@
+"""Extraction and streaming, for the table of `speed.py`: from text to a sealed store, and from there to a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count, cycle
+from pathlib import Path
+from typing import Any
+
+import torch
+from ldlm.stages import extract_features, pretrain_encoder
+
+from benchmarks.machine import peak_memory, timed
+from benchmarks.speed import PLAIN, Bench, plain_attention
+from ldlm import accounting, builtin_text
+from ldlm.compute import Compute
+from ldlm.config import ComputeConfig, ExtractConfig, PretrainConfig
+from ldlm.encoder import FrozenEncoder
+from ldlm.store import FeatureStore
+from ldlm.stream import Stream
+
+CHARACTERS = 4  # of a token, or fewer
+
+
+def rows(bench: Bench, folder: Path) -> Iterator[dict[str, Any]]:
+    """One row of the table for each; the plain way is the frozen encoder alone, which a step without a store pays."""
+    text = folder / "text.txt"
+    text.write_text("\n".join(_documents(bench.scale.stored * bench.shapes.seq_len * CHARACTERS)) + "\n")
+    encoder = _encoder(bench, text, folder / "encoder")
+    frozen = FrozenEncoder(str(encoder), layer=-3, device=bench.device)
+    flops = accounting.encoder_flops(frozen.network, bench.shapes.seq_len)
+    tokens_BL = torch.zeros(bench.scale.rows, bench.shapes.seq_len, dtype=torch.int64)
+    Compute.of(PLAIN, bench.device)
+    with plain_attention():
+        alone = timed(lambda: frozen(tokens_BL), bench.device, bench.scale.seconds).median / bench.scale.rows
+
+    config = ExtractConfig(
+        encoder=str(encoder),
+        data=(str(text),),
+        seq_len=bench.shapes.seq_len,
+        stats_tokens=bench.scale.stored * bench.shapes.seq_len // 16,
+    )
+    made = (extract_features.run(config, folder / f"features-{number}") for number in count())
+    with peak_memory(bench.device) as peak:
+        seconds = timed(lambda: next(made), bench.device, 0, warm=1, count=2).mean
+    store = FeatureStore(folder / "features-0")
+    stored = store.manifest["rows"]["train"]
+    yield bench.row(
+        f"extraction, text to sealed store, {Compute.of(ComputeConfig(), bench.device).precision}",
+        seconds,
+        tokens=stored * bench.shapes.seq_len,
+        flops=stored * flops,
+        precision=Compute.of(ComputeConfig(), bench.device).precision,
+        memory=peak.bytes,
+        plain=stored * alone,
+    )
+    yield _streaming(bench, store, bench.scale.rows * alone)
+
+
+def _streaming(bench: Bench, store: FeatureStore, plain: float) -> dict[str, Any]:
+    """Shuffled batches of float32 states on the device, one after the other as fast as they come."""
+    split = store.split("train")
+    with (
+        peak_memory(bench.device) as peak,
+        Stream(store, split, batch_size=bench.scale.rows, seed=0, position=0, device=bench.device) as stream,
+    ):
+        batches = iter(stream)
+        # The mean: most batches are there already, and some are waited for.
+        seconds = timed(lambda: next(batches), bench.device, bench.scale.seconds, warm=64).mean
+    return bench.row(
+        f"streaming, {split.codec.name}, store to batch",
+        seconds,
+        tokens=bench.scale.rows * bench.shapes.seq_len,
+        moved=bench.scale.rows * bench.shapes.seq_len * bench.shapes.hidden_dim * 4,
+        memory=peak.bytes,
+        plain=plain,
+    )
+
+
+def _documents(characters: int) -> Iterator[str]:
+    """Prose of at least so many characters, again and again the same."""
+    for document in cycle(builtin_text.documents()):
+        yield document
+        characters -= len(document)
+        if characters < 0:
+            return
+
+
+def _encoder(bench: Bench, text: Path, out: Path) -> Path:
+    """A GPT-2 of the states' width whose third-to-last layer is as deep as the plain training step's encoder."""
+    config = PretrainConfig(
+        data=(str(text),),
+        layers=bench.scale.encoder_layers + 2,
+        width=bench.shapes.hidden_dim,
+        heads=bench.settings.model.token_decoder.heads,
+        positions=bench.shapes.seq_len,
+        steps=1,
+        batch_size=2,
+    )
+    return pretrain_encoder.run(config, out).path
