@@ -660,8 +660,8 @@ class Extraction:
             advance(len(states) * self.config.seq_len)
         if codec.name.startswith("int8") and error.worst_channel > self.config.max_channel_error:
             raise InputError(
-                f"--codec {codec.name} loses {error.worst_channel:.1%} of a channel in shard {split}-{shard:05d} "
-                f"(allowed are {self.config.max_channel_error:.1%}); use --codec fp16, or raise --max-channel-error"
+                f"--codec {codec.name} loses {error.worst_channel:.2%} of a channel in shard {split}-{shard:05d} "
+                f"(allowed are {self.config.max_channel_error:.2%}); use --codec fp16, or raise --max-channel-error"
             )
         facts = {"relative_rms_error": error.relative_rms, "worst_channel_error": error.worst_channel}
         return stored, facts
