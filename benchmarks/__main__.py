@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.parts import part
-from ldlm import artifact
+from ldlm import artifact, memory
 
 PARTS = ("speed", "store")  # modules, imported when their turn comes: the store's takes zarr and more
 
@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help=f"of {', '.join(PARTS)}; default all")
     parser.add_argument("--output", type=Path, help="folder for NAME.json and NAME.txt")
     chosen = parser.parse_args()
+    memory.keep_freed()  # as the commands do
     for name in chosen.parts or PARTS:
         found = part(name)
         if isinstance(found, str):

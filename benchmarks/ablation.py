@@ -24,7 +24,7 @@ from ldlm.cli import show
 from ldlm.stages import evaluate, sample, train
 
 from benchmarks.__main__ import hardware
-from ldlm import artifact, config
+from ldlm import artifact, config, memory
 from ldlm.config import EvaluateConfig, SampleConfig, SamplerConfig, TrainConfig
 from ldlm.metricsfile import MetricsFile
 
@@ -173,6 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--texts", type=int, help="texts drawn from a run; the scale's if not given")
     parser.add_argument("--output", type=Path, help="folder for the table and its JSON")
     chosen = parser.parse_args(arguments)
+    memory.keep_freed()  # as the commands do
     scale = SCALES[chosen.scale]
     steps, texts = chosen.steps or scale.steps, chosen.texts or scale.texts
     figures = run(chosen.quickstart, chosen.work, arms=chosen.arms, seeds=chosen.seeds, steps=steps, texts=texts)

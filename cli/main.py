@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 import ldlm
+from ldlm import memory
 from ldlm.errors import InputError, Stopped, StorageError
 
 EPILOG = """\b
@@ -62,6 +63,7 @@ class Commands(click.Group):
 @click.version_option(ldlm.__version__, prog_name="ldlm")
 def main() -> None:
     """Train and sample latent diffusion language models, jointly with their latent space."""
+    memory.keep_freed()
 
 
 def _register() -> None:

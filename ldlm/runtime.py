@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
@@ -12,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -28,10 +26,8 @@ Result = TypeVar("Result")
 def device(name: str) -> torch.device:
     """The device that `name` means; `auto` is cuda where there is one. `InputError` when it can't be had.
 
-    Under torchrun each process on a machine has a GPU of its own, unless `name` says which. The first call settles how
-    the process keeps its memory.
+    Under torchrun each process on a machine has a GPU of its own, unless `name` says which.
     """
-    _keep_freed_memory()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and "LOCAL_RANK" in os.environ:
@@ -48,23 +44,6 @@ def device(name: str) -> torch.device:
     if found.index is not None:
         torch.cuda.set_device(found)  # where collectives and libraries put what they don't ask about
     return found
-
-
-@cache
-def _keep_freed_memory() -> None:
-    """Let glibc keep up to 2 GiB of what is freed, and hand it out again.
-
-    It would give large blocks back to the kernel at once, and a training step on a CPU would spend a third of its time
-    on new pages (benchmarks/LOG.md). Other C libraries have no mallopt, and go without.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 2**30)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(_M_ARENA_MAX, 1)  # the other threads' own arenas give back what is above 64 MiB whatever they are told
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
 
 
 # ----------------------------------------------------------------------------------------------------------------------

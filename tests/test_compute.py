@@ -160,6 +160,40 @@ def test_a_cuda_graph_gives_what_the_function_gives():
             torch.testing.assert_close(replay(x), function(x))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 5e-2)])
+@pytest.mark.parametrize("compile", ["off", "on"])
+def test_sampling_on_a_gpu_gives_the_latents_of_the_cpu(trained, precision, tolerance, compile):
+    """Of two batch sizes, so that two graphs are recorded."""
+    cuda, sampler = torch.device("cuda"), SamplerConfig(steps=8)
+    config = ComputeConfig(precision=precision, attention="sdpa", compile=compile)
+    there = TrainedRun(trained, cuda).generator(compute=Compute.of(config, cuda))
+    for seeds in (torch.arange(4), torch.arange(7)):
+        expected = TrainedRun(trained, CPU).generator().latents(sampler, seeds)
+        error = (there.latents(sampler, seeds).cpu() - expected).square().mean().sqrt()
+        assert error < tolerance * expected.std()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # of torch's about its own tracing
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile", ["off", "on"])
+def test_a_step_on_a_gpu_waits_for_nothing(train_config, store, compile):
+    cuda, found = torch.device("cuda"), FeatureStore(store)
+    config = replace(train_config, compute=ComputeConfig(precision="bf16", compile=compile))
+    state = start(config, found.shapes, scratch=False, device=cuda)
+    with Stream(found, found.split("train"), batch_size=config.batch_size, seed=0, position=0, device=cuda) as stream:
+        batches = [batch for batch, _ in zip(stream, range(6), strict=False)]
+    for batch in batches[:4]:  # both branches of self-conditioning are compiled
+        train_step(state, batch)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        steps = [train_step(state, batch) for batch in batches[4:]]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(step.gradient_norm.isfinite() for step in steps)
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # of torch's about its own tracing
 @pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])

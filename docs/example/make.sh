@@ -13,7 +13,7 @@ split 12 18 scorer.txt
 split 19 19 held-out.txt
 
 ldlm pretrain-encoder --data train.txt --vocab-size 4096 --positions 64 --steps 1500 --output encoder $common
-ldlm pretrain-encoder --data scorer.txt --tokenizer encoder --positions 64 --steps 3000 --output scorer $common
+ldlm pretrain-encoder --data scorer.txt --tokenizer encoder --positions 64 --steps 1500 --output scorer $common
 ldlm extract-features --encoder encoder --data train.txt --validation-data held-out.txt --seq-len 64 \
     --output features $common
 ldlm train --features features --preset tiny --steps 6000 --output run $common
