@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -40,7 +41,8 @@ def speed(monkeypatch):
 def test_every_part_is_measured_beside_the_plain_way_and_as_a_share_of_the_limit(speed, tmp_path):
     figures = speed.run(tmp_path)
     names = [row["name"].partition(",")[0] for row in figures["rows"]]
-    assert names == ["sampling"] * 2 + ["training"] * 4 + ["decoding", "extraction", "streaming"]
+    ways = 4 if shutil.which("c++") else 2
+    assert names == ["sampling"] * ways + ["training"] * 2 * ways + ["decoding", "extraction", "streaming"]
     for row in figures["rows"]:
         assert row["seconds"] > 0 and row["plain_seconds"] > 0
         assert math.isfinite(row["share"])
