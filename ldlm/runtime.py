@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 def device(name: str) -> torch.device:
     """The device that `name` means; `auto` is cuda where there is one. `InputError` when it can't be had.
 
-    Under torchrun each process on a machine has a GPU of its own, unless `name` says which.
+    Under torchrun each process on a machine has a GPU of its own, unless `name` says which, or its share of the cores.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -43,7 +43,16 @@ def device(name: str) -> torch.device:
         raise InputError(f"--device {name} is not supported; use cpu, cuda, cuda:N or auto")
     if found.index is not None:
         torch.cuda.set_device(found)  # where collectives and libraries put what they don't ask about
+    if found.type == "cpu":
+        _share_cores()
     return found
+
+
+def _share_cores() -> None:
+    """As many threads as there are cores for each process: torchrun allows each of several but one, unless told."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if processes > 1 and os.environ.get("OMP_NUM_THREADS") == "1":
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,14 +1,19 @@
-"""How a process keeps its memory."""
+"""How a process keeps its memory, and shares the cores."""
 
 import subprocess
 import sys
 
+import pytest
+import torch
+
+from ldlm import runtime
+
 PROBE = """
 import resource, sys
 import numpy as np
-from ldlm import runtime
-if sys.argv[1] == "settled":
-    runtime.device("cpu")
+from ldlm import memory
+if sys.argv[1] == "kept":
+    memory.keep_freed()
 for _ in range(3):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     np.ones(2**26, np.uint8)
@@ -24,5 +29,27 @@ def faults(how: str) -> int:
 
 def test_what_is_freed_is_handed_out_again_without_new_pages():
     pages = 2**26 // 2**12
-    assert faults("settled") < pages / 100
+    assert faults("kept") < pages / 100
     assert faults("as it is") > pages / 100, "so that the other figure says something; huge pages count for 512"
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),  # a process alone has torch's own number
+        ({"LOCAL_WORLD_SIZE": "1", "OMP_NUM_THREADS": "1"}, None),  # told so
+        ({"LOCAL_WORLD_SIZE": "3", "OMP_NUM_THREADS": "1"}, 4),  # as torchrun starts them
+        ({"LOCAL_WORLD_SIZE": "3", "OMP_NUM_THREADS": "2"}, None),  # told so
+        ({"LOCAL_WORLD_SIZE": "16", "OMP_NUM_THREADS": "1"}, 1),
+    ],
+)
+def test_processes_of_a_job_share_the_cores(monkeypatch, environment, expected):
+    chosen = []
+    for name in ("LOCAL_WORLD_SIZE", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda process: range(12))
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    runtime.device("cpu")
+    assert chosen == ([] if expected is None else [expected])
