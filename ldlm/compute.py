@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal
 
 import torch
@@ -66,6 +66,29 @@ def precision_on(precision: Precision, device: torch.device) -> Literal["fp32", 
         return precision
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if fast else "fp32"
+
+
+def fetch(tensor: Tensor) -> Callable[[], Tensor]:
+    """Begin to copy a tensor to the host, beside what the device does next; calling the result waits for the copy."""
+    if not tensor.is_cuda:
+        return lambda: tensor
+    stream = _copies(tensor.device)
+    stream.wait_stream(torch.cuda.current_stream(tensor.device))
+    with torch.cuda.stream(stream):
+        there = tensor.to("cpu", non_blocking=True)  # into pinned memory, which torch takes for this
+        arrived = stream.record_event()
+    tensor.record_stream(stream)
+
+    def wait() -> Tensor:
+        arrived.synchronize()
+        return there
+
+    return wait
+
+
+@cache
+def _copies(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 class Replay:

@@ -24,7 +24,7 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -39,6 +39,7 @@ from ldlm import accounting, artifact, codecs, compute, corpus, files, runtime, 
 from ldlm.artifact import Artifact
 from ldlm.claims import claim, share
 from ldlm.codecs import CODECS, Codec, Parts
+from ldlm.compute import fetch
 from ldlm.config import ExtractConfig, Shapes
 from ldlm.encoder import FrozenEncoder, Statistics, load_tokenizer, tokenizer_fingerprint
 from ldlm.errors import InputError
@@ -506,7 +507,7 @@ class Extraction:
         with Tally(self.progress, "encode for statistics", sizes, self.spool.blocks) as tally:
 
             def work(block: int) -> None:
-                states = self._encode("train", block)
+                states = self._begin("train", block)()
                 self.spool.write(block, states)
                 tally.bytes += states.nbytes
                 tally.advance(block, sizes[block])
@@ -518,21 +519,38 @@ class Extraction:
                 lock=lambda block: self._claim(f"block-{block}"),
             )
 
-    def _encode(self, split: str, block: int) -> np.ndarray:
+    def _begin(self, split: str, block: int) -> Callable[[], np.ndarray]:
+        """Begin to encode a block; calling the result waits for its raw states (rows, L, D) float32."""
         start = block * self.config.batch_size
         tokens = self.tokens[split].read(start, start + self.config.batch_size)
-        states = self.encoder(torch.from_numpy(tokens)).cpu().numpy()
-        if not np.isfinite(states).all():
-            raise InputError(f"{self.config.encoder} gives states that are not finite for {split} rows {start} ff.")
+        arrive = fetch(self.encoder(torch.from_numpy(tokens)))
+
+        def states() -> np.ndarray:
+            states = arrive().numpy()
+            if not np.isfinite(states).all():
+                raise InputError(f"{self.config.encoder} gives states that are not finite for {split} rows {start} ff.")
+            return states
+
         return states
 
-    def _states(self, split: str, block: int) -> np.ndarray:
-        """Raw states of a block (rows, L, D) float32, from the spool or the encoder."""
-        spooled = None
-        if split == "train":
-            rows = min(self.config.batch_size, self.rows["train"] - block * self.config.batch_size)
-            spooled = self.spool.read(block, (rows, self.config.seq_len, _width(self.config, self.encoder)))
-        return self._encode(split, block) if spooled is None else spooled
+    def _states(self, split: str, blocks: Iterable[int]) -> Iterator[np.ndarray]:
+        """Raw states of blocks, from the spool or the encoder. While one is worked on, a GPU makes the next."""
+        begun: Callable[[], np.ndarray] | None = None
+        for block in blocks:
+            following = self._spooled(split, block) or self._begin(split, block)
+            if begun is not None:
+                yield begun()
+            begun = following
+        if begun is not None:
+            yield begun()
+
+    def _spooled(self, split: str, block: int) -> Callable[[], np.ndarray] | None:
+        """States that are in the spool, like `_begin`."""
+        if split != "train":
+            return None
+        rows = min(self.config.batch_size, self.rows["train"] - block * self.config.batch_size)
+        states = self.spool.read(block, (rows, self.config.seq_len, _width(self.config, self.encoder)))
+        return None if states is None else lambda: states
 
     # Between 2 and 3
 
@@ -586,8 +604,7 @@ class Extraction:
             first = without_first = Statistics(1, np.zeros(width), np.ones(width))
         blocks = [] if self.config.kind == "scratch" else self.sample()
         with self.progress.task("statistics", len(blocks), "block") as task:
-            for block in blocks:
-                states = self._states("train", block)
+            for states in self._states("train", blocks):
                 first = first.merge(Statistics.of(states[:, :1]))
                 without_first = without_first.merge(Statistics.of(states[:, 1:]))
                 task.advance(1)
@@ -651,8 +668,9 @@ class Extraction:
         dims = {"hidden": 3, "scale": 2}
         stored = {name: np.empty(shape[: dims[name]], dtype) for name, dtype in codec.dtypes.items()}
         error = codecs.Error(np.zeros(len(mean_D)), np.zeros(len(mean_D)))
-        for place in range(0, rows, size):
-            states = self._states(split, (shard * self.config.shard_rows + place) // size)
+        places = range(0, rows, size)
+        blocks = ((shard * self.config.shard_rows + place) // size for place in places)
+        for place, states in zip(places, self._states(split, blocks), strict=True):
             parts, lost = _stored(states, mean_D, std_D, codec)
             error = error.merge(lost)
             for name, values in parts.items():

@@ -161,6 +161,16 @@ def test_a_cuda_graph_gives_what_the_function_gives():
 
 
 @pytest.mark.gpu
+def test_what_is_fetched_is_what_was_there_when_it_was_asked_for():
+    x = torch.randn(2**22, device="cuda")
+    expected = x.cpu()
+    arrive = compute.fetch(x.clone())  # whose memory is free again before the copy has begun
+    for _ in range(10):
+        torch.empty_like(x).zero_()
+    torch.testing.assert_close(arrive(), expected, rtol=0, atol=0)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 5e-2)])
 @pytest.mark.parametrize("compile", ["off", "on"])
 def test_sampling_on_a_gpu_gives_the_latents_of_the_cpu(trained, precision, tolerance, compile):
