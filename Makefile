@@ -5,13 +5,16 @@ OUT    ?= quickstart
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: quickstart test test-slow bench lint clean
+.PHONY: quickstart test test-gpu test-slow bench lint clean
 
 quickstart: $(STAMP)  ## the whole pipeline on real text, in about ten minutes on two cores
 	$(BIN)/ldlm quickstart --output $(OUT)
 
 test: $(STAMP)  ## the test suite
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile -m "not slow and not gpu"
+
+test-gpu: $(STAMP)  ## what needs a GPU
+	$(BIN)/python -m pytest -m gpu
 
 test-slow: $(STAMP)  ## the long fault sweeps and trainings
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 -m "slow and not gpu"

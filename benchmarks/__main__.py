@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -30,11 +31,14 @@ def main() -> None:
         if isinstance(found, str):
             print(f"{name}: skipped, {found} is not installed\n")
             continue
+        started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             figures = found.run(Path(folder))
+        seconds = round(time.perf_counter() - started)
         record = {"date": datetime.date.today().isoformat(), "hardware": hardware(), "versions": artifact.versions()}
+        record["seconds"] = seconds
         head = f"{record['date']}, {record['hardware']}, torch {torch.__version__}"
-        text = f"{head}\n\n{found.report(figures)}\n"
+        text = f"{head}\n\n{found.report(figures)}\n\nmeasured in {seconds} s\n"
         print(text)
         if chosen.output is not None:
             chosen.output.mkdir(parents=True, exist_ok=True)

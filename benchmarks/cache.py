@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import count, cycle
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from ldlm.stages import extract_features, pretrain_encoder
 
 from benchmarks.machine import peak_memory, timed
-from benchmarks.speed import PLAIN, Bench, plain_attention
+from benchmarks.speed import Bench, plain_attention
 from ldlm import accounting, builtin_text
 from ldlm.compute import Compute
 from ldlm.config import ComputeConfig, ExtractConfig, PretrainConfig
@@ -30,7 +30,6 @@ def rows(bench: Bench, folder: Path) -> Iterator[dict[str, Any]]:
     frozen = FrozenEncoder(str(encoder), layer=-3, device=bench.device)
     flops = accounting.encoder_flops(frozen.network, bench.shapes.seq_len)
     tokens_BL = torch.zeros(bench.scale.rows, bench.shapes.seq_len, dtype=torch.int64)
-    Compute.of(PLAIN, bench.device)
     with plain_attention():
         alone = timed(lambda: frozen(tokens_BL), bench.device, bench.scale.seconds).median / bench.scale.rows
 
@@ -40,10 +39,13 @@ def rows(bench: Bench, folder: Path) -> Iterator[dict[str, Any]]:
         seq_len=bench.shapes.seq_len,
         stats_tokens=bench.scale.stored * bench.shapes.seq_len // 16,
     )
-    made = (extract_features.run(config, folder / f"features-{number}") for number in count())
+
+    def extract() -> None:
+        extract_features.run(config, folder / "features", overwrite=True)
+
     with peak_memory(bench.device) as peak:
-        seconds = timed(lambda: next(made), bench.device, 0, warm=1, count=2).mean
-    store = FeatureStore(folder / "features-0")
+        seconds = timed(extract, bench.device, 0, warm=1, count=2).mean
+    store = FeatureStore(folder / "features")
     stored = store.manifest["rows"]["train"]
     yield bench.row(
         f"extraction, text to sealed store, {Compute.of(ComputeConfig(), bench.device).precision}",
@@ -71,7 +73,7 @@ def _streaming(bench: Bench, store: FeatureStore, plain: float) -> dict[str, Any
         f"streaming, {split.codec.name}, store to batch",
         seconds,
         tokens=bench.scale.rows * bench.shapes.seq_len,
-        moved=bench.scale.rows * bench.shapes.seq_len * bench.shapes.hidden_dim * 4,
+        stored=bench.scale.rows * store.manifest["bytes"] // sum(store.manifest["rows"].values()),
         memory=peak.bytes,
         plain=plain,
     )

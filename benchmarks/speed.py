@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 
 from benchmarks.machine import Limits, limits, peak_memory, timed
 from benchmarks.parts import part
-from ldlm import accounting, config, layers, runtime, vocabulary
+from ldlm import accounting, config, layers, noise, runtime, vocabulary
 from ldlm.batch import Batch
 from ldlm.compute import Compute
 from ldlm.config import ComputeConfig, DenoiserConfig, SamplerConfig, Shapes, TrainConfig
@@ -38,7 +39,7 @@ from ldlm.model import JointModel, build
 from ldlm.timesteps import TimestepSampler
 from ldlm.trainer import start, train_step
 
-STEPS = 16  # of a training, the same for all: half of them, as the coin falls, evaluate the denoiser twice
+WARM, STEPS = 8, 16  # of a training, the same for all; as the coin falls, some evaluate the denoiser twice
 PRECISIONS = ("fp32", "bf16")
 PLAIN = ComputeConfig(precision="fp32", attention="sdpa", compile="off")
 
@@ -171,7 +172,7 @@ class Bench:
     def training(self) -> Iterator[dict[str, Any]]:
         """One optimiser step, the states being there (cached) or made by the frozen encoder first (online)."""
         tokens = self.scale.rows * self.shapes.seq_len
-        flops = tokens * accounting.flops_per_token(self.settings, self.shapes)
+        flops = tokens * accounting.flops_per_token(self._as_the_coins_fall(), self.shapes)
         batch, encoder = self._batch(), self._encoder()
         for name, way in self.ways().items():
             for kind, online in (("cached", None), ("online", encoder)):
@@ -187,7 +188,15 @@ class Bench:
                     count=STEPS,
                 )
 
+    def _as_the_coins_fall(self) -> TrainConfig:
+        """The settings with the share of self-conditioned steps that is met within the time that is taken."""
+        seed, p = self.settings.seed, self.settings.diffusion.self_conditioning
+        coins = [noise.coin(seed, "self_condition", step, p) for step in range(WARM, WARM + STEPS)]
+        diffusion = replace(self.settings.diffusion, self_conditioning=statistics.mean(coins))
+        return replace(self.settings, diffusion=diffusion)
+
     def _step(self, way: ComputeConfig, batch: Batch, encoder: Callable[[Tensor], Tensor] | None) -> Callable[[], Any]:
+        torch._dynamo.reset()  # or its limit of compilations would be met, and what comes then stay as it is
         state = start(replace(self.settings, compute=way), self.shapes, scratch=False, device=self.device)
 
         def step() -> None:
@@ -259,14 +268,15 @@ class Bench:
 
     def attention_growth(self) -> list[dict[str, Any]]:
         """Attention alone, forward and backward, against itself written out: seconds and peak memory."""
-        rows = []
+        rows, dtype = [], Compute.of(ComputeConfig(), self.device).dtype
         for length in self.scale.lengths:
             shape = (1, length, self.settings.model.denoiser.heads, 64)
             row: dict[str, Any] = {"length": length}
-            layers.use_attention("auto", self.device)
             for name, context in (("kernel", nullcontext()), ("plain", plain_attention())):
                 with context:
-                    q, k, v = (torch.randn(shape, device=self.device, requires_grad=True) for _ in range(3))
+                    q, k, v = (
+                        torch.randn(shape, device=self.device, dtype=dtype, requires_grad=True) for _ in range(3)
+                    )
 
                     def both(q: Tensor = q, k: Tensor = k, v: Tensor = v) -> None:
                         layers.attention(q, k, v).sum().backward()
@@ -279,12 +289,11 @@ class Bench:
 
     def growth(self) -> list[dict[str, Any]]:
         """One evaluation of the denoiser, for longer texts and for more of them; as it is by default, and plainly."""
-        compute = Compute.of(ComputeConfig(), self.device)
-        plain = Compute.of(PLAIN, self.device)
+        plain, compute = Compute.of(PLAIN, self.device), Compute.of(ComputeConfig(), self.device)
         sizes = [(1, length) for length in self.scale.lengths]
         sizes += [(count, self.shapes.seq_len) for count in self.scale.batches]
         rows = []
-        for texts, length in sizes:
+        for texts, length in dict.fromkeys(sizes):
             shapes = replace(self.shapes, seq_len=length)
             flops = texts * accounting.denoiser_flops(self.settings.model, shapes)
             z = torch.randn(texts, length, self.shapes.hidden_dim, device=self.device)
@@ -307,14 +316,16 @@ class Bench:
         """Seconds of a call in the given precision, compiled where that is asked for."""
         network = network.to(self.device, compute.dtype).eval()
         given = [tensor.to(compute.dtype) if tensor.is_floating_point() else tensor for tensor in inputs]
-        function = torch.compile(network, dynamic=False) if compute.compiled else network
-        return self._seconds(lambda: function(*given))
+        if compute.compiled:
+            torch._dynamo.reset()  # or the sizes before would count against its limit, and this one stay as it is
+            layers.compile_blocks(network)
+        return self._seconds(lambda: network(*given))
 
     def _seconds(self, work: Callable[[], Any], count: int = 0) -> float:
         """The median; of `count` calls, which are of two kinds, the mean. NaN where the memory does not suffice."""
         try:
             # Steps of both kinds are compiled before the clock starts.
-            found = timed(work, self.device, self.scale.seconds, warm=8 if count else 2, count=count)
+            found = timed(work, self.device, self.scale.seconds, warm=WARM if count else 2, count=count)
         except torch.OutOfMemoryError:
             return math.nan
         return found.mean if count else found.median
@@ -343,15 +354,15 @@ class Bench:
         tokens: int,
         flops: int | None = None,
         precision: str | None = None,
-        moved: int | None = None,
+        stored: int | None = None,
         memory: int | None,
         plain: float,
     ) -> dict[str, Any]:
-        """A row of the table; its limit is the matrix product in the precision, or for moved bytes the copy."""
+        """A row of the table; its limit is the matrix product in the precision, or for stored bytes the file read."""
         if flops is not None:
             done, limit = flops, self.limits.flops[str(precision)]
         else:
-            done, limit = moved or 0, self.limits.copy
+            done, limit = stored or 0, self.limits.read
         return {
             "name": name,
             "seconds": seconds,
@@ -394,6 +405,7 @@ def plain_attention() -> Iterator[None]:
 def report(figures: dict[str, Any]) -> str:
     """The figures as text."""
     limit = figures["limits"]
+    skipped = [] if figures["without"] is None else [f"extraction, streaming: skipped, no {figures['without']}"]
     flops = ", ".join(f"{name} {rate / 1e12:.3g} TFLOP/s" for name, rate in limit["flops"].items())
     rows = [
         (
@@ -436,11 +448,12 @@ def report(figures: dict[str, Any]) -> str:
             f"limits of this {figures['device']}: matrix product {flops}; copy {limit['copy_bytes'] / 1e9:.3g} GB/s; "
             f"file read {limit['read_bytes'] / 1e9:.3g} GB/s",
             "",
-            f"preset {figures['preset']}, attention by {figures['attention']}; shares are of the matrix product in the",
-            "same precision, of streaming those of the copy; plain is eager float32 with attention written out, all",
-            "logits at a time and, in training, the encoder inside the step, whose own FLOPs are not counted; beside",
-            "extraction and streaming it is the encoder alone; nan: out of memory",
-            *([] if figures["without"] is None else [f"extraction and streaming: {figures['without']} is missing"]),
+            f"preset {figures['preset']}, attention by {figures['attention']} (in compiled code and float32 by sdpa);",
+            "shares are of the matrix product in the same precision, of streaming those of the file read; plain is",
+            "eager float32 with attention written out, all logits at a time and, in training, the encoder inside the",
+            "step, whose own FLOPs are not counted; beside extraction and streaming it is the encoder alone; nan: out",
+            "of memory",
+            *skipped,
             "",
             show.table(("", "time", "tokens/s", "rate", "share", "memory", "plain", "times faster"), rows),
             "",
@@ -448,7 +461,7 @@ def report(figures: dict[str, Any]) -> str:
             "",
             show.table(("", "ours", "vocabulary", "ratio"), rival),
             "",
-            "attention of one row, forward and backward, float32",
+            "attention of one row, forward and backward, in the default precision",
             "",
             show.table(("length", "kernel", "plain", "memory", "plain"), attention),
             "",

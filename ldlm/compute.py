@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -49,11 +49,14 @@ class Compute:
 
     @cached_property
     def normal(self) -> Callable[..., Tensor]:
-        """`noise.normal`: hundreds of small operations, or, compiled, one, which may round the last bit otherwise.
+        """`noise.normal`: hundreds of small operations, or, compiled, one, which may round the last bit differently.
 
         Give it the step as a tensor, or it is compiled for each.
         """
-        return torch.compile(noise.normal, dynamic=False) if self.compiled else noise.normal
+        # Or else the products of element numbers and 32-bit constants become index arithmetic, in which a GPU's
+        # kernels overflow (pytorch/pytorch#175966).
+        options: dict[str, str | int | bool | Callable[..., Any]] = {"constant_and_index_propagation": False}
+        return torch.compile(noise.normal, dynamic=False, options=options) if self.compiled else noise.normal
 
     def autocast(self) -> AbstractContextManager[object]:
         """Within it, matrix products and attention are in `dtype`."""

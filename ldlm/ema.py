@@ -30,7 +30,8 @@ class EMA:
         share = torch.full((), 1 - decay, device=average[0].device)
         if finite is not None:
             share = share * finite
-        # lerp takes a share that is a tensor in a launch per parameter; these are three launches in all.
+        # With a share that is a tensor, lerp is a launch per parameter. These are few, and cost another copy of
+        # the weights for a moment, now that the gradients are gone.
         change = torch._foreach_sub(weights, average)
         torch._foreach_mul_(change, share)
         torch._foreach_add_(average, change)

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ldlm import noise
 from ldlm.autoencoder import TokenDecoder
 from ldlm.batch import Batch
 from ldlm.compute import Compute
@@ -106,7 +105,7 @@ def _backward(state: DecoderState, batch: Batch) -> tuple[Tensor, Tensor]:
         z_0_BNC = state.frozen.latent_encoder(state.frozen.states(batch.hidden_BLD, batch.tokens_BL))
         shape = (z_0_BNC.shape[1], z_0_BNC.shape[2])
         rows_B = batch.index_B.to(state.device, non_blocking=True)
-        eps_BNC = noise.normal(config.seed, "eps_dec", state.step, rows_B, shape)
+        eps_BNC = state.compute.normal(config.seed, "eps_dec", rows_B.new_full((), state.step), rows_B, shape)
     with state.compute.autocast():
         found: TokenLosses = objective(z_0_BNC + config.recipe.sigma_dec * eps_BNC, batch.tokens_BL)
     state.backward(found.mean)

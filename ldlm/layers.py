@@ -26,9 +26,11 @@ from ldlm.errors import InputError
 def attention(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor) -> Tensor:
     """softmax(q·k/√K)·v without a mask, (B, N, H, K) against (B, L, H, K); returns (B, N, H, K).
 
-    By the kernel that `use_attention` chose. Compiled code takes torch's, since xformers' would break the graph.
+    By the kernel that `use_attention` chose. Compiled code takes torch's, since xformers' would break the graph, and so
+    does float32.
     """
-    if _kernel == "xformers" and q_BNHK.is_cuda and not torch.compiler.is_compiling():
+    # Its kernels for float32 end with the H200, and compiled code would be compiled anew when `_kernel` changes.
+    if not torch.compiler.is_compiling() and _kernel == "xformers" and v_BLHK.dtype in _HALF and v_BLHK.is_cuda:
         # Under autocast the norms of queries and keys may give float32, which torch's kernel casts by itself.
         return _xformers()(q_BNHK.to(v_BLHK.dtype), k_BLHK.to(v_BLHK.dtype), v_BLHK)
     out_BHNK = F.scaled_dot_product_attention(q_BNHK.transpose(1, 2), k_BLHK.transpose(1, 2), v_BLHK.transpose(1, 2))
@@ -36,6 +38,7 @@ def attention(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor) -> Tensor:
 
 
 _kernel = "sdpa"
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def use_attention(name: str, device: torch.device) -> str:

@@ -61,7 +61,7 @@ def uniform(seed: int | Tensor, purpose: str, step: int, rows: Tensor, shape: tu
 def normal(seed: int | Tensor, purpose: str, step: int | Tensor, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Standard normal float32 of shape (R, *shape), by Box–Muller, two of them from each pair of words.
 
-    A step that is a tensor, of one element, is no constant of a compiled graph.
+    A step that is a tensor, of one element, is an input of a compiled graph, where an int would be a constant.
     """
     size = math.prod(shape)
     words = _words(_per_row(seed, rows), purpose, step, rows, -(-size // 4))

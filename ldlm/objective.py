@@ -20,6 +20,7 @@ from ldlm.model import JointModel
 from ldlm.timesteps import TimestepSampler
 
 Phase = Literal["joint", "autoencoder", "diffusion"]
+Normal = Callable[..., Tensor]
 
 
 def set_trainable(model: JointModel, phase: Phase) -> None:
@@ -77,13 +78,14 @@ def draw_smoothing(
     rows_B: Tensor,
     h_shape: tuple[int, int],
     latent_shape: tuple[int, int],
+    normal: Normal = noise.normal,
 ) -> Smoothing:
-    """`Smoothing` keyed by (seed, step, row of the global batch)."""
+    """`Smoothing` keyed by (seed, step, row of the global batch); `normal` is `noise.normal`, perhaps compiled."""
     seen_BL = noise.uniform(seed, "mask", step, rows_B, h_shape[:1]) >= config.mask
     keep_BNC = noise.uniform(seed, "dropout", step, rows_B, latent_shape) >= config.dropout
     return Smoothing(
         seen_BL1=seen_BL[..., None].float(),
-        eps_BLD=config.noise * noise.normal(seed, "eps_h", step, rows_B, h_shape),
+        eps_BLD=config.noise * normal(seed, "eps_h", rows_B.new_full((), step), rows_B, h_shape),
         keep_BNC=keep_BNC.float() / (1 - config.dropout),
     )
 
@@ -97,7 +99,7 @@ def draw(
     rows_B: Tensor,
     latent_shape: tuple[int, int],
     device: torch.device | str = "cpu",
-    normal: Callable[..., Tensor] = noise.normal,
+    normal: Normal = noise.normal,
 ) -> Draws:
     """`Draws` on `device` keyed by (seed, step, row of the global batch); rows on the CPU, t in float64.
 

@@ -87,8 +87,16 @@ class Split:
 
     def load(self, rows: np.ndarray, into: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
         """Any rows as stored, by array name, tokens among them; `into` is from `memory`."""
-        rows = np.asarray(self.shards)[rows // self.shard_rows] * self.shard_rows + rows % self.shard_rows
+        rows = self._places(rows)
         return {name: array.read(rows, None if into is None else into[name]) for name, array in self.arrays.items()}
+
+    def read_tokens(self, rows: np.ndarray) -> np.ndarray:
+        """The tokens of any rows (rows, L) int32, without their states."""
+        return self.arrays["tokens"].read(self._places(rows), None)
+
+    def _places(self, rows: np.ndarray) -> np.ndarray:
+        """Where rows stand in the arrays, in which missing shards leave gaps."""
+        return np.asarray(self.shards)[rows // self.shard_rows] * self.shard_rows + rows % self.shard_rows
 
     def memory(self, rows: int) -> dict[str, np.ndarray]:
         """Memory for `load` to fill, by array name, for up to so many rows."""

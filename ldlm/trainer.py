@@ -140,7 +140,8 @@ def _backward(state: TrainState, batch: Batch, gamma: float) -> Losses:
     if state.phase == "autoencoder":
         h_shape = (shapes.seq_len, shapes.hidden_dim)
         address["rows_B"] = batch.index_B.to(state.device, non_blocking=True)
-        smoothing = draw_smoothing(config.cosmos, h_shape=h_shape, latent_shape=latents, **address)
+        shapes_there: dict[str, Any] = {"h_shape": h_shape, "latent_shape": latents}
+        smoothing = draw_smoothing(config.cosmos, normal=state.compute.normal, **shapes_there, **address)
     objective = state.parallel or state.objective
     with state.compute.autocast():
         losses: Losses = objective(batch.hidden_BLD, batch.tokens_BL, draws, gamma, state.phase, smoothing)

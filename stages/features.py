@@ -90,7 +90,7 @@ def texts(path: Location, rows: int, out: Path) -> Path:
     split = found.held_out()
     if split.rows < rows:
         raise InputError(f"{path} has {split.rows:,} {split.name} rows; ask for no more with --rows")
-    tokens = split.read(0, rows)[1]
+    tokens = split.read_tokens(np.arange(rows))
     decoded = metrics.decode_tokens(load_tokenizer(str(found.tokenizer_path)), tokens)
     lines = files.dump_jsonl(samples.rows(decoded, tokens.tolist(), range(rows)))
     if out.exists() and (out.is_dir() or out.read_bytes() != lines.encode()):

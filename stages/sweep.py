@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -261,12 +262,17 @@ class Sweep:
     def _ends(self, sampler: SamplerConfig, seeds_B: Tensor) -> tuple[End, float]:
         """Where a trajectory ends, and the seconds per text that it took."""
         generator = next(iter(self.generators.values()))
-        size = self.config.batch_size or generator.batch_size(min(len(seeds_B), LARGEST_BATCH))
-        started = time.perf_counter()
+        size, started = self._batch_size, time.perf_counter()
         found = [generator.ends(sampler, seeds) for seeds in seeds_B.split(size)]
         end = End(*(torch.cat(parts) for parts in zip(*found, strict=True)))
         end.mean.sum().item()  # which waits for the device
         return end, (time.perf_counter() - started) / len(seeds_B)
+
+    @cached_property
+    def _batch_size(self) -> int:
+        """Of all trajectories, so that it is measured once."""
+        generator, most = next(iter(self.generators.values())), max(self.config.texts, self.config.screen_texts)
+        return self.config.batch_size or generator.batch_size(min(most, LARGEST_BATCH))
 
     def _keep(self, name: str, texts: Texts, tokens: list[list[int]], seeds_B: Tensor) -> None:
         rows = samples.rows(texts.texts, tokens, seeds_B.tolist())

@@ -134,6 +134,16 @@ def test_auto_is_not_taken_up_where_it_means_another_precision(train_config, sto
 
 
 @pytest.mark.slow
+def test_compiled_noise_is_the_same_whatever_the_step_and_compiled_once():
+    torch._dynamo.reset()
+    compiled, rows = Compute(CPU, compiled=True).normal, torch.tensor([0, 2**33])
+    for step in (0, 5, 2**31):
+        with torch._dynamo.config.patch(error_on_recompile=step > 0):
+            found = compiled(11, "eps", torch.tensor(step), rows, (30, 33))
+        torch.testing.assert_close(found, noise.normal(11, "eps", step, rows, (30, 33)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_compiled_sampling_gives_the_same_latents_and_compiles_once(trained):
     run = TrainedRun(trained, CPU)
     plain, compiled = run.generator(), run.generator(compute=Compute.of(ComputeConfig(compile="on"), CPU))
@@ -171,6 +181,18 @@ def test_what_is_fetched_is_what_was_there_when_it_was_asked_for():
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("seed", [7, torch.tensor([2**40 + 3, 5])])
+def test_compiled_noise_on_a_gpu_is_the_noise_of_the_cpu(seed):
+    """Of more elements than 16 bits number, times constants that 31 bits don't hold."""
+    cuda, rows, shape = torch.device("cuda"), torch.tensor([0, 2**33]), (300, 999)
+    there = Compute(cuda, compiled=True).normal(
+        seed if isinstance(seed, int) else seed.to(cuda), "eps", torch.tensor(3, device=cuda), rows.to(cuda), shape
+    )
+    torch.testing.assert_close(there.cpu(), noise.normal(seed, "eps", 3, rows, shape), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")  # which a compiled float32 product may say
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 5e-2)])
 @pytest.mark.parametrize("compile", ["off", "on"])
 def test_sampling_on_a_gpu_gives_the_latents_of_the_cpu(trained, precision, tolerance, compile):
@@ -185,6 +207,7 @@ def test_sampling_on_a_gpu_gives_the_latents_of_the_cpu(trained, precision, tole
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # of torch's about its own tracing
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.gpu
 @pytest.mark.parametrize("compile", ["off", "on"])
 def test_a_step_on_a_gpu_waits_for_nothing(train_config, store, compile):
@@ -192,13 +215,15 @@ def test_a_step_on_a_gpu_waits_for_nothing(train_config, store, compile):
     config = replace(train_config, compute=ComputeConfig(precision="bf16", compile=compile))
     state = start(config, found.shapes, scratch=False, device=cuda)
     with Stream(found, found.split("train"), batch_size=config.batch_size, seed=0, position=0, device=cuda) as stream:
-        batches = [batch for batch, _ in zip(stream, range(6), strict=False)]
-    for batch in batches[:4]:  # both branches of self-conditioning are compiled
+        batches = [batch for batch, _ in zip(stream, range(7), strict=False)]
+    coins = [noise.coin(config.seed, "self_condition", step, 0.5) for step in range(7)]
+    assert set(coins[:5]) == set(coins[5:]) == {False, True}  # both kinds of steps are compiled, and both are watched
+    for batch in batches[:5]:
         train_step(state, batch)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        steps = [train_step(state, batch) for batch in batches[4:]]
+        steps = [train_step(state, batch) for batch in batches[5:]]
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(step.gradient_norm.isfinite() for step in steps)

@@ -11,6 +11,8 @@ from ldlm.stages import sample
 from safetensors.torch import load_file
 
 from ldlm.config import SampleConfig, SamplerConfig
+from ldlm.generation import TextGenerator
+from ldlm.run import TrainedRun
 
 COMMANDS = (
     "quickstart",
@@ -235,6 +237,27 @@ def drawn(run, out, progress=None, **changes):
     arguments = {} if progress is None else {"progress": progress}
     sample.run(SampleConfig(**settings), run, out, **arguments)
     return out.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("seconds_per_text", "most", "expected"),
+    [
+        ([1, 0.6, 0.5, 0.48, 0.2], 256, 4),  # 8 gain 4 % only; nobody asks what comes then
+        ([1, 0.94, 0.88, 0.82, 0.81], 256, 8),  # 6 to 7 % are enough
+        ([1, 0.5, 0.25, 0.125], 3, 2),  # powers of 2, and no more texts than there are
+        ([1, 0.5, None], 256, 2),  # no memory for 4
+        ([1, 2], 256, 1),
+    ],
+)
+def test_the_batch_doubles_while_that_pays(trained, monkeypatch, seconds_per_text, most, expected):
+    def seconds(self, size):
+        found = seconds_per_text[size.bit_length() - 1]
+        if found is None:
+            raise torch.OutOfMemoryError
+        return found * size
+
+    monkeypatch.setattr(TextGenerator, "_seconds", seconds)
+    assert TrainedRun(trained, torch.device("cpu")).generator().batch_size(most) == expected
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

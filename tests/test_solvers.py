@@ -115,6 +115,33 @@ def test_an_ode_solver_converges_to_the_gaussians_closed_form_at_its_order(name,
     assert rates[-1] == pytest.approx(ODE[name], abs=slack)
 
 
+@pytest.mark.parametrize("grid", ["time", "log-snr"])
+@pytest.mark.parametrize("std", [0.5, 1.0, 3.8])
+@pytest.mark.parametrize(
+    ("name", "settings", "order"),
+    [("euler-maruyama", {}, 1), ("ddim", {"eta": 1.0}, 1), ("dpm++2m-sde", {}, 2)],
+)
+def test_a_stochastic_solver_converges_to_the_gaussians_standard_deviation_at_its_order(
+    name, settings, order, std, grid
+):
+    """Without drawing anything: all is linear, so the state is a vector of what each noise contributes."""
+    errors = []
+    for steps in (128, 256, 512):
+        config = SamplerConfig(solver=name, steps=steps, grid=grid, **settings)
+        times = time_grid(config, TANGENT)
+        beyond = torch.cat([times, times[-1:] - 1e-9])  # the state at t_min, with its noise, is what one step more sees
+        noises, states = torch.eye(len(times) + 1, dtype=torch.float64), []
+
+        def denoise(z: Tensor, t: Tensor, states: list[Tensor] = states) -> Tensor:
+            states.append(z)
+            return gaussian(std)(z, t)
+
+        solver(config)(denoise, TANGENT, noises[0], beyond, lambda step, noises=noises: noises[step + 1])
+        errors.append(abs(states[-1].norm().item() - scale(std, times[-1])))
+    assert errors[-1] < 0.03
+    assert [math.log2(coarse / fine) for coarse, fine in pairwise(errors)] == pytest.approx([order] * 2, abs=0.1)
+
+
 @pytest.mark.parametrize("name", SOLVERS)
 def test_gaussian_data_keep_their_standard_deviation_at_128_steps(name):
     std = table(UNIT)[name]

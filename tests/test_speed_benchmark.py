@@ -37,6 +37,7 @@ def speed(monkeypatch):
     return speed
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # of torch's about its own tracing
 @pytest.mark.slow
 def test_every_part_is_measured_beside_the_plain_way_and_as_a_share_of_the_limit(speed, tmp_path):
     figures = speed.run(tmp_path)

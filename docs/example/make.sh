@@ -1,12 +1,12 @@
 #!/bin/sh
-# Trains the example model and makes everything in this folder, from `novels.txt`: English novels, a paragraph per line.
+# Trains the example model in ./example, from a file of English novels, a paragraph per line, and makes what is shown here.
 # Two cores take about two hours. Started again, it goes on where it was.
 set -eu
-novels=$1
+novels=$(realpath "$1")
 mkdir -p example && cd example
 common="--device cpu"
 
-# Paragraphs of 60 characters or more, spread over three parts: the scorer never sees the model's text, nor either the last.
+# Paragraphs of 60 characters or more, in three parts: the scorer never sees the model's text, and neither sees the last.
 split() { awk -v low="$1" -v high="$2" 'length($0) >= 60 && NR % 20 >= low && NR % 20 <= high' "$novels" > "$3"; }
 split 0 11 train.txt
 split 12 18 scorer.txt
