@@ -37,6 +37,22 @@ def test_attention_has_the_gradient_of_softmax_attention():
         assert torch.allclose(a, b, atol=1e-12)
 
 
+@pytest.mark.parametrize("inputs", [1, 2], ids=["denoiser", "resampler"])  # whose keys are [inputs; latents]
+@pytest.mark.parametrize(
+    ("length", "heads", "width"), [(7, 12, 64), (64, 4, 32), (128, 12, 64), (1024, 12, 64), (4096, 1, 64)]
+)
+def test_attention_in_float32_is_softmax_attention_forward_and_backward_at_the_models_shapes(
+    length, heads, width, inputs
+):
+    lengths = (length, inputs * length, inputs * length)
+    q, k, v = (random(1, n, heads, width, seed=i).float().requires_grad_() for i, n in enumerate(lengths))
+    direction = random(1, length, heads, width, seed=9).float()
+    found, expected = attention(q, k, v), plain_attention(q, k, v)
+    gradients = (torch.autograd.grad((out * direction).sum(), (q, k, v)) for out in (found, expected))
+    for a, b in [(found, expected), *zip(*gradients, strict=True)]:
+        assert (a - b).norm() <= 1e-5 * b.norm()
+
+
 def test_a_head_is_a_run_of_neighbouring_coordinates():
     x = torch.arange(12.0).reshape(1, 1, 12)
     assert split_heads(x, 3)[0, 0].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
