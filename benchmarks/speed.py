@@ -253,7 +253,8 @@ class Bench:
 
     def rival(self) -> list[dict[str, Any]]:
         """Seconds of one evaluation of so many texts: ours, and that of a denoiser that ends in the vocabulary."""
-        rows = []
+        rows, flops = [], self.scale.texts * accounting.denoiser_flops(self.settings.model, self.shapes)
+        head = self.scale.texts * 2 * self.shapes.seq_len * self.shapes.hidden_dim * self.shapes.vocab_size
         for name, way in self.ways().items():
             compute = Compute.of(way, self.device)
             mine = self._denoiser(self.shapes.seq_len)
@@ -263,19 +264,22 @@ class Bench:
             t = torch.full((len(z),), 0.5, device=self.device)
             ours = self._evaluation(mine, compute, z, t, z)
             other = self._evaluation(theirs, compute, tokens, t)
-            rows.append({"way": name, "ours": ours, "vocabulary": other, "ratio": other / ours})
+            limit = self.limits.flops[compute.precision]
+            shares = {"share": flops / ours / limit, "vocabulary_share": (flops + head) / other / limit}
+            rows.append({"way": name, "ours": ours, "vocabulary": other, "ratio": other / ours, **shares})
         return rows
 
     def attention_growth(self) -> list[dict[str, Any]]:
         """Attention alone, forward and backward, against itself written out: seconds and peak memory."""
-        rows, dtype = [], Compute.of(ComputeConfig(), self.device).dtype
+        rows, compute = [], Compute.of(ComputeConfig(), self.device)
         for length in self.scale.lengths:
             shape = (1, length, self.settings.model.denoiser.heads, 64)
             row: dict[str, Any] = {"length": length}
             for name, context in (("kernel", nullcontext()), ("plain", plain_attention())):
                 with context:
                     q, k, v = (
-                        torch.randn(shape, device=self.device, dtype=dtype, requires_grad=True) for _ in range(3)
+                        torch.randn(shape, device=self.device, dtype=compute.dtype, requires_grad=True)
+                        for _ in range(3)
                     )
 
                     def both(q: Tensor = q, k: Tensor = k, v: Tensor = v) -> None:
@@ -284,6 +288,9 @@ class Bench:
                     with peak_memory(self.device) as peak:
                         row[f"{name}_seconds"] = self._seconds(both)
                     row[f"{name}_bytes"] = peak.bytes
+            # Two products forward and four backward; what a kernel computes again does not count.
+            flops = 6 * 2 * length**2 * shape[-2] * shape[-1]
+            row["share"] = flops / row["kernel_seconds"] / self.limits.flops[compute.precision]
             rows.append(row)
         return rows
 
@@ -421,13 +428,22 @@ def report(figures: dict[str, Any]) -> str:
         for row in figures["rows"]
     ]
     rival = [
-        (row["way"], f"{row['ours'] * 1e3:,.2f} ms", f"{row['vocabulary'] * 1e3:,.2f} ms", f"{row['ratio']:.2f}")
+        (
+            row["way"],
+            f"{row['ours'] * 1e3:,.2f} ms",
+            f"{row['share']:.0%}",
+            f"{row['vocabulary'] * 1e3:,.2f} ms",
+            f"{row['vocabulary_share']:.0%}",
+            f"{row['ratio']:.2f}",
+        )
         for row in figures["rival"]
     ]
     attention = [
         (
             row["length"],
-            *(f"{row[f'{name}_seconds'] * 1e3:,.2f} ms" for name in ("kernel", "plain")),
+            f"{row['kernel_seconds'] * 1e3:,.2f} ms",
+            f"{row['share']:.0%}",
+            f"{row['plain_seconds'] * 1e3:,.2f} ms",
             *(_size(row[f"{name}_bytes"]) for name in ("kernel", "plain")),
         )
         for row in figures["attention_growth"]
@@ -459,11 +475,11 @@ def report(figures: dict[str, Any]) -> str:
             "",
             "one evaluation of the denoiser, and of one of the same size that ends in the vocabulary",
             "",
-            show.table(("", "ours", "vocabulary", "ratio"), rival),
+            show.table(("", "ours", "share", "vocabulary", "share", "ratio"), rival),
             "",
             "attention of one row, forward and backward, in the default precision",
             "",
-            show.table(("length", "kernel", "plain", "memory", "plain"), attention),
+            show.table(("length", "kernel", "share", "plain", "memory", "plain"), attention),
             "",
             "one evaluation of the denoiser, by texts at a time and latents of each",
             "",
