@@ -277,10 +277,8 @@ class Bench:
             row: dict[str, Any] = {"length": length}
             for name, context in (("kernel", nullcontext()), ("plain", plain_attention())):
                 with context:
-                    q, k, v = (
-                        torch.randn(shape, device=self.device, dtype=compute.dtype, requires_grad=True)
-                        for _ in range(3)
-                    )
+                    there: dict[str, Any] = {"device": self.device, "dtype": compute.dtype, "requires_grad": True}
+                    q, k, v = (torch.randn(shape, **there) for _ in range(3))
 
                     def both(q: Tensor = q, k: Tensor = k, v: Tensor = v) -> None:
                         layers.attention(q, k, v).sum().backward()
