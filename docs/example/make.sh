@@ -23,7 +23,8 @@ done
 ldlm features texts features --rows 1000 --output real.jsonl
 
 scored="--scorer scorer --reference real.jsonl --texts 500"
-ldlm sweep --run run $scored --budgets 8 16 32 64 128 256 --temperatures 0 0.5 1 --screen-texts 64 $common
+ldlm sweep --run run $scored --budgets 8 16 32 64 128 256 --guidances 1 1.5 --temperatures 0 0.5 1 \
+    --screen-texts 64 $common
 ldlm sweep --run run $scored --budgets 128 --solvers euler-maruyama --grids time --guidances 1 --screen-texts 64 \
     --decoders layers-0 layers-2 layers-4 joint --temperatures 0 0.5 1 --output decoders $common
 ldlm sample --run run --num-samples 256 --output run/samples.jsonl $common
