@@ -24,8 +24,8 @@ def command(options: Options, run: str | None, output: str | None, trace: str | 
 
     \b
     Examples:
-      ldlm sample --run run --num-samples 1000 --steps 128 --output samples.jsonl
-      ldlm sample --run run --steps 128 --trace-text 3 --trace trace
+      ldlm sample --run run --num-samples 1000 --output samples.jsonl
+      ldlm sample --run run --trace-text 3 --trace trace
     """
     config = options.build()
     if output is not None and trace is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ldlm import files
+from ldlm.config import PAPERS_SAMPLER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -216,8 +217,7 @@ def frontier(path: Path, summary: Mapping[str, Any]) -> None:
 
 def frontier_lines(finalists: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     """The finalists of a sweep as two lines, by name: the paper's sampler, and what was better at each budget."""
-    papers = {"solver": "euler-maruyama", "grid": "time", "guidance": 1}
-    own = [row for row in finalists if all(row[key] == value for key, value in papers.items())]
+    own = [row for row in finalists if all(row[key] == value for key, value in PAPERS_SAMPLER.items())]
     best = {row["budget"]: row for row in finalists if row not in own}
     return {"the paper's sampler": own, "best at each budget": list(best.values())}
 

@@ -52,7 +52,7 @@ TEXTS = 256
 HELD_OUT_SHARE, SCORER_SHARE = 0.06, 0.36
 DOCUMENTS = 60_000  # more than this is not read in ten minutes
 FEWEST_CHARACTERS, FEWEST_DOCUMENTS = 500_000, 50
-SAMPLER = SamplerConfig(steps=128, temperature=0.5)
+SAMPLER = SamplerConfig(temperature=0.5)
 
 
 @dataclass(frozen=True)
@@ -312,7 +312,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     held_out, decoder, copied = summary["held_out"], summary["decoder"], summary["copied_8grams"]
     small = decoder["held_out"]
     figures = {
-        "sampler": f"{SAMPLER.steps} steps, decoder {decoder['name']}, temperature {SAMPLER.temperature}",
+        "sampler": f"{SAMPLER.steps} steps of {SAMPLER.solver}, decoder {decoder['name']}, temperature {SAMPLER.temperature}",
         "tokens rebuilt by D_h, D_w": f"{held_out['token_accuracy_clean']:.1%} clean, "
         f"{held_out['token_accuracy']:.1%} under σ_dec noise",
         f"tokens rebuilt by {decoder['name']}": f"{small['token_accuracy_clean']:.1%} clean, "

@@ -26,7 +26,7 @@ from torch import Tensor
 from ldlm import artifact, files, metrics, plots, runtime, samplers, samples
 from ldlm.artifact import Artifact
 from ldlm.compute import Compute
-from ldlm.config import EvaluateConfig, SamplerConfig, SweepConfig
+from ldlm.config import PAPERS_SAMPLER, EvaluateConfig, SamplerConfig, SweepConfig
 from ldlm.errors import InputError
 from ldlm.generation import LARGEST_BATCH, TextGenerator, text_seeds
 from ldlm.progress import SILENT, Progress, Task
@@ -35,7 +35,6 @@ from ldlm.samplers import End
 from ldlm.samples import Texts
 from ldlm.scorer import Scorer
 
-PAPER = {"solver": "euler-maruyama", "grid": "time", "guidance": 1.0}
 PAPERS_BUDGET = 128  # whose entropy the finalists are held to, or the nearest budget that is swept
 FIGURES = ("gen_ppl", "entropy", "diversity")
 
@@ -64,7 +63,7 @@ class Trajectory:
     @property
     def is_papers(self) -> bool:
         """Whether it is the paper's sampler, at some budget."""
-        return {"solver": self.solver, "grid": self.grid, "guidance": self.guidance} == PAPER
+        return {"solver": self.solver, "grid": self.grid, "guidance": self.guidance} == PAPERS_SAMPLER
 
 
 @dataclass(frozen=True)
@@ -217,7 +216,7 @@ def finalists(rows: Sequence[dict[str, Any]], entropy_slack: float) -> list[dict
 
 
 def _is_papers(row: dict[str, Any]) -> bool:
-    return all(row[key] == value for key, value in PAPER.items())
+    return all(row[key] == value for key, value in PAPERS_SAMPLER.items())
 
 
 # ----------------------------------------------------------------------------------------------------------------------

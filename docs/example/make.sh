@@ -27,6 +27,19 @@ ldlm sweep --run run $scored --budgets 8 16 32 64 128 256 --guidances 1 1.5 --te
     --screen-texts 64 $common
 ldlm sweep --run run $scored --budgets 128 --solvers euler-maruyama --grids time --guidances 1 --screen-texts 64 \
     --decoders layers-0 layers-2 layers-4 joint --temperatures 0 0.5 1 --output decoders $common
+
+# The default beside the paper's sampler, and in bf16, each with four seeds.
+compare() {  # a name, and the settings of the sampler
+    name=$1 && shift
+    for seed in 0 1 2 3; do
+        ldlm sample --run run --num-samples 500 --seed $seed --output $name/$seed.jsonl "$@" $common
+    done
+    ldlm evaluate $name --seeds --reference real.jsonl --scorer scorer --max-tokens 64 $common
+}
+compare default
+compare bf16 --precision bf16
+compare paper --solver euler-maruyama --grid time --steps 128
+
 ldlm sample --run run --num-samples 256 --output run/samples.jsonl $common
 ldlm sample --run run --trace run/trace $common
 ldlm interpolate --run run --features features --scorer scorer $common
