@@ -312,7 +312,8 @@ def summary_text(summary: dict[str, Any]) -> str:
     held_out, decoder, copied = summary["held_out"], summary["decoder"], summary["copied_8grams"]
     small = decoder["held_out"]
     figures = {
-        "sampler": f"{SAMPLER.steps} steps of {SAMPLER.solver}, decoder {decoder['name']}, temperature {SAMPLER.temperature}",
+        "sampler": f"{SAMPLER.solver}, {SAMPLER.steps} steps; decoder {decoder['name']}, "
+        f"temperature {SAMPLER.temperature}",
         "tokens rebuilt by D_h, D_w": f"{held_out['token_accuracy_clean']:.1%} clean, "
         f"{held_out['token_accuracy']:.1%} under σ_dec noise",
         f"tokens rebuilt by {decoder['name']}": f"{small['token_accuracy_clean']:.1%} clean, "

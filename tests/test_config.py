@@ -7,6 +7,7 @@ import pytest
 
 from ldlm import config as configs
 from ldlm.config import (
+    PAPERS_SAMPLER,
     PRESETS,
     EvaluateConfig,
     ExtractConfig,
@@ -15,6 +16,7 @@ from ldlm.config import (
     PretrainConfig,
     QuickstartConfig,
     SampleConfig,
+    SamplerConfig,
     TrainConfig,
     from_dict,
     to_dict,
@@ -86,8 +88,8 @@ def test_the_defaults_are_the_papers():
     assert (a.kind, a.layers, a.width, a.heads, a.output_norm) == ("resampler", 6, 768, 12, False)
     assert (d.layers, d.width, d.heads, d.time_dim) == (12, 768, 12, 256)
     assert (w.layers, w.mlp_ratio, w.mode) == (3, 4, "joint")
-    s = SampleConfig().sampler
-    assert (s.steps, s.t_min, s.beta_clip) == (128, 0.05, 0.95)
+    s = SampleConfig(sampler=SamplerConfig(**PAPERS_SAMPLER)).sampler
+    assert (s.solver, s.grid, s.t_min, s.beta_clip) == ("euler-maruyama", "time", 0.05, 0.95)
     e = ExtractConfig()
     assert (e.layer, e.stats_tokens) == (-3, 2_000_000)
 
