@@ -97,7 +97,7 @@ def test_another_precision_is_another_run_and_another_kernel_is_not(train_config
 def test_the_time_is_worked_out_once_for_a_grid_and_changes_no_bit(trained):
     """What the sampler sees is what the denoiser gives, called at each time with a batch of that time."""
     generator = TrainedRun(trained, CPU).generator()
-    times = time_grid(SamplerConfig(steps=5))
+    times = time_grid(SamplerConfig(steps=5, grid="time"))
     network = generator._at(times)
     z, previous = torch.randn(2, 3, *generator.latent_shape)
     for t in times:

@@ -11,7 +11,7 @@ import pytest
 from ldlm.stages import finetune_decoder, interpolate, report, sample, sweep, trace
 
 from ldlm import artifact, files, plots, reportpage
-from ldlm.config import FinetuneConfig, InterpolateConfig, SampleConfig, SamplerConfig, SweepConfig
+from ldlm.config import PAPERS_SAMPLER, FinetuneConfig, InterpolateConfig, SampleConfig, SamplerConfig, SweepConfig
 from ldlm.reportpage import TEXTS
 from ldlm.svgchart import number, percent
 
@@ -61,7 +61,7 @@ def full(trained, store, gpt2, corpus, tmp_path_factory):
     real = run.parent / "real.txt"
     real.write_text("".join(corpus.read_text().splitlines(keepends=True)[:20]))
     finetune_decoder.run(FinetuneConfig(layers=1, steps=2, device="cpu"), run, store)
-    settings = SampleConfig(num_samples=TEXTS + 3, sampler=SamplerConfig(steps=3), device="cpu")
+    settings = SampleConfig(num_samples=TEXTS + 3, sampler=SamplerConfig(steps=3, **PAPERS_SAMPLER), device="cpu")
     sample.run(settings, run, run / "samples.jsonl")
     few = replace(settings, num_samples=2, seed=7, decoder="joint")
     sample.run(few, run, run / "samples" / "joint.jsonl")

@@ -59,7 +59,7 @@ def recursion(std: float, steps: int, *, beta_clip: float = 0.95, final: str = "
 def propagated(std: float, steps: int, final: str = "mean", **settings) -> float:
     """The same from the solver: it is linear in (z, noises), so feed it unit vectors and add up the squares."""
     unit = torch.eye(steps, dtype=torch.float64)
-    times = time_grid(SamplerConfig(steps=steps))
+    times = time_grid(SamplerConfig(steps=steps, grid="time"))
     end = euler_maruyama(gaussian_denoiser(std), TANGENT, unit[0], times, lambda step: unit[step + 1], **settings)
     return getattr(end, final).norm().item()
 
@@ -70,7 +70,7 @@ def simulated(std: float, steps: int, count: int = 40_000, **settings) -> float:
     def draw(step: int = 0) -> Tensor:
         return torch.randn(count, generator=generator, dtype=torch.float64)
 
-    times = time_grid(SamplerConfig(steps=steps))
+    times = time_grid(SamplerConfig(steps=steps, grid="time"))
     return euler_maruyama(gaussian_denoiser(std), TANGENT, draw(), times, draw, **settings).mean.std().item()
 
 
@@ -78,7 +78,7 @@ def simulated(std: float, steps: int, count: int = 40_000, **settings) -> float:
 
 
 def test_the_grid_goes_from_1_to_t_min_in_equal_steps():
-    times = time_grid(SamplerConfig(steps=19, t_min=0.05))
+    times = time_grid(SamplerConfig(steps=19, grid="time", t_min=0.05))
     assert times.dtype == torch.float64
     assert times.tolist() == pytest.approx([1 - 0.05 * i for i in range(20)], abs=1e-12)
 
@@ -121,7 +121,7 @@ def test_the_clip_acts_in_beta_and_nowhere_else():
         seen.append(t.item())
         return torch.zeros_like(z)
 
-    times = time_grid(SamplerConfig(steps=4))
+    times = time_grid(SamplerConfig(steps=4, grid="time"))
     euler_maruyama(denoise, TANGENT, torch.ones(2), times, lambda step: torch.zeros(2), beta_clip=0.5)
     assert seen == times[:-1].tolist()
 
@@ -142,7 +142,7 @@ def test_n_steps_are_n_evaluations_and_n_minus_1_noises(final):
         return torch.ones(3, dtype=torch.float64)
 
     z = torch.arange(3).double()
-    out = getattr(euler_maruyama(denoise, TANGENT, z, time_grid(SamplerConfig(steps=6)), draw), final)
+    out = getattr(euler_maruyama(denoise, TANGENT, z, time_grid(SamplerConfig(steps=6, grid="time")), draw), final)
     assert len(evaluations) == 6
     assert noises == [0, 1, 2, 3, 4]
     assert torch.equal(evaluations[0], z)
@@ -168,7 +168,7 @@ def test_self_conditioning_starts_from_zeros_and_carries_the_last_estimate():
         return estimates[-1]
 
     z = torch.ones(2, 3, 4)
-    times = time_grid(SamplerConfig(steps=5))
+    times = time_grid(SamplerConfig(steps=5, grid="time"))
     euler_maruyama(self_conditioned(network), TANGENT, z, times, lambda step: z)
     assert torch.equal(seen[0][1], torch.zeros_like(z))
     for (_, previous), estimate in zip(seen[1:], estimates, strict=False):
@@ -200,7 +200,7 @@ def test_a_sample_depends_on_its_seed_and_not_on_its_batch():
             self_conditioned(lambda z, t, previous: network(z, t.float().expand(len(z)), previous)),
             TANGENT,
             noise.normal(seeds_B, "z_1", 0, rows_B, (3, 4)),
-            time_grid(SamplerConfig(steps=8)),
+            time_grid(SamplerConfig(steps=8, grid="time")),
             lambda step: noise.normal(seeds_B, "sde", step, rows_B, (3, 4)),
         ).mean
 

@@ -52,7 +52,7 @@ def mixture(z: Tensor, t: Tensor) -> Tensor:
 
 
 def solved(name: str, denoise: Denoise, z: Tensor, steps: int, seed: int = 0, **settings) -> Tensor:
-    config = SamplerConfig(solver=name, steps=steps, **settings)
+    config = SamplerConfig(**{"grid": "time", "solver": name, "steps": steps, **settings})
     generator = torch.Generator().manual_seed(seed)
 
     def draw(step: int) -> Tensor:
@@ -217,7 +217,7 @@ def test_evaluations_are_as_the_budget_counts_them(name, guidance):
 @pytest.mark.parametrize("name", SOLVERS)
 def test_every_solver_starts_from_pure_noise_under_every_schedule(name, kind):
     """At t = 1 the log-SNR is infinite, or nearly so."""
-    config, schedule = SamplerConfig(solver=name, steps=256, eta=1.0), Schedule(kind)
+    config, schedule = SamplerConfig(solver=name, steps=256, grid="time", eta=1.0), Schedule(kind)
     z = torch.randn(20_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     draw = torch.Generator().manual_seed(2)
     end = solver(config)(
@@ -246,7 +246,7 @@ def test_x0_is_the_last_estimate(name):
 @pytest.mark.parametrize("name", SOLVERS)
 def test_the_last_step_adds_no_noise(name):
     steps = []
-    config = SamplerConfig(solver=name, steps=5, eta=1.0)
+    config = SamplerConfig(solver=name, steps=5, grid="time", eta=1.0)
 
     def draw(step: int) -> Tensor:
         steps.append(step)
@@ -292,4 +292,4 @@ def test_the_learned_grid_has_equal_steps_in_the_learned_time():
 
 def test_the_learned_grid_of_uniform_timesteps_is_the_papers():
     learned = time_grid(SamplerConfig(steps=7, grid="learned"), TANGENT, lambda u: u.clamp(1e-5, 1))
-    assert learned.tolist() == pytest.approx(time_grid(SamplerConfig(steps=7)).tolist(), abs=1e-9)
+    assert learned.tolist() == pytest.approx(time_grid(SamplerConfig(steps=7, grid="time")).tolist(), abs=1e-9)

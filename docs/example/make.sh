@@ -40,8 +40,8 @@ compare default
 compare bf16 --precision bf16
 compare paper --solver euler-maruyama --grid time --steps 128
 
-ldlm sample --run run --num-samples 256 --output run/samples.jsonl $common
-ldlm sample --run run --trace run/trace $common
-ldlm interpolate --run run --features features --scorer scorer $common
+ldlm sample --run run --decoder joint --num-samples 256 --output run/samples.jsonl $common
+ldlm sample --run run --decoder joint --trace run/trace $common
+ldlm interpolate --run run --features features --decoder joint --scorer scorer $common
 ldlm evaluate run/samples.jsonl --reference real.jsonl --scorer scorer --max-tokens 64 $common
 ldlm report run
