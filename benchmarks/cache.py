@@ -13,8 +13,8 @@ from ldlm.stages import extract_features, pretrain_encoder
 from benchmarks.machine import peak_memory, timed
 from benchmarks.speed import Bench, plain_attention
 from ldlm import accounting, builtin_text
-from ldlm.compute import Compute
-from ldlm.config import ComputeConfig, ExtractConfig, PretrainConfig
+from ldlm.compute import precision_on
+from ldlm.config import ExtractConfig, PretrainConfig
 from ldlm.encoder import FrozenEncoder
 from ldlm.store import FeatureStore
 from ldlm.stream import Stream
@@ -46,13 +46,13 @@ def rows(bench: Bench, folder: Path) -> Iterator[dict[str, Any]]:
     with peak_memory(bench.device) as peak:
         seconds = timed(extract, bench.device, 0, warm=1, count=2).mean
     store = FeatureStore(folder / "features")
-    stored = store.manifest["rows"]["train"]
+    stored, precision = store.manifest["rows"]["train"], precision_on(config.precision, bench.device)
     yield bench.row(
-        f"extraction, text to sealed store, {Compute.of(ComputeConfig(), bench.device).precision}",
+        f"extraction, text to sealed store, {precision}",
         seconds,
         tokens=stored * bench.shapes.seq_len,
         flops=stored * flops,
-        precision=Compute.of(ComputeConfig(), bench.device).precision,
+        precision=precision,
         memory=peak.bytes,
         plain=stored * alone,
     )

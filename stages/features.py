@@ -91,7 +91,9 @@ def texts(path: Location, rows: int, out: Path) -> Path:
     if split.rows < rows:
         raise InputError(f"{path} has {split.rows:,} {split.name} rows; ask for no more with --rows")
     tokens = split.read_tokens(np.arange(rows))
-    decoded = metrics.decode_tokens(load_tokenizer(str(found.tokenizer_path)), tokens)
+    with tempfile.TemporaryDirectory() as folder:  # the store may be in an object store, which no tokenizer reads
+        files.copy_tree(found.tokenizer_path, Path(folder))
+        decoded = metrics.decode_tokens(load_tokenizer(folder), tokens)
     lines = files.dump_jsonl(samples.rows(decoded, tokens.tolist(), range(rows)))
     if out.exists() and (out.is_dir() or out.read_bytes() != lines.encode()):
         raise InputError(f"{out} holds something else; choose another --output")

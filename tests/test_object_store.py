@@ -157,6 +157,12 @@ def test_a_store_in_s3_has_the_bytes_of_a_local_one_and_trains_the_same(few, loc
         assert np.array_equal(remote.hidden[:], here.hidden[:])
 
 
+def test_held_out_rows_of_a_store_in_s3_become_texts(few, local, bucket, tmp_path):
+    made = extract_features.run(few, locate(f"{bucket}/features")).path
+    there = features.texts(made, 2, tmp_path / "there.jsonl")
+    assert there.read_bytes() == features.texts(local, 2, tmp_path / "here.jsonl").read_bytes()
+
+
 def test_training_streams_from_s3(few, local, bucket, train_config, tmp_path):
     place = locate(f"{bucket}/features")
     extract_features.run(few, place)
