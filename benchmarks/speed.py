@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from benchmarks.machine import Limits, limits, peak_memory, timed
 from benchmarks.parts import part
-from ldlm import accounting, config, layers, noise, runtime, vocabulary
+from ldlm import accounting, config, layers, noise, runtime, samplers, vocabulary
 from ldlm.batch import Batch
 from ldlm.compute import Compute
 from ldlm.config import ComputeConfig, DenoiserConfig, SamplerConfig, Shapes, TrainConfig
@@ -157,14 +157,18 @@ class Bench:
 
     @torch.no_grad()
     def _plain_latents(self, model: JointModel, sampler: SamplerConfig, seeds_B: Tensor) -> Tensor:
-        """The same by the network as it is trained."""
-        generator = self._generator(model, PLAIN)
-
-        def network(z: Tensor, t: Tensor, previous: Tensor) -> Tensor:
-            return model.denoiser(z, t.to(z.device, torch.float32).expand(len(z)), previous)
-
-        with mock.patch.object(TextGenerator, "_at", lambda self, times: network):
-            return generator.latents(sampler, seeds_B)
+        """The same by the network as it is trained, a row of the recurrence after the other."""
+        generator, shape = self._generator(model, PLAIN), (model.num_latents, model.latent_dim)
+        seeds_B = seeds_B.to(self.device)
+        row_B = torch.zeros_like(seeds_B)
+        times = samplers.time_grid(sampler, generator.schedule, generator.timesteps.draw)
+        end = samplers.solve(
+            samplers.solver(sampler)(generator.schedule, times),
+            lambda z, t, last: model.denoiser(z, t.to(z.device, torch.float32).expand(len(z)), last),
+            noise.normal(seeds_B, "z_1", 0, row_B, shape),
+            lambda row: noise.normal(seeds_B, "sde", row, row_B, shape),
+        )
+        return getattr(end, sampler.final)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Training and decoding

@@ -6,7 +6,7 @@ denoiser's own weights are bf16; the state of the solver and the decoders are fl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -94,35 +94,18 @@ def _copies(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-class Replay:
-    """A function of tensors as a CUDA graph for each of their shapes: one launch in place of hundreds.
+def recorded(function: Callable[[], None]) -> Callable[[], None]:
+    """A function that changes tensors in place, as a CUDA graph: the function without its launches.
 
-    The function must not wait for the device.
+    It runs a few times first, so let the tensors have their values afterwards. It must not wait for the device.
     """
-
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        self.function = function
-        self._recorded: dict[tuple[torch.Size, ...], tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
-
-    def __call__(self, *given: Tensor) -> Tensor:
-        shapes = tuple(tensor.shape for tensor in given)
-        if shapes not in self._recorded:
-            self._recorded[shapes] = self._record(given)
-        graph, inputs, output = self._recorded[shapes]
-        for mine, tensor in zip(inputs, given, strict=True):
-            mine.copy_(tensor)
-        graph.replay()
-        return output.clone()
-
-    def _record(self, given: Sequence[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
-        inputs = [tensor.clone() for tensor in given]
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # what is compiled or chosen at a first call must not be part of the graph
-            for _ in range(3):
-                self.function(*inputs)
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            output = self.function(*inputs)
-        return graph, inputs, output
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):  # what is compiled or chosen at a first call must not be part of the graph
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay

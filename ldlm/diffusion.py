@@ -80,6 +80,6 @@ def noised(schedule: Schedule, z_0: Tensor, t_B: Tensor, eps: Tensor) -> Tensor:
 
 
 def score(schedule: Schedule, z_t: Tensor, z_hat: Tensor, t: Tensor) -> Tensor:
-    """∇ log p(z_t) ≈ −(z_t − α_t ẑ_0)/σ_t² at one time t (a scalar tensor)."""
+    """∇ log p(z_t) ≈ −(z_t − α_t ẑ_0)/σ_t² at a scalar time t, or at times of z's shape."""
     alpha, sigma = schedule.alpha_sigma(t)
     return -(z_t - alpha * z_hat) / sigma**2

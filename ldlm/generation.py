@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ldlm import noise, samplers
-from ldlm.compute import Compute, Replay
+from ldlm.compute import Compute, recorded
 from ldlm.config import TEXTS_PER_SEED, SampleConfig, SamplerConfig
 from ldlm.denoiser import DiT
 from ldlm.diffusion import Schedule
-from ldlm.samplers import End
+from ldlm.samplers import End, Recurrence
 from ldlm.scorer import LOGITS_AT_ONCE
 from ldlm.timesteps import TimestepSampler
 
@@ -60,49 +60,38 @@ class TextGenerator:
     @torch.no_grad()
     def ends(self, sampler: SamplerConfig, seeds_B: Tensor, watch: Watch | None = None) -> End:
         """Where the reverse process ends, (B, N, C) each; `watch` sees every estimate on the way."""
-        seeds_B = seeds_B.to(self.device)
-        row_B = torch.zeros_like(seeds_B)
         times = samplers.time_grid(sampler, self.schedule, self.timesteps.draw)
-        denoise = samplers.self_conditioned(self._at(times), sampler.guidance)
-
-        def watched(z_BNC: Tensor, t: Tensor) -> Tensor:
-            z_hat_BNC = denoise(z_BNC, t)
+        recurrence = samplers.solver(sampler)(self.schedule, times)
+        process = self._process(recurrence, sampler.guidance, len(seeds_B))
+        process.begin(recurrence, seeds_B)
+        for t in recurrence.times:
+            process.step()
             if watch is not None:
-                watch(t, z_hat_BNC)
-            return z_hat_BNC
+                watch(t, process.z_hat_BNC.clone())
+        return End(process.z_BNC.clone(), process.z_hat_BNC.clone())
 
-        return samplers.solver(sampler)(
-            watched,
-            self.schedule,
-            noise.normal(seeds_B, "z_1", 0, row_B, self.latent_shape),
-            times,
-            lambda step: self.compute.normal(seeds_B, "sde", row_B.new_full((), step), row_B, self.latent_shape),
-        )
-
-    def _at(self, times: Tensor) -> samplers.Network:
-        """The denoiser at the times of a grid, what they decide being computed here, in float32."""
-        modulations_TMW = self.denoiser.modulations(times.to(self.device, torch.float32)).to(self.compute.dtype)
-        number = {t: i for i, t in enumerate(times.tolist())}
-
-        def network(z_BNC: Tensor, t: Tensor, previous_BNC: Tensor) -> Tensor:
-            i, dtype = number[t.item()], self.compute.dtype
-            return self._estimate(z_BNC.to(dtype), previous_BNC.to(dtype), modulations_TMW[i : i + 1]).float()
-
-        return network
+    def _process(self, recurrence: Recurrence, guidance: float, texts: int) -> ReverseProcess:
+        """The last one, if it serves here too: a graph is recorded once for all batches of a size."""
+        key = (len(recurrence.times), bool(recurrence.noise.any()), guidance, texts)
+        if key not in self._processes:
+            self._processes.clear()
+            self._processes[key] = ReverseProcess(self, *key)
+        return self._processes[key]
 
     @cached_property
-    def _eager(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def _processes(self) -> dict[tuple[int, bool, float, int], ReverseProcess]:
+        return {}
+
+    @cached_property
+    def estimate(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """`DiT.estimate` in the precision of `compute`."""
         exact = self.compute.dtype == torch.float32
         return (self.denoiser if exact else copy.deepcopy(self.denoiser).to(self.compute.dtype)).estimate
 
     @cached_property
-    def _estimate(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """The same, compiled where `compute` says so, and on a GPU as a CUDA graph."""
-        if not self.compute.compiled:
-            return self._eager
-        compiled = torch.compile(self._eager, dynamic=False)
-        return Replay(compiled) if self.device.type == "cuda" else compiled
+    def update(self) -> Callable[..., None]:
+        """`_update`, compiled where `compute` says so: for each batch size, with guidance or noise and without."""
+        return torch.compile(_update, dynamic=False) if self.compute.compiled else _update
 
     def latents(self, sampler: SamplerConfig, seeds_B: Tensor, watch: Watch | None = None) -> Tensor:
         """Latents z_0 (B, N, C), of the two ends the one that `sampler.final` names."""
@@ -146,9 +135,72 @@ class TextGenerator:
         began, seconds = time.perf_counter(), list[float]()
         while len(seconds) < 3 or time.perf_counter() - began < MEASURE_SECONDS:
             started = time.perf_counter()
-            self._eager(z, z, modulations).sum().item()  # which waits for the device
+            self.estimate(z, z, modulations).sum().item()  # which waits for the device
             seconds.append(time.perf_counter() - started)
         return min(seconds)
+
+
+class ReverseProcess:
+    """From noise to latents for a batch of texts, in tensors that stay where they are.
+
+    A step changes them in place and asks the host for nothing, not even for its number: so on a GPU it is a CUDA graph,
+    one launch in place of hundreds.
+    """
+
+    def __init__(self, generator: TextGenerator, evaluations: int, noisy: bool, guidance: float, texts: int) -> None:
+        self.generator, self.noisy = generator, noisy
+        device, shape = generator.device, generator.latent_shape
+        one_1MW = generator.denoiser.modulations(torch.zeros(1, device=device)).to(generator.compute.dtype)
+        self.z_BNC, self.z_hat_BNC = torch.zeros(2, texts, *shape, device=device)
+        self.seeds_B = torch.zeros(texts, dtype=torch.int64, device=device)
+        self.text_B = torch.zeros_like(self.seeds_B)  # a text is the only row of its seed
+        self.guidance = None if guidance == 1 else torch.tensor(guidance, device=device)
+        self.row = torch.zeros((), dtype=torch.int64, device=device)  # of the tables
+        self.coefficients_E4 = torch.zeros(evaluations, 4, device=device)
+        self.modulations_EMW = one_1MW.new_zeros(evaluations, *one_1MW.shape[1:])
+        graph = device.type == "cuda" and generator.compute.compiled
+        self.step = recorded(self._step) if graph else self._step
+
+    def begin(self, recurrence: Recurrence, seeds_B: Tensor) -> None:
+        """Set everything for the texts with these seeds. What the times decide is computed here, in float32."""
+        self.seeds_B.copy_(seeds_B)
+        self.z_BNC.copy_(noise.normal(self.seeds_B, "z_1", 0, self.text_B, self.generator.latent_shape))
+        self.z_hat_BNC.zero_()
+        self.row.zero_()
+        self.coefficients_E4.copy_(recurrence.coefficients)
+        times_E = recurrence.times.to(self.row.device, torch.float32)
+        self.modulations_EMW.copy_(self.generator.denoiser.modulations(times_E))
+
+    def _step(self) -> None:
+        """A row of the recurrence, as `samplers.solve` has it."""
+        generator, eps_BNC = self.generator, None
+        if self.noisy:
+            eps_BNC = generator.compute.normal(self.seeds_B, "sde", self.row, self.text_B, generator.latent_shape)
+        modulations_1MW, coefficients_14 = (
+            table.index_select(0, self.row.view(1)) for table in (self.modulations_EMW, self.coefficients_E4)
+        )
+        state = (self.z_BNC, self.z_hat_BNC)
+        generator.update(generator.estimate, *state, modulations_1MW, coefficients_14, eps_BNC, self.guidance)
+        self.row.add_(1).remainder_(len(self.coefficients_E4))
+
+
+def _update(
+    estimate: Callable[[Tensor, Tensor, Tensor], Tensor],
+    z_BNC: Tensor,
+    z_hat_BNC: Tensor,
+    modulations_1MW: Tensor,
+    coefficients_14: Tensor,
+    eps_BNC: Tensor | None,
+    guidance: Tensor | None,
+) -> None:
+    """The state and the estimate after a row, in place. They are float32, whatever the network takes."""
+
+    def denoise(z: Tensor, modulations: Tensor, last: Tensor) -> Tensor:
+        return estimate(z.to(modulations.dtype), last.to(modulations.dtype), modulations).to(z.dtype)
+
+    found_BNC = (denoise if guidance is None else samplers.guided(denoise, guidance))(z_BNC, modulations_1MW, z_hat_BNC)
+    z_BNC.copy_(samplers.advance(coefficients_14[0].unbind(), z_BNC, found_BNC, z_hat_BNC, eps_BNC))
+    z_hat_BNC.copy_(found_BNC)
 
 
 def text_seeds(seed: int, start: int, stop: int) -> Tensor:
@@ -161,7 +213,9 @@ def batches(generator: TextGenerator, config: SampleConfig, done: int = 0) -> It
     size = config.batch_size or generator.batch_size(min(config.num_samples - done, LARGEST_BATCH))
     for start in range(done, config.num_samples, size):
         seeds_B = text_seeds(config.seed, start, min(start + size, config.num_samples))
-        yield seeds_B, generator.tokens(config.sampler, seeds_B).cpu()
+        # A last batch of another size would be compiled anew, which takes longer than texts that nobody asked for.
+        drawn_B = text_seeds(config.seed, start, start + size) if generator.compute.compiled else seeds_B
+        yield seeds_B, generator.tokens(config.sampler, drawn_B)[: len(seeds_B)].cpu()
 
 
 def draw_tokens(logits_BLV: Tensor, seeds_B: Tensor, temperature: float) -> Tensor:

@@ -111,6 +111,7 @@ class LDLM(ModelHubMixin):
         self.tokenizer = load_tokenizer(str(tokenizer))
         self.card = modelcard.text(config) if card is None else card
         self._tokenizer_files = {name: path.read_bytes() for path, name in files.below(tokenizer)}
+        self._generators: dict[str | None, TextGenerator] = {}  # by decoder, on `device`, with what they have compiled
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # there is no other class to pass further options on to
@@ -171,6 +172,7 @@ class LDLM(ModelHubMixin):
     def to(self, device: str | torch.device) -> LDLM:
         """Move it to a device (cpu, cuda, cuda:N or auto); returns itself."""
         self.device = runtime.device(str(device))
+        self._generators.clear()
         for network in self.networks.values():
             network.to(self.device)
         return self
@@ -220,7 +222,9 @@ class LDLM(ModelHubMixin):
                 "sampler": {**configs.to_dict(self.config.sampler), **settings},
             },
         )
-        batches = generation.batches(self.generator(decoder), config)
+        if decoder not in self._generators:
+            self._generators[decoder] = self.generator(decoder)
+        batches = generation.batches(self._generators[decoder], config)
         return [text for _, tokens_BL in batches for text in metrics.decode_tokens(self.tokenizer, tokens_BL)]
 
 

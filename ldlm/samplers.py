@@ -1,9 +1,12 @@
-"""Solvers of the reverse process: functions of (denoise, schedule, z, times, noise). They know no network.
+"""Solvers of the reverse process. They know no network.
 
-`denoise(z, t)` is the estimate ẑ_0 of shape (B, …) at a scalar time t; wrap the network with `self_conditioned`.
-`noise(step)` is standard normal noise of z's shape; keyed by the text's seed it makes a text independent of its batch.
-`times` is a decreasing 1-D tensor: one interval per step, float64 so that coefficients near t = 1 keep their digits.
-Each solver returns an `End`: the state at the end of the grid without its last noise, and the last ẑ_0.
+Every solver here is linear in what it has seen, so a solver is a table. Of a schedule and a grid of times it makes one
+row of four coefficients for each evaluation of the denoiser, with which
+
+    ẑ ← denoise(z, t, ẑ'),    z ← state · z + estimate · ẑ + last · ẑ' + noise · ε,
+
+where ẑ' is the estimate before, zeros at first, and ε standard normal noise. `solve` follows such a `Recurrence` for
+any denoiser; `generation.ReverseProcess` does so for a network, a row at a time on the device.
 
 Euler–Maruyama is the paper's (SPEC 8). The others start from the exact solution of the probability-flow ODE over an
 interval from s down to t,
@@ -16,10 +19,9 @@ They differ in how they estimate it. Nothing in it diverges at s = 1, where α =
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,13 +29,30 @@ from torch import Tensor
 from ldlm.config import SamplerConfig
 from ldlm.diffusion import Schedule, score
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
-Network = Callable[[Tensor, Tensor, Tensor], Tensor]
-Noise = Callable[[int], Tensor]
+Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # z (B, …), t (a scalar) and the estimate before → ẑ_0 (B, …)
+Noise = Callable[[int], Tensor]  # number of the row → ε of z's shape; keyed by the text's seed it is the text's own
 InverseCDF = Callable[[Tensor], Tensor]
 
 # λ(1) = −∞, so a grid in log-SNR begins where α is 1 % of σ, at t = 0.98 of the paper's schedule.
 LOG_SNR_START = -9.21
+
+
+class Recurrence(NamedTuple):
+    """A solver on a grid: float64 tensors (E,), a row for each evaluation of the denoiser."""
+
+    times: Tensor  # of the evaluations
+    state: Tensor
+    estimate: Tensor
+    last: Tensor
+    noise: Tensor  # 0 in the last row: what comes out is the mean
+
+    @property
+    def coefficients(self) -> Tensor:
+        """(E, 4): of z, ẑ, ẑ' and ε."""
+        return torch.stack(self[1:], dim=-1)
+
+
+Solver = Callable[[Schedule, Tensor], Recurrence]  # of a decreasing grid t_0 … t_N (N+1,), float64
 
 
 class End(NamedTuple):
@@ -43,10 +62,20 @@ class End(NamedTuple):
     x0: Tensor  # the last estimate ẑ_0
 
 
-class Solver(Protocol):
-    """What every solver takes."""
+def solve(recurrence: Recurrence, denoise: Denoise, z: Tensor, noise: Noise) -> End:
+    """Follow a recurrence from z, which is at the first of its times."""
+    z_hat = torch.zeros_like(z)
+    for row, (t, *coefficients) in enumerate(zip(*recurrence, strict=True)):
+        last, z_hat = z_hat, denoise(z, t, z_hat)
+        z = advance(coefficients, z, z_hat, last, noise(row) if recurrence.noise[row] else None)
+    return End(z, z_hat)
 
-    def __call__(self, denoise: Denoise, schedule: Schedule, z: Tensor, times: Tensor, noise: Noise) -> End: ...
+
+def advance(coefficients: Iterable[Tensor], z: Tensor, z_hat: Tensor, last: Tensor, eps: Tensor | None) -> Tensor:
+    """The next z, by the four coefficients of a row; of a solver without noise `eps` is None."""
+    state, estimate, of_last, of_noise = coefficients
+    z = state * z + estimate * z_hat + of_last * last
+    return z if eps is None else z + of_noise * eps
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -84,128 +113,89 @@ def _above(quantile: InverseCDF, t_min: float, uniform: Tensor) -> Tensor:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The network as a denoiser
+# Guidance
 
 
-def self_conditioned(network: Network, guidance: float = 1.0) -> Denoise:
-    """`network(z, t, previous)` as a `Denoise` that remembers its last estimate; zeros at first (SPEC 8).
+def guided(denoise: Denoise, guidance: float | Tensor) -> Denoise:
+    """Self-conditioning guidance (SPEC 8), of two evaluations: ẑ = ẑ_∅ + w (ẑ_sc − ẑ_∅). At w = 1 it is ẑ_sc."""
 
-    `guidance` w ≠ 1 takes a second evaluation without the estimate and extrapolates: ẑ = ẑ_∅ + w (ẑ_sc − ẑ_∅).
-    Use a fresh one for each batch.
-    """
-    previous: Tensor | None = None
+    def extrapolated(z: Tensor, t: Tensor, last: Tensor) -> Tensor:
+        without = denoise(z, t, torch.zeros_like(last))
+        return without + guidance * (denoise(z, t, last) - without)
 
-    def denoise(z: Tensor, t: Tensor) -> Tensor:
-        nonlocal previous
-        if previous is None:
-            previous = network(z, t, torch.zeros_like(z))
-        elif guidance == 1:
-            previous = network(z, t, previous)
-        else:
-            without = network(z, t, torch.zeros_like(z))
-            previous = without + guidance * (network(z, t, previous) - without)
-        return previous
-
-    return denoise
+    return extrapolated
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Solvers
 
 
-def euler_maruyama(
-    denoise: Denoise,
-    schedule: Schedule,
-    z: Tensor,
-    times: Tensor,
-    noise: Noise,
-    *,
-    beta_clip: float = 0.95,
-) -> End:
+def euler_maruyama(schedule: Schedule, times: Tensor, *, beta_clip: float = 0.95) -> Recurrence:
     """The paper's solver: Euler–Maruyama on the reverse SDE dz = (−½βz − β·score) dt + √β dw̄, backwards in time.
 
     β(t) diverges at t = 1, so t is clipped to `beta_clip` inside β, and nowhere else.
     """
-    for step, (t, t_next) in enumerate(pairwise(times)):
-        z_hat = denoise(z, t)
-        beta, dt = schedule.beta(t.clamp(max=beta_clip)), t - t_next
-        drift = -0.5 * beta * z - beta * score(schedule, z, z_hat, t)
-        mean = z - drift * dt
-        z = mean + (beta * dt).sqrt() * noise(step) if step < len(times) - 2 else mean
-    return End(z, z_hat)
+    t, t_next = times[:-1], times[1:]
+    growth = schedule.beta(t.clamp(max=beta_clip)) * (t - t_next)  # β dt
+    one, none = torch.ones_like(t), torch.zeros_like(t)
+    # The score is linear in z and ẑ_0: what a 1 of each adds to it.
+    state = 1 + growth * (0.5 + score(schedule, one, none, t))
+    return Recurrence(t, state, growth * score(schedule, none, one, t), none, _but_the_last(growth.sqrt()))
 
 
-def ddim(
-    denoise: Denoise,
-    schedule: Schedule,
-    z: Tensor,
-    times: Tensor,
-    noise: Noise,
-    *,
-    eta: float = 0.0,
-) -> End:
+def ddim(schedule: Schedule, times: Tensor, *, eta: float = 0.0) -> Recurrence:
     """DDIM (Song et al., 2021, Eq. 12): at η = 0 the ODE by Euler steps, at η = 1 ancestral sampling. First order."""
-    for step, (s, t) in enumerate(pairwise(times)):
-        (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule.alpha_sigma(s), schedule.alpha_sigma(t)
-        z_hat = denoise(z, s)
-        eps_hat = (z - alpha_s * z_hat) / sigma_s
-        fresh = eta * (sigma_t / sigma_s) * (1 - (alpha_s / alpha_t) ** 2).sqrt()  # Eq. 16
-        z = alpha_t * z_hat + (sigma_t**2 - fresh**2).sqrt() * eps_hat
-        if eta and step < len(times) - 2:
-            z = z + fresh * noise(step)
-    return End(z, z_hat)
+    s, t = times[:-1], times[1:]
+    (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule.alpha_sigma(s), schedule.alpha_sigma(t)
+    fresh = eta * (sigma_t / sigma_s) * (1 - (alpha_s / alpha_t) ** 2).sqrt()  # Eq. 16
+    kept = (sigma_t**2 - fresh**2).sqrt() / sigma_s  # of ε̂ = (z − α ẑ_0)/σ
+    return Recurrence(s, kept, alpha_t - alpha_s * kept, torch.zeros_like(s), _but_the_last(fresh))
 
 
-def heun(denoise: Denoise, schedule: Schedule, z: Tensor, times: Tensor, noise: Noise) -> End:
+def heun(schedule: Schedule, times: Tensor) -> Recurrence:
     """Heun's method on the ODE (Karras et al., 2022, Algorithm 1), in the exponential form above. Second order.
 
-    Two evaluations a step: ẑ̄ is the mean of ẑ_0 at the beginning and at the end that this beginning leads to.
+    Two evaluations a step: ẑ̄ is the mean of ẑ_0 at the beginning and at the end that this beginning leads to. The
+    second row replaces one by the other in half of what the first has added.
     """
-    for s, t in pairwise(times):
-        beginning = denoise(z, s)
-        z_hat = denoise(_ode_step(schedule, z, beginning, s, t), t)
-        z = _ode_step(schedule, z, (beginning + z_hat) / 2, s, t)
-    return End(z, z_hat)
+    shrink, gain = _ode(schedule, times)
+    one, none = torch.ones_like(gain), torch.zeros_like(gain)
+    rows = (times[:-1], times[1:]), (shrink, one), (gain, gain / 2), (none, -gain / 2), (none, none)
+    return Recurrence(*(torch.stack(column, dim=-1).flatten() for column in rows))
 
 
-def dpm_solver_pp_2m(
-    denoise: Denoise,
-    schedule: Schedule,
-    z: Tensor,
-    times: Tensor,
-    noise: Noise,
-    *,
-    stochastic: bool = False,
-) -> End:
+def dpm_solver_pp_2m(schedule: Schedule, times: Tensor, *, stochastic: bool = False) -> Recurrence:
     """DPM-Solver++(2M) of Lu et al. (2022, Algorithm 2): ẑ_0 extrapolated from the last two evaluations. Second order.
 
     `stochastic` solves the reverse SDE instead of the ODE (their SDE-DPM-Solver++(2M), Eq. B.7 in midpoint form).
     """
-    last: tuple[Tensor, Tensor] | None = None
-    for step, (s, t) in enumerate(pairwise(times)):
-        z_hat = denoise(z, s)
-        h = (schedule.log_snr(t) - schedule.log_snr(s)) / 2
-        # The estimate in the middle of the interval, on the line through the last two.
-        middle = z_hat if last is None else z_hat + (z_hat - last[0]) * (h / last[1]) / 2
-        z = _ode_step(schedule, z, middle, s, t) if not stochastic else _sde_mean(schedule, z, middle, s, t)
-        if stochastic and step < len(times) - 2:
-            z = z + schedule.alpha_sigma(t)[1] * (-torch.expm1(-2 * h)).sqrt() * noise(step)
-        last = z_hat, h
-    return End(z, z_hat)
+    h = schedule.log_snr(times).diff() / 2
+    shrink, gain = (_sde if stochastic else _ode)(schedule, times)
+    # ẑ̄ is in the middle of the interval, on the line through the last two; of the first there is one alone.
+    ahead = torch.cat([torch.zeros(1, dtype=h.dtype), h[1:] / h[:-1] / 2])
+    noise = torch.zeros_like(h)
+    if stochastic:
+        noise = _but_the_last(schedule.alpha_sigma(times[1:])[1] * (-torch.expm1(-2 * h)).sqrt())
+    return Recurrence(times[:-1], shrink, gain * (1 + ahead), -gain * ahead, noise)
 
 
-def _ode_step(schedule: Schedule, z: Tensor, mean: Tensor, s: Tensor, t: Tensor) -> Tensor:
-    """The exact solution over an interval in which ẑ_0 has this mean."""
-    (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule.alpha_sigma(s), schedule.alpha_sigma(t)
-    shrink = sigma_t / sigma_s
-    return shrink * z + (alpha_t - alpha_s * shrink) * mean
+def _ode(schedule: Schedule, times: Tensor) -> tuple[Tensor, Tensor]:
+    """What the exact solution of the ODE over each interval makes of z, and of the mean of ẑ_0 in it."""
+    alpha, sigma = schedule.alpha_sigma(times)
+    shrink = sigma[1:] / sigma[:-1]
+    return shrink, alpha[1:] - alpha[:-1] * shrink
 
 
-def _sde_mean(schedule: Schedule, z: Tensor, mean: Tensor, s: Tensor, t: Tensor) -> Tensor:
-    """The mean of the exact solution of the SDE over an interval in which ẑ_0 has this mean."""
-    (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule.alpha_sigma(s), schedule.alpha_sigma(t)
-    forgets = (alpha_s * sigma_t) / (alpha_t * sigma_s)  # e^(−h)
-    return (sigma_t / sigma_s) * forgets * z + alpha_t * (1 - forgets**2) * mean
+def _sde(schedule: Schedule, times: Tensor) -> tuple[Tensor, Tensor]:
+    """What the mean of the exact solution of the SDE over each interval makes of z, and of the mean of ẑ_0 in it."""
+    alpha, sigma = schedule.alpha_sigma(times)
+    shrink = sigma[1:] / sigma[:-1]
+    forgets = shrink * alpha[:-1] / alpha[1:]  # e^(−h)
+    return shrink * forgets, alpha[1:] * (1 - forgets**2)
+
+
+def _but_the_last(noise: Tensor) -> Tensor:
+    return torch.cat([noise[:-1], torch.zeros(1, dtype=noise.dtype)])
 
 
 # ----------------------------------------------------------------------------------------------------------------------

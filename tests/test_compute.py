@@ -12,13 +12,12 @@ import pytest
 import torch
 from ldlm.stages import finetune_decoder, sample, train
 
-from ldlm import compute, heldout, layers, noise
-from ldlm.compute import Compute, Replay
+from ldlm import compute, heldout, layers, noise, samplers
+from ldlm.compute import Compute
 from ldlm.config import ComputeConfig, FinetuneConfig, SampleConfig, SamplerConfig, TrainConfig
 from ldlm.errors import InputError
 from ldlm.metricsfile import MetricsFile
 from ldlm.run import TrainedRun
-from ldlm.samplers import time_grid
 from ldlm.store import FeatureStore
 from ldlm.stream import Stream
 from ldlm.trainer import start, train_step
@@ -94,15 +93,48 @@ def test_another_precision_is_another_run_and_another_kernel_is_not(train_config
         run_with(train_config, store, tmp_path / "run", precision="bf16")
 
 
-def test_the_time_is_worked_out_once_for_a_grid_and_changes_no_bit(trained):
-    """What the sampler sees is what the denoiser gives, called at each time with a batch of that time."""
-    generator = TrainedRun(trained, CPU).generator()
-    times = time_grid(SamplerConfig(steps=5, grid="time"))
-    network = generator._at(times)
-    z, previous = torch.randn(2, 3, *generator.latent_shape)
-    for t in times:
-        expected = generator.denoiser(z, t.float().expand(3), previous)
-        torch.testing.assert_close(network(z, t, previous), expected, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("guidance", [1.0, 1.5])
+@pytest.mark.parametrize("solver", ["euler-maruyama", "heun", "dpm++2m-sde"])
+def test_a_generator_follows_the_solver_with_the_network_as_it_is_trained(trained, solver, guidance):
+    """The network is called with a time for each row; the generator works the times out once, and steps in place."""
+    generator, seeds = TrainedRun(trained, CPU).generator(), torch.tensor([3, 2**40 + 1, 7])
+    sampler = SamplerConfig(steps=5, solver=solver, guidance=guidance)
+    times = samplers.time_grid(sampler, generator.schedule, generator.timesteps.draw)
+
+    def network(z, t, last):
+        return generator.denoiser(z, t.float().expand(len(z)), last)
+
+    def normal(purpose, row):
+        return noise.normal(seeds, purpose, row, torch.zeros_like(seeds), generator.latent_shape)
+
+    expected = samplers.solve(
+        samplers.solver(sampler)(generator.schedule, times),
+        network if guidance == 1 else samplers.guided(network, guidance),
+        normal("z_1", 0),
+        lambda row: normal("sde", row),
+    )
+    for _ in range(2):  # the second time in the tensors of the first
+        torch.testing.assert_close(generator.ends(sampler, seeds), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_was_drawn_stays_when_more_is_drawn(trained):
+    generator, sampler = TrainedRun(trained, CPU).generator(), SamplerConfig(steps=3)
+    first = generator.latents(sampler, torch.arange(2))
+    kept, seen = first.clone(), []
+    generator.ends(sampler, torch.arange(5, 7), lambda t, z_hat: seen.append(z_hat))
+    assert torch.equal(first, kept)
+    assert not torch.equal(seen[0], seen[1])
+
+
+def test_a_step_takes_no_new_tensor_for_the_state(trained):
+    """Which a graph would not see: it works in the memory in which it was recorded."""
+    generator, sampler = TrainedRun(trained, CPU).generator(), SamplerConfig(steps=3)
+    places = set()
+    for seeds in (torch.arange(2), torch.arange(7, 9)):
+        generator.ends(sampler, seeds)
+        (process,) = generator._processes.values()
+        places.add(tuple(t.data_ptr() for t in vars(process).values() if isinstance(t, torch.Tensor)))
+    assert len(places) == 1
 
 
 def test_sampling_in_bf16_keeps_the_state_in_float32_and_the_weights_of_the_run(trained):
@@ -157,17 +189,34 @@ def test_compiled_sampling_gives_the_same_latents_and_compiles_once(trained):
     assert not counters["graph_break"]
     with torch._dynamo.config.patch(error_on_recompile=True):
         compiled.latents(replace(sampler, steps=9), seeds + 5)
+    for guidance in (1.5, 2.0):
+        guided = replace(sampler, guidance=guidance)
+        torch.testing.assert_close(compiled.latents(guided, seeds), plain.latents(guided, seeds), rtol=1e-4, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 3  # with guidance, whatever its strength
 
 
 @pytest.mark.gpu
-def test_a_cuda_graph_gives_what_the_function_gives():
+def test_a_cuda_graph_does_what_the_function_does():
     device = torch.device("cuda")
-    function = torch.nn.Linear(8, 8).to(device)
-    replay = Replay(function)
+    network, x, count = (
+        torch.nn.Linear(8, 8).to(device),
+        torch.zeros(3, 8, device=device),
+        torch.zeros((), device=device),
+    )
+
+    def work() -> None:
+        x.copy_(network(x))
+        count.add_(1)
+
     with torch.no_grad():
-        for rows in (2, 3, 2):
-            x = torch.randn(rows, 8, device=device)
-            torch.testing.assert_close(replay(x), function(x))
+        replay = compute.recorded(work)
+        x.fill_(1.0)
+        count.zero_()
+        replay()
+        replay()
+        expected = network(network(torch.ones(3, 8, device=device)))
+    torch.testing.assert_close(x, expected)
+    assert count.item() == 2
 
 
 @pytest.mark.gpu
@@ -196,7 +245,7 @@ def test_compiled_noise_on_a_gpu_is_the_noise_of_the_cpu(seed):
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 5e-2)])
 @pytest.mark.parametrize("compile", ["off", "on"])
 def test_sampling_on_a_gpu_gives_the_latents_of_the_cpu(trained, precision, tolerance, compile):
-    """Of two batch sizes, so that two graphs are recorded."""
+    """Of two batch sizes, so that two graphs are recorded; the default's solver draws noise."""
     cuda, sampler = torch.device("cuda"), SamplerConfig(steps=8)
     config = ComputeConfig(precision=precision, attention="sdpa", compile=compile)
     there = TrainedRun(trained, cuda).generator(compute=Compute.of(config, cuda))

@@ -16,9 +16,13 @@ from ldlm import noise
 from ldlm.config import DenoiserConfig, SamplerConfig
 from ldlm.denoiser import DiT
 from ldlm.diffusion import Schedule
-from ldlm.samplers import Denoise, euler_maruyama, self_conditioned, time_grid
+from ldlm.samplers import Denoise, End, Noise, euler_maruyama, solve, time_grid
 
 TANGENT = Schedule()
+
+
+def papers(denoise: Denoise, z: Tensor, times: Tensor, noise: Noise, **settings) -> End:
+    return solve(euler_maruyama(TANGENT, times, **settings), denoise, z, noise)
 
 
 def at(*times: float) -> Tensor:
@@ -26,7 +30,7 @@ def at(*times: float) -> Tensor:
 
 
 def gaussian_denoiser(std: float) -> Denoise:
-    def denoise(z: Tensor, t: Tensor) -> Tensor:
+    def denoise(z: Tensor, t: Tensor, last: Tensor) -> Tensor:
         alpha, sigma = TANGENT.alpha_sigma(t)
         return alpha * std**2 / (alpha**2 * std**2 + sigma**2) * z
 
@@ -60,7 +64,7 @@ def propagated(std: float, steps: int, final: str = "mean", **settings) -> float
     """The same from the solver: it is linear in (z, noises), so feed it unit vectors and add up the squares."""
     unit = torch.eye(steps, dtype=torch.float64)
     times = time_grid(SamplerConfig(steps=steps, grid="time"))
-    end = euler_maruyama(gaussian_denoiser(std), TANGENT, unit[0], times, lambda step: unit[step + 1], **settings)
+    end = papers(gaussian_denoiser(std), unit[0], times, lambda step: unit[step + 1], **settings)
     return getattr(end, final).norm().item()
 
 
@@ -71,7 +75,7 @@ def simulated(std: float, steps: int, count: int = 40_000, **settings) -> float:
         return torch.randn(count, generator=generator, dtype=torch.float64)
 
     times = time_grid(SamplerConfig(steps=steps, grid="time"))
-    return euler_maruyama(gaussian_denoiser(std), TANGENT, draw(), times, draw, **settings).mean.std().item()
+    return papers(gaussian_denoiser(std), draw(), times, draw, **settings).mean.std().item()
 
 
 # The grid
@@ -117,12 +121,12 @@ def test_the_clip_acts_in_beta_and_nowhere_else():
     """The times that the denoiser sees are the grid's, 1 included."""
     seen = []
 
-    def denoise(z: Tensor, t: Tensor) -> Tensor:
+    def denoise(z: Tensor, t: Tensor, last: Tensor) -> Tensor:
         seen.append(t.item())
         return torch.zeros_like(z)
 
     times = time_grid(SamplerConfig(steps=4, grid="time"))
-    euler_maruyama(denoise, TANGENT, torch.ones(2), times, lambda step: torch.zeros(2), beta_clip=0.5)
+    papers(denoise, torch.ones(2), times, lambda step: torch.zeros(2), beta_clip=0.5)
     assert seen == times[:-1].tolist()
 
 
@@ -133,7 +137,7 @@ def test_the_clip_acts_in_beta_and_nowhere_else():
 def test_n_steps_are_n_evaluations_and_n_minus_1_noises(final):
     evaluations, noises = [], []
 
-    def denoise(z: Tensor, t: Tensor) -> Tensor:
+    def denoise(z: Tensor, t: Tensor, last: Tensor) -> Tensor:
         evaluations.append(z)
         return 0.5 * z
 
@@ -142,7 +146,7 @@ def test_n_steps_are_n_evaluations_and_n_minus_1_noises(final):
         return torch.ones(3, dtype=torch.float64)
 
     z = torch.arange(3).double()
-    out = getattr(euler_maruyama(denoise, TANGENT, z, time_grid(SamplerConfig(steps=6, grid="time")), draw), final)
+    out = getattr(papers(denoise, z, time_grid(SamplerConfig(steps=6, grid="time")), draw), final)
     assert len(evaluations) == 6
     assert noises == [0, 1, 2, 3, 4]
     assert torch.equal(evaluations[0], z)
@@ -152,7 +156,7 @@ def test_n_steps_are_n_evaluations_and_n_minus_1_noises(final):
 def test_one_step_from_t_1_is_the_formula_by_hand():
     # α = 0 and σ = 1 at t = 1, so the score is −z and z moves by −(−½βz + βz)·dt = −½βz·dt.
     z = torch.tensor([2.0], dtype=torch.float64)
-    out = euler_maruyama(lambda z, t: 7 + 0 * z, TANGENT, z, at(1.0, 0.9), lambda step: z)
+    out = papers(lambda z, t, last: 7 + 0 * z, z, at(1.0, 0.9), lambda step: z)
     assert out.mean.item() == pytest.approx(2 * (1 - 0.5 * beta(0.95) * 0.1), rel=1e-9)
 
 
@@ -169,20 +173,11 @@ def test_self_conditioning_starts_from_zeros_and_carries_the_last_estimate():
 
     z = torch.ones(2, 3, 4)
     times = time_grid(SamplerConfig(steps=5, grid="time"))
-    euler_maruyama(self_conditioned(network), TANGENT, z, times, lambda step: z)
+    papers(network, z, times, lambda step: z)
     assert torch.equal(seen[0][1], torch.zeros_like(z))
     for (_, previous), estimate in zip(seen[1:], estimates, strict=False):
         assert torch.equal(previous, estimate)
     assert [t for t, _ in seen] == times[:-1].tolist()
-
-
-def test_two_batches_do_not_share_their_memory():
-    def network(z: Tensor, t: Tensor, previous: Tensor) -> Tensor:
-        return previous + 1
-
-    first, z, t = self_conditioned(network), torch.zeros(1, 2), torch.tensor(0.5)
-    assert [first(z, t).max().item() for _ in range(3)] == [1, 2, 3]
-    assert self_conditioned(network)(z, t).max() == 1
 
 
 def test_a_sample_depends_on_its_seed_and_not_on_its_batch():
@@ -196,9 +191,8 @@ def test_a_sample_depends_on_its_seed_and_not_on_its_batch():
     def sample(seeds: list[int]) -> Tensor:
         seeds_B = torch.tensor(seeds)
         rows_B = torch.zeros_like(seeds_B)
-        return euler_maruyama(
-            self_conditioned(lambda z, t, previous: network(z, t.float().expand(len(z)), previous)),
-            TANGENT,
+        return papers(
+            lambda z, t, last: network(z, t.float().expand(len(z)), last),
             noise.normal(seeds_B, "z_1", 0, rows_B, (3, 4)),
             time_grid(SamplerConfig(steps=8, grid="time")),
             lambda step: noise.normal(seeds_B, "sde", step, rows_B, (3, 4)),

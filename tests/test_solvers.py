@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ldlm.config import SamplerConfig
 from ldlm.diffusion import Schedule
-from ldlm.samplers import Denoise, self_conditioned, solver, time_grid
+from ldlm.samplers import Denoise, End, Noise, evaluations_per_step, guided, solve, solver, time_grid
 
 TANGENT = Schedule()
 SOLVERS = ("euler-maruyama", "ddim", "heun", "dpm++2m", "dpm++2m-sde")
@@ -32,7 +32,7 @@ MIXTURE_STD = math.sqrt(STD**2 + (WEIGHTS @ MEANS**2 - (WEIGHTS @ MEANS) ** 2).i
 
 
 def gaussian(std: float) -> Denoise:
-    def denoise(z: Tensor, t: Tensor) -> Tensor:
+    def denoise(z: Tensor, t: Tensor, last: Tensor) -> Tensor:
         alpha, sigma = TANGENT.alpha_sigma(t)
         return alpha * std**2 / (alpha**2 * std**2 + sigma**2) * z
 
@@ -42,7 +42,7 @@ def gaussian(std: float) -> Denoise:
 UNIT = gaussian(1.0)
 
 
-def mixture(z: Tensor, t: Tensor) -> Tensor:
+def mixture(z: Tensor, t: Tensor, last: Tensor | None = None) -> Tensor:
     """E[z_0 | z_t] by Bayes: each component's posterior mean, weighted by how likely it is."""
     alpha, sigma = TANGENT.alpha_sigma(t)
     variance = alpha**2 * STD**2 + sigma**2
@@ -58,7 +58,11 @@ def solved(name: str, denoise: Denoise, z: Tensor, steps: int, seed: int = 0, **
     def draw(step: int) -> Tensor:
         return torch.randn(z.shape, generator=generator, dtype=z.dtype)
 
-    return getattr(solver(config)(denoise, TANGENT, z, time_grid(config, TANGENT), draw), config.final)
+    return getattr(solved_by(config, denoise, z, draw), config.final)
+
+
+def solved_by(config: SamplerConfig, denoise: Denoise, z: Tensor, draw: Noise, schedule: Schedule = TANGENT) -> End:
+    return solve(solver(config)(schedule, time_grid(config, schedule)), denoise, z, draw)
 
 
 def log_rho(t: float) -> float:
@@ -132,11 +136,11 @@ def test_a_stochastic_solver_converges_to_the_gaussians_standard_deviation_at_it
         beyond = torch.cat([times, times[-1:] - 1e-9])  # the state at t_min, with its noise, is what one step more sees
         noises, states = torch.eye(len(times) + 1, dtype=torch.float64), []
 
-        def denoise(z: Tensor, t: Tensor, states: list[Tensor] = states) -> Tensor:
+        def denoise(z: Tensor, t: Tensor, last: Tensor, states: list[Tensor] = states) -> Tensor:
             states.append(z)
-            return gaussian(std)(z, t)
+            return gaussian(std)(z, t, last)
 
-        solver(config)(denoise, TANGENT, noises[0], beyond, lambda step, noises=noises: noises[step + 1])
+        solve(solver(config)(TANGENT, beyond), denoise, noises[0], lambda row, noises=noises: noises[row + 1])
         errors.append(abs(states[-1].norm().item() - scale(std, times[-1])))
     assert errors[-1] < 0.03
     assert [math.log2(coarse / fine) for coarse, fine in pairwise(errors)] == pytest.approx([order] * 2, abs=0.1)
@@ -192,14 +196,65 @@ def test_the_table_of_standard_deviations_on_the_mixture(name):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# As the papers write them: a step at a time, in the variables of the paper
+
+
+def as_written(config: SamplerConfig, denoise: Denoise, z: Tensor, times: Tensor, draw: Noise) -> End:
+    intervals, last, h_last = list(pairwise(times)), torch.zeros_like(z), None
+    for i, (s, t) in enumerate(intervals):
+        (a_s, sigma_s), (a_t, sigma_t) = TANGENT.alpha_sigma(s), TANGENT.alpha_sigma(t)
+        h = (TANGENT.log_snr(t) - TANGENT.log_snr(s)) / 2
+        x0, before = denoise(z, s, last), last
+        if config.solver == "euler-maruyama":  # SPEC 8
+            b, dt = TANGENT.beta(s.clamp(max=config.beta_clip)), s - t
+            drift = -b * z / 2 - b * (-(z - a_s * x0) / sigma_s**2)
+            z, std = z - drift * dt, (b * dt).sqrt()
+        elif config.solver == "ddim":  # Song et al., Eq. 12 and 16
+            std = config.eta * ((1 - a_t**2) / (1 - a_s**2)).sqrt() * (1 - a_s**2 / a_t**2).sqrt()
+            z = a_t * x0 + (1 - a_t**2 - std**2).sqrt() * (z - a_s * x0) / sigma_s
+        elif config.solver == "heun":  # the trapezium of x̂_0 in e^λ, on x/σ (Karras et al., Algorithm 1)
+            growth, std = a_t / sigma_t - a_s / sigma_s, 0
+            predicted = sigma_t * (z / sigma_s + growth * x0)
+            again = denoise(predicted, t, x0)
+            z, x0 = sigma_t * (z / sigma_s + growth * (x0 + again) / 2), again
+        else:  # Lu et al., Algorithm 2, and Eq. B.7
+            r = math.inf if h_last is None or h_last.isinf() else h_last / h
+            d = x0 if h_last is None else (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * before
+            if config.solver == "dpm++2m":
+                z, std = sigma_t / sigma_s * z - a_t * torch.expm1(-h) * d, 0
+            else:
+                z = sigma_t / sigma_s * torch.exp(-h) * z + a_t * (1 - torch.exp(-2 * h)) * d
+                std = sigma_t * (1 - torch.exp(-2 * h)).sqrt()
+        if i < len(intervals) - 1:
+            z = z + std * draw(i)
+        last, h_last = x0, h
+    return End(z, x0)
+
+
+@pytest.mark.parametrize("grid", ["time", "log-snr"])
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize(("name", "eta"), [*((name, 0.0) for name in SOLVERS), ("ddim", 0.7), ("ddim", 1.0)])
+def test_the_table_of_a_solver_takes_the_steps_that_its_paper_writes(name, eta, steps, grid):
+    config = SamplerConfig(solver=name, steps=steps, grid=grid, eta=eta, beta_clip=0.9)
+    times = time_grid(config, TANGENT)
+    z, *noises = torch.randn(1 + steps, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+    def denoise(z: Tensor, t: Tensor, last: Tensor) -> Tensor:
+        return torch.tanh(z + t) - 0.3 * last
+
+    expected = as_written(config, denoise, z, times, noises.__getitem__)
+    found = solve(solver(config)(TANGENT, times), denoise, z, noises.__getitem__)
+    torch.testing.assert_close(found.mean, expected.mean, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.x0, expected.x0, rtol=1e-9, atol=1e-9)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # What they cost and return
 
 
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_evaluations_are_as_the_budget_counts_them(name, guidance):
-    from ldlm.samplers import evaluations_per_step
-
     count = 0
 
     def network(z: Tensor, t: Tensor, previous: Tensor) -> Tensor:
@@ -207,10 +262,9 @@ def test_evaluations_are_as_the_budget_counts_them(name, guidance):
         count += 1
         return 0.5 * z
 
-    solved(name, self_conditioned(network, guidance), torch.ones(1, dtype=torch.float64), 6)
+    solved(name, network if guidance == 1 else guided(network, guidance), torch.ones(1, dtype=torch.float64), 6)
     per_step = evaluations_per_step(SamplerConfig(solver=name, guidance=guidance))
-    # The first evaluation has no estimate to be guided by.
-    assert count == 6 * per_step - (guidance != 1)
+    assert count == 6 * per_step
 
 
 @pytest.mark.parametrize("kind", ["tangent", "cosine", "linear"])
@@ -220,12 +274,12 @@ def test_every_solver_starts_from_pure_noise_under_every_schedule(name, kind):
     config, schedule = SamplerConfig(solver=name, steps=256, grid="time", eta=1.0), Schedule(kind)
     z = torch.randn(20_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     draw = torch.Generator().manual_seed(2)
-    end = solver(config)(
-        lambda z, t: schedule.alpha_sigma(t)[0] * z,  # exact for data of standard deviation 1
-        schedule,
+    end = solved_by(
+        config,
+        lambda z, t, last: schedule.alpha_sigma(t)[0] * z,  # exact for data of standard deviation 1
         z,
-        time_grid(config, schedule),
-        lambda step: torch.randn(z.shape, generator=draw, dtype=z.dtype),
+        lambda row: torch.randn(z.shape, generator=draw, dtype=z.dtype),
+        schedule,
     ).mean
     assert end.std().item() == pytest.approx(1.0, rel=0.05)
 
@@ -234,7 +288,7 @@ def test_every_solver_starts_from_pure_noise_under_every_schedule(name, kind):
 def test_x0_is_the_last_estimate(name):
     estimates = []
 
-    def denoise(z: Tensor, t: Tensor) -> Tensor:
+    def denoise(z: Tensor, t: Tensor, last: Tensor) -> Tensor:
         estimates.append(mixture(z, t))
         return estimates[-1]
 
@@ -252,19 +306,19 @@ def test_the_last_step_adds_no_noise(name):
         steps.append(step)
         return torch.ones(2, dtype=torch.float64)
 
-    solver(config)(mixture, TANGENT, torch.ones(2, dtype=torch.float64), time_grid(config, TANGENT), draw)
+    solved_by(config, mixture, torch.ones(2, dtype=torch.float64), draw)
     assert steps == ([] if name in ("heun", "dpm++2m") else [0, 1, 2, 3])
 
 
 def test_guidance_extrapolates_from_the_estimate_without_self_conditioning():
-    def network(z: Tensor, t: Tensor, previous: Tensor) -> Tensor:
-        return z + 0.5 * previous
+    def network(z: Tensor, t: Tensor, last: Tensor) -> Tensor:
+        return z + 0.5 * last
 
-    z, t = torch.ones(1, 3), torch.tensor(0.5)
-    guided = self_conditioned(network, guidance=3.0)
-    assert guided(z, t).tolist() == [[1.0] * 3]
-    assert guided(z, t).tolist() == [[1 + 3.0 * 0.5] * 3]
-    assert guided(z, t).tolist() == [[1 + 3.0 * 0.5 * 2.5] * 3]  # the guided estimate is what is carried on
+    z, t, denoise = torch.ones(1, 3), torch.tensor(0.5), guided(network, 3.0)
+    first = denoise(z, t, torch.zeros(1, 3))
+    assert first.tolist() == [[1.0] * 3]
+    assert denoise(z, t, first).tolist() == [[1 + 3.0 * 0.5] * 3]
+    assert guided(network, 1.0)(z, t, first).tolist() == network(z, t, first).tolist()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
