@@ -7,7 +7,7 @@ import gc
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,24 +52,37 @@ def limits(device: torch.device, seconds: float = 1.0) -> Limits:
 class Timing:
     """Seconds of one call."""
 
-    median: float
+    median: float  # of calls of several kinds, the mean of their kinds' medians
     fastest: float
     mean: float
 
 
-def timed(work: Callable[[], Any], device: torch.device, seconds: float, *, warm: int = 2, count: int = 0) -> Timing:
-    """Time a call for about so many seconds, or exactly `count` times, after `warm` calls that don't count."""
+def timed(
+    work: Callable[[], Any],
+    device: torch.device,
+    seconds: float,
+    *,
+    warm: int = 2,
+    count: int = 0,
+    kinds: Sequence[bool] = (),
+) -> Timing:
+    """Time a call for about so many seconds, or exactly `count` times, after `warm` calls that don't count.
+
+    `kinds` names the kind of each call, and so how many there are.
+    """
     for _ in range(warm):
         work()
     spent: list[float] = []
-    ends = time.perf_counter() + seconds
+    count, ends = len(kinds) or count, time.perf_counter() + seconds
     while len(spent) < (count or 3) or (not count and time.perf_counter() < ends):
         _wait(device)
         started = time.perf_counter()
         work()
         _wait(device)
         spent.append(time.perf_counter() - started)
-    return Timing(statistics.median(spent), min(spent), statistics.mean(spent))
+    kinds = kinds or [False] * len(spent)
+    median = {kind: statistics.median(s for s, k in zip(spent, kinds, strict=True) if k == kind) for kind in set(kinds)}
+    return Timing(statistics.mean(median[kind] for kind in kinds), min(spent), statistics.mean(spent))
 
 
 def _wait(device: torch.device) -> None:

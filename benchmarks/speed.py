@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import shutil
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import product
@@ -176,12 +176,14 @@ class Bench:
     def training(self) -> Iterator[dict[str, Any]]:
         """One optimiser step, the states being there (cached) or made by the frozen encoder first (online)."""
         tokens = self.scale.rows * self.shapes.seq_len
-        flops = tokens * accounting.flops_per_token(self._as_the_coins_fall(), self.shapes)
+        kinds = self._coins()
+        fallen = replace(self.settings.diffusion, self_conditioning=statistics.mean(kinds))
+        flops = tokens * accounting.flops_per_token(replace(self.settings, diffusion=fallen), self.shapes)
         batch, encoder = self._batch(), self._encoder()
         for name, way in self.ways().items():
             for kind, online in (("cached", None), ("online", encoder)):
                 with plain_attention(), mock.patch.dict(vocabulary.CHUNK, {self.device.type: 2**62}):
-                    plain = self._seconds(self._step(PLAIN, batch, encoder), count=STEPS)
+                    plain = self._seconds(self._step(PLAIN, batch, encoder), kinds)
                 yield self._timed(
                     f"training, {kind}, {name}",
                     self._step(way, batch, online),
@@ -189,15 +191,13 @@ class Bench:
                     flops=flops,
                     way=way,
                     plain=plain,
-                    count=STEPS,
+                    kinds=kinds,
                 )
 
-    def _as_the_coins_fall(self) -> TrainConfig:
-        """The settings with the share of self-conditioned steps that is met within the time that is taken."""
+    def _coins(self) -> list[bool]:
+        """Which of the steps that are timed are self-conditioned."""
         seed, p = self.settings.seed, self.settings.diffusion.self_conditioning
-        coins = [noise.coin(seed, "self_condition", step, p) for step in range(WARM, WARM + STEPS)]
-        diffusion = replace(self.settings.diffusion, self_conditioning=statistics.mean(coins))
-        return replace(self.settings, diffusion=diffusion)
+        return [noise.coin(seed, "self_condition", step, p) for step in range(WARM, WARM + STEPS)]
 
     def _step(self, way: ComputeConfig, batch: Batch, encoder: Callable[[Tensor], Tensor] | None) -> Callable[[], Any]:
         torch._dynamo.reset()  # or its limit of compilations would be met, and what comes then stay as it is
@@ -330,14 +330,13 @@ class Bench:
             layers.compile_blocks(network)
         return self._seconds(lambda: network(*given))
 
-    def _seconds(self, work: Callable[[], Any], count: int = 0) -> float:
-        """The median; of `count` calls, which are of two kinds, the mean. NaN where the memory does not suffice."""
+    def _seconds(self, work: Callable[[], Any], kinds: Sequence[bool] = ()) -> float:
+        """The median; of calls of these kinds, the mean of each kind's. NaN where the memory does not suffice."""
         try:
             # Steps of both kinds are compiled before the clock starts.
-            found = timed(work, self.device, self.scale.seconds, warm=WARM if count else 2, count=count)
+            return timed(work, self.device, self.scale.seconds, warm=WARM if kinds else 2, kinds=kinds).median
         except torch.OutOfMemoryError:
             return math.nan
-        return found.mean if count else found.median
 
     def _timed(
         self,
@@ -348,10 +347,10 @@ class Bench:
         flops: int,
         way: ComputeConfig,
         plain: float,
-        count: int = 0,
+        kinds: Sequence[bool] = (),
     ) -> dict[str, Any]:
         with peak_memory(self.device) as peak:
-            seconds = self._seconds(work, count)
+            seconds = self._seconds(work, kinds)
         precision = Compute.of(way, self.device).precision
         return self.row(name, seconds, tokens=tokens, flops=flops, precision=precision, memory=peak.bytes, plain=plain)
 
@@ -461,12 +460,13 @@ def report(figures: dict[str, Any]) -> str:
         )
         for row in figures["growth"]
     ]
+    elsewhere = "" if figures["attention"] == "sdpa" else ", in compiled code and float32 by sdpa"
     return "\n".join(
         [
             f"limits of this {figures['device']}: matrix product {flops}; copy {limit['copy_bytes'] / 1e9:.3g} GB/s; "
             f"file read {limit['read_bytes'] / 1e9:.3g} GB/s",
             "",
-            f"preset {figures['preset']}, attention by {figures['attention']} (in compiled code and float32 by sdpa);",
+            f"preset {figures['preset']}, attention by {figures['attention']}{elsewhere};",
             "shares are of the matrix product in the same precision, of streaming those of the file read; plain is",
             "eager float32 with attention written out, all logits at a time and, in training, the encoder inside the",
             "step, whose own FLOPs are not counted; beside extraction and streaming it is the encoder alone; nan: out",

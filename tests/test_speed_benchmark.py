@@ -6,6 +6,7 @@ import math
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -63,6 +64,16 @@ def test_the_plain_attention_is_softmax_attention_and_leaves_nothing_behind(spee
         torch.testing.assert_close(attention(q, k, v), fused)
         assert torch.nn.functional.scaled_dot_product_attention.__name__ == "attention"
     assert torch.nn.functional.scaled_dot_product_attention.__name__ != "attention"
+
+
+def test_a_call_that_was_held_up_changes_no_timing_and_kinds_count_by_their_share():
+    from benchmarks.machine import timed
+
+    calls = iter([0.0, 0.03, 0.01, 0.01, 0.5, 0.03, 0.03, 0.03, 0.01])  # the first doesn't count; one is held up
+    kinds = [True, False, False, True, True, True, True, False]
+    found = timed(lambda: time.sleep(next(calls)), CPU, 0, warm=1, kinds=kinds)
+    assert found.median == pytest.approx((5 * 0.03 + 3 * 0.01) / 8, abs=0.004)
+    assert found.mean > 0.05
 
 
 def test_peak_memory_is_what_a_block_takes_and_gives_back():
