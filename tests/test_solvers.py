@@ -181,6 +181,53 @@ def test_every_solver_draws_the_mixture(name, grid):
         assert drawn.std().item() == pytest.approx(MIXTURE_STD, rel=0.02)
 
 
+def mixture_density(z: Tensor, t: Tensor) -> Tensor:
+    alpha, sigma = TANGENT.alpha_sigma(t)
+    variance = alpha**2 * STD**2 + sigma**2
+    parts = (-((z[..., None] - alpha * MEANS) ** 2) / (2 * variance)).exp() / (2 * math.pi * variance).sqrt()
+    return parts @ WEIGHTS
+
+
+def distance_in_distribution(config: SamplerConfig) -> float:
+    """∫ |p − q| between what a stochastic solver draws and the mixture at t_min, by quadrature: nothing is drawn.
+
+    The solver starts from the mixture at the grid's first time. A next state depends on the last two, so the joint
+    density of two neighbours is carried along. For a normal kernel the sum over a grid finer than its standard
+    deviation is the integral, to many digits.
+    """
+    times = time_grid(config, TANGENT)
+    beyond = torch.cat([times, times[-1:] - 1e-9])  # the last step's noise is in what one step more would see
+    rows = solver(config)(TANGENT, beyond)
+    step = 0.7 * rows.noise[:-1].min().item()
+    z = torch.arange(-6, 6, step, dtype=torch.float64)
+    joint = mixture_density(z, times[0]).expand(1, -1) * step  # of (before, now); there is nothing before the first
+    d_before = torch.zeros(1, dtype=torch.float64)
+    for t, state, estimate, last, std in list(zip(*rows, strict=True))[:-1]:
+        d = mixture(z, t)
+        if not last:  # what was before plays no part
+            joint, d_before = joint.sum(0, keepdim=True), torch.zeros(1, dtype=torch.float64)
+        mean = state * z + estimate * d + last * d_before[:, None]  # (before, now)
+        kernel = torch.distributions.Normal(mean[..., None], std)
+        joint = torch.einsum("bn,bnx->nx", joint, kernel.log_prob(z).exp() * step)
+        d_before = d
+    assert joint.sum().item() == pytest.approx(1, abs=1e-4)
+    return (joint.sum(0) - mixture_density(z, times[-1]) * step).abs().sum().item()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "order"),
+    [("euler-maruyama", {}, 1), ("ddim", {"eta": 1.0}, 1), ("dpm++2m-sde", {}, 2)],
+)
+def test_what_a_stochastic_solver_draws_comes_to_be_the_mixture_at_its_order(name, settings, order):
+    errors = [
+        distance_in_distribution(SamplerConfig(solver=name, steps=steps, grid="log-snr", **settings))
+        for steps in (16, 32, 64)
+    ]
+    assert errors[-1] < (0.06 if order == 1 else 0.006)
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.2)
+    assert math.log2(errors[1] / errors[2]) == pytest.approx(order, abs=0.1)
+
+
 def test_the_second_order_solvers_beat_the_first_on_the_mixture_at_few_steps():
     start = time_grid(SamplerConfig(grid="log-snr"), TANGENT)[0].item()
     z = torch.tensor([-1.3, -0.2, 0.4, 1.7], dtype=torch.float64)
