@@ -186,33 +186,66 @@ def frontier(path: Path, summary: Mapping[str, Any]) -> None:
     """Perplexity against entropy as the evaluations grow, marker areas as seconds per text, real text a star (Fig. 1).
 
     One line joins the paper's sampler at its budgets, one the best at each; all that was screened stands behind them.
+    Beside it the finalists alone, numbered, against entropy and against diversity.
     """
-    made, (ax,) = figure(1)
-    made.set_size_inches(7, 4.6)
-    slowest = max(row["seconds"] for row in [*summary["finalists"], *summary["externals"]])
-    ax.scatter(
+    made, (everything, entropy, diversity) = figure(3)
+    everything.scatter(
         [row["entropy"] for row in summary["screened"]],
         [row["gen_ppl"] for row in summary["screened"]],
         s=6, color=GREY, alpha=0.35, linewidths=0, label=f"screened with {summary['screen_texts']:,} texts",
     )  # fmt: skip
-    for (label, rows), color in zip(frontier_lines(summary["finalists"]).items(), (ORANGE, BLUE), strict=True):
-        x, y = [row["entropy"] for row in rows], [row["gen_ppl"] for row in rows]
-        ax.plot(x, y, color=color, linewidth=1, alpha=0.6)
-        ax.scatter(x, y, s=[20 + 180 * row["seconds"] / slowest for row in rows], color=color, alpha=0.8, label=label)
-        for row in rows:
-            ax.annotate(str(row["budget"]), (row["entropy"], row["gen_ppl"]), fontsize=7, xytext=(5, 4),
-                        textcoords="offset points")  # fmt: skip
-    for one, color in zip(summary["externals"], SERIES[2:] * len(summary["externals"]), strict=False):
-        size = 20 + 180 * one["seconds"] / slowest
-        ax.scatter(one["entropy"], one["gen_ppl"], s=size, color=color, marker="D", label=one["name"])
     if summary["real"] is not None:
-        real = summary["real"]
-        ax.scatter(real["entropy"], real["gen_ppl"], s=160, marker="*", color="#e3b505", edgecolors="black",
-                   linewidths=0.6, label="real text", zorder=5)  # fmt: skip
-    ax.set_yscale("log")
-    finish(ax, "Perplexity × entropy; numbers are evaluations, areas seconds per text", "entropy (nats)",
-           "generative perplexity")  # fmt: skip
+        at = (summary["real"]["entropy"], summary["real"]["gen_ppl"])
+        everything.scatter(*at, s=160, marker="*", color="#e3b505", edgecolors="black", linewidths=0.6,
+                           label="real text", zorder=5)  # fmt: skip
+    everything.set_yscale("log")
+    for ax, key in ((everything, "entropy"), (entropy, "entropy"), (diversity, "diversity")):
+        _finalists(ax, key, summary)
+        ax.margins(0.1)
+    what = "generative perplexity"
+    finish(everything, "Perplexity × entropy (Fig. 1)", "entropy (nats)", what)
+    finish(entropy, "The finalists; areas are seconds per text", "entropy (nats)", what, legend=False)
+    finish(diversity, "Numbers are evaluations of the denoiser", "diversity", legend=False)
+    made.draw_without_rendering()  # from here on everything has its place
+    for ax, key in ((entropy, "entropy"), (diversity, "diversity")):
+        _number(ax, key, summary)
     save(made, path)
+
+
+def _finalists(ax: Axes, key: str, summary: Mapping[str, Any]) -> None:
+    """The two lines of finalists, and others' samples."""
+    slowest = max(row["seconds"] for row in [*summary["finalists"], *summary["externals"]])
+    for (label, rows), color in zip(frontier_lines(summary["finalists"]).items(), (ORANGE, BLUE), strict=True):
+        x, y = [row[key] for row in rows], [row["gen_ppl"] for row in rows]
+        ax.plot(x, y, color=color, linewidth=1, alpha=0.6)
+        areas = [12 + 90 * row["seconds"] / slowest for row in rows]
+        ax.scatter(x, y, s=areas, color=color, alpha=0.8, linewidths=0, label=label)
+    for one, color in zip(summary["externals"], SERIES[2:] * len(summary["externals"]), strict=False):
+        area = 12 + 90 * one["seconds"] / slowest
+        ax.scatter(one[key], one["gen_ppl"], s=area, color=color, marker="D", label=one["name"])
+
+
+def _number(ax: Axes, key: str, summary: Mapping[str, Any]) -> None:
+    """Write its evaluations beside every finalist, where nothing else stands, with a line to it where that is far."""
+    where = ax.transData.transform([(row[key], row["gen_ppl"]) for row in summary["finalists"]])
+    point = ax.figure.dpi / 72  # in pixels
+    taken, inside = [tuple(at) for at in where], ax.bbox.padded(-8 * point)
+    papers = frontier_lines(summary["finalists"])["the paper's sampler"]
+    for row, (x, y) in zip(summary["finalists"], where, strict=True):
+        places = [
+            (x + distance * point * np.cos(angle), y + distance * point * np.sin(angle))
+            for distance in range(10, 60, 4)
+            for angle in np.linspace(0.5, 0.5 + 2 * np.pi, 12, endpoint=False)
+        ]
+        # A number is wider than high.
+        free = (at for at in places if all(abs(at[0] - u) > 15 * point or abs(at[1] - v) > 8 * point for u, v in taken))
+        place = next((at for at in free if inside.contains(*at)), places[0])
+        taken.append(place)
+        ax.annotate(
+            f"{row['budget']:,}", (x, y), place, xycoords="figure pixels", textcoords="figure pixels", fontsize=7,
+            color=ORANGE if row in papers else BLUE,
+            ha="center", va="center", arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": GREY, "shrinkA": 4},
+        )  # fmt: skip
 
 
 def frontier_lines(finalists: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
@@ -264,10 +297,14 @@ def real_text(ax: Axes, results: Mapping[str, Mapping[str, Any]], key: str) -> N
 
 
 def comparison(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Perplexity and entropy of several sets of texts as bars; each row has name, gen_ppl, entropy."""
-    made, (ppl, entropy) = figure(2)
+    """Perplexity, entropy and diversity of several sets of texts as bars; each row has these and a name."""
+    made, (ppl, entropy, diversity) = figure(3)
     names = [row["name"] for row in rows]
-    for ax, key, title in ((ppl, "gen_ppl", "Generative perplexity"), (entropy, "entropy", "Entropy (nats)")):
+    for ax, key, title in (
+        (ppl, "gen_ppl", "Generative perplexity"),
+        (entropy, "entropy", "Entropy (nats)"),
+        (diversity, "diversity", "Diversity"),
+    ):
         values = [row[key] for row in rows]
         bars = ax.barh(names, values, color=[GREY, BLUE, RED][: len(rows)], height=0.6)
         ax.bar_label(bars, fmt=lambda v: f"{v:,.2f}" if v < 100 else f"{v:,.0f}", fontsize=8, padding=3)

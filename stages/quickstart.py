@@ -358,7 +358,7 @@ the model has {sum(summary["parameters"].values()):,} trainable parameters.
 {summary_text(summary)}
 ```
 
-![perplexity and entropy](comparison.png)
+![perplexity, entropy and diversity](comparison.png)
 
 ![training](run/plots/training.png)
 
