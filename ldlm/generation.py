@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -148,39 +149,40 @@ class ReverseProcess:
     """
 
     def __init__(self, generator: TextGenerator, evaluations: int, noisy: bool, guidance: float, texts: int) -> None:
-        self.generator, self.noisy = generator, noisy
-        device, shape = generator.device, generator.latent_shape
-        one_1MW = generator.denoiser.modulations(torch.zeros(1, device=device)).to(generator.compute.dtype)
-        self.z_BNC, self.z_hat_BNC = torch.zeros(2, texts, *shape, device=device)
-        self.seeds_B = torch.zeros(texts, dtype=torch.int64, device=device)
+        self.denoiser, self.compute, self.shape = generator.denoiser, generator.compute, generator.latent_shape
+        self.estimate, self.update, self.noisy = generator.estimate, generator.update, noisy
+        on: Any = {"device": generator.device}
+        one_1MW = self.denoiser.modulations(torch.zeros(1, **on)).to(self.compute.dtype)
+        self.z_BNC, self.z_hat_BNC = torch.zeros(texts, *self.shape, **on), torch.zeros(texts, *self.shape, **on)
+        self.seeds_B = torch.zeros(texts, dtype=torch.int64, **on)
         self.text_B = torch.zeros_like(self.seeds_B)  # a text is the only row of its seed
-        self.guidance = None if guidance == 1 else torch.tensor(guidance, device=device)
-        self.row = torch.zeros((), dtype=torch.int64, device=device)  # of the tables
-        self.coefficients_E4 = torch.zeros(evaluations, 4, device=device)
+        self.guidance = None if guidance == 1 else torch.tensor(guidance, **on)
+        self.row = torch.zeros((), dtype=torch.int64, **on)  # of the tables
+        self.coefficients_E4 = torch.zeros(evaluations, 4, **on)
         self.modulations_EMW = one_1MW.new_zeros(evaluations, *one_1MW.shape[1:])
-        graph = device.type == "cuda" and generator.compute.compiled
+        graph = generator.device.type == "cuda" and self.compute.compiled
         self.step = recorded(self._step) if graph else self._step
 
     def begin(self, recurrence: Recurrence, seeds_B: Tensor) -> None:
         """Set everything for the texts with these seeds. What the times decide is computed here, in float32."""
         self.seeds_B.copy_(seeds_B)
-        self.z_BNC.copy_(noise.normal(self.seeds_B, "z_1", 0, self.text_B, self.generator.latent_shape))
+        self.z_BNC.copy_(noise.normal(self.seeds_B, "z_1", 0, self.text_B, self.shape))
         self.z_hat_BNC.zero_()
         self.row.zero_()
         self.coefficients_E4.copy_(recurrence.coefficients)
         times_E = recurrence.times.to(self.row.device, torch.float32)
-        self.modulations_EMW.copy_(self.generator.denoiser.modulations(times_E))
+        self.modulations_EMW.copy_(self.denoiser.modulations(times_E))
 
     def _step(self) -> None:
         """A row of the recurrence, as `samplers.solve` has it."""
-        generator, eps_BNC = self.generator, None
+        eps_BNC = None
         if self.noisy:
-            eps_BNC = generator.compute.normal(self.seeds_B, "sde", self.row, self.text_B, generator.latent_shape)
+            eps_BNC = self.compute.normal(self.seeds_B, "sde", self.row, self.text_B, self.shape)
         modulations_1MW, coefficients_14 = (
             table.index_select(0, self.row.view(1)) for table in (self.modulations_EMW, self.coefficients_E4)
         )
         state = (self.z_BNC, self.z_hat_BNC)
-        generator.update(generator.estimate, *state, modulations_1MW, coefficients_14, eps_BNC, self.guidance)
+        self.update(self.estimate, *state, modulations_1MW, coefficients_14, eps_BNC, self.guidance)
         self.row.add_(1).remainder_(len(self.coefficients_E4))
 
 
