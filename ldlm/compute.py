@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from ldlm import layers, noise
 from ldlm.config import ComputeConfig, Precision
 from ldlm.errors import InputError
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+RECOMPILE_LIMIT = 64
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -55,8 +58,7 @@ class Compute:
         """
         # Or else the products of element numbers and 32-bit constants become index arithmetic, in which a GPU's
         # kernels overflow (pytorch/pytorch#175966).
-        options: dict[str, str | int | bool | Callable[..., Any]] = {"constant_and_index_propagation": False}
-        return torch.compile(noise.normal, dynamic=False, options=options) if self.compiled else noise.normal
+        return compiled(noise.normal, constant_and_index_propagation=False) if self.compiled else noise.normal
 
     def autocast(self) -> AbstractContextManager[object]:
         """Within it, matrix products and attention are in `dtype`."""
@@ -69,6 +71,14 @@ def precision_on(precision: Precision, device: torch.device) -> Literal["fp32", 
         return precision
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if fast else "fp32"
+
+
+def compiled(function: Function, **options: bool) -> Function:
+    """The function, compiled for each combination of shapes; `options` are the compiler's."""
+    # Beyond its limit, 8, torch goes on without compiling: too few for batches of 1, 2, 4 … 256 texts.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+    made: Any = torch.compile(function, dynamic=False, options=dict(options) or None)
+    return made  # type: ignore[no-any-return]
 
 
 def fetch(tensor: Tensor) -> Callable[[], Tensor]:
@@ -94,18 +104,31 @@ def _copies(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def recorded(function: Callable[[], None]) -> Callable[[], None]:
-    """A function that changes tensors in place, as a CUDA graph: the function without its launches.
+WARM_UPS = 3
 
-    It runs a few times first, so let the tensors have their values afterwards. It must not wait for the device.
+
+def recorded(function: Callable[[], None], device: torch.device) -> Callable[[], None] | None:
+    """A function that changes tensors in place as a CUDA graph, all of its kernels by one launch; None without a GPU.
+
+    It runs `WARM_UPS` times first, in which it is compiled; let the tensors have their values afterwards. It must not
+    wait for the device.
     """
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):  # what is compiled or chosen at a first call must not be part of the graph
-        for _ in range(3):
+    if device.type != "cuda":
+        for _ in range(WARM_UPS):
             function()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
+        return None
+    stream, graph = _captures(device), torch.cuda.CUDAGraph()
+    with torch.cuda.device(device):
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # what is compiled or chosen at a first call must not be part of the graph
+            for _ in range(WARM_UPS):
+                function()
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph, stream=stream):
+            function()
     return graph.replay
+
+
+@cache
+def _captures(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)

@@ -9,15 +9,16 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ldlm import noise, samplers
-from ldlm.compute import Compute, recorded
+from ldlm.compute import WARM_UPS, Compute, compiled, recorded
 from ldlm.config import TEXTS_PER_SEED, SampleConfig, SamplerConfig
 from ldlm.denoiser import DiT
 from ldlm.diffusion import Schedule
@@ -40,7 +41,7 @@ class Decoder:
     logits: nn.Module
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TextGenerator:
     """Denoiser, decoder and what belongs to them. Every text is a function of its seed, not of its batch."""
 
@@ -52,6 +53,7 @@ class TextGenerator:
     seq_len: int
     vocab_size: int
     compute: Compute
+    _lock: Lock = field(default_factory=Lock, repr=False)  # held by the one batch that is on its way
 
     @property
     def device(self) -> torch.device:
@@ -61,19 +63,37 @@ class TextGenerator:
     @torch.no_grad()
     def ends(self, sampler: SamplerConfig, seeds_B: Tensor, watch: Watch | None = None) -> End:
         """Where the reverse process ends, (B, N, C) each; `watch` sees every estimate on the way."""
-        times = samplers.time_grid(sampler, self.schedule, self.timesteps.draw)
-        recurrence = samplers.solver(sampler)(self.schedule, times)
-        process = self._process(recurrence, sampler.guidance, len(seeds_B))
-        process.begin(recurrence, seeds_B)
-        for t in recurrence.times:
-            process.step()
-            if watch is not None:
-                watch(t, process.z_hat_BNC.clone())
-        return End(process.z_BNC.clone(), process.z_hat_BNC.clone())
+        recurrence = self._recurrence(sampler)
+        with self._lock:
+            process = self._process(recurrence, sampler.guidance, len(seeds_B))
+            process.begin(recurrence, seeds_B)
+            for t in recurrence.times:
+                process.step()
+                if watch is not None:
+                    watch(t, process.z_hat_BNC.clone())
+            return End(process.z_BNC.clone(), process.z_hat_BNC.clone())
+
+    @torch.no_grad()
+    def prepare(self, sampler: SamplerConfig, texts: int) -> None:
+        """Compile, and record, now what `ends` takes for so many texts at a time."""
+        with self._lock:
+            self._process(self._recurrence(sampler), sampler.guidance, texts)
+
+    def whole(self, seeds_B: Tensor, texts: int) -> Tensor:
+        """Seeds of a last batch, filled up to `texts` where another size would have to be compiled.
+
+        That takes longer than to draw texts that nobody asked for.
+        """
+        missing = texts - len(seeds_B) if self.compute.compiled else 0
+        return torch.cat([seeds_B, seeds_B[-1:].expand(missing)])
+
+    def _recurrence(self, sampler: SamplerConfig) -> Recurrence:
+        return samplers.solver(sampler)(self.schedule, samplers.time_grid(sampler, self.schedule, self.timesteps.draw))
 
     def _process(self, recurrence: Recurrence, guidance: float, texts: int) -> ReverseProcess:
-        """The last one, if it serves here too: a graph is recorded once for all batches of a size."""
-        key = (len(recurrence.times), bool(recurrence.noise.any()), guidance, texts)
+        """The last one, if it serves here too."""
+        room = max(WARM_UPS + 1, 1 << (len(recurrence.times) - 1).bit_length())
+        key = (room, bool(recurrence.noise.any()), guidance, texts)
         if key not in self._processes:
             self._processes.clear()
             self._processes[key] = ReverseProcess(self, *key)
@@ -92,7 +112,7 @@ class TextGenerator:
     @cached_property
     def update(self) -> Callable[..., None]:
         """`_update`, compiled where `compute` says so: for each batch size, with guidance or noise and without."""
-        return torch.compile(_update, dynamic=False) if self.compute.compiled else _update
+        return compiled(_update) if self.compute.compiled else _update
 
     def latents(self, sampler: SamplerConfig, seeds_B: Tensor, watch: Watch | None = None) -> Tensor:
         """Latents z_0 (B, N, C), of the two ends the one that `sampler.final` names."""
@@ -144,11 +164,11 @@ class TextGenerator:
 class ReverseProcess:
     """From noise to latents for a batch of texts, in tensors that stay where they are.
 
-    A step changes them in place and asks the host for nothing, not even for its number: so on a GPU it is a CUDA graph,
-    one launch in place of hundreds.
+    A step changes them in place and asks the host for nothing, not even for its number. So, compiled for a GPU, it is a
+    CUDA graph: one launch in place of hundreds. `room` is the number of rows that its tables have room for.
     """
 
-    def __init__(self, generator: TextGenerator, evaluations: int, noisy: bool, guidance: float, texts: int) -> None:
+    def __init__(self, generator: TextGenerator, room: int, noisy: bool, guidance: float, texts: int) -> None:
         self.denoiser, self.compute, self.shape = generator.denoiser, generator.compute, generator.latent_shape
         self.estimate, self.update, self.noisy = generator.estimate, generator.update, noisy
         on: Any = {"device": generator.device}
@@ -157,33 +177,37 @@ class ReverseProcess:
         self.seeds_B = torch.zeros(texts, dtype=torch.int64, **on)
         self.text_B = torch.zeros_like(self.seeds_B)  # a text is the only row of its seed
         self.guidance = None if guidance == 1 else torch.tensor(guidance, **on)
-        self.row = torch.zeros((), dtype=torch.int64, **on)  # of the tables
-        self.coefficients_E4 = torch.zeros(evaluations, 4, **on)
-        self.modulations_EMW = one_1MW.new_zeros(evaluations, *one_1MW.shape[1:])
-        graph = generator.device.type == "cuda" and self.compute.compiled
-        self.step = recorded(self._step) if graph else self._step
+        self.row_1 = torch.zeros(1, dtype=torch.int64, **on)  # of the tables
+        self.coefficients_E4 = torch.zeros(room, 4, **on)
+        self.modulations_EMW = one_1MW.new_zeros(room, *one_1MW.shape[1:])
+        self._replay = recorded(self._step, generator.device) if self.compute.compiled else None
 
     def begin(self, recurrence: Recurrence, seeds_B: Tensor) -> None:
         """Set everything for the texts with these seeds. What the times decide is computed here, in float32."""
         self.seeds_B.copy_(seeds_B)
         self.z_BNC.copy_(noise.normal(self.seeds_B, "z_1", 0, self.text_B, self.shape))
         self.z_hat_BNC.zero_()
-        self.row.zero_()
-        self.coefficients_E4.copy_(recurrence.coefficients)
-        times_E = recurrence.times.to(self.row.device, torch.float32)
-        self.modulations_EMW.copy_(self.denoiser.modulations(times_E))
+        self.row_1.zero_()
+        rows, times_E = len(recurrence.times), recurrence.times.to(self.row_1.device, torch.float32)
+        self.coefficients_E4[:rows].copy_(recurrence.coefficients)
+        self.modulations_EMW[:rows].copy_(self.denoiser.modulations(times_E))
+
+    def step(self) -> None:
+        """A row of the recurrence, as `samplers.solve` has it."""
+        if self._replay is None:
+            self._step()
+        else:
+            self._replay()
 
     def _step(self) -> None:
-        """A row of the recurrence, as `samplers.solve` has it."""
         eps_BNC = None
         if self.noisy:
-            eps_BNC = self.compute.normal(self.seeds_B, "sde", self.row, self.text_B, self.shape)
-        modulations_1MW, coefficients_14 = (
-            table.index_select(0, self.row.view(1)) for table in (self.modulations_EMW, self.coefficients_E4)
-        )
+            eps_BNC = self.compute.normal(self.seeds_B, "sde", self.row_1, self.text_B, self.shape)
+        modulations_1MW = self.modulations_EMW.index_select(0, self.row_1)
+        coefficients_14 = self.coefficients_E4.index_select(0, self.row_1)
         state = (self.z_BNC, self.z_hat_BNC)
         self.update(self.estimate, *state, modulations_1MW, coefficients_14, eps_BNC, self.guidance)
-        self.row.add_(1).remainder_(len(self.coefficients_E4))
+        self.row_1.add_(1)
 
 
 def _update(
@@ -212,12 +236,12 @@ def text_seeds(seed: int, start: int, stop: int) -> Tensor:
 
 def batches(generator: TextGenerator, config: SampleConfig, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """Seeds (B,) and token rows (B, L), on the CPU, of the texts that are asked for, from number `done` on."""
-    size = config.batch_size or generator.batch_size(min(config.num_samples - done, LARGEST_BATCH))
-    for start in range(done, config.num_samples, size):
-        seeds_B = text_seeds(config.seed, start, min(start + size, config.num_samples))
-        # A last batch of another size would be compiled anew, which takes longer than texts that nobody asked for.
-        drawn_B = text_seeds(config.seed, start, start + size) if generator.compute.compiled else seeds_B
-        yield seeds_B, generator.tokens(config.sampler, drawn_B)[: len(seeds_B)].cpu()
+    wanted = text_seeds(config.seed, done, config.num_samples)
+    if not len(wanted):
+        return
+    size = min(config.batch_size or generator.batch_size(min(len(wanted), LARGEST_BATCH)), len(wanted))
+    for seeds_B in wanted.split(size):
+        yield seeds_B, generator.tokens(config.sampler, generator.whole(seeds_B, size))[: len(seeds_B)].cpu()
 
 
 def draw_tokens(logits_BLV: Tensor, seeds_B: Tensor, temperature: float) -> Tensor:

@@ -251,8 +251,7 @@ def _number(ax: Axes, key: str, summary: Mapping[str, Any]) -> None:
 def frontier_lines(finalists: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     """The finalists of a sweep as two lines, by name: the paper's sampler, and what was better at each budget."""
     own = [row for row in finalists if all(row[key] == value for key, value in PAPERS_SAMPLER.items())]
-    best = {row["budget"]: row for row in finalists if row not in own}
-    return {"the paper's sampler": own, "best at each budget": list(best.values())}
+    return {"the paper's sampler": own, "best at each budget": [row for row in finalists if row["best"]]}
 
 
 def mean_of_two(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:

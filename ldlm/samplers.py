@@ -63,7 +63,7 @@ class End(NamedTuple):
 
 
 def solve(recurrence: Recurrence, denoise: Denoise, z: Tensor, noise: Noise) -> End:
-    """Follow a recurrence from z, which is at the first of its times."""
+    """Follow a recurrence from z, which is at the first of its times, with any denoiser: one in closed form, say."""
     z_hat = torch.zeros_like(z)
     for row, (t, *coefficients) in enumerate(zip(*recurrence, strict=True)):
         last, z_hat = z_hat, denoise(z, t, z_hat)

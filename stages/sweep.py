@@ -162,7 +162,9 @@ def run(
         drawn = [row for one in again for row in sweep.figures(one, config.texts, task)]
 
     summary = {
-        "finalists": [next(row for row in drawn if _variant(row) == _variant(one)) for one in chosen],
+        "finalists": [
+            {**next(row for row in drawn if _variant(row) == _variant(one)), "best": one["best"]} for one in chosen
+        ],
         "drawn": drawn,
         "screened": screened,
         "externals": [
@@ -190,7 +192,7 @@ def _variant(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def finalists(rows: Sequence[dict[str, Any]], entropy_slack: float) -> list[dict[str, Any]]:
-    """For each budget the best variant of the paper's sampler and the best of all.
+    """For each budget the best variant of the paper's sampler and the best of all, which is marked as `best`.
 
     Best is the lowest perplexity among those whose entropy is at most `entropy_slack` below the bar; where there is
     none, the highest entropy. The bar is the entropy of the paper's sampler (any variant of it, the best by
@@ -206,12 +208,13 @@ def finalists(rows: Sequence[dict[str, Any]], entropy_slack: float) -> list[dict
             return min(diverse, key=lambda row: row["gen_ppl"])
         return max(among, key=lambda row: row["entropy"])
 
-    chosen = []
+    chosen: list[dict[str, Any]] = []
     for budget in sorted({row["budget"] for row in rows}):
         there = [row for row in rows if row["budget"] == budget]
-        for among in ([row for row in there if _is_papers(row)], there):
-            if among and (pick := best(among)) not in chosen:
-                chosen.append(pick)
+        papers, winner = [row for row in there if _is_papers(row)], best(there)
+        if papers and (pick := best(papers)) is not winner:
+            chosen.append({**pick, "best": False})
+        chosen.append({**winner, "best": True})
     return chosen
 
 
@@ -260,10 +263,11 @@ class Sweep:
 
     def _ends(self, sampler: SamplerConfig, seeds_B: Tensor) -> tuple[End, float]:
         """Where a trajectory ends, and the seconds per text that it took."""
-        generator = next(iter(self.generators.values()))
-        size, started = self._batch_size, time.perf_counter()
-        found = [generator.ends(sampler, seeds) for seeds in seeds_B.split(size)]
-        end = End(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        generator, size = next(iter(self.generators.values())), min(self._batch_size, len(seeds_B))
+        generator.prepare(sampler, size)
+        started = time.perf_counter()
+        found = [generator.ends(sampler, generator.whole(seeds, size)) for seeds in seeds_B.split(size)]
+        end = End(*(torch.cat(parts)[: len(seeds_B)] for parts in zip(*found, strict=True)))
         end.mean.sum().item()  # which waits for the device
         return end, (time.perf_counter() - started) / len(seeds_B)
 
@@ -337,11 +341,10 @@ def verdict(summary: dict[str, Any]) -> str:
     if not own:
         return "The paper's sampler was not among those swept."
     base = min(own, key=lambda row: abs(row["budget"] - PAPERS_BUDGET))
-    fewer = [row for row in summary["finalists"] if row["budget"] <= base["budget"] / 4]
+    fewer = [row for row in summary["finalists"] if row["best"] and row["budget"] <= base["budget"] / 4]
     if not fewer:
         return f"Nothing was swept at a quarter of {base['budget']} evaluations."
     best = max(fewer, key=lambda row: row["budget"])
-    best = min((row for row in fewer if row["budget"] == best["budget"]), key=lambda row: row["gen_ppl"])
     return (
         f"At {best['budget']} evaluations {best['solver']} ({best['grid']}, w = {best['guidance']:g}): "
         f"{_figures(best)}; the paper's sampler at {base['budget']}: {_figures(base)}."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from ldlm.stages import finetune_decoder, sample, train
 
-from ldlm import compute, heldout, layers, noise, samplers
+from ldlm import compute, generation, heldout, layers, noise, samplers
 from ldlm.compute import Compute
 from ldlm.config import ComputeConfig, FinetuneConfig, SampleConfig, SamplerConfig, TrainConfig
 from ldlm.errors import InputError
@@ -117,6 +118,54 @@ def test_a_generator_follows_the_solver_with_the_network_as_it_is_trained(traine
         torch.testing.assert_close(generator.ends(sampler, seeds), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.fixture
+def as_compiled(monkeypatch):
+    """Everything that compilation brings with it but the compiler, which takes minutes."""
+    for module in (compute, generation):
+        monkeypatch.setattr(module, "compiled", lambda function, **options: function)
+    return Compute(CPU, compiled=True)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 1.5])
+@pytest.mark.parametrize("solver", ["heun", "dpm++2m-sde"])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_the_steps_in_which_a_graph_is_compiled_leave_no_trace(trained, as_compiled, steps, solver, guidance):
+    sampler, seeds = SamplerConfig(steps=steps, solver=solver, guidance=guidance), torch.tensor([3, 9])
+    run = TrainedRun(trained, CPU)
+    generator, expected = run.generator(compute=as_compiled), run.generator().ends(sampler, seeds)
+    for _ in range(2):
+        torch.testing.assert_close(generator.ends(sampler, seeds), expected, rtol=0, atol=0)
+    generator.prepare(sampler, 2)
+    torch.testing.assert_close(generator.ends(sampler, seeds), expected, rtol=0, atol=0)
+
+
+def test_what_is_recorded_serves_all_batches_of_a_size_and_grids_of_about_a_length(trained, as_compiled, monkeypatch):
+    """The last batch is filled up, and what fills it is nowhere to be seen."""
+    run, sizes, make = TrainedRun(trained, CPU), [], generation.ReverseProcess
+    plain, generator = run.generator(), run.generator(compute=as_compiled)
+    configs = [SampleConfig(num_samples=5, batch_size=2, sampler=SamplerConfig(steps=steps)) for steps in (5, 8)]
+    expected = [plain.tokens(config.sampler, generation.text_seeds(0, 0, 5)) for config in configs]
+    monkeypatch.setattr(generation, "ReverseProcess", lambda *given: sizes.append(given[-1]) or make(*given))
+    for config, tokens in zip(configs, expected, strict=True):
+        found = list(generation.batches(generator, config))
+        assert [len(seeds) for seeds, _ in found] == [len(drawn) for _, drawn in found] == [2, 2, 1]
+        assert torch.equal(torch.cat([drawn for _, drawn in found]), tokens)
+        assert sizes == [2]
+    few = SampleConfig(num_samples=3, batch_size=256, sampler=SamplerConfig(steps=2))
+    assert [len(drawn) for _, drawn in generation.batches(generator, few)] == [3]
+    assert sizes == [2, 3]
+
+
+def test_threads_may_share_a_generator(trained):
+    generator, sampler = TrainedRun(trained, CPU).generator(), SamplerConfig(steps=4)
+    seeds = [torch.arange(i, i + 3) for i in range(0, 40, 10)]
+    expected = [generator.latents(sampler, one) for one in seeds]
+    with ThreadPoolExecutor(len(seeds)) as pool:
+        for _ in range(5):
+            for found, latents in zip(pool.map(partial(generator.latents, sampler), seeds), expected, strict=True):
+                assert torch.equal(found, latents)
+
+
 def test_what_was_drawn_stays_when_more_is_drawn(trained):
     generator, sampler = TrainedRun(trained, CPU).generator(), SamplerConfig(steps=3)
     first = generator.latents(sampler, torch.arange(2))
@@ -185,7 +234,7 @@ def test_compiled_sampling_gives_the_same_latents_and_compiles_once(trained):
     seeds, sampler = torch.arange(4), SamplerConfig(steps=8)
     expected = plain.latents(sampler, seeds)
     torch.testing.assert_close(compiled.latents(sampler, seeds), expected, rtol=1e-4, atol=1e-4)
-    assert counters["stats"]["unique_graphs"] == 2  # the denoiser and the noise
+    assert counters["stats"]["unique_graphs"] == 2  # the step and its noise
     assert not counters["graph_break"]
     with torch._dynamo.config.patch(error_on_recompile=True):
         compiled.latents(replace(sampler, steps=9), seeds + 5)
@@ -193,6 +242,15 @@ def test_compiled_sampling_gives_the_same_latents_and_compiles_once(trained):
         guided = replace(sampler, guidance=guidance)
         torch.testing.assert_close(compiled.latents(guided, seeds), plain.latents(guided, seeds), rtol=1e-4, atol=1e-4)
     assert counters["stats"]["unique_graphs"] == 3  # with guidance, whatever its strength
+
+
+@pytest.mark.slow
+def test_more_shapes_than_torch_compiles_by_itself_are_compiled():
+    torch._dynamo.reset()
+    double = compute.compiled(lambda x: 2 * x)
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for size in range(1, 20):
+            assert double(torch.ones(size)).sum() == 2 * size
 
 
 @pytest.mark.gpu
@@ -209,7 +267,8 @@ def test_a_cuda_graph_does_what_the_function_does():
         count.add_(1)
 
     with torch.no_grad():
-        replay = compute.recorded(work)
+        replay = compute.recorded(work, device)
+        assert replay is not None
         x.fill_(1.0)
         count.zero_()
         replay()
@@ -245,14 +304,24 @@ def test_compiled_noise_on_a_gpu_is_the_noise_of_the_cpu(seed):
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 5e-2)])
 @pytest.mark.parametrize("compile", ["off", "on"])
 def test_sampling_on_a_gpu_gives_the_latents_of_the_cpu(trained, precision, tolerance, compile):
-    """Of two batch sizes, so that two graphs are recorded; the default's solver draws noise."""
-    cuda, sampler = torch.device("cuda"), SamplerConfig(steps=8)
+    """Every batch size and solver is a graph of its own; a grid of another length, or another batch, takes the same."""
+    cuda = torch.device("cuda")
     config = ComputeConfig(precision=precision, attention="sdpa", compile=compile)
     there = TrainedRun(trained, cuda).generator(compute=Compute.of(config, cuda))
-    for seeds in (torch.arange(4), torch.arange(7)):
-        expected = TrainedRun(trained, CPU).generator().latents(sampler, seeds)
-        error = (there.latents(sampler, seeds).cpu() - expected).square().mean().sqrt()
-        assert error < tolerance * expected.std()
+    here = TrainedRun(trained, CPU).generator()
+    for count, settings in [
+        (4, {}),
+        (7, {}),
+        (7, {"steps": 1}),
+        (7, {"steps": 7}),
+        (7, {"solver": "heun"}),
+        (7, {"guidance": 1.5}),
+    ]:
+        sampler = SamplerConfig(**{"steps": 8, **settings})
+        for seeds in (torch.arange(count), torch.arange(count) + 2**40):
+            expected = here.latents(sampler, seeds)
+            error = (there.latents(sampler, seeds).cpu() - expected).square().mean().sqrt()
+            assert error < tolerance * expected.std()
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # of torch's about its own tracing

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from ldlm.stages import evaluate, sample, sweep
 
-from ldlm import files
+from ldlm import files, plots
 from ldlm.config import EvaluateConfig, SampleConfig, SweepConfig
 
 SMALL = {"budgets": (2, 5), "solvers": ("euler-maruyama", "heun"), "grids": ("time",), "guidances": (1.0, 2.0)}
@@ -81,15 +81,29 @@ def row(solver: str, budget: int, gen_ppl: float, entropy: float, guidance: floa
     return {**keys, "solver": solver, "budget": budget, "guidance": guidance, "gen_ppl": gen_ppl, "entropy": entropy}
 
 
+def chosen(rows: list[dict]) -> list[tuple[dict, bool]]:
+    return [({k: v for k, v in one.items() if k != "best"}, one["best"]) for one in sweep.finalists(rows, 0.02)]
+
+
 def test_a_low_perplexity_that_is_bought_with_entropy_does_not_win():
     own = [row("euler-maruyama", 32, 200, 4.0), row("euler-maruyama", 128, 100, 4.0)]
     collapsed, good, dull = row("ddim", 32, 20, 3.0), row("heun", 32, 110, 3.99), row("dpm++2m", 32, 150, 4.2)
-    assert sweep.finalists([*own, collapsed, good, dull], 0.02) == [own[0], good, own[1]]
+    assert chosen([*own, collapsed, good, dull]) == [(own[0], False), (good, True), (own[1], True)]
     # Where nothing keeps the entropy, what comes nearest.
-    assert sweep.finalists([own[1], collapsed, row("heun", 32, 10, 2.0)], 0.02) == [collapsed, own[1]]
+    assert chosen([own[1], collapsed, row("heun", 32, 10, 2.0)]) == [(collapsed, True), (own[1], True)]
     # A guided Euler–Maruyama is not the paper's.
     guided = row("euler-maruyama", 128, 50, 4.0, guidance=2.0)
-    assert sweep.finalists([own[1], guided], 0.02) == [own[1], guided]
+    assert chosen([own[1], guided]) == [(own[1], False), (guided, True)]
+
+
+def test_nor_does_it_where_the_papers_own_sampler_collapses():
+    """It is a finalist in any case, and then neither the one that the verdict names nor the best of its budget."""
+    rows = [row("euler-maruyama", 32, 60, 1.5), row("dpm++2m", 32, 410, 3.4), row("euler-maruyama", 128, 440, 3.4)]
+    finalists = [{"diversity": 0.5, **one} for one in sweep.finalists(rows, 0.02)]
+    assert sweep.verdict({"finalists": finalists}).startswith("At 32 evaluations dpm++2m (time, w = 1): perplexity 410")
+    lines = plots.frontier_lines(finalists)
+    assert [one["gen_ppl"] for one in lines["the paper's sampler"]] == [60, 440]
+    assert [one["gen_ppl"] for one in lines["best at each budget"]] == [410, 440]
 
 
 def test_an_interrupted_sweep_is_taken_up_and_gives_the_same(swept, trained, gpt2, interrupted, tmp_path):
