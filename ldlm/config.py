@@ -335,7 +335,7 @@ class SamplerConfig:
     The defaults are a sweep's choice (docs/sampling.md): what the paper's sampler takes 128 evaluations for, in 32.
     """
 
-    steps: int = setting(32, "solver steps, one evaluation of the denoiser each; two with heun or guidance", low=1)
+    steps: int = setting(32, "solver steps, one evaluation of the denoiser each; heun takes two, and guidance twice as many", low=1)
     solver: Solver = setting("dpm++2m-sde", "how the reverse process is solved; euler-maruyama is the paper's")
     grid: Grid = setting(
         "learned", "equal steps in the learned F(t) of adaptive timesteps, in time t, the paper's, or in ln(α²/σ²)"

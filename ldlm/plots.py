@@ -156,8 +156,8 @@ def timesteps(path: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
 
 def interpolation(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     """Along the path between two latents, of one run or several, by name: perplexity (Figure 3, left) and entropy with
-    their intervals, real text as reference, and how many tokens change from point to point."""
-    made, (ppl, entropy, edits) = figure(3)
+    their intervals, diversity, real text as reference, and how many tokens change from point to point."""
+    made, (ppl, entropy, diversity, edits) = figure(4)
     for number, (name, result) in enumerate(results.items()):
         points, color = result["points"], SERIES[number % len(SERIES)]
         a = [point["a"] for point in points]
@@ -165,6 +165,7 @@ def interpolation(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
             ax.plot(a, [point[key] for point in points], "o-", ms=4, color=color, label=name)
             low, high = zip(*(point["intervals"][key] for point in points), strict=True)
             ax.fill_between(a, low, high, color=color, alpha=0.18, linewidth=0)
+        diversity.plot(a, [point["diversity"] for point in points], "o-", ms=4, color=color, label=name)
         between = (np.array(a[1:]) + np.array(a[:-1])) / 2
         edits.plot(between, [point["edits"] for point in points[1:]], "o-", ms=4, color=color, label=name)
         low, high = zip(*(point["intervals"]["edits"] for point in points[1:]), strict=True)
@@ -173,6 +174,7 @@ def interpolation(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     for ax, key, title in (
         (ppl, "gen_ppl", "Generative perplexity (Fig. 3, left)"),
         (entropy, "entropy", "Entropy (nats)"),
+        (diversity, "diversity", "Diversity"),
     ):
         real_text(ax, results, key)
         ax.set_ylim(bottom=0)
@@ -255,11 +257,11 @@ def frontier_lines(finalists: Sequence[Mapping[str, Any]]) -> dict[str, list[Map
 
 
 def mean_of_two(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Perplexity and entropy of the decoded mean of two latents (Figure 4, right), and of the two ends themselves.
+    """Perplexity, entropy and diversity of the decoded mean of two latents (Figure 4, right), and of the two ends.
 
     Against σ_dec where the runs differ in it, and else by name.
     """
-    made, axes = figure(2)
+    made, axes = figure(3)
     sigmas = [result["sigma_dec"] for result in results.values()]
     by_sigma = len(set(sigmas)) == len(sigmas) > 1
     x = np.array(sigmas) if by_sigma else np.arange(len(results), dtype=float)
@@ -268,13 +270,14 @@ def mean_of_two(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     for ax, key, title in (
         (axes[0], "gen_ppl", "Perplexity of the mean of two (Fig. 4, right)"),
         (axes[1], "entropy", "Entropy of the mean of two (nats)"),
+        (axes[2], "diversity", "Diversity of the mean of two"),
     ):
         ends = [(result["points"][0][key] + result["points"][-1][key]) / 2 for result in found]
         ax.plot(x[order], ends, "s" + "-" * by_sigma, ms=4, color=ORANGE, label="the two, reconstructed")
         means = np.array([result["mean"][key] for result in found])
-        low, high = np.array([result["mean"]["intervals"][key] for result in found]).T
-        # A bootstrap interval need not hold the figure itself.
-        errors = np.maximum(0, [means - low, high - means])
+        # Diversity has no interval. A bootstrap interval need not hold the figure itself.
+        low, high = np.array([result["mean"]["intervals"].get(key, (np.nan, np.nan)) for result in found]).T
+        errors = np.nan_to_num(np.maximum(0, [means - low, high - means]))
         ax.errorbar(
             x[order], means, errors, fmt="o" + "-" * by_sigma, ms=5, capsize=3, color=BLUE, label="decoded mean"
         )
