@@ -26,6 +26,7 @@ The stages, each reading what the one before wrote:
 """
 
 
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h: schedulers take it as "run it again"
 
 # Not for us to check beforehand, and no bug either: no room, no permission, a file where a folder should be.
@@ -49,6 +50,9 @@ class Commands(click.Group):
         except Stopped as stopped:
             click.echo(f"{stopped}; the same command goes on from there", err=True)
             ctx.exit(TEMPORARY_FAILURE)
+        except KeyboardInterrupt:
+            click.echo("\ninterrupted; what was done is kept, and the same command goes on from there", err=True)
+            ctx.exit(INTERRUPTED)
         except OSError as error:
             if error.errno not in THE_SYSTEMS_REFUSALS:
                 raise

@@ -130,7 +130,7 @@ def stage_options(cls: type, *, presets: bool = False, dry_run: bool = True, ove
                 [click.option("--preset", metavar="|".join(configs.PRESETS), help="start from these settings")]
                 * presets
             ),
-            click.option("--config", "config_file", metavar="FILE", help="YAML file of settings; flags go before it"),
+            click.option("--config", "config_file", metavar="FILE", help="YAML file of settings; flags override it"),
             click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="any setting, e.g. --set seed=1"),
             click.option("--dump-config", is_flag=True, help="print the settings as YAML and stop"),
             *([click.option("--dry-run", is_flag=True, help="say what it would cost and stop")] * dry_run),
@@ -180,9 +180,9 @@ class Options:
     overwrite: bool | None
     as_json: bool
 
-    def build(self) -> Any:
-        """The configuration; with `--dump-config`, print it and leave."""
-        data: dict[str, Any] = {}
+    def build(self, base: Mapping[str, Any] | None = None) -> Any:
+        """The configuration, which starts from `base`; with `--dump-config`, print it and leave."""
+        data: dict[str, Any] = dict(base or {})
         if self.preset is not None:
             data = dict(configs.preset(self.preset).overrides)
         if self.config_file is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import click
 from ldlm.cli import show
 from ldlm.cli.options import Command, Options, path_option, require, stage_options
@@ -27,7 +30,7 @@ def command(options: Options, run: str | None, output: str | None, trace: str | 
       ldlm sample --run run --num-samples 1000 --output samples.jsonl
       ldlm sample --run run --trace-text 3 --trace trace
     """
-    config = options.build()
+    config = options.build(_exported_settings(run))
     if output is not None and trace is not None:
         raise InputError("--output writes texts and --trace shows one; give one of them, and then the other")
     if trace is not None:
@@ -49,6 +52,15 @@ def command(options: Options, run: str | None, output: str | None, trace: str | 
         return "\n\n".join([head, *first])
 
     options.show(result, text)
+
+
+def _exported_settings(run: str | None) -> dict[str, Any]:
+    """How an exported model draws where it is told nothing else."""
+    from ldlm import config, pretrained
+
+    if run is None or not pretrained.is_exported(Path(run)):
+        return {}
+    return {"sampler": config.to_dict(pretrained.described(Path(run)).sampler)}
 
 
 def _trace(options: Options, config: SampleConfig, run: str | None, folder: str) -> None:

@@ -335,7 +335,7 @@ class SamplerConfig:
     The defaults are a sweep's choice (docs/sampling.md): what the paper's sampler takes 128 evaluations for, in 32.
     """
 
-    steps: int = setting(32, "solver steps, one evaluation of the denoiser each; heun takes two, and guidance twice as many", low=1)
+    steps: int = setting(32, "solver steps, one evaluation each; heun takes two, and guidance twice as many", low=1)
     solver: Solver = setting("dpm++2m-sde", "how the reverse process is solved; euler-maruyama is the paper's")
     grid: Grid = setting(
         "learned", "equal steps in the learned F(t) of adaptive timesteps, in time t, the paper's, or in ln(α²/σ²)"
@@ -429,6 +429,12 @@ class InterpolateConfig:
     checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
     batch_size: int = setting(64, "texts per batch", low=1, identity=False)
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
+    encoder: str | None = setting(
+        None,
+        "with --from and --to: the frozen encoder, where it is elsewhere than the features had it",
+        identity=False,
+        metavar="DIR",
+    )
     device: str = setting("auto", DEVICE_HELP, identity=False)
 
 

@@ -8,6 +8,7 @@ import os
 import secrets
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +264,14 @@ def dump_jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
+@cache
+def _umask() -> int:
+    """Which the system tells only to who sets it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path for a library to write a file to; renamed to `path` when the block succeeds."""
@@ -270,6 +279,8 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{unique()}.{path.name}")
     try:
         yield temporary
+        with suppress(PermissionError):  # which a file system without modes gives
+            temporary.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else may read
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

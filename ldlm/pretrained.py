@@ -241,6 +241,11 @@ def _model_type(found: Any) -> str | None:
     return found.get("model_type") if isinstance(found, dict) else None
 
 
+def described(folder: Path) -> ModelDescription:
+    """What an exported model is, by its `config.json` alone; `InputError` when it is none of ours, or damaged."""
+    return ModelDescription.from_json(_described(folder))
+
+
 def _described(folder: Path) -> dict[str, Any]:
     """What `config.json` holds; `InputError` when it is none of ours, or damaged."""
     if not (folder / CONFIG).is_file():

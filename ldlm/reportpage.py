@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -607,6 +608,7 @@ def _interpolation(report: Report) -> Section | None:
         f"{found['pairs']:,} pairs from {_of_step(report, found['checkpoint_step'])}, scored by "
         f"{_model(found['scorer'])}. The regions are 95 % intervals."
     )
+    between = [{**here, "a": (before["a"] + here["a"]) / 2} for before, here in pairwise(points)]
     head = ("decoded", "gen. ppl", "entropy", "diversity")
     rows = [("mean of the two latents", *_with_interval(found["mean"])), ("real text", *_with_interval(real))]
     blocks = [
@@ -615,7 +617,7 @@ def _interpolation(report: Report) -> Section | None:
             _along(a, points, "entropy", "Entropy along the way", "entropy, nats", real),
             # Diversity falls with the number of texts, and real text is of twice as many.
             _along(a, points, "diversity", "Diversity along the way", "distinct n-grams, Π over n = 2 to 4", None),
-            _along(a, points[1:], "edits", "Edits from point to point", "tokens", None),
+            _along(a, between, "edits", "Edits from point to point", "tokens", None),
         ),
         _table("The mean of two latents, and real text", head, rows),
     ]

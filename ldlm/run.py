@@ -22,6 +22,7 @@ from ldlm.errors import InputError
 from ldlm.generation import JOINT, Decoder, TextGenerator
 from ldlm.model import JointModel, build, build_meta
 from ldlm.online import OnlineEncoder
+from ldlm.progress import Progress
 from ldlm.store import FeatureStore
 from ldlm.timesteps import TimestepSampler
 
@@ -116,18 +117,20 @@ class TrainedRun:
             raise InputError(f"{store.path} has {store.shapes}, and the run {self.shapes}; give the run's own store")
 
     @torch.no_grad()
-    def encode(self, tokens_BL: Tensor) -> Tensor:
+    def encode(self, tokens_BL: Tensor, encoder: str | None = None) -> Tensor:
         """Latents z_0 (B, N, C) of token rows, by the frozen encoder that the run records and by E_z.
 
-        `InputError` when that encoder can't be had, or is not the one any more that the features were made with.
+        `encoder` says where that is now. `InputError` when it can't be had, or is not the one any more that the
+        features were made with.
         """
         tokens_BL = tokens_BL.to(self.device, torch.int64)
-        hidden_BLD = None if self.model.embedding is not None else self._frozen_encoder()(tokens_BL)
+        hidden_BLD = None if self.model.embedding is not None else self._frozen_encoder(encoder)(tokens_BL)
         return self.model.latent_encoder(self.model.states(hidden_BLD, tokens_BL))
 
-    def _frozen_encoder(self) -> OnlineEncoder:
+    def _frozen_encoder(self, where: str | None) -> OnlineEncoder:
         statistics = load_file(self.path / "statistics.safetensors")
-        return OnlineEncoder(self.features["encoder"], statistics["mean"].numpy(), statistics["std"].numpy())
+        record = {**self.features["encoder"], **({} if where is None else {"name": where})}
+        return OnlineEncoder(record, statistics["mean"].numpy(), statistics["std"].numpy())
 
     def decoder(self, name: str | None = None) -> Decoder:
         """The decoder of that name: `joint` for D_w∘D_h, or a fine-tuned one; None is the newest fine-tuned one."""
@@ -150,6 +153,19 @@ class TrainedRun:
                 f"`ldlm finetune-decoder --run {self.path} --features DIR` first"
             )
         return Decoder(JOINT, self.model.decoder())
+
+    def remark_on_decoder(self, name: str | None, progress: Progress) -> None:
+        """Say so when the newest decoder, which None means, is not the one that rebuilds held-out tokens best."""
+        measured = [record for record in self.decoders() if record.usable and record.held_out]
+        default = next((record for record in measured if record.default), None)
+        if name is not None or default is None:
+            return
+        best = min(measured, key=lambda record: record.held_out["l_w"])
+        if best.held_out["l_w"] < default.held_out["l_w"]:
+            progress.note(
+                f"decoder {default.name}, the newest; {best.name} has the lower held-out cross-entropy "
+                f"({best.held_out['l_w']:.2f} against {default.held_out['l_w']:.2f}): --decoder {best.name}"
+            )
 
     def usable_decoders(self) -> list[str]:
         """Names of the decoders that belong to this checkpoint: fine-tuned ones, the newest first, then `joint`."""
@@ -211,6 +227,12 @@ class TrainedRun:
                 f"the decoder {name} was trained on another checkpoint than {self.checkpoint.path.name}; run "
                 f"`ldlm finetune-decoder` again with --overwrite, or choose --decoder {JOINT}"
             )
+        for file, digest in found.manifest.get("sha256", {}).items():  # of an earlier version there is none
+            if not (folder / file).is_file() or files.sha256_file(folder / file) != digest:
+                raise InputError(
+                    f"{folder / file} is damaged or missing; restore it from a copy, run `ldlm finetune-decoder` again "
+                    f"with --overwrite, or choose another --decoder"
+                )
         network = TokenDecoder(**found.manifest["network"])
         network.load_state_dict(load_file(folder / "ema.safetensors"))
         network.eval().requires_grad_(False).to(self.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,18 +27,25 @@ class Texts:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def first(self, count: int) -> Texts:
+        """So many of them, or all."""
+        return Texts(*(None if part is None else part[:count] for part in (self.texts, self.tokens, self.seeds)))  # type: ignore[arg-type]
+
 
 def read(path: Path, column: str = "text") -> Texts:
     """A jsonl file with `column` (and perhaps `tokens` and `seed`) per line, or a plain file with a text per line."""
     if path.suffix == ".json":
         raise InputError(f"{path} is one JSON document; give a text per line, for example with jq -c '.[]' {path.name}")
     if path.suffix != ".jsonl":
-        return Texts(list(text.file_documents([path], column)), None)
+        texts = list(text.file_documents([path], column))
+        if path.suffix != ".parquet" and all(map(_is_row, texts[:3])):
+            raise InputError(f"{path} holds a JSON object per line; name it {path.stem}.jsonl to have its texts read")
+        return Texts(texts, None)
     if not path.exists():
         raise InputError(f"there is no file {path}")
     if path.is_dir():
         raise InputError(f"{path} is a folder; give the files in it")
-    texts: list[str] = []
+    texts = []
     tokens: list[np.ndarray | None] = []
     seeds: list[object] = []
     try:
@@ -54,6 +62,14 @@ def read(path: Path, column: str = "text") -> Texts:
         [row for row in tokens if row is not None] if all(row is not None for row in tokens) else None,
         [seed for seed in seeds if isinstance(seed, int)] if all(isinstance(seed, int) for seed in seeds) else None,
     )
+
+
+def _is_row(line: str) -> bool:
+    """Whether a line is what `rows` makes, and no text."""
+    try:
+        return line.startswith("{") and isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def _text(row: dict[str, object], column: str, path: Path, number: int) -> str:

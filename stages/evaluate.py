@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from ldlm import mauve, metrics, runtime, samples
-from ldlm.config import EvaluateConfig
+from ldlm.config import EvaluateConfig, differences
 from ldlm.encoder import tokenizer_fingerprint
 from ldlm.errors import InputError
+from ldlm.files import read_json
 from ldlm.progress import SILENT, Progress
 from ldlm.samples import Texts
 from ldlm.scorecache import ScoreCache
@@ -51,6 +52,8 @@ def run(
             raise InputError("MAUVE compares with real text; give some with --reference FILE")
     paths = _paths(files, reference, seeds)
     sets = [samples.read(path, config.text_column) for path in paths]
+    if reference is not None and len(sets) > 1:
+        sets[-1] = _as_many(sets[-1], max(map(len, sets[:-1])), reference, progress)
     if seeds:
         _check_seeds(paths[: len(paths) - (reference is not None)], sets)
     scorer = Scorer(config.scorer, runtime.device(config.device))
@@ -73,6 +76,13 @@ def run(
 
 def _paths(files: Sequence[Path], reference: Path | None, seeds: bool) -> list[Path]:
     return [*(samples.in_folders(files) if seeds else files), *([reference] if reference else [])]
+
+
+def _as_many(real: Texts, count: int, path: Path, progress: Progress) -> Texts:
+    """Of real text as many as the set with most: diversity falls with the number of texts."""
+    if len(real) > count:
+        progress.note(f"{path}: the first {count:,} of its {len(real):,} texts, for diversity falls with their number")
+    return real.first(count)
 
 
 def _longest(sets: Sequence[Texts]) -> int:
@@ -136,6 +146,11 @@ def measure(
 def _check_seeds(paths: Sequence[Path], sets: Sequence[Texts]) -> None:
     if len(paths) < 2:
         raise InputError("--seeds takes the spread over several files of one model, and there is one; give more")
+    records = [path.with_name(path.name + ".meta.json") for path in paths]
+    drawn = [_settings(record) for record in records if record.is_file()]
+    for settings in drawn[1:]:
+        if changed := differences(drawn[0], settings):
+            raise InputError(f"these are not seeds of one model: they differ in more ({'; '.join(changed)})")
     seen: dict[tuple[str, ...], Path] = {}
     for path, texts in zip(paths, sets, strict=False):
         other = seen.setdefault(tuple(texts.texts), path)
@@ -147,6 +162,13 @@ def _check_seeds(paths: Sequence[Path], sets: Sequence[Texts]) -> None:
             f"the seeds have {', '.join(map(str, counts))} texts; diversity falls with their number, so give as many "
             "of each"
         )
+
+
+def _settings(record: Path) -> dict[str, Any]:
+    """How `ldlm sample` drew a set, but for its seed."""
+    found = read_json(record)
+    settings = {key: value for key, value in found["config"].items() if key not in ("seed", "num_samples")}
+    return {"config": settings, **{key: found.get(key) for key in ("decoder", "precision", "checkpoint")}}
 
 
 def over_seeds(results: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -240,6 +240,7 @@ def _finish(
     journal.status("complete", state)
     result.finish(
         name=journal.out.name,
+        sha256={"ema.safetensors": files.sha256_file(journal.out / "ema.safetensors")},
         checkpoint=trained.checkpoint.digest,
         checkpoint_step=trained.checkpoint.step,
         network=network,

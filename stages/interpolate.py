@@ -128,9 +128,15 @@ def between(
     `text` as far as the first EOS, and `edits`, the edit distance in tokens from the row before.
     """
     run = TrainedRun(run_path, runtime.device(config.device), config.checkpoint)
+    run.remark_on_decoder(config.decoder, progress)
     decoder, tokenizer = run.decoder(config.decoder), run.tokenizer
     rows = [_given_row(run, tokenizer, *given, progress) for given in zip(("--from", "--to"), texts, strict=True)]
-    ends = run.encode(torch.from_numpy(np.stack(rows))).split(1)
+    try:
+        ends = run.encode(torch.from_numpy(np.stack(rows)), config.encoder).split(1)
+    except InputError as error:
+        if config.encoder is not None:
+            raise
+        raise InputError(f"{error}; if it is elsewhere now, say where with --encoder DIR") from None
     a_P = _points(config)
     tokens_PL = np.concatenate([_decode_at(run, decoder, PATHS[config.path], ends, a, 1) for a in a_P])
     return {

@@ -38,8 +38,12 @@ def run(
 
     Texts are appended to `out.partial` batch by batch, so that the same command takes up an interrupted one.
     """
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; --output names the file to write, for example {out}/samples.jsonl")
     model = _open(config, run_path, runtime.device(config.device))
     generator = model.generator(config.decoder, Compute.of(config.compute, model.device))
+    if isinstance(model, TrainedRun):
+        model.remark_on_decoder(config.decoder, progress)
     provenance = _provenance(config, run_path, generator, model.origin)
     record = out.with_name(out.name + ".meta.json")
     partial = _begin(out, record, provenance, overwrite)
@@ -93,8 +97,6 @@ def _begin(out: Path, record: Path, provenance: dict[str, Any], overwrite: bool)
 
     The record of what is being made comes first, the texts next, and `out` itself last, by a rename.
     """
-    if out.is_dir():
-        raise InputError(f"{out} is a folder; --output names the file to write, for example {out}/samples.jsonl")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(out.name + ".partial")
     if overwrite:

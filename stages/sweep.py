@@ -103,6 +103,11 @@ def trajectories(config: SweepConfig) -> list[Trajectory]:
         )
     ]
     affordable = [one for one in everything if samplers.evaluations_per_step(one.sampler) <= one.budget]
+    if not affordable:
+        raise InputError(
+            f"none of the solvers takes a step in {max(config.budgets)} evaluations; give larger --budgets (heun takes "
+            f"two a step, and guidance twice as many)"
+        )
     return sorted(affordable, key=lambda one: one.budget)
 
 
@@ -136,6 +141,8 @@ def run(
     others = {one: samples.read(one.path) for one in externals}
     device = runtime.device(config.device)
     run = TrainedRun(run_path, device, config.checkpoint)
+    if not config.decoders:
+        run.remark_on_decoder(None, progress)
     compute = Compute.of(config.compute, device)
     generators = {g.decoder.name: g for g in (run.generator(name, compute) for name in config.decoders or (None,))}
     scorer = Scorer(config.scorer, device)
@@ -147,13 +154,13 @@ def run(
         "reference": None if reference is None else files.sha256_file(reference),
         "externals": {one.name: [files.sha256_file(one.path), one.nfe, one.seconds] for one in externals},
     }
+    found = trajectories(config)
     result = artifact.begin(out, "sweep", config, inputs, overwrite=overwrite)
     if result.complete:
         progress.note(f"{out} is complete; nothing to do")
         return result
 
     sweep = Sweep(config, out, run, generators, scorer)
-    found = trajectories(config)
     with progress.task("screen", config.screen_texts * sum(one.budget for one in found), "evaluation") as task:
         screened = [row for one in found for row in sweep.figures(one, config.screen_texts, task)]
     chosen = finalists(screened, config.entropy_slack)
@@ -171,7 +178,8 @@ def run(
             {"name": one.name, "nfe": one.nfe, "seconds": one.seconds, **sweep.score(texts)}
             for one, texts in others.items()
         ],
-        "real": None if real is None else sweep.score(real),
+        # As many as are drawn: diversity falls with the number of texts.
+        "real": None if real is None else sweep.score(real.first(config.texts)),
         "texts": config.texts,
         "screen_texts": config.screen_texts,
         "scorer": scorer.name,
@@ -216,6 +224,11 @@ def finalists(rows: Sequence[dict[str, Any]], entropy_slack: float) -> list[dict
             chosen.append({**pick, "best": False})
         chosen.append({**winner, "best": True})
     return chosen
+
+
+def _wins(row: dict[str, Any]) -> bool:
+    """Whether it is the best of its budget; a table of an earlier version marks none."""
+    return row.get("best", not _is_papers(row))
 
 
 def _is_papers(row: dict[str, Any]) -> bool:
@@ -341,7 +354,7 @@ def verdict(summary: dict[str, Any]) -> str:
     if not own:
         return "The paper's sampler was not among those swept."
     base = min(own, key=lambda row: abs(row["budget"] - PAPERS_BUDGET))
-    fewer = [row for row in summary["finalists"] if row["best"] and row["budget"] <= base["budget"] / 4]
+    fewer = [row for row in summary["finalists"] if _wins(row) and row["budget"] <= base["budget"] / 4]
     if not fewer:
         return f"Nothing was swept at a quarter of {base['budget']} evaluations."
     best = max(fewer, key=lambda row: row["budget"])

@@ -29,6 +29,7 @@ def run(
 ) -> Artifact:
     """Write `trace.html`, `trace.gif` and `trace.json` to `out`: the text number `trace_text` of `ldlm sample`."""
     run = TrainedRun(run_path, runtime.device(config.device), config.checkpoint)
+    run.remark_on_decoder(config.decoder, progress)
     generator = run.generator(config.decoder, Compute.of(config.compute, run.device))
     result = artifact.begin(
         out,

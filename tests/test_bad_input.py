@@ -404,6 +404,22 @@ def test_a_latent_count_that_no_decoder_can_read(refuse, store, tmp_path, interr
     assert not (tmp_path / "run" / "decoders").exists()
 
 
+def test_a_folder_where_a_file_should_be_written(refuse, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in (".", tmp_path):
+        assert "is a folder; --output names the file" in refuse("sample", "--run", trained, "--output", place)
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(trained, ldlm, monkeypatch, tmp_path):
+    def held_up(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ldlm.generation.batches", held_up)
+    done = ldlm("sample", "--run", trained, "--num-samples", 3, "--steps", 1, "--output", tmp_path / "s.jsonl")
+    assert done.exit_code == 130
+    assert "interrupted; what was done is kept, and the same command goes on from there" in done.stderr
+
+
 def test_the_real_command_prints_one_line_and_no_traceback(tmp_path):
     """Once through the console script's own entry point, in a process of its own."""
     done = subprocess.run(

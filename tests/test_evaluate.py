@@ -134,7 +134,23 @@ def test_a_folder_stands_for_the_texts_in_it_and_a_reference_is_no_seed(call, dr
     (draws[0].parent / "notes.md").write_text("not a text")
     by_folder = call(draws[0].parent, "--seeds", "--reference", corpus)
     assert by_folder["over_seeds"] == call(*draws, "--seeds")["over_seeds"]
-    assert by_folder["reference"]["num_texts"] == 120
+    assert by_folder["reference"]["num_texts"] == by_folder["files"][0]["num_texts"]
+
+
+def test_files_that_were_drawn_with_other_settings_are_no_seeds(trained, succeed, refuse, gpt2, tmp_path):
+    for name, settings in (("a", ("--seed", 0)), ("b", ("--seed", 1)), ("c", ("--seed", 2, "--temperature", 0.5))):
+        drawn = ("sample", "--run", trained, "--num-samples", 3, "--steps", 2, "--device", "cpu", *settings)
+        succeed(*drawn, "--output", tmp_path / f"{name}.jsonl")
+    a, b, c = (tmp_path / f"{name}.jsonl" for name in "abc")
+    common = ("--seeds", "--scorer", gpt2)
+    assert succeed("evaluate", a, b, *common)["over_seeds"]["files"] == 2
+    assert "differ in more (config.sampler.temperature: 0.0 -> 0.5)" in refuse("evaluate", a, b, c, *common)
+
+
+def test_json_lines_by_another_name_are_not_scored_as_prose(refuse, draws, gpt2):
+    path = draws[0].rename(draws[0].with_suffix(".txt"))
+    line = refuse("evaluate", path, "--scorer", gpt2)
+    assert f"{path} holds a JSON object per line; name it seed-0.jsonl" in line
 
 
 def test_what_is_no_set_of_seeds_is_refused(refuse, draws, gpt2, tmp_path):

@@ -93,6 +93,18 @@ def test_it_draws_the_tokens_and_texts_of_the_run_to_the_bit(run, model, tmp_pat
     assert len({*texts}) > 1
 
 
+def test_the_command_line_draws_as_the_model_says_unless_it_is_told_otherwise(run, succeed, tmp_path):
+    sampler = ("--set", "sampler.steps=3", "--set", "sampler.solver=ddim")
+    succeed("export", "--run", run, "--output", tmp_path / "model", *sampler)
+    drawn = ("sample", "--run", tmp_path / "model", "--num-samples", 3, "--device", "cpu")
+    found = succeed(*drawn, "--output", tmp_path / "a.jsonl")["config"]["sampler"]
+    assert (found["solver"], found["steps"]) == ("ddim", 3)
+    texts = [json.loads(line)["text"] for line in (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert texts == LDLM.from_pretrained(tmp_path / "model").sample(3)
+    found = succeed(*drawn, "--output", tmp_path / "b.jsonl", "--steps", 2)["config"]["sampler"]
+    assert (found["solver"], found["steps"]) == ("ddim", 2)
+
+
 def test_latents_and_logits_are_the_runs_to_the_bit_before_anything_is_rounded_to_tokens(run, model):
     seeds_B = generation.text_seeds(7, 0, 6)
     sampler = SamplerConfig(steps=3, grid="learned")

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from ldlm import files
 from ldlm.errors import InputError
@@ -32,6 +34,15 @@ def test_replacing_leaves_the_old_file_when_its_block_fails(tmp_path):
         raise KeyboardInterrupt
     assert path.read_bytes() == b"old"
     assert [p.name for p in path.parent.iterdir()] == ["a.bin"]
+
+
+def test_who_may_read_a_file_is_the_umask_s_to_say(tmp_path):
+    """And not the library's that writes it: safetensors keeps its files to their owner."""
+    mask = os.umask(0)
+    os.umask(mask)
+    with files.replacing(tmp_path / "weights") as temporary:
+        save_file({"a": torch.zeros(1)}, temporary)
+    assert (tmp_path / "weights").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
 def test_the_temporary_file_keeps_the_suffix_that_libraries_look_at(tmp_path):

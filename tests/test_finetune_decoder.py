@@ -288,6 +288,34 @@ def test_one_killed_before_its_manifest_ends_like_one_that_was_not(store, run_co
     assert made_of(finetune_decoder.run(FINETUNE, run_copy, store).path) == made_of(whole)
 
 
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_a_damaged_decoder_is_never_read(store, run_copy, refuse, tmp_path, damage):
+    path = finetune_decoder.run(replace(FINETUNE, steps=2), run_copy, store).path / "ema.safetensors"
+    data = path.read_bytes()
+    path.write_bytes({"flipped": data[:-9] + bytes([data[-9] ^ 1]) + data[-8:], "cut": data[:-100]}.get(damage, b""))
+    if damage == "gone":
+        path.unlink()
+    for command in (("sample", "--output", tmp_path / "s.jsonl"), ("export", "--output", tmp_path / "model")):
+        assert f"{path} is damaged or missing" in refuse(command[0], "--run", run_copy, *command[1:])
+    assert list(tmp_path.glob("s.jsonl*")) == []
+
+
+def test_the_newest_decoder_is_not_passed_over_in_silence_when_another_rebuilds_better(store, run_copy, notes):
+    said = []
+    for layers, lr in ((1, 1e-3), (0, 1e-9)):
+        finetune_decoder.run(FinetuneConfig(layers=layers, steps=4, lr=lr, batch_size=8, eval_rows=8), run_copy, store)
+        run = TrainedRun(run_copy, torch.device("cpu"))
+        notes.lines.clear()
+        run.remark_on_decoder(None, notes)
+        run.remark_on_decoder("layers-1", notes)
+        measured = {record.name: record.held_out["l_w"] for record in run.decoders()}
+        best = min(measured, key=measured.get)
+        assert len(notes.lines) == (best != f"layers-{layers}")
+        said += notes.lines
+    assert said
+    assert f"decoder layers-0, the newest; {best} has the lower held-out cross-entropy" in said[-1]
+
+
 def test_more_steps_go_on_from_a_finished_decoder(store, run_copy, whole):
     finetune_decoder.run(replace(FINETUNE, steps=5), run_copy, store)
     made = finetune_decoder.run(FINETUNE, run_copy, store).path

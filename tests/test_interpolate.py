@@ -345,6 +345,19 @@ def test_the_encoder_must_be_the_one_that_the_run_was_trained_with(refuse, train
         features["encoder"]["name"] = name
         (run / "features.json").write_text(json.dumps(features))
         assert message in refuse(*command)
+    assert "say where with --encoder DIR" in refuse(*command)
+
+
+def test_an_encoder_that_has_moved_is_found_where_the_user_says(succeed, refuse, trained, other_gpt2, gpt2, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    command = ("interpolate", "--run", run, "--from", TEXTS[0], "--to", TEXTS[1], "--points", 3)
+    expected = succeed(*command)
+    features = json.loads((run / "features.json").read_text())
+    moved = shutil.copytree(features["encoder"]["name"], tmp_path / "moved")
+    features["encoder"]["name"] = "gone"
+    (run / "features.json").write_text(json.dumps(features))
+    assert succeed(*command, "--encoder", moved) == expected
+    assert "is not the encoder that the features were prepared with" in refuse(*command, "--encoder", other_gpt2)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

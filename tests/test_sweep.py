@@ -67,9 +67,10 @@ def test_finalists_are_drawn_again_with_more_texts_which_are_kept(swept):
     for row in found["finalists"]:
         name = f"{row['solver']}_time_w{row['guidance']:g}_{row['budget']}_joint_{row['final']}_{row['temperature']:g}"
         assert len(list(files.read_jsonl(out / "texts" / f"{name}.jsonl"))) == 6
-    assert found["real"]["num_texts"] == 20
+    assert found["real"]["num_texts"] == 6  # as many as are drawn, for diversity's sake
     (other,) = found["externals"]
-    assert other["gen_ppl"] == found["real"]["gen_ppl"]
+    assert other["num_texts"] == 20
+    assert other["diversity"] < found["real"]["diversity"]
     text = (out / "table.md").read_text()
     assert "other" in text
     assert "Real text" in text
@@ -94,6 +95,19 @@ def test_a_low_perplexity_that_is_bought_with_entropy_does_not_win():
     # A guided Euler–Maruyama is not the paper's.
     guided = row("euler-maruyama", 128, 50, 4.0, guidance=2.0)
     assert chosen([own[1], guided]) == [(own[1], False), (guided, True)]
+
+
+def test_a_sweep_of_before_the_best_was_marked_is_still_read():
+    rows = [row("euler-maruyama", 32, 200, 4.0), row("heun", 32, 110, 4.0), row("euler-maruyama", 128, 100, 4.0)]
+    assert "heun" in sweep.verdict({"finalists": [{"diversity": 0.5, **one} for one in rows]})
+    assert plots.frontier_lines(rows)["best at each budget"] == [rows[1]]
+
+
+def test_budgets_that_pay_for_no_step_are_refused_before_anything_is_begun(trained, gpt2, refuse, tmp_path):
+    command = ("sweep", "--run", trained, "--scorer", gpt2, "--output", tmp_path / "out", "--device", "cpu")
+    line = refuse(*command, "--solvers", "heun", "--guidances", 1.5, "--budgets", 1, 3)
+    assert "none of the solvers takes a step in 3 evaluations; give larger --budgets" in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_nor_does_it_where_the_papers_own_sampler_collapses():
