@@ -81,7 +81,10 @@ def split_heads(x_BND: Tensor, heads: int) -> Tensor:
 def head_width(width: int, heads: int, name: str) -> int:
     """Width of one head; `InputError` when `heads` does not divide `width`."""
     if width % heads:
-        raise InputError(f"{name}.heads={heads} must divide its width {width}")
+        raise InputError(
+            f"{name}.heads={heads} must divide its width {width}; set it to a divisor, or take a preset for states as "
+            f"wide as the store's (owt and lm1b: 768; tiny: any multiple of 4)"
+        )
     return width // heads
 
 
