@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,6 +28,31 @@ class Limits:
     flops: dict[str, float]  # FLOP/s of square matrix products by precision
     copy: float  # bytes/s that a copy within the device's memory reads and writes
     read: float  # bytes/s of a file that was just written, from the page cache
+
+    def of(self, name: str) -> float:
+        """`read`, or the product in a precision."""
+        return self.read if name == "read" else self.flops[name]
+
+    def best(self, other: Limits) -> Limits:
+        """The higher of each: a machine that others use as well is slow at times, and a limit is what it can do."""
+        flops = {name: max(rate, other.flops[name]) for name, rate in self.flops.items()}
+        return Limits(flops, max(self.copy, other.copy), max(self.read, other.read))
+
+
+class Share(NamedTuple):
+    """A rate as a share of a limit, which is known for certain when all else has been measured."""
+
+    rate: float
+    of: str
+
+
+def settled(figures: Any, limits: Limits) -> Any:
+    """Figures with numbers in place of every `Share`."""
+    if isinstance(figures, Share):
+        return figures.rate / limits.of(figures.of)
+    if isinstance(figures, dict):
+        return {name: settled(value, limits) for name, value in figures.items()}
+    return [settled(value, limits) for value in figures] if isinstance(figures, list) else figures
 
 
 def limits(device: torch.device, seconds: float = 1.0) -> Limits:

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from ldlm.cli import show
 from torch import Tensor, nn
 
-from benchmarks.machine import Limits, limits, peak_memory, timed
+from benchmarks.machine import Share, limits, peak_memory, settled, timed
 from benchmarks.parts import part
 from ldlm import accounting, config, layers, noise, runtime, samplers, vocabulary
 from ldlm.batch import Batch
@@ -81,23 +81,28 @@ def run(folder: Path) -> dict[str, Any]:
     scale, found = SCALES[device.type], limits(device)
     preset = config.preset(scale.preset)
     settings = replace(config.from_dict(TrainConfig, preset.overrides), batch_size=scale.rows, accumulate=1)
-    bench = Bench(device, scale, settings, preset.shapes, found)
+    bench = Bench(device, scale, settings, preset.shapes)
     cache = part("cache")
+    sections: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "sampling": lambda: list(bench.sampling()),
+        "training": lambda: list(bench.training()),
+        "stages": lambda: [bench.decoding(), *([] if isinstance(cache, str) else cache.rows(bench, folder))],
+        "rival": bench.rival,
+        "attention_growth": bench.attention_growth,
+        "growth": bench.growth,
+    }
+    figures: dict[str, Any] = {}
+    for name, measure in sections.items():
+        figures[name] = measure()
+        found = found.best(limits(device))
     return {
         "device": device.type,
         "preset": scale.preset,
         "attention": layers.use_attention("auto", device),
         "limits": {"flops": found.flops, "copy_bytes": found.copy, "read_bytes": found.read},
-        "rows": [
-            *bench.sampling(),
-            *bench.training(),
-            bench.decoding(),
-            *([] if isinstance(cache, str) else cache.rows(bench, folder)),
-        ],
         "without": cache if isinstance(cache, str) else None,
-        "rival": bench.rival(),
-        "attention_growth": bench.attention_growth(),
-        "growth": bench.growth(),
+        "rows": settled([*figures.pop("sampling"), *figures.pop("training"), *figures.pop("stages")], found),
+        **settled(figures, found),
     }
 
 
@@ -109,7 +114,6 @@ class Bench:
     scale: Scale
     settings: TrainConfig
     shapes: Shapes
-    limits: Limits
 
     def ways(self) -> dict[str, ComputeConfig]:
         """The ways to compute that are compared; compiled ones where that is the default, or there is a compiler."""
@@ -268,8 +272,8 @@ class Bench:
             t = torch.full((len(z),), 0.5, device=self.device)
             ours = self._evaluation(mine, compute, z, t, z)
             other = self._evaluation(theirs, compute, tokens, t)
-            limit = self.limits.flops[compute.precision]
-            shares = {"share": flops / ours / limit, "vocabulary_share": (flops + head) / other / limit}
+            of = compute.precision
+            shares = {"share": Share(flops / ours, of), "vocabulary_share": Share((flops + head) / other, of)}
             rows.append({"way": name, "ours": ours, "vocabulary": other, "ratio": other / ours, **shares})
         return rows
 
@@ -292,7 +296,7 @@ class Bench:
                     row[f"{name}_bytes"] = peak.bytes
             # Two products forward and four backward; what a kernel computes again does not count.
             flops = 6 * 2 * length**2 * shape[-2] * shape[-1]
-            row["share"] = flops / row["kernel_seconds"] / self.limits.flops[compute.precision]
+            row["share"] = Share(flops / row["kernel_seconds"], compute.precision)
             rows.append(row)
         return rows
 
@@ -310,7 +314,7 @@ class Bench:
             seconds = self._evaluation(self._denoiser(length), compute, *inputs)
             with plain_attention():
                 slow = self._evaluation(self._denoiser(length), plain, *inputs)
-            share = flops / seconds / self.limits.flops[compute.precision]
+            share = Share(flops / seconds, compute.precision)
             rows.append({"texts": texts, "length": length, "seconds": seconds, "share": share, "plain_seconds": slow})
         return rows
 
@@ -368,16 +372,16 @@ class Bench:
     ) -> dict[str, Any]:
         """A row of the table; its limit is the matrix product in the precision, or for stored bytes the file read."""
         if flops is not None:
-            done, limit = flops, self.limits.flops[str(precision)]
+            done, limit = flops, str(precision)
         else:
-            done, limit = stored or 0, self.limits.read
+            done, limit = stored or 0, "read"
         return {
             "name": name,
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
             "unit": "byte" if flops is None else "FLOP",
             "per_second": done / seconds,
-            "share": done / seconds / limit,
+            "share": Share(done / seconds, limit),
             "bytes": memory,
             "plain_seconds": plain,
             "faster": plain / seconds,

@@ -76,6 +76,16 @@ def test_a_call_that_was_held_up_changes_no_timing_and_kinds_count_by_their_shar
     assert found.mean > 0.05
 
 
+def test_a_share_is_of_the_most_that_the_machine_was_seen_to_do():
+    from benchmarks.machine import Limits, Share, settled
+
+    slow, fast = Limits({"fp32": 50.0, "bf16": 300.0}, 1.0, 4.0), Limits({"fp32": 100.0, "bf16": 200.0}, 2.0, 3.0)
+    best = slow.best(fast)
+    assert best == Limits({"fp32": 100.0, "bf16": 300.0}, 2.0, 4.0)
+    figures = {"rows": [{"a": Share(60.0, "bf16"), "b": 7}, {"a": Share(1.0, "read")}], "c": Share(25.0, "fp32")}
+    assert settled(figures, best) == {"rows": [{"a": 0.2, "b": 7}, {"a": 0.25}], "c": 0.25}
+
+
 def test_peak_memory_is_what_a_block_takes_and_gives_back():
     from benchmarks.machine import peak_memory
 
