@@ -332,7 +332,7 @@ PAPERS_SAMPLER: Any = {"solver": "euler-maruyama", "grid": "time", "guidance": 1
 class SamplerConfig:
     """The reverse process (SPEC 8).
 
-    The defaults are a sweep's choice (docs/sampling.md): what the paper's sampler takes 128 evaluations for, in 32.
+    The defaults are a sweep's choice (docs/sampling.md): the quality of the paper's sampler at 128 evaluations, in 32.
     """
 
     steps: int = setting(32, "solver steps, one evaluation each; heun takes two, and guidance twice as many", low=1)

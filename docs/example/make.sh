@@ -1,6 +1,6 @@
 #!/bin/sh
 # Trains the example model in ./example, from a file of English novels, a paragraph per line, and makes what is shown here.
-# Two cores take about two hours. Started again, it goes on where it was.
+# Two cores take about four hours, of which training is one and sweeps are most. Started again, it goes on where it was.
 set -eu
 novels=$(realpath "$1")
 mkdir -p example && cd example
@@ -22,23 +22,28 @@ for layers in 4 0 2; do
 done
 ldlm features texts features --rows 1000 --output real.jsonl
 
-scored="--scorer scorer --reference real.jsonl --texts 500"
-ldlm sweep --run run $scored --budgets 8 16 32 64 128 256 --guidances 1 1.5 --temperatures 0 0.5 1 \
-    --screen-texts 64 $common
-ldlm sweep --run run $scored --budgets 128 --solvers euler-maruyama --grids time --guidances 1 --screen-texts 64 \
-    --decoders layers-0 layers-2 layers-4 joint --temperatures 0 0.5 1 --output decoders $common
+# Every solver, grid and guidance, decoded as the model was trained; as many evaluations as there are; and by a decoder
+# of two layers, which was fine-tuned briefly.
+sweep="ldlm sweep --run run --scorer scorer --reference real.jsonl --temperatures 0 0.5 1 $common"
+$sweep --decoders joint --budgets 8 16 32 64 128 --guidances 1 1.5 2 --texts 500 --screen-texts 64
+$sweep --decoders joint --budgets 128 256 1024 --guidances 1 --texts 250 --screen-texts 32 --output long
+$sweep --decoders layers-2 --budgets 8 16 32 64 128 256 --guidances 1 1.5 2 --texts 500 --screen-texts 64 --output layers-2
+$sweep --decoders layers-0 layers-2 layers-4 joint --budgets 128 --solvers euler-maruyama --grids time --guidances 1 \
+    --texts 500 --screen-texts 64 --output decoders
 
-# The default beside the paper's sampler, and in bf16, each with four seeds.
+# The default beside the paper's sampler, in bf16, and on another grid, each with four seeds.
 compare() {  # a name, and the settings of the sampler
     name=$1 && shift
     for seed in 0 1 2 3; do
-        ldlm sample --run run --num-samples 500 --seed $seed --output $name/$seed.jsonl "$@" $common
+        ldlm sample --run run --decoder joint --num-samples 500 --seed $seed --output $name/$seed.jsonl "$@" $common
     done
     ldlm evaluate $name --seeds --reference real.jsonl --scorer scorer --max-tokens 64 $common
 }
 compare default
 compare bf16 --precision bf16
 compare paper --solver euler-maruyama --grid time --steps 128
+compare paper-32 --solver euler-maruyama --grid time --steps 32
+compare log-snr --grid log-snr
 
 ldlm sample --run run --decoder joint --num-samples 256 --output run/samples.jsonl $common
 ldlm sample --run run --decoder joint --trace run/trace $common
