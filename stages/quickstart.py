@@ -53,6 +53,7 @@ HELD_OUT_SHARE, SCORER_SHARE = 0.06, 0.36
 DOCUMENTS = 60_000  # more than this is not read in ten minutes
 FEWEST_CHARACTERS, FEWEST_DOCUMENTS = 500_000, 50
 SAMPLER = SamplerConfig(temperature=0.5)
+DECODER = "layers-2"  # the fine-tuned one
 
 
 @dataclass(frozen=True)
@@ -115,15 +116,15 @@ class Plan:
 
     @property
     def finetune(self) -> FinetuneConfig:
-        return FinetuneConfig(layers=2, steps=250, **self._common())
+        return FinetuneConfig(layers=2, name=DECODER, steps=250, **self._common())
 
     @property
     def sample(self) -> SampleConfig:
-        return SampleConfig(num_samples=TEXTS, sampler=SAMPLER, **self._common())
+        return SampleConfig(num_samples=TEXTS, sampler=SAMPLER, decoder=DECODER, **self._common())
 
     def interpolate(self, store: FeatureStore) -> InterpolateConfig:
         pairs = min(64, store.held_out().rows // 2)
-        return InterpolateConfig(pairs=pairs, points=11, scorer=self.scorer_name, **self._common())
+        return InterpolateConfig(pairs=pairs, points=11, decoder=DECODER, scorer=self.scorer_name, **self._common())
 
     @property
     def evaluate(self) -> EvaluateConfig:
