@@ -74,6 +74,8 @@ def _given(
 ) -> tuple[str, str] | None:
     """The two texts, where the user gives them; `InputError` for what doesn't go with them."""
     if start is None and end is None:
+        if options.flags[("encoder",)]:
+            raise InputError("--encoder is for --from and --to; pairs of held-out texts come with their states")
         return None
     if start is None or end is None:
         here, there = ("--from", "--to") if end is None else ("--to", "--from")

@@ -51,7 +51,7 @@ class Commands(click.Group):
             click.echo(f"{stopped}; the same command goes on from there", err=True)
             ctx.exit(TEMPORARY_FAILURE)
         except KeyboardInterrupt:
-            click.echo("\ninterrupted; what was done is kept, and the same command goes on from there", err=True)
+            click.echo("\ninterrupted; the same command, without --overwrite, goes on from what is kept", err=True)
             ctx.exit(INTERRUPTED)
         except OSError as error:
             if error.errno not in THE_SYSTEMS_REFUSALS:

@@ -56,9 +56,11 @@ def command(options: Options, run: str | None, output: str | None, trace: str | 
 
 def _exported_settings(run: str | None) -> dict[str, Any]:
     """How an exported model draws where it is told nothing else."""
+    if run is None:
+        return {}
     from ldlm import config, pretrained
 
-    if run is None or not pretrained.is_exported(Path(run)):
+    if not pretrained.is_exported(Path(run)):
         return {}
     return {"sampler": config.to_dict(pretrained.described(Path(run)).sampler)}
 

@@ -74,9 +74,9 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
         shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)
     for name, group in tensors.items():
-        save_file(
-            {key: value.detach().contiguous().cpu() for key, value in group.items()}, temporary / f"{name}.safetensors"
-        )
+        path = temporary / f"{name}.safetensors"
+        save_file({key: value.detach().contiguous().cpu() for key, value in group.items()}, path)
+        files.by_umask(path)
     files.write_json(temporary / "state.json", {"step": step, **state})
     digests = {path.name: files.sha256_file(path) for path in sorted(temporary.iterdir())}
     files.write_json(temporary / "manifest.json", {"sha256": digests})

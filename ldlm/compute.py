@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property
+from threading import Lock
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -105,6 +106,7 @@ def _copies(device: torch.device) -> torch.cuda.Stream:
 
 
 WARM_UPS = 3
+_RECORDING = Lock()  # one graph at a time in a process
 
 
 def recorded(function: Callable[[], None], device: torch.device) -> Callable[[], None] | None:
@@ -118,13 +120,14 @@ def recorded(function: Callable[[], None], device: torch.device) -> Callable[[],
             function()
         return None
     stream, graph = _captures(device), torch.cuda.CUDAGraph()
-    with torch.cuda.device(device):
+    with _RECORDING, torch.cuda.device(device):
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # what is compiled or chosen at a first call must not be part of the graph
             for _ in range(WARM_UPS):
                 function()
         torch.cuda.current_stream().wait_stream(stream)
-        with torch.cuda.graph(graph, stream=stream):
+        # What other threads allocate meanwhile is none of the graph's business.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             function()
     return graph.replay
 

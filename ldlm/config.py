@@ -377,7 +377,7 @@ class SweepConfig:
 
     budgets: tuple[int, ...] = setting(
         (8, 16, 32, 64, 128, 256, 1024),
-        "evaluations of the denoiser per text; heun and guidance take two a step",
+        "evaluations of the denoiser per text; heun takes two a step, and guidance twice as many",
         low=1,
     )
     solvers: tuple[Solver, ...] = setting(typing.get_args(Solver), "solvers")

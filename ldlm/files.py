@@ -8,7 +8,6 @@ import os
 import secrets
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -264,12 +263,14 @@ def dump_jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
-@cache
-def _umask() -> int:
-    """Which the system tells only to who sets it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+_UMASK = os.umask(0o077)  # which the system tells only to who sets it
+os.umask(_UMASK)
+
+
+def by_umask(path: Path) -> None:
+    """Let those read a file whom the umask lets: safetensors makes files that nobody else may read."""
+    with suppress(OSError):  # of file systems without modes
+        path.chmod(0o666 & ~_UMASK)
 
 
 @contextmanager
@@ -279,8 +280,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{unique()}.{path.name}")
     try:
         yield temporary
-        with suppress(PermissionError):  # which a file system without modes gives
-            temporary.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else may read
+        by_umask(temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -66,7 +66,7 @@ class TextGenerator:
         recurrence = self._recurrence(sampler)
         with self._lock:
             process = self._process(recurrence, sampler.guidance, len(seeds_B))
-            process.begin(recurrence, seeds_B)
+            process.begin(recurrence, sampler.guidance, seeds_B)
             for t in recurrence.times:
                 process.step()
                 if watch is not None:
@@ -93,14 +93,14 @@ class TextGenerator:
     def _process(self, recurrence: Recurrence, guidance: float, texts: int) -> ReverseProcess:
         """The last one, if it serves here too."""
         room = max(WARM_UPS + 1, 1 << (len(recurrence.times) - 1).bit_length())
-        key = (room, bool(recurrence.noise.any()), guidance, texts)
+        key = (room, bool(recurrence.noise.any()), guidance != 1, texts)
         if key not in self._processes:
             self._processes.clear()
             self._processes[key] = ReverseProcess(self, *key)
         return self._processes[key]
 
     @cached_property
-    def _processes(self) -> dict[tuple[int, bool, float, int], ReverseProcess]:
+    def _processes(self) -> dict[tuple[int, bool, bool, int], ReverseProcess]:
         return {}
 
     @cached_property
@@ -168,7 +168,7 @@ class ReverseProcess:
     CUDA graph: one launch in place of hundreds. `room` is the number of rows that its tables have room for.
     """
 
-    def __init__(self, generator: TextGenerator, room: int, noisy: bool, guidance: float, texts: int) -> None:
+    def __init__(self, generator: TextGenerator, room: int, noisy: bool, guided: bool, texts: int) -> None:
         self.denoiser, self.compute, self.shape = generator.denoiser, generator.compute, generator.latent_shape
         self.estimate, self.update, self.noisy = generator.estimate, generator.update, noisy
         on: Any = {"device": generator.device}
@@ -176,18 +176,20 @@ class ReverseProcess:
         self.z_BNC, self.z_hat_BNC = torch.zeros(texts, *self.shape, **on), torch.zeros(texts, *self.shape, **on)
         self.seeds_B = torch.zeros(texts, dtype=torch.int64, **on)
         self.text_B = torch.zeros_like(self.seeds_B)  # a text is the only row of its seed
-        self.guidance = None if guidance == 1 else torch.tensor(guidance, **on)
+        self.guidance = torch.ones((), **on) if guided else None
         self.row_1 = torch.zeros(1, dtype=torch.int64, **on)  # of the tables
         self.coefficients_E4 = torch.zeros(room, 4, **on)
         self.modulations_EMW = one_1MW.new_zeros(room, *one_1MW.shape[1:])
         self._replay = recorded(self._step, generator.device) if self.compute.compiled else None
 
-    def begin(self, recurrence: Recurrence, seeds_B: Tensor) -> None:
+    def begin(self, recurrence: Recurrence, guidance: float, seeds_B: Tensor) -> None:
         """Set everything for the texts with these seeds. What the times decide is computed here, in float32."""
         self.seeds_B.copy_(seeds_B)
         self.z_BNC.copy_(noise.normal(self.seeds_B, "z_1", 0, self.text_B, self.shape))
         self.z_hat_BNC.zero_()
         self.row_1.zero_()
+        if self.guidance is not None:
+            self.guidance.fill_(guidance)
         rows, times_E = len(recurrence.times), recurrence.times.to(self.row_1.device, torch.float32)
         self.coefficients_E4[:rows].copy_(recurrence.coefficients)
         self.modulations_EMW[:rows].copy_(self.denoiser.modulations(times_E))

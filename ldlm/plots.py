@@ -36,7 +36,7 @@ def figure(columns: int, *, rows: int = 1) -> tuple[Figure, list[Axes]]:
 def save(made: Figure, path: Path) -> None:
     """Write a PNG, whole or not at all."""
     with files.replacing(path) as temporary:
-        made.savefig(temporary, format="png")
+        made.savefig(temporary, format="png", dpi="figure")
 
 
 def smooth(values: Sequence[float], weight: float = 0.8) -> np.ndarray:

@@ -111,7 +111,7 @@ class LDLM(ModelHubMixin):
         self.tokenizer = load_tokenizer(str(tokenizer))
         self.card = modelcard.text(config) if card is None else card
         self._tokenizer_files = {name: path.read_bytes() for path, name in files.below(tokenizer)}
-        self._generators: dict[str | None, TextGenerator] = {}  # by decoder, on `device`, with what they have compiled
+        self._generators: dict[str, TextGenerator] = {}  # by decoder, on `device`, with what they have compiled
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # there is no other class to pass further options on to
@@ -170,7 +170,7 @@ class LDLM(ModelHubMixin):
         return [f"{TOKENIZER}/{name}" for name in self._tokenizer_files]
 
     def to(self, device: str | torch.device) -> LDLM:
-        """Move it to a device (cpu, cuda, cuda:N or auto); returns itself."""
+        """Move it to a device (cpu, cuda, cuda:N or auto); returns itself. What `sample` keeps is made afresh."""
         self.device = runtime.device(str(device))
         self._generators.clear()
         for network in self.networks.values():
@@ -189,9 +189,7 @@ class LDLM(ModelHubMixin):
 
     def generator(self, decoder: str | None = None, compute: Compute | None = None) -> TextGenerator:
         """What draws token rows, with the decoder of that name; None is the first of `config.decoders`."""
-        name = next(iter(self.config.decoders)) if decoder is None else decoder
-        if name not in self.config.decoders:
-            raise InputError(f"the model has no decoder {name!r} (it has: {', '.join(self.config.decoders)})")
+        name = self._decoder_name(decoder)
         return TextGenerator(
             denoiser=cast(DiT, self.networks["denoiser"]),
             decoder=Decoder(name, self.networks[f"decoders/{name}"]),
@@ -202,6 +200,16 @@ class LDLM(ModelHubMixin):
             vocab_size=self.shapes.vocab_size,
             compute=compute or Compute.of(ComputeConfig(), self.device),
         )
+
+    def _decoder_name(self, decoder: str | None) -> str:
+        name = next(iter(self.config.decoders)) if decoder is None else decoder
+        if name not in self.config.decoders:
+            raise InputError(f"the model has no decoder {name!r} (it has: {', '.join(self.config.decoders)})")
+        return name
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a copy: without what was compiled, and the locks in it."""
+        return {**self.__dict__, "_generators": {}}
 
     def sample(
         self, n: int, *, seed: int = 0, batch_size: int | None = None, decoder: str | None = None, **settings: Any
@@ -222,9 +230,10 @@ class LDLM(ModelHubMixin):
                 "sampler": {**configs.to_dict(self.config.sampler), **settings},
             },
         )
-        if decoder not in self._generators:
-            self._generators[decoder] = self.generator(decoder)
-        batches = generation.batches(self._generators[decoder], config)
+        name = self._decoder_name(decoder)
+        if name not in self._generators:
+            self._generators[name] = self.generator(name)
+        batches = generation.batches(self._generators[name], config)
         return [text for _, tokens_BL in batches for text in metrics.decode_tokens(self.tokenizer, tokens_BL)]
 
 

@@ -155,12 +155,18 @@ class TrainedRun:
         return Decoder(JOINT, self.model.decoder())
 
     def remark_on_decoder(self, name: str | None, progress: Progress) -> None:
-        """Say so when the newest decoder, which None means, is not the one that rebuilds held-out tokens best."""
+        """Say so when the newest decoder, which None means, is not the one that rebuilds held-out tokens best.
+
+        Of those that were measured on as many rows and under as much noise.
+        """
+        if name is not None:
+            return
         measured = [record for record in self.decoders() if record.usable and record.held_out]
         default = next((record for record in measured if record.default), None)
-        if name is not None or default is None:
+        if default is None:
             return
-        best = min(measured, key=lambda record: record.held_out["l_w"])
+        alike = [record for record in measured if _measure(record) == _measure(default)]
+        best = min(alike, key=lambda record: record.held_out["l_w"])
         if best.held_out["l_w"] < default.held_out["l_w"]:
             progress.note(
                 f"decoder {default.name}, the newest; {best.name} has the lower held-out cross-entropy "
@@ -237,3 +243,7 @@ class TrainedRun:
         network.load_state_dict(load_file(folder / "ema.safetensors"))
         network.eval().requires_grad_(False).to(self.device)
         return Decoder(name, network)
+
+
+def _measure(record: DecoderRecord) -> tuple[Any, ...]:
+    return record.sigma_dec, record.held_out.get("split"), record.held_out.get("rows")

@@ -28,7 +28,8 @@ def plan(
 ) -> dict[str, Any]:
     """How many texts it would score."""
     paths = _paths(files, reference, seeds)
-    return {"texts": {str(path): len(samples.read(path, config.text_column)) for path in paths}}
+    sets = _read(paths, config, reference, SILENT)
+    return {"texts": {str(path): len(texts) for path, texts in zip(paths, sets, strict=True)}}
 
 
 def run(
@@ -51,9 +52,7 @@ def run(
         if reference is None:
             raise InputError("MAUVE compares with real text; give some with --reference FILE")
     paths = _paths(files, reference, seeds)
-    sets = [samples.read(path, config.text_column) for path in paths]
-    if reference is not None and len(sets) > 1:
-        sets[-1] = _as_many(sets[-1], max(map(len, sets[:-1])), reference, progress)
+    sets = _read(paths, config, reference, progress)
     if seeds:
         _check_seeds(paths[: len(paths) - (reference is not None)], sets)
     scorer = Scorer(config.scorer, runtime.device(config.device))
@@ -78,11 +77,18 @@ def _paths(files: Sequence[Path], reference: Path | None, seeds: bool) -> list[P
     return [*(samples.in_folders(files) if seeds else files), *([reference] if reference else [])]
 
 
-def _as_many(real: Texts, count: int, path: Path, progress: Progress) -> Texts:
-    """Of real text as many as the set with most: diversity falls with the number of texts."""
+def _read(paths: Sequence[Path], config: EvaluateConfig, reference: Path | None, progress: Progress) -> list[Texts]:
+    """All sets. Of the reference, the last, as many texts as the largest has: diversity falls with their number."""
+    sets = [samples.read(path, config.text_column) for path in paths]
+    if reference is None or len(sets) == 1:
+        return sets
+    *drawn, real = sets
+    count = max(map(len, drawn))
     if len(real) > count:
-        progress.note(f"{path}: the first {count:,} of its {len(real):,} texts, for diversity falls with their number")
-    return real.first(count)
+        progress.note(
+            f"{reference}: the first {count:,} of its {len(real):,} texts, for diversity falls with their number"
+        )
+    return [*drawn, real.first(count)]
 
 
 def _longest(sets: Sequence[Texts]) -> int:
@@ -147,9 +153,10 @@ def _check_seeds(paths: Sequence[Path], sets: Sequence[Texts]) -> None:
     if len(paths) < 2:
         raise InputError("--seeds takes the spread over several files of one model, and there is one; give more")
     records = [path.with_name(path.name + ".meta.json") for path in paths]
-    drawn = [_settings(record) for record in records if record.is_file()]
+    drawn = [found for record in records if record.is_file() and (found := _settings(record))]
     for settings in drawn[1:]:
-        if changed := differences(drawn[0], settings):
+        both = sorted(drawn[0].keys() & settings.keys())  # a record of another version may lack one
+        if changed := differences({key: drawn[0][key] for key in both}, {key: settings[key] for key in both}):
             raise InputError(f"these are not seeds of one model: they differ in more ({'; '.join(changed)})")
     seen: dict[tuple[str, ...], Path] = {}
     for path, texts in zip(paths, sets, strict=False):
@@ -165,10 +172,12 @@ def _check_seeds(paths: Sequence[Path], sets: Sequence[Texts]) -> None:
 
 
 def _settings(record: Path) -> dict[str, Any]:
-    """How `ldlm sample` drew a set, but for its seed."""
+    """How `ldlm sample` drew a set, but for its seed; empty for what is not its record."""
     found = read_json(record)
-    settings = {key: value for key, value in found["config"].items() if key not in ("seed", "num_samples")}
-    return {"config": settings, **{key: found.get(key) for key in ("decoder", "precision", "checkpoint")}}
+    if not isinstance(found, dict) or found.get("kind") != "samples":
+        return {}
+    sampler = {f"sampler.{key}": value for key, value in found["config"]["sampler"].items()}
+    return {**sampler, **{key: found[key] for key in ("decoder", "precision", "checkpoint")}}
 
 
 def over_seeds(results: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -131,9 +131,11 @@ def between(
     run.remark_on_decoder(config.decoder, progress)
     decoder, tokenizer = run.decoder(config.decoder), run.tokenizer
     rows = [_given_row(run, tokenizer, *given, progress) for given in zip(("--from", "--to"), texts, strict=True)]
+    if config.encoder is not None and run.model.embedding is not None:
+        raise InputError(f"{run_path} was trained from scratch and has no encoder; leave --encoder out")
     try:
         ends = run.encode(torch.from_numpy(np.stack(rows)), config.encoder).split(1)
-    except InputError as error:
+    except InputError as error:  # it can't be had, or is another one
         if config.encoder is not None:
             raise
         raise InputError(f"{error}; if it is elsewhere now, say where with --encoder DIR") from None

@@ -65,6 +65,8 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
 
     model.cpu().eval().save_pretrained(out, safe_serialization=True)
     tokenizer.save_pretrained(out)
+    for path in out.glob("*.safetensors"):
+        files.by_umask(path)
     return result.finish(
         rows=len(rows),
         tokens=int(rows.size),

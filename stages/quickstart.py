@@ -53,7 +53,7 @@ HELD_OUT_SHARE, SCORER_SHARE = 0.06, 0.36
 DOCUMENTS = 60_000  # more than this is not read in ten minutes
 FEWEST_CHARACTERS, FEWEST_DOCUMENTS = 500_000, 50
 SAMPLER = SamplerConfig(temperature=0.5)
-DECODER = "layers-2"  # the fine-tuned one
+DECODER = "layers-2"  # as the fine-tuned one of two layers is called
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Plan:
 
     @property
     def finetune(self) -> FinetuneConfig:
-        return FinetuneConfig(layers=2, name=DECODER, steps=250, **self._common())
+        return FinetuneConfig(layers=2, steps=250, **self._common())
 
     @property
     def sample(self) -> SampleConfig:

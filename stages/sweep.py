@@ -137,6 +137,7 @@ def run(
     """Write `sweep.json`, `table.md`, `frontier.png` and the finalists' texts to `out`."""
     if len({one.name for one in externals}) < len(externals):
         raise InputError("two --external have one name; give each a name of its own")
+    found = trajectories(config)
     real = None if reference is None else samples.read(reference)
     others = {one: samples.read(one.path) for one in externals}
     device = runtime.device(config.device)
@@ -154,7 +155,6 @@ def run(
         "reference": None if reference is None else files.sha256_file(reference),
         "externals": {one.name: [files.sha256_file(one.path), one.nfe, one.seconds] for one in externals},
     }
-    found = trajectories(config)
     result = artifact.begin(out, "sweep", config, inputs, overwrite=overwrite)
     if result.complete:
         progress.note(f"{out} is complete; nothing to do")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,13 @@ from ldlm.config import (
     TrainConfig,
 )
 from ldlm.trainer import TrainState, settle, start, train_step
+
+
+def test_whoever_the_umask_lets_may_read_a_checkpoint(tmp_path):
+    mask = os.umask(0)
+    os.umask(mask)
+    made = checkpoint.save(tmp_path, 3, {"model": {"a": torch.zeros(1)}}, {})
+    assert {path.stat().st_mode & 0o777 for path in made.path.iterdir()} == {0o666 & ~mask}
 
 
 def save(folder: Path, step: int) -> checkpoint.Checkpoint:

@@ -144,7 +144,9 @@ def test_files_that_were_drawn_with_other_settings_are_no_seeds(trained, succeed
     a, b, c = (tmp_path / f"{name}.jsonl" for name in "abc")
     common = ("--seeds", "--scorer", gpt2)
     assert succeed("evaluate", a, b, *common)["over_seeds"]["files"] == 2
-    assert "differ in more (config.sampler.temperature: 0.0 -> 0.5)" in refuse("evaluate", a, b, c, *common)
+    (tmp_path / "a.jsonl.meta.json").write_text('{"made": "by somebody else"}')
+    assert succeed("evaluate", a, b, *common)["over_seeds"]["files"] == 2
+    assert "differ in more (sampler.temperature: 0.0 -> 0.5)" in refuse("evaluate", b, c, *common)
 
 
 def test_json_lines_by_another_name_are_not_scored_as_prose(refuse, draws, gpt2):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from copy import deepcopy
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -103,6 +104,13 @@ def test_the_command_line_draws_as_the_model_says_unless_it_is_told_otherwise(ru
     assert texts == LDLM.from_pretrained(tmp_path / "model").sample(3)
     found = succeed(*drawn, "--output", tmp_path / "b.jsonl", "--steps", 2)["config"]["sampler"]
     assert (found["solver"], found["steps"]) == ("ddim", 2)
+
+
+def test_a_model_that_has_drawn_can_be_copied(model):
+    first = LDLM.from_pretrained(model)
+    texts = first.sample(2, steps=2)
+    assert deepcopy(first).sample(2, steps=2) == texts
+    assert first.to("cpu").sample(2, steps=2) == texts
 
 
 def test_latents_and_logits_are_the_runs_to_the_bit_before_anything_is_rounded_to_tokens(run, model):

@@ -358,6 +358,7 @@ def test_an_encoder_that_has_moved_is_found_where_the_user_says(succeed, refuse,
     (run / "features.json").write_text(json.dumps(features))
     assert succeed(*command, "--encoder", moved) == expected
     assert "is not the encoder that the features were prepared with" in refuse(*command, "--encoder", other_gpt2)
+    assert "--encoder is for --from and --to" in refuse("interpolate", "--run", run, "--encoder", moved)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
