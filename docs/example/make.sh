@@ -31,7 +31,7 @@ $sweep --decoders layers-2 --budgets 8 16 32 64 128 256 --guidances 1 1.5 2 --te
 $sweep --decoders layers-0 layers-2 layers-4 joint --budgets 128 --solvers euler-maruyama --grids time --guidances 1 \
     --texts 500 --screen-texts 64 --output decoders
 
-# The default beside the paper's sampler, in bf16, and on another grid, each with four seeds.
+# The default beside the paper's sampler, in bf16, and others that the sweep chose, each with four seeds.
 compare() {  # a name, and the settings of the sampler
     name=$1 && shift
     for seed in 0 1 2 3; do
@@ -43,7 +43,10 @@ compare default
 compare bf16 --precision bf16
 compare paper --solver euler-maruyama --grid time --steps 128
 compare paper-32 --solver euler-maruyama --grid time --steps 32
+compare paper-8 --solver euler-maruyama --grid time --steps 8
 compare log-snr --grid log-snr
+compare guided --solver heun --guidance 1.5 --steps 8
+compare eight --guidance 2 --steps 4 --temperature 0.5
 
 ldlm sample --run run --decoder joint --num-samples 256 --output run/samples.jsonl $common
 ldlm sample --run run --decoder joint --trace run/trace $common
