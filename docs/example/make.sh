@@ -27,6 +27,7 @@ ldlm features texts features --rows 1000 --output real.jsonl
 sweep="ldlm sweep --run run --scorer scorer --reference real.jsonl --temperatures 0 0.5 1 $common"
 $sweep --decoders joint --budgets 8 16 32 64 128 --guidances 1 1.5 2 --texts 500 --screen-texts 64
 $sweep --decoders joint --budgets 128 256 1024 --guidances 1 --texts 250 --screen-texts 32 --output long
+$sweep --decoders joint --budgets 1024 --guidances 1.5 2 --texts 16 --screen-texts 16 --output long-guided
 $sweep --decoders layers-2 --budgets 8 16 32 64 128 256 --guidances 1 1.5 2 --texts 500 --screen-texts 64 --output layers-2
 $sweep --decoders layers-0 layers-2 layers-4 joint --budgets 128 --solvers euler-maruyama --grids time --guidances 1 \
     --texts 500 --screen-texts 64 --output decoders
