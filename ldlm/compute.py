@@ -86,7 +86,7 @@ def fetch(tensor: Tensor) -> Callable[[], Tensor]:
     """Begin to copy a tensor to the host, beside what the device does next; calling the result waits for the copy."""
     if not tensor.is_cuda:
         return lambda: tensor
-    stream = _copies(tensor.device)
+    stream = _stream("copies", tensor.device)
     stream.wait_stream(torch.cuda.current_stream(tensor.device))
     with torch.cuda.stream(stream):
         there = tensor.to("cpu", non_blocking=True)  # into pinned memory, which torch takes for this
@@ -101,7 +101,7 @@ def fetch(tensor: Tensor) -> Callable[[], Tensor]:
 
 
 @cache
-def _copies(device: torch.device) -> torch.cuda.Stream:
+def _stream(purpose: str, device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
@@ -119,7 +119,7 @@ def recorded(function: Callable[[], None], device: torch.device) -> Callable[[],
         for _ in range(WARM_UPS):
             function()
         return None
-    stream, graph = _captures(device), torch.cuda.CUDAGraph()
+    stream, graph = _stream("graphs", device), torch.cuda.CUDAGraph()
     with _RECORDING, torch.cuda.device(device):
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # what is compiled or chosen at a first call must not be part of the graph
@@ -130,8 +130,3 @@ def recorded(function: Callable[[], None], device: torch.device) -> Callable[[],
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             function()
     return graph.replay
-
-
-@cache
-def _captures(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)

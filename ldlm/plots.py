@@ -176,8 +176,7 @@ def interpolation(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
         (entropy, "entropy", "Entropy (nats)"),
         (diversity, "diversity", "Diversity"),
     ):
-        if key != "diversity":  # which falls with the number of texts, and real text is of twice as many
-            real_text(ax, results, key)
+        real_text(ax, results, key)
         ax.set_ylim(bottom=0)
         finish(ax, title, f"a, {' and '.join(kinds)} path")
     edits.set_ylim(bottom=0)
@@ -284,8 +283,7 @@ def mean_of_two(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
         ax.errorbar(
             x[order], means, errors, fmt="o" + "-" * by_sigma, ms=5, capsize=3, color=BLUE, label="decoded mean"
         )
-        if key != "diversity":
-            real_text(ax, results, key)
+        real_text(ax, results, key)
         ax.set_ylim(bottom=0)
         if not by_sigma:
             ax.set_xticks(x, list(results), rotation=20 if len(results) > 2 else 0)
@@ -295,7 +293,12 @@ def mean_of_two(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def real_text(ax: Axes, results: Mapping[str, Mapping[str, Any]], key: str) -> None:
-    """Dashed lines at what real text has: one where all results were measured on the same, else one of each."""
+    """Dashed lines at what real text has: one where all results were measured on the same, else one of each.
+
+    None for diversity, which falls with the number of texts: real text is of twice as many.
+    """
+    if key == "diversity":
+        return
     values = [result["real"][key] for result in results.values()]
     for number, value in enumerate(dict.fromkeys(values)):
         color = GREY if len(set(values)) == 1 else SERIES[values.index(value) % len(SERIES)]

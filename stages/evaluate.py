@@ -157,7 +157,9 @@ def _check_seeds(paths: Sequence[Path], sets: Sequence[Texts]) -> None:
     for settings in drawn[1:]:
         both = sorted(drawn[0].keys() & settings.keys())  # a record of another version may lack one
         if changed := differences({key: drawn[0][key] for key in both}, {key: settings[key] for key in both}):
-            raise InputError(f"these are not seeds of one model: they differ in more ({'; '.join(changed)})")
+            raise InputError(
+                f"these are not seeds of one model: they differ in more ({'; '.join(changed)}); leave one out"
+            )
     seen: dict[tuple[str, ...], Path] = {}
     for path, texts in zip(paths, sets, strict=False):
         other = seen.setdefault(tuple(texts.texts), path)

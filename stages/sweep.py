@@ -12,7 +12,7 @@ Each trajectory's figures are a file of their own, so that the same command take
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -226,11 +226,6 @@ def finalists(rows: Sequence[dict[str, Any]], entropy_slack: float) -> list[dict
     return chosen
 
 
-def _wins(row: dict[str, Any]) -> bool:
-    """Whether it is the best of its budget; a table of an earlier version marks none."""
-    return row.get("best", not _is_papers(row))
-
-
 def _is_papers(row: dict[str, Any]) -> bool:
     return all(row[key] == value for key, value in PAPERS_SAMPLER.items())
 
@@ -350,11 +345,11 @@ def tables(summary: dict[str, Any]) -> str:
 
 def verdict(summary: dict[str, Any]) -> str:
     """The best finalist at a quarter of the paper's evaluations, or fewer, beside the paper's sampler."""
-    own = [row for row in summary["finalists"] if _is_papers(row)]
+    own, winners = plots.frontier_lines(summary["finalists"]).values()
     if not own:
         return "The paper's sampler was not among those swept."
     base = min(own, key=lambda row: abs(row["budget"] - PAPERS_BUDGET))
-    fewer = [row for row in summary["finalists"] if _wins(row) and row["budget"] <= base["budget"] / 4]
+    fewer = [row for row in winners if row["budget"] <= base["budget"] / 4]
     if not fewer:
         return f"Nothing was swept at a quarter of {base['budget']} evaluations."
     best = max(fewer, key=lambda row: row["budget"])
@@ -364,7 +359,7 @@ def verdict(summary: dict[str, Any]) -> str:
     )
 
 
-def _figures(row: dict[str, Any]) -> str:
+def _figures(row: Mapping[str, Any]) -> str:
     return f"perplexity {row['gen_ppl']:.1f}, entropy {row['entropy']:.3f}, diversity {row['diversity']:.3f}"
 
 

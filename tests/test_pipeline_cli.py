@@ -1,6 +1,7 @@
 """Every command through click's runner on a tiny model, and the options that all of them share."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,16 @@ def test_evaluate_reports_the_metrics_with_their_protocol(made):
     assert result["bootstrap"] == {"level": 0.95, "resamples": 1000, "seed": 0}
     assert result["tokens_from"] == "file"
     assert result["reference"]["tokens_from"] == "scorer"
+
+
+def test_a_colleague_may_read_all_that_the_stages_leave(made):
+    """As far as the umask lets them; safetensors by itself keeps its files to their owner."""
+    _, root = made
+    mask = os.umask(0)
+    os.umask(mask)
+    weights = list(root.rglob("*.safetensors"))
+    assert {path.name for path in weights} >= {"model.safetensors", "ema.safetensors", "statistics.safetensors"}
+    assert {path.stat().st_mode & 0o777 for path in weights} == {0o666 & ~mask}
 
 
 def test_texts_are_cut_at_the_runs_length_where_nothing_else_is_said(made, succeed):
