@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import patience
 from PIL import Image
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -38,7 +39,6 @@ FLAGS = (
     "--allow-file-access-from-files",  # so that a frame can be looked into
 )
 NARROWEST = 500  # a window is never narrower, and a phone is
-TIMEOUT = 60.0  # seconds
 
 
 def find() -> str | None:
@@ -140,6 +140,6 @@ def _framed(folder: Path, address: str, width: int, height: int, more: str = "")
 def _run(*arguments: str) -> str:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [require(), *FLAGS, f"--user-data-dir={profile}", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=patience())
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import patience
 
 from ldlm.claims import among, claim, entry, share, sole
 from ldlm.errors import InputError
@@ -52,7 +53,7 @@ def test_a_lock_that_another_process_holds_is_not_given(tmp_path):
 
 def test_three_workers_do_every_item_once(tmp_path):
     workers = [worker(tmp_path) for _ in range(3)]
-    assert [process.wait(timeout=60) for process in workers] == [0, 0, 0]
+    assert [process.wait(timeout=patience()) for process in workers] == [0, 0, 0]
     assert [(tmp_path / f"started-{i}").read_text() for i in range(12)] == ["x"] * 12
 
 
@@ -63,7 +64,7 @@ def test_what_a_killed_worker_held_is_done_by_another(tmp_path):
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     assert not (tmp_path / "done-11").exists()
-    assert worker(tmp_path).wait(timeout=60) == 0
+    assert worker(tmp_path).wait(timeout=patience()) == 0
     assert all((tmp_path / f"done-{i}").exists() for i in range(12))
 
 
@@ -107,7 +108,7 @@ def test_an_item_is_finished_while_the_next_is_worked_on_and_stays_claimed_until
 
     def finish(item, made):
         if item == 0:
-            assert began.wait(timeout=10)  # the next one is at work
+            assert began.wait(timeout=patience())  # the next one is at work
         with claim(tmp_path / str(item), wait=False) as mine:
             held.append(not mine)
         order.append(f"finish {item}: {made}")

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from ldlm.stages import extract_features, finetune_decoder, sample, train
+from patience import patience
 from safetensors.torch import load_file
 
 from ldlm import checkpoint, finetuning, heldout
@@ -147,7 +148,7 @@ def test_parts_of_a_step_change_no_number(store, run_copy, whole):
 def test_two_processes_train_as_one_does(start, trained, store, whole, tmp_path):
     run = shutil.copytree(trained, tmp_path / "run")
     process = start(command(run, store), None, launcher=TWO, stderr=subprocess.PIPE)
-    error = process.communicate(timeout=180)[1].decode()
+    error = process.communicate(timeout=patience())[1].decode()
     assert process.returncode == 0, error
     assert_same_losses(run / "decoders/layers-1", whole)
     assert len(re.findall(r"^finetune decoder  12/12 steps.*  in \d", error, re.MULTILINE)) == 1  # one of them reports
@@ -328,13 +329,13 @@ def test_more_steps_go_on_from_a_finished_decoder(store, run_copy, whole):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_process_ended_by_a_signal_is_taken_up(start, store, run_copy, trained, tmp_path, number):
     process = start(command(run_copy, store, steps=1_000_000), None, stderr=subprocess.PIPE)
-    out, ends = run_copy / "decoders" / "layers-1", time.monotonic() + 60
+    out, ends = run_copy / "decoders" / "layers-1", time.monotonic() + patience()
     while not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").read_text().count("\n") < 8:
         assert process.poll() is None, process.stderr.read().decode()
         assert time.monotonic() < ends
         time.sleep(0.05)
     os.kill(process.pid, number)
-    error = process.communicate(timeout=60)[1].decode()
+    error = process.communicate(timeout=patience())[1].decode()
     saved = checkpoint.latest(out / "checkpoints").step
     if number == signal.SIGTERM:
         assert process.returncode == 75

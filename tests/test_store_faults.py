@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ldlm.stages import extract_features, features
+from patience import patience
 
 from ldlm import claims, samples, shards
 from ldlm import store as stores
@@ -52,7 +53,7 @@ def content(path):
 
 def test_several_processes_write_the_bytes_that_one_writes(start, arguments, whole, tmp_path):
     workers = [start(arguments, tmp_path / "f") for _ in range(3)]
-    assert [process.wait(timeout=120) for process in workers] == [0, 0, 0]
+    assert [process.wait(timeout=patience()) for process in workers] == [0, 0, 0]
     manifests = [json.loads((path / "manifest.json").read_text()) for path in (tmp_path / "f", whole)]
     assert manifests[0] == manifests[1]
     assert content(tmp_path / "f") == content(whole)
@@ -148,7 +149,7 @@ def test_torchrun_shares_the_work_and_a_store_may_change_hands(start, arguments,
 
     def killed_after(process, shards):
         """Wait until that many shards are done, then kill the process and its children."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + patience()
         while len(list(out.glob("ledger/*.json"))) < shards:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
@@ -159,10 +160,10 @@ def test_torchrun_shares_the_work_and_a_store_may_change_hands(start, arguments,
     killed_after(start(arguments, out, start_new_session=True), 2)
     killed_after(start(arguments, out, launcher=launcher, start_new_session=True), 5)
     assert not (out / "manifest.json").exists()
-    assert start(arguments, out).wait(timeout=120) == 0
+    assert start(arguments, out).wait(timeout=patience()) == 0
     assert content(out) == content(whole)
     both = tmp_path / "both"
-    assert start(arguments, both, launcher=launcher).wait(timeout=120) == 0
+    assert start(arguments, both, launcher=launcher).wait(timeout=patience()) == 0
     assert content(both) == content(whole)
 
 
@@ -362,7 +363,7 @@ def test_a_damaged_manifest_is_mended_as_its_error_says(whole, tmp_path):
 
 
 def test_verify_reads_several_files_at_once(whole, monkeypatch):
-    both, pair = threading.Barrier(2, timeout=30), ("hidden/c/0/0/0", "hidden/c/1/0/0")
+    both, pair = threading.Barrier(2, timeout=patience()), ("hidden/c/0/0/0", "hidden/c/1/0/0")
 
     def fault(path, digest):
         if str(path).removeprefix(f"{whole}/features.zarr/") in pair:
@@ -610,7 +611,6 @@ def test_more_shards_than_five_digits_are_in_the_order_of_their_numbers(whole):
 
 
 def test_a_worker_that_comes_late_finds_the_store_complete(start, arguments, whole):
-    before, started = content(whole), time.monotonic()
-    assert start(arguments, whole).wait(timeout=60) == 0
+    before = content(whole)
+    assert start(arguments, whole).wait(timeout=patience()) == 0
     assert content(whole) == before
-    assert time.monotonic() - started < 60
