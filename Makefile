@@ -4,14 +4,23 @@ VENV   ?= .venv
 OUT    ?= quickstart
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+FLOOR  := .venv-floor
+FLOOR_TESTS := $(addprefix tests/test_,autoencoder.py checkpoint.py codecs.py compute.py denoiser.py diffusion.py \
+	ema_optim.py encoder.py evaluate.py export.py extract_features.py finetune_decoder.py golden.py layers.py \
+	objective.py pipeline_cli.py samplers.py store.py stream.py text.py timesteps.py train_stage.py)
 
-.PHONY: quickstart test test-gpu test-slow bench lint clean
+CHECK_PYTHON := $(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"ldlm is tested on Python 3.11-3.13 and this is {v[0]}.{v[1]}: call make PYTHON=python3.12")'
+
+.PHONY: quickstart test test-floor test-gpu test-slow bench lint clean
 
 quickstart: $(STAMP)  ## the whole pipeline on real text, in about ten minutes on two cores
 	$(BIN)/ldlm quickstart --output $(OUT)
 
 test: $(STAMP)  ## the test suite
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile -m "not slow and not gpu"
+
+test-floor: $(FLOOR)/.installed  ## the core tests with the lowest versions that pyproject.toml allows
+	$(FLOOR)/bin/python -m pytest -n logical --maxprocesses 8 --dist loadfile -m "not slow and not gpu" $(FLOOR_TESTS)
 
 test-gpu: $(STAMP)  ## what needs a GPU
 	$(BIN)/python -m pytest -m gpu
@@ -27,12 +36,20 @@ lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(FLOOR) build *.egg-info
 
-# The stamp is written last, so an interrupted installation is taken up again.
+# The stamps are written last, so an interrupted installation is taken up again.
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"ldlm is tested on Python 3.11-3.13 and this is {v[0]}.{v[1]}: call make PYTHON=python3.12")'
+	@$(CHECK_PYTHON)
 	@echo "installing into $(VENV) with the versions of constraints.txt (once; a few minutes)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+$(FLOOR)/.installed: pyproject.toml tests/floor.py
+	@$(CHECK_PYTHON)
+	@echo "installing into $(FLOOR) the lowest versions that are allowed (once; several GB where torch's are for CUDA)"
+	@$(PYTHON) -m venv $(FLOOR)
+	@$(PYTHON) tests/floor.py > $(FLOOR)/floor.txt
+	@$(FLOOR)/bin/pip install --quiet --constraint $(FLOOR)/floor.txt --editable '.[test]'
 	@touch $@

@@ -3,6 +3,7 @@
 Fixtures that a test writes to are copies. Nothing here needs a network, a GPU or files outside the repository.
 """
 
+import inspect
 import json
 import os
 import random
@@ -336,8 +337,11 @@ def ldlm():
     from click.testing import CliRunner
     from ldlm.cli import main
 
+    # Before click 8.2 the two streams were one unless told otherwise, and since then they can't be.
+    apart = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
+
     def call(*arguments: object):
-        return CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="ldlm")
+        return CliRunner(**apart).invoke(main, [str(argument) for argument in arguments], prog_name="ldlm")
 
     return call
 
