@@ -14,10 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-
 from benchmarks.parts import part
-from ldlm import artifact, memory
+from ldlm import artifact, memory, waiting
 
 PARTS = ("speed", "store")  # modules, imported when their turn comes: the store's takes zarr and more
 
@@ -29,6 +27,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder for NAME.json and NAME.txt")
     chosen = parser.parse_args()
     memory.keep_freed()  # as the commands do
+    waiting.bound_spinning()
+    import torch  # which reads how to wait
+
     for name in chosen.parts or PARTS[:1]:
         found = part(name)
         if isinstance(found, str):
@@ -52,6 +53,8 @@ def main() -> None:
 
 def hardware() -> str:
     """The GPU, or the processor and the number of its cores that may be used."""
+    import torch
+
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from ldlm.cli import show
 from torch import Tensor, nn
 
+from benchmarks import loaded
 from benchmarks.machine import Share, limits, peak_memory, settled, timed
 from benchmarks.parts import part
 from ldlm import accounting, config, layers, noise, runtime, samplers, vocabulary
@@ -78,11 +79,8 @@ SCALES = {
 def run(folder: Path) -> dict[str, Any]:
     """All figures."""
     device = runtime.device("auto")
-    scale, found = SCALES[device.type], limits(device)
-    preset = config.preset(scale.preset)
-    settings = replace(config.from_dict(TrainConfig, preset.overrides), batch_size=scale.rows, accumulate=1)
-    bench = Bench(device, scale, settings, preset.shapes)
-    cache = part("cache")
+    bench = bench_of(device)
+    found, cache = limits(device), part("cache")
     sections: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "sampling": lambda: list(bench.sampling()),
         "training": lambda: list(bench.training()),
@@ -90,6 +88,7 @@ def run(folder: Path) -> dict[str, Any]:
         "rival": bench.rival,
         "attention_growth": bench.attention_growth,
         "growth": bench.growth,
+        "loaded": lambda: loaded.rows(bench.scale.seconds) if device.type == "cpu" else [],
     }
     figures: dict[str, Any] = {}
     for name, measure in sections.items():
@@ -97,13 +96,21 @@ def run(folder: Path) -> dict[str, Any]:
         found = found.best(limits(device))
     return {
         "device": device.type,
-        "preset": scale.preset,
+        "preset": bench.scale.preset,
         "attention": layers.use_attention("auto", device),
         "limits": {"flops": found.flops, "copy_bytes": found.copy, "read_bytes": found.read},
         "without": cache if isinstance(cache, str) else None,
         "rows": settled([*figures.pop("sampling"), *figures.pop("training"), *figures.pop("stages")], found),
         **settled(figures, found),
     }
+
+
+def bench_of(device: torch.device) -> Bench:
+    """The measurements that fit the device."""
+    scale = SCALES[device.type]
+    preset = config.preset(scale.preset)
+    settings = replace(config.from_dict(TrainConfig, preset.overrides), batch_size=scale.rows, accumulate=1)
+    return Bench(device, scale, settings, preset.shapes)
 
 
 @dataclass(frozen=True)
@@ -183,14 +190,14 @@ class Bench:
         kinds = self._coins()
         fallen = replace(self.settings.diffusion, self_conditioning=statistics.mean(kinds))
         flops = tokens * accounting.flops_per_token(replace(self.settings, diffusion=fallen), self.shapes)
-        batch, encoder = self._batch(), self._encoder()
+        batch, encoder = self.batch(), self._encoder()
         for name, way in self.ways().items():
             for kind, online in (("cached", None), ("online", encoder)):
                 with plain_attention(), mock.patch.dict(vocabulary.CHUNK, {self.device.type: 2**62}):
-                    plain = self._seconds(self._step(PLAIN, batch, encoder), kinds)
+                    plain = self._seconds(self.step(PLAIN, batch, encoder), kinds)
                 yield self._timed(
                     f"training, {kind}, {name}",
-                    self._step(way, batch, online),
+                    self.step(way, batch, online),
                     tokens=tokens,
                     flops=flops,
                     way=way,
@@ -203,7 +210,7 @@ class Bench:
         seed, p = self.settings.seed, self.settings.diffusion.self_conditioning
         return [noise.coin(seed, "self_condition", step, p) for step in range(WARM, WARM + STEPS)]
 
-    def _step(self, way: ComputeConfig, batch: Batch, encoder: Callable[[Tensor], Tensor] | None) -> Callable[[], Any]:
+    def step(self, way: ComputeConfig, batch: Batch, encoder: Callable[[Tensor], Tensor] | None) -> Callable[[], Any]:
         torch._dynamo.reset()  # or its limit of compilations would be met, and what comes then stay as it is
         state = start(replace(self.settings, compute=way), self.shapes, scratch=False, device=self.device)
 
@@ -214,7 +221,7 @@ class Bench:
 
         return step
 
-    def _batch(self) -> Batch:
+    def batch(self) -> Batch:
         shape = (self.scale.rows, self.shapes.seq_len)
         return Batch(
             torch.randn(*shape, self.shapes.hidden_dim, device=self.device),
@@ -464,6 +471,16 @@ def report(figures: dict[str, Any]) -> str:
         )
         for row in figures["growth"]
     ]
+    beside = [
+        (
+            row["waiting"],
+            f"{row['idle']:,.2f}",
+            f"{row['of_torch']:.2f}",
+            f"{row['loaded']:,.2f}",
+            f"{row['of_fair_share']:.2f}",
+        )
+        for row in figures["loaded"]
+    ]
     elsewhere = "" if figures["attention"] == "sdpa" else ", in compiled code and float32 by sdpa"
     return "\n".join(
         [
@@ -490,6 +507,11 @@ def report(figures: dict[str, Any]) -> str:
             "one evaluation of the denoiser, by texts at a time and latents of each",
             "",
             show.table(("texts", "latents", "time", "per latent", "share", "plain"), growth),
+            "",
+            "training steps a second by how idle threads wait: alone, and with a busy process on every core, where",
+            "half of the machine is a fair share",
+            "",
+            show.table(("", "alone", "of torch's", "loaded", "of fair share"), beside),
         ]
     )
 

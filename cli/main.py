@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import ldlm
-from ldlm import memory
+from ldlm import memory, waiting
 from ldlm.errors import InputError, Stopped, StorageError
 
 EPILOG = """\b
@@ -68,6 +68,7 @@ class Commands(click.Group):
 def main() -> None:
     """Train and sample latent diffusion language models, jointly with their latent space."""
     memory.keep_freed()
+    waiting.bound_spinning()
 
 
 def _register() -> None:
