@@ -28,7 +28,7 @@ from ldlm.stages import (
     train,
 )
 
-from ldlm import artifact, builtin_text, config, files, metrics, plots, runtime, samples, text
+from ldlm import artifact, builtin_text, config, files, metrics, plots, runtime, samples, textfiles
 from ldlm.artifact import Artifact
 from ldlm.config import (
     EvaluateConfig,
@@ -150,7 +150,7 @@ def plan(quickstart: QuickstartConfig) -> dict[str, Any]:
 def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, progress: Progress = SILENT) -> Artifact:
     """Run every stage into `out`; its manifest holds the table."""
     runtime.device(quickstart.device)
-    source = {} if quickstart.text is None else {"text": files.sha256_file(_existing(quickstart.text))}
+    source = {} if quickstart.text is None else {"text": textfiles.fingerprints([quickstart.text])[quickstart.text]}
     reads = [] if quickstart.text is None else [quickstart.text]
     result = artifact.begin(out, "quickstart", quickstart, source, overwrite=overwrite, reads=reads)
     if result.complete:
@@ -220,12 +220,6 @@ def _check_models(quickstart: QuickstartConfig) -> None:
         Scorer(quickstart.scorer, torch.device("cpu")).check_length(SEQ_LEN)
 
 
-def _existing(path: str) -> Path:
-    if not Path(path).is_file():
-        raise InputError(f"there is no file {path}")
-    return Path(path)
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Text
 
@@ -239,7 +233,10 @@ def _write_corpus(quickstart: QuickstartConfig, out: Path, progress: Progress) -
         progress.note("collecting English prose from Python's documentation and the installed packages")
         documents = builtin_text.documents()
     else:
-        documents = list(dict.fromkeys(text.file_documents([quickstart.text])))
+        for remark in textfiles.remarks([quickstart.text], quickstart.text_column):
+            progress.note(remark)
+        found = textfiles.file_documents([quickstart.text], quickstart.text_column)
+        documents = list(dict.fromkeys(textfiles.whole(found)))
     random.Random(quickstart.seed).shuffle(documents)
     documents = documents[:DOCUMENTS]
     first, second = (int(len(documents) * share) for share in (HELD_OUT_SHARE, HELD_OUT_SHARE + SCORER_SHARE))
