@@ -516,13 +516,18 @@ def _row(value: Any, column: str, place: str) -> Row:
     if not (isinstance(text, str) or (text is None and (column in fields or value is None))):
         found = ", ".join(fields) if fields else "none"
         raise InputError(f"{place} has no text in {column!r} (fields: {found}); set --text-column")
+    check_whole(text or "", place)
+    return Row(text, fields)
+
+
+def check_whole(text: str, place: str) -> None:
+    """`InputError` for half a character: a surrogate from JSON, or from bytes of a command line that are not UTF-8."""
     try:
-        (text or "").encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise InputError(
             f"{place} holds half a character, {error.object[error.start]!a}, which no tokenizer reads; remove it"
         ) from None
-    return Row(text, fields)
 
 
 def _parquet(source: _Source, column: str) -> Iterator[str | None]:

@@ -64,8 +64,9 @@ class Plan:
     out: Path
 
     def part(self, name: str) -> str:
-        """File of one part of the text."""
-        return str(self.out / "text" / f"{name}.txt")
+        """File of one part of the text: a document may have line ends, or read like JSON."""
+        old = self.out / "text" / f"{name}.txt"  # where an earlier version began
+        return str(old if old.exists() else old.with_suffix(".jsonl"))
 
     @property
     def run_path(self) -> Path:
@@ -244,12 +245,12 @@ def _write_corpus(quickstart: QuickstartConfig, out: Path, progress: Progress) -
     characters = sum(map(len, documents))
     if len(documents) < FEWEST_DOCUMENTS or characters < FEWEST_CHARACTERS:
         raise InputError(
-            f"{quickstart.text} holds {characters:,} characters in {len(documents):,} documents, one per line; a "
+            f"{quickstart.text} holds {characters:,} characters in {len(documents):,} documents; a "
             f"quickstart needs {FEWEST_CHARACTERS:,} in {FEWEST_DOCUMENTS}, to split into three parts"
         )
     (out / "text").mkdir(exist_ok=True)
     for name, part in parts.items():
-        files.write_atomic(out / "text" / f"{name}.txt", "\n".join(part) + "\n")
+        files.write_atomic(out / "text" / f"{name}.jsonl", files.dump_jsonl({"text": document} for document in part))
     described = {
         "source": quickstart.text or "Python's documentation and the docstrings of installed packages",
         "documents": {name: len(part) for name, part in parts.items()},

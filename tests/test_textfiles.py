@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from ldlm.stages import extract_features
+from ldlm.stages import extract_features, quickstart
 
 from ldlm import artifact, corpus, samples, text, textfiles
-from ldlm.config import ExtractConfig
+from ldlm.config import ExtractConfig, QuickstartConfig
 from ldlm.encoder import load_tokenizer
 from ldlm.errors import InputError
 from ldlm.textfiles import Part, file_documents
@@ -573,6 +573,20 @@ def test_the_memory_for_a_line_does_not_grow_with_it(tmp_path, gpt2, corpus):
     rows, grown = map(int, done.stdout.split())
     assert rows > 5_000
     assert grown * 1024 < 60e6
+
+
+def test_the_quickstart_keeps_documents_that_have_line_ends_or_read_like_json(tmp_path, interrupted):
+    documents = [json.dumps({"text": f"{i}"}) + "\n\n" + "words of text " * 800 for i in range(60)]
+    (tmp_path / "a.parquet").write_bytes(parquet(documents, "body"))
+    config = QuickstartConfig(text=str(tmp_path / "a.parquet"), text_column="body", device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        quickstart.run(config, tmp_path / "out", progress=interrupted(at=0))
+    plan = quickstart.Plan(config, tmp_path / "out")
+    found = [list(file_documents([plan.part(name)])) for name in ("held-out", "scorer", "train")]
+    assert sorted(document for part in found for document in part) == sorted(documents)
+    assert plan.encoder.data == (plan.part("train"),)
+    Path(plan.part("train")).rename(tmp_path / "out" / "text" / "train.txt")  # as an earlier version called it
+    assert plan.part("train").endswith("train.txt")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
