@@ -17,7 +17,6 @@ import json
 import lzma
 import re
 import sys
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -154,14 +153,18 @@ def whole(documents: Iterable[str]) -> Iterator[str]:
 
 
 def fingerprints(paths: Iterable[str | Path]) -> dict[str, str]:
-    """The sha256 of files that are read more than once, by path; `InputError` for what can't be.
-
-    That is a pipe, an absent file, a folder, and one that the system does not give.
-    """
+    """The sha256 of files that are read more than once, by path; `InputError` for one that can't be."""
     return {str(path): _fingerprint(Path(path)) for path in paths}
 
 
 def _fingerprint(path: Path) -> str:
+    check_file(path)
+    with _failing(lambda: str(path)):
+        return files.sha256_file(path)
+
+
+def check_file(path: Path) -> None:
+    """`InputError` for a pipe, an absent file and a folder, which can't be read more than once."""
     if _is_stream(path):
         what = "- (standard input)" if path == STANDARD_INPUT else f"{path} (a pipe)"
         raise InputError(
@@ -169,8 +172,6 @@ def _fingerprint(path: Path) -> str:
             f"file and give that"
         )
     _check(path)
-    with _failing(lambda: str(path)):
-        return files.sha256_file(path)
 
 
 def check_streams(paths: Iterable[Path]) -> None:
@@ -324,7 +325,7 @@ def _failing(place: Callable[[], str]) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+    except Exception as error:  # the libraries of each format raise kinds of their own, and all mean the same here
         reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0] or type(error).__name__
         raise InputError(f"{place()} can't be read: {reason.rstrip('.')}; make a whole copy of it") from None
 
@@ -364,11 +365,14 @@ def _check_encoding(path: Path, head: bytes, packed: bool) -> None:
             f"{path} is {found[:6].upper()}, and UTF-8 is needed; {first}convert it, for example with "
             f"iconv -f {found} -t utf-8 {name} > utf8-{name}"
         )
-    if b"\0" in head and not _is_utf8(head):
+    if _CONTROLS.search(head) and not _is_utf8(head):
         raise InputError(
             f"{path} is binary: neither text nor JSON nor parquet, and not packed by gzip, zstd, bzip2 or xz alone; "
             f"unpack or convert it"
         )
+
+
+_CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")  # which text has only by mistake
 
 
 def _is_utf8(head: bytes) -> bool:

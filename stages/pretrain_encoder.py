@@ -33,6 +33,8 @@ def plan(config: PretrainConfig) -> dict[str, Any]:
     """What it would train: parameters, steps, tokens seen."""
     if not config.data:
         raise InputError("nothing to train on: give --data FILE")
+    for path in config.data:
+        textfiles.check_file(Path(path))
     tokenizer = _tokenizer(config)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in _model(config, tokenizer).parameters())
