@@ -103,8 +103,12 @@ def _cut(pieces: Iterable[str]) -> Iterator[str]:
 
 
 # Where tokens end whatever follows: before a space, which GPT-2's begin with and BERT's drop; else before other white
-# space; else between a letter and punctuation, as in scripts that write no spaces. The last such place is taken.
-_PLACES = [re.compile(f"(?s:.*){here}") for here in (r"(?<=\S)(?= )", r"(?<=\S)(?=\s)", r"(?<=[^\W_])(?=[^\w\s'])")]
+# space, but for control characters, over which BERT's words go on; else between a letter and punctuation, as in scripts
+# that write no spaces. The last such place is taken.
+_PLACES = [
+    re.compile(f"(?s:.*){here}")
+    for here in (r"(?<=\S)(?= )", r"(?<=\S)(?=[^\S\v\f\x1c-\x1f\x85])", r"(?<=[^\W_])(?=[.,;:!?…。、，；：！？])")
+]
 
 
 def _place(text: str) -> int:

@@ -474,9 +474,12 @@ WORDS = [
 GAPS = [" "] * 8 + ["  ", "\t", " \t ", "\u2003", "\u00a0", ", ", "; "]
 
 
-def prose(words, seed=0):
+BREAKS = ["\n", "\n\n", " \n ", "\r\n", "\u2028", "\x0b", "\x1c", "\x85"]
+
+
+def prose(words, seed=0, gaps=GAPS):
     draw = random.Random(seed)
-    return "".join(draw.choice(WORDS) + draw.choice(GAPS) for _ in range(words)).strip()
+    return "".join(draw.choice(WORDS) + draw.choice(gaps) for _ in range(words)).strip()
 
 
 @pytest.fixture(params=["gpt2", "bert", "shared/gpt2", "shared/bert-base-uncased"])
@@ -489,9 +492,9 @@ def tokenizer(request):
     return load_tokenizer(str(path))
 
 
-@pytest.mark.parametrize("longest", [20, 64, 1000])
+@pytest.mark.parametrize("longest", [32, 64, 1000])
 def test_a_document_in_parts_has_the_tokens_that_it_has_whole(tokenizer, monkeypatch, longest):
-    documents = [prose(words, seed) for seed, words in enumerate((1, 30, 400, 3, 200))]
+    documents = [prose(words, seed, GAPS + BREAKS) for seed, words in enumerate((1, 30, 400, 3, 200, *[90] * 20))]
     expected = naive_rows(documents, tokenizer, 16)
     assert packed(documents, tokenizer, 16) == expected
     monkeypatch.setattr(textfiles, "LONGEST", longest)
