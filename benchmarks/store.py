@@ -21,7 +21,7 @@ import torch
 from ldlm.cli import show
 from ldlm.stages import extract_features, features
 
-from ldlm import builtin_text, config, runtime, text
+from ldlm import builtin_text, config, runtime, text, textfiles
 from ldlm.config import ExtractConfig, TrainConfig
 from ldlm.encoder import FrozenEncoder, load_tokenizer
 from ldlm.store import FeatureStore
@@ -92,7 +92,7 @@ def _extraction(base: ExtractConfig, folder: Path) -> dict[str, Any]:
     """
     device = runtime.device("auto")
     encoder = FrozenEncoder(base.encoder, layer=base.layer, device=device)
-    packed = text.pack(text.file_documents(base.data), load_tokenizer(base.encoder), SEQ_LEN)
+    packed = text.pack(textfiles.file_documents(base.data), load_tokenizer(base.encoder), SEQ_LEN)
     tokens = torch.from_numpy(np.concatenate(list(packed))).long()
     blocks = tokens.split(BLOCK)
 

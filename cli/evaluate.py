@@ -16,7 +16,7 @@ NAMES = {"gen_ppl": "gen. ppl", "entropy": "entropy", "diversity": "diversity", 
 
 
 @click.command(cls=Command, short_help="score anybody's texts: perplexity, entropy, diversity, MAUVE")
-@click.argument("texts", nargs=-1, metavar="F.jsonl...")
+@click.argument("texts", nargs=-1, metavar="FILE...")
 @stage_options(EvaluateConfig, overwrite=False)
 @path_option("--reference", "real text to compare with", metavar="FILE")
 @click.option("--seeds", is_flag=True, help="the files, or those in the folders, are seeds of one model: mean ± std")
@@ -36,7 +36,8 @@ def command(
 ) -> None:
     """Generative perplexity under a scorer, with entropy and diversity beside it, since collapse lowers perplexity.
 
-    The files are JSON lines with a "text" field, or plain text with a text per line, made by anybody's model.
+    The files are JSON with a "text" field, parquet, or plain text with a text per line, made by anybody's model; - is
+    standard input.
 
     \b
     Examples:

@@ -38,7 +38,7 @@ def _spread(args: Sequence[str], repeatable: set[str]) -> Iterator[str]:
     """Repeat an option's name before each further value that follows it."""
     current, has_value = None, False
     for arg in args:
-        if arg.startswith("-"):
+        if arg.startswith("-") and arg != "-":  # which is standard input
             current, has_value = (arg if arg in repeatable else None), False
         elif current is not None:
             if has_value:

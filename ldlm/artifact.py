@@ -30,7 +30,7 @@ from ldlm.claims import among, entry, sole
 from ldlm.errors import InputError
 from ldlm.location import Location, ObjectPath
 
-SCHEMA = 1
+SCHEMA = 2  # of 1, `detokenizer: lm1b` meant what is `lm1b-clean` now
 
 MADE_BY = {
     "encoder": "ldlm pretrain-encoder",
@@ -72,8 +72,8 @@ class Artifact:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The configuration it was made with, as plain data."""
-        return files.read_yaml(self.path / "config.yaml")
+        """The configuration it was made with, as plain data, in this version's terms."""
+        return recorded_config(self.path)
 
     def write_config(self, config: Any) -> None:
         """Record the configuration that it is being made with from here on."""
@@ -208,7 +208,20 @@ def _create(path: Location, kind: str, config: Any, inputs: Mapping[str, Any]) -
 def _old_identity(path: Location, cls: type) -> dict[str, Any]:
     if not (path / "config.yaml").is_file():  # somebody removed it
         return {}
-    return configs.identity(configs.from_dict(cls, files.read_yaml(path / "config.yaml")))
+    return configs.identity(configs.from_dict(cls, recorded_config(path)))
+
+
+def recorded_config(path: Location) -> dict[str, Any]:
+    """The configuration of an artefact as plain data, in this version's terms; `InputError` when it is gone."""
+    found = files.read_yaml(path / "config.yaml")
+    if found.get("detokenizer") == "lm1b" and schema(path) == 1:
+        found["detokenizer"] = "lm1b-clean"
+    return found
+
+
+def schema(path: Location) -> int | None:
+    """The schema version of what has been begun at `path`; None where nothing has."""
+    return (_found(path) or {}).get("schema")
 
 
 def _guard(path: Location, found: Mapping[str, Any], kind: str, reads: Sequence[str | Path]) -> None:

@@ -179,6 +179,8 @@ class OptimizerConfig:
 SEED_HELP = "seed of every random choice"
 TEXTS_PER_SEED = 1_000_000  # so that the texts of different seeds are different texts
 MAX_SEED = 2**53 - 1  # what YAML, JSON and every generator hold exactly
+TEXT_FILES = "text, JSON (an object per line, or an array) or parquet files; also .gz, .zst, .bz2 and .xz"
+COLUMN_HELP = "field that holds the text in JSON and parquet files"
 DEVICE_HELP = "cpu, cuda, cuda:N, or auto"
 
 
@@ -204,8 +206,8 @@ class ComputeConfig:
 class PretrainConfig:
     """`ldlm pretrain-encoder`: a small GPT-2 or BERT with its own tokenizer, for machines without a model hub."""
 
-    data: tuple[str, ...] = setting((), "text, jsonl or parquet files", metavar="FILE")
-    text_column: str = setting("text", "field that holds the text in jsonl and parquet files")
+    data: tuple[str, ...] = setting((), TEXT_FILES, metavar="FILE")
+    text_column: str = setting("text", COLUMN_HELP)
     arch: Literal["gpt2", "bert"] = setting("gpt2", "architecture")
     tokenizer: str | None = setting(None, "folder or hub name of a tokenizer to use instead of training one")
     vocab_size: int = setting(4096, "size of the trained vocabulary", low=300)
@@ -230,16 +232,20 @@ class ExtractConfig:
     )
     layer: int = setting(-3, "index into hidden_states; -3 is the third-to-last")
     seq_len: int = setting(128, "tokens per row L, with BOS and EOS", low=3)
-    data: tuple[str, ...] = setting((), "text, jsonl or parquet files", metavar="FILE")
+    data: tuple[str, ...] = setting((), TEXT_FILES, metavar="FILE")
     dataset: str | None = setting(None, "Hugging Face dataset, instead of --data")
     dataset_config: str | None = setting(None, "configuration of the dataset where it has several")
     revision: str | None = setting(None, "commit, branch or tag of the dataset; what it was is recorded")
     split: str = setting("train", "split of the dataset")
-    text_column: str = setting("text", "field that holds the text")
+    text_column: str = setting("text", "field that holds the text in JSON, parquet and datasets")
     validation_data: tuple[str, ...] = setting((), "files of held-out documents", metavar="FILE")
     validation_split: str | None = setting(None, "split of the dataset that is held out")
     validation_docs: int = setting(0, "hold out the last so many documents", low=0)
-    detokenizer: Literal["none", "lm1b"] = setting("none", "lm1b undoes the benchmark's tokenisation first")
+    detokenizer: Literal["none", "lm1b", "lm1b-clean"] = setting(
+        "none",
+        "undoes the tokenisation of the One Billion Word benchmark first: lm1b as MDLM does, for comparison with it; "
+        "lm1b-clean also where MDLM's rules leave a space, as in `4 % .`",
+    )
     codec: Literal["fp16", "bf16", "int8-token", "fp32", "online"] = setting(
         "fp16", "storage of the hidden states; online stores none, and the encoder runs inside the training step"
     )
@@ -395,6 +401,7 @@ class SweepConfig:
         0.02, "a finalist's entropy may be so far below that of the paper's sampler, in nats", low=0
     )
     scorer: str = setting("gpt2-large", "causal model that scores the texts")
+    text_column: str = setting("text", COLUMN_HELP)
     batch_size: int | None = setting(
         None, "texts per batch, which does not change them, or auto", low=1, identity=False, none="auto"
     )
@@ -453,7 +460,7 @@ class EvaluateConfig:
         "texts are cut after so many tokens; none means the longest row of `tokens` in the files, else 1024",
         low=2,
     )
-    text_column: str = setting("text", "field that holds the text in jsonl files")
+    text_column: str = setting("text", COLUMN_HELP)
     batch_size: int = setting(16, "texts per scorer pass", low=1, identity=False)
     mauve_model: str | None = setting(
         None, "model whose states MAUVE compares; none means the scorer, gpt2-large being MAUVE's default too"
@@ -469,8 +476,9 @@ class QuickstartConfig:
 
     text: str | None = setting(
         None,
-        "text file, one document per line; none means the documentation of Python and the installed packages",
+        "text, JSON or parquet file; none means the documentation of Python and the installed packages",
     )
+    text_column: str = setting("text", COLUMN_HELP)
     encoder: str | None = setting(None, "hub name or folder of an encoder, instead of pretraining a small GPT-2")
     scorer: str | None = setting(None, "hub name or folder of a scorer, instead of pretraining a small GPT-2")
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)

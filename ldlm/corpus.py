@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ldlm import text
+from ldlm import text, textfiles
 from ldlm.config import ExtractConfig
 from ldlm.errors import InputError
 
@@ -23,16 +22,16 @@ def _raw_documents(config: ExtractConfig, split: str) -> Iterator[str] | None:
     held_out = config.validation_docs
     if split == "validation":
         if config.validation_data:
-            return text.file_documents(config.validation_data, config.text_column)
+            return textfiles.file_documents(config.validation_data, config.text_column)
         if config.validation_split:
             return _all_documents(config, config.validation_split)
         if not held_out:
             return None
     if not held_out:
         return _all_documents(config, config.split)
-    boundary = _boundary(config, sum(1 for _ in _all_documents(config, config.split)))
+    boundary = _boundary(config, textfiles.count(_all_documents(config, config.split)))
     everything = _all_documents(config, config.split)
-    return itertools.islice(everything, *((boundary,) if split == "train" else (boundary, None)))
+    return textfiles.section(everything, *((0, boundary) if split == "train" else (boundary, None)))
 
 
 def _boundary(config: ExtractConfig, total: int) -> int:
@@ -49,11 +48,12 @@ def _all_documents(config: ExtractConfig, dataset_split: str) -> Iterator[str]:
         return text.dataset_documents(
             config.dataset, dataset_split, config.text_column, config.dataset_config, config.revision
         )
-    return text.file_documents(config.data, config.text_column)
+    return textfiles.file_documents(config.data, config.text_column)
 
 
 def _detokenised(config: ExtractConfig, found: Iterator[str]) -> Iterator[str]:
-    return map(text.detokenize_lm1b, found) if config.detokenizer == "lm1b" else found
+    detokenize = text.DETOKENIZERS[config.detokenizer]
+    return found if detokenize is None else (type(document)(detokenize(document)) for document in found)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ def count_rows(config: ExtractConfig, tokenizer: Any, split: str, seconds: float
         found = documents(config, split)
     else:
         name = config.validation_split if split == "validation" else None
-        found = _detokenised(config, itertools.islice(_all_documents(config, name or config.split), total))
+        found = _detokenised(config, textfiles.section(_all_documents(config, name or config.split), 0, total))
     if found is None:
         return Count(0, True, 0, 0.0)
     taken, stopped, started = 0, False, time.perf_counter()
@@ -88,7 +88,7 @@ def count_rows(config: ExtractConfig, tokenizer: Any, split: str, seconds: float
     def first() -> Iterator[str]:
         nonlocal taken, stopped
         for document in found:
-            taken += 1
+            taken += textfiles.count([document])
             yield document
             stopped = taken >= 1000 and time.perf_counter() - started > seconds
             if stopped:
@@ -96,7 +96,7 @@ def count_rows(config: ExtractConfig, tokenizer: Any, split: str, seconds: float
 
     packed = sum(map(len, text.pack(first(), tokenizer, config.seq_len)))
     spent = time.perf_counter() - started
-    others = 0 if not stopped else sum(1 for _ in found) if total is None else total - taken
+    others = 0 if not stopped else textfiles.count(found) if total is None else total - taken
     rows = round(packed * (taken + others) / max(1, taken))
     return Count(rows, total is None and not others, packed, spent)
 
@@ -115,8 +115,12 @@ def _stated_documents(config: ExtractConfig, split: str) -> int | None:
 
 def most_rows(config: ExtractConfig) -> dict[str, int] | None:
     """Rows by split that the text can't exceed, a token being a byte at least; None where its size isn't known."""
-    paths = {"train": config.data, "validation": config.validation_data}
-    if config.dataset or any(Path(path).suffix == ".parquet" for found in paths.values() for path in found):
+    if config.dataset:
         return None
-    sizes = {split: sum(Path(path).stat().st_size + 1 for path in found) for split, found in paths.items()}
-    return {split: size // (config.seq_len - 2) for split, size in sizes.items()}
+    most: dict[str, int] = {}
+    for split, paths in (("train", config.data), ("validation", config.validation_data)):
+        sizes = [textfiles.text_bytes(Path(path)) for path in paths]
+        if None in sizes:
+            return None
+        most[split] = sum(size + 1 for size in sizes if size is not None) // (config.seq_len - 2)
+    return most

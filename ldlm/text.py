@@ -6,11 +6,11 @@ into chunks of L−2 tokens, each wrapped as [BOS] … [EOS]. There is no paddin
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
+from functools import partial
+from itertools import chain, islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,83 +19,13 @@ import numpy as np
 from ldlm import files
 from ldlm.errors import InputError
 from ldlm.hub import check_hub
+from ldlm.textfiles import Part, parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TOKENIZER_BATCH = 512
-
-
-def file_documents(paths: Iterable[str | Path], column: str = "text") -> Iterator[str]:
-    """The documents of text, jsonl and parquet files, in order.
-
-    A document is a non-empty line of a text file, or `column` of a jsonl object or parquet row. `InputError` names the
-    file for what is absent, empty, not UTF-8 or without that column.
-    """
-    for path in map(Path, paths):
-        if not path.exists():
-            raise InputError(f"there is no file {path}")
-        if path.is_dir():
-            raise InputError(f"{path} is a folder; give the text files in it, for example {path}/*.txt")
-        reader = {".jsonl": _jsonl, ".parquet": _parquet}.get(path.suffix, _lines)
-        found = False
-        for document in reader(path, column):
-            if document.strip():
-                found = True
-                yield document
-        if not found:
-            raise InputError(f"{path} holds no text")
-
-
-def _lines(path: Path, column: str) -> Iterator[str]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            yield _utf8(path, number, line).rstrip("\r\n")
-
-
-def _jsonl(path: Path, column: str) -> Iterator[str]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(_utf8(path, number, line))
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}, line {number} is not JSON: {error.msg}") from None
-            if not isinstance(row, dict) or not isinstance(row.get(column), str):
-                fields = ", ".join(row) if isinstance(row, dict) else "none"
-                raise InputError(
-                    f"{path}, line {number} has no text in {column!r} (fields: {fields}); set --text-column"
-                )
-            yield row[column]
-
-
-def _parquet(path: Path, column: str) -> Iterator[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path} is not a parquet file: {error}") from None
-    if column not in table.schema_arrow.names:
-        fields = ", ".join(table.schema_arrow.names)
-        raise InputError(f"{path} has no column {column!r} (columns: {fields}); set --text-column")
-    kind = table.schema_arrow.field(column).type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-        raise InputError(f"{path}: column {column!r} holds {kind} and no text; set --text-column")
-    for batch in table.iter_batches(columns=[column]):
-        yield from (text for text in batch.column(0).to_pylist() if text)
-
-
-def _utf8(path: Path, number: int, line: bytes) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}, line {number} is not UTF-8 (byte 0x{line[error.start]:02x}); convert it, for example with "
-            f"iconv -f latin1 -t utf-8"
-        ) from None
+TOKENIZER_BATCH = 512  # documents that are tokenised at once, or fewer: a tokenizer takes some 100 bytes a character
+TOKENIZER_CHARACTERS = 2**19
 
 
 def dataset_source(
@@ -162,29 +92,61 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
-# What the One Billion Word benchmark's tokenisation did, undone in this order: (pattern, replacement).
-_LM1B = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"\b(https?) : / / ?", r"\1://"),
-        (r" '(\w+)", r"'\1"),  # it 's, we 're
-        (r" (n't)\b", r"\1"),  # do n't
-        (r" ([.?!,:;])(?= |$)", r"\1"),
-        (r" / ", "/"),
-        (r'" ([^"]*?) "', r'"\1"'),
-        (r"(?<!\w)' ([^']*?) '(?!\w)", r"'\1'"),
-        (r"\( ([^()]*?) \)", r"(\1)"),
-        (r"\[ ([^\[\]]*?) \]", r"[\1]"),
-        (r"([$£]) (?=\d)", r"\1"),
-    )
-]
+Rules = list[tuple[re.Pattern[str], str]]
 
 
-def detokenize_lm1b(text: str) -> str:
-    """A sentence of the One Billion Word benchmark as it was before its tokenisation, as far as that can be told."""
-    for pattern, replacement in _LM1B:
+def _rules(*pairs: tuple[str, str]) -> Rules:
+    return [(re.compile(pattern), replacement) for pattern, replacement in pairs]
+
+
+# MDLM's rules for the One Billion Word benchmark (`lm1b_detokenizer` in its dataloader.py), in its order.
+_LM1B = _rules(
+    (r"(https?) : / / ", r"\1://"),
+    (r" '(\w+)", r"'\1"),
+    (r" (\w+) \. ", r" \1. "),
+    (r" (\w+) \.$", r" \1."),
+    (r" \? ", "? "),
+    (r" \?$", "?"),
+    (r" ! ", "! "),
+    (r" !$", "!"),
+    (r" , ", ", "),
+    (r" : ", ": "),
+    (r" ; ", "; "),
+    (r" / ", "/"),
+    (r'" ([^"]+) "', r'"\1"'),
+    (r"' ([^']+) '", r"'\1'"),
+    (r"\( ([^()]+) \)", r"(\1)"),
+    (r"\[ ([^\[\]]+) \]", r"[\1]"),
+    (r"([$£]) ", r"\1"),
+)
+
+# What the benchmark's tokenisation did, undone as far as that can be told.
+_LM1B_CLEAN = _rules(
+    (r"\b(https?) : / / ?", r"\1://"),
+    (r" '(\w+)", r"'\1"),  # it 's, we 're
+    (r" (n't)\b", r"\1"),  # do n't
+    (r" ([.?!,:;])(?= |$)", r"\1"),
+    (r" / ", "/"),
+    (r'" ([^"]*?) "', r'"\1"'),
+    (r"(?<!\w)' ([^']*?) '(?!\w)", r"'\1'"),
+    (r"\( ([^()]*?) \)", r"(\1)"),
+    (r"\[ ([^\[\]]*?) \]", r"[\1]"),
+    (r"([$£]) (?=\d)", r"\1"),
+)
+
+
+def _applied(rules: Rules, text: str) -> str:
+    for pattern, replacement in rules:
         text = pattern.sub(replacement, text)
     return text
+
+
+# By the name of the setting: what makes a sentence of the benchmark again of its tokenised form.
+DETOKENIZERS: dict[str, Callable[[str], str] | None] = {
+    "none": None,
+    "lm1b": partial(_applied, _LM1B),
+    "lm1b-clean": partial(_applied, _LM1B_CLEAN),
+}
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
@@ -200,19 +162,38 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
 
 
 def tokenize(documents: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
-    """The token ids of each document, without special tokens."""
-    for batch in batched(documents, TOKENIZER_BATCH):
-        yield from tokenizer(list(batch), add_special_tokens=False, verbose=False)["input_ids"]
+    """The token ids of each document, without special tokens; of a `Part` of one, its own."""
+    for batch in _batches(documents):
+        yield from tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    """The documents, as many at a time as the tokenizer has the memory for."""
+    batch, characters = list[str](), 0
+    for document in documents:
+        if batch and (len(batch) == TOKENIZER_BATCH or characters + len(document) > TOKENIZER_CHARACTERS):
+            yield batch
+            batch, characters = [], 0
+        batch.append(document)
+        characters += len(document)
+    if batch:
+        yield batch
 
 
 def pack(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, seq_len: int) -> Iterator[np.ndarray]:
-    """Token rows (rows, L) int32, in batches of any size. A function of (documents, order, tokenizer, L) alone."""
+    """Token rows (rows, L) int32, in batches of any size. A function of (documents, order, tokenizer, L) alone.
+
+    A document longer than `textfiles.LONGEST` is tokenised in parts that end before white space, where GPT-2's and
+    BERT's tokens end whatever follows; in one without any, a cut may change the token at it.
+    """
     bos, eos = special_tokens(tokenizer)
     chunk = seq_len - 2
     pending: list[int] = []
-    for ids in tokenize(documents, tokenizer):
+    flat, followed = tee(chain.from_iterable(map(parts, documents)))
+    for part, ids in zip(followed, tokenize(flat, tokenizer), strict=True):
         pending += ids
-        pending.append(eos)
+        if not isinstance(part, Part):
+            pending.append(eos)
         full = len(pending) // chunk
         if full >= 256:
             yield _rows(pending, full, chunk, bos, eos)

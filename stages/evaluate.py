@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ldlm import mauve, metrics, runtime, samples
+from ldlm import mauve, metrics, runtime, samples, textfiles
 from ldlm.config import EvaluateConfig, differences
 from ldlm.encoder import tokenizer_fingerprint
 from ldlm.errors import InputError
@@ -79,6 +79,9 @@ def _paths(files: Sequence[Path], reference: Path | None, seeds: bool) -> list[P
 
 def _read(paths: Sequence[Path], config: EvaluateConfig, reference: Path | None, progress: Progress) -> list[Texts]:
     """All sets. Of the reference, the last, as many texts as the largest has: diversity falls with their number."""
+    textfiles.check_streams(paths)
+    for remark in textfiles.remarks(paths, config.text_column):
+        progress.note(remark)
     sets = [samples.read(path, config.text_column) for path in paths]
     if reference is None or len(sets) == 1:
         return sets

@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load, save
 
-from ldlm import accounting, artifact, codecs, compute, corpus, files, runtime, store, text
+from ldlm import accounting, artifact, codecs, compute, corpus, files, runtime, store, text, textfiles
 from ldlm.artifact import Artifact
 from ldlm.claims import claim, share
 from ldlm.codecs import CODECS, Codec, Parts
@@ -194,7 +194,10 @@ def prepare(
     config, source = _pinned(config)
     tokenizer, encoder = _models(config)
     _check_requests(config, out, _width(config, encoder))
-    begun = files.read_yaml(out / "config.yaml") if not overwrite and (out / "config.yaml").is_file() else {}
+    begun = artifact.recorded_config(out) if not overwrite and (out / "config.yaml").is_file() else {}
+    if config.detokenizer == "lm1b" and begun.get("detokenizer") == "lm1b-clean" and artifact.schema(out) == 1:
+        progress.note(f"{out} was begun by an earlier version, whose lm1b is lm1b-clean now; it goes on with that")
+        config = replace(config, detokenizer="lm1b-clean")
     _check_revision(config, begun, out)
     if config.precision == "auto":
         encoder.compute_in(begun.get("precision", encoder.compute.precision))
@@ -266,11 +269,7 @@ def _pinned(config: ExtractConfig) -> tuple[ExtractConfig, dict[str, Any]]:
     if config.dataset:
         commit, hashes = text.dataset_source(config.dataset, config.dataset_config, config.revision)
         return (config if commit is None else replace(config, revision=commit)), {"text": hashes}
-    paths = [*config.data, *config.validation_data]
-    for path in paths:
-        if not Path(path).exists():
-            raise InputError(f"there is no file {path}")
-    return config, {"text": {path: files.sha256_file(Path(path)) for path in paths if Path(path).is_file()}}
+    return config, {"text": textfiles.fingerprints([*config.data, *config.validation_data])}
 
 
 def _check_revision(config: ExtractConfig, begun: Mapping[str, Any], out: Location) -> None:
@@ -426,6 +425,10 @@ class Extraction:
                 self._check_space_ahead()
                 shutil.rmtree(self.work / "spool", ignore_errors=True)
                 (self.work / "spool").mkdir(parents=True)
+                for remark in textfiles.remarks(
+                    [*self.config.data, *self.config.validation_data], self.config.text_column
+                ):
+                    self.progress.note(remark)
                 rows = {split: self._pack_split(split) for split in SPLITS}
                 files.write_json(self.work / "spool" / "packing.json", rows)
             self.rows: dict[str, int] = files.read_json(self.work / "spool" / "packing.json")

@@ -20,7 +20,7 @@ import torch
 from ldlm.stages.evaluate import measure
 from torch import Tensor
 
-from ldlm import artifact, files, heldout, metrics, plots, runtime, text
+from ldlm import artifact, files, heldout, metrics, plots, runtime, text, textfiles
 from ldlm.artifact import Artifact
 from ldlm.config import EvaluateConfig, InterpolateConfig
 from ldlm.errors import InputError
@@ -165,6 +165,7 @@ def _given_row(run: TrainedRun, tokenizer: Any, flag: str, given: str, progress:
     """The row of a text that the user has typed."""
     if not given.strip():
         raise InputError(f'{flag} is empty; give a text, for example {flag} "The sea was calm."')
+    textfiles.check_whole(given, flag)
     row, tokens = text.row_of(given, tokenizer, run.shapes.seq_len)
     room = run.shapes.seq_len - 2
     if tokens > room:

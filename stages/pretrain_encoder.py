@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldlm import artifact, checkpoint, files, runtime, text
+from ldlm import artifact, checkpoint, files, runtime, text, textfiles
 from ldlm.artifact import Artifact
 from ldlm.config import PretrainConfig
 from ldlm.encoder import load_tokenizer, quiet_transformers
@@ -33,6 +33,8 @@ def plan(config: PretrainConfig) -> dict[str, Any]:
     """What it would train: parameters, steps, tokens seen."""
     if not config.data:
         raise InputError("nothing to train on: give --data FILE")
+    for path in config.data:
+        textfiles.check_file(Path(path))
     tokenizer = _tokenizer(config)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in _model(config, tokenizer).parameters())
@@ -49,7 +51,7 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
     if not config.data:
         raise InputError("nothing to train on: give --data FILE")
     device = runtime.device(config.device)
-    inputs = {"text": {p: files.sha256_file(Path(p)) for p in _existing(config.data)}}
+    inputs = {"text": textfiles.fingerprints(config.data)}
     result = artifact.begin(out, "encoder", config, inputs, overwrite=overwrite, reads=config.data)
     if result.complete:
         progress.note(f"{out} is complete; nothing to do")
@@ -57,6 +59,8 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
 
     quiet_transformers()
     with result.or_nothing():
+        for remark in textfiles.remarks(config.data, config.text_column):
+            progress.note(remark)
         tokenizer = _tokenizer(config)
         rows = _rows(config, tokenizer)
         model = _model(config, tokenizer).to(device)
@@ -77,21 +81,22 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
     )
 
 
-def _existing(paths: tuple[str, ...]) -> Iterator[str]:
-    for path in paths:
-        if not Path(path).is_file():
-            raise InputError(f"there is no file {path}")
-        yield path
-
-
 def _tokenizer(config: PretrainConfig) -> Any:
     if config.tokenizer is not None:
         return load_tokenizer(config.tokenizer)
-    documents = islice(text.file_documents(config.data, config.text_column), TOKENIZER_DOCUMENTS)
+
+    def documents() -> Iterator[str]:
+        found = textfiles.section(_documents(config), 0, TOKENIZER_DOCUMENTS)
+        return chain.from_iterable(map(textfiles.parts, found))
+
     return (_byte_pairs if config.arch == "gpt2" else _word_pieces)(documents, config.vocab_size)
 
 
-def _byte_pairs(documents: Iterator[str], vocab_size: int) -> Any:
+def _documents(config: PretrainConfig) -> Iterator[str]:
+    return textfiles.file_documents(config.data, config.text_column)
+
+
+def _byte_pairs(documents: Callable[[], Iterator[str]], vocab_size: int) -> Any:
     """GPT-2's byte-level BPE, with its end-of-text token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -106,11 +111,11 @@ def _byte_pairs(documents: Iterator[str], vocab_size: int) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(documents, trainer)
+    tokenizer.train_from_iterator(documents(), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end, unk_token=end)
 
 
-def _word_pieces(documents: Iterator[str], vocab_size: int) -> Any:
+def _word_pieces(documents: Callable[[], Iterator[str]], vocab_size: int) -> Any:
     """BERT's lower-cased WordPiece."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import BertTokenizer
@@ -122,19 +127,17 @@ def _word_pieces(documents: Iterator[str], vocab_size: int) -> Any:
     # The trainer would number single letters in the order of a hash map, and break ties by the numbers. Named up front,
     # they make the vocabulary a function of the text, as a resumed training needs it.
     words: set[str] = set()
-    kept = list(documents)
-    for document in kept:
+    for document in documents():
         words.update(word for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(document)))
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     letters = sorted({word[0] for word in words}) + sorted({f"##{letter}" for word in words for letter in word[1:]})
     trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special + letters, show_progress=False)
-    tokenizer.train_from_iterator(kept, trainer)
+    tokenizer.train_from_iterator(documents(), trainer)
     return BertTokenizer(vocab=tokenizer.get_vocab())
 
 
 def _rows(config: PretrainConfig, tokenizer: Any) -> np.ndarray:
-    documents = text.file_documents(config.data, config.text_column)
-    packed = list(text.pack(documents, tokenizer, config.positions))
+    packed = list(text.pack(_documents(config), tokenizer, config.positions))
     rows = np.concatenate(packed) if packed else np.zeros((0, config.positions), np.int32)
     if len(rows) < config.batch_size:
         raise InputError(

@@ -28,7 +28,7 @@ from ldlm.stages import (
     train,
 )
 
-from ldlm import artifact, builtin_text, config, files, metrics, plots, runtime, samples, text
+from ldlm import artifact, builtin_text, config, files, metrics, plots, runtime, samples, textfiles
 from ldlm.artifact import Artifact
 from ldlm.config import (
     EvaluateConfig,
@@ -64,8 +64,9 @@ class Plan:
     out: Path
 
     def part(self, name: str) -> str:
-        """File of one part of the text."""
-        return str(self.out / "text" / f"{name}.txt")
+        """File of one part of the text: a document may have line ends, or read like JSON."""
+        old = self.out / "text" / f"{name}.txt"  # where an earlier version began
+        return str(old if old.exists() else old.with_suffix(".jsonl"))
 
     @property
     def run_path(self) -> Path:
@@ -150,7 +151,7 @@ def plan(quickstart: QuickstartConfig) -> dict[str, Any]:
 def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, progress: Progress = SILENT) -> Artifact:
     """Run every stage into `out`; its manifest holds the table."""
     runtime.device(quickstart.device)
-    source = {} if quickstart.text is None else {"text": files.sha256_file(_existing(quickstart.text))}
+    source = {} if quickstart.text is None else {"text": textfiles.fingerprints([quickstart.text])[quickstart.text]}
     reads = [] if quickstart.text is None else [quickstart.text]
     result = artifact.begin(out, "quickstart", quickstart, source, overwrite=overwrite, reads=reads)
     if result.complete:
@@ -220,12 +221,6 @@ def _check_models(quickstart: QuickstartConfig) -> None:
         Scorer(quickstart.scorer, torch.device("cpu")).check_length(SEQ_LEN)
 
 
-def _existing(path: str) -> Path:
-    if not Path(path).is_file():
-        raise InputError(f"there is no file {path}")
-    return Path(path)
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Text
 
@@ -239,7 +234,10 @@ def _write_corpus(quickstart: QuickstartConfig, out: Path, progress: Progress) -
         progress.note("collecting English prose from Python's documentation and the installed packages")
         documents = builtin_text.documents()
     else:
-        documents = list(dict.fromkeys(text.file_documents([quickstart.text])))
+        for remark in textfiles.remarks([quickstart.text], quickstart.text_column):
+            progress.note(remark)
+        found = textfiles.file_documents([quickstart.text], quickstart.text_column)
+        documents = list(dict.fromkeys(textfiles.whole(found)))
     random.Random(quickstart.seed).shuffle(documents)
     documents = documents[:DOCUMENTS]
     first, second = (int(len(documents) * share) for share in (HELD_OUT_SHARE, HELD_OUT_SHARE + SCORER_SHARE))
@@ -247,12 +245,12 @@ def _write_corpus(quickstart: QuickstartConfig, out: Path, progress: Progress) -
     characters = sum(map(len, documents))
     if len(documents) < FEWEST_DOCUMENTS or characters < FEWEST_CHARACTERS:
         raise InputError(
-            f"{quickstart.text} holds {characters:,} characters in {len(documents):,} documents, one per line; a "
+            f"{quickstart.text} holds {characters:,} characters in {len(documents):,} documents; a "
             f"quickstart needs {FEWEST_CHARACTERS:,} in {FEWEST_DOCUMENTS}, to split into three parts"
         )
     (out / "text").mkdir(exist_ok=True)
     for name, part in parts.items():
-        files.write_atomic(out / "text" / f"{name}.txt", "\n".join(part) + "\n")
+        files.write_atomic(out / "text" / f"{name}.jsonl", files.dump_jsonl({"text": document} for document in part))
     described = {
         "source": quickstart.text or "Python's documentation and the docstrings of installed packages",
         "documents": {name: len(part) for name, part in parts.items()},

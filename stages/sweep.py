@@ -23,7 +23,7 @@ import torch
 from ldlm.stages.evaluate import measure
 from torch import Tensor
 
-from ldlm import artifact, files, metrics, plots, runtime, samplers, samples
+from ldlm import artifact, files, metrics, plots, runtime, samplers, samples, textfiles
 from ldlm.artifact import Artifact
 from ldlm.compute import Compute
 from ldlm.config import PAPERS_SAMPLER, EvaluateConfig, SamplerConfig, SweepConfig
@@ -138,8 +138,11 @@ def run(
     if len({one.name for one in externals}) < len(externals):
         raise InputError("two --external have one name; give each a name of its own")
     found = trajectories(config)
-    real = None if reference is None else samples.read(reference)
-    others = {one: samples.read(one.path) for one in externals}
+    hashes = textfiles.fingerprints([*([reference] if reference else []), *(one.path for one in externals)])
+    for remark in textfiles.remarks(hashes, config.text_column):
+        progress.note(remark)
+    real = None if reference is None else samples.read(reference, config.text_column)
+    others = {one: samples.read(one.path, config.text_column) for one in externals}
     device = runtime.device(config.device)
     run = TrainedRun(run_path, device, config.checkpoint)
     if not config.decoders:
@@ -152,8 +155,8 @@ def run(
         "checkpoint": run.checkpoint.digest,
         "decoders": list(generators),
         "precision": compute.precision,
-        "reference": None if reference is None else files.sha256_file(reference),
-        "externals": {one.name: [files.sha256_file(one.path), one.nfe, one.seconds] for one in externals},
+        "reference": None if reference is None else hashes[str(reference)],
+        "externals": {one.name: [hashes[str(one.path)], one.nfe, one.seconds] for one in externals},
     }
     result = artifact.begin(out, "sweep", config, inputs, overwrite=overwrite)
     if result.complete:

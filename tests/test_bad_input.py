@@ -91,10 +91,10 @@ def test_texts_that_can_not_be_read_are_named_by_evaluate(refuse, bad_file, gpt2
     [
         (None, "there is no file"),
         (b"", "holds no text"),
-        ('{"text": "café"}\n'.encode("latin1"), "is not UTF-8; convert it"),
+        ('{"text": "café"}\n'.encode("latin1"), "line 1 is not UTF-8 (byte 0xe9); convert it"),
         (b'{"text": "a"}\n{"text"\n', "line 2 is not JSON"),
-        (b'{"text": "a"}\n{"body": "a"}\n', "text 2 has no string in 'text' (fields: body); set --text-column"),
-        (b"[1]\n", "line 1 must be a JSON object"),
+        (b'{"text": "a"}\n{"body": "a"}\n', "line 2 has no text in 'text' (fields: body); set --text-column"),
+        (b"[1]\n", "line 1 has no text in 'text' (fields: none)"),
     ],
 )
 def test_json_lines_that_can_not_be_evaluated_are_named(refuse, tmp_path, gpt2, content, message):

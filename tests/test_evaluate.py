@@ -149,10 +149,13 @@ def test_files_that_were_drawn_with_other_settings_are_no_seeds(trained, succeed
     assert "differ in more (sampler.temperature: 0.0 -> 0.5)" in refuse("evaluate", b, c, *common)
 
 
-def test_json_lines_by_another_name_are_not_scored_as_prose(refuse, draws, gpt2):
+def test_json_lines_by_another_name_are_not_scored_as_prose(call, ldlm, draws, gpt2):
     path = draws[0].rename(draws[0].with_suffix(".txt"))
-    line = refuse("evaluate", path, "--scorer", gpt2)
-    assert f"{path} holds a JSON object per line; name it seed-0.jsonl" in line
+    found, by_name = call(path), call(draws[1])
+    assert (found["num_texts"], found["seeds"]) == (30, [0, 29])
+    assert found["tokens"] < 2 * by_name["tokens"]
+    shown = ldlm("evaluate", path, "--scorer", gpt2, "--max-tokens", 16)
+    assert f"{path} holds JSON, of which the field 'text' is read" in shown.stderr
 
 
 def test_what_is_no_set_of_seeds_is_refused(refuse, draws, gpt2, tmp_path):
@@ -166,7 +169,7 @@ def test_what_is_no_set_of_seeds_is_refused(refuse, draws, gpt2, tmp_path):
     assert "hold the same texts" in line(draws[0], draws[0])
     assert "the seeds have 30, 2 texts" in line(draws[0], write(tmp_path / "two.jsonl", ["one of two", "two of two"]))
     (tmp_path / "empty").mkdir()
-    assert "holds no .jsonl, .parquet or .txt file" in line(tmp_path / "empty")
+    assert "holds no .jsonl, .ndjson, .jsonlines, .parquet or .txt file" in line(tmp_path / "empty")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -232,11 +235,11 @@ def test_one_line_is_a_text_and_its_intervals_are_points(call, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.json", b'["one", "two"]', "is one JSON document; give a text per line, for example with jq"),
-        ("t.jsonl", b'{"text": "a \\ud800 b"}\n', r"text 1 holds half a character, '\ud800'"),
+        ("t.json", b'{"texts": ["one", "two"]}', "line 1 has no text in 'text' (fields: texts)"),
+        ("t.jsonl", b'{"text": "a \\ud800 b"}\n', r"line 1 holds half a character, '\ud800'"),
         ("t.jsonl", b'{"text": ""}\n', "nothing to score"),
         ("t.txt", b"\n \n", "holds no text"),
-        ("t.npy", np.random.default_rng(0).bytes(999), "is not UTF-8"),
+        ("t.npy", np.random.default_rng(0).bytes(999), "is binary"),
     ],
 )
 def test_files_that_hold_no_texts_are_named(refuse, gpt2, tmp_path, name, content, message):

@@ -22,7 +22,7 @@ from patience import patience
 from tokenizers import normalizers
 from torch import nn
 
-from ldlm import corpus, files, text
+from ldlm import corpus, files, text, textfiles
 from ldlm.encoder import load_tokenizer
 from ldlm.errors import InputError
 from ldlm.progress import SILENT, Progress, Task
@@ -601,14 +601,14 @@ def test_the_time_to_pack_is_that_of_the_rows_that_were_packed(few, tmp_path, fe
     """Documents that are only counted, for the estimate and to hold out the last ones, take none of it."""
     large = tmp_path / "large.txt"
     large.write_text(few_lines.read_text(encoding="utf-8") * 200, encoding="utf-8")
-    read = text.file_documents
+    read = textfiles.file_documents
 
     def slowly(paths, column):
         for number, document in enumerate(read(paths, column)):
             time.sleep(0.001 * (number >= 1200))  # beyond those that are packed
             yield document
 
-    monkeypatch.setattr(text, "file_documents", slowly)
+    monkeypatch.setattr(textfiles, "file_documents", slowly)
     started = time.perf_counter()
     guess = corpus.count_rows(replace(few, data=(str(large),)), load_tokenizer(few.encoder), "train", seconds=0)
     # 4,800 documents are counted twice, of which 3,600 take a millisecond each.

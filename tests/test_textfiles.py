@@ -1,0 +1,653 @@
+"""Documents of files of every kind, against the same documents in plain text; damage, pipes and long lines."""
+
+import bz2
+import gzip
+import json
+import lzma
+import os
+import random
+import re
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from ldlm.stages import extract_features, quickstart
+
+from ldlm import artifact, corpus, samples, text, textfiles
+from ldlm.config import ExtractConfig, QuickstartConfig
+from ldlm.encoder import load_tokenizer
+from ldlm.errors import InputError
+from ldlm.textfiles import Part, file_documents
+
+DOCUMENTS = [
+    "One — naïve — line.",
+    "Two,\u2028still two.",
+    " indented",
+    '{"not": "JSON", but a text',
+    "[1] a reference",
+]
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+
+
+def objects(documents, column="text"):
+    return [{"id": i, column: document} for i, document in enumerate(documents)]
+
+
+def lines(values, **options):
+    return "".join(json.dumps(value, **options) + "\n" for value in values).encode()
+
+
+def parquet(documents, column="text"):
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({column: documents}), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def zstd(data):
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as file:
+        file.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+PACK = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstd}
+KINDS = {
+    "plain": ("\n\n".join(DOCUMENTS) + "\r\n  \r\n").encode(),
+    "json lines": lines(objects(DOCUMENTS)) + b"\n",
+    "json lines, as they stand": lines(objects(DOCUMENTS), ensure_ascii=False).replace(b"\n", b"\r\n").strip(),
+    "json array": json.dumps(objects(DOCUMENTS), indent=2).encode(),
+    "json array on a line": json.dumps(objects(DOCUMENTS)).encode(),
+    "json array of strings": json.dumps(DOCUMENTS).encode(),
+    "parquet": parquet(DOCUMENTS),
+}
+
+
+def read(path, column="text"):
+    return list(file_documents([path], column))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Kinds
+
+
+@pytest.mark.parametrize("name", ["data", "data.txt", "data.JSONL", "data.dat", "data.gz", "data.json.zst"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_content_tells_the_kind_and_the_name_does_not(tmp_path, kind, name):
+    if kind == "plain" and "json" in name.lower():
+        pytest.skip("a name that promises JSON is held to it")
+    (tmp_path / name).write_bytes(KINDS[kind])
+    assert read(tmp_path / name) == DOCUMENTS
+    assert samples.read(tmp_path / name).texts == DOCUMENTS
+
+
+@pytest.mark.parametrize("packing", PACK)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "parquet"])
+def test_compressed_files_are_read_by_any_name_and_in_several_members(tmp_path, kind, packing):
+    data = KINDS[kind]
+    (tmp_path / "whole").write_bytes(PACK[packing](data))
+    (tmp_path / "parts").write_bytes(PACK[packing](data[:50]) + PACK[packing](data[50:]))
+    assert read(tmp_path / "whole") == read(tmp_path / "parts") == DOCUMENTS
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "parquet"])
+def test_a_byte_order_mark_is_no_text(tmp_path, kind):
+    (tmp_path / "data").write_bytes(b"\xef\xbb\xbf" + KINDS[kind])
+    assert read(tmp_path / "data") == DOCUMENTS
+    if "lines" in kind or kind == "plain":  # as `cat` leaves them inside
+        (tmp_path / "data").write_bytes((b"\xef\xbb\xbf" + KINDS[kind].strip() + b"\n") * 2)
+        assert read(tmp_path / "data") == DOCUMENTS * 2
+
+
+def test_every_encoding_and_dictionary_of_strings_in_parquet_is_text(tmp_path):
+    kinds = [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+    for kind in kinds:
+        table = pa.table({"body": pa.array(DOCUMENTS).cast(kind)})
+        pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+        assert read(tmp_path / "a.parquet", "body") == DOCUMENTS
+
+
+@pytest.mark.parametrize(
+    "text_", ["[Music] la la", "[1] See below.", "{ a set }", "[", "{}", "PAR1 is a protein.", '"Yes."']
+)
+def test_prose_that_begins_like_json_is_prose(tmp_path, text_):
+    (tmp_path / "a.txt").write_text(f"{text_}\nmore\n")
+    assert read(tmp_path / "a.txt") == [text_, "more"]
+
+
+def test_json_by_another_name_is_said_and_can_be_taken_as_it_stands(tmp_path, notes, gpt2):
+    path = tmp_path / "log.txt"
+    path.write_bytes(lines(objects(DOCUMENTS * 20)))
+    config = ExtractConfig(encoder=str(gpt2), data=(str(path),), seq_len=16, kind="scratch", device="cpu")
+    extract_features.run(config, tmp_path / "out", progress=notes)
+    (note,) = notes.lines
+    assert note.startswith(f"{path} holds JSON, of which the field 'text' is read; ")
+    command = re.search(r"jq .*", note)[0]
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+    assert read(tmp_path / "lines.jsonl") == path.read_text().splitlines()
+
+
+def test_json_by_its_name_and_plain_text_go_without_a_note(tmp_path):
+    for name, kind in (
+        ("a.jsonl.gz", "json lines"),
+        ("a.NDJSON", "json lines"),
+        ("a.json", "json array"),
+        ("a", "plain"),
+    ):
+        (tmp_path / name).write_bytes(KINDS[kind])
+        assert list(textfiles.remarks([tmp_path / name], "text")) == []
+
+
+def test_a_large_array_is_read_element_by_element(tmp_path, monkeypatch):
+    """Whatever the window cuts: strings, escapes, literals, numbers."""
+    draw = random.Random(0)
+    texts = ["".join(draw.choices('ab "\\\n\té—😀', k=draw.randint(1, 60))) + "x" for _ in range(300)]
+    values = [{"n": draw.choice([None, True, -1.5e-3, 12345, float("inf")]), "text": value} for value in texts]
+    for ascii_ in (True, False):
+        (tmp_path / "a").write_text(json.dumps(values, ensure_ascii=ascii_), encoding="utf-8")
+        for size in (16, 17, 50, 1000):
+            monkeypatch.setattr(textfiles, "HEAD", size)
+            assert read(tmp_path / "a") == texts
+
+
+def test_files_are_read_in_the_order_given(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(f"{name}1\n{name}2\n")
+    assert list(file_documents([tmp_path / "b.txt", tmp_path / "a.txt"])) == ["b1", "b2", "a1", "a2"]
+
+
+def test_null_and_blank_rows_are_passed_over_in_every_kind(tmp_path):
+    values = [None, "one", "", "  ", None, "two", "\t"]
+    data = {
+        "a.jsonl": lines(objects(values)),
+        "a.json": json.dumps(objects(values)).encode(),
+        "b.json": json.dumps(values).encode(),
+        "a.parquet": parquet(values),
+    }
+    for name, content in data.items():
+        (tmp_path / name).write_bytes(content)
+        assert read(tmp_path / name) == ["one", "two"]
+        # In a set of texts a blank one may be what a model drew.
+        assert samples.read(tmp_path / name).texts == ["one", "", "  ", "two", "\t"]
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "train.jsonl").write_bytes(data["a.jsonl"])
+    assert list(text.dataset_documents(str(tmp_path / "dataset"), "train", "text")) == ["one", "two"]
+
+
+def test_a_null_row_takes_its_tokens_and_seed_along(tmp_path):
+    rows = [{"text": t, "tokens": [i], "seed": i} for i, t in enumerate(["zero", None, "two"])]
+    (tmp_path / "a.jsonl").write_bytes(lines(rows))
+    found = samples.read(tmp_path / "a.jsonl")
+    assert (found.texts, found.seeds) == (["zero", "two"], [0, 2])
+    assert np.concatenate(found.tokens).tolist() == [0, 2]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What can't be read
+
+
+def broken(data, at=0.5):
+    """The data with a stretch of other bytes."""
+    start = int(len(data) * at)
+    return data[:start] + bytes(255 - byte for byte in data[start : start + 40]) + data[start + 40 :]
+
+
+LONG = lines(objects([f"{i} {'words of text ' * (i % 7 + 1)}" for i in range(3000)]))
+BIG = b'{"text": "ok", "id": ' + b"9" * 5000 + b"}\n"
+DEEP = b'{"text": "ok", "id": ' + b"[" * 200_000 + b"]" * 200_000 + b"}\n"
+UNREADABLE = {
+    "empty.txt": (b"", "holds no text"),
+    "blank.txt": (b"\n \n\t\n", "holds no text"),
+    "long blank.txt": (b" " * 200_000 + b"\n", "holds no text"),
+    "null.jsonl": (b'{"text": null}\n', "holds no text"),
+    "array.json": (b"[]", "holds no text"),
+    "latin1.txt": (b"fine\ncaf\xe9\n", "line 2 is not UTF-8 (byte 0xe9); convert it"),
+    "latin1.jsonl": (b'{"text": "caf\xe9"}\n', "line 1 is not UTF-8"),
+    "latin1.json": (b'[{"text": "caf\xe9"}]', "can't be read: 'utf-8' codec can't decode byte 0xe9"),
+    "latin1 late.txt": (b"fine\n" + b"x " * 100_000 + b"\xe9\n", "line 2 is not UTF-8 (byte 0xe9)"),
+    "cut.txt": (b"x " * 100_000 + b"\xc3", "line 1 is not UTF-8 (byte 0xc3)"),
+    "nul.txt": (b"one\ntw\0o\n", "line 2 holds a NUL byte"),
+    "hole.txt": (b"one\n" * 50_000 + bytes(200_000), "line 50001 holds a NUL byte"),
+    "nul.jsonl": (b'{"text": "a\0b"}\n', "line 1 holds a NUL byte"),
+    "half.jsonl": (
+        b'{"text": "x"}\n{"text": "half \\ud83d a character"}\n',
+        r"line 2 holds half a character, '\ud83d'",
+    ),
+    "half.json": (b'[{"text": "x"}, {"text": "\\udc00"}]', r"element 2 holds half a character, '\udc00'"),
+    "big.jsonl": (b'{"text": "x"}\n' + BIG, "line 2 can't be read as JSON: Exceeds the limit (4300 digits)"),
+    "big.json": (b"[" + BIG + b"]", "element 1 can't be read as JSON: Exceeds the limit"),
+    "deep.jsonl": (DEEP, "line 1 can't be read as JSON: maximum recursion depth exceeded"),
+    "half a line.jsonl": (b'{"text": "x"}\n{"text": \n', "line 2 is not JSON"),
+    "half a line.txt": (b'{"text": "x"}\n{"text": \n', "line 2 is not JSON"),
+    "half an array.json": (b'[{"text": "x"}, {"text": "y"', "element 2 is not JSON"),
+    "no end.json": (b'[{"text": "x"}', "']' is missing before the end of the file"),
+    "more.json": (b'[{"text": "x"}] 3', "holds more behind the end of its JSON array"),
+    "no comma.json": (b'[{"text": "x"} {"text": "y"}]', "']' is missing before '{'"),
+    "bare.jsonl": (b"one\n", "line 1 is not JSON"),
+    "spread.jsonl": (b'{\n "text": "x"\n}\n', "put an object that spreads over several lines on one, with jq -c ."),
+    "column.jsonl": (b'{"body": "x", "id": 1}\n', "line 1 has no text in 'text' (fields: body, id); set --text-column"),
+    "number.jsonl": (b'{"text": 3}\n', "line 1 has no text in 'text'"),
+    "list.jsonl": (b"[1]\n", "line 1 has no text in 'text' (fields: none)"),
+    "list.json": (b'[["x"]]', "element 1 has no text in 'text' (fields: none)"),
+    "no.parquet": (b"no parquet", "is not a parquet file"),
+    "empty.parquet": (b"", "is not a parquet file"),
+    "head.parquet": (parquet(DOCUMENTS * 100)[:-20], "is not a parquet file that is whole"),
+    "packed.parquet.gz": (gzip.compress(parquet(DOCUMENTS)), "unpack it first"),
+    "text.zip": (b"PK\x03\x04\x14\0\0\0\x08\0\xc9\xf2\xe9", "is binary"),
+    "text.lz4": (b"\x04\x22\x4d\x18\x64\x40\xa7\x1c\x10\xc0one line", "is binary"),
+    "states.npy": (np.random.default_rng(0).bytes(999), "is binary"),
+    **{f"half.{end}": (pack(LONG)[: len(pack(LONG)) // 2], "can't be read") for end, pack in PACK.items()},
+    "broken.gz": (broken(gzip.compress(LONG)), "is not JSON"),  # its checksum comes last
+    **{f"broken.{end}": (broken(PACK[end](LONG)), "can't be read") for end in ("bz2", "xz", "zst")},
+}
+
+
+@pytest.fixture(params=UNREADABLE)
+def unreadable(request, tmp_path):
+    """A file that holds no texts, and what must be said of it."""
+    content, message = UNREADABLE[request.param]
+    (tmp_path / request.param).write_bytes(content)
+    return tmp_path / request.param, message
+
+
+def test_a_file_without_documents_is_named_with_the_reason(unreadable):
+    path, message = unreadable
+    with pytest.raises(InputError) as error:
+        read(path)
+    assert str(error.value).startswith(str(path))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_texts_to_evaluate_are_refused_alike(unreadable):
+    path, message = unreadable
+    if path.name in ("long blank.txt", "hole.txt"):
+        pytest.skip("one is enough of the large ones")
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        samples.read(path)
+    assert str(error.value).startswith(str(path))
+
+
+def test_what_comes_before_the_damage_is_given_and_its_place_is_named(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(LONG)[:-2000])
+    found = []
+    with pytest.raises(
+        InputError, match=r"a\.jsonl\.gz, after [\d,]+ bytes of text, can't be read: Compressed file ended"
+    ):
+        found.extend(file_documents([tmp_path / "a.jsonl.gz"]))
+    assert found == [json.loads(line)["text"] for line in LONG.splitlines()[: len(found)]]
+    assert len(found) > 100
+
+
+def test_a_corrupt_page_of_parquet_is_named_by_its_row(tmp_path):
+    pq.write_table(
+        pa.table({"text": [f"{i} {random.Random(i).random()}" for i in range(9000)]}),
+        tmp_path / "a.parquet", row_group_size=3000,
+    )  # fmt: skip
+    data = (tmp_path / "a.parquet").read_bytes()
+    start = pq.ParquetFile(tmp_path / "a.parquet").metadata.row_group(1).column(0).dictionary_page_offset
+    (tmp_path / "a.parquet").write_bytes(data[:start] + bytes(4000) + data[start + 4000 :])
+    with pytest.raises(InputError, match=r"a\.parquet, behind row [\d,]+, can't be read: .*; make a whole copy of it$"):
+        read(tmp_path / "a.parquet")
+
+
+def test_bytes_in_parquet_that_are_no_utf_8_are_named(tmp_path):
+    column = pa.array([b"fine", b"caf\xe9"]).view(pa.string())
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet, behind row 0, can't be read: .*utf-8"):
+        read(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(("column", "message"), [("text", "has no column 'text'"), ("id", "column 'id' holds int64")])
+def test_a_parquet_column_that_is_absent_or_no_text_is_named(tmp_path, column, message):
+    pq.write_table(pa.table({"id": [1, 2], "body": ["a", "b"]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=message):
+        read(tmp_path / "a.parquet", column)
+
+
+def test_a_folder_or_an_absent_file_is_no_text(tmp_path):
+    for call in (read, lambda path: textfiles.fingerprints([path])):
+        with pytest.raises(InputError, match="is a folder; give the text files in it"):
+            call(tmp_path)
+        with pytest.raises(InputError, match="there is no file"):
+            call(tmp_path / "absent.txt")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file here whose reading fails")
+def test_what_the_system_does_not_give_is_named():
+    for call in (read, lambda path: textfiles.fingerprints([path])):
+        with pytest.raises(InputError, match=r"/proc/self/mem.* can't be read: Input/output error"):
+            call(Path("/proc/self/mem"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16le", "utf-16be", "utf-32", "utf-16-be with a mark"])
+def test_utf_16_is_named_with_a_remedy_that_works(tmp_path, encoding):
+    data = "\n".join(["One naïve line.", "Two."])
+    encoded = "\ufeff".encode("utf-16be") + data.encode("utf-16be") if " " in encoding else data.encode(encoding)
+    (tmp_path / "a.txt").write_bytes(encoded)
+    with pytest.raises(InputError, match=rf"a\.txt is {encoding[:6].upper()}, and UTF-8 is needed") as error:
+        read(tmp_path / "a.txt")
+    command = re.search(r"iconv .*", str(error.value))[0]
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+    assert read(tmp_path / "utf8-a.txt") == data.split("\n")
+
+
+def test_the_remedy_against_nul_bytes_works(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one\0\ntwo\n")
+    with pytest.raises(InputError) as error:
+        read(tmp_path / "a.txt")
+    subprocess.run(re.search(r"tr .*", str(error.value))[0], shell=True, cwd=tmp_path, check=True)
+    assert read(tmp_path / "text.txt") == ["one", "two"]
+
+
+# From the commands, which leave nothing behind that refuses the corrected one.
+
+BAD = {
+    "half.jsonl": UNREADABLE["half.jsonl"][0],
+    "big.jsonl": UNREADABLE["big.jsonl"][0],
+    "late.jsonl": LONG[:-9],
+    "late.jsonl.gz": gzip.compress(LONG)[:-2000],
+    "nul.txt": b"one\n" * 5000 + b"\0\n",
+    "corrupt.parquet": broken(parquet([f"{i} words" for i in range(3000)]), 0.1),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_the_corrected_command_is_not_refused(refuse, succeed, gpt2, corpus, tmp_path, name):
+    path, out = tmp_path / name, tmp_path / "out"
+    extract = ("extract-features", "--encoder", gpt2, "--seq-len", 16, "--kind", "scratch", "--device", "cpu")
+    path.write_bytes(BAD[name])
+    assert str(path) in refuse(*extract, "--data", path, "--output", out)
+    assert not out.exists()
+    assert str(path) in refuse("pretrain-encoder", "--data", path, "--output", tmp_path / "encoder")
+    assert not (tmp_path / "encoder").exists()
+    assert str(path) in refuse("quickstart", "--text", path, "--output", tmp_path / "quick")
+    assert not (tmp_path / "quick").exists()
+    assert str(path) in refuse("evaluate", path, "--scorer", gpt2)
+    path.write_bytes(parquet(DOCUMENTS * 20) if name.endswith("parquet") else LONG)
+    assert succeed(*extract, "--data", path, "--output", out)["rows"]["train"]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pipes
+
+
+@pytest.fixture
+def pipe(tmp_path):
+    """Makes a named pipe that gives the data to each reader in turn."""
+    made = []
+
+    def feed(path, data):
+        with suppress(BrokenPipeError), open(path, "wb") as file:
+            file.write(data)
+
+    def make(data, times=1):
+        path = tmp_path / f"pipe{len(made)}"
+        os.mkfifo(path)
+        made.append(threading.Thread(target=lambda: [feed(path, data) for _ in range(times)], daemon=True))
+        made[-1].start()
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "parquet"])
+def test_a_pipe_is_read_like_a_file(pipe, kind):
+    assert read(pipe(KINDS[kind])) == DOCUMENTS
+    assert samples.read(pipe(gzip.compress(KINDS[kind]))).texts == DOCUMENTS
+
+
+def test_a_pipe_of_parquet_is_refused_with_the_reason(pipe):
+    with pytest.raises(InputError, match="holds parquet, which is read from its end; save it to a file"):
+        read(pipe(KINDS["parquet"]))
+
+
+def test_texts_on_standard_input_are_evaluated(gpt2, tmp_path):
+    """By a shell's pipe, and beside a reference from another one."""
+    (tmp_path / "t.jsonl").write_bytes(lines(objects(["The old captain found a letter.", "Nobody lost rain."])))
+    ldlm = f"{sys.executable} -m ldlm.cli evaluate"
+    common = f"--scorer {gpt2} --max-tokens 16 --device cpu --no-cache --json"
+    command = f"cat t.jsonl | {ldlm} - {common} --reference <(gzip -c t.jsonl)"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["file"], found["num_texts"], found["reference"]["num_texts"]) == ("-", 2, 2)
+    assert found["gen_ppl"] == found["reference"]["gen_ppl"]
+
+
+def test_standard_input_can_not_be_two_files(refuse, gpt2, pipe):
+    assert "- is given twice and can be read only once" in refuse("evaluate", "-", "--reference", "-", "--scorer", gpt2)
+    path = pipe(b"one\n")
+    assert "is given twice" in refuse("evaluate", path, path, "--scorer", gpt2)
+    read(path)  # which lets its writer go
+
+
+@pytest.mark.parametrize("name", ["-", "pipe"])
+def test_text_that_is_read_more_than_once_is_no_pipe(refuse, trained, gpt2, pipe, tmp_path, name):
+    path = "-" if name == "-" else pipe(b"one\n" * 100)
+    out = ("--output", tmp_path / "out")
+    for command in (
+        ("extract-features", "--encoder", gpt2, "--seq-len", 16, "--data", path, *out),
+        ("extract-features", "--encoder", gpt2, "--seq-len", 16, "--data", __file__, "--validation-data", path, *out),
+        ("train", "--features", "online", "--encoder", gpt2, "--seq-len", 16, "--data", path, "--preset", "tiny", *out),
+        ("pretrain-encoder", "--data", path, *out),
+        ("pretrain-encoder", "--data", path, "--dry-run"),
+        ("extract-features", "--encoder", gpt2, "--seq-len", 16, "--data", path, "--dry-run"),
+        ("pretrain-encoder", "--data", __file__, path, *out),
+        ("quickstart", "--text", path, *out),
+        ("sweep", "--run", trained, "--scorer", gpt2, "--reference", path, *out),
+        ("sweep", "--run", trained, "--scorer", gpt2, "--external", f"other={path},1,1", *out),
+    ):
+        line = refuse(*command)
+        assert f"{path} (" in line
+        assert "can be read only once, and this text is read several times and its hash recorded" in line
+        assert list(tmp_path.glob("out*")) == []
+    if name == "pipe":
+        read(path)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Long documents
+
+
+def naive_rows(documents, tokenizer, seq_len):
+    """SPEC 1 on whole documents."""
+    bos, eos = text.special_tokens(tokenizer)
+    stream = [t for d in documents for t in [*tokenizer(d, add_special_tokens=False, verbose=False)["input_ids"], eos]]
+    chunks = [stream[i : i + seq_len - 2] for i in range(0, len(stream), seq_len - 2)]
+    return [[bos, *chunk, eos] for chunk in chunks if len(chunk) == seq_len - 2]
+
+
+def packed(documents, tokenizer, seq_len):
+    return [row for batch in text.pack(documents, tokenizer, seq_len) for row in batch.tolist()]
+
+
+WORDS = [
+    *("the", "café", "'s", "don't", "3.14", "1847", "naïve", "—", "“quoted”", "(and)", "so-called", "e\u0301"),
+    *("Straße", "東京", "привет", "½", "😀", "_x_", "<|endoftext|>", "..."),
+]
+GAPS = [" "] * 8 + ["  ", "\t", " \t ", "\u2003", "\u00a0", ", ", "; "]
+
+
+BREAKS = ["\n", "\n\n", " \n ", "\r\n", "\u2028", "\x0b", "\x1c", "\x85"]
+
+
+def prose(words, seed=0, gaps=GAPS):
+    draw = random.Random(seed)
+    return "".join(draw.choice(WORDS) + draw.choice(gaps) for _ in range(words)).strip()
+
+
+@pytest.fixture(params=["gpt2", "bert", "shared/gpt2", "shared/bert-base-uncased"])
+def tokenizer(request):
+    if not request.param.startswith("shared"):
+        return load_tokenizer(str(request.getfixturevalue(request.param)))
+    path = SHARED / "tokenizers" / request.param.removeprefix("shared/")
+    if not path.exists():
+        pytest.skip("../shared/tokenizers is not here")
+    return load_tokenizer(str(path))
+
+
+@pytest.mark.parametrize("longest", [32, 64, 1000])
+def test_a_document_in_parts_has_the_tokens_that_it_has_whole(tokenizer, monkeypatch, longest):
+    documents = [prose(words, seed, GAPS + BREAKS) for seed, words in enumerate((1, 30, 400, 3, 200, *[90] * 20))]
+    expected = naive_rows(documents, tokenizer, 16)
+    assert packed(documents, tokenizer, 16) == expected
+    monkeypatch.setattr(textfiles, "LONGEST", longest)
+    assert sum(1 for d in documents for _ in textfiles.parts(d)) > len(documents) + (longest < 1000)
+    assert packed(documents, tokenizer, 16) == expected
+
+
+def test_a_line_gives_the_parts_of_its_document_whatever_it_is_read_in(tmp_path, monkeypatch):
+    documents = [prose(words, seed) for seed, words in enumerate((1, 300, 2, 77))]
+    documents += ["無空白の文、" * 40, "x" * 500, "  lead" + "é" * 90, "end" + " " * 99]
+    ends = ["\n", "\r\n", "\n", "\r\r\n", "\n", "\n\n", "\n", ""]
+    (tmp_path / "a.txt").write_bytes("".join(map("".join, zip(documents, ends, strict=True))).encode())
+    for longest in (16, 33, 64):
+        monkeypatch.setattr(textfiles, "LONGEST", longest)
+        found = read(tmp_path / "a.txt")
+        assert found == [part for document in documents for part in textfiles.parts(document)]
+        assert max(map(len, found)) <= longest
+        assert list(textfiles.whole(found)) == documents
+        assert [type(part) for part in found] == [
+            type(part) for document in documents for part in textfiles.parts(document)
+        ]
+        assert textfiles.count(found) == len(documents)
+        for start, stop in ((0, 3), (2, 5), (1, None), (3, 3), (0, 0), (7, 99)):
+            assert list(textfiles.whole(textfiles.section(found, start, stop))) == documents[start:stop]
+
+
+def test_script_without_spaces_is_cut_where_gpt2s_tokens_end(gpt2, monkeypatch):
+    documents = ["東京は日本の首都です。人口は、多い。" * 20]
+    tokenizer = load_tokenizer(str(gpt2))
+    expected = naive_rows(documents, tokenizer, 16)
+    monkeypatch.setattr(textfiles, "LONGEST", 40)
+    assert packed(documents, tokenizer, 16) == expected
+
+
+def test_the_last_documents_are_held_out_whole(tmp_path, gpt2, monkeypatch):
+    documents = [prose(words, seed) for seed, words in enumerate((1, 300, 2, 77, 90))]
+    (tmp_path / "a.txt").write_text("\n".join(documents), encoding="utf-8")
+    monkeypatch.setattr(textfiles, "LONGEST", 50)
+    config = ExtractConfig(encoder=str(gpt2), data=(str(tmp_path / "a.txt"),), validation_docs=2)
+    split = {name: list(corpus.documents(config, name)) for name in ("train", "validation")}
+    assert any(isinstance(part, Part) for part in split["validation"])
+    assert list(textfiles.whole(split["train"])) == documents[:3]
+    assert list(textfiles.whole(split["validation"])) == documents[3:]
+    assert corpus.count_rows(config, load_tokenizer(str(gpt2)), "train").exact
+
+
+def test_a_word_piece_vocabulary_is_that_of_whole_documents(tmp_path, monkeypatch):
+    from ldlm.stages import pretrain_encoder
+
+    from ldlm.config import PretrainConfig
+
+    lines_ = [" ".join(re.findall(r"\w+", prose(400, seed))) for seed in range(3)]
+    (tmp_path / "a.txt").write_text("\n".join(lines_), encoding="utf-8")
+    for arch in ("gpt2", "bert"):
+        config = PretrainConfig(data=(str(tmp_path / "a.txt"),), vocab_size=400, arch=arch)
+        whole = pretrain_encoder._tokenizer(config).get_vocab()
+        with monkeypatch.context() as patched:
+            patched.setattr(textfiles, "LONGEST", 64)
+            assert pretrain_encoder._tokenizer(config).get_vocab() == whole
+
+
+MEASURED = """
+import pathlib, re, sys
+from ldlm import text, textfiles
+from ldlm.encoder import load_tokenizer
+# Of this process alone: what getrusage tells begins with the peak of the process that started it.
+peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1])
+tokenizer = load_tokenizer(sys.argv[1])
+rows = lambda path: sum(map(len, text.pack(textfiles.file_documents([path]), tokenizer, 64)))
+rows(sys.argv[2])
+before = peak()
+print(rows(sys.argv[3]), peak() - before)
+"""
+
+
+def test_the_memory_for_a_line_does_not_grow_with_it(tmp_path, gpt2, corpus):
+    """Three megabytes took 360 MB more than 0.6; now about as much, for parts are as long."""
+    line = " ".join(corpus.read_text(encoding="utf-8").split())
+    for name, size in (("short", 600_000), ("long", 3_000_000)):
+        (tmp_path / name).write_text((line + " ") * (size // len(line)), encoding="utf-8")
+    command = [sys.executable, "-c", MEASURED, gpt2, tmp_path / "short", tmp_path / "long"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows, grown = map(int, done.stdout.split())
+    assert rows > 5_000
+    assert grown * 1024 < 60e6
+
+
+def test_the_quickstart_keeps_documents_that_have_line_ends_or_read_like_json(tmp_path, interrupted):
+    documents = [json.dumps({"text": f"{i}"}) + "\n\n" + "words of text " * 800 for i in range(60)]
+    (tmp_path / "a.parquet").write_bytes(parquet(documents, "body"))
+    config = QuickstartConfig(text=str(tmp_path / "a.parquet"), text_column="body", device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        quickstart.run(config, tmp_path / "out", progress=interrupted(at=0))
+    plan = quickstart.Plan(config, tmp_path / "out")
+    found = [list(file_documents([plan.part(name)])) for name in ("held-out", "scorer", "train")]
+    assert sorted(document for part in found for document in part) == sorted(documents)
+    assert plan.encoder.data == (plan.part("train"),)
+    Path(plan.part("train")).rename(tmp_path / "out" / "text" / "train.txt")  # as an earlier version called it
+    assert plan.part("train").endswith("train.txt")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The detokeniser of stores that are there
+
+
+LM1B = ["He said 5 % .", "And so it was , he said .", "They left ( at 8 a.m. ) ."]
+
+
+@pytest.fixture
+def of_an_earlier_version(monkeypatch):
+    """Begins or finishes a store as the version before `lm1b-clean` did, whose `lm1b` it was."""
+
+    def make(config, out, **options):
+        with monkeypatch.context() as patched:
+            patched.setattr(artifact, "SCHEMA", 1)
+            patched.setitem(text.DETOKENIZERS, "lm1b", text.DETOKENIZERS["lm1b-clean"])
+            return extract_features.run(config, out, **options)
+
+    return make
+
+
+def contents(folder):
+    """Every file of a store but its manifest, which has the time and the version that sealed it."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
+    return {path: path.read_bytes() for path in paths}
+
+
+def test_a_store_of_an_earlier_version_keeps_the_meaning_of_its_detokeniser(
+    of_an_earlier_version, refuse, succeed, tmp_path, gpt2, notes
+):
+    (tmp_path / "a.txt").write_text("\n".join(LM1B * 40))
+    common = {"encoder": str(gpt2), "data": (str(tmp_path / "a.txt"),), "seq_len": 16, "device": "cpu"}
+    config = ExtractConfig(**common, detokenizer="lm1b")
+    made = of_an_earlier_version(config, tmp_path / "old")
+    assert json.loads((made.path / "artifact.json").read_text())["schema"] == 1
+    assert "detokenizer: lm1b\n" in (made.path / "config.yaml").read_text()
+    before = contents(made.path)
+
+    assert made.config["detokenizer"] == "lm1b-clean"
+    assert extract_features.run(config, made.path, progress=notes).complete
+    assert any("whose lm1b is lm1b-clean now" in note for note in notes.lines)
+    assert extract_features.run(ExtractConfig(**common, detokenizer="lm1b-clean"), made.path).complete
+    next(path for path in before if "features.zarr" in str(path) and "tokens" in str(path)).unlink()
+    assert succeed("features", "repair", made.path, "--device", "cpu")
+    assert contents(made.path) == before
+
+
+def test_new_stores_tell_the_two_detokenisers_apart(tmp_path, gpt2):
+    (tmp_path / "a.txt").write_text("\n".join(LM1B * 40))
+    common = {"encoder": str(gpt2), "data": (str(tmp_path / "a.txt"),), "seq_len": 16, "device": "cpu"}
+    made = extract_features.run(ExtractConfig(**common, detokenizer="lm1b"), tmp_path / "new")
+    assert made.config["detokenizer"] == "lm1b"
+    assert extract_features.run(ExtractConfig(**common, detokenizer="lm1b"), tmp_path / "new").complete
+    with pytest.raises(InputError, match="detokenizer: lm1b -> lm1b-clean"):
+        extract_features.run(ExtractConfig(**common, detokenizer="lm1b-clean"), tmp_path / "new")
