@@ -6,7 +6,9 @@ never run, and its pickles are never opened.
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,19 +55,27 @@ def looks_like_path(name: str) -> bool:
 
 
 @cache  # a branch that moves under way doesn't change the model of a process
-def commit(name: str) -> str:
-    """The commit that a model or tokenizer of this hub name is, as the hub says or, without one, the cache."""
+def snapshot(name: str) -> Path:
+    """The folder, named by its commit, where the cache keeps what was fetched of a model or tokenizer of the hub.
+
+    It is the commit of the main branch as the hub says or, without one, as it was when it was fetched last.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
     check_hub()
     for number, file in enumerate(DESCRIPTIONS, 1):
         try:
-            return Path(hf_hub_download(name, file)).parent.name  # …/snapshots/COMMIT/config.json
+            return Path(hf_hub_download(name, file)).parent
         except EntryNotFoundError:
             if number == len(DESCRIPTIONS):
                 raise
     raise AssertionError
+
+
+def commit(name: str) -> str:
+    """The commit of a model or tokenizer of the hub, which is the one that is loaded in this process."""
+    return snapshot(name).name
 
 
 def revision(name: str) -> str | None:
@@ -144,9 +154,29 @@ def load_pretrained(auto_class: Any, name: str, **options: Any) -> Any:
     try:
         if not local:
             options["revision"] = commit(name)
+        _check_kernels(Path(name) if local else snapshot(name), name)
         return auto_class.from_pretrained(name, trust_remote_code=False, **options)
+    except InputError:
+        raise
     except Exception as error:  # transformers, safetensors and the hub client raise many kinds, and all mean the same
         raise _refusal(name, local, error) from None
+
+
+def _check_kernels(folder: Path, name: str) -> None:
+    """`InputError` when a model's configuration names kernels of the hub, which would be fetched and run."""
+    described = json.loads((folder / "config.json").read_bytes()) if (folder / "config.json").is_file() else {}
+    for kernel in _kernels(described):
+        raise InputError(
+            f"{name!r} asks for the kernels {kernel}, and ldlm never runs code that comes with a model; use one of "
+            f"transformers' own implementations, such as sdpa, in its config.json"
+        )
+
+
+def _kernels(described: Any) -> Iterator[str]:
+    for key, value in described.items() if isinstance(described, dict) else ():
+        if key.endswith("_implementation") and "/" in str(value):
+            yield str(value)
+        yield from _kernels(value)
 
 
 def _refusal(name: str, local: bool, error: Exception) -> InputError:

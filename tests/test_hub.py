@@ -123,6 +123,7 @@ def commands(root, encoder, scorer, sharded, words, corpus, texts, store, traine
             "interpolate", "--run", root / "run", "--from", "The old captain.", "--to", "Nobody lost rain.",
             "--device", "cpu",
         ),
+        "export": ("export", "--run", root / "run", "--output", root / "model"),
         "pretrain": (
             "pretrain-encoder", "--arch", "bert", "--tokenizer", words, "--data", texts, "--layers", 1, "--width", 8,
             "--heads", 1, "--positions", 16, "--steps", 1, "--batch-size", 4, "--device", "cpu",
@@ -167,13 +168,35 @@ def local(gpt2, other_gpt2, bert, texts, jsonl, store, trained, tiny_yaml, succe
     return root, {name: succeed(*arguments[:-1]) for name, arguments in asked.items()}
 
 
+NAMES = {
+    "nobody/nothing": "the hub has nothing of this name, or it is private",
+    "me/corpus": "the hub has nothing of this name",  # a dataset
+    "me/pickled": "can't be had from the Hugging Face hub",
+}
+
+
 @pytest.fixture(scope="module")
-def online(hub, home, of_the_hub, tmp_path_factory):
-    """The folder and the results of every command with a hub that is there."""
+def first(hub, home, of_the_hub, texts, tmp_path_factory):
+    """The folder and what is said to every command, and to wrong names, with a hub that is there."""
     root = tmp_path_factory.mktemp("online")
-    asked = of_the_hub(root)
-    found = session(asked.values(), HF_HOME=str(home), XDG_CACHE_HOME=str(root), **hub.environment)
-    return root, {name: result(one) for name, one in zip(asked, found, strict=True)}
+    wrong = [("evaluate", texts, "--scorer", name, "--json") for name in NAMES]
+    found = session(
+        [*of_the_hub(root).values(), *wrong], HF_HOME=str(home), XDG_CACHE_HOME=str(root), **hub.environment
+    )
+    return root, found
+
+
+@pytest.fixture(scope="module")
+def online(first, of_the_hub):
+    """The folder and the results of every command."""
+    root, found = first
+    return root, {name: result(one) for name, one in zip(of_the_hub(root), found, strict=False)}
+
+
+@pytest.fixture(scope="module")
+def wrong(first):
+    """What is said to the wrong names."""
+    return first[1][-len(NAMES) :]
 
 
 # How a process finds no hub: because it is told so, or because nobody answers.
@@ -233,6 +256,9 @@ def check(found, expected, hub):
     assert (config["dataset"], config["revision"]) == ("me/corpus", hub.commit["me/corpus"])
     assert named["extract"]["rows"] == plain["extract"]["rows"]
     assert weights(root / "run") == weights(folder / "run")
+    card = (root / "model" / "README.md").read_text()
+    assert f"| me/encoder at commit `{hub.commit['me/encoder']}`, kind hidden, layer -3 |" in card
+    assert "| encoder, kind hidden, layer -3 |" in (folder / "model" / "README.md").read_text()
     assert named["interpolate two"]["points"] == plain["interpolate two"]["points"]
     assert named["pretrain"]["final_loss"] == plain["pretrain"]["final_loss"]
     for name, repo in (("evaluate", "me/scorer"), ("evaluate with shards", "me/sharded")):
@@ -289,33 +315,6 @@ def lines_of(data):
     return [json.loads(line)["text"] for line in data.splitlines()]
 
 
-def test_a_dataset_is_read_by_branch_tag_and_commit_and_offline_only_what_was_downloaded(hub, jsonl, tmp_path):
-    old, new = hub.old, hub.commit["me/lines"]
-    everything, half = lines_of(jsonl["train"]), lines_of(hub.files("me/lines", "datasets")["en/train.jsonl"])
-    assert len(half) < len(everything)
-    asked = [
-        ["train", "en", revision, "me/lines"] for revision in (None, "main", "v1", old, new)
-    ] + [["test", "en", "v1", "me/lines"], ["train", "other", None, "me/lines"]]  # fmt: skip
-    home = {**hub.environment, "HF_HOME": str(tmp_path)}
-    found = documents(asked, **home)
-    expected = [
-        *([new, {"me/lines": new}, half],) * 2,
-        *([old, {"me/lines": old}, everything],) * 2,
-        [new, {"me/lines": new}, half],
-        [old, {"me/lines": old}, lines_of(jsonl["test"])],
-        [new, {"me/lines": new}, half],
-    ]
-    assert found == expected
-
-    hf(["download", "me/lines", "--repo-type", "dataset", "--revision", "v1"], **home)
-    without = documents(asked, **{**home, **WITHOUT["told"]})
-    for one, same, (_, _, revision, _) in zip(without, expected, asked, strict=True):
-        if revision in ("v1", old):
-            assert one == same
-        else:
-            assert "`hf download me/lines --repo-type dataset` fetches it" in one, one
-
-
 WRONG = {
     ("train", None, None, "me/nothing"): r"Dataset 'me/nothing' doesn't exist on the Hub",
     ("train", "en", "v9", "me/lines"): r"Revision 'v9' doesn't exist",
@@ -325,33 +324,55 @@ WRONG = {
     ("train", None, None, "me/torn"): r"'me/torn' \(split 'train'\) can't be read: ",
 }
 
+REVISIONS = (None, "main", "v1", "OLD", "NEW")
 
-def test_a_dataset_that_cannot_be_read_is_refused_in_one_line(hub, jsonl, tmp_path):
+
+@pytest.fixture(scope="module")
+def read(hub, jsonl, tmp_path_factory):
+    """What was asked for by revision, what was found with a hub and without, and what was said to wrong names."""
     hub.add("me/script", {"script.py": b"import datasets", "train.jsonl": jsonl["train"]}, kind="datasets")
     hub.add("me/torn", {"train.jsonl": jsonl["train"] + b'{"text": "One'}, kind="datasets")
-    found = documents([list(asked) for asked in WRONG], HF_HOME=str(tmp_path), **hub.environment)
-    for one, expected in zip(found, WRONG.values(), strict=True):
+    commits = {"OLD": hub.old, "NEW": hub.commit["me/lines"]}
+    asked = [("train", "en", commits.get(revision, revision), "me/lines") for revision in REVISIONS]
+    asked += [("test", "en", "v1", "me/lines"), ("train", "other", None, "me/lines")]
+    home = {**hub.environment, "HF_HOME": str(tmp_path_factory.mktemp("datasets"))}
+    found = documents([*asked, *WRONG], **home)
+    hf(["download", "me/lines", "--repo-type", "dataset", "--revision", "v1"], **home)
+    later = documents(asked, **{**home, **WITHOUT["told"]})
+    return {"asked": asked, "online": found[: len(asked)], "wrong": found[len(asked) :], "offline": later}
+
+
+def test_a_dataset_is_read_by_branch_tag_and_commit(read, hub, jsonl):
+    old, new = hub.old, hub.commit["me/lines"]
+    everything, half = lines_of(jsonl["train"]), lines_of(hub.files("me/lines", "datasets")["en/train.jsonl"])
+    assert len(half) < len(everything)
+    assert read["online"] == [
+        *([new, {"me/lines": new}, half],) * 2,
+        *([old, {"me/lines": old}, everything],) * 2,
+        [new, {"me/lines": new}, half],
+        [old, {"me/lines": old}, lines_of(jsonl["test"])],
+        [new, {"me/lines": new}, half],
+    ]
+
+
+def test_without_a_hub_a_dataset_is_read_at_the_revision_that_was_downloaded_and_no_other(read, hub):
+    for (_, _, revision, _), before, one in zip(read["asked"], read["online"], read["offline"], strict=True):
+        if revision in ("v1", hub.old):
+            assert one == before
+        else:
+            assert "`hf download me/lines --repo-type dataset` fetches it" in one
+
+
+def test_a_dataset_that_cannot_be_read_is_refused_in_one_line(read):
+    for one, expected in zip(read["wrong"], WRONG.values(), strict=True):
         assert isinstance(one, str)
         assert re.search(expected, one), one
         assert "\n" not in one
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Names of models that stand for nothing
-
-NAMES = {
-    "nobody/nothing": "the hub has nothing of this name, or it is private",
-    "me/corpus": "the hub has nothing of this name",  # a dataset
-    "me/pickled": "can't be had from the Hugging Face hub",
-}
-
-
-def test_a_name_that_is_no_usable_model_is_refused_in_one_line_and_no_pickle_is_fetched(hub, home, texts):
-    asked = [("evaluate", texts, "--scorer", name, "--json") for name in NAMES]
-    asked += [("extract-features", "--data", texts, "--encoder", "me/pickled", "--output", home / "x", "--json")]
-    found = [line(one) for one in session(asked, HF_HOME=str(home), **hub.environment)]
-    for said, expected in zip(found, [*NAMES.values(), NAMES["me/pickled"]], strict=True):
-        assert expected in said, said
+def test_a_name_that_is_no_usable_model_is_refused_in_one_line_and_no_pickle_is_fetched(online, wrong, hub):
+    for one, expected in zip(wrong, NAMES.values(), strict=True):
+        assert expected in line(one)
     assert not [path for path in hub.asked if path.endswith(".bin") or "convert" in path or "discussions" in path]
 
 

@@ -82,6 +82,7 @@ def plant(folder, mark, *, model=None, tokenizer=None, known=False):
 
 MODEL = {"AutoConfig": "conf.MyConfig", "AutoModel": "mod.MyModel", "AutoModelForCausalLM": "mod.MyModel"}
 ELSEWHERE = {key: f"me/code--{reference}" for key, reference in MODEL.items()}
+KERNELS = {"attn_implementation": "me/kernels"}
 TOKENIZER = {"AutoTokenizer": [None, "tok.MyTokenizer"]}
 
 
@@ -106,6 +107,10 @@ def planted(gpt2, trained, mark, tmp_path_factory):
         "known": {"model": MODEL, "tokenizer": TOKENIZER, "known": True},
     }
     found = {name: plant(Path(shutil.copytree(gpt2, root / name)), mark, **how) for name, how in kinds.items()}
+    for kind, described in (("kernels", KERNELS), ("nested", {"text_config": KERNELS})):
+        found[kind] = Path(shutil.copytree(gpt2, root / kind))
+        config = json.loads((gpt2 / "config.json").read_text())
+        (found[kind] / "config.json").write_text(json.dumps(config | described))
     for kind in ("tokenizer", "oldtokenizer"):  # alone: beside a known model its own kind of tokenizer would be taken
         (found[kind] / "config.json").unlink()
     found["run"] = Path(shutil.copytree(trained, root / "run"))
@@ -134,7 +139,7 @@ def scripts(few_lines, mark, tmp_path_factory):
 def refusing(planted, scripts, texts, store, trained, out):
     """(command, the folder that its refusal names) for everything that takes a model, tokenizer or dataset."""
     few = ("--budgets", 2, "--solvers", "heun", "--grids", "time", "--guidances", 1, "--screen-texts", 2, "--texts", 2)
-    for kind in ("model", "elsewhere", "both"):
+    for kind in ("model", "elsewhere", "both", "kernels", "nested"):
         folder = planted[kind]
         yield ("extract-features", "--data", texts, "--encoder", folder, "--output", out, *CPU), folder
         yield ("evaluate", texts, "--scorer", folder, *CPU), folder
@@ -169,19 +174,19 @@ def refusing(planted, scripts, texts, store, trained, out):
         yield ("extract-features", "--dataset", place, "--encoder", planted["known"], "--output", out, *CPU), place
 
 
-def test_no_command_runs_code_or_asks_whether_to(planted, scripts, few_lines, store, trained, mark, tmp_path):
+def test_no_command_runs_code_or_asks_whether_to(
+    planted, scripts, few_lines, store, trained, gpt2, succeed, mark, tmp_path
+):
     commands = list(refusing(planted, scripts, few_lines, store, trained, tmp_path / "out"))
-    for (command, place), one in zip(commands, session([c for c, _ in commands], said="y\n" * 1000), strict=True):
+    evaluate = ("evaluate", few_lines, "--max-tokens", 16, "--device", "cpu")
+    known = (*evaluate, "--scorer", planted["known"], "--json")
+    *refused, read = session([*(command for command, _ in commands), known], said="y\n" * 1000)
+    for (command, place), one in zip(commands, refused, strict=True):
         said = line(one)
         assert f"'{place}'" in said and NEVER in said, (command, said)
         assert "; use one of " in said
-    assert not mark.exists()
-
-
-def test_a_folder_of_a_known_architecture_is_read_without_the_code_beside_it(planted, gpt2, few_lines, mark, succeed):
-    command = ("evaluate", few_lines, "--max-tokens", 16, *CPU)
-    (one,) = session([(*command, "--scorer", planted["known"])], said="y\n" * 10)
-    assert result(one)["gen_ppl"] == succeed(*command[:-1], "--scorer", gpt2)["gen_ppl"]
+    # An architecture that transformers has itself is read, without the code beside it.
+    assert result(read)["gen_ppl"] == succeed(*evaluate, "--scorer", gpt2)["gen_ppl"]
     assert not mark.exists()
 
 
