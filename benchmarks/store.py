@@ -23,7 +23,8 @@ from ldlm.stages import extract_features, features
 
 from ldlm import builtin_text, config, runtime, text, textfiles
 from ldlm.config import ExtractConfig, TrainConfig
-from ldlm.encoder import FrozenEncoder, load_tokenizer
+from ldlm.encoder import FrozenEncoder
+from ldlm.hub import load_tokenizer
 from ldlm.store import FeatureStore
 from ldlm.stream import Stream
 from ldlm.trainer import start, train_step

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,70 +19,13 @@ from torch import Tensor, nn
 
 from ldlm.compute import DTYPES, Compute
 from ldlm.errors import InputError
-from ldlm.hub import check_hub, looks_like_path
+from ldlm.hub import check_whole, load_model
 from ldlm.text import special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 VARIANCE_FLOOR = 1e-4
-
-
-def quiet_transformers() -> None:
-    """Keep transformers' load reports and bars out of our output."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-
-
-def load_pretrained(auto_class: Any, name: str, **options: Any) -> Any:
-    """`auto_class.from_pretrained(name)` with safetensors only; `InputError` in one line when it can't be had."""
-    quiet_transformers()
-    if looks_like_path(name) and not Path(name).is_dir():
-        raise InputError(f"there is no model folder {name}")
-    try:
-        if not Path(name).is_dir():
-            check_hub()
-        return auto_class.from_pretrained(name, **options)
-    except Exception as error:  # transformers, safetensors and the hub client raise many kinds, and all mean the same
-        where = "is not a usable model folder" if Path(name).is_dir() else "can't be had from the Hugging Face hub"
-        remedy = (
-            "it needs config.json and model.safetensors"
-            if Path(name).is_dir()
-            else "give a local folder, for example one made by `ldlm pretrain-encoder`"
-        )
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{name!r} {where} ({reason}); {remedy}") from None
-
-
-def load_model(auto_class: Any, name: str) -> tuple[Any, dict[int, str]]:
-    """The model in float32, and the names, by id, of the parameters that its file lacks and that are random now."""
-    model, report = load_pretrained(
-        auto_class, name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-    )
-    absent = set(report["missing_keys"])
-    return model, {id(p): key for key, p in model.named_parameters() if key in absent}
-
-
-def check_whole(network: nn.Module, made_up: dict[int, str], name: str) -> None:
-    """`InputError` when parameters that take part are not from the file."""
-    lacking = [made_up[id(p)] for p in network.parameters() if id(p) in made_up]
-    if lacking:
-        raise InputError(f"{name} lacks the weights {', '.join(lacking[:3])} ({len(lacking)} in all)")
-
-
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """A tokenizer by hub name or folder; a bare GPT-2 (vocab.json, merges.txt) or BERT (vocab.txt) folder will do."""
-    from transformers import AutoTokenizer, BertTokenizer, GPT2Tokenizer
-
-    folder = Path(name)
-    if folder.is_dir() and not any((folder / f).exists() for f in ("tokenizer.json", "tokenizer_config.json")):
-        if (folder / "merges.txt").exists():
-            return load_pretrained(GPT2Tokenizer, name)
-        if (folder / "vocab.txt").exists():
-            return load_pretrained(BertTokenizer, name)
-    return load_pretrained(AutoTokenizer, name)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

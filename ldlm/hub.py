@@ -1,13 +1,29 @@
-"""The Hugging Face hub: there or not, told within seconds."""
+"""What is loaded by name: models, tokenizers, datasets and exported models, from a folder or the Hugging Face hub.
+
+The hub is there or not, told within seconds; where it is not, what was downloaded before is read. A model's own code is
+never run, and its pickles are never opened.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ldlm.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+DESCRIPTIONS = ("config.json", "tokenizer_config.json", "tokenizer.json")  # a model or a tokenizer has one at least
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Names and what they stand for
 
 
 @cache
@@ -25,9 +41,77 @@ def check_hub() -> None:
         datasets.config.HF_HUB_OFFLINE = datasets.config.HF_DATASETS_OFFLINE = True
 
 
+def offline() -> bool:
+    """Whether the hub is left alone, because the user says so or because it can't be reached."""
+    from huggingface_hub import constants
+
+    check_hub()
+    return constants.HF_HUB_OFFLINE
+
+
 def looks_like_path(name: str) -> bool:
     """Whether a name means a place on this machine and not a repository on the hub."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/") or os.path.exists(name)
+
+
+@cache  # a branch that moves under way doesn't change the model of a process
+def snapshot(name: str) -> Path:
+    """The folder, named by its commit, where the cache keeps what was fetched of a model or tokenizer of the hub.
+
+    It is the commit of the main branch as the hub says or, without one, as it was when it was fetched last.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    check_hub()
+    for number, file in enumerate(DESCRIPTIONS, 1):
+        try:
+            return Path(hf_hub_download(name, file)).parent
+        except EntryNotFoundError:
+            if number == len(DESCRIPTIONS):
+                raise
+    raise AssertionError
+
+
+def commit(name: str) -> str:
+    """The commit of a model or tokenizer of the hub, which is the one that is loaded in this process."""
+    return snapshot(name).name
+
+
+def revision(name: str) -> str | None:
+    """The commit of what has been loaded by hub name; None for a folder."""
+    return None if Path(name).is_dir() else commit(name)
+
+
+def cached_dataset(name: str, revision: str | None = None) -> Path | None:
+    """The downloaded files of a hub dataset, in a folder that its commit names, where no hub can be reached; else None.
+
+    None also where they were never downloaded. `LocalEntryNotFoundError` where the download is known to lack files.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if os.path.exists(name) or not offline():
+        return None
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError as error:
+        if type(error) is not LocalEntryNotFoundError:
+            raise
+        return None
+
+
+def why(error: BaseException) -> str:
+    """Why something can't be had by name, in one line."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return "whoever may read it has to accept its licence on the hub, and to log in with `hf auth login`"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "the hub has nothing of this name, or it is private"
+    if type(error) is errors.LocalEntryNotFoundError:
+        return "the hub can't be reached, and it has not been downloaded before"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def download(repo_id: str, names: list[str], **options: Any) -> Path:
@@ -44,7 +128,99 @@ def download(repo_id: str, names: list[str], **options: Any) -> Path:
             check_hub()
         return Path(snapshot_download(repo_id, allow_patterns=names, **options))
     except Exception as error:  # the client and the HTTP library below it raise many kinds, and all mean the same
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"{repo_id!r} can't be had from the Hugging Face hub ({reason}); give a folder made by `ldlm export`"
+            f"{repo_id!r} can't be had from the Hugging Face hub ({why(error)}); give a folder made by `ldlm export`"
         ) from None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Models and tokenizers of transformers
+
+
+def quiet_transformers() -> None:
+    """Keep transformers' load reports and bars out of our output."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def load_pretrained(auto_class: Any, name: str, **options: Any) -> Any:
+    """`auto_class.from_pretrained` of a folder or hub name, without running its code; `InputError` in one line."""
+    quiet_transformers()
+    local = Path(name).is_dir()
+    if looks_like_path(name) and not local:
+        raise InputError(f"there is no model folder {name}")
+    try:
+        if not local:
+            options["revision"] = commit(name)
+        _check_kernels(Path(name) if local else snapshot(name), name)
+        return auto_class.from_pretrained(name, trust_remote_code=False, **options)
+    except InputError:
+        raise
+    except Exception as error:  # transformers, safetensors and the hub client raise many kinds, and all mean the same
+        raise _refusal(name, local, error) from None
+
+
+def _check_kernels(folder: Path, name: str) -> None:
+    """`InputError` when a model's configuration names kernels of the hub, which would be fetched and run."""
+    described = json.loads((folder / "config.json").read_bytes()) if (folder / "config.json").is_file() else {}
+    for kernel in _kernels(described):
+        raise InputError(
+            f"{name!r} asks for the kernels {kernel}, and ldlm never runs code that comes with a model; use one of "
+            f"transformers' own implementations, such as sdpa, in its config.json"
+        )
+
+
+def _kernels(described: Any) -> Iterator[str]:
+    for key, value in described.items() if isinstance(described, dict) else ():
+        if key.endswith("_implementation") and "/" in str(value):
+            yield str(value)
+        yield from _kernels(value)
+
+
+def _refusal(name: str, local: bool, error: Exception) -> InputError:
+    if "trust_remote_code" in str(error):
+        return InputError(
+            f"{name!r} works with Python code of its own only, and ldlm never runs code that comes with a model; use "
+            f"one of an architecture and with a tokenizer that transformers has itself"
+        )
+    if local:
+        return InputError(
+            f"{name!r} is not a usable model folder ({why(error)}); it needs config.json and model.safetensors"
+        )
+    return InputError(
+        f"{name!r} can't be had from the Hugging Face hub ({why(error)}); give a local folder, for example one made by "
+        f"`ldlm pretrain-encoder`"
+    )
+
+
+def load_model(auto_class: Any, name: str) -> tuple[Any, dict[int, str]]:
+    """The model in float32, and the names, by id, of the parameters that its file lacks and that are random now."""
+    import torch
+
+    model, report = load_pretrained(
+        auto_class, name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+    )
+    absent = set(report["missing_keys"])
+    return model, {id(p): key for key, p in model.named_parameters() if key in absent}
+
+
+def check_whole(network: nn.Module, made_up: dict[int, str], name: str) -> None:
+    """`InputError` when parameters that take part are not from the file."""
+    lacking = [made_up[id(p)] for p in network.parameters() if id(p) in made_up]
+    if lacking:
+        raise InputError(f"{name} lacks the weights {', '.join(lacking[:3])} ({len(lacking)} in all)")
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """A tokenizer by hub name or folder; a bare GPT-2 (vocab.json, merges.txt) or BERT (vocab.txt) folder will do."""
+    from transformers import AutoTokenizer, BertTokenizer, GPT2Tokenizer
+
+    folder = Path(name)
+    if folder.is_dir() and not any((folder / f).exists() for f in ("tokenizer.json", "tokenizer_config.json")):
+        if (folder / "merges.txt").exists():
+            return load_pretrained(GPT2Tokenizer, name)
+        if (folder / "vocab.txt").exists():
+            return load_pretrained(BertTokenizer, name)
+    return load_pretrained(AutoTokenizer, name)

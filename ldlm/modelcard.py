@@ -92,12 +92,18 @@ def _provenance(config: ModelDescription) -> dict[str, Any]:
         "training rows": _rows(features["rows"]),
         "training text": f"fingerprint `{features['text']}`",
         "features": f"fingerprint `{features['store']}`",
-        "frozen text encoder": f"{encoder['name']}, kind {encoder['kind']}, layer {encoder['layer']}",
+        "frozen text encoder": f"{_source(encoder)}, kind {encoder['kind']}, layer {encoder['layer']}",
         "its weights": f"fingerprint `{encoder['fingerprint']}`",
         "checkpoint": f"digest `{provenance['checkpoint']}`",
         "trained with": _versions(provenance["versions"]["training"]),
         "exported with": _versions(provenance["versions"]["export"]),
     }
+
+
+def _source(encoder: Mapping[str, Any]) -> str:
+    """The encoder's name, with its commit where it is one of the hub and the features tell."""
+    commit = encoder.get("revision")
+    return f"{encoder['name']} at commit `{commit}`" if commit else str(encoder["name"])
 
 
 def _rows(rows: Mapping[str, int] | None) -> str:

@@ -31,9 +31,9 @@ from ldlm.compute import Compute
 from ldlm.config import ComputeConfig, ModelConfig, SampleConfig, SamplerConfig, Shapes, TimestepConfig
 from ldlm.denoiser import DiT
 from ldlm.diffusion import Schedule
-from ldlm.encoder import load_tokenizer
 from ldlm.errors import InputError
 from ldlm.generation import JOINT, Decoder, TextGenerator
+from ldlm.hub import load_tokenizer
 from ldlm.model import build_meta
 from ldlm.timesteps import TimestepSampler
 

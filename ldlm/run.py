@@ -17,9 +17,9 @@ from ldlm.checkpoint import Checkpoint
 from ldlm.compute import Compute
 from ldlm.config import ComputeConfig, Shapes, TrainConfig
 from ldlm.diffusion import Schedule
-from ldlm.encoder import load_tokenizer
 from ldlm.errors import InputError
 from ldlm.generation import JOINT, Decoder, TextGenerator
+from ldlm.hub import load_tokenizer
 from ldlm.model import JointModel, build, build_meta
 from ldlm.online import OnlineEncoder
 from ldlm.progress import Progress

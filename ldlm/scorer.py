@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldlm import files
-from ldlm.encoder import check_whole, load_model, load_tokenizer
+from ldlm import files, hub
 from ldlm.errors import InputError
+from ldlm.hub import check_whole, load_model, load_tokenizer
 from ldlm.text import batched
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Scorer:
         """Which weights these are: `commit:…` of the hub, or `sha256:…` over a folder's configuration and weights."""
         folder = Path(self.name)
         if not folder.is_dir():
-            return f"commit:{self.model.config._commit_hash}"
+            return f"commit:{hub.commit(self.name)}"
         paths = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
         return f"sha256:{files.sha256_json({path.name: files.sha256_file(path) for path in paths})}"
 

@@ -7,7 +7,7 @@ into chunks of L−2 tokens, each wrapped as [BOS] … [EOS]. There is no paddin
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice, tee
@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ldlm import files
+from ldlm import files, hub
 from ldlm.errors import InputError
-from ldlm.hub import check_hub
 from ldlm.textfiles import Part, parts
 
 if TYPE_CHECKING:
@@ -35,8 +34,10 @@ def dataset_source(
 
     Those are the sha256 of each of its files where they are local, and else the commit.
     """
-    if not Path(name).exists():
-        check_hub()
+    with _reading(name):
+        cached = hub.cached_dataset(name, revision)
+    if cached is not None:
+        return cached.name, {name: cached.name}
     builder = _builder(name, configuration, revision)
     paths = [path for found in (builder.config.data_files or {}).values() for path in map(str, found)]
     if paths and all(Path(path).is_file() for path in paths):
@@ -50,46 +51,68 @@ def dataset_size(name: str, split: str, configuration: str | None = None, revisi
     return None if found is None else found.num_examples or None
 
 
-def _builder(name: str, configuration: str | None, revision: str | None) -> Any:
-    from datasets import load_dataset_builder
-
-    with _loading(f"{name!r}"):
-        return load_dataset_builder(name, configuration, revision=revision)
-
-
 def dataset_documents(
     name: str, split: str, column: str, configuration: str | None = None, revision: str | None = None
 ) -> Iterator[str]:
     """The documents of a Hugging Face dataset by hub name or local folder, streamed."""
     from datasets import load_dataset
 
-    with _loading(f"{name!r} (split {split!r})"):
-        rows = load_dataset(name, configuration, split=split, revision=revision, streaming=True)
-    for row in rows:
-        if column not in row:
-            raise InputError(
-                f"the dataset {name!r} has no field {column!r} (fields: {', '.join(row)}); set --text-column"
-            )
-        document = row[column]
-        if document is not None and not isinstance(document, str):
-            raise InputError(f"the dataset {name!r}: field {column!r} holds {document!r}, no text; set --text-column")
-        if document and document.strip():
-            yield document
+    with _reading(name, f" (split {split!r})"):
+        place, revision = _place(name, revision)
+        options: dict[str, Any] = {"split": split, "revision": revision, "streaming": True}
+        for row in load_dataset(place, configuration, trust_remote_code=False, **options):
+            document = _document(name, row, column)
+            if document and document.strip():
+                yield document
+
+
+def _document(name: str, row: Mapping[str, Any], column: str) -> str | None:
+    if column not in row:
+        raise InputError(f"the dataset {name!r} has no field {column!r} (fields: {', '.join(row)}); set --text-column")
+    document = row[column]
+    if document is not None and not isinstance(document, str):
+        raise InputError(f"the dataset {name!r}: field {column!r} holds {document!r}, no text; set --text-column")
+    return document
+
+
+def _builder(name: str, configuration: str | None, revision: str | None) -> Any:
+    from datasets import load_dataset_builder
+
+    with _reading(name):
+        place, revision = _place(name, revision)
+        return load_dataset_builder(place, configuration, revision=revision)  # it never runs code, and has no option to
+
+
+def _place(name: str, revision: str | None) -> tuple[str, str | None]:
+    """Where a dataset is read, and at which revision: on the hub, or in the folder of what was downloaded."""
+    cached = hub.cached_dataset(name, revision)
+    return (name, revision) if cached is None else (str(cached), None)
 
 
 @contextmanager
-def _loading(what: str) -> Iterator[None]:
+def _reading(name: str, part: str = "") -> Iterator[None]:
+    """Turn what goes wrong with a dataset into one line."""
     try:
         yield
+    except InputError:
+        raise
     except Exception as error:  # datasets and its hub client raise dozens of kinds here, and all mean the same
-        raise InputError(
-            f"the dataset {what} can't be loaded: {_first_line(error)}; it needs the Hugging Face hub or a local "
-            f"folder; local text goes in with --data FILE"
-        ) from None
+        raise _refusal(name, part, error) from None
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+def _refusal(name: str, part: str, error: Exception) -> InputError:
+    reason = hub.why(error)
+    if "scripts are no longer supported" in reason:
+        return InputError(
+            f"the dataset {name!r} comes as a Python program, and ldlm never runs code that comes with a dataset; use "
+            f"one of data files, such as parquet or jsonl"
+        )
+    remedy = "it needs the Hugging Face hub or a local folder"
+    if not Path(name).exists() and hub.offline():
+        remedy = f"where there is a network, `hf download {name} --repo-type dataset` fetches it for later"
+    return InputError(
+        f"the dataset {name!r}{part} can't be read: {reason}; {remedy}; local text goes in with --data FILE"
+    )
 
 
 Rules = list[tuple[re.Pattern[str], str]]

@@ -89,8 +89,8 @@ def _provenance(run: TrainedRun, decoders: dict[str, dict[str, Any]]) -> dict[st
         **run.origin,
         "settings": configs.identity(run.config),
         "features": {key: run.features.get(key) for key in ("store", "text", "rows")},
-        # A name may be a folder, and its fingerprint says which encoder it is wherever it lies.
-        "encoder": {**encoder, "name": Path(encoder["name"]).name},
+        # A name without a commit is a folder, and its fingerprint says which encoder it is wherever it lies.
+        "encoder": {**encoder, "name": encoder["name"] if encoder.get("revision") else Path(encoder["name"]).name},
         "held_out": _held_out(run),
         "decoders": {name: record["held_out"] for name, record in decoders.items() if record},
         "versions": {"training": finished.get("versions"), "export": artifact.versions()},

@@ -35,14 +35,15 @@ import numpy as np
 import torch
 from safetensors.numpy import load, save
 
-from ldlm import accounting, artifact, codecs, compute, corpus, files, runtime, store, text, textfiles
+from ldlm import accounting, artifact, codecs, compute, corpus, files, hub, runtime, store, text, textfiles
 from ldlm.artifact import Artifact
 from ldlm.claims import claim, share
 from ldlm.codecs import CODECS, Codec, Parts
 from ldlm.compute import fetch
 from ldlm.config import ExtractConfig, Shapes
-from ldlm.encoder import FrozenEncoder, Statistics, load_tokenizer, tokenizer_fingerprint
+from ldlm.encoder import FrozenEncoder, Statistics, tokenizer_fingerprint
 from ldlm.errors import InputError
+from ldlm.hub import load_tokenizer
 from ldlm.location import REQUEST_BYTES, Location, ObjectPath
 from ldlm.progress import SILENT, Progress
 from ldlm.spool import Spool
@@ -581,6 +582,7 @@ class Extraction:
                 "shard_rows": self.config.shard_rows,
                 "encoder": {
                     "name": self.config.encoder,
+                    "revision": hub.revision(self.config.encoder),
                     "kind": self.config.kind,
                     "layer": self.config.layer,
                     "precision": self.encoder.compute.precision,

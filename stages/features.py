@@ -20,8 +20,8 @@ from ldlm.stages import extract_features
 from ldlm import artifact, claims, config, files, metrics, samples, store
 from ldlm.artifact import Artifact
 from ldlm.config import ExtractConfig
-from ldlm.encoder import load_tokenizer
 from ldlm.errors import InputError
+from ldlm.hub import load_tokenizer
 from ldlm.location import Location
 from ldlm.progress import SILENT, Progress
 from ldlm.store import FeatureStore, Split

@@ -19,8 +19,8 @@ from torch import Tensor
 from ldlm import artifact, checkpoint, files, runtime, text, textfiles
 from ldlm.artifact import Artifact
 from ldlm.config import PretrainConfig
-from ldlm.encoder import load_tokenizer, quiet_transformers
 from ldlm.errors import InputError
+from ldlm.hub import load_tokenizer, quiet_transformers
 from ldlm.optim import load_optimizer_tensors, optimizer_tensors
 from ldlm.progress import SILENT, Progress
 

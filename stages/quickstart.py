@@ -41,8 +41,9 @@ from ldlm.config import (
     SamplerConfig,
     TrainConfig,
 )
-from ldlm.encoder import FrozenEncoder, load_tokenizer
+from ldlm.encoder import FrozenEncoder
 from ldlm.errors import InputError
+from ldlm.hub import load_tokenizer
 from ldlm.progress import SILENT, Progress
 from ldlm.scorer import Scorer
 from ldlm.store import FeatureStore

@@ -22,7 +22,8 @@ import torch
 from ldlm.cli import main
 from ldlm.stages import extract_features  # noqa: F401  imported before the forks
 
-from ldlm.encoder import FrozenEncoder, load_tokenizer
+from ldlm.encoder import FrozenEncoder
+from ldlm.hub import load_tokenizer
 
 POINTS = ("replace", "rename", "fsync", "unlink")
 

@@ -136,7 +136,7 @@ def test_what_a_refused_command_left_does_not_stand_in_the_way_of_the_corrected_
 
 def test_a_dataset_that_needs_a_hub_that_is_not_there(extract):
     line = extract("--dataset", "nosuch/corpus")
-    assert line.startswith("the dataset 'nosuch/corpus' can't be loaded")
+    assert line.startswith("the dataset 'nosuch/corpus' can't be read")
     assert "local text goes in with --data FILE" in line
 
 

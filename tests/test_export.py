@@ -1,15 +1,12 @@
 """An exported model draws the texts of the run it came from, holds nothing else, and says when it is damaged."""
 
-import base64
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import threading
 from copy import deepcopy
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -456,108 +453,6 @@ def test_devices_and_models_that_are_not_there_are_named(model, tmp_path):
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The hub
-
-
-class Hub(BaseHTTPRequestHandler):
-    """As much of the Hugging Face hub as an upload and a download take. `server.repos` are its repositories."""
-
-    COMMIT = "0123456789abcdef" * 2 + "01234567"
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        path = self.path.split("?")[0]
-        if path == "/asked":
-            return self.answer(len(self.server.asked))
-        self.server.asked.append(path)
-        if found := re.fullmatch(r"/api/models/(\w+/\w+)/tree/.*", path):
-            listing = self.server.repos[found[1]].items()
-            self.answer([{"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in listing])
-        elif found := re.fullmatch(r"/api/models/(\w+/\w+)(/revision/.*)?", path):
-            siblings = [{"rfilename": name} for name in self.server.repos[found[1]]]
-            self.answer({"id": found[1], "sha": self.COMMIT, "siblings": siblings})
-        elif found := re.fullmatch(r"/(\w+/\w+)/resolve/\w+/(.*)", path):
-            self.answer_bytes(self.server.repos[found[1]][found[2]])
-        else:
-            self.answer({})
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        path = self.path.split("?")[0]
-        self.server.asked.append(path)
-        if path == "/api/repos/create":
-            name = json.loads(body)["name"]
-            self.server.repos[f"me/{name}"] = {}
-            self.answer({"url": f"{self.server.address}/me/{name}", "id": f"me/{name}"})
-        elif "/preupload/" in path:
-            asked = json.loads(body)["files"]
-            self.answer({"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in asked]})
-        elif found := re.fullmatch(r"/api/models/(\w+/\w+)/commit/.*", path):
-            for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
-                    self.server.repos[found[1]][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            url = f"{self.server.address}/{found[1]}/commit/{self.COMMIT}"
-            self.answer({"commitUrl": url, "commitOid": self.COMMIT, "success": True})
-        else:
-            self.answer({"errors": [], "warnings": []})
-
-    def answer(self, value):
-        self.answer_bytes(json.dumps(value).encode())
-
-    def answer_bytes(self, data):
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("ETag", f'"{files.sha256(data)}"')
-        self.send_header("X-Repo-Commit", self.COMMIT)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
-
-    def log_message(self, *arguments):
-        pass
-
-
-@pytest.fixture
-def hub():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.repos, server.asked = {}, []
-    server.address = f"http://127.0.0.1:{server.server_address[1]}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def test_it_is_uploaded_when_asked_and_comes_back_the_same(run, model, hub, tmp_path):
-    code = """
-import json, os, sys, urllib.request
-from ldlm import LDLM
-from ldlm.cli import main
-
-run, out = sys.argv[1:]
-main(["export", "--run", run, "--output", out], standalone_mode=False)
-with urllib.request.urlopen(os.environ["HF_ENDPOINT"] + "/asked") as answer:
-    asked = json.load(answer)
-main(["export", "--run", run, "--output", out, "--push-to-hub", "me/model"], standalone_mode=False)
-texts = LDLM.from_pretrained("me/model").sample(4, steps=3, seed=2)
-try:
-    LDLM.from_pretrained("me/other")
-except ValueError as error:
-    print(json.dumps([asked, texts, str(error)]))
-"""
-    hub.repos["me/other"] = {"config.json": b'{"model_type": "gpt2"}', "model.safetensors": b"some gigabytes"}
-    environment = {
-        "HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
-        "HF_TOKEN": "hf_test", "HF_HOME": str(tmp_path / "home"),
-    }  # fmt: skip
-    asked, texts, error = json.loads(in_a_new_process(code, run, tmp_path / "model", **environment))
-    assert asked == 0  # before the second export, which was told to
-    of_the_stage = {"artifact.json", "config.yaml", "manifest.json"}
-    assert hub.repos["me/model"] == {k: v for k, v in content(model).items() if k not in of_the_stage}
-    assert texts == LDLM.from_pretrained(model).sample(4, steps=3, seed=2)
-    assert "holds a model of type gpt2" in error
-    assert not [path for path in hub.asked if path.endswith("/model.safetensors") and "/other/" in path]
 
 
 def test_an_upload_that_fails_is_said_in_one_line_and_leaves_the_model_whole(run, model, refuse, tmp_path):

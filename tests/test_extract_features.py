@@ -23,8 +23,8 @@ from tokenizers import normalizers
 from torch import nn
 
 from ldlm import corpus, files, text, textfiles
-from ldlm.encoder import load_tokenizer
 from ldlm.errors import InputError
+from ldlm.hub import load_tokenizer
 from ldlm.progress import SILENT, Progress, Task
 from ldlm.store import SPLITS, FeatureStore
 
@@ -197,14 +197,14 @@ def test_a_dataset_is_read_at_the_commit_that_is_recorded_and_a_branch_that_move
         asked.append((name, configuration, options))
         return [{"text": line} for line in lines]
 
-    monkeypatch.setattr(text, "check_hub", lambda: None)
     monkeypatch.setattr(datasets, "load_dataset_builder", build)
     monkeypatch.setattr(datasets, "load_dataset", load)
     config = replace(few, data=(), dataset="some/corpus", dataset_config="en")
     made = extract_features.run(config, tmp_path / "f")
     assert payload(made.path) == payload(whole)
     assert asked
-    assert all(call == ("some/corpus", "en", {"split": "train", "revision": head, "streaming": True}) for call in asked)
+    options = {"split": "train", "revision": head, "streaming": True, "trust_remote_code": False}
+    assert all(call == ("some/corpus", "en", options) for call in asked)
     assert (made.config["revision"], made.config["dataset_config"]) == (head, "en")
     assert made.inputs["text"] == {"some/corpus": head}
 
@@ -630,7 +630,6 @@ def test_a_hub_that_tells_its_size_is_asked_for_no_more_than_is_packed(few, monk
 
     splits = {"train": SimpleNamespace(num_examples=1_000_000), "test": SimpleNamespace(num_examples=500)}
     builder = SimpleNamespace(info=SimpleNamespace(splits=splits))
-    monkeypatch.setattr(text, "check_hub", lambda: None)
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *names, **options: builder)
     monkeypatch.setattr(datasets, "load_dataset", endless)
     tokenizer = load_tokenizer(few.encoder)

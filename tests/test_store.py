@@ -303,7 +303,8 @@ def test_a_fingerprint_is_of_the_rows_and_not_of_the_place(store, store_copy, fp
 
 
 def test_a_store_carries_its_tokenizer(store, gpt2, tmp_path):
-    from ldlm.encoder import load_tokenizer, tokenizer_fingerprint
+    from ldlm.encoder import tokenizer_fingerprint
+    from ldlm.hub import load_tokenizer
 
     moved = shutil.copytree(FeatureStore(store).tokenizer_path, tmp_path / "tokenizer")
     assert tokenizer_fingerprint(load_tokenizer(str(moved))) == tokenizer_fingerprint(load_tokenizer(str(gpt2)))

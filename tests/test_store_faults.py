@@ -21,8 +21,8 @@ from patience import patience
 from ldlm import claims, samples, shards
 from ldlm import store as stores
 from ldlm.config import ExtractConfig, from_dict
-from ldlm.encoder import load_tokenizer
 from ldlm.errors import InputError
+from ldlm.hub import load_tokenizer
 from ldlm.progress import Progress
 from ldlm.store import FeatureStore
 

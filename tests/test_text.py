@@ -2,14 +2,14 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ldlm import text
-from ldlm.encoder import load_tokenizer, tokenizer_fingerprint
+from ldlm.encoder import tokenizer_fingerprint
 from ldlm.errors import InputError
+from ldlm.hub import load_tokenizer
 
 
 def naive_rows(documents: list[str], tokenizer, seq_len: int) -> list[list[int]]:
@@ -142,7 +142,7 @@ def test_a_local_dataset_folder_is_read_split_by_split(tmp_path):
     assert list(text.dataset_documents(str(tmp_path), "test", "text")) == ["three"]
     with pytest.raises(InputError, match=r"has no field 'body' \(fields: text\); set --text-column"):
         list(text.dataset_documents(str(tmp_path), "train", "body"))
-    with pytest.raises(InputError, match="can't be loaded"):
+    with pytest.raises(InputError, match="can't be read"):
         list(text.dataset_documents(str(tmp_path), "validation", "text"))
 
 
@@ -164,35 +164,6 @@ def test_a_dataset_with_several_configurations_is_read_by_the_name_of_one(tmp_pa
     for name in ("small", "large"):
         assert list(text.dataset_documents(str(tmp_path), "train", "text", name)) == [name]
         assert list(text.dataset_source(str(tmp_path), name)[1]) == [str(tmp_path / f"{name}.jsonl")]
-
-
-def hub(monkeypatch, commit, data_files):
-    """A hub with one dataset, which notes what it was asked for."""
-    import datasets
-
-    asked = []
-    builder = SimpleNamespace(
-        hash=commit, config=SimpleNamespace(data_files=data_files), info=SimpleNamespace(splits=None)
-    )
-
-    def note(result):
-        return lambda *names, **options: asked.append((names, options)) or result
-
-    monkeypatch.setattr(text, "check_hub", lambda: None)
-    monkeypatch.setattr(datasets, "load_dataset_builder", note(builder))
-    monkeypatch.setattr(datasets, "load_dataset", note([{"text": "one"}]))
-    return asked
-
-
-@pytest.mark.parametrize("data_files", [None, {}, {"train": ["hf://datasets/some/corpus@c0ffee/train.jsonl"]}])
-def test_a_dataset_without_local_files_is_known_by_its_commit(monkeypatch, data_files):
-    asked = hub(monkeypatch, "c0ffee", data_files)
-    assert text.dataset_source("some/corpus", "en", "main") == ("c0ffee", {"some/corpus": "c0ffee"})
-    assert list(text.dataset_documents("some/corpus", "train", "text", "en", "c0ffee")) == ["one"]
-    assert asked == [
-        (("some/corpus", "en"), {"revision": "main"}),
-        (("some/corpus", "en"), {"revision": "c0ffee", "split": "train", "streaming": True}),
-    ]
 
 
 @pytest.mark.parametrize(

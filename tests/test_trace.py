@@ -14,8 +14,8 @@ from PIL import Image
 from ldlm import colours, trace, tracegif, tracepage
 from ldlm.colours import DARK, LEVELS, LIGHT
 from ldlm.config import SamplerConfig
-from ldlm.encoder import load_tokenizer
 from ldlm.generation import text_seeds
+from ldlm.hub import load_tokenizer
 from ldlm.run import TrainedRun
 from ldlm.trace import Cell, Frame
 
