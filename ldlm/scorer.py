@@ -18,6 +18,7 @@ from torch import Tensor
 from ldlm import files
 from ldlm.encoder import check_whole, load_model, load_tokenizer
 from ldlm.errors import InputError
+from ldlm.states import positions
 from ldlm.text import batched
 
 if TYPE_CHECKING:
@@ -38,11 +39,11 @@ class Scorer:
         self.tokenizer = load_tokenizer(name)
         self.model, made_up = load_model(AutoModelForCausalLM, name)
         check_whole(self.model, made_up, name)
-        self.model.eval().requires_grad_(False).to(device)
+        self.model.eval().requires_grad_(False)
         config = self.model.config.get_text_config()
         self.vocab_size: int = config.vocab_size
-        self.positions: int | None = getattr(config, "max_position_embeddings", None)
-
+        self.positions = positions(self.model)
+        self.model.to(device)
         self._check_causal()
 
     @torch.no_grad()
