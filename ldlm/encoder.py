@@ -139,7 +139,10 @@ class FrozenEncoder:
             model.pooler = nn.Identity().eval()
         self.positions = states.positions(model)
         if seq_len is not None and self.positions is not None and seq_len > self.positions:
-            raise states.too_long(seq_len, self.positions, self.name)
+            raise InputError(
+                f"--seq-len {seq_len} is longer than the {self.positions} positions of {self.name}; use at most "
+                f"{self.positions}"
+            )
         length = seq_len or min(states.PROBE_LEN, self.positions or states.PROBE_LEN)
         self.states = states.HiddenStates(model, self.layer, length, self.name)
         self.hidden_dim, self.depth = self.states.hidden_dim, self.states.depth

@@ -18,7 +18,7 @@ from torch import Tensor
 from ldlm import files
 from ldlm.encoder import check_whole, load_model, load_tokenizer
 from ldlm.errors import InputError
-from ldlm.states import positions
+from ldlm.states import longest, positions, runs
 from ldlm.text import batched
 
 if TYPE_CHECKING:
@@ -56,10 +56,11 @@ class Scorer:
 
     def check_length(self, max_tokens: int) -> None:
         """`InputError` when texts of `max_tokens` tokens are longer than the scorer's positions."""
-        if self.positions is not None and max_tokens > self.positions:
+        usable = self.positions or longest(lambda length: runs(self.model, length), max_tokens)
+        if max_tokens > usable:
             raise InputError(
-                f"--max-tokens {max_tokens} is longer than the {self.positions} positions of the scorer {self.name}; "
-                f"use at most {self.positions}"
+                f"--max-tokens {max_tokens} is longer than the {usable} positions of the scorer {self.name}; "
+                f"use at most {usable}"
             )
 
     @property

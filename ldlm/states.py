@@ -124,7 +124,7 @@ def _enters(model: Any, length: int) -> bool:
 def runs(model: Any, length: int) -> bool:
     """Whether the model takes a row of so many tokens."""
     try:
-        model(input_ids=plain_tokens(model, length))
+        model(input_ids=plain_tokens(model, length).to(model.device))
     except _EnteredError:
         return True
     except Exception:  # IndexError, RuntimeError, ValueError …: every model fails in its own way
@@ -168,12 +168,12 @@ def _all_states(model: Any, tokens_BL: Tensor, name: str) -> tuple[Tensor, ...]:
     try:
         found = model(input_ids=tokens_BL, output_hidden_states=True).hidden_states
     except Exception as error:
-        length = tokens_BL.shape[1]
-        if (works := longest(lambda length: runs(model, length), length)) > 0:
-            raise too_long(length, works, name) from None
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        asked, reason = tokens_BL.shape[1], (str(error).strip() or type(error).__name__).splitlines()[0]
+        works = longest(lambda length: runs(model, length), asked)
         raise InputError(
-            f"{name} can't read rows of tokens alone ({reason}); give an encoder or a causal model of text"
+            f"--seq-len {asked} is longer than {name} takes ({reason}); use at most {works}"
+            if works
+            else f"{name} can't read rows of tokens alone ({reason}); give an encoder or a causal model of text"
         ) from None
     if not found:
         raise InputError(f"{name} doesn't say what its hidden states are; give another --encoder")
@@ -183,13 +183,6 @@ def _all_states(model: Any, tokens_BL: Tensor, name: str) -> tuple[Tensor, ...]:
 def _first(state: Any) -> Any:
     """A block's state, where it stands beside others: Pegasus-X has global tokens."""
     return state[0] if isinstance(state, tuple | list) else state
-
-
-def too_long(seq_len: int, positions: int, name: str) -> InputError:
-    """The refusal of rows of `seq_len` tokens."""
-    return InputError(
-        f"--seq-len {seq_len} is longer than the {positions} positions of {name}; use at most {positions}"
-    )
 
 
 def _resolve_layer(layer: int, depth: int, name: str) -> int:

@@ -137,7 +137,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "modernbert": {},
     "modernbert-decoder": {},
     "mpnet": PADDED,
-    "mpt": FREE,
+    "mpt": {**FREE, "max_seq_len": POSITIONS},
     "mra": {},
     "mt5": T5,
     "mvp": BOTH,
