@@ -27,7 +27,7 @@ def rows(bench: Bench, folder: Path) -> Iterator[dict[str, Any]]:
     text = folder / "text.txt"
     text.write_text("\n".join(_documents(bench.scale.stored * bench.shapes.seq_len * CHARACTERS)) + "\n")
     encoder = _encoder(bench, text, folder / "encoder")
-    frozen = FrozenEncoder(str(encoder), layer=-3, device=bench.device)
+    frozen = FrozenEncoder(str(encoder), layer=-3, seq_len=bench.shapes.seq_len, device=bench.device)
     flops = accounting.encoder_flops(frozen.network, bench.shapes.seq_len)
     tokens_BL = torch.zeros(bench.scale.rows, bench.shapes.seq_len, dtype=torch.int64)
     with plain_attention():

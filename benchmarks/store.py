@@ -92,7 +92,7 @@ def _extraction(base: ExtractConfig, folder: Path) -> dict[str, Any]:
     encode. Beside a GPU that outruns the compression this ratio is less.
     """
     device = runtime.device("auto")
-    encoder = FrozenEncoder(base.encoder, layer=base.layer, device=device)
+    encoder = FrozenEncoder(base.encoder, layer=base.layer, seq_len=SEQ_LEN, device=device)
     packed = text.pack(textfiles.file_documents(base.data), load_tokenizer(base.encoder), SEQ_LEN)
     tokens = torch.from_numpy(np.concatenate(list(packed))).long()
     blocks = tokens.split(BLOCK)

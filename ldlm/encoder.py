@@ -1,7 +1,8 @@
 """The frozen text encoder E_h: tokens → hidden states h, and their normalisation (Section 4.1 and 6, SPEC 2).
 
 Any encoder or causal model of transformers. `hidden_states[layer]` is taken from a model whose blocks above that layer
-have been removed, so that they cost neither time nor memory.
+have been removed, so that they cost neither time nor memory once it is loaded; `ldlm/states.py` proves that it is
+that layer.
 
 Shapes in names: B batch, L tokens, D encoder width.
 """
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ldlm import states
 from ldlm.compute import DTYPES, Compute
 from ldlm.errors import InputError
 from ldlm.hub import check_whole, load_model
@@ -38,6 +40,8 @@ class FrozenEncoder:
     """E_h for one `kind` and `layer` (SPEC 2).
 
     kind `hidden`: contextual states; `embedding`: the model's token embeddings. `layer` indexes `hidden_states`.
+    `seq_len` is the length of the rows that it will be given, over which the states are checked against the whole
+    model's; `InputError` when they are too long for it, or the layer can't be had.
     `precision` is that of matrix products and attention; the states are float32 in any case.
     """
 
@@ -47,33 +51,43 @@ class FrozenEncoder:
         *,
         kind: str = "hidden",
         layer: int = -3,
+        seq_len: int | None = None,
         device: torch.device | str = "cpu",
         precision: Literal["fp32", "bf16"] = "fp32",
     ) -> None:
         from transformers import AutoModel
 
         model, made_up = load_model(AutoModel, name)
-        if model.config.is_encoder_decoder:
-            model = model.get_encoder()
-        self.name, self.kind, self.compute = name, kind, Compute(torch.device(device))
+        model = states.text_encoder(model, name).eval().requires_grad_(False)
+        self.name, self.kind, self.layer = name, kind, layer
+        self.compute = Compute(torch.device(device))
         self.compute_in(precision)
-        config = model.config.get_text_config()
-        self.hidden_dim: int = config.hidden_size
-        self.vocab_size: int = model.get_input_embeddings().num_embeddings
-        self.positions: int | None = getattr(config, "max_position_embeddings", None)
-        self._captured: Tensor | None = None
-        self.depth: int = config.num_hidden_layers
-        self.layer = layer
+        table = states.token_table(model, name)
+        self.vocab_size: int = table.weight.shape[0]
+        if kind == "hidden":
+            self.network: nn.Module = model
+            self._take_states(model, seq_len)
+        elif isinstance(table, nn.Embedding):
+            self.network, self.hidden_dim = table, table.embedding_dim
+        else:
+            raise InputError(f"{name} computes its token embeddings; use --kind hidden")
+        check_whole(self.network, made_up, name)
+        self.network.to(self.device)
+
+    def _take_states(self, model: Any, seq_len: int | None) -> None:
+        """Cut off what the layer doesn't need, on the CPU: a GPU ends the process when a position is out of range."""
         if getattr(model, "pooler", None) is not None:
             # It takes no part; and where the checkpoint has none, it would be random and the fingerprint with it.
-            model.pooler = None
-        if kind == "hidden":
-            self._truncate(model, _resolve_layer(layer, self.depth, name))
-            self.network: nn.Module = model
-        else:
-            self.network = model.get_input_embeddings()
-        check_whole(self.network, made_up, name)
-        self.network.eval().requires_grad_(False).to(self.device)
+            model.pooler = nn.Identity().eval()
+        self.positions = states.positions(model)
+        if seq_len is not None and self.positions is not None and seq_len > self.positions:
+            raise InputError(
+                f"--seq-len {seq_len} is longer than the {self.positions} positions of {self.name}; use at most "
+                f"{self.positions}"
+            )
+        length = seq_len or min(states.PROBE_LEN, self.positions or states.PROBE_LEN)
+        self.states = states.HiddenStates(model, self.layer, length, self.name)
+        self.hidden_dim, self.depth = self.states.hidden_dim, self.states.depth
 
     @property
     def device(self) -> torch.device:
@@ -84,25 +98,6 @@ class FrozenEncoder:
         """Do matrix products and attention in another precision from now on."""
         self.compute = replace(self.compute, dtype=DTYPES[precision])
 
-    def _truncate(self, model: nn.Module, index: int) -> None:
-        """Remove the blocks above `hidden_states[index]` and note that state as it passes."""
-        self._index = index
-        if index == self.depth:  # after the final norm, where there is one: the model's own output
-            return
-        blocks = _blocks(model, self.depth, self.name)
-        if index == 0:  # what enters the first block
-            del blocks[1:]
-            blocks[0].register_forward_pre_hook(self._note_input, with_kwargs=True)
-        else:
-            del blocks[index:]
-            blocks[index - 1].register_forward_hook(self._note_output)
-
-    def _note_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._captured = args[0] if args else kwargs["hidden_states"]
-
-    def _note_output(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._captured = output[0] if isinstance(output, tuple) else output
-
     @torch.no_grad()
     def __call__(self, tokens_BL: Tensor) -> Tensor:
         """h (B, L, D) float32, not normalised, on the encoder's device."""
@@ -110,19 +105,9 @@ class FrozenEncoder:
         if self.kind == "embedding":
             return self.network(tokens_BL).float()
         with self.compute.autocast():
-            output = self.network(input_ids=tokens_BL)
-        state = output.last_hidden_state if self._index == self.depth else self._captured
-        self._captured = None
-        assert state is not None
-        return state.float()
-
-    def check_length(self, seq_len: int) -> None:
-        """`InputError` when rows of `seq_len` tokens are longer than the encoder's positions."""
-        if self.kind == "hidden" and self.positions is not None and seq_len > self.positions:
-            raise InputError(
-                f"--seq-len {seq_len} is longer than the {self.positions} positions of {self.name}; use at most "
-                f"{self.positions}"
-            )
+            state_BLD: Tensor = self.states.read(tokens_BL)
+        assert state_BLD.shape[:2] == tokens_BL.shape  # not so for rows of another length than it was checked for
+        return state_BLD.float()
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """`InputError` when the tokenizer gives tokens that the encoder has no embedding for."""
@@ -134,25 +119,16 @@ class FrozenEncoder:
 
     def fingerprint(self) -> str:
         """A hash of the weights that take part, the kind and the layer; the same wherever the model came from."""
-        digest = hashlib.sha256(f"{self.kind}/{self._index if self.kind == 'hidden' else ''}".encode())
+        digest = hashlib.sha256(f"{self.kind}/{self._layer_taken()}".encode())
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
-
-def _resolve_layer(layer: int, depth: int, name: str) -> int:
-    index = layer if layer >= 0 else depth + 1 + layer
-    if not 0 <= index <= depth:
-        raise InputError(f"--layer {layer} is out of range: {name} has hidden_states {-depth - 1} … {depth}")
-    return index
-
-
-def _blocks(model: nn.Module, depth: int, name: str) -> nn.ModuleList:
-    found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    if len(found) != 1:
-        raise InputError(f"can't tell which part of {name} is its {depth} blocks; use --layer -1")
-    return found[0]
+    def _layer_taken(self) -> str:
+        if self.kind != "hidden":
+            return ""
+        return f"{self.states.index}{'/whole' if self.states.way == 'whole' else ''}"
 
 
 @dataclass(frozen=True)

@@ -27,16 +27,16 @@ class OnlineEncoder:
         self._encoder: FrozenEncoder | None = None
 
     def __call__(self, tokens_BL: Tensor) -> Tensor:
-        encoder = self._load(tokens_BL.device)
+        encoder = self._load(tokens_BL.device, tokens_BL.shape[1])
         h_BLD = torch.cat([encoder(tokens) for tokens in tokens_BL.split(BLOCK_ROWS)])
         return (h_BLD - self.mean_D) / self.std_D
 
-    def _load(self, device: torch.device) -> FrozenEncoder:
+    def _load(self, device: torch.device, seq_len: int) -> FrozenEncoder:
         """The encoder on `device`; `InputError` when it is not the one that the statistics were taken with."""
         if self._encoder is None or self._encoder.device != device:
             name, kind, layer = (self.record[key] for key in ("name", "kind", "layer"))
             precision = self.record["precision"]
-            encoder = FrozenEncoder(name, kind=kind, layer=layer, device=device, precision=precision)
+            encoder = FrozenEncoder(name, kind=kind, layer=layer, seq_len=seq_len, device=device, precision=precision)
             if encoder.fingerprint() != self.record["fingerprint"]:
                 raise InputError(
                     f"{name} is not the encoder that the features were prepared with: its fingerprint is "

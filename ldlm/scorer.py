@@ -18,6 +18,7 @@ from torch import Tensor
 from ldlm import files, hub
 from ldlm.errors import InputError
 from ldlm.hub import check_whole, load_model, load_tokenizer
+from ldlm.states import longest, positions, runs
 from ldlm.text import batched
 
 if TYPE_CHECKING:
@@ -38,11 +39,11 @@ class Scorer:
         self.tokenizer = load_tokenizer(name)
         self.model, made_up = load_model(AutoModelForCausalLM, name)
         check_whole(self.model, made_up, name)
-        self.model.eval().requires_grad_(False).to(device)
+        self.model.eval().requires_grad_(False)
         config = self.model.config.get_text_config()
         self.vocab_size: int = config.vocab_size
-        self.positions: int | None = getattr(config, "max_position_embeddings", None)
-
+        self.positions = positions(self.model)
+        self.model.to(device)
         self._check_causal()
 
     @torch.no_grad()
@@ -55,10 +56,11 @@ class Scorer:
 
     def check_length(self, max_tokens: int) -> None:
         """`InputError` when texts of `max_tokens` tokens are longer than the scorer's positions."""
-        if self.positions is not None and max_tokens > self.positions:
+        usable = self.positions or longest(lambda length: runs(self.model, length), max_tokens)
+        if max_tokens > usable:
             raise InputError(
-                f"--max-tokens {max_tokens} is longer than the {self.positions} positions of the scorer {self.name}; "
-                f"use at most {self.positions}"
+                f"--max-tokens {max_tokens} is longer than the {usable} positions of the scorer {self.name}; "
+                f"use at most {usable}"
             )
 
     @property

@@ -65,10 +65,10 @@ def plan(config: ExtractConfig, out: Location | None = None) -> dict[str, Any]:
     _check(config)
     config, _ = _pinned(config)
     tokenizer, encoder = _models(config)
-    _check_requests(config, out, _width(config, encoder))
+    _check_requests(config, out, encoder.hidden_dim)
     counts = {split: corpus.count_rows(config, tokenizer, split) for split in SPLITS}
     rows = {split: count.rows for split, count in counts.items()}
-    tokens, width = sum(rows.values()) * config.seq_len, _width(config, encoder)
+    tokens, width = sum(rows.values()) * config.seq_len, encoder.hidden_dim
     packing = sum(count.seconds for count in counts.values()) / max(1, sum(count.packed for count in counts.values()))
     writer = _writer(config, Path(), _shapes(config, tokenizer, encoder))
     rate = _rate(config, encoder, writer) if writer.with_hidden else 0.0
@@ -137,7 +137,7 @@ def shapes(config: ExtractConfig) -> Shapes:
 
 
 def _shapes(config: ExtractConfig, tokenizer: Any, encoder: FrozenEncoder) -> Shapes:
-    return Shapes(seq_len=config.seq_len, hidden_dim=_width(config, encoder), vocab_size=len(tokenizer))
+    return Shapes(seq_len=config.seq_len, hidden_dim=encoder.hidden_dim, vocab_size=len(tokenizer))
 
 
 def _writer(config: ExtractConfig, out: Location, shapes: Shapes) -> StoreWriter:
@@ -194,7 +194,7 @@ def prepare(
     _check(config)
     config, source = _pinned(config)
     tokenizer, encoder = _models(config)
-    _check_requests(config, out, _width(config, encoder))
+    _check_requests(config, out, encoder.hidden_dim)
     begun = artifact.recorded_config(out) if not overwrite and (out / "config.yaml").is_file() else {}
     if config.detokenizer == "lm1b" and begun.get("detokenizer") == "lm1b-clean" and artifact.schema(out) == 1:
         progress.note(f"{out} was begun by an earlier version, whose lm1b is lm1b-clean now; it goes on with that")
@@ -289,8 +289,9 @@ def _models(config: ExtractConfig) -> tuple[Any, FrozenEncoder]:
     kind = "embedding" if config.kind == "scratch" else config.kind  # scratch needs its width only
     device = runtime.device(config.device)
     precision = compute.precision_on(config.precision, device)
-    encoder = FrozenEncoder(config.encoder, kind=kind, layer=config.layer, device=device, precision=precision)
-    encoder.check_length(config.seq_len)
+    encoder = FrozenEncoder(
+        config.encoder, kind=kind, layer=config.layer, seq_len=config.seq_len, device=device, precision=precision
+    )
     encoder.check_tokenizer(tokenizer)
     return tokenizer, encoder
 
@@ -298,10 +299,6 @@ def _models(config: ExtractConfig) -> tuple[Any, FrozenEncoder]:
 def _fingerprints(config: ExtractConfig, encoder: FrozenEncoder, tokenizer: Any) -> dict[str, str]:
     model = "scratch" if config.kind == "scratch" else encoder.fingerprint()
     return {"encoder": model, "tokenizer": tokenizer_fingerprint(tokenizer)}
-
-
-def _width(config: ExtractConfig, encoder: FrozenEncoder) -> int:
-    return encoder.network.embedding_dim if encoder.kind == "embedding" else encoder.hidden_dim  # type: ignore[return-value]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -465,7 +462,7 @@ class Extraction:
 
     def _space(self, rows: Mapping[str, int]) -> tuple[int, int]:
         """Bytes that the disk has yet to take, and those that are free on it."""
-        width, tokens = _width(self.config, self.encoder), sum(rows.values()) * self.config.seq_len
+        width, tokens = self.encoder.hidden_dim, sum(rows.values()) * self.config.seq_len
         needed = tokens * 4
         if self._stores_states:
             sample = _sampled_blocks(self.config, rows["train"]) * self.config.batch_size * self.config.seq_len
@@ -553,7 +550,7 @@ class Extraction:
         if split != "train":
             return None
         rows = min(self.config.batch_size, self.rows["train"] - block * self.config.batch_size)
-        states = self.spool.read(block, (rows, self.config.seq_len, _width(self.config, self.encoder)))
+        states = self.spool.read(block, (rows, self.config.seq_len, self.encoder.hidden_dim))
         return None if states is None else lambda: states
 
     # Between 2 and 3
@@ -603,7 +600,7 @@ class Extraction:
         return {f"tokenizer/{name}": digest for name, digest in found.items()}
 
     def _write_statistics(self) -> None:
-        width = _width(self.config, self.encoder)
+        width = self.encoder.hidden_dim
         first = without_first = Statistics(0, np.zeros(width), np.zeros(width))
         if self.config.kind == "scratch":
             first = without_first = Statistics(1, np.zeros(width), np.ones(width))

@@ -215,8 +215,7 @@ def _evaluate(steps: Plan, progress: Progress) -> list[dict[str, Any]]:
 def _check_models(quickstart: QuickstartConfig) -> None:
     """Load the models that the user names now, not after ten minutes."""
     if quickstart.encoder is not None:
-        encoder = FrozenEncoder(quickstart.encoder)
-        encoder.check_length(SEQ_LEN)
+        encoder = FrozenEncoder(quickstart.encoder, seq_len=SEQ_LEN)
         encoder.check_tokenizer(load_tokenizer(quickstart.encoder))
     if quickstart.scorer is not None:
         Scorer(quickstart.scorer, torch.device("cpu")).check_length(SEQ_LEN)

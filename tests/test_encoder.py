@@ -1,5 +1,7 @@
 """The frozen encoder against transformers' own hidden states, and the statistics against numpy over everything."""
 
+import hashlib
+import re
 import shutil
 from collections import Counter
 
@@ -106,6 +108,17 @@ def test_a_fingerprint_is_the_same_each_time_and_from_any_place(folder, tmp_path
     assert FrozenEncoder(str(tmp_path / "elsewhere"), kind=kind).fingerprint() == first
 
 
+@pytest.mark.parametrize(("layer", "index"), [(-3, 2), (1, 1), (-1, 4), (0, 0)])
+def test_a_fingerprint_is_what_stores_have_recorded_from_the_first_version_on(folder, layer, index):
+    """SHA-256 over kind, layer and the weights of the blocks up to it, of at least one, without the pooler's."""
+    digest = hashlib.sha256(f"hidden/{index}".encode())
+    for name, tensor in sorted(full_model(folder).state_dict().items()):
+        block = re.match(r"(?:h|encoder\.layer)\.(\d+)\.", name)
+        if not name.startswith("pooler.") and (block is None or int(block[1]) < max(1, index)):
+            digest.update(name.encode() + tensor.numpy().tobytes())
+    assert FrozenEncoder(folder, layer=layer).fingerprint() == digest.hexdigest()
+
+
 def test_a_layer_is_the_same_counted_from_either_end(folder):
     assert FrozenEncoder(folder, layer=-3).fingerprint() == FrozenEncoder(folder, layer=2).fingerprint()
 
@@ -130,10 +143,10 @@ def test_a_layer_that_does_not_exist_is_refused_with_the_range(folder, layer):
 
 
 def test_rows_longer_than_the_positions_are_refused(folder):
-    FrozenEncoder(folder).check_length(16)
+    FrozenEncoder(folder, seq_len=16)
     with pytest.raises(InputError, match="--seq-len 17 is longer than the 16 positions"):
-        FrozenEncoder(folder).check_length(17)
-    FrozenEncoder(folder, kind="embedding").check_length(17)  # a table has no positions
+        FrozenEncoder(folder, seq_len=17)
+    FrozenEncoder(folder, kind="embedding", seq_len=17)  # a table has no positions
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])

@@ -58,7 +58,7 @@ def test_states_are_those_of_the_store(online, stored):
 
 def test_a_batch_passes_the_encoder_in_blocks_whatever_its_size(online, stored):
     made, kept = (FeatureStore(path).split("train") for path in (online, stored))
-    made.online._load(torch.device("cpu"))
+    made.online._load(torch.device("cpu"), 16)
     passes, parts = [], []
     made.online._encoder.network.register_forward_pre_hook(
         lambda module, args, named: passes.append(len((*args, *named.values())[0])), with_kwargs=True

@@ -21,8 +21,8 @@ from ldlm.stages import extract_features, quickstart
 
 from ldlm import artifact, corpus, samples, text, textfiles
 from ldlm.config import ExtractConfig, QuickstartConfig
-from ldlm.encoder import load_tokenizer
 from ldlm.errors import InputError
+from ldlm.hub import load_tokenizer
 from ldlm.textfiles import Part, file_documents
 
 DOCUMENTS = [
@@ -559,7 +559,7 @@ def test_a_word_piece_vocabulary_is_that_of_whole_documents(tmp_path, monkeypatc
 MEASURED = """
 import pathlib, re, sys
 from ldlm import text, textfiles
-from ldlm.encoder import load_tokenizer
+from ldlm.hub import load_tokenizer
 # Of this process alone: what getrusage tells begins with the peak of the process that started it.
 peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1])
 tokenizer = load_tokenizer(sys.argv[1])
