@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ldlm import noise
+from ldlm.compute import without_cast_cache
 from ldlm.config import CosmosConfig, DiffusionConfig, RecipeConfig
 from ldlm.diffusion import Schedule, noised
 from ldlm.model import JointModel
@@ -227,7 +228,7 @@ class Objective(nn.Module):
         previous_BNC = torch.zeros_like(z_t_BNC)
         t_B = draws.t_B.float()
         if draws.self_condition:
-            with torch.no_grad():
+            with torch.no_grad(), without_cast_cache(z_t_BNC.device):
                 previous_BNC = self.model.denoiser(z_t_BNC, t_B, previous_BNC)
         z_hat_BNC = self.model.denoiser(z_t_BNC, t_B, previous_BNC)
         return row_loss(z_hat_BNC, z_0_BNC, self.recipe.loss_reduction)
