@@ -69,8 +69,8 @@ class Compute:
 def without_cast_cache(device: torch.device) -> AbstractContextManager[object]:
     """Within it autocast, where it is on, casts the weights anew at each use.
 
-    For a pass without gradients inside a step: in torch before 2.11 the casts that it kept would carry no graph, and the
-    pass that learns would use them and train nothing (pytorch/pytorch#112583).
+    For a pass without gradients inside a step: in torch before 2.11 the casts that it kept would carry no graph, and
+    the pass that learns would use them and train nothing (pytorch/pytorch#112583).
     """
     kind = device.type
     if kind == "meta" or not torch.is_autocast_enabled(kind):

@@ -1,4 +1,4 @@
-"""The pass without gradients of a self-conditioned step, and autocast: it must take nothing from the pass that learns."""
+"""The pass without gradients of a self-conditioned step under autocast: it takes nothing from the pass that learns."""
 
 import pytest
 import torch
