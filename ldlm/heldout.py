@@ -157,7 +157,7 @@ def _by_bin(t_B: Tensor, loss_B: Tensor) -> list[float | None]:
     return [loss_B[index == i].mean().item() if (index == i).any() else None for i in range(T_BINS)]
 
 
-def latent_warning(evaluations: Sequence[Mapping[str, Any]], warmup_steps: int) -> str | None:
+def latent_warning(evaluations: Sequence[Mapping[str, Any]], warmup_steps: int, space: str = "ldlm") -> str | None:
     """What is to be said when the newest evaluation finds the latents collapsed or exploded; None when they are well.
 
     The noise of the diffusion has standard deviation 1: latents far below it drown at nearly every t (Section 5.2). At
@@ -165,16 +165,19 @@ def latent_warning(evaluations: Sequence[Mapping[str, Any]], warmup_steps: int) 
     """
     if evaluations[-1]["latent_std"] is None:
         return "the latents are not finite; lower the learning rate (optimizer.lr)"
+    warmup = "" if space == "cosmos" else "{} the warm-up (recipe.warmup_steps) or "
+    others = "recipe.sigma_dec, with recipe.decoder_noise=additive"
+    noise_setting = {"ldlm": "recipe.sigma_dec", "cosmos": "cosmos.noise"}.get(space, others)
     stds = [std for evaluation in evaluations if (std := evaluation["latent_std"]) is not None]
     if stds[-1] < COLLAPSED and (evaluations[-1]["step"] >= warmup_steps or max(stds) >= COLLAPSED):
         return (
             f"the latents have collapsed to a standard deviation of {stds[-1]:.3f} (the most was {max(stds):.3f}); "
-            f"lengthen the warm-up (recipe.warmup_steps) or raise recipe.sigma_dec"
+            f"{warmup.format('lengthen')}raise {noise_setting}"
         )
     if stds[-1] > EXPLODED:
         return (
             f"the latents have grown to a standard deviation of {stds[-1]:.1f}, which the diffusion loss can't hold; "
-            f"shorten the warm-up (recipe.warmup_steps) or lower recipe.sigma_dec"
+            f"{warmup.format('shorten')}lower {noise_setting}"
         )
     return None
 

@@ -81,7 +81,7 @@ def run(
 
         world.main_only(lambda: _record_features(store, out))
         if world.main:
-            _tell(store, out, result.state == "partial", progress)
+            _tell(config, store, out, result.state == "partial", progress)
         flops = cache(partial(accounting.flops_per_token, config, store.shapes))
         journal = resume(
             state,
@@ -90,7 +90,7 @@ def run(
             seq_len=store.shapes.seq_len,
             progress=progress,
             flops_per_token=lambda step: flops(phase_of(config, step)),
-            warning=partial(heldout.latent_warning, warmup_steps=config.recipe.warmup_steps),
+            warning=partial(heldout.latent_warning, warmup_steps=config.recipe.warmup_steps, space=config.model.space),
         )
         _train(state, stream, store.held_out(), journal, stop, progress)
         if world.main:
@@ -184,7 +184,12 @@ def _check(config: TrainConfig, store: FeatureStore) -> None:
         )
 
 
-def _tell(store: FeatureStore, out: Path, taken_up: bool, progress: Progress) -> None:
+def _tell(config: TrainConfig, store: FeatureStore, out: Path, taken_up: bool, progress: Progress) -> None:
+    noise, space = configs.decoder_noise(config.model.space, config.recipe), config.model.space
+    if space != "ldlm" and config.recipe.edition > 1 and config.recipe.decoder_noise == "published":
+        progress.note(
+            f"the decoders' noise is that of {space} ({noise}); recipe.sigma_dec needs recipe.decoder_noise=additive"
+        )
     if not store.sealed:
         progress.note(f"{store.path} is not sealed: {store.missing()}; training on what is there")
     if store.held_out().name == "train":
