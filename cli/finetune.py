@@ -59,6 +59,8 @@ def command(options: Options, run: str | None, features: str | None, allow_parti
 
 
 def _table(result: dict) -> str:
+    from ldlm.run import noise_of
+
     mine, joint, saved = result["parameters"], result["replaces"], result["replaces"] - result["parameters"]
     rows = [
         ("parameters", mine, joint),
@@ -66,20 +68,20 @@ def _table(result: dict) -> str:
         *((label, result["held_out"][key], result["joint"].get(key)) for key, label in FIGURES.items()),
     ]
     layers, took = result["network"]["layers"], show.duration(result["seconds"])
-    head = f"{result['output']}: {layers} layers, {result['step']:,} steps, σ_dec {result['sigma_dec']}, {took}"
+    head = f"{result['output']}: {layers} layers, {result['step']:,} steps, {noise_of(result)}, {took}"
     rows_read = f"{result['held_out']['rows']:,} {result['held_out']['split']} rows"
     return head + "\n\n" + show.table((rows_read, result["name"], "D_h and D_w"), rows)
 
 
 def _listing(decoders: list[dict]) -> str:
     """One line per decoder; the one that `sample` takes by default has a star."""
-    headers = ("decoder", "layers", "parameters", "σ_dec", "L_w", "accuracy", "L_w clean", "clean", "steps", "of step")
+    headers = ("decoder", "layers", "parameters", "noise", "L_w", "accuracy", "L_w clean", "clean", "steps", "of step")
     rows = [
         (
             f"{decoder['name']}{' *' * decoder['default']}{'' if decoder['usable'] else ' (other checkpoint)'}",
             decoder["layers"],
             decoder["parameters"],
-            decoder["sigma_dec"],
+            decoder["noise"],
             *(decoder["held_out"].get(key) for key in FIGURES),
             decoder["step"],
             decoder["checkpoint_step"],

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldlm.config import ModelConfig, Shapes, TrainConfig, from_dict, preset
+from ldlm.config import ModelConfig, Shapes, TrainConfig, autoencoder_steps, from_dict, preset, total_steps
 from ldlm.layers import recompute_activations
 from ldlm.model import JointModel, build_meta
 from ldlm.objective import Draws, Objective, Phase, Smoothing, set_trainable
@@ -35,24 +35,31 @@ def parameters(model: JointModel) -> dict[str, int]:
 def training_cost(config: TrainConfig, shapes: Shapes, *, rows: int | None = None) -> dict[str, Any]:
     """Parameters, FLOPs per token and bytes of one training step of `rows` rows in float32.
 
-    `rows` at a time are the batch's, divided by `accumulate`, on one device. For space=cosmos it is a step of the
-    denoiser's phase.
+    `rows` at a time are the batch's, divided by `accumulate`, on one device. For space=cosmos the FLOPs are those of
+    either phase, by name with its steps, and the bytes those of the larger.
     """
     rows = rows or -(-config.batch_size // config.accumulate)
     model = build_meta(config.model, shapes)
-    phase: Phase = "joint" if config.model.space != "cosmos" else "diffusion"
-    set_trainable(model, phase)
     if config.recompute:
         recompute_activations(model)
-    objective = Objective(model, config.diffusion, config.recipe)
-    _, activations = _step(objective, shapes, phase, self_condition=False)
+    first = autoencoder_steps(config)
+    phases: list[Phase] = ["autoencoder", "diffusion"] if first else ["joint"]
+    flops = {phase: flops_per_token(config, shapes, phase) for phase in phases}
     counts = parameters(model)
+    activations = max(_activations(model, config, shapes, phase) for phase in phases)
     return {
         "parameters": counts,
-        "flops_per_token": flops_per_token(config, shapes, phase),
+        **({"steps": {"autoencoder": first, "diffusion": total_steps(config) - first}} if first else {}),
+        "flops_per_token": flops if first else flops["joint"],
         "rows_at_once": rows,
         "memory_bytes": BYTES_PER_PARAMETER * sum(counts.values()) + rows * activations,
     }
+
+
+def _activations(model: JointModel, config: TrainConfig, shapes: Shapes, phase: Phase) -> int:
+    """Bytes that a step of the phase saves for its backward pass, per row."""
+    set_trainable(model, phase)
+    return _step(Objective(model, config.diffusion, config.recipe), shapes, phase, self_condition=False)[1]
 
 
 def flops_per_token(config: TrainConfig, shapes: Shapes, phase: Phase = "joint") -> int:
@@ -126,7 +133,7 @@ def _step(objective: Objective, shapes: Shapes, phase: Phase, *, self_condition:
         hidden_BLD = torch.empty(1, shapes.seq_len, shapes.hidden_dim)
         tokens_BL = torch.empty(1, shapes.seq_len, dtype=torch.int64)
         ones = torch.empty(1, dtype=torch.float64)
-        draws = Draws(ones, ones, torch.empty(latents), torch.empty(latents), self_condition)
+        draws = Draws(ones, ones, torch.empty(latents), torch.empty(latents), self_condition, t_dec_B=ones)
         smoothing = None
         if phase == "autoencoder":
             smoothing = Smoothing(torch.empty(1, shapes.seq_len, 1), torch.empty_like(hidden_BLD), torch.empty(latents))

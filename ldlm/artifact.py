@@ -208,7 +208,7 @@ def _create(path: Location, kind: str, config: Any, inputs: Mapping[str, Any]) -
 def _old_identity(path: Location, cls: type) -> dict[str, Any]:
     if not (path / "config.yaml").is_file():  # somebody removed it
         return {}
-    return configs.identity(configs.from_dict(cls, recorded_config(path)))
+    return configs.identity(configs.from_stored(cls, recorded_config(path)))
 
 
 def recorded_config(path: Location) -> dict[str, Any]:

@@ -66,6 +66,18 @@ class Compute:
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
 
+def without_cast_cache(device: torch.device) -> AbstractContextManager[object]:
+    """Within it autocast, where it is on, casts the weights anew at each use.
+
+    For a pass without gradients inside a step: in torch before 2.11 the casts that it kept would carry no graph, and
+    the pass that learns would use them and train nothing (pytorch/pytorch#112583).
+    """
+    kind = device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return nullcontext()
+    return torch.autocast(kind, torch.get_autocast_dtype(kind), cache_enabled=False)
+
+
 def precision_on(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
     """What `auto` means on a device: bf16 where it is fast for certain."""
     if precision != "auto":

@@ -101,8 +101,7 @@ class ModelConfig:
     space: Literal["ldlm", "tencdm", "cosmos", "embedding", "scratch"] = setting(
         "ldlm",
         "latent space (Table 2): latents trained jointly; h itself; latents of an autoencoder trained before; the "
-        "encoder's token embeddings; token embeddings from scratch. Latents are taken as they are, without "
-        "normalisation, and σ_dec acts in all but cosmos, whose autoencoder has noise of its own",
+        "encoder's token embeddings; token embeddings from scratch. Latents are taken as they are, not normalised",
     )
     autoencoder: AutoencoderConfig = setting(AutoencoderConfig(), "E_z and D_h")
     denoiser: DenoiserConfig = setting(DenoiserConfig(), "the DiT")
@@ -116,7 +115,9 @@ class DiffusionConfig:
     schedule: Literal["tangent", "cosine", "linear"] = setting("tangent", "noise schedule; linear is linear in ᾱ")
     d: float = setting(3.0, "shape of the tangent schedule", above=0)
     t_min: float = setting(1e-5, "smallest timestep drawn in training", low=0, high=0.5)
-    weighting: Literal["simple", "elbo"] = setting("simple", "weight of L_diff over t: 1, or Eq. 22 over p(u)")
+    weighting: Literal["simple", "elbo"] = setting(
+        "simple", "weight of L_diff over t: 1, or Eq. 22 over p(u), whose terms are weighed as in Eq. 23"
+    )
     elbo_t_min: float = setting(0.05, "smallest t that counts under elbo, whose weight diverges at 0", above=0, high=1)
     self_conditioning: float = setting(0.5, "probability of a self-conditioned step", low=0, high=1)
 
@@ -125,22 +126,79 @@ class DiffusionConfig:
 class RecipeConfig:
     """What makes joint training work (Section 5)."""
 
+    edition: int = setting(
+        2,
+        "what the settings mean: 2, or 1 as in runs of earlier versions, whose config.yaml names none and which keep "
+        "it: decoder_noise is σ_dec in every space, cosmos.steps are part of steps and leave the autoencoder at its "
+        "last weights, and loss_reduction holds for squared errors alone, under elbo too",
+        low=1,
+        high=2,
+    )
     reconstruction: Literal["mse", "ce", "ce+mse"] = setting(
-        "mse", "what shapes the latents; the CE variants drop the stop-gradient (Table 1)"
+        "mse",
+        "what shapes the latents; the CE variants drop the stop-gradient (Table 1); in model.space=cosmos the default "
+        "is ce+mse, as its autoencoder learns tokens and states together (Meshchaninov et al., 2025)",
     )
     warmup_steps: int = setting(50_000, "S_wu, diffusion-to-encoder warm-up (Eq. 28-30)", low=0)
     warmup_k: float = setting(10.0, "k, steepness of the warm-up", above=0, high=100)
     warmup_c: float = setting(0.8, "c, midpoint of the warm-up as a share of S_wu", low=0, high=1)
     gamma_min: float = setting(0.0, "γ at step 0", low=0, high=1)
-    sigma_dec: float = setting(3.0, "σ_dec, noise on the latents before D_h in training", low=0)
-    loss_reduction: Literal["mean", "sum"] = setting("mean", "squared errors: mean over elements, or sum over a row's")
+    decoder_noise: Literal["published", "additive", "diffused"] = setting(
+        "published",
+        "what the decoders read in training: additive, z_0 + sigma_dec·ε; diffused, z_t at t up to t_dec; published, "
+        "what the method of model.space does: ldlm additive with σ_dec (Section 5.4), tencdm diffused with t up to "
+        "0.15 (Shabalin et al., 2025; σ = 0.2 is their alternative), embedding additive with σ = 0.01 (Strudel et al., "
+        "2022), scratch additive with σ = 0.12 (Li et al., 2022), cosmos the noise, masks and dropout of cosmos.* "
+        "(Meshchaninov et al., 2025), which its autoencoder has in any case",
+    )
+    sigma_dec: float = setting(
+        3.0, "σ_dec, standard deviation of the decoder noise: in space ldlm, and in all when it is additive", low=0
+    )
+    t_dec: float = setting(0.15, "largest t of diffused decoder noise", above=0, high=1)
+    loss_reduction: Literal["mean", "sum"] = setting(
+        "mean",
+        "terms of the loss: sum, each summed over a row as in Eq. 23, nats per text; mean, with simple weighting each "
+        "over its own elements, and with elbo those sums over the tokens of a row, nats per token",
+    )
+
+
+@dataclass(frozen=True)
+class DecoderNoise:
+    """How a decoder's input is made of z_0 in training: a kind, and σ_dec or the largest t."""
+
+    kind: Literal["additive", "diffused", "smoothed"]
+    size: float = 0.0
+
+    def __str__(self) -> str:
+        return {"additive": f"σ_dec {self.size:g}", "diffused": f"t ≤ {self.size:g}"}.get(self.kind, "cosmos")
+
+
+PUBLISHED_NOISE = {
+    "tencdm": DecoderNoise("diffused", 0.15),
+    "embedding": DecoderNoise("additive", 0.01),
+    "scratch": DecoderNoise("additive", 0.12),
+    "cosmos": DecoderNoise("smoothed"),
+}
+
+
+def decoder_noise(space: str, recipe: RecipeConfig) -> DecoderNoise:
+    """What `recipe.decoder_noise` means in a latent space (SPEC 13.5)."""
+    if recipe.decoder_noise == "diffused":
+        return DecoderNoise("diffused", recipe.t_dec)
+    published = recipe.decoder_noise == "published" and recipe.edition > 1
+    return PUBLISHED_NOISE.get(space, additive(recipe)) if published else additive(recipe)
+
+
+def additive(recipe: RecipeConfig) -> DecoderNoise:
+    """z_0 + σ_dec·ε."""
+    return DecoderNoise("additive", recipe.sigma_dec)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CosmosConfig:
-    """The first phase of space=cosmos: a smoothed autoencoder (Meshchaninov et al., 2025), frozen afterwards."""
+    """The first phase of space=cosmos: a smoothed autoencoder (Meshchaninov et al., 2025), then frozen."""
 
-    steps: int = setting(100_000, "steps of the autoencoder, of those of the run, before the denoiser's", low=1)
+    steps: int = setting(100_000, "steps of the autoencoder, before those of the denoiser, which are `steps`", low=1)
     mask: float = setting(0.3, "share of tokens whose h is masked", low=0, below=1)
     noise: float = setting(0.7, "standard deviation of the noise on h", low=0)
     dropout: float = setting(0.4, "share of latent features that are dropped", low=0, below=1)
@@ -152,7 +210,7 @@ class TimestepConfig:
 
     kind: Literal["adaptive", "uniform"] = setting("adaptive", "adaptive (Eq. 5) or uniform")
     bins: int = setting(100, "equal bins of [0, 1]", low=2)
-    ema_decay: float = setting(0.99, "decay of the loss average at each bin edge", low=0, high=1)
+    ema_decay: float = setting(0.99, "decay per step of the loss average at each bin edge, drawn or not", low=0, high=1)
     refresh_steps: int = setting(5_000, "steps between updates of the bin probabilities", low=1)
     floor: float = setting(1e-3, "smallest bin probability, as a share of the uniform 1/bins", low=0, high=1)
 
@@ -267,7 +325,12 @@ class ExtractConfig:
 class TrainConfig:
     """`ldlm train`: joint training of E_z, D_h, D_w and the denoiser."""
 
-    steps: int = setting(1_000_000, "optimiser steps", low=1, identity=False)
+    steps: int = setting(
+        1_000_000,
+        "optimiser steps; in model.space=cosmos the denoiser's, with cosmos.steps of the autoencoder before them",
+        low=1,
+        identity=False,
+    )
     batch_size: int = setting(512, "rows per step, over all processes", low=1)
     model: ModelConfig = setting(ModelConfig(), "sizes")
     diffusion: DiffusionConfig = setting(DiffusionConfig(), "forward process and loss")
@@ -295,6 +358,20 @@ class TrainConfig:
     device: str = setting("auto", DEVICE_HELP, identity=False)
 
 
+# What a latent space has by default where that is not LDLM's.
+OF_SPACE: dict[str, dict[str, Any]] = {"cosmos": {"recipe": {"reconstruction": "ce+mse"}}}
+
+
+def autoencoder_steps(config: TrainConfig) -> int:
+    """Optimiser steps that space=cosmos takes before the denoiser's; in the first edition they are part of `steps`."""
+    return config.cosmos.steps if config.model.space == "cosmos" else 0
+
+
+def total_steps(config: TrainConfig) -> int:
+    """Optimiser steps of a run in all."""
+    return config.steps + (autoencoder_steps(config) if config.recipe.edition > 1 else 0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """`ldlm finetune-decoder`: a new decoder that reads the latents directly (Appendix B.2). Optimiser as the run's."""
@@ -308,7 +385,9 @@ class FinetuneConfig:
         None, "optimiser steps; none means 200,000, or 2/5 of the run's where that is less", low=1, identity=False
     )
     batch_size: int | None = setting(None, "rows per step, over all processes; none means the run's", low=1)
-    sigma_dec: float | None = setting(None, "noise on the latents; none means the run's", low=0)
+    sigma_dec: float | None = setting(
+        None, "σ_dec of additive noise on the latents; none means the run's decoder noise", low=0
+    )
     heads: int | None = setting(None, "attention heads; none means the run's token decoder's", low=1)
     compute: ComputeConfig = setting(ComputeConfig(), "precision and kernels", flags=True)
     lr: float | None = setting(None, "learning rate after the warm-up; none means the run's", above=0)
@@ -584,6 +663,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], prefix: str = "") -> T:
     """
     if not isinstance(data, Mapping):
         raise InputError(f"{prefix.rstrip('.') or 'the configuration'} must be a mapping of settings, not {data!r}")
+    data = _of_space(data) if cls is TrainConfig else data
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     values = {}
@@ -592,6 +672,29 @@ def from_dict(cls: type[T], data: Mapping[str, Any], prefix: str = "") -> T:
             raise InputError(f"unknown setting {prefix}{key}{_suggestion(str(key), fields)}")
         values[key] = _parse(hints[key], value, f"{prefix}{key}", fields[key].metadata)
     return cls(**values)
+
+
+def from_stored(cls: type[T], data: Mapping[str, Any]) -> T:
+    """`from_dict` of what an artefact holds: a training that names no edition is of the first."""
+    return from_dict(cls, merge({"recipe": {"edition": 1}}, data) if cls is TrainConfig else data)
+
+
+def _of_space(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of a training, on top of the defaults of its latent space."""
+    model, recipe = data.get("model"), data.get("recipe")
+    first = isinstance(recipe, Mapping) and str(recipe.get("edition")) == "1"
+    space = model.get("space") if isinstance(model, Mapping) and not first else None
+    return merge(OF_SPACE.get(str(space), {}), data)
+
+
+def taken_up(config: TrainConfig, stored: TrainConfig) -> TrainConfig:
+    """The settings to go on with in a run that has `stored`: of the first edition, it keeps that and its defaults."""
+    if stored.recipe.edition == config.recipe.edition:
+        return config
+    recipe = dataclasses.replace(config.recipe, edition=stored.recipe.edition)
+    new = OF_SPACE.get(config.model.space, {}).get("recipe", {})
+    old = {name: getattr(stored.recipe, name) for name, value in new.items() if getattr(recipe, name) == value}
+    return dataclasses.replace(config, recipe=dataclasses.replace(recipe, **old))
 
 
 def merge(base: Mapping[str, Any], *overrides: Mapping[str, Any]) -> dict[str, Any]:

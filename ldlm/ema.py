@@ -42,6 +42,13 @@ class EMA:
         for name, value in weights.items():
             self.weights[name].copy_(value)
 
+    @torch.no_grad()
+    def put_into(self, model: nn.Module, part: str) -> None:
+        """Give all parameters but those of `part` their averages, for good."""
+        for name, parameter in model.named_parameters():
+            if not name.startswith(f"{part}."):
+                parameter.copy_(self.weights[name])
+
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
         """Within the block the model computes with the averaged weights; afterwards it has its own back."""

@@ -1,6 +1,7 @@
 """The training of a token decoder alone (Appendix B.2), one step of it; the loop is in `stages/finetune_decoder.py`.
 
-Latent encoder and denoiser are frozen. The decoder reads z_0 + σ_dec·ε and learns by cross-entropy.
+Latent encoder and denoiser are frozen. The decoder reads z̃_0 = z_0 + σ_dec·ε, or with what other noise the latent space
+has (SPEC 13.5), and learns by cross-entropy.
 
 Shapes in names: B batch, L tokens, N latents, D width of h, C width of a latent, V vocabulary.
 """
@@ -16,11 +17,13 @@ from torch import Tensor, nn
 from ldlm.autoencoder import TokenDecoder
 from ldlm.batch import Batch
 from ldlm.compute import Compute
-from ldlm.config import TrainConfig
+from ldlm.config import TrainConfig, decoder_noise
+from ldlm.diffusion import Schedule
 from ldlm.ema import EMA
 from ldlm.layers import compile_blocks
 from ldlm.learner import Learner, parallel
 from ldlm.model import JointModel
+from ldlm.objective import DecoderInput
 from ldlm.optim import adamw, learning_rate
 from ldlm.runtime import ALONE, World
 from ldlm.vocabulary import TokenLosses
@@ -32,6 +35,12 @@ class DecoderState(Learner):
 
     model: TokenDecoder
     frozen: JointModel
+
+    @property
+    def decoder_input(self) -> DecoderInput:
+        """Its noise."""
+        recipe, diffusion = self.config.recipe, self.config.diffusion
+        return DecoderInput(decoder_noise(self.config.model.space, recipe), Schedule.of(diffusion), self.config.cosmos)
 
 
 def start(
@@ -87,7 +96,7 @@ def finetune_step(state: DecoderState, batch: Batch) -> DecoderStep:
     """One optimiser step: encode, add noise, forward, backward, clip, update, average."""
     number, lr = state.step, learning_rate(state.step, state.config.steps, state.config.optimizer)
     l_w, accuracy = zip(*(_backward(state, part) for part in state.micro_batches(batch)), strict=True)
-    gradient_norm, finite = state.update(lr)
+    gradient_norm, finite = state.update(lr, number)
     return DecoderStep(number, torch.cat(l_w), torch.cat(accuracy), lr, gradient_norm, finite)
 
 
@@ -102,12 +111,13 @@ def _backward(state: DecoderState, batch: Batch) -> tuple[Tensor, Tensor]:
     """Add the gradient of one micro-batch; returns loss and accuracy by row."""
     config, objective = state.config, state.parallel or TokenObjective(state.model)
     with torch.no_grad(), state.compute.autocast():
-        z_0_BNC = state.frozen.latent_encoder(state.frozen.states(batch.hidden_BLD, batch.tokens_BL))
-        shape = (z_0_BNC.shape[1], z_0_BNC.shape[2])
+        h_BLD = state.frozen.states(batch.hidden_BLD, batch.tokens_BL)
+        z_0_BNC = state.frozen.latent_encoder(h_BLD)
         rows_B = batch.index_B.to(state.device, non_blocking=True)
-        eps_BNC = state.compute.normal(config.seed, "eps_dec", rows_B.new_full((), state.step), rows_B, shape)
+        address: dict[str, Any] = {"seed": config.seed, "step": state.step, "rows_B": rows_B}
+        noisy_BNC = state.decoder_input.draw(state.frozen, h_BLD, z_0_BNC, normal=state.compute.normal, **address)
     with state.compute.autocast():
-        found: TokenLosses = objective(z_0_BNC + config.recipe.sigma_dec * eps_BNC, batch.tokens_BL)
+        found: TokenLosses = objective(noisy_BNC, batch.tokens_BL)
     state.backward(found.mean)
     return found.loss_BL.mean(dim=1), found.right_BL.float().mean(dim=1)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ldlm import noise
 from ldlm.autoencoder import TokenDecoder
 from ldlm.model import JointDecoder, JointModel
-from ldlm.objective import Draws, Objective, at_least_float32, row_loss
+from ldlm.objective import DecoderInput, Draws, Objective, at_least_float32, row_loss
 from ldlm.store import Split
 from ldlm.timesteps import TimestepSampler
 from ldlm.vocabulary import TokenLosses
@@ -49,10 +49,10 @@ def evaluate(
     `l_diff` with t spread evenly over (0, 1] and self-conditioning, `l_diff_mean`: the loss of predicting the mean
     latent instead, `l_diff_by_t`: l_diff in 20 equal bins of t, `l_diff_by_u`: in 20 equal bins of F(t) where
     `timesteps` has an F (Figure 6), `l_h` (where the latents are not h itself), `l_w`, `token_accuracy`: reconstruction
-    under σ_dec noise, `token_accuracy_clean`: without noise, `latent_std`: standard deviation of a latent coordinate
-    over rows, averaged over coordinates, `latent_norm`: mean norm of a latent vector.
+    under the decoder noise of training, `token_accuracy_clean`: without noise, `latent_std`: standard deviation of a
+    latent coordinate over rows, averaged over coordinates, `latent_norm`: mean norm of a latent vector.
     """
-    model, sigma = objective.model, objective.sigma_dec
+    model = objective.model
     rows = min(rows, split.rows)
     sums: dict[str, float] = {}
     l_diff_all, t_all, norms = [], [], 0.0
@@ -65,10 +65,10 @@ def evaluate(
         z_0_BNC = at_least_float32(model.latent_encoder(h_BLD))
         draws = _draws(row_B, rows, z_0_BNC)
 
-        l_diff_all.append(_mean_denoising_loss(objective, z_0_BNC, draws))
+        l_diff_all.append((objective.denoising_loss(z_0_BNC, draws) / objective.scales.diff).cpu())
         t_all.append(draws.t_B.cpu())
-        noisy_BLD = model.latent_decoder(z_0_BNC + sigma * draws.eps_dec_BNC)
-        figures = {"l_h": row_loss(noisy_BLD, h_BLD, "mean").mean().item()} if model.encodes else {}
+        noisy_BLD = model.latent_decoder(objective.decoder_input.draw(model, h_BLD, z_0_BNC, **_address(row_B)))
+        figures = {"l_h": row_loss(noisy_BLD, h_BLD).mean().item()} if model.encodes else {}
         if model.token_decoder is not None:
             noisy = model.token_decoder.losses(noisy_BLD, tokens_BL)
             clean = model.token_decoder.losses(model.latent_decoder(z_0_BNC), tokens_BL)
@@ -102,15 +102,15 @@ def evaluate_decoder(
     model: JointModel,
     split: Split,
     *,
-    sigma_dec: float,
+    noisy: DecoderInput,
     rows: int,
     batch_size: int,
     device: torch.device,
 ) -> dict[str, Any]:
     """What a decoder of latents makes of the first `rows` rows of the split, encoded by `model`.
 
-    `l_w` and `token_accuracy` under σ_dec noise, `l_w_clean` and `token_accuracy_clean` without. Rows and noise are
-    those of `evaluate`, so that decoders compare with each other and with the jointly trained one.
+    `l_w` and `token_accuracy` under the noise of training, `l_w_clean` and `token_accuracy_clean` without. Rows and
+    noise are those of `evaluate`, so that decoders compare with each other and with the jointly trained one.
     """
     rows, sums = (
         min(rows, split.rows),
@@ -119,9 +119,11 @@ def evaluate_decoder(
     done = 0
     for hidden_BLD, tokens_BL in batches(split, rows, batch_size, device):
         count = len(tokens_BL)
-        z_0_BNC = at_least_float32(model.latent_encoder(model.states(hidden_BLD, tokens_BL)))
-        eps_BNC = _noise("eps_dec", torch.arange(done, done + count, device=device), z_0_BNC)
-        for suffix, z_BNC in (("", z_0_BNC + sigma_dec * eps_BNC), ("_clean", z_0_BNC)):
+        h_BLD = model.states(hidden_BLD, tokens_BL)
+        z_0_BNC = at_least_float32(model.latent_encoder(h_BLD))
+        row_B = torch.arange(done, done + count, device=device)
+        noisy_BNC = noisy.draw(model, h_BLD, z_0_BNC, **_address(row_B))
+        for suffix, z_BNC in (("", noisy_BNC), ("_clean", z_0_BNC)):
             found = decoder.losses(z_BNC, tokens_BL)
             sums["l_w" + suffix] += count * found.mean.item()
             sums["token_accuracy" + suffix] += count * _accuracy(found)
@@ -135,19 +137,15 @@ def _draws(row_B: Tensor, rows: int, z_0_BNC: Tensor) -> Draws:
     return Draws(
         t_B=t_B.clamp(min=1e-5),
         weight_B=torch.ones_like(t_B),
-        eps_BNC=_noise("eps", row_B, z_0_BNC),
-        eps_dec_BNC=_noise("eps_dec", row_B, z_0_BNC),
+        eps_BNC=noise.normal(_SEED, "eps", 0, row_B, (z_0_BNC.shape[1], z_0_BNC.shape[2])),
+        eps_dec_BNC=torch.empty_like(z_0_BNC),  # of `DecoderInput.draw`
         self_condition=True,
     )
 
 
-def _noise(purpose: str, row_B: Tensor, z_0_BNC: Tensor) -> Tensor:
-    return noise.normal(_SEED, purpose, 0, row_B, (z_0_BNC.shape[1], z_0_BNC.shape[2]))
-
-
-def _mean_denoising_loss(objective: Objective, z_0_BNC: Tensor, draws: Draws) -> Tensor:
-    loss_B = objective.denoising_loss(z_0_BNC, draws)
-    return (loss_B if objective.recipe.loss_reduction == "mean" else loss_B / z_0_BNC[0].numel()).cpu()
+def _address(row_B: Tensor) -> dict[str, Any]:
+    """Of the noise of rows: the same in every evaluation, so that what is measured on the same rows compares."""
+    return {"seed": _SEED, "step": 0, "rows_B": row_B}
 
 
 def _accuracy(found: TokenLosses) -> float:
@@ -159,7 +157,7 @@ def _by_bin(t_B: Tensor, loss_B: Tensor) -> list[float | None]:
     return [loss_B[index == i].mean().item() if (index == i).any() else None for i in range(T_BINS)]
 
 
-def latent_warning(evaluations: Sequence[Mapping[str, Any]], warmup_steps: int) -> str | None:
+def latent_warning(evaluations: Sequence[Mapping[str, Any]], warmup_steps: int, space: str = "ldlm") -> str | None:
     """What is to be said when the newest evaluation finds the latents collapsed or exploded; None when they are well.
 
     The noise of the diffusion has standard deviation 1: latents far below it drown at nearly every t (Section 5.2). At
@@ -167,16 +165,19 @@ def latent_warning(evaluations: Sequence[Mapping[str, Any]], warmup_steps: int) 
     """
     if evaluations[-1]["latent_std"] is None:
         return "the latents are not finite; lower the learning rate (optimizer.lr)"
+    warmup = "" if space == "cosmos" else "{} the warm-up (recipe.warmup_steps) or "
+    others = "recipe.sigma_dec, with recipe.decoder_noise=additive"
+    noise_setting = {"ldlm": "recipe.sigma_dec", "cosmos": "cosmos.noise"}.get(space, others)
     stds = [std for evaluation in evaluations if (std := evaluation["latent_std"]) is not None]
     if stds[-1] < COLLAPSED and (evaluations[-1]["step"] >= warmup_steps or max(stds) >= COLLAPSED):
         return (
             f"the latents have collapsed to a standard deviation of {stds[-1]:.3f} (the most was {max(stds):.3f}); "
-            f"lengthen the warm-up (recipe.warmup_steps) or raise recipe.sigma_dec"
+            f"{warmup.format('lengthen')}raise {noise_setting}"
         )
     if stds[-1] > EXPLODED:
         return (
             f"the latents have grown to a standard deviation of {stds[-1]:.1f}, which the diffusion loss can't hold; "
-            f"shorten the warm-up (recipe.warmup_steps) or lower recipe.sigma_dec"
+            f"{warmup.format('shorten')}lower {noise_setting}"
         )
     return None
 

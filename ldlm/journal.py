@@ -36,6 +36,7 @@ def begin(
     inputs: Mapping[str, Any],
     training: TrainConfig,
     *,
+    steps: int,
     reads: Sequence[Path],
     overwrite: bool,
     world: World,
@@ -44,12 +45,12 @@ def begin(
 ) -> Artifact:
     """The output, taken up or new, held against other processes than these until `held` closes.
 
-    `training` is how `config` trains, and `reads` what must not be overwritten. A finished output is taken up again
-    where it asks for more steps than were taken.
+    `training` is how `config` trains, in `steps` steps, and `reads` what must not be overwritten. A finished output is
+    taken up again where it asks for more steps than were taken.
     """
     if training.optimizer.lr_decay != "constant":
         inputs = {**inputs, "steps": training.steps}  # they shape the learning rate, so they can't change on the way
-    state = world.main_only(lambda: _begin(out, kind, config, inputs, reads, training.steps, overwrite, held, progress))
+    state = world.main_only(lambda: _begin(out, kind, config, inputs, reads, steps, overwrite, held, progress))
     state = world.from_main(state)
     return Artifact(out, kind, state)
 
@@ -199,16 +200,16 @@ class Journal:
 
     def wants_evaluation(self, state: Learner) -> bool:
         """Whether an evaluation is due, and not there yet."""
-        due = state.step and (state.step % state.config.eval_every == 0 or state.step >= state.config.steps)
+        due = state.step and (state.step % state.config.eval_every == 0 or state.step >= state.steps)
         return bool(due) and state.step > self.evaluated_at
 
     def complete(self, state: Learner) -> bool:
         """Whether nothing is left to do."""
-        return state.step >= state.config.steps and not self.wants_evaluation(state)
+        return state.step >= state.steps and not self.wants_evaluation(state)
 
     def wants_checkpoint(self, state: Learner) -> bool:
         """Whether a checkpoint is due."""
-        return bool(state.step) and (state.step % state.config.save_every == 0 or state.step >= state.config.steps)
+        return bool(state.step) and (state.step % state.config.save_every == 0 or state.step >= state.steps)
 
     def evaluate(self, state: Learner, stop: Stop, measure: Callable[[], dict[str, Any]]) -> bool:
         """Record what `measure` finds with the averaged weights; False when a signal came before it had.
@@ -307,7 +308,7 @@ class Journal:
     def status(self, what: str, state: Learner, **more: str) -> None:
         """Write `status.json`, for whoever looks after many runs."""
         if state.world.main:
-            record = {"state": what, "step": state.step, "steps": state.config.steps, "saved": self.saved_at, **more}
+            record = {"state": what, "step": state.step, "steps": state.steps, "saved": self.saved_at, **more}
             files.write_json(self.out / "status.json", {**record, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
     def close(self, state: Learner, stop: Stop) -> None:

@@ -53,6 +53,11 @@ class Learner:
         return self.step * self.config.batch_size
 
     @property
+    def steps(self) -> int:
+        """Optimiser steps in all, when it is done."""
+        return self.config.steps
+
+    @property
     def rows_at_once(self) -> int:
         """Rows that this process takes through the network at a time."""
         return self.config.batch_size // (self.world.size * self.config.accumulate)
@@ -72,8 +77,10 @@ class Learner:
         share = torch.full_like(loss, 1 / self.config.accumulate)
         loss.backward(torch.where(loss.detach().isfinite(), share, torch.nan))  # type: ignore[no-untyped-call]
 
-    def update(self, lr: float) -> tuple[Tensor, Tensor]:
+    def update(self, lr: float, averaged: int) -> tuple[Tensor, Tensor]:
         """Clip, step and average; returns the gradient's norm, and whether it was finite, both still on the device.
+
+        `averaged` steps have gone into the average before.
 
         A gradient that is not finite, in any process, makes all of them leave weights and averages as they are. The
         device finds that out by itself; `Behind` reads it when the next step is under way.
@@ -85,7 +92,7 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.ema.update(self.model, self.step, finite)
+        self.ema.update(self.model, averaged + 1, finite)
         return gradient_norm, finite
 
     def release(self) -> None:

@@ -83,11 +83,13 @@ def _contents(config: ModelDescription) -> dict[str, Any]:
 def _provenance(config: ModelDescription) -> dict[str, Any]:
     provenance, settings = config.provenance, config.provenance["settings"]
     encoder, features, recipe = provenance["encoder"], provenance["features"], settings["recipe"]
+    trained = configs.from_stored(configs.TrainConfig, settings)
+    noise = configs.decoder_noise(trained.model.space, trained.recipe)
     return {
         "paper": PAPER,
         "training": f"{provenance['step']:,} steps of {settings['batch_size']:,} rows, seed {settings['seed']}",
         "recipe": f"space {config.model.space}, reconstruction {recipe['reconstruction']}, "
-        f"warm-up {recipe['warmup_steps']:,} steps, σ_dec {recipe['sigma_dec']:g}, "
+        f"warm-up {recipe['warmup_steps']:,} steps, decoder noise {noise}, "
         f"timesteps {settings['timesteps']['kind']}, schedule {config.schedule.kind}",
         "training rows": _rows(features["rows"]),
         "training text": f"fingerprint `{features['text']}`",

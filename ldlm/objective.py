@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ldlm import noise
-from ldlm.config import CosmosConfig, DiffusionConfig, RecipeConfig
+from ldlm.compute import without_cast_cache
+from ldlm.config import CosmosConfig, DecoderNoise, DiffusionConfig, RecipeConfig, decoder_noise
 from ldlm.diffusion import Schedule, noised
 from ldlm.model import JointModel
 from ldlm.timesteps import TimestepSampler
@@ -68,6 +69,7 @@ class Draws:
     eps_BNC: Tensor
     eps_dec_BNC: Tensor
     self_condition: bool
+    t_dec_B: Tensor | None = None  # of diffused decoder noise
 
 
 def draw_smoothing(
@@ -100,10 +102,11 @@ def draw(
     latent_shape: tuple[int, int],
     device: torch.device | str = "cpu",
     normal: Normal = noise.normal,
+    decoder: DecoderNoise | None = None,
 ) -> Draws:
     """`Draws` on `device` keyed by (seed, step, row of the global batch); rows on the CPU, t in float64.
 
-    `normal` is `noise.normal`, perhaps compiled.
+    `normal` is `noise.normal`, perhaps compiled; `decoder` the noise of D_h's input.
     """
     t_B = timesteps.draw(noise.uniform(seed, "t", step, rows_B))
     weight_B = torch.ones_like(t_B)
@@ -119,7 +122,17 @@ def draw(
         eps_BNC=normal(seed, "eps", step_there, there_B, latent_shape),
         eps_dec_BNC=normal(seed, "eps_dec", step_there, there_B, latent_shape),
         self_condition=noise.coin(seed, "self_condition", step, config.self_conditioning),
+        t_dec_B=draw_t_dec(decoder, seed=seed, step=step, rows_B=rows_B, device=device),
     )
+
+
+def draw_t_dec(
+    decoder: DecoderNoise | None, *, seed: int, step: int, rows_B: Tensor, device: torch.device | str
+) -> Tensor | None:
+    """Times (B,) float64 up to the size of diffused decoder noise, keyed like `Draws`; None for other noise."""
+    if decoder is None or decoder.kind != "diffused":
+        return None
+    return (decoder.size * noise.uniform(seed, "t_dec", step, rows_B)).to(device, non_blocking=True)
 
 
 class Spread(NamedTuple):
@@ -157,15 +170,85 @@ class Losses(NamedTuple):
         return self._replace(**losses)
 
 
+@dataclass(frozen=True)
+class DecoderInput:
+    """z̃_0, what the decoders read in training in place of z_0 (Section 5.4, SPEC 13.5)."""
+
+    corruption: DecoderNoise
+    schedule: Schedule
+    cosmos: CosmosConfig
+
+    def noisy(self, z_0_BNC: Tensor, eps_BNC: Tensor, t_B: Tensor | None) -> Tensor:
+        """z_0 + σ_dec ε, or z_t at the times `t_B`."""
+        if self.corruption.kind == "diffused":
+            assert t_B is not None
+            return noised(self.schedule, z_0_BNC, t_B, eps_BNC)
+        return z_0_BNC + self.corruption.size * eps_BNC
+
+    def draw(
+        self,
+        model: JointModel,
+        h_BLD: Tensor,
+        z_0_BNC: Tensor,
+        *,
+        seed: int,
+        step: int,
+        rows_B: Tensor,
+        normal: Normal = noise.normal,
+    ) -> Tensor:
+        """z̃_0 of latents z_0 = E_z(h), keyed like `Draws`; outside joint training, which draws it with the rest."""
+        shape = (z_0_BNC.shape[1], z_0_BNC.shape[2])
+        address: dict[str, Any] = {"seed": seed, "step": step, "rows_B": rows_B}
+        if self.corruption.kind == "smoothed":
+            shapes: dict[str, Any] = {"h_shape": (h_BLD.shape[1], h_BLD.shape[2]), "latent_shape": shape}
+            smoothing = draw_smoothing(self.cosmos, normal=normal, **shapes, **address)
+            return smoothed_latents(model, h_BLD, smoothing) * smoothing.keep_BNC
+        eps_BNC = normal(seed, "eps_dec", rows_B.new_full((), step), rows_B, shape)
+        return self.noisy(z_0_BNC, eps_BNC, draw_t_dec(self.corruption, device=z_0_BNC.device, **address))
+
+
+def smoothed_latents(model: JointModel, h_BLD: Tensor, smoothing: Smoothing) -> Tensor:
+    """E_z of what COSMOS lets it see of h, without the dropout."""
+    return at_least_float32(model.latent_encoder((h_BLD + smoothing.eps_BLD) * smoothing.seen_BL1))
+
+
+class Scales(NamedTuple):
+    """Factors that turn the mean over its own elements into each term of the joint loss (Eq. 4)."""
+
+    diff: float = 1.0
+    h: float = 1.0
+    w: float = 1.0
+
+    @classmethod
+    def of(cls, model: JointModel, diffusion: DiffusionConfig, recipe: RecipeConfig) -> Scales:
+        """`sum`: of a row's elements. `mean`: none, but under elbo the sums over L, so that Eq. 23's ratios hold."""
+        length = model.shapes.seq_len
+        latents, states = model.num_latents * model.latent_dim, length * model.shapes.hidden_dim
+        if recipe.loss_reduction == "sum":
+            return cls(latents, states, length if recipe.edition > 1 else 1.0)
+        if diffusion.weighting == "elbo" and recipe.edition > 1:
+            return cls(latents / length, states / length)
+        return cls()
+
+
 class Objective(nn.Module):
     """The joint loss as one module, so that a data-parallel wrapper sees every trainable parameter in its forward."""
 
-    def __init__(self, model: JointModel, diffusion: DiffusionConfig, recipe: RecipeConfig) -> None:
+    def __init__(
+        self,
+        model: JointModel,
+        diffusion: DiffusionConfig,
+        recipe: RecipeConfig,
+        cosmos: CosmosConfig | None = None,
+    ) -> None:
         super().__init__()
         self.model, self.diffusion, self.recipe = model, diffusion, recipe
         self.schedule = Schedule.of(diffusion)
-        # The autoencoder of COSMOS has noise of its own, on h.
-        self.sigma_dec = recipe.sigma_dec if model.config.space != "cosmos" else 0.0
+        self.scales = Scales.of(model, diffusion, recipe)
+        decoder = decoder_noise(model.config.space, recipe)
+        if model.config.space == "cosmos" and recipe.edition == 1:  # which evaluated its autoencoder without noise
+            decoder = DecoderNoise("additive", 0.0)
+        self.decoder_input = DecoderInput(decoder, self.schedule, cosmos or CosmosConfig())
 
     def forward(
         self,
@@ -187,7 +270,7 @@ class Objective(nn.Module):
         l_diff_B = self.denoising_loss(scale_gradient(z_0_BNC, gamma), draws)
         l_diff = (draws.weight_B.to(l_diff_B.dtype) * l_diff_B).mean()
 
-        noisy_BNC = z_0_BNC + self.sigma_dec * draws.eps_dec_BNC
+        noisy_BNC = self.decoder_input.noisy(z_0_BNC, draws.eps_dec_BNC, draws.t_dec_B)
         h_hat_BLD = self.model.latent_decoder(noisy_BNC)
         l_h = self.state_loss(h_hat_BLD, h_BLD)
         l_w, accuracy = self.token_loss(h_hat_BLD, tokens_BL)
@@ -197,7 +280,7 @@ class Objective(nn.Module):
 
     def autoencoder_loss(self, h_BLD: Tensor, tokens_BL: Tensor, smoothing: Smoothing) -> Losses:
         """The first phase of COSMOS: rebuild h and the tokens from what is masked, noisy and incomplete."""
-        z_0_BNC = at_least_float32(self.model.latent_encoder((h_BLD + smoothing.eps_BLD) * smoothing.seen_BL1))
+        z_0_BNC = smoothed_latents(self.model, h_BLD, smoothing)
         h_hat_BLD = self.model.latent_decoder(z_0_BNC * smoothing.keep_BNC)
         l_h = self.state_loss(h_hat_BLD, h_BLD)
         l_w, accuracy = self.token_loss(h_hat_BLD, tokens_BL)
@@ -219,7 +302,7 @@ class Objective(nn.Module):
         if not self.model.encodes:
             return h_BLD.new_zeros(())
         # Detached: as targets of their own reconstruction, trainable embeddings would shrink to zero.
-        return row_loss(h_hat_BLD, h_BLD.detach(), self.recipe.loss_reduction).mean()
+        return self.scales.h * row_loss(h_hat_BLD, h_BLD.detach()).mean()
 
     def denoising_loss(self, z_0_BNC: Tensor, draws: Draws) -> Tensor:
         """L_diff per row (B,) (Eq. 1), self-conditioned when the coin says so (Chen et al., 2023)."""
@@ -227,10 +310,10 @@ class Objective(nn.Module):
         previous_BNC = torch.zeros_like(z_t_BNC)
         t_B = draws.t_B.float()
         if draws.self_condition:
-            with torch.no_grad():
+            with torch.no_grad(), without_cast_cache(z_t_BNC.device):
                 previous_BNC = self.model.denoiser(z_t_BNC, t_B, previous_BNC)
         z_hat_BNC = self.model.denoiser(z_t_BNC, t_B, previous_BNC)
-        return row_loss(z_hat_BNC, z_0_BNC, self.recipe.loss_reduction)
+        return self.scales.diff * row_loss(z_hat_BNC, z_0_BNC)
 
     def token_loss(self, h_hat_BLD: Tensor, tokens_BL: Tensor) -> tuple[Tensor, Tensor]:
         """(L_w, token accuracy) (Eq. 3). Under MSE the cross-entropy stops at ĥ and trains D_w alone."""
@@ -239,7 +322,7 @@ class Objective(nn.Module):
             return nothing, nothing
         stops = self.recipe.reconstruction == "mse"
         found = self.model.token_decoder.losses(h_hat_BLD.detach() if stops else h_hat_BLD, tokens_BL)
-        return found.mean, found.right_BL.float().mean()
+        return self.scales.w * found.mean, found.right_BL.float().mean()
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -247,7 +330,6 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def row_loss(estimate: Tensor, target: Tensor, reduction: str) -> Tensor:
-    """Squared error per row (B,): its mean over elements, or their sum."""
-    error = (estimate - target).square().flatten(1)
-    return error.mean(1) if reduction == "mean" else error.sum(1)
+def row_loss(estimate: Tensor, target: Tensor) -> Tensor:
+    """Squared error per row (B,), its mean over elements."""
+    return (estimate - target).square().flatten(1).mean(1)

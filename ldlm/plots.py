@@ -82,7 +82,7 @@ def training(run: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
     losses.set_yscale("log")
     finish(losses, "Losses", "step", "mean squared error")
 
-    curve(tokens, steps, [line["token_accuracy"] for line in train], "training, with σ_dec noise", BLUE)
+    curve(tokens, steps, [line["token_accuracy"] for line in train], "training, with decoder noise", BLUE)
     if "token_accuracy_clean" in evals[-1]:
         tokens.plot(
             eval_steps, [e["token_accuracy_clean"] for e in evals], "o-", ms=3, color=GREEN, label="held out, clean"
@@ -265,7 +265,7 @@ def mean_of_two(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     """
     made, axes = figure(3)
     sigmas = [result["sigma_dec"] for result in results.values()]
-    by_sigma = len(set(sigmas)) == len(sigmas) > 1
+    by_sigma = None not in sigmas and len(set(sigmas)) == len(sigmas) > 1
     x = np.array(sigmas) if by_sigma else np.arange(len(results), dtype=float)
     order = np.argsort(x)
     found = [list(results.values())[i] for i in order]

@@ -20,7 +20,7 @@ import numpy as np
 
 from ldlm import config as configs
 from ldlm import plots, svgchart, webpage
-from ldlm.config import TrainConfig
+from ldlm.config import TrainConfig, decoder_noise, total_steps
 from ldlm.svgchart import BLUE, GOLD, GREEN, GREY, ORANGE, PURPLE, Axis, Cloud, Line, Points, chart, number, percent
 from ldlm.trace import visible
 
@@ -212,7 +212,7 @@ def _what(report: Report) -> str:
 
 def _figures(report: Report) -> list[tuple[str, str, str]]:
     """The figures that one looks for first: name, value, and what to compare it with."""
-    steps = report.config.steps
+    steps = total_steps(report.config)
     share = "" if report.complete else f"{report.step / steps:.0%} of {steps:,}"
     found = [("steps", f"{report.step:,}", share)]
     if report.step and report.features is not None:
@@ -237,7 +237,7 @@ def _figures(report: Report) -> list[tuple[str, str, str]]:
     if evaluation.get("token_accuracy_clean") is not None:
         noisy = evaluation["token_accuracy"]
         found.append(
-            ("tokens rebuilt", percent(evaluation["token_accuracy_clean"]), f"{percent(noisy)} under σ_dec noise")
+            ("tokens rebuilt", percent(evaluation["token_accuracy_clean"]), f"{percent(noisy)} under decoder noise")
         )
     if evaluation.get("latent_std") is not None:
         found.append(("latent std", number(evaluation["latent_std"]), "per coordinate"))
@@ -371,7 +371,8 @@ def _latents(report: Report) -> Section:
         "latents",
         "Latents",
         f"How far the latents spread, beside the standard deviation 1 of the noise, and how much of L_diff's gradient "
-        f"reaches the encoder that shapes them (S_wu = {recipe.warmup_steps:,}, σ_dec = {recipe.sigma_dec:g}).",
+        f"reaches the encoder that shapes them (S_wu = {recipe.warmup_steps:,}, decoder noise "
+        f"{decoder_noise(report.config.model.space, recipe)}).",
         [
             _charts(
                 chart(
@@ -412,7 +413,7 @@ def _decoders(report: Report) -> Section | None:
     head = ("decoder", "layers", "parameters", "latents of step", "CE", "CE, noise", "tokens", "tokens, noise")
     lead = (
         "What turns latents into tokens: D_h and D_w as they were trained jointly, and decoders that read the latents "
-        "directly. On held-out rows, without noise and under σ_dec noise."
+        "directly. On held-out rows, without noise and under the noise of their training."
     )
     return Section("decoders", title, lead, [_table(title, head, rows)])
 

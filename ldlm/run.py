@@ -15,7 +15,7 @@ from ldlm import accounting, artifact, checkpoint, config, files
 from ldlm.autoencoder import TokenDecoder
 from ldlm.checkpoint import Checkpoint
 from ldlm.compute import Compute
-from ldlm.config import ComputeConfig, Shapes, TrainConfig
+from ldlm.config import ComputeConfig, DecoderNoise, Shapes, TrainConfig, decoder_noise
 from ldlm.diffusion import Schedule
 from ldlm.errors import InputError
 from ldlm.generation import JOINT, Decoder, TextGenerator
@@ -38,7 +38,7 @@ class DecoderRecord:
     name: str
     layers: int
     parameters: int
-    sigma_dec: float
+    noise: str  # that it was trained and measured under, like `σ_dec 3`
     held_out: Mapping[str, Any]
     step: int  # optimiser steps taken
     checkpoint_step: int
@@ -53,7 +53,7 @@ class TrainedRun:
         self.path, self.device = Path(path), device
         self.artifact = artifact.open_artifact(self.path, "run", complete=False)
         self.checkpoint = self._latest() if name is None else checkpoint.named(self.path / "checkpoints", name)
-        self.config = config.from_dict(TrainConfig, self.artifact.config)
+        self.config = config.from_stored(TrainConfig, self.artifact.config)
         self.features: dict[str, Any] = files.read_json(self.path / "features.json")
         self.shapes = Shapes(**self.features["shapes"])
         self.schedule = Schedule.of(self.config.diffusion)
@@ -185,7 +185,7 @@ class TrainedRun:
                 name=name,
                 layers=manifest["network"]["layers"],
                 parameters=manifest["parameters"],
-                sigma_dec=manifest["sigma_dec"],
+                noise=str(noise_of(manifest)),
                 held_out=manifest["held_out"],
                 step=manifest["step"],
                 checkpoint_step=manifest["checkpoint_step"],
@@ -204,7 +204,7 @@ class TrainedRun:
             name=JOINT,
             layers=(sizes.autoencoder.layers if self.model.encodes else 0) + sizes.token_decoder.layers,
             parameters=self.joint_parameters(),
-            sigma_dec=beside[-1]["sigma_dec"] if beside else self.config.recipe.sigma_dec,
+            noise=str(noise_of(beside[-1]) if beside else decoder_noise(sizes.space, self.config.recipe)),
             held_out=beside[-1]["joint"] if beside else {},
             step=self.checkpoint.step,
             checkpoint_step=self.checkpoint.step,
@@ -245,5 +245,12 @@ class TrainedRun:
         return Decoder(name, network)
 
 
+def noise_of(manifest: Mapping[str, Any]) -> DecoderNoise:
+    """The noise that a decoder was trained and measured under. Earlier versions had σ_dec alone, and noted it."""
+    if "decoder_noise" in manifest:
+        return DecoderNoise(**manifest["decoder_noise"])
+    return DecoderNoise("additive", manifest["sigma_dec"])
+
+
 def _measure(record: DecoderRecord) -> tuple[Any, ...]:
-    return record.sigma_dec, record.held_out.get("split"), record.held_out.get("rows")
+    return record.noise, record.held_out.get("split"), record.held_out.get("rows")

@@ -6,6 +6,9 @@ average of L at the edges of N equal bins of [0, 1] and turns their increments i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from scipy.optimize import isotonic_regression
@@ -32,12 +35,14 @@ def bin_probabilities(edge_losses: np.ndarray, floor: float) -> np.ndarray:
 class TimestepSampler:
     """Draws t in [t_min, 1]; `observe` feeds it the losses of a step.
 
-    State: `edge_losses` (N+1,), NaN at an edge that no step has touched, and `p` (N,), both float64 on the CPU.
+    State, on the CPU: `edge_losses` (N+1,) float64, NaN at an edge that no step has touched; `unseen` (N+1,) int64, the
+    steps since one touched it; `p` (N,) float64.
     """
 
     def __init__(self, config: TimestepConfig, t_min: float) -> None:
         self.config, self.t_min = config, t_min
         self.edge_losses = np.full(config.bins + 1, np.nan)
+        self.unseen = np.zeros(config.bins + 1, dtype=np.int64)
         self.p = np.full(config.bins, 1 / config.bins)
 
     def draw(self, uniform_B: Tensor) -> Tensor:
@@ -59,7 +64,11 @@ class TimestepSampler:
         return torch.from_numpy(self.p[index] * self.config.bins)
 
     def observe(self, t_B: Tensor, loss_B: Tensor) -> None:
-        """Average a step's losses (B,) per nearest edge into `edge_losses`."""
+        """Average a step's losses (B,) per nearest edge into `edge_losses`.
+
+        What an edge holds decays at every step, also while nothing touches it: else an edge that is drawn once in a
+        hundred steps would be a hundred times as long in following a loss that falls.
+        """
         if self.config.kind == "uniform":
             return
         nearest = np.rint(t_B.cpu().numpy() * self.config.bins).astype(int)
@@ -69,8 +78,9 @@ class TimestepSampler:
         seen = count > 0
         mean = total[seen] / count[seen]
         old = self.edge_losses[seen]
-        decay = self.config.ema_decay
+        decay = self.config.ema_decay ** (1 + self.unseen[seen])
         self.edge_losses[seen] = np.where(np.isnan(old), mean, decay * old + (1 - decay) * mean)
+        self.unseen = np.where(seen, 0, self.unseen + 1)
 
     def refresh_if_due(self, step: int) -> None:
         """Refresh p after step `step`, counted from 1, where that is every `refresh_steps`."""
@@ -78,7 +88,7 @@ class TimestepSampler:
             self.refresh()
 
     def refreshes_after(self, step: int) -> bool:
-        """Whether that is the case."""
+        """Whether p is due to be refreshed after step `step`, counted from 1."""
         return self.config.kind == "adaptive" and step % self.config.refresh_steps == 0
 
     def refresh(self) -> None:
@@ -88,14 +98,16 @@ class TimestepSampler:
             filled = np.interp(np.arange(len(self.edge_losses)), touched, self.edge_losses[touched])
             self.p = bin_probabilities(filled, self.config.floor)
 
-    def state_dict(self) -> dict[str, list[float | None]]:
+    def state_dict(self) -> dict[str, list[Any]]:
         """JSON; every float64 survives the round trip."""
         return {
             "edge_losses": [None if np.isnan(x) else float(x) for x in self.edge_losses],
+            "unseen": self.unseen.tolist(),
             "p": [float(x) for x in self.p],
         }
 
-    def load_state_dict(self, state: dict[str, list[float | None]]) -> None:
-        """Inverse of `state_dict`."""
+    def load_state_dict(self, state: Mapping[str, list[Any]]) -> None:
+        """Inverse of `state_dict`. An earlier version noted no `unseen`: its edges count from here."""
         self.edge_losses = np.array([np.nan if x is None else x for x in state["edge_losses"]])
+        self.unseen = np.array(state.get("unseen", [0] * len(self.edge_losses)), dtype=np.int64)
         self.p = np.array(state["p"])

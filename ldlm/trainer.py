@@ -12,7 +12,7 @@ from ldlm import noise
 from ldlm.batch import Batch
 from ldlm.checkpoint import Checkpoint
 from ldlm.compute import Compute
-from ldlm.config import Shapes, TrainConfig
+from ldlm.config import Shapes, TrainConfig, total_steps
 from ldlm.ema import EMA
 from ldlm.layers import compile_blocks, recompute_activations
 from ldlm.learner import Learner, parallel
@@ -33,13 +33,23 @@ class TrainState(Learner):
     phase: Phase | None = None  # none before the first step
 
     def enter_phase(self) -> Phase:
-        """Let train what the step at hand trains: everything, or what one of COSMOS's two phases trains."""
+        """Let train what the step at hand trains: everything, or what one of COSMOS's two phases trains.
+
+        COSMOS's autoencoder is frozen at its average, with which texts are sampled: the denoiser learns those latents.
+        """
         phase = phase_of(self.config, self.step)
         if phase != self.phase:
             self.phase = phase
+            if phase == "diffusion" and self.config.recipe.edition > 1:
+                self.ema.put_into(self.model, "denoiser")
             set_trainable(self.model, phase)
             self.parallel = parallel(self.objective, self.world)  # it remembers what has gradients
         return phase
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in all, those of COSMOS's autoencoder included."""
+        return total_steps(self.config)
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint holds beside the tensors."""
@@ -61,7 +71,7 @@ def start(
         compile_blocks(model)
     if config.recompute:
         recompute_activations(model)
-    objective = Objective(model, config.diffusion, config.recipe)
+    objective = Objective(model, config.diffusion, config.recipe, config.cosmos)
     return TrainState(
         config=config,
         model=model,
@@ -79,6 +89,14 @@ def phase_of(config: TrainConfig, step: int) -> Phase:
     if config.model.space != "cosmos":
         return "joint"
     return "autoencoder" if step < config.cosmos.steps else "diffusion"
+
+
+def steps_of_phase(config: TrainConfig, step: int) -> tuple[int, int]:
+    """(steps before step `step`, steps in all) of its phase: each of COSMOS's has a learning rate and average anew."""
+    if config.model.space != "cosmos" or config.recipe.edition == 1:
+        return step, config.steps
+    first = config.cosmos.steps
+    return (step, first) if step < first else (step - first, config.steps)
 
 
 class Step(NamedTuple):
@@ -101,11 +119,12 @@ def train_step(state: TrainState, batch: Batch) -> Step:
     """
     config, number = state.config, state.step
     phase = state.enter_phase()
-    gamma, lr = warmup_gamma(number, config.recipe), learning_rate(number, config.steps, config.optimizer)
+    done, of = steps_of_phase(config, number)
+    gamma, lr = warmup_gamma(number, config.recipe), learning_rate(done, of, config.optimizer)
 
     losses = [_backward(state, part, gamma) for part in state.micro_batches(batch)]
     part_norms = {name: _norm(part) for name, part in state.model.parts().items()}
-    gradient_norm, finite = state.update(lr)
+    gradient_norm, finite = state.update(lr, done)
     return Step(number, phase, losses, gamma, lr, gradient_norm, part_norms, finite)
 
 
@@ -135,7 +154,8 @@ def _backward(state: TrainState, batch: Batch, gamma: float) -> Losses:
     address: dict[str, Any] = {"seed": config.seed, "step": state.step, "rows_B": batch.index_B}
     latents = (state.model.num_latents, state.model.latent_dim)
     there: dict[str, Any] = {"latent_shape": latents, "device": state.device, "normal": state.compute.normal}
-    draws = draw(config.diffusion, state.timesteps, **there, **address)
+    corruption = state.objective.decoder_input.corruption
+    draws = draw(config.diffusion, state.timesteps, decoder=corruption, **there, **address)
     smoothing = None
     if state.phase == "autoencoder":
         h_shape = (shapes.seq_len, shapes.hidden_dim)
@@ -163,9 +183,11 @@ def _observe(state: TrainState, step: int, batch: Batch, losses: list[Losses]) -
 
 
 def figures(state: TrainState, step: Step) -> dict[str, float]:
-    """A step as numbers, over all processes."""
-    losses = step.losses
+    """A step as numbers, over all processes; the terms of the loss are means over elements, as held-out ones are."""
+    losses, scales = step.losses, state.objective.scales
     mine = {name: torch.stack([getattr(part, name) for part in losses]).mean() for name in _LOGGED}
+    for name, scale in {"l_diff": scales.diff, "l_h": scales.h, "l_w": scales.w}.items():
+        mine[name] = mine[name] / scale
     mine["latent_norm"] = torch.stack([part.latents.norm for part in losses]).mean() / state.rows_at_once
     mean = state.world.sum(torch.stack([value.detach().double().cpu() for value in mine.values()])) / state.world.size
     norms = {"gradient_norm": step.gradient_norm.item()}

@@ -1,7 +1,7 @@
 """A token decoder that reads the latents directly, trained after the rest (Appendix B.2, Table 5).
 
-Latent encoder and denoiser are frozen; a new decoder of K blocks and a head reads z_0 + σ_dec·ε and learns by
-cross-entropy alone. After it, a run samples without D_h.
+Latent encoder and denoiser are frozen; a new decoder of K blocks and a head reads z_0 + σ_dec·ε, or with what other
+noise the run's decoders have, and learns by cross-entropy alone. After it, a run samples without D_h.
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ def run(
             config,
             inputs,
             training,
+            steps=training.steps,
             reads=reads,
             overwrite=overwrite,
             world=world,
@@ -195,13 +196,14 @@ def _check(trained: TrainedRun, store: FeatureStore) -> None:
 def _training(config: FinetuneConfig, trained: TrainedRun) -> TrainConfig:
     """How it trains: the run's settings, with what this stage sets otherwise."""
     run = trained.config
-    sigma_dec = run.recipe.sigma_dec if config.sigma_dec is None else config.sigma_dec
     mine = {name: value for name in TAKEN if (value := getattr(config, name)) is not None}
     return replace(
         run,
         **mine,
         steps=config.steps or min(200_000, math.ceil(trained.checkpoint.step * 2 / 5)),
-        recipe=replace(run.recipe, sigma_dec=sigma_dec),
+        recipe=run.recipe
+        if config.sigma_dec is None
+        else replace(run.recipe, decoder_noise="additive", sigma_dec=config.sigma_dec),
         optimizer=replace(run.optimizer, lr=config.lr or run.optimizer.lr),
     )
 
@@ -237,6 +239,7 @@ def _finish(
     with files.replacing(journal.out / "ema.safetensors") as temporary:
         save_file({key: value.cpu() for key, value in state.ema.weights.items()}, temporary)
     joint = trained.model.decoder() if trained.model.token_decoder is not None else None
+    noise = state.decoder_input.corruption
     journal.status("complete", state)
     result.finish(
         name=journal.out.name,
@@ -245,7 +248,8 @@ def _finish(
         checkpoint_step=trained.checkpoint.step,
         network=network,
         step=state.step,
-        sigma_dec=state.config.recipe.sigma_dec,
+        sigma_dec=noise.size if noise.kind == "additive" else None,
+        decoder_noise=vars(noise),
         parameters=_count(state.model),
         replaces=trained.joint_parameters(),
         held_out=journal.metrics.last("eval"),
@@ -262,7 +266,7 @@ def _figures(decoder: TokenDecoder | JointDecoder, state: DecoderState, split: S
             decoder,
             state.frozen,
             split,
-            sigma_dec=state.config.recipe.sigma_dec,
+            noisy=state.decoder_input,
             rows=state.config.eval_rows,
             batch_size=min(state.rows_at_once, state.config.eval_rows),
             device=state.device,

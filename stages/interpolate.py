@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ldlm import artifact, files, heldout, metrics, plots, runtime, text, textfiles
 from ldlm.artifact import Artifact
-from ldlm.config import EvaluateConfig, InterpolateConfig
+from ldlm.config import EvaluateConfig, InterpolateConfig, decoder_noise
 from ldlm.errors import InputError
 from ldlm.generation import Decoder
 from ldlm.location import Location
@@ -349,6 +349,7 @@ def _edits(rows_PBL: np.ndarray) -> np.ndarray:
 def _summary(config: InterpolateConfig, subject: Subject, scored: Mapping[float | str, Scored]) -> dict[str, Any]:
     rows_PBL = np.stack([scored[a].tokens for a in _points(config)])
     real = scored["real"].measured
+    noise = decoder_noise(subject.run.config.model.space, subject.run.config.recipe)
     points = [{"a": a, **scored[a].figures, "edits": None} for a in _points(config)]
     edits_PB = _edits(rows_PBL)
     resampling = {key: real["bootstrap"][key] for key in ("resamples", "seed")}
@@ -370,7 +371,7 @@ def _summary(config: InterpolateConfig, subject: Subject, scored: Mapping[float 
         **{key: real[key] for key in ("bootstrap", "protocol", "scorer", "scorer_revision", "dtype", "max_tokens")},
         "decoder": subject.decoder.name,
         "checkpoint_step": subject.run.checkpoint.step,
-        "sigma_dec": subject.run.config.recipe.sigma_dec,
+        "sigma_dec": noise.size if noise.kind == "additive" else None,
         "seed": config.seed,
     }
 

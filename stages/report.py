@@ -39,7 +39,7 @@ def _check(out: Path) -> None:
 def read(path: Path) -> Report:
     """What the files of a run say."""
     found = artifact.open_artifact(path, "run", complete=False)
-    trained = config.from_dict(TrainConfig, found.config)
+    trained = config.from_stored(TrainConfig, found.config)
     features = _json(path / "features.json")
     sweep, interpolation = _finished(path, "sweep"), _finished(path, "interpolation")
     return Report(

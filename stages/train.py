@@ -13,6 +13,7 @@ import torch
 from safetensors.numpy import save_file
 
 from ldlm import accounting, checkpoint, files, heldout, plots, runtime
+from ldlm import config as configs
 from ldlm.artifact import Artifact
 from ldlm.batch import Batch
 from ldlm.config import Shapes, TrainConfig
@@ -46,6 +47,7 @@ def run(
     Under torchrun all processes share each batch. SIGTERM and SIGINT end it after the step at hand with a checkpoint,
     and raise `Stopped`; the same call goes on from there.
     """
+    config = _taken_up(config, out, overwrite, progress)
     device = runtime.device(config.device)
     store = FeatureStore(features, allow_partial=allow_partial)
     _check(config, store)
@@ -67,6 +69,7 @@ def run(
             config,
             inputs,
             config,
+            steps=state.steps,
             reads=reads,
             overwrite=overwrite,
             world=world,
@@ -78,7 +81,7 @@ def run(
 
         world.main_only(lambda: _record_features(store, out))
         if world.main:
-            _tell(store, out, result.state == "partial", progress)
+            _tell(config, store, out, result.state == "partial", progress)
         flops = cache(partial(accounting.flops_per_token, config, store.shapes))
         journal = resume(
             state,
@@ -87,7 +90,7 @@ def run(
             seq_len=store.shapes.seq_len,
             progress=progress,
             flops_per_token=lambda step: flops(phase_of(config, step)),
-            warning=partial(heldout.latent_warning, warmup_steps=config.recipe.warmup_steps),
+            warning=partial(heldout.latent_warning, warmup_steps=config.recipe.warmup_steps, space=config.model.space),
         )
         _train(state, stream, store.held_out(), journal, stop, progress)
         if world.main:
@@ -100,15 +103,15 @@ def _train(
     state: TrainState, stream: Stream, held_out: Split, journal: Journal, stop: Stop, progress: Progress
 ) -> None:
     """The training loop: evaluate, save, read, step, log. A signal ends it with a checkpoint, and raises `Stopped`."""
-    config, measure = state.config, partial(_measure, state, held_out)
-    with stream, progress.task("train", config.steps, "step", done=state.step) as task, journal.recorded(state):
+    measure = partial(_measure, state, held_out)
+    with stream, progress.task("train", state.steps, "step", done=state.step) as task, journal.recorded(state):
         behind = Behind[tuple[Batch, Step]](lambda taken: _look(state, stream, *taken, journal, task))
         while True:
             if journal.wants_evaluation(state) and not journal.evaluate(state, stop, measure):
                 break
             if journal.wants_checkpoint(state):
                 journal.save_if_new(state)
-            if state.step >= config.steps:
+            if state.step >= state.steps:
                 break
 
             batch = journal.awaited(stream, stop)
@@ -143,6 +146,18 @@ def _skipped(state: TrainState, stream: Stream, batch: Batch, step: Step, journa
 # Before the loop
 
 
+def _taken_up(config: TrainConfig, out: Path, overwrite: bool, progress: Progress) -> TrainConfig:
+    """The settings to train with in `out`: a run of an earlier version goes on as that version meant its settings."""
+    if overwrite or not (out / "config.yaml").is_file() or not (out / "artifact.json").is_file():
+        return config
+    if files.read_json(out / "artifact.json").get("kind") != "run":
+        return config
+    old = configs.taken_up(config, configs.from_stored(TrainConfig, files.read_yaml(out / "config.yaml")))
+    if old != config and runtime.reports():
+        progress.note(f"{out} was begun by an earlier version; its settings keep their meaning (recipe.edition=1)")
+    return old
+
+
 def _check(config: TrainConfig, store: FeatureStore) -> None:
     """Combinations that can't train what they promise."""
     reconstruction, space, kind = config.recipe.reconstruction, config.model.space, store.encoder["kind"]
@@ -152,7 +167,7 @@ def _check(config: TrainConfig, store: FeatureStore) -> None:
             f"model.space={space} needs features of kind {needed}, and {store.path} holds {kind}; make them with "
             f"`ldlm extract-features --kind {needed}`"
         )
-    if space == "cosmos" and config.cosmos.steps >= config.steps:
+    if config.recipe.edition == 1 and configs.autoencoder_steps(config) >= config.steps:
         raise InputError(
             f"cosmos.steps={config.cosmos.steps:,} of the autoencoder leave none of {config.steps:,} steps for the "
             f"denoiser; lower it"
@@ -169,7 +184,12 @@ def _check(config: TrainConfig, store: FeatureStore) -> None:
         )
 
 
-def _tell(store: FeatureStore, out: Path, taken_up: bool, progress: Progress) -> None:
+def _tell(config: TrainConfig, store: FeatureStore, out: Path, taken_up: bool, progress: Progress) -> None:
+    noise, space = configs.decoder_noise(config.model.space, config.recipe), config.model.space
+    if space != "ldlm" and config.recipe.edition > 1 and config.recipe.decoder_noise == "published":
+        progress.note(
+            f"the decoders' noise is that of {space} ({noise}); recipe.sigma_dec needs recipe.decoder_noise=additive"
+        )
     if not store.sealed:
         progress.note(f"{store.path} is not sealed: {store.missing()}; training on what is there")
     if store.held_out().name == "train":

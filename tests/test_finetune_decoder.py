@@ -20,10 +20,18 @@ from safetensors.torch import load_file
 from ldlm import checkpoint, finetuning, heldout
 from ldlm import config as configs
 from ldlm.batch import Batch
-from ldlm.config import ExtractConfig, FinetuneConfig, RecipeConfig, SampleConfig, SamplerConfig
+from ldlm.config import (
+    CosmosConfig,
+    DecoderNoise,
+    ExtractConfig,
+    FinetuneConfig,
+    RecipeConfig,
+    SampleConfig,
+    SamplerConfig,
+)
 from ldlm.errors import InputError, Stopped
 from ldlm.metricsfile import MetricsFile
-from ldlm.objective import Objective
+from ldlm.objective import DecoderInput, Objective
 from ldlm.run import TrainedRun
 from ldlm.store import FeatureStore
 
@@ -169,7 +177,8 @@ def command(run, store, **changes):
 def test_held_out_figures_are_those_of_their_definitions(whole, store):
     run = TrainedRun(whole.parents[1], CPU)
     network, split = run.decoder().logits, FeatureStore(store).held_out()
-    found = heldout.evaluate_decoder(network, run.model, split, sigma_dec=0.5, rows=30, batch_size=7, device=CPU)
+    noisy = DecoderInput(DecoderNoise("additive", 0.5), run.schedule, CosmosConfig())
+    found = heldout.evaluate_decoder(network, run.model, split, noisy=noisy, rows=30, batch_size=7, device=CPU)
     parts, tokens = split.read(0, 30)
     tokens_BL = torch.from_numpy(tokens).long()
     z = run.model.latent_encoder(split.states(parts, tokens_BL))

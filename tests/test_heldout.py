@@ -104,6 +104,16 @@ def test_latents_that_collapse_or_explode_are_warned_about(stds, warning):
     assert warning is None or "recipe.sigma_dec" in found
 
 
+@pytest.mark.parametrize("std", [0.1, 30.0])
+def test_the_remedy_is_a_setting_that_acts_in_the_space(std):
+    evaluations = [{"step": 500, "latent_std": std}]
+    found = {space: heldout.latent_warning(evaluations, 400, space) for space in ("ldlm", "cosmos", "scratch")}
+    assert found["ldlm"].endswith("recipe.sigma_dec")
+    assert found["cosmos"].endswith("cosmos.noise")
+    assert "warm-up" not in found["cosmos"]  # which has no joint phase
+    assert found["scratch"].endswith("recipe.sigma_dec, with recipe.decoder_noise=additive")
+
+
 def test_a_collapse_is_said_while_it_happens(train_config, store, tmp_path, notes):
     """With nothing to hold them, and the diffusion's gradient all at once, the latents shrink (Section 5.2)."""
     overrides = {

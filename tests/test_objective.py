@@ -258,7 +258,70 @@ def test_a_sum_instead_of_a_mean_multiplies_by_the_number_of_elements():
     mean, total = run(objective()), run(objective(loss_reduction="sum"))
     assert total.l_diff.item() == pytest.approx(4 * 8 * mean.l_diff.item(), rel=1e-12)
     assert total.l_h.item() == pytest.approx(6 * 16 * mean.l_h.item(), rel=1e-12)
+    assert total.l_w.item() == pytest.approx(6 * mean.l_w.item(), rel=1e-12)
+    assert total.loss.item() == pytest.approx((total.l_diff + total.l_h + total.l_w).item(), rel=1e-12)
+
+
+def test_runs_of_the_first_edition_keep_a_mean_of_the_tokens_beside_sums_and_means_under_elbo():
+    mean, total = run(objective()), run(objective(loss_reduction="sum", edition=1))
+    assert total.l_diff.item() == pytest.approx(4 * 8 * mean.l_diff.item(), rel=1e-12)
     assert total.l_w.item() == pytest.approx(mean.l_w.item(), rel=1e-12)
+    weighted = Objective(objective().model, DiffusionConfig(weighting="elbo"), RecipeConfig(edition=1))
+    assert run(weighted).loss.item() == mean.loss.item()
+
+
+@pytest.mark.parametrize(("reduction", "tokens"), [("sum", 1), ("mean", 6)])
+def test_under_elbo_the_terms_stand_to_each_other_as_in_equation_23(reduction, tokens):
+    """CE + ‖h − ĥ‖² + ω‖z_0 − ẑ_0‖², written out with sums: in nats per text, or over the six tokens of a row."""
+    model, d = objective().model, draws()
+    recipe = RecipeConfig(loss_reduction=reduction, reconstruction="ce+mse", sigma_dec=2.0)
+    omega = [0.5 * -_slope(t) * math.exp(_log_snr(t)) for t in (0.1, 0.4, 0.8)]  # Eq. 22
+    weighted = dataclasses.replace(d, weight_B=torch.tensor(omega, dtype=torch.float64))
+    losses = run(Objective(model, DiffusionConfig(weighting="elbo"), recipe), weighted)
+
+    z_0 = model.latent_encoder(HIDDEN)
+    alpha = torch.tensor([math.sqrt(1 / (1 + math.exp(-_log_snr(t)))) for t in (0.1, 0.4, 0.8)], dtype=torch.float64)
+    z_t = alpha[:, None, None] * z_0 + (1 - alpha**2).sqrt()[:, None, None] * d.eps_BNC
+    z_hat = model.denoiser(z_t, d.t_B.float(), torch.zeros_like(z_t))
+    h_hat = model.latent_decoder(z_0 + 2.0 * d.eps_dec_BNC)
+    log_p = model.token_decoder(h_hat).log_softmax(-1).gather(-1, TOKENS[..., None])
+    diffusion = sum(w * ((z_hat[row] - z_0[row]) ** 2).sum() for row, w in enumerate(omega)) / BATCH
+    states, tokens_nll = ((h_hat - HIDDEN) ** 2).sum() / BATCH, -log_p.sum() / BATCH
+    for term, expected in ((losses.l_diff, diffusion), (losses.l_h, states), (losses.l_w, tokens_nll)):
+        assert term.item() == pytest.approx(expected.item() / tokens, rel=1e-6)
+    nelbo = diffusion + states + tokens_nll
+    assert losses.loss.item() == pytest.approx(nelbo.item() / tokens, rel=1e-6)
+    found, expected = gradients(losses.loss, model), gradients(nelbo, model)
+    for name in PARTS:
+        assert torch.allclose(found[name], expected[name] / tokens, rtol=1e-5, atol=1e-8), name
+
+
+def _log_snr(t: float) -> float:
+    return -2 * math.log(3 * math.tan(math.pi * t / 2))
+
+
+def _slope(t: float) -> float:
+    return (_log_snr(t + 1e-6) - _log_snr(t - 1e-6)) / 2e-6
+
+
+@pytest.mark.parametrize("weighting", ["simple", "elbo"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_recorded_terms_are_means_over_elements_whatever_the_loss_adds_up(weighting, reduction):
+    from ldlm.trainer import figures
+
+    def found(reduction, weighting):
+        config = TrainConfig(
+            model=MODEL,
+            batch_size=BATCH,
+            diffusion=DiffusionConfig(weighting=weighting),
+            recipe=RecipeConfig(loss_reduction=reduction),
+        )
+        state = start(config, SHAPES, scratch=False, device=torch.device("cpu"))
+        return figures(state, train_step(state, Batch(HIDDEN.float(), TOKENS, torch.arange(BATCH), 0)))
+
+    plain, other = found("mean", "simple"), found(reduction, weighting)
+    names = ("l_h", "l_w") if weighting == "elbo" else ("l_diff", "l_h", "l_w")
+    assert [other[name] for name in names] == pytest.approx([plain[name] for name in names], rel=1e-5)
 
 
 def test_the_ablations_add_up_what_they_name():

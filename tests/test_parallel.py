@@ -183,9 +183,9 @@ def test_two_processes_with_parts_and_recomputation_train_as_one_does(two, twent
     assert_same_losses(tmp_path / "run", twenty)
 
 
-def test_two_processes_train_both_phases_of_cosmos_as_one_does(two, train_config, store, tmp_path):
+def test_two_processes_train_both_phases_of_cosmos_as_one_does(two, tiny_yaml, store, tmp_path):
     cosmos = {"model": {"space": "cosmos"}, "cosmos": {"steps": 5}, "steps": 10}
-    config = configs.from_dict(TrainConfig, configs.merge(configs.to_dict(train_config), cosmos))
+    config = configs.from_dict(TrainConfig, configs.merge(json.loads(tiny_yaml.read_text()), cosmos))
     alone = train.run(config, store, tmp_path / "alone").path
     process = two(tmp_path / "run", 10, "--set", "model.space=cosmos", "--set", "cosmos.steps=5")
     assert process.wait(timeout=patience()) == 0, process.stderr.read().decode()

@@ -120,6 +120,36 @@ def test_losses_are_averaged_per_nearest_edge_and_decay():
     assert np.isnan(made.edge_losses[[0, 3]]).all()
 
 
+def test_an_edge_decays_also_while_nothing_touches_it():
+    made = sampler(bins=4, ema_decay=0.9)
+    made.observe(times(0.0, 0.5, 1.0), torch.tensor([1.0, 1.0, 1.0]))
+    for _ in range(4):
+        made.observe(times(0.5), torch.tensor([2.0]))
+    made.observe(times(0.5, 1.0), torch.tensor([2.0, 2.0]))
+    assert made.edge_losses[[2, 4]].tolist() == pytest.approx([2 - 0.9**5, 2 - 0.9**5], abs=1e-12)  # rarely or always
+    assert made.edge_losses[0] == 1.0  # nothing else is known of it
+    assert made.unseen[[0, 2, 4]].tolist() == [5, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [lambda u: 0.05 + 0.95 * np.tanh(3 * u), lambda u: 1.01 - 1 / (1 + 9 * np.tan(np.pi * u / 2) ** 2)],
+    ids=["tanh", "the forward process"],
+)
+def test_edges_that_are_rarely_drawn_follow_a_loss_that_falls(curve):
+    """To 1/e over 50,000 steps, of which these are the first; it is flat at u = 1, where hardly any draw falls."""
+    made, uniform = sampler(bins=100, refresh_steps=1_000), np.random.default_rng(0)
+    errors, shares = [], []
+    for step in range(1, 6_001):
+        t = made.draw(torch.from_numpy(uniform.random(512)))
+        made.observe(t, torch.from_numpy(curve(t.numpy()) * np.exp(-step / 50_000)))
+        made.refresh_if_due(step)
+        errors.append(made.edge_losses[-1] / (curve(1.0) * np.exp(-step / 50_000)) - 1)
+        shares.append(made.p[-1])
+    assert min(shares) < 0.002 / 100
+    assert np.abs(errors[1_000:]).max() < 0.02
+
+
 def test_probabilities_change_only_every_refresh_steps():
     made = sampler(bins=2, refresh_steps=3)
     for step in (1, 2):
@@ -170,6 +200,15 @@ def test_on_a_known_curve_the_loss_becomes_linear_in_the_samplers_own_time():
 
 
 # State
+
+
+def test_a_state_of_an_earlier_version_goes_on_from_where_it_was():
+    state = sampler(bins=4).state_dict()
+    del state["unseen"]
+    other = sampler(bins=4)
+    other.unseen[:] = 7
+    other.load_state_dict(state)
+    assert other.unseen.tolist() == [0] * 5
 
 
 def test_the_state_survives_json_to_the_bit():
