@@ -208,7 +208,7 @@ def _create(path: Location, kind: str, config: Any, inputs: Mapping[str, Any]) -
 def _old_identity(path: Location, cls: type) -> dict[str, Any]:
     if not (path / "config.yaml").is_file():  # somebody removed it
         return {}
-    return configs.identity(configs.from_dict(cls, files.read_yaml(path / "config.yaml")))
+    return configs.identity(configs.from_artifact(cls, files.read_yaml(path / "config.yaml")))
 
 
 def _guard(path: Location, found: Mapping[str, Any], kind: str, reads: Sequence[str | Path]) -> None:

@@ -52,7 +52,7 @@ def mixture(z: Tensor, t: Tensor, last: Tensor | None = None) -> Tensor:
 
 
 def solved(name: str, denoise: Denoise, z: Tensor, steps: int, seed: int = 0, **settings) -> Tensor:
-    config = SamplerConfig(**{"grid": "time", "solver": name, "steps": steps, **settings})
+    config = SamplerConfig(**{"grid": "time", "t_min": 0.05, "solver": name, "steps": steps, **settings})
     generator = torch.Generator().manual_seed(seed)
 
     def draw(step: int) -> Tensor:
