@@ -11,6 +11,7 @@ import math
 import re
 import typing
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -223,3 +224,16 @@ def test_a_refusal_is_one_line_whose_advice_works(config):
     samplers.check(config, known=replace(config, steps=7, temperature=0.5))
     with pytest.raises(InputError):
         samplers.check(config, known=SamplerConfig())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The table
+
+
+def test_the_table_in_the_docs_is_what_the_benchmark_prints(tmp_path):
+    from benchmarks import samplers as benchmark
+
+    printed = benchmark.report(benchmark.run(tmp_path))
+    rows = [line for line in printed.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 2 * (1 + len(GRIDS) * (len(SOLVERS) + 1))
+    assert "\n".join(rows) in (Path(__file__).parent.parent / "docs" / "sampling.md").read_text(encoding="utf-8")
