@@ -10,7 +10,7 @@ from ldlm.config import ExportConfig
 
 
 @click.command(cls=Command, short_help="take what draws texts out of a run, to hand it on")
-@stage_options(ExportConfig)
+@stage_options(ExportConfig, named_samplers=True)
 @path_option("--run", "the trained run")
 @path_option("--output", "folder to write the model to")
 def command(options: Options, run: str | None, output: str | None) -> None:

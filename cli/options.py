@@ -109,7 +109,9 @@ def settings(cls: type, path: tuple[str, ...] = ()) -> Iterator[Setting]:
             yield from settings(hint, (*path, field.name))  # type: ignore[arg-type]
 
 
-def stage_options(cls: type, *, presets: bool = False, dry_run: bool = True, overwrite: bool = True) -> Function:
+def stage_options(
+    cls: type, *, presets: bool = False, named_samplers: bool = False, dry_run: bool = True, overwrite: bool = True
+) -> Function:
     """All options of a stage: its settings, `--config`, `--set`, `--dump-config`, `--json` and the rest.
 
     The command receives `options`, an `Options`, in place of the single values.
@@ -130,6 +132,7 @@ def stage_options(cls: type, *, presets: bool = False, dry_run: bool = True, ove
                 [click.option("--preset", metavar="|".join(configs.PRESETS), help="start from these settings")]
                 * presets
             ),
+            *([_named_sampler_option()] * named_samplers),
             click.option("--config", "config_file", metavar="FILE", help="YAML file of settings; flags override it"),
             click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="any setting, e.g. --set seed=1"),
             click.option("--dump-config", is_flag=True, help="print the settings as YAML and stop"),
@@ -163,7 +166,12 @@ def online_options(names: Sequence[str]) -> Function:
     return decorate
 
 
-SHARED = ("preset", "config_file", "sets", "dump_config", "dry_run", "overwrite", "as_json")
+def _named_sampler_option() -> Function:
+    names = "|".join(configs.SAMPLERS)
+    return click.option("--sampler", metavar=names, help="start from the paper's sampler; other flags override it")
+
+
+SHARED = ("preset", "sampler", "config_file", "sets", "dump_config", "dry_run", "overwrite", "as_json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +181,7 @@ class Options:
     cls: type
     flags: Mapping[tuple[str, ...], Any]
     preset: str | None
+    sampler: str | None
     config_file: str | None
     sets: tuple[str, ...]
     dump_config: bool
@@ -185,6 +194,8 @@ class Options:
         data: dict[str, Any] = dict(base or {})
         if self.preset is not None:
             data = dict(configs.preset(self.preset).overrides)
+        if self.sampler is not None:
+            data = configs.merge(data, configs.named_sampler(self.cls, self.sampler))
         if self.config_file is not None:
             data = configs.merge(data, files.read_yaml(Path(self.config_file)))
         data = configs.merge(data, configs.assignments(self.sets), self._given())

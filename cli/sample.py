@@ -14,7 +14,7 @@ from ldlm.errors import InputError
 
 
 @click.command(cls=Command, short_help="draw texts from a run, or show one on its way from noise")
-@stage_options(SampleConfig)
+@stage_options(SampleConfig, named_samplers=True)
 @path_option("--run", "the trained run, or what `ldlm export` made of it")
 @path_option("--output", "file to write, one JSON object per text", metavar="F.jsonl")
 @path_option("--trace", "instead of --output: folder for the way of one text from noise, as a page and a GIF")

@@ -12,7 +12,7 @@ from ldlm.config import SweepConfig
 
 
 @click.command(cls=Command, short_help="quality against the number of evaluations: solvers, grids, guidance")
-@stage_options(SweepConfig)
+@stage_options(SweepConfig, named_samplers=True)
 @path_option("--run", "the trained run")
 @path_option("--reference", "real text, the star in the plot", metavar="FILE")
 @click.option(

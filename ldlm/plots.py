@@ -252,7 +252,7 @@ def _number(ax: Axes, key: str, summary: Mapping[str, Any]) -> None:
 
 def frontier_lines(finalists: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     """The finalists of a sweep as two lines, by name: the paper's sampler, and what was better at each budget."""
-    own = [row for row in finalists if all(row[key] == value for key, value in PAPERS_SAMPLER.items())]
+    own = [row for row in finalists if all(row.get(key, value) == value for key, value in PAPERS_SAMPLER.items())]
     # A table of an earlier version marks none.
     best = [row for row in finalists if row.get("best", row not in own)]
     return {"the paper's sampler": own, "best at each budget": best}

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ldlm import config as configs
-from ldlm import files, generation, hub, metrics, modelcard, runtime
+from ldlm import files, generation, hub, metrics, modelcard, runtime, samplers
 from ldlm.autoencoder import TokenDecoder
 from ldlm.compute import Compute
 from ldlm.config import ComputeConfig, ModelConfig, SampleConfig, SamplerConfig, Shapes, TimestepConfig
@@ -212,24 +212,28 @@ class LDLM(ModelHubMixin):
         return {**self.__dict__, "_generators": {}}
 
     def sample(
-        self, n: int, *, seed: int = 0, batch_size: int | None = None, decoder: str | None = None, **settings: Any
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        batch_size: int | None = None,
+        decoder: str | None = None,
+        sampler: str | None = None,
+        **settings: Any,
     ) -> list[str]:
         """Draw `n` texts, the same as `ldlm sample` draws with these settings.
 
         `settings` are those of `ldlm.config.SamplerConfig`, such as `steps=64`, `solver="dpm++2m"`, `grid="learned"`,
-        `guidance=1.5` and `temperature=0.8`; what is not given is as in `config.sampler`. Text i depends on `seed` and
-        i alone, so more texts begin with the same texts, and `batch_size` (None: measured) changes none. `InputError`
-        names a setting that does not exist or is out of bounds.
+        `guidance=1.5` and `temperature=0.8`; what is not given is as in `config.sampler`, or with `sampler="paper"` as
+        in the paper. Text i depends on `seed` and i alone, so more texts begin with the same texts, and `batch_size`
+        (None: measured) changes none. `InputError` names a setting that does not exist or is out of bounds, and a
+        solver, grid and end that are not offered.
         """
-        config = configs.from_dict(
-            SampleConfig,
-            {
-                "num_samples": n,
-                "seed": seed,
-                "batch_size": batch_size,
-                "sampler": {**configs.to_dict(self.config.sampler), **settings},
-            },
-        )
+        named = {} if sampler is None else configs.named_sampler(SampleConfig, sampler)
+        given = {"num_samples": n, "seed": seed, "batch_size": batch_size, "sampler": settings}
+        base = {"sampler": configs.to_dict(self.config.sampler)}
+        config = configs.from_dict(SampleConfig, configs.merge(base, named, given))
+        samplers.check(config.sampler, known=self.config.sampler)
         name = self._decoder_name(decoder)
         if name not in self._generators:
             self._generators[name] = self.generator(name)

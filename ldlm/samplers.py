@@ -21,13 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ldlm.config import SamplerConfig
 from ldlm.diffusion import Schedule, score
+from ldlm.errors import InputError
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # z (B, …), t (a scalar) and the estimate before → ẑ_0 (B, …)
 Noise = Callable[[int], Tensor]  # number of the row → ε of z's shape; keyed by the text's seed it is the text's own
@@ -212,6 +213,51 @@ def solver(config: SamplerConfig) -> Solver:
         "dpm++2m-sde": partial(dpm_solver_pp_2m, stochastic=True),
     }
     return solvers[config.solver]
+
+
+# Why a solver is not offered on a grid and with an end, and what to take instead: at 128 steps Gaussian data come out
+# more than 3 % too wide or too narrow (`python -m benchmarks samplers`, docs/sampling.md).
+_DIVERGES = ("its first steps are so long there that it diverges", "--grid log-snr or --grid time")
+_NARROWS = ("so few of its steps are near t = 0 that the data come out too narrow", "--grid learned")
+_WIDENS = ("its last step extrapolates so far that the data come out too wide", "--grid log-snr, or --final x0")
+_FORGETS = ("so much noise in so long steps makes the data too narrow", "--eta 0, or --grid learned")
+_REFUSED = {
+    ("euler-maruyama", "learned", "mean"): _DIVERGES,
+    ("euler-maruyama", "learned", "x0"): _DIVERGES,
+    ("ddim", "time", "mean"): _NARROWS,
+    ("ddim", "time", "x0"): _NARROWS,
+    ("dpm++2m-sde", "time", "mean"): _WIDENS,
+    ("dpm++2m-sde", "learned", "mean"): _WIDENS,
+}
+_MOST_ETA = 0.5  # of ddim on the log-snr grid
+
+
+def is_offered(config: SamplerConfig) -> bool:
+    """Whether the solver keeps the width of Gaussian data on this grid and with this end."""
+    return _objection(config) is None
+
+
+def check(config: SamplerConfig, known: SamplerConfig | None = None) -> None:
+    """`InputError` for a solver, grid and end that are not offered, unless `known` has the same.
+
+    `known` are the settings of an exported model: it goes on to draw as it was exported.
+    """
+    objection = _objection(config)
+    if objection is None or (known is not None and _way(config) == _way(known)):
+        return
+    reason, remedy = objection
+    asked = f"solver {config.solver} on grid {config.grid} with final {config.final}"
+    raise InputError(f"{asked} is not offered: {reason}; take {remedy}")
+
+
+def _objection(config: SamplerConfig) -> tuple[str, str] | None:
+    if config.solver == "ddim" and config.grid == "log-snr" and config.eta > _MOST_ETA:
+        return _FORGETS
+    return _REFUSED.get((config.solver, config.grid, config.final))
+
+
+def _way(config: SamplerConfig) -> tuple[Any, ...]:
+    return config.solver, config.grid, config.final, config.eta
 
 
 def evaluations_per_step(config: SamplerConfig) -> int:

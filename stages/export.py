@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ldlm import artifact, files
+from ldlm import artifact, files, samplers
 from ldlm import config as configs
 from ldlm.artifact import Artifact
 from ldlm.config import ExportConfig
@@ -32,6 +32,8 @@ def run(
     config: ExportConfig, run_path: Path, out: Path, *, overwrite: bool = False, progress: Progress = SILENT
 ) -> Artifact:
     """Write the model `out`, and upload it when asked to."""
+    if overwrite or not out.exists():  # what an earlier version began is taken up as it was
+        samplers.check(config.sampler)
     run = TrainedRun(run_path, torch.device("cpu"), config.checkpoint)
     names = _decoders(config, run)
     decoders = {name: _record(run, name) for name in names}

@@ -23,6 +23,7 @@ from ldlm.run import TrainedRun
 def plan(config: SampleConfig, run_path: Path) -> dict[str, Any]:
     """What it would compute: evaluations of the denoiser and their FLOPs."""
     model = _open(config, run_path, torch.device("cpu"))
+    _check(config, model)
     evaluations = config.num_samples * config.sampler.steps * samplers.evaluations_per_step(config.sampler)
     return {
         "texts": config.num_samples,
@@ -46,6 +47,8 @@ def run(
         model.remark_on_decoder(config.decoder, progress)
     provenance = _provenance(config, run_path, generator, model.origin)
     record = out.with_name(out.name + ".meta.json")
+    if overwrite or not record.exists():  # what an earlier version began is taken up as it was
+        _check(config, model)
     partial = _begin(out, record, provenance, overwrite)
     if partial is None:
         progress.note(f"{out} is complete; nothing to do")
@@ -68,6 +71,11 @@ def run(
     os.replace(partial, out)
     files.fsync_dir(out.parent)
     return {**provenance, "seconds": round(time.perf_counter() - started, 2), "texts_made": config.num_samples - done}
+
+
+def _check(config: SampleConfig, model: TrainedRun | LDLM) -> None:
+    """`InputError` for a sampler that is not offered, unless the model was exported with it."""
+    samplers.check(config.sampler, known=model.config.sampler if isinstance(model, LDLM) else None)
 
 
 def _open(config: SampleConfig, path: Path, device: torch.device) -> TrainedRun | LDLM:

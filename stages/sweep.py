@@ -26,7 +26,7 @@ from torch import Tensor
 from ldlm import artifact, files, metrics, plots, runtime, samplers, samples, textfiles
 from ldlm.artifact import Artifact
 from ldlm.compute import Compute
-from ldlm.config import PAPERS_SAMPLER, EvaluateConfig, SamplerConfig, SweepConfig
+from ldlm.config import PAPERS_SAMPLER, EvaluateConfig, Final, SamplerConfig, SweepConfig
 from ldlm.errors import InputError
 from ldlm.generation import LARGEST_BATCH, TextGenerator, text_seeds
 from ldlm.progress import SILENT, Progress, Task
@@ -47,6 +47,12 @@ class Trajectory:
     grid: str
     guidance: float
     budget: int  # evaluations of the denoiser per text
+    t_min: float = SamplerConfig().t_min
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Trajectory:
+        """That of a row of figures; sweeps that have no `t_min` in them ended where the paper's sampler does."""
+        return cls(**{key: row[key] for key in _KEYS}, t_min=row.get("t_min", PAPERS_SAMPLER["t_min"]))
 
     @property
     def name(self) -> str:
@@ -56,14 +62,13 @@ class Trajectory:
     @property
     def sampler(self) -> SamplerConfig:
         """Its settings, with as many steps as the budget pays for."""
-        settings: Any = {"solver": self.solver, "grid": self.grid, "guidance": self.guidance}
+        settings: Any = {"solver": self.solver, "grid": self.grid, "guidance": self.guidance, "t_min": self.t_min}
         config = SamplerConfig(**settings)
         return replace(config, steps=self.budget // samplers.evaluations_per_step(config))
 
-    @property
-    def is_papers(self) -> bool:
-        """Whether it is the paper's sampler, at some budget."""
-        return {"solver": self.solver, "grid": self.grid, "guidance": self.guidance} == PAPERS_SAMPLER
+    def finals(self, asked: Sequence[Final]) -> list[Final]:
+        """Those of its ends that are offered, each once."""
+        return [final for final in dict.fromkeys(asked) if samplers.is_offered(replace(self.sampler, final=final))]
 
 
 @dataclass(frozen=True)
@@ -92,17 +97,18 @@ class External:
 
 
 def trajectories(config: SweepConfig) -> list[Trajectory]:
-    """All combinations whose budget pays for a step, cheapest first."""
+    """All combinations that are offered and whose budget pays for a step, cheapest first."""
     everything = [
-        Trajectory(*one)
-        for one in product(
-            dict.fromkeys(config.solvers),
-            dict.fromkeys(config.grids),
-            dict.fromkeys(config.guidances),
-            sorted(set(config.budgets)),
-        )
+        Trajectory(solver, grid, guidance, budget, _t_min(config, solver, grid, guidance))
+        for solver in dict.fromkeys(config.solvers)
+        for grid in dict.fromkeys(config.grids)
+        for guidance in dict.fromkeys(config.guidances)
+        for budget in sorted(set(config.budgets))
     ]
-    affordable = [one for one in everything if samplers.evaluations_per_step(one.sampler) <= one.budget]
+    offered = [one for one in everything if one.finals(config.finals)]
+    if not offered:
+        samplers.check(replace(everything[0].sampler, final=config.finals[0]))
+    affordable = [one for one in offered if samplers.evaluations_per_step(one.sampler) <= one.budget]
     if not affordable:
         raise InputError(
             f"none of the solvers takes a step in {max(config.budgets)} evaluations; give larger --budgets (heun takes "
@@ -111,15 +117,22 @@ def trajectories(config: SweepConfig) -> list[Trajectory]:
     return sorted(affordable, key=lambda one: one.budget)
 
 
+def _t_min(config: SweepConfig, solver: str, grid: str, guidance: float) -> float:
+    """Where the grid of a trajectory ends: for the paper's sampler, where the paper's ends."""
+    row = {"solver": solver, "grid": grid, "guidance": guidance}
+    return PAPERS_SAMPLER["t_min"] if _is_papers(row) else config.t_min
+
+
 def plan(config: SweepConfig) -> dict[str, Any]:
     """How much it would draw and score."""
     found = trajectories(config)
-    variants = len(config.finals) * len(config.temperatures) * max(1, len(config.decoders))
+    ends = sum(len(one.finals(config.finals)) for one in found)
+    variants = ends * len(config.temperatures) * max(1, len(config.decoders))
     return {
         "trajectories": len(found),
-        "variants": len(found) * variants,
+        "variants": variants,
         "denoiser_evaluations_to_screen": config.screen_texts * sum(one.budget for one in found),
-        "texts_to_screen": config.screen_texts * len(found) * variants,
+        "texts_to_screen": config.screen_texts * variants,
         "finalists_at_most": 2 * len(set(config.budgets)),
     }
 
@@ -167,7 +180,7 @@ def run(
     with progress.task("screen", config.screen_texts * sum(one.budget for one in found), "evaluation") as task:
         screened = [row for one in found for row in sweep.figures(one, config.screen_texts, task)]
     chosen = finalists(screened, config.entropy_slack)
-    again = list(dict.fromkeys(Trajectory(**{key: row[key] for key in _KEYS}) for row in chosen))
+    again = list(dict.fromkeys(map(Trajectory.of, chosen)))
     with progress.task("finalists", config.texts * sum(one.budget for one in again), "evaluation") as task:
         drawn = [row for one in again for row in sweep.figures(one, config.texts, task)]
 
@@ -230,7 +243,7 @@ def finalists(rows: Sequence[dict[str, Any]], entropy_slack: float) -> list[dict
 
 
 def _is_papers(row: dict[str, Any]) -> bool:
-    return all(row[key] == value for key, value in PAPERS_SAMPLER.items())
+    return all(row.get(key, value) == value for key, value in PAPERS_SAMPLER.items())
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -259,7 +272,7 @@ class Sweep:
         seeds_B = text_seeds(self.config.seed, 0, count)
         end, seconds = self._ends(trajectory.sampler, seeds_B)
         for (name, generator), final, temperature in product(
-            self.generators.items(), dict.fromkeys(self.config.finals), dict.fromkeys(self.config.temperatures)
+            self.generators.items(), trajectory.finals(self.config.finals), dict.fromkeys(self.config.temperatures)
         ):
             started = time.perf_counter()
             tokens_BL = generator.decode(getattr(end, final), seeds_B, temperature).cpu()

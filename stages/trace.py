@@ -9,7 +9,7 @@ from typing import Any
 
 from ldlm.stages import sample
 
-from ldlm import artifact, files, runtime, trace, tracegif, tracepage
+from ldlm import artifact, files, runtime, samplers, trace, tracegif, tracepage
 from ldlm.artifact import Artifact
 from ldlm.compute import Compute
 from ldlm.config import SampleConfig
@@ -28,6 +28,8 @@ def run(
     config: SampleConfig, run_path: Path, out: Path, *, overwrite: bool = False, progress: Progress = SILENT
 ) -> Artifact:
     """Write `trace.html`, `trace.gif` and `trace.json` to `out`: the text number `trace_text` of `ldlm sample`."""
+    if overwrite or not out.exists():  # what an earlier version began is taken up as it was
+        samplers.check(config.sampler)
     run = TrainedRun(run_path, runtime.device(config.device), config.checkpoint)
     run.remark_on_decoder(config.decoder, progress)
     generator = run.generator(config.decoder, Compute.of(config.compute, run.device))

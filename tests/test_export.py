@@ -15,7 +15,8 @@ import yaml
 from ldlm.stages import export, finetune_decoder, sample
 from safetensors.torch import load_file
 
-from ldlm import LDLM, files, generation
+from ldlm import LDLM, files, generation, metrics
+from ldlm import config as configs
 from ldlm.config import ExportConfig, FinetuneConfig, SampleConfig, SamplerConfig
 from ldlm.errors import InputError
 from ldlm.run import TrainedRun
@@ -70,14 +71,16 @@ DRAWS = [
     {"solver": "ddim", "steps": 4, "eta": 0.5, "temperature": 0.8},
     {"solver": "heun", "steps": 3, "grid": "log-snr"},
     {"solver": "dpm++2m", "steps": 4, "grid": "learned", "guidance": 1.7, "final": "x0"},
-    {"solver": "dpm++2m-sde", "steps": 4, "grid": "learned", "temperature": 1.2},
+    {"solver": "dpm++2m-sde", "steps": 4, "grid": "learned", "final": "x0", "temperature": 1.2},
+    {"sampler": "paper", "steps": 5},
 ]
 
 
 @pytest.mark.parametrize("decoder", ["joint", "layers-1"])
-@pytest.mark.parametrize("settings", DRAWS, ids=lambda settings: settings["solver"])
+@pytest.mark.parametrize("settings", DRAWS, ids=lambda settings: settings.get("solver", "paper"))
 def test_it_draws_the_tokens_and_texts_of_the_run_to_the_bit(run, model, tmp_path, decoder, settings):
-    sampler, lines = SamplerConfig(**settings), []
+    named = configs.SAMPLERS.get(settings.get("sampler", ""), {})
+    sampler, lines = SamplerConfig(**{**named, **{k: v for k, v in settings.items() if k != "sampler"}}), []
     for source, seed in ((run, 3), (model, 3), (run, 4)):
         config = SampleConfig(num_samples=5, seed=seed, sampler=sampler, decoder=decoder, batch_size=5, device="cpu")
         out = tmp_path / f"{source.name}-{seed}.jsonl"
@@ -154,6 +157,47 @@ def test_it_draws_with_the_settings_it_was_exported_with_unless_told_otherwise(r
     assert plain.config.sampler == SamplerConfig()
     assert chosen.sample(4) == plain.sample(4, steps=3, temperature=1.5, decoder="joint")
     assert chosen.sample(4, temperature=0) == plain.sample(4, steps=3, decoder="joint")
+
+
+# The default of earlier versions, which is not offered any more.
+ONCE = {"solver": "dpm++2m-sde", "grid": "learned", "final": "mean", "t_min": 0.05, "steps": 3}
+
+
+def test_a_model_that_was_exported_with_a_sampler_that_is_not_offered_any_more_draws_with_it(
+    model, copy, tmp_path, refuse, succeed
+):
+    record = files.read_digested(copy / "config.json", "")
+    record["sampler"] |= ONCE
+    (copy / "config.json").write_text(files.dump_digested(record))
+    older, seeds_B = LDLM.from_pretrained(copy), generation.text_seeds(0, 0, 3)
+    tokens_BL = LDLM.from_pretrained(model).generator().tokens(SamplerConfig(**ONCE), seeds_B)
+    texts = metrics.decode_tokens(older.tokenizer, tokens_BL)
+    assert older.sample(3) == texts != LDLM.from_pretrained(model).sample(3, steps=3)
+    assert len(older.sample(2, temperature=0.5)) == 2
+    drawn = ("sample", "--run", copy, "--num-samples", 3, "--device", "cpu", "--output", tmp_path / "a.jsonl")
+    succeed(*drawn)
+    assert [json.loads(line)["text"] for line in (tmp_path / "a.jsonl").read_text().splitlines()] == texts
+    asked = ("--grid", "time", "--overwrite")
+    assert "solver dpm++2m-sde on grid time with final mean is not offered" in refuse(*drawn, *asked)
+    assert [json.loads(line)["text"] for line in (tmp_path / "a.jsonl").read_text().splitlines()] == texts
+
+
+def test_a_sampler_that_is_not_offered_is_no_default_of_a_new_model(run, model, refuse, tmp_path):
+    asked = ("--set", "sampler.solver=euler-maruyama", "--set", "sampler.grid=learned")
+    message = refuse("export", "--run", run, "--output", tmp_path / "m", *asked)
+    assert message.endswith("it diverges; take --grid log-snr or --grid time")
+    assert not (tmp_path / "m").exists()
+    with pytest.raises(InputError, match="solver ddim on grid time with final mean is not offered"):
+        LDLM.from_pretrained(model).sample(1, solver="ddim", grid="time")
+    with pytest.raises(InputError, match="there is no sampler 'papers'; choose paper"):
+        LDLM.from_pretrained(model).sample(1, sampler="papers")
+
+
+def test_a_model_can_be_exported_with_the_papers_sampler(run, model, succeed, tmp_path):
+    succeed("export", "--run", run, "--output", tmp_path / "m", "--sampler", "paper", "--set", "sampler.steps=3")
+    paper = LDLM.from_pretrained(tmp_path / "m")
+    assert paper.config.sampler == SamplerConfig(**{**configs.SAMPLERS["paper"], "steps": 3})
+    assert paper.sample(2) == LDLM.from_pretrained(model).sample(2, sampler="paper", steps=3)
 
 
 def test_a_local_folder_is_read_without_the_network(model):

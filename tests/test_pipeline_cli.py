@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import zarr
 from ldlm.stages import sample
 from safetensors.torch import load_file
 
-from ldlm.config import SampleConfig, SamplerConfig
+from ldlm import files
+from ldlm.config import SAMPLERS, SampleConfig, SamplerConfig, to_dict
 from ldlm.generation import TextGenerator
 from ldlm.run import TrainedRun
 
@@ -295,6 +297,42 @@ def test_every_setting_of_the_sampler_changes_the_texts(trained, tmp_path, setti
     plain = drawn(trained, tmp_path / "a.jsonl", num_samples=16, batch_size=16)
     sampler = SamplerConfig(**{"steps": 4, **setting})
     assert drawn(trained, tmp_path / "b.jsonl", num_samples=16, batch_size=16, sampler=sampler) != plain
+
+
+def test_the_papers_sampler_is_one_flag_and_other_flags_override_it(trained, succeed, refuse, tmp_path):
+    draw = ("sample", "--run", trained, "--num-samples", 2, "--device", "cpu", "--sampler", "paper")
+    long = "--solver euler-maruyama --grid time --guidance 1 --t-min 0.05 --final mean --steps 4"
+    made = succeed(*draw, "--steps", 4, "--output", tmp_path / "a.jsonl")
+    succeed(*draw[:-2], *long.split(), "--output", tmp_path / "b.jsonl")
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+    assert made["config"]["sampler"] == to_dict(SamplerConfig(**{**SAMPLERS["paper"], "steps": 4}))
+    assert succeed(*draw, "--dry-run")["denoiser_evaluations"] == 2 * 128
+    assert "there is no sampler 'best'; choose paper" in refuse(*draw[:-1], "best", "--output", tmp_path / "c.jsonl")
+
+
+@pytest.mark.parametrize("begun", ["--output", "--trace"])
+def test_a_solver_and_grid_that_are_not_offered_are_refused_and_leave_nothing(trained, refuse, tmp_path, begun):
+    asked = ("--solver", "euler-maruyama", "--grid", "learned", begun, tmp_path / "made", "--device", "cpu")
+    message = refuse("sample", "--run", trained, *asked)
+    assert message.startswith("solver euler-maruyama on grid learned with final mean is not offered: ")
+    assert "not offered" in refuse("sample", "--run", trained, *asked, "--dry-run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_samples_that_an_earlier_version_began_are_taken_up_with_the_sampler_of_then(trained, tmp_path):
+    then = SamplerConfig(solver="dpm++2m-sde", grid="learned", final="mean", t_min=0.05, steps=4)
+    now, out = replace(then, final="x0"), tmp_path / "s.jsonl"
+    first = drawn(trained, out, sampler=now).splitlines(keepends=True)[0]
+    record = tmp_path / "s.jsonl.meta.json"
+    written = files.read_json(record)
+    written["config"]["sampler"] = to_dict(then)
+    files.write_json(record, written)
+    out.unlink()
+    (tmp_path / "s.jsonl.partial").write_bytes(first)
+    rows = [json.loads(line) for line in drawn(trained, out, sampler=then).splitlines()]
+    generator = TrainedRun(trained, torch.device("cpu")).generator()
+    seeds_B = torch.tensor([row["seed"] for row in rows[1:]])
+    assert [row["tokens"] for row in rows[1:]] == generator.tokens(then, seeds_B).tolist()
 
 
 @pytest.mark.parametrize("at", [0, 2])

@@ -25,6 +25,10 @@ def papers(denoise: Denoise, z: Tensor, times: Tensor, noise: Noise, **settings)
     return solve(euler_maruyama(TANGENT, times, **settings), denoise, z, noise)
 
 
+def papers_grid(steps: int) -> Tensor:
+    return time_grid(SamplerConfig(steps=steps, grid="time", t_min=0.05))
+
+
 def at(*times: float) -> Tensor:
     return torch.tensor(times, dtype=torch.float64)
 
@@ -63,7 +67,7 @@ def recursion(std: float, steps: int, *, beta_clip: float = 0.95, final: str = "
 def propagated(std: float, steps: int, final: str = "mean", **settings) -> float:
     """The same from the solver: it is linear in (z, noises), so feed it unit vectors and add up the squares."""
     unit = torch.eye(steps, dtype=torch.float64)
-    times = time_grid(SamplerConfig(steps=steps, grid="time"))
+    times = papers_grid(steps)
     end = papers(gaussian_denoiser(std), unit[0], times, lambda step: unit[step + 1], **settings)
     return getattr(end, final).norm().item()
 
@@ -74,7 +78,7 @@ def simulated(std: float, steps: int, count: int = 40_000, **settings) -> float:
     def draw(step: int = 0) -> Tensor:
         return torch.randn(count, generator=generator, dtype=torch.float64)
 
-    times = time_grid(SamplerConfig(steps=steps, grid="time"))
+    times = papers_grid(steps)
     return papers(gaussian_denoiser(std), draw(), times, draw, **settings).mean.std().item()
 
 
@@ -125,7 +129,7 @@ def test_the_clip_acts_in_beta_and_nowhere_else():
         seen.append(t.item())
         return torch.zeros_like(z)
 
-    times = time_grid(SamplerConfig(steps=4, grid="time"))
+    times = papers_grid(4)
     papers(denoise, torch.ones(2), times, lambda step: torch.zeros(2), beta_clip=0.5)
     assert seen == times[:-1].tolist()
 
@@ -146,7 +150,7 @@ def test_n_steps_are_n_evaluations_and_n_minus_1_noises(final):
         return torch.ones(3, dtype=torch.float64)
 
     z = torch.arange(3).double()
-    out = getattr(papers(denoise, z, time_grid(SamplerConfig(steps=6, grid="time")), draw), final)
+    out = getattr(papers(denoise, z, papers_grid(6), draw), final)
     assert len(evaluations) == 6
     assert noises == [0, 1, 2, 3, 4]
     assert torch.equal(evaluations[0], z)
@@ -172,7 +176,7 @@ def test_self_conditioning_starts_from_zeros_and_carries_the_last_estimate():
         return estimates[-1]
 
     z = torch.ones(2, 3, 4)
-    times = time_grid(SamplerConfig(steps=5, grid="time"))
+    times = papers_grid(5)
     papers(network, z, times, lambda step: z)
     assert torch.equal(seen[0][1], torch.zeros_like(z))
     for (_, previous), estimate in zip(seen[1:], estimates, strict=False):
@@ -194,7 +198,7 @@ def test_a_sample_depends_on_its_seed_and_not_on_its_batch():
         return papers(
             lambda z, t, last: network(z, t.float().expand(len(z)), last),
             noise.normal(seeds_B, "z_1", 0, rows_B, (3, 4)),
-            time_grid(SamplerConfig(steps=8, grid="time")),
+            papers_grid(8),
             lambda step: noise.normal(seeds_B, "sde", step, rows_B, (3, 4)),
         ).mean
 

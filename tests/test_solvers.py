@@ -7,7 +7,7 @@ The error of a deterministic solver must fall at its order.
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 
 import numpy as np
@@ -21,6 +21,7 @@ from ldlm.diffusion import Schedule
 from ldlm.samplers import Denoise, End, Noise, evaluations_per_step, guided, solve, solver, time_grid
 
 TANGENT = Schedule()
+papers_end = partial(SamplerConfig, t_min=0.05)
 SOLVERS = ("euler-maruyama", "ddim", "heun", "dpm++2m", "dpm++2m-sde")
 ODE = {"ddim": 1, "heun": 2, "dpm++2m": 2}  # order of convergence
 STEPS = (4, 8, 16, 32, 128)
@@ -52,7 +53,7 @@ def mixture(z: Tensor, t: Tensor, last: Tensor | None = None) -> Tensor:
 
 
 def solved(name: str, denoise: Denoise, z: Tensor, steps: int, seed: int = 0, **settings) -> Tensor:
-    config = SamplerConfig(**{"grid": "time", "solver": name, "steps": steps, **settings})
+    config = papers_end(**{"grid": "time", "solver": name, "steps": steps, **settings})
     generator = torch.Generator().manual_seed(seed)
 
     def draw(step: int) -> Tensor:
@@ -108,7 +109,7 @@ def scale(std: float, t: Tensor) -> float:
 @pytest.mark.parametrize("std", [0.5, 1.0, 3.8])
 @pytest.mark.parametrize("name", ODE)
 def test_an_ode_solver_converges_to_the_gaussians_closed_form_at_its_order(name, std, grid):
-    times = time_grid(SamplerConfig(grid=grid), TANGENT)
+    times = time_grid(papers_end(grid=grid), TANGENT)
     exact = scale(std, times[-1]) / scale(std, times[0])
     one = torch.ones(1, dtype=torch.float64)
     errors = [abs(solved(name, gaussian(std), one, n, grid=grid).item() - exact) for n in (128, 256, 512, 1024)]
@@ -131,7 +132,7 @@ def test_a_stochastic_solver_converges_to_the_gaussians_standard_deviation_at_it
     """Without drawing anything: all is linear, so the state is a vector of what each noise contributes."""
     errors = []
     for steps in (128, 256, 512):
-        config = SamplerConfig(solver=name, steps=steps, grid=grid, **settings)
+        config = papers_end(solver=name, steps=steps, grid=grid, **settings)
         times = time_grid(config, TANGENT)
         beyond = torch.cat([times, times[-1:] - 1e-9])  # the state at t_min, with its noise, is what one step more sees
         noises, states = torch.eye(len(times) + 1, dtype=torch.float64), []
@@ -159,7 +160,7 @@ def test_gaussian_data_keep_their_standard_deviation_at_128_steps(name):
 
 @pytest.mark.parametrize("name", ODE)
 def test_an_ode_solver_follows_the_mixtures_trajectory_at_its_order(name):
-    start = time_grid(SamplerConfig(grid="log-snr"), TANGENT)[0].item()
+    start = time_grid(papers_end(grid="log-snr"), TANGENT)[0].item()
     z = torch.tensor([-1.3, -0.2, 0.4, 1.7], dtype=torch.float64)
     exact = torch.tensor([ode_end(one, start) for one in z.tolist()], dtype=torch.float64)
     errors = [
@@ -220,7 +221,7 @@ def distance_in_distribution(config: SamplerConfig) -> float:
 )
 def test_what_a_stochastic_solver_draws_comes_to_be_the_mixture_at_its_order(name, settings, order):
     errors = [
-        distance_in_distribution(SamplerConfig(solver=name, steps=steps, grid="log-snr", **settings))
+        distance_in_distribution(papers_end(solver=name, steps=steps, grid="log-snr", **settings))
         for steps in (16, 32, 64)
     ]
     assert errors[-1] < (0.06 if order == 1 else 0.006)
@@ -229,7 +230,7 @@ def test_what_a_stochastic_solver_draws_comes_to_be_the_mixture_at_its_order(nam
 
 
 def test_the_second_order_solvers_beat_the_first_on_the_mixture_at_few_steps():
-    start = time_grid(SamplerConfig(grid="log-snr"), TANGENT)[0].item()
+    start = time_grid(papers_end(grid="log-snr"), TANGENT)[0].item()
     z = torch.tensor([-1.3, -0.2, 0.4, 1.7], dtype=torch.float64)
     exact = torch.tensor([ode_end(one, start) for one in z.tolist()], dtype=torch.float64)
     error = {name: (solved(name, mixture, z, 32, grid="log-snr") - exact).abs().mean().item() for name in ODE}
@@ -282,7 +283,7 @@ def as_written(config: SamplerConfig, denoise: Denoise, z: Tensor, times: Tensor
 @pytest.mark.parametrize("steps", [1, 2, 7])
 @pytest.mark.parametrize(("name", "eta"), [*((name, 0.0) for name in SOLVERS), ("ddim", 0.7), ("ddim", 1.0)])
 def test_the_table_of_a_solver_takes_the_steps_that_its_paper_writes(name, eta, steps, grid):
-    config = SamplerConfig(solver=name, steps=steps, grid=grid, eta=eta, beta_clip=0.9)
+    config = papers_end(solver=name, steps=steps, grid=grid, eta=eta, beta_clip=0.9)
     times = time_grid(config, TANGENT)
     z, *noises = torch.randn(1 + steps, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 
@@ -310,7 +311,7 @@ def test_evaluations_are_as_the_budget_counts_them(name, guidance):
         return 0.5 * z
 
     solved(name, network if guidance == 1 else guided(network, guidance), torch.ones(1, dtype=torch.float64), 6)
-    per_step = evaluations_per_step(SamplerConfig(solver=name, guidance=guidance))
+    per_step = evaluations_per_step(papers_end(solver=name, guidance=guidance))
     assert count == 6 * per_step
 
 
@@ -318,7 +319,7 @@ def test_evaluations_are_as_the_budget_counts_them(name, guidance):
 @pytest.mark.parametrize("name", SOLVERS)
 def test_every_solver_starts_from_pure_noise_under_every_schedule(name, kind):
     """At t = 1 the log-SNR is infinite, or nearly so."""
-    config, schedule = SamplerConfig(solver=name, steps=256, grid="time", eta=1.0), Schedule(kind)
+    config, schedule = papers_end(solver=name, steps=256, grid="time", eta=1.0), Schedule(kind)
     z = torch.randn(20_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     draw = torch.Generator().manual_seed(2)
     end = solved_by(
@@ -347,7 +348,7 @@ def test_x0_is_the_last_estimate(name):
 @pytest.mark.parametrize("name", SOLVERS)
 def test_the_last_step_adds_no_noise(name):
     steps = []
-    config = SamplerConfig(solver=name, steps=5, grid="time", eta=1.0)
+    config = papers_end(solver=name, steps=5, grid="time", eta=1.0)
 
     def draw(step: int) -> Tensor:
         steps.append(step)
@@ -375,7 +376,7 @@ def test_guidance_extrapolates_from_the_estimate_without_self_conditioning():
 @pytest.mark.parametrize("kind", ["tangent", "cosine", "linear"])
 def test_the_log_snr_grid_has_equal_steps_in_log_snr(kind):
     schedule = Schedule(kind)
-    times = time_grid(SamplerConfig(steps=10, grid="log-snr"), schedule)
+    times = time_grid(papers_end(steps=10, grid="log-snr"), schedule)
     steps = schedule.log_snr(times).diff()
     assert times[-1].item() == pytest.approx(0.05)
     assert steps.tolist() == pytest.approx([steps[0].item()] * 10, rel=1e-6)
@@ -386,11 +387,11 @@ def test_the_learned_grid_has_equal_steps_in_the_learned_time():
     def quantile(u: Tensor) -> Tensor:  # F(t) = t²
         return u.clamp(min=1e-10).sqrt()
 
-    times = time_grid(SamplerConfig(steps=10, grid="learned", t_min=0.1), TANGENT, quantile)
+    times = time_grid(papers_end(steps=10, grid="learned", t_min=0.1), TANGENT, quantile)
     assert (times[0], times[-1]) == (1.0, pytest.approx(0.1))
     assert (times**2).diff().tolist() == pytest.approx([-0.99 / 10] * 10, abs=1e-9)
 
 
 def test_the_learned_grid_of_uniform_timesteps_is_the_papers():
-    learned = time_grid(SamplerConfig(steps=7, grid="learned"), TANGENT, lambda u: u.clamp(1e-5, 1))
-    assert learned.tolist() == pytest.approx(time_grid(SamplerConfig(steps=7, grid="time")).tolist(), abs=1e-9)
+    learned = time_grid(papers_end(steps=7, grid="learned"), TANGENT, lambda u: u.clamp(1e-5, 1))
+    assert learned.tolist() == pytest.approx(time_grid(papers_end(steps=7, grid="time")).tolist(), abs=1e-9)

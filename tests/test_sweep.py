@@ -1,6 +1,7 @@
 """`ldlm sweep`: what it measures is what `sample` and `evaluate` give one by one; its choice; its interruption."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from ldlm.stages import evaluate, sample, sweep
 
 from ldlm import files, plots
 from ldlm.config import EvaluateConfig, SampleConfig, SweepConfig
+from ldlm.errors import InputError
 
 SMALL = {"budgets": (2, 5), "solvers": ("euler-maruyama", "heun"), "grids": ("time",), "guidances": (1.0, 2.0)}
 
@@ -52,7 +54,8 @@ def test_a_row_is_what_sample_and_evaluate_say(swept, trained, gpt2, tmp_path, s
         if (row["solver"], row["guidance"], row["budget"]) == (solver, 1.0, 5)
         and (row["final"], row["temperature"]) == (final, temperature)
     )
-    sampler = replace(sweep.Trajectory(solver, "time", 1.0, 5).sampler, final=final, temperature=temperature)
+    sampler = replace(sweep.Trajectory.of(row).sampler, final=final, temperature=temperature)
+    assert sampler.t_min == {"euler-maruyama": 0.05, "heun": 0.005}[solver]  # the paper's sampler ends there
     out = tmp_path / "s.jsonl"
     sample.run(SampleConfig(num_samples=4, sampler=sampler, device="cpu"), trained, out)
     (scored,) = evaluate.run(EvaluateConfig(scorer=str(gpt2), device="cpu"), [out])
@@ -75,6 +78,52 @@ def test_finalists_are_drawn_again_with_more_texts_which_are_kept(swept):
     assert "other" in text
     assert "Real text" in text
     assert (out / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_not_offered_is_left_out(gpt2):
+    everything = sweep.trajectories(SweepConfig(budgets=(8,)))
+    ways = {(one.solver, one.grid, final) for one in everything for final in one.finals(SweepConfig().finals)}
+    assert len({one.name for one in everything}) == len(everything)
+    left = {("euler-maruyama", "learned"), ("ddim", "time")}
+    assert not left & {way[:2] for way in ways}
+    assert {way for way in ways if way[0] == "dpm++2m-sde"} == {
+        ("dpm++2m-sde", "time", "x0"), ("dpm++2m-sde", "learned", "x0"),
+        ("dpm++2m-sde", "log-snr", "mean"), ("dpm++2m-sde", "log-snr", "x0"),
+    }  # fmt: skip
+    assert sweep.plan(SweepConfig(budgets=(8,), temperatures=(0.0,), guidances=(1.0,)))["variants"] == len(ways)
+    with pytest.raises(InputError, match="solver ddim on grid time with final mean is not offered"):
+        sweep.trajectories(SweepConfig(solvers=("ddim",), grids=("time",)))
+
+
+def test_one_flag_sweeps_the_papers_sampler_alone(succeed):
+    planned = succeed("sweep", "--sampler", "paper", "--budgets", 8, 16, "--dry-run")
+    assert planned["trajectories"] == 2
+    planned = succeed("sweep", "--sampler", "paper", "--budgets", 8, 16, "--guidances", 1, 2, "--dry-run")
+    assert planned["trajectories"] == 4
+
+
+def test_a_sweep_that_an_earlier_version_began_goes_on_where_its_grids_end(trained, gpt2, refuse, tmp_path):
+    config = settings(gpt2, budgets=(2,), guidances=(1.0,), t_min=0.05)
+    whole = sweep.run(config, trained, tmp_path / "whole").manifest
+    out = tmp_path / "begun"
+    shutil.copytree(tmp_path / "whole", out)
+    (out / "manifest.json").unlink()
+    (out / "sweep.json").unlink()
+    written = files.read_yaml(out / "config.yaml")
+    assert written.pop("t_min") == 0.05
+    (out / "config.yaml").write_text(files.dump_yaml(written))
+    for path in (out / "trajectories").iterdir():
+        rows = [{key: value for key, value in row.items() if key != "t_min"} for row in files.read_json(path)]
+        files.write_json(path, rows)
+    (out / "trajectories" / "heun_time_w1_2-4.json").unlink()
+    with pytest.raises(InputError, match=r"t_min: 0\.05 -> 0\.005"):
+        sweep.run(replace(config, t_min=0.005), trained, out)
+    taken_up = sweep.run(config, trained, out).manifest
+    figures = [
+        [{key: row[key] for key in ("gen_ppl", "entropy")} for row in one["screened"]] for one in (whole, taken_up)
+    ]
+    assert figures[0] == figures[1]
+    assert [row["solver"] for row in taken_up["finalists"]] == [row["solver"] for row in whole["finalists"]]
 
 
 def row(solver: str, budget: int, gen_ppl: float, entropy: float, guidance: float = 1.0) -> dict:

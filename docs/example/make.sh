@@ -42,9 +42,9 @@ compare() {  # a name, and the settings of the sampler
 }
 compare default
 compare bf16 --precision bf16
-compare paper --solver euler-maruyama --grid time --steps 128
-compare paper-32 --solver euler-maruyama --grid time --steps 32
-compare paper-8 --solver euler-maruyama --grid time --steps 8
+compare paper --sampler paper
+compare paper-32 --sampler paper --steps 32
+compare paper-8 --sampler paper --steps 8
 compare log-snr --grid log-snr
 compare guided --solver heun --guidance 1.5 --steps 8
 compare eight --guidance 2 --steps 4 --temperature 0.5
