@@ -180,6 +180,12 @@ SEED_HELP = "seed of every random choice"
 TEXTS_PER_SEED = 1_000_000  # so that the texts of different seeds are different texts
 MAX_SEED = 2**53 - 1  # what YAML, JSON and every generator hold exactly
 DEVICE_HELP = "cpu, cuda, cuda:N, or auto"
+CLEAN_UP_HELP = "decode with the tokenizer's clean-up of spaces (clean_up_tokenization_spaces of transformers)"
+Spelling = Literal["eos", "text", "drop"]
+BOUNDARIES_HELP = (
+    "how a scorer reads the model's BOS, EOS, CLS and SEP in the texts: eos, as its own end-of-text token; text, as "
+    "they are written; drop, not at all"
+)
 
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -361,6 +367,7 @@ class SampleConfig:
     batch_size: int | None = setting(
         None, "texts per batch, which does not change them, or auto", low=1, identity=False, none="auto"
     )
+    clean_up: bool = setting(False, CLEAN_UP_HELP)
     compute: ComputeConfig = setting(ComputeConfig(), "precision and kernels", flags=True)
     trace_text: int = setting(0, "which of the texts --trace shows, from 0", low=0, high=TEXTS_PER_SEED - 1)
     trace_frames: int = setting(24, "frames of --trace, evenly spread over the steps", low=2, high=256)
@@ -391,6 +398,8 @@ class SweepConfig:
     checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
     screen_texts: int = setting(100, "texts for each combination", low=2, high=TEXTS_PER_SEED)
     texts: int = setting(1_000, "texts for each finalist", low=2, high=TEXTS_PER_SEED)
+    clean_up: bool = setting(False, CLEAN_UP_HELP)
+    boundaries: Spelling = setting("eos", BOUNDARIES_HELP)
     entropy_slack: float = setting(
         0.02, "a finalist's entropy may be so far below that of the paper's sampler, in nats", low=0
     )
@@ -425,6 +434,8 @@ class InterpolateConfig:
         "linear", "the straight way, as in the paper, or each latent vector along its great circle"
     )
     scorer: str = setting("gpt2-large", "causal model that scores the decoded texts")
+    clean_up: bool = setting(False, CLEAN_UP_HELP)
+    boundaries: Spelling = setting("eos", BOUNDARIES_HELP)
     decoder: str | None = setting(None, "fine-tuned decoder to use; none means the newest, 'joint' D_h and D_w")
     checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
     batch_size: int = setting(64, "texts per batch", low=1, identity=False)
@@ -450,8 +461,15 @@ class EvaluateConfig:
     )
     max_tokens: int | None = setting(
         None,
-        "texts are cut after so many tokens; none means the longest row of `tokens` in the files, else 1024",
+        "texts are cut after so many tokens; none means the longest row of `tokens` in the files, else 1024, and no "
+        "more than the scorer takes",
         low=2,
+    )
+    boundaries: Spelling = setting("eos", BOUNDARIES_HELP)
+    boundary_tokens: tuple[str, ...] = setting(
+        (),
+        "strings like [CLS] that mark boundaries in files without a record of them, which `ldlm sample` writes",
+        metavar="TEXT",
     )
     text_column: str = setting("text", "field that holds the text in jsonl files")
     batch_size: int = setting(16, "texts per scorer pass", low=1, identity=False)
