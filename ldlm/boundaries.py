@@ -8,7 +8,7 @@ scored alike, boundaries are rewritten before a scorer reads them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -38,13 +38,14 @@ class Boundaries:
         return cls(tokens, " " in pair.strip().replace(tokens[0], "") if tokens else False)
 
     @classmethod
-    def in_texts(cls, tokens: Sequence[str], texts: Iterable[str]) -> Boundaries:
-        """Those that somebody names; spaced where every one of them stands between spaces or at an end of a text."""
+    def in_texts(cls, tokens: Sequence[str], texts: Sequence[str]) -> Boundaries:
+        """Those that somebody names; spaced where all of them stand between spaces, or at an end of a text."""
         named = cls(tuple(dict.fromkeys(tokens)))
         if not named.tokens:
             return named
-        tight = re.compile(rf"\S(?:{named._either})|(?:{named._either})\S")
-        return cls(named.tokens, spaced=not any(map(tight.search, texts)))
+        set_off, joined = (re.compile(rf"{by}(?:{named._either})|(?:{named._either}){by}") for by in (" ", r"\S"))
+        spaced = any(map(set_off.search, texts)) and not any(map(joined.search, texts))
+        return cls(named.tokens, spaced)
 
     @classmethod
     def from_json(cls, record: Any) -> Boundaries:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -167,6 +167,7 @@ def interpolation(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
             ax.plot(a, [_value(point, key) for point in points], "o-", ms=4, color=color, label=name)
             low, high = zip(*(_interval(point, key) for point in points), strict=True)
             ax.fill_between(a, low, high, color=color, alpha=0.18, linewidth=0)
+        _nothing_to_score(ppl, a, points)
         diversity.plot(a, [point["diversity"] for point in points], "o-", ms=4, color=color, label=name)
         between = (np.array(a[1:]) + np.array(a[:-1])) / 2
         edits.plot(between, [point["edits"] for point in points[1:]], "o-", ms=4, color=color, label=name)
@@ -309,6 +310,8 @@ def mean_of_two(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
         ax.errorbar(
             x[order], means, errors, fmt="o" + "-" * by_sigma, ms=5, capsize=3, color=BLUE, label="decoded mean"
         )
+        if key == "gen_ppl":
+            _nothing_to_score(ax, x[order], [result["mean"] for result in found])
         real_text(ax, results, key)
         ax.set_ylim(bottom=0)
         if not by_sigma:
@@ -326,6 +329,13 @@ def _value(figures: Mapping[str, Any], key: str) -> float:
 def _interval(figures: Mapping[str, Any], key: str) -> tuple[float, float]:
     """Its interval, if it has one."""
     return figures["intervals"].get(key) or (np.nan, np.nan)
+
+
+def _nothing_to_score(ax: Axes, x: Iterable[float], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Crosses at the foot of a panel, where texts have no perplexity."""
+    places = [at for at, row in zip(x, rows, strict=True) if row["gen_ppl"] is None]
+    if places:
+        ax.plot(places, [0] * len(places), "x", color=RED, clip_on=False, zorder=5, label="nothing to score")
 
 
 def real_is_alike(result: Mapping[str, Any]) -> bool:

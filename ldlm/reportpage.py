@@ -627,6 +627,8 @@ def _interpolation(report: Report) -> Section | None:
         f"{found['pairs']:,} pairs from {_of_step(report, found['checkpoint_step'])}, scored by "
         f"{_model(found['scorer'])}. The regions are 95 % intervals."
     )
+    if without := len(points) - len(plots.scored(points)):
+        lead += f" At {without:,} of the {len(points):,} points there is no perplexity: no text has a token to score."
     between = [{**here, "a": (before["a"] + here["a"]) / 2} for before, here in pairwise(points)]
     head = ("decoded", "gen. ppl", "entropy", "diversity")
     rows = [("mean of the two latents", *_with_interval(found["mean"])), ("real text", *_with_interval(real))]
