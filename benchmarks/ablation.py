@@ -79,7 +79,7 @@ def measure(name: str, arm: Arm, seed: int, steps: int, texts: int, quickstart: 
     drawn = work / f"{run.name}.jsonl"
     sampler = SamplerConfig(steps=128, temperature=0.5, **PAPERS_SAMPLER)
     sample.run(SampleConfig(num_samples=texts, sampler=sampler, seed=seed), run, drawn, progress=show.Terminal())
-    scored = scores(drawn, quickstart)
+    scored = scores(drawn, quickstart, beside=quickstart / "real.jsonl")
     held_out = {key: made.manifest["held_out"][key] for key in ("token_accuracy_clean", "latent_std")}
     return {**scored, **held_out, "minutes": minutes(run)}
 
@@ -95,10 +95,13 @@ def minutes(run: Path) -> float:
     return total / 60
 
 
-def scores(texts: Path, quickstart: Path) -> dict[str, float]:
-    """Perplexity, entropy and diversity under the quickstart's scorer, which saw other text."""
+def scores(texts: Path, quickstart: Path, *, beside: Path) -> dict[str, Any]:
+    """Perplexity, entropy and diversity under the quickstart's scorer, which saw other text.
+
+    Diversity is that of as many texts as the smaller of both files has; no perplexity where nothing can be scored.
+    """
     length = artifact.open_artifact(quickstart / "features", "features").manifest["shapes"]["seq_len"]
-    (found,) = evaluate.run(EvaluateConfig(scorer=str(quickstart / "scorer"), max_tokens=length), [texts])
+    found, _ = evaluate.run(EvaluateConfig(scorer=str(quickstart / "scorer"), max_tokens=length), [texts, beside])
     return {key: found[key] for key in ("gen_ppl", "entropy", "diversity")}
 
 
@@ -107,7 +110,8 @@ def run(quickstart: Path, work: Path, *, arms: Sequence[str], seeds: Sequence[in
     artifact.open_artifact(quickstart, "quickstart")
     work.mkdir(parents=True, exist_ok=True)
     found = {name: [measure(name, ARMS[name], seed, steps, texts, quickstart, work) for seed in seeds] for name in arms}
-    references = {name: scores(quickstart / f"{name}.jsonl", quickstart) for name in ("real", "unigram")}
+    drawn = next(iter(sorted(work.glob("*.jsonl"))))
+    references = {name: scores(quickstart / f"{name}.jsonl", quickstart, beside=drawn) for name in ("real", "unigram")}
     return {"steps": steps, "texts": texts, "seeds": list(seeds), "arms": found, "references": references}
 
 
@@ -136,7 +140,9 @@ def report(figures: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _spread(values: Sequence[float]) -> str:
+def _spread(values: Sequence[Any]) -> str:
+    if None in values:
+        return "-"
     return f"{show.value(float(np.mean(values)))} ± {show.value(float(np.ptp(values) / 2))}"
 
 
@@ -155,7 +161,9 @@ def _verdicts(arms: Mapping[str, Sequence[Mapping[str, float]]]) -> list[str]:
     return lines
 
 
-def _compared(mine: Sequence[float], theirs: Sequence[float]) -> str:
+def _compared(mine: Sequence[Any], theirs: Sequence[Any]) -> str:
+    if None in mine or None in theirs:
+        return "not told apart"
     if min(mine) > max(theirs):
         return "higher"
     return "lower" if max(mine) < min(theirs) else "not told apart"
