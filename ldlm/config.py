@@ -186,6 +186,9 @@ BOUNDARIES_HELP = (
     "how a scorer reads the model's BOS, EOS, CLS and SEP in the texts: eos, as its own end-of-text token; text, as "
     "they are written; drop, not at all"
 )
+BOUNDARY_TOKENS_HELP = (
+    "strings like [CLS] that mark boundaries in files without a record of them, which `ldlm sample` writes"
+)
 
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -400,6 +403,7 @@ class SweepConfig:
     texts: int = setting(1_000, "texts for each finalist", low=2, high=TEXTS_PER_SEED)
     clean_up: bool = setting(False, CLEAN_UP_HELP)
     boundaries: Spelling = setting("eos", BOUNDARIES_HELP)
+    boundary_tokens: tuple[str, ...] = setting((), BOUNDARY_TOKENS_HELP, metavar="TEXT")
     entropy_slack: float = setting(
         0.02, "a finalist's entropy may be so far below that of the paper's sampler, in nats", low=0
     )
@@ -466,11 +470,7 @@ class EvaluateConfig:
         low=2,
     )
     boundaries: Spelling = setting("eos", BOUNDARIES_HELP)
-    boundary_tokens: tuple[str, ...] = setting(
-        (),
-        "strings like [CLS] that mark boundaries in files without a record of them, which `ldlm sample` writes",
-        metavar="TEXT",
-    )
+    boundary_tokens: tuple[str, ...] = setting((), BOUNDARY_TOKENS_HELP, metavar="TEXT")
     text_column: str = setting("text", "field that holds the text in jsonl files")
     batch_size: int = setting(16, "texts per scorer pass", low=1, identity=False)
     mauve_model: str | None = setting(

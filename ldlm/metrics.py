@@ -77,7 +77,7 @@ PROTOCOLS = {
     "mdlm": Protocol(start_token=False, counted=mdlm_mask, summary=corpus_perplexity),
     # The metric "perplexity" of Hugging Face's evaluate, with its default add_start_token and max_length = max_tokens.
     "hf": Protocol(start_token=True, counted=every_token, summary=mean_perplexity),
-    # Meshchaninov et al., 2025: that metric's perplexities, 5 % trimmed at each end.
+    # Meshchaninov et al., 2025: that metric's perplexities, trimmed at each end.
     "cosmos": Protocol(start_token=True, counted=every_token, summary=trimmed_perplexity),
 }
 

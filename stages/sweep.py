@@ -139,8 +139,8 @@ def run(
     if len({one.name for one in externals}) < len(externals):
         raise InputError("two --external have one name; give each a name of its own")
     found = trajectories(config)
-    real = None if reference is None else samples.described(samples.read(reference), reference)
-    others = {one: samples.described(samples.read(one.path), one.path) for one in externals}
+    real = None if reference is None else _read(config, reference)
+    others = {one: _read(config, one.path) for one in externals}
     fewest = min([config.texts, *(len(texts) for texts in [*others.values(), *([] if real is None else [real])])])
     device = runtime.device(config.device)
     run = TrainedRun(run_path, device, config.checkpoint)
@@ -199,6 +199,10 @@ def run(
     files.write_atomic(out / "table.md", tables(summary))
     plots.frontier(out / "frontier.png", summary)
     return result.finish(**summary)
+
+
+def _read(config: SweepConfig, path: Path) -> Texts:
+    return samples.described(samples.read(path), path, config.boundary_tokens)
 
 
 _KEYS = ("solver", "grid", "guidance", "budget")

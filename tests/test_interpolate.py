@@ -186,6 +186,7 @@ def test_the_mean_of_two_is_the_middle_of_the_straight_path_whatever_is_asked_fo
     assert measured["spherical"].manifest["points"][2]["gen_ppl"] != expected["gen_ppl"]
     assert interpolate.plan(replace(config, points=4))["texts_decoded"] == 3 * 5
     assert interpolate.plan(replace(config, points=5))["texts_decoded"] == 3 * 5
+    assert interpolate.plan(replace(config, points=5))["texts_scored"] == 3 * (5 + 1)  # and real text
 
 
 def test_a_seed_decides_the_pairs_and_a_batch_size_nothing(measured, config, trained, store, tmp_path):
