@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
 import platform
 import tempfile
@@ -17,7 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.parts import part
-from ldlm import artifact, memory
+from ldlm import artifact, files, memory
 
 PARTS = ("speed", "store")  # modules, imported when their turn comes: the store's takes zarr and more
 
@@ -46,8 +45,10 @@ def main() -> None:
         if chosen.output is not None:
             chosen.output.mkdir(parents=True, exist_ok=True)
             stem = f"{name}-{record['date']}-{'gpu' if torch.cuda.is_available() else 'cpu'}"
-            (chosen.output / f"{stem}.json").write_text(json.dumps({**record, "figures": figures}, indent=2) + "\n")
             (chosen.output / f"{stem}.txt").write_text(text)
+            (chosen.output / f"{stem}.json").write_text(
+                files.dump_json({**record, "figures": figures}), encoding="utf-8"
+            )
 
 
 def hardware() -> str:

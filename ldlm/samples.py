@@ -73,37 +73,6 @@ def read(path: Path, column: str = "text") -> Texts:
     )
 
 
-def described(texts: Texts, path: Path, named: Sequence[str] = ()) -> Texts:
-    """Texts with what the record beside their file says of them; where there is none, `named` are their boundaries."""
-    found = record(path)
-    if "boundaries" in found:
-        return replace(texts, boundaries=Boundaries.from_json(found["boundaries"]), clean_up=found["clean_up"])
-    return replace(texts, boundaries=Boundaries.in_texts(named, texts.texts))
-
-
-def record_of(tokenizer: Any, clean_up: bool) -> dict[str, Any]:
-    """What is recorded beside texts of how they were decoded."""
-    return {"boundaries": Boundaries.of(tokenizer).to_json(), "clean_up": clean_up}
-
-
-def record_path(path: Path) -> Path:
-    """Where the record of a file of texts lies."""
-    return path.with_name(path.name + ".meta.json")
-
-
-def write_record(path: Path, kind: str, values: dict[str, Any]) -> None:
-    """Record what is said of the texts in a file: `samples` of a model, or `texts` of any other origin."""
-    files.write_json(record_path(path), {"kind": kind, **values})
-
-
-def record(path: Path) -> dict[str, Any]:
-    """What `ldlm sample` or `ldlm features texts` says of the texts in a file; empty for anybody else's."""
-    places = [record_path(path), record_path(path.resolve())]
-    there = next((place for place in places if place.is_file()), None)
-    found = {} if there is None else files.read_json(there)
-    return found if isinstance(found, dict) and found.get("kind") in ("samples", "texts") else {}
-
-
 def _is_row(line: str) -> bool:
     """Whether a line is what `rows` makes, and no text."""
     try:
@@ -151,3 +120,38 @@ def rows(texts: Sequence[str], tokens: Sequence[Sequence[int]], seeds: Sequence[
         {"text": text, "tokens": list(ids), "seed": int(seed)}
         for text, ids, seed in zip(texts, tokens, seeds, strict=True)
     ]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is recorded beside a file of texts
+
+
+def described(texts: Texts, path: Path, named: Sequence[str] = ()) -> Texts:
+    """Texts with what the record beside their file says of them; where there is none, `named` are their boundaries."""
+    found = record(path)
+    if "boundaries" in found:
+        return replace(texts, boundaries=Boundaries.from_json(found["boundaries"]), clean_up=found["clean_up"])
+    return replace(texts, boundaries=Boundaries.in_texts(named, texts.texts))
+
+
+def record_of(tokenizer: Any, clean_up: bool) -> dict[str, Any]:
+    """What is recorded beside texts of how they were decoded."""
+    return {"boundaries": Boundaries.of(tokenizer).to_json(), "clean_up": clean_up}
+
+
+def record_path(path: Path) -> Path:
+    """Where the record of a file of texts lies."""
+    return path.with_name(path.name + ".meta.json")
+
+
+def write_record(path: Path, kind: str, values: dict[str, Any]) -> None:
+    """Record what is said of the texts in a file: `samples` of a model, or `texts` of any other origin."""
+    files.write_json(record_path(path), {"kind": kind, **values})
+
+
+def record(path: Path) -> dict[str, Any]:
+    """What `ldlm sample` or `ldlm features texts` says of the texts in a file; empty for anybody else's."""
+    places = [record_path(path), record_path(path.resolve())]
+    there = next((place for place in places if place.is_file()), None)
+    found = {} if there is None else files.read_json(there)
+    return found if isinstance(found, dict) and found.get("kind") in ("samples", "texts") else {}

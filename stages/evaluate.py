@@ -184,10 +184,11 @@ def _check_seeds(paths: Sequence[Path], sets: Sequence[Texts]) -> None:
             raise InputError(
                 f"these are not seeds of one model: they differ in more ({'; '.join(changed)}); leave one out"
             )
-    seen: dict[tuple[str, ...], Path] = {}
+    seen: dict[tuple[str, ...], tuple[Path, Texts]] = {}
     for path, texts in zip(paths, sets, strict=False):
-        other = seen.setdefault(tuple(texts.texts), path)
-        if other != path or paths.count(path) > 1:
+        other, before = seen.setdefault(tuple(texts.texts), (path, texts))
+        others = texts.seeds and before.seeds and texts.seeds != before.seeds  # a collapsed model has one text for all
+        if (other != path and not others) or paths.count(path) > 1:
             raise InputError(f"{other} and {path} hold the same texts, so they are not two seeds; leave one out")
     counts = [len(texts) for texts in sets[: len(paths)]]
     if len(set(counts)) > 1:

@@ -396,6 +396,10 @@ def test_a_seed_with_nothing_to_score_is_left_out_of_the_mean_of_perplexities(ca
     assert (over["gen_ppl"]["files"], over["entropy"]["files"], over["files"]) == (3, 4, 4)
     alone = call(draws[0], nothing, "--seeds")["over_seeds"]["gen_ppl"]
     assert (alone["mean"], alone["std"], alone["files"]) == (call(draws[0])["gen_ppl"], None, 1)
+    again = write(tmp_path / "again.jsonl", ["<|endoftext|>" * 5] * 30, seed=range(30))
+    other = write(tmp_path / "other.jsonl", ["<|endoftext|>" * 5] * 30, seed=range(30, 60))
+    over = call(again, other, draws[0], "--seeds")["over_seeds"]  # the same texts of other seeds
+    assert (over["gen_ppl"]["files"], over["diversity"]["files"]) == (1, 3)
     shown = ldlm("evaluate", *draws, nothing, "--seeds", "--scorer", gpt2, "--max-tokens", 16).stdout
     assert "(3 of 4)" in shown
 

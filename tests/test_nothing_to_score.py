@@ -15,7 +15,7 @@ from ldlm.stages import evaluate, extract_features, interpolate, quickstart, rep
 from PIL import Image
 
 from ldlm import config as configs
-from ldlm import mauve, plots
+from ldlm import mauve, plots, reportpage
 from ldlm.config import EvaluateConfig, InterpolateConfig, SweepConfig, TrainConfig
 
 COMMON = {"screen_texts": 3, "texts": 4, "batch_size": 4, "device": "cpu", "guidances": (1.0,), "grids": ("time",)}
@@ -106,6 +106,9 @@ def test_a_sweep_of_which_nothing_can_be_scored_says_so(collapsed, gpt2, ldlm, s
     assert {row["gen_ppl"] for row in found["finalists"]} == {found["real"]["gen_ppl"]} == {None}
     assert {row["budget"] for row in found["finalists"]} == {2, 4}
     assert not any(row["best"] for row in found["finalists"])
+    record = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    page = reportpage.page(replace(report.read(collapsed), sweep=record, verdict=sweep.verdict(record)))
+    assert "No combination has a perplexity" in page
     again = ldlm(*arguments)
     assert again.exit_code == 0
     assert "No combination has a perplexity: none of the texts has a token to score." in again.stdout
