@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
 import platform
 import tempfile
@@ -16,7 +15,7 @@ import time
 from pathlib import Path
 
 from benchmarks.parts import part
-from ldlm import artifact, memory, waiting
+from ldlm import artifact, files, memory, waiting
 
 PARTS = ("speed", "store", "samplers")  # modules, imported when their turn comes: the store's takes zarr and more
 
@@ -48,8 +47,10 @@ def main() -> None:
         if chosen.output is not None:
             chosen.output.mkdir(parents=True, exist_ok=True)
             stem = f"{name}-{record['date']}-{'gpu' if torch.cuda.is_available() else 'cpu'}"
-            (chosen.output / f"{stem}.json").write_text(json.dumps({**record, "figures": figures}, indent=2) + "\n")
             (chosen.output / f"{stem}.txt").write_text(text)
+            (chosen.output / f"{stem}.json").write_text(
+                files.dump_json({**record, "figures": figures}), encoding="utf-8"
+            )
 
 
 def hardware() -> str:

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from ldlm.cli import show
 from ldlm.stages import evaluate, sample, train
 
 from benchmarks.__main__ import hardware
-from ldlm import artifact, config, memory
+from ldlm import artifact, config, files, memory
 from ldlm.config import PAPERS_SAMPLER, EvaluateConfig, SampleConfig, SamplerConfig, TrainConfig
 from ldlm.metricsfile import MetricsFile
 
@@ -79,7 +78,7 @@ def measure(name: str, arm: Arm, seed: int, steps: int, texts: int, quickstart: 
     drawn = work / f"{run.name}.jsonl"
     sampler = SamplerConfig(steps=128, temperature=0.5, **PAPERS_SAMPLER)
     sample.run(SampleConfig(num_samples=texts, sampler=sampler, seed=seed), run, drawn, progress=show.Terminal())
-    scored = scores(drawn, quickstart)
+    scored = scores(drawn, quickstart, beside=_references(quickstart).values())
     held_out = {key: made.manifest["held_out"][key] for key in ("token_accuracy_clean", "latent_std")}
     return {**scored, **held_out, "minutes": minutes(run)}
 
@@ -95,10 +94,17 @@ def minutes(run: Path) -> float:
     return total / 60
 
 
-def scores(texts: Path, quickstart: Path) -> dict[str, float]:
-    """Perplexity, entropy and diversity under the quickstart's scorer, which saw other text."""
+def _references(quickstart: Path) -> dict[str, Path]:
+    return {name: quickstart / f"{name}.jsonl" for name in ("real", "unigram")}
+
+
+def scores(texts: Path, quickstart: Path, *, beside: Iterable[Path]) -> dict[str, Any]:
+    """Perplexity, entropy and diversity under the quickstart's scorer, which saw other text.
+
+    Diversity is that of as many texts as the smallest of these files has; no perplexity where nothing can be scored.
+    """
     length = artifact.open_artifact(quickstart / "features", "features").manifest["shapes"]["seq_len"]
-    (found,) = evaluate.run(EvaluateConfig(scorer=str(quickstart / "scorer"), max_tokens=length), [texts])
+    found, *_ = evaluate.run(EvaluateConfig(scorer=str(quickstart / "scorer"), max_tokens=length), [texts, *beside])
     return {key: found[key] for key in ("gen_ppl", "entropy", "diversity")}
 
 
@@ -107,7 +113,9 @@ def run(quickstart: Path, work: Path, *, arms: Sequence[str], seeds: Sequence[in
     artifact.open_artifact(quickstart, "quickstart")
     work.mkdir(parents=True, exist_ok=True)
     found = {name: [measure(name, ARMS[name], seed, steps, texts, quickstart, work) for seed in seeds] for name in arms}
-    references = {name: scores(quickstart / f"{name}.jsonl", quickstart) for name in ("real", "unigram")}
+    real = _references(quickstart)
+    beside = [*real.values(), sorted(work.glob("*.jsonl"))[0]]
+    references = {name: scores(path, quickstart, beside=beside) for name, path in real.items()}
     return {"steps": steps, "texts": texts, "seeds": list(seeds), "arms": found, "references": references}
 
 
@@ -136,7 +144,9 @@ def report(figures: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _spread(values: Sequence[float]) -> str:
+def _spread(values: Sequence[Any]) -> str:
+    if None in values:
+        return "-"
     return f"{show.value(float(np.mean(values)))} ± {show.value(float(np.ptp(values) / 2))}"
 
 
@@ -155,7 +165,9 @@ def _verdicts(arms: Mapping[str, Sequence[Mapping[str, float]]]) -> list[str]:
     return lines
 
 
-def _compared(mine: Sequence[float], theirs: Sequence[float]) -> str:
+def _compared(mine: Sequence[Any], theirs: Sequence[Any]) -> str:
+    if None in mine or None in theirs:
+        return "not told apart"
     if min(mine) > max(theirs):
         return "higher"
     return "lower" if max(mine) < min(theirs) else "not told apart"
@@ -183,8 +195,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if chosen.output is not None:
         chosen.output.mkdir(parents=True, exist_ok=True)
         record = {"date": date, "hardware": hardware(), "versions": artifact.versions(), "figures": figures}
-        (chosen.output / f"ablation-{date}.json").write_text(json.dumps(record, indent=2) + "\n")
         (chosen.output / f"ablation-{date}.txt").write_text(text)
+        (chosen.output / f"ablation-{date}.json").write_text(files.dump_json(record), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ def command(
     Examples:
       ldlm evaluate samples.jsonl --reference real.jsonl --scorer gpt2-large --max-tokens 128
       ldlm evaluate seed-*.jsonl --seeds --reference real.jsonl --mauve
+      ldlm evaluate bert.jsonl --boundary-tokens "[CLS]" "[SEP]" --scorer gpt2-large
       ldlm evaluate --features-p samples.npy --features-q real.npy
     """
     config = options.build()
@@ -96,27 +97,39 @@ def _table(results: list[dict[str, Any]], over_seeds: dict[str, Any] | None) -> 
         for result in results
     ]
     if over_seeds is not None:
-        means = (f"{show.value(over_seeds[n]['mean'])} ± {show.value(over_seeds[n]['std'])}" for n in names)
+        means = (_spread(over_seeds[name], over_seeds["files"]) for name in names)
         rows.append((f"mean ± std of {over_seeds['files']} seeds", *means, over_seeds["texts_each"]))
     return "\n".join([show.table(("", *(NAMES[name] for name in names), "texts"), rows), "", *_foot(results)])
 
 
 def _figure(result: dict[str, Any], name: str) -> str:
-    """A figure with its interval; the reference has no MAUVE."""
-    if name not in result:
+    """A figure with its interval; the reference has no MAUVE, and some texts have nothing to score."""
+    if result.get(name) is None:
         return "-"
     interval = result["intervals"].get(name)
     return show.value(result[name]) + (f" [{', '.join(map(show.value, interval))}]" if interval else "")
 
 
+def _spread(figure: dict[str, Any], files: int) -> str:
+    """A mean ± its standard deviation, with the number of files where some don't have the figure."""
+    some = "" if figure["files"] == files else f" ({figure['files']} of {files})"
+    return f"{show.value(figure['mean'])} ± {show.value(figure['std'])}{some}"
+
+
 def _foot(results: list[dict[str, Any]]) -> list[str]:
     first = results[0]
     lines = [
-        f"protocol {first['protocol']}, scorer {first['scorer']}, at most {first['max_tokens']} tokens a text; "
+        f"protocol {first['protocol']}, boundaries {first['boundaries']}, scorer {first['scorer']}, at most "
+        f"{first['max_tokens']} tokens a text; "
         "[95 % bootstrap interval over texts]"
     ]
+    fewest = first["diversity_texts"]
+    if any(result["num_texts"] > fewest for result in results):
+        lines.append(f"diversity is that of the first {fewest:,} texts of each, for it falls with their number")
     for result in results:
-        if unscored := result["num_texts"] - result["texts_scored"]:
+        if result["gen_ppl"] is None:
+            lines.append(f"{result['file']}: no text has a token to score, so there is no perplexity")
+        elif unscored := result["num_texts"] - result["texts_scored"]:
             lines.append(
                 f"{result['file']}: {unscored:,} texts have no token to score, and perplexity is of the others"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +32,7 @@ def _store(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _show(result: Any, as_json: bool, text: Callable[[], str]) -> None:
-    click.echo(json.dumps(result) if as_json else text())
+    click.echo(show.json_line(result) if as_json else text())
 
 
 @command.command(short_help="sizes, codec and its error, encoder, statistics")
@@ -75,12 +74,13 @@ def repair(store: str, as_json: bool, device: str) -> None:
 @command.command(short_help="held-out rows as text, to compare samples with")
 @_store
 @click.option("--rows", default=1000, metavar="INT", type=click.IntRange(1), help="the first so many  [default: 1000]")
+@click.option("--clean-up", is_flag=True, help="decode with the tokenizer's clean-up of spaces, like `ldlm sample`")
 @path_option("--output", "file to write, one JSON object per text", metavar="F.jsonl")
-def texts(store: str, as_json: bool, rows: int, output: str | None) -> None:
+def texts(store: str, as_json: bool, rows: int, clean_up: bool, output: str | None) -> None:
     """Held-out rows as text, cut and decoded as samples are: the --reference of `evaluate` and `sweep`."""
     from ldlm.stages import features as stage
 
-    written = stage.texts(locate(store), rows, require(output, "--output", "real.jsonl"))
+    written = stage.texts(locate(store), rows, require(output, "--output", "real.jsonl"), clean_up=clean_up)
     _show({"output": str(written)}, as_json, lambda: f"{rows:,} texts in {written}")
 
 

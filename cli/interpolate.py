@@ -81,7 +81,7 @@ def _given(
         here, there = ("--from", "--to") if end is None else ("--to", "--from")
         raise InputError(f'{here} needs the other end of the path, too; for example {there} "She sold the house."')
     unused = {"--features": features, "--output": output, "--pairs": options.flags[("pairs",)]}
-    unused["--scorer"] = options.flags[("scorer",)]
+    unused["--scorer"], unused["--boundaries"] = options.flags[("scorer",)], options.flags[("boundaries",)]
     for flag, value in unused.items():
         if value:
             raise InputError(
@@ -97,17 +97,22 @@ def _tables(output: str, results: dict[str, dict[str, Any]]) -> str:
 def _table(name: str, result: dict[str, Any]) -> str:
     rows = [(f"a = {p['a']:.2f}", *_figures(p), p["edits"]) for p in result["points"]]
     rows.append(("mean of the two", *_figures(result["mean"]), None))
-    rows.append(("real text", *_figures(result["real"]), None))
+    real = result["real"]
+    rows.append(("real text", *_figures(real), None))
     head = (
         f"{name}: {result['pairs']} pairs, {result['path']} path, decoder {result['decoder']}, "
         f"scorer {result['scorer']}, 95 % intervals"
     )
-    return f"{head}\n\n" + show.table(("", "gen. ppl", "", "entropy", "", "diversity", "edits"), rows)
+    foot = [] if "diversity_texts" in real else ["the diversity of real text is that of twice as many texts"]
+    if any(point["gen_ppl"] is None for point in [*result["points"], result["mean"], real]):
+        foot.append("no perplexity (-): none of the texts has a token to score")
+    table = show.table(("", "gen. ppl", "", "entropy", "", "diversity", "edits"), rows)
+    return "\n".join([head, "", table, *foot])
 
 
 def _figures(measured: dict[str, Any]) -> tuple[Any, ...]:
     """Perplexity and entropy with their intervals, and diversity."""
-    low_high = {name: "–".join(map(show.value, measured["intervals"][name])) for name in ("gen_ppl", "entropy")}
+    low_high = {name: "–".join(map(show.value, measured["intervals"][name] or ())) for name in ("gen_ppl", "entropy")}
     return (
         measured["gen_ppl"], low_high["gen_ppl"], measured["entropy"], low_high["entropy"], measured["diversity"],
     )  # fmt: skip

@@ -7,7 +7,6 @@ settings without a flag are reached with `--set section.key=value`.
 from __future__ import annotations
 
 import dataclasses
-import json
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -218,7 +217,7 @@ class Options:
 
     def show(self, result: Any, table: Callable[[], str]) -> None:
         """The result on stdout: as JSON when asked, else as the text that `table` makes."""
-        click.echo(json.dumps(result, ensure_ascii=False) if self.as_json else table())
+        click.echo(show.json_line(result) if self.as_json else table())
 
     def show_plan(self, plan: Mapping[str, Any]) -> None:
         """The result of a dry run."""

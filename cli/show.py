@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -13,6 +15,24 @@ from ldlm.progress import Progress, Task
 
 PLAIN_EVERY = 30.0  # seconds between lines where there is no terminal
 DRAW_EVERY = 0.1
+
+
+def json_line(result: Any) -> str:
+    """A result as one line of strict JSON; `InputError` names a number that JSON has no word for."""
+    if found := next(_not_finite(result, ""), None):
+        raise InputError(f"the result can't be printed as JSON, for {found}; what it was made from is damaged")
+    return json.dumps(result, ensure_ascii=False, allow_nan=False)
+
+
+def _not_finite(value: Any, where: str) -> Iterator[str]:
+    """Where NaN or infinity stands in plain data, and which of them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield f"{where.lstrip('.') or 'it'} is {value}"
+    inside = (
+        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    )
+    for name, item in inside:
+        yield from _not_finite(item, f"{where}.{name}")
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -243,6 +243,15 @@ MAX_SEED = 2**53 - 1  # what YAML, JSON and every generator hold exactly
 TEXT_FILES = "text, JSON (an object per line, or an array) or parquet files; also .gz, .zst, .bz2 and .xz"
 COLUMN_HELP = "field that holds the text in JSON and parquet files"
 DEVICE_HELP = "cpu, cuda, cuda:N, or auto"
+CLEAN_UP_HELP = "decode with the tokenizer's clean-up of spaces (clean_up_tokenization_spaces of transformers)"
+Spelling = Literal["eos", "text", "drop"]
+BOUNDARIES_HELP = (
+    "how a scorer reads the model's BOS, EOS, CLS and SEP in the texts: eos, as its own end-of-text token; text, as "
+    "they are written; drop, not at all"
+)
+BOUNDARY_TOKENS_HELP = (
+    "strings like [CLS] that mark boundaries in files without a record of them, which `ldlm sample` writes"
+)
 
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -451,6 +460,7 @@ class SampleConfig:
     batch_size: int | None = setting(
         None, "texts per batch, which does not change them, or auto", low=1, identity=False, none="auto"
     )
+    clean_up: bool = setting(False, CLEAN_UP_HELP)
     compute: ComputeConfig = setting(ComputeConfig(), "precision and kernels", flags=True)
     trace_text: int = setting(0, "which of the texts --trace shows, from 0", low=0, high=TEXTS_PER_SEED - 1)
     trace_frames: int = setting(24, "frames of --trace, evenly spread over the steps", low=2, high=256)
@@ -484,6 +494,9 @@ class SweepConfig:
     checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
     screen_texts: int = setting(100, "texts for each combination", low=2, high=TEXTS_PER_SEED)
     texts: int = setting(1_000, "texts for each finalist", low=2, high=TEXTS_PER_SEED)
+    clean_up: bool = setting(False, CLEAN_UP_HELP)
+    boundaries: Spelling = setting("eos", BOUNDARIES_HELP)
+    boundary_tokens: tuple[str, ...] = setting((), BOUNDARY_TOKENS_HELP, metavar="TEXT")
     entropy_slack: float = setting(
         0.02, "a finalist's entropy may be so far below that of the paper's sampler, in nats", low=0
     )
@@ -519,6 +532,8 @@ class InterpolateConfig:
         "linear", "the straight way, as in the paper, or each latent vector along its great circle"
     )
     scorer: str = setting("gpt2-large", "causal model that scores the decoded texts")
+    clean_up: bool = setting(False, CLEAN_UP_HELP)
+    boundaries: Spelling = setting("eos", BOUNDARIES_HELP)
     decoder: str | None = setting(None, "fine-tuned decoder to use; none means the newest, 'joint' D_h and D_w")
     checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
     batch_size: int = setting(64, "texts per batch", low=1, identity=False)
@@ -544,9 +559,12 @@ class EvaluateConfig:
     )
     max_tokens: int | None = setting(
         None,
-        "texts are cut after so many tokens; none means the longest row of `tokens` in the files, else 1024",
+        "texts are cut after so many tokens; none means the longest row of `tokens` in the files, else 1024, and no "
+        "more than the scorer takes",
         low=2,
     )
+    boundaries: Spelling = setting("eos", BOUNDARIES_HELP)
+    boundary_tokens: tuple[str, ...] = setting((), BOUNDARY_TOKENS_HELP, metavar="TEXT")
     text_column: str = setting("text", COLUMN_HELP)
     batch_size: int = setting(16, "texts per scorer pass", low=1, identity=False)
     mauve_model: str | None = setting(

@@ -20,6 +20,8 @@ from ldlm.samples import Row
 from ldlm.scorecache import ScoreCache
 from ldlm.scorer import Scorer
 
+LARGEST_NLL = 700.0  # nats per token; exp of more than 709 is infinite
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Generative perplexity: which tokens a protocol counts, and what it makes of the texts
 
@@ -51,9 +53,14 @@ def mean_perplexity(nll_T: np.ndarray, count_T: np.ndarray) -> float:
 
 
 def trimmed_perplexity(nll_T: np.ndarray, count_T: np.ndarray) -> float:
-    """The same without the ⌊T/20⌋ lowest and as many of the highest."""
-    cut = len(nll_T) // 20
-    return float(np.sort(np.exp(nll_T / count_T))[cut : len(nll_T) - cut].mean())
+    """Mean over texts of exp(NLL / N) without the lowest and the highest 5 %, as COSMOS's evaluator counts them.
+
+    Of T perplexities in ascending order those from number ⌊0.05 T⌋ up to, and not with, ⌊0.95 T⌋: 57 of 64. That leaves
+    nothing of a single text, which is therefore kept.
+    """
+    texts = len(nll_T)
+    low, high = int(0.05 * texts), max(1, int(0.95 * texts))
+    return float(np.sort(np.exp(nll_T / count_T))[low:high].mean())
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ PROTOCOLS = {
     "mdlm": Protocol(start_token=False, counted=mdlm_mask, summary=corpus_perplexity),
     # The metric "perplexity" of Hugging Face's evaluate, with its default add_start_token and max_length = max_tokens.
     "hf": Protocol(start_token=True, counted=every_token, summary=mean_perplexity),
-    # Meshchaninov et al., 2025: that metric's perplexities, 5 % trimmed at each end.
+    # Meshchaninov et al., 2025: that metric's perplexities, trimmed at each end.
     "cosmos": Protocol(start_token=True, counted=every_token, summary=trimmed_perplexity),
 }
 
@@ -88,6 +95,14 @@ class TextScores:
         return PROTOCOLS[self.protocol].summary(self.nll_T[chosen], self.count_T[chosen])
 
 
+class NothingToScore(InputError):
+    """No text has a token that the protocol counts: the texts have no perplexity."""
+
+    def __init__(self, protocol: str) -> None:
+        first = "token" if PROTOCOLS[protocol].start_token else "second token that is not the end-of-text token"
+        super().__init__(f"there is nothing to score: no text has a {first}")
+
+
 def score(
     texts: Sequence[str],
     scorer: Scorer,
@@ -100,21 +115,27 @@ def score(
 ) -> TextScores:
     """Texts as the scorer spells them, cut at `max_tokens`, under one of `PROTOCOLS` (SPEC 9).
 
-    `InputError` when no text has a token that counts, and when the protocol wants a start token that there isn't.
+    `NothingToScore` when no text has a token that counts. `InputError` when the protocol wants a start token that there
+    isn't, and when the scorer gives likelihoods that no perplexity can be made of.
     """
     rules = PROTOCOLS[protocol]
     rows = scorer.tokens(texts, max_tokens - rules.start_token)
     if rules.start_token:
         start = _start_token(scorer, protocol)
         rows = [np.concatenate([start, row]) for row in rows]
-    masks = [rules.counted(ids, scorer.tokenizer.eos_token_id) for ids in rows]
+    masks = [rules.counted(ids, scorer.eos_id) for ids in rows]
     nlls = scorer.token_nll(rows, batch_size, advance, cache)
     count_T = np.array([mask.sum() for mask in masks], np.int64)
     nll_T = np.array([nll[mask].sum(dtype=np.float64) for nll, mask in zip(nlls, masks, strict=True)])
     if not count_T.any():
-        first = "token" if rules.start_token else "second token that is not the end-of-text token"
-        raise InputError(f"there is nothing to score: no text has a {first}")
-    return TextScores(nll_T[count_T > 0], count_T[count_T > 0], protocol)
+        raise NothingToScore(protocol)
+    found = TextScores(nll_T[count_T > 0], count_T[count_T > 0], protocol)
+    if (found.nll_T > LARGEST_NLL * found.count_T).any():
+        raise InputError(
+            f"the scorer {scorer.name} finds a text so unlikely that its perplexity is no finite number; its weights "
+            "are damaged, or it was not trained: choose another --scorer"
+        )
+    return found
 
 
 def _start_token(scorer: Scorer, protocol: str) -> np.ndarray:
@@ -185,6 +206,9 @@ def copied_share(rows: Iterable[Row], training: Iterable[Row], n: int = 8) -> fl
     return sum(wanted[gram] for gram in found) / wanted.total()
 
 
-def decode_tokens(tokenizer: Any, tokens_BL: Tensor | np.ndarray) -> list[str]:
-    """Texts with special tokens kept, as the protocols want them."""
-    return tokenizer.batch_decode(tokens_BL.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+def decode_tokens(tokenizer: Any, tokens_BL: Tensor | np.ndarray, *, clean_up: bool = False) -> list[str]:
+    """Texts with special tokens kept, as the protocols want them.
+
+    `clean_up` is transformers' clean_up_tokenization_spaces, which joins what a word-piece tokenizer sets apart.
+    """
+    return tokenizer.batch_decode(tokens_BL.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=clean_up)

@@ -76,8 +76,15 @@ def _contents(config: ModelDescription) -> dict[str, Any]:
         "denoiser": sizes["denoiser"],
         **{f"decoder `{name}`": sizes[f"decoders/{name}"] for name in config.decoders},
         "decoder by default": f"`{next(iter(config.decoders))}`",
+        **_boundaries(config.provenance),
         "vocabulary": f"{config.shapes.vocab_size:,} tokens",
     }
+
+
+def _boundaries(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """What an earlier version has not recorded."""
+    tokens = provenance.get("boundaries", {"tokens": []})["tokens"]
+    return {"rows and documents begin and end with": ", ".join(f"`{token}`" for token in tokens)} if tokens else {}
 
 
 def _provenance(config: ModelDescription) -> dict[str, Any]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from ldlm import files
 from ldlm.config import PAPERS_SAMPLER
+
+T = TypeVar("T", bound=Mapping[str, Any])
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -162,9 +164,10 @@ def interpolation(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
         points, color = result["points"], SERIES[number % len(SERIES)]
         a = [point["a"] for point in points]
         for ax, key in ((ppl, "gen_ppl"), (entropy, "entropy")):
-            ax.plot(a, [point[key] for point in points], "o-", ms=4, color=color, label=name)
-            low, high = zip(*(point["intervals"][key] for point in points), strict=True)
+            ax.plot(a, [_value(point, key) for point in points], "o-", ms=4, color=color, label=name)
+            low, high = zip(*(_interval(point, key) for point in points), strict=True)
             ax.fill_between(a, low, high, color=color, alpha=0.18, linewidth=0)
+        _nothing_to_score(ppl, a, points)
         diversity.plot(a, [point["diversity"] for point in points], "o-", ms=4, color=color, label=name)
         between = (np.array(a[1:]) + np.array(a[:-1])) / 2
         edits.plot(between, [point["edits"] for point in points[1:]], "o-", ms=4, color=color, label=name)
@@ -191,21 +194,25 @@ def frontier(path: Path, summary: Mapping[str, Any]) -> None:
     Beside it the finalists alone, numbered, against entropy and against diversity.
     """
     made, (everything, entropy, diversity) = figure(3)
+    screened = scored(summary["screened"])
     everything.scatter(
-        [row["entropy"] for row in summary["screened"]],
-        [row["gen_ppl"] for row in summary["screened"]],
+        [row["entropy"] for row in screened],
+        [row["gen_ppl"] for row in screened],
         s=6, color=GREY, alpha=0.35, linewidths=0, label=f"screened with {summary['screen_texts']:,} texts",
     )  # fmt: skip
-    if summary["real"] is not None:
+    if summary["real"] is not None and summary["real"]["gen_ppl"] is not None:
         at = (summary["real"]["entropy"], summary["real"]["gen_ppl"])
         everything.scatter(*at, s=160, marker="*", color="#e3b505", edgecolors="black", linewidths=0.6,
                            label="real text", zorder=5)  # fmt: skip
-    everything.set_yscale("log")
+    if everything.has_data():
+        everything.set_yscale("log")
     for ax, key in ((everything, "entropy"), (entropy, "entropy"), (diversity, "diversity")):
         _finalists(ax, key, summary)
         ax.margins(0.1)
     what = "generative perplexity"
-    finish(everything, "Perplexity × entropy (Fig. 1)", "entropy (nats)", what)
+    without = len(summary["screened"]) - len(screened)
+    absent = f"; {without:,} of {len(summary['screened']):,} without a perplexity" if without else ""
+    finish(everything, f"Perplexity × entropy (Fig. 1){absent}", "entropy (nats)", what)
     finish(entropy, "The finalists; areas are seconds per text", "entropy (nats)", what, legend=False)
     finish(diversity, "Numbers are evaluations of the denoiser", "diversity", legend=False)
     made.draw_without_rendering()  # from here on everything has its place
@@ -215,8 +222,9 @@ def frontier(path: Path, summary: Mapping[str, Any]) -> None:
 
 
 def _finalists(ax: Axes, key: str, summary: Mapping[str, Any]) -> None:
-    """The two lines of finalists, and others' samples."""
+    """The two lines of finalists, and others' samples; their diversity where it is of as many texts."""
     slowest = max(row["seconds"] for row in [*summary["finalists"], *summary["externals"]])
+    numbers = set(map(diversity_texts, summary["finalists"]))
     for (label, rows), color in zip(frontier_lines(summary["finalists"]).items(), (ORANGE, BLUE), strict=True):
         x, y = [row[key] for row in rows], [row["gen_ppl"] for row in rows]
         ax.plot(x, y, color=color, linewidth=1, alpha=0.6)
@@ -224,16 +232,21 @@ def _finalists(ax: Axes, key: str, summary: Mapping[str, Any]) -> None:
         ax.scatter(x, y, s=areas, color=color, alpha=0.8, linewidths=0, label=label)
     for one, color in zip(summary["externals"], SERIES[2:] * len(summary["externals"]), strict=False):
         area = 12 + 90 * one["seconds"] / slowest
+        if one["gen_ppl"] is None or (key == "diversity" and {diversity_texts(one)} != numbers):
+            continue
         ax.scatter(one[key], one["gen_ppl"], s=area, color=color, marker="D", label=one["name"])
 
 
 def _number(ax: Axes, key: str, summary: Mapping[str, Any]) -> None:
     """Write its evaluations beside every finalist, where nothing else stands, with a line to it where that is far."""
-    where = ax.transData.transform([(row[key], row["gen_ppl"]) for row in summary["finalists"]])
+    finalists = scored(summary["finalists"])
+    if not finalists:
+        return
+    where = ax.transData.transform([(row[key], row["gen_ppl"]) for row in finalists])
     point = ax.figure.dpi / 72  # in pixels
     taken, inside = [tuple(at) for at in where], ax.bbox.padded(-8 * point)
     papers = frontier_lines(summary["finalists"])["the paper's sampler"]
-    for row, (x, y) in zip(summary["finalists"], where, strict=True):
+    for row, (x, y) in zip(finalists, where, strict=True):
         places = [
             (x + distance * point * np.cos(angle), y + distance * point * np.sin(angle))
             for distance in range(10, 60, 4)
@@ -250,8 +263,22 @@ def _number(ax: Axes, key: str, summary: Mapping[str, Any]) -> None:
         )  # fmt: skip
 
 
+def scored(rows: Sequence[T]) -> list[T]:
+    """Those that have a perplexity: with none, the texts have nothing to score."""
+    return [row for row in rows if row["gen_ppl"] is not None]
+
+
+def diversity_texts(row: Mapping[str, Any]) -> int | None:
+    """Of how many texts the diversity is; None where an earlier version has not said."""
+    return row.get("diversity_texts", row.get("num_texts"))
+
+
 def frontier_lines(finalists: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """The finalists of a sweep as two lines, by name: the paper's sampler, and what was better at each budget."""
+    """The finalists of a sweep as two lines, by name: the paper's sampler, and what was better at each budget.
+
+    Those without a perplexity have no place on them.
+    """
+    finalists = scored(finalists)
     own = [row for row in finalists if all(row.get(key, value) == value for key, value in PAPERS_SAMPLER.items())]
     # A table of an earlier version marks none.
     best = [row for row in finalists if row.get("best", row not in own)]
@@ -274,15 +301,17 @@ def mean_of_two(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
         (axes[1], "entropy", "Entropy of the mean of two (nats)"),
         (axes[2], "diversity", "Diversity of the mean of two"),
     ):
-        ends = [(result["points"][0][key] + result["points"][-1][key]) / 2 for result in found]
+        ends = [(_value(result["points"][0], key) + _value(result["points"][-1], key)) / 2 for result in found]
         ax.plot(x[order], ends, "s" + "-" * by_sigma, ms=4, color=ORANGE, label="the two, reconstructed")
-        means = np.array([result["mean"][key] for result in found])
+        means = np.array([_value(result["mean"], key) for result in found])
         # Diversity has no interval. A bootstrap interval need not hold the figure itself.
-        low, high = np.array([result["mean"]["intervals"].get(key, (np.nan, np.nan)) for result in found]).T
+        low, high = np.array([_interval(result["mean"], key) for result in found]).T
         errors = np.nan_to_num(np.maximum(0, [means - low, high - means]))
         ax.errorbar(
             x[order], means, errors, fmt="o" + "-" * by_sigma, ms=5, capsize=3, color=BLUE, label="decoded mean"
         )
+        if key == "gen_ppl":
+            _nothing_to_score(ax, x[order], [result["mean"] for result in found])
         real_text(ax, results, key)
         ax.set_ylim(bottom=0)
         if not by_sigma:
@@ -292,14 +321,36 @@ def mean_of_two(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     save(made, path)
 
 
+def _value(figures: Mapping[str, Any], key: str) -> float:
+    """A figure; NaN, which is not drawn, where texts have nothing to score."""
+    return np.nan if figures[key] is None else figures[key]
+
+
+def _interval(figures: Mapping[str, Any], key: str) -> tuple[float, float]:
+    """Its interval, if it has one."""
+    return figures["intervals"].get(key) or (np.nan, np.nan)
+
+
+def _nothing_to_score(ax: Axes, x: Iterable[float], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Crosses at the foot of a panel, where texts have no perplexity."""
+    places = [at for at, row in zip(x, rows, strict=True) if row["gen_ppl"] is None]
+    if places:
+        ax.plot(places, [0] * len(places), "x", color=RED, clip_on=False, zorder=5, label="nothing to score")
+
+
+def real_is_alike(result: Mapping[str, Any]) -> bool:
+    """Whether an interpolation has the diversity of as many real texts as decoded ones."""
+    return diversity_texts(result["real"]) == diversity_texts(result["mean"]) is not None
+
+
 def real_text(ax: Axes, results: Mapping[str, Mapping[str, Any]], key: str) -> None:
     """Dashed lines at what real text has: one where all results were measured on the same, else one of each.
 
-    None for diversity, which falls with the number of texts: real text is of twice as many.
+    None for diversity in results of earlier versions, where real text is of twice as many texts as the others.
     """
-    if key == "diversity":
+    if key == "diversity" and not all(map(real_is_alike, results.values())):
         return
-    values = [result["real"][key] for result in results.values()]
+    values = [result["real"][key] for result in results.values() if result["real"][key] is not None]
     for number, value in enumerate(dict.fromkeys(values)):
         color = GREY if len(set(values)) == 1 else SERIES[values.index(value) % len(SERIES)]
         ax.axhline(value, linestyle="--", linewidth=1, color=color, label="real text" if number == 0 else None)
@@ -309,14 +360,17 @@ def comparison(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Perplexity, entropy and diversity of several sets of texts as bars; each row has these and a name."""
     made, (ppl, entropy, diversity) = figure(3)
     names = [row["name"] for row in rows]
+    numbers = set(map(diversity_texts, rows))
+    of = f" of {numbers.pop():,} texts each" if len({row["num_texts"] for row in rows} | numbers) > 1 else ""
     for ax, key, title in (
         (ppl, "gen_ppl", "Generative perplexity"),
         (entropy, "entropy", "Entropy (nats)"),
-        (diversity, "diversity", "Diversity"),
+        (diversity, "diversity", f"Diversity{of}"),
     ):
-        values = [row[key] for row in rows]
+        values = [row[key] or 0.0 for row in rows]
+        shown = ["none" if row[key] is None else f"{row[key]:,.{2 if row[key] < 100 else 0}f}" for row in rows]
         bars = ax.barh(names, values, color=[GREY, BLUE, RED][: len(rows)], height=0.6)
-        ax.bar_label(bars, fmt=lambda v: f"{v:,.2f}" if v < 100 else f"{v:,.0f}", fontsize=8, padding=3)
+        ax.bar_label(bars, shown, fontsize=8, padding=3)
         ax.invert_yaxis()
         ax.grid(False)
         ax.margins(x=0.18)

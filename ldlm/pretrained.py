@@ -219,6 +219,7 @@ class LDLM(ModelHubMixin):
         batch_size: int | None = None,
         decoder: str | None = None,
         sampler: str | None = None,
+        clean_up: bool = False,
         **settings: Any,
     ) -> list[str]:
         """Draw `n` texts, the same as `ldlm sample` draws with these settings.
@@ -226,8 +227,8 @@ class LDLM(ModelHubMixin):
         `settings` are those of `ldlm.config.SamplerConfig`, such as `steps=64`, `solver="dpm++2m"`, `grid="learned"`,
         `guidance=1.5` and `temperature=0.8`; what is not given is as in `config.sampler`, or with `sampler="paper"` as
         in the paper. Text i depends on `seed` and i alone, so more texts begin with the same texts, and `batch_size`
-        (None: measured) changes none. `InputError` names a setting that does not exist or is out of bounds, and a
-        solver, grid and end that are not offered.
+        (None: measured) changes none. `clean_up` decodes with the tokenizer's clean-up of spaces. `InputError` names a
+        setting that does not exist or is out of bounds, and a solver, grid and end that are not offered.
         """
         named = {} if sampler is None else configs.named_sampler(SampleConfig, sampler)
         given = {"num_samples": n, "seed": seed, "batch_size": batch_size, "sampler": settings}
@@ -238,7 +239,11 @@ class LDLM(ModelHubMixin):
         if name not in self._generators:
             self._generators[name] = self.generator(name)
         batches = generation.batches(self._generators[name], config)
-        return [text for _, tokens_BL in batches for text in metrics.decode_tokens(self.tokenizer, tokens_BL)]
+        return [
+            text
+            for _, tokens_BL in batches
+            for text in metrics.decode_tokens(self.tokenizer, tokens_BL, clean_up=clean_up)
+        ]
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -478,11 +478,17 @@ def _frontier(report: Report) -> Section | None:
             report, "No samplers have been compared;", "ldlm sweep --run RUN --reference REAL_TEXT --scorer SCORER"
         )
         return Section("frontier", title, "", [hint]) if report.complete else None
+    of = f"; diversity is of {sweep['diversity_texts']:,} texts of each" if "diversity_texts" in sweep else ""
     lead = (
         f"Low perplexity is worth nothing without the entropy of real text. {sweep['texts']:,} texts each from "
         f"{_of_step(report, sweep['step'])}, scored by {_model(sweep['scorer'])}; {sweep['screen_texts']:,} texts each "
-        f"to screen. {report.verdict}"
+        f"to screen{of}. {report.verdict}"
     )
+    if without := len(sweep["screened"]) - len(plots.scored(sweep["screened"])):
+        lead += (
+            f" {without:,} of the {len(sweep['screened']):,} combinations that were screened have no perplexity, for "
+            f"none of their texts has a token to score."
+        )
     return Section("frontier", title, lead, [_charts(_plane(sweep), _budgets(sweep)), _finalists(sweep)])
 
 
@@ -493,12 +499,13 @@ def _plane(sweep: Row) -> str:
     marks: list[Any] = []
     for (name, rows), color in zip(lines.items(), (ORANGE, BLUE), strict=True):
         marks.append(_placed(name, color, rows, slowest, labels=[f"{row['budget']:,}" for row in rows], joined=True))
-    marks += [_placed(one["name"], PURPLE, [one], slowest) for one in sweep["externals"]]
-    if sweep["real"] is not None:
-        real = sweep["real"]
+    marks += [_placed(one["name"], PURPLE, [one], slowest) for one in plots.scored(sweep["externals"])]
+    real = sweep["real"]
+    if real is not None and real["gen_ppl"] is not None:
         title = f"real text: perplexity {number(real['gen_ppl'])}, entropy {number(real['entropy'])}"
         marks.append(Points("real text", GOLD, [real["entropy"]], [real["gen_ppl"]], [title], radii=[9], star=True))
-    near, far = _around(sweep["screened"], [mark for mark in marks if len(mark.x)])
+    screened = plots.scored(sweep["screened"])
+    near, far = _around(screened, [mark for mark in marks if len(mark.x)])
     cloud = Cloud("screened", GREY, [row["entropy"] for row in near], [row["gen_ppl"] for row in near])
     return chart(
         "Perplexity and entropy",
@@ -506,7 +513,7 @@ def _plane(sweep: Row) -> str:
         Axis("generative perplexity, log scale", log=True),
         [cloud, *(mark for mark in marks if len(mark.x))],
         note="Numbers are evaluations of the denoiser, areas seconds per text."
-        + (f" {far:,} of {len(sweep['screened']):,} that were screened lie outside." if far else ""),
+        + (f" {far:,} of {len(screened):,} that were screened lie outside." if far else ""),
     )
 
 
@@ -538,6 +545,8 @@ def _title(row: Row) -> str:
 def _around(screened: Sequence[Row], marks: Sequence[Points]) -> tuple[list[Row], int]:
     """Those screened that lie near the others, and how many don't: a few collapsed ones would take all the room."""
     x, y = [v for mark in marks for v in mark.x], [v for mark in marks for v in mark.y]
+    if not x:
+        return list(screened), 0
     room = max(0.1, max(x) - min(x))
     near = [
         row
@@ -558,7 +567,7 @@ def _budgets(sweep: Row) -> str:
     ends = [row["budget"] for row in sweep["finalists"]]
     real = (
         []
-        if sweep["real"] is None
+        if sweep["real"] is None or sweep["real"]["gen_ppl"] is None
         else [Line("real text", GOLD, [min(ends), max(ends)], [sweep["real"]["gen_ppl"]] * 2, dashed=True)]
     )
     x = Axis("evaluations per text, log scale", log=True, short=lambda value: f"{value:,g}")
@@ -579,21 +588,31 @@ def _finalists(sweep: Row) -> str:
         "diversity",
         "s/text",
     )
+    texts = sweep.get("diversity_texts", sweep["texts"])
     rows = [
         (row["solver"], f"{row['budget']:,}", row["grid"], f"{row['guidance']:g}", row["decoder"], row["final"],
-         f"{row['temperature']:g}", *_scores(row))
+         f"{row['temperature']:g}", *_scores(row, texts))
         for row in sweep["finalists"]
     ]  # fmt: skip
-    rows += [(one["name"], f"{one['nfe']:,}", *[""] * 5, *_scores(one)) for one in sweep["externals"]]
+    rows += [(one["name"], f"{one['nfe']:,}", *[""] * 5, *_scores(one, texts)) for one in sweep["externals"]]
     if sweep["real"] is not None:
-        rows.append(("real text", *[""] * 6, *_scores(sweep["real"])))
+        rows.append(("real text", *[""] * 6, *_scores(sweep["real"], texts)))
     return _table("The paper's sampler and the best at each budget", head, rows)
 
 
-def _scores(row: Row) -> tuple[str, ...]:
-    """Perplexity, entropy, diversity and seconds, with the digits of the sweep's own table."""
+def _scores(row: Row, texts: int) -> tuple[str, ...]:
+    """Perplexity, entropy, diversity and seconds, with the digits of the sweep's own table.
+
+    An earlier version took the diversity of other numbers of texts than the `texts` of a finalist: the number is said.
+    """
     digits = {"gen_ppl": ".1f", "entropy": ".3f", "diversity": ".3f", "seconds": ".4f"}
-    return tuple(format(row[key], shown) if key in row else "" for key, shown in digits.items())
+    cells = {}
+    for key, shown in digits.items():
+        value = row.get(key, "")
+        cells[key] = "–" if value is None else format(value, shown if key in row else "")
+    if plots.diversity_texts(row) not in (None, texts):
+        cells["diversity"] += f" (of {plots.diversity_texts(row):,} texts)"
+    return tuple(cells.values())
 
 
 def _interpolation(report: Report) -> Section | None:
@@ -609,15 +628,27 @@ def _interpolation(report: Report) -> Section | None:
         f"{found['pairs']:,} pairs from {_of_step(report, found['checkpoint_step'])}, scored by "
         f"{_model(found['scorer'])}. The regions are 95 % intervals."
     )
+    if without := len(points) - len(plots.scored(points)):
+        lead += f" At {without:,} of the {len(points):,} points there is no perplexity: no text has a token to score."
     between = [{**here, "a": (before["a"] + here["a"]) / 2} for before, here in pairwise(points)]
     head = ("decoded", "gen. ppl", "entropy", "diversity")
     rows = [("mean of the two latents", *_with_interval(found["mean"])), ("real text", *_with_interval(real))]
+    alike = plots.real_is_alike(found)
+    if not alike:  # of an earlier version
+        rows[-1] = (*rows[-1][:-1], f"{rows[-1][-1]} (of {2 * found['pairs']:,} texts)")
     blocks = [
         _charts(
             _along(a, points, "gen_ppl", "Perplexity along the way", "generative perplexity", real),
             _along(a, points, "entropy", "Entropy along the way", "entropy, nats", real),
-            # Diversity falls with the number of texts, and real text is of twice as many.
-            _along(a, points, "diversity", "Diversity along the way", "distinct n-grams, Π over n = 2 to 4", None),
+            # Diversity falls with the number of texts.
+            _along(
+                a,
+                points,
+                "diversity",
+                "Diversity along the way",
+                "distinct n-grams, Π over n = 2 to 4",
+                real if alike else None,
+            ),
             _along(a, between, "edits", "Edits from point to point", "tokens", None),
         ),
         _table("The mean of two latents, and real text", head, rows),
@@ -631,10 +662,10 @@ def _interpolation(report: Report) -> Section | None:
 def _along(a: Axis, points: Sequence[Row], key: str, title: str, label: str, real: Row | None) -> str:
     """A figure along the path with its intervals, and that of real text."""
     x, y = [point["a"] for point in points], [point[key] for point in points]
-    ends = [point["intervals"].get(key, (None, None)) for point in points]
+    ends = [point["intervals"].get(key) or (None, None) for point in points]
     band = [low for low, _ in ends], [high for _, high in ends]
     marks = [Line("decoded", BLUE, x, y, dots=True, band=band)]
-    if real is not None:
+    if real is not None and real[key] is not None:
         marks.append(Line("real text", GOLD, [0, 1], [real[key]] * 2, dashed=True))
     return chart(title, a, Axis(label, low=0), marks)
 
@@ -643,7 +674,7 @@ def _with_interval(figures: Row) -> list[str]:
     cells = []
     for key in ("gen_ppl", "entropy", "diversity"):
         interval = figures["intervals"].get(key)
-        cells.append(number(figures[key]) + ("" if interval is None else f" ({' – '.join(map(number, interval))})"))
+        cells.append(_cell(figures[key]) + ("" if interval is None else f" ({' – '.join(map(number, interval))})"))
     return cells
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ldlm import textfiles
+from ldlm import files, textfiles
+from ldlm.boundaries import Boundaries
 from ldlm.errors import InputError
 from ldlm.textfiles import Part
 
@@ -17,18 +19,25 @@ Row = Sequence[int] | np.ndarray  # the tokens of a text
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts, with the token rows they came from and their seeds where the file has them for every text."""
+    """Texts, with the token rows they came from and their seeds where the file has them for every text.
+
+    `boundaries` are the strings that mark where rows and documents begin and end in them, and `clean_up` says whether
+    they were decoded with the tokenizer's clean-up of spaces, None where that is not known.
+    """
 
     texts: list[str]
     tokens: Sequence[Row] | None
     seeds: list[int] | None = None
+    boundaries: Boundaries = Boundaries()
+    clean_up: bool | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def first(self, count: int) -> Texts:
         """So many of them, or all."""
-        return Texts(*(None if part is None else part[:count] for part in (self.texts, self.tokens, self.seeds)))  # type: ignore[arg-type]
+        parts = {name: getattr(self, name) for name in ("texts", "tokens", "seeds")}
+        return replace(self, **{name: part[:count] for name, part in parts.items() if part is not None})
 
 
 def read(path: Path, column: str = "text") -> Texts:
@@ -82,3 +91,38 @@ def rows(texts: Sequence[str], tokens: Sequence[Sequence[int]], seeds: Sequence[
         {"text": text, "tokens": list(ids), "seed": int(seed)}
         for text, ids, seed in zip(texts, tokens, seeds, strict=True)
     ]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is recorded beside a file of texts
+
+
+def described(texts: Texts, path: Path, named: Sequence[str] = ()) -> Texts:
+    """Texts with what the record beside their file says of them; where there is none, `named` are their boundaries."""
+    found = record(path)
+    if "boundaries" in found:
+        return replace(texts, boundaries=Boundaries.from_json(found["boundaries"]), clean_up=found["clean_up"])
+    return replace(texts, boundaries=Boundaries.in_texts(named, texts.texts))
+
+
+def record_of(tokenizer: Any, clean_up: bool) -> dict[str, Any]:
+    """What is recorded beside texts of how they were decoded."""
+    return {"boundaries": Boundaries.of(tokenizer).to_json(), "clean_up": clean_up}
+
+
+def record_path(path: Path) -> Path:
+    """Where the record of a file of texts lies."""
+    return path.with_name(path.name + ".meta.json")
+
+
+def write_record(path: Path, kind: str, values: dict[str, Any]) -> None:
+    """Record what is said of the texts in a file: `samples` of a model, or `texts` of any other origin."""
+    files.write_json(record_path(path), {"kind": kind, **values})
+
+
+def record(path: Path) -> dict[str, Any]:
+    """What `ldlm sample` or `ldlm features texts` says of the texts in a file; empty for anybody else's."""
+    places = [record_path(path), record_path(path.resolve())]
+    there = next((place for place in places if place.is_file()), None)
+    found = {} if there is None else files.read_json(there)
+    return found if isinstance(found, dict) and found.get("kind") in ("samples", "texts") else {}

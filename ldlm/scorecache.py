@@ -59,7 +59,8 @@ class ScoreCache:
     def get(self, row: np.ndarray) -> np.ndarray | None:
         """The likelihoods (len − 1,) of a row's tokens; None when they are not known, or damaged."""
         data = self._pending.get(_key(row)) or self._read(_key(row))
-        return np.frombuffer(data, "<f4") if data and len(data) == 4 * (len(row) - 1) else None
+        nll = np.frombuffer(data, "<f4") if data and len(data) == 4 * (len(row) - 1) else None
+        return nll if nll is not None and np.isfinite(nll).all() else None
 
     def _read(self, key: bytes) -> bytes | None:
         if self._database is None:

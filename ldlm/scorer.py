@@ -51,6 +51,7 @@ class Scorer:
         """`InputError` when the model looks ahead: BERT answers too, and its perplexity means nothing."""
         tokens_BL = torch.tensor([[0, 1, 0], [0, 1, 1]], device=self.device)  # that differ in the last token only
         logits_BLV = self.model(input_ids=tokens_BL).logits[:, :2]
+        self._check_finite(logits_BLV[..., :1])
         if (logits_BLV[0] - logits_BLV[1]).abs().max() > 1e-4 * logits_BLV.abs().max():
             raise InputError(f"the scorer {self.name} is no causal model: its predictions depend on what comes after")
 
@@ -62,6 +63,35 @@ class Scorer:
                 f"--max-tokens {max_tokens} is longer than the {usable} positions of the scorer {self.name}; "
                 f"use at most {usable}"
             )
+
+    def _check_finite(self, values: Tensor) -> None:
+        """`InputError` when the model gives NaN or infinity, which one such number among its weights is enough for."""
+        if not torch.isfinite(values).all():
+            raise InputError(
+                f"the scorer {self.name} gives NaN or infinity, so its weights are damaged; download or train it "
+                f"again, or choose another one"
+            )
+
+    def fitting(self, length: int, note: Callable[[str], None] = lambda line: None) -> int:
+        """At how many tokens texts of `length` are cut, which nobody has said: no more than the scorer takes."""
+        if self.positions is None or length <= self.positions:
+            return length
+        note(
+            f"texts are cut after {self.positions:,} tokens, which is what the scorer {self.name} takes, and not "
+            f"after {length:,}"
+        )
+        return self.positions
+
+    @property
+    def eos_id(self) -> int | None:
+        """The token that ends a text: EOS, or SEP where the tokenizer has no EOS; None where it has neither."""
+        tokenizer = self.tokenizer
+        return tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+
+    @property
+    def eos(self) -> str | None:
+        """How that token is written."""
+        return None if self.eos_id is None else str(self.tokenizer.convert_ids_to_tokens(self.eos_id))
 
     @property
     def dtype(self) -> str:
@@ -119,6 +149,7 @@ class Scorer:
                 nll = F.cross_entropy(
                     logits_BLV[place, : length - 1].float(), tokens_BL[place, 1:length], reduction="none"
                 )
+                self._check_finite(nll)
                 result[i] = nll.cpu().numpy()
                 if cache:
                     cache.put(rows[i], result[i])
@@ -134,6 +165,7 @@ class Scorer:
         for chosen, tokens_BL in self._batches(rows, range(len(rows)), batch_size, LOGITS_AT_ONCE):
             h_BLD = self.model.base_model(input_ids=tokens_BL).last_hidden_state
             for place, i in enumerate(chosen):
+                self._check_finite(h_BLD[place, len(rows[i]) - 1])
                 result[i] = h_BLD[place, len(rows[i]) - 1].float().cpu().numpy()
             advance(len(chosen))
         return np.stack(result)  # type: ignore[arg-type]

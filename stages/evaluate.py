@@ -13,13 +13,13 @@ from ldlm import mauve, metrics, runtime, samples, textfiles
 from ldlm.config import EvaluateConfig, differences
 from ldlm.encoder import tokenizer_fingerprint
 from ldlm.errors import InputError
-from ldlm.files import read_json
 from ldlm.progress import SILENT, Progress
 from ldlm.samples import Texts
 from ldlm.scorecache import ScoreCache
 from ldlm.scorer import Scorer
 
 Advance = Callable[[int], None]
+LONGEST = 1024  # tokens of a text, where nobody says and no row of tokens tells
 FIGURES = ("gen_ppl", "entropy", "diversity")  # never one without the others: collapse lowers perplexity
 
 
@@ -56,17 +56,19 @@ def run(
     if seeds:
         _check_seeds(paths[: len(paths) - (reference is not None)], sets)
     scorer = Scorer(config.scorer, runtime.device(config.device))
-    max_tokens = config.max_tokens or _longest(sets) or 1024
-    scorer.check_length(max_tokens)
+    max_tokens = _max_tokens(config, sets, scorer, progress)
+    fewest = min(map(len, sets))
     with (
         ScoreCache(cache, scorer, progress.note) if cache else nullcontext() as kept,
         progress.task("score", sum(map(len, sets)), "text") as task,
     ):
-        results = [measure(texts, scorer, config, max_tokens, task.advance, kept) for texts in sets]
+        results = [measure(texts, scorer, config, max_tokens, fewest, task.advance, kept) for texts in sets]
     for path, result in zip(paths, results, strict=True):
         result.update(file=str(path), role="texts")
     if reference is not None:
         results[-1]["role"] = "reference"
+    if all(result["gen_ppl"] is None for result in results):
+        raise metrics.NothingToScore(config.protocol)
     if with_mauve:
         for result, found in zip(results, _mauve(sets, scorer, config, max_tokens, progress), strict=False):
             result.update(found)
@@ -82,7 +84,7 @@ def _read(paths: Sequence[Path], config: EvaluateConfig, reference: Path | None,
     textfiles.check_streams(paths)
     for remark in textfiles.remarks(paths, config.text_column):
         progress.note(remark)
-    sets = [samples.read(path, config.text_column) for path in paths]
+    sets = [samples.described(samples.read(path, config.text_column), path, config.boundary_tokens) for path in paths]
     if reference is None or len(sets) == 1:
         return sets
     *drawn, real = sets
@@ -92,6 +94,14 @@ def _read(paths: Sequence[Path], config: EvaluateConfig, reference: Path | None,
             f"{reference}: the first {count:,} of its {len(real):,} texts, for diversity falls with their number"
         )
     return [*drawn, real.first(count)]
+
+
+def _max_tokens(config: EvaluateConfig, sets: Sequence[Texts], scorer: Scorer, progress: Progress) -> int:
+    """Where texts are cut (SPEC 13.12); `InputError` when the user asks for more than the scorer takes."""
+    if config.max_tokens is None:
+        return scorer.fitting(_longest(sets) or LONGEST, progress.note)
+    scorer.check_length(config.max_tokens)
+    return config.max_tokens
 
 
 def _longest(sets: Sequence[Texts]) -> int:
@@ -108,44 +118,59 @@ def measure(
     scorer: Scorer,
     config: EvaluateConfig,
     max_tokens: int,
+    fewest: int | None = None,
     advance: Advance = lambda count: None,
     cache: ScoreCache | None = None,
 ) -> dict[str, Any]:
-    """gen_ppl, entropy and diversity of one set, with intervals and all that names them (SPEC 9, 12.13)."""
-    scores = metrics.score(
-        texts.texts,
-        scorer,
-        config.protocol,
-        max_tokens=max_tokens,
-        batch_size=config.batch_size,
-        advance=advance,
-        cache=cache,
-    )
-    rows = [ids[:max_tokens] for ids in texts.tokens or scorer.tokens(texts.texts, max_tokens)]
+    """gen_ppl, entropy and diversity of one set, with intervals and all that names them (SPEC 9, 12.13).
+
+    Diversity is that of the first `fewest` texts, the size of the smallest set beside this one. Texts of which none has
+    anything to score have no perplexity: `gen_ppl` and its interval are None.
+    """
+    spelled = texts.boundaries.spell(texts.texts, config.boundaries, scorer)
+    how: Any = {"max_tokens": max_tokens, "batch_size": config.batch_size, "advance": advance, "cache": cache}
+    try:
+        scores = metrics.score(spelled, scorer, config.protocol, **how)
+    except metrics.NothingToScore:
+        scores = None
+    rows = [
+        ids[:max_tokens] for ids in texts.tokens or scorer.tokens(_with_specials(texts, config, scorer), max_tokens)
+    ]
+    number = min(len(rows), fewest or len(rows))
     entropy_T = metrics.entropies(rows)
     resampling = {"resamples": config.resamples, "seed": config.seed}
     return {
-        "gen_ppl": scores.perplexity(),
+        "gen_ppl": scores and scores.perplexity(),
         "entropy": float(entropy_T.mean()),
-        "diversity": metrics.diversity(rows),
+        "diversity": metrics.diversity(rows[:number]),
+        "diversity_texts": number,
         "intervals": {
-            "gen_ppl": metrics.bootstrap(scores.perplexity, len(scores.nll_T), **resampling),
+            "gen_ppl": scores and metrics.bootstrap(scores.perplexity, len(scores.nll_T), **resampling),
             "entropy": metrics.bootstrap(lambda chosen: entropy_T[chosen].mean(), len(entropy_T), **resampling),
         },
         "bootstrap": {"level": 0.95, **resampling},
         "protocol": config.protocol,
+        "boundaries": config.boundaries,
+        "boundary_tokens": list(texts.boundaries.tokens),
+        "clean_up": texts.clean_up,
         "scorer": scorer.name,
         "scorer_revision": scorer.revision,
         "scorer_tokenizer": tokenizer_fingerprint(scorer.tokenizer)[:12],
         "dtype": scorer.dtype,
         "num_texts": len(texts),
-        "texts_scored": len(scores.nll_T),
+        "texts_scored": len(scores.nll_T) if scores else 0,
         "tokens": sum(map(len, rows)),
-        "tokens_scored": int(scores.count_T.sum()),
+        "tokens_scored": int(scores.count_T.sum()) if scores else 0,
         "tokens_from": "file" if texts.tokens else "scorer",
         "max_tokens": max_tokens,
         "seeds": [min(texts.seeds), max(texts.seeds)] if texts.seeds else None,
     }
+
+
+def _with_specials(texts: Texts, config: EvaluateConfig, scorer: Scorer) -> Sequence[str]:
+    """The texts whose tokens are counted for entropy and diversity, which take special tokens in (SPEC 9)."""
+    kept = "eos" if config.boundaries == "drop" and scorer.eos is not None else config.boundaries
+    return texts.boundaries.spell(texts.texts, kept, scorer)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -155,18 +180,18 @@ def measure(
 def _check_seeds(paths: Sequence[Path], sets: Sequence[Texts]) -> None:
     if len(paths) < 2:
         raise InputError("--seeds takes the spread over several files of one model, and there is one; give more")
-    records = [path.with_name(path.name + ".meta.json") for path in paths]
-    drawn = [found for record in records if record.is_file() and (found := _settings(record))]
+    drawn = [found for path in paths if (found := _settings(samples.record(path)))]
     for settings in drawn[1:]:
         both = sorted(drawn[0].keys() & settings.keys())  # a record of another version may lack one
         if changed := differences({key: drawn[0][key] for key in both}, {key: settings[key] for key in both}):
             raise InputError(
                 f"these are not seeds of one model: they differ in more ({'; '.join(changed)}); leave one out"
             )
-    seen: dict[tuple[str, ...], Path] = {}
+    seen: dict[tuple[str, ...], tuple[Path, Texts]] = {}
     for path, texts in zip(paths, sets, strict=False):
-        other = seen.setdefault(tuple(texts.texts), path)
-        if other != path or paths.count(path) > 1:
+        other, before = seen.setdefault(tuple(texts.texts), (path, texts))
+        others = texts.seeds and before.seeds and texts.seeds != before.seeds  # a collapsed model has one text for all
+        if (other != path and not others) or paths.count(path) > 1:
             raise InputError(f"{other} and {path} hold the same texts, so they are not two seeds; leave one out")
     counts = [len(texts) for texts in sets[: len(paths)]]
     if len(set(counts)) > 1:
@@ -176,22 +201,32 @@ def _check_seeds(paths: Sequence[Path], sets: Sequence[Texts]) -> None:
         )
 
 
-def _settings(record: Path) -> dict[str, Any]:
+def _settings(found: dict[str, Any]) -> dict[str, Any]:
     """How `ldlm sample` drew a set, but for its seed; empty for what is not its record."""
-    found = read_json(record)
-    if not isinstance(found, dict) or found.get("kind") != "samples":
+    if found.get("kind") != "samples":
         return {}
     sampler = {f"sampler.{key}": value for key, value in found["config"]["sampler"].items()}
-    return {**sampler, **{key: found[key] for key in ("decoder", "precision", "checkpoint")}}
+    names = [name for name in ("decoder", "precision", "checkpoint", "clean_up") if name in found]
+    return {**sampler, **{name: found[name] for name in names}}
 
 
 def over_seeds(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and sample standard deviation (n − 1) of each figure over the files of a model."""
+    """Mean and sample standard deviation (n − 1) of each figure over the `files` of a model that have it.
+
+    None for the mean of none, and for the deviation of less than two.
+    """
     drawn = [result for result in results if result["role"] == "texts"]
     names = [name for name in (*FIGURES, "mauve") if name in drawn[0]]
-    figures = {name: np.array([result[name] for result in drawn]) for name in names}
-    spread = {name: {"mean": float(x.mean()), "std": float(x.std(ddof=1))} for name, x in figures.items()}
+    spread = {name: _spread([result[name] for result in drawn if result[name] is not None]) for name in names}
     return {**spread, "files": len(drawn), "texts_each": drawn[0]["num_texts"]}
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    return {
+        "mean": float(np.mean(values)) if values else None,
+        "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "files": len(values),
+    }
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -201,23 +236,40 @@ def over_seeds(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _mauve(
     sets: Sequence[Texts], scorer: Scorer, config: EvaluateConfig, max_tokens: int, progress: Progress
 ) -> list[dict[str, Any]]:
-    """MAUVE of every set but the last against the last, which is the reference."""
+    """MAUVE of every set but the last against the last, which is the reference; all with as many texts.
+
+    None for a set of which too few texts have a token.
+    """
     model = scorer if config.mauve_model in (None, scorer.name) else Scorer(config.mauve_model, scorer.device)
+    if config.max_tokens is None:
+        max_tokens = model.fitting(max_tokens, progress.note)
     model.check_length(max_tokens)
-    rows = [[ids for ids in model.tokens(texts.texts, max_tokens) if len(ids)] for texts in sets]
-    with progress.task("mauve", sum(map(len, rows)), "text") as task:
-        *features, reference = (model.last_states(some, config.batch_size, task.advance) for some in rows)
-        found = [mauve.score(some, reference) for some in features]
+    spelled = [texts.boundaries.spell(texts.texts, config.boundaries, model) for texts in sets]
+    rows = [[ids for ids in model.tokens(texts, max_tokens) if len(ids)] for texts in spelled]
+    *drawn, real = rows
+    collapsed = [len(some) < mauve.FEWEST <= len(texts) for some, texts in zip(drawn, spelled, strict=False)]
+    count = min([len(real), *(len(some) for some, nothing in zip(drawn, collapsed, strict=True) if not nothing)])
+    with progress.task("mauve", count * len(sets), "text") as task:
+
+        def states(some: Sequence[np.ndarray]) -> np.ndarray:
+            return model.last_states(some[:count], config.batch_size, task.advance)
+
+        reference = states(real)
+        found = [
+            {"mauve": None, "mauve_settings": {}} if nothing else mauve.score(states(some), reference)
+            for some, nothing in zip(drawn, collapsed, strict=True)
+        ]
     named = {"model": model.name, "model_revision": model.revision, "max_tokens": max_tokens}
     return [{**one, "mauve_settings": {**one["mauve_settings"], **named}} for one in found]
 
 
 def mauve_of_features(texts: Path, reference: Path) -> dict[str, Any]:
-    """MAUVE of features that were computed elsewhere, from two .npy files."""
+    """MAUVE of features that were computed elsewhere, from two .npy files: of each as many as of the shorter."""
     mauve.library()
     p_TD, q_TD = mauve.read_features(texts), mauve.read_features(reference)
     if p_TD.shape[1] != q_TD.shape[1]:
         raise InputError(
             f"{texts} has features of width {p_TD.shape[1]} and {reference} of {q_TD.shape[1]}; take one model for both"
         )
-    return {**mauve.score(p_TD, q_TD), "file": str(texts), "reference": str(reference)}
+    count = min(len(p_TD), len(q_TD))
+    return {**mauve.score(p_TD[:count], q_TD[:count]), "file": str(texts), "reference": str(reference)}

@@ -11,6 +11,7 @@ from torch import nn
 from ldlm import artifact, files, samplers
 from ldlm import config as configs
 from ldlm.artifact import Artifact
+from ldlm.boundaries import Boundaries
 from ldlm.config import ExportConfig
 from ldlm.errors import InputError
 from ldlm.generation import JOINT
@@ -79,7 +80,7 @@ def _describe(config: ExportConfig, run: TrainedRun, decoders: dict[str, dict[st
         timestep_p=tuple(run.timesteps.p.tolist()),
         sampler=config.sampler,
         decoders={name: record.get("network", {}) for name, record in decoders.items()},
-        provenance=_provenance(run, decoders),
+        provenance=_provenance(run, decoders) | {"boundaries": Boundaries.of(run.tokenizer).to_json()},
     )
 
 

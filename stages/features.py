@@ -81,10 +81,11 @@ def repair(path: Location, *, device: str = "auto", progress: Progress = SILENT)
     return shards, extract_features.run(made_with, path, progress=progress)
 
 
-def texts(path: Location, rows: int, out: Path) -> Path:
+def texts(path: Location, rows: int, out: Path, *, clean_up: bool = False) -> Path:
     """Write held-out rows, decoded, as `ldlm sample` writes its texts: real text of the samples' length and kind.
 
-    Training rows where the store has no others. `InputError` when it has fewer rows, or the file holds something else.
+    Training rows where the store has no others. The record beside it says how they were decoded. `InputError` when the
+    store has fewer rows, or the file holds something else.
     """
     found = FeatureStore(path, allow_partial=True)
     split = found.held_out()
@@ -93,10 +94,12 @@ def texts(path: Location, rows: int, out: Path) -> Path:
     tokens = split.read_tokens(np.arange(rows))
     with tempfile.TemporaryDirectory() as folder:  # the store may be in an object store, which no tokenizer reads
         files.copy_tree(found.tokenizer_path, Path(folder))
-        decoded = metrics.decode_tokens(load_tokenizer(folder), tokens)
+        tokenizer = load_tokenizer(folder)
+    decoded = metrics.decode_tokens(tokenizer, tokens, clean_up=clean_up)
     lines = files.dump_jsonl(samples.rows(decoded, tokens.tolist(), range(rows)))
     if out.exists() and (out.is_dir() or out.read_bytes() != lines.encode()):
         raise InputError(f"{out} holds something else; choose another --output")
+    samples.write_record(out, "texts", samples.record_of(tokenizer, clean_up))
     files.write_atomic(out, lines)
     return out
 

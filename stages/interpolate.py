@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ldlm import artifact, files, heldout, metrics, plots, runtime, text, textfiles
 from ldlm.artifact import Artifact
+from ldlm.boundaries import Boundaries
 from ldlm.config import EvaluateConfig, InterpolateConfig, decoder_noise
 from ldlm.errors import InputError
 from ldlm.generation import Decoder
@@ -41,7 +42,7 @@ def plan(config: InterpolateConfig, runs: int = 1, *, given: bool = False) -> di
     if given:
         return {"texts_decoded": runs * config.points, "texts_scored": 0}
     decoded = config.points + (not _mean_is_on_path(config))
-    return {"texts_decoded": runs * config.pairs * decoded, "texts_scored": runs * config.pairs * (decoded + 2)}
+    return {"texts_decoded": runs * config.pairs * decoded, "texts_scored": runs * config.pairs * (decoded + 1)}
 
 
 def run(
@@ -60,7 +61,7 @@ def run(
     point of the path where it stopped.
     """
     subject = _open(config, run_path, features, allow_partial)
-    scorer = _scorer(config, subject.length)
+    scorer = _scorer(config, subject.length, progress)
     return _measured(config, subject, scorer, out or run_path / "interpolation", progress, overwrite)
 
 
@@ -85,7 +86,7 @@ def compare(
         subject = _open(config, *member, allow_partial)
         inputs[name], lengths[name] = subject.inputs, subject.length
     _check_lengths(lengths)
-    scorer = _scorer(config, max(lengths.values()))
+    scorer = _scorer(config, max(lengths.values()), progress)
     reads = [place for member in runs for place in member if isinstance(place, Path)]
     result = artifact.begin(out, "comparison", config, inputs, overwrite=overwrite, reads=reads)
     if result.complete:
@@ -150,8 +151,8 @@ def between(
             {"a": a, "text": text, "row": row, "edits": None if a == 0 else edits}
             for a, text, row, edits in zip(
                 a_P,
-                _first_documents(tokenizer, tokens_PL),
-                metrics.decode_tokens(tokenizer, tokens_PL),
+                _first_documents(tokenizer, tokens_PL, config.clean_up),
+                metrics.decode_tokens(tokenizer, tokens_PL, clean_up=config.clean_up),
                 _edits(tokens_PL[:, None]).ravel().tolist(),
                 strict=True,
             )
@@ -173,14 +174,14 @@ def _given_row(run: TrainedRun, tokenizer: Any, flag: str, given: str, progress:
     return row
 
 
-def _first_documents(tokenizer: Any, tokens_PL: np.ndarray) -> list[str]:
+def _first_documents(tokenizer: Any, tokens_PL: np.ndarray, clean_up: bool = False) -> list[str]:
     """What stands in each row between BOS and the first EOS."""
     bos, eos = text.special_tokens(tokenizer)
     documents = []
     for row in tokens_PL.tolist():
         inner = row[1:] if row[0] == bos else row
         documents.append(np.array(inner[: inner.index(eos)] if eos in inner else inner))
-    return [metrics.decode_tokens(tokenizer, tokens_L[None])[0] for tokens_L in documents]
+    return [metrics.decode_tokens(tokenizer, tokens_L[None], clean_up=clean_up)[0] for tokens_L in documents]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -197,7 +198,7 @@ class Subject:
 
     @property
     def length(self) -> int:
-        """Tokens per row, at which its texts are cut for scoring."""
+        """Tokens per row."""
         return self.run.shapes.seq_len
 
     @property
@@ -215,9 +216,9 @@ def _open(config: InterpolateConfig, run_path: Path, features: Location, allow_p
     return Subject(run, store, run.decoder(config.decoder))
 
 
-def _scorer(config: InterpolateConfig, length: int) -> Scorer:
+def _scorer(config: InterpolateConfig, length: int, progress: Progress) -> Scorer:
     scorer = Scorer(config.scorer, runtime.device(config.device))
-    scorer.check_length(length)
+    scorer.fitting(length, progress.note)
     return scorer
 
 
@@ -264,7 +265,8 @@ class Scored:
     @property
     def figures(self) -> dict[str, Any]:
         """The metrics with their intervals, as a copy."""
-        return deepcopy({name: self.measured[name] for name in ("gen_ppl", "entropy", "diversity", "intervals")})
+        names = ("gen_ppl", "entropy", "diversity", "diversity_texts", "intervals")
+        return deepcopy({name: self.measured[name] for name in names})
 
 
 def _scored(
@@ -274,7 +276,8 @@ def _scored(
 
     Each is written to `folder` as soon as it is there, for scoring takes long: an interruption costs one.
     """
-    run, evaluation = subject.run, EvaluateConfig(scorer=config.scorer, batch_size=config.batch_size)
+    run, max_tokens = subject.run, scorer.fitting(subject.length)
+    evaluation = EvaluateConfig(scorer=config.scorer, boundaries=config.boundaries, batch_size=config.batch_size)
     *ends, real_BL = _latents(config, subject)
 
     def at(path: LatentPath, a: float) -> Callable[[], np.ndarray]:
@@ -287,13 +290,16 @@ def _scored(
 
     found: dict[float | str, Scored] = {}
     tokenizer = run.tokenizer
+    boundaries = Boundaries.of(tokenizer)
     with progress.task("interpolate", len(wanted), "set") as task:
         for name, tokens_of in wanted.items():
             record = folder / f"{name}.json"
-            if not record.exists():
+            # What an earlier version has left there is measured anew: it read boundaries as they are written.
+            if not record.exists() or "diversity_texts" not in files.read_json(record)["measured"]:
                 tokens = tokens_of()
-                texts = Texts(metrics.decode_tokens(tokenizer, tokens), tokens.tolist())
-                measured = measure(texts, scorer, evaluation, subject.length)
+                decoded = metrics.decode_tokens(tokenizer, tokens, clean_up=config.clean_up)
+                texts = Texts(decoded, tokens.tolist(), boundaries=boundaries, clean_up=config.clean_up)
+                measured = measure(texts, scorer, evaluation, max_tokens)
                 files.write_json(record, {"tokens": texts.tokens, "texts": texts.texts, "measured": measured})
             kept = files.read_json(record)
             found[name] = Scored(np.array(kept["tokens"]), kept["texts"], kept["measured"])
@@ -304,13 +310,16 @@ def _scored(
 
 
 def _latents(config: InterpolateConfig, subject: Subject) -> tuple[Tensor, Tensor, np.ndarray]:
-    """z_A and z_B (pairs, N, C) on the CPU, and the tokens of all A rows, then all B rows."""
+    """z_A and z_B (pairs, N, C) on the CPU, and the tokens of the A rows: as many real texts as there are decoded ones.
+
+    Diversity falls with the number of texts.
+    """
     split = subject.store.held_out()
     rows = draw_pairs(split.rows, config.pairs, config.seed).ravel()
     batches = np.split(rows, range(config.batch_size, len(rows), config.batch_size))
     encoded = [heldout.encode_rows(subject.run.model, split, batch, subject.run.device) for batch in batches]
     z_A_BNC, z_B_BNC = torch.cat([z_BNC.cpu() for z_BNC, _ in encoded]).chunk(2)
-    return z_A_BNC, z_B_BNC, np.concatenate([tokens_BL for _, tokens_BL in encoded])
+    return z_A_BNC, z_B_BNC, np.concatenate([tokens_BL for _, tokens_BL in encoded])[: config.pairs]
 
 
 def _decode_at(
@@ -346,6 +355,12 @@ def _edits(rows_PBL: np.ndarray) -> np.ndarray:
 # Results
 
 
+_SHARED = (
+    "bootstrap", "protocol", "boundaries", "boundary_tokens", "clean_up", "scorer", "scorer_revision", "dtype",
+    "max_tokens",
+)  # fmt: skip
+
+
 def _summary(config: InterpolateConfig, subject: Subject, scored: Mapping[float | str, Scored]) -> dict[str, Any]:
     rows_PBL = np.stack([scored[a].tokens for a in _points(config)])
     real = scored["real"].measured
@@ -368,7 +383,7 @@ def _summary(config: InterpolateConfig, subject: Subject, scored: Mapping[float 
             "path": float(edits_PB.sum(axis=0).mean()),
             "ends": float(edit_distance(rows_PBL[0], rows_PBL[-1]).mean()),
         },
-        **{key: real[key] for key in ("bootstrap", "protocol", "scorer", "scorer_revision", "dtype", "max_tokens")},
+        **{key: real[key] for key in _SHARED},
         "decoder": subject.decoder.name,
         "checkpoint_step": subject.run.checkpoint.step,
         "sigma_dec": noise.size if noise.kind == "additive" else None,

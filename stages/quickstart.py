@@ -130,7 +130,7 @@ class Plan:
 
     @property
     def evaluate(self) -> EvaluateConfig:
-        return EvaluateConfig(scorer=self.scorer_name, max_tokens=SEQ_LEN, **self._common())
+        return EvaluateConfig(scorer=self.scorer_name, **self._common())
 
     def _common(self) -> dict[str, Any]:
         return {"seed": self.config.seed, "device": self.config.device}
@@ -218,7 +218,7 @@ def _check_models(quickstart: QuickstartConfig) -> None:
         encoder = FrozenEncoder(quickstart.encoder, seq_len=SEQ_LEN)
         encoder.check_tokenizer(load_tokenizer(quickstart.encoder))
     if quickstart.scorer is not None:
-        Scorer(quickstart.scorer, torch.device("cpu")).check_length(SEQ_LEN)
+        Scorer(quickstart.scorer, torch.device("cpu"))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -270,9 +270,10 @@ def _write_references(steps: Plan) -> None:
     unigram = np.repeat(train_tokens[:1], TEXTS, axis=0)  # for its first and last token
     drawn = np.random.default_rng(steps.config.seed).choice(train_tokens[:, 1:-1].ravel(), (TEXTS, SEQ_LEN - 2))
     unigram[:, 1:-1] = drawn
-    texts = metrics.decode_tokens(load_tokenizer(str(store.tokenizer_path)), unigram)
-    rows = samples.rows(texts, unigram.tolist(), range(TEXTS))
-    files.write_atomic(steps.texts["unigram text"], files.dump_jsonl(rows))
+    tokenizer, out = load_tokenizer(str(store.tokenizer_path)), steps.texts["unigram text"]
+    rows = samples.rows(metrics.decode_tokens(tokenizer, unigram), unigram.tolist(), range(TEXTS))
+    samples.write_record(out, "texts", samples.record_of(tokenizer, clean_up=False))
+    files.write_atomic(out, files.dump_jsonl(rows))
 
 
 def _copied(steps: Plan) -> dict[str, float]:
@@ -289,11 +290,11 @@ def _copied(steps: Plan) -> dict[str, float]:
 def verdicts(summary: dict[str, Any]) -> list[tuple[str, bool]]:
     """What a working pipeline must show, and whether this one did."""
     real, drawn, unigram = (row for row in summary["texts"])
-    held_out = summary["held_out"]
+    held_out, most = summary["held_out"], unigram["gen_ppl"] / 3
     return [
         (
-            f"perplexity at most a third of unigram text's: {drawn['gen_ppl']:.0f} against {unigram['gen_ppl']:.0f}",
-            drawn["gen_ppl"] <= unigram["gen_ppl"] / 3,
+            f"perplexity at most a third of unigram text's: {_perplexity(drawn)} against {_perplexity(unigram)}",
+            drawn["gen_ppl"] is not None and drawn["gen_ppl"] <= most,
         ),
         (
             f"entropy within 15 % of real text's: {drawn['entropy']:.2f} against {real['entropy']:.2f}",
@@ -304,6 +305,11 @@ def verdicts(summary: dict[str, Any]) -> list[tuple[str, bool]]:
             held_out["l_diff"] < held_out["l_diff_mean"],
         ),
     ]
+
+
+def _perplexity(row: dict[str, Any]) -> str:
+    """None where no text has a token to score."""
+    return "none" if row["gen_ppl"] is None else f"{row['gen_ppl']:,.0f}"
 
 
 def summary_text(summary: dict[str, Any]) -> str:
@@ -328,9 +334,12 @@ def summary_text(summary: dict[str, Any]) -> str:
         f"  {'':<14}{'gen. ppl':>10}{'entropy':>10}{'diversity':>11}{'texts':>7}",
     ]
     for row in summary["texts"]:
-        scores = f"{row['gen_ppl']:>10,.0f}{row['entropy']:>10.2f}{row['diversity']:>11.3f}{row['num_texts']:>7}"
+        scores = f"{_perplexity(row):>10}{row['entropy']:>10.2f}{row['diversity']:>11.3f}{row['num_texts']:>7}"
         lines.append(f"  {row['name']:<14}{scores}")
     lines.append("  (good samples have a low perplexity, and the entropy and diversity of real text)")
+    fewest = summary["texts"][0].get("diversity_texts")
+    if fewest is not None and any(row["num_texts"] > fewest for row in summary["texts"]):
+        lines.append(f"  (diversity of the first {fewest} texts of each, for it falls with their number)")
     lines += ["", "How they were drawn, and held-out figures", ""]
     lines += [f"  {name:<28}{figure}" for name, figure in figures.items()]
     lines += ["", *(f"  {'yes' if passed else 'NO '}  {claim}" for claim, passed in verdicts(summary))]

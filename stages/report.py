@@ -91,7 +91,7 @@ def _samples(run_path: Path) -> Iterator[SampleSet]:
     """What `ldlm sample` finished in the run's folder."""
     for path in [run_path / "samples.jsonl", *files.matching(run_path / "samples", "*.jsonl")]:
         about = _json(path.with_name(path.name + ".meta.json"))
-        if about is not None and path.is_file():
+        if about is not None and about.get("kind", "samples") == "samples" and path.is_file():
             yield SampleSet(path.relative_to(run_path).as_posix(), about, list(files.read_jsonl(path)))
 
 

@@ -45,7 +45,7 @@ def run(
     generator = model.generator(config.decoder, Compute.of(config.compute, model.device))
     if isinstance(model, TrainedRun):
         model.remark_on_decoder(config.decoder, progress)
-    provenance = _provenance(config, run_path, generator, model.origin)
+    provenance = _provenance(config, run_path, generator, model)
     record = out.with_name(out.name + ".meta.json")
     if overwrite or not record.exists():  # what an earlier version began is taken up as it was
         _check(config, model)
@@ -62,7 +62,7 @@ def run(
         progress.task("sample", config.num_samples, "text", done) as task,
     ):
         for seeds_B, tokens_BL in generation.batches(generator, config, done):
-            texts = metrics.decode_tokens(tokenizer, tokens_BL)
+            texts = metrics.decode_tokens(tokenizer, tokens_BL, clean_up=config.clean_up)
             file.write(files.dump_jsonl(samples.rows(texts, tokens_BL.tolist(), seeds_B.tolist())))
             file.flush()
             task.advance(len(seeds_B))
@@ -87,15 +87,18 @@ def _open(config: SampleConfig, path: Path, device: torch.device) -> TrainedRun 
     return LDLM.from_pretrained(path).to(device)
 
 
-def _provenance(sample: SampleConfig, path: Path, generator: TextGenerator, origin: dict[str, Any]) -> dict[str, Any]:
-    settings = config.identity(sample).items()
+def _provenance(sample: SampleConfig, path: Path, generator: TextGenerator, model: TrainedRun | LDLM) -> dict[str, Any]:
+    settings = config.identity(sample)
+    # The frames of --trace are another output's. Records of earlier versions have no `clean_up`: nothing was.
+    names = [name for name in settings if not name.startswith("trace_") and (name != "clean_up" or sample.clean_up)]
     return {
         "kind": "samples",
-        "config": {name: value for name, value in settings if not name.startswith("trace_")},  # another output's
+        "config": {name: settings[name] for name in names},
         "decoder": generator.decoder.name,
         "precision": generator.compute.precision,
         "run": path.name,
-        **origin,
+        **samples.record_of(model.tokenizer, sample.clean_up),
+        **model.origin,
         "versions": artifact.versions(),
     }
 

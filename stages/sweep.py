@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ldlm import artifact, files, metrics, plots, runtime, samplers, samples, textfiles
 from ldlm.artifact import Artifact
+from ldlm.boundaries import Boundaries
 from ldlm.compute import Compute
 from ldlm.config import PAPERS_SAMPLER, EvaluateConfig, Final, SamplerConfig, SweepConfig
 from ldlm.errors import InputError
@@ -154,8 +155,9 @@ def run(
     hashes = textfiles.fingerprints([*([reference] if reference else []), *(one.path for one in externals)])
     for remark in textfiles.remarks(hashes, config.text_column):
         progress.note(remark)
-    real = None if reference is None else samples.read(reference, config.text_column)
-    others = {one: samples.read(one.path, config.text_column) for one in externals}
+    real = None if reference is None else _read(config, reference)
+    others = {one: _read(config, one.path) for one in externals}
+    fewest = min([config.texts, *(len(texts) for texts in [*others.values(), *([] if real is None else [real])])])
     device = runtime.device(config.device)
     run = TrainedRun(run_path, device, config.checkpoint)
     if not config.decoders:
@@ -163,7 +165,7 @@ def run(
     compute = Compute.of(config.compute, device)
     generators = {g.decoder.name: g for g in (run.generator(name, compute) for name in config.decoders or (None,))}
     scorer = Scorer(config.scorer, device)
-    scorer.check_length(run.shapes.seq_len)
+    max_tokens = scorer.fitting(run.shapes.seq_len, progress.note)
     inputs = {
         "checkpoint": run.checkpoint.digest,
         "decoders": list(generators),
@@ -176,7 +178,9 @@ def run(
         progress.note(f"{out} is complete; nothing to do")
         return result
 
-    sweep = Sweep(config, out, run, generators, scorer)
+    if fewest < config.texts:
+        progress.note(f"diversity is that of {fewest:,} texts of each set, for the smallest has no more")
+    sweep = Sweep(config, out, run, generators, scorer, max_tokens, fewest)
     with progress.task("screen", config.screen_texts * sum(one.budget for one in found), "evaluation") as task:
         screened = [row for one in found for row in sweep.figures(one, config.screen_texts, task)]
     chosen = finalists(screened, config.entropy_slack)
@@ -198,7 +202,12 @@ def run(
         "real": None if real is None else sweep.score(real.first(config.texts)),
         "texts": config.texts,
         "screen_texts": config.screen_texts,
+        "diversity_texts": fewest,
         "scorer": scorer.name,
+        "max_tokens": max_tokens,
+        "boundaries": config.boundaries,
+        "boundary_tokens": list(sweep.boundaries.tokens),
+        "clean_up": config.clean_up,
         "device": str(device),
         "step": run.checkpoint.step,
     }
@@ -206,6 +215,10 @@ def run(
     files.write_atomic(out / "table.md", tables(summary))
     plots.frontier(out / "frontier.png", summary)
     return result.finish(**summary)
+
+
+def _read(config: SweepConfig, path: Path) -> Texts:
+    return samples.described(samples.read(path, config.text_column), path, config.boundary_tokens)
 
 
 _KEYS = ("solver", "grid", "guidance", "budget")
@@ -220,14 +233,14 @@ def finalists(rows: Sequence[dict[str, Any]], entropy_slack: float) -> list[dict
 
     Best is the lowest perplexity among those whose entropy is at most `entropy_slack` below the bar; where there is
     none, the highest entropy. The bar is the entropy of the paper's sampler (any variant of it, the best by
-    perplexity) at `PAPERS_BUDGET`, or at the nearest budget; without it, that of all there.
+    perplexity) at `PAPERS_BUDGET`, or at the nearest budget; without it, that of all there. A row without a perplexity,
+    whose texts have nothing to score, is neither the bar nor the best; where there are only such, none is marked.
     """
-    own = [row for row in rows if _is_papers(row)] or list(rows)
-    nearest = min({row["budget"] for row in own}, key=lambda budget: abs(budget - PAPERS_BUDGET))
-    bar = min((row for row in own if row["budget"] == nearest), key=lambda row: row["gen_ppl"])["entropy"]
+    bar = _bar(rows)
 
     def best(among: list[dict[str, Any]]) -> dict[str, Any]:
-        diverse = [row for row in among if row["entropy"] >= bar - entropy_slack]
+        among = plots.scored(among) or among
+        diverse = [row for row in plots.scored(among) if row["entropy"] >= bar - entropy_slack]
         if diverse:
             return min(diverse, key=lambda row: row["gen_ppl"])
         return max(among, key=lambda row: row["entropy"])
@@ -238,8 +251,18 @@ def finalists(rows: Sequence[dict[str, Any]], entropy_slack: float) -> list[dict
         papers, winner = [row for row in there if _is_papers(row)], best(there)
         if papers and (pick := best(papers)) is not winner:
             chosen.append({**pick, "best": False})
-        chosen.append({**winner, "best": True})
+        chosen.append({**winner, "best": winner["gen_ppl"] is not None})
     return chosen
+
+
+def _bar(rows: Sequence[dict[str, Any]]) -> float:
+    """The entropy that finalists are held to; 0 where no row has a perplexity."""
+    there = plots.scored(rows)
+    own = [row for row in there if _is_papers(row)] or there
+    if not own:
+        return 0.0
+    nearest = min({row["budget"] for row in own}, key=lambda budget: abs(budget - PAPERS_BUDGET))
+    return min((row for row in own if row["budget"] == nearest), key=lambda row: row["gen_ppl"])["entropy"]
 
 
 def _is_papers(row: dict[str, Any]) -> bool:
@@ -259,14 +282,21 @@ class Sweep:
     run: TrainedRun
     generators: dict[str, TextGenerator]  # by decoder, of one denoiser
     scorer: Scorer
+    max_tokens: int  # at which texts are cut for the scorer
+    fewest: int  # texts in the smallest set that stands beside the finalists
 
     def figures(self, trajectory: Trajectory, count: int, task: Task) -> list[dict[str, Any]]:
         """The figures of every variant over `count` texts, from its file where it has been measured."""
         path = self.out / "trajectories" / f"{trajectory.name}-{count}.json"
-        if not path.exists():
+        if not path.exists() or not all(map(self._holds, files.read_json(path))):
             files.write_json(path, list(self._measure(trajectory, count)))
         task.advance(count * trajectory.budget)
         return files.read_json(path)
+
+    def _holds(self, row: dict[str, Any]) -> bool:
+        """Whether a row would be measured alike now. One of an earlier version has boundaries as they are written."""
+        as_written = self.boundaries.are_the_scorers(self.scorer)
+        return "diversity_texts" in row or (row["num_texts"] <= self.fewest and as_written)
 
     def _measure(self, trajectory: Trajectory, count: int) -> Iterator[dict[str, Any]]:
         seeds_B = text_seeds(self.config.seed, 0, count)
@@ -278,7 +308,8 @@ class Sweep:
             tokens_BL = generator.decode(getattr(end, final), seeds_B, temperature).cpu()
             decoding = (time.perf_counter() - started) / count
             tokens = tokens_BL.tolist()
-            texts = Texts(metrics.decode_tokens(self.run.tokenizer, tokens_BL), tokens)
+            written = metrics.decode_tokens(self.run.tokenizer, tokens_BL, clean_up=self.config.clean_up)
+            texts = Texts(written, tokens, boundaries=self.boundaries, clean_up=self.config.clean_up)
             row = {**asdict(trajectory), "steps": trajectory.sampler.steps, "final": final}
             row |= {"temperature": temperature, "decoder": name, "seconds": seconds + decoding}
             yield {**row, **self.score(texts)}
@@ -301,15 +332,21 @@ class Sweep:
         generator, most = next(iter(self.generators.values())), max(self.config.texts, self.config.screen_texts)
         return self.config.batch_size or generator.batch_size(min(most, LARGEST_BATCH))
 
+    @cached_property
+    def boundaries(self) -> Boundaries:
+        """How the model's tokenizer writes them."""
+        return Boundaries.of(self.run.tokenizer)
+
     def _keep(self, name: str, texts: Texts, tokens: list[list[int]], seeds_B: Tensor) -> None:
-        rows = samples.rows(texts.texts, tokens, seeds_B.tolist())
-        files.write_atomic(self.out / "texts" / f"{name}.jsonl", files.dump_jsonl(rows))
+        rows, path = samples.rows(texts.texts, tokens, seeds_B.tolist()), self.out / "texts" / f"{name}.jsonl"
+        samples.write_record(path, "texts", samples.record_of(self.run.tokenizer, self.config.clean_up))
+        files.write_atomic(path, files.dump_jsonl(rows))
 
     def score(self, texts: Texts) -> dict[str, Any]:
         """Perplexity, entropy, diversity, and how many texts they are of."""
-        evaluation = EvaluateConfig(scorer=self.config.scorer)
-        measured = measure(texts, self.scorer, evaluation, self.run.shapes.seq_len)
-        return {**{key: measured[key] for key in FIGURES}, "num_texts": measured["num_texts"]}
+        evaluation = EvaluateConfig(scorer=self.config.scorer, boundaries=self.config.boundaries)
+        measured = measure(texts, self.scorer, evaluation, self.max_tokens, self.fewest)
+        return {key: measured[key] for key in (*FIGURES, "num_texts", "diversity_texts")}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -335,7 +372,8 @@ def tables(summary: dict[str, Any]) -> str:
     own = [row for row in summary["drawn"] if _is_papers(row)]
     parts = [
         f"Scorer {summary['scorer']}, model at step {summary['step']:,}, {summary['texts']:,} texts each, "
-        f"{summary['screen_texts']:,} to screen; seconds on {summary['device']}.",
+        f"{summary['screen_texts']:,} to screen; diversity of {summary['diversity_texts']:,} texts of each; boundaries "
+        f"{summary['boundaries']}; seconds on {summary['device']}.",
         "## The paper's sampler and the best at each budget",
         _markdown(summary["finalists"]),
     ]
@@ -348,6 +386,12 @@ def tables(summary: dict[str, Any]) -> str:
             f"## Decoding the paper's sampler at {nearest} evaluations",
             _markdown([row for row in own if row["budget"] == nearest]),
         ]
+    without = len(summary["screened"]) - len(plots.scored(summary["screened"]))
+    if without:
+        parts.append(
+            f"{without:,} of the {len(summary['screened']):,} combinations that were screened have no perplexity (–): "
+            f"none of their texts has a token to score."
+        )
     if summary["externals"]:
         parts.append("## Other models")
         parts += [
@@ -362,8 +406,11 @@ def tables(summary: dict[str, Any]) -> str:
 def verdict(summary: dict[str, Any]) -> str:
     """The best finalist at a quarter of the paper's evaluations, or fewer, beside the paper's sampler."""
     own, winners = plots.frontier_lines(summary["finalists"]).values()
+    if not plots.scored(summary["finalists"]):
+        return "No combination has a perplexity: none of the texts has a token to score."
     if not own:
-        return "The paper's sampler was not among those swept."
+        swept = any(map(_is_papers, summary["finalists"]))
+        return f"The paper's sampler {'has no perplexity' if swept else 'was not among those swept'}."
     base = min(own, key=lambda row: abs(row["budget"] - PAPERS_BUDGET))
     fewer = [row for row in winners if row["budget"] <= base["budget"] / 4]
     if not fewer:
@@ -376,12 +423,13 @@ def verdict(summary: dict[str, Any]) -> str:
 
 
 def _figures(row: Mapping[str, Any]) -> str:
-    return f"perplexity {row['gen_ppl']:.1f}, entropy {row['entropy']:.3f}, diversity {row['diversity']:.3f}"
+    shown = "no perplexity" if row["gen_ppl"] is None else f"perplexity {row['gen_ppl']:.1f}"
+    return f"{shown}, entropy {row['entropy']:.3f}, diversity {row['diversity']:.3f}"
 
 
 def _markdown(rows: Sequence[dict[str, Any]]) -> str:
     lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
     for row in rows:
-        cells = [format(row[key], _DIGITS.get(key, "")) for key in _COLUMNS.values()]
+        cells = ["–" if row[key] is None else format(row[key], _DIGITS.get(key, "")) for key in _COLUMNS.values()]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -12,8 +13,9 @@ import pytest
 import torch
 from ldlm.stages import evaluate, pretrain_encoder
 
-from ldlm import files, samples
+from ldlm import files, metrics, samples, text
 from ldlm.config import EvaluateConfig, PretrainConfig
+from ldlm.encoder import load_tokenizer
 from ldlm.scorer import Scorer
 
 FIGURES = ("gen_ppl", "entropy", "diversity")
@@ -291,3 +293,148 @@ def test_a_hundred_megabytes_in_many_lines(gpt2, tmp_path):
     found = measured(gpt2, path)
     assert found["num_texts"] == 50_000
     assert found["grown"] < 800e6
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Boundaries: texts of one tokenizer beside those of another (Table 6)
+
+
+def rows_of(tokenizer, documents):
+    """Two documents to a row, as `text.pack` wraps and ends them, decoded with special tokens kept."""
+    bos, eos = text.special_tokens(tokenizer)
+    ids = [tokenizer(document, add_special_tokens=False)["input_ids"] for document in documents]
+    rows = [[bos, *one, eos, *two, eos] for one, two in zip(ids[::2], ids[1::2], strict=True)]
+    return [metrics.decode_tokens(tokenizer, np.array([row]), clean_up=True)[0] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def two_tokenizers(trained_scorer, bert, tmp_path_factory):
+    """The same rows as BERT and as GPT-2 write them, each with a record of its boundaries."""
+    documents = [f"{who} {did} {what}." for who in ("he", "the captain", "nobody") for did in ("found", "lost")
+                 for what in ("rain", "a letter", "three boats", "the road")]  # fmt: skip
+    paths = {}
+    for name, folder in (("gpt2", trained_scorer), ("bert", bert)):
+        tokenizer = load_tokenizer(str(folder))
+        paths[name] = write(tmp_path_factory.mktemp(name) / "texts.jsonl", rows_of(tokenizer, documents))
+        samples.write_record(paths[name], "texts", samples.record_of(tokenizer, clean_up=True))
+    return paths
+
+
+@pytest.mark.parametrize("protocol", ["mdlm", "hf", "cosmos"])
+def test_rows_cost_alike_whatever_tokenizer_they_come_from(two_tokenizers, trained_scorer, protocol):
+    def perplexities(how):
+        config = EvaluateConfig(scorer=str(trained_scorer), protocol=protocol, boundaries=how, max_tokens=32)
+        found = evaluate.run(config, list(two_tokenizers.values()))
+        assert {one["boundaries"] for one in found} == {how}
+        assert [one["boundary_tokens"] for one in found] == [["<|endoftext|>"], ["[CLS]", "[SEP]"]]
+        return [one["gen_ppl"] for one in found]
+
+    for how in ("eos", "drop"):
+        gpt2, bert = perplexities(how)
+        assert bert == pytest.approx(gpt2, rel=1e-6)
+    gpt2, bert = perplexities("text")
+    assert abs(bert / gpt2 - 1) > 0.1
+    assert gpt2 == perplexities("eos")[0]  # to the bit
+
+
+def test_boundaries_may_be_named_where_there_is_no_record(two_tokenizers, trained_scorer, succeed, tmp_path):
+    common = ("--scorer", trained_scorer, "--max-tokens", 32)
+    for name, tokens in (("gpt2", ["<|endoftext|>"]), ("bert", ["[CLS]", "[SEP]"])):
+        bare = tmp_path / f"{name}.jsonl"
+        bare.write_bytes(two_tokenizers[name].read_bytes())
+        recorded = succeed("evaluate", two_tokenizers[name], *common)
+        named = succeed("evaluate", bare, "--boundary-tokens", *tokens, *common)
+        unknown = succeed("evaluate", bare, *common)
+        for figure in FIGURES:
+            assert named[figure] == recorded[figure]
+        assert (unknown["gen_ppl"] == recorded["gen_ppl"]) == (name == "gpt2")
+        assert (recorded["clean_up"], named["clean_up"], named["boundary_tokens"]) == (True, None, tokens)
+
+
+def test_entropy_counts_boundaries_however_perplexity_does(two_tokenizers, trained_scorer):
+    def entropy(how):
+        config = EvaluateConfig(scorer=str(trained_scorer), boundaries=how, max_tokens=32)
+        return [(one["entropy"], one["diversity"]) for one in evaluate.run(config, list(two_tokenizers.values()))]
+
+    assert entropy("eos") == entropy("drop")
+    assert entropy("eos")[0] == entropy("eos")[1] == entropy("text")[0] != entropy("text")[1]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Sets of different size, sets with nothing to score, lengths that nobody has given, scorers that are damaged
+
+
+def test_diversity_is_that_of_equal_numbers_of_texts(call, ldlm, draws, gpt2, tmp_path):
+    few = write(tmp_path / "few.jsonl", [json.loads(row)["text"] for row in draws[1].read_text().splitlines()[:12]])
+    alone = write(tmp_path / "a.jsonl", [json.loads(row)["text"] for row in draws[0].read_text().splitlines()[:12]])
+    for arguments in ((draws[0], few), (draws[0], "--reference", few), (few, draws[0]), (few, "--reference", draws[0])):
+        found = call(*arguments)
+        both = found.get("files") or [found, found["reference"]]
+        assert {one["diversity_texts"] for one in both} == {12}
+        by_name = {one["file"]: one for one in both}
+        assert by_name[str(draws[0])]["diversity"] == call(alone)["diversity"]
+        assert by_name[str(few)]["diversity"] == call(few)["diversity"]
+    assert call(draws[0])["diversity_texts"] == 30
+    shown = ldlm("evaluate", draws[0], few, "--scorer", gpt2, "--max-tokens", 16).stdout
+    assert "diversity is that of the first 12 texts of each" in shown
+
+
+def test_a_file_with_nothing_to_score_is_a_row_and_the_others_go_on(call, refuse, ldlm, draws, gpt2, tmp_path):
+    nothing = write(tmp_path / "nothing.jsonl", ["<|endoftext|>" * 5] * 30)
+    one, other = call(draws[0], nothing)["files"]
+    assert (other["gen_ppl"], other["intervals"]["gen_ppl"], other["texts_scored"]) == (None, None, 0)
+    assert (other["entropy"], one["gen_ppl"]) == (0, call(draws[0])["gen_ppl"])
+    assert call(nothing, "--reference", draws[0])["gen_ppl"] is None
+    assert call(draws[0], "--reference", nothing)["reference"]["gen_ppl"] is None
+    shown = ldlm("evaluate", draws[0], nothing, "--scorer", gpt2, "--max-tokens", 16).stdout
+    assert f"{nothing}: no text has a token to score, so there is no perplexity" in shown
+    line = refuse("evaluate", nothing, "--scorer", gpt2, "--max-tokens", 16)
+    assert "there is nothing to score: no text has a second token that is not the end-of-text token" in line
+
+
+def test_a_seed_with_nothing_to_score_is_left_out_of_the_mean_of_perplexities(call, ldlm, draws, gpt2, tmp_path):
+    nothing = write(tmp_path / "nothing.jsonl", ["<|endoftext|>" * 5] * 30)
+    over = call(*draws, nothing, "--seeds")["over_seeds"]
+    assert over["gen_ppl"] == call(*draws, "--seeds")["over_seeds"]["gen_ppl"]
+    assert (over["gen_ppl"]["files"], over["entropy"]["files"], over["files"]) == (3, 4, 4)
+    alone = call(draws[0], nothing, "--seeds")["over_seeds"]["gen_ppl"]
+    assert (alone["mean"], alone["std"], alone["files"]) == (call(draws[0])["gen_ppl"], None, 1)
+    again = write(tmp_path / "again.jsonl", ["<|endoftext|>" * 5] * 30, seed=range(30))
+    other = write(tmp_path / "other.jsonl", ["<|endoftext|>" * 5] * 30, seed=range(30, 60))
+    over = call(again, other, draws[0], "--seeds")["over_seeds"]  # the same texts of other seeds
+    assert (over["gen_ppl"]["files"], over["diversity"]["files"]) == (1, 3)
+    shown = ldlm("evaluate", *draws, nothing, "--seeds", "--scorer", gpt2, "--max-tokens", 16).stdout
+    assert "(3 of 4)" in shown
+
+
+@pytest.mark.parametrize("tokens", [None, 40])
+def test_texts_are_cut_at_what_the_scorer_takes_where_nobody_says(ldlm, succeed, refuse, draws, gpt2, tmp_path, tokens):
+    path = draws[0]
+    if tokens is not None:  # a run of longer rows than the scorer takes
+        rows = [json.loads(row)["text"] for row in draws[0].read_text().splitlines()]
+        path = write(tmp_path / "long.jsonl", rows, tokens=[[5] * tokens] * 30)
+    wanted = "1,024" if tokens is None else "40"
+    shown = ldlm("evaluate", path, "--scorer", gpt2)
+    assert shown.exit_code == 0, shown.stderr
+    assert (
+        f"texts are cut after 16 tokens, which is what the scorer {gpt2} takes, and not after {wanted}" in shown.stderr
+    )
+    found = succeed("evaluate", path, "--scorer", gpt2)
+    assert found["max_tokens"] == 16
+    assert found["gen_ppl"] == succeed("evaluate", path, "--scorer", gpt2, "--max-tokens", 16)["gen_ppl"]
+    line = refuse("evaluate", path, "--scorer", gpt2, "--max-tokens", 17)
+    assert "--max-tokens 17 is longer than the 16 positions of the scorer" in line
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("where", ["mlp.c_fc.weight", "wte.weight"])
+def test_a_scorer_with_damaged_weights_is_refused_in_one_line(refuse, draws, gpt2, tmp_path, value, where, score_cache):
+    from safetensors.numpy import load_file, save_file
+
+    folder = shutil.copytree(gpt2, tmp_path / "damaged")
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith(where))
+    weights[name][-1] = value  # of an embedding, that of a token which the check on loading does not use
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    line = refuse("evaluate", draws[0], "--scorer", folder, "--max-tokens", 16, "--json")
+    assert f"the scorer {folder} gives NaN or infinity, so its weights are damaged" in line

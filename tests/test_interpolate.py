@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from ldlm.cli.interpolate import _table
 from ldlm.stages import extract_features, interpolate, train
 from PIL import Image
 
-from ldlm import artifact, claims, heldout, metrics, text
+from ldlm import artifact, claims, heldout, metrics, plots, text
 from ldlm import config as configs
 from ldlm.config import InterpolateConfig, TrainConfig
 from ldlm.run import TrainedRun
@@ -128,11 +129,49 @@ def test_the_record_has_figures_intervals_and_what_they_were_made_with(measured,
         for name in ("gen_ppl", "entropy"):
             low, high = figures["intervals"][name]
             assert low < figures[name] < high
+    texts = {figures["diversity_texts"] for figures in (*manifest["points"], manifest["mean"], manifest["real"])}
+    assert texts == {3}  # of real text no more than of each point: diversity falls with the number
+    assert (manifest["boundaries"], manifest["boundary_tokens"], manifest["clean_up"]) == (
+        "eos", ["<|endoftext|>"], False,
+    )  # fmt: skip
     assert manifest == {**manifest, **json.loads((measured["spherical"].path / "interpolation.json").read_text())}
     assert {path.name for path in measured["spherical"].path.iterdir()} == {
         "artifact.json", "config.yaml", "interpolation.json", "interpolation.png", "manifest.json", "mean.png",
         "texts.jsonl",
     }  # fmt: skip
+
+
+def test_real_text_is_that_which_the_paths_begin_at(measured, store):
+    split = FeatureStore(store).held_out()
+    chosen = interpolate.draw_pairs(split.rows, 3, 0)[0]
+    tokens = split.read_tokens(np.sort(chosen))
+    found = measured["linear"].manifest["real"]
+    assert found["diversity"] == pytest.approx(metrics.diversity(tokens))
+    assert found["entropy"] == pytest.approx(metrics.entropies(tokens).mean())
+
+
+def test_what_an_earlier_version_found_is_still_shown(measured, trained, store, ldlm, gpt2, tmp_path):
+    """Its real text was of twice as many texts, and it did not say of how many its diversity is."""
+    old = json.loads((measured["linear"].path / "interpolation.json").read_text())
+    for figures in (*old["points"], old["mean"], old["real"]):
+        del figures["diversity_texts"]
+    for key in ("boundaries", "boundary_tokens", "clean_up"):
+        del old[key]
+    plots.interpolation(tmp_path / "interpolation.png", {"run": old})
+    plots.mean_of_two(tmp_path / "mean.png", {"run": old})
+    assert not plots.real_is_alike(old)
+    assert plots.real_is_alike(measured["linear"].manifest)
+    assert "the diversity of real text is that of twice as many texts" in _table("run", old)
+
+
+def test_a_scorer_of_fewer_positions_than_a_row_has_tokens_cuts_the_texts(
+    config, trained, store, bigrams, tmp_path, notes
+):
+    short = replace(config, scorer=str(bigrams), points=2)
+    made = interpolate.run(short, trained, store, tmp_path / "out", progress=notes)
+    assert made.manifest["max_tokens"] == 8
+    line = f"texts are cut after 8 tokens, which is what the scorer {bigrams} takes, and not after 16"
+    assert line in notes.lines
 
 
 def test_the_mean_of_two_is_the_middle_of_the_straight_path_whatever_is_asked_for(
@@ -147,6 +186,7 @@ def test_the_mean_of_two_is_the_middle_of_the_straight_path_whatever_is_asked_fo
     assert measured["spherical"].manifest["points"][2]["gen_ppl"] != expected["gen_ppl"]
     assert interpolate.plan(replace(config, points=4))["texts_decoded"] == 3 * 5
     assert interpolate.plan(replace(config, points=5))["texts_decoded"] == 3 * 5
+    assert interpolate.plan(replace(config, points=5))["texts_scored"] == 3 * (5 + 1)  # and real text
 
 
 def test_a_seed_decides_the_pairs_and_a_batch_size_nothing(measured, config, trained, store, tmp_path):

@@ -215,7 +215,7 @@ def test_texts_together_by_hand(toy):
     assert got["mdlm"] == pytest.approx(probability ** (-1 / 8), rel=1e-5)
     each = [32 ** (1 / 3), (64 / 3) ** (1 / 3), (256 / 3) ** (1 / 5), 64 ** (1 / 3), 8 / 3]
     assert got["hf"] == pytest.approx(sum(each) / 5, rel=1e-5)
-    assert got["cosmos"] == pytest.approx(got["hf"], rel=1e-12)  # fewer than 20 texts: none is trimmed
+    assert got["cosmos"] == pytest.approx(sum(sorted(each)[:4]) / 4, rel=1e-5)  # of five texts the worst goes
 
 
 def test_cosmos_leaves_out_a_twentieth_at_each_end(toy):
@@ -225,6 +225,35 @@ def test_cosmos_leaves_out_a_twentieth_at_each_end(toy):
     values = np.random.default_rng(0).exponential(3, 1_000)
     trimmed = trim_mean(np.exp(values), 0.05)
     assert PROTOCOLS["cosmos"].summary(2 * values, np.full(1_000, 2)) == pytest.approx(trimmed, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("texts", "first", "last"),
+    [(1, 1, 1), (2, 1, 1), (19, 1, 18), (20, 2, 19), (30, 2, 28), (64, 4, 60), (99, 5, 94), (100, 6, 95)],
+)
+def test_cosmos_keeps_what_its_evaluator_keeps(texts, first, last):
+    """Of perplexities 1, 2, … those from ⌊0.05 n⌋ up to ⌊0.95 n⌋, counted from 0: 57 of 64."""
+    values = np.random.default_rng(0).permutation(np.arange(1, texts + 1))
+    found = PROTOCOLS["cosmos"].summary(np.log(values), np.ones(texts))
+    assert found == pytest.approx((first + last) / 2, rel=1e-12)
+
+
+def test_cosmos_is_the_published_slice_for_every_number_of_texts():
+    values = np.random.default_rng(1).exponential(3, 300)
+    for n in range(2, 301):
+        kept = sorted(np.exp(values[:n]))[int(0.05 * n) : int(0.95 * n)]
+        assert PROTOCOLS["cosmos"].summary(values[:n], np.ones(n)) == pytest.approx(np.mean(kept), rel=1e-12)
+
+
+def test_likelihoods_of_which_no_perplexity_can_be_made_are_refused(toy, monkeypatch):
+    with torch.no_grad():
+        kept = toy.model.lm_head.weight.clone()
+        toy.model.lm_head.weight.mul_(1e4)
+    try:
+        with pytest.raises(InputError, match="its perplexity is no finite number"):
+            score(["a b a"], toy, max_tokens=8)
+    finally:
+        toy.model.lm_head.weight.data.copy_(kept)
 
 
 @pytest.mark.parametrize("protocol", ["hf", "cosmos"])

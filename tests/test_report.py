@@ -168,6 +168,28 @@ def test_decoders_frontier_and_interpolation_are_the_stages_own_figures(page, fu
         assert f"{number(figures['gen_ppl'])} ({low} – {high})" in found.by_section["interpolation"]
 
 
+def test_what_an_earlier_version_has_found_is_shown_with_its_numbers_of_texts(full):
+    """It did not say of how many texts a diversity is, and took it of all texts of each set."""
+    found = report.read(full)
+    swept, walked = (json.loads(json.dumps(record)) for record in (found.sweep, found.interpolation))
+    for record in (swept, walked):
+        for key in ("diversity_texts", "boundaries", "boundary_tokens", "clean_up", "max_tokens"):
+            record.pop(key, None)
+    for figures in (
+        *(swept[name] for name in ("finalists", "drawn", "screened", "externals")),
+        [swept["real"], walked["mean"], walked["real"]],
+        walked["points"],
+    ):
+        for row in figures:
+            del row["diversity_texts"]
+    old = Page(reportpage.page(replace(found, sweep=swept, interpolation=walked)))
+    assert old.by_section["frontier"].count("(of 20 texts)") == 1  # theirs; real text is cut at the finalists' number
+    assert old.by_section["interpolation"].count("(of 6 texts)") == 1
+    new = Page(reportpage.page(found))
+    assert "(of " not in new.by_section["frontier"] + new.by_section["interpolation"]
+    assert "diversity is of 4 texts of each" in new.by_section["frontier"]
+
+
 def test_texts_are_the_first_by_seed_and_unedited(page, full, full_copy):
     rows = [json.loads(line) for line in (full / "samples.jsonl").read_text().splitlines()]
     frames = files.read_json(full / "trace" / "trace.json")["frames"]

@@ -1,6 +1,8 @@
 """What stderr shows of a task: a line that is drawn anew on a terminal, one every 30 seconds elsewhere."""
 
 import io
+import json
+import math
 
 import pytest
 from ldlm.cli import show
@@ -69,3 +71,12 @@ def test_a_task_that_a_refusal_ends_leaves_no_line(clock):
     with pytest.raises(InputError), show.Terminal(stream).task("encode", 10, "token"):
         raise InputError("no")
     assert stream.getvalue() == ""
+
+
+def test_a_result_is_one_line_of_strict_json():
+    result = {"name": "Brontë", "figures": [1.5, None, {"n": 3}]}
+    assert json.loads(show.json_line(result)) == result
+    assert "\n" not in show.json_line(result)
+    for value, said in ((math.nan, "figures.1.x is nan"), (-math.inf, "figures.1.x is -inf")):
+        with pytest.raises(InputError, match=f"can't be printed as JSON, for {said}"):
+            show.json_line({"figures": [1.0, {"x": value}]})

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from ldlm.stages import evaluate, sample, sweep
 
-from ldlm import files, plots
+from ldlm import files, metrics, plots, samples
 from ldlm.config import EvaluateConfig, SampleConfig, SweepConfig
 from ldlm.errors import InputError
 
@@ -72,8 +72,8 @@ def test_finalists_are_drawn_again_with_more_texts_which_are_kept(swept):
         assert len(list(files.read_jsonl(out / "texts" / f"{name}.jsonl"))) == 6
     assert found["real"]["num_texts"] == 6  # as many as are drawn, for diversity's sake
     (other,) = found["externals"]
-    assert other["num_texts"] == 20
-    assert other["diversity"] < found["real"]["diversity"]
+    assert (other["num_texts"], other["diversity_texts"]) == (20, 6)
+    assert other["diversity"] == found["real"]["diversity"]  # the first six of both are the same
     text = (out / "table.md").read_text()
     assert "other" in text
     assert "Real text" in text
@@ -124,6 +124,44 @@ def test_a_sweep_that_an_earlier_version_began_goes_on_where_its_grids_end(train
     ]
     assert figures[0] == figures[1]
     assert [row["solver"] for row in taken_up["finalists"]] == [row["solver"] for row in whole["finalists"]]
+
+
+def test_diversity_is_that_of_as_many_texts_as_the_smallest_set_has(trained, gpt2, corpus, tmp_path, notes):
+    real = tmp_path / "real.txt"
+    real.write_text("".join(corpus.read_text().splitlines(keepends=True)[:3]))
+    config = settings(gpt2, budgets=(2,), solvers=("ddim",), guidances=(1.0,))
+    found = sweep.run(config, trained, tmp_path / "out", reference=real, progress=notes).manifest
+    assert "diversity is that of 3 texts of each set, for the smallest has no more" in notes.lines
+    assert {row["diversity_texts"] for row in [*found["drawn"], found["real"]]} == {3}
+    assert {row["num_texts"] for row in found["drawn"]} == {6}
+    (row, *_) = found["drawn"]
+    name = f"ddim_time_w1_2_joint_{row['final']}_{row['temperature']:g}"
+    kept = samples.read(tmp_path / "out" / "texts" / f"{name}.jsonl")
+    assert row["diversity"] == metrics.diversity(kept.tokens[:3])
+    assert "diversity of 3 texts of each" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_a_scorer_of_fewer_positions_than_a_row_has_tokens_cuts_the_texts(trained, bigrams, tmp_path, notes):
+    config = settings(bigrams, budgets=(2,), solvers=("ddim",), guidances=(1.0,), finals=("mean",), boundaries="drop")
+    found = sweep.run(config, trained, tmp_path / "out", progress=notes).manifest
+    assert (found["max_tokens"], found["boundaries"], found["boundary_tokens"]) == (8, "drop", ["<|endoftext|>"])
+    (line,) = (line for line in notes.lines if line.startswith("texts are cut"))
+    assert line == f"texts are cut after 8 tokens, which is what the scorer {bigrams} takes, and not after 16"
+
+
+def test_what_an_earlier_version_has_screened_is_taken_up_where_it_means_the_same(
+    trained, gpt2, corpus, interrupted, tmp_path
+):
+    config, out = settings(gpt2, budgets=(2,), solvers=("ddim",), guidances=(1.0,)), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(config, trained, out, progress=interrupted(at=0))
+    (path,) = (out / "trajectories").iterdir()
+    rows = files.read_json(path)
+    for row in rows:
+        del row["diversity_texts"]
+        row["gen_ppl"] += 1  # so that it is known again
+    files.write_json(path, rows)
+    assert sweep.run(config, trained, out).manifest["screened"] == rows
 
 
 def row(solver: str, budget: int, gen_ppl: float, entropy: float, guidance: float = 1.0) -> dict:
