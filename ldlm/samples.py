@@ -111,3 +111,9 @@ def rows(texts: Sequence[str], tokens: Sequence[Sequence[int]], seeds: Sequence[
         {"text": text, "tokens": list(ids), "seed": int(seed)}
         for text, ids, seed in zip(texts, tokens, seeds, strict=True)
     ]
+
+
+def record(path: Path) -> Path:
+    """Where `ldlm sample` records how the texts of a file were made: beside the file, whatever link names it."""
+    there = files.target(path)
+    return there.with_name(there.name + ".meta.json")

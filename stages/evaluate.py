@@ -152,7 +152,7 @@ def measure(
 def _check_seeds(paths: Sequence[Path], sets: Sequence[Texts]) -> None:
     if len(paths) < 2:
         raise InputError("--seeds takes the spread over several files of one model, and there is one; give more")
-    records = [path.with_name(path.name + ".meta.json") for path in paths]
+    records = [samples.record(path) for path in paths]
     drawn = [found for record in records if record.is_file() and (found := _settings(record))]
     for settings in drawn[1:]:
         both = sorted(drawn[0].keys() & settings.keys())  # a record of another version may lack one

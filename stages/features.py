@@ -95,7 +95,9 @@ def texts(path: Location, rows: int, out: Path) -> Path:
         files.copy_tree(found.tokenizer_path, Path(folder))
         decoded = metrics.decode_tokens(load_tokenizer(folder), tokens)
     lines = files.dump_jsonl(samples.rows(decoded, tokens.tolist(), range(rows)))
-    if out.exists() and (out.is_dir() or out.read_bytes() != lines.encode()):
+    files.check_output(out, "real.jsonl")
+    # The beginning of it is what a kill leaves in a file that is a mount point, and can't be renamed to.
+    if out.exists() and not lines.encode().startswith(out.read_bytes()):
         raise InputError(f"{out} holds something else; choose another --output")
     files.write_atomic(out, lines)
     return out

@@ -155,7 +155,8 @@ def run(
         "reference": None if reference is None else files.sha256_file(reference),
         "externals": {one.name: [files.sha256_file(one.path), one.nfe, one.seconds] for one in externals},
     }
-    result = artifact.begin(out, "sweep", config, inputs, overwrite=overwrite)
+    reads = [run_path, *([] if reference is None else [reference]), *(one.path for one in externals)]
+    result = artifact.begin(out, "sweep", config, inputs, overwrite=overwrite, reads=reads)
     if result.complete:
         progress.note(f"{out} is complete; nothing to do")
         return result

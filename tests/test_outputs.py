@@ -1,0 +1,373 @@
+"""An output that is a symbolic link or a mount point stays one: it is emptied and refilled, and a kill at any moment
+leaves what the same command goes on from."""
+
+import errno
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ldlm import artifact, files
+from ldlm.artifact import begin, open_artifact
+from ldlm.config import TrainConfig
+from ldlm.errors import InputError
+
+OLD, NEW = TrainConfig(steps=5), TrainConfig(steps=5, seed=1)
+NUMBERED = ("replace", "rename", "unlink", "rmdir", "mkdir", "fsync", "truncate")
+
+
+class Killed(BaseException):
+    """In place of SIGKILL: after it nothing of the process touches the disk any more."""
+
+
+@contextmanager
+def killed_before(number):
+    """The process dies before so many calls of the system's that change something, counted from 1."""
+    passed, real = itertools.count(1), {name: getattr(os, name) for name in NUMBERED}
+
+    def armed(call):
+        def checked(*arguments, **options):
+            if next(passed) >= number:
+                raise Killed
+            return call(*arguments, **options)
+
+        return checked
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, call in real.items():
+            patch.setattr(os, name, armed(call))
+        yield
+
+
+def every_kill(prepare, work):
+    """Do `work` after `prepare`, killed before each of its calls in turn; yields after each kill, and at the end."""
+    for number in itertools.count(1):
+        prepare()
+        try:
+            with killed_before(number):
+                work()
+        except Killed:
+            yield number
+        else:
+            assert number > 3
+            return
+
+
+def tree(path):
+    return {p.relative_to(path).as_posix(): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+def fill(out):
+    """A finished artefact with what large ones have: folders, another artefact in it, links."""
+    made = begin(out, "run", OLD, {})
+    for name in ("checkpoints/step-00000005/manifest.json", "checkpoints/step-00000005/model.safetensors", "log"):
+        files.write_atomic(out / name, name)
+    begin(out / "decoders" / "a", "decoder", OLD, {}).finish()
+    (out / "elsewhere").symlink_to(out.parent)
+    return made.finish(step=5)
+
+
+def link(tmp_path, kind):
+    """(the output, where it really is)"""
+    real = tmp_path / "disk" / "deep"
+    if kind == "parent":
+        real.mkdir(parents=True)
+        (tmp_path / "here").symlink_to(real)
+        return tmp_path / "here" / "out", real / "out"
+    if kind == "chain":
+        (tmp_path / "middle").symlink_to(real)
+        real = tmp_path / "middle"
+    if kind != "dangling":
+        (tmp_path / "disk" / "deep").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(real)
+    return tmp_path / "out", tmp_path / "disk" / "deep"
+
+
+KINDS = ["link", "dangling", "chain", "parent"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_overwrite_refills_what_a_link_names_and_keeps_the_link(tmp_path, kind):
+    out, real = link(tmp_path, kind)
+    fill(out)
+    assert begin(out, "run", OLD, {}).complete
+    assert begin(out, "run", NEW, {}, overwrite=True).state == "new"
+    assert begin(out, "run", NEW, {}).state == "partial"
+    assert set(tree(real)) == {"artifact.json", "config.yaml"}
+    assert (out if kind != "parent" else out.parent).is_symlink()
+    assert {p.name for p in tmp_path.iterdir()} <= {"out", "disk", "middle", "here"}
+    assert [p.name for p in real.parent.iterdir()] == [real.name]
+    assert out.parent.exists()  # which a link in the output named
+
+
+def test_bad_input_found_later_leaves_a_link_and_an_empty_folder(tmp_path):
+    out, real = link(tmp_path, "dangling")
+    with pytest.raises(InputError), begin(out, "run", OLD, {}).or_nothing():
+        raise InputError("the file is empty")
+    assert out.is_symlink()
+    assert list(real.iterdir()) == []
+    assert begin(out, "run", NEW, {}).state == "new"
+
+
+def test_a_link_that_leads_back_to_itself_is_named(tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "out")
+    with pytest.raises((InputError, OSError), match=r"leads back to itself|symbolic links"):
+        begin(tmp_path / "out", "run", OLD, {})
+
+
+@pytest.mark.parametrize("kind", ["plain", "link"])
+def test_a_kill_at_any_moment_of_overwriting_leaves_what_the_same_command_goes_on_from(tmp_path, kind):
+    out, real = (tmp_path / "out",) * 2 if kind == "plain" else link(tmp_path, kind)
+    seen = set()
+
+    def prepare():
+        begin(out, "run", OLD, {}, overwrite=True)
+        shutil.rmtree(real / "decoders", ignore_errors=True)
+        fill(out)
+        seen.add(len(tree(real)))
+
+    for number in every_kill(prepare, lambda: begin(out, "run", NEW, {}, overwrite=True)):
+        inner = real / "decoders" / "a"
+        if (real / "manifest.json").exists():
+            assert len(tree(real)) == max(seen), number
+        with pytest.raises(InputError) if not (real / "manifest.json").exists() else files.writing(out):
+            open_artifact(out, "run")
+        if (inner / "manifest.json").exists():
+            assert (inner / "config.yaml").exists(), number
+        try:
+            assert begin(out, "run", NEW, {}).state in ("new", "partial")
+        except InputError as error:
+            assert "made with other settings" in str(error), number
+        assert begin(out, "run", NEW, {}, overwrite=True).state == "new"
+        assert set(tree(real)) == {"artifact.json", "config.yaml"}
+        assert sorted(p.name for p in tmp_path.iterdir()) == sorted({"out", "disk"} if kind == "link" else {"out"})
+
+
+def test_what_is_being_replaced_is_opened_by_nobody_and_replaced_by_anybody(tmp_path):
+    out = tmp_path / "out"
+    fill(out)
+    with pytest.raises(Killed), killed_before(8):
+        begin(out, "run", NEW, {}, overwrite=True)
+    assert json.loads((out / "artifact.json").read_text())["emptied"]
+    for complete in (True, False):
+        with pytest.raises(InputError, match="is not finished; run the same `ldlm train` command again"):
+            open_artifact(out, "run", complete=complete)
+    assert begin(out, "sweep", NEW, {}).state == "new"
+    assert set(tree(out)) == {"artifact.json", "config.yaml"}
+
+
+def test_a_fresh_file_systems_own_folder_is_nobodys_content(tmp_path):
+    (tmp_path / "lost+found").mkdir()
+    assert begin(tmp_path, "run", OLD, {}).state == "new"
+    assert begin(tmp_path, "run", NEW, {}, overwrite=True).state == "new"
+    assert (tmp_path / "lost+found").is_dir()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Mount points
+
+
+@pytest.fixture
+def mounted(monkeypatch):
+    """`mounted(path)`: from here on the path can neither be renamed, removed nor replaced, as the kernel has it."""
+    points = set()
+
+    def refusing(call):
+        def checked(*arguments, **options):
+            named = {os.path.abspath(one) for one in arguments if isinstance(one, str | os.PathLike)}
+            if named & points and not options.get("dir_fd"):
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+            return call(*arguments, **options)
+
+        return checked
+
+    for name in ("replace", "rename", "unlink", "rmdir"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+    return lambda path: points.add(os.path.abspath(path))
+
+
+def test_overwrite_refills_a_mount_point_and_one_below_it(tmp_path, mounted):
+    out = tmp_path / "out"
+    out.mkdir()
+    mounted(out)
+    fill(out)
+    mounted(out / "checkpoints")
+    assert begin(out, "run", NEW, {}, overwrite=True).state == "new"
+    assert set(tree(out)) == {"artifact.json", "config.yaml"}
+    with pytest.raises(InputError), begin(out, "run", NEW, {}, overwrite=True).or_nothing():
+        raise InputError("the file is empty")
+    assert begin(out, "run", OLD, {}).state == "new"
+
+
+@pytest.mark.parametrize("name", ["file", "link", "mount"])
+def test_a_file_is_written_where_its_name_leads(tmp_path, mounted, name):
+    out = real = tmp_path / "out.txt"
+    if name == "link":
+        real = tmp_path / "disk" / "real.txt"
+        out.symlink_to(real)
+    if name == "mount":
+        out.touch()
+        mounted(out)
+    for content in ("long, as it is at first", "short"):
+        files.write_atomic(out, content)
+        assert (out.read_text(), real.read_text()) == (content, content)
+        with files.replacing(out) as temporary:
+            temporary.write_text(content[::-1])
+        assert out.read_text() == content[::-1]
+    assert out.is_symlink() == (name == "link")
+    assert {p.name for p in real.parent.iterdir()} == {real.name}
+
+
+REAL = """
+    import subprocess, sys, json
+    from pathlib import Path
+    from ldlm.cli import main
+    from ldlm.stages import sample
+
+    here, run, store = map(Path, sys.argv[1:])
+
+    def ldlm(*arguments):
+        try:
+            main([str(one) for one in arguments])
+        except SystemExit as ended:
+            return ended.code or 0
+
+    def mount(*arguments):
+        subprocess.run(["mount", *map(str, arguments)], check=True)
+
+    model, text, real = here / "model", here / "texts.jsonl", here / "real.jsonl"
+    model.mkdir()
+    mount("-t", "tmpfs", "none", model)
+    export = ("export", "--run", run, "--output", model)
+    assert ldlm(*export) == 0
+    assert ldlm(*export, "--set", "sampler.steps=7") == 1
+    assert ldlm(*export, "--set", "sampler.steps=7", "--overwrite") == 0
+    assert model.is_mount() and json.loads((model / "config.json").read_text())["sampler"]["steps"] == 7
+
+    for path in (text, real):
+        path.touch()
+        (here / "disk").mkdir(exist_ok=True)
+        (here / "disk" / path.name).touch()
+        mount("--bind", here / "disk" / path.name, path)
+    draw = ("sample", "--run", model, "--steps", 2, "--device", "cpu", "--output", text)
+    lines = lambda: text.read_text().count("\\n")
+    assert ldlm(*draw, "--num-samples", 3) == 0 and lines() == 3
+    assert ldlm(*draw, "--num-samples", 5) == 0 and lines() == 5
+    assert ldlm(*draw, "--num-samples", 2) == 1 and lines() == 5
+    assert ldlm(*draw, "--num-samples", 2, "--overwrite") == 0 and lines() == 2
+    assert ldlm("features", "texts", store, "--rows", 4, "--output", real) == 0
+    assert real.read_text().count("\\n") == 4
+    assert {p.name for p in here.iterdir()} == {"disk", "model", "texts.jsonl", "texts.jsonl.meta.json", "real.jsonl"}
+    print("done")
+"""
+
+
+def _may_mount():
+    found = shutil.which("unshare")
+    if found is None:
+        return False
+    return not subprocess.run([found, "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode
+
+
+@pytest.mark.skipif(not _may_mount(), reason="needs unshare, and a kernel that lets users mount; simulated above")
+def test_commands_write_to_real_mounts(trained, store, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(REAL))
+    (tmp_path / "here").mkdir()
+    command = ["unshare", "-rm", sys.executable, str(script), str(tmp_path / "here"), str(trained), str(store)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("done\n")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Every command
+
+
+@pytest.fixture(scope="module")
+def commands(corpus, gpt2, store, trained, tiny_yaml):
+    """By name: arguments without the output, and what changes the settings."""
+    few, scorer = ("--device", "cpu"), ("--scorer", gpt2)
+    return {
+        "pretrain-encoder": (
+            ["--data", corpus, "--layers", 1, "--width", 8, "--heads", 1, "--vocab-size", 300, "--positions", 16,
+             "--steps", 1, "--batch-size", 2, *few],
+            ["--seed", 1],
+        ),
+        "extract-features": (["--data", corpus, "--encoder", gpt2, "--seq-len", 16, *few], ["--seq-len", 12]),
+        "train": (["--features", store, "--config", tiny_yaml, "--steps", 1], ["--seed", 1]),
+        "export": (["--run", trained], ["--set", "sampler.steps=7"]),
+        "sweep": (
+            ["--run", trained, *scorer, "--budgets", 2, "--solvers", "ddim", "--grids", "time", "--guidances", 1,
+             "--screen-texts", 2, "--texts", 2, *few],
+            ["--seed", 1],
+        ),
+        "interpolate": (["--run", trained, "--features", store, "--pairs", 2, *scorer, *few], ["--seed", 1]),
+        "sample": (["--run", trained, "--num-samples", 2, "--steps", 2, *few], ["--seed", 1]),
+        "sample --trace": (["--run", trained, "--steps", 2, *few], ["--seed", 1]),
+    }  # fmt: skip
+
+
+NAMES = (
+    "pretrain-encoder", "extract-features", "train", "export", "sweep", "interpolate", "sample", "sample --trace",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_refills_what_a_link_names(commands, succeed, refuse, tmp_path, name):
+    arguments, change = commands[name]
+    command, flag = name.split()[0], "--trace" if "--trace" in name else "--output"
+    out, real = tmp_path / "out", tmp_path / "disk" / "real"
+    out.symlink_to(real)
+    succeed(command, *arguments, flag, out)
+    first = tree(real) if real.is_dir() else real.read_bytes()
+    assert "add --overwrite" in refuse(command, *arguments, *change, flag, out)
+    succeed(command, *arguments, *change, "--overwrite", flag, out)
+    assert first != (tree(real) if real.is_dir() else real.read_bytes())
+    again = succeed(command, *arguments, *change, flag, out)
+    assert again["output"] == str(out)
+    assert out.is_symlink()
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "disk"}
+    assert {p.name.removesuffix(".meta.json") for p in real.parent.iterdir()} == {"real"}
+
+
+def test_a_decoder_a_report_pictures_and_held_out_texts_go_where_links_lead(store, run_copy, succeed, tmp_path):
+    disk = tmp_path / "disk"
+    links = {
+        run_copy / "decoders" / "layers-0": disk / "decoder", run_copy / "report.html": disk / "page.html",
+        run_copy / "plots": disk / "plots", tmp_path / "real.jsonl": disk / "held-out" / "real.jsonl",
+    }  # fmt: skip
+    shutil.rmtree(run_copy / "plots", ignore_errors=True)
+    for name, real in links.items():
+        name.parent.mkdir(exist_ok=True)
+        name.symlink_to(real)
+    finetune = ("finetune-decoder", "--run", run_copy, "--features", store, "--layers", 0, "--device", "cpu")
+    succeed(*finetune, "--steps", 1)
+    succeed(*finetune, "--steps", 1, "--seed", 1, "--overwrite")
+    for _ in range(2):
+        succeed("report", run_copy)
+        succeed("plot", run_copy)
+        succeed("features", "texts", store, "--rows", 3, "--output", tmp_path / "real.jsonl")
+    for name, real in links.items():
+        assert name.is_symlink() and real.exists()
+    assert artifact.open_artifact(disk / "decoder", "decoder").config["seed"] == 1
+
+
+@pytest.mark.parametrize("name", ["a folder", "/dev/null"])
+def test_what_is_no_file_is_not_written_to(trained, store, refuse, tmp_path, name):
+    out = tmp_path if name == "a folder" else Path(name)
+    commands = (
+        ("sample", "--run", trained, "--num-samples", 1, "--steps", 1),
+        ("report", trained),
+        ("features", "texts", store, "--rows", 1),
+    )
+    for command in commands:
+        line = refuse(*command, "--output", out)
+        assert f"{out} is {'a folder' if name == 'a folder' else 'no file but a device or a pipe'}" in line
