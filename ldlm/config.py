@@ -356,7 +356,7 @@ class SampleConfig:
 
     num_samples: int = setting(64, "texts to draw; text i has seed 1,000,000 SEED + i", low=1, high=TEXTS_PER_SEED)
     sampler: SamplerConfig = setting(SamplerConfig(), "the reverse process", flags=True)
-    decoder: str | None = setting(None, "fine-tuned decoder to use; none means the newest, 'joint' D_h and D_w")
+    decoder: str | None = setting(None, "decoder to use; none means the best on held-out rows, 'joint' D_h and D_w")
     checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
     batch_size: int | None = setting(
         None, "texts per batch, which does not change them, or auto", low=1, identity=False, none="auto"
@@ -386,7 +386,7 @@ class SweepConfig:
     finals: tuple[Final, ...] = setting(typing.get_args(Final), "what is decoded: the last mean, the last ẑ_0")
     temperatures: tuple[float, ...] = setting((0.0, 1.0), "temperatures of the decoder", low=0)
     decoders: tuple[str, ...] = setting(
-        (), "decoders to compare (Table 5); none given means the newest", metavar="NAME"
+        (), "decoders to compare (Table 5); none given means the default one", metavar="NAME"
     )
     checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
     screen_texts: int = setting(100, "texts for each combination", low=2, high=TEXTS_PER_SEED)
@@ -425,7 +425,7 @@ class InterpolateConfig:
         "linear", "the straight way, as in the paper, or each latent vector along its great circle"
     )
     scorer: str = setting("gpt2-large", "causal model that scores the decoded texts")
-    decoder: str | None = setting(None, "fine-tuned decoder to use; none means the newest, 'joint' D_h and D_w")
+    decoder: str | None = setting(None, "decoder to use; none means the best on held-out rows, 'joint' D_h and D_w")
     checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
     batch_size: int = setting(64, "texts per batch", low=1, identity=False)
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)

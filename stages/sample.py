@@ -46,8 +46,6 @@ def run(
     files.check_output(out, "samples.jsonl")
     model = _open(config, run_path, runtime.device(config.device))
     generator = model.generator(config.decoder, Compute.of(config.compute, model.device))
-    if isinstance(model, TrainedRun):
-        model.remark_on_decoder(config.decoder, progress)
     provenance = _provenance(config, run_path, generator, model.origin)
     place = Place(files.target(out))
     if overwrite:
@@ -58,6 +56,8 @@ def run(
         progress.note(f"{out} is complete; nothing to do")
         return files.read_json(place.record)
 
+    if isinstance(model, TrainedRun):
+        model.remark_on_decoder(config.decoder, progress)
     done = place.begin(provenance)
     started = time.perf_counter()
     tokenizer = model.tokenizer
@@ -141,8 +141,10 @@ class Place:
         if not self.texts:
             files.write_json(self.record, provenance)
         elif _lines(self.partial) < self.texts:
-            with files.replacing(self.partial) as temporary:
-                shutil.copyfile(self.path, temporary)
+            copy = self.partial.with_name(self.partial.name + ".tmp")
+            with files.writing(copy):
+                shutil.copyfile(self.path, copy)
+            copy.replace(self.partial)
         if self.partial.exists():  # what a kill cut off goes
             data = self.partial.read_bytes()
             files.write_atomic(self.partial, data[: data.rfind(b"\n") + 1])

@@ -142,8 +142,6 @@ def run(
     others = {one: samples.read(one.path) for one in externals}
     device = runtime.device(config.device)
     run = TrainedRun(run_path, device, config.checkpoint)
-    if not config.decoders:
-        run.remark_on_decoder(None, progress)
     compute = Compute.of(config.compute, device)
     generators = {g.decoder.name: g for g in (run.generator(name, compute) for name in config.decoders or (None,))}
     scorer = Scorer(config.scorer, device)
@@ -161,6 +159,8 @@ def run(
         progress.note(f"{out} is complete; nothing to do")
         return result
 
+    if not config.decoders:
+        run.remark_on_decoder(None, progress)
     sweep = Sweep(config, out, run, generators, scorer)
     with progress.task("screen", config.screen_texts * sum(one.budget for one in found), "evaluation") as task:
         screened = [row for one in found for row in sweep.figures(one, config.screen_texts, task)]

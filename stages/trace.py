@@ -29,7 +29,6 @@ def run(
 ) -> Artifact:
     """Write `trace.html`, `trace.gif` and `trace.json` to `out`: the text number `trace_text` of `ldlm sample`."""
     run = TrainedRun(run_path, runtime.device(config.device), config.checkpoint)
-    run.remark_on_decoder(config.decoder, progress)
     generator = run.generator(config.decoder, Compute.of(config.compute, run.device))
     result = artifact.begin(
         out,
@@ -44,6 +43,7 @@ def run(
         progress.note(f"{out} is complete; nothing to do")
         return result
 
+    run.remark_on_decoder(config.decoder, progress)
     seed = int(text_seeds(config.seed, config.trace_text, config.trace_text + 1))
     frames = trace.record(generator, run.tokenizer, config.sampler, seed, config.trace_frames, config.trace_times)
     about = _about(config, run, generator.decoder.name, seed)

@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from ldlm.stages import sample
 
-from ldlm import artifact, files
+from ldlm import artifact, files, samples
 from ldlm.artifact import begin, open_artifact
-from ldlm.config import TrainConfig
+from ldlm.config import SampleConfig, SamplerConfig, TrainConfig
 from ldlm.errors import InputError
+from ldlm.progress import SILENT
 
 OLD, NEW = TrainConfig(steps=5), TrainConfig(steps=5, seed=1)
 NUMBERED = ("replace", "rename", "unlink", "rmdir", "mkdir", "fsync", "truncate")
@@ -371,3 +373,97 @@ def test_what_is_no_file_is_not_written_to(trained, store, refuse, tmp_path, nam
     for command in commands:
         line = refuse(*command, "--output", out)
         assert f"{out} is {'a folder' if name == 'a folder' else 'no file but a device or a pipe'}" in line
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# More texts (SPEC 13.3)
+
+
+@pytest.fixture(scope="module")
+def draw(trained):
+    """`draw(out, 5)`: so many texts of one run."""
+    sampler = SamplerConfig(steps=2)
+
+    def call(out, count, progress=SILENT, **settings):
+        options = {"overwrite": settings.pop("overwrite", False), "progress": progress}
+        config = SampleConfig(num_samples=count, sampler=sampler, device="cpu", batch_size=2, **settings)
+        return sample.run(config, trained, out, **options)
+
+    return call
+
+
+def recorded(out):
+    return json.loads(samples.record(out).read_text())["config"]["num_samples"]
+
+
+def test_a_finished_file_goes_on_to_more_texts_and_not_to_fewer(draw, tmp_path, notes):
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "s.jsonl"
+    draw(whole, 7)
+    for count, made in ((3, 3), (7, 4), (7, 0)):
+        assert draw(out, count, notes).get("texts_made", 0) == made
+        assert recorded(out) == count
+    assert notes.lines == [f"{out} is complete; nothing to do"]
+    assert out.read_bytes() == whole.read_bytes()
+    with pytest.raises(InputError, match=r"holds 7 texts of these settings already, and --num-samples 5 asks"):
+        draw(out, 5)
+    with pytest.raises(InputError, match=r"made otherwise \(config.seed: 0 -> 1\)"):
+        draw(out, 9, seed=1)
+    assert out.read_bytes() == whole.read_bytes()
+    assert draw(out, 5, overwrite=True)["texts_made"] == 5
+    assert out.read_bytes() == b"".join(whole.read_bytes().splitlines(keepends=True)[:5])
+
+
+def test_the_finished_file_stays_whole_until_the_longer_one_is_wherever_it_is_killed(draw, tmp_path):
+    whole, short, out = (tmp_path / name / "s.jsonl" for name in ("whole", "short", "out"))
+    draw(whole, 7)
+    draw(short, 3)
+
+    def prepare():
+        shutil.rmtree(out.parent, ignore_errors=True)
+        shutil.copytree(short.parent, out.parent)
+
+    for number in every_kill(prepare, lambda: draw(out, 7)):
+        assert out.read_bytes() in (short.read_bytes(), whole.read_bytes()), number
+        if out.read_bytes() == short.read_bytes():
+            draw(out, 3)  # which is what it is
+            assert (out.read_bytes(), recorded(out)) == (short.read_bytes(), 3)
+        draw(out, 7)
+        assert (out.read_bytes(), recorded(out)) == (whole.read_bytes(), 7), number
+        left = {path.name for path in out.parent.iterdir() if not files.is_temporary(path)}
+        assert left == {"s.jsonl", "s.jsonl.meta.json"}, number
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_texts_that_are_drawn_when_it_is_stopped_are_not_drawn_again(draw, tmp_path, interrupted, at):
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "s.jsonl"
+    draw(whole, 8)
+    draw(out, 3)
+    with pytest.raises(KeyboardInterrupt):
+        draw(out, 8, interrupted(at=at))
+    with pytest.raises(InputError, match=rf"{5 + 2 * at} texts for .* are drawn already, and --num-samples 4 asks for"):
+        draw(out, 4)
+    assert draw(out, 8)["texts_made"] == 8 - (5 + 2 * at)
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_a_file_that_is_a_mount_point_is_filled_again_after_a_kill_in_the_middle(draw, tmp_path, mounted, monkeypatch):
+    whole, out = tmp_path / "whole" / "s.jsonl", tmp_path / "out" / "s.jsonl"
+    draw(whole, 7)
+    out.parent.mkdir()
+    out.touch()
+    mounted(out)
+    real = shutil.copyfile
+
+    def cut(source, target, **options):
+        if Path(target) != out:
+            return real(source, target, **options)
+        Path(target).write_bytes(Path(source).read_bytes()[:-20])
+        raise Killed
+
+    for count in (4, 7):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(shutil, "copyfile", cut)
+            draw(out, count)
+        assert draw(out, count)["texts_made"] == 0
+        assert out.read_bytes() == b"".join(whole.read_bytes().splitlines(keepends=True)[:count])
+    assert {path.name for path in out.parent.iterdir()} == {"s.jsonl", "s.jsonl.meta.json"}
