@@ -655,6 +655,8 @@ def _parse(hint: Any, value: Any, key: str, metadata: Mapping[str, Any]) -> Any:
         return _parse(inner, value, key, metadata)
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
+        if value is None or isinstance(value, bool):  # as YAML reads null, and on, off, yes and no
+            value = next((word for word in _WORDS[value] if word in choices), value)
         if value not in choices:
             raise InputError(f"{key} is one of {', '.join(choices)}, not {value!r}")
         return value
@@ -669,15 +671,15 @@ def _parse(hint: Any, value: Any, key: str, metadata: Mapping[str, Any]) -> Any:
 def _scalar(hint: type, value: Any, key: str) -> Any:
     wrong = InputError(f"{key} takes {_NAMES[hint]}, not {value!r}")
     if hint is bool:
-        flags = {"true": True, "yes": True, "false": False, "no": False}
-        if isinstance(value, str) and value.lower() in flags:
-            return flags[value.lower()]
+        flag = next((flag for flag, words in _WORDS.items() if str(value).lower() in words), None)
+        if isinstance(value, str) and flag is not None:
+            return flag
         if not isinstance(value, bool):
             raise wrong
         return value
     if hint is str:
         if not isinstance(value, str):
-            raise wrong
+            raise InputError(f"{key} takes {_NAMES[hint]}, not {value!r}; in a YAML file, put it in quotes")
         return value
     # YAML reads 3e-4 as a string, and --set gives strings: numbers are parsed to the field's type here.
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
@@ -698,6 +700,9 @@ def _scalar(hint: type, value: Any, key: str) -> Any:
     return whole
 
 
+_WORDS: dict[bool | None, tuple[str, ...]] = {
+    True: ("on", "yes", "true"), False: ("off", "no", "false"), None: ("none",)
+}  # fmt: skip
 _NAMES = {bool: "true or false", str: "a string", int: "a whole number", float: "a number"}
 
 

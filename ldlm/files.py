@@ -250,6 +250,15 @@ def read_yaml(path: Location) -> dict[str, Any]:
     return value or {}
 
 
+def amount(count: float) -> str:
+    """Bytes in the binary unit that says most: 512 B, 3.4 MiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
 def size(path: Location) -> int | None:
     """Bytes of a file; None when there is none."""
     try:

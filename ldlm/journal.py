@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -192,7 +192,8 @@ class Journal:
         try:
             yield
         except Exception as error:
-            self.status("failed", state, reason=f"{type(error).__name__}: {error}")
+            with suppress(OSError):  # a full disk is why it failed, perhaps
+                self.status("failed", state, reason=f"{type(error).__name__}: {error}")
             raise
 
     def awaited(self, stream: Stream, stop: Stop) -> Batch | None:
