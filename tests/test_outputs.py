@@ -5,6 +5,7 @@ import errno
 import itertools
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -467,3 +468,41 @@ def test_a_file_that_is_a_mount_point_is_filled_again_after_a_kill_in_the_middle
         assert draw(out, count)["texts_made"] == 0
         assert out.read_bytes() == b"".join(whole.read_bytes().splitlines(keepends=True)[:count])
     assert {path.name for path in out.parent.iterdir()} == {"s.jsonl", "s.jsonl.meta.json"}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A full disk
+
+
+@contextmanager
+def room(most):
+    """No file can have more bytes: the system refuses what goes beyond, as it does on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+LIMITS = 3  # of each command, spread over the sizes of its files
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_full_disk_is_said_in_one_line_and_the_same_command_goes_on(commands, succeed, ldlm, tmp_path, name):
+    arguments, _ = commands[name]
+    command, flag = name.split()[0], "--trace" if "--trace" in name else "--output"
+    succeed(command, *arguments, flag, tmp_path / "whole" / "out")
+    # TensorBoard's file and the plots of a finished run stop no training.
+    paths = (path for path in (tmp_path / "whole").rglob("*") if path.parent.name not in ("tensorboard", "plots"))
+    sizes = sorted({path.stat().st_size for path in paths if path.is_file()})
+    for number, size in enumerate({sizes[(len(sizes) - 1) * part // LIMITS] for part in range(1, LIMITS + 1)}):
+        out = tmp_path / f"{number}" / "out"
+        with room(size - 1):
+            result = ldlm(command, *arguments, flag, out)
+        assert (result.exit_code, type(result.exception)) == (1, SystemExit), repr(result.exception)
+        line = result.stderr.splitlines()[-1]
+        assert line.startswith("Error: /"), line  # which file
+        assert line.endswith("File too large; make room and run the same command again"), line
+        assert succeed(command, *arguments, flag, out)["output"] == str(out)
+        assert not list(tmp_path.rglob(".*.tmp"))
