@@ -38,7 +38,7 @@ def command(options: Options, run: str | None, output: str | None) -> None:
             {
                 "model": result["output"],
                 "checkpoint": f"step {result['step']:,}",
-                "decoders": ", ".join(result["decoders"]),
+                "decoders": ", ".join([f"{result['decoders'][0]} (default)", *result["decoders"][1:]]),
             }
         ),
     )

@@ -6,6 +6,7 @@ import click
 from ldlm.cli import show
 from ldlm.cli.options import Command, Options, path_option, require_place, stage_options
 
+from ldlm import files
 from ldlm.config import ExtractConfig
 from ldlm.location import locate
 
@@ -45,7 +46,7 @@ def _table(result: dict) -> str:
             "rows": " + ".join(f"{count:,} {split}" for split, count in result["rows"].items() if count),
             "tokens": result["tokens"],
             "states": f"{result['shapes']['seq_len']} x {result['shapes']['hidden_dim']}, {result['codec']}",
-            "size": show.size(result["bytes"]),
+            "size": files.amount(result["bytes"]),
             "largest std": f"{largest:.3g} (without position 0: {without:.3g})",
         }
     )

@@ -32,7 +32,7 @@ def _store(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _show(result: Any, as_json: bool, text: Callable[[], str]) -> None:
-    click.echo(show.json_line(result) if as_json else text())
+    show.say(show.json_line(result) if as_json else text())
 
 
 @command.command(short_help="sizes, codec and its error, encoder, statistics")

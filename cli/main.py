@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
-from typing import Any
+from typing import Any, NoReturn
 
 import click
+from ldlm.cli import show
 
 import ldlm
 from ldlm import memory, waiting
@@ -32,12 +33,16 @@ TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h: schedulers take it as "run 
 # Not for us to check beforehand, and no bug either: no room, no permission, a file where a folder should be.
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 THE_SYSTEMS_REFUSALS = NO_ROOM | {
-    errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG
+    errno.EROFS, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG
 }  # fmt: skip
 
 
 class Commands(click.Group):
     """Commands in the order of the pipeline; what the user can put right becomes one line and exit status 1."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        show.open_streams()
+        return super().main(*arguments, **options)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -46,19 +51,24 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except (InputError, StorageError) as error:
-            raise click.ClickException(str(error)) from None
+            leave(ctx, f"Error: {error}", 1)
         except Stopped as stopped:
-            click.echo(f"{stopped}; the same command goes on from there", err=True)
-            ctx.exit(TEMPORARY_FAILURE)
+            leave(ctx, f"{stopped}; the same command goes on from there", TEMPORARY_FAILURE)
         except KeyboardInterrupt:
-            click.echo("\ninterrupted; the same command, without --overwrite, goes on from what is kept", err=True)
-            ctx.exit(INTERRUPTED)
+            line = "\ninterrupted; the same command, without --overwrite, goes on from what is kept"
+            leave(ctx, line, INTERRUPTED)
         except OSError as error:
             if error.errno not in THE_SYSTEMS_REFUSALS:
                 raise
             where = "" if error.filename is None else f"{error.filename}: "
             room = "; make room and run the same command again" if error.errno in NO_ROOM else ""
-            raise click.ClickException(f"{where}{error.strerror}{room}") from None
+            leave(ctx, f"Error: {where}{error.strerror}{room}", 1)
+
+
+def leave(ctx: click.Context, line: str, status: int) -> NoReturn:
+    """End the command with a last line, whether anybody reads it or not."""
+    show.Terminal().write(f"{line}\n")
+    ctx.exit(status)
 
 
 @click.group(

@@ -200,7 +200,7 @@ class Options:
         data = configs.merge(data, configs.assignments(self.sets), self._given())
         built: Any = configs.from_dict(self.cls, data)
         if self.dump_config:
-            click.echo(files.dump_yaml(configs.to_dict(built)), nl=False)
+            show.say(files.dump_yaml(configs.to_dict(built)).removesuffix("\n"))
             click.get_current_context().exit()
         return built
 
@@ -217,7 +217,7 @@ class Options:
 
     def show(self, result: Any, table: Callable[[], str]) -> None:
         """The result on stdout: as JSON when asked, else as the text that `table` makes."""
-        click.echo(show.json_line(result) if self.as_json else table())
+        show.say(show.json_line(result) if self.as_json else table())
 
     def show_plan(self, plan: Mapping[str, Any]) -> None:
         """The result of a dry run."""

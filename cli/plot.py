@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import click
+from ldlm.cli import show
 from ldlm.cli.options import path_option
 
 from ldlm.errors import InputError
@@ -28,4 +29,4 @@ def command(runs: tuple[str, ...], output: str | None, as_json: bool) -> None:
     from ldlm.stages import plot as stage
 
     drawn = [str(path) for path in stage.run([Path(run) for run in runs], None if output is None else Path(output))]
-    click.echo(json.dumps({"drawn": drawn}) if as_json else "\n".join(drawn))
+    show.say(json.dumps({"drawn": drawn}) if as_json else "\n".join(drawn))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import click
+from ldlm.cli import show
 from ldlm.cli.options import path_option
 
 
@@ -27,4 +28,4 @@ def command(run: str, output: str | None, as_json: bool) -> None:
     from ldlm.stages import report as stage
 
     written = str(stage.run(Path(run), None if output is None else Path(output)))
-    click.echo(json.dumps({"output": written}) if as_json else written)
+    show.say(json.dumps({"output": written}) if as_json else written)

@@ -2,19 +2,69 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, TextIO
 
+import click
+
+from ldlm import files
 from ldlm.errors import InputError
 from ldlm.progress import Progress, Task
 
 PLAIN_EVERY = 30.0  # seconds between lines where there is no terminal
 DRAW_EVERY = 0.1
+COLUMNS = 80  # of a terminal that doesn't say
+CLEAR = "\r\x1b[2K"  # the line that the cursor is in
+
+
+def say(text: str) -> None:
+    """Print a result. One that nobody reads any more, as of `| head -1`, is no error: the work is done."""
+    try:
+        click.echo(text)
+    except OSError as error:
+        _let_go(sys.stdout)
+        if error.errno != errno.EPIPE:
+            raise
+
+
+def _let_go(stream: TextIO) -> None:
+    """What is written to a stream that can't be written to goes nowhere, and fails no more, at exit neither."""
+    with suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def open_streams() -> None:
+    """Give a process that was started without stdin, stdout or stderr (`2>&-`) ones that go nowhere.
+
+    Else the first files that it opens would have their numbers, and be written to by whoever reports something.
+    """
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(opened, True)
+    os.close(opened)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+
+
+def fit(line: str, columns: int) -> str:
+    """As much of a line as has room in so many columns of a terminal."""
+    used = 0
+    for place, char in enumerate(line):
+        used += 0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
+        if used > columns:
+            return line[:place]
+    return line
 
 
 def json_line(result: Any) -> str:
@@ -54,7 +104,7 @@ def pairs(values: Mapping[str, Any], indent: int = 0) -> str:
         if isinstance(entry, Mapping):
             lines += [" " * indent + name, pairs(entry, indent + 2)]
         elif "bytes" in name and isinstance(entry, int):
-            lines.append(f"{' ' * indent}{name.ljust(width)}  {entry:,} ({size(entry)})")
+            lines.append(f"{' ' * indent}{name.ljust(width)}  {entry:,} ({files.amount(entry)})")
         else:
             lines.append(f"{' ' * indent}{name.ljust(width)}  {value(entry)}")
     return "\n".join(lines)
@@ -77,15 +127,6 @@ def value(entry: Any) -> str:
     return str(entry)
 
 
-def size(count: float) -> str:
-    """Bytes in binary units."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
 def duration(seconds: float) -> str:
     """1:02:03 or 2:03."""
     whole = round(seconds)
@@ -94,35 +135,61 @@ def duration(seconds: float) -> str:
 
 
 class Terminal(Progress):
-    """A line that redraws itself on a terminal; elsewhere a plain line every 30 seconds. Always on stderr."""
+    """A line that redraws itself on a terminal; elsewhere a plain line every 30 seconds. Always on stderr.
+
+    What it can't write is left out: whoever closes stderr still has the work done.
+    """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
+        self.live = self.stream.isatty()
 
     def task(self, name: str, total: int, unit: str, done: int = 0) -> Task:
-        return TerminalTask(self.stream, name, total, unit, done)
+        return TerminalTask(self, name, total, unit, done)
 
     def note(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        self.write(f"{CLEAR if self.live else ''}{text}\n")
+
+    def draw(self, line: str, ending: str = "") -> None:
+        """Replace the line on a terminal by what it has room for, the ending in any case; elsewhere print it."""
+        if self.live:
+            # A line as wide as the terminal would take two on some.
+            self.write(CLEAR + fit(line, self._columns() - 1 - len(ending)) + ending)
+        else:
+            self.write(f"{line}{ending}\n")
+
+    def _columns(self) -> int:
+        """As they are now, for the user may have resized it."""
+        try:
+            return os.get_terminal_size(self.stream.fileno()).columns or COLUMNS
+        except (OSError, ValueError):
+            return COLUMNS
+
+    def write(self, text: str) -> None:
+        """Print it now."""
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except OSError:
+            _let_go(self.stream)
 
 
 class TerminalTask(Task):
     """One task's line: share, rate, remaining time, figures. `total` 0 means unknown."""
 
-    def __init__(self, stream: TextIO, name: str, total: int, unit: str, done: int) -> None:
-        self.stream, self.name, self.total, self.unit = stream, name, total, unit
+    def __init__(self, terminal: Terminal, name: str, total: int, unit: str, done: int) -> None:
+        self.terminal, self.name, self.total, self.unit = terminal, name, total, unit
         self.first = self.done = done
         self.figures: dict[str, float | str] = {}
-        self.live = stream.isatty()
         self.started = self.drawn = time.monotonic()
 
     def advance(self, count: int, **figures: float | str) -> None:
         self.done += count
         self.figures.update(figures)
         now = time.monotonic()
-        if now - self.drawn >= (DRAW_EVERY if self.live else PLAIN_EVERY):
+        if now - self.drawn >= (DRAW_EVERY if self.terminal.live else PLAIN_EVERY):
             self.drawn = now
-            self._draw(self._line(now))
+            self.terminal.draw(self._line(now))
 
     def _line(self, now: float) -> str:
         rate = (self.done - self.first) / max(now - self.started, 1e-9)
@@ -133,18 +200,15 @@ class TerminalTask(Task):
         parts += [f"{name} {value(figure)}" for name, figure in self.figures.items()]
         return "  ".join(parts)
 
-    def _draw(self, line: str) -> None:
-        self.stream.write(f"\r\x1b[2K{line}" if self.live else f"{line}\n")
-        self.stream.flush()
-
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None and issubclass(kind, InputError):  # its one line says it all
-            if self.live:
-                self._draw("")
+            if self.terminal.live:
+                self.terminal.draw("")
             return
         now = time.monotonic()
-        self._draw(f"{self._line(now)}  {'in' if kind is None else 'stopped after'} {duration(now - self.started)}")
-        if self.live:
-            self.stream.write("\n")
+        how = "in" if kind is None else "stopped after"
+        self.terminal.draw(self._line(now), f"  {how} {duration(now - self.started)}")
+        if self.terminal.live:
+            self.terminal.write("\n")

@@ -68,7 +68,11 @@ def _table(result: dict) -> str:
     rows = [tuple(row[key] for key in keys) for row in result["finalists"]]
     if result["real"] is not None:
         rows.append(("real text", *[""] * 5, *(result["real"][key] for key in keys[6:9]), ""))
-    foot = f"{result['texts']:,} texts each, scorer {result['scorer']}; all of it in {result['output']}/table.md"
+    decoders = " and ".join(dict.fromkeys(row["decoder"] for row in result["finalists"]))
+    foot = (
+        f"{result['texts']:,} texts each, decoder {decoders}, scorer {result['scorer']}; all of it in "
+        f"{result['output']}/table.md"
+    )
     if (number := result.get("diversity_texts", result["texts"])) < result["texts"]:
         foot = f"diversity of the first {number:,} of each, which is what the smallest set has; {foot}"
     return show.table(head, rows) + "\n\n" + verdict(result) + "\n" + foot

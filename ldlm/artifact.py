@@ -7,16 +7,16 @@
 
 Stages meet only through complete artefacts. `begin` implements the rule that every stage follows on its output
 (SPEC 12.1): same configuration and incomplete, resume; same and complete, nothing to do; anything else, refuse unless
-told to overwrite.
+told to overwrite. An output may be a symbolic link to a folder or a mount point: it stays, and is emptied and refilled.
 """
 
 from __future__ import annotations
 
+import os
 import platform
-import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -28,9 +28,10 @@ from ldlm import config as configs
 from ldlm import files
 from ldlm.claims import among, entry, sole
 from ldlm.errors import InputError
-from ldlm.location import Location, ObjectPath
+from ldlm.location import Location
 
 SCHEMA = 2  # of 1, `detokenizer: lm1b` meant what is `lm1b-clean` now
+COMPLETE = ("manifest.json", "config.json")  # what is written last, and makes a folder whole to its readers
 
 MADE_BY = {
     "encoder": "ldlm pretrain-encoder",
@@ -89,7 +90,7 @@ class Artifact:
             yield
         except InputError:
             if self.state == "new" and not (unless and files.matching(self.path / unless, "*")):
-                _discard(self.path)
+                _remove(self.path, self.kind)
             raise
 
     def finish(self, **result: Any) -> Artifact:
@@ -128,7 +129,7 @@ def begin(
 
 def _outside(path: Path) -> Path:
     """The closest folder above that is no artefact itself: who makes one holds the lock on it until it is done."""
-    return next(folder for folder in path.absolute().parents if not (folder / "artifact.json").is_file())
+    return next(folder for folder in files.target(path).parents if not (folder / "artifact.json").is_file())
 
 
 def _begin(
@@ -145,14 +146,17 @@ def _begin(
     found = _found(path)
     if found is None:
         return _create(path, kind, config, inputs)
-    if overwrite:
+    if overwrite or _is_emptied(found):
         _guard(path, found, kind, reads)
         with sole(path) if isinstance(path, Path) else nullcontext():
-            _discard(path)
+            _empty(path, kind)
         return _create(path, kind, config, inputs)
-    if found.get("kind") != kind:
-        what = f"holds {_article(found['kind'])}" if "kind" in found else "is not empty and not made by ldlm"
-        raise InputError(f"{path} {what}; choose another --output, or add --overwrite to replace it")
+    if "kind" not in found:
+        raise InputError(
+            f"{path} is not empty and not made by ldlm; choose another --output, or add --overwrite to replace it"
+        )
+    if found["kind"] != kind:
+        raise InputError(f"{path} holds {_article(found['kind'])}; choose another --output")
     decided = (path / "config.yaml").is_file()
     if not decided and all(name == "artifact.json" or name.startswith(".") for _, name in files.below(path)):
         return _create(path, kind, config, inputs)  # killed between the first two files
@@ -180,7 +184,7 @@ def open_artifact(path: Location, kind: str, *, complete: bool = True) -> Artifa
         what = _article(found["kind"]) if "kind" in found else "something that ldlm did not make"
         raise InputError(f"{path} holds {what}, and {_article(kind)} is needed; `{MADE_BY[kind]}` makes one")
     done = (path / "manifest.json").is_file()
-    if complete and not done:
+    if (complete and not done) or _is_emptied(found):
         raise InputError(f"{path} is not finished; run the same `{MADE_BY[kind]}` command again and it goes on")
     return Artifact(path, kind, "complete" if done else "partial")
 
@@ -190,13 +194,24 @@ def _found(path: Location) -> dict[str, Any] | None:
     if (path / "artifact.json").is_file():
         return files.read_json(path / "artifact.json")
     # What a kill inside the first atomic write leaves is nobody's content.
-    if not path.is_dir() or (isinstance(path, Path) and all(files.is_temporary(entry) for entry in path.iterdir())):
+    if not path.is_dir() or (isinstance(path, Path) and all(map(_is_nobodys, path.iterdir()))):
         return None
     return {}
 
 
+def _is_nobodys(path: Path) -> bool:
+    """A folder without a file in it is as good as none: `lost+found`, or a mount point for checkpoints to come."""
+    return files.is_temporary(path) or (path.is_dir() and not any(names for _, _, names in os.walk(path)))
+
+
+def _is_emptied(found: Mapping[str, Any]) -> bool:
+    """Whether somebody wanted the folder replaced, and was killed before that was done."""
+    return bool(found.get("emptied"))
+
+
 def _create(path: Location, kind: str, config: Any, inputs: Mapping[str, Any]) -> Artifact:
-    path.mkdir(parents=True, exist_ok=True)
+    if isinstance(path, Path):
+        files.make_folder(path)
     # artifact.json is what makes the folder ours, so it comes first: a folder that held only a config.yaml would be
     # foreign to the next `begin`.
     files.write_json(path / "artifact.json", {"kind": kind, "schema": SCHEMA, "inputs": dict(inputs)})
@@ -229,7 +244,7 @@ def _guard(path: Location, found: Mapping[str, Any], kind: str, reads: Sequence[
     resolved = path.resolve() if isinstance(path, Path) else None
     if resolved in (Path.home(), Path.cwd(), *Path.cwd().parents):
         raise InputError(f"--overwrite would delete {resolved}; choose a folder of its own for the output")
-    if found.get("kind", kind) != kind:
+    if found.get("kind", kind) != kind and not _is_emptied(found):
         raise InputError(
             f"{path} holds {_article(found['kind'])}, which --overwrite doesn't replace by {_article(kind)}"
         )
@@ -238,13 +253,31 @@ def _guard(path: Location, found: Mapping[str, Any], kind: str, reads: Sequence[
             raise InputError(f"--overwrite would delete {read}, which is to be read; choose another --output")
 
 
-def _discard(path: Location) -> None:
-    """Delete a folder. It loses its name first, so that a kill in the middle leaves nothing that looks complete."""
-    if isinstance(path, ObjectPath):
-        return path.discard()
-    trash = path.with_name(f".{path.name}.{files.unique()}.trash")
-    path.rename(trash)
-    shutil.rmtree(trash)
+def _empty(path: Location, kind: str) -> None:
+    """Delete what is in a folder, and leave the folder, which may be a link or a mount point.
+
+    First it stops to look whole, and is marked: who is killed from here on left something that the next `begin` empties
+    and refills, and that nobody opens.
+    """
+    (path / "manifest.json").unlink(missing_ok=True)
+    files.write_json(path / "artifact.json", {"kind": kind, "schema": SCHEMA, "emptied": True})
+    for file, _ in list(files.below(path)):
+        if file.name in COMPLETE:  # of artefacts in it, and of models, which others open without us
+            file.unlink(missing_ok=True)
+    if isinstance(path, Path):
+        return files.empty(path, but="artifact.json")
+    for file, name in files.below(path):
+        if name != "artifact.json":
+            file.unlink(missing_ok=True)
+
+
+def _remove(path: Location, kind: str) -> None:
+    """Delete a folder with all that is in it; a link or a mount point is left empty."""
+    _empty(path, kind)
+    (path / "artifact.json").unlink()
+    if isinstance(path, Path):
+        with suppress(OSError):
+            path.rmdir()
 
 
 def _article(kind: str) -> str:

@@ -72,10 +72,11 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
     temporary = folder / f".{target.name}.tmp"
     for left in folder.glob(".step-*.tmp"):  # by a kill, perhaps of another step
         shutil.rmtree(left, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    files.make_folder(temporary)
     for name, group in tensors.items():
         path = temporary / f"{name}.safetensors"
-        save_file({key: value.detach().contiguous().cpu() for key, value in group.items()}, path)
+        with files.writing(target / path.name):
+            save_file({key: value.detach().contiguous().cpu() for key, value in group.items()}, path)
         files.by_umask(path)
     files.write_json(temporary / "state.json", {"step": step, **state})
     digests = {path.name: files.sha256_file(path) for path in sorted(temporary.iterdir())}

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from ldlm import files
 from ldlm.errors import InputError
 
 Item = TypeVar("Item")
@@ -58,7 +59,7 @@ def _locked(descriptor: int, how: int, path: Path) -> bool:
 @contextmanager
 def entry(folder: Path) -> Iterator[None]:
     """Hold a lock on the folder itself while something in it is looked at and made; leaves no file behind."""
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     with _lock_on(folder, fcntl.LOCK_EX):
         yield
 

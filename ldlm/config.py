@@ -455,7 +455,7 @@ class SampleConfig:
 
     num_samples: int = setting(64, "texts to draw; text i has seed 1,000,000 SEED + i", low=1, high=TEXTS_PER_SEED)
     sampler: SamplerConfig = setting(SamplerConfig(), "the reverse process", flags=True)
-    decoder: str | None = setting(None, "fine-tuned decoder to use; none means the newest, 'joint' D_h and D_w")
+    decoder: str | None = setting(None, "decoder to use; none means the best on held-out rows, 'joint' D_h and D_w")
     checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
     batch_size: int | None = setting(
         None, "texts per batch, which does not change them, or auto", low=1, identity=False, none="auto"
@@ -489,7 +489,7 @@ class SweepConfig:
     )
     temperatures: tuple[float, ...] = setting((0.0, 1.0), "temperatures of the decoder", low=0)
     decoders: tuple[str, ...] = setting(
-        (), "decoders to compare (Table 5); none given means the newest", metavar="NAME"
+        (), "decoders to compare (Table 5); none given means the default one", metavar="NAME"
     )
     checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
     screen_texts: int = setting(100, "texts for each combination", low=2, high=TEXTS_PER_SEED)
@@ -534,7 +534,7 @@ class InterpolateConfig:
     scorer: str = setting("gpt2-large", "causal model that scores the decoded texts")
     clean_up: bool = setting(False, CLEAN_UP_HELP)
     boundaries: Spelling = setting("eos", BOUNDARIES_HELP)
-    decoder: str | None = setting(None, "fine-tuned decoder to use; none means the newest, 'joint' D_h and D_w")
+    decoder: str | None = setting(None, "decoder to use; none means the best on held-out rows, 'joint' D_h and D_w")
     checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
     batch_size: int = setting(64, "texts per batch", low=1, identity=False)
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
@@ -717,13 +717,12 @@ def from_stored(cls: type[T], data: Mapping[str, Any]) -> T:
 
 def _before(cls: type) -> dict[str, Any]:
     """The settings of a dataclass, nested, that stand for something else where they are missing in an artefact."""
-    found: dict[str, Any] = {}
-    for name, hint in typing.get_type_hints(cls).items():
-        value = cls.__dataclass_fields__[name].metadata.get("before")
-        if dataclasses.is_dataclass(hint):
-            value = _before(hint) or None  # type: ignore[arg-type]
+    found, hints = {}, typing.get_type_hints(cls)
+    for one in dataclasses.fields(cls):
+        nested = dataclasses.is_dataclass(hints[one.name])
+        value = _before(hints[one.name]) or None if nested else one.metadata.get("before")
         if value is not None:
-            found[name] = value
+            found[one.name] = value
     return found
 
 
@@ -814,6 +813,8 @@ def _parse(hint: Any, value: Any, key: str, metadata: Mapping[str, Any]) -> Any:
         return _parse(inner, value, key, metadata)
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
+        if value is None or isinstance(value, bool):  # as YAML reads null, and on, off, yes and no
+            value = next((word for word in _WORDS[value] if word in choices), value)
         if value not in choices:
             raise InputError(f"{key} is one of {', '.join(choices)}, not {value!r}")
         return value
@@ -828,15 +829,15 @@ def _parse(hint: Any, value: Any, key: str, metadata: Mapping[str, Any]) -> Any:
 def _scalar(hint: type, value: Any, key: str) -> Any:
     wrong = InputError(f"{key} takes {_NAMES[hint]}, not {value!r}")
     if hint is bool:
-        flags = {"true": True, "yes": True, "false": False, "no": False}
-        if isinstance(value, str) and value.lower() in flags:
-            return flags[value.lower()]
+        flag = next((flag for flag, words in _WORDS.items() if str(value).lower() in words), None)
+        if isinstance(value, str) and flag is not None:
+            return flag
         if not isinstance(value, bool):
             raise wrong
         return value
     if hint is str:
         if not isinstance(value, str):
-            raise wrong
+            raise InputError(f"{key} takes {_NAMES[hint]}, not {value!r}; in a YAML file, put it in quotes")
         return value
     # YAML reads 3e-4 as a string, and --set gives strings: numbers are parsed to the field's type here.
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
@@ -857,6 +858,9 @@ def _scalar(hint: type, value: Any, key: str) -> Any:
     return whole
 
 
+_WORDS: dict[bool | None, tuple[str, ...]] = {
+    True: ("on", "yes", "true"), False: ("off", "no", "false"), None: ("none",)
+}  # fmt: skip
 _NAMES = {bool: "true or false", str: "a string", int: "a whole number", float: "a number"}
 
 

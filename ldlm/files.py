@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -49,26 +52,71 @@ def unique() -> str:
     return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
+def target(path: Path) -> Path:
+    """Where a path leads through symbolic links, whether there is something or not; `InputError` for a circle."""
+    try:
+        return path.resolve()
+    except RuntimeError:
+        raise InputError(f"{path} is a symbolic link that leads back to itself; remove it, or choose another") from None
+
+
 def write_atomic(path: Location, data: str | Buffer) -> None:
-    """Write a whole file or nothing: temporary file, fsync, rename, fsync of the folder. Folders are made."""
+    """Write a whole file or nothing: temporary file, fsync, rename, fsync of the folder. Folders are made.
+
+    A symbolic link stays, and the file that it names is written.
+    """
     data = data.encode() if isinstance(data, str) else data
     if isinstance(path, ObjectPath):
         path.write_bytes(data)
         return
-    _make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{unique()}.tmp")
+    there = target(path)
+    make_folder(there.parent)
+    temporary = there.with_name(f".{there.name}.{unique()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        error.filename = str(path)  # a write that finds no room doesn't say where
-        raise
+        with writing(path):
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            put(temporary, there)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def put(finished: Path, path: Path) -> None:
+    """Give a finished, durable file its name, in the place of what has it; for good, also after a power cut.
+
+    A file that is a mount point, as containers have them, can only be filled: after a kill it may be cut off, and
+    `finished` is still there.
+    """
+    try:
+        os.replace(finished, path)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        shutil.copyfile(finished, path)
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        finished.unlink()
     fsync_dir(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """An error of the system's within the block names the file.
+
+    A write that finds no room doesn't say where, and libraries in Rust make errors of their own of the system's.
+    """
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def write_once(path: Location, data: Buffer) -> Buffer:
@@ -82,12 +130,42 @@ def write_once(path: Location, data: Buffer) -> Buffer:
     return data
 
 
-def _make_folder(path: Path) -> None:
-    """A durable folder, with those above it."""
+def make_folder(path: Path) -> None:
+    """A durable folder, with those above it; where it is a link, the folder that it names."""
     if not path.is_dir():
-        _make_folder(path.parent)
-        path.mkdir(exist_ok=True)
-        fsync_dir(path.parent)
+        there = target(path)
+        make_folder(there.parent)
+        there.mkdir(exist_ok=True)
+        fsync_dir(there.parent)
+
+
+def check_output(path: Path, example: str) -> None:
+    """`InputError` when a file can't be written under that name, because a folder or a device has it."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; --output names the file to write, for example {path / example}")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no file but a device or a pipe; --output names the file to write")
+
+
+def empty(folder: Path, *, but: str) -> None:
+    """Delete all that is below a folder except the file `but`. Mount points below it are emptied and stay."""
+    for place, folders, names in os.walk(folder, topdown=False):
+        for name in names:
+            if name != but or place != os.fspath(folder):
+                Path(place, name).unlink(missing_ok=True)
+        for name in folders:
+            if Path(place, name).is_symlink():
+                Path(place, name).unlink()
+            elif name != "lost+found":  # which a file system of the ext family wants to keep
+                _remove_folder(Path(place, name))
+
+
+def _remove_folder(path: Path) -> None:
+    try:
+        path.rmdir()
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):  # a mount point; files that NFS keeps while they are open
+            raise
 
 
 def dump_json(value: Any) -> str:
@@ -170,6 +248,15 @@ def read_yaml(path: Location) -> dict[str, Any]:
     if value is not None and not isinstance(value, dict):
         raise InputError(f"{path} must hold a mapping of settings, one `key: value` per line")
     return value or {}
+
+
+def amount(count: float) -> str:
+    """Bytes in the binary unit that says most: 512 B, 3.4 MiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
 
 
 def size(path: Location) -> int | None:
@@ -276,14 +363,15 @@ def by_umask(path: Path) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path for a library to write a file to; renamed to `path` when the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{unique()}.{path.name}")
+    there = target(path)
+    make_folder(there.parent)
+    temporary = there.with_name(f".{unique()}.{there.name}")
     try:
-        yield temporary
-        by_umask(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        fsync_dir(path.parent)
+        with writing(path):
+            yield temporary
+            by_umask(temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            put(temporary, there)
     finally:
         temporary.unlink(missing_ok=True)

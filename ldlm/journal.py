@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,17 +70,31 @@ def _begin(
     taken_up = out.is_dir() and not overwrite
     if taken_up:
         held.enter_context(claims.sole(out))  # before anything is written there: somebody may be at work
+        _check_steps(out, inputs.get("steps"))
     result = artifact.begin(out, kind, config, inputs, overwrite=overwrite, reads=reads)
     if not taken_up:
         held.enter_context(claims.sole(out))
-    if result.complete and result.manifest["step"] >= steps:
-        progress.note(f"{out} is complete at step {result.manifest['step']}; nothing to do")
+    if result.complete and (done := result.manifest["step"]) >= steps:
+        fewer = "" if done == steps else f", and {steps} are asked for"
+        progress.note(f"{out} is complete at step {done}{fewer}; nothing to do")
         return "complete"
     if result.complete:
         result.write_config(config)
         (out / "manifest.json").unlink()
         return "partial"
     return result.state
+
+
+def _check_steps(out: Path, steps: int | None) -> None:
+    """`InputError` when the learning rate fell towards another end than `steps` until now; None where it has none."""
+    record = out / "artifact.json"
+    begun = files.read_json(record).get("inputs", {}).get("steps") if record.is_file() else None
+    if None not in (begun, steps) and begun != steps:
+        raise InputError(
+            f"{out} was begun for {begun} steps, over which optimizer.lr_decay=cosine lets the learning rate fall, so "
+            f"it can't become one of {steps}; give --steps {begun}, choose another --output, or add --overwrite (a run "
+            f"with optimizer.lr_decay=constant goes on to any number)"
+        )
 
 
 def resume(
@@ -179,7 +193,8 @@ class Journal:
         try:
             yield
         except Exception as error:
-            self.status("failed", state, reason=f"{type(error).__name__}: {error}")
+            with suppress(OSError):  # a full disk is why it failed, perhaps
+                self.status("failed", state, reason=f"{type(error).__name__}: {error}")
             raise
 
     def awaited(self, stream: Stream, stop: Stop) -> Batch | None:

@@ -141,15 +141,6 @@ class ObjectPath:
         start = len(self.key) + 1
         return {entry["path"][start:]: entry["size"] for entry in self.root.call("list", f"{self.key}/", limit=None)}
 
-    def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
-        """Nothing: an object store has no folders."""
-
-    def discard(self) -> None:
-        """Delete everything below, what says that it is whole first."""
-        keys = sorted(self._list(), key=lambda key: (not key.endswith(("manifest.json", "artifact.json")), key))
-        for key in keys:
-            ObjectPath(self.root, key).unlink(missing_ok=True)
-
 
 Location = Path | ObjectPath
 

@@ -31,7 +31,7 @@ class MetricsFile:
         A figure that is not finite is written as null, which is what JSON has.
         """
         line = {"step": step, "kind": kind, **_finite(figures), **({"timing": timing} if timing else {})}
-        with open(self.path, "a", encoding="utf-8") as file:
+        with files.writing(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
         if self._tensorboard is not None:
             self._to_tensorboard(self._tensorboard, step, kind, {**figures, **timing})

@@ -1,8 +1,14 @@
-"""The pictures: training curves, interpolation paths, comparisons. PNG files through matplotlib, without a display."""
+"""The pictures: training curves, interpolation paths, comparisons. PNG files through matplotlib, without a display.
+
+They look the same everywhere: `MPLBACKEND`, as a notebook sets it, and a user's matplotlibrc have no say in them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +25,34 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREEN, RED, GREY = "#2f6db3", "#d9822b", "#3d8f5f", "#b8433a", "#8a8f98"
 SERIES = (BLUE, ORANGE, GREEN, RED, "#7a5ba8", "#3a9aa8", GREY)
+
+
+def library() -> Any:
+    """matplotlib, imported without the user's choice of a backend, which need not be installed here.
+
+    Nothing is drawn through pyplot, so none is needed; the choice stands for what else uses matplotlib.
+    """
+    if "matplotlib" in sys.modules:
+        return sys.modules["matplotlib"]
+    chosen = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if chosen is not None:
+            os.environ["MPLBACKEND"] = chosen
+    if chosen:
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = chosen
+    return matplotlib
+
+
+@contextmanager
+def house_look() -> Iterator[None]:
+    """matplotlib's own settings within the block, in place of the user's."""
+    matplotlib = library()
+    own = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")}
+    with matplotlib.rc_context(own):
+        yield
 
 
 def figure(columns: int, *, rows: int = 1) -> tuple[Figure, list[Axes]]:
@@ -67,6 +101,7 @@ def finish(ax: Axes, title: str, xlabel: str, ylabel: str = "", *, legend: bool 
         ax.legend(fontsize=7.5, frameon=False, loc=where)
 
 
+@house_look()
 def training(run: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
     """`plots/training.png`: losses, reconstruction, latent spread with the warm-up, loss and density against t."""
     train = [line for line in metrics if line["kind"] == "train"]
@@ -114,6 +149,7 @@ def training(run: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
     save(made, run / "plots" / "training.png")
 
 
+@house_look()
 def dynamics(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """Training loss dynamics of one run or several, by name (Figure 3, middle and right), their warm-ups (Figure 5) and
     the spread of their latents."""
@@ -133,6 +169,7 @@ def dynamics(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Non
     save(made, path)
 
 
+@house_look()
 def timesteps(path: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
     """Held-out L_diff against t and against F(t) (Figure 6), and the density of t over the course of training."""
     evals = [line for line in metrics if line["kind"] == "eval"]
@@ -156,6 +193,7 @@ def timesteps(path: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
     save(made, path)
 
 
+@house_look()
 def interpolation(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     """Along the path between two latents, of one run or several, by name: perplexity (Figure 3, left) and entropy with
     their intervals, diversity, real text as reference, and how many tokens change from point to point."""
@@ -187,6 +225,7 @@ def interpolation(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     save(made, path)
 
 
+@house_look()
 def frontier(path: Path, summary: Mapping[str, Any]) -> None:
     """Perplexity against entropy as the evaluations grow, marker areas as seconds per text, real text a star (Fig. 1).
 
@@ -285,6 +324,7 @@ def frontier_lines(finalists: Sequence[Mapping[str, Any]]) -> dict[str, list[Map
     return {"the paper's sampler": own, "best at each budget": best}
 
 
+@house_look()
 def mean_of_two(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     """Perplexity, entropy and diversity of the decoded mean of two latents (Figure 4, right), and of the two ends.
 
@@ -356,6 +396,7 @@ def real_text(ax: Axes, results: Mapping[str, Mapping[str, Any]], key: str) -> N
         ax.axhline(value, linestyle="--", linewidth=1, color=color, label="real text" if number == 0 else None)
 
 
+@house_look()
 def comparison(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Perplexity, entropy and diversity of several sets of texts as bars; each row has these and a name."""
     made, (ppl, entropy, diversity) = figure(3)

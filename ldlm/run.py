@@ -133,10 +133,10 @@ class TrainedRun:
         return OnlineEncoder(record, statistics["mean"].numpy(), statistics["std"].numpy())
 
     def decoder(self, name: str | None = None) -> Decoder:
-        """The decoder of that name: `joint` for D_w∘D_h, or a fine-tuned one; None is the newest fine-tuned one."""
-        available = list(self._finetuned())
+        """The decoder of that name: `joint` for D_w∘D_h, or a fine-tuned one; None is the default (`_default`)."""
+        available = self._finetuned()
         if name is None:
-            name = available[-1] if available else JOINT
+            name = self._default(available)
         if name == JOINT:
             return self._joint()
         if name not in available:
@@ -155,31 +155,31 @@ class TrainedRun:
         return Decoder(JOINT, self.model.decoder())
 
     def remark_on_decoder(self, name: str | None, progress: Progress) -> None:
-        """Say so when the newest decoder, which None means, is not the one that rebuilds held-out tokens best.
-
-        Of those that were measured on as many rows and under as much noise.
-        """
-        if name is not None:
+        """Say which decoder None means, and why, where there are several."""
+        usable = [record for record in self.decoders() if record.usable]
+        if name is not None or len(usable) < 2:
             return
-        measured = [record for record in self.decoders() if record.usable and record.held_out]
-        default = next((record for record in measured if record.default), None)
-        if default is None:
-            return
-        alike = [record for record in measured if _measure(record) == _measure(default)]
-        best = min(alike, key=lambda record: record.held_out["l_w"])
-        if best.held_out["l_w"] < default.held_out["l_w"]:
-            progress.note(
-                f"decoder {default.name}, the newest; {best.name} has the lower held-out cross-entropy "
-                f"({best.held_out['l_w']:.2f} against {default.held_out['l_w']:.2f}): --decoder {best.name}"
-            )
+        default = next(record for record in usable if record.default)
+        how = _measure(default)
+        alike = [record for record in usable if how is not None and _measure(record) == how and record is not default]
+        others = ", ".join(f"{record.name} {record.held_out['l_w']:.2f}" for record in alike)
+        if others:
+            why = f"of the lowest held-out cross-entropy ({default.held_out['l_w']:.2f}; {others})"
+        elif how is None:
+            why = "the newest, for none has been measured"
+        else:
+            why = "the only one that has been measured on these held-out rows and under this noise"
+        progress.note(f"decoder {default.name}, {why}; --decoder NAME takes another")
 
     def usable_decoders(self) -> list[str]:
-        """Names of the decoders that belong to this checkpoint: fine-tuned ones, the newest first, then `joint`."""
-        return [record.name for record in reversed(self.decoders()) if record.usable]
+        """Names of the decoders that belong to this checkpoint: the default, then the newest first, `joint` last."""
+        usable = [record for record in reversed(self.decoders()) if record.usable]
+        return [record.name for record in sorted(usable, key=lambda record: not record.default)]
 
     def decoders(self) -> list[DecoderRecord]:
         """Every decoder: the jointly trained one where there is one, then the fine-tuned ones, oldest first."""
         found = self._finetuned()
+        default = self._default(found)
         records = [
             DecoderRecord(
                 name=name,
@@ -190,25 +190,44 @@ class TrainedRun:
                 step=manifest["step"],
                 checkpoint_step=manifest["checkpoint_step"],
                 usable=manifest["checkpoint"] == self.checkpoint.digest,
-                default=name == list(found)[-1],
+                default=name == default,
             )
             for name, manifest in found.items()
         ]
-        return records if self.model.token_decoder is None else [self._joint_record(found.values()), *records]
+        if self.model.token_decoder is None:
+            return records
+        return [replace(self._joint_record(found.values()), default=default == JOINT), *records]
+
+    def _default(self, finetuned: Mapping[str, Mapping[str, Any]]) -> str:
+        """The decoder of this checkpoint with the lowest held-out cross-entropy, among those measured alike.
+
+        Alike is: under as much noise and on the same rows as the newest that was measured; D_w∘D_h was measured beside
+        it. Where none was measured it is the newest, and without any fine-tuned one `joint`.
+        """
+        usable = {name: one for name, one in finetuned.items() if one["checkpoint"] == self.checkpoint.digest}
+        how = {name: _measured(str(noise_of(one)), one["held_out"]) for name, one in usable.items()}
+        measured = [name for name in usable if how[name] is not None]
+        if not measured:
+            return [JOINT, *finetuned, *usable][-1]
+        newest = usable[measured[-1]]
+        alike = {name: usable[name]["held_out"] for name in measured if how[name] == how[measured[-1]]}
+        if _measured(str(noise_of(newest)), newest.get("joint", {})) == how[measured[-1]]:
+            alike = {JOINT: newest["joint"], **alike}
+        return min(reversed(alike), key=lambda name: alike[name]["l_w"])  # of equals the newest
 
     def _joint_record(self, finetuned: Collection[Mapping[str, Any]]) -> DecoderRecord:
-        """D_w∘D_h, as it was measured beside the newest fine-tuned decoder of this checkpoint."""
+        """D_w∘D_h, as it was measured beside the newest fine-tuned decoder of this checkpoint that was measured."""
         beside = [manifest for manifest in finetuned if manifest["checkpoint"] == self.checkpoint.digest]
+        beside = [manifest for manifest in beside if manifest.get("joint")] or beside
         sizes = self.config.model
         return DecoderRecord(
             name=JOINT,
             layers=(sizes.autoencoder.layers if self.model.encodes else 0) + sizes.token_decoder.layers,
             parameters=self.joint_parameters(),
             noise=str(noise_of(beside[-1]) if beside else decoder_noise(sizes.space, self.config.recipe)),
-            held_out=beside[-1]["joint"] if beside else {},
+            held_out=beside[-1].get("joint", {}) if beside else {},
             step=self.checkpoint.step,
             checkpoint_step=self.checkpoint.step,
-            default=not finetuned,
         )
 
     def joint_parameters(self) -> int:
@@ -252,5 +271,12 @@ def noise_of(manifest: Mapping[str, Any]) -> DecoderNoise:
     return DecoderNoise("additive", manifest["sigma_dec"])
 
 
-def _measure(record: DecoderRecord) -> tuple[Any, ...]:
-    return record.noise, record.held_out.get("split"), record.held_out.get("rows")
+def _measure(record: DecoderRecord) -> tuple[Any, ...] | None:
+    return _measured(record.noise, record.held_out)
+
+
+def _measured(noise: str, held_out: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """What two decoders must share to be compared; None for one of which no cross-entropy is known."""
+    if held_out.get("l_w") is None:
+        return None
+    return noise, held_out.get("split"), held_out.get("rows")

@@ -111,8 +111,9 @@ def record_of(tokenizer: Any, clean_up: bool) -> dict[str, Any]:
 
 
 def record_path(path: Path) -> Path:
-    """Where the record of a file of texts lies."""
-    return path.with_name(path.name + ".meta.json")
+    """Where the record of a file of texts lies: beside the file, whatever link names it."""
+    there = files.target(path)
+    return there.with_name(there.name + ".meta.json")
 
 
 def write_record(path: Path, kind: str, values: dict[str, Any]) -> None:
@@ -122,7 +123,5 @@ def write_record(path: Path, kind: str, values: dict[str, Any]) -> None:
 
 def record(path: Path) -> dict[str, Any]:
     """What `ldlm sample` or `ldlm features texts` says of the texts in a file; empty for anybody else's."""
-    places = [record_path(path), record_path(path.resolve())]
-    there = next((place for place in places if place.is_file()), None)
-    found = {} if there is None else files.read_json(there)
+    found = files.read_json(record_path(path)) if record_path(path).is_file() else {}
     return found if isinstance(found, dict) and found.get("kind") in ("samples", "texts") else {}

@@ -46,7 +46,8 @@ class Spool:
         memory[-_CHECKSUM:] = _checksum(values)
         path = self.path(block)
         temporary = path.with_name(f".{files.unique()}.{path.name}")
-        _directly(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, lambda file: _write_all(file, memory))
+        with files.writing(path):
+            _directly(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, lambda file: _write_all(file, memory))
         temporary.replace(path)
 
     def read(self, block: int, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldlm import colours, files
+from ldlm import colours, files, plots
 from ldlm.colours import LEVELS, LIGHT
 from ldlm.trace import Frame, visible
 from ldlm.tracepage import ratio, time
@@ -157,8 +157,7 @@ def _palette() -> Picture:
 @cache
 def _font(size: int, *, mono: bool = False) -> FreeTypeFont:
     """DejaVu, which comes with matplotlib and covers most scripts with letters."""
-    import matplotlib
     from PIL import ImageFont
 
     name = "DejaVuSansMono" if mono else "DejaVuSans"
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"), size)
+    return ImageFont.truetype(str(Path(plots.library().get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"), size)

@@ -152,7 +152,7 @@ def _writer(config: ExtractConfig, out: Location, shapes: Shapes) -> StoreWriter
 
 
 def _existing_parent(path: Path | None) -> Path:
-    path = (path or Path()).absolute()
+    path = files.target(path or Path())
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
@@ -260,8 +260,8 @@ def _check_requests(config: ExtractConfig, out: Location | None, width: int) -> 
     if isinstance(out, ObjectPath) and config.shard_rows * row > REQUEST_BYTES:
         step = math.lcm(16, config.batch_size)
         raise InputError(
-            f"--shard-rows {config.shard_rows} makes files of {config.shard_rows * row / 2**30:.1f} GiB, and an object "
-            f"store takes {REQUEST_BYTES / 2**30:.0f} GiB at once; use at most {REQUEST_BYTES // row // step * step}"
+            f"--shard-rows {config.shard_rows} makes files of {files.amount(config.shard_rows * row)}, and an object "
+            f"store takes {files.amount(REQUEST_BYTES)} at once; use at most {REQUEST_BYTES // row // step * step}"
         )
 
 
@@ -455,9 +455,10 @@ class Extraction:
         if needed > free:
             smaller = {"int8-token": "online, which stores no states", "online": ""}
             choice = "" if self.config.kind == "scratch" else smaller.get(self.config.codec, "int8-token")
+            other = f" or choose --codec {choice}" if choice else ""
             raise InputError(
-                f"the store and what is spooled for it need about {needed / 2**30:.1f} GiB more and {self.work} has "
-                f"{free / 2**30:.1f} GiB free; make room{f' or choose --codec {choice}' if choice else ''}"
+                f"the store and what is spooled for it need about {files.amount(needed)} more and {self.work} has "
+                f"{files.amount(free)} free, {files.amount(needed - free)} too little; make room{other}"
             )
 
     def _space(self, rows: Mapping[str, int]) -> tuple[int, int]:
@@ -480,7 +481,8 @@ class Extraction:
         path = self.work / "spool" / f"{split}.tokens"
         with open(path, "wb") as file, self.progress.task(f"tokenize {split}", 0, "row") as task:
             for batch in text.pack(documents, self.tokenizer, self.config.seq_len):
-                file.write(batch.tobytes())
+                with files.writing(path):
+                    file.write(batch.tobytes())
                 rows += len(batch)
                 task.advance(len(batch))
             file.flush()
@@ -595,7 +597,8 @@ class Extraction:
     def _keep_tokenizer(self) -> dict[str, str]:
         """Put the tokenizer into the store; the sha256 of its files."""
         with tempfile.TemporaryDirectory() as folder:
-            self.tokenizer.save_pretrained(folder)
+            with files.writing(Path(folder)):
+                self.tokenizer.save_pretrained(folder)
             found = files.copy_tree(Path(folder), self.out / "tokenizer")
         return {f"tokenizer/{name}": digest for name, digest in found.items()}
 

@@ -97,7 +97,9 @@ def texts(path: Location, rows: int, out: Path, *, clean_up: bool = False) -> Pa
         tokenizer = load_tokenizer(folder)
     decoded = metrics.decode_tokens(tokenizer, tokens, clean_up=clean_up)
     lines = files.dump_jsonl(samples.rows(decoded, tokens.tolist(), range(rows)))
-    if out.exists() and (out.is_dir() or out.read_bytes() != lines.encode()):
+    files.check_output(out, "real.jsonl")
+    # The beginning of it is what a kill leaves in a file that is a mount point, and can't be renamed to.
+    if out.exists() and not lines.encode().startswith(out.read_bytes()):
         raise InputError(f"{out} holds something else; choose another --output")
     samples.write_record(out, "texts", samples.record_of(tokenizer, clean_up))
     files.write_atomic(out, lines)

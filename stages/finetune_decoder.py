@@ -121,6 +121,7 @@ def run(
         _train(state, stream, store.held_out(), journal, stop, progress)
         if world.main:
             _finish(result, state, journal, trained, store, network)
+            trained.remark_on_decoder(None, progress)
         world.from_main(None)  # the others wait until it is there
     return Artifact(out, "decoder", "complete")
 

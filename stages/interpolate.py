@@ -236,6 +236,7 @@ def _measured(
     if result.complete:
         progress.note(f"{out} is complete; nothing to do")
         return result
+    subject.run.remark_on_decoder(config.decoder, progress)
     scored = _scored(config, subject, scorer, out / "scored", progress)
     summary = _summary(config, subject, scored)
     files.write_json(out / "interpolation.json", summary)

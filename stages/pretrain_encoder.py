@@ -67,8 +67,9 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
     started = time.perf_counter()
     loss = _train(model, tokenizer, rows, config, out, device, progress)
 
-    model.cpu().eval().save_pretrained(out, safe_serialization=True)
-    tokenizer.save_pretrained(out)
+    with files.writing(out):
+        model.cpu().eval().save_pretrained(out, safe_serialization=True)
+        tokenizer.save_pretrained(out)
     for path in out.glob("*.safetensors"):
         files.by_umask(path)
     return result.finish(

@@ -54,7 +54,6 @@ HELD_OUT_SHARE, SCORER_SHARE = 0.06, 0.36
 DOCUMENTS = 60_000  # more than this is not read in ten minutes
 FEWEST_CHARACTERS, FEWEST_DOCUMENTS = 500_000, 50
 SAMPLER = SamplerConfig(temperature=0.5)
-DECODER = "layers-2"  # as the fine-tuned one of two layers is called
 
 
 @dataclass(frozen=True)
@@ -122,11 +121,11 @@ class Plan:
 
     @property
     def sample(self) -> SampleConfig:
-        return SampleConfig(num_samples=TEXTS, sampler=SAMPLER, decoder=DECODER, **self._common())
+        return SampleConfig(num_samples=TEXTS, sampler=SAMPLER, **self._common())
 
     def interpolate(self, store: FeatureStore) -> InterpolateConfig:
         pairs = min(64, store.held_out().rows // 2)
-        return InterpolateConfig(pairs=pairs, points=11, decoder=DECODER, scorer=self.scorer_name, **self._common())
+        return InterpolateConfig(pairs=pairs, points=11, scorer=self.scorer_name, **self._common())
 
     @property
     def evaluate(self) -> EvaluateConfig:
@@ -172,6 +171,7 @@ def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, pro
         "corpus": corpus,
         "held_out": trained.manifest["held_out"],
         "decoder": {key: decoder.manifest[key] for key in ("name", "parameters", "replaces", "held_out")},
+        "drawn_with": samples.record(steps.texts["samples"])["decoder"],
         "texts": rows,
         "copied_8grams": _copied(steps),
         "parameters": trained.manifest["parameters"],
@@ -317,7 +317,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     held_out, decoder, copied = summary["held_out"], summary["decoder"], summary["copied_8grams"]
     small = decoder["held_out"]
     figures = {
-        "sampler": f"{SAMPLER.solver}, {SAMPLER.steps} steps; decoder {decoder['name']}, "
+        "sampler": f"{SAMPLER.solver}, {SAMPLER.steps} steps; decoder {summary.get('drawn_with', decoder['name'])}, "
         f"temperature {SAMPLER.temperature}",
         "tokens rebuilt by D_h, D_w": f"{held_out['token_accuracy_clean']:.1%} clean, "
         f"{held_out['token_accuracy']:.1%} under σ_dec noise",

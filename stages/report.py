@@ -8,7 +8,7 @@ from typing import Any
 
 from ldlm.stages.sweep import verdict
 
-from ldlm import accounting, artifact, config, files, reportpage
+from ldlm import accounting, artifact, config, files, reportpage, samples
 from ldlm.config import Shapes, TrainConfig
 from ldlm.errors import InputError
 from ldlm.metricsfile import MetricsFile
@@ -30,8 +30,7 @@ def run(run_path: Path, out: Path | None = None) -> Path:
 
 def _check(out: Path) -> None:
     """Only a page may be replaced: a slip of the fingers could name the run's `config.yaml`."""
-    if out.is_dir():
-        raise InputError(f"{out} is a folder; --output names the file to write, for example {out}/report.html")
+    files.check_output(out, "report.html")
     if out.suffix != ".html":
         raise InputError(f"a report is a page, and {out} does not end in .html; choose another --output")
 
@@ -90,7 +89,7 @@ def _decoders(run_path: Path) -> list[dict[str, Any]]:
 def _samples(run_path: Path) -> Iterator[SampleSet]:
     """What `ldlm sample` finished in the run's folder."""
     for path in [run_path / "samples.jsonl", *files.matching(run_path / "samples", "*.jsonl")]:
-        about = _json(path.with_name(path.name + ".meta.json"))
+        about = _json(samples.record_path(path))
         if about is not None and about.get("kind", "samples") == "samples" and path.is_file():
             yield SampleSet(path.relative_to(run_path).as_posix(), about, list(files.read_jsonl(path)))
 

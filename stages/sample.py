@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,7 @@ from ldlm.run import TrainedRun
 def plan(config: SampleConfig, run_path: Path) -> dict[str, Any]:
     """What it would compute: evaluations of the denoiser and their FLOPs."""
     model = _open(config, run_path, torch.device("cpu"))
-    _check(config, model)
+    _check_sampler(config, model)
     evaluations = config.num_samples * config.sampler.steps * samplers.evaluations_per_step(config.sampler)
     return {
         "texts": config.num_samples,
@@ -37,28 +41,32 @@ def run(
 ) -> dict[str, Any]:
     """Write `out`, a JSON object per text; returns what was done and with what.
 
-    Texts are appended to `out.partial` batch by batch, so that the same command takes up an interrupted one.
+    Texts are appended to `out.partial` batch by batch, so that the same command takes up an interrupted one. A finished
+    file of fewer texts of the same settings goes on in the same way, and stays as it is until the longer one is whole.
     """
-    if out.is_dir():
-        raise InputError(f"{out} is a folder; --output names the file to write, for example {out}/samples.jsonl")
+    files.check_output(out, "samples.jsonl")
     model = _open(config, run_path, runtime.device(config.device))
     generator = model.generator(config.decoder, Compute.of(config.compute, model.device))
+    provenance = _provenance(config, run_path, generator, model)
+    place = Place(files.target(out))
+    if overwrite or not place.record.exists():  # what an earlier version began is taken up as it was
+        _check_sampler(config, model)
+    if overwrite:
+        place.clear()
+    _check_continues(place, out, provenance)
+    if place.texts == config.num_samples:
+        place.finish(provenance)
+        progress.note(f"{out} is complete; nothing to do")
+        return files.read_json(place.record)
+
     if isinstance(model, TrainedRun):
         model.remark_on_decoder(config.decoder, progress)
-    provenance = _provenance(config, run_path, generator, model)
-    record = out.with_name(out.name + ".meta.json")
-    if overwrite or not record.exists():  # what an earlier version began is taken up as it was
-        _check(config, model)
-    partial = _begin(out, record, provenance, overwrite)
-    if partial is None:
-        progress.note(f"{out} is complete; nothing to do")
-        return files.read_json(record)
-
-    done = _whole_texts(partial)
+    done = place.begin(provenance)
     started = time.perf_counter()
     tokenizer = model.tokenizer
     with (
-        open(partial, "a", encoding="utf-8") as file,
+        files.writing(out),
+        open(place.partial, "a", encoding="utf-8") as file,
         progress.task("sample", config.num_samples, "text", done) as task,
     ):
         for seeds_B, tokens_BL in generation.batches(generator, config, done):
@@ -68,12 +76,11 @@ def run(
             task.advance(len(seeds_B))
         os.fsync(file.fileno())
 
-    os.replace(partial, out)
-    files.fsync_dir(out.parent)
+    place.finish(provenance)
     return {**provenance, "seconds": round(time.perf_counter() - started, 2), "texts_made": config.num_samples - done}
 
 
-def _check(config: SampleConfig, model: TrainedRun | LDLM) -> None:
+def _check_sampler(config: SampleConfig, model: TrainedRun | LDLM) -> None:
     """`InputError` for a sampler that is not offered, unless the model was exported with it."""
     samplers.check(config.sampler, known=model.config.sampler if isinstance(model, LDLM) else None)
 
@@ -103,37 +110,100 @@ def _provenance(sample: SampleConfig, path: Path, generator: TextGenerator, mode
     }
 
 
-def _begin(out: Path, record: Path, provenance: dict[str, Any], overwrite: bool) -> Path | None:
-    """The rule of SPEC 12.1 for a file: the partial file to append to, or None when `out` is complete.
+# ----------------------------------------------------------------------------------------------------------------------
+# The file, and what lies beside it
 
-    The record of what is being made comes first, the texts next, and `out` itself last, by a rename.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    if overwrite:
-        for path in (out, partial, record):
-            path.unlink(missing_ok=True)
-    if out.exists() and not record.exists():
+
+@dataclass(frozen=True)
+class Place:
+    """A file of texts, which no link stands for; the one that is being written; and the record of how they are made."""
+
+    path: Path
+
+    @property
+    def partial(self) -> Path:
+        return self.path.with_name(self.path.name + ".partial")
+
+    @property
+    def record(self) -> Path:
+        return samples.record_path(self.path)
+
+    @property
+    def texts(self) -> int:
+        """Texts in the finished file; 0 for none or an empty one."""
+        return _lines(self.path)
+
+    def clear(self) -> None:
+        """Remove what is there; a file that is a mount point is left empty."""
+        for path in (self.path, self.partial, self.record):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                os.truncate(path, 0)
+
+    def begin(self, provenance: Mapping[str, Any]) -> int:
+        """Make the partial file, with the texts that are there already; returns their number.
+
+        The record of a new file comes first. That of a finished one stays, as the file does.
+        """
+        files.make_folder(self.path.parent)
+        if not self.texts:
+            files.write_json(self.record, provenance)
+        elif _lines(self.partial) < self.texts:
+            copy = self.partial.with_name(self.partial.name + ".tmp")
+            with files.writing(copy):
+                shutil.copyfile(self.path, copy)
+            copy.replace(self.partial)
+        if self.partial.exists():  # what a kill cut off goes
+            data = self.partial.read_bytes()
+            files.write_atomic(self.partial, data[: data.rfind(b"\n") + 1])
+        return _lines(self.partial)
+
+    def finish(self, provenance: Mapping[str, Any]) -> None:
+        """Give the partial file its name, and record how many texts there are now. Again, it changes nothing."""
+        count = provenance["config"]["num_samples"]
+        if _lines(self.partial) == count:
+            files.put(self.partial, self.path)
+        if files.read_json(self.record)["config"]["num_samples"] != count:
+            files.write_json(self.record, provenance)
+
+
+def _lines(path: Path) -> int:
+    """Number of whole lines."""
+    if not path.exists():
+        return 0
+    with open(path, "rb") as file:
+        return sum(part.count(b"\n") for part in iter(lambda: file.read(files.PART), b""))
+
+
+def _check_continues(place: Place, out: Path, provenance: Mapping[str, Any]) -> None:
+    """The rule of SPEC 12.1 for a file: `InputError` for what the texts that are asked for are no continuation of."""
+    if files.size(place.path) and not place.record.exists():
         raise InputError(f"{out} exists and was not made by ldlm sample; choose another --output, or add --overwrite")
-    if record.exists():
-        keys = ("config", "decoder", "precision", "checkpoint")
-        old = files.read_json(record)
-        changed = config.differences({k: old.get(k) for k in keys}, {k: provenance[k] for k in keys})
+    if place.record.exists():
+        changed = config.differences(_identity(files.read_json(place.record)), _identity(provenance))
         if changed:
             raise InputError(
                 f"{out} was made otherwise ({'; '.join(changed)}); choose another --output, or add --overwrite"
             )
-    if out.exists():
-        return None
-    files.write_json(record, provenance)
-    return partial
+    wanted, there = provenance["config"]["num_samples"], place.texts
+    if there > wanted:
+        raise InputError(
+            f"{out} holds {there:,} texts of these settings already, and --num-samples {wanted} asks for fewer: they "
+            f"are its first {wanted:,} lines; or choose another --output, or add --overwrite"
+        )
+    begun = _lines(place.partial)
+    if there < wanted < begun:
+        raise InputError(
+            f"{begun:,} texts for {out} are drawn already, and --num-samples {wanted} asks for fewer; go on with "
+            f"--num-samples {begun} or more, choose another --output, or add --overwrite"
+        )
 
 
-def _whole_texts(partial: Path) -> int:
-    """Number of whole texts in a partial file; what a kill cut off is removed."""
-    if not partial.exists():
-        return 0
-    data = partial.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    files.write_atomic(partial, whole)
-    return whole.count(b"\n")
+def _identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes the texts what they are: everything but their number."""
+    kept = {key: provenance.get(key) for key in ("decoder", "precision", "checkpoint")}
+    settings: Mapping[str, Any] = provenance.get("config", {})
+    return {"config": {name: value for name, value in settings.items() if name != "num_samples"}, **kept}

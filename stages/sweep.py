@@ -160,8 +160,6 @@ def run(
     fewest = min([config.texts, *(len(texts) for texts in [*others.values(), *([] if real is None else [real])])])
     device = runtime.device(config.device)
     run = TrainedRun(run_path, device, config.checkpoint)
-    if not config.decoders:
-        run.remark_on_decoder(None, progress)
     compute = Compute.of(config.compute, device)
     generators = {g.decoder.name: g for g in (run.generator(name, compute) for name in config.decoders or (None,))}
     scorer = Scorer(config.scorer, device)
@@ -173,13 +171,16 @@ def run(
         "reference": None if reference is None else hashes[str(reference)],
         "externals": {one.name: [hashes[str(one.path)], one.nfe, one.seconds] for one in externals},
     }
-    result = artifact.begin(out, "sweep", config, inputs, overwrite=overwrite)
+    reads = [run_path, *([] if reference is None else [reference]), *(one.path for one in externals)]
+    result = artifact.begin(out, "sweep", config, inputs, overwrite=overwrite, reads=reads)
     if result.complete:
         progress.note(f"{out} is complete; nothing to do")
         return result
 
     if fewest < config.texts:
         progress.note(f"diversity is that of {fewest:,} texts of each set, for the smallest has no more")
+    if not config.decoders:
+        run.remark_on_decoder(None, progress)
     sweep = Sweep(config, out, run, generators, scorer, max_tokens, fewest)
     with progress.task("screen", config.screen_texts * sum(one.budget for one in found), "evaluation") as task:
         screened = [row for one in found for row in sweep.figures(one, config.screen_texts, task)]

@@ -31,7 +31,6 @@ def run(
     if overwrite or not out.exists():  # what an earlier version began is taken up as it was
         samplers.check(config.sampler)
     run = TrainedRun(run_path, runtime.device(config.device), config.checkpoint)
-    run.remark_on_decoder(config.decoder, progress)
     generator = run.generator(config.decoder, Compute.of(config.compute, run.device))
     result = artifact.begin(
         out,
@@ -46,6 +45,7 @@ def run(
         progress.note(f"{out} is complete; nothing to do")
         return result
 
+    run.remark_on_decoder(config.decoder, progress)
     seed = int(text_seeds(config.seed, config.trace_text, config.trace_text + 1))
     frames = trace.record(generator, run.tokenizer, config.sampler, seed, config.trace_frames, config.trace_times)
     about = _about(config, run, generator.decoder.name, seed)

@@ -6,6 +6,7 @@ import typing
 import pytest
 
 from ldlm import config as configs
+from ldlm import files
 from ldlm.config import (
     PAPERS_SAMPLER,
     PRESETS,
@@ -223,3 +224,42 @@ def test_differences_name_every_changed_leaf_and_nothing_else():
 def test_a_configuration_can_not_be_changed_in_place():
     with pytest.raises(dataclasses.FrozenInstanceError):
         TrainConfig().steps = 3
+
+
+LITERALS = [
+    (cls, name, typing.get_args(hint))
+    for cls in vars(configs).values()
+    if dataclasses.is_dataclass(cls) and isinstance(cls, type) and cls.__module__ == configs.__name__
+    for name, hint in typing.get_type_hints(cls).items()
+    if typing.get_origin(hint) is typing.Literal
+]
+
+
+@pytest.mark.parametrize(("cls", "name", "choices"), LITERALS)
+def test_every_choice_may_be_written_in_yaml_without_quotes(tmp_path, cls, name, choices):
+    """YAML reads on, off, yes, no and null as something else than words."""
+    path = tmp_path / "c.yaml"
+    for choice in choices:
+        path.write_text(f"{name}: {choice}\n")
+        assert getattr(from_dict(cls, files.read_yaml(path)), name) == choice
+    if "none" in choices:
+        assert getattr(from_dict(cls, {name: None}), name) == "none"
+    for other in {True, False, None} - {True if "on" in choices else 0, False if "off" in choices else 0}:
+        if other is not None:
+            with pytest.raises(InputError, match=f"{name} is one of"):
+                from_dict(cls, {name: other})
+
+
+@pytest.mark.parametrize(("word", "flag"), [("on", True), ("off", False), ("Yes", True), ("no", False), ("TRUE", True)])
+def test_a_flag_may_be_any_of_yamls_words(word, flag):
+    assert from_dict(TrainConfig, {"recompute": word}).recompute is flag
+    assert from_dict(TrainConfig, configs.assignments([f"recompute={word}"])).recompute is flag
+
+
+def test_a_number_where_a_word_is_meant_is_said_to_need_quotes(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("dataset: x\nrevision: 1234567\n")
+    with pytest.raises(InputError, match="revision takes a string, not 1234567; in a YAML file, put it in quotes"):
+        from_dict(ExtractConfig, files.read_yaml(path))
+    path.write_text("dataset: x\nrevision: '1234567'\n")
+    assert from_dict(ExtractConfig, files.read_yaml(path)).revision == "1234567"

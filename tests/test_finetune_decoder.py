@@ -17,7 +17,7 @@ from ldlm.stages import extract_features, finetune_decoder, sample, train
 from patience import patience
 from safetensors.torch import load_file
 
-from ldlm import checkpoint, finetuning, heldout
+from ldlm import artifact, checkpoint, files, finetuning, heldout
 from ldlm import config as configs
 from ldlm.batch import Batch
 from ldlm.config import (
@@ -227,11 +227,12 @@ def test_decoders_of_a_run_are_listed_and_each_draws_texts(store, run_copy, succ
     for layers in (2, 6, 0):
         succeed("finetune-decoder", "--run", run_copy, "--features", store, "--layers", layers, "--steps", 1)
     joint, *others = TrainedRun(run_copy, CPU).decoders()
+    best = min((joint, *others), key=lambda decoder: decoder.held_out["l_w"]).name
     assert [(d.name, d.layers, d.default, d.usable) for d in (joint, *others)] == [
-        ("joint", 2, False, True),  # one layer in D_h and one block in D_w
-        ("layers-2", 2, False, True),
-        ("layers-6", 6, False, True),
-        ("layers-0", 0, True, True),
+        ("joint", 2, best == "joint", True),  # one layer in D_h and one block in D_w
+        ("layers-2", 2, best == "layers-2", True),
+        ("layers-6", 6, best == "layers-6", True),
+        ("layers-0", 0, best == "layers-0", True),
     ]
     assert others[2].parameters == 16 + 16 * 320 < others[0].parameters < others[1].parameters
     assert joint.held_out["l_w"] > 0
@@ -239,16 +240,17 @@ def test_decoders_of_a_run_are_listed_and_each_draws_texts(store, run_copy, succ
     assert listed == [vars(decoder) for decoder in (joint, *others)]
     table = ldlm("finetune-decoder", "--run", run_copy, "--list").stdout.splitlines()
     assert [line.split()[0] for line in table[2:]] == ["joint", "layers-2", "layers-6", "layers-0"]
-    assert "layers-0 *" in table[5]
+    assert [line.split()[0] for line in table if " * " in line] == [best]
 
     drawn = {}
     for name in (None, "layers-6", "layers-2", "layers-0", "joint"):
         out = tmp_path / f"{name}.jsonl"
         chosen = () if name is None else ("--decoder", name)
         found = ldlm("sample", "--run", run_copy, "--num-samples", 2, "--steps", 2, "--output", out, *chosen)
-        assert f"decoder {name or 'layers-0'}\n" in found.stdout  # the newest
+        assert f"decoder {name or best}\n" in found.stdout
+        assert (f"decoder {best}, of the lowest held-out cross-entropy" in found.stderr) == (name is None)
         drawn[name] = out.read_bytes()
-    assert drawn[None] == drawn["layers-0"]
+    assert drawn[None] == drawn[best]
     assert len(set(drawn.values())) == 4
 
 
@@ -305,25 +307,88 @@ def test_a_damaged_decoder_is_never_read(store, run_copy, refuse, tmp_path, dama
     path.write_bytes({"flipped": data[:-9] + bytes([data[-9] ^ 1]) + data[-8:], "cut": data[:-100]}.get(damage, b""))
     if damage == "gone":
         path.unlink()
-    for command in (("sample", "--output", tmp_path / "s.jsonl"), ("export", "--output", tmp_path / "model")):
+    draw = ("sample", "--decoder", "layers-1", "--output", tmp_path / "s.jsonl")
+    for command in (draw, ("export", "--output", tmp_path / "model")):
         assert f"{path} is damaged or missing" in refuse(command[0], "--run", run_copy, *command[1:])
     assert list(tmp_path.glob("s.jsonl*")) == []
 
 
-def test_the_newest_decoder_is_not_passed_over_in_silence_when_another_rebuilds_better(store, run_copy, notes):
-    said = []
-    for layers, lr in ((1, 1e-3), (0, 1e-9)):
-        finetune_decoder.run(FinetuneConfig(layers=layers, steps=4, lr=lr, batch_size=8, eval_rows=8), run_copy, store)
-        run = TrainedRun(run_copy, torch.device("cpu"))
-        notes.lines.clear()
-        run.remark_on_decoder(None, notes)
-        run.remark_on_decoder("layers-1", notes)
-        measured = {record.name: record.held_out["l_w"] for record in run.decoders()}
-        best = min(measured, key=measured.get)
-        assert len(notes.lines) == (best != f"layers-{layers}")
-        said += notes.lines
-    assert said
-    assert f"decoder layers-0, the newest; {best} has the lower held-out cross-entropy" in said[-1]
+@pytest.fixture
+def measured(trained, store, whole, run_copy):
+    """`measured(name, l_w, joint=…, …)`: one more finished decoder of the run, whose manifest says that."""
+    shutil.copytree(whole, run_copy / "decoders" / "template")
+
+    def add(name, l_w, *, joint=None, sigma_dec=1.0, rows=10, created, checkpoint=None):
+        template = run_copy / "decoders" / "template"
+        made = run_copy / "decoders" / name
+        shutil.copytree(template, made)
+        manifest = artifact.Artifact(template, "decoder", "complete").manifest
+
+        def figures(l_w):
+            return {} if l_w is None else {**manifest["held_out"], "l_w": l_w, "rows": rows}
+
+        manifest |= {"name": name, "held_out": figures(l_w), "joint": figures(joint), "created": created}
+        manifest |= {"sigma_dec": sigma_dec, **({} if checkpoint is None else {"checkpoint": checkpoint})}
+        (made / "manifest.json").write_text(files.dump_digested(manifest))
+
+    yield add
+
+
+def default(run_copy, notes):
+    """The default decoder of the run as every way of asking has it, and the line that says so."""
+    shutil.rmtree(run_copy / "decoders" / "template", ignore_errors=True)
+    run = TrainedRun(run_copy, CPU)
+    (listed,) = (record.name for record in run.decoders() if record.default)
+    assert run.decoder().name == listed == run.usable_decoders()[0]
+    notes.lines.clear()
+    run.remark_on_decoder(listed, notes)
+    assert notes.lines == []
+    run.remark_on_decoder(None, notes)
+    (line,) = notes.lines
+    assert line.startswith(f"decoder {listed}, ")
+    return listed, line
+
+
+def test_the_default_decoder_rebuilds_held_out_tokens_best(measured, run_copy, notes):
+    measured("a", 2.0, joint=2.5, created=1)
+    measured("b", 2.2, joint=2.5, created=2)
+    name, line = default(run_copy, notes)
+    assert name == "a"
+    assert "of the lowest held-out cross-entropy (2.00; joint 2.50, b 2.20)" in line
+
+
+def test_the_jointly_trained_decoder_is_the_default_where_it_was_measured_to_be_better(measured, run_copy, notes):
+    measured("a", 2.0, joint=1.5, created=1)
+    assert default(run_copy, notes)[0] == "joint"
+
+
+def test_decoders_measured_otherwise_are_not_compared(measured, run_copy, notes):
+    measured("little-noise", 0.5, joint=0.4, sigma_dec=0.1, created=1)
+    measured("few-rows", 0.6, joint=0.5, rows=2, created=2)
+    measured("a", 2.0, joint=2.5, created=3)
+    measured("b", 2.2, joint=2.5, created=4)
+    assert default(run_copy, notes)[0] == "a"
+
+
+def test_one_of_another_checkpoint_is_no_default(measured, run_copy, notes):
+    measured("a", 2.0, joint=2.5, created=1)
+    measured("elsewhere", 1.0, joint=2.5, created=2, checkpoint="0" * 64)
+    assert default(run_copy, notes)[0] == "a"
+
+
+@pytest.mark.parametrize("joint", [None, 1.0])
+def test_the_newest_decoder_is_the_default_where_none_was_measured(measured, run_copy, notes, joint):
+    measured("b", None, joint=joint, created=1)
+    measured("a", None, joint=joint, created=2)
+    name, line = default(run_copy, notes)
+    assert name == "a"
+    assert "the newest, for none has been measured" in line
+
+
+def test_one_that_was_not_measured_is_not_preferred_to_one_that_was(measured, run_copy, notes):
+    measured("a", 2.0, created=1)
+    measured("b", None, created=2)
+    assert default(run_copy, notes)[0] == "a"
 
 
 def test_more_steps_go_on_from_a_finished_decoder(store, run_copy, whole):
@@ -402,7 +467,7 @@ def test_a_decoder_of_another_checkpoint_is_not_used(train_config, store, run_co
     assert TrainedRun(run_copy, CPU).decoder("joint").name == "joint"
     assert [decoder.usable for decoder in TrainedRun(run_copy, CPU).decoders()] == [True, False]
     # At the checkpoint that it was trained on it is as good as ever.
-    assert TrainedRun(run_copy, CPU, "step-00000008").decoder().name == "layers-1"
+    assert TrainedRun(run_copy, CPU, "step-00000008").decoder("layers-1").name == "layers-1"
     finetune_decoder.run(replace(FINETUNE, checkpoint="step-00000008", steps=13), run_copy, store)
     with pytest.raises(InputError, match=r"made with other settings \(inputs\.checkpoint: "):
         finetune_decoder.run(FINETUNE, run_copy, store)

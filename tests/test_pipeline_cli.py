@@ -355,7 +355,8 @@ def test_samples_with_another_setting_are_refused_by_name_and_overwrite_replaces
     drawn(trained, out)
     before = out.read_bytes()
     again = ("sample", "--run", trained, "--num-samples", 3, "--steps", 4, "--device", "cpu", "--output", out)
-    assert "num_samples: 7 -> 3" in refuse(*again)
+    assert "holds 7 texts of these settings already, and --num-samples 3 asks for fewer" in refuse(*again)
+    assert "config.seed: 0 -> 1" in refuse(*again, "--seed", 1)
     assert out.read_bytes() == before
     assert ldlm(*again, "--overwrite").exit_code == 0
     assert out.read_bytes() == b"".join(before.splitlines(keepends=True)[:3])

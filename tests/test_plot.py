@@ -1,6 +1,10 @@
 """`ldlm plot` and the pictures that a training leaves."""
 
+import os
 import shutil
+import subprocess
+import sys
+import textwrap
 
 import pytest
 from PIL import Image
@@ -41,3 +45,47 @@ def test_what_can_not_be_drawn_is_said(run_copy, refuse, store, what):
         "no metrics": ((run_copy,), "has no metrics yet"),
     }[what]
     assert message in refuse("plot", *arguments)
+
+
+@pytest.fixture
+def another_process(trained, tmp_path):
+    """What python prints that runs `code` in a process of its own, with `run` in it, under these variables."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    shutil.rmtree(run / "plots")
+
+    def call(code, **environment):
+        env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        script = f"run = {str(run)!r}\n{textwrap.dedent(code)}"
+        done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split(), run / "plots"
+
+    return call
+
+
+NOTEBOOK = "module://matplotlib_inline.backend_inline"  # as it sets the variable; the package is not installed here
+DRAW = """
+    import json
+    from pathlib import Path
+    from ldlm import plots, tracegif
+    plots.training(Path(run), [json.loads(line) for line in open(run + "/metrics.jsonl")])
+    tracegif._font(12)
+"""
+
+
+def test_a_users_settings_of_matplotlib_change_no_picture(another_process, trained, tmp_path):
+    (tmp_path / "matplotlibrc").write_text(
+        "backend: nosuch\ntext.usetex: True\nfont.family: monospace\nlines.marker: x\n"
+    )
+    _, plots = another_process(DRAW, MPLBACKEND=NOTEBOOK)
+    assert (plots / "training.png").read_bytes() == (trained / "plots" / "training.png").read_bytes()
+
+
+def test_who_draws_in_the_same_process_keeps_the_own_settings(another_process):
+    own = textwrap.dedent("""
+        import os, sys, matplotlib
+        print(os.environ["MPLBACKEND"], matplotlib.rcParams["backend"], matplotlib.rcParams["lines.marker"])
+    """)
+    assert another_process(textwrap.dedent(DRAW) + own, MPLBACKEND="svg")[0] == ["svg", "svg", "None"]
+    before = "import matplotlib\nmatplotlib.rcParams['lines.marker'] = 'x'\n" + textwrap.dedent(DRAW)
+    assert another_process(before + own, MPLBACKEND="pdf")[0] == ["pdf", "pdf", "x"]

@@ -1,8 +1,17 @@
 """What stderr shows of a task: a line that is drawn anew on a terminal, one every 30 seconds elsewhere."""
 
+import fcntl
 import io
 import json
 import math
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
 
 import pytest
 from ldlm.cli import show
@@ -80,3 +89,73 @@ def test_a_result_is_one_line_of_strict_json():
     for value, said in ((math.nan, "figures.1.x is nan"), (-math.inf, "figures.1.x is -inf")):
         with pytest.raises(InputError, match=f"can't be printed as JSON, for {said}"):
             show.json_line({"figures": [1.0, {"x": value}]})
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Real terminals
+
+TASK = """
+import sys, time
+from ldlm.cli import show
+
+terminal = show.Terminal()
+with terminal.task("train", 3_000, "step", done=1_000) as task:
+    for step in range(12):
+        time.sleep(show.DRAW_EVERY)
+        task.advance(100, l_diff=0.12345, l_h=0.23456, l_w=1.34567, token_accuracy=0.456, name="Straße 東京" * step)
+        if step == 6:
+            terminal.note("a note")
+"""
+
+
+def drawn(columns, resized=None):
+    """What a process writes to a terminal of that width, which is resized once it has drawn three times."""
+    parent, child = pty.openpty()
+
+    def resize(columns):
+        fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+
+    resize(columns)
+    with subprocess.Popen([sys.executable, "-c", TASK], stdin=child, stdout=child, stderr=child) as process:
+        written, before = b"", None
+        while process.poll() is None or select.select([parent], [], [], 0)[0]:
+            if select.select([parent], [], [], 0.05)[0]:
+                written += os.read(parent, 65536)
+            if resized and before is None and written.count(CLEAR) == 3:
+                resize(resized)
+                before = written.count(CLEAR) + 1  # one may be on its way
+        assert process.returncode == 0
+    os.close(child), os.close(parent)
+    return written.decode().replace("\r\n", "\n").split("\r\x1b[2K")[1:], before
+
+
+CLEAR = b"\r\x1b[2K"
+
+
+def width(line):
+    """Of what is seen of a line; the letters beyond ASCII above are two columns wide, but for ß."""
+    return sum(2 if ord(char) > 0x2000 else 1 for char in line.rstrip("\n"))
+
+
+@pytest.mark.parametrize("columns", [0, 20, 40, 80, 200])  # 0 is a terminal that does not say
+def test_a_line_is_no_wider_than_the_terminal(columns):
+    lines, _ = drawn(columns)
+    assert len(lines) == 12 + 1 + 1  # a note, and the end
+    assert max(map(width, lines)) < (columns or 80)
+    assert max(map(width, lines)) > min(columns or 80, 90) - 3  # as much as there is room for
+    assert [line for line in lines if "\n" in line] == ["a note\n", lines[-1]]
+    assert re.search(r"  in \d+:\d\d\n$", lines[-1])
+    assert all(line.startswith("train  1,") for line in lines[:6] if columns != 20)
+
+
+@pytest.mark.parametrize(("before", "after"), [(200, 40), (80, 40), (40, 200)])
+def test_a_terminal_may_be_resized_under_way(before, after):
+    lines, at = drawn(before, after)
+    assert max(map(width, lines[:3])) < before
+    assert max(map(width, lines[at:])) < after
+    assert max(map(width, lines[at:])) > min(after, 90) - 3
+
+
+def test_a_line_is_cut_where_a_wide_character_has_no_room():
+    assert [show.fit("ab東京", n) for n in range(7)] == ["", "a", "ab", "ab", "ab東", "ab東", "ab東京"]
+    assert show.fit("e\u0301a", 1) == "e\u0301"

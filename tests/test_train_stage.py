@@ -214,8 +214,30 @@ def test_the_steps_of_a_decaying_learning_rate_can_not_change_on_the_way(train_c
     config = changed(train_config, optimizer={"lr_decay": "cosine"})
     with pytest.raises(KeyboardInterrupt):
         train.run(config, store, tmp_path / "run", progress=interrupted(at=1))
-    with pytest.raises(InputError, match=r"inputs\.steps: 8 -> 9"):
-        train.run(replace(config, steps=9), store, tmp_path / "run")
+    for _ in range(2):  # one that was interrupted, and one that is finished
+        for steps in (7, 9):
+            message = f"begun for 8 steps, over which optimizer.lr_decay=cosine .* can't become one of {steps}; give"
+            with pytest.raises(InputError, match=message):
+                train.run(replace(config, steps=steps), store, tmp_path / "run")
+        assert train.run(config, store, tmp_path / "run").complete
+    assert train.run(replace(config, steps=9), store, tmp_path / "run", overwrite=True).manifest["step"] == 9
+
+
+def test_a_finished_run_goes_on_to_more_steps_wherever_it_is_killed_and_is_never_taken_for_the_longer_one(
+    train_config, store, run_copy, trained, tmp_path, interrupted, notes
+):
+    longer = replace(train_config, steps=12)
+    train.run(longer, store, tmp_path / "at once")
+    for at in (0, 2):
+        with pytest.raises(KeyboardInterrupt):
+            train.run(longer, store, run_copy, progress=interrupted(at=at))
+        assert not (run_copy / "manifest.json").exists()
+    train.run(longer, store, run_copy)
+    assert final(run_copy, 12) == final(tmp_path / "at once", 12)
+    before = record(run_copy)
+    assert train.run(train_config, store, run_copy, progress=notes).manifest["step"] == 12
+    assert notes.lines[-1] == f"{run_copy} is complete at step 12, and 8 are asked for; nothing to do"
+    assert record(run_copy) == before
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_in_one_line_and_leaves_its_checkpoints_whole(
