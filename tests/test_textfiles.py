@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from ldlm.stages import extract_features, quickstart
+from ldlm.stages import extract_features, pretrain_encoder, quickstart
 
 from ldlm import artifact, corpus, samples, text, textfiles
-from ldlm.config import ExtractConfig, QuickstartConfig
+from ldlm.config import ExtractConfig, PretrainConfig, QuickstartConfig
 from ldlm.encoder import load_tokenizer
 from ldlm.errors import InputError
 from ldlm.textfiles import Part, file_documents
@@ -371,6 +371,33 @@ def test_the_corrected_command_is_not_refused(refuse, succeed, gpt2, corpus, tmp
     assert str(path) in refuse("evaluate", path, "--scorer", gpt2)
     path.write_bytes(parquet(DOCUMENTS * 20) if name.endswith("parquet") else LONG)
     assert succeed(*extract, "--data", path, "--output", out)["rows"]["train"]
+
+
+def interrupted_after(count):
+    def documents(found):
+        for number, document in enumerate(found):
+            if number == count:
+                raise KeyboardInterrupt
+            yield document
+
+    return documents
+
+
+def test_a_fault_found_after_an_interruption_leaves_nothing_either(tmp_path, gpt2, monkeypatch):
+    """The first call stops among the good lines, and the second comes to the bad one."""
+    path, out = tmp_path / "a.jsonl", tmp_path / "out"
+    path.write_bytes(LONG + LONG[:-9])
+    extract = ExtractConfig(encoder=str(gpt2), data=(str(path),), seq_len=16, kind="scratch", device="cpu")
+    pretrain = PretrainConfig(data=(str(path),), vocab_size=400, steps=1, device="cpu")
+
+    for stage, config in ((extract_features, extract), (pretrain_encoder, pretrain)):
+        with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patched:
+            patched.setattr(textfiles, "not_blank", interrupted_after(100))
+            stage.run(config, out)
+        assert out.exists()
+        with pytest.raises(InputError, match="line 6000 is not JSON"):
+            stage.run(config, out)
+        assert not out.exists()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
