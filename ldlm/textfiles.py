@@ -369,10 +369,10 @@ def _check_encoding(path: Path, head: bytes, packed: bool) -> None:
             f"{path} is {found[:6].upper()}, and UTF-8 is needed; {first}convert it, for example with "
             f"iconv -f {found} -t utf-8 {name} > utf8-{name}"
         )
-    if _CONTROLS.search(head) and not _is_utf8(head):
+    if head[257:262] == b"ustar" or (_CONTROLS.search(head) and not _is_utf8(head)):
         raise InputError(
-            f"{path} is binary: neither text nor JSON nor parquet, and not packed by gzip, zstd, bzip2 or xz alone; "
-            f"unpack or convert it"
+            f"{path} is an archive or binary: neither text nor JSON nor parquet, and not packed by gzip, zstd, bzip2 "
+            f"or xz alone; unpack or convert it"
         )
 
 

@@ -168,8 +168,11 @@ def run(config: ExtractConfig, out: Location, *, overwrite: bool = False, progre
             progress.note(f"{out} is complete; nothing to do")
             return result
 
+        # Until the text is packed there is nothing to keep, also of what an interruption left.
+        with replace(result, state="new").or_nothing(unless="ledger"):
+            packed = extraction.pack()
         with result.or_nothing(unless="ledger"):
-            if extraction.pack():
+            if packed:
                 extraction.check_space(extraction.rows)
                 extraction.encode_sample()
                 extraction.describe()

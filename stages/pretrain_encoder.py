@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
         return result
 
     quiet_transformers()
-    with result.or_nothing():
+    begun = result if checkpoint.latest(out / "checkpoints") else replace(result, state="new")
+    with begun.or_nothing():  # also what an interruption left, but for steps
         for remark in textfiles.remarks(config.data, config.text_column):
             progress.note(remark)
         tokenizer = _tokenizer(config)

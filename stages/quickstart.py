@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +158,8 @@ def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, pro
         progress.note(f"{out} is complete; nothing to do")
         return result
     steps = Plan(quickstart, out)
-    with result.or_nothing():
+    begun = result if (out / "text" / "corpus.json").exists() else replace(result, state="new")
+    with begun.or_nothing():  # also what an interruption left, but for the text
         _check_models(quickstart)
         corpus = _write_corpus(quickstart, out, progress)
 

@@ -241,7 +241,7 @@ def test_one_line_is_a_text_and_its_intervals_are_points(call, tmp_path):
         ("t.jsonl", b'{"text": "a \\ud800 b"}\n', r"line 1 holds half a character, '\ud800'"),
         ("t.jsonl", b'{"text": ""}\n', "nothing to score"),
         ("t.txt", b"\n \n", "holds no text"),
-        ("t.npy", np.random.default_rng(0).bytes(999), "is binary"),
+        ("t.npy", np.random.default_rng(0).bytes(999), "is an archive or binary"),
     ],
 )
 def test_files_that_hold_no_texts_are_named(refuse, gpt2, tmp_path, name, content, message):
