@@ -16,6 +16,7 @@ from ldlm.stages import extract_features
 from ldlm.config import ExtractConfig
 from ldlm.encoder import FrozenEncoder
 from ldlm.errors import InputError
+from ldlm.states import positions
 from ldlm.store import FeatureStore
 
 DOCS = Path(__file__).parent.parent / "docs" / "encoders.md"
@@ -146,6 +147,11 @@ def test_a_model_that_pads_to_a_window_is_cut_where_rows_fill_it(tmp_path, seq_l
     model = architectures.make("longformer")
     model.save_pretrained(tmp_path)
     assert way_of(model, tmp_path, -3, seq_len) == way
+
+
+def test_positions_that_are_not_in_a_table_are_not_tried():
+    """A row of ten million would take the machine's memory."""
+    assert positions(architectures.make("llama", max_position_embeddings=10_000_000)) == 10_000_000
 
 
 def test_a_model_that_draws_at_random_is_refused(tmp_path):

@@ -74,6 +74,21 @@ def test_the_blocks_above_the_layer_are_gone_and_never_run(folder, tokens_BL, la
     assert ran[type(blocks[0]).__name__] == kept
 
 
+def test_the_check_costs_two_passes_over_one_row(folder):
+    ran = []
+
+    def note(module, args, output):
+        if type(module).__name__ in ("GPT2Block", "BertLayer"):
+            ran.append(args[0].shape[:2])
+
+    hook = nn.modules.module.register_module_forward_hook(note)
+    try:
+        FrozenEncoder(folder, layer=-3, seq_len=16)
+    finally:
+        hook.remove()
+    assert ran == [(1, 16)] * (DEPTH + DEPTH - 2)  # of the whole model, and of the cut one
+
+
 def test_rows_are_encoded_as_they_are_whatever_stands_in_the_batch(folder, tokens_BL):
     encoder = FrozenEncoder(folder, layer=-2)
     together = encoder(tokens_BL)
