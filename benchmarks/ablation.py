@@ -24,7 +24,7 @@ from ldlm.stages import evaluate, sample, train
 
 from benchmarks.__main__ import hardware
 from ldlm import artifact, config, files, memory
-from ldlm.config import PAPERS_SAMPLER, EvaluateConfig, SampleConfig, SamplerConfig, TrainConfig
+from ldlm.config import SAMPLERS, EvaluateConfig, SampleConfig, SamplerConfig, TrainConfig
 from ldlm.metricsfile import MetricsFile
 
 BASE = "LDLM"
@@ -76,7 +76,7 @@ def measure(name: str, arm: Arm, seed: int, steps: int, texts: int, quickstart: 
     run = work / f"{name.replace(' ', '-')}-seed-{seed}"
     made = train.run(settings(arm, steps, seed), quickstart / "features", run, progress=show.Terminal())
     drawn = work / f"{run.name}.jsonl"
-    sampler = SamplerConfig(steps=128, temperature=0.5, **PAPERS_SAMPLER)
+    sampler = SamplerConfig(temperature=0.5, **SAMPLERS["paper"])
     sample.run(SampleConfig(num_samples=texts, sampler=sampler, seed=seed), run, drawn, progress=show.Terminal())
     scored = scores(drawn, quickstart, beside=_references(quickstart).values())
     held_out = {key: made.manifest["held_out"][key] for key in ("token_accuracy_clean", "latent_std")}

@@ -437,7 +437,7 @@ class SamplerConfig:
     steps: int = setting(32, "solver steps, one evaluation each; heun takes two, and guidance twice as many", low=1)
     solver: Solver = setting("dpm++2m-sde", "how the reverse process is solved; euler-maruyama is the paper's")
     grid: Grid = setting(
-        "log-snr", "equal steps in ln(α²/σ²), in time t, the paper's, or in the learned F(t) of adaptive timesteps"
+        "learned", "equal steps in the learned F(t) of adaptive timesteps, in time t, the paper's, or in ln(α²/σ²)"
     )
     guidance: float = setting(
         1.0, "w of self-conditioning guidance, ẑ = ẑ_∅ + w(ẑ_sc − ẑ_∅); 1 is off", low=0, high=100
@@ -445,7 +445,7 @@ class SamplerConfig:
     eta: float = setting(0.0, "η of ddim: 0 is the ODE, 1 ancestral sampling", low=0, high=1)
     t_min: float = setting(0.005, "where the grid ends; the paper's sampler ends at 0.05", above=0, high=0.9)
     beta_clip: float = setting(0.95, "euler-maruyama clips t to this, inside β only", above=0, high=0.9999)
-    final: Final = setting("mean", "return the last step's noise-free mean, or the last estimate of z_0")
+    final: Final = setting("x0", "return the last step's noise-free mean, or the last estimate of z_0")
     temperature: float = setting(0.0, "draw tokens at this temperature; 0 takes the most likely", low=0)
 
 

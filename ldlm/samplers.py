@@ -97,7 +97,9 @@ def time_grid(config: SamplerConfig, schedule: Schedule | None = None, quantile:
     if config.grid == "log-snr":
         assert schedule is not None
         end = schedule.log_snr(torch.tensor(config.t_min, dtype=torch.float64))
-        return schedule.time_of_log_snr(end + uniform * (LOG_SNR_START - end))
+        times = schedule.time_of_log_snr(end + uniform * (LOG_SNR_START - end))
+        times[-1] = config.t_min  # but for rounding it is
+        return times
     return config.t_min + (1 - config.t_min) * uniform
 
 

@@ -67,11 +67,11 @@ def in_a_new_process(code, *arguments, **environment):
 
 
 DRAWS = [
-    {"solver": "euler-maruyama", "steps": 5},
+    {"solver": "euler-maruyama", "grid": "time", "steps": 5},
     {"solver": "ddim", "steps": 4, "eta": 0.5, "temperature": 0.8},
     {"solver": "heun", "steps": 3, "grid": "log-snr"},
     {"solver": "dpm++2m", "steps": 4, "grid": "learned", "guidance": 1.7, "final": "x0"},
-    {"solver": "dpm++2m-sde", "steps": 4, "grid": "learned", "final": "x0", "temperature": 1.2},
+    {"solver": "dpm++2m-sde", "steps": 4, "grid": "log-snr", "final": "mean", "temperature": 1.2},
     {"sampler": "paper", "steps": 5},
 ]
 
@@ -191,7 +191,7 @@ def test_a_sampler_that_is_not_offered_is_no_default_of_a_new_model(run, model, 
     message = refuse("export", "--run", run, "--output", tmp_path / "m", *asked)
     assert message.endswith("it diverges; take --grid log-snr or --grid time")
     assert not (tmp_path / "m").exists()
-    with pytest.raises(InputError, match="solver ddim on grid time with final mean is not offered"):
+    with pytest.raises(InputError, match="solver ddim on grid time with final x0 is not offered"):
         LDLM.from_pretrained(model).sample(1, solver="ddim", grid="time")
     with pytest.raises(InputError, match="there is no sampler 'papers'; choose paper"):
         LDLM.from_pretrained(model).sample(1, sampler="papers")

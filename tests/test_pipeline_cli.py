@@ -292,10 +292,11 @@ def test_more_texts_begin_with_the_same_texts_and_another_seed_shares_none(train
     assert not seeds[0] & seeds[1]
 
 
-@pytest.mark.parametrize("setting", [{"steps": 5}, {"final": "x0"}, {"t_min": 0.5}, {"temperature": 1.0}])
+@pytest.mark.parametrize("setting", [{"steps": 5}, {"final": "mean"}, {"t_min": 0.5}, {"temperature": 1.0}])
 def test_every_setting_of_the_sampler_changes_the_texts(trained, tmp_path, setting):
-    plain = drawn(trained, tmp_path / "a.jsonl", num_samples=16, batch_size=16)
-    sampler = SamplerConfig(**{"steps": 4, **setting})
+    common = {"steps": 4, "solver": "dpm++2m"}
+    plain = drawn(trained, tmp_path / "a.jsonl", num_samples=16, batch_size=16, sampler=SamplerConfig(**common))
+    sampler = SamplerConfig(**{**common, **setting})
     assert drawn(trained, tmp_path / "b.jsonl", num_samples=16, batch_size=16, sampler=sampler) != plain
 
 
@@ -314,7 +315,7 @@ def test_the_papers_sampler_is_one_flag_and_other_flags_override_it(trained, suc
 def test_a_solver_and_grid_that_are_not_offered_are_refused_and_leave_nothing(trained, refuse, tmp_path, begun):
     asked = ("--solver", "euler-maruyama", "--grid", "learned", begun, tmp_path / "made", "--device", "cpu")
     message = refuse("sample", "--run", trained, *asked)
-    assert message.startswith("solver euler-maruyama on grid learned with final mean is not offered: ")
+    assert message.startswith("solver euler-maruyama on grid learned with final x0 is not offered: ")
     assert "not offered" in refuse("sample", "--run", trained, *asked, "--dry-run")
     assert not list(tmp_path.iterdir())
 

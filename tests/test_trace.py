@@ -101,7 +101,7 @@ def test_times_are_chosen_on_the_grid():
 
 
 def test_chosen_times_are_shown(trained, succeed, tmp_path):
-    times = ("--grid", "time", "--trace-times", 0.9, 0.33, 0.32)
+    times = ("--sampler", "paper", "--trace-times", 0.9, 0.33, 0.32)
     assert succeed("sample", "--run", trained, *SETTINGS, *times, "--trace", tmp_path / "trace")["frames"] == 3
     frames = json.loads((tmp_path / "trace" / "trace.json").read_text(encoding="utf-8"))["frames"]
     assert [f["t"] for f in frames] == pytest.approx([1 - 0.95 / 8, 1 - 6 * 0.95 / 8, 0.05])
