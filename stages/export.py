@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ldlm import artifact, files, samplers
+from ldlm import artifact, files, hub, samplers
 from ldlm import config as configs
 from ldlm.artifact import Artifact
 from ldlm.boundaries import Boundaries
@@ -114,8 +114,7 @@ def _push(out: Path, repo_id: str) -> str:
     try:
         return str(model.push_to_hub(repo_id, commit_message="Model exported by ldlm"))
     except Exception as error:  # the client and the HTTP library below it raise many kinds, and all mean the same
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"{out} is complete and could not be uploaded to {repo_id!r} ({reason}); log in with `hf auth login` and "
-            f"run the same command again"
+            f"{out} is complete and could not be uploaded to {repo_id!r} ({hub.why(error)}); log in with "
+            f"`hf auth login` and run the same command again"
         ) from None

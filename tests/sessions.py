@@ -1,8 +1,10 @@
 """Commands in a process of their own, with the environment and the stdin of a user's shell.
 
-one, other = session([("evaluate", "texts.txt", "--json"), …], said="y\\n", HF_HOME="…")
-result(one)    # the JSON of a command that has succeeded
-line(other)    # the one line of a command that has refused
+    one, other = session([("evaluate", "texts.txt", "--json"), …], said="y\\n", HF_HOME="…")
+    result(one)    # the JSON of a command that has succeeded
+    line(other)    # the one line of a command that has refused
+
+The commands of a session follow each other in one process with one thread.
 """
 
 import json
