@@ -70,7 +70,7 @@ def rows(path: Path, column: str = "text") -> Iterator[Row]:
             yield from (Row(text, {}) for text in _parquet(source, column))
         else:
             values = _json_lines(source) if source.kind == "json lines" else _json_array(source)
-            yield from (_row(value, column, place) for value, place in values)
+            yield from (_row(source, value, column, place) for value, place in values)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -506,24 +506,28 @@ def _value(source: _Source, parse: Callable[[], Any], place: str) -> Any:
         return parse()
     except json.JSONDecodeError as error:
         lines = "; put an object that spreads over several lines on one, with jq -c ." if _is_begun(error) else ""
-        other = "" if _ending(source.path) in JSON_NAMES else f"; {_as_they_stand(source.path, source.packed)}"
-        raise InputError(f"{place} is not JSON: {error.msg}{lines}{other}") from None
+        raise InputError(f"{place} is not JSON: {error.msg}{lines}{_or_plain(source)}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or nesting a thousand deep
         reason = str(error).split(":")[0]
         raise InputError(f"{place} can't be read as JSON: {reason}; correct or remove it") from None
+
+
+def _or_plain(source: _Source) -> str:
+    """Advice for plain text that was taken for JSON, which a name can rule out."""
+    return "" if _ending(source.path) in JSON_NAMES else f"; {_as_they_stand(source.path, source.packed)}"
 
 
 def _is_begun(error: json.JSONDecodeError) -> bool:
     return error.doc.startswith("{") and error.pos >= len(error.doc.rstrip())
 
 
-def _row(value: Any, column: str, place: str) -> Row:
+def _row(source: _Source, value: Any, column: str, place: str) -> Row:
     """The row of a JSON object, or of a string in an array of strings."""
     fields = value if isinstance(value, dict) else {}
     text = fields.get(column, value)
     if not (isinstance(text, str) or (text is None and (column in fields or value is None))):
         found = ", ".join(fields) if fields else "none"
-        raise InputError(f"{place} has no text in {column!r} (fields: {found}); set --text-column")
+        raise InputError(f"{place} has no text in {column!r} (fields: {found}); set --text-column{_or_plain(source)}")
     check_whole(text or "", place)
     return Row(text, fields)
 

@@ -244,6 +244,7 @@ UNREADABLE = {
     "bare.jsonl": (b"one\n", "line 1 is not JSON"),
     "spread.jsonl": (b'{\n "text": "x"\n}\n', "put an object that spreads over several lines on one, with jq -c ."),
     "column.jsonl": (b'{"body": "x", "id": 1}\n', "line 1 has no text in 'text' (fields: body, id); set --text-column"),
+    "column.txt": (b'{"body": "x"}\n', "set --text-column; to take its lines as they stand, make each a text: jq"),
     "number.jsonl": (b'{"text": 3}\n', "line 1 has no text in 'text'"),
     "list.jsonl": (b"[1]\n", "line 1 has no text in 'text' (fields: none)"),
     "list.json": (b'[["x"]]', "element 1 has no text in 'text' (fields: none)"),
