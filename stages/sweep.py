@@ -157,7 +157,9 @@ def run(
         progress.note(remark)
     real = None if reference is None else _read(config, reference)
     others = {one: _read(config, one.path) for one in externals}
-    fewest = min([config.texts, *(len(texts) for texts in [*others.values(), *([] if real is None else [real])])])
+    fewest = min([config.texts, *(len(texts) for texts in (real, *others.values()) if texts is not None)])
+    if fewest < config.texts:
+        progress.note(f"diversity is that of {fewest:,} texts of each set, for the smallest has no more")
     device = runtime.device(config.device)
     run = TrainedRun(run_path, device, config.checkpoint)
     compute = Compute.of(config.compute, device)
@@ -177,8 +179,6 @@ def run(
         progress.note(f"{out} is complete; nothing to do")
         return result
 
-    if fewest < config.texts:
-        progress.note(f"diversity is that of {fewest:,} texts of each set, for the smallest has no more")
     if not config.decoders:
         run.remark_on_decoder(None, progress)
     sweep = Sweep(config, out, run, generators, scorer, max_tokens, fewest)
@@ -201,16 +201,7 @@ def run(
         ],
         # As many as are drawn: diversity falls with the number of texts.
         "real": None if real is None else sweep.score(real.first(config.texts)),
-        "texts": config.texts,
-        "screen_texts": config.screen_texts,
-        "diversity_texts": fewest,
-        "scorer": scorer.name,
-        "max_tokens": max_tokens,
-        "boundaries": config.boundaries,
-        "boundary_tokens": list(sweep.boundaries.tokens),
-        "clean_up": config.clean_up,
-        "device": str(device),
-        "step": run.checkpoint.step,
+        **sweep.record,
     }
     files.write_json(out / "sweep.json", summary)
     files.write_atomic(out / "table.md", tables(summary))
@@ -332,6 +323,22 @@ class Sweep:
         """Of all trajectories, so that it is measured once."""
         generator, most = next(iter(self.generators.values())), max(self.config.texts, self.config.screen_texts)
         return self.config.batch_size or generator.batch_size(min(most, LARGEST_BATCH))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What all its figures depend on."""
+        return {
+            "texts": self.config.texts,
+            "screen_texts": self.config.screen_texts,
+            "diversity_texts": self.fewest,
+            "scorer": self.scorer.name,
+            "max_tokens": self.max_tokens,
+            "boundaries": self.config.boundaries,
+            "boundary_tokens": list(self.boundaries.tokens),
+            "clean_up": self.config.clean_up,
+            "device": str(self.run.device),
+            "step": self.run.checkpoint.step,
+        }
 
     @cached_property
     def boundaries(self) -> Boundaries:

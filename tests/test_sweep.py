@@ -149,6 +149,21 @@ def test_a_scorer_of_fewer_positions_than_a_row_has_tokens_cuts_the_texts(traine
     assert line == f"texts are cut after 8 tokens, which is what the scorer {bigrams} takes, and not after 16"
 
 
+def test_others_samples_are_scored_alike_whatever_tokenizer_wrote_them(trained, gpt2, unseen, tmp_path):
+    """Somebody's BERT, whose boundaries are named, beside somebody's GPT-2."""
+    others = []
+    for name, begin, end in (("bert", "[CLS] ", " [SEP]"), ("gpt2", "<|endoftext|>", "<|endoftext|>")):
+        path = tmp_path / f"{name}.txt"
+        path.write_text("\n".join(f"{begin}{line}{end}" for line in unseen[:6]) + "\n")
+        others.append(sweep.External(name, path, nfe=8, seconds=0.1))
+    config = settings(gpt2, budgets=(2,), solvers=("ddim",), guidances=(1.0,), finals=("mean",), temperatures=(1.0,))
+    named = replace(config, boundary_tokens=("[CLS]", "[SEP]"))
+    for settled, alike in ((named, True), (replace(named, boundaries="text"), False)):
+        out = tmp_path / settled.boundaries
+        bert, gpt = sweep.run(settled, trained, out, reference=others[1].path, externals=others).manifest["externals"]
+        assert (bert["gen_ppl"] == pytest.approx(gpt["gen_ppl"], rel=1e-6)) == alike
+
+
 def test_what_an_earlier_version_has_screened_is_taken_up_where_it_means_the_same(
     trained, gpt2, corpus, interrupted, tmp_path
 ):
