@@ -280,7 +280,7 @@ def test_kind_scratch_stores_tokens_only_and_never_runs_the_encoder(few, whole, 
 
 @pytest.mark.parametrize(
     ("letter", "value", "message"),
-    [("Ω", 1e3, "don't fit in fp16; use --codec bf16 or fp32"), ("e", float("nan"), "not finite")],
+    [("Ω", 1e3, "don't fit in fp16; use --overwrite --codec bf16, or fp32"), ("e", float("nan"), "not finite")],
 )
 def test_states_that_half_precision_can_not_hold_are_refused_and_nothing_is_sealed(
     few, gpt2, tmp_path, letter, value, message
