@@ -53,9 +53,8 @@ def verify(store: str, as_json: bool) -> None:
 
     faults = stage.verify(locate(store))
     lines = [f"{fault['shard']}: {fault['file']} {fault['problem']}" for fault in faults]
-    _show(
-        faults, as_json, lambda: "\n".join([*lines, f"`ldlm features repair {store}` mends it"] if lines else ["whole"])
-    )
+    lines += [stage.remedy(store, faults)] if faults else ["whole"]
+    _show(faults, as_json, lambda: "\n".join(lines))
     if faults:
         click.get_current_context().exit(DAMAGED)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from typing import Any, NoReturn
 
 import click
@@ -55,8 +56,7 @@ class Commands(click.Group):
         except Stopped as stopped:
             leave(ctx, f"{stopped}; the same command goes on from there", TEMPORARY_FAILURE)
         except KeyboardInterrupt:
-            line = "\ninterrupted; the same command, without --overwrite, goes on from what is kept"
-            leave(ctx, line, INTERRUPTED)
+            leave(ctx, "\ninterrupted; the same command goes on from what is kept", INTERRUPTED)
         except OSError as error:
             if error.errno not in THE_SYSTEMS_REFUSALS:
                 raise
@@ -67,6 +67,8 @@ class Commands(click.Group):
 
 def leave(ctx: click.Context, line: str, status: int) -> NoReturn:
     """End the command with a last line, whether anybody reads it or not."""
+    if "--overwrite" in sys.argv:  # which would have it begin anew
+        line = line.replace("the same command", "the same command, without --overwrite,")
     show.Terminal().write(f"{line}\n")
     ctx.exit(status)
 

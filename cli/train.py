@@ -79,7 +79,12 @@ def _prepare_online(online: dict[str, Any], config: TrainConfig, out: Path, *, o
     place = out.with_name(out.name + "-features")
     progress = show.Terminal()
     settings = configs.from_dict(configs.ExtractConfig, {**online, **same})
-    extract_features.run(settings, place, overwrite=overwrite, progress=progress)
+    try:
+        extract_features.run(settings, place, progress=progress)
+    except InputError:  # what is to be overwritten may be the run alone, and the store still fit
+        if not overwrite:
+            raise
+        extract_features.run(settings, place, overwrite=True, progress=progress)
     progress.note(f"tokens and statistics are in {place}, which the later commands take as --features")
     return place
 

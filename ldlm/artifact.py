@@ -47,6 +47,9 @@ MADE_BY = {
 }
 
 
+NAMED_BY = {"decoder": "--name", "trace": "--trace"}  # the option that says where, of others than --output
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A folder of kind `kind`; `state` says what `begin` or `open_artifact` found."""
@@ -141,8 +144,11 @@ def _begin(
     reads: Sequence[str | Path],
     shared: bool,
 ) -> Artifact:
+    place = NAMED_BY.get(kind, "--output")
+    # Processes that a launcher starts together would delete what one of them has begun.
+    replacing = "remove it" if shared and int(os.environ.get("WORLD_SIZE", "1")) > 1 else "add --overwrite"
     if path.exists() and not path.is_dir():
-        raise InputError(f"{path} is a file and the output is a folder; choose another --output")
+        raise InputError(f"{path} is a file and the output is a folder; choose another {place}")
     found = _found(path)
     if found is None:
         return _create(path, kind, config, inputs)
@@ -152,11 +158,9 @@ def _begin(
             _empty(path, kind)
         return _create(path, kind, config, inputs)
     if "kind" not in found:
-        raise InputError(
-            f"{path} is not empty and not made by ldlm; choose another --output, or add --overwrite to replace it"
-        )
+        raise InputError(f"{path} is not empty and not made by ldlm; choose another {place}, or {replacing}")
     if found["kind"] != kind:
-        raise InputError(f"{path} holds {_article(found['kind'])}; choose another --output")
+        raise InputError(f"{path} holds {_article(found['kind'])}; choose another {place}")
     decided = (path / "config.yaml").is_file()
     if not decided and all(name == "artifact.json" or name.startswith(".") for _, name in files.below(path)):
         return _create(path, kind, config, inputs)  # killed between the first two files
@@ -165,7 +169,7 @@ def _begin(
     changed = configs.differences(old, new)
     if changed:
         raise InputError(
-            f"{path} was made with other settings ({'; '.join(changed)}); choose another --output, or add --overwrite"
+            f"{path} was made with other settings ({'; '.join(changed)}); choose another {place}, or {replacing}"
         )
     if (path / "manifest.json").is_file():
         return Artifact(path, kind, "complete")
@@ -246,7 +250,8 @@ def _guard(path: Location, found: Mapping[str, Any], kind: str, reads: Sequence[
         raise InputError(f"--overwrite would delete {resolved}; choose a folder of its own for the output")
     if found.get("kind", kind) != kind and not _is_emptied(found):
         raise InputError(
-            f"{path} holds {_article(found['kind'])}, which --overwrite doesn't replace by {_article(kind)}"
+            f"{path} holds {_article(found['kind'])}, which --overwrite doesn't replace by {_article(kind)}; "
+            f"choose another {NAMED_BY.get(kind, '--output')}"
         )
     for read in map(Path, reads):
         if resolved is not None and read.resolve().is_relative_to(resolved):

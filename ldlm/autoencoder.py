@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ldlm.config import AutoencoderConfig
 from ldlm.errors import InputError
-from ldlm.layers import MLP, RMSNorm, SelfAttention, SwiGLU, attention, head_width, split_heads
+from ldlm.layers import MLP, RMSNorm, SelfAttention, SwiGLU, attention, divisors, head_width, split_heads
 from ldlm.vocabulary import TokenLosses, token_losses
 
 
@@ -196,7 +196,10 @@ class TokenDecoder(nn.Module):
     def __init__(self, *, width: int, layers: int, heads: int, mlp_ratio: int, vocab_size: int) -> None:
         super().__init__()
         if layers and head_width(width, heads, "model.token_decoder") % 2:
-            raise InputError(f"model.token_decoder.heads={heads} leaves heads of odd width {width // heads}")
+            raise InputError(
+                f"model.token_decoder.heads={heads} leaves heads of odd width {width // heads}; set it to "
+                f"{divisors(width)}, or its layers to 0"
+            )
         self.blocks = nn.ModuleList(DecoderBlock(width, heads, mlp_ratio) for _ in range(layers))
         self.norm = RMSNorm(width, eps=1e-6)
         self.head = nn.Linear(width, vocab_size, bias=False)

@@ -114,7 +114,9 @@ def encode(h: np.ndarray, codec: Codec) -> Parts:
     with np.errstate(over="ignore"):
         fits = dtype.kind != "f" or np.isfinite(worst.astype(dtype))
     if not fits:
-        raise InputError(f"hidden states of up to {worst:.3g} don't fit in {codec.name}; use --codec bf16 or fp32")
+        raise InputError(
+            f"hidden states of up to {worst:.3g} don't fit in {codec.name}; use --overwrite --codec bf16, or fp32"
+        )
     return codec.encode(h)
 
 

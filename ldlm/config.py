@@ -320,7 +320,9 @@ class ExtractConfig:
         "fp16", "storage of the hidden states; online stores none, and the encoder runs inside the training step"
     )
     compression: Literal["zstd", "none"] = setting("zstd", "lossless compression of what is stored")
-    max_channel_error: float = setting(0.1, "int8 is refused when a channel's relative error is beyond this", above=0)
+    max_channel_error: float = setting(
+        0.1, "int8 is refused when a channel's relative error is beyond this", above=0, identity=False
+    )
     stats_tokens: int | None = setting(
         2_000_000, "tokens that the statistics are taken over, or all", low=1, none="all"
     )

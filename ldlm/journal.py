@@ -88,11 +88,12 @@ def _begin(
 def _check_steps(out: Path, steps: int | None) -> None:
     """`InputError` when the learning rate fell towards another end than `steps` until now; None where it has none."""
     record = out / "artifact.json"
-    begun = files.read_json(record).get("inputs", {}).get("steps") if record.is_file() else None
+    found = files.read_json(record) if record.is_file() else {}
+    begun, place = found.get("inputs", {}).get("steps"), artifact.NAMED_BY.get(found.get("kind", ""), "--output")
     if None not in (begun, steps) and begun != steps:
         raise InputError(
             f"{out} was begun for {begun} steps, over which optimizer.lr_decay=cosine lets the learning rate fall, so "
-            f"it can't become one of {steps}; give --steps {begun}, choose another --output, or add --overwrite (a run "
+            f"it can't become one of {steps}; give --steps {begun}, choose another {place}, or add --overwrite (one "
             f"with optimizer.lr_decay=constant goes on to any number)"
         )
 
@@ -305,7 +306,8 @@ class Journal:
         if state.skipped > state.config.max_nonfinite:
             raise InputError(
                 f"{what}; {state.skipped} such batches are too many (--max-nonfinite {state.config.max_nonfinite}); "
-                f"the checkpoints are whole; {remedy}"
+                f"the checkpoints are whole: go on from the newest with a larger --max-nonfinite, or begin anew and, "
+                f"{remedy}"
             )
         self.progress.note(what)
 

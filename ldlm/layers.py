@@ -82,10 +82,16 @@ def head_width(width: int, heads: int, name: str) -> int:
     """Width of one head; `InputError` when `heads` does not divide `width`."""
     if width % heads:
         raise InputError(
-            f"{name}.heads={heads} must divide its width {width}; set it to a divisor, or take a preset for states as "
-            f"wide as the store's (owt and lm1b: 768; tiny: any multiple of 4)"
+            f"{name}.heads={heads} must divide its width {width}; set it to {divisors(width)}, or take a preset for "
+            f"states as wide as the store's (owt and lm1b: 768; tiny: any multiple of 4)"
         )
     return width // heads
+
+
+def divisors(width: int) -> str:
+    """The numbers of heads that such a width is divided into evenly, with heads of an even width."""
+    heads = [str(number) for number in range(1, width // 2 + 1) if width % (2 * number) == 0]
+    return f"one of {', '.join(heads)}" if heads else "1"
 
 
 class SelfAttention(nn.Module):

@@ -248,9 +248,10 @@ class TrainedRun:
         folder = self.path / "decoders" / name
         found = artifact.open_artifact(folder, "decoder")
         if found.inputs["checkpoint"] != self.checkpoint.digest:
+            other = "" if self.model.token_decoder is None else f", or choose --decoder {JOINT}"
             raise InputError(
                 f"the decoder {name} was trained on another checkpoint than {self.checkpoint.path.name}; run "
-                f"`ldlm finetune-decoder` again with --overwrite, or choose --decoder {JOINT}"
+                f"`ldlm finetune-decoder` again with --overwrite{other}"
             )
         for file, digest in found.manifest.get("sha256", {}).items():  # of an earlier version there is none
             if not (folder / file).is_file() or files.sha256_file(folder / file) != digest:

@@ -43,6 +43,8 @@ from ldlm.shards import ShardedArray
 
 CHUNK_ROWS = 16
 SPLITS = ("train", "validation")
+MADE_OF = ("artifact.json", "config.yaml")  # say what a store is made of, and can't be made again
+COPY = "restore it from a copy, or extract again with --overwrite"
 NO_PARTS: Parts = {}
 _CHUNKS = re.compile(r"features\.zarr/(\w+/)?\w+/c/\d+(/0)+")  # names of shards' files, not of mean's and std's
 Item = TypeVar("Item")
@@ -288,6 +290,8 @@ def _whole(path: Location, covered: Mapping[str, str]) -> dict[str, bytes]:
         data = files.content(path / name) or b""
         if files.sha256(data) != digest:
             problem = fault(path / name, digest) or "changes while it is read"
+            if name in MADE_OF:
+                raise InputError(f"{path / name} {problem}; {COPY}")
             raise InputError(f"{path / name} {problem}; run `ldlm features repair {path}`")
         return data
 

@@ -159,7 +159,7 @@ def _existing_parent(path: Path | None) -> Path:
 def run(config: ExtractConfig, out: Location, *, overwrite: bool = False, progress: Progress = SILENT) -> Artifact:
     """Write the store `out` and seal it. The same call again takes up an interrupted one, or joins a running one."""
     if overwrite and _world()[1] > 1:
-        raise InputError("--overwrite can't be shared by several processes; remove the old store first")
+        raise InputError(f"--overwrite can't be shared by several processes; remove {out} first")
     progress = SILENT if _world()[0] else progress
     with ExitStack() as held:
         extraction, result = prepare(config, out, overwrite=overwrite, progress=progress, held=held)
@@ -247,13 +247,13 @@ def _check(config: ExtractConfig) -> None:
         raise InputError("--dataset-config is one of --dataset NAME; files have none")
     if config.validation_split and not config.dataset:
         raise InputError("--validation-split is a split of --dataset NAME; files are held out with --validation-data")
-    if config.shard_rows % config.batch_size:
+    step = math.lcm(store.CHUNK_ROWS, config.batch_size)
+    if config.shard_rows % step:
         raise InputError(
-            f"shard_rows={config.shard_rows} must be a multiple of batch_size={config.batch_size}, so that no "
-            f"batch crosses shards"
+            f"shard_rows={config.shard_rows} must be a multiple of batch_size={config.batch_size} and of the chunk of "
+            f"{store.CHUNK_ROWS} rows, so that neither crosses shards; use --shard-rows "
+            f"{max(1, round(config.shard_rows / step)) * step}"
         )
-    if config.shard_rows % 16:
-        raise InputError(f"shard_rows={config.shard_rows} must be a multiple of the chunk of 16 rows")
 
 
 def _check_requests(config: ExtractConfig, out: Location | None, width: int) -> None:
@@ -261,10 +261,12 @@ def _check_requests(config: ExtractConfig, out: Location | None, width: int) -> 
     stored = 0 if config.kind == "scratch" else width * CODECS[config.codec].bytes_per_value
     row = round(config.seq_len * max(4, stored))
     if isinstance(out, ObjectPath) and config.shard_rows * row > REQUEST_BYTES:
-        step = math.lcm(16, config.batch_size)
+        step = math.lcm(store.CHUNK_ROWS, config.batch_size)
+        most = REQUEST_BYTES // row // step * step
         raise InputError(
             f"--shard-rows {config.shard_rows} makes files of {files.amount(config.shard_rows * row)}, and an object "
-            f"store takes {files.amount(REQUEST_BYTES)} at once; use at most {REQUEST_BYTES // row // step * step}"
+            f"store takes {files.amount(REQUEST_BYTES)} at once; use at most {most or store.CHUNK_ROWS}"
+            f"{'' if most else f', with --batch-size {store.CHUNK_ROWS}'}"
         )
 
 
@@ -687,7 +689,8 @@ class Extraction:
         if codec.name.startswith("int8") and error.worst_channel > self.config.max_channel_error:
             raise InputError(
                 f"--codec {codec.name} loses {error.worst_channel:.2%} of a channel in shard {split}-{shard:05d} "
-                f"(allowed are {self.config.max_channel_error:.2%}); use --codec fp16, or raise --max-channel-error"
+                f"(allowed are {self.config.max_channel_error:.2%}); use --overwrite --codec fp16, or raise "
+                f"--max-channel-error"
             )
         facts = {"relative_rms_error": error.relative_rms, "worst_channel_error": error.worst_channel}
         return stored, facts

@@ -56,6 +56,12 @@ def verify(path: Location) -> list[dict[str, str]]:
     return [{"shard": shard, "file": name, "problem": problem} for shard, name, problem in store.faults(path)]
 
 
+def remedy(place: str, faults: list[dict[str, str]]) -> str:
+    """What to do about them."""
+    lost = [fault["file"] for fault in faults if fault["file"] in store.MADE_OF]
+    return f"{', '.join(lost)}: {store.COPY}" if lost else f"`ldlm features repair {place}` mends it"
+
+
 def repair(path: Location, *, device: str = "auto", progress: Progress = SILENT) -> tuple[list[str], Artifact]:
     """Make the shards again that do not verify, from the text and encoder that the store was made with.
 
@@ -66,10 +72,10 @@ def repair(path: Location, *, device: str = "auto", progress: Progress = SILENT)
     with claims.sole(path) if isinstance(path, Path) else nullcontext():
         faults = store.faults(path)
         for _, name, problem in faults:
-            if name in ("artifact.json", "config.yaml"):
+            if name in store.MADE_OF:
                 raise InputError(
-                    f"{path / name} {problem}, and can't be made again, for it says what the store is made of; restore "
-                    f"it from a copy"
+                    f"{path / name} {problem}, and can't be made again, for it says what the store is made of; "
+                    f"{store.COPY}"
                 )
         made_with = replace(config.from_dict(ExtractConfig, found.config), device=device)
         bad = [(shard, name) for shard, name, _ in faults]

@@ -25,6 +25,7 @@ from ldlm.config import FinetuneConfig, TrainConfig
 from ldlm.errors import InputError
 from ldlm.finetuning import DecoderState, DecoderStep, figures, finetune_step, settle
 from ldlm.journal import Journal, begin, resume
+from ldlm.layers import divisors
 from ldlm.learner import Behind, check_shares
 from ldlm.location import Location
 from ldlm.model import JointDecoder
@@ -160,7 +161,7 @@ def _look(state: DecoderState, stream: Stream, batch: Batch, step: DecoderStep, 
     """Read a step that was taken, as in joint training."""
     shown = {}
     if not settle(state, step):
-        losses, remedy = {"l_w": step.l_w_B}, f"lower --lr (it is {state.config.optimizer.lr})"
+        losses, remedy = {"l_w": step.l_w_B}, f"under another --name, lower --lr (it is {state.config.optimizer.lr})"
         journal.skipped(state, stream, batch, step.number + 1, losses, step.l_w_B, remedy=remedy)
     elif journal.records(step.number + 1):
         shown = journal.stepped(state, figures(state, step))
@@ -214,7 +215,10 @@ def _network(config: FinetuneConfig, trained: TrainedRun) -> dict[str, Any]:
     decoder, width = trained.config.model.token_decoder, trained.model.latent_dim
     heads = config.heads or decoder.heads
     if config.layers and width % (2 * heads):
-        raise InputError(f"--heads {heads} must divide the latents' width {width} into heads of an even width")
+        raise InputError(
+            f"--heads {heads} must divide the latents' width {width} into heads of an even width; set it to "
+            f"{divisors(width)}, or --layers to 0"
+        )
     return {
         "width": width,
         "layers": config.layers,

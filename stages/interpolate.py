@@ -249,9 +249,8 @@ def _measured(
 def draw_pairs(rows: int, pairs: int, seed: int) -> np.ndarray:
     """Row numbers (2, pairs), no row twice; `InputError` when there are too few."""
     if rows < 2 * pairs:
-        raise InputError(
-            f"--pairs {pairs} needs {2 * pairs} held-out rows, and the store has {rows}; use at most {rows // 2}"
-        )
+        remedy = f"use at most {rows // 2}" if rows > 1 else "extract more text, or hold out more of it"
+        raise InputError(f"--pairs {pairs} needs {2 * pairs} held-out rows, and the store has {rows}; {remedy}")
     return np.random.default_rng(seed).permutation(rows)[: 2 * pairs].reshape(2, pairs)
 
 

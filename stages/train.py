@@ -136,7 +136,7 @@ def _look(state: TrainState, stream: Stream, batch: Batch, step: Step, journal: 
 
 
 def _skipped(state: TrainState, stream: Stream, batch: Batch, step: Step, journal: Journal) -> None:
-    remedy = f"lower optimizer.lr (it is {state.config.optimizer.lr}) or lengthen the warm-ups"
+    remedy = f"in another --output, lower optimizer.lr (it is {state.config.optimizer.lr}) or lengthen the warm-ups"
     losses = {name: torch.stack([getattr(part, name) for part in step.losses]) for name in ("l_diff", "l_h", "l_w")}
     l_diff_B = torch.cat([part.l_diff_B for part in step.losses])
     journal.skipped(state, stream, batch, step.number + 1, losses, l_diff_B, remedy=remedy)

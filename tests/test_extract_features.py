@@ -281,7 +281,7 @@ def test_kind_scratch_stores_tokens_only_and_never_runs_the_encoder(few, whole, 
 
 @pytest.mark.parametrize(
     ("letter", "value", "message"),
-    [("Ω", 1e3, "don't fit in fp16; use --codec bf16 or fp32"), ("e", float("nan"), "not finite")],
+    [("Ω", 1e3, "don't fit in fp16; use --overwrite --codec bf16, or fp32"), ("e", float("nan"), "not finite")],
 )
 def test_states_that_half_precision_can_not_hold_are_refused_and_nothing_is_sealed(
     few, gpt2, tmp_path, letter, value, message
@@ -760,8 +760,8 @@ def test_what_an_interrupted_extraction_has_written_needs_no_room_again(few, who
         ({"validation_split": "test"}, "hold out rows by one of --validation-docs, --validation-data and"),
         ({"validation_split": "test", "validation_docs": 0}, "--dataset"),
         ({"dataset_config": "en"}, "--dataset-config is one of --dataset NAME; files have none"),
-        ({"batch_size": 10}, "shard_rows=16 must be a multiple of batch_size=10"),
-        ({"shard_rows": 8}, "shard_rows=8 must be a multiple of the chunk of 16 rows"),
+        ({"batch_size": 10}, "chunk of 16 rows, so that neither crosses shards; use --shard-rows 80"),
+        ({"shard_rows": 8}, "chunk of 16 rows, so that neither crosses shards; use --shard-rows 16"),
         ({"validation_docs": 24}, "--validation-docs 24 leaves nothing to train on: there are 24 documents"),
         ({"seq_len": 17}, "--seq-len 17 is longer than the 16 positions"),
         ({"layer": -6}, "--layer -6 is out of range"),

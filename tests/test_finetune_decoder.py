@@ -425,7 +425,8 @@ def test_a_process_ended_by_a_signal_is_taken_up(start, store, run_copy, trained
 def test_batches_that_are_not_finite_change_nothing_and_too_many_end_it(store, run_copy, notes):
     broken = replace(FINETUNE, lr=1e30, steps=40, max_nonfinite=3)
     with pytest.raises(
-        InputError, match=r"not finite .* in rows .*4 such batches are too many.*lower --lr \(it is 1e\+30\)"
+        InputError,
+        match=r"not finite .* in rows .*4 such batches are too many.*under another --name, lower --lr \(it is 1e\+30\)",
     ):
         finetune_decoder.run(broken, run_copy, store, progress=notes)
     assert sum("nothing updated" in line for line in notes.lines) == 3

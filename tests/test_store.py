@@ -287,7 +287,7 @@ def test_states_that_do_not_fit_their_storage_are_refused():
     fine = np.array([[[1.0, -65504.0]]], np.float32)
     assert encode(fine, CODECS["fp16"])["hidden"].dtype == np.float16
     for bad in (7e4, -7e4):
-        with pytest.raises(InputError, match=r"don't fit in fp16; use --codec bf16 or fp32"):
+        with pytest.raises(InputError, match=r"don't fit in fp16; use --overwrite --codec bf16, or fp32"):
             encode(np.array([[[1.0, bad]]], np.float32), CODECS["fp16"])
     for bad in (np.inf, -np.inf, np.nan):
         for codec in CODECS.values():

@@ -449,7 +449,7 @@ def test_int8_is_refused_when_a_channel_loses_too_much(whole, tmp_path):
         encoder=made_with["encoder"], data=tuple(made_with["data"]), seq_len=16, shard_rows=16, batch_size=8,
         codec="int8-token", max_channel_error=1e-4, device="cpu",
     )  # fmt: skip
-    with pytest.raises(InputError, match=r"--codec int8-token loses .* use --codec fp16"):
+    with pytest.raises(InputError, match=r"--codec int8-token loses .* use --overwrite --codec fp16"):
         extract_features.run(config, tmp_path / "f")
     assert not (tmp_path / "f").exists()
 
