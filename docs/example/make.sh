@@ -1,5 +1,6 @@
 #!/bin/sh
 # Trains the example model in ./example, from a file of English novels, a paragraph per line, and makes what is shown here.
+# What is shown was made by a version whose default decoded the mean, on grids down to t = 0.05 (docs/sampling.md).
 # Two cores take about four hours, of which training is one and sweeps are most. Started again, it goes on where it was.
 set -eu
 novels=$(realpath "$1")
