@@ -152,10 +152,12 @@ def load_pretrained(auto_class: Any, name: str, **options: Any) -> Any:
     if looks_like_path(name) and not local:
         raise InputError(f"there is no model folder {name}")
     try:
-        if not local:
-            options["revision"] = commit(name)
-        _check_kernels(Path(name) if local else snapshot(name), name)
-        return auto_class.from_pretrained(name, trust_remote_code=False, **options)
+        folder = Path(name) if local else snapshot(name)
+        _check_kernels(folder, name)
+        # By the name of a tokenizer alone transformers 5.0 asks for a config.json, and fails where there is no hub.
+        if local or (offline() and not (folder / "config.json").is_file()):
+            return auto_class.from_pretrained(str(folder), trust_remote_code=False, **options)
+        return auto_class.from_pretrained(name, revision=folder.name, trust_remote_code=False, **options)
     except InputError:
         raise
     except Exception as error:  # transformers, safetensors and the hub client raise many kinds, and all mean the same
