@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from benchmarks import loaded
 from benchmarks.machine import Share, limits, peak_memory, settled, timed
 from benchmarks.parts import part
-from ldlm import accounting, config, layers, noise, runtime, samplers, vocabulary
+from ldlm import accounting, config, files, layers, noise, runtime, samplers, vocabulary
 from ldlm.batch import Batch
 from ldlm.compute import Compute
 from ldlm.config import ComputeConfig, DenoiserConfig, SamplerConfig, Shapes, TrainConfig
@@ -517,4 +517,4 @@ def report(figures: dict[str, Any]) -> str:
 
 
 def _size(count: int | None) -> str:
-    return "-" if count is None else show.size(count)
+    return "-" if count is None else files.amount(count)
