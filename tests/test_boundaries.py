@@ -9,7 +9,7 @@ from ldlm.stages import features, sample
 from ldlm import files, samples
 from ldlm.boundaries import Boundaries
 from ldlm.config import SampleConfig
-from ldlm.encoder import load_tokenizer
+from ldlm.hub import load_tokenizer
 from ldlm.pretrained import LDLM
 from ldlm.scorer import Scorer
 

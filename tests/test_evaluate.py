@@ -15,7 +15,7 @@ from ldlm.stages import evaluate, pretrain_encoder
 
 from ldlm import files, metrics, samples, text
 from ldlm.config import EvaluateConfig, PretrainConfig
-from ldlm.encoder import load_tokenizer
+from ldlm.hub import load_tokenizer
 from ldlm.scorer import Scorer
 
 FIGURES = ("gen_ppl", "entropy", "diversity")

@@ -328,7 +328,8 @@ def measured(trained, store, whole, run_copy):
             return {} if l_w is None else {**manifest["held_out"], "l_w": l_w, "rows": rows}
 
         manifest |= {"name": name, "held_out": figures(l_w), "joint": figures(joint), "created": created}
-        manifest |= {"sigma_dec": sigma_dec, **({} if checkpoint is None else {"checkpoint": checkpoint})}
+        manifest |= {"sigma_dec": sigma_dec, "decoder_noise": {"kind": "additive", "size": sigma_dec}}
+        manifest |= {**({} if checkpoint is None else {"checkpoint": checkpoint})}
         (made / "manifest.json").write_text(files.dump_digested(manifest))
 
     yield add

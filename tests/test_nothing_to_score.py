@@ -19,7 +19,7 @@ from ldlm import mauve, plots, reportpage
 from ldlm.config import EvaluateConfig, InterpolateConfig, SweepConfig, TrainConfig
 
 COMMON = {"screen_texts": 3, "texts": 4, "batch_size": 4, "device": "cpu", "guidances": (1.0,), "grids": ("time",)}
-SAMPLERS = {"budgets": (2, 4), "solvers": ("euler-maruyama", "ddim"), "finals": ("mean",)}
+SAMPLERS = {"budgets": (2, 4), "solvers": ("euler-maruyama", "dpm++2m"), "finals": ("mean",)}
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_a_sweep_of_which_nothing_can_be_scored_says_so(collapsed, gpt2, ldlm, s
     arguments = [
         "sweep", "--run", collapsed, "--scorer", gpt2, "--temperatures", 0, "--budgets", 2, 4, "--screen-texts", 3,
         "--texts", 4, "--batch-size", 4, "--device", "cpu", "--guidances", 1, "--grids", "time", "--finals", "mean",
-        "--solvers", "euler-maruyama", "ddim", "--reference", tmp_path / "silent.txt", "--output", tmp_path / "out",
+        "--solvers", "euler-maruyama", "dpm++2m", "--reference", tmp_path / "silent.txt", "--output", tmp_path / "out",
     ]  # fmt: skip
     found = succeed(*arguments)
     assert {row["gen_ppl"] for row in found["finalists"]} == {found["real"]["gen_ppl"]} == {None}

@@ -308,7 +308,7 @@ def commands(corpus, gpt2, store, trained, tiny_yaml):
         "train": (["--features", store, "--config", tiny_yaml, "--steps", 1], ["--seed", 1]),
         "export": (["--run", trained], ["--set", "sampler.steps=7"]),
         "sweep": (
-            ["--run", trained, *scorer, "--budgets", 2, "--solvers", "ddim", "--grids", "time", "--guidances", 1,
+            ["--run", trained, *scorer, "--budgets", 2, "--solvers", "dpm++2m", "--grids", "time", "--guidances", 1,
              "--screen-texts", 2, "--texts", 2, *few],
             ["--seed", 1],
         ),

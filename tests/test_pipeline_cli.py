@@ -120,7 +120,9 @@ def test_sample_writes_text_tokens_and_seed_per_line(made):
     for row in rows:
         assert len(row["tokens"]) == 16
         assert tokenizer.decode(row["tokens"]) == row["text"]
-    assert results["sample"]["decoder"] == "layers-1"  # the newest one
+    tuned = results["finetune-decoder"]
+    best = "layers-1" if tuned["held_out"]["l_w"] <= tuned["joint"]["l_w"] else "joint"
+    assert results["sample"]["decoder"] == best
 
 
 def test_interpolate_writes_figures_texts_and_a_plot(made):

@@ -61,7 +61,8 @@ def full(trained, store, gpt2, corpus, tmp_path_factory):
     real = run.parent / "real.txt"
     real.write_text("".join(corpus.read_text().splitlines(keepends=True)[:20]))
     finetune_decoder.run(FinetuneConfig(layers=1, steps=2, device="cpu"), run, store)
-    settings = SampleConfig(num_samples=TEXTS + 3, sampler=SamplerConfig(steps=3, **PAPERS_SAMPLER), device="cpu")
+    papers = SamplerConfig(steps=3, **PAPERS_SAMPLER)
+    settings = SampleConfig(num_samples=TEXTS + 3, sampler=papers, decoder="layers-1", device="cpu")
     sample.run(settings, run, run / "samples.jsonl")
     few = replace(settings, num_samples=2, seed=7, decoder="joint")
     sample.run(few, run, run / "samples" / "joint.jsonl")
@@ -69,7 +70,7 @@ def full(trained, store, gpt2, corpus, tmp_path_factory):
     interpolate.run(InterpolateConfig(pairs=3, points=5, scorer=str(gpt2), device="cpu"), run, store)
     sweep.run(
         SweepConfig(
-            budgets=(2, 4, 8), solvers=("euler-maruyama", "ddim"), grids=("time",), guidances=(1.0,), screen_texts=3,
+            budgets=(2, 4, 8), solvers=("euler-maruyama", "dpm++2m"), grids=("time",), guidances=(1.0,), screen_texts=3,
             texts=4, scorer=str(gpt2), device="cpu",
         ),
         run,
@@ -155,11 +156,11 @@ def test_decoders_frontier_and_interpolation_are_the_stages_own_figures(page, fu
             assert f"<td>{row[key]:{digits}}</td>" in shown
     assert sweep.verdict(swept) in found.by_section["frontier"]
 
-    circles = [float(a["r"]) for tag, a in found.tags if tag == "circle"][: len(swept["finalists"])]
+    circles = [float(a["r"]) for tag, a in found.tags if tag == "circle"]
     lines = plots.frontier_lines(swept["finalists"])
-    seconds = [row["seconds"] for rows in lines.values() for row in rows]
+    seconds = [row["seconds"] for rows in lines.values() for row in rows]  # the paper's may be the best, and on both
     slowest = max(*seconds, 0.5)  # theirs
-    for radius, spent in zip(circles, seconds, strict=True):
+    for radius, spent in zip(circles[: len(seconds)], seconds, strict=True):
         assert radius == pytest.approx(max(2.5, 9 * (spent / slowest) ** 0.5), abs=0.06)
 
     walked = files.read_json(full / "interpolation" / "interpolation.json")

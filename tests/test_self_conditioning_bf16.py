@@ -93,7 +93,7 @@ class Casts(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten._to_copy.default and result.dtype == torch.bfloat16:
+        if func.name() == "aten::_to_copy" and result.dtype == torch.bfloat16:
             pointer = args[0].data_ptr()
             if pointer in self.counts:
                 self.counts[pointer] += 1

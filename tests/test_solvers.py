@@ -21,7 +21,7 @@ from ldlm.diffusion import Schedule
 from ldlm.samplers import Denoise, End, Noise, evaluations_per_step, guided, solve, solver, time_grid
 
 TANGENT = Schedule()
-papers_end = partial(SamplerConfig, t_min=0.05)
+papers_end = partial(SamplerConfig, t_min=0.05, final="mean")
 SOLVERS = ("euler-maruyama", "ddim", "heun", "dpm++2m", "dpm++2m-sde")
 ODE = {"ddim": 1, "heun": 2, "dpm++2m": 2}  # order of convergence
 STEPS = (4, 8, 16, 32, 128)

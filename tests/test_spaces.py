@@ -73,7 +73,8 @@ def test_where_h_is_the_latent_the_denoiser_and_the_token_decoder_train_on_it(tr
     draw = SampleConfig(num_samples=2, sampler=SamplerConfig(steps=2), device="cpu")
     sample.run(draw, made.path, tmp_path / "joint.jsonl")
     finetune_decoder.run(FinetuneConfig(layers=1, steps=2, device="cpu"), made.path, store)
-    assert sample.run(draw, made.path, tmp_path / "fine.jsonl")["decoder"] == "layers-1"
+    fine = replace(draw, decoder="layers-1")
+    assert sample.run(fine, made.path, tmp_path / "fine.jsonl")["decoder"] == "layers-1"
 
 
 def test_embeddings_from_scratch_are_shaped_by_both_losses_and_frozen_ones_are_not_there(

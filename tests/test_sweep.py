@@ -129,20 +129,21 @@ def test_a_sweep_that_an_earlier_version_began_goes_on_where_its_grids_end(train
 def test_diversity_is_that_of_as_many_texts_as_the_smallest_set_has(trained, gpt2, corpus, tmp_path, notes):
     real = tmp_path / "real.txt"
     real.write_text("".join(corpus.read_text().splitlines(keepends=True)[:3]))
-    config = settings(gpt2, budgets=(2,), solvers=("ddim",), guidances=(1.0,))
+    config = settings(gpt2, budgets=(2,), solvers=("dpm++2m",), guidances=(1.0,))
     found = sweep.run(config, trained, tmp_path / "out", reference=real, progress=notes).manifest
     assert "diversity is that of 3 texts of each set, for the smallest has no more" in notes.lines
     assert {row["diversity_texts"] for row in [*found["drawn"], found["real"]]} == {3}
     assert {row["num_texts"] for row in found["drawn"]} == {6}
     (row, *_) = found["drawn"]
-    name = f"ddim_time_w1_2_joint_{row['final']}_{row['temperature']:g}"
+    name = f"dpm++2m_time_w1_2_joint_{row['final']}_{row['temperature']:g}"
     kept = samples.read(tmp_path / "out" / "texts" / f"{name}.jsonl")
     assert row["diversity"] == metrics.diversity(kept.tokens[:3])
     assert "diversity of 3 texts of each" in (tmp_path / "out" / "table.md").read_text()
 
 
 def test_a_scorer_of_fewer_positions_than_a_row_has_tokens_cuts_the_texts(trained, bigrams, tmp_path, notes):
-    config = settings(bigrams, budgets=(2,), solvers=("ddim",), guidances=(1.0,), finals=("mean",), boundaries="drop")
+    one = {"solvers": ("dpm++2m",), "guidances": (1.0,), "finals": ("mean",)}
+    config = settings(bigrams, budgets=(2,), boundaries="drop", **one)
     found = sweep.run(config, trained, tmp_path / "out", progress=notes).manifest
     assert (found["max_tokens"], found["boundaries"], found["boundary_tokens"]) == (8, "drop", ["<|endoftext|>"])
     (line,) = (line for line in notes.lines if line.startswith("texts are cut"))
@@ -156,7 +157,7 @@ def test_others_samples_are_scored_alike_whatever_tokenizer_wrote_them(trained, 
         path = tmp_path / f"{name}.txt"
         path.write_text("\n".join(f"{begin}{line}{end}" for line in unseen[:6]) + "\n")
         others.append(sweep.External(name, path, nfe=8, seconds=0.1))
-    config = settings(gpt2, budgets=(2,), solvers=("ddim",), guidances=(1.0,), finals=("mean",), temperatures=(1.0,))
+    config = settings(gpt2, budgets=(2,), solvers=("dpm++2m",), guidances=(1.0,), finals=("mean",), temperatures=(1.0,))
     named = replace(config, boundary_tokens=("[CLS]", "[SEP]"))
     for settled, alike in ((named, True), (replace(named, boundaries="text"), False)):
         out = tmp_path / settled.boundaries
@@ -167,7 +168,7 @@ def test_others_samples_are_scored_alike_whatever_tokenizer_wrote_them(trained, 
 def test_what_an_earlier_version_has_screened_is_taken_up_where_it_means_the_same(
     trained, gpt2, corpus, interrupted, tmp_path
 ):
-    config, out = settings(gpt2, budgets=(2,), solvers=("ddim",), guidances=(1.0,)), tmp_path / "out"
+    config, out = settings(gpt2, budgets=(2,), solvers=("dpm++2m",), guidances=(1.0,)), tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         sweep.run(config, trained, out, progress=interrupted(at=0))
     (path,) = (out / "trajectories").iterdir()
