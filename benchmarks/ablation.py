@@ -71,11 +71,16 @@ def settings(arm: Arm, steps: int, seed: int) -> TrainConfig:
     return config.from_dict(TrainConfig, data)
 
 
+def drawn_by(name: str, seed: int, work: Path) -> Path:
+    """The texts of an arm with a seed; its run lies beside them."""
+    return work / f"{name.replace(' ', '-')}-seed-{seed}.jsonl"
+
+
 def measure(name: str, arm: Arm, seed: int, steps: int, texts: int, quickstart: Path, work: Path) -> dict[str, float]:
     """Train one arm with one seed, draw texts, and score them."""
-    run = work / f"{name.replace(' ', '-')}-seed-{seed}"
+    drawn = drawn_by(name, seed, work)
+    run = drawn.with_suffix("")
     made = train.run(settings(arm, steps, seed), quickstart / "features", run, progress=show.Terminal())
-    drawn = work / f"{run.name}.jsonl"
     sampler = SamplerConfig(temperature=0.5, **SAMPLERS["paper"])
     sample.run(SampleConfig(num_samples=texts, sampler=sampler, seed=seed), run, drawn, progress=show.Terminal())
     scored = scores(drawn, quickstart, beside=_references(quickstart).values())
@@ -114,7 +119,7 @@ def run(quickstart: Path, work: Path, *, arms: Sequence[str], seeds: Sequence[in
     work.mkdir(parents=True, exist_ok=True)
     found = {name: [measure(name, ARMS[name], seed, steps, texts, quickstart, work) for seed in seeds] for name in arms}
     real = _references(quickstart)
-    beside = [*real.values(), sorted(work.glob("*.jsonl"))[0]]
+    beside = [*real.values(), drawn_by(arms[0], seeds[0], work)]
     references = {name: scores(path, quickstart, beside=beside) for name, path in real.items()}
     return {"steps": steps, "texts": texts, "seeds": list(seeds), "arms": found, "references": references}
 

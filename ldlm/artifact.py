@@ -196,7 +196,8 @@ def open_artifact(path: Location, kind: str, *, complete: bool = True) -> Artifa
 def _found(path: Location) -> dict[str, Any] | None:
     """`artifact.json` of the folder; {} for foreign content; None for nothing or an empty folder."""
     if (path / "artifact.json").is_file():
-        return files.read_json(path / "artifact.json")
+        found = files.read_json(path / "artifact.json")
+        return found if isinstance(found, dict) else {}
     # What a kill inside the first atomic write leaves is nobody's content.
     if not path.is_dir() or (isinstance(path, Path) and all(map(_is_nobodys, path.iterdir()))):
         return None
@@ -205,12 +206,19 @@ def _found(path: Location) -> dict[str, Any] | None:
 
 def _is_nobodys(path: Path) -> bool:
     """A folder without a file in it is as good as none: `lost+found`, or a mount point for checkpoints to come."""
-    return files.is_temporary(path) or (path.is_dir() and not any(names for _, _, names in os.walk(path)))
+    if files.is_temporary(path):
+        return True
+    return path.is_dir() and not path.is_symlink() and not any(names for _, _, names in os.walk(path))
 
 
 def _is_emptied(found: Mapping[str, Any]) -> bool:
     """Whether somebody wanted the folder replaced, and was killed before that was done."""
     return bool(found.get("emptied"))
+
+
+def is_emptied(path: Location) -> bool:
+    """Whether a folder was being replaced when that was interrupted: what is still in it is nobody's any more."""
+    return _is_emptied(_found(path) or {})
 
 
 def _create(path: Location, kind: str, config: Any, inputs: Mapping[str, Any]) -> Artifact:
@@ -266,6 +274,7 @@ def _empty(path: Location, kind: str) -> None:
     """
     (path / "manifest.json").unlink(missing_ok=True)
     files.write_json(path / "artifact.json", {"kind": kind, "schema": SCHEMA, "emptied": True})
+    (path / "config.yaml").unlink(missing_ok=True)  # which is read before anybody decides to go on
     for file, _ in list(files.below(path)):
         if file.name in COMPLETE:  # of artefacts in it, and of models, which others open without us
             file.unlink(missing_ok=True)

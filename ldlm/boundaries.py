@@ -39,13 +39,13 @@ class Boundaries:
 
     @classmethod
     def in_texts(cls, tokens: Sequence[str], texts: Sequence[str]) -> Boundaries:
-        """Those that somebody names; spaced where all of them stand between spaces, or at an end of a text."""
+        """Those that somebody names; spaced where most of them stand beside spaces."""
         named = cls(tuple(dict.fromkeys(tokens)))
         if not named.tokens:
             return named
         set_off, joined = (re.compile(rf"{by}(?:{named._either})|(?:{named._either}){by}") for by in (" ", r"\S"))
-        spaced = any(map(set_off.search, texts)) and not any(map(joined.search, texts))
-        return cls(named.tokens, spaced)
+        spaced, close = (sum(len(by.findall(text)) for text in texts) for by in (set_off, joined))
+        return cls(named.tokens, spaced > close)
 
     @classmethod
     def from_json(cls, record: Any) -> Boundaries:

@@ -67,7 +67,7 @@ def _begin(
     progress: Progress,
 ) -> str:
     """`begin` in the main process."""
-    taken_up = out.is_dir() and not overwrite
+    taken_up = out.is_dir() and not overwrite and not artifact.is_emptied(out)
     if taken_up:
         held.enter_context(claims.sole(out))  # before anything is written there: somebody may be at work
         _check_steps(out, inputs.get("steps"))

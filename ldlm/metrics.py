@@ -130,7 +130,7 @@ def score(
     if not count_T.any():
         raise NothingToScore(protocol)
     found = TextScores(nll_T[count_T > 0], count_T[count_T > 0], protocol)
-    if (found.nll_T > LARGEST_NLL * found.count_T).any():
+    if not (found.nll_T <= LARGEST_NLL * found.count_T).all():  # NaN included
         raise InputError(
             f"the scorer {scorer.name} finds a text so unlikely that its perplexity is no finite number; its weights "
             "are damaged, or it was not trained: choose another --scorer"

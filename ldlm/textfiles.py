@@ -334,7 +334,7 @@ def _failing(place: Callable[[], str]) -> Iterator[None]:
         raise InputError(f"{place()} can't be read: {reason.rstrip('.')}; make a whole copy of it") from None
 
 
-_OBJECT = re.compile(rb'\{\s*"(?:[^"\\]|\\.)*"\s*:')
+_OBJECT = re.compile(rb'(?:\{\s*\}\s*)*\{\s*"(?:[^"\\]|\\.)*"\s*:')
 _ARRAY = re.compile(rb'\[\s*(?:\{\s*["}]|"(?:[^"\\]|\\.)*(?:"\s*[,\]]|\Z))')
 
 
@@ -422,10 +422,14 @@ def _utf8(source: _Source, number: int, line: bytes, decode: Callable[[bytes], s
     try:
         return decode(line)
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{source.path}, line {number} is not UTF-8 (byte 0x{error.object[error.start]:02x}); convert it, for "
-            f"example with iconv -f latin1 -t utf-8"
-        ) from None
+        raise _not_utf8(f"{source.path}, line {number}", error) from None
+
+
+def _not_utf8(place: str, error: UnicodeDecodeError) -> InputError:
+    byte = error.object[error.start]
+    return InputError(
+        f"{place} is not UTF-8 (byte 0x{byte:02x}); convert it, for example with iconv -f latin1 -t utf-8"
+    )
 
 
 def _json_lines(source: _Source) -> Iterator[tuple[Any, str]]:
@@ -491,8 +495,12 @@ class _Window:
 
     def _more(self) -> None:
         held = self._held[self._place :]
-        with _failing(lambda: f"{self._source.path} behind {held[-40:]!r}"):
-            more = self._characters.read(max(HEAD, len(held)))
+        place = f"{self._source.path} behind {held[-40:]!r}"
+        with _failing(lambda: place):
+            try:
+                more = self._characters.read(max(HEAD, len(held)))
+            except UnicodeDecodeError as error:
+                raise _not_utf8(place, error) from None
         self._held, self._place, self._ended = held + more, 0, not more
 
 
@@ -551,6 +559,8 @@ def _parquet(source: _Source, column: str) -> Iterator[str | None]:
     if column not in table.schema_arrow.names:
         fields = ", ".join(table.schema_arrow.names)
         raise InputError(f"{source.path} has no column {column!r} (columns: {fields}); set --text-column")
+    if (count := table.schema_arrow.names.count(column)) > 1:
+        raise InputError(f"{source.path} has {count} columns {column!r}; rename one, or set --text-column to another")
     kind = table.schema_arrow.field(column).type
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)):

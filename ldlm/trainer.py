@@ -186,8 +186,9 @@ def figures(state: TrainState, step: Step) -> dict[str, float]:
     """A step as numbers, over all processes; the terms of the loss are means over elements, as held-out ones are."""
     losses, scales = step.losses, state.objective.scales
     mine = {name: torch.stack([getattr(part, name) for part in losses]).mean() for name in _LOGGED}
-    for name, scale in {"l_diff": scales.diff, "l_h": scales.h, "l_w": scales.w}.items():
-        mine[name] = mine[name] / scale
+    if state.config.recipe.edition > 1:  # before, the lines of a run were of what it summed
+        for name, scale in {"l_diff": scales.diff, "l_h": scales.h, "l_w": scales.w}.items():
+            mine[name] = mine[name] / scale
     mine["latent_norm"] = torch.stack([part.latents.norm for part in losses]).mean() / state.rows_at_once
     mean = state.world.sum(torch.stack([value.detach().double().cpu() for value in mine.values()])) / state.world.size
     norms = {"gradient_norm": step.gradient_norm.item()}

@@ -33,7 +33,7 @@ def run(
     config: ExportConfig, run_path: Path, out: Path, *, overwrite: bool = False, progress: Progress = SILENT
 ) -> Artifact:
     """Write the model `out`, and upload it when asked to."""
-    if overwrite or not out.exists():  # what an earlier version began is taken up as it was
+    if overwrite or not (out / "artifact.json").is_file():  # what an earlier version began is taken up as it was
         samplers.check(config.sampler)
     run = TrainedRun(run_path, torch.device("cpu"), config.checkpoint)
     names = _decoders(config, run)

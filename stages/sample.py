@@ -150,6 +150,8 @@ class Place:
         """
         files.make_folder(self.path.parent)
         if not self.texts:
+            if not self.record.exists():  # nobody knows what those texts are
+                self.partial.unlink(missing_ok=True)
             files.write_json(self.record, provenance)
         elif _lines(self.partial) < self.texts:
             copy = self.partial.with_name(self.partial.name + ".tmp")
@@ -203,7 +205,11 @@ def _check_continues(place: Place, out: Path, provenance: Mapping[str, Any]) -> 
 
 
 def _identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes the texts what they are: everything but their number."""
+    """What makes the texts what they are: all but their number, and the decoder and checkpoint that were drawn with.
+
+    How the user named those two is no matter: what they were stands beside the settings.
+    """
     kept = {key: provenance.get(key) for key in ("decoder", "precision", "checkpoint")}
     settings: Mapping[str, Any] = provenance.get("config", {})
-    return {"config": {name: value for name, value in settings.items() if name != "num_samples"}, **kept}
+    named = ("num_samples", "decoder", "checkpoint")
+    return {"config": {name: value for name, value in settings.items() if name not in named}, **kept}

@@ -28,7 +28,7 @@ def run(
     config: SampleConfig, run_path: Path, out: Path, *, overwrite: bool = False, progress: Progress = SILENT
 ) -> Artifact:
     """Write `trace.html`, `trace.gif` and `trace.json` to `out`: the text number `trace_text` of `ldlm sample`."""
-    if overwrite or not out.exists():  # what an earlier version began is taken up as it was
+    if overwrite or not (out / "artifact.json").is_file():  # what an earlier version began is taken up as it was
         samplers.check(config.sampler)
     run = TrainedRun(run_path, runtime.device(config.device), config.checkpoint)
     generator = run.generator(config.decoder, Compute.of(config.compute, run.device))

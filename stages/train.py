@@ -190,6 +190,11 @@ def _tell(config: TrainConfig, store: FeatureStore, out: Path, taken_up: bool, p
         progress.note(
             f"the decoders' noise is that of {space} ({noise}); recipe.sigma_dec needs recipe.decoder_noise=additive"
         )
+    if space == "cosmos":
+        first = configs.autoencoder_steps(config)
+        progress.note(f"the autoencoder trains {first:,} steps (cosmos.steps), and then the denoiser")
+        if config.recipe.reconstruction == "mse":
+            progress.note("recipe.reconstruction=mse: COSMOS trains its autoencoder with ce+mse")
     if not store.sealed:
         progress.note(f"{store.path} is not sealed: {store.missing()}; training on what is there")
     if store.held_out().name == "train":

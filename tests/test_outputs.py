@@ -11,10 +11,11 @@ import subprocess
 import sys
 import textwrap
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ldlm.stages import sample
+from ldlm.stages import sample, train
 
 from ldlm import artifact, files, samples
 from ldlm.artifact import begin, open_artifact
@@ -166,6 +167,28 @@ def test_what_is_being_replaced_is_opened_by_nobody_and_replaced_by_anybody(tmp_
     assert set(tree(out)) == {"artifact.json", "config.yaml"}
 
 
+def test_a_training_that_was_being_replaced_begins_anew_without_the_flag(tmp_path, train_config, store):
+    """As the last line of an interrupted `--overwrite` advises."""
+    out = train.run(replace(train_config, steps=2), store, tmp_path / "run").path
+    (out / "manifest.json").unlink()
+    (out / "artifact.json").write_text(json.dumps({"kind": "run", "schema": artifact.SCHEMA, "emptied": True}))
+    assert train.run(replace(train_config, steps=2, seed=1), store, out).manifest["step"] == 2
+
+
+def test_links_to_empty_folders_are_content(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="is not empty and not made by ldlm"):
+        artifact.begin(tmp_path / "out", "run", TrainConfig(), {})
+
+
+def test_a_record_that_is_no_record_is_foreign_content(tmp_path):
+    (tmp_path / "artifact.json").write_text("[]")
+    with pytest.raises(InputError, match="is not empty and not made by ldlm"):
+        artifact.begin(tmp_path, "run", TrainConfig(), {})
+
+
 def test_a_fresh_file_systems_own_folder_is_nobodys_content(tmp_path):
     (tmp_path / "lost+found").mkdir()
     assert begin(tmp_path, "run", OLD, {}).state == "new"
@@ -232,7 +255,7 @@ REAL = """
     import subprocess, sys, json
     from pathlib import Path
     from ldlm.cli import main
-    from ldlm.stages import sample
+    from ldlm.stages import sample, train
 
     here, run, store = map(Path, sys.argv[1:])
 
@@ -267,7 +290,8 @@ REAL = """
     assert ldlm(*draw, "--num-samples", 2, "--overwrite") == 0 and lines() == 2
     assert ldlm("features", "texts", store, "--rows", 4, "--output", real) == 0
     assert real.read_text().count("\\n") == 4
-    assert {p.name for p in here.iterdir()} == {"disk", "model", "texts.jsonl", "texts.jsonl.meta.json", "real.jsonl"}
+    texts = {f"{name}.jsonl{end}" for name in ("texts", "real") for end in ("", ".meta.json")}
+    assert {p.name for p in here.iterdir()} == {"disk", "model", *texts}
     print("done")
 """
 
@@ -432,6 +456,22 @@ def test_the_finished_file_stays_whole_until_the_longer_one_is_wherever_it_is_ki
         assert (out.read_bytes(), recorded(out)) == (whole.read_bytes(), 7), number
         left = {path.name for path in out.parent.iterdir() if not files.is_temporary(path)}
         assert left == {"s.jsonl", "s.jsonl.meta.json"}, number
+
+
+def test_a_file_goes_on_however_its_decoder_and_checkpoint_are_named(draw, trained, tmp_path):
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    draw(whole, 4)
+    draw(out, 2)
+    (newest,) = (path.name for path in sorted((trained / "checkpoints").iterdir())[-1:])
+    draw(out, 4, decoder="joint", checkpoint=newest)
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_texts_without_a_record_are_not_gone_on_from(draw, tmp_path):
+    draw(tmp_path / "whole.jsonl", 2)
+    (tmp_path / "out.jsonl.partial").write_text("foreign\n")
+    draw(tmp_path / "out.jsonl", 2)
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("at", [0, 1])

@@ -201,10 +201,13 @@ def test_texts_are_the_first_by_seed_and_unedited(page, full, full_copy):
     assert found.texts[: len(texts)] == texts
     assert reportpage.visible(frames[0]["text"]) == found.texts[len(texts)]
     assert [reportpage.visible(row["text"]) for row in way if row["pair"] == 0] == found.texts[-5:]
-    assert '<i class="s">&lt;|endoftext|&gt;</i>' in page.read_text(encoding="utf-8")
     # Whatever their order in the file.
     (full_copy / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
     assert read(report.run(full_copy)).texts == found.texts
+    rows[0]["text"] = "<|endoftext|>one"
+    (full_copy / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = report.run(full_copy, full_copy / "again.html").read_text(encoding="utf-8")
+    assert '<i class="s">&lt;|endoftext|&gt;</i>one' in shown
 
 
 def test_what_was_made_of_an_older_state_says_so(full_copy):

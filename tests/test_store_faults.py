@@ -341,7 +341,7 @@ def test_verify_exits_with_3_where_a_store_does_not_say_any_more_what_it_is(whol
 
 
 @pytest.mark.parametrize(
-    ("name", "old", "new"), [("config.yaml", "seed: 0", "seed: 1"), ("artifact.json", ": 1", ": 2")]
+    ("name", "old", "new"), [("config.yaml", "seed: 0", "seed: 1"), ("artifact.json", ": 2", ": 3")]
 )
 def test_repair_leaves_the_seal_on_what_it_can_not_make_again(whole, tmp_path, refuse, name, old, new):
     path = shutil.copytree(whole, tmp_path / "features")

@@ -150,6 +150,23 @@ def test_edges_that_are_rarely_drawn_follow_a_loss_that_falls(curve):
     assert np.abs(errors[1_000:]).max() < 0.02
 
 
+def test_a_floor_that_visits_keeps_a_rare_edge_right_where_losses_are_noisy():
+    """Decay by time leaves an edge that is hardly drawn with a row or two; `timesteps.floor` says how often it is."""
+
+    def curve(u):
+        return 0.5 * (1 + np.tanh(8 * (u - 0.5)))
+
+    made = sampler(bins=100, refresh_steps=500, floor=0.1)
+    draw, errors = np.random.default_rng(0), []
+    for step in range(1, 4_001):
+        t = made.draw(torch.from_numpy(draw.random(512)))
+        falling = np.exp(-step / 50_000)
+        made.observe(t, torch.from_numpy(curve(t.numpy()) * falling * (1 + 0.1 * draw.standard_normal(512))))
+        made.refresh_if_due(step)
+        errors.append(made.edge_losses[-1] / (curve(1.0) * falling) - 1)
+    assert np.sqrt(np.mean(np.square(errors[1_000:]))) < 0.02
+
+
 def test_probabilities_change_only_every_refresh_steps():
     made = sampler(bins=2, refresh_steps=3)
     for step in (1, 2):
