@@ -1,7 +1,8 @@
 """`python -m benchmarks`: measure this machine, print the tables; with --output, keep them with hardware and date.
 
 Speed, within ten minutes on two cores; `python -m benchmarks store` holds the feature store against its aims, and
-`python -m benchmarks samplers` the width of what every solver draws against that of the data, in seconds.
+`python -m benchmarks samplers` the width of what every solver draws against that of the data, in seconds, and
+`python -m benchmarks loaded` a training step alone and beside other work, in five minutes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ from pathlib import Path
 from benchmarks.parts import part
 from ldlm import artifact, files, memory, waiting
 
-PARTS = ("speed", "store", "samplers")  # modules, imported when their turn comes: the store's takes zarr and more
+PARTS = (
+    "speed",
+    "store",
+    "samplers",
+    "loaded",
+)  # modules, imported when their turn comes: the store's takes zarr and more
 
 
 def main() -> None:

@@ -13,16 +13,25 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from ldlm.cli import show
 
 from ldlm import waiting
 
+SECONDS = 3.0  # of each measurement
 TURNS = 3  # of each way, one after the other, so that a machine that grows slower does so for all
 WAYS: dict[str, dict[str, str]] = {
     "torch's own": {},
     "as the commands": {"GOMP_SPINCOUNT": str(waiting.SPIN_COUNT)},
     "sleeping at once": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
+
+
+def run(folder: Path) -> list[dict[str, Any]]:
+    """All figures; on a CPU, whatever else there is."""
+    return rows(SECONDS)
 
 
 def rows(seconds: float) -> list[dict[str, Any]]:
@@ -67,6 +76,19 @@ def _steps_per_second(variables: dict[str, str], seconds: float) -> float:
     command = [sys.executable, "-m", "benchmarks.loaded", str(seconds)]
     done = subprocess.run(command, env={**left, **variables}, check=True, capture_output=True, text=True)
     return float(done.stdout)
+
+
+def report(figures: list[dict[str, Any]]) -> str:
+    """The figures as text."""
+    rows = [
+        (row["waiting"], *(f"{row[key]:,.2f}" for key in ("idle", "of_torch", "loaded", "of_fair_share")))
+        for row in figures
+    ]
+    head = (
+        "training steps a second of the tiny preset, by how idle threads wait: alone, and with a busy process on\n"
+        "every core, where half of the machine is a fair share"
+    )
+    return f"{head}\n\n" + show.table(("", "alone", "of torch's", "loaded", "of fair share"), rows)
 
 
 def main(seconds: float) -> None:

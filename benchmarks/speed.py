@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from ldlm.cli import show
 from torch import Tensor, nn
 
-from benchmarks import loaded
 from benchmarks.machine import Share, limits, peak_memory, settled, timed
 from benchmarks.parts import part
 from ldlm import accounting, config, files, layers, noise, runtime, samplers, vocabulary
@@ -88,7 +87,6 @@ def run(folder: Path) -> dict[str, Any]:
         "rival": bench.rival,
         "attention_growth": bench.attention_growth,
         "growth": bench.growth,
-        "loaded": lambda: loaded.rows(bench.scale.seconds) if device.type == "cpu" else [],
     }
     figures: dict[str, Any] = {}
     for name, measure in sections.items():
@@ -471,16 +469,6 @@ def report(figures: dict[str, Any]) -> str:
         )
         for row in figures["growth"]
     ]
-    beside = [
-        (
-            row["waiting"],
-            f"{row['idle']:,.2f}",
-            f"{row['of_torch']:.2f}",
-            f"{row['loaded']:,.2f}",
-            f"{row['of_fair_share']:.2f}",
-        )
-        for row in figures["loaded"]
-    ]
     elsewhere = "" if figures["attention"] == "sdpa" else ", in compiled code and float32 by sdpa"
     return "\n".join(
         [
@@ -507,11 +495,6 @@ def report(figures: dict[str, Any]) -> str:
             "one evaluation of the denoiser, by texts at a time and latents of each",
             "",
             show.table(("texts", "latents", "time", "per latent", "share", "plain"), growth),
-            "",
-            "training steps a second by how idle threads wait: alone, and with a busy process on every core, where",
-            "half of the machine is a fair share",
-            "",
-            show.table(("", "alone", "of torch's", "loaded", "of fair share"), beside),
         ]
     )
 

@@ -12,7 +12,7 @@ def bound_spinning() -> None:
     """Let OpenMP's threads sleep soon when they wait, unless the user has chosen; to be called before torch is loaded.
 
     Spinning threads answer the next operation a little sooner, and on a machine that others use as well they hold the
-    cores that the thread they wait for needs: a step then takes ten times as long (`python -m benchmarks`, "loaded").
+    cores that the thread they wait for needs: a step then takes ten times as long (`python -m benchmarks loaded`).
     Child processes inherit it.
     """
     if not any(name in os.environ for name in CHOSEN_BY_THE_USER):

@@ -128,3 +128,14 @@ def test_it_needs_neither_zarr_nor_what_reads_stores():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("store: skipped, ")
+
+
+@pytest.mark.slow
+def test_a_step_is_timed_alone_and_beside_other_work_for_every_way_to_wait(monkeypatch):
+    from benchmarks import loaded
+
+    monkeypatch.setattr(loaded, "TURNS", 1)
+    rows = loaded.rows(0.0)
+    assert [row["waiting"] for row in rows] == list(loaded.WAYS)
+    assert all(row["idle"] > row["loaded"] > 0 for row in rows)
+    assert "as the commands" in loaded.report(rows)
