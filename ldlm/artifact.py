@@ -196,12 +196,17 @@ def open_artifact(path: Location, kind: str, *, complete: bool = True) -> Artifa
 def _found(path: Location) -> dict[str, Any] | None:
     """`artifact.json` of the folder; {} for foreign content; None for nothing or an empty folder."""
     if (path / "artifact.json").is_file():
-        found = files.read_json(path / "artifact.json")
-        return found if isinstance(found, dict) else {}
+        return _record(path)
     # What a kill inside the first atomic write leaves is nobody's content.
     if not path.is_dir() or (isinstance(path, Path) and all(map(_is_nobodys, path.iterdir()))):
         return None
-    return {}
+    # Another process may have begun it between the two looks.
+    return _record(path) if (path / "artifact.json").is_file() else {}
+
+
+def _record(path: Location) -> dict[str, Any]:
+    found = files.read_json(path / "artifact.json")
+    return found if isinstance(found, dict) else {}
 
 
 def _is_nobodys(path: Path) -> bool:

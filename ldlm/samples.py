@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,17 @@ def described(texts: Texts, path: Path, named: Sequence[str] = ()) -> Texts:
     if "boundaries" in found:
         return replace(texts, boundaries=Boundaries.from_json(found["boundaries"]), clean_up=found["clean_up"])
     return replace(texts, boundaries=Boundaries.in_texts(named, texts.texts))
+
+
+def remarks(paths: Iterable[Path], named: Sequence[str]) -> Iterator[str]:
+    """What a user should know of how the boundaries in files of texts are found, a line each."""
+    for path in paths:
+        found = record(path)
+        if "boundaries" in found and named:
+            known = " ".join(found["boundaries"]["tokens"]) or "none"
+            yield f"{path} has a record of its boundary tokens ({known}), and --boundary-tokens is not used for it"
+        if found and "boundaries" not in found and not named:
+            yield f"{path} has no record of its boundary tokens and is scored as written; name them: --boundary-tokens"
 
 
 def record_of(tokenizer: Any, clean_up: bool) -> dict[str, Any]:

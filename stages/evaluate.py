@@ -82,7 +82,7 @@ def _paths(files: Sequence[Path], reference: Path | None, seeds: bool) -> list[P
 def _read(paths: Sequence[Path], config: EvaluateConfig, reference: Path | None, progress: Progress) -> list[Texts]:
     """All sets. Of the reference, the last, as many texts as the largest has: diversity falls with their number."""
     textfiles.check_streams(paths)
-    for remark in textfiles.remarks(paths, config.text_column):
+    for remark in [*textfiles.remarks(paths, config.text_column), *samples.remarks(paths, config.boundary_tokens)]:
         progress.note(remark)
     sets = [samples.described(samples.read(path, config.text_column), path, config.boundary_tokens) for path in paths]
     if reference is None or len(sets) == 1:

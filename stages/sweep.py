@@ -153,7 +153,8 @@ def run(
         raise InputError("two --external have one name; give each a name of its own")
     found = trajectories(config)
     hashes = textfiles.fingerprints([*([reference] if reference else []), *(one.path for one in externals)])
-    for remark in textfiles.remarks(hashes, config.text_column):
+    named = samples.remarks(map(Path, hashes), config.boundary_tokens)
+    for remark in [*textfiles.remarks(hashes, config.text_column), *named]:
         progress.note(remark)
     real = None if reference is None else _read(config, reference)
     others = {one: _read(config, one.path) for one in externals}

@@ -438,3 +438,16 @@ def test_a_scorer_with_damaged_weights_is_refused_in_one_line(refuse, draws, gpt
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     line = refuse("evaluate", draws[0], "--scorer", folder, "--max-tokens", 16, "--json")
     assert f"the scorer {folder} gives NaN or infinity, so its weights are damaged" in line
+
+
+def test_how_boundaries_are_found_is_said_where_it_may_surprise(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "[CLS] one [SEP]"}\n')
+    assert list(samples.remarks([path], [])) == []
+    samples.write_record(path, "samples", {})  # of an earlier version
+    (line,) = samples.remarks([path], [])
+    assert line.endswith("is scored as written; name them: --boundary-tokens")
+    assert list(samples.remarks([path], ["[CLS]", "[SEP]"])) == []
+    samples.write_record(path, "samples", {"boundaries": {"tokens": ["[CLS]", "[SEP]"], "spaced": True}})
+    (line,) = samples.remarks([path], ["[SEP]"])
+    assert "([CLS] [SEP]), and --boundary-tokens is not used for it" in line
