@@ -7,7 +7,8 @@ STAMP  := $(VENV)/.installed
 FLOOR  := .venv-floor
 FLOOR_TESTS := $(addprefix tests/test_,autoencoder.py checkpoint.py codecs.py compute.py denoiser.py diffusion.py \
 	ema_optim.py encoder.py evaluate.py export.py extract_features.py finetune_decoder.py golden.py layers.py \
-	objective.py pipeline_cli.py samplers.py store.py stream.py text.py timesteps.py train_stage.py)
+	objective.py pipeline_cli.py samplers.py self_conditioning_bf16.py store.py stream.py text.py timesteps.py \
+	train_stage.py)
 
 CHECK_PYTHON := $(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"ldlm is tested on Python 3.11-3.13 and this is {v[0]}.{v[1]}: call make PYTHON=python3.12")'
 
