@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 FLOOR  := .venv-floor
 FLOOR_TESTS := $(addprefix tests/test_,autoencoder.py checkpoint.py codecs.py compute.py denoiser.py diffusion.py \
-	ema_optim.py encoder.py evaluate.py export.py extract_features.py finetune_decoder.py golden.py layers.py \
+	ema_optim.py encoder.py evaluate.py export.py extract_features.py finetune_decoder.py layers.py \
 	objective.py pipeline_cli.py samplers.py self_conditioning_bf16.py store.py stream.py text.py timesteps.py \
 	train_stage.py)
 
