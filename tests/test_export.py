@@ -69,7 +69,7 @@ def in_a_new_process(code, *arguments, **environment):
 DRAWS = [
     {"solver": "euler-maruyama", "grid": "time", "steps": 5},
     {"solver": "ddim", "steps": 4, "eta": 0.5, "temperature": 0.8},
-    {"solver": "heun", "steps": 3, "grid": "log-snr"},
+    {"solver": "heun", "steps": 3, "grid": "log-snr", "temperature": 0.9},
     {"solver": "dpm++2m", "steps": 4, "grid": "learned", "guidance": 1.7, "final": "x0"},
     {"solver": "dpm++2m-sde", "steps": 4, "grid": "log-snr", "final": "mean", "temperature": 1.2},
     {"sampler": "paper", "steps": 5},
