@@ -37,7 +37,7 @@ def say(text: str) -> None:
 
 
 def _let_go(stream: TextIO) -> None:
-    """What is written to a stream that can't be written to goes nowhere, and fails no more, at exit neither."""
+    """Point a stream that can't be written to at nowhere, so that writing to it fails no more, at exit neither."""
     with suppress(OSError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -58,7 +58,7 @@ def open_streams() -> None:
 
 
 def fit(line: str, columns: int) -> str:
-    """As much of a line as has room in so many columns of a terminal."""
+    """Cut a line to so many columns of a terminal."""
     used = 0
     for place, char in enumerate(line):
         used += 0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
@@ -159,7 +159,7 @@ class Terminal(Progress):
             self.write(f"{line}{ending}\n")
 
     def _columns(self) -> int:
-        """As they are now, for the user may have resized it."""
+        """Columns of the terminal at this moment, for the user may have resized it."""
         try:
             return os.get_terminal_size(self.stream.fileno()).columns or COLUMNS
         except (OSError, ValueError):

@@ -39,7 +39,7 @@ class Boundaries:
 
     @classmethod
     def in_texts(cls, tokens: Sequence[str], texts: Sequence[str]) -> Boundaries:
-        """Those that somebody names; spaced where most of them stand beside spaces."""
+        """Boundaries of named strings; spaced where most of them stand beside spaces."""
         named = cls(tuple(dict.fromkeys(tokens)))
         if not named.tokens:
             return named

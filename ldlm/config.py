@@ -185,7 +185,7 @@ PUBLISHED_NOISE = {
 
 
 def decoder_noise(space: str, recipe: RecipeConfig) -> DecoderNoise:
-    """What `recipe.decoder_noise` means in a latent space (SPEC 13.5)."""
+    """The decoder noise that `recipe.decoder_noise` stands for in a latent space (SPEC 13.5)."""
     if recipe.decoder_noise == "diffused":
         return DecoderNoise("diffused", recipe.t_dec)
     published = recipe.decoder_noise == "published" and recipe.edition > 1

@@ -1,4 +1,4 @@
-"""What is loaded by name: models, tokenizers, datasets and exported models, from a folder or the Hugging Face hub.
+"""Loaders of models, tokenizers, datasets and exported models by name: from a folder or the Hugging Face hub.
 
 The hub is there or not, told within seconds; where it is not, what was downloaded before is read. A model's own code is
 never run, and its pickles are never opened.
