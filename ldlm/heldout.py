@@ -144,7 +144,7 @@ def _draws(row_B: Tensor, rows: int, z_0_BNC: Tensor) -> Draws:
 
 
 def _address(row_B: Tensor) -> dict[str, Any]:
-    """Of the noise of rows: the same in every evaluation, so that what is measured on the same rows compares."""
+    """Address of the noise of held-out rows: the same in every evaluation, so that figures on the same rows compare."""
     return {"seed": _SEED, "step": 0, "rows_B": row_B}
 
 

@@ -82,7 +82,7 @@ def _contents(config: ModelDescription) -> dict[str, Any]:
 
 
 def _boundaries(provenance: Mapping[str, Any]) -> dict[str, str]:
-    """What an earlier version has not recorded."""
+    """The card's row of boundary tokens; none where the export has no record of them."""
     tokens = provenance.get("boundaries", {"tokens": []})["tokens"]
     return {"rows and documents begin and end with": ", ".join(f"`{token}`" for token in tokens)} if tokens else {}
 

@@ -303,12 +303,12 @@ def _number(ax: Axes, key: str, summary: Mapping[str, Any]) -> None:
 
 
 def scored(rows: Sequence[T]) -> list[T]:
-    """Those that have a perplexity: with none, the texts have nothing to score."""
+    """Rows that have a perplexity; texts with nothing to score have none."""
     return [row for row in rows if row["gen_ppl"] is not None]
 
 
 def diversity_texts(row: Mapping[str, Any]) -> int | None:
-    """Of how many texts the diversity is; None where an earlier version has not said."""
+    """Number of texts that a row's diversity is of; None where an earlier version has not said."""
     return row.get("diversity_texts", row.get("num_texts"))
 
 

@@ -277,7 +277,7 @@ def _measure(record: DecoderRecord) -> tuple[Any, ...] | None:
 
 
 def _measured(noise: str, held_out: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """What two decoders must share to be compared; None for one of which no cross-entropy is known."""
+    """Key that two decoders must share to be compared; None where no cross-entropy was measured."""
     if held_out.get("l_w") is None:
         return None
     return noise, held_out.get("split"), held_out.get("rows")

@@ -106,7 +106,7 @@ def described(texts: Texts, path: Path, named: Sequence[str] = ()) -> Texts:
 
 
 def remarks(paths: Iterable[Path], named: Sequence[str]) -> Iterator[str]:
-    """What a user should know of how the boundaries in files of texts are found, a line each."""
+    """Notes to the user on how the boundaries in files of texts are found, a line each."""
     for path in paths:
         found = record(path)
         if "boundaries" in found and named:
@@ -117,7 +117,7 @@ def remarks(paths: Iterable[Path], named: Sequence[str]) -> Iterator[str]:
 
 
 def record_of(tokenizer: Any, clean_up: bool) -> dict[str, Any]:
-    """What is recorded beside texts of how they were decoded."""
+    """The record beside texts of how they were decoded: boundaries and clean-up."""
     return {"boundaries": Boundaries.of(tokenizer).to_json(), "clean_up": clean_up}
 
 
@@ -133,6 +133,6 @@ def write_record(path: Path, kind: str, values: dict[str, Any]) -> None:
 
 
 def record(path: Path) -> dict[str, Any]:
-    """What `ldlm sample` or `ldlm features texts` says of the texts in a file; empty for anybody else's."""
+    """The record that `ldlm sample` or `ldlm features texts` left beside a file of texts; empty without one."""
     found = files.read_json(record_path(path)) if record_path(path).is_file() else {}
     return found if isinstance(found, dict) and found.get("kind") in ("samples", "texts") else {}
