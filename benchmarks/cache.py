@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ldlm.stages import extract_features, pretrain_encoder
 
 from benchmarks.machine import peak_memory, timed
 from benchmarks.speed import Bench, plain_attention
@@ -16,6 +15,7 @@ from ldlm import accounting, builtin_text
 from ldlm.compute import precision_on
 from ldlm.config import ExtractConfig, PretrainConfig
 from ldlm.encoder import FrozenEncoder
+from ldlm.stages import extract_features, pretrain_encoder
 from ldlm.store import FeatureStore
 from ldlm.stream import Stream
 

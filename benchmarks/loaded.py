@@ -16,9 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ldlm.cli import show
-
 from ldlm import waiting
+from ldlm.cli import show
 
 SECONDS = 3.0  # of each measurement
 TURNS = 3  # of each way, one after the other, so that a machine that grows slower does so for all

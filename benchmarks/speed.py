@@ -23,13 +23,13 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from ldlm.cli import show
 from torch import Tensor, nn
 
 from benchmarks.machine import Share, limits, peak_memory, settled, timed
 from benchmarks.parts import part
 from ldlm import accounting, config, files, layers, noise, runtime, samplers, vocabulary
 from ldlm.batch import Batch
+from ldlm.cli import show
 from ldlm.compute import Compute
 from ldlm.config import ComputeConfig, DenoiserConfig, SamplerConfig, Shapes, TrainConfig
 from ldlm.denoiser import DiT

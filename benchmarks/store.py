@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from ldlm.cli import show
-from ldlm.stages import extract_features, features
 
 from ldlm import builtin_text, config, runtime, text, textfiles
+from ldlm.cli import show
 from ldlm.config import ExtractConfig, TrainConfig
 from ldlm.encoder import FrozenEncoder
 from ldlm.hub import load_tokenizer
+from ldlm.stages import extract_features, features
 from ldlm.store import FeatureStore
 from ldlm.stream import Stream
 from ldlm.trainer import start, train_step

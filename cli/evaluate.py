@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from ldlm.cli import show
 from ldlm.cli.options import Command, Options, path_option, stage_options
-
 from ldlm.config import EvaluateConfig
 from ldlm.errors import InputError
 
@@ -51,9 +51,8 @@ def command(
         return _show_mauve(options, texts, features_p, features_q)
     if not texts:
         raise InputError("no texts to evaluate; for example ldlm evaluate samples.jsonl")
-    from ldlm.stages import evaluate as stage
-
     from ldlm import scorecache
+    from ldlm.stages import evaluate as stage
 
     paths, real = [Path(text) for text in texts], None if reference is None else Path(reference)
     if options.dry_run:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import click
-from ldlm.cli import show
-from ldlm.cli.options import Command, Options, path_option, require_place, stage_options
 
 from ldlm import files
+from ldlm.cli import show
+from ldlm.cli.options import Command, Options, path_option, require_place, stage_options
 from ldlm.config import ExtractConfig
 from ldlm.location import locate
 

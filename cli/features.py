@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+
 from ldlm.cli import show
 from ldlm.cli.options import path_option, require
-
 from ldlm.location import locate
 
 DAMAGED = 3  # exit status of verify

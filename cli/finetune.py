@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import click
+
 from ldlm.cli import show
 from ldlm.cli.options import Command, Options, path_option, require, require_place, stage_options
-
 from ldlm.config import FinetuneConfig
 
 FIGURES = {
@@ -34,9 +34,8 @@ def command(options: Options, run: str | None, features: str | None, allow_parti
       ldlm finetune-decoder --run run --list
     """
     config = options.build()
-    from ldlm.stages import finetune_decoder as stage
-
     from ldlm import runtime
+    from ldlm.stages import finetune_decoder as stage
 
     run_path = require(run, "--run", "run")
     if as_list:

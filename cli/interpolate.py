@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from ldlm.cli import show
 from ldlm.cli.options import Command, Options, path_option, require, require_place, stage_options
-
 from ldlm.config import InterpolateConfig
 from ldlm.errors import InputError
 

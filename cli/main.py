@@ -7,10 +7,10 @@ import sys
 from typing import Any, NoReturn
 
 import click
-from ldlm.cli import show
 
 import ldlm
 from ldlm import memory, waiting
+from ldlm.cli import show
 from ldlm.errors import InputError, Stopped, StorageError
 
 EPILOG = """\b

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import click
-from ldlm.cli import show
 
 from ldlm import config as configs
 from ldlm import files
+from ldlm.cli import show
 from ldlm.errors import InputError
 from ldlm.location import Location, locate
 

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import click
+
 from ldlm.cli import show
 from ldlm.cli.options import path_option
-
 from ldlm.errors import InputError
 
 

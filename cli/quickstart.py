@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import click
+
 from ldlm.cli import show
 from ldlm.cli.options import Command, Options, path_option, require, stage_options
-
 from ldlm.config import QuickstartConfig
 
 

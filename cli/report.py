@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import click
+
 from ldlm.cli import show
 from ldlm.cli.options import path_option
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from ldlm.cli import show
 from ldlm.cli.options import Command, Options, path_option, require, stage_options
-
 from ldlm.config import SampleConfig
 from ldlm.errors import InputError
 
@@ -35,9 +35,8 @@ def command(options: Options, run: str | None, output: str | None, trace: str | 
         raise InputError("--output writes texts and --trace shows one; give one of them, and then the other")
     if trace is not None:
         return _trace(options, config, run, trace)
-    from ldlm.stages import sample as stage
-
     from ldlm import files
+    from ldlm.stages import sample as stage
 
     run_path = require(run, "--run", "run")
     if options.dry_run:

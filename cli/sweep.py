@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+
 from ldlm.cli import show
 from ldlm.cli.options import Command, Options, path_option, require, stage_options
-
 from ldlm.config import SweepConfig
 
 

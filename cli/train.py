@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from ldlm.cli import show
-from ldlm.cli.options import Command, Options, online_options, path_option, require, require_place, stage_options
 
 from ldlm import config as configs
+from ldlm.cli import show
+from ldlm.cli.options import Command, Options, online_options, path_option, require, require_place, stage_options
 from ldlm.config import TrainConfig
 from ldlm.errors import InputError
 from ldlm.location import locate
@@ -43,9 +43,8 @@ def command(
       ldlm train --preset owt-1024 --dry-run --json
     """
     config = options.build()
-    from ldlm.stages import train as stage
-
     from ldlm import runtime
+    from ldlm.stages import train as stage
 
     if options.dry_run:
         return options.show_plan(stage.plan(config, _shapes(options, features, online, allow_partial)))

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ldlm.stages import extract_features
 
 from ldlm import artifact, claims, config, files, metrics, samples, store
 from ldlm.artifact import Artifact
@@ -24,6 +23,7 @@ from ldlm.errors import InputError
 from ldlm.hub import load_tokenizer
 from ldlm.location import Location
 from ldlm.progress import SILENT, Progress
+from ldlm.stages import extract_features
 from ldlm.store import FeatureStore, Split
 from ldlm.stream import RowOrder, Stream
 

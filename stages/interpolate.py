@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ldlm.stages.evaluate import measure
 from torch import Tensor
 
 from ldlm import artifact, files, heldout, metrics, plots, runtime, text, textfiles
@@ -32,6 +31,7 @@ from ldlm.run import TrainedRun
 from ldlm.samples import Texts
 from ldlm.scorer import LOGITS_AT_ONCE, Scorer
 from ldlm.smoothness import PATHS, LatentPath, edit_distance, linear
+from ldlm.stages.evaluate import measure
 from ldlm.store import FeatureStore
 
 HALF = 0.5  # the a of the mean of two latents

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ldlm.stages.train import draw_plots
-
 from ldlm import artifact, plots
 from ldlm.errors import InputError
 from ldlm.metricsfile import MetricsFile
+from ldlm.stages.train import draw_plots
 
 
 def run(runs: Sequence[Path], out: Path | None) -> list[Path]:

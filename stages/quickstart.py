@@ -15,18 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ldlm.stages import (
-    evaluate,
-    extract_features,
-    features,
-    finetune_decoder,
-    interpolate,
-    pretrain_encoder,
-    report,
-    sample,
-    trace,
-    train,
-)
 
 from ldlm import artifact, builtin_text, config, files, metrics, plots, runtime, samples, textfiles
 from ldlm.artifact import Artifact
@@ -46,6 +34,18 @@ from ldlm.errors import InputError
 from ldlm.hub import load_tokenizer
 from ldlm.progress import SILENT, Progress
 from ldlm.scorer import Scorer
+from ldlm.stages import (
+    evaluate,
+    extract_features,
+    features,
+    finetune_decoder,
+    interpolate,
+    pretrain_encoder,
+    report,
+    sample,
+    trace,
+    train,
+)
 from ldlm.store import FeatureStore
 
 SEQ_LEN = 64

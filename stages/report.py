@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ldlm.stages.sweep import verdict
-
 from ldlm import accounting, artifact, config, files, reportpage, samples
 from ldlm.config import Shapes, TrainConfig
 from ldlm.errors import InputError
 from ldlm.metricsfile import MetricsFile
 from ldlm.model import build_meta
 from ldlm.reportpage import Report, SampleSet
+from ldlm.stages.sweep import verdict
 
 
 def run(run_path: Path, out: Path | None = None) -> Path:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ldlm.stages.evaluate import measure
 from torch import Tensor
 
 from ldlm import artifact, files, metrics, plots, runtime, samplers, samples, textfiles
@@ -35,6 +34,7 @@ from ldlm.run import TrainedRun
 from ldlm.samplers import End
 from ldlm.samples import Texts
 from ldlm.scorer import Scorer
+from ldlm.stages.evaluate import measure
 
 PAPERS_BUDGET = 128  # whose entropy the finalists are held to, or the nearest budget that is swept
 FIGURES = ("gen_ppl", "entropy", "diversity")

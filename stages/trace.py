@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ldlm.stages import sample
-
 from ldlm import artifact, files, runtime, samplers, trace, tracegif, tracepage
 from ldlm.artifact import Artifact
 from ldlm.compute import Compute
@@ -16,6 +14,7 @@ from ldlm.config import SampleConfig
 from ldlm.generation import text_seeds
 from ldlm.progress import SILENT, Progress
 from ldlm.run import TrainedRun
+from ldlm.stages import sample
 from ldlm.trace import Frame
 
 

@@ -335,6 +335,7 @@ def start():
 def ldlm():
     """Call the command line in this process: `ldlm("train", "--steps", 3)`, click's result with stdout and stderr."""
     from click.testing import CliRunner
+
     from ldlm.cli import main
 
     # Before click 8.2 the two streams were one unless told otherwise, and since then they can't be.

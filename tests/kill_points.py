@@ -19,11 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from ldlm.cli import main
-from ldlm.stages import extract_features  # noqa: F401  imported before the forks
 
+from ldlm.cli import main
 from ldlm.encoder import FrozenEncoder
 from ldlm.hub import load_tokenizer
+from ldlm.stages import extract_features  # noqa: F401  imported before the forks
 
 POINTS = ("replace", "rename", "fsync", "unlink")
 

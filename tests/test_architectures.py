@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from architectures import ARCHITECTURES, POSITIONS
-from ldlm.stages import extract_features
 
 from ldlm.config import ExtractConfig
 from ldlm.encoder import FrozenEncoder
 from ldlm.errors import InputError
+from ldlm.stages import extract_features
 from ldlm.states import positions
 from ldlm.store import FeatureStore
 

@@ -11,10 +11,10 @@ import subprocess
 import sys
 
 import pytest
-from ldlm.stages import extract_features, train
 
 from ldlm import config as configs
 from ldlm.config import TrainConfig
+from ldlm.stages import extract_features, train
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from ldlm.stages import features, sample
 
 from ldlm import files, samples
 from ldlm.boundaries import Boundaries
@@ -12,6 +11,7 @@ from ldlm.config import SampleConfig
 from ldlm.hub import load_tokenizer
 from ldlm.pretrained import LDLM
 from ldlm.scorer import Scorer
+from ldlm.stages import features, sample
 
 EOS = "<|endoftext|>"
 BERT = Boundaries(("[CLS]", "[SEP]"), spaced=True)

@@ -11,7 +11,6 @@ from functools import partial
 
 import pytest
 import torch
-from ldlm.stages import finetune_decoder, sample, train
 
 from ldlm import compute, generation, heldout, layers, noise, samplers
 from ldlm.compute import Compute
@@ -19,6 +18,7 @@ from ldlm.config import ComputeConfig, FinetuneConfig, SampleConfig, SamplerConf
 from ldlm.errors import InputError
 from ldlm.metricsfile import MetricsFile
 from ldlm.run import TrainedRun
+from ldlm.stages import finetune_decoder, sample, train
 from ldlm.store import FeatureStore
 from ldlm.stream import Stream
 from ldlm.trainer import start, train_step

@@ -255,9 +255,8 @@ def test_a_constant_dimension_has_the_floor_of_the_variance():
 def test_an_interrupted_pretraining_ends_with_the_weights_of_an_uninterrupted_one(
     corpus, tmp_path, monkeypatch, interrupted, arch
 ):
-    from ldlm.stages import pretrain_encoder
-
     from ldlm.config import PretrainConfig
+    from ldlm.stages import pretrain_encoder
 
     monkeypatch.setattr(pretrain_encoder, "SAVE_EVERY", 2)
     sizes = {"layers": 1, "width": 16, "heads": 2, "vocab_size": 300, "positions": 16, "batch_size": 4}
@@ -275,9 +274,8 @@ def test_an_interrupted_pretraining_ends_with_the_weights_of_an_uninterrupted_on
 
 
 def test_pretraining_notices_a_changed_text_even_behind_the_same_name(corpus, tmp_path):
-    from ldlm.stages import pretrain_encoder
-
     from ldlm.config import PretrainConfig
+    from ldlm.stages import pretrain_encoder
 
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -293,9 +291,8 @@ def test_pretraining_notices_a_changed_text_even_behind_the_same_name(corpus, tm
 
 
 def test_pretraining_learns(corpus, tmp_path):
-    from ldlm.stages import pretrain_encoder
-
     from ldlm.config import PretrainConfig
+    from ldlm.stages import pretrain_encoder
 
     sizes = {"layers": 1, "width": 32, "heads": 2, "vocab_size": 320, "positions": 16, "batch_size": 16}
     config = PretrainConfig(data=(str(corpus),), steps=60, lr=1e-2, device="cpu", **sizes)

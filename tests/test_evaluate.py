@@ -11,12 +11,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from ldlm.stages import evaluate, pretrain_encoder
 
 from ldlm import files, metrics, samples, text
 from ldlm.config import EvaluateConfig, PretrainConfig
 from ldlm.hub import load_tokenizer
 from ldlm.scorer import Scorer
+from ldlm.stages import evaluate, pretrain_encoder
 
 FIGURES = ("gen_ppl", "entropy", "diversity")
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from ldlm.stages import export, finetune_decoder, sample
 from safetensors.torch import load_file
 
 from ldlm import LDLM, files, generation, metrics
@@ -20,6 +19,7 @@ from ldlm import config as configs
 from ldlm.config import ExportConfig, FinetuneConfig, SampleConfig, SamplerConfig
 from ldlm.errors import InputError
 from ldlm.run import TrainedRun
+from ldlm.stages import export, finetune_decoder, sample
 
 CPU = torch.device("cpu")
 

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from ldlm.stages import extract_features
 from patience import patience
 from tokenizers import normalizers
 from torch import nn
@@ -27,6 +26,7 @@ from ldlm import corpus, files, states, text, textfiles
 from ldlm.errors import InputError
 from ldlm.hub import load_tokenizer
 from ldlm.progress import SILENT, Progress, Task
+from ldlm.stages import extract_features
 from ldlm.store import SPLITS, FeatureStore
 
 LENGTH = 16

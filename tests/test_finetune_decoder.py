@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from ldlm.stages import extract_features, finetune_decoder, sample, train
 from patience import patience
 from safetensors.torch import load_file
 
@@ -33,6 +32,7 @@ from ldlm.errors import InputError, Stopped
 from ldlm.metricsfile import MetricsFile
 from ldlm.objective import DecoderInput, Objective
 from ldlm.run import TrainedRun
+from ldlm.stages import extract_features, finetune_decoder, sample, train
 from ldlm.store import FeatureStore
 
 CPU = torch.device("cpu")

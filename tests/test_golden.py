@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ldlm.stages import extract_features, pretrain_encoder, train
 
 from ldlm import config as configs
 from ldlm.config import ExtractConfig, PretrainConfig, TrainConfig
 from ldlm.metricsfile import MetricsFile
+from ldlm.stages import extract_features, pretrain_encoder, train
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny.json"
 NAMES = ("l_diff", "l_h", "l_w", "latent_std", "gradient_norm")

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from ldlm.stages import train
 
 from ldlm import config as configs
 from ldlm import heldout
@@ -12,6 +11,7 @@ from ldlm.config import DiffusionConfig, RecipeConfig, TimestepConfig, TrainConf
 from ldlm.metricsfile import MetricsFile
 from ldlm.objective import Objective
 from ldlm.run import TrainedRun
+from ldlm.stages import train
 from ldlm.store import FeatureStore
 from ldlm.timesteps import TimestepSampler
 

@@ -8,15 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from ldlm.cli.interpolate import _table
-from ldlm.stages import extract_features, interpolate, train
 from PIL import Image
 
 from ldlm import artifact, claims, heldout, metrics, plots, text
 from ldlm import config as configs
+from ldlm.cli.interpolate import _table
 from ldlm.config import InterpolateConfig, TrainConfig
 from ldlm.run import TrainedRun
 from ldlm.smoothness import edit_distance
+from ldlm.stages import extract_features, interpolate, train
 from ldlm.store import FeatureStore
 
 CPU = torch.device("cpu")

@@ -11,12 +11,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from ldlm.stages import evaluate, extract_features, interpolate, quickstart, report, sweep, train
 from PIL import Image
 
 from ldlm import config as configs
 from ldlm import mauve, plots, reportpage
 from ldlm.config import EvaluateConfig, InterpolateConfig, SweepConfig, TrainConfig
+from ldlm.stages import evaluate, extract_features, interpolate, quickstart, report, sweep, train
 
 COMMON = {"screen_texts": 3, "texts": 4, "batch_size": 4, "device": "cpu", "guidances": (1.0,), "grids": ("time",)}
 SAMPLERS = {"budgets": (2, 4), "solvers": ("euler-maruyama", "dpm++2m"), "finals": ("mean",)}

@@ -11,12 +11,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from ldlm.stages import extract_features, features, train
 from patience import patience
 
 from ldlm import artifact, files, location
 from ldlm.errors import InputError, StorageError
 from ldlm.location import ObjectPath, locate
+from ldlm.stages import extract_features, features, train
 from ldlm.store import FeatureStore, StoreWriter
 
 pytest.importorskip("obstore", reason="obstore is in the extra `object-stores`")

@@ -6,11 +6,11 @@ import time
 import numpy as np
 import pytest
 import torch
-from ldlm.stages import extract_features, train
 
 from ldlm.errors import InputError
 from ldlm.metricsfile import MetricsFile
 from ldlm.online import OnlineEncoder
+from ldlm.stages import extract_features, train
 from ldlm.store import FeatureStore
 
 

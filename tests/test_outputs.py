@@ -15,13 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ldlm.stages import sample, train
 
 from ldlm import artifact, files, samples
 from ldlm.artifact import begin, open_artifact
 from ldlm.config import SampleConfig, SamplerConfig, TrainConfig
 from ldlm.errors import InputError
 from ldlm.progress import SILENT
+from ldlm.stages import sample, train
 
 OLD, NEW = TrainConfig(steps=5), TrainConfig(steps=5, seed=1)
 NUMBERED = ("replace", "rename", "unlink", "rmdir", "mkdir", "fsync", "truncate")

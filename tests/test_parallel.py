@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ldlm.stages import train
 from patience import patience
 
 from ldlm import checkpoint
@@ -21,6 +20,7 @@ from ldlm.config import TrainConfig
 from ldlm.errors import InputError
 from ldlm.metricsfile import MetricsFile
 from ldlm.runtime import World
+from ldlm.stages import train
 from ldlm.store import CHUNK_ROWS, FeatureStore
 from ldlm.stream import Stream, places
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 import yaml
 import zarr
-from ldlm.stages import sample
 from safetensors.torch import load_file
 
 from ldlm import files
 from ldlm.config import SAMPLERS, SampleConfig, SamplerConfig, to_dict
 from ldlm.generation import TextGenerator
 from ldlm.run import TrainedRun
+from ldlm.stages import sample
 
 COMMANDS = (
     "quickstart",
@@ -140,10 +140,9 @@ def test_interpolate_writes_figures_texts_and_a_plot(made):
 
 
 def test_the_way_of_an_interpolation_leads_from_the_first_text_to_the_second(made):
-    from ldlm.stages import interpolate
-
     from ldlm import heldout, metrics
     from ldlm.run import TrainedRun
+    from ldlm.stages import interpolate
     from ldlm.store import FeatureStore
 
     _, root = made

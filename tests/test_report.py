@@ -8,11 +8,11 @@ from html.parser import HTMLParser
 
 import browser
 import pytest
-from ldlm.stages import finetune_decoder, interpolate, report, sample, sweep, trace
 
 from ldlm import artifact, files, plots, reportpage
 from ldlm.config import PAPERS_SAMPLER, FinetuneConfig, InterpolateConfig, SampleConfig, SamplerConfig, SweepConfig
 from ldlm.reportpage import TEXTS
+from ldlm.stages import finetune_decoder, interpolate, report, sample, sweep, trace
 from ldlm.svgchart import number, percent
 
 ALWAYS = ["losses", "timesteps", "latents", "speed", "provenance"]

@@ -14,8 +14,8 @@ import sys
 import termios
 
 import pytest
-from ldlm.cli import show
 
+from ldlm.cli import show
 from ldlm.errors import InputError
 
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
-from ldlm.stages import extract_features, finetune_decoder, sample, train
 
 from ldlm import artifact, checkpoint, files
 from ldlm import config as configs
@@ -29,6 +28,7 @@ from ldlm.model import build
 from ldlm.objective import DecoderInput, Objective, Smoothing, draw_smoothing, draw_t_dec
 from ldlm.optim import learning_rate
 from ldlm.run import TrainedRun
+from ldlm.stages import extract_features, finetune_decoder, sample, train
 from ldlm.store import FeatureStore
 
 CPU = torch.device("cpu")

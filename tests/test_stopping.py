@@ -15,7 +15,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ldlm.stages import train
 from patience import patience
 
 from ldlm import checkpoint, claims
@@ -25,6 +24,7 @@ from ldlm.ema import EMA
 from ldlm.errors import InputError, Stopped
 from ldlm.metricsfile import MetricsFile
 from ldlm.runtime import REPEATED, Stop
+from ldlm.stages import train
 
 
 def final(run):

@@ -7,13 +7,13 @@ import google_crc32c
 import numpy as np
 import pytest
 import zarr
-from ldlm.stages import extract_features
 
 from ldlm.artifact import begin
 from ldlm.codecs import CODECS, encode
 from ldlm.config import ExtractConfig, Shapes
 from ldlm.errors import InputError
 from ldlm.shards import ShardedArray
+from ldlm.stages import extract_features
 from ldlm.store import FeatureStore, StoreWriter
 
 WIDTH, LENGTH = 16, 16

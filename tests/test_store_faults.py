@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ldlm.stages import extract_features, features
 from patience import patience
 
 from ldlm import claims, samples, shards
@@ -24,6 +23,7 @@ from ldlm.config import ExtractConfig, from_dict
 from ldlm.errors import InputError
 from ldlm.hub import load_tokenizer
 from ldlm.progress import Progress
+from ldlm.stages import extract_features, features
 from ldlm.store import FeatureStore
 
 

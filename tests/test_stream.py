@@ -7,9 +7,9 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from ldlm.stages import extract_features
 
 from ldlm.errors import InputError
+from ldlm.stages import extract_features
 from ldlm.store import FeatureStore
 from ldlm.stream import RowOrder, Stream
 

@@ -5,11 +5,11 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from ldlm.stages import evaluate, sample, sweep
 
 from ldlm import files, metrics, plots, samples
 from ldlm.config import EvaluateConfig, SampleConfig, SweepConfig
 from ldlm.errors import InputError
+from ldlm.stages import evaluate, sample, sweep
 
 SMALL = {"budgets": (2, 5), "solvers": ("euler-maruyama", "heun"), "grids": ("time",), "guidances": (1.0, 2.0)}
 
@@ -241,9 +241,8 @@ def test_an_interrupted_sweep_is_taken_up_and_gives_the_same(swept, trained, gpt
 
 
 def test_decoders_are_compared_on_the_same_latents(run_copy, store, gpt2, tmp_path):
-    from ldlm.stages import finetune_decoder
-
     from ldlm.config import FinetuneConfig
+    from ldlm.stages import finetune_decoder
 
     for layers in (0, 1):
         finetune_decoder.run(FinetuneConfig(layers=layers, steps=2, device="cpu"), run_copy, store)

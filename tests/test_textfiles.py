@@ -20,12 +20,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from ldlm.stages import extract_features, pretrain_encoder, quickstart
 
 from ldlm import artifact, corpus, samples, text, textfiles
 from ldlm.config import ExtractConfig, PretrainConfig, QuickstartConfig
 from ldlm.errors import InputError
 from ldlm.hub import load_tokenizer
+from ldlm.stages import extract_features, pretrain_encoder, quickstart
 from ldlm.textfiles import Part, file_documents
 
 DOCUMENTS = [
@@ -591,9 +591,8 @@ def test_the_last_documents_are_held_out_whole(tmp_path, gpt2, monkeypatch):
 
 
 def test_a_word_piece_vocabulary_is_that_of_whole_documents(tmp_path, monkeypatch):
-    from ldlm.stages import pretrain_encoder
-
     from ldlm.config import PretrainConfig
+    from ldlm.stages import pretrain_encoder
 
     lines_ = [" ".join(re.findall(r"\w+", prose(400, seed))) for seed in range(3)]
     (tmp_path / "a.txt").write_text("\n".join(lines_), encoding="utf-8")

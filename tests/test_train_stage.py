@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ldlm.stages import extract_features, finetune_decoder, sample, train
 from safetensors.torch import load_file
 
 from ldlm import checkpoint
@@ -16,6 +15,7 @@ from ldlm.config import FinetuneConfig, SampleConfig, SamplerConfig, Shapes, Tra
 from ldlm.errors import InputError
 from ldlm.metricsfile import MetricsFile
 from ldlm.run import TrainedRun
+from ldlm.stages import extract_features, finetune_decoder, sample, train
 
 CPU = torch.device("cpu")
 SEQ_LEN = 16
