@@ -11,13 +11,14 @@ import torch
 
 from benchmarks.machine import peak_memory, timed
 from benchmarks.speed import Bench, plain_attention
-from ldlm import accounting, builtin_text
 from ldlm.compute import precision_on
 from ldlm.config import ExtractConfig, PretrainConfig
-from ldlm.encoder import FrozenEncoder
+from ldlm.features import builtin_text
+from ldlm.features.encoder import FrozenEncoder
+from ldlm.features.store import FeatureStore
+from ldlm.features.stream import Stream
 from ldlm.stages import extract_features, pretrain_encoder
-from ldlm.store import FeatureStore
-from ldlm.stream import Stream
+from ldlm.training import accounting
 
 CHARACTERS = 4  # of a token, or fewer
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ldlm import accounting
 from ldlm.compute import DTYPES
+from ldlm.training import accounting
 
 COPY_BYTES, FILE_BYTES = 2**28, 2**28
 

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldlm import config, samplers
+from ldlm import config
 from ldlm.config import SamplerConfig, TimestepConfig
-from ldlm.diffusion import Schedule
-from ldlm.timesteps import TimestepSampler, bin_probabilities
+from ldlm.model.diffusion import Schedule
+from ldlm.model.timesteps import TimestepSampler, bin_probabilities
+from ldlm.sampling import samplers
 
 STDS = (0.3, 1.0, 3.8)
 STEPS = (8, 32, 128)

@@ -27,17 +27,20 @@ from torch import Tensor, nn
 
 from benchmarks.machine import Share, limits, peak_memory, settled, timed
 from benchmarks.parts import part
-from ldlm import accounting, config, files, layers, noise, runtime, samplers, vocabulary
-from ldlm.batch import Batch
+from ldlm import config, files, noise, runtime
 from ldlm.cli import show
 from ldlm.compute import Compute
 from ldlm.config import ComputeConfig, DenoiserConfig, SamplerConfig, Shapes, TrainConfig
-from ldlm.denoiser import DiT
-from ldlm.diffusion import Schedule
-from ldlm.generation import JOINT, Decoder, TextGenerator, text_seeds
-from ldlm.model import JointModel, build
-from ldlm.timesteps import TimestepSampler
-from ldlm.trainer import start, train_step
+from ldlm.features.batch import Batch
+from ldlm.model import layers, vocabulary
+from ldlm.model.denoiser import DiT
+from ldlm.model.diffusion import Schedule
+from ldlm.model.model import JointModel, build
+from ldlm.model.timesteps import TimestepSampler
+from ldlm.sampling import samplers
+from ldlm.sampling.generation import JOINT, Decoder, TextGenerator, text_seeds
+from ldlm.training import accounting
+from ldlm.training.trainer import start, train_step
 
 WARM, STEPS = 8, 16  # of a training, the same for all; as the coin falls, some evaluate the denoiser twice
 PRECISIONS = ("fp32", "bf16")

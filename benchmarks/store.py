@@ -19,15 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldlm import builtin_text, config, runtime, text, textfiles
+from ldlm import config, runtime
 from ldlm.cli import show
 from ldlm.config import ExtractConfig, TrainConfig
-from ldlm.encoder import FrozenEncoder
+from ldlm.features import builtin_text, text, textfiles
+from ldlm.features.encoder import FrozenEncoder
+from ldlm.features.store import FeatureStore
+from ldlm.features.stream import Stream
 from ldlm.hub import load_tokenizer
 from ldlm.stages import extract_features, features
-from ldlm.store import FeatureStore
-from ldlm.stream import Stream
-from ldlm.trainer import start, train_step
+from ldlm.training.trainer import start, train_step
 
 SEQ_LEN, BLOCK = 128, 32
 ROWS, EXTRACTION_ROWS, SHARD_ROWS, MEMORY_SHARD_ROWS = 1024, 1024, 256, 64

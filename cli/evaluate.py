@@ -51,7 +51,7 @@ def command(
         return _show_mauve(options, texts, features_p, features_q)
     if not texts:
         raise InputError("no texts to evaluate; for example ldlm evaluate samples.jsonl")
-    from ldlm import scorecache
+    from ldlm.evaluation import scorecache
     from ldlm.stages import evaluate as stage
 
     paths, real = [Path(text) for text in texts], None if reference is None else Path(reference)

@@ -57,7 +57,8 @@ def _exported_settings(run: str | None) -> dict[str, Any]:
     """How an exported model draws where it is told nothing else."""
     if run is None:
         return {}
-    from ldlm import config, pretrained
+    from ldlm import config
+    from ldlm.sampling import pretrained
 
     if not pretrained.is_exported(Path(run)):
         return {}

@@ -95,7 +95,7 @@ def _shapes(options: Options, features: str | None, online: dict[str, Any], allo
 
         return extract_features.shapes(configs.from_dict(configs.ExtractConfig, online))
     if features is not None and features != ONLINE:
-        from ldlm.store import FeatureStore
+        from ldlm.features.store import FeatureStore
 
         return FeatureStore(locate(features), allow_partial=allow_partial).shapes
     if options.preset is None:

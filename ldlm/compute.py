@@ -16,9 +16,10 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from ldlm import layers, noise
+from ldlm import noise
 from ldlm.config import ComputeConfig, Precision
 from ldlm.errors import InputError
+from ldlm.model import layers
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from ldlm import mauve, metrics, runtime, samples, textfiles
+from ldlm import runtime
 from ldlm.config import EvaluateConfig, differences
-from ldlm.encoder import tokenizer_fingerprint
 from ldlm.errors import InputError
+from ldlm.evaluation import mauve, metrics, samples
+from ldlm.evaluation.samples import Texts
+from ldlm.evaluation.scorecache import ScoreCache
+from ldlm.evaluation.scorer import Scorer
+from ldlm.features import textfiles
+from ldlm.features.encoder import tokenizer_fingerprint
 from ldlm.progress import SILENT, Progress
-from ldlm.samples import Texts
-from ldlm.scorecache import ScoreCache
-from ldlm.scorer import Scorer
 
 Advance = Callable[[int], None]
 LONGEST = 1024  # tokens of a text, where nobody says and no row of tokens tells

@@ -8,17 +8,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from ldlm import artifact, files, hub, samplers
+from ldlm import artifact, files, hub
 from ldlm import config as configs
 from ldlm.artifact import Artifact
-from ldlm.boundaries import Boundaries
 from ldlm.config import ExportConfig
 from ldlm.errors import InputError
-from ldlm.generation import JOINT
-from ldlm.metricsfile import MetricsFile
-from ldlm.pretrained import LDLM, ModelDescription
+from ldlm.evaluation.boundaries import Boundaries
 from ldlm.progress import SILENT, Progress
-from ldlm.run import TrainedRun
+from ldlm.sampling import samplers
+from ldlm.sampling.generation import JOINT
+from ldlm.sampling.pretrained import LDLM, ModelDescription
+from ldlm.sampling.run import TrainedRun
+from ldlm.training.metricsfile import MetricsFile
 
 
 def plan(config: ExportConfig, run_path: Path) -> dict[str, Any]:

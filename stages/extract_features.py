@@ -35,19 +35,21 @@ import numpy as np
 import torch
 from safetensors.numpy import load, save
 
-from ldlm import accounting, artifact, codecs, compute, corpus, files, hub, runtime, store, text, textfiles
+from ldlm import artifact, compute, files, hub, runtime
 from ldlm.artifact import Artifact
 from ldlm.claims import claim, share
-from ldlm.codecs import CODECS, Codec, Parts
 from ldlm.compute import fetch
 from ldlm.config import ExtractConfig, Shapes
-from ldlm.encoder import FrozenEncoder, Statistics, tokenizer_fingerprint
 from ldlm.errors import InputError
+from ldlm.features import codecs, corpus, store, text, textfiles
+from ldlm.features.codecs import CODECS, Codec, Parts
+from ldlm.features.encoder import FrozenEncoder, Statistics, tokenizer_fingerprint
+from ldlm.features.spool import Spool
+from ldlm.features.store import SPLITS, StoreWriter
 from ldlm.hub import load_tokenizer
 from ldlm.location import REQUEST_BYTES, Location, ObjectPath
 from ldlm.progress import SILENT, Progress
-from ldlm.spool import Spool
-from ldlm.store import SPLITS, StoreWriter
+from ldlm.training import accounting
 
 LOOK_EVERY = 30.0  # seconds between looks at what other processes have done
 Item = TypeVar("Item")

@@ -16,16 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldlm import artifact, claims, config, files, metrics, samples, store
+from ldlm import artifact, claims, config, files
 from ldlm.artifact import Artifact
 from ldlm.config import ExtractConfig
 from ldlm.errors import InputError
+from ldlm.evaluation import metrics, samples
+from ldlm.features import store
+from ldlm.features.store import FeatureStore, Split
+from ldlm.features.stream import RowOrder, Stream
 from ldlm.hub import load_tokenizer
 from ldlm.location import Location
 from ldlm.progress import SILENT, Progress
 from ldlm.stages import extract_features
-from ldlm.store import FeatureStore, Split
-from ldlm.stream import RowOrder, Stream
 
 
 def info(path: Location) -> dict[str, Any]:

@@ -17,23 +17,24 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from ldlm import files, finetuning, heldout, runtime
+from ldlm import files, runtime
 from ldlm.artifact import Artifact
-from ldlm.autoencoder import TokenDecoder
-from ldlm.batch import Batch
 from ldlm.config import FinetuneConfig, TrainConfig
 from ldlm.errors import InputError
-from ldlm.finetuning import DecoderState, DecoderStep, figures, finetune_step, settle
-from ldlm.journal import Journal, begin, resume
-from ldlm.layers import divisors
-from ldlm.learner import Behind, check_shares
+from ldlm.features.batch import Batch
+from ldlm.features.store import FeatureStore, Split
+from ldlm.features.stream import Stream
 from ldlm.location import Location
-from ldlm.model import JointDecoder
+from ldlm.model.autoencoder import TokenDecoder
+from ldlm.model.layers import divisors
+from ldlm.model.model import JointDecoder
 from ldlm.progress import SILENT, Progress, Task
-from ldlm.run import JOINT, DecoderRecord, TrainedRun
 from ldlm.runtime import Stop, World
-from ldlm.store import FeatureStore, Split
-from ldlm.stream import Stream
+from ldlm.sampling.run import JOINT, DecoderRecord, TrainedRun
+from ldlm.training import finetuning, heldout
+from ldlm.training.finetuning import DecoderState, DecoderStep, figures, finetune_step, settle
+from ldlm.training.journal import Journal, begin, resume
+from ldlm.training.learner import Behind, check_shares
 
 # What the stage takes from its own settings, those that are None from the run's.
 TAKEN = (

@@ -19,20 +19,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldlm import artifact, files, heldout, metrics, plots, runtime, text, textfiles
+from ldlm import artifact, files, runtime
 from ldlm.artifact import Artifact
-from ldlm.boundaries import Boundaries
 from ldlm.config import EvaluateConfig, InterpolateConfig, decoder_noise
 from ldlm.errors import InputError
-from ldlm.generation import Decoder
+from ldlm.evaluation import metrics
+from ldlm.evaluation.boundaries import Boundaries
+from ldlm.evaluation.samples import Texts
+from ldlm.evaluation.scorer import LOGITS_AT_ONCE, Scorer
+from ldlm.evaluation.smoothness import PATHS, LatentPath, edit_distance, linear
+from ldlm.features import text, textfiles
+from ldlm.features.store import FeatureStore
 from ldlm.location import Location
+from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress
-from ldlm.run import TrainedRun
-from ldlm.samples import Texts
-from ldlm.scorer import LOGITS_AT_ONCE, Scorer
-from ldlm.smoothness import PATHS, LatentPath, edit_distance, linear
+from ldlm.sampling.generation import Decoder
+from ldlm.sampling.run import TrainedRun
 from ldlm.stages.evaluate import measure
-from ldlm.store import FeatureStore
+from ldlm.training import heldout
 
 HALF = 0.5  # the a of the mean of two latents
 

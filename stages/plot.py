@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ldlm import artifact, plots
+from ldlm import artifact
 from ldlm.errors import InputError
-from ldlm.metricsfile import MetricsFile
+from ldlm.pages import plots
 from ldlm.stages.train import draw_plots
+from ldlm.training.metricsfile import MetricsFile
 
 
 def run(runs: Sequence[Path], out: Path | None) -> list[Path]:

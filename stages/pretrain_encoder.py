@@ -17,13 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldlm import artifact, checkpoint, files, runtime, text, textfiles
+from ldlm import artifact, files, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import PretrainConfig
 from ldlm.errors import InputError
+from ldlm.features import text, textfiles
 from ldlm.hub import load_tokenizer, quiet_transformers
-from ldlm.optim import load_optimizer_tensors, optimizer_tensors
 from ldlm.progress import SILENT, Progress
+from ldlm.training import checkpoint
+from ldlm.training.optim import load_optimizer_tensors, optimizer_tensors
 
 SAVE_EVERY = 500
 MASK_SHARE = 0.15

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldlm import artifact, builtin_text, config, files, metrics, plots, runtime, samples, textfiles
+from ldlm import artifact, config, files, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import (
     EvaluateConfig,
@@ -29,11 +29,15 @@ from ldlm.config import (
     SamplerConfig,
     TrainConfig,
 )
-from ldlm.encoder import FrozenEncoder
 from ldlm.errors import InputError
+from ldlm.evaluation import metrics, samples
+from ldlm.evaluation.scorer import Scorer
+from ldlm.features import builtin_text, textfiles
+from ldlm.features.encoder import FrozenEncoder
+from ldlm.features.store import FeatureStore
 from ldlm.hub import load_tokenizer
+from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress
-from ldlm.scorer import Scorer
 from ldlm.stages import (
     evaluate,
     extract_features,
@@ -46,7 +50,6 @@ from ldlm.stages import (
     trace,
     train,
 )
-from ldlm.store import FeatureStore
 
 SEQ_LEN = 64
 TEXTS = 256

@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ldlm import accounting, artifact, config, files, reportpage, samples
+from ldlm import artifact, config, files
 from ldlm.config import Shapes, TrainConfig
 from ldlm.errors import InputError
-from ldlm.metricsfile import MetricsFile
-from ldlm.model import build_meta
-from ldlm.reportpage import Report, SampleSet
+from ldlm.evaluation import samples
+from ldlm.model.model import build_meta
+from ldlm.pages import reportpage
+from ldlm.pages.reportpage import Report, SampleSet
 from ldlm.stages.sweep import verdict
+from ldlm.training import accounting
+from ldlm.training.metricsfile import MetricsFile
 
 
 def run(run_path: Path, out: Path | None = None) -> Path:

@@ -13,15 +13,17 @@ from typing import Any
 
 import torch
 
-from ldlm import artifact, config, files, generation, metrics, pretrained, runtime, samplers, samples
-from ldlm.accounting import denoiser_flops
+from ldlm import artifact, config, files, runtime
 from ldlm.compute import Compute
 from ldlm.config import SampleConfig
 from ldlm.errors import InputError
-from ldlm.generation import TextGenerator
-from ldlm.pretrained import LDLM
+from ldlm.evaluation import metrics, samples
 from ldlm.progress import SILENT, Progress
-from ldlm.run import TrainedRun
+from ldlm.sampling import generation, pretrained, samplers
+from ldlm.sampling.generation import TextGenerator
+from ldlm.sampling.pretrained import LDLM
+from ldlm.sampling.run import TrainedRun
+from ldlm.training.accounting import denoiser_flops
 
 
 def plan(config: SampleConfig, run_path: Path) -> dict[str, Any]:

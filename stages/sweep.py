@@ -22,18 +22,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldlm import artifact, files, metrics, plots, runtime, samplers, samples, textfiles
+from ldlm import artifact, files, runtime
 from ldlm.artifact import Artifact
-from ldlm.boundaries import Boundaries
 from ldlm.compute import Compute
 from ldlm.config import PAPERS_SAMPLER, EvaluateConfig, Final, SamplerConfig, SweepConfig
 from ldlm.errors import InputError
-from ldlm.generation import LARGEST_BATCH, TextGenerator, text_seeds
+from ldlm.evaluation import metrics, samples
+from ldlm.evaluation.boundaries import Boundaries
+from ldlm.evaluation.samples import Texts
+from ldlm.evaluation.scorer import Scorer
+from ldlm.features import textfiles
+from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress, Task
-from ldlm.run import TrainedRun
-from ldlm.samplers import End
-from ldlm.samples import Texts
-from ldlm.scorer import Scorer
+from ldlm.sampling import samplers
+from ldlm.sampling.generation import LARGEST_BATCH, TextGenerator, text_seeds
+from ldlm.sampling.run import TrainedRun
+from ldlm.sampling.samplers import End
 from ldlm.stages.evaluate import measure
 
 PAPERS_BUDGET = 128  # whose entropy the finalists are held to, or the nearest budget that is swept

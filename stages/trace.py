@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ldlm import artifact, files, runtime, samplers, trace, tracegif, tracepage
+from ldlm import artifact, files, runtime
 from ldlm.artifact import Artifact
 from ldlm.compute import Compute
 from ldlm.config import SampleConfig
-from ldlm.generation import text_seeds
+from ldlm.pages import tracegif, tracepage
 from ldlm.progress import SILENT, Progress
-from ldlm.run import TrainedRun
+from ldlm.sampling import samplers, trace
+from ldlm.sampling.generation import text_seeds
+from ldlm.sampling.run import TrainedRun
+from ldlm.sampling.trace import Frame
 from ldlm.stages import sample
-from ldlm.trace import Frame
 
 
 def plan(config: SampleConfig, run_path: Path) -> dict[str, Any]:

@@ -12,20 +12,22 @@ from typing import Any
 import torch
 from safetensors.numpy import save_file
 
-from ldlm import accounting, checkpoint, files, heldout, plots, runtime
 from ldlm import config as configs
+from ldlm import files, runtime
 from ldlm.artifact import Artifact
-from ldlm.batch import Batch
 from ldlm.config import Shapes, TrainConfig
 from ldlm.errors import InputError
-from ldlm.journal import Journal, begin, resume
-from ldlm.learner import Behind, check_shares
+from ldlm.features.batch import Batch
+from ldlm.features.store import FeatureStore, Split
+from ldlm.features.stream import Stream
 from ldlm.location import Location
+from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress, Task
 from ldlm.runtime import Stop
-from ldlm.store import FeatureStore, Split
-from ldlm.stream import Stream
-from ldlm.trainer import Step, TrainState, figures, must_settle, phase_of, settle, start, train_step
+from ldlm.training import accounting, checkpoint, heldout
+from ldlm.training.journal import Journal, begin, resume
+from ldlm.training.learner import Behind, check_shares
+from ldlm.training.trainer import Step, TrainState, figures, must_settle, phase_of, settle, start, train_step
 
 
 def plan(config: TrainConfig, shapes: Shapes) -> dict[str, Any]:

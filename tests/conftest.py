@@ -131,7 +131,7 @@ class Notes(Progress):
 @pytest.fixture(scope="session", autouse=True)
 def score_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where `evaluate` keeps scores while the tests run, in place of the user's own folder."""
-    from ldlm import scorecache
+    from ldlm.evaluation import scorecache
 
     path = tmp_path_factory.mktemp("cache") / "scores"
     with pytest.MonkeyPatch.context() as patch:

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from ldlm.cli import main
-from ldlm.encoder import FrozenEncoder
+from ldlm.features.encoder import FrozenEncoder
 from ldlm.hub import load_tokenizer
 from ldlm.stages import extract_features  # noqa: F401  imported before the forks
 

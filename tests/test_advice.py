@@ -225,7 +225,7 @@ def test_processes_that_a_launcher_starts_are_told_to_remove_what_they_can_not_o
 def test_who_overwrites_and_is_interrupted_is_told_to_go_on_without_overwriting(places, ldlm, succeed, monkeypatch):
     command = [*filled(SAMPLE, places), "--num-samples", "4", "--batch-size", "2"]
     succeed(*command, "--seed", 1)
-    from ldlm import generation
+    from ldlm.sampling import generation
 
     real = generation.batches
 

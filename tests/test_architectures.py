@@ -13,11 +13,11 @@ import torch
 from architectures import ARCHITECTURES, POSITIONS
 
 from ldlm.config import ExtractConfig
-from ldlm.encoder import FrozenEncoder
 from ldlm.errors import InputError
+from ldlm.features.encoder import FrozenEncoder
+from ldlm.features.states import positions
+from ldlm.features.store import FeatureStore
 from ldlm.stages import extract_features
-from ldlm.states import positions
-from ldlm.store import FeatureStore
 
 DOCS = Path(__file__).parent.parent / "docs" / "encoders.md"
 UPDATE = os.environ.get("LDLM_UPDATE_ENCODERS") == "1"

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldlm.autoencoder import (
+from ldlm.config import AutoencoderConfig
+from ldlm.errors import InputError
+from ldlm.model.autoencoder import (
     DecoderBlock,
     LatentDecoder,
     LatentEncoder,
@@ -18,8 +20,6 @@ from ldlm.autoencoder import (
     SelfAttentionEncoder,
     TokenDecoder,
 )
-from ldlm.config import AutoencoderConfig
-from ldlm.errors import InputError
 
 SMALL = AutoencoderConfig(layers=2, width=8, heads=2)
 

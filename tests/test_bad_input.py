@@ -414,7 +414,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(trained, ldlm, monkeypatch, t
     def held_up(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ldlm.generation.batches", held_up)
+    monkeypatch.setattr("ldlm.sampling.generation.batches", held_up)
     done = ldlm("sample", "--run", trained, "--num-samples", 3, "--steps", 1, "--output", tmp_path / "s.jsonl")
     assert done.exit_code == 130
     assert "interrupted; the same command goes on from what is kept" in done.stderr

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ldlm import builtin_text
+from ldlm.features import builtin_text
 
 
 @pytest.fixture

@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
-from ldlm import files, samples
-from ldlm.boundaries import Boundaries
+from ldlm import files
 from ldlm.config import SampleConfig
+from ldlm.evaluation import samples
+from ldlm.evaluation.boundaries import Boundaries
+from ldlm.evaluation.scorer import Scorer
 from ldlm.hub import load_tokenizer
-from ldlm.pretrained import LDLM
-from ldlm.scorer import Scorer
+from ldlm.sampling.pretrained import LDLM
 from ldlm.stages import features, sample
 
 EOS = "<|endoftext|>"

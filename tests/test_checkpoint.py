@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldlm import checkpoint
-from ldlm.batch import Batch
 from ldlm.config import (
     AutoencoderConfig,
     DenoiserConfig,
@@ -23,7 +21,9 @@ from ldlm.config import (
     TokenDecoderConfig,
     TrainConfig,
 )
-from ldlm.trainer import TrainState, settle, start, train_step
+from ldlm.features.batch import Batch
+from ldlm.training import checkpoint
+from ldlm.training.trainer import TrainState, settle, start, train_step
 
 
 def test_whoever_the_umask_lets_may_read_a_checkpoint(tmp_path):

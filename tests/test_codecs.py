@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ldlm.codecs import CODECS, Error, decode, encode
 from ldlm.errors import InputError
+from ldlm.features.codecs import CODECS, Error, decode, encode
 
 
 @pytest.fixture

@@ -12,16 +12,19 @@ from functools import partial
 import pytest
 import torch
 
-from ldlm import compute, generation, heldout, layers, noise, samplers
+from ldlm import compute, noise
 from ldlm.compute import Compute
 from ldlm.config import ComputeConfig, FinetuneConfig, SampleConfig, SamplerConfig, TrainConfig
 from ldlm.errors import InputError
-from ldlm.metricsfile import MetricsFile
-from ldlm.run import TrainedRun
+from ldlm.features.store import FeatureStore
+from ldlm.features.stream import Stream
+from ldlm.model import layers
+from ldlm.sampling import generation, samplers
+from ldlm.sampling.run import TrainedRun
 from ldlm.stages import finetune_decoder, sample, train
-from ldlm.store import FeatureStore
-from ldlm.stream import Stream
-from ldlm.trainer import start, train_step
+from ldlm.training import heldout
+from ldlm.training.metricsfile import MetricsFile
+from ldlm.training.trainer import start, train_step
 
 CPU = torch.device("cpu")
 

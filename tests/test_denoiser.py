@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ldlm.config import DenoiserConfig
-from ldlm.denoiser import DiT, DiTBlock, modulate
 from ldlm.errors import InputError
+from ldlm.model.denoiser import DiT, DiTBlock, modulate
 
 SMALL = DenoiserConfig(layers=2, width=8, heads=2, time_dim=6)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ldlm.config import DiffusionConfig
-from ldlm.diffusion import Schedule, noised, score
+from ldlm.model.diffusion import Schedule, noised, score
 
 SCHEDULES = {
     "tangent": Schedule("tangent", 3.0),

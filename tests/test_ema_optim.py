@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from ldlm.config import OptimizerConfig
-from ldlm.ema import EMA
-from ldlm.optim import adamw, learning_rate, load_optimizer_tensors, optimizer_tensors
+from ldlm.training.ema import EMA
+from ldlm.training.optim import adamw, learning_rate, load_optimizer_tensors, optimizer_tensors
 
 
 def one_weight(value: float) -> nn.Linear:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from ldlm import checkpoint
-from ldlm.encoder import FrozenEncoder, Statistics
 from ldlm.errors import InputError
+from ldlm.features.encoder import FrozenEncoder, Statistics
+from ldlm.training import checkpoint
 
 DEPTH = 4  # of the tiny encoders
 

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from ldlm import files, metrics, samples, text
+from ldlm import files
 from ldlm.config import EvaluateConfig, PretrainConfig
+from ldlm.evaluation import metrics, samples
+from ldlm.evaluation.scorer import Scorer
+from ldlm.features import text
 from ldlm.hub import load_tokenizer
-from ldlm.scorer import Scorer
 from ldlm.stages import evaluate, pretrain_encoder
 
 FIGURES = ("gen_ppl", "entropy", "diversity")

@@ -14,11 +14,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from ldlm import LDLM, files, generation, metrics
+from ldlm import LDLM, files
 from ldlm import config as configs
 from ldlm.config import ExportConfig, FinetuneConfig, SampleConfig, SamplerConfig
 from ldlm.errors import InputError
-from ldlm.run import TrainedRun
+from ldlm.evaluation import metrics
+from ldlm.sampling import generation
+from ldlm.sampling.run import TrainedRun
 from ldlm.stages import export, finetune_decoder, sample
 
 CPU = torch.device("cpu")
@@ -226,7 +228,7 @@ def test_the_name_is_there_without_torch_and_the_class_with_it():
     assert done.stdout == "False True\n"
     import ldlm as package
 
-    assert package.LDLM.__module__ == "ldlm.pretrained"
+    assert package.LDLM.__module__ == "ldlm.sampling.pretrained"
     with pytest.raises(AttributeError, match="no attribute 'LDML'"):
         package.LDML  # noqa: B018
 
@@ -279,7 +281,7 @@ def test_no_path_of_the_machine_is_in_it(run, model, corpus, gpt2, tmp_path_fact
 def test_the_model_card_says_where_it_comes_from(run, model, store):
     from huggingface_hub import ModelCard
 
-    from ldlm.store import FeatureStore
+    from ldlm.features.store import FeatureStore
 
     card, features = ModelCard.load(model / "README.md"), FeatureStore(store)
     assert card.data.to_dict() == {

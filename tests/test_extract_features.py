@@ -22,12 +22,13 @@ from patience import patience
 from tokenizers import normalizers
 from torch import nn
 
-from ldlm import corpus, files, states, text, textfiles
+from ldlm import files
 from ldlm.errors import InputError
+from ldlm.features import corpus, states, text, textfiles
+from ldlm.features.store import SPLITS, FeatureStore
 from ldlm.hub import load_tokenizer
 from ldlm.progress import SILENT, Progress, Task
 from ldlm.stages import extract_features
-from ldlm.store import SPLITS, FeatureStore
 
 LENGTH = 16
 

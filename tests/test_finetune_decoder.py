@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from patience import patience
 from safetensors.torch import load_file
 
-from ldlm import artifact, checkpoint, files, finetuning, heldout
+from ldlm import artifact, files
 from ldlm import config as configs
-from ldlm.batch import Batch
 from ldlm.config import (
     CosmosConfig,
     DecoderNoise,
@@ -29,11 +28,13 @@ from ldlm.config import (
     SamplerConfig,
 )
 from ldlm.errors import InputError, Stopped
-from ldlm.metricsfile import MetricsFile
-from ldlm.objective import DecoderInput, Objective
-from ldlm.run import TrainedRun
+from ldlm.features.batch import Batch
+from ldlm.features.store import FeatureStore
+from ldlm.model.objective import DecoderInput, Objective
+from ldlm.sampling.run import TrainedRun
 from ldlm.stages import extract_features, finetune_decoder, sample, train
-from ldlm.store import FeatureStore
+from ldlm.training import checkpoint, finetuning, heldout
+from ldlm.training.metricsfile import MetricsFile
 
 CPU = torch.device("cpu")
 FINETUNE = FinetuneConfig(

@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 
 from ldlm import config as configs
-from ldlm import heldout
 from ldlm.config import DiffusionConfig, RecipeConfig, TimestepConfig, TrainConfig
-from ldlm.metricsfile import MetricsFile
-from ldlm.objective import Objective
-from ldlm.run import TrainedRun
+from ldlm.features.store import FeatureStore
+from ldlm.model.objective import Objective
+from ldlm.model.timesteps import TimestepSampler
+from ldlm.sampling.run import TrainedRun
 from ldlm.stages import train
-from ldlm.store import FeatureStore
-from ldlm.timesteps import TimestepSampler
+from ldlm.training import heldout
+from ldlm.training.metricsfile import MetricsFile
 
 CPU = torch.device("cpu")
 

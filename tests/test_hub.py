@@ -12,7 +12,7 @@ from hub_server import HubServer
 from sessions import line, process, result, session
 
 from ldlm import LDLM, files
-from ldlm.store import FeatureStore
+from ldlm.features.store import FeatureStore
 
 SEQ_LEN = 16
 

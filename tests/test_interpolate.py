@@ -10,14 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
-from ldlm import artifact, claims, heldout, metrics, plots, text
+from ldlm import artifact, claims
 from ldlm import config as configs
 from ldlm.cli.interpolate import _table
 from ldlm.config import InterpolateConfig, TrainConfig
-from ldlm.run import TrainedRun
-from ldlm.smoothness import edit_distance
+from ldlm.evaluation import metrics
+from ldlm.evaluation.smoothness import edit_distance
+from ldlm.features import text
+from ldlm.features.store import FeatureStore
+from ldlm.pages import plots
+from ldlm.sampling.run import TrainedRun
 from ldlm.stages import extract_features, interpolate, train
-from ldlm.store import FeatureStore
+from ldlm.training import heldout
 
 CPU = torch.device("cpu")
 TEXTS = ("A teacher found rain.", "Nobody lost an answer.")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ldlm.errors import InputError
-from ldlm.layers import MLP, SelfAttention, SwiGLU, attention, head_width, rotate, split_heads, time_features
+from ldlm.model.layers import MLP, SelfAttention, SwiGLU, attention, head_width, rotate, split_heads, time_features
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ldlm.learner import Behind
+from ldlm.training.learner import Behind
 
 
 def test_a_step_is_read_when_the_next_has_been_launched_and_in_its_order():

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from ldlm import mauve
 from ldlm.errors import InputError
-from ldlm.scorer import Scorer
+from ldlm.evaluation import mauve
+from ldlm.evaluation.scorer import Scorer
 
 
 @pytest.fixture

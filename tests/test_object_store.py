@@ -15,9 +15,9 @@ from patience import patience
 
 from ldlm import artifact, files, location
 from ldlm.errors import InputError, StorageError
+from ldlm.features.store import FeatureStore, StoreWriter
 from ldlm.location import ObjectPath, locate
 from ldlm.stages import extract_features, features, train
-from ldlm.store import FeatureStore, StoreWriter
 
 pytest.importorskip("obstore", reason="obstore is in the extra `object-stores`")
 moto_server = pytest.importorskip("moto.server", reason="moto is in the extra `test`")

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from ldlm.errors import InputError
-from ldlm.metricsfile import MetricsFile
-from ldlm.online import OnlineEncoder
+from ldlm.features.online import OnlineEncoder
+from ldlm.features.store import FeatureStore
 from ldlm.stages import extract_features, train
-from ldlm.store import FeatureStore
+from ldlm.training.metricsfile import MetricsFile
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from ldlm import artifact, files, samples
+from ldlm import artifact, files
 from ldlm.artifact import begin, open_artifact
 from ldlm.config import SampleConfig, SamplerConfig, TrainConfig
 from ldlm.errors import InputError
+from ldlm.evaluation import samples
 from ldlm.progress import SILENT
 from ldlm.stages import sample, train
 

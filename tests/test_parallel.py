@@ -14,15 +14,15 @@ import pytest
 import torch
 from patience import patience
 
-from ldlm import checkpoint
 from ldlm import config as configs
 from ldlm.config import TrainConfig
 from ldlm.errors import InputError
-from ldlm.metricsfile import MetricsFile
+from ldlm.features.store import CHUNK_ROWS, FeatureStore
+from ldlm.features.stream import Stream, places
 from ldlm.runtime import World
 from ldlm.stages import train
-from ldlm.store import CHUNK_ROWS, FeatureStore
-from ldlm.stream import Stream, places
+from ldlm.training import checkpoint
+from ldlm.training.metricsfile import MetricsFile
 
 CPU = torch.device("cpu")
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")  # on a port that is free
@@ -79,7 +79,7 @@ def test_processes_read_few_chunks_in_common():
 
 
 def test_a_batch_goes_in_parts():
-    from ldlm.batch import Batch
+    from ldlm.features.batch import Batch
 
     batch = Batch(torch.arange(12.0).reshape(6, 2, 1), torch.arange(12).reshape(6, 2), torch.arange(6), 60)
     parts = batch.split(3)
@@ -109,8 +109,8 @@ def test_what_saves_memory_changes_no_number(train_config, store, twenty, tmp_pa
 
 
 def test_recomputing_saves_activations(train_config, store):
-    from ldlm.batch import Batch
-    from ldlm.trainer import start, train_step
+    from ldlm.features.batch import Batch
+    from ldlm.training.trainer import start, train_step
 
     opened = FeatureStore(store)
     parts, tokens = opened.split("train").read(0, 8)

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from ldlm import store as stores
 from ldlm.errors import InputError
-from ldlm.store import FeatureStore
+from ldlm.features import store as stores
+from ldlm.features.store import FeatureStore
 
 FINETUNE = ("finetune-decoder", "--layers", 0, "--steps", 1, "--device", "cpu")
 

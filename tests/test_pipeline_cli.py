@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from ldlm import files
 from ldlm.config import SAMPLERS, SampleConfig, SamplerConfig, to_dict
-from ldlm.generation import TextGenerator
-from ldlm.run import TrainedRun
+from ldlm.sampling.generation import TextGenerator
+from ldlm.sampling.run import TrainedRun
 from ldlm.stages import sample
 
 COMMANDS = (
@@ -140,10 +140,11 @@ def test_interpolate_writes_figures_texts_and_a_plot(made):
 
 
 def test_the_way_of_an_interpolation_leads_from_the_first_text_to_the_second(made):
-    from ldlm import heldout, metrics
-    from ldlm.run import TrainedRun
+    from ldlm.evaluation import metrics
+    from ldlm.features.store import FeatureStore
+    from ldlm.sampling.run import TrainedRun
     from ldlm.stages import interpolate
-    from ldlm.store import FeatureStore
+    from ldlm.training import heldout
 
     _, root = made
     run = TrainedRun(root / "run", torch.device("cpu"))

@@ -9,11 +9,12 @@ from html.parser import HTMLParser
 import browser
 import pytest
 
-from ldlm import artifact, files, plots, reportpage
+from ldlm import artifact, files
 from ldlm.config import PAPERS_SAMPLER, FinetuneConfig, InterpolateConfig, SampleConfig, SamplerConfig, SweepConfig
-from ldlm.reportpage import TEXTS
+from ldlm.pages import plots, reportpage
+from ldlm.pages.reportpage import TEXTS
+from ldlm.pages.svgchart import number, percent
 from ldlm.stages import finetune_decoder, interpolate, report, sample, sweep, trace
-from ldlm.svgchart import number, percent
 
 ALWAYS = ["losses", "timesteps", "latents", "speed", "provenance"]
 OPTIONAL = ["decoders", "samples", "trace", "frontier", "interpolation"]

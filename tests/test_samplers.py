@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ldlm import noise
 from ldlm.config import DenoiserConfig, SamplerConfig
-from ldlm.denoiser import DiT
-from ldlm.diffusion import Schedule
-from ldlm.samplers import Denoise, End, Noise, euler_maruyama, solve, time_grid
+from ldlm.model.denoiser import DiT
+from ldlm.model.diffusion import Schedule
+from ldlm.sampling.samplers import Denoise, End, Noise, euler_maruyama, solve, time_grid
 
 TANGENT = Schedule()
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from ldlm import scorecache
-from ldlm.metrics import PROTOCOLS, score
-from ldlm.scorecache import ScoreCache
-from ldlm.scorer import Scorer
+from ldlm.evaluation import scorecache
+from ldlm.evaluation.metrics import PROTOCOLS, score
+from ldlm.evaluation.scorecache import ScoreCache
+from ldlm.evaluation.scorer import Scorer
 
 TEXTS = ["The old captain found a letter.", "rain", "", "my neighbour carried his naïve plan", "nobody lost rain"]
 
@@ -166,7 +166,7 @@ def test_the_oldest_third_makes_room_where_it_grows_too_large(scorer, tmp_path, 
 
 
 def test_it_lies_where_the_xdg_specification_says(monkeypatch):
-    specification = importlib.util.find_spec("ldlm.scorecache")
+    specification = importlib.util.find_spec("ldlm.evaluation.scorecache")
     module = importlib.util.module_from_spec(specification)  # a fresh one: the tests' own cache lies elsewhere
     specification.loader.exec_module(module)
     monkeypatch.setenv("HOME", "/home/user")

@@ -15,9 +15,9 @@ from ldlm.config import (
     Shapes,
     TokenDecoderConfig,
 )
-from ldlm.layers import compile_blocks, recompute_activations
-from ldlm.model import build
-from ldlm.objective import Draws, Objective
+from ldlm.model.layers import compile_blocks, recompute_activations
+from ldlm.model.model import build
+from ldlm.model.objective import Draws, Objective
 
 CPU = torch.device("cpu")
 SHAPES = Shapes(seq_len=8, hidden_dim=32, vocab_size=40)

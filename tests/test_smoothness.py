@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ldlm.smoothness import PATHS, edit_distance, linear, spherical
+from ldlm.evaluation.smoothness import PATHS, edit_distance, linear, spherical
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from ldlm.config import SamplerConfig
-from ldlm.diffusion import Schedule
-from ldlm.samplers import Denoise, End, Noise, evaluations_per_step, guided, solve, solver, time_grid
+from ldlm.model.diffusion import Schedule
+from ldlm.sampling.samplers import Denoise, End, Noise, evaluations_per_step, guided, solve, solver, time_grid
 
 TANGENT = Schedule()
 papers_end = partial(SamplerConfig, t_min=0.05, final="mean")

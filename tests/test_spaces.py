@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from ldlm import artifact, checkpoint, files
+from ldlm import artifact, files
 from ldlm import config as configs
 from ldlm.config import (
     CosmosConfig,
@@ -21,15 +21,16 @@ from ldlm.config import (
     TrainConfig,
     decoder_noise,
 )
-from ldlm.diffusion import Schedule
 from ldlm.errors import InputError, Stopped
-from ldlm.metricsfile import MetricsFile
-from ldlm.model import build
-from ldlm.objective import DecoderInput, Objective, Smoothing, draw_smoothing, draw_t_dec
-from ldlm.optim import learning_rate
-from ldlm.run import TrainedRun
+from ldlm.features.store import FeatureStore
+from ldlm.model.diffusion import Schedule
+from ldlm.model.model import build
+from ldlm.model.objective import DecoderInput, Objective, Smoothing, draw_smoothing, draw_t_dec
+from ldlm.sampling.run import TrainedRun
 from ldlm.stages import extract_features, finetune_decoder, sample, train
-from ldlm.store import FeatureStore
+from ldlm.training import checkpoint
+from ldlm.training.metricsfile import MetricsFile
+from ldlm.training.optim import learning_rate
 
 CPU = torch.device("cpu")
 

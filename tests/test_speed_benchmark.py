@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ldlm import accounting, config
+from ldlm import config
 from ldlm.config import ModelConfig, Shapes
+from ldlm.training import accounting
 
 CPU = torch.device("cpu")
 
@@ -56,7 +57,7 @@ def test_every_part_is_measured_beside_the_plain_way_and_as_a_share_of_the_limit
 
 
 def test_the_plain_attention_is_softmax_attention_and_leaves_nothing_behind(speed):
-    from ldlm.layers import attention
+    from ldlm.model.layers import attention
 
     q, k, v = (torch.randn(2, length, 3, 4) for length in (5, 7, 7))
     fused = attention(q, k, v)

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from ldlm.spool import Spool
+from ldlm.features.spool import Spool
 
 SHAPE = (3, 7, 5)  # not a multiple of anything
 

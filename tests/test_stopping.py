@@ -17,14 +17,15 @@ import pytest
 import torch
 from patience import patience
 
-from ldlm import checkpoint, claims
+from ldlm import claims
 from ldlm import config as configs
 from ldlm.config import TrainConfig
-from ldlm.ema import EMA
 from ldlm.errors import InputError, Stopped
-from ldlm.metricsfile import MetricsFile
 from ldlm.runtime import REPEATED, Stop
 from ldlm.stages import train
+from ldlm.training import checkpoint
+from ldlm.training.ema import EMA
+from ldlm.training.metricsfile import MetricsFile
 
 
 def final(run):
@@ -62,7 +63,7 @@ def test_a_stopped_run_ends_bit_for_bit_like_one_that_was_not(config, whole, sto
 
 
 def test_the_epochs_end_is_among_the_steps_above(config, store):
-    from ldlm.store import FeatureStore
+    from ldlm.features.store import FeatureStore
 
     rows = FeatureStore(store).split("train").rows
     assert 25 <= rows // config.batch_size <= 26
@@ -133,7 +134,7 @@ def test_a_signal_is_answered_at_once_where_nothing_happens():
 
 def test_a_read_that_hangs_does_not_keep_the_checkpoint_waiting(config, store, tmp_path, monkeypatch):
     """The checkpoint is there before the stream has come to an end."""
-    from ldlm.store import Split
+    from ldlm.features.store import Split
 
     out, real, calls, hangs = tmp_path / "run", Split.load, 0, threading.Event()
 
@@ -194,7 +195,7 @@ def test_the_status_says_what_became_of_the_run(train_config, store, tmp_path, s
 
 
 def test_a_plot_that_fails_stops_no_run(train_config, store, tmp_path, notes, monkeypatch):
-    from ldlm import plots
+    from ldlm.pages import plots
 
     monkeypatch.setattr(plots, "dynamics", lambda *_: 1 / 0)
     assert train.run(train_config, store, tmp_path / "run", progress=notes).complete

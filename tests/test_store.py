@@ -9,12 +9,12 @@ import pytest
 import zarr
 
 from ldlm.artifact import begin
-from ldlm.codecs import CODECS, encode
 from ldlm.config import ExtractConfig, Shapes
 from ldlm.errors import InputError
-from ldlm.shards import ShardedArray
+from ldlm.features.codecs import CODECS, encode
+from ldlm.features.shards import ShardedArray
+from ldlm.features.store import FeatureStore, StoreWriter
 from ldlm.stages import extract_features
-from ldlm.store import FeatureStore, StoreWriter
 
 WIDTH, LENGTH = 16, 16
 
@@ -303,7 +303,7 @@ def test_a_fingerprint_is_of_the_rows_and_not_of_the_place(store, store_copy, fp
 
 
 def test_a_store_carries_its_tokenizer(store, gpt2, tmp_path):
-    from ldlm.encoder import tokenizer_fingerprint
+    from ldlm.features.encoder import tokenizer_fingerprint
     from ldlm.hub import load_tokenizer
 
     moved = shutil.copytree(FeatureStore(store).tokenizer_path, tmp_path / "tokenizer")

@@ -17,14 +17,16 @@ import numpy as np
 import pytest
 from patience import patience
 
-from ldlm import claims, samples, shards
-from ldlm import store as stores
+from ldlm import claims
 from ldlm.config import ExtractConfig, from_dict
 from ldlm.errors import InputError
+from ldlm.evaluation import samples
+from ldlm.features import shards
+from ldlm.features import store as stores
+from ldlm.features.store import FeatureStore
 from ldlm.hub import load_tokenizer
 from ldlm.progress import Progress
 from ldlm.stages import extract_features, features
-from ldlm.store import FeatureStore
 
 
 @pytest.fixture(scope="module")

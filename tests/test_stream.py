@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from ldlm.errors import InputError
+from ldlm.features.store import FeatureStore
+from ldlm.features.stream import RowOrder, Stream
 from ldlm.stages import extract_features
-from ldlm.store import FeatureStore
-from ldlm.stream import RowOrder, Stream
 
 CPU = torch.device("cpu")
 

@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from ldlm import svgchart
-from ldlm.svgchart import BLUE, GREY, MOST, PLACES, Axis, Cloud, Line, Points, Scale, chart
+from ldlm.pages import svgchart
+from ldlm.pages.svgchart import BLUE, GREY, MOST, PLACES, Axis, Cloud, Line, Points, Scale, chart
 
 STEP = Axis("step", low=0)
 

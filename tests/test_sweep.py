@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from ldlm import files, metrics, plots, samples
+from ldlm import files
 from ldlm.config import EvaluateConfig, SampleConfig, SweepConfig
 from ldlm.errors import InputError
+from ldlm.evaluation import metrics, samples
+from ldlm.pages import plots
 from ldlm.stages import evaluate, sample, sweep
 
 SMALL = {"budgets": (2, 5), "solvers": ("euler-maruyama", "heun"), "grids": ("time",), "guidances": (1.0, 2.0)}

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ldlm import text
-from ldlm.encoder import tokenizer_fingerprint
 from ldlm.errors import InputError
+from ldlm.features import text
+from ldlm.features.encoder import tokenizer_fingerprint
 from ldlm.hub import load_tokenizer
 
 

@@ -21,12 +21,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ldlm import artifact, corpus, samples, text, textfiles
+from ldlm import artifact
 from ldlm.config import ExtractConfig, PretrainConfig, QuickstartConfig
 from ldlm.errors import InputError
+from ldlm.evaluation import samples
+from ldlm.features import corpus, text, textfiles
+from ldlm.features.textfiles import Part, file_documents
 from ldlm.hub import load_tokenizer
 from ldlm.stages import extract_features, pretrain_encoder, quickstart
-from ldlm.textfiles import Part, file_documents
 
 DOCUMENTS = [
     "One — naïve — line.",

@@ -10,7 +10,7 @@ import torch
 
 from ldlm import noise
 from ldlm.config import TimestepConfig
-from ldlm.timesteps import TimestepSampler, bin_probabilities
+from ldlm.model.timesteps import TimestepSampler, bin_probabilities
 
 
 def sampler(p: list[float] | None = None, **settings) -> TimestepSampler:

@@ -11,13 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from ldlm import colours, trace, tracegif, tracepage
-from ldlm.colours import DARK, LEVELS, LIGHT
 from ldlm.config import SamplerConfig
-from ldlm.generation import text_seeds
 from ldlm.hub import load_tokenizer
-from ldlm.run import TrainedRun
-from ldlm.trace import Cell, Frame
+from ldlm.pages import colours, tracegif, tracepage
+from ldlm.pages.colours import DARK, LEVELS, LIGHT
+from ldlm.sampling import trace
+from ldlm.sampling.generation import text_seeds
+from ldlm.sampling.run import TrainedRun
+from ldlm.sampling.trace import Cell, Frame
 
 SETTINGS = ("--steps", 8, "--seed", 1, "--device", "cpu")
 

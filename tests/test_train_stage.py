@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ldlm import checkpoint
 from ldlm import config as configs
 from ldlm.config import FinetuneConfig, SampleConfig, SamplerConfig, Shapes, TrainConfig
 from ldlm.errors import InputError
-from ldlm.metricsfile import MetricsFile
-from ldlm.run import TrainedRun
+from ldlm.sampling.run import TrainedRun
 from ldlm.stages import extract_features, finetune_decoder, sample, train
+from ldlm.training import checkpoint
+from ldlm.training.metricsfile import MetricsFile
 
 CPU = torch.device("cpu")
 SEQ_LEN = 16
@@ -88,7 +88,7 @@ def test_the_metrics_tell_every_step_and_every_evaluation_once(trained):
 
 
 def test_the_metrics_tell_the_speed_between_their_lines(train_config, store, tmp_path, monkeypatch):
-    from ldlm import journal
+    from ldlm.training import journal
 
     monkeypatch.setattr(journal, "SETTLED", 0.0)
     started = time.perf_counter()

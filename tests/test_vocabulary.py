@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ldlm import vocabulary
-from ldlm.vocabulary import token_losses
+from ldlm.model import vocabulary
+from ldlm.model.vocabulary import token_losses
 
 B, L, D, V = 3, 7, 5, 11
 

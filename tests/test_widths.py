@@ -18,11 +18,11 @@ import pytest
 import torch
 
 from ldlm import config as configs
-from ldlm import samplers
 from ldlm.config import DiffusionConfig, SamplerConfig, TimestepConfig
-from ldlm.diffusion import Schedule
 from ldlm.errors import InputError
-from ldlm.timesteps import TimestepSampler, bin_probabilities
+from ldlm.model.diffusion import Schedule
+from ldlm.model.timesteps import TimestepSampler, bin_probabilities
+from ldlm.sampling import samplers
 
 STDS = (0.3, 1.0, 3.8)
 SOLVERS, GRIDS, FINALS = map(typing.get_args, (configs.Solver, configs.Grid, configs.Final))

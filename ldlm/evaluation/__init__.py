@@ -1,0 +1,1 @@
+"""How good texts and latents are: perplexity, entropy, diversity, MAUVE, smoothness."""

@@ -1,0 +1,214 @@
+"""Metrics of generated text: generative perplexity, entropy, n-gram diversity (SPEC 9, Section 6 "Metrics", E).
+
+Perplexity alone rewards collapse: report it with entropy and diversity.
+
+Shapes in names: T texts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ldlm.errors import InputError
+from ldlm.evaluation.samples import Row
+from ldlm.evaluation.scorecache import ScoreCache
+from ldlm.evaluation.scorer import Scorer
+
+LARGEST_NLL = 700.0  # nats per token; exp of more than 709 is infinite
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Generative perplexity: which tokens a protocol counts, and what it makes of the texts
+
+
+def mdlm_mask(ids: Row, eos: int | None) -> np.ndarray:
+    """Which of a row's tokens the `mdlm` protocol counts (len − 1,), the first being unscored: all but a second EOS.
+
+    An EOS counts until the first one has been seen, which may be the unscored first token.
+    """
+    tokens = np.asarray(ids)
+    is_eos = tokens == eos
+    first_segment = np.cumsum(is_eos) == 1
+    return (~is_eos | (first_segment & is_eos))[1:]
+
+
+def every_token(ids: Row, eos: int | None) -> np.ndarray:
+    """All of a row's tokens but the first, which is the start token (len − 1,)."""
+    return np.ones(max(0, len(ids) - 1), bool)
+
+
+def corpus_perplexity(nll_T: np.ndarray, count_T: np.ndarray) -> float:
+    """exp(ΣNLL / ΣN): a long text weighs more than a short one."""
+    return float(np.exp(nll_T.sum() / count_T.sum()))
+
+
+def mean_perplexity(nll_T: np.ndarray, count_T: np.ndarray) -> float:
+    """Mean over texts of exp(NLL / N): a text that the scorer can't follow may outweigh all others."""
+    return float(np.exp(nll_T / count_T).mean())
+
+
+def trimmed_perplexity(nll_T: np.ndarray, count_T: np.ndarray) -> float:
+    """Mean over texts of exp(NLL / N) without the lowest and the highest 5 %, as COSMOS's evaluator counts them.
+
+    Of T perplexities in ascending order those from number ⌊0.05 T⌋ up to, and not with, ⌊0.95 T⌋: 57 of 64. That leaves
+    nothing of a single text, which is therefore kept.
+    """
+    texts = len(nll_T)
+    low, high = int(0.05 * texts), max(1, int(0.95 * texts))
+    return float(np.sort(np.exp(nll_T / count_T))[low:high].mean())
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How perplexity is counted. Texts without a counted token take no part in any of them."""
+
+    start_token: bool  # put before every text, within `max_tokens`; without it a text's first token goes unscored
+    counted: Callable[[Row, int | None], np.ndarray]
+    summary: Callable[[np.ndarray, np.ndarray], float]
+
+
+PROTOCOLS = {
+    # Sahoo et al., 2024, and the paper: the text as decoded, special tokens kept; nothing is added.
+    "mdlm": Protocol(start_token=False, counted=mdlm_mask, summary=corpus_perplexity),
+    # The metric "perplexity" of Hugging Face's evaluate, with its default add_start_token and max_length = max_tokens.
+    "hf": Protocol(start_token=True, counted=every_token, summary=mean_perplexity),
+    # Meshchaninov et al., 2025: that metric's perplexities, trimmed at each end.
+    "cosmos": Protocol(start_token=True, counted=every_token, summary=trimmed_perplexity),
+}
+
+
+@dataclass(frozen=True)
+class TextScores:
+    """What a scorer makes of each text that has something to score: summed NLL in nats, and tokens counted."""
+
+    nll_T: np.ndarray
+    count_T: np.ndarray
+    protocol: str = "mdlm"
+
+    def perplexity(self, chosen: np.ndarray | slice = slice(None)) -> float:
+        """The protocol's perplexity of the chosen texts."""
+        return PROTOCOLS[self.protocol].summary(self.nll_T[chosen], self.count_T[chosen])
+
+
+class NothingToScore(InputError):
+    """No text has a token that the protocol counts: the texts have no perplexity."""
+
+    def __init__(self, protocol: str) -> None:
+        first = "token" if PROTOCOLS[protocol].start_token else "second token that is not the end-of-text token"
+        super().__init__(f"there is nothing to score: no text has a {first}")
+
+
+def score(
+    texts: Sequence[str],
+    scorer: Scorer,
+    protocol: str = "mdlm",
+    *,
+    max_tokens: int,
+    batch_size: int = 16,
+    advance: Callable[[int], None] = lambda count: None,
+    cache: ScoreCache | None = None,
+) -> TextScores:
+    """Texts as the scorer spells them, cut at `max_tokens`, under one of `PROTOCOLS` (SPEC 9).
+
+    `NothingToScore` when no text has a token that counts. `InputError` when the protocol wants a start token that there
+    isn't, and when the scorer gives likelihoods that no perplexity can be made of.
+    """
+    rules = PROTOCOLS[protocol]
+    rows = scorer.tokens(texts, max_tokens - rules.start_token)
+    if rules.start_token:
+        start = _start_token(scorer, protocol)
+        rows = [np.concatenate([start, row]) for row in rows]
+    masks = [rules.counted(ids, scorer.eos_id) for ids in rows]
+    nlls = scorer.token_nll(rows, batch_size, advance, cache)
+    count_T = np.array([mask.sum() for mask in masks], np.int64)
+    nll_T = np.array([nll[mask].sum(dtype=np.float64) for nll, mask in zip(nlls, masks, strict=True)])
+    if not count_T.any():
+        raise NothingToScore(protocol)
+    found = TextScores(nll_T[count_T > 0], count_T[count_T > 0], protocol)
+    if not (found.nll_T <= LARGEST_NLL * found.count_T).all():  # NaN included
+        raise InputError(
+            f"the scorer {scorer.name} finds a text so unlikely that its perplexity is no finite number; its weights "
+            "are damaged, or it was not trained: choose another --scorer"
+        )
+    return found
+
+
+def _start_token(scorer: Scorer, protocol: str) -> np.ndarray:
+    token = scorer.tokenizer.bos_token_id
+    if token is None:
+        raise InputError(
+            f"the tokenizer of {scorer.name} has no start token, which --protocol {protocol} puts before every text; "
+            "use --protocol mdlm"
+        )
+    return np.array([token], np.int32)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Intervals, entropy, diversity, copying
+
+
+def bootstrap(statistic: Callable[[np.ndarray], float], texts: int, *, resamples: int, seed: int) -> list[float]:
+    """Percentile interval [low, high] at 95 % of `statistic(rows)`, rows being texts drawn with replacement.
+
+    One text gives its own value twice: nothing is known of how texts differ. Diversity has no such interval, since a
+    text that is drawn twice repeats all its n-grams.
+    """
+    draw = np.random.default_rng(seed)
+    values = [statistic(draw.integers(texts, size=texts)) for _ in range(resamples)]
+    return np.quantile(values, [0.025, 0.975]).tolist()
+
+
+def entropies(rows: Iterable[Row]) -> np.ndarray:
+    """Entropy of each text's token counts, in nats, (texts,); an empty text has entropy 0."""
+    values = []
+    for row in rows:
+        counts = np.unique(np.asarray(row), return_counts=True)[1]
+        p = counts / counts.sum()
+        values.append(float(-(p * np.log(p)).sum()) if len(counts) else 0.0)
+    return np.array(values)
+
+
+def diversity(rows: Sequence[Row]) -> float:
+    """Π_{n=2..4} unique n-grams / n-grams over the corpus (Su et al., 2022); n-grams never cross texts.
+
+    Falls with the number of texts: compare at the same number. 0 when there are no 4-grams.
+    """
+    tokens = np.concatenate([np.zeros(0, np.int64), *(np.asarray(row, np.int64) for row in rows)])
+    left = np.concatenate([np.zeros(0, np.int64), *(np.arange(len(row), 0, -1) for row in rows)])  # to the text's end
+    vocabulary, tokens = np.unique(tokens, return_inverse=True)
+    product, gram = 1.0, tokens.copy()  # number of the n-gram that begins at each place
+    for n in (2, 3, 4):
+        begins = np.flatnonzero(left >= n)
+        if not len(begins):
+            return 0.0
+        unique, numbers = np.unique(gram[begins] * len(vocabulary) + tokens[begins + n - 1], return_inverse=True)
+        gram[begins] = numbers
+        product *= len(unique) / len(begins)
+    return product
+
+
+def ngrams(row: Row, n: int) -> Iterable[tuple[int, ...]]:
+    """The n-grams of one text."""
+    return zip(*(row[i:] for i in range(n)), strict=False)
+
+
+def copied_share(rows: Iterable[Row], training: Iterable[Row], n: int = 8) -> float:
+    """Share of the rows' n-grams that stand in the training rows: how much is copied rather than composed."""
+    wanted = Counter(gram for row in rows for gram in ngrams(row, n))
+    if not wanted:
+        return 0.0
+    found = {gram for row in training for gram in ngrams(row, n) if gram in wanted}
+    return sum(wanted[gram] for gram in found) / wanted.total()
+
+
+def decode_tokens(tokenizer: Any, tokens_BL: Tensor | np.ndarray, *, clean_up: bool = False) -> list[str]:
+    """Texts with special tokens kept, as the protocols want them.
+
+    `clean_up` is transformers' clean_up_tokenization_spaces, which joins what a word-piece tokenizer sets apart.
+    """
+    return tokenizer.batch_decode(tokens_BL.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=clean_up)

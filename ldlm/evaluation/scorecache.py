@@ -1,0 +1,108 @@
+"""What a scorer has scored before: −ln p of each token, by the tokens, in one SQLite file for each scorer.
+
+It holds token likelihoods and no perplexities, so that every protocol can use them. SQLite makes it safe to kill a
+process that writes and to run several at once. It may be deleted at any time, and where it can't be written or read
+evaluation goes on without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from ldlm.evaluation.scorer import Scorer
+
+MOST_BYTES = 2**31  # per scorer; then the oldest third goes
+WRITE_EVERY = 5.0  # seconds of work that a killed process may lose
+
+
+def folder() -> Path:
+    """Where the caches are: `ldlm/scores` in XDG_CACHE_HOME, or in ~/.cache where that is no absolute path."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "ldlm" / "scores"
+
+
+class ScoreCache:
+    """The likelihoods that one scorer has given; a context manager, whose end commits."""
+
+    def __init__(self, folder: Path, scorer: Scorer, note: Callable[[str], None] = lambda line: None) -> None:
+        kind, _, digest = scorer.revision.partition(":")
+        self.path = folder / f"{kind}-{digest[:40]}-{scorer.dtype}.sqlite"
+        self._note, self._written = note, time.monotonic()
+        self._pending: dict[bytes, bytes] = {}
+        self._database: sqlite3.Connection | None = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(self.path, timeout=30)
+            self._database.execute("CREATE TABLE IF NOT EXISTS nll (tokens BLOB PRIMARY KEY, nll BLOB, crc INTEGER)")
+        except (OSError, sqlite3.Error) as error:
+            self._give_up(error)
+
+    def __enter__(self) -> ScoreCache:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._write()
+        if self._database is not None:
+            self._database.close()
+
+    def get(self, row: np.ndarray) -> np.ndarray | None:
+        """The likelihoods (len − 1,) of a row's tokens; None when they are not known, or damaged."""
+        data = self._pending.get(_key(row)) or self._read(_key(row))
+        nll = np.frombuffer(data, "<f4") if data and len(data) == 4 * (len(row) - 1) else None
+        return nll if nll is not None and np.isfinite(nll).all() else None
+
+    def _read(self, key: bytes) -> bytes | None:
+        if self._database is None:
+            return None
+        try:
+            found = self._database.execute("SELECT nll, crc FROM nll WHERE tokens = ?", (key,)).fetchone()
+        except sqlite3.Error as error:
+            self._give_up(error)
+            return None
+        return found[0] if found and zlib.crc32(found[0]) == found[1] else None
+
+    def put(self, row: np.ndarray, nll: np.ndarray) -> None:
+        """Keep the likelihoods of a row's tokens. They are written together now and then: a lock is held shortly."""
+        self._pending[_key(row)] = nll.astype("<f4").tobytes()
+        if time.monotonic() - self._written > WRITE_EVERY:
+            self._write()
+
+    def _write(self) -> None:
+        pending, self._pending, self._written = self._pending, {}, time.monotonic()
+        if self._database is None or not pending:
+            return
+        entries = [(key, data, zlib.crc32(data)) for key, data in pending.items()]
+        try:
+            with self._database:
+                self._database.executemany("INSERT OR REPLACE INTO nll VALUES (?, ?, ?)", entries)
+                if self._bytes() > MOST_BYTES:
+                    oldest = "SELECT rowid FROM nll ORDER BY rowid LIMIT (SELECT COUNT(*) / 3 FROM nll)"
+                    self._database.execute(f"DELETE FROM nll WHERE rowid IN ({oldest})")
+        except sqlite3.Error as error:
+            self._give_up(error)
+
+    def _bytes(self) -> int:
+        """What is in use of the file."""
+        assert self._database is not None
+        names = ("page_count", "freelist_count", "page_size")
+        pages, free, page = (self._database.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
+        return (pages - free) * page
+
+    def _give_up(self, error: Exception) -> None:
+        self._note(f"scores are not cached: {self.path}: {error}; delete it, or use --no-cache")
+        self._database = None
+
+
+def _key(row: np.ndarray) -> bytes:
+    return hashlib.sha256(row.astype("<i4").tobytes()).digest()

@@ -1,0 +1,188 @@
+"""The causal language model that scores texts: its tokens, what each of them costs, and its last state of a text.
+
+Shapes in names: B batch, L tokens, V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldlm import files, hub
+from ldlm.errors import InputError
+from ldlm.features.states import longest, positions, runs
+from ldlm.features.text import batched
+from ldlm.hub import check_whole, load_model, load_tokenizer
+
+if TYPE_CHECKING:
+    from ldlm.evaluation.scorecache import ScoreCache
+
+LOGITS_AT_ONCE = 2**27  # elements; bounds the memory of a scorer pass
+TEXTS_AT_ONCE = 64  # the tokenizer's own records are some hundred bytes a token
+CHARACTERS_PER_TOKEN = 16  # several times what a token spells
+
+
+class Scorer:
+    """A causal language model, by hub name or folder, in float32."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.name, self.device = name, device
+        self.tokenizer = load_tokenizer(name)
+        self.model, made_up = load_model(AutoModelForCausalLM, name)
+        check_whole(self.model, made_up, name)
+        self.model.eval().requires_grad_(False)
+        config = self.model.config.get_text_config()
+        self.vocab_size: int = config.vocab_size
+        self.positions = positions(self.model)
+        self.model.to(device)
+        self._check_causal()
+
+    @torch.no_grad()
+    def _check_causal(self) -> None:
+        """`InputError` when the model looks ahead: BERT answers too, and its perplexity means nothing."""
+        tokens_BL = torch.tensor([[0, 1, 0], [0, 1, 1]], device=self.device)  # that differ in the last token only
+        logits_BLV = self.model(input_ids=tokens_BL).logits[:, :2]
+        self._check_finite(logits_BLV[..., :1])
+        if (logits_BLV[0] - logits_BLV[1]).abs().max() > 1e-4 * logits_BLV.abs().max():
+            raise InputError(f"the scorer {self.name} is no causal model: its predictions depend on what comes after")
+
+    def check_length(self, max_tokens: int) -> None:
+        """`InputError` when texts of `max_tokens` tokens are longer than the scorer's positions."""
+        usable = self.positions or longest(lambda length: runs(self.model, length), max_tokens)
+        if max_tokens > usable:
+            raise InputError(
+                f"--max-tokens {max_tokens} is longer than the {usable} positions of the scorer {self.name}; "
+                f"use at most {usable}"
+            )
+
+    def _check_finite(self, values: Tensor) -> None:
+        """`InputError` when the model gives NaN or infinity, which one such number among its weights is enough for."""
+        if not torch.isfinite(values).all():
+            raise InputError(
+                f"the scorer {self.name} gives NaN or infinity, so its weights are damaged; download or train it "
+                f"again, or choose another one"
+            )
+
+    def fitting(self, length: int, note: Callable[[str], None] = lambda line: None) -> int:
+        """At how many tokens texts of `length` are cut, which nobody has said: no more than the scorer takes."""
+        if self.positions is None or length <= self.positions:
+            return length
+        note(
+            f"texts are cut after {self.positions:,} tokens, which is what the scorer {self.name} takes, and not "
+            f"after {length:,}"
+        )
+        return self.positions
+
+    @property
+    def eos_id(self) -> int | None:
+        """The token that ends a text: EOS, or SEP where the tokenizer has no EOS; None where it has neither."""
+        tokenizer = self.tokenizer
+        return tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+
+    @property
+    def eos(self) -> str | None:
+        """How that token is written."""
+        return None if self.eos_id is None else str(self.tokenizer.convert_ids_to_tokens(self.eos_id))
+
+    @property
+    def dtype(self) -> str:
+        """In which numbers it computes."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @cached_property
+    def revision(self) -> str:
+        """Which weights these are: `commit:…` of the hub, or `sha256:…` over a folder's configuration and weights."""
+        folder = Path(self.name)
+        if not folder.is_dir():
+            return f"commit:{hub.commit(self.name)}"
+        paths = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+        return f"sha256:{files.sha256_json({path.name: files.sha256_file(path) for path in paths})}"
+
+    def tokens(self, texts: Sequence[str], max_tokens: int) -> list[np.ndarray]:
+        """Token ids (≤ max_tokens,) int32 as the texts spell them, special tokens included and none added."""
+        return [row for batch in batched(texts, TEXTS_AT_ONCE) for row in self._tokenize(batch, max_tokens)]
+
+    def _tokenize(self, texts: Sequence[str], max_tokens: int) -> Iterator[np.ndarray]:
+        """Of a text without an end only a beginning is read, twice as long as needed: a cut changes the last ones."""
+        characters = CHARACTERS_PER_TOKEN * max_tokens
+        for text, ids in zip(texts, self._ids([text[:characters] for text in texts]), strict=True):
+            read = characters
+            while len(ids) < 2 * max_tokens and read < len(text):
+                read *= 2
+                (ids,) = self._ids([text[:read]])
+            yield np.asarray(ids[:max_tokens], np.int32)
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
+    @torch.no_grad()
+    def token_nll(
+        self,
+        rows: Sequence[np.ndarray],
+        batch_size: int,
+        advance: Callable[[int], None] = lambda count: None,
+        cache: ScoreCache | None = None,
+    ) -> list[np.ndarray]:
+        """−ln p(token | the ones before) for every token of each row but its first; float32 (len − 1,) each.
+
+        What the cache holds is not computed again, and what is computed goes there batch by batch.
+        """
+        nothing = np.zeros(0, np.float32)
+        known = [nothing if len(row) < 2 else cache.get(row) if cache else None for row in rows]
+        result = [nothing if nll is None else nll for nll in known]
+        missing = [i for i, nll in enumerate(known) if nll is None]
+        advance(sum(len(row) > 1 for row in rows) - len(missing))
+        logits_at_once = max(1, LOGITS_AT_ONCE // self.vocab_size)
+        for chosen, tokens_BL in self._batches(rows, missing, batch_size, logits_at_once):
+            logits_BLV = self.model(input_ids=tokens_BL).logits
+            for place, i in enumerate(chosen):
+                length = len(rows[i])
+                nll = F.cross_entropy(
+                    logits_BLV[place, : length - 1].float(), tokens_BL[place, 1:length], reduction="none"
+                )
+                self._check_finite(nll)
+                result[i] = nll.cpu().numpy()
+                if cache:
+                    cache.put(rows[i], result[i])
+            advance(len(chosen))
+        return result
+
+    @torch.no_grad()
+    def last_states(
+        self, rows: Sequence[np.ndarray], batch_size: int, advance: Callable[[int], None] = lambda count: None
+    ) -> np.ndarray:
+        """The hidden state above a row's last token, after the final norm; (rows, D) float32. No row may be empty."""
+        result: list[np.ndarray | None] = [None] * len(rows)
+        for chosen, tokens_BL in self._batches(rows, range(len(rows)), batch_size, LOGITS_AT_ONCE):
+            h_BLD = self.model.base_model(input_ids=tokens_BL).last_hidden_state
+            for place, i in enumerate(chosen):
+                self._check_finite(h_BLD[place, len(rows[i]) - 1])
+                result[i] = h_BLD[place, len(rows[i]) - 1].float().cpu().numpy()
+            advance(len(chosen))
+        return np.stack(result)  # type: ignore[arg-type]
+
+    def _batches(
+        self, rows: Sequence[np.ndarray], wanted: Sequence[int], batch_size: int, tokens_at_once: int
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """(row numbers, their tokens (B, L) padded) of rows of like length, the longest first."""
+        by_length = sorted(wanted, key=lambda i: len(rows[i]), reverse=True)
+        start = 0
+        while start < len(by_length):
+            longest = len(rows[by_length[start]])
+            size = max(1, min(batch_size, tokens_at_once // longest))
+            chosen = by_length[start : start + size]
+            # Padding stands to the right of everything that is scored, where a causal model can't see it.
+            padded_BL = np.zeros((len(chosen), longest), np.int64)
+            for place, i in enumerate(chosen):
+                padded_BL[place, : len(rows[i])] = rows[i]
+            yield chosen, torch.from_numpy(padded_BL).to(self.device)
+            start += size

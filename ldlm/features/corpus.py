@@ -1,0 +1,126 @@
+"""The text of an extraction: its documents by split, and how many rows they make (SPEC 1)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ldlm.config import ExtractConfig
+from ldlm.errors import InputError
+from ldlm.features import text, textfiles
+
+
+def documents(config: ExtractConfig, split: str) -> Iterator[str] | None:
+    """The documents of `train` or `validation`, detokenised; None where there is no such split."""
+    found = _raw_documents(config, split)
+    return None if found is None else _detokenised(config, found)
+
+
+def _raw_documents(config: ExtractConfig, split: str) -> Iterator[str] | None:
+    held_out = config.validation_docs
+    if split == "validation":
+        if config.validation_data:
+            return textfiles.file_documents(config.validation_data, config.text_column)
+        if config.validation_split:
+            return _all_documents(config, config.validation_split)
+        if not held_out:
+            return None
+    if not held_out:
+        return _all_documents(config, config.split)
+    boundary = _boundary(config, textfiles.count(_all_documents(config, config.split)))
+    everything = _all_documents(config, config.split)
+    return textfiles.section(everything, *((0, boundary) if split == "train" else (boundary, None)))
+
+
+def _boundary(config: ExtractConfig, total: int) -> int:
+    """How many of `total` documents are trained on; the last ones are held out."""
+    if total <= config.validation_docs:
+        raise InputError(
+            f"--validation-docs {config.validation_docs} leaves nothing to train on: there are {total} documents"
+        )
+    return total - config.validation_docs
+
+
+def _all_documents(config: ExtractConfig, dataset_split: str) -> Iterator[str]:
+    if config.dataset:
+        return text.dataset_documents(
+            config.dataset, dataset_split, config.text_column, config.dataset_config, config.revision
+        )
+    return textfiles.file_documents(config.data, config.text_column)
+
+
+def _detokenised(config: ExtractConfig, found: Iterator[str]) -> Iterator[str]:
+    detokenize = text.DETOKENIZERS[config.detokenizer]
+    return found if detokenize is None else (type(document)(detokenize(document)) for document in found)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# How much it is, before it is read
+
+
+class Count(NamedTuple):
+    """Rows of a split."""
+
+    rows: int
+    exact: bool  # and not estimated
+    packed: int  # rows that were packed to find out
+    seconds: float  # which that took, reading included
+
+
+def count_rows(config: ExtractConfig, tokenizer: Any, split: str, seconds: float = 20.0) -> Count:
+    """Rows of a split: all of them are packed where that takes no longer than `seconds`.
+
+    Of more text the first documents are packed, and the rest is estimated from their number. A hub that tells the
+    number of its documents is asked for those alone, also where the last ones are held out.
+    """
+    total = _stated_documents(config, split)
+    if total is None:
+        found = documents(config, split)
+    else:
+        name = config.validation_split if split == "validation" else None
+        found = _detokenised(config, textfiles.section(_all_documents(config, name or config.split), 0, total))
+    if found is None:
+        return Count(0, True, 0, 0.0)
+    taken, stopped, started = 0, False, time.perf_counter()
+
+    def first() -> Iterator[str]:
+        nonlocal taken, stopped
+        for document in found:
+            taken += textfiles.count([document])
+            yield document
+            stopped = taken >= 1000 and time.perf_counter() - started > seconds
+            if stopped:
+                return
+
+    packed = sum(map(len, text.pack(first(), tokenizer, config.seq_len)))
+    spent = time.perf_counter() - started
+    others = 0 if not stopped else textfiles.count(found) if total is None else total - taken
+    rows = round(packed * (taken + others) / max(1, taken))
+    return Count(rows, total is None and not others, packed, spent)
+
+
+def _stated_documents(config: ExtractConfig, split: str) -> int | None:
+    """How many documents a split has, blank ones included, where a hub tells; None where they must be counted."""
+    if not config.dataset or (split == "validation" and not (config.validation_split or config.validation_docs)):
+        return None
+    name = config.validation_split if split == "validation" and config.validation_split else config.split
+    total = text.dataset_size(config.dataset, name, config.dataset_config, config.revision)
+    if total is None or not config.validation_docs:
+        return total
+    boundary = _boundary(config, total)
+    return boundary if split == "train" else total - boundary
+
+
+def most_rows(config: ExtractConfig) -> dict[str, int] | None:
+    """Rows by split that the text can't exceed, a token being a byte at least; None where its size isn't known."""
+    if config.dataset:
+        return None
+    most: dict[str, int] = {}
+    for split, paths in (("train", config.data), ("validation", config.validation_data)):
+        sizes = [textfiles.text_bytes(Path(path)) for path in paths]
+        if None in sizes:
+            return None
+        most[split] = sum(size + 1 for size in sizes if size is not None) // (config.seq_len - 2)
+    return most

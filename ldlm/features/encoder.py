@@ -1,0 +1,174 @@
+"""The frozen text encoder E_h: tokens → hidden states h, and their normalisation (Section 4.1 and 6, SPEC 2).
+
+Any encoder or causal model of transformers. `hidden_states[layer]` is taken from a model whose blocks above that layer
+have been removed, so that they cost neither time nor memory once it is loaded; `ldlm/states.py` proves that it is
+that layer.
+
+Shapes in names: B batch, L tokens, D encoder width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ldlm.compute import DTYPES, Compute
+from ldlm.errors import InputError
+from ldlm.features import states
+from ldlm.features.text import special_tokens
+from ldlm.hub import check_whole, load_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+VARIANCE_FLOOR = 1e-4
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of what the tokenizer does, wherever it was loaded from."""
+    description = f"{tokenizer.backend_tokenizer.to_str()}{special_tokens(tokenizer)}"
+    return hashlib.sha256(description.encode()).hexdigest()
+
+
+class FrozenEncoder:
+    """E_h for one `kind` and `layer` (SPEC 2).
+
+    kind `hidden`: contextual states; `embedding`: the model's token embeddings. `layer` indexes `hidden_states`.
+    `seq_len` is the length of the rows that it will be given, over which the states are checked against the whole
+    model's; `InputError` when they are too long for it, or the layer can't be had.
+    `precision` is that of matrix products and attention; the states are float32 in any case.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        kind: str = "hidden",
+        layer: int = -3,
+        seq_len: int | None = None,
+        device: torch.device | str = "cpu",
+        precision: Literal["fp32", "bf16"] = "fp32",
+    ) -> None:
+        from transformers import AutoModel
+
+        model, made_up = load_model(AutoModel, name)
+        model = states.text_encoder(model, name).eval().requires_grad_(False)
+        self.name, self.kind, self.layer = name, kind, layer
+        self.compute = Compute(torch.device(device))
+        self.compute_in(precision)
+        table = states.token_table(model, name)
+        self.vocab_size: int = table.weight.shape[0]
+        if kind == "hidden":
+            self.network: nn.Module = model
+            self._take_states(model, seq_len)
+        elif isinstance(table, nn.Embedding):
+            self.network, self.hidden_dim = table, table.embedding_dim
+        else:
+            raise InputError(f"{name} computes its token embeddings; use --kind hidden")
+        check_whole(self.network, made_up, name)
+        self.network.to(self.device)
+
+    def _take_states(self, model: Any, seq_len: int | None) -> None:
+        """Cut off what the layer doesn't need, on the CPU: a GPU ends the process when a position is out of range."""
+        if getattr(model, "pooler", None) is not None:
+            # It takes no part; and where the checkpoint has none, it would be random and the fingerprint with it.
+            model.pooler = nn.Identity().eval()
+        self.positions = states.positions(model)
+        if seq_len is not None and self.positions is not None and seq_len > self.positions:
+            raise InputError(
+                f"--seq-len {seq_len} is longer than the {self.positions} positions of {self.name}; use at most "
+                f"{self.positions}"
+            )
+        length = seq_len or min(states.PROBE_LEN, self.positions or states.PROBE_LEN)
+        self.states = states.HiddenStates(model, self.layer, length, self.name)
+        self.hidden_dim, self.depth = self.states.hidden_dim, self.states.depth
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.compute.device
+
+    def compute_in(self, precision: Literal["fp32", "bf16"]) -> None:
+        """Do matrix products and attention in another precision from now on."""
+        self.compute = replace(self.compute, dtype=DTYPES[precision])
+
+    @torch.no_grad()
+    def __call__(self, tokens_BL: Tensor) -> Tensor:
+        """h (B, L, D) float32, not normalised, on the encoder's device."""
+        tokens_BL = tokens_BL.to(self.device, torch.int64)
+        if self.kind == "embedding":
+            return self.network(tokens_BL).float()
+        with self.compute.autocast():
+            state_BLD: Tensor = self.states.read(tokens_BL)
+        assert state_BLD.shape[:2] == tokens_BL.shape  # not so for rows of another length than it was checked for
+        return state_BLD.float()
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """`InputError` when the tokenizer gives tokens that the encoder has no embedding for."""
+        if len(tokenizer) > self.vocab_size:
+            raise InputError(
+                f"{self.name}: its tokenizer has {len(tokenizer):,} tokens and its embeddings "
+                f"are {self.vocab_size:,}; use the tokenizer that the encoder was trained with"
+            )
+
+    def fingerprint(self) -> str:
+        """A hash of the weights that take part, the kind and the layer; the same wherever the model came from."""
+        digest = hashlib.sha256(f"{self.kind}/{self._layer_taken()}".encode())
+        for name, tensor in sorted(self.network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def _layer_taken(self) -> str:
+        if self.kind != "hidden":
+            return ""
+        return f"{self.states.index}{'/whole' if self.states.way == 'whole' else ''}"
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Per-dimension mean and variance of the states, float64, and how many positions they were taken over."""
+
+    count: int
+    mean_D: np.ndarray
+    m2_D: np.ndarray  # sum of squared deviations from the mean
+
+    @classmethod
+    def of(cls, h: np.ndarray) -> Statistics:
+        """Of states (…, D)."""
+        flat = h.reshape(-1, h.shape[-1]).astype(np.float64)
+        mean = flat.mean(axis=0) if len(flat) else np.zeros(flat.shape[1])
+        flat -= mean
+        return cls(len(flat), mean, np.einsum("nd,nd->d", flat, flat))
+
+    def merge(self, other: Statistics) -> Statistics:
+        """Of both together (Chan et al., 1979). Merge in a fixed order and the bits are fixed."""
+        count = self.count + other.count
+        if not count:
+            return self
+        delta = other.mean_D - self.mean_D
+        return Statistics(
+            count,
+            self.mean_D + delta * (other.count / count),
+            self.m2_D + other.m2_D + delta**2 * (self.count * other.count / count),
+        )
+
+    def tensors(self, name: str) -> dict[str, np.ndarray]:
+        """For a safetensors file, under `name`."""
+        return {f"{name}/count": np.array(self.count), f"{name}/mean": self.mean_D, f"{name}/m2": self.m2_D}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, np.ndarray], name: str) -> Statistics:
+        """Inverse of `tensors`."""
+        return cls(int(tensors[f"{name}/count"]), tensors[f"{name}/mean"], tensors[f"{name}/m2"])
+
+    @property
+    def std_D(self) -> np.ndarray:
+        """Standard deviation with the variance floored at 1e-4."""
+        return np.sqrt(np.maximum(self.m2_D / max(1, self.count), VARIANCE_FLOOR))

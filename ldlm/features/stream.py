@@ -1,0 +1,244 @@
+"""The order in which training sees rows, and the batches of a store in that order.
+
+`RowOrder` maps a position in an endless sequence to a row, as a pure function of (seed, position): blocks of
+neighbouring rows are permuted, and rows are shuffled within a window of blocks, so that reading stays sequential enough
+while the order is random enough. Its whole state is one integer, the number of rows seen, and it does not depend on the
+number of processes or workers.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ldlm.errors import InputError
+from ldlm.features.batch import Batch
+from ldlm.features.codecs import widen_alone
+from ldlm.features.store import CHUNK_ROWS, FeatureStore, Split
+from ldlm.runtime import ALONE, World
+
+BLOCK_ROWS = 16
+WINDOW_BLOCKS = 32
+
+
+class RowOrder:
+    """position → row, for `rows` rows; position // rows is the epoch."""
+
+    def __init__(
+        self, rows: int, seed: int, *, block_rows: int = BLOCK_ROWS, window_blocks: int = WINDOW_BLOCKS
+    ) -> None:
+        self.rows, self.seed = rows, seed
+        self.block_rows, self.window_blocks = block_rows, window_blocks
+        self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
+
+    def _blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The epoch's permutation of blocks, and the position at which each window starts (with the end)."""
+        known = self._epoch  # read once: a reading thread may be in another epoch than whoever asks
+        if known is None or known[0] != epoch:
+            count = -(-self.rows // self.block_rows)
+            blocks = np.random.default_rng([self.seed, epoch]).permutation(count)
+            sizes = np.minimum(self.block_rows, self.rows - blocks * self.block_rows)
+            ends = np.concatenate([[0], np.cumsum(sizes)])
+            starts = np.append(ends[: count : self.window_blocks], self.rows)
+            self._epoch = known = (epoch, blocks, starts)
+        return known[1], known[2]
+
+    def window_of(self, position: int) -> tuple[int, int, int]:
+        """(epoch, window, offset within the window) of a position."""
+        epoch, index = divmod(position, self.rows)
+        starts = self._blocks(epoch)[1]
+        window = int(np.searchsorted(starts, index, side="right")) - 1
+        return epoch, window, index - int(starts[window])
+
+    def window_rows(self, epoch: int, window: int) -> np.ndarray:
+        """The rows of a window in the order in which they are seen, int64."""
+        blocks = self._blocks(epoch)[0]
+        chosen = blocks[window * self.window_blocks : (window + 1) * self.window_blocks]
+        rows = (chosen[:, None] * self.block_rows + np.arange(self.block_rows)).ravel()
+        rows = rows[rows < self.rows]
+        return np.random.default_rng([self.seed, epoch, window + 1]).permutation(rows)
+
+    def span(self, epoch: int, window: int) -> tuple[int, int]:
+        """The positions of a window: from the first to behind the last."""
+        starts = self._blocks(epoch)[1]
+        return epoch * self.rows + int(starts[window]), epoch * self.rows + int(starts[window + 1])
+
+    def after(self, epoch: int, window: int) -> tuple[int, int]:
+        """The window that follows."""
+        last = window + 2 == len(self._blocks(epoch)[1])
+        return (epoch + 1, 0) if last else (epoch, window + 1)
+
+    @property
+    def largest_window(self) -> int:
+        """Most rows that a window has."""
+        return min(self.window_blocks * self.block_rows, self.rows)
+
+    def pieces(self, position: int, count: int) -> Iterator[tuple[int, int, int, int]]:
+        """`count` positions as (epoch, window, start, stop) pieces of windows."""
+        end = position + count
+        while position < end:
+            epoch, window, start = self.window_of(position)
+            first, last = self.span(epoch, window)
+            stop = min(last - first, start + end - position)
+            yield epoch, window, start, stop
+            position += stop - start
+
+    def rows_at(self, position: int, count: int) -> np.ndarray:
+        """The rows at `count` positions, int64."""
+        return np.concatenate(
+            [self.window_rows(e, w)[start:stop] for e, w, start, stop in self.pieces(position, count)]
+        )
+
+
+def places(rows: np.ndarray, rank: int, world: int) -> np.ndarray:
+    """The places in a batch of `rows` that process `rank` of `world` takes: neighbours, so that few chunks are read.
+
+    All processes together take each place once; the batch is the same whatever their number.
+    """
+    by_chunk = np.argsort(rows // CHUNK_ROWS, kind="stable")
+    return np.sort(by_chunk[rank * len(rows) // world : (rank + 1) * len(rows) // world])
+
+
+Window = tuple[int, int]  # epoch, number within it
+
+
+class Loaded(NamedTuple):
+    """What a process has of a window."""
+
+    positions: np.ndarray  # of its rows, ascending
+    parts: dict[str, np.ndarray]  # the rows in that order, by array name
+
+
+class Stream:
+    """Batches of a split from any position on, read by a background thread. Use as a context manager.
+
+    Of each batch of `batch_size` rows, a process of several gets its share.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        split: Split,
+        *,
+        batch_size: int,
+        seed: int,
+        position: int,
+        device: torch.device,
+        depth: int = 2,
+        world: World = ALONE,
+    ) -> None:
+        if split.rows < batch_size:
+            raise InputError(
+                f"{store.path} has {split.rows} {split.name} rows, too few for one batch of {batch_size}; lower "
+                f"batch_size or extract more text"
+            )
+        self.split, self.batch_size, self.device, self.world = split, batch_size, device, world
+        self.order = RowOrder(split.rows, seed)
+        self.position = position
+        self._as_stored = device.type == "cpu" and "float32" in split.codec.dtypes.values()
+        self._queue: queue.Queue[Any] = queue.Queue(depth)
+        self._stop = threading.Event()
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="ldlm-window")
+        self._memory = [split.memory(self.order.largest_window) for _ in range(2)]
+        self._current: tuple[Window, Loaded] | None = None
+        self._ahead: tuple[Window, Future[Loaded]] | None = None
+        self._thread = threading.Thread(target=self._fill, name="ldlm-stream", daemon=True)
+
+    def __enter__(self) -> Stream:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._loader.shutdown()
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            yield self.complete(self.read())
+
+    def read(self) -> Batch:
+        """The next batch, as far as it is read: without states where the encoder makes them."""
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            self._queue.put(item)  # for whoever asks again
+            raise item
+        return item
+
+    def complete(self, batch: Batch) -> Batch:
+        """With the states that the encoder makes online, which is part of the step and not of the reading."""
+        return batch if self.split.online is None else batch._replace(hidden_BLD=self.split.online(batch.tokens_BL))
+
+    def _fill(self) -> None:
+        """The reading thread: whatever goes wrong here is raised where the batches are consumed."""
+        try:
+            position = self.position
+            while not self._stop.is_set():
+                self._put(self._batch(position))
+                position += self.batch_size
+        except BaseException as error:
+            self._put(error)
+
+    def _put(self, item: Any) -> None:
+        while not self._stop.is_set():
+            try:
+                return self._queue.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def _batch(self, position: int) -> Batch:
+        """The batch at `position` on the device, its states decoded there."""
+        parts = self._gather(position)
+        tokens_BL = torch.from_numpy(parts.pop("tokens")).to(self.device, torch.int64)
+        index_B = torch.from_numpy(parts.pop("position") - position)
+        hidden_BLD = None if self.split.online is not None else self.split.states(parts, tokens_BL, widen_alone)
+        return Batch(hidden_BLD, tokens_BL, index_B, position)
+
+    def _gather(self, position: int) -> dict[str, np.ndarray]:
+        """This process's rows of the batch at `position`, as stored, with their positions."""
+        windows = [piece[:2] for piece in self.order.pieces(position, self.batch_size)]
+        # A window's memory is read into again when the next one's turn has come. A batch that lies in one window is
+        # converted before that, where it is: all but float32, which on a CPU is what is asked for.
+        keep = len(windows) > 1 or self._as_stored
+        pieces: dict[str, list[np.ndarray]] = {}
+        for window in windows:
+            positions, parts = self._window(*window)
+            first, last = np.searchsorted(positions, [position, position + self.batch_size])
+            for name, values in {"position": positions, **parts}.items():
+                pieces.setdefault(name, []).append(np.array(values[first:last], copy=keep or None))
+        return {name: parts[0] if len(parts) == 1 else np.concatenate(parts) for name, parts in pieces.items()}
+
+    def _positions(self, epoch: int, window: int) -> np.ndarray:
+        """The positions within a window whose rows this process takes, ascending."""
+        first, last = self.order.span(epoch, window)
+        if self.world.size == 1:
+            return np.arange(first, last)
+        size, found = self.batch_size, []
+        for start in range(first - first % size, last, size):
+            found.append(start + places(self.order.rows_at(start, size), self.world.rank, self.world.size))
+        positions = np.concatenate(found)
+        return positions[(first <= positions) & (positions < last)]
+
+    def _window(self, epoch: int, window: int) -> Loaded:
+        """What is to be had of a window. The next is being read meanwhile."""
+        if self._current is None or self._current[0] != (epoch, window):
+            expected, future = self._ahead or ((epoch, window), self._load(epoch, window))
+            assert expected == (epoch, window)
+            self._current = (expected, future.result())
+            following = self.order.after(epoch, window)
+            self._ahead = (following, self._load(*following))
+        return self._current[1]
+
+    def _load(self, epoch: int, window: int) -> Future[Loaded]:
+        """Begin to read a window, into the memory of the one before the current."""
+        self._memory.reverse()
+        positions = self._positions(epoch, window)
+        rows = self.order.window_rows(epoch, window)[positions - self.order.span(epoch, window)[0]]
+        into = self._memory[0]
+        return self._loader.submit(lambda: Loaded(positions, self.split.load(rows, into)))

@@ -1,0 +1,1 @@
+"""The paper: what is trained, and the objective it is trained by."""

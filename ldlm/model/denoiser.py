@@ -1,0 +1,101 @@
+"""The denoiser: a diffusion transformer that estimates z_0 from z_t (Appendix C; Peebles & Xie, 2023, adaLN-Zero).
+
+Shapes in names: B batch, N latents, C width of a latent, W model width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ldlm.config import DenoiserConfig
+from ldlm.errors import InputError
+from ldlm.model.layers import MLP, SelfAttention, head_width, time_features
+
+
+def modulate(x_BNW: Tensor, shift_BW: Tensor, scale_BW: Tensor) -> Tensor:
+    """Feature-wise affine map; zero shift and scale leave x as it is."""
+    return x_BNW * (1 + scale_BW[:, None]) + shift_BW[:, None]
+
+
+class DiTBlock(nn.Module):
+    """Attention and MLP, each shifted, scaled and gated by the condition; at initialisation the gates are zero.
+
+    `modulation` makes these six from the condition (B, W), for `DiT.modulations`; the block takes them as (B, 6, W).
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.attention = SelfAttention(width, heads, bias=True)
+        self.mlp_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.mlp = MLP(width, approximate="tanh")
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def forward(self, x_BNW: Tensor, modulation_B6W: Tensor) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation_B6W.unbind(1)
+        attended = self.attention(modulate(self.attention_norm(x_BNW), shift_a, scale_a))
+        x_BNW = x_BNW + gate_a[:, None] * attended
+        return x_BNW + gate_m[:, None] * self.mlp(modulate(self.mlp_norm(x_BNW), shift_m, scale_m))
+
+
+class DiT(nn.Module):
+    """ẑ_θ(z_t, t, ẑ_self): (B, N, C) latents at time t (B,) in [0, 1] → (B, N, C) estimate of z_0.
+
+    `self_condition` is the previous estimate of z_0; zeros stand for none.
+    """
+
+    def __init__(self, config: DenoiserConfig, *, num_latents: int, latent_dim: int) -> None:
+        super().__init__()
+        width = config.width
+        head_width(width, config.heads, "model.denoiser")
+        if config.time_dim % 2:
+            raise InputError(f"model.denoiser.time_dim={config.time_dim} must be even: it holds sines and cosines")
+        self.time_dim = config.time_dim
+        self.project_in = nn.Linear(2 * latent_dim, width)
+        self.positions_NW = nn.Parameter(0.02 * torch.randn(num_latents, width))
+        self.time_mlp = nn.Sequential(nn.Linear(config.time_dim, width), nn.SiLU(), nn.Linear(width, width))
+        self.blocks = nn.ModuleList(DiTBlock(width, config.heads) for _ in range(config.layers))
+        self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.project_out = nn.Linear(width, latent_dim)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """adaLN-Zero: every block starts as the identity, and the estimate starts at zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for module in self.time_mlp:
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+        for name, parameter in self.named_parameters():
+            if "modulation" in name:
+                nn.init.zeros_(parameter)
+        nn.init.zeros_(self.project_out.weight)
+
+    def forward(self, z_t_BNC: Tensor, t_B: Tensor, self_condition_BNC: Tensor) -> Tensor:
+        return self.estimate(z_t_BNC, self_condition_BNC, self.modulations(t_B))
+
+    def modulations(self, t_B: Tensor) -> Tensor:
+        """All that the time decides, (B, M, W): six vectors for each block, and two for the end.
+
+        A sampler knows its times before it begins, and makes them once.
+        """
+        features = time_features(t_B, self.time_dim).to(self.positions_NW.dtype)
+        condition_BW = self.time_mlp(features)
+        parts = [block.get_submodule("modulation")(condition_BW) for block in self.blocks]
+        parts.append(self.final_modulation(condition_BW))
+        return torch.cat(parts, dim=-1).unflatten(-1, (-1, condition_BW.shape[-1]))
+
+    def estimate(self, z_t_BNC: Tensor, self_condition_BNC: Tensor, modulations_BMW: Tensor) -> Tensor:
+        """ẑ_0 (B, N, C) with the time as `modulations` has it, of each row or one for all."""
+        x_BNW = self.project_in(torch.cat([z_t_BNC, self_condition_BNC], dim=-1)) + self.positions_NW
+        *for_blocks, for_end = modulations_BMW.split([6] * len(self.blocks) + [2], dim=1)
+
+        for block, modulation_B6W in zip(self.blocks, for_blocks, strict=True):
+            x_BNW = block(x_BNW, modulation_B6W)
+
+        shift_BW, scale_BW = for_end.unbind(1)
+        return self.project_out(modulate(self.final_norm(x_BNW), shift_BW, scale_BW))

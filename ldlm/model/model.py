@@ -1,0 +1,97 @@
+"""The trainable parts of an LDLM, put together for given feature sizes (Section 4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ldlm.config import ModelConfig, Shapes
+from ldlm.errors import InputError
+from ldlm.model.autoencoder import LatentDecoder, LatentEncoder, TokenDecoder
+from ldlm.model.denoiser import DiT
+from ldlm.model.vocabulary import TokenLosses
+
+
+class JointDecoder(nn.Module):
+    """D_w∘D_h: z_0 (B, N, C) → logits (B, L, V)."""
+
+    def __init__(self, latent_decoder: nn.Module, token_decoder: TokenDecoder) -> None:
+        super().__init__()
+        self.latent_decoder, self.token_decoder = latent_decoder, token_decoder
+
+    def forward(self, z_BNC: Tensor) -> Tensor:
+        return self.token_decoder(self.latent_decoder(z_BNC))
+
+    def losses(self, z_BNC: Tensor, tokens_BL: Tensor) -> TokenLosses:
+        """As `TokenDecoder.losses`."""
+        return self.token_decoder.losses(self.latent_decoder(z_BNC), tokens_BL)
+
+
+class JointModel(nn.Module):
+    """Latent encoder E_z, latent decoder D_h, denoiser and token decoder D_w. They are called one by one.
+
+    `scratch` adds token embeddings that take the place of the frozen encoder (Table 1's EMB_θ); `token_decoder` is
+    None when it is deferred. In the spaces where z_0 is h itself, which `encodes` tells, E_z and D_h are the identity.
+    """
+
+    def __init__(self, config: ModelConfig, shapes: Shapes, *, scratch: bool = False) -> None:
+        super().__init__()
+        self.config, self.shapes = config, shapes
+        self.num_latents = config.autoencoder.num_latents or shapes.seq_len
+        self.latent_dim = config.autoencoder.latent_dim or shapes.hidden_dim
+        sizes = {
+            "seq_len": shapes.seq_len,
+            "hidden_dim": shapes.hidden_dim,
+            "num_latents": self.num_latents,
+            "latent_dim": self.latent_dim,
+        }
+        self.embedding = nn.Embedding(shapes.vocab_size, shapes.hidden_dim) if scratch else None
+        self.encodes = config.space in ("ldlm", "cosmos")
+        if not self.encodes and (self.num_latents, self.latent_dim) != (shapes.seq_len, shapes.hidden_dim):
+            raise InputError(
+                f"model.space={config.space} has one latent per token, as wide as h; leave "
+                f"model.autoencoder.num_latents and latent_dim at none"
+            )
+        self.latent_encoder = LatentEncoder(config.autoencoder, **sizes) if self.encodes else nn.Identity()
+        self.latent_decoder = LatentDecoder(config.autoencoder, **sizes) if self.encodes else nn.Identity()
+        self.denoiser = DiT(config.denoiser, num_latents=self.num_latents, latent_dim=self.latent_dim)
+        self.token_decoder = (
+            TokenDecoder(
+                width=shapes.hidden_dim,
+                layers=config.token_decoder.layers,
+                heads=config.token_decoder.heads,
+                mlp_ratio=config.token_decoder.mlp_ratio,
+                vocab_size=shapes.vocab_size,
+            )
+            if config.token_decoder.mode == "joint"
+            else None
+        )
+
+    def states(self, hidden_BLD: Tensor | None, tokens_BL: Tensor) -> Tensor:
+        """h (B, L, D): the stored states, or the trainable embeddings of the tokens."""
+        if self.embedding is not None:
+            return self.embedding(tokens_BL)
+        assert hidden_BLD is not None
+        return hidden_BLD
+
+    def decoder(self) -> JointDecoder:
+        """D_w∘D_h as one network; there is none while D_w is deferred."""
+        assert self.token_decoder is not None
+        return JointDecoder(self.latent_decoder, self.token_decoder)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The parts that exist, by name."""
+        return dict(self.named_children())
+
+
+def build(config: ModelConfig, shapes: Shapes, *, seed: int, scratch: bool = False) -> JointModel:
+    """A model whose initial weights depend on `seed` alone, whatever was drawn before; float32 on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return JointModel(config, shapes, scratch=scratch)
+
+
+def build_meta(config: ModelConfig, shapes: Shapes, *, scratch: bool = False) -> JointModel:
+    """The same without storage, for counting."""
+    with torch.device("meta"):
+        return JointModel(config, shapes, scratch=scratch)

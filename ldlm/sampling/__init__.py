@@ -1,0 +1,1 @@
+"""From noise to text: solvers, generation, trained runs and exported models."""

@@ -1,0 +1,257 @@
+"""Texts from noise: the reverse process in the latent space, then one pass through a decoder (Section 4.3).
+
+A `TextGenerator` is all that drawing texts takes. It comes from a run (`TrainedRun.generator`) or from an exported
+model, and gives the same texts from both.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldlm import noise
+from ldlm.compute import WARM_UPS, Compute, compiled, recorded
+from ldlm.config import TEXTS_PER_SEED, SampleConfig, SamplerConfig
+from ldlm.evaluation.scorer import LOGITS_AT_ONCE
+from ldlm.model.denoiser import DiT
+from ldlm.model.diffusion import Schedule
+from ldlm.model.timesteps import TimestepSampler
+from ldlm.sampling import samplers
+from ldlm.sampling.samplers import End, Recurrence
+
+Watch = Callable[[Tensor, Tensor], None]  # (t, ẑ_0 at t) of each evaluation
+
+JOINT = "joint"  # the name of D_w∘D_h among the decoders
+LARGEST_BATCH = 256  # of a batch size that is measured: an interruption costs a batch
+MEASURE_SECONDS = 0.1  # of each size that is measured, at least
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """z_0 (B, N, C) → logits (B, L, V), and its name."""
+
+    name: str
+    logits: nn.Module
+
+
+@dataclass(frozen=True, eq=False)
+class TextGenerator:
+    """Denoiser, decoder and what belongs to them. Every text is a function of its seed, not of its batch."""
+
+    denoiser: DiT
+    decoder: Decoder
+    schedule: Schedule
+    timesteps: TimestepSampler  # whose F(t) is the `learned` grid
+    latent_shape: tuple[int, int]  # (N, C)
+    seq_len: int
+    vocab_size: int
+    compute: Compute
+    _lock: Lock = field(default_factory=Lock, repr=False)  # held by the one batch that is on its way
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.compute.device
+
+    @torch.no_grad()
+    def ends(self, sampler: SamplerConfig, seeds_B: Tensor, watch: Watch | None = None) -> End:
+        """Where the reverse process ends, (B, N, C) each; `watch` sees every estimate on the way."""
+        recurrence = self._recurrence(sampler)
+        with self._lock:
+            process = self._process(recurrence, sampler.guidance, len(seeds_B))
+            process.begin(recurrence, sampler.guidance, seeds_B)
+            for t in recurrence.times:
+                process.step()
+                if watch is not None:
+                    watch(t, process.z_hat_BNC.clone())
+            return End(process.z_BNC.clone(), process.z_hat_BNC.clone())
+
+    @torch.no_grad()
+    def prepare(self, sampler: SamplerConfig, texts: int) -> None:
+        """Compile, and record, now what `ends` takes for so many texts at a time."""
+        with self._lock:
+            self._process(self._recurrence(sampler), sampler.guidance, texts)
+
+    def whole(self, seeds_B: Tensor, texts: int) -> Tensor:
+        """Seeds of a last batch, filled up to `texts` where another size would have to be compiled.
+
+        That takes longer than to draw texts that nobody asked for.
+        """
+        missing = texts - len(seeds_B) if self.compute.compiled else 0
+        return torch.cat([seeds_B, seeds_B[-1:].expand(missing)])
+
+    def _recurrence(self, sampler: SamplerConfig) -> Recurrence:
+        return samplers.solver(sampler)(self.schedule, samplers.time_grid(sampler, self.schedule, self.timesteps.draw))
+
+    def _process(self, recurrence: Recurrence, guidance: float, texts: int) -> ReverseProcess:
+        """The last one, if it serves here too."""
+        room = max(WARM_UPS + 1, 1 << (len(recurrence.times) - 1).bit_length())
+        key = (room, bool(recurrence.noise.any()), guidance != 1, texts)
+        if key not in self._processes:
+            self._processes.clear()
+            self._processes[key] = ReverseProcess(self, *key)
+        return self._processes[key]
+
+    @cached_property
+    def _processes(self) -> dict[tuple[int, bool, bool, int], ReverseProcess]:
+        return {}
+
+    @cached_property
+    def estimate(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """`DiT.estimate` in the precision of `compute`."""
+        exact = self.compute.dtype == torch.float32
+        return (self.denoiser if exact else copy.deepcopy(self.denoiser).to(self.compute.dtype)).estimate
+
+    @cached_property
+    def update(self) -> Callable[..., None]:
+        """`_update`, compiled where `compute` says so: for each batch size, with guidance or noise and without."""
+        return compiled(_update) if self.compute.compiled else _update
+
+    def latents(self, sampler: SamplerConfig, seeds_B: Tensor, watch: Watch | None = None) -> Tensor:
+        """Latents z_0 (B, N, C), of the two ends the one that `sampler.final` names."""
+        return getattr(self.ends(sampler, seeds_B, watch), sampler.final)
+
+    def tokens(self, sampler: SamplerConfig, seeds_B: Tensor, watch: Watch | None = None) -> Tensor:
+        """Token rows (B, L) int64, each a function of its seed."""
+        return self.decode(self.latents(sampler, seeds_B, watch), seeds_B, sampler.temperature)
+
+    @torch.no_grad()
+    def decode(self, z_0_BNC: Tensor, seeds_B: Tensor, temperature: float = 0.0) -> Tensor:
+        """The most likely tokens (B, L), or tokens drawn at the temperature, without noise on the latents."""
+        rows = max(1, LOGITS_AT_ONCE // (self.seq_len * self.vocab_size))
+        pieces = zip(z_0_BNC.split(rows), seeds_B.to(self.device).split(rows), strict=True)
+        return torch.cat([draw_tokens(self.decoder.logits(z), seeds, temperature) for z, seeds in pieces])
+
+    def batch_size(self, most: int) -> int:
+        """The number of texts at a time, a power of 2 up to `most`, at which the denoiser is fastest per text.
+
+        It doubles while that gains at least a twentieth, and stops where the device's memory does.
+        """
+        best, rate, size = 1, 0.0, 1
+        while size <= max(1, most):
+            try:
+                found = size / self._seconds(size)
+            except torch.OutOfMemoryError:
+                break
+            if found < 1.05 * rate:
+                break
+            best, rate, size = size, found, 2 * size
+        return best
+
+    @torch.no_grad()
+    def _seconds(self, size: int) -> float:
+        """Of one evaluation of so many texts, the fastest. Not compiled, for that takes long for each size.
+
+        A single small evaluation says little: the slowest of ten takes twice as long as the fastest.
+        """
+        z = torch.zeros(size, *self.latent_shape, device=self.device, dtype=self.compute.dtype)
+        modulations = self.denoiser.modulations(torch.full((1,), 0.5, device=self.device)).to(self.compute.dtype)
+        began, seconds = time.perf_counter(), list[float]()
+        while len(seconds) < 3 or time.perf_counter() - began < MEASURE_SECONDS:
+            started = time.perf_counter()
+            self.estimate(z, z, modulations).sum().item()  # which waits for the device
+            seconds.append(time.perf_counter() - started)
+        return min(seconds)
+
+
+class ReverseProcess:
+    """From noise to latents for a batch of texts, in tensors that stay where they are.
+
+    A step changes them in place and asks the host for nothing, not even for its number. So, compiled for a GPU, it is a
+    CUDA graph: one launch in place of hundreds. `room` is the number of rows that its tables have room for.
+    """
+
+    def __init__(self, generator: TextGenerator, room: int, noisy: bool, guided: bool, texts: int) -> None:
+        self.denoiser, self.compute, self.shape = generator.denoiser, generator.compute, generator.latent_shape
+        self.estimate, self.update, self.noisy = generator.estimate, generator.update, noisy
+        on: Any = {"device": generator.device}
+        one_1MW = self.denoiser.modulations(torch.zeros(1, **on)).to(self.compute.dtype)
+        self.z_BNC, self.z_hat_BNC = torch.zeros(texts, *self.shape, **on), torch.zeros(texts, *self.shape, **on)
+        self.seeds_B = torch.zeros(texts, dtype=torch.int64, **on)
+        self.text_B = torch.zeros_like(self.seeds_B)  # a text is the only row of its seed
+        self.guidance = torch.ones((), **on) if guided else None
+        self.row_1 = torch.zeros(1, dtype=torch.int64, **on)  # of the tables
+        self.coefficients_E4 = torch.zeros(room, 4, **on)
+        self.modulations_EMW = one_1MW.new_zeros(room, *one_1MW.shape[1:])
+        self._replay = recorded(self._step, generator.device) if self.compute.compiled else None
+
+    def begin(self, recurrence: Recurrence, guidance: float, seeds_B: Tensor) -> None:
+        """Set everything for the texts with these seeds. What the times decide is computed here, in float32."""
+        self.seeds_B.copy_(seeds_B)
+        self.z_BNC.copy_(noise.normal(self.seeds_B, "z_1", 0, self.text_B, self.shape))
+        self.z_hat_BNC.zero_()
+        self.row_1.zero_()
+        if self.guidance is not None:
+            self.guidance.fill_(guidance)
+        rows, times_E = len(recurrence.times), recurrence.times.to(self.row_1.device, torch.float32)
+        self.coefficients_E4[:rows].copy_(recurrence.coefficients)
+        self.modulations_EMW[:rows].copy_(self.denoiser.modulations(times_E))
+
+    def step(self) -> None:
+        """A row of the recurrence, as `samplers.solve` has it."""
+        if self._replay is None:
+            self._step()
+        else:
+            self._replay()
+
+    def _step(self) -> None:
+        eps_BNC = None
+        if self.noisy:
+            eps_BNC = self.compute.normal(self.seeds_B, "sde", self.row_1, self.text_B, self.shape)
+        modulations_1MW = self.modulations_EMW.index_select(0, self.row_1)
+        coefficients_14 = self.coefficients_E4.index_select(0, self.row_1)
+        state = (self.z_BNC, self.z_hat_BNC)
+        self.update(self.estimate, *state, modulations_1MW, coefficients_14, eps_BNC, self.guidance)
+        self.row_1.add_(1)
+
+
+def _update(
+    estimate: Callable[[Tensor, Tensor, Tensor], Tensor],
+    z_BNC: Tensor,
+    z_hat_BNC: Tensor,
+    modulations_1MW: Tensor,
+    coefficients_14: Tensor,
+    eps_BNC: Tensor | None,
+    guidance: Tensor | None,
+) -> None:
+    """The state and the estimate after a row, in place. They are float32, whatever the network takes."""
+
+    def denoise(z: Tensor, modulations: Tensor, last: Tensor) -> Tensor:
+        return estimate(z.to(modulations.dtype), last.to(modulations.dtype), modulations).to(z.dtype)
+
+    found_BNC = (denoise if guidance is None else samplers.guided(denoise, guidance))(z_BNC, modulations_1MW, z_hat_BNC)
+    z_BNC.copy_(samplers.advance(coefficients_14[0].unbind(), z_BNC, found_BNC, z_hat_BNC, eps_BNC))
+    z_hat_BNC.copy_(found_BNC)
+
+
+def text_seeds(seed: int, start: int, stop: int) -> Tensor:
+    """Seeds (stop − start,) int64 of texts start … stop−1 drawn with `seed`; no two seeds share a text."""
+    return seed * TEXTS_PER_SEED + torch.arange(start, stop)
+
+
+def batches(generator: TextGenerator, config: SampleConfig, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """Seeds (B,) and token rows (B, L), on the CPU, of the texts that are asked for, from number `done` on."""
+    wanted = text_seeds(config.seed, done, config.num_samples)
+    if not len(wanted):
+        return
+    size = min(config.batch_size or generator.batch_size(min(len(wanted), LARGEST_BATCH)), len(wanted))
+    for seeds_B in wanted.split(size):
+        yield seeds_B, generator.tokens(config.sampler, generator.whole(seeds_B, size))[: len(seeds_B)].cpu()
+
+
+def draw_tokens(logits_BLV: Tensor, seeds_B: Tensor, temperature: float) -> Tensor:
+    """The most likely tokens (B, L), or tokens drawn at the temperature, by one uniform number each."""
+    if temperature == 0:
+        return logits_BLV.argmax(-1)
+    uniform_BL = noise.uniform(seeds_B, "token", 0, torch.zeros_like(seeds_B), (logits_BLV.shape[1],))
+    cdf_BLV = (logits_BLV / temperature).softmax(-1).cumsum(-1).double()
+    drawn_BL1 = torch.searchsorted(cdf_BLV / cdf_BLV[..., -1:], uniform_BL[..., None])
+    return drawn_BL1.squeeze(-1).clamp(max=logits_BLV.shape[-1] - 1)

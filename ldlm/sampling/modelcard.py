@@ -1,0 +1,144 @@
+"""The model card of an exported model: the README.md that the Hugging Face hub shows, from `config.json` alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ldlm import config as configs
+
+if TYPE_CHECKING:
+    from ldlm.sampling.pretrained import ModelDescription
+
+PAPER = "How to Train Your Latent Diffusion Language Model Jointly With the Latent Space"
+
+HEAD = """\
+---
+library_name: ldlm
+pipeline_tag: text-generation
+tags:
+- diffusion
+- latent-diffusion
+---
+"""
+
+USE = """\
+```python
+from ldlm import LDLM
+
+model = LDLM.from_pretrained(".")  # this folder, or the id of the model on the hub
+for text in model.sample(8, seed=0):
+    print(text)
+```
+
+`ldlm sample --run . --num-samples 8 --output samples.jsonl` writes texts with their tokens and seeds to a file. A text
+depends on its seed, and not on the number of texts or the batch.
+"""
+
+LICENCE = """\
+No licence has been declared for these weights. Whoever publishes them declares one, as `license:` at the top of this
+card, minding the terms of the training text and of the text encoder. The toolkit itself, `ldlm`, is under the Apache
+License 2.0.
+"""
+
+FIGURES = """\
+`l_diff` is the denoising loss and `l_diff_mean` that of predicting the mean latent; `l_h` and `l_w` are the losses of
+the hidden states and of the tokens, and `token_accuracy` is the share of tokens that are rebuilt, under the noise of
+training; `_clean` is without noise.
+"""
+
+
+def text(config: ModelDescription) -> str:
+    """Markdown with YAML front matter."""
+    length, (number, width) = config.shapes.seq_len, config.latent_shape
+    intro = (
+        f"It draws texts of {length:,} tokens: a diffusion transformer denoises {number:,} latents of width {width:,}, "
+        f"and a decoder turns them into tokens in one pass. It was trained with `ldlm` after *{PAPER}*."
+    )
+    sections = {
+        "Use": USE,
+        "What is in it": f"{_table(_contents(config))}\n\nThe text encoder, the latent encoder and the state of the "
+        f"optimiser are not in it: drawing texts takes none of them.",
+        "Where it comes from": _table(_provenance(config)),
+        "Held-out figures": _figures(config.provenance),
+        "How it draws unless told otherwise": _table(configs.to_dict(config.sampler)),
+        "Licence": LICENCE,
+    }
+    body = "\n\n".join(f"## {title}\n\n{section.strip()}" for title, section in sections.items())
+    return f"{HEAD}\n# Latent diffusion language model, {length:,} tokens\n\n{intro}\n\n{body}\n"
+
+
+def _contents(config: ModelDescription) -> dict[str, Any]:
+    networks = config.networks()
+    sizes = {name: f"{sum(p.numel() for p in network.parameters()):,} parameters" for name, network in networks.items()}
+    return {
+        "denoiser": sizes["denoiser"],
+        **{f"decoder `{name}`": sizes[f"decoders/{name}"] for name in config.decoders},
+        "decoder by default": f"`{next(iter(config.decoders))}`",
+        **_boundaries(config.provenance),
+        "vocabulary": f"{config.shapes.vocab_size:,} tokens",
+    }
+
+
+def _boundaries(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """The card's row of boundary tokens; none where the export has no record of them."""
+    tokens = provenance.get("boundaries", {"tokens": []})["tokens"]
+    return {"rows and documents begin and end with": ", ".join(f"`{token}`" for token in tokens)} if tokens else {}
+
+
+def _provenance(config: ModelDescription) -> dict[str, Any]:
+    provenance, settings = config.provenance, config.provenance["settings"]
+    encoder, features, recipe = provenance["encoder"], provenance["features"], settings["recipe"]
+    trained = configs.from_stored(configs.TrainConfig, settings)
+    noise = configs.decoder_noise(trained.model.space, trained.recipe)
+    return {
+        "paper": PAPER,
+        "training": f"{provenance['step']:,} steps of {settings['batch_size']:,} rows, seed {settings['seed']}",
+        "recipe": f"space {config.model.space}, reconstruction {recipe['reconstruction']}, "
+        f"warm-up {recipe['warmup_steps']:,} steps, decoder noise {noise}, "
+        f"timesteps {settings['timesteps']['kind']}, schedule {config.schedule.kind}",
+        "training rows": _rows(features["rows"]),
+        "training text": f"fingerprint `{features['text']}`",
+        "features": f"fingerprint `{features['store']}`",
+        "frozen text encoder": f"{_source(encoder)}, kind {encoder['kind']}, layer {encoder['layer']}",
+        "its weights": f"fingerprint `{encoder['fingerprint']}`",
+        "checkpoint": f"digest `{provenance['checkpoint']}`",
+        "trained with": _versions(provenance["versions"]["training"]),
+        "exported with": _versions(provenance["versions"]["export"]),
+    }
+
+
+def _source(encoder: Mapping[str, Any]) -> str:
+    """The encoder's name, with its commit where it is one of the hub and the features tell."""
+    commit = encoder.get("revision")
+    return f"{encoder['name']} at commit `{commit}`" if commit else str(encoder["name"])
+
+
+def _rows(rows: Mapping[str, int] | None) -> str:
+    return "not recorded" if rows is None else ", ".join(f"{count:,} {split}" for split, count in rows.items())
+
+
+def _versions(versions: Mapping[str, str | None] | None) -> str:
+    if versions is None:
+        return "not recorded: the run is not finished"
+    return ", ".join(f"{name} {version}" for name, version in versions.items() if version is not None)
+
+
+def _figures(provenance: Mapping[str, Any]) -> str:
+    held_out, decoders = provenance["held_out"], provenance["decoders"]
+    if not held_out and not decoders:
+        return "None were taken before this checkpoint."
+    fine_tuned = {f"{name}: {key}": value for name, figures in decoders.items() for key, value in figures.items()}
+    return f"{_table({**held_out, **fine_tuned})}\n\n{FIGURES}"
+
+
+def _table(values: Mapping[str, Any]) -> str:
+    rows = [f"| {name} | {_cell(value)} |" for name, value in values.items()]
+    return "\n".join(["| | |", "|---|---|", *rows])
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:.4g}"
+    return str(value).replace("|", "\\|")

@@ -1,0 +1,297 @@
+"""A trained model to hand on: all that drawing texts takes, in a folder that `ldlm export` writes or on the hub.
+
+    model.safetensors   the denoiser and the decoders, averaged weights
+    tokenizer/          as the run had it
+    README.md           the model card; free to be edited
+    config.json         last: sizes, schedule, F(t), sampler, provenance, and the sha256 of weights and tokenizer
+
+There is no text encoder in it, no latent encoder and nothing of the optimiser. Weights are read from safetensors alone.
+
+    from ldlm import LDLM
+    texts = LDLM.from_pretrained("model").sample(8, steps=64)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from huggingface_hub import ModelHubMixin
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ldlm import config as configs
+from ldlm import files, hub, runtime
+from ldlm.compute import Compute
+from ldlm.config import ComputeConfig, ModelConfig, SampleConfig, SamplerConfig, Shapes, TimestepConfig
+from ldlm.errors import InputError
+from ldlm.evaluation import metrics
+from ldlm.hub import load_tokenizer
+from ldlm.model.autoencoder import TokenDecoder
+from ldlm.model.denoiser import DiT
+from ldlm.model.diffusion import Schedule
+from ldlm.model.model import build_meta
+from ldlm.model.timesteps import TimestepSampler
+from ldlm.sampling import generation, modelcard, samplers
+from ldlm.sampling.generation import JOINT, Decoder, TextGenerator
+
+FORMAT = 1
+CONFIG, WEIGHTS, CARD, TOKENIZER = "config.json", "model.safetensors", "README.md", "tokenizer"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What config.json says
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDescription:
+    """Sizes and schedule, which make the networks, and where their weights come from."""
+
+    model: ModelConfig
+    shapes: Shapes
+    latent_shape: tuple[int, int]  # (N, C)
+    schedule: Schedule
+    t_min: float  # smallest timestep of training
+    timestep_p: tuple[float, ...]  # probabilities of equal bins of [0, 1], which make F(t)
+    sampler: SamplerConfig  # how `sample` draws where it is told nothing else
+    decoders: dict[str, dict[str, Any]]  # the first is the default; the sizes of a fine-tuned one
+    provenance: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"model_type": "ldlm", "format": FORMAT, **configs.to_dict(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ModelDescription:
+        """Inverse of `to_json`."""
+        return cls(
+            model=configs.from_dict(ModelConfig, data["model"]),
+            shapes=Shapes(**data["shapes"]),
+            latent_shape=(data["latent_shape"][0], data["latent_shape"][1]),
+            schedule=Schedule(**data["schedule"]),
+            t_min=data["t_min"],
+            timestep_p=tuple(data["timestep_p"]),
+            sampler=configs.from_dict(SamplerConfig, data["sampler"]),
+            decoders=data["decoders"],
+            provenance=data["provenance"],
+        )
+
+    def networks(self) -> dict[str, nn.Module]:
+        """`denoiser` and `decoders/NAME`, without storage."""
+        joint = build_meta(self.model, self.shapes)
+        networks: dict[str, nn.Module] = {"denoiser": joint.denoiser}
+        for name, sizes in self.decoders.items():
+            with torch.device("meta"):
+                networks[f"decoders/{name}"] = joint.decoder() if name == JOINT else TokenDecoder(**sizes)
+        return networks
+
+    @property
+    def timesteps(self) -> TimestepSampler:
+        """The timestep sampler, whose F(t) is the `learned` grid."""
+        sampler = TimestepSampler(TimestepConfig(bins=len(self.timestep_p)), self.t_min)
+        sampler.p = np.array(self.timestep_p)
+        return sampler
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The model
+
+
+class LDLM(ModelHubMixin):
+    """A latent diffusion language model that draws texts. `save_pretrained` and `push_to_hub` hand it on."""
+
+    def __init__(
+        self, config: ModelDescription, networks: Mapping[str, nn.Module], tokenizer: Path, card: str | None = None
+    ) -> None:
+        """`networks` as in `ModelDescription.networks`, with weights; `tokenizer` a folder; `card` None: a new one."""
+        self.config, self.networks, self.device = config, dict(networks), torch.device("cpu")
+        self.tokenizer = load_tokenizer(str(tokenizer))
+        self.card = modelcard.text(config) if card is None else card
+        self._tokenizer_files = {name: path.read_bytes() for path, name in files.below(tokenizer)}
+        self._generators: dict[str, TextGenerator] = {}  # by decoder, on `device`, with what they have compiled
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # there is no other class to pass further options on to
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+    ) -> LDLM:
+        """The model in a folder, or of that id on the Hugging Face hub; on the CPU.
+
+        The network is used for a hub id only. `InputError` when there is no such model, when a byte of it is not as it
+        was exported, and when its weights are pickles.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            options: dict[str, Any] = {
+                "force_download": force_download, "token": token, "cache_dir": cache_dir,
+                "local_files_only": local_files_only, "revision": revision,
+            }  # fmt: skip
+            name = str(pretrained_model_name_or_path)
+            _described(hub.download(name, [CONFIG], **options))  # before gigabytes of something else
+            folder = hub.download(name, [CONFIG, WEIGHTS, CARD, f"{TOKENIZER}/*"], **options)
+        return cls._from_folder(folder)
+
+    @classmethod
+    def _from_folder(cls, folder: Path) -> LDLM:
+        config = ModelDescription.from_json(_verified(folder))
+        networks, tensors = config.networks(), load_file(folder / WEIGHTS)
+        for name, network in networks.items():
+            own = {key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")}
+            network.to_empty(device="cpu").load_state_dict(own)
+            network.eval().requires_grad_(False)
+        card = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else None
+        return cls(config, networks, folder / TOKENIZER, card)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """What `save_pretrained` writes and `push_to_hub` uploads; `config.json` is last, and makes it whole."""
+        tensors = {
+            f"{name}/{key}": tensor.detach().contiguous().cpu()
+            for name, network in self.networks.items()
+            for key, tensor in network.state_dict().items()
+        }
+        with files.replacing(save_directory / WEIGHTS) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+        for name, data in self._tokenizer_files.items():
+            files.write_atomic(save_directory / TOKENIZER / name, data)
+        files.write_atomic(save_directory / CARD, self.card)
+        sha256 = {name: files.sha256_file(save_directory / name) for name in [WEIGHTS, *self._tokenizer_names()]}
+        files.write_atomic(save_directory / CONFIG, files.dump_digested({**self.config.to_json(), "sha256": sha256}))
+
+    def _tokenizer_names(self) -> list[str]:
+        return [f"{TOKENIZER}/{name}" for name in self._tokenizer_files]
+
+    def to(self, device: str | torch.device) -> LDLM:
+        """Move it to a device (cpu, cuda, cuda:N or auto); returns itself. What `sample` keeps is made afresh."""
+        self.device = runtime.device(str(device))
+        self._generators.clear()
+        for network in self.networks.values():
+            network.to(self.device)
+        return self
+
+    @property
+    def shapes(self) -> Shapes:
+        """Tokens per text, width of the states, vocabulary."""
+        return self.config.shapes
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """The digest and the step of the checkpoint that it was exported from."""
+        return {key: self.config.provenance[key] for key in ("checkpoint", "step")}
+
+    def generator(self, decoder: str | None = None, compute: Compute | None = None) -> TextGenerator:
+        """What draws token rows, with the decoder of that name; None is the first of `config.decoders`."""
+        name = self._decoder_name(decoder)
+        return TextGenerator(
+            denoiser=cast(DiT, self.networks["denoiser"]),
+            decoder=Decoder(name, self.networks[f"decoders/{name}"]),
+            schedule=self.config.schedule,
+            timesteps=self.config.timesteps,
+            latent_shape=self.config.latent_shape,
+            seq_len=self.shapes.seq_len,
+            vocab_size=self.shapes.vocab_size,
+            compute=compute or Compute.of(ComputeConfig(), self.device),
+        )
+
+    def _decoder_name(self, decoder: str | None) -> str:
+        name = next(iter(self.config.decoders)) if decoder is None else decoder
+        if name not in self.config.decoders:
+            raise InputError(f"the model has no decoder {name!r} (it has: {', '.join(self.config.decoders)})")
+        return name
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a copy: without what was compiled, and the locks in it."""
+        return {**self.__dict__, "_generators": {}}
+
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        batch_size: int | None = None,
+        decoder: str | None = None,
+        sampler: str | None = None,
+        clean_up: bool = False,
+        **settings: Any,
+    ) -> list[str]:
+        """Draw `n` texts, the same as `ldlm sample` draws with these settings.
+
+        `settings` are those of `ldlm.config.SamplerConfig`, such as `steps=64`, `solver="dpm++2m"`, `grid="learned"`,
+        `guidance=1.5` and `temperature=0.8`; what is not given is as in `config.sampler`, or with `sampler="paper"` as
+        in the paper. Text i depends on `seed` and i alone, so more texts begin with the same texts, and `batch_size`
+        (None: measured) changes none. `clean_up` decodes with the tokenizer's clean-up of spaces. `InputError` names a
+        setting that does not exist or is out of bounds, and a solver, grid and end that are not offered.
+        """
+        named = {} if sampler is None else configs.named_sampler(SampleConfig, sampler)
+        given = {"num_samples": n, "seed": seed, "batch_size": batch_size, "sampler": settings}
+        base = {"sampler": configs.to_dict(self.config.sampler)}
+        config = configs.from_dict(SampleConfig, configs.merge(base, named, given))
+        samplers.check(config.sampler, known=self.config.sampler)
+        name = self._decoder_name(decoder)
+        if name not in self._generators:
+            self._generators[name] = self.generator(name)
+        batches = generation.batches(self._generators[name], config)
+        return [
+            text
+            for _, tokens_BL in batches
+            for text in metrics.decode_tokens(self.tokenizer, tokens_BL, clean_up=clean_up)
+        ]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Reading a folder
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a folder is an exported model and not a run."""
+    return (path / CONFIG).is_file() and _model_type(files.read_json(path / CONFIG)) == "ldlm"
+
+
+def _model_type(found: Any) -> str | None:
+    return found.get("model_type") if isinstance(found, dict) else None
+
+
+def described(folder: Path) -> ModelDescription:
+    """What an exported model is, by its `config.json` alone; `InputError` when it is none of ours, or damaged."""
+    return ModelDescription.from_json(_described(folder))
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """What `config.json` holds; `InputError` when it is none of ours, or damaged."""
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder} has no {CONFIG}{_pickled(folder)}; `ldlm export` makes a whole model")
+    found = files.read_json(folder / CONFIG)
+    if _model_type(found) != "ldlm":
+        raise InputError(f"{folder} holds a model of type {_model_type(found)}, and not one that `ldlm export` made")
+    record = files.read_digested(folder / CONFIG, "export or download it again")
+    if record["format"] != FORMAT:
+        raise InputError(f"{folder} has format {record['format']}, and this ldlm reads {FORMAT}; use the newer ldlm")
+    return record
+
+
+def _verified(folder: Path) -> dict[str, Any]:
+    """The same, once every file that takes part is there as it was exported, and no other."""
+    record = _described(folder)
+    there = [WEIGHTS, *(f"{TOKENIZER}/{name}" for _, name in files.below(folder / TOKENIZER))]
+    for name in sorted({*record["sha256"], *there}):
+        if name not in there or not (folder / name).is_file():
+            raise InputError(f"{folder} lacks {name}{_pickled(folder)}; export or download it again")
+        if files.sha256_file(folder / name) != record["sha256"].get(name):
+            raise InputError(f"{folder / name} is damaged: it is not what was exported; export or download it again")
+    return record
+
+
+def _pickled(folder: Path) -> str:
+    """A word on weights that are there and never read."""
+    pickles = [path.name for pattern in PICKLES for path in folder.glob(pattern)]
+    return f" ({', '.join(sorted(pickles))}: pickled weights are never read)" if pickles else ""

@@ -1,0 +1,284 @@
+"""A trained run as the later stages see it: averaged weights, sizes, tokenizer, statistics and decoders."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ldlm import artifact, config, files
+from ldlm.compute import Compute
+from ldlm.config import ComputeConfig, DecoderNoise, Shapes, TrainConfig, decoder_noise
+from ldlm.errors import InputError
+from ldlm.features.online import OnlineEncoder
+from ldlm.features.store import FeatureStore
+from ldlm.hub import load_tokenizer
+from ldlm.model.autoencoder import TokenDecoder
+from ldlm.model.diffusion import Schedule
+from ldlm.model.model import JointModel, build, build_meta
+from ldlm.model.timesteps import TimestepSampler
+from ldlm.progress import Progress
+from ldlm.sampling.generation import JOINT, Decoder, TextGenerator
+from ldlm.training import accounting, checkpoint
+from ldlm.training.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class DecoderRecord:
+    """What is known of a decoder of a run. `held_out` is what `heldout.evaluate_decoder` found, empty if not measured.
+
+    `layers` are those between a latent and the vocabulary head. One that is not `usable` was trained on another
+    checkpoint's latents than the run is opened at.
+    """
+
+    name: str
+    layers: int
+    parameters: int
+    noise: str  # that it was trained and measured under, like `σ_dec 3`
+    held_out: Mapping[str, Any]
+    step: int  # optimiser steps taken
+    checkpoint_step: int
+    usable: bool = True
+    default: bool = False
+
+
+class TrainedRun:
+    """A checkpoint of a run with the averaged weights, on a device: the newest that verifies, or the one named."""
+
+    def __init__(self, path: str | Path, device: torch.device, name: str | None = None) -> None:
+        self.path, self.device = Path(path), device
+        self.artifact = artifact.open_artifact(self.path, "run", complete=False)
+        self.checkpoint = self._latest() if name is None else checkpoint.named(self.path / "checkpoints", name)
+        self.config = config.from_stored(TrainConfig, self.artifact.config)
+        self.features: dict[str, Any] = files.read_json(self.path / "features.json")
+        self.shapes = Shapes(**self.features["shapes"])
+        self.schedule = Schedule.of(self.config.diffusion)
+        self.model = self._load_model()
+
+    def _latest(self) -> Checkpoint:
+        found = checkpoint.latest(self.path / "checkpoints")
+        if found is None:
+            raise InputError(
+                f"{self.path} has no checkpoint yet; run the same `ldlm train` command again and it goes on"
+            )
+        return found
+
+    def _load_model(self) -> JointModel:
+        scratch = self.features["encoder"]["kind"] == "scratch"
+        model = build(self.config.model, self.shapes, seed=0, scratch=scratch)
+        model.load_state_dict(self.checkpoint.tensors("ema"))
+        return model.eval().requires_grad_(False).to(self.device)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that the run was trained with."""
+        return load_tokenizer(str(self.path / "tokenizer"))
+
+    @property
+    def timesteps(self) -> TimestepSampler:
+        """The timestep sampler as the checkpoint has it."""
+        sampler = TimestepSampler(self.config.timesteps, self.config.diffusion.t_min)
+        sampler.load_state_dict(self.checkpoint.state["timesteps"])
+        return sampler
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What the weights are: the checkpoint's digest and step."""
+        return {"checkpoint": self.checkpoint.digest, "step": self.checkpoint.step}
+
+    def generator(self, decoder: str | None = None, compute: Compute | None = None) -> TextGenerator:
+        """What draws texts, with the decoder of that name (see `decoder`)."""
+        return TextGenerator(
+            denoiser=self.model.denoiser,
+            decoder=self.decoder(decoder),
+            schedule=self.schedule,
+            timesteps=self.timesteps,
+            latent_shape=(self.model.num_latents, self.model.latent_dim),
+            seq_len=self.shapes.seq_len,
+            vocab_size=self.shapes.vocab_size,
+            compute=compute or Compute.of(ComputeConfig(), self.device),
+        )
+
+    def check_store(self, store: FeatureStore) -> None:
+        """`InputError` when the store's states are not the ones this run was trained on."""
+        for what in ("fingerprint", "statistics"):
+            mine, theirs = self.features["encoder"][what], store.encoder[what]
+            if mine != theirs:
+                noun = "encoder" if what == "fingerprint" else "normalisation"
+                raise InputError(
+                    f"{store.path} was made with another {noun} ({store.encoder['name']}, {theirs[:12]}) than the run "
+                    f"({self.features['encoder']['name']}, {mine[:12]}); give the store that the run was trained on"
+                )
+        if store.shapes != self.shapes:
+            raise InputError(f"{store.path} has {store.shapes}, and the run {self.shapes}; give the run's own store")
+
+    @torch.no_grad()
+    def encode(self, tokens_BL: Tensor, encoder: str | None = None) -> Tensor:
+        """Latents z_0 (B, N, C) of token rows, by the frozen encoder that the run records and by E_z.
+
+        `encoder` says where that is now. `InputError` when it can't be had, or is not the one any more that the
+        features were made with.
+        """
+        tokens_BL = tokens_BL.to(self.device, torch.int64)
+        hidden_BLD = None if self.model.embedding is not None else self._frozen_encoder(encoder)(tokens_BL)
+        return self.model.latent_encoder(self.model.states(hidden_BLD, tokens_BL))
+
+    def _frozen_encoder(self, where: str | None) -> OnlineEncoder:
+        statistics = load_file(self.path / "statistics.safetensors")
+        record = {**self.features["encoder"], **({} if where is None else {"name": where})}
+        return OnlineEncoder(record, statistics["mean"].numpy(), statistics["std"].numpy())
+
+    def decoder(self, name: str | None = None) -> Decoder:
+        """The decoder of that name: `joint` for D_w∘D_h, or a fine-tuned one; None is the default (`_default`)."""
+        available = self._finetuned()
+        if name is None:
+            name = self._default(available)
+        if name == JOINT:
+            return self._joint()
+        if name not in available:
+            names = ", ".join([JOINT, *available])
+            raise InputError(
+                f"{self.path} has no decoder {name!r} (it has: {names}); `ldlm finetune-decoder` makes one"
+            )
+        return self._load_decoder(name)
+
+    def _joint(self) -> Decoder:
+        if self.model.token_decoder is None:
+            raise InputError(
+                f"{self.path} was trained with model.token_decoder.mode=deferred and has no decoder yet; run "
+                f"`ldlm finetune-decoder --run {self.path} --features DIR` first"
+            )
+        return Decoder(JOINT, self.model.decoder())
+
+    def remark_on_decoder(self, name: str | None, progress: Progress) -> None:
+        """Say which decoder None means, and why, where there are several."""
+        usable = [record for record in self.decoders() if record.usable]
+        if name is not None or len(usable) < 2:
+            return
+        default = next(record for record in usable if record.default)
+        how = _measure(default)
+        alike = [record for record in usable if how is not None and _measure(record) == how and record is not default]
+        others = ", ".join(f"{record.name} {record.held_out['l_w']:.2f}" for record in alike)
+        if others:
+            why = f"of the lowest held-out cross-entropy ({default.held_out['l_w']:.2f}; {others})"
+        elif how is None:
+            why = "the newest, for none has been measured"
+        else:
+            why = "the only one that has been measured on these held-out rows and under this noise"
+        progress.note(f"decoder {default.name}, {why}; --decoder NAME takes another")
+
+    def usable_decoders(self) -> list[str]:
+        """Names of the decoders that belong to this checkpoint: the default, then the newest first, `joint` last."""
+        usable = [record for record in reversed(self.decoders()) if record.usable]
+        return [record.name for record in sorted(usable, key=lambda record: not record.default)]
+
+    def decoders(self) -> list[DecoderRecord]:
+        """Every decoder: the jointly trained one where there is one, then the fine-tuned ones, oldest first."""
+        found = self._finetuned()
+        default = self._default(found)
+        records = [
+            DecoderRecord(
+                name=name,
+                layers=manifest["network"]["layers"],
+                parameters=manifest["parameters"],
+                noise=str(noise_of(manifest)),
+                held_out=manifest["held_out"],
+                step=manifest["step"],
+                checkpoint_step=manifest["checkpoint_step"],
+                usable=manifest["checkpoint"] == self.checkpoint.digest,
+                default=name == default,
+            )
+            for name, manifest in found.items()
+        ]
+        if self.model.token_decoder is None:
+            return records
+        return [replace(self._joint_record(found.values()), default=default == JOINT), *records]
+
+    def _default(self, finetuned: Mapping[str, Mapping[str, Any]]) -> str:
+        """The decoder of this checkpoint with the lowest held-out cross-entropy, among those measured alike.
+
+        Alike is: under as much noise and on the same rows as the newest that was measured; D_w∘D_h was measured beside
+        it. Where none was measured it is the newest, and without any fine-tuned one `joint`.
+        """
+        usable = {name: one for name, one in finetuned.items() if one["checkpoint"] == self.checkpoint.digest}
+        how = {name: _measured(str(noise_of(one)), one["held_out"]) for name, one in usable.items()}
+        measured = [name for name in usable if how[name] is not None]
+        if not measured:
+            return [JOINT, *finetuned, *usable][-1]
+        newest = usable[measured[-1]]
+        alike = {name: usable[name]["held_out"] for name in measured if how[name] == how[measured[-1]]}
+        if _measured(str(noise_of(newest)), newest.get("joint", {})) == how[measured[-1]]:
+            alike = {JOINT: newest["joint"], **alike}
+        return min(reversed(alike), key=lambda name: alike[name]["l_w"])  # of equals the newest
+
+    def _joint_record(self, finetuned: Collection[Mapping[str, Any]]) -> DecoderRecord:
+        """D_w∘D_h, as it was measured beside the newest fine-tuned decoder of this checkpoint that was measured."""
+        beside = [manifest for manifest in finetuned if manifest["checkpoint"] == self.checkpoint.digest]
+        beside = [manifest for manifest in beside if manifest.get("joint")] or beside
+        sizes = self.config.model
+        return DecoderRecord(
+            name=JOINT,
+            layers=(sizes.autoencoder.layers if self.model.encodes else 0) + sizes.token_decoder.layers,
+            parameters=self.joint_parameters(),
+            noise=str(noise_of(beside[-1]) if beside else decoder_noise(sizes.space, self.config.recipe)),
+            held_out=beside[-1].get("joint", {}) if beside else {},
+            step=self.checkpoint.step,
+            checkpoint_step=self.checkpoint.step,
+        )
+
+    def joint_parameters(self) -> int:
+        """Parameters of D_h and D_w, as the run's settings have D_w where it was deferred."""
+        decoder = replace(self.config.model.token_decoder, mode="joint")
+        scratch = self.model.embedding is not None
+        model = build_meta(replace(self.config.model, token_decoder=decoder), self.shapes, scratch=scratch)
+        counts = accounting.parameters(model)
+        return counts["latent_decoder"] + counts["token_decoder"]
+
+    def _finetuned(self) -> dict[str, dict[str, Any]]:
+        """Manifests of the finished decoders by name, oldest first."""
+        paths = (self.path / "decoders").glob("*/manifest.json")
+        found = {path.parent.name: artifact.Artifact(path.parent, "decoder", "complete").manifest for path in paths}
+        return dict(sorted(found.items(), key=lambda named: named[1]["created"]))
+
+    def _load_decoder(self, name: str) -> Decoder:
+        folder = self.path / "decoders" / name
+        found = artifact.open_artifact(folder, "decoder")
+        if found.inputs["checkpoint"] != self.checkpoint.digest:
+            other = "" if self.model.token_decoder is None else f", or choose --decoder {JOINT}"
+            raise InputError(
+                f"the decoder {name} was trained on another checkpoint than {self.checkpoint.path.name}; run "
+                f"`ldlm finetune-decoder` again with --overwrite{other}"
+            )
+        for file, digest in found.manifest.get("sha256", {}).items():  # of an earlier version there is none
+            if not (folder / file).is_file() or files.sha256_file(folder / file) != digest:
+                raise InputError(
+                    f"{folder / file} is damaged or missing; restore it from a copy, run `ldlm finetune-decoder` again "
+                    f"with --overwrite, or choose another --decoder"
+                )
+        network = TokenDecoder(**found.manifest["network"])
+        network.load_state_dict(load_file(folder / "ema.safetensors"))
+        network.eval().requires_grad_(False).to(self.device)
+        return Decoder(name, network)
+
+
+def noise_of(manifest: Mapping[str, Any]) -> DecoderNoise:
+    """The noise that a decoder was trained and measured under. Earlier versions had σ_dec alone, and noted it."""
+    if "decoder_noise" in manifest:
+        return DecoderNoise(**manifest["decoder_noise"])
+    return DecoderNoise("additive", manifest["sigma_dec"])
+
+
+def _measure(record: DecoderRecord) -> tuple[Any, ...] | None:
+    return _measured(record.noise, record.held_out)
+
+
+def _measured(noise: str, held_out: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """Key that two decoders must share to be compared; None where no cross-entropy was measured."""
+    if held_out.get("l_w") is None:
+        return None
+    return noise, held_out.get("split"), held_out.get("rows")

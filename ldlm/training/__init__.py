@@ -1,0 +1,1 @@
+"""How a model is trained: steps, optimiser, checkpoints, metrics and held-out figures."""

@@ -1,0 +1,172 @@
+"""What a configuration costs, counted on the meta device from the model that would run: nothing is re-derived by hand.
+
+FLOPs and bytes mean one training step, with the self-conditioning pass in expectation (SPEC 12.14).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from ldlm.config import ModelConfig, Shapes, TrainConfig, autoencoder_steps, from_dict, preset, total_steps
+from ldlm.model.layers import recompute_activations
+from ldlm.model.model import JointModel, build_meta
+from ldlm.model.objective import Draws, Objective, Phase, Smoothing, set_trainable
+
+# float32 weights, their gradients, AdamW's two moments and the weight average
+BYTES_PER_PARAMETER = 4 * 5
+PRODUCTS = 4  # of matrices, between two looks at the clock
+
+
+def parameters(model: JointModel) -> dict[str, int]:
+    """Number of parameters of each part; a deferred token decoder counts 0."""
+    names = ("latent_encoder", "latent_decoder", "denoiser", "token_decoder")
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.parts().items()}
+    return {**dict.fromkeys(names, 0), **counts}
+
+
+def training_cost(config: TrainConfig, shapes: Shapes, *, rows: int | None = None) -> dict[str, Any]:
+    """Parameters, FLOPs per token and bytes of one training step of `rows` rows in float32.
+
+    `rows` at a time are the batch's, divided by `accumulate`, on one device. For space=cosmos the FLOPs are those of
+    either phase, by name with its steps, and the bytes those of the larger.
+    """
+    rows = rows or -(-config.batch_size // config.accumulate)
+    model = build_meta(config.model, shapes)
+    if config.recompute:
+        recompute_activations(model)
+    first = autoencoder_steps(config)
+    phases: list[Phase] = ["autoencoder", "diffusion"] if first else ["joint"]
+    flops = {phase: flops_per_token(config, shapes, phase) for phase in phases}
+    counts = parameters(model)
+    activations = max(_activations(model, config, shapes, phase) for phase in phases)
+    return {
+        "parameters": counts,
+        **({"steps": {"autoencoder": first, "diffusion": total_steps(config) - first}} if first else {}),
+        "flops_per_token": flops if first else flops["joint"],
+        "rows_at_once": rows,
+        "memory_bytes": BYTES_PER_PARAMETER * sum(counts.values()) + rows * activations,
+    }
+
+
+def _activations(model: JointModel, config: TrainConfig, shapes: Shapes, phase: Phase) -> int:
+    """Bytes that a step of the phase saves for its backward pass, per row."""
+    set_trainable(model, phase)
+    return _step(Objective(model, config.diffusion, config.recipe), shapes, phase, self_condition=False)[1]
+
+
+def flops_per_token(config: TrainConfig, shapes: Shapes, phase: Phase = "joint") -> int:
+    """FLOPs that a training step of the phase needs, per token: activations that are computed again don't count."""
+    model = build_meta(config.model, shapes)
+    set_trainable(model, phase)
+    objective = Objective(model, config.diffusion, config.recipe)
+    plain, _ = _step(objective, shapes, phase, self_condition=False)
+    conditioned, _ = _step(objective, shapes, phase, self_condition=True)
+    p = config.diffusion.self_conditioning
+    return round(((1 - p) * plain + p * conditioned) / shapes.seq_len)
+
+
+def encoder_share(network: nn.Module, seq_len: int) -> float:
+    """The frozen encoder's share of the FLOPs of a step that trains the paper's model (owt-1024) and runs it too."""
+    paper = preset("owt-1024")
+    shapes = replace(paper.shapes, seq_len=seq_len)
+    encoder = encoder_flops(network, seq_len) / seq_len
+    return encoder / (encoder + training_cost(from_dict(TrainConfig, paper.overrides), shapes)["flops_per_token"])
+
+
+def encoder_flops(network: nn.Module, seq_len: int) -> int:
+    """FLOPs of the frozen encoder over one row."""
+    tokens_BL = torch.zeros(1, seq_len, dtype=torch.int64, device=next(network.parameters()).device)
+    with torch.no_grad():
+        return _forward_flops(lambda: network(tokens_BL))
+
+
+def denoiser_flops(config: ModelConfig, shapes: Shapes) -> int:
+    """FLOPs of one denoiser evaluation of one text."""
+    model, z_BNC = _one_text(config, shapes)
+    return _forward_flops(lambda: model.denoiser(z_BNC, torch.empty(1, device="meta"), z_BNC))
+
+
+def decoder_flops(config: ModelConfig, shapes: Shapes) -> int:
+    """FLOPs of decoding one text by D_w∘D_h."""
+    model, z_BNC = _one_text(config, shapes)
+    return _forward_flops(lambda: model.decoder()(z_BNC))
+
+
+def _one_text(config: ModelConfig, shapes: Shapes) -> tuple[JointModel, Tensor]:
+    model = build_meta(config, shapes).requires_grad_(False)
+    return model, torch.empty(1, model.num_latents, model.latent_dim, device="meta")
+
+
+def _forward_flops(forward: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        forward()
+    return counter.get_total_flops()
+
+
+def matmul_flops(device: torch.device, dtype: torch.dtype = torch.float32, seconds: float = 0.2) -> float:
+    """FLOP/s of square matrix products on `device`: the limit that a training step is compared with."""
+    size = 8192 if device.type == "cuda" else 1024
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    best, ends = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < ends or best == 0.0:
+        started = time.perf_counter()
+        for _ in range(PRODUCTS - 1):
+            a @ a
+        (a @ a)[0, 0].item()  # waits for the device
+        best = max(best, PRODUCTS * 2 * size**3 / (time.perf_counter() - started))
+    return best
+
+
+def _step(objective: Objective, shapes: Shapes, phase: Phase, *, self_condition: bool) -> tuple[int, int]:
+    """(FLOPs, bytes saved for the backward pass) of one row."""
+    model = objective.model
+    latents = (1, model.num_latents, model.latent_dim)
+    with torch.device("meta"):
+        hidden_BLD = torch.empty(1, shapes.seq_len, shapes.hidden_dim)
+        tokens_BL = torch.empty(1, shapes.seq_len, dtype=torch.int64)
+        ones = torch.empty(1, dtype=torch.float64)
+        draws = Draws(ones, ones, torch.empty(latents), torch.empty(latents), self_condition, t_dec_B=ones)
+        smoothing = None
+        if phase == "autoencoder":
+            smoothing = Smoothing(torch.empty(1, shapes.seq_len, 1), torch.empty_like(hidden_BLD), torch.empty(latents))
+    # Weights are saved too, as views, and are counted elsewhere.
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    saved: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            saved[storage._cdata] = storage.nbytes()
+        return tensor
+
+    counter, softmax = FlopCounterMode(display=False), _SoftmaxOutputs()
+    with counter, softmax, torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        losses = objective(hidden_BLD, tokens_BL, draws, 1.0, phase, smoothing)
+        losses.loss.backward()
+    model.zero_grad(set_to_none=True)
+    # On the meta device attention saves its probabilities; the fused kernels that really run never do.
+    for tensor in softmax.outputs:
+        saved.pop(tensor.untyped_storage()._cdata, None)
+    return counter.get_total_flops(), sum(saved.values())
+
+
+class _SoftmaxOutputs(TorchDispatchMode):
+    """Collects what softmax returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten._softmax.default, torch.ops.aten._safe_softmax.default):
+            self.outputs.append(result)
+        return result
