@@ -25,7 +25,7 @@ from ldlm import artifact, config, files, memory
 from ldlm.cli import show
 from ldlm.config import SAMPLERS, EvaluateConfig, SampleConfig, SamplerConfig, TrainConfig
 from ldlm.stages import evaluate, sample, train
-from ldlm.training.metricsfile import MetricsFile
+from ldlm.training.log import MetricsFile
 
 BASE = "LDLM"
 FIGURES = ("gen_ppl", "entropy", "diversity", "token_accuracy_clean", "latent_std")

@@ -18,7 +18,7 @@ from ldlm.features.encoder import FrozenEncoder
 from ldlm.features.store import FeatureStore
 from ldlm.features.stream import Stream
 from ldlm.stages import extract_features, pretrain_encoder
-from ldlm.training import accounting
+from ldlm.training import cost
 
 CHARACTERS = 4  # of a token, or fewer
 
@@ -29,7 +29,7 @@ def rows(bench: Bench, folder: Path) -> Iterator[dict[str, Any]]:
     text.write_text("\n".join(_documents(bench.scale.stored * bench.shapes.seq_len * CHARACTERS)) + "\n")
     encoder = _encoder(bench, text, folder / "encoder")
     frozen = FrozenEncoder(str(encoder), layer=-3, seq_len=bench.shapes.seq_len, device=bench.device)
-    flops = accounting.encoder_flops(frozen.network, bench.shapes.seq_len)
+    flops = cost.encoder_flops(frozen.network, bench.shapes.seq_len)
     tokens_BL = torch.zeros(bench.scale.rows, bench.shapes.seq_len, dtype=torch.int64)
     with plain_attention():
         alone = timed(lambda: frozen(tokens_BL), bench.device, bench.scale.seconds).median / bench.scale.rows

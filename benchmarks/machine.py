@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ldlm.compute import DTYPES
-from ldlm.training import accounting
+from ldlm.training import cost
 
 COPY_BYTES, FILE_BYTES = 2**28, 2**28
 
@@ -57,7 +57,7 @@ def settled(figures: Any, limits: Limits) -> Any:
 
 def limits(device: torch.device, seconds: float = 1.0) -> Limits:
     """Measure them."""
-    flops = {name: accounting.matmul_flops(device, dtype, seconds) for name, dtype in DTYPES.items()}
+    flops = {name: cost.matmul_flops(device, dtype, seconds) for name, dtype in DTYPES.items()}
     source = torch.ones(COPY_BYTES // 4, device=device)
     target = torch.empty_like(source)
     copy = 2 * COPY_BYTES / timed(lambda: target.copy_(source), device, seconds).fastest

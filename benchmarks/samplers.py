@@ -19,7 +19,7 @@ from ldlm import config
 from ldlm.config import SamplerConfig, TimestepConfig
 from ldlm.model.diffusion import Schedule
 from ldlm.model.timesteps import TimestepSampler, bin_probabilities
-from ldlm.sampling import samplers
+from ldlm.sampling import solvers
 
 STDS = (0.3, 1.0, 3.8)
 STEPS = (8, 32, 128)
@@ -39,7 +39,7 @@ def run(folder: Path) -> list[dict[str, Any]]:
             wide = {
                 steps: [pair[end] / std - 1 for pair, std in zip(found[steps], STDS, strict=True)] for steps in STEPS
             }
-            offered = samplers.is_offered(replace(sampler, final=final))
+            offered = solvers.is_offered(replace(sampler, final=final))
             rows.append({"sampler": name, "t_min": sampler.t_min, "final": final, "offered": offered, "wide": wide})
     return rows
 
@@ -49,15 +49,15 @@ _GRIDS = typing.get_args(config.Grid)
 
 def widths(sampler: SamplerConfig, std: float) -> tuple[float, float]:
     """The standard deviations of the last mean and of the last ẑ_0, for data of that standard deviation."""
-    times = samplers.time_grid(sampler, SCHEDULE, learned(std).draw)
-    rows = samplers.solver(sampler)(SCHEDULE, times)
+    times = solvers.time_grid(sampler, SCHEDULE, learned(std).draw)
+    rows = solvers.solver(sampler)(SCHEDULE, times)
     unit = torch.eye(1 + len(rows.times), dtype=torch.float64)
 
     def denoise(z: Tensor, t: Tensor, last: Tensor) -> Tensor:
         alpha, sigma = SCHEDULE.alpha_sigma(t)
         return alpha * std**2 / (alpha**2 * std**2 + sigma**2) * z
 
-    end = samplers.solve(rows, denoise, unit[0], lambda row: unit[1 + row])
+    end = solvers.solve(rows, denoise, unit[0], lambda row: unit[1 + row])
     return end.mean.norm().item(), end.x0.norm().item()
 
 

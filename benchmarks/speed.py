@@ -32,15 +32,15 @@ from ldlm.cli import show
 from ldlm.compute import Compute
 from ldlm.config import ComputeConfig, DenoiserConfig, SamplerConfig, Shapes, TrainConfig
 from ldlm.features.batch import Batch
-from ldlm.model import layers, vocabulary
+from ldlm.model import layers, token_loss
 from ldlm.model.denoiser import DiT
 from ldlm.model.diffusion import Schedule
-from ldlm.model.model import JointModel, build
+from ldlm.model.joint import JointModel, build
 from ldlm.model.timesteps import TimestepSampler
-from ldlm.sampling import samplers
+from ldlm.sampling import solvers
 from ldlm.sampling.generation import JOINT, Decoder, TextGenerator, text_seeds
-from ldlm.training import accounting
-from ldlm.training.trainer import start, train_step
+from ldlm.training import cost
+from ldlm.training.joint import start, train_step
 
 WARM, STEPS = 8, 16  # of a training, the same for all; as the coin falls, some evaluate the denoiser twice
 PRECISIONS = ("fp32", "bf16")
@@ -139,7 +139,7 @@ class Bench:
         """From noise to latents."""
         model = build(self.settings.model, self.shapes, seed=0).to(self.device).eval().requires_grad_(False)
         seeds, ways, few = text_seeds(0, 0, self.scale.texts), self.ways(), self.scale.fewer_steps
-        one_step = self.scale.texts * accounting.denoiser_flops(self.settings.model, self.shapes)
+        one_step = self.scale.texts * cost.denoiser_flops(self.settings.model, self.shapes)
         for name, way in ways.items():
             # In turns with what it is compared with: a machine that others use as well is not always as fast.
             with plain_attention():
@@ -173,9 +173,9 @@ class Bench:
         generator, shape = self._generator(model, PLAIN), (model.num_latents, model.latent_dim)
         seeds_B = seeds_B.to(self.device)
         row_B = torch.zeros_like(seeds_B)
-        times = samplers.time_grid(sampler, generator.schedule, generator.timesteps.draw)
-        end = samplers.solve(
-            samplers.solver(sampler)(generator.schedule, times),
+        times = solvers.time_grid(sampler, generator.schedule, generator.timesteps.draw)
+        end = solvers.solve(
+            solvers.solver(sampler)(generator.schedule, times),
             lambda z, t, last: model.denoiser(z, t.to(z.device, torch.float32).expand(len(z)), last),
             noise.normal(seeds_B, "z_1", 0, row_B, shape),
             lambda row: noise.normal(seeds_B, "sde", row, row_B, shape),
@@ -190,11 +190,11 @@ class Bench:
         tokens = self.scale.rows * self.shapes.seq_len
         kinds = self._coins()
         fallen = replace(self.settings.diffusion, self_conditioning=statistics.mean(kinds))
-        flops = tokens * accounting.flops_per_token(replace(self.settings, diffusion=fallen), self.shapes)
+        flops = tokens * cost.flops_per_token(replace(self.settings, diffusion=fallen), self.shapes)
         batch, encoder = self.batch(), self._encoder()
         for name, way in self.ways().items():
             for kind, online in (("cached", None), ("online", encoder)):
-                with plain_attention(), mock.patch.dict(vocabulary.CHUNK, {self.device.type: 2**62}):
+                with plain_attention(), mock.patch.dict(token_loss.CHUNK, {self.device.type: 2**62}):
                     plain = self._seconds(self.step(PLAIN, batch, encoder), kinds)
                 yield self._timed(
                     f"training, {kind}, {name}",
@@ -259,7 +259,7 @@ class Bench:
             "decoding, fp32",
             lambda: generator.decode(z_0, seeds),
             tokens=self.scale.texts * self.shapes.seq_len,
-            flops=self.scale.texts * accounting.decoder_flops(self.settings.model, self.shapes),
+            flops=self.scale.texts * cost.decoder_flops(self.settings.model, self.shapes),
             way=PLAIN,
             plain=plain,
         )
@@ -269,7 +269,7 @@ class Bench:
 
     def rival(self) -> list[dict[str, Any]]:
         """Seconds of one evaluation of so many texts: ours, and that of a denoiser that ends in the vocabulary."""
-        rows, flops = [], self.scale.texts * accounting.denoiser_flops(self.settings.model, self.shapes)
+        rows, flops = [], self.scale.texts * cost.denoiser_flops(self.settings.model, self.shapes)
         head = self.scale.texts * 2 * self.shapes.seq_len * self.shapes.hidden_dim * self.shapes.vocab_size
         for name, way in self.ways().items():
             compute = Compute.of(way, self.device)
@@ -316,7 +316,7 @@ class Bench:
         rows = []
         for texts, length in dict.fromkeys(sizes):
             shapes = replace(self.shapes, seq_len=length)
-            flops = texts * accounting.denoiser_flops(self.settings.model, shapes)
+            flops = texts * cost.denoiser_flops(self.settings.model, shapes)
             z = torch.randn(texts, length, self.shapes.hidden_dim, device=self.device)
             inputs = (z, torch.full((texts,), 0.5, device=self.device), z)
             seconds = self._evaluation(self._denoiser(length), compute, *inputs)

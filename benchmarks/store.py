@@ -28,7 +28,7 @@ from ldlm.features.store import FeatureStore
 from ldlm.features.stream import Stream
 from ldlm.hub import load_tokenizer
 from ldlm.stages import extract_features, features
-from ldlm.training.trainer import start, train_step
+from ldlm.training.joint import start, train_step
 
 SEQ_LEN, BLOCK = 128, 32
 ROWS, EXTRACTION_ROWS, SHARD_ROWS, MEMORY_SHARD_ROWS = 1024, 1024, 256, 64

@@ -58,7 +58,7 @@ def command(options: Options, run: str | None, features: str | None, allow_parti
 
 
 def _table(result: dict) -> str:
-    from ldlm.sampling.run import noise_of
+    from ldlm.sampling.trained_run import noise_of
 
     mine, joint, saved = result["parameters"], result["replaces"], result["replaces"] - result["parameters"]
     rows = [

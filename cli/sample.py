@@ -58,7 +58,7 @@ def _exported_settings(run: str | None) -> dict[str, Any]:
     if run is None:
         return {}
     from ldlm import config
-    from ldlm.sampling import pretrained
+    from ldlm.sampling import exported as pretrained
 
     if not pretrained.is_exported(Path(run)):
         return {}

@@ -7,7 +7,7 @@ model, is one that needs them, and is imported when it is first asked for.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ldlm.sampling.pretrained import LDLM
+    from ldlm.sampling.exported import LDLM
 
 __all__ = ["LDLM", "__version__"]
 
@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "LDLM":
-        from ldlm.sampling.pretrained import LDLM
+        from ldlm.sampling.exported import LDLM
 
         return LDLM
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,11 +15,11 @@ from ldlm.config import ExportConfig
 from ldlm.errors import InputError
 from ldlm.evaluation.boundaries import Boundaries
 from ldlm.progress import SILENT, Progress
-from ldlm.sampling import samplers
+from ldlm.sampling import solvers
+from ldlm.sampling.exported import LDLM, ModelDescription
 from ldlm.sampling.generation import JOINT
-from ldlm.sampling.pretrained import LDLM, ModelDescription
-from ldlm.sampling.run import TrainedRun
-from ldlm.training.metricsfile import MetricsFile
+from ldlm.sampling.trained_run import TrainedRun
+from ldlm.training.log import MetricsFile
 
 
 def plan(config: ExportConfig, run_path: Path) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def run(
 ) -> Artifact:
     """Write the model `out`, and upload it when asked to."""
     if overwrite or not (out / "artifact.json").is_file():  # what an earlier version began is taken up as it was
-        samplers.check(config.sampler)
+        solvers.check(config.sampler)
     run = TrainedRun(run_path, torch.device("cpu"), config.checkpoint)
     names = _decoders(config, run)
     decoders = {name: _record(run, name) for name in names}

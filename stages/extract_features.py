@@ -49,7 +49,7 @@ from ldlm.features.store import SPLITS, StoreWriter
 from ldlm.hub import load_tokenizer
 from ldlm.location import REQUEST_BYTES, Location, ObjectPath
 from ldlm.progress import SILENT, Progress
-from ldlm.training import accounting
+from ldlm.training import cost as accounting
 
 LOOK_EVERY = 30.0  # seconds between looks at what other processes have done
 Item = TypeVar("Item")

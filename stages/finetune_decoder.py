@@ -26,13 +26,14 @@ from ldlm.features.store import FeatureStore, Split
 from ldlm.features.stream import Stream
 from ldlm.location import Location
 from ldlm.model.autoencoder import TokenDecoder
+from ldlm.model.joint import JointDecoder
 from ldlm.model.layers import divisors
-from ldlm.model.model import JointDecoder
 from ldlm.progress import SILENT, Progress, Task
 from ldlm.runtime import Stop, World
-from ldlm.sampling.run import JOINT, DecoderRecord, TrainedRun
-from ldlm.training import finetuning, heldout
-from ldlm.training.finetuning import DecoderState, DecoderStep, figures, finetune_step, settle
+from ldlm.sampling.trained_run import JOINT, DecoderRecord, TrainedRun
+from ldlm.training import decoder as finetuning
+from ldlm.training import heldout
+from ldlm.training.decoder import DecoderState, DecoderStep, figures, finetune_step, settle
 from ldlm.training.journal import Journal, begin, resume
 from ldlm.training.learner import Behind, check_shares
 

@@ -34,7 +34,7 @@ from ldlm.location import Location
 from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress
 from ldlm.sampling.generation import Decoder
-from ldlm.sampling.run import TrainedRun
+from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages.evaluate import measure
 from ldlm.training import heldout
 

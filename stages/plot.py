@@ -9,7 +9,7 @@ from ldlm import artifact
 from ldlm.errors import InputError
 from ldlm.pages import plots
 from ldlm.stages.train import draw_plots
-from ldlm.training.metricsfile import MetricsFile
+from ldlm.training.log import MetricsFile
 
 
 def run(runs: Sequence[Path], out: Path | None) -> list[Path]:

@@ -10,12 +10,12 @@ from ldlm import artifact, config, files
 from ldlm.config import Shapes, TrainConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import samples
-from ldlm.model.model import build_meta
+from ldlm.model.joint import build_meta
 from ldlm.pages import reportpage
 from ldlm.pages.reportpage import Report, SampleSet
 from ldlm.stages.sweep import verdict
-from ldlm.training import accounting
-from ldlm.training.metricsfile import MetricsFile
+from ldlm.training import cost
+from ldlm.training.log import MetricsFile
 
 
 def run(run_path: Path, out: Path | None = None) -> Path:
@@ -78,7 +78,7 @@ def _finished(run_path: Path, kind: str) -> dict[str, Any] | None:
 
 def _parameters(trained: TrainConfig, features: dict[str, Any]) -> dict[str, int]:
     scratch = features["encoder"]["kind"] == "scratch"
-    return accounting.parameters(build_meta(trained.model, Shapes(**features["shapes"]), scratch=scratch))
+    return cost.parameters(build_meta(trained.model, Shapes(**features["shapes"]), scratch=scratch))
 
 
 def _decoders(run_path: Path) -> list[dict[str, Any]]:

@@ -19,18 +19,19 @@ from ldlm.config import SampleConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import metrics, samples
 from ldlm.progress import SILENT, Progress
-from ldlm.sampling import generation, pretrained, samplers
+from ldlm.sampling import exported as pretrained
+from ldlm.sampling import generation, solvers
+from ldlm.sampling.exported import LDLM
 from ldlm.sampling.generation import TextGenerator
-from ldlm.sampling.pretrained import LDLM
-from ldlm.sampling.run import TrainedRun
-from ldlm.training.accounting import denoiser_flops
+from ldlm.sampling.trained_run import TrainedRun
+from ldlm.training.cost import denoiser_flops
 
 
 def plan(config: SampleConfig, run_path: Path) -> dict[str, Any]:
     """What it would compute: evaluations of the denoiser and their FLOPs."""
     model = _open(config, run_path, torch.device("cpu"))
     _check_sampler(config, model)
-    evaluations = config.num_samples * config.sampler.steps * samplers.evaluations_per_step(config.sampler)
+    evaluations = config.num_samples * config.sampler.steps * solvers.evaluations_per_step(config.sampler)
     return {
         "texts": config.num_samples,
         "denoiser_evaluations": evaluations,
@@ -84,7 +85,7 @@ def run(
 
 def _check_sampler(config: SampleConfig, model: TrainedRun | LDLM) -> None:
     """`InputError` for a sampler that is not offered, unless the model was exported with it."""
-    samplers.check(config.sampler, known=model.config.sampler if isinstance(model, LDLM) else None)
+    solvers.check(config.sampler, known=model.config.sampler if isinstance(model, LDLM) else None)
 
 
 def _open(config: SampleConfig, path: Path, device: torch.device) -> TrainedRun | LDLM:

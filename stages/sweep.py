@@ -34,10 +34,10 @@ from ldlm.evaluation.scorer import Scorer
 from ldlm.features import textfiles
 from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress, Task
-from ldlm.sampling import samplers
+from ldlm.sampling import solvers as samplers
 from ldlm.sampling.generation import LARGEST_BATCH, TextGenerator, text_seeds
-from ldlm.sampling.run import TrainedRun
-from ldlm.sampling.samplers import End
+from ldlm.sampling.solvers import End
+from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages.evaluate import measure
 
 PAPERS_BUDGET = 128  # whose entropy the finalists are held to, or the nearest budget that is swept

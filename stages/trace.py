@@ -13,10 +13,10 @@ from ldlm.compute import Compute
 from ldlm.config import SampleConfig
 from ldlm.pages import tracegif, tracepage
 from ldlm.progress import SILENT, Progress
-from ldlm.sampling import samplers, trace
+from ldlm.sampling import solvers, trace
 from ldlm.sampling.generation import text_seeds
-from ldlm.sampling.run import TrainedRun
 from ldlm.sampling.trace import Frame
+from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import sample
 
 
@@ -30,7 +30,7 @@ def run(
 ) -> Artifact:
     """Write `trace.html`, `trace.gif` and `trace.json` to `out`: the text number `trace_text` of `ldlm sample`."""
     if overwrite or not (out / "artifact.json").is_file():  # what an earlier version began is taken up as it was
-        samplers.check(config.sampler)
+        solvers.check(config.sampler)
     run = TrainedRun(run_path, runtime.device(config.device), config.checkpoint)
     generator = run.generator(config.decoder, Compute.of(config.compute, run.device))
     result = artifact.begin(

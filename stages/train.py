@@ -24,15 +24,15 @@ from ldlm.location import Location
 from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress, Task
 from ldlm.runtime import Stop
-from ldlm.training import accounting, checkpoint, heldout
+from ldlm.training import checkpoint, cost, heldout
+from ldlm.training.joint import Step, TrainState, figures, must_settle, phase_of, settle, start, train_step
 from ldlm.training.journal import Journal, begin, resume
 from ldlm.training.learner import Behind, check_shares
-from ldlm.training.trainer import Step, TrainState, figures, must_settle, phase_of, settle, start, train_step
 
 
 def plan(config: TrainConfig, shapes: Shapes) -> dict[str, Any]:
     """Parameters, FLOPs per token and memory of one training step, without data or storage."""
-    return accounting.training_cost(config, shapes)
+    return cost.training_cost(config, shapes)
 
 
 def run(
@@ -84,7 +84,7 @@ def run(
         world.main_only(lambda: _record_features(store, out))
         if world.main:
             _tell(config, store, out, result.state == "partial", progress)
-        flops = cache(partial(accounting.flops_per_token, config, store.shapes))
+        flops = cache(partial(cost.flops_per_token, config, store.shapes))
         journal = resume(
             state,
             stream,
@@ -233,7 +233,7 @@ def _finish(result: Artifact, state: TrainState, journal: Journal, store: Featur
         step=state.step,
         checkpoint=latest.digest,
         shapes=vars(store.shapes),
-        parameters=accounting.parameters(state.model),
+        parameters=cost.parameters(state.model),
         held_out=journal.metrics.last("eval"),
         skipped=state.skipped,
         seconds=round(time.perf_counter() - journal.started, 1),

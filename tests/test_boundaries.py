@@ -11,7 +11,7 @@ from ldlm.evaluation import samples
 from ldlm.evaluation.boundaries import Boundaries
 from ldlm.evaluation.scorer import Scorer
 from ldlm.hub import load_tokenizer
-from ldlm.sampling.pretrained import LDLM
+from ldlm.sampling.exported import LDLM
 from ldlm.stages import features, sample
 
 EOS = "<|endoftext|>"

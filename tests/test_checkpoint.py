@@ -23,7 +23,7 @@ from ldlm.config import (
 )
 from ldlm.features.batch import Batch
 from ldlm.training import checkpoint
-from ldlm.training.trainer import TrainState, settle, start, train_step
+from ldlm.training.joint import TrainState, settle, start, train_step
 
 
 def test_whoever_the_umask_lets_may_read_a_checkpoint(tmp_path):

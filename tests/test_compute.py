@@ -19,12 +19,12 @@ from ldlm.errors import InputError
 from ldlm.features.store import FeatureStore
 from ldlm.features.stream import Stream
 from ldlm.model import layers
-from ldlm.sampling import generation, samplers
-from ldlm.sampling.run import TrainedRun
+from ldlm.sampling import generation, solvers
+from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import finetune_decoder, sample, train
 from ldlm.training import heldout
-from ldlm.training.metricsfile import MetricsFile
-from ldlm.training.trainer import start, train_step
+from ldlm.training.joint import start, train_step
+from ldlm.training.log import MetricsFile
 
 CPU = torch.device("cpu")
 
@@ -103,7 +103,7 @@ def test_a_generator_follows_the_solver_with_the_network_as_it_is_trained(traine
     """The network is called with a time for each row; the generator works the times out once, and steps in place."""
     generator, seeds = TrainedRun(trained, CPU).generator(), torch.tensor([3, 2**40 + 1, 7])
     sampler = SamplerConfig(steps=5, solver=solver, guidance=guidance)
-    times = samplers.time_grid(sampler, generator.schedule, generator.timesteps.draw)
+    times = solvers.time_grid(sampler, generator.schedule, generator.timesteps.draw)
 
     def network(z, t, last):
         return generator.denoiser(z, t.float().expand(len(z)), last)
@@ -111,9 +111,9 @@ def test_a_generator_follows_the_solver_with_the_network_as_it_is_trained(traine
     def normal(purpose, row):
         return noise.normal(seeds, purpose, row, torch.zeros_like(seeds), generator.latent_shape)
 
-    expected = samplers.solve(
-        samplers.solver(sampler)(generator.schedule, times),
-        network if guidance == 1 else samplers.guided(network, guidance),
+    expected = solvers.solve(
+        solvers.solver(sampler)(generator.schedule, times),
+        network if guidance == 1 else solvers.guided(network, guidance),
         normal("z_1", 0),
         lambda row: normal("sde", row),
     )

@@ -20,7 +20,7 @@ from ldlm.config import ExportConfig, FinetuneConfig, SampleConfig, SamplerConfi
 from ldlm.errors import InputError
 from ldlm.evaluation import metrics
 from ldlm.sampling import generation
-from ldlm.sampling.run import TrainedRun
+from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import export, finetune_decoder, sample
 
 CPU = torch.device("cpu")
@@ -228,7 +228,7 @@ def test_the_name_is_there_without_torch_and_the_class_with_it():
     assert done.stdout == "False True\n"
     import ldlm as package
 
-    assert package.LDLM.__module__ == "ldlm.sampling.pretrained"
+    assert package.LDLM.__module__ == "ldlm.sampling.exported"
     with pytest.raises(AttributeError, match="no attribute 'LDML'"):
         package.LDML  # noqa: B018
 

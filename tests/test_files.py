@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from ldlm import files
 from ldlm.errors import InputError
-from ldlm.training.metricsfile import MetricsFile
+from ldlm.training.log import MetricsFile
 
 
 def test_a_file_that_can_not_be_written_leaves_the_old_one_and_no_litter(tmp_path):

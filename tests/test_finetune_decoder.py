@@ -31,10 +31,11 @@ from ldlm.errors import InputError, Stopped
 from ldlm.features.batch import Batch
 from ldlm.features.store import FeatureStore
 from ldlm.model.objective import DecoderInput, Objective
-from ldlm.sampling.run import TrainedRun
+from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import extract_features, finetune_decoder, sample, train
-from ldlm.training import checkpoint, finetuning, heldout
-from ldlm.training.metricsfile import MetricsFile
+from ldlm.training import checkpoint, heldout
+from ldlm.training import decoder as finetuning
+from ldlm.training.log import MetricsFile
 
 CPU = torch.device("cpu")
 FINETUNE = FinetuneConfig(

@@ -13,7 +13,7 @@ import pytest
 from ldlm import config as configs
 from ldlm.config import ExtractConfig, PretrainConfig, TrainConfig
 from ldlm.stages import extract_features, pretrain_encoder, train
-from ldlm.training.metricsfile import MetricsFile
+from ldlm.training.log import MetricsFile
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny.json"
 NAMES = ("l_diff", "l_h", "l_w", "latent_std", "gradient_norm")

@@ -10,10 +10,10 @@ from ldlm.config import DiffusionConfig, RecipeConfig, TimestepConfig, TrainConf
 from ldlm.features.store import FeatureStore
 from ldlm.model.objective import Objective
 from ldlm.model.timesteps import TimestepSampler
-from ldlm.sampling.run import TrainedRun
+from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import train
 from ldlm.training import heldout
-from ldlm.training.metricsfile import MetricsFile
+from ldlm.training.log import MetricsFile
 
 CPU = torch.device("cpu")
 

@@ -19,7 +19,7 @@ from ldlm.evaluation.smoothness import edit_distance
 from ldlm.features import text
 from ldlm.features.store import FeatureStore
 from ldlm.pages import plots
-from ldlm.sampling.run import TrainedRun
+from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import extract_features, interpolate, train
 from ldlm.training import heldout
 

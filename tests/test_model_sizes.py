@@ -19,10 +19,10 @@ from ldlm.config import (
     merge,
     preset,
 )
-from ldlm.model.model import build, build_meta
+from ldlm.model.joint import build, build_meta
 from ldlm.model.objective import Objective, draw
 from ldlm.model.timesteps import TimestepSampler
-from ldlm.training import accounting
+from ldlm.training import cost as accounting
 
 
 def gpt2_shapes(length: int) -> Shapes:

@@ -29,10 +29,10 @@ from ldlm.config import (
     TrainConfig,
 )
 from ldlm.features.batch import Batch
-from ldlm.model.model import JointModel, build
+from ldlm.model.joint import JointModel, build
 from ldlm.model.objective import Draws, Losses, Objective, draw, scale_gradient, warmup_gamma
 from ldlm.model.timesteps import TimestepSampler
-from ldlm.training.trainer import settle, start, train_step
+from ldlm.training.joint import settle, start, train_step
 
 SHAPES = Shapes(seq_len=6, hidden_dim=16, vocab_size=11)
 MODEL = ModelConfig(
@@ -307,7 +307,7 @@ def _slope(t: float) -> float:
 @pytest.mark.parametrize("weighting", ["simple", "elbo"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_the_recorded_terms_are_means_over_elements_whatever_the_loss_adds_up(weighting, reduction):
-    from ldlm.training.trainer import figures
+    from ldlm.training.joint import figures
 
     def found(reduction, weighting):
         config = TrainConfig(
@@ -508,7 +508,7 @@ def test_a_few_hundred_steps_learn_a_tiny_corpus_by_heart():
 def test_the_figures_of_a_step_are_those_of_its_batch_and_gradient(monkeypatch):
     """Standard deviations over all micro-batches together, and the norm of each part's gradient before clipping."""
     from ldlm.training import learner
-    from ldlm.training.trainer import figures
+    from ldlm.training.joint import figures
 
     config = TrainConfig(model=MODEL, batch_size=BATCH, accumulate=BATCH, recipe=RecipeConfig(warmup_steps=0))
     state = start(config, SHAPES, scratch=False, device=torch.device("cpu"))
@@ -558,7 +558,7 @@ def test_a_loss_that_is_not_finite_updates_nothing_though_its_gradient_is(monkey
 @pytest.mark.parametrize("number", [0, 1])  # with and without self-conditioning
 def test_a_step_never_reads_what_the_device_has_found(monkeypatch, changes, number):
     """On the meta device there is nothing to be read, and whoever tries fails."""
-    from ldlm.training import trainer
+    from ldlm.training import joint as trainer
 
     meta = torch.device("meta")
     monkeypatch.setattr(trainer, "adamw", lambda parameters, config: torch.optim.AdamW(parameters))

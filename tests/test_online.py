@@ -11,7 +11,7 @@ from ldlm.errors import InputError
 from ldlm.features.online import OnlineEncoder
 from ldlm.features.store import FeatureStore
 from ldlm.stages import extract_features, train
-from ldlm.training.metricsfile import MetricsFile
+from ldlm.training.log import MetricsFile
 
 
 @pytest.fixture(scope="module")

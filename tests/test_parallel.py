@@ -22,7 +22,7 @@ from ldlm.features.stream import Stream, places
 from ldlm.runtime import World
 from ldlm.stages import train
 from ldlm.training import checkpoint
-from ldlm.training.metricsfile import MetricsFile
+from ldlm.training.log import MetricsFile
 
 CPU = torch.device("cpu")
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")  # on a port that is free
@@ -110,7 +110,7 @@ def test_what_saves_memory_changes_no_number(train_config, store, twenty, tmp_pa
 
 def test_recomputing_saves_activations(train_config, store):
     from ldlm.features.batch import Batch
-    from ldlm.training.trainer import start, train_step
+    from ldlm.training.joint import start, train_step
 
     opened = FeatureStore(store)
     parts, tokens = opened.split("train").read(0, 8)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from ldlm import files
 from ldlm.config import SAMPLERS, SampleConfig, SamplerConfig, to_dict
 from ldlm.sampling.generation import TextGenerator
-from ldlm.sampling.run import TrainedRun
+from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import sample
 
 COMMANDS = (
@@ -142,7 +142,7 @@ def test_interpolate_writes_figures_texts_and_a_plot(made):
 def test_the_way_of_an_interpolation_leads_from_the_first_text_to_the_second(made):
     from ldlm.evaluation import metrics
     from ldlm.features.store import FeatureStore
-    from ldlm.sampling.run import TrainedRun
+    from ldlm.sampling.trained_run import TrainedRun
     from ldlm.stages import interpolate
     from ldlm.training import heldout
 

@@ -16,7 +16,7 @@ from ldlm import noise
 from ldlm.config import DenoiserConfig, SamplerConfig
 from ldlm.model.denoiser import DiT
 from ldlm.model.diffusion import Schedule
-from ldlm.sampling.samplers import Denoise, End, Noise, euler_maruyama, solve, time_grid
+from ldlm.sampling.solvers import Denoise, End, Noise, euler_maruyama, solve, time_grid
 
 TANGENT = Schedule()
 

@@ -15,8 +15,8 @@ from ldlm.config import (
     Shapes,
     TokenDecoderConfig,
 )
+from ldlm.model.joint import build
 from ldlm.model.layers import compile_blocks, recompute_activations
-from ldlm.model.model import build
 from ldlm.model.objective import Draws, Objective
 
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ldlm.config import SamplerConfig
 from ldlm.model.diffusion import Schedule
-from ldlm.sampling.samplers import Denoise, End, Noise, evaluations_per_step, guided, solve, solver, time_grid
+from ldlm.sampling.solvers import Denoise, End, Noise, evaluations_per_step, guided, solve, solver, time_grid
 
 TANGENT = Schedule()
 papers_end = partial(SamplerConfig, t_min=0.05, final="mean")

@@ -24,12 +24,12 @@ from ldlm.config import (
 from ldlm.errors import InputError, Stopped
 from ldlm.features.store import FeatureStore
 from ldlm.model.diffusion import Schedule
-from ldlm.model.model import build
+from ldlm.model.joint import build
 from ldlm.model.objective import DecoderInput, Objective, Smoothing, draw_smoothing, draw_t_dec
-from ldlm.sampling.run import TrainedRun
+from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import extract_features, finetune_decoder, sample, train
 from ldlm.training import checkpoint
-from ldlm.training.metricsfile import MetricsFile
+from ldlm.training.log import MetricsFile
 from ldlm.training.optim import learning_rate
 
 CPU = torch.device("cpu")

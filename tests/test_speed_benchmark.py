@@ -14,7 +14,7 @@ import torch
 
 from ldlm import config
 from ldlm.config import ModelConfig, Shapes
-from ldlm.training import accounting
+from ldlm.training import cost
 
 CPU = torch.device("cpu")
 
@@ -116,7 +116,7 @@ def test_the_flops_of_decoding_are_counted_by_hand():
     # D_h: q, k and v of inputs and latents, output, attention over [inputs; latents], MLP; D_w: qkv, output, SwiGLU
     resampler = length * (2 * d * d + 2 * 2 * d * d + 2 * 2 * length * d + 8 * d * d)
     block = length * (4 * d * d + 2 * length * d + 12 * d * d)
-    assert accounting.decoder_flops(model, shapes) == 2 * (resampler + block + length * d * 50)
+    assert cost.decoder_flops(model, shapes) == 2 * (resampler + block + length * d * 50)
 
 
 def test_it_needs_neither_zarr_nor_what_reads_stores():

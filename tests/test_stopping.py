@@ -25,7 +25,7 @@ from ldlm.runtime import REPEATED, Stop
 from ldlm.stages import train
 from ldlm.training import checkpoint
 from ldlm.training.ema import EMA
-from ldlm.training.metricsfile import MetricsFile
+from ldlm.training.log import MetricsFile
 
 
 def final(run):

@@ -17,8 +17,8 @@ from ldlm.pages import colours, tracegif, tracepage
 from ldlm.pages.colours import DARK, LEVELS, LIGHT
 from ldlm.sampling import trace
 from ldlm.sampling.generation import text_seeds
-from ldlm.sampling.run import TrainedRun
 from ldlm.sampling.trace import Cell, Frame
+from ldlm.sampling.trained_run import TrainedRun
 
 SETTINGS = ("--steps", 8, "--seed", 1, "--device", "cpu")
 

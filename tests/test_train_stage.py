@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from ldlm import config as configs
 from ldlm.config import FinetuneConfig, SampleConfig, SamplerConfig, Shapes, TrainConfig
 from ldlm.errors import InputError
-from ldlm.sampling.run import TrainedRun
+from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import extract_features, finetune_decoder, sample, train
 from ldlm.training import checkpoint
-from ldlm.training.metricsfile import MetricsFile
+from ldlm.training.log import MetricsFile
 
 CPU = torch.device("cpu")
 SEQ_LEN = 16

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ldlm.model import vocabulary
-from ldlm.model.vocabulary import token_losses
+from ldlm.model import token_loss
+from ldlm.model.token_loss import token_losses
 
 B, L, D, V = 3, 7, 5, 11
 
@@ -16,7 +16,7 @@ B, L, D, V = 3, 7, 5, 11
 @pytest.fixture(params=[1, 2 * V, 4 * V + 3, 10_000])
 def chunk(request, monkeypatch):
     """Logits at a time: one position, two, four and a remainder, all."""
-    monkeypatch.setitem(vocabulary.CHUNK, "cpu", request.param)
+    monkeypatch.setitem(token_loss.CHUNK, "cpu", request.param)
     return request.param
 
 
@@ -102,7 +102,7 @@ def test_products_under_autocast_are_in_bfloat16_and_sums_in_float32(chunk):
 
 def test_no_tensor_is_ever_larger_than_a_chunk(monkeypatch):
     """But for the gradient of the weight, which is as large as the weight."""
-    monkeypatch.setitem(vocabulary.CHUNK, "cpu", 512)
+    monkeypatch.setitem(token_loss.CHUNK, "cpu", 512)
 
     class Largest(TorchDispatchMode):
         elements = 0

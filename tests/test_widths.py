@@ -22,7 +22,7 @@ from ldlm.config import DiffusionConfig, SamplerConfig, TimestepConfig
 from ldlm.errors import InputError
 from ldlm.model.diffusion import Schedule
 from ldlm.model.timesteps import TimestepSampler, bin_probabilities
-from ldlm.sampling import samplers
+from ldlm.sampling import solvers as samplers
 
 STDS = (0.3, 1.0, 3.8)
 SOLVERS, GRIDS, FINALS = map(typing.get_args, (configs.Solver, configs.Grid, configs.Final))

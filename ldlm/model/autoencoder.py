@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ldlm.config import AutoencoderConfig
 from ldlm.errors import InputError
 from ldlm.model.layers import MLP, RMSNorm, SelfAttention, SwiGLU, attention, divisors, head_width, split_heads
-from ldlm.model.vocabulary import TokenLosses, token_losses
+from ldlm.model.token_loss import TokenLosses, token_losses
 
 
 class ResamplerAttention(nn.Module):

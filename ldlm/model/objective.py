@@ -17,7 +17,7 @@ from ldlm import noise
 from ldlm.compute import without_cast_cache
 from ldlm.config import CosmosConfig, DecoderNoise, DiffusionConfig, RecipeConfig, decoder_noise
 from ldlm.model.diffusion import Schedule, noised
-from ldlm.model.model import JointModel
+from ldlm.model.joint import JointModel
 from ldlm.model.timesteps import TimestepSampler
 
 Phase = Literal["joint", "autoencoder", "diffusion"]

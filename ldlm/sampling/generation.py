@@ -24,8 +24,8 @@ from ldlm.evaluation.scorer import LOGITS_AT_ONCE
 from ldlm.model.denoiser import DiT
 from ldlm.model.diffusion import Schedule
 from ldlm.model.timesteps import TimestepSampler
-from ldlm.sampling import samplers
-from ldlm.sampling.samplers import End, Recurrence
+from ldlm.sampling import solvers
+from ldlm.sampling.solvers import End, Recurrence
 
 Watch = Callable[[Tensor, Tensor], None]  # (t, ẑ_0 at t) of each evaluation
 
@@ -89,7 +89,7 @@ class TextGenerator:
         return torch.cat([seeds_B, seeds_B[-1:].expand(missing)])
 
     def _recurrence(self, sampler: SamplerConfig) -> Recurrence:
-        return samplers.solver(sampler)(self.schedule, samplers.time_grid(sampler, self.schedule, self.timesteps.draw))
+        return solvers.solver(sampler)(self.schedule, solvers.time_grid(sampler, self.schedule, self.timesteps.draw))
 
     def _process(self, recurrence: Recurrence, guidance: float, texts: int) -> ReverseProcess:
         """The last one, if it serves here too."""
@@ -227,8 +227,8 @@ def _update(
     def denoise(z: Tensor, modulations: Tensor, last: Tensor) -> Tensor:
         return estimate(z.to(modulations.dtype), last.to(modulations.dtype), modulations).to(z.dtype)
 
-    found_BNC = (denoise if guidance is None else samplers.guided(denoise, guidance))(z_BNC, modulations_1MW, z_hat_BNC)
-    z_BNC.copy_(samplers.advance(coefficients_14[0].unbind(), z_BNC, found_BNC, z_hat_BNC, eps_BNC))
+    found_BNC = (denoise if guidance is None else solvers.guided(denoise, guidance))(z_BNC, modulations_1MW, z_hat_BNC)
+    z_BNC.copy_(solvers.advance(coefficients_14[0].unbind(), z_BNC, found_BNC, z_hat_BNC, eps_BNC))
     z_hat_BNC.copy_(found_BNC)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ldlm import config as configs
 
 if TYPE_CHECKING:
-    from ldlm.sampling.pretrained import ModelDescription
+    from ldlm.sampling.exported import ModelDescription
 
 PAPER = "How to Train Your Latent Diffusion Language Model Jointly With the Latent Space"
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ldlm.config import SamplerConfig
-from ldlm.sampling import samplers
+from ldlm.sampling import solvers
 from ldlm.sampling.generation import TextGenerator, draw_tokens
 
 # Characters that would not show, or would turn the direction of what follows, and what stands for them.
@@ -71,7 +71,7 @@ def record(
     generator: TextGenerator, tokenizer: Any, sampler: SamplerConfig, seed: int, frames: int, times: Sequence[float]
 ) -> list[Frame]:
     """The frames of the text with that seed, t falling: at the evaluations that `evaluations` chooses, and the text."""
-    grid = samplers.time_grid(sampler, generator.schedule, generator.timesteps.draw)
+    grid = solvers.time_grid(sampler, generator.schedule, generator.timesteps.draw)
     chosen = evaluations(grid, frames, times)
     seeds_B = torch.tensor([seed], device=generator.device)
     seen: dict[float, Frame] = {}

@@ -15,10 +15,10 @@ from torch import Tensor
 from ldlm import noise
 from ldlm.features.store import Split
 from ldlm.model.autoencoder import TokenDecoder
-from ldlm.model.model import JointDecoder, JointModel
+from ldlm.model.joint import JointDecoder, JointModel
 from ldlm.model.objective import DecoderInput, Draws, Objective, at_least_float32, row_loss
 from ldlm.model.timesteps import TimestepSampler
-from ldlm.model.vocabulary import TokenLosses
+from ldlm.model.token_loss import TokenLosses
 
 T_BINS = 20
 COLLAPSED, EXPLODED = 0.2, 20.0  # per-coordinate standard deviation of the latents

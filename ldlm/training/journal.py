@@ -23,9 +23,9 @@ from ldlm.features.batch import Batch
 from ldlm.features.stream import Stream
 from ldlm.progress import Progress
 from ldlm.runtime import Stop, World
-from ldlm.training import accounting, checkpoint
+from ldlm.training import checkpoint, cost
 from ldlm.training.learner import Learner
-from ldlm.training.metricsfile import MetricsFile
+from ldlm.training.log import MetricsFile
 
 SETTLED = 30.0  # seconds from which on a run's speed is compared with the machine's
 
@@ -275,7 +275,7 @@ class Journal:
     def _matmul_flops(self, state: Learner) -> float:
         """The rate of plain matrix products, measured once."""
         if self._limit is None:
-            self._limit = accounting.matmul_flops(state.device, state.compute.dtype)
+            self._limit = cost.matmul_flops(state.device, state.compute.dtype)
         return self._limit
 
     def skipped(

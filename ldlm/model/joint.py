@@ -9,7 +9,7 @@ from ldlm.config import ModelConfig, Shapes
 from ldlm.errors import InputError
 from ldlm.model.autoencoder import LatentDecoder, LatentEncoder, TokenDecoder
 from ldlm.model.denoiser import DiT
-from ldlm.model.vocabulary import TokenLosses
+from ldlm.model.token_loss import TokenLosses
 
 
 class JointDecoder(nn.Module):

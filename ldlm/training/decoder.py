@@ -19,10 +19,10 @@ from ldlm.config import TrainConfig, decoder_noise
 from ldlm.features.batch import Batch
 from ldlm.model.autoencoder import TokenDecoder
 from ldlm.model.diffusion import Schedule
+from ldlm.model.joint import JointModel
 from ldlm.model.layers import compile_blocks
-from ldlm.model.model import JointModel
 from ldlm.model.objective import DecoderInput
-from ldlm.model.vocabulary import TokenLosses
+from ldlm.model.token_loss import TokenLosses
 from ldlm.runtime import ALONE, World
 from ldlm.training.ema import EMA
 from ldlm.training.learner import Learner, parallel

@@ -20,11 +20,11 @@ from ldlm.features.store import FeatureStore
 from ldlm.hub import load_tokenizer
 from ldlm.model.autoencoder import TokenDecoder
 from ldlm.model.diffusion import Schedule
-from ldlm.model.model import JointModel, build, build_meta
+from ldlm.model.joint import JointModel, build, build_meta
 from ldlm.model.timesteps import TimestepSampler
 from ldlm.progress import Progress
 from ldlm.sampling.generation import JOINT, Decoder, TextGenerator
-from ldlm.training import accounting, checkpoint
+from ldlm.training import checkpoint, cost
 from ldlm.training.checkpoint import Checkpoint
 
 
@@ -236,7 +236,7 @@ class TrainedRun:
         decoder = replace(self.config.model.token_decoder, mode="joint")
         scratch = self.model.embedding is not None
         model = build_meta(replace(self.config.model, token_decoder=decoder), self.shapes, scratch=scratch)
-        counts = accounting.parameters(model)
+        counts = cost.parameters(model)
         return counts["latent_decoder"] + counts["token_decoder"]
 
     def _finetuned(self) -> dict[str, dict[str, Any]]:

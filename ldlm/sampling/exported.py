@@ -34,9 +34,9 @@ from ldlm.hub import load_tokenizer
 from ldlm.model.autoencoder import TokenDecoder
 from ldlm.model.denoiser import DiT
 from ldlm.model.diffusion import Schedule
-from ldlm.model.model import build_meta
+from ldlm.model.joint import build_meta
 from ldlm.model.timesteps import TimestepSampler
-from ldlm.sampling import generation, modelcard, samplers
+from ldlm.sampling import generation, modelcard, solvers
 from ldlm.sampling.generation import JOINT, Decoder, TextGenerator
 
 FORMAT = 1
@@ -236,7 +236,7 @@ class LDLM(ModelHubMixin):
         given = {"num_samples": n, "seed": seed, "batch_size": batch_size, "sampler": settings}
         base = {"sampler": configs.to_dict(self.config.sampler)}
         config = configs.from_dict(SampleConfig, configs.merge(base, named, given))
-        samplers.check(config.sampler, known=self.config.sampler)
+        solvers.check(config.sampler, known=self.config.sampler)
         name = self._decoder_name(decoder)
         if name not in self._generators:
             self._generators[name] = self.generator(name)

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldlm.config import ModelConfig, Shapes, TrainConfig, autoencoder_steps, from_dict, preset, total_steps
+from ldlm.model.joint import JointModel, build_meta
 from ldlm.model.layers import recompute_activations
-from ldlm.model.model import JointModel, build_meta
 from ldlm.model.objective import Draws, Objective, Phase, Smoothing, set_trainable
 
 # float32 weights, their gradients, AdamW's two moments and the weight average
