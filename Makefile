@@ -5,10 +5,13 @@ OUT    ?= quickstart
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 FLOOR  := .venv-floor
-FLOOR_TESTS := $(addprefix tests/test_,autoencoder.py checkpoint.py codecs.py compute.py denoiser.py diffusion.py \
-	ema_optim.py encoder.py evaluate.py export.py extract_features.py finetune_decoder.py layers.py \
-	objective.py pipeline_cli.py samplers.py self_conditioning_bf16.py store.py stream.py text.py timesteps.py \
-	train_stage.py)
+FLOOR_TESTS := $(addprefix tests/,cli/test_pipeline_cli.py test_compute.py features/test_codecs.py \
+	features/test_encoder.py features/test_store.py features/test_stream.py features/test_text.py \
+	model/test_autoencoder.py model/test_denoiser.py model/test_diffusion.py model/test_layers.py \
+	model/test_objective.py model/test_self_conditioning_bf16.py model/test_timesteps.py \
+	sampling/test_samplers.py stages/test_evaluate.py stages/test_export.py stages/test_extract_features.py \
+	stages/test_finetune_decoder.py stages/test_train_stage.py training/test_checkpoint.py \
+	training/test_ema_optim.py)
 
 CHECK_PYTHON := $(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"ldlm is tested on Python 3.11-3.13 and this is {v[0]}.{v[1]}: call make PYTHON=python3.12")'
 

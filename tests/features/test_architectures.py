@@ -19,7 +19,7 @@ from ldlm.features.states import positions
 from ldlm.features.store import FeatureStore
 from ldlm.stages import extract_features
 
-DOCS = Path(__file__).parent.parent / "docs" / "encoders.md"
+DOCS = Path(__file__).parent.parent.parent / "docs" / "encoders.md"
 UPDATE = os.environ.get("LDLM_UPDATE_ENCODERS") == "1"
 LAYERS = (-3, 1, -1, 0)
 

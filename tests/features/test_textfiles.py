@@ -37,7 +37,7 @@ DOCUMENTS = [
     '{"not": "JSON", but a text',
     "[1] a reference",
 ]
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+SHARED = Path(__file__).resolve().parent.parent.parent.parent / "shared"
 
 
 def objects(documents, column="text"):

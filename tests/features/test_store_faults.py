@@ -76,7 +76,7 @@ def short(succeed, arguments, tmp_path_factory):
 def killed(how, count, short, tmp_path) -> str:
     """What `kill_points.py` prints."""
     arguments, whole = short
-    script = Path(__file__).parent / "kill_points.py"
+    script = Path(__file__).parent.parent / "kill_points.py"
     command = [sys.executable, str(script), how, str(count), str(whole), str(tmp_path), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

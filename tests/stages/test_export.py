@@ -268,7 +268,12 @@ def test_one_decoder_takes_no_other_along(run, tmp_path, succeed):
 def test_no_path_of_the_machine_is_in_it(run, model, corpus, gpt2, tmp_path_factory):
     # The run has them, so the search would find them.
     assert str(gpt2) in (run / "features.json").read_text()
-    places = [str(tmp_path_factory.getbasetemp()), str(Path.home()), str(Path(__file__).parent.parent), corpus.name]
+    places = [
+        str(tmp_path_factory.getbasetemp()),
+        str(Path.home()),
+        str(Path(__file__).parent.parent.parent),
+        corpus.name,
+    ]
     absolute = re.compile(r"(?<![\w./<])/(?:[\w.-]+/)+[\w.-]*")
     assert absolute.search((run / "features.json").read_text())
     for name, data in content(model).items():

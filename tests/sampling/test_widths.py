@@ -236,4 +236,4 @@ def test_the_table_in_the_docs_is_what_the_benchmark_prints(tmp_path):
     printed = benchmark.report(benchmark.run(tmp_path))
     rows = [line for line in printed.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 2 * (1 + len(GRIDS) * (len(SOLVERS) + 1))
-    assert "\n".join(rows) in (Path(__file__).parent.parent / "docs" / "sampling.md").read_text(encoding="utf-8")
+    assert "\n".join(rows) in (Path(__file__).parent.parent.parent / "docs" / "sampling.md").read_text(encoding="utf-8")

@@ -187,7 +187,7 @@ def test_the_lm1b_detokenisers_undo_what_the_benchmark_did_as_mdlm_does_and_furt
     assert text.DETOKENIZERS["none"] is None
 
 
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+SHARED = Path(__file__).resolve().parent.parent.parent.parent / "shared"
 LM1B = SHARED / "data" / "lm1b-heldout-10-11.txt"
 
 
