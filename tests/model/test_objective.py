@@ -32,7 +32,7 @@ from ldlm.features.batch import Batch
 from ldlm.model.joint import JointModel, build
 from ldlm.model.objective import Draws, JointObjective, Losses, draw, scale_gradient, warmup_gamma
 from ldlm.model.timesteps import TimestepSampler
-from ldlm.training.joint import settle, start, train_step
+from ldlm.training.joint import start, train_step
 
 SHAPES = Shapes(seq_len=6, hidden_dim=16, vocab_size=11)
 MODEL = ModelConfig(
@@ -309,8 +309,6 @@ def _slope(t: float) -> float:
 @pytest.mark.parametrize("weighting", ["simple", "elbo"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_the_recorded_terms_are_means_over_elements_whatever_the_loss_adds_up(weighting, reduction):
-    from ldlm.training.joint import figures
-
     def found(reduction, weighting):
         config = TrainConfig(
             model=MODEL,
@@ -319,7 +317,7 @@ def test_the_recorded_terms_are_means_over_elements_whatever_the_loss_adds_up(we
             recipe=RecipeConfig(loss_reduction=reduction),
         )
         state = start(config, SHAPES, scratch=False, device=torch.device("cpu"))
-        return figures(state, train_step(state, Batch(HIDDEN.float(), TOKENS, torch.arange(BATCH), 0)))
+        return state.figures(train_step(state, Batch(HIDDEN.float(), TOKENS, torch.arange(BATCH), 0)))
 
     plain, other = found("mean", "simple"), found(reduction, weighting)
     names = ("l_h", "l_w") if weighting == "elbo" else ("l_diff", "l_h", "l_w")
@@ -485,7 +483,7 @@ def test_a_few_hundred_steps_learn_a_tiny_corpus_by_heart():
     for step in range(config.steps):
         batch = Batch(hidden, tokens, torch.arange(rows), step * rows)
         done = train_step(state, batch)
-        assert settle(state, batch, done)
+        assert state.read_step(done)
         history.append({"loss": done.losses[0].loss.item(), "gamma": done.gamma})
     assert state.step == 300
     assert history[-1]["loss"] < 0.3 * history[0]["loss"]
@@ -510,7 +508,6 @@ def test_a_few_hundred_steps_learn_a_tiny_corpus_by_heart():
 def test_the_figures_of_a_step_are_those_of_its_batch_and_gradient(monkeypatch):
     """Standard deviations over all micro-batches together, and the norm of each part's gradient before clipping."""
     from ldlm.training import learner
-    from ldlm.training.joint import figures
 
     config = TrainConfig(model=MODEL, batch_size=BATCH, accumulate=BATCH, recipe=RecipeConfig(warmup_steps=0))
     state = start(config, SHAPES, scratch=False, device=torch.device("cpu"))
@@ -523,7 +520,7 @@ def test_the_figures_of_a_step_are_those_of_its_batch_and_gradient(monkeypatch):
 
     monkeypatch.setattr(learner.nn.utils, "clip_grad_norm_", before_clipping)
     z_BNC = state.model.latent_encoder(HIDDEN.float()).detach()
-    found = figures(state, train_step(state, Batch(HIDDEN.float(), TOKENS, torch.arange(BATCH), 0)))
+    found = state.figures(train_step(state, Batch(HIDDEN.float(), TOKENS, torch.arange(BATCH), 0)))
     for name, grads in seen.items():
         expected = math.sqrt(sum(g.double().square().sum().item() for g in grads))
         assert found[f"gradient_norm_{name}"] == pytest.approx(expected, rel=1e-5)
@@ -547,7 +544,7 @@ def test_a_loss_that_is_not_finite_updates_nothing_though_its_gradient_is(monkey
     before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
     batch = Batch(HIDDEN.float(), TOKENS, torch.arange(BATCH), 0)
     step = train_step(state, batch)
-    assert not settle(state, batch, step)
+    assert not state.read_step(step)
     assert state.skipped == 1
     assert all(torch.equal(p, before[name]) for name, p in state.model.named_parameters())
     assert all(torch.equal(average, before[name]) for name, average in state.ema.weights.items())
@@ -560,10 +557,10 @@ def test_a_loss_that_is_not_finite_updates_nothing_though_its_gradient_is(monkey
 @pytest.mark.parametrize("number", [0, 1])  # with and without self-conditioning
 def test_a_step_never_reads_what_the_device_has_found(monkeypatch, changes, number):
     """On the meta device there is nothing to be read, and whoever tries fails."""
-    from ldlm.training import joint as trainer
+    from ldlm.training import joint
 
     meta = torch.device("meta")
-    monkeypatch.setattr(trainer, "adamw", lambda parameters, config: torch.optim.AdamW(parameters))
+    monkeypatch.setattr(joint, "adamw", lambda parameters, config: torch.optim.AdamW(parameters))
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)  # which does not know this device
     monkeypatch.setattr(noise, "coin", lambda *address: bool(number))
     config = TrainConfig(model=MODEL, batch_size=BATCH, **changes)
@@ -571,4 +568,4 @@ def test_a_step_never_reads_what_the_device_has_found(monkeypatch, changes, numb
     batch = Batch(HIDDEN.float().to(meta), TOKENS.to(meta), torch.arange(BATCH), 0)
     step = train_step(state, batch)
     with pytest.raises((RuntimeError, NotImplementedError), match=r"meta|data-dependent"):
-        settle(state, batch, step)
+        state.read_step(step)
