@@ -25,9 +25,10 @@ from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress, Task
 from ldlm.runtime import Stop
 from ldlm.training import checkpoint, cost, heldout
-from ldlm.training.joint import Step, TrainState, figures, must_settle, phase_of, settle, start, train_step
+from ldlm.training.joint import Step, TrainState, figures, must_settle, settle, start, train_step
 from ldlm.training.journal import Journal, begin, resume
 from ldlm.training.learner import Behind, check_shares
+from ldlm.training.phases import phase_at
 
 
 def plan(config: TrainConfig, shapes: Shapes) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def run(
             out,
             seq_len=store.shapes.seq_len,
             progress=progress,
-            flops_per_token=lambda step: flops(phase_of(config, step)),
+            flops_per_token=lambda step: flops(phase_at(config, step)),
             warning=partial(heldout.latent_warning, warmup_steps=config.recipe.warmup_steps, space=config.model.space),
         )
         _train(state, stream, store.held_out(), journal, stop, progress)

@@ -224,8 +224,8 @@ def _update(
 ) -> None:
     """The state and the estimate after a row, in place. They are float32, whatever the network takes."""
 
-    def denoise(z: Tensor, modulations: Tensor, last: Tensor) -> Tensor:
-        return estimate(z.to(modulations.dtype), last.to(modulations.dtype), modulations).to(z.dtype)
+    def denoise(z: Tensor, modulations: Tensor, z_hat_prev: Tensor) -> Tensor:
+        return estimate(z.to(modulations.dtype), z_hat_prev.to(modulations.dtype), modulations).to(z.dtype)
 
     found_BNC = (denoise if guidance is None else solvers.guided(denoise, guidance))(z_BNC, modulations_1MW, z_hat_BNC)
     z_BNC.copy_(solvers.advance(coefficients_14[0].unbind(), z_BNC, found_BNC, z_hat_BNC, eps_BNC))

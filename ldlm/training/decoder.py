@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ldlm.compute import Compute
-from ldlm.config import TrainConfig, decoder_noise
+from ldlm.config import TrainConfig
 from ldlm.features.batch import Batch
 from ldlm.model.autoencoder import TokenDecoder
-from ldlm.model.diffusion import Schedule
+from ldlm.model.cosmos import decoder_input
 from ldlm.model.joint import JointModel
 from ldlm.model.layers import compile_blocks
 from ldlm.model.objective import DecoderInput
@@ -31,16 +31,11 @@ from ldlm.training.optim import adamw, learning_rate
 
 @dataclass(kw_only=True)
 class DecoderState(Learner):
-    """A decoder in training, and the frozen parts that make its inputs."""
+    """A decoder in training, the frozen parts that make its inputs, and the noise of those."""
 
     model: TokenDecoder
     frozen: JointModel
-
-    @property
-    def decoder_input(self) -> DecoderInput:
-        """Its noise."""
-        recipe, diffusion = self.config.recipe, self.config.diffusion
-        return DecoderInput(decoder_noise(self.config.model.space, recipe), Schedule.of(diffusion), self.config.cosmos)
+    decoder_input: DecoderInput
 
 
 def start(
@@ -60,6 +55,7 @@ def start(
         world=world,
         parallel=parallel(TokenObjective(model), world),
         frozen=frozen,
+        decoder_input=decoder_input(config),
     )
 
 
@@ -114,8 +110,15 @@ def _backward(state: DecoderState, batch: Batch) -> tuple[Tensor, Tensor]:
         h_BLD = state.frozen.states(batch.hidden_BLD, batch.tokens_BL)
         z_0_BNC = state.frozen.latent_encoder(h_BLD)
         rows_B = batch.index_B.to(state.device, non_blocking=True)
-        address: dict[str, Any] = {"seed": config.seed, "step": state.step, "rows_B": rows_B}
-        noisy_BNC = state.decoder_input.draw(state.frozen, h_BLD, z_0_BNC, normal=state.compute.normal, **address)
+        noisy_BNC = state.decoder_input.draw(
+            state.frozen,
+            h_BLD,
+            z_0_BNC,
+            seed=config.seed,
+            step=state.step,
+            rows_B=rows_B,
+            normal=state.compute.normal,
+        )
     with state.compute.autocast():
         found: TokenLosses = objective(noisy_BNC, batch.tokens_BL)
     state.backward(found.mean)

@@ -67,7 +67,9 @@ def evaluate(
 
         l_diff_all.append((objective.denoising_loss(z_0_BNC, draws) / objective.scales.diff).cpu())
         t_all.append(draws.t_B.cpu())
-        noisy_BLD = model.latent_decoder(objective.decoder_input.draw(model, h_BLD, z_0_BNC, **_address(row_B)))
+        noisy_BLD = model.latent_decoder(
+            objective.decoder_input.draw(model, h_BLD, z_0_BNC, seed=_SEED, step=0, rows_B=row_B)
+        )
         figures = {"l_h": row_loss(noisy_BLD, h_BLD).mean().item()} if model.encodes else {}
         if model.token_decoder is not None:
             noisy = model.token_decoder.losses(noisy_BLD, tokens_BL)
@@ -122,7 +124,7 @@ def evaluate_decoder(
         h_BLD = model.states(hidden_BLD, tokens_BL)
         z_0_BNC = at_least_float32(model.latent_encoder(h_BLD))
         row_B = torch.arange(done, done + count, device=device)
-        noisy_BNC = noisy.draw(model, h_BLD, z_0_BNC, **_address(row_B))
+        noisy_BNC = noisy.draw(model, h_BLD, z_0_BNC, seed=_SEED, step=0, rows_B=row_B)
         for suffix, z_BNC in (("", noisy_BNC), ("_clean", z_0_BNC)):
             found = decoder.losses(z_BNC, tokens_BL)
             sums["l_w" + suffix] += count * found.mean.item()
@@ -141,11 +143,6 @@ def _draws(row_B: Tensor, rows: int, z_0_BNC: Tensor) -> Draws:
         eps_dec_BNC=torch.empty_like(z_0_BNC),  # of `DecoderInput.draw`
         self_condition=True,
     )
-
-
-def _address(row_B: Tensor) -> dict[str, Any]:
-    """Address of the noise of held-out rows: the same in every evaluation, so that figures on the same rows compare."""
-    return {"seed": _SEED, "step": 0, "rows_B": row_B}
 
 
 def _accuracy(found: TokenLosses) -> float:

@@ -8,19 +8,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ldlm import noise
 from ldlm.compute import Compute
 from ldlm.config import Shapes, TrainConfig, total_steps
 from ldlm.features.batch import Batch
 from ldlm.model.joint import JointModel, build
 from ldlm.model.layers import compile_blocks, recompute_activations
-from ldlm.model.objective import Losses, Objective, Phase, draw, draw_smoothing, set_trainable, warmup_gamma
+from ldlm.model.objective import Losses, Objective, draw_t, warmup_gamma
 from ldlm.model.timesteps import TimestepSampler
 from ldlm.runtime import ALONE, World
 from ldlm.training.checkpoint import Checkpoint
 from ldlm.training.ema import EMA
 from ldlm.training.learner import Learner, parallel
 from ldlm.training.optim import adamw, learning_rate
+from ldlm.training.phases import Phase, phase_at
 
 
 @dataclass(kw_only=True)
@@ -33,16 +33,18 @@ class TrainState(Learner):
     phase: Phase | None = None  # none before the first step
 
     def enter_phase(self) -> Phase:
-        """Let train what the step at hand trains: everything, or what one of COSMOS's two phases trains.
+        """The phase of the next step; enables gradients for the parts that it trains when it begins.
 
-        COSMOS's autoencoder is frozen at its average, with which texts are sampled: the denoiser learns those latents.
+        Parts that it freezes keep their averaged weights, with which texts are sampled: the others learn beside those.
         """
-        phase = phase_of(self.config, self.step)
+        phase = phase_at(self.config, self.step)
         if phase != self.phase:
-            self.phase = phase
-            if phase == "diffusion" and self.config.recipe.edition > 1:
-                self.ema.put_into(self.model, "denoiser")
-            set_trainable(self.model, phase)
+            self.phase, self.objective = phase, phase.objective(self.model, self.config)
+            frozen = [name for name in self.model.parts() if not self.objective.trains(name)]
+            if phase.begins_anew:
+                self.ema.put_into(self.model, frozen)
+            for name, part in self.model.parts().items():
+                part.requires_grad_(name not in frozen)
             self.parallel = parallel(self.objective, self.world)  # it remembers what has gradients
         return phase
 
@@ -71,32 +73,16 @@ def start(
         compile_blocks(model)
     if config.recompute:
         recompute_activations(model)
-    objective = Objective(model, config.diffusion, config.recipe, config.cosmos)
     return TrainState(
         config=config,
         model=model,
-        objective=objective,
+        objective=phase_at(config, 0).objective(model, config),
         optimizer=adamw(model.parameters(), config.optimizer),
         ema=EMA(model, config.optimizer.ema_decay),
         timesteps=TimestepSampler(config.timesteps, config.diffusion.t_min),
         compute=compute,
         world=world,
     )
-
-
-def phase_of(config: TrainConfig, step: int) -> Phase:
-    """What step `step` trains."""
-    if config.model.space != "cosmos":
-        return "joint"
-    return "autoencoder" if step < config.cosmos.steps else "diffusion"
-
-
-def steps_of_phase(config: TrainConfig, step: int) -> tuple[int, int]:
-    """(steps before step `step`, steps in all) of its phase: each of COSMOS's has a learning rate and average anew."""
-    if config.model.space != "cosmos" or config.recipe.edition == 1:
-        return step, config.steps
-    first = config.cosmos.steps
-    return (step, first) if step < first else (step - first, config.steps)
 
 
 class Step(NamedTuple):
@@ -119,8 +105,8 @@ def train_step(state: TrainState, batch: Batch) -> Step:
     """
     config, number = state.config, state.step
     phase = state.enter_phase()
-    done, of = steps_of_phase(config, number)
-    gamma, lr = warmup_gamma(number, config.recipe), learning_rate(done, of, config.optimizer)
+    done = number - phase.schedule_begins
+    gamma, lr = warmup_gamma(number, config.recipe), learning_rate(done, phase.schedule_steps, config.optimizer)
 
     losses = [_backward(state, part, gamma) for part in state.micro_batches(batch)]
     part_norms = {name: _norm(part) for name, part in state.model.parts().items()}
@@ -135,7 +121,7 @@ def settle(state: TrainState, batch: Batch, step: Step) -> bool:
     """
     finite = bool(step.finite)
     state.skipped += not finite
-    if step.phase != "autoencoder":
+    if step.phase.objective.draws_times:
         if finite:
             _observe(state, step.number, batch, step.losses)
         state.timesteps.refresh_if_due(step.number + 1)
@@ -148,23 +134,18 @@ def must_settle(state: TrainState) -> bool:
 
 
 def _backward(state: TrainState, batch: Batch, gamma: float) -> Losses:
-    """Add the gradient of one micro-batch."""
-    assert state.phase is not None  # train_step entered it
-    config, shapes = state.config, state.model.shapes
-    address: dict[str, Any] = {"seed": config.seed, "step": state.step, "rows_B": batch.index_B}
-    latents = (state.model.num_latents, state.model.latent_dim)
-    there: dict[str, Any] = {"latent_shape": latents, "device": state.device, "normal": state.compute.normal}
-    corruption = state.objective.decoder_input.corruption
-    draws = draw(config.diffusion, state.timesteps, decoder=corruption, **there, **address)
-    smoothing = None
-    if state.phase == "autoencoder":
-        h_shape = (shapes.seq_len, shapes.hidden_dim)
-        address["rows_B"] = batch.index_B.to(state.device, non_blocking=True)
-        shapes_there: dict[str, Any] = {"h_shape": h_shape, "latent_shape": latents}
-        smoothing = draw_smoothing(config.cosmos, normal=state.compute.normal, **shapes_there, **address)
+    """Add the gradient of one micro-batch; returns its losses."""
+    draws = state.objective.draw(
+        state.timesteps,
+        seed=state.config.seed,
+        step=state.step,
+        rows_B=batch.index_B,
+        device=state.device,
+        normal=state.compute.normal,
+    )
     objective = state.parallel or state.objective
     with state.compute.autocast():
-        losses: Losses = objective(batch.hidden_BLD, batch.tokens_BL, draws, gamma, state.phase, smoothing)
+        losses: Losses = objective(batch.hidden_BLD, batch.tokens_BL, draws, gamma)
     state.backward(losses.loss)
     return losses.detached()
 
@@ -178,7 +159,7 @@ def _observe(state: TrainState, step: int, batch: Batch, losses: list[Losses]) -
     """Show the timestep sampler the losses of the whole batch, in the same order in every process."""
     loss_B = torch.zeros(state.config.batch_size, dtype=torch.float64)
     loss_B[batch.index_B] = torch.cat([part.l_diff_B for part in losses]).double().cpu()
-    t_B = state.timesteps.draw(noise.uniform(state.config.seed, "t", step, torch.arange(len(loss_B))))
+    t_B = draw_t(state.timesteps, seed=state.config.seed, step=step, rows_B=torch.arange(len(loss_B)))
     state.timesteps.observe(t_B, state.world.sum(loss_B))
 
 

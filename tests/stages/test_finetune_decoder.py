@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 from ldlm import artifact, files
 from ldlm import config as configs
 from ldlm.config import (
-    CosmosConfig,
     DecoderNoise,
     ExtractConfig,
     FinetuneConfig,
@@ -30,7 +29,7 @@ from ldlm.config import (
 from ldlm.errors import InputError, Stopped
 from ldlm.features.batch import Batch
 from ldlm.features.store import FeatureStore
-from ldlm.model.objective import DecoderInput, Objective
+from ldlm.model.objective import DecoderInput, JointObjective
 from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import extract_features, finetune_decoder, sample, train
 from ldlm.training import checkpoint, heldout
@@ -179,7 +178,7 @@ def command(run, store, **changes):
 def test_held_out_figures_are_those_of_their_definitions(whole, store):
     run = TrainedRun(whole.parents[1], CPU)
     network, split = run.decoder().logits, FeatureStore(store).held_out()
-    noisy = DecoderInput(DecoderNoise("additive", 0.5), run.schedule, CosmosConfig())
+    noisy = DecoderInput(DecoderNoise("additive", 0.5), run.schedule)
     found = heldout.evaluate_decoder(network, run.model, split, noisy=noisy, rows=30, batch_size=7, device=CPU)
     parts, tokens = split.read(0, 30)
     tokens_BL = torch.from_numpy(tokens).long()
@@ -196,7 +195,7 @@ def test_held_out_figures_are_those_of_their_definitions(whole, store):
 def test_the_joint_decoder_is_measured_as_training_measures_it(trained, whole, store):
     """The same rows and the same noise, so that decoders compare with the one they replace."""
     run = TrainedRun(trained, CPU)
-    objective = Objective(run.model, run.config.diffusion, run.config.recipe)
+    objective = JointObjective(run.model, run.config)
     expected = heldout.evaluate(objective, FeatureStore(store).held_out(), rows=10, batch_size=10, device=CPU)
     joint = json.loads((whole / "manifest.json").read_text())["joint"]
     for name in ("split", "rows", "token_accuracy", "token_accuracy_clean"):

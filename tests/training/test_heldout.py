@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from ldlm import config as configs
-from ldlm.config import DiffusionConfig, RecipeConfig, TimestepConfig, TrainConfig
+from ldlm.config import RecipeConfig, TimestepConfig, TrainConfig
 from ldlm.features.store import FeatureStore
-from ldlm.model.objective import Objective
+from ldlm.model.objective import JointObjective
 from ldlm.model.timesteps import TimestepSampler
 from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import train
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 def measured(trained, store):
     """Objective, held-out rows and what `evaluate` finds on the first 30."""
     run = TrainedRun(trained, CPU)
-    objective = Objective(run.model, DiffusionConfig(), RecipeConfig(sigma_dec=0.5))
+    objective = JointObjective(run.model, TrainConfig(recipe=RecipeConfig(sigma_dec=0.5)))
     split = FeatureStore(store).held_out()
     timesteps = TimestepSampler(TimestepConfig(bins=4), 1e-5)
     timesteps.p = np.array([0.4, 0.3, 0.2, 0.1])
