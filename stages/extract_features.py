@@ -37,17 +37,18 @@ from safetensors.numpy import load, save
 
 from ldlm import artifact, compute, files, hub, runtime
 from ldlm.artifact import Artifact
-from ldlm.claims import claim, share
 from ldlm.compute import fetch
 from ldlm.config import ExtractConfig, Shapes
 from ldlm.errors import InputError
 from ldlm.features import codecs, corpus, store, text, textfiles
 from ldlm.features.codecs import CODECS, Codec, Parts
 from ldlm.features.encoder import FrozenEncoder, Statistics, tokenizer_fingerprint
+from ldlm.features.shared_work import share
 from ldlm.features.spool import Spool
 from ldlm.features.store import SPLITS, StoreWriter
 from ldlm.hub import load_tokenizer
 from ldlm.location import REQUEST_BYTES, Location, ObjectPath
+from ldlm.locks import claim
 from ldlm.progress import SILENT, Progress
 from ldlm.training import cost as accounting
 

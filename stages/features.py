@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldlm import artifact, claims, config, files
+from ldlm import artifact, config, files, locks
 from ldlm.artifact import Artifact
 from ldlm.config import ExtractConfig
 from ldlm.errors import InputError
@@ -71,7 +71,7 @@ def repair(path: Location, *, device: str = "auto", progress: Progress = SILENT)
     configuration is gone.
     """
     found = artifact.open_artifact(path, "features", complete=False)
-    with claims.sole(path) if isinstance(path, Path) else nullcontext():
+    with locks.sole(path) if isinstance(path, Path) else nullcontext():
         faults = store.faults(path)
         for _, name, problem in faults:
             if name in store.MADE_OF:

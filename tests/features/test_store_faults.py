@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from patience import patience
 
-from ldlm import claims
+from ldlm import locks
 from ldlm.config import ExtractConfig, from_dict
 from ldlm.errors import InputError
 from ldlm.evaluation import samples
@@ -599,7 +599,7 @@ def test_nobody_overwrites_or_repairs_what_a_process_writes(few, tmp_path):
 def test_nobody_writes_what_is_being_repaired(few, tmp_path):
     out = tmp_path / "features"
     extract_features.prepare(few, out)
-    with claims.sole(out), pytest.raises(InputError, match=f"another process has {out} to itself"):
+    with locks.sole(out), pytest.raises(InputError, match=f"another process has {out} to itself"):
         extract_features.run(few, out)
 
 
