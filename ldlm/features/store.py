@@ -38,7 +38,7 @@ from ldlm.config import Shapes
 from ldlm.errors import InputError, StorageError
 from ldlm.features import shards
 from ldlm.features.codecs import CODECS, Codec, Parts, Widen
-from ldlm.features.online import OnlineEncoder
+from ldlm.features.encoder import OnlineEncoder
 from ldlm.features.shards import ShardedArray
 from ldlm.location import Location, ObjectPath, locate
 

@@ -19,8 +19,7 @@ from ldlm import artifact, files, locks
 from ldlm.artifact import Artifact
 from ldlm.config import TrainConfig
 from ldlm.errors import InputError, Stopped
-from ldlm.features.batch import Batch
-from ldlm.features.stream import Stream
+from ldlm.features.stream import Batch, Stream
 from ldlm.progress import Progress
 from ldlm.runtime import Stop, World
 from ldlm.training import checkpoint, cost
