@@ -40,12 +40,13 @@ from ldlm.artifact import Artifact
 from ldlm.compute import fetch
 from ldlm.config import ExtractConfig, Shapes
 from ldlm.errors import InputError
-from ldlm.features import codecs, corpus, store, text, textfiles
+from ldlm.features import codecs, corpus, ledger, text, textfiles
 from ldlm.features.codecs import CODECS, Codec, Parts
 from ldlm.features.encoder import FrozenEncoder, Statistics, tokenizer_fingerprint
+from ldlm.features.shards import CHUNK_ROWS, SPLITS
 from ldlm.features.shared_work import share
 from ldlm.features.spool import Spool
-from ldlm.features.store import SPLITS, StoreWriter
+from ldlm.features.writer import StoreWriter
 from ldlm.hub import load_tokenizer
 from ldlm.location import REQUEST_BYTES, Location, ObjectPath
 from ldlm.locks import claim
@@ -250,11 +251,11 @@ def _check(config: ExtractConfig) -> None:
         raise InputError("--dataset-config is one of --dataset NAME; files have none")
     if config.validation_split and not config.dataset:
         raise InputError("--validation-split is a split of --dataset NAME; files are held out with --validation-data")
-    step = math.lcm(store.CHUNK_ROWS, config.batch_size)
+    step = math.lcm(CHUNK_ROWS, config.batch_size)
     if config.shard_rows % step:
         raise InputError(
             f"shard_rows={config.shard_rows} must be a multiple of batch_size={config.batch_size} and of the chunk of "
-            f"{store.CHUNK_ROWS} rows, so that neither crosses shards; use --shard-rows "
+            f"{CHUNK_ROWS} rows, so that neither crosses shards; use --shard-rows "
             f"{max(1, round(config.shard_rows / step)) * step}"
         )
 
@@ -264,12 +265,12 @@ def _check_requests(config: ExtractConfig, out: Location | None, width: int) -> 
     stored = 0 if config.kind == "scratch" else width * CODECS[config.codec].bytes_per_value
     row = round(config.seq_len * max(4, stored))
     if isinstance(out, ObjectPath) and config.shard_rows * row > REQUEST_BYTES:
-        step = math.lcm(store.CHUNK_ROWS, config.batch_size)
+        step = math.lcm(CHUNK_ROWS, config.batch_size)
         most = REQUEST_BYTES // row // step * step
         raise InputError(
             f"--shard-rows {config.shard_rows} makes files of {files.amount(config.shard_rows * row)}, and an object "
-            f"store takes {files.amount(REQUEST_BYTES)} at once; use at most {most or store.CHUNK_ROWS}"
-            f"{'' if most else f', with --batch-size {store.CHUNK_ROWS}'}"
+            f"store takes {files.amount(REQUEST_BYTES)} at once; use at most {most or CHUNK_ROWS}"
+            f"{'' if most else f', with --batch-size {CHUNK_ROWS}'}"
         )
 
 
@@ -575,7 +576,7 @@ class Extraction:
             if not self._statistics_path.is_file():
                 self._write_statistics()
             if (self.out / "store.json").is_file():
-                return store.check_described(self.out)
+                return ledger.check_described(self.out)
             everything, without_first = self._read_statistics()
             covered = self.writer.create(self.rows, everything.mean_D, everything.std_D)
             covered |= self._keep_tokenizer()
@@ -595,7 +596,7 @@ class Extraction:
                     "precision": self.encoder.compute.precision,
                     "fingerprint": self.fingerprints["encoder"],
                     "tokenizer": self.fingerprints["tokenizer"],
-                    "statistics": store.statistics_hash(everything.mean_D, everything.std_D),
+                    "statistics": ledger.statistics_hash(everything.mean_D, everything.std_D),
                 },
                 "statistics": {"all": _summary(everything), "without_position_0": _summary(without_first)},
                 "sha256": covered,
@@ -646,7 +647,7 @@ class Extraction:
             for split, rows in self.rows.items()
             for start in range(0, rows, size)
         }
-        maker = {"encoder": self.fingerprints["encoder"], "statistics": store.statistics_hash(mean_D, std_D)}
+        maker = {"encoder": self.fingerprints["encoder"], "statistics": ledger.statistics_hash(mean_D, std_D)}
         facts = {**maker, "versions": artifact.versions()}
         with Tally(self.progress, "encode", sizes, self.writer.recorded) as tally:
 
@@ -706,7 +707,7 @@ class Extraction:
         What is there of them is removed.
         """
         with claim(self._claim("seal")):
-            wanting = store.wanting(self.out)
+            wanting = ledger.wanting(self.out)
         if wanting:
             self.progress.note(f"making again: {', '.join(wanting)}")
         return wanting
@@ -715,8 +716,8 @@ class Extraction:
         """Write the manifest, once every shard is there, and remove the spool."""
         with claim(self._claim("seal")):
             if not (self.out / "manifest.json").is_file():
-                store.sweep(self.out)
-                covered, description = store.seal(self.out), store.described(self.out)
+                ledger.sweep(self.out)
+                covered, description = ledger.seal(self.out), ledger.described(self.out)
                 size = sum(files.sizes(self.out / "features.zarr").values())
                 result.finish(**{**description, "bytes": size, "sha256": covered})
         _clear(self.work, self.out)

@@ -15,7 +15,8 @@ from patience import patience
 
 from ldlm import artifact, files, location
 from ldlm.errors import InputError, StorageError
-from ldlm.features.store import FeatureStore, StoreWriter
+from ldlm.features.store import FeatureStore
+from ldlm.features.writer import StoreWriter
 from ldlm.location import ObjectPath, locate
 from ldlm.stages import extract_features, features, train
 

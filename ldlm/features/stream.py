@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ldlm.errors import InputError
 from ldlm.features.codecs import widen_alone
-from ldlm.features.store import CHUNK_ROWS, FeatureStore, Split
+from ldlm.features.shards import CHUNK_ROWS
+from ldlm.features.store import FeatureStore, Split
 from ldlm.runtime import ALONE, World
 
 BLOCK_ROWS = 16

@@ -25,7 +25,8 @@ from torch import nn
 from ldlm import files
 from ldlm.errors import InputError
 from ldlm.features import corpus, states, text, textfiles
-from ldlm.features.store import SPLITS, FeatureStore
+from ldlm.features.shards import SPLITS
+from ldlm.features.store import FeatureStore
 from ldlm.hub import load_tokenizer
 from ldlm.progress import SILENT, Progress, Task
 from ldlm.stages import extract_features

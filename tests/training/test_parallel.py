@@ -17,7 +17,8 @@ from patience import patience
 from ldlm import config as configs
 from ldlm.config import TrainConfig
 from ldlm.errors import InputError
-from ldlm.features.store import CHUNK_ROWS, FeatureStore
+from ldlm.features.shards import CHUNK_ROWS
+from ldlm.features.store import FeatureStore
 from ldlm.features.stream import Stream, places
 from ldlm.runtime import World
 from ldlm.stages import train
