@@ -188,9 +188,7 @@ class FeatureStore:
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """(mean, std) of the states before normalisation, float32 (D,)."""
         mean, std = self._group["mean"][:], self._group["std"][:]
-        if (
-            ledger.statistics_hash(mean, std) != self.encoder["statistics"]
-        ):  # zarr gives zeros where files are gone
+        if ledger.statistics_hash(mean, std) != self.encoder["statistics"]:  # zarr gives zeros where files are gone
             raise InputError(
                 f"{self.path}/features.zarr/mean and features.zarr/std are not what was written; run `ldlm features "
                 f"repair {self.path}`"

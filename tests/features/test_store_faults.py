@@ -21,8 +21,7 @@ from ldlm import locks
 from ldlm.config import ExtractConfig, from_dict
 from ldlm.errors import InputError
 from ldlm.evaluation import samples
-from ldlm.features import shards
-from ldlm.features import store as stores
+from ldlm.features import ledger, shards
 from ldlm.features.store import FeatureStore
 from ldlm.hub import load_tokenizer
 from ldlm.progress import Progress
@@ -190,7 +189,7 @@ def test_a_full_disk_leaves_finished_shards_and_the_same_command_goes_on(argumen
     done = {path.stem for path in (out / "ledger").iterdir()}
     for name in done:
         for entry, facts in json.loads((out / "ledger" / f"{name}.json").read_text())["files"].items():
-            assert stores.fault(out / entry, facts["sha256"]) is None
+            assert ledger.fault(out / entry, facts["sha256"]) is None
     assert len(done) < len(list((whole / "ledger").iterdir()))
     assert subprocess.run([sys.executable, "-m", "ldlm.cli", *command], capture_output=True).returncode == 0
     assert content(out) == content(whole)
@@ -373,7 +372,7 @@ def test_verify_reads_several_files_at_once(whole, monkeypatch):
         return None
 
     monkeypatch.setattr(shards, "CORES", 3)
-    monkeypatch.setattr(stores, "fault", fault)
+    monkeypatch.setattr(ledger, "fault", fault)
     assert features.verify(whole) == []
 
 
@@ -382,7 +381,7 @@ def test_info_says_what_a_store_is_and_what_is_missing(whole, tmp_path, ldlm):
     assert (shown["state"], shown["codec"]) == ("sealed", "fp16")
     assert shown["bytes_per_token"] > 0
     path = shutil.copytree(whole, tmp_path / "features")
-    stores.forget(path, [("train-00000", "")])
+    ledger.forget(path, [("train-00000", "")])
     shown = json.loads(ldlm("features", "info", path, "--json").stdout)
     assert shown["state"].startswith(f"1 of {shown['shards'] + 1} shards")
 
@@ -432,7 +431,7 @@ def test_bench_compares_with_a_memory_map(whole):
 
 def test_a_partial_store_is_read_when_it_is_allowed_and_has_the_rows_that_are_there(whole, tmp_path):
     path = shutil.copytree(whole, tmp_path / "features")
-    stores.forget(path, [("train-00001", "")])
+    ledger.forget(path, [("train-00001", "")])
     with pytest.raises(InputError, match=r"1 of \d+ shards .* are missing.*--allow-partial"):
         FeatureStore(path)
     partial, sealed = FeatureStore(path, allow_partial=True).split("train"), FeatureStore(whole).split("train")
@@ -491,7 +490,7 @@ def config(whole):
 def unsealed(whole, tmp_path):
     """A copy of `whole` that lacks its last shard."""
     path = shutil.copytree(whole, tmp_path / "features")
-    stores.forget(path, [("validation-00000", "")])
+    ledger.forget(path, [("validation-00000", "")])
     return path
 
 
