@@ -22,6 +22,7 @@ from ldlm.config import ExtractConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import metrics, samples
 from ldlm.features import ledger
+from ldlm.features.extraction import prepare
 from ldlm.features.store import FeatureStore, Split
 from ldlm.features.stream import RowOrder, Stream
 from ldlm.hub import load_tokenizer
@@ -83,7 +84,7 @@ def repair(path: Location, *, device: str = "auto", progress: Progress = SILENT)
         bad = [(shard, name) for shard, name, _ in faults]
         shards = sorted({shard for shard, _ in bad})
         if bad:
-            extract_features.prepare(made_with, path)  # a text or an encoder that is gone is said before anything goes
+            prepare(made_with, path)  # a text or an encoder that is gone is said before anything goes
             progress.note(f"making again: {', '.join(shards)}")
             ledger.forget(path, bad)
     return shards, extract_features.run(made_with, path, progress=progress)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 from ldlm.locks import claim
+from ldlm.progress import Progress
 
+LOOK_EVERY = 30.0  # seconds between looks at what other processes have done
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
@@ -58,3 +61,51 @@ def share(
 def _finish(work: Callable[[], None], claimed: ExitStack) -> None:
     with claimed:
         work()
+
+
+class Tally(Generic[Item]):
+    """Tells a task of items that several processes share how many of their tokens are done, and the bytes so made.
+
+    Those of this process as it goes, and those of the others by what is recorded, looked up now and then.
+    """
+
+    def __init__(
+        self, progress: Progress, name: str, sizes: Mapping[Item, int], recorded: Callable[[], Set[Item]]
+    ) -> None:
+        self.sizes, self.recorded = sizes, recorded
+        self.before = frozenset(recorded() & sizes.keys())
+        self.counted = set(self.before)
+        self.task = progress.task(name, sum(sizes.values()), "token", done=sum(map(sizes.__getitem__, self.before)))
+        self.own = self.others = self.bytes = 0
+        self.started = self.looked = time.monotonic()
+
+    def advance(self, item: Item, tokens: int) -> None:
+        """This process has done so many more tokens of an item."""
+        self.counted.add(item)
+        self.own += tokens
+        others = self._others() if time.monotonic() - self.looked > LOOK_EVERY else 0
+        self._tell(tokens + others)
+
+    def _others(self) -> int:
+        """Tokens of what others have recorded since the last look."""
+        self.looked = time.monotonic()
+        new = (self.recorded() & self.sizes.keys()) - self.counted
+        self.counted |= new
+        found = sum(map(self.sizes.__getitem__, new))
+        self.others += found
+        return found
+
+    def _tell(self, tokens: int) -> None:
+        # The others' bytes are as many per token as one's own, of which alone the number is known here.
+        written = self.bytes * (self.own + self.others) / max(1, self.own)
+        seconds = max(1e-9, time.monotonic() - self.started)
+        self.task.advance(tokens, written=f"{written / 1e6 / seconds:.1f} MB/s")
+
+    def __enter__(self) -> Tally[Item]:
+        self.task.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if error[0] is None:
+            self._tell(self._others())
+        self.task.__exit__(*error)

@@ -22,6 +22,7 @@ from ldlm.config import ExtractConfig, from_dict
 from ldlm.errors import InputError
 from ldlm.evaluation import samples
 from ldlm.features import ledger, shards
+from ldlm.features.extraction import Extraction, prepare
 from ldlm.features.store import FeatureStore
 from ldlm.hub import load_tokenizer
 from ldlm.progress import Progress
@@ -459,14 +460,14 @@ def test_bad_states_in_a_late_shard_lose_none_of_the_earlier_ones(arguments, who
     """Extraction that has just begun leaves nothing behind when it refuses; one with finished shards keeps them."""
     made_with = {**FeatureStore(whole).artifact.config, "device": "cpu"}
     config = from_dict(ExtractConfig, made_with)
-    real = extract_features.Extraction._shard_parts
+    real = Extraction._shard_parts
 
     def fails_at_the_third(self, split, shard, *rest):
         if shard == 2:
             raise InputError("states of up to 7e4 don't fit in fp16")
         return real(self, split, shard, *rest)
 
-    monkeypatch.setattr(extract_features.Extraction, "_shard_parts", fails_at_the_third)
+    monkeypatch.setattr(Extraction, "_shard_parts", fails_at_the_third)
     with pytest.raises(InputError, match="don't fit"):
         extract_features.run(config, tmp_path / "f")
     assert len(list((tmp_path / "f" / "ledger").iterdir())) == 2
@@ -561,9 +562,9 @@ def test_statistics_that_vanish_after_the_store_was_opened_are_not_zeros(whole, 
 def test_a_shard_of_an_extraction_that_was_overwritten_is_not_sealed_with_the_others(few, tmp_path):
     """Its process comes to life again when another has begun, with another layer, in the same place."""
     out, other = tmp_path / "features", replace(few, layer=-1)
-    late, _ = extract_features.prepare(few, out)
+    late, _ = prepare(few, out)
     late.pack(), late.encode_sample(), late.describe()
-    begun, _ = extract_features.prepare(other, out, overwrite=True)
+    begun, _ = prepare(other, out, overwrite=True)
     begun.pack(), begun.encode_sample(), begun.describe()
     late._in_turn, late.spool.read = lambda items: items[1:2], lambda block, shape: None
     late.write_shards()
@@ -597,7 +598,7 @@ def test_nobody_overwrites_or_repairs_what_a_process_writes(few, tmp_path):
 
 def test_nobody_writes_what_is_being_repaired(few, tmp_path):
     out = tmp_path / "features"
-    extract_features.prepare(few, out)
+    prepare(few, out)
     with locks.sole(out), pytest.raises(InputError, match=f"another process has {out} to itself"):
         extract_features.run(few, out)
 
