@@ -21,9 +21,8 @@ from ldlm import files, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import FinetuneConfig, TrainConfig
 from ldlm.errors import InputError
-from ldlm.features.batch import Batch
 from ldlm.features.store import FeatureStore, Split
-from ldlm.features.stream import Stream
+from ldlm.features.stream import Batch, Stream
 from ldlm.location import Location
 from ldlm.model.autoencoder import TokenDecoder
 from ldlm.model.joint import JointDecoder

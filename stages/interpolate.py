@@ -28,7 +28,8 @@ from ldlm.evaluation.boundaries import Boundaries
 from ldlm.evaluation.samples import Texts
 from ldlm.evaluation.scorer import LOGITS_AT_ONCE, Scorer
 from ldlm.evaluation.smoothness import PATHS, LatentPath, edit_distance, linear
-from ldlm.features import text, textfiles
+from ldlm.features import text
+from ldlm.features.documents import check_whole
 from ldlm.features.store import FeatureStore
 from ldlm.location import Location
 from ldlm.pages import plots
@@ -170,7 +171,7 @@ def _given_row(run: TrainedRun, tokenizer: Any, flag: str, given: str, progress:
     """The row of a text that the user has typed."""
     if not given.strip():
         raise InputError(f'{flag} is empty; give a text, for example {flag} "The sea was calm."')
-    textfiles.check_whole(given, flag)
+    check_whole(given, flag)
     row, tokens = text.row_of(given, tokenizer, run.shapes.seq_len)
     room = run.shapes.seq_len - 2
     if tokens > room:

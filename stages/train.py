@@ -17,9 +17,8 @@ from ldlm import files, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import Shapes, TrainConfig
 from ldlm.errors import InputError
-from ldlm.features.batch import Batch
 from ldlm.features.store import FeatureStore, Split
-from ldlm.features.stream import Stream
+from ldlm.features.stream import Batch, Stream
 from ldlm.location import Location
 from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress, Task

@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldlm import artifact, claims, files
+from ldlm import artifact, files, locks
 from ldlm.artifact import Artifact
 from ldlm.config import TrainConfig
 from ldlm.errors import InputError, Stopped
-from ldlm.features.batch import Batch
-from ldlm.features.stream import Stream
+from ldlm.features.stream import Batch, Stream
 from ldlm.progress import Progress
 from ldlm.runtime import Stop, World
 from ldlm.training import checkpoint, cost
@@ -70,11 +69,11 @@ def _begin(
     """`begin` in the main process."""
     taken_up = out.is_dir() and not overwrite and not artifact.is_emptied(out)
     if taken_up:
-        held.enter_context(claims.sole(out))  # before anything is written there: somebody may be at work
+        held.enter_context(locks.sole(out))  # before anything is written there: somebody may be at work
         _check_steps(out, inputs.get("steps"))
     result = artifact.begin(out, kind, config, inputs, overwrite=overwrite, reads=reads)
     if not taken_up:
-        held.enter_context(claims.sole(out))
+        held.enter_context(locks.sole(out))
     if result.complete and (done := result.manifest["step"]) >= steps:
         fewer = "" if done == steps else f", and {steps} are asked for"
         progress.note(f"{out} is complete at step {done}{fewer}; nothing to do")
