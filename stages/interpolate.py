@@ -26,14 +26,14 @@ from ldlm.errors import InputError
 from ldlm.evaluation import metrics
 from ldlm.evaluation.boundaries import Boundaries
 from ldlm.evaluation.samples import Texts
-from ldlm.evaluation.scorer import LOGITS_AT_ONCE, Scorer
+from ldlm.evaluation.scorer import Scorer
 from ldlm.evaluation.smoothness import PATHS, LatentPath, edit_distance, linear
 from ldlm.features import text, textfiles
 from ldlm.features.store import FeatureStore
 from ldlm.location import Location
 from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress
-from ldlm.sampling.generation import Decoder
+from ldlm.sampling.generation import LOGITS_AT_ONCE, Decoder
 from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages.evaluate import measure
 from ldlm.training import heldout
