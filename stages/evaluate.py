@@ -61,7 +61,7 @@ def run(
     max_tokens = _max_tokens(config, sets, scorer, progress)
     fewest = min(map(len, sets))
     with (
-        ScoreCache(cache, scorer, progress.note) if cache else nullcontext() as kept,
+        scorer.cache(cache, progress.note) if cache else nullcontext() as kept,
         progress.task("score", sum(map(len, sets)), "text") as task,
     ):
         results = [measure(texts, scorer, config, max_tokens, fewest, task.advance, kept) for texts in sets]
