@@ -25,6 +25,7 @@ from ldlm.config import EvaluateConfig, InterpolateConfig, decoder_noise
 from ldlm.errors import InputError
 from ldlm.evaluation import metrics
 from ldlm.evaluation.boundaries import Boundaries
+from ldlm.evaluation.measure import measure
 from ldlm.evaluation.samples import Texts
 from ldlm.evaluation.scorer import Scorer
 from ldlm.evaluation.smoothness import PATHS, LatentPath, edit_distance, linear
@@ -35,7 +36,6 @@ from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress
 from ldlm.sampling.generation import LOGITS_AT_ONCE, Decoder
 from ldlm.sampling.trained_run import TrainedRun
-from ldlm.stages.evaluate import measure
 from ldlm.training import heldout
 
 HALF = 0.5  # the a of the mean of two latents

@@ -29,6 +29,7 @@ from ldlm.config import PAPERS_SAMPLER, EvaluateConfig, Final, SamplerConfig, Sw
 from ldlm.errors import InputError
 from ldlm.evaluation import metrics, samples
 from ldlm.evaluation.boundaries import Boundaries
+from ldlm.evaluation.measure import measure
 from ldlm.evaluation.samples import Texts
 from ldlm.evaluation.scorer import Scorer
 from ldlm.features import textfiles
@@ -38,7 +39,6 @@ from ldlm.sampling import solvers as samplers
 from ldlm.sampling.generation import LARGEST_BATCH, TextGenerator, text_seeds
 from ldlm.sampling.solvers import End
 from ldlm.sampling.trained_run import TrainedRun
-from ldlm.stages.evaluate import measure
 
 PAPERS_BUDGET = 128  # whose entropy the finalists are held to, or the nearest budget that is swept
 FIGURES = ("gen_ppl", "entropy", "diversity")
