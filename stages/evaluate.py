@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from ldlm.evaluation import mauve, metrics, samples
 from ldlm.evaluation.measure import measure
 from ldlm.evaluation.samples import Texts
 from ldlm.evaluation.scorer import Scorer
+from ldlm.evaluation.scores import FileScores, Mauve
 from ldlm.features import textfiles
 from ldlm.progress import SILENT, Progress
 
 LONGEST = 1024  # tokens of a text, where nobody says and no row of tokens tells
-FIGURES = ("gen_ppl", "entropy", "diversity")  # never one without the others: collapse lowers perplexity
 
 
 def plan(
@@ -41,11 +42,11 @@ def run(
     with_mauve: bool = False,
     cache: Path | None = None,
     progress: Progress = SILENT,
-) -> list[dict[str, Any]]:
-    """The metrics of each file, and of the reference last, as JSON-ready records.
+) -> list[FileScores]:
+    """Scores of each file, and of the reference last.
 
-    `seeds` says that the files are draws of one model with other seeds, and takes folders of them. `with_mauve`
-    compares each with the reference. `cache` is a folder where likelihoods are kept between calls.
+    `seeds`: the files, or those in the folders, are draws of one model with different seeds. `with_mauve` compares each
+    with the reference. `cache` is a folder where likelihoods are kept between calls.
     """
     if with_mauve:
         mauve.library()
@@ -62,17 +63,15 @@ def run(
         scorer.cache(cache, progress.note) if cache else nullcontext() as kept,
         progress.task("score", sum(map(len, sets)), "text") as task,
     ):
-        results = [measure(texts, scorer, config, max_tokens, fewest, task.advance, kept) for texts in sets]
-    for path, result in zip(paths, results, strict=True):
-        result.update(file=str(path), role="texts")
-    if reference is not None:
-        results[-1]["role"] = "reference"
-    if all(result["gen_ppl"] is None for result in results):
+        scores = [measure(texts, scorer, config, max_tokens, fewest, task.advance, kept) for texts in sets]
+    if all(one.gen_ppl is None for one in scores):
         raise metrics.NothingToScore(config.protocol)
-    if with_mauve:
-        for result, found in zip(results, _mauve(sets, scorer, config, max_tokens, progress), strict=False):
-            result.update(found)
-    return results
+    found = [*_mauve(sets, scorer, config, max_tokens, progress), None] if with_mauve else [None] * len(sets)
+    results = [
+        FileScores(file=str(path), role="texts", scores=one, mauve=mauve)
+        for path, one, mauve in zip(paths, scores, found, strict=True)
+    ]
+    return results if reference is None else [*results[:-1], replace(results[-1], role="reference")]
 
 
 def _paths(files: Sequence[Path], reference: Path | None, seeds: bool) -> list[Path]:
@@ -146,36 +145,14 @@ def _settings(found: dict[str, Any]) -> dict[str, Any]:
     return {**sampler, **{name: found[name] for name in names}}
 
 
-def over_seeds(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and sample standard deviation (n − 1) of each figure over the `files` of a model that have it.
-
-    None for the mean of none, and for the deviation of less than two.
-    """
-    drawn = [result for result in results if result["role"] == "texts"]
-    names = [name for name in (*FIGURES, "mauve") if name in drawn[0]]
-    spread = {name: _spread([result[name] for result in drawn if result[name] is not None]) for name in names}
-    return {**spread, "files": len(drawn), "texts_each": drawn[0]["num_texts"]}
-
-
-def _spread(values: Sequence[float]) -> dict[str, Any]:
-    return {
-        "mean": float(np.mean(values)) if values else None,
-        "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-        "files": len(values),
-    }
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # MAUVE
 
 
 def _mauve(
     sets: Sequence[Texts], scorer: Scorer, config: EvaluateConfig, max_tokens: int, progress: Progress
-) -> list[dict[str, Any]]:
-    """MAUVE of every set but the last against the last, which is the reference; all with as many texts.
-
-    None for a set of which too few texts have a token.
-    """
+) -> list[Mauve]:
+    """MAUVE of every set but the last against the last, which is the reference; all with as many texts."""
     model = scorer if config.mauve_model in (None, scorer.name) else Scorer(config.mauve_model, scorer.device)
     if config.max_tokens is None:
         max_tokens = model.fitting(max_tokens, progress.note)
@@ -192,11 +169,11 @@ def _mauve(
 
         reference = states(real)
         found = [
-            {"mauve": None, "mauve_settings": {}} if nothing else mauve.score(states(some), reference)
+            Mauve(None, {}) if nothing else mauve.score(states(some), reference)
             for some, nothing in zip(drawn, collapsed, strict=True)
         ]
     named = {"model": model.name, "model_revision": model.revision, "max_tokens": max_tokens}
-    return [{**one, "mauve_settings": {**one["mauve_settings"], **named}} for one in found]
+    return [Mauve(one.value, {**one.settings, **named}) for one in found]
 
 
 def mauve_of_features(texts: Path, reference: Path) -> dict[str, Any]:
@@ -208,4 +185,4 @@ def mauve_of_features(texts: Path, reference: Path) -> dict[str, Any]:
             f"{texts} has features of width {p_TD.shape[1]} and {reference} of {q_TD.shape[1]}; take one model for both"
         )
     count = min(len(p_TD), len(q_TD))
-    return {**mauve.score(p_TD[:count], q_TD[:count]), "file": str(texts), "reference": str(reference)}
+    return {**mauve.score(p_TD[:count], q_TD[:count]).to_json(), "file": str(texts), "reference": str(reference)}

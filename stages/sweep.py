@@ -360,7 +360,7 @@ class Sweep:
         """Perplexity, entropy, diversity, and how many texts they are of."""
         evaluation = EvaluateConfig(scorer=self.config.scorer, boundaries=self.config.boundaries)
         measured = measure(texts, self.scorer, evaluation, self.max_tokens, self.fewest)
-        return {key: measured[key] for key in (*FIGURES, "num_texts", "diversity_texts")}
+        return measured.pick(*FIGURES, "num_texts", "diversity_texts")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

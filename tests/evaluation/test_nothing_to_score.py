@@ -159,8 +159,8 @@ def test_mauve_of_a_silent_file_is_none_and_that_of_the_others_is_as_ever(gpt2, 
     config = EvaluateConfig(scorer=str(gpt2), max_tokens=16, resamples=100)
     spoken, silent, _ = evaluate.run(config, [paths["spoken"], paths["silent"]], paths["real"], with_mauve=True)
     (alone, _) = evaluate.run(config, [paths["spoken"]], paths["real"], with_mauve=True)
-    assert (silent["mauve"], spoken["mauve"]) == (None, alone["mauve"])
-    assert spoken["mauve_settings"]["texts"] == spoken["mauve_settings"]["reference_texts"] == 40
+    assert (silent.mauve.value, spoken.mauve.value) == (None, alone.mauve.value)
+    assert spoken.mauve.settings["texts"] == spoken.mauve.settings["reference_texts"] == 40
     assert mauve.FEWEST == 20
 
 

@@ -62,7 +62,7 @@ def test_a_row_is_what_sample_and_evaluate_say(swept, trained, gpt2, tmp_path, s
     sample.run(SampleConfig(num_samples=4, sampler=sampler, device="cpu"), trained, out)
     (scored,) = evaluate.run(EvaluateConfig(scorer=str(gpt2), device="cpu"), [out])
     for key in ("gen_ppl", "entropy", "diversity"):
-        assert row[key] == pytest.approx(scored[key], rel=1e-5)
+        assert row[key] == pytest.approx(getattr(scored.scores, key), rel=1e-5)
 
 
 def test_finalists_are_drawn_again_with_more_texts_which_are_kept(swept):
