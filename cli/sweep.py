@@ -31,6 +31,7 @@ def command(
       ldlm sweep --run run --scorer gpt2-large --reference real.jsonl --budgets 16 32 64 128
     """
     config = options.build()
+    from ldlm.evaluation.frontier import External
     from ldlm.stages import sweep as stage
 
     if options.dry_run:
@@ -41,7 +42,7 @@ def command(
         run_path,
         run_path / "sweep" if output is None else Path(output),
         reference=None if reference is None else Path(reference),
-        externals=[stage.External.parse(one) for one in externals],
+        externals=[External.parse(one) for one in externals],
         overwrite=bool(options.overwrite),
         progress=show.Terminal(),
     )
@@ -50,7 +51,7 @@ def command(
 
 
 def _table(result: dict) -> str:
-    from ldlm.stages.sweep import verdict
+    from ldlm.evaluation.frontier import verdict
 
     keys = (
         "budget",

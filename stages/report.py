@@ -10,10 +10,10 @@ from ldlm import artifact, config, files
 from ldlm.config import Shapes, TrainConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import samples
+from ldlm.evaluation.frontier import verdict
 from ldlm.model.joint import build_meta
 from ldlm.pages import reportpage
 from ldlm.pages.reportpage import Report, SampleSet
-from ldlm.stages.sweep import verdict
 from ldlm.training import cost
 from ldlm.training.log import MetricsFile
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ldlm import config as configs
 from ldlm.config import EvaluateConfig, InterpolateConfig, SweepConfig, TrainConfig
-from ldlm.evaluation import mauve
+from ldlm.evaluation import frontier, mauve
 from ldlm.pages import plots, reportpage
 from ldlm.stages import evaluate, extract_features, interpolate, quickstart, report, sweep, train
 
@@ -64,7 +64,7 @@ def swept(collapsed, gpt2, tmp_path_factory):
     texts = tmp_path_factory.mktemp("others")
     (texts / "silent.txt").write_text("<|endoftext|>\n" * 6)
     (texts / "real.txt").write_text("a b c d e\nf g h i\n" * 3)
-    others = [sweep.External(name, texts / f"{name}.txt", nfe=8, seconds=0.1) for name in ("silent", "real")]
+    others = [frontier.External(name, texts / f"{name}.txt", nfe=8, seconds=0.1) for name in ("silent", "real")]
     config = SweepConfig(scorer=str(gpt2), temperatures=(0.0, 1.0), **COMMON, **SAMPLERS)
     return sweep.run(config, collapsed, collapsed / "sweep", reference=texts / "real.txt", externals=others)
 
@@ -108,7 +108,7 @@ def test_a_sweep_of_which_nothing_can_be_scored_says_so(collapsed, gpt2, ldlm, s
     assert {row["budget"] for row in found["finalists"]} == {2, 4}
     assert not any(row["best"] for row in found["finalists"])
     record = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    page = reportpage.page(replace(report.read(collapsed), sweep=record, verdict=sweep.verdict(record)))
+    page = reportpage.page(replace(report.read(collapsed), sweep=record, verdict=frontier.verdict(record)))
     assert "No combination has a perplexity" in page
     again = ldlm(*arguments)
     assert again.exit_code == 0
@@ -125,12 +125,12 @@ def test_the_papers_sampler_is_a_finalist_where_it_has_nothing_to_score_and_sets
     silent = row("euler-maruyama", 128, None, 0.0)
     own, good = row("euler-maruyama", 32, 200.0, 4.0), row("ddim", 128, 100.0, 4.0)
     dull = row("heun", 128, 10.0, 1.0)
-    found = sweep.finalists([silent, own, good, dull], 0.02)
+    found = frontier.finalists([silent, own, good, dull], 0.02)
     assert found == [{**own, "best": True}, {**silent, "best": False}, {**good, "best": True}]
     assert plots.frontier_lines(found)["the paper's sampler"] == [found[0]]
-    (only,) = sweep.finalists([silent], 0.02)
+    (only,) = frontier.finalists([silent], 0.02)
     assert only == {**silent, "best": False}
-    assert sweep.verdict({"finalists": [{**silent, "best": False}, {**good, "best": True}]}) == (
+    assert frontier.verdict({"finalists": [{**silent, "best": False}, {**good, "best": True}]}) == (
         "The paper's sampler has no perplexity."
     )
 

@@ -9,7 +9,7 @@ import pytest
 from ldlm import files
 from ldlm.config import EvaluateConfig, SampleConfig, SweepConfig
 from ldlm.errors import InputError
-from ldlm.evaluation import metrics, samples
+from ldlm.evaluation import frontier, metrics, samples
 from ldlm.pages import plots
 from ldlm.stages import evaluate, sample, sweep
 
@@ -27,7 +27,7 @@ def swept(trained, gpt2, corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     real = folder / "real.txt"
     real.write_text("".join(corpus.read_text().splitlines(keepends=True)[:20]))
-    other = sweep.External("other", real, nfe=64, seconds=0.5)
+    other = frontier.External("other", real, nfe=64, seconds=0.5)
     made = sweep.run(settings(gpt2), trained, folder / "out", reference=real, externals=[other])
     return made.manifest, folder / "out"
 
@@ -158,7 +158,7 @@ def test_others_samples_are_scored_alike_whatever_tokenizer_wrote_them(trained, 
     for name, begin, end in (("bert", "[CLS] ", " [SEP]"), ("gpt2", "<|endoftext|>", "<|endoftext|>")):
         path = tmp_path / f"{name}.txt"
         path.write_text("\n".join(f"{begin}{line}{end}" for line in unseen[:6]) + "\n")
-        others.append(sweep.External(name, path, nfe=8, seconds=0.1))
+        others.append(frontier.External(name, path, nfe=8, seconds=0.1))
     config = settings(gpt2, budgets=(2,), solvers=("dpm++2m",), guidances=(1.0,), finals=("mean",), temperatures=(1.0,))
     named = replace(config, boundary_tokens=("[CLS]", "[SEP]"))
     for settled, alike in ((named, True), (replace(named, boundaries="text"), False)):
@@ -188,7 +188,7 @@ def row(solver: str, budget: int, gen_ppl: float, entropy: float, guidance: floa
 
 
 def chosen(rows: list[dict]) -> list[tuple[dict, bool]]:
-    return [({k: v for k, v in one.items() if k != "best"}, one["best"]) for one in sweep.finalists(rows, 0.02)]
+    return [({k: v for k, v in one.items() if k != "best"}, one["best"]) for one in frontier.finalists(rows, 0.02)]
 
 
 def test_a_low_perplexity_that_is_bought_with_entropy_does_not_win():
@@ -204,7 +204,7 @@ def test_a_low_perplexity_that_is_bought_with_entropy_does_not_win():
 
 def test_a_sweep_of_before_the_best_was_marked_is_still_read():
     rows = [row("euler-maruyama", 32, 200, 4.0), row("heun", 32, 110, 4.0), row("euler-maruyama", 128, 100, 4.0)]
-    assert "heun" in sweep.verdict({"finalists": [{"diversity": 0.5, **one} for one in rows]})
+    assert "heun" in frontier.verdict({"finalists": [{"diversity": 0.5, **one} for one in rows]})
     assert plots.frontier_lines(rows)["best at each budget"] == [rows[1]]
 
 
@@ -218,8 +218,10 @@ def test_budgets_that_pay_for_no_step_are_refused_before_anything_is_begun(train
 def test_nor_does_it_where_the_papers_own_sampler_collapses():
     """It is a finalist in any case, and then neither the one that the verdict names nor the best of its budget."""
     rows = [row("euler-maruyama", 32, 60, 1.5), row("dpm++2m", 32, 410, 3.4), row("euler-maruyama", 128, 440, 3.4)]
-    finalists = [{"diversity": 0.5, **one} for one in sweep.finalists(rows, 0.02)]
-    assert sweep.verdict({"finalists": finalists}).startswith("At 32 evaluations dpm++2m (time, w = 1): perplexity 410")
+    finalists = [{"diversity": 0.5, **one} for one in frontier.finalists(rows, 0.02)]
+    assert frontier.verdict({"finalists": finalists}).startswith(
+        "At 32 evaluations dpm++2m (time, w = 1): perplexity 410"
+    )
     lines = plots.frontier_lines(finalists)
     assert [one["gen_ppl"] for one in lines["the paper's sampler"]] == [60, 440]
     assert [one["gen_ppl"] for one in lines["best at each budget"]] == [410, 440]
