@@ -16,6 +16,7 @@ from PIL import Image
 from ldlm import config as configs
 from ldlm.config import EvaluateConfig, InterpolateConfig, SweepConfig, TrainConfig
 from ldlm.evaluation import frontier, mauve
+from ldlm.evaluation.frontier import Variant
 from ldlm.pages import plots, reportpage
 from ldlm.stages import evaluate, extract_features, interpolate, quickstart, report, sweep, train
 
@@ -108,7 +109,8 @@ def test_a_sweep_of_which_nothing_can_be_scored_says_so(collapsed, gpt2, ldlm, s
     assert {row["budget"] for row in found["finalists"]} == {2, 4}
     assert not any(row["best"] for row in found["finalists"])
     record = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    page = reportpage.page(replace(report.read(collapsed), sweep=record, verdict=frontier.verdict(record)))
+    verdict = frontier.verdict(frontier.read_finalists(record))
+    page = reportpage.page(replace(report.read(collapsed), sweep=record, verdict=verdict))
     assert "No combination has a perplexity" in page
     again = ldlm(*arguments)
     assert again.exit_code == 0
@@ -117,8 +119,9 @@ def test_a_sweep_of_which_nothing_can_be_scored_says_so(collapsed, gpt2, ldlm, s
 
 
 def row(solver, budget, gen_ppl, entropy):
-    keys = {"grid": "time", "decoder": "joint", "final": "mean", "temperature": 0.0, "guidance": 1.0}
-    return {**keys, "solver": solver, "budget": budget, "gen_ppl": gen_ppl, "entropy": entropy, "diversity": 0.5}
+    keys = {"grid": "time", "decoder": "joint", "final": "mean", "temperature": 0.0, "guidance": 1.0, "steps": budget}
+    figures = {"gen_ppl": gen_ppl, "entropy": entropy, "diversity": 0.5, "num_texts": 8, "seconds": 1.0}
+    return Variant(solver=solver, budget=budget, **keys, **figures)
 
 
 def test_the_papers_sampler_is_a_finalist_where_it_has_nothing_to_score_and_sets_no_bar():
@@ -126,11 +129,11 @@ def test_the_papers_sampler_is_a_finalist_where_it_has_nothing_to_score_and_sets
     own, good = row("euler-maruyama", 32, 200.0, 4.0), row("ddim", 128, 100.0, 4.0)
     dull = row("heun", 128, 10.0, 1.0)
     found = frontier.finalists([silent, own, good, dull], 0.02)
-    assert found == [{**own, "best": True}, {**silent, "best": False}, {**good, "best": True}]
-    assert plots.frontier_lines(found)["the paper's sampler"] == [found[0]]
+    assert found == [replace(own, best=True), replace(silent, best=False), replace(good, best=True)]
+    assert plots.frontier_lines([one.to_json() for one in found])["the paper's sampler"] == [found[0].to_json()]
     (only,) = frontier.finalists([silent], 0.02)
-    assert only == {**silent, "best": False}
-    assert frontier.verdict({"finalists": [{**silent, "best": False}, {**good, "best": True}]}) == (
+    assert only == replace(silent, best=False)
+    assert frontier.verdict([replace(silent, best=False), replace(good, best=True)]) == (
         "The paper's sampler has no perplexity."
     )
 
