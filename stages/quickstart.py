@@ -215,7 +215,7 @@ def _evaluate(steps: Plan, progress: Progress) -> list[dict[str, Any]]:
     """The scores of the samples, and of what they are compared with."""
     _write_references(steps)
     scores = evaluate.run(steps.evaluate, list(steps.texts.values()), progress=progress)
-    return [{"name": name, **score} for name, score in zip(steps.texts, scores, strict=True)]
+    return [{"name": name, **one.to_json()} for name, one in zip(steps.texts, scores, strict=True)]
 
 
 def _check_models(quickstart: QuickstartConfig) -> None:

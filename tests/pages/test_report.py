@@ -11,6 +11,7 @@ import pytest
 
 from ldlm import artifact, files
 from ldlm.config import PAPERS_SAMPLER, FinetuneConfig, InterpolateConfig, SampleConfig, SamplerConfig, SweepConfig
+from ldlm.evaluation import frontier
 from ldlm.pages import plots, reportpage
 from ldlm.pages.reportpage import TEXTS
 from ldlm.pages.svgchart import number, percent
@@ -77,7 +78,7 @@ def full(trained, store, gpt2, corpus, tmp_path_factory):
         run,
         run / "sweep",
         reference=real,
-        externals=[sweep.External("theirs", real, 64, 0.5)],
+        externals=[frontier.External("theirs", real, 64, 0.5)],
     )  # fmt: skip
     return run
 
@@ -155,7 +156,7 @@ def test_decoders_frontier_and_interpolation_are_the_stages_own_figures(page, fu
     for row, shown in zip([*swept["finalists"], *swept["externals"], swept["real"]], rows[1:], strict=True):
         for key, digits in (("gen_ppl", ".1f"), ("entropy", ".3f"), ("diversity", ".3f")):
             assert f"<td>{row[key]:{digits}}</td>" in shown
-    assert sweep.verdict(swept) in found.by_section["frontier"]
+    assert frontier.verdict(frontier.read_finalists(swept)) in found.by_section["frontier"]
 
     circles = [float(a["r"]) for tag, a in found.tags if tag == "circle"]
     lines = plots.frontier_lines(swept["finalists"])
