@@ -13,7 +13,9 @@ from PIL import Image
 
 from ldlm.config import SamplerConfig
 from ldlm.hub import load_tokenizer
-from ldlm.pages import colours, tracegif, tracepage
+from ldlm.pages import colours
+from ldlm.pages import film as gif
+from ldlm.pages import trace as trace_page
 from ldlm.pages.colours import DARK, LEVELS, LIGHT
 from ldlm.sampling import trace
 from ldlm.sampling.generation import text_seeds
@@ -215,7 +217,7 @@ def hostile(tmp_path_factory):
     """A page of texts that would like to be markup, or are long."""
     path = tmp_path_factory.mktemp("hostile") / "trace.html"
     frames = [frame(HOSTILE, 1.0), frame(HOSTILE[::-1], 0.5, token=1)]
-    path.write_text(tracepage.page(frames, {"run": HOSTILE[0], HOSTILE[1]: "1"}), encoding="utf-8")
+    path.write_text(trace_page.page(frames, {"run": HOSTILE[0], HOSTILE[1]: "1"}), encoding="utf-8")
     return path
 
 
@@ -247,7 +249,7 @@ def test_the_page_shows_every_frame_with_its_probabilities_and_changes(traced):
 def test_changed_tokens_are_marked():
     a, b = frame(["x", "y", "z"]), frame(["x", "Y", "z"])
     b.tokens[1] = 99
-    page = tracepage.page([a, b], {})
+    page = trace_page.page([a, b], {})
     assert re.findall(r'<i class="(c\d+[ sn]*)" title="([^"]*)">(.*?)</i>', page)[3:] == [
         ("c0", "0.0%", "x"),
         ("c14 n", "50.0%", "Y"),
@@ -355,22 +357,22 @@ def test_the_film_has_the_frames_and_their_colours(traced):
             found = {colour for _, colour in film.convert("RGB").getcolors(1 << 16)}
             wanted = {LIGHT.background(colours.level(p)) for p in shown["probabilities"]}
             assert wanted <= found
-        assert durations == [tracegif.SHORTEST] * 4 + [tracegif.REST]
+        assert durations == [gif.SHORTEST] * 4 + [gif.REST]
 
 
 def test_the_film_of_a_long_text_is_small_and_shows_its_beginning(tmp_path):
-    tracegif.write(tmp_path / "long.gif", long_frames(6))
+    gif.write(tmp_path / "long.gif", long_frames(6))
     with Image.open(tmp_path / "long.gif") as film:
         assert film.n_frames == 6
-        assert film.size == (tracegif.WIDTH, tracegif.TOP + tracegif.MOST_LINES * tracegif.LINE + tracegif.BOTTOM)
+        assert film.size == (gif.WIDTH, gif.TOP + gif.MOST_LINES * gif.LINE + gif.BOTTOM)
     assert (tmp_path / "long.gif").stat().st_size < 1e6 * 6 / 24
 
 
 def test_pieces_stay_within_the_lines_and_say_everything():
     words = ["a", " b", "w" * 300, "\n", "[special]", " c"] * 4
     shown = frame(words)
-    pieces = list(tracegif._layout(shown, shown.changes(None)))
-    assert max(piece.x + piece.width for piece in pieces) <= tracegif.WIDTH - 2 * tracegif.MARGIN
+    pieces = list(gif._layout(shown, shown.changes(None)))
+    assert max(piece.x + piece.width for piece in pieces) <= gif.WIDTH - 2 * gif.MARGIN
     said = "".join(piece.text for piece in pieces).replace(" ", "")
     assert said == "".join(words).replace("\n", "↵").replace(" ", "")
     for a, b in pairwise(pieces):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ldlm import files
 from ldlm.pages import colours, plots
 from ldlm.pages.colours import LEVELS, LIGHT
-from ldlm.pages.tracepage import ratio, time
+from ldlm.pages.trace import ratio, time
 from ldlm.sampling.trace import Frame, visible
 
 if TYPE_CHECKING:
