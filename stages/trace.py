@@ -15,8 +15,8 @@ from ldlm.pages import film
 from ldlm.pages.trace import page
 from ldlm.progress import SILENT, Progress
 from ldlm.sampling import solvers, trace
+from ldlm.sampling.frames import Frame
 from ldlm.sampling.generation import text_seeds
-from ldlm.sampling.trace import Frame
 from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import sample
 

@@ -12,7 +12,7 @@ from ldlm import files
 from ldlm.pages import colours, plots
 from ldlm.pages.colours import LEVELS, LIGHT
 from ldlm.pages.trace import ratio, time
-from ldlm.sampling.trace import Frame, visible
+from ldlm.sampling.frames import Frame, visible
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

@@ -38,7 +38,7 @@ from ldlm.pages.chart import (
     number,
     percent,
 )
-from ldlm.sampling.trace import visible
+from ldlm.sampling.frames import visible
 
 TEXTS = 6  # of each set of samples
 FRAMES = 6  # of a trace

@@ -16,7 +16,7 @@ from typing import Any
 from ldlm.pages import colours
 from ldlm.pages import page as pages
 from ldlm.pages.colours import DARK, LEVELS, LIGHT, Scale
-from ldlm.sampling.trace import Frame, visible
+from ldlm.sampling.frames import Frame, visible
 
 
 def page(frames: Sequence[Frame], about: Mapping[str, Any]) -> str:

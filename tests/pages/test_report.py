@@ -15,6 +15,7 @@ from ldlm.pages import plots
 from ldlm.pages import report as report_page
 from ldlm.pages.chart import number, percent
 from ldlm.pages.report import TEXTS
+from ldlm.sampling.frames import visible
 from ldlm.stages import finetune_decoder, interpolate, report, sample, sweep, trace
 
 ALWAYS = ["losses", "timesteps", "latents", "speed", "provenance"]
@@ -198,11 +199,11 @@ def test_texts_are_the_first_by_seed_and_unedited(page, full, full_copy):
     frames = files.read_json(full / "trace" / "trace.json")["frames"]
     way = [json.loads(line) for line in (full / "interpolation" / "texts.jsonl").read_text().splitlines()]
     other = [json.loads(line) for line in (full / "samples" / "joint.jsonl").read_text().splitlines()]
-    texts = [report_page.visible(row["text"]) for row in [*rows[:TEXTS], *other]]
+    texts = [visible(row["text"]) for row in [*rows[:TEXTS], *other]]
     found = read(page)
     assert found.texts[: len(texts)] == texts
-    assert report_page.visible(frames[0]["text"]) == found.texts[len(texts)]
-    assert [report_page.visible(row["text"]) for row in way if row["pair"] == 0] == found.texts[-5:]
+    assert visible(frames[0]["text"]) == found.texts[len(texts)]
+    assert [visible(row["text"]) for row in way if row["pair"] == 0] == found.texts[-5:]
     # Whatever their order in the file.
     (full_copy / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
     assert read(report.run(full_copy)).texts == found.texts

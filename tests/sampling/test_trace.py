@@ -18,8 +18,8 @@ from ldlm.pages import film as gif
 from ldlm.pages import trace as trace_page
 from ldlm.pages.colours import DARK, LEVELS, LIGHT
 from ldlm.sampling import trace
+from ldlm.sampling.frames import Cell, Frame, cells, visible
 from ldlm.sampling.generation import text_seeds
-from ldlm.sampling.trace import Cell, Frame
 from ldlm.sampling.trained_run import TrainedRun
 
 SETTINGS = ("--steps", 8, "--seed", 1, "--device", "cpu")
@@ -120,7 +120,7 @@ def test_cells_cover_the_tokens_and_join_to_the_text(arch, request):
     draw = np.random.default_rng(0)
     for _ in range(20):
         tokens = draw.integers(0, len(tokenizer), 40).tolist()
-        found = trace.cells(tokenizer, tokens)
+        found = cells(tokenizer, tokens)
         assert "".join(cell.text for cell in found) == tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
         assert [cell.start for cell in found] == [0, *(cell.stop for cell in found[:-1])]
         assert found[-1].stop == len(tokens)
@@ -130,7 +130,7 @@ def test_a_character_of_several_tokens_is_one_cell(gpt2):
     tokenizer = load_tokenizer(str(gpt2))
     text = "日本 😀, naïve\n"
     tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-    found = trace.cells(tokenizer, tokens)
+    found = cells(tokenizer, tokens)
     assert "�" not in "".join(cell.text for cell in found)
     (sun,) = (cell for cell in found if "日" in cell.text)
     assert (sun.text, sun.stop - sun.start) == ("日", 3)
@@ -139,13 +139,13 @@ def test_a_character_of_several_tokens_is_one_cell(gpt2):
     assert shown.probability(sun) == p[sun.stop - 1]
     # Cut off in the middle, it is a sign of its own, and what follows is whole.
     torn = [*tokens[: sun.stop - 1], *tokenizer(", a", add_special_tokens=False)["input_ids"]]
-    assert [cell.text for cell in trace.cells(tokenizer, torn)] == ["�", ",", " a"]
+    assert [cell.text for cell in cells(tokenizer, torn)] == ["�", ",", " a"]
 
 
 def test_special_tokens_are_told_apart(gpt2):
     tokenizer = load_tokenizer(str(gpt2))
     tokens = [tokenizer.eos_token_id, *tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    assert [(cell.text, cell.special) for cell in trace.cells(tokenizer, tokens)] == [
+    assert [(cell.text, cell.special) for cell in cells(tokenizer, tokens)] == [
         ("<|endoftext|>", True),
         ("a", False),
         ("<|endoftext|>", True),
@@ -153,8 +153,8 @@ def test_special_tokens_are_told_apart(gpt2):
 
 
 def test_what_does_not_show_gets_a_sign():
-    assert trace.visible("a\tb\nc\x00\x7f\r é") == "a⇥b↵\nc␀␡␍ é"
-    assert trace.visible("\u202eabc\u2066\u2028\x85") == "�abc���"
+    assert visible("a\tb\nc\x00\x7f\r é") == "a⇥b↵\nc␀␡␍ é"
+    assert visible("\u202eabc\u2066\u2028\x85") == "�abc���"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ def hostile(tmp_path_factory):
 
 def test_text_is_never_markup(hostile):
     read = Reader(hostile.read_text(encoding="utf-8"))
-    assert read.frames == [trace.visible("".join(words)) for words in (HOSTILE, HOSTILE[::-1])]
+    assert read.frames == [visible("".join(words)) for words in (HOSTILE, HOSTILE[::-1])]
     assert [tag for tag, _ in read.tags].count("script") == 1
     assert [tag for tag, _ in read.tags].count("img") == 1
     assert not any(name.startswith("on") for _, attributes in read.tags for name in attributes)
@@ -233,7 +233,7 @@ def test_the_page_shows_every_frame_with_its_probabilities_and_changes(traced):
     folder, written = traced
     page = (folder / "trace.html").read_text(encoding="utf-8")
     read = Reader(page)
-    assert read.frames == [trace.visible(f["text"]) for f in written["frames"]]
+    assert read.frames == [visible(f["text"]) for f in written["frames"]]
     for number, article in enumerate(re.findall(r"<article.*?</article>", page, re.DOTALL)):
         shown = written["frames"][number]
         assert f"<b>t</b> {shown['t']:.3f}" in article
