@@ -12,8 +12,7 @@ from ldlm.errors import InputError
 from ldlm.evaluation import samples
 from ldlm.evaluation.frontier import read_finalists, verdict
 from ldlm.model.joint import build_meta
-from ldlm.pages import reportpage
-from ldlm.pages.reportpage import Report, SampleSet
+from ldlm.pages.report import Report, SampleSet, page
 from ldlm.training import cost
 from ldlm.training.log import MetricsFile
 
@@ -26,7 +25,7 @@ def run(run_path: Path, out: Path | None = None) -> Path:
     out = out or run_path / "report.html"
     report = read(run_path)
     _check(out)
-    files.write_atomic(out, reportpage.page(report))
+    files.write_atomic(out, page(report))
     return out
 
 

@@ -17,7 +17,8 @@ from ldlm import config as configs
 from ldlm.config import EvaluateConfig, InterpolateConfig, SweepConfig, TrainConfig
 from ldlm.evaluation import frontier, mauve
 from ldlm.evaluation.frontier import Variant
-from ldlm.pages import plots, reportpage
+from ldlm.pages import plots
+from ldlm.pages import report as report_page
 from ldlm.stages import evaluate, extract_features, interpolate, quickstart, report, sweep, train
 
 COMMON = {"screen_texts": 3, "texts": 4, "batch_size": 4, "device": "cpu", "guidances": (1.0,), "grids": ("time",)}
@@ -110,7 +111,7 @@ def test_a_sweep_of_which_nothing_can_be_scored_says_so(collapsed, gpt2, ldlm, s
     assert not any(row["best"] for row in found["finalists"])
     record = json.loads((tmp_path / "out" / "manifest.json").read_text())
     verdict = frontier.verdict(frontier.read_finalists(record))
-    page = reportpage.page(replace(report.read(collapsed), sweep=record, verdict=verdict))
+    page = report_page.page(replace(report.read(collapsed), sweep=record, verdict=verdict))
     assert "No combination has a perplexity" in page
     again = ldlm(*arguments)
     assert again.exit_code == 0

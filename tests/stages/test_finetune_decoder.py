@@ -29,8 +29,7 @@ from ldlm.config import (
 from ldlm.errors import InputError, Stopped
 from ldlm.features.store import FeatureStore
 from ldlm.features.stream import Batch
-from ldlm.model.objective import DecoderInput
-from ldlm.model.objective import JointObjective
+from ldlm.model.objective import DecoderInput, JointObjective
 from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import extract_features, finetune_decoder, sample, train
 from ldlm.training import checkpoint, heldout
