@@ -176,6 +176,8 @@ class DecoderNoise:
         return {"additive": f"σ_dec {self.size:g}", "diffused": f"t ≤ {self.size:g}"}.get(self.kind, "cosmos")
 
 
+# Defaults of a latent space where they are not LDLM's.
+OF_SPACE: dict[str, dict[str, Any]] = {"cosmos": {"recipe": {"reconstruction": "ce+mse"}}}
 PUBLISHED_NOISE = {
     "tencdm": DecoderNoise("diffused", 0.15),
     "embedding": DecoderNoise("additive", 0.01),
@@ -371,9 +373,13 @@ class TrainConfig:
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)
 
-
-# What a latent space has by default where that is not LDLM's.
-OF_SPACE: dict[str, dict[str, Any]] = {"cosmos": {"recipe": {"reconstruction": "ce+mse"}}}
+    @staticmethod
+    def with_defaults(data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Settings on top of the defaults of their latent space, which the first edition has not."""
+        model, recipe = data.get("model"), data.get("recipe")
+        first = isinstance(recipe, Mapping) and str(recipe.get("edition")) == "1"
+        space = model.get("space") if isinstance(model, Mapping) and not first else None
+        return merge(OF_SPACE.get(str(space), {}), data)
 
 
 def autoencoder_steps(config: TrainConfig) -> int:
@@ -697,11 +703,11 @@ def from_dict(cls: type[T], data: Mapping[str, Any], prefix: str = "") -> T:
     """Build `cls` from a nested dict; missing keys take their defaults.
 
     Raises `InputError`, naming the dotted key, for an unknown key, a wrong type, a number that is not finite and a
-    value out of bounds.
+    value out of bounds. A class whose defaults depend on other settings adds them in its `with_defaults(data)`.
     """
     if not isinstance(data, Mapping):
         raise InputError(f"{prefix.rstrip('.') or 'the configuration'} must be a mapping of settings, not {data!r}")
-    data = _of_space(data) if cls is TrainConfig else data
+    data = getattr(cls, "with_defaults", dict)(data)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     values = {}
@@ -726,14 +732,6 @@ def _before(cls: type) -> dict[str, Any]:
         if value is not None:
             found[one.name] = value
     return found
-
-
-def _of_space(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings of a training, on top of the defaults of its latent space."""
-    model, recipe = data.get("model"), data.get("recipe")
-    first = isinstance(recipe, Mapping) and str(recipe.get("edition")) == "1"
-    space = model.get("space") if isinstance(model, Mapping) and not first else None
-    return merge(OF_SPACE.get(str(space), {}), data)
 
 
 def taken_up(config: TrainConfig, stored: TrainConfig) -> TrainConfig:
