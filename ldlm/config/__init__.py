@@ -1,5 +1,44 @@
 """Every setting of every stage: how settings are declared and read, the model and its recipe, one config per stage."""
 
-from ldlm.config.model import *  # noqa: F403
-from ldlm.config.model import _bounded  # noqa: F401
-from ldlm.config.stages import *  # noqa: F403
+from ldlm.config.fields import assignments, differences, from_dict, from_stored, identity, merge, to_dict
+from ldlm.config.model import (
+    PAPERS_SAMPLER,
+    PRESETS,
+    SAMPLERS,
+    AutoencoderConfig,
+    CosmosConfig,
+    DecoderNoise,
+    DenoiserConfig,
+    DiffusionConfig,
+    Final,
+    Grid,
+    ModelConfig,
+    OptimizerConfig,
+    RecipeConfig,
+    SamplerConfig,
+    Shapes,
+    Solver,
+    TimestepConfig,
+    TokenDecoderConfig,
+    decoder_noise,
+    preset,
+)
+from ldlm.config.stages import (
+    TEXTS_PER_SEED,
+    ComputeConfig,
+    EvaluateConfig,
+    ExportConfig,
+    ExtractConfig,
+    FinetuneConfig,
+    InterpolateConfig,
+    Precision,
+    PretrainConfig,
+    QuickstartConfig,
+    SampleConfig,
+    SweepConfig,
+    TrainConfig,
+    autoencoder_steps,
+    named_sampler,
+    taken_up,
+    total_steps,
+)

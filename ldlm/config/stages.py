@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ldlm.config.fields import merge, setting
 from ldlm.config.model import (
     OF_SPACE,
     SAMPLERS,
@@ -24,8 +25,6 @@ from ldlm.config.model import (
     SamplerConfig,
     Solver,
     TimestepConfig,
-    merge,
-    setting,
 )
 from ldlm.errors import InputError
 
