@@ -26,9 +26,9 @@ from typing import Any, Literal
 import ldlm
 from ldlm import config as configs
 from ldlm import files
-from ldlm.claims import among, entry, sole
 from ldlm.errors import InputError
 from ldlm.location import Location
+from ldlm.locks import among, entry, sole
 
 SCHEMA = 2  # of 1, `detokenizer: lm1b` meant what is `lm1b-clean` now
 COMPLETE = ("manifest.json", "config.json")  # what is written last, and makes a folder whole to its readers

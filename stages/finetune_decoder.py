@@ -22,7 +22,7 @@ from ldlm.artifact import Artifact
 from ldlm.config import FinetuneConfig, TrainConfig
 from ldlm.errors import InputError
 from ldlm.features.store import FeatureStore, Split
-from ldlm.features.stream import Stream
+from ldlm.features.stream import Batch, Stream
 from ldlm.location import Location
 from ldlm.model.autoencoder import TokenDecoder
 from ldlm.model.joint import JointDecoder

@@ -17,7 +17,7 @@ from ldlm.artifact import Artifact
 from ldlm.config import Shapes, TrainConfig
 from ldlm.errors import InputError
 from ldlm.features.store import FeatureStore, Split
-from ldlm.features.stream import Stream
+from ldlm.features.stream import Batch, Stream
 from ldlm.location import Location
 from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress

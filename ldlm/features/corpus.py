@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from ldlm.config import ExtractConfig
 from ldlm.errors import InputError
 from ldlm.features import text, textfiles
+from ldlm.features.documents import count, section
 
 
 def documents(config: ExtractConfig, split: str) -> Iterator[str] | None:
@@ -29,9 +30,9 @@ def _raw_documents(config: ExtractConfig, split: str) -> Iterator[str] | None:
             return None
     if not held_out:
         return _all_documents(config, config.split)
-    boundary = _boundary(config, textfiles.count(_all_documents(config, config.split)))
+    boundary = _boundary(config, count(_all_documents(config, config.split)))
     everything = _all_documents(config, config.split)
-    return textfiles.section(everything, *((0, boundary) if split == "train" else (boundary, None)))
+    return section(everything, *((0, boundary) if split == "train" else (boundary, None)))
 
 
 def _boundary(config: ExtractConfig, total: int) -> int:
@@ -80,7 +81,7 @@ def count_rows(config: ExtractConfig, tokenizer: Any, split: str, seconds: float
         found = documents(config, split)
     else:
         name = config.validation_split if split == "validation" else None
-        found = _detokenised(config, textfiles.section(_all_documents(config, name or config.split), 0, total))
+        found = _detokenised(config, section(_all_documents(config, name or config.split), 0, total))
     if found is None:
         return Count(0, True, 0, 0.0)
     taken, stopped, started = 0, False, time.perf_counter()
@@ -88,7 +89,7 @@ def count_rows(config: ExtractConfig, tokenizer: Any, split: str, seconds: float
     def first() -> Iterator[str]:
         nonlocal taken, stopped
         for document in found:
-            taken += textfiles.count([document])
+            taken += count([document])
             yield document
             stopped = taken >= 1000 and time.perf_counter() - started > seconds
             if stopped:
@@ -96,7 +97,7 @@ def count_rows(config: ExtractConfig, tokenizer: Any, split: str, seconds: float
 
     packed = sum(map(len, text.pack(first(), tokenizer, config.seq_len)))
     spent = time.perf_counter() - started
-    others = 0 if not stopped else textfiles.count(found) if total is None else total - taken
+    others = 0 if not stopped else count(found) if total is None else total - taken
     rows = round(packed * (taken + others) / max(1, taken))
     return Count(rows, total is None and not others, packed, spent)
 

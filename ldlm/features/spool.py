@@ -10,6 +10,7 @@ import errno
 import math
 import mmap
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,3 +105,18 @@ def _read_all(file: int, into: memoryview) -> int:
     while done < len(into) and (count := os.preadv(file, [into[done:]], done)):
         done += count
     return done
+
+
+class TokenRows:
+    """Spooled token rows of a split. Read with pread: the pages of a memory map would count as the process's memory."""
+
+    def __init__(self, path: Path, rows: int, seq_len: int) -> None:
+        self.rows, self.seq_len = rows, seq_len
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows (stop − start, L) int32, as far as there are."""
+        stop, row = min(stop, self.rows), 4 * self.seq_len
+        data = bytearray(os.pread(self._descriptor, (stop - start) * row, start * row))
+        return np.frombuffer(data, np.int32).reshape(stop - start, self.seq_len)

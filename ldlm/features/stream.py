@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ldlm.errors import InputError
-from ldlm.features.batch import Batch
 from ldlm.features.codecs import widen_alone
-from ldlm.features.store import CHUNK_ROWS, FeatureStore, Split
+from ldlm.features.shards import CHUNK_ROWS
+from ldlm.features.store import FeatureStore, Split
 from ldlm.runtime import ALONE, World
 
 BLOCK_ROWS = 16
@@ -113,6 +114,24 @@ class Loaded(NamedTuple):
 
     positions: np.ndarray  # of its rows, ascending
     parts: dict[str, np.ndarray]  # the rows in that order, by array name
+
+
+class Batch(NamedTuple):
+    """A process's rows of a batch on its device: states in float32 (None for scratch embeddings), tokens in int64.
+
+    Their places are on the CPU: what is worked out from them must not wait for the device.
+    """
+
+    hidden_BLD: Tensor | None
+    tokens_BL: Tensor
+    index_B: Tensor  # where each row stands in the whole batch, int64
+    position: int  # of the batch's first row in the endless sequence
+
+    def split(self, parts: int) -> list[Batch]:
+        """The same in so many parts."""
+        hidden = [None] * parts if self.hidden_BLD is None else self.hidden_BLD.chunk(parts)
+        rows = zip(hidden, self.tokens_BL.chunk(parts), self.index_B.chunk(parts), strict=True)
+        return [Batch(*part, self.position) for part in rows]
 
 
 class Stream:

@@ -18,7 +18,7 @@ import numpy as np
 
 from ldlm import files, hub
 from ldlm.errors import InputError
-from ldlm.features.textfiles import Part, parts
+from ldlm.features.documents import Part, parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -206,7 +206,7 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
 def pack(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, seq_len: int) -> Iterator[np.ndarray]:
     """Token rows (rows, L) int32, in batches of any size. A function of (documents, order, tokenizer, L) alone.
 
-    A document longer than `textfiles.LONGEST` is tokenised in parts that end before white space, where GPT-2's and
+    A document longer than `documents.LONGEST` is tokenised in parts that end before white space, where GPT-2's and
     BERT's tokens end whatever follows; in one without any, a cut may change the token at it.
     """
     bos, eos = special_tokens(tokenizer)

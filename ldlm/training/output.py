@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ldlm import artifact, claims, files
+from ldlm import artifact, files, locks
 from ldlm.artifact import Artifact
 from ldlm.errors import InputError
 from ldlm.features.stream import Stream
@@ -40,11 +40,11 @@ def begin(
     def begin_alone() -> str:
         there = out.is_dir() and not overwrite and not artifact.is_emptied(out)
         if there:
-            held.enter_context(claims.sole(out))  # before anything is written there: somebody may be at work
+            held.enter_context(locks.sole(out))  # before anything is written there: somebody may be at work
             _check_steps(out, inputs.get("steps"))
         result = artifact.begin(out, kind, config, inputs, overwrite=overwrite, reads=reads)
         if not there:
-            held.enter_context(claims.sole(out))
+            held.enter_context(locks.sole(out))
         if not result.complete:
             return result.state
 

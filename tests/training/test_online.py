@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ldlm.errors import InputError
-from ldlm.features.online import OnlineEncoder
+from ldlm.features.encoder import OnlineEncoder
 from ldlm.features.store import FeatureStore
 from ldlm.stages import extract_features, train
 from ldlm.training.log import MetricsFile

@@ -19,6 +19,7 @@ from ldlm.config import (
     SampleConfig,
     SamplerConfig,
     TrainConfig,
+    fields,
     from_dict,
     to_dict,
 )
@@ -51,7 +52,7 @@ def test_every_setting_has_help_and_is_within_its_own_bounds(cls):
     for name, field, _ in fields_of(cls):
         assert field.metadata["help"], name
         if isinstance(field.default, (int, float)) and not isinstance(field.default, bool):
-            configs._bounded(field.default, name, field.metadata)
+            fields._bounded(field.default, name, field.metadata)
 
 
 @pytest.mark.parametrize("cls", STAGES)
@@ -229,7 +230,7 @@ def test_a_configuration_can_not_be_changed_in_place():
 LITERALS = [
     (cls, name, typing.get_args(hint))
     for cls in vars(configs).values()
-    if dataclasses.is_dataclass(cls) and isinstance(cls, type) and cls.__module__ == configs.__name__
+    if dataclasses.is_dataclass(cls) and isinstance(cls, type) and cls.__module__.startswith(configs.__name__)
     for name, hint in typing.get_type_hints(cls).items()
     if typing.get_origin(hint) is typing.Literal
 ]

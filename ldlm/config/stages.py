@@ -1,0 +1,377 @@
+"""One config per stage: every setting with its default, help and bounds.
+
+The defaults are the paper's; where the paper is silent SPEC's decision is the default and a setting of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ldlm.config.fields import merge, setting
+from ldlm.config.model import (
+    OF_SPACE,
+    SAMPLERS,
+    CosmosConfig,
+    DiffusionConfig,
+    Final,
+    Grid,
+    ModelConfig,
+    OptimizerConfig,
+    RecipeConfig,
+    SamplerConfig,
+    Solver,
+    TimestepConfig,
+)
+from ldlm.errors import InputError
+
+SEED_HELP = "seed of every random choice"
+TEXTS_PER_SEED = 1_000_000  # so that the texts of different seeds are different texts
+MAX_SEED = 2**53 - 1  # what YAML, JSON and every generator hold exactly
+TEXT_FILES = "text, JSON (an object per line, or an array) or parquet files; also .gz, .zst, .bz2 and .xz"
+COLUMN_HELP = "field that holds the text in JSON and parquet files"
+DEVICE_HELP = "cpu, cuda, cuda:N, or auto"
+CLEAN_UP_HELP = "decode with the tokenizer's clean-up of spaces (clean_up_tokenization_spaces of transformers)"
+Spelling = Literal["eos", "text", "drop"]
+BOUNDARIES_HELP = (
+    "how a scorer reads the model's BOS, EOS, CLS and SEP in the texts: eos, as its own end-of-text token; text, as "
+    "they are written; drop, not at all"
+)
+BOUNDARY_TOKENS_HELP = (
+    "strings like [CLS] that mark boundaries in files without a record of them, which `ldlm sample` writes"
+)
+
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How the arithmetic is done."""
+
+    precision: Precision = setting(
+        "auto", "of matrix products and attention, not of weights and losses; auto is bf16 on a GPU, else fp32"
+    )
+    attention: Literal["auto", "xformers", "sdpa"] = setting(
+        "auto", "kernel; auto is xformers' on a GPU, and torch's elsewhere and in compiled code", identity=False
+    )
+    compile: Literal["auto", "on", "off"] = setting(
+        "auto", "compile the networks; auto does on a GPU, unless --attention is xformers", identity=False
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """`ldlm pretrain-encoder`: a small GPT-2 or BERT with its own tokenizer, for machines without a model hub."""
+
+    data: tuple[str, ...] = setting((), TEXT_FILES, metavar="FILE")
+    text_column: str = setting("text", COLUMN_HELP)
+    arch: Literal["gpt2", "bert"] = setting("gpt2", "architecture")
+    tokenizer: str | None = setting(None, "folder or hub name of a tokenizer to use instead of training one")
+    vocab_size: int = setting(4096, "size of the trained vocabulary", low=300)
+    layers: int = setting(4, "transformer layers", low=1)
+    width: int = setting(128, "hidden size", low=8)
+    heads: int = setting(4, "attention heads", low=1)
+    positions: int = setting(128, "longest row, in tokens", low=8)
+    steps: int = setting(1_000, "training steps", low=1)
+    batch_size: int = setting(32, "rows per step", low=1)
+    lr: float = setting(2e-3, "peak learning rate; cosine decay to zero", above=0)
+    seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
+    device: str = setting("auto", DEVICE_HELP, identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """`ldlm extract-features`: text to a sealed store of normalised hidden states (SPEC 1, 2, 11)."""
+
+    encoder: str = setting("gpt2", "hub name or folder of a transformers encoder or causal model")
+    kind: Literal["hidden", "embedding", "scratch"] = setting(
+        "hidden", "contextual states, token embeddings, or tokens only for embeddings trained from scratch (Table 1)"
+    )
+    layer: int = setting(-3, "index into hidden_states; -3 is the third-to-last")
+    seq_len: int = setting(128, "tokens per row L, with BOS and EOS", low=3)
+    data: tuple[str, ...] = setting((), TEXT_FILES, metavar="FILE")
+    dataset: str | None = setting(None, "Hugging Face dataset, instead of --data")
+    dataset_config: str | None = setting(None, "configuration of the dataset where it has several")
+    revision: str | None = setting(None, "commit, branch or tag of the dataset; what it was is recorded")
+    split: str = setting("train", "split of the dataset")
+    text_column: str = setting("text", "field that holds the text in JSON, parquet and datasets")
+    validation_data: tuple[str, ...] = setting((), "files of held-out documents", metavar="FILE")
+    validation_split: str | None = setting(None, "split of the dataset that is held out")
+    validation_docs: int = setting(0, "hold out the last so many documents", low=0)
+    detokenizer: Literal["none", "lm1b", "lm1b-clean"] = setting(
+        "none",
+        "undoes the tokenisation of the One Billion Word benchmark first: lm1b as MDLM does, for comparison with it; "
+        "lm1b-clean also where MDLM's rules leave a space, as in `4 % .`",
+    )
+    codec: Literal["fp16", "bf16", "int8-token", "fp32", "online"] = setting(
+        "fp16", "storage of the hidden states; online stores none, and the encoder runs inside the training step"
+    )
+    compression: Literal["zstd", "none"] = setting("zstd", "lossless compression of what is stored")
+    max_channel_error: float = setting(
+        0.1, "int8 is refused when a channel's relative error is beyond this", above=0, identity=False
+    )
+    stats_tokens: int | None = setting(
+        2_000_000, "tokens that the statistics are taken over, or all", low=1, none="all"
+    )
+    shard_rows: int = setting(1024, "rows per shard, the unit of work", low=1)
+    batch_size: int = setting(32, "rows per encoder pass", low=1)
+    precision: Precision = setting(
+        "auto", "of the encoder's matrix products; auto is bf16 on a GPU, else fp32, and as it was for a store begun"
+    )
+    seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
+    device: str = setting("auto", DEVICE_HELP, identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """`ldlm train`: joint training of E_z, D_h, D_w and the denoiser."""
+
+    steps: int = setting(
+        1_000_000,
+        "optimiser steps; in model.space=cosmos the denoiser's, with cosmos.steps of the autoencoder before them",
+        low=1,
+        identity=False,
+    )
+    batch_size: int = setting(512, "rows per step, over all processes", low=1)
+    model: ModelConfig = setting(ModelConfig(), "sizes")
+    diffusion: DiffusionConfig = setting(DiffusionConfig(), "forward process and loss")
+    recipe: RecipeConfig = setting(RecipeConfig(), "the joint training recipe")
+    cosmos: CosmosConfig = setting(CosmosConfig(), "the autoencoder of model.space=cosmos")
+    timesteps: TimestepConfig = setting(TimestepConfig(), "timestep sampling")
+    optimizer: OptimizerConfig = setting(OptimizerConfig(), "AdamW and EMA")
+    accumulate: int = setting(1, "parts in which each process goes through its rows of a step", low=1, identity=False)
+    recompute: bool = setting(
+        False, "compute activations again in the backward pass, which saves memory", identity=False
+    )
+    compute: ComputeConfig = setting(ComputeConfig(), "precision and kernels", flags=True)
+    max_nonfinite: int = setting(
+        10,
+        "batches whose loss or gradient is not finite, and which are skipped, before it stops",
+        low=0,
+        identity=False,
+    )
+    log_every: int = setting(50, "steps between lines of metrics.jsonl", low=1, identity=False)
+    eval_every: int = setting(5_000, "steps between held-out evaluations", low=1, identity=False)
+    eval_rows: int = setting(1_024, "held-out rows per evaluation", low=1, identity=False)
+    save_every: int = setting(5_000, "steps between checkpoints", low=1, identity=False)
+    keep: int = setting(2, "checkpoints kept", low=1, identity=False)
+    seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
+    device: str = setting("auto", DEVICE_HELP, identity=False)
+
+    @staticmethod
+    def with_defaults(data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Settings on top of the defaults of their latent space, which the first edition has not."""
+        model, recipe = data.get("model"), data.get("recipe")
+        first = isinstance(recipe, Mapping) and str(recipe.get("edition")) == "1"
+        space = model.get("space") if isinstance(model, Mapping) and not first else None
+        return merge(OF_SPACE.get(str(space), {}), data)
+
+
+def autoencoder_steps(config: TrainConfig) -> int:
+    """Optimiser steps that space=cosmos takes before the denoiser's; in the first edition they are part of `steps`."""
+    return config.cosmos.steps if config.model.space == "cosmos" else 0
+
+
+def total_steps(config: TrainConfig) -> int:
+    """Optimiser steps of a run in all."""
+    return config.steps + (autoencoder_steps(config) if config.recipe.edition > 1 else 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """`ldlm finetune-decoder`: a new decoder that reads the latents directly (Appendix B.2). Optimiser as the run's."""
+
+    layers: int = setting(2, "transformer blocks before the vocabulary head", low=0, high=6)
+    checkpoint: str | None = setting(
+        None, "checkpoint to use, like step-00005000; none means the newest whole one", identity=False
+    )
+    name: str | None = setting(None, "name of the decoder; none means layers-K")
+    steps: int | None = setting(
+        None, "optimiser steps; none means 200,000, or 2/5 of the run's where that is less", low=1, identity=False
+    )
+    batch_size: int | None = setting(None, "rows per step, over all processes; none means the run's", low=1)
+    sigma_dec: float | None = setting(
+        None, "σ_dec of additive noise on the latents; none means the run's decoder noise", low=0
+    )
+    heads: int | None = setting(None, "attention heads; none means the run's token decoder's", low=1)
+    compute: ComputeConfig = setting(ComputeConfig(), "precision and kernels", flags=True)
+    lr: float | None = setting(None, "learning rate after the warm-up; none means the run's", above=0)
+    accumulate: int = setting(1, "parts in which each process goes through its rows of a step", low=1, identity=False)
+    max_nonfinite: int = setting(
+        10,
+        "batches whose loss or gradient is not finite, and which are skipped, before it stops",
+        low=0,
+        identity=False,
+    )
+    log_every: int = setting(50, "steps between lines of metrics.jsonl", low=1, identity=False)
+    eval_every: int = setting(5_000, "steps between held-out evaluations", low=1, identity=False)
+    eval_rows: int = setting(1_024, "held-out rows per evaluation", low=1, identity=False)
+    save_every: int = setting(5_000, "steps between checkpoints", low=1, identity=False)
+    keep: int = setting(2, "checkpoints kept", low=1, identity=False)
+    seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
+    device: str = setting("auto", DEVICE_HELP, identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """`ldlm sample`: texts from noise."""
+
+    num_samples: int = setting(64, "texts to draw; text i has seed 1,000,000 SEED + i", low=1, high=TEXTS_PER_SEED)
+    sampler: SamplerConfig = setting(SamplerConfig(), "the reverse process", flags=True)
+    decoder: str | None = setting(None, "decoder to use; none means the best on held-out rows, 'joint' D_h and D_w")
+    checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
+    batch_size: int | None = setting(
+        None, "texts per batch, which does not change them, or auto", low=1, identity=False, none="auto"
+    )
+    clean_up: bool = setting(False, CLEAN_UP_HELP)
+    compute: ComputeConfig = setting(ComputeConfig(), "precision and kernels", flags=True)
+    trace_text: int = setting(0, "which of the texts --trace shows, from 0", low=0, high=TEXTS_PER_SEED - 1)
+    trace_frames: int = setting(24, "frames of --trace, evenly spread over the steps", low=2, high=256)
+    trace_times: tuple[float, ...] = setting(
+        (), "show --trace at the evaluations nearest to these t, and at the end, instead", low=0, high=1
+    )
+    seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED // TEXTS_PER_SEED)
+    device: str = setting("auto", DEVICE_HELP, identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """`ldlm sweep`: quality against the number of evaluations (Tables 5, 8 and 9, Figure 1)."""
+
+    budgets: tuple[int, ...] = setting(
+        (8, 16, 32, 64, 128, 256, 1024),
+        "evaluations of the denoiser per text; heun takes two a step, and guidance twice as many",
+        low=1,
+    )
+    solvers: tuple[Solver, ...] = setting(typing.get_args(Solver), "solvers")
+    grids: tuple[Grid, ...] = setting(typing.get_args(Grid), "time grids")
+    guidances: tuple[float, ...] = setting((1.0, 1.5, 2.0), "w of self-conditioning guidance", low=0, high=100)
+    finals: tuple[Final, ...] = setting(typing.get_args(Final), "what is decoded: the last mean, the last ẑ_0")
+    t_min: float = setting(
+        0.005, "where the grids end, but the paper's sampler's, which ends at 0.05", above=0, high=0.9, before=0.05
+    )
+    temperatures: tuple[float, ...] = setting((0.0, 1.0), "temperatures of the decoder", low=0)
+    decoders: tuple[str, ...] = setting(
+        (), "decoders to compare (Table 5); none given means the default one", metavar="NAME"
+    )
+    checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
+    screen_texts: int = setting(100, "texts for each combination", low=2, high=TEXTS_PER_SEED)
+    texts: int = setting(1_000, "texts for each finalist", low=2, high=TEXTS_PER_SEED)
+    clean_up: bool = setting(False, CLEAN_UP_HELP)
+    boundaries: Spelling = setting("eos", BOUNDARIES_HELP)
+    boundary_tokens: tuple[str, ...] = setting((), BOUNDARY_TOKENS_HELP, metavar="TEXT")
+    entropy_slack: float = setting(
+        0.02, "a finalist's entropy may be so far below that of the paper's sampler, in nats", low=0
+    )
+    scorer: str = setting("gpt2-large", "causal model that scores the texts")
+    text_column: str = setting("text", COLUMN_HELP)
+    batch_size: int | None = setting(
+        None, "texts per batch, which does not change them, or auto", low=1, identity=False, none="auto"
+    )
+    compute: ComputeConfig = setting(ComputeConfig(), "precision and kernels", flags=True)
+    seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED // TEXTS_PER_SEED)
+    device: str = setting("auto", DEVICE_HELP, identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """`ldlm export`: what draws texts, as a folder of its own to hand on."""
+
+    decoder: str | None = setting(None, "the one decoder to hand on; none means all that belong to the checkpoint")
+    checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
+    sampler: SamplerConfig = setting(SamplerConfig(), "how the model's `sample` draws where it is told nothing else")
+    push_to_hub: str | None = setting(
+        None, "upload it to the Hugging Face hub under this id, like name/model; a new one is public", identity=False
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterpolateConfig:
+    """`ldlm interpolate`: how smooth the latent space is (Figure 3 left, Figure 4 right)."""
+
+    pairs: int = setting(64, "random pairs of real texts", low=1)
+    points: int = setting(11, "points on each path, ends included", low=2)
+    path: Literal["linear", "spherical"] = setting(
+        "linear", "the straight way, as in the paper, or each latent vector along its great circle"
+    )
+    scorer: str = setting("gpt2-large", "causal model that scores the decoded texts")
+    clean_up: bool = setting(False, CLEAN_UP_HELP)
+    boundaries: Spelling = setting("eos", BOUNDARIES_HELP)
+    decoder: str | None = setting(None, "decoder to use; none means the best on held-out rows, 'joint' D_h and D_w")
+    checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
+    batch_size: int = setting(64, "texts per batch", low=1, identity=False)
+    seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
+    encoder: str | None = setting(
+        None,
+        "with --from and --to: the frozen encoder, where it is elsewhere than the features had it",
+        identity=False,
+        metavar="DIR",
+    )
+    device: str = setting("auto", DEVICE_HELP, identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """`ldlm evaluate`: generative perplexity, entropy and diversity of anybody's texts (SPEC 9)."""
+
+    scorer: str = setting("gpt2-large", "causal model that scores the texts")
+    protocol: Literal["mdlm", "hf", "cosmos"] = setting(
+        "mdlm",
+        "how perplexity is counted: mdlm, the paper's, over the corpus; hf, mean over texts after a start token; "
+        "cosmos, that mean without 5 % at each end",
+    )
+    max_tokens: int | None = setting(
+        None,
+        "texts are cut after so many tokens; none means the longest row of `tokens` in the files, else 1024, and no "
+        "more than the scorer takes",
+        low=2,
+    )
+    boundaries: Spelling = setting("eos", BOUNDARIES_HELP)
+    boundary_tokens: tuple[str, ...] = setting((), BOUNDARY_TOKENS_HELP, metavar="TEXT")
+    text_column: str = setting("text", COLUMN_HELP)
+    batch_size: int = setting(16, "texts per scorer pass", low=1, identity=False)
+    mauve_model: str | None = setting(
+        None, "model whose states MAUVE compares; none means the scorer, gpt2-large being MAUVE's default too"
+    )
+    resamples: int = setting(1_000, "bootstrap draws over texts behind each 95 % interval", low=100)
+    seed: int = setting(0, "seed of the bootstrap draws", low=0, high=MAX_SEED)
+    device: str = setting("auto", DEVICE_HELP, identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartConfig:
+    """`ldlm quickstart`: every stage on real English text, small enough for two cores."""
+
+    text: str | None = setting(
+        None,
+        "text, JSON or parquet file; none means the documentation of Python and the installed packages",
+    )
+    text_column: str = setting("text", COLUMN_HELP)
+    encoder: str | None = setting(None, "hub name or folder of an encoder, instead of pretraining a small GPT-2")
+    scorer: str | None = setting(None, "hub name or folder of a scorer, instead of pretraining a small GPT-2")
+    seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
+    device: str = setting("auto", DEVICE_HELP, identity=False)
+
+
+def named_sampler(cls: type, name: str) -> dict[str, Any]:
+    """The settings of a stage, `SampleConfig` or another, with which it draws by the sampler of that name."""
+    if name not in SAMPLERS:
+        raise InputError(f"there is no sampler {name!r}; choose {', '.join(SAMPLERS)}, or a --solver and a --grid")
+    sampler = SAMPLERS[name]
+    if cls is SweepConfig:
+        return {f"{key}s": [sampler[key]] for key in ("solver", "grid", "guidance")}
+    return {"sampler": sampler}
+
+
+def taken_up(config: TrainConfig, stored: TrainConfig) -> TrainConfig:
+    """The settings to go on with in a run that has `stored`: of the first edition, it keeps that and its defaults."""
+    if stored.recipe.edition == config.recipe.edition:
+        return config
+    recipe = dataclasses.replace(config.recipe, edition=stored.recipe.edition)
+    new = OF_SPACE.get(config.model.space, {}).get("recipe", {})
+    old = {name: getattr(stored.recipe, name) for name, value in new.items() if getattr(recipe, name) == value}
+    return dataclasses.replace(config, recipe=dataclasses.replace(recipe, **old))
