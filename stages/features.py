@@ -72,7 +72,7 @@ def repair(path: Location, *, device: str = "auto", progress: Progress = SILENT)
     configuration is gone.
     """
     found = artifact.open_artifact(path, "features", complete=False)
-    with locks.sole(path) if isinstance(path, Path) else nullcontext():
+    with locks.exclusive_lock(path) if isinstance(path, Path) else nullcontext():
         faults = ledger.faults(path)
         for _, name, problem in faults:
             if name in ledger.MADE_OF:

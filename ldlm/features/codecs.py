@@ -30,6 +30,14 @@ class Codec:
     encode: Callable[[np.ndarray], Parts]
     decode: Callable[[Mapping[str, Tensor], Widen], Tensor]
 
+    def shapes(self, states: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+        """Shape of each array for states of shape (R, L, D): a scale has no D."""
+        return {name: states[: 3 if name == "hidden" else 2] for name in self.dtypes}
+
+    def empty(self, states: tuple[int, int, int]) -> dict[str, np.ndarray]:
+        """Arrays to fill for states of shape (R, L, D)."""
+        return {name: np.empty(shape, self.dtypes[name]) for name, shape in self.shapes(states).items()}
+
 
 GRAIN = 32_768  # elements up to which torch leaves an operation to the thread that asks for it
 
@@ -118,6 +126,12 @@ def encode(h: np.ndarray, codec: Codec) -> Parts:
             f"hidden states of up to {worst:.3g} don't fit in {codec.name}; use --overwrite --codec bf16, or fp32"
         )
     return codec.encode(h)
+
+
+def encode_with_error(h: np.ndarray, codec: Codec) -> tuple[Parts, Error]:
+    """`encode`, and the error that the stored form of the states has."""
+    parts = encode(h, codec)
+    return parts, Error.of(h, parts, codec)
 
 
 def decode(parts: Parts, codec: Codec) -> np.ndarray:

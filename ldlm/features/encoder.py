@@ -174,6 +174,15 @@ class Statistics:
         """Standard deviation with the variance floored at 1e-4."""
         return np.sqrt(np.maximum(self.m2_D / max(1, self.count), VARIANCE_FLOOR))
 
+    def summary(self) -> dict[str, float]:
+        """Number of positions, and the largest and median deviations, to be read by people."""
+        return {
+            "positions": self.count,
+            "largest_std": float(self.std_D.max()),
+            "median_std": float(np.median(self.std_D)),
+            "largest_abs_mean": float(np.abs(self.mean_D).max()),
+        }
+
 
 class OnlineEncoder:
     """tokens (B, L) → normalised states (B, L, D) float32, as a store in fp32 would give them.

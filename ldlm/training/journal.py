@@ -69,11 +69,11 @@ def _begin(
     """`begin` in the main process."""
     taken_up = out.is_dir() and not overwrite and not artifact.is_emptied(out)
     if taken_up:
-        held.enter_context(locks.sole(out))  # before anything is written there: somebody may be at work
+        held.enter_context(locks.exclusive_lock(out))  # before anything is written there: somebody may be at work
         _check_steps(out, inputs.get("steps"))
     result = artifact.begin(out, kind, config, inputs, overwrite=overwrite, reads=reads)
     if not taken_up:
-        held.enter_context(locks.sole(out))
+        held.enter_context(locks.exclusive_lock(out))
     if result.complete and (done := result.manifest["step"]) >= steps:
         fewer = "" if done == steps else f", and {steps} are asked for"
         progress.note(f"{out} is complete at step {done}{fewer}; nothing to do")
