@@ -21,6 +21,7 @@ from ldlm import files, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import FinetuneConfig, TrainConfig
 from ldlm.errors import InputError
+from ldlm.features.encoder import online_encoder
 from ldlm.features.store import FeatureStore, Split
 from ldlm.features.stream import Batch, Stream
 from ldlm.location import Location
@@ -88,12 +89,11 @@ def run(
         network = _network(config, trained)
         state = finetuning.start(training, trained.model, network, device=device, world=world)
         held.callback(state.release)
+        encode = online_encoder(store)
         stream = Stream(
-            store,
-            store.split("train"),
+            store.split("train", encode),
             batch_size=training.batch_size,
             seed=config.seed,
-            position=0,
             device=device,
             world=world,
         )
@@ -120,9 +120,9 @@ def run(
             return result
 
         journal = resume(state, stream, out, seq_len=store.shapes.seq_len, progress=progress)
-        _train(state, stream, store.held_out(), journal, stop, progress)
+        _train(state, stream, store.held_out(encode), journal, stop, progress)
         if world.main:
-            _finish(result, state, journal, trained, store, network)
+            _finish(result, state, journal, trained, store.held_out(encode), network)
             trained.remark_on_decoder(None, progress)
         world.from_main(None)  # the others wait until it is there
     return Artifact(out, "decoder", "complete")
@@ -238,7 +238,7 @@ def _finish(
     state: DecoderState,
     journal: Journal,
     trained: TrainedRun,
-    store: FeatureStore,
+    held_out: Split,
     network: dict[str, Any],
 ) -> None:
     """The averaged weights, and beside the decoder's figures those of D_w∘D_h on the same rows."""
@@ -259,7 +259,7 @@ def _finish(
         parameters=_count(state.model),
         replaces=trained.joint_parameters(),
         held_out=journal.metrics.last("eval"),
-        joint={} if joint is None else _figures(joint, state, store.held_out()),
+        joint={} if joint is None else _figures(joint, state, held_out),
         skipped=state.skipped,
         created=time.time(),
         seconds=round(time.perf_counter() - journal.started, 1),

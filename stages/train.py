@@ -17,6 +17,7 @@ from ldlm import files, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import Shapes, TrainConfig
 from ldlm.errors import InputError
+from ldlm.features.encoder import online_encoder
 from ldlm.features.store import FeatureStore, Split
 from ldlm.features.stream import Batch, Stream
 from ldlm.location import Location
@@ -55,13 +56,12 @@ def run(
     with runtime.world() as world, Stop() as stop, ExitStack() as held:
         progress = progress if world.main else SILENT
         check_shares(config, world)
-        split = store.split("train")
+        encode = online_encoder(store)
+        split = store.split("train", encode)
         scratch = store.encoder["kind"] == "scratch"
         state = start(config, store.shapes, scratch=scratch, device=device, world=world)
         held.callback(state.release)
-        stream = Stream(
-            store, split, batch_size=config.batch_size, seed=config.seed, position=0, device=device, world=world
-        )
+        stream = Stream(split, batch_size=config.batch_size, seed=config.seed, device=device, world=world)
         inputs = {"features": store.fingerprint, "precision": state.compute.precision}
         reads = [features] if isinstance(features, Path) else []
         result = begin(
@@ -93,7 +93,7 @@ def run(
             flops_per_token=lambda step: flops(phase_of(config, step)),
             warning=partial(heldout.latent_warning, warmup_steps=config.recipe.warmup_steps, space=config.model.space),
         )
-        _train(state, stream, store.held_out(), journal, stop, progress)
+        _train(state, stream, store.held_out(encode), journal, stop, progress)
         if world.main:
             _finish(result, state, journal, store)
         world.from_main(None)  # the others wait until it is there

@@ -27,6 +27,8 @@ from ldlm.hub import check_whole, load_model
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from ldlm.features.store import FeatureStore
+
 VARIANCE_FLOOR = 1e-4
 BLOCK_ROWS = 32  # rows per pass: what is in memory on the way doesn't grow with the batch
 
@@ -182,6 +184,11 @@ class Statistics:
             "median_std": float(np.median(self.std_D)),
             "largest_abs_mean": float(np.abs(self.mean_D).max()),
         }
+
+
+def online_encoder(store: FeatureStore) -> OnlineEncoder | None:
+    """The encoder that makes the states of `store` inside the step; None where it holds them or none are needed."""
+    return OnlineEncoder(store.encoder, *store.statistics()) if store.needs_encoder else None
 
 
 class OnlineEncoder:
