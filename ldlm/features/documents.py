@@ -62,7 +62,7 @@ def not_blank(documents: Iterable[str | None]) -> Iterator[str]:
             inside = isinstance(document, Part)
 
 
-def count(documents: Iterable[str]) -> int:
+def count_documents(documents: Iterable[str]) -> int:
     """The number of documents, some of which may be in parts."""
     return sum(not isinstance(document, Part) for document in documents)
 

@@ -91,7 +91,8 @@ def remarks(paths: Iterable[str | Path], column: str) -> Iterator[str]:
             continue
         with opened(path) as source:
             if source.kind.startswith("json") and ending(path) not in JSON_NAMES:
-                yield f"{path} holds JSON, of which the field {column!r} is read; {as_they_stand(path, source.compressed)}"
+                advice = as_they_stand(path, source.compressed)
+                yield f"{path} holds JSON, of which the field {column!r} is read; {advice}"
 
 
 def text_bytes(path: Path) -> int | None:
