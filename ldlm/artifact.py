@@ -28,7 +28,7 @@ from ldlm import config as configs
 from ldlm import files
 from ldlm.errors import InputError
 from ldlm.location import Location
-from ldlm.locks import among, entry, sole
+from ldlm.locks import exclusive_lock, shared_lock
 
 SCHEMA = 2  # of 1, `detokenizer: lm1b` meant what is `lm1b-clean` now
 COMPLETE = ("manifest.json", "config.json")  # what is written last, and makes a folder whole to its readers
@@ -123,16 +123,18 @@ def begin(
     Until `held` closes, none of them can be told to overwrite it.
     """
     # Processes that share an output may begin it at the same moment.
-    with entry(_outside(path)) if isinstance(path, Path) else nullcontext():
+    with exclusive_lock(_outside(path), wait=True) if isinstance(path, Path) else nullcontext():
         begun = _begin(path, kind, config, inputs, overwrite, reads, shared)
         if held is not None and isinstance(path, Path):
-            held.enter_context(among(path))
+            held.enter_context(shared_lock(path))
         return begun
 
 
 def _outside(path: Path) -> Path:
     """The closest folder above that is no artefact itself: who makes one holds the lock on it until it is done."""
-    return next(folder for folder in files.target(path).parents if not (folder / "artifact.json").is_file())
+    found = next(folder for folder in files.target(path).parents if not (folder / "artifact.json").is_file())
+    files.make_folder(found)
+    return found
 
 
 def _begin(
@@ -154,7 +156,7 @@ def _begin(
         return _create(path, kind, config, inputs)
     if overwrite or _is_emptied(found):
         _guard(path, found, kind, reads)
-        with sole(path) if isinstance(path, Path) else nullcontext():
+        with exclusive_lock(path) if isinstance(path, Path) else nullcontext():
             _empty(path, kind)
         return _create(path, kind, config, inputs)
     if "kind" not in found:

@@ -1,8 +1,7 @@
-"""How processes on one machine, or on a shared file system, divide work: each takes a lock before it does an item.
+"""Locks between processes on one machine or on a shared file system.
 
-A lock is the kernel's, on an open file, so it goes with the process that held it: a killed worker leaves nothing to
-clean up, and costs the item it was working on. Whether an item is done is never a lock's business; the caller looks for
-the item's own record.
+They are the kernel's (flock), on an open file or folder, so they end with the process that holds them: after a kill
+there is nothing to clean up. A lock saves double work. No guarantee of an artefact rests on one.
 """
 
 from __future__ import annotations
@@ -13,16 +12,46 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ldlm import files
 from ldlm.errors import InputError
 
 
 @contextmanager
-def claim(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock file `path` within the block; yields False, without it, if another has it and `wait` is off."""
+def file_lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold an exclusive lock on the file `path`, which is made if need be.
+
+    Yields whether the lock is held: without `wait` it is not where another process has it.
+    """
     descriptor = _open(path)
     try:
-        yield _locked(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), path)
+        yield _lock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), path)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def exclusive_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the exclusive lock on a folder. `InputError` where another process holds a lock on it, unless `wait`."""
+    with _folder_lock(folder, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)) as held:
+        if not held:
+            raise InputError(f"another process is at work in {folder}; wait for it, or stop it first")
+        yield
+
+
+@contextmanager
+def shared_lock(folder: Path) -> Iterator[None]:
+    """Hold a shared lock on a folder. `InputError` where another process holds the exclusive one."""
+    with _folder_lock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB) as held:
+        if not held:
+            raise InputError(f"another process has {folder} to itself, to repair or replace it; wait for it")
+        yield
+
+
+@contextmanager
+def _folder_lock(folder: Path, how: int) -> Iterator[bool]:
+    """A lock on the folder itself, which leaves no file behind."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield _lock(descriptor, how, folder)
     finally:
         os.close(descriptor)
 
@@ -36,8 +65,8 @@ def _open(path: Path) -> int:
             continue
 
 
-def _locked(descriptor: int, how: int, path: Path) -> bool:
-    """Take a lock; False if another has it. `InputError` where the file system has no locks."""
+def _lock(descriptor: int, how: int, path: Path) -> bool:
+    """Take a lock; False if another process has it. `InputError` where the file system has no locks."""
     try:
         fcntl.flock(descriptor, how)
     except BlockingIOError:
@@ -48,38 +77,3 @@ def _locked(descriptor: int, how: int, path: Path) -> bool:
             f"choose an --output on a file system with flock, or mount this one with it"
         ) from None
     return True
-
-
-@contextmanager
-def entry(folder: Path) -> Iterator[None]:
-    """Hold a lock on the folder itself while something in it is looked at and made; leaves no file behind."""
-    files.make_folder(folder)
-    with _lock_on(folder, fcntl.LOCK_EX):
-        yield
-
-
-@contextmanager
-def sole(folder: Path) -> Iterator[None]:
-    """Hold a lock on the folder itself, without waiting; `InputError` when another process works there."""
-    with _lock_on(folder, fcntl.LOCK_EX | fcntl.LOCK_NB) as mine:
-        if not mine:
-            raise InputError(f"another process is at work in {folder}; wait for it, or stop it first")
-        yield
-
-
-@contextmanager
-def among(folder: Path) -> Iterator[None]:
-    """The same together with others that work there, for as long as nobody is its `sole` holder."""
-    with _lock_on(folder, fcntl.LOCK_SH | fcntl.LOCK_NB) as mine:
-        if not mine:
-            raise InputError(f"another process has {folder} to itself, to mend or replace it; wait for it")
-        yield
-
-
-@contextmanager
-def _lock_on(folder: Path, how: int) -> Iterator[bool]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield _locked(descriptor, how, folder)
-    finally:
-        os.close(descriptor)

@@ -22,6 +22,7 @@ from ldlm.config import ExtractConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import metrics, samples
 from ldlm.features import ledger
+from ldlm.features.encoder import online_encoder
 from ldlm.features.extraction import prepare
 from ldlm.features.store import FeatureStore, Split
 from ldlm.features.stream import RowOrder, Stream
@@ -72,7 +73,7 @@ def repair(path: Location, *, device: str = "auto", progress: Progress = SILENT)
     configuration is gone.
     """
     found = artifact.open_artifact(path, "features", complete=False)
-    with locks.sole(path) if isinstance(path, Path) else nullcontext():
+    with locks.exclusive_lock(path) if isinstance(path, Path) else nullcontext():
         faults = ledger.faults(path)
         for _, name, problem in faults:
             if name in ledger.MADE_OF:
@@ -124,14 +125,14 @@ def bench(path: Location, *, batch_size: int = 32, seconds: float = 5.0, most_by
     compared.
     """
     store = FeatureStore(path, allow_partial=True)
-    split = store.split("train")
+    split = store.split("train", online_encoder(store))
     row_bytes = sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in split.arrays.values())
     split = replace(split, rows=min(split.rows, max(batch_size, int(most_bytes / row_bytes))))
     order = RowOrder(split.rows, seed=0)
     cpu = torch.device("cpu")
 
     def from_store() -> Generator[torch.Tensor | None, None, None]:
-        with Stream(store, split, batch_size=batch_size, seed=0, position=0, device=cpu) as stream:
+        with Stream(split, batch_size=batch_size, seed=0, device=cpu) as stream:
             for batch in stream:
                 yield batch.hidden_BLD
 

@@ -21,8 +21,9 @@ from ldlm import files, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import FinetuneConfig, TrainConfig
 from ldlm.errors import InputError
+from ldlm.features.encoder import online_encoder
 from ldlm.features.store import FeatureStore, Split
-from ldlm.features.stream import Batch, Stream
+from ldlm.features.stream import Stream
 from ldlm.location import Location
 from ldlm.model.autoencoder import TokenDecoder
 from ldlm.model.joint import JointDecoder
@@ -90,15 +91,9 @@ def run(
         network = _network(config, trained)
         state = start_decoder(training, trained.model, network, device=device, world=world)
         held.callback(state.release)
-        stream = Stream(
-            store,
-            store.split("train"),
-            batch_size=training.batch_size,
-            seed=config.seed,
-            position=0,
-            device=device,
-            world=world,
-        )
+        encode = online_encoder(store)
+        split = store.split("train", encode)
+        stream = Stream(split, batch_size=training.batch_size, seed=config.seed, device=device, world=world)
         result = begin(
             state,
             out,
@@ -120,10 +115,10 @@ def run(
         saved = resume(state, stream, out, progress)
         speed = Speedometer(state.step, rows_per_step=training.batch_size, tokens_per_row=store.shapes.seq_len)
         journal = Journal(out, state, speed, progress, saved=saved)
-        evaluate = partial(_evaluate, state.model, state, store.held_out())
+        evaluate = partial(_evaluate, state.model, state, store.held_out(encode))
         train(state, finetune_step, stream, journal, stop, progress, name="finetune decoder", evaluate=evaluate)
         if world.main:
-            _finish(result, state, journal, trained, store, network)
+            _finish(result, state, journal, trained, store.held_out(encode), network)
             trained.remark_on_decoder(None, progress)
         world.from_main(None)  # the others wait until it is there
     return Artifact(out, "decoder", "complete")
@@ -198,7 +193,7 @@ def _finish(
     state: DecoderState,
     journal: Journal,
     trained: TrainedRun,
-    store: FeatureStore,
+    held_out: Split,
     network: dict[str, Any],
 ) -> None:
     """The averaged weights, and beside the decoder's figures those of D_w∘D_h on the same rows."""
@@ -219,7 +214,7 @@ def _finish(
         parameters=_count(state.model),
         replaces=trained.joint_parameters(),
         held_out=journal.metrics.last("eval"),
-        joint={} if joint is None else _evaluate(joint, state, store.held_out()),
+        joint={} if joint is None else _evaluate(joint, state, held_out),
         skipped=state.skipped,
         created=time.time(),
         seconds=round(time.perf_counter() - journal.started, 1),

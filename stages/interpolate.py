@@ -31,6 +31,7 @@ from ldlm.evaluation.scores import SetScores
 from ldlm.evaluation.smoothness import PATHS, LatentPath, edit_distance, linear
 from ldlm.features import text
 from ldlm.features.documents import check_whole
+from ldlm.features.encoder import online_encoder
 from ldlm.features.store import FeatureStore
 from ldlm.location import Location
 from ldlm.pages import plots
@@ -317,7 +318,7 @@ def _latents(config: InterpolateConfig, subject: Subject) -> tuple[Tensor, Tenso
 
     Diversity falls with the number of texts.
     """
-    split = subject.store.held_out()
+    split = subject.store.held_out(online_encoder(subject.store))
     rows = draw_pairs(split.rows, config.pairs, config.seed).ravel()
     batches = np.split(rows, range(config.batch_size, len(rows), config.batch_size))
     encoded = [heldout.encode_rows(subject.run.model, split, batch, subject.run.device) for batch in batches]

@@ -16,8 +16,9 @@ from ldlm import files, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import Shapes, TrainConfig
 from ldlm.errors import InputError
+from ldlm.features.encoder import online_encoder
 from ldlm.features.store import FeatureStore, Split
-from ldlm.features.stream import Batch, Stream
+from ldlm.features.stream import Stream
 from ldlm.location import Location
 from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress
@@ -58,18 +59,12 @@ def run(
     with runtime.world() as world, Stop() as stop, ExitStack() as held:
         progress = progress if world.main else SILENT
         check_shares(config, world)
+        encode = online_encoder(store)
         scratch = store.encoder["kind"] == "scratch"
         state = start(config, store.shapes, scratch=scratch, device=device, world=world)
         held.callback(state.release)
-        stream = Stream(
-            store,
-            store.split("train"),
-            batch_size=config.batch_size,
-            seed=config.seed,
-            position=0,
-            device=device,
-            world=world,
-        )
+        split = store.split("train", encode)
+        stream = Stream(split, batch_size=config.batch_size, seed=config.seed, device=device, world=world)
         result = begin(
             state,
             out,
@@ -90,7 +85,7 @@ def run(
         saved = resume(state, stream, out, progress)
         warn = partial(heldout.latent_warning, warmup_steps=config.recipe.warmup_steps, space=config.model.space)
         journal = Journal(out, state, _speedometer(state, store.shapes), progress, saved=saved, warn=warn)
-        evaluate = partial(_evaluate, state, store.held_out())
+        evaluate = partial(_evaluate, state, store.held_out(encode))
         train(state, train_step, stream, journal, stop, progress, name="train", evaluate=evaluate)
         if world.main:
             _finish(result, state, journal, store)

@@ -73,7 +73,7 @@ def test_losses_and_latents_stay_float32_under_bf16(train_config, store, tmp_pat
     state = start(config, opened.shapes, scratch=False, device=CPU)
     seen = {}
     state.model.denoiser.register_forward_hook(lambda module, args, out: seen.update(z_t=args[0].dtype, out=out.dtype))
-    stream = Stream(opened, opened.split("train"), batch_size=config.batch_size, seed=0, position=0, device=CPU)
+    stream = Stream(opened.split("train"), batch_size=config.batch_size, seed=0, device=CPU)
     with stream:
         step = train_step(state, next(iter(stream)))
     assert seen == {"z_t": torch.float32, "out": torch.bfloat16}
@@ -326,7 +326,7 @@ def test_a_step_on_a_gpu_waits_for_nothing(train_config, store, compile):
     cuda, found = torch.device("cuda"), FeatureStore(store)
     config = replace(train_config, compute=ComputeConfig(precision="bf16", compile=compile))
     state = start(config, found.shapes, scratch=False, device=cuda)
-    with Stream(found, found.split("train"), batch_size=config.batch_size, seed=0, position=0, device=cuda) as stream:
+    with Stream(found.split("train"), batch_size=config.batch_size, seed=0, device=cuda) as stream:
         batches = [batch for batch, _ in zip(stream, range(7), strict=False)]
     coins = [noise.coin(config.seed, "self_condition", step, 0.5) for step in range(7)]
     assert set(coins[:5]) == set(coins[5:]) == {False, True}  # both kinds of steps are compiled, and both are watched
@@ -368,7 +368,7 @@ def test_nothing_is_compiled_after_the_first_steps_and_the_first_evaluation(trai
     torch._dynamo.reset()
     state = start(config, opened.shapes, scratch=False, device=CPU)
     split, rows = opened.split("train"), config.batch_size
-    stream = Stream(opened, split, batch_size=rows, seed=0, position=0, device=CPU)
+    stream = Stream(split, batch_size=rows, seed=0, device=CPU)
     evaluate = partial(heldout.evaluate, state.objective, split, rows=2 * rows, batch_size=rows, device=CPU)
 
     def steps(count: int) -> set[bool]:

@@ -1,4 +1,7 @@
-"""Open a text file: undo its compression, and tell its format and encoding."""
+"""Open a text file: decompress it, and detect its format and encoding by its content.
+
+The name decides only where it promises JSON or parquet.
+"""
 
 from __future__ import annotations
 
@@ -18,21 +21,21 @@ from typing import Any, Literal
 from ldlm.errors import InputError
 from ldlm.features import documents
 
-HEAD = 2**16  # bytes that tell a file's kind
+HEAD = 2**16  # bytes by which a format is detected
 STANDARD_INPUT = Path("-")
 JSON_NAMES = (".json", ".jsonl", ".ndjson", ".jsonlines")
-PACKED = (".gz", ".zst", ".bz2", ".xz")
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 
 Kind = Literal["plain", "json lines", "json array", "parquet"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """An open file of a known kind, at its first byte of content."""
+    """An open file of a known format, at its first byte of content."""
 
     path: Path
     kind: Kind
-    packed: bool
+    compressed: bool
     stream: io.BufferedReader
 
 
@@ -44,7 +47,7 @@ def opened(path: Path) -> Iterator[Source]:
         inner = outer if unpack is None else _Stream(path, held.enter_context(unpack(io.BufferedReader(outer))))
         if inner.head.startswith(codecs.BOM_UTF8):
             inner.skip(len(codecs.BOM_UTF8))
-        kind = _kind(path, inner.head, packed=unpack is not None)
+        kind = _kind(path, inner.head, compressed=unpack is not None)
         if kind == "parquet" and (unpack is not None or is_stream(path)):
             how = "unpack it first" if unpack is not None else "save it to a file and give that"
             raise InputError(f"{path} holds parquet, which is read from its end; {how}")
@@ -58,8 +61,8 @@ def _standard_input() -> Any:
 
 
 def _file(path: Path) -> Any:
-    check_there(path)
-    with failing(lambda: str(path)):
+    check_exists(path)
+    with as_input_error(lambda: str(path)):
         return open(path, "rb", buffering=0)
 
 
@@ -69,7 +72,7 @@ def _zstd(stream: Any) -> Any:
     return pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd")
 
 
-# By the first bytes: zstd's are its frame's, or those of a frame to skip, with which pzstd begins.
+# By the first bytes. pzstd writes a skippable frame before the first one of zstd.
 _UNPACKERS: dict[re.Pattern[bytes], Callable[[Any], Any]] = {
     re.compile(rb"\x1f\x8b\x08"): lambda stream: gzip.GzipFile(fileobj=stream),
     re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"): bz2.BZ2File,
@@ -79,7 +82,7 @@ _UNPACKERS: dict[re.Pattern[bytes], Callable[[Any], Any]] = {
 
 
 class _Stream(io.RawIOBase):
-    """Bytes of a file that may come from a pipe, with a look ahead at the first ones."""
+    """Bytes of a file or a pipe; the first ones can be looked at before they are read."""
 
     def __init__(self, path: Path, stream: Any) -> None:
         self.path, self._stream, self._taken = path, stream, 0
@@ -101,15 +104,15 @@ class _Stream(io.RawIOBase):
         return len(found)
 
     def _more(self, size: int) -> bytes:
-        with failing(lambda: f"{self.path}, after {self._taken:,} bytes of text,"):
+        with as_input_error(lambda: f"{self.path}, after {self._taken:,} bytes of text,"):
             found = self._stream.read(size)
         self._taken += len(found)
         return found
 
 
 @contextmanager
-def failing(place: Callable[[], str]) -> Iterator[None]:
-    """What the system and the libraries raise about the bytes of a file, as one line."""
+def as_input_error(place: Callable[[], str]) -> Iterator[None]:
+    """Within the block, any error about the bytes of a file becomes an `InputError` of one line."""
     try:
         yield
     except InputError:
@@ -123,14 +126,14 @@ _OBJECT = re.compile(rb'(?:\{\s*\}\s*)*\{\s*"(?:[^"\\]|\\.)*"\s*:')
 _ARRAY = re.compile(rb'\[\s*(?:\{\s*["}]|"(?:[^"\\]|\\.)*(?:"\s*[,\]]|\Z))')
 
 
-def _kind(path: Path, head: bytes, packed: bool) -> Kind:
-    """The kind of content that begins with `head`; `InputError` for what is no text at all."""
+def _kind(path: Path, head: bytes, compressed: bool) -> Kind:
+    """The format of content that begins with `head`; `InputError` when it is not text."""
     suffix, start = ending(path), head.lstrip()
     if head.startswith(b"PAR1") and (suffix == ".parquet" or b"\0" in head):
         return "parquet"
     if suffix == ".parquet":
         raise InputError(f"{path} is not a parquet file, which begins with PAR1; rename it by what it holds")
-    _check_encoding(path, head, packed)
+    _check_encoding(path, head, compressed)
     if _ARRAY.match(start) or (suffix == ".json" and start.startswith(b"[")):
         return "json array"
     return "json lines" if _OBJECT.match(start) or suffix in JSON_NAMES else "plain"
@@ -142,14 +145,14 @@ _MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"} | {
 }
 
 
-def _check_encoding(path: Path, head: bytes, packed: bool) -> None:
-    """`InputError` for UTF-16, UTF-32 and what is binary."""
+def _check_encoding(path: Path, head: bytes, compressed: bool) -> None:
+    """`InputError` for UTF-16, UTF-32 and binary data."""
     found = next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
     for name, high, low in (("utf-16le", head[1::2], head[::2]), ("utf-16be", head[::2], head[1::2])):
         if found is None and b"\0" not in low and high.count(0) > 0.9 * len(low):
             found = name
     if found is not None:
-        first, name = unpacked(path, packed)
+        first, name = unpacked(path, compressed)
         raise InputError(
             f"{path} is {found[:6].upper()}, and UTF-8 is needed; {first}convert it, for example with "
             f"iconv -f {found} -t utf-8 {name} > utf8-{name}"
@@ -161,12 +164,12 @@ def _check_encoding(path: Path, head: bytes, packed: bool) -> None:
         )
 
 
-_CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")  # which text has only by mistake
+_CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")  # control characters that text holds only by mistake
 
 
 def _is_utf8(head: bytes) -> bool:
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)  # which lets the last character be cut
+        codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut
     except UnicodeDecodeError:
         return False
     return True
@@ -177,21 +180,25 @@ def _is_utf8(head: bytes) -> bool:
 
 
 def ending(path: Path) -> str:
-    """The name's ending in small letters, below that of a compression."""
-    return (Path(path.stem) if path.suffix.lower() in PACKED else path).suffix.lower()
+    """The suffix of a file's name in lower case, without that of a compression."""
+    return (Path(path.stem) if path.suffix.lower() in COMPRESSED else path).suffix.lower()
 
 
 def is_stream(path: Path) -> bool:
     return path == STANDARD_INPUT or (path.exists() and not (path.is_file() or path.is_dir()))
 
 
-def check_there(path: Path) -> None:
+def check_exists(path: Path) -> None:
     if not path.exists():
         raise InputError(f"there is no file {path}")
     if path.is_dir():
         raise InputError(f"{path} is a folder; give the text files in it, for example {path}/*.txt")
 
 
-def unpacked(path: Path, packed: bool) -> tuple[str, str]:
-    """What to do before a command reads a file, and the name that it then has."""
-    return ("unpack it and ", path.stem if path.suffix.lower() in PACKED else path.name) if packed else ("", path.name)
+def unpacked(path: Path, compressed: bool) -> tuple[str, str]:
+    """For advice on a file: the first step, to unpack it if it is compressed, and its name after that."""
+    return (
+        ("unpack it and ", path.stem if path.suffix.lower() in COMPRESSED else path.name)
+        if compressed
+        else ("", path.name)
+    )

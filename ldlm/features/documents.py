@@ -1,4 +1,7 @@
-"""Documents, of which long ones come in parts."""
+"""Documents, which are strings; a long one comes in parts, so that memory doesn't grow with it.
+
+All parts of a document but the last are of class `Part`.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,20 @@ LONGEST = 2**16  # characters of a document that are tokenised at once, and byte
 
 
 class Part(str):
-    """A part of a document that the next string goes on with."""
+    """A part of a document, which the next string continues."""
 
     __slots__ = ()
 
 
 def parts(document: str) -> Iterator[str]:
-    """A document in parts of at most `LONGEST` characters; a function of its text alone."""
+    """Cut a document into parts of at most `LONGEST` characters; the cuts depend on its text alone."""
     if len(document) <= LONGEST:
         return iter((document,))
     return cut(document[start : start + LONGEST] for start in range(0, len(document), LONGEST))
 
 
 def cut(pieces: Iterable[str]) -> Iterator[str]:
-    """The parts of a document that comes in pieces of any size; the last may be empty."""
+    """Cut a document that comes in pieces of any size into parts; the last may be empty."""
     held = ""
     for piece in pieces:
         held += piece
@@ -35,9 +38,9 @@ def cut(pieces: Iterable[str]) -> Iterator[str]:
     yield held
 
 
-# Where tokens end whatever follows: before a space, which GPT-2's begin with and BERT's drop; else before other white
-# space, but for control characters, over which BERT's words go on; else between a letter and punctuation, as in scripts
-# that write no spaces. The last such place is taken.
+# Places where a token ends whatever follows, best first: before a space, with which GPT-2's tokens begin and which BERT
+# drops; before other white space, except control characters, which are within BERT's words; between a letter and
+# punctuation, for scripts without spaces. The last such place is taken.
 _PLACES = [
     re.compile(f"(?s:.*){here}")
     for here in (r"(?<=\S)(?= )", r"(?<=\S)(?=[^\S\v\f\x1c-\x1f\x85])", r"(?<=[^\W_])(?=[.,;:!?…。、，；：！？])")
@@ -45,13 +48,13 @@ _PLACES = [
 
 
 def _place(text: str) -> int:
-    """Where to cut a text, by its first `LONGEST` characters."""
+    """The position at which to cut a text, within its first `LONGEST` characters."""
     found = (pattern.match(text, 0, LONGEST) for pattern in _PLACES)
     return next((match.end() for match in found if match), LONGEST)
 
 
 def not_blank(documents: Iterable[str | None]) -> Iterator[str]:
-    """The documents that hold more than white space; parts of one stay together."""
+    """The documents that hold more than white space. Parts of a document stay together."""
     inside = False
     for document in documents:
         if document is not None and (inside or document.strip()):
@@ -59,8 +62,8 @@ def not_blank(documents: Iterable[str | None]) -> Iterator[str]:
             inside = isinstance(document, Part)
 
 
-def count(documents: Iterable[str]) -> int:
-    """How many documents there are, of which some may be in parts."""
+def count_documents(documents: Iterable[str]) -> int:
+    """The number of documents, some of which may be in parts."""
     return sum(not isinstance(document, Part) for document in documents)
 
 
@@ -76,7 +79,7 @@ def section(documents: Iterable[str], start: int, stop: int | None = None) -> It
 
 
 def whole(documents: Iterable[str]) -> Iterator[str]:
-    """The documents, each put together from its parts."""
+    """The documents, with their parts joined."""
     held: list[str] = []
     for document in documents:
         held.append(document)
@@ -86,7 +89,7 @@ def whole(documents: Iterable[str]) -> Iterator[str]:
 
 
 def check_whole(text: str, place: str) -> None:
-    """`InputError` for half a character: a surrogate from JSON, or from bytes of a command line that are not UTF-8."""
+    """`InputError` for a lone surrogate, which JSON may hold, or a command line whose bytes are not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

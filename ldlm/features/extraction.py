@@ -1,14 +1,18 @@
-"""The phases of an extraction."""
+"""Extraction: text → a sealed store of normalised hidden states, in phases that resume where they were killed.
+
+The phases are methods of `Extraction`, and `ldlm/stages/extract_features.py` calls them in their order. Any number of
+processes, on one machine or on a shared file system, divide blocks of rows and shards among them. Blocks hold the same
+rows whatever the number of processes, and statistics merge in block order: the bytes of a store depend on its
+configuration and text alone.
+"""
 
 from __future__ import annotations
 
 import os
-import random
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,11 +30,11 @@ from ldlm.features import codecs, corpus, estimate, inputs, ledger, text, textfi
 from ldlm.features.codecs import CODECS, Parts
 from ldlm.features.encoder import FrozenEncoder, Statistics
 from ldlm.features.shards import SPLITS
-from ldlm.features.shared_work import Tally, share
+from ldlm.features.shared_work import Tally, own_share_first, share
 from ldlm.features.spool import Spool, TokenRows
 from ldlm.features.writer import StoreWriter
 from ldlm.location import Location
-from ldlm.locks import claim
+from ldlm.locks import file_lock
 from ldlm.progress import SILENT, Progress
 
 
@@ -42,52 +46,35 @@ def prepare(
     progress: Progress = SILENT,
     held: ExitStack | None = None,
 ) -> tuple[Extraction, Artifact]:
-    """Find text, tokenizer and encoder, and begin or take up the store; `InputError` when one doesn't fit it.
+    """Find text, tokenizer and encoder, and begin or resume the store `out`; `InputError` when one doesn't fit it.
 
     Until `held` closes, no other process may overwrite or repair the store.
     """
-    inputs.check(config)
-    config, source = inputs.pinned(config)
-    tokenizer, encoder = inputs.models(config)
-    inputs.check_requests(config, out, encoder.hidden_dim)
+    found = inputs.find(config, out)
     begun = artifact.recorded_config(out) if not overwrite and (out / "config.yaml").is_file() else {}
-    if config.detokenizer == "lm1b" and begun.get("detokenizer") == "lm1b-clean" and artifact.schema(out) == 1:
-        progress.note(f"{out} was begun by an earlier version, whose lm1b is lm1b-clean now; it goes on with that")
-        config = replace(config, detokenizer="lm1b-clean")
-    inputs.check_revision(config, begun, out)
-    if config.precision == "auto":
-        encoder.compute_in(begun.get("precision", encoder.compute.precision))
-    config = replace(config, precision=encoder.compute.precision)
-    fingerprints = inputs.fingerprints(config, encoder, tokenizer)
-    reads = (*config.data, *config.validation_data)
+    found = inputs.resumed(found, begun, out, progress)
+    config, fingerprints = found.config, found.fingerprints()
     result = artifact.begin(
-        out, "features", config, {**source, **fingerprints}, overwrite=overwrite, reads=reads, shared=True, held=held
+        out,
+        "features",
+        config,
+        {"text": found.text, **fingerprints},
+        overwrite=overwrite,
+        reads=(*config.data, *config.validation_data),
+        shared=True,
+        held=held,
     )
-    return Extraction(config, out, _work_folder(result), tokenizer, encoder, fingerprints, progress), result
+    made = Extraction(config, out, _work_folder(result), found.tokenizer, found.encoder, fingerprints, progress)
+    return made, result
 
 
 def _work_folder(result: Artifact) -> Path:
-    """Where token rows, raw states and locks are while the store is made: in it, or for an object store in a cache."""
+    """The folder of token rows, raw states and locks: in the store, or for an object store in the user's cache."""
     if isinstance(result.path, Path):
         return result.path
     identity = files.sha256_json([str(result.path), result.inputs, result.config])
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     return cache / "ldlm" / identity[:16]
-
-
-def world() -> tuple[int, int]:
-    """(rank, number of processes), as torchrun tells them."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def clear(work: Path, out: Location) -> None:
-    """Remove what a sealed store needs no more."""
-    if (work / "spool").exists():
-        with claim(work / "claims" / "pack"):
-            shutil.rmtree(work / "spool", ignore_errors=True)
-    shutil.rmtree(work / "claims", ignore_errors=True)
-    if work != out:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 @dataclass
@@ -104,57 +91,46 @@ class Extraction:
 
     @cached_property
     def spool(self) -> Spool:
-        """Of the raw states of the sample."""
+        """Raw states of the sample, on disk until their shards are written."""
         return Spool(self.work / "spool")
 
-    @property
-    def _stores_states(self) -> bool:
-        """Whether there will be more than tokens and statistics."""
-        return self.config.kind != "scratch" and self.config.codec != "online"
+    @cached_property
+    def writer(self) -> StoreWriter:
+        """The writer of the store."""
+        shapes = inputs.shapes(self.config, self.tokenizer, self.encoder)
+        return inputs.store_writer(self.config, self.out, shapes)
 
-    def _claim(self, name: str) -> Path:
+    def _lock(self, name: str) -> Path:
         return self.work / "claims" / name
 
     def _in_turn(self, items: list[Any]) -> list[Any]:
-        """The order in which this process takes items up.
+        """The items in the order in which this process takes them. On a file system locks keep processes apart."""
+        return items if isinstance(self.out, Path) else own_share_first(items)
 
-        On a file system, locks keep processes apart. Machines that share an object store have none: each does a stretch
-        of its own first, and then helps with the others' from their ends. Without a launcher that counts them, each
-        begins somewhere. What two of them do at once counts once: whose shard is there first.
-        """
-        if isinstance(self.out, Path):
-            return items
-        if "RANK" not in os.environ:
-            start = random.randrange(len(items))
-            return items[start:] + items[:start]
-        rank, size = world()
-        first, last = (len(items) * r // size for r in (rank, rank + 1))
-        return items[first:last] + (items[last:] + items[:first])[::-1]
-
-    # Phase 1
+    # ------------------------------------------------------------------------------------------------------------------
+    # Phase 1: text into token rows
 
     def pack(self) -> bool:
-        """Spool the token rows of each split, and map them. Done once its record stands.
+        """Spool the token rows of each split, once for all processes, and open them.
 
-        False when another process has sealed the store, and removed the spool, since `begin` looked.
+        False when another process has sealed the store and removed the spool meanwhile.
         """
-        with claim(self._claim("pack")):
+        record = self.work / "spool" / "packing.json"
+        with file_lock(self._lock("pack")):
             if (self.out / "manifest.json").is_file():
                 return False
-            if not (self.work / "spool" / "packing.json").exists():
+            if not record.exists():
                 self._check_space_ahead()
                 shutil.rmtree(self.work / "spool", ignore_errors=True)
                 (self.work / "spool").mkdir(parents=True)
-                for remark in textfiles.remarks(
-                    [*self.config.data, *self.config.validation_data], self.config.text_column
-                ):
+                paths = [*self.config.data, *self.config.validation_data]
+                for remark in textfiles.remarks(paths, self.config.text_column):
                     self.progress.note(remark)
-                rows = {split: self._pack_split(split) for split in SPLITS}
-                files.write_json(self.work / "spool" / "packing.json", rows)
-            self.rows: dict[str, int] = files.read_json(self.work / "spool" / "packing.json")
-            # Opened while the claim is held: whoever seals the store meanwhile may remove the names, not the files.
+                files.write_json(record, {split: self._pack_split(split) for split in SPLITS})
+            self.rows: dict[str, int] = files.read_json(record)
+            # Opened under the lock: a process that seals the store meanwhile removes the names, and not the files.
             self.tokens = {
-                split: TokenRows(self.work / "spool" / f"{split}.tokens", rows, self.config.seq_len)
+                split: TokenRows(self._tokens_path(split), rows, self.config.seq_len)
                 for split, rows in self.rows.items()
                 if rows
             }
@@ -164,8 +140,20 @@ class Extraction:
             )
         return True
 
+    def _tokens_path(self, split: str) -> Path:
+        return self.work / "spool" / f"{split}.tokens"
+
+    def _pack_split(self, split: str) -> int:
+        """Spool the token rows of a split; returns how many there are."""
+        documents = corpus.documents(self.config, split)
+        if documents is None:
+            return 0
+        with self.progress.task(f"tokenize {split}", 0, "row") as task:
+            batches = text.pack(documents, self.tokenizer, self.config.seq_len)
+            return TokenRows.write(self._tokens_path(split), batches, task.advance)
+
     def _check_space_ahead(self) -> None:
-        """The same before anything is written: by the most rows that the text can make, or else by an estimate."""
+        """`check_space` before the text is packed: for the most rows that it can make, or else for an estimate."""
         most = corpus.most_rows(self.config)
         needed, free = (1, 0) if most is None else self._space(most)
         if needed > free:
@@ -175,43 +163,21 @@ class Extraction:
         """`InputError` when a store of so many rows, before compression, and its spool don't fit on the disk."""
         needed, free = self._space(rows)
         if needed > free:
-            smaller = {"int8-token": "online, which stores no states", "online": ""}
-            choice = "" if self.config.kind == "scratch" else smaller.get(self.config.codec, "int8-token")
-            other = f" or choose --codec {choice}" if choice else ""
             raise InputError(
                 f"the store and what is spooled for it need about {files.amount(needed)} more and {self.work} has "
-                f"{files.amount(free)} free, {files.amount(needed - free)} too little; make room{other}"
+                f"{files.amount(free)} free, {files.amount(needed - free)} too little; make room"
+                f"{estimate.smaller_choice(self.config)}"
             )
 
     def _space(self, rows: Mapping[str, int]) -> tuple[int, int]:
-        """Bytes that the disk has yet to take, and those that are free on it."""
-        width, tokens = self.encoder.hidden_dim, sum(rows.values()) * self.config.seq_len
-        needed = tokens * 4
-        if self._stores_states:
-            sample = estimate.sampled_blocks(self.config, rows["train"]) * self.config.batch_size * self.config.seq_len
-            needed += sample * width * 4
-        if isinstance(self.out, Path):
-            needed += estimate.stored_bytes(tokens, width if self._stores_states else 0, CODECS[self.config.codec])
+        """Bytes that are still to be written to the disk, and bytes that are free on it."""
+        needed = estimate.disk_bytes(self.config, self.encoder.hidden_dim, rows, with_store=isinstance(self.out, Path))
         parts = (self.work / "spool", self.work / "features.zarr")
-        have = sum(files.size(path) or 0 for part in parts for path, _ in files.below(part))
-        return needed - have, shutil.disk_usage(estimate.existing_parent(self.work)).free
+        written = sum(files.size(path) or 0 for part in parts for path, _ in files.below(part))
+        return needed - written, estimate.free_bytes(self.work)
 
-    def _pack_split(self, split: str) -> int:
-        documents, rows = corpus.documents(self.config, split), 0
-        if documents is None:
-            return 0
-        path = self.work / "spool" / f"{split}.tokens"
-        with open(path, "wb") as file, self.progress.task(f"tokenize {split}", 0, "row") as task:
-            for batch in text.pack(documents, self.tokenizer, self.config.seq_len):
-                with files.writing(path):
-                    file.write(batch.tobytes())
-                rows += len(batch)
-                task.advance(len(batch))
-            file.flush()
-            os.fsync(file.fileno())
-        return rows
-
-    # Phase 2
+    # ------------------------------------------------------------------------------------------------------------------
+    # Phase 2: statistics of the states
 
     def sample(self) -> list[int]:
         """The training blocks that the statistics are taken over: all, or a seeded choice spread over the corpus."""
@@ -223,8 +189,8 @@ class Extraction:
         return [int(i) for i in np.random.default_rng(self.config.seed).integers(edges[:-1], edges[1:])]
 
     def encode_sample(self) -> None:
-        """Spool the raw states of the sample, unless the statistics are already there."""
-        if self._statistics_path.is_file() or not self._stores_states:
+        """Spool the raw states of the sample, unless the statistics are there or the store gets no states."""
+        if self._statistics_path.is_file() or not estimate.stores_states(self.config):
             return
         blocks = self.sample()
         size, length = self.config.batch_size, self.config.seq_len
@@ -241,8 +207,19 @@ class Extraction:
                 [block for block in blocks if block not in tally.before],
                 done=lambda block: self.spool.path(block).exists(),
                 work=work,
-                lock=lambda block: self._claim(f"block-{block}"),
+                lock=lambda block: self._lock(f"block-{block}"),
             )
+
+    def _states(self, split: str, blocks: Iterable[int]) -> Iterator[np.ndarray]:
+        """Raw states of blocks, from the spool or the encoder. While the caller works on one, a GPU makes the next."""
+        begun: Callable[[], np.ndarray] | None = None
+        for block in blocks:
+            following = self._spooled(split, block) or self._begin(split, block)
+            if begun is not None:
+                yield begun()
+            begun = following
+        if begun is not None:
+            yield begun()
 
     def _begin(self, split: str, block: int) -> Callable[[], np.ndarray]:
         """Begin to encode a block; calling the result waits for its raw states (rows, L, D) float32."""
@@ -258,26 +235,13 @@ class Extraction:
 
         return states
 
-    def _states(self, split: str, blocks: Iterable[int]) -> Iterator[np.ndarray]:
-        """Raw states of blocks, from the spool or the encoder. While one is worked on, a GPU makes the next."""
-        begun: Callable[[], np.ndarray] | None = None
-        for block in blocks:
-            following = self._spooled(split, block) or self._begin(split, block)
-            if begun is not None:
-                yield begun()
-            begun = following
-        if begun is not None:
-            yield begun()
-
     def _spooled(self, split: str, block: int) -> Callable[[], np.ndarray] | None:
-        """States that are in the spool, like `_begin`."""
+        """A function that gives a block's raw states from the spool, as `_begin` does; None when they aren't there."""
         if split != "train":
             return None
         rows = min(self.config.batch_size, self.rows["train"] - block * self.config.batch_size)
         states = self.spool.read(block, (rows, self.config.seq_len, self.encoder.hidden_dim))
         return None if states is None else lambda: states
-
-    # Between 2 and 3
 
     @property
     def _statistics_path(self) -> Location:
@@ -285,14 +249,14 @@ class Extraction:
 
     def describe(self) -> None:
         """Merge the statistics in block order, and write the store's description and the arrays' metadata."""
-        with claim(self._claim("describe")):
+        with file_lock(self._lock("describe")):
             if not self._statistics_path.is_file():
                 self._write_statistics()
             if (self.out / "store.json").is_file():
                 return ledger.check_described(self.out)
             everything, without_first = self._read_statistics()
             covered = self.writer.create(self.rows, everything.mean_D, everything.std_D)
-            covered |= self._keep_tokenizer()
+            covered |= self.writer.write_tokenizer(self.tokenizer)
             for name in ("artifact.json", "config.yaml", "statistics.safetensors"):
                 covered[name] = files.sha256_file(self.out / name)
             description = {
@@ -311,18 +275,11 @@ class Extraction:
                     "tokenizer": self.fingerprints["tokenizer"],
                     "statistics": ledger.statistics_hash(everything.mean_D, everything.std_D),
                 },
-                "statistics": {"all": _summary(everything), "without_position_0": _summary(without_first)},
+                # GPT-2's activations at position 0 are massive, so the statistics are given without it too.
+                "statistics": {"all": everything.summary(), "without_position_0": without_first.summary()},
                 "sha256": covered,
             }
             files.write_once(self.out / "store.json", files.dump_digested(description).encode())
-
-    def _keep_tokenizer(self) -> dict[str, str]:
-        """Put the tokenizer into the store; the sha256 of its files."""
-        with tempfile.TemporaryDirectory() as folder:
-            with files.writing(Path(folder)):
-                self.tokenizer.save_pretrained(folder)
-            found = files.copy_tree(Path(folder), self.out / "tokenizer")
-        return {f"tokenizer/{name}": digest for name, digest in found.items()}
 
     def _write_statistics(self) -> None:
         width = self.encoder.hidden_dim
@@ -340,18 +297,15 @@ class Extraction:
         files.write_once(self._statistics_path, save(tensors))
 
     def _read_statistics(self) -> tuple[Statistics, Statistics]:
+        """The statistics of all positions, and of all but position 0."""
         tensors = load(self._statistics_path.read_bytes())
         return Statistics.from_tensors(tensors, "all"), Statistics.from_tensors(tensors, "without_position_0")
 
-    @cached_property
-    def writer(self) -> StoreWriter:
-        """Of this store."""
-        return inputs.writer_of(self.config, self.out, inputs.shapes_of(self.config, self.tokenizer, self.encoder))
-
-    # Phase 3
+    # ------------------------------------------------------------------------------------------------------------------
+    # Phase 3: shards
 
     def write_shards(self) -> None:
-        """Every shard that has no record yet."""
+        """Encode, normalise and store every shard that has no record yet."""
         statistics, _ = self._read_statistics()
         mean_D, std_D = statistics.mean_D.astype(np.float32), statistics.std_D.astype(np.float32)
         size, length = self.config.shard_rows, self.config.seq_len
@@ -376,7 +330,7 @@ class Extraction:
                 done=lambda item: self.writer.done(*item),
                 work=encode,
                 finish=write,
-                lock=lambda item: self._claim(f"{item[0]}-{item[1]}"),
+                lock=lambda item: self._lock(f"{item[0]}-{item[1]}"),
             )
 
     def _shard_tokens(self, split: str, shard: int) -> np.ndarray:
@@ -386,20 +340,19 @@ class Extraction:
     def _shard_parts(
         self, split: str, shard: int, mean_D: np.ndarray, std_D: np.ndarray, advance: Callable[[int], None]
     ) -> tuple[Parts, dict[str, Any]]:
-        """A shard's states as stored, and what the codec cost them. `advance` hears of tokens as they are encoded."""
+        """A shard's states as stored, and the codec's error. `advance` is told of tokens as they are encoded."""
         rows = min(self.config.shard_rows, self.rows[split] - shard * self.config.shard_rows)
-        if not self._stores_states:
+        if not estimate.stores_states(self.config):
             advance(rows * self.config.seq_len)
             return {}, {}
-        codec, size, shape = CODECS[self.config.codec], self.config.batch_size, (rows, self.config.seq_len, len(mean_D))
-        dims = {"hidden": 3, "scale": 2}
-        stored = {name: np.empty(shape[: dims[name]], dtype) for name, dtype in codec.dtypes.items()}
+        codec, size = CODECS[self.config.codec], self.config.batch_size
+        stored = codec.empty((rows, self.config.seq_len, len(mean_D)))
         error = codecs.Error(np.zeros(len(mean_D)), np.zeros(len(mean_D)))
         places = range(0, rows, size)
         blocks = ((shard * self.config.shard_rows + place) // size for place in places)
         for place, states in zip(places, self._states(split, blocks), strict=True):
-            parts, lost = estimate.stored(states, mean_D, std_D, codec)
-            error = error.merge(lost)
+            parts, block_error = codecs.encode_with_error((states - mean_D) / std_D, codec)
+            error = error.merge(block_error)
             for name, values in parts.items():
                 stored[name][place : place + size] = values
             advance(len(states) * self.config.seq_len)
@@ -412,14 +365,12 @@ class Extraction:
         facts = {"relative_rms_error": error.relative_rms, "worst_channel_error": error.worst_channel}
         return stored, facts
 
-    # Phase 4
+    # ------------------------------------------------------------------------------------------------------------------
+    # Phase 4: the seal
 
     def wanting(self) -> list[str]:
-        """The shards that must be made again, because they are not as they were written or are of another store.
-
-        What is there of them is removed.
-        """
-        with claim(self._claim("seal")):
+        """Remove the shards that are damaged or of another store; returns the names of all that must be written."""
+        with file_lock(self._lock("seal")):
             wanting = ledger.wanting(self.out)
         if wanting:
             self.progress.note(f"making again: {', '.join(wanting)}")
@@ -427,23 +378,20 @@ class Extraction:
 
     def seal(self, result: Artifact) -> Artifact:
         """Write the manifest, once every shard is there, and remove the spool."""
-        with claim(self._claim("seal")):
+        with file_lock(self._lock("seal")):
             if not (self.out / "manifest.json").is_file():
                 ledger.sweep(self.out)
                 covered, description = ledger.seal(self.out), ledger.described(self.out)
                 size = sum(files.sizes(self.out / "features.zarr").values())
                 result.finish(**{**description, "bytes": size, "sha256": covered})
-        clear(self.work, self.out)
+        self.clear()
         return Artifact(self.out, "features", "complete")
 
-
-def _summary(statistics: Statistics | None) -> dict[str, Any] | None:
-    """What the statistics look like. GPT-2's activations at position 0 are massive, so both are worth a look."""
-    if statistics is None:
-        return None
-    return {
-        "positions": statistics.count,
-        "largest_std": float(statistics.std_D.max()),
-        "median_std": float(np.median(statistics.std_D)),
-        "largest_abs_mean": float(np.abs(statistics.mean_D).max()),
-    }
+    def clear(self) -> None:
+        """Remove the spool and the locks, which a sealed store no longer needs."""
+        if (self.work / "spool").exists():
+            with file_lock(self._lock("pack")):
+                shutil.rmtree(self.work / "spool", ignore_errors=True)
+        shutil.rmtree(self.work / "claims", ignore_errors=True)
+        if self.work != self.out:
+            shutil.rmtree(self.work, ignore_errors=True)

@@ -14,23 +14,23 @@ from typing import Any, NamedTuple
 
 from ldlm.errors import InputError
 from ldlm.features import documents
-from ldlm.features.detection import JSON_NAMES, Source, ending, failing, unpacked
+from ldlm.features.detection import JSON_NAMES, Source, as_input_error, ending, unpacked
 from ldlm.features.documents import check_whole, cut
 
-PARQUET_ROWS = 1024  # that are held at once
+PARQUET_ROWS = 1024  # in memory at once
 WINDOW = 2**16  # characters of a JSON array that are read at once
 BOM = "\ufeff"
 
 
 class Row(NamedTuple):
-    """A document, None for null, and the JSON object that it stands in."""
+    """A document, None for null, and the JSON object that holds it."""
 
     text: str | None
     fields: Mapping[str, Any]
 
 
 def lines(source: Source) -> Iterator[str]:
-    """The lines of plain text without their ends; what is longer than `documents.LONGEST` in parts."""
+    """The lines of plain text without line ends; a line longer than `documents.LONGEST` in parts."""
     number = 0
     while line := source.stream.readline(documents.LONGEST):
         number += 1
@@ -41,7 +41,7 @@ def lines(source: Source) -> Iterator[str]:
 
 
 def _pieces(source: Source, number: int, piece: bytes) -> Iterator[str]:
-    """A line that begins with `piece`, piece by piece, without its end."""
+    """A long line that begins with `piece`, in pieces, without its line end."""
     decoder, held = codecs.getincrementaldecoder("utf-8")(), ""
     while piece:
         following = b"" if piece.endswith(b"\n") else source.stream.readline(documents.LONGEST)
@@ -52,7 +52,7 @@ def _pieces(source: Source, number: int, piece: bytes) -> Iterator[str]:
 
 def _utf8(source: Source, number: int, line: bytes, decode: Callable[[bytes], str] = bytes.decode) -> str:
     if b"\0" in line:
-        first, name = unpacked(source.path, source.packed)
+        first, name = unpacked(source.path, source.compressed)
         raise InputError(
             f"{source.path}, line {number} holds a NUL byte, which is no character of a text; make a whole copy, or "
             f"{first}remove them: tr -d '\\0' < {name} > text.txt"
@@ -96,7 +96,7 @@ def json_array(source: Source) -> Iterator[tuple[Any, str]]:
 
 
 class _Window:
-    """The characters of a JSON array, of which no more are held than its current element needs."""
+    """The characters of a JSON array; no more are in memory than the current element needs."""
 
     def __init__(self, source: Source) -> None:
         self._source, self._characters = source, io.TextIOWrapper(source.stream, "utf-8", newline="")
@@ -126,7 +126,7 @@ class _Window:
                 if self._ended or not (error.msg.startswith("Unterm") or error.pos > len(self._held) - _LITERAL):
                     raise
             else:
-                if end < len(self._held) or self._ended:  # else it may be a number that goes on
+                if end < len(self._held) or self._ended:  # a number that ends the window may go on
                     self._place = end
                     return value
             self._more()
@@ -134,7 +134,7 @@ class _Window:
     def _more(self) -> None:
         held = self._held[self._place :]
         place = f"{self._source.path} behind {held[-40:]!r}"
-        with failing(lambda: place):
+        with as_input_error(lambda: place):
             try:
                 more = self._characters.read(max(WINDOW, len(held)))
             except UnicodeDecodeError as error:
@@ -143,24 +143,24 @@ class _Window:
 
 
 _BLANK, _DECODER = re.compile(r"\s*"), json.JSONDecoder()
-_LITERAL = 16  # more characters than an escape or a literal has that a window may cut
+_LITERAL = 16  # characters: longer than any escape or literal that the end of a window may cut
 
 
 def _value(source: Source, parse: Callable[[], Any], place: str) -> Any:
-    """What `parse` finds at a place; `InputError` when that is not JSON."""
+    """The JSON value that `parse` reads at a place; `InputError` when it is not JSON."""
     try:
         return parse()
     except json.JSONDecodeError as error:
         lines = "; put an object that spreads over several lines on one, with jq -c ." if _is_begun(error) else ""
         raise InputError(f"{place} is not JSON: {error.msg}{lines}{_or_plain(source)}") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or nesting a thousand deep
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or a thousand levels
         reason = str(error).split(":")[0]
         raise InputError(f"{place} can't be read as JSON: {reason}; correct or remove it") from None
 
 
 def _or_plain(source: Source) -> str:
-    """Advice for plain text that was taken for JSON, which a name can rule out."""
-    return "" if ending(source.path) in JSON_NAMES else f"; {as_they_stand(source.path, source.packed)}"
+    """Advice in case the file is plain text that looks like JSON; none where its name says JSON."""
+    return "" if ending(source.path) in JSON_NAMES else f"; {as_they_stand(source.path, source.compressed)}"
 
 
 def _is_begun(error: json.JSONDecodeError) -> bool:
@@ -182,7 +182,7 @@ def parquet(source: Source, column: str) -> Iterator[str | None]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with failing(lambda: f"{source.path} is not a parquet file that is whole: it"):
+    with as_input_error(lambda: f"{source.path} is not a parquet file that is whole: it"):
         table = pq.ParquetFile(source.path)
     if column not in table.schema_arrow.names:
         fields = ", ".join(table.schema_arrow.names)
@@ -195,7 +195,7 @@ def parquet(source: Source, column: str) -> Iterator[str | None]:
         raise InputError(f"{source.path}: column {column!r} holds {kind} and no text; set --text-column")
     batches, read = table.iter_batches(PARQUET_ROWS, columns=[column]), 0
     while True:
-        with failing(lambda: f"{source.path}, behind row {read:,},"):  # noqa: B023
+        with as_input_error(lambda: f"{source.path}, behind row {read:,},"):  # noqa: B023
             batch = next(batches, None)
             texts = [] if batch is None else batch.column(0).to_pylist()
         if batch is None:
@@ -204,6 +204,6 @@ def parquet(source: Source, column: str) -> Iterator[str | None]:
         read += len(texts)
 
 
-def as_they_stand(path: Path, packed: bool) -> str:
-    first, name = unpacked(path, packed)
+def as_they_stand(path: Path, compressed: bool) -> str:
+    first, name = unpacked(path, compressed)
     return f"to take its lines as they stand, {first}make each a text: jq -Rc '{{text: .}}' {name} > lines.jsonl"

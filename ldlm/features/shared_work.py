@@ -1,7 +1,13 @@
-"""How processes divide work: each takes a lock before it does an item."""
+"""How processes divide the items of an extraction: blocks and shards.
+
+On a file system each process takes a lock before it works on an item. Machines that share an object store have no
+locks: `own_share_first` lets each begin elsewhere. A lock never tells whether an item is done; the item's record does.
+"""
 
 from __future__ import annotations
 
+import os
+import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ldlm.locks import claim
+from ldlm.locks import file_lock
 from ldlm.progress import Progress
 
 LOOK_EVERY = 30.0  # seconds between looks at what other processes have done
@@ -26,27 +32,28 @@ def share(
     lock: Callable[[Item], Path],
     finish: Callable[[Item, Made], None] | None = None,
 ) -> None:
-    """Do every item that is not done, together with whoever else is at it; returns when all are done.
+    """Work on every item that is not done, together with other processes; returns when all items are done.
 
-    First the ones that nobody holds; then wait for those that were held, and do what their holders left undone.
-    `finish` takes what `work` made of an item, in a thread of its own while the next item is worked on; one item at a
-    time, which stays claimed until then. What goes wrong in it is raised here, after that next item.
+    First the items that no other process has locked; then it waits for the locked ones, and works on those that their
+    holders left undone. `lock` names an item's lock file.
+    `finish` takes the result of `work` in a thread of its own, while the next item is worked on; it has one item at a
+    time, which stays locked until then. Its errors are raised here, after that next item.
     """
     held: list[Item] = []
     finishing: Future[None] = Future()
     finishing.set_result(None)
 
     def attempt(item: Item, wait: bool) -> bool:
-        """False when somebody else holds it."""
+        """Work on an item unless it is done; False when another process has it locked."""
         nonlocal finishing
-        with ExitStack() as mine:
-            if not mine.enter_context(claim(lock(item), wait=wait)):
+        with ExitStack() as locked:
+            if not locked.enter_context(file_lock(lock(item), wait=wait)):
                 return False
             if not done(item):
                 made = work(item)
                 if finish is not None:
                     finishing.result()
-                    finishing = thread.submit(_finish, partial(finish, item, made), mine.pop_all())
+                    finishing = thread.submit(_finish, partial(finish, item, made), locked.pop_all())
         return True
 
     with ThreadPoolExecutor(1, thread_name_prefix="ldlm-finish") as thread:
@@ -58,20 +65,35 @@ def share(
         finishing.result()
 
 
-def _finish(work: Callable[[], None], claimed: ExitStack) -> None:
-    with claimed:
+def _finish(work: Callable[[], None], locked: ExitStack) -> None:
+    with locked:
         work()
 
 
-class Tally(Generic[Item]):
-    """Tells a task of items that several processes share how many of their tokens are done, and the bytes so made.
+def own_share_first(items: list[Item]) -> list[Item]:
+    """The order in which this process takes items when no locks keep processes apart.
 
-    Those of this process as it goes, and those of the others by what is recorded, looked up now and then.
+    Each does a stretch of its own first, and then helps with the others' from their ends. Without a launcher that
+    numbers the processes, each begins at a random item. An item that two of them make counts once: the first is kept.
+    """
+    if "RANK" not in os.environ:
+        start = random.randrange(len(items))
+        return items[start:] + items[:start]
+    rank, processes = int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", "1"))
+    first, last = (len(items) * r // processes for r in (rank, rank + 1))
+    return items[first:last] + (items[last:] + items[:first])[::-1]
+
+
+class Tally(Generic[Item]):
+    """The progress of items that several processes share: tokens done so far, and bytes written per second.
+
+    This process reports as it goes. What the others did is looked up in their records now and then.
     """
 
     def __init__(
         self, progress: Progress, name: str, sizes: Mapping[Item, int], recorded: Callable[[], Set[Item]]
     ) -> None:
+        """`sizes`: tokens of each item; `recorded`: the items that are done."""
         self.sizes, self.recorded = sizes, recorded
         self.before = frozenset(recorded() & sizes.keys())
         self.counted = set(self.before)
@@ -80,14 +102,14 @@ class Tally(Generic[Item]):
         self.started = self.looked = time.monotonic()
 
     def advance(self, item: Item, tokens: int) -> None:
-        """This process has done so many more tokens of an item."""
+        """Count `tokens` more of an item as done by this process."""
         self.counted.add(item)
         self.own += tokens
         others = self._others() if time.monotonic() - self.looked > LOOK_EVERY else 0
         self._tell(tokens + others)
 
     def _others(self) -> int:
-        """Tokens of what others have recorded since the last look."""
+        """Tokens of the items that others have recorded since the last look."""
         self.looked = time.monotonic()
         new = (self.recorded() & self.sizes.keys()) - self.counted
         self.counted |= new
@@ -96,7 +118,7 @@ class Tally(Generic[Item]):
         return found
 
     def _tell(self, tokens: int) -> None:
-        # The others' bytes are as many per token as one's own, of which alone the number is known here.
+        # Only this process's bytes are known here. The others are taken to write as many per token.
         written = self.bytes * (self.own + self.others) / max(1, self.own)
         seconds = max(1e-9, time.monotonic() - self.started)
         self.task.advance(tokens, written=f"{written / 1e6 / seconds:.1f} MB/s")

@@ -11,7 +11,7 @@ import math
 import mmap
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import google_crc32c
@@ -114,6 +114,20 @@ class TokenRows:
         self.rows, self.seq_len = rows, seq_len
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._descriptor)
+
+    @staticmethod
+    def write(path: Path, batches: Iterable[np.ndarray], advance: Callable[[int], None]) -> int:
+        """Write batches of rows (rows, L) int32 durably, telling `advance` how many; returns the number of rows."""
+        rows = 0
+        with open(path, "wb") as file:
+            for batch in batches:
+                with files.writing(path):
+                    file.write(batch.tobytes())
+                rows += len(batch)
+                advance(len(batch))
+            file.flush()
+            os.fsync(file.fileno())
+        return rows
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows (stop − start, L) int32, as far as there are."""

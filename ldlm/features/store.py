@@ -18,7 +18,7 @@ completeness is decided by the ledger and the sizes it records, and never by zar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -33,15 +33,17 @@ from ldlm.config import Shapes
 from ldlm.errors import InputError
 from ldlm.features import ledger, shards
 from ldlm.features.codecs import CODECS, Codec, Parts, Widen
-from ldlm.features.encoder import OnlineEncoder
 from ldlm.features.shards import SPLITS, ShardedArray
 from ldlm.location import Location, locate
+
+Encode = Callable[[Tensor], Tensor]  # tokens (B, L) → normalised states (B, L, D) float32
 
 
 @dataclass(frozen=True)
 class Split:
     """The rows of one split. Row r of a partial store is the r-th of those that are there."""
 
+    path: Location  # of the store
     name: str
     rows: int
     shard_rows: int
@@ -49,7 +51,7 @@ class Split:
     group: Any  # of zarr
     arrays: Mapping[str, ShardedArray]  # tokens, and what the codec stores
     codec: Codec
-    online: OnlineEncoder | None  # makes the states where none are stored
+    encode: Encode | None  # makes the states where none are stored
 
     @property
     def tokens(self) -> Any:
@@ -92,8 +94,8 @@ class Split:
 
         None for scratch embeddings.
         """
-        if self.online is not None:
-            return self.online(tokens_BL)
+        if self.encode is not None:
+            return self.encode(tokens_BL)
         if not parts:
             return None
         there = {name: torch.from_numpy(array).to(tokens_BL.device) for name, array in parts.items()}
@@ -180,10 +182,10 @@ class FeatureStore:
         """Folder of the tokenizer."""
         return self.path / "tokenizer"
 
-    @cached_property
-    def _online(self) -> OnlineEncoder | None:
-        runs = self.codec.name == "online" and self.encoder["kind"] != "scratch"
-        return OnlineEncoder(self.encoder, *self.statistics()) if runs else None
+    @property
+    def needs_encoder(self) -> bool:
+        """Whether training needs states that the store doesn't hold, and that an encoder makes of the tokens."""
+        return self.codec.name == "online" and self.encoder["kind"] != "scratch"
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """(mean, std) of the states before normalisation, float32 (D,)."""
@@ -195,8 +197,11 @@ class FeatureStore:
             )
         return mean, std
 
-    def split(self, name: str) -> Split:
-        """`train` or `validation`; `InputError` when the store has no such rows."""
+    def split(self, name: str, encode: Encode | None = None) -> Split:
+        """`train` or `validation`; `InputError` when the store has no such rows.
+
+        `encode` gives the states where the store `needs_encoder` (`encoder.online_encoder`).
+        """
         # By number: names of six digits would come before those of five.
         records = sorted((r for r in self.records.values() if r["split"] == name), key=lambda r: r["shard"])
         if not records and self.manifest["rows"].get(name):
@@ -212,6 +217,7 @@ class FeatureStore:
         folder = self.path / (ledger.folder(name).rstrip("/"))
         stored = [key for key in ("tokens", *self.codec.dtypes) if key in group]
         return Split(
+            path=self.path,
             name=name,
             rows=sum(record["rows"] for record in records),
             shard_rows=self.manifest["shard_rows"],
@@ -219,10 +225,10 @@ class FeatureStore:
             group=group,
             arrays={key: ShardedArray(folder / key, group[key].metadata.to_dict()) for key in stored},
             codec=self.codec,
-            online=self._online,
+            encode=encode,
         )
 
-    def held_out(self) -> Split:
-        """Validation rows, or the training rows where there are none."""
+    def held_out(self, encode: Encode | None = None) -> Split:
+        """Validation rows, or the training rows where there are none; `encode` as for `split`."""
         validation = any(record["split"] == "validation" for record in self.records.values())
-        return self.split("validation" if validation else "train")
+        return self.split("validation" if validation else "train", encode)

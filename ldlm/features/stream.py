@@ -21,11 +21,12 @@ from torch import Tensor
 from ldlm.errors import InputError
 from ldlm.features.codecs import widen_alone
 from ldlm.features.shards import CHUNK_ROWS
-from ldlm.features.store import FeatureStore, Split
+from ldlm.features.store import Split
 from ldlm.runtime import ALONE, World
 
 BLOCK_ROWS = 16
 WINDOW_BLOCKS = 32
+READ_AHEAD = 2  # batches
 
 
 class RowOrder:
@@ -142,26 +143,23 @@ class Stream:
 
     def __init__(
         self,
-        store: FeatureStore,
         split: Split,
         *,
         batch_size: int,
         seed: int,
-        position: int,
         device: torch.device,
-        depth: int = 2,
         world: World = ALONE,
     ) -> None:
         if split.rows < batch_size:
             raise InputError(
-                f"{store.path} has {split.rows} {split.name} rows, too few for one batch of {batch_size}; lower "
+                f"{split.path} has {split.rows} {split.name} rows, too few for one batch of {batch_size}; lower "
                 f"batch_size or extract more text"
             )
         self.split, self.batch_size, self.device, self.world = split, batch_size, device, world
         self.order = RowOrder(split.rows, seed)
-        self.position = position
+        self.position = 0
         self._as_stored = device.type == "cpu" and "float32" in split.codec.dtypes.values()
-        self._queue: queue.Queue[Any] = queue.Queue(depth)
+        self._queue: queue.Queue[Any] = queue.Queue(READ_AHEAD)
         self._stop = threading.Event()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="ldlm-window")
         self._memory = [split.memory(self.order.largest_window) for _ in range(2)]
@@ -192,7 +190,7 @@ class Stream:
 
     def complete(self, batch: Batch) -> Batch:
         """With the states that the encoder makes online, which is part of the step and not of the reading."""
-        return batch if self.split.online is None else batch._replace(hidden_BLD=self.split.online(batch.tokens_BL))
+        return batch if self.split.encode is None else batch._replace(hidden_BLD=self.split.encode(batch.tokens_BL))
 
     def _fill(self) -> None:
         """The reading thread: whatever goes wrong here is raised where the batches are consumed."""
@@ -216,7 +214,7 @@ class Stream:
         parts = self._gather(position)
         tokens_BL = torch.from_numpy(parts.pop("tokens")).to(self.device, torch.int64)
         index_B = torch.from_numpy(parts.pop("position") - position)
-        hidden_BLD = None if self.split.online is not None else self.split.states(parts, tokens_BL, widen_alone)
+        hidden_BLD = None if self.split.encode is not None else self.split.states(parts, tokens_BL, widen_alone)
         return Batch(hidden_BLD, tokens_BL, index_B, position)
 
     def _gather(self, position: int) -> dict[str, np.ndarray]:

@@ -1,10 +1,8 @@
-"""Documents of files of any kind: plain text, JSON lines, a JSON array or parquet, compressed or not.
+"""Documents of text files: plain text, JSON lines, a JSON array or parquet, compressed or not.
 
-The content tells the kind; a name matters only where it promises JSON or parquet and the content is neither. A document
-is a line of plain text, or one field of a JSON object or parquet row. One that is null or blank is passed over.
-
-A document is held whole, but for a line of plain text that is longer than `LONGEST` characters: that comes in parts, so
-that memory does not grow with it. Whatever fails while a file is read is an `InputError` that names file and place.
+`detection` opens a file, and `formats` reads it. A document is a line of plain text, or one field of a JSON object or
+parquet row; null and blank ones are skipped. Lines of plain text longer than `documents.LONGEST` come in parts.
+Whatever fails while a file is read is an `InputError` that names the file and the place in it.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from pathlib import Path
 from ldlm import files
 from ldlm.errors import InputError
 from ldlm.features import formats
-from ldlm.features.detection import JSON_NAMES, STANDARD_INPUT, check_there, ending, failing, is_stream, opened
+from ldlm.features.detection import JSON_NAMES, STANDARD_INPUT, as_input_error, check_exists, ending, is_stream, opened
 from ldlm.features.documents import not_blank
 from ldlm.features.formats import Row, as_they_stand
 
@@ -23,7 +21,7 @@ NAMES = (*JSON_NAMES[1:], ".parquet", ".txt")  # of text; .json also ends the re
 
 
 def file_documents(paths: Iterable[str | Path], column: str = "text") -> Iterator[str]:
-    """The documents of files, in order; a line longer than `LONGEST` in parts, all but its last of class `Part`.
+    """The documents of files, in order; a long line of plain text in parts.
 
     `InputError` names the file for what is absent, empty, damaged, not UTF-8 or without that column.
     """
@@ -37,7 +35,7 @@ def file_documents(paths: Iterable[str | Path], column: str = "text") -> Iterato
 
 
 def rows(path: Path, column: str = "text") -> Iterator[Row]:
-    """Every row of a file, blank and null ones included, but no blank line of plain text; a long one in parts."""
+    """Every row of a file, with blank and null ones, but without blank lines of plain text; long lines in parts."""
     with opened(path) as source:
         if source.kind == "plain":
             yield from (Row(part, {}) for part in not_blank(formats.lines(source)))
@@ -53,25 +51,25 @@ def rows(path: Path, column: str = "text") -> Iterator[Row]:
 
 
 def fingerprints(paths: Iterable[str | Path]) -> dict[str, str]:
-    """The sha256 of files that are read more than once, by path; `InputError` for one that can't be."""
+    """The sha256 of files, by path; `InputError` for one that can't be read more than once."""
     return {str(path): _fingerprint(Path(path)) for path in paths}
 
 
 def _fingerprint(path: Path) -> str:
     check_file(path)
-    with failing(lambda: str(path)):
+    with as_input_error(lambda: str(path)):
         return files.sha256_file(path)
 
 
 def check_file(path: Path) -> None:
-    """`InputError` for a pipe, an absent file and a folder, which can't be read more than once."""
+    """`InputError` for a pipe, which can be read only once, for an absent file and for a folder."""
     if is_stream(path):
         what = "- (standard input)" if path == STANDARD_INPUT else f"{path} (a pipe)"
         raise InputError(
             f"{what} can be read only once, and this text is read several times and its hash recorded; save it to a "
             f"file and give that"
         )
-    check_there(path)
+    check_exists(path)
 
 
 def check_streams(paths: Iterable[Path]) -> None:
@@ -87,21 +85,22 @@ def _names(path: Path) -> Path:
 
 
 def remarks(paths: Iterable[str | Path], column: str) -> Iterator[str]:
-    """A line for each file that is read as JSON though its name does not say so."""
+    """A remark on each file that is read as JSON although its name doesn't say so."""
     for path in map(Path, paths):
         if is_stream(path):
             continue
         with opened(path) as source:
             if source.kind.startswith("json") and ending(path) not in JSON_NAMES:
-                yield f"{path} holds JSON, of which the field {column!r} is read; {as_they_stand(path, source.packed)}"
+                advice = as_they_stand(path, source.compressed)
+                yield f"{path} holds JSON, of which the field {column!r} is read; {advice}"
 
 
 def text_bytes(path: Path) -> int | None:
-    """The size of the text that a file can hold at most; None where that is not known before it is read."""
+    """An upper bound in bytes on the text of a file; None where it isn't known before the file is read."""
     with opened(path) as source:
-        return None if source.packed or source.kind == "parquet" else path.stat().st_size
+        return None if source.compressed or source.kind == "parquet" else path.stat().st_size
 
 
 def is_named_text(path: Path) -> bool:
-    """Whether a file's name says that it holds texts, compressed or not."""
+    """Whether a file's name says that it holds text, compressed or not."""
     return ending(path) in NAMES

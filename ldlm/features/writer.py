@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,16 +50,22 @@ class StoreWriter:
         names = {f"features.zarr/{name}": data for name, data in made.items()}
         return {name: files.sha256(files.write_once(self.path / name, data)) for name, data in names.items()}
 
+    def write_tokenizer(self, tokenizer: Any) -> dict[str, str]:
+        """Put the tokenizer into the store; returns the sha256 of its files."""
+        with tempfile.TemporaryDirectory() as folder:
+            with files.writing(Path(folder)):
+                tokenizer.save_pretrained(folder)
+            found = files.copy_tree(Path(folder), self.path / "tokenizer")
+        return {f"tokenizer/{name}": digest for name, digest in found.items()}
+
     def _create_split(self, group: Any, rows: int) -> None:
         length, width = self.shapes.seq_len, self.shapes.hidden_dim
         self._create_array(group, "tokens", (rows, length), (CHUNK_ROWS, length), "int32")
         if not self.with_hidden:
             return
-        for name, dtype in self.codec.dtypes.items():
-            chunks = (CHUNK_ROWS, _even(length, 128), _even(width, 384))
-            shape = (rows, length, width)
-            dims = 3 if name == "hidden" else 2
-            self._create_array(group, name, shape[:dims], chunks[:dims], dtype)
+        chunks = (CHUNK_ROWS, _even(length, 128), _even(width, 384))
+        for name, shape in self.codec.shapes((rows, length, width)).items():
+            self._create_array(group, name, shape, chunks[: len(shape)], self.codec.dtypes[name])
         if "hidden" in self.codec.dtypes:
             group["hidden"].attrs["codec"] = self.codec.name
             group["hidden"].attrs["decode"] = self.codec.recipe

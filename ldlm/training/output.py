@@ -40,11 +40,11 @@ def begin(
     def begin_alone() -> str:
         there = out.is_dir() and not overwrite and not artifact.is_emptied(out)
         if there:
-            held.enter_context(locks.sole(out))  # before anything is written there: somebody may be at work
+            held.enter_context(locks.exclusive_lock(out))  # before anything is written there: somebody may be at work
             _check_steps(out, inputs.get("steps"))
         result = artifact.begin(out, kind, config, inputs, overwrite=overwrite, reads=reads)
         if not there:
-            held.enter_context(locks.sole(out))
+            held.enter_context(locks.exclusive_lock(out))
         if not result.complete:
             return result.state
 

@@ -12,7 +12,7 @@ import pytest
 from patience import patience
 
 from ldlm.features.shared_work import share
-from ldlm.locks import claim
+from ldlm.locks import file_lock
 
 WORKER = """
 import sys, time
@@ -67,7 +67,7 @@ def test_an_item_is_finished_while_the_next_is_worked_on_and_stays_claimed_until
     def finish(item, made):
         if item == 0:
             assert began.wait(timeout=patience())  # the next one is at work
-        with claim(tmp_path / str(item), wait=False) as mine:
+        with file_lock(tmp_path / str(item), wait=False) as mine:
             held.append(not mine)
         order.append(f"finish {item}: {made}")
 
@@ -77,7 +77,7 @@ def test_an_item_is_finished_while_the_next_is_worked_on_and_stays_claimed_until
     # No more than one waits for its end: an item is at most two ahead of what is finished.
     assert all(order.index(f"work {i + 2}") > order.index(f"finish {i}: {10 * i}") for i in range(2))
     for item in range(4):
-        with claim(tmp_path / str(item), wait=False) as mine:
+        with file_lock(tmp_path / str(item), wait=False) as mine:
             assert mine
 
 

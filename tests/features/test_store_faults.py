@@ -177,7 +177,7 @@ def test_a_full_disk_leaves_finished_shards_and_the_same_command_goes_on(argumen
     command = [*arguments, "--output", str(out)]
     # The spool is larger than a shard, so the limit falls once it stands.
     code = (
-        "import sys; from ldlm.cli import main; from ldlm.stages.extract_features import Extraction\n"
+        "import sys; from ldlm.cli import main; from ldlm.features.extraction import Extraction\n"
         "real = Extraction.write_shards\n"
         f"def write(self):\n    {limited}real(self)\n"
         "Extraction.write_shards = write\n"
@@ -599,7 +599,7 @@ def test_nobody_overwrites_or_repairs_what_a_process_writes(few, tmp_path):
 def test_nobody_writes_what_is_being_repaired(few, tmp_path):
     out = tmp_path / "features"
     prepare(few, out)
-    with locks.sole(out), pytest.raises(InputError, match=f"another process has {out} to itself"):
+    with locks.exclusive_lock(out), pytest.raises(InputError, match=f"another process has {out} to itself"):
         extract_features.run(few, out)
 
 

@@ -26,7 +26,7 @@ from ldlm.config import ExtractConfig, PretrainConfig, QuickstartConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import samples
 from ldlm.features import corpus, detection, formats, text, textfiles
-from ldlm.features.documents import Part, count, parts, section, whole
+from ldlm.features.documents import Part, count_documents, parts, section, whole
 from ldlm.features.textfiles import file_documents
 from ldlm.hub import load_tokenizer
 from ldlm.stages import extract_features, pretrain_encoder, quickstart
@@ -567,7 +567,7 @@ def test_a_line_gives_the_parts_of_its_document_whatever_it_is_read_in(tmp_path,
         assert max(map(len, found)) <= longest
         assert list(whole(found)) == documents
         assert [type(part) for part in found] == [type(part) for document in documents for part in parts(document)]
-        assert count(found) == len(documents)
+        assert count_documents(found) == len(documents)
         for start, stop in ((0, 3), (2, 5), (1, None), (3, 3), (0, 0), (7, 99)):
             assert list(whole(section(found, start, stop))) == documents[start:stop]
 

@@ -54,9 +54,9 @@ def test_the_shares_of_all_processes_are_the_batch_of_one(store, world, batch_si
     split = opened.split("train")
 
     def batches(rank, size, steps=20):  # beyond the first epoch
-        with Stream(
-            opened, split, batch_size=batch_size, seed=3, position=2 * batch_size, device=CPU, world=World(rank, size)
-        ) as stream:
+        stream = Stream(split, batch_size=batch_size, seed=3, device=CPU, world=World(rank, size))
+        stream.position = 2 * batch_size
+        with stream:
             found = iter(stream)
             return [next(found) for _ in range(steps)]
 

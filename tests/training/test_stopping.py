@@ -264,9 +264,10 @@ def test_two_processes_do_not_train_in_one_folder(endless, refuse, store, tiny_y
 
 
 def test_a_lock_goes_with_its_process(tmp_path):
-    with locks.sole(tmp_path), pytest.raises(InputError, match="another process"), locks.sole(tmp_path):
+    busy = pytest.raises(InputError, match="another process")
+    with locks.exclusive_lock(tmp_path), busy, locks.exclusive_lock(tmp_path):
         pass
-    with locks.sole(tmp_path):
+    with locks.exclusive_lock(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
 
