@@ -137,12 +137,12 @@ def _step(model: JointModel, config: TrainConfig, phase: Phase, *, self_conditio
     )
     # Weights are saved too, as views, and are counted elsewhere.
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
-    saved: dict[int, int] = {}
+    saved: dict[int, torch.UntypedStorage] = {}  # kept, since the address of one that is freed is given out again
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            saved[storage._cdata] = storage.nbytes()
+            saved[storage._cdata] = storage
         return tensor
 
     counter, softmax = FlopCounterMode(display=False), _SoftmaxOutputs()
@@ -153,7 +153,7 @@ def _step(model: JointModel, config: TrainConfig, phase: Phase, *, self_conditio
     # On the meta device attention saves its probabilities; the fused kernels that really run never do.
     for tensor in softmax.outputs:
         saved.pop(tensor.untyped_storage()._cdata, None)
-    return counter.get_total_flops(), sum(saved.values())
+    return counter.get_total_flops(), sum(storage.nbytes() for storage in saved.values())
 
 
 class _SoftmaxOutputs(TorchDispatchMode):
