@@ -1,4 +1,4 @@
-"""What a configuration costs, counted on the meta device from the model that would run: nothing is re-derived by hand.
+"""Parameters, FLOPs and memory of a configuration, counted by running its model on the meta device.
 
 FLOPs and bytes mean one training step, with the self-conditioning pass in expectation (SPEC 12.14).
 """
@@ -68,7 +68,7 @@ def flops_per_token(config: TrainConfig, shapes: Shapes, phase: Phase | None = N
 
 
 def encoder_share(network: nn.Module, seq_len: int) -> float:
-    """The frozen encoder's share of the FLOPs of a step that trains the paper's model (owt-1024) and runs it too."""
+    """The frozen encoder's share of the FLOPs of a step that runs it and trains the paper's model (owt-1024)."""
     paper = preset("owt-1024")
     shapes = replace(paper.shapes, seq_len=seq_len)
     encoder = encoder_flops(network, seq_len) / seq_len
@@ -106,7 +106,7 @@ def _forward_flops(forward: Callable[[], object]) -> int:
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype = torch.float32, seconds: float = 0.2) -> float:
-    """FLOP/s of square matrix products on `device`: the limit that a training step is compared with."""
+    """FLOP/s of square matrix products on `device`, measured: the limit that a training step is compared with."""
     size = 8192 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device, dtype=dtype)
     best, ends = 0.0, time.perf_counter() + seconds
@@ -157,7 +157,7 @@ def _step(model: JointModel, config: TrainConfig, phase: Phase, *, self_conditio
 
 
 class _SoftmaxOutputs(TorchDispatchMode):
-    """Collects what softmax returns."""
+    """Collects the outputs of softmax."""
 
     def __init__(self) -> None:
         super().__init__()
