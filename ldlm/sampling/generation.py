@@ -94,7 +94,7 @@ class TextGenerator:
     def _process(self, recurrence: Recurrence, guidance: float, texts: int) -> ReverseProcess:
         """The last one, if it serves here too."""
         room = max(WARM_UPS + 1, 1 << (len(recurrence.times) - 1).bit_length())
-        key = (room, bool(recurrence.noise.any()), guidance != 1, texts)
+        key = (room, bool(recurrence.eps.any()), guidance != 1, texts)
         if key not in self._processes:
             self._processes.clear()
             self._processes[key] = ReverseProcess(self, *key)
@@ -196,7 +196,7 @@ class ReverseProcess:
         self.modulations_EMW[:rows].copy_(self.denoiser.modulations(times_E))
 
     def step(self) -> None:
-        """A row of the recurrence, as `samplers.solve` has it."""
+        """A row of the recurrence, as `solvers.solve` has it."""
         if self._replay is None:
             self._step()
         else:
