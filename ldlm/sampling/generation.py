@@ -126,8 +126,8 @@ class TextGenerator:
     @torch.no_grad()
     def decode(self, z_0_BNC: Tensor, seeds_B: Tensor, temperature: float = 0.0) -> Tensor:
         """The most likely tokens (B, L), or tokens drawn at the temperature, without noise on the latents."""
-        rows = max(1, LOGITS_AT_ONCE // (self.seq_len * self.vocab_size))
-        pieces = zip(z_0_BNC.split(rows), seeds_B.to(self.device).split(rows), strict=True)
+        size = texts_at_once(self.seq_len, self.vocab_size)
+        pieces = zip(z_0_BNC.split(size), seeds_B.to(self.device).split(size), strict=True)
         return torch.cat([draw_tokens(self.decoder.logits(z), seeds, temperature) for z, seeds in pieces])
 
     def batch_size(self, most: int) -> int:
@@ -230,6 +230,11 @@ def _update(
     found_BNC = (denoise if guidance is None else solvers.guided(denoise, guidance))(z_BNC, modulations_1MW, z_hat_BNC)
     z_BNC.copy_(solvers.advance(coefficients_14[0].unbind(), z_BNC, found_BNC, z_hat_BNC, eps_BNC))
     z_hat_BNC.copy_(found_BNC)
+
+
+def texts_at_once(seq_len: int, vocab_size: int) -> int:
+    """Texts whose logits fit in memory together."""
+    return max(1, LOGITS_AT_ONCE // (seq_len * vocab_size))
 
 
 def text_seeds(seed: int, start: int, stop: int) -> Tensor:

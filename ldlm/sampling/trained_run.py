@@ -23,6 +23,7 @@ from ldlm.model.diffusion import Schedule
 from ldlm.model.joint import JointModel, build, build_meta
 from ldlm.model.timesteps import TimestepSampler
 from ldlm.progress import Progress
+from ldlm.sampling import generation
 from ldlm.sampling.generation import JOINT, Decoder, TextGenerator
 from ldlm.training import checkpoint, cost
 from ldlm.training.checkpoint import Checkpoint
@@ -127,6 +128,12 @@ class TrainedRun:
         tokens_BL = tokens_BL.to(self.device, torch.int64)
         hidden_BLD = None if self.model.embedding is not None else self._frozen_encoder(encoder)(tokens_BL)
         return self.model.latent_encoder(self.model.states(hidden_BLD, tokens_BL))
+
+    @torch.no_grad()
+    def decode(self, decoder: Decoder, z_BNC: Tensor, batch_size: int) -> Tensor:
+        """Most likely tokens (B, L) of latents, on the CPU; without noise."""
+        size = min(batch_size, generation.texts_at_once(self.shapes.seq_len, self.shapes.vocab_size))
+        return torch.cat([decoder.logits(z.to(self.device)).argmax(-1).cpu() for z in z_BNC.split(size)])
 
     def _frozen_encoder(self, where: str | None) -> OnlineEncoder:
         statistics = load_file(self.path / "statistics.safetensors")
