@@ -264,7 +264,7 @@ class Sweep:
         generator, size = next(iter(self.generators.values())), min(self._batch_size, len(seeds_B))
         generator.prepare(sampler, size)
         started = time.perf_counter()
-        found = [generator.ends(sampler, generator.whole(seeds, size)) for seeds in seeds_B.split(size)]
+        found = [generator.ends(sampler, generator.padded(seeds, size)) for seeds in seeds_B.split(size)]
         end = End(*(torch.cat(parts)[: len(seeds_B)] for parts in zip(*found, strict=True)))
         end.mean.sum().item()  # which waits for the device
         return end, (time.perf_counter() - started) / len(seeds_B)
