@@ -1,4 +1,4 @@
-"""Score anybody's texts: generative perplexity, with entropy and diversity beside it, and MAUVE when asked (SPEC 9)."""
+"""Scores of anybody's texts: generative perplexity, entropy, diversity, and MAUVE where asked for (SPEC 9)."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from ldlm.evaluation.scores import FileScores, Mauve
 from ldlm.features import textfiles
 from ldlm.progress import SILENT, Progress
 
-LONGEST = 1024  # tokens of a text, where nobody says and no row of tokens tells
+LONGEST = 1024  # tokens; texts are cut here where neither the user nor the files give a length
 
 
 def plan(
     config: EvaluateConfig, files: Sequence[Path], reference: Path | None, *, seeds: bool = False
 ) -> dict[str, Any]:
-    """How many texts it would score."""
+    """Number of texts that it would score, by file."""
     paths = _paths(files, reference, seeds)
     sets = _read(paths, config, reference, SILENT)
     return {"texts": {str(path): len(texts) for path, texts in zip(paths, sets, strict=True)}}
@@ -79,7 +79,7 @@ def _paths(files: Sequence[Path], reference: Path | None, seeds: bool) -> list[P
 
 
 def _read(paths: Sequence[Path], config: EvaluateConfig, reference: Path | None, progress: Progress) -> list[Texts]:
-    """All sets. Of the reference, the last, as many texts as the largest has: diversity falls with their number."""
+    """Read all sets; of the reference, which comes last, no more texts than the largest other set has."""
     textfiles.check_streams(paths)
     for remark in [*textfiles.remarks(paths, config.text_column), *samples.remarks(paths, config.boundary_tokens)]:
         progress.note(remark)
@@ -96,7 +96,7 @@ def _read(paths: Sequence[Path], config: EvaluateConfig, reference: Path | None,
 
 
 def _max_tokens(config: EvaluateConfig, sets: Sequence[Texts], scorer: Scorer, progress: Progress) -> int:
-    """Where texts are cut (SPEC 13.12); `InputError` when the user asks for more than the scorer takes."""
+    """Tokens after which texts are cut (SPEC 13.12); `InputError` when the user asks for more than the scorer takes."""
     if config.max_tokens is None:
         return scorer.fitting(_longest(sets) or LONGEST, progress.note)
     scorer.check_length(config.max_tokens)
@@ -104,7 +104,7 @@ def _max_tokens(config: EvaluateConfig, sets: Sequence[Texts], scorer: Scorer, p
 
 
 def _longest(sets: Sequence[Texts]) -> int:
-    """Tokens in the longest row that comes with its tokens: the run's L, where a run drew the texts."""
+    """Length of the longest row of tokens in the files, 0 without any: the run's L, where a run drew the texts."""
     return max((len(ids) for texts in sets for ids in texts.tokens or []), default=0)
 
 
@@ -137,7 +137,7 @@ def _check_seeds(paths: Sequence[Path], sets: Sequence[Texts]) -> None:
 
 
 def _settings(found: dict[str, Any]) -> dict[str, Any]:
-    """How `ldlm sample` drew a set, but for its seed; empty for what is not its record."""
+    """The settings of `ldlm sample` in a record, but for the seed; empty for a record of other texts."""
     if found.get("kind") != "samples":
         return {}
     sampler = {f"sampler.{key}": value for key, value in found["config"]["sampler"].items()}
@@ -152,7 +152,7 @@ def _settings(found: dict[str, Any]) -> dict[str, Any]:
 def _mauve(
     sets: Sequence[Texts], scorer: Scorer, config: EvaluateConfig, max_tokens: int, progress: Progress
 ) -> list[Mauve]:
-    """MAUVE of every set but the last against the last, which is the reference; all with as many texts."""
+    """MAUVE of every set against the last, which is the reference; all are cut to the same number of texts."""
     model = scorer if config.mauve_model in (None, scorer.name) else Scorer(config.mauve_model, scorer.device)
     if config.max_tokens is None:
         max_tokens = model.fitting(max_tokens, progress.note)
@@ -177,7 +177,7 @@ def _mauve(
 
 
 def mauve_of_features(texts: Path, reference: Path) -> dict[str, Any]:
-    """MAUVE of features that were computed elsewhere, from two .npy files: of each as many as of the shorter."""
+    """MAUVE of features computed elsewhere, from two .npy files; the longer is cut to the length of the other."""
     mauve.library()
     p_TD, q_TD = mauve.read_features(texts), mauve.read_features(reference)
     if p_TD.shape[1] != q_TD.shape[1]:
