@@ -161,12 +161,12 @@ def run(
 
 @dataclass(frozen=True)
 class Beside:
-    """Texts that are scored beside the model's."""
+    """Texts of the reference and of other models, which are scored beside the run's."""
 
     real: Texts | None
     externals: dict[External, Texts]
-    fewest: int  # texts in the smallest set, the model's among them
-    inputs: dict[str, Any]  # what the files are, for the record
+    fewest: int  # texts in the smallest set, the run's among them
+    inputs: dict[str, Any]  # hashes of the files and costs, as inputs of the artefact
 
     @classmethod
     def read(
@@ -277,7 +277,7 @@ class Sweep:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """The checkpoint, the decoders and the precision, for the record."""
+        """The checkpoint, the decoders and the precision, as inputs of the artefact."""
         precision = next(iter(self.generators.values())).compute.precision
         return {"checkpoint": self.run.checkpoint.digest, "decoders": list(self.generators), "precision": precision}
 
