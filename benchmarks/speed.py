@@ -49,7 +49,7 @@ PLAIN = ComputeConfig(precision="fp32", attention="sdpa", compile="off")
 
 @dataclass(frozen=True)
 class Scale:
-    """What fits a machine."""
+    """Sizes that fit a machine."""
 
     preset: str
     texts: int  # drawn at a time
@@ -79,7 +79,7 @@ SCALES = {
 
 
 def run(folder: Path) -> dict[str, Any]:
-    """All figures."""
+    """Measure everything; returns the figures by name."""
     device = runtime.device("auto")
     bench = bench_of(device)
     found, cache = limits(device), part("cache")
@@ -169,7 +169,7 @@ class Bench:
 
     @torch.no_grad()
     def _plain_latents(self, model: JointModel, sampler: SamplerConfig, seeds_B: Tensor) -> Tensor:
-        """The same by the network as it is trained, a row of the recurrence after the other."""
+        """Latents by the network as it is trained, one row of the recurrence after the other."""
         generator, shape = self._generator(model, PLAIN), (model.num_latents, model.latent_dim)
         seeds_B = seeds_B.to(self.device)
         row_B = torch.zeros_like(seeds_B)

@@ -283,7 +283,7 @@ class Sweep:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What all figures depend on."""
+        """Everything that all figures depend on, as in `sweep.json`."""
         return {
             "texts": self.config.texts,
             "screen_texts": self.config.screen_texts,
