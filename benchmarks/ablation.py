@@ -33,11 +33,11 @@ FIGURES = ("gen_ppl", "entropy", "diversity", "token_accuracy_clean", "latent_st
 
 @dataclass(frozen=True)
 class Arm:
-    """Settings that an arm changes; the paper's (perplexity, entropy) of its row in Table 1 and of the row beside it."""
+    """One arm of the ablation, and its row in Table 1."""
 
-    overrides: Mapping[str, Any]
-    paper: tuple[float, float]
-    papers_base: tuple[float, float] = (98.5, 4.23)
+    overrides: Mapping[str, Any]  # settings that the arm changes
+    paper: tuple[float, float]  # the paper's perplexity and entropy of this row
+    papers_base: tuple[float, float] = (98.5, 4.23)  # and of the row that it is compared with
 
 
 ARMS = {

@@ -118,9 +118,9 @@ class TextGenerator:
         """Latents z_0 (B, N, C): the end that `sampler.final` names."""
         return getattr(self.ends(sampler, seeds_B, watch), sampler.final)
 
-    def tokens(self, sampler: SamplerConfig, seeds_B: Tensor, watch: Watch | None = None) -> Tensor:
+    def tokens(self, sampler: SamplerConfig, seeds_B: Tensor) -> Tensor:
         """Token rows (B, L) int64 of the texts with these seeds."""
-        return self.decode(self.latents(sampler, seeds_B, watch), seeds_B, sampler.temperature)
+        return self.decode(self.latents(sampler, seeds_B), seeds_B, sampler.temperature)
 
     @torch.no_grad()
     def decode(self, z_0_BNC: Tensor, seeds_B: Tensor, temperature: float = 0.0) -> Tensor:
