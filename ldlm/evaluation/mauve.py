@@ -11,13 +11,18 @@ Shape letters as in CONTRIBUTING.md; T is texts, D the width of a feature.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ldlm.config import EvaluateConfig
 from ldlm.errors import InputError
+from ldlm.evaluation.samples import Texts
+from ldlm.evaluation.scorer import Scorer
 from ldlm.evaluation.scores import Mauve
+from ldlm.progress import Progress
 
 FEWEST = 20  # texts on each side: n/10 buckets are two
 PACKAGES = {"mauve": "mauve-text", "faiss": "faiss-cpu", "sklearn": "scikit-learn"}  # by module
@@ -76,3 +81,30 @@ def read_features(path: Path) -> np.ndarray:
     if not np.isfinite(features).all():
         raise InputError(f"{path} holds NaN or infinity")
     return features
+
+
+def of_texts(
+    sets: Sequence[Texts], scorer: Scorer, config: EvaluateConfig, max_tokens: int, progress: Progress
+) -> list[Mauve]:
+    """MAUVE of every set against the last, which is the reference; all are cut to the same number of texts."""
+    model = scorer if config.mauve_model in (None, scorer.name) else Scorer(config.mauve_model, scorer.device)
+    if config.max_tokens is None:
+        max_tokens = model.fitting(max_tokens, progress.note)
+    model.check_length(max_tokens)
+    spelled = [texts.boundaries.spell(texts.texts, config.boundaries, model) for texts in sets]
+    rows = [[ids for ids in model.tokens(texts, max_tokens) if len(ids)] for texts in spelled]
+    *drawn, real = rows
+    collapsed = [len(some) < FEWEST <= len(texts) for some, texts in zip(drawn, spelled, strict=False)]
+    count = min([len(real), *(len(some) for some, nothing in zip(drawn, collapsed, strict=True) if not nothing)])
+    with progress.task("mauve", count * len(sets), "text") as task:
+
+        def states(some: Sequence[np.ndarray]) -> np.ndarray:
+            return model.last_states(some[:count], config.batch_size, task.advance)
+
+        reference = states(real)
+        found = [
+            Mauve(None, {}) if nothing else score(states(some), reference)
+            for some, nothing in zip(drawn, collapsed, strict=True)
+        ]
+    named = {"model": model.name, "model_revision": model.revision, "max_tokens": max_tokens}
+    return [Mauve(one.value, {**one.settings, **named}) for one in found]

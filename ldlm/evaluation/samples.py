@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ldlm import files
+from ldlm.config import differences
 from ldlm.errors import InputError
 from ldlm.evaluation.boundaries import Boundaries
 from ldlm.features import textfiles
@@ -133,3 +134,40 @@ def record(path: Path) -> dict[str, Any]:
     """The record that `ldlm sample` or `ldlm features texts` left beside a file of texts; empty without one."""
     found = files.read_json(record_path(path)) if record_path(path).is_file() else {}
     return found if isinstance(found, dict) and found.get("kind") in ("samples", "texts") else {}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Several seeds of one model
+
+
+def check_seeds(paths: Sequence[Path], sets: Sequence[Texts]) -> None:
+    if len(paths) < 2:
+        raise InputError("--seeds takes the spread over several files of one model, and there is one; give more")
+    drawn = [found for path in paths if (found := _settings(record(path)))]
+    for settings in drawn[1:]:
+        both = sorted(drawn[0].keys() & settings.keys())  # a record of another version may lack one
+        if changed := differences({key: drawn[0][key] for key in both}, {key: settings[key] for key in both}):
+            raise InputError(
+                f"these are not seeds of one model: they differ in more ({'; '.join(changed)}); leave one out"
+            )
+    seen: dict[tuple[str, ...], tuple[Path, Texts]] = {}
+    for path, texts in zip(paths, sets, strict=False):
+        other, before = seen.setdefault(tuple(texts.texts), (path, texts))
+        others = texts.seeds and before.seeds and texts.seeds != before.seeds  # a collapsed model has one text for all
+        if (other != path and not others) or paths.count(path) > 1:
+            raise InputError(f"{other} and {path} hold the same texts, so they are not two seeds; leave one out")
+    counts = [len(texts) for texts in sets[: len(paths)]]
+    if len(set(counts)) > 1:
+        raise InputError(
+            f"the seeds have {', '.join(map(str, counts))} texts; diversity falls with their number, so give as many "
+            "of each"
+        )
+
+
+def _settings(found: dict[str, Any]) -> dict[str, Any]:
+    """The settings of `ldlm sample` in a record, but for the seed; empty for a record of other texts."""
+    if found.get("kind") != "samples":
+        return {}
+    sampler = {f"sampler.{key}": value for key, value in found["config"]["sampler"].items()}
+    names = [name for name in ("decoder", "precision", "checkpoint", "clean_up") if name in found]
+    return {**sampler, **{name: found[name] for name in names}}
