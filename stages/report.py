@@ -11,7 +11,8 @@ from ldlm.config import Shapes, TrainConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import samples
 from ldlm.model.joint import build_meta
-from ldlm.pages.report import Report, SampleSet, page
+from ldlm.pages.report import page
+from ldlm.pages.report_data import Report, SampleSet
 from ldlm.stages.sweep import verdict
 from ldlm.training import cost
 from ldlm.training.log import MetricsFile

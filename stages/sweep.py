@@ -32,7 +32,7 @@ from ldlm.evaluation.boundaries import Boundaries
 from ldlm.evaluation.samples import Texts
 from ldlm.evaluation.scorer import Scorer
 from ldlm.features import textfiles
-from ldlm.pages import plots
+from ldlm.pages import plots, results
 from ldlm.progress import SILENT, Progress, Task
 from ldlm.sampling import solvers as samplers
 from ldlm.sampling.generation import LARGEST_BATCH, TextGenerator, text_seeds
@@ -236,8 +236,8 @@ def finalists(rows: Sequence[dict[str, Any]], entropy_slack: float) -> list[dict
     bar = _bar(rows)
 
     def best(among: list[dict[str, Any]]) -> dict[str, Any]:
-        among = plots.scored(among) or among
-        diverse = [row for row in plots.scored(among) if row["entropy"] >= bar - entropy_slack]
+        among = results.scored(among) or among
+        diverse = [row for row in results.scored(among) if row["entropy"] >= bar - entropy_slack]
         if diverse:
             return min(diverse, key=lambda row: row["gen_ppl"])
         return max(among, key=lambda row: row["entropy"])
@@ -254,7 +254,7 @@ def finalists(rows: Sequence[dict[str, Any]], entropy_slack: float) -> list[dict
 
 def _bar(rows: Sequence[dict[str, Any]]) -> float:
     """The entropy that finalists are held to; 0 where no row has a perplexity."""
-    there = plots.scored(rows)
+    there = results.scored(rows)
     own = [row for row in there if _is_papers(row)] or there
     if not own:
         return 0.0
@@ -400,7 +400,7 @@ def tables(summary: dict[str, Any]) -> str:
             f"## Decoding the paper's sampler at {nearest} evaluations",
             _markdown([row for row in own if row["budget"] == nearest]),
         ]
-    without = len(summary["screened"]) - len(plots.scored(summary["screened"]))
+    without = len(summary["screened"]) - len(results.scored(summary["screened"]))
     if without:
         parts.append(
             f"{without:,} of the {len(summary['screened']):,} combinations that were screened have no perplexity (–): "
@@ -419,8 +419,8 @@ def tables(summary: dict[str, Any]) -> str:
 
 def verdict(summary: dict[str, Any]) -> str:
     """The best finalist at a quarter of the paper's evaluations, or fewer, beside the paper's sampler."""
-    own, winners = plots.frontier_lines(summary["finalists"]).values()
-    if not plots.scored(summary["finalists"]):
+    own, winners = results.frontier_lines(summary["finalists"]).values()
+    if not results.scored(summary["finalists"]):
         return "No combination has a perplexity: none of the texts has a token to score."
     if not own:
         swept = any(map(_is_papers, summary["finalists"]))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldlm import files
-from ldlm.pages import colours, plots
+from ldlm.pages import colours, drawing
 from ldlm.pages.colours import LEVELS, LIGHT
 from ldlm.pages.trace import ratio, time
 from ldlm.sampling.frames import Frame, visible
@@ -161,4 +161,4 @@ def _font(size: int, *, mono: bool = False) -> FreeTypeFont:
     from PIL import ImageFont
 
     name = "DejaVuSansMono" if mono else "DejaVuSans"
-    return ImageFont.truetype(str(Path(plots.library().get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"), size)
+    return ImageFont.truetype(str(Path(drawing.library().get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"), size)

@@ -16,7 +16,7 @@ from PIL import Image
 from ldlm import config as configs
 from ldlm.config import EvaluateConfig, InterpolateConfig, SweepConfig, TrainConfig
 from ldlm.evaluation import mauve
-from ldlm.pages import plots
+from ldlm.pages import plots, results
 from ldlm.pages import report as report_page
 from ldlm.stages import evaluate, extract_features, interpolate, quickstart, report, sweep, train
 
@@ -128,7 +128,7 @@ def test_the_papers_sampler_is_a_finalist_where_it_has_nothing_to_score_and_sets
     dull = row("heun", 128, 10.0, 1.0)
     found = sweep.finalists([silent, own, good, dull], 0.02)
     assert found == [{**own, "best": True}, {**silent, "best": False}, {**good, "best": True}]
-    assert plots.frontier_lines(found)["the paper's sampler"] == [found[0]]
+    assert results.frontier_lines(found)["the paper's sampler"] == [found[0]]
     (only,) = sweep.finalists([silent], 0.02)
     assert only == {**silent, "best": False}
     assert sweep.verdict({"finalists": [{**silent, "best": False}, {**good, "best": True}]}) == (

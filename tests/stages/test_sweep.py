@@ -10,7 +10,7 @@ from ldlm import files
 from ldlm.config import EvaluateConfig, SampleConfig, SweepConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import metrics, samples
-from ldlm.pages import plots
+from ldlm.pages import results
 from ldlm.stages import evaluate, sample, sweep
 
 SMALL = {"budgets": (2, 5), "solvers": ("euler-maruyama", "heun"), "grids": ("time",), "guidances": (1.0, 2.0)}
@@ -205,7 +205,7 @@ def test_a_low_perplexity_that_is_bought_with_entropy_does_not_win():
 def test_a_sweep_of_before_the_best_was_marked_is_still_read():
     rows = [row("euler-maruyama", 32, 200, 4.0), row("heun", 32, 110, 4.0), row("euler-maruyama", 128, 100, 4.0)]
     assert "heun" in sweep.verdict({"finalists": [{"diversity": 0.5, **one} for one in rows]})
-    assert plots.frontier_lines(rows)["best at each budget"] == [rows[1]]
+    assert results.frontier_lines(rows)["best at each budget"] == [rows[1]]
 
 
 def test_budgets_that_pay_for_no_step_are_refused_before_anything_is_begun(trained, gpt2, refuse, tmp_path):
@@ -220,7 +220,7 @@ def test_nor_does_it_where_the_papers_own_sampler_collapses():
     rows = [row("euler-maruyama", 32, 60, 1.5), row("dpm++2m", 32, 410, 3.4), row("euler-maruyama", 128, 440, 3.4)]
     finalists = [{"diversity": 0.5, **one} for one in sweep.finalists(rows, 0.02)]
     assert sweep.verdict({"finalists": finalists}).startswith("At 32 evaluations dpm++2m (time, w = 1): perplexity 410")
-    lines = plots.frontier_lines(finalists)
+    lines = results.frontier_lines(finalists)
     assert [one["gen_ppl"] for one in lines["the paper's sampler"]] == [60, 440]
     assert [one["gen_ppl"] for one in lines["best at each budget"]] == [410, 440]
 
