@@ -40,11 +40,14 @@ MARKERS = {"disc": "o", "star": "*", "cross": "x"}
 
 
 def png(path: Path, charts: Sequence[Chart], columns: int = 4) -> None:
-    """Draw charts with their titles and legends, whole or not at all; those without values are left out."""
-    charts = [chart for chart in charts if chart]
-    columns = min(columns, len(charts))
+    """Draw charts with their titles and legends, whole or not at all.
+
+    Charts without values are left out, unless no other is there; of no charts there is no picture.
+    """
     if not charts:
         return
+    charts = [chart for chart in charts if chart] or charts
+    columns = min(columns, len(charts))
     rows = -(-len(charts) // columns)
     with house_look(), files.replacing(path) as temporary:
         across, up = WIDTH + GAP, HEIGHT + HEAD + FOOT

@@ -46,7 +46,7 @@ def mean_of_two(path: Path, found: Mapping[str, Row]) -> None:
 
 
 def frontier(path: Path, sweep: Row) -> None:
-    """Write perplexity against entropy, evaluations and diversity (Figure 1)."""
+    """Write perplexity against entropy, evaluations and diversity, of all and of the finalists (Figure 1)."""
     drawing.png(path, results.frontier(sweep))
 
 

@@ -1,4 +1,4 @@
-"""What a report is made of: the files of a run as records, and the sections and blocks of its page."""
+"""The parts of a report: the files of a run as records, and the sections and blocks of its page."""
 
 from __future__ import annotations
 

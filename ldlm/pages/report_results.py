@@ -72,7 +72,7 @@ def samples(report: Report) -> Section | None:
 
 
 def _how(report: Report, one: SampleSet) -> str:
-    """How a set of texts was drawn, in words."""
+    """The settings that a set of texts was drawn with, in words."""
     sampler = one.about["config"]["sampler"]
     guidance = f", guidance {sampler['guidance']:g}" if sampler["guidance"] != 1 else ""
     return (
@@ -121,8 +121,7 @@ def frontier(report: Report) -> Section | None:
             f" {without:,} of the {len(sweep['screened']):,} combinations that were screened have no perplexity, for "
             f"none of their texts has a token to score."
         )
-    plane, budgets, _ = results.frontier(sweep)
-    return Section("frontier", title, lead, [*charts([plane, budgets]), _finalists(sweep)])
+    return Section("frontier", title, lead, [*charts(results.frontier(sweep)[:2]), _finalists(sweep)])
 
 
 def _finalists(sweep: Row) -> Table:

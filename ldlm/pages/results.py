@@ -30,6 +30,7 @@ LARGEST = 9.0  # radius of the slowest marker of the frontier, in points
 Row = Mapping[str, Any]
 T = TypeVar("T", bound=Row)
 
+_NUMBERED = "Numbers are evaluations of the denoiser, areas seconds per text."
 PPL_LOG = Axis("generative perplexity, log scale", log=True)
 # The figures of a set of texts: key, title, axis.
 FIGURES = (
@@ -66,8 +67,9 @@ def frontier_lines(finalists: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def frontier(sweep: Row) -> list[Chart]:
-    """Perplexity against entropy (Figure 1), against evaluations (Tables 8 and 9) and against diversity."""
-    return [_plane(sweep), _budgets(sweep), _diversity(sweep)]
+    """Perplexity against entropy (Figure 1) and evaluations (Tables 8 and 9), and the finalists more closely."""
+    closer = (_closely(sweep, key, label) for key, label in (("entropy", "entropy, nats"), ("diversity", "diversity")))
+    return [_plane(sweep), _budgets(sweep), *closer]
 
 
 def _plane(sweep: Row) -> Chart:
@@ -80,8 +82,7 @@ def _plane(sweep: Row) -> Chart:
     screened = scored(sweep["screened"])
     near, far = _around(screened, marks)
     cloud = Cloud("screened", GREY, [row["entropy"] for row in near], [row["gen_ppl"] for row in near])
-    note = "Numbers are evaluations of the denoiser, areas seconds per text."
-    note += f" {far:,} of {len(screened):,} that were screened lie outside." if far else ""
+    note = _NUMBERED + (f" {far:,} of {len(screened):,} that were screened lie outside." if far else "")
     return Chart("Perplexity and entropy", Axis("entropy, nats"), PPL_LOG, [cloud, *marks], note)
 
 
@@ -97,13 +98,12 @@ def _budgets(sweep: Row) -> Chart:
     return Chart("Perplexity and evaluations", x_axis, PPL_LOG, marks)
 
 
-def _diversity(sweep: Row) -> Chart:
-    """The finalists, and others' samples whose diversity is of as many texts."""
+def _closely(sweep: Row, key: str, label: str) -> Chart:
+    """The finalists, and others' samples; their diversity where it is of as many texts."""
     numbers = set(map(diversity_texts, sweep["finalists"]))
-    alike = [row for row in sweep["externals"] if {diversity_texts(row)} == numbers]
-    marks = [*_finalists(sweep, "diversity"), *_externals(sweep, "diversity", alike)]
-    note = "Numbers are evaluations of the denoiser, areas seconds per text."
-    return Chart("Perplexity and diversity", Axis("diversity"), PPL_LOG, [mark for mark in marks if len(mark.x)], note)
+    alike = [row for row in sweep["externals"] if key != "diversity" or {diversity_texts(row)} == numbers]
+    marks = [*_finalists(sweep, key), *_externals(sweep, key, alike)]
+    return Chart(f"The finalists, by {key}", Axis(label), PPL_LOG, [mark for mark in marks if len(mark.x)], _NUMBERED)
 
 
 def _finalists(sweep: Row, key: str) -> list[Points]:

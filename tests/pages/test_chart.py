@@ -207,11 +207,13 @@ def test_a_picture_has_the_charts_side_by_side(tmp_path):
     empty = Chart("Empty", STEP, Axis("y"), [])
     drawing.png(tmp_path / "one.png", [one])
     drawing.png(tmp_path / "two.png", [one, empty, bars])
-    drawing.png(tmp_path / "none.png", [empty])
+    drawing.png(tmp_path / "empty.png", [empty])
+    drawing.png(tmp_path / "none.png", [])
     with Image.open(tmp_path / "one.png") as first, Image.open(tmp_path / "two.png") as second:
         assert second.width > 1.9 * first.width
         assert second.height == pytest.approx(first.height, abs=20)
         assert first.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
+    assert (tmp_path / "empty.png").exists()
     assert not (tmp_path / "none.png").exists()
 
 
