@@ -119,7 +119,7 @@ def _clean_tag(found: re.Match[str]) -> str:
     tag = re.sub(r"<g id=\"[^\"]*\"", "<g", found[0]).replace("xlink:href", "href")
     tag = re.sub(r" transform=\"rotate\(-0 [^\"]*\"", "", tag)
     tag = re.sub(r"font[\w-]*: [^;\"]*(; )?", "", tag)
-    tag = re.sub(r"\d+\.\d{2,}", lambda digits: f"{float(digits[0]):.1f}".removesuffix(".0"), tag)
+    tag = re.sub(r"\d+\.\d{3,}", lambda digits: f"{float(digits[0]):.1f}".removesuffix(".0"), tag)
     for name, value in COLOURS.items():
         tag = tag.replace(value, f"var(--{name})")
     return tag

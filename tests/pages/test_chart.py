@@ -192,6 +192,7 @@ def test_the_same_chart_is_the_same_bytes_and_has_no_name_of_another():
     assert names[0]
     assert not names[0] & names[1]
     assert "<style" not in made("A")  # it would hold for the whole page
+    assert "fill-opacity: 0.14" in made("A")  # only places are rounded
 
 
 def test_the_colours_of_pictures_are_those_of_the_page_in_light():
