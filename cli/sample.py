@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,12 @@ def _exported_settings(run: str | None) -> dict[str, Any]:
 
 
 def _trace(options: Options, config: SampleConfig, run: str | None, folder: str) -> None:
+    from ldlm.stages import sample
     from ldlm.stages import trace as stage
 
     run_path, out = require(run, "--run", "run"), require(folder, "--trace", "trace")
     if options.dry_run:
-        return options.show_plan(stage.plan(config, run_path))
+        return options.show_plan(sample.plan(replace(config, num_samples=1), run_path))
     made = stage.run(config, run_path, out, overwrite=bool(options.overwrite), progress=show.Terminal())
     result = {"output": str(out), **made.manifest}
     options.show(

@@ -5,10 +5,10 @@ times it gives one row of four coefficients for each evaluation of the denoiser,
 
     ẑ ← denoise(z, t, ẑ_prev),    z ← a·z + b·ẑ + c·ẑ_prev + d·ε.
 
-ẑ_prev is the estimate of the row before, zeros at first, and ε is standard normal noise. Rows are fast: a step is the same
-few operations for every solver, and `generation.ReverseProcess` takes it without leaving the device. `solve` takes the
-same steps one by one with any denoiser, in closed form or a network. A solver that is not linear, or that chooses its
-times as it goes, is a function like `solve`.
+ẑ_prev is the estimate of the row before, zeros at first, and ε is standard normal noise. Rows are fast: a step is
+the same few operations for every solver, and `generation.ReverseProcess` takes it without leaving the device. `solve`
+takes the same steps one by one with any denoiser, in closed form or a network. A solver that is not linear, or that
+chooses its times as it goes, is a function like `solve`.
 
 Euler–Maruyama is the paper's. The others start from the exact solution of the probability-flow ODE from s down to t,
 
@@ -190,7 +190,7 @@ def heun(schedule: Schedule, times: Tensor) -> Recurrence:
         z* = (σ_t/σ_s) z + g ẑ,  ẑ* = denoise(z*, t, ẑ)                an Euler step
         z ← (σ_t/σ_s) z + g (ẑ + ẑ*)/2  =  z* + (g/2) ẑ* − (g/2) ẑ      the trapezoidal rule
 
-    So a step is two rows of the table: the Euler step, and its correction, whose ẑ is ẑ* and whose ẑ_prev is the ẑ above.
+    So a step is two rows of the table: the Euler step, and its correction, whose ẑ is ẑ* and whose ẑ_prev is ẑ above.
     """
     shrink, gain = _ode(schedule, times)
     one, none = torch.ones_like(gain), torch.zeros_like(gain)

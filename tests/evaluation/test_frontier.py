@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from ldlm.evaluation import frontier
 from ldlm.evaluation.frontier import Variant
-from ldlm.pages import plots
+from ldlm.pages import results
 
 
 def row(solver: str, budget: int, gen_ppl: float, entropy: float, guidance: float = 1.0) -> Variant:
@@ -33,7 +33,7 @@ def test_nor_does_it_where_the_papers_own_sampler_collapses():
     rows = [row("euler-maruyama", 32, 60, 1.5), row("dpm++2m", 32, 410, 3.4), row("euler-maruyama", 128, 440, 3.4)]
     finalists = frontier.finalists(rows, 0.02)
     assert frontier.verdict(finalists).startswith("At 32 evaluations dpm++2m (time, w = 1): perplexity 410")
-    lines = plots.frontier_lines([one.to_json() for one in finalists])
+    lines = results.frontier_lines([one.to_json() for one in finalists])
     assert [one["gen_ppl"] for one in lines["the paper's sampler"]] == [60, 440]
     assert [one["gen_ppl"] for one in lines["best at each budget"]] == [410, 440]
 
