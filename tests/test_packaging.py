@@ -66,10 +66,12 @@ def test_every_source_file_belongs_to_a_package():
     assert all((path.parent / "__init__.py").exists() for path in SOURCES)
 
 
-def test_the_version_stands_in_both_places():
+def test_the_version_stands_in_both_places_and_in_the_changelog():
     import ldlm
 
     assert PROJECT["project"]["version"] == ldlm.__version__
+    headings = re.findall(r"^## \[(\S+)\] - ", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[0] == ldlm.__version__
 
 
 def test_every_direct_dependency_is_pinned_in_the_constraints_and_none_twice():
