@@ -10,7 +10,7 @@ import dataclasses
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import click
 
@@ -20,7 +20,6 @@ from ldlm.cli import show
 from ldlm.errors import InputError
 from ldlm.location import Location, locate
 
-C = TypeVar("C")
 Function = Callable[..., Any]
 
 
