@@ -110,7 +110,7 @@ def scores(texts: Path, quickstart: Path, *, beside: Iterable[Path]) -> dict[str
     """
     length = artifact.open_artifact(quickstart / "features", "features").manifest["shapes"]["seq_len"]
     found, *_ = evaluate.run(EvaluateConfig(scorer=str(quickstart / "scorer"), max_tokens=length), [texts, *beside])
-    return {key: found[key] for key in ("gen_ppl", "entropy", "diversity")}
+    return found.scores.pick("gen_ppl", "entropy", "diversity")
 
 
 def run(quickstart: Path, work: Path, *, arms: Sequence[str], seeds: Sequence[int], steps: int, texts: int) -> dict:

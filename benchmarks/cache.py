@@ -65,7 +65,7 @@ def _streaming(bench: Bench, store: FeatureStore, plain: float) -> dict[str, Any
     split = store.split("train")
     with (
         peak_memory(bench.device) as peak,
-        Stream(store, split, batch_size=bench.scale.rows, seed=0, position=0, device=bench.device) as stream,
+        Stream(split, batch_size=bench.scale.rows, seed=0, device=bench.device) as stream,
     ):
         batches = iter(stream)
         # The mean: most batches are there already, and some are waited for.

@@ -27,11 +27,11 @@ from torch import Tensor, nn
 
 from benchmarks.machine import Share, limits, peak_memory, settled, timed
 from benchmarks.parts import part
-from ldlm import config, files, noise, runtime
+from ldlm import attention, config, files, noise, runtime
 from ldlm.cli import show
 from ldlm.compute import Compute
 from ldlm.config import ComputeConfig, DenoiserConfig, SamplerConfig, Shapes, TrainConfig
-from ldlm.features.batch import Batch
+from ldlm.features.stream import Batch
 from ldlm.model import layers, token_loss
 from ldlm.model.denoiser import DiT
 from ldlm.model.diffusion import Schedule
@@ -98,7 +98,7 @@ def run(folder: Path) -> dict[str, Any]:
     return {
         "device": device.type,
         "preset": bench.scale.preset,
-        "attention": layers.use_attention("auto", device),
+        "attention": attention.use_attention("auto", device),
         "limits": {"flops": found.flops, "copy_bytes": found.copy, "read_bytes": found.read},
         "without": cache if isinstance(cache, str) else None,
         "rows": settled([*figures.pop("sampling"), *figures.pop("training"), *figures.pop("stages")], found),
@@ -297,7 +297,7 @@ class Bench:
                     q, k, v = (torch.randn(shape, **there) for _ in range(3))
 
                     def both(q: Tensor = q, k: Tensor = k, v: Tensor = v) -> None:
-                        layers.attention(q, k, v).sum().backward()
+                        attention.attention(q, k, v).sum().backward()
 
                     with peak_memory(self.device) as peak:
                         row[f"{name}_seconds"] = self._seconds(both)
@@ -414,11 +414,14 @@ class VocabularyDenoiser(nn.Module):
 def plain_attention() -> Iterator[None]:
     """Within it attention is einsum, softmax, einsum."""
 
-    def attention(q_BHNK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, **_: Any) -> Tensor:
+    def written_out(q_BHNK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, **_: Any) -> Tensor:
         scores = torch.einsum("bhnk,bhlk->bhnl", q_BHNK, k_BHLK) / math.sqrt(q_BHNK.shape[-1])
         return torch.einsum("bhnl,bhlk->bhnk", scores.softmax(-1), v_BHLK)
 
-    with mock.patch.object(F, "scaled_dot_product_attention", attention), mock.patch.object(layers, "_kernel", "sdpa"):
+    with (
+        mock.patch.object(F, "scaled_dot_product_attention", written_out),
+        mock.patch.object(attention, "_kernel", "sdpa"),
+    ):
         yield
 
 

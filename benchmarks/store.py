@@ -216,7 +216,7 @@ def _tiny_wait(path: Path) -> float:
     settings = config.from_dict(TrainConfig, overrides)
     state = start(settings, store.shapes, scratch=False, device=torch.device("cpu"))
     split = store.split("train")
-    stream = Stream(store, split, batch_size=settings.batch_size, seed=0, position=0, device=torch.device("cpu"))
+    stream = Stream(split, batch_size=settings.batch_size, seed=0, device=torch.device("cpu"))
     waited, began = 0.0, 0.0
     with stream:
         batches = iter(stream)
@@ -241,7 +241,7 @@ def _throttled_wait(path: Path) -> float:
     size = min(split.rows, OWT_BATCH * OWT_ROW_BYTES // row_bytes)
     pause = size * row_bytes / (OWT_ROWS_PER_SECOND * OWT_ROW_BYTES)
     waited, steps = 0.0, max(1, round(SECONDS / 2 / pause))
-    with Stream(store, split, batch_size=size, seed=0, position=0, device=torch.device("cpu")) as stream:
+    with Stream(split, batch_size=size, seed=0, device=torch.device("cpu")) as stream:
         for step in range(-4, steps):
             if step == 0:
                 waited, began = 0.0, time.perf_counter()

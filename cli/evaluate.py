@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,9 @@ from ldlm.cli import show
 from ldlm.cli.options import Command, Options, path_option, stage_options
 from ldlm.config import EvaluateConfig
 from ldlm.errors import InputError
+
+if TYPE_CHECKING:
+    from ldlm.evaluation.scores import FileScores, SeedScores, Spread
 
 NAMES = {"gen_ppl": "gen. ppl", "entropy": "entropy", "diversity": "diversity", "mauve": "mauve"}
 
@@ -51,7 +54,7 @@ def command(
         return _show_mauve(options, texts, features_p, features_q)
     if not texts:
         raise InputError("no texts to evaluate; for example ldlm evaluate samples.jsonl")
-    from ldlm.evaluation import scorecache
+    from ldlm.evaluation import scorecache, scores
     from ldlm.stages import evaluate as stage
 
     paths, real = [Path(text) for text in texts], None if reference is None else Path(reference)
@@ -66,12 +69,12 @@ def command(
         cache=None if no_cache else scorecache.folder(),
         progress=show.Terminal(),
     )
-    own = [result for result in results if result["role"] == "texts"]
-    over_seeds = stage.over_seeds(results) if seeds else None
+    own = [result.to_json() for result in results if result.role == "texts"]
+    over_seeds = scores.over_seeds(results) if seeds else None
     record = {
-        **({"over_seeds": over_seeds} if seeds else {}),
+        **({"over_seeds": over_seeds.to_json()} if over_seeds else {}),
         **(own[0] if len(own) == 1 else {"files": own}),
-        **({"reference": results[-1]} if real is not None else {}),
+        **({"reference": results[-1].to_json()} if real is not None else {}),
     }
     options.show(record, lambda: _table(results, over_seeds))
 
@@ -85,19 +88,19 @@ def _show_mauve(options: Options, texts: tuple[str, ...], features_p: str | None
     options.show(found, lambda: show.pairs({key: found[key] for key in ("mauve", "file", "reference")}))
 
 
-def _table(results: list[dict[str, Any]], over_seeds: dict[str, Any] | None) -> str:
-    names = [name for name in NAMES if name in results[0]]
+def _table(results: list[FileScores], over_seeds: SeedScores | None) -> str:
+    names = [name for name in NAMES if name != "mauve" or results[0].mauve is not None]
     rows = [
         (
-            result["file"] + (" (reference)" if result["role"] == "reference" else ""),
-            *(_figure(result, name) for name in names),
-            result["num_texts"],
+            result.file + (" (reference)" if result.role == "reference" else ""),
+            *(_figure(result.to_json(), name) for name in names),
+            result.scores.num_texts,
         )
         for result in results
     ]
     if over_seeds is not None:
-        means = (_spread(over_seeds[name], over_seeds["files"]) for name in names)
-        rows.append((f"mean ± std of {over_seeds['files']} seeds", *means, over_seeds["texts_each"]))
+        means = (_spread(over_seeds.figures[name], over_seeds.files) for name in names)
+        rows.append((f"mean ± std of {over_seeds.files} seeds", *means, over_seeds.texts_each))
     return "\n".join([show.table(("", *(NAMES[name] for name in names), "texts"), rows), "", *_foot(results)])
 
 
@@ -109,27 +112,25 @@ def _figure(result: dict[str, Any], name: str) -> str:
     return show.value(result[name]) + (f" [{', '.join(map(show.value, interval))}]" if interval else "")
 
 
-def _spread(figure: dict[str, Any], files: int) -> str:
+def _spread(figure: Spread, files: int) -> str:
     """A mean ± its standard deviation, with the number of files where some don't have the figure."""
-    some = "" if figure["files"] == files else f" ({figure['files']} of {files})"
-    return f"{show.value(figure['mean'])} ± {show.value(figure['std'])}{some}"
+    some = "" if figure.files == files else f" ({figure.files} of {files})"
+    return f"{show.value(figure.mean)} ± {show.value(figure.std)}{some}"
 
 
-def _foot(results: list[dict[str, Any]]) -> list[str]:
-    first = results[0]
+def _foot(results: list[FileScores]) -> list[str]:
+    first = results[0].scores
     lines = [
-        f"protocol {first['protocol']}, boundaries {first['boundaries']}, scorer {first['scorer']}, at most "
-        f"{first['max_tokens']} tokens a text; "
+        f"protocol {first.protocol}, boundaries {first.boundaries}, scorer {first.scorer}, at most "
+        f"{first.max_tokens} tokens a text; "
         "[95 % bootstrap interval over texts]"
     ]
-    fewest = first["diversity_texts"]
-    if any(result["num_texts"] > fewest for result in results):
+    fewest = first.diversity_texts
+    if any(result.scores.num_texts > fewest for result in results):
         lines.append(f"diversity is that of the first {fewest:,} texts of each, for it falls with their number")
     for result in results:
-        if result["gen_ppl"] is None:
-            lines.append(f"{result['file']}: no text has a token to score, so there is no perplexity")
-        elif unscored := result["num_texts"] - result["texts_scored"]:
-            lines.append(
-                f"{result['file']}: {unscored:,} texts have no token to score, and perplexity is of the others"
-            )
+        if result.scores.gen_ppl is None:
+            lines.append(f"{result.file}: no text has a token to score, so there is no perplexity")
+        elif unscored := result.scores.num_texts - result.scores.texts_scored:
+            lines.append(f"{result.file}: {unscored:,} texts have no token to score, and perplexity is of the others")
     return lines

@@ -58,11 +58,11 @@ def _exported_settings(run: str | None) -> dict[str, Any]:
     if run is None:
         return {}
     from ldlm import config
-    from ldlm.sampling import exported as pretrained
+    from ldlm.sampling import description
 
-    if not pretrained.is_exported(Path(run)):
+    if not description.is_exported(Path(run)):
         return {}
-    return {"sampler": config.to_dict(pretrained.described(Path(run)).sampler)}
+    return {"sampler": config.to_dict(description.read(Path(run)).sampler)}
 
 
 def _trace(options: Options, config: SampleConfig, run: str | None, folder: str) -> None:

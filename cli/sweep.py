@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -31,6 +32,7 @@ def command(
       ldlm sweep --run run --scorer gpt2-large --reference real.jsonl --budgets 16 32 64 128
     """
     config = options.build()
+    from ldlm.evaluation.frontier import External
     from ldlm.stages import sweep as stage
 
     if options.dry_run:
@@ -41,7 +43,7 @@ def command(
         run_path,
         run_path / "sweep" if output is None else Path(output),
         reference=None if reference is None else Path(reference),
-        externals=[stage.External.parse(one) for one in externals],
+        externals=[External.parse(one) for one in externals],
         overwrite=bool(options.overwrite),
         progress=show.Terminal(),
     )
@@ -49,30 +51,27 @@ def command(
     options.show(result, lambda: _table(result))
 
 
-def _table(result: dict) -> str:
-    from ldlm.stages.sweep import verdict
+def _table(result: dict[str, Any]) -> str:
+    from ldlm.evaluation.frontier import read_finalists, verdict
+    from ldlm.evaluation.scores import FIGURES
 
-    keys = (
-        "budget",
-        "solver",
-        "grid",
-        "guidance",
-        "final",
-        "temperature",
-        "gen_ppl",
-        "entropy",
-        "diversity",
-        "seconds",
-    )
+    finalists = read_finalists(result)
     head = ("evaluations", "solver", "grid", "w", "final", "temp.", "gen. ppl", "entropy", "diversity", "s/text")
-    rows = [tuple(row[key] for key in keys) for row in result["finalists"]]
+    rows: list[tuple[Any, ...]] = [
+        (
+            row.budget, row.solver, row.grid, row.guidance, row.final, row.temperature,
+            row.gen_ppl, row.entropy, row.diversity, row.seconds,
+        )
+        for row in finalists
+    ]  # fmt: skip
     if result["real"] is not None:
-        rows.append(("real text", *[""] * 5, *(result["real"][key] for key in keys[6:9]), ""))
-    decoders = " and ".join(dict.fromkeys(row["decoder"] for row in result["finalists"]))
+        figures = (result["real"][name] for name in FIGURES)
+        rows.append(("real text", *[""] * 5, *figures, ""))
+    decoders = " and ".join(dict.fromkeys(row.decoder for row in finalists))
     foot = (
         f"{result['texts']:,} texts each, decoder {decoders}, scorer {result['scorer']}; all of it in "
         f"{result['output']}/table.md"
     )
-    if (number := result.get("diversity_texts", result["texts"])) < result["texts"]:
-        foot = f"diversity of the first {number:,} of each, which is what the smallest set has; {foot}"
-    return show.table(head, rows) + "\n\n" + verdict(result) + "\n" + foot
+    if result["diversity_texts"] < result["texts"]:
+        foot = f"diversity of the first {result['diversity_texts']:,} of each, as many as the smallest set has; {foot}"
+    return show.table(head, rows) + "\n\n" + verdict(finalists) + "\n" + foot

@@ -26,9 +26,9 @@ from typing import Any, Literal
 import ldlm
 from ldlm import config as configs
 from ldlm import files
-from ldlm.claims import among, entry, sole
 from ldlm.errors import InputError
 from ldlm.location import Location
+from ldlm.locks import exclusive_lock, shared_lock
 
 SCHEMA = 2  # in 1, `detokenizer: lm1b` stood for today's `lm1b-clean`
 COMPLETE = ("manifest.json", "config.json")  # written last: their presence makes a folder complete to its readers
@@ -123,16 +123,18 @@ def begin(
     finishing it. Until `held` closes, no process can overwrite it.
     """
     # Processes that share an output may begin it at the same time.
-    with entry(_outside(path)) if isinstance(path, Path) else nullcontext():
+    with exclusive_lock(_outside(path), wait=True) if isinstance(path, Path) else nullcontext():
         begun = _begin(path, kind, config, inputs, overwrite, reads, shared)
         if held is not None and isinstance(path, Path):
-            held.enter_context(among(path))
+            held.enter_context(shared_lock(path))
         return begun
 
 
 def _outside(path: Path) -> Path:
-    """The closest parent folder that is no artefact itself, which is locked while an artefact below it is begun."""
-    return next(folder for folder in files.target(path).parents if not (folder / "artifact.json").is_file())
+    """The closest parent folder that is no artefact itself, made if need be; it is locked while one below is begun."""
+    found = next(folder for folder in files.target(path).parents if not (folder / "artifact.json").is_file())
+    files.make_folder(found)
+    return found
 
 
 def _begin(
@@ -154,7 +156,7 @@ def _begin(
         return _create(path, kind, config, inputs)
     if overwrite or _is_emptied(found):
         _guard(path, found, kind, reads)
-        with sole(path) if isinstance(path, Path) else nullcontext():
+        with exclusive_lock(path) if isinstance(path, Path) else nullcontext():
             _empty(path, kind)
         return _create(path, kind, config, inputs)
     if "kind" not in found:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ldlm import noise
+from ldlm.attention import use_attention
 from ldlm.config import ComputeConfig, Precision
 from ldlm.errors import InputError
-from ldlm.model import layers
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -42,7 +42,7 @@ class Compute:
             raise InputError(
                 "--attention xformers breaks the graph of --compile on; use --attention sdpa, or compile off"
             )
-        layers.use_attention(config.attention, device)
+        use_attention(config.attention, device)
         auto = device.type == "cuda" and config.attention != "xformers"
         compiled = auto if config.compile == "auto" else config.compile == "on"
         return cls(device, DTYPES[precision_on(config.precision, device)], compiled)

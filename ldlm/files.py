@@ -31,11 +31,11 @@ def fsync_dir(path: Path) -> None:
 
 
 def fsync_tree(root: Location) -> None:
-    """Make every file and folder below `root` durable; objects are, once they are written."""
+    """Make every file and folder below `root` durable. Objects are durable once they are written."""
     if isinstance(root, ObjectPath):
         return
     for folder, _, names in os.walk(root):
-        with suppress(FileNotFoundError):  # another process's temporaries go while we look
+        with suppress(FileNotFoundError):  # another process may remove its temporary files meanwhile
             for name in names:
                 with suppress(FileNotFoundError), open(os.path.join(folder, name), "rb") as file:
                     os.fsync(file.fileno())
@@ -43,17 +43,17 @@ def fsync_tree(root: Location) -> None:
 
 
 def is_temporary(path: Location) -> bool:
-    """Whether this is what a killed `write_atomic` left."""
+    """Whether a path is a temporary file that a killed `write_atomic` left."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
 def unique() -> str:
-    """A part of a name that no other process uses, on this machine or another: in containers all may be process 1."""
+    """A part of a file name that is unique across machines too: in containers, every process may have the id 1."""
     return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def target(path: Path) -> Path:
-    """Where a path leads through symbolic links, whether there is something or not; `InputError` for a circle."""
+    """The path with symbolic links resolved, whether it exists or not; `InputError` for links in a circle."""
     try:
         return path.resolve()
     except RuntimeError:
@@ -61,9 +61,9 @@ def target(path: Path) -> Path:
 
 
 def write_atomic(path: Location, data: str | Buffer) -> None:
-    """Write a whole file or nothing: temporary file, fsync, rename, fsync of the folder. Folders are made.
+    """Write a whole file or nothing: temporary file, fsync, rename, fsync of the folder.
 
-    A symbolic link stays, and the file that it names is written.
+    Missing folders are made. A symbolic link stays, and the file that it points to is replaced.
     """
     data = data.encode() if isinstance(data, str) else data
     if isinstance(path, ObjectPath):
@@ -84,10 +84,10 @@ def write_atomic(path: Location, data: str | Buffer) -> None:
 
 
 def put(finished: Path, path: Path) -> None:
-    """Give a finished, durable file its name, in the place of what has it; for good, also after a power cut.
+    """Rename a finished, durable file to `path`, replacing what is there, and make the rename durable.
 
-    A file that is a mount point, as containers have them, can only be filled: after a kill it may be cut off, and
-    `finished` is still there.
+    A file that is a mount point, as containers have them, can't be renamed over and is overwritten: after a kill it may
+    be cut off, and `finished` is still there.
     """
     try:
         os.replace(finished, path)
@@ -103,9 +103,9 @@ def put(finished: Path, path: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """An error of the system's within the block names the file.
+    """Within the block, an error of the operating system names the file.
 
-    A write that finds no room doesn't say where, and libraries in Rust make errors of their own of the system's.
+    A full disk raises an error without a file name, and libraries in Rust wrap the system's errors in their own.
     """
     try:
         yield
@@ -120,9 +120,9 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_once(path: Location, data: Buffer) -> Buffer:
-    """Write a whole file, unless another writer of an object store was faster; returns what stands there now.
+    """Write a whole file; in an object store, only where there is none yet. Returns the content that is there now.
 
-    On a file system it is the caller who holds a claim, and a file that is there is a dead writer's.
+    On a file system the caller holds a lock, so a file that is there is left from a killed writer and is replaced.
     """
     if isinstance(path, ObjectPath):
         return data if path.write_bytes(data, once=True) else path.read_bytes()
@@ -131,7 +131,7 @@ def write_once(path: Location, data: Buffer) -> Buffer:
 
 
 def make_folder(path: Path) -> None:
-    """A durable folder, with those above it; where it is a link, the folder that it names."""
+    """Make a folder and its parents, durably; for a symbolic link, the folder that it points to."""
     if not path.is_dir():
         there = target(path)
         make_folder(there.parent)
@@ -140,7 +140,7 @@ def make_folder(path: Path) -> None:
 
 
 def check_output(path: Path, example: str) -> None:
-    """`InputError` when a file can't be written under that name, because a folder or a device has it."""
+    """`InputError` when `path`, which names the file to write, is a folder, a device or a pipe."""
     if path.is_dir():
         raise InputError(f"{path} is a folder; --output names the file to write, for example {path / example}")
     if path.exists() and not path.is_file():
@@ -148,7 +148,7 @@ def check_output(path: Path, example: str) -> None:
 
 
 def empty(folder: Path, *, but: str) -> None:
-    """Delete all that is below a folder except the file `but`. Mount points below it are emptied and stay."""
+    """Delete everything below a folder except the file `but`. Mount points below it are emptied and stay."""
     for place, folders, names in os.walk(folder, topdown=False):
         for name in names:
             if name != but or place != os.fspath(folder):
@@ -156,7 +156,7 @@ def empty(folder: Path, *, but: str) -> None:
         for name in folders:
             if Path(place, name).is_symlink():
                 Path(place, name).unlink()
-            elif name != "lost+found":  # which a file system of the ext family wants to keep
+            elif name != "lost+found":  # which file systems of the ext family keep
                 _remove_folder(Path(place, name))
 
 
@@ -174,7 +174,7 @@ def dump_json(value: Any) -> str:
 
 
 def write_json(path: Location, value: Any) -> None:
-    """`dump_json`, atomic."""
+    """Write indented, strict JSON atomically."""
     write_atomic(path, dump_json(value))
 
 
@@ -189,12 +189,12 @@ def read_json(path: Location) -> Any:
 
 
 def dump_digested(value: Mapping[str, Any]) -> str:
-    """`dump_json` of an object with a digest of itself, by which `load_digested` notices a bit that has changed."""
+    """JSON of an object with a digest of it, by which `load_digested` detects changed bits."""
     return dump_json({**value, "digest": sha256_json(value)})
 
 
 def load_digested(data: bytes) -> dict[str, Any] | None:
-    """Inverse of `dump_digested`; None for what it did not write."""
+    """The object that `dump_digested` wrote; None when the data is damaged or something else."""
     try:
         found = json.loads(data)
         digest = found.pop("digest")
@@ -205,7 +205,7 @@ def load_digested(data: bytes) -> dict[str, Any] | None:
 
 
 def read_digested(path: Location, remedy: str) -> dict[str, Any]:
-    """What `dump_digested` gave for `path`; `InputError`, with the remedy, when it is absent or damaged."""
+    """The object of a `dump_digested` file; `InputError`, with the remedy, when it is absent or damaged."""
     data = content(path)
     found = None if data is None else load_digested(data)
     if found is None:
@@ -215,7 +215,7 @@ def read_digested(path: Location, remedy: str) -> dict[str, Any]:
 
 
 def dump_yaml(value: Mapping[str, Any]) -> str:
-    """YAML in the order of the settings."""
+    """YAML of settings, in their order."""
     import yaml
 
     return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, default_flow_style=False)
@@ -251,7 +251,7 @@ def read_yaml(path: Location) -> dict[str, Any]:
 
 
 def amount(count: float) -> str:
-    """Bytes in the binary unit that says most: 512 B, 3.4 MiB."""
+    """A number of bytes in a readable unit: 512 B, 3.4 MiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -276,7 +276,7 @@ def content(path: Location) -> bytes | None:
 
 
 def sizes(root: Location) -> dict[str, int]:
-    """Bytes of every file below a folder, by its name from there; of an object store, by one listing."""
+    """Bytes of every file below a folder, by relative name. An object store is listed once."""
     if isinstance(root, ObjectPath):
         return root.sizes()
     found = ((name, size(path)) for path, name in below(root))
@@ -284,12 +284,12 @@ def sizes(root: Location) -> dict[str, int]:
 
 
 def matching(folder: Location, pattern: str) -> list[Any]:
-    """Paths directly in a folder whose names match, in order."""
+    """The paths directly in a folder whose names match `pattern`, sorted."""
     return sorted(folder.glob(pattern))
 
 
 def below(root: Location) -> Iterator[tuple[Any, str]]:
-    """Every file below a folder, with its name from there, in order; what others remove meanwhile may be among them."""
+    """Every file below a folder with its relative name, sorted; another process may remove some of them meanwhile."""
     paths: list[Any] = sorted(root.rglob("*") if isinstance(root, ObjectPath) else _walk(root))
     for path in paths:
         if isinstance(path, ObjectPath) or path.is_file():
@@ -297,14 +297,14 @@ def below(root: Location) -> Iterator[tuple[Any, str]]:
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    """By os.walk, which passes over folders that vanish, where rglob raises an error."""
+    """The files below a folder. os.walk skips folders that vanish, where rglob raises an error."""
     return (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
 
 
 def copy_tree(source: Location, target: Location) -> dict[str, str]:
-    """Copy every file below `source`, between any two places; the sha256 of what stands in `target` now, by name.
+    """Copy every file below `source` to `target`, local or not; returns the sha256 of the files there, by name.
 
-    In an object store, what stands there already stays.
+    Objects that exist already are kept.
     """
     return {name: sha256(write_once(target / name, path.read_bytes())) for path, name in below(source)}
 
@@ -346,17 +346,17 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def dump_jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
-    """JSON lines."""
+    """JSON lines, one per row."""
     return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
-_UMASK = os.umask(0o077)  # which the system tells only to who sets it
+_UMASK = os.umask(0o077)  # it can be read only by setting it
 os.umask(_UMASK)
 
 
 def by_umask(path: Path) -> None:
-    """Let those read a file whom the umask lets: safetensors makes files that nobody else may read."""
-    with suppress(OSError):  # of file systems without modes
+    """Give a file the permissions of the umask: safetensors makes files that only their owner may read."""
+    with suppress(OSError):  # on file systems without modes
         path.chmod(0o666 & ~_UMASK)
 
 

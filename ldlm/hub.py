@@ -1,6 +1,6 @@
 """Loaders of models, tokenizers, datasets and exported models by name: from a folder or the Hugging Face hub.
 
-The hub is there or not, told within seconds; where it is not, what was downloaded before is read. A model's own code is
+Where the hub can't be reached, which is found out within seconds, earlier downloads are read. A model's own code is
 never run, and its pickles are never opened.
 """
 
@@ -28,7 +28,7 @@ DESCRIPTIONS = ("config.json", "tokenizer_config.json", "tokenizer.json")  # a m
 
 @cache
 def check_hub() -> None:
-    """Fall back at once on what is cached where there is no network; the hub's client would retry for a minute."""
+    """Go offline at once when the hub can't be reached: its client would retry for a minute."""
     import datasets.config
     from huggingface_hub import constants, get_session
 
@@ -36,13 +36,13 @@ def check_hub() -> None:
         return
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # of whichever HTTP library the hub's client uses
+    except Exception:  # of the HTTP library that the hub's client uses, which depends on its version
         constants.HF_HUB_OFFLINE = True
         datasets.config.HF_HUB_OFFLINE = datasets.config.HF_DATASETS_OFFLINE = True
 
 
 def offline() -> bool:
-    """Whether the hub is left alone, because the user says so or because it can't be reached."""
+    """Whether the hub is not used, because the user says so or because it can't be reached."""
     from huggingface_hub import constants
 
     check_hub()
@@ -54,11 +54,11 @@ def looks_like_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/") or os.path.exists(name)
 
 
-@cache  # a branch that moves under way doesn't change the model of a process
+@cache  # so that a branch that moves meanwhile doesn't change the model of this process
 def snapshot(name: str) -> Path:
-    """The folder, named by its commit, where the cache keeps what was fetched of a model or tokenizer of the hub.
+    """The cache folder of a model or tokenizer of the hub; the folder's name is the commit.
 
-    It is the commit of the main branch as the hub says or, without one, as it was when it was fetched last.
+    That is the hub's main branch now or, where the hub can't be reached, the commit that was fetched last.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
@@ -74,19 +74,19 @@ def snapshot(name: str) -> Path:
 
 
 def commit(name: str) -> str:
-    """The commit of a model or tokenizer of the hub, which is the one that is loaded in this process."""
+    """The commit of a model or tokenizer of the hub that this process loads."""
     return snapshot(name).name
 
 
 def revision(name: str) -> str | None:
-    """The commit of what has been loaded by hub name; None for a folder."""
+    """The commit of a model that is loaded by hub name; None for a local folder."""
     return None if Path(name).is_dir() else commit(name)
 
 
 def cached_dataset(name: str, revision: str | None = None) -> Path | None:
-    """The downloaded files of a hub dataset, in a folder that its commit names, where no hub can be reached; else None.
+    """The cache folder, named by its commit, of a hub dataset; None where the hub can be reached.
 
-    None also where they were never downloaded. `LocalEntryNotFoundError` where the download is known to lack files.
+    None too where the dataset was never downloaded. `LocalEntryNotFoundError` where the download lacks files.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -102,7 +102,7 @@ def cached_dataset(name: str, revision: str | None = None) -> Path | None:
 
 
 def why(error: BaseException) -> str:
-    """Why something can't be had by name, in one line."""
+    """The reason why a model or dataset can't be loaded by name, in one line."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
@@ -115,9 +115,9 @@ def why(error: BaseException) -> str:
 
 
 def download(repo_id: str, names: list[str], **options: Any) -> Path:
-    """A folder with the files of a repository whose names match; what is cached is not fetched again.
+    """A folder with the files of a repository whose names match; cached files are not fetched again.
 
-    `options` are those of `huggingface_hub.snapshot_download`. `InputError` in one line when it can't be had.
+    `options` are those of `huggingface_hub.snapshot_download`. `InputError` when the download fails.
     """
     from huggingface_hub import snapshot_download
 
@@ -146,7 +146,7 @@ def quiet_transformers() -> None:
 
 
 def load_pretrained(auto_class: Any, name: str, **options: Any) -> Any:
-    """`auto_class.from_pretrained` of a folder or hub name, without running its code; `InputError` in one line."""
+    """`auto_class.from_pretrained` of a folder or hub name, without running its code; `InputError` when it fails."""
     quiet_transformers()
     local = Path(name).is_dir()
     if looks_like_path(name) and not local:
@@ -198,7 +198,7 @@ def _refusal(name: str, local: bool, error: Exception) -> InputError:
 
 
 def load_model(auto_class: Any, name: str) -> tuple[Any, dict[int, str]]:
-    """The model in float32, and the names, by id, of the parameters that its file lacks and that are random now."""
+    """The model in float32, and the parameters that its file lacks and that are random: id → name."""
     import torch
 
     model, report = load_pretrained(
@@ -208,9 +208,9 @@ def load_model(auto_class: Any, name: str) -> tuple[Any, dict[int, str]]:
     return model, {id(p): key for key, p in model.named_parameters() if key in absent}
 
 
-def check_whole(network: nn.Module, made_up: dict[int, str], name: str) -> None:
-    """`InputError` when parameters that take part are not from the file."""
-    lacking = [made_up[id(p)] for p in network.parameters() if id(p) in made_up]
+def check_whole(network: nn.Module, absent: dict[int, str], name: str) -> None:
+    """`InputError` when `network` has parameters that its file lacks; `absent` is from `load_model`."""
+    lacking = [absent[id(p)] for p in network.parameters() if id(p) in absent]
     if lacking:
         raise InputError(f"{name} lacks the weights {', '.join(lacking[:3])} ({len(lacking)} in all)")
 

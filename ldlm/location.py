@@ -1,7 +1,7 @@
-"""Where a feature store lies: a local folder, or a prefix of an object store such as `s3://bucket/features`.
+"""Locations of feature stores: a local folder, or a prefix of an object store such as `s3://bucket/features`.
 
-A local place is a `pathlib.Path`. `ObjectPath` has the few of its methods that a store needs. An object is written
-whole or not at all, by one PUT or a multipart upload, and is durable then; there is no rename and no lock.
+A local location is a `pathlib.Path`. `ObjectPath` has those of its methods that a store needs. An object is written
+whole or not at all, by one PUT or a multipart upload, and is durable then. Object stores have no renames and no locks.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class ObjectPath:
         return PurePosixPath(self.key).suffix
 
     def relative_to(self, other: ObjectPath) -> PurePosixPath:
-        """What comes after the key of `other`."""
+        """The key relative to that of `other`."""
         return PurePosixPath(self.key).relative_to(other.key)
 
     def is_file(self) -> bool:
@@ -100,11 +100,11 @@ class ObjectPath:
         return self.root.call("get_range", self.key, start=start, length=length).to_bytes()
 
     def write_bytes(self, data: bytes | memoryview, *, once: bool = False) -> bool:
-        """Put the object, whole or not at all; with `once`, leave the one that is there. Whether it was put."""
+        """Put the object, whole or not at all; returns whether it was. With `once`, an object that exists is kept."""
         if not once:
             return self.root.call("put", self.key, data) is not None
-        # obstore repeats no such request after a reset, since its answer might be about its own first attempt. Here
-        # that does not matter: what stands there is read again.
+        # obstore doesn't retry such a request after a reset, since the retry could find its own first attempt. Here
+        # that does no harm: the object that exists is read back.
         ends = math.inf
         for attempt in itertools.count():
             try:
@@ -129,7 +129,7 @@ class ObjectPath:
         return (path for path in found if PurePosixPath(path.name).match(pattern))
 
     def glob(self, pattern: str) -> Iterator[ObjectPath]:
-        """The same, of those directly below."""
+        """The objects directly below whose names match, in order."""
         depth = len(PurePosixPath(self.key).parts) + 1
         return (path for path in self.rglob(pattern) if len(PurePosixPath(path.key).parts) == depth)
 
@@ -137,7 +137,7 @@ class ObjectPath:
         return [entry["path"] for entry in self.root.call("list", f"{self.key}/", limit=limit)]
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of every object below, by its name from here."""
+        """Bytes of every object below, by relative name."""
         start = len(self.key) + 1
         return {entry["path"][start:]: entry["size"] for entry in self.root.call("list", f"{self.key}/", limit=None)}
 
@@ -147,17 +147,17 @@ Location = Path | ObjectPath
 
 @dataclass(frozen=True)
 class Bucket:
-    """A bucket, and how its requests fail: after `RETRIES` attempts, in one clear line."""
+    """A bucket, whose requests fail with an error of one line after `RETRIES` retries."""
 
     url: str  # s3://bucket
 
     @cached_property
     def store(self) -> Any:
-        """obstore's client. Credentials, region and AWS_ENDPOINT_URL come from the environment, as everywhere."""
+        """obstore's client of the bucket. Credentials, region and AWS_ENDPOINT_URL come from the environment."""
         return self.below("")
 
     def below(self, prefix: str) -> Any:
-        """The client of a prefix."""
+        """obstore's client of a prefix."""
         try:
             from obstore.store import from_url
         except ImportError:
@@ -173,9 +173,9 @@ class Bucket:
         return from_url(f"{self.url}/{prefix}", retry_config=retry, client_options=client)
 
     def call(self, operation: str, key: str, *args: Any, **options: Any) -> Any:
-        """One of obstore's functions, `list` giving entries and `get` bytes; None for what was there already.
+        """Call one of obstore's functions. `list` gives entries, `get` bytes, and a put None where the object exists.
 
-        FileNotFoundError when there is no such object, `StorageError` when the service doesn't do it.
+        FileNotFoundError when there is no such object, `StorageError` when the service fails.
         """
         import obstore
         from obstore import exceptions
@@ -188,7 +188,7 @@ class Bucket:
             if operation == "get":
                 return obstore.get(store, key).bytes().to_bytes()
             return getattr(obstore, operation)(store, key, *args, **options)
-        except exceptions.AlreadyExistsError:  # written once, by somebody else
+        except exceptions.AlreadyExistsError:  # another process has put it
             return None
         except FileNotFoundError:
             raise FileNotFoundError(f"{self.url}/{key}") from None
@@ -201,7 +201,7 @@ class Bucket:
 
 
 def locate(where: str | Path) -> Location:
-    """The place that a user names: a local path, or `s3://bucket/prefix`."""
+    """The location that a user names: a local path, or `s3://bucket/prefix`."""
     if isinstance(where, Path) or "://" not in where:
         return Path(where)
     scheme, _, rest = where.partition("://")

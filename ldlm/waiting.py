@@ -1,4 +1,4 @@
-"""How the threads of a process wait for work: a matter for a command, and none for programs that import the package."""
+"""How idle OpenMP threads wait. Commands set it; programs that import the package keep their own setting."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ SPIN_COUNT = 1_000  # rounds of a loop, a few microseconds; libgomp's own defaul
 
 
 def bound_spinning() -> None:
-    """Let OpenMP's threads sleep soon when they wait, unless the user has chosen; to be called before torch is loaded.
+    """Let idle OpenMP threads sleep soon, unless the user has set how they wait. Call it before torch is loaded.
 
-    Spinning threads answer the next operation a little sooner, and on a machine that others use as well they hold the
-    cores that the thread they wait for needs: a step then takes ten times as long (`python -m benchmarks loaded`).
-    Child processes inherit it.
+    Threads that spin start the next operation a little sooner. On a machine that others use too, they hold cores that
+    working threads need, and a step takes ten times as long (`python -m benchmarks loaded`). Child processes inherit
+    the setting.
     """
     if not any(name in os.environ for name in CHOSEN_BY_THE_USER):
         os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)

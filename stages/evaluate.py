@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,14 @@ from ldlm import runtime
 from ldlm.config import EvaluateConfig, differences
 from ldlm.errors import InputError
 from ldlm.evaluation import mauve, metrics, samples
+from ldlm.evaluation.measure import measure
 from ldlm.evaluation.samples import Texts
-from ldlm.evaluation.scorecache import ScoreCache
 from ldlm.evaluation.scorer import Scorer
+from ldlm.evaluation.scores import FileScores, Mauve
 from ldlm.features import textfiles
-from ldlm.features.encoder import tokenizer_fingerprint
 from ldlm.progress import SILENT, Progress
 
-Advance = Callable[[int], None]
 LONGEST = 1024  # tokens of a text, where nobody says and no row of tokens tells
-FIGURES = ("gen_ppl", "entropy", "diversity")  # never one without the others: collapse lowers perplexity
 
 
 def plan(
@@ -43,11 +42,11 @@ def run(
     with_mauve: bool = False,
     cache: Path | None = None,
     progress: Progress = SILENT,
-) -> list[dict[str, Any]]:
-    """The metrics of each file, and of the reference last, as JSON-ready records.
+) -> list[FileScores]:
+    """Scores of each file, and of the reference last.
 
-    `seeds` says that the files are draws of one model with other seeds, and takes folders of them. `with_mauve`
-    compares each with the reference. `cache` is a folder where likelihoods are kept between calls.
+    `seeds`: the files, or those in the folders, are draws of one model with different seeds. `with_mauve` compares each
+    with the reference. `cache` is a folder where likelihoods are kept between calls.
     """
     if with_mauve:
         mauve.library()
@@ -61,20 +60,18 @@ def run(
     max_tokens = _max_tokens(config, sets, scorer, progress)
     fewest = min(map(len, sets))
     with (
-        ScoreCache(cache, scorer, progress.note) if cache else nullcontext() as kept,
+        scorer.cache(cache, progress.note) if cache else nullcontext() as kept,
         progress.task("score", sum(map(len, sets)), "text") as task,
     ):
-        results = [measure(texts, scorer, config, max_tokens, fewest, task.advance, kept) for texts in sets]
-    for path, result in zip(paths, results, strict=True):
-        result.update(file=str(path), role="texts")
-    if reference is not None:
-        results[-1]["role"] = "reference"
-    if all(result["gen_ppl"] is None for result in results):
+        scores = [measure(texts, scorer, config, max_tokens, fewest, task.advance, kept) for texts in sets]
+    if all(one.gen_ppl is None for one in scores):
         raise metrics.NothingToScore(config.protocol)
-    if with_mauve:
-        for result, found in zip(results, _mauve(sets, scorer, config, max_tokens, progress), strict=False):
-            result.update(found)
-    return results
+    found = [*_mauve(sets, scorer, config, max_tokens, progress), None] if with_mauve else [None] * len(sets)
+    results = [
+        FileScores(file=str(path), role="texts", scores=one, mauve=mauve)
+        for path, one, mauve in zip(paths, scores, found, strict=True)
+    ]
+    return results if reference is None else [*results[:-1], replace(results[-1], role="reference")]
 
 
 def _paths(files: Sequence[Path], reference: Path | None, seeds: bool) -> list[Path]:
@@ -109,70 +106,6 @@ def _max_tokens(config: EvaluateConfig, sets: Sequence[Texts], scorer: Scorer, p
 def _longest(sets: Sequence[Texts]) -> int:
     """Tokens in the longest row that comes with its tokens: the run's L, where a run drew the texts."""
     return max((len(ids) for texts in sets for ids in texts.tokens or []), default=0)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# One set of texts
-
-
-def measure(
-    texts: Texts,
-    scorer: Scorer,
-    config: EvaluateConfig,
-    max_tokens: int,
-    fewest: int | None = None,
-    advance: Advance = lambda count: None,
-    cache: ScoreCache | None = None,
-) -> dict[str, Any]:
-    """gen_ppl, entropy and diversity of one set, with intervals and all that names them (SPEC 9, 12.13).
-
-    Diversity is that of the first `fewest` texts, the size of the smallest set beside this one. Texts of which none has
-    anything to score have no perplexity: `gen_ppl` and its interval are None.
-    """
-    spelled = texts.boundaries.spell(texts.texts, config.boundaries, scorer)
-    how: Any = {"max_tokens": max_tokens, "batch_size": config.batch_size, "advance": advance, "cache": cache}
-    try:
-        scores = metrics.score(spelled, scorer, config.protocol, **how)
-    except metrics.NothingToScore:
-        scores = None
-    rows = [
-        ids[:max_tokens] for ids in texts.tokens or scorer.tokens(_with_specials(texts, config, scorer), max_tokens)
-    ]
-    number = min(len(rows), fewest or len(rows))
-    entropy_T = metrics.entropies(rows)
-    resampling = {"resamples": config.resamples, "seed": config.seed}
-    return {
-        "gen_ppl": scores and scores.perplexity(),
-        "entropy": float(entropy_T.mean()),
-        "diversity": metrics.diversity(rows[:number]),
-        "diversity_texts": number,
-        "intervals": {
-            "gen_ppl": scores and metrics.bootstrap(scores.perplexity, len(scores.nll_T), **resampling),
-            "entropy": metrics.bootstrap(lambda chosen: entropy_T[chosen].mean(), len(entropy_T), **resampling),
-        },
-        "bootstrap": {"level": 0.95, **resampling},
-        "protocol": config.protocol,
-        "boundaries": config.boundaries,
-        "boundary_tokens": list(texts.boundaries.tokens),
-        "clean_up": texts.clean_up,
-        "scorer": scorer.name,
-        "scorer_revision": scorer.revision,
-        "scorer_tokenizer": tokenizer_fingerprint(scorer.tokenizer)[:12],
-        "dtype": scorer.dtype,
-        "num_texts": len(texts),
-        "texts_scored": len(scores.nll_T) if scores else 0,
-        "tokens": sum(map(len, rows)),
-        "tokens_scored": int(scores.count_T.sum()) if scores else 0,
-        "tokens_from": "file" if texts.tokens else "scorer",
-        "max_tokens": max_tokens,
-        "seeds": [min(texts.seeds), max(texts.seeds)] if texts.seeds else None,
-    }
-
-
-def _with_specials(texts: Texts, config: EvaluateConfig, scorer: Scorer) -> Sequence[str]:
-    """The texts whose tokens are counted for entropy and diversity, which take special tokens in (SPEC 9)."""
-    kept = "eos" if config.boundaries == "drop" and scorer.eos is not None else config.boundaries
-    return texts.boundaries.spell(texts.texts, kept, scorer)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -212,36 +145,14 @@ def _settings(found: dict[str, Any]) -> dict[str, Any]:
     return {**sampler, **{name: found[name] for name in names}}
 
 
-def over_seeds(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and sample standard deviation (n − 1) of each figure over the `files` of a model that have it.
-
-    None for the mean of none, and for the deviation of less than two.
-    """
-    drawn = [result for result in results if result["role"] == "texts"]
-    names = [name for name in (*FIGURES, "mauve") if name in drawn[0]]
-    spread = {name: _spread([result[name] for result in drawn if result[name] is not None]) for name in names}
-    return {**spread, "files": len(drawn), "texts_each": drawn[0]["num_texts"]}
-
-
-def _spread(values: Sequence[float]) -> dict[str, Any]:
-    return {
-        "mean": float(np.mean(values)) if values else None,
-        "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-        "files": len(values),
-    }
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # MAUVE
 
 
 def _mauve(
     sets: Sequence[Texts], scorer: Scorer, config: EvaluateConfig, max_tokens: int, progress: Progress
-) -> list[dict[str, Any]]:
-    """MAUVE of every set but the last against the last, which is the reference; all with as many texts.
-
-    None for a set of which too few texts have a token.
-    """
+) -> list[Mauve]:
+    """MAUVE of every set but the last against the last, which is the reference; all with as many texts."""
     model = scorer if config.mauve_model in (None, scorer.name) else Scorer(config.mauve_model, scorer.device)
     if config.max_tokens is None:
         max_tokens = model.fitting(max_tokens, progress.note)
@@ -258,11 +169,11 @@ def _mauve(
 
         reference = states(real)
         found = [
-            {"mauve": None, "mauve_settings": {}} if nothing else mauve.score(states(some), reference)
+            Mauve(None, {}) if nothing else mauve.score(states(some), reference)
             for some, nothing in zip(drawn, collapsed, strict=True)
         ]
     named = {"model": model.name, "model_revision": model.revision, "max_tokens": max_tokens}
-    return [{**one, "mauve_settings": {**one["mauve_settings"], **named}} for one in found]
+    return [Mauve(one.value, {**one.settings, **named}) for one in found]
 
 
 def mauve_of_features(texts: Path, reference: Path) -> dict[str, Any]:
@@ -274,4 +185,4 @@ def mauve_of_features(texts: Path, reference: Path) -> dict[str, Any]:
             f"{texts} has features of width {p_TD.shape[1]} and {reference} of {q_TD.shape[1]}; take one model for both"
         )
     count = min(len(p_TD), len(q_TD))
-    return {**mauve.score(p_TD[:count], q_TD[:count]), "file": str(texts), "reference": str(reference)}
+    return {**mauve.score(p_TD[:count], q_TD[:count]).to_json(), "file": str(texts), "reference": str(reference)}

@@ -16,7 +16,8 @@ from ldlm.errors import InputError
 from ldlm.evaluation.boundaries import Boundaries
 from ldlm.progress import SILENT, Progress
 from ldlm.sampling import solvers
-from ldlm.sampling.exported import LDLM, ModelDescription
+from ldlm.sampling.description import ModelDescription
+from ldlm.sampling.exported import LDLM
 from ldlm.sampling.generation import JOINT
 from ldlm.sampling.trained_run import TrainedRun
 from ldlm.training.log import MetricsFile

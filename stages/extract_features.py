@@ -7,56 +7,34 @@ Four phases, each of which resumes where it was killed:
 3. shard by shard: take a block's states from the spool or from the encoder, normalise, store, record;
 4. seal.
 
-So the encoder sees every row once; again only where a kill cost the shard it was in, and where machines that have an
-object store and no common disk take the statistics, of which each spools its own states, or meet at a shard. Any number
-of processes, under torchrun or started by hand, on one machine or on a shared file system, divide blocks and shards
-among them. Blocks are the same rows whatever the number of processes or the point of resumption, and statistics merge
-in block order; the bytes of a store depend on its configuration and text alone. A store in an object store is made the
-same way, with the spool in a local cache.
+So the encoder sees every row once. It sees a row again where a kill cost the shard that the row was in, and where
+machines share an object store and no disk: each of them spools the sample's states, and two may make the same shard.
+The spool of a store in an object store is in a local cache.
 """
 
 from __future__ import annotations
 
-import math
 import os
-import random
-import shutil
-import tempfile
-import time
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-import numpy as np
-import torch
-from safetensors.numpy import load, save
-
-from ldlm import artifact, compute, files, hub, runtime
+from ldlm import runtime
 from ldlm.artifact import Artifact
-from ldlm.claims import claim, share
-from ldlm.compute import fetch
 from ldlm.config import ExtractConfig, Shapes
 from ldlm.errors import InputError
-from ldlm.features import codecs, corpus, store, text, textfiles
-from ldlm.features.codecs import CODECS, Codec, Parts
-from ldlm.features.encoder import FrozenEncoder, Statistics, tokenizer_fingerprint
-from ldlm.features.spool import Spool
-from ldlm.features.store import SPLITS, StoreWriter
-from ldlm.hub import load_tokenizer
-from ldlm.location import REQUEST_BYTES, Location, ObjectPath
+from ldlm.features import corpus, estimate, inputs
+from ldlm.features.codecs import CODECS
+from ldlm.features.extraction import prepare
+from ldlm.features.shards import SPLITS
+from ldlm.location import Location
 from ldlm.progress import SILENT, Progress
-from ldlm.training import cost as accounting
-
-LOOK_EVERY = 30.0  # seconds between looks at what other processes have done
-Item = TypeVar("Item")
+from ldlm.training import cost
 
 
 def plan(config: ExtractConfig, out: Location | None = None) -> dict[str, Any]:
-    """What it would write and take: rows, tokens, shards, bytes per codec before compression, free space, hours.
+    """Rows, tokens, shards, bytes per codec before compression, free space and hours of an extraction.
 
     Hours are those of one process on this device, at the rates at which it tokenises the text, and then runs the
     encoder or, where that is slower, makes the bytes of shards; the disk is left out. `online` runs the encoder over
@@ -64,113 +42,46 @@ def plan(config: ExtractConfig, out: Location | None = None) -> dict[str, Any]:
     `estimated` from their number. `saved_share_of_step` is the encoder's part of a training step that runs it, in
     FLOPs, for a model of the paper's size: what the store saves.
     """
-    _check(config)
-    config, _ = _pinned(config)
-    tokenizer, encoder = _models(config)
-    _check_requests(config, out, encoder.hidden_dim)
+    config, _, tokenizer, encoder = inputs.find(config, out)
     counts = {split: corpus.count_rows(config, tokenizer, split) for split in SPLITS}
     rows = {split: count.rows for split, count in counts.items()}
-    tokens, width = sum(rows.values()) * config.seq_len, encoder.hidden_dim
+    tokens, width = sum(rows.values()) * config.seq_len, 0 if config.kind == "scratch" else encoder.hidden_dim
     packing = sum(count.seconds for count in counts.values()) / max(1, sum(count.packed for count in counts.values()))
-    writer = _writer(config, Path(), _shapes(config, tokenizer, encoder))
-    rate = _rate(config, encoder, writer) if writer.with_hidden else 0.0
-    sample = _sampled_blocks(config, rows["train"]) * config.batch_size * config.seq_len
+    writer = inputs.store_writer(config, Path(), inputs.shapes(config, tokenizer, encoder))
+    rate = estimate.tokens_per_second(config, encoder, writer) if writer.with_hidden else 0.0
+    sample = estimate.sampled_blocks(config, rows["train"]) * config.batch_size * config.seq_len
     encoding = (tokens if writer.codec.dtypes else min(tokens, sample)) / rate if rate else 0.0
     return {
         "rows": rows,
         "estimated": not all(count.exact for count in counts.values()),
         "tokens": tokens,
-        "shards": sum(-(-count // config.shard_rows) for count in rows.values()),
-        "bytes": {
-            codec.name: _bytes(tokens, 0 if config.kind == "scratch" else width, codec) for codec in CODECS.values()
-        },
-        "bytes_free": shutil.disk_usage(_existing_parent(out)).free if isinstance(out, Path | None) else None,
+        "shards": sum(map(writer.shards, rows.values())),
+        "bytes": {codec.name: estimate.stored_bytes(tokens, width, codec) for codec in CODECS.values()},
+        "bytes_free": estimate.free_bytes(out or Path()) if isinstance(out, Path | None) else None,
         "tokens_per_second": round(rate),
         "hours": (packing * sum(rows.values()) + encoding) / 3600,
-        "saved_share_of_step": accounting.encoder_share(encoder.network, config.seq_len),
+        "saved_share_of_step": cost.encoder_share(encoder.network, config.seq_len),
     }
 
 
-def _bytes(tokens: int, width: int, codec: Codec) -> int:
-    """What that many tokens and their states take, before compression."""
-    return round(tokens * (width * codec.bytes_per_value + 4))
-
-
-def _sampled_blocks(config: ExtractConfig, rows: int) -> int:
-    """Over how many blocks of `rows` training rows the statistics are taken."""
-    blocks, wanted = -(-rows // config.batch_size), config.stats_tokens
-    return blocks if wanted is None else min(blocks, -(-wanted // (config.batch_size * config.seq_len)))
-
-
-def _rate(config: ExtractConfig, encoder: FrozenEncoder, writer: StoreWriter) -> float:
-    """Tokens per second, over blocks of random tokens, of the slower of the two that run side by side.
-
-    One encodes, the other compresses and hashes what will be written; the disk is left out.
-    """
-    tokens = torch.randint(writer.shapes.vocab_size, (config.batch_size, config.seq_len))
-    statistics, parts = Statistics.of(encoder(tokens).cpu().numpy()), dict[str, np.ndarray]()
-    mean_D, std_D = statistics.mean_D.astype(np.float32), statistics.std_D.astype(np.float32)
-
-    def encode() -> None:
-        states = encoder(tokens).cpu().numpy()
-        if writer.codec.dtypes:
-            parts.update(_stored(states, mean_D, std_D, writer.codec)[0])
-
-    def compress() -> None:
-        for data in writer.encoded(0, parts, tokens.numpy().astype(np.int32)).values():
-            files.sha256(data)
-
-    return min(tokens.numel() * _per_second(part) for part in (encode, compress))
-
-
-def _per_second(work: Callable[[], None], seconds: float = 1.0) -> float:
-    work()
-    done, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        work()
-        done += 1
-    return done / (time.perf_counter() - started)
-
-
 def shapes(config: ExtractConfig) -> Shapes:
-    """Sizes of the rows that it would write."""
-    tokenizer, encoder = _models(config)
-    return _shapes(config, tokenizer, encoder)
-
-
-def _shapes(config: ExtractConfig, tokenizer: Any, encoder: FrozenEncoder) -> Shapes:
-    return Shapes(seq_len=config.seq_len, hidden_dim=encoder.hidden_dim, vocab_size=len(tokenizer))
-
-
-def _writer(config: ExtractConfig, out: Location, shapes: Shapes) -> StoreWriter:
-    return StoreWriter(
-        out,
-        shapes,
-        codec=CODECS[config.codec],
-        compression=config.compression,
-        shard_rows=config.shard_rows,
-        with_hidden=config.kind != "scratch",
-    )
-
-
-def _existing_parent(path: Path | None) -> Path:
-    path = files.target(path or Path())
-    return next(folder for folder in (path, *path.parents) if folder.exists())
+    """Sizes of the rows that the extraction would write."""
+    return inputs.shapes(config, *inputs.models(config))
 
 
 def run(config: ExtractConfig, out: Location, *, overwrite: bool = False, progress: Progress = SILENT) -> Artifact:
-    """Write the store `out` and seal it. The same call again takes up an interrupted one, or joins a running one."""
-    if overwrite and _world()[1] > 1:
+    """Write the store `out` and seal it. The same call again resumes an interrupted one, or joins a running one."""
+    if overwrite and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(f"--overwrite can't be shared by several processes; remove {out} first")
-    progress = SILENT if _world()[0] else progress
+    progress = progress if runtime.reports() else SILENT
     with ExitStack() as held:
         extraction, result = prepare(config, out, overwrite=overwrite, progress=progress, held=held)
         if result.complete:
-            _clear(extraction.work, out)  # killed between the seal and this
+            extraction.clear()  # killed between the seal and this
             progress.note(f"{out} is complete; nothing to do")
             return result
 
-        # Until the text is packed there is nothing to keep, also of what an interruption left.
+        # Until the text is packed there is nothing worth keeping, even of an interrupted extraction.
         with replace(result, state="new").or_nothing(unless="ledger"):
             packed = extraction.pack()
         with result.or_nothing(unless="ledger"):
@@ -182,560 +93,3 @@ def run(config: ExtractConfig, out: Location, *, overwrite: bool = False, progre
                 if extraction.wanting():
                     extraction.write_shards()
         return extraction.seal(result)
-
-
-def prepare(
-    config: ExtractConfig,
-    out: Location,
-    *,
-    overwrite: bool = False,
-    progress: Progress = SILENT,
-    held: ExitStack | None = None,
-) -> tuple[Extraction, Artifact]:
-    """Find text, tokenizer and encoder, and begin or take up the store; `InputError` when one doesn't fit it.
-
-    Until `held` closes, no other process may overwrite or repair the store.
-    """
-    _check(config)
-    config, source = _pinned(config)
-    tokenizer, encoder = _models(config)
-    _check_requests(config, out, encoder.hidden_dim)
-    begun = artifact.recorded_config(out) if not overwrite and (out / "config.yaml").is_file() else {}
-    if config.detokenizer == "lm1b" and begun.get("detokenizer") == "lm1b-clean" and artifact.schema(out) == 1:
-        progress.note(f"{out} was begun by an earlier version, whose lm1b is lm1b-clean now; it goes on with that")
-        config = replace(config, detokenizer="lm1b-clean")
-    _check_revision(config, begun, out)
-    if config.precision == "auto":
-        encoder.compute_in(begun.get("precision", encoder.compute.precision))
-    config = replace(config, precision=encoder.compute.precision)
-    fingerprints = _fingerprints(config, encoder, tokenizer)
-    reads = (*config.data, *config.validation_data)
-    result = artifact.begin(
-        out, "features", config, {**source, **fingerprints}, overwrite=overwrite, reads=reads, shared=True, held=held
-    )
-    return Extraction(config, out, _work_folder(result), tokenizer, encoder, fingerprints, progress), result
-
-
-def _work_folder(result: Artifact) -> Path:
-    """Where token rows, raw states and locks are while the store is made: in it, or for an object store in a cache."""
-    if isinstance(result.path, Path):
-        return result.path
-    identity = files.sha256_json([str(result.path), result.inputs, result.config])
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return cache / "ldlm" / identity[:16]
-
-
-def _world() -> tuple[int, int]:
-    """(rank, number of processes), as torchrun tells them."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _clear(work: Path, out: Location) -> None:
-    """Remove what a sealed store needs no more."""
-    if (work / "spool").exists():
-        with claim(work / "claims" / "pack"):
-            shutil.rmtree(work / "spool", ignore_errors=True)
-    shutil.rmtree(work / "claims", ignore_errors=True)
-    if work != out:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _check(config: ExtractConfig) -> None:
-    if bool(config.data) == bool(config.dataset):
-        raise InputError("give the text either as --data FILE… or as --dataset NAME")
-    if sum(map(bool, (config.validation_docs, config.validation_data, config.validation_split))) > 1:
-        raise InputError("hold out rows by one of --validation-docs, --validation-data and --validation-split")
-    if config.dataset_config and not config.dataset:
-        raise InputError("--dataset-config is one of --dataset NAME; files have none")
-    if config.validation_split and not config.dataset:
-        raise InputError("--validation-split is a split of --dataset NAME; files are held out with --validation-data")
-    step = math.lcm(store.CHUNK_ROWS, config.batch_size)
-    if config.shard_rows % step:
-        raise InputError(
-            f"shard_rows={config.shard_rows} must be a multiple of batch_size={config.batch_size} and of the chunk of "
-            f"{store.CHUNK_ROWS} rows, so that neither crosses shards; use --shard-rows "
-            f"{max(1, round(config.shard_rows / step)) * step}"
-        )
-
-
-def _check_requests(config: ExtractConfig, out: Location | None, width: int) -> None:
-    """`InputError` when a shard, before compression, is more than an object store takes in one request."""
-    stored = 0 if config.kind == "scratch" else width * CODECS[config.codec].bytes_per_value
-    row = round(config.seq_len * max(4, stored))
-    if isinstance(out, ObjectPath) and config.shard_rows * row > REQUEST_BYTES:
-        step = math.lcm(store.CHUNK_ROWS, config.batch_size)
-        most = REQUEST_BYTES // row // step * step
-        raise InputError(
-            f"--shard-rows {config.shard_rows} makes files of {files.amount(config.shard_rows * row)}, and an object "
-            f"store takes {files.amount(REQUEST_BYTES)} at once; use at most {most or store.CHUNK_ROWS}"
-            f"{'' if most else f', with --batch-size {store.CHUNK_ROWS}'}"
-        )
-
-
-def _pinned(config: ExtractConfig) -> tuple[ExtractConfig, dict[str, Any]]:
-    """The configuration with the dataset's commit as it is now, and the fingerprints of local text."""
-    if config.dataset:
-        commit, hashes = text.dataset_source(config.dataset, config.dataset_config, config.revision)
-        return (config if commit is None else replace(config, revision=commit)), {"text": hashes}
-    return config, {"text": textfiles.fingerprints([*config.data, *config.validation_data])}
-
-
-def _check_revision(config: ExtractConfig, begun: Mapping[str, Any], out: Location) -> None:
-    """`InputError` when the dataset's branch has moved since the store was `begun` with a configuration."""
-    old = begun.get("revision")
-    if config.dataset and old not in (None, config.revision) and begun.get("dataset") == config.dataset:
-        raise InputError(
-            f"{out} was begun with {config.dataset} at revision {old}, and this is revision {config.revision}; go on "
-            f"with --revision {old}, or choose another --output"
-        )
-
-
-def _models(config: ExtractConfig) -> tuple[Any, FrozenEncoder]:
-    """The tokenizer and the encoder, which fit each other and the rows."""
-    tokenizer = load_tokenizer(config.encoder)
-    kind = "embedding" if config.kind == "scratch" else config.kind  # scratch needs its width only
-    device = runtime.device(config.device)
-    precision = compute.precision_on(config.precision, device)
-    encoder = FrozenEncoder(
-        config.encoder, kind=kind, layer=config.layer, seq_len=config.seq_len, device=device, precision=precision
-    )
-    encoder.check_tokenizer(tokenizer)
-    return tokenizer, encoder
-
-
-def _fingerprints(config: ExtractConfig, encoder: FrozenEncoder, tokenizer: Any) -> dict[str, str]:
-    model = "scratch" if config.kind == "scratch" else encoder.fingerprint()
-    return {"encoder": model, "tokenizer": tokenizer_fingerprint(tokenizer)}
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The phases
-
-
-class TokenRows:
-    """Spooled token rows of a split. Read with pread: the pages of a memory map would count as the process's memory."""
-
-    def __init__(self, path: Path, rows: int, seq_len: int) -> None:
-        self.rows, self.seq_len = rows, seq_len
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, self._descriptor)
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows (stop − start, L) int32, as far as there are."""
-        stop, row = min(stop, self.rows), 4 * self.seq_len
-        data = bytearray(os.pread(self._descriptor, (stop - start) * row, start * row))
-        return np.frombuffer(data, np.int32).reshape(stop - start, self.seq_len)
-
-
-class Tally(Generic[Item]):
-    """Tells a task of items that several processes share how many of their tokens are done, and the bytes so made.
-
-    Those of this process as it goes, and those of the others by what is recorded, looked up now and then.
-    """
-
-    def __init__(
-        self, progress: Progress, name: str, sizes: Mapping[Item, int], recorded: Callable[[], Set[Item]]
-    ) -> None:
-        self.sizes, self.recorded = sizes, recorded
-        self.before = frozenset(recorded() & sizes.keys())
-        self.counted = set(self.before)
-        self.task = progress.task(name, sum(sizes.values()), "token", done=sum(map(sizes.__getitem__, self.before)))
-        self.own = self.others = self.bytes = 0
-        self.started = self.looked = time.monotonic()
-
-    def advance(self, item: Item, tokens: int) -> None:
-        """This process has done so many more tokens of an item."""
-        self.counted.add(item)
-        self.own += tokens
-        others = self._others() if time.monotonic() - self.looked > LOOK_EVERY else 0
-        self._tell(tokens + others)
-
-    def _others(self) -> int:
-        """Tokens of what others have recorded since the last look."""
-        self.looked = time.monotonic()
-        new = (self.recorded() & self.sizes.keys()) - self.counted
-        self.counted |= new
-        found = sum(map(self.sizes.__getitem__, new))
-        self.others += found
-        return found
-
-    def _tell(self, tokens: int) -> None:
-        # The others' bytes are as many per token as one's own, of which alone the number is known here.
-        written = self.bytes * (self.own + self.others) / max(1, self.own)
-        seconds = max(1e-9, time.monotonic() - self.started)
-        self.task.advance(tokens, written=f"{written / 1e6 / seconds:.1f} MB/s")
-
-    def __enter__(self) -> Tally[Item]:
-        self.task.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if error[0] is None:
-            self._tell(self._others())
-        self.task.__exit__(*error)
-
-
-@dataclass
-class Extraction:
-    """The phases of one extraction, each shared by all processes that run it on `out`."""
-
-    config: ExtractConfig
-    out: Location
-    work: Path
-    tokenizer: Any
-    encoder: FrozenEncoder
-    fingerprints: dict[str, str]
-    progress: Progress
-
-    @cached_property
-    def spool(self) -> Spool:
-        """Of the raw states of the sample."""
-        return Spool(self.work / "spool")
-
-    @property
-    def _stores_states(self) -> bool:
-        """Whether there will be more than tokens and statistics."""
-        return self.config.kind != "scratch" and self.config.codec != "online"
-
-    def _claim(self, name: str) -> Path:
-        return self.work / "claims" / name
-
-    def _in_turn(self, items: list[Any]) -> list[Any]:
-        """The order in which this process takes items up.
-
-        On a file system, locks keep processes apart. Machines that share an object store have none: each does a stretch
-        of its own first, and then helps with the others' from their ends. Without a launcher that counts them, each
-        begins somewhere. What two of them do at once counts once: whose shard is there first.
-        """
-        if isinstance(self.out, Path):
-            return items
-        if "RANK" not in os.environ:
-            start = random.randrange(len(items))
-            return items[start:] + items[:start]
-        rank, world = _world()
-        first, last = (len(items) * r // world for r in (rank, rank + 1))
-        return items[first:last] + (items[last:] + items[:first])[::-1]
-
-    # Phase 1
-
-    def pack(self) -> bool:
-        """Spool the token rows of each split, and map them. Done once its record stands.
-
-        False when another process has sealed the store, and removed the spool, since `begin` looked.
-        """
-        with claim(self._claim("pack")):
-            if (self.out / "manifest.json").is_file():
-                return False
-            if not (self.work / "spool" / "packing.json").exists():
-                self._check_space_ahead()
-                shutil.rmtree(self.work / "spool", ignore_errors=True)
-                (self.work / "spool").mkdir(parents=True)
-                for remark in textfiles.remarks(
-                    [*self.config.data, *self.config.validation_data], self.config.text_column
-                ):
-                    self.progress.note(remark)
-                rows = {split: self._pack_split(split) for split in SPLITS}
-                files.write_json(self.work / "spool" / "packing.json", rows)
-            self.rows: dict[str, int] = files.read_json(self.work / "spool" / "packing.json")
-            # Opened while the claim is held: whoever seals the store meanwhile may remove the names, not the files.
-            self.tokens = {
-                split: TokenRows(self.work / "spool" / f"{split}.tokens", rows, self.config.seq_len)
-                for split, rows in self.rows.items()
-                if rows
-            }
-        if not self.rows["train"]:
-            raise InputError(
-                f"the text is shorter than one row of {self.config.seq_len} tokens; give more text or lower --seq-len"
-            )
-        return True
-
-    def _check_space_ahead(self) -> None:
-        """The same before anything is written: by the most rows that the text can make, or else by an estimate."""
-        most = corpus.most_rows(self.config)
-        needed, free = (1, 0) if most is None else self._space(most)
-        if needed > free:
-            self.check_space({split: corpus.count_rows(self.config, self.tokenizer, split).rows for split in SPLITS})
-
-    def check_space(self, rows: Mapping[str, int]) -> None:
-        """`InputError` when a store of so many rows, before compression, and its spool don't fit on the disk."""
-        needed, free = self._space(rows)
-        if needed > free:
-            smaller = {"int8-token": "online, which stores no states", "online": ""}
-            choice = "" if self.config.kind == "scratch" else smaller.get(self.config.codec, "int8-token")
-            other = f" or choose --codec {choice}" if choice else ""
-            raise InputError(
-                f"the store and what is spooled for it need about {files.amount(needed)} more and {self.work} has "
-                f"{files.amount(free)} free, {files.amount(needed - free)} too little; make room{other}"
-            )
-
-    def _space(self, rows: Mapping[str, int]) -> tuple[int, int]:
-        """Bytes that the disk has yet to take, and those that are free on it."""
-        width, tokens = self.encoder.hidden_dim, sum(rows.values()) * self.config.seq_len
-        needed = tokens * 4
-        if self._stores_states:
-            sample = _sampled_blocks(self.config, rows["train"]) * self.config.batch_size * self.config.seq_len
-            needed += sample * width * 4
-        if isinstance(self.out, Path):
-            needed += _bytes(tokens, width if self._stores_states else 0, CODECS[self.config.codec])
-        parts = (self.work / "spool", self.work / "features.zarr")
-        have = sum(files.size(path) or 0 for part in parts for path, _ in files.below(part))
-        return needed - have, shutil.disk_usage(_existing_parent(self.work)).free
-
-    def _pack_split(self, split: str) -> int:
-        documents, rows = corpus.documents(self.config, split), 0
-        if documents is None:
-            return 0
-        path = self.work / "spool" / f"{split}.tokens"
-        with open(path, "wb") as file, self.progress.task(f"tokenize {split}", 0, "row") as task:
-            for batch in text.pack(documents, self.tokenizer, self.config.seq_len):
-                with files.writing(path):
-                    file.write(batch.tobytes())
-                rows += len(batch)
-                task.advance(len(batch))
-            file.flush()
-            os.fsync(file.fileno())
-        return rows
-
-    # Phase 2
-
-    def sample(self) -> list[int]:
-        """The training blocks that the statistics are taken over: all, or a seeded choice spread over the corpus."""
-        blocks = -(-self.rows["train"] // self.config.batch_size)
-        needed = _sampled_blocks(self.config, self.rows["train"])
-        if needed == blocks:
-            return list(range(blocks))
-        edges = np.linspace(0, blocks, needed + 1).astype(int)  # one block from each of `needed` equal stretches
-        return [int(i) for i in np.random.default_rng(self.config.seed).integers(edges[:-1], edges[1:])]
-
-    def encode_sample(self) -> None:
-        """Spool the raw states of the sample, unless the statistics are already there."""
-        if self._statistics_path.is_file() or not self._stores_states:
-            return
-        blocks = self.sample()
-        size, length = self.config.batch_size, self.config.seq_len
-        sizes = {block: min(size, self.rows["train"] - block * size) * length for block in blocks}
-        with Tally(self.progress, "encode for statistics", sizes, self.spool.blocks) as tally:
-
-            def work(block: int) -> None:
-                states = self._begin("train", block)()
-                self.spool.write(block, states)
-                tally.bytes += states.nbytes
-                tally.advance(block, sizes[block])
-
-            share(
-                [block for block in blocks if block not in tally.before],
-                done=lambda block: self.spool.path(block).exists(),
-                work=work,
-                lock=lambda block: self._claim(f"block-{block}"),
-            )
-
-    def _begin(self, split: str, block: int) -> Callable[[], np.ndarray]:
-        """Begin to encode a block; calling the result waits for its raw states (rows, L, D) float32."""
-        start = block * self.config.batch_size
-        tokens = self.tokens[split].read(start, start + self.config.batch_size)
-        arrive = fetch(self.encoder(torch.from_numpy(tokens)))
-
-        def states() -> np.ndarray:
-            states = arrive().numpy()
-            if not np.isfinite(states).all():
-                raise InputError(f"{self.config.encoder} gives states that are not finite for {split} rows {start} ff.")
-            return states
-
-        return states
-
-    def _states(self, split: str, blocks: Iterable[int]) -> Iterator[np.ndarray]:
-        """Raw states of blocks, from the spool or the encoder. While one is worked on, a GPU makes the next."""
-        begun: Callable[[], np.ndarray] | None = None
-        for block in blocks:
-            following = self._spooled(split, block) or self._begin(split, block)
-            if begun is not None:
-                yield begun()
-            begun = following
-        if begun is not None:
-            yield begun()
-
-    def _spooled(self, split: str, block: int) -> Callable[[], np.ndarray] | None:
-        """States that are in the spool, like `_begin`."""
-        if split != "train":
-            return None
-        rows = min(self.config.batch_size, self.rows["train"] - block * self.config.batch_size)
-        states = self.spool.read(block, (rows, self.config.seq_len, self.encoder.hidden_dim))
-        return None if states is None else lambda: states
-
-    # Between 2 and 3
-
-    @property
-    def _statistics_path(self) -> Location:
-        return self.out / "statistics.safetensors"
-
-    def describe(self) -> None:
-        """Merge the statistics in block order, and write the store's description and the arrays' metadata."""
-        with claim(self._claim("describe")):
-            if not self._statistics_path.is_file():
-                self._write_statistics()
-            if (self.out / "store.json").is_file():
-                return store.check_described(self.out)
-            everything, without_first = self._read_statistics()
-            covered = self.writer.create(self.rows, everything.mean_D, everything.std_D)
-            covered |= self._keep_tokenizer()
-            for name in ("artifact.json", "config.yaml", "statistics.safetensors"):
-                covered[name] = files.sha256_file(self.out / name)
-            description = {
-                "rows": self.rows,
-                "tokens": sum(self.rows.values()) * self.config.seq_len,
-                "shapes": vars(self.writer.shapes),
-                "codec": self.config.codec,
-                "shard_rows": self.config.shard_rows,
-                "encoder": {
-                    "name": self.config.encoder,
-                    "revision": hub.revision(self.config.encoder),
-                    "kind": self.config.kind,
-                    "layer": self.config.layer,
-                    "precision": self.encoder.compute.precision,
-                    "fingerprint": self.fingerprints["encoder"],
-                    "tokenizer": self.fingerprints["tokenizer"],
-                    "statistics": store.statistics_hash(everything.mean_D, everything.std_D),
-                },
-                "statistics": {"all": _summary(everything), "without_position_0": _summary(without_first)},
-                "sha256": covered,
-            }
-            files.write_once(self.out / "store.json", files.dump_digested(description).encode())
-
-    def _keep_tokenizer(self) -> dict[str, str]:
-        """Put the tokenizer into the store; the sha256 of its files."""
-        with tempfile.TemporaryDirectory() as folder:
-            with files.writing(Path(folder)):
-                self.tokenizer.save_pretrained(folder)
-            found = files.copy_tree(Path(folder), self.out / "tokenizer")
-        return {f"tokenizer/{name}": digest for name, digest in found.items()}
-
-    def _write_statistics(self) -> None:
-        width = self.encoder.hidden_dim
-        first = without_first = Statistics(0, np.zeros(width), np.zeros(width))
-        if self.config.kind == "scratch":
-            first = without_first = Statistics(1, np.zeros(width), np.ones(width))
-        blocks = [] if self.config.kind == "scratch" else self.sample()
-        with self.progress.task("statistics", len(blocks), "block") as task:
-            for states in self._states("train", blocks):
-                first = first.merge(Statistics.of(states[:, :1]))
-                without_first = without_first.merge(Statistics.of(states[:, 1:]))
-                task.advance(1)
-        everything = first.merge(without_first)
-        tensors = {**everything.tensors("all"), **without_first.tensors("without_position_0")}
-        files.write_once(self._statistics_path, save(tensors))
-
-    def _read_statistics(self) -> tuple[Statistics, Statistics]:
-        tensors = load(self._statistics_path.read_bytes())
-        return Statistics.from_tensors(tensors, "all"), Statistics.from_tensors(tensors, "without_position_0")
-
-    @cached_property
-    def writer(self) -> StoreWriter:
-        """Of this store."""
-        return _writer(self.config, self.out, _shapes(self.config, self.tokenizer, self.encoder))
-
-    # Phase 3
-
-    def write_shards(self) -> None:
-        """Every shard that has no record yet."""
-        statistics, _ = self._read_statistics()
-        mean_D, std_D = statistics.mean_D.astype(np.float32), statistics.std_D.astype(np.float32)
-        size, length = self.config.shard_rows, self.config.seq_len
-        sizes = {
-            (split, start // size): min(size, rows - start) * length
-            for split, rows in self.rows.items()
-            for start in range(0, rows, size)
-        }
-        maker = {"encoder": self.fingerprints["encoder"], "statistics": store.statistics_hash(mean_D, std_D)}
-        facts = {**maker, "versions": artifact.versions()}
-        with Tally(self.progress, "encode", sizes, self.writer.recorded) as tally:
-
-            def encode(item: tuple[str, int]) -> tuple[Parts, dict[str, Any]]:
-                return self._shard_parts(*item, mean_D, std_D, lambda tokens: tally.advance(item, tokens))
-
-            def write(item: tuple[str, int], made: tuple[Parts, dict[str, Any]]) -> None:
-                parts, error = made
-                tally.bytes += self.writer.write(*item, parts, self._shard_tokens(*item), {**error, **facts})
-
-            share(
-                [item for item in self._in_turn(list(sizes)) if item not in tally.before],
-                done=lambda item: self.writer.done(*item),
-                work=encode,
-                finish=write,
-                lock=lambda item: self._claim(f"{item[0]}-{item[1]}"),
-            )
-
-    def _shard_tokens(self, split: str, shard: int) -> np.ndarray:
-        size = self.config.shard_rows
-        return self.tokens[split].read(shard * size, (shard + 1) * size)
-
-    def _shard_parts(
-        self, split: str, shard: int, mean_D: np.ndarray, std_D: np.ndarray, advance: Callable[[int], None]
-    ) -> tuple[Parts, dict[str, Any]]:
-        """A shard's states as stored, and what the codec cost them. `advance` hears of tokens as they are encoded."""
-        rows = min(self.config.shard_rows, self.rows[split] - shard * self.config.shard_rows)
-        if not self._stores_states:
-            advance(rows * self.config.seq_len)
-            return {}, {}
-        codec, size, shape = CODECS[self.config.codec], self.config.batch_size, (rows, self.config.seq_len, len(mean_D))
-        dims = {"hidden": 3, "scale": 2}
-        stored = {name: np.empty(shape[: dims[name]], dtype) for name, dtype in codec.dtypes.items()}
-        error = codecs.Error(np.zeros(len(mean_D)), np.zeros(len(mean_D)))
-        places = range(0, rows, size)
-        blocks = ((shard * self.config.shard_rows + place) // size for place in places)
-        for place, states in zip(places, self._states(split, blocks), strict=True):
-            parts, lost = _stored(states, mean_D, std_D, codec)
-            error = error.merge(lost)
-            for name, values in parts.items():
-                stored[name][place : place + size] = values
-            advance(len(states) * self.config.seq_len)
-        if codec.name.startswith("int8") and error.worst_channel > self.config.max_channel_error:
-            raise InputError(
-                f"--codec {codec.name} loses {error.worst_channel:.2%} of a channel in shard {split}-{shard:05d} "
-                f"(allowed are {self.config.max_channel_error:.2%}); use --overwrite --codec fp16, or raise "
-                f"--max-channel-error"
-            )
-        facts = {"relative_rms_error": error.relative_rms, "worst_channel_error": error.worst_channel}
-        return stored, facts
-
-    # Phase 4
-
-    def wanting(self) -> list[str]:
-        """The shards that must be made again, because they are not as they were written or are of another store.
-
-        What is there of them is removed.
-        """
-        with claim(self._claim("seal")):
-            wanting = store.wanting(self.out)
-        if wanting:
-            self.progress.note(f"making again: {', '.join(wanting)}")
-        return wanting
-
-    def seal(self, result: Artifact) -> Artifact:
-        """Write the manifest, once every shard is there, and remove the spool."""
-        with claim(self._claim("seal")):
-            if not (self.out / "manifest.json").is_file():
-                store.sweep(self.out)
-                covered, description = store.seal(self.out), store.described(self.out)
-                size = sum(files.sizes(self.out / "features.zarr").values())
-                result.finish(**{**description, "bytes": size, "sha256": covered})
-        _clear(self.work, self.out)
-        return Artifact(self.out, "features", "complete")
-
-
-def _stored(states: np.ndarray, mean_D: np.ndarray, std_D: np.ndarray, codec: Codec) -> tuple[Parts, codecs.Error]:
-    """States (R, L, D), normalised, as the codec stores them, and what that loses."""
-    h = (states - mean_D) / std_D
-    parts = codecs.encode(h, codec)
-    return parts, codecs.Error.of(h, parts, codec)
-
-
-def _summary(statistics: Statistics | None) -> dict[str, Any] | None:
-    """What the statistics look like. GPT-2's activations at position 0 are massive, so both are worth a look."""
-    if statistics is None:
-        return None
-    return {
-        "positions": statistics.count,
-        "largest_std": float(statistics.std_D.max()),
-        "median_std": float(np.median(statistics.std_D)),
-        "largest_abs_mean": float(np.abs(statistics.mean_D).max()),
-    }

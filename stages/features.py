@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldlm import artifact, claims, config, files
+from ldlm import artifact, config, files, locks
 from ldlm.artifact import Artifact
 from ldlm.config import ExtractConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import metrics, samples
-from ldlm.features import store
+from ldlm.features import ledger
+from ldlm.features.encoder import online_encoder
+from ldlm.features.extraction import prepare
 from ldlm.features.store import FeatureStore, Split
 from ldlm.features.stream import RowOrder, Stream
 from ldlm.hub import load_tokenizer
@@ -55,13 +57,13 @@ def info(path: Location) -> dict[str, Any]:
 
 def verify(path: Location) -> list[dict[str, str]]:
     """Every file that is not as it was written, with the shard that it belongs to; empty for a whole, sealed store."""
-    return [{"shard": shard, "file": name, "problem": problem} for shard, name, problem in store.faults(path)]
+    return [{"shard": shard, "file": name, "problem": problem} for shard, name, problem in ledger.faults(path)]
 
 
 def remedy(place: str, faults: list[dict[str, str]]) -> str:
     """What to do about them."""
-    lost = [fault["file"] for fault in faults if fault["file"] in store.MADE_OF]
-    return f"{', '.join(lost)}: {store.COPY}" if lost else f"`ldlm features repair {place}` mends it"
+    lost = [fault["file"] for fault in faults if fault["file"] in ledger.MADE_OF]
+    return f"{', '.join(lost)}: {ledger.COPY}" if lost else f"`ldlm features repair {place}` mends it"
 
 
 def repair(path: Location, *, device: str = "auto", progress: Progress = SILENT) -> tuple[list[str], Artifact]:
@@ -71,21 +73,21 @@ def repair(path: Location, *, device: str = "auto", progress: Progress = SILENT)
     configuration is gone.
     """
     found = artifact.open_artifact(path, "features", complete=False)
-    with claims.sole(path) if isinstance(path, Path) else nullcontext():
-        faults = store.faults(path)
+    with locks.exclusive_lock(path) if isinstance(path, Path) else nullcontext():
+        faults = ledger.faults(path)
         for _, name, problem in faults:
-            if name in store.MADE_OF:
+            if name in ledger.MADE_OF:
                 raise InputError(
                     f"{path / name} {problem}, and can't be made again, for it says what the store is made of; "
-                    f"{store.COPY}"
+                    f"{ledger.COPY}"
                 )
         made_with = replace(config.from_dict(ExtractConfig, found.config), device=device)
         bad = [(shard, name) for shard, name, _ in faults]
         shards = sorted({shard for shard, _ in bad})
         if bad:
-            extract_features.prepare(made_with, path)  # a text or an encoder that is gone is said before anything goes
+            prepare(made_with, path)  # a text or an encoder that is gone is said before anything goes
             progress.note(f"making again: {', '.join(shards)}")
-            store.forget(path, bad)
+            ledger.forget(path, bad)
     return shards, extract_features.run(made_with, path, progress=progress)
 
 
@@ -123,14 +125,14 @@ def bench(path: Location, *, batch_size: int = 32, seconds: float = 5.0, most_by
     compared.
     """
     store = FeatureStore(path, allow_partial=True)
-    split = store.split("train")
+    split = store.split("train", online_encoder(store))
     row_bytes = sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in split.arrays.values())
     split = replace(split, rows=min(split.rows, max(batch_size, int(most_bytes / row_bytes))))
     order = RowOrder(split.rows, seed=0)
     cpu = torch.device("cpu")
 
     def from_store() -> Generator[torch.Tensor | None, None, None]:
-        with Stream(store, split, batch_size=batch_size, seed=0, position=0, device=cpu) as stream:
+        with Stream(split, batch_size=batch_size, seed=0, device=cpu) as stream:
             for batch in stream:
                 yield batch.hidden_BLD
 

@@ -21,21 +21,23 @@ from ldlm import files, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import FinetuneConfig, TrainConfig
 from ldlm.errors import InputError
-from ldlm.features.batch import Batch
+from ldlm.features.encoder import online_encoder
 from ldlm.features.store import FeatureStore, Split
 from ldlm.features.stream import Stream
 from ldlm.location import Location
 from ldlm.model.autoencoder import TokenDecoder
 from ldlm.model.joint import JointDecoder
 from ldlm.model.layers import divisors
-from ldlm.progress import SILENT, Progress, Task
+from ldlm.progress import SILENT, Progress
 from ldlm.runtime import Stop, World
 from ldlm.sampling.trained_run import JOINT, DecoderRecord, TrainedRun
-from ldlm.training import decoder as finetuning
 from ldlm.training import heldout
-from ldlm.training.decoder import DecoderState, DecoderStep, figures, finetune_step, settle
-from ldlm.training.journal import Journal, begin, resume
-from ldlm.training.learner import Behind, check_shares
+from ldlm.training.decoder import DecoderState, build_decoder, finetune_step, start_decoder
+from ldlm.training.journal import Journal
+from ldlm.training.learner import check_shares
+from ldlm.training.loop import train
+from ldlm.training.output import begin, resume
+from ldlm.training.speed import Speedometer
 
 # What the stage takes from its own settings, those that are None from the run's.
 TAKEN = (
@@ -49,7 +51,7 @@ def plan(config: FinetuneConfig, run_path: Path) -> dict[str, Any]:
     trained = TrainedRun(run_path, torch.device("cpu"), config.checkpoint)
     training = _training(config, trained)
     with torch.device("meta"):
-        parameters = _count(finetuning.build(_network(config, trained), config.seed))
+        parameters = _count(build_decoder(_network(config, trained), config.seed))
     return {
         "parameters": parameters,
         "parameters_saved": trained.joint_parameters() - parameters,
@@ -87,87 +89,39 @@ def run(
         training = _training(config, trained)
         check_shares(training, world)
         network = _network(config, trained)
-        state = finetuning.start(training, trained.model, network, device=device, world=world)
+        state = start_decoder(training, trained.model, network, device=device, world=world)
         held.callback(state.release)
-        stream = Stream(
-            store,
-            store.split("train"),
-            batch_size=training.batch_size,
-            seed=config.seed,
-            position=0,
-            device=device,
-            world=world,
-        )
-        inputs = {
-            "checkpoint": trained.checkpoint.digest,
-            "features": store.fingerprint,
-            "precision": state.compute.precision,
-        }
-        reads = [place for place in (run_path, features) if isinstance(place, Path)]
+        encode = online_encoder(store)
+        split = store.split("train", encode)
+        stream = Stream(split, batch_size=training.batch_size, seed=config.seed, device=device, world=world)
         result = begin(
+            state,
             out,
             "decoder",
             config,
-            inputs,
-            training,
-            steps=training.steps,
-            reads=reads,
+            {
+                "checkpoint": trained.checkpoint.digest,
+                "features": store.fingerprint,
+                "precision": state.compute.precision,
+            },
+            reads=[place for place in (run_path, features) if isinstance(place, Path)],
             overwrite=overwrite,
-            world=world,
             held=held,
             progress=progress,
         )
         if result.complete:
             return result
 
-        journal = resume(state, stream, out, seq_len=store.shapes.seq_len, progress=progress)
-        _train(state, stream, store.held_out(), journal, stop, progress)
+        saved = resume(state, stream, out, progress)
+        speed = Speedometer(state.step, rows_per_step=training.batch_size, tokens_per_row=store.shapes.seq_len)
+        journal = Journal(out, state, speed, progress, saved=saved)
+        evaluate = partial(_evaluate, state.model, state, store.held_out(encode))
+        train(state, finetune_step, stream, journal, stop, progress, name="finetune decoder", evaluate=evaluate)
         if world.main:
-            _finish(result, state, journal, trained, store, network)
+            _finish(result, state, journal, trained, store.held_out(encode), network)
             trained.remark_on_decoder(None, progress)
         world.from_main(None)  # the others wait until it is there
     return Artifact(out, "decoder", "complete")
-
-
-def _train(
-    state: DecoderState, stream: Stream, held_out: Split, journal: Journal, stop: Stop, progress: Progress
-) -> None:
-    """The loop, as that of joint training: stop? evaluate, save, read, step, log."""
-    config, measure = state.config, partial(_figures, state.model, state, held_out)
-    with (
-        stream,
-        progress.task("finetune decoder", config.steps, "step", done=state.step) as task,
-        journal.recorded(state),
-    ):
-        behind = Behind[tuple[Batch, DecoderStep]](lambda taken: _look(state, stream, *taken, journal, task))
-        while True:
-            if journal.wants_evaluation(state) and not journal.evaluate(state, stop, measure):
-                break
-            if journal.wants_checkpoint(state):
-                journal.save_if_new(state)
-            if state.step >= config.steps:
-                break
-
-            batch = journal.awaited(stream, stop)
-            if state.world.any(stop.wished is not None):  # so that all processes end at the same step
-                break
-            assert batch is not None
-
-            step = finetune_step(state, stream.complete(batch))
-            behind.add((batch._replace(hidden_BLD=None), step), now=journal.looks(state))
-        behind.catch_up()
-        journal.close(state, stop)
-
-
-def _look(state: DecoderState, stream: Stream, batch: Batch, step: DecoderStep, journal: Journal, task: Task) -> None:
-    """Read a step that was taken, as in joint training."""
-    shown = {}
-    if not settle(state, step):
-        losses, remedy = {"l_w": step.l_w_B}, f"under another --name, lower --lr (it is {state.config.optimizer.lr})"
-        journal.skipped(state, stream, batch, step.number + 1, losses, step.l_w_B, remedy=remedy)
-    elif journal.records(step.number + 1):
-        shown = journal.stepped(state, figures(state, step))
-    task.advance(1, **{name: shown[name] for name in ("l_w", "token_accuracy") if shown})
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -239,7 +193,7 @@ def _finish(
     state: DecoderState,
     journal: Journal,
     trained: TrainedRun,
-    store: FeatureStore,
+    held_out: Split,
     network: dict[str, Any],
 ) -> None:
     """The averaged weights, and beside the decoder's figures those of D_w∘D_h on the same rows."""
@@ -247,7 +201,7 @@ def _finish(
         save_file({key: value.cpu() for key, value in state.ema.weights.items()}, temporary)
     joint = trained.model.decoder() if trained.model.token_decoder is not None else None
     noise = state.decoder_input.corruption
-    journal.status("complete", state)
+    journal.write_status(state, "complete")
     result.finish(
         name=journal.out.name,
         sha256={"ema.safetensors": files.sha256_file(journal.out / "ema.safetensors")},
@@ -260,14 +214,15 @@ def _finish(
         parameters=_count(state.model),
         replaces=trained.joint_parameters(),
         held_out=journal.metrics.last("eval"),
-        joint={} if joint is None else _figures(joint, state, store.held_out()),
+        joint={} if joint is None else _evaluate(joint, state, held_out),
         skipped=state.skipped,
         created=time.time(),
         seconds=round(time.perf_counter() - journal.started, 1),
     )
 
 
-def _figures(decoder: TokenDecoder | JointDecoder, state: DecoderState, split: Split) -> dict[str, Any]:
+def _evaluate(decoder: TokenDecoder | JointDecoder, state: DecoderState, split: Split) -> dict[str, Any]:
+    """Figures of a decoder on held-out rows, as JSON."""
     with state.compute.autocast():
         return heldout.evaluate_decoder(
             decoder,
@@ -277,7 +232,7 @@ def _figures(decoder: TokenDecoder | JointDecoder, state: DecoderState, split: S
             rows=state.config.eval_rows,
             batch_size=min(state.rows_at_once, state.config.eval_rows),
             device=state.device,
-        )
+        ).to_json()
 
 
 def _count(network: torch.nn.Module) -> int:

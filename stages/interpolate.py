@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,17 +24,20 @@ from ldlm.config import EvaluateConfig, InterpolateConfig, decoder_noise
 from ldlm.errors import InputError
 from ldlm.evaluation import metrics
 from ldlm.evaluation.boundaries import Boundaries
+from ldlm.evaluation.measure import measure
 from ldlm.evaluation.samples import Texts
-from ldlm.evaluation.scorer import LOGITS_AT_ONCE, Scorer
+from ldlm.evaluation.scorer import Scorer
+from ldlm.evaluation.scores import SetScores
 from ldlm.evaluation.smoothness import PATHS, LatentPath, edit_distance, linear
-from ldlm.features import text, textfiles
+from ldlm.features import text
+from ldlm.features.documents import check_whole
+from ldlm.features.encoder import online_encoder
 from ldlm.features.store import FeatureStore
 from ldlm.location import Location
 from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress
-from ldlm.sampling.generation import Decoder
+from ldlm.sampling.generation import LOGITS_AT_ONCE, Decoder
 from ldlm.sampling.trained_run import TrainedRun
-from ldlm.stages.evaluate import measure
 from ldlm.training import heldout
 
 HALF = 0.5  # the a of the mean of two latents
@@ -170,7 +172,7 @@ def _given_row(run: TrainedRun, tokenizer: Any, flag: str, given: str, progress:
     """The row of a text that the user has typed."""
     if not given.strip():
         raise InputError(f'{flag} is empty; give a text, for example {flag} "The sea was calm."')
-    textfiles.check_whole(given, flag)
+    check_whole(given, flag)
     row, tokens = text.row_of(given, tokenizer, run.shapes.seq_len)
     room = run.shapes.seq_len - 2
     if tokens > room:
@@ -260,17 +262,16 @@ def draw_pairs(rows: int, pairs: int, seed: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Scored:
-    """A set of texts, their tokens and what `measure` finds."""
+    """A set of texts, their tokens (B, L) and their scores."""
 
     tokens: np.ndarray
     texts: list[str]
-    measured: dict[str, Any]
+    scores: SetScores
 
     @property
     def figures(self) -> dict[str, Any]:
-        """The metrics with their intervals, as a copy."""
-        names = ("gen_ppl", "entropy", "diversity", "diversity_texts", "intervals")
-        return deepcopy({name: self.measured[name] for name in names})
+        """The JSON of the metrics with their intervals."""
+        return self.scores.pick("gen_ppl", "entropy", "diversity", "diversity_texts", "intervals")
 
 
 def _scored(
@@ -298,15 +299,14 @@ def _scored(
     with progress.task("interpolate", len(wanted), "set") as task:
         for name, tokens_of in wanted.items():
             record = folder / f"{name}.json"
-            # What an earlier version has left there is measured anew: it read boundaries as they are written.
-            if not record.exists() or "diversity_texts" not in files.read_json(record)["measured"]:
+            if not record.exists():
                 tokens = tokens_of()
                 decoded = metrics.decode_tokens(tokenizer, tokens, clean_up=config.clean_up)
                 texts = Texts(decoded, tokens.tolist(), boundaries=boundaries, clean_up=config.clean_up)
-                measured = measure(texts, scorer, evaluation, max_tokens)
-                files.write_json(record, {"tokens": texts.tokens, "texts": texts.texts, "measured": measured})
+                scores = measure(texts, scorer, evaluation, max_tokens)
+                files.write_json(record, {"tokens": texts.tokens, "texts": texts.texts, "measured": scores.to_json()})
             kept = files.read_json(record)
-            found[name] = Scored(np.array(kept["tokens"]), kept["texts"], kept["measured"])
+            found[name] = Scored(np.array(kept["tokens"]), kept["texts"], SetScores(**kept["measured"]))
             task.advance(1)
     if _mean_is_on_path(config):
         found["mean"] = found[HALF]
@@ -318,7 +318,7 @@ def _latents(config: InterpolateConfig, subject: Subject) -> tuple[Tensor, Tenso
 
     Diversity falls with the number of texts.
     """
-    split = subject.store.held_out()
+    split = subject.store.held_out(online_encoder(subject.store))
     rows = draw_pairs(split.rows, config.pairs, config.seed).ravel()
     batches = np.split(rows, range(config.batch_size, len(rows), config.batch_size))
     encoded = [heldout.encode_rows(subject.run.model, split, batch, subject.run.device) for batch in batches]
@@ -367,11 +367,11 @@ _SHARED = (
 
 def _summary(config: InterpolateConfig, subject: Subject, scored: Mapping[float | str, Scored]) -> dict[str, Any]:
     rows_PBL = np.stack([scored[a].tokens for a in _points(config)])
-    real = scored["real"].measured
+    real = scored["real"].scores
     noise = decoder_noise(subject.run.config.model.space, subject.run.config.recipe)
     points = [{"a": a, **scored[a].figures, "edits": None} for a in _points(config)]
     edits_PB = _edits(rows_PBL)
-    resampling = {key: real["bootstrap"][key] for key in ("resamples", "seed")}
+    resampling = {key: real.bootstrap[key] for key in ("resamples", "seed")}
     for point, edits_B in zip(points[1:], edits_PB[1:], strict=True):
         point["edits"] = float(edits_B.mean())
         point["intervals"]["edits"] = metrics.bootstrap(partial(_mean, edits_B), config.pairs, **resampling)
@@ -387,7 +387,7 @@ def _summary(config: InterpolateConfig, subject: Subject, scored: Mapping[float 
             "path": float(edits_PB.sum(axis=0).mean()),
             "ends": float(edit_distance(rows_PBL[0], rows_PBL[-1]).mean()),
         },
-        **{key: real[key] for key in _SHARED},
+        **real.pick(*_SHARED),
         "decoder": subject.decoder.name,
         "checkpoint_step": subject.run.checkpoint.step,
         "sigma_dec": noise.size if noise.kind == "additive" else None,

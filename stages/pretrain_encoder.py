@@ -22,6 +22,7 @@ from ldlm.artifact import Artifact
 from ldlm.config import PretrainConfig
 from ldlm.errors import InputError
 from ldlm.features import text, textfiles
+from ldlm.features.documents import parts, section
 from ldlm.hub import load_tokenizer, quiet_transformers
 from ldlm.progress import SILENT, Progress
 from ldlm.training import checkpoint
@@ -91,8 +92,8 @@ def _tokenizer(config: PretrainConfig) -> Any:
         return load_tokenizer(config.tokenizer)
 
     def documents() -> Iterator[str]:
-        found = textfiles.section(_documents(config), 0, TOKENIZER_DOCUMENTS)
-        return chain.from_iterable(map(textfiles.parts, found))
+        found = section(_documents(config), 0, TOKENIZER_DOCUMENTS)
+        return chain.from_iterable(map(parts, found))
 
     return (_byte_pairs if config.arch == "gpt2" else _word_pieces)(documents, config.vocab_size)
 

@@ -33,6 +33,7 @@ from ldlm.errors import InputError
 from ldlm.evaluation import metrics, samples
 from ldlm.evaluation.scorer import Scorer
 from ldlm.features import builtin_text, textfiles
+from ldlm.features.documents import whole
 from ldlm.features.encoder import FrozenEncoder
 from ldlm.features.store import FeatureStore
 from ldlm.hub import load_tokenizer
@@ -214,7 +215,7 @@ def _evaluate(steps: Plan, progress: Progress) -> list[dict[str, Any]]:
     """The scores of the samples, and of what they are compared with."""
     _write_references(steps)
     scores = evaluate.run(steps.evaluate, list(steps.texts.values()), progress=progress)
-    return [{"name": name, **score} for name, score in zip(steps.texts, scores, strict=True)]
+    return [{"name": name, **one.to_json()} for name, one in zip(steps.texts, scores, strict=True)]
 
 
 def _check_models(quickstart: QuickstartConfig) -> None:
@@ -242,7 +243,7 @@ def _write_corpus(quickstart: QuickstartConfig, out: Path, progress: Progress) -
         for remark in textfiles.remarks([quickstart.text], quickstart.text_column):
             progress.note(remark)
         found = textfiles.file_documents([quickstart.text], quickstart.text_column)
-        documents = list(dict.fromkeys(textfiles.whole(found)))
+        documents = list(dict.fromkeys(whole(found)))
     random.Random(quickstart.seed).shuffle(documents)
     documents = documents[:DOCUMENTS]
     first, second = (int(len(documents) * share) for share in (HELD_OUT_SHARE, HELD_OUT_SHARE + SCORER_SHARE))

@@ -10,10 +10,9 @@ from ldlm import artifact, config, files
 from ldlm.config import Shapes, TrainConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import samples
+from ldlm.evaluation.frontier import read_finalists, verdict
 from ldlm.model.joint import build_meta
-from ldlm.pages import reportpage
-from ldlm.pages.reportpage import Report, SampleSet
-from ldlm.stages.sweep import verdict
+from ldlm.pages.report import Report, SampleSet, page
 from ldlm.training import cost
 from ldlm.training.log import MetricsFile
 
@@ -26,7 +25,7 @@ def run(run_path: Path, out: Path | None = None) -> Path:
     out = out or run_path / "report.html"
     report = read(run_path)
     _check(out)
-    files.write_atomic(out, reportpage.page(report))
+    files.write_atomic(out, page(report))
     return out
 
 
@@ -55,7 +54,7 @@ def read(path: Path) -> Report:
         samples=list(_samples(path)),
         special_tokens=_special_tokens(path),
         sweep=sweep,
-        verdict="" if sweep is None else verdict(sweep),
+        verdict="" if sweep is None else verdict(read_finalists(sweep)),
         interpolation=interpolation,
         path=[] if interpolation is None else _first_pair(path / "interpolation" / "texts.jsonl"),
         trace=None if _finished(path, "trace") is None else files.read_json(path / "trace" / "trace.json"),

@@ -19,8 +19,7 @@ from ldlm.config import SampleConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import metrics, samples
 from ldlm.progress import SILENT, Progress
-from ldlm.sampling import exported as pretrained
-from ldlm.sampling import generation, solvers
+from ldlm.sampling import description, generation, solvers
 from ldlm.sampling.exported import LDLM
 from ldlm.sampling.generation import TextGenerator
 from ldlm.sampling.trained_run import TrainedRun
@@ -90,7 +89,7 @@ def _check_sampler(config: SampleConfig, model: TrainedRun | LDLM) -> None:
 
 def _open(config: SampleConfig, path: Path, device: torch.device) -> TrainedRun | LDLM:
     """The run, or what `ldlm export` made of one: the same texts come from both."""
-    if not pretrained.is_exported(path):
+    if not description.is_exported(path):
         return TrainedRun(path, device, config.checkpoint)
     if config.checkpoint is not None:
         raise InputError(f"{path} is an exported model, and has no checkpoints to choose from; leave --checkpoint out")

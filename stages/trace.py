@@ -11,11 +11,12 @@ from ldlm import artifact, files, runtime
 from ldlm.artifact import Artifact
 from ldlm.compute import Compute
 from ldlm.config import SampleConfig
-from ldlm.pages import tracegif, tracepage
+from ldlm.pages import film
+from ldlm.pages.trace import page
 from ldlm.progress import SILENT, Progress
 from ldlm.sampling import solvers, trace
+from ldlm.sampling.frames import Frame
 from ldlm.sampling.generation import text_seeds
-from ldlm.sampling.trace import Frame
 from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import sample
 
@@ -52,8 +53,8 @@ def run(
     about = _about(config, run, generator.decoder.name, seed)
     summary = {"text": frames[-1].text, "frames": len(frames), **about}
     files.write_json(out / "trace.json", {**summary, "frames": _plain(frames)})
-    files.write_atomic(out / "trace.html", tracepage.page(frames, {k.replace("_", " "): v for k, v in about.items()}))
-    tracegif.write(out / "trace.gif", frames)
+    files.write_atomic(out / "trace.html", page(frames, {k.replace("_", " "): v for k, v in about.items()}))
+    film.write(out / "trace.gif", frames)
     return result.finish(**summary)
 
 

@@ -9,7 +9,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.numpy import save_file
 
 from ldlm import config as configs
@@ -17,17 +16,21 @@ from ldlm import files, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import Shapes, TrainConfig
 from ldlm.errors import InputError
-from ldlm.features.batch import Batch
+from ldlm.features.encoder import online_encoder
 from ldlm.features.store import FeatureStore, Split
 from ldlm.features.stream import Stream
 from ldlm.location import Location
 from ldlm.pages import plots
-from ldlm.progress import SILENT, Progress, Task
+from ldlm.progress import SILENT, Progress
 from ldlm.runtime import Stop
 from ldlm.training import checkpoint, cost, heldout
-from ldlm.training.joint import Step, TrainState, figures, must_settle, phase_of, settle, start, train_step
-from ldlm.training.journal import Journal, begin, resume
-from ldlm.training.learner import Behind, check_shares
+from ldlm.training.joint import TrainState, start, train_step
+from ldlm.training.journal import Journal
+from ldlm.training.learner import check_shares
+from ldlm.training.loop import train
+from ldlm.training.output import begin, resume
+from ldlm.training.phases import phase_at
+from ldlm.training.speed import Speedometer
 
 
 def plan(config: TrainConfig, shapes: Shapes) -> dict[str, Any]:
@@ -56,25 +59,20 @@ def run(
     with runtime.world() as world, Stop() as stop, ExitStack() as held:
         progress = progress if world.main else SILENT
         check_shares(config, world)
-        split = store.split("train")
+        encode = online_encoder(store)
         scratch = store.encoder["kind"] == "scratch"
         state = start(config, store.shapes, scratch=scratch, device=device, world=world)
         held.callback(state.release)
-        stream = Stream(
-            store, split, batch_size=config.batch_size, seed=config.seed, position=0, device=device, world=world
-        )
-        inputs = {"features": store.fingerprint, "precision": state.compute.precision}
-        reads = [features] if isinstance(features, Path) else []
+        split = store.split("train", encode)
+        stream = Stream(split, batch_size=config.batch_size, seed=config.seed, device=device, world=world)
         result = begin(
+            state,
             out,
             "run",
             config,
-            inputs,
-            config,
-            steps=state.steps,
-            reads=reads,
+            {"features": store.fingerprint, "precision": state.compute.precision},
+            reads=[features] if isinstance(features, Path) else [],
             overwrite=overwrite,
-            world=world,
             held=held,
             progress=progress,
         )
@@ -84,64 +82,41 @@ def run(
         world.main_only(lambda: _record_features(store, out))
         if world.main:
             _tell(config, store, out, result.state == "partial", progress)
-        flops = cache(partial(cost.flops_per_token, config, store.shapes))
-        journal = resume(
-            state,
-            stream,
-            out,
-            seq_len=store.shapes.seq_len,
-            progress=progress,
-            flops_per_token=lambda step: flops(phase_of(config, step)),
-            warning=partial(heldout.latent_warning, warmup_steps=config.recipe.warmup_steps, space=config.model.space),
-        )
-        _train(state, stream, store.held_out(), journal, stop, progress)
+        saved = resume(state, stream, out, progress)
+        warn = partial(heldout.latent_warning, warmup_steps=config.recipe.warmup_steps, space=config.model.space)
+        journal = Journal(out, state, _speedometer(state, store.shapes), progress, saved=saved, warn=warn)
+        evaluate = partial(_evaluate, state, store.held_out(encode))
+        train(state, train_step, stream, journal, stop, progress, name="train", evaluate=evaluate)
         if world.main:
             _finish(result, state, journal, store)
         world.from_main(None)  # the others wait until it is there
     return Artifact(out, "run", "complete")
 
 
-def _train(
-    state: TrainState, stream: Stream, held_out: Split, journal: Journal, stop: Stop, progress: Progress
-) -> None:
-    """The training loop: evaluate, save, read, step, log. A signal ends it with a checkpoint, and raises `Stopped`."""
-    measure = partial(_measure, state, held_out)
-    with stream, progress.task("train", state.steps, "step", done=state.step) as task, journal.recorded(state):
-        behind = Behind[tuple[Batch, Step]](lambda taken: _look(state, stream, *taken, journal, task))
-        while True:
-            if journal.wants_evaluation(state) and not journal.evaluate(state, stop, measure):
-                break
-            if journal.wants_checkpoint(state):
-                journal.save_if_new(state)
-            if state.step >= state.steps:
-                break
-
-            batch = journal.awaited(stream, stop)
-            if state.world.any(stop.wished is not None):  # so that all processes end at the same step
-                break
-            assert batch is not None
-
-            step = train_step(state, stream.complete(batch))
-            behind.add((batch._replace(hidden_BLD=None), step), now=must_settle(state) or journal.looks(state))
-        behind.catch_up()
-        journal.close(state, stop)  # before the stream is: a read that hangs must not keep the checkpoint waiting
+def _speedometer(state: TrainState, shapes: Shapes) -> Speedometer:
+    """Compares the run with plain matrix products on its devices, which are measured once."""
+    config = state.config
+    flops_per_token = cache(partial(cost.flops_per_token, config, shapes))
+    return Speedometer(
+        state.step,
+        rows_per_step=config.batch_size,
+        tokens_per_row=shapes.seq_len,
+        flops_per_token=lambda step: flops_per_token(phase_at(config, step)),
+        flops_limit=cache(lambda: state.world.size * cost.matmul_flops(state.device, state.compute.dtype)),
+    )
 
 
-def _look(state: TrainState, stream: Stream, batch: Batch, step: Step, journal: Journal, task: Task) -> None:
-    """Read a step that was taken: whether it updated anything, and its figures where they are recorded."""
-    shown = {}
-    if not settle(state, batch, step):
-        _skipped(state, stream, batch, step, journal)
-    elif journal.records(step.number + 1):
-        shown = journal.stepped(state, figures(state, step))
-    task.advance(1, **{name: shown[name] for name in ("l_diff", "l_h", "l_w", "token_accuracy") if shown})
-
-
-def _skipped(state: TrainState, stream: Stream, batch: Batch, step: Step, journal: Journal) -> None:
-    remedy = f"in another --output, lower optimizer.lr (it is {state.config.optimizer.lr}) or lengthen the warm-ups"
-    losses = {name: torch.stack([getattr(part, name) for part in step.losses]) for name in ("l_diff", "l_h", "l_w")}
-    l_diff_B = torch.cat([part.l_diff_B for part in step.losses])
-    journal.skipped(state, stream, batch, step.number + 1, losses, l_diff_B, remedy=remedy)
+def _evaluate(state: TrainState, held_out: Split) -> dict[str, Any]:
+    """Figures of the weights in the model on held-out rows, as JSON."""
+    with state.compute.autocast():
+        return heldout.evaluate(
+            state.objective,
+            held_out,
+            rows=state.config.eval_rows,
+            batch_size=min(state.rows_at_once, state.config.eval_rows),
+            device=state.device,
+            timesteps=state.timesteps,
+        ).to_json()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -228,7 +203,7 @@ def _record_features(store: FeatureStore, out: Path) -> None:
 def _finish(result: Artifact, state: TrainState, journal: Journal, store: FeatureStore) -> None:
     latest = checkpoint.latest(journal.out / "checkpoints")
     assert latest is not None
-    journal.status("complete", state)
+    journal.write_status(state, "complete")
     result.finish(
         step=state.step,
         checkpoint=latest.digest,
@@ -249,17 +224,3 @@ def draw_plots(out: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
     plots.training(out, metrics)
     plots.dynamics(out / "plots" / "dynamics.png", {out.name: metrics})
     plots.timesteps(out / "plots" / "timesteps.png", metrics)
-
-
-def _measure(state: TrainState, split: Split) -> dict[str, Any]:
-    """Held-out figures, and the timestep distribution at this step."""
-    with state.compute.autocast():
-        found = heldout.evaluate(
-            state.objective,
-            split,
-            rows=state.config.eval_rows,
-            batch_size=min(state.rows_at_once, state.config.eval_rows),
-            device=state.device,
-            timesteps=state.timesteps,
-        )
-    return {**found, "timestep_p": state.timesteps.state_dict()["p"]}

@@ -15,7 +15,9 @@ from patience import patience
 
 from ldlm import artifact, files, location
 from ldlm.errors import InputError, StorageError
-from ldlm.features.store import FeatureStore, StoreWriter
+from ldlm.features.extraction import Extraction, prepare
+from ldlm.features.store import FeatureStore
+from ldlm.features.writer import StoreWriter
 from ldlm.location import ObjectPath, locate
 from ldlm.stages import extract_features, features, train
 
@@ -263,7 +265,7 @@ def test_machines_without_a_common_disk_share_the_work_by_rank(start, few, local
     for rank in (0, 1):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "2")
-        extraction = extract_features.Extraction(few, place, tmp_path, None, None, {}, None)
+        extraction = Extraction(few, place, tmp_path, None, None, {}, None)
         turns[rank] = extraction._in_turn(list(range(5)))
     assert turns == {0: [0, 1, 4, 3, 2], 1: [2, 3, 4, 1, 0]}
 
@@ -282,7 +284,7 @@ def test_machines_without_a_common_disk_share_the_work_by_rank(start, few, local
 def test_of_two_machines_that_make_a_shard_differently_the_first_counts(few, bucket):
     """Another processor may round otherwise: the ledger tells what stands there, whoever's it is."""
     place = locate(f"{bucket}/features")
-    extraction, _ = extract_features.prepare(few, place)
+    extraction, _ = prepare(few, place)
     extraction.pack()
     extraction.encode_sample()
     extraction.describe()
@@ -304,7 +306,7 @@ def test_of_two_machines_that_make_a_shard_differently_the_first_counts(few, buc
 def test_a_machine_that_comes_late_changes_nothing_that_is_sealed(few, local, bucket, monkeypatch):
     """It has other versions of the libraries, and had begun before the others sealed the store."""
     place = locate(f"{bucket}/features")
-    late, _ = extract_features.prepare(few, place)
+    late, _ = prepare(few, place)
     late.pack(), late.encode_sample()
     extract_features.run(few, place)
     before = payload(place)

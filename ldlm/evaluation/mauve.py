@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ldlm.errors import InputError
+from ldlm.evaluation.scores import Mauve
 
 FEWEST = 20  # n/10 buckets make two
 PACKAGES = {"mauve": "mauve-text", "faiss": "faiss-cpu", "sklearn": "scikit-learn"}  # by the module they bring
@@ -42,8 +43,8 @@ def library() -> Any:
     return mauve
 
 
-def score(p_TD: np.ndarray, q_TD: np.ndarray) -> dict[str, Any]:
-    """MAUVE of texts with features `p_TD` against a reference with `q_TD`, and what it was computed with."""
+def score(p_TD: np.ndarray, q_TD: np.ndarray) -> Mauve:
+    """MAUVE of texts with features `p_TD` against a reference with `q_TD`."""
     for name, features in (("texts", p_TD), ("reference", q_TD)):
         if len(features) < FEWEST:
             raise InputError(
@@ -53,15 +54,8 @@ def score(p_TD: np.ndarray, q_TD: np.ndarray) -> dict[str, Any]:
     if not np.ptp(np.vstack([p_TD, q_TD]), axis=0).any():
         raise InputError("all features are alike, so MAUVE has nothing to compare")
     found = library().compute_mauve(p_features=p_TD, q_features=q_TD, **SETTINGS)
-    return {
-        "mauve": float(found.mauve),
-        "mauve_settings": {
-            **SETTINGS,
-            "num_buckets": int(found.num_buckets),
-            "texts": len(p_TD),
-            "reference_texts": len(q_TD),
-        },
-    }
+    counts = {"num_buckets": int(found.num_buckets), "texts": len(p_TD), "reference_texts": len(q_TD)}
+    return Mauve(float(found.mauve), {**SETTINGS, **counts})
 
 
 def read_features(path: Path) -> np.ndarray:

@@ -13,7 +13,7 @@ from ldlm import files
 from ldlm.errors import InputError
 from ldlm.evaluation.boundaries import Boundaries
 from ldlm.features import textfiles
-from ldlm.features.textfiles import Part
+from ldlm.features.documents import Part
 
 Row = Sequence[int] | np.ndarray  # the tokens of a text
 

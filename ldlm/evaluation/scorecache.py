@@ -18,8 +18,6 @@ from types import TracebackType
 
 import numpy as np
 
-from ldlm.evaluation.scorer import Scorer
-
 MOST_BYTES = 2**31  # per scorer; then the oldest third goes
 WRITE_EVERY = 5.0  # seconds of work that a killed process may lose
 
@@ -31,16 +29,15 @@ def folder() -> Path:
 
 
 class ScoreCache:
-    """The likelihoods that one scorer has given; a context manager, whose end commits."""
+    """The likelihoods that one scorer has given, in the file `path`; a context manager, whose end commits."""
 
-    def __init__(self, folder: Path, scorer: Scorer, note: Callable[[str], None] = lambda line: None) -> None:
-        kind, _, digest = scorer.revision.partition(":")
-        self.path = folder / f"{kind}-{digest[:40]}-{scorer.dtype}.sqlite"
+    def __init__(self, path: Path, note: Callable[[str], None] = lambda line: None) -> None:
+        self.path = path
         self._note, self._written = note, time.monotonic()
         self._pending: dict[bytes, bytes] = {}
         self._database: sqlite3.Connection | None = None
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(self.path, timeout=30)
             self._database.execute("CREATE TABLE IF NOT EXISTS nll (tokens BLOB PRIMARY KEY, nll BLOB, crc INTEGER)")
         except (OSError, sqlite3.Error) as error:

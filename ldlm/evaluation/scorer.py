@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,12 +16,10 @@ from torch import Tensor
 
 from ldlm import files, hub
 from ldlm.errors import InputError
+from ldlm.evaluation.scorecache import ScoreCache
 from ldlm.features.states import longest, positions, runs
 from ldlm.features.text import batched
 from ldlm.hub import check_whole, load_model, load_tokenizer
-
-if TYPE_CHECKING:
-    from ldlm.evaluation.scorecache import ScoreCache
 
 LOGITS_AT_ONCE = 2**27  # elements; bounds the memory of a scorer pass
 TEXTS_AT_ONCE = 64  # the tokenizer's own records are some hundred bytes a token
@@ -106,6 +103,11 @@ class Scorer:
             return f"commit:{hub.commit(self.name)}"
         paths = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
         return f"sha256:{files.sha256_json({path.name: files.sha256_file(path) for path in paths})}"
+
+    def cache(self, folder: Path, note: Callable[[str], None] = lambda line: None) -> ScoreCache:
+        """The cache of what these weights have scored in this precision, a file in `folder`."""
+        kind, _, digest = self.revision.partition(":")
+        return ScoreCache(folder / f"{kind}-{digest[:40]}-{self.dtype}.sqlite", note)
 
     def tokens(self, texts: Sequence[str], max_tokens: int) -> list[np.ndarray]:
         """Token ids (≤ max_tokens,) int32 as the texts spell them, special tokens included and none added."""

@@ -1,1 +1,1 @@
-"""From text to a feature store of hidden states, and from the store to batches."""
+"""Text → a feature store of hidden states → batches for training. No trained network is known here."""

@@ -1,5 +1,6 @@
-"""English prose that every machine with ldlm has: Python's language reference, and the docstrings of the standard
-library and of the installed dependencies. It is what the quickstart learns from.
+"""The quickstart's corpus: English prose that every machine with ldlm has.
+
+It is Python's language reference and the docstrings of the standard library and of installed dependencies.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-# Dependencies, direct or through torch and datasets, whose docstrings are prose; the standard library comes first.
+# Dependencies, direct and indirect, whose docstrings are prose. The standard library comes before them.
 PACKAGES = ("torch", "scipy", "sympy", "pandas", "networkx", "numpy", "matplotlib", "huggingface_hub", "zarr")
 SHORTEST = 80  # characters; below that a paragraph is a heading or a signature
 _PARAGRAPHS = re.compile(r"\n\s*\n")
@@ -34,7 +35,7 @@ def paragraphs(text: str) -> Iterator[str]:
 
 
 def documents(workers: int = 2) -> list[str]:
-    """All paragraphs, each once, in an order that depends on the installed versions only."""
+    """All paragraphs, without duplicates, in an order that depends only on the installed versions."""
     import pydoc_data.topics
 
     pages = (pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics))

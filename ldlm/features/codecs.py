@@ -1,7 +1,7 @@
-"""How hidden states are stored: what is written to zarr, and how it becomes float32 again on the training device.
+"""Codecs of hidden states: the arrays that are written to zarr, and their way back to float32 on the training device.
 
 Lossy steps happen here, before zarr. Nothing is ever clipped: outlier channels would lose the most. fp16 and fp32 are
-plain numbers to any zarr reader; the others carry `recipe` in the array's attributes.
+plain numbers to any zarr reader; the other codecs put `recipe` into the array's attributes.
 """
 
 from __future__ import annotations
@@ -30,14 +30,22 @@ class Codec:
     encode: Callable[[np.ndarray], Parts]
     decode: Callable[[Mapping[str, Tensor], Widen], Tensor]
 
+    def shapes(self, states: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+        """Shape of each array for states of shape (R, L, D): a scale has no D."""
+        return {name: states[: 3 if name == "hidden" else 2] for name in self.dtypes}
 
-GRAIN = 32_768  # elements up to which torch leaves an operation to the thread that asks for it
+    def empty(self, states: tuple[int, int, int]) -> dict[str, np.ndarray]:
+        """Arrays to fill for states of shape (R, L, D)."""
+        return {name: np.empty(shape, self.dtypes[name]) for name, shape in self.shapes(states).items()}
+
+
+GRAIN = 32_768  # elements; up to so many, torch runs an operation in the calling thread
 
 
 def widen_alone(stored: Tensor) -> Tensor:
-    """float32 on the same device; on a CPU by the calling thread alone.
+    """Convert to float32 on the same device; on a CPU in the calling thread alone.
 
-    torch's other threads, which spin for a while after each operation, would take the cores from those that decompress.
+    torch's other threads spin after each operation and would take cores from the threads that decompress.
     """
     if stored.device.type != "cpu" or stored.dtype == torch.float32:
         return stored.float()
@@ -47,7 +55,7 @@ def widen_alone(stored: Tensor) -> Tensor:
 
 
 def _encode_fp16(h: np.ndarray) -> Parts:
-    return {"hidden": torch.from_numpy(h).half().numpy()}  # numpy converts one by one
+    return {"hidden": torch.from_numpy(h).half().numpy()}  # torch: numpy converts element by element
 
 
 def _encode_bf16(h: np.ndarray) -> Parts:
@@ -55,7 +63,7 @@ def _encode_bf16(h: np.ndarray) -> Parts:
 
 
 def _encode_int8(h: np.ndarray) -> Parts:
-    """Absolute maximum per token: ±127 is the largest magnitude of the token's own states."""
+    """int8 with a scale per token: ±127 is the largest magnitude among the token's states."""
     scale = np.abs(h).max(axis=-1, keepdims=True) / 127
     scale = np.where(scale > 0, scale, 1).astype(np.float32)
     return {"hidden": np.rint(h / scale).astype(np.int8), "scale": scale[..., 0]}
@@ -107,7 +115,7 @@ CODECS = {
 
 def encode(h: np.ndarray, codec: Codec) -> Parts:
     """The arrays to store; `InputError` for NaN, infinity, and values beyond the codec's range."""
-    worst = np.maximum(h.max(), -h.min())  # if this fits, everything does; it is NaN if anything is
+    worst = np.maximum(h.max(), -h.min())  # the largest magnitude, or NaN if any value is
     if not np.isfinite(worst):
         raise InputError("the encoder gave hidden states that are not finite; nothing was stored of this shard")
     dtype = np.dtype(codec.dtypes.get("hidden", h.dtype))
@@ -120,6 +128,12 @@ def encode(h: np.ndarray, codec: Codec) -> Parts:
     return codec.encode(h)
 
 
+def encode_with_error(h: np.ndarray, codec: Codec) -> tuple[Parts, Error]:
+    """`encode`, and the error that the stored form of the states has."""
+    parts = encode(h, codec)
+    return parts, Error.of(h, parts, codec)
+
+
 def decode(parts: Parts, codec: Codec) -> np.ndarray:
     """float32 states from stored arrays, on the CPU."""
     return codec.decode({name: torch.from_numpy(array) for name, array in parts.items()}, Tensor.float).numpy()
@@ -127,18 +141,18 @@ def decode(parts: Parts, codec: Codec) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Error:
-    """What a codec costs: sums of squares per channel, float64 (D,), of the states and of the error."""
+    """Error of a codec: sums of squares per channel, float64 (D,), of the states and of the error."""
 
     signal_D: np.ndarray
     error_D: np.ndarray
 
     @classmethod
     def of(cls, h: np.ndarray, parts: Parts, codec: Codec) -> Error:
-        """Of states (R, L, D) as they are stored."""
+        """The error of states (R, L, D) that are stored as `parts`."""
         return cls(_squares(h), _squares(decode(parts, codec) - h))
 
     def merge(self, other: Error) -> Error:
-        """Of both together."""
+        """The error of both together."""
         return Error(self.signal_D + other.signal_D, self.error_D + other.error_D)
 
     @property
@@ -148,7 +162,7 @@ class Error:
 
     @property
     def worst_channel(self) -> float:
-        """The same of the channel where it is largest."""
+        """Root mean square of the error over that of the states, in the channel where it is largest."""
         return float(np.sqrt((self.error_D / np.maximum(self.signal_D, 1e-30)).max()))
 
 

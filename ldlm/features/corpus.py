@@ -1,4 +1,4 @@
-"""The text of an extraction: its documents by split, and how many rows they make (SPEC 1)."""
+"""The text of an extraction: its documents by split, and the number of rows that they make (SPEC 1)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from ldlm.config import ExtractConfig
 from ldlm.errors import InputError
 from ldlm.features import text, textfiles
+from ldlm.features.documents import count_documents, section
 
 
 def documents(config: ExtractConfig, split: str) -> Iterator[str] | None:
@@ -29,13 +30,13 @@ def _raw_documents(config: ExtractConfig, split: str) -> Iterator[str] | None:
             return None
     if not held_out:
         return _all_documents(config, config.split)
-    boundary = _boundary(config, textfiles.count(_all_documents(config, config.split)))
+    boundary = _boundary(config, count_documents(_all_documents(config, config.split)))
     everything = _all_documents(config, config.split)
-    return textfiles.section(everything, *((0, boundary) if split == "train" else (boundary, None)))
+    return section(everything, *((0, boundary) if split == "train" else (boundary, None)))
 
 
 def _boundary(config: ExtractConfig, total: int) -> int:
-    """How many of `total` documents are trained on; the last ones are held out."""
+    """The number of `total` documents that are trained on; the last ones are held out."""
     if total <= config.validation_docs:
         raise InputError(
             f"--validation-docs {config.validation_docs} leaves nothing to train on: there are {total} documents"
@@ -57,30 +58,30 @@ def _detokenised(config: ExtractConfig, found: Iterator[str]) -> Iterator[str]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# How much it is, before it is read
+# The number of rows, before the text is packed
 
 
 class Count(NamedTuple):
-    """Rows of a split."""
+    """The number of rows of a split, and how it was found."""
 
     rows: int
-    exact: bool  # and not estimated
-    packed: int  # rows that were packed to find out
-    seconds: float  # which that took, reading included
+    exact: bool  # counted, not estimated
+    packed: int  # rows that were packed to count or to estimate
+    seconds: float  # of reading and packing them
 
 
 def count_rows(config: ExtractConfig, tokenizer: Any, split: str, seconds: float = 20.0) -> Count:
-    """Rows of a split: all of them are packed where that takes no longer than `seconds`.
+    """The number of rows of a split: counted if packing takes no longer than `seconds`, and else estimated.
 
-    Of more text the first documents are packed, and the rest is estimated from their number. A hub that tells the
-    number of its documents is asked for those alone, also where the last ones are held out.
+    The estimate packs the first documents and counts the others. Where a dataset's card states the number of its
+    documents, no others are fetched.
     """
     total = _stated_documents(config, split)
     if total is None:
         found = documents(config, split)
     else:
         name = config.validation_split if split == "validation" else None
-        found = _detokenised(config, textfiles.section(_all_documents(config, name or config.split), 0, total))
+        found = _detokenised(config, section(_all_documents(config, name or config.split), 0, total))
     if found is None:
         return Count(0, True, 0, 0.0)
     taken, stopped, started = 0, False, time.perf_counter()
@@ -88,7 +89,7 @@ def count_rows(config: ExtractConfig, tokenizer: Any, split: str, seconds: float
     def first() -> Iterator[str]:
         nonlocal taken, stopped
         for document in found:
-            taken += textfiles.count([document])
+            taken += count_documents([document])
             yield document
             stopped = taken >= 1000 and time.perf_counter() - started > seconds
             if stopped:
@@ -96,13 +97,13 @@ def count_rows(config: ExtractConfig, tokenizer: Any, split: str, seconds: float
 
     packed = sum(map(len, text.pack(first(), tokenizer, config.seq_len)))
     spent = time.perf_counter() - started
-    others = 0 if not stopped else textfiles.count(found) if total is None else total - taken
+    others = 0 if not stopped else count_documents(found) if total is None else total - taken
     rows = round(packed * (taken + others) / max(1, taken))
     return Count(rows, total is None and not others, packed, spent)
 
 
 def _stated_documents(config: ExtractConfig, split: str) -> int | None:
-    """How many documents a split has, blank ones included, where a hub tells; None where they must be counted."""
+    """The number of documents of a split that its dataset's card states; None where they must be counted."""
     if not config.dataset or (split == "validation" and not (config.validation_split or config.validation_docs)):
         return None
     name = config.validation_split if split == "validation" and config.validation_split else config.split
@@ -114,7 +115,7 @@ def _stated_documents(config: ExtractConfig, split: str) -> int | None:
 
 
 def most_rows(config: ExtractConfig) -> dict[str, int] | None:
-    """Rows by split that the text can't exceed, a token being a byte at least; None where its size isn't known."""
+    """An upper bound on rows by split, a token being at least a byte; None where the text's size isn't known."""
     if config.dataset:
         return None
     most: dict[str, int] = {}

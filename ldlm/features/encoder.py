@@ -1,10 +1,9 @@
 """The frozen text encoder E_h: tokens → hidden states h, and their normalisation (Section 4.1 and 6, SPEC 2).
 
 Any encoder or causal model of transformers. `hidden_states[layer]` is taken from a model whose blocks above that layer
-have been removed, so that they cost neither time nor memory once it is loaded; `ldlm/states.py` proves that it is
-that layer.
+have been removed, so that they cost neither time nor memory; `states.py` checks that the states are that layer's.
 
-Shapes in names: B batch, L tokens, D encoder width.
+Shape letters: CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -27,11 +26,14 @@ from ldlm.hub import check_whole, load_model
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from ldlm.features.store import FeatureStore
+
 VARIANCE_FLOOR = 1e-4
+BLOCK_ROWS = 32  # rows per pass of the online encoder, so that its memory doesn't grow with the batch
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of what the tokenizer does, wherever it was loaded from."""
+    """A hash of the tokenizer's rules and special tokens, wherever it was loaded from."""
     description = f"{tokenizer.backend_tokenizer.to_str()}{special_tokens(tokenizer)}"
     return hashlib.sha256(description.encode()).hexdigest()
 
@@ -40,8 +42,8 @@ class FrozenEncoder:
     """E_h for one `kind` and `layer` (SPEC 2).
 
     kind `hidden`: contextual states; `embedding`: the model's token embeddings. `layer` indexes `hidden_states`.
-    `seq_len` is the length of the rows that it will be given, over which the states are checked against the whole
-    model's; `InputError` when they are too long for it, or the layer can't be had.
+    `seq_len` is the length of the rows that will be encoded; the states of such a row are checked against the whole
+    model's. `InputError` when the rows are too long for the model, or it has no such layer.
     `precision` is that of matrix products and attention; the states are float32 in any case.
     """
 
@@ -57,7 +59,7 @@ class FrozenEncoder:
     ) -> None:
         from transformers import AutoModel
 
-        model, made_up = load_model(AutoModel, name)
+        model, absent = load_model(AutoModel, name)
         model = states.text_encoder(model, name).eval().requires_grad_(False)
         self.name, self.kind, self.layer = name, kind, layer
         self.compute = Compute(torch.device(device))
@@ -71,13 +73,13 @@ class FrozenEncoder:
             self.network, self.hidden_dim = table, table.embedding_dim
         else:
             raise InputError(f"{name} computes its token embeddings; use --kind hidden")
-        check_whole(self.network, made_up, name)
+        check_whole(self.network, absent, name)
         self.network.to(self.device)
 
     def _take_states(self, model: Any, seq_len: int | None) -> None:
-        """Cut off what the layer doesn't need, on the CPU: a GPU ends the process when a position is out of range."""
+        """Remove the blocks above the layer, on the CPU: on a GPU, a position out of range would end the process."""
         if getattr(model, "pooler", None) is not None:
-            # It takes no part; and where the checkpoint has none, it would be random and the fingerprint with it.
+            # It is not used. A checkpoint without one would make it, and so the fingerprint, random.
             model.pooler = nn.Identity().eval()
         self.positions = states.positions(model)
         if seq_len is not None and self.positions is not None and seq_len > self.positions:
@@ -91,11 +93,11 @@ class FrozenEncoder:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device that it computes on."""
         return self.compute.device
 
     def compute_in(self, precision: Literal["fp32", "bf16"]) -> None:
-        """Do matrix products and attention in another precision from now on."""
+        """Set the precision of matrix products and attention."""
         self.compute = replace(self.compute, dtype=DTYPES[precision])
 
     @torch.no_grad()
@@ -106,7 +108,7 @@ class FrozenEncoder:
             return self.network(tokens_BL).float()
         with self.compute.autocast():
             state_BLD: Tensor = self.states.read(tokens_BL)
-        assert state_BLD.shape[:2] == tokens_BL.shape  # not so for rows of another length than it was checked for
+        assert state_BLD.shape[:2] == tokens_BL.shape  # holds for rows of the length that was checked
         return state_BLD.float()
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -118,7 +120,7 @@ class FrozenEncoder:
             )
 
     def fingerprint(self) -> str:
-        """A hash of the weights that take part, the kind and the layer; the same wherever the model came from."""
+        """A hash of the weights that are used, the kind and the layer, wherever the model came from."""
         digest = hashlib.sha256(f"{self.kind}/{self._layer_taken()}".encode())
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(name.encode())
@@ -133,7 +135,7 @@ class FrozenEncoder:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Per-dimension mean and variance of the states, float64, and how many positions they were taken over."""
+    """Per-dimension mean and variance of states, float64, and the number of positions that they are taken over."""
 
     count: int
     mean_D: np.ndarray
@@ -141,14 +143,14 @@ class Statistics:
 
     @classmethod
     def of(cls, h: np.ndarray) -> Statistics:
-        """Of states (…, D)."""
+        """The statistics of states (…, D)."""
         flat = h.reshape(-1, h.shape[-1]).astype(np.float64)
         mean = flat.mean(axis=0) if len(flat) else np.zeros(flat.shape[1])
         flat -= mean
         return cls(len(flat), mean, np.einsum("nd,nd->d", flat, flat))
 
     def merge(self, other: Statistics) -> Statistics:
-        """Of both together (Chan et al., 1979). Merge in a fixed order and the bits are fixed."""
+        """The statistics of both together (Chan et al., 1979). A fixed order of merging fixes the bits."""
         count = self.count + other.count
         if not count:
             return self
@@ -160,7 +162,7 @@ class Statistics:
         )
 
     def tensors(self, name: str) -> dict[str, np.ndarray]:
-        """For a safetensors file, under `name`."""
+        """Tensors for a safetensors file, under `name`."""
         return {f"{name}/count": np.array(self.count), f"{name}/mean": self.mean_D, f"{name}/m2": self.m2_D}
 
     @classmethod
@@ -172,3 +174,49 @@ class Statistics:
     def std_D(self) -> np.ndarray:
         """Standard deviation with the variance floored at 1e-4."""
         return np.sqrt(np.maximum(self.m2_D / max(1, self.count), VARIANCE_FLOOR))
+
+    def summary(self) -> dict[str, float]:
+        """Number of positions, and the largest and median deviations, to be read by people."""
+        return {
+            "positions": self.count,
+            "largest_std": float(self.std_D.max()),
+            "median_std": float(np.median(self.std_D)),
+            "largest_abs_mean": float(np.abs(self.mean_D).max()),
+        }
+
+
+def online_encoder(store: FeatureStore) -> OnlineEncoder | None:
+    """The encoder that makes the states of `store` inside the step; None where it holds them or none are needed."""
+    return OnlineEncoder(store.encoder, *store.statistics()) if store.needs_encoder else None
+
+
+class OnlineEncoder:
+    """Tokens (B, L) → normalised states (B, L, D) float32, as a store with codec fp32 holds them.
+
+    `record` is the store's description of its encoder. The model is loaded at the first call, to the tokens' device.
+    """
+
+    def __init__(self, record: Mapping[str, Any], mean_D: np.ndarray, std_D: np.ndarray) -> None:
+        self.record = record
+        self.mean_D, self.std_D = torch.from_numpy(mean_D), torch.from_numpy(std_D)
+        self._encoder: FrozenEncoder | None = None
+
+    def __call__(self, tokens_BL: Tensor) -> Tensor:
+        encoder = self._load(tokens_BL.device, tokens_BL.shape[1])
+        h_BLD = torch.cat([encoder(tokens) for tokens in tokens_BL.split(BLOCK_ROWS)])
+        return (h_BLD - self.mean_D) / self.std_D
+
+    def _load(self, device: torch.device, seq_len: int) -> FrozenEncoder:
+        """The encoder on `device`; `InputError` when it is not the encoder of the statistics."""
+        if self._encoder is None or self._encoder.device != device:
+            name, kind, layer = (self.record[key] for key in ("name", "kind", "layer"))
+            precision = self.record["precision"]
+            encoder = FrozenEncoder(name, kind=kind, layer=layer, seq_len=seq_len, device=device, precision=precision)
+            if encoder.fingerprint() != self.record["fingerprint"]:
+                raise InputError(
+                    f"{name} is not the encoder that the features were prepared with: its fingerprint is "
+                    f"{encoder.fingerprint()[:12]} and theirs {self.record['fingerprint'][:12]}"
+                )
+            self._encoder = encoder
+            self.mean_D, self.std_D = self.mean_D.to(device), self.std_D.to(device)
+        return self._encoder

@@ -24,6 +24,8 @@ from numcodecs import zstd
 from ldlm.errors import InputError
 from ldlm.location import Location, ObjectPath
 
+CHUNK_ROWS = 16
+SPLITS = ("train", "validation")
 _ABSENT = 2**64 - 1  # offset and length of a chunk that was never written
 _CHECKSUM = 4  # bytes
 CORES = len(os.sched_getaffinity(0))

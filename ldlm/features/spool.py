@@ -10,7 +10,8 @@ import errno
 import math
 import mmap
 import os
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import google_crc32c
@@ -104,3 +105,32 @@ def _read_all(file: int, into: memoryview) -> int:
     while done < len(into) and (count := os.preadv(file, [into[done:]], done)):
         done += count
     return done
+
+
+class TokenRows:
+    """Spooled token rows of a split. Read with pread: the pages of a memory map would count as the process's memory."""
+
+    def __init__(self, path: Path, rows: int, seq_len: int) -> None:
+        self.rows, self.seq_len = rows, seq_len
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    @staticmethod
+    def write(path: Path, batches: Iterable[np.ndarray], advance: Callable[[int], None]) -> int:
+        """Write batches of rows (rows, L) int32 durably, telling `advance` how many; returns the number of rows."""
+        rows = 0
+        with open(path, "wb") as file:
+            for batch in batches:
+                with files.writing(path):
+                    file.write(batch.tobytes())
+                rows += len(batch)
+                advance(len(batch))
+            file.flush()
+            os.fsync(file.fileno())
+        return rows
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows (stop − start, L) int32, as far as there are."""
+        stop, row = min(stop, self.rows), 4 * self.seq_len
+        data = bytearray(os.pread(self._descriptor, (stop - start) * row, start * row))
+        return np.frombuffer(data, np.int32).reshape(stop - start, self.seq_len)

@@ -1,11 +1,11 @@
-"""`hidden_states[layer]` of a model of transformers, from as few of its blocks as give the same (SPEC 2).
+"""`hidden_states[layer]` of a model of transformers, computed with as few of its blocks as possible (SPEC 2).
 
-What a model's blocks and positions are is tried and not believed. The whole model runs once over a row; a cheaper
-way is taken only where it gives the states that the whole model calls `hidden_states[layer]`. For most models that is
-what leaves the block below, with the blocks above cut off. Mamba numbers its states otherwise, DeBERTa-v2 may add a
-convolution behind its first block, Longformer pads: those stay whole.
+A model's blocks and positions are found by trial. The whole model runs once over a row; a cheaper way is taken only
+where it gives the states that the whole model calls `hidden_states[layer]`. For most models that is the output of the
+block below, with the blocks above removed. Some stay whole: Mamba numbers its states differently, DeBERTa-v2 may add a
+convolution after its first block, Longformer pads.
 
-Shapes in names: B batch, L tokens, D width.
+Shape letters: CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ldlm.errors import InputError
 Way = Literal["output", "cut", "whole"]
 Read = Callable[[Tensor], Any]  # tokens (B, L) → states (B, L, D)
 
-PROBE_LEN = 13  # tokens, where nobody says how long rows will be: no multiple of a window that a model pads to
+PROBE_LEN = 13  # tokens, where the length of rows isn't given: no multiple of a window that a model pads to
 TOLERANCE = 1e-5  # of a state's norm: rounding, for the same kernels give the same bits, and neighbours differ by more
 SPARE_POSITIONS = 8  # rows that a table of positions may have beyond those that the configuration names
 
@@ -32,7 +32,7 @@ SPARE_POSITIONS = 8  # rows that a table of positions may have beyond those that
 
 
 def text_encoder(model: Any, name: str) -> Any:
-    """The part that reads text: an encoder-decoder's encoder, also where only that was saved; else the model."""
+    """The part of a model that reads text: the encoder of an encoder-decoder, else the whole model."""
     takes_target = "decoder_input_ids" in inspect.signature(model.forward).parameters
     if not (model.config.is_encoder_decoder or takes_target):
         return model
@@ -54,9 +54,9 @@ def token_table(model: Any, name: str) -> Any:
 
 
 def plain_tokens(model: Any, length: int) -> Tensor:
-    """A row of tokens (1, length) int64 from all over the vocabulary, none of them special.
+    """A row of tokens (1, length) int64 spread over the vocabulary, without special ones.
 
-    Padding takes no position where positions begin behind it, and an image token asks for an image.
+    Padding would take no position in models whose positions begin after it; an image token would need an image.
     """
     configs = (model.config, model.config.get_text_config())
     settings = [setting for config in configs for setting in config.to_dict().items()]
@@ -71,9 +71,10 @@ def plain_tokens(model: Any, length: int) -> Tensor:
 
 
 def positions(model: Any) -> int | None:
-    """Tokens in the longest row that a model on the CPU has positions for; None where nothing bounds them.
+    """Number of tokens in the longest row that a model on the CPU has positions for; None for no bound.
 
-    Looked up where there is a table: RoBERTa's begins behind the padding index, so that 514 positions are 512 tokens.
+    Where positions are in a table, the length is tried: RoBERTa's table begins after the padding index, so that 514
+    positions are 512 tokens.
     """
     claimed = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if claimed is None or claimed <= 0:
@@ -84,14 +85,14 @@ def positions(model: Any) -> int | None:
 
 
 def _has_position_table(model: Any, claimed: int) -> bool:
-    """Whether an embedding other than that of the tokens has about as many rows; I-BERT's are no `nn.Embedding`."""
+    """Whether an embedding other than the tokens' has about `claimed` rows; I-BERT's are no `nn.Embedding`."""
     others = [module for module in model.modules() if module is not model.get_input_embeddings()]
     tables = [module.weight for module in others if hasattr(module, "padding_idx") and hasattr(module, "weight")]
     return any(0 <= len(table) - claimed <= SPARE_POSITIONS for table in tables)
 
 
 def longest(takes: Callable[[int], bool], most: int) -> int:
-    """The greatest length up to `most` that `takes` says yes to, if it does to all below; 0 when there is none."""
+    """The greatest length up to `most` that `takes` accepts, by bisection; 0 when there is none."""
     if takes(most):
         return most
     low, high = 0, most
@@ -106,7 +107,7 @@ class _EnteredError(Exception):
 
 
 def _enters(model: Any, length: int) -> bool:
-    """Whether a row comes as far as the first block: its positions are looked up by then, and little is computed."""
+    """Whether a row reaches the first block: by then its positions are looked up, and little is computed."""
 
     def stop(*_: Any) -> None:
         raise _EnteredError
@@ -122,7 +123,7 @@ def _enters(model: Any, length: int) -> bool:
 
 @torch.no_grad()
 def runs(model: Any, length: int) -> bool:
-    """Whether the model takes a row of so many tokens."""
+    """Whether the model accepts a row of `length` tokens."""
     try:
         model(input_ids=plain_tokens(model, length).to(model.device))
     except _EnteredError:
@@ -137,12 +138,12 @@ def runs(model: Any, length: int) -> bool:
 
 
 class HiddenStates:
-    """`hidden_states[layer]` of a model on the CPU, which loses the blocks that it needn't have.
+    """`hidden_states[layer]` of a model on the CPU, whose unneeded blocks are removed.
 
-    Checked over a row of `seq_len` tokens, which is how long those are that it will be given. `index` is the layer
-    counted from 0, of `depth + 1`; `way` says how its states are had: from the model `cut` off above the layer, as its
-    own `output`, or out of the `whole` model's hidden states.
-    `InputError` when there are no such states, with those that there are.
+    Checked over a row of `seq_len` tokens, the length of the rows to come. `index` is the layer counted from 0, of
+    `depth + 1`. `way` names the source of its states: the model `cut` off above the layer, the model's `output`, or the
+    hidden states of the `whole` model.
+    `InputError`, naming the usable layers, when the model has no such states.
     """
 
     way: Way
@@ -181,7 +182,7 @@ def _all_states(model: Any, tokens_BL: Tensor, name: str) -> tuple[Tensor, ...]:
 
 
 def _first(state: Any) -> Any:
-    """A block's state, where it stands beside others: Pegasus-X has global tokens."""
+    """The state of a block, which may come in a tuple with others: Pegasus-X has global tokens."""
     return state[0] if isinstance(state, tuple | list) else state
 
 
@@ -193,7 +194,7 @@ def _resolve_layer(layer: int, depth: int, name: str) -> int:
 
 
 def _check_per_token(states: tuple[Any, ...], layer: int, index: int, tokens_BL: Tensor, name: str) -> None:
-    """`InputError` when a layer has not one state per token, since the model pads, pools or has no such layer."""
+    """`InputError` when a layer doesn't have one state per token: the model pads or pools, or lacks the layer."""
     length, shape = tokens_BL.shape[1], tuple(getattr(states[index], "shape", ()))
     if shape[:2] == tokens_BL.shape:
         return
@@ -207,7 +208,7 @@ def _check_per_token(states: tuple[Any, ...], layer: int, index: int, tokens_BL:
 
 
 def _ways(model: Any, index: int, depth: int) -> Iterator[tuple[Way, Read]]:
-    """How hidden_states[index] may be had, the cheapest first. Whoever asks for the next has the last one undone."""
+    """Ways to compute hidden_states[index], the cheapest first. Asking for the next one undoes the last."""
     if index == depth:  # after the final norm, where there is one
         yield "output", lambda tokens_BL: model(input_ids=tokens_BL).last_hidden_state
     else:
@@ -222,7 +223,7 @@ def _ways(model: Any, index: int, depth: int) -> Iterator[tuple[Way, Read]]:
 
 
 class _Tap:
-    """Reads what enters or leaves a block of a model."""
+    """Reads the input or output of a block of a model."""
 
     def __init__(self, model: nn.Module, block: nn.Module, *, entering: bool) -> None:
         self.model, self.noted = model, None
@@ -232,7 +233,7 @@ class _Tap:
             self.handle = block.register_forward_hook(self._note_output)
 
     def read(self, tokens_BL: Tensor) -> Any:
-        """What passed there while the model ran over the tokens."""
+        """The block's input or output while the model runs over the tokens."""
         self.model(input_ids=tokens_BL)
         noted, self.noted = self.noted, None
         return noted
@@ -246,10 +247,10 @@ class _Tap:
 
 @torch.no_grad()
 def _agrees(read: Read, tokens_BL: Tensor, expected_BLD: Tensor) -> bool:
-    """Whether a way gives those states."""
+    """Whether `read` gives the expected states, up to rounding."""
     try:
         found_BLD = read(tokens_BL)
-    except Exception:  # there are models that can't do without what was cut off, and they fail in many ways
+    except Exception:  # some models need the removed blocks, and fail in many ways
         return False
     if not isinstance(found_BLD, Tensor) or found_BLD.shape != expected_BLD.shape:
         return False

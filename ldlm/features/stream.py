@@ -16,15 +16,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ldlm.errors import InputError
-from ldlm.features.batch import Batch
 from ldlm.features.codecs import widen_alone
-from ldlm.features.store import CHUNK_ROWS, FeatureStore, Split
+from ldlm.features.shards import CHUNK_ROWS
+from ldlm.features.store import Split
 from ldlm.runtime import ALONE, World
 
 BLOCK_ROWS = 16
 WINDOW_BLOCKS = 32
+READ_AHEAD = 2  # batches
 
 
 class RowOrder:
@@ -115,6 +117,24 @@ class Loaded(NamedTuple):
     parts: dict[str, np.ndarray]  # the rows in that order, by array name
 
 
+class Batch(NamedTuple):
+    """A process's rows of a batch on its device: states in float32 (None for scratch embeddings), tokens in int64.
+
+    Their places are on the CPU: what is worked out from them must not wait for the device.
+    """
+
+    hidden_BLD: Tensor | None
+    tokens_BL: Tensor
+    index_B: Tensor  # where each row stands in the whole batch, int64
+    position: int  # of the batch's first row in the endless sequence
+
+    def split(self, parts: int) -> list[Batch]:
+        """The same in so many parts."""
+        hidden = [None] * parts if self.hidden_BLD is None else self.hidden_BLD.chunk(parts)
+        rows = zip(hidden, self.tokens_BL.chunk(parts), self.index_B.chunk(parts), strict=True)
+        return [Batch(*part, self.position) for part in rows]
+
+
 class Stream:
     """Batches of a split from any position on, read by a background thread. Use as a context manager.
 
@@ -123,26 +143,23 @@ class Stream:
 
     def __init__(
         self,
-        store: FeatureStore,
         split: Split,
         *,
         batch_size: int,
         seed: int,
-        position: int,
         device: torch.device,
-        depth: int = 2,
         world: World = ALONE,
     ) -> None:
         if split.rows < batch_size:
             raise InputError(
-                f"{store.path} has {split.rows} {split.name} rows, too few for one batch of {batch_size}; lower "
+                f"{split.path} has {split.rows} {split.name} rows, too few for one batch of {batch_size}; lower "
                 f"batch_size or extract more text"
             )
         self.split, self.batch_size, self.device, self.world = split, batch_size, device, world
         self.order = RowOrder(split.rows, seed)
-        self.position = position
+        self.position = 0
         self._as_stored = device.type == "cpu" and "float32" in split.codec.dtypes.values()
-        self._queue: queue.Queue[Any] = queue.Queue(depth)
+        self._queue: queue.Queue[Any] = queue.Queue(READ_AHEAD)
         self._stop = threading.Event()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="ldlm-window")
         self._memory = [split.memory(self.order.largest_window) for _ in range(2)]
@@ -173,7 +190,7 @@ class Stream:
 
     def complete(self, batch: Batch) -> Batch:
         """With the states that the encoder makes online, which is part of the step and not of the reading."""
-        return batch if self.split.online is None else batch._replace(hidden_BLD=self.split.online(batch.tokens_BL))
+        return batch if self.split.encode is None else batch._replace(hidden_BLD=self.split.encode(batch.tokens_BL))
 
     def _fill(self) -> None:
         """The reading thread: whatever goes wrong here is raised where the batches are consumed."""
@@ -197,7 +214,7 @@ class Stream:
         parts = self._gather(position)
         tokens_BL = torch.from_numpy(parts.pop("tokens")).to(self.device, torch.int64)
         index_B = torch.from_numpy(parts.pop("position") - position)
-        hidden_BLD = None if self.split.online is not None else self.split.states(parts, tokens_BL, widen_alone)
+        hidden_BLD = None if self.split.encode is not None else self.split.states(parts, tokens_BL, widen_alone)
         return Batch(hidden_BLD, tokens_BL, index_B, position)
 
     def _gather(self, position: int) -> dict[str, np.ndarray]:

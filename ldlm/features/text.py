@@ -18,7 +18,7 @@ import numpy as np
 
 from ldlm import files, hub
 from ldlm.errors import InputError
-from ldlm.features.textfiles import Part, parts
+from ldlm.features.documents import Part, parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,9 +30,9 @@ TOKENIZER_CHARACTERS = 2**19
 def dataset_source(
     name: str, configuration: str | None = None, revision: str | None = None
 ) -> tuple[str | None, dict[str, str]]:
-    """What a Hugging Face dataset is just now: (commit on the hub or None, its fingerprints by name).
+    """The current (commit on the hub or None, fingerprints by name) of a Hugging Face dataset.
 
-    Those are the sha256 of each of its files where they are local, and else the commit.
+    The fingerprints are the sha256 of its files where they are local, and the commit elsewhere.
     """
     with _reading(name):
         cached = hub.cached_dataset(name, revision)
@@ -46,7 +46,7 @@ def dataset_source(
 
 
 def dataset_size(name: str, split: str, configuration: str | None = None, revision: str | None = None) -> int | None:
-    """Rows of a split of a Hugging Face dataset, blank ones included, as its card tells; None where it doesn't."""
+    """Rows of a split of a Hugging Face dataset, with blank ones, by its card; None where the card has no number."""
     found = (_builder(name, configuration, revision).info.splits or {}).get(split)
     return None if found is None else found.num_examples or None
 
@@ -80,23 +80,23 @@ def _builder(name: str, configuration: str | None, revision: str | None) -> Any:
 
     with _reading(name):
         place, revision = _place(name, revision)
-        return load_dataset_builder(place, configuration, revision=revision)  # it never runs code, and has no option to
+        return load_dataset_builder(place, configuration, revision=revision)  # it never runs the dataset's code
 
 
 def _place(name: str, revision: str | None) -> tuple[str, str | None]:
-    """Where a dataset is read, and at which revision: on the hub, or in the folder of what was downloaded."""
+    """The name or folder from which a dataset is read, and the revision: on the hub, or in its cache."""
     cached = hub.cached_dataset(name, revision)
     return (name, revision) if cached is None else (str(cached), None)
 
 
 @contextmanager
 def _reading(name: str, part: str = "") -> Iterator[None]:
-    """Turn what goes wrong with a dataset into one line."""
+    """Within the block, any error about a dataset becomes an `InputError` of one line."""
     try:
         yield
     except InputError:
         raise
-    except Exception as error:  # datasets and its hub client raise dozens of kinds here, and all mean the same
+    except Exception as error:  # datasets and its hub client raise dozens of types here, and all mean the same
         raise _refusal(name, part, error) from None
 
 
@@ -143,7 +143,7 @@ _LM1B = _rules(
     (r"([$£]) ", r"\1"),
 )
 
-# What the benchmark's tokenisation did, undone as far as that can be told.
+# Undoes the benchmark's tokenisation as far as it can be told from the text.
 _LM1B_CLEAN = _rules(
     (r"\b(https?) : / / ?", r"\1://"),
     (r" '(\w+)", r"'\1"),  # it 's, we 're
@@ -164,7 +164,7 @@ def _applied(rules: Rules, text: str) -> str:
     return text
 
 
-# By the name of the setting: what makes a sentence of the benchmark again of its tokenised form.
+# Functions from tokenised to plain text, by the name of the setting.
 DETOKENIZERS: dict[str, Callable[[str], str] | None] = {
     "none": None,
     "lm1b": partial(_applied, _LM1B),
@@ -185,13 +185,13 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
 
 
 def tokenize(documents: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
-    """The token ids of each document, without special tokens; of a `Part` of one, its own."""
+    """The token ids of each document, or `Part` of one, without special tokens."""
     for batch in _batches(documents):
         yield from tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    """The documents, as many at a time as the tokenizer has the memory for."""
+    """The documents in batches that bound the tokenizer's memory."""
     batch, characters = list[str](), 0
     for document in documents:
         if batch and (len(batch) == TOKENIZER_BATCH or characters + len(document) > TOKENIZER_CHARACTERS):
@@ -204,10 +204,11 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
 
 
 def pack(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, seq_len: int) -> Iterator[np.ndarray]:
-    """Token rows (rows, L) int32, in batches of any size. A function of (documents, order, tokenizer, L) alone.
+    """Pack documents into token rows (rows, L) int32, in batches of any size.
 
-    A document longer than `textfiles.LONGEST` is tokenised in parts that end before white space, where GPT-2's and
-    BERT's tokens end whatever follows; in one without any, a cut may change the token at it.
+    The rows depend on (documents, order, tokenizer, L) alone. A document longer than `documents.LONGEST` is tokenised
+    in parts that end before white space, where GPT-2's and BERT's tokens end whatever follows. In a document without
+    white space, a cut may change the token at it.
     """
     bos, eos = special_tokens(tokenizer)
     chunk = seq_len - 2
@@ -233,11 +234,10 @@ def _rows(stream: list[int], full: int, chunk: int, bos: int, eos: int) -> np.nd
 
 
 def row_of(document: str, tokenizer: PreTrainedTokenizerBase, seq_len: int) -> tuple[np.ndarray, int]:
-    """The row (L,) int32 that a document fills by itself, and how many tokens the document has.
+    """The row (L,) int32 that one document fills, and the number of the document's tokens.
 
-    A longer one is cut where `pack` cuts it. A shorter one is followed by itself, again and again: no row is ever
-    padded, and behind a document's EOS the models have always seen another document. This row is what `pack` makes of
-    a corpus that holds the document alone, and it brings in no text but that.
+    It is the first row that `pack` makes of the document repeated: a longer document is cut, and a shorter one follows
+    itself. Rows are never padded, and in training a document's EOS is always followed by another document.
     """
     (ids,) = tokenize([document], tokenizer)
     times = -(-(seq_len - 2) // (len(ids) + 1))

@@ -12,9 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ldlm.attention import attention
 from ldlm.config import AutoencoderConfig
 from ldlm.errors import InputError
-from ldlm.model.layers import MLP, RMSNorm, SelfAttention, SwiGLU, attention, divisors, head_width, split_heads
+from ldlm.model.layers import MLP, RMSNorm, SelfAttention, SwiGLU, divisors, head_width, split_heads
 from ldlm.model.token_loss import TokenLosses, token_losses
 
 

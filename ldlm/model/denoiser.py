@@ -40,9 +40,9 @@ class DiTBlock(nn.Module):
 
 
 class DiT(nn.Module):
-    """ẑ_θ(z_t, t, ẑ_self): (B, N, C) latents at time t (B,) in [0, 1] → (B, N, C) estimate of z_0.
+    """ẑ_θ(z_t, t, ẑ_prev): (B, N, C) latents at time t (B,) in [0, 1] → (B, N, C) estimate of z_0.
 
-    `self_condition` is the previous estimate of z_0; zeros stand for none.
+    ẑ_prev is the self-conditioning estimate, the estimate of z_0 before this one; zeros stand for none.
     """
 
     def __init__(self, config: DenoiserConfig, *, num_latents: int, latent_dim: int) -> None:
@@ -75,8 +75,8 @@ class DiT(nn.Module):
                 nn.init.zeros_(parameter)
         nn.init.zeros_(self.project_out.weight)
 
-    def forward(self, z_t_BNC: Tensor, t_B: Tensor, self_condition_BNC: Tensor) -> Tensor:
-        return self.estimate(z_t_BNC, self_condition_BNC, self.modulations(t_B))
+    def forward(self, z_t_BNC: Tensor, t_B: Tensor, z_hat_prev_BNC: Tensor) -> Tensor:
+        return self.estimate(z_t_BNC, z_hat_prev_BNC, self.modulations(t_B))
 
     def modulations(self, t_B: Tensor) -> Tensor:
         """All that the time decides, (B, M, W): six vectors for each block, and two for the end.
@@ -89,9 +89,9 @@ class DiT(nn.Module):
         parts.append(self.final_modulation(condition_BW))
         return torch.cat(parts, dim=-1).unflatten(-1, (-1, condition_BW.shape[-1]))
 
-    def estimate(self, z_t_BNC: Tensor, self_condition_BNC: Tensor, modulations_BMW: Tensor) -> Tensor:
+    def estimate(self, z_t_BNC: Tensor, z_hat_prev_BNC: Tensor, modulations_BMW: Tensor) -> Tensor:
         """ẑ_0 (B, N, C) with the time as `modulations` has it, of each row or one for all."""
-        x_BNW = self.project_in(torch.cat([z_t_BNC, self_condition_BNC], dim=-1)) + self.positions_NW
+        x_BNW = self.project_in(torch.cat([z_t_BNC, z_hat_prev_BNC], dim=-1)) + self.positions_NW
         *for_blocks, for_end = modulations_BMW.split([6] * len(self.blocks) + [2], dim=1)
 
         for block, modulation_B6W in zip(self.blocks, for_blocks, strict=True):

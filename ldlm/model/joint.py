@@ -67,6 +67,11 @@ class JointModel(nn.Module):
             else None
         )
 
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        """(N, C)."""
+        return self.num_latents, self.latent_dim
+
     def states(self, hidden_BLD: Tensor | None, tokens_BL: Tensor) -> Tensor:
         """h (B, L, D): the stored states, or the trainable embeddings of the tokens."""
         if self.embedding is not None:

@@ -5,72 +5,19 @@ Shapes in names: B batch, L or N sequence, D width, H heads, K width of a head.
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
-from collections.abc import Callable
-from functools import cache, partial
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ldlm.attention import attention
 from ldlm.errors import InputError
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Attention
-
-
-def attention(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor) -> Tensor:
-    """softmax(q·k/√K)·v without a mask, (B, N, H, K) against (B, L, H, K); returns (B, N, H, K).
-
-    By the kernel that `use_attention` chose. Compiled code takes torch's, since xformers' would break the graph, and so
-    does float32.
-    """
-    # Its kernels for float32 end with the H200, and compiled code would be compiled anew when `_kernel` changes.
-    if not torch.compiler.is_compiling() and _kernel == "xformers" and v_BLHK.dtype in _HALF and v_BLHK.is_cuda:
-        # Under autocast the norms of queries and keys may give float32, which torch's kernel casts by itself.
-        return _xformers()(q_BNHK.to(v_BLHK.dtype), k_BLHK.to(v_BLHK.dtype), v_BLHK)
-    out_BHNK = F.scaled_dot_product_attention(q_BNHK.transpose(1, 2), k_BLHK.transpose(1, 2), v_BLHK.transpose(1, 2))
-    return out_BHNK.transpose(1, 2)
-
-
-_kernel = "sdpa"
-_HALF = (torch.float16, torch.bfloat16)
-
-
-def use_attention(name: str, device: torch.device) -> str:
-    """Choose the kernel of all attention in this process: `xformers`, `sdpa`, or `auto`; returns which it is.
-
-    `auto` is xformers' on a GPU where it can be imported, else torch's. `InputError` for one that can't be had.
-    """
-    global _kernel
-    if name == "xformers" and device.type != "cuda":
-        raise InputError(f"--attention xformers has no kernels for {device.type}; use --attention sdpa, or auto")
-    if name == "auto":
-        name = "xformers" if device.type == "cuda" and _xformers() is not None else "sdpa"
-    if name == "xformers" and _xformers() is None:
-        raise InputError("--attention xformers: it can't be imported here; pip install xformers, or use auto")
-    _kernel = name
-    return name
-
-
-@cache
-def _xformers() -> Callable[..., Tensor] | Any:
-    """xformers' memory-efficient attention; None where there is none.
-
-    Where its own extension was built for another CUDA it warns on import, and works through torch's flash kernels.
-    """
-    logging.getLogger("xformers").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            from xformers.ops import memory_efficient_attention
-        except Exception:  # not installed, or built for something else: ImportError, OSError, RuntimeError
-            return None
-    return memory_efficient_attention
 
 
 def split_heads(x_BND: Tensor, heads: int) -> Tensor:

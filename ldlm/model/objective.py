@@ -1,6 +1,6 @@
-"""The joint objective L = L_diff + L_h + L_w (Eq. 2-4), the diffusion-to-encoder warm-up and the stop-gradients.
+"""The joint objective L = L_diff + L_h + L_w, its stop-gradients and the warm-up of the encoder (Sections 4 and 5).
 
-Shapes in names: B batch, L tokens, N latents, D width of h, C width of a latent, V vocabulary.
+Shape letters: CONTRIBUTING.
 """
 
 from __future__ import annotations
@@ -8,39 +8,47 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ldlm import noise
 from ldlm.compute import without_cast_cache
-from ldlm.config import CosmosConfig, DecoderNoise, DiffusionConfig, RecipeConfig, decoder_noise
+from ldlm.config import DecoderNoise, DiffusionConfig, RecipeConfig, TrainConfig, decoder_noise
 from ldlm.model.diffusion import Schedule, noised
 from ldlm.model.joint import JointModel
 from ldlm.model.timesteps import TimestepSampler
 
-Phase = Literal["joint", "autoencoder", "diffusion"]
-Normal = Callable[..., Tensor]
+Normal = Callable[..., Tensor]  # `noise.normal`, perhaps compiled
 
 
-def set_trainable(model: JointModel, phase: Phase) -> None:
-    """Let train what the phase trains: everything, or in COSMOS's phases all but the denoiser, then it alone."""
-    for name, part in model.parts().items():
-        part.requires_grad_(phase == "joint" or (name == "denoiser") == (phase == "diffusion"))
+def at_least_float32(x: Tensor) -> Tensor:
+    """Cast to float32, where autocast left less; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def row_loss(estimate: Tensor, target: Tensor) -> Tensor:
+    """Squared error per row (B,), its mean over elements."""
+    return (estimate - target).square().flatten(1).mean(1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Diffusion-to-encoder warm-up (Appendix A.2)
+
+
+def warmup_sigmoid(step: float, config: RecipeConfig) -> float:
+    """σ̃(s) = σ(k (s/S_wu − c)), the shifted logistic sigmoid of the warm-up (Eq. 29)."""
+    # σ(x) = ½(1 + tanh(x/2)), which no steepness can overflow.
+    return 0.5 * (1 + math.tanh(0.5 * config.warmup_k * (step / config.warmup_steps - config.warmup_c)))
 
 
 def warmup_gamma(step: int, config: RecipeConfig) -> float:
-    """γ(s): how much of L_diff's gradient reaches E_z at step s (Eq. 29-30). 1 beyond S_wu, and when S_wu is 0."""
+    """γ(s), the share of L_diff's gradient that reaches E_z at step s (Eq. 30). 1 from S_wu on, and when S_wu is 0."""
     if step >= config.warmup_steps:
         return 1.0
-
-    def rise(s: float) -> float:  # Eq. 29
-        # σ(x) = ½(1 + tanh(x/2)), which no steepness can overflow.
-        return 0.5 * (1 + math.tanh(0.5 * config.warmup_k * (s / config.warmup_steps - config.warmup_c)))
-
-    progress = (rise(step) - rise(0)) / (rise(config.warmup_steps) - rise(0))
-    return config.gamma_min + (1 - config.gamma_min) * progress  # Eq. 30
+    first, now, last = (warmup_sigmoid(s, config) for s in (0, step, config.warmup_steps))
+    return config.gamma_min + (1 - config.gamma_min) * ((now - first) / (last - first))
 
 
 def scale_gradient(z: Tensor, gamma: float) -> Tensor:
@@ -51,13 +59,8 @@ def scale_gradient(z: Tensor, gamma: float) -> Tensor:
     return z.detach() + gamma * (z - z.detach())
 
 
-@dataclass(frozen=True)
-class Smoothing:
-    """What COSMOS does to the inputs of its autoencoder: which tokens are seen, noise on h, features that are kept."""
-
-    seen_BL1: Tensor
-    eps_BLD: Tensor  # scaled
-    keep_BNC: Tensor  # scaled, so that the mean stays
+# ----------------------------------------------------------------------------------------------------------------------
+# The randomness of a step. Its address is (seed, step, row of the global batch).
 
 
 @dataclass(frozen=True)
@@ -72,26 +75,6 @@ class Draws:
     t_dec_B: Tensor | None = None  # of diffused decoder noise
 
 
-def draw_smoothing(
-    config: CosmosConfig,
-    *,
-    seed: int,
-    step: int,
-    rows_B: Tensor,
-    h_shape: tuple[int, int],
-    latent_shape: tuple[int, int],
-    normal: Normal = noise.normal,
-) -> Smoothing:
-    """`Smoothing` keyed by (seed, step, row of the global batch); `normal` is `noise.normal`, perhaps compiled."""
-    seen_BL = noise.uniform(seed, "mask", step, rows_B, h_shape[:1]) >= config.mask
-    keep_BNC = noise.uniform(seed, "dropout", step, rows_B, latent_shape) >= config.dropout
-    return Smoothing(
-        seen_BL1=seen_BL[..., None].float(),
-        eps_BLD=config.noise * normal(seed, "eps_h", rows_B.new_full((), step), rows_B, h_shape),
-        keep_BNC=keep_BNC.float() / (1 - config.dropout),
-    )
-
-
 def draw(
     config: DiffusionConfig,
     timesteps: TimestepSampler,
@@ -104,82 +87,55 @@ def draw(
     normal: Normal = noise.normal,
     decoder: DecoderNoise | None = None,
 ) -> Draws:
-    """`Draws` on `device` keyed by (seed, step, row of the global batch); rows on the CPU, t in float64.
-
-    `normal` is `noise.normal`, perhaps compiled; `decoder` the noise of D_h's input.
-    """
-    t_B = timesteps.draw(noise.uniform(seed, "t", step, rows_B))
-    weight_B = torch.ones_like(t_B)
-    if config.weighting == "elbo":
-        # Eq. 22 is for uniform t, so it is divided by the density that t was drawn from.
-        omega_B = Schedule.of(config).elbo_weight(t_B.clamp(max=1 - 1e-9)) / timesteps.density(t_B)
-        weight_B = torch.where(t_B >= config.elbo_t_min, omega_B, 0.0)
-    there_B = rows_B.to(device, non_blocking=True)
-    step_there = there_B.new_full((), step)
+    """`Draws` on `device` of the rows `rows_B` (on the CPU); t is float64. `decoder` is the noise of D_h's input."""
+    t_B = draw_t(timesteps, seed=seed, step=step, rows_B=rows_B)
+    rows_there_B = rows_B.to(device, non_blocking=True)
+    step_there = rows_there_B.new_full((), step)
     return Draws(
         t_B=t_B.to(device, non_blocking=True),
-        weight_B=weight_B.to(device, non_blocking=True),
-        eps_BNC=normal(seed, "eps", step_there, there_B, latent_shape),
-        eps_dec_BNC=normal(seed, "eps_dec", step_there, there_B, latent_shape),
+        weight_B=loss_weights(config, timesteps, t_B).to(device, non_blocking=True),
+        eps_BNC=normal(seed, "eps", step_there, rows_there_B, latent_shape),
+        eps_dec_BNC=normal(seed, "eps_dec", step_there, rows_there_B, latent_shape),
         self_condition=noise.coin(seed, "self_condition", step, config.self_conditioning),
         t_dec_B=draw_t_dec(decoder, seed=seed, step=step, rows_B=rows_B, device=device),
     )
 
 
+def draw_t(timesteps: TimestepSampler, *, seed: int, step: int, rows_B: Tensor) -> Tensor:
+    """Times t (B,) float64 at which the rows `rows_B` of the global batch are denoised at a step."""
+    return timesteps.draw(noise.uniform(seed, "t", step, rows_B))
+
+
 def draw_t_dec(
     decoder: DecoderNoise | None, *, seed: int, step: int, rows_B: Tensor, device: torch.device | str
 ) -> Tensor | None:
-    """Times (B,) float64 up to the size of diffused decoder noise, keyed like `Draws`; None for other noise."""
+    """Times (B,) float64 up to the size of diffused decoder noise; None for other noise."""
     if decoder is None or decoder.kind != "diffused":
         return None
     return (decoder.size * noise.uniform(seed, "t_dec", step, rows_B)).to(device, non_blocking=True)
 
 
-class Spread(NamedTuple):
-    """What the figures need of the latents of B rows, in float64: they themselves would be gigabytes."""
+def loss_weights(config: DiffusionConfig, timesteps: TimestepSampler, t_B: Tensor) -> Tensor:
+    """Weights (B,) of the squared errors at times t ~ p(t): 1, or for `elbo` ω_ELBO(t)/p(t) (Eq. 21).
 
-    sum_NC: Tensor
-    square_NC: Tensor  # Σ z²
-    norm: Tensor  # Σ over rows of a latent vector's mean norm
-
-    @classmethod
-    def of(cls, z_BNC: Tensor) -> Spread:
-        """Of detached latents."""
-        z_BNC = z_BNC.detach()
-        return cls(
-            z_BNC.sum(0, dtype=torch.float64),
-            z_BNC.square().sum(0, dtype=torch.float64),
-            z_BNC.norm(dim=-1).mean(1).sum(dtype=torch.float64),
-        )
-
-
-class Losses(NamedTuple):
-    """What a step returns. `loss` carries the gradient, the rest is for looking at."""
-
-    loss: Tensor
-    l_diff: Tensor
-    l_h: Tensor
-    l_w: Tensor
-    l_diff_B: Tensor
-    token_accuracy: Tensor
-    latents: Spread
-
-    def detached(self) -> Losses:
-        """To look at, without the graph behind them."""
-        losses = {name: getattr(self, name).detach() for name in ("loss", "l_diff", "l_h", "l_w")}
-        return self._replace(**losses)
+    ω_ELBO is meant for uniform t, so it is divided by the density that t was drawn from. It is 0 below `elbo_t_min`,
+    since it diverges at t = 0.
+    """
+    if config.weighting == "simple":
+        return torch.ones_like(t_B)
+    omega_B = Schedule.of(config).elbo_weight(t_B.clamp(max=1 - 1e-9)) / timesteps.density(t_B)
+    return torch.where(t_B >= config.elbo_t_min, omega_B, 0.0)
 
 
 @dataclass(frozen=True)
 class DecoderInput:
-    """z̃_0, what the decoders read in training in place of z_0 (Section 5.4, SPEC 13.5)."""
+    """z̃_0, which the decoders read in training in place of z_0 (Section 5.4, SPEC 13.5)."""
 
     corruption: DecoderNoise
     schedule: Schedule
-    cosmos: CosmosConfig
 
     def noisy(self, z_0_BNC: Tensor, eps_BNC: Tensor, t_B: Tensor | None) -> Tensor:
-        """z_0 + σ_dec ε, or z_t at the times `t_B`."""
+        """z_0 + σ_dec ε (Eq. 8), or for diffused noise z_t at the times `t_B`."""
         if self.corruption.kind == "diffused":
             assert t_B is not None
             return noised(self.schedule, z_0_BNC, t_B, eps_BNC)
@@ -196,24 +152,56 @@ class DecoderInput:
         rows_B: Tensor,
         normal: Normal = noise.normal,
     ) -> Tensor:
-        """z̃_0 of latents z_0 = E_z(h), keyed like `Draws`; outside joint training, which draws it with the rest."""
-        shape = (z_0_BNC.shape[1], z_0_BNC.shape[2])
-        address: dict[str, Any] = {"seed": seed, "step": step, "rows_B": rows_B}
-        if self.corruption.kind == "smoothed":
-            shapes: dict[str, Any] = {"h_shape": (h_BLD.shape[1], h_BLD.shape[2]), "latent_shape": shape}
-            smoothing = draw_smoothing(self.cosmos, normal=normal, **shapes, **address)
-            return smoothed_latents(model, h_BLD, smoothing) * smoothing.keep_BNC
-        eps_BNC = normal(seed, "eps_dec", rows_B.new_full((), step), rows_B, shape)
-        return self.noisy(z_0_BNC, eps_BNC, draw_t_dec(self.corruption, device=z_0_BNC.device, **address))
+        """z̃_0 of latents z_0 = E_z(h), outside joint training, which draws its noise with the rest of a step's.
+
+        `rows_B` are on the device of the latents.
+        """
+        eps_BNC = normal(seed, "eps_dec", rows_B.new_full((), step), rows_B, (z_0_BNC.shape[1], z_0_BNC.shape[2]))
+        t_B = draw_t_dec(self.corruption, seed=seed, step=step, rows_B=rows_B, device=z_0_BNC.device)
+        return self.noisy(z_0_BNC, eps_BNC, t_B)
 
 
-def smoothed_latents(model: JointModel, h_BLD: Tensor, smoothing: Smoothing) -> Tensor:
-    """E_z of what COSMOS lets it see of h, without the dropout."""
-    return at_least_float32(model.latent_encoder((h_BLD + smoothing.eps_BLD) * smoothing.seen_BL1))
+# ----------------------------------------------------------------------------------------------------------------------
+# Losses
+
+
+class Spread(NamedTuple):
+    """Sums over the latents of B rows from which a step's figures are made, float64. The latents would be gigabytes."""
+
+    sum_NC: Tensor
+    square_NC: Tensor  # Σ z²
+    norm: Tensor  # Σ over rows of a latent vector's mean norm
+
+    @classmethod
+    def of(cls, z_BNC: Tensor) -> Spread:
+        """Sums over the latents, detached."""
+        z_BNC = z_BNC.detach()
+        return cls(
+            z_BNC.sum(0, dtype=torch.float64),
+            z_BNC.square().sum(0, dtype=torch.float64),
+            z_BNC.norm(dim=-1).mean(1).sum(dtype=torch.float64),
+        )
+
+
+class Losses(NamedTuple):
+    """Losses of a micro-batch. `loss` carries the gradient; the others are recorded."""
+
+    loss: Tensor
+    l_diff: Tensor
+    l_h: Tensor
+    l_w: Tensor
+    l_diff_B: Tensor
+    token_accuracy: Tensor
+    latents: Spread
+
+    def detached(self) -> Losses:
+        """Values without the graph behind them."""
+        losses = {name: getattr(self, name).detach() for name in ("loss", "l_diff", "l_h", "l_w")}
+        return self._replace(**losses)
 
 
 class Scales(NamedTuple):
-    """Factors that turn the mean over its own elements into each term of the joint loss (Eq. 4)."""
+    """Factors that turn the mean over its own elements into each term of the loss."""
 
     diff: float = 1.0
     h: float = 1.0
@@ -221,7 +209,7 @@ class Scales(NamedTuple):
 
     @classmethod
     def of(cls, model: JointModel, diffusion: DiffusionConfig, recipe: RecipeConfig) -> Scales:
-        """`sum`: of a row's elements. `mean`: none, but under elbo the sums over L, so that Eq. 23's ratios hold."""
+        """`sum`: the elements of a row. `mean`: 1, but under elbo sums over L, for the ratios of the NELBO (Eq. 23)."""
         length = model.shapes.seq_len
         latents, states = model.num_latents * model.latent_dim, length * model.shapes.hidden_dim
         if recipe.loss_reduction == "sum":
@@ -232,104 +220,108 @@ class Scales(NamedTuple):
 
 
 class Objective(nn.Module):
-    """The joint loss as one module, so that a data-parallel wrapper sees every trainable parameter in its forward."""
+    """The terms of the loss. A subclass draws a step's randomness, adds terms up, and says which parts learn by them.
 
-    def __init__(
-        self,
-        model: JointModel,
-        diffusion: DiffusionConfig,
-        recipe: RecipeConfig,
-        cosmos: CosmosConfig | None = None,
-    ) -> None:
+    It is a module, so that a data-parallel wrapper sees every trainable parameter in its forward.
+    """
+
+    draws_times: ClassVar[bool] = True  # its losses by t teach the timestep sampler
+
+    def __init__(self, model: JointModel, config: TrainConfig) -> None:
         super().__init__()
-        self.model, self.diffusion, self.recipe = model, diffusion, recipe
-        self.schedule = Schedule.of(diffusion)
-        self.scales = Scales.of(model, diffusion, recipe)
-        decoder = decoder_noise(model.config.space, recipe)
-        if model.config.space == "cosmos" and recipe.edition == 1:  # which evaluated its autoencoder without noise
-            decoder = DecoderNoise("additive", 0.0)
-        self.decoder_input = DecoderInput(decoder, self.schedule, cosmos or CosmosConfig())
+        self.model, self.config = model, config
+        self.schedule = Schedule.of(config.diffusion)
+        self.scales = Scales.of(model, config.diffusion, config.recipe)
+        self.decoder_input = DecoderInput(decoder_noise(model.config.space, config.recipe), self.schedule)
 
-    def forward(
+    def trains(self, part: str) -> bool:
+        """Whether the part of the model called `part` learns by this loss."""
+        return True
+
+    def draw(
         self,
-        hidden_BLD: Tensor | None,
-        tokens_BL: Tensor,
-        draws: Draws,
-        gamma: float,
-        phase: Phase = "joint",
-        smoothing: Smoothing | None = None,
-    ) -> Losses:
-        """Losses of one batch. `hidden_BLD` normalised states (None for scratch embeddings), `tokens_BL` int64."""
-        h_BLD = self.model.states(hidden_BLD, tokens_BL)
-        if smoothing is not None:
-            return self.autoencoder_loss(h_BLD, tokens_BL, smoothing)
-        z_0_BNC = at_least_float32(self.model.latent_encoder(h_BLD))
-        if phase == "diffusion":
-            return self.diffusion_loss(z_0_BNC, draws)
+        timesteps: TimestepSampler,
+        *,
+        seed: int,
+        step: int,
+        rows_B: Tensor,
+        device: torch.device | str = "cpu",
+        normal: Normal = noise.normal,
+    ) -> Any:
+        """The randomness of a step that `forward` takes, on `device`, for the rows `rows_B` of the global batch."""
+        return draw(
+            self.config.diffusion,
+            timesteps,
+            seed=seed,
+            step=step,
+            rows_B=rows_B,
+            latent_shape=self.model.latent_shape,
+            device=device,
+            normal=normal,
+            decoder=self.decoder_input.corruption,
+        )
 
-        l_diff_B = self.denoising_loss(scale_gradient(z_0_BNC, gamma), draws)
-        l_diff = (draws.weight_B.to(l_diff_B.dtype) * l_diff_B).mean()
+    def denoising_loss(self, z_0_BNC: Tensor, draws: Draws) -> Tensor:
+        """L_diff = ‖ẑ_θ(z_t, t, ẑ_prev) − z_0‖² per row (B,) (Eq. 1), self-conditioned when the coin says so."""
+        z_t_BNC, t_B = noised(self.schedule, z_0_BNC, draws.t_B, draws.eps_BNC), draws.t_B.float()
 
-        noisy_BNC = self.decoder_input.noisy(z_0_BNC, draws.eps_dec_BNC, draws.t_dec_B)
-        h_hat_BLD = self.model.latent_decoder(noisy_BNC)
-        l_h = self.state_loss(h_hat_BLD, h_BLD)
-        l_w, accuracy = self.token_loss(h_hat_BLD, tokens_BL)
+        # The self-conditioning estimate is made at the same t and z_t, without gradient (Chen et al., 2023).
+        z_hat_prev_BNC = torch.zeros_like(z_t_BNC)
+        if draws.self_condition:
+            with torch.no_grad(), without_cast_cache(z_t_BNC.device):
+                z_hat_prev_BNC = self.model.denoiser(z_t_BNC, t_B, z_hat_prev_BNC)
 
-        loss = l_diff + self.reconstruction(l_h, l_w)
-        return Losses(loss, l_diff, l_h, l_w, l_diff_B.detach(), accuracy, Spread.of(z_0_BNC))
-
-    def autoencoder_loss(self, h_BLD: Tensor, tokens_BL: Tensor, smoothing: Smoothing) -> Losses:
-        """The first phase of COSMOS: rebuild h and the tokens from what is masked, noisy and incomplete."""
-        z_0_BNC = smoothed_latents(self.model, h_BLD, smoothing)
-        h_hat_BLD = self.model.latent_decoder(z_0_BNC * smoothing.keep_BNC)
-        l_h = self.state_loss(h_hat_BLD, h_BLD)
-        l_w, accuracy = self.token_loss(h_hat_BLD, tokens_BL)
-        none_B = torch.zeros_like(z_0_BNC[:, 0, 0]).detach()
-        return Losses(self.reconstruction(l_h, l_w), none_B.mean(), l_h, l_w, none_B, accuracy, Spread.of(z_0_BNC))
-
-    def diffusion_loss(self, z_0_BNC: Tensor, draws: Draws) -> Losses:
-        """The second phase of COSMOS: the denoiser alone, on latents that no longer change."""
-        l_diff_B = self.denoising_loss(z_0_BNC, draws)
-        l_diff, none = (draws.weight_B.to(l_diff_B.dtype) * l_diff_B).mean(), l_diff_B.new_zeros(())
-        return Losses(l_diff, l_diff, none, none, l_diff_B.detach(), none, Spread.of(z_0_BNC))
-
-    def reconstruction(self, l_h: Tensor, l_w: Tensor) -> Tensor:
-        """What the decoders learn by, and where it reaches the latents shapes them: L_w, and L_h unless it is `ce`."""
-        return l_w + l_h if "mse" in self.recipe.reconstruction else l_w
+        z_hat_BNC = self.model.denoiser(z_t_BNC, t_B, z_hat_prev_BNC)
+        return self.scales.diff * row_loss(z_hat_BNC, z_0_BNC)
 
     def state_loss(self, h_hat_BLD: Tensor, h_BLD: Tensor) -> Tensor:
-        """L_h (Eq. 2); 0 where the latents are h itself."""
+        """L_h = ‖ĥ − h‖² (Eq. 2); 0 where the latents are h itself."""
         if not self.model.encodes:
             return h_BLD.new_zeros(())
         # Detached: as targets of their own reconstruction, trainable embeddings would shrink to zero.
         return self.scales.h * row_loss(h_hat_BLD, h_BLD.detach()).mean()
 
-    def denoising_loss(self, z_0_BNC: Tensor, draws: Draws) -> Tensor:
-        """L_diff per row (B,) (Eq. 1), self-conditioned when the coin says so (Chen et al., 2023)."""
-        z_t_BNC = noised(self.schedule, z_0_BNC, draws.t_B, draws.eps_BNC)
-        previous_BNC = torch.zeros_like(z_t_BNC)
-        t_B = draws.t_B.float()
-        if draws.self_condition:
-            with torch.no_grad(), without_cast_cache(z_t_BNC.device):
-                previous_BNC = self.model.denoiser(z_t_BNC, t_B, previous_BNC)
-        z_hat_BNC = self.model.denoiser(z_t_BNC, t_B, previous_BNC)
-        return self.scales.diff * row_loss(z_hat_BNC, z_0_BNC)
-
     def token_loss(self, h_hat_BLD: Tensor, tokens_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """(L_w, token accuracy) (Eq. 3). Under MSE the cross-entropy stops at ĥ and trains D_w alone."""
+        """L_w = −log p(w | sg(ĥ)) (Eq. 3), and the token accuracy; zeros while D_w is deferred.
+
+        `reconstruction=mse` stops the gradient at ĥ, so that it trains D_w alone; the CE ablations let it through.
+        """
         if self.model.token_decoder is None:
-            nothing = h_hat_BLD.new_zeros(())
-            return nothing, nothing
-        stops = self.recipe.reconstruction == "mse"
+            zero = h_hat_BLD.new_zeros(())
+            return zero, zero
+        stops = self.config.recipe.reconstruction == "mse"
         found = self.model.token_decoder.losses(h_hat_BLD.detach() if stops else h_hat_BLD, tokens_BL)
         return self.scales.w * found.mean, found.right_BL.float().mean()
 
+    def learned(self, l_h: Tensor) -> Tensor:
+        """L_h, or 0 where `reconstruction=ce` records it and does not learn by it (Table 1)."""
+        return l_h if "mse" in self.config.recipe.reconstruction else torch.zeros_like(l_h)
 
-def at_least_float32(x: Tensor) -> Tensor:
-    """What autocast made less precise, in float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+def weighted_mean(weight_B: Tensor, loss_B: Tensor) -> Tensor:
+    """Mean over rows of weight times loss, in the loss's dtype."""
+    return (weight_B.to(loss_B.dtype) * loss_B).mean()
 
 
-def row_loss(estimate: Tensor, target: Tensor) -> Tensor:
-    """Squared error per row (B,), its mean over elements."""
-    return (estimate - target).square().flatten(1).mean(1)
+class JointObjective(Objective):
+    """The paper's objective: encoder, denoiser and decoders learn together."""
+
+    def forward(self, hidden_BLD: Tensor | None, tokens_BL: Tensor, draws: Draws, gamma: float) -> Losses:
+        """L = L_diff + L_h + L_w (Eq. 4) of a micro-batch, with its terms.
+
+        `hidden_BLD` are normalised states, None for scratch embeddings; `tokens_BL` is int64.
+        """
+        h_BLD = self.model.states(hidden_BLD, tokens_BL)
+        z_0_BNC = at_least_float32(self.model.latent_encoder(h_BLD))
+
+        # Denoise; the encoder gets a share γ of the gradient.
+        l_diff_B = self.denoising_loss(scale_gradient(z_0_BNC, gamma), draws)
+        l_diff = weighted_mean(draws.weight_B, l_diff_B)
+
+        # Rebuild states and tokens from noisy latents.
+        h_hat_BLD = self.model.latent_decoder(self.decoder_input.noisy(z_0_BNC, draws.eps_dec_BNC, draws.t_dec_B))
+        l_h = self.state_loss(h_hat_BLD, h_BLD)
+        l_w, token_accuracy = self.token_loss(h_hat_BLD, tokens_BL)
+
+        loss = l_diff + (self.learned(l_h) + l_w)
+        return Losses(loss, l_diff, l_h, l_w, l_diff_B.detach(), token_accuracy, Spread.of(z_0_BNC))

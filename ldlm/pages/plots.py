@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from ldlm import files
-from ldlm.config import PAPERS_SAMPLER
+from ldlm.evaluation.frontier import is_papers
 
 T = TypeVar("T", bound=Mapping[str, Any])
 
@@ -318,7 +318,7 @@ def frontier_lines(finalists: Sequence[Mapping[str, Any]]) -> dict[str, list[Map
     Those without a perplexity have no place on them.
     """
     finalists = scored(finalists)
-    own = [row for row in finalists if all(row.get(key, value) == value for key, value in PAPERS_SAMPLER.items())]
+    own = [row for row in finalists if is_papers(row)]
     # A table of an earlier version marks none.
     best = [row for row in finalists if row.get("best", row not in own)]
     return {"the paper's sampler": own, "best at each budget": best}

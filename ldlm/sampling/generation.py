@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from ldlm import noise
 from ldlm.compute import WARM_UPS, Compute, compiled, recorded
 from ldlm.config import TEXTS_PER_SEED, SampleConfig, SamplerConfig
-from ldlm.evaluation.scorer import LOGITS_AT_ONCE
 from ldlm.model.denoiser import DiT
 from ldlm.model.diffusion import Schedule
 from ldlm.model.timesteps import TimestepSampler
@@ -30,6 +29,7 @@ from ldlm.sampling.solvers import End, Recurrence
 Watch = Callable[[Tensor, Tensor], None]  # (t, ẑ_0 at t) of each evaluation
 
 JOINT = "joint"  # the name of D_w∘D_h among the decoders
+LOGITS_AT_ONCE = 2**27  # elements; bounds the memory of a decoder pass
 LARGEST_BATCH = 256  # of a batch size that is measured: an interruption costs a batch
 MEASURE_SECONDS = 0.1  # of each size that is measured, at least
 
@@ -224,8 +224,8 @@ def _update(
 ) -> None:
     """The state and the estimate after a row, in place. They are float32, whatever the network takes."""
 
-    def denoise(z: Tensor, modulations: Tensor, last: Tensor) -> Tensor:
-        return estimate(z.to(modulations.dtype), last.to(modulations.dtype), modulations).to(z.dtype)
+    def denoise(z: Tensor, modulations: Tensor, z_hat_prev: Tensor) -> Tensor:
+        return estimate(z.to(modulations.dtype), z_hat_prev.to(modulations.dtype), modulations).to(z.dtype)
 
     found_BNC = (denoise if guidance is None else solvers.guided(denoise, guidance))(z_BNC, modulations_1MW, z_hat_BNC)
     z_BNC.copy_(solvers.advance(coefficients_14[0].unbind(), z_BNC, found_BNC, z_hat_BNC, eps_BNC))

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ldlm import config as configs
-
-if TYPE_CHECKING:
-    from ldlm.sampling.exported import ModelDescription
+from ldlm.sampling.description import ModelDescription
 
 PAPER = "How to Train Your Latent Diffusion Language Model Jointly With the Latent Space"
 

@@ -3,10 +3,11 @@
 Every solver here is linear in what it has seen, so a solver is a table. Of a schedule and a grid of times it makes one
 row of four coefficients for each evaluation of the denoiser, with which
 
-    ẑ ← denoise(z, t, ẑ'),    z ← state · z + estimate · ẑ + last · ẑ' + noise · ε,
+    ẑ ← denoise(z, t, ẑ_prev),    z ← state · z + estimate · ẑ + last · ẑ_prev + noise · ε,
 
-where ẑ' is the estimate before, zeros at first, and ε standard normal noise. `solve` follows such a `Recurrence` for
-any denoiser; `generation.ReverseProcess` does so for a network, a row at a time on the device.
+where ẑ_prev is the self-conditioning estimate, the ẑ of the row before (zeros at first), and ε standard normal noise.
+`solve` follows such a `Recurrence` for any denoiser; `generation.ReverseProcess` does so for a network, a row at a time
+on the device.
 
 Euler–Maruyama is the paper's (SPEC 8). The others start from the exact solution of the probability-flow ODE over an
 interval from s down to t,
@@ -30,7 +31,7 @@ from ldlm.config import SamplerConfig
 from ldlm.errors import InputError
 from ldlm.model.diffusion import Schedule, score
 
-Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # z (B, …), t (a scalar) and the estimate before → ẑ_0 (B, …)
+Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # z (B, …), t (a scalar), ẑ_prev → ẑ_0 (B, …)
 Noise = Callable[[int], Tensor]  # number of the row → ε of z's shape; keyed by the text's seed it is the text's own
 InverseCDF = Callable[[Tensor], Tensor]
 
@@ -49,7 +50,7 @@ class Recurrence(NamedTuple):
 
     @property
     def coefficients(self) -> Tensor:
-        """(E, 4): of z, ẑ, ẑ' and ε."""
+        """(E, 4): of z, ẑ, ẑ_prev and ε."""
         return torch.stack(self[1:], dim=-1)
 
 
@@ -67,15 +68,15 @@ def solve(recurrence: Recurrence, denoise: Denoise, z: Tensor, noise: Noise) -> 
     """Follow a recurrence from z, which is at the first of its times, with any denoiser: one in closed form, say."""
     z_hat = torch.zeros_like(z)
     for row, (t, *coefficients) in enumerate(zip(*recurrence, strict=True)):
-        last, z_hat = z_hat, denoise(z, t, z_hat)
-        z = advance(coefficients, z, z_hat, last, noise(row) if recurrence.noise[row] else None)
+        z_hat_prev, z_hat = z_hat, denoise(z, t, z_hat)
+        z = advance(coefficients, z, z_hat, z_hat_prev, noise(row) if recurrence.noise[row] else None)
     return End(z, z_hat)
 
 
-def advance(coefficients: Iterable[Tensor], z: Tensor, z_hat: Tensor, last: Tensor, eps: Tensor | None) -> Tensor:
+def advance(coefficients: Iterable[Tensor], z: Tensor, z_hat: Tensor, z_hat_prev: Tensor, eps: Tensor | None) -> Tensor:
     """The next z, by the four coefficients of a row; of a solver without noise `eps` is None."""
     state, estimate, of_last, of_noise = coefficients
-    z = state * z + estimate * z_hat + of_last * last
+    z = state * z + estimate * z_hat + of_last * z_hat_prev
     return z if eps is None else z + of_noise * eps
 
 
@@ -122,9 +123,9 @@ def _above(quantile: InverseCDF, t_min: float, uniform: Tensor) -> Tensor:
 def guided(denoise: Denoise, guidance: float | Tensor) -> Denoise:
     """Self-conditioning guidance (SPEC 8), of two evaluations: ẑ = ẑ_∅ + w (ẑ_sc − ẑ_∅). At w = 1 it is ẑ_sc."""
 
-    def extrapolated(z: Tensor, t: Tensor, last: Tensor) -> Tensor:
-        without = denoise(z, t, torch.zeros_like(last))
-        return without + guidance * (denoise(z, t, last) - without)
+    def extrapolated(z: Tensor, t: Tensor, z_hat_prev: Tensor) -> Tensor:
+        without = denoise(z, t, torch.zeros_like(z_hat_prev))
+        return without + guidance * (denoise(z, t, z_hat_prev) - without)
 
     return extrapolated
 

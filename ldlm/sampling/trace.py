@@ -9,7 +9,6 @@ doing, and the last frame is the text of `ldlm sample` here too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,53 +16,8 @@ from torch import Tensor
 
 from ldlm.config import SamplerConfig
 from ldlm.sampling import solvers
+from ldlm.sampling.frames import Frame, cells
 from ldlm.sampling.generation import TextGenerator, draw_tokens
-
-# Characters that would not show, or would turn the direction of what follows, and what stands for them.
-VISIBLE = {
-    **{code: chr(0x2400 + code) for code in range(0x20)},  # control pictures: ␀ for NUL
-    **{code: "�" for code in (*range(0x80, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))},
-    0x7F: "␡",
-    ord("\t"): "⇥",
-    ord("\n"): "↵\n",
-}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A piece of text that ends where a character ends: most often one token."""
-
-    text: str
-    start: int  # of its tokens among the positions of the row
-    stop: int
-    special: bool  # whether it is a special token
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What the decoder reads at one time t."""
-
-    t: float
-    snr: float  # α_t²/σ_t²
-    tokens: list[int]  # L
-    probabilities: list[float]  # of these tokens
-    text: str
-    cells: list[Cell]
-
-    @property
-    def confidence(self) -> float:
-        """The mean probability."""
-        return sum(self.probabilities) / len(self.probabilities)
-
-    def probability(self, cell: Cell) -> float:
-        """Of the least sure of the cell's tokens."""
-        return min(self.probabilities[cell.start : cell.stop])
-
-    def changes(self, before: Frame | None) -> list[bool]:
-        """For each position, whether the token is another one than in the frame before; nothing precedes the first."""
-        if before is None:
-            return [False] * len(self.tokens)
-        return [a != b for a, b in zip(before.tokens, self.tokens, strict=True)]
 
 
 @torch.no_grad()
@@ -105,38 +59,3 @@ def evaluations(grid: Tensor, frames: int, times: Sequence[float]) -> set[float]
     else:
         numbers = torch.linspace(0, last, min(frames, last + 1)).round().int().tolist()[:-1]
     return {grid[number].item() for number in numbers}
-
-
-def cells(tokenizer: Any, tokens: Sequence[int]) -> list[Cell]:
-    """A row as the shortest runs of tokens that end where a character ends. Their texts join to the row's text.
-
-    A character beyond ASCII may take several tokens of a byte-level tokenizer: a run's text is what the row's text and
-    the decoded tokens up to the run's end share, beyond the run before.
-    """
-    prefixes = tokenizer.batch_decode(
-        [list(tokens[:stop]) for stop in range(1, len(tokens) + 1)],
-        skip_special_tokens=False,
-        clean_up_tokenization_spaces=False,
-    )
-    text, special = prefixes[-1], set(tokenizer.all_special_ids)
-    found: list[Cell] = []
-    start = written = 0
-    for stop, prefix in enumerate(prefixes, 1):
-        end = _agreement(prefix, text, written)
-        if end > written or stop == len(tokens):
-            found.append(Cell(text[written:end], start, stop, tokens[start] in special))
-            start, written = stop, end
-    return found
-
-
-def _agreement(a: str, b: str, start: int) -> int:
-    """How far two strings agree, which do so up to `start`."""
-    end = start
-    while end < min(len(a), len(b)) and a[end] == b[end]:
-        end += 1
-    return end
-
-
-def visible(text: str) -> str:
-    """The text with signs for what does not show; a line break keeps breaking the line."""
-    return text.translate(VISIBLE)

@@ -15,7 +15,7 @@ from ldlm import artifact, config, files
 from ldlm.compute import Compute
 from ldlm.config import ComputeConfig, DecoderNoise, Shapes, TrainConfig, decoder_noise
 from ldlm.errors import InputError
-from ldlm.features.online import OnlineEncoder
+from ldlm.features.encoder import OnlineEncoder
 from ldlm.features.store import FeatureStore
 from ldlm.hub import load_tokenizer
 from ldlm.model.autoencoder import TokenDecoder

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldlm.config import ModelConfig, Shapes, TrainConfig, autoencoder_steps, from_dict, preset, total_steps
+from ldlm.config import ModelConfig, Shapes, TrainConfig, from_dict, preset
 from ldlm.model.joint import JointModel, build_meta
 from ldlm.model.layers import recompute_activations
-from ldlm.model.objective import Draws, Objective, Phase, Smoothing, set_trainable
+from ldlm.model.timesteps import TimestepSampler
+from ldlm.training.phases import Phase, phases
 
 # float32 weights, their gradients, AdamW's two moments and the weight average
 BYTES_PER_PARAMETER = 4 * 5
@@ -33,42 +34,35 @@ def parameters(model: JointModel) -> dict[str, int]:
 
 
 def training_cost(config: TrainConfig, shapes: Shapes, *, rows: int | None = None) -> dict[str, Any]:
-    """Parameters, FLOPs per token and bytes of one training step of `rows` rows in float32.
+    """Parameters, FLOPs per token and bytes of one training step of `rows` rows in float32, as JSON.
 
-    `rows` at a time are the batch's, divided by `accumulate`, on one device. For space=cosmos the FLOPs are those of
-    either phase, by name with its steps, and the bytes those of the larger.
+    `rows` at a time are the batch's, divided by `accumulate`, on one device. Of a run of several phases the FLOPs are
+    those of each, by name with its steps, and the bytes those of the largest.
     """
     rows = rows or -(-config.batch_size // config.accumulate)
     model = build_meta(config.model, shapes)
     if config.recompute:
         recompute_activations(model)
-    first = autoencoder_steps(config)
-    phases: list[Phase] = ["autoencoder", "diffusion"] if first else ["joint"]
-    flops = {phase: flops_per_token(config, shapes, phase) for phase in phases}
-    counts = parameters(model)
-    activations = max(_activations(model, config, shapes, phase) for phase in phases)
+    counts, found = parameters(model), phases(config)
+    flops = {phase.name: flops_per_token(config, shapes, phase) for phase in found}
+    activations = max(_step(model, config, phase, self_conditioning=0)[1] for phase in found)
+    several = len(found) > 1
     return {
         "parameters": counts,
-        **({"steps": {"autoencoder": first, "diffusion": total_steps(config) - first}} if first else {}),
-        "flops_per_token": flops if first else flops["joint"],
+        **({"steps": {phase.name: phase.steps for phase in found}} if several else {}),
+        "flops_per_token": flops if several else flops[found[0].name],
         "rows_at_once": rows,
         "memory_bytes": BYTES_PER_PARAMETER * sum(counts.values()) + rows * activations,
     }
 
 
-def _activations(model: JointModel, config: TrainConfig, shapes: Shapes, phase: Phase) -> int:
-    """Bytes that a step of the phase saves for its backward pass, per row."""
-    set_trainable(model, phase)
-    return _step(Objective(model, config.diffusion, config.recipe), shapes, phase, self_condition=False)[1]
+def flops_per_token(config: TrainConfig, shapes: Shapes, phase: Phase | None = None) -> int:
+    """FLOPs per token that a training step of a phase, the first by default, needs.
 
-
-def flops_per_token(config: TrainConfig, shapes: Shapes, phase: Phase = "joint") -> int:
-    """FLOPs that a training step of the phase needs, per token: activations that are computed again don't count."""
-    model = build_meta(config.model, shapes)
-    set_trainable(model, phase)
-    objective = Objective(model, config.diffusion, config.recipe)
-    plain, _ = _step(objective, shapes, phase, self_condition=False)
-    conditioned, _ = _step(objective, shapes, phase, self_condition=True)
+    Activations that are computed again for memory's sake don't count.
+    """
+    model, phase = build_meta(config.model, shapes), phase or phases(config)[0]
+    plain, conditioned = (_step(model, config, phase, self_conditioning=p)[0] for p in (0, 1))
     p = config.diffusion.self_conditioning
     return round(((1 - p) * plain + p * conditioned) / shapes.seq_len)
 
@@ -125,18 +119,22 @@ def matmul_flops(device: torch.device, dtype: torch.dtype = torch.float32, secon
     return best
 
 
-def _step(objective: Objective, shapes: Shapes, phase: Phase, *, self_condition: bool) -> tuple[int, int]:
-    """(FLOPs, bytes saved for the backward pass) of one row."""
-    model = objective.model
-    latents = (1, model.num_latents, model.latent_dim)
+def _step(model: JointModel, config: TrainConfig, phase: Phase, *, self_conditioning: float) -> tuple[int, int]:
+    """(FLOPs, bytes saved for the backward pass) of one row, self-conditioned with that probability."""
+    config = replace(config, diffusion=replace(config.diffusion, self_conditioning=self_conditioning))
+    objective = phase.objective(model, config)
+    for name, part in model.parts().items():
+        part.requires_grad_(objective.trains(name))
     with torch.device("meta"):
-        hidden_BLD = torch.empty(1, shapes.seq_len, shapes.hidden_dim)
-        tokens_BL = torch.empty(1, shapes.seq_len, dtype=torch.int64)
-        ones = torch.empty(1, dtype=torch.float64)
-        draws = Draws(ones, ones, torch.empty(latents), torch.empty(latents), self_condition, t_dec_B=ones)
-        smoothing = None
-        if phase == "autoencoder":
-            smoothing = Smoothing(torch.empty(1, shapes.seq_len, 1), torch.empty_like(hidden_BLD), torch.empty(latents))
+        hidden_BLD = torch.empty(1, model.shapes.seq_len, model.shapes.hidden_dim)
+        tokens_BL = torch.empty(1, model.shapes.seq_len, dtype=torch.int64)
+    draws = objective.draw(
+        TimestepSampler(config.timesteps, config.diffusion.t_min),
+        seed=0,
+        step=0,
+        rows_B=torch.zeros(1, dtype=torch.int64),
+        device="meta",
+    )
     # Weights are saved too, as views, and are counted elsewhere.
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
     saved: dict[int, int] = {}
@@ -149,7 +147,7 @@ def _step(objective: Objective, shapes: Shapes, phase: Phase, *, self_condition:
 
     counter, softmax = FlopCounterMode(display=False), _SoftmaxOutputs()
     with counter, softmax, torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        losses = objective(hidden_BLD, tokens_BL, draws, 1.0, phase, smoothing)
+        losses = objective(hidden_BLD, tokens_BL, draws, 1.0)
         losses.loss.backward()
     model.zero_grad(set_to_none=True)
     # On the meta device attention saves its probabilities; the fused kernels that really run never do.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -43,10 +43,10 @@ class EMA:
             self.weights[name].copy_(value)
 
     @torch.no_grad()
-    def put_into(self, model: nn.Module, part: str) -> None:
-        """Give all parameters but those of `part` their averages, for good."""
+    def put_into(self, model: nn.Module, parts: Collection[str]) -> None:
+        """Replace the weights of these children of the model by their averages, for good."""
         for name, parameter in model.named_parameters():
-            if not name.startswith(f"{part}."):
+            if name.partition(".")[0] in parts:
                 parameter.copy_(self.weights[name])
 
     @contextmanager

@@ -1,11 +1,14 @@
-"""What a model does on held-out rows: denoising loss over t, reconstruction, and the state of the latents.
+"""Figures of a model on held-out rows: denoising loss over t, reconstruction, and the spread of the latents.
 
 The noise and times are functions of the row, so two evaluations differ in the weights only.
+
+Shape letters: CONTRIBUTING.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,12 +28,46 @@ COLLAPSED, EXPLODED = 0.2, 20.0  # per-coordinate standard deviation of the late
 _SEED = 20_240_229  # of the evaluation's own noise: the same for every run, so that runs compare
 
 
-def batches(split: Split, rows: int, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor | None, Tensor]]:
-    """The first `rows` rows as (hidden float32 or None, tokens int64) batches on the device."""
-    for start in range(0, min(rows, split.rows), batch_size):
-        parts, tokens = split.read(start, min(start + batch_size, rows, split.rows))
-        tokens_BL = torch.from_numpy(tokens).to(device, torch.int64)
-        yield split.states(parts, tokens_BL), tokens_BL
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Figures of all parts on held-out rows. Losses are means over elements; None is what the model does not have.
+
+    Decoder noise is that of training, but in `token_accuracy_clean`.
+    """
+
+    split: str  # the split of the rows: training rows, where a store has no held-out ones
+    rows: int
+    l_diff: float  # squared error per latent coordinate, with t spread evenly over (0, 1] and self-conditioning
+    l_diff_mean: float  # squared error of predicting the mean latent instead
+    l_diff_by_t: list[float | None]  # l_diff in 20 equal bins of t; None in a bin without rows
+    l_diff_by_u: list[float | None] | None  # l_diff in 20 equal bins of F(t) (Figure 6)
+    l_h: float | None  # squared error per coordinate of h; None where the latents are h itself
+    l_w: float | None  # cross-entropy per token in nats; None, as the accuracies, while D_w is deferred
+    token_accuracy: float | None  # share of tokens, from 0 to 1
+    token_accuracy_clean: float | None  # without decoder noise
+    latent_std: float  # standard deviation of a latent coordinate over rows, averaged over coordinates
+    latent_norm: float  # mean norm of a latent vector
+    timestep_p: list[float] | None  # probabilities of the bins that t is drawn from in training
+
+    def to_json(self) -> dict[str, Any]:
+        """Figures by name, without those that the model does not have."""
+        return {name: figure for name, figure in vars(self).items() if figure is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderHeldOut:
+    """Figures of a decoder of latents on held-out rows, under the noise of its training and without (`_clean`)."""
+
+    split: str
+    rows: int
+    l_w: float  # cross-entropy per token, in nats
+    token_accuracy: float  # share of tokens, from 0 to 1
+    l_w_clean: float
+    token_accuracy_clean: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Figures by name."""
+        return dict(vars(self))
 
 
 @torch.no_grad()
@@ -42,58 +79,51 @@ def evaluate(
     batch_size: int,
     device: torch.device,
     timesteps: TimestepSampler | None = None,
-) -> dict[str, Any]:
-    """Held-out figures over the first `rows` rows (keys below); all losses are means over elements.
-
-    `split` is where the rows come from: a store without held-out rows gives training rows.
-    `l_diff` with t spread evenly over (0, 1] and self-conditioning, `l_diff_mean`: the loss of predicting the mean
-    latent instead, `l_diff_by_t`: l_diff in 20 equal bins of t, `l_diff_by_u`: in 20 equal bins of F(t) where
-    `timesteps` has an F (Figure 6), `l_h` (where the latents are not h itself), `l_w`, `token_accuracy`: reconstruction
-    under the decoder noise of training, `token_accuracy_clean`: without noise, `latent_std`: standard deviation of a
-    latent coordinate over rows, averaged over coordinates, `latent_norm`: mean norm of a latent vector.
-    """
-    model = objective.model
-    rows = min(rows, split.rows)
-    sums: dict[str, float] = {}
-    l_diff_all, t_all, norms = [], [], 0.0
-    latents = torch.zeros(2, model.num_latents, model.latent_dim, dtype=torch.float64)  # sums of z_0 and of its square
-    done = 0
-    for hidden_BLD, tokens_BL in batches(split, rows, batch_size, device):
-        count = len(tokens_BL)
-        row_B = torch.arange(done, done + count, device=device)
-        h_BLD = model.states(hidden_BLD, tokens_BL)
-        z_0_BNC = at_least_float32(model.latent_encoder(h_BLD))
-        draws = _draws(row_B, rows, z_0_BNC)
-
-        l_diff_all.append((objective.denoising_loss(z_0_BNC, draws) / objective.scales.diff).cpu())
+) -> HeldOut:
+    """Figures over the first `rows` rows of the split; those over F(t) where `timesteps` has an F."""
+    model, means = objective.model, _Means()
+    latents = torch.zeros(2, *model.latent_shape, dtype=torch.float64)  # sums of z_0 and of its square
+    t_all, l_diff_all, norms = [], [], 0.0
+    for row_B, h_BLD, z_0_BNC, tokens_BL in _encoded(model, split, rows, batch_size, device):
+        # Denoising
+        draws = _draws(row_B, z_0_BNC)
         t_all.append(draws.t_B.cpu())
-        noisy_BLD = model.latent_decoder(objective.decoder_input.draw(model, h_BLD, z_0_BNC, **_address(row_B)))
-        figures = {"l_h": row_loss(noisy_BLD, h_BLD).mean().item()} if model.encodes else {}
+        l_diff_all.append((objective.denoising_loss(z_0_BNC, draws) / objective.scales.diff).cpu())
+
+        # Reconstruction
+        noisy_BNC = objective.decoder_input.draw(model, h_BLD, z_0_BNC, seed=_SEED, step=0, rows_B=row_B)
+        h_hat_BLD = model.latent_decoder(noisy_BNC)
+        if model.encodes:
+            means.add(len(row_B), l_h=row_loss(h_hat_BLD, h_BLD).mean())
         if model.token_decoder is not None:
-            noisy = model.token_decoder.losses(noisy_BLD, tokens_BL)
+            noisy = model.token_decoder.losses(h_hat_BLD, tokens_BL)
             clean = model.token_decoder.losses(model.latent_decoder(z_0_BNC), tokens_BL)
-            figures |= {"l_w": noisy.mean.item(), "token_accuracy": _accuracy(noisy)}
-            figures["token_accuracy_clean"] = _accuracy(clean)
-        for name, value in figures.items():
-            sums[name] = sums.get(name, 0.0) + count * value
+            means.add(
+                len(row_B), l_w=noisy.mean, token_accuracy=_accuracy(noisy), token_accuracy_clean=_accuracy(clean)
+            )
+
+        # Latents
         latents += torch.stack([z_0_BNC.double().sum(dim=0), z_0_BNC.double().square().sum(dim=0)]).cpu()
         norms += z_0_BNC.norm(dim=-1).mean(dim=1).sum().item()
-        done += count
 
-    l_diff = torch.cat(l_diff_all)
-    mean_NC, square_NC = latents / done
+    t_B, l_diff_B = torch.cat(t_all), torch.cat(l_diff_all)
+    mean_NC, square_NC = latents / len(t_B)
     variance_NC = (square_NC - mean_NC.square()).clamp(min=0)
-    return {
-        "split": split.name,
-        "rows": done,
-        "l_diff": l_diff.mean().item(),
-        "l_diff_mean": variance_NC.mean().item(),
-        "l_diff_by_t": _by_bin(torch.cat(t_all), l_diff),
-        **({} if timesteps is None else {"l_diff_by_u": _by_bin(timesteps.cdf(torch.cat(t_all)), l_diff)}),
-        **{name: total / done for name, total in sums.items()},
-        "latent_std": variance_NC.sqrt().mean().item(),
-        "latent_norm": norms / done,
-    }
+    return HeldOut(
+        split=split.name,
+        rows=len(t_B),
+        l_diff=l_diff_B.mean().item(),
+        l_diff_mean=variance_NC.mean().item(),
+        l_diff_by_t=_by_bin(t_B, l_diff_B),
+        l_diff_by_u=None if timesteps is None else _by_bin(timesteps.cdf(t_B), l_diff_B),
+        l_h=means.of("l_h"),
+        l_w=means.of("l_w"),
+        token_accuracy=means.of("token_accuracy"),
+        token_accuracy_clean=means.of("token_accuracy_clean"),
+        latent_std=variance_NC.sqrt().mean().item(),
+        latent_norm=norms / len(t_B),
+        timestep_p=None if timesteps is None else timesteps.state_dict()["p"],
+    )
 
 
 @torch.no_grad()
@@ -106,32 +136,54 @@ def evaluate_decoder(
     rows: int,
     batch_size: int,
     device: torch.device,
-) -> dict[str, Any]:
-    """What a decoder of latents makes of the first `rows` rows of the split, encoded by `model`.
+) -> DecoderHeldOut:
+    """Figures of a decoder of latents over the first `rows` rows of the split, encoded by `model`.
 
-    `l_w` and `token_accuracy` under the noise of training, `l_w_clean` and `token_accuracy_clean` without. Rows and
-    noise are those of `evaluate`, so that decoders compare with each other and with the jointly trained one.
+    Rows and noise are those of `evaluate`, so that decoders compare with each other and with the jointly trained one.
     """
-    rows, sums = (
-        min(rows, split.rows),
-        dict.fromkeys(("l_w", "token_accuracy", "l_w_clean", "token_accuracy_clean"), 0.0),
-    )
-    done = 0
-    for hidden_BLD, tokens_BL in batches(split, rows, batch_size, device):
-        count = len(tokens_BL)
-        h_BLD = model.states(hidden_BLD, tokens_BL)
+    means, done = _Means(), 0
+    for row_B, h_BLD, z_0_BNC, tokens_BL in _encoded(model, split, rows, batch_size, device):
+        noisy_BNC = noisy.draw(model, h_BLD, z_0_BNC, seed=_SEED, step=0, rows_B=row_B)
+        under_noise, clean = decoder.losses(noisy_BNC, tokens_BL), decoder.losses(z_0_BNC, tokens_BL)
+        means.add(len(row_B), l_w=under_noise.mean, token_accuracy=_accuracy(under_noise))
+        means.add(len(row_B), l_w_clean=clean.mean, token_accuracy_clean=_accuracy(clean))
+        done += len(row_B)
+    figures = {name: means.of(name) for name in ("l_w", "token_accuracy", "l_w_clean", "token_accuracy_clean")}
+    return DecoderHeldOut(split=split.name, rows=done, **figures)
+
+
+class _Means:
+    """Means of figures over rows, by name."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._rows: dict[str, int] = {}
+
+    def add(self, rows: int, **figures: Tensor) -> None:
+        """Take in the mean figures of so many rows."""
+        for name, figure in figures.items():
+            self._sums[name] = self._sums.get(name, 0.0) + rows * figure.item()
+            self._rows[name] = self._rows.get(name, 0) + rows
+
+    def of(self, name: str) -> Any:
+        """The mean of a figure over all rows; None where there is none."""
+        return self._sums[name] / self._rows[name] if name in self._sums else None
+
+
+def _encoded(
+    model: JointModel, split: Split, rows: int, batch_size: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Batches of the first `rows` rows of a split: number of each row, h in float32, z_0 and tokens, on the device."""
+    end = min(rows, split.rows)
+    for start in range(0, end, batch_size):
+        parts, tokens = split.read(start, min(start + batch_size, end))
+        tokens_BL = torch.from_numpy(tokens).to(device, torch.int64)
+        h_BLD = model.states(split.states(parts, tokens_BL), tokens_BL)
         z_0_BNC = at_least_float32(model.latent_encoder(h_BLD))
-        row_B = torch.arange(done, done + count, device=device)
-        noisy_BNC = noisy.draw(model, h_BLD, z_0_BNC, **_address(row_B))
-        for suffix, z_BNC in (("", noisy_BNC), ("_clean", z_0_BNC)):
-            found = decoder.losses(z_BNC, tokens_BL)
-            sums["l_w" + suffix] += count * found.mean.item()
-            sums["token_accuracy" + suffix] += count * _accuracy(found)
-        done += count
-    return {"split": split.name, "rows": done, **{name: total / done for name, total in sums.items()}}
+        yield torch.arange(start, start + len(tokens_BL), device=device), h_BLD, z_0_BNC, tokens_BL
 
 
-def _draws(row_B: Tensor, rows: int, z_0_BNC: Tensor) -> Draws:
+def _draws(row_B: Tensor, z_0_BNC: Tensor) -> Draws:
     """Times evenly spread over (0, 1], scattered over the rows by a golden-ratio walk."""
     t_B = ((row_B.double() + 0.5) * 0.6180339887498949) % 1.0
     return Draws(
@@ -143,13 +195,8 @@ def _draws(row_B: Tensor, rows: int, z_0_BNC: Tensor) -> Draws:
     )
 
 
-def _address(row_B: Tensor) -> dict[str, Any]:
-    """Address of the noise of held-out rows: the same in every evaluation, so that figures on the same rows compare."""
-    return {"seed": _SEED, "step": 0, "rows_B": row_B}
-
-
-def _accuracy(found: TokenLosses) -> float:
-    return found.right_BL.float().mean().item()
+def _accuracy(found: TokenLosses) -> Tensor:
+    return found.right_BL.float().mean()
 
 
 def _by_bin(t_B: Tensor, loss_B: Tensor) -> list[float | None]:
@@ -158,7 +205,7 @@ def _by_bin(t_B: Tensor, loss_B: Tensor) -> list[float | None]:
 
 
 def latent_warning(evaluations: Sequence[Mapping[str, Any]], warmup_steps: int, space: str = "ldlm") -> str | None:
-    """What is to be said when the newest evaluation finds the latents collapsed or exploded; None when they are well.
+    """A warning when the newest evaluation finds the latents collapsed or exploded; None when they are neither.
 
     The noise of the diffusion has standard deviation 1: latents far below it drown at nearly every t (Section 5.2). At
     first they may be small, until the warm-up of `warmup_steps` is over or they have been larger.

@@ -1,31 +1,45 @@
-"""The state of a joint training run, and one step of it. The loop stands in `stages/train.py`."""
+"""Joint training of all parts: its state, and one step of it. The loop is in `loop.py`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ldlm import noise
 from ldlm.compute import Compute
 from ldlm.config import Shapes, TrainConfig, total_steps
-from ldlm.features.batch import Batch
+from ldlm.features.stream import Batch
 from ldlm.model.joint import JointModel, build
 from ldlm.model.layers import compile_blocks, recompute_activations
-from ldlm.model.objective import Losses, Objective, Phase, draw, draw_smoothing, set_trainable, warmup_gamma
+from ldlm.model.objective import Losses, Objective, draw_t, warmup_gamma
 from ldlm.model.timesteps import TimestepSampler
 from ldlm.runtime import ALONE, World
 from ldlm.training.checkpoint import Checkpoint
 from ldlm.training.ema import EMA
-from ldlm.training.learner import Learner, parallel
+from ldlm.training.learner import Learner, Step, parallel
 from ldlm.training.optim import adamw, learning_rate
+from ldlm.training.phases import Phase, phase_at
+
+_LOGGED = ("loss", "l_diff", "l_h", "l_w", "token_accuracy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointStep(Step):
+    """A step of joint training that was launched, with its losses."""
+
+    phase: Phase
+    losses: list[Losses]  # of each micro-batch
+    gamma: float
+    part_norms: dict[str, Tensor]  # of each part's gradient, before clipping
 
 
 @dataclass(kw_only=True)
-class TrainState(Learner):
+class TrainState(Learner[JointStep]):
     """A joint training run: all parts, and the timestep sampler that their losses teach."""
+
+    shown: ClassVar[tuple[str, ...]] = ("l_diff", "l_h", "l_w", "token_accuracy")
 
     model: JointModel
     objective: Objective
@@ -33,16 +47,18 @@ class TrainState(Learner):
     phase: Phase | None = None  # none before the first step
 
     def enter_phase(self) -> Phase:
-        """Let train what the step at hand trains: everything, or what one of COSMOS's two phases trains.
+        """The phase of the next step; enables gradients for the parts that it trains when it begins.
 
-        COSMOS's autoencoder is frozen at its average, with which texts are sampled: the denoiser learns those latents.
+        Parts that it freezes keep their averaged weights, with which texts are sampled: the others learn beside those.
         """
-        phase = phase_of(self.config, self.step)
+        phase = phase_at(self.config, self.step)
         if phase != self.phase:
-            self.phase = phase
-            if phase == "diffusion" and self.config.recipe.edition > 1:
-                self.ema.put_into(self.model, "denoiser")
-            set_trainable(self.model, phase)
+            self.phase, self.objective = phase, phase.objective(self.model, self.config)
+            frozen = [name for name in self.model.parts() if not self.objective.trains(name)]
+            if phase.begins_anew:
+                self.ema.put_into(self.model, frozen)
+            for name, part in self.model.parts().items():
+                part.requires_grad_(name not in frozen)
             self.parallel = parallel(self.objective, self.world)  # it remembers what has gradients
         return phase
 
@@ -51,8 +67,68 @@ class TrainState(Learner):
         """Optimiser steps in all, those of COSMOS's autoencoder included."""
         return total_steps(self.config)
 
+    def read_step(self, step: JointStep) -> bool:
+        """As `Learner.read_step`; steps that updated something teach the timestep sampler."""
+        finite = super().read_step(step)
+        if step.phase.objective.draws_times:
+            if finite:
+                self._observe(step)
+            self.timesteps.refresh_if_due(step.number + 1)
+        return finite
+
+    def _observe(self, step: JointStep) -> None:
+        """Show the timestep sampler the losses of the whole batch, in the same order in every process."""
+        loss_B = torch.zeros(self.config.batch_size, dtype=torch.float64)
+        loss_B[step.index_B] = torch.cat([losses.l_diff_B for losses in step.losses]).double().cpu()
+        rows_B = torch.arange(self.config.batch_size)
+        t_B = draw_t(self.timesteps, seed=self.config.seed, step=step.number, rows_B=rows_B)
+        self.timesteps.observe(t_B, self.world.sum(loss_B))
+
+    @property
+    def next_step_depends_on_last(self) -> bool:
+        """Whether the last step refreshes the distribution that the next draws its times from."""
+        return self.timesteps.refreshes_after(self.step)
+
+    def figures(self, step: JointStep) -> dict[str, float]:
+        """Figures of a step over all processes. Terms of the loss are means over elements, as held-out ones are."""
+        micro, scales = step.losses, self.objective.scales
+        mine = {name: torch.stack([getattr(losses, name) for losses in micro]).mean() for name in _LOGGED}
+        if self.config.recipe.edition > 1:  # runs of the first edition log the sums that they minimise
+            for name, scale in {"l_diff": scales.diff, "l_h": scales.h, "l_w": scales.w}.items():
+                mine[name] = mine[name] / scale
+        mine["latent_norm"] = torch.stack([losses.latents.norm for losses in micro]).mean() / self.rows_at_once
+        mean = self.world.sum(torch.stack([value.detach().double().cpu() for value in mine.values()])) / self.world.size
+        return {
+            **dict(zip(mine, mean.tolist(), strict=True)),
+            **self._spread(micro),
+            "gamma": step.gamma,
+            "lr": step.lr,
+            "gradient_norm": step.gradient_norm.item(),
+            **{f"gradient_norm_{name}": norm.item() for name, norm in step.part_norms.items()},
+        }
+
+    def _spread(self, micro: list[Losses]) -> dict[str, float]:
+        """Standard deviation of a latent coordinate over the batch: its mean, and that of the extreme channels."""
+        mine = torch.stack([torch.stack([one.latents.sum_NC, one.latents.square_NC]) for one in micro]).sum(0).cpu()
+        mean_NC, square_NC = self.world.sum(mine) / self.config.batch_size
+        std_NC = (square_NC - mean_NC.square()).clamp(min=0).sqrt()
+        std_C = std_NC.mean(dim=0)
+        names = ("latent_std", "latent_std_least", "latent_std_most")
+        return dict(zip(names, torch.stack([std_NC.mean(), std_C.min(), std_C.max()]).tolist(), strict=True))
+
+    def losses_of(self, step: JointStep) -> tuple[dict[str, Tensor], Tensor]:
+        """The three terms, and L_diff by row."""
+        terms = ("l_diff", "l_h", "l_w")
+        by_name = {name: torch.stack([getattr(losses, name) for losses in step.losses]) for name in terms}
+        return by_name, torch.cat([losses.l_diff_B for losses in step.losses])
+
+    @property
+    def remedy(self) -> str:
+        """Advice to a user whose losses are not finite."""
+        return f"in another --output, lower optimizer.lr (it is {self.config.optimizer.lr}) or lengthen the warm-ups"
+
     def facts(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the tensors."""
+        """State beside the tensors, as JSON."""
         return {**super().facts(), "timesteps": self.timesteps.state_dict()}
 
     def load(self, saved: Checkpoint) -> None:
@@ -71,11 +147,10 @@ def start(
         compile_blocks(model)
     if config.recompute:
         recompute_activations(model)
-    objective = Objective(model, config.diffusion, config.recipe, config.cosmos)
     return TrainState(
         config=config,
         model=model,
-        objective=objective,
+        objective=phase_at(config, 0).objective(model, config),
         optimizer=adamw(model.parameters(), config.optimizer),
         ema=EMA(model, config.optimizer.ema_decay),
         timesteps=TimestepSampler(config.timesteps, config.diffusion.t_min),
@@ -84,127 +159,49 @@ def start(
     )
 
 
-def phase_of(config: TrainConfig, step: int) -> Phase:
-    """What step `step` trains."""
-    if config.model.space != "cosmos":
-        return "joint"
-    return "autoencoder" if step < config.cosmos.steps else "diffusion"
+def train_step(state: TrainState, batch: Batch) -> JointStep:
+    """Launch one optimiser step: draw, forward, backward, clip, update, average.
 
-
-def steps_of_phase(config: TrainConfig, step: int) -> tuple[int, int]:
-    """(steps before step `step`, steps in all) of its phase: each of COSMOS's has a learning rate and average anew."""
-    if config.model.space != "cosmos" or config.recipe.edition == 1:
-        return step, config.steps
-    first = config.cosmos.steps
-    return (step, first) if step < first else (step - first, config.steps)
-
-
-class Step(NamedTuple):
-    """What a step did, in this process, as far as the device has come; `finite` is false where nothing was updated."""
-
-    number: int  # of the steps before it
-    phase: Phase
-    losses: list[Losses]  # of each micro-batch
-    gamma: float
-    lr: float
-    gradient_norm: Tensor
-    part_norms: dict[str, Tensor]
-    finite: Tensor
-
-
-def train_step(state: TrainState, batch: Batch) -> Step:
-    """One optimiser step: draw, forward, backward, clip, update, average. `settle` reads what came of it.
-
-    A gradient that is not finite, in any process, makes all of them skip the batch.
+    `TrainState.read_step` reads what came of it. A gradient that is not finite, in any process, makes all of them skip
+    the batch.
     """
-    config, number = state.config, state.step
-    phase = state.enter_phase()
-    done, of = steps_of_phase(config, number)
-    gamma, lr = warmup_gamma(number, config.recipe), learning_rate(done, of, config.optimizer)
+    config, number, phase = state.config, state.step, state.enter_phase()
+    done = number - phase.schedule_begins
+    gamma, lr = warmup_gamma(number, config.recipe), learning_rate(done, phase.schedule_steps, config.optimizer)
 
     losses = [_backward(state, part, gamma) for part in state.micro_batches(batch)]
-    part_norms = {name: _norm(part) for name, part in state.model.parts().items()}
+    part_norms = {name: _gradient_norm(part) for name, part in state.model.parts().items()}
     gradient_norm, finite = state.update(lr, done)
-    return Step(number, phase, losses, gamma, lr, gradient_norm, part_norms, finite)
-
-
-def settle(state: TrainState, batch: Batch, step: Step) -> bool:
-    """Whether the step updated anything: counts those that did not, and teaches the timestep sampler by those that did.
-
-    Waits for the device. Steps are settled in their order, and before one draws from what they teach (`must_settle`).
-    """
-    finite = bool(step.finite)
-    state.skipped += not finite
-    if step.phase != "autoencoder":
-        if finite:
-            _observe(state, step.number, batch, step.losses)
-        state.timesteps.refresh_if_due(step.number + 1)
-    return finite
-
-
-def must_settle(state: TrainState) -> bool:
-    """Whether the next step depends on what the last one found."""
-    return state.timesteps.refreshes_after(state.step)
+    return JointStep(
+        number=number,
+        index_B=batch.index_B,
+        position=batch.position,
+        lr=lr,
+        gradient_norm=gradient_norm,
+        finite=finite,
+        phase=phase,
+        losses=losses,
+        gamma=gamma,
+        part_norms=part_norms,
+    )
 
 
 def _backward(state: TrainState, batch: Batch, gamma: float) -> Losses:
-    """Add the gradient of one micro-batch."""
-    assert state.phase is not None  # train_step entered it
-    config, shapes = state.config, state.model.shapes
-    address: dict[str, Any] = {"seed": config.seed, "step": state.step, "rows_B": batch.index_B}
-    latents = (state.model.num_latents, state.model.latent_dim)
-    there: dict[str, Any] = {"latent_shape": latents, "device": state.device, "normal": state.compute.normal}
-    corruption = state.objective.decoder_input.corruption
-    draws = draw(config.diffusion, state.timesteps, decoder=corruption, **there, **address)
-    smoothing = None
-    if state.phase == "autoencoder":
-        h_shape = (shapes.seq_len, shapes.hidden_dim)
-        address["rows_B"] = batch.index_B.to(state.device, non_blocking=True)
-        shapes_there: dict[str, Any] = {"h_shape": h_shape, "latent_shape": latents}
-        smoothing = draw_smoothing(config.cosmos, normal=state.compute.normal, **shapes_there, **address)
+    """Add the gradient of one micro-batch; returns its losses."""
+    draws = state.objective.draw(
+        state.timesteps,
+        seed=state.config.seed,
+        step=state.step,
+        rows_B=batch.index_B,
+        device=state.device,
+        normal=state.compute.normal,
+    )
     objective = state.parallel or state.objective
     with state.compute.autocast():
-        losses: Losses = objective(batch.hidden_BLD, batch.tokens_BL, draws, gamma, state.phase, smoothing)
+        losses: Losses = objective(batch.hidden_BLD, batch.tokens_BL, draws, gamma)
     state.backward(losses.loss)
     return losses.detached()
 
 
-def _norm(part: nn.Module) -> Tensor:
-    gradients = [p.grad for p in part.parameters() if p.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)
-
-
-def _observe(state: TrainState, step: int, batch: Batch, losses: list[Losses]) -> None:
-    """Show the timestep sampler the losses of the whole batch, in the same order in every process."""
-    loss_B = torch.zeros(state.config.batch_size, dtype=torch.float64)
-    loss_B[batch.index_B] = torch.cat([part.l_diff_B for part in losses]).double().cpu()
-    t_B = state.timesteps.draw(noise.uniform(state.config.seed, "t", step, torch.arange(len(loss_B))))
-    state.timesteps.observe(t_B, state.world.sum(loss_B))
-
-
-def figures(state: TrainState, step: Step) -> dict[str, float]:
-    """A step as numbers, over all processes; the terms of the loss are means over elements, as held-out ones are."""
-    losses, scales = step.losses, state.objective.scales
-    mine = {name: torch.stack([getattr(part, name) for part in losses]).mean() for name in _LOGGED}
-    if state.config.recipe.edition > 1:  # before, the lines of a run were of what it summed
-        for name, scale in {"l_diff": scales.diff, "l_h": scales.h, "l_w": scales.w}.items():
-            mine[name] = mine[name] / scale
-    mine["latent_norm"] = torch.stack([part.latents.norm for part in losses]).mean() / state.rows_at_once
-    mean = state.world.sum(torch.stack([value.detach().double().cpu() for value in mine.values()])) / state.world.size
-    norms = {"gradient_norm": step.gradient_norm.item()}
-    norms |= {f"gradient_norm_{name}": norm.item() for name, norm in step.part_norms.items()}
-    spread = _spread(state, losses)
-    return {**dict(zip(mine, mean.tolist(), strict=True)), **spread, "gamma": step.gamma, "lr": step.lr, **norms}
-
-
-_LOGGED = ("loss", "l_diff", "l_h", "l_w", "token_accuracy")
-
-
-def _spread(state: TrainState, losses: list[Losses]) -> dict[str, float]:
-    """Standard deviation of a latent coordinate over the whole batch: its mean, and that of the extreme channels."""
-    mine = torch.stack([torch.stack([part.latents.sum_NC, part.latents.square_NC]) for part in losses]).sum(0).cpu()
-    mean_NC, square_NC = state.world.sum(mine) / state.config.batch_size
-    std_NC = (square_NC - mean_NC.square()).clamp(min=0).sqrt()
-    std_C = std_NC.mean(dim=0)
-    names = ("latent_std", "latent_std_least", "latent_std_most")
-    return dict(zip(names, torch.stack([std_NC.mean(), std_C.min(), std_C.max()]).tolist(), strict=True))
+def _gradient_norm(part: nn.Module) -> Tensor:
+    return torch.nn.utils.get_total_norm([p.grad for p in part.parameters() if p.grad is not None])

@@ -1,15 +1,16 @@
-"""Weights in training: what a checkpoint holds of them, and what every optimiser step has in common.
+"""Weights in training: their optimiser step, and what a checkpoint holds of them.
 
-`trainer.py` trains all parts jointly and `finetuning.py` a decoder alone; both take their steps from here.
+`joint.py` trains all parts together and `decoder.py` a decoder alone; both take their steps from here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +19,34 @@ from torch.nn.parallel import DistributedDataParallel
 from ldlm.compute import Compute
 from ldlm.config import TrainConfig
 from ldlm.errors import InputError
-from ldlm.features.batch import Batch
+from ldlm.features.stream import Batch
 from ldlm.runtime import ALONE, World
 from ldlm.training import checkpoint
 from ldlm.training.checkpoint import Checkpoint
 from ldlm.training.ema import EMA
 from ldlm.training.optim import load_optimizer_tensors, optimizer_tensors
 
-Item = TypeVar("Item")
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A step that was launched, in this process. Reading a tensor waits for the device."""
+
+    number: int  # of the steps before it
+    index_B: Tensor  # where this process's rows stand in the batch
+    position: int  # of the batch's first row in the stream
+    lr: float
+    gradient_norm: Tensor
+    finite: Tensor  # false where nothing was updated
+
+
+AnyStep = TypeVar("AnyStep", bound=Step)
 
 
 @dataclass(kw_only=True)
-class Learner:
+class Learner(ABC, Generic[AnyStep]):
     """Everything that a checkpoint holds. `step` counts the batches seen; `skipped` those that changed nothing."""
+
+    shown: ClassVar[tuple[str, ...]]  # names of the figures that are shown beside the progress
 
     config: TrainConfig
     model: nn.Module
@@ -44,7 +60,7 @@ class Learner:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device that it computes on."""
         return self.compute.device
 
     @property
@@ -54,16 +70,21 @@ class Learner:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps in all, when it is done."""
+        """Optimiser steps in all."""
         return self.config.steps
 
     @property
+    def done(self) -> bool:
+        """Whether all steps have been taken."""
+        return self.step >= self.steps
+
+    @property
     def rows_at_once(self) -> int:
-        """Rows that this process takes through the network at a time."""
+        """Rows of a micro-batch of this process."""
         return self.config.batch_size // (self.world.size * self.config.accumulate)
 
     def micro_batches(self, batch: Batch) -> Iterator[Batch]:
-        """The parts of a process's batch. Processes exchange their gradients after the last."""
+        """Micro-batches of a process's batch. Processes exchange their gradients after the last."""
         *others, last = batch.split(self.config.accumulate)
         with nullcontext() if self.parallel is None else self.parallel.no_sync():  # type: ignore[no-untyped-call]
             yield from others
@@ -78,12 +99,11 @@ class Learner:
         loss.backward(torch.where(loss.detach().isfinite(), share, torch.nan))  # type: ignore[no-untyped-call]
 
     def update(self, lr: float, averaged: int) -> tuple[Tensor, Tensor]:
-        """Clip, step and average; returns the gradient's norm, and whether it was finite, both still on the device.
+        """Clip the gradient, step and average; returns the gradient's norm and whether it was finite, on the device.
 
-        `averaged` steps have gone into the average before.
-
-        A gradient that is not finite, in any process, makes all of them leave weights and averages as they are. The
-        device finds that out by itself; `Behind` reads it when the next step is under way.
+        `averaged` steps have gone into the average before. A gradient that is not finite, in any process, makes all of
+        them leave weights and averages as they are. The device finds that out by itself, and the host reads it when the
+        next step is under way (`loop.ReadLate`).
         """
         gradient_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
         finite = torch.isfinite(gradient_norm)
@@ -95,8 +115,35 @@ class Learner:
         self.ema.update(self.model, averaged + 1, finite)
         return gradient_norm, finite
 
+    def read_step(self, step: AnyStep) -> bool:
+        """Wait for a step; returns whether it updated anything, and counts those that did not.
+
+        Steps are read in their order.
+        """
+        finite = bool(step.finite)
+        self.skipped += not finite
+        return finite
+
+    @property
+    def next_step_depends_on_last(self) -> bool:
+        """Whether the last step must be read before the next is launched."""
+        return False
+
+    @abstractmethod
+    def figures(self, step: AnyStep) -> dict[str, float]:
+        """Figures of a step over all processes, as they stand in the metrics."""
+
+    @abstractmethod
+    def losses_of(self, step: AnyStep) -> tuple[dict[str, Tensor], Tensor]:
+        """Losses of a step by name, and by row of this process (B,)."""
+
+    @property
+    @abstractmethod
+    def remedy(self) -> str:
+        """Advice to a user whose losses are not finite."""
+
     def release(self) -> None:
-        """Let go of the process group, before the job is left: one that is destroyed later can abort the process."""
+        """Drop the process group before the job is left: one that is destroyed later can abort the process."""
         self.parallel = None
 
     def save(self, folder: Path) -> Checkpoint:
@@ -111,7 +158,7 @@ class Learner:
         return saved
 
     def facts(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the tensors."""
+        """State beside the tensors, as JSON."""
         return {"rows_seen": self.position, "skipped": self.skipped}
 
     def load(self, saved: Checkpoint) -> None:
@@ -122,31 +169,13 @@ class Learner:
         self.step, self.skipped = saved.step, saved.state["skipped"]
 
 
-class Behind(Generic[Item]):
-    """Reads each step when the next one has been launched, so that the device need not wait for the host."""
-
-    def __init__(self, read: Callable[[Item], None]) -> None:
-        self.read = read
-        self._launched: list[Item] = []
-
-    def add(self, item: Item, *, now: bool) -> None:
-        """A step that was launched; `now` reads it at once, for what follows depends on it."""
-        self._launched.append(item)
-        self.catch_up(0 if now else 1)
-
-    def catch_up(self, leave: int = 0) -> None:
-        """Read all, or all but the last."""
-        while len(self._launched) > leave:
-            self.read(self._launched.pop(0))
-
-
 def parallel(module: nn.Module, world: World) -> DistributedDataParallel | None:
     """The module with gradients averaged over the processes; None for one process, which has nobody to ask."""
     return DistributedDataParallel(module, gradient_as_bucket_view=True) if world.size > 1 else None
 
 
 def check_shares(config: TrainConfig, world: World) -> None:
-    """`InputError` when the processes and their micro-batches would get shares of different sizes."""
+    """`InputError` when the batch can't be divided evenly among the processes and their micro-batches."""
     parts = world.size * config.accumulate
     if config.batch_size % parts:
         raise InputError(

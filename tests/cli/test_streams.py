@@ -25,7 +25,7 @@ def shell(gpt2, corpus, tmp_path):
 
 def whole(store):
     """The store is sealed, and its files are what they should be: nothing else was written to them."""
-    from ldlm.features.store import faults
+    from ldlm.features.ledger import faults
 
     return json.loads((store / "manifest.json").read_text())["kind"] == "features" and faults(store) == []
 

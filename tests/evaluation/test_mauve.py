@@ -60,7 +60,7 @@ def test_another_model_than_the_scorer_may_make_the_features(library, succeed, h
 
 def test_it_is_1_for_the_same_texts_and_falls_with_distance(library):
     same, near, far = (
-        mauve.score(features(0), features(seed, shift))["mauve"] for seed, shift in ((0, 0), (1, 0), (2, 2))
+        mauve.score(features(0), features(seed, shift)).value for seed, shift in ((0, 0), (1, 0), (2, 2))
     )
     assert same == pytest.approx(1)
     assert same > near > far
@@ -71,7 +71,7 @@ def test_features_that_were_made_elsewhere(library, succeed, tmp_path):
     np.save(tmp_path / "p.npy", features(0))
     np.save(tmp_path / "q.npy", features(1, 0.5))
     found = succeed("evaluate", "--features-p", tmp_path / "p.npy", "--features-q", tmp_path / "q.npy")
-    assert found["mauve"] == mauve.score(features(0), features(1, 0.5))["mauve"]
+    assert found["mauve"] == mauve.score(features(0), features(1, 0.5)).value
 
 
 # Features

@@ -15,8 +15,10 @@ from PIL import Image
 
 from ldlm import config as configs
 from ldlm.config import EvaluateConfig, InterpolateConfig, SweepConfig, TrainConfig
-from ldlm.evaluation import mauve
-from ldlm.pages import plots, reportpage
+from ldlm.evaluation import frontier, mauve
+from ldlm.evaluation.frontier import Variant
+from ldlm.pages import plots
+from ldlm.pages import report as report_page
 from ldlm.stages import evaluate, extract_features, interpolate, quickstart, report, sweep, train
 
 COMMON = {"screen_texts": 3, "texts": 4, "batch_size": 4, "device": "cpu", "guidances": (1.0,), "grids": ("time",)}
@@ -64,7 +66,7 @@ def swept(collapsed, gpt2, tmp_path_factory):
     texts = tmp_path_factory.mktemp("others")
     (texts / "silent.txt").write_text("<|endoftext|>\n" * 6)
     (texts / "real.txt").write_text("a b c d e\nf g h i\n" * 3)
-    others = [sweep.External(name, texts / f"{name}.txt", nfe=8, seconds=0.1) for name in ("silent", "real")]
+    others = [frontier.External(name, texts / f"{name}.txt", nfe=8, seconds=0.1) for name in ("silent", "real")]
     config = SweepConfig(scorer=str(gpt2), temperatures=(0.0, 1.0), **COMMON, **SAMPLERS)
     return sweep.run(config, collapsed, collapsed / "sweep", reference=texts / "real.txt", externals=others)
 
@@ -108,7 +110,8 @@ def test_a_sweep_of_which_nothing_can_be_scored_says_so(collapsed, gpt2, ldlm, s
     assert {row["budget"] for row in found["finalists"]} == {2, 4}
     assert not any(row["best"] for row in found["finalists"])
     record = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    page = reportpage.page(replace(report.read(collapsed), sweep=record, verdict=sweep.verdict(record)))
+    verdict = frontier.verdict(frontier.read_finalists(record))
+    page = report_page.page(replace(report.read(collapsed), sweep=record, verdict=verdict))
     assert "No combination has a perplexity" in page
     again = ldlm(*arguments)
     assert again.exit_code == 0
@@ -117,20 +120,21 @@ def test_a_sweep_of_which_nothing_can_be_scored_says_so(collapsed, gpt2, ldlm, s
 
 
 def row(solver, budget, gen_ppl, entropy):
-    keys = {"grid": "time", "decoder": "joint", "final": "mean", "temperature": 0.0, "guidance": 1.0}
-    return {**keys, "solver": solver, "budget": budget, "gen_ppl": gen_ppl, "entropy": entropy, "diversity": 0.5}
+    keys = {"grid": "time", "decoder": "joint", "final": "mean", "temperature": 0.0, "guidance": 1.0, "steps": budget}
+    figures = {"gen_ppl": gen_ppl, "entropy": entropy, "diversity": 0.5, "num_texts": 8, "seconds": 1.0}
+    return Variant(solver=solver, budget=budget, **keys, **figures)
 
 
 def test_the_papers_sampler_is_a_finalist_where_it_has_nothing_to_score_and_sets_no_bar():
     silent = row("euler-maruyama", 128, None, 0.0)
     own, good = row("euler-maruyama", 32, 200.0, 4.0), row("ddim", 128, 100.0, 4.0)
     dull = row("heun", 128, 10.0, 1.0)
-    found = sweep.finalists([silent, own, good, dull], 0.02)
-    assert found == [{**own, "best": True}, {**silent, "best": False}, {**good, "best": True}]
-    assert plots.frontier_lines(found)["the paper's sampler"] == [found[0]]
-    (only,) = sweep.finalists([silent], 0.02)
-    assert only == {**silent, "best": False}
-    assert sweep.verdict({"finalists": [{**silent, "best": False}, {**good, "best": True}]}) == (
+    found = frontier.finalists([silent, own, good, dull], 0.02)
+    assert found == [replace(own, best=True), replace(silent, best=False), replace(good, best=True)]
+    assert plots.frontier_lines([one.to_json() for one in found])["the paper's sampler"] == [found[0].to_json()]
+    (only,) = frontier.finalists([silent], 0.02)
+    assert only == replace(silent, best=False)
+    assert frontier.verdict([replace(silent, best=False), replace(good, best=True)]) == (
         "The paper's sampler has no perplexity."
     )
 
@@ -159,8 +163,8 @@ def test_mauve_of_a_silent_file_is_none_and_that_of_the_others_is_as_ever(gpt2, 
     config = EvaluateConfig(scorer=str(gpt2), max_tokens=16, resamples=100)
     spoken, silent, _ = evaluate.run(config, [paths["spoken"], paths["silent"]], paths["real"], with_mauve=True)
     (alone, _) = evaluate.run(config, [paths["spoken"]], paths["real"], with_mauve=True)
-    assert (silent["mauve"], spoken["mauve"]) == (None, alone["mauve"])
-    assert spoken["mauve_settings"]["texts"] == spoken["mauve_settings"]["reference_texts"] == 40
+    assert (silent.mauve.value, spoken.mauve.value) == (None, alone.mauve.value)
+    assert spoken.mauve.settings["texts"] == spoken.mauve.settings["reference_texts"] == 40
     assert mauve.FEWEST == 20
 
 

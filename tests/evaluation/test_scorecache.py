@@ -12,7 +12,6 @@ import torch
 
 from ldlm.evaluation import scorecache
 from ldlm.evaluation.metrics import PROTOCOLS, score
-from ldlm.evaluation.scorecache import ScoreCache
 from ldlm.evaluation.scorer import Scorer
 
 TEXTS = ["The old captain found a letter.", "rain", "", "my neighbour carried his naïve plan", "nobody lost rain"]
@@ -38,10 +37,10 @@ def passes(scorer, monkeypatch):
 def test_what_was_scored_once_is_not_scored_again_and_comes_out_the_same(scorer, passes, tmp_path, protocol):
     plain = score(TEXTS, scorer, protocol, max_tokens=16)
     rows = sum(passes)
-    with ScoreCache(tmp_path, scorer) as cache:
+    with scorer.cache(tmp_path) as cache:
         first = score(TEXTS, scorer, protocol, max_tokens=16, cache=cache)
     passes.clear()
-    with ScoreCache(tmp_path, scorer) as cache:
+    with scorer.cache(tmp_path) as cache:
         advanced = []
         again = score(TEXTS, scorer, protocol, max_tokens=16, cache=cache, advance=advanced.append)
         assert (passes, sum(advanced)) == ([], rows)
@@ -51,7 +50,7 @@ def test_what_was_scored_once_is_not_scored_again_and_comes_out_the_same(scorer,
 
 
 def test_protocols_share_what_they_score_alike_and_nothing_else(scorer, passes, tmp_path):
-    with ScoreCache(tmp_path, scorer) as cache:
+    with scorer.cache(tmp_path) as cache:
         hf = score(TEXTS, scorer, "hf", max_tokens=16, cache=cache)
         passes.clear()
         cosmos = score(TEXTS, scorer, "cosmos", max_tokens=16, cache=cache)
@@ -64,7 +63,7 @@ def test_protocols_share_what_they_score_alike_and_nothing_else(scorer, passes, 
 
 def test_scorers_do_not_share(scorer, other_gpt2, tmp_path):
     other = Scorer(str(other_gpt2), torch.device("cpu"))
-    with ScoreCache(tmp_path, scorer) as one, ScoreCache(tmp_path, other) as two:
+    with scorer.cache(tmp_path) as one, other.cache(tmp_path) as two:
         assert one.path != two.path
         score(TEXTS, scorer, max_tokens=16, cache=one)
         found = score(TEXTS, other, max_tokens=16, cache=two)
@@ -72,7 +71,7 @@ def test_scorers_do_not_share(scorer, other_gpt2, tmp_path):
 
 
 def test_a_damaged_entry_is_scored_again(scorer, passes, tmp_path):
-    with ScoreCache(tmp_path, scorer) as cache:
+    with scorer.cache(tmp_path) as cache:
         expected = score(TEXTS, scorer, max_tokens=16, cache=cache).nll_T
     database = sqlite3.connect(cache.path)
     ((size,),) = database.execute("SELECT MAX(LENGTH(nll)) FROM nll")
@@ -81,7 +80,7 @@ def test_a_damaged_entry_is_scored_again(scorer, passes, tmp_path):
     database.close()
     for rows in ([1], []):  # repaired the first time
         passes.clear()
-        with ScoreCache(tmp_path, scorer) as cache:
+        with scorer.cache(tmp_path) as cache:
             assert score(TEXTS, scorer, max_tokens=16, cache=cache).nll_T.tolist() == expected.tolist()
         assert passes == rows
 
@@ -89,7 +88,7 @@ def test_a_damaged_entry_is_scored_again(scorer, passes, tmp_path):
 @pytest.mark.parametrize("fault", ["no database", "a file where the folder should be", "another table"])
 def test_a_cache_that_can_not_be_used_is_left_with_one_note(scorer, tmp_path, fault):
     folder = tmp_path / "scores"
-    with ScoreCache(folder, scorer) as cache:
+    with scorer.cache(folder) as cache:
         pass
     if fault == "no database":
         cache.path.write_bytes(b"this is a text and no database" * 100)
@@ -103,7 +102,7 @@ def test_a_cache_that_can_not_be_used_is_left_with_one_note(scorer, tmp_path, fa
         folder.rmdir()
         folder.write_text("")
     notes = []
-    with ScoreCache(folder, scorer, notes.append) as cache:
+    with scorer.cache(folder, notes.append) as cache:
         found = score(TEXTS, scorer, max_tokens=16, cache=cache)
     assert found.nll_T.tolist() == score(TEXTS, scorer, max_tokens=16).nll_T.tolist()
     (note,) = notes
@@ -116,16 +115,16 @@ def test_an_interrupted_evaluation_keeps_what_it_has(scorer, passes, tmp_path):
         if count:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), ScoreCache(tmp_path, scorer) as cache:
+    with pytest.raises(KeyboardInterrupt), scorer.cache(tmp_path) as cache:
         score(TEXTS, scorer, max_tokens=16, batch_size=1, cache=cache, advance=stop)
     assert passes == [1]
-    with ScoreCache(tmp_path, scorer) as cache:
+    with scorer.cache(tmp_path) as cache:
         score(TEXTS, scorer, max_tokens=16, batch_size=1, cache=cache)
     assert len(passes) == sum(len(row) > 1 for row in scorer.tokens(TEXTS, 16))
 
 
 def test_a_process_that_was_killed_in_a_write_leaves_a_cache_that_works(scorer, passes, tmp_path):
-    with ScoreCache(tmp_path, scorer) as cache:
+    with scorer.cache(tmp_path) as cache:
         expected = score(TEXTS, scorer, max_tokens=16, cache=cache).nll_T
     code = f"""
 import os, sqlite3
@@ -138,17 +137,17 @@ os.kill(os.getpid(), 9)
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
     assert cache.path.with_name(cache.path.name + "-journal").exists()
     passes.clear()
-    with ScoreCache(tmp_path, scorer) as cache:
+    with scorer.cache(tmp_path) as cache:
         assert score(TEXTS, scorer, max_tokens=16, cache=cache).nll_T.tolist() == expected.tolist()
     assert passes == []
 
 
 def test_two_processes_may_write_at_once(scorer, tmp_path):
     rows = [np.arange(i, i + 5, dtype=np.int32) for i in range(20)]
-    with ScoreCache(tmp_path, scorer) as one, ScoreCache(tmp_path, scorer) as two:
+    with scorer.cache(tmp_path) as one, scorer.cache(tmp_path) as two:
         for place, row in enumerate(rows):
             (one, two)[place % 2].put(row, np.full(4, place, np.float32))
-    with ScoreCache(tmp_path, scorer) as cache:
+    with scorer.cache(tmp_path) as cache:
         assert [cache.get(row)[0] for row in rows] == list(range(20))
 
 
@@ -156,7 +155,7 @@ def test_the_oldest_third_makes_room_where_it_grows_too_large(scorer, tmp_path, 
     monkeypatch.setattr(scorecache, "MOST_BYTES", 100_000)
     monkeypatch.setattr(scorecache, "WRITE_EVERY", 0.0)
     rows = [np.arange(i, i + 1_001, dtype=np.int32) for i in range(80)]
-    with ScoreCache(tmp_path, scorer) as cache:
+    with scorer.cache(tmp_path) as cache:
         for row in rows:
             cache.put(row, np.zeros(1_000, np.float32))
         kept = [cache.get(row) is not None for row in rows]

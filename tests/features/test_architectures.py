@@ -14,7 +14,7 @@ from architectures import ARCHITECTURES, POSITIONS
 
 from ldlm.config import ExtractConfig
 from ldlm.errors import InputError
-from ldlm.features.encoder import FrozenEncoder
+from ldlm.features.encoder import FrozenEncoder, online_encoder
 from ldlm.features.states import positions
 from ldlm.features.store import FeatureStore
 from ldlm.stages import extract_features
@@ -218,7 +218,7 @@ def test_an_encoder_that_stays_whole_runs_inside_the_step(encoder, corpus, tmp_p
         for codec in ("online", "fp32")
     ]
     (nothing, tokens), (parts, _) = (store.split("train").read(0, 8) for store in stores)
-    made_BLD = stores[0].split("train").states(nothing, torch.from_numpy(tokens).long())
+    made_BLD = stores[0].split("train", online_encoder(stores[0])).states(nothing, torch.from_numpy(tokens).long())
     kept_BLD = stores[1].split("train").states(parts, torch.from_numpy(tokens))
     torch.testing.assert_close(made_BLD, kept_BLD, rtol=1e-5, atol=1e-5)
 

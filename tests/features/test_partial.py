@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ldlm.errors import InputError
-from ldlm.features import store as stores
+from ldlm.features import ledger
 from ldlm.features.store import FeatureStore
 
 FINETUNE = ("finetune-decoder", "--layers", 0, "--steps", 1, "--device", "cpu")
@@ -14,7 +14,7 @@ FINETUNE = ("finetune-decoder", "--layers", 0, "--steps", 1, "--device", "cpu")
 @pytest.fixture
 def partial(store_copy):
     """Without its second shard."""
-    stores.forget(store_copy, [("train-00001", "")])
+    ledger.forget(store_copy, [("train-00001", "")])
     return store_copy
 
 
@@ -36,7 +36,7 @@ def test_a_run_on_a_partial_store_goes_on_to_its_decoder_and_its_interpolation(
 
 def test_a_store_without_one_shard_says_that_they_are_to_come(store_copy):
     names = [path.stem for path in (store_copy / "ledger").glob("train-*.json")]
-    stores.forget(store_copy, [(name, "") for name in names])
+    ledger.forget(store_copy, [(name, "") for name in names])
     rows = json.loads((store_copy / "store.json").read_text())["rows"]["train"]
     opened = FeatureStore(store_copy, allow_partial=True)
     with pytest.raises(InputError, match=rf"has none of its {rows} train rows yet; run the same `ldlm extract-feat"):

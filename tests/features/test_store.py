@@ -13,7 +13,8 @@ from ldlm.config import ExtractConfig, Shapes
 from ldlm.errors import InputError
 from ldlm.features.codecs import CODECS, encode
 from ldlm.features.shards import ShardedArray
-from ldlm.features.store import FeatureStore, StoreWriter
+from ldlm.features.store import FeatureStore
+from ldlm.features.writer import StoreWriter
 from ldlm.stages import extract_features
 
 WIDTH, LENGTH = 16, 16

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from patience import patience
 
-from ldlm import claims
+from ldlm import locks
 from ldlm.config import ExtractConfig, from_dict
 from ldlm.errors import InputError
 from ldlm.evaluation import samples
-from ldlm.features import shards
-from ldlm.features import store as stores
+from ldlm.features import ledger, shards
+from ldlm.features.extraction import Extraction, prepare
 from ldlm.features.store import FeatureStore
 from ldlm.hub import load_tokenizer
 from ldlm.progress import Progress
@@ -177,7 +177,7 @@ def test_a_full_disk_leaves_finished_shards_and_the_same_command_goes_on(argumen
     command = [*arguments, "--output", str(out)]
     # The spool is larger than a shard, so the limit falls once it stands.
     code = (
-        "import sys; from ldlm.cli import main; from ldlm.stages.extract_features import Extraction\n"
+        "import sys; from ldlm.cli import main; from ldlm.features.extraction import Extraction\n"
         "real = Extraction.write_shards\n"
         f"def write(self):\n    {limited}real(self)\n"
         "Extraction.write_shards = write\n"
@@ -190,7 +190,7 @@ def test_a_full_disk_leaves_finished_shards_and_the_same_command_goes_on(argumen
     done = {path.stem for path in (out / "ledger").iterdir()}
     for name in done:
         for entry, facts in json.loads((out / "ledger" / f"{name}.json").read_text())["files"].items():
-            assert stores.fault(out / entry, facts["sha256"]) is None
+            assert ledger.fault(out / entry, facts["sha256"]) is None
     assert len(done) < len(list((whole / "ledger").iterdir()))
     assert subprocess.run([sys.executable, "-m", "ldlm.cli", *command], capture_output=True).returncode == 0
     assert content(out) == content(whole)
@@ -373,7 +373,7 @@ def test_verify_reads_several_files_at_once(whole, monkeypatch):
         return None
 
     monkeypatch.setattr(shards, "CORES", 3)
-    monkeypatch.setattr(stores, "fault", fault)
+    monkeypatch.setattr(ledger, "fault", fault)
     assert features.verify(whole) == []
 
 
@@ -382,7 +382,7 @@ def test_info_says_what_a_store_is_and_what_is_missing(whole, tmp_path, ldlm):
     assert (shown["state"], shown["codec"]) == ("sealed", "fp16")
     assert shown["bytes_per_token"] > 0
     path = shutil.copytree(whole, tmp_path / "features")
-    stores.forget(path, [("train-00000", "")])
+    ledger.forget(path, [("train-00000", "")])
     shown = json.loads(ldlm("features", "info", path, "--json").stdout)
     assert shown["state"].startswith(f"1 of {shown['shards'] + 1} shards")
 
@@ -432,7 +432,7 @@ def test_bench_compares_with_a_memory_map(whole):
 
 def test_a_partial_store_is_read_when_it_is_allowed_and_has_the_rows_that_are_there(whole, tmp_path):
     path = shutil.copytree(whole, tmp_path / "features")
-    stores.forget(path, [("train-00001", "")])
+    ledger.forget(path, [("train-00001", "")])
     with pytest.raises(InputError, match=r"1 of \d+ shards .* are missing.*--allow-partial"):
         FeatureStore(path)
     partial, sealed = FeatureStore(path, allow_partial=True).split("train"), FeatureStore(whole).split("train")
@@ -460,14 +460,14 @@ def test_bad_states_in_a_late_shard_lose_none_of_the_earlier_ones(arguments, who
     """Extraction that has just begun leaves nothing behind when it refuses; one with finished shards keeps them."""
     made_with = {**FeatureStore(whole).artifact.config, "device": "cpu"}
     config = from_dict(ExtractConfig, made_with)
-    real = extract_features.Extraction._shard_parts
+    real = Extraction._shard_parts
 
     def fails_at_the_third(self, split, shard, *rest):
         if shard == 2:
             raise InputError("states of up to 7e4 don't fit in fp16")
         return real(self, split, shard, *rest)
 
-    monkeypatch.setattr(extract_features.Extraction, "_shard_parts", fails_at_the_third)
+    monkeypatch.setattr(Extraction, "_shard_parts", fails_at_the_third)
     with pytest.raises(InputError, match="don't fit"):
         extract_features.run(config, tmp_path / "f")
     assert len(list((tmp_path / "f" / "ledger").iterdir())) == 2
@@ -491,7 +491,7 @@ def config(whole):
 def unsealed(whole, tmp_path):
     """A copy of `whole` that lacks its last shard."""
     path = shutil.copytree(whole, tmp_path / "features")
-    stores.forget(path, [("validation-00000", "")])
+    ledger.forget(path, [("validation-00000", "")])
     return path
 
 
@@ -562,9 +562,9 @@ def test_statistics_that_vanish_after_the_store_was_opened_are_not_zeros(whole, 
 def test_a_shard_of_an_extraction_that_was_overwritten_is_not_sealed_with_the_others(few, tmp_path):
     """Its process comes to life again when another has begun, with another layer, in the same place."""
     out, other = tmp_path / "features", replace(few, layer=-1)
-    late, _ = extract_features.prepare(few, out)
+    late, _ = prepare(few, out)
     late.pack(), late.encode_sample(), late.describe()
-    begun, _ = extract_features.prepare(other, out, overwrite=True)
+    begun, _ = prepare(other, out, overwrite=True)
     begun.pack(), begun.encode_sample(), begun.describe()
     late._in_turn, late.spool.read = lambda items: items[1:2], lambda block, shape: None
     late.write_shards()
@@ -598,8 +598,8 @@ def test_nobody_overwrites_or_repairs_what_a_process_writes(few, tmp_path):
 
 def test_nobody_writes_what_is_being_repaired(few, tmp_path):
     out = tmp_path / "features"
-    extract_features.prepare(few, out)
-    with claims.sole(out), pytest.raises(InputError, match=f"another process has {out} to itself"):
+    prepare(few, out)
+    with locks.exclusive_lock(out), pytest.raises(InputError, match=f"another process has {out} to itself"):
         extract_features.run(few, out)
 
 

@@ -102,7 +102,9 @@ def opened(store):
 def batches(store, count, *, position=0, batch_size=8, split="train", seed=0):
     """The next `count` batches from a position on."""
     found = store.split(split)
-    with Stream(store, found, batch_size=batch_size, seed=seed, position=position, device=CPU) as stream:
+    stream = Stream(found, batch_size=batch_size, seed=seed, device=CPU)
+    stream.position = position
+    with stream:
         return list(islice(stream, count))
 
 
@@ -136,14 +138,14 @@ def test_what_goes_wrong_in_the_reading_thread_is_raised_where_the_batches_are_c
         content[len(content) // 2] ^= 1
         shard.write_bytes(content)
     with (
-        Stream(opened, opened.split("train"), batch_size=8, seed=0, position=0, device=CPU) as stream,
+        Stream(opened.split("train"), batch_size=8, seed=0, device=CPU) as stream,
         pytest.raises(ValueError, match=r"(?i)checksum"),
     ):
         next(iter(stream))
 
 
 def test_leaving_early_ends_the_reading_thread(opened):
-    with Stream(opened, opened.split("train"), batch_size=8, seed=0, position=0, device=CPU) as stream:
+    with Stream(opened.split("train"), batch_size=8, seed=0, device=CPU) as stream:
         next(iter(stream))
         assert stream._thread.is_alive()
     assert not stream._thread.is_alive()
@@ -151,7 +153,7 @@ def test_leaving_early_ends_the_reading_thread(opened):
 
 def test_too_few_rows_for_one_batch_are_refused(opened):
     with pytest.raises(InputError, match="has 403 train rows, too few for one batch of 404; lower batch_size"):
-        Stream(opened, opened.split("train"), batch_size=404, seed=0, position=0, device=CPU)
+        Stream(opened.split("train"), batch_size=404, seed=0, device=CPU)
 
 
 @pytest.mark.parametrize("codec", ["fp16", "fp32", "int8-token"])
@@ -160,7 +162,7 @@ def test_a_window_is_not_overwritten_while_its_rows_are_still_wanted(extract_con
     extract_features.run(dataclasses.replace(extract_config, codec=codec, max_channel_error=1.0), tmp_path / "s")
     opened = FeatureStore(tmp_path / "s")
     split = opened.split("train")
-    stream = Stream(opened, split, batch_size=8, seed=3, position=0, device=CPU)
+    stream = Stream(split, batch_size=8, seed=3, device=CPU)
     stream.order = RowOrder(split.rows, 3, window_blocks=2)
     stream._memory = [split.memory(32), split.memory(32)]
     with stream:

@@ -25,8 +25,9 @@ from ldlm import artifact
 from ldlm.config import ExtractConfig, PretrainConfig, QuickstartConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import samples
-from ldlm.features import corpus, text, textfiles
-from ldlm.features.textfiles import Part, file_documents
+from ldlm.features import corpus, detection, formats, text, textfiles
+from ldlm.features.documents import Part, count_documents, parts, section, whole
+from ldlm.features.textfiles import file_documents
 from ldlm.hub import load_tokenizer
 from ldlm.stages import extract_features, pretrain_encoder, quickstart
 
@@ -172,7 +173,8 @@ def test_a_large_array_is_read_element_by_element(tmp_path, monkeypatch):
     for ascii_ in (True, False):
         (tmp_path / "a").write_text(json.dumps(values, ensure_ascii=ascii_), encoding="utf-8")
         for size in (16, 17, 50, 1000):
-            monkeypatch.setattr(textfiles, "HEAD", size)
+            monkeypatch.setattr(formats, "WINDOW", size)
+            monkeypatch.setattr(detection, "HEAD", size)
             assert read(tmp_path / "a") == texts
 
 
@@ -548,8 +550,8 @@ def test_a_document_in_parts_has_the_tokens_that_it_has_whole(tokenizer, monkeyp
     documents = [prose(words, seed, GAPS + BREAKS) for seed, words in enumerate((1, 30, 400, 3, 200, *[90] * 20))]
     expected = naive_rows(documents, tokenizer, 16)
     assert packed(documents, tokenizer, 16) == expected
-    monkeypatch.setattr(textfiles, "LONGEST", longest)
-    assert sum(1 for d in documents for _ in textfiles.parts(d)) > len(documents) + (longest < 1000)
+    monkeypatch.setattr("ldlm.features.documents.LONGEST", longest)
+    assert sum(1 for d in documents for _ in parts(d)) > len(documents) + (longest < 1000)
     assert packed(documents, tokenizer, 16) == expected
 
 
@@ -559,36 +561,34 @@ def test_a_line_gives_the_parts_of_its_document_whatever_it_is_read_in(tmp_path,
     ends = ["\n", "\r\n", "\n", "\r\r\n", "\n", "\n\n", "\n", ""]
     (tmp_path / "a.txt").write_bytes("".join(map("".join, zip(documents, ends, strict=True))).encode())
     for longest in (16, 33, 64):
-        monkeypatch.setattr(textfiles, "LONGEST", longest)
+        monkeypatch.setattr("ldlm.features.documents.LONGEST", longest)
         found = read(tmp_path / "a.txt")
-        assert found == [part for document in documents for part in textfiles.parts(document)]
+        assert found == [part for document in documents for part in parts(document)]
         assert max(map(len, found)) <= longest
-        assert list(textfiles.whole(found)) == documents
-        assert [type(part) for part in found] == [
-            type(part) for document in documents for part in textfiles.parts(document)
-        ]
-        assert textfiles.count(found) == len(documents)
+        assert list(whole(found)) == documents
+        assert [type(part) for part in found] == [type(part) for document in documents for part in parts(document)]
+        assert count_documents(found) == len(documents)
         for start, stop in ((0, 3), (2, 5), (1, None), (3, 3), (0, 0), (7, 99)):
-            assert list(textfiles.whole(textfiles.section(found, start, stop))) == documents[start:stop]
+            assert list(whole(section(found, start, stop))) == documents[start:stop]
 
 
 def test_script_without_spaces_is_cut_where_gpt2s_tokens_end(gpt2, monkeypatch):
     documents = ["東京は日本の首都です。人口は、多い。" * 20]
     tokenizer = load_tokenizer(str(gpt2))
     expected = naive_rows(documents, tokenizer, 16)
-    monkeypatch.setattr(textfiles, "LONGEST", 40)
+    monkeypatch.setattr("ldlm.features.documents.LONGEST", 40)
     assert packed(documents, tokenizer, 16) == expected
 
 
 def test_the_last_documents_are_held_out_whole(tmp_path, gpt2, monkeypatch):
     documents = [prose(words, seed) for seed, words in enumerate((1, 300, 2, 77, 90))]
     (tmp_path / "a.txt").write_text("\n".join(documents), encoding="utf-8")
-    monkeypatch.setattr(textfiles, "LONGEST", 50)
+    monkeypatch.setattr("ldlm.features.documents.LONGEST", 50)
     config = ExtractConfig(encoder=str(gpt2), data=(str(tmp_path / "a.txt"),), validation_docs=2)
     split = {name: list(corpus.documents(config, name)) for name in ("train", "validation")}
     assert any(isinstance(part, Part) for part in split["validation"])
-    assert list(textfiles.whole(split["train"])) == documents[:3]
-    assert list(textfiles.whole(split["validation"])) == documents[3:]
+    assert list(whole(split["train"])) == documents[:3]
+    assert list(whole(split["validation"])) == documents[3:]
     assert corpus.count_rows(config, load_tokenizer(str(gpt2)), "train").exact
 
 
@@ -602,13 +602,13 @@ def test_a_word_piece_vocabulary_is_that_of_whole_documents(tmp_path, monkeypatc
         config = PretrainConfig(data=(str(tmp_path / "a.txt"),), vocab_size=400, arch=arch)
         whole = pretrain_encoder._tokenizer(config).get_vocab()
         with monkeypatch.context() as patched:
-            patched.setattr(textfiles, "LONGEST", 64)
+            patched.setattr("ldlm.features.documents.LONGEST", 64)
             assert pretrain_encoder._tokenizer(config).get_vocab() == whole
 
 
 MEASURED = """
 import pathlib, re, sys
-from ldlm import text, textfiles
+from ldlm.features import text, textfiles
 from ldlm.hub import load_tokenizer
 # Of this process alone: what getrusage tells begins with the peak of the process that started it.
 peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1])

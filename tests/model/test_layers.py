@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ldlm.errors import InputError
-from ldlm.model.layers import MLP, SelfAttention, SwiGLU, attention, head_width, rotate, split_heads, time_features
+from ldlm.model.layers import MLP, SelfAttention, SwiGLU, head_width, rotate, split_heads, time_features
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -20,37 +20,6 @@ def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.
     """softmax(q·k/√K)·v with the softmax written out; (B, sequence, H, K)."""
     weight = torch.exp(torch.einsum("bnhk,blhk->bhnl", q, k) / math.sqrt(q.shape[-1]))
     return torch.einsum("bhnl,blhk->bnhk", weight / weight.sum(-1, keepdim=True), v)
-
-
-def test_attention_is_softmax_attention_without_a_mask():
-    q, k, v = random(2, 3, 4, 6), random(2, 5, 4, 6, seed=1), random(2, 5, 4, 6, seed=2)
-    assert torch.allclose(attention(q, k, v), plain_attention(q, k, v), atol=1e-12)
-    assert torch.allclose(attention(q.float(), k.float(), v.float()).double(), plain_attention(q, k, v), atol=1e-5)
-
-
-def test_attention_has_the_gradient_of_softmax_attention():
-    inputs = [random(1, 3, 2, 4, seed=i).requires_grad_() for i in range(3)]
-    direction = random(1, 3, 2, 4, seed=9)
-    got = torch.autograd.grad((attention(*inputs) * direction).sum(), inputs)
-    expected = torch.autograd.grad((plain_attention(*inputs) * direction).sum(), inputs)
-    for a, b in zip(got, expected, strict=True):
-        assert torch.allclose(a, b, atol=1e-12)
-
-
-@pytest.mark.parametrize("inputs", [1, 2], ids=["denoiser", "resampler"])  # whose keys are [inputs; latents]
-@pytest.mark.parametrize(
-    ("length", "heads", "width"), [(7, 12, 64), (64, 4, 32), (128, 12, 64), (1024, 12, 64), (4096, 1, 64)]
-)
-def test_attention_in_float32_is_softmax_attention_forward_and_backward_at_the_models_shapes(
-    length, heads, width, inputs
-):
-    lengths = (length, inputs * length, inputs * length)
-    q, k, v = (random(1, n, heads, width, seed=i).float().requires_grad_() for i, n in enumerate(lengths))
-    direction = random(1, length, heads, width, seed=9).float()
-    found, expected = attention(q, k, v), plain_attention(q, k, v)
-    gradients = (torch.autograd.grad((out * direction).sum(), (q, k, v)) for out in (found, expected))
-    for a, b in [(found, expected), *zip(*gradients, strict=True)]:
-        assert (a - b).norm() <= 1e-5 * b.norm()
 
 
 def test_a_head_is_a_run_of_neighbouring_coordinates():

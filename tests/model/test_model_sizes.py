@@ -20,9 +20,10 @@ from ldlm.config import (
     preset,
 )
 from ldlm.model.joint import build, build_meta
-from ldlm.model.objective import Objective, draw
+from ldlm.model.objective import JointObjective, draw
 from ldlm.model.timesteps import TimestepSampler
 from ldlm.training import cost as accounting
+from ldlm.training.phases import phases
 
 
 def gpt2_shapes(length: int) -> Shapes:
@@ -91,7 +92,7 @@ def test_flops_follow_the_probability_of_self_conditioning():
 
 def saved_bytes(config: TrainConfig, shapes: Shapes, rows: int) -> int:
     """What one step on the CPU really keeps for its backward pass, weights aside."""
-    objective = Objective(build(config.model, shapes, seed=0), config.diffusion, config.recipe)
+    objective = JointObjective(build(config.model, shapes, seed=0), config)
     weights = {p.untyped_storage().data_ptr() for p in objective.parameters()}
     kept = {}
 
@@ -170,7 +171,8 @@ def test_flops_that_are_needed_leave_out_what_is_computed_again_and_what_a_phase
     tiny = preset("tiny")
 
     def flops(phase="joint", **changes):
-        return accounting.flops_per_token(from_dict(TrainConfig, merge(tiny.overrides, changes)), tiny.shapes, phase)
+        config = from_dict(TrainConfig, merge(tiny.overrides, changes))
+        return accounting.flops_per_token(config, tiny.shapes, {found.name: found for found in phases(config)}[phase])
 
     whole = flops()
     assert flops(recompute=True) == whole

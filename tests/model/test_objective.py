@@ -28,11 +28,11 @@ from ldlm.config import (
     TokenDecoderConfig,
     TrainConfig,
 )
-from ldlm.features.batch import Batch
+from ldlm.features.stream import Batch
 from ldlm.model.joint import JointModel, build
-from ldlm.model.objective import Draws, Losses, Objective, draw, scale_gradient, warmup_gamma
+from ldlm.model.objective import Draws, JointObjective, Losses, draw, scale_gradient, warmup_gamma
 from ldlm.model.timesteps import TimestepSampler
-from ldlm.training.joint import settle, start, train_step
+from ldlm.training.joint import start, train_step
 
 SHAPES = Shapes(seq_len=6, hidden_dim=16, vocab_size=11)
 MODEL = ModelConfig(
@@ -48,13 +48,13 @@ def random(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def objective(config: ModelConfig = MODEL, *, scratch: bool = False, **recipe) -> Objective:
+def objective(config: ModelConfig = MODEL, *, scratch: bool = False, **recipe) -> JointObjective:
     """Float64 with every weight random: at initialisation the denoiser's zeros hide its gradients."""
     model = build(config, SHAPES, seed=0, scratch=scratch).double()
     with torch.no_grad():
         for i, parameter in enumerate(model.parameters()):
             parameter.add_(0.2 * random(*parameter.shape, seed=i))
-    return Objective(model, DiffusionConfig(), RecipeConfig(**recipe))
+    return JointObjective(model, TrainConfig(model=config, recipe=RecipeConfig(**recipe)))
 
 
 def draws(*, self_condition: bool = False, latents: tuple[int, int] = (4, 8)) -> Draws:
@@ -71,7 +71,7 @@ HIDDEN = random(BATCH, 6, 16, seed=102)
 TOKENS = torch.arange(BATCH * 6).reshape(BATCH, 6) % 11
 
 
-def run(made: Objective, made_draws: Draws | None = None, gamma: float = 1.0) -> Losses:
+def run(made: JointObjective, made_draws: Draws | None = None, gamma: float = 1.0) -> Losses:
     return made(HIDDEN, TOKENS, made_draws or draws(), gamma)
 
 
@@ -266,7 +266,8 @@ def test_runs_of_the_first_edition_keep_a_mean_of_the_tokens_beside_sums_and_mea
     mean, total = run(objective()), run(objective(loss_reduction="sum", edition=1))
     assert total.l_diff.item() == pytest.approx(4 * 8 * mean.l_diff.item(), rel=1e-12)
     assert total.l_w.item() == pytest.approx(mean.l_w.item(), rel=1e-12)
-    weighted = Objective(objective().model, DiffusionConfig(weighting="elbo"), RecipeConfig(edition=1))
+    config = TrainConfig(model=MODEL, diffusion=DiffusionConfig(weighting="elbo"), recipe=RecipeConfig(edition=1))
+    weighted = JointObjective(objective().model, config)
     assert run(weighted).loss.item() == mean.loss.item()
 
 
@@ -277,7 +278,8 @@ def test_under_elbo_the_terms_stand_to_each_other_as_in_equation_23(reduction, t
     recipe = RecipeConfig(loss_reduction=reduction, reconstruction="ce+mse", sigma_dec=2.0)
     omega = [0.5 * -_slope(t) * math.exp(_log_snr(t)) for t in (0.1, 0.4, 0.8)]  # Eq. 22
     weighted = dataclasses.replace(d, weight_B=torch.tensor(omega, dtype=torch.float64))
-    losses = run(Objective(model, DiffusionConfig(weighting="elbo"), recipe), weighted)
+    config = TrainConfig(model=MODEL, diffusion=DiffusionConfig(weighting="elbo"), recipe=recipe)
+    losses = run(JointObjective(model, config), weighted)
 
     z_0 = model.latent_encoder(HIDDEN)
     alpha = torch.tensor([math.sqrt(1 / (1 + math.exp(-_log_snr(t)))) for t in (0.1, 0.4, 0.8)], dtype=torch.float64)
@@ -307,8 +309,6 @@ def _slope(t: float) -> float:
 @pytest.mark.parametrize("weighting", ["simple", "elbo"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_the_recorded_terms_are_means_over_elements_whatever_the_loss_adds_up(weighting, reduction):
-    from ldlm.training.joint import figures
-
     def found(reduction, weighting):
         config = TrainConfig(
             model=MODEL,
@@ -317,7 +317,7 @@ def test_the_recorded_terms_are_means_over_elements_whatever_the_loss_adds_up(we
             recipe=RecipeConfig(loss_reduction=reduction),
         )
         state = start(config, SHAPES, scratch=False, device=torch.device("cpu"))
-        return figures(state, train_step(state, Batch(HIDDEN.float(), TOKENS, torch.arange(BATCH), 0)))
+        return state.figures(train_step(state, Batch(HIDDEN.float(), TOKENS, torch.arange(BATCH), 0)))
 
     plain, other = found("mean", "simple"), found(reduction, weighting)
     names = ("l_h", "l_w") if weighting == "elbo" else ("l_diff", "l_h", "l_w")
@@ -354,7 +354,7 @@ def test_a_deferred_token_decoder_takes_no_part():
 # Self-conditioning
 
 
-def calls_of_denoiser(made: Objective, made_draws: Draws) -> list[tuple]:
+def calls_of_denoiser(made: JointObjective, made_draws: Draws) -> list[tuple]:
     """(z_t, t, previous, estimate, whether it carries a gradient) of each evaluation."""
     calls = []
     hook = made.model.denoiser.register_forward_hook(
@@ -483,7 +483,7 @@ def test_a_few_hundred_steps_learn_a_tiny_corpus_by_heart():
     for step in range(config.steps):
         batch = Batch(hidden, tokens, torch.arange(rows), step * rows)
         done = train_step(state, batch)
-        assert settle(state, batch, done)
+        assert state.read_step(done)
         history.append({"loss": done.losses[0].loss.item(), "gamma": done.gamma})
     assert state.step == 300
     assert history[-1]["loss"] < 0.3 * history[0]["loss"]
@@ -508,7 +508,6 @@ def test_a_few_hundred_steps_learn_a_tiny_corpus_by_heart():
 def test_the_figures_of_a_step_are_those_of_its_batch_and_gradient(monkeypatch):
     """Standard deviations over all micro-batches together, and the norm of each part's gradient before clipping."""
     from ldlm.training import learner
-    from ldlm.training.joint import figures
 
     config = TrainConfig(model=MODEL, batch_size=BATCH, accumulate=BATCH, recipe=RecipeConfig(warmup_steps=0))
     state = start(config, SHAPES, scratch=False, device=torch.device("cpu"))
@@ -521,7 +520,7 @@ def test_the_figures_of_a_step_are_those_of_its_batch_and_gradient(monkeypatch):
 
     monkeypatch.setattr(learner.nn.utils, "clip_grad_norm_", before_clipping)
     z_BNC = state.model.latent_encoder(HIDDEN.float()).detach()
-    found = figures(state, train_step(state, Batch(HIDDEN.float(), TOKENS, torch.arange(BATCH), 0)))
+    found = state.figures(train_step(state, Batch(HIDDEN.float(), TOKENS, torch.arange(BATCH), 0)))
     for name, grads in seen.items():
         expected = math.sqrt(sum(g.double().square().sum().item() for g in grads))
         assert found[f"gradient_norm_{name}"] == pytest.approx(expected, rel=1e-5)
@@ -535,17 +534,17 @@ def test_the_figures_of_a_step_are_those_of_its_batch_and_gradient(monkeypatch):
 def test_a_loss_that_is_not_finite_updates_nothing_though_its_gradient_is(monkeypatch):
     config = TrainConfig(model=MODEL, batch_size=BATCH, recipe=RecipeConfig(warmup_steps=0))
     state = start(config, SHAPES, scratch=False, device=torch.device("cpu"))
-    real = Objective.forward
+    real = JointObjective.forward
 
     def infinite(*arguments, **options):
         losses = real(*arguments, **options)
         return losses._replace(loss=losses.loss + math.inf)
 
-    monkeypatch.setattr(Objective, "forward", infinite)
+    monkeypatch.setattr(JointObjective, "forward", infinite)
     before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
     batch = Batch(HIDDEN.float(), TOKENS, torch.arange(BATCH), 0)
     step = train_step(state, batch)
-    assert not settle(state, batch, step)
+    assert not state.read_step(step)
     assert state.skipped == 1
     assert all(torch.equal(p, before[name]) for name, p in state.model.named_parameters())
     assert all(torch.equal(average, before[name]) for name, average in state.ema.weights.items())
@@ -558,10 +557,10 @@ def test_a_loss_that_is_not_finite_updates_nothing_though_its_gradient_is(monkey
 @pytest.mark.parametrize("number", [0, 1])  # with and without self-conditioning
 def test_a_step_never_reads_what_the_device_has_found(monkeypatch, changes, number):
     """On the meta device there is nothing to be read, and whoever tries fails."""
-    from ldlm.training import joint as trainer
+    from ldlm.training import joint
 
     meta = torch.device("meta")
-    monkeypatch.setattr(trainer, "adamw", lambda parameters, config: torch.optim.AdamW(parameters))
+    monkeypatch.setattr(joint, "adamw", lambda parameters, config: torch.optim.AdamW(parameters))
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)  # which does not know this device
     monkeypatch.setattr(noise, "coin", lambda *address: bool(number))
     config = TrainConfig(model=MODEL, batch_size=BATCH, **changes)
@@ -569,4 +568,4 @@ def test_a_step_never_reads_what_the_device_has_found(monkeypatch, changes, numb
     batch = Batch(HIDDEN.float().to(meta), TOKENS.to(meta), torch.arange(BATCH), 0)
     step = train_step(state, batch)
     with pytest.raises((RuntimeError, NotImplementedError), match=r"meta|data-dependent"):
-        settle(state, batch, step)
+        state.read_step(step)

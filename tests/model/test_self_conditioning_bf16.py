@@ -9,15 +9,15 @@ from ldlm.config import (
     AutoencoderConfig,
     ComputeConfig,
     DenoiserConfig,
-    DiffusionConfig,
     ModelConfig,
     RecipeConfig,
     Shapes,
     TokenDecoderConfig,
+    TrainConfig,
 )
 from ldlm.model.joint import build
 from ldlm.model.layers import compile_blocks, recompute_activations
-from ldlm.model.objective import Draws, Objective
+from ldlm.model.objective import Draws, JointObjective
 
 CPU = torch.device("cpu")
 SHAPES = Shapes(seq_len=8, hidden_dim=32, vocab_size=40)
@@ -42,7 +42,7 @@ def made():
     with torch.no_grad():
         for number, parameter in enumerate(model.parameters()):
             parameter.add_(0.05 * normal(*parameter.shape, seed=number))
-    return Objective(model, DiffusionConfig(), RecipeConfig(sigma_dec=0.5))
+    return JointObjective(model, TrainConfig(model=MODEL, recipe=RecipeConfig(sigma_dec=0.5)))
 
 
 def step_of(objective, precision):

@@ -23,9 +23,10 @@ from ldlm.config import (
 )
 from ldlm.errors import InputError, Stopped
 from ldlm.features.store import FeatureStore
+from ldlm.model.cosmos import AutoencoderObjective, SmoothedInput, Smoothing, draw_smoothing
 from ldlm.model.diffusion import Schedule
 from ldlm.model.joint import build
-from ldlm.model.objective import DecoderInput, Objective, Smoothing, draw_smoothing, draw_t_dec
+from ldlm.model.objective import DecoderInput, draw_t_dec
 from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import extract_features, finetune_decoder, sample, train
 from ldlm.training import checkpoint
@@ -316,7 +317,7 @@ def test_a_presets_sigma_dec_is_ldlms(preset):
 
 def test_diffused_noise_is_the_forward_process_up_to_its_time():
     schedule, z_0 = Schedule(), torch.randn(400, 6, 4, generator=torch.Generator().manual_seed(0))
-    made = DecoderInput(DecoderNoise("diffused", 0.15), schedule, CosmosConfig())
+    made = DecoderInput(DecoderNoise("diffused", 0.15), schedule)
     address = {"seed": 1, "step": 2, "rows_B": torch.arange(400)}
     t_B = draw_t_dec(made.corruption, device="cpu", **address)
     assert 0 < t_B.min() < 0.005
@@ -336,10 +337,12 @@ def test_joint_training_evaluation_and_a_decoder_trained_later_have_the_same_noi
 ):
     """All three see decoder inputs of one kind; the first of COSMOS is its autoencoder's."""
     seen = []
-    real = DecoderInput.draw
-    monkeypatch.setattr(
-        DecoderInput, "draw", lambda self, *args, **named: (seen.append(self.corruption), real(self, *args, **named))[1]
-    )
+
+    def recording(real):
+        return lambda self, *args, **named: (seen.append(self.corruption), real(self, *args, **named))[1]
+
+    for kind in (DecoderInput, SmoothedInput):
+        monkeypatch.setattr(kind, "draw", recording(kind.draw))
     run = train.run(in_space(train_config, space, cosmos={"steps": 3}, steps=3), store, tmp_path / "run")
     held_out = run.manifest["held_out"]
     assert held_out["token_accuracy"] != held_out["token_accuracy_clean"] or held_out["l_w"] > 0
@@ -391,10 +394,10 @@ def test_smoothing_masks_tokens_adds_noise_and_drops_features_at_its_rates():
 def test_the_autoencoder_loss_is_that_of_the_formula(cosmos, store):
     opened = FeatureStore(store)
     model = build(cosmos.model, opened.shapes, seed=0)
-    objective = Objective(model, cosmos.diffusion, cosmos.recipe)
+    objective = AutoencoderObjective(model, cosmos)
     h_BLD, tokens_BL = torch.randn(3, 16, 16), torch.randint(320, (3, 16))
     seen, eps, keep = (torch.rand(3, 16, 1) > 0.3).float(), 0.7 * torch.randn(3, 16, 16), torch.rand(3, 16, 16)
-    losses = objective.autoencoder_loss(h_BLD, tokens_BL, Smoothing(seen, eps, keep))
+    losses = objective(h_BLD, tokens_BL, Smoothing(seen, eps, keep), 1.0)
     h_hat = model.latent_decoder(model.latent_encoder((h_BLD + eps) * seen) * keep)
     assert losses.l_h.item() == pytest.approx((h_hat - h_BLD).square().mean().item(), rel=1e-6)
     assert losses.loss.item() == pytest.approx((losses.l_h + losses.l_w).item())

@@ -67,9 +67,9 @@ NOTEBOOK = "module://matplotlib_inline.backend_inline"  # as it sets the variabl
 DRAW = """
     import json
     from pathlib import Path
-    from ldlm import plots, tracegif
+    from ldlm.pages import film, plots
     plots.training(Path(run), [json.loads(line) for line in open(run + "/metrics.jsonl")])
-    tracegif._font(12)
+    film._font(12)
 """
 
 

@@ -11,9 +11,12 @@ import pytest
 
 from ldlm import artifact, files
 from ldlm.config import PAPERS_SAMPLER, FinetuneConfig, InterpolateConfig, SampleConfig, SamplerConfig, SweepConfig
-from ldlm.pages import plots, reportpage
-from ldlm.pages.reportpage import TEXTS
-from ldlm.pages.svgchart import number, percent
+from ldlm.evaluation import frontier
+from ldlm.pages import plots
+from ldlm.pages import report as report_page
+from ldlm.pages.chart import number, percent
+from ldlm.pages.report import TEXTS
+from ldlm.sampling.frames import visible
 from ldlm.stages import finetune_decoder, interpolate, report, sample, sweep, trace
 
 ALWAYS = ["losses", "timesteps", "latents", "speed", "provenance"]
@@ -77,7 +80,7 @@ def full(trained, store, gpt2, corpus, tmp_path_factory):
         run,
         run / "sweep",
         reference=real,
-        externals=[sweep.External("theirs", real, 64, 0.5)],
+        externals=[frontier.External("theirs", real, 64, 0.5)],
     )  # fmt: skip
     return run
 
@@ -155,7 +158,7 @@ def test_decoders_frontier_and_interpolation_are_the_stages_own_figures(page, fu
     for row, shown in zip([*swept["finalists"], *swept["externals"], swept["real"]], rows[1:], strict=True):
         for key, digits in (("gen_ppl", ".1f"), ("entropy", ".3f"), ("diversity", ".3f")):
             assert f"<td>{row[key]:{digits}}</td>" in shown
-    assert sweep.verdict(swept) in found.by_section["frontier"]
+    assert frontier.verdict(frontier.read_finalists(swept)) in found.by_section["frontier"]
 
     circles = [float(a["r"]) for tag, a in found.tags if tag == "circle"]
     lines = plots.frontier_lines(swept["finalists"])
@@ -184,10 +187,10 @@ def test_what_an_earlier_version_has_found_is_shown_with_its_numbers_of_texts(fu
     ):
         for row in figures:
             del row["diversity_texts"]
-    old = Page(reportpage.page(replace(found, sweep=swept, interpolation=walked)))
+    old = Page(report_page.page(replace(found, sweep=swept, interpolation=walked)))
     assert old.by_section["frontier"].count("(of 20 texts)") == 1  # theirs; real text is cut at the finalists' number
     assert old.by_section["interpolation"].count("(of 6 texts)") == 1
-    new = Page(reportpage.page(found))
+    new = Page(report_page.page(found))
     assert "(of " not in new.by_section["frontier"] + new.by_section["interpolation"]
     assert "diversity is of 4 texts of each" in new.by_section["frontier"]
 
@@ -197,11 +200,11 @@ def test_texts_are_the_first_by_seed_and_unedited(page, full, full_copy):
     frames = files.read_json(full / "trace" / "trace.json")["frames"]
     way = [json.loads(line) for line in (full / "interpolation" / "texts.jsonl").read_text().splitlines()]
     other = [json.loads(line) for line in (full / "samples" / "joint.jsonl").read_text().splitlines()]
-    texts = [reportpage.visible(row["text"]) for row in [*rows[:TEXTS], *other]]
+    texts = [visible(row["text"]) for row in [*rows[:TEXTS], *other]]
     found = read(page)
     assert found.texts[: len(texts)] == texts
-    assert reportpage.visible(frames[0]["text"]) == found.texts[len(texts)]
-    assert [reportpage.visible(row["text"]) for row in way if row["pair"] == 0] == found.texts[-5:]
+    assert visible(frames[0]["text"]) == found.texts[len(texts)]
+    assert [visible(row["text"]) for row in way if row["pair"] == 0] == found.texts[-5:]
     # Whatever their order in the file.
     (full_copy / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
     assert read(report.run(full_copy)).texts == found.texts

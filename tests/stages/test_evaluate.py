@@ -204,12 +204,12 @@ def test_real_shuffled_and_unigram_text_come_out_in_this_order(trained_scorer, c
     }
     paths = [write(tmp_path / f"{name}.jsonl", texts) for name, texts in kinds.items()]
     config = EvaluateConfig(scorer=str(trained_scorer), protocol=protocol, max_tokens=32, resamples=100)
-    found = dict(zip(kinds, evaluate.run(config, paths), strict=True))
-    order = sorted(kinds, key=lambda name: found[name]["gen_ppl"])
+    found = {name: one.scores for name, one in zip(kinds, evaluate.run(config, paths), strict=True)}
+    order = sorted(kinds, key=lambda name: found[name].gen_ppl)
     assert order == ["repeated", "real", "shuffled", "unigram", "characters"]
-    assert found["real"]["intervals"]["gen_ppl"][1] < found["shuffled"]["intervals"]["gen_ppl"][0]
-    assert found["repeated"]["diversity"] < found["real"]["diversity"] / 100
-    assert found["real"]["entropy"] == pytest.approx(found["shuffled"]["entropy"], rel=0.1)
+    assert found["real"].intervals["gen_ppl"][1] < found["shuffled"].intervals["gen_ppl"][0]
+    assert found["repeated"].diversity < found["real"].diversity / 100
+    assert found["real"].entropy == pytest.approx(found["shuffled"].entropy, rel=0.1)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -265,6 +265,7 @@ from ldlm.stages import evaluate
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 config = EvaluateConfig(scorer=sys.argv[1], max_tokens=16, batch_size=512, resamples=100, device="cpu")
 (found,) = evaluate.run(config, [Path(sys.argv[2])])
+found = found.to_json()
 found["grown"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
 print(json.dumps(found))
 """
@@ -326,10 +327,10 @@ def two_tokenizers(trained_scorer, bert, tmp_path_factory):
 def test_rows_cost_alike_whatever_tokenizer_they_come_from(two_tokenizers, trained_scorer, protocol):
     def perplexities(how):
         config = EvaluateConfig(scorer=str(trained_scorer), protocol=protocol, boundaries=how, max_tokens=32)
-        found = evaluate.run(config, list(two_tokenizers.values()))
-        assert {one["boundaries"] for one in found} == {how}
-        assert [one["boundary_tokens"] for one in found] == [["<|endoftext|>"], ["[CLS]", "[SEP]"]]
-        return [one["gen_ppl"] for one in found]
+        found = [one.scores for one in evaluate.run(config, list(two_tokenizers.values()))]
+        assert {one.boundaries for one in found} == {how}
+        assert [one.boundary_tokens for one in found] == [["<|endoftext|>"], ["[CLS]", "[SEP]"]]
+        return [one.gen_ppl for one in found]
 
     for how in ("eos", "drop"):
         gpt2, bert = perplexities(how)
@@ -356,7 +357,8 @@ def test_boundaries_may_be_named_where_there_is_no_record(two_tokenizers, traine
 def test_entropy_counts_boundaries_however_perplexity_does(two_tokenizers, trained_scorer):
     def entropy(how):
         config = EvaluateConfig(scorer=str(trained_scorer), boundaries=how, max_tokens=32)
-        return [(one["entropy"], one["diversity"]) for one in evaluate.run(config, list(two_tokenizers.values()))]
+        found = [one.scores for one in evaluate.run(config, list(two_tokenizers.values()))]
+        return [(one.entropy, one.diversity) for one in found]
 
     assert entropy("eos") == entropy("drop")
     assert entropy("eos")[0] == entropy("eos")[1] == entropy("text")[0] != entropy("text")[1]

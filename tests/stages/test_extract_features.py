@@ -24,8 +24,10 @@ from torch import nn
 
 from ldlm import files
 from ldlm.errors import InputError
-from ldlm.features import corpus, states, text, textfiles
-from ldlm.features.store import SPLITS, FeatureStore
+from ldlm.features import corpus, shared_work, states, text, textfiles
+from ldlm.features.extraction import Extraction, prepare
+from ldlm.features.shards import SPLITS
+from ldlm.features.store import FeatureStore
 from ldlm.hub import load_tokenizer
 from ldlm.progress import SILENT, Progress, Task
 from ldlm.stages import extract_features
@@ -242,7 +244,7 @@ def test_statistics_of_a_sample_are_over_blocks_spread_over_the_corpus(few, requ
     made = extract_features.run(config, tmp_path / "a").path
     opened = FeatureStore(made)
     train = opened.split("train")
-    extraction = extract_features.Extraction(config, made, made, None, None, {}, SILENT)
+    extraction = Extraction(config, made, made, None, None, {}, SILENT)
     extraction.rows = {"train": train.rows}
     blocks = extraction.sample()
     quarters = [-(-train.rows // 8) * i // 4 for i in range(5)]
@@ -347,7 +349,7 @@ def test_a_shard_is_written_while_the_next_is_encoded(few, whole, tmp_path, monk
             second.isdisjoint(map(tuple, args[0].tolist())) or met.set()
 
     monkeypatch.setattr(os, "replace", rename)
-    extraction, result = extract_features.prepare(config, tmp_path / "f")
+    extraction, result = prepare(config, tmp_path / "f")
     extraction.pack()
     extraction.encode_sample()
     extraction.describe()
@@ -386,16 +388,16 @@ def test_progress_is_in_tokens_and_counts_what_was_done_before_and_by_others(few
     (out / "manifest.json").unlink()
     hidden = {name: (out / "ledger" / name).rename(tmp_path / name).name for name in os.listdir(out / "ledger")}
     shutil.copy(tmp_path / hidden["train-00000.json"], out / "ledger")
-    real = extract_features.Extraction._shard_parts
+    real = Extraction._shard_parts
 
     def meanwhile(self, split, shard, *rest):
         for name in ("train-00001.json", "validation-00001.json"):
             shutil.copy(tmp_path / name, out / "ledger")
         return real(self, split, shard, *rest)
 
-    monkeypatch.setattr(extract_features.Extraction, "_shard_parts", meanwhile)
-    monkeypatch.setattr(extract_features.Extraction, "_in_turn", lambda self, items: [items[0], *items[2:], items[1]])
-    monkeypatch.setattr(extract_features, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(Extraction, "_shard_parts", meanwhile)
+    monkeypatch.setattr(Extraction, "_in_turn", lambda self, items: [items[0], *items[2:], items[1]])
+    monkeypatch.setattr(shared_work, "LOOK_EVERY", 0.0)
     extract_features.run(few, out, progress=Told())
     assert told["encode"][0] == (total, "token", 16 * LENGTH)
     counts = [count for count, _ in told["encode"][1:]]
@@ -751,10 +753,10 @@ def test_what_an_interrupted_extraction_has_written_needs_no_room_again(few, who
         extract_features.run(few, tmp_path / "g")
     with pytest.raises(InputError, match=r"has 0 B free, .*KiB too little"):
         extract_features.run(few, tmp_path / "f")
-    rest = extract_features.prepare(few, tmp_path / "f")[0]
+    rest = prepare(few, tmp_path / "f")[0]
     rest.pack()
     needed = rest._space(rest.rows)[0]
-    assert needed == extract_features.prepare(few, tmp_path / "h")[0]._space(rest.rows)[0] - written
+    assert needed == prepare(few, tmp_path / "h")[0]._space(rest.rows)[0] - written
     monkeypatch.setattr(shutil, "disk_usage", lambda path: real._replace(free=needed))
     extract_features.run(few, tmp_path / "f")
     assert payload(tmp_path / "f") == payload(whole)

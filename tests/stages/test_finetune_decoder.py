@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 from ldlm import artifact, files
 from ldlm import config as configs
 from ldlm.config import (
-    CosmosConfig,
     DecoderNoise,
     ExtractConfig,
     FinetuneConfig,
@@ -28,13 +27,13 @@ from ldlm.config import (
     SamplerConfig,
 )
 from ldlm.errors import InputError, Stopped
-from ldlm.features.batch import Batch
 from ldlm.features.store import FeatureStore
-from ldlm.model.objective import DecoderInput, Objective
+from ldlm.features.stream import Batch
+from ldlm.model.objective import DecoderInput, JointObjective
 from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import extract_features, finetune_decoder, sample, train
 from ldlm.training import checkpoint, heldout
-from ldlm.training import decoder as finetuning
+from ldlm.training.decoder import finetune_step, start_decoder
 from ldlm.training.log import MetricsFile
 
 CPU = torch.device("cpu")
@@ -81,7 +80,7 @@ def start(trained, layers=0, **changes):
     """A decoder at step 0 on `trained`, and its batch of 8 rows."""
     run = TrainedRun(trained, CPU)
     network = {"width": 16, "layers": layers, "heads": 2, "mlp_ratio": 4, "vocab_size": run.shapes.vocab_size}
-    return finetuning.start(replace(run.config, **changes), run.model, network, device=CPU)
+    return start_decoder(replace(run.config, **changes), run.model, network, device=CPU)
 
 
 def batch_of(store, rows=8):
@@ -100,7 +99,7 @@ def test_a_linear_head_has_the_loss_and_the_gradient_of_its_closed_form(trained,
     state.model.head.weight.register_hook(gradient.add_)
     z = state.frozen.latent_encoder(batch.hidden_BLD).double().flatten(0, 1).numpy()
     weights = state.model.head.weight.detach().double().numpy().copy()
-    step = finetuning.finetune_step(state, batch)
+    step = finetune_step(state, batch)
 
     n = z / np.sqrt((z**2).mean(axis=1, keepdims=True) + 1e-6)
     scores = np.exp(n @ weights.T)
@@ -118,9 +117,9 @@ def test_the_noise_has_the_size_of_sigma_dec_and_belongs_to_step_and_row(trained
     parts = [batch, Batch(*(part[4:] for part in batch[:3]), 0)]
     for part in parts:
         state.step = 7
-        finetuning.finetune_step(state, part)
+        finetune_step(state, part)
     state.step = 8
-    finetuning.finetune_step(state, batch)
+    finetune_step(state, batch)
     eps = [
         (z - state.frozen.latent_encoder(part.hidden_BLD)) / 2 for z, part in zip(seen, [*parts, batch], strict=True)
     ]
@@ -134,7 +133,7 @@ def test_the_frozen_parts_have_no_gradient_and_stay_as_they_are(trained, store, 
     state, batch = start(trained, layers), batch_of(store)
     before = {name: tensor.clone() for name, tensor in state.frozen.state_dict().items()}
     mine = {name: p.detach().clone() for name, p in state.model.named_parameters()}
-    losses = [finetuning.finetune_step(state, batch).l_w_B.mean().item() for _ in range(4)]
+    losses = [finetune_step(state, batch).l_w_B.mean().item() for _ in range(4)]
     assert losses[-1] < losses[0]
     assert all(p.grad is None and not p.requires_grad for p in state.frozen.parameters())
     assert all(tensor.equal(before[name]) for name, tensor in state.frozen.state_dict().items())
@@ -179,29 +178,29 @@ def command(run, store, **changes):
 def test_held_out_figures_are_those_of_their_definitions(whole, store):
     run = TrainedRun(whole.parents[1], CPU)
     network, split = run.decoder().logits, FeatureStore(store).held_out()
-    noisy = DecoderInput(DecoderNoise("additive", 0.5), run.schedule, CosmosConfig())
+    noisy = DecoderInput(DecoderNoise("additive", 0.5), run.schedule)
     found = heldout.evaluate_decoder(network, run.model, split, noisy=noisy, rows=30, batch_size=7, device=CPU)
     parts, tokens = split.read(0, 30)
     tokens_BL = torch.from_numpy(tokens).long()
     z = run.model.latent_encoder(split.states(parts, tokens_BL))
     eps = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
-    assert (found["split"], found["rows"]) == ("validation", 30)
+    assert (found.split, found.rows) == ("validation", 30)
     for suffix, logits, spread in (("", network(z + 0.5 * eps), 0.05), ("_clean", network(z), 1e-5)):
         l_w = F.cross_entropy(logits.flatten(0, 1), tokens_BL.flatten()).item()
         accuracy = (logits.argmax(-1) == tokens_BL).float().mean().item()
-        assert found["l_w" + suffix] == pytest.approx(l_w, rel=spread)
-        assert found["token_accuracy" + suffix] == pytest.approx(accuracy, abs=spread)
+        assert getattr(found, "l_w" + suffix) == pytest.approx(l_w, rel=spread)
+        assert getattr(found, "token_accuracy" + suffix) == pytest.approx(accuracy, abs=spread)
 
 
 def test_the_joint_decoder_is_measured_as_training_measures_it(trained, whole, store):
     """The same rows and the same noise, so that decoders compare with the one they replace."""
     run = TrainedRun(trained, CPU)
-    objective = Objective(run.model, run.config.diffusion, run.config.recipe)
+    objective = JointObjective(run.model, run.config)
     expected = heldout.evaluate(objective, FeatureStore(store).held_out(), rows=10, batch_size=10, device=CPU)
     joint = json.loads((whole / "manifest.json").read_text())["joint"]
     for name in ("split", "rows", "token_accuracy", "token_accuracy_clean"):
-        assert joint[name] == expected[name]
-    assert joint["l_w"] == pytest.approx(expected["l_w"], rel=1e-6)
+        assert joint[name] == getattr(expected, name)
+    assert joint["l_w"] == pytest.approx(expected.l_w, rel=1e-6)
 
 
 def test_the_manifest_tells_what_was_made_and_what_it_saves(trained, whole):

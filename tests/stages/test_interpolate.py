@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldlm import artifact, claims
+from ldlm import artifact, locks
 from ldlm import config as configs
 from ldlm.cli.interpolate import _table
 from ldlm.config import InterpolateConfig, TrainConfig
@@ -238,7 +238,7 @@ def test_it_is_put_into_the_run_where_nothing_else_is_said(ldlm, refuse, succeed
 
 def test_a_run_that_is_at_work_is_not_waited_for(config, trained, store, tmp_path):
     run = shutil.copytree(trained, tmp_path / "run")
-    with claims.sole(run):
+    with locks.exclusive_lock(run):
         work = threading.Thread(target=interpolate.run, args=(config, run, store), daemon=True)
         work.start()
         work.join(60)

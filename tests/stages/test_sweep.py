@@ -1,7 +1,6 @@
 """`ldlm sweep`: what it measures is what `sample` and `evaluate` give one by one; its choice; its interruption."""
 
 import json
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,7 +8,8 @@ import pytest
 from ldlm import files
 from ldlm.config import EvaluateConfig, SampleConfig, SweepConfig
 from ldlm.errors import InputError
-from ldlm.evaluation import metrics, samples
+from ldlm.evaluation import frontier, metrics, samples
+from ldlm.evaluation.frontier import Variant
 from ldlm.pages import plots
 from ldlm.stages import evaluate, sample, sweep
 
@@ -27,7 +27,7 @@ def swept(trained, gpt2, corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     real = folder / "real.txt"
     real.write_text("".join(corpus.read_text().splitlines(keepends=True)[:20]))
-    other = sweep.External("other", real, nfe=64, seconds=0.5)
+    other = frontier.External("other", real, nfe=64, seconds=0.5)
     made = sweep.run(settings(gpt2), trained, folder / "out", reference=real, externals=[other])
     return made.manifest, folder / "out"
 
@@ -56,13 +56,13 @@ def test_a_row_is_what_sample_and_evaluate_say(swept, trained, gpt2, tmp_path, s
         if (row["solver"], row["guidance"], row["budget"]) == (solver, 1.0, 5)
         and (row["final"], row["temperature"]) == (final, temperature)
     )
-    sampler = replace(sweep.Trajectory.of(row).sampler, final=final, temperature=temperature)
+    sampler = replace(sweep.Trajectory.of(Variant.from_json(row)).sampler, final=final, temperature=temperature)
     assert sampler.t_min == {"euler-maruyama": 0.05, "heun": 0.005}[solver]  # the paper's sampler ends there
     out = tmp_path / "s.jsonl"
     sample.run(SampleConfig(num_samples=4, sampler=sampler, device="cpu"), trained, out)
     (scored,) = evaluate.run(EvaluateConfig(scorer=str(gpt2), device="cpu"), [out])
     for key in ("gen_ppl", "entropy", "diversity"):
-        assert row[key] == pytest.approx(scored[key], rel=1e-5)
+        assert row[key] == pytest.approx(getattr(scored.scores, key), rel=1e-5)
 
 
 def test_finalists_are_drawn_again_with_more_texts_which_are_kept(swept):
@@ -104,30 +104,6 @@ def test_one_flag_sweeps_the_papers_sampler_alone(succeed):
     assert planned["trajectories"] == 4
 
 
-def test_a_sweep_that_an_earlier_version_began_goes_on_where_its_grids_end(trained, gpt2, refuse, tmp_path):
-    config = settings(gpt2, budgets=(2,), guidances=(1.0,), t_min=0.05)
-    whole = sweep.run(config, trained, tmp_path / "whole").manifest
-    out = tmp_path / "begun"
-    shutil.copytree(tmp_path / "whole", out)
-    (out / "manifest.json").unlink()
-    (out / "sweep.json").unlink()
-    written = files.read_yaml(out / "config.yaml")
-    assert written.pop("t_min") == 0.05
-    (out / "config.yaml").write_text(files.dump_yaml(written))
-    for path in (out / "trajectories").iterdir():
-        rows = [{key: value for key, value in row.items() if key != "t_min"} for row in files.read_json(path)]
-        files.write_json(path, rows)
-    (out / "trajectories" / "heun_time_w1_2-4.json").unlink()
-    with pytest.raises(InputError, match=r"t_min: 0\.05 -> 0\.005"):
-        sweep.run(replace(config, t_min=0.005), trained, out)
-    taken_up = sweep.run(config, trained, out).manifest
-    figures = [
-        [{key: row[key] for key in ("gen_ppl", "entropy")} for row in one["screened"]] for one in (whole, taken_up)
-    ]
-    assert figures[0] == figures[1]
-    assert [row["solver"] for row in taken_up["finalists"]] == [row["solver"] for row in whole["finalists"]]
-
-
 def test_diversity_is_that_of_as_many_texts_as_the_smallest_set_has(trained, gpt2, corpus, tmp_path, notes):
     real = tmp_path / "real.txt"
     real.write_text("".join(corpus.read_text().splitlines(keepends=True)[:3]))
@@ -158,7 +134,7 @@ def test_others_samples_are_scored_alike_whatever_tokenizer_wrote_them(trained, 
     for name, begin, end in (("bert", "[CLS] ", " [SEP]"), ("gpt2", "<|endoftext|>", "<|endoftext|>")):
         path = tmp_path / f"{name}.txt"
         path.write_text("\n".join(f"{begin}{line}{end}" for line in unseen[:6]) + "\n")
-        others.append(sweep.External(name, path, nfe=8, seconds=0.1))
+        others.append(frontier.External(name, path, nfe=8, seconds=0.1))
     config = settings(gpt2, budgets=(2,), solvers=("dpm++2m",), guidances=(1.0,), finals=("mean",), temperatures=(1.0,))
     named = replace(config, boundary_tokens=("[CLS]", "[SEP]"))
     for settled, alike in ((named, True), (replace(named, boundaries="text"), False)):
@@ -167,28 +143,14 @@ def test_others_samples_are_scored_alike_whatever_tokenizer_wrote_them(trained, 
         assert (bert["gen_ppl"] == pytest.approx(gpt["gen_ppl"], rel=1e-6)) == alike
 
 
-def test_what_an_earlier_version_has_screened_is_taken_up_where_it_means_the_same(
-    trained, gpt2, corpus, interrupted, tmp_path
-):
-    config, out = settings(gpt2, budgets=(2,), solvers=("dpm++2m",), guidances=(1.0,)), tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt):
-        sweep.run(config, trained, out, progress=interrupted(at=0))
-    (path,) = (out / "trajectories").iterdir()
-    rows = files.read_json(path)
-    for row in rows:
-        del row["diversity_texts"]
-        row["gen_ppl"] += 1  # so that it is known again
-    files.write_json(path, rows)
-    assert sweep.run(config, trained, out).manifest["screened"] == rows
+def row(solver: str, budget: int, gen_ppl: float, entropy: float, guidance: float = 1.0) -> Variant:
+    keys = {"grid": "time", "decoder": "joint", "final": "mean", "temperature": 0.0, "guidance": guidance}
+    figures = {"gen_ppl": gen_ppl, "entropy": entropy, "diversity": 0.5, "num_texts": 8, "seconds": 1.0}
+    return Variant(solver=solver, budget=budget, steps=budget, **keys, **figures)
 
 
-def row(solver: str, budget: int, gen_ppl: float, entropy: float, guidance: float = 1.0) -> dict:
-    keys = {"grid": "time", "decoder": "joint", "final": "mean", "temperature": 0.0}
-    return {**keys, "solver": solver, "budget": budget, "guidance": guidance, "gen_ppl": gen_ppl, "entropy": entropy}
-
-
-def chosen(rows: list[dict]) -> list[tuple[dict, bool]]:
-    return [({k: v for k, v in one.items() if k != "best"}, one["best"]) for one in sweep.finalists(rows, 0.02)]
+def chosen(rows: list[Variant]) -> list[tuple[Variant, bool]]:
+    return [(replace(one, best=None), one.best) for one in frontier.finalists(rows, 0.02)]
 
 
 def test_a_low_perplexity_that_is_bought_with_entropy_does_not_win():
@@ -202,10 +164,11 @@ def test_a_low_perplexity_that_is_bought_with_entropy_does_not_win():
     assert chosen([own[1], guided]) == [(own[1], False), (guided, True)]
 
 
-def test_a_sweep_of_before_the_best_was_marked_is_still_read():
-    rows = [row("euler-maruyama", 32, 200, 4.0), row("heun", 32, 110, 4.0), row("euler-maruyama", 128, 100, 4.0)]
-    assert "heun" in sweep.verdict({"finalists": [{"diversity": 0.5, **one} for one in rows]})
-    assert plots.frontier_lines(rows)["best at each budget"] == [rows[1]]
+def test_a_row_of_a_sweep_survives_its_json():
+    one = row("heun", 32, 110, 4.0)
+    assert Variant.from_json(one.to_json()) == one
+    assert "best" not in one.to_json()
+    assert Variant.from_json(replace(one, best=False).to_json()).best is False
 
 
 def test_budgets_that_pay_for_no_step_are_refused_before_anything_is_begun(trained, gpt2, refuse, tmp_path):
@@ -218,9 +181,9 @@ def test_budgets_that_pay_for_no_step_are_refused_before_anything_is_begun(train
 def test_nor_does_it_where_the_papers_own_sampler_collapses():
     """It is a finalist in any case, and then neither the one that the verdict names nor the best of its budget."""
     rows = [row("euler-maruyama", 32, 60, 1.5), row("dpm++2m", 32, 410, 3.4), row("euler-maruyama", 128, 440, 3.4)]
-    finalists = [{"diversity": 0.5, **one} for one in sweep.finalists(rows, 0.02)]
-    assert sweep.verdict({"finalists": finalists}).startswith("At 32 evaluations dpm++2m (time, w = 1): perplexity 410")
-    lines = plots.frontier_lines(finalists)
+    finalists = frontier.finalists(rows, 0.02)
+    assert frontier.verdict(finalists).startswith("At 32 evaluations dpm++2m (time, w = 1): perplexity 410")
+    lines = plots.frontier_lines([one.to_json() for one in finalists])
     assert [one["gen_ppl"] for one in lines["the paper's sampler"]] == [60, 440]
     assert [one["gen_ppl"] for one in lines["best at each budget"]] == [410, 440]
 

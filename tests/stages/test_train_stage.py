@@ -88,9 +88,9 @@ def test_the_metrics_tell_every_step_and_every_evaluation_once(trained):
 
 
 def test_the_metrics_tell_the_speed_between_their_lines(train_config, store, tmp_path, monkeypatch):
-    from ldlm.training import journal
+    from ldlm.training import speed
 
-    monkeypatch.setattr(journal, "SETTLED", 0.0)
+    monkeypatch.setattr(speed, "SETTLED", 0.0)
     started = time.perf_counter()
     run = train.run(replace(train_config, log_every=4), store, tmp_path / "run").path
     took = time.perf_counter() - started

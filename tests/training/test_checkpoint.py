@@ -21,9 +21,9 @@ from ldlm.config import (
     TokenDecoderConfig,
     TrainConfig,
 )
-from ldlm.features.batch import Batch
+from ldlm.features.stream import Batch
 from ldlm.training import checkpoint
-from ldlm.training.joint import TrainState, settle, start, train_step
+from ldlm.training.joint import TrainState, start, train_step
 
 
 def test_whoever_the_umask_lets_may_read_a_checkpoint(tmp_path):
@@ -205,7 +205,7 @@ def train(state: TrainState, until: int) -> list[float]:
         tokens = torch.randint(11, (6, 4), generator=generator)
         batch = Batch(torch.randn(6, 4, 8, generator=generator), tokens, torch.arange(6), state.position)
         step = train_step(state, batch)
-        assert settle(state, batch, step)
+        assert state.read_step(step)
         losses.append(step.losses[0].loss.item())
     return losses
 

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from ldlm import config as configs
-from ldlm.config import DiffusionConfig, RecipeConfig, TimestepConfig, TrainConfig
+from ldlm.config import RecipeConfig, TimestepConfig, TrainConfig
 from ldlm.features.store import FeatureStore
-from ldlm.model.objective import Objective
+from ldlm.model.objective import JointObjective
 from ldlm.model.timesteps import TimestepSampler
 from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import train
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 def measured(trained, store):
     """Objective, held-out rows and what `evaluate` finds on the first 30."""
     run = TrainedRun(trained, CPU)
-    objective = Objective(run.model, DiffusionConfig(), RecipeConfig(sigma_dec=0.5))
+    objective = JointObjective(run.model, TrainConfig(recipe=RecipeConfig(sigma_dec=0.5)))
     split = FeatureStore(store).held_out()
     timesteps = TimestepSampler(TimestepConfig(bins=4), 1e-5)
     timesteps.p = np.array([0.4, 0.3, 0.2, 0.1])
@@ -43,13 +43,13 @@ def test_figures_without_noise_are_those_of_their_definitions(measured):
     model = objective.model
     z = model.latent_encoder(h_BLD)
     logits = model.token_decoder(model.latent_decoder(z))
-    assert found["rows"] == 30
-    assert found["split"] == "validation"
-    assert found["token_accuracy_clean"] == pytest.approx((logits.argmax(-1) == tokens_BL).float().mean().item())
-    assert found["latent_std"] == pytest.approx(np.std(z.numpy(), axis=0).mean(), rel=1e-5)
-    assert found["latent_norm"] == pytest.approx(np.linalg.norm(z.numpy(), axis=-1).mean(), rel=1e-5)
+    assert found.rows == 30
+    assert found.split == "validation"
+    assert found.token_accuracy_clean == pytest.approx((logits.argmax(-1) == tokens_BL).float().mean().item())
+    assert found.latent_std == pytest.approx(np.std(z.numpy(), axis=0).mean(), rel=1e-5)
+    assert found.latent_norm == pytest.approx(np.linalg.norm(z.numpy(), axis=-1).mean(), rel=1e-5)
     mean_error = ((z - z.mean(dim=0)) ** 2).mean().item()
-    assert found["l_diff_mean"] == pytest.approx(mean_error, rel=1e-5)
+    assert found.l_diff_mean == pytest.approx(mean_error, rel=1e-5)
 
 
 @torch.no_grad()
@@ -60,26 +60,26 @@ def test_reconstruction_is_measured_under_the_noise_of_training(measured):
     model, generator = objective.model, torch.Generator().manual_seed(0)
     z = model.latent_encoder(h_BLD)
     h_hat = model.latent_decoder(z + 0.5 * torch.randn(z.shape, generator=generator))
-    assert found["l_h"] == pytest.approx(F.mse_loss(h_hat, h_BLD).item(), rel=0.05)
+    assert found.l_h == pytest.approx(F.mse_loss(h_hat, h_BLD).item(), rel=0.05)
     l_w = F.cross_entropy(model.token_decoder(h_hat).flatten(0, 1), tokens_BL.flatten()).item()
-    assert found["l_w"] == pytest.approx(l_w, rel=0.05)
+    assert found.l_w == pytest.approx(l_w, rel=0.05)
 
 
 def test_losses_over_time_are_of_every_time_alike(measured):
     _, _, found = measured
-    by_t = [x for x in found["l_diff_by_t"] if x is not None]
-    assert len(found["l_diff_by_t"]) == len(found["l_diff_by_u"]) == heldout.T_BINS
+    by_t = [x for x in found.l_diff_by_t if x is not None]
+    assert len(found.l_diff_by_t) == len(found.l_diff_by_u) == heldout.T_BINS
     assert len(by_t) > 15  # 30 rows spread over 20 bins
-    assert found["l_diff"] == pytest.approx(np.mean(by_t), rel=0.1)
+    assert found.l_diff == pytest.approx(np.mean(by_t), rel=0.1)
     # F is steeper where t is small, so that fewer bins of F(t) lie at large t
-    assert found["l_diff_by_u"] != found["l_diff_by_t"]
+    assert found.l_diff_by_u != found.l_diff_by_t
 
 
 def test_the_batch_size_changes_nothing(measured):
     objective, split, found = measured
     again = heldout.evaluate(objective, split, rows=30, batch_size=30, device=CPU)
     for name in ("l_diff", "l_h", "l_w", "token_accuracy", "latent_std"):
-        assert again[name] == pytest.approx(found[name], rel=1e-5)
+        assert getattr(again, name) == pytest.approx(getattr(found, name), rel=1e-5)
 
 
 @pytest.mark.parametrize(

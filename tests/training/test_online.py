@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ldlm.errors import InputError
-from ldlm.features.online import OnlineEncoder
+from ldlm.features.encoder import OnlineEncoder, online_encoder
 from ldlm.features.store import FeatureStore
 from ldlm.stages import extract_features, train
 from ldlm.training.log import MetricsFile
@@ -30,6 +30,12 @@ def stored(few, tmp_path_factory):
     return extract_features.run(replace(few, codec="fp32"), tmp_path_factory.mktemp("stored") / "features").path
 
 
+def split(path, name="train"):
+    """A split of a store, with the encoder where the store needs one."""
+    opened = FeatureStore(path)
+    return opened.split(name, online_encoder(opened))
+
+
 def test_it_stores_no_states(online, stored):
     opened = FeatureStore(online)
     assert opened.split("train").hidden is None
@@ -46,7 +52,7 @@ def test_it_stores_no_states(online, stored):
 
 def test_states_are_those_of_the_store(online, stored):
     for name in ("train", "validation"):
-        made, kept = (FeatureStore(path).split(name) for path in (online, stored))
+        made, kept = split(online, name), split(stored, name)
         (parts_1, tokens_1), (parts_2, tokens_2) = made.read(0, 10), kept.read(0, 10)
         assert not parts_1
         assert tokens_1.tolist() == tokens_2.tolist()
@@ -57,10 +63,10 @@ def test_states_are_those_of_the_store(online, stored):
 
 
 def test_a_batch_passes_the_encoder_in_blocks_whatever_its_size(online, stored):
-    made, kept = (FeatureStore(path).split("train") for path in (online, stored))
-    made.online._load(torch.device("cpu"), 16)
+    made, kept = split(online), split(stored)
+    made.encode._load(torch.device("cpu"), 16)
     passes, parts = [], []
-    made.online._encoder.network.register_forward_pre_hook(
+    made.encode._encoder.network.register_forward_pre_hook(
         lambda module, args, named: passes.append(len((*args, *named.values())[0])), with_kwargs=True
     )
     rows = np.resize(np.arange(kept.rows), 75)
@@ -119,7 +125,7 @@ def test_text_is_needed_and_is_for_online_alone(refuse, store, tiny_yaml, tmp_pa
 
 
 def test_an_encoder_that_has_changed_since_is_refused(online, other_gpt2):
-    split = FeatureStore(online).split("train")
-    split.online.record = {**split.online.record, "name": str(other_gpt2)}
+    made = split(online)
+    made.encode.record = {**made.encode.record, "name": str(other_gpt2)}
     with pytest.raises(InputError, match="is not the encoder that the features were prepared with"):
-        split.states({}, torch.zeros(1, 16, dtype=torch.int64))
+        made.states({}, torch.zeros(1, 16, dtype=torch.int64))

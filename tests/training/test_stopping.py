@@ -17,8 +17,8 @@ import pytest
 import torch
 from patience import patience
 
-from ldlm import claims
 from ldlm import config as configs
+from ldlm import locks
 from ldlm.config import TrainConfig
 from ldlm.errors import InputError, Stopped
 from ldlm.runtime import REPEATED, Stop
@@ -264,9 +264,10 @@ def test_two_processes_do_not_train_in_one_folder(endless, refuse, store, tiny_y
 
 
 def test_a_lock_goes_with_its_process(tmp_path):
-    with claims.sole(tmp_path), pytest.raises(InputError, match="another process"), claims.sole(tmp_path):
+    busy = pytest.raises(InputError, match="another process")
+    with locks.exclusive_lock(tmp_path), busy, locks.exclusive_lock(tmp_path):
         pass
-    with claims.sole(tmp_path):
+    with locks.exclusive_lock(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
 

@@ -1,7 +1,5 @@
 """Dividing work among processes: every item once, a dead worker's item done by another."""
 
-import errno
-import fcntl
 import os
 import signal
 import subprocess
@@ -13,13 +11,13 @@ from pathlib import Path
 import pytest
 from patience import patience
 
-from ldlm.claims import among, claim, entry, share, sole
-from ldlm.errors import InputError
+from ldlm.features.shared_work import share
+from ldlm.locks import file_lock
 
 WORKER = """
 import sys, time
 from pathlib import Path
-from ldlm.claims import share
+from ldlm.features.shared_work import share
 root = Path(sys.argv[1])
 def work(item):
     with open(root / f"started-{item}", "a") as file:
@@ -29,26 +27,9 @@ def work(item):
 share(range(12), done=lambda i: (root / f"done-{i}").exists(), work=work, lock=lambda i: root / "locks" / str(i))
 """
 
-TRY = """
-import sys
-from pathlib import Path
-from ldlm.claims import claim
-with claim(Path(sys.argv[1]), wait=False) as mine:
-    print(mine)
-"""
-
 
 def worker(root: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", WORKER, str(root)])
-
-
-def test_a_lock_that_another_process_holds_is_not_given(tmp_path):
-    command = [sys.executable, "-c", TRY, str(tmp_path / "l")]
-    with claim(tmp_path / "l") as mine:
-        assert mine
-        held = subprocess.run(command, capture_output=True, text=True, check=True)
-    free = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert (held.stdout.strip(), free.stdout.strip()) == ("False", "True")
 
 
 def test_three_workers_do_every_item_once(tmp_path):
@@ -74,29 +55,6 @@ def test_nothing_is_done_that_is_done(tmp_path):
     assert worked == [2]
 
 
-@pytest.mark.parametrize("lock", [claim, entry, sole, among])
-def test_a_file_system_without_locks_is_refused_in_one_line(tmp_path, monkeypatch, lock):
-    def flock(descriptor, how):
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    where = tmp_path / "lock" if lock is claim else tmp_path
-    with pytest.raises(InputError, match=rf"{where} can't be locked \(Function not impl.*--output"), lock(where):
-        pass
-
-
-def test_many_work_in_a_folder_or_one_has_it_to_itself(tmp_path):
-    busy = pytest.raises(InputError, match=f"another process is at work in {tmp_path}")
-    with among(tmp_path), among(tmp_path), busy, sole(tmp_path):
-        pass
-    with sole(tmp_path):
-        for lock in (sole, among):
-            with pytest.raises(InputError, match=f"another process .*{tmp_path}"), lock(tmp_path):
-                pass
-    with among(tmp_path):
-        pass
-
-
 def test_an_item_is_finished_while_the_next_is_worked_on_and_stays_claimed_until_then(tmp_path):
     began, order, held = threading.Event(), [], []
 
@@ -109,7 +67,7 @@ def test_an_item_is_finished_while_the_next_is_worked_on_and_stays_claimed_until
     def finish(item, made):
         if item == 0:
             assert began.wait(timeout=patience())  # the next one is at work
-        with claim(tmp_path / str(item), wait=False) as mine:
+        with file_lock(tmp_path / str(item), wait=False) as mine:
             held.append(not mine)
         order.append(f"finish {item}: {made}")
 
@@ -119,7 +77,7 @@ def test_an_item_is_finished_while_the_next_is_worked_on_and_stays_claimed_until
     # No more than one waits for its end: an item is at most two ahead of what is finished.
     assert all(order.index(f"work {i + 2}") > order.index(f"finish {i}: {10 * i}") for i in range(2))
     for item in range(4):
-        with claim(tmp_path / str(item), wait=False) as mine:
+        with file_lock(tmp_path / str(item), wait=False) as mine:
             assert mine
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from ldlm import files
 from ldlm.pages import colours, plots
 from ldlm.pages.colours import LEVELS, LIGHT
-from ldlm.pages.tracepage import ratio, time
-from ldlm.sampling.trace import Frame, visible
+from ldlm.pages.trace import ratio, time
+from ldlm.sampling.frames import Frame, visible
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

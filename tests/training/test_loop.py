@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from ldlm.training.learner import Behind
+from ldlm.training.loop import ReadLate
 
 
 def test_a_step_is_read_when_the_next_has_been_launched_and_in_its_order():
     read = []
-    behind = Behind(read.append)
-    behind.add(1, now=False)
+    late = ReadLate(read.append)
+    late.add(1)
     assert read == []
-    behind.add(2, now=False)
+    late.add(2)
     assert read == [1]
-    behind.add(3, now=True)
+    late.add(3)
+    late.read_all()
     assert read == [1, 2, 3]
-    behind.add(4, now=False)
-    behind.catch_up()
-    behind.catch_up()
+    late.add(4)
+    late.read_all()
+    late.read_all()
     assert read == [1, 2, 3, 4]

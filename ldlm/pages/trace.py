@@ -13,9 +13,10 @@ from html import escape
 from string import Template
 from typing import Any
 
-from ldlm.pages import colours, webpage
+from ldlm.pages import colours
+from ldlm.pages import page as pages
 from ldlm.pages.colours import DARK, LEVELS, LIGHT, Scale
-from ldlm.sampling.trace import Frame, visible
+from ldlm.sampling.frames import Frame, visible
 
 
 def page(frames: Sequence[Frame], about: Mapping[str, Any]) -> str:
@@ -29,10 +30,10 @@ def page(frames: Sequence[Frame], about: Mapping[str, Any]) -> str:
         positions=f"{len(frames[0].tokens):,}",
         strip_light=_strip(frames, LIGHT),
         strip_dark=_strip(frames, DARK),
-        about=webpage.definitions(about),
+        about=pages.definitions(about),
     )
     style = STYLE.substitute(light=_theme(LIGHT), dark=_theme(DARK), height=min(max(7 * len(frames), 110), 260))
-    return webpage.document("From noise to text", body, style=style, script=SCRIPT)
+    return pages.document("From noise to text", body, style=style, script=SCRIPT)
 
 
 def time(frame: Frame) -> str:

@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from ldlm.pages import svgchart
-from ldlm.pages.svgchart import BLUE, GREY, MOST, PLACES, Axis, Cloud, Line, Points, Scale, chart
+from ldlm.pages import chart as charts
+from ldlm.pages.chart import BLUE, GREY, MOST, PLACES, Axis, Cloud, Line, Points, Scale, chart
 
 STEP = Axis("step", low=0)
 
@@ -118,13 +118,13 @@ def test_one_value_alone_has_an_axis_too(y, log):
         return
     found = drawn("A", STEP, Axis("y", log=log), [Line("a", BLUE, list(range(len(y))), y, dots=True)])
     ((_, height), *_) = found.paths("line")[0]
-    assert svgchart.TOP < height < svgchart.HEIGHT - svgchart.BOTTOM
+    assert charts.TOP < height < charts.HEIGHT - charts.BOTTOM
 
 
 def test_a_long_line_is_thinned_and_keeps_its_extremes_and_gaps():
     x, y = list(range(20_000)), np.random.default_rng(0).normal(size=20_000)
     y[7_000], y[13_111], y[15_000:16_000] = 90, -90, np.nan
-    kept_x, kept_y = svgchart.thinned(x, y.tolist())
+    kept_x, kept_y = charts.thinned(x, y.tolist())
     assert len(kept_x) == len(kept_y) <= MOST
     assert (kept_x[0], kept_x[-1]) == pytest.approx((0, 20_000), abs=200)
     assert kept_x == sorted(kept_x)
@@ -133,18 +133,18 @@ def test_a_long_line_is_thinned_and_keeps_its_extremes_and_gaps():
     assert any(value != value for at, value in zip(kept_x, kept_y, strict=True) if 15_000 <= at < 16_000)
     page = chart("A", STEP, Axis("y"), [Line("a", BLUE, x, y.tolist(), noisy=True, band=(y.tolist(), y.tolist()))])
     assert len(page) < 40_000
-    assert svgchart.thinned([1, 2], [3, 4]) == ([1, 2], [3, 4])
+    assert charts.thinned([1, 2], [3, 4]) == ([1, 2], [3, 4])
 
 
 def test_smoothing_averages_noise_away_and_lags_behind_nothing():
     ramp = np.linspace(0, 10, 2_000)
     noisy = ramp + np.random.default_rng(0).normal(size=2_000)
-    smooth = np.array(svgchart.smoothed(noisy.tolist()))
+    smooth = np.array(charts.smoothed(noisy.tolist()))
     inner = slice(100, -100)
     assert abs((smooth - ramp)[inner]).mean() < 0.15
-    assert svgchart.smoothed(ramp.tolist())[100:-100] == pytest.approx(ramp[inner])
-    assert svgchart.smoothed(noisy[::-1].tolist()) == pytest.approx(smooth[::-1])
-    assert svgchart.smoothed([2.0, None, 2.0, float("nan")]) == [pytest.approx(2), None, pytest.approx(2), None]
+    assert charts.smoothed(ramp.tolist())[100:-100] == pytest.approx(ramp[inner])
+    assert charts.smoothed(noisy[::-1].tolist()) == pytest.approx(smooth[::-1])
+    assert charts.smoothed([2.0, None, 2.0, float("nan")]) == [pytest.approx(2), None, pytest.approx(2), None]
 
 
 def test_a_pointer_is_told_the_values_at_its_place():
@@ -171,7 +171,7 @@ def test_labels_stand_beside_their_points_and_never_on_each_other():
     boxes = {}
     for across, bottom, word in found.words:
         if word in labels:
-            half = svgchart.LETTER * len(word) / 2
+            half = charts.LETTER * len(word) / 2
             boxes[word] = (across - half, bottom - 9, across + half, bottom)
     assert len(boxes) >= 3
     circles = [tuple(float(a[key]) for key in ("cx", "cy")) for tag, a in found.elements if tag == "circle"]
@@ -201,10 +201,10 @@ def test_a_chart_says_in_words_what_it_shows_and_markup_in_names_is_none():
 
 
 def test_numbers_read_well():
-    assert [svgchart.number(v) for v in (0, 5, 0.20010027, 1234.5, 1e-8, 62.25)] == [
+    assert [charts.number(v) for v in (0, 5, 0.20010027, 1234.5, 1e-8, 62.25)] == [
         "0", "5", "0.2001", "1,234", "1e-08", "62.25",
     ]  # fmt: skip
-    assert [svgchart.short(v) for v in (0, 0.25, 5000, 20_000, 1e6, 2.5e6, 1e-5, 3e9)] == [
+    assert [charts.short(v) for v in (0, 0.25, 5000, 20_000, 1e6, 2.5e6, 1e-5, 3e9)] == [
         "0", "0.25", "5,000", "20k", "1M", "2.5M", "1e-5", "3G",
     ]  # fmt: skip
-    assert svgchart.percent(0.62170) == "62.2 %"
+    assert charts.percent(0.62170) == "62.2 %"

@@ -20,8 +20,10 @@ import numpy as np
 
 from ldlm import config as configs
 from ldlm.config import TrainConfig, decoder_noise, total_steps
-from ldlm.pages import plots, svgchart, webpage
-from ldlm.pages.svgchart import (
+from ldlm.pages import chart as charts
+from ldlm.pages import page as pages
+from ldlm.pages import plots
+from ldlm.pages.chart import (
     BLUE,
     GOLD,
     GREEN,
@@ -36,7 +38,7 @@ from ldlm.pages.svgchart import (
     number,
     percent,
 )
-from ldlm.sampling.trace import visible
+from ldlm.sampling.frames import visible
 
 TEXTS = 6  # of each set of samples
 FRAMES = 6  # of a trace
@@ -108,7 +110,7 @@ def page(report: Report) -> str:
     shown = [section for section in sections if section is not None]
     links = "".join(f'<a href="#{section.id}">{escape(section.title)}</a>' for section in shown)
     body = "\n".join([_head(report), f'<nav aria-label="Sections">{links}</nav>', *map(_section, shown)])
-    return webpage.document(f"{report.name}: report of a training run", body, style=svgchart.STYLE + STYLE)
+    return pages.document(f"{report.name}: report of a training run", body, style=charts.STYLE + STYLE)
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,7 @@ def _figures(report: Report) -> list[tuple[str, str, str]]:
         found.append(
             (
                 "tokens seen",
-                svgchart.short(float(f"{report.tokens:.3g}")),
+                charts.short(float(f"{report.tokens:.3g}")),
                 f"{report.step * report.config.batch_size / rows:.3g} epochs",
             )
         )
@@ -769,7 +771,7 @@ def _provenance(report: Report) -> Section:
 
 def _list(title: str, values: Mapping[str, Any]) -> str:
     kind = "list prints" if title == "Fingerprints" else "list"
-    return f'<div class="{kind}"><h3>{title}</h3>{webpage.definitions(values)}</div>' if values else ""
+    return f'<div class="{kind}"><h3>{title}</h3>{pages.definitions(values)}</div>' if values else ""
 
 
 def _origins(report: Report) -> dict[str, dict[str, Any]]:

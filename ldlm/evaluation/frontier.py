@@ -1,0 +1,257 @@
+"""Quality against the number of denoiser evaluations: finalists, verdict and tables of a sweep (Tables 5, 8, 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ldlm.config import PAPERS_SAMPLER
+from ldlm.errors import InputError
+from ldlm.evaluation.scores import FIGURES, SetScores
+
+PAPERS_BUDGET = 128  # evaluations; finalists need the entropy of the paper's sampler here, or at the nearest budget
+COUNTED = (*FIGURES, "num_texts", "diversity_texts")  # the fields of `SetScores` that a sweep's record has
+
+
+def is_papers(settings: Mapping[str, Any]) -> bool:
+    """Whether settings by name are those of the paper's sampler, at any number of steps; absent ones pass."""
+    return all(settings.get(name, value) == value for name, value in PAPERS_SAMPLER.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One way to draw texts, and what they score: a row of `sweep.json`."""
+
+    solver: str
+    grid: str
+    guidance: float
+    budget: int  # evaluations of the denoiser per text
+    t_min: float = PAPERS_SAMPLER["t_min"]
+    steps: int
+    final: str
+    temperature: float
+    decoder: str
+    seconds: float  # per text, for drawing and decoding
+    gen_ppl: float | None  # None where no text has a token to score
+    entropy: float  # nats
+    diversity: float
+    num_texts: int
+    diversity_texts: int | None = None  # None: not recorded
+    best: bool | None = None  # of its budget; None of a variant that is no finalist
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Variant:
+        """Inverse of `to_json`."""
+        return cls(**{field.name: row[field.name] for field in fields(cls) if field.name in row})
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name; `best` of finalists only."""
+        return {name: value for name, value in asdict(self).items() if name != "best" or value is not None}
+
+    @property
+    def way(self) -> tuple[Any, ...]:
+        """Everything that tells it from the other variants of a sweep."""
+        return self.solver, self.grid, self.guidance, self.budget, self.decoder, self.final, self.temperature
+
+    @property
+    def is_papers(self) -> bool:
+        """Whether this is the paper's sampler, decoded in any way."""
+        return is_papers(vars(self))
+
+
+@dataclass(frozen=True)
+class External:
+    """Texts that another model drew, with their cost."""
+
+    name: str
+    path: Path
+    nfe: int  # evaluations per text
+    seconds: float  # per text
+
+    @classmethod
+    def parse(cls, given: str) -> External:
+        """From `NAME=FILE,NFE,SECONDS`; `InputError` when it reads otherwise."""
+        name, equals, rest = given.partition("=")
+        parts = rest.rsplit(",", 2)
+        try:
+            if not (name and equals and parts[0]):
+                raise ValueError
+            return cls(name, Path(parts[0]), int(parts[1]), float(parts[2]))
+        except (ValueError, IndexError):
+            raise InputError(
+                f"--external takes NAME=FILE,NFE,SECONDS (evaluations and seconds per text), for example "
+                f"mdlm=mdlm.jsonl,128,2.5, and not {given!r}"
+            ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frontier:
+    """Everything that a sweep found."""
+
+    finalists: Sequence[Variant]
+    drawn: Sequence[Variant]  # every variant of the finalists' trajectories, with many texts
+    screened: Sequence[Variant]  # every variant, with few texts
+    externals: Mapping[External, SetScores]
+    real: SetScores | None  # of the reference
+    about: Mapping[str, Any]  # what all figures depend on, by its key in `sweep.json`
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `sweep.json`."""
+        return {
+            **{name: [row.to_json() for row in getattr(self, name)] for name in ("finalists", "drawn", "screened")},
+            "externals": [
+                {"name": one.name, "nfe": one.nfe, "seconds": one.seconds, **scores.pick(*COUNTED)}
+                for one, scores in self.externals.items()
+            ],
+            "real": None if self.real is None else self.real.pick(*COUNTED),
+            **self.about,
+        }
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The choice of finalists
+
+
+def finalists(rows: Sequence[Variant], entropy_slack: float) -> list[Variant]:
+    """For each budget the best variant of the paper's sampler and the best of all, which is marked as `best`.
+
+    Best is the lowest perplexity among the variants whose entropy is at most `entropy_slack` below the bar (see
+    `_bar`); where there is none, the highest entropy. A variant without a perplexity is best only where no other is
+    left, and is not marked.
+    """
+    bar = _bar(rows)
+
+    def best(among: Sequence[Variant]) -> Variant:
+        diverse = [row for row in scored(among) if row.entropy >= bar - entropy_slack]
+        if diverse:
+            return min(diverse, key=_perplexity)
+        return max(scored(among) or among, key=lambda row: row.entropy)
+
+    chosen: list[Variant] = []
+    for budget in sorted({row.budget for row in rows}):
+        there = [row for row in rows if row.budget == budget]
+        papers, winner = [row for row in there if row.is_papers], best(there)
+        if papers and (pick := best(papers)) is not winner:
+            chosen.append(replace(pick, best=False))
+        chosen.append(replace(winner, best=winner.gen_ppl is not None))
+    return chosen
+
+
+def _bar(rows: Sequence[Variant]) -> float:
+    """The entropy of the paper's sampler, of its variant with the lowest perplexity, at the budget of the paper.
+
+    Where the paper's sampler is not among the variants, that of all variants there; 0 where none has a perplexity.
+    """
+    there = scored(rows)
+    own = [row for row in there if row.is_papers] or there
+    return min(_at_papers_budget(own), key=_perplexity).entropy if own else 0.0
+
+
+def scored(rows: Sequence[Variant]) -> list[Variant]:
+    """The variants that have a perplexity."""
+    return [row for row in rows if row.gen_ppl is not None]
+
+
+def _perplexity(row: Variant) -> float:
+    assert row.gen_ppl is not None
+    return row.gen_ppl
+
+
+def _at_papers_budget(rows: Sequence[Variant]) -> list[Variant]:
+    """The variants at the budget nearest to `PAPERS_BUDGET`."""
+    nearest = min({row.budget for row in rows}, key=lambda budget: abs(budget - PAPERS_BUDGET))
+    return [row for row in rows if row.budget == nearest]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Text
+
+
+def read_finalists(summary: Mapping[str, Any]) -> list[Variant]:
+    """The finalists in the JSON of a sweep."""
+    return [Variant.from_json(row) for row in summary["finalists"]]
+
+
+def verdict(finalists: Sequence[Variant]) -> str:
+    """One sentence on the best finalist at a quarter of the paper's evaluations, or fewer, beside the paper's."""
+    found = scored(finalists)
+    if not found:
+        return "No combination has a perplexity: none of the texts has a token to score."
+    own = [row for row in found if row.is_papers]
+    if not own:
+        swept = any(row.is_papers for row in finalists)
+        return f"The paper's sampler {'has no perplexity' if swept else 'was not among those swept'}."
+    base = _at_papers_budget(own)[0]
+    fewer = [row for row in found if row.best and row.budget <= base.budget / 4]
+    if not fewer:
+        return f"Nothing was swept at a quarter of {base.budget} evaluations."
+    best = max(fewer, key=lambda row: row.budget)
+    return (
+        f"At {best.budget} evaluations {best.solver} ({best.grid}, w = {best.guidance:g}): {_figures(best)}; "
+        f"the paper's sampler at {base.budget}: {_figures(base)}."
+    )
+
+
+def tables(frontier: Frontier) -> str:
+    """The finalists, the ways to decode the paper's sampler, other models' texts and all that was screened (Markdown).
+
+    Ends with a line end.
+    """
+    about, screened = frontier.about, frontier.screened
+    parts = [
+        f"Scorer {about['scorer']}, model at step {about['step']:,}, {about['texts']:,} texts each, "
+        f"{about['screen_texts']:,} to screen; diversity of {about['diversity_texts']:,} texts of each; boundaries "
+        f"{about['boundaries']}; seconds on {about['device']}.",
+        "## The paper's sampler and the best at each budget",
+        _markdown(frontier.finalists),
+    ]
+    if frontier.real is not None:
+        parts.append(f"Real text: {_figures(frontier.real)}.")
+    parts.append(verdict(frontier.finalists))
+    if own := [row for row in frontier.drawn if row.is_papers]:
+        own = _at_papers_budget(own)
+        parts += [f"## Decoding the paper's sampler at {own[0].budget} evaluations", _markdown(own)]
+    if without := len(screened) - len(scored(screened)):
+        parts.append(
+            f"{without:,} of the {len(screened):,} combinations that were screened have no perplexity (–): none of "
+            f"their texts has a token to score."
+        )
+    if frontier.externals:
+        parts += ["## Other models", *(_external(one, scores) for one, scores in frontier.externals.items())]
+    parts += [f"## Screened with {about['screen_texts']:,} texts", _markdown(screened)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _external(one: External, scores: SetScores) -> str:
+    cost = f"{one.nfe} evaluations, {one.seconds:g} s/text"
+    return f"- {one.name}: {_figures(scores)}, {cost}, {scores.num_texts:,} texts"
+
+
+def _figures(row: Variant | SetScores) -> str:
+    shown = "no perplexity" if row.gen_ppl is None else f"perplexity {row.gen_ppl:.1f}"
+    return f"{shown}, entropy {row.entropy:.3f}, diversity {row.diversity:.3f}"
+
+
+_COLUMNS = {  # heading: field of `Variant`, its format
+    "evaluations": ("budget", ""),
+    "solver": ("solver", ""),
+    "grid": ("grid", ""),
+    "w": ("guidance", "g"),
+    "decoder": ("decoder", ""),
+    "final": ("final", ""),
+    "temperature": ("temperature", "g"),
+    "gen. ppl": ("gen_ppl", ".1f"),
+    "entropy": ("entropy", ".3f"),
+    "diversity": ("diversity", ".3f"),
+    "s/text": ("seconds", ".4f"),
+}
+
+
+def _markdown(rows: Sequence[Variant]) -> str:
+    lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
+    for row in rows:
+        values = ((getattr(row, name), how) for name, how in _COLUMNS.values())
+        lines.append("| " + " | ".join("–" if value is None else format(value, how) for value, how in values) + " |")
+    return "\n".join(lines)

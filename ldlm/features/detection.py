@@ -1,0 +1,204 @@
+"""Open a text file: decompress it, and detect its format and encoding by its content.
+
+The name decides only where it promises JSON or parquet.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ldlm.errors import InputError
+from ldlm.features import documents
+
+HEAD = 2**16  # bytes by which a format is detected
+STANDARD_INPUT = Path("-")
+JSON_NAMES = (".json", ".jsonl", ".ndjson", ".jsonlines")
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+
+Kind = Literal["plain", "json lines", "json array", "parquet"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """An open file of a known format, at its first byte of content."""
+
+    path: Path
+    kind: Kind
+    compressed: bool
+    stream: io.BufferedReader
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Source]:
+    with ExitStack() as held:
+        outer = _Stream(path, _standard_input() if path == STANDARD_INPUT else held.enter_context(_file(path)))
+        unpack = next((made for magic, made in _UNPACKERS.items() if magic.match(outer.head)), None)
+        inner = outer if unpack is None else _Stream(path, held.enter_context(unpack(io.BufferedReader(outer))))
+        if inner.head.startswith(codecs.BOM_UTF8):
+            inner.skip(len(codecs.BOM_UTF8))
+        kind = _kind(path, inner.head, compressed=unpack is not None)
+        if kind == "parquet" and (unpack is not None or is_stream(path)):
+            how = "unpack it first" if unpack is not None else "save it to a file and give that"
+            raise InputError(f"{path} holds parquet, which is read from its end; {how}")
+        yield Source(path, kind, unpack is not None, io.BufferedReader(inner, 2 * documents.LONGEST))
+
+
+def _standard_input() -> Any:
+    if sys.stdin is None:
+        raise InputError("- is standard input, and that is closed; give the name of a file")
+    return sys.stdin.buffer
+
+
+def _file(path: Path) -> Any:
+    check_exists(path)
+    with as_input_error(lambda: str(path)):
+        return open(path, "rb", buffering=0)
+
+
+def _zstd(stream: Any) -> Any:
+    import pyarrow as pa
+
+    return pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd")
+
+
+# By the first bytes. pzstd writes a skippable frame before the first one of zstd.
+_UNPACKERS: dict[re.Pattern[bytes], Callable[[Any], Any]] = {
+    re.compile(rb"\x1f\x8b\x08"): lambda stream: gzip.GzipFile(fileobj=stream),
+    re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"): bz2.BZ2File,
+    re.compile(rb"\xfd7zXZ\x00"): lzma.LZMAFile,
+    re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"): _zstd,
+}
+
+
+class _Stream(io.RawIOBase):
+    """Bytes of a file or a pipe; the first ones can be looked at before they are read."""
+
+    def __init__(self, path: Path, stream: Any) -> None:
+        self.path, self._stream, self._taken = path, stream, 0
+        self.head = b""
+        while len(self.head) < HEAD and (more := self._more(HEAD - len(self.head))):
+            self.head += more
+        self._ahead = memoryview(self.head)
+
+    def skip(self, size: int) -> None:
+        self.head, self._ahead = self.head[size:], self._ahead[size:]
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        found = self._ahead[: len(buffer)] if self._ahead else self._more(len(buffer))
+        self._ahead = self._ahead[len(found) :]
+        buffer[: len(found)] = found
+        return len(found)
+
+    def _more(self, size: int) -> bytes:
+        with as_input_error(lambda: f"{self.path}, after {self._taken:,} bytes of text,"):
+            found = self._stream.read(size)
+        self._taken += len(found)
+        return found
+
+
+@contextmanager
+def as_input_error(place: Callable[[], str]) -> Iterator[None]:
+    """Within the block, any error about the bytes of a file becomes an `InputError` of one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # the libraries of each format raise kinds of their own, and all mean the same here
+        reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0] or type(error).__name__
+        raise InputError(f"{place()} can't be read: {reason.rstrip('.')}; make a whole copy of it") from None
+
+
+_OBJECT = re.compile(rb'(?:\{\s*\}\s*)*\{\s*"(?:[^"\\]|\\.)*"\s*:')
+_ARRAY = re.compile(rb'\[\s*(?:\{\s*["}]|"(?:[^"\\]|\\.)*(?:"\s*[,\]]|\Z))')
+
+
+def _kind(path: Path, head: bytes, compressed: bool) -> Kind:
+    """The format of content that begins with `head`; `InputError` when it is not text."""
+    suffix, start = ending(path), head.lstrip()
+    if head.startswith(b"PAR1") and (suffix == ".parquet" or b"\0" in head):
+        return "parquet"
+    if suffix == ".parquet":
+        raise InputError(f"{path} is not a parquet file, which begins with PAR1; rename it by what it holds")
+    _check_encoding(path, head, compressed)
+    if _ARRAY.match(start) or (suffix == ".json" and start.startswith(b"[")):
+        return "json array"
+    return "json lines" if _OBJECT.match(start) or suffix in JSON_NAMES else "plain"
+
+
+_MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"} | {
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def _check_encoding(path: Path, head: bytes, compressed: bool) -> None:
+    """`InputError` for UTF-16, UTF-32 and binary data."""
+    found = next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
+    for name, high, low in (("utf-16le", head[1::2], head[::2]), ("utf-16be", head[::2], head[1::2])):
+        if found is None and b"\0" not in low and high.count(0) > 0.9 * len(low):
+            found = name
+    if found is not None:
+        first, name = unpacked(path, compressed)
+        raise InputError(
+            f"{path} is {found[:6].upper()}, and UTF-8 is needed; {first}convert it, for example with "
+            f"iconv -f {found} -t utf-8 {name} > utf8-{name}"
+        )
+    if head[257:262] == b"ustar" or (_CONTROLS.search(head) and not _is_utf8(head)):
+        raise InputError(
+            f"{path} is an archive or binary: neither text nor JSON nor parquet, and not packed by gzip, zstd, bzip2 "
+            f"or xz alone; unpack or convert it"
+        )
+
+
+_CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")  # control characters that text holds only by mistake
+
+
+def _is_utf8(head: bytes) -> bool:
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Names
+
+
+def ending(path: Path) -> str:
+    """The suffix of a file's name in lower case, without that of a compression."""
+    return (Path(path.stem) if path.suffix.lower() in COMPRESSED else path).suffix.lower()
+
+
+def is_stream(path: Path) -> bool:
+    return path == STANDARD_INPUT or (path.exists() and not (path.is_file() or path.is_dir()))
+
+
+def check_exists(path: Path) -> None:
+    if not path.exists():
+        raise InputError(f"there is no file {path}")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the text files in it, for example {path}/*.txt")
+
+
+def unpacked(path: Path, compressed: bool) -> tuple[str, str]:
+    """For advice on a file: the first step, to unpack it if it is compressed, and its name after that."""
+    return (
+        ("unpack it and ", path.stem if path.suffix.lower() in COMPRESSED else path.name)
+        if compressed
+        else ("", path.name)
+    )

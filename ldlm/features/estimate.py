@@ -1,0 +1,96 @@
+"""The size of an extraction and the time that it takes, before it runs."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ldlm import files
+from ldlm.config import ExtractConfig
+from ldlm.features import codecs
+from ldlm.features.codecs import CODECS, Codec
+from ldlm.features.encoder import FrozenEncoder, Statistics
+from ldlm.features.writer import StoreWriter
+
+
+def sampled_blocks(config: ExtractConfig, rows: int) -> int:
+    """Number of blocks of `rows` training rows that the statistics are taken over."""
+    blocks, wanted = -(-rows // config.batch_size), config.stats_tokens
+    return blocks if wanted is None else min(blocks, -(-wanted // (config.batch_size * config.seq_len)))
+
+
+def stores_states(config: ExtractConfig) -> bool:
+    """Whether the store holds states, and not only tokens and statistics."""
+    return config.kind != "scratch" and config.codec != "online"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Bytes
+
+
+def stored_bytes(tokens: int, width: int, codec: Codec) -> int:
+    """Bytes of a store of so many tokens and their states of `width` channels, before compression."""
+    return round(tokens * (width * codec.bytes_per_value + 4))
+
+
+def disk_bytes(config: ExtractConfig, width: int, rows: Mapping[str, int], *, with_store: bool) -> int:
+    """Bytes that an extraction of `rows` by split writes to the disk, before compression.
+
+    All tokens and the sample's states in float32 are spooled; `with_store`: the store is on that disk too.
+    """
+    tokens, width = sum(rows.values()) * config.seq_len, width if stores_states(config) else 0
+    sample = sampled_blocks(config, rows["train"]) * config.batch_size * config.seq_len
+    store = stored_bytes(tokens, width, CODECS[config.codec]) if with_store else 0
+    return 4 * tokens + 4 * sample * width + store
+
+
+def smaller_choice(config: ExtractConfig) -> str:
+    """The codec to use where the disk is too small, as the end of a message; empty where none is smaller."""
+    smaller = {"int8-token": "online, which stores no states", "online": ""}
+    choice = "" if config.kind == "scratch" else smaller.get(config.codec, "int8-token")
+    return f" or choose --codec {choice}" if choice else ""
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that are free on the disk where `path` is or will be."""
+    path = files.target(path)
+    return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Time
+
+
+def tokens_per_second(config: ExtractConfig, encoder: FrozenEncoder, writer: StoreWriter) -> float:
+    """Measured tokens per second of the slower of encoding and of compressing and hashing, which run side by side.
+
+    Over one block of random tokens; the disk is left out.
+    """
+    tokens = torch.randint(writer.shapes.vocab_size, (config.batch_size, config.seq_len))
+    statistics, parts = Statistics.of(encoder(tokens).cpu().numpy()), dict[str, np.ndarray]()
+    mean_D, std_D = statistics.mean_D.astype(np.float32), statistics.std_D.astype(np.float32)
+
+    def encode() -> None:
+        states = encoder(tokens).cpu().numpy()
+        if writer.codec.dtypes:
+            parts.update(codecs.encode_with_error((states - mean_D) / std_D, writer.codec)[0])
+
+    def compress() -> None:
+        for data in writer.encoded(0, parts, tokens.numpy().astype(np.int32)).values():
+            files.sha256(data)
+
+    return min(tokens.numel() * _per_second(part) for part in (encode, compress))
+
+
+def _per_second(work: Callable[[], None], seconds: float = 1.0) -> float:
+    work()
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        work()
+        done += 1
+    return done / (time.perf_counter() - started)

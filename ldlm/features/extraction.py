@@ -1,0 +1,397 @@
+"""Extraction: text → a sealed store of normalised hidden states, in phases that resume where they were killed.
+
+The phases are methods of `Extraction`, and `ldlm/stages/extract_features.py` calls them in their order. Any number of
+processes, on one machine or on a shared file system, divide blocks of rows and shards among them. Blocks hold the same
+rows whatever the number of processes, and statistics merge in block order: the bytes of a store depend on its
+configuration and text alone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load, save
+
+from ldlm import artifact, files, hub
+from ldlm.artifact import Artifact
+from ldlm.compute import fetch
+from ldlm.config import ExtractConfig
+from ldlm.errors import InputError
+from ldlm.features import codecs, corpus, estimate, inputs, ledger, text, textfiles
+from ldlm.features.codecs import CODECS, Parts
+from ldlm.features.encoder import FrozenEncoder, Statistics
+from ldlm.features.shards import SPLITS
+from ldlm.features.shared_work import Tally, own_share_first, share
+from ldlm.features.spool import Spool, TokenRows
+from ldlm.features.writer import StoreWriter
+from ldlm.location import Location
+from ldlm.locks import file_lock
+from ldlm.progress import SILENT, Progress
+
+
+def prepare(
+    config: ExtractConfig,
+    out: Location,
+    *,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+    held: ExitStack | None = None,
+) -> tuple[Extraction, Artifact]:
+    """Find text, tokenizer and encoder, and begin or resume the store `out`; `InputError` when one doesn't fit it.
+
+    Until `held` closes, no other process may overwrite or repair the store.
+    """
+    found = inputs.find(config, out)
+    begun = artifact.recorded_config(out) if not overwrite and (out / "config.yaml").is_file() else {}
+    found = inputs.resumed(found, begun, out, progress)
+    config, fingerprints = found.config, found.fingerprints()
+    result = artifact.begin(
+        out,
+        "features",
+        config,
+        {"text": found.text, **fingerprints},
+        overwrite=overwrite,
+        reads=(*config.data, *config.validation_data),
+        shared=True,
+        held=held,
+    )
+    made = Extraction(config, out, _work_folder(result), found.tokenizer, found.encoder, fingerprints, progress)
+    return made, result
+
+
+def _work_folder(result: Artifact) -> Path:
+    """The folder of token rows, raw states and locks: in the store, or for an object store in the user's cache."""
+    if isinstance(result.path, Path):
+        return result.path
+    identity = files.sha256_json([str(result.path), result.inputs, result.config])
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return cache / "ldlm" / identity[:16]
+
+
+@dataclass
+class Extraction:
+    """The phases of one extraction, each shared by all processes that run it on `out`."""
+
+    config: ExtractConfig
+    out: Location
+    work: Path
+    tokenizer: Any
+    encoder: FrozenEncoder
+    fingerprints: dict[str, str]
+    progress: Progress
+
+    @cached_property
+    def spool(self) -> Spool:
+        """Raw states of the sample, on disk until their shards are written."""
+        return Spool(self.work / "spool")
+
+    @cached_property
+    def writer(self) -> StoreWriter:
+        """The writer of the store."""
+        shapes = inputs.shapes(self.config, self.tokenizer, self.encoder)
+        return inputs.store_writer(self.config, self.out, shapes)
+
+    def _lock(self, name: str) -> Path:
+        return self.work / "claims" / name
+
+    def _in_turn(self, items: list[Any]) -> list[Any]:
+        """The items in the order in which this process takes them. On a file system locks keep processes apart."""
+        return items if isinstance(self.out, Path) else own_share_first(items)
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Phase 1: text into token rows
+
+    def pack(self) -> bool:
+        """Spool the token rows of each split, once for all processes, and open them.
+
+        False when another process has sealed the store and removed the spool meanwhile.
+        """
+        record = self.work / "spool" / "packing.json"
+        with file_lock(self._lock("pack")):
+            if (self.out / "manifest.json").is_file():
+                return False
+            if not record.exists():
+                self._check_space_ahead()
+                shutil.rmtree(self.work / "spool", ignore_errors=True)
+                (self.work / "spool").mkdir(parents=True)
+                paths = [*self.config.data, *self.config.validation_data]
+                for remark in textfiles.remarks(paths, self.config.text_column):
+                    self.progress.note(remark)
+                files.write_json(record, {split: self._pack_split(split) for split in SPLITS})
+            self.rows: dict[str, int] = files.read_json(record)
+            # Opened under the lock: a process that seals the store meanwhile removes the names, and not the files.
+            self.tokens = {
+                split: TokenRows(self._tokens_path(split), rows, self.config.seq_len)
+                for split, rows in self.rows.items()
+                if rows
+            }
+        if not self.rows["train"]:
+            raise InputError(
+                f"the text is shorter than one row of {self.config.seq_len} tokens; give more text or lower --seq-len"
+            )
+        return True
+
+    def _tokens_path(self, split: str) -> Path:
+        return self.work / "spool" / f"{split}.tokens"
+
+    def _pack_split(self, split: str) -> int:
+        """Spool the token rows of a split; returns how many there are."""
+        documents = corpus.documents(self.config, split)
+        if documents is None:
+            return 0
+        with self.progress.task(f"tokenize {split}", 0, "row") as task:
+            batches = text.pack(documents, self.tokenizer, self.config.seq_len)
+            return TokenRows.write(self._tokens_path(split), batches, task.advance)
+
+    def _check_space_ahead(self) -> None:
+        """`check_space` before the text is packed: for the most rows that it can make, or else for an estimate."""
+        most = corpus.most_rows(self.config)
+        needed, free = (1, 0) if most is None else self._space(most)
+        if needed > free:
+            self.check_space({split: corpus.count_rows(self.config, self.tokenizer, split).rows for split in SPLITS})
+
+    def check_space(self, rows: Mapping[str, int]) -> None:
+        """`InputError` when a store of so many rows, before compression, and its spool don't fit on the disk."""
+        needed, free = self._space(rows)
+        if needed > free:
+            raise InputError(
+                f"the store and what is spooled for it need about {files.amount(needed)} more and {self.work} has "
+                f"{files.amount(free)} free, {files.amount(needed - free)} too little; make room"
+                f"{estimate.smaller_choice(self.config)}"
+            )
+
+    def _space(self, rows: Mapping[str, int]) -> tuple[int, int]:
+        """Bytes that are still to be written to the disk, and bytes that are free on it."""
+        needed = estimate.disk_bytes(self.config, self.encoder.hidden_dim, rows, with_store=isinstance(self.out, Path))
+        parts = (self.work / "spool", self.work / "features.zarr")
+        written = sum(files.size(path) or 0 for part in parts for path, _ in files.below(part))
+        return needed - written, estimate.free_bytes(self.work)
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Phase 2: statistics of the states
+
+    def sample(self) -> list[int]:
+        """The training blocks that the statistics are taken over: all, or a seeded choice spread over the corpus."""
+        blocks = -(-self.rows["train"] // self.config.batch_size)
+        needed = estimate.sampled_blocks(self.config, self.rows["train"])
+        if needed == blocks:
+            return list(range(blocks))
+        edges = np.linspace(0, blocks, needed + 1).astype(int)  # one block from each of `needed` equal stretches
+        return [int(i) for i in np.random.default_rng(self.config.seed).integers(edges[:-1], edges[1:])]
+
+    def encode_sample(self) -> None:
+        """Spool the raw states of the sample, unless the statistics are there or the store gets no states."""
+        if self._statistics_path.is_file() or not estimate.stores_states(self.config):
+            return
+        blocks = self.sample()
+        size, length = self.config.batch_size, self.config.seq_len
+        sizes = {block: min(size, self.rows["train"] - block * size) * length for block in blocks}
+        with Tally(self.progress, "encode for statistics", sizes, self.spool.blocks) as tally:
+
+            def work(block: int) -> None:
+                states = self._begin("train", block)()
+                self.spool.write(block, states)
+                tally.bytes += states.nbytes
+                tally.advance(block, sizes[block])
+
+            share(
+                [block for block in blocks if block not in tally.before],
+                done=lambda block: self.spool.path(block).exists(),
+                work=work,
+                lock=lambda block: self._lock(f"block-{block}"),
+            )
+
+    def _states(self, split: str, blocks: Iterable[int]) -> Iterator[np.ndarray]:
+        """Raw states of blocks, from the spool or the encoder. While the caller works on one, a GPU makes the next."""
+        begun: Callable[[], np.ndarray] | None = None
+        for block in blocks:
+            following = self._spooled(split, block) or self._begin(split, block)
+            if begun is not None:
+                yield begun()
+            begun = following
+        if begun is not None:
+            yield begun()
+
+    def _begin(self, split: str, block: int) -> Callable[[], np.ndarray]:
+        """Begin to encode a block; calling the result waits for its raw states (rows, L, D) float32."""
+        start = block * self.config.batch_size
+        tokens = self.tokens[split].read(start, start + self.config.batch_size)
+        arrive = fetch(self.encoder(torch.from_numpy(tokens)))
+
+        def states() -> np.ndarray:
+            states = arrive().numpy()
+            if not np.isfinite(states).all():
+                raise InputError(f"{self.config.encoder} gives states that are not finite for {split} rows {start} ff.")
+            return states
+
+        return states
+
+    def _spooled(self, split: str, block: int) -> Callable[[], np.ndarray] | None:
+        """A function that gives a block's raw states from the spool, as `_begin` does; None when they aren't there."""
+        if split != "train":
+            return None
+        rows = min(self.config.batch_size, self.rows["train"] - block * self.config.batch_size)
+        states = self.spool.read(block, (rows, self.config.seq_len, self.encoder.hidden_dim))
+        return None if states is None else lambda: states
+
+    @property
+    def _statistics_path(self) -> Location:
+        return self.out / "statistics.safetensors"
+
+    def describe(self) -> None:
+        """Merge the statistics in block order, and write the store's description and the arrays' metadata."""
+        with file_lock(self._lock("describe")):
+            if not self._statistics_path.is_file():
+                self._write_statistics()
+            if (self.out / "store.json").is_file():
+                return ledger.check_described(self.out)
+            everything, without_first = self._read_statistics()
+            covered = self.writer.create(self.rows, everything.mean_D, everything.std_D)
+            covered |= self.writer.write_tokenizer(self.tokenizer)
+            for name in ("artifact.json", "config.yaml", "statistics.safetensors"):
+                covered[name] = files.sha256_file(self.out / name)
+            description = {
+                "rows": self.rows,
+                "tokens": sum(self.rows.values()) * self.config.seq_len,
+                "shapes": vars(self.writer.shapes),
+                "codec": self.config.codec,
+                "shard_rows": self.config.shard_rows,
+                "encoder": {
+                    "name": self.config.encoder,
+                    "revision": hub.revision(self.config.encoder),
+                    "kind": self.config.kind,
+                    "layer": self.config.layer,
+                    "precision": self.encoder.compute.precision,
+                    "fingerprint": self.fingerprints["encoder"],
+                    "tokenizer": self.fingerprints["tokenizer"],
+                    "statistics": ledger.statistics_hash(everything.mean_D, everything.std_D),
+                },
+                # GPT-2's activations at position 0 are massive, so the statistics are given without it too.
+                "statistics": {"all": everything.summary(), "without_position_0": without_first.summary()},
+                "sha256": covered,
+            }
+            files.write_once(self.out / "store.json", files.dump_digested(description).encode())
+
+    def _write_statistics(self) -> None:
+        width = self.encoder.hidden_dim
+        first = without_first = Statistics(0, np.zeros(width), np.zeros(width))
+        if self.config.kind == "scratch":
+            first = without_first = Statistics(1, np.zeros(width), np.ones(width))
+        blocks = [] if self.config.kind == "scratch" else self.sample()
+        with self.progress.task("statistics", len(blocks), "block") as task:
+            for states in self._states("train", blocks):
+                first = first.merge(Statistics.of(states[:, :1]))
+                without_first = without_first.merge(Statistics.of(states[:, 1:]))
+                task.advance(1)
+        everything = first.merge(without_first)
+        tensors = {**everything.tensors("all"), **without_first.tensors("without_position_0")}
+        files.write_once(self._statistics_path, save(tensors))
+
+    def _read_statistics(self) -> tuple[Statistics, Statistics]:
+        """The statistics of all positions, and of all but position 0."""
+        tensors = load(self._statistics_path.read_bytes())
+        return Statistics.from_tensors(tensors, "all"), Statistics.from_tensors(tensors, "without_position_0")
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Phase 3: shards
+
+    def write_shards(self) -> None:
+        """Encode, normalise and store every shard that has no record yet."""
+        statistics, _ = self._read_statistics()
+        mean_D, std_D = statistics.mean_D.astype(np.float32), statistics.std_D.astype(np.float32)
+        size, length = self.config.shard_rows, self.config.seq_len
+        sizes = {
+            (split, start // size): min(size, rows - start) * length
+            for split, rows in self.rows.items()
+            for start in range(0, rows, size)
+        }
+        maker = {"encoder": self.fingerprints["encoder"], "statistics": ledger.statistics_hash(mean_D, std_D)}
+        facts = {**maker, "versions": artifact.versions()}
+        with Tally(self.progress, "encode", sizes, self.writer.recorded) as tally:
+
+            def encode(item: tuple[str, int]) -> tuple[Parts, dict[str, Any]]:
+                return self._shard_parts(*item, mean_D, std_D, lambda tokens: tally.advance(item, tokens))
+
+            def write(item: tuple[str, int], made: tuple[Parts, dict[str, Any]]) -> None:
+                parts, error = made
+                tally.bytes += self.writer.write(*item, parts, self._shard_tokens(*item), {**error, **facts})
+
+            share(
+                [item for item in self._in_turn(list(sizes)) if item not in tally.before],
+                done=lambda item: self.writer.done(*item),
+                work=encode,
+                finish=write,
+                lock=lambda item: self._lock(f"{item[0]}-{item[1]}"),
+            )
+
+    def _shard_tokens(self, split: str, shard: int) -> np.ndarray:
+        size = self.config.shard_rows
+        return self.tokens[split].read(shard * size, (shard + 1) * size)
+
+    def _shard_parts(
+        self, split: str, shard: int, mean_D: np.ndarray, std_D: np.ndarray, advance: Callable[[int], None]
+    ) -> tuple[Parts, dict[str, Any]]:
+        """A shard's states as stored, and the codec's error. `advance` is told of tokens as they are encoded."""
+        rows = min(self.config.shard_rows, self.rows[split] - shard * self.config.shard_rows)
+        if not estimate.stores_states(self.config):
+            advance(rows * self.config.seq_len)
+            return {}, {}
+        codec, size = CODECS[self.config.codec], self.config.batch_size
+        stored = codec.empty((rows, self.config.seq_len, len(mean_D)))
+        error = codecs.Error(np.zeros(len(mean_D)), np.zeros(len(mean_D)))
+        places = range(0, rows, size)
+        blocks = ((shard * self.config.shard_rows + place) // size for place in places)
+        for place, states in zip(places, self._states(split, blocks), strict=True):
+            parts, block_error = codecs.encode_with_error((states - mean_D) / std_D, codec)
+            error = error.merge(block_error)
+            for name, values in parts.items():
+                stored[name][place : place + size] = values
+            advance(len(states) * self.config.seq_len)
+        if codec.name.startswith("int8") and error.worst_channel > self.config.max_channel_error:
+            raise InputError(
+                f"--codec {codec.name} loses {error.worst_channel:.2%} of a channel in shard {split}-{shard:05d} "
+                f"(allowed are {self.config.max_channel_error:.2%}); use --overwrite --codec fp16, or raise "
+                f"--max-channel-error"
+            )
+        facts = {"relative_rms_error": error.relative_rms, "worst_channel_error": error.worst_channel}
+        return stored, facts
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Phase 4: the seal
+
+    def wanting(self) -> list[str]:
+        """Remove the shards that are damaged or of another store; returns the names of all that must be written."""
+        with file_lock(self._lock("seal")):
+            wanting = ledger.wanting(self.out)
+        if wanting:
+            self.progress.note(f"making again: {', '.join(wanting)}")
+        return wanting
+
+    def seal(self, result: Artifact) -> Artifact:
+        """Write the manifest, once every shard is there, and remove the spool."""
+        with file_lock(self._lock("seal")):
+            if not (self.out / "manifest.json").is_file():
+                ledger.sweep(self.out)
+                covered, description = ledger.seal(self.out), ledger.described(self.out)
+                size = sum(files.sizes(self.out / "features.zarr").values())
+                result.finish(**{**description, "bytes": size, "sha256": covered})
+        self.clear()
+        return Artifact(self.out, "features", "complete")
+
+    def clear(self) -> None:
+        """Remove the spool and the locks, which a sealed store no longer needs."""
+        if (self.work / "spool").exists():
+            with file_lock(self._lock("pack")):
+                shutil.rmtree(self.work / "spool", ignore_errors=True)
+        shutil.rmtree(self.work / "claims", ignore_errors=True)
+        if self.work != self.out:
+            shutil.rmtree(self.work, ignore_errors=True)

@@ -1,0 +1,209 @@
+"""The documents of each format: plain text, JSON lines, a JSON array, parquet."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import count as count_from
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ldlm.errors import InputError
+from ldlm.features import documents
+from ldlm.features.detection import JSON_NAMES, Source, as_input_error, ending, unpacked
+from ldlm.features.documents import check_whole, cut
+
+PARQUET_ROWS = 1024  # in memory at once
+WINDOW = 2**16  # characters of a JSON array that are read at once
+BOM = "\ufeff"
+
+
+class Row(NamedTuple):
+    """A document, None for null, and the JSON object that holds it."""
+
+    text: str | None
+    fields: Mapping[str, Any]
+
+
+def lines(source: Source) -> Iterator[str]:
+    """The lines of plain text without line ends; a line longer than `documents.LONGEST` in parts."""
+    number = 0
+    while line := source.stream.readline(documents.LONGEST):
+        number += 1
+        if len(line) < documents.LONGEST or line.endswith(b"\n"):
+            yield _utf8(source, number, line).removeprefix(BOM).rstrip("\r\n")
+        else:
+            yield from cut(_pieces(source, number, line.removeprefix(codecs.BOM_UTF8)))
+
+
+def _pieces(source: Source, number: int, piece: bytes) -> Iterator[str]:
+    """A long line that begins with `piece`, in pieces, without its line end."""
+    decoder, held = codecs.getincrementaldecoder("utf-8")(), ""
+    while piece:
+        following = b"" if piece.endswith(b"\n") else source.stream.readline(documents.LONGEST)
+        held += _utf8(source, number, piece, partial(decoder.decode, final=not following))
+        yield (text := held.rstrip("\r\n"))
+        held, piece = held[len(text) :], following
+
+
+def _utf8(source: Source, number: int, line: bytes, decode: Callable[[bytes], str] = bytes.decode) -> str:
+    if b"\0" in line:
+        first, name = unpacked(source.path, source.compressed)
+        raise InputError(
+            f"{source.path}, line {number} holds a NUL byte, which is no character of a text; make a whole copy, or "
+            f"{first}remove them: tr -d '\\0' < {name} > text.txt"
+        )
+    try:
+        return decode(line)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(f"{source.path}, line {number}", error) from None
+
+
+def _not_utf8(place: str, error: UnicodeDecodeError) -> InputError:
+    byte = error.object[error.start]
+    return InputError(
+        f"{place} is not UTF-8 (byte 0x{byte:02x}); convert it, for example with iconv -f latin1 -t utf-8"
+    )
+
+
+def json_lines(source: Source) -> Iterator[tuple[Any, str]]:
+    """The values of JSON lines, each with its place."""
+    number = 0
+    while line := source.stream.readline():
+        number += 1
+        text, place = _utf8(source, number, line).removeprefix(BOM), f"{source.path}, line {number}"
+        if text.strip():
+            yield _value(source, partial(json.loads, text), place), place
+
+
+def json_array(source: Source) -> Iterator[tuple[Any, str]]:
+    """The elements of a JSON array, each with its place."""
+    window = _Window(source)
+    window.take("[")
+    for number in count_from(1) if window.peek() != "]" else ():
+        place = f"{source.path}, element {number}"
+        yield _value(source, window.value, place), place
+        if window.peek() != ",":
+            break
+        window.take(",")
+    window.take("]")
+    if window.peek():
+        raise InputError(f"{source.path} holds more behind the end of its JSON array; give a JSON object per line")
+
+
+class _Window:
+    """The characters of a JSON array; no more are in memory than the current element needs."""
+
+    def __init__(self, source: Source) -> None:
+        self._source, self._characters = source, io.TextIOWrapper(source.stream, "utf-8", newline="")
+        self._held, self._place, self._ended = "", 0, False
+
+    def peek(self) -> str:
+        """The next character that is not white space; empty at the end."""
+        while True:
+            self._place = _BLANK.match(self._held, self._place).end()  # type: ignore[union-attr]
+            if self._place < len(self._held) or self._ended:
+                return self._held[self._place : self._place + 1]
+            self._more()
+
+    def take(self, expected: str) -> None:
+        if self.peek() != expected:
+            found = repr(self.peek()) if self.peek() else "the end of the file"
+            raise InputError(f"{self._source.path} is not a JSON array: {expected!r} is missing before {found}")
+        self._place += 1
+
+    def value(self) -> Any:
+        """The next value; `JSONDecodeError` when there is none."""
+        self.peek()
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._held, self._place)
+            except json.JSONDecodeError as error:
+                if self._ended or not (error.msg.startswith("Unterm") or error.pos > len(self._held) - _LITERAL):
+                    raise
+            else:
+                if end < len(self._held) or self._ended:  # a number that ends the window may go on
+                    self._place = end
+                    return value
+            self._more()
+
+    def _more(self) -> None:
+        held = self._held[self._place :]
+        place = f"{self._source.path} behind {held[-40:]!r}"
+        with as_input_error(lambda: place):
+            try:
+                more = self._characters.read(max(WINDOW, len(held)))
+            except UnicodeDecodeError as error:
+                raise _not_utf8(place, error) from None
+        self._held, self._place, self._ended = held + more, 0, not more
+
+
+_BLANK, _DECODER = re.compile(r"\s*"), json.JSONDecoder()
+_LITERAL = 16  # characters: longer than any escape or literal that the end of a window may cut
+
+
+def _value(source: Source, parse: Callable[[], Any], place: str) -> Any:
+    """The JSON value that `parse` reads at a place; `InputError` when it is not JSON."""
+    try:
+        return parse()
+    except json.JSONDecodeError as error:
+        lines = "; put an object that spreads over several lines on one, with jq -c ." if _is_begun(error) else ""
+        raise InputError(f"{place} is not JSON: {error.msg}{lines}{_or_plain(source)}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or a thousand levels
+        reason = str(error).split(":")[0]
+        raise InputError(f"{place} can't be read as JSON: {reason}; correct or remove it") from None
+
+
+def _or_plain(source: Source) -> str:
+    """Advice in case the file is plain text that looks like JSON; none where its name says JSON."""
+    return "" if ending(source.path) in JSON_NAMES else f"; {as_they_stand(source.path, source.compressed)}"
+
+
+def _is_begun(error: json.JSONDecodeError) -> bool:
+    return error.doc.startswith("{") and error.pos >= len(error.doc.rstrip())
+
+
+def row(source: Source, value: Any, column: str, place: str) -> Row:
+    """The row of a JSON object, or of a string in an array of strings."""
+    fields = value if isinstance(value, dict) else {}
+    text = fields.get(column, value)
+    if not (isinstance(text, str) or (text is None and (column in fields or value is None))):
+        found = ", ".join(fields) if fields else "none"
+        raise InputError(f"{place} has no text in {column!r} (fields: {found}); set --text-column{_or_plain(source)}")
+    check_whole(text or "", place)
+    return Row(text, fields)
+
+
+def parquet(source: Source, column: str) -> Iterator[str | None]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with as_input_error(lambda: f"{source.path} is not a parquet file that is whole: it"):
+        table = pq.ParquetFile(source.path)
+    if column not in table.schema_arrow.names:
+        fields = ", ".join(table.schema_arrow.names)
+        raise InputError(f"{source.path} has no column {column!r} (columns: {fields}); set --text-column")
+    if (count := table.schema_arrow.names.count(column)) > 1:
+        raise InputError(f"{source.path} has {count} columns {column!r}; rename one, or set --text-column to another")
+    kind = table.schema_arrow.field(column).type
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)):
+        raise InputError(f"{source.path}: column {column!r} holds {kind} and no text; set --text-column")
+    batches, read = table.iter_batches(PARQUET_ROWS, columns=[column]), 0
+    while True:
+        with as_input_error(lambda: f"{source.path}, behind row {read:,},"):  # noqa: B023
+            batch = next(batches, None)
+            texts = [] if batch is None else batch.column(0).to_pylist()
+        if batch is None:
+            return
+        yield from texts
+        read += len(texts)
+
+
+def as_they_stand(path: Path, compressed: bool) -> str:
+    first, name = unpacked(path, compressed)
+    return f"to take its lines as they stand, {first}make each a text: jq -Rc '{{text: .}}' {name} > lines.jsonl"

@@ -1,0 +1,133 @@
+"""Writing the shards of a feature store."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from ldlm import files
+from ldlm.config import Shapes
+from ldlm.features import shards
+from ldlm.features.codecs import Codec, Parts
+from ldlm.features.ledger import folder, shard_name
+from ldlm.features.shards import CHUNK_ROWS, SPLITS
+from ldlm.location import Location
+
+
+@dataclass(frozen=True)
+class StoreWriter:
+    """Writes the shards of an unsealed store at `path`. A shard is done when its record stands in the ledger.
+
+    A shard's bytes depend on its rows alone, so any number of processes may write different shards at once; and two
+    that write the same one write the same.
+    """
+
+    path: Location
+    shapes: Shapes
+    codec: Codec
+    compression: str
+    shard_rows: int
+    with_hidden: bool
+
+    def create(self, rows: Mapping[str, int], mean_D: np.ndarray, std_D: np.ndarray) -> dict[str, str]:
+        """Write the arrays' metadata, mean and std, and return the sha256 of each file. Again, it changes nothing."""
+        vectors = {"mean": mean_D.astype(np.float32), "std": std_D.astype(np.float32)}
+
+        def build(root: Any) -> None:
+            for name, vector in vectors.items():
+                root.create_array(name, shape=vector.shape, dtype=np.float32, compressors=[Crc32cCodec()])
+            for split in SPLITS:
+                if rows.get(split):
+                    self._create_split(root if split == "train" else root.require_group(split), rows[split])
+
+        made = shards.encoded({name: (0, vector) for name, vector in vectors.items()}, build)
+        names = {f"features.zarr/{name}": data for name, data in made.items()}
+        return {name: files.sha256(files.write_once(self.path / name, data)) for name, data in names.items()}
+
+    def write_tokenizer(self, tokenizer: Any) -> dict[str, str]:
+        """Put the tokenizer into the store; returns the sha256 of its files."""
+        with tempfile.TemporaryDirectory() as folder:
+            with files.writing(Path(folder)):
+                tokenizer.save_pretrained(folder)
+            found = files.copy_tree(Path(folder), self.path / "tokenizer")
+        return {f"tokenizer/{name}": digest for name, digest in found.items()}
+
+    def _create_split(self, group: Any, rows: int) -> None:
+        length, width = self.shapes.seq_len, self.shapes.hidden_dim
+        self._create_array(group, "tokens", (rows, length), (CHUNK_ROWS, length), "int32")
+        if not self.with_hidden:
+            return
+        chunks = (CHUNK_ROWS, _even(length, 128), _even(width, 384))
+        for name, shape in self.codec.shapes((rows, length, width)).items():
+            self._create_array(group, name, shape, chunks[: len(shape)], self.codec.dtypes[name])
+        if "hidden" in self.codec.dtypes:
+            group["hidden"].attrs["codec"] = self.codec.name
+            group["hidden"].attrs["decode"] = self.codec.recipe
+
+    def _create_array(self, group: Any, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str) -> None:
+        """Codecs of the Zarr core specification only, so that any v3 reader will do."""
+        inner = [-(-extent // chunk) * chunk for extent, chunk in zip(shape[1:], chunks[1:], strict=True)]
+        group.create_array(
+            name,
+            shape=shape,
+            chunks=chunks,
+            shards=(self.shard_rows, *inner),
+            dtype=dtype,
+            compressors=[*([ZstdCodec(level=1)] * (self.compression == "zstd")), Crc32cCodec()],
+            # An all-zero chunk is written like any other: what is absent is missing, never zero.
+            config={"write_empty_chunks": True},
+        )
+
+    def shards(self, rows: int) -> int:
+        """Number of shards of `rows` rows."""
+        return -(-rows // self.shard_rows)
+
+    def record_path(self, split: str, shard: int) -> Location:
+        """Where the record of a shard stands."""
+        return self.path / "ledger" / f"{shard_name(split, shard)}.json"
+
+    def done(self, split: str, shard: int) -> bool:
+        """Whether that shard's record stands."""
+        return self.record_path(split, shard).is_file()
+
+    def recorded(self) -> set[tuple[str, int]]:
+        """(split, shard) of all records that stand, by one listing."""
+        names = (path.stem.rpartition("-") for path in files.matching(self.path / "ledger", "*.json"))
+        return {(split, int(shard)) for split, _, shard in names if shard.isdigit()}
+
+    def encoded(self, shard: int, parts: Parts, tokens: np.ndarray) -> dict[str, memoryview]:
+        """What a shard consists of, as bytes by name from the folder of its split: its files, and arrays' metadata."""
+        start = shard * self.shard_rows
+        arrays = {name: (start, rows) for name, rows in {"tokens": tokens, **parts}.items()}
+        return shards.encoded(arrays, lambda group: self._create_split(group, start + len(tokens)))
+
+    def write(self, split: str, shard: int, parts: Parts, tokens: np.ndarray, facts: Mapping[str, Any]) -> int:
+        """Write a whole shard, durably, and record it with `facts`; returns its bytes.
+
+        `parts` as the codec encodes them. `facts` name the fingerprints of `encoder` and `statistics` that made them.
+        """
+        start = shard * self.shard_rows
+        made = self.encoded(shard, parts, tokens)
+        entries: dict[str, dict[str, Any]] = {}
+        for name, data in made.items():
+            if not name.endswith("zarr.json"):
+                # Machines that make a shard twice may differ in its last bits: the record is of what stands there.
+                stored = files.write_once(self.path / (folder(split) + name), data)
+                entries[folder(split) + name] = {"bytes": len(stored), "sha256": files.sha256(stored)}
+        record = {"split": split, "shard": shard, "start": start, "rows": len(tokens), "codec": self.codec.name}
+        record.update(facts, files=entries)
+        # A machine that comes late to an object store changes nothing: the seal may be of the record that stands there.
+        files.write_once(self.record_path(split, shard), files.dump_digested(record).encode())
+        return sum(entry["bytes"] for entry in entries.values())
+
+
+def _even(extent: int, most: int) -> int:
+    """The width of equal chunks of up to `most`: a shard is whole chunks, and what is beyond the array is waste."""
+    count = -(-extent // most)
+    return -(-extent // count)

@@ -1,0 +1,79 @@
+"""Locks between processes on one machine or on a shared file system.
+
+They are the kernel's (flock), on an open file or folder, so they end with the process that holds them: after a kill
+there is nothing to clean up. A lock saves double work. No guarantee of an artefact rests on one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ldlm.errors import InputError
+
+
+@contextmanager
+def file_lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold an exclusive lock on the file `path`, which is made if need be.
+
+    Yields whether the lock is held: without `wait` it is not where another process has it.
+    """
+    descriptor = _open(path)
+    try:
+        yield _lock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), path)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def exclusive_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the exclusive lock on a folder. `InputError` where another process holds a lock on it, unless `wait`."""
+    with _folder_lock(folder, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)) as held:
+        if not held:
+            raise InputError(f"another process is at work in {folder}; wait for it, or stop it first")
+        yield
+
+
+@contextmanager
+def shared_lock(folder: Path) -> Iterator[None]:
+    """Hold a shared lock on a folder. `InputError` where another process holds the exclusive one."""
+    with _folder_lock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB) as held:
+        if not held:
+            raise InputError(f"another process has {folder} to itself, to repair or replace it; wait for it")
+        yield
+
+
+@contextmanager
+def _folder_lock(folder: Path, how: int) -> Iterator[bool]:
+    """A lock on the folder itself, which leaves no file behind."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield _lock(descriptor, how, folder)
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:  # whoever finished the work has just removed the folder
+            continue
+
+
+def _lock(descriptor: int, how: int, path: Path) -> bool:
+    """Take a lock; False if another process has it. `InputError` where the file system has no locks."""
+    try:
+        fcntl.flock(descriptor, how)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise InputError(
+            f"{path} can't be locked ({error.strerror}), and only a lock keeps processes from disturbing each other; "
+            f"choose an --output on a file system with flock, or mount this one with it"
+        ) from None
+    return True

@@ -1,0 +1,124 @@
+"""The training loop: evaluate, save, read, step, log. Joint training and the training of a decoder run through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from ldlm.errors import Stopped
+from ldlm.features.stream import Batch, Stream
+from ldlm.progress import Progress, Task
+from ldlm.runtime import Stop
+from ldlm.training.journal import Journal
+from ldlm.training.learner import Learner, Step
+
+Item = TypeVar("Item")
+AnyLearner = TypeVar("AnyLearner", bound=Learner[Any])
+
+
+def train(
+    learner: AnyLearner,
+    take_step: Callable[[AnyLearner, Batch], Step],
+    stream: Stream,
+    journal: Journal,
+    stop: Stop,
+    progress: Progress,
+    *,
+    name: str,
+    evaluate: Callable[[], dict[str, Any]],
+) -> None:
+    """Train to the last step. `take_step` launches a step, and `evaluate` gives figures on held-out rows.
+
+    A signal ends it with `Stopped`. Either way a checkpoint of the last step is saved.
+    """
+    with stream, progress.task(name, learner.steps, "step", done=learner.step) as task, journal.status_of(learner):
+        launched = ReadLate[Step](lambda step: _read(learner, step, stream, journal, task))
+        while True:
+            if journal.should_evaluate(learner) and not _evaluate(learner, journal, stop, evaluate):
+                break
+            if journal.should_save(learner):
+                journal.save(learner)
+            if learner.done:
+                break
+
+            batch = _next_batch(stream, journal, stop)
+            if learner.world.any(stop.wished is not None):  # so that all processes end at the same step
+                break
+            assert batch is not None
+
+            launched.add(take_step(learner, stream.complete(batch)))
+            if _must_read(learner, journal):
+                launched.read_all()
+        launched.read_all()
+        _close(learner, journal, stop)  # before the stream is: a read that hangs must not keep the checkpoint waiting
+
+
+class ReadLate(Generic[Item]):
+    """Reads each item when the next has been launched, so that the device need not wait for the host."""
+
+    def __init__(self, read: Callable[[Item], None]) -> None:
+        self._read = read
+        self._unread: list[Item] = []
+
+    def add(self, item: Item) -> None:
+        """Take in what has just been launched, and read the item before."""
+        self.read_all()
+        self._unread.append(item)
+
+    def read_all(self) -> None:
+        """Read what has not been read."""
+        while self._unread:
+            self._read(self._unread.pop())
+
+
+def _must_read(learner: Learner, journal: Journal) -> bool:
+    """Whether figures of the step just launched are needed before the next: logged, or for what is done after it."""
+    due = journal.should_log(learner, learner.step) or journal.should_evaluate(learner) or journal.should_save(learner)
+    return due or learner.next_step_depends_on_last
+
+
+def _read(learner: Learner, step: Step, stream: Stream, journal: Journal, task: Task) -> None:
+    """Wait for a step, log its figures where that is due, and report it where it updated nothing."""
+    shown: dict[str, float] = {}
+    if not learner.read_step(step):
+        journal.report_skipped(learner, step, stream)
+    elif journal.should_log(learner, step.number + 1):
+        figures = learner.figures(step)
+        journal.log_step(learner, figures)
+        shown = {name: figures[name] for name in learner.shown}
+    task.advance(1, **shown)
+
+
+def _next_batch(stream: Stream, journal: Journal, stop: Stop) -> Batch | None:
+    """The next batch as it is read; None when a signal ended the wait for it."""
+    with journal.speed.waiting():
+        return stop.interruptible(stream.read)
+
+
+def _evaluate(learner: Learner, journal: Journal, stop: Stop, evaluate: Callable[[], dict[str, Any]]) -> bool:
+    """Evaluate the averaged weights and log that; False when a signal came first.
+
+    Only the main process evaluates, and the others wait for it.
+    """
+    found = None
+    if learner.world.main:
+        # A signal may cut the evaluation short, but not the exchange of the weights around it.
+        with journal.speed.paused(), learner.ema.applied_to(learner.model):
+            found = stop.interruptible(evaluate)
+    if learner.world.any(stop.wished is not None):
+        return False
+    journal.log_evaluation(learner, found or {})
+    return True
+
+
+def _close(learner: Learner, journal: Journal, stop: Stop) -> None:
+    """Save what is new after the loop; `Stopped` when a signal ended it before its time."""
+    journal.save(learner)
+    if learner.done and not journal.should_evaluate(learner):
+        return
+    journal.write_status(learner, "stopped")
+    # A launcher ends the others when the first leaves, so nobody leaves before the checkpoint is there.
+    learner.world.from_main(None)
+    saved = ", and saved" if learner.step else ""
+    by = stop.wished or "another process"
+    raise Stopped(f"{journal.out}: stopped by {by} at step {learner.step:,}{saved}")

@@ -1,0 +1,86 @@
+"""The output of a training: begun, or taken up from what an earlier process left in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from ldlm import artifact, files, locks
+from ldlm.artifact import Artifact
+from ldlm.errors import InputError
+from ldlm.features.stream import Stream
+from ldlm.progress import Progress
+from ldlm.training import checkpoint
+from ldlm.training.learner import Learner
+
+
+def begin(
+    learner: Learner,
+    out: Path,
+    kind: str,
+    config: Any,
+    inputs: Mapping[str, Any],
+    *,
+    reads: Sequence[Path],
+    overwrite: bool,
+    held: ExitStack,
+    progress: Progress,
+) -> Artifact:
+    """Begin or take up the output `out` of a learner, locked against other jobs until `held` closes.
+
+    `reads` are folders that must not be overwritten. A finished output is taken up again where the learner has more
+    steps to take. All processes of the job get what the main one finds.
+    """
+    steps = learner.config.steps
+    if learner.config.optimizer.lr_decay != "constant":
+        inputs = {**inputs, "steps": steps}  # they shape the learning rate, so they can't change on the way
+
+    def begin_alone() -> str:
+        there = out.is_dir() and not overwrite and not artifact.is_emptied(out)
+        if there:
+            held.enter_context(locks.exclusive_lock(out))  # before anything is written there: somebody may be at work
+            _check_steps(out, inputs.get("steps"))
+        result = artifact.begin(out, kind, config, inputs, overwrite=overwrite, reads=reads)
+        if not there:
+            held.enter_context(locks.exclusive_lock(out))
+        if not result.complete:
+            return result.state
+
+        done = result.manifest["step"]
+        if done >= learner.steps:
+            fewer = "" if done == learner.steps else f", and {learner.steps} are asked for"
+            progress.note(f"{out} is complete at step {done}{fewer}; nothing to do")
+            return "complete"
+        result.write_config(config)
+        (out / "manifest.json").unlink()
+        return "partial"
+
+    state = learner.world.main_only(begin_alone)
+    return Artifact(out, kind, learner.world.from_main(state))
+
+
+def _check_steps(out: Path, steps: int | None) -> None:
+    """`InputError` when the learning rate fell towards another end than `steps` until now; None where it has none."""
+    record = out / "artifact.json"
+    found = files.read_json(record) if record.is_file() else {}
+    begun, place = found.get("inputs", {}).get("steps"), artifact.NAMED_BY.get(found.get("kind", ""), "--output")
+    if None not in (begun, steps) and begun != steps:
+        raise InputError(
+            f"{out} was begun for {begun} steps, over which optimizer.lr_decay=cosine lets the learning rate fall, so "
+            f"it can't become one of {steps}; give --steps {begun}, choose another {place}, or add --overwrite (one "
+            f"with optimizer.lr_decay=constant goes on to any number)"
+        )
+
+
+def resume(learner: Learner, stream: Stream, out: Path, progress: Progress) -> bool:
+    """Go on from the newest checkpoint that verifies, the same in all processes; False when there is none."""
+    newest = checkpoint.latest(out / "checkpoints") if learner.world.main else None
+    name = learner.world.from_main(None if newest is None else newest.path.name)
+    if name is None:
+        return False
+    learner.load(checkpoint.Checkpoint(out / "checkpoints" / name))
+    stream.position = learner.position
+    progress.note(f"resuming from step {learner.step}")
+    return True
