@@ -88,6 +88,8 @@ class Seen:
                 link = SECTIONS[heading][row]
                 if link:
                     self.look(objects, BY_ANCHOR[link])
+                elif objects and f"{name}.*" in SECTIONS[heading]:
+                    self.look(objects, heading, prefix=f"{name}.")
                 elif objects and row not in ("config", "inputs.*"):  # whose keys are settings, and names of inputs
                     self.undocumented.append(f"{heading}: {name} has keys of its own")
                 return
@@ -137,7 +139,9 @@ def seen(succeed, corpus, gpt2, store, trained, tmp_path_factory):
     assert set(succeed("features", "repair", root / "features")) == {"repaired"}
     assert succeed("features", "texts", store, "--rows", 8, "--output", root / "real.jsonl").keys() == {"output"}
 
-    found.look(succeed("train", "--features", store, "--config", run / "config.yaml", "--dry-run"), "dry run: train")
+    cost = ("train", "--features", store, "--config", run / "config.yaml", "--dry-run")
+    found.look(succeed(*cost), "dry run: train")
+    found.look(succeed(*cost, "--set", "model.space=cosmos"), "dry run: train")
     train = ("train", "--features", store, "--config", run / "config.yaml", "--output", run)
     found.look(succeed(*train), *manifest("run"))  # which is complete
     tune = ("finetune-decoder", "--run", run, "--layers", 1, "--steps", 2, *cpu)
