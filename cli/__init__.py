@@ -1,4 +1,4 @@
-"""The `ldlm` command: parse, build a configuration, call one stage, show the result. Nothing here computes.
+"""The `ldlm` command: parse options, build a configuration, call one stage, show the result.
 
 Importing this imports no torch, so `ldlm --help` is instant; a command imports its stage when it runs.
 """

@@ -1,4 +1,4 @@
-"""The command group, and how errors leave it."""
+"""The command group, and how exceptions become a last line and an exit status."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ The stages, each reading what the one before wrote:
 """
 
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+INTERRUPTED = 130  # 128 + SIGINT, the convention of shells
 TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h: schedulers take it as "run it again"
 
-# Not for us to check beforehand, and no bug either: no room, no permission, a file where a folder should be.
+# Errors of the system that are no bugs: no room, no permission, a file where a folder should be.
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-THE_SYSTEMS_REFUSALS = NO_ROOM | {
+SYSTEM_ERRORS = NO_ROOM | {
     errno.EROFS, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG
 }  # fmt: skip
 
 
 class Commands(click.Group):
-    """Commands in the order of the pipeline; what the user can put right becomes one line and exit status 1."""
+    """Commands in the order of the pipeline. An error that the user can correct is one line and exit status 1."""
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         show.open_streams()
@@ -58,7 +58,7 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             leave(ctx, "\ninterrupted; the same command goes on from what is kept", INTERRUPTED)
         except OSError as error:
-            if error.errno not in THE_SYSTEMS_REFUSALS:
+            if error.errno not in SYSTEM_ERRORS:
                 raise
             where = "" if error.filename is None else f"{error.filename}: "
             room = "; make room and run the same command again" if error.errno in NO_ROOM else ""
@@ -66,8 +66,8 @@ class Commands(click.Group):
 
 
 def leave(ctx: click.Context, line: str, status: int) -> NoReturn:
-    """End the command with a last line, whether anybody reads it or not."""
-    if "--overwrite" in sys.argv:  # which would have it begin anew
+    """End the command with a last line on stderr, even where stderr is closed."""
+    if "--overwrite" in sys.argv:  # with it the command would start over
         line = line.replace("the same command", "the same command, without --overwrite,")
     show.Terminal().write(f"{line}\n")
     ctx.exit(status)

@@ -1,6 +1,6 @@
-"""Command-line options made from the configuration dataclasses, where names, help, defaults and bounds are written.
+"""Command-line options made from the config dataclasses, which hold names, help, defaults and bounds.
 
-A value comes from the flag, else the YAML file of `--config`, else the preset, else the dataclass (SPEC 12.14). Nested
+A value comes from its flag, else `--set`, else the YAML file of `--config`, else the preset, else the dataclass. Nested
 settings without a flag are reached with `--set section.key=value`.
 """
 
@@ -10,7 +10,7 @@ import dataclasses
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import click
 
@@ -20,7 +20,6 @@ from ldlm.cli import show
 from ldlm.errors import InputError
 from ldlm.location import Location, locate
 
-C = TypeVar("C")
 Function = Callable[..., Any]
 
 
@@ -48,7 +47,7 @@ def _spread(args: Sequence[str], repeatable: set[str]) -> Iterator[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A field with a flag: where it stands in the configuration, and how it reads."""
+    """A config field with a flag: its path in the configuration, and its type."""
 
     path: tuple[str, ...]
     field: dataclasses.Field[Any]
@@ -61,16 +60,16 @@ class Setting:
 
     @property
     def parameter(self) -> str:
-        """Its name among click's parameters."""
+        """Name of the click parameter."""
         return "_".join(self.path)
 
     @property
     def repeatable(self) -> bool:
-        """Whether it takes several values."""
+        """Whether the flag takes several values."""
         return typing.get_origin(self.hint) is tuple
 
     def option(self, note: str = "") -> Function:
-        """The click decorator. Values stay strings: `from_dict` checks all sources alike."""
+        """The click decorator. Values stay strings, which `from_dict` parses like those of the other sources."""
         return click.option(
             self.flag,
             self.parameter,
@@ -98,7 +97,7 @@ class Setting:
 
 
 def settings(cls: type, path: tuple[str, ...] = ()) -> Iterator[Setting]:
-    """The fields of `cls` that have flags: its plain ones, and those of nested classes marked `flags`."""
+    """The fields of `cls` that have flags: its own, and those of nested dataclasses marked `flags`."""
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
@@ -111,9 +110,9 @@ def settings(cls: type, path: tuple[str, ...] = ()) -> Iterator[Setting]:
 def stage_options(
     cls: type, *, presets: bool = False, named_samplers: bool = False, dry_run: bool = True, overwrite: bool = True
 ) -> Function:
-    """All options of a stage: its settings, `--config`, `--set`, `--dump-config`, `--json` and the rest.
+    """Decorator with all options of a stage: its settings, `--config`, `--set`, `--dump-config`, `--json` and so on.
 
-    The command receives `options`, an `Options`, in place of the single values.
+    The command receives one argument `options`, an `Options`, in place of the single values.
     """
     fields = list(settings(cls))
 
@@ -135,8 +134,11 @@ def stage_options(
             click.option("--config", "config_file", metavar="FILE", help="YAML file of settings; flags override it"),
             click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="any setting, e.g. --set seed=1"),
             click.option("--dump-config", is_flag=True, help="print the settings as YAML and stop"),
-            *([click.option("--dry-run", is_flag=True, help="say what it would cost and stop")] * dry_run),
-            *([click.option("--overwrite", is_flag=True, help="replace an output made otherwise")] * overwrite),
+            *([click.option("--dry-run", is_flag=True, help="print what it would cost and stop")] * dry_run),
+            *(
+                [click.option("--overwrite", is_flag=True, help="replace an output made with other settings")]
+                * overwrite
+            ),
             click.option("--json", "as_json", is_flag=True, help="print the result as JSON"),
         ]
         for decorator in reversed(decorators):
@@ -147,7 +149,7 @@ def stage_options(
 
 
 def online_options(names: Sequence[str]) -> Function:
-    """Settings of `extract-features` for a command that can run the encoder itself; it receives them as `online`."""
+    """Decorator with settings of `extract-features` for `--features online`, which the command receives as `online`."""
     fields = [field for field in settings(configs.ExtractConfig) if field.path[-1] in names]
 
     def decorate(function: Function) -> Function:
@@ -175,7 +177,7 @@ SHARED = ("preset", "sampler", "config_file", "sets", "dump_config", "dry_run", 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the user said, before it is a configuration."""
+    """Values of the shared options of a command, as the user gave them."""
 
     cls: type
     flags: Mapping[tuple[str, ...], Any]
@@ -189,7 +191,7 @@ class Options:
     as_json: bool
 
     def build(self, base: Mapping[str, Any] | None = None) -> Any:
-        """The configuration, which starts from `base`; with `--dump-config`, print it and leave."""
+        """The configuration, on top of `base`; with `--dump-config`, print it and exit."""
         data: dict[str, Any] = dict(base or {})
         if self.preset is not None:
             data = dict(configs.preset(self.preset).overrides)
@@ -216,26 +218,26 @@ class Options:
         return given
 
     def show(self, result: Any, table: Callable[[], str]) -> None:
-        """The result on stdout: as JSON when asked, else as the text that `table` makes."""
+        """Print the result as JSON with --json, else the text that `table` returns."""
         show.say(show.json_line(result) if self.as_json else table())
 
     def show_plan(self, plan: Mapping[str, Any]) -> None:
-        """The result of a dry run."""
+        """Print the result of a dry run."""
         self.show(plan, lambda: show.pairs(plan))
 
 
 def require(value: str | None, flag: str, example: str) -> Path:
-    """A path that the command can't do without."""
+    """A required path; `InputError` with an example when it is missing."""
     if value is None:
         raise InputError(f"{flag} is missing; for example {flag} {example}")
     return Path(value)
 
 
 def require_place(value: str | None, flag: str, example: str) -> Location:
-    """The same for what may also be a prefix of an object store."""
+    """A required path, or prefix of an object store; `InputError` with an example when it is missing."""
     return locate(value) if value is not None and "://" in value else require(value, flag, example)
 
 
 def path_option(flag: str, help: str, *, metavar: str = "DIR") -> Function:
-    """A path; checked by the stage, which knows what it should hold. Optional to click, so that --dump-config works."""
+    """An option for a path, which the stage checks. Optional to click, so that --dump-config works without it."""
     return click.option(flag, metavar=metavar, default=None, help=help)

@@ -22,22 +22,22 @@ from ldlm.progress import Progress, Task
 
 PLAIN_EVERY = 30.0  # seconds between lines where there is no terminal
 DRAW_EVERY = 0.1
-COLUMNS = 80  # of a terminal that doesn't say
-CLEAR = "\r\x1b[2K"  # the line that the cursor is in
+COLUMNS = 80  # of a terminal that does not report its width
+CLEAR = "\r\x1b[2K"  # clears the line of the cursor
 
 
 def say(text: str) -> None:
-    """Print a result. One that nobody reads any more, as of `| head -1`, is no error: the work is done."""
+    """Print a result. A closed pipe, as of `| head -1`, is no error: the work is done."""
     try:
         click.echo(text)
     except OSError as error:
-        _let_go(sys.stdout)
+        _redirect_to_null(sys.stdout)
         if error.errno != errno.EPIPE:
             raise
 
 
-def _let_go(stream: TextIO) -> None:
-    """Point a stream that can't be written to at nowhere, so that writing to it fails no more, at exit neither."""
+def _redirect_to_null(stream: TextIO) -> None:
+    """Redirect a stream that can't be written to to /dev/null, so that later writes, also those at exit, succeed."""
     with suppress(OSError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -45,9 +45,9 @@ def _let_go(stream: TextIO) -> None:
 
 
 def open_streams() -> None:
-    """Give a process that was started without stdin, stdout or stderr (`2>&-`) ones that go nowhere.
+    """Open /dev/null for those of stdin, stdout and stderr that the process was started without (`2>&-`).
 
-    Else the first files that it opens would have their numbers, and be written to by whoever reports something.
+    Otherwise the first files that it opens would get their descriptors, and messages would be written into them.
     """
     while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(opened, True)
@@ -58,7 +58,7 @@ def open_streams() -> None:
 
 
 def fit(line: str, columns: int) -> str:
-    """Cut a line to so many columns of a terminal."""
+    """Cut a line to `columns` columns of a terminal."""
     used = 0
     for place, char in enumerate(line):
         used += 0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
@@ -68,14 +68,14 @@ def fit(line: str, columns: int) -> str:
 
 
 def json_line(result: Any) -> str:
-    """A result as one line of strict JSON; `InputError` names a number that JSON has no word for."""
+    """A result as one line of strict JSON; `InputError` names a number that is NaN or infinite."""
     if found := next(_not_finite(result, ""), None):
         raise InputError(f"the result can't be printed as JSON, for {found}; what it was made from is damaged")
     return json.dumps(result, ensure_ascii=False, allow_nan=False)
 
 
 def _not_finite(value: Any, where: str) -> Iterator[str]:
-    """Where NaN or infinity stands in plain data, and which of them."""
+    """A phrase "PLACE is nan" for each NaN or infinity in plain data."""
     if isinstance(value, float) and not math.isfinite(value):
         yield f"{where.lstrip('.') or 'it'} is {value}"
     inside = (
@@ -111,7 +111,7 @@ def pairs(values: Mapping[str, Any], indent: int = 0) -> str:
 
 
 def value(entry: Any) -> str:
-    """A number with the digits one wants to read."""
+    """A value as text, with three or four significant digits of a float."""
     if isinstance(entry, bool) or entry is None:
         return {True: "yes", False: "no", None: "-"}[entry]
     if isinstance(entry, int):
@@ -135,9 +135,9 @@ def duration(seconds: float) -> str:
 
 
 class Terminal(Progress):
-    """A line that redraws itself on a terminal; elsewhere a plain line every 30 seconds. Always on stderr.
+    """Progress on stderr: a line that is redrawn on a terminal, elsewhere a plain line every 30 seconds.
 
-    What it can't write is left out: whoever closes stderr still has the work done.
+    Output that can't be written is dropped: a closed stderr does not stop the work.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -151,31 +151,31 @@ class Terminal(Progress):
         self.write(f"{CLEAR if self.live else ''}{text}\n")
 
     def draw(self, line: str, ending: str = "") -> None:
-        """Replace the line on a terminal by what it has room for, the ending in any case; elsewhere print it."""
+        """Redraw the line on a terminal, cut to its width but for the ending; elsewhere print it."""
         if self.live:
-            # A line as wide as the terminal would take two on some.
+            # A line as wide as the terminal wraps on some.
             self.write(CLEAR + fit(line, self._columns() - 1 - len(ending)) + ending)
         else:
             self.write(f"{line}{ending}\n")
 
     def _columns(self) -> int:
-        """Columns of the terminal at this moment, for the user may have resized it."""
+        """Current width of the terminal, which the user may have resized."""
         try:
             return os.get_terminal_size(self.stream.fileno()).columns or COLUMNS
         except (OSError, ValueError):
             return COLUMNS
 
     def write(self, text: str) -> None:
-        """Print it now."""
+        """Write and flush; a stream that fails is redirected to /dev/null."""
         try:
             self.stream.write(text)
             self.stream.flush()
         except OSError:
-            _let_go(self.stream)
+            _redirect_to_null(self.stream)
 
 
 class TerminalTask(Task):
-    """One task's line: share, rate, remaining time, figures. `total` 0 means unknown."""
+    """The line of one task: units, rate, remaining time, figures. A `total` of 0 means unknown."""
 
     def __init__(self, terminal: Terminal, name: str, total: int, unit: str, done: int) -> None:
         self.terminal, self.name, self.total, self.unit = terminal, name, total, unit
@@ -203,7 +203,7 @@ class TerminalTask(Task):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and issubclass(kind, InputError):  # its one line says it all
+        if kind is not None and issubclass(kind, InputError):  # whose message is the only line
             if self.terminal.live:
                 self.terminal.draw("")
             return

@@ -1,13 +1,13 @@
-"""What a stage leaves on disk: a folder of a known kind that is either complete or not there yet.
+"""Artefacts: the folders that stages write, each of a known kind and either complete or unfinished.
 
     artifact.json   first: kind, schema version, fingerprints of the inputs
-    config.yaml     the configuration, readable with `--config`
+    config.yaml     the configuration, which `--config` reads
     …               the payload
-    manifest.json   last: the result's sizes and provenance; its presence means complete
+    manifest.json   last: sizes, results and provenance; a folder that has one is complete
 
-Stages meet only through complete artefacts. `begin` implements the rule that every stage follows on its output
-(SPEC 12.1): same configuration and incomplete, resume; same and complete, nothing to do; anything else, refuse unless
-told to overwrite. An output may be a symbolic link to a folder or a mount point: it stays, and is emptied and refilled.
+Stages meet only through complete artefacts. `begin` implements the rule for an output (SPEC 12.1): same configuration
+and incomplete, resume; same and complete, do nothing; anything else, refuse unless told to overwrite. An output may be
+a symbolic link to a folder or a mount point: that stays, and is emptied and refilled.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from ldlm.errors import InputError
 from ldlm.location import Location
 from ldlm.locks import exclusive_lock, shared_lock
 
-SCHEMA = 2  # of 1, `detokenizer: lm1b` meant what is `lm1b-clean` now
-COMPLETE = ("manifest.json", "config.json")  # what is written last, and makes a folder whole to its readers
+SCHEMA = 2  # in 1, `detokenizer: lm1b` stood for today's `lm1b-clean`
+COMPLETE = ("manifest.json", "config.json")  # written last: their presence makes a folder complete to its readers
 
 MADE_BY = {
     "encoder": "ldlm pretrain-encoder",
@@ -47,12 +47,12 @@ MADE_BY = {
 }
 
 
-NAMED_BY = {"decoder": "--name", "trace": "--trace"}  # the option that says where, of others than --output
+NAMED_BY = {"decoder": "--name", "trace": "--trace"}  # the option for the output, where it is not --output
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A folder of kind `kind`; `state` says what `begin` or `open_artifact` found."""
+    """A folder of kind `kind`; `state` is what `begin` or `open_artifact` found there."""
 
     path: Location
     kind: str
@@ -60,34 +60,34 @@ class Artifact:
 
     @property
     def complete(self) -> bool:
-        """Whether there is nothing left to do."""
+        """Whether the artefact is finished."""
         return self.state == "complete"
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What the stage recorded when it finished; `InputError` when a bit of it has changed since."""
+        """Record of the finished stage; `InputError` when a byte of it has changed since."""
         remedy = f"run `ldlm features repair {self.path}`" if self.kind == "features" else "restore it from a copy"
         return files.read_digested(self.path / "manifest.json", remedy)
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """Fingerprints of what it was made from."""
+        """Fingerprints of the inputs that the artefact was made from."""
         return files.read_json(self.path / "artifact.json")["inputs"]
 
     @property
     def config(self) -> dict[str, Any]:
-        """The configuration it was made with, as plain data, in this version's terms."""
+        """Configuration that the artefact was made with, as plain data, in the terms of this version."""
         return recorded_config(self.path)
 
     def write_config(self, config: Any) -> None:
-        """Record the configuration that it is being made with from here on."""
+        """Write config.yaml: the configuration that applies from here on."""
         files.write_atomic(self.path / "config.yaml", files.dump_yaml(configs.to_dict(config)))
 
     @contextmanager
     def or_nothing(self, unless: str | None = None) -> Iterator[None]:
-        """Bad input that is found within the block removes the folder again, if `begin` has just made it.
+        """Context that removes the folder again on bad input, if `begin` has just made it.
 
-        Not once there is a file in its subfolder `unless`: that is work which a correction may go on from.
+        A folder with a file in its subfolder `unless` stays: that work can be resumed when the input is corrected.
         """
         try:
             yield
@@ -97,7 +97,7 @@ class Artifact:
             raise
 
     def finish(self, **result: Any) -> Artifact:
-        """Write the manifest: from here on the artefact is complete."""
+        """Write the manifest, which makes the artefact complete."""
         files.fsync_tree(self.path)
         record = {"kind": self.kind, "schema": SCHEMA, **result, "versions": versions()}
         files.write_atomic(self.path / "manifest.json", files.dump_digested(record))
@@ -115,14 +115,14 @@ def begin(
     shared: bool = False,
     held: ExitStack | None = None,
 ) -> Artifact:
-    """Create the artefact at `path`, or take up or recognise the one that is there (SPEC 12.1).
+    """Create the artefact at `path`, resume the one there, or find it complete (SPEC 12.1).
 
     Raises `InputError` when `path` holds something else, another configuration or other inputs, saying what differs.
-    `reads` are the files that the stage will read: an output that contains one is never overwritten. A `shared` output
-    is one that several processes work at: one that is taken up stays as it is, for another may be about to seal it.
-    Until `held` closes, none of them can be told to overwrite it.
+    `reads` are the files that the stage will read: an output that contains one is never overwritten. `shared` says that
+    several processes work at the output: its configuration is not rewritten on resumption, since another process may be
+    finishing it. Until `held` closes, no process can overwrite it.
     """
-    # Processes that share an output may begin it at the same moment.
+    # Processes that share an output may begin it at the same time.
     with exclusive_lock(_outside(path), wait=True) if isinstance(path, Path) else nullcontext():
         begun = _begin(path, kind, config, inputs, overwrite, reads, shared)
         if held is not None and isinstance(path, Path):
@@ -131,7 +131,7 @@ def begin(
 
 
 def _outside(path: Path) -> Path:
-    """The closest folder above that is no artefact itself: who makes one holds the lock on it until it is done."""
+    """The closest parent folder that is no artefact itself, made if need be; it is locked while one below is begun."""
     found = next(folder for folder in files.target(path).parents if not (folder / "artifact.json").is_file())
     files.make_folder(found)
     return found
@@ -147,7 +147,7 @@ def _begin(
     shared: bool,
 ) -> Artifact:
     place = NAMED_BY.get(kind, "--output")
-    # Processes that a launcher starts together would delete what one of them has begun.
+    # Processes that a launcher starts together would delete each other's output.
     replacing = "remove it" if shared and int(os.environ.get("WORLD_SIZE", "1")) > 1 else "add --overwrite"
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file and the output is a folder; choose another {place}")
@@ -182,7 +182,7 @@ def _begin(
 
 
 def open_artifact(path: Location, kind: str, *, complete: bool = True) -> Artifact:
-    """An existing artefact of that kind; `InputError` names what was found and the command that makes it."""
+    """Open an existing artefact; `InputError` names what was found and the command that makes this kind."""
     if not path.is_dir():
         raise InputError(f"there is no folder {path}; `{MADE_BY[kind]}` makes {_article(kind)}")
     found = _found(path) or {}
@@ -199,10 +199,10 @@ def _found(path: Location) -> dict[str, Any] | None:
     """`artifact.json` of the folder; {} for foreign content; None for nothing or an empty folder."""
     if (path / "artifact.json").is_file():
         return _record(path)
-    # What a kill inside the first atomic write leaves is nobody's content.
-    if not path.is_dir() or (isinstance(path, Path) and all(map(_is_nobodys, path.iterdir()))):
+    # A temporary file that a killed process left of its first write does not count as content.
+    if not path.is_dir() or (isinstance(path, Path) and all(map(_is_empty, path.iterdir()))):
         return None
-    # Another process may have begun it between the two looks.
+    # Another process may have begun it since the first check.
     return _record(path) if (path / "artifact.json").is_file() else {}
 
 
@@ -211,28 +211,27 @@ def _record(path: Location) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _is_nobodys(path: Path) -> bool:
-    """A folder without a file in it is as good as none: `lost+found`, or a mount point for checkpoints to come."""
+def _is_empty(path: Path) -> bool:
+    """Whether an entry is a temporary file, or a folder without files such as `lost+found` or a mount point."""
     if files.is_temporary(path):
         return True
     return path.is_dir() and not path.is_symlink() and not any(names for _, _, names in os.walk(path))
 
 
 def _is_emptied(found: Mapping[str, Any]) -> bool:
-    """Whether somebody wanted the folder replaced, and was killed before that was done."""
+    """Whether the record is that of a folder whose replacement was interrupted."""
     return bool(found.get("emptied"))
 
 
 def is_emptied(path: Location) -> bool:
-    """Whether a folder was being replaced when that was interrupted: what is still in it is nobody's any more."""
+    """Whether the replacement of a folder was interrupted: its remaining files may be deleted."""
     return _is_emptied(_found(path) or {})
 
 
 def _create(path: Location, kind: str, config: Any, inputs: Mapping[str, Any]) -> Artifact:
     if isinstance(path, Path):
         files.make_folder(path)
-    # artifact.json is what makes the folder ours, so it comes first: a folder that held only a config.yaml would be
-    # foreign to the next `begin`.
+    # artifact.json comes first: the next `begin` would take a folder with only a config.yaml for foreign content.
     files.write_json(path / "artifact.json", {"kind": kind, "schema": SCHEMA, "inputs": dict(inputs)})
     made = Artifact(path, kind, "new")
     made.write_config(config)
@@ -240,13 +239,13 @@ def _create(path: Location, kind: str, config: Any, inputs: Mapping[str, Any]) -
 
 
 def _old_identity(path: Location, cls: type) -> dict[str, Any]:
-    if not (path / "config.yaml").is_file():  # somebody removed it
+    if not (path / "config.yaml").is_file():  # a user removed it
         return {}
     return configs.identity(configs.from_stored(cls, recorded_config(path)))
 
 
 def recorded_config(path: Location) -> dict[str, Any]:
-    """The configuration of an artefact as plain data, in this version's terms; `InputError` when it is gone."""
+    """Configuration of an artefact as plain data, in the terms of this version; `InputError` when it is missing."""
     found = files.read_yaml(path / "config.yaml")
     if found.get("detokenizer") == "lm1b" and schema(path) == 1:
         found["detokenizer"] = "lm1b-clean"
@@ -254,12 +253,12 @@ def recorded_config(path: Location) -> dict[str, Any]:
 
 
 def schema(path: Location) -> int | None:
-    """The schema version of what has been begun at `path`; None where nothing has."""
+    """Schema version of the artefact at `path`; None where there is none."""
     return (_found(path) or {}).get("schema")
 
 
 def _guard(path: Location, found: Mapping[str, Any], kind: str, reads: Sequence[str | Path]) -> None:
-    """Refuse to delete what can't have been meant."""
+    """`InputError` when --overwrite would delete the user's folders, another kind of artefact or an input."""
     resolved = path.resolve() if isinstance(path, Path) else None
     if resolved in (Path.home(), Path.cwd(), *Path.cwd().parents):
         raise InputError(f"--overwrite would delete {resolved}; choose a folder of its own for the output")
@@ -274,16 +273,16 @@ def _guard(path: Location, found: Mapping[str, Any], kind: str, reads: Sequence[
 
 
 def _empty(path: Location, kind: str) -> None:
-    """Delete what is in a folder, and leave the folder, which may be a link or a mount point.
+    """Delete the contents of a folder, and keep the folder, which may be a link or a mount point.
 
-    First it stops to look whole, and is marked: who is killed from here on left something that the next `begin` empties
-    and refills, and that nobody opens.
+    First the manifest goes and the folder is marked: after a kill from here on, nobody opens it and the next `begin`
+    empties and refills it.
     """
     (path / "manifest.json").unlink(missing_ok=True)
     files.write_json(path / "artifact.json", {"kind": kind, "schema": SCHEMA, "emptied": True})
-    (path / "config.yaml").unlink(missing_ok=True)  # which is read before anybody decides to go on
+    (path / "config.yaml").unlink(missing_ok=True)  # read when a stage decides whether to resume
     for file, _ in list(files.below(path)):
-        if file.name in COMPLETE:  # of artefacts in it, and of models, which others open without us
+        if file.name in COMPLETE:  # also of artefacts and models inside it
             file.unlink(missing_ok=True)
     if isinstance(path, Path):
         return files.empty(path, but="artifact.json")
@@ -293,7 +292,7 @@ def _empty(path: Location, kind: str) -> None:
 
 
 def _remove(path: Location, kind: str) -> None:
-    """Delete a folder with all that is in it; a link or a mount point is left empty."""
+    """Delete a folder and its contents; a link or a mount point is left empty."""
     _empty(path, kind)
     (path / "artifact.json").unlink()
     if isinstance(path, Path):
@@ -312,7 +311,7 @@ def versions() -> dict[str, str | None]:
     import torch
 
     found: dict[str, str | None] = {"ldlm": ldlm.__version__, "python": platform.python_version()}
-    found["torch"] = torch.__version__  # with its build, which the distribution's version may leave out
+    found["torch"] = torch.__version__  # with the build, which the distribution's version may omit
     for name in ("transformers", "tokenizers", "numpy", "zarr", "numcodecs"):
         try:
             found[name] = metadata.version(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
@@ -214,13 +213,6 @@ def _finish(result: Artifact, state: TrainState, journal: Journal, store: Featur
         seconds=round(time.perf_counter() - journal.started, 1),
     )
     try:
-        draw_plots(journal.out, journal.metrics.read())
+        plots.of_run(journal.out, journal.metrics.read())
     except Exception as error:  # the run is complete without them
         journal.progress.note(f"no plots ({type(error).__name__}: {error}); `ldlm plot {journal.out}` draws them")
-
-
-def draw_plots(out: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
-    """`plots/` of a run from its metrics."""
-    plots.training(out, metrics)
-    plots.dynamics(out / "plots" / "dynamics.png", {out.name: metrics})
-    plots.timesteps(out / "plots" / "timesteps.png", metrics)

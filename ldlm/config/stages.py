@@ -37,12 +37,10 @@ DEVICE_HELP = "cpu, cuda, cuda:N, or auto"
 CLEAN_UP_HELP = "decode with the tokenizer's clean-up of spaces (clean_up_tokenization_spaces of transformers)"
 Spelling = Literal["eos", "text", "drop"]
 BOUNDARIES_HELP = (
-    "how a scorer reads the model's BOS, EOS, CLS and SEP in the texts: eos, as its own end-of-text token; text, as "
-    "they are written; drop, not at all"
+    "how the scorer reads the model's BOS, EOS, CLS and SEP: eos, as its own end-of-text token; text, as they are "
+    "written; drop, left out"
 )
-BOUNDARY_TOKENS_HELP = (
-    "strings like [CLS] that mark boundaries in files without a record of them, which `ldlm sample` writes"
-)
+BOUNDARY_TOKENS_HELP = "strings like [CLS] that mark boundaries, for files without the record that `ldlm sample` writes"
 
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -50,16 +48,17 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
-    """How the arithmetic is done."""
+    """Precision, attention kernel and compilation."""
 
     precision: Precision = setting(
-        "auto", "of matrix products and attention, not of weights and losses; auto is bf16 on a GPU, else fp32"
+        "auto",
+        "precision of matrix products and attention; weights and losses are fp32; auto is bf16 on a GPU, else fp32",
     )
     attention: Literal["auto", "xformers", "sdpa"] = setting(
-        "auto", "kernel; auto is xformers' on a GPU, and torch's elsewhere and in compiled code", identity=False
+        "auto", "attention kernel; auto is xformers' on a GPU, torch's elsewhere and in compiled code", identity=False
     )
     compile: Literal["auto", "on", "off"] = setting(
-        "auto", "compile the networks; auto does on a GPU, unless --attention is xformers", identity=False
+        "auto", "torch.compile the networks; auto does on a GPU unless --attention is xformers", identity=False
     )
 
 
@@ -96,31 +95,31 @@ class ExtractConfig:
     data: tuple[str, ...] = setting((), TEXT_FILES, metavar="FILE")
     dataset: str | None = setting(None, "Hugging Face dataset, instead of --data")
     dataset_config: str | None = setting(None, "configuration of the dataset where it has several")
-    revision: str | None = setting(None, "commit, branch or tag of the dataset; what it was is recorded")
+    revision: str | None = setting(None, "commit, branch or tag of the dataset; its commit is recorded")
     split: str = setting("train", "split of the dataset")
     text_column: str = setting("text", "field that holds the text in JSON, parquet and datasets")
     validation_data: tuple[str, ...] = setting((), "files of held-out documents", metavar="FILE")
     validation_split: str | None = setting(None, "split of the dataset that is held out")
-    validation_docs: int = setting(0, "hold out the last so many documents", low=0)
+    validation_docs: int = setting(0, "how many of the last documents are held out", low=0)
     detokenizer: Literal["none", "lm1b", "lm1b-clean"] = setting(
         "none",
-        "undoes the tokenisation of the One Billion Word benchmark first: lm1b as MDLM does, for comparison with it; "
-        "lm1b-clean also where MDLM's rules leave a space, as in `4 % .`",
+        "undo the tokenisation of the One Billion Word benchmark: lm1b by MDLM's rules, for comparison with it; "
+        "lm1b-clean also where these leave a space, as in `4 % .`",
     )
     codec: Literal["fp16", "bf16", "int8-token", "fp32", "online"] = setting(
-        "fp16", "storage of the hidden states; online stores none, and the encoder runs inside the training step"
+        "fp16", "how hidden states are stored; online stores none, and the encoder runs inside the training step"
     )
-    compression: Literal["zstd", "none"] = setting("zstd", "lossless compression of what is stored")
+    compression: Literal["zstd", "none"] = setting("zstd", "lossless compression of the store")
     max_channel_error: float = setting(
-        0.1, "int8 is refused when a channel's relative error is beyond this", above=0, identity=False
+        0.1, "largest relative error of a channel with which int8-token is accepted", above=0, identity=False
     )
     stats_tokens: int | None = setting(
-        2_000_000, "tokens that the statistics are taken over, or all", low=1, none="all"
+        2_000_000, "tokens that mean and standard deviation are taken over, or all", low=1, none="all"
     )
     shard_rows: int = setting(1024, "rows per shard, the unit of work", low=1)
     batch_size: int = setting(32, "rows per encoder pass", low=1)
     precision: Precision = setting(
-        "auto", "of the encoder's matrix products; auto is bf16 on a GPU, else fp32, and as it was for a store begun"
+        "auto", "precision of the encoder; auto is bf16 on a GPU, else fp32, and that of a store already begun"
     )
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)
@@ -132,7 +131,7 @@ class TrainConfig:
 
     steps: int = setting(
         1_000_000,
-        "optimiser steps; in model.space=cosmos the denoiser's, with cosmos.steps of the autoencoder before them",
+        "optimiser steps; in model.space=cosmos those of the denoiser, after cosmos.steps of the autoencoder",
         low=1,
         identity=False,
     )
@@ -143,14 +142,12 @@ class TrainConfig:
     cosmos: CosmosConfig = setting(CosmosConfig(), "the autoencoder of model.space=cosmos")
     timesteps: TimestepConfig = setting(TimestepConfig(), "timestep sampling")
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "AdamW and EMA")
-    accumulate: int = setting(1, "parts in which each process goes through its rows of a step", low=1, identity=False)
-    recompute: bool = setting(
-        False, "compute activations again in the backward pass, which saves memory", identity=False
-    )
+    accumulate: int = setting(1, "gradient-accumulation micro-batches per step", low=1, identity=False)
+    recompute: bool = setting(False, "recompute activations in the backward pass, which saves memory", identity=False)
     compute: ComputeConfig = setting(ComputeConfig(), "precision and kernels", flags=True)
     max_nonfinite: int = setting(
         10,
-        "batches whose loss or gradient is not finite, and which are skipped, before it stops",
+        "batches with a loss or gradient that is not finite, which are skipped, before training stops",
         low=0,
         identity=False,
     )
@@ -164,7 +161,7 @@ class TrainConfig:
 
     @staticmethod
     def with_defaults(data: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Settings on top of the defaults of their latent space, which the first edition has not."""
+        """Settings merged over the defaults of their latent space; the first edition had none."""
         model, recipe = data.get("model"), data.get("recipe")
         first = isinstance(recipe, Mapping) and str(recipe.get("edition")) == "1"
         space = model.get("space") if isinstance(model, Mapping) and not first else None
@@ -172,22 +169,22 @@ class TrainConfig:
 
 
 def autoencoder_steps(config: TrainConfig) -> int:
-    """Optimiser steps that space=cosmos takes before the denoiser's; in the first edition they are part of `steps`."""
+    """Optimiser steps of the autoencoder in space=cosmos, before the denoiser's; 0 in other spaces."""
     return config.cosmos.steps if config.model.space == "cosmos" else 0
 
 
 def total_steps(config: TrainConfig) -> int:
-    """Optimiser steps of a run in all."""
+    """Optimiser steps of a run in all; in the first edition `steps` already has those of the autoencoder."""
     return config.steps + (autoencoder_steps(config) if config.recipe.edition > 1 else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """`ldlm finetune-decoder`: a new decoder that reads the latents directly (Appendix B.2). Optimiser as the run's."""
+    """`ldlm finetune-decoder`: a new decoder that reads the latents directly (Appendix B.2), by the run's optimiser."""
 
     layers: int = setting(2, "transformer blocks before the vocabulary head", low=0, high=6)
     checkpoint: str | None = setting(
-        None, "checkpoint to use, like step-00005000; none means the newest whole one", identity=False
+        None, "checkpoint, like step-00005000; none means the newest intact one", identity=False
     )
     name: str | None = setting(None, "name of the decoder; none means layers-K")
     steps: int | None = setting(
@@ -200,10 +197,10 @@ class FinetuneConfig:
     heads: int | None = setting(None, "attention heads; none means the run's token decoder's", low=1)
     compute: ComputeConfig = setting(ComputeConfig(), "precision and kernels", flags=True)
     lr: float | None = setting(None, "learning rate after the warm-up; none means the run's", above=0)
-    accumulate: int = setting(1, "parts in which each process goes through its rows of a step", low=1, identity=False)
+    accumulate: int = setting(1, "gradient-accumulation micro-batches per step", low=1, identity=False)
     max_nonfinite: int = setting(
         10,
-        "batches whose loss or gradient is not finite, and which are skipped, before it stops",
+        "batches with a loss or gradient that is not finite, which are skipped, before training stops",
         low=0,
         identity=False,
     )
@@ -222,17 +219,17 @@ class SampleConfig:
 
     num_samples: int = setting(64, "texts to draw; text i has seed 1,000,000 SEED + i", low=1, high=TEXTS_PER_SEED)
     sampler: SamplerConfig = setting(SamplerConfig(), "the reverse process", flags=True)
-    decoder: str | None = setting(None, "decoder to use; none means the best on held-out rows, 'joint' D_h and D_w")
-    checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
+    decoder: str | None = setting(None, "decoder, or joint for D_h and D_w; none means the best on held-out rows")
+    checkpoint: str | None = setting(None, "checkpoint, like step-00005000; none means the newest intact one")
     batch_size: int | None = setting(
-        None, "texts per batch, which does not change them, or auto", low=1, identity=False, none="auto"
+        None, "texts per batch, or auto; it does not change the texts", low=1, identity=False, none="auto"
     )
     clean_up: bool = setting(False, CLEAN_UP_HELP)
     compute: ComputeConfig = setting(ComputeConfig(), "precision and kernels", flags=True)
-    trace_text: int = setting(0, "which of the texts --trace shows, from 0", low=0, high=TEXTS_PER_SEED - 1)
-    trace_frames: int = setting(24, "frames of --trace, evenly spread over the steps", low=2, high=256)
+    trace_text: int = setting(0, "number of the text that --trace shows, from 0", low=0, high=TEXTS_PER_SEED - 1)
+    trace_frames: int = setting(24, "frames of --trace, evenly spaced over the steps", low=2, high=256)
     trace_times: tuple[float, ...] = setting(
-        (), "show --trace at the evaluations nearest to these t, and at the end, instead", low=0, high=1
+        (), "times t of the frames of --trace, instead of evenly spaced ones; the end is always shown", low=0, high=1
     )
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED // TEXTS_PER_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)
@@ -252,25 +249,25 @@ class SweepConfig:
     guidances: tuple[float, ...] = setting((1.0, 1.5, 2.0), "w of self-conditioning guidance", low=0, high=100)
     finals: tuple[Final, ...] = setting(typing.get_args(Final), "what is decoded: the last mean, the last ẑ_0")
     t_min: float = setting(
-        0.005, "where the grids end, but the paper's sampler's, which ends at 0.05", above=0, high=0.9, before=0.05
+        0.005, "last time of the grids; that of the paper's sampler is 0.05", above=0, high=0.9, before=0.05
     )
     temperatures: tuple[float, ...] = setting((0.0, 1.0), "temperatures of the decoder", low=0)
     decoders: tuple[str, ...] = setting(
         (), "decoders to compare (Table 5); none given means the default one", metavar="NAME"
     )
-    checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
+    checkpoint: str | None = setting(None, "checkpoint, like step-00005000; none means the newest intact one")
     screen_texts: int = setting(100, "texts for each combination", low=2, high=TEXTS_PER_SEED)
     texts: int = setting(1_000, "texts for each finalist", low=2, high=TEXTS_PER_SEED)
     clean_up: bool = setting(False, CLEAN_UP_HELP)
     boundaries: Spelling = setting("eos", BOUNDARIES_HELP)
     boundary_tokens: tuple[str, ...] = setting((), BOUNDARY_TOKENS_HELP, metavar="TEXT")
     entropy_slack: float = setting(
-        0.02, "a finalist's entropy may be so far below that of the paper's sampler, in nats", low=0
+        0.02, "how far a finalist's entropy may be below that of the paper's sampler, in nats", low=0
     )
     scorer: str = setting("gpt2-large", "causal model that scores the texts")
     text_column: str = setting("text", COLUMN_HELP)
     batch_size: int | None = setting(
-        None, "texts per batch, which does not change them, or auto", low=1, identity=False, none="auto"
+        None, "texts per batch, or auto; it does not change the texts", low=1, identity=False, none="auto"
     )
     compute: ComputeConfig = setting(ComputeConfig(), "precision and kernels", flags=True)
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED // TEXTS_PER_SEED)
@@ -279,13 +276,13 @@ class SweepConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """`ldlm export`: what draws texts, as a folder of its own to hand on."""
+    """`ldlm export`: denoiser, decoders and tokenizer as a folder to hand on."""
 
-    decoder: str | None = setting(None, "the one decoder to hand on; none means all that belong to the checkpoint")
-    checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
-    sampler: SamplerConfig = setting(SamplerConfig(), "how the model's `sample` draws where it is told nothing else")
+    decoder: str | None = setting(None, "decoder to export; none means all that belong to the checkpoint")
+    checkpoint: str | None = setting(None, "checkpoint, like step-00005000; none means the newest intact one")
+    sampler: SamplerConfig = setting(SamplerConfig(), "default sampler of the exported model")
     push_to_hub: str | None = setting(
-        None, "upload it to the Hugging Face hub under this id, like name/model; a new one is public", identity=False
+        None, "upload to the Hugging Face hub under this id, like name/model; a new one is public", identity=False
     )
 
 
@@ -296,18 +293,18 @@ class InterpolateConfig:
     pairs: int = setting(64, "random pairs of real texts", low=1)
     points: int = setting(11, "points on each path, ends included", low=2)
     path: Literal["linear", "spherical"] = setting(
-        "linear", "the straight way, as in the paper, or each latent vector along its great circle"
+        "linear", "linear, as in the paper; spherical, each latent vector along its great circle"
     )
     scorer: str = setting("gpt2-large", "causal model that scores the decoded texts")
     clean_up: bool = setting(False, CLEAN_UP_HELP)
     boundaries: Spelling = setting("eos", BOUNDARIES_HELP)
-    decoder: str | None = setting(None, "decoder to use; none means the best on held-out rows, 'joint' D_h and D_w")
-    checkpoint: str | None = setting(None, "checkpoint to use, like step-00005000; none means the newest whole one")
+    decoder: str | None = setting(None, "decoder, or joint for D_h and D_w; none means the best on held-out rows")
+    checkpoint: str | None = setting(None, "checkpoint, like step-00005000; none means the newest intact one")
     batch_size: int = setting(64, "texts per batch", low=1, identity=False)
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
     encoder: str | None = setting(
         None,
-        "with --from and --to: the frozen encoder, where it is elsewhere than the features had it",
+        "with --from and --to: the frozen encoder, where it has moved since extraction",
         identity=False,
         metavar="DIR",
     )
@@ -321,23 +318,21 @@ class EvaluateConfig:
     scorer: str = setting("gpt2-large", "causal model that scores the texts")
     protocol: Literal["mdlm", "hf", "cosmos"] = setting(
         "mdlm",
-        "how perplexity is counted: mdlm, the paper's, over the corpus; hf, mean over texts after a start token; "
+        "protocol of perplexity: mdlm, the paper's, over the corpus; hf, mean over texts after a start token; "
         "cosmos, that mean without 5 % at each end",
     )
     max_tokens: int | None = setting(
         None,
-        "texts are cut after so many tokens; none means the longest row of `tokens` in the files, else 1024, and no "
-        "more than the scorer takes",
+        "length in tokens at which texts are cut; none means the longest row of `tokens` in the files, else 1024, and "
+        "at most what the scorer takes",
         low=2,
     )
     boundaries: Spelling = setting("eos", BOUNDARIES_HELP)
     boundary_tokens: tuple[str, ...] = setting((), BOUNDARY_TOKENS_HELP, metavar="TEXT")
     text_column: str = setting("text", COLUMN_HELP)
     batch_size: int = setting(16, "texts per scorer pass", low=1, identity=False)
-    mauve_model: str | None = setting(
-        None, "model whose states MAUVE compares; none means the scorer, gpt2-large being MAUVE's default too"
-    )
-    resamples: int = setting(1_000, "bootstrap draws over texts behind each 95 % interval", low=100)
+    mauve_model: str | None = setting(None, "model whose hidden states MAUVE compares; none means the scorer")
+    resamples: int = setting(1_000, "bootstrap resamples of the texts for each 95 % interval", low=100)
     seed: int = setting(0, "seed of the bootstrap draws", low=0, high=MAX_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)
 
@@ -358,7 +353,7 @@ class QuickstartConfig:
 
 
 def named_sampler(cls: type, name: str) -> dict[str, Any]:
-    """The settings of a stage, `SampleConfig` or another, with which it draws by the sampler of that name."""
+    """Settings of a stage, such as `SampleConfig`, for the named sampler; `InputError` lists the names."""
     if name not in SAMPLERS:
         raise InputError(f"there is no sampler {name!r}; choose {', '.join(SAMPLERS)}, or a --solver and a --grid")
     sampler = SAMPLERS[name]
@@ -368,7 +363,7 @@ def named_sampler(cls: type, name: str) -> dict[str, Any]:
 
 
 def taken_up(config: TrainConfig, stored: TrainConfig) -> TrainConfig:
-    """The settings to go on with in a run that has `stored`: of the first edition, it keeps that and its defaults."""
+    """The settings with which a run resumes that was begun with `stored`: its edition, and that edition's defaults."""
     if stored.recipe.edition == config.recipe.edition:
         return config
     recipe = dataclasses.replace(config.recipe, edition=stored.recipe.edition)

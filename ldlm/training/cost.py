@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -69,10 +70,15 @@ def flops_per_token(config: TrainConfig, shapes: Shapes, phase: Phase | None = N
 
 def encoder_share(network: nn.Module, seq_len: int) -> float:
     """The frozen encoder's share of the FLOPs of a step that runs it and trains the paper's model (owt-1024)."""
-    paper = preset("owt-1024")
-    shapes = replace(paper.shapes, seq_len=seq_len)
     encoder = encoder_flops(network, seq_len) / seq_len
-    return encoder / (encoder + training_cost(from_dict(TrainConfig, paper.overrides), shapes)["flops_per_token"])
+    return encoder / (encoder + _papers_flops_per_token(seq_len))
+
+
+@cache
+def _papers_flops_per_token(seq_len: int) -> int:
+    """FLOPs per token of a training step of the paper's model (owt-1024) on rows of `seq_len` tokens."""
+    paper = preset("owt-1024")
+    return flops_per_token(from_dict(TrainConfig, paper.overrides), replace(paper.shapes, seq_len=seq_len))
 
 
 def encoder_flops(network: nn.Module, seq_len: int) -> int:

@@ -1,0 +1,45 @@
+"""Help is instant: every --help takes less than four times the processor time of an empty click program."""
+
+import os
+import subprocess
+import sys
+
+import click
+
+from ldlm.cli import main
+
+MOST = 4.0
+TRIES = 5
+EMPTY = "import click; click.command()(lambda: None)(['--help'])"
+
+
+def commands():
+    """The arguments of every --help there is."""
+    yield ["--help"]
+    for name, command in main.commands.items():
+        yield [name, "--help"]
+        if isinstance(command, click.Group):
+            yield from ([name, inner, "--help"] for inner in command.commands)
+
+
+def processor_seconds(*arguments):
+    """Processor time of a Python process, whatever else the machine does."""
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_utime + usage.ru_stime
+
+
+def test_every_help_takes_less_than_four_times_an_empty_click_program():
+    empty = min(processor_seconds("-c", EMPTY) for _ in range(TRIES))
+    slow = {}
+    for arguments in commands():
+        # A cold cache or a busy neighbour slows a try; the fastest of a few is the program's own.
+        for _ in range(TRIES):
+            ratio = processor_seconds("-m", "ldlm.cli", *arguments) / empty
+            slow[" ".join(arguments)] = min(ratio, slow.get(" ".join(arguments), ratio))
+            if ratio < MOST:
+                break
+    assert len(slow) > 15
+    assert {name: ratio for name, ratio in slow.items() if ratio >= MOST} == {}

@@ -1,0 +1,234 @@
+"""Every key that is written to a JSON file or printed with --json stands in docs/files.md, and every one there is."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ldlm.stages import features as store_stage
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "files.md").read_text(encoding="utf-8")
+
+# Documented keys that this pipeline does not write, and why.
+ELSEWHERE = {
+    "metrics.jsonl: train": {"gradient_norm_embedding"},
+    "timing": {"flops_utilisation"},  # of a run that has lasted a while
+    "status.json": {"reason"},  # of one that failed
+    "artifact.json": {"emptied"},  # of one that is being replaced
+    "manifest.json: features": {"dataset"},  # of a hub
+    "evaluate": {"mauve", "mauve_settings.*", "name"},  # with --mauve, and of a quickstart
+    "manifest.json: quickstart": None,  # takes minutes: `None` stands for all of it
+}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The page
+
+
+def slug(heading):
+    """The anchor that a heading has."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def sections():
+    """By heading, in small letters: the rows of its table as {key: anchor of the table that it links to, or None}."""
+    found = {}
+    for heading, body in re.findall(r"^###? (.+?)\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL):
+        if "| key | unit | meaning |" not in body:
+            continue
+        rows = {}
+        for keys, _, meaning in re.findall(r"^\| (`[^|]*) \|([^|]*)\|(.*)\|$", body, re.MULTILINE):
+            link = re.search(r"\]\(#([\w-]+)\)", meaning)
+            for key in re.findall(r"`([^`]+)`", keys):
+                assert key not in rows, f"{heading}: {key} twice"
+                rows[key] = link and link[1]
+        found[heading.lower()] = rows
+    return found
+
+
+SECTIONS = sections()
+BY_ANCHOR = {slug(heading): heading for heading in SECTIONS}
+
+
+def test_the_page_has_every_table_that_it_links_to_and_names_each_once():
+    assert len(BY_ANCHOR) == len(SECTIONS) > 30
+    for rows in SECTIONS.values():
+        assert {link for link in rows.values() if link} <= set(BY_ANCHOR)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is written
+
+
+class Seen:
+    """Compares what is written with the page, and remembers which of its keys that were."""
+
+    def __init__(self):
+        self.keys = {heading: set() for heading in SECTIONS}
+        self.undocumented = []
+
+    def look(self, value, *headings, prefix=""):
+        """A JSON object or list of objects against the tables under these headings together."""
+        if isinstance(value, list):
+            for one in value:
+                self.look(one, *headings, prefix=prefix)
+            return
+        for key, inside in value.items():
+            self._look(f"{prefix}{key}", inside, headings)
+
+    def _look(self, key, value, headings):
+        nested = value if isinstance(value, list) and value and isinstance(value[0], dict) else [value]
+        name = f"{key}[]" if nested is value else key
+        objects = [one for one in nested if isinstance(one, dict)]
+        for heading in headings:
+            if (row := self._row(heading, name)) is not None:
+                self.keys[heading].add(row)
+                link = SECTIONS[heading][row]
+                if link:
+                    self.look(objects, BY_ANCHOR[link])
+                elif objects and f"{name}.*" in SECTIONS[heading]:
+                    self.look(objects, heading, prefix=f"{name}.")
+                elif objects and row not in ("config", "inputs.*"):  # whose keys are settings, and names of inputs
+                    self.undocumented.append(f"{heading}: {name} has keys of its own")
+                return
+        if objects:
+            self.look(objects, *headings, prefix=f"{name}.")
+        else:
+            self.undocumented.append(f"{headings[0]}: {name}")
+
+    @staticmethod
+    def _row(heading, name):
+        """The key of the table that stands for this name: itself, or one with * in place of any key."""
+        if name in SECTIONS[heading]:
+            return name
+        for row in SECTIONS[heading]:
+            if "*" in row and re.fullmatch(re.escape(row).replace(r"\*", "[^\0]+?"), name):
+                return row
+        return None
+
+
+def lines(path):
+    """The objects of a file, one per line."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def manifest(kind):
+    """The tables of a manifest of that kind."""
+    return ("manifest.json: every kind", f"manifest.json: {kind}")
+
+
+@pytest.fixture(scope="module")
+def seen(succeed, corpus, gpt2, store, trained, tmp_path_factory):
+    """All commands but quickstart, one after the other, their results and files looked at."""
+    root = tmp_path_factory.mktemp("keys")
+    run, cpu, found = root / "run", ("--device", "cpu"), Seen()
+    shutil.copytree(trained, run)
+    text = ("--data", corpus, *cpu)
+    small = ("--layers", 2, "--width", 16, "--heads", 2, "--positions", 16, "--vocab-size", 320, "--batch-size", 4)
+
+    pretrain = ("pretrain-encoder", *text, *small, "--steps", 2, "--output", root / "encoder")
+    found.look(succeed(*pretrain, "--dry-run"), "dry run: pretrain-encoder")
+    found.look(succeed(*pretrain), *manifest("encoder"))
+    extract = ("extract-features", "--encoder", gpt2, *text, "--seq-len", 16, "--validation-docs", 9)
+    found.look(succeed(*extract, "--dry-run"), "dry run: extract-features")
+    found.look(succeed(*extract, "--output", root / "features"), *manifest("features"))
+    found.look(succeed("features", "info", root / "features"), "features info")
+    found.look(store_stage.bench(root / "features", seconds=0.01), "features bench")
+    assert set(succeed("features", "repair", root / "features")) == {"repaired"}
+    assert succeed("features", "texts", store, "--rows", 8, "--output", root / "real.jsonl").keys() == {"output"}
+
+    cost = ("train", "--features", store, "--config", run / "config.yaml", "--dry-run")
+    found.look(succeed(*cost), "dry run: train")
+    found.look(succeed(*cost, "--set", "model.space=cosmos"), "dry run: train")
+    train = ("train", "--features", store, "--config", run / "config.yaml", "--output", run)
+    found.look(succeed(*train), *manifest("run"))  # which is complete
+    tune = ("finetune-decoder", "--run", run, "--layers", 1, "--steps", 2, *cpu)
+    found.look(succeed(*tune, "--dry-run"), "dry run: finetune-decoder")
+    found.look(succeed(*tune, "--features", store), *manifest("decoder"))
+    found.look(succeed("finetune-decoder", "--run", run, "--list"), "finetune-decoder --list")
+
+    draw = ("sample", "--run", run, "--num-samples", 4, "--steps", 2, *cpu)
+    found.look(succeed(*draw, "--dry-run"), "dry run: sample")
+    found.look(succeed(*draw, "--output", run / "samples.jsonl"), "f.jsonl.meta.json")
+    succeed(*draw, "--seed", 1, "--output", root / "more.jsonl")
+    found.look(succeed(*draw, "--trace", run / "trace"), *manifest("trace"))
+    score = ("--scorer", gpt2, *cpu)
+    sweep = ("sweep", "--run", run, *score, "--budgets", 2, "--screen-texts", 2, "--texts", 3, "--solvers", "ddim")
+    sweep += ("--grids", "learned", "--guidances", 1, "--temperatures", 0)
+    found.look(succeed(*sweep, "--dry-run"), "dry run: sweep")
+    external = f"a={run / 'samples.jsonl'},4,0.5"
+    found.look(succeed(*sweep, "--reference", root / "real.jsonl", "--external", external), *manifest("sweep"))
+    way = ("interpolate", "--features", store, "--pairs", 2, "--points", 3, *score)
+    found.look(succeed(*way, "--dry-run"), "dry run: interpolate")
+    found.look(succeed(*way, "--run", run), *manifest("interpolation"))
+    shutil.copytree(trained, root / "other")
+    two = (*way, "--run", run, root / "other", "--output", root / "comparison")
+    found.look(succeed(*two), *manifest("comparison"))
+    ends = ("--from", "The old captain.", "--to", "A letter.", "--points", 3, *cpu)
+    found.look(succeed("interpolate", "--run", run, *ends), "interpolate --from --to")
+
+    evaluate = ("evaluate", run / "samples.jsonl", *score, "--max-tokens", 16)
+    found.look(succeed(*evaluate, "--dry-run"), "dry run: evaluate")
+    found.look(succeed(*evaluate, root / "more.jsonl", "--seeds", "--reference", root / "real.jsonl"), "evaluate")
+    export = ("export", "--run", run, "--output", root / "model")
+    found.look(succeed(*export, "--dry-run"), "dry run: export")
+    found.look(succeed(*export), *manifest("model"))
+    assert succeed("report", run).keys() == {"output"}
+    assert succeed("plot", run).keys() == {"drawn"}
+    found.look(succeed("quickstart", "--output", root / "quickstart", "--dry-run"), "dry run: quickstart")
+    files(found, root)
+    (shard,) = (root / "features" / "features.zarr" / "tokens" / "c").glob("0/0")
+    shard.write_bytes(shard.read_bytes()[:-1])
+    found.look(store_stage.verify(root / "features"), "features verify")
+    return found
+
+
+def files(found, root):
+    """Every JSON file of the folder that is documented by key."""
+    by_name = {name: name for name in ("status.json", "features.json", "artifact.json")}
+    by_name["state.json"] = "state.json of a checkpoint"
+    for path in sorted(root.rglob("*.json")):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if path.name == "manifest.json":
+            kinds = manifest(value["kind"]) if "kind" in value else ("manifest.json of a checkpoint",)
+            found.look(value, *kinds)
+        elif path.name in by_name:
+            found.look(value, by_name[path.name])
+        elif path.name == "interpolation.json":
+            found.look(value, "manifest.json: interpolation")
+        elif path.name in ("sweep.json", "trace.json"):
+            found.look(value, f"manifest.json: {path.stem}")
+        elif path.name.endswith(".meta.json"):
+            found.look(value, "f.jsonl.meta.json")
+        else:
+            known = {"config.json", "generation_config.json", "store.json", "tokenizer.json", "tokenizer_config.json"}
+            assert path.name in known | {"zarr.json"} or path.parent.name in ("ledger", "trajectories"), path
+    for path in sorted(root.rglob("*.jsonl")):
+        if path.name == "metrics.jsonl":
+            of = " of a decoder" if "decoders" in path.parts else ""
+            for line in lines(path):
+                found.look(line, f"metrics.jsonl{of}: {line['kind']}")
+        else:
+            found.look(lines(path), "lines of texts")
+
+
+def test_every_key_that_is_written_is_documented(seen):
+    assert seen.undocumented == []
+
+
+def test_every_key_that_is_documented_is_written(seen):
+    unwritten = {}
+    for heading, rows in SECTIONS.items():
+        elsewhere = ELSEWHERE.get(heading, set())
+        if elsewhere is not None and (missing := set(rows) - seen.keys[heading] - elsewhere):
+            unwritten[heading] = sorted(missing)
+    assert unwritten == {}
+
+
+def test_an_undocumented_key_is_found():
+    found = Seen()
+    found.look({"state": "running", "speed": 3, "more": {"a": [{"b": 1}]}}, "status.json")
+    assert found.undocumented == ["status.json: speed", "status.json: more.a[].b"]
+    assert found.keys["status.json"] == {"state"}
