@@ -293,7 +293,7 @@ def test_a_dataset_is_streamed_in_parts_and_weights_are_fetched_once(online, off
 
 DOCUMENTS = """
 import json, sys
-from ldlm import text
+from ldlm.features import text
 from ldlm.errors import InputError
 
 def read(split, configuration, revision, name):

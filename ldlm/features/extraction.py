@@ -1,6 +1,6 @@
 """Extraction: text → a sealed store of normalised hidden states, in phases that resume where they were killed.
 
-The phases are methods of `Extraction`, and `ldlm/stages/extract_features.py` calls them in their order. Any number of
+The phases are methods of `Extraction`, and `stages/extract_features.py` calls them in order. Any number of
 processes, on one machine or on a shared file system, divide blocks of rows and shards among them. Blocks hold the same
 rows whatever the number of processes, and statistics merge in block order: the bytes of a store depend on its
 configuration and text alone.
