@@ -1,4 +1,4 @@
-"""Arms of Table 1 at a size for small machines: what of the paper's ordering shows up there, and what does not.
+"""Arms of Table 1 at a size for small machines: the part of the paper's ordering that shows up there.
 
     python -m benchmarks.ablation --scale small --quickstart quickstart --work ablation --output benchmarks/results
 
@@ -33,11 +33,11 @@ FIGURES = ("gen_ppl", "entropy", "diversity", "token_accuracy_clean", "latent_st
 
 @dataclass(frozen=True)
 class Arm:
-    """What it changes, and the paper's (perplexity, entropy): of its row in Table 1, and of the row to compare with."""
+    """One arm of the ablation, and its row in Table 1."""
 
-    overrides: Mapping[str, Any]
-    paper: tuple[float, float]
-    papers_base: tuple[float, float] = (98.5, 4.23)
+    overrides: Mapping[str, Any]  # settings that the arm changes
+    paper: tuple[float, float]  # the paper's perplexity and entropy of this row
+    papers_base: tuple[float, float] = (98.5, 4.23)  # and of the row that it is compared with
 
 
 ARMS = {
@@ -89,7 +89,7 @@ def measure(name: str, arm: Arm, seed: int, steps: int, texts: int, quickstart: 
 
 
 def minutes(run: Path) -> float:
-    """How long its steps took, halts of the process included, and evaluations not."""
+    """Minutes that the steps of a run took, without evaluations; time in which the process was halted counts."""
     rows = config.PRESETS["tiny"].overrides["batch_size"]
     total, before = 0.0, 0
     for line in MetricsFile(run / "metrics.jsonl").read():

@@ -1,4 +1,4 @@
-"""Training beside other work: the same step on an idle machine and with a busy process on every core.
+"""Training beside other work: a step on an idle machine and one with a busy process on every core.
 
 How OpenMP's threads wait decides it, and they read that from the environment when torch is loaded; so each way is
 measured in a process of its own. `python -m benchmarks.loaded SECONDS` is such a process: it prints its steps a second.
@@ -29,7 +29,7 @@ WAYS: dict[str, dict[str, str]] = {
 
 
 def run(folder: Path) -> list[dict[str, Any]]:
-    """All figures; on a CPU, whatever else there is."""
+    """Measure everything, on a CPU, whatever other device there is."""
     return rows(SECONDS)
 
 

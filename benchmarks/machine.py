@@ -1,4 +1,4 @@
-"""What a machine can do at most, measured: the limits that other figures are shares of. And how things are timed."""
+"""Limits of a machine, measured: other figures are shares of them. And the way in which things are timed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COPY_BYTES, FILE_BYTES = 2**28, 2**28
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one device."""
+    """Measured limits of one device."""
 
     flops: dict[str, float]  # FLOP/s of square matrix products by precision
     copy: float  # bytes/s that a copy within the device's memory reads and writes
@@ -124,7 +124,7 @@ class Peak:
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """What the block takes at most, beyond what was there; None where the kernel doesn't say."""
+    """Peak memory of the block beyond that before it, in bytes; None where the kernel doesn't say."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

@@ -1,4 +1,4 @@
-"""How wide Gaussian data come out of every solver, on every grid and at both ends: exactly, without drawing anything.
+"""Width of Gaussian data after every solver, on every grid and at both ends: exact, without drawing anything.
 
 The data are N(0, s²) and the denoiser is exact, ẑ_0 = α s² z / (α² s² + σ²), so what comes out is a sum of the first
 noise and those of the steps, whose coefficients are followed here. The learned grid is that of the exact loss.

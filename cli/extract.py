@@ -17,7 +17,7 @@ from ldlm.location import locate
 def command(options: Options, output: str | None) -> None:
     """Tokenise and pack text, run the frozen encoder over it, and store the normalised hidden states.
 
-    The store is complete, and can be trained on, once it is sealed; the same command takes up an interrupted one.
+    The store can be trained on once it is sealed. The same command resumes an interrupted extraction.
 
     \b
     Examples:

@@ -14,9 +14,9 @@ from ldlm.location import locate
 DAMAGED = 3  # exit status of verify
 
 
-@click.group(short_help="look after a feature store: info, verify, repair, texts, bench")
+@click.group(short_help="inspect and maintain a feature store: info, verify, repair, texts, bench")
 def command() -> None:
-    """Look after a feature store: what it is, whether it is whole, mend it, its held-out text, how fast it reads.
+    """Inspect, verify and repair a feature store, write its held-out text, and measure how fast it reads.
 
     \b
     Examples:
@@ -38,7 +38,7 @@ def _show(result: Any, as_json: bool, text: Callable[[], str]) -> None:
 @command.command(short_help="sizes, codec and its error, encoder, statistics")
 @_store
 def info(store: str, as_json: bool) -> None:
-    """Sizes, codec and its error, encoder, statistics."""
+    """Show sizes, codec and its error, encoder, statistics."""
     from ldlm.stages import features as stage
 
     result = stage.info(locate(store))
@@ -48,7 +48,7 @@ def info(store: str, as_json: bool) -> None:
 @command.command(short_help="hash every byte against the ledger; exit status 3 when something differs")
 @_store
 def verify(store: str, as_json: bool) -> None:
-    """Hash every byte against the ledger; exit status 3, and the shards' names, when something differs."""
+    """Hash every byte and compare with the ledger; exit status 3, with the shards' names, when something differs."""
     from ldlm.stages import features as stage
 
     faults = stage.verify(locate(store))
@@ -59,11 +59,11 @@ def verify(store: str, as_json: bool) -> None:
         click.get_current_context().exit(DAMAGED)
 
 
-@command.command(short_help="make the shards again that do not verify")
+@command.command(short_help="write damaged and missing shards again")
 @_store
 @click.option("--device", default="auto", metavar="TEXT", help="where the encoder runs  [default: auto]")
 def repair(store: str, as_json: bool, device: str) -> None:
-    """Make the shards again that do not verify, with the store's own text and encoder."""
+    """Write damaged and missing shards again, from the store's own text and encoder."""
     from ldlm.stages import features as stage
 
     bad, _ = stage.repair(locate(store), device=device, progress=show.Terminal())
@@ -72,11 +72,17 @@ def repair(store: str, as_json: bool, device: str) -> None:
 
 @command.command(short_help="held-out rows as text, to compare samples with")
 @_store
-@click.option("--rows", default=1000, metavar="INT", type=click.IntRange(1), help="the first so many  [default: 1000]")
+@click.option(
+    "--rows",
+    default=1000,
+    metavar="INT",
+    type=click.IntRange(1),
+    help="number of rows, from the first  [default: 1000]",
+)
 @click.option("--clean-up", is_flag=True, help="decode with the tokenizer's clean-up of spaces, like `ldlm sample`")
 @path_option("--output", "file to write, one JSON object per text", metavar="F.jsonl")
 def texts(store: str, as_json: bool, rows: int, clean_up: bool, output: str | None) -> None:
-    """Held-out rows as text, cut and decoded as samples are: the --reference of `evaluate` and `sweep`."""
+    """Write held-out rows as text, cut and decoded like samples: the --reference of `evaluate` and `sweep`."""
     from ldlm.stages import features as stage
 
     written = stage.texts(locate(store), rows, require(output, "--output", "real.jsonl"), clean_up=clean_up)
@@ -87,7 +93,7 @@ def texts(store: str, as_json: bool, rows: int, clean_up: bool, output: str | No
 @_store
 @click.option("--batch-size", default=32, metavar="INT", type=click.IntRange(1), help="rows per batch  [default: 32]")
 def bench(store: str, as_json: bool, batch_size: int) -> None:
-    """Read rate of shuffled batches as float32 tensors, against a memory map of the same rows."""
+    """Measure the read rate of shuffled batches as float32 tensors, against a memory map of the same rows."""
     from ldlm.stages import features as stage
 
     result = stage.bench(locate(store), batch_size=batch_size)

@@ -21,12 +21,12 @@ FIGURES = {
 @path_option("--run", "the trained run")
 @path_option("--features", "the feature store that it was trained on")
 @click.option("--allow-partial", is_flag=True, help="use the shards that an unsealed store has")
-@click.option("--list", "as_list", is_flag=True, help="print the decoders that the run has and stop")
+@click.option("--list", "as_list", is_flag=True, help="list the run's decoders and stop")
 def command(options: Options, run: str | None, features: str | None, allow_partial: bool, as_list: bool) -> None:
     """Freeze encoder and denoiser, and train a new token decoder of K blocks on noisy latents.
 
-    With it sampling needs D_h no more. It becomes the run's default decoder where no other, measured under the same
-    noise and on the same rows, has a lower held-out cross-entropy. The same command goes on from the newest checkpoint.
+    With it a run samples without D_h. It becomes the run's default decoder unless another one, measured under the same
+    noise and on the same rows, has a lower held-out cross-entropy. The same command resumes from the newest checkpoint.
 
     \b
     Examples:

@@ -13,23 +13,23 @@ from ldlm.config import InterpolateConfig
 from ldlm.errors import InputError
 
 
-@click.command(cls=Command, short_help="decode the way between two latents: how smooth is the space?")
+@click.command(cls=Command, short_help="decode paths between latents: how smooth is the latent space?")
 @stage_options(InterpolateConfig)
-@click.option("--run", "runs", metavar="DIR...", multiple=True, help="the trained run, or several to compare")
+@click.option("--run", "runs", metavar="DIR...", multiple=True, help="trained run, or several to compare")
 @click.option(
-    "--features", metavar="DIR...", multiple=True, help="the feature store of each run in turn, or one for all of them"
+    "--features", metavar="DIR...", multiple=True, help="feature store of each run in turn, or one for all of them"
 )
-@click.option("--from", "start", metavar="TEXT", help="print the path from this text, and measure nothing")
-@click.option("--to", "end", metavar="TEXT", help="to this one")
+@click.option("--from", "start", metavar="TEXT", help="print the path that begins at this text, and score nothing")
+@click.option("--to", "end", metavar="TEXT", help="text at the end of the path that --from begins")
 @click.option("--allow-partial", is_flag=True, help="use the shards that an unsealed store has")
-@path_option("--output", "folder for the figures, texts and plots  [default: interpolation, in the run]")
+@path_option("--output", "folder for figures, texts and plots  [default: interpolation, in the run]")
 def command(
     options: Options, runs: tuple[str, ...], features: tuple[str, ...], start: str | None, end: str | None,
     allow_partial: bool, output: str | None,
 ) -> None:  # fmt: skip
     """Decode the path between the latents of pairs of held-out texts, and score the texts on it.
 
-    With --from and --to the path between these two is printed, a line for each point.
+    --from and --to print the path between two texts, a line for each point.
 
     \b
     Examples:
@@ -72,7 +72,7 @@ def command(
 def _given(
     options: Options, start: str | None, end: str | None, features: tuple[str, ...], output: str | None
 ) -> tuple[str, str] | None:
-    """The two texts, where the user gives them; `InputError` for what doesn't go with them."""
+    """The texts of --from and --to, None without them; `InputError` for flags that don't go with them."""
     if start is None and end is None:
         if options.flags[("encoder",)]:
             raise InputError("--encoder is for --from and --to; pairs of held-out texts come with their states")
@@ -111,7 +111,7 @@ def _table(name: str, result: dict[str, Any]) -> str:
 
 
 def _figures(measured: dict[str, Any]) -> tuple[Any, ...]:
-    """Perplexity and entropy with their intervals, and diversity."""
+    """Cells of a row: perplexity and entropy, each with its interval, and diversity."""
     low_high = {name: "–".join(map(show.value, measured["intervals"][name] or ())) for name in ("gen_ppl", "entropy")}
     return (
         measured["gen_ppl"], low_high["gen_ppl"], measured["entropy"], low_high["entropy"], measured["diversity"],
@@ -119,11 +119,11 @@ def _figures(measured: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _way(way: dict[str, Any]) -> str:
-    """A line for each point."""
+    """A path between two texts, a line for each point."""
     head = f"{way['run']}: {way['path']} path, decoder {way['decoder']}"
     return "\n".join([head, *(f"{p['a']:.2f}  {_one_line(p['text'])}" for p in way["points"])])
 
 
 def _one_line(text: str) -> str:
-    """Line ends and control characters, which an untrained model likes, are spelled out."""
+    """The text with line ends and control characters escaped: an untrained model draws many."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -13,7 +13,7 @@ from ldlm.config import PretrainConfig
 @stage_options(PretrainConfig)
 @path_option("--output", "folder for the model and the tokenizer")
 def command(options: Options, output: str | None) -> None:
-    """Train a small GPT-2 or BERT on your text, to serve as frozen encoder or scorer where no hub can be reached.
+    """Train a small GPT-2 or BERT on your text: a frozen encoder or a scorer for machines without the hub.
 
     \b
     Example:

@@ -11,11 +11,11 @@ from ldlm.config import QuickstartConfig
 
 @click.command(cls=Command, short_help="the whole pipeline on real text, in about ten minutes on two cores")
 @stage_options(QuickstartConfig)
-@path_option("--output", "folder for everything it makes")
+@path_option("--output", "folder for all outputs")
 def command(options: Options, output: str | None) -> None:
     """Pretrain a small encoder, extract features, train jointly, fine-tune a decoder, sample, interpolate, evaluate.
 
-    A demonstration of the pipeline, not of the paper's quality. The same command takes up an interrupted one.
+    A demonstration of the pipeline, not of the paper's quality. The same command resumes an interrupted one.
 
     \b
     Examples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,17 @@ from ldlm.config import SampleConfig
 from ldlm.errors import InputError
 
 
-@click.command(cls=Command, short_help="draw texts from a run, or show one on its way from noise")
+@click.command(cls=Command, short_help="draw texts from a run, or trace one on its way from noise")
 @stage_options(SampleConfig, named_samplers=True)
-@path_option("--run", "the trained run, or what `ldlm export` made of it")
+@path_option("--run", "trained run or exported model")
 @path_option("--output", "file to write, one JSON object per text", metavar="F.jsonl")
-@path_option("--trace", "instead of --output: folder for the way of one text from noise, as a page and a GIF")
+@path_option("--trace", "instead of --output: folder for a page and a GIF of one text on its way from noise")
 def command(options: Options, run: str | None, output: str | None, trace: str | None) -> None:
     """Draw texts: noise, the reverse process, one pass through the decoder.
 
-    Text i depends on its seed, 1,000,000 SEED + i, and not on the batch. The same command takes up an interrupted one.
+    Text i depends on its seed, 1,000,000 SEED + i, and not on the batch. The same command resumes an interrupted one.
 
-    --trace shows how one of these texts comes to be: what the decoder reads at times t on the way, and how sure it is.
+    --trace shows one of these texts on its way: the decoded estimates at times t, and the probability of each token.
 
     \b
     Examples:
@@ -54,7 +55,7 @@ def command(options: Options, run: str | None, output: str | None, trace: str | 
 
 
 def _exported_settings(run: str | None) -> dict[str, Any]:
-    """How an exported model draws where it is told nothing else."""
+    """The default sampler of an exported model; empty for a run."""
     if run is None:
         return {}
     from ldlm import config
@@ -66,11 +67,12 @@ def _exported_settings(run: str | None) -> dict[str, Any]:
 
 
 def _trace(options: Options, config: SampleConfig, run: str | None, folder: str) -> None:
+    from ldlm.stages import sample
     from ldlm.stages import trace as stage
 
     run_path, out = require(run, "--run", "run"), require(folder, "--trace", "trace")
     if options.dry_run:
-        return options.show_plan(stage.plan(config, run_path))
+        return options.show_plan(sample.plan(replace(config, num_samples=1), run_path))
     made = stage.run(config, run_path, out, overwrite=bool(options.overwrite), progress=show.Terminal())
     result = {"output": str(out), **made.manifest}
     options.show(

@@ -14,18 +14,22 @@ from ldlm.config import SweepConfig
 
 @click.command(cls=Command, short_help="quality against the number of evaluations: solvers, grids, guidance")
 @stage_options(SweepConfig, named_samplers=True)
-@path_option("--run", "the trained run")
-@path_option("--reference", "real text, the star in the plot", metavar="FILE")
+@path_option("--run", "trained run")
+@path_option("--reference", "real text, shown as a star in the plot", metavar="FILE")
 @click.option(
-    "--external", "externals", multiple=True, metavar="NAME=FILE,NFE,SECONDS", help="anybody's samples, with their cost"
+    "--external",
+    "externals",
+    multiple=True,
+    metavar="NAME=FILE,NFE,SECONDS",
+    help="texts of another model, with evaluations and seconds per text",
 )
-@path_option("--output", "folder for the tables, the plot and the finalists' texts; RUN/sweep if not given")
+@path_option("--output", "folder for tables, plot and the finalists' texts  [default: sweep, in the run]")
 def command(
     options: Options, run: str | None, reference: str | None, externals: tuple[str, ...], output: str | None
 ) -> None:
-    """Draw with every solver, time grid and guidance at every budget, score all of it, and draw the finalists again.
+    """Draw with every solver, time grid and guidance at every budget, score the texts, and draw the finalists again.
 
-    The same command takes up an interrupted sweep.
+    The same command resumes an interrupted sweep.
 
     \b
     Example:

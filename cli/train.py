@@ -23,7 +23,7 @@ TEXT = (
 
 @click.command(cls=Command, short_help="train encoder, denoiser and decoders jointly")
 @stage_options(TrainConfig, presets=True)
-@path_option("--features", "the feature store, or `online`: the encoder runs inside the step", metavar="DIR|online")
+@path_option("--features", "the feature store, or `online` to run the encoder inside the step", metavar="DIR|online")
 @path_option("--output", "folder of the run")
 @click.option("--allow-partial", is_flag=True, help="train on the shards that an unsealed store has")
 @online_options(TEXT)
@@ -32,8 +32,7 @@ def command(
 ) -> None:
     """Train the latent encoder, the denoiser and the decoders jointly on a feature store.
 
-    The same command goes on from the newest checkpoint. Every setting can be seen with --dump-config and changed with
-    --set.
+    The same command resumes from the newest checkpoint. --dump-config shows every setting, and --set changes one.
 
     \b
     Examples:

@@ -1,6 +1,6 @@
-"""Attention, by the kernel that the process has chosen.
+"""Softmax attention, by the kernel that the process has chosen.
 
-Shapes in names: B batch, L or N sequence, H heads, K width of a head.
+Shape letters: CONTRIBUTING. N counts queries and L keys here.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from ldlm.errors import InputError
 def attention(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor) -> Tensor:
     """softmax(q·k/√K)·v without a mask, (B, N, H, K) against (B, L, H, K); returns (B, N, H, K).
 
-    By the kernel that `use_attention` chose. Compiled code takes torch's, since xformers' would break the graph, and so
-    does float32.
+    The kernel is the one that `use_attention` chose. Compiled code and float32 always take torch's.
     """
-    # Its kernels for float32 end with the H200, and compiled code would be compiled anew when `_kernel` changes.
+    # xformers would break the graph of compiled code, and its kernels for float32 end with the H200.
     if not torch.compiler.is_compiling() and _kernel == "xformers" and v_BLHK.dtype in _HALF and v_BLHK.is_cuda:
         # Under autocast the norms of queries and keys may give float32, which torch's kernel casts by itself.
         return _xformers()(q_BNHK.to(v_BLHK.dtype), k_BLHK.to(v_BLHK.dtype), v_BLHK)
@@ -37,9 +36,9 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def use_attention(name: str, device: torch.device) -> str:
-    """Choose the kernel of all attention in this process: `xformers`, `sdpa`, or `auto`; returns which it is.
+    """Choose the attention kernel of this process: `xformers`, `sdpa` (torch's), or `auto`; returns the name chosen.
 
-    `auto` is xformers' on a GPU where it can be imported, else torch's. `InputError` for one that can't be had.
+    `auto` is xformers on a GPU where it can be imported, else sdpa. `InputError` for a kernel that can't be had.
     """
     global _kernel
     if name == "xformers" and device.type != "cuda":
@@ -54,7 +53,7 @@ def use_attention(name: str, device: torch.device) -> str:
 
 @cache
 def _xformers() -> Callable[..., Tensor] | Any:
-    """xformers' memory-efficient attention; None where there is none.
+    """xformers' memory-efficient attention; None where it can't be imported.
 
     Where its own extension was built for another CUDA it warns on import, and works through torch's flash kernels.
     """

@@ -1,4 +1,4 @@
-"""How the arithmetic is done: precision of matrix products, attention kernel, compilation. What is computed stays.
+"""Precision of matrix products, attention kernel, compilation and CUDA graphs: how fast, and not what, is computed.
 
 bf16 is autocast in training: weights, optimiser, losses and the residual stream stay float32. In sampling the
 denoiser's own weights are bf16; the state of the solver and the decoders are float32.
@@ -29,7 +29,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Compute:
-    """What a `ComputeConfig` means on a device."""
+    """A `ComputeConfig` resolved for a device."""
 
     device: torch.device
     dtype: torch.dtype = torch.float32  # of matrix products
@@ -37,7 +37,7 @@ class Compute:
 
     @classmethod
     def of(cls, config: ComputeConfig, device: torch.device) -> Compute:
-        """Settles the process's attention kernel as well; `InputError` when something can't be had on the device."""
+        """Resolve a configuration, and choose the process's attention kernel; `InputError` for what can't be had."""
         if config.attention == "xformers" and config.compile == "on":
             raise InputError(
                 "--attention xformers breaks the graph of --compile on; use --attention sdpa, or compile off"
@@ -49,29 +49,29 @@ class Compute:
 
     @property
     def precision(self) -> Literal["fp32", "bf16"]:
-        """Its name, as it is recorded."""
+        """Name of the dtype, as it is recorded."""
         return "bf16" if self.dtype == torch.bfloat16 else "fp32"
 
     @cached_property
     def normal(self) -> Callable[..., Tensor]:
-        """`noise.normal`: hundreds of small operations, or, compiled, one, which may round the last bit differently.
+        """`noise.normal`, compiled where the blocks are: one operation instead of hundreds, with other rounding.
 
-        Give it the step as a tensor, or it is compiled for each.
+        Pass the step as a tensor: with an int it is compiled anew for each step.
         """
-        # Or else the products of element numbers and 32-bit constants become index arithmetic, in which a GPU's
-        # kernels overflow (pytorch/pytorch#175966).
+        # Without the option the products of element numbers and 32-bit constants become index arithmetic, in which a
+        # GPU's kernels overflow (pytorch/pytorch#175966).
         return compiled(noise.normal, constant_and_index_propagation=False) if self.compiled else noise.normal
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Within it, matrix products and attention are in `dtype`."""
+        """Context in which matrix products and attention are computed in `dtype`."""
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
 
 def without_cast_cache(device: torch.device) -> AbstractContextManager[object]:
-    """Within it autocast, where it is on, casts the weights anew at each use.
+    """Context in which autocast, where it is on, casts the weights anew at each use.
 
-    For a pass without gradients inside a step: in torch before 2.11 the casts that it kept would carry no graph, and
-    the pass that learns would use them and train nothing (pytorch/pytorch#112583).
+    It is for a pass without gradients inside a step. In torch before 2.11 the casts kept from it carry no graph, and
+    the pass with gradients would use them and train nothing (pytorch/pytorch#112583).
     """
     kind = device.type
     if kind == "meta" or not torch.is_autocast_enabled(kind):
@@ -80,7 +80,7 @@ def without_cast_cache(device: torch.device) -> AbstractContextManager[object]:
 
 
 def precision_on(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
-    """What `auto` means on a device: bf16 where it is fast for certain."""
+    """The precision on a device; `auto` is bf16 where the hardware has it, else fp32."""
     if precision != "auto":
         return precision
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -88,15 +88,15 @@ def precision_on(precision: Precision, device: torch.device) -> Literal["fp32", 
 
 
 def compiled(function: Function, **options: bool) -> Function:
-    """The function, compiled for each combination of shapes; `options` are the compiler's."""
-    # Beyond its limit, 8, torch goes on without compiling: too few for batches of 1, 2, 4 … 256 texts.
+    """Compile a function for each combination of shapes; `options` are the compiler's."""
+    # Beyond its limit of 8 torch goes on without compiling, which is too few for batches of 1, 2, 4 … 256 texts.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
     made: Any = torch.compile(function, dynamic=False, options=dict(options) or None)
     return made  # type: ignore[no-any-return]
 
 
 def fetch(tensor: Tensor) -> Callable[[], Tensor]:
-    """Begin to copy a tensor to the host, beside what the device does next; calling the result waits for the copy."""
+    """Begin to copy a tensor to the host while the device works on; calling the result waits for the copy."""
     if not tensor.is_cuda:
         return lambda: tensor
     stream = _stream("copies", tensor.device)
@@ -123,9 +123,9 @@ _RECORDING = Lock()  # one graph at a time in a process
 
 
 def recorded(function: Callable[[], None], device: torch.device) -> Callable[[], None] | None:
-    """A function that changes tensors in place as a CUDA graph, all of its kernels by one launch; None without a GPU.
+    """Record a function that changes tensors in place as a CUDA graph, which one launch replays; None without a GPU.
 
-    It runs `WARM_UPS` times first, in which it is compiled; let the tensors have their values afterwards. It must not
+    The function runs `WARM_UPS` times first, to be compiled: give the tensors their values afterwards. It must not
     wait for the device.
     """
     if device.type != "cuda":
@@ -139,7 +139,7 @@ def recorded(function: Callable[[], None], device: torch.device) -> Callable[[],
             for _ in range(WARM_UPS):
                 function()
         torch.cuda.current_stream().wait_stream(stream)
-        # What other threads allocate meanwhile is none of the graph's business.
+        # Other threads may allocate meanwhile.
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             function()
     return graph.replay

@@ -61,7 +61,7 @@ def _open(path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except FileNotFoundError:  # whoever finished the work has just removed the folder
+        except FileNotFoundError:  # another process has finished the work and removed the folder
             continue
 
 

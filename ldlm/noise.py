@@ -20,7 +20,7 @@ _LOW = 0xFFFFFFFF
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Four words of 32 random bits for each 128-bit counter under a 64-bit key; all are int64 tensors below 2^32."""
+    """Four random 32-bit words for each 128-bit counter under a 64-bit key; all are int64 tensors below 2^32."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -38,7 +38,7 @@ def _purpose_word(purpose: str) -> int:
 
 
 def _words(seeds: Tensor, purpose: str, step: int | Tensor, rows: Tensor, count: int) -> tuple[Tensor, ...]:
-    """Four int64 tensors of shape (R, count): the words at the addresses (seed, purpose, step, row, 0 … count−1)."""
+    """Four int64 tensors (R, count): random words at the addresses (seed, purpose, step, row, 0 … count−1)."""
     element = torch.arange(count, device=rows.device)[None, :]
     step_word = step & _LOW if isinstance(step, Tensor) else torch.full_like(element, step & _LOW)
     counter = (element, rows[:, None] & _LOW, step_word, torch.full_like(element, _purpose_word(purpose)))
@@ -52,16 +52,16 @@ def _per_row(seed: int | Tensor, rows: Tensor) -> Tensor:
 
 
 def uniform(seed: int | Tensor, purpose: str, step: int, rows: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
-    """float64 in (0, 1) of shape (R, *shape). `rows` (R,) int64; `seed` an int, or one per row."""
+    """Uniform float64 in (0, 1) of shape (R, *shape). `rows` (R,) int64; `seed` an int, or one per row."""
     size = math.prod(shape)
     words = _words(_per_row(seed, rows), purpose, step, rows, -(-size // 4))
     return ((torch.cat(words, dim=1)[:, :size].double() + 0.5) / 2.0**32).reshape(rows.shape[0], *shape)
 
 
 def normal(seed: int | Tensor, purpose: str, step: int | Tensor, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal float32 of shape (R, *shape), by Box–Muller, two of them from each pair of words.
+    """Standard normal float32 of shape (R, *shape), by Box–Muller: two numbers from each pair of words.
 
-    A step that is a tensor, of one element, is an input of a compiled graph, where an int would be a constant.
+    `step` may be a tensor of one element, which is an input of a compiled graph where an int would be a constant.
     """
     size = math.prod(shape)
     words = _words(_per_row(seed, rows), purpose, step, rows, -(-size // 4))
@@ -75,6 +75,6 @@ def normal(seed: int | Tensor, purpose: str, step: int | Tensor, rows: Tensor, s
 
 
 def coin(seed: int, purpose: str, step: int, probability: float) -> bool:
-    """True with that probability; a function of (seed, step) only, so that every process agrees (SPEC 4)."""
+    """True with that probability, as a function of (seed, purpose, step) alone: every process agrees (SPEC 4)."""
     row = torch.zeros(1, dtype=torch.int64)
     return bool(uniform(seed, purpose, step, row).item() < probability)

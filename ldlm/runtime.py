@@ -1,4 +1,4 @@
-"""Where and how things run: devices, the processes of a job, and signals that ask it to stop."""
+"""Devices, the processes of a job, and signals that ask it to stop."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ Result = TypeVar("Result")
 
 
 def device(name: str) -> torch.device:
-    """The device that `name` means; `auto` is cuda where there is one. `InputError` when it can't be had.
+    """The device called `name`; `auto` is cuda where there is one. `InputError` when it can't be had.
 
-    Under torchrun each process on a machine has a GPU of its own, unless `name` says which, or its share of the cores.
+    Under torchrun each process on a machine gets a GPU of its own, unless `name` has a number; on CPUs its share of the
+    cores.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -42,14 +43,14 @@ def device(name: str) -> torch.device:
     if found.type not in ("cpu", "cuda"):
         raise InputError(f"--device {name} is not supported; use cpu, cuda, cuda:N or auto")
     if found.index is not None:
-        torch.cuda.set_device(found)  # where collectives and libraries put what they don't ask about
+        torch.cuda.set_device(found)  # for collectives and libraries, which take the current device
     if found.type == "cpu":
         _share_cores()
     return found
 
 
 def _share_cores() -> None:
-    """As many threads as there are cores for each process: torchrun allows each of several but one, unless told."""
+    """Use each process's share of the cores: torchrun sets one thread per process, unless the user has set more."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if processes > 1 and os.environ.get("OMP_NUM_THREADS") == "1":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
@@ -61,7 +62,7 @@ def _share_cores() -> None:
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train together, as torchrun started them; one alone without it."""
+    """The processes of a job, as torchrun started them; without torchrun there is one."""
 
     rank: int = 0
     size: int = 1
@@ -78,13 +79,13 @@ class World:
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether it holds in any process."""
+        """Whether `flag` is true in any process."""
         return flag if self.size == 1 else bool(self.sum(torch.tensor(int(flag))))
 
     def main_only(self, work: Callable[[], Result]) -> Result | None:
-        """The result of `work` in the main process, and None in the others; what it refuses, all of them refuse.
+        """The result of `work` in the main process, and None in the others. All raise the main one's `InputError`.
 
-        Without that the others would wait for the main one in vain.
+        Otherwise the others would wait for the main one in vain.
         """
         result, refusal = None, None
         if self.main:
@@ -100,7 +101,7 @@ class World:
         return result
 
     def from_main(self, value: Any) -> Any:
-        """What the main process has, in every process; a JSON value, since torch would send objects as pickles."""
+        """Broadcast the main process's value. It is JSON, since torch would send objects as pickles."""
         if self.size == 1:
             return value
         data = json.dumps(value).encode()
@@ -117,13 +118,13 @@ ALONE = World()
 
 
 def reports() -> bool:
-    """Whether this is the one of a launcher's processes that shows the user what came out."""
+    """Whether this process shows results to the user: the first of a launcher's processes."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def world() -> Iterator[World]:
-    """The job that this process is part of; joins and leaves it."""
+    """Join the job that this process is part of, and leave it at the end of the block."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
@@ -144,7 +145,7 @@ REPEATED = 0.3  # seconds; a launcher that is signalled with its workers passes 
 
 
 class Stop:
-    """SIGTERM and SIGINT as a wish to end in order; a second signal has its usual effect. Use as a context manager."""
+    """Notes SIGTERM and SIGINT as a wish to stop; a second signal has its usual effect. Use as a context manager."""
 
     signals = (signal.SIGTERM, signal.SIGINT)
 
@@ -173,9 +174,9 @@ class Stop:
             signal.raise_signal(number)
 
     def interruptible(self, work: Callable[[], Result]) -> Result | None:
-        """The result of `work`; None when a signal has come, or comes before it is done, which is not waited for.
+        """The result of `work`; None when a signal has come, or comes while it runs and interrupts it.
 
-        `work` must leave no state half-changed wherever it is left.
+        `work` must not leave state half-changed, wherever it is interrupted.
         """
         with suppress(Stopped):
             self._waiting = True

@@ -1,4 +1,4 @@
-"""What draws texts, taken out of a run: a folder to hand on, or to upload to the Hugging Face hub (SPEC 8)."""
+"""Export of a run's denoiser and decoders: a folder to share, or to upload to the Hugging Face hub (SPEC 8)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ldlm.training.log import MetricsFile
 
 
 def plan(config: ExportConfig, run_path: Path) -> dict[str, Any]:
-    """The decoders that it would export, and the size of the weights."""
+    """Decoders that it would export, and the size of the weights."""
     run = TrainedRun(run_path, torch.device("cpu"), config.checkpoint)
     names = _decoders(config, run)
     parameters = sum(p.numel() for network in _networks(run, names).values() for p in network.parameters())
@@ -34,8 +34,8 @@ def plan(config: ExportConfig, run_path: Path) -> dict[str, Any]:
 def run(
     config: ExportConfig, run_path: Path, out: Path, *, overwrite: bool = False, progress: Progress = SILENT
 ) -> Artifact:
-    """Write the model `out`, and upload it when asked to."""
-    if overwrite or not (out / "artifact.json").is_file():  # what an earlier version began is taken up as it was
+    """Write the model to the folder `out`, and upload it when asked to."""
+    if overwrite or not (out / "artifact.json").is_file():  # an export that an earlier version began keeps its sampler
         solvers.check(config.sampler)
     run = TrainedRun(run_path, torch.device("cpu"), config.checkpoint)
     names = _decoders(config, run)
@@ -57,7 +57,7 @@ def run(
 
 
 def _decoders(config: ExportConfig, run: TrainedRun) -> list[str]:
-    """Names of those that are exported, the default first; `InputError` when there is none."""
+    """Names of the decoders to export, the default first; `InputError` when there is none."""
     if config.decoder is None and run.usable_decoders():
         return run.usable_decoders()
     return [run.decoder(config.decoder).name]
@@ -68,7 +68,7 @@ def _networks(run: TrainedRun, names: list[str]) -> dict[str, nn.Module]:
 
 
 def _record(run: TrainedRun, name: str) -> dict[str, Any]:
-    """What the run has on a decoder: nothing of its own for `joint`, and else its manifest."""
+    """The manifest of a fine-tuned decoder; empty for `joint`, which has none of its own."""
     return {} if name == JOINT else artifact.open_artifact(run.path / "decoders" / name, "decoder").manifest
 
 
@@ -87,14 +87,14 @@ def _describe(config: ExportConfig, run: TrainedRun, decoders: dict[str, dict[st
 
 
 def _provenance(run: TrainedRun, decoders: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Where the weights come from, without a path of the machine that they were trained on."""
+    """Provenance of the weights, without paths of the machine that they were trained on."""
     encoder = run.features["encoder"]
     finished = run.artifact.manifest if run.artifact.complete else {}
     return {
         **run.origin,
         "settings": configs.identity(run.config),
         "features": {key: run.features.get(key) for key in ("store", "text", "rows")},
-        # A name without a commit is a folder, and its fingerprint says which encoder it is wherever it lies.
+        # A name without a commit is a folder's; the fingerprint identifies the encoder wherever it is.
         "encoder": {**encoder, "name": encoder["name"] if encoder.get("revision") else Path(encoder["name"]).name},
         "held_out": _held_out(run),
         "decoders": {name: record["held_out"] for name, record in decoders.items() if record},
@@ -103,7 +103,7 @@ def _provenance(run: TrainedRun, decoders: dict[str, dict[str, Any]]) -> dict[st
 
 
 def _held_out(run: TrainedRun) -> dict[str, Any]:
-    """The single figures of the last evaluation up to the checkpoint; none before the first."""
+    """The scalar figures of the last evaluation up to the checkpoint; empty before the first."""
     lines = [line for line in MetricsFile(run.path / "metrics.jsonl").read() if line["kind"] == "eval"]
     lines = [line for line in lines if line["step"] <= run.checkpoint.step]
     last = lines[-1] if lines else {}
@@ -111,11 +111,11 @@ def _held_out(run: TrainedRun) -> dict[str, Any]:
 
 
 def _push(out: Path, repo_id: str) -> str:
-    """Upload it, with its card as it is by now; returns the address."""
+    """Upload the model, with its card as it is now; returns the address."""
     model = LDLM.from_pretrained(out)
     try:
         return str(model.push_to_hub(repo_id, commit_message="Model exported by ldlm"))
-    except Exception as error:  # the client and the HTTP library below it raise many kinds, and all mean the same
+    except Exception as error:  # the client and the HTTP library below it raise many kinds
         raise InputError(
             f"{out} is complete and could not be uploaded to {repo_id!r} ({hub.why(error)}); log in with "
             f"`hf auth login` and run the same command again"

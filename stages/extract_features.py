@@ -90,6 +90,6 @@ def run(config: ExtractConfig, out: Location, *, overwrite: bool = False, progre
                 extraction.encode_sample()
                 extraction.describe()
                 extraction.write_shards()
-                if extraction.wanting():
+                if extraction.missing_shards():
                     extraction.write_shards()
         return extraction.seal(result)

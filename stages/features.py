@@ -1,4 +1,4 @@
-"""Looking after a feature store: what it is, whether it is whole, mending it, its held-out text, how fast it reads."""
+"""Maintenance of a feature store: its properties, verification, repair, held-out text, and read rate."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from ldlm.stages import extract_features
 
 
 def info(path: Location) -> dict[str, Any]:
-    """Sizes, codec with its error, encoder and statistics; of an unsealed store, what is missing."""
+    """Sizes, codec with its error, encoder and statistics of a store; for an unsealed one, how much is missing."""
     found = FeatureStore(path, allow_partial=True)
     size = sum(entry["bytes"] for record in found.records.values() for entry in record["files"].values())
     rows = sum(record["rows"] for record in found.records.values())
@@ -56,21 +56,21 @@ def info(path: Location) -> dict[str, Any]:
 
 
 def verify(path: Location) -> list[dict[str, str]]:
-    """Every file that is not as it was written, with the shard that it belongs to; empty for a whole, sealed store."""
+    """Every file that differs from what was written, with its shard; empty for an intact, sealed store."""
     return [{"shard": shard, "file": name, "problem": problem} for shard, name, problem in ledger.faults(path)]
 
 
 def remedy(place: str, faults: list[dict[str, str]]) -> str:
-    """What to do about them."""
+    """Advice on the faults of the store `place`."""
     lost = [fault["file"] for fault in faults if fault["file"] in ledger.MADE_OF]
-    return f"{', '.join(lost)}: {ledger.COPY}" if lost else f"`ldlm features repair {place}` mends it"
+    return f"{', '.join(lost)}: {ledger.COPY}" if lost else f"`ldlm features repair {place}` repairs it"
 
 
 def repair(path: Location, *, device: str = "auto", progress: Progress = SILENT) -> tuple[list[str], Artifact]:
-    """Make the shards again that do not verify, from the text and encoder that the store was made with.
+    """Write damaged and missing shards again, from the text and encoder that the store was made with.
 
-    Returns their names and the sealed store. What is whole is left alone. `InputError` when that text, encoder or
-    configuration is gone.
+    Returns their names and the sealed store. Intact shards are left alone. `InputError` when the text, the encoder or
+    the configuration is gone.
     """
     found = artifact.open_artifact(path, "features", complete=False)
     with locks.exclusive_lock(path) if isinstance(path, Path) else nullcontext():
@@ -85,30 +85,30 @@ def repair(path: Location, *, device: str = "auto", progress: Progress = SILENT)
         bad = [(shard, name) for shard, name, _ in faults]
         shards = sorted({shard for shard, _ in bad})
         if bad:
-            prepare(made_with, path)  # a text or an encoder that is gone is said before anything goes
+            prepare(made_with, path)  # raises for a missing text or encoder before anything is removed
             progress.note(f"making again: {', '.join(shards)}")
             ledger.forget(path, bad)
     return shards, extract_features.run(made_with, path, progress=progress)
 
 
 def texts(path: Location, rows: int, out: Path, *, clean_up: bool = False) -> Path:
-    """Write held-out rows, decoded, as `ldlm sample` writes its texts: real text of the samples' length and kind.
+    """Write held-out rows as text, in the format of `ldlm sample`: real text of the samples' length and kind.
 
-    Training rows where the store has no others. The record beside it says how they were decoded. `InputError` when the
-    store has fewer rows, or the file holds something else.
+    They are training rows where the store has no others. A record beside the file says how they were decoded.
+    `InputError` when the store has fewer rows, or the file holds something else.
     """
     found = FeatureStore(path, allow_partial=True)
     split = found.held_out()
     if split.rows < rows:
         raise InputError(f"{path} has {split.rows:,} {split.name} rows; ask for no more with --rows")
     tokens = split.read_tokens(np.arange(rows))
-    with tempfile.TemporaryDirectory() as folder:  # the store may be in an object store, which no tokenizer reads
+    with tempfile.TemporaryDirectory() as folder:  # a tokenizer can't be loaded from an object store
         files.copy_tree(found.tokenizer_path, Path(folder))
         tokenizer = load_tokenizer(folder)
     decoded = metrics.decode_tokens(tokenizer, tokens, clean_up=clean_up)
     lines = files.dump_jsonl(samples.rows(decoded, tokens.tolist(), range(rows)))
     files.check_output(out, "real.jsonl")
-    # The beginning of it is what a kill leaves in a file that is a mount point, and can't be renamed to.
+    # A kill may leave a beginning of it in a file that is a mount point, which can't be replaced by a rename.
     if out.exists() and not lines.encode().startswith(out.read_bytes()):
         raise InputError(f"{out} holds something else; choose another --output")
     samples.write_record(out, "texts", samples.record_of(tokenizer, clean_up))
@@ -119,9 +119,9 @@ def texts(path: Location, rows: int, out: Path, *, clean_up: bool = False) -> Pa
 def bench(path: Location, *, batch_size: int = 32, seconds: float = 5.0, most_bytes: float = 512e6) -> dict[str, Any]:
     """Rows per second of shuffled float32 batches from the training stream, against a memory map of the same rows.
 
-    The map holds the stored dtype, uncompressed, in a temporary folder, and its batches are in the same order. Both are
-    gone through once before the clock starts, so that they come from the page cache, and then in turns, of which each
-    opens and closes its own, so that nothing reads ahead in the other's time. At most `most_bytes` of rows are
+    The map holds the stored dtype, uncompressed, in a temporary folder; its batches have the same order. Both are read
+    once before the clock starts, so that they come from the page cache. Then they are timed in turns, each of which
+    opens and closes its own reader, so that neither reads ahead in the other's time. At most `most_bytes` of rows are
     compared.
     """
     store = FeatureStore(path, allow_partial=True)
@@ -159,7 +159,7 @@ def bench(path: Location, *, batch_size: int = 32, seconds: float = 5.0, most_by
 
 
 def _memory_map(split: Split, folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of a split, uncompressed in files, mapped."""
+    """Memory maps of a split's arrays, written uncompressed to `folder`."""
     mapped: dict[str, np.ndarray] = {}
     for name, array in split.arrays.items():
         file = np.memmap(folder / name, array.dtype, "w+", shape=(split.rows, *array.shape[1:]))
@@ -173,7 +173,7 @@ def _memory_map(split: Split, folder: Path) -> dict[str, np.ndarray]:
 
 
 def _rate(batches: Generator[Any, None, None], warm: int, seconds: float) -> float:
-    """Batches per second of an endless generator, after `warm` that are not counted; closes it."""
+    """Batches per second of an endless generator, after `warm` uncounted ones; closes it."""
     for _ in range(warm):
         next(batches)
     done, started = 0, time.perf_counter()

@@ -1,7 +1,7 @@
-"""A token decoder that reads the latents directly, trained after the rest (Appendix B.2, Table 5).
+"""Training of a token decoder that reads the latents directly, after the rest (Appendix B.2, Table 5).
 
-Latent encoder and denoiser are frozen; a new decoder of K blocks and a head reads z_0 + σ_dec·ε, or with what other
-noise the run's decoders have, and learns by cross-entropy alone. After it, a run samples without D_h.
+Latent encoder and denoiser are frozen. A new decoder of K blocks and a head reads z_0 + σ_dec·ε, or z_0 under the noise
+of the run's own decoders, and learns by cross-entropy alone. With it a run samples without D_h.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ldlm.training.loop import train
 from ldlm.training.output import begin, resume
 from ldlm.training.speed import Speedometer
 
-# What the stage takes from its own settings, those that are None from the run's.
+# Settings that the stage has of its own; those that are None are the run's.
 TAKEN = (
     "batch_size", "accumulate", "max_nonfinite", "log_every", "eval_every", "eval_rows", "save_every", "keep", "seed",
     "compute",
@@ -47,7 +47,7 @@ TAKEN = (
 
 
 def plan(config: FinetuneConfig, run_path: Path) -> dict[str, Any]:
-    """What it would train, without training it."""
+    """Sizes, steps and tokens of the training, without training."""
     trained = TrainedRun(run_path, torch.device("cpu"), config.checkpoint)
     training = _training(config, trained)
     with torch.device("meta"):
@@ -77,7 +77,7 @@ def run(
 ) -> Artifact:
     """Train the decoder into `run_path/decoders/NAME`, from its newest checkpoint if it has one.
 
-    Several processes and signals are as in `train.run`.
+    Several processes share each batch, and signals stop it, as in `train.run`.
     """
     device, name = runtime.device(config.device), _name(config)
     out = run_path / "decoders" / name
@@ -152,7 +152,7 @@ def _check(trained: TrainedRun, store: FeatureStore) -> None:
 
 
 def _training(config: FinetuneConfig, trained: TrainedRun) -> TrainConfig:
-    """How it trains: the run's settings, with what this stage sets otherwise."""
+    """The run's settings with those of this stage in their place."""
     run = trained.config
     mine = {name: value for name in TAKEN if (value := getattr(config, name)) is not None}
     return replace(

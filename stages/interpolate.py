@@ -1,8 +1,8 @@
-"""How smooth a latent space is: decode the way between latents of real texts (Section 6, Figures 3 and 4).
+"""Smoothness of a latent space: decode the path between latents of real texts and score it (Section 6, Figures 3, 4).
 
 For random pairs of held-out texts, the points of a path from z_A to z_B are decoded without noise and scored at each a
-(Figure 3 left), as is the mean of the two (Figure 4 right). Real text is the reference. Of two given texts the path is
-returned to be read.
+(Figure 3 left), as is the mean of the two (Figure 4 right). Real text is the reference. The path between two texts that
+the user gives is returned to be read, and not scored.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,13 @@ from ldlm import artifact, files, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import EvaluateConfig, InterpolateConfig, decoder_noise
 from ldlm.errors import InputError
-from ldlm.evaluation import metrics
+from ldlm.evaluation import metrics, smoothness
 from ldlm.evaluation.boundaries import Boundaries
 from ldlm.evaluation.measure import measure
 from ldlm.evaluation.samples import Texts
 from ldlm.evaluation.scorer import Scorer
 from ldlm.evaluation.scores import SetScores
-from ldlm.evaluation.smoothness import PATHS, LatentPath, edit_distance, linear
+from ldlm.evaluation.smoothness import HALF, PATHS, LatentPath, draw_pairs, edit_distance, edits_along, linear
 from ldlm.features import text
 from ldlm.features.documents import check_whole
 from ldlm.features.encoder import online_encoder
@@ -36,15 +35,13 @@ from ldlm.features.store import FeatureStore
 from ldlm.location import Location
 from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress
-from ldlm.sampling.generation import LOGITS_AT_ONCE, Decoder
+from ldlm.sampling.generation import Decoder
 from ldlm.sampling.trained_run import TrainedRun
 from ldlm.training import heldout
 
-HALF = 0.5  # the a of the mean of two latents
-
 
 def plan(config: InterpolateConfig, runs: int = 1, *, given: bool = False) -> dict[str, Any]:
-    """How many texts it would decode and score: of pairs, or of two given texts."""
+    """Numbers of texts to decode and to score, for pairs of held-out texts or for two given ones."""
     if given:
         return {"texts_decoded": runs * config.points, "texts_scored": 0}
     decoded = config.points + (not _mean_is_on_path(config))
@@ -61,10 +58,9 @@ def run(
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> Artifact:
-    """Write `interpolation.json`, `texts.jsonl`, `interpolation.png` and `mean.png` to `out`.
+    """Write `interpolation.json`, `texts.jsonl`, `interpolation.png` and `mean.png` to `out`, by default in the run.
 
-    That is the run's own `interpolation` where nothing else is said. The same call takes up an interrupted one at the
-    point of the path where it stopped.
+    The same call resumes an interrupted one at the point of the path where it stopped.
     """
     subject = _open(config, run_path, features, allow_partial)
     scorer = _scorer(config, subject.length, progress)
@@ -80,10 +76,10 @@ def compare(
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> Artifact:
-    """The same of several runs, each with its store, by one scorer: `out/NAME` of each, and the pictures of all.
+    """Interpolate in several runs, each with its store, and score with one scorer: `out/NAME` each, and plots of all.
 
-    A run is named by as much of the end of its path as tells it apart. The same call takes up an interrupted one and
-    keeps what is finished.
+    A run is named by the shortest end of its path that is unique. The same call resumes an interrupted one and keeps
+    the finished runs.
     """
     members = dict(zip(_names([path for path, _ in runs]), runs, strict=True))
     inputs: dict[str, Any] = {}
@@ -108,7 +104,7 @@ def compare(
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that differ, as names of folders."""
+    """Names of folders: the shortest ends of the paths that are all different."""
     parts = [path.resolve().parts for path in paths]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["-".join(p[-depth:]) for p in parts]
@@ -128,11 +124,11 @@ def _check_lengths(lengths: Mapping[str, int]) -> None:
 def between(
     config: InterpolateConfig, run_path: Path, texts: tuple[str, str], *, progress: Progress = SILENT
 ) -> dict[str, Any]:
-    """The path from one given text to another as a JSON-ready record; nothing is written, and nothing scored.
+    """The path from one given text to another as a JSON record; nothing is written, and nothing scored.
 
-    Each text becomes a row of the run's length (`text.row_of`: followed by itself where it is shorter, cut where it is
-    longer, with a note) and is encoded by the encoder that the run records. Of each point: a, the decoded `row`, its
-    `text` as far as the first EOS, and `edits`, the edit distance in tokens from the row before.
+    Each text becomes a row of the run's length (`text.row_of`: repeated where it is shorter, cut with a note where it
+    is longer) and is encoded by the encoder that the run records. A point has its a, the decoded `row`, its `text` up
+    to the first EOS, and `edits`, the edit distance in tokens from the row before.
     """
     run = TrainedRun(run_path, runtime.device(config.device), config.checkpoint)
     run.remark_on_decoder(config.decoder, progress)
@@ -146,7 +142,7 @@ def between(
         if config.encoder is not None:
             raise
         raise InputError(f"{error}; if it is elsewhere now, say where with --encoder DIR") from None
-    a_P = _points(config)
+    a_P = smoothness.points(config.points)
     tokens_PL = np.concatenate([_decode_at(run, decoder, PATHS[config.path], ends, a, 1) for a in a_P])
     return {
         "run": str(run.path),
@@ -159,7 +155,7 @@ def between(
                 a_P,
                 _first_documents(tokenizer, tokens_PL, config.clean_up),
                 metrics.decode_tokens(tokenizer, tokens_PL, clean_up=config.clean_up),
-                _edits(tokens_PL[:, None]).ravel().tolist(),
+                edits_along(tokens_PL[:, None]).ravel().tolist(),
                 strict=True,
             )
         ],
@@ -169,7 +165,7 @@ def between(
 
 
 def _given_row(run: TrainedRun, tokenizer: Any, flag: str, given: str, progress: Progress) -> np.ndarray:
-    """The row of a text that the user has typed."""
+    """Tokens (L,) of a text from the command line."""
     if not given.strip():
         raise InputError(f'{flag} is empty; give a text, for example {flag} "The sea was calm."')
     check_whole(given, flag)
@@ -181,7 +177,7 @@ def _given_row(run: TrainedRun, tokenizer: Any, flag: str, given: str, progress:
 
 
 def _first_documents(tokenizer: Any, tokens_PL: np.ndarray, clean_up: bool = False) -> list[str]:
-    """What stands in each row between BOS and the first EOS."""
+    """The text of each row from BOS to the first EOS."""
     bos, eos = text.special_tokens(tokenizer)
     documents = []
     for row in tokens_PL.tolist():
@@ -196,7 +192,7 @@ def _first_documents(tokenizer: Any, tokens_PL: np.ndarray, clean_up: bool = Fal
 
 @dataclass(frozen=True)
 class Subject:
-    """A run, its store and its decoder: whose latents are interpolated."""
+    """The run in whose latent space paths are drawn, with its store and its decoder."""
 
     run: TrainedRun
     store: FeatureStore
@@ -209,7 +205,7 @@ class Subject:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """Fingerprints of what the result is made from."""
+        """Fingerprints of checkpoint and store, and the decoder's name."""
         checkpoint, features = self.run.checkpoint.digest, self.store.fingerprint
         return {"checkpoint": checkpoint, "features": features, "decoder": self.decoder.name}
 
@@ -236,7 +232,7 @@ def _measured(
     progress: Progress,
     overwrite: bool = False,
 ) -> Artifact:
-    """One run's artefact."""
+    """The artefact of one run."""
     reads = [place for place in (subject.run.path, subject.store.path) if isinstance(place, Path)]
     result = artifact.begin(out, "interpolation", config, subject.inputs, overwrite=overwrite, reads=reads)
     if result.complete:
@@ -252,14 +248,6 @@ def _measured(
     return result.finish(**summary)
 
 
-def draw_pairs(rows: int, pairs: int, seed: int) -> np.ndarray:
-    """Row numbers (2, pairs), no row twice; `InputError` when there are too few."""
-    if rows < 2 * pairs:
-        remedy = f"use at most {rows // 2}" if rows > 1 else "extract more text, or hold out more of it"
-        raise InputError(f"--pairs {pairs} needs {2 * pairs} held-out rows, and the store has {rows}; {remedy}")
-    return np.random.default_rng(seed).permutation(rows)[: 2 * pairs].reshape(2, pairs)
-
-
 @dataclass(frozen=True)
 class Scored:
     """A set of texts, their tokens (B, L) and their scores."""
@@ -268,18 +256,13 @@ class Scored:
     texts: list[str]
     scores: SetScores
 
-    @property
-    def figures(self) -> dict[str, Any]:
-        """The JSON of the metrics with their intervals."""
-        return self.scores.pick("gen_ppl", "entropy", "diversity", "diversity_texts", "intervals")
-
 
 def _scored(
     config: InterpolateConfig, subject: Subject, scorer: Scorer, folder: Path, progress: Progress
 ) -> dict[float | str, Scored]:
-    """Every point of the path by its a, `mean` of the two latents, and `real` text.
+    """Scores of every point of the path, by its a, of the `mean` of the two latents, and of `real` text.
 
-    Each is written to `folder` as soon as it is there, for scoring takes long: an interruption costs one.
+    Each set is written to `folder` as soon as it is scored: an interruption costs one set.
     """
     run, max_tokens = subject.run, scorer.fitting(subject.length)
     evaluation = EvaluateConfig(scorer=config.scorer, boundaries=config.boundaries, batch_size=config.batch_size)
@@ -288,7 +271,8 @@ def _scored(
     def at(path: LatentPath, a: float) -> Callable[[], np.ndarray]:
         return lambda: _decode_at(run, subject.decoder, path, ends, a, config.batch_size)
 
-    wanted: dict[float | str, Callable[[], np.ndarray]] = {a: at(PATHS[config.path], a) for a in _points(config)}
+    a_P = smoothness.points(config.points)
+    wanted: dict[float | str, Callable[[], np.ndarray]] = {a: at(PATHS[config.path], a) for a in a_P}
     if not _mean_is_on_path(config):
         wanted["mean"] = at(linear, HALF)
     wanted["real"] = lambda: real_BL
@@ -314,9 +298,9 @@ def _scored(
 
 
 def _latents(config: InterpolateConfig, subject: Subject) -> tuple[Tensor, Tensor, np.ndarray]:
-    """z_A and z_B (pairs, N, C) on the CPU, and the tokens of the A rows: as many real texts as there are decoded ones.
+    """z_A and z_B (pairs, N, C) on the CPU, and the tokens of the A rows as real text.
 
-    Diversity falls with the number of texts.
+    They are as many as the decoded texts of a point, because diversity falls with the number of texts.
     """
     split = subject.store.held_out(online_encoder(subject.store))
     rows = draw_pairs(split.rows, config.pairs, config.seed).ravel()
@@ -329,30 +313,13 @@ def _latents(config: InterpolateConfig, subject: Subject) -> tuple[Tensor, Tenso
 def _decode_at(
     run: TrainedRun, decoder: Decoder, path: LatentPath, ends: Sequence[Tensor], a: float, batch_size: int
 ) -> np.ndarray:
-    """Tokens (B, L) of the point a of the path between latents (B, N, C) and (B, N, C)."""
+    """Decoded tokens (B, L) at the point a of the paths between the two `ends`, latents (B, N, C) each."""
     pieces = zip(*(z_BNC.split(batch_size) for z_BNC in ends), strict=True)
-    return np.concatenate([decode(run, decoder, path(z_A, z_B, a), batch_size) for z_A, z_B in pieces])
-
-
-@torch.no_grad()
-def decode(run: TrainedRun, decoder: Decoder, z_BNC: Tensor, batch_size: int) -> np.ndarray:
-    """Most likely tokens (B, L) of latents, without noise."""
-    size = min(batch_size, max(1, LOGITS_AT_ONCE // (run.shapes.seq_len * run.shapes.vocab_size)))
-    return np.concatenate([decoder.logits(z.to(run.device)).argmax(-1).cpu().numpy() for z in z_BNC.split(size)])
-
-
-def _points(config: InterpolateConfig) -> list[float]:
-    """The values of a. ½ is exactly one of them where their number is odd."""
-    return [number / (config.points - 1) for number in range(config.points)]
+    return np.concatenate([run.decode(decoder, path(z_A, z_B, a), batch_size).numpy() for z_A, z_B in pieces])
 
 
 def _mean_is_on_path(config: InterpolateConfig) -> bool:
-    return config.path == "linear" and HALF in _points(config)
-
-
-def _edits(rows_PBL: np.ndarray) -> np.ndarray:
-    """Edit distance (P, B) of every row from that of the same pair at the point before; 0 at the first point."""
-    return np.stack([edit_distance(rows_PBL[max(0, i - 1)], rows_PBL[i]) for i in range(len(rows_PBL))])
+    return config.path == "linear" and HALF in smoothness.points(config.points)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -366,23 +333,20 @@ _SHARED = (
 
 
 def _summary(config: InterpolateConfig, subject: Subject, scored: Mapping[float | str, Scored]) -> dict[str, Any]:
-    rows_PBL = np.stack([scored[a].tokens for a in _points(config)])
-    real = scored["real"].scores
+    a_P = smoothness.points(config.points)
+    rows_PBL = np.stack([scored[a].tokens for a in a_P])
+    edits_PB = edits_along(rows_PBL)
+    points = smoothness.path_points(a_P, [scored[a].scores for a in a_P], edits_PB)
+    mean, real = scored["mean"].scores, scored["real"].scores
     noise = decoder_noise(subject.run.config.model.space, subject.run.config.recipe)
-    points = [{"a": a, **scored[a].figures, "edits": None} for a in _points(config)]
-    edits_PB = _edits(rows_PBL)
-    resampling = {key: real.bootstrap[key] for key in ("resamples", "seed")}
-    for point, edits_B in zip(points[1:], edits_PB[1:], strict=True):
-        point["edits"] = float(edits_B.mean())
-        point["intervals"]["edits"] = metrics.bootstrap(partial(_mean, edits_B), config.pairs, **resampling)
     return {
         "run": subject.run.path.name,
         "pairs": config.pairs,
         "path": config.path,
-        "points": points,
-        "mean": scored["mean"].figures,
-        "real": scored["real"].figures,
-        # a path of texts that wanders is longer than the straight way between its ends
+        "points": [point.to_json() for point in points],
+        "mean": mean.pick(*smoothness.FIGURES),
+        "real": real.pick(*smoothness.FIGURES),
+        # Tokens. A path whose texts wander is longer than the edit distance between its ends.
         "edits": {
             "path": float(edits_PB.sum(axis=0).mean()),
             "ends": float(edit_distance(rows_PBL[0], rows_PBL[-1]).mean()),
@@ -396,14 +360,9 @@ def _summary(config: InterpolateConfig, subject: Subject, scored: Mapping[float 
 
 
 def _lines(config: InterpolateConfig, scored: Mapping[float | str, Scored]) -> list[dict[str, Any]]:
-    """The texts, pair by pair along the path."""
-    return [
-        {"pair": pair, "a": a, "text": scored[a].texts[pair]} for pair in range(config.pairs) for a in _points(config)
-    ]
-
-
-def _mean(values: np.ndarray, chosen: np.ndarray) -> float:
-    return float(values[chosen].mean())
+    """The lines of `texts.jsonl`, pair by pair along the path."""
+    a_P = smoothness.points(config.points)
+    return [{"pair": pair, "a": a, "text": scored[a].texts[pair]} for pair in range(config.pairs) for a in a_P]
 
 
 def _draw(out: Path, found: Mapping[str, Mapping[str, Any]]) -> None:

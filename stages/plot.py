@@ -8,7 +8,6 @@ from pathlib import Path
 from ldlm import artifact
 from ldlm.errors import InputError
 from ldlm.pages import plots
-from ldlm.stages.train import draw_plots
 from ldlm.training.log import MetricsFile
 
 
@@ -23,7 +22,7 @@ def run(runs: Sequence[Path], out: Path | None) -> list[Path]:
     if len(runs) > 1 and out is None:
         raise InputError("several runs go into one picture; say where with --output DIR")
     for path in runs:
-        draw_plots(path, metrics[path])
+        plots.of_run(path, metrics[path])
     drawn = [picture for path in runs for picture in sorted((path / "plots").glob("*.png"))]
     if out is not None:
         names = {path: path.name if [p.name for p in runs].count(path.name) == 1 else str(path) for path in runs}

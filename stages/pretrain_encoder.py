@@ -1,6 +1,6 @@
 """Train a small GPT-2 or BERT with its own tokenizer: a frozen encoder, or a scorer, where no model hub can be reached.
 
-The result is a plain transformers folder. It demonstrates the pipeline; with a hub, use the paper's GPT-2.
+The result is a plain transformers folder, to try the pipeline with. Where there is a hub, use the paper's GPT-2.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TOKENIZER_DOCUMENTS = 50_000
 
 
 def plan(config: PretrainConfig) -> dict[str, Any]:
-    """What it would train: parameters, steps, tokens seen."""
+    """Parameters, vocabulary, steps and tokens seen of the training."""
     if not config.data:
         raise InputError("nothing to train on: give --data FILE")
     for path in config.data:
@@ -51,7 +51,7 @@ def plan(config: PretrainConfig) -> dict[str, Any]:
 
 
 def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress: Progress = SILENT) -> Artifact:
-    """Write a transformers model and tokenizer to `out`. Returns its artefact; `manifest` holds the final loss."""
+    """Train a model and write it, with its tokenizer, to `out`; the manifest holds the final loss."""
     if not config.data:
         raise InputError("nothing to train on: give --data FILE")
     device = runtime.device(config.device)
@@ -63,7 +63,7 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
 
     quiet_transformers()
     begun = result if checkpoint.latest(out / "checkpoints") else replace(result, state="new")
-    with begun.or_nothing():  # also what an interruption left, but for steps
+    with begun.or_nothing():  # nor of an interrupted training without a checkpoint
         for remark in textfiles.remarks(config.data, config.text_column):
             progress.note(remark)
         tokenizer = _tokenizer(config)
@@ -130,8 +130,8 @@ def _word_pieces(documents: Callable[[], Iterator[str]], vocab_size: int) -> Any
     tokenizer.normalizer = normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizer = pre_tokenizers.BertPreTokenizer()
 
-    # The trainer would number single letters in the order of a hash map, and break ties by the numbers. Named up front,
-    # they make the vocabulary a function of the text, as a resumed training needs it.
+    # The trainer numbers single letters in the order of a hash map, and breaks ties by these numbers. Given the letters
+    # as special tokens, it makes a vocabulary that depends on the text alone, as a resumed training needs.
     words: set[str] = set()
     for document in documents():
         words.update(word for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(document)))
@@ -200,7 +200,7 @@ def _train(
     device: torch.device,
     progress: Progress,
 ) -> float:
-    """Next-token or masked-token training; returns the mean loss of the last tenth. Resumes from its checkpoint."""
+    """Train for next or masked tokens, from the checkpoint if there is one; returns the mean loss of the last tenth."""
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     folder = out / "checkpoints"
     start, recent = 0, []
@@ -234,7 +234,7 @@ def _train(
 
 
 def _cosine(step: int, config: PretrainConfig) -> float:
-    """A short linear warm-up, then cosine to zero."""
+    """The learning rate of a step: a short linear warm-up, then cosine to zero."""
     warmup = max(1, config.steps // 20)
     if step < warmup:
         return config.lr * (step + 1) / warmup
@@ -242,7 +242,7 @@ def _cosine(step: int, config: PretrainConfig) -> float:
 
 
 def _masked(tokens_BL: Tensor, tokenizer: Any, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """BERT's objective: 15 % of the tokens are predicted, of which 80 % are masked and 10 % replaced (Devlin, 2018)."""
+    """Inputs and labels for BERT (Devlin, 2018): of 15 % of the tokens, 80 % are masked and 10 % replaced."""
     shape = tuple(tokens_BL.shape)
     chosen = torch.from_numpy(random.random(shape) < MASK_SHARE)
     fate = torch.from_numpy(random.random(shape))

@@ -1,8 +1,8 @@
 """Every stage on real English text, small enough for two cores and about ten minutes.
 
-It demonstrates the pipeline and shows that it learns; it is not the paper's quality. The text is split into three:
-the encoder and the LDLM train on one part, the scorer on another, and the third is held out, so that the scorer never
-saw what the model saw. Each step is a stage of its own with its own artefact, and resumes by itself.
+It demonstrates the pipeline and shows that it learns, not the paper's quality. The text is split into three parts: the
+encoder and the LDLM train on one, the scorer on another, and the third is held out, so that scorer and model have no
+training text in common. Each step is a stage of its own with its own artefact, and resumes by itself.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from ldlm.stages import (
 SEQ_LEN = 64
 TEXTS = 256
 HELD_OUT_SHARE, SCORER_SHARE = 0.06, 0.36
-DOCUMENTS = 60_000  # more than this is not read in ten minutes
+DOCUMENTS = 60_000  # at most; more would not be read in ten minutes
 FEWEST_CHARACTERS, FEWEST_DOCUMENTS = 500_000, 50
 SAMPLER = SamplerConfig(temperature=0.5)
 DECODER = "layers-2"  # Appendix B.2's; `joint` rebuilds more held-out tokens here, and its samples read worse
@@ -63,15 +63,14 @@ DECODER = "layers-2"  # Appendix B.2's; `joint` rebuilds more held-out tokens he
 
 @dataclass(frozen=True)
 class Plan:
-    """The configuration of every stage, and where each writes."""
+    """The configuration and the output of every stage."""
 
     config: QuickstartConfig
     out: Path
 
     def part(self, name: str) -> str:
-        """File of one part of the text: a document may have line ends, or read like JSON."""
-        old = self.out / "text" / f"{name}.txt"  # where an earlier version began
-        return str(old if old.exists() else old.with_suffix(".jsonl"))
+        """File of one part of the text; JSON lines, since a document may have line ends."""
+        return str(self.out / "text" / f"{name}.jsonl")
 
     @property
     def run_path(self) -> Path:
@@ -79,7 +78,7 @@ class Plan:
 
     @property
     def texts(self) -> dict[str, Path]:
-        """What is evaluated, by name."""
+        """Files of the sets of texts that are evaluated, by name."""
         return {
             "real text": self.out / "real.jsonl",
             "samples": self.run_path / "samples.jsonl",
@@ -141,7 +140,7 @@ class Plan:
 
 
 def plan(quickstart: QuickstartConfig) -> dict[str, Any]:
-    """The steps it would take."""
+    """The steps that it would take."""
     steps = Plan(quickstart, Path("OUTPUT"))
     return {
         "text": quickstart.text or "English prose that ships with Python and the installed dependencies",
@@ -164,7 +163,7 @@ def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, pro
         return result
     steps = Plan(quickstart, out)
     begun = result if (out / "text" / "corpus.json").exists() else replace(result, state="new")
-    with begun.or_nothing():  # also what an interruption left, but for the text
+    with begun.or_nothing():  # bad input removes the folder, also an interrupted one that has no text yet
         _check_models(quickstart)
         corpus = _write_corpus(quickstart, out, progress)
 
@@ -189,7 +188,7 @@ def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, pro
 
 
 def _train_and_draw(steps: Plan, progress: Progress) -> tuple[Artifact, Artifact]:
-    """All stages up to the evaluation; the run and its decoder."""
+    """Run all stages up to the evaluation; returns the run and its decoder."""
     run, store = steps.run_path, steps.out / "features"
     if steps.config.encoder is None:
         progress.note("1 of 7: pretrain an encoder")
@@ -212,14 +211,14 @@ def _train_and_draw(steps: Plan, progress: Progress) -> tuple[Artifact, Artifact
 
 
 def _evaluate(steps: Plan, progress: Progress) -> list[dict[str, Any]]:
-    """The scores of the samples, and of what they are compared with."""
+    """Scores of the samples and of the two reference sets, with their names, as JSON."""
     _write_references(steps)
     scores = evaluate.run(steps.evaluate, list(steps.texts.values()), progress=progress)
     return [{"name": name, **one.to_json()} for name, one in zip(steps.texts, scores, strict=True)]
 
 
 def _check_models(quickstart: QuickstartConfig) -> None:
-    """Load the models that the user names now, not after ten minutes."""
+    """Load the models that the user names, so that a bad name is found now and not after ten minutes."""
     if quickstart.encoder is not None:
         encoder = FrozenEncoder(quickstart.encoder, seq_len=SEQ_LEN)
         encoder.check_tokenizer(load_tokenizer(quickstart.encoder))
@@ -232,7 +231,7 @@ def _check_models(quickstart: QuickstartConfig) -> None:
 
 
 def _write_corpus(quickstart: QuickstartConfig, out: Path, progress: Progress) -> dict[str, Any]:
-    """Write the three parts, one document per line; returns their sizes and the hash of all of it."""
+    """Write the three parts, one document per line; returns their sizes and the hash of all documents."""
     record = out / "text" / "corpus.json"
     if record.exists():
         return files.read_json(record)
@@ -268,12 +267,12 @@ def _write_corpus(quickstart: QuickstartConfig, out: Path, progress: Progress) -
 
 
 def _write_references(steps: Plan) -> None:
-    """What the samples are compared with: held-out text, and text drawn from the training tokens' distribution."""
+    """Write the reference sets: held-out text, and unigram text drawn from the training tokens' frequencies."""
     features_path = steps.out / "features"
     store = FeatureStore(features_path)
     features.texts(features_path, min(TEXTS, store.held_out().rows), steps.texts["real text"])
     train_tokens = store.split("train").tokens[:]
-    unigram = np.repeat(train_tokens[:1], TEXTS, axis=0)  # for its first and last token
+    unigram = np.repeat(train_tokens[:1], TEXTS, axis=0)  # first and last token of a row
     drawn = np.random.default_rng(steps.config.seed).choice(train_tokens[:, 1:-1].ravel(), (TEXTS, SEQ_LEN - 2))
     unigram[:, 1:-1] = drawn
     tokenizer, out = load_tokenizer(str(store.tokenizer_path)), steps.texts["unigram text"]
@@ -283,7 +282,7 @@ def _write_references(steps: Plan) -> None:
 
 
 def _copied(steps: Plan) -> dict[str, float]:
-    """Share of 8-grams that stand in the training rows, of the samples and of held-out text."""
+    """Share of the 8-grams of samples and of held-out text that occur in the training rows."""
     training = FeatureStore(steps.out / "features").split("train").tokens[:].tolist()
     sets = {"samples": steps.texts["samples"], "real": steps.texts["real text"]}
     return {name: metrics.copied_share(samples.read(path).tokens or [], training) for name, path in sets.items()}
@@ -294,7 +293,7 @@ def _copied(steps: Plan) -> dict[str, float]:
 
 
 def verdicts(summary: dict[str, Any]) -> list[tuple[str, bool]]:
-    """What a working pipeline must show, and whether this one did."""
+    """Claims that a working pipeline fulfils, and whether this one does."""
     real, drawn, unigram = (row for row in summary["texts"])
     held_out, most = summary["held_out"], unigram["gen_ppl"] / 3
     return [
@@ -314,12 +313,12 @@ def verdicts(summary: dict[str, Any]) -> list[tuple[str, bool]]:
 
 
 def _perplexity(row: dict[str, Any]) -> str:
-    """None where no text has a token to score."""
+    """A cell of the table; `none` where no text has a token to score."""
     return "none" if row["gen_ppl"] is None else f"{row['gen_ppl']:,.0f}"
 
 
 def summary_text(summary: dict[str, Any]) -> str:
-    """The table that ends a quickstart."""
+    """The table that a quickstart prints at its end."""
     held_out, decoder, copied = summary["held_out"], summary["decoder"], summary["copied_8grams"]
     small = decoder["held_out"]
     figures = {
@@ -359,7 +358,7 @@ def summary_text(summary: dict[str, Any]) -> str:
 
 
 def summary_markdown(summary: dict[str, Any]) -> str:
-    """SUMMARY.md: the same with pictures and samples."""
+    """SUMMARY.md: the table with plots and samples."""
     texts = "\n\n".join(f"> {line}" for line in summary["first_samples"])
     corpus = summary["corpus"]
     return f"""# LDLM quickstart

@@ -12,7 +12,8 @@ from ldlm.errors import InputError
 from ldlm.evaluation import samples
 from ldlm.evaluation.frontier import read_finalists, verdict
 from ldlm.model.joint import build_meta
-from ldlm.pages.report import Report, SampleSet, page
+from ldlm.pages.report import page
+from ldlm.pages.report_data import Report, SampleSet
 from ldlm.training import cost
 from ldlm.training.log import MetricsFile
 
@@ -30,14 +31,14 @@ def run(run_path: Path, out: Path | None = None) -> Path:
 
 
 def _check(out: Path) -> None:
-    """Only a page may be replaced: a slip of the fingers could name the run's `config.yaml`."""
+    """Refuse to replace anything but a page: a slip of the fingers could name the run's `config.yaml`."""
     files.check_output(out, "report.html")
     if out.suffix != ".html":
         raise InputError(f"a report is a page, and {out} does not end in .html; choose another --output")
 
 
 def read(path: Path) -> Report:
-    """What the files of a run say."""
+    """Read the records of a run."""
     found = artifact.open_artifact(path, "run", complete=False)
     trained = config.from_stored(TrainConfig, found.config)
     features = _json(path / "features.json")
@@ -62,7 +63,7 @@ def read(path: Path) -> Report:
 
 
 def _json(path: Path) -> Any:
-    """What is in the file; None where there is none."""
+    """The content of a JSON file; None where there is none."""
     return files.read_json(path) if path.is_file() else None
 
 
@@ -88,7 +89,7 @@ def _decoders(run_path: Path) -> list[dict[str, Any]]:
 
 
 def _samples(run_path: Path) -> Iterator[SampleSet]:
-    """What `ldlm sample` finished in the run's folder."""
+    """The sets of texts that `ldlm sample` finished in the run's folder."""
     for path in [run_path / "samples.jsonl", *files.matching(run_path / "samples", "*.jsonl")]:
         about = _json(samples.record_path(path))
         if about is not None and about.get("kind", "samples") == "samples" and path.is_file():

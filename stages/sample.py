@@ -27,7 +27,7 @@ from ldlm.training.cost import denoiser_flops
 
 
 def plan(config: SampleConfig, run_path: Path) -> dict[str, Any]:
-    """What it would compute: evaluations of the denoiser and their FLOPs."""
+    """Evaluations of the denoiser that it would take, and their FLOPs."""
     model = _open(config, run_path, torch.device("cpu"))
     _check_sampler(config, model)
     evaluations = config.num_samples * config.sampler.steps * solvers.evaluations_per_step(config.sampler)
@@ -41,17 +41,17 @@ def plan(config: SampleConfig, run_path: Path) -> dict[str, Any]:
 def run(
     config: SampleConfig, run_path: Path, out: Path, *, overwrite: bool = False, progress: Progress = SILENT
 ) -> dict[str, Any]:
-    """Write `out`, a JSON object per text; returns what was done and with what.
+    """Write texts to `out`, a JSON object each; returns their record with the time that drawing took.
 
-    Texts are appended to `out.partial` batch by batch, so that the same command takes up an interrupted one. A finished
-    file of fewer texts of the same settings goes on in the same way, and stays as it is until the longer one is whole.
+    Texts are appended to `out.partial` batch by batch, and the same call resumes an interrupted one. A finished file of
+    fewer texts of the same settings is extended in the same way; it stays as it is until the longer one is complete.
     """
     files.check_output(out, "samples.jsonl")
     model = _open(config, run_path, runtime.device(config.device))
     generator = model.generator(config.decoder, Compute.of(config.compute, model.device))
     provenance = _provenance(config, run_path, generator, model)
     place = Place(files.target(out))
-    if overwrite or not place.record.exists():  # what an earlier version began is taken up as it was
+    if overwrite or not place.record.exists():  # a file that an earlier version began keeps its sampler
         _check_sampler(config, model)
     if overwrite:
         place.clear()
@@ -88,7 +88,7 @@ def _check_sampler(config: SampleConfig, model: TrainedRun | LDLM) -> None:
 
 
 def _open(config: SampleConfig, path: Path, device: torch.device) -> TrainedRun | LDLM:
-    """The run, or what `ldlm export` made of one: the same texts come from both."""
+    """Open a run or an exported model; both draw the same texts."""
     if not description.is_exported(path):
         return TrainedRun(path, device, config.checkpoint)
     if config.checkpoint is not None:
@@ -98,7 +98,7 @@ def _open(config: SampleConfig, path: Path, device: torch.device) -> TrainedRun 
 
 def _provenance(sample: SampleConfig, path: Path, generator: TextGenerator, model: TrainedRun | LDLM) -> dict[str, Any]:
     settings = config.identity(sample)
-    # The frames of --trace are another output's. Records of earlier versions have no `clean_up`: nothing was.
+    # The settings of --trace don't change texts. Records of earlier versions have no `clean_up`, which was off.
     names = [name for name in settings if not name.startswith("trace_") and (name != "clean_up" or sample.clean_up)]
     return {
         "kind": "samples",
@@ -113,12 +113,12 @@ def _provenance(sample: SampleConfig, path: Path, generator: TextGenerator, mode
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The file, and what lies beside it
+# The file, the partial file and the record beside it
 
 
 @dataclass(frozen=True)
 class Place:
-    """A file of texts, which no link stands for; the one that is being written; and the record of how they are made."""
+    """A file of texts (no link), the partial file that is being written, and the record beside them."""
 
     path: Path
 
@@ -132,11 +132,11 @@ class Place:
 
     @property
     def texts(self) -> int:
-        """Texts in the finished file; 0 for none or an empty one."""
+        """Number of texts in the finished file; 0 where there is none."""
         return _lines(self.path)
 
     def clear(self) -> None:
-        """Remove what is there; a file that is a mount point is left empty."""
+        """Remove the three files; one that is a mount point is emptied."""
         for path in (self.path, self.partial, self.record):
             try:
                 path.unlink(missing_ok=True)
@@ -146,13 +146,13 @@ class Place:
                 os.truncate(path, 0)
 
     def begin(self, provenance: Mapping[str, Any]) -> int:
-        """Make the partial file, with the texts that are there already; returns their number.
+        """Make the partial file with the texts that are there already; returns their number.
 
-        The record of a new file comes first. That of a finished one stays, as the file does.
+        The record of a new file is written first. That of a finished file stays until the longer one is complete.
         """
         files.make_folder(self.path.parent)
         if not self.texts:
-            if not self.record.exists():  # nobody knows what those texts are
+            if not self.record.exists():  # texts of unknown origin
                 self.partial.unlink(missing_ok=True)
             files.write_json(self.record, provenance)
         elif _lines(self.partial) < self.texts:
@@ -160,13 +160,13 @@ class Place:
             with files.writing(copy):
                 shutil.copyfile(self.path, copy)
             copy.replace(self.partial)
-        if self.partial.exists():  # what a kill cut off goes
+        if self.partial.exists():  # drop a line that a kill cut off
             data = self.partial.read_bytes()
             files.write_atomic(self.partial, data[: data.rfind(b"\n") + 1])
         return _lines(self.partial)
 
     def finish(self, provenance: Mapping[str, Any]) -> None:
-        """Give the partial file its name, and record how many texts there are now. Again, it changes nothing."""
+        """Rename the partial file, once it is complete, and update the record; calling it again changes nothing."""
         count = provenance["config"]["num_samples"]
         if _lines(self.partial) == count:
             files.put(self.partial, self.path)
@@ -183,7 +183,7 @@ def _lines(path: Path) -> int:
 
 
 def _check_continues(place: Place, out: Path, provenance: Mapping[str, Any]) -> None:
-    """The rule of SPEC 12.1 for a file: `InputError` for what the texts that are asked for are no continuation of."""
+    """`InputError` where the texts asked for are no continuation of those in the file (SPEC 12.1, 13.3)."""
     if files.size(place.path) and not place.record.exists():
         raise InputError(f"{out} exists and was not made by ldlm sample; choose another --output, or add --overwrite")
     if place.record.exists():
@@ -207,9 +207,9 @@ def _check_continues(place: Place, out: Path, provenance: Mapping[str, Any]) -> 
 
 
 def _identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes the texts what they are: all but their number, and the decoder and checkpoint that were drawn with.
+    """Everything that the texts depend on: settings but their number, decoder, checkpoint and precision.
 
-    How the user named those two is no matter: what they were stands beside the settings.
+    The names that the user gave to decoder and checkpoint are left out: the record has both beside the settings.
     """
     kept = {key: provenance.get(key) for key in ("decoder", "precision", "checkpoint")}
     settings: Mapping[str, Any] = provenance.get("config", {})

@@ -1,12 +1,12 @@
 """Quality against the number of denoiser evaluations: every solver, grid and guidance on one model (Tables 5, 8, 9).
 
 A *trajectory* is a solver, a grid, a guidance and a budget of evaluations; it is computed once. A *variant* is one way
-to decode its end: the last mean or the last ẑ_0, a temperature, a decoder. All of them are screened with a few texts.
-Finalists, drawn again with many texts, are the paper's own sampler at each budget and beside it the best variant: the
-lowest perplexity at no less entropy than the paper's sampler has at its own budget. So a low perplexity that is bought
-with repetition does not win.
+to decode its end: the last mean or the last ẑ_0, a temperature, a decoder. All variants are screened with few texts.
+The finalists are drawn again with many texts: at each budget the paper's sampler and the best variant, which has the
+lowest perplexity at no less entropy than the paper's sampler has at its own budget. So a low perplexity that comes from
+repetition does not win.
 
-Each trajectory's figures are a file of their own, so that the same command takes up an interrupted sweep.
+The variants of each trajectory are written to a file of their own, from which the same command resumes.
 """
 
 from __future__ import annotations
@@ -60,23 +60,23 @@ class Trajectory:
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """Name of its file."""
         return f"{self.solver}_{self.grid}_w{self.guidance:g}_{self.budget}"
 
     @property
     def sampler(self) -> SamplerConfig:
-        """Its settings, with as many steps as the budget pays for."""
+        """Settings of the sampler, with as many steps as the budget allows."""
         settings: Any = {"solver": self.solver, "grid": self.grid, "guidance": self.guidance, "t_min": self.t_min}
         config = SamplerConfig(**settings)
         return replace(config, steps=self.budget // solvers.evaluations_per_step(config))
 
     def finals(self, asked: Sequence[Final]) -> list[Final]:
-        """Those of its ends that are offered, each once."""
+        """The ends among `asked` that are offered for this solver and grid, each once."""
         return [final for final in dict.fromkeys(asked) if solvers.is_offered(replace(self.sampler, final=final))]
 
 
 def trajectories(config: SweepConfig) -> list[Trajectory]:
-    """All combinations that are offered and whose budget pays for a step, cheapest first."""
+    """All combinations that are offered and whose budget allows a step, cheapest first."""
     everything = [
         Trajectory(solver, grid, guidance, budget, _t_min(config, solver, grid, guidance))
         for solver in dict.fromkeys(config.solvers)
@@ -97,13 +97,13 @@ def trajectories(config: SweepConfig) -> list[Trajectory]:
 
 
 def _t_min(config: SweepConfig, solver: str, grid: str, guidance: float) -> float:
-    """Where the grid of a trajectory ends: for the paper's sampler, where the paper's ends."""
+    """End of a trajectory's grid; the paper's sampler keeps the paper's."""
     row = {"solver": solver, "grid": grid, "guidance": guidance}
     return PAPERS_SAMPLER["t_min"] if is_papers(row) else config.t_min
 
 
 def plan(config: SweepConfig) -> dict[str, Any]:
-    """How much it would draw and score."""
+    """Numbers of trajectories, variants, evaluations and texts that it would take."""
     found = trajectories(config)
     ends = sum(len(one.finals(config.finals)) for one in found)
     variants = ends * len(config.temperatures) * max(1, len(config.decoders))
@@ -161,12 +161,12 @@ def run(
 
 @dataclass(frozen=True)
 class Beside:
-    """Texts that are scored beside the model's."""
+    """Texts of the reference and of other models, which are scored beside the run's."""
 
     real: Texts | None
     externals: dict[External, Texts]
-    fewest: int  # texts in the smallest set, the model's among them
-    inputs: dict[str, Any]  # what the files are, for the record
+    fewest: int  # texts in the smallest set, the run's among them
+    inputs: dict[str, Any]  # hashes of the files and costs, as inputs of the artefact
 
     @classmethod
     def read(
@@ -206,20 +206,20 @@ def _open(config: SweepConfig, run_path: Path, out: Path, fewest: int, progress:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# One trajectory
+# Drawing and scoring
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What all trajectories share."""
+    """Draws and scores trajectories."""
 
     config: SweepConfig
     out: Path
     run: TrainedRun
     generators: dict[str, TextGenerator]  # by decoder, of one denoiser
     scorer: Scorer
-    max_tokens: int  # at which texts are cut for the scorer
-    fewest: int  # texts in the smallest set that stands beside the finalists
+    max_tokens: int  # after which texts are cut for the scorer
+    fewest: int  # texts of each set that diversity is measured on
 
     def draw(self, what: str, trajectories: Sequence[Trajectory], count: int, progress: Progress) -> list[Variant]:
         """Every variant of the trajectories over `count` texts; `what` names the work to the user."""
@@ -260,30 +260,30 @@ class Sweep:
                 self._keep(f"{trajectory.name}_{name}_{final}_{temperature:g}", texts, tokens, seeds_B)
 
     def _ends(self, sampler: SamplerConfig, seeds_B: Tensor) -> tuple[End, float]:
-        """Where a trajectory ends, and the seconds per text that it took."""
+        """The ends of a trajectory, and the seconds per text that it took."""
         generator, size = next(iter(self.generators.values())), min(self._batch_size, len(seeds_B))
         generator.prepare(sampler, size)
         started = time.perf_counter()
-        found = [generator.ends(sampler, generator.whole(seeds, size)) for seeds in seeds_B.split(size)]
+        found = [generator.ends(sampler, generator.padded(seeds, size)) for seeds in seeds_B.split(size)]
         end = End(*(torch.cat(parts)[: len(seeds_B)] for parts in zip(*found, strict=True)))
         end.mean.sum().item()  # which waits for the device
         return end, (time.perf_counter() - started) / len(seeds_B)
 
     @cached_property
     def _batch_size(self) -> int:
-        """Of all trajectories, so that it is measured once."""
+        """Batch size of all trajectories, measured once."""
         generator, most = next(iter(self.generators.values())), max(self.config.texts, self.config.screen_texts)
         return self.config.batch_size or generator.batch_size(min(most, LARGEST_BATCH))
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """The checkpoint, the decoders and the precision, for the record."""
+        """The checkpoint, the decoders and the precision, as inputs of the artefact."""
         precision = next(iter(self.generators.values())).compute.precision
         return {"checkpoint": self.run.checkpoint.digest, "decoders": list(self.generators), "precision": precision}
 
     @property
     def about(self) -> dict[str, Any]:
-        """What all figures depend on."""
+        """Everything that all figures depend on, as in `sweep.json`."""
         return {
             "texts": self.config.texts,
             "screen_texts": self.config.screen_texts,
@@ -299,7 +299,7 @@ class Sweep:
 
     @cached_property
     def boundaries(self) -> Boundaries:
-        """How the model's tokenizer writes them."""
+        """Boundary tokens of the run's tokenizer."""
         return Boundaries.of(self.run.tokenizer)
 
     def _keep(self, name: str, texts: Texts, tokens: list[list[int]], seeds_B: Tensor) -> None:

@@ -18,12 +18,6 @@ from ldlm.sampling import solvers, trace
 from ldlm.sampling.frames import Frame
 from ldlm.sampling.generation import text_seeds
 from ldlm.sampling.trained_run import TrainedRun
-from ldlm.stages import sample
-
-
-def plan(config: SampleConfig, run_path: Path) -> dict[str, Any]:
-    """What it would compute: that one text."""
-    return sample.plan(dataclasses.replace(config, num_samples=1), run_path)
 
 
 def run(
@@ -59,7 +53,7 @@ def run(
 
 
 def _about(config: SampleConfig, run: TrainedRun, decoder: str, seed: int) -> dict[str, Any]:
-    """Whose text it is, and how it was drawn."""
+    """The run that the text comes from, and how it was drawn."""
     sampler = config.sampler
     return {
         "run": run.path.resolve().name,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
@@ -49,8 +48,8 @@ def run(
 ) -> Artifact:
     """Train up to `config.steps` steps into the run `out`, from its newest checkpoint if it has one.
 
-    Under torchrun all processes share each batch. SIGTERM and SIGINT end it after the step at hand with a checkpoint,
-    and raise `Stopped`; the same call goes on from there.
+    Under torchrun all processes share each batch. On SIGTERM and SIGINT the step at hand is finished and saved, and
+    `Stopped` is raised; the same call resumes from there.
     """
     config = _taken_up(config, out, overwrite, progress)
     device = runtime.device(config.device)
@@ -94,7 +93,7 @@ def run(
 
 
 def _speedometer(state: TrainState, shapes: Shapes) -> Speedometer:
-    """Compares the run with plain matrix products on its devices, which are measured once."""
+    """The run's speed, compared with that of plain matrix products on its devices, which is measured once."""
     config = state.config
     flops_per_token = cache(partial(cost.flops_per_token, config, shapes))
     return Speedometer(
@@ -124,7 +123,7 @@ def _evaluate(state: TrainState, held_out: Split) -> dict[str, Any]:
 
 
 def _taken_up(config: TrainConfig, out: Path, overwrite: bool, progress: Progress) -> TrainConfig:
-    """The settings to train with in `out`: a run of an earlier version goes on as that version meant its settings."""
+    """The settings to train with in `out`: those of a run of an earlier version keep the meaning they had there."""
     if overwrite or not (out / "config.yaml").is_file() or not (out / "artifact.json").is_file():
         return config
     if files.read_json(out / "artifact.json").get("kind") != "run":
@@ -136,7 +135,7 @@ def _taken_up(config: TrainConfig, out: Path, overwrite: bool, progress: Progres
 
 
 def _check(config: TrainConfig, store: FeatureStore) -> None:
-    """Combinations that can't train what they promise."""
+    """`InputError` for settings that contradict each other or the store."""
     reconstruction, space, kind = config.recipe.reconstruction, config.model.space, store.encoder["kind"]
     needed = {"tencdm": "hidden", "embedding": "embedding", "scratch": "scratch"}.get(space, kind)
     if kind != needed:
@@ -181,7 +180,7 @@ def _tell(config: TrainConfig, store: FeatureStore, out: Path, taken_up: bool, p
 
 
 def _record_features(store: FeatureStore, out: Path) -> None:
-    """What the later stages must know of the features: they never see the store that the run was trained on."""
+    """Copy what later stages need of the features into the run: they don't open the store."""
     mean, std = store.statistics()
     record = {
         "encoder": store.encoder,
@@ -214,13 +213,6 @@ def _finish(result: Artifact, state: TrainState, journal: Journal, store: Featur
         seconds=round(time.perf_counter() - journal.started, 1),
     )
     try:
-        draw_plots(journal.out, journal.metrics.read())
-    except Exception as error:  # the run is complete, whatever a picture of it does
+        plots.of_run(journal.out, journal.metrics.read())
+    except Exception as error:  # the run is complete without them
         journal.progress.note(f"no plots ({type(error).__name__}: {error}); `ldlm plot {journal.out}` draws them")
-
-
-def draw_plots(out: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
-    """`plots/` of a run from its metrics."""
-    plots.training(out, metrics)
-    plots.dynamics(out / "plots" / "dynamics.png", {out.name: metrics})
-    plots.timesteps(out / "plots" / "timesteps.png", metrics)

@@ -69,7 +69,7 @@ def evaluate(
     dark: bool = False,
     milliseconds: int = 500,
 ) -> Any:
-    """What the expression `script` gives once the page is loaded, at that size of the window.
+    """The value of the expression `script` once the page is loaded, at that size of the window.
 
     It is run from outside, in the names of the page's window, so that the page's policy may forbid all scripts but its
     own; `</` must not stand in it. The value goes through JSON; a promise is waited for, as long as `milliseconds` of

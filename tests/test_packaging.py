@@ -16,7 +16,18 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 FOLDERS = {"ldlm": "ldlm", "ldlm.cli": "cli", "ldlm.stages": "stages"}
 SOURCES = [path for folder in FOLDERS.values() for path in sorted((ROOT / folder).rglob("*.py"))]
-HEAVY = {"torch", "transformers", "zarr", "datasets", "xformers", "scipy", "matplotlib", "numpy", "safetensors"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "zarr",
+    "datasets",
+    "xformers",
+    "scipy",
+    "matplotlib",
+    "numpy",
+    "safetensors",
+    "jinja2",
+}
 
 
 def in_a_new_process(code, **environment):
@@ -188,6 +199,16 @@ before = set(sys.modules)
 import ldlm, ldlm.config, ldlm.artifact
 new = {name.split(".")[0] for name in set(sys.modules) - before}
 print(sorted(new - sys.stdlib_module_names - {"ldlm"}))
+"""
+    assert in_a_new_process(code) == "[]\n"
+
+
+def test_pages_need_no_torch():
+    code = """
+import importlib, pkgutil, sys, ldlm.pages
+for module in pkgutil.walk_packages(ldlm.pages.__path__, "ldlm.pages."):
+    importlib.import_module(module.name)
+print(sorted({"torch", "transformers", "matplotlib", "jinja2"} & set(sys.modules)))
 """
     assert in_a_new_process(code) == "[]\n"
 

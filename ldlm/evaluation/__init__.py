@@ -1,1 +1,1 @@
-"""How good texts and latents are: perplexity, entropy, diversity, MAUVE, smoothness."""
+"""Evaluation of texts and latents: perplexity, entropy, diversity, MAUVE, smoothness, the frontier of a sweep."""

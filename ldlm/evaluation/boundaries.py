@@ -1,8 +1,8 @@
-"""Where rows and documents begin and end in decoded text, and how a scorer reads it (SPEC 13.6).
+"""Boundary tokens of rows and documents in decoded text, and how a scorer reads them (SPEC 13.6).
 
 A row is `[BOS] … [EOS] … [EOS]`, and texts are decoded with these tokens kept. GPT-2 scores its own `<|endoftext|>` as
-the one token that it is, but spells BERT's `[CLS]` and `[SEP]` letter by letter. So that texts of any tokenizer are
-scored alike, boundaries are rewritten before a scorer reads them.
+one token, but spells BERT's `[CLS]` and `[SEP]` letter by letter. So that texts of any tokenizer are scored alike,
+boundary tokens are rewritten before a scorer reads them.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 from ldlm.errors import InputError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # it imports torch, which pages that read sets of texts do without
     from ldlm.evaluation.scorer import Scorer
 
-NAMES = ("bos_token", "eos_token", "cls_token", "sep_token")  # of a tokenizer's attributes
+NAMES = ("bos_token", "eos_token", "cls_token", "sep_token")  # attributes of a tokenizer
 
 
 @dataclass(frozen=True)
 class Boundaries:
-    """The strings that mark boundaries in some texts. None of them: the texts are scored as they are written."""
+    """Strings that mark boundaries in a set of texts; without any, texts are scored as they are written."""
 
     tokens: tuple[str, ...] = ()
-    spaced: bool = False  # decoding puts a space on either side of them, which is no part of the text
+    spaced: bool = False  # decoding puts a space on both sides of them, which is not part of the text
 
     @classmethod
     def of(cls, tokenizer: Any) -> Boundaries:
-        """How a tokenizer writes its own."""
+        """The boundary tokens of a tokenizer, as it decodes them."""
         there = {name: getattr(tokenizer, name) for name in NAMES}
         tokens = tuple(dict.fromkeys(str(token) for token in there.values() if token is not None))
         ids = tokenizer.convert_tokens_to_ids(list(tokens[:1])) * 2
@@ -39,7 +39,7 @@ class Boundaries:
 
     @classmethod
     def in_texts(cls, tokens: Sequence[str], texts: Sequence[str]) -> Boundaries:
-        """Boundaries of named strings; spaced where most of them stand beside spaces."""
+        """Boundaries that the user names; spaced where most of them have spaces beside them in the texts."""
         named = cls(tuple(dict.fromkeys(tokens)))
         if not named.tokens:
             return named
@@ -53,18 +53,18 @@ class Boundaries:
         return cls(tuple(record["tokens"]), record["spaced"])
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, as it stands in the record beside samples."""
+        """The JSON in the record beside a file of texts."""
         return {"tokens": list(self.tokens), "spaced": self.spaced}
 
     def are_the_scorers(self, scorer: Scorer) -> bool:
-        """Whether texts are scored just as they are written, for the scorer ends a text in the same way."""
+        """Whether the scorer's own EOS is the only boundary token, so that texts are scored as they are written."""
         return not self.tokens or (self.tokens == (scorer.eos,) and not self.spaced)
 
     def spell(self, texts: Sequence[str], how: str, scorer: Scorer) -> Sequence[str]:
-        """The texts for a scorer: each boundary as its EOS (`eos`), as it is written (`text`), or left out (`drop`).
+        """Texts for a scorer, each boundary token replaced by its EOS (`eos`), kept (`text`), or removed (`drop`).
 
-        Where a boundary is left out between two words a space keeps them apart. `InputError` when the scorer has no
-        EOS.
+        A space takes the place of a boundary token that is removed between two words. `InputError` when the scorer has
+        no EOS to replace it by.
         """
         if how == "text" or not self.tokens or (how == "eos" and self.are_the_scorers(scorer)):
             return texts

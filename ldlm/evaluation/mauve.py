@@ -1,24 +1,31 @@
-"""MAUVE (Pillutla et al., 2021): how near the distribution of some texts is to that of others, between 0 and 1.
+"""MAUVE (Pillutla et al., 2021): the similarity of the distributions of two sets of texts, from 0 to 1 (SPEC 9).
 
-The definition is that of the package `mauve-text` with its defaults: the state above a text's last token stands for
-the text; texts and reference are sorted together into n/10 buckets by k-means (best of 5, at most 500 rounds, seed 25)
-after a PCA that keeps 0.9 of the variance; MAUVE is the area under the divergence curve of the two histograms, scaled
-by 5. The package is under the GPL, so it is imported when it is asked for and no part of it stands here. The states
-come from our own loader, which reads safetensors only.
+The definition is that of the package `mauve-text` with its defaults. The feature of a text is the hidden state above
+its last token. Texts and reference together are clustered by k-means (best of 5, at most 500 rounds, seed 25) into n/10
+buckets, after a PCA that keeps 0.9 of the variance. MAUVE is the area under the divergence curve of the two histograms,
+scaled by 5. The package is under the GPL, so it is imported only when it is needed and no part of it is copied here.
+Features come from our own loader, which reads safetensors only.
+
+Shape letters as in CONTRIBUTING.md; T is texts, D the width of a feature.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ldlm.config import EvaluateConfig
 from ldlm.errors import InputError
+from ldlm.evaluation.samples import Texts
+from ldlm.evaluation.scorer import Scorer
 from ldlm.evaluation.scores import Mauve
+from ldlm.progress import Progress
 
-FEWEST = 20  # n/10 buckets make two
-PACKAGES = {"mauve": "mauve-text", "faiss": "faiss-cpu", "sklearn": "scikit-learn"}  # by the module they bring
+FEWEST = 20  # texts on each side: n/10 buckets are two
+PACKAGES = {"mauve": "mauve-text", "faiss": "faiss-cpu", "sklearn": "scikit-learn"}  # by module
 SETTINGS = {
     "num_buckets": "auto",
     "pca_max_data": -1,
@@ -32,7 +39,7 @@ SETTINGS = {
 
 
 def library() -> Any:
-    """The module `mauve`; `InputError` says what to install when it or what it needs is absent."""
+    """The module `mauve`; `InputError` names the package to install when it or a dependency is absent."""
     try:
         import mauve
     except ModuleNotFoundError as error:
@@ -44,7 +51,7 @@ def library() -> Any:
 
 
 def score(p_TD: np.ndarray, q_TD: np.ndarray) -> Mauve:
-    """MAUVE of texts with features `p_TD` against a reference with `q_TD`."""
+    """MAUVE of texts with features `p_TD` against a reference with features `q_TD`."""
     for name, features in (("texts", p_TD), ("reference", q_TD)):
         if len(features) < FEWEST:
             raise InputError(
@@ -59,7 +66,7 @@ def score(p_TD: np.ndarray, q_TD: np.ndarray) -> Mauve:
 
 
 def read_features(path: Path) -> np.ndarray:
-    """Features (texts, D) from a .npy file without pickle; `InputError` names what is wrong with it."""
+    """Features (T, D) from a .npy file without pickle; `InputError` names the fault of a file that has none."""
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     try:
@@ -74,3 +81,30 @@ def read_features(path: Path) -> np.ndarray:
     if not np.isfinite(features).all():
         raise InputError(f"{path} holds NaN or infinity")
     return features
+
+
+def of_texts(
+    sets: Sequence[Texts], scorer: Scorer, config: EvaluateConfig, max_tokens: int, progress: Progress
+) -> list[Mauve]:
+    """MAUVE of every set against the last, which is the reference; all are cut to the same number of texts."""
+    model = scorer if config.mauve_model in (None, scorer.name) else Scorer(config.mauve_model, scorer.device)
+    if config.max_tokens is None:
+        max_tokens = model.fitting(max_tokens, progress.note)
+    model.check_length(max_tokens)
+    spelled = [texts.boundaries.spell(texts.texts, config.boundaries, model) for texts in sets]
+    rows = [[ids for ids in model.tokens(texts, max_tokens) if len(ids)] for texts in spelled]
+    *drawn, real = rows
+    collapsed = [len(some) < FEWEST <= len(texts) for some, texts in zip(drawn, spelled, strict=False)]
+    count = min([len(real), *(len(some) for some, nothing in zip(drawn, collapsed, strict=True) if not nothing)])
+    with progress.task("mauve", count * len(sets), "text") as task:
+
+        def states(some: Sequence[np.ndarray]) -> np.ndarray:
+            return model.last_states(some[:count], config.batch_size, task.advance)
+
+        reference = states(real)
+        found = [
+            Mauve(None, {}) if nothing else score(states(some), reference)
+            for some, nothing in zip(drawn, collapsed, strict=True)
+        ]
+    named = {"model": model.name, "model_revision": model.revision, "max_tokens": max_tokens}
+    return [Mauve(one.value, {**one.settings, **named}) for one in found]

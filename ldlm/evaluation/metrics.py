@@ -1,8 +1,8 @@
-"""Metrics of generated text: generative perplexity, entropy, n-gram diversity (SPEC 9, Section 6 "Metrics", E).
+"""Metrics of generated text: generative perplexity, entropy, n-gram diversity (SPEC 9; Section 6, Appendix E).
 
 Perplexity alone rewards collapse: report it with entropy and diversity.
 
-Shapes in names: T texts.
+Shape letters as in CONTRIBUTING.md; T is texts.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from ldlm.evaluation.scorer import Scorer
 LARGEST_NLL = 700.0  # nats per token; exp of more than 709 is infinite
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Generative perplexity: which tokens a protocol counts, and what it makes of the texts
+# Generative perplexity: the tokens that a protocol counts, and its average over texts
 
 
 def mdlm_mask(ids: Row, eos: int | None) -> np.ndarray:
-    """Which of a row's tokens the `mdlm` protocol counts (len − 1,), the first being unscored: all but a second EOS.
+    """Mask (len − 1,) of the tokens that protocol `mdlm` counts: all but the first and every EOS after the first EOS.
 
-    An EOS counts until the first one has been seen, which may be the unscored first token.
+    The first token is never scored; where it is an EOS, it is the first EOS.
     """
     tokens = np.asarray(ids)
     is_eos = tokens == eos
@@ -38,25 +38,25 @@ def mdlm_mask(ids: Row, eos: int | None) -> np.ndarray:
 
 
 def every_token(ids: Row, eos: int | None) -> np.ndarray:
-    """All of a row's tokens but the first, which is the start token (len − 1,)."""
+    """Mask (len − 1,) of all tokens but the first, which is the start token."""
     return np.ones(max(0, len(ids) - 1), bool)
 
 
 def corpus_perplexity(nll_T: np.ndarray, count_T: np.ndarray) -> float:
-    """exp(ΣNLL / ΣN): a long text weighs more than a short one."""
+    """exp(ΣNLL / ΣN) over the corpus: a long text weighs more than a short one."""
     return float(np.exp(nll_T.sum() / count_T.sum()))
 
 
 def mean_perplexity(nll_T: np.ndarray, count_T: np.ndarray) -> float:
-    """Mean over texts of exp(NLL / N): a text that the scorer can't follow may outweigh all others."""
+    """Mean over texts of exp(NLL / N): one very unlikely text may outweigh all others."""
     return float(np.exp(nll_T / count_T).mean())
 
 
 def trimmed_perplexity(nll_T: np.ndarray, count_T: np.ndarray) -> float:
-    """Mean over texts of exp(NLL / N) without the lowest and the highest 5 %, as COSMOS's evaluator counts them.
+    """Mean over texts of exp(NLL / N) without the lowest and the highest 5 %, as in COSMOS's evaluator.
 
-    Of T perplexities in ascending order those from number ⌊0.05 T⌋ up to, and not with, ⌊0.95 T⌋: 57 of 64. That leaves
-    nothing of a single text, which is therefore kept.
+    Of T perplexities in ascending order it takes those from ⌊0.05 T⌋ up to and without ⌊0.95 T⌋, so 57 of 64. A single
+    text is kept.
     """
     texts = len(nll_T)
     low, high = int(0.05 * texts), max(1, int(0.95 * texts))
@@ -65,11 +65,11 @@ def trimmed_perplexity(nll_T: np.ndarray, count_T: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How perplexity is counted. Texts without a counted token take no part in any of them."""
+    """A definition of generative perplexity. Texts without a counted token take no part in it."""
 
-    start_token: bool  # put before every text, within `max_tokens`; without it a text's first token goes unscored
-    counted: Callable[[Row, int | None], np.ndarray]
-    summary: Callable[[np.ndarray, np.ndarray], float]
+    start_token: bool  # put before every text, within `max_tokens`; without it a text's first token is not scored
+    counted: Callable[[Row, int | None], np.ndarray]  # tokens of a text, EOS → mask of those that count
+    summary: Callable[[np.ndarray, np.ndarray], float]  # nll_T, count_T → perplexity
 
 
 PROTOCOLS = {
@@ -84,10 +84,10 @@ PROTOCOLS = {
 
 @dataclass(frozen=True)
 class TextScores:
-    """What a scorer makes of each text that has something to score: summed NLL in nats, and tokens counted."""
+    """Likelihoods of the texts that have a token to score."""
 
-    nll_T: np.ndarray
-    count_T: np.ndarray
+    nll_T: np.ndarray  # nats, summed over a text's counted tokens
+    count_T: np.ndarray  # counted tokens
     protocol: str = "mdlm"
 
     def perplexity(self, chosen: np.ndarray | slice = slice(None)) -> float:
@@ -113,10 +113,10 @@ def score(
     advance: Callable[[int], None] = lambda count: None,
     cache: ScoreCache | None = None,
 ) -> TextScores:
-    """Texts as the scorer spells them, cut at `max_tokens`, under one of `PROTOCOLS` (SPEC 9).
+    """Likelihoods of texts under the scorer's tokenizer, cut at `max_tokens`, by one of `PROTOCOLS` (SPEC 9).
 
-    `NothingToScore` when no text has a token that counts. `InputError` when the protocol wants a start token that there
-    isn't, and when the scorer gives likelihoods that no perplexity can be made of.
+    `NothingToScore` when no text has a token that counts. `InputError` when the protocol needs a start token that the
+    tokenizer lacks, and when a perplexity would not be finite.
     """
     rules = PROTOCOLS[protocol]
     rows = scorer.tokens(texts, max_tokens - rules.start_token)
@@ -153,10 +153,10 @@ def _start_token(scorer: Scorer, protocol: str) -> np.ndarray:
 
 
 def bootstrap(statistic: Callable[[np.ndarray], float], texts: int, *, resamples: int, seed: int) -> list[float]:
-    """Percentile interval [low, high] at 95 % of `statistic(rows)`, rows being texts drawn with replacement.
+    """Bootstrap interval [low, high] of a statistic at 95 %, by percentiles.
 
-    One text gives its own value twice: nothing is known of how texts differ. Diversity has no such interval, since a
-    text that is drawn twice repeats all its n-grams.
+    `statistic` takes the numbers of texts drawn with replacement. The interval of a single text is a point. Diversity
+    has no such interval, since a text that is drawn twice repeats all its n-grams.
     """
     draw = np.random.default_rng(seed)
     values = [statistic(draw.integers(texts, size=texts)) for _ in range(resamples)]
@@ -164,7 +164,7 @@ def bootstrap(statistic: Callable[[np.ndarray], float], texts: int, *, resamples
 
 
 def entropies(rows: Iterable[Row]) -> np.ndarray:
-    """Entropy of each text's token counts, in nats, (texts,); an empty text has entropy 0."""
+    """Entropy −Σ p ln p of each text's token frequencies (T,), in nats (Appendix E); 0 for an empty text."""
     values = []
     for row in rows:
         counts = np.unique(np.asarray(row), return_counts=True)[1]
@@ -174,9 +174,9 @@ def entropies(rows: Iterable[Row]) -> np.ndarray:
 
 
 def diversity(rows: Sequence[Row]) -> float:
-    """Π_{n=2..4} unique n-grams / n-grams over the corpus (Su et al., 2022); n-grams never cross texts.
+    """Π_{n=2..4} unique n-grams / n-grams over the corpus (Appendix E; Su et al., 2022); n-grams never cross texts.
 
-    Falls with the number of texts: compare at the same number. 0 when there are no 4-grams.
+    It falls with the number of texts: compare at the same number. 0 when there are no 4-grams.
     """
     tokens = np.concatenate([np.zeros(0, np.int64), *(np.asarray(row, np.int64) for row in rows)])
     left = np.concatenate([np.zeros(0, np.int64), *(np.arange(len(row), 0, -1) for row in rows)])  # to the text's end
@@ -198,7 +198,7 @@ def ngrams(row: Row, n: int) -> Iterable[tuple[int, ...]]:
 
 
 def copied_share(rows: Iterable[Row], training: Iterable[Row], n: int = 8) -> float:
-    """Share of the rows' n-grams that stand in the training rows: how much is copied rather than composed."""
+    """Share of the rows' n-grams that occur in the training rows."""
     wanted = Counter(gram for row in rows for gram in ngrams(row, n))
     if not wanted:
         return 0.0
@@ -207,8 +207,9 @@ def copied_share(rows: Iterable[Row], training: Iterable[Row], n: int = 8) -> fl
 
 
 def decode_tokens(tokenizer: Any, tokens_BL: Tensor | np.ndarray, *, clean_up: bool = False) -> list[str]:
-    """Texts with special tokens kept, as the protocols want them.
+    """Texts of token rows, special tokens included, as the protocols of perplexity need them.
 
-    `clean_up` is transformers' clean_up_tokenization_spaces, which joins what a word-piece tokenizer sets apart.
+    `clean_up` is transformers' clean_up_tokenization_spaces, which removes the spaces of a word-piece tokenizer before
+    punctuation.
     """
     return tokenizer.batch_decode(tokens_BL.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=clean_up)

@@ -1,4 +1,4 @@
-"""Sets of texts on disk: the JSON lines that `sample` writes, or files of any kind that `textfiles` reads."""
+"""Sets of texts on disk: the JSON lines of `ldlm sample`, or files of any kind that `textfiles` reads."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ldlm import files
+from ldlm.config import differences
 from ldlm.errors import InputError
 from ldlm.evaluation.boundaries import Boundaries
 from ldlm.features import textfiles
@@ -20,31 +21,27 @@ Row = Sequence[int] | np.ndarray  # the tokens of a text
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts, with the token rows they came from and their seeds where the file has them for every text.
-
-    `boundaries` are the strings that mark where rows and documents begin and end in them, and `clean_up` says whether
-    they were decoded with the tokenizer's clean-up of spaces, None where that is not known.
-    """
+    """A set of texts."""
 
     texts: list[str]
-    tokens: Sequence[Row] | None
-    seeds: list[int] | None = None
+    tokens: Sequence[Row] | None  # that the texts were decoded from; None unless the file has them for every text
+    seeds: list[int] | None = None  # None unless the file has them for every text
     boundaries: Boundaries = Boundaries()
-    clean_up: bool | None = None
+    clean_up: bool | None = None  # whether they were decoded with clean-up of spaces; None: not known
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def first(self, count: int) -> Texts:
-        """So many of them, or all."""
+        """The first `count` texts, or all where there are fewer."""
         parts = {name: getattr(self, name) for name in ("texts", "tokens", "seeds")}
         return replace(self, **{name: part[:count] for name, part in parts.items() if part is not None})
 
 
 def read(path: Path, column: str = "text") -> Texts:
-    """The texts of a file of any kind, with `tokens` and `seed` where every row is a JSON object that has them.
+    """Read the texts of a file of any kind, with their `tokens` and `seed` where every row has them.
 
-    A blank text is one that a model may have drawn, and counts; a null row and a blank line of plain text do not.
+    A blank text counts, since a model may have drawn it; a null row and a blank line of plain text do not.
     """
     texts: list[str] = []
     tokens: list[np.ndarray | None] = []
@@ -69,14 +66,14 @@ def read(path: Path, column: str = "text") -> Texts:
 
 
 def _tokens(value: object) -> np.ndarray | None:
-    """Token ids (tokens,) int32, an eighth of what the list takes; None for anything else."""
+    """Token ids (L,) int32, which take an eighth of the list's memory; None for anything else."""
     if not isinstance(value, list) or not all(isinstance(token, int) and 0 <= token < 2**31 for token in value):
         return None
     return np.array(value, np.int32)
 
 
 def in_folders(paths: Iterable[Path]) -> list[Path]:
-    """The paths, with the text files directly in a folder, by name, in place of the folder."""
+    """The paths, each folder replaced by the text files directly in it, in order of their names."""
     found = []
     for path in paths:
         inside = sorted(filter(textfiles.is_named_text, path.iterdir())) if path.is_dir() else [path]
@@ -87,7 +84,7 @@ def in_folders(paths: Iterable[Path]) -> list[Path]:
 
 
 def rows(texts: Sequence[str], tokens: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[dict[str, object]]:
-    """The objects of `sample`'s output."""
+    """The JSON objects of a file of drawn texts."""
     return [
         {"text": text, "tokens": list(ids), "seed": int(seed)}
         for text, ids, seed in zip(texts, tokens, seeds, strict=True)
@@ -95,11 +92,11 @@ def rows(texts: Sequence[str], tokens: Sequence[Sequence[int]], seeds: Sequence[
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What is recorded beside a file of texts
+# The record beside a file of texts
 
 
 def described(texts: Texts, path: Path, named: Sequence[str] = ()) -> Texts:
-    """Texts with what the record beside their file says of them; where there is none, `named` are their boundaries."""
+    """Texts with boundaries and clean-up from the record beside their file; without one, `named` are the boundaries."""
     found = record(path)
     if "boundaries" in found:
         return replace(texts, boundaries=Boundaries.from_json(found["boundaries"]), clean_up=found["clean_up"])
@@ -107,7 +104,7 @@ def described(texts: Texts, path: Path, named: Sequence[str] = ()) -> Texts:
 
 
 def remarks(paths: Iterable[Path], named: Sequence[str]) -> Iterator[str]:
-    """Notes to the user on how the boundaries in files of texts are found, a line each."""
+    """Notes to the user, a line each, where boundaries in a file of texts may not be the expected ones."""
     for path in paths:
         found = record(path)
         if "boundaries" in found and named:
@@ -118,18 +115,18 @@ def remarks(paths: Iterable[Path], named: Sequence[str]) -> Iterator[str]:
 
 
 def record_of(tokenizer: Any, clean_up: bool) -> dict[str, Any]:
-    """The record beside texts of how they were decoded: boundaries and clean-up."""
+    """The part of a record on decoding: boundary tokens of the tokenizer, and clean-up."""
     return {"boundaries": Boundaries.of(tokenizer).to_json(), "clean_up": clean_up}
 
 
 def record_path(path: Path) -> Path:
-    """Where the record of a file of texts lies: beside the file, whatever link names it."""
+    """Path of the record of a file of texts: beside the file that a link leads to."""
     there = files.target(path)
     return there.with_name(there.name + ".meta.json")
 
 
 def write_record(path: Path, kind: str, values: dict[str, Any]) -> None:
-    """Record what is said of the texts in a file: `samples` of a model, or `texts` of any other origin."""
+    """Write the record of a file of texts; its kind is `samples` of a model, or `texts` of another origin."""
     files.write_json(record_path(path), {"kind": kind, **values})
 
 
@@ -137,3 +134,40 @@ def record(path: Path) -> dict[str, Any]:
     """The record that `ldlm sample` or `ldlm features texts` left beside a file of texts; empty without one."""
     found = files.read_json(record_path(path)) if record_path(path).is_file() else {}
     return found if isinstance(found, dict) and found.get("kind") in ("samples", "texts") else {}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Several seeds of one model
+
+
+def check_seeds(paths: Sequence[Path], sets: Sequence[Texts]) -> None:
+    if len(paths) < 2:
+        raise InputError("--seeds takes the spread over several files of one model, and there is one; give more")
+    drawn = [found for path in paths if (found := _settings(record(path)))]
+    for settings in drawn[1:]:
+        both = sorted(drawn[0].keys() & settings.keys())  # a record of another version may lack one
+        if changed := differences({key: drawn[0][key] for key in both}, {key: settings[key] for key in both}):
+            raise InputError(
+                f"these are not seeds of one model: they differ in more ({'; '.join(changed)}); leave one out"
+            )
+    seen: dict[tuple[str, ...], tuple[Path, Texts]] = {}
+    for path, texts in zip(paths, sets, strict=False):
+        other, before = seen.setdefault(tuple(texts.texts), (path, texts))
+        others = texts.seeds and before.seeds and texts.seeds != before.seeds  # a collapsed model has one text for all
+        if (other != path and not others) or paths.count(path) > 1:
+            raise InputError(f"{other} and {path} hold the same texts, so they are not two seeds; leave one out")
+    counts = [len(texts) for texts in sets[: len(paths)]]
+    if len(set(counts)) > 1:
+        raise InputError(
+            f"the seeds have {', '.join(map(str, counts))} texts; diversity falls with their number, so give as many "
+            "of each"
+        )
+
+
+def _settings(found: dict[str, Any]) -> dict[str, Any]:
+    """The settings of `ldlm sample` in a record, but for the seed; empty for a record of other texts."""
+    if found.get("kind") != "samples":
+        return {}
+    sampler = {f"sampler.{key}": value for key, value in found["config"]["sampler"].items()}
+    names = [name for name in ("decoder", "precision", "checkpoint", "clean_up") if name in found]
+    return {**sampler, **{name: found[name] for name in names}}

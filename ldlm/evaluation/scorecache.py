@@ -1,8 +1,8 @@
-"""What a scorer has scored before: −ln p of each token, by the tokens, in one SQLite file for each scorer.
+"""Cache of a scorer's likelihoods: −ln p of each token, by the tokens of the text, in one SQLite file for each scorer.
 
 It holds token likelihoods and no perplexities, so that every protocol can use them. SQLite makes it safe to kill a
-process that writes and to run several at once. It may be deleted at any time, and where it can't be written or read
-evaluation goes on without it.
+process that writes and to run several at once. The file may be deleted at any time; where it can't be read or written,
+evaluation runs without it.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from types import TracebackType
 
 import numpy as np
 
-MOST_BYTES = 2**31  # per scorer; then the oldest third goes
-WRITE_EVERY = 5.0  # seconds of work that a killed process may lose
+MOST_BYTES = 2**31  # per scorer; beyond it the oldest third is deleted
+WRITE_EVERY = 5.0  # seconds; a killed process loses as much work
 
 
 def folder() -> Path:
-    """Where the caches are: `ldlm/scores` in XDG_CACHE_HOME, or in ~/.cache where that is no absolute path."""
+    """Folder of the caches: `ldlm/scores` in XDG_CACHE_HOME, or in ~/.cache where that is no absolute path."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (base if base.is_absolute() else Path.home() / ".cache") / "ldlm" / "scores"
 
 
 class ScoreCache:
-    """The likelihoods that one scorer has given, in the file `path`; a context manager, whose end commits."""
+    """The likelihoods of one scorer, in the file `path`. Use it as a context manager: leaving it writes the rest."""
 
     def __init__(self, path: Path, note: Callable[[str], None] = lambda line: None) -> None:
         self.path = path
@@ -54,7 +54,7 @@ class ScoreCache:
             self._database.close()
 
     def get(self, row: np.ndarray) -> np.ndarray | None:
-        """The likelihoods (len − 1,) of a row's tokens; None when they are not known, or damaged."""
+        """−ln p (len − 1,) of a row's tokens; None when the row is not in the cache, or damaged."""
         data = self._pending.get(_key(row)) or self._read(_key(row))
         nll = np.frombuffer(data, "<f4") if data and len(data) == 4 * (len(row) - 1) else None
         return nll if nll is not None and np.isfinite(nll).all() else None
@@ -70,7 +70,7 @@ class ScoreCache:
         return found[0] if found and zlib.crc32(found[0]) == found[1] else None
 
     def put(self, row: np.ndarray, nll: np.ndarray) -> None:
-        """Keep the likelihoods of a row's tokens. They are written together now and then: a lock is held shortly."""
+        """Add −ln p of a row's tokens. Rows are written together every few seconds, so that locks are short."""
         self._pending[_key(row)] = nll.astype("<f4").tobytes()
         if time.monotonic() - self._written > WRITE_EVERY:
             self._write()
@@ -90,7 +90,7 @@ class ScoreCache:
             self._give_up(error)
 
     def _bytes(self) -> int:
-        """What is in use of the file."""
+        """Bytes of the file in use."""
         assert self._database is not None
         names = ("page_count", "freelist_count", "page_size")
         pages, free, page = (self._database.execute(f"PRAGMA {name}").fetchone()[0] for name in names)

@@ -1,6 +1,6 @@
-"""The causal language model that scores texts: its tokens, what each of them costs, and its last state of a text.
+"""The causal language model that scores texts: −ln p of each token, and the last hidden state of a text.
 
-Shapes in names: B batch, L tokens, V vocabulary, D width.
+Shape letters as in CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from ldlm.features.states import longest, positions, runs
 from ldlm.features.text import batched
 from ldlm.hub import check_whole, load_model, load_tokenizer
 
-LOGITS_AT_ONCE = 2**27  # elements; bounds the memory of a scorer pass
-TEXTS_AT_ONCE = 64  # the tokenizer's own records are some hundred bytes a token
-CHARACTERS_PER_TOKEN = 16  # several times what a token spells
+LOGITS_AT_ONCE = 2**27  # elements; bounds the memory of a forward pass
+TEXTS_AT_ONCE = 64  # to the tokenizer, whose own records take hundreds of bytes a token
+CHARACTERS_PER_TOKEN = 16  # several times as many as a token has
 
 
 class Scorer:
@@ -45,7 +45,7 @@ class Scorer:
 
     @torch.no_grad()
     def _check_causal(self) -> None:
-        """`InputError` when the model looks ahead: BERT answers too, and its perplexity means nothing."""
+        """`InputError` when a prediction depends on later tokens, as BERT's do: its perplexity means nothing."""
         tokens_BL = torch.tensor([[0, 1, 0], [0, 1, 1]], device=self.device)  # that differ in the last token only
         logits_BLV = self.model(input_ids=tokens_BL).logits[:, :2]
         self._check_finite(logits_BLV[..., :1])
@@ -62,7 +62,7 @@ class Scorer:
             )
 
     def _check_finite(self, values: Tensor) -> None:
-        """`InputError` when the model gives NaN or infinity, which one such number among its weights is enough for."""
+        """`InputError` when the model gives NaN or infinity: its weights are damaged."""
         if not torch.isfinite(values).all():
             raise InputError(
                 f"the scorer {self.name} gives NaN or infinity, so its weights are damaged; download or train it "
@@ -70,7 +70,7 @@ class Scorer:
             )
 
     def fitting(self, length: int, note: Callable[[str], None] = lambda line: None) -> int:
-        """At how many tokens texts of `length` are cut, which nobody has said: no more than the scorer takes."""
+        """Default length to cut texts at: `length`, or the scorer's positions where they are fewer, with a note."""
         if self.positions is None or length <= self.positions:
             return length
         note(
@@ -87,17 +87,17 @@ class Scorer:
 
     @property
     def eos(self) -> str | None:
-        """How that token is written."""
+        """The string of `eos_id`."""
         return None if self.eos_id is None else str(self.tokenizer.convert_ids_to_tokens(self.eos_id))
 
     @property
     def dtype(self) -> str:
-        """In which numbers it computes."""
+        """Name of the model's dtype."""
         return str(self.model.dtype).removeprefix("torch.")
 
     @cached_property
     def revision(self) -> str:
-        """Which weights these are: `commit:…` of the hub, or `sha256:…` over a folder's configuration and weights."""
+        """Identity of the weights: `commit:…` of the hub, or `sha256:…` over a folder's configuration and weights."""
         folder = Path(self.name)
         if not folder.is_dir():
             return f"commit:{hub.commit(self.name)}"
@@ -105,7 +105,7 @@ class Scorer:
         return f"sha256:{files.sha256_json({path.name: files.sha256_file(path) for path in paths})}"
 
     def cache(self, folder: Path, note: Callable[[str], None] = lambda line: None) -> ScoreCache:
-        """The cache of what these weights have scored in this precision, a file in `folder`."""
+        """The cache, in `folder`, of the likelihoods that these weights give in this dtype."""
         kind, _, digest = self.revision.partition(":")
         return ScoreCache(folder / f"{kind}-{digest[:40]}-{self.dtype}.sqlite", note)
 
@@ -114,7 +114,7 @@ class Scorer:
         return [row for batch in batched(texts, TEXTS_AT_ONCE) for row in self._tokenize(batch, max_tokens)]
 
     def _tokenize(self, texts: Sequence[str], max_tokens: int) -> Iterator[np.ndarray]:
-        """Of a text without an end only a beginning is read, twice as long as needed: a cut changes the last ones."""
+        """Tokenize the beginning of each text only, twice as long as needed, since a cut changes the last tokens."""
         characters = CHARACTERS_PER_TOKEN * max_tokens
         for text, ids in zip(texts, self._ids([text[:characters] for text in texts]), strict=True):
             read = characters
@@ -136,7 +136,7 @@ class Scorer:
     ) -> list[np.ndarray]:
         """−ln p(token | the ones before) for every token of each row but its first; float32 (len − 1,) each.
 
-        What the cache holds is not computed again, and what is computed goes there batch by batch.
+        Rows in the cache are not computed again, and computed ones are added to it batch by batch.
         """
         nothing = np.zeros(0, np.float32)
         known = [nothing if len(row) < 2 else cache.get(row) if cache else None for row in rows]
@@ -175,14 +175,14 @@ class Scorer:
     def _batches(
         self, rows: Sequence[np.ndarray], wanted: Sequence[int], batch_size: int, tokens_at_once: int
     ) -> Iterator[tuple[list[int], Tensor]]:
-        """(row numbers, their tokens (B, L) padded) of rows of like length, the longest first."""
+        """Batches of rows of similar length, the longest first: row numbers and padded tokens (B, L)."""
         by_length = sorted(wanted, key=lambda i: len(rows[i]), reverse=True)
         start = 0
         while start < len(by_length):
             longest = len(rows[by_length[start]])
             size = max(1, min(batch_size, tokens_at_once // longest))
             chosen = by_length[start : start + size]
-            # Padding stands to the right of everything that is scored, where a causal model can't see it.
+            # Padding is to the right of everything that is scored, where a causal model can't see it.
             padded_BL = np.zeros((len(chosen), longest), np.int64)
             for place, i in enumerate(chosen):
                 padded_BL[place, : len(rows[i])] = rows[i]

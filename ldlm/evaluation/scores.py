@@ -1,4 +1,4 @@
-"""What sets of texts score, as results that stages hand on. Each becomes JSON where it is written or printed."""
+"""Scores of sets and files of texts, as frozen dataclasses; they become JSON where they are written or printed."""
 
 from __future__ import annotations
 

@@ -1,38 +1,44 @@
-"""Paths between latents, and how far the texts on them lie apart (Section 6, Figures 3 left and 4 right).
+"""Smoothness of a latent space: paths between latents and edits along them (Section 6, Figures 3 left and 4 right).
 
 A path leads from z_A at a = 0 to z_B at a = 1, and its ends are z_A and z_B to the bit.
 
-Shapes in names: B pairs, N latents, C latent width, L tokens.
+Shape letters as in CONTRIBUTING.md; B is pairs, P points of a path.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ldlm.errors import InputError
+from ldlm.evaluation import metrics
+from ldlm.evaluation.scores import SetScores
+
 LatentPath = Callable[[Tensor, Tensor, float], Tensor]  # (z_A, z_B, a) → z, all (B, N, C)
 
 SMALLEST_ANGLE = 1e-6  # radians, from 0 and from π
+HALF = 0.5  # the a of the mean of two latents
+FIGURES = ("gen_ppl", "entropy", "diversity", "diversity_texts", "intervals")  # of a point's scores, in its record
 
 
 def linear(z_A_BNC: Tensor, z_B_BNC: Tensor, a: float) -> Tensor:
-    """(1−a)·z_A + a·z_B, the paper's path. Between unrelated latents it is short: at a = ½ by about √2."""
+    """(1−a)·z_A + a·z_B, the paper's path (SPEC 9). At a = ½, unrelated latents come out too short by about √2."""
     return (1 - a) * z_A_BNC + a * z_B_BNC
 
 
 def spherical(z_A_BNC: Tensor, z_B_BNC: Tensor, a: float) -> Tensor:
-    """Each latent vector turns by a share a of its angle, and its norm goes in a straight line from end to end.
+    """Turn each latent vector by a share a of the angle between its ends; its norm changes linearly.
 
     The turn is Shoemake's slerp (1985), which White (2016, "Sampling Generative Networks") brought to latent spaces.
-    It is taken per latent vector and not over the whole latent, because the latents' decoders read vector by vector:
-    so every vector, and with them the whole, is as long as those of real texts. Slerp as Shoemake wrote it is for unit
-    vectors; between vectors of unequal norm it leaves the range of the two, hence the straight line for the norm.
+    It is taken per latent vector and not over the whole latent, because decoders read vector by vector: so every vector
+    is as long as those of real texts. Slerp is for unit vectors; between vectors of unequal norm it leaves the range of
+    the two norms, hence the linear norm.
 
-    Where the angle is 0, both together are the linear path; where it is π, no plane to turn in is marked out, and the
-    vector goes straight, too.
+    At an angle of 0 this is the linear path. At π the plane of the turn is not defined, and the path is linear too.
     """
     A, B = z_A_BNC.double(), z_B_BNC.double()
     norm_A, norm_B = (z.norm(dim=-1, keepdim=True) for z in (A, B))
@@ -50,9 +56,9 @@ PATHS: dict[str, LatentPath] = {"linear": linear, "spherical": spherical}
 
 
 def edit_distance(one_BL: np.ndarray, other_BL: np.ndarray) -> np.ndarray:
-    """Levenshtein's distance (1966) between the token rows of each pair, int64 (B,).
+    """Levenshtein distance (1966) between the token rows of each pair, int64 (B,).
 
-    That is the fewest insertions, deletions and substitutions of a token that make one row the other.
+    It is the smallest number of insertions, deletions and substitutions of a token that turn one row into the other.
     """
     pairs, length = other_BL.shape
     column = np.arange(length + 1)
@@ -65,3 +71,56 @@ def edit_distance(one_BL: np.ndarray, other_BL: np.ndarray) -> np.ndarray:
         # An insertion costs 1 a column: the running minimum of distance − column takes any number of them at once.
         distance = np.minimum.accumulate(deleted - column, axis=1) + column
     return distance[:, -1]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pairs and points
+
+
+def draw_pairs(rows: int, pairs: int, seed: int) -> np.ndarray:
+    """Row numbers (2, pairs), each row at most once; `InputError` when there are too few rows."""
+    if rows < 2 * pairs:
+        remedy = f"use at most {rows // 2}" if rows > 1 else "extract more text, or hold out more of it"
+        raise InputError(f"--pairs {pairs} needs {2 * pairs} held-out rows, and the store has {rows}; {remedy}")
+    return np.random.default_rng(seed).permutation(rows)[: 2 * pairs].reshape(2, pairs)
+
+
+def points(count: int) -> list[float]:
+    """Equally spaced values of a from 0 to 1; an odd number of them includes ½ exactly."""
+    return [number / (count - 1) for number in range(count)]
+
+
+def edits_along(rows_PBL: np.ndarray) -> np.ndarray:
+    """Edit distance (P, B) of each row from that of the same pair at the point before; 0 at the first point."""
+    return np.stack([edit_distance(rows_PBL[max(0, i - 1)], rows_PBL[i]) for i in range(len(rows_PBL))])
+
+
+@dataclass(frozen=True)
+class PathPoint:
+    """Scores of the texts at one point of the paths."""
+
+    a: float
+    scores: SetScores
+    edits: float | None  # tokens, the mean edit distance from the point before; None at the first point
+    edits_interval: list[float] | None  # [low, high], as the intervals of `scores`
+
+    def to_json(self) -> dict[str, object]:
+        """The point with the figures and intervals of its scores."""
+        found = self.scores.pick(*FIGURES)
+        if self.edits_interval is not None:
+            found["intervals"] = {**found["intervals"], "edits": self.edits_interval}
+        return {"a": self.a, **found, "edits": self.edits}
+
+
+def path_points(a_P: Sequence[float], scores_P: Sequence[SetScores], edits_PB: np.ndarray) -> list[PathPoint]:
+    """The points of a path with their edits; intervals over pairs are drawn as those of the scores."""
+
+    def interval(edits_B: np.ndarray, scores: SetScores) -> list[float]:
+        how = {name: scores.bootstrap[name] for name in ("resamples", "seed")}
+        return metrics.bootstrap(lambda chosen: float(edits_B[chosen].mean()), len(edits_B), **how)
+
+    first, *rest = zip(a_P, scores_P, edits_PB, strict=True)
+    return [
+        PathPoint(first[0], first[1], None, None),
+        *(PathPoint(a, scores, float(edits_B.mean()), interval(edits_B, scores)) for a, scores, edits_B in rest),
+    ]

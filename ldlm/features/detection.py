@@ -41,6 +41,7 @@ class Source:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Source]:
+    """Open a file or `-`, standard input; `InputError` when it is absent, damaged or not text."""
     with ExitStack() as held:
         outer = _Stream(path, _standard_input() if path == STANDARD_INPUT else held.enter_context(_file(path)))
         unpack = next((made for magic, made in _UNPACKERS.items() if magic.match(outer.head)), None)

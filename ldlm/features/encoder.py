@@ -79,7 +79,7 @@ class FrozenEncoder:
     def _take_states(self, model: Any, seq_len: int | None) -> None:
         """Remove the blocks above the layer, on the CPU: on a GPU, a position out of range would end the process."""
         if getattr(model, "pooler", None) is not None:
-            # It is not used. A checkpoint without one would make it, and so the fingerprint, random.
+            # The pooler is not used. A checkpoint may lack it, and its random weights would be in the fingerprint.
             model.pooler = nn.Identity().eval()
         self.positions = states.positions(model)
         if seq_len is not None and self.positions is not None and seq_len > self.positions:

@@ -253,7 +253,7 @@ class Extraction:
             if not self._statistics_path.is_file():
                 self._write_statistics()
             if (self.out / "store.json").is_file():
-                return ledger.check_described(self.out)
+                return ledger.check_description(self.out)
             everything, without_first = self._read_statistics()
             covered = self.writer.create(self.rows, everything.mean_D, everything.std_D)
             covered |= self.writer.write_tokenizer(self.tokenizer)
@@ -368,20 +368,20 @@ class Extraction:
     # ------------------------------------------------------------------------------------------------------------------
     # Phase 4: the seal
 
-    def wanting(self) -> list[str]:
-        """Remove the shards that are damaged or of another store; returns the names of all that must be written."""
+    def missing_shards(self) -> list[str]:
+        """The names of the shards that must be written again; their remnants are removed (`ledger.missing_shards`)."""
         with file_lock(self._lock("seal")):
-            wanting = ledger.wanting(self.out)
-        if wanting:
-            self.progress.note(f"making again: {', '.join(wanting)}")
-        return wanting
+            missing = ledger.missing_shards(self.out)
+        if missing:
+            self.progress.note(f"making again: {', '.join(missing)}")
+        return missing
 
     def seal(self, result: Artifact) -> Artifact:
         """Write the manifest, once every shard is there, and remove the spool."""
         with file_lock(self._lock("seal")):
             if not (self.out / "manifest.json").is_file():
                 ledger.sweep(self.out)
-                covered, description = ledger.seal(self.out), ledger.described(self.out)
+                covered, description = ledger.seal(self.out), ledger.read_description(self.out)
                 size = sum(files.sizes(self.out / "features.zarr").values())
                 result.finish(**{**description, "bytes": size, "sha256": covered})
         self.clear()

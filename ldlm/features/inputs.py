@@ -21,7 +21,7 @@ from ldlm.progress import Progress
 
 
 class Inputs(NamedTuple):
-    """What an extraction reads. `config` names the dataset's commit; `text` holds the fingerprints of the text."""
+    """The inputs of an extraction: `config`, with the dataset's commit, and `text`, the fingerprints of the text."""
 
     config: ExtractConfig
     text: dict[str, str]
@@ -35,7 +35,7 @@ class Inputs(NamedTuple):
 
 
 def find(config: ExtractConfig, out: Location | None) -> Inputs:
-    """The inputs that `config` names; `InputError` when they can't be had or don't fit each other or the output."""
+    """The inputs that `config` names; `InputError` when they are missing or don't fit each other or the output."""
     _check(config)
     config, fingerprints = _pinned(config)
     tokenizer, encoder = models(config)

@@ -1,4 +1,7 @@
-"""The ledger of a feature store: what was written, whether it still stands, and its seal."""
+"""The ledger of a feature store: records of what was written, checks against them, repair, and the seal.
+
+Its files are listed in `store.py`. Zarr gives zeros for what is missing, so these records decide what is there.
+"""
 
 from __future__ import annotations
 
@@ -16,46 +19,46 @@ from ldlm.errors import InputError, StorageError
 from ldlm.features import shards
 from ldlm.location import Location, ObjectPath
 
-MADE_OF = ("artifact.json", "config.yaml")  # say what a store is made of, and can't be made again
+MADE_OF = ("artifact.json", "config.yaml")  # the description of the inputs, which can't be made again
 COPY = "restore it from a copy, or extract again with --overwrite"
-_CHUNKS = re.compile(r"features\.zarr/(\w+/)?\w+/c/\d+(/0)+")  # names of shards' files, not of mean's and std's
+_CHUNKS = re.compile(r"features\.zarr/(\w+/)?\w+/c/\d+(/0)+")  # files of shards, and not those of mean and std
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def folder(split: str) -> str:
-    """Where the arrays of a split stand in a store."""
+    """The folder, within a store, of a split's arrays."""
     return "features.zarr/" if split == "train" else f"features.zarr/{split}/"
 
 
 def statistics_hash(mean_D: np.ndarray, std_D: np.ndarray) -> str:
-    """What identifies a normalisation: a hash of mean and std as they are stored, in float32."""
+    """A hash of mean and std as they are stored, in float32, which identifies a normalisation."""
     return files.sha256_json([vector.astype(np.float32).tolist() for vector in (mean_D, std_D)])
 
 
-def described(path: Location) -> dict[str, Any]:
-    """`store.json`; `InputError` when it is damaged."""
+def read_description(path: Location) -> dict[str, Any]:
+    """The content of `store.json`; `InputError` when it is damaged."""
     return files.read_digested(path / "store.json", f"run `ldlm features repair {path}`")
 
 
-def check_described(path: Location) -> None:
+def check_description(path: Location) -> None:
     """`InputError` when `store.json` or one of the files that it covers is damaged."""
-    check_files(path, described(path)["sha256"])
+    check_files(path, read_description(path)["sha256"])
 
 
-def expected(description: Mapping[str, Any]) -> set[str]:
-    """The names of the shards that make up a store."""
+def shard_names(description: Mapping[str, Any]) -> set[str]:
+    """The names of all shards of the described store."""
     size, splits = description["shard_rows"], description["rows"].items()
     return {shard_name(split, shard) for split, rows in splits for shard in range(-(-rows // size))}
 
 
 def shard_name(split: str, shard: int) -> str:
-    """What a shard is called, and its record in the ledger."""
+    """The name of a shard, and of its record in the ledger."""
     return f"{split}-{shard:05d}"
 
 
 def check_files(path: Location, covered: Mapping[str, str]) -> dict[str, bytes]:
-    """The small files that `covered` (name → sha256) names, read once; `InputError` when one is not what it was."""
+    """Read the small files that `covered` (name → sha256) lists; `InputError` when one has changed."""
 
     def read(entry: tuple[str, str]) -> bytes:
         name, digest = entry
@@ -71,12 +74,12 @@ def check_files(path: Location, covered: Mapping[str, str]) -> dict[str, bytes]:
 
 
 def sealed_records(covered: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
-    """The ledger of a sealed store: shard name → record, in order."""
+    """The ledger of a sealed store: shard name → record, in order; `covered` holds its files."""
     return {Path(name).stem: json.loads(data) for name, data in covered.items() if name.startswith("ledger/")}
 
 
 def records_of(path: Location, description: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The ledger of one that is not, as far as it goes; `InputError` when a record is damaged or of another store."""
+    """The ledger so far of an unsealed store; `InputError` when a record is damaged or of another store."""
     records = {}
     for key, data in _ledger(path).items():
         record = files.load_digested(data)
@@ -88,7 +91,7 @@ def records_of(path: Location, description: Mapping[str, Any]) -> dict[str, dict
 
 
 def _belongs(key: str, record: Mapping[str, Any], description: Mapping[str, Any]) -> bool:
-    """Whether a record is of a shard of the described store: an extraction that it replaced may still be at work."""
+    """Whether a record is of the described store: a process of one that it replaced may still be writing."""
     encoder = description["encoder"]
     maker = {"codec": description["codec"], "encoder": encoder["fingerprint"], "statistics": encoder["statistics"]}
     size, rows = description["shard_rows"], description["rows"].get(record["split"], 0)
@@ -98,14 +101,14 @@ def _belongs(key: str, record: Mapping[str, Any], description: Mapping[str, Any]
 
 
 def _ledger(path: Location) -> dict[str, bytes]:
-    """The records as they stand there: shard name → bytes, in order."""
+    """The records as bytes, by shard name, in order."""
     paths = files.matching(path / "ledger", "*.json")
     contents = zip(paths, _for_each(path, files.content, paths), strict=True)
     return {record.stem: data for record, data in contents if data is not None}
 
 
 def shard_fault(path: Location, record: Mapping[str, Any], sizes: Mapping[str, int]) -> str | None:
-    """Which file of a shard has not the size that its record says."""
+    """The fault of a shard with a file of another size than its record says; None when all sizes are right."""
     for name, entry in record["files"].items():
         size = sizes.get(name)
         if size != entry["bytes"]:
@@ -115,7 +118,7 @@ def shard_fault(path: Location, record: Mapping[str, Any], sizes: Mapping[str, i
 
 
 def _for_each(place: Location, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """The results of `work` in order, of several items at a time."""
+    """The results of `work` on each item, in order, from several threads."""
     with ThreadPoolExecutor(shards.REQUESTS if isinstance(place, ObjectPath) else shards.CORES) as threads:
         return list(threads.map(work, items))
 
@@ -125,7 +128,7 @@ def _for_each(place: Location, work: Callable[[Item], Result], items: Sequence[I
 
 
 def sweep(path: Location) -> None:
-    """Remove what a killed writer left: temporary files, and files in the arrays that no record names."""
+    """Remove the leftovers of killed writers: temporary files, and files of the arrays that no record names."""
     records = filter(None, map(files.load_digested, _ledger(path).values()))
     named = {name for record in records for name in record["files"]}
     for file, relative in files.below(path):
@@ -133,23 +136,23 @@ def sweep(path: Location) -> None:
             file.unlink(missing_ok=True)
 
 
-def wanting(path: Location) -> list[str]:
-    """The shards that a store which is not sealed still needs; what is there of them is removed.
+def missing_shards(path: Location) -> list[str]:
+    """The names of the shards that an unsealed store still needs; remnants of them are removed.
 
-    Those without a record, and those whose record is damaged or not of this store, or whose files have not the sizes
-    that it says.
+    A shard is missing when its record is, when the record is damaged or of another store, and when a file has another
+    size than the record says.
     """
     ledger = _ledger(path)
     sizes = files.sizes(path)
-    fit = _fit(path, ledger, sizes)
+    fit = _fitting(path, ledger, sizes)
     for key in ledger.keys() - fit:
         _drop(path, key, sizes)
-    return sorted(expected(described(path)) - fit)
+    return sorted(shard_names(read_description(path)) - fit)
 
 
-def _fit(path: Location, ledger: Mapping[str, bytes], sizes: Mapping[str, int]) -> set[str]:
-    """The shards of the ledger that are as the store's description says."""
-    description = described(path)
+def _fitting(path: Location, ledger: Mapping[str, bytes], sizes: Mapping[str, int]) -> set[str]:
+    """The shards of the ledger that fit the store's description, with files of the recorded sizes."""
+    description = read_description(path)
     records = {key: files.load_digested(data) for key, data in ledger.items()}
     return {
         key
@@ -159,7 +162,7 @@ def _fit(path: Location, ledger: Mapping[str, bytes], sizes: Mapping[str, int]) 
 
 
 def _drop(path: Location, key: str, names: Iterable[str]) -> None:
-    """Remove a shard, its record last: in an object store, a file without a record would be taken for a good one."""
+    """Remove a shard, its record last: in an object store, a file that is there is kept when its shard is written."""
     split, _, number = key.rpartition("-")
     chunks = re.compile(rf"{re.escape(folder(split))}\w+/c/{re.escape(number.lstrip('0') or '0')}(/0)+")
     for name in filter(chunks.fullmatch, names):
@@ -168,12 +171,13 @@ def _drop(path: Location, key: str, names: Iterable[str]) -> None:
 
 
 def seal(path: Location) -> dict[str, str]:
-    """sha256 of every file of the store but the shards', which the ledger records: what the manifest covers.
+    """Check a complete store, and return the hashes for its manifest: sha256 by name.
 
-    `StorageError` when the shards are not the ones that the description says; `InputError` for other damage.
+    They cover every file but the shards', whose hashes are in the ledger. `StorageError` when the shards are not those
+    of the description; `InputError` for other damage.
     """
-    description, ledger = described(path), _ledger(path)
-    wrong = (expected(description) | ledger.keys()) - _fit(path, ledger, files.sizes(path))
+    description, ledger = read_description(path), _ledger(path)
+    wrong = (shard_names(description) | ledger.keys()) - _fitting(path, ledger, files.sizes(path))
     if wrong:
         raise StorageError(f"{path}: {', '.join(sorted(wrong))} must be made again; run the same command again")
     covered: dict[str, str] = description["sha256"]
@@ -184,12 +188,11 @@ def seal(path: Location) -> dict[str, str]:
 
 
 def faults(path: Location) -> list[tuple[str, str, str]]:
-    """Every byte of a store against its records: (what it belongs to, file, what is wrong) for each that differs.
+    """Compare every byte of a store with its records; (owner, file, problem) for each file that differs.
 
-    What it belongs to is the name of a shard, or `store` for everything else. That a store is not sealed is a fault of
-    its manifest.
+    The owner is the name of a shard, or `store`. An unsealed store has a fault of its manifest.
     """
-    if not (path / "store.json").is_file():  # which tells a damaged store from something else
+    if not (path / "store.json").is_file():  # a damaged store, or something else
         artifact.open_artifact(path, "features", complete=False)
     manifest, description = (_digested(path / name) for name in ("manifest.json", "store.json"))
     covered: Mapping[str, str] = (manifest or description or {}).get("sha256", {})
@@ -205,14 +208,14 @@ def faults(path: Location) -> list[tuple[str, str, str]]:
 
 
 def _digested(path: Location) -> dict[str, Any] | None:
-    """What `files.dump_digested` gave; None where it is missing or damaged."""
+    """The object of a `dump_digested` file; None when it is missing or damaged."""
     return files.load_digested(files.content(path) or b"")
 
 
 def _checked_ledger(
     path: Location, covered: Mapping[str, str]
 ) -> tuple[dict[str, dict[str, Any]], list[tuple[str, str, str]]]:
-    """The records that are whole, and as `faults` has them those that are not, unless they are `covered` by hashes."""
+    """The intact records, and the faults of the damaged ones unless hashes cover them, which `faults` checks."""
     records, found = {}, []
     for key, data in _ledger(path).items():
         name = f"ledger/{key}.json"
@@ -227,15 +230,15 @@ def _checked_ledger(
 
 
 def _not_sealed(path: Location, description: Mapping[str, Any] | None, records: Mapping[str, Any]) -> str:
-    """What is wrong with a store that has no manifest, or a damaged one."""
+    """The problem of a manifest that is missing or damaged."""
     if (path / "manifest.json").is_file():
         return "is damaged"
-    needed = set() if description is None else expected(description)
+    needed = set() if description is None else shard_names(description)
     return f"is missing, not sealed: {len(needed - records.keys())} of {len(needed)} shards missing"
 
 
 def fault(path: Location, digest: str) -> str | None:
-    """What is wrong with a file that should have this sha256; None when nothing is."""
+    """The problem of a file that should have this sha256; None when it has."""
     size = files.size(path)
     if not size:
         return "is missing" if size is None else "is empty"
@@ -243,9 +246,9 @@ def fault(path: Location, digest: str) -> str | None:
 
 
 def forget(path: Location, damaged: Iterable[tuple[str, str]]) -> None:
-    """Unseal a store and drop what is damaged, so that extraction makes it again, and nothing that is whole.
+    """Unseal a store and remove what is damaged, so that extraction writes only that again.
 
-    `damaged`: (what it belongs to, file), as `faults` names them. Of a shard the record goes, with all its files.
+    `damaged`: (owner, file) pairs as from `faults`. A damaged shard is removed as a whole, with its record.
     """
     (path / "manifest.json").unlink(missing_ok=True)
     names = files.sizes(path)
@@ -254,4 +257,4 @@ def forget(path: Location, damaged: Iterable[tuple[str, str]]) -> None:
             _drop(path, shard, names)
         elif name != "manifest.json":
             (path / name).unlink(missing_ok=True)
-            (path / "store.json").unlink(missing_ok=True)  # written last of what describes a store
+            (path / "store.json").unlink(missing_ok=True)  # written after the other files of the description

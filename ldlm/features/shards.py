@@ -1,8 +1,8 @@
 """Zarr v3 shards as bytes: a shard is encoded by zarr in memory, and decoded here, chunk by chunk, in threads.
 
-zarr's own reader spends most of its time on bookkeeping, and it returns zeros for what is missing. `ShardedArray` reads
-the two codec chains that `StoreWriter` writes (little-endian bytes, zstd or not, crc32c), checks every checksum, and
-raises for anything that is not there. The format is zarr's, and any other v3 reader will do in its place.
+zarr's own reader spends most of its time on bookkeeping, and returns zeros for missing data. `ShardedArray` reads the
+two codec chains that `StoreWriter` writes (little-endian bytes, zstd or not, crc32c), checks every checksum, and raises
+an error for missing data. The format is zarr's: any other v3 reader can take its place.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ SPLITS = ("train", "validation")
 _ABSENT = 2**64 - 1  # offset and length of a chunk that was never written
 _CHECKSUM = 4  # bytes
 CORES = len(os.sched_getaffinity(0))
-REQUESTS = 16  # to an object store at a time
-# (start, length) -> what stands there, and the checksum after it; a negative start counts from the end
+REQUESTS = 16  # concurrent ones, to an object store
+# (start, length) -> (data, the checksum after it); a negative start counts from the end
 Read = Callable[[int, int], tuple[bytes, bytes]]
 
 
@@ -39,7 +39,7 @@ Read = Callable[[int, int], tuple[bytes, bytes]]
 
 
 def zarr_store(path: Location) -> Any:
-    """What zarr takes to open a group for reading."""
+    """The store object from which zarr opens a group for reading."""
     if isinstance(path, Path):
         return path
     from zarr.storage import ObjectStore
@@ -48,9 +48,9 @@ def zarr_store(path: Location) -> Any:
 
 
 def encoded(arrays: Mapping[str, Any], build: Callable[[Any], None]) -> dict[str, memoryview]:
-    """What a Zarr group consists of, as bytes by name: `build` makes its arrays, and `arrays` are written into it.
+    """The files of a Zarr group as bytes, by name. `build` creates its arrays, and `arrays` are written to it.
 
-    `arrays`: path of an array → (first row, rows). Without any, the metadata alone.
+    `arrays`: path of an array → (first row, rows). Without `arrays`, the files are the metadata alone.
     """
     import zarr
     from zarr.storage import MemoryStore
@@ -58,7 +58,7 @@ def encoded(arrays: Mapping[str, Any], build: Callable[[Any], None]) -> dict[str
     buffers: dict[str, Any] = {}
     group: Any = zarr.open_group(MemoryStore(buffers), mode="w", zarr_format=3)
     build(group)
-    every_chunk: Any = {"write_empty_chunks": True}  # which zarr forgets of an array that it opens
+    every_chunk: Any = {"write_empty_chunks": True}  # zarr forgets it when it opens an array
     for name, (start, rows) in arrays.items():
         array = group[name].with_config(every_chunk)
         array[start : start + len(rows)] = rows
@@ -84,9 +84,9 @@ class ShardedArray:
         self._indices: dict[int, np.ndarray] = {}
 
     def read(self, rows: np.ndarray, into: np.ndarray | None = None) -> np.ndarray:
-        """These rows, in the order given: (rows, …). Each chunk that they touch is read once.
+        """Rows in the order given: (rows, …). Each chunk that they touch is read once.
 
-        `into` is memory for at least as many rows, which saves the kernel from handing out new pages every time.
+        `into` is memory for at least as many rows; reusing it saves the kernel from giving out new pages each time.
         """
         out = np.empty((len(rows), *self.shape[1:]), self.dtype) if into is None else into[: len(rows)]
         chunk_of, within = np.divmod(rows, self.chunk[0])
@@ -101,7 +101,7 @@ class ShardedArray:
             def decode() -> None:
                 while True:
                     try:
-                        shard, row_of_grid, places = work.popleft()  # each thread takes the next that nobody has
+                        shard, row_of_grid, places = work.popleft()  # the next chunk that no thread has taken
                     except IndexError:
                         return
                     index = self._index(shard, reads[shard])[row_of_grid]
@@ -109,7 +109,7 @@ class ShardedArray:
 
             count = REQUESTS if isinstance(self.path, ObjectPath) else CORES
             decoding = [_threads(count).submit(decode) for _ in range(min(count, len(chunks)))]
-            wait(decoding)  # all of them, also after a fault: the files are closed next
+            wait(decoding)  # for all of them, even after an error: the files are closed next
             for future in decoding:
                 future.result()
         return out
@@ -118,7 +118,7 @@ class ShardedArray:
         return self.path / "/".join(["c", str(shard), *["0"] * (len(self.shape) - 1)])
 
     def _index(self, shard: int, read: Read) -> np.ndarray:
-        """(offset, length) of each chunk: uint64 (grid…, 2). It stands at the end of a shard."""
+        """(offset, length) of each chunk of a shard: uint64 (grid…, 2), from the shard's end."""
         if shard not in self._indices:
             size = int(np.prod(self.grid)) * 16
             data = _checked(read(-size - _CHECKSUM, size), self._shard_path(shard))
@@ -128,11 +128,11 @@ class ShardedArray:
     def _decode_rows(
         self, read: Read, index: np.ndarray, within: np.ndarray, out: np.ndarray, places: np.ndarray, path: Location
     ) -> None:
-        """Put the rows `within` the chunks that stand side by side at their places in `out`."""
+        """Decode the chunks of one row of the grid, and copy their rows `within` to `places` in `out`."""
         for place in np.ndindex(*self.grid[1:]):
             corner = [i * chunk for i, chunk in zip(place, self.chunk[1:], strict=True)]
             window = tuple(slice(at, at + chunk) for at, chunk in zip(corner, self.chunk[1:], strict=True))
-            target = out[:, *window]  # which is less than a chunk at the array's end
+            target = out[:, *window]  # smaller than a chunk at the array's end
             offset, length = map(int, index[place])
             if offset == _ABSENT:
                 raise InputError(f"{path} lacks a chunk; run `ldlm features repair` on the store")
@@ -147,7 +147,7 @@ class ShardedArray:
 
 
 def _checked(read: tuple[bytes, bytes], path: Location) -> bytes:
-    """The data, once its crc32c has been found right."""
+    """The data, checked against its crc32c; `InputError` when it is damaged."""
     data, checksum = read
     if len(checksum) != _CHECKSUM or google_crc32c.value(data) != struct.unpack("<I", checksum)[0]:
         raise InputError(f"{path} is damaged: a checksum is wrong; run `ldlm features repair` on the store")
@@ -156,9 +156,9 @@ def _checked(read: tuple[bytes, bytes], path: Location) -> bytes:
 
 @contextmanager
 def _reader(path: Location) -> Iterator[Read]:
-    """Reads parts of a shard, from any thread.
+    """A function that reads parts of a shard, from any thread.
 
-    By pread and not by a memory map, which would crash the process when a file shrinks under it.
+    It uses pread: a memory map would crash the process if the file shrank.
     """
     try:
         if isinstance(path, ObjectPath):
@@ -181,7 +181,7 @@ def _read_object(path: ObjectPath, start: int, length: int) -> tuple[bytes, byte
 
 def _read_file(descriptor: int, size: int, start: int, length: int) -> tuple[bytes, bytes]:
     start, length = max(0, start + size) if start < 0 else start, max(0, length)
-    # Two reads, since to cut the checksum off would copy the data.
+    # Two reads: cutting the checksum off one would copy the data.
     return os.pread(descriptor, length, start), os.pread(descriptor, _CHECKSUM, start + length)
 
 

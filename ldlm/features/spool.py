@@ -1,7 +1,7 @@
-"""Raw states of blocks of rows, on disk from when they are encoded until they are normalised.
+"""Intermediate files of an extraction: raw states of blocks until they are normalised, and token rows.
 
-They are gigabytes, written once and read twice. So they go past the page cache where the file system lets them: to fill
-it would cost the processor more than the disk, which takes them by itself (benchmarks/LOG.md).
+States are gigabytes, written once and read twice. They bypass the page cache where the file system allows it (direct
+I/O), since filling the cache costs more processor time than the disk does (benchmarks/LOG.md).
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ import numpy as np
 
 from ldlm import files
 
-_PAGE = 4096  # what direct input and output wants addresses, lengths and offsets to be multiples of
+_PAGE = 4096  # bytes; direct I/O needs addresses, lengths and offsets that are multiples of it
 _CHECKSUM = 4  # bytes, at a file's end
 _DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class Spool:
-    """Blocks of float32 states by number, below `folder`. Each is whole or not there; one thread at a time."""
+    """Blocks of float32 states by number, in `folder`. A block is whole or absent. For one thread at a time."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._memory = mmap.mmap(-1, _PAGE)
 
     def path(self, block: int) -> Path:
-        """Where a block is kept."""
+        """The file of a block."""
         return self.folder / f"states-{block:07d}"
 
     def blocks(self) -> set[int]:
-        """Those that are there."""
+        """The numbers of the blocks that are spooled."""
         return {int(path.name.partition("-")[2]) for path in files.matching(self.folder, "states-*")}
 
     def write(self, block: int, states: np.ndarray) -> None:
-        """Keep a block, with a checksum in place of an fsync, which would cost more."""
+        """Write a block, with a checksum instead of an fsync, which would cost more."""
         memory = self._aligned(states.nbytes)
         values = np.frombuffer(memory, np.float32, states.size).reshape(states.shape)
         values[:] = states
@@ -52,19 +52,19 @@ class Spool:
         temporary.replace(path)
 
     def read(self, block: int, shape: tuple[int, ...]) -> np.ndarray | None:
-        """What `write` kept; None where that is nothing, or not what it was."""
+        """The states that `write` wrote; None where they are missing or damaged."""
         memory = self._aligned(4 * math.prod(shape))
         try:
             found = _directly(self.path(block), os.O_RDONLY, lambda file: _read_all(file, memory))
         except FileNotFoundError:
             return None
         values = np.frombuffer(memory, np.float32, math.prod(shape)).reshape(shape)
-        # The length too, for the checksum of nothing is zero: what a power cut leaves may be a few zeros.
+        # The length is checked too: a power cut may leave a few zeros, and the checksum of no data is zero.
         whole = found == len(memory) and _checksum(values) == memory[-_CHECKSUM:]
         return values.copy() if whole else None
 
     def _aligned(self, size: int) -> memoryview:
-        """Memory for so many bytes and the checksum, in whole pages."""
+        """Memory in whole pages for `size` bytes and the checksum."""
         pages = -(-(size + _CHECKSUM) // _PAGE) * _PAGE
         if len(self._memory) < pages:
             self._memory = mmap.mmap(-1, pages)
@@ -76,7 +76,7 @@ def _checksum(values: np.ndarray) -> bytes:
 
 
 def _directly(path: Path, flags: int, work: Callable[[int], int]) -> int:
-    """What `work` makes of the open file, past the page cache, or through it where the file system has no other way."""
+    """The result of `work` on the open file, with direct I/O where the file system supports it."""
     for direct in (_DIRECT, 0):
         try:
             file = os.open(path, flags | os.O_CLOEXEC | direct, 0o666)
@@ -98,7 +98,7 @@ def _write_all(file: int, data: memoryview) -> int:
 
 
 def _read_all(file: int, into: memoryview) -> int:
-    """How many bytes were read; −1 where the file has another length."""
+    """The number of bytes read; −1 where the file has another length."""
     done = 0
     if os.fstat(file).st_size != len(into):
         return -1
@@ -108,7 +108,7 @@ def _read_all(file: int, into: memoryview) -> int:
 
 
 class TokenRows:
-    """Spooled token rows of a split. Read with pread: the pages of a memory map would count as the process's memory."""
+    """Spooled token rows of a split. Read with pread: pages of a memory map would count as the process's memory."""
 
     def __init__(self, path: Path, rows: int, seq_len: int) -> None:
         self.rows, self.seq_len = rows, seq_len
@@ -130,7 +130,7 @@ class TokenRows:
         return rows
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows (stop − start, L) int32, as far as there are."""
+        """Rows start … stop as (rows, L) int32; fewer at the end."""
         stop, row = min(stop, self.rows), 4 * self.seq_len
         data = bytearray(os.pread(self._descriptor, (stop - start) * row, start * row))
         return np.frombuffer(data, np.int32).reshape(stop - start, self.seq_len)

@@ -5,12 +5,12 @@
     features.zarr/tokens         (rows, L)     int32
     features.zarr/mean, std      (D,)          float32; h = hidden · std + mean
     features.zarr/validation/…   held-out rows, where there are any
-    ledger/train-00000.json      a shard's rows, error, maker, and the bytes and sha256 of its files; written after them
+    ledger/train-00000.json      a shard's rows, error, maker, and the bytes and sha256 of its files; follows them
     tokenizer/                   the encoder's tokenizer
     store.json                   sizes, encoder and statistics; the sha256 of all but shards and ledger, which follow it
     manifest.json                written last, with the sha256 of everything but the shards: the store is sealed
 
-`store.json`, `manifest.json` and each record carry a digest of themselves: nothing is trusted before the seal either.
+`store.json`, `manifest.json` and each record hold a digest of themselves, which guards unsealed stores too.
 
 Any Zarr v3 reader can open it. But zarr returns zeros, without an error, for a shard that is missing or empty; so
 completeness is decided by the ledger and the sizes it records, and never by zarr.
@@ -41,7 +41,7 @@ Encode = Callable[[Tensor], Tensor]  # tokens (B, L) → normalised states (B, L
 
 @dataclass(frozen=True)
 class Split:
-    """The rows of one split. Row r of a partial store is the r-th of those that are there."""
+    """The rows of one split. In a partial store, rows are counted among those that are there."""
 
     path: Location  # of the store
     name: str
@@ -64,7 +64,7 @@ class Split:
         return self.group["hidden"] if "hidden" in self.arrays else None
 
     def read(self, start: int, stop: int) -> tuple[Parts, np.ndarray]:
-        """Neighbouring rows as stored: the codec's arrays (none for scratch embeddings) and tokens (int32)."""
+        """Rows start … stop as stored: the codec's arrays (none for scratch embeddings) and tokens (int32)."""
         return self.read_rows(np.arange(start, stop))
 
     def read_rows(self, rows: np.ndarray) -> tuple[Parts, np.ndarray]:
@@ -73,7 +73,7 @@ class Split:
         return parts, parts.pop("tokens")
 
     def load(self, rows: np.ndarray, into: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
-        """Any rows as stored, by array name, tokens among them; `into` is from `memory`."""
+        """Any rows as stored: array name → values, with the tokens. `into` is memory from `memory`."""
         rows = self._places(rows)
         return {name: array.read(rows, None if into is None else into[name]) for name, array in self.arrays.items()}
 
@@ -82,18 +82,15 @@ class Split:
         return self.arrays["tokens"].read(self._places(rows), None)
 
     def _places(self, rows: np.ndarray) -> np.ndarray:
-        """Where rows stand in the arrays, in which missing shards leave gaps."""
+        """The indices of rows in the arrays, where missing shards leave gaps."""
         return np.asarray(self.shards)[rows // self.shard_rows] * self.shard_rows + rows % self.shard_rows
 
     def memory(self, rows: int) -> dict[str, np.ndarray]:
-        """Memory for `load` to fill, by array name, for up to so many rows."""
+        """Memory that `load` can fill with up to `rows` rows: array name → empty array."""
         return {name: np.empty((rows, *array.shape[1:]), array.dtype) for name, array in self.arrays.items()}
 
     def states(self, parts: Parts, tokens_BL: Tensor, widen: Widen = Tensor.float) -> Tensor | None:
-        """float32 states on the tokens' device: the stored dtype travels there and is decoded, or the encoder runs.
-
-        None for scratch embeddings.
-        """
+        """float32 states on the tokens' device, decoded there or made by `encode`; None for scratch embeddings."""
         if self.encode is not None:
             return self.encode(tokens_BL)
         if not parts:
@@ -103,10 +100,10 @@ class Split:
 
 
 class FeatureStore:
-    """A store to read. `InputError` when it is not sealed, or a shard has not the bytes that its record says.
+    """A store to read. `InputError` when it is not sealed, or a file of a shard has another size than its record says.
 
-    `path` is a folder or a prefix of an object store. `allow_partial` opens an unsealed store with the shards that are
-    there.
+    `path` is a folder or a prefix of an object store. `allow_partial` opens an unsealed store with the shards that it
+    has.
     """
 
     def __init__(self, path: str | Location, *, allow_partial: bool = False) -> None:
@@ -117,7 +114,7 @@ class FeatureStore:
             raise InputError(
                 f"{path} has no shard yet; run the same `ldlm extract-features` command again and it goes on"
             )
-        self.manifest: dict[str, Any] = self.artifact.manifest if self.sealed else ledger.described(self.path)
+        self.manifest: dict[str, Any] = self.artifact.manifest if self.sealed else ledger.read_description(self.path)
         covered = ledger.check_files(self.path, self.manifest["sha256"])
         self.records = ledger.sealed_records(covered) if self.sealed else ledger.records_of(self.path, self.manifest)
         if not self.sealed and not allow_partial:
@@ -131,10 +128,10 @@ class FeatureStore:
                 raise InputError(f"shard {key}: {problem}; run `ldlm features repair {self.path}`")
 
     def missing(self) -> str:
-        """How much of the store is not there."""
+        """A phrase that says how many shards and rows are missing."""
         have = sum(record["rows"] for record in self.records.values())
         total = sum(self.manifest["rows"].values())
-        shards = len(ledger.expected(self.manifest))
+        shards = len(ledger.shard_names(self.manifest))
         return (
             f"{shards - len(self.records)} of {shards} shards ({total - have:,} of {total:,} rows, "
             f"{(total - have) / total:.0%}) are missing"
@@ -151,17 +148,17 @@ class FeatureStore:
 
     @property
     def codec(self) -> Codec:
-        """How the states are stored."""
+        """The codec of the states."""
         return CODECS[self.manifest["codec"]]
 
     @property
     def encoder(self) -> dict[str, Any]:
-        """Name, kind, layer and fingerprints of what made it."""
+        """Name, kind, layer and fingerprints of the encoder."""
         return self.manifest["encoder"]
 
     @property
     def fingerprint(self) -> str:
-        """A hash of what the rows are: encoder, tokenizer, statistics, sizes, text, and which of them are there."""
+        """A hash of the rows' encoder, tokenizer, statistics, sizes and text, and of a partial store's shards."""
         what = [self.manifest[key] for key in ("rows", "shapes", "codec")]
         what.append({**self.encoder, "name": None})
         what.append(sorted(self.artifact.inputs["text"].values()))
@@ -169,12 +166,12 @@ class FeatureStore:
 
     @property
     def rows(self) -> dict[str, int]:
-        """Rows of each split that are there."""
+        """Number of rows by split, without missing ones."""
         return {split: sum(r["rows"] for r in self.records.values() if r["split"] == split) for split in SPLITS}
 
     @property
     def text_fingerprint(self) -> str:
-        """A hash of the text that the rows are of, wherever it lay."""
+        """A hash of the text that the rows were made of, wherever it was."""
         return files.sha256_json(sorted(self.artifact.inputs["text"].values()))
 
     @property
@@ -202,7 +199,7 @@ class FeatureStore:
 
         `encode` gives the states where the store `needs_encoder` (`encoder.online_encoder`).
         """
-        # By number: names of six digits would come before those of five.
+        # Sorted by number: names with six digits would come before those with five.
         records = sorted((r for r in self.records.values() if r["split"] == name), key=lambda r: r["shard"])
         if not records and self.manifest["rows"].get(name):
             raise InputError(

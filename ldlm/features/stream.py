@@ -1,9 +1,8 @@
 """The order in which training sees rows, and the batches of a store in that order.
 
-`RowOrder` maps a position in an endless sequence to a row, as a pure function of (seed, position): blocks of
-neighbouring rows are permuted, and rows are shuffled within a window of blocks, so that reading stays sequential enough
-while the order is random enough. Its whole state is one integer, the number of rows seen, and it does not depend on the
-number of processes or workers.
+`RowOrder` maps a position in an endless sequence to a row, as a pure function of (seed, position). It permutes blocks
+of neighbouring rows, and shuffles the rows within a window of blocks: reading is nearly sequential, and the order is
+nearly random. Its whole state is one integer, the number of rows seen. It doesn't depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -30,22 +29,19 @@ READ_AHEAD = 2  # batches
 
 
 class RowOrder:
-    """position → row, for `rows` rows; position // rows is the epoch."""
+    """Position → row, for `rows` rows; position // rows is the epoch."""
 
-    def __init__(
-        self, rows: int, seed: int, *, block_rows: int = BLOCK_ROWS, window_blocks: int = WINDOW_BLOCKS
-    ) -> None:
-        self.rows, self.seed = rows, seed
-        self.block_rows, self.window_blocks = block_rows, window_blocks
+    def __init__(self, rows: int, seed: int, *, window_blocks: int = WINDOW_BLOCKS) -> None:
+        self.rows, self.seed, self.window_blocks = rows, seed, window_blocks
         self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def _blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The epoch's permutation of blocks, and the position at which each window starts (with the end)."""
-        known = self._epoch  # read once: a reading thread may be in another epoch than whoever asks
+        known = self._epoch  # read once: the reading thread and the caller may be in different epochs
         if known is None or known[0] != epoch:
-            count = -(-self.rows // self.block_rows)
+            count = -(-self.rows // BLOCK_ROWS)
             blocks = np.random.default_rng([self.seed, epoch]).permutation(count)
-            sizes = np.minimum(self.block_rows, self.rows - blocks * self.block_rows)
+            sizes = np.minimum(BLOCK_ROWS, self.rows - blocks * BLOCK_ROWS)
             ends = np.concatenate([[0], np.cumsum(sizes)])
             starts = np.append(ends[: count : self.window_blocks], self.rows)
             self._epoch = known = (epoch, blocks, starts)
@@ -62,24 +58,24 @@ class RowOrder:
         """The rows of a window in the order in which they are seen, int64."""
         blocks = self._blocks(epoch)[0]
         chosen = blocks[window * self.window_blocks : (window + 1) * self.window_blocks]
-        rows = (chosen[:, None] * self.block_rows + np.arange(self.block_rows)).ravel()
+        rows = (chosen[:, None] * BLOCK_ROWS + np.arange(BLOCK_ROWS)).ravel()
         rows = rows[rows < self.rows]
         return np.random.default_rng([self.seed, epoch, window + 1]).permutation(rows)
 
     def span(self, epoch: int, window: int) -> tuple[int, int]:
-        """The positions of a window: from the first to behind the last."""
+        """The positions of a window: the first, and the one after the last."""
         starts = self._blocks(epoch)[1]
         return epoch * self.rows + int(starts[window]), epoch * self.rows + int(starts[window + 1])
 
     def after(self, epoch: int, window: int) -> tuple[int, int]:
-        """The window that follows."""
+        """The (epoch, window) that follows a window."""
         last = window + 2 == len(self._blocks(epoch)[1])
         return (epoch + 1, 0) if last else (epoch, window + 1)
 
     @property
     def largest_window(self) -> int:
-        """Most rows that a window has."""
-        return min(self.window_blocks * self.block_rows, self.rows)
+        """The number of rows of the largest window."""
+        return min(self.window_blocks * BLOCK_ROWS, self.rows)
 
     def pieces(self, position: int, count: int) -> Iterator[tuple[int, int, int, int]]:
         """`count` positions as (epoch, window, start, stop) pieces of windows."""
@@ -99,9 +95,9 @@ class RowOrder:
 
 
 def places(rows: np.ndarray, rank: int, world: int) -> np.ndarray:
-    """The places in a batch of `rows` that process `rank` of `world` takes: neighbours, so that few chunks are read.
+    """The indices in a batch of `rows` that process `rank` of `world` takes: neighbours, so that few chunks are read.
 
-    All processes together take each place once; the batch is the same whatever their number.
+    All processes together take each index once; the batch is the same whatever their number.
     """
     by_chunk = np.argsort(rows // CHUNK_ROWS, kind="stable")
     return np.sort(by_chunk[rank * len(rows) // world : (rank + 1) * len(rows) // world])
@@ -111,34 +107,34 @@ Window = tuple[int, int]  # epoch, number within it
 
 
 class Loaded(NamedTuple):
-    """What a process has of a window."""
+    """A process's rows of a window."""
 
-    positions: np.ndarray  # of its rows, ascending
-    parts: dict[str, np.ndarray]  # the rows in that order, by array name
+    positions: np.ndarray  # of the rows, ascending
+    parts: dict[str, np.ndarray]  # array name → the rows as stored, in that order
 
 
 class Batch(NamedTuple):
     """A process's rows of a batch on its device: states in float32 (None for scratch embeddings), tokens in int64.
 
-    Their places are on the CPU: what is worked out from them must not wait for the device.
+    `index_B` is on the CPU, so that nothing that is computed from it waits for the device.
     """
 
     hidden_BLD: Tensor | None
     tokens_BL: Tensor
-    index_B: Tensor  # where each row stands in the whole batch, int64
+    index_B: Tensor  # index of each row in the whole batch, int64
     position: int  # of the batch's first row in the endless sequence
 
     def split(self, parts: int) -> list[Batch]:
-        """The same in so many parts."""
+        """Split the batch into `parts` micro-batches."""
         hidden = [None] * parts if self.hidden_BLD is None else self.hidden_BLD.chunk(parts)
         rows = zip(hidden, self.tokens_BL.chunk(parts), self.index_B.chunk(parts), strict=True)
         return [Batch(*part, self.position) for part in rows]
 
 
 class Stream:
-    """Batches of a split from any position on, read by a background thread. Use as a context manager.
+    """Batches of a split from `position` on, read by a background thread. Use as a context manager.
 
-    Of each batch of `batch_size` rows, a process of several gets its share.
+    Each of several processes gets its share of the rows of each batch.
     """
 
     def __init__(
@@ -181,19 +177,19 @@ class Stream:
             yield self.complete(self.read())
 
     def read(self) -> Batch:
-        """The next batch, as far as it is read: without states where the encoder makes them."""
+        """The next batch as it is read: without states where an encoder makes them."""
         item = self._queue.get()
         if isinstance(item, BaseException):
-            self._queue.put(item)  # for whoever asks again
+            self._queue.put(item)  # for the next call
             raise item
         return item
 
     def complete(self, batch: Batch) -> Batch:
-        """With the states that the encoder makes online, which is part of the step and not of the reading."""
+        """Add the states that an encoder makes, if one does: this is part of the step, and not of reading."""
         return batch if self.split.encode is None else batch._replace(hidden_BLD=self.split.encode(batch.tokens_BL))
 
     def _fill(self) -> None:
-        """The reading thread: whatever goes wrong here is raised where the batches are consumed."""
+        """The reading thread. Its errors are raised where the batches are consumed."""
         try:
             position = self.position
             while not self._stop.is_set():
@@ -210,7 +206,7 @@ class Stream:
                 continue
 
     def _batch(self, position: int) -> Batch:
-        """The batch at `position` on the device, its states decoded there."""
+        """The batch at `position`, moved to the device and decoded there."""
         parts = self._gather(position)
         tokens_BL = torch.from_numpy(parts.pop("tokens")).to(self.device, torch.int64)
         index_B = torch.from_numpy(parts.pop("position") - position)
@@ -220,8 +216,8 @@ class Stream:
     def _gather(self, position: int) -> dict[str, np.ndarray]:
         """This process's rows of the batch at `position`, as stored, with their positions."""
         windows = [piece[:2] for piece in self.order.pieces(position, self.batch_size)]
-        # A window's memory is read into again when the next one's turn has come. A batch that lies in one window is
-        # converted before that, where it is: all but float32, which on a CPU is what is asked for.
+        # A window's memory is reused once the next window is the current one. A batch within one window is converted
+        # before that, without a copy. float32 needs no conversion on a CPU, and so it needs the copy.
         keep = len(windows) > 1 or self._as_stored
         pieces: dict[str, list[np.ndarray]] = {}
         for window in windows:
@@ -243,7 +239,7 @@ class Stream:
         return positions[(first <= positions) & (positions < last)]
 
     def _window(self, epoch: int, window: int) -> Loaded:
-        """What is to be had of a window. The next is being read meanwhile."""
+        """This process's rows of a window. The next window is read meanwhile."""
         if self._current is None or self._current[0] != (epoch, window):
             expected, future = self._ahead or ((epoch, window), self._load(epoch, window))
             assert expected == (epoch, window)
@@ -253,7 +249,7 @@ class Stream:
         return self._current[1]
 
     def _load(self, epoch: int, window: int) -> Future[Loaded]:
-        """Begin to read a window, into the memory of the one before the current."""
+        """Begin to read a window, into the memory of the window before the current one."""
         self._memory.reverse()
         positions = self._positions(epoch, window)
         rows = self.order.window_rows(epoch, window)[positions - self.order.span(epoch, window)[0]]

@@ -1,4 +1,4 @@
-"""Writing the shards of a feature store."""
+"""Writing a feature store: arrays' metadata, statistics, tokenizer, and shards with their records."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from ldlm.location import Location
 
 @dataclass(frozen=True)
 class StoreWriter:
-    """Writes the shards of an unsealed store at `path`. A shard is done when its record stands in the ledger.
+    """Writes the shards of an unsealed store at `path`. A shard is done when the ledger has its record.
 
-    A shard's bytes depend on its rows alone, so any number of processes may write different shards at once; and two
-    that write the same one write the same.
+    A shard's bytes depend on its rows alone. Any number of processes may write different shards at once, and two that
+    write the same shard write the same bytes.
     """
 
     path: Location
@@ -36,7 +36,7 @@ class StoreWriter:
     with_hidden: bool
 
     def create(self, rows: Mapping[str, int], mean_D: np.ndarray, std_D: np.ndarray) -> dict[str, str]:
-        """Write the arrays' metadata, mean and std, and return the sha256 of each file. Again, it changes nothing."""
+        """Write the arrays' metadata, mean and std; returns the sha256 by file. A second call changes nothing."""
         vectors = {"mean": mean_D.astype(np.float32), "std": std_D.astype(np.float32)}
 
         def build(root: Any) -> None:
@@ -71,7 +71,7 @@ class StoreWriter:
             group["hidden"].attrs["decode"] = self.codec.recipe
 
     def _create_array(self, group: Any, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str) -> None:
-        """Codecs of the Zarr core specification only, so that any v3 reader will do."""
+        """Create an array with codecs of the Zarr core specification only, so that any v3 reader can read it."""
         inner = [-(-extent // chunk) * chunk for extent, chunk in zip(shape[1:], chunks[1:], strict=True)]
         group.create_array(
             name,
@@ -80,7 +80,7 @@ class StoreWriter:
             shards=(self.shard_rows, *inner),
             dtype=dtype,
             compressors=[*([ZstdCodec(level=1)] * (self.compression == "zstd")), Crc32cCodec()],
-            # An all-zero chunk is written like any other: what is absent is missing, never zero.
+            # Chunks of zeros are written too, so that an absent chunk is always a missing one.
             config={"write_empty_chunks": True},
         )
 
@@ -89,45 +89,46 @@ class StoreWriter:
         return -(-rows // self.shard_rows)
 
     def record_path(self, split: str, shard: int) -> Location:
-        """Where the record of a shard stands."""
+        """The path of a shard's record."""
         return self.path / "ledger" / f"{shard_name(split, shard)}.json"
 
     def done(self, split: str, shard: int) -> bool:
-        """Whether that shard's record stands."""
+        """Whether a shard has its record."""
         return self.record_path(split, shard).is_file()
 
     def recorded(self) -> set[tuple[str, int]]:
-        """(split, shard) of all records that stand, by one listing."""
+        """(split, shard) of all records, by one listing."""
         names = (path.stem.rpartition("-") for path in files.matching(self.path / "ledger", "*.json"))
         return {(split, int(shard)) for split, _, shard in names if shard.isdigit()}
 
     def encoded(self, shard: int, parts: Parts, tokens: np.ndarray) -> dict[str, memoryview]:
-        """What a shard consists of, as bytes by name from the folder of its split: its files, and arrays' metadata."""
+        """A shard's files and the arrays' metadata as bytes, by name relative to the folder of the split."""
         start = shard * self.shard_rows
         arrays = {name: (start, rows) for name, rows in {"tokens": tokens, **parts}.items()}
         return shards.encoded(arrays, lambda group: self._create_split(group, start + len(tokens)))
 
     def write(self, split: str, shard: int, parts: Parts, tokens: np.ndarray, facts: Mapping[str, Any]) -> int:
-        """Write a whole shard, durably, and record it with `facts`; returns its bytes.
+        """Write a whole shard, durably, and then its record; returns the number of bytes.
 
-        `parts` as the codec encodes them. `facts` name the fingerprints of `encoder` and `statistics` that made them.
+        `parts` are the arrays that the codec made. `facts` go into the record: the fingerprints of `encoder` and
+        `statistics`, versions, and the codec's error.
         """
         start = shard * self.shard_rows
         made = self.encoded(shard, parts, tokens)
         entries: dict[str, dict[str, Any]] = {}
         for name, data in made.items():
             if not name.endswith("zarr.json"):
-                # Machines that make a shard twice may differ in its last bits: the record is of what stands there.
+                # Two machines that make a shard may differ in last bits: the record is of the bytes that are kept.
                 stored = files.write_once(self.path / (folder(split) + name), data)
                 entries[folder(split) + name] = {"bytes": len(stored), "sha256": files.sha256(stored)}
         record = {"split": split, "shard": shard, "start": start, "rows": len(tokens), "codec": self.codec.name}
         record.update(facts, files=entries)
-        # A machine that comes late to an object store changes nothing: the seal may be of the record that stands there.
+        # A machine that is late at an object store must not replace a record: the seal may cover it.
         files.write_once(self.record_path(split, shard), files.dump_digested(record).encode())
         return sum(entry["bytes"] for entry in entries.values())
 
 
 def _even(extent: int, most: int) -> int:
-    """The width of equal chunks of up to `most`: a shard is whole chunks, and what is beyond the array is waste."""
+    """The width of equal chunks of up to `most`. A shard holds whole chunks, so unequal ones would waste space."""
     count = -(-extent // most)
     return -(-extent // count)

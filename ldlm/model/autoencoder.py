@@ -1,10 +1,9 @@
 """Latent encoder E_z, latent decoder D_h and token decoder D_w (Section 4.1, Appendix B.4 and C).
 
-E_z: h_BLD → z_BNC and D_h: z_BNC → ĥ_BLD are Perceiver Resamplers (Alayrac et al., 2022): learned queries gather from
+E_z: h_BLD → z_BNC and D_h: z_BNC → ĥ_BLD are Perceiver Resamplers (Alayrac et al., 2022): learned queries attend to
 the inputs, whose states stay fixed across layers. D_w: ĥ_BLD → logits_BLV.
 
-Shapes in names: B batch, L tokens, N latents, D width of h, C width of a latent, W model width, V vocabulary,
-M inputs + queries, H heads, K width of a head.
+Shape letters: CONTRIBUTING. M is inputs + queries here.
 """
 
 from __future__ import annotations
@@ -33,9 +32,13 @@ class ResamplerAttention(nn.Module):
         self.k_norm = RMSNorm(width // heads, eps=1e-6)
 
     def forward(self, inputs_BLW: Tensor, latents_BNW: Tensor) -> Tensor:
+        # Queries from the latents, normalised per head.
         q_BNHK = self.q_norm(split_heads(self.q(latents_BNW), self.heads))
+
+        # Keys and values from inputs and latents, each by a projection of its own.
         kv_BMW = torch.cat([self.kv_inputs(inputs_BLW), self.kv_latents(latents_BNW)], dim=1)
         k_BMHK, v_BMHK = (split_heads(part, self.heads) for part in kv_BMW.chunk(2, dim=-1))
+
         return self.out(attention(q_BNHK, self.k_norm(k_BMHK), v_BMHK).flatten(-2))
 
 
@@ -58,8 +61,7 @@ class ResamplerLayer(nn.Module):
 class PerceiverResampler(nn.Module):
     """(B, length_in, dim_in) → (B, length_out, dim_out) through `config.layers` layers of learned queries.
 
-    A linear map adapts the width on either side where it differs from `config.width`; in the paper all are 768 and
-    there is none.
+    A linear map adapts the width on either side where it differs from `config.width`. In the paper all widths are 768.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class PerceiverResampler(nn.Module):
 
     @torch.no_grad()
     def _align(self, position_std: float) -> None:
-        """Make query i and the key of input i agree: the same directions, through the same projection."""
+        """Initialise query i and the key of input i alike: the same directions, through the same projection."""
         if self.positions_LW.shape != self.latents_NW.shape:
             raise InputError(
                 f"model.autoencoder.aligned needs as many latents as tokens, not {self.latents_NW.shape[0]} and "
@@ -113,7 +115,7 @@ class SelfAttentionLayer(nn.Module):
 
 
 class SelfAttentionEncoder(nn.Module):
-    """The variant of Table 7: transformer blocks that update the states themselves; N = L."""
+    """The variant of Table 7: transformer blocks over the states, one latent per token."""
 
     def __init__(
         self, config: AutoencoderConfig, *, length_in: int, dim_in: int, length_out: int, dim_out: int
@@ -142,7 +144,7 @@ BODIES = {"resampler": PerceiverResampler, "self_attention": SelfAttentionEncode
 
 
 class LatentEncoder(nn.Module):
-    """E_z: normalised states h (B, L, D) → latents z_0 (B, N, C). Nothing normalises z_0 unless asked."""
+    """E_z: normalised states h (B, L, D) → latents z_0 (B, N, C), normalised only with `output_norm`."""
 
     def __init__(
         self, config: AutoencoderConfig, *, seq_len: int, hidden_dim: int, num_latents: int, latent_dim: int
@@ -190,8 +192,8 @@ class DecoderBlock(nn.Module):
 class TokenDecoder(nn.Module):
     """D_w: (B, L, D) → logits (B, L, V). `layers` blocks, a norm, and a bias-free vocabulary head.
 
-    In joint training it reads ĥ; a decoder of `finetune-decoder` is the same network reading the latents. It has no
-    positions of its own but the rotary ones, since its input already carries them.
+    In joint training it reads ĥ; a decoder of `finetune-decoder` is the same network and reads the latents. Its only
+    positions are rotary, since its input already carries positions.
     """
 
     def __init__(self, *, width: int, layers: int, heads: int, mlp_ratio: int, vocab_size: int) -> None:
@@ -209,11 +211,11 @@ class TokenDecoder(nn.Module):
         return self.head(self._features(x_BLD))
 
     def losses(self, x_BLD: Tensor, tokens_BL: Tensor) -> TokenLosses:
-        """Cross-entropy and right tokens, without all the logits at a time."""
+        """Cross-entropy and right tokens; the logits are made a chunk at a time."""
         return token_losses(self._features(x_BLD), self.head.weight, tokens_BL)
 
     def _features(self, x_BLD: Tensor) -> Tensor:
-        """What the vocabulary head reads."""
+        """Input (B, L, D) of the vocabulary head."""
         for block in self.blocks:
             x_BLD = block(x_BLD)
         return self.norm(x_BLD)

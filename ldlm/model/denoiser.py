@@ -1,6 +1,6 @@
 """The denoiser: a diffusion transformer that estimates z_0 from z_t (Appendix C; Peebles & Xie, 2023, adaLN-Zero).
 
-Shapes in names: B batch, N latents, C width of a latent, W model width.
+Shape letters: CONTRIBUTING. M counts vectors of modulation here.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from ldlm.model.layers import MLP, SelfAttention, head_width, time_features
 
 
 def modulate(x_BNW: Tensor, shift_BW: Tensor, scale_BW: Tensor) -> Tensor:
-    """Feature-wise affine map; zero shift and scale leave x as it is."""
+    """x·(1 + scale) + shift, feature by feature; zero shift and scale leave x as it is."""
     return x_BNW * (1 + scale_BW[:, None]) + shift_BW[:, None]
 
 
 class DiTBlock(nn.Module):
     """Attention and MLP, each shifted, scaled and gated by the condition; at initialisation the gates are zero.
 
-    `modulation` makes these six from the condition (B, W), for `DiT.modulations`; the block takes them as (B, 6, W).
+    `modulation` makes these six vectors from the condition (B, W); `DiT.modulations` calls it for all blocks at once.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -34,8 +34,12 @@ class DiTBlock(nn.Module):
 
     def forward(self, x_BNW: Tensor, modulation_B6W: Tensor) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation_B6W.unbind(1)
+
+        # Attention
         attended = self.attention(modulate(self.attention_norm(x_BNW), shift_a, scale_a))
         x_BNW = x_BNW + gate_a[:, None] * attended
+
+        # MLP
         return x_BNW + gate_m[:, None] * self.mlp(modulate(self.mlp_norm(x_BNW), shift_m, scale_m))
 
 
@@ -79,9 +83,9 @@ class DiT(nn.Module):
         return self.estimate(z_t_BNC, z_hat_prev_BNC, self.modulations(t_B))
 
     def modulations(self, t_B: Tensor) -> Tensor:
-        """All that the time decides, (B, M, W): six vectors for each block, and two for the end.
+        """Modulation vectors (B, M, W) of the times: six for each block, and two for the output.
 
-        A sampler knows its times before it begins, and makes them once.
+        A sampler knows its times before it begins, and makes their modulations once.
         """
         features = time_features(t_B, self.time_dim).to(self.positions_NW.dtype)
         condition_BW = self.time_mlp(features)
@@ -90,12 +94,15 @@ class DiT(nn.Module):
         return torch.cat(parts, dim=-1).unflatten(-1, (-1, condition_BW.shape[-1]))
 
     def estimate(self, z_t_BNC: Tensor, z_hat_prev_BNC: Tensor, modulations_BMW: Tensor) -> Tensor:
-        """ẑ_0 (B, N, C) with the time as `modulations` has it, of each row or one for all."""
+        """ẑ_0 (B, N, C), given the modulations of each row's time, or of one time for all rows."""
+        # Input: z_t beside the self-conditioning estimate, and positions.
         x_BNW = self.project_in(torch.cat([z_t_BNC, z_hat_prev_BNC], dim=-1)) + self.positions_NW
-        *for_blocks, for_end = modulations_BMW.split([6] * len(self.blocks) + [2], dim=1)
 
+        # Blocks
+        *for_blocks, for_output = modulations_BMW.split([6] * len(self.blocks) + [2], dim=1)
         for block, modulation_B6W in zip(self.blocks, for_blocks, strict=True):
             x_BNW = block(x_BNW, modulation_B6W)
 
-        shift_BW, scale_BW = for_end.unbind(1)
+        # Output
+        shift_BW, scale_BW = for_output.unbind(1)
         return self.project_out(modulate(self.final_norm(x_BNW), shift_BW, scale_BW))

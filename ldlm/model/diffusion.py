@@ -1,7 +1,6 @@
-"""The forward process: noise schedules, z_t, the score and the loss weight. It knows no network (Section 3, A.1).
+"""The forward process: noise schedules, z_t, the score and the ELBO's weight, without any network (Section 3, A.1).
 
-Variance preserving throughout: z_t = α_t z_0 + σ_t ε with α_t² + σ_t² = 1 (Eq. 19). Times are tensors in [0, 1];
-float64 times give float64 results.
+Variance preserving throughout: α_t² + σ_t² = 1. Times are tensors in [0, 1]; float64 times give float64 results.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from ldlm.config import DiffusionConfig
 
 @dataclass(frozen=True)
 class Schedule:
-    """α_t and σ_t, with what follows from them. `kind` tangent (COSMOS, with shape d), cosine, or linear in ᾱ."""
+    """A noise schedule: `kind` is tangent (of shape d, as in COSMOS), cosine, or linear in ᾱ."""
 
     kind: str = "tangent"
     d: float = 3.0
 
     @classmethod
     def of(cls, config: DiffusionConfig) -> Schedule:
-        """The schedule that a configuration names."""
+        """The schedule of a configuration."""
         return cls(config.schedule, config.d)
 
     def alpha_bar(self, t: Tensor) -> Tensor:
-        """ᾱ_t = α_t², from 1 at t = 0 to 0 at t = 1."""
+        """ᾱ_t = α_t², from 1 at t = 0 to 0 at t = 1; tangent: 1/(1 + d² tan²(πt/2)) (SPEC 6)."""
         if self.kind == "tangent":
             return 1 / (1 + (self.d * torch.tan(math.pi * t / 2)) ** 2)
         if self.kind == "cosine":
@@ -41,7 +40,7 @@ class Schedule:
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
     def beta(self, t: Tensor) -> Tensor:
-        """β(t) = −d ln ᾱ / dt, the rate at which the forward SDE dz = −½βz dt + √β dw forgets. Infinite at t = 1."""
+        """β(t) = −d ln ᾱ/dt, the rate of the forward SDE dz = −½βz dt + √β dw (SPEC 8). Infinite at t = 1."""
         if self.kind == "tangent":
             tan = torch.tan(math.pi * t / 2)
             return math.pi * self.d**2 * tan * (1 + tan**2) / (1 + self.d**2 * tan**2)
@@ -50,11 +49,11 @@ class Schedule:
         return 1 / (1 - t)
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """λ(t) = ln(α_t²/σ_t²) (Eq. 20)."""
+        """λ(t) = ln(α_t²/σ_t²), the log signal-to-noise ratio (Eq. 20)."""
         return torch.logit(self.alpha_bar(t))
 
     def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        """The t at which λ(t) has this value: the inverse of `log_snr`."""
+        """t at which λ(t) has this value, the inverse of `log_snr`."""
         ratio = torch.exp(-log_snr / 2)  # σ/α
         if self.kind == "tangent":
             return torch.atan(ratio / self.d) * 2 / math.pi
@@ -63,18 +62,19 @@ class Schedule:
         return torch.sigmoid(-log_snr)
 
     def elbo_weight(self, t: Tensor) -> Tensor:
-        """ω_ELBO(t) = −½ λ'(t) e^λ(t) (Eq. 22); with λ' = −β/σ² this is ½ β ᾱ / σ⁴. Diverges at t = 0."""
+        """ω_ELBO(t) = −½ λ'(t) e^λ(t), the weight of the squared error in the ELBO (Eq. 22). Diverges at t = 0."""
+        # λ' = −β/σ², so that ω = ½ β ᾱ/σ⁴.
         alpha_bar = self.alpha_bar(t)
         return 0.5 * self.beta(t) * alpha_bar / (1 - alpha_bar) ** 2
 
 
 def per_row(coefficient_B: Tensor, z: Tensor) -> Tensor:
-    """A coefficient per row, shaped to multiply z (B, …) and of its dtype."""
+    """A coefficient per row (B,), shaped to multiply z (B, …) and in its dtype."""
     return coefficient_B.reshape(-1, *[1] * (z.ndim - 1)).to(z.dtype)
 
 
 def noised(schedule: Schedule, z_0: Tensor, t_B: Tensor, eps: Tensor) -> Tensor:
-    """z_t = α_t z_0 + σ_t ε (Eq. 19), with the coefficients in at least float32."""
+    """z_t = α_t z_0 + σ_t ε (Eq. 19); the coefficients are computed in the dtype of t."""
     alpha_B, sigma_B = schedule.alpha_sigma(t_B)
     return per_row(alpha_B, z_0) * z_0 + per_row(sigma_B, eps) * eps
 

@@ -23,15 +23,15 @@ class JointDecoder(nn.Module):
         return self.token_decoder(self.latent_decoder(z_BNC))
 
     def losses(self, z_BNC: Tensor, tokens_BL: Tensor) -> TokenLosses:
-        """As `TokenDecoder.losses`."""
+        """Cross-entropy and right tokens; the logits are made a chunk at a time."""
         return self.token_decoder.losses(self.latent_decoder(z_BNC), tokens_BL)
 
 
 class JointModel(nn.Module):
     """Latent encoder E_z, latent decoder D_h, denoiser and token decoder D_w. They are called one by one.
 
-    `scratch` adds token embeddings that take the place of the frozen encoder (Table 1's EMB_θ); `token_decoder` is
-    None when it is deferred. In the spaces where z_0 is h itself, which `encodes` tells, E_z and D_h are the identity.
+    `scratch` adds token embeddings in place of the frozen encoder (EMB_θ in Table 1). `token_decoder` is None when it
+    is deferred. `encodes` is False in the spaces where z_0 is h itself: there E_z and D_h are the identity.
     """
 
     def __init__(self, config: ModelConfig, shapes: Shapes, *, scratch: bool = False) -> None:
@@ -69,18 +69,18 @@ class JointModel(nn.Module):
 
     @property
     def latent_shape(self) -> tuple[int, int]:
-        """(N, C)."""
+        """Shape (N, C) of a row's latents."""
         return self.num_latents, self.latent_dim
 
     def states(self, hidden_BLD: Tensor | None, tokens_BL: Tensor) -> Tensor:
-        """h (B, L, D): the stored states, or the trainable embeddings of the tokens."""
+        """h (B, L, D): the frozen encoder's states, or trainable embeddings of the tokens."""
         if self.embedding is not None:
             return self.embedding(tokens_BL)
         assert hidden_BLD is not None
         return hidden_BLD
 
     def decoder(self) -> JointDecoder:
-        """D_w∘D_h as one network; there is none while D_w is deferred."""
+        """D_w∘D_h as one network. D_w must not be deferred."""
         assert self.token_decoder is not None
         return JointDecoder(self.latent_decoder, self.token_decoder)
 
@@ -97,6 +97,6 @@ def build(config: ModelConfig, shapes: Shapes, *, seed: int, scratch: bool = Fal
 
 
 def build_meta(config: ModelConfig, shapes: Shapes, *, scratch: bool = False) -> JointModel:
-    """The same without storage, for counting."""
+    """A model without storage, on the meta device, for counting."""
     with torch.device("meta"):
         return JointModel(config, shapes, scratch=scratch)

@@ -1,6 +1,6 @@
-"""The parts that the networks share: attention, norms, MLPs, rotary positions and the time embedding.
+"""Layers that the networks share: self-attention, norms, MLPs, rotary positions and the time embedding.
 
-Shapes in names: B batch, L or N sequence, D width, H heads, K width of a head.
+Shape letters: CONTRIBUTING. D is the width of any network here.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ldlm.attention import attention
 from ldlm.errors import InputError
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Attention
+# Layers
 
 
 def split_heads(x_BND: Tensor, heads: int) -> Tensor:
-    """(B, N, H·K) to (B, N, H, K)."""
+    """Split the width into heads: (B, N, H·K) → (B, N, H, K)."""
     return x_BND.unflatten(-1, (heads, -1))
 
 
@@ -36,7 +36,7 @@ def head_width(width: int, heads: int, name: str) -> int:
 
 
 def divisors(width: int) -> str:
-    """The numbers of heads that such a width is divided into evenly, with heads of an even width."""
+    """The numbers of heads that divide a width evenly, with heads of an even width, as text."""
     heads = [str(number) for number in range(1, width // 2 + 1) if width % (2 * number) == 0]
     return f"one of {', '.join(heads)}" if heads else "1"
 
@@ -51,21 +51,21 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width, bias=bias)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x_BND).chunk(3, dim=-1))
+        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x_BND).chunk(3, dim=-1))  # (B, N, H, K)
         if self.rotary:
             q, k = rotate(q), rotate(k)
         return self.out(attention(q, k, v).flatten(-2))
 
 
 class RMSNorm(nn.RMSNorm):
-    """In the dtype of its input, whatever that of its weight: torch has no fused kernel for a mixture."""
+    """RMSNorm in the dtype of its input, whatever that of its weight: torch has no fused kernel for a mixture."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class MLP(nn.Sequential):
-    """Linear–GELU–Linear, ×`ratio` inside."""
+    """Linear–GELU–Linear, `ratio` times as wide inside."""
 
     def __init__(self, width: int, ratio: int = 4, *, approximate: str = "none") -> None:
         super().__init__(
@@ -91,22 +91,19 @@ class SwiGLU(nn.Module):
 
 
 def recompute_activations(model: nn.Module) -> None:
-    """Let every block forget its activations and compute them again in the backward pass, for memory's sake.
-
-    The numbers stay the same.
-    """
+    """Recompute every block's activations in the backward pass instead of keeping them. The numbers stay the same."""
     for block in blocks_of(model):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Let torch compile every block, before `recompute_activations`. Blocks of a kind share their code."""
+    """Compile every block; call it before `recompute_activations`. Blocks of a kind share their code."""
     for block in blocks_of(model):
         block.forward = torch.compile(block.forward, dynamic=False)
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """What stands in a `ModuleList`."""
+    """The blocks of a model: every module in a `ModuleList`."""
     return [block for module in model.modules() if isinstance(module, nn.ModuleList) for block in module]
 
 

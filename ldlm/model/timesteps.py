@@ -1,7 +1,7 @@
-"""Timestep samplers: uniform, and adaptive to the denoising loss (Section 5.3, Eq. 5; Dieleman et al., 2022).
+"""Timestep sampling: uniform, or adaptive to the denoising loss (Section 5.3; Dieleman et al., 2022).
 
-The adaptive sampler wants the loss to grow linearly in its own time F(u): it draws u with density ∝ dL/du. It keeps an
-average of L at the edges of N equal bins of [0, 1] and turns their increments into bin probabilities.
+The adaptive sampler draws t with density ∝ dL/dt, so that the loss grows linearly in its cumulative distribution F(t).
+It keeps an average of L at the edges of N equal bins of [0, 1] and turns their increments into bin probabilities.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ldlm.config import TimestepConfig
 
 
 def bin_probabilities(edge_losses: np.ndarray, floor: float) -> np.ndarray:
-    """Eq. 5: p_i = (L(u_{i+1}) − L(u_i)) / (L(u_N) − L(u_0)) from the losses at the N+1 edges, float64 (N,).
+    """p_i = (L(u_{i+1}) − L(u_i)) / (L(u_N) − L(u_0)) from the losses at the N+1 edges, float64 (N,) (Eq. 5).
 
-    The losses are made monotone by isotonic regression first, no bin falls below `floor`/N before they are
-    normalised, and a flat curve gives the uniform distribution.
+    The losses are first made monotone by isotonic regression. Each bin gets at least `floor`/N before they are
+    normalised. A flat curve gives the uniform distribution.
     """
     bins = len(edge_losses) - 1
     increments = np.diff(isotonic_regression(edge_losses).x)
@@ -35,8 +35,8 @@ def bin_probabilities(edge_losses: np.ndarray, floor: float) -> np.ndarray:
 class TimestepSampler:
     """Draws t in [t_min, 1]; `observe` feeds it the losses of a step.
 
-    State, on the CPU: `edge_losses` (N+1,) float64, NaN at an edge that no step has touched; `unseen` (N+1,) int64, the
-    steps since one touched it; `p` (N,) float64.
+    State, on the CPU: `edge_losses` (N+1,) float64, NaN at an edge that no t has been nearest to; `unseen` (N+1,)
+    int64, the steps since one was; `p` (N,) float64.
     """
 
     def __init__(self, config: TimestepConfig, t_min: float) -> None:
@@ -46,14 +46,14 @@ class TimestepSampler:
         self.p = np.full(config.bins, 1 / config.bins)
 
     def draw(self, uniform_B: Tensor) -> Tensor:
-        """t = F⁻¹(uniform), float64 (B,): choosing a bin by {p_i} and a point in it takes the one uniform number."""
+        """t = F⁻¹(uniform), float64 (B,): one uniform number chooses a bin by its p_i and a point in it."""
         edges = np.linspace(0, 1, self.config.bins + 1)
         cdf = np.concatenate([[0.0], np.cumsum(self.p)])
         t_B = np.interp(uniform_B.cpu().numpy(), cdf / cdf[-1], edges)
         return torch.from_numpy(np.clip(t_B, self.t_min, 1.0))
 
     def cdf(self, t_B: Tensor) -> Tensor:
-        """F(t), the share of draws below t, float64 (B,): the time in which the loss should grow linearly."""
+        """F(t), the cumulative distribution of t, float64 (B,): the loss should grow linearly in it."""
         edges = np.linspace(0, 1, self.config.bins + 1)
         below = np.concatenate([[0.0], np.cumsum(self.p)])
         return torch.from_numpy(np.interp(t_B.cpu().numpy(), edges, below / below[-1]))
@@ -64,10 +64,10 @@ class TimestepSampler:
         return torch.from_numpy(self.p[index] * self.config.bins)
 
     def observe(self, t_B: Tensor, loss_B: Tensor) -> None:
-        """Average a step's losses (B,) per nearest edge into `edge_losses`.
+        """Average a step's losses (B,), each into the edge nearest to its t.
 
-        What an edge holds decays at every step, also while nothing touches it: else an edge that is drawn once in a
-        hundred steps would be a hundred times as long in following a loss that falls.
+        An edge's average decays with the steps, also with those that drew no t near it. Otherwise an edge that is drawn
+        once in a hundred steps would take a hundred times as long to follow a falling loss.
         """
         if self.config.kind == "uniform":
             return
@@ -83,7 +83,7 @@ class TimestepSampler:
         self.unseen = np.where(seen, 0, self.unseen + 1)
 
     def refresh_if_due(self, step: int) -> None:
-        """Refresh p after step `step`, counted from 1, where that is every `refresh_steps`."""
+        """Refresh p after step `step`, counted from 1, if it is a multiple of `refresh_steps`."""
         if self.refreshes_after(step):
             self.refresh()
 
@@ -92,14 +92,14 @@ class TimestepSampler:
         return self.config.kind == "adaptive" and step % self.config.refresh_steps == 0
 
     def refresh(self) -> None:
-        """Recompute p from the averages; edges that nothing has touched take the line between their neighbours."""
+        """Recompute p from the averages; edges without one are interpolated linearly between their neighbours."""
         touched = np.flatnonzero(~np.isnan(self.edge_losses))
         if len(touched) >= 2:
             filled = np.interp(np.arange(len(self.edge_losses)), touched, self.edge_losses[touched])
             self.p = bin_probabilities(filled, self.config.floor)
 
     def state_dict(self) -> dict[str, list[Any]]:
-        """JSON; every float64 survives the round trip."""
+        """The state as JSON; every float64 survives the round trip."""
         return {
             "edge_losses": [None if np.isnan(x) else float(x) for x in self.edge_losses],
             "unseen": self.unseen.tolist(),
@@ -107,7 +107,7 @@ class TimestepSampler:
         }
 
     def load_state_dict(self, state: Mapping[str, list[Any]]) -> None:
-        """Inverse of `state_dict`. An earlier version noted no `unseen`: its edges count from here."""
+        """Restore what `state_dict` gave. Where an earlier version recorded no `unseen`, it counts from here."""
         self.edge_losses = np.array([np.nan if x is None else x for x in state["edge_losses"]])
         self.unseen = np.array(state.get("unseen", [0] * len(self.edge_losses)), dtype=np.int64)
         self.p = np.array(state["p"])

@@ -1,10 +1,10 @@
-"""Cross-entropy over the vocabulary, a chunk of positions at a time: all logits never exist at once (Eq. 3).
+"""Cross-entropy over the vocabulary, a chunk of positions at a time, so that all logits never exist at once.
 
-For 32 rows of 1,024 tokens and GPT-2's vocabulary they would be 6.6 GB, and their gradient as much again. What a chunk
-adds to the gradients of inputs and weights is known as soon as its logits are, for the loss is their mean; so the
-forward pass leaves both, the backward pass scales them, and each logit is computed once, as without chunks.
+For 32 rows of 1,024 tokens and GPT-2's vocabulary they would be 6.6 GB, and their gradient as much again. The loss is a
+mean over positions, so a chunk's share of the gradients of inputs and weights is known with its logits. The forward
+pass computes both gradients, the backward pass scales them, and each logit is computed once.
 
-Shapes in names: B batch, L tokens, P positions (B·L), D width, V vocabulary.
+Shape letters: CONTRIBUTING. P is positions, B·L.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ CHUNK = {"cpu": 2**24, "cuda": 2**27}
 
 
 class TokenLosses(NamedTuple):
-    """`mean` carries the gradient; the others are for looking at."""
+    """Cross-entropy in nats. `mean` carries the gradient; the others are recorded."""
 
     mean: Tensor
-    loss_BL: Tensor  # cross-entropy of each position, in nats
+    loss_BL: Tensor  # of each position
     right_BL: Tensor  # whether the most likely token is the right one
 
 
 def token_losses(x_BLD: Tensor, weight_VD: Tensor, tokens_BL: Tensor) -> TokenLosses:
-    """Cross-entropy of `tokens_BL` under the logits x·Wᵀ. Under autocast the products are in its dtype, sums never."""
+    """Cross-entropy of `tokens_BL` under the logits x·Wᵀ. Autocast applies to products, not to sums."""
     mean, loss_P, right_P = _CrossEntropy.apply(x_BLD.flatten(0, -2), weight_VD, tokens_BL.flatten())
     return TokenLosses(mean, loss_P.view(tokens_BL.shape), right_P.view(tokens_BL.shape))
 

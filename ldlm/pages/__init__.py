@@ -1,1 +1,1 @@
-"""What is looked at: charts, the report of a run, and pages and films of a text on its way from noise."""
+"""For people to look at: charts, the report of a run, and pages and films of a text on its way from noise."""

@@ -60,7 +60,7 @@ def rgb(code: str) -> RGB:
 
 
 def css(colour: RGB) -> str:
-    """The opposite."""
+    """A colour as `#rrggbb`."""
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 

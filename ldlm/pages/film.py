@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldlm import files
-from ldlm.pages import colours, plots
+from ldlm.pages import colours, drawing
 from ldlm.pages.colours import LEVELS, LIGHT
 from ldlm.pages.trace import ratio, time
 from ldlm.sampling.frames import Frame, visible
@@ -84,7 +84,7 @@ def _layout(frame: Frame, changes: Sequence[bool]) -> Iterator[Piece]:
 
 
 def _parts(text: str, font: FreeTypeFont) -> Iterator[str]:
-    """A cell's text whole, unless it is wider than a line."""
+    """A cell's text, cut only where it is wider than a line."""
     while text:
         size = len(text)
         while size > 1 and font.getlength(text[:size]) > WIDTH - 2 * MARGIN - PAD:
@@ -110,7 +110,7 @@ def _picture(frames: Sequence[Frame], number: int, pieces: Sequence[Piece], line
 
 
 def _head(draw: ImageDraw, frame: Frame) -> None:
-    """t, the signal-to-noise ratio and the mean probability, each in a place of its own so that nothing jumps."""
+    """Draw t, the signal-to-noise ratio and the mean probability, each in a place of its own so that nothing jumps."""
     figures = (("t", time(frame)), ("SNR", ratio(frame)), ("confidence", f"{frame.confidence:.0%}"))
     for x, (name, value) in zip((MARGIN, MARGIN + 150, MARGIN + 330), figures, strict=True):
         draw.text((x, 36), name, SOFT, _font(SMALL))
@@ -137,7 +137,7 @@ def _piece(draw: ImageDraw, piece: Piece, top: int) -> None:
 
 
 def _foot(draw: ImageDraw, number: int, count: int, height: int) -> None:
-    """How far the film is."""
+    """Draw how much of the film has passed."""
     y, length = height - 36, WIDTH - 2 * MARGIN
     draw.rounded_rectangle((MARGIN, y, MARGIN + length, y + 5), 3, TRACK)
     draw.rounded_rectangle((MARGIN, y, MARGIN + max(6, length * (number + 1) // count), y + 5), 3, LIGHT.ink)
@@ -161,4 +161,4 @@ def _font(size: int, *, mono: bool = False) -> FreeTypeFont:
     from PIL import ImageFont
 
     name = "DejaVuSansMono" if mono else "DejaVuSans"
-    return ImageFont.truetype(str(Path(plots.library().get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"), size)
+    return ImageFont.truetype(str(Path(drawing.library().get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"), size)

@@ -1,1 +1,1 @@
-"""From noise to text: solvers, generation, trained runs and exported models."""
+"""From noise to text: solvers, generators of texts, trained runs and exported models."""

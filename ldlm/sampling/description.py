@@ -1,4 +1,4 @@
-"""What `config.json` of an exported model says, and whether the folder around it is as it was exported."""
+"""The description of an exported model, its `config.json`, and the check of the folder around it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelDescription:
-    """Sizes and schedule, which make the networks, and where their weights come from."""
+    """Sizes, schedule and sampler of an exported model, and the provenance of its weights."""
 
     model: ModelConfig
     shapes: Shapes
@@ -36,12 +36,12 @@ class ModelDescription:
     schedule: Schedule
     t_min: float  # smallest timestep of training
     timestep_p: tuple[float, ...]  # probabilities of equal bins of [0, 1], which make F(t)
-    sampler: SamplerConfig  # how `sample` draws where it is told nothing else
-    decoders: dict[str, dict[str, Any]]  # the first is the default; the sizes of a fine-tuned one
+    sampler: SamplerConfig  # the default of `sample`
+    decoders: dict[str, dict[str, Any]]  # sizes by name, none for `joint`; the first is the default
     provenance: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """The content of `config.json`, but for the hashes."""
         return {"model_type": "ldlm", "format": FORMAT, **configs.to_dict(self)}
 
     @classmethod
@@ -60,7 +60,7 @@ class ModelDescription:
         )
 
     def networks(self) -> dict[str, nn.Module]:
-        """`denoiser` and `decoders/NAME`, without storage."""
+        """Networks `denoiser` and `decoders/NAME`, on the meta device."""
         joint = build_meta(self.model, self.shapes)
         networks: dict[str, nn.Module] = {"denoiser": joint.denoiser}
         for name, sizes in self.decoders.items():
@@ -70,7 +70,7 @@ class ModelDescription:
 
     @property
     def timesteps(self) -> TimestepSampler:
-        """The timestep sampler, whose F(t) is the `learned` grid."""
+        """The timestep sampler, whose F(t) makes the `learned` grid."""
         sampler = TimestepSampler(TimestepConfig(bins=len(self.timestep_p)), self.t_min)
         sampler.p = np.array(self.timestep_p)
         return sampler
@@ -81,7 +81,7 @@ class ModelDescription:
 
 
 def is_exported(path: Path) -> bool:
-    """Whether a folder is an exported model and not a run."""
+    """Whether a folder holds an exported model, and not a run."""
     return (path / CONFIG).is_file() and _model_type(files.read_json(path / CONFIG)) == "ldlm"
 
 
@@ -90,12 +90,11 @@ def _model_type(found: Any) -> str | None:
 
 
 def read(folder: Path) -> ModelDescription:
-    """What an exported model is, by its `config.json` alone; `InputError` when it is none of ours, or damaged."""
+    """Read `config.json` alone; `InputError` when it describes no model of ours, or is damaged."""
     return ModelDescription.from_json(_record(folder))
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """What `config.json` holds; `InputError` when it is none of ours, or damaged."""
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder} has no {CONFIG}{_pickled(folder)}; `ldlm export` makes a whole model")
     found = files.read_json(folder / CONFIG)
@@ -108,7 +107,7 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def verified(folder: Path) -> ModelDescription:
-    """The same, once every file that takes part is there as it was exported, and no other."""
+    """Read `config.json` and check every file by its hash; `InputError` names one that is missing or damaged."""
     record = _record(folder)
     there = [WEIGHTS, *(f"{TOKENIZER}/{name}" for _, name in files.below(folder / TOKENIZER))]
     for name in sorted({*record["sha256"], *there}):
@@ -120,6 +119,6 @@ def verified(folder: Path) -> ModelDescription:
 
 
 def _pickled(folder: Path) -> str:
-    """A word on weights that are there and never read."""
+    """A remark on pickled weights in the folder; empty where there are none."""
     pickles = [path.name for pattern in PICKLES for path in folder.glob(pattern)]
     return f" ({', '.join(sorted(pickles))}: pickled weights are never read)" if pickles else ""

@@ -1,11 +1,11 @@
-"""A trained model to hand on: all that drawing texts takes, in a folder that `ldlm export` writes or on the hub.
+"""An exported model: everything that drawing texts takes, in a folder that `ldlm export` writes, or on the hub.
 
-    model.safetensors   the denoiser and the decoders, averaged weights
-    tokenizer/          as the run had it
-    README.md           the model card; free to be edited
-    config.json         last: sizes, schedule, F(t), sampler, provenance, and the sha256 of weights and tokenizer
+    model.safetensors   averaged weights of the denoiser and the decoders
+    tokenizer/          the run's
+    README.md           the model card; may be edited
+    config.json         written last: sizes, schedule, F(t), sampler, provenance, and sha256 of weights and tokenizer
 
-There is no text encoder in it, no latent encoder and nothing of the optimiser. Weights are read from safetensors alone.
+Text encoder, latent encoder and optimiser state are not in it. Weights are read from safetensors only.
 
     from ldlm import LDLM
     texts = LDLM.from_pretrained("model").sample(8, steps=64)
@@ -36,17 +36,17 @@ from ldlm.sampling.generation import Decoder, TextGenerator
 
 
 class LDLM(ModelHubMixin):
-    """A latent diffusion language model that draws texts. `save_pretrained` and `push_to_hub` hand it on."""
+    """A latent diffusion language model that draws texts; `save_pretrained` and `push_to_hub` write it."""
 
     def __init__(
         self, config: ModelDescription, networks: Mapping[str, nn.Module], tokenizer: Path, card: str | None = None
     ) -> None:
-        """`networks` as in `ModelDescription.networks`, with weights; `tokenizer` a folder; `card` None: a new one."""
+        """`networks` as in `ModelDescription.networks`, with weights; `tokenizer` a folder; `card` None writes one."""
         self.config, self.networks, self.device = config, dict(networks), torch.device("cpu")
         self.tokenizer = load_tokenizer(str(tokenizer))
         self.card = modelcard.text(config) if card is None else card
         self._tokenizer_files = {name: path.read_bytes() for path, name in files.below(tokenizer)}
-        self._generators: dict[str, TextGenerator] = {}  # by decoder, on `device`, with what they have compiled
+        self._generators: dict[str, TextGenerator] = {}  # by decoder, with what they have compiled
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # there is no other class to pass further options on to
@@ -59,10 +59,10 @@ class LDLM(ModelHubMixin):
         local_files_only: bool = False,
         revision: str | None = None,
     ) -> LDLM:
-        """The model in a folder, or of that id on the Hugging Face hub; on the CPU.
+        """Load the model in a folder, or of that id on the Hugging Face hub, onto the CPU.
 
-        The network is used for a hub id only. `InputError` when there is no such model, when a byte of it is not as it
-        was exported, and when its weights are pickles.
+        The network is used for a hub id only. `InputError` when there is no such model, when a file of it is damaged,
+        and when its weights are pickled.
         """
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
@@ -71,7 +71,9 @@ class LDLM(ModelHubMixin):
                 "local_files_only": local_files_only, "revision": revision,
             }  # fmt: skip
             name = str(pretrained_model_name_or_path)
-            description.read(hub.download(name, [CONFIG], **options))  # before gigabytes of something else
+            description.read(
+                hub.download(name, [CONFIG], **options)
+            )  # before downloading gigabytes that are none of ours
             folder = hub.download(name, [CONFIG, WEIGHTS, CARD, f"{TOKENIZER}/*"], **options)
         return cls._from_folder(folder)
 
@@ -87,7 +89,7 @@ class LDLM(ModelHubMixin):
         return cls(config, networks, folder / TOKENIZER, card)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """What `save_pretrained` writes and `push_to_hub` uploads; `config.json` is last, and makes it whole."""
+        """Write the files for `save_pretrained` and `push_to_hub`; `config.json` comes last and marks it complete."""
         tensors = {
             f"{name}/{key}": tensor.detach().contiguous().cpu()
             for name, network in self.networks.items()
@@ -105,7 +107,7 @@ class LDLM(ModelHubMixin):
         return [f"{TOKENIZER}/{name}" for name in self._tokenizer_files]
 
     def to(self, device: str | torch.device) -> LDLM:
-        """Move it to a device (cpu, cuda, cuda:N or auto); returns itself. What `sample` keeps is made afresh."""
+        """Move the networks to a device (cpu, cuda, cuda:N or auto); returns itself."""
         self.device = runtime.device(str(device))
         self._generators.clear()
         for network in self.networks.values():
@@ -114,16 +116,16 @@ class LDLM(ModelHubMixin):
 
     @property
     def shapes(self) -> Shapes:
-        """Tokens per text, width of the states, vocabulary."""
+        """Length of a text in tokens, width of the encoder's states, size of the vocabulary."""
         return self.config.shapes
 
     @property
     def origin(self) -> dict[str, Any]:
-        """The digest and the step of the checkpoint that it was exported from."""
+        """Digest and step of the checkpoint that the model was exported from."""
         return {key: self.config.provenance[key] for key in ("checkpoint", "step")}
 
     def generator(self, decoder: str | None = None, compute: Compute | None = None) -> TextGenerator:
-        """What draws token rows, with the decoder of that name; None is the first of `config.decoders`."""
+        """A generator of texts with the decoder of that name; None takes the first of `config.decoders`."""
         name = self._decoder_name(decoder)
         return TextGenerator(
             denoiser=cast(DiT, self.networks["denoiser"]),
@@ -143,7 +145,7 @@ class LDLM(ModelHubMixin):
         return name
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a copy: without what was compiled, and the locks in it."""
+        """State for a copy: without the generators, whose locks and compiled code can't be copied."""
         return {**self.__dict__, "_generators": {}}
 
     def sample(
@@ -157,13 +159,13 @@ class LDLM(ModelHubMixin):
         clean_up: bool = False,
         **settings: Any,
     ) -> list[str]:
-        """Draw `n` texts, the same as `ldlm sample` draws with these settings.
+        """Draw `n` texts, as `ldlm sample` with these settings does.
 
-        `settings` are those of `ldlm.config.SamplerConfig`, such as `steps=64`, `solver="dpm++2m"`, `grid="learned"`,
-        `guidance=1.5` and `temperature=0.8`; what is not given is as in `config.sampler`, or with `sampler="paper"` as
-        in the paper. Text i depends on `seed` and i alone, so more texts begin with the same texts, and `batch_size`
-        (None: measured) changes none. `clean_up` decodes with the tokenizer's clean-up of spaces. `InputError` names a
-        setting that does not exist or is out of bounds, and a solver, grid and end that are not offered.
+        `settings` are fields of `ldlm.config.SamplerConfig`, such as `steps=64`, `solver="dpm++2m"`, `grid="learned"`,
+        `guidance=1.5` and `temperature=0.8`; their defaults are `config.sampler`, or with `sampler="paper"` those of
+        the paper. Text i depends on `seed` and i only, not on `n` or `batch_size` (None: measured). `clean_up` decodes
+        with the tokenizer's clean-up of spaces. `InputError` names a setting that does not exist or is out of bounds,
+        and a combination of solver, grid and end that is not offered.
         """
         named = {} if sampler is None else configs.named_sampler(SampleConfig, sampler)
         given = {"num_samples": n, "seed": seed, "batch_size": batch_size, "sampler": settings}

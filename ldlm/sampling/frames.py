@@ -28,7 +28,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Frame:
-    """What the decoder reads at one time t."""
+    """The text that the decoder reads at one time t."""
 
     t: float
     snr: float  # α_t²/σ_t²
@@ -43,18 +43,18 @@ class Frame:
         return sum(self.probabilities) / len(self.probabilities)
 
     def probability(self, cell: Cell) -> float:
-        """Of the least sure of the cell's tokens."""
+        """The lowest probability of the cell's tokens."""
         return min(self.probabilities[cell.start : cell.stop])
 
     def changes(self, before: Frame | None) -> list[bool]:
-        """For each position, whether the token is another one than in the frame before; nothing precedes the first."""
+        """For each position, True if the token is not that of the frame before; all False in the first frame."""
         if before is None:
             return [False] * len(self.tokens)
         return [a != b for a, b in zip(before.tokens, self.tokens, strict=True)]
 
 
 def cells(tokenizer: Any, tokens: Sequence[int]) -> list[Cell]:
-    """A row as the shortest runs of tokens that end where a character ends. Their texts join to the row's text.
+    """Split a row into the shortest runs of tokens that end where a character ends; their texts join to its text.
 
     A character beyond ASCII may take several tokens of a byte-level tokenizer: a run's text is what the row's text and
     the decoded tokens up to the run's end share, beyond the run before.
@@ -76,7 +76,7 @@ def cells(tokenizer: Any, tokens: Sequence[int]) -> list[Cell]:
 
 
 def _agreement(a: str, b: str, start: int) -> int:
-    """How far two strings agree, which do so up to `start`."""
+    """Length of the common beginning of two strings, which agree up to `start`."""
     end = start
     while end < min(len(a), len(b)) and a[end] == b[end]:
         end += 1

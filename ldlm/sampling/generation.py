@@ -1,7 +1,9 @@
 """Texts from noise: the reverse process in the latent space, then one pass through a decoder (Section 4.3).
 
-A `TextGenerator` is all that drawing texts takes. It comes from a run (`TrainedRun.generator`) or from an exported
-model, and gives the same texts from both.
+A `TextGenerator` holds everything that drawing texts takes. A run (`TrainedRun.generator`) and the model exported from
+it (`LDLM.generator`) make generators that draw the same texts.
+
+Shape letters as in CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -26,44 +28,44 @@ from ldlm.model.timesteps import TimestepSampler
 from ldlm.sampling import solvers
 from ldlm.sampling.solvers import End, Recurrence
 
-Watch = Callable[[Tensor, Tensor], None]  # (t, ẑ_0 at t) of each evaluation
+Watch = Callable[[Tensor, Tensor], None]  # called with t and ẑ_0 (B, N, C) after each evaluation of the denoiser
 
 JOINT = "joint"  # the name of D_w∘D_h among the decoders
 LOGITS_AT_ONCE = 2**27  # elements; bounds the memory of a decoder pass
-LARGEST_BATCH = 256  # of a batch size that is measured: an interruption costs a batch
-MEASURE_SECONDS = 0.1  # of each size that is measured, at least
+LARGEST_BATCH = 256  # texts; an interruption costs a batch
+MEASURE_SECONDS = 0.1  # at least, for each batch size that is tried
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """z_0 (B, N, C) → logits (B, L, V), and its name."""
+    """A decoder of latents, by name."""
 
     name: str
-    logits: nn.Module
+    logits: nn.Module  # z_0 (B, N, C) → (B, L, V)
 
 
 @dataclass(frozen=True, eq=False)
 class TextGenerator:
-    """Denoiser, decoder and what belongs to them. Every text is a function of its seed, not of its batch."""
+    """Draws texts. Each is a function of its seed, and not of the batch around it."""
 
     denoiser: DiT
     decoder: Decoder
     schedule: Schedule
-    timesteps: TimestepSampler  # whose F(t) is the `learned` grid
+    timesteps: TimestepSampler  # its F(t) makes the `learned` grid
     latent_shape: tuple[int, int]  # (N, C)
     seq_len: int
     vocab_size: int
     compute: Compute
-    _lock: Lock = field(default_factory=Lock, repr=False)  # held by the one batch that is on its way
+    _lock: Lock = field(default_factory=Lock, repr=False)  # batches share the tensors of `_processes`
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the networks."""
         return self.compute.device
 
     @torch.no_grad()
     def ends(self, sampler: SamplerConfig, seeds_B: Tensor, watch: Watch | None = None) -> End:
-        """Where the reverse process ends, (B, N, C) each; `watch` sees every estimate on the way."""
+        """Both results of the reverse process for texts with these seeds, (B, N, C) each."""
         recurrence = self._recurrence(sampler)
         with self._lock:
             process = self._process(recurrence, sampler.guidance, len(seeds_B))
@@ -76,15 +78,12 @@ class TextGenerator:
 
     @torch.no_grad()
     def prepare(self, sampler: SamplerConfig, texts: int) -> None:
-        """Compile, and record, now what `ends` takes for so many texts at a time."""
+        """Compile now what `ends` needs for batches of `texts` texts, so that it is not timed with them."""
         with self._lock:
             self._process(self._recurrence(sampler), sampler.guidance, texts)
 
-    def whole(self, seeds_B: Tensor, texts: int) -> Tensor:
-        """Seeds of a last batch, filled up to `texts` where another size would have to be compiled.
-
-        That takes longer than to draw texts that nobody asked for.
-        """
+    def padded(self, seeds_B: Tensor, texts: int) -> Tensor:
+        """Pad the seeds of a last batch to `texts`: recompiling for a smaller one costs more than the extra texts."""
         missing = texts - len(seeds_B) if self.compute.compiled else 0
         return torch.cat([seeds_B, seeds_B[-1:].expand(missing)])
 
@@ -92,9 +91,9 @@ class TextGenerator:
         return solvers.solver(sampler)(self.schedule, solvers.time_grid(sampler, self.schedule, self.timesteps.draw))
 
     def _process(self, recurrence: Recurrence, guidance: float, texts: int) -> ReverseProcess:
-        """The last one, if it serves here too."""
+        """The reverse process in use, or a new one where its size or its kind does not fit."""
         room = max(WARM_UPS + 1, 1 << (len(recurrence.times) - 1).bit_length())
-        key = (room, bool(recurrence.noise.any()), guidance != 1, texts)
+        key = (room, bool(recurrence.eps.any()), guidance != 1, texts)
         if key not in self._processes:
             self._processes.clear()
             self._processes[key] = ReverseProcess(self, *key)
@@ -112,28 +111,28 @@ class TextGenerator:
 
     @cached_property
     def update(self) -> Callable[..., None]:
-        """`_update`, compiled where `compute` says so: for each batch size, with guidance or noise and without."""
+        """`_update`, compiled where `compute` asks for it."""
         return compiled(_update) if self.compute.compiled else _update
 
     def latents(self, sampler: SamplerConfig, seeds_B: Tensor, watch: Watch | None = None) -> Tensor:
-        """Latents z_0 (B, N, C), of the two ends the one that `sampler.final` names."""
+        """Latents z_0 (B, N, C): the end that `sampler.final` names."""
         return getattr(self.ends(sampler, seeds_B, watch), sampler.final)
 
-    def tokens(self, sampler: SamplerConfig, seeds_B: Tensor, watch: Watch | None = None) -> Tensor:
-        """Token rows (B, L) int64, each a function of its seed."""
-        return self.decode(self.latents(sampler, seeds_B, watch), seeds_B, sampler.temperature)
+    def tokens(self, sampler: SamplerConfig, seeds_B: Tensor) -> Tensor:
+        """Token rows (B, L) int64 of the texts with these seeds."""
+        return self.decode(self.latents(sampler, seeds_B), seeds_B, sampler.temperature)
 
     @torch.no_grad()
     def decode(self, z_0_BNC: Tensor, seeds_B: Tensor, temperature: float = 0.0) -> Tensor:
-        """The most likely tokens (B, L), or tokens drawn at the temperature, without noise on the latents."""
-        rows = max(1, LOGITS_AT_ONCE // (self.seq_len * self.vocab_size))
-        pieces = zip(z_0_BNC.split(rows), seeds_B.to(self.device).split(rows), strict=True)
+        """Tokens (B, L) of latents, without noise: the most likely, or drawn at a temperature above 0."""
+        size = texts_at_once(self.seq_len, self.vocab_size)
+        pieces = zip(z_0_BNC.split(size), seeds_B.to(self.device).split(size), strict=True)
         return torch.cat([draw_tokens(self.decoder.logits(z), seeds, temperature) for z, seeds in pieces])
 
     def batch_size(self, most: int) -> int:
-        """The number of texts at a time, a power of 2 up to `most`, at which the denoiser is fastest per text.
+        """Batch size at which the denoiser is fastest per text, measured: a power of 2 up to `most`.
 
-        It doubles while that gains at least a twentieth, and stops where the device's memory does.
+        It doubles while that gains at least 5 % and the device's memory suffices.
         """
         best, rate, size = 1, 0.0, 1
         while size <= max(1, most):
@@ -148,9 +147,9 @@ class TextGenerator:
 
     @torch.no_grad()
     def _seconds(self, size: int) -> float:
-        """Of one evaluation of so many texts, the fastest. Not compiled, for that takes long for each size.
+        """Seconds of one evaluation of a batch, the fastest of several: the slowest of ten takes twice as long.
 
-        A single small evaluation says little: the slowest of ten takes twice as long as the fastest.
+        It is not compiled, which would take long for each size.
         """
         z = torch.zeros(size, *self.latent_shape, device=self.device, dtype=self.compute.dtype)
         modulations = self.denoiser.modulations(torch.full((1,), 0.5, device=self.device)).to(self.compute.dtype)
@@ -163,10 +162,10 @@ class TextGenerator:
 
 
 class ReverseProcess:
-    """From noise to latents for a batch of texts, in tensors that stay where they are.
+    """The reverse process of a batch of texts, in tensors that are allocated once.
 
-    A step changes them in place and asks the host for nothing, not even for its number. So, compiled for a GPU, it is a
-    CUDA graph: one launch in place of hundreds. `room` is the number of rows that its tables have room for.
+    A step changes them in place and needs nothing from the host, not even its number. So, compiled for a GPU, it is a
+    CUDA graph: one launch in place of hundreds. `room` is the number of rows that the tables can hold.
     """
 
     def __init__(self, generator: TextGenerator, room: int, noisy: bool, guided: bool, texts: int) -> None:
@@ -176,15 +175,15 @@ class ReverseProcess:
         one_1MW = self.denoiser.modulations(torch.zeros(1, **on)).to(self.compute.dtype)
         self.z_BNC, self.z_hat_BNC = torch.zeros(texts, *self.shape, **on), torch.zeros(texts, *self.shape, **on)
         self.seeds_B = torch.zeros(texts, dtype=torch.int64, **on)
-        self.text_B = torch.zeros_like(self.seeds_B)  # a text is the only row of its seed
+        self.text_B = torch.zeros_like(self.seeds_B)  # row in the address of noise: a seed has one text, its row 0
         self.guidance = torch.ones((), **on) if guided else None
-        self.row_1 = torch.zeros(1, dtype=torch.int64, **on)  # of the tables
+        self.row_1 = torch.zeros(1, dtype=torch.int64, **on)  # of the tables, taken by the next step
         self.coefficients_E4 = torch.zeros(room, 4, **on)
         self.modulations_EMW = one_1MW.new_zeros(room, *one_1MW.shape[1:])
         self._replay = recorded(self._step, generator.device) if self.compute.compiled else None
 
     def begin(self, recurrence: Recurrence, guidance: float, seeds_B: Tensor) -> None:
-        """Set everything for the texts with these seeds. What the times decide is computed here, in float32."""
+        """Start from the noise of texts with these seeds; the tables are computed here, once, in float32."""
         self.seeds_B.copy_(seeds_B)
         self.z_BNC.copy_(noise.normal(self.seeds_B, "z_1", 0, self.text_B, self.shape))
         self.z_hat_BNC.zero_()
@@ -196,7 +195,7 @@ class ReverseProcess:
         self.modulations_EMW[:rows].copy_(self.denoiser.modulations(times_E))
 
     def step(self) -> None:
-        """A row of the recurrence, as `samplers.solve` has it."""
+        """Take one row of the recurrence, as `solvers.solve` does."""
         if self._replay is None:
             self._step()
         else:
@@ -222,7 +221,7 @@ def _update(
     eps_BNC: Tensor | None,
     guidance: Tensor | None,
 ) -> None:
-    """The state and the estimate after a row, in place. They are float32, whatever the network takes."""
+    """Replace the state and the estimate by those after a row. Both are float32, whatever the network computes in."""
 
     def denoise(z: Tensor, modulations: Tensor, z_hat_prev: Tensor) -> Tensor:
         return estimate(z.to(modulations.dtype), z_hat_prev.to(modulations.dtype), modulations).to(z.dtype)
@@ -232,23 +231,28 @@ def _update(
     z_hat_BNC.copy_(found_BNC)
 
 
+def texts_at_once(seq_len: int, vocab_size: int) -> int:
+    """Texts whose logits fit in memory together."""
+    return max(1, LOGITS_AT_ONCE // (seq_len * vocab_size))
+
+
 def text_seeds(seed: int, start: int, stop: int) -> Tensor:
-    """Seeds (stop − start,) int64 of texts start … stop−1 drawn with `seed`; no two seeds share a text."""
+    """Seeds (stop − start,) int64 of the texts number start … stop−1 of `seed`; no two `seed`s have one in common."""
     return seed * TEXTS_PER_SEED + torch.arange(start, stop)
 
 
 def batches(generator: TextGenerator, config: SampleConfig, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """Seeds (B,) and token rows (B, L), on the CPU, of the texts that are asked for, from number `done` on."""
+    """Draw the texts of a configuration from number `done` on: seeds (B,) and tokens (B, L) by batches, on the CPU."""
     wanted = text_seeds(config.seed, done, config.num_samples)
     if not len(wanted):
         return
     size = min(config.batch_size or generator.batch_size(min(len(wanted), LARGEST_BATCH)), len(wanted))
     for seeds_B in wanted.split(size):
-        yield seeds_B, generator.tokens(config.sampler, generator.whole(seeds_B, size))[: len(seeds_B)].cpu()
+        yield seeds_B, generator.tokens(config.sampler, generator.padded(seeds_B, size))[: len(seeds_B)].cpu()
 
 
 def draw_tokens(logits_BLV: Tensor, seeds_B: Tensor, temperature: float) -> Tensor:
-    """The most likely tokens (B, L), or tokens drawn at the temperature, by one uniform number each."""
+    """Tokens (B, L): the most likely, or at a temperature above 0 drawn by one uniform number each (SPEC 8)."""
     if temperature == 0:
         return logits_BLV.argmax(-1)
     uniform_BL = noise.uniform(seeds_B, "token", 0, torch.zeros_like(seeds_B), (logits_BLV.shape[1],))

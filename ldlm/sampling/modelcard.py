@@ -1,4 +1,4 @@
-"""The model card of an exported model: the README.md that the Hugging Face hub shows, from `config.json` alone."""
+"""The model card of an exported model: the README.md that the Hugging Face hub shows, made from `config.json` alone."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ training; `_clean` is without noise.
 
 
 def text(config: ModelDescription) -> str:
-    """Markdown with YAML front matter."""
+    """The model card, Markdown with YAML front matter."""
     length, (number, width) = config.shapes.seq_len, config.latent_shape
     intro = (
         f"It draws texts of {length:,} tokens: a diffusion transformer denoises {number:,} latents of width {width:,}, "
@@ -80,7 +80,7 @@ def _contents(config: ModelDescription) -> dict[str, Any]:
 
 
 def _boundaries(provenance: Mapping[str, Any]) -> dict[str, str]:
-    """The card's row of boundary tokens; none where the export has no record of them."""
+    """The row of boundary tokens; none where the export has no record of them."""
     tokens = provenance.get("boundaries", {"tokens": []})["tokens"]
     return {"rows and documents begin and end with": ", ".join(f"`{token}`" for token in tokens)} if tokens else {}
 

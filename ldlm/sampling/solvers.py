@@ -1,21 +1,21 @@
-"""Solvers of the reverse process. They know no network.
+"""Solvers of the reverse process (Section 4.3, SPEC 8). They know no network.
 
-Every solver here is linear in what it has seen, so a solver is a table. Of a schedule and a grid of times it makes one
-row of four coefficients for each evaluation of the denoiser, with which
+Every solver here is linear in the state, the estimates and the noise, so it is a table: for a schedule and a grid of
+times it gives one row of four coefficients for each evaluation of the denoiser, with which
 
-    ẑ ← denoise(z, t, ẑ_prev),    z ← state · z + estimate · ẑ + last · ẑ_prev + noise · ε,
+    ẑ ← denoise(z, t, ẑ_prev),    z ← a·z + b·ẑ + c·ẑ_prev + d·ε.
 
-where ẑ_prev is the self-conditioning estimate, the ẑ of the row before (zeros at first), and ε standard normal noise.
-`solve` follows such a `Recurrence` for any denoiser; `generation.ReverseProcess` does so for a network, a row at a time
-on the device.
+ẑ_prev is the estimate of the row before, zeros at first, and ε is standard normal noise. Rows are fast: a step is
+the same few operations for every solver, and `generation.ReverseProcess` takes it without leaving the device. `solve`
+takes the same steps one by one with any denoiser, in closed form or a network. A solver that is not linear, or that
+chooses its times as it goes, is a function like `solve`.
 
-Euler–Maruyama is the paper's (SPEC 8). The others start from the exact solution of the probability-flow ODE over an
-interval from s down to t,
+Euler–Maruyama is the paper's. The others start from the exact solution of the probability-flow ODE from s down to t,
 
     z_t = (σ_t/σ_s) z_s + (α_t − α_s σ_t/σ_s) ẑ̄,
 
 where ẑ̄ is the mean of ẑ_0 over the interval, weighted by the growth of α/σ (Lu et al., 2022, Eq. 3.4 in x_0-form).
-They differ in how they estimate it. Nothing in it diverges at s = 1, where α = 0 and σ = 1.
+They differ in how they estimate ẑ̄. At s = 1, where α = 0 and σ = 1, all of it is finite.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from ldlm.config import SamplerConfig
 from ldlm.errors import InputError
 from ldlm.model.diffusion import Schedule, score
 
-Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # z (B, …), t (a scalar), ẑ_prev → ẑ_0 (B, …)
+Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # z (B, …), t (a scalar) and ẑ_prev (B, …) → ẑ (B, …)
 Noise = Callable[[int], Tensor]  # number of the row → ε of z's shape; keyed by the text's seed it is the text's own
-InverseCDF = Callable[[Tensor], Tensor]
+InverseCDF = Callable[[Tensor], Tensor]  # F⁻¹: [0, 1] → t, both float64 (N,)
 
 # λ(1) = −∞, so a grid in log-SNR begins where α is 1 % of σ, at t = 0.98 of the paper's schedule.
 LOG_SNR_START = -9.21
@@ -43,14 +43,14 @@ class Recurrence(NamedTuple):
     """A solver on a grid: float64 tensors (E,), a row for each evaluation of the denoiser."""
 
     times: Tensor  # of the evaluations
-    state: Tensor
-    estimate: Tensor
-    last: Tensor
-    noise: Tensor  # 0 in the last row: what comes out is the mean
+    z: Tensor  # a, the coefficient of the state
+    z_hat: Tensor  # b, of the estimate
+    z_hat_prev: Tensor  # c, of the estimate of the row before
+    eps: Tensor  # d, of the noise; 0 in the last row, so that the mean comes out
 
     @property
     def coefficients(self) -> Tensor:
-        """(E, 4): of z, ẑ, ẑ_prev and ε."""
+        """The four coefficients of each row, (E, 4)."""
         return torch.stack(self[1:], dim=-1)
 
 
@@ -58,26 +58,26 @@ Solver = Callable[[Schedule, Tensor], Recurrence]  # of a decreasing grid t_0 �
 
 
 class End(NamedTuple):
-    """Where a solver ends, both of z's shape; `SamplerConfig.final` chooses."""
+    """Both results of a solver, of z's shape; `SamplerConfig.final` chooses one."""
 
     mean: Tensor  # the state, without the noise of the last step
-    x0: Tensor  # the last estimate ẑ_0
+    x0: Tensor  # the last estimate ẑ
 
 
 def solve(recurrence: Recurrence, denoise: Denoise, z: Tensor, noise: Noise) -> End:
-    """Follow a recurrence from z, which is at the first of its times, with any denoiser: one in closed form, say."""
+    """Follow a recurrence from z, the state at the first of its times, with any denoiser."""
     z_hat = torch.zeros_like(z)
     for row, (t, *coefficients) in enumerate(zip(*recurrence, strict=True)):
         z_hat_prev, z_hat = z_hat, denoise(z, t, z_hat)
-        z = advance(coefficients, z, z_hat, z_hat_prev, noise(row) if recurrence.noise[row] else None)
+        z = advance(coefficients, z, z_hat, z_hat_prev, noise(row) if recurrence.eps[row] else None)
     return End(z, z_hat)
 
 
 def advance(coefficients: Iterable[Tensor], z: Tensor, z_hat: Tensor, z_hat_prev: Tensor, eps: Tensor | None) -> Tensor:
-    """The next z, by the four coefficients of a row; of a solver without noise `eps` is None."""
-    state, estimate, of_last, of_noise = coefficients
-    z = state * z + estimate * z_hat + of_last * z_hat_prev
-    return z if eps is None else z + of_noise * eps
+    """The next state, by the four coefficients of a row; `eps` is None where the solver draws no noise."""
+    a, b, c, d = coefficients
+    z = a * z + b * z_hat + c * z_hat_prev
+    return z if eps is None else z + d * eps
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -88,12 +88,11 @@ def time_grid(config: SamplerConfig, schedule: Schedule | None = None, quantile:
     """t_0 > t_1 > … > t_N = t_min (N+1,), float64, for N = `config.steps` steps.
 
     `grid="time"` has equal steps in t from 1, as in the paper. `learned` has equal steps in F(t), the time in which
-    the loss grows linearly (Section 5.3); `quantile` is F⁻¹ on [0, 1]. `log-snr` has equal steps in ln(α²/σ²).
+    the loss grows linearly (Section 5.3); `quantile` is F⁻¹. `log-snr` has equal steps in ln(α²/σ²).
     """
     uniform = torch.linspace(1.0, 0.0, config.steps + 1, dtype=torch.float64)
     if config.grid == "learned":
         assert quantile is not None
-        # The part of F⁻¹ above t_min, found by stretching: F(t_min) itself is not needed.
         return _above(quantile, config.t_min, uniform)
     if config.grid == "log-snr":
         assert schedule is not None
@@ -105,7 +104,11 @@ def time_grid(config: SamplerConfig, schedule: Schedule | None = None, quantile:
 
 
 def _above(quantile: InverseCDF, t_min: float, uniform: Tensor) -> Tensor:
-    """F⁻¹ at equal steps from 1 down to F(t_min), which bisection finds."""
+    """F⁻¹ at equal steps from 1 down to F(t_min).
+
+    F(t_min) is found by bisection: `TimestepSampler.cdf` rounds it otherwise, which would change the last bits of the
+    grid, and with them texts that have been drawn.
+    """
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -121,7 +124,10 @@ def _above(quantile: InverseCDF, t_min: float, uniform: Tensor) -> Tensor:
 
 
 def guided(denoise: Denoise, guidance: float | Tensor) -> Denoise:
-    """Self-conditioning guidance (SPEC 8), of two evaluations: ẑ = ẑ_∅ + w (ẑ_sc − ẑ_∅). At w = 1 it is ẑ_sc."""
+    """Self-conditioning guidance (SPEC 8), in two evaluations: ẑ = ẑ_∅ + w (ẑ_sc − ẑ_∅).
+
+    ẑ_sc is the estimate with ẑ_prev, ẑ_∅ that with zeros in its place, and w is `guidance`; at w = 1 it is ẑ_sc.
+    """
 
     def extrapolated(z: Tensor, t: Tensor, z_hat_prev: Tensor) -> Tensor:
         without = denoise(z, t, torch.zeros_like(z_hat_prev))
@@ -131,75 +137,115 @@ def guided(denoise: Denoise, guidance: float | Tensor) -> Denoise:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Solvers
+# Solvers. Each docstring has the step from s to t = s − Δt as its source writes it, with ẑ = denoise(z, s, ẑ_prev) and
+# λ = ln(α/σ); the coefficients below are those of z, ẑ, ẑ_prev and ε in it.
 
 
 def euler_maruyama(schedule: Schedule, times: Tensor, *, beta_clip: float = 0.95) -> Recurrence:
-    """The paper's solver: Euler–Maruyama on the reverse SDE dz = (−½βz − β·score) dt + √β dw̄, backwards in time.
+    """The paper's solver: Euler–Maruyama on the reverse SDE dz = (−½βz − β·score) ds + √β dw̄ (SPEC 8).
 
-    β(t) diverges at t = 1, so t is clipped to `beta_clip` inside β, and nowhere else.
+        score = −(z − α_s ẑ) / σ_s²
+        z ← z + (½β z + β score) Δt + √(β Δt) ε
+
+    β(s) diverges at s = 1, so s is clipped to `beta_clip` inside β, and nowhere else. First order.
     """
-    t, t_next = times[:-1], times[1:]
-    growth = schedule.beta(t.clamp(max=beta_clip)) * (t - t_next)  # β dt
-    one, none = torch.ones_like(t), torch.zeros_like(t)
-    # The score is linear in z and ẑ_0: what a 1 of each adds to it.
-    state = 1 + growth * (0.5 + score(schedule, one, none, t))
-    return Recurrence(t, state, growth * score(schedule, none, one, t), none, _but_the_last(growth.sqrt()))
+    s, t = times[:-1], times[1:]
+    growth = schedule.beta(s.clamp(max=beta_clip)) * (s - t)  # β Δt
+    one, none = torch.ones_like(s), torch.zeros_like(s)
+    # The score is linear in z and ẑ: what a 1 of each adds to it.
+    of_z, of_z_hat = score(schedule, one, none, s), score(schedule, none, one, s)
+    return Recurrence(
+        times=s,
+        z=1 + growth * (0.5 + of_z),
+        z_hat=growth * of_z_hat,
+        z_hat_prev=none,
+        eps=_none_at_the_end(growth.sqrt()),
+    )
 
 
 def ddim(schedule: Schedule, times: Tensor, *, eta: float = 0.0) -> Recurrence:
-    """DDIM (Song et al., 2021, Eq. 12): at η = 0 the ODE by Euler steps, at η = 1 ancestral sampling. First order."""
+    """DDIM (Song et al., 2021, Eq. 12): at η = 0 the ODE by Euler steps, at η = 1 ancestral sampling. First order.
+
+    ε̂ = (z − α_s ẑ) / σ_s
+    ς = η (σ_t/σ_s) √(1 − α_s²/α_t²)                (their Eq. 16)
+    z ← α_t ẑ + √(σ_t² − ς²) ε̂ + ς ε
+    """
     s, t = times[:-1], times[1:]
     (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule.alpha_sigma(s), schedule.alpha_sigma(t)
-    fresh = eta * (sigma_t / sigma_s) * (1 - (alpha_s / alpha_t) ** 2).sqrt()  # Eq. 16
-    kept = (sigma_t**2 - fresh**2).sqrt() / sigma_s  # of ε̂ = (z − α ẑ_0)/σ
-    return Recurrence(s, kept, alpha_t - alpha_s * kept, torch.zeros_like(s), _but_the_last(fresh))
+    fresh = eta * (sigma_t / sigma_s) * (1 - (alpha_s / alpha_t) ** 2).sqrt()  # ς
+    kept = (sigma_t**2 - fresh**2).sqrt() / sigma_s
+    return Recurrence(
+        times=s,
+        z=kept,
+        z_hat=alpha_t - alpha_s * kept,
+        z_hat_prev=torch.zeros_like(s),
+        eps=_none_at_the_end(fresh),
+    )
 
 
 def heun(schedule: Schedule, times: Tensor) -> Recurrence:
-    """Heun's method on the ODE (Karras et al., 2022, Algorithm 1), in the exponential form above. Second order.
+    """Heun's method on the ODE (Karras et al., 2022, Algorithm 1), in the variables z/σ and α/σ. Second order.
 
-    Two evaluations a step: ẑ̄ is the mean of ẑ_0 at the beginning and at the end that this beginning leads to. The
-    second row replaces one by the other in half of what the first has added.
+        g = α_t − α_s σ_t/σ_s
+        z* = (σ_t/σ_s) z + g ẑ,  ẑ* = denoise(z*, t, ẑ)                an Euler step
+        z ← (σ_t/σ_s) z + g (ẑ + ẑ*)/2  =  z* + (g/2) ẑ* − (g/2) ẑ      the trapezoidal rule
+
+    So a step is two rows of the table: the Euler step, and its correction, whose ẑ is ẑ* and whose ẑ_prev is ẑ above.
     """
     shrink, gain = _ode(schedule, times)
     one, none = torch.ones_like(gain), torch.zeros_like(gain)
-    rows = (times[:-1], times[1:]), (shrink, one), (gain, gain / 2), (none, -gain / 2), (none, none)
-    return Recurrence(*(torch.stack(column, dim=-1).flatten() for column in rows))
+    return Recurrence(
+        times=_in_turn(times[:-1], times[1:]),
+        z=_in_turn(shrink, one),
+        z_hat=_in_turn(gain, gain / 2),
+        z_hat_prev=_in_turn(none, -gain / 2),
+        eps=_in_turn(none, none),
+    )
 
 
 def dpm_solver_pp_2m(schedule: Schedule, times: Tensor, *, stochastic: bool = False) -> Recurrence:
-    """DPM-Solver++(2M) of Lu et al. (2022, Algorithm 2): ẑ_0 extrapolated from the last two evaluations. Second order.
+    """DPM-Solver++(2M) (Lu et al., 2022, Algorithm 2): extrapolates from the last two estimates. Second order.
 
-    `stochastic` solves the reverse SDE instead of the ODE (their SDE-DPM-Solver++(2M), Eq. B.7 in midpoint form).
+        h = λ_t − λ_s,  r = (the step before's h) / h
+        D = (1 + 1/(2r)) ẑ − 1/(2r) ẑ_prev                                 in the first step D = ẑ
+        z ← (σ_t/σ_s) z − α_t (e^(−h) − 1) D
+
+    `stochastic` solves the reverse SDE instead of the ODE (their SDE-DPM-Solver++(2M), Eq. B.7 in midpoint form):
+
+        z ← (σ_t/σ_s) e^(−h) z + α_t (1 − e^(−2h)) D + σ_t √(1 − e^(−2h)) ε
     """
     h = schedule.log_snr(times).diff() / 2
     shrink, gain = (_sde if stochastic else _ode)(schedule, times)
-    # ẑ̄ is in the middle of the interval, on the line through the last two; of the first there is one alone.
-    ahead = torch.cat([torch.zeros(1, dtype=h.dtype), h[1:] / h[:-1] / 2])
+    ahead = torch.cat([torch.zeros(1, dtype=h.dtype), h[1:] / h[:-1] / 2])  # 1/(2r)
     noise = torch.zeros_like(h)
     if stochastic:
-        noise = _but_the_last(schedule.alpha_sigma(times[1:])[1] * (-torch.expm1(-2 * h)).sqrt())
-    return Recurrence(times[:-1], shrink, gain * (1 + ahead), -gain * ahead, noise)
+        noise = _none_at_the_end(schedule.alpha_sigma(times[1:])[1] * (-torch.expm1(-2 * h)).sqrt())
+    return Recurrence(times=times[:-1], z=shrink, z_hat=gain * (1 + ahead), z_hat_prev=-gain * ahead, eps=noise)
 
 
 def _ode(schedule: Schedule, times: Tensor) -> tuple[Tensor, Tensor]:
-    """What the exact solution of the ODE over each interval makes of z, and of the mean of ẑ_0 in it."""
+    """Coefficients of z and of ẑ̄ in the exact solution of the ODE over each interval: σ_t/σ_s and α_t − α_s σ_t/σ_s."""
     alpha, sigma = schedule.alpha_sigma(times)
     shrink = sigma[1:] / sigma[:-1]
     return shrink, alpha[1:] - alpha[:-1] * shrink
 
 
 def _sde(schedule: Schedule, times: Tensor) -> tuple[Tensor, Tensor]:
-    """What the mean of the exact solution of the SDE over each interval makes of z, and of the mean of ẑ_0 in it."""
+    """Coefficients of z and of ẑ̄ in the mean of the SDE's exact solution: (σ_t/σ_s) e^(−h) and α_t (1 − e^(−2h))."""
     alpha, sigma = schedule.alpha_sigma(times)
     shrink = sigma[1:] / sigma[:-1]
     forgets = shrink * alpha[:-1] / alpha[1:]  # e^(−h)
     return shrink * forgets, alpha[1:] * (1 - forgets**2)
 
 
-def _but_the_last(noise: Tensor) -> Tensor:
+def _none_at_the_end(noise: Tensor) -> Tensor:
+    """Coefficients of the noise with a 0 for the last step."""
     return torch.cat([noise[:-1], torch.zeros(1, dtype=noise.dtype)])
+
+
+def _in_turn(first: Tensor, second: Tensor) -> Tensor:
+    """Two rows for each step: (N,) and (N,) → (2N,)."""
+    return torch.stack([first, second], dim=-1).flatten()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -218,7 +264,7 @@ def solver(config: SamplerConfig) -> Solver:
     return solvers[config.solver]
 
 
-# Why a solver is not offered on a grid and with an end, and what to take instead: at 128 steps Gaussian data come out
+# The reason why a solver is not offered on a grid and with an end, and the remedy: at 128 steps Gaussian data come out
 # more than 3 % too wide or too narrow (`python -m benchmarks samplers`, docs/sampling.md).
 _DIVERGES = ("its first steps are so long there that it diverges", "--grid log-snr or --grid time")
 _NARROWS = ("so few of its steps are near t = 0 that the data come out too narrow", "--grid learned")
@@ -241,12 +287,12 @@ def is_offered(config: SamplerConfig) -> bool:
 
 
 def check(config: SamplerConfig, known: SamplerConfig | None = None) -> None:
-    """`InputError` for a solver, grid and end that are not offered, unless `known` has the same.
+    """`InputError` for a combination of solver, grid and end that is not offered, unless `known` has the same.
 
-    `known` are the settings of an exported model: it goes on to draw as it was exported.
+    `known` are the settings of an exported model, which keeps drawing as it was exported.
     """
     objection = _objection(config)
-    if objection is None or (known is not None and _way(config) == _way(known)):
+    if objection is None or (known is not None and _combination(config) == _combination(known)):
         return
     reason, remedy = objection
     asked = f"solver {config.solver} on grid {config.grid} with final {config.final}"
@@ -259,10 +305,10 @@ def _objection(config: SamplerConfig) -> tuple[str, str] | None:
     return _REFUSED.get((config.solver, config.grid, config.final))
 
 
-def _way(config: SamplerConfig) -> tuple[Any, ...]:
+def _combination(config: SamplerConfig) -> tuple[Any, ...]:
     return config.solver, config.grid, config.final, config.eta
 
 
 def evaluations_per_step(config: SamplerConfig) -> int:
-    """Forward passes of the denoiser that a step takes (SPEC 12.8)."""
+    """Forward passes of the denoiser in a step (SPEC 12.8)."""
     return (2 if config.solver == "heun" else 1) * (2 if config.guidance != 1 else 1)

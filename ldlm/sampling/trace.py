@@ -1,9 +1,9 @@
-"""One text on its way from noise: what the decoder reads in the estimates of z_0 while t falls (Section 4.3).
+"""The course of one text from noise: decoded estimates of z_0 while t falls (Section 4.3).
 
 A frame is one such estimate, decoded as the text will be in the end; the last frame is the text itself. Confidence is
 the decoder's probability of the token that is shown: the softmax of its logits, without the temperature. At a
-temperature above 0 each position draws with the same random number in every frame, so that what changes is the latents'
-doing, and the last frame is the text of `ldlm sample` here too.
+temperature above 0 each position draws with the same random number in every frame: only the latents make a difference,
+and the last frame is the text of `ldlm sample` here too.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from ldlm.sampling.generation import TextGenerator, draw_tokens
 def record(
     generator: TextGenerator, tokenizer: Any, sampler: SamplerConfig, seed: int, frames: int, times: Sequence[float]
 ) -> list[Frame]:
-    """The frames of the text with that seed, t falling: at the evaluations that `evaluations` chooses, and the text."""
+    """Frames of the text with that seed while t falls: at the times that `evaluations` chooses, and at the end."""
     grid = solvers.time_grid(sampler, generator.schedule, generator.timesteps.draw)
     chosen = evaluations(grid, frames, times)
     seeds_B = torch.tensor([seed], device=generator.device)
     seen: dict[float, Frame] = {}
 
     def watch(t: Tensor, z_hat_BNC: Tensor) -> None:
-        if t.item() in chosen:  # heun comes by twice, and knows more the second time
+        if t.item() in chosen:  # heun evaluates a time twice, and its second estimate is kept
             seen[t.item()] = look(t, z_hat_BNC)
 
     def look(t: Tensor, z_BNC: Tensor) -> Frame:
@@ -49,7 +49,7 @@ def record(
 
 
 def evaluations(grid: Tensor, frames: int, times: Sequence[float]) -> set[float]:
-    """Which times of a grid (N+1,) to look at besides its end: those nearest to `times`, or `frames` − 1 evenly spread.
+    """Times of a grid (N+1,) to record besides its end: those nearest to `times`, or `frames` − 1 evenly spread.
 
     The denoiser is evaluated at all times of the grid but the last, where the text is.
     """

@@ -1,4 +1,7 @@
-"""A trained run as the later stages see it: averaged weights, sizes, tokenizer, statistics and decoders."""
+"""A trained run as later stages use it: averaged weights, sizes, tokenizer, statistics and decoders.
+
+Shape letters as in CONTRIBUTING.md.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ from ldlm.model.diffusion import Schedule
 from ldlm.model.joint import JointModel, build, build_meta
 from ldlm.model.timesteps import TimestepSampler
 from ldlm.progress import Progress
+from ldlm.sampling import generation
 from ldlm.sampling.generation import JOINT, Decoder, TextGenerator
 from ldlm.training import checkpoint, cost
 from ldlm.training.checkpoint import Checkpoint
@@ -30,20 +34,16 @@ from ldlm.training.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class DecoderRecord:
-    """What is known of a decoder of a run. `held_out` is what `heldout.evaluate_decoder` found, empty if not measured.
-
-    `layers` are those between a latent and the vocabulary head. One that is not `usable` was trained on another
-    checkpoint's latents than the run is opened at.
-    """
+    """A decoder of a run."""
 
     name: str
-    layers: int
+    layers: int  # between a latent and the vocabulary head
     parameters: int
-    noise: str  # that it was trained and measured under, like `σ_dec 3`
-    held_out: Mapping[str, Any]
+    noise: str  # in its training and its measurement, like `σ_dec 3`
+    held_out: Mapping[str, Any]  # from `heldout.evaluate_decoder`; empty if not measured
     step: int  # optimiser steps taken
-    checkpoint_step: int
-    usable: bool = True
+    checkpoint_step: int  # of the latents that it was trained on
+    usable: bool = True  # whether those are the latents of the checkpoint that the run is opened at
     default: bool = False
 
 
@@ -81,18 +81,18 @@ class TrainedRun:
 
     @property
     def timesteps(self) -> TimestepSampler:
-        """The timestep sampler as the checkpoint has it."""
+        """The timestep sampler in the state of the checkpoint."""
         sampler = TimestepSampler(self.config.timesteps, self.config.diffusion.t_min)
         sampler.load_state_dict(self.checkpoint.state["timesteps"])
         return sampler
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What the weights are: the checkpoint's digest and step."""
+        """Digest and step of the checkpoint."""
         return {"checkpoint": self.checkpoint.digest, "step": self.checkpoint.step}
 
     def generator(self, decoder: str | None = None, compute: Compute | None = None) -> TextGenerator:
-        """What draws texts, with the decoder of that name (see `decoder`)."""
+        """A generator of texts with the decoder of that name (see `decoder`)."""
         return TextGenerator(
             denoiser=self.model.denoiser,
             decoder=self.decoder(decoder),
@@ -105,7 +105,7 @@ class TrainedRun:
         )
 
     def check_store(self, store: FeatureStore) -> None:
-        """`InputError` when the store's states are not the ones this run was trained on."""
+        """`InputError` when the store's states differ from those that this run was trained on."""
         for what in ("fingerprint", "statistics"):
             mine, theirs = self.features["encoder"][what], store.encoder[what]
             if mine != theirs:
@@ -119,14 +119,20 @@ class TrainedRun:
 
     @torch.no_grad()
     def encode(self, tokens_BL: Tensor, encoder: str | None = None) -> Tensor:
-        """Latents z_0 (B, N, C) of token rows, by the frozen encoder that the run records and by E_z.
+        """Latents z_0 (B, N, C) of token rows, by E_h and E_z.
 
-        `encoder` says where that is now. `InputError` when it can't be had, or is not the one any more that the
-        features were made with.
+        The frozen encoder E_h is the one that the run records, or a folder or hub name `encoder` with the same weights.
+        `InputError` when it can't be loaded, or has other weights than the one that made the features.
         """
         tokens_BL = tokens_BL.to(self.device, torch.int64)
         hidden_BLD = None if self.model.embedding is not None else self._frozen_encoder(encoder)(tokens_BL)
         return self.model.latent_encoder(self.model.states(hidden_BLD, tokens_BL))
+
+    @torch.no_grad()
+    def decode(self, decoder: Decoder, z_BNC: Tensor, batch_size: int) -> Tensor:
+        """Most likely tokens (B, L) of latents, on the CPU; without noise."""
+        size = min(batch_size, generation.texts_at_once(self.shapes.seq_len, self.shapes.vocab_size))
+        return torch.cat([decoder.logits(z.to(self.device)).argmax(-1).cpu() for z in z_BNC.split(size)])
 
     def _frozen_encoder(self, where: str | None) -> OnlineEncoder:
         statistics = load_file(self.path / "statistics.safetensors")
@@ -156,7 +162,7 @@ class TrainedRun:
         return Decoder(JOINT, self.model.decoder())
 
     def remark_on_decoder(self, name: str | None, progress: Progress) -> None:
-        """Say which decoder None means, and why, where there are several."""
+        """Note which decoder is the default and why, where the user names none and there are several."""
         usable = [record for record in self.decoders() if record.usable]
         if name is not None or len(usable) < 2:
             return
@@ -169,16 +175,16 @@ class TrainedRun:
         elif how is None:
             why = "the newest, for none has been measured"
         else:
-            why = "the only one that has been measured on these held-out rows and under this noise"
+            why = "the only one measured on these held-out rows and under this noise"
         progress.note(f"decoder {default.name}, {why}; --decoder NAME takes another")
 
     def usable_decoders(self) -> list[str]:
-        """Names of the decoders that belong to this checkpoint: the default, then the newest first, `joint` last."""
+        """Names of the decoders of this checkpoint: the default, then the others from the newest on, `joint` last."""
         usable = [record for record in reversed(self.decoders()) if record.usable]
         return [record.name for record in sorted(usable, key=lambda record: not record.default)]
 
     def decoders(self) -> list[DecoderRecord]:
-        """Every decoder: the jointly trained one where there is one, then the fine-tuned ones, oldest first."""
+        """All decoders: the jointly trained one, where there is one, then the fine-tuned ones, oldest first."""
         found = self._finetuned()
         default = self._default(found)
         records = [
@@ -202,8 +208,8 @@ class TrainedRun:
     def _default(self, finetuned: Mapping[str, Mapping[str, Any]]) -> str:
         """The decoder of this checkpoint with the lowest held-out cross-entropy, among those measured alike.
 
-        Alike is: under as much noise and on the same rows as the newest that was measured; D_w∘D_h was measured beside
-        it. Where none was measured it is the newest, and without any fine-tuned one `joint`.
+        Alike means under the same noise and on the same rows as the newest measured decoder, beside which D_w∘D_h was
+        measured. Where none was measured it is the newest, and `joint` where there is no fine-tuned one (SPEC 13.2).
         """
         usable = {name: one for name, one in finetuned.items() if one["checkpoint"] == self.checkpoint.digest}
         how = {name: _measured(str(noise_of(one)), one["held_out"]) for name, one in usable.items()}
@@ -217,7 +223,7 @@ class TrainedRun:
         return min(reversed(alike), key=lambda name: alike[name]["l_w"])  # of equals the newest
 
     def _joint_record(self, finetuned: Collection[Mapping[str, Any]]) -> DecoderRecord:
-        """D_w∘D_h, as it was measured beside the newest fine-tuned decoder of this checkpoint that was measured."""
+        """The record of D_w∘D_h, with its figures from beside the newest measured decoder of this checkpoint."""
         beside = [manifest for manifest in finetuned if manifest["checkpoint"] == self.checkpoint.digest]
         beside = [manifest for manifest in beside if manifest.get("joint")] or beside
         sizes = self.config.model
@@ -232,7 +238,7 @@ class TrainedRun:
         )
 
     def joint_parameters(self) -> int:
-        """Parameters of D_h and D_w, as the run's settings have D_w where it was deferred."""
+        """Number of parameters of D_h and D_w; of a deferred D_w those that its settings would give."""
         decoder = replace(self.config.model.token_decoder, mode="joint")
         scratch = self.model.embedding is not None
         model = build_meta(replace(self.config.model, token_decoder=decoder), self.shapes, scratch=scratch)
@@ -267,7 +273,7 @@ class TrainedRun:
 
 
 def noise_of(manifest: Mapping[str, Any]) -> DecoderNoise:
-    """The noise that a decoder was trained and measured under. Earlier versions had σ_dec alone, and noted it."""
+    """Noise in the training and the measurement of a decoder; manifests of earlier versions hold σ_dec alone."""
     if "decoder_noise" in manifest:
         return DecoderNoise(**manifest["decoder_noise"])
     return DecoderNoise("additive", manifest["sigma_dec"])

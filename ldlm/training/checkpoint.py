@@ -31,7 +31,7 @@ _NAME = re.compile(r"step-(\d{8})")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk."""
+    """A checkpoint on disk, verified or not."""
 
     path: Path
 
@@ -42,12 +42,12 @@ class Checkpoint:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What is not a tensor."""
+        """State beside the tensors, as JSON."""
         return files.read_json(self.path / "state.json")
 
     @property
     def digest(self) -> str:
-        """A hash that stands for all of it."""
+        """Hash of the manifest, and so of all files."""
         return files.sha256_file(self.path / "manifest.json")
 
     def tensors(self, name: str) -> dict[str, Tensor]:
@@ -55,7 +55,7 @@ class Checkpoint:
         return load_file(self.path / f"{name}.safetensors")
 
     def fault(self) -> str | None:
-        """What is wrong with it; None when every byte is as it was written."""
+        """Why the checkpoint does not verify; None when every byte is as it was written."""
         try:
             recorded = files.read_json(self.path / "manifest.json")["sha256"]
             for name, digest in recorded.items():
@@ -107,7 +107,7 @@ def latest(folder: Path) -> Checkpoint | None:
 
 
 def named(folder: Path, name: str) -> Checkpoint:
-    """The checkpoint of that name; `InputError` when it is not there or does not verify."""
+    """The checkpoint called `name`; `InputError` when it is not there or does not verify."""
     there = {checkpoint.path.name: checkpoint for checkpoint in all_in(folder)}
     if name not in there:
         raise InputError(f"there is no checkpoint {name!r} in {folder} (there are: {', '.join(there) or 'none'})")
@@ -118,7 +118,7 @@ def named(folder: Path, name: str) -> Checkpoint:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` that verify, but only once the newest does; a damaged one is none of them."""
+    """Delete all checkpoints but the newest `keep` that verify. Nothing is deleted while the newest does not."""
     checkpoints = all_in(folder)
     if not checkpoints or checkpoints[-1].fault() is not None:
         return

@@ -1,4 +1,4 @@
-"""What a configuration costs, counted on the meta device from the model that would run: nothing is re-derived by hand.
+"""Parameters, FLOPs and memory of a configuration, counted by running its model on the meta device.
 
 FLOPs and bytes mean one training step, with the self-conditioning pass in expectation (SPEC 12.14).
 """
@@ -69,7 +69,7 @@ def flops_per_token(config: TrainConfig, shapes: Shapes, phase: Phase | None = N
 
 
 def encoder_share(network: nn.Module, seq_len: int) -> float:
-    """The frozen encoder's share of the FLOPs of a step that trains the paper's model (owt-1024) and runs it too."""
+    """The frozen encoder's share of the FLOPs of a step that runs it and trains the paper's model (owt-1024)."""
     encoder = encoder_flops(network, seq_len) / seq_len
     return encoder / (encoder + _papers_flops_per_token(seq_len))
 
@@ -112,7 +112,7 @@ def _forward_flops(forward: Callable[[], object]) -> int:
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype = torch.float32, seconds: float = 0.2) -> float:
-    """FLOP/s of square matrix products on `device`: the limit that a training step is compared with."""
+    """FLOP/s of square matrix products on `device`, measured: the limit that a training step is compared with."""
     size = 8192 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device, dtype=dtype)
     best, ends = 0.0, time.perf_counter() + seconds
@@ -143,12 +143,12 @@ def _step(model: JointModel, config: TrainConfig, phase: Phase, *, self_conditio
     )
     # Weights are saved too, as views, and are counted elsewhere.
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
-    saved: dict[int, int] = {}
+    saved: dict[int, torch.UntypedStorage] = {}  # kept, since the address of one that is freed is given out again
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            saved[storage._cdata] = storage.nbytes()
+            saved[storage._cdata] = storage
         return tensor
 
     counter, softmax = FlopCounterMode(display=False), _SoftmaxOutputs()
@@ -159,11 +159,11 @@ def _step(model: JointModel, config: TrainConfig, phase: Phase, *, self_conditio
     # On the meta device attention saves its probabilities; the fused kernels that really run never do.
     for tensor in softmax.outputs:
         saved.pop(tensor.untyped_storage()._cdata, None)
-    return counter.get_total_flops(), sum(saved.values())
+    return counter.get_total_flops(), sum(storage.nbytes() for storage in saved.values())
 
 
 class _SoftmaxOutputs(TorchDispatchMode):
-    """Collects what softmax returns."""
+    """Collects the outputs of softmax."""
 
     def __init__(self) -> None:
         super().__init__()

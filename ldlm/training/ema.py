@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """Averages w̄ ← δ w̄ + (1 − δ) w after each step, with δ = min(decay, (1 + n)/(10 + n)) at step n.
+    """Averages w̄ ← δ w̄ + (1 − δ) w after each step, with δ = min(decay, (1 + n)/(10 + n)) at step n (SPEC 7).
 
-    The ramp lets a short run forget its initialisation. Steps that changed nothing are counted, and not averaged.
+    The ramp lets a short run forget its initialisation. Steps that were skipped count in n, and are not averaged.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -21,24 +21,24 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int, finite: Tensor | None = None) -> None:
-        """Take in the weights after step `step`, counted from 1; where `finite` is false, there is nothing to take in.
+        """Average in the weights after step `step`, counted from 1, unless `finite` is false.
 
-        It is a tensor, since nobody but the device may know it yet.
+        `finite` is a tensor, so that the host need not wait for the device.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
         average, weights = list(self.weights.values()), [p.detach() for p in model.parameters()]
         share = torch.full((), 1 - decay, device=average[0].device)
         if finite is not None:
             share = share * finite
-        # With a share that is a tensor, lerp is a launch per parameter. These are few, and cost another copy of
-        # the weights for a moment, now that the gradients are gone.
+        # With a share that is a tensor, lerp is a launch per parameter. These are three launches in all, at the cost of
+        # another copy of the weights for a moment, when the gradients are gone.
         change = torch._foreach_sub(weights, average)
         torch._foreach_mul_(change, share)
         torch._foreach_add_(average, change)
 
     @torch.no_grad()
     def load(self, weights: dict[str, Tensor]) -> None:
-        """Go on from saved averages, wherever they lie."""
+        """Restore saved averages, from any device."""
         for name, value in weights.items():
             self.weights[name].copy_(value)
 
@@ -51,7 +51,7 @@ class EMA:
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
-        """Within the block the model computes with the averaged weights; afterwards it has its own back."""
+        """Swap the averaged weights into the model within the block."""
         self._swap(model)
         try:
             yield

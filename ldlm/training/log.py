@@ -1,6 +1,6 @@
-"""`metrics.jsonl`: what a training stage measured, one JSON object per line, with `step` and `kind`.
+"""`metrics.jsonl`: the metrics of a training, one JSON object per line, with `step` and `kind`.
 
-Where tensorboard is installed its scalars go there too. That never stops a run.
+Where tensorboard is installed the scalars go there too; when that fails the run goes on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ldlm import files
 
 
 class MetricsFile:
-    """Append-only, but for what a killed process wrote beyond the checkpoint that its successor goes on from."""
+    """Appends lines to the metrics. A resumed run first drops the lines beyond its checkpoint (`truncate`)."""
 
     def __init__(
         self, path: Path, *, tensorboard: Path | None = None, on_fault: Callable[[str], None] = lambda text: None
@@ -28,7 +28,7 @@ class MetricsFile:
     def write(self, step: int, kind: str, figures: dict[str, Any], **timing: float) -> None:
         """Append a line. Timings stand under `timing`, since they alone differ between a run and its repetition.
 
-        A figure that is not finite is written as null, which is what JSON has.
+        A figure that is not finite is written as null: JSON has no NaN.
         """
         line = {"step": step, "kind": kind, **_finite(figures), **({"timing": timing} if timing else {})}
         with files.writing(self.path), open(self.path, "a", encoding="utf-8") as file:
@@ -53,7 +53,7 @@ class MetricsFile:
             self._on_fault(f"tensorboard is left out from here on ({type(error).__name__}: {error})")
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole lines; what a kill or a power cut left behind them is left out."""
+        """All complete lines, without a line that a kill or a power cut left unfinished."""
         if not self.path.exists():
             return []
         whole = []
@@ -65,7 +65,7 @@ class MetricsFile:
         return whole
 
     def sync(self) -> None:
-        """Make the lines durable, as a checkpoint that follows them is."""
+        """Flush the lines to disk, before the checkpoint that follows them."""
         if self.path.exists():
             with open(self.path, "rb") as file:
                 os.fsync(file.fileno())
@@ -76,7 +76,7 @@ class MetricsFile:
         files.write_atomic(self.path, files.dump_jsonl(kept))
 
     def last(self, kind: str) -> dict[str, Any]:
-        """The newest line of that kind, without its bookkeeping; empty when there is none."""
+        """Figures of the newest line of a kind; empty when there is none."""
         lines = [line for line in self.read() if line["kind"] == kind]
         return {k: v for k, v in lines[-1].items() if k not in ("step", "kind", "timing")} if lines else {}
 

@@ -12,7 +12,7 @@ from ldlm.config import OptimizerConfig
 
 
 def learning_rate(step: int, total_steps: int, config: OptimizerConfig) -> float:
-    """Linear from `lr_start` over the warm-up, then constant, or cosine to zero at `total_steps`."""
+    """Learning rate of a step: linear from `lr_start` in the warm-up, then constant, or cosine to 0."""
     warmup = config.lr_warmup_steps
     if step < warmup:
         return config.lr_start + (config.lr - config.lr_start) * step / warmup
@@ -23,7 +23,7 @@ def learning_rate(step: int, total_steps: int, config: OptimizerConfig) -> float
 
 
 def adamw(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over all parameters alike; the learning rate is set before each step."""
+    """AdamW with one setting for all parameters; the learning rate is set before each step."""
     return torch.optim.AdamW(
         parameters,
         lr=config.lr,
@@ -44,7 +44,7 @@ def optimizer_tensors(optimizer: torch.optim.AdamW, model: nn.Module) -> dict[st
 
 
 def load_optimizer_tensors(optimizer: torch.optim.AdamW, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Inverse of `optimizer_tensors`."""
+    """Restore the optimiser's state from `optimizer_tensors`."""
     by_name = dict(model.named_parameters())
     for path, value in tensors.items():
         key, _, name = path.partition("/")

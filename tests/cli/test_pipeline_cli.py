@@ -140,20 +140,19 @@ def test_interpolate_writes_figures_texts_and_a_plot(made):
 
 
 def test_the_way_of_an_interpolation_leads_from_the_first_text_to_the_second(made):
-    from ldlm.evaluation import metrics
+    from ldlm.evaluation import metrics, smoothness
     from ldlm.features.store import FeatureStore
     from ldlm.sampling.trained_run import TrainedRun
-    from ldlm.stages import interpolate
     from ldlm.training import heldout
 
     _, root = made
     run = TrainedRun(root / "run", torch.device("cpu"))
     split = FeatureStore(root / "features").held_out()
-    ends = interpolate.draw_pairs(split.rows, 4, seed=0)
+    ends = smoothness.draw_pairs(split.rows, 4, seed=0)
     found = [json.loads(line) for line in (root / "interpolation" / "texts.jsonl").read_text().splitlines()]
     for a, rows in zip((0, 1), ends, strict=True):
         z_BNC, _ = heldout.encode_rows(run.model, split, rows, run.device)
-        texts = metrics.decode_tokens(run.tokenizer, interpolate.decode(run, run.decoder(), z_BNC, 4))
+        texts = metrics.decode_tokens(run.tokenizer, run.decode(run.decoder(), z_BNC, 4))
         assert [line["text"] for line in found if line["a"] == a] == texts
     assert not set(ends[0]) & set(ends[1])
 

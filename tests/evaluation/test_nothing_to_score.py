@@ -17,7 +17,7 @@ from ldlm import config as configs
 from ldlm.config import EvaluateConfig, InterpolateConfig, SweepConfig, TrainConfig
 from ldlm.evaluation import frontier, mauve
 from ldlm.evaluation.frontier import Variant
-from ldlm.pages import plots
+from ldlm.pages import plots, results
 from ldlm.pages import report as report_page
 from ldlm.stages import evaluate, extract_features, interpolate, quickstart, report, sweep, train
 
@@ -131,7 +131,7 @@ def test_the_papers_sampler_is_a_finalist_where_it_has_nothing_to_score_and_sets
     dull = row("heun", 128, 10.0, 1.0)
     found = frontier.finalists([silent, own, good, dull], 0.02)
     assert found == [replace(own, best=True), replace(silent, best=False), replace(good, best=True)]
-    assert plots.frontier_lines([one.to_json() for one in found])["the paper's sampler"] == [found[0].to_json()]
+    assert results.frontier_lines([one.to_json() for one in found])["the paper's sampler"] == [found[0].to_json()]
     (only,) = frontier.finalists([silent], 0.02)
     assert only == replace(silent, best=False)
     assert frontier.verdict([replace(silent, best=False), replace(good, best=True)]) == (

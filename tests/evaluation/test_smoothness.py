@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from ldlm.evaluation.smoothness import PATHS, edit_distance, linear, spherical
+from ldlm.errors import InputError
+from ldlm.evaluation.smoothness import (
+    HALF,
+    PATHS,
+    draw_pairs,
+    edit_distance,
+    edits_along,
+    linear,
+    path_points,
+    points,
+    spherical,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -90,3 +101,25 @@ def test_edit_distance_of_known_words():
     assert distance("kitten", "sitting") == 3
     assert distance("abcdef", "bcdefa") == 2  # a shift costs two edits, not six
     assert distance("abc", "abc") == 0
+
+
+def test_pairs_take_no_row_twice_and_are_a_function_of_the_seed():
+    pairs = draw_pairs(11, 5, seed=3)
+    assert pairs.shape == (2, 5)
+    assert len(set(pairs.ravel().tolist())) == 10
+    assert (pairs == draw_pairs(11, 5, seed=3)).all()
+    assert (pairs != draw_pairs(11, 5, seed=4)).any()
+    with pytest.raises(InputError, match="use at most 5"):
+        draw_pairs(11, 6, seed=3)
+
+
+def test_points_of_a_path_have_the_edits_from_the_point_before(scores):
+    assert points(5) == [0, 0.25, HALF, 0.75, 1]
+    rows_PBL = np.array([[[1, 2, 3], [1, 2, 3]], [[1, 2, 4], [7, 8, 9]], [[1, 2, 4], [7, 8, 9]]])
+    edits_PB = edits_along(rows_PBL)
+    assert edits_PB.tolist() == [[0, 0], [1, 3], [0, 0]]
+    first, second, third = path_points(points(3), [scores] * 3, edits_PB)
+    assert (first.edits, second.edits, third.edits) == (None, 2.0, 0.0)
+    assert (first.edits_interval, second.edits_interval, third.edits_interval) == (None, [1.0, 3.0], [0.0, 0.0])
+    assert "edits" not in first.to_json()["intervals"]
+    assert second.to_json()["intervals"] == {**scores.intervals, "edits": [1.0, 3.0]}

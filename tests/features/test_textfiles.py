@@ -21,14 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ldlm import artifact
 from ldlm.config import ExtractConfig, PretrainConfig, QuickstartConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import samples
-from ldlm.features import corpus, detection, formats, text, textfiles
-from ldlm.features.documents import Part, count_documents, parts, section, whole
+from ldlm.features import detection, formats, text, textfiles
 from ldlm.features.textfiles import file_documents
-from ldlm.hub import load_tokenizer
 from ldlm.stages import extract_features, pretrain_encoder, quickstart
 
 DOCUMENTS = [
@@ -504,135 +501,6 @@ def test_text_that_is_read_more_than_once_is_no_pipe(refuse, trained, gpt2, pipe
         read(path)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Long documents
-
-
-def naive_rows(documents, tokenizer, seq_len):
-    """SPEC 1 on whole documents."""
-    bos, eos = text.special_tokens(tokenizer)
-    stream = [t for d in documents for t in [*tokenizer(d, add_special_tokens=False, verbose=False)["input_ids"], eos]]
-    chunks = [stream[i : i + seq_len - 2] for i in range(0, len(stream), seq_len - 2)]
-    return [[bos, *chunk, eos] for chunk in chunks if len(chunk) == seq_len - 2]
-
-
-def packed(documents, tokenizer, seq_len):
-    return [row for batch in text.pack(documents, tokenizer, seq_len) for row in batch.tolist()]
-
-
-WORDS = [
-    *("the", "café", "'s", "don't", "3.14", "1847", "naïve", "—", "“quoted”", "(and)", "so-called", "e\u0301"),
-    *("Straße", "東京", "привет", "½", "😀", "_x_", "<|endoftext|>", "..."),
-]
-GAPS = [" "] * 8 + ["  ", "\t", " \t ", "\u2003", "\u00a0", ", ", "; "]
-
-
-BREAKS = ["\n", "\n\n", " \n ", "\r\n", "\u2028", "\x0b", "\x1c", "\x85"]
-
-
-def prose(words, seed=0, gaps=GAPS):
-    draw = random.Random(seed)
-    return "".join(draw.choice(WORDS) + draw.choice(gaps) for _ in range(words)).strip()
-
-
-@pytest.fixture(params=["gpt2", "bert", "shared/gpt2", "shared/bert-base-uncased"])
-def tokenizer(request):
-    if not request.param.startswith("shared"):
-        return load_tokenizer(str(request.getfixturevalue(request.param)))
-    path = SHARED / "tokenizers" / request.param.removeprefix("shared/")
-    if not path.exists():
-        pytest.skip("../shared/tokenizers is not here")
-    return load_tokenizer(str(path))
-
-
-@pytest.mark.parametrize("longest", [32, 64, 1000])
-def test_a_document_in_parts_has_the_tokens_that_it_has_whole(tokenizer, monkeypatch, longest):
-    documents = [prose(words, seed, GAPS + BREAKS) for seed, words in enumerate((1, 30, 400, 3, 200, *[90] * 20))]
-    expected = naive_rows(documents, tokenizer, 16)
-    assert packed(documents, tokenizer, 16) == expected
-    monkeypatch.setattr("ldlm.features.documents.LONGEST", longest)
-    assert sum(1 for d in documents for _ in parts(d)) > len(documents) + (longest < 1000)
-    assert packed(documents, tokenizer, 16) == expected
-
-
-def test_a_line_gives_the_parts_of_its_document_whatever_it_is_read_in(tmp_path, monkeypatch):
-    documents = [prose(words, seed) for seed, words in enumerate((1, 300, 2, 77))]
-    documents += ["無空白の文、" * 40, "x" * 500, "  lead" + "é" * 90, "end" + " " * 99]
-    ends = ["\n", "\r\n", "\n", "\r\r\n", "\n", "\n\n", "\n", ""]
-    (tmp_path / "a.txt").write_bytes("".join(map("".join, zip(documents, ends, strict=True))).encode())
-    for longest in (16, 33, 64):
-        monkeypatch.setattr("ldlm.features.documents.LONGEST", longest)
-        found = read(tmp_path / "a.txt")
-        assert found == [part for document in documents for part in parts(document)]
-        assert max(map(len, found)) <= longest
-        assert list(whole(found)) == documents
-        assert [type(part) for part in found] == [type(part) for document in documents for part in parts(document)]
-        assert count_documents(found) == len(documents)
-        for start, stop in ((0, 3), (2, 5), (1, None), (3, 3), (0, 0), (7, 99)):
-            assert list(whole(section(found, start, stop))) == documents[start:stop]
-
-
-def test_script_without_spaces_is_cut_where_gpt2s_tokens_end(gpt2, monkeypatch):
-    documents = ["東京は日本の首都です。人口は、多い。" * 20]
-    tokenizer = load_tokenizer(str(gpt2))
-    expected = naive_rows(documents, tokenizer, 16)
-    monkeypatch.setattr("ldlm.features.documents.LONGEST", 40)
-    assert packed(documents, tokenizer, 16) == expected
-
-
-def test_the_last_documents_are_held_out_whole(tmp_path, gpt2, monkeypatch):
-    documents = [prose(words, seed) for seed, words in enumerate((1, 300, 2, 77, 90))]
-    (tmp_path / "a.txt").write_text("\n".join(documents), encoding="utf-8")
-    monkeypatch.setattr("ldlm.features.documents.LONGEST", 50)
-    config = ExtractConfig(encoder=str(gpt2), data=(str(tmp_path / "a.txt"),), validation_docs=2)
-    split = {name: list(corpus.documents(config, name)) for name in ("train", "validation")}
-    assert any(isinstance(part, Part) for part in split["validation"])
-    assert list(whole(split["train"])) == documents[:3]
-    assert list(whole(split["validation"])) == documents[3:]
-    assert corpus.count_rows(config, load_tokenizer(str(gpt2)), "train").exact
-
-
-def test_a_word_piece_vocabulary_is_that_of_whole_documents(tmp_path, monkeypatch):
-    from ldlm.config import PretrainConfig
-    from ldlm.stages import pretrain_encoder
-
-    lines_ = [" ".join(re.findall(r"\w+", prose(400, seed))) for seed in range(3)]
-    (tmp_path / "a.txt").write_text("\n".join(lines_), encoding="utf-8")
-    for arch in ("gpt2", "bert"):
-        config = PretrainConfig(data=(str(tmp_path / "a.txt"),), vocab_size=400, arch=arch)
-        whole = pretrain_encoder._tokenizer(config).get_vocab()
-        with monkeypatch.context() as patched:
-            patched.setattr("ldlm.features.documents.LONGEST", 64)
-            assert pretrain_encoder._tokenizer(config).get_vocab() == whole
-
-
-MEASURED = """
-import pathlib, re, sys
-from ldlm.features import text, textfiles
-from ldlm.hub import load_tokenizer
-# Of this process alone: what getrusage tells begins with the peak of the process that started it.
-peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1])
-tokenizer = load_tokenizer(sys.argv[1])
-rows = lambda path: sum(map(len, text.pack(textfiles.file_documents([path]), tokenizer, 64)))
-rows(sys.argv[2])
-before = peak()
-print(rows(sys.argv[3]), peak() - before)
-"""
-
-
-def test_the_memory_for_a_line_does_not_grow_with_it(tmp_path, gpt2, corpus):
-    """Three megabytes took 360 MB more than 0.6; now about as much, for parts are as long."""
-    line = " ".join(corpus.read_text(encoding="utf-8").split())
-    for name, size in (("short", 600_000), ("long", 3_000_000)):
-        (tmp_path / name).write_text((line + " ") * (size // len(line)), encoding="utf-8")
-    command = [sys.executable, "-c", MEASURED, gpt2, tmp_path / "short", tmp_path / "long"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    rows, grown = map(int, done.stdout.split())
-    assert rows > 5_000
-    assert grown * 1024 < 60e6
-
-
 def test_the_quickstart_keeps_documents_that_have_line_ends_or_read_like_json(tmp_path, interrupted):
     documents = [json.dumps({"text": f"{i}"}) + "\n\n" + "words of text " * 800 for i in range(60)]
     (tmp_path / "a.parquet").write_bytes(parquet(documents, "body"))
@@ -645,59 +513,3 @@ def test_the_quickstart_keeps_documents_that_have_line_ends_or_read_like_json(tm
     assert plan.encoder.data == (plan.part("train"),)
     Path(plan.part("train")).rename(tmp_path / "out" / "text" / "train.txt")  # as an earlier version called it
     assert plan.part("train").endswith("train.txt")
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The detokeniser of stores that are there
-
-
-LM1B = ["He said 5 % .", "And so it was , he said .", "They left ( at 8 a.m. ) ."]
-
-
-@pytest.fixture
-def of_an_earlier_version(monkeypatch):
-    """Begins or finishes a store as the version before `lm1b-clean` did, whose `lm1b` it was."""
-
-    def make(config, out, **options):
-        with monkeypatch.context() as patched:
-            patched.setattr(artifact, "SCHEMA", 1)
-            patched.setitem(text.DETOKENIZERS, "lm1b", text.DETOKENIZERS["lm1b-clean"])
-            return extract_features.run(config, out, **options)
-
-    return make
-
-
-def contents(folder):
-    """Every file of a store but its manifest, which has the time and the version that sealed it."""
-    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
-    return {path: path.read_bytes() for path in paths}
-
-
-def test_a_store_of_an_earlier_version_keeps_the_meaning_of_its_detokeniser(
-    of_an_earlier_version, refuse, succeed, tmp_path, gpt2, notes
-):
-    (tmp_path / "a.txt").write_text("\n".join(LM1B * 40))
-    common = {"encoder": str(gpt2), "data": (str(tmp_path / "a.txt"),), "seq_len": 16, "device": "cpu"}
-    config = ExtractConfig(**common, detokenizer="lm1b")
-    made = of_an_earlier_version(config, tmp_path / "old")
-    assert json.loads((made.path / "artifact.json").read_text())["schema"] == 1
-    assert "detokenizer: lm1b\n" in (made.path / "config.yaml").read_text()
-    before = contents(made.path)
-
-    assert made.config["detokenizer"] == "lm1b-clean"
-    assert extract_features.run(config, made.path, progress=notes).complete
-    assert any("whose lm1b is lm1b-clean now" in note for note in notes.lines)
-    assert extract_features.run(ExtractConfig(**common, detokenizer="lm1b-clean"), made.path).complete
-    next(path for path in before if "features.zarr" in str(path) and "tokens" in str(path)).unlink()
-    assert succeed("features", "repair", made.path, "--device", "cpu")
-    assert contents(made.path) == before
-
-
-def test_new_stores_tell_the_two_detokenisers_apart(tmp_path, gpt2):
-    (tmp_path / "a.txt").write_text("\n".join(LM1B * 40))
-    common = {"encoder": str(gpt2), "data": (str(tmp_path / "a.txt"),), "seq_len": 16, "device": "cpu"}
-    made = extract_features.run(ExtractConfig(**common, detokenizer="lm1b"), tmp_path / "new")
-    assert made.config["detokenizer"] == "lm1b"
-    assert extract_features.run(ExtractConfig(**common, detokenizer="lm1b"), tmp_path / "new").complete
-    with pytest.raises(InputError, match="detokenizer: lm1b -> lm1b-clean"):
-        extract_features.run(ExtractConfig(**common, detokenizer="lm1b-clean"), tmp_path / "new")

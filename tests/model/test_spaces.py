@@ -12,7 +12,6 @@ import yaml
 from ldlm import artifact, files
 from ldlm import config as configs
 from ldlm.config import (
-    CosmosConfig,
     DecoderNoise,
     FinetuneConfig,
     RecipeConfig,
@@ -23,9 +22,8 @@ from ldlm.config import (
 )
 from ldlm.errors import InputError, Stopped
 from ldlm.features.store import FeatureStore
-from ldlm.model.cosmos import AutoencoderObjective, SmoothedInput, Smoothing, draw_smoothing
+from ldlm.model.cosmos import SmoothedInput
 from ldlm.model.diffusion import Schedule
-from ldlm.model.joint import build
 from ldlm.model.objective import DecoderInput, draw_t_dec
 from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import extract_features, finetune_decoder, sample, train
@@ -368,39 +366,3 @@ def test_the_published_noise_rebuilds_more_tokens_of_a_fixed_space_than_ldlms(tr
         accuracy[kind] = held_out["token_accuracy_clean"]
     print(space, accuracy)
     assert accuracy["published"] > accuracy["additive"] + 0.05
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# What COSMOS does to the inputs of its autoencoder
-
-
-def test_smoothing_masks_tokens_adds_noise_and_drops_features_at_its_rates():
-    config = CosmosConfig(mask=0.3, noise=0.7, dropout=0.4)
-    shapes = {"h_shape": (50, 12), "latent_shape": (40, 10)}
-    found = draw_smoothing(config, seed=1, step=2, rows_B=torch.arange(100), **shapes)
-    assert found.seen_BL1.shape == (100, 50, 1)
-    assert set(found.seen_BL1.unique().tolist()) == {0.0, 1.0}
-    assert found.seen_BL1.mean().item() == pytest.approx(0.7, abs=0.02)
-    assert found.eps_BLD.std().item() == pytest.approx(0.7, rel=0.02)
-    assert found.keep_BNC.mean().item() == pytest.approx(1, abs=0.02)
-    assert found.keep_BNC.max().item() == pytest.approx(1 / 0.6)
-    again = draw_smoothing(config, seed=1, step=2, rows_B=torch.arange(60, 70), **shapes)
-    assert again.eps_BLD.equal(found.eps_BLD[60:70])  # by row, whatever the share of the batch
-    off = draw_smoothing(CosmosConfig(mask=0, noise=0, dropout=0), seed=1, step=2, rows_B=torch.arange(3), **shapes)
-    assert off.seen_BL1.min() == off.keep_BNC.min() == 1
-    assert off.eps_BLD.abs().max() == 0
-
-
-def test_the_autoencoder_loss_is_that_of_the_formula(cosmos, store):
-    opened = FeatureStore(store)
-    model = build(cosmos.model, opened.shapes, seed=0)
-    objective = AutoencoderObjective(model, cosmos)
-    h_BLD, tokens_BL = torch.randn(3, 16, 16), torch.randint(320, (3, 16))
-    seen, eps, keep = (torch.rand(3, 16, 1) > 0.3).float(), 0.7 * torch.randn(3, 16, 16), torch.rand(3, 16, 16)
-    losses = objective(h_BLD, tokens_BL, Smoothing(seen, eps, keep), 1.0)
-    h_hat = model.latent_decoder(model.latent_encoder((h_BLD + eps) * seen) * keep)
-    assert losses.l_h.item() == pytest.approx((h_hat - h_BLD).square().mean().item(), rel=1e-6)
-    assert losses.loss.item() == pytest.approx((losses.l_h + losses.l_w).item())
-    losses.loss.backward()
-    assert all(p.grad is None for p in model.denoiser.parameters())
-    assert all(p.grad is not None for p in model.latent_encoder.parameters())

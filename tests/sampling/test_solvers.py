@@ -199,7 +199,7 @@ def distance_in_distribution(config: SamplerConfig) -> float:
     times = time_grid(config, TANGENT)
     beyond = torch.cat([times, times[-1:] - 1e-9])  # the last step's noise is in what one step more would see
     rows = solver(config)(TANGENT, beyond)
-    step = rows.noise[:-1].min().item()
+    step = rows.eps[:-1].min().item()
     z = torch.arange(-6, 6, step, dtype=torch.float64)
     joint = mixture_density(z, times[0]).expand(1, -1) * step  # of (before, now); there is nothing before the first
     d_before = torch.zeros(1, dtype=torch.float64)

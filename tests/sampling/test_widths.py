@@ -22,7 +22,7 @@ from ldlm.config import DiffusionConfig, SamplerConfig, TimestepConfig
 from ldlm.errors import InputError
 from ldlm.model.diffusion import Schedule
 from ldlm.model.timesteps import TimestepSampler, bin_probabilities
-from ldlm.sampling import solvers as samplers
+from ldlm.sampling import solvers
 
 STDS = (0.3, 1.0, 3.8)
 SOLVERS, GRIDS, FINALS = map(typing.get_args, (configs.Solver, configs.Grid, configs.Final))
@@ -151,14 +151,14 @@ def drawn(config: SamplerConfig, std: float, schedule: Schedule | None = None) -
     losses = std**2 * sigma**2 / (alpha**2 * std**2 + sigma**2)
     timesteps = TimestepSampler(TimestepConfig(), DiffusionConfig().t_min)
     timesteps.p = bin_probabilities(losses.numpy(), TimestepConfig().floor)
-    rows = samplers.solver(config)(schedule, samplers.time_grid(config, schedule, timesteps.draw))
+    rows = solvers.solver(config)(schedule, solvers.time_grid(config, schedule, timesteps.draw))
     unit = torch.eye(1 + len(rows.times), dtype=torch.float64)
 
     def denoise(z: torch.Tensor, t: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
         alpha, sigma = schedule.alpha_sigma(t)
         return alpha * std**2 / (alpha**2 * std**2 + sigma**2) * z
 
-    end = samplers.solve(rows, denoise, unit[0], lambda row: unit[1 + row])
+    end = solvers.solve(rows, denoise, unit[0], lambda row: unit[1 + row])
     return end.mean.norm().item(), end.x0.norm().item()
 
 
@@ -178,13 +178,13 @@ def test_every_solver_grid_and_end_has_the_width_of_its_published_recursion(solv
 def test_what_is_offered_keeps_the_width_of_the_data_at_128_steps_and_what_is_not_does_not(solver, eta, grid, final):
     config = SamplerConfig(solver=solver, grid=grid, final=final, eta=eta, steps=128)
     widths = [recursion(config, std)[FINALS.index(final)] / std for std in STDS]
-    assert samplers.is_offered(config) == (widths == pytest.approx([1, 1, 1], abs=0.03))
+    assert solvers.is_offered(config) == (widths == pytest.approx([1, 1, 1], abs=0.03))
 
 
 @pytest.mark.parametrize("kind", ["tangent", "cosine"])  # linear leaves more noise at t_min, of which x0 is rid
 def test_the_default_keeps_the_width_of_the_data_with_its_steps(kind):
     default = SamplerConfig()
-    assert samplers.is_offered(default)
+    assert solvers.is_offered(default)
     for std in STDS:
         width = drawn(default, std, Schedule(kind))[FINALS.index(default.final)]
         assert width == pytest.approx(std, rel=0.03)
@@ -207,23 +207,23 @@ def test_the_papers_sampler_draws_data_that_are_as_wide_as_z_where_it_ends():
 def refused() -> list[SamplerConfig]:
     everything = itertools.product(VARIANTS, GRIDS, FINALS)
     found = [SamplerConfig(solver=s, eta=eta, grid=grid, final=final) for (s, eta), grid, final in everything]
-    return [config for config in found if not samplers.is_offered(config)]
+    return [config for config in found if not solvers.is_offered(config)]
 
 
 @pytest.mark.parametrize("config", refused(), ids=lambda c: f"{c.solver}-{c.grid}-{c.final}-{c.eta:g}")
 def test_a_refusal_is_one_line_whose_advice_works(config):
     with pytest.raises(InputError) as caught:
-        samplers.check(config)
+        solvers.check(config)
     message = str(caught.value)
     assert "\n" not in message
     assert f"solver {config.solver} on grid {config.grid} with final {config.final}" in message
     remedies = re.findall(r"--(\w+) ([\w-]+)", message)
     assert remedies
     for name, value in remedies:
-        samplers.check(configs.from_dict(SamplerConfig, {**configs.to_dict(config), name: value}))
-    samplers.check(config, known=replace(config, steps=7, temperature=0.5))
+        solvers.check(configs.from_dict(SamplerConfig, {**configs.to_dict(config), name: value}))
+    solvers.check(config, known=replace(config, steps=7, temperature=0.5))
     with pytest.raises(InputError):
-        samplers.check(config, known=SamplerConfig())
+        solvers.check(config, known=SamplerConfig())
 
 
 # ----------------------------------------------------------------------------------------------------------------------

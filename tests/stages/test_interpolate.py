@@ -14,11 +14,11 @@ from ldlm import artifact, locks
 from ldlm import config as configs
 from ldlm.cli.interpolate import _table
 from ldlm.config import InterpolateConfig, TrainConfig
-from ldlm.evaluation import metrics
+from ldlm.evaluation import metrics, smoothness
 from ldlm.evaluation.smoothness import edit_distance
 from ldlm.features import text
 from ldlm.features.store import FeatureStore
-from ldlm.pages import plots
+from ldlm.pages import plots, results
 from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import extract_features, interpolate, train
 from ldlm.training import heldout
@@ -70,7 +70,7 @@ def measured(config, trained, store, tmp_path_factory):
 def ends_of(run, store, pairs, seed=0):
     """z_A and z_B of the drawn pairs."""
     split = FeatureStore(store).held_out()
-    rows = interpolate.draw_pairs(split.rows, pairs, seed)
+    rows = smoothness.draw_pairs(split.rows, pairs, seed)
     return [heldout.encode_rows(run.model, split, part, CPU)[0] for part in rows]
 
 
@@ -147,7 +147,7 @@ def test_the_record_has_figures_intervals_and_what_they_were_made_with(measured,
 
 def test_real_text_is_that_which_the_paths_begin_at(measured, store):
     split = FeatureStore(store).held_out()
-    chosen = interpolate.draw_pairs(split.rows, 3, 0)[0]
+    chosen = smoothness.draw_pairs(split.rows, 3, 0)[0]
     tokens = split.read_tokens(np.sort(chosen))
     found = measured["linear"].manifest["real"]
     assert found["diversity"] == pytest.approx(metrics.diversity(tokens))
@@ -163,8 +163,8 @@ def test_what_an_earlier_version_found_is_still_shown(measured, trained, store, 
         del old[key]
     plots.interpolation(tmp_path / "interpolation.png", {"run": old})
     plots.mean_of_two(tmp_path / "mean.png", {"run": old})
-    assert not plots.real_is_alike(old)
-    assert plots.real_is_alike(measured["linear"].manifest)
+    assert not results.real_is_alike(old)
+    assert results.real_is_alike(measured["linear"].manifest)
     assert "the diversity of real text is that of twice as many texts" in _table("run", old)
 
 

@@ -1,0 +1,45 @@
+"""The choice of a sweep's finalists and the verdict on them."""
+
+from dataclasses import replace
+
+from ldlm.evaluation import frontier
+from ldlm.evaluation.frontier import Variant
+from ldlm.pages import results
+
+
+def row(solver: str, budget: int, gen_ppl: float, entropy: float, guidance: float = 1.0) -> Variant:
+    keys = {"grid": "time", "decoder": "joint", "final": "mean", "temperature": 0.0, "guidance": guidance}
+    figures = {"gen_ppl": gen_ppl, "entropy": entropy, "diversity": 0.5, "num_texts": 8, "seconds": 1.0}
+    return Variant(solver=solver, budget=budget, steps=budget, **keys, **figures)
+
+
+def chosen(rows: list[Variant]) -> list[tuple[Variant, bool]]:
+    return [(replace(one, best=None), one.best) for one in frontier.finalists(rows, 0.02)]
+
+
+def test_a_low_perplexity_that_is_bought_with_entropy_does_not_win():
+    own = [row("euler-maruyama", 32, 200, 4.0), row("euler-maruyama", 128, 100, 4.0)]
+    collapsed, good, dull = row("ddim", 32, 20, 3.0), row("heun", 32, 110, 3.99), row("dpm++2m", 32, 150, 4.2)
+    assert chosen([*own, collapsed, good, dull]) == [(own[0], False), (good, True), (own[1], True)]
+    # Where nothing keeps the entropy, what comes nearest.
+    assert chosen([own[1], collapsed, row("heun", 32, 10, 2.0)]) == [(collapsed, True), (own[1], True)]
+    # A guided Euler–Maruyama is not the paper's.
+    guided = row("euler-maruyama", 128, 50, 4.0, guidance=2.0)
+    assert chosen([own[1], guided]) == [(own[1], False), (guided, True)]
+
+
+def test_nor_does_it_where_the_papers_own_sampler_collapses():
+    """It is a finalist in any case, and then neither the one that the verdict names nor the best of its budget."""
+    rows = [row("euler-maruyama", 32, 60, 1.5), row("dpm++2m", 32, 410, 3.4), row("euler-maruyama", 128, 440, 3.4)]
+    finalists = frontier.finalists(rows, 0.02)
+    assert frontier.verdict(finalists).startswith("At 32 evaluations dpm++2m (time, w = 1): perplexity 410")
+    lines = results.frontier_lines([one.to_json() for one in finalists])
+    assert [one["gen_ppl"] for one in lines["the paper's sampler"]] == [60, 440]
+    assert [one["gen_ppl"] for one in lines["best at each budget"]] == [410, 440]
+
+
+def test_a_row_of_a_sweep_survives_its_json():
+    one = row("heun", 32, 110, 4.0)
+    assert Variant.from_json(one.to_json()) == one
+    assert "best" not in one.to_json()
+    assert Variant.from_json(replace(one, best=False).to_json()).best is False
