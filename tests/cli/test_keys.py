@@ -13,11 +13,9 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "files.md").read_text(enc
 
 # Documented keys that this pipeline does not write, and why.
 ELSEWHERE = {
-    "metrics.jsonl: train": {"gradient_norm_embedding"},
     "timing": {"flops_utilisation"},  # of a run that has lasted a while
     "status.json": {"reason"},  # of one that failed
     "artifact.json": {"emptied"},  # of one that is being replaced
-    "manifest.json: features": {"dataset"},  # of a hub
     "evaluate": {"mauve", "mauve_settings.*", "name"},  # with --mauve, and of a quickstart
     "manifest.json: quickstart": None,  # takes minutes: `None` stands for all of it
 }
