@@ -178,12 +178,14 @@ def test_two_processes_train_as_one_does(two, twenty, tmp_path):
     assert error.count("train  20/20 steps") == 1  # one of them reports
 
 
+@pytest.mark.slow  # the two processes and the parts are tested each by themselves
 def test_two_processes_with_parts_and_recomputation_train_as_one_does(two, twenty, tmp_path):
     process = two(tmp_path / "run", 20, "--accumulate", "2", "--recompute", "true")
     assert process.wait(timeout=patience()) == 0, process.stderr.read().decode()
     assert_same_losses(tmp_path / "run", twenty)
 
 
+@pytest.mark.slow
 def test_two_processes_train_both_phases_of_cosmos_as_one_does(two, tiny_yaml, store, tmp_path):
     cosmos = {"model": {"space": "cosmos"}, "cosmos": {"steps": 5}, "steps": 10}
     config = configs.from_dict(TrainConfig, configs.merge(json.loads(tiny_yaml.read_text()), cosmos))
@@ -240,7 +242,7 @@ def test_a_stopped_job_leaves_one_checkpoint_and_goes_on(two, train_config, stor
         assert one["l_w"] == pytest.approx(other["l_w"], rel=1e-3)
 
 
-@pytest.mark.parametrize("whom", ["torchrun", "both workers"])
+@pytest.mark.parametrize("whom", ["torchrun", pytest.param("both workers", marks=pytest.mark.slow)])
 def test_whoever_is_told_to_stop_the_checkpoint_is_there(two, train_config, store, tmp_path, whom):
     out = tmp_path / "run"
     process = two(out, 1_000_000, "--eval-every", "1")  # so that it may well be evaluating
