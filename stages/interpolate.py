@@ -290,7 +290,7 @@ def _scored(
                 scores = measure(texts, scorer, evaluation, max_tokens)
                 files.write_json(record, {"tokens": texts.tokens, "texts": texts.texts, "measured": scores.to_json()})
             kept = files.read_json(record)
-            found[name] = Scored(np.array(kept["tokens"]), kept["texts"], SetScores(**kept["measured"]))
+            found[name] = Scored(np.array(kept["tokens"]), kept["texts"], SetScores.from_json(kept["measured"]))
             task.advance(1)
     if _mean_is_on_path(config):
         found["mean"] = found[HALF]

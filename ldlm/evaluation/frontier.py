@@ -52,7 +52,7 @@ class Variant:
 
     @property
     def way(self) -> tuple[Any, ...]:
-        """Everything that tells it from the other variants of a sweep."""
+        """The fields by which the variants of a sweep differ."""
         return self.solver, self.grid, self.guidance, self.budget, self.decoder, self.final, self.temperature
 
     @property
@@ -170,8 +170,9 @@ def _at_papers_budget(rows: Sequence[Variant]) -> list[Variant]:
 
 
 def read_finalists(summary: Mapping[str, Any]) -> list[Variant]:
-    """The finalists in the JSON of a sweep."""
-    return [Variant.from_json(row) for row in summary["finalists"]]
+    """The finalists in the JSON of a sweep. Early sweeps mark none as best: there it is all but the paper's sampler."""
+    finalists = [Variant.from_json(row) for row in summary["finalists"]]
+    return [replace(row, best=not row.is_papers) if row.best is None else row for row in finalists]
 
 
 def verdict(finalists: Sequence[Variant]) -> str:

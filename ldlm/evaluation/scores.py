@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -36,6 +36,11 @@ class SetScores:
     tokens_from: Literal["file", "scorer"]  # where the tokens of entropy and diversity come from
     max_tokens: int  # per text; the rest is cut off
     seeds: list[int] | None  # the lowest and the highest seed of the texts; None: not in the file
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> SetScores:
+        """Scores from `to_json`; keys of other versions are left out."""
+        return cls(**{field.name: record[field.name] for field in fields(cls)})
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name."""
@@ -80,7 +85,7 @@ class FileScores:
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure over the files that have it."""
+    """Mean and deviation of one figure over files of texts; files without it are left out."""
 
     mean: float | None  # None where no file has it
     std: float | None  # of a sample (n − 1); None of fewer than two files

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ldlm.features.store import FeatureStore
 
 VARIANCE_FLOOR = 1e-4
-BLOCK_ROWS = 32  # rows per pass of the online encoder, so that its memory doesn't grow with the batch
+ROWS_PER_PASS = 32  # of the online encoder, so that its memory doesn't grow with the batch
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -203,7 +203,7 @@ class OnlineEncoder:
 
     def __call__(self, tokens_BL: Tensor) -> Tensor:
         encoder = self._load(tokens_BL.device, tokens_BL.shape[1])
-        h_BLD = torch.cat([encoder(tokens) for tokens in tokens_BL.split(BLOCK_ROWS)])
+        h_BLD = torch.cat([encoder(tokens) for tokens in tokens_BL.split(ROWS_PER_PASS)])
         return (h_BLD - self.mean_D) / self.std_D
 
     def _load(self, device: torch.device, seq_len: int) -> FrozenEncoder:

@@ -23,7 +23,7 @@ from ldlm.features.shards import CHUNK_ROWS
 from ldlm.features.store import Split
 from ldlm.runtime import ALONE, World
 
-BLOCK_ROWS = 16
+BLOCK_ROWS = 16  # neighbouring rows; a number of its own, so that the order survives another size of chunks
 WINDOW_BLOCKS = 32
 READ_AHEAD = 2  # batches
 

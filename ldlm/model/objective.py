@@ -323,5 +323,5 @@ class JointObjective(Objective):
         l_h = self.state_loss(h_hat_BLD, h_BLD)
         l_w, token_accuracy = self.token_loss(h_hat_BLD, tokens_BL)
 
-        loss = l_diff + (self.learned(l_h) + l_w)
+        loss = l_diff + (self.learned(l_h) + l_w)  # in this order: another one rounds otherwise
         return Losses(loss, l_diff, l_h, l_w, l_diff_B.detach(), token_accuracy, Spread.of(z_0_BNC))

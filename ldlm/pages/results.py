@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
-from ldlm.config import PAPERS_SAMPLER
+from ldlm.evaluation.frontier import is_papers
 from ldlm.pages.chart import (
     BLUE,
     GOLD,
@@ -32,8 +32,8 @@ T = TypeVar("T", bound=Row)
 
 _NUMBERED = "Numbers are evaluations of the denoiser, areas seconds per text."
 PPL_LOG = Axis("generative perplexity, log scale", log=True)
-# The figures of a set of texts: key, title, axis.
-FIGURES = (
+# Figures of a set of texts: key, title, axis.
+FIGURE_CHARTS = (
     ("gen_ppl", "Perplexity", "generative perplexity"),
     ("entropy", "Entropy", "entropy, nats"),
     ("diversity", "Diversity", "distinct n-grams, Π over n = 2 to 4"),
@@ -60,7 +60,7 @@ def frontier_lines(finalists: Sequence[Row]) -> dict[str, list[Row]]:
     Those without a perplexity have no place on them.
     """
     finalists = scored(finalists)
-    own = [row for row in finalists if all(row.get(key, value) == value for key, value in PAPERS_SAMPLER.items())]
+    own = [row for row in finalists if is_papers(row)]
     # A table of an earlier version marks none.
     best = [row for row in finalists if row.get("best", row not in own)]
     return {"the paper's sampler": own, "best at each budget": best}
@@ -171,7 +171,7 @@ def along(results: Mapping[str, Row]) -> list[Chart]:
         for name, rows in points.items()
     }
     charts = []
-    for key, title, label in FIGURES:
+    for key, title, label in FIGURE_CHARTS:
         marks: list[Mark] = [*_path_lines(points, key), *_real_lines(results, key, [0, 1])]
         if key == "gen_ppl":
             marks += _nothing_to_score([(row["a"], row) for rows in points.values() for row in rows])
@@ -230,7 +230,7 @@ def mean_of_two(results: Mapping[str, Row]) -> list[Chart]:
     x = Axis("σ_dec") if by_sigma else Axis("", names=list(results), low=-0.5, high=len(results) - 0.5)
     return [
         Chart(f"{title} of the mean of two", x, Axis(label, low=0), _means(results, found, key, joined=by_sigma))
-        for key, title, label in FIGURES
+        for key, title, label in FIGURE_CHARTS
     ]
 
 
@@ -267,5 +267,5 @@ def comparison(rows: Sequence[Row]) -> list[Chart]:
             Axis("", names=names),
             [Bars([row[key] for row in rows], list(range(len(rows))), colors)],
         )
-        for key, title, label in FIGURES
+        for key, title, label in FIGURE_CHARTS
     ]

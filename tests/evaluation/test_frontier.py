@@ -38,6 +38,13 @@ def test_nor_does_it_where_the_papers_own_sampler_collapses():
     assert [one["gen_ppl"] for one in lines["best at each budget"]] == [410, 440]
 
 
+def test_a_sweep_of_before_the_best_was_marked_is_still_read():
+    rows = [row("euler-maruyama", 32, 200, 4.0), row("heun", 32, 110, 4.0), row("euler-maruyama", 128, 100, 4.0)]
+    stored = {"finalists": [one.to_json() for one in rows]}
+    assert "At 32 evaluations heun" in frontier.verdict(frontier.read_finalists(stored))
+    assert results.frontier_lines(stored["finalists"])["best at each budget"] == [stored["finalists"][1]]
+
+
 def test_a_row_of_a_sweep_survives_its_json():
     one = row("heun", 32, 110, 4.0)
     assert Variant.from_json(one.to_json()) == one
