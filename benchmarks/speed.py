@@ -176,7 +176,7 @@ class Bench:
         times = solvers.time_grid(sampler, generator.schedule, generator.timesteps.draw)
         end = solvers.solve(
             solvers.solver(sampler)(generator.schedule, times),
-            lambda z, t, last: model.denoiser(z, t.to(z.device, torch.float32).expand(len(z)), last),
+            lambda z, t, z_hat_prev: model.denoiser(z, t.to(z.device, torch.float32).expand(len(z)), z_hat_prev),
             noise.normal(seeds_B, "z_1", 0, row_B, shape),
             lambda row: noise.normal(seeds_B, "sde", row, row_B, shape),
         )

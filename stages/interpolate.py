@@ -344,8 +344,8 @@ def _summary(config: InterpolateConfig, subject: Subject, scored: Mapping[float 
         "pairs": config.pairs,
         "path": config.path,
         "points": [point.to_json() for point in points],
-        "mean": mean.pick(*smoothness.FIGURES),
-        "real": real.pick(*smoothness.FIGURES),
+        "mean": mean.pick(*smoothness.RECORDED),
+        "real": real.pick(*smoothness.RECORDED),
         # Tokens. A path whose texts wander is longer than the edit distance between its ends.
         "edits": {
             "path": float(edits_PB.sum(axis=0).mean()),

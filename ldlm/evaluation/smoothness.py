@@ -22,7 +22,7 @@ LatentPath = Callable[[Tensor, Tensor, float], Tensor]  # (z_A, z_B, a) → z, a
 
 SMALLEST_ANGLE = 1e-6  # radians, from 0 and from π
 HALF = 0.5  # the a of the mean of two latents
-FIGURES = ("gen_ppl", "entropy", "diversity", "diversity_texts", "intervals")  # of a point's scores, in its record
+RECORDED = ("gen_ppl", "entropy", "diversity", "diversity_texts", "intervals")  # of a point's scores, in its record
 
 
 def linear(z_A_BNC: Tensor, z_B_BNC: Tensor, a: float) -> Tensor:
@@ -106,7 +106,7 @@ class PathPoint:
 
     def to_json(self) -> dict[str, object]:
         """The point with the figures and intervals of its scores."""
-        found = self.scores.pick(*FIGURES)
+        found = self.scores.pick(*RECORDED)
         if self.edits_interval is not None:
             found["intervals"] = {**found["intervals"], "edits": self.edits_interval}
         return {"a": self.a, **found, "edits": self.edits}

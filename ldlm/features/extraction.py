@@ -101,7 +101,7 @@ class Extraction:
         return inputs.store_writer(self.config, self.out, shapes)
 
     def _lock(self, name: str) -> Path:
-        return self.work / "claims" / name
+        return self.work / "claims" / name  # a name that workers of an earlier version know
 
     def _in_turn(self, items: list[Any]) -> list[Any]:
         """The items in the order in which this process takes them. On a file system locks keep processes apart."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from ldlm.errors import Stopped
 from ldlm.features.stream import Batch, Stream
@@ -12,7 +12,6 @@ from ldlm.runtime import Stop
 from ldlm.training.journal import Journal
 from ldlm.training.learner import Learner, Step
 
-Item = TypeVar("Item")
 AnyLearner = TypeVar("AnyLearner", bound=Learner[Any])
 
 
@@ -32,7 +31,7 @@ def train(
     A signal ends it with `Stopped`. Either way a checkpoint of the last step is saved.
     """
     with stream, progress.task(name, learner.steps, "step", done=learner.step) as task, journal.status_of(learner):
-        launched = ReadLate[Step](lambda step: _read(learner, step, stream, journal, task))
+        launched = ReadLate(lambda step: _read(learner, step, stream, journal, task))
         while True:
             if journal.should_evaluate(learner) and not _evaluate(learner, journal, stop, evaluate):
                 break
@@ -48,27 +47,28 @@ def train(
 
             launched.add(take_step(learner, stream.complete(batch)))
             if _must_read(learner, journal):
-                launched.read_all()
-        launched.read_all()
+                launched.read_last()
+        launched.read_last()
         _close(learner, journal, stop)  # before the stream is: a read that hangs must not keep the checkpoint waiting
 
 
-class ReadLate(Generic[Item]):
-    """Reads each item when the next has been launched, so that the device need not wait for the host."""
+class ReadLate:
+    """Reads each step when the next has been launched, so that the device need not wait for the host."""
 
-    def __init__(self, read: Callable[[Item], None]) -> None:
+    def __init__(self, read: Callable[[Step], None]) -> None:
         self._read = read
-        self._unread: list[Item] = []
+        self._unread: Step | None = None
 
-    def add(self, item: Item) -> None:
-        """Take in what has just been launched, and read the item before."""
-        self.read_all()
-        self._unread.append(item)
+    def add(self, step: Step) -> None:
+        """Take in the step that has just been launched, and read the one before."""
+        self.read_last()
+        self._unread = step
 
-    def read_all(self) -> None:
-        """Read what has not been read."""
-        while self._unread:
-            self._read(self._unread.pop())
+    def read_last(self) -> None:
+        """Read the step that was taken in last, unless it has been."""
+        if self._unread is not None:
+            step, self._unread = self._unread, None
+            self._read(step)
 
 
 def _must_read(learner: Learner, journal: Journal) -> bool:

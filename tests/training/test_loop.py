@@ -13,9 +13,9 @@ def test_a_step_is_read_when_the_next_has_been_launched_and_in_its_order():
     late.add(2)
     assert read == [1]
     late.add(3)
-    late.read_all()
+    late.read_last()
     assert read == [1, 2, 3]
     late.add(4)
-    late.read_all()
-    late.read_all()
+    late.read_last()
+    late.read_last()
     assert read == [1, 2, 3, 4]
