@@ -53,7 +53,7 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Scale:
-    """How large each run is."""
+    """Size of each run."""
 
     steps: int
     texts: int

@@ -56,7 +56,7 @@ def settled(figures: Any, limits: Limits) -> Any:
 
 
 def limits(device: torch.device, seconds: float = 1.0) -> Limits:
-    """Measure them."""
+    """Measure the limits of this machine."""
     flops = {name: cost.matmul_flops(device, dtype, seconds) for name, dtype in DTYPES.items()}
     source = torch.ones(COPY_BYTES // 4, device=device)
     target = torch.empty_like(source)

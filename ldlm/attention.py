@@ -1,6 +1,6 @@
 """Softmax attention, by the kernel that the process has chosen.
 
-Shape letters: CONTRIBUTING. N counts queries and L keys here.
+Shape letters: CONTRIBUTING.md. N counts queries and L keys here.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class ObjectPath:
         return PurePosixPath(self.key).relative_to(other.key)
 
     def is_file(self) -> bool:
-        """Whether there is such an object."""
+        """Whether an object of this name exists."""
         return self._size() is not None
 
     def is_dir(self) -> bool:
@@ -71,7 +71,7 @@ class ObjectPath:
         return bool(self._list(limit=1))
 
     def exists(self) -> bool:
-        """Whether there is such an object, or one below."""
+        """Whether an object of this name exists, or one below it."""
         return self.is_file() or self.is_dir()
 
     def size(self) -> int:
@@ -88,11 +88,11 @@ class ObjectPath:
             return None
 
     def read_bytes(self) -> bytes:
-        """The object."""
+        """Contents of the object."""
         return self.root.call("get", self.key)
 
     def read_text(self, encoding: str = "utf-8") -> str:
-        """The object as text."""
+        """Contents of the object, decoded as UTF-8."""
         return self.read_bytes().decode(encoding)
 
     def read_range(self, start: int, length: int) -> bytes:

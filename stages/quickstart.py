@@ -140,7 +140,7 @@ class Plan:
 
 
 def plan(quickstart: QuickstartConfig) -> dict[str, Any]:
-    """The steps that it would take."""
+    """Plan of the quickstart: each stage with its size."""
     steps = Plan(quickstart, Path("OUTPUT"))
     return {
         "text": quickstart.text or "English prose that ships with Python and the installed dependencies",

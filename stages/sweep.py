@@ -60,7 +60,7 @@ class Trajectory:
 
     @property
     def name(self) -> str:
-        """Name of its file."""
+        """Name of the file of a variant's texts."""
         return f"{self.solver}_{self.grid}_w{self.guidance:g}_{self.budget}"
 
     @property

@@ -6,7 +6,7 @@ buckets, after a PCA that keeps 0.9 of the variance. MAUVE is the area under the
 scaled by 5. The package is under the GPL, so it is imported only when it is needed and no part of it is copied here.
 Features come from our own loader, which reads safetensors only.
 
-Shape letters as in CONTRIBUTING.md; T is texts, D the width of a feature.
+Shape letters: CONTRIBUTING.md; T is texts, D the width of a feature.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Perplexity alone rewards collapse: report it with entropy and diversity.
 
-Shape letters as in CONTRIBUTING.md; T is texts.
+Shape letters: CONTRIBUTING.md; T is texts.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The causal language model that scores texts: −ln p of each token, and the last hidden state of a text.
 
-Shape letters as in CONTRIBUTING.md.
+Shape letters: CONTRIBUTING.md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A path leads from z_A at a = 0 to z_B at a = 1, and its ends are z_A and z_B to the bit.
 
-Shape letters as in CONTRIBUTING.md; B is pairs, P points of a path.
+Shape letters: CONTRIBUTING.md; B is pairs, P points of a path.
 """
 
 from __future__ import annotations

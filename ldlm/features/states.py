@@ -107,7 +107,7 @@ class _EnteredError(Exception):
 
 
 def _enters(model: Any, length: int) -> bool:
-    """Whether a row reaches the first block: by then its positions are looked up, and little is computed."""
+    """Whether the model takes a row of this length, by a forward pass that ends at the first block."""
 
     def stop(*_: Any) -> None:
         raise _EnteredError

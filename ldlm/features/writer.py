@@ -93,7 +93,7 @@ class StoreWriter:
         return self.path / "ledger" / f"{shard_name(split, shard)}.json"
 
     def done(self, split: str, shard: int) -> bool:
-        """Whether a shard has its record."""
+        """Whether the ledger has the record of a shard."""
         return self.record_path(split, shard).is_file()
 
     def recorded(self) -> set[tuple[str, int]]:

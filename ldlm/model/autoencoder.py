@@ -3,7 +3,7 @@
 E_z: h_BLD → z_BNC and D_h: z_BNC → ĥ_BLD are Perceiver Resamplers (Alayrac et al., 2022): learned queries attend to
 the inputs, whose states stay fixed across layers. D_w: ĥ_BLD → logits_BLV.
 
-Shape letters: CONTRIBUTING. M is inputs + queries here.
+Shape letters: CONTRIBUTING.md. M is inputs + queries here.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 It is one of the latent spaces that Tables 2 and 4 compare, `model.space=cosmos`.
 
-Shape letters: CONTRIBUTING.
+Shape letters: CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ldlm.model.timesteps import TimestepSampler
 
 @dataclass(frozen=True)
 class Smoothing:
-    """What is done to the autoencoder's inputs: which tokens are seen, noise on h, latent features that are kept."""
+    """Corruption of the autoencoder's inputs: tokens that are masked, noise on h, dropout of latent features."""
 
     seen_BL1: Tensor
     eps_BLD: Tensor  # scaled
@@ -66,7 +66,7 @@ def smoothed_latents(model: JointModel, h_BLD: Tensor, smoothing: Smoothing) -> 
 
 @dataclass(frozen=True)
 class SmoothedInput(DecoderInput):
-    """What the autoencoder's decoders read in training: latents of masked and noisy h, with features dropped."""
+    """Input of the autoencoder's decoders in training: latents of masked and noisy h, with features dropped."""
 
     cosmos: CosmosConfig
 
@@ -95,7 +95,7 @@ class SmoothedInput(DecoderInput):
 
 
 def decoder_input(config: TrainConfig) -> DecoderInput:
-    """What a decoder of the configured latent space reads in training (SPEC 13.5)."""
+    """Input of a decoder in training, by the configured latent space (SPEC 13.5)."""
     corruption, schedule = decoder_noise(config.model.space, config.recipe), Schedule.of(config.diffusion)
     if corruption.kind == "smoothed":
         return SmoothedInput(corruption, schedule, config.cosmos)

@@ -1,6 +1,6 @@
 """The denoiser: a diffusion transformer that estimates z_0 from z_t (Appendix C; Peebles & Xie, 2023, adaLN-Zero).
 
-Shape letters: CONTRIBUTING. M counts vectors of modulation here.
+Shape letters: CONTRIBUTING.md. M counts vectors of modulation here.
 """
 
 from __future__ import annotations

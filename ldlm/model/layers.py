@@ -1,6 +1,6 @@
 """Layers that the networks share: self-attention, norms, MLPs, rotary positions and the time embedding.
 
-Shape letters: CONTRIBUTING. D is the width of any network here.
+Shape letters: CONTRIBUTING.md. D is the width of any network here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The joint objective L = L_diff + L_h + L_w, its stop-gradients and the warm-up of the encoder (Sections 4 and 5).
 
-Shape letters: CONTRIBUTING.
+Shape letters: CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -209,7 +209,10 @@ class Scales(NamedTuple):
 
     @classmethod
     def of(cls, model: JointModel, diffusion: DiffusionConfig, recipe: RecipeConfig) -> Scales:
-        """`sum`: the elements of a row. `mean`: 1, but under elbo sums over L, for the ratios of the NELBO (Eq. 23)."""
+        """Factors of `recipe.loss_reduction`.
+
+        `sum`: elements of a row. `mean`: 1, or with ELBO weights sums over L, for the ratios of the NELBO (Eq. 23).
+        """
         length = model.shapes.seq_len
         latents, states = model.num_latents * model.latent_dim, length * model.shapes.hidden_dim
         if recipe.loss_reduction == "sum":

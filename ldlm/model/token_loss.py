@@ -4,7 +4,7 @@ For 32 rows of 1,024 tokens and GPT-2's vocabulary they would be 6.6 GB, and the
 mean over positions, so a chunk's share of the gradients of inputs and weights is known with its logits. The forward
 pass computes both gradients, the backward pass scales them, and each logit is computed once.
 
-Shape letters: CONTRIBUTING. P is positions, B·L.
+Shape letters: CONTRIBUTING.md. P is positions, B·L.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_PD: Tensor, weight_VD: Tensor, tokens_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # Products in autocast's dtype, sums in float32.
         kind = x_PD.device.type
         cast = kind != "meta" and torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if cast else x_PD.dtype
@@ -45,8 +46,10 @@ class _CrossEntropy(torch.autograd.Function):
             loss_P, right_P, dx_PD, dw_VD = _chunked(
                 x_PD.to(dtype), weight_VD.to(dtype), tokens_P, *ctx.needs_input_grad[:2]
             )
+
+        # The gradients are made already; `backward` scales them.
         ctx.save_for_backward(dx_PD)
-        ctx.dw_VD = dw_VD  # as large as the weight, whose gradient it becomes: no activation. It goes with the graph
+        ctx.dw_VD = dw_VD  # as large as the weight, whose gradient it becomes: no activation. Freed with the graph
         ctx.dtypes = x_PD.dtype, weight_VD.dtype
         ctx.mark_non_differentiable(loss_P, right_P)
         return loss_P.mean(), loss_P, right_P

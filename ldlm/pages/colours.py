@@ -35,7 +35,7 @@ class Scale:
         return mix(rgb(self.stops[first]), rgb(self.stops[first + 1]), place - first)
 
     def on(self, level: int) -> RGB:
-        """The ink that is easier to read on it."""
+        """Ink, dark or light, that is easier to read on a background colour."""
         return max((rgb(self.ink), rgb(self.reverse)), key=lambda ink: contrast(ink, self.background(level)))
 
 

@@ -24,7 +24,7 @@ SECTIONS: Sequence[Callable[[Report], Section | None]] = (
 
 
 def page(report: Report) -> str:
-    """The page."""
+    """Render a report as HTML."""
     made = [make(report) for make in SECTIONS]
     status = report.status or {}
     state = "complete" if report.complete else status.get("state", "begun")

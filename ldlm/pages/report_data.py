@@ -189,7 +189,7 @@ def of_step(report: Report, step: int) -> str:
 
 
 def model_name(name: str) -> str:
-    """A model's id, or the name of its folder: where that lay is nobody's business."""
+    """A model's id, or the last part of a folder's path: a report that is handed on shows no paths."""
     return Path(name).name if Path(name).is_absolute() else name
 
 

@@ -37,7 +37,7 @@ class ShownFrame:
 
 
 def page(frames: Sequence[Frame], about: Mapping[str, Any]) -> str:
-    """The page; `about` is shown below the text, by name."""
+    """Render a trace as HTML. `about` holds facts by name, shown below the text."""
     scales = {"light": LIGHT, "dark": DARK}
     return render(
         "trace.html",

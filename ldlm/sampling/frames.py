@@ -39,7 +39,7 @@ class Frame:
 
     @property
     def confidence(self) -> float:
-        """The mean probability."""
+        """Mean probability of the frame's tokens."""
         return sum(self.probabilities) / len(self.probabilities)
 
     def probability(self, cell: Cell) -> float:

@@ -3,7 +3,7 @@
 A `TextGenerator` holds everything that drawing texts takes. A run (`TrainedRun.generator`) and the model exported from
 it (`LDLM.generator`) make generators that draw the same texts.
 
-Shape letters as in CONTRIBUTING.md.
+Shape letters: CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class TextGenerator:
 
     @torch.no_grad()
     def ends(self, sampler: SamplerConfig, seeds_B: Tensor, watch: Watch | None = None) -> End:
-        """Both results of the reverse process for texts with these seeds, (B, N, C) each."""
+        """Run the reverse process for the texts of `seeds_B`; last state and last estimate, (B, N, C) each."""
         recurrence = self._recurrence(sampler)
         with self._lock:
             process = self._process(recurrence, sampler.guidance, len(seeds_B))

@@ -1,6 +1,6 @@
 """A trained run as later stages use it: averaged weights, sizes, tokenizer, statistics and decoders.
 
-Shape letters as in CONTRIBUTING.md.
+Shape letters: CONTRIBUTING.md.
 """
 
 from __future__ import annotations

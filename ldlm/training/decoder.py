@@ -3,7 +3,7 @@
 Latent encoder and denoiser are frozen. The decoder reads z̃_0 = z_0 + σ_dec·ε, or z_0 under what other noise the latent
 space has (SPEC 13.5), and learns by cross-entropy.
 
-Shape letters: CONTRIBUTING.
+Shape letters: CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class DecoderState(Learner[DecoderStep]):
         return {"l_w": l_w, "token_accuracy": accuracy, "lr": step.lr, "gradient_norm": step.gradient_norm.item()}
 
     def losses_of(self, step: DecoderStep) -> tuple[dict[str, Tensor], Tensor]:
-        """Cross-entropy by row."""
+        """Token cross-entropy by row of the micro-batch."""
         return {"l_w": step.l_w_B}, step.l_w_B
 
     @property

@@ -2,7 +2,7 @@
 
 The noise and times are functions of the row, so two evaluations differ in the weights only.
 
-Shape letters: CONTRIBUTING.
+Shape letters: CONTRIBUTING.md.
 """
 
 from __future__ import annotations

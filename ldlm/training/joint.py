@@ -68,7 +68,7 @@ class TrainState(Learner[JointStep]):
         return total_steps(self.config)
 
     def read_step(self, step: JointStep) -> bool:
-        """As `Learner.read_step`; steps that updated something teach the timestep sampler."""
+        """Wait for a step; unless it was skipped, its losses teach the timestep sampler (see `Learner.read_step`)."""
         finite = super().read_step(step)
         if step.phase.objective.draws_times:
             if finite:

@@ -1,4 +1,4 @@
-"""What a training writes while it runs: metrics, checkpoints and `status.json`, and notes to the user."""
+"""Metrics, checkpoints, `status.json` and notes to the user, written while a training runs."""
 
 from __future__ import annotations
 

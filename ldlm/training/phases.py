@@ -21,7 +21,7 @@ class Phase(NamedTuple):
 
     @property
     def begins_anew(self) -> bool:
-        """Whether learning rate and average begin anew with it."""
+        """Whether the learning-rate schedule and the weight average start again with this phase."""
         return self.schedule_begins == self.begins
 
 
