@@ -201,7 +201,7 @@ def _finish(
         save_file({key: value.cpu() for key, value in state.ema.weights.items()}, temporary)
     joint = trained.model.decoder() if trained.model.token_decoder is not None else None
     noise = state.decoder_input.corruption
-    journal.write_status(state, "complete")
+    journal.write_status("complete")
     result.finish(
         name=journal.out.name,
         sha256={"ema.safetensors": files.sha256_file(journal.out / "ema.safetensors")},

@@ -202,7 +202,7 @@ def _record_features(store: FeatureStore, out: Path) -> None:
 def _finish(result: Artifact, state: TrainState, journal: Journal, store: FeatureStore) -> None:
     latest = checkpoint.latest(journal.out / "checkpoints")
     assert latest is not None
-    journal.write_status(state, "complete")
+    journal.write_status("complete")
     result.finish(
         step=state.step,
         checkpoint=latest.digest,

@@ -22,7 +22,7 @@ Warn = Callable[[Sequence[Mapping[str, Any]]], str | None]  # all evaluations so
 
 
 class Journal:
-    """The record of a training in the folder `out`, which the main process of a job writes.
+    """The record of a learner's training in the folder `out`, which the main process of a job writes.
 
     It begins when the learner stands at its newest checkpoint, which `saved` says there is: lines of the metrics beyond
     that are dropped.
@@ -38,7 +38,7 @@ class Journal:
         saved: bool,
         warn: Warn = lambda evaluations: None,
     ) -> None:
-        self.out, self.speed, self.progress, self.warn = out, speed, progress, warn
+        self.out, self.learner, self.speed, self.progress, self.warn = out, learner, speed, progress, warn
         self.started = time.perf_counter()
         self.metrics = MetricsFile(out / "metrics.jsonl", tensorboard=out / "tensorboard", on_fault=progress.note)
         evaluated_at = 0
@@ -54,28 +54,30 @@ class Journal:
 
     # What is due. Steps are counted from 1.
 
-    def should_log(self, learner: Learner, step: int) -> bool:
+    def should_log(self, step: int) -> bool:
         """Whether the figures of a step are to be logged."""
-        return step % learner.config.log_every == 0 or step == 1
+        return step % self.learner.config.log_every == 0 or step == 1
 
-    def should_evaluate(self, learner: Learner) -> bool:
+    def should_evaluate(self) -> bool:
         """Whether an evaluation is due after this step, and has not been logged."""
+        learner = self.learner
         due = learner.step % learner.config.eval_every == 0 or learner.done
         return learner.step > 0 and due and learner.step > self.evaluated_at
 
-    def should_save(self, learner: Learner) -> bool:
+    def should_save(self) -> bool:
         """Whether a checkpoint of this step is due."""
-        return learner.step > 0 and (learner.step % learner.config.save_every == 0 or learner.done)
+        return self.learner.step > 0 and (self.learner.step % self.learner.config.save_every == 0 or self.learner.done)
 
     # What is written.
 
-    def log_step(self, learner: Learner, figures: dict[str, float]) -> None:
+    def log_step(self, figures: dict[str, float]) -> None:
         """Log the figures of this step, with the speed since the last that was logged."""
-        if learner.world.main:
-            self.metrics.write(learner.step, "train", figures, **self.speed.look(learner.step))
+        if self.learner.world.main:
+            self.metrics.write(self.learner.step, "train", figures, **self.speed.look(self.learner.step))
 
-    def log_evaluation(self, learner: Learner, figures: dict[str, Any]) -> None:
+    def log_evaluation(self, figures: dict[str, Any]) -> None:
         """Log an evaluation, and warn of what it shows."""
+        learner = self.learner
         self.evaluated_at = learner.step
         if not learner.world.main:
             return
@@ -87,11 +89,12 @@ class Journal:
         if warning is not None:
             self.progress.note(f"step {learner.step:,}: {warning}")
 
-    def report_skipped(self, learner: Learner, step: Step, stream: Stream) -> None:
+    def report_skipped(self, step: Step, stream: Stream) -> None:
         """Name the batch of a step that updated nothing; `InputError` when there have been too many.
 
         All processes call it, since the rows that are not finite may be another's.
         """
+        learner = self.learner
         losses, loss_B = learner.losses_of(step)
         bad_B = torch.zeros(stream.batch_size, dtype=torch.float64)
         bad_B[step.index_B] = (~loss_B.cpu().isfinite()).double()
@@ -112,30 +115,31 @@ class Journal:
             )
         self.progress.note(what)
 
-    def save(self, learner: Learner) -> None:
+    def save(self) -> None:
         """Save a checkpoint of this step, unless there is one."""
-        if learner.step == self.saved_at:
+        if self.learner.step == self.saved_at:
             return
-        if learner.world.main:
+        if self.learner.world.main:
             with self.speed.paused():
                 self.metrics.sync()
-                learner.save(self.out / "checkpoints")
-        self.saved_at = learner.step
-        self.write_status(learner, "running")
+                self.learner.save(self.out / "checkpoints")
+        self.saved_at = self.learner.step
+        self.write_status("running")
 
-    def write_status(self, learner: Learner, state: str, **more: str) -> None:
+    def write_status(self, state: str, **more: str) -> None:
         """Write `status.json`, for whoever looks after many runs."""
+        learner = self.learner
         if learner.world.main:
             record = {"state": state, "step": learner.step, "steps": learner.steps, "saved": self.saved_at, **more}
             files.write_json(self.out / "status.json", {**record, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
     @contextmanager
-    def status_of(self, learner: Learner) -> Iterator[None]:
+    def status_of(self) -> Iterator[None]:
         """Within the block the status is "running"; when an error ends it, "failed"."""
-        self.write_status(learner, "running")
+        self.write_status("running")
         try:
             yield
         except Exception as error:
             with suppress(OSError):  # a full disk is why it failed, perhaps
-                self.write_status(learner, "failed", reason=f"{type(error).__name__}: {error}")
+                self.write_status("failed", reason=f"{type(error).__name__}: {error}")
             raise

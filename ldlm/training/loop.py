@@ -30,13 +30,13 @@ def train(
 
     A signal ends it with `Stopped`. Either way a checkpoint of the last step is saved.
     """
-    with stream, progress.task(name, learner.steps, "step", done=learner.step) as task, journal.status_of(learner):
+    with stream, progress.task(name, learner.steps, "step", done=learner.step) as task, journal.status_of():
         launched = ReadLate(lambda step: _read(learner, step, stream, journal, task))
         while True:
-            if journal.should_evaluate(learner) and not _evaluate(learner, journal, stop, evaluate):
+            if journal.should_evaluate() and not _evaluate(learner, journal, stop, evaluate):
                 break
-            if journal.should_save(learner):
-                journal.save(learner)
+            if journal.should_save():
+                journal.save()
             if learner.done:
                 break
 
@@ -73,7 +73,7 @@ class ReadLate:
 
 def _must_read(learner: Learner, journal: Journal) -> bool:
     """Whether figures of the step just launched are needed before the next: logged, or for what is done after it."""
-    due = journal.should_log(learner, learner.step) or journal.should_evaluate(learner) or journal.should_save(learner)
+    due = journal.should_log(learner.step) or journal.should_evaluate() or journal.should_save()
     return due or learner.next_step_depends_on_last
 
 
@@ -81,10 +81,10 @@ def _read(learner: Learner, step: Step, stream: Stream, journal: Journal, task: 
     """Wait for a step, log its figures where that is due, and report it where it updated nothing."""
     shown: dict[str, float] = {}
     if not learner.read_step(step):
-        journal.report_skipped(learner, step, stream)
-    elif journal.should_log(learner, step.number + 1):
+        journal.report_skipped(step, stream)
+    elif journal.should_log(step.number + 1):
         figures = learner.figures(step)
-        journal.log_step(learner, figures)
+        journal.log_step(figures)
         shown = {name: figures[name] for name in learner.shown}
     task.advance(1, **shown)
 
@@ -107,16 +107,16 @@ def _evaluate(learner: Learner, journal: Journal, stop: Stop, evaluate: Callable
             found = stop.interruptible(evaluate)
     if learner.world.any(stop.wished is not None):
         return False
-    journal.log_evaluation(learner, found or {})
+    journal.log_evaluation(found or {})
     return True
 
 
 def _close(learner: Learner, journal: Journal, stop: Stop) -> None:
     """Save what is new after the loop; `Stopped` when a signal ended it before its time."""
-    journal.save(learner)
-    if learner.done and not journal.should_evaluate(learner):
+    journal.save()
+    if learner.done and not journal.should_evaluate():
         return
-    journal.write_status(learner, "stopped")
+    journal.write_status("stopped")
     # A launcher ends the others when the first leaves, so nobody leaves before the checkpoint is there.
     learner.world.from_main(None)
     saved = ", and saved" if learner.step else ""

@@ -45,20 +45,22 @@ def begin(
         result = artifact.begin(out, kind, config, inputs, overwrite=overwrite, reads=reads)
         if not there:
             held.enter_context(locks.exclusive_lock(out))
-        if not result.complete:
-            return result.state
-
-        done = result.manifest["step"]
-        if done >= learner.steps:
-            fewer = "" if done == learner.steps else f", and {learner.steps} are asked for"
-            progress.note(f"{out} is complete at step {done}{fewer}; nothing to do")
-            return "complete"
-        result.write_config(config)
-        (out / "manifest.json").unlink()
-        return "partial"
+        return _go_on(result, config, learner.steps, progress) if result.complete else result.state
 
     state = learner.world.main_only(begin_alone)
     return Artifact(out, kind, learner.world.from_main(state))
+
+
+def _go_on(finished: Artifact, config: Any, steps: int, progress: Progress) -> str:
+    """State of a finished output: complete, or partial again where more `steps` are asked for than were taken."""
+    done = finished.manifest["step"]
+    if done < steps:
+        finished.write_config(config)
+        (finished.path / "manifest.json").unlink()
+        return "partial"
+    fewer = "" if done == steps else f", and {steps} are asked for"
+    progress.note(f"{finished.path} is complete at step {done}{fewer}; nothing to do")
+    return "complete"
 
 
 def _check_steps(out: Path, steps: int | None) -> None:
