@@ -92,14 +92,10 @@ def _show_mauve(options: Options, texts: tuple[str, ...], features_p: str | None
 
 def _table(results: list[FileScores], over_seeds: SeedScores | None) -> str:
     names = [name for name in NAMES if name != "mauve" or results[0].mauve is not None]
-    rows = [
-        (
-            result.file + (" (reference)" if result.role == "reference" else ""),
-            *(_figure(result.to_json(), name) for name in names),
-            result.scores.num_texts,
-        )
-        for result in results
-    ]
+    rows: list[tuple[Any, ...]] = []
+    for record in (result.to_json() for result in results):
+        file = record["file"] + (" (reference)" if record["role"] == "reference" else "")
+        rows.append((file, *(_figure(record, name) for name in names), record["num_texts"]))
     if over_seeds is not None:
         means = (_spread(over_seeds.figures[name], over_seeds.files) for name in names)
         rows.append((f"mean ± std of {over_seeds.files} seeds", *means, over_seeds.texts_each))

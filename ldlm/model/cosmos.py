@@ -105,13 +105,11 @@ def decoder_input(config: TrainConfig) -> DecoderInput:
 class CosmosObjective(Objective):
     """A phase of COSMOS, evaluated under the noise of its autoencoder; runs of the first edition had none."""
 
-    def __init__(self, model: JointModel, config: TrainConfig) -> None:
-        super().__init__(model, config)
-        self.decoder_input = (
-            DecoderInput(DecoderNoise("additive", 0.0), self.schedule)
-            if config.recipe.edition == 1
-            else decoder_input(config)
-        )
+    def make_decoder_input(self) -> DecoderInput:
+        """Input of the decoders: the autoencoder's own, smoothed."""
+        if self.config.recipe.edition == 1:
+            return DecoderInput(DecoderNoise("additive", 0.0), self.schedule)
+        return decoder_input(self.config)
 
 
 class AutoencoderObjective(CosmosObjective):

@@ -235,7 +235,11 @@ class Objective(nn.Module):
         self.model, self.config = model, config
         self.schedule = Schedule.of(config.diffusion)
         self.scales = Scales.of(model, config.diffusion, config.recipe)
-        self.decoder_input = DecoderInput(decoder_noise(model.config.space, config.recipe), self.schedule)
+        self.decoder_input = self.make_decoder_input()
+
+    def make_decoder_input(self) -> DecoderInput:
+        """Input of the decoders in training (SPEC 13.5)."""
+        return DecoderInput(decoder_noise(self.model.config.space, self.config.recipe), self.schedule)
 
     def trains(self, part: str) -> bool:
         """Whether the part of the model called `part` learns by this loss."""
