@@ -1,6 +1,6 @@
 """Every setting of every stage: how settings are declared and read, the model and its recipe, one config per stage."""
 
-from ldlm.config.fields import assignments, differences, from_dict, from_stored, identity, merge, to_dict
+from ldlm.config.fields import assignments, differences, from_dict, from_stored, identity, merge, setting, to_dict
 from ldlm.config.model import (
     PAPERS_SAMPLER,
     PRESETS,
@@ -26,6 +26,7 @@ from ldlm.config.model import (
     preset,
 )
 from ldlm.config.stages import (
+    MAX_SEED,
     TEXTS_PER_SEED,
     ComputeConfig,
     EvaluateConfig,
