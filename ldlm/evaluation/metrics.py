@@ -27,14 +27,14 @@ LARGEST_NLL = 700.0  # nats per token; exp of more than 709 is infinite
 
 
 def mdlm_mask(ids: Row, eos: int | None) -> np.ndarray:
-    """Mask (len − 1,) of the tokens that protocol `mdlm` counts: all but the first and every EOS after the first EOS.
+    """Mask (len − 1,) of the tokens that protocol `mdlm` counts: no first token, and of the EOS only the first.
 
-    The first token is never scored; where it is an EOS, it is the first EOS.
+    Text after an EOS counts. Where the first token is an EOS it is the first EOS, so that no EOS counts.
     """
     tokens = np.asarray(ids)
     is_eos = tokens == eos
-    first_segment = np.cumsum(is_eos) == 1
-    return (~is_eos | (first_segment & is_eos))[1:]
+    is_first_eos = is_eos & (np.cumsum(is_eos) == 1)
+    return (~is_eos | is_first_eos)[1:]
 
 
 def every_token(ids: Row, eos: int | None) -> np.ndarray:

@@ -52,7 +52,7 @@ def warmup_gamma(step: int, config: RecipeConfig) -> float:
 
 
 def scale_gradient(z: Tensor, gamma: float) -> Tensor:
-    """γ z + (1 − γ) sg(z): z itself, with its gradient scaled by γ (Eq. 28).
+    """γ z + (1 − γ) sg(z): z itself, with its gradient scaled by γ (Eq. 28); sg is the stop-gradient.
 
     Written as sg(z) + γ (z − sg(z)), whose forward value is z to the bit.
     """
@@ -123,7 +123,8 @@ def loss_weights(config: DiffusionConfig, timesteps: TimestepSampler, t_B: Tenso
     """
     if config.weighting == "simple":
         return torch.ones_like(t_B)
-    omega_B = Schedule.of(config).elbo_weight(t_B.clamp(max=1 - 1e-9)) / timesteps.density(t_B)
+    inside_B = t_B.clamp(max=1 - 1e-9)  # β diverges at t = 1
+    omega_B = Schedule.of(config).elbo_weight(inside_B) / timesteps.density(t_B)
     return torch.where(t_B >= config.elbo_t_min, omega_B, 0.0)
 
 

@@ -20,8 +20,9 @@ from ldlm.config import TimestepConfig
 def bin_probabilities(edge_losses: np.ndarray, floor: float) -> np.ndarray:
     """p_i = (L(u_{i+1}) − L(u_i)) / (L(u_N) − L(u_0)) from the losses at the N+1 edges, float64 (N,) (Eq. 5).
 
-    The losses are first made monotone by isotonic regression. Each bin gets at least `floor`/N before they are
-    normalised. A flat curve gives the uniform distribution.
+    L(u_i) is the denoising loss at the edge u_i of the N bins. The losses are first made monotone by isotonic
+    regression. No p_i is below `floor`/N before all are normalised; the paper has no floor, which keeps every bin
+    drawn from. A flat curve gives the uniform distribution.
     """
     bins = len(edge_losses) - 1
     increments = np.diff(isotonic_regression(edge_losses).x)

@@ -152,7 +152,7 @@ def euler_maruyama(schedule: Schedule, times: Tensor, *, beta_clip: float = 0.95
     s, t = times[:-1], times[1:]
     growth = schedule.beta(s.clamp(max=beta_clip)) * (s - t)  # β Δt
     one, none = torch.ones_like(s), torch.zeros_like(s)
-    # The score is linear in z and ẑ: what a 1 of each adds to it.
+    # The score is linear in z and ẑ: its coefficients are its values at (1, 0) and (0, 1).
     of_z, of_z_hat = score(schedule, one, none, s), score(schedule, none, one, s)
     return Recurrence(
         times=s,
