@@ -31,7 +31,7 @@ from ldlm import attention, config, files, noise, runtime
 from ldlm.cli import show
 from ldlm.compute import Compute
 from ldlm.config import ComputeConfig, DenoiserConfig, SamplerConfig, Shapes, TrainConfig
-from ldlm.features.stream import Batch
+from ldlm.features.batch import Batch
 from ldlm.model import layers, token_loss
 from ldlm.model.denoiser import DiT
 from ldlm.model.diffusion import Schedule

@@ -70,7 +70,8 @@ class Plan:
 
     def part(self, name: str) -> str:
         """File of one part of the text; JSON lines, since a document may have line ends."""
-        return str(self.out / "text" / f"{name}.jsonl")
+        old = self.out / "text" / f"{name}.txt"  # of a folder that an early version began
+        return str(old if old.exists() else old.with_suffix(".jsonl"))
 
     @property
     def run_path(self) -> Path:

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ldlm.errors import InputError
+from ldlm.features.batch import Batch
 from ldlm.features.codecs import widen_alone
 from ldlm.features.shards import CHUNK_ROWS
 from ldlm.features.store import Split
@@ -111,24 +111,6 @@ class Loaded(NamedTuple):
 
     positions: np.ndarray  # of the rows, ascending
     parts: dict[str, np.ndarray]  # array name → the rows as stored, in that order
-
-
-class Batch(NamedTuple):
-    """A process's rows of a batch on its device: states in float32 (None for scratch embeddings), tokens in int64.
-
-    `index_B` is on the CPU, so that nothing that is computed from it waits for the device.
-    """
-
-    hidden_BLD: Tensor | None
-    tokens_BL: Tensor
-    index_B: Tensor  # index of each row in the whole batch, int64
-    position: int  # of the batch's first row in the endless sequence
-
-    def split(self, parts: int) -> list[Batch]:
-        """Split the batch into `parts` micro-batches."""
-        hidden = [None] * parts if self.hidden_BLD is None else self.hidden_BLD.chunk(parts)
-        rows = zip(hidden, self.tokens_BL.chunk(parts), self.index_B.chunk(parts), strict=True)
-        return [Batch(*part, self.position) for part in rows]
 
 
 class Stream:

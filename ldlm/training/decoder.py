@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ldlm.compute import Compute
 from ldlm.config import TrainConfig
-from ldlm.features.stream import Batch
+from ldlm.features.batch import Batch
 from ldlm.model.autoencoder import TokenDecoder
 from ldlm.model.cosmos import decoder_input
 from ldlm.model.joint import JointModel

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ldlm.compute import Compute
 from ldlm.config import Shapes, TrainConfig, total_steps
-from ldlm.features.stream import Batch
+from ldlm.features.batch import Batch
 from ldlm.model.joint import JointModel, build
 from ldlm.model.layers import compile_blocks, recompute_activations
 from ldlm.model.objective import Losses, Objective, draw_t, warmup_gamma

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ldlm.compute import Compute
 from ldlm.config import TrainConfig
 from ldlm.errors import InputError
-from ldlm.features.stream import Batch
+from ldlm.features.batch import Batch
 from ldlm.runtime import ALONE, World
 from ldlm.training import checkpoint
 from ldlm.training.checkpoint import Checkpoint

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ldlm.errors import Stopped
-from ldlm.features.stream import Batch, Stream
+from ldlm.features.batch import Batch
+from ldlm.features.stream import Stream
 from ldlm.progress import Progress, Task
 from ldlm.runtime import Stop
 from ldlm.training.journal import Journal

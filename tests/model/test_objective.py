@@ -28,7 +28,7 @@ from ldlm.config import (
     TokenDecoderConfig,
     TrainConfig,
 )
-from ldlm.features.stream import Batch
+from ldlm.features.batch import Batch
 from ldlm.model.joint import JointModel, build
 from ldlm.model.objective import Draws, JointObjective, Losses, draw, scale_gradient, warmup_gamma
 from ldlm.model.timesteps import TimestepSampler

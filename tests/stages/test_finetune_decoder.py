@@ -27,8 +27,8 @@ from ldlm.config import (
     SamplerConfig,
 )
 from ldlm.errors import InputError, Stopped
+from ldlm.features.batch import Batch
 from ldlm.features.store import FeatureStore
-from ldlm.features.stream import Batch
 from ldlm.model.objective import DecoderInput, JointObjective
 from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import extract_features, finetune_decoder, sample, train

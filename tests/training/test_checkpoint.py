@@ -21,7 +21,7 @@ from ldlm.config import (
     TokenDecoderConfig,
     TrainConfig,
 )
-from ldlm.features.stream import Batch
+from ldlm.features.batch import Batch
 from ldlm.training import checkpoint
 from ldlm.training.joint import TrainState, start, train_step
 

@@ -80,7 +80,7 @@ def test_processes_read_few_chunks_in_common():
 
 
 def test_a_batch_goes_in_parts():
-    from ldlm.features.stream import Batch
+    from ldlm.features.batch import Batch
 
     batch = Batch(torch.arange(12.0).reshape(6, 2, 1), torch.arange(12).reshape(6, 2), torch.arange(6), 60)
     parts = batch.split(3)
@@ -110,7 +110,7 @@ def test_what_saves_memory_changes_no_number(train_config, store, twenty, tmp_pa
 
 
 def test_recomputing_saves_activations(train_config, store):
-    from ldlm.features.stream import Batch
+    from ldlm.features.batch import Batch
     from ldlm.training.joint import start, train_step
 
     opened = FeatureStore(store)
