@@ -9,7 +9,7 @@ FLOOR_TESTS := $(addprefix tests/,cli/test_pipeline_cli.py test_compute.py featu
 	features/test_encoder.py features/test_store.py features/test_stream.py features/test_text.py \
 	model/test_autoencoder.py model/test_denoiser.py model/test_diffusion.py model/test_layers.py \
 	model/test_objective.py model/test_self_conditioning_bf16.py model/test_timesteps.py \
-	sampling/test_euler_maruyama.py stages/test_export.py stages/test_extract_features.py \
+	sampling/test_euler_maruyama.py stages/test_export.py \
 	stages/test_finetune_decoder.py stages/test_train_stage.py training/test_checkpoint.py \
 	training/test_ema_optim.py)
 
