@@ -1,4 +1,4 @@
-"""What earlier versions left on disk (SPEC 13.1): opened, gone on with, sampled from, reported on, in this version.
+"""Artefacts of earlier versions (SPEC 13.1) are opened, resumed, sampled from and reported on by this version.
 
 `golden/vX.Y.Z` is what `golden/make-artefacts.sh` made with version X.Y.Z: a store, a run with a fine-tuned decoder, an
 export and samples. Tests work on copies. With LDLM_EXACT=1 the resumed run must be the same to the bit, which holds on

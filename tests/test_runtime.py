@@ -9,7 +9,8 @@ import torch
 from ldlm import runtime
 
 PROBE = """
-import resource, sys
+import ctypes, resource, sys
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a fault for a huge page would stand for 512
 import numpy as np
 from ldlm import memory
 if sys.argv[1] == "kept":
@@ -28,9 +29,9 @@ def faults(how: str) -> int:
 
 
 def test_what_is_freed_is_handed_out_again_without_new_pages():
-    """Where the kernel gives huge pages, a fault is one for 512 of the others, and there are 32 of them."""
-    assert faults("kept") < 2**26 / 2**21 / 2
-    assert faults("as it is") >= 2**26 / 2**21, "so that the other figure says something"
+    pages = 2**26 // 2**12
+    assert faults("kept") < pages / 100
+    assert faults("as it is") > pages / 100, "so that the other figure says something"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What COSMOS does to the inputs of its autoencoder, and the loss of that."""
+"""The corruption of the inputs of COSMOS's autoencoder, and its loss."""
 
 from __future__ import annotations
 

@@ -321,7 +321,7 @@ def test_a_long_run_makes_a_small_page(run_copy):
     long = [{**train, "step": 50 * i, "l_diff": 1 + i % 7, "timing": timing} for i in range(1, 20_001)]
     long += [{**evaluation, "step": 5_000 * i} for i in range(1, 201)]
     (run_copy / "metrics.jsonl").write_text(files.dump_jsonl(long))
-    assert report.run(run_copy).stat().st_size < 1_000_000
+    assert report.run(run_copy).stat().st_size < 350_000
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -342,7 +342,7 @@ def test_the_page_needs_nothing_from_outside(page):
         assert attributes.get("href", "#").startswith("#")
         assert not any(name.startswith("on") for name in attributes)
     assert "default-src 'none'" in text
-    assert page.stat().st_size < 400_000
+    assert page.stat().st_size < 300_000
 
 
 @pytest.fixture

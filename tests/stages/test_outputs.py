@@ -169,7 +169,7 @@ def test_what_is_being_replaced_is_opened_by_nobody_and_replaced_by_anybody(tmp_
 
 
 def test_a_training_that_was_being_replaced_begins_anew_without_the_flag(tmp_path, train_config, store):
-    """As the last line of an interrupted `--overwrite` advises."""
+    """The command that an interrupted `--overwrite` advises in its last line makes the output."""
     out = train.run(replace(train_config, steps=2), store, tmp_path / "run").path
     (out / "manifest.json").unlink()
     (out / "artifact.json").write_text(json.dumps({"kind": "run", "schema": artifact.SCHEMA, "emptied": True}))
