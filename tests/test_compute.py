@@ -111,6 +111,12 @@ def test_a_generator_follows_the_solver_with_the_network_as_it_is_trained(traine
     for _ in range(2):  # the second time in the tensors of the first
         torch.testing.assert_close(generator.ends(sampler, seeds), expected, rtol=1e-4, atol=1e-5)
 
+    seen = []
+    watched = generator.watched_ends(sampler, seeds, lambda t, z_hat: seen.append((t, z_hat)))
+    assert all(torch.equal(*pair) for pair in zip(watched, generator.ends(sampler, seeds), strict=True))
+    assert torch.equal(seen[-1][1], watched.x0)
+    assert [t.item() for t, _ in seen] == solvers.solver(sampler)(generator.schedule, times).times.tolist()
+
 
 @pytest.fixture
 def as_compiled(monkeypatch):
@@ -164,7 +170,8 @@ def test_what_was_drawn_stays_when_more_is_drawn(trained):
     generator, sampler = TrainedRun(trained, CPU).generator(), SamplerConfig(steps=3)
     first = generator.latents(sampler, torch.arange(2))
     kept, seen = first.clone(), []
-    generator.ends(sampler, torch.arange(5, 7), lambda t, z_hat: seen.append(z_hat))
+    generator.ends(sampler, torch.arange(5, 7))
+    generator.watched_ends(sampler, torch.arange(5, 7), lambda t, z_hat: seen.append(z_hat))
     assert torch.equal(first, kept)
     assert not torch.equal(seen[0], seen[1])
 

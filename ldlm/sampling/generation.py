@@ -12,7 +12,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from threading import Lock
 from typing import Any
 
@@ -64,17 +64,45 @@ class TextGenerator:
         return self.compute.device
 
     @torch.no_grad()
-    def ends(self, sampler: SamplerConfig, seeds_B: Tensor, watch: Watch | None = None) -> End:
+    def ends(self, sampler: SamplerConfig, seeds_B: Tensor) -> End:
         """Run the reverse process for the texts of `seeds_B`; last state and last estimate, (B, N, C) each."""
         recurrence = self._recurrence(sampler)
         with self._lock:
             process = self._process(recurrence, sampler.guidance, len(seeds_B))
             process.begin(recurrence, sampler.guidance, seeds_B)
-            for t in recurrence.times:
+            for _ in recurrence.times:
                 process.step()
-                if watch is not None:
-                    watch(t, process.z_hat_BNC.clone())
             return End(process.z_BNC.clone(), process.z_hat_BNC.clone())
+
+    @torch.no_grad()
+    def watched_ends(self, sampler: SamplerConfig, seeds_B: Tensor, watch: Watch) -> End:
+        """Run the reverse process by `solvers.solve`, in view of `watch`; the same as `ends` but for rounding.
+
+        Where nothing is compiled, as on a CPU, it is the same to the bit.
+        """
+        recurrence = self._recurrence(sampler)
+        seeds_B, text_B = seeds_B.to(self.device), torch.zeros_like(seeds_B, device=self.device)
+        modulations_EMW = self.modulations(recurrence.times)
+        modulations = dict(zip(recurrence.times.tolist(), modulations_EMW.split(1), strict=True))
+
+        def denoise(z_BNC: Tensor, t: Tensor, z_hat_prev_BNC: Tensor) -> Tensor:
+            return _estimate(self.estimate, z_BNC, modulations[t.item()], z_hat_prev_BNC)
+
+        def watched(z_BNC: Tensor, t: Tensor, z_hat_prev_BNC: Tensor) -> Tensor:
+            z_hat_BNC = found(z_BNC, t, z_hat_prev_BNC)
+            watch(t, z_hat_BNC)
+            return z_hat_BNC
+
+        def eps(row: int) -> Tensor:
+            row_1 = torch.tensor([row], device=self.device)
+            return self.compute.normal(seeds_B, "sde", row_1, text_B, self.latent_shape)
+
+        found = denoise if sampler.guidance == 1 else solvers.guided(denoise, sampler.guidance)
+        return solvers.solve(recurrence, watched, noise.normal(seeds_B, "z_1", 0, text_B, self.latent_shape), eps)
+
+    def modulations(self, times_E: Tensor) -> Tensor:
+        """The denoiser's modulations (E, M, W) for these times, computed in float32, in the precision of `compute`."""
+        return self.denoiser.modulations(times_E.to(self.device, torch.float32)).to(self.compute.dtype)
 
     @torch.no_grad()
     def prepare(self, sampler: SamplerConfig, texts: int) -> None:
@@ -114,9 +142,9 @@ class TextGenerator:
         """`_update`, compiled where `compute` asks for it."""
         return compiled(_update) if self.compute.compiled else _update
 
-    def latents(self, sampler: SamplerConfig, seeds_B: Tensor, watch: Watch | None = None) -> Tensor:
+    def latents(self, sampler: SamplerConfig, seeds_B: Tensor) -> Tensor:
         """Latents z_0 (B, N, C): the end that `sampler.final` names."""
-        return getattr(self.ends(sampler, seeds_B, watch), sampler.final)
+        return getattr(self.ends(sampler, seeds_B), sampler.final)
 
     def tokens(self, sampler: SamplerConfig, seeds_B: Tensor) -> Tensor:
         """Token rows (B, L) int64 of the texts with these seeds."""
@@ -152,7 +180,7 @@ class TextGenerator:
         It is not compiled, which would take long for each size.
         """
         z = torch.zeros(size, *self.latent_shape, device=self.device, dtype=self.compute.dtype)
-        modulations = self.denoiser.modulations(torch.full((1,), 0.5, device=self.device)).to(self.compute.dtype)
+        modulations = self.modulations(torch.full((1,), 0.5))
         began, seconds = time.perf_counter(), list[float]()
         while len(seconds) < 3 or time.perf_counter() - began < MEASURE_SECONDS:
             started = time.perf_counter()
@@ -169,10 +197,10 @@ class ReverseProcess:
     """
 
     def __init__(self, generator: TextGenerator, room: int, noisy: bool, guided: bool, texts: int) -> None:
-        self.denoiser, self.compute, self.shape = generator.denoiser, generator.compute, generator.latent_shape
+        self.modulations, self.compute, self.shape = generator.modulations, generator.compute, generator.latent_shape
         self.estimate, self.update, self.noisy = generator.estimate, generator.update, noisy
         on: Any = {"device": generator.device}
-        one_1MW = self.denoiser.modulations(torch.zeros(1, **on)).to(self.compute.dtype)
+        one_1MW = self.modulations(torch.zeros(1))
         self.z_BNC, self.z_hat_BNC = torch.zeros(texts, *self.shape, **on), torch.zeros(texts, *self.shape, **on)
         self.seeds_B = torch.zeros(texts, dtype=torch.int64, **on)
         self.text_B = torch.zeros_like(self.seeds_B)  # row in the address of noise: a seed has one text, its row 0
@@ -190,9 +218,9 @@ class ReverseProcess:
         self.row_1.zero_()
         if self.guidance is not None:
             self.guidance.fill_(guidance)
-        rows, times_E = len(recurrence.times), recurrence.times.to(self.row_1.device, torch.float32)
+        rows = len(recurrence.times)
         self.coefficients_E4[:rows].copy_(recurrence.coefficients)
-        self.modulations_EMW[:rows].copy_(self.denoiser.modulations(times_E))
+        self.modulations_EMW[:rows].copy_(self.modulations(recurrence.times))
 
     def step(self) -> None:
         """Take one row of the recurrence, as `solvers.solve` does."""
@@ -223,12 +251,18 @@ def _update(
 ) -> None:
     """Replace the state and the estimate by those after a row. Both are float32, whatever the network computes in."""
 
-    def denoise(z: Tensor, modulations: Tensor, z_hat_prev: Tensor) -> Tensor:
-        return estimate(z.to(modulations.dtype), z_hat_prev.to(modulations.dtype), modulations).to(z.dtype)
-
+    denoise = partial(_estimate, estimate)
     found_BNC = (denoise if guidance is None else solvers.guided(denoise, guidance))(z_BNC, modulations_1MW, z_hat_BNC)
     z_BNC.copy_(solvers.advance(coefficients_14[0].unbind(), z_BNC, found_BNC, z_hat_BNC, eps_BNC))
     z_hat_BNC.copy_(found_BNC)
+
+
+def _estimate(
+    estimate: Callable[[Tensor, Tensor, Tensor], Tensor], z_BNC: Tensor, modulations_1MW: Tensor, z_hat_prev_BNC: Tensor
+) -> Tensor:
+    """ẑ_0 (B, N, C) in the dtype of z, by a network that computes in the dtype of its modulations."""
+    dtype = modulations_1MW.dtype
+    return estimate(z_BNC.to(dtype), z_hat_prev_BNC.to(dtype), modulations_1MW).to(z_BNC.dtype)
 
 
 def texts_at_once(seq_len: int, vocab_size: int) -> int:

@@ -44,7 +44,8 @@ def record(
         text = "".join(cell.text for cell in found)
         return Frame(t.item(), (alpha / sigma).item() ** 2, tokens, p_BL[0].tolist(), text, found)
 
-    end = look(grid[-1], generator.latents(sampler, seeds_B, watch))
+    generator.watched_ends(sampler, seeds_B, watch)
+    end = look(grid[-1], generator.latents(sampler, seeds_B))  # of `ldlm sample`, compiled or not
     return [*seen.values(), end]
 
 

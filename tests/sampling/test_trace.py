@@ -46,7 +46,8 @@ def test_confidence_is_the_softmax_at_the_tokens_that_are_shown(trained, tempera
     generator, sampler = run.generator(), SamplerConfig(steps=6, temperature=temperature)
     seed = int(text_seeds(3, 1, 2))
     seen = []
-    z_0 = generator.latents(sampler, torch.tensor([seed]), lambda t, z: seen.append((t.item(), z.clone())))
+    end = generator.watched_ends(sampler, torch.tensor([seed]), lambda t, z: seen.append((t.item(), z)))
+    z_0 = getattr(end, sampler.final)
     frames = trace.record(generator, run.tokenizer, sampler, seed, frames=99, times=())
 
     assert [f.t for f in frames] == [t for t, _ in seen] + [sampler.t_min]
