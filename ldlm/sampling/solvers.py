@@ -7,8 +7,8 @@ times it gives one row of four coefficients for each evaluation of the denoiser,
 
 ẑ_prev is the estimate of the row before, zeros at first, and ε is standard normal noise. Rows are fast: a step is
 the same few operations for every solver, and `generation.ReverseProcess` takes it without leaving the device. `solve`
-takes the same steps one by one with any denoiser, in closed form or a network; a trace is drawn with it. A solver that is not linear, or that
-chooses its times as it goes, is a function like `solve`.
+takes the same steps one by one with any denoiser, in closed form or a network; a trace is drawn with it. A solver that
+is not linear, or that chooses its times as it goes, is a function like `solve`.
 
 Euler–Maruyama is the paper's. The others start from the exact solution of the probability-flow ODE from s down to t,
 
