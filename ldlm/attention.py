@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -200,21 +200,21 @@ def _backward_flops(grad_BNHK: torch.Size, q_BNHK: torch.Size, k_BLHK: torch.Siz
 _kernel = "sdpa"
 
 
-def use_attention(name: str, device: torch.device, widths: Iterable[int] = ()) -> str:
+def use_attention(name: str, device: torch.device, widths: Collection[int] = ()) -> str:
     """Choose the attention kernel of this process: `xformers`, `sdpa` (torch's), or `auto`; returns the name chosen.
 
     `auto` is xformers on a GPU where it has kernels for heads of these widths, else sdpa. `InputError` for a kernel
     that can't be had.
     """
     global _kernel
-    refusal = without_xformers(device, widths)
+    refusal = None if name == "sdpa" else without_xformers(device, widths)
     if name == "xformers" and refusal is not None:
         raise InputError(f"--attention xformers {refusal}; use --attention sdpa, or auto")
     _kernel = "sdpa" if name == "sdpa" or refusal is not None else "xformers"
     return _kernel
 
 
-def without_xformers(device: torch.device, widths: Iterable[int] = ()) -> str | None:
+def without_xformers(device: torch.device, widths: Collection[int] = ()) -> str | None:
     """Why xformers can't be used on a device for heads of these widths in half precision, as text; None if it can."""
     if device.type != "cuda":
         return f"has no kernels for {device.type}"
