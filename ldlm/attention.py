@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.library import custom_op
+from torch.library import Library, impl, register_autograd, register_fake
 from torch.utils.flop_counter import register_flop_formula
 
 from ldlm.errors import InputError
@@ -40,20 +40,33 @@ def attention(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor) -> Tensor:
     return out_BNHK
 
 
+# `torch.library.custom_op` would do the same in fewer words, and call a kernel on a CPU half as fast.
+_OPERATORS = Library("ldlm", "DEF")
+_OPERATORS.define(
+    "attention(Tensor q, Tensor k, Tensor v, str kernel) -> (Tensor out, Tensor logsumexp)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_OPERATORS.define(
+    "attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor logsumexp, str kernel)"
+    " -> (Tensor, Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # On a CPU: torch's fused kernel
 
 
-@custom_op("ldlm::attention", mutates_args=(), device_types="cpu")
-def _forward(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor, kernel: str) -> tuple[Tensor, Tensor]:
+@impl(_OPERATORS, "attention", "CPU")
+def _cpu_forward(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor, kernel: str) -> tuple[Tensor, Tensor]:
     """Output (B, N, H, K) and log-sum-exp (B, H, N) of the scores, by kernel `xformers` or `sdpa`."""
     q, k, v = map(_heads_first, (q_BNHK, k_BLHK, v_BLHK))
     out, logsumexp_BHN = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(q, k, v)
-    return out.transpose(1, 2), logsumexp_BHN.contiguous()
+    return out.transpose(1, 2), logsumexp_BHN
 
 
-@custom_op("ldlm::attention_backward", mutates_args=(), device_types="cpu")
-def _backward(
+@impl(_OPERATORS, "attention_backward", "CPU")
+def _cpu_backward(
     grad_BNHK: Tensor,
     q_BNHK: Tensor,
     k_BLHK: Tensor,
@@ -82,7 +95,7 @@ def _heads_inside(gradients: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
 # On a GPU: xformers, and torch where it has no kernel
 
 
-@_forward.register_kernel("cuda")
+@impl(_OPERATORS, "attention", "CUDA")
 def _cuda_forward(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor, kernel: str) -> tuple[Tensor, Tensor]:
     length, found = q_BNHK.shape[1], _xformers_of(q_BNHK) if kernel == "xformers" else None
     if found is None:
@@ -91,7 +104,7 @@ def _cuda_forward(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor, kernel: str) -
     return out.contiguous(), logsumexp[..., :length].contiguous()  # some kernels pad it
 
 
-@_backward.register_kernel("cuda")
+@impl(_OPERATORS, "attention_backward", "CUDA")
 def _cuda_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, kernel: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,15 +163,19 @@ def _flash(device: torch.device, dtype: torch.dtype, width: int) -> bool:
 # What the compiler, autograd and the counters of FLOPs need to know
 
 
-@_forward.register_fake
-def _(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor, kernel: str) -> tuple[Tensor, Tensor]:
+@register_fake("ldlm::attention", lib=_OPERATORS)
+def _fake_forward(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor, kernel: str) -> tuple[Tensor, Tensor]:
     batch, length, heads, _ = q_BNHK.shape
     dtype = torch.float64 if q_BNHK.dtype == torch.float64 else torch.float32
-    return q_BNHK.new_empty(q_BNHK.shape), q_BNHK.new_empty(batch, heads, length, dtype=dtype)
+    if q_BNHK.is_cpu:  # whose kernel has the heads innermost
+        logsumexp_BHN = q_BNHK.new_empty(batch, length, heads, dtype=dtype).transpose(1, 2)
+    else:
+        logsumexp_BHN = q_BNHK.new_empty(batch, heads, length, dtype=dtype)
+    return q_BNHK.new_empty(q_BNHK.shape), logsumexp_BHN
 
 
-@_backward.register_fake
-def _(
+@register_fake("ldlm::attention_backward", lib=_OPERATORS)
+def _fake_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, kernel: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
@@ -178,7 +195,7 @@ def _gradients(ctx: Any, grad_BNHK: Tensor | None, _: None) -> Sequence[Tensor |
     return (*backward(grad_BNHK.contiguous(), *ctx.saved_tensors, ctx.kernel), None)
 
 
-_forward.register_autograd(_gradients, setup_context=_save)
+register_autograd("ldlm::attention", _gradients, setup_context=_save, lib=_OPERATORS)
 
 
 @register_flop_formula(torch.ops.ldlm.attention)
