@@ -5,7 +5,7 @@ OUT    ?= quickstart
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 FLOOR  := .venv-floor
-FLOOR_TESTS := $(addprefix tests/,cli/test_pipeline_cli.py test_compute.py features/test_codecs.py \
+FLOOR_TESTS := $(addprefix tests/,cli/test_pipeline_cli.py test_attention.py test_compute.py features/test_codecs.py \
 	features/test_encoder.py features/test_store.py features/test_stream.py features/test_text.py \
 	model/test_autoencoder.py model/test_denoiser.py model/test_diffusion.py model/test_layers.py \
 	model/test_objective.py model/test_self_conditioning_bf16.py model/test_timesteps.py \

@@ -40,11 +40,6 @@ def test_xformers_is_refused_on_a_cpu_before_it_can_fail_in_a_step():
         Compute.of(ComputeConfig(attention="xformers"), CPU)
 
 
-def test_xformers_and_compilation_exclude_each_other():
-    with pytest.raises(InputError, match=r"--attention xformers breaks the graph of --compile on"):
-        Compute.of(ComputeConfig(attention="xformers", compile="on"), CPU)
-
-
 def run_with(train_config: TrainConfig, store, out, **settings: str):
     config = dataclasses.replace(train_config, compute=ComputeConfig(**settings), log_every=1)
     return train.run(config, store, out).path
@@ -307,7 +302,7 @@ def test_compiled_noise_on_a_gpu_is_the_noise_of_the_cpu(seed):
 def test_sampling_on_a_gpu_gives_the_latents_of_the_cpu(trained, precision, tolerance, compile):
     """Every batch size and solver is a graph of its own; a grid of another length, or another batch, takes the same."""
     cuda = torch.device("cuda")
-    config = ComputeConfig(precision=precision, attention="sdpa", compile=compile)
+    config = ComputeConfig(precision=precision, compile=compile)
     there = TrainedRun(trained, cuda).generator(compute=Compute.of(config, cuda))
     here = TrainedRun(trained, CPU).generator()
     for count, settings in [

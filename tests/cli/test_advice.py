@@ -50,7 +50,6 @@ ADVICE = {
     "no GPU": (f"{SAMPLE} --device cuda:7", r"; use (cpu)$", r"--device \1"),
     "no such device": (f"{SAMPLE} --device tpu", r"use (cpu), cuda", r"--device \1"),
     "no kernels": (f"{SAMPLE} --attention xformers", r"use (--attention) (sdpa)", r"\1 \2"),
-    "graphs that break": (f"{TRAIN} --attention xformers --compile on", r"; use (--attention) (sdpa)", None),
     "no sizes": ("train --dry-run", r"or (--preset) NAME", r"\1 tiny"),
     "no such preset": ("train --dry-run --preset nosuch", r"choose one of ([-\w]+)", r"--preset \1"),
     "no run": (SAMPLE.replace("--run {run} ", ""), r"(--run) is missing; for example --run run$", r"\1 {run}"),

@@ -288,6 +288,20 @@ def test_a_run_that_is_not_complete_has_a_report_of_what_there_is(run_copy, stat
     assert ("0% of 8" if state == "begun" else "38% of 8") in found.text or state in ("evaluated", "failed")
 
 
+def test_the_attention_kernel_is_that_of_the_manifest_or_of_the_status_while_there_is_none(run_copy):
+    def kernels():
+        return re.findall(r"attention(sdpa|xformers)", read(report.run(run_copy)).text)
+
+    assert kernels() == ["sdpa"]
+    (run_copy / "manifest.json").unlink()
+    status = files.read_json(run_copy / "status.json")
+    files.write_json(run_copy / "status.json", {**status, "attention": "xformers"})
+    assert kernels() == ["xformers"]
+    del status["attention"]  # runs of earlier versions don't say
+    files.write_json(run_copy / "status.json", status)
+    assert kernels() == []
+
+
 def test_an_unfinished_part_is_a_missing_one_and_a_damaged_one_is_said(full_copy, refuse):
     (full_copy / "sweep" / "manifest.json").unlink()
     (full_copy / "samples.jsonl").rename(full_copy / "samples.jsonl.partial")
