@@ -90,7 +90,7 @@ def tokens_per_second(config: ExtractConfig, encoder: FrozenEncoder, writer: Sto
     return min(tokens.numel() * _per_second(part) for part in (encode, compress))
 
 
-def _per_second(work: Callable[[], None], seconds: float = 1.0) -> float:
+def _per_second(work: Callable[[], None], seconds: float = 0.3) -> float:
     work()
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
