@@ -109,6 +109,9 @@ def precision_on(precision: Precision, device: torch.device) -> Literal["fp32", 
 
 def compiled(function: Function, **options: bool) -> Function:
     """Compile a function for each combination of shapes; `options` are the compiler's."""
+    # A word of the noise is a constant to the compiler. It is told here and not there: telling it imports it, which
+    # takes as long as importing torch.
+    torch.compiler.assume_constant_result(noise.purpose_word)  # type: ignore[no-untyped-call]
     # Beyond its limit of 8 torch goes on without compiling, which is too few for batches of 1, 2, 4 … 256 texts.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
     made: Any = torch.compile(function, dynamic=False, options=dict(options) or None)

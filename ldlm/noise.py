@@ -32,8 +32,8 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
     return c0, c1, c2, c3
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _purpose_word(purpose: str) -> int:
+def purpose_word(purpose: str) -> int:
+    """The 32-bit word of the address that names what a number is for."""
     return zlib.crc32(purpose.encode())
 
 
@@ -41,7 +41,7 @@ def _words(seeds: Tensor, purpose: str, step: int | Tensor, rows: Tensor, count:
     """Four int64 tensors (R, count): random words at the addresses (seed, purpose, step, row, 0 … count−1)."""
     element = torch.arange(count, device=rows.device)[None, :]
     step_word = step & _LOW if isinstance(step, Tensor) else torch.full_like(element, step & _LOW)
-    counter = (element, rows[:, None] & _LOW, step_word, torch.full_like(element, _purpose_word(purpose)))
+    counter = (element, rows[:, None] & _LOW, step_word, torch.full_like(element, purpose_word(purpose)))
     shape = (rows.shape[0], count)
     key = (seeds[:, None] & _LOW, (seeds[:, None] >> 32) & _LOW)
     return philox(tuple(word.expand(shape) for word in counter), key)  # type: ignore[arg-type]

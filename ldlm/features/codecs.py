@@ -1,4 +1,4 @@
-"""Codecs of hidden states: the arrays that are written to zarr, and their way back to float32 on the training device.
+"""Codecs of hidden states: from float32 to the arrays that are written to zarr, and back, on the encoder's device.
 
 Lossy steps happen here, before zarr. Nothing is ever clipped: outlier channels would lose the most. fp16 and fp32 are
 plain numbers to any zarr reader; the other codecs put `recipe` into the array's attributes.
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldlm.compute import fetch
 from ldlm.errors import InputError
 
 Parts = Mapping[str, np.ndarray]  # array name (hidden, scale) -> values
@@ -21,13 +22,13 @@ Widen = Callable[[Tensor], Tensor]  # any dtype to float32, on the same device
 
 @dataclass(frozen=True)
 class Codec:
-    """`encode` float32 states (R, L, D) into named arrays; `decode` tensors of them into float32."""
+    """`encode` float32 states (R, L, D) into named arrays, and `decode` them, on whatever device they are."""
 
     name: str
     dtypes: Mapping[str, str]  # array name -> zarr dtype
     bytes_per_value: float  # before compression, for a width of 768
     recipe: str
-    encode: Callable[[np.ndarray], Parts]
+    encode: Callable[[Tensor], Mapping[str, Tensor]]
     decode: Callable[[Mapping[str, Tensor], Widen], Tensor]
 
     def shapes(self, states: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
@@ -54,19 +55,12 @@ def widen_alone(stored: Tensor) -> Tensor:
     return out
 
 
-def _encode_fp16(h: np.ndarray) -> Parts:
-    return {"hidden": torch.from_numpy(h).half().numpy()}  # torch: numpy converts element by element
-
-
-def _encode_bf16(h: np.ndarray) -> Parts:
-    return {"hidden": torch.from_numpy(h).to(torch.bfloat16).view(torch.uint16).numpy()}
-
-
-def _encode_int8(h: np.ndarray) -> Parts:
+def _encode_int8(h: Tensor) -> Mapping[str, Tensor]:
     """int8 with a scale per token: ±127 is the largest magnitude among the token's states."""
-    scale = np.abs(h).max(axis=-1, keepdims=True) / 127
-    scale = np.where(scale > 0, scale, 1).astype(np.float32)
-    return {"hidden": np.rint(h / scale).astype(np.int8), "scale": scale[..., 0]}
+    # A tensor, since a GPU multiplies by the rounded inverse of a number.
+    scale = h.abs().amax(dim=-1, keepdim=True) / torch.full((), 127.0, device=h.device)
+    scale = torch.where(scale > 0, scale, 1.0)
+    return {"hidden": (h / scale).round_().to(torch.int8), "scale": scale[..., 0]}
 
 
 def _nothing_stored(parts: Mapping[str, Tensor], widen: Widen) -> Tensor:
@@ -81,7 +75,7 @@ CODECS = {
             {"hidden": "float16"},
             2,
             "hidden is float16",
-            _encode_fp16,
+            lambda h: {"hidden": h.half()},
             lambda parts, widen: widen(parts["hidden"]),
         ),
         Codec(
@@ -89,7 +83,7 @@ CODECS = {
             {"hidden": "uint16"},
             2,
             "hidden holds the bits of bfloat16: h = (hidden as uint32 << 16) viewed as float32",
-            _encode_bf16,
+            lambda h: {"hidden": h.bfloat16().view(torch.uint16)},
             lambda parts, widen: widen(parts["hidden"].view(torch.bfloat16)),
         ),
         Codec(
@@ -105,7 +99,7 @@ CODECS = {
             {"hidden": "float32"},
             4,
             "hidden is float32",
-            lambda h: {"hidden": h.astype(np.float32, copy=False)},
+            lambda h: {"hidden": h},
             lambda parts, widen: parts["hidden"],
         ),
         Codec("online", {}, 0, "made by the encoder from the tokens", lambda h: {}, _nothing_stored),
@@ -113,25 +107,47 @@ CODECS = {
 }
 
 
-def encode(h: np.ndarray, codec: Codec) -> Parts:
-    """The arrays to store; `InputError` for NaN, infinity, and values beyond the codec's range."""
-    worst = np.maximum(h.max(), -h.min())  # the largest magnitude, or NaN if any value is
+def encode(h: Tensor, codec: Codec) -> Callable[[], Parts]:
+    """Begin to encode states (R, L, D) on their device; calling the result waits for the arrays to store.
+
+    It raises `InputError` for NaN, infinity, and values beyond the codec's range.
+    """
+    return _fetched(codec.encode(h), h, codec)
+
+
+def encode_with_error(h: Tensor, codec: Codec) -> tuple[Callable[[], Parts], Error]:
+    """`encode`, and the error that the stored form of the states has."""
+    parts = codec.encode(h)
+    return _fetched(parts, h, codec), Error.of(h, parts, codec)
+
+
+def _fetched(parts: Mapping[str, Tensor], h: Tensor, codec: Codec) -> Callable[[], Parts]:
+    arriving, worst = {name: fetch(values) for name, values in parts.items()}, fetch(largest(h))
+
+    def arrive() -> Parts:
+        _check_range(worst().numpy(), codec)
+        return {name: values().numpy() for name, values in arriving.items()}
+
+    return arrive
+
+
+def largest(h: Tensor) -> Tensor:
+    """The largest magnitude, or NaN if any value is: a scalar on the same device."""
+    low, high = h.aminmax()
+    return torch.maximum(high, -low)
+
+
+def _check_range(worst: np.ndarray, codec: Codec) -> None:
+    """`InputError` when states of magnitudes up to `worst` can't be stored."""
     if not np.isfinite(worst):
         raise InputError("the encoder gave hidden states that are not finite; nothing was stored of this shard")
-    dtype = np.dtype(codec.dtypes.get("hidden", h.dtype))
+    dtype = np.dtype(codec.dtypes.get("hidden", "float32"))
     with np.errstate(over="ignore"):
         fits = dtype.kind != "f" or np.isfinite(worst.astype(dtype))
     if not fits:
         raise InputError(
             f"hidden states of up to {worst:.3g} don't fit in {codec.name}; use --overwrite --codec bf16, or fp32"
         )
-    return codec.encode(h)
-
-
-def encode_with_error(h: np.ndarray, codec: Codec) -> tuple[Parts, Error]:
-    """`encode`, and the error that the stored form of the states has."""
-    parts = encode(h, codec)
-    return parts, Error.of(h, parts, codec)
 
 
 def decode(parts: Parts, codec: Codec) -> np.ndarray:
@@ -141,15 +157,15 @@ def decode(parts: Parts, codec: Codec) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Error:
-    """Error of a codec: sums of squares per channel, float64 (D,), of the states and of the error."""
+    """Error of a codec: sums of squares per channel, float64 (D,), of the states and of the error, on their device."""
 
-    signal_D: np.ndarray
-    error_D: np.ndarray
+    signal_D: Tensor
+    error_D: Tensor
 
     @classmethod
-    def of(cls, h: np.ndarray, parts: Parts, codec: Codec) -> Error:
+    def of(cls, h: Tensor, parts: Mapping[str, Tensor], codec: Codec) -> Error:
         """The error of states (R, L, D) that are stored as `parts`."""
-        return cls(_squares(h), _squares(decode(parts, codec) - h))
+        return cls(_squares(h), _squares(codec.decode(parts, Tensor.float) - h))
 
     def merge(self, other: Error) -> Error:
         """The error of both together."""
@@ -158,14 +174,20 @@ class Error:
     @property
     def relative_rms(self) -> float:
         """Root mean square of the error over that of the states."""
-        return float(np.sqrt(self.error_D.sum() / max(self.signal_D.sum(), 1e-30)))
+        signal_D, error_D = self.signal_D.cpu().numpy(), self.error_D.cpu().numpy()
+        return float(np.sqrt(error_D.sum() / max(signal_D.sum(), 1e-30)))
 
     @property
     def worst_channel(self) -> float:
         """Root mean square of the error over that of the states, in the channel where it is largest."""
-        return float(np.sqrt((self.error_D / np.maximum(self.signal_D, 1e-30)).max()))
+        signal_D, error_D = self.signal_D.cpu().numpy(), self.error_D.cpu().numpy()
+        return float(np.sqrt((error_D / np.maximum(signal_D, 1e-30)).max()))
 
 
-def _squares(h: np.ndarray) -> np.ndarray:
+def _squares(h: Tensor) -> Tensor:
     """Sum of squares per channel, float64 (D,): in float32 over the tokens of a row, and in float64 over rows."""
-    return np.einsum("rld,rld->rd", h, h).sum(axis=0, dtype=np.float64)
+    if h.is_cuda:
+        return h.square().sum(dim=1).sum(dim=0, dtype=torch.float64)
+    # numpy adds token after token, as for all records so far; on a CPU torch adds in another order.
+    values = h.numpy()
+    return torch.from_numpy(np.einsum("rld,rld->rd", values, values).sum(axis=0, dtype=np.float64))

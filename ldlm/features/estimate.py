@@ -73,12 +73,15 @@ def tokens_per_second(config: ExtractConfig, encoder: FrozenEncoder, writer: Sto
     """
     tokens = torch.randint(writer.shapes.vocab_size, (config.batch_size, config.seq_len))
     statistics, parts = Statistics.of(encoder(tokens).cpu().numpy()), dict[str, np.ndarray]()
-    mean_D, std_D = statistics.mean_D.astype(np.float32), statistics.std_D.astype(np.float32)
+    mean_D = torch.from_numpy(statistics.mean_D).to(encoder.device, torch.float32)
+    std_D = torch.from_numpy(statistics.std_D).to(encoder.device, torch.float32)
 
     def encode() -> None:
-        states = encoder(tokens).cpu().numpy()
+        states = encoder(tokens)
         if writer.codec.dtypes:
-            parts.update(codecs.encode_with_error((states - mean_D) / std_D, writer.codec)[0])
+            parts.update(codecs.encode_with_error((states - mean_D) / std_D, writer.codec)[0]())
+        else:
+            states.cpu()
 
     def compress() -> None:
         for data in writer.encoded(0, parts, tokens.numpy().astype(np.int32)).values():
@@ -87,7 +90,7 @@ def tokens_per_second(config: ExtractConfig, encoder: FrozenEncoder, writer: Sto
     return min(tokens.numel() * _per_second(part) for part in (encode, compress))
 
 
-def _per_second(work: Callable[[], None], seconds: float = 1.0) -> float:
+def _per_second(work: Callable[[], None], seconds: float = 0.3) -> float:
     work()
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ from safetensors.numpy import load, save
 
 from ldlm import artifact, files, hub
 from ldlm.artifact import Artifact
-from ldlm.compute import fetch
 from ldlm.config import ExtractConfig
 from ldlm.errors import InputError
 from ldlm.features import codecs, corpus, estimate, inputs, ledger, text, textfiles
+from ldlm.features.blocks import Blocks, one_ahead
 from ldlm.features.codecs import CODECS, Parts
 from ldlm.features.encoder import FrozenEncoder, Statistics
 from ldlm.features.shards import SPLITS
@@ -99,6 +99,10 @@ class Extraction:
         """The writer of the store."""
         shapes = inputs.shapes(self.config, self.tokenizer, self.encoder)
         return inputs.store_writer(self.config, self.out, shapes)
+
+    @property
+    def _blocks(self) -> Blocks:
+        return Blocks(self.config.batch_size, self.tokens, self.encoder, self.spool)
 
     def _lock(self, name: str) -> Path:
         return self.work / "claims" / name  # a name that workers of an earlier version know
@@ -198,7 +202,7 @@ class Extraction:
         with Tally(self.progress, "encode for statistics", sizes, self.spool.blocks) as tally:
 
             def work(block: int) -> None:
-                states = self._begin("train", block)()
+                states = self._blocks.encoded_raw("train", block)()
                 self.spool.write(block, states)
                 tally.bytes += states.nbytes
                 tally.advance(block, sizes[block])
@@ -209,39 +213,6 @@ class Extraction:
                 work=work,
                 lock=lambda block: self._lock(f"block-{block}"),
             )
-
-    def _states(self, split: str, blocks: Iterable[int]) -> Iterator[np.ndarray]:
-        """Raw states of blocks, from the spool or the encoder. While the caller works on one, a GPU makes the next."""
-        begun: Callable[[], np.ndarray] | None = None
-        for block in blocks:
-            following = self._spooled(split, block) or self._begin(split, block)
-            if begun is not None:
-                yield begun()
-            begun = following
-        if begun is not None:
-            yield begun()
-
-    def _begin(self, split: str, block: int) -> Callable[[], np.ndarray]:
-        """Begin to encode a block; calling the result waits for its raw states (rows, L, D) float32."""
-        start = block * self.config.batch_size
-        tokens = self.tokens[split].read(start, start + self.config.batch_size)
-        arrive = fetch(self.encoder(torch.from_numpy(tokens)))
-
-        def states() -> np.ndarray:
-            states = arrive().numpy()
-            if not np.isfinite(states).all():
-                raise InputError(f"{self.config.encoder} gives states that are not finite for {split} rows {start} ff.")
-            return states
-
-        return states
-
-    def _spooled(self, split: str, block: int) -> Callable[[], np.ndarray] | None:
-        """A function that gives a block's raw states from the spool, as `_begin` does; None when they aren't there."""
-        if split != "train":
-            return None
-        rows = min(self.config.batch_size, self.rows["train"] - block * self.config.batch_size)
-        states = self.spool.read(block, (rows, self.config.seq_len, self.encoder.hidden_dim))
-        return None if states is None else lambda: states
 
     @property
     def _statistics_path(self) -> Location:
@@ -288,7 +259,7 @@ class Extraction:
             first = without_first = Statistics(1, np.zeros(width), np.ones(width))
         blocks = [] if self.config.kind == "scratch" else self.sample()
         with self.progress.task("statistics", len(blocks), "block") as task:
-            for states in self._states("train", blocks):
+            for states in one_ahead(self._blocks.raw("train", block) for block in blocks):
                 first = first.merge(Statistics.of(states[:, :1]))
                 without_first = without_first.merge(Statistics.of(states[:, 1:]))
                 task.advance(1)
@@ -346,16 +317,17 @@ class Extraction:
             advance(rows * self.config.seq_len)
             return {}, {}
         codec, size = CODECS[self.config.codec], self.config.batch_size
-        stored = codec.empty((rows, self.config.seq_len, len(mean_D)))
-        error = codecs.Error(np.zeros(len(mean_D)), np.zeros(len(mean_D)))
+        mean, std = (torch.from_numpy(values).to(self.encoder.device) for values in (mean_D, std_D))
+        stored, errors = codec.empty((rows, self.config.seq_len, len(mean_D))), []
         places = range(0, rows, size)
         blocks = ((shard * self.config.shard_rows + place) // size for place in places)
-        for place, states in zip(places, self._states(split, blocks), strict=True):
-            parts, block_error = codecs.encode_with_error((states - mean_D) / std_D, codec)
-            error = error.merge(block_error)
+        begun = (self._blocks.stored(split, block, mean, std, codec) for block in blocks)
+        for place, (parts, block_error) in zip(places, one_ahead(begun), strict=True):
+            errors.append(block_error)
             for name, values in parts.items():
                 stored[name][place : place + size] = values
-            advance(len(states) * self.config.seq_len)
+            advance(min(size, rows - place) * self.config.seq_len)
+        error = reduce(codecs.Error.merge, errors)
         if codec.name.startswith("int8") and error.worst_channel > self.config.max_channel_error:
             raise InputError(
                 f"--codec {codec.name} loses {error.worst_channel:.2%} of a channel in shard {split}-{shard:05d} "

@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import zarr
 from torch import Tensor
 
 from ldlm import artifact, files
@@ -139,6 +138,8 @@ class FeatureStore:
 
     @cached_property
     def _group(self) -> Any:
+        import zarr
+
         return zarr.open_group(shards.zarr_store(self.path / "features.zarr"), mode="r")
 
     @property

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from ldlm import files
 from ldlm.config import Shapes
@@ -37,6 +36,8 @@ class StoreWriter:
 
     def create(self, rows: Mapping[str, int], mean_D: np.ndarray, std_D: np.ndarray) -> dict[str, str]:
         """Write the arrays' metadata, mean and std; returns the sha256 by file. A second call changes nothing."""
+        from zarr.codecs import Crc32cCodec
+
         vectors = {"mean": mean_D.astype(np.float32), "std": std_D.astype(np.float32)}
 
         def build(root: Any) -> None:
@@ -72,6 +73,8 @@ class StoreWriter:
 
     def _create_array(self, group: Any, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str) -> None:
         """Create an array with codecs of the Zarr core specification only, so that any v3 reader can read it."""
+        from zarr.codecs import Crc32cCodec, ZstdCodec
+
         inner = [-(-extent // chunk) * chunk for extent, chunk in zip(shape[1:], chunks[1:], strict=True)]
         group.create_array(
             name,

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from ldlm.config import TimestepConfig
@@ -24,6 +23,8 @@ def bin_probabilities(edge_losses: np.ndarray, floor: float) -> np.ndarray:
     regression. No p_i is below `floor`/N before all are normalised; the paper has no floor, which keeps every bin
     drawn from. A flat curve gives the uniform distribution.
     """
+    from scipy.optimize import isotonic_regression  # here, since it takes half a second and sampling needs none
+
     bins = len(edge_losses) - 1
     increments = np.diff(isotonic_regression(edge_losses).x)
     total = increments.sum()

@@ -6,12 +6,14 @@ import shutil
 import google_crc32c
 import numpy as np
 import pytest
+import torch
 import zarr
 
 from ldlm.artifact import begin
 from ldlm.config import ExtractConfig, Shapes
 from ldlm.errors import InputError
-from ldlm.features.codecs import CODECS, encode
+from ldlm.features import codecs
+from ldlm.features.codecs import CODECS
 from ldlm.features.shards import ShardedArray
 from ldlm.features.store import FeatureStore
 from ldlm.features.writer import StoreWriter
@@ -282,6 +284,10 @@ def test_the_stream_s_own_reader_never_returns_what_was_not_written(written, dam
         shard.unlink()
     with pytest.raises(InputError, match="repair"):
         array.read(np.array([3, 16]))
+
+
+def encode(h, codec):
+    return codecs.encode(torch.from_numpy(h), codec)()
 
 
 def test_states_that_do_not_fit_their_storage_are_refused():

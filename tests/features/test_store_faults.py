@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 from patience import patience
@@ -54,8 +55,7 @@ def content(path):
 
 
 def test_several_processes_write_the_bytes_that_one_writes(start, arguments, whole, tmp_path):
-    workers = [start(arguments, tmp_path / "f") for _ in range(3)]
-    assert [process.wait(timeout=patience()) for process in workers] == [0, 0, 0]
+    assert start(arguments, tmp_path / "f", launcher=forked.launcher("alone", 3)).wait(timeout=patience()) == 0
     manifests = [json.loads((path / "manifest.json").read_text()) for path in (tmp_path / "f", whole)]
     assert manifests[0] == manifests[1]
     assert content(tmp_path / "f") == content(whole)
@@ -165,7 +165,7 @@ def test_torchrun_shares_the_work_and_a_store_may_change_hands(start, arguments,
     assert start(arguments, out).wait(timeout=patience()) == 0
     assert content(out) == content(whole)
     both = tmp_path / "both"
-    assert start(arguments, both, launcher=launcher).wait(timeout=patience()) == 0
+    assert start(arguments, both, launcher=forked.launcher("job", 2)).wait(timeout=patience()) == 0
     assert content(both) == content(whole)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from forked import launcher
 from patience import patience
 from safetensors.torch import load_file
 
@@ -40,7 +41,6 @@ CPU = torch.device("cpu")
 FINETUNE = FinetuneConfig(
     layers=1, steps=12, log_every=1, eval_every=5, save_every=4, eval_rows=10, batch_size=16, device="cpu"
 )
-TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")  # on a port that is free
 
 
 def lines(folder, kind=None):
@@ -156,7 +156,7 @@ def test_parts_of_a_step_change_no_number(store, run_copy, whole):
 
 def test_two_processes_train_as_one_does(start, trained, store, whole, tmp_path):
     run = shutil.copytree(trained, tmp_path / "run")
-    process = start(command(run, store), None, launcher=TWO, stderr=subprocess.PIPE)
+    process = start(command(run, store), None, launcher=launcher("job", 2), stderr=subprocess.PIPE)
     error = process.communicate(timeout=patience())[1].decode()
     assert process.returncode == 0, error
     assert_same_losses(run / "decoders/layers-1", whole)

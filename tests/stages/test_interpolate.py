@@ -23,6 +23,7 @@ from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import extract_features, interpolate, train
 from ldlm.training import heldout
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 CPU = torch.device("cpu")
 TEXTS = ("A teacher found rain.", "Nobody lost an answer.")
 
@@ -205,8 +206,9 @@ def test_a_seed_decides_the_pairs_and_a_batch_size_nothing(measured, config, tra
 
 @pytest.mark.parametrize("at", [2, 5])  # on the path, and behind the last set
 def test_an_interrupted_one_goes_on_with_what_it_has_scored(
-    measured, config, trained, store, tmp_path, interrupted, at
+    measured, config, trained, store, tmp_path, interrupted, monkeypatch, at
 ):
+    monkeypatch.undo()  # it compares the pictures too
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         interpolate.run(config, trained, store, out, progress=interrupted(at=at))

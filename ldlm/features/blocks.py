@@ -1,0 +1,101 @@
+"""The states of blocks of rows, from the encoder or the spool: raw, or normalised and as a codec stores them.
+
+All of it is done on the encoder's device, and only what is stored crosses to the host. A block is begun, and waited for
+later: while the host works on one, a GPU makes the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldlm.compute import fetch
+from ldlm.errors import InputError
+from ldlm.features import codecs
+from ldlm.features.codecs import Codec, Error, Parts
+from ldlm.features.encoder import FrozenEncoder
+from ldlm.features.spool import Spool, TokenRows
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of `size` token rows, by split and number."""
+
+    size: int
+    tokens: Mapping[str, TokenRows]
+    encoder: FrozenEncoder
+    spool: Spool
+
+    def raw(self, split: str, block: int) -> Callable[[], np.ndarray]:
+        """Begin to make a block's raw states; calling the result waits for them, (rows, L, D) float32 on the host."""
+        spooled = self._spooled(split, block)
+        return self.encoded_raw(split, block) if spooled is None else lambda: spooled
+
+    def encoded_raw(self, split: str, block: int) -> Callable[[], np.ndarray]:
+        """`raw`, from the encoder whatever is spooled."""
+        states, check = self._encode(split, block)
+        arrive = fetch(states)
+
+        def finite() -> np.ndarray:
+            check()
+            return arrive().numpy()
+
+        return finite
+
+    def stored(
+        self, split: str, block: int, mean_D: Tensor, std_D: Tensor, codec: Codec
+    ) -> Callable[[], tuple[Parts, Error]]:
+        """Begin to normalise and encode a block's states; calling the result waits for the arrays to store.
+
+        The error that they have stays on the device.
+        """
+        spooled = self._spooled(split, block)
+        if spooled is None:
+            states, check = self._encode(split, block)
+        else:
+            states, check = torch.from_numpy(spooled).to(self.encoder.device), lambda: None
+        arrive, error = codecs.encode_with_error((states - mean_D) / std_D, codec)
+
+        def finite() -> tuple[Parts, Error]:
+            check()
+            return arrive(), error
+
+        return finite
+
+    def _encode(self, split: str, block: int) -> tuple[Tensor, Callable[[], None]]:
+        """Raw states on the device, and a function that raises `InputError` when they are not finite."""
+        start = block * self.size
+        states = self.encoder(torch.from_numpy(self.tokens[split].read(start, start + self.size)))
+        worst = fetch(codecs.largest(states))
+
+        def check() -> None:
+            if not worst().isfinite():
+                raise InputError(f"{self.encoder.name} gives states that are not finite for {split} rows {start} ff.")
+
+        return states, check
+
+    def _spooled(self, split: str, block: int) -> np.ndarray | None:
+        """Raw states from the spool; None when they aren't there."""
+        if split != "train":
+            return None
+        tokens = self.tokens[split]
+        rows = min(self.size, tokens.rows - block * self.size)
+        return self.spool.read(block, (rows, tokens.seq_len, self.encoder.hidden_dim))
+
+
+def one_ahead(begun: Iterable[Callable[[], Result]]) -> Iterator[Result]:
+    """The results of what `begun` begins as it goes. The next one is begun before one is waited for."""
+    waiting: Callable[[], Result] | None = None
+    for following in begun:
+        if waiting is not None:
+            yield waiting()
+        waiting = following
+    if waiting is not None:
+        yield waiting()
