@@ -1,4 +1,7 @@
-"""Softmax attention, by the kernel that the process has chosen.
+"""Softmax attention as one operator of torch's, which the compiler leaves whole, and the choice of its kernel.
+
+`ldlm::attention` returns the log-sum-exp of the scores beside the output. From it `ldlm::attention_backward` makes the
+probabilities again: neither keeps a matrix of N·L (Dao et al., 2022).
 
 Shape letters: CONTRIBUTING.md. N counts queries and L keys here.
 """
@@ -6,54 +9,249 @@ Shape letters: CONTRIBUTING.md. N counts queries and L keys here.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.library import custom_op
+from torch.utils.flop_counter import register_flop_formula
 
 from ldlm.errors import InputError
+
+HALF = (torch.float16, torch.bfloat16)
 
 
 def attention(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor) -> Tensor:
     """softmax(q·k/√K)·v without a mask, (B, N, H, K) against (B, L, H, K); returns (B, N, H, K).
 
-    The kernel is the one that `use_attention` chose. Compiled code and float32 always take torch's.
+    Under autocast all three are cast to its dtype. The kernel is the one that `use_attention` chose, where it takes the
+    inputs: float32 always takes torch's.
     """
-    # xformers would break the graph of compiled code, and its kernels for float32 end with the H200.
-    if not torch.compiler.is_compiling() and _kernel == "xformers" and v_BLHK.dtype in _HALF and v_BLHK.is_cuda:
-        # Under autocast the norms of queries and keys may give float32, which torch's kernel casts by itself.
-        return _xformers()(q_BNHK.to(v_BLHK.dtype), k_BLHK.to(v_BLHK.dtype), v_BLHK)
-    out_BHNK = F.scaled_dot_product_attention(q_BNHK.transpose(1, 2), k_BLHK.transpose(1, 2), v_BLHK.transpose(1, 2))
-    return out_BHNK.transpose(1, 2)
+    kind = v_BLHK.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        q_BNHK, k_BLHK, v_BLHK = q_BNHK.to(dtype), k_BLHK.to(dtype), v_BLHK.to(dtype)
+    out_BNHK: Tensor = torch.ops.ldlm.attention.default(q_BNHK, k_BLHK, v_BLHK, _kernel)[0]
+    return out_BNHK
 
 
-_kernel = "sdpa"
-_HALF = (torch.float16, torch.bfloat16)
+# ----------------------------------------------------------------------------------------------------------------------
+# On a CPU: torch's fused kernel
 
 
-def use_attention(name: str, device: torch.device) -> str:
-    """Choose the attention kernel of this process: `xformers`, `sdpa` (torch's), or `auto`; returns the name chosen.
+@custom_op("ldlm::attention", mutates_args=(), device_types="cpu")
+def _forward(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor, kernel: str) -> tuple[Tensor, Tensor]:
+    """Output (B, N, H, K) and log-sum-exp (B, H, N) of the scores, by kernel `xformers` or `sdpa`."""
+    q, k, v = map(_heads_first, (q_BNHK, k_BLHK, v_BLHK))
+    out, logsumexp_BHN = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(q, k, v)
+    return out.transpose(1, 2), logsumexp_BHN.contiguous()
 
-    `auto` is xformers on a GPU where it can be imported, else sdpa. `InputError` for a kernel that can't be had.
-    """
-    global _kernel
-    if name == "xformers" and device.type != "cuda":
-        raise InputError(f"--attention xformers has no kernels for {device.type}; use --attention sdpa, or auto")
-    if name == "auto":
-        name = "xformers" if device.type == "cuda" and _xformers() is not None else "sdpa"
-    if name == "xformers" and _xformers() is None:
-        raise InputError("--attention xformers: it can't be imported here; pip install xformers, or use auto")
-    _kernel = name
-    return name
+
+@custom_op("ldlm::attention_backward", mutates_args=(), device_types="cpu")
+def _backward(
+    grad_BNHK: Tensor,
+    q_BNHK: Tensor,
+    k_BLHK: Tensor,
+    v_BLHK: Tensor,
+    out_BNHK: Tensor,
+    logsumexp_BHN: Tensor,
+    kernel: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values, each in the shape of its own."""
+    grad, q, k, v, out = map(_heads_first, (grad_BNHK, q_BNHK, k_BLHK, v_BLHK, out_BNHK))
+    of_torch = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+    return _heads_inside(of_torch(grad, q, k, v, out, logsumexp_BHN, 0.0, False))
+
+
+def _heads_first(x_BNHK: Tensor) -> Tensor:
+    """(B, H, N, K), as torch's kernels take it; they read the values of a head one after the other."""
+    return (x_BNHK if x_BNHK.stride(-1) == 1 else x_BNHK.contiguous()).transpose(1, 2)
+
+
+def _heads_inside(gradients: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = (x_BHNK.transpose(1, 2).contiguous() for x_BHNK in gradients)
+    return dq, dk, dv
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# On a GPU: xformers, and torch where it has no kernel
+
+
+@_forward.register_kernel("cuda")
+def _cuda_forward(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor, kernel: str) -> tuple[Tensor, Tensor]:
+    length, found = q_BNHK.shape[1], _xformers_of(q_BNHK) if kernel == "xformers" else None
+    if found is None:
+        return _torch_forward(q_BNHK, k_BLHK, v_BLHK)
+    out, logsumexp = _fmha().memory_efficient_attention_forward_requires_grad(q_BNHK, k_BLHK, v_BLHK, op=found[0])
+    return out.contiguous(), logsumexp[..., :length].contiguous()  # some kernels pad it
+
+
+@_backward.register_kernel("cuda")
+def _cuda_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, kernel: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    found = _xformers_of(q) if kernel == "xformers" else None
+    if found is None:
+        return _torch_backward(grad, q, k, v, out, logsumexp)
+    dq, dk, dv = _fmha().memory_efficient_attention_backward(grad, out, logsumexp, q, k, v, op=found[1])
+    return dq.contiguous(), dk.contiguous(), dv.contiguous()
+
+
+def _torch_forward(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp by torch's kernels for GPUs: flash attention, or memory-efficient in float32."""
+    length, width = q_BNHK.shape[1], q_BNHK.shape[-1]
+    q, k, v = (_heads_first(_aligned(x)) for x in (q_BNHK, k_BLHK, v_BLHK))
+    scale = 1 / math.sqrt(width)
+    if _flash(q_BNHK.device, q_BNHK.dtype, width):
+        out, logsumexp, *_ = torch.ops.aten._scaled_dot_product_flash_attention.default(q, k, v, scale=scale)
+    else:
+        of_torch = torch.ops.aten._scaled_dot_product_efficient_attention.default
+        out, logsumexp, *_ = of_torch(q, k, v, None, True, scale=scale)
+    return out.transpose(1, 2)[..., :width].contiguous(), logsumexp[..., :length].contiguous()
+
+
+def _torch_backward(
+    grad_BNHK: Tensor, q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor, out_BNHK: Tensor, logsumexp_BHN: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by the kernels of `_torch_forward`. Without dropout they read no state of a random generator."""
+    length, width = q_BNHK.shape[1], q_BNHK.shape[-1]
+    grad, q, k, v, out = (_heads_first(_aligned(x)) for x in (grad_BNHK, q_BNHK, k_BLHK, v_BLHK, out_BNHK))
+    scale, state = 1 / math.sqrt(width), torch.empty(2, dtype=torch.int64, device=q.device)
+    if _flash(q_BNHK.device, q_BNHK.dtype, width):
+        gradients = torch.ops.aten._scaled_dot_product_flash_attention_backward.default(
+            grad, q, k, v, out, logsumexp_BHN, None, None, length, k.shape[2], 0.0, False, state, state, scale=scale
+        )
+    else:
+        padded = F.pad(logsumexp_BHN, (0, -length % 32), value=math.inf)  # as the kernel has it: probabilities of 0
+        gradients = torch.ops.aten._scaled_dot_product_efficient_attention_backward.default(
+            grad, q, k, v, None, out, padded, state[0], state[1], 0.0, [True, True, True, False], scale=scale
+        )[:3]
+    return _heads_inside(x[..., :width] for x in gradients)
+
+
+def _aligned(x_BNHK: Tensor) -> Tensor:
+    """Heads filled up with zeros to a multiple of 8 values, as the kernels for GPUs need it; they change no score."""
+    return F.pad(x_BNHK, (0, -x_BNHK.shape[-1] % 8)) if x_BNHK.shape[-1] % 8 else x_BNHK
 
 
 @cache
-def _xformers() -> Callable[..., Tensor] | Any:
-    """xformers' memory-efficient attention; None where it can't be imported.
+def _flash(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """True where torch's flash attention takes heads of that width."""
+    recent = torch.backends.cuda.is_flash_attention_available() and torch.cuda.get_device_capability(device) >= (8, 0)
+    return recent and dtype in HALF and width <= 256
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What the compiler, autograd and the counters of FLOPs need to know
+
+
+@_forward.register_fake
+def _(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor, kernel: str) -> tuple[Tensor, Tensor]:
+    batch, length, heads, _ = q_BNHK.shape
+    dtype = torch.float64 if q_BNHK.dtype == torch.float64 else torch.float32
+    return q_BNHK.new_empty(q_BNHK.shape), q_BNHK.new_empty(batch, heads, length, dtype=dtype)
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, kernel: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, str], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.kernel = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # none of zeros for the log-sum-exp
+
+
+def _gradients(ctx: Any, grad_BNHK: Tensor | None, _: None) -> Sequence[Tensor | None]:
+    if grad_BNHK is None:
+        return (None,) * 4
+    backward = torch.ops.ldlm.attention_backward.default
+    return (*backward(grad_BNHK.contiguous(), *ctx.saved_tensors, ctx.kernel), None)
+
+
+_forward.register_autograd(_gradients, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.ldlm.attention)
+def _forward_flops(q_BNHK: torch.Size, k_BLHK: torch.Size, *_: Any, **__: Any) -> int:
+    """Two products of matrices, q·kᵀ and p·v."""
+    batch, queries, heads, width = q_BNHK
+    return 2 * 2 * batch * heads * queries * k_BLHK[1] * width
+
+
+@register_flop_formula(torch.ops.ldlm.attention_backward)
+def _backward_flops(grad_BNHK: torch.Size, q_BNHK: torch.Size, k_BLHK: torch.Size, *_: Any, **__: Any) -> int:
+    """Four products of matrices; that which makes the scores again doesn't count."""
+    return 2 * _forward_flops(q_BNHK, k_BLHK)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The choice of a kernel
+
+_kernel = "sdpa"
+
+
+def use_attention(name: str, device: torch.device, widths: Collection[int] = ()) -> str:
+    """Choose the attention kernel of this process: `xformers`, `sdpa` (torch's), or `auto`; returns the name chosen.
+
+    `auto` is xformers on a GPU where it has kernels for heads of these widths, else sdpa. `InputError` for a kernel
+    that can't be had.
+    """
+    global _kernel
+    refusal = None if name == "sdpa" else without_xformers(device, widths)
+    if name == "xformers" and refusal is not None:
+        raise InputError(f"--attention xformers {refusal}; use --attention sdpa, or auto")
+    _kernel = "sdpa" if name == "sdpa" or refusal is not None else "xformers"
+    return _kernel
+
+
+def without_xformers(device: torch.device, widths: Collection[int] = ()) -> str | None:
+    """Why xformers can't be used on a device for heads of these widths in half precision, as text; None if it can."""
+    if device.type != "cuda":
+        return f"has no kernels for {device.type}"
+    if _fmha() is None:
+        return "can't be imported here (pip install xformers)"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "needs a GPU of compute capability 8.0 or more"
+    for width in widths or (64,):
+        if _xformers_kernels(device, torch.bfloat16, width) is None:
+            return f"has no kernel for heads of width {width} here"
+    return None
+
+
+def _xformers_of(q_BNHK: Tensor) -> tuple[Any, Any] | None:
+    return _xformers_kernels(q_BNHK.device, q_BNHK.dtype, q_BNHK.shape[-1])
+
+
+@cache
+def _xformers_kernels(device: torch.device, dtype: torch.dtype, width: int) -> tuple[Any, Any] | None:
+    """xformers' fastest kernels, forward and backward, that take heads of a width in half precision, by its own check.
+
+    None where there are none. In float32 its kernels end with the H200, and torch's take all.
+    """
+    fmha = _fmha()
+    if fmha is None or dtype not in HALF:
+        return None
+    probe = torch.empty(1, 1, 1, width, dtype=dtype, device=device)
+    inputs = fmha.Inputs(probe, probe, probe)
+    for family in (fmha.flash3, fmha.flash, fmha.cutlass):
+        if family.FwOp.supports(inputs) and family.BwOp.supports(inputs):
+            return family.FwOp, family.BwOp
+    return None
+
+
+@cache
+def _fmha() -> Any:
+    """xformers' module of memory-efficient attention; None where it can't be imported.
 
     Where its own extension was built for another CUDA it warns on import, and works through torch's flash kernels.
     """
@@ -61,7 +259,7 @@ def _xformers() -> Callable[..., Tensor] | Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            from xformers.ops import memory_efficient_attention
+            from xformers.ops import fmha
         except Exception:  # not installed, or built for something else: ImportError, OSError, RuntimeError
             return None
-    return memory_efficient_attention
+    return fmha

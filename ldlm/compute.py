@@ -6,7 +6,7 @@ denoiser's own weights are bf16; the state of the solver and the decoders are fl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ldlm import noise
-from ldlm.attention import use_attention
+from ldlm.attention import use_attention, without_xformers
 from ldlm.config import ComputeConfig, Precision
-from ldlm.errors import InputError
+from ldlm.progress import Progress
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -34,18 +34,27 @@ class Compute:
     device: torch.device
     dtype: torch.dtype = torch.float32  # of matrix products
     compiled: bool = False
+    attention: str = "sdpa"  # the kernel that is used in that precision
+    remark: str | None = None  # for the user: why that is not the kernel of this kind of device
 
     @classmethod
-    def of(cls, config: ComputeConfig, device: torch.device) -> Compute:
-        """Resolve a configuration, and choose the process's attention kernel; `InputError` for what can't be had."""
-        if config.attention == "xformers" and config.compile == "on":
-            raise InputError(
-                "--attention xformers breaks the graph of --compile on; use --attention sdpa, or compile off"
-            )
-        use_attention(config.attention, device)
-        auto = device.type == "cuda" and config.attention != "xformers"
-        compiled = auto if config.compile == "auto" else config.compile == "on"
-        return cls(device, DTYPES[precision_on(config.precision, device)], compiled)
+    def of(cls, config: ComputeConfig, device: torch.device, widths: Collection[int] = ()) -> Compute:
+        """Resolve a configuration for heads of these widths, and choose the process's attention kernel.
+
+        `InputError` for what can't be had.
+        """
+        dtype = DTYPES[precision_on(config.precision, device)]
+        kernel = use_attention(config.attention, device, widths)
+        if dtype == torch.float32:
+            kernel = "sdpa"  # whatever was chosen
+        compiled = device.type == "cuda" if config.compile == "auto" else config.compile == "on"
+        return cls(device, dtype, compiled, kernel, _remark(config, device, dtype, widths))
+
+    def tell(self, progress: Progress) -> None:
+        """Give the user the remark, if there is one, once in a process."""
+        if self.remark is not None and self.remark not in _told:
+            _told.add(self.remark)
+            progress.note(self.remark)
 
     @property
     def precision(self) -> Literal["fp32", "bf16"]:
@@ -65,6 +74,17 @@ class Compute:
     def autocast(self) -> AbstractContextManager[object]:
         """Context in which matrix products and attention are computed in `dtype`."""
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+
+
+_told: set[str] = set()
+
+
+def _remark(config: ComputeConfig, device: torch.device, dtype: torch.dtype, widths: Collection[int]) -> str | None:
+    """Why `auto` is torch's attention on a GPU in half precision; None where it is not."""
+    if config.attention != "auto" or device.type != "cuda" or dtype == torch.float32:
+        return None
+    refusal = without_xformers(device, widths)
+    return None if refusal is None else f"attention is computed by torch's kernels, for xformers {refusal}"
 
 
 def without_cast_cache(device: torch.device) -> AbstractContextManager[object]:

@@ -112,6 +112,7 @@ def run(
         if result.complete:
             return result
 
+        state.compute.tell(progress)
         saved = resume(state, stream, out, progress)
         speed = Speedometer(state.step, rows_per_step=training.batch_size, tokens_per_row=store.shapes.seq_len)
         journal = Journal(out, state, speed, progress, saved=saved)
@@ -212,6 +213,7 @@ def _finish(
         sigma_dec=noise.size if noise.kind == "additive" else None,
         decoder_noise=vars(noise),
         parameters=_count(state.model),
+        attention=state.compute.attention,
         replaces=trained.joint_parameters(),
         held_out=journal.metrics.last("eval"),
         joint={} if joint is None else _evaluate(joint, state, held_out),

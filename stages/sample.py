@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from ldlm import artifact, config, files, runtime
-from ldlm.compute import Compute
 from ldlm.config import SampleConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import metrics, samples
@@ -48,7 +47,7 @@ def run(
     """
     files.check_output(out, "samples.jsonl")
     model = _open(config, run_path, runtime.device(config.device))
-    generator = model.generator(config.decoder, Compute.of(config.compute, model.device))
+    generator = model.generator(config.decoder, model.compute(config.compute))
     provenance = _provenance(config, run_path, generator, model)
     place = Place(files.target(out))
     if overwrite or not place.record.exists():  # a file that an earlier version began keeps its sampler
@@ -63,6 +62,7 @@ def run(
 
     if isinstance(model, TrainedRun):
         model.remark_on_decoder(config.decoder, progress)
+    generator.compute.tell(progress)
     done = place.begin(provenance)
     started = time.perf_counter()
     tokenizer = model.tokenizer

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from ldlm import artifact, files, runtime
 from ldlm.artifact import Artifact
-from ldlm.compute import Compute
 from ldlm.config import PAPERS_SAMPLER, EvaluateConfig, Final, SamplerConfig, SweepConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import metrics, samples
@@ -199,7 +198,8 @@ def _read(config: SweepConfig, path: Path) -> Texts:
 def _open(config: SweepConfig, run_path: Path, out: Path, fewest: int, progress: Progress) -> Sweep:
     device = runtime.device(config.device)
     run = TrainedRun(run_path, device, config.checkpoint)
-    compute = Compute.of(config.compute, device)
+    compute = run.compute(config.compute)
+    compute.tell(progress)
     generators = {g.decoder.name: g for g in (run.generator(name, compute) for name in config.decoders or (None,))}
     scorer = Scorer(config.scorer, device)
     return Sweep(config, out, run, generators, scorer, scorer.fitting(run.shapes.seq_len, progress.note), fewest)

@@ -9,7 +9,6 @@ from typing import Any
 
 from ldlm import artifact, files, runtime
 from ldlm.artifact import Artifact
-from ldlm.compute import Compute
 from ldlm.config import SampleConfig
 from ldlm.pages import film
 from ldlm.pages.trace import page
@@ -27,7 +26,7 @@ def run(
     if overwrite or not (out / "artifact.json").is_file():  # what an earlier version began is taken up as it was
         solvers.check(config.sampler)
     run = TrainedRun(run_path, runtime.device(config.device), config.checkpoint)
-    generator = run.generator(config.decoder, Compute.of(config.compute, run.device))
+    generator = run.generator(config.decoder, run.compute(config.compute))
     result = artifact.begin(
         out,
         "trace",
@@ -42,6 +41,7 @@ def run(
         return result
 
     run.remark_on_decoder(config.decoder, progress)
+    generator.compute.tell(progress)
     seed = int(text_seeds(config.seed, config.trace_text, config.trace_text + 1))
     frames = trace.record(generator, run.tokenizer, config.sampler, seed, config.trace_frames, config.trace_times)
     about = _about(config, run, generator.decoder.name, seed)

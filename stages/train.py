@@ -13,12 +13,15 @@ from safetensors.numpy import save_file
 from ldlm import config as configs
 from ldlm import files, runtime
 from ldlm.artifact import Artifact
+from ldlm.compute import Compute
 from ldlm.config import Shapes, TrainConfig
 from ldlm.errors import InputError
 from ldlm.features.encoder import online_encoder
 from ldlm.features.store import FeatureStore, Split
 from ldlm.features.stream import Stream
 from ldlm.location import Location
+from ldlm.model.joint import build_meta
+from ldlm.model.layers import head_widths
 from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress
 from ldlm.runtime import Stop
@@ -33,8 +36,10 @@ from ldlm.training.speed import Speedometer
 
 
 def plan(config: TrainConfig, shapes: Shapes) -> dict[str, Any]:
-    """Parameters, FLOPs per token and memory of one training step, without data or storage."""
-    return cost.training_cost(config, shapes)
+    """Parameters, FLOPs per token, memory and attention kernel of one training step, without data or storage."""
+    widths = head_widths(build_meta(config.model, shapes))
+    compute = Compute.of(config.compute, runtime.device(config.device), widths)
+    return {**cost.training_cost(config, shapes), "attention": compute.attention}
 
 
 def run(
@@ -81,6 +86,7 @@ def run(
         world.main_only(lambda: _record_features(store, out))
         if world.main:
             _tell(config, store, out, result.state == "partial", progress)
+            state.compute.tell(progress)
         saved = resume(state, stream, out, progress)
         warn = partial(heldout.latent_warning, warmup_steps=config.recipe.warmup_steps, space=config.model.space)
         journal = Journal(out, state, _speedometer(state, store.shapes), progress, saved=saved, warn=warn)
@@ -208,6 +214,7 @@ def _finish(result: Artifact, state: TrainState, journal: Journal, store: Featur
         checkpoint=latest.digest,
         shapes=vars(store.shapes),
         parameters=cost.parameters(state.model),
+        attention=state.compute.attention,
         held_out=journal.metrics.last("eval"),
         skipped=state.skipped,
         seconds=round(time.perf_counter() - journal.started, 1),

@@ -55,7 +55,7 @@ def test_attention_in_float32_is_softmax_attention_forward_and_backward_at_the_m
 
 def test_xformers_is_imported_without_a_word():
     """It warns where its own kernels were built for another CUDA, or for none."""
-    program = "from ldlm import attention; print(attention._xformers() is not None)"
+    program = "from ldlm import attention; print(attention._fmha() is not None)"
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True)
     assert (done.stdout.strip() in ("True", "False"), done.stderr) == (True, "")
 

@@ -57,14 +57,18 @@ def test_every_part_is_measured_beside_the_plain_way_and_as_a_share_of_the_limit
 
 
 def test_the_plain_attention_is_softmax_attention_and_leaves_nothing_behind(speed):
-    from ldlm.attention import attention
+    from torch.nn import functional
+
+    from ldlm.model import autoencoder, layers
 
     q, k, v = (torch.randn(2, length, 3, 4) for length in (5, 7, 7))
-    fused = attention(q, k, v)
+    fused, torchs = layers.attention, functional.scaled_dot_product_attention
     with speed.plain_attention():
-        torch.testing.assert_close(attention(q, k, v), fused)
-        assert torch.nn.functional.scaled_dot_product_attention.__name__ == "written_out"
-    assert torch.nn.functional.scaled_dot_product_attention.__name__ != "written_out"
+        assert layers.attention is not fused and functional.scaled_dot_product_attention is not torchs
+        for plain in (layers.attention, autoencoder.attention):
+            torch.testing.assert_close(plain(q, k, v), fused(q, k, v))
+    assert (layers.attention, autoencoder.attention) == (fused, fused)
+    assert functional.scaled_dot_product_attention is torchs
 
 
 def test_a_call_that_was_held_up_changes_no_timing_and_kinds_count_by_their_share(monkeypatch):

@@ -55,10 +55,12 @@ class ComputeConfig:
         "precision of matrix products and attention; weights and losses are fp32; auto is bf16 on a GPU, else fp32",
     )
     attention: Literal["auto", "xformers", "sdpa"] = setting(
-        "auto", "attention kernel; auto is xformers' on a GPU, torch's elsewhere and in compiled code", identity=False
+        "auto",
+        "attention kernel in half precision; auto is xformers' on a GPU where it has one, else torch's, as in fp32",
+        identity=False,
     )
     compile: Literal["auto", "on", "off"] = setting(
-        "auto", "torch.compile the networks; auto does on a GPU unless --attention is xformers", identity=False
+        "auto", "torch.compile the networks; auto does on a GPU", identity=False
     )
 
 

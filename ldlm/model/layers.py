@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -105,6 +106,12 @@ def compile_blocks(model: nn.Module) -> None:
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """The blocks of a model: every module in a `ModuleList`."""
     return [block for module in model.modules() if isinstance(module, nn.ModuleList) for block in module]
+
+
+def head_widths(model: nn.Module) -> set[int]:
+    """Widths of the heads of a model's attention, on which it depends what kernels take it."""
+    attention: list[Any] = [module for module in model.modules() if hasattr(module, "heads")]
+    return {module.out.in_features // module.heads for module in attention}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -124,6 +124,9 @@ def _origins(report: Report) -> dict[str, Mapping[str, Any]]:
         versions = {name: version for name, version in report.manifest["versions"].items() if version is not None}
         prints |= {"checkpoint": report.manifest["checkpoint"]}
         prints |= {"commit of ldlm": versions.pop("commit")} if "commit" in versions else {}
+    trained_with = report.manifest or report.status or {}
+    if "attention" in trained_with:  # runs of earlier versions don't say
+        versions["attention"] = trained_with["attention"]
     parameters = {part.replace("_", " "): f"{count:,}" for part, count in report.parameters.items()}
     return {"Text and encoder": sources, "Parameters": parameters, "Made with": versions, "Fingerprints": prints}
 

@@ -30,6 +30,7 @@ from ldlm.errors import InputError
 from ldlm.evaluation import metrics
 from ldlm.hub import load_tokenizer
 from ldlm.model.denoiser import DiT
+from ldlm.model.layers import head_widths
 from ldlm.sampling import description, generation, modelcard, solvers
 from ldlm.sampling.description import CARD, CONFIG, TOKENIZER, WEIGHTS, ModelDescription
 from ldlm.sampling.generation import Decoder, TextGenerator
@@ -124,6 +125,10 @@ class LDLM(ModelHubMixin):
         """Digest and step of the checkpoint that the model was exported from."""
         return {key: self.config.provenance[key] for key in ("checkpoint", "step")}
 
+    def compute(self, config: ComputeConfig) -> Compute:
+        """Precision and kernels with which its denoiser draws texts."""
+        return Compute.of(config, self.device, head_widths(self.networks["denoiser"]))
+
     def generator(self, decoder: str | None = None, compute: Compute | None = None) -> TextGenerator:
         """A generator of texts with the decoder of that name; None takes the first of `config.decoders`."""
         name = self._decoder_name(decoder)
@@ -135,7 +140,7 @@ class LDLM(ModelHubMixin):
             latent_shape=self.config.latent_shape,
             seq_len=self.shapes.seq_len,
             vocab_size=self.shapes.vocab_size,
-            compute=compute or Compute.of(ComputeConfig(), self.device),
+            compute=compute or self.compute(ComputeConfig()),
         )
 
     def _decoder_name(self, decoder: str | None) -> str:

@@ -24,6 +24,7 @@ from ldlm.hub import load_tokenizer
 from ldlm.model.autoencoder import TokenDecoder
 from ldlm.model.diffusion import Schedule
 from ldlm.model.joint import JointModel, build, build_meta
+from ldlm.model.layers import head_widths
 from ldlm.model.timesteps import TimestepSampler
 from ldlm.progress import Progress
 from ldlm.sampling import generation
@@ -91,6 +92,10 @@ class TrainedRun:
         """Digest and step of the checkpoint."""
         return {"checkpoint": self.checkpoint.digest, "step": self.checkpoint.step}
 
+    def compute(self, config: ComputeConfig) -> Compute:
+        """Precision and kernels with which its denoiser draws texts."""
+        return Compute.of(config, self.device, head_widths(self.model.denoiser))
+
     def generator(self, decoder: str | None = None, compute: Compute | None = None) -> TextGenerator:
         """A generator of texts with the decoder of that name (see `decoder`)."""
         return TextGenerator(
@@ -101,7 +106,7 @@ class TrainedRun:
             latent_shape=(self.model.num_latents, self.model.latent_dim),
             seq_len=self.shapes.seq_len,
             vocab_size=self.shapes.vocab_size,
-            compute=compute or Compute.of(ComputeConfig(), self.device),
+            compute=compute or self.compute(ComputeConfig()),
         )
 
     def check_store(self, store: FeatureStore) -> None:

@@ -20,7 +20,7 @@ from ldlm.features.batch import Batch
 from ldlm.model.autoencoder import TokenDecoder
 from ldlm.model.cosmos import decoder_input
 from ldlm.model.joint import JointModel
-from ldlm.model.layers import compile_blocks
+from ldlm.model.layers import compile_blocks, head_widths
 from ldlm.model.objective import DecoderInput
 from ldlm.model.token_loss import TokenLosses
 from ldlm.runtime import ALONE, World
@@ -67,8 +67,8 @@ def start_decoder(
     config: TrainConfig, frozen: JointModel, network: dict[str, Any], *, device: torch.device, world: World = ALONE
 ) -> DecoderState:
     """A decoder at step 0. `network` holds its sizes, as `TokenDecoder` takes them."""
-    compute = Compute.of(config.compute, device)
     model = build_decoder(network, config.seed).to(device)
+    compute = Compute.of(config.compute, device, head_widths(model) | head_widths(frozen))
     if compute.compiled:
         compile_blocks(model)
     return DecoderState(

@@ -12,7 +12,7 @@ from ldlm.compute import Compute
 from ldlm.config import Shapes, TrainConfig, total_steps
 from ldlm.features.batch import Batch
 from ldlm.model.joint import JointModel, build
-from ldlm.model.layers import compile_blocks, recompute_activations
+from ldlm.model.layers import compile_blocks, head_widths, recompute_activations
 from ldlm.model.objective import Losses, Objective, draw_t, warmup_gamma
 from ldlm.model.timesteps import TimestepSampler
 from ldlm.runtime import ALONE, World
@@ -141,8 +141,8 @@ def start(
     config: TrainConfig, shapes: Shapes, *, scratch: bool, device: torch.device, world: World = ALONE
 ) -> TrainState:
     """A run at step 0."""
-    compute = Compute.of(config.compute, device)
     model = build(config.model, shapes, seed=config.seed, scratch=scratch).to(device)
+    compute = Compute.of(config.compute, device, head_widths(model))
     if compute.compiled:
         compile_blocks(model)
     if config.recompute:

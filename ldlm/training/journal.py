@@ -131,7 +131,8 @@ class Journal:
         learner = self.learner
         if learner.world.main:
             record = {"state": state, "step": learner.step, "steps": learner.steps, "saved": self.saved_at, **more}
-            files.write_json(self.out / "status.json", {**record, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+            record |= {"attention": learner.compute.attention, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+            files.write_json(self.out / "status.json", record)
 
     @contextmanager
     def status_of(self) -> Iterator[None]:
