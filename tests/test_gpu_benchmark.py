@@ -5,6 +5,7 @@ The sections here need no torch. Those that measure are tried by `python -m benc
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -164,3 +165,37 @@ def test_what_is_carried_has_all_that_it_needs_beyond_what_is_there():
     carried = wheels.packages()
     assert {"xformers", "zarr", "numcodecs", "google-crc32c", "donfig", "pytest"} <= carried.keys()
     assert not {"torch", "numpy", "jinja2", "packaging"} & carried.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning:torch.profiler")
+@pytest.mark.parametrize("name", ["sampling", "training", "features", "text"])
+def test_a_section_measures_all_that_it_promises(name, tmp_path, monkeypatch, corpus):
+    """At toy sizes. Its figures are nobody's claim here."""
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    section = job.Job(folder, tmp_path, time.time() + 60, "cpu", corpus)
+    module = importlib.import_module(f"benchmarks.gpu.{name}")
+    sizes = {"sampling": {"whole": 2, "fewer": 1}, "training": {"most_rows": 2, "tokens": 256}}
+    monkeypatch.setitem(module.SIZES, "cpu", replace(module.SIZES["cpu"], **sizes.get(name, {})))
+    module.run(section)
+    tables: dict[str, list[dict]] = {}
+    for row in job.rows(folder):
+        assert "failed" not in row
+        assert "skipped" not in row or "xformers has no kernels for cpu" in row["skipped"]
+        figures = [row[key] for key in row if key in ("seconds", "share", "tokens_per_second", "gen_ppl")]
+        assert all(0 < figure < float("inf") for figure in figures)
+        tables.setdefault(row["table"].partition(" ")[0], []).append(row)
+    counts = {table: len(rows) for table, rows in tables.items()}
+    assert (
+        counts
+        == {
+            "sampling": {"limits": 1, "32": 3, "largest": 10},
+            "training": {"limits": 1, "largest": 20, "training": 2, "steps": 9},
+            "features": {"limits": 1, "vocabulary": 4, "extraction,": 1, "share": 1},
+            "text": {"model": 1, "texts": 2},
+        }[name]
+    )
+    if name == "text":
+        assert (folder / "model" / "model.safetensors").stat().st_size < 16e6
+        assert len((folder / "samples.jsonl").read_text().splitlines()) == 50

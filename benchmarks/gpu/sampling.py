@@ -14,7 +14,6 @@ from benchmarks.gpu.job import Job
 from benchmarks.gpu.profile import largest_kernels
 from benchmarks.machine import Limits, peak_memory, timed
 from benchmarks.speed import Bench, bench_of
-from ldlm.compute import Compute
 from ldlm.config import ComputeConfig, SamplerConfig
 from ldlm.model.joint import JointModel, build
 from ldlm.sampling.generation import text_seeds
@@ -64,8 +63,9 @@ def _seconds(limits: Limits, bench: Bench, model: JointModel, way: ComputeConfig
         generator.prepare(sampler, len(seeds))
         measured = timed(lambda: generator.latents(sampler, seeds), bench.device, 0, warm=0, count=1).mean
     flops = EVALUATIONS * len(seeds) * cost.denoiser_flops(bench.settings.model, bench.shapes)
-    seconds, limit = measured * EVALUATIONS / count, limits.flops[Compute.of(way, bench.device).precision]
+    seconds, limit = measured * EVALUATIONS / count, limits.flops[generator.compute.precision]
     return {
+        "attention": generator.compute.attention,
         "seconds": seconds,
         "evaluations": count,
         "scaled": count != EVALUATIONS,

@@ -23,7 +23,7 @@ def run(job: Job) -> None:
     outcomes = _Outcomes(job)
     # Warnings of versions other than those that were tested together are no findings here.
     pytest.main([*ON[job.device.type], "-W", "default", "-p", "no:cacheprovider", *map(str, where)], plugins=[outcomes])
-    if outcomes.failed:
+    if outcomes.failed or not outcomes.taken:
         sys.exit(f"{outcomes.failed} of {outcomes.taken} tests failed")
 
 

@@ -1,7 +1,7 @@
 """An LDLM of a text that comes along, sized by the minutes that are left: the model, its figures, and 50 samples.
 
 The stages are those of the quickstart without its second decoder. Each training takes as many steps as its share of the
-time allows, by two short runs of the same. Nothing is compiled, which would take a good part of that time. What is
+time allows, by short runs of the same. Nothing is compiled, which would take a good part of that time. What is
 kept is one archive of less than 16 MB: the exported weights are float32, and their sizes are chosen for it.
 """
 
@@ -12,7 +12,6 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ SAMPLES = 50
 DOCUMENTS = 20_000  # at most
 HELD_OUT, OF_SCORER = 0.06, 0.36  # of the documents
 ENCODER_SHARE, SCORER_SHARE, TRAIN_SHARE = 0.12, 0.12, 0.45  # of the time; the rest is the other stages', and spare
-PROBES = (4, 24)  # steps of the two short runs
+GROWTH = 4  # of the short runs, in steps
 EAGER = ComputeConfig(compile="off")
 
 
@@ -135,21 +134,20 @@ def _pretrained(job: Job, sizes: Sizes, name: str, seconds: float, **settings: A
 
 
 def _as_long_as(seconds: float, take: Callable[[int, Path], None], out: Path) -> tuple[Path, int]:
-    """Take as many steps into `out` as fit into so many seconds, short runs included; returns `out` and the steps."""
-    began = time.perf_counter()
-    take(1, out.with_name(f"{out.name}-first"))  # which is slower than those to come
-    few, more = (_seconds(take, steps, out.with_name(f"{out.name}-{steps}")) for steps in PROBES)
-    each = max((more - few) / (PROBES[1] - PROBES[0]), 1e-4)
-    left = seconds - (time.perf_counter() - began) - few
-    steps = max(PROBES[1], int(left / each))
+    """Take as many steps into `out` as fit into so many seconds, short runs included; returns `out` and the steps.
+
+    The short runs grow until one takes a tenth of the time. What each pays before its first step is counted as if it
+    were the steps', so that the estimate is rather too long than too short.
+    """
+    ends, steps, took = time.perf_counter() + seconds, 1, 0.0
+    while took < seconds / 10:
+        steps *= GROWTH
+        started = time.perf_counter()
+        take(steps, out.with_name(f"{out.name}-{steps}"))
+        took = time.perf_counter() - started
+    steps = max(1, int(steps * (ends - time.perf_counter()) / took))
     take(steps, out)
     return out, steps
-
-
-def _seconds(take: Callable[[int, Path], None], steps: int, out: Path) -> float:
-    started = time.perf_counter()
-    take(steps, out)
-    return time.perf_counter() - started
 
 
 def _training(job: Job, sizes: Sizes, steps: int) -> TrainConfig:
@@ -177,9 +175,8 @@ def _training(job: Job, sizes: Sizes, steps: int) -> TrainConfig:
 def _keep(job: Job, run: Path, found: dict[str, Any]) -> None:
     """Put model, samples and figures into the section's folder."""
     shutil.copytree(job.scratch / "model", job.folder / "model")
-    shutil.copy(run / "metrics.jsonl", job.folder)
+    for path in (run / "metrics.jsonl", job.scratch / "samples.jsonl"):
+        shutil.copy(path, job.folder)
     files.write_json(
         job.folder / "found.json", {**found, "held_out": files.read_json(run / "manifest.json")["held_out"]}
     )
-    texts = [row["text"] for row in islice(files.read_jsonl(job.scratch / "samples.jsonl"), SAMPLES)]
-    files.write_atomic(job.folder / "samples.txt", "\n\n".join(texts) + "\n")

@@ -17,7 +17,6 @@ from benchmarks.gpu.profile import largest_kernels
 from benchmarks.machine import Limits, peak_memory, timed
 from benchmarks.speed import WARM, Bench, bench_of, plain_attention
 from ldlm.attention import use_attention
-from ldlm.compute import Compute
 from ldlm.config import ComputeConfig
 from ldlm.training import cost
 from ldlm.training.joint import train_step
@@ -81,7 +80,7 @@ def _rows_that_fit(bench: Bench, most: int) -> int:
 
 
 def _timed_step(job: Job, limits: Limits, name: str, bench: Bench, way: ComputeConfig, rows: int) -> dict[str, Any]:
-    kinds, compute = bench.coins()[:STEPS], Compute.of(way, job.device)
+    kinds = bench.coins()[:STEPS]
     with peak_memory(job.device) as peak:
         state, batch = bench.state(way), bench.batch(rows)
         step = partial(train_step, state, batch)
@@ -91,11 +90,11 @@ def _timed_step(job: Job, limits: Limits, name: str, bench: Bench, way: ComputeC
     tokens = rows * bench.shapes.seq_len
     estimate = cost.training_cost(bench.settings, bench.shapes, rows=rows)["memory_bytes"]
     return {
-        "attention": use_attention(way.attention, job.device),
+        "attention": state.compute.attention,
         "rows": rows,
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
-        "share": tokens * bench.step_flops_per_token(kinds) / seconds / limits.flops[compute.precision],
+        "share": tokens * bench.step_flops_per_token(kinds) / seconds / limits.flops[state.compute.precision],
         "peak_bytes": peak.bytes,
         "estimated_bytes": estimate,
     }
