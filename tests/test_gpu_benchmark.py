@@ -163,7 +163,7 @@ def test_every_section_is_there_and_their_shares_are_the_whole():
 
 def test_what_is_carried_has_all_that_it_needs_beyond_what_is_there():
     carried = wheels.packages()
-    assert {"xformers", "zarr", "numcodecs", "google-crc32c", "donfig", "pytest"} <= carried.keys()
+    assert {"xformers", "zarr", "numcodecs", "google-crc32c", "donfig", "pytest", "setuptools"} <= carried.keys()
     assert not {"torch", "numpy", "jinja2", "packaging"} & carried.keys()
 
 

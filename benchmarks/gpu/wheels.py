@@ -1,7 +1,7 @@
 """Fetches the packages that a machine without network may lack, as wheels to carry there, and prints their sizes.
 
-The machine is taken to have torch, numpy, scipy, safetensors, transformers and click, with what these need. There,
-`pip install --no-index --no-deps --target SITE WHEELS/*.whl` and `PYTHONPATH=SITE` do the rest.
+The machine is taken to have torch, numpy, scipy, safetensors, transformers and click, with what these need; docs/gpu.md
+says how the wheels are installed there.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ldlm.cli import show
 
 THERE = ("torch", "numpy", "scipy", "safetensors", "transformers", "click")
 WANTED = ("xformers", "zarr", "numcodecs", "jinja2", "pytest")
+BUILDS = {"setuptools"}  # ldlm itself, from its checkout there; torch's may be too old for that
 MOST = 40_000_000  # bytes in all
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
@@ -40,7 +41,8 @@ def main(arguments: Sequence[str]) -> None:
 
 def packages() -> dict[str, str]:
     """The packages to carry by name, in the versions that are installed here."""
-    return {name: metadata.version(name) for name in sorted(_needs(WANTED) - _needs(THERE))}
+    wanted = (_needs(WANTED) - _needs(THERE)) | BUILDS
+    return {name: metadata.version(name) for name in sorted(wanted)}
 
 
 def _needs(names: Sequence[str]) -> set[str]:
