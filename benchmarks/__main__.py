@@ -3,14 +3,17 @@
 Speed, within ten minutes on two cores; `python -m benchmarks store` holds the feature store against its aims, and
 `python -m benchmarks samplers` the width of what every solver draws against that of the data, in seconds, and
 `python -m benchmarks loaded` a training step alone and beside other work, in five minutes.
+
+`python -m benchmarks gpu` measures everything on a machine with a GPU in the minutes that it is given, and
+`python -m benchmarks wheels` fetches what such a machine may lack; each has its own --help.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import os
-import platform
+import importlib
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,8 +29,14 @@ PARTS = (
 )  # modules, imported when their turn comes: the store's takes zarr and more
 
 
+PROGRAMS = {"gpu": "benchmarks.gpu.runner", "wheels": "benchmarks.gpu.wheels"}  # with arguments of their own
+
+
 def main() -> None:
-    """Run the parts that are named, or the first."""
+    """Run the program that is named, or the parts that are, or the first of them."""
+    if (program := PROGRAMS.get(sys.argv[1] if len(sys.argv) > 1 else "")) is not None:
+        importlib.import_module(program).main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help=f"of {', '.join(PARTS)}; default {PARTS[0]}")
     parser.add_argument("--output", type=Path, help="folder for NAME.json and NAME.txt")
@@ -63,11 +72,9 @@ def hardware() -> str:
     """The GPU, or the processor and the number of its cores that may be used."""
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {len(os.sched_getaffinity(0))} cores"
+    from benchmarks.machine import processor
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
 
 
 if __name__ == "__main__":

@@ -27,7 +27,15 @@ def rows(bench: Bench, folder: Path) -> Iterator[dict[str, Any]]:
     """One row of the table for each; the plain way is the frozen encoder alone, which a step without a store pays."""
     text = folder / "text.txt"
     text.write_text("\n".join(_documents(bench.scale.stored * bench.shapes.seq_len * CHARACTERS)) + "\n")
-    encoder = _encoder(bench, text, folder / "encoder")
+    encoder = gpt2(
+        text,
+        folder / "encoder",
+        layers=bench.scale.encoder_layers + 2,  # its third-to-last is as deep as the plain training step's encoder
+        width=bench.shapes.hidden_dim,
+        heads=bench.settings.model.token_decoder.heads,
+        positions=bench.shapes.seq_len,
+        device=bench.device,
+    )
     frozen = FrozenEncoder(str(encoder), layer=-3, seq_len=bench.shapes.seq_len, device=bench.device)
     flops = cost.encoder_flops(frozen.network, bench.shapes.seq_len)
     tokens_BL = torch.zeros(bench.scale.rows, bench.shapes.seq_len, dtype=torch.int64)
@@ -89,15 +97,16 @@ def _documents(characters: int) -> Iterator[str]:
             return
 
 
-def _encoder(bench: Bench, text: Path, out: Path) -> Path:
-    """A GPT-2 of the states' width whose third-to-last layer is as deep as the plain training step's encoder."""
+def gpt2(text: Path, out: Path, *, layers: int, width: int, heads: int, positions: int, device: torch.device) -> Path:
+    """Make a GPT-2 of these sizes with a tokenizer of its own; its weights are all but random."""
     config = PretrainConfig(
         data=(str(text),),
-        layers=bench.scale.encoder_layers + 2,
-        width=bench.shapes.hidden_dim,
-        heads=bench.settings.model.token_decoder.heads,
-        positions=bench.shapes.seq_len,
+        layers=layers,
+        width=width,
+        heads=heads,
+        positions=positions,
         steps=1,
         batch_size=2,
+        device=str(device),
     )
     return pretrain_encoder.run(config, out).path

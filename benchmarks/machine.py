@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
+import platform
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +23,34 @@ from ldlm.compute import DTYPES
 from ldlm.training import cost
 
 COPY_BYTES, FILE_BYTES = 2**28, 2**28
+
+
+def processor() -> str:
+    """The processor and the number of its cores that may be used."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {len(os.sched_getaffinity(0))} cores"
+
+
+def card() -> str:
+    """The first GPU with its memory and its driver, as the driver's own tool names them; CUDA is not started.
+
+    It may be absent or refuse, where torch sees the GPU all the same.
+    """
+    command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        said = ""
+    return said.partition("\n")[0].strip() or "a GPU that nvidia-smi does not name"
+
+
+def version(package: str) -> str | None:
+    """Version of an installed package, None where it is not."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 @dataclass(frozen=True)

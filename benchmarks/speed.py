@@ -40,7 +40,7 @@ from ldlm.model.timesteps import TimestepSampler
 from ldlm.sampling import solvers
 from ldlm.sampling.generation import JOINT, Decoder, TextGenerator, text_seeds
 from ldlm.training import cost
-from ldlm.training.joint import start, train_step
+from ldlm.training.joint import TrainState, start, train_step
 
 WARM, STEPS = 8, 16  # of a training, the same for all; as the coin falls, some evaluate the denoiser twice
 PRECISIONS = ("fp32", "bf16")
@@ -106,10 +106,10 @@ def run(folder: Path) -> dict[str, Any]:
     }
 
 
-def bench_of(device: torch.device) -> Bench:
-    """The measurements that fit the device."""
+def bench_of(device: torch.device, name: str | None = None) -> Bench:
+    """The measurements that fit the device, of the preset of that name where one is given."""
     scale = SCALES[device.type]
-    preset = config.preset(scale.preset)
+    preset = config.preset(name or scale.preset)
     settings = replace(config.from_dict(TrainConfig, preset.overrides), batch_size=scale.rows, accumulate=1)
     return Bench(device, scale, settings, preset.shapes)
 
@@ -143,9 +143,9 @@ class Bench:
         for name, way in ways.items():
             # In turns with what it is compared with: a machine that others use as well is not always as fast.
             with plain_attention():
-                plain = self._seconds(lambda: self._plain_latents(model, SamplerConfig(steps=few), seeds)) / few
+                plain = self.seconds(lambda: self._plain_latents(model, SamplerConfig(steps=few), seeds)) / few
             steps = self.scale.steps if name == list(ways)[-1] else few
-            generator, sampler = self._generator(model, way), SamplerConfig(steps=steps)
+            generator, sampler = self.generator(model, way), SamplerConfig(steps=steps)
             yield self._timed(
                 f"sampling, {steps} steps, {name}",
                 lambda generator=generator, sampler=sampler: generator.latents(sampler, seeds),  # type: ignore[misc]
@@ -155,7 +155,7 @@ class Bench:
                 plain=steps * plain,
             )
 
-    def _generator(self, model: JointModel, way: ComputeConfig) -> TextGenerator:
+    def generator(self, model: JointModel, way: ComputeConfig) -> TextGenerator:
         return TextGenerator(
             denoiser=model.denoiser,
             decoder=Decoder(JOINT, model.decoder()),
@@ -170,7 +170,7 @@ class Bench:
     @torch.no_grad()
     def _plain_latents(self, model: JointModel, sampler: SamplerConfig, seeds_B: Tensor) -> Tensor:
         """Latents by the network as it is trained, one row of the recurrence after the other."""
-        generator, shape = self._generator(model, PLAIN), (model.num_latents, model.latent_dim)
+        generator, shape = self.generator(model, PLAIN), (model.num_latents, model.latent_dim)
         seeds_B = seeds_B.to(self.device)
         row_B = torch.zeros_like(seeds_B)
         times = solvers.time_grid(sampler, generator.schedule, generator.timesteps.draw)
@@ -188,14 +188,13 @@ class Bench:
     def training(self) -> Iterator[dict[str, Any]]:
         """One optimiser step, the states being there (cached) or made by the frozen encoder first (online)."""
         tokens = self.scale.rows * self.shapes.seq_len
-        kinds = self._coins()
-        fallen = replace(self.settings.diffusion, self_conditioning=statistics.mean(kinds))
-        flops = tokens * cost.flops_per_token(replace(self.settings, diffusion=fallen), self.shapes)
+        kinds = self.coins()
+        flops = tokens * self.step_flops_per_token(kinds)
         batch, encoder = self.batch(), self._encoder()
         for name, way in self.ways().items():
             for kind, online in (("cached", None), ("online", encoder)):
                 with plain_attention(), mock.patch.dict(token_loss.CHUNK, {self.device.type: 2**62}):
-                    plain = self._seconds(self.step(PLAIN, batch, encoder), kinds)
+                    plain = self.seconds(self.step(PLAIN, batch, encoder), kinds)
                 yield self._timed(
                     f"training, {kind}, {name}",
                     self.step(way, batch, online),
@@ -206,14 +205,24 @@ class Bench:
                     kinds=kinds,
                 )
 
-    def _coins(self) -> list[bool]:
+    def coins(self) -> list[bool]:
         """Which of the steps that are timed are self-conditioned."""
         seed, p = self.settings.seed, self.settings.diffusion.self_conditioning
         return [noise.coin(seed, "self_condition", step, p) for step in range(WARM, WARM + STEPS)]
 
-    def step(self, way: ComputeConfig, batch: Batch, encoder: Callable[[Tensor], Tensor] | None) -> Callable[[], Any]:
+    def step_flops_per_token(self, kinds: Sequence[bool]) -> int:
+        """FLOPs per token of a step, the mean of steps of which these are self-conditioned."""
+        fallen = replace(self.settings.diffusion, self_conditioning=statistics.mean(kinds))
+        return cost.flops_per_token(replace(self.settings, diffusion=fallen), self.shapes)
+
+    def state(self, way: ComputeConfig) -> TrainState:
+        """A training at its first step."""
         torch._dynamo.reset()  # or its limit of compilations would be met, and what comes then stay as it is
-        state = start(replace(self.settings, compute=way), self.shapes, scratch=False, device=self.device)
+        return start(replace(self.settings, compute=way), self.shapes, scratch=False, device=self.device)
+
+    def step(self, way: ComputeConfig, batch: Batch, encoder: Callable[[Tensor], Tensor] | None) -> Callable[[], Any]:
+        """A training step on a batch, whose states are there or made by the encoder first."""
+        state = self.state(way)
 
         def step() -> None:
             with state.compute.autocast():
@@ -222,12 +231,14 @@ class Bench:
 
         return step
 
-    def batch(self) -> Batch:
-        shape = (self.scale.rows, self.shapes.seq_len)
+    def batch(self, rows: int | None = None) -> Batch:
+        """Random states and tokens."""
+        rows = rows or self.scale.rows
+        shape = (rows, self.shapes.seq_len)
         return Batch(
             torch.randn(*shape, self.shapes.hidden_dim, device=self.device),
             torch.randint(self.shapes.vocab_size, shape, device=self.device),
-            torch.arange(self.scale.rows),
+            torch.arange(rows),
             0,
         )
 
@@ -250,11 +261,11 @@ class Bench:
     def decoding(self) -> dict[str, Any]:
         """Latents to tokens."""
         model = build(self.settings.model, self.shapes, seed=0).to(self.device).eval().requires_grad_(False)
-        generator = self._generator(model, PLAIN)
+        generator = self.generator(model, PLAIN)
         z_0 = torch.randn(self.scale.texts, *generator.latent_shape, device=self.device)
         seeds = text_seeds(0, 0, self.scale.texts)
         with plain_attention():
-            plain = self._seconds(lambda: generator.decode(z_0, seeds))
+            plain = self.seconds(lambda: generator.decode(z_0, seeds))
         return self._timed(
             "decoding, fp32",
             lambda: generator.decode(z_0, seeds),
@@ -300,7 +311,7 @@ class Bench:
                         attention.attention(q, k, v).sum().backward()
 
                     with peak_memory(self.device) as peak:
-                        row[f"{name}_seconds"] = self._seconds(both)
+                        row[f"{name}_seconds"] = self.seconds(both)
                     row[f"{name}_bytes"] = peak.bytes
             # Two products forward and four backward; what a kernel computes again does not count.
             flops = 6 * 2 * length**2 * shape[-2] * shape[-1]
@@ -340,9 +351,9 @@ class Bench:
         if compute.compiled:
             torch._dynamo.reset()  # or the sizes before would count against its limit, and this one stay as it is
             layers.compile_blocks(network)
-        return self._seconds(lambda: network(*given))
+        return self.seconds(lambda: network(*given))
 
-    def _seconds(self, work: Callable[[], Any], kinds: Sequence[bool] = ()) -> float:
+    def seconds(self, work: Callable[[], Any], kinds: Sequence[bool] = ()) -> float:
         """The median; of calls of these kinds, the mean of each kind's. NaN where the memory does not suffice."""
         try:
             # Steps of both kinds are compiled before the clock starts.
@@ -362,7 +373,7 @@ class Bench:
         kinds: Sequence[bool] = (),
     ) -> dict[str, Any]:
         with peak_memory(self.device) as peak:
-            seconds = self._seconds(work, kinds)
+            seconds = self.seconds(work, kinds)
         precision = Compute.of(way, self.device).precision
         return self.row(name, seconds, tokens=tokens, flops=flops, precision=precision, memory=peak.bytes, plain=plain)
 

@@ -21,6 +21,7 @@ import torch
 
 from ldlm import config, runtime
 from ldlm.cli import show
+from ldlm.compute import precision_on
 from ldlm.config import ExtractConfig, TrainConfig
 from ldlm.features import builtin_text, text, textfiles
 from ldlm.features.encoder import FrozenEncoder
@@ -29,10 +30,12 @@ from ldlm.features.stream import Stream
 from ldlm.hub import load_tokenizer
 from ldlm.stages import extract_features, features
 from ldlm.training.joint import start, train_step
+from ldlm.training.loop import ReadLate
 
 SEQ_LEN, BLOCK = 128, 32
 ROWS, EXTRACTION_ROWS, SHARD_ROWS, MEMORY_SHARD_ROWS = 1024, 1024, 256, 64
 SECONDS, STEPS, TURNS = 3.0, 10, 4  # of each measurement
+WARM_STEPS = 5  # of a training, which don't count; by then both kinds of steps are compiled
 STORED = (("fp32", "none"), ("fp16", "none"), ("fp16", "zstd"), ("bf16", "zstd"), ("int8-token", "zstd"))
 OWT_ROWS_PER_SECOND = 172  # owt-1024 at 45 % of an H200's 780 TFLOP/s and 1.99 GFLOP per token, rows of 1,024 tokens
 OWT_ROW_BYTES, OWT_BATCH = 1024 * 768 * 2, 32
@@ -57,7 +60,7 @@ def run(folder: Path) -> dict[str, Any]:
         stores[name] = made
         rows.append({"codec": name, **_codec(made), **_reading(made)})
     return {
-        "extraction": _extraction(replace(base, data=(str(long),)), folder),
+        "extraction": extraction(replace(base, data=(str(long),)), folder, TURNS),
         "codecs": rows,
         "zarr": {name: _zarr_ratio(stores[name], rows) for name in ("fp16, uncompressed", "fp16, zstd-1")},
         "waiting": _waiting(stores["fp16, zstd-1"]),
@@ -85,18 +88,19 @@ def _documents(rows: int) -> list[str]:
 # Extraction
 
 
-def _extraction(base: ExtractConfig, folder: Path) -> dict[str, Any]:
+def extraction(base: ExtractConfig, folder: Path, turns: int) -> dict[str, Any]:
     """Rows per second from tokens to the last shard, against the bare encoder over the same blocks, in turns.
 
     With statistics over all rows, as in a small store, whose states are all spooled before they are normalised, and
     over a sixteenth of them, as in a store beyond `--stats-tokens`. On CPUs the shards are made by the cores that
     encode. Beside a GPU that outruns the compression this ratio is less.
     """
-    device = runtime.device("auto")
-    encoder = FrozenEncoder(base.encoder, layer=base.layer, seq_len=SEQ_LEN, device=device)
-    packed = text.pack(textfiles.file_documents(base.data), load_tokenizer(base.encoder), SEQ_LEN)
+    device = runtime.device(base.device)
+    precision = precision_on(base.precision, device)
+    encoder = FrozenEncoder(base.encoder, layer=base.layer, seq_len=base.seq_len, device=device, precision=precision)
+    packed = text.pack(textfiles.file_documents(base.data), load_tokenizer(base.encoder), base.seq_len)
     tokens = torch.from_numpy(np.concatenate(list(packed))).long()
-    blocks = tokens.split(BLOCK)
+    blocks = tokens.split(base.batch_size)
 
     def bare() -> float:
         started = time.perf_counter()
@@ -104,20 +108,20 @@ def _extraction(base: ExtractConfig, folder: Path) -> dict[str, Any]:
             encoder(block).cpu()
         return time.perf_counter() - started
 
-    def extraction(turn: int, sample: int) -> float:
+    def whole(turn: int, sample: int) -> float:
         timed = _Phases()
         settings = replace(base, stats_tokens=tokens.numel() // sample)
         extract_features.run(settings, folder / f"timed-{turn}-{sample}", progress=timed)
         return timed.seconds
 
     bare()
-    turns = [(bare(), extraction(turn, 1), extraction(turn, 16)) for turn in range(TURNS)]
+    seconds = [(bare(), whole(turn, 1), whole(turn, 16)) for turn in range(turns)]
     # The fastest of each: a machine's neighbours make single turns differ by a tenth and more.
-    forward, small, large = (min(times) for times in zip(*turns, strict=True))
+    forward, small, large = (min(times) for times in zip(*seconds, strict=True))
     return {
         "rows": len(tokens),
         "device": device.type,
-        "seconds_by_turn": turns,
+        "seconds_by_turn": seconds,
         "forward_rows_per_second": len(tokens) / forward,
         "small": {"rows_per_second": len(tokens) / small, "ratio": forward / small},
         "large": {"rows_per_second": len(tokens) / large, "ratio": forward / large},
@@ -211,22 +215,30 @@ def _waiting(path: Path) -> dict[str, dict[str, float]]:
 
 
 def _tiny_wait(path: Path) -> float:
+    return trainer_wait(
+        path, config.from_dict(TrainConfig, config.PRESETS["tiny"].overrides), torch.device("cpu"), STEPS
+    )
+
+
+def trainer_wait(path: Path, settings: TrainConfig, device: torch.device, steps: int) -> float:
+    """Share of so many training steps on a store that is spent waiting for the next batch.
+
+    As in the training loop, a step is read when the next one has been launched.
+    """
     store = FeatureStore(path)
-    overrides = config.merge(config.PRESETS["tiny"].overrides, {"device": "cpu"})
-    settings = config.from_dict(TrainConfig, overrides)
-    state = start(settings, store.shapes, scratch=False, device=torch.device("cpu"))
-    split = store.split("train")
-    stream = Stream(split, batch_size=settings.batch_size, seed=0, device=torch.device("cpu"))
+    state = start(settings, store.shapes, scratch=False, device=device)
+    launched: ReadLate = ReadLate(state.read_step)  # type: ignore[arg-type]
     waited, began = 0.0, 0.0
-    with stream:
+    with Stream(store.split("train"), batch_size=settings.batch_size, seed=0, device=device) as stream:
         batches = iter(stream)
-        for step in range(-3, STEPS):
+        for step in range(-WARM_STEPS, steps):
             if step == 0:
                 waited, began = 0.0, time.perf_counter()
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
-            train_step(state, batch)
+            launched.add(train_step(state, batch))
+    launched.read_last()
     return waited / (time.perf_counter() - began)
 
 

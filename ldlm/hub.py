@@ -29,7 +29,6 @@ DESCRIPTIONS = ("config.json", "tokenizer_config.json", "tokenizer.json")  # a m
 @cache
 def check_hub() -> None:
     """Go offline at once when the hub can't be reached: its client would retry for a minute."""
-    import datasets.config
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
@@ -37,6 +36,8 @@ def check_hub() -> None:
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
     except Exception:  # of the HTTP library that the hub's client uses, which depends on its version
+        import datasets.config
+
         constants.HF_HUB_OFFLINE = True
         datasets.config.HF_HUB_OFFLINE = datasets.config.HF_DATASETS_OFFLINE = True
 

@@ -150,3 +150,13 @@ def test_the_coin_is_a_function_of_seed_and_step_with_the_right_share():
     assert abs(agree - 0.58) < 0.08  # 0.3² + 0.7²
     assert not any(throws(0, 0.0))
     assert all(throws(0, 1.0))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("seed", [7, torch.tensor([2**40 + 3, 5])], ids=["one", "of each row"])
+def test_the_words_of_a_gpu_are_those_of_the_cpu_to_the_bit(seed):
+    """A uniform number is a word of 32 bits; the normal ones made from them are compared in test_compute.py."""
+    rows, shape = torch.tensor([0, 2**33]), (300, 999)
+    of_rows = seed if isinstance(seed, int) else seed.cuda()
+    found = noise.uniform(of_rows, "eps", 3, rows.cuda(), shape)
+    assert found.cpu().equal(noise.uniform(seed, "eps", 3, rows, shape))

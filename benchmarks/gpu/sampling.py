@@ -1,0 +1,75 @@
+"""Sampling with random weights, which changes no speed: 16 texts of 1,024 latents at 1,024 evaluations.
+
+The aim is 8 s on an H100, where the matrix products alone take 4.4 s; the paper reports 40 s on an A100 (Table 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any
+
+from benchmarks.gpu.job import Job
+from benchmarks.gpu.profile import largest_kernels
+from benchmarks.machine import Limits, peak_memory, timed
+from benchmarks.speed import Bench, bench_of
+from ldlm.config import ComputeConfig, SamplerConfig
+from ldlm.model.joint import JointModel, build
+from ldlm.sampling.generation import text_seeds
+from ldlm.training import cost
+
+EVALUATIONS = 1024  # that all seconds are of
+AIM = 8.0  # seconds on an H100
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured."""
+
+    whole: int  # evaluations by default
+    fewer: int  # by each other way; their time is scaled
+    compile: dict[str, str]
+
+
+SIZES = {
+    "cuda": Sizes(EVALUATIONS, 64, {"graph": "on", "eager": "off"}),
+    "cpu": Sizes(8, 4, {"eager": "off"}),
+}
+
+
+def run(job: Job) -> None:
+    """Record the time from noise to latents, as it is by default and by every way; and the profile of the default."""
+    limits, bench, sizes = job.limits, bench_of(job.device), SIZES[job.device.type]
+    model = build(bench.settings.model, bench.shapes, seed=0).to(job.device).eval().requires_grad_(False)
+    table = f"{bench.scale.texts} texts of {bench.shapes.seq_len} latents, {EVALUATIONS:,} evaluations, aim {AIM:g} s"
+    job.attempt(table, "default", partial(_seconds, limits, bench, model, ComputeConfig(), sizes.whole))
+    for (name, compile), attention in product(sizes.compile.items(), ("xformers", "sdpa")):
+        way = ComputeConfig(attention=attention, compile=compile)  # type: ignore[arg-type]
+        job.attempt(table, f"{name}, {attention}", partial(_seconds, limits, bench, model, way, sizes.fewer))
+    generator, seeds = bench.generator(model, ComputeConfig()), text_seeds(0, 0, bench.scale.texts)
+    for row in largest_kernels(lambda: generator.latents(SamplerConfig(steps=sizes.fewer), seeds), job.device):
+        job.record(f"largest kernels of {sizes.fewer} evaluations by default", **row)
+
+
+def _seconds(limits: Limits, bench: Bench, model: JointModel, way: ComputeConfig, count: int) -> dict[str, Any]:
+    """Seconds of `EVALUATIONS` evaluations, of which `count` are taken; compilation does not count."""
+    generator, sampler, seeds = (
+        bench.generator(model, way),
+        SamplerConfig(steps=count),
+        text_seeds(0, 0, bench.scale.texts),
+    )
+    with peak_memory(bench.device) as peak:
+        generator.prepare(sampler, len(seeds))
+        measured = timed(lambda: generator.latents(sampler, seeds), bench.device, 0, warm=0, count=1).mean
+    flops = EVALUATIONS * len(seeds) * cost.denoiser_flops(bench.settings.model, bench.shapes)
+    seconds, limit = measured * EVALUATIONS / count, limits.flops[generator.compute.precision]
+    return {
+        "attention": generator.compute.attention,
+        "seconds": seconds,
+        "evaluations": count,
+        "scaled": count != EVALUATIONS,
+        "floor_seconds": flops / limit,
+        "share": flops / limit / seconds,
+        "peak_bytes": peak.bytes,
+    }

@@ -1,0 +1,182 @@
+"""An LDLM of a text that comes along, sized by the minutes that are left: the model, its figures, and 50 samples.
+
+The stages are those of the quickstart without its second decoder. Each training takes as many steps as its share of the
+time allows, by short runs of the same. Nothing is compiled, which would take a good part of that time. What is
+kept is one archive of less than 16 MB: the exported weights are float32, and their sizes are chosen for it.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.job import Job
+from benchmarks.parts import part
+from ldlm import config, files
+from ldlm.config import (
+    ComputeConfig,
+    EvaluateConfig,
+    ExportConfig,
+    ExtractConfig,
+    PretrainConfig,
+    SampleConfig,
+    SamplerConfig,
+    TrainConfig,
+)
+from ldlm.features import builtin_text, textfiles
+from ldlm.features.documents import whole
+
+SAMPLES = 50
+DOCUMENTS = 20_000  # at most
+HELD_OUT, OF_SCORER = 0.06, 0.36  # of the documents
+ENCODER_SHARE, SCORER_SHARE, TRAIN_SHARE = 0.12, 0.12, 0.45  # of the time; the rest is the other stages', and spare
+GROWTH = 4  # of the short runs, in steps
+EAGER = ComputeConfig(compile="off")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of encoder, scorer and denoiser."""
+
+    seq_len: int
+    width: int
+    heads: int
+    layers: int
+    vocab_size: int
+    batch_size: int
+
+
+SIZES = {
+    "cuda": Sizes(seq_len=128, width=160, heads=5, layers=4, vocab_size=2048, batch_size=64),
+    "cpu": Sizes(seq_len=32, width=32, heads=2, layers=2, vocab_size=512, batch_size=8),
+}
+
+
+def run(job: Job) -> None:
+    """Make everything; the archive is the section's folder."""
+    store = part("store")
+    if isinstance(store, str):
+        job.record("LDLM", name="all", skipped=f"{store} is not installed")
+        return
+    from ldlm.stages import evaluate, export, extract_features, sample, train
+
+    sizes, seconds, out = SIZES[job.device.type], job.left, job.scratch
+    documents = _split(job)
+    encoder = _pretrained(job, sizes, "encoder", ENCODER_SHARE * seconds, vocab_size=sizes.vocab_size)
+    scorer = _pretrained(job, sizes, "scorer", SCORER_SHARE * seconds, tokenizer=str(encoder))
+
+    extract = ExtractConfig(
+        encoder=str(encoder),
+        data=(str(out / "encoder.jsonl"),),
+        validation_data=(str(out / "held-out.jsonl"),),
+        seq_len=sizes.seq_len,
+        device=job.device_name,
+    )
+    extract_features.run(extract, out / "features")
+
+    def take(steps: int, run: Path) -> None:
+        train.run(_training(job, sizes, steps), out / "features", run)
+
+    run, steps = _as_long_as(TRAIN_SHARE * seconds, take, out / "run")
+    drawn = SampleConfig(
+        num_samples=SAMPLES, sampler=SamplerConfig(temperature=0.5), compute=EAGER, device=job.device_name
+    )
+    sample.run(drawn, run, out / "samples.jsonl")
+    scores = evaluate.run(
+        EvaluateConfig(scorer=str(scorer), device=job.device_name), [out / "samples.jsonl"], out / "held-out.jsonl"
+    )
+    export.run(ExportConfig(), run, out / "model")
+    found = {"documents": documents, "steps": steps, "scores": [one.to_json() for one in scores]}
+    _keep(job, run, found)
+    weights = (out / "model" / "model.safetensors").stat().st_size
+    job.record("model", name="LDLM", documents=documents["encoder"], steps=steps, weight_bytes=weights)
+    for one in scores:
+        job.record("texts", name=one.role, **one.scores.pick("gen_ppl", "entropy", "diversity"))
+
+
+def _split(job: Job) -> dict[str, int]:
+    """Write the documents in three parts, so that encoder and scorer have none in common; returns their numbers."""
+    found = builtin_text.documents() if job.text is None else list(whole(textfiles.file_documents([job.text])))
+    documents = list(dict.fromkeys(found))
+    random.Random(0).shuffle(documents)
+    del documents[DOCUMENTS:]
+    first, second = (int(len(documents) * share) for share in (HELD_OUT, HELD_OUT + OF_SCORER))
+    parts = {"held-out": documents[:first], "scorer": documents[first:second], "encoder": documents[second:]}
+    for name, chosen in parts.items():
+        files.write_atomic(job.scratch / f"{name}.jsonl", files.dump_jsonl({"text": one} for one in chosen))
+    return {name: len(chosen) for name, chosen in parts.items()}
+
+
+def _pretrained(job: Job, sizes: Sizes, name: str, seconds: float, **settings: Any) -> Path:
+    """A GPT-2 trained on its part of the text for about so many seconds."""
+    from ldlm.stages import pretrain_encoder
+
+    given = PretrainConfig(
+        data=(str(job.scratch / f"{name}.jsonl"),),
+        layers=max(4, sizes.layers),
+        width=sizes.width,
+        heads=sizes.heads,
+        positions=sizes.seq_len,
+        batch_size=sizes.batch_size,
+        device=job.device_name,
+        **settings,
+    )
+
+    def take(steps: int, out: Path) -> None:
+        pretrain_encoder.run(replace(given, steps=steps), out)
+
+    return _as_long_as(seconds, take, job.scratch / name)[0]
+
+
+def _as_long_as(seconds: float, take: Callable[[int, Path], None], out: Path) -> tuple[Path, int]:
+    """Take as many steps into `out` as fit into so many seconds, short runs included; returns `out` and the steps.
+
+    The short runs grow until one takes a tenth of the time. What each pays before its first step is counted as if it
+    were the steps', so that the estimate is rather too long than too short.
+    """
+    ends, steps, took = time.perf_counter() + seconds, 1, 0.0
+    while took < seconds / 10:
+        steps *= GROWTH
+        started = time.perf_counter()
+        take(steps, out.with_name(f"{out.name}-{steps}"))
+        took = time.perf_counter() - started
+    steps = max(1, int(steps * (ends - time.perf_counter()) / took))
+    take(steps, out)
+    return out, steps
+
+
+def _training(job: Job, sizes: Sizes, steps: int) -> TrainConfig:
+    """The tiny preset in other sizes, its warm-ups in proportion."""
+    own = {
+        "steps": steps,
+        "batch_size": sizes.batch_size,
+        "model": {
+            "autoencoder": {"width": sizes.width, "heads": sizes.heads},
+            "denoiser": {"layers": sizes.layers, "width": sizes.width, "heads": sizes.heads, "time_dim": sizes.width},
+            "token_decoder": {"heads": sizes.heads},
+        },
+        "recipe": {"warmup_steps": 2 * steps // 5},
+        "timesteps": {"refresh_steps": max(1, min(100, steps // 10))},
+        "optimizer": {"lr_warmup_steps": steps // 20},
+        "compute": {"compile": "off"},
+        "log_every": max(1, steps // 100),
+        "eval_every": steps,
+        "save_every": steps,
+        "device": job.device_name,
+    }
+    return config.from_dict(TrainConfig, config.merge(config.PRESETS["tiny"].overrides, own))
+
+
+def _keep(job: Job, run: Path, found: dict[str, Any]) -> None:
+    """Put model, samples and figures into the section's folder."""
+    shutil.copytree(job.scratch / "model", job.folder / "model")
+    for path in (run / "metrics.jsonl", job.scratch / "samples.jsonl"):
+        shutil.copy(path, job.folder)
+    files.write_json(
+        job.folder / "found.json", {**found, "held_out": files.read_json(run / "manifest.json")["held_out"]}
+    )
