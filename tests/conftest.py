@@ -294,14 +294,6 @@ def trained(train_config: TrainConfig, store: Path, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commands of this test leave no pictures, which would take most of the time of a tiny training."""
-    from ldlm.pages import drawing
-
-    monkeypatch.setattr(drawing, "png", lambda path, charts: None)
-
-
-@pytest.fixture
 def run_copy(trained: Path, tmp_path: Path) -> Path:
     """A copy of `trained` to add decoders to."""
     return Path(shutil.copytree(trained, tmp_path / "run"))

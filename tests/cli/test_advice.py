@@ -10,7 +10,6 @@ import yaml
 
 # A command, what it must say, and what is added to the same command then; \1 … are what the message names. Words in
 # braces are those of `places`.
-pytestmark = pytest.mark.usefixtures("undrawn")
 SAMPLE = "sample --run {run} --steps 2 --num-samples 2 --device cpu --output {out}"
 TRAIN = "train --features {store} --config {tiny} --steps 2 --output {out}"
 EXTRACT = "extract-features --encoder {gpt2} --data {corpus} --seq-len 16 --device cpu --output {out}"

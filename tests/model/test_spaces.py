@@ -31,7 +31,6 @@ from ldlm.training import checkpoint
 from ldlm.training.log import MetricsFile
 from ldlm.training.optim import learning_rate
 
-pytestmark = pytest.mark.usefixtures("undrawn")
 CPU = torch.device("cpu")
 
 

@@ -23,7 +23,6 @@ from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import extract_features, interpolate, train
 from ldlm.training import heldout
 
-pytestmark = pytest.mark.usefixtures("undrawn")
 CPU = torch.device("cpu")
 TEXTS = ("A teacher found rain.", "Nobody lost an answer.")
 

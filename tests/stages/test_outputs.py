@@ -168,7 +168,6 @@ def test_what_is_being_replaced_is_opened_by_nobody_and_replaced_by_anybody(tmp_
     assert set(tree(out)) == {"artifact.json", "config.yaml"}
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_training_that_was_being_replaced_begins_anew_without_the_flag(tmp_path, train_config, store):
     """The command that an interrupted `--overwrite` advises in its last line makes the output."""
     out = train.run(replace(train_config, steps=2), store, tmp_path / "run").path
@@ -349,7 +348,6 @@ NAMES = (
 )  # fmt: skip
 
 
-@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", NAMES)
 def test_every_command_refills_what_a_link_names(commands, succeed, refuse, tmp_path, name):
     arguments, change = commands[name]

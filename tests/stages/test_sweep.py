@@ -12,7 +12,6 @@ from ldlm.evaluation import frontier, metrics, samples
 from ldlm.evaluation.frontier import Variant
 from ldlm.stages import evaluate, sample, sweep
 
-pytestmark = pytest.mark.usefixtures("undrawn")
 SMALL = {"budgets": (2, 5), "solvers": ("euler-maruyama", "heun"), "grids": ("time",), "guidances": (1.0, 2.0)}
 
 

@@ -17,7 +17,6 @@ from ldlm.stages import extract_features, finetune_decoder, sample, train
 from ldlm.training import checkpoint
 from ldlm.training.log import MetricsFile
 
-pytestmark = pytest.mark.usefixtures("undrawn")
 CPU = torch.device("cpu")
 SEQ_LEN = 16
 

@@ -15,7 +15,6 @@ from ldlm.stages import train
 from ldlm.training import heldout
 from ldlm.training.log import MetricsFile
 
-pytestmark = pytest.mark.usefixtures("undrawn")
 CPU = torch.device("cpu")
 
 

@@ -15,8 +15,6 @@ from ldlm.features.store import FeatureStore
 from ldlm.stages import extract_features, train
 from ldlm.training.log import MetricsFile
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 @pytest.fixture(scope="module")
 def online(few, tmp_path_factory):

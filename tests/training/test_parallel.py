@@ -26,7 +26,6 @@ from ldlm.stages import train
 from ldlm.training import checkpoint
 from ldlm.training.log import MetricsFile
 
-pytestmark = pytest.mark.usefixtures("undrawn")
 CPU = torch.device("cpu")
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")  # on a port that is free
 QUICK = launcher("job", 2)  # where torchrun's own part is not the point

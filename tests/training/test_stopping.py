@@ -27,8 +27,6 @@ from ldlm.training import checkpoint
 from ldlm.training.ema import EMA
 from ldlm.training.log import MetricsFile
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 def final(run):
     """Every byte of the newest checkpoint, and the metrics without their timings."""
