@@ -161,7 +161,8 @@ def online_options(names: Sequence[str]) -> Function:
         command.__doc__, command.__name__ = function.__doc__, function.__name__
         command.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
         for field in reversed(fields):
-            command = field.option(note="with --features online: ")(command)
+            also = " or --dry-run" if field.path == ("seq_len",) else ""
+            command = field.option(note=f"with --features online{also}: ")(command)
         return command
 
     return decorate

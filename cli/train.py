@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ldlm.errors import InputError
 from ldlm.location import locate
 
 ONLINE = "online"
+GPT2_POSITIONS = 1_024
 TEXT = (
     "encoder", "kind", "layer", "seq_len", "data", "dataset", "dataset_config", "revision", "split", "text_column",
     "validation_data", "validation_split", "validation_docs", "detokenizer", "stats_tokens",
@@ -25,10 +27,27 @@ TEXT = (
 @stage_options(TrainConfig, presets=True)
 @path_option("--features", "the feature store, or `online` to run the encoder inside the step", metavar="DIR|online")
 @path_option("--output", "folder of the run")
+@click.option(
+    "--fit",
+    metavar="SIZE",
+    help="choose --accumulate and --recompute for devices of that much memory, like 80GB; a tenth stays in reserve",
+)
+@click.option(
+    "--devices",
+    type=click.IntRange(min=1),
+    metavar="INT",
+    help="with --dry-run: processes that share a batch, one per device  [default: torchrun's, or 1]",
+)
 @click.option("--allow-partial", is_flag=True, help="train on the shards that an unsealed store has")
 @online_options(TEXT)
 def command(
-    options: Options, features: str | None, output: str | None, allow_partial: bool, online: dict[str, Any]
+    options: Options,
+    features: str | None,
+    output: str | None,
+    fit: str | None,
+    devices: int | None,
+    allow_partial: bool,
+    online: dict[str, Any],
 ) -> None:
     """Train the latent encoder, the denoiser and the decoders jointly on a feature store.
 
@@ -40,13 +59,19 @@ def command(
       ldlm train --features features --output run --preset owt-128 --set recipe.sigma_dec=3
       ldlm train --features online --encoder gpt2 --data corpus.jsonl --seq-len 1024 --output run --preset owt-1024
       ldlm train --preset owt-1024 --dry-run --json
+      ldlm train --preset owt-1024 --seq-len 4096 --devices 8 --fit 40GB --dry-run
     """
     config = options.build()
+    if fit is not None and (chosen := [f for f in ("accumulate", "recompute") if options.flags[(f,)] is not None]):
+        raise InputError(f"--fit chooses accumulate and recompute itself; leave --{chosen[0]} out")
     from ldlm import runtime
     from ldlm.stages import train as stage
 
     if options.dry_run:
-        return options.show_plan(stage.plan(config, _shapes(options, features, online, allow_partial)))
+        plan = stage.plan(config, _shapes(options, features, online, allow_partial), devices=devices, fit=fit)
+        return options.show_plan(plan) if runtime.reports() else None
+    if devices is not None:
+        raise InputError("--devices is for --dry-run; torchrun --nproc-per-node says how many train")
     store = require_place(features, "--features", "features")
     out = require(output, "--output", "run")
     if features == ONLINE:
@@ -59,6 +84,7 @@ def command(
         out,
         allow_partial=allow_partial,
         overwrite=bool(options.overwrite),
+        fit=fit,
         progress=show.Terminal(),
     )
     if not runtime.reports():
@@ -96,10 +122,21 @@ def _shapes(options: Options, features: str | None, online: dict[str, Any], allo
     if features is not None and features != ONLINE:
         from ldlm.features.store import FeatureStore
 
+        if online:
+            raise InputError(f"--{next(iter(online)).replace('_', '-')} is for --features online; a store has its own")
         return FeatureStore(locate(features), allow_partial=allow_partial).shapes
     if options.preset is None:
         raise InputError("a dry run takes its sizes from --features DIR or --preset NAME; give one of them")
-    return configs.preset(options.preset).shapes
+    shapes = configs.preset(options.preset).shapes
+    if "seq_len" not in online:
+        return shapes
+    length = configs.from_dict(configs.ExtractConfig, {"seq_len": online["seq_len"]}).seq_len
+    if length > GPT2_POSITIONS:
+        show.Terminal().note(
+            f"rows of {length:,} tokens need an encoder with as many positions: GPT-2 has {GPT2_POSITIONS:,}, "
+            f"ModernBERT 8,192; `ldlm pretrain-encoder --positions {length}` makes one"
+        )
+    return dataclasses.replace(shapes, seq_len=length)
 
 
 def _table(result: dict) -> str:

@@ -117,6 +117,11 @@ class World:
 ALONE = World()
 
 
+def processes() -> int:
+    """Number of processes that a launcher started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def reports() -> bool:
     """Whether this process shows results to the user: the first of a launcher's processes."""
     return os.environ.get("RANK", "0") == "0"
@@ -125,7 +130,7 @@ def reports() -> bool:
 @contextmanager
 def world() -> Iterator[World]:
     """Join the job that this process is part of, and leave it at the end of the block."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if processes() == 1:
         yield ALONE
         return
     cuda = torch.cuda.is_available()

@@ -8,12 +8,13 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.numpy import save_file
 
 from ldlm import config as configs
 from ldlm import files, runtime
 from ldlm.artifact import Artifact
-from ldlm.compute import Compute
+from ldlm.compute import Compute, precision_on
 from ldlm.config import Shapes, TrainConfig
 from ldlm.errors import InputError
 from ldlm.features.encoder import online_encoder
@@ -24,8 +25,9 @@ from ldlm.model.joint import build_meta
 from ldlm.model.layers import head_widths
 from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress
-from ldlm.runtime import Stop
+from ldlm.runtime import Stop, World
 from ldlm.training import checkpoint, cost, heldout
+from ldlm.training.fit import fitted
 from ldlm.training.joint import TrainState, start, train_step
 from ldlm.training.journal import Journal
 from ldlm.training.learner import check_shares
@@ -35,11 +37,25 @@ from ldlm.training.phases import phase_at
 from ldlm.training.speed import Speedometer
 
 
-def plan(config: TrainConfig, shapes: Shapes) -> dict[str, Any]:
-    """Parameters, FLOPs per token, memory and attention kernel of one training step, without data or storage."""
+def plan(config: TrainConfig, shapes: Shapes, *, devices: int | None = None, fit: str | None = None) -> dict[str, Any]:
+    """Parameters, FLOPs per token, memory and attention kernel of one training step, without data or storage.
+
+    `devices` are the processes, by default those of this job. `fit`, like 80GB, chooses accumulation and recomputation.
+    """
+    devices = devices or runtime.processes()
+    kernel, flags = _kernel(config, shapes), {}
+    if fit is not None:
+        bf16, kind = cost.in_bf16(config), cost.device_kind(config)
+        config, flags["flags"] = fitted(config, shapes, fit, devices=devices, bf16=bf16, device=kind)
+    return {**cost.training_cost(config, shapes, devices=devices), "attention": kernel, **flags}
+
+
+def _kernel(config: TrainConfig, shapes: Shapes) -> str:
+    """Attention kernel on the device that a cost is counted for; xformers is taken to be there where no GPU is."""
+    if cost.device_kind(config) == "cuda" and not torch.cuda.is_available():
+        return "xformers" if cost.in_bf16(config) and config.compute.attention != "sdpa" else "sdpa"
     widths = head_widths(build_meta(config.model, shapes))
-    compute = Compute.of(config.compute, runtime.device(config.device), widths)
-    return {**cost.training_cost(config, shapes), "attention": compute.attention}
+    return Compute.of(config.compute, runtime.device(config.device), widths).attention
 
 
 def run(
@@ -49,12 +65,13 @@ def run(
     *,
     allow_partial: bool = False,
     overwrite: bool = False,
+    fit: str | None = None,
     progress: Progress = SILENT,
 ) -> Artifact:
     """Train up to `config.steps` steps into the run `out`, from its newest checkpoint if it has one.
 
     Under torchrun all processes share each batch. On SIGTERM and SIGINT the step at hand is finished and saved, and
-    `Stopped` is raised; the same call resumes from there.
+    `Stopped` is raised; the same call resumes from there. `fit`, like 80GB, chooses accumulation and recomputation.
     """
     config = _taken_up(config, out, overwrite, progress)
     device = runtime.device(config.device)
@@ -62,6 +79,8 @@ def run(
     _check(config, store)
     with runtime.world() as world, Stop() as stop, ExitStack() as held:
         progress = progress if world.main else SILENT
+        if fit is not None:
+            config = _fitted(config, store.shapes, fit, device, world, progress)
         check_shares(config, world)
         encode = online_encoder(store)
         scratch = store.encoder["kind"] == "scratch"
@@ -164,6 +183,16 @@ def _check(config: TrainConfig, store: FeatureStore) -> None:
             f"recipe.reconstruction={reconstruction} trains the token decoder, and model.token_decoder.mode=deferred "
             f"leaves it out; choose mse or joint"
         )
+
+
+def _fitted(
+    config: TrainConfig, shapes: Shapes, fit: str, device: torch.device, world: World, progress: Progress
+) -> TrainConfig:
+    """The configuration with the accumulation and recomputation that fit this device."""
+    bf16 = precision_on(config.compute.precision, device) == "bf16"
+    config, flags = fitted(config, shapes, fit, devices=world.size, bf16=bf16, device=device.type)
+    progress.note(f"--fit {fit}: {flags}")
+    return config
 
 
 def _tell(config: TrainConfig, store: FeatureStore, out: Path, taken_up: bool, progress: Progress) -> None:

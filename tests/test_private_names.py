@@ -23,14 +23,14 @@ TORCH = {
     "torch._foreach_mul_",
     "torch._foreach_sub",
     "torch._subclasses.FakeTensorMode",
-    "torch.ops.aten._safe_softmax.default",
     "torch.ops.aten._scaled_dot_product_efficient_attention.default",
     "torch.ops.aten._scaled_dot_product_efficient_attention_backward.default",
     "torch.ops.aten._scaled_dot_product_flash_attention.default",
     "torch.ops.aten._scaled_dot_product_flash_attention_backward.default",
     "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default",
     "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default",
-    "torch.ops.aten._softmax.default",
+    "torch._subclasses.fake_tensor.FakeTensorMode",
+    "torch.utils._pytree.tree_leaves",
     "torch.utils._python_dispatch.TorchDispatchMode",
 }
 

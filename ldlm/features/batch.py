@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+READ_AHEAD = 2  # batches on the device that wait for their step
+
 
 class Batch(NamedTuple):
     """A process's rows of a batch on its device: states in float32 (None for scratch embeddings), tokens in int64.

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ldlm.errors import InputError
-from ldlm.features.batch import Batch
+from ldlm.features.batch import READ_AHEAD, Batch
 from ldlm.features.codecs import widen_alone
 from ldlm.features.shards import CHUNK_ROWS
 from ldlm.features.store import Split
@@ -25,7 +25,6 @@ from ldlm.runtime import ALONE, World
 
 BLOCK_ROWS = 16  # neighbouring rows; a number of its own, so that the order survives another size of chunks
 WINDOW_BLOCKS = 32
-READ_AHEAD = 2  # batches
 
 
 class RowOrder:

@@ -183,6 +183,13 @@ class Spread(NamedTuple):
             z_BNC.norm(dim=-1).mean(1).sum(dtype=torch.float64),
         )
 
+    def added_to(self, total: Spread) -> Spread:
+        """The sums of a total with these added in place, and the norm of these latents.
+
+        Long rows in many micro-batches would otherwise keep gigabytes of sums.
+        """
+        return Spread(total.sum_NC.add_(self.sum_NC), total.square_NC.add_(self.square_NC), self.norm)
+
 
 class Losses(NamedTuple):
     """Losses of a micro-batch. `loss` carries the gradient; the others are recorded."""

@@ -65,6 +65,11 @@ class _CrossEntropy(torch.autograd.Function):
         )
 
 
+def positions_at_once(device: str, vocabulary: int) -> int:
+    """Positions in a chunk on a kind of device."""
+    return max(1, CHUNK.get(device, CHUNK["cuda"]) // vocabulary)
+
+
 def _chunked(
     x_PD: Tensor, weight_VD: Tensor, tokens_P: Tensor, want_dx: bool, want_dw: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -74,7 +79,7 @@ def _chunked(
     dw_VD = torch.zeros_like(weight_VD, dtype=exact) if want_dw else None
     loss_P, right_P = x_PD.new_empty(len(x_PD), dtype=exact), torch.empty_like(tokens_P, dtype=torch.bool)
 
-    size = max(1, CHUNK.get(x_PD.device.type, CHUNK["cuda"]) // len(weight_VD))
+    size = positions_at_once(x_PD.device.type, len(weight_VD))
     for start in range(0, len(x_PD), size):
         part = slice(start, start + size)
         logits_PV = (x_PD[part] @ weight_VD.T).to(exact)

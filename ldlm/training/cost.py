@@ -1,6 +1,6 @@
-"""Parameters, FLOPs and memory of a configuration, counted by running its model on the meta device.
+"""Parameters, FLOPs and memory of a configuration, counted by running its model without storage.
 
-FLOPs and bytes mean one training step, with the self-conditioning pass in expectation (SPEC 12.14).
+FLOPs mean one training step, with the self-conditioning pass in expectation (SPEC 12.14).
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldlm.config import ModelConfig, Shapes, TrainConfig, from_dict, preset
 from ldlm.model.joint import JointModel, build_meta
-from ldlm.model.layers import recompute_activations
 from ldlm.model.timesteps import TimestepSampler
+from ldlm.runtime import World
+from ldlm.training.fit import RESERVE, largest
+from ldlm.training.footprint import footprint
+from ldlm.training.learner import check_shares
 from ldlm.training.phases import Phase, phases
 
-# float32 weights, their gradients, AdamW's two moments and the weight average
-BYTES_PER_PARAMETER = 4 * 5
 PRODUCTS = 4  # of matrices, between two looks at the clock
 
 
@@ -34,27 +34,47 @@ def parameters(model: JointModel) -> dict[str, int]:
     return {**dict.fromkeys(names, 0), **counts}
 
 
-def training_cost(config: TrainConfig, shapes: Shapes, *, rows: int | None = None) -> dict[str, Any]:
-    """Parameters, FLOPs per token and bytes of one training step of `rows` rows in float32, as JSON.
+def training_cost(config: TrainConfig, shapes: Shapes, *, devices: int = 1) -> dict[str, Any]:
+    """Parameters, FLOPs per token and memory of one of `devices` processes in a training step, as JSON.
 
-    `rows` at a time are the batch's, divided by `accumulate`, on one device. Of a run of several phases the FLOPs are
-    those of each, by name with its steps, and the bytes those of the largest.
+    `device=auto` stands for a GPU, whose precision `auto` is bf16. Of a run of several phases the FLOPs are those of
+    each, by name with its steps, and the memory that of the largest.
     """
-    rows = rows or -(-config.batch_size // config.accumulate)
-    model = build_meta(config.model, shapes)
-    if config.recompute:
-        recompute_activations(model)
-    counts, found = parameters(model), phases(config)
+    check_shares(config, World(size=devices))
+    share = config.batch_size // devices
+    rows, bf16 = share // config.accumulate, in_bf16(config)
+    model, found = build_meta(config.model, shapes, scratch=config.model.space == "scratch"), phases(config)
     flops = {phase.name: flops_per_token(config, shapes, phase) for phase in found}
-    activations = max(_step(model, config, phase, self_conditioning=0)[1] for phase in found)
+    step = footprint(config, shapes, bf16=bf16, device=device_kind(config))
+    memory = step.memory(rows, share, devices=devices)
     several = len(found) > 1
     return {
-        "parameters": counts,
+        "parameters": parameters(model),
         **({"steps": {phase.name: phase.steps for phase in found}} if several else {}),
         "flops_per_token": flops if several else flops[found[0].name],
+        "devices": devices,
+        "precision": "bf16" if bf16 else "fp32",
+        "accumulate": config.accumulate,
+        "recompute": config.recompute,
         "rows_at_once": rows,
-        "memory_bytes": BYTES_PER_PARAMETER * sum(counts.values()) + rows * activations,
+        "weight_bytes": memory.weights,
+        "batch_bytes": memory.batches,
+        "step_bytes": memory.step,
+        "memory_bytes": memory.total,
+        "reserve": RESERVE,
+        "largest_rows_at_once": {size: largest(step, size, share, devices) for size in ("40GB", "80GB")},
     }
+
+
+def device_kind(config: TrainConfig) -> str:
+    """The kind of device that a cost is counted for: cpu where it is asked for, else cuda."""
+    return "cpu" if config.device == "cpu" else "cuda"
+
+
+def in_bf16(config: TrainConfig) -> bool:
+    """True where a step on `device_kind` has its products in bf16."""
+    chosen = config.compute.precision
+    return chosen == "bf16" or (chosen == "auto" and device_kind(config) == "cuda")
 
 
 def flops_per_token(config: TrainConfig, shapes: Shapes, phase: Phase | None = None) -> int:
@@ -63,7 +83,7 @@ def flops_per_token(config: TrainConfig, shapes: Shapes, phase: Phase | None = N
     Activations that are computed again for memory's sake don't count.
     """
     model, phase = build_meta(config.model, shapes), phase or phases(config)[0]
-    plain, conditioned = (_step(model, config, phase, self_conditioning=p)[0] for p in (0, 1))
+    plain, conditioned = (_step_flops(model, config, phase, self_conditioning=p) for p in (0, 1))
     p = config.diffusion.self_conditioning
     return round(((1 - p) * plain + p * conditioned) / shapes.seq_len)
 
@@ -125,8 +145,8 @@ def matmul_flops(device: torch.device, dtype: torch.dtype = torch.float32, secon
     return best
 
 
-def _step(model: JointModel, config: TrainConfig, phase: Phase, *, self_conditioning: float) -> tuple[int, int]:
-    """(FLOPs, bytes saved for the backward pass) of one row, self-conditioned with that probability."""
+def _step_flops(model: JointModel, config: TrainConfig, phase: Phase, *, self_conditioning: float) -> int:
+    """FLOPs of one row, self-conditioned with that probability."""
     config = replace(config, diffusion=replace(config.diffusion, self_conditioning=self_conditioning))
     objective = phase.objective(model, config)
     for name, part in model.parts().items():
@@ -141,36 +161,7 @@ def _step(model: JointModel, config: TrainConfig, phase: Phase, *, self_conditio
         rows_B=torch.zeros(1, dtype=torch.int64),
         device="meta",
     )
-    # Weights are saved too, as views, and are counted elsewhere.
-    weights = {p.untyped_storage()._cdata for p in model.parameters()}
-    saved: dict[int, torch.UntypedStorage] = {}  # kept, since the address of one that is freed is given out again
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            saved[storage._cdata] = storage
-        return tensor
-
-    counter, softmax = FlopCounterMode(display=False), _SoftmaxOutputs()
-    with counter, softmax, torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        losses = objective(hidden_BLD, tokens_BL, draws, 1.0)
-        losses.loss.backward()
+    with FlopCounterMode(display=False) as counter:
+        objective(hidden_BLD, tokens_BL, draws, 1.0).loss.backward()
     model.zero_grad(set_to_none=True)
-    # On the meta device attention saves its probabilities; the fused kernels that really run never do.
-    for tensor in softmax.outputs:
-        saved.pop(tensor.untyped_storage()._cdata, None)
-    return counter.get_total_flops(), sum(storage.nbytes() for storage in saved.values())
-
-
-class _SoftmaxOutputs(TorchDispatchMode):
-    """Collects the outputs of softmax."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.outputs: list[Tensor] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in (torch.ops.aten._softmax.default, torch.ops.aten._safe_softmax.default):
-            self.outputs.append(result)
-        return result
+    return counter.get_total_flops()

@@ -30,7 +30,7 @@ class JointStep(Step):
     """A step of joint training that was launched, with its losses."""
 
     phase: Phase
-    losses: list[Losses]  # of each micro-batch
+    losses: list[Losses]  # of each micro-batch; they share the sums over the latents, which are those of all
     gamma: float
     part_norms: dict[str, Tensor]  # of each part's gradient, before clipping
 
@@ -109,7 +109,7 @@ class TrainState(Learner[JointStep]):
 
     def _spread(self, micro: list[Losses]) -> dict[str, float]:
         """Standard deviation of a latent coordinate over the batch: its mean, and that of the extreme channels."""
-        mine = torch.stack([torch.stack([one.latents.sum_NC, one.latents.square_NC]) for one in micro]).sum(0).cpu()
+        mine = torch.stack([micro[-1].latents.sum_NC, micro[-1].latents.square_NC]).cpu()
         mean_NC, square_NC = self.world.sum(mine) / self.config.batch_size
         std_NC = (square_NC - mean_NC.square()).clamp(min=0).sqrt()
         std_C = std_NC.mean(dim=0)
@@ -169,7 +169,11 @@ def train_step(state: TrainState, batch: Batch) -> JointStep:
     done = number - phase.schedule_begins
     gamma, lr = warmup_gamma(number, config.recipe), learning_rate(done, phase.schedule_steps, config.optimizer)
 
-    losses = [_backward(state, part, gamma) for part in state.micro_batches(batch)]
+    losses: list[Losses] = []
+    for part in state.micro_batches(batch):
+        one = _backward(state, part, gamma)
+        latents = one.latents.added_to(losses[-1].latents) if losses else one.latents
+        losses.append(one._replace(latents=latents))
     part_norms = {name: _gradient_norm(part) for name, part in state.model.parts().items()}
     gradient_norm, finite = state.update(lr, done)
     return JointStep(

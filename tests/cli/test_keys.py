@@ -138,7 +138,7 @@ def seen(succeed, corpus, gpt2, store, trained, tmp_path_factory):
     assert succeed("features", "texts", store, "--rows", 8, "--output", root / "real.jsonl").keys() == {"output"}
 
     cost = ("train", "--features", store, "--config", run / "config.yaml", "--dry-run")
-    found.look(succeed(*cost), "dry run: train")
+    found.look(succeed(*cost, "--fit", "40GB"), "dry run: train")
     found.look(succeed(*cost, "--set", "model.space=cosmos"), "dry run: train")
     train = ("train", "--features", store, "--config", run / "config.yaml", "--output", run)
     found.look(succeed(*train), *manifest("run"))  # which is complete

@@ -1,0 +1,65 @@
+"""Which micro-batches fit a device: how many rows at once, and with what accumulation and recomputation."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from dataclasses import replace
+
+from ldlm import files
+from ldlm.config import Shapes, TrainConfig
+from ldlm.errors import InputError
+from ldlm.runtime import World
+from ldlm.training.footprint import Footprint, footprint
+from ldlm.training.learner import check_shares
+
+# Of a device's memory: for the CUDA context, workspaces of libraries, fragmentation, and what the estimate misses.
+RESERVE = 0.1
+UNITS = {"GB": 10**9, "GiB": 2**30}
+
+
+def capacity(text: str) -> int:
+    """Bytes of a size such as 80GB or 79.1GiB; `InputError` for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(GB|GiB)", text)
+    if found is None or not float(found[1]):
+        raise InputError(f"--fit {text!r} is not an amount of memory; write it like 80GB or 79.1GiB")
+    return round(float(found[1]) * UNITS[found[2]])
+
+
+def largest(found: Footprint, size: str, share: int, devices: int) -> int:
+    """The most rows at once that fit a device of that size beside the reserve, of a process's share; 0 if none do."""
+    budget = (1 - RESERVE) * capacity(size)
+
+    def bytes_of(rows: int) -> int:
+        return found.memory(rows, share, devices=devices).total
+
+    # With all rows at once gradients are not kept, which may be less than with one row fewer.
+    return share if bytes_of(share) <= budget else bisect_right(range(1, share), budget, key=bytes_of)
+
+
+def fitted(
+    config: TrainConfig, shapes: Shapes, size: str, *, devices: int, bf16: bool, device: str
+) -> tuple[TrainConfig, str]:
+    """The configuration with the least recomputation and the fewest micro-batches that fit, and its flags.
+
+    `InputError` when nothing fits a device of that size beside the reserve.
+    """
+    budget = round((1 - RESERVE) * capacity(size))
+    check_shares(replace(config, accumulate=1), World(size=devices))
+    share = config.batch_size // devices
+    for recompute in (False, True):
+        found = footprint(replace(config, recompute=recompute), shapes, bf16=bf16, device=device)
+        for accumulate in (n for n in range(1, share + 1) if share % n == 0):
+            if found.memory(share // accumulate, share, devices=devices).total <= budget:
+                flags = f"--accumulate {accumulate} --recompute {str(recompute).lower()}"
+                return replace(config, accumulate=accumulate, recompute=recompute), flags
+    least = found.memory(1, share, devices=devices)
+    remedy = (
+        "use more processes or a smaller --batch-size"
+        if least.batches > least.step
+        else "use shorter rows, a smaller model or a larger device"
+    )
+    raise InputError(
+        f"--fit {size}: with recomputation and one row at a time a device needs {files.amount(least.total)}, "
+        f"{files.amount(least.batches)} of them for batches, and may use {files.amount(budget)}; {remedy}"
+    )
