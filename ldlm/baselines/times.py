@@ -1,6 +1,6 @@
-"""Times of a training batch, one in each of its strata (Kingma et al., 2021, App. I.1; MDLM, Section 5).
+"""Times of a training batch, one in each of its strata (Kingma et al., 2021; BASELINES 1.3).
 
-Row i of a global batch of n has its time in [i/n, (i+1)/n), whichever process holds it, so a batch covers [0, 1] evenly.
+Row i of a global batch of n has its time in [i/n, (i+1)/n), whichever process holds it: a batch covers [0, 1] evenly.
 """
 
 from __future__ import annotations

@@ -1,0 +1,80 @@
+"""The rival methods and their samplers, as settings. The defaults are the published values of each (BASELINES 11)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ldlm.config.fields import setting
+
+NucleusRule = Literal["exclusive", "inclusive"]
+End = Literal["argmax", "draw"]
+Drawing = Literal["exact", "race"]
+_RULE = "of the tokens that have a mass of p together: inclusive keeps the one that crosses p, exclusive drops it"
+_END = "last row: the most likely token, or one that is drawn"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainConfig:
+    """What the samplers of discrete diffusions have in common."""
+
+    steps: int = setting(128, "steps N; a last row removes what noise is left", low=1)
+    top_p: float = setting(1.0, "p of nucleus filtering; 1 is off", above=0, high=1)
+    drawing: Drawing = setting(
+        "exact", "exact draws a token only where one is due; race is the published way, over all tokens everywhere"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MDLMConfig(ChainConfig):
+    """The ancestral sampler of MDLM (Sahoo et al., 2024)."""
+
+    nucleus_rule: NucleusRule = setting("exclusive", _RULE)
+    end: End = setting("argmax", _END)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReMDMConfig(ChainConfig):
+    """ReMDM, which masks tokens of an MDLM again (Wang et al., 2025)."""
+
+    top_p: float = setting(0.9, "p of nucleus filtering; 1 is off", above=0, high=1)
+    nucleus_rule: NucleusRule = setting("exclusive", _RULE)
+    end: End = setting("argmax", _END)
+    schedule: Literal["rescale", "cap", "conf", "loop"] = setting(
+        "rescale",
+        "probability σ to mask a token again, at most σ_max: rescale, η·σ_max; cap, at most η; conf, σ_max in shares by "
+        "low confidence; loop, η while the process stands still at α_on",
+    )
+    eta: float = setting(0.015, "η; published 0.015 of rescale, 0.008 of cap and 0.02 of loop", low=0, high=1)
+    t_on: float = setting(0.55, "time at which the loop begins", above=0, below=1)
+    t_off: float = setting(0.05, "time at which it ends", above=0, below=1)
+    alpha_on: float = setting(0.9, "share of tokens that is not masked in the loop", above=0, below=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuoConfig(ChainConfig):
+    """The ancestral sampler of Duo (Sahoo et al., 2025)."""
+
+    nucleus_rule: NucleusRule = setting("inclusive", _RULE)
+    end: End = setting("draw", _END)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PsiConfig(ChainConfig):
+    """Ψ-samplers of Duo, which mix ancestral with predictor–corrector steps (Sahoo et al., 2026)."""
+
+    top_p: float = setting(0.9, "p of nucleus filtering; 1 is off", above=0, high=1)
+    nucleus_rule: NucleusRule = setting("inclusive", _RULE)
+    end: End = setting("draw", _END)
+    mode: Literal["kappa", "constant", "cap", "rescale", "rescale-duo"] = setting(
+        "rescale-duo",
+        "share κ of ancestral steps: kappa, η itself; else 1 − σ/(1 − α_s) with σ: constant, η; cap, at most "
+        "(1 − α_s)/α_t; rescale, η·min(1, (1 − α_s)/α_t); rescale-duo, η·min(η, (1 − α_s)/α_t) as in the code of Duo",
+    )
+    eta: float = setting(0.05, "η", low=0, high=1)
+    profile: Literal["linear", "loop"] = setting(
+        "linear", "times: equal steps; loop stands still at α_on, where alone κ is not 1"
+    )
+    t_on: float = setting(0.55, "time at which the loop begins", above=0, below=1)
+    t_off: float = setting(0.05, "time at which it ends", above=0, below=1)
+    alpha_on: float = setting(0.9, "α in the loop", above=0, below=1)
