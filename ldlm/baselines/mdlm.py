@@ -1,7 +1,7 @@
 """MDLM: masked diffusion (Sahoo et al., 2024, "Simple and Effective Masked Diffusion Language Models").
 
-Forward process: a token is kept up to time t with probability α_t, else it is the mask (BASELINES 2). The network has no
-output for the mask, its output counts at masked positions only (the paper's SUBS), and it is not told the time.
+Forward process: a token is kept up to time t with probability α_t, else it is the mask (BASELINES 2). The network has
+no output for the mask, its output counts at masked positions only (the paper's SUBS), and it is not told the time.
 
 Shape letters: CONTRIBUTING.md. The mask is number V, after the tokens, and the last row of the embedding.
 """
@@ -61,11 +61,11 @@ class MDLM:
         """
         z_BL = self.corrupt(x_BL, draws)
         h_BLW = network.hidden(F.embedding(z_BL, network.embedding), None)
-        loss_BL = loss_by_parts(_cross_entropy, network.logits, h_BLW, self.vocab, x_BL)
+        loss_BL = loss_by_parts(cross_entropy, network.logits, h_BLW, self.vocab, x_BL)
         return loss_BL * ((z_BL == self.vocab) / draws.t_B[:, None]).to(loss_BL.dtype)
 
 
-def _cross_entropy(logits_PV: Tensor, x_P: Tensor) -> Tensor:
+def cross_entropy(logits_PV: Tensor, x_P: Tensor) -> Tensor:
     return F.cross_entropy(logits_PV, x_P, reduction="none")
 
 

@@ -42,7 +42,7 @@ class ReMDMConfig(ChainConfig):
     end: End = setting("argmax", _END)
     schedule: Literal["rescale", "cap", "conf", "loop"] = setting(
         "rescale",
-        "probability σ to mask a token again, at most σ_max: rescale, η·σ_max; cap, at most η; conf, σ_max in shares by "
+        "probability σ to mask a token again, up to σ_max: rescale, η·σ_max; cap, at most η; conf, shares of σ_max by "
         "low confidence; loop, η while the process stands still at α_on",
     )
     eta: float = setting(0.015, "η; published 0.015 of rescale, 0.008 of cap and 0.02 of loop", low=0, high=1)
