@@ -85,6 +85,19 @@ def normal(seed: int | Tensor, purpose: str, step: int | Tensor, rows: Tensor, s
     return torch.cat(halves, dim=1)[:, :size].reshape(rows.shape[0], *shape)
 
 
+def kept(
+    seed: int | Tensor, purpose: str, step: int | Tensor, rows: Tensor, shape: tuple[int, ...], share: float
+) -> Tensor:
+    """Booleans (R, *shape), each True with probability `share` to 16 bits: masks of dropout, eight to a counter.
+
+    `step` may be a tensor of one element, as in `normal`.
+    """
+    size = math.prod(shape)
+    words = _words(_per_row(seed, rows), purpose, step, rows, -(-size // 8))
+    halves = torch.cat([half for word in words for half in (word & 0xFFFF, word >> 16)], dim=1)[:, :size]
+    return (halves < round(share * 2**16)).reshape(rows.shape[0], *shape)
+
+
 def coin(seed: int, purpose: str, step: int, probability: float) -> bool:
     """True with that probability, as a function of (seed, purpose, step) alone: every process agrees (SPEC 4)."""
     row = torch.zeros(1, dtype=torch.int64)

@@ -150,3 +150,20 @@ def test_the_coin_is_a_function_of_seed_and_step_with_the_right_share():
     assert abs(agree - 0.58) < 0.08  # 0.3² + 0.7²
     assert not any(throws(0, 0.0))
     assert all(throws(0, 1.0))
+
+
+def test_kept_elements_have_their_share_and_depend_on_nothing_but_their_address():
+    kept = noise.kept(0, "dropout", 3, torch.arange(50), (3, 401), 0.9)
+    assert kept.dtype == torch.bool
+    assert kept.shape == (50, 3, 401)
+    n = kept.numel()
+    assert kept.double().mean().item() == pytest.approx(0.9, abs=4 * math.sqrt(0.09 / n))
+    # Neighbours, which come from one counter, are independent.
+    flat = kept.flatten(1).double()
+    both = (flat[:, 1:] * flat[:, :-1]).mean().item()
+    assert both == pytest.approx(0.81, abs=5 * math.sqrt(0.81 * 0.19 / n))
+    again = noise.kept(0, "dropout", torch.tensor([3]), torch.tensor([9, 2]), (3, 401), 0.9)
+    assert torch.equal(again, kept[[9, 2]])
+    assert not torch.equal(noise.kept(0, "dropout", 4, torch.arange(50), (3, 401), 0.9), kept)
+    assert noise.kept(0, "dropout", 3, torch.arange(9), (8,), 1.0).all()
+    assert not noise.kept(0, "dropout", 3, torch.arange(9), (8,), 0.0).any()
