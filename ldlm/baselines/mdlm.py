@@ -23,7 +23,7 @@ from ldlm.baselines.drawing import Mixture
 from ldlm.baselines.estimate import Estimate
 from ldlm.baselines.interface import Network
 from ldlm.baselines.schedule import LogLinear, alphas, grid
-from ldlm.baselines.vocabulary import loss_by_parts
+from ldlm.baselines.vocabulary import cross_entropy, loss_by_parts
 
 
 class Draws(NamedTuple):
@@ -63,10 +63,6 @@ class MDLM:
         h_BLW = network.hidden(F.embedding(z_BL, network.embedding), None)
         loss_BL = loss_by_parts(cross_entropy, network.logits, h_BLW, self.vocab, x_BL)
         return loss_BL * ((z_BL == self.vocab) / draws.t_B[:, None]).to(loss_BL.dtype)
-
-
-def cross_entropy(logits_PV: Tensor, x_P: Tensor) -> Tensor:
-    return F.cross_entropy(logits_PV, x_P, reduction="none")
 
 
 @dataclass(frozen=True)

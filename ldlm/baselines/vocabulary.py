@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -35,3 +36,8 @@ def loss_by_parts(
     else:
         found = [checkpoint(of_part, *piece, use_reentrant=False) for piece in pieces]
     return torch.cat(found).view(h_BLW.shape[:2])
+
+
+def cross_entropy(logits_PV: Tensor, x_P: Tensor) -> Tensor:
+    """−log softmax(logits)[x] (P,)."""
+    return F.cross_entropy(logits_PV, x_P, reduction="none")

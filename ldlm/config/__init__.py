@@ -1,6 +1,16 @@
 """Every setting of every stage: how settings are declared and read, the model and its recipe, one config per stage."""
 
-from ldlm.config.baselines import ChainConfig, Drawing, DuoConfig, End, MDLMConfig, NucleusRule, PsiConfig, ReMDMConfig
+from ldlm.config.baselines import (
+    ChainConfig,
+    Drawing,
+    DuoConfig,
+    DuoCurriculumConfig,
+    End,
+    MDLMConfig,
+    NucleusRule,
+    PsiConfig,
+    ReMDMConfig,
+)
 from ldlm.config.fields import assignments, differences, from_dict, from_stored, identity, merge, setting, to_dict
 from ldlm.config.model import (
     PAPERS_SAMPLER,

@@ -60,6 +60,26 @@ class DuoConfig(ChainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DuoCurriculumConfig:
+    """The first half of Duo's training (Sahoo et al., 2025), and its efficient form (Sahoo et al., 2026)."""
+
+    kind: Literal["top-k", "full", "discrete", "none"] = setting(
+        "top-k",
+        "the network sees: top-k, a softmax over the largest entries of a noisy one-hot vector; full, over all of it; "
+        "discrete, the largest alone; none, no curriculum",
+    )
+    share: float = setting(0.5, "share of the training's steps", low=0, high=1)
+    temperature: float = setting(1e-3, "T of the softmax", above=0)
+    top_k: int = setting(5, "largest entries besides the true one", low=2)
+    gamma_min: float | None = setting(
+        None, "γ at which it begins; none is where α(γ) is 0.95. Published -3.55 for GPT-2 and -3.5 for BERT"
+    )
+    gamma_max: float | None = setting(
+        None, "γ at which it ends; none is where α(γ) is 0.05. Published -1.85 for GPT-2 and -1.75 for BERT"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PsiConfig(ChainConfig):
     """Ψ-samplers of Duo, which mix ancestral with predictor–corrector steps (Sahoo et al., 2026)."""
 

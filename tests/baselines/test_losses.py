@@ -11,7 +11,7 @@ from ldlm.baselines import duo, mdlm
 from ldlm.baselines.duo import Duo, position_losses
 from ldlm.baselines.mdlm import MDLM
 from ldlm.baselines.schedule import LogLinear
-from ldlm.baselines.vocabulary import loss_by_parts
+from ldlm.baselines.vocabulary import cross_entropy, loss_by_parts
 
 LINEAR = LogLinear(0.0)  # α = 1 − t
 X = states(VOCAB, 2)
@@ -165,7 +165,7 @@ def test_losses_and_gradients_are_the_same_in_parts(monkeypatch):
     x = torch.arange(12).view(3, 4) % 6
 
     def loss():
-        return loss_by_parts(mdlm.cross_entropy, lambda h_PW: h_PW @ head, h, 6, x)
+        return loss_by_parts(cross_entropy, lambda h_PW: h_PW @ head, h, 6, x)
 
     whole = loss()
     gradients = torch.autograd.grad(whole.sum(), (h, head))
