@@ -17,7 +17,8 @@ from ldlm.baselines.mdlm import MDLMProcess
 from ldlm.baselines.nucleus import Nucleus
 from ldlm.baselines.psi import PsiProcess
 from ldlm.baselines.remdm import ReMDMProcess
-from ldlm.config import PsiConfig, ReMDMConfig
+from ldlm.config import DuoConfig, MDLMConfig, PsiConfig, ReMDMConfig, from_dict
+from ldlm.errors import InputError
 
 LIKELY = 1e-3  # p-value below which a law is refused
 
@@ -252,6 +253,24 @@ def test_confidence_is_the_estimate_of_the_token_when_it_was_drawn():
         for row in range(chain.rows):
             state = chain.step(network, state, row)
         torch.testing.assert_close(state.confidence_BL, p[state.z_BL])
+
+
+def test_defaults_are_the_published_ones():
+    def settings(config):
+        chain = Chain.of(DuoProcess(3, 1), 2, config)
+        return chain.nucleus.top_p, chain.nucleus.rule, chain.end, chain.drawing
+
+    assert settings(MDLMConfig()) == (1.0, "exclusive", "argmax", "exact")
+    assert settings(ReMDMConfig()) == (0.9, "exclusive", "argmax", "exact")
+    assert settings(DuoConfig()) == (1.0, "inclusive", "draw", "exact")
+    assert settings(PsiConfig()) == (0.9, "inclusive", "draw", "exact")
+    assert settings(PsiConfig(top_p=1.0, end="argmax", drawing="race")) == (1.0, "inclusive", "argmax", "race")
+
+
+@pytest.mark.parametrize("top_p", [0.0, 1.1])
+def test_p_out_of_range_is_refused(top_p):
+    with pytest.raises(InputError, match="top_p must be"):
+        from_dict(ReMDMConfig, {"top_p": top_p})
 
 
 def test_the_end_takes_the_most_likely_tokens():
