@@ -21,7 +21,7 @@ from ldlm.baselines.drawing import Mixture, invert, race
 from ldlm.baselines.estimate import Estimate
 from ldlm.baselines.interface import Network
 from ldlm.baselines.nucleus import Nucleus
-from ldlm.config import Drawing, End
+from ldlm.config import ChainConfig, Drawing, End
 
 
 class ChainState(NamedTuple):
@@ -69,6 +69,12 @@ class Chain:
     end: End = "draw"
     drawing: Drawing = "exact"
     lazy: bool = True
+
+    @classmethod
+    def of(cls, process: Process, seq_len: int, config: ChainConfig) -> Chain:
+        """The chain of a process as a configuration has it."""
+        nucleus = Nucleus(config.top_p, config.nucleus_rule)
+        return cls(process, seq_len, nucleus, config.end, config.drawing)
 
     @property
     def rows(self) -> int:

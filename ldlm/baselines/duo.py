@@ -24,6 +24,7 @@ from torch import Tensor
 from ldlm import noise
 from ldlm.baselines import times
 from ldlm.baselines.chain import ChainState
+from ldlm.baselines.curriculum import Curriculum, CurriculumDraws
 from ldlm.baselines.drawing import Mixture
 from ldlm.baselines.estimate import Estimate
 from ldlm.baselines.interface import Network
@@ -41,18 +42,21 @@ class Draws(NamedTuple):
 
 @dataclass(frozen=True)
 class Duo:
-    """Duo in training, without a curriculum."""
+    """Duo in training. Losses of held-out rows are those without a curriculum."""
 
     vocab: int
     schedule: LogLinear = LogLinear()
+    curriculum: Curriculum | None = None
 
     @property
     def embeddings(self) -> int:
         """Rows of the embedding: the vocabulary."""
         return self.vocab
 
-    def draw(self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int) -> Draws:
-        """Times, one in each stratum of the global batch, which tokens are kept, and the others."""
+    def draw(self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int) -> Draws | CurriculumDraws:
+        """Times in strata of the global batch, which tokens are kept, and the others; or the curriculum's draws."""
+        if self.curriculum is not None and step < self.curriculum.steps:
+            return self.curriculum.draw(seed=seed, step=step, rows_B=rows_B, batch=batch, seq_len=seq_len)
         u_B = times.stratified(seed=seed, step=step, rows_B=rows_B, batch=batch)
         keep_BL, other_BL = noise.uniform(seed, "uniform_state", step, rows_B, (2, seq_len)).unbind(1)
         return Draws(times.above(times.T_MIN, u_B), keep_BL, (other_BL * self.vocab).long())
@@ -61,11 +65,18 @@ class Duo:
         """z_t (B, L): each token is kept with probability α_t."""
         return torch.where(draws.u_BL < self.schedule.alpha(draws.t_B)[:, None], x_BL, draws.other_BL)
 
-    def losses(self, network: Network, x_BL: Tensor, draws: Draws) -> Tensor:
-        """Losses (B, L), whose mean is the NELBO per token."""
-        z_BL, alpha_B = self.corrupt(x_BL, draws), self.schedule.alpha(draws.t_B)
-        slope_B = torch.full_like(alpha_B, self.schedule.slope)
-        h_BLW = network.hidden(F.embedding(z_BL, network.embedding), -alpha_B.log())
+    def losses(self, network: Network, x_BL: Tensor, draws: Draws | CurriculumDraws) -> Tensor:
+        """Losses (B, L), whose mean is the NELBO per token, or in the curriculum the part of it between its ends."""
+        if isinstance(draws, Draws):
+            z_BL, alpha_B = self.corrupt(x_BL, draws), self.schedule.alpha(draws.t_B)
+            slope_B = torch.full_like(alpha_B, self.schedule.slope)
+            e_BLW = F.embedding(z_BL, network.embedding)
+        else:
+            assert self.curriculum is not None
+            alpha_B, slope_B = self.curriculum.alpha_slope(draws.gamma_B)
+            relax = self.curriculum.relaxation.relax
+            z_BL, e_BLW = relax(network.embedding, x_BL, draws.gamma_B, draws.numbers)
+        h_BLW = network.hidden(e_BLW, -alpha_B.log())
         return nelbo(network, h_BLW, x_BL, z_BL, alpha_B, slope_B)
 
 

@@ -1,7 +1,7 @@
 """MDLM: masked diffusion (Sahoo et al., 2024, "Simple and Effective Masked Diffusion Language Models").
 
-Forward process: a token is kept up to time t with probability α_t, else it is the mask (BASELINES 2). The network has no
-output for the mask, its output counts at masked positions only (the paper's SUBS), and it is not told the time.
+Forward process: a token is kept up to time t with probability α_t, else it is the mask (BASELINES 2). The network has
+no output for the mask, its output counts at masked positions only (the paper's SUBS), and it is not told the time.
 
 Shape letters: CONTRIBUTING.md. The mask is number V, after the tokens, and the last row of the embedding.
 """

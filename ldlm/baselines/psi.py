@@ -74,7 +74,7 @@ class PsiProcess:
         config = self.config
         if config.profile == "linear":
             return None
-        return Loop(config.t_on, config.t_off, self.schedule.time(config.alpha_on))
+        return Loop.of(config.t_on, config.t_off, self.schedule.time(config.alpha_on))
 
 
 def kappa(config: PsiConfig, alpha_t: float, alpha_s: float) -> float:

@@ -65,7 +65,7 @@ class ReMDMProcess:
     @cached_property
     def _loop(self) -> Loop | None:
         config = self.config
-        return Loop(config.t_on, config.t_off, 1 - config.alpha_on) if config.schedule == "loop" else None
+        return Loop.of(config.t_on, config.t_off, 1 - config.alpha_on) if config.schedule == "loop" else None
 
     def _sigma(self, alpha_t: float, alpha_s: float) -> float:
         """σ of a row by the schedule's formula."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ldlm.errors import InputError
+
 EPS = 1e-3  # of training, and of Duo's sampler; MDLM's and ReMDM's take ε = 0
 T_END = 1e-5  # last time of a sampler's grid
 
@@ -51,6 +53,13 @@ class Loop:
     t_on: float
     t_off: float
     still: float  # the time in the loop, at which α is α_on
+
+    @classmethod
+    def of(cls, t_on: float, t_off: float, still: float) -> Loop:
+        """A loop from t_on down to t_off; `InputError` where it would end before it begins."""
+        if t_off >= t_on:
+            raise InputError(f"t_off={t_off} must be less than t_on={t_on}: times fall while a text is drawn")
+        return cls(t_on, t_off, still)
 
     def times(self, t: Tensor) -> Tensor:
         """Times of the process at times of the grid: both go from 1 to 0."""

@@ -7,6 +7,7 @@ from ldlm.config.baselines import (
     ChainConfig,
     Drawing,
     DuoConfig,
+    DuoCurriculumConfig,
     End,
     FLMBackboneConfig,
     FLMConfig,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ldlm.config.fields import setting
 
 NucleusRule = Literal["exclusive", "inclusive"]
 End = Literal["argmax", "draw"]
 Drawing = Literal["exact", "race"]
-_RULE = "of the tokens that have a mass of p together: inclusive keeps the one that crosses p, exclusive drops it"
-_END = "last row: the most likely token, or one that is drawn"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,29 +18,36 @@ class ChainConfig:
 
     steps: int = setting(128, "steps N; a last row removes what noise is left", low=1)
     top_p: float = setting(1.0, "p of nucleus filtering; 1 is off", above=0, high=1)
+    nucleus_rule: NucleusRule = setting(
+        "exclusive",
+        "of the likeliest tokens that have a mass of p together: inclusive keeps the one that crosses p, exclusive "
+        "drops it",
+    )
+    end: End = setting("argmax", "last row: the most likely token, or one that is drawn")
     drawing: Drawing = setting(
         "exact", "exact draws a token only where one is due; race is the published way, over all tokens everywhere"
     )
+
+
+def _published(name: str, default: Any) -> Any:
+    """A setting of `ChainConfig` with the default of a method."""
+    metadata = ChainConfig.__dataclass_fields__[name].metadata
+    return setting(default, metadata["help"], **{key: metadata[key] for key in ("low", "high", "above", "below")})
 
 
 @dataclass(frozen=True, kw_only=True)
 class MDLMConfig(ChainConfig):
     """The ancestral sampler of MDLM (Sahoo et al., 2024)."""
 
-    nucleus_rule: NucleusRule = setting("exclusive", _RULE)
-    end: End = setting("argmax", _END)
-
 
 @dataclass(frozen=True, kw_only=True)
 class ReMDMConfig(ChainConfig):
     """ReMDM, which masks tokens of an MDLM again (Wang et al., 2025)."""
 
-    top_p: float = setting(0.9, "p of nucleus filtering; 1 is off", above=0, high=1)
-    nucleus_rule: NucleusRule = setting("exclusive", _RULE)
-    end: End = setting("argmax", _END)
+    top_p: float = _published("top_p", 0.9)
     schedule: Literal["rescale", "cap", "conf", "loop"] = setting(
         "rescale",
-        "probability σ to mask a token again, at most σ_max: rescale, η·σ_max; cap, at most η; conf, σ_max in shares by "
+        "probability σ to mask a token again, up to σ_max: rescale, η·σ_max; cap, at most η; conf, shares of σ_max by "
         "low confidence; loop, η while the process stands still at α_on",
     )
     eta: float = setting(0.015, "η; published 0.015 of rescale, 0.008 of cap and 0.02 of loop", low=0, high=1)
@@ -55,17 +60,37 @@ class ReMDMConfig(ChainConfig):
 class DuoConfig(ChainConfig):
     """The ancestral sampler of Duo (Sahoo et al., 2025)."""
 
-    nucleus_rule: NucleusRule = setting("inclusive", _RULE)
-    end: End = setting("draw", _END)
+    nucleus_rule: NucleusRule = _published("nucleus_rule", "inclusive")
+    end: End = _published("end", "draw")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuoCurriculumConfig:
+    """The first half of Duo's training (Sahoo et al., 2025), and its efficient form (Sahoo et al., 2026)."""
+
+    kind: Literal["top-k", "full", "discrete", "none"] = setting(
+        "top-k",
+        "the network sees: top-k, a softmax over the largest entries of a noisy one-hot vector; full, over all of it; "
+        "discrete, the largest alone; none, no curriculum",
+    )
+    share: float = setting(0.5, "share of the training's steps", low=0, high=1)
+    temperature: float = setting(1e-3, "T of the softmax", above=0)
+    top_k: int = setting(5, "largest entries besides the true one", low=2)
+    gamma_min: float | None = setting(
+        None, "γ at which it begins; none is where α(γ) is 0.95. Published -3.55 for GPT-2 and -3.5 for BERT"
+    )
+    gamma_max: float | None = setting(
+        None, "γ at which it ends; none is where α(γ) is 0.05. Published -1.85 for GPT-2 and -1.75 for BERT"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PsiConfig(ChainConfig):
     """Ψ-samplers of Duo, which mix ancestral with predictor–corrector steps (Sahoo et al., 2026)."""
 
-    top_p: float = setting(0.9, "p of nucleus filtering; 1 is off", above=0, high=1)
-    nucleus_rule: NucleusRule = setting("inclusive", _RULE)
-    end: End = setting("draw", _END)
+    top_p: float = _published("top_p", 0.9)
+    nucleus_rule: NucleusRule = _published("nucleus_rule", "inclusive")
+    end: End = _published("end", "draw")
     mode: Literal["kappa", "constant", "cap", "rescale", "rescale-duo"] = setting(
         "rescale-duo",
         "share κ of ancestral steps: kappa, η itself; else 1 − σ/(1 − α_s) with σ: constant, η; cap, at most "

@@ -1,0 +1,45 @@
+"""Nucleus filtering in both readings."""
+
+import pytest
+import torch
+
+from ldlm.baselines.nucleus import Nucleus
+
+P = (0.5, 0.3, 0.15, 0.05)
+
+
+def filtered(p, top_p, rule):
+    return Nucleus(top_p, rule)(torch.tensor(p, dtype=torch.float64)).tolist()
+
+
+def test_the_token_that_crosses_p_is_kept_or_dropped():
+    assert filtered(P, 0.9, "exclusive") == pytest.approx([0.625, 0.375, 0, 0])
+    assert filtered(P, 0.9, "inclusive") == pytest.approx([0.5263158, 0.3157895, 0.1578947, 0])
+
+
+def test_the_order_of_the_tokens_does_not_matter():
+    assert filtered((0.15, 0.5, 0.05, 0.3), 0.9, "exclusive") == pytest.approx([0, 0.625, 0, 0.375])
+
+
+@pytest.mark.parametrize("rule", ["exclusive", "inclusive"])
+def test_a_first_token_beyond_p_is_kept_alone(rule):
+    assert filtered((0.05, 0.95), 0.9, rule) == [0, 1]
+    assert filtered((0.0, 1.0), 0.9, rule) == [0, 1]
+
+
+@pytest.mark.parametrize("rule", ["exclusive", "inclusive"])
+def test_p_of_one_leaves_everything(rule):
+    p = torch.full((3, 50_000), 1 / 50_000)  # whose sum is not 1 in float32
+    assert Nucleus(1.0, rule)(p) is p
+
+
+@pytest.mark.parametrize(("rule", "kept"), [("exclusive", 2), ("inclusive", 3)])
+def test_of_equally_likely_tokens_the_first_are_kept(rule, kept):
+    assert filtered((0.25,) * 4, 0.6, rule) == pytest.approx([1 / kept] * kept + [0] * (4 - kept))
+
+
+def test_rows_are_filtered_one_by_one():
+    p = torch.tensor([[P, P[::-1]]], dtype=torch.float64)
+    found = Nucleus(0.9, "exclusive")(p)
+    assert found.shape == (1, 2, 4)
+    assert found[0, 1].tolist() == pytest.approx([0, 0, 0.375, 0.625])
