@@ -10,6 +10,7 @@ Shape letters: CONTRIBUTING.md.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -24,21 +25,28 @@ from ldlm.model.layers import MLP, SelfAttention, head_width, rotate, sinusoids,
 CONDITION_WIDTH = 128  # of the published model; a narrower network has a condition of its own width
 
 
+Kept = Callable[..., Tensor]  # `noise.kept`, perhaps compiled
+
+
 @dataclass(frozen=True)
-class Address:
-    """Where a training step stands: seed, step (an int, or a tensor of one element) and rows of the global batch."""
+class Dropout:
+    """Dropout of a training step, whose masks are functions of their address: seed, step, block, row of global batch.
+
+    So a step that is resumed, recomputed or divided among processes has the same. `step` is an int or a tensor of one.
+    The masks are made outside the blocks, which are compiled without the option that random numbers need on a GPU
+    (`Compute.normal`).
+    """
 
     seed: int
     step: int | Tensor
     rows_B: Tensor
+    kept: Kept = noise.kept
 
-
-def dropped(y_BNW: Tensor, share: float, at: Address | None, name: str) -> Tensor:
-    """Dropout whose mask is a function of its address, so that a resumed or divided step has the same; None is off."""
-    if at is None or share == 0:
-        return y_BNW
-    keep_BNW = noise.kept(at.seed, f"dropout {name}", at.step, at.rows_B, tuple(y_BNW.shape[1:]), 1 - share)
-    return y_BNW * keep_BNW / (1 - share)
+    def masks(self, share: float, block: int, blocks: int, shape: tuple[int, ...]) -> Tensor | None:
+        """What one of `blocks` keeps of its two branches when `share` is dropped, bool (B, 2, L, W); None for all."""
+        if share == 0:
+            return None
+        return self.kept(self.seed, "dropout", self.step * blocks + block, self.rows_B, (2, *shape), 1 - share)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -84,29 +92,33 @@ class RotaryAttention(SelfAttention):
 class Block(nn.Module):
     """Attention and MLP, each shifted, scaled and gated by the condition (B, C); at initialisation the gates are zero.
 
-    Both have dropout before the gate in training, where `forward` is told its address.
+    Both have dropout before the gate in training: `keep_B2LW` says what of them stays, and None that all does.
     """
 
-    def __init__(self, width: int, heads: int, condition: int, name: str, config: BackboneConfig) -> None:
+    def __init__(self, width: int, heads: int, condition: int, config: BackboneConfig) -> None:
         super().__init__()
-        self.name, self.dropout = name, config.dropout
+        self.kept_share = 1 - config.dropout
         self.attention_norm = nn.LayerNorm(width, bias=False)
         self.attention = RotaryAttention(width, heads, config.attention_cap)
         self.mlp_norm = nn.LayerNorm(width, bias=False)
         self.mlp = MLP(width, approximate="tanh")
         self.modulation = nn.Linear(condition, 6 * width)
 
-    def forward(self, x_BLW: Tensor, condition_BC: Tensor, at: Address | None = None) -> Tensor:
+    def forward(self, x_BLW: Tensor, condition_BC: Tensor, keep_B2LW: Tensor | None = None) -> Tensor:
         modulation_B6W = self.modulation(condition_BC).unflatten(-1, (6, -1))
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation_B6W.unbind(1)
 
         # Attention
         attended = self.attention(modulate(self.attention_norm(x_BLW), shift_a, scale_a))
-        x_BLW = x_BLW + gate_a[:, None] * dropped(attended, self.dropout, at, f"attention {self.name}")
+        if keep_B2LW is not None:
+            attended = attended * keep_B2LW[:, 0] / self.kept_share
+        x_BLW = x_BLW + gate_a[:, None] * attended
 
         # MLP
         mixed = self.mlp(modulate(self.mlp_norm(x_BLW), shift_m, scale_m))
-        return x_BLW + gate_m[:, None] * dropped(mixed, self.dropout, at, f"mlp {self.name}")
+        if keep_B2LW is not None:
+            mixed = mixed * keep_B2LW[:, 1] / self.kept_share
+        return x_BLW + gate_m[:, None] * mixed
 
 
 class Backbone(nn.Module):
@@ -119,14 +131,12 @@ class Backbone(nn.Module):
         super().__init__()
         width, condition = sizes.width, min(CONDITION_WIDTH, sizes.width)
         head_width(width, sizes.heads, "model.denoiser")
-        self.time_dim, self.logit_cap = sizes.time_dim, config.logit_cap
+        self.time_dim, self.dropout, self.logit_cap = sizes.time_dim, config.dropout, config.logit_cap
         self.embedding = nn.Parameter(torch.empty(embeddings, width))
         self.condition_mlp = nn.Sequential(
             nn.Linear(sizes.time_dim, condition), nn.SiLU(), nn.Linear(condition, condition), nn.SiLU()
         )
-        self.blocks = nn.ModuleList(
-            Block(width, sizes.heads, condition, str(number), config) for number in range(sizes.layers)
-        )
+        self.blocks = nn.ModuleList(Block(width, sizes.heads, condition, config) for _ in range(sizes.layers))
         self.final_norm = nn.LayerNorm(width, bias=False)
         self.final_modulation = nn.Linear(condition, 2 * width)
         self.head = nn.Linear(width, vocab)
@@ -139,15 +149,15 @@ class Backbone(nn.Module):
             if "modulation" in name or name.startswith("head"):
                 nn.init.zeros_(parameter)
 
-    def forward(self, e_BLW: Tensor, condition_B: Tensor | None = None, at: Address | None = None) -> Tensor:
+    def forward(self, e_BLW: Tensor, condition_B: Tensor | None = None, dropout: Dropout | None = None) -> Tensor:
         """Logits (B, L, V) of `hidden`."""
-        return self.logits(self.hidden(e_BLW, condition_B, at))
+        return self.logits(self.hidden(e_BLW, condition_B, dropout))
 
-    def hidden(self, e_BLW: Tensor, condition_B: Tensor | None = None, at: Address | None = None) -> Tensor:
+    def hidden(self, e_BLW: Tensor, condition_B: Tensor | None = None, dropout: Dropout | None = None) -> Tensor:
         """States (B, L, W) before the head, from embeddings or sums of them.
 
-        The condition is one scalar per row, or one (1,) for all; None stands for none, which is zeros. `at` is the
-        address of a training step, and None turns dropout off.
+        The condition is one scalar per row, or one (1,) for all; None stands for none, which is zeros. Nothing is
+        dropped without `dropout`.
         """
         condition_B = e_BLW.new_zeros(1) if condition_B is None else condition_B
         # The raw scalar, where LDLM's denoiser embeds 1000·t.
@@ -155,8 +165,11 @@ class Backbone(nn.Module):
         condition_BC = self.condition_mlp(features)
 
         x_BLW = e_BLW
-        for block in self.blocks:
-            x_BLW = block(x_BLW, condition_BC, at)
+        for number, block in enumerate(self.blocks):
+            keep_B2LW = None
+            if dropout is not None:
+                keep_B2LW = dropout.masks(self.dropout, number, len(self.blocks), tuple(e_BLW.shape[1:]))
+            x_BLW = block(x_BLW, condition_BC, keep_B2LW)
 
         shift_BW, scale_BW = self.final_modulation(condition_BC).unflatten(-1, (2, -1)).unbind(1)
         return modulate(self.final_norm(x_BLW), shift_BW, scale_BW)
@@ -169,10 +182,10 @@ class Backbone(nn.Module):
 
 @dataclass(frozen=True)
 class InTraining:
-    """The backbone at the address of a training step, where its dropout is on."""
+    """The backbone in a training step, with dropout; a `Network`."""
 
     network: Backbone
-    at: Address
+    dropout: Dropout
 
     @property
     def embedding(self) -> Tensor:
@@ -181,7 +194,7 @@ class InTraining:
 
     def hidden(self, e_BLW: Tensor, condition_B: Tensor | None) -> Tensor:
         """The network's, with dropout."""
-        return cast(Tensor, self.network.hidden(e_BLW, condition_B, self.at))
+        return self.network.hidden(e_BLW, condition_B, self.dropout)
 
     def logits(self, h_W: Tensor) -> Tensor:
         """The network's."""

@@ -25,6 +25,7 @@ from ldlm.baselines.argmax import Unwarp
 from ldlm.baselines.interface import Network
 from ldlm.baselines.projection import factor, numbers, projected
 from ldlm.baselines.vocabulary import cross_entropy, loss_by_parts, parts
+from ldlm.config import FLMConfig
 
 FLOOR = 1e-5  # added to 1 − t in the velocity
 
@@ -85,17 +86,17 @@ class FLMSampler:
 
     vocab: int
     seq_len: int
-    steps: int
+    config: FLMConfig
 
     @property
     def rows(self) -> int:
         """Steps."""
-        return self.steps
+        return self.config.steps
 
     @cached_property
     def times(self) -> list[tuple[float, float]]:
         """(τ, t) of the grid, N + 1 of them from 0 to 1."""
-        tau_N = torch.linspace(0, 1, self.steps + 1, dtype=torch.float64)
+        tau_N = torch.linspace(0, 1, self.rows + 1, dtype=torch.float64)
         return list(zip(tau_N.tolist(), Unwarp.of(self.vocab)(tau_N).tolist(), strict=True))
 
     def begin(self, network: Network, seeds_B: Tensor) -> FlowState:

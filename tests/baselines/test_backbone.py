@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldlm import attention, noise
-from ldlm.baselines.backbone import Address, Backbone, InTraining, capped_attention, soft_capped
+from ldlm import attention
+from ldlm.baselines.backbone import Backbone, Dropout, InTraining, capped_attention, soft_capped
 from ldlm.config import BackboneConfig, DenoiserConfig, FLMBackboneConfig, TrainConfig, from_dict, preset
 from ldlm.errors import InputError
 from ldlm.model import layers
@@ -215,7 +215,7 @@ def test_the_logits_of_some_positions_are_those_of_all():
 def trained(network: Backbone, rows: Tensor, step: int = 7) -> Tensor:
     """States of rows of the global batch under dropout."""
     e = random(6, 5, 8)[rows]
-    return InTraining(network, Address(3, torch.tensor([step]), rows)).hidden(e, None)
+    return InTraining(network, Dropout(3, torch.tensor([step]), rows)).hidden(e, None)
 
 
 def test_dropout_is_the_same_for_a_row_in_any_batch_and_new_at_each_step():
@@ -228,29 +228,55 @@ def test_dropout_is_the_same_for_a_row_in_any_batch_and_new_at_each_step():
     assert torch.equal(network.hidden(random(6, 5, 8)), plain)
 
 
-def test_every_branch_of_every_block_has_dropout_of_its_own(monkeypatch):
-    names = []
-    kept = noise.kept
-    monkeypatch.setattr(noise, "kept", lambda seed, name, *rest: (names.append(name), kept(seed, name, *rest))[1])
-    trained(backbone(dropout=0.3).double(), torch.arange(6))
-    assert len(set(names)) == len(names) == 4
+def test_every_branch_of_every_block_and_step_has_dropout_of_its_own():
+    at = [(step, block, branch) for step in range(3) for block in range(2) for branch in range(2)]
+    masks = {}
+    for step, block, branch in at:
+        keep_B2LW = Dropout(0, step, torch.arange(2)).masks(0.5, block, 2, (9, 8))
+        assert keep_B2LW.shape == (2, 2, 9, 8)
+        for row in range(2):
+            masks[tuple(keep_B2LW[row, branch].flatten().tolist())] = True
+    assert len(masks) == 2 * len(at)
+    assert Dropout(0, 0, torch.arange(2)).masks(0.0, 0, 2, (9, 8)) is None
 
 
-def test_dropout_keeps_the_mean_of_a_branch():
+def test_dropout_keeps_the_mean_of_each_branch():
     network = randomised(backbone(dropout=0.25))
     block, e, condition = network.blocks[0], random(1, 5, 8), random(1, 8)
-    rows = torch.arange(4_000)
-    norm = block.attention_norm(e)
-    shift, scale, gate = block.modulation(condition).split(8, -1)[:3]
-    branch = gate * block.attention(norm * (1 + scale) + shift)
+    shift, scale, gate, _, _, gate_m = block.modulation(condition).split(8, -1)
+    branch = gate * block.attention(block.attention_norm(e) * (1 + scale) + shift)
+    keep = Dropout(0, 0, torch.arange(4_000)).masks(0.25, 0, 2, (5, 8))
+
+    # Attention alone: nothing comes out of the MLP.
     with torch.no_grad():
+        bias = block.mlp[2].bias.clone()
         block.mlp[2].weight.zero_()
         block.mlp[2].bias.zero_()
-    many = block(e.expand(4_000, 5, 8), condition, Address(0, 0, rows)) - e
-    zero = (many == 0).double().mean().item()
-    assert zero == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / many.numel()))
-    error = (branch.abs() * math.sqrt(0.25 / 0.75 / 4_000)).squeeze(0)
-    assert ((many.mean(0) - branch.squeeze(0)).abs() <= 5 * error + 1e-12).all()
+    many = block(e.expand(4_000, 5, 8), condition, keep) - e
+    assert ((many != 0) == keep[:, 0]).all()
+    assert torch.allclose(many[keep[:, 0]], (branch / 0.75).expand_as(many)[keep[:, 0]], rtol=0, atol=1e-12)
+    assert keep.double().mean().item() == pytest.approx(0.75, abs=4 * math.sqrt(0.25 * 0.75 / keep.numel()))
+
+    # The MLP alone, and its bias
+    with torch.no_grad():
+        block.mlp[2].bias.copy_(bias)
+        block.attention.out.weight.zero_()
+    many = block(e.expand(4_000, 5, 8), condition, keep) - e
+    assert torch.allclose(many, (gate_m * bias / 0.75).expand_as(many) * keep[:, 1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # of torch's about its own tracing
+@pytest.mark.parametrize("way", ["recomputed", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_compiled_or_recomputed_blocks_compute_the_same(way):
+    def gradient(network):
+        trained(network, torch.arange(6)).square().sum().backward()
+        return torch.cat([p.grad.flatten() for p in network.blocks.parameters()])
+
+    plain, network = randomised(backbone(dropout=0.3)), randomised(backbone(dropout=0.3))
+    if way == "compiled":
+        layers.compile_blocks(network)
+    layers.recompute_activations(network)
+    assert torch.allclose(gradient(network), gradient(plain), rtol=1e-5, atol=1e-5)  # float32 sines
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():

@@ -13,7 +13,7 @@ from ldlm.baselines.argmax import Unwarp, warped
 from ldlm.baselines.backbone import Backbone
 from ldlm.baselines.flm import FLM, Draws, FLMSampler, FlowState, euler
 from ldlm.baselines.interface import draw_texts
-from ldlm.config import DenoiserConfig, FLMBackboneConfig
+from ldlm.config import DenoiserConfig, FLMBackboneConfig, FLMConfig
 
 SMALL = DenoiserConfig(layers=1, width=8, heads=2, time_dim=6)
 VOCAB, LENGTH = 20, 5
@@ -91,7 +91,7 @@ def test_a_few_steps_learn_texts_that_agree_with_themselves():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    drawn = draw_texts(FLMSampler(VOCAB, LENGTH, 16), model, torch.arange(200))
+    drawn = draw_texts(FLMSampler(VOCAB, LENGTH, FLMConfig(steps=16)), model, torch.arange(200))
     kinds, counts = drawn.tokens_BL.unique(dim=0, return_counts=True)
     assert [text[0] for text in kinds.tolist()] == [3, 7, 11, 12]
     assert (kinds == kinds[:, :1]).all()
@@ -104,14 +104,14 @@ def test_a_few_steps_learn_texts_that_agree_with_themselves():
 
 
 def test_the_published_grid_of_eight_steps():
-    times = [t for _, t in FLMSampler(50_258, LENGTH, 8).times]
+    times = [t for _, t in FLMSampler(50_258, LENGTH, FLMConfig(steps=8)).times]
     assert times == pytest.approx([0, 0.7524, 0.7793, 0.7958, 0.8087, 0.8201, 0.8314, 0.8444, 1], abs=6e-5)
     assert times[0] == 0
     assert times[-1] == 1
 
 
 def test_the_projected_state_is_the_full_one():
-    model, sampler = network(), FLMSampler(VOCAB, LENGTH, 7)
+    model, sampler = network(), FLMSampler(VOCAB, LENGTH, FLMConfig(steps=7))
     z = random(3, LENGTH, VOCAB)
     state = FlowState(z @ model.embedding, torch.zeros(3, LENGTH, dtype=torch.long))
     grid = np.linspace(0, 1, 8)
@@ -152,7 +152,7 @@ class UniformInTime(FLMSampler):
 
     @property
     def times(self):
-        t = np.linspace(0, 1, self.steps + 1).tolist()
+        t = np.linspace(0, 1, self.rows + 1).tolist()
         return list(zip(t, t, strict=True))
 
 
@@ -173,14 +173,14 @@ def distance_after(sampler, exact, points):
     ("steps", "points", "expected", "error"), [(2, 15, 0.025, 0.001), (16, 15, 0.0125, 0.001), (64, 13, 0.004, 0.0035)]
 )
 def test_with_an_exact_denoiser_texts_approach_the_language(steps, points, expected, error):
-    found = distance_after(UniformInTime(3, 2, steps), ExactDenoiser(lambda t: t), points)
+    found = distance_after(UniformInTime(3, 2, FLMConfig(steps=steps)), ExactDenoiser(lambda t: t), points)
     assert found == pytest.approx(expected, abs=error)
 
 
 def test_in_warped_time_they_do_so_as_well():
     unwarp = Unwarp.of(3)
     exact = ExactDenoiser(lambda tau: unwarp(torch.tensor(tau)).item())
-    assert distance_after(FLMSampler(3, 2, 32), exact, 13) < 0.012
+    assert distance_after(FLMSampler(3, 2, FLMConfig(steps=32)), exact, 13) < 0.012
 
 
 def test_the_last_step_ends_on_the_estimate():
@@ -190,14 +190,14 @@ def test_the_last_step_ends_on_the_estimate():
 
 
 def test_a_text_depends_on_its_seed_and_not_on_its_batch():
-    model, sampler = network(), FLMSampler(VOCAB, LENGTH, 6)
+    model, sampler = network(), FLMSampler(VOCAB, LENGTH, FLMConfig(steps=6))
     together = draw_texts(sampler, model, torch.arange(10)).tokens_BL
     assert torch.equal(draw_texts(sampler, model, torch.tensor([7, 2])).tokens_BL, together[[7, 2]])
     assert len(together.unique(dim=0)) > 5
 
 
 def test_the_start_is_standard_normal_noise_through_the_embedding():
-    model, sampler = network(3), FLMSampler(3, 2, 4)  # V < W: E itself is the factor
+    model, sampler = network(3), FLMSampler(3, 2, FLMConfig(steps=4))  # V < W: E itself is the factor
     seeds = torch.arange(5)
     zeta = noise.normal(seeds, "flm_start", 0, torch.zeros_like(seeds), (2, 3)).double()
     assert torch.allclose(sampler.begin(model, seeds).e_BLW, zeta @ model.embedding)
