@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ldlm.config import NucleusRule
+
+SORTED = (512, 8_192)  # tokens that are sorted at first, and where these do not suffice: a sort of all takes ten times
 
 
 @dataclass(frozen=True)
@@ -20,17 +23,28 @@ class Nucleus:
     top_p: float = 1.0
     rule: NucleusRule = "exclusive"
 
-    def __call__(self, p_V: Tensor) -> Tensor:
-        """The distributions (…, V) with the tokens outside the nucleus at 0, normalised again, in their dtype.
+    def __call__(self, p_PV: Tensor) -> Tensor:
+        """The distributions (P, V) with the tokens outside the nucleus at 0, normalised again, in their dtype.
 
         Of equally likely tokens those with a smaller number come first.
         """
         if self.top_p >= 1:
-            return p_V
-        sorted_V, order_V = p_V.sort(dim=-1, descending=True, stable=True)
-        mass_V = sorted_V.cumsum(-1)
-        kept_V = (mass_V if self.rule == "exclusive" else mass_V - sorted_V) <= self.top_p
-        kept_V[..., 0] = True
-        sorted_V = sorted_V * kept_V
-        filtered_V = p_V.new_zeros(p_V.shape).scatter_(-1, order_V, sorted_V)
-        return filtered_V / sorted_V.sum(-1, keepdim=True)
+            return p_PV
+        least_P1, among_equals_P1 = self._bounds(p_PV)
+        equal_PV = p_PV == least_P1
+        kept_PV = (p_PV > least_P1) | (equal_PV & (equal_PV.cumsum(-1, dtype=torch.int32) <= among_equals_P1))
+        filtered_PV = torch.where(kept_PV, p_PV, 0.0)
+        return filtered_PV / filtered_PV.sum(-1, keepdim=True)
+
+    def _bounds(self, p_PV: Tensor) -> tuple[Tensor, Tensor]:
+        """The least likely probability that is kept (P, 1), and how many of the tokens that have it are."""
+        vocab = p_PV.shape[-1]
+        for count in (*SORTED, vocab):
+            sorted_PV = p_PV.topk(min(count, vocab)).values
+            mass_PV = sorted_PV.cumsum(-1)
+            if count >= vocab or bool((mass_PV[:, -1] > self.top_p).all()):
+                break
+        kept_PV = (mass_PV if self.rule == "exclusive" else mass_PV - sorted_PV) <= self.top_p
+        kept_PV[:, 0] = True
+        least_P1 = sorted_PV.gather(-1, kept_PV.sum(-1, keepdim=True) - 1)
+        return least_P1, (kept_PV & (sorted_PV == least_P1)).sum(-1, keepdim=True)

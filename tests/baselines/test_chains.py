@@ -176,6 +176,8 @@ def test_the_loop_rises_stands_still_and_rises_again():
     inside = [sigma > 0 for sigma in process.sigmas]
     assert alpha == sorted(alpha) and alpha[0] == 0 and alpha[-1] > 0.999
     assert {round(a, 9) for a, loops in zip(alpha, inside, strict=True) if loops} == {0.9}
+    assert (alpha[20], alpha[45]) == pytest.approx((0.2 * 0.9 / 0.45, 0.9), abs=1e-4)
+    assert alpha[98] == pytest.approx(1 - 0.02 * 0.1 / 0.05, abs=1e-4)
     assert sum(inside) == 50 and inside.index(True) in (45, 46)
 
 
