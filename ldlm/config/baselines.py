@@ -50,7 +50,9 @@ class ReMDMConfig(ChainConfig):
         "probability σ to mask a token again, up to σ_max: rescale, η·σ_max; cap, at most η; conf, shares of σ_max by "
         "low confidence; loop, η while the process stands still at α_on",
     )
-    eta: float = setting(0.015, "η; published 0.015 of rescale, 0.008 of cap and 0.02 of loop", low=0, high=1)
+    eta: float | None = setting(
+        None, "η; none is the published one: 0.015 of rescale, 0.008 of cap and 0.02 of loop", low=0, high=1
+    )
     t_on: float = setting(0.55, "time at which the loop begins", above=0, below=1)
     t_off: float = setting(0.05, "time at which it ends", above=0, below=1)
     alpha_on: float = setting(0.9, "share of tokens that is not masked in the loop", above=0, below=1)

@@ -149,7 +149,15 @@ def test_psi_takes_eta_twice_as_the_code_of_duo_does():
 
 @pytest.mark.parametrize(("steps", "expected"), [(32, 0.33), (256, 2.7), (1024, 10.6)])
 def test_mean_number_of_maskings_of_a_token_that_was_always_there(steps, expected):
-    assert sum(remdm(steps, eta=0.015).sigmas) == pytest.approx(expected, rel=0.03)
+    assert sum(remdm(steps).sigmas) == pytest.approx(expected, rel=0.03)
+
+
+def test_published_eta_of_each_schedule():
+    assert {name: max(remdm(50, schedule=name).sigmas) for name in ("rescale", "cap", "loop")} == {
+        "rescale": 0.015, "cap": 0.008, "loop": 0.02,
+    }  # fmt: skip
+    assert max(remdm(50, schedule="cap", eta=0.1).sigmas) == 0.1
+    assert max(remdm(50, eta=0.0).sigmas) == 0
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("rescale-duo", (0.08, 0.62, 2.5)), ("rescale", (1.1, 8.9, 35))])
