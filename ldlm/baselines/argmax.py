@@ -99,8 +99,9 @@ class Unwarp:
     slope_N: Tensor  # dt/dτ at the knots
 
     @classmethod
-    def of(cls, vocab: int, device: torch.device | str = "cpu") -> Unwarp:
-        """Integrate once, at knots with equal steps in μ."""
+    @lru_cache
+    def of(cls, vocab: int, device: str = "cpu") -> Unwarp:
+        """The table of a vocabulary: α integrated at knots with equal steps in μ, once."""
         mu = torch.linspace(0, 20, KNOTS, dtype=torch.float64)
         tau = keep_probability(mu, vocab)
         tau[0] = 0.0  # but for rounding it is

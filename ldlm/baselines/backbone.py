@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ldlm import noise
-from ldlm.config import DenoiserConfig
+from ldlm.config import BackboneConfig, DenoiserConfig
 from ldlm.model.denoiser import modulate
 from ldlm.model.layers import MLP, SelfAttention, head_width, rotate, sinusoids, split_heads
 
@@ -87,11 +87,11 @@ class Block(nn.Module):
     Both have dropout before the gate in training, where `forward` is told its address.
     """
 
-    def __init__(self, width: int, heads: int, condition: int, *, name: str, dropout: float, cap: float) -> None:
+    def __init__(self, width: int, heads: int, condition: int, name: str, config: BackboneConfig) -> None:
         super().__init__()
-        self.name, self.dropout = name, dropout
+        self.name, self.dropout = name, config.dropout
         self.attention_norm = nn.LayerNorm(width, bias=False)
-        self.attention = RotaryAttention(width, heads, cap)
+        self.attention = RotaryAttention(width, heads, config.attention_cap)
         self.mlp_norm = nn.LayerNorm(width, bias=False)
         self.mlp = MLP(width, approximate="tanh")
         self.modulation = nn.Linear(condition, 6 * width)
@@ -112,31 +112,20 @@ class Block(nn.Module):
 class Backbone(nn.Module):
     """Embeddings (rows, W), `hidden` from their sums (B, L, W) to states (B, L, W), and `logits` (…, V) of those.
 
-    `vocab` is V and `embeddings` the rows of the embedding: V, and one more where a method has a mask. FLM caps the
-    attention scores and the logits; 0 is no cap.
+    `vocab` is V and `embeddings` the rows of the embedding: V, and one more where a method has a mask.
     """
 
-    def __init__(
-        self,
-        config: DenoiserConfig,
-        *,
-        vocab: int,
-        embeddings: int,
-        dropout: float = 0.0,
-        attention_cap: float = 0.0,
-        logit_cap: float = 0.0,
-    ) -> None:
+    def __init__(self, sizes: DenoiserConfig, config: BackboneConfig, *, vocab: int, embeddings: int) -> None:
         super().__init__()
-        width, condition = config.width, min(CONDITION_WIDTH, config.width)
-        head_width(width, config.heads, "model.denoiser")
-        self.time_dim, self.logit_cap = config.time_dim, logit_cap
+        width, condition = sizes.width, min(CONDITION_WIDTH, sizes.width)
+        head_width(width, sizes.heads, "model.denoiser")
+        self.time_dim, self.logit_cap = sizes.time_dim, config.logit_cap
         self.embedding = nn.Parameter(torch.empty(embeddings, width))
         self.condition_mlp = nn.Sequential(
-            nn.Linear(config.time_dim, condition), nn.SiLU(), nn.Linear(condition, condition), nn.SiLU()
+            nn.Linear(sizes.time_dim, condition), nn.SiLU(), nn.Linear(condition, condition), nn.SiLU()
         )
         self.blocks = nn.ModuleList(
-            Block(width, config.heads, condition, name=str(number), dropout=dropout, cap=attention_cap)
-            for number in range(config.layers)
+            Block(width, sizes.heads, condition, str(number), config) for number in range(sizes.layers)
         )
         self.final_norm = nn.LayerNorm(width, bias=False)
         self.final_modulation = nn.Linear(condition, 2 * width)

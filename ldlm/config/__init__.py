@@ -1,11 +1,16 @@
 """Every setting of every stage: how settings are declared and read, the model and its recipe, one config per stage."""
 
 from ldlm.config.baselines import (
+    BackboneConfig,
+    CANDIConfig,
+    CANDINoiseConfig,
     ChainConfig,
     Drawing,
     DuoConfig,
     DuoCurriculumConfig,
     End,
+    FLMBackboneConfig,
+    FLMConfig,
     MDLMConfig,
     NucleusRule,
     PsiConfig,

@@ -105,3 +105,51 @@ class PsiConfig(ChainConfig):
     t_on: float = setting(0.55, "time at which the loop begins", above=0, below=1)
     t_off: float = setting(0.05, "time at which it ends", above=0, below=1)
     alpha_on: float = setting(0.9, "α in the loop", above=0, below=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """What the rivals' network has beyond the depth and width that the preset gives LDLM's denoiser."""
+
+    dropout: float = setting(0.1, "share of both residual branches that is dropped in training", low=0, below=1)
+    attention_cap: float = setting(0.0, "c of attention scores c·tanh(s/c); 0 is off", low=0)
+    logit_cap: float = setting(0.0, "c of logits c·tanh(l/c); 0 is off", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FLMBackboneConfig(BackboneConfig):
+    """The network of FLM (Lee et al., 2026)."""
+
+    attention_cap: float = setting(50.0, "c of attention scores c·tanh(s/c); 0 is off", low=0)
+    logit_cap: float = setting(30.0, "c of logits c·tanh(l/c); 0 is off, as in the first release of its code", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FLMConfig:
+    """The sampler of FLM, which has neither a temperature nor a nucleus."""
+
+    steps: int = setting(128, "Euler steps in warped time", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CANDINoiseConfig:
+    """The noise of CANDI (Pynadath et al., 2025): σ(t), by the rank that the true token is to have among all.
+
+    A rank is expected, as a share of the vocabulary; r goes from `r_low` to `r_high` as tokens are masked.
+    """
+
+    r_low: float = setting(0.05, "r at t = 0", above=0, below=0.5)
+    r_high: float = setting(0.25, "r at t = 1", above=0, below=0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CANDIConfig:
+    """The sampler of CANDI, the cached one of its code."""
+
+    steps: int = setting(128, "steps N, an evaluation each", low=1)
+    temperature: float = setting(1.0, "temperature at which tokens are drawn", above=0)
+    step_size: float = setting(1.0, "factor of the steps of the continuous part", low=0)
+    update: Literal["published", "flow"] = setting(
+        "published", "continuous part: its code divides a step by σ², the probability flow by σ"
+    )
+    drawing: Drawing = setting("exact", "exact draws tokens where none is final; race is the published way, everywhere")

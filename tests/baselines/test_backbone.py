@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldlm import attention
+from ldlm import attention, noise
 from ldlm.baselines.backbone import Address, Backbone, InTraining, capped_attention, soft_capped
-from ldlm.config import DenoiserConfig, TrainConfig, from_dict, preset
+from ldlm.config import BackboneConfig, DenoiserConfig, FLMBackboneConfig, TrainConfig, from_dict, preset
 from ldlm.errors import InputError
 from ldlm.model import layers
 
@@ -32,7 +32,7 @@ def randomised(module: nn.Module) -> nn.Module:
 
 
 def backbone(**settings) -> Backbone:
-    return Backbone(SMALL, vocab=11, embeddings=12, **settings)
+    return Backbone(SMALL, BackboneConfig(**settings), vocab=11, embeddings=12)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -43,7 +43,7 @@ def backbone(**settings) -> Backbone:
 def test_the_published_model_has_its_published_size(name):
     config = from_dict(TrainConfig, preset(name).overrides).model.denoiser
     with torch.device("meta"):
-        network = Backbone(config, vocab=50_258, embeddings=50_258)
+        network = Backbone(config, FLMBackboneConfig(), vocab=50_258, embeddings=50_258)
     total = sum(p.numel() for p in network.parameters())
     assert total == pytest.approx(169.6e6, abs=0.1e6)
     assert sum(p.numel() for p in network.blocks.parameters()) == pytest.approx(92.1e6, abs=0.1e6)
@@ -57,7 +57,7 @@ def test_the_published_model_has_its_published_size(name):
 def test_a_narrow_model_has_a_condition_of_its_own_width():
     assert backbone().blocks[0].modulation.in_features == 8
     tiny = from_dict(TrainConfig, preset("tiny").overrides).model.denoiser
-    assert Backbone(tiny, vocab=5, embeddings=5).blocks[0].modulation.in_features == tiny.width == 128
+    assert Backbone(tiny, BackboneConfig(), vocab=5, embeddings=5).blocks[0].modulation.in_features == tiny.width == 128
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -228,8 +228,16 @@ def test_dropout_is_the_same_for_a_row_in_any_batch_and_new_at_each_step():
     assert torch.equal(network.hidden(random(6, 5, 8)), plain)
 
 
+def test_every_branch_of_every_block_has_dropout_of_its_own(monkeypatch):
+    names = []
+    kept = noise.kept
+    monkeypatch.setattr(noise, "kept", lambda seed, name, *rest: (names.append(name), kept(seed, name, *rest))[1])
+    trained(backbone(dropout=0.3).double(), torch.arange(6))
+    assert len(set(names)) == len(names) == 4
+
+
 def test_dropout_keeps_the_mean_of_a_branch():
-    network = randomised(Backbone(SMALL, vocab=3, embeddings=3, dropout=0.25))
+    network = randomised(backbone(dropout=0.25))
     block, e, condition = network.blocks[0], random(1, 5, 8), random(1, 8)
     rows = torch.arange(4_000)
     norm = block.attention_norm(e)
@@ -247,4 +255,4 @@ def test_dropout_keeps_the_mean_of_a_branch():
 
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(InputError, match=r"model\.denoiser\.heads=3 must divide its width 8"):
-        Backbone(DenoiserConfig(layers=1, width=8, heads=3), vocab=5, embeddings=5)
+        Backbone(DenoiserConfig(layers=1, width=8, heads=3), BackboneConfig(), vocab=5, embeddings=5)
