@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ldlm.config import NucleusRule
 
-SORTED = (512, 8_192)  # tokens that are sorted at first, and where these do not suffice: a sort of all takes ten times
+# Tokens that are sorted at first, and then where these have less than p: to sort all takes ten times as long.
+SORTED = (512, 8_192)
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,21 @@ class Nucleus:
     def _bounds(self, p_PV: Tensor) -> tuple[Tensor, Tensor]:
         """The least likely probability that is kept (P, 1), and how many of the tokens that have it are."""
         vocab = p_PV.shape[-1]
+        least_P1 = p_PV.new_empty(len(p_PV), 1)
+        among_equals_P1 = torch.empty_like(least_P1, dtype=torch.int64)
+        rest_P = torch.arange(len(p_PV), device=p_PV.device)
         for count in (*SORTED, vocab):
-            sorted_PV = p_PV.topk(min(count, vocab)).values
+            of_rest_PV = p_PV if len(rest_P) == len(p_PV) else p_PV[rest_P]
+            sorted_PV = of_rest_PV.topk(min(count, vocab)).values
             mass_PV = sorted_PV.cumsum(-1)
-            if count >= vocab or bool((mass_PV[:, -1] > self.top_p).all()):
+            kept_PV = (mass_PV if self.rule == "exclusive" else mass_PV - sorted_PV) <= self.top_p
+            kept_PV[:, 0] = True
+            found_P1 = sorted_PV.gather(-1, kept_PV.sum(-1, keepdim=True) - 1)
+            least_P1[rest_P] = found_P1
+            among_equals_P1[rest_P] = (kept_PV & (sorted_PV == found_P1)).sum(-1, keepdim=True)
+
+            # Whoever has not reached p with as many tokens needs more.
+            rest_P = rest_P[mass_PV[:, -1] <= self.top_p]
+            if count >= vocab or not len(rest_P):
                 break
-        kept_PV = (mass_PV if self.rule == "exclusive" else mass_PV - sorted_PV) <= self.top_p
-        kept_PV[:, 0] = True
-        least_P1 = sorted_PV.gather(-1, kept_PV.sum(-1, keepdim=True) - 1)
-        return least_P1, (kept_PV & (sorted_PV == least_P1)).sum(-1, keepdim=True)
+        return least_P1, among_equals_P1
