@@ -2,7 +2,8 @@
 
 From t to s a Ψ-sampler draws with probability κ from the posterior q(z_s | z_t, x_θ). Else it draws a clean token from
 q(z_0 | z_t, x_θ) and adds the noise of time s to it. Both come from one estimate x_θ, and the marginals stay as they
-were. κ = 1 is ancestral sampling. With absorbing states and κ = 1 − σ/(1 − α_s) it is ReMDM (BASELINES 5).
+were. κ = 1 is ancestral sampling. With absorbing states and κ = 1 − σ/(1 − α_s) it is ReMDM, as far as σ ≤ 1 − α_s:
+ReMDM may mask more, up to (1 − α_s)/α_t, where a Ψ-sampler stops at κ = 0 (BASELINES 5).
 
 Shape letters: CONTRIBUTING.md. K of the paper is V.
 """
@@ -19,7 +20,7 @@ from ldlm.baselines.duo import uniform_posterior
 from ldlm.baselines.estimate import Estimate
 from ldlm.baselines.mdlm import absorbing_mixture
 from ldlm.baselines.schedule import LogLinear, Loop, alphas, grid
-from ldlm.config import PsiConfig
+from ldlm.config import PsiConfig, PsiMode
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,9 @@ class PsiProcess:
 
     @cached_property
     def kappas(self) -> list[float]:
-        """κ of each row; 1 in the last, and outside the loop of profile `loop`."""
-        times = grid(self.config.steps)
-        looping = self._loop.inside(times).tolist() if self._loop else [True] * self.rows
-        pairs = zip(self.alphas[:-1], looping, strict=False)
-        return [kappa(self.config, *alpha) if inside else 1.0 for alpha, inside in pairs] + [1.0]
+        """κ of each row, by the mode of its part of the grid; 1 in the last."""
+        pairs = zip(grid(self.config.steps).tolist(), self.alphas[:-1], strict=False)
+        return [kappa(self._mode(t), self.config.eta, *alpha) for t, alpha in pairs] + [1.0]
 
     def condition(self, row: int) -> float | None:
         """−log α_t, which Duo's network is told; None with absorbing states."""
@@ -69,6 +68,14 @@ class PsiProcess:
         token_BL = k * posterior.token_BL + (1 - k) * alpha_s * clean.token_BL
         return Mixture(stay_BL, token_BL, k * posterior.noise_BL + (1 - k) * (1 - alpha_s))
 
+    def _mode(self, t: float) -> PsiMode:
+        """The mode of a row that begins at this time of the grid."""
+        config = self.config
+        if config.t_on >= t > config.t_off:
+            return config.mode
+        own = config.mode_high if t > config.t_on else config.mode_low
+        return own or (config.mode if config.profile == "linear" else "ancestral")
+
     @cached_property
     def _loop(self) -> Loop | None:
         config = self.config
@@ -77,16 +84,18 @@ class PsiProcess:
         return Loop.of(config.t_on, config.t_off, self.schedule.time(config.alpha_on))
 
 
-def kappa(config: PsiConfig, alpha_t: float, alpha_s: float) -> float:
+def kappa(mode: PsiMode, eta: float, alpha_t: float, alpha_s: float) -> float:
     """κ = 1 − σ/(1 − α_s), at least 0, with σ by the mode; of mode `kappa` η itself."""
-    if config.mode == "kappa":
-        return config.eta
+    if mode == "ancestral":
+        return 1.0
+    if mode == "kappa":
+        return eta
     most = (1 - alpha_s) / alpha_t if alpha_t > 0 else math.inf
     sigma = {
-        "constant": config.eta,
-        "cap": min(config.eta, most),
-        "rescale": config.eta * min(1.0, most),
+        "constant": eta,
+        "cap": min(eta, most),
+        "rescale": eta * min(1.0, most),
         # As in the code of Duo, where η enters twice. The published rows were made with it.
-        "rescale-duo": config.eta * min(config.eta, most),
-    }[config.mode]
+        "rescale-duo": eta * min(eta, most),
+    }[mode]
     return min(max(1 - sigma / (1 - alpha_s), 0.0), 1.0)

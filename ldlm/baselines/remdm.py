@@ -21,6 +21,8 @@ from ldlm.baselines.mdlm import absorbing_mixture
 from ldlm.baselines.schedule import LogLinear, Loop, alphas, grid
 from ldlm.config import ReMDMConfig
 
+PUBLISHED_ETA = {"rescale": 0.015, "cap": 0.008, "loop": 0.02}  # of their scripts
+
 
 @dataclass(frozen=True)
 class ReMDMProcess:
@@ -72,7 +74,8 @@ class ReMDMProcess:
         most = min(1.0, (1 - alpha_s) / alpha_t) if alpha_t > 0 else 1.0
         if self.config.schedule == "conf":
             return most
-        return self.config.eta * most if self.config.schedule == "rescale" else min(self.config.eta, most)
+        eta = PUBLISHED_ETA[self.config.schedule] if self.config.eta is None else self.config.eta
+        return eta * most if self.config.schedule == "rescale" else min(eta, most)
 
 
 def confidence_shares(confidence_BL: Tensor, masked_BL: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**28}  # elements
+LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**27}  # elements
 
 
 def parts(of_P: Tensor, vocab: int) -> tuple[Tensor, ...]:

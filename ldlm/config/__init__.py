@@ -14,6 +14,7 @@ from ldlm.config.baselines import (
     MDLMConfig,
     NucleusRule,
     PsiConfig,
+    PsiMode,
     ReMDMConfig,
 )
 from ldlm.config.fields import assignments, differences, from_dict, from_stored, identity, merge, setting, to_dict

@@ -10,6 +10,7 @@ from ldlm.config.fields import setting
 NucleusRule = Literal["exclusive", "inclusive"]
 End = Literal["argmax", "draw"]
 Drawing = Literal["exact", "race"]
+PsiMode = Literal["ancestral", "kappa", "constant", "cap", "rescale", "rescale-duo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,9 @@ class ReMDMConfig(ChainConfig):
         "probability σ to mask a token again, up to σ_max: rescale, η·σ_max; cap, at most η; conf, shares of σ_max by "
         "low confidence; loop, η while the process stands still at α_on",
     )
-    eta: float = setting(0.015, "η; published 0.015 of rescale, 0.008 of cap and 0.02 of loop", low=0, high=1)
+    eta: float | None = setting(
+        None, "η; none is the published one: 0.015 of rescale, 0.008 of cap and 0.02 of loop", low=0, high=1
+    )
     t_on: float = setting(0.55, "time at which the loop begins", above=0, below=1)
     t_off: float = setting(0.05, "time at which it ends", above=0, below=1)
     alpha_on: float = setting(0.9, "share of tokens that is not masked in the loop", above=0, below=1)
@@ -91,18 +94,19 @@ class PsiConfig(ChainConfig):
     top_p: float = _published("top_p", 0.9)
     nucleus_rule: NucleusRule = _published("nucleus_rule", "inclusive")
     end: End = _published("end", "draw")
-    mode: Literal["kappa", "constant", "cap", "rescale", "rescale-duo"] = setting(
+    mode: PsiMode = setting(
         "rescale-duo",
-        "share κ of ancestral steps: kappa, η itself; else 1 − σ/(1 − α_s) with σ: constant, η; cap, at most "
-        "(1 − α_s)/α_t; rescale, η·min(1, (1 − α_s)/α_t); rescale-duo, η·min(η, (1 − α_s)/α_t) as in the code of Duo",
+        "share κ of ancestral steps: ancestral, 1; kappa, η itself; else 1 − σ/(1 − α_s) with σ: constant, η; cap, "
+        "min(η, (1 − α_s)/α_t); rescale, η·min(1, (1 − α_s)/α_t); rescale-duo, η·min(η, (1 − α_s)/α_t), as in the "
+        "code of Duo",
     )
     eta: float = setting(0.05, "η", low=0, high=1)
-    profile: Literal["linear", "loop"] = setting(
-        "linear", "times: equal steps; loop stands still at α_on, where alone κ is not 1"
-    )
-    t_on: float = setting(0.55, "time at which the loop begins", above=0, below=1)
+    profile: Literal["linear", "loop"] = setting("linear", "times: equal steps, or a loop that stands still at α_on")
+    t_on: float = setting(0.55, "time at which the middle of the grid begins, and the loop", above=0, below=1)
     t_off: float = setting(0.05, "time at which it ends", above=0, below=1)
     alpha_on: float = setting(0.9, "α in the loop", above=0, below=1)
+    mode_high: PsiMode | None = setting(None, "mode before the middle; none is `mode`, with profile loop ancestral")
+    mode_low: PsiMode | None = setting(None, "mode after the middle; none is `mode`, with profile loop ancestral")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -139,17 +139,37 @@ def test_psi_with_masks_is_remdm_where_sigma_is_at_most_the_share_of_masks(of_re
 
 def test_psi_takes_eta_twice_as_the_code_of_duo_does():
     at = (0.5, 0.6)
-    once, twice = (kappa(PsiConfig(mode=mode, eta=0.05), *at) for mode in ("rescale", "rescale-duo"))
+    once, twice = (kappa(mode, 0.05, *at) for mode in ("rescale", "rescale-duo"))
     assert 1 - once == pytest.approx(0.05 * 0.8 / 0.4)
     assert 1 - twice == pytest.approx(0.05 * 0.05 / 0.4)
-    assert kappa(PsiConfig(mode="cap", eta=0.05), *at) == pytest.approx(1 - 0.05 / 0.4)
-    assert kappa(PsiConfig(mode="constant", eta=0.9), *at) == 0
-    assert kappa(PsiConfig(mode="kappa", eta=0.9), *at) == 0.9
+    assert kappa("cap", 0.05, *at) == pytest.approx(1 - 0.05 / 0.4)
+    assert kappa("constant", 0.9, *at) == 0
+    assert (kappa("kappa", 0.9, *at), kappa("ancestral", 0.9, *at)) == (0.9, 1)
+
+
+def test_modes_of_psi_may_differ_in_three_parts_of_the_grid():
+    def parts(**settings):
+        kappas = psi(20, mode="kappa", eta=0.4, t_on=0.7, t_off=0.2, **settings).kappas
+        assert len(kappas) == 21
+        return [set(part) for part in (kappas[:6], kappas[7:16], kappas[17:20], kappas[20:])]
+
+    assert parts() == [{0.4}, {0.4}, {0.4}, {1}]
+    assert parts(profile="loop") == [{1}, {0.4}, {1}, {1}]
+    assert parts(mode_high="ancestral") == [{1}, {0.4}, {0.4}, {1}]
+    assert parts(mode_low="cap", profile="loop") == [{1}, {0.4}, {0}, {1}]
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(32, 0.33), (256, 2.7), (1024, 10.6)])
 def test_mean_number_of_maskings_of_a_token_that_was_always_there(steps, expected):
-    assert sum(remdm(steps, eta=0.015).sigmas) == pytest.approx(expected, rel=0.03)
+    assert sum(remdm(steps).sigmas) == pytest.approx(expected, rel=0.03)
+
+
+def test_published_eta_of_each_schedule():
+    assert {name: max(remdm(50, schedule=name).sigmas) for name in ("rescale", "cap", "loop")} == {
+        "rescale": 0.015, "cap": 0.008, "loop": 0.02,
+    }  # fmt: skip
+    assert max(remdm(50, schedule="cap", eta=0.1).sigmas) == 0.1
+    assert max(remdm(50, eta=0.0).sigmas) == 0
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("rescale-duo", (0.08, 0.62, 2.5)), ("rescale", (1.1, 8.9, 35))])
@@ -176,6 +196,8 @@ def test_the_loop_rises_stands_still_and_rises_again():
     inside = [sigma > 0 for sigma in process.sigmas]
     assert alpha == sorted(alpha) and alpha[0] == 0 and alpha[-1] > 0.999
     assert {round(a, 9) for a, loops in zip(alpha, inside, strict=True) if loops} == {0.9}
+    assert (alpha[20], alpha[45]) == pytest.approx((0.2 * 0.9 / 0.45, 0.9), abs=1e-4)
+    assert alpha[98] == pytest.approx(1 - 0.02 * 0.1 / 0.05, abs=1e-4)
     assert sum(inside) == 50 and inside.index(True) in (45, 46)
 
 

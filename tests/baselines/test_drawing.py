@@ -83,16 +83,6 @@ def test_inversion_finds_an_outcome_of_probability_1e_9():
     assert invert(p, u).tolist() == [0, 1, 1]
 
 
-def test_uniform_numbers_reach_below_2_to_the_minus_40():
-    # Among 2^20 numbers in steps of 2^−32 many agree in their lowest bits, and their products with 2^32 are halves.
-    u = noise.uniform_fine(0, "test", 0, torch.arange(2**18), (4,)).flatten()
-    assert len(u.unique()) == len(u)
-    assert u.min() > 0 and u.max() < 1
-    low = (u * 2.0**32) % 1
-    assert low.mean().item() == pytest.approx(0.5, abs=4 / (12 * len(u)) ** 0.5)
-    assert low.square().mean().item() == pytest.approx(1 / 3, abs=0.002)
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # The rows of chains
 
