@@ -58,6 +58,17 @@ def uniform(seed: int | Tensor, purpose: str, step: int, rows: Tensor, shape: tu
     return ((torch.cat(words, dim=1)[:, :size].double() + 0.5) / 2.0**32).reshape(rows.shape[0], *shape)
 
 
+def uniform_fine(seed: int | Tensor, purpose: str, step: int, rows: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
+    """Uniform float64 in (0, 1) of shape (R, *shape), like `uniform` but in steps of 2^−52 instead of 2^−32.
+
+    With it an outcome of probability 1e-9 is drawn as often as it should be.
+    """
+    size = math.prod(shape)
+    high, low, higher, lower = _words(_per_row(seed, rows), purpose, step, rows, -(-size // 2))
+    halves = [(a << 20 | b >> 12).double() + 0.5 for a, b in ((high, low), (higher, lower))]
+    return (torch.cat(halves, dim=1)[:, :size] / 2.0**52).reshape(rows.shape[0], *shape)
+
+
 def normal(seed: int | Tensor, purpose: str, step: int | Tensor, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Standard normal float32 of shape (R, *shape), by Box–Muller: two numbers from each pair of words.
 
@@ -72,6 +83,19 @@ def normal(seed: int | Tensor, purpose: str, step: int | Tensor, rows: Tensor, s
         radius, angle = (-2.0 * u.log()).sqrt_(), v.mul_(2.0 * math.pi)
         halves += [radius * angle.cos(), radius * angle.sin()]
     return torch.cat(halves, dim=1)[:, :size].reshape(rows.shape[0], *shape)
+
+
+def kept(
+    seed: int | Tensor, purpose: str, step: int | Tensor, rows: Tensor, shape: tuple[int, ...], share: float
+) -> Tensor:
+    """Booleans (R, *shape), each True with probability `share` to 16 bits: masks of dropout, eight to a counter.
+
+    `step` may be a tensor of one element, as in `normal`.
+    """
+    size = math.prod(shape)
+    words = _words(_per_row(seed, rows), purpose, step, rows, -(-size // 8))
+    halves = torch.cat([half for word in words for half in (word & 0xFFFF, word >> 16)], dim=1)[:, :size]
+    return (halves < round(share * 2**16)).reshape(rows.shape[0], *shape)
 
 
 def coin(seed: int, purpose: str, step: int, probability: float) -> bool:

@@ -160,3 +160,39 @@ def test_the_words_of_a_gpu_are_those_of_the_cpu_to_the_bit(seed):
     of_rows = seed if isinstance(seed, int) else seed.cuda()
     found = noise.uniform(of_rows, "eps", 3, rows.cuda(), shape)
     assert found.cpu().equal(noise.uniform(seed, "eps", 3, rows, shape))
+
+
+def test_kept_elements_have_their_share_and_depend_on_nothing_but_their_address():
+    kept = noise.kept(0, "dropout", 3, torch.arange(50), (3, 401), 0.9)
+    assert kept.dtype == torch.bool
+    assert kept.shape == (50, 3, 401)
+    n = kept.numel()
+    assert kept.double().mean().item() == pytest.approx(0.9, abs=4 * math.sqrt(0.09 / n))
+    # Neighbours, which come from one counter, are independent.
+    flat = kept.flatten(1).double()
+    both = (flat[:, 1:] * flat[:, :-1]).mean().item()
+    assert both == pytest.approx(0.81, abs=5 * math.sqrt(0.81 * 0.19 / n))
+    again = noise.kept(0, "dropout", torch.tensor([3]), torch.tensor([9, 2]), (3, 401), 0.9)
+    assert torch.equal(again, kept[[9, 2]])
+    assert not torch.equal(noise.kept(0, "dropout", 4, torch.arange(50), (3, 401), 0.9), kept)
+    assert noise.kept(0, "dropout", 3, torch.arange(9), (8,), 1.0).all()
+    assert not noise.kept(0, "dropout", 3, torch.arange(9), (8,), 0.0).any()
+
+
+def test_fine_uniform_numbers_have_52_bits():
+    # Those in steps of 2^−32 would be halves after a multiplication by 2^32.
+    u = noise.uniform_fine(0, "test", 0, torch.arange(2**16), (4,)).flatten()
+    assert u.min() > 0 and u.max() < 1
+    assert len(u.unique()) == len(u)
+    low = (u * 2.0**32) % 1
+    assert low.mean().item() == pytest.approx(0.5, abs=4 / (12 * len(u)) ** 0.5)
+    assert low.square().mean().item() == pytest.approx(1 / 3, abs=0.003)
+    assert ((u * 2.0**52) % 1 == 0.5).all()
+
+
+def test_fine_uniform_numbers_do_not_depend_on_the_batch():
+    seeds, rows = torch.tensor([5, 2**40 + 1, 7]), torch.tensor([0, 3, 2])
+    together = noise.uniform_fine(seeds, "test", 4, rows, (2, 3))
+    alone = [noise.uniform_fine(seeds[i : i + 1], "test", 4, rows[i : i + 1], (2, 3)) for i in range(3)]
+    assert torch.equal(together, torch.cat(alone))
+    assert len(together.unique()) == together.numel()

@@ -1,5 +1,22 @@
 """Every setting of every stage: how settings are declared and read, the model and its recipe, one config per stage."""
 
+from ldlm.config.baselines import (
+    BackboneConfig,
+    CANDIConfig,
+    CANDINoiseConfig,
+    ChainConfig,
+    Drawing,
+    DuoConfig,
+    DuoCurriculumConfig,
+    End,
+    FLMBackboneConfig,
+    FLMConfig,
+    MDLMConfig,
+    NucleusRule,
+    PsiConfig,
+    PsiMode,
+    ReMDMConfig,
+)
 from ldlm.config.fields import assignments, differences, from_dict, from_stored, identity, merge, setting, to_dict
 from ldlm.config.model import (
     PAPERS_SAMPLER,

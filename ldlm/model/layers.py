@@ -130,7 +130,12 @@ def rotate(x_BNHK: Tensor, base: float = 10_000.0) -> Tensor:
 
 def time_features(t_B: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
     """Sinusoidal embedding (B, dim) of 1000·t, as DiT embeds its integer steps: [cos | sin]."""
+    return sinusoids(1000.0 * t_B.float(), dim, max_period)
+
+
+def sinusoids(x_B: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """Sinusoidal embedding (B, dim) of a scalar: [cos | sin] of x·max_period^(−2i/dim)."""
     half = dim // 2
-    frequency = torch.exp(-math.log(max_period) * torch.arange(half, device=t_B.device, dtype=torch.float32) / half)
-    angle = 1000.0 * t_B.float()[:, None] * frequency
+    frequency = torch.exp(-math.log(max_period) * torch.arange(half, device=x_B.device, dtype=torch.float32) / half)
+    angle = x_B.float()[:, None] * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=-1)

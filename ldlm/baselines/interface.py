@@ -1,0 +1,103 @@
+"""What a rival method is to the rest: a `Method` that is trained, and `Sampler`s that draw texts with its network.
+
+One training loop asks a method for the randomness of a step and for the losses; one sampling loop, `draw_texts`, takes
+a sampler's rows one by one. A method sees of its network what `Network` says, and never the loop.
+
+Shape letters: CONTRIBUTING.md. K of the papers, the size of the vocabulary, is V.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Network(Protocol):
+    """The backbone as a method sees it: embeddings, a body, and a head that can be asked for some positions only."""
+
+    @property
+    def embedding(self) -> Tensor:
+        """Embeddings, a row for each of the V tokens, and then one for the mask of a method that has one."""
+
+    def hidden(self, e_BLW: Tensor, condition_B: Tensor | None) -> Tensor:
+        """States (B, L, W) before the head. The condition is a scalar per row, or one for all; None stands for none."""
+
+    def logits(self, h_W: Tensor) -> Tensor:
+        """Logits (…, V) of states (…, W), in float32 or finer."""
+
+
+class Method(Protocol):
+    """A method in training. Randomness is keyed by (seed, step, row of the global batch)."""
+
+    @property
+    def embeddings(self) -> int:
+        """Rows of the network's embedding: V, and one more with a mask."""
+
+    def draw(self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int) -> Any:
+        """The randomness of a step for the rows `rows_B` of a global batch of `batch`, on their device."""
+
+    def losses(self, network: Network, x_BL: Tensor, draws: Any) -> Tensor:
+        """Losses (B, L) in nats, each position's share: the loss is their mean over all positions."""
+
+
+class Sampler(Protocol):
+    """A reverse process in `rows` rows of at most one evaluation each. What it carries along is a state of its own.
+
+    The randomness of a text is keyed by (its seed, row), so that a text depends on its seed and not on its batch.
+    """
+
+    @property
+    def rows(self) -> int:
+        """Rows to take, from number 0 on."""
+
+    def begin(self, network: Network, seeds_B: Tensor) -> Any:
+        """The state from which texts with these seeds are drawn."""
+
+    def step(self, network: Network, state: Any, row: int) -> Any:
+        """The state after a row."""
+
+    def finish(self, state: Any) -> Tensor:
+        """Tokens (B, L) int64 of the last state."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Texts, and what they took: rows of the sampler, and evaluations of the network, which may be fewer."""
+
+    tokens_BL: Tensor
+    rows: int
+    evaluations: int
+
+
+@torch.no_grad()
+def draw_texts(sampler: Sampler, network: Network, seeds_B: Tensor) -> Drawn:
+    """Draw the texts of `seeds_B`, on the device of the seeds."""
+    counted = Counted(network)
+    state = sampler.begin(counted, seeds_B)
+    for row in range(sampler.rows):
+        state = sampler.step(counted, state, row)
+    return Drawn(sampler.finish(state), sampler.rows, counted.evaluations)
+
+
+class Counted:
+    """A network that counts its evaluations."""
+
+    def __init__(self, network: Network) -> None:
+        self.network, self.evaluations = network, 0
+
+    @property
+    def embedding(self) -> Tensor:
+        """The network's."""
+        return self.network.embedding
+
+    def hidden(self, e_BLW: Tensor, condition_B: Tensor | None) -> Tensor:
+        """The network's, counted."""
+        self.evaluations += 1
+        return self.network.hidden(e_BLW, condition_B)
+
+    def logits(self, h_W: Tensor) -> Tensor:
+        """The network's."""
+        return self.network.logits(h_W)

@@ -1,0 +1,157 @@
+"""The rival methods and their samplers, as settings. The defaults are the published values of each (BASELINES 11)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ldlm.config.fields import setting
+
+NucleusRule = Literal["exclusive", "inclusive"]
+End = Literal["argmax", "draw"]
+Drawing = Literal["exact", "race"]
+PsiMode = Literal["ancestral", "kappa", "constant", "cap", "rescale", "rescale-duo"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainConfig:
+    """What the samplers of discrete diffusions have in common."""
+
+    steps: int = setting(128, "steps N; a last row removes what noise is left", low=1)
+    top_p: float = setting(1.0, "p of nucleus filtering; 1 is off", above=0, high=1)
+    nucleus_rule: NucleusRule = setting(
+        "exclusive",
+        "of the likeliest tokens that have a mass of p together: inclusive keeps the one that crosses p, exclusive "
+        "drops it",
+    )
+    end: End = setting("argmax", "last row: the most likely token, or one that is drawn")
+    drawing: Drawing = setting(
+        "exact", "exact draws a token only where one is due; race is the published way, over all tokens everywhere"
+    )
+
+
+def _published(name: str, default: Any) -> Any:
+    """A setting of `ChainConfig` with the default of a method."""
+    metadata = ChainConfig.__dataclass_fields__[name].metadata
+    return setting(default, metadata["help"], **{key: metadata[key] for key in ("low", "high", "above", "below")})
+
+
+@dataclass(frozen=True, kw_only=True)
+class MDLMConfig(ChainConfig):
+    """The ancestral sampler of MDLM (Sahoo et al., 2024)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReMDMConfig(ChainConfig):
+    """ReMDM, which masks tokens of an MDLM again (Wang et al., 2025)."""
+
+    top_p: float = _published("top_p", 0.9)
+    schedule: Literal["rescale", "cap", "conf", "loop"] = setting(
+        "rescale",
+        "probability σ to mask a token again, up to σ_max: rescale, η·σ_max; cap, at most η; conf, shares of σ_max by "
+        "low confidence; loop, η while the process stands still at α_on",
+    )
+    eta: float | None = setting(
+        None, "η; none is the published one: 0.015 of rescale, 0.008 of cap and 0.02 of loop", low=0, high=1
+    )
+    t_on: float = setting(0.55, "time at which the loop begins", above=0, below=1)
+    t_off: float = setting(0.05, "time at which it ends", above=0, below=1)
+    alpha_on: float = setting(0.9, "share of tokens that is not masked in the loop", above=0, below=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuoConfig(ChainConfig):
+    """The ancestral sampler of Duo (Sahoo et al., 2025)."""
+
+    nucleus_rule: NucleusRule = _published("nucleus_rule", "inclusive")
+    end: End = _published("end", "draw")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuoCurriculumConfig:
+    """The first half of Duo's training (Sahoo et al., 2025), and its efficient form (Sahoo et al., 2026)."""
+
+    kind: Literal["top-k", "full", "discrete", "none"] = setting(
+        "top-k",
+        "the network sees: top-k, a softmax over the largest entries of a noisy one-hot vector; full, over all of it; "
+        "discrete, the largest alone; none, no curriculum",
+    )
+    share: float = setting(0.5, "share of the training's steps", low=0, high=1)
+    temperature: float = setting(1e-3, "T of the softmax", above=0)
+    top_k: int = setting(5, "largest entries besides the true one", low=2)
+    gamma_min: float | None = setting(
+        None, "γ at which it begins; none is where α(γ) is 0.95. Published -3.55 for GPT-2 and -3.5 for BERT"
+    )
+    gamma_max: float | None = setting(
+        None, "γ at which it ends; none is where α(γ) is 0.05. Published -1.85 for GPT-2 and -1.75 for BERT"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PsiConfig(ChainConfig):
+    """Ψ-samplers of Duo, which mix ancestral with predictor–corrector steps (Sahoo et al., 2026)."""
+
+    top_p: float = _published("top_p", 0.9)
+    nucleus_rule: NucleusRule = _published("nucleus_rule", "inclusive")
+    end: End = _published("end", "draw")
+    mode: PsiMode = setting(
+        "rescale-duo",
+        "share κ of ancestral steps: ancestral, 1; kappa, η itself; else 1 − σ/(1 − α_s) with σ: constant, η; cap, "
+        "min(η, (1 − α_s)/α_t); rescale, η·min(1, (1 − α_s)/α_t); rescale-duo, η·min(η, (1 − α_s)/α_t), as in the "
+        "code of Duo",
+    )
+    eta: float = setting(0.05, "η", low=0, high=1)
+    profile: Literal["linear", "loop"] = setting("linear", "times: equal steps, or a loop that stands still at α_on")
+    t_on: float = setting(0.55, "time at which the middle of the grid begins, and the loop", above=0, below=1)
+    t_off: float = setting(0.05, "time at which it ends", above=0, below=1)
+    alpha_on: float = setting(0.9, "α in the loop", above=0, below=1)
+    mode_high: PsiMode | None = setting(None, "mode before the middle; none is `mode`, with profile loop ancestral")
+    mode_low: PsiMode | None = setting(None, "mode after the middle; none is `mode`, with profile loop ancestral")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """What the rivals' network has beyond the depth and width that the preset gives LDLM's denoiser."""
+
+    dropout: float = setting(0.1, "share of both residual branches that is dropped in training", low=0, below=1)
+    attention_cap: float = setting(0.0, "c of attention scores c·tanh(s/c); 0 is off", low=0)
+    logit_cap: float = setting(0.0, "c of logits c·tanh(l/c); 0 is off", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FLMBackboneConfig(BackboneConfig):
+    """The network of FLM (Lee et al., 2026)."""
+
+    attention_cap: float = setting(50.0, "c of attention scores c·tanh(s/c); 0 is off", low=0)
+    logit_cap: float = setting(30.0, "c of logits c·tanh(l/c); 0 is off, as in the first release of its code", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FLMConfig:
+    """The sampler of FLM, which has neither a temperature nor a nucleus."""
+
+    steps: int = setting(128, "Euler steps in warped time", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CANDINoiseConfig:
+    """The noise of CANDI (Pynadath et al., 2025): σ(t), by the rank that the true token is to have among all.
+
+    A rank is expected, as a share of the vocabulary; r goes from `r_low` to `r_high` as tokens are masked.
+    """
+
+    r_low: float = setting(0.05, "r at t = 0", above=0, below=0.5)
+    r_high: float = setting(0.25, "r at t = 1", above=0, below=0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CANDIConfig:
+    """The sampler of CANDI, the cached one of its code."""
+
+    steps: int = setting(128, "steps N, an evaluation each", low=1)
+    temperature: float = setting(1.0, "temperature at which tokens are drawn", above=0)
+    step_size: float = setting(1.0, "factor of the steps of the continuous part", low=0)
+    update: Literal["published", "flow"] = setting(
+        "published", "continuous part: its code divides a step by σ², the probability flow by σ"
+    )
+    drawing: Drawing = setting("exact", "exact draws tokens where none is final; race is the published way, everywhere")
