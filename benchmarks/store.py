@@ -105,7 +105,9 @@ def extraction(base: ExtractConfig, folder: Path, turns: int) -> dict[str, Any]:
     def bare() -> float:
         started = time.perf_counter()
         for block in blocks:
-            encoder(block).cpu()
+            encoder(block)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         return time.perf_counter() - started
 
     def whole(turn: int, sample: int) -> float:

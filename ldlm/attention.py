@@ -100,7 +100,8 @@ def _cuda_forward(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor, kernel: str) -
     length, found = q_BNHK.shape[1], _xformers_of(q_BNHK) if kernel == "xformers" else None
     if found is None:
         return _torch_forward(q_BNHK, k_BLHK, v_BLHK)
-    out, logsumexp = _fmha().memory_efficient_attention_forward_requires_grad(q_BNHK, k_BLHK, v_BLHK, op=found[0])
+    q, k, v = map(_laid_out, (q_BNHK, k_BLHK, v_BLHK))
+    out, logsumexp = _fmha().memory_efficient_attention_forward_requires_grad(q, k, v, op=found[0])
     return out.contiguous(), logsumexp[..., :length].contiguous()  # some kernels pad it
 
 
@@ -111,8 +112,14 @@ def _cuda_backward(
     found = _xformers_of(q) if kernel == "xformers" else None
     if found is None:
         return _torch_backward(grad, q, k, v, out, logsumexp)
+    grad, out, q, k, v = map(_laid_out, (grad, out, q, k, v))
     dq, dk, dv = _fmha().memory_efficient_attention_backward(grad, out, logsumexp, q, k, v, op=found[1])
     return dq.contiguous(), dk.contiguous(), dv.contiguous()
+
+
+def _laid_out(x_BNHK: Tensor) -> Tensor:
+    """The tensor as xformers takes it: the values of a head side by side, and heads at multiples of 8."""
+    return x_BNHK if x_BNHK.stride(-1) == 1 and x_BNHK.stride(-2) % 8 == 0 else x_BNHK.contiguous()
 
 
 def _torch_forward(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from patience import patience
 
-from benchmarks.gpu import job, runner, wheels
+from benchmarks.gpu import job, runner, text, wheels
 from benchmarks.gpu.runner import Section
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -199,3 +199,11 @@ def test_a_section_measures_all_that_it_promises(name, tmp_path, monkeypatch, co
     if name == "text":
         assert (folder / "model" / "model.safetensors").stat().st_size < 16e6
         assert len((folder / "samples.jsonl").read_text().splitlines()) == 50
+
+
+def test_steps_are_sized_by_the_difference_of_two_runs():
+    # 3 s before the first step and 0.01 s a step: of 53 s there are 50 for steps.
+    assert text.steps_in(53, (4, 3.04), (256, 5.56)) == pytest.approx(5000, abs=2)
+    assert text.steps_in(2, (4, 3.04), (256, 5.56)) == 1  # too little even for the start
+    # Noise may make the longer run no longer: it bounds the steps all the same.
+    assert text.steps_in(50, (4, 5.0), (256, 5.0)) < 256 * text.GROWTH * 50 / 5

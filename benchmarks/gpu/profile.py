@@ -8,7 +8,20 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.gpu.job import Job
+
 LARGEST = 10
+
+
+def record_largest_kernels(job: Job, what: str, work: Callable[[], Any]) -> None:
+    """Record the ten kernels that take most of a call, or in one line why there is no profile."""
+    table = f"largest kernels of {what}"
+    try:
+        rows = largest_kernels(work, job.device)
+    except Exception as error:  # of the profiler, or for want of memory: what was timed is recorded already
+        rows = [{"name": "all", "failed": f"{type(error).__name__}: {error}".partition("\n")[0]}]
+    for row in rows:
+        job.record(table, **row)
 
 
 def largest_kernels(work: Callable[[], Any], device: torch.device) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any
 
 from benchmarks.gpu.job import Job
-from benchmarks.gpu.profile import largest_kernels
+from benchmarks.gpu.profile import record_largest_kernels
 from benchmarks.machine import Limits, peak_memory, timed
 from benchmarks.speed import Bench, bench_of
 from ldlm.config import ComputeConfig, SamplerConfig
@@ -48,8 +48,11 @@ def run(job: Job) -> None:
         way = ComputeConfig(attention=attention, compile=compile)  # type: ignore[arg-type]
         job.attempt(table, f"{name}, {attention}", partial(_seconds, limits, bench, model, way, sizes.fewer))
     generator, seeds = bench.generator(model, ComputeConfig()), text_seeds(0, 0, bench.scale.texts)
-    for row in largest_kernels(lambda: generator.latents(SamplerConfig(steps=sizes.fewer), seeds), job.device):
-        job.record(f"largest kernels of {sizes.fewer} evaluations by default", **row)
+    record_largest_kernels(
+        job,
+        f"{sizes.fewer} evaluations by default",
+        lambda: generator.latents(SamplerConfig(steps=sizes.fewer), seeds),
+    )
 
 
 def _seconds(limits: Limits, bench: Bench, model: JointModel, way: ComputeConfig, count: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,9 @@ from ldlm.features.documents import whole
 SAMPLES = 50
 DOCUMENTS = 20_000  # at most
 HELD_OUT, OF_SCORER = 0.06, 0.36  # of the documents
-ENCODER_SHARE, SCORER_SHARE, TRAIN_SHARE = 0.12, 0.12, 0.45  # of the time; the rest is the other stages', and spare
-GROWTH = 4  # of the short runs, in steps
+ENCODER_SHARE, SCORER_SHARE, TRAIN_SHARE = 0.12, 0.13, 0.6  # of the time left; the rest is the other stages', and spare
+SHORTEST, GROWTH = 4, 8  # steps of the short runs
+SPARE = 0.8  # of the time is planned with
 EAGER = ComputeConfig(compile="off")
 
 
@@ -63,12 +64,14 @@ def run(job: Job) -> None:
     if isinstance(store, str):
         job.record("LDLM", name="all", skipped=f"{store} is not installed")
         return
-    from ldlm.stages import evaluate, export, extract_features, sample, train
+    from ldlm.stages import evaluate, export, extract_features, pretrain_encoder, sample, train
 
-    sizes, seconds, out = SIZES[job.device.type], job.left, job.scratch
+    sizes, out = SIZES[job.device.type], job.scratch
     documents = _split(job)
-    encoder = _pretrained(job, sizes, "encoder", ENCODER_SHARE * seconds, vocab_size=sizes.vocab_size)
-    scorer = _pretrained(job, sizes, "scorer", SCORER_SHARE * seconds, tokenizer=str(encoder))
+    tokenizer = out / "tokenizer"
+    pretrain_encoder.run(_gpt2(job, sizes, "encoder", steps=1, vocab_size=sizes.vocab_size), tokenizer)
+    encoder = _pretrained(job, sizes, "encoder", ENCODER_SHARE * job.left, tokenizer)
+    scorer = _pretrained(job, sizes, "scorer", SCORER_SHARE * job.left, tokenizer)
 
     extract = ExtractConfig(
         encoder=str(encoder),
@@ -82,7 +85,7 @@ def run(job: Job) -> None:
     def take(steps: int, run: Path) -> None:
         train.run(_training(job, sizes, steps), out / "features", run)
 
-    run, steps = _as_long_as(TRAIN_SHARE * seconds, take, out / "run")
+    run, steps = _as_long_as(TRAIN_SHARE * job.left, take, out / "run")
     drawn = SampleConfig(
         num_samples=SAMPLES, sampler=SamplerConfig(temperature=0.5), compute=EAGER, device=job.device_name
     )
@@ -112,11 +115,18 @@ def _split(job: Job) -> dict[str, int]:
     return {name: len(chosen) for name, chosen in parts.items()}
 
 
-def _pretrained(job: Job, sizes: Sizes, name: str, seconds: float, **settings: Any) -> Path:
+def _pretrained(job: Job, sizes: Sizes, name: str, seconds: float, tokenizer: Path) -> Path:
     """A GPT-2 trained on its part of the text for about so many seconds."""
     from ldlm.stages import pretrain_encoder
 
-    given = PretrainConfig(
+    def take(steps: int, out: Path) -> None:
+        pretrain_encoder.run(_gpt2(job, sizes, name, steps=steps, tokenizer=str(tokenizer)), out)
+
+    return _as_long_as(seconds, take, job.scratch / name)[0]
+
+
+def _gpt2(job: Job, sizes: Sizes, name: str, **settings: Any) -> PretrainConfig:
+    return PretrainConfig(
         data=(str(job.scratch / f"{name}.jsonl"),),
         layers=max(4, sizes.layers),
         width=sizes.width,
@@ -127,27 +137,41 @@ def _pretrained(job: Job, sizes: Sizes, name: str, seconds: float, **settings: A
         **settings,
     )
 
-    def take(steps: int, out: Path) -> None:
-        pretrain_encoder.run(replace(given, steps=steps), out)
-
-    return _as_long_as(seconds, take, job.scratch / name)[0]
-
 
 def _as_long_as(seconds: float, take: Callable[[int, Path], None], out: Path) -> tuple[Path, int]:
     """Take as many steps into `out` as fit into so many seconds, short runs included; returns `out` and the steps.
 
-    The short runs grow until one takes a tenth of the time. What each pays before its first step is counted as if it
-    were the steps', so that the estimate is rather too long than too short.
+    The first short run warms up and does not count. The others grow until two differ by a twentieth of the time: what a
+    step takes is their difference, and what every run takes before its steps is the rest.
     """
-    ends, steps, took = time.perf_counter() + seconds, 1, 0.0
-    while took < seconds / 10:
-        steps *= GROWTH
+    begun = time.perf_counter()
+
+    def took(steps: int, place: str) -> float:
         started = time.perf_counter()
-        take(steps, out.with_name(f"{out.name}-{steps}"))
-        took = time.perf_counter() - started
-    steps = max(1, int(steps * (ends - time.perf_counter()) / took))
+        take(steps, out.with_name(f"{out.name}-{place}"))
+        return time.perf_counter() - started
+
+    took(SHORTEST, "first")
+    short, before = SHORTEST, took(SHORTEST, "short")
+    steps, after = GROWTH * short, took(GROWTH * short, f"{GROWTH * short}")
+    while after - before < seconds / 20 and time.perf_counter() - begun < seconds / 3:
+        steps *= GROWTH
+        after = took(steps, f"{steps}")
+    left = SPARE * (seconds - (time.perf_counter() - begun))
+    steps = steps_in(left, (short, before), (steps, after))
     take(steps, out)
     return out, steps
+
+
+def steps_in(seconds: float, short: tuple[int, float], long: tuple[int, float]) -> int:
+    """Steps of a run of so many seconds, from the (steps, seconds) of a short and a longer one; at least 1.
+
+    The longer run bounds what a step takes from below: noise may make both runs equally long.
+    """
+    (a, before), (b, after) = short, long
+    per_step = max((after - before) / (b - a), after / b / GROWTH)
+    fixed = max(0.0, before - a * per_step)
+    return max(1, int((seconds - fixed) / per_step))
 
 
 def _training(job: Job, sizes: Sizes, steps: int) -> TrainConfig:

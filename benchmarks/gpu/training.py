@@ -5,6 +5,7 @@ The aim is 45 % of the measured rate of matrix products. The states are random a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,17 +14,19 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.job import Job
-from benchmarks.gpu.profile import largest_kernels
+from benchmarks.gpu.profile import record_largest_kernels
 from benchmarks.machine import Limits, peak_memory, timed
 from benchmarks.speed import WARM, Bench, bench_of, plain_attention
 from ldlm.attention import use_attention
 from ldlm.config import ComputeConfig
 from ldlm.training import cost
+from ldlm.training.footprint import footprint
 from ldlm.training.joint import train_step
 
 AIM = 0.45
 EAGER = ComputeConfig(compile="off")
 KERNELS = ("xformers", "sdpa", "plain")
+Step = Callable[[], object]
 STEPS = 8  # that are timed, of both kinds
 SECONDS = 1.0  # of each kernel at each length
 
@@ -50,8 +53,10 @@ def run(job: Job) -> None:
 
     def whole(preset: str, name: str, way: ComputeConfig) -> None:
         table = f"training steps, aim {AIM:.0%} of the matrix products"
-        bench, name = bench_of(job.device, preset), f"{preset}, {name}"
-        job.attempt(table, name, partial(_whole_step, job, limits, name, bench, way, sizes.most_rows))
+        bench, name, steps = bench_of(job.device, preset), f"{preset}, {name}", list[Step]()
+        job.attempt(table, name, partial(_whole_step, limits, bench, way, sizes.most_rows, steps))
+        for step in steps:
+            record_largest_kernels(job, name, step)
 
     for preset in sizes.presets:
         whole(preset, "default", ComputeConfig())
@@ -60,12 +65,12 @@ def run(job: Job) -> None:
     whole(sizes.presets[0], "sdpa", ComputeConfig(attention="sdpa"))
 
 
-def _whole_step(job: Job, limits: Limits, name: str, bench: Bench, way: ComputeConfig, most: int) -> dict[str, Any]:
-    """Figures of a step of as many rows as fit, or half of them where those don't; and its largest kernels."""
+def _whole_step(limits: Limits, bench: Bench, way: ComputeConfig, most: int, steps: list[Step]) -> dict[str, Any]:
+    """Figures of a step of as many rows as fit, or half of them where those don't; the step is added to `steps`."""
     most = _rows_that_fit(bench, most)
     for rows in (most, most // 2):
         with suppress(torch.OutOfMemoryError):  # and not `except`, in which the error would hold on to the memory
-            return _timed_step(job, limits, name, bench, way, rows)
+            return _timed_step(limits, bench, way, rows, steps)
     return {"failed": f"out of memory with {most // 2} rows, of which {most} fit where nothing is compiled"}
 
 
@@ -79,16 +84,16 @@ def _rows_that_fit(bench: Bench, most: int) -> int:
     return rows
 
 
-def _timed_step(job: Job, limits: Limits, name: str, bench: Bench, way: ComputeConfig, rows: int) -> dict[str, Any]:
+def _timed_step(limits: Limits, bench: Bench, way: ComputeConfig, rows: int, steps: list[Step]) -> dict[str, Any]:
     kinds = bench.coins()[:STEPS]
-    with peak_memory(job.device) as peak:
+    with peak_memory(bench.device) as peak:
         state, batch = bench.state(way), bench.batch(rows)
         step = partial(train_step, state, batch)
-        seconds = timed(step, job.device, 0, warm=WARM, kinds=kinds).median
-    for kernel in largest_kernels(step, job.device):
-        job.record(f"largest kernels of {name}", **kernel)
-    tokens = rows * bench.shapes.seq_len
-    estimate = cost.training_cost(bench.settings, bench.shapes, rows=rows)["memory_bytes"]
+        seconds = timed(step, bench.device, 0, warm=WARM, kinds=kinds).median
+    steps.append(step)
+    tokens, bf16 = rows * bench.shapes.seq_len, state.compute.dtype == torch.bfloat16
+    whole = replace(bench.settings, accumulate=1)
+    found = footprint(whole, bench.shapes, bf16=bf16, device=bench.device.type)
     return {
         "attention": state.compute.attention,
         "rows": rows,
@@ -96,7 +101,7 @@ def _timed_step(job: Job, limits: Limits, name: str, bench: Bench, way: ComputeC
         "tokens_per_second": tokens / seconds,
         "share": tokens * bench.step_flops_per_token(kinds) / seconds / limits.flops[state.compute.precision],
         "peak_bytes": peak.bytes,
-        "estimated_bytes": estimate,
+        "estimated_bytes": found.memory(rows, rows, batches=1).total,
     }
 
 
