@@ -109,3 +109,13 @@ def rate(method, network, draws_of, z_count):
         loss_B = method.losses(network, x_BL, draws).sum(-1)
         total += (JOINT.flatten() * chance_B * torch.where(chance_B > 0, loss_B, 0.0)).sum().item()
     return total
+
+
+def teach(method, network, x_BL, steps=120):
+    """Train a network by a method for a few steps, each on all of the texts (B, L)."""
+    optimizer, rows = torch.optim.Adam(network.parameters(), lr=0.02), len(x_BL)
+    for step in range(steps):
+        draws = method.draw(seed=0, step=step, rows_B=torch.arange(rows), batch=rows, seq_len=x_BL.shape[1])
+        optimizer.zero_grad()
+        method.losses(network, x_BL, draws).mean().backward()
+        optimizer.step()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
+import randomness
 import torch
+from randomness import random
 from torch import Tensor, nn
 
 from ldlm import attention
@@ -15,20 +18,7 @@ from ldlm.errors import InputError
 from ldlm.model import layers
 
 SMALL = DenoiserConfig(layers=2, width=8, heads=2, time_dim=6)
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def randomised(module: nn.Module) -> nn.Module:
-    """Float64, every parameter random: at initialisation the gates hide the blocks."""
-    generator = torch.Generator().manual_seed(0)
-    module = module.double()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
-    return module
+randomised = partial(randomness.randomised, std=0.5)
 
 
 def backbone(**settings) -> Backbone:

@@ -6,9 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from randomness import random
 from scipy import integrate
 from scipy.stats import chi2, norm
-from toy_language import JOINT
+from toy_language import JOINT, teach
 
 from ldlm.baselines.backbone import Backbone
 from ldlm.baselines.candi import CANDI, CANDISampler, Draws, RankNoise, unit_rows
@@ -34,10 +35,6 @@ def network(dtype=torch.float64):
 
 def sampler(steps=6, **settings):
     return CANDISampler(VOCAB, LENGTH, RANKS, CANDIConfig(steps=steps, **settings))
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -179,14 +176,7 @@ def test_the_times_are_stratified_above_the_smallest():
 def test_a_few_steps_learn_texts_that_agree_with_themselves():
     torch.manual_seed(0)
     model, method = Backbone(SMALL, BackboneConfig(), vocab=VOCAB, embeddings=VOCAB + 1), CANDI(VOCAB, 8, RANKS)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    x_BL = torch.tensor([3, 7, 11, 12]).repeat(8)[:, None].expand(-1, LENGTH)
-    for step in range(120):
-        draws = method.draw(seed=0, step=step, rows_B=torch.arange(32), batch=32, seq_len=LENGTH)
-        loss = method.losses(model, x_BL, draws).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    teach(method, model, torch.tensor([3, 7, 11, 12]).repeat(8)[:, None].expand(-1, LENGTH))
     drawn = draw_texts(sampler(16), model, torch.arange(200))
     alike = (drawn.tokens_BL == drawn.tokens_BL[:, :1]).all(1)
     kinds, counts = drawn.tokens_BL[alike, 0].unique(return_counts=True)

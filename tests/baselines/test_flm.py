@@ -5,8 +5,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from randomness import random
 from scipy.stats import qmc
-from toy_language import JOINT, distance
+from toy_language import JOINT, distance, teach
 
 from ldlm import noise
 from ldlm.baselines.argmax import Unwarp, warped
@@ -27,10 +28,6 @@ def network(vocab=VOCAB, dtype=torch.float64):
         for parameter in made.parameters():
             parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
     return made.to(dtype)
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -83,14 +80,7 @@ def test_the_loss_is_the_cross_entropy_at_every_position_of_the_condition_tau():
 def test_a_few_steps_learn_texts_that_agree_with_themselves():
     torch.manual_seed(0)
     model, method = Backbone(SMALL, FLMBackboneConfig(dropout=0), vocab=VOCAB, embeddings=VOCAB), FLM(VOCAB, 8)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    x_BL = torch.tensor([3, 7, 11, 12]).repeat(8)[:, None].expand(-1, LENGTH)
-    for step in range(120):
-        draws = method.draw(seed=0, step=step, rows_B=torch.arange(32), batch=32, seq_len=LENGTH)
-        loss = method.losses(model, x_BL, draws).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    teach(method, model, torch.tensor([3, 7, 11, 12]).repeat(8)[:, None].expand(-1, LENGTH))
     drawn = draw_texts(FLMSampler(VOCAB, LENGTH, FLMConfig(steps=16)), model, torch.arange(200))
     kinds, counts = drawn.tokens_BL.unique(dim=0, return_counts=True)
     assert [text[0] for text in kinds.tolist()] == [3, 7, 11, 12]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 
 import pytest
+import randomness
 import torch
+from randomness import random
 from torch import Tensor, nn
 
 from ldlm.config import AutoencoderConfig
@@ -22,20 +25,7 @@ from ldlm.model.autoencoder import (
 )
 
 SMALL = AutoencoderConfig(layers=2, width=8, heads=2)
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def randomised(module: nn.Module) -> nn.Module:
-    """Float64, every parameter random: norms' gains included, so that each of them shows."""
-    generator = torch.Generator().manual_seed(0)
-    module = module.double()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator) + (parameter == 1))
-    return module
+randomised = partial(randomness.randomised, around_ones=True)
 
 
 # The reference: plain functions of named weights.

@@ -6,27 +6,14 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from randomness import random, randomised
+from torch import Tensor
 
 from ldlm.config import DenoiserConfig
 from ldlm.errors import InputError
 from ldlm.model.denoiser import DiT, DiTBlock, modulate
 
 SMALL = DenoiserConfig(layers=2, width=8, heads=2, time_dim=6)
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def randomised(module: nn.Module) -> nn.Module:
-    """Float64, every parameter random: at initialisation the gates hide the blocks."""
-    generator = torch.Generator().manual_seed(0)
-    module = module.double()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return module
 
 
 def dit() -> DiT:
