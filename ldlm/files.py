@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -166,6 +167,15 @@ def _remove_folder(path: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):  # a mount point; files that NFS keeps while they are open
             raise
+
+
+def finite(value: Any) -> Any:
+    """Plain data with None in place of NaN and infinity, which JSON doesn't have."""
+    if isinstance(value, dict):
+        return {name: finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def dump_json(value: Any) -> str:

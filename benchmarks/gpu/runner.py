@@ -88,7 +88,7 @@ def run(sections: Sequence[Section], out: Path, *, minutes: float, device: str, 
             ended, interrupted = "interrupted", True
         found = {"name": section.name, "ended": ended, "seconds": round(time.time() - started, 1)}
         report["sections"].append({**found, "rows": job.rows(folder)})
-        files.write_atomic(out / f"{stem}.json", files.dump_json(_finite(report)))
+        files.write_atomic(out / f"{stem}.json", files.dump_json(files.finite(report)))
         files.write_atomic(out / f"{stem}.txt", as_text(report))
         print(_section_text(report["sections"][-1]), flush=True)
         _pack(folder)
@@ -194,12 +194,3 @@ def _cell(key: str, value: Any) -> Any:
         if key.endswith("share"):
             return f"{value:.1%}"
     return value
-
-
-def _finite(value: Any) -> Any:
-    """Plain data with None in place of NaN and infinity, which JSON doesn't have."""
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_finite(one) for one in value]
-    return value if not isinstance(value, float) or abs(value) < float("inf") else None

@@ -6,7 +6,6 @@ Where tensorboard is installed the scalars go there too; when that fails the run
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +29,7 @@ class MetricsFile:
 
         A figure that is not finite is written as null: JSON has no NaN.
         """
-        line = {"step": step, "kind": kind, **_finite(figures), **({"timing": timing} if timing else {})}
+        line = {"step": step, "kind": kind, **files.finite(figures), **({"timing": timing} if timing else {})}
         with files.writing(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
         if self._tensorboard is not None:
@@ -79,11 +78,3 @@ class MetricsFile:
         """Figures of the newest line of a kind; empty when there is none."""
         lines = [line for line in self.read() if line["kind"] == kind]
         return {k: v for k, v in lines[-1].items() if k not in ("step", "kind", "timing")} if lines else {}
-
-
-def _finite(figures: Any) -> Any:
-    if isinstance(figures, dict):
-        return {name: _finite(figure) for name, figure in figures.items()}
-    if isinstance(figures, list):
-        return [_finite(figure) for figure in figures]
-    return None if isinstance(figures, float) and not math.isfinite(figures) else figures
