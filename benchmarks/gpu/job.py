@@ -38,7 +38,7 @@ LIMIT_SECONDS = 0.3  # of each limit
 
 @dataclass(frozen=True)
 class Job:
-    """What a section is given."""
+    """The folders, the device and the time of a section."""
 
     folder: Path  # what is left here is kept
     scratch: Path  # and here not

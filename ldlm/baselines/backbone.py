@@ -43,7 +43,7 @@ class Dropout:
     kept: Kept = noise.kept
 
     def masks(self, share: float, block: int, blocks: int, shape: tuple[int, ...]) -> Tensor | None:
-        """What one of `blocks` keeps of its two branches when `share` is dropped, bool (B, 2, L, W); None for all."""
+        """Masks of both branches of one of `blocks`, bool (B, 2, L, W), True for what stays; None without dropout."""
         if share == 0:
             return None
         return self.kept(self.seed, "dropout", self.step * blocks + block, self.rows_B, (2, *shape), 1 - share)

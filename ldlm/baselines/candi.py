@@ -70,7 +70,7 @@ def unit_rows(embedding: Tensor) -> Tensor:
 
 
 def network_input(unit: Tensor, x_BL: Tensor, revealed_BL: Tensor, y_BLW: Tensor, sigma: Tensor | float) -> Tensor:
-    """What the network sees (B, L, W): Ē[x] where a token is revealed, else ½ Ē[mask] + ½ y·Ē/√(1 + σ²)."""
+    """Inputs of the network (B, L, W): Ē[x] where a token is revealed, else ½ Ē[mask] + ½ y·Ē/√(1 + σ²)."""
     hidden_BLW = (unit[-1] + y_BLW / (1 + sigma**2) ** 0.5) / 2
     return torch.where(revealed_BL[..., None], F.embedding(x_BL, unit), hidden_BLW)
 
@@ -119,7 +119,7 @@ class CANDI:
         return draws.u_BL < self.schedule.alpha(draws.t_B)[:, None]
 
     def corrupt(self, embedding: Tensor, x_BL: Tensor, draws: Draws) -> Tensor:
-        """What the network sees (B, L, W) of x at time t."""
+        """Inputs of the network (B, L, W) for x at time t."""
         unit = unit_rows(embedding)
         sigma_B11 = self.ranks.sigma(1 - self.schedule.alpha(draws.t_B)).to(unit.dtype)[:, None, None]
         y_BLW = F.embedding(x_BL, unit) + sigma_B11 * projected(draws.zeta_BLR, factor(unit[: self.vocab]))

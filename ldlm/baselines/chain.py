@@ -49,7 +49,7 @@ class Process(Protocol):
         """N + 1."""
 
     def condition(self, row: int) -> float | None:
-        """What the network is told of the time of a row."""
+        """The network's condition in a row, −log α_t; None where it is not told the time."""
 
     def mixture(self, row: int, state: ChainState, x_theta: Estimate) -> Mixture:
         """The law of a row; in the last one nothing of the noise stays."""

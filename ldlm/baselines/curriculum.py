@@ -29,7 +29,7 @@ from ldlm.errors import InputError
 
 
 class Relaxed(NamedTuple):
-    """What a relaxation makes of clean tokens."""
+    """Noisy tokens, and the network's input, which is a softer form of them."""
 
     z_BL: Tensor  # the token whose entry is the largest
     e_BLW: Tensor  # the network's input

@@ -28,7 +28,7 @@ from ldlm.baselines.curriculum import Curriculum, CurriculumDraws
 from ldlm.baselines.drawing import Mixture
 from ldlm.baselines.estimate import Estimate
 from ldlm.baselines.interface import Network
-from ldlm.baselines.schedule import LogLinear, alphas, grid
+from ldlm.baselines.schedule import LogLinear, alphas
 from ldlm.baselines.vocabulary import loss_by_parts
 
 
@@ -131,7 +131,7 @@ class DuoProcess:
     @cached_property
     def alphas(self) -> list[tuple[float, float]]:
         """(α_t, α_s) of each row."""
-        return alphas(self.schedule, grid(self.steps))
+        return alphas(self.schedule, self.steps)
 
     def condition(self, row: int) -> float | None:
         """−log α_t."""

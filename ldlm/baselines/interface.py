@@ -1,4 +1,4 @@
-"""What a rival method is to the rest: a `Method` that is trained, and `Sampler`s that draw texts with its network.
+"""The interface of a rival method: a `Method` that is trained, and `Sampler`s that draw texts with its network.
 
 One training loop asks a method for the randomness of a step and for the losses; one sampling loop, `draw_texts`, takes
 a sampler's rows one by one. A method sees of its network what `Network` says, and never the loop.

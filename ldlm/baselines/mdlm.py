@@ -22,7 +22,7 @@ from ldlm.baselines.chain import ChainState
 from ldlm.baselines.drawing import Mixture
 from ldlm.baselines.estimate import Estimate
 from ldlm.baselines.interface import Network
-from ldlm.baselines.schedule import LogLinear, alphas, grid
+from ldlm.baselines.schedule import LogLinear, alphas
 from ldlm.baselines.vocabulary import cross_entropy, loss_by_parts
 
 
@@ -85,7 +85,7 @@ class MDLMProcess:
     @cached_property
     def alphas(self) -> list[tuple[float, float]]:
         """(α_t, α_s) of each row."""
-        return alphas(LogLinear(0.0), grid(self.steps))
+        return alphas(LogLinear(0.0), self.steps)
 
     def condition(self, row: int) -> float | None:
         """None: the network is not told the time."""

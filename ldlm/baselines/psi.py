@@ -40,8 +40,7 @@ class PsiProcess:
     @cached_property
     def alphas(self) -> list[tuple[float, float]]:
         """(α_t, α_s) of each row; in the loop of profile `loop` both are α_on."""
-        times = grid(self.config.steps)
-        return alphas(self.schedule, self._loop.times(times) if self._loop else times)
+        return alphas(self.schedule, self.config.steps, self._loop)
 
     @cached_property
     def kappas(self) -> list[float]:

@@ -40,8 +40,7 @@ class ReMDMProcess:
     @cached_property
     def alphas(self) -> list[tuple[float, float]]:
         """(α_t, α_s) of each row, with ε = 0; in the loop both are α_on."""
-        times = grid(self.config.steps)
-        return alphas(LogLinear(0.0), self._loop.times(times) if self._loop else times)
+        return alphas(LogLinear(0.0), self.config.steps, self._loop)
 
     @cached_property
     def sigmas(self) -> list[float]:

@@ -72,7 +72,8 @@ class Loop:
         return (t <= self.t_on) & (t > self.t_off)
 
 
-def alphas(schedule: LogLinear, times: Tensor) -> list[tuple[float, float]]:
-    """(α_t, α_s) of each row of a sampler, from the times of its grid; the last row goes to α_s = 1."""
-    alpha = schedule.alpha(times).tolist()
+def alphas(schedule: LogLinear, steps: int, loop: Loop | None = None) -> list[tuple[float, float]]:
+    """(α_t, α_s) of each row of a sampler: of N steps, in which a loop may stand still, and a last one to α_s = 1."""
+    times = grid(steps)
+    alpha = schedule.alpha(loop.times(times) if loop else times).tolist()
     return list(zip(alpha, [*alpha[1:], 1.0], strict=True))

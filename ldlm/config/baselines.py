@@ -15,7 +15,7 @@ PsiMode = Literal["ancestral", "kappa", "constant", "cap", "rescale", "rescale-d
 
 @dataclass(frozen=True, kw_only=True)
 class ChainConfig:
-    """What the samplers of discrete diffusions have in common."""
+    """Settings that the samplers of discrete diffusions share."""
 
     steps: int = setting(128, "steps N; a last row removes what noise is left", low=1)
     top_p: float = setting(1.0, "p of nucleus filtering; 1 is off", above=0, high=1)
@@ -111,7 +111,7 @@ class PsiConfig(ChainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """What the rivals' network has beyond the depth and width that the preset gives LDLM's denoiser."""
+    """Settings of the rivals' network beside its depth and width, which are those of LDLM's denoiser."""
 
     dropout: float = setting(0.1, "share of both residual branches that is dropped in training", low=0, below=1)
     attention_cap: float = setting(0.0, "c of attention scores c·tanh(s/c); 0 is off", low=0)
