@@ -22,7 +22,6 @@ TORCH = {
     "torch._foreach_copy_",
     "torch._foreach_mul_",
     "torch._foreach_sub",
-    "torch._subclasses.FakeTensorMode",
     "torch.ops.aten._scaled_dot_product_efficient_attention.default",
     "torch.ops.aten._scaled_dot_product_efficient_attention_backward.default",
     "torch.ops.aten._scaled_dot_product_flash_attention.default",

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -93,6 +94,11 @@ class Footprint:
 
 def footprint(config: TrainConfig, shapes: Shapes, *, bf16: bool, device: str) -> Footprint:
     """The memory of a step in float32 or under autocast to bf16, with the chunks of a kind of device; not compiled."""
+    return _footprint(replace(config, accumulate=1), shapes, bf16, device)  # it serves any number of micro-batches
+
+
+@cache
+def _footprint(config: TrainConfig, shapes: Shapes, bf16: bool, device: str) -> Footprint:
     scratch = config.model.space == "scratch"
     model = build_meta(config.model, shapes, scratch=scratch)
     return Footprint(
@@ -199,7 +205,7 @@ class _Allocations(TorchDispatchMode):
         self._alive[key] = weakref.ref(storage, ends)
 
     def timeline(self, model: JointModel, rows: int, positions: int) -> Timeline:
-        """What was alive after each allocation so far."""
+        """Bytes that were alive after each allocation so far."""
         gradients = [p.grad.untyped_storage() for p in model.parameters() if p.grad is not None]
         numbers = {self._numbers[storage._cdata] for storage in gradients}
         fixed, per_row, per_position, made = np.array(list(_snapshots(self._events, numbers, rows, positions))).T

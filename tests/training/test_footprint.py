@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from ldlm.config import Shapes, TrainConfig, from_dict
 from ldlm.errors import InputError
 from ldlm.features.batch import Batch
+from ldlm.model.joint import build_meta
 from ldlm.training.fit import RESERVE, capacity, fitted, largest
 from ldlm.training.footprint import footprint
 from ldlm.training.joint import start, train_step
@@ -42,7 +43,7 @@ def two_steps(config, shapes, device):
 
 def allocated(config, shapes, folder):
     """Bytes at most by the profiler, to which the CPU's allocator reports each block as it is handed out and freed."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
         two_steps(config, shapes, CPU)
     seen.export_chrome_trace(str(folder / "trace.json"))
     events = json.loads((folder / "trace.json").read_text())["traceEvents"]
@@ -62,7 +63,7 @@ SHAPES = {
     "256": case(256, 128),
     "256, more rows than weights, recomputed": case(256, 96, rows=8, recompute=True),
     "256, in micro-batches": case(256, 64, rows=8, accumulate=4),
-    "256, bf16, half as many latents": case(256, 64, num_latents=32, compute={"precision": "bf16"}),
+    "256, bf16, half as many latents": case(256, 128, rows=16, num_latents=64, compute={"precision": "bf16"}),
     "384": case(384, 128, vocabulary=8_000, layers=3, rows=8),
     "512": case(512, 256, vocabulary=16_000, rows=6),
     "768": case(768, 512, vocabulary=50_257, rows=4),
@@ -98,6 +99,15 @@ def small():
     """A configuration of 64 rows, its sizes, and its memory with and without recomputation."""
     config, shapes = case(64, 32, vocabulary=300, rows=64, layers=1)
     return config, shapes, [footprint(replace(config, recompute=r), shapes, bf16=True, device="cuda") for r in (0, 1)]
+
+
+def test_weights_and_batches_are_those_that_stay_on_the_device(small):
+    """float32 weights, AdamW's two moments and the average; two batches ahead, one that is read and the step's."""
+    config, shapes, (found, _) = small
+    memory = found.memory(rows=8, share=32, devices=2)
+    assert memory.weights == 4 * 4 * sum(p.numel() for p in build_meta(config.model, shapes).parameters())
+    assert memory.batches == 4 * 32 * 32 * (4 * 64 + 8)  # rows of 32 tokens with 64 float32 numbers and an int64 each
+    assert memory.total == memory.weights + memory.batches + memory.step
 
 
 def test_the_largest_micro_batch_fits_and_the_next_does_not(small):
