@@ -13,6 +13,7 @@ def test_the_ratio_is_taken_turn_by_turn_since_the_machine_changes_meanwhile():
         "old_seconds": 2.0,
         "new_seconds": 2.0,
         "ratio": pytest.approx(1.1),
+        "ratios": pytest.approx([1.1, 1.1, 1.0]),
         "same": None,
     }
 
@@ -25,3 +26,8 @@ def test_the_table_says_what_is_beyond_the_limit_and_which_texts_changed(ratio, 
     assert all(verdict in line for line in lines[-2:])
     assert ["the same" in line for line in lines[-2:]] == [True, False]
     assert "ANOTHER" in lines[-1]
+
+
+def test_the_table_shows_how_far_turns_differ():
+    turns = pairs.row("step", [(1.0, None)] * 3, [(0.9, None), (1.0, None), (1.2, None)])
+    assert "0.90–1.20" in pairs.report([turns])
