@@ -1,6 +1,7 @@
 """Every setting of every stage: how settings are declared and read, the model and its recipe, one config per stage."""
 
 from ldlm.config.baselines import (
+    TOKEN_SAMPLERS,
     BackboneConfig,
     CANDIConfig,
     CANDINoiseConfig,
@@ -16,8 +17,25 @@ from ldlm.config.baselines import (
     PsiConfig,
     PsiMode,
     ReMDMConfig,
+    SamplerOfTokens,
 )
 from ldlm.config.fields import assignments, differences, from_dict, from_stored, identity, merge, setting, to_dict
+from ldlm.config.methods import (
+    LDLM,
+    METHODS,
+    AnyTrainConfig,
+    CANDITrainConfig,
+    DuoTrainConfig,
+    FLMTrainConfig,
+    MDLMTrainConfig,
+    TokenModelConfig,
+    TokenSampleConfig,
+    TokenTrainConfig,
+    method_of,
+    preset_for,
+    token_sampler,
+    training_class,
+)
 from ldlm.config.model import (
     PAPERS_SAMPLER,
     PRESETS,

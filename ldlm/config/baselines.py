@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from ldlm.config.fields import setting
+from ldlm.config.fields import again, setting
 
 NucleusRule = Literal["exclusive", "inclusive"]
 End = Literal["argmax", "draw"]
@@ -30,22 +30,20 @@ class ChainConfig:
     )
 
 
-def _published(name: str, default: Any) -> Any:
-    """A setting of `ChainConfig` with the default of a method."""
-    metadata = ChainConfig.__dataclass_fields__[name].metadata
-    return setting(default, metadata["help"], **{key: metadata[key] for key in ("low", "high", "above", "below")})
-
-
 @dataclass(frozen=True, kw_only=True)
 class MDLMConfig(ChainConfig):
     """The ancestral sampler of MDLM (Sahoo et al., 2024)."""
+
+    name: Literal["ancestral"] = setting("ancestral", "the sampler")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReMDMConfig(ChainConfig):
     """ReMDM, which masks tokens of an MDLM again (Wang et al., 2025)."""
 
-    top_p: float = _published("top_p", 0.9)
+    name: Literal["remdm"] = setting("remdm", "the sampler")
+
+    top_p: float = again(ChainConfig, "top_p", 0.9)
     schedule: Literal["rescale", "cap", "conf", "loop"] = setting(
         "rescale",
         "probability σ to mask a token again, up to σ_max: rescale, η·σ_max; cap, at most η; conf, shares of σ_max by "
@@ -63,8 +61,10 @@ class ReMDMConfig(ChainConfig):
 class DuoConfig(ChainConfig):
     """The ancestral sampler of Duo (Sahoo et al., 2025)."""
 
-    nucleus_rule: NucleusRule = _published("nucleus_rule", "inclusive")
-    end: End = _published("end", "draw")
+    name: Literal["ancestral"] = setting("ancestral", "the sampler")
+
+    nucleus_rule: NucleusRule = again(ChainConfig, "nucleus_rule", "inclusive")
+    end: End = again(ChainConfig, "end", "draw")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +91,11 @@ class DuoCurriculumConfig:
 class PsiConfig(ChainConfig):
     """Ψ-samplers of Duo, which mix ancestral with predictor–corrector steps (Sahoo et al., 2026)."""
 
-    top_p: float = _published("top_p", 0.9)
-    nucleus_rule: NucleusRule = _published("nucleus_rule", "inclusive")
-    end: End = _published("end", "draw")
+    name: Literal["psi"] = setting("psi", "the sampler")
+
+    top_p: float = again(ChainConfig, "top_p", 0.9)
+    nucleus_rule: NucleusRule = again(ChainConfig, "nucleus_rule", "inclusive")
+    end: End = again(ChainConfig, "end", "draw")
     mode: PsiMode = setting(
         "rescale-duo",
         "share κ of ancestral steps: ancestral, 1; kappa, η itself; else 1 − σ/(1 − α_s) with σ: constant, η; cap, "
@@ -130,6 +132,8 @@ class FLMBackboneConfig(BackboneConfig):
 class FLMConfig:
     """The sampler of FLM, which has neither a temperature nor a nucleus."""
 
+    name: Literal["euler"] = setting("euler", "the sampler")
+
     steps: int = setting(128, "Euler steps in warped time", low=1)
 
 
@@ -148,6 +152,8 @@ class CANDINoiseConfig:
 class CANDIConfig:
     """The sampler of CANDI, the cached one of its code."""
 
+    name: Literal["cached"] = setting("cached", "the sampler")
+
     steps: int = setting(128, "steps N, an evaluation each", low=1)
     temperature: float = setting(1.0, "temperature at which tokens are drawn", above=0)
     step_size: float = setting(1.0, "factor of the steps of the continuous part", low=0)
@@ -155,3 +161,14 @@ class CANDIConfig:
         "published", "continuous part: its code divides a step by σ², the probability flow by σ"
     )
     drawing: Drawing = setting("exact", "exact draws tokens where none is final; race is the published way, everywhere")
+
+
+SamplerOfTokens = MDLMConfig | ReMDMConfig | DuoConfig | PsiConfig | CANDIConfig | FLMConfig
+
+# The samplers of a method, by --sampler; the first is its default.
+TOKEN_SAMPLERS: dict[str, dict[str, type]] = {
+    "mdlm": {"ancestral": MDLMConfig, "remdm": ReMDMConfig},
+    "duo": {"ancestral": DuoConfig, "psi": PsiConfig},
+    "candi": {"cached": CANDIConfig},
+    "flm": {"euler": FLMConfig},
+}

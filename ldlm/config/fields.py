@@ -48,6 +48,13 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
+def again(cls: type, name: str, default: Any = ..., *, help: str | None = None) -> Any:
+    """A setting of another class once more, with its help, bounds and default unless others are given."""
+    field = cls.__dataclass_fields__[name]  # type: ignore[attr-defined]
+    metadata = {**field.metadata, "help": field.metadata["help"] if help is None else help}
+    return dataclasses.field(default=field.default if default is ... else default, metadata=metadata)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # To and from plain data
 
