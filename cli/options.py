@@ -108,7 +108,13 @@ def settings(cls: type, path: tuple[str, ...] = ()) -> Iterator[Setting]:
 
 
 def stage_options(
-    cls: type, *, presets: bool = False, named_samplers: bool = False, dry_run: bool = True, overwrite: bool = True
+    cls: type,
+    *,
+    methods: bool = False,
+    presets: bool = False,
+    named_samplers: bool = False,
+    dry_run: bool = True,
+    overwrite: bool = True,
 ) -> Function:
     """Decorator with all options of a stage: its settings, `--config`, `--set`, `--dump-config`, `--json` and so on.
 
@@ -125,6 +131,7 @@ def stage_options(
         command.__doc__, command.__name__ = function.__doc__, function.__name__
         command.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
         decorators = [
+            *([_method_option()] * methods),
             *(field.option() for field in fields),
             *(
                 [click.option("--preset", metavar="|".join(configs.PRESETS), help="start from these settings")]
@@ -168,12 +175,17 @@ def online_options(names: Sequence[str]) -> Function:
     return decorate
 
 
+def _method_option() -> Function:
+    help = "what is trained: ldlm, or on its tokens alone mdlm, duo, candi or flm  [default: ldlm]"
+    return click.option("--method", metavar="|".join(configs.METHODS), help=help)
+
+
 def _named_sampler_option() -> Function:
     names = "|".join(configs.SAMPLERS)
     return click.option("--sampler", metavar=names, help="start from the paper's sampler; other flags override it")
 
 
-SHARED = ("preset", "sampler", "config_file", "sets", "dump_config", "dry_run", "overwrite", "as_json")
+SHARED = ("method", "preset", "sampler", "config_file", "sets", "dump_config", "dry_run", "overwrite", "as_json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +194,7 @@ class Options:
 
     cls: type
     flags: Mapping[tuple[str, ...], Any]
+    method: str | None
     preset: str | None
     sampler: str | None
     config_file: str | None
@@ -193,15 +206,16 @@ class Options:
 
     def build(self, base: Mapping[str, Any] | None = None) -> Any:
         """The configuration, on top of `base`; with `--dump-config`, print it and exit."""
-        data: dict[str, Any] = dict(base or {})
+        from_file = {} if self.config_file is None else files.read_yaml(Path(self.config_file))
+        given = configs.merge(from_file, configs.assignments(self.sets), self._given())
+        cls, data = self.cls, dict(base or {})
+        if self.cls is configs.TrainConfig:
+            cls, given = configs.of_method(given if self.method is None else {**given, "method": self.method})
         if self.preset is not None:
-            data = dict(configs.preset(self.preset).overrides)
+            data = configs.preset_for(cls, self.preset)
         if self.sampler is not None:
             data = configs.merge(data, configs.named_sampler(self.cls, self.sampler))
-        if self.config_file is not None:
-            data = configs.merge(data, files.read_yaml(Path(self.config_file)))
-        data = configs.merge(data, configs.assignments(self.sets), self._given())
-        built: Any = configs.from_dict(self.cls, data)
+        built: Any = configs.from_dict(cls, configs.merge(data, given))
         if self.dump_config:
             show.say(files.dump_yaml(configs.to_dict(built)).removesuffix("\n"))
             click.get_current_context().exit()
