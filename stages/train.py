@@ -52,9 +52,10 @@ def _kernel(method: AnyMethod, shapes: Shapes) -> str:
     """Attention kernel on the device that a cost is counted for; xformers is taken to be there where no GPU is."""
     config = method.config
     if cost.device_kind(config) == "cuda" and not torch.cuda.is_available():
-        return "xformers" if cost.in_bf16(config) and config.compute.attention != "sdpa" else "sdpa"
+        fast = cost.in_bf16(config) and config.compute.attention != "sdpa"
+        return method.attention("xformers" if fast else "sdpa")
     widths = head_widths(method.network(shapes))
-    return Compute.of(config.compute, runtime.device(config.device), widths).attention
+    return method.attention(Compute.of(config.compute, runtime.device(config.device), widths).attention)
 
 
 def run(

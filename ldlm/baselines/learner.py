@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from ldlm.baselines import methods
 from ldlm.baselines.backbone import Backbone, Dropout, InTraining
 from ldlm.baselines.interface import Method
-from ldlm.compute import Compute
 from ldlm.config import DuoTrainConfig, Shapes, TokenTrainConfig
 from ldlm.features.batch import Batch
-from ldlm.model.layers import compile_blocks, head_widths, recompute_activations
+from ldlm.model.layers import compile_blocks, recompute_activations
 from ldlm.runtime import ALONE, World
 from ldlm.training.ema import EMA
 from ldlm.training.learner import Bound, Learner, Step, parallel
@@ -79,7 +78,7 @@ class TokenObjective(nn.Module):
 def start(config: TokenTrainConfig, shapes: Shapes, *, device: torch.device, world: World = ALONE) -> TokenState:
     """A run at step 0."""
     model = methods.network(config, shapes, config.seed).to(device)
-    compute = Compute.of(config.compute, device, head_widths(model))
+    compute = methods.compute(config.compute, model, device)
     if compute.compiled:
         compile_blocks(model)
     if config.recompute:

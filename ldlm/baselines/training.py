@@ -76,6 +76,10 @@ class TokenTraining(TrainingMethod[TokenTrainConfig, TokenState]):
             counts[PARTS.get(name.partition(".")[0], "blocks")] += parameter.numel()
         return counts
 
+    def attention(self, kernel: str) -> str:
+        """Name of the attention kernel, which is none where scores are capped."""
+        return methods.CAPPED if self.config.model.backbone.attention_cap else kernel
+
     def phase_steps(self) -> dict[str, int]:
         """One phase, or Duo's curriculum and what comes after it."""
         config = self.config

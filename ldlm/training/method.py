@@ -86,6 +86,10 @@ class TrainingMethod(ABC, Generic[AnyConfig, AnyLearner]):
     def parameters(self, model: nn.Module) -> dict[str, int]:
         """Number of parameters of each part of the model."""
 
+    def attention(self, kernel: str) -> str:
+        """Name of the attention kernel that is used where a device's is `kernel`."""
+        return kernel
+
     @abstractmethod
     def phase_steps(self) -> dict[str, int]:
         """Phases of the training that differ in cost, in order, and the steps of each."""
