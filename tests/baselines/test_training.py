@@ -111,6 +111,13 @@ def test_what_saves_memory_changes_no_number(token_runs, token_config, store, tm
     assert_same_losses(made, token_runs(method))
 
 
+@pytest.mark.slow
+def test_compiled_blocks_train_the_same(token_runs, token_config, store, tmp_path, method):
+    config = replace(token_config(method), compute=configs.ComputeConfig(compile="on"))
+    made = train.run(config, store, tmp_path / "run").path
+    assert_same_losses(made, token_runs(method), rel=1e-4)
+
+
 def test_two_processes_train_as_one_does(start, token_runs, store, tmp_path):
     """Each method in turn, in the same two processes."""
     commands = []
@@ -124,12 +131,12 @@ def test_two_processes_train_as_one_does(start, token_runs, store, tmp_path):
         assert_same_losses(tmp_path / name, token_runs(name))
 
 
-def assert_same_losses(run, other):
+def assert_same_losses(run, other, rel=1e-5):
     """To 1e-5, for sums of another order."""
     mine, theirs = lines(run), lines(other)
     assert [(line["step"], line["kind"]) for line in mine] == [(line["step"], line["kind"]) for line in theirs]
     for one, two in zip(mine, theirs, strict=True):
-        assert one["loss"] == pytest.approx(two["loss"], rel=1e-5), one["step"]
+        assert one["loss"] == pytest.approx(two["loss"], rel=rel), one["step"]
 
 
 @pytest.mark.parametrize("kind", ["scratch", "hidden"])
