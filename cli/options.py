@@ -122,16 +122,16 @@ def stage_options(
     *,
     presets: bool = False,
     named_samplers: bool = False,
-    token_samplers: Sequence[str] = (),
+    token_samplers: Sequence[str] | None = None,
     dry_run: bool = True,
     overwrite: bool = True,
 ) -> Function:
     """Decorator with all options of a stage: its settings, `--config`, `--set`, `--dump-config`, `--json` and so on.
 
-    `token_samplers` names settings of the rivals' samplers that get a flag. The command receives one argument
-    `options`, an `Options`, in place of the single values.
+    `token_samplers` names settings of the rivals' samplers that get a flag; None where runs of theirs are not taken.
+    The command receives one argument `options`, an `Options`, in place of the single values.
     """
-    fields, of_tokens = list(settings(cls)), token_settings(token_samplers)
+    fields, of_tokens = list(settings(cls)), token_settings(token_samplers or ())
 
     def decorate(function: Function) -> Function:
         def command(**values: Any) -> Any:
@@ -148,7 +148,7 @@ def stage_options(
                 * presets
             ),
             *(field.option(note, default=False) for field, note in of_tokens.items()),
-            *([_named_sampler_option(bool(token_samplers))] * named_samplers),
+            *([_named_sampler_option(token_samplers is not None)] * named_samplers),
             click.option("--config", "config_file", metavar="FILE", help="YAML file of settings; flags override it"),
             click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="any setting, e.g. --set seed=1"),
             click.option("--dump-config", is_flag=True, help="print the settings as YAML and stop"),
@@ -273,3 +273,12 @@ def require_place(value: str | None, flag: str, example: str) -> Location:
 def path_option(flag: str, help: str, *, metavar: str = "DIR") -> Function:
     """An option for a path, which the stage checks. Optional to click, so that --dump-config works without it."""
     return click.option(flag, metavar=metavar, default=None, help=help)
+
+
+def method_of(run: str | None) -> str:
+    """The method of a run or exported model; LDLM's where none is given."""
+    if run is None:
+        return configs.LDLM
+    from ldlm.baselines import opening
+
+    return opening.method_at(Path(run))
