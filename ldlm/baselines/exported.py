@@ -11,13 +11,12 @@ from __future__ import annotations
 from typing import Any, cast
 
 from ldlm import config as configs
-from ldlm.baselines import description, generation
+from ldlm.baselines import description, generation, methods
 from ldlm.baselines.backbone import Backbone
 from ldlm.baselines.description import TokenDescription
 from ldlm.baselines.generation import TokenGenerator
 from ldlm.compute import Compute
 from ldlm.config import ComputeConfig, SampleConfig, SamplerOfTokens, TokenSampleConfig
-from ldlm.model.layers import head_widths
 from ldlm.progress import Progress
 from ldlm.sampling.pretrained import ExportedModel
 
@@ -37,7 +36,7 @@ class TokenDiffusion(ExportedModel):
 
     def compute(self, config: ComputeConfig) -> Compute:
         """Precision and kernels with which its network draws texts."""
-        return Compute.of(config, self.device, head_widths(self.network))
+        return methods.compute(config, self.network, self.device)
 
     def generator(self, compute: Compute | None = None) -> TokenGenerator:
         """A generator of texts."""

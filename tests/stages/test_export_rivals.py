@@ -85,7 +85,7 @@ def test_it_holds_the_averaged_weights_and_nothing_of_the_machine(rival, exporte
     assert all(torch.equal(weights[f"network/{name}"], tensor) for name, tensor in averaged.items())
     plan = succeed("export", "--run", run, "--dry-run")
     assert plan == {
-        "step": 60, "method": "duo", "parameters": sum(t.numel() for t in weights.values()),
+        "step": 40, "method": "duo", "parameters": sum(t.numel() for t in weights.values()),
         "bytes": 4 * sum(t.numel() for t in weights.values()),
     }  # fmt: skip
     absolute = re.compile(r"(?<![\w./<])/(?:[\w.-]+/)+[\w.-]*")
@@ -102,7 +102,7 @@ def test_the_card_says_what_it_is_and_saved_again_all_is_the_same(rival, exporte
     assert card.data.tags == ["diffusion", "duo"]
     facts = [
         "TokenDiffusion.from_pretrained", "by the method `duo`, after *The Diffusion Duality*", "| name | psi |",
-        TrainedTokenRun(rival("duo"), CPU).checkpoint.digest, "60 steps of 32 rows", "No licence has been declared",
+        TrainedTokenRun(rival("duo"), CPU).checkpoint.digest, "40 steps of 16 rows", "No licence has been declared",
     ]  # fmt: skip
     assert [fact for fact in facts if fact not in card.text] == []
     assert "{" not in card.text
