@@ -68,13 +68,13 @@ class Setting:
         """Whether the flag takes several values."""
         return typing.get_origin(self.hint) is tuple
 
-    def option(self, note: str = "") -> Function:
+    def option(self, note: str = "", *, default: bool = True) -> Function:
         """The click decorator. Values stay strings, which `from_dict` parses like those of the other sources."""
         return click.option(
             self.flag,
             self.parameter,
             metavar=self._metavar(),
-            help=f"{note}{self.field.metadata['help']}{self._default()}",
+            help=f"{note}{self.field.metadata['help']}{self._default() if default else ''}",
             multiple=self.repeatable,
             default=None,
         )
@@ -107,24 +107,36 @@ def settings(cls: type, path: tuple[str, ...] = ()) -> Iterator[Setting]:
             yield from settings(hint, (*path, field.name))  # type: ignore[arg-type]
 
 
+def token_settings(names: Sequence[str]) -> dict[Setting, str]:
+    """Settings of token-level samplers by name, each with a note that says whose it is."""
+    found: dict[Setting, str] = {}
+    for name in names:
+        whose = configs.owners(name)
+        setting = next(one for one in settings(next(iter(whose.values()))) if one.path == (name,))
+        found[dataclasses.replace(setting, path=("sampler", name))] = f"for {', '.join(whose)}: "
+    return found
+
+
 def stage_options(
     cls: type,
     *,
     methods: bool = False,
     presets: bool = False,
     named_samplers: bool = False,
+    token_samplers: Sequence[str] | None = None,
     dry_run: bool = True,
     overwrite: bool = True,
 ) -> Function:
     """Decorator with all options of a stage: its settings, `--config`, `--set`, `--dump-config`, `--json` and so on.
 
+    `token_samplers` names settings of the rivals' samplers that get a flag; None where runs of theirs are not taken.
     The command receives one argument `options`, an `Options`, in place of the single values.
     """
-    fields = list(settings(cls))
+    fields, of_tokens = list(settings(cls)), token_settings(token_samplers or ())
 
     def decorate(function: Function) -> Function:
         def command(**values: Any) -> Any:
-            flags = {field.path: values.pop(field.parameter) for field in fields}
+            flags = {field.path: values.pop(field.parameter) for field in (*fields, *of_tokens)}
             shared = {name: values.pop(name, None) for name in SHARED}
             function(options=Options(cls, flags, **shared), **values)
 
@@ -137,7 +149,8 @@ def stage_options(
                 [click.option("--preset", metavar="|".join(configs.PRESETS), help="start from these settings")]
                 * presets
             ),
-            *([_named_sampler_option()] * named_samplers),
+            *(field.option(note, default=False) for field, note in of_tokens.items()),
+            *([_named_sampler_option(token_samplers is not None)] * named_samplers),
             click.option("--config", "config_file", metavar="FILE", help="YAML file of settings; flags override it"),
             click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="any setting, e.g. --set seed=1"),
             click.option("--dump-config", is_flag=True, help="print the settings as YAML and stop"),
@@ -180,9 +193,13 @@ def _method_option() -> Function:
     return click.option("--method", metavar="|".join(configs.METHODS), help=help)
 
 
-def _named_sampler_option() -> Function:
-    names = "|".join(configs.SAMPLERS)
-    return click.option("--sampler", metavar=names, help="start from the paper's sampler; other flags override it")
+def _named_sampler_option(token_level: bool) -> Function:
+    names, help = "|".join(configs.SAMPLERS), "start from the paper's sampler; other flags override it"
+    if token_level:
+        of_tokens = dict.fromkeys(name for fitting in configs.TOKEN_SAMPLERS.values() for name in fitting)
+        rivals = "; ".join(f"{method}: {', '.join(fitting)}" for method, fitting in configs.TOKEN_SAMPLERS.items())
+        names, help = "|".join([names, *of_tokens]), f"{help}. Of token-level runs the sampler ({rivals})"
+    return click.option("--sampler", metavar=names, help=help)
 
 
 SHARED = ("method", "preset", "sampler", "config_file", "sets", "dump_config", "dry_run", "overwrite", "as_json")
@@ -206,20 +223,30 @@ class Options:
 
     def build(self, base: Mapping[str, Any] | None = None) -> Any:
         """The configuration, on top of `base`; with `--dump-config`, print it and exit."""
-        from_file = {} if self.config_file is None else files.read_yaml(Path(self.config_file))
-        given = configs.merge(from_file, configs.assignments(self.sets), self._given())
-        cls, data = self.cls, dict(base or {})
+        cls, given, data = self.cls, self.given(), dict(base or {})
         if self.cls is configs.TrainConfig:
             cls, given = configs.of_method(given if self.method is None else {**given, "method": self.method})
         if self.preset is not None:
             data = configs.preset_for(cls, self.preset)
         if self.sampler is not None:
             data = configs.merge(data, configs.named_sampler(self.cls, self.sampler))
-        built: Any = configs.from_dict(cls, configs.merge(data, given))
+        return self.dumped(configs.from_dict(cls, configs.merge(data, given)))
+
+    def build_drawing(self, method: str, base: Mapping[str, Any] | None = None) -> Any:
+        """The configuration of a stage that draws from a run of that method, on top of `base`, as `build` has it."""
+        return self.dumped(configs.drawing_config(self.cls, method, self.given(), named=self.sampler, base=base))
+
+    def dumped(self, built: Any) -> Any:
+        """The configuration; with `--dump-config`, print it and exit."""
         if self.dump_config:
             show.say(files.dump_yaml(configs.to_dict(built)).removesuffix("\n"))
             click.get_current_context().exit()
         return built
+
+    def given(self) -> dict[str, Any]:
+        """Settings of the configuration file, of --set and of flags."""
+        file = {} if self.config_file is None else files.read_yaml(Path(self.config_file))
+        return configs.merge(file, configs.assignments(self.sets), self._given())
 
     def _given(self) -> dict[str, Any]:
         given: dict[str, Any] = {}
@@ -256,3 +283,12 @@ def require_place(value: str | None, flag: str, example: str) -> Location:
 def path_option(flag: str, help: str, *, metavar: str = "DIR") -> Function:
     """An option for a path, which the stage checks. Optional to click, so that --dump-config works without it."""
     return click.option(flag, metavar=metavar, default=None, help=help)
+
+
+def method_of(run: str | None) -> str:
+    """The method of a run or exported model; LDLM's where none is given."""
+    if run is None:
+        return configs.LDLM
+    from ldlm.baselines import opening
+
+    return opening.method_at(Path(run))

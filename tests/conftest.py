@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -51,6 +52,16 @@ TINY_TRAIN = {
     "save_every": 3,
     "keep": 2,
     "device": "cpu",
+}
+
+TINY_RIVAL = {
+    **{name: TINY_TRAIN[name] for name in ("log_every", "eval_rows", "keep", "device")},
+    "steps": 40,
+    "batch_size": 16,
+    "model": {"denoiser": TINY_MODEL["denoiser"]},
+    "optimizer": {"lr": 2e-2, "lr_warmup_steps": 2},
+    "eval_every": 20,
+    "save_every": 20,
 }
 
 
@@ -333,6 +344,20 @@ def token_runs(
 def run_copy(trained: Path, tmp_path: Path) -> Path:
     """A copy of `trained` to add decoders to."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def rival(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`rival("mdlm")` is a run of that method on `store`, of 40 steps; read only."""
+    from ldlm.stages import train
+
+    @cache
+    def made(method: str) -> Path:
+        settings = configs.merge(TINY_RIVAL, {"method": method})
+        config = configs.from_dict(configs.training_class(method), settings)
+        return train.run(config, store, tmp_path_factory.mktemp(method) / f"run-{method}").path
+
+    return made
 
 
 @pytest.fixture(scope="session")
