@@ -18,21 +18,26 @@ from ldlm.config.baselines import (
     PsiMode,
     ReMDMConfig,
     SamplerOfTokens,
+    TokenSamplerName,
 )
 from ldlm.config.fields import assignments, differences, from_dict, from_stored, identity, merge, setting, to_dict
 from ldlm.config.methods import (
     LDLM,
     METHODS,
+    AnySweepConfig,
     AnyTrainConfig,
     CANDITrainConfig,
     DuoTrainConfig,
     FLMTrainConfig,
+    FrontierConfig,
     MDLMTrainConfig,
     TokenModelConfig,
     TokenSampleConfig,
+    TokenSweepConfig,
     TokenTrainConfig,
     method_of,
     preset_for,
+    sweep_of,
     token_sampler,
     training_class,
 )

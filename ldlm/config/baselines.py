@@ -11,6 +11,7 @@ NucleusRule = Literal["exclusive", "inclusive"]
 End = Literal["argmax", "draw"]
 Drawing = Literal["exact", "race"]
 PsiMode = Literal["ancestral", "kappa", "constant", "cap", "rescale", "rescale-duo"]
+TokenSamplerName = Literal["ancestral", "remdm", "psi", "cached", "euler"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,14 @@
-"""Training and sampling of the token-level rivals, as settings, with the published values of each (BASELINES 1, 4, 6).
+"""Training, sampling and sweeps of the token-level rivals, as settings (BASELINES 1, 4, 6).
 
 Steps, batch, learning rate and warm-up come from a preset where it has them, as LDLM's do; so do depth and width. What
-is a method's own is the rest: betas, weight decay, weight average, and how it corrupts tokens.
+is a method's own is the rest, with its published values: betas, weight decay, weight average, and how it corrupts
+tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from ldlm.config.baselines import (
@@ -18,10 +19,11 @@ from ldlm.config.baselines import (
     FLMBackboneConfig,
     MDLMConfig,
     SamplerOfTokens,
+    TokenSamplerName,
 )
 from ldlm.config.fields import again, from_dict, setting
 from ldlm.config.model import DenoiserConfig, OptimizerConfig, preset
-from ldlm.config.stages import ComputeConfig, SampleConfig, TrainConfig
+from ldlm.config.stages import ComputeConfig, SampleConfig, Spelling, SweepConfig, TrainConfig
 from ldlm.errors import InputError
 
 
@@ -167,3 +169,49 @@ def token_sampler(method: str, settings: Mapping[str, Any]) -> SamplerOfTokens:
         raise InputError(f"a run of method {method} has no sampler {name!r}; it draws with {' or '.join(fitting)}")
     made: SamplerOfTokens = from_dict(fitting[name], settings, "sampler.")
     return made
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Sweeps
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSweepConfig:
+    """`ldlm sweep` of a run of a rival: its samplers at every budget, each with its published settings."""
+
+    budgets: tuple[int, ...] = again(SweepConfig, "budgets")
+    token_samplers: tuple[TokenSamplerName, ...] = setting(
+        (), "samplers of runs of the rivals; none given means all that a run's method has"
+    )
+    top_ps: tuple[float, ...] = setting(
+        (1.0, 0.9), "p of nucleus filtering of those of them that have no published one", above=0, high=1
+    )
+    checkpoint: str | None = again(SweepConfig, "checkpoint")
+    texts: int = again(SweepConfig, "texts")
+    clean_up: bool = again(SweepConfig, "clean_up")
+    boundaries: Spelling = again(SweepConfig, "boundaries")
+    boundary_tokens: tuple[str, ...] = again(SweepConfig, "boundary_tokens")
+    scorer: str = again(SweepConfig, "scorer")
+    text_column: str = again(SweepConfig, "text_column")
+    batch_size: int | None = again(SweepConfig, "batch_size")
+    compute: ComputeConfig = setting(ComputeConfig(), "precision and kernels", flags=True)
+    seed: int = again(SweepConfig, "seed")
+    device: str = again(SweepConfig, "device")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontierConfig(SweepConfig):
+    """`ldlm sweep` of any runs together: the settings of LDLM's runs and of the rivals'."""
+
+    token_samplers: tuple[TokenSamplerName, ...] = again(TokenSweepConfig, "token_samplers")
+    top_ps: tuple[float, ...] = again(TokenSweepConfig, "top_ps")
+
+
+AnySweepConfig = SweepConfig | TokenSweepConfig
+
+
+def sweep_of(method: str, config: AnySweepConfig) -> AnySweepConfig:
+    """The settings that concern a run of a method; those that it doesn't share take their defaults."""
+    cls = TokenSweepConfig if issubclass(training_class(method), TokenTrainConfig) else SweepConfig
+    shared = {field.name for field in fields(cls)} & {field.name for field in fields(config)}
+    return cls(**{name: getattr(config, name) for name in shared})

@@ -1,4 +1,4 @@
-"""The pictures that commands leave: the charts of `curves` and `results` as PNG files."""
+"""The pictures that commands leave: the charts of `curves`, `results` and `fronts` as PNG files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ldlm.pages import curves, drawing, results
+from ldlm.pages import curves, drawing, fronts, results
 
 Row = Mapping[str, Any]
 
@@ -48,6 +48,11 @@ def mean_of_two(path: Path, found: Mapping[str, Row]) -> None:
 def frontier(path: Path, sweep: Row) -> None:
     """Write perplexity against entropy, evaluations and diversity, of all and of the finalists (Figure 1)."""
     drawing.png(path, results.frontier(sweep))
+
+
+def frontier_of_runs(path: Path, found: Row) -> None:
+    """Write perplexity and entropy against evaluations, against seconds, and together, of several runs (Figure 1)."""
+    drawing.png(path, fronts.charts(found), columns=3, shared_legend=True)
 
 
 def comparison(path: Path, rows: Sequence[Row]) -> None:
