@@ -1,6 +1,7 @@
 """Every setting of every stage: how settings are declared and read, the model and its recipe, one config per stage."""
 
 from ldlm.config.baselines import (
+    PUBLISHED_ETA,
     TOKEN_SAMPLERS,
     BackboneConfig,
     CANDIConfig,
@@ -20,24 +21,24 @@ from ldlm.config.baselines import (
     SamplerOfTokens,
     TokenSamplerName,
 )
+from ldlm.config.drawing import drawing_config, owners
 from ldlm.config.fields import assignments, differences, from_dict, from_stored, identity, merge, setting, to_dict
 from ldlm.config.methods import (
     LDLM,
     METHODS,
-    AnySweepConfig,
+    AnyExportConfig,
+    AnySampleConfig,
     AnyTrainConfig,
     CANDITrainConfig,
     DuoTrainConfig,
     FLMTrainConfig,
-    FrontierConfig,
     MDLMTrainConfig,
+    TokenExportConfig,
     TokenModelConfig,
     TokenSampleConfig,
-    TokenSweepConfig,
     TokenTrainConfig,
     method_of,
     preset_for,
-    sweep_of,
     token_sampler,
     training_class,
 )
@@ -85,3 +86,4 @@ from ldlm.config.stages import (
     taken_up,
     total_steps,
 )
+from ldlm.config.sweeps import AnySweepConfig, FrontierConfig, TokenSweepConfig, sweep_of

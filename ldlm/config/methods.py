@@ -1,14 +1,13 @@
-"""Training, sampling and sweeps of the token-level rivals, as settings (BASELINES 1, 4, 6).
+"""Training and sampling of the token-level rivals, as settings, with the published values of each (BASELINES 1, 4, 6).
 
 Steps, batch, learning rate and warm-up come from a preset where it has them, as LDLM's do; so do depth and width. What
-is a method's own is the rest, with its published values: betas, weight decay, weight average, and how it corrupts
-tokens.
+is a method's own is the rest: betas, weight decay, weight average, and how it corrupts tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from ldlm.config.baselines import (
@@ -19,11 +18,10 @@ from ldlm.config.baselines import (
     FLMBackboneConfig,
     MDLMConfig,
     SamplerOfTokens,
-    TokenSamplerName,
 )
 from ldlm.config.fields import again, from_dict, setting
 from ldlm.config.model import DenoiserConfig, OptimizerConfig, preset
-from ldlm.config.stages import ComputeConfig, SampleConfig, Spelling, SweepConfig, TrainConfig
+from ldlm.config.stages import ComputeConfig, ExportConfig, SampleConfig, TrainConfig
 from ldlm.errors import InputError
 
 
@@ -165,53 +163,26 @@ def token_sampler(method: str, settings: Mapping[str, Any]) -> SamplerOfTokens:
     """
     fitting = TOKEN_SAMPLERS[method]
     name = settings.get("name", next(iter(fitting)))
-    if name not in fitting:
+    if name not in list(fitting):
         raise InputError(f"a run of method {method} has no sampler {name!r}; it draws with {' or '.join(fitting)}")
     made: SamplerOfTokens = from_dict(fitting[name], settings, "sampler.")
     return made
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Sweeps
-
-
 @dataclass(frozen=True, kw_only=True)
-class TokenSweepConfig:
-    """`ldlm sweep` of a run of a rival: its samplers at every budget, each with its published settings."""
+class TokenExportConfig:
+    """`ldlm export` of a run of a rival."""
 
-    budgets: tuple[int, ...] = again(SweepConfig, "budgets")
-    token_samplers: tuple[TokenSamplerName, ...] = setting(
-        (), "samplers of runs of the rivals; none given means all that a run's method has"
-    )
-    top_ps: tuple[float, ...] = setting(
-        (1.0, 0.9), "p of nucleus filtering of those of them that have no published one", above=0, high=1
-    )
-    checkpoint: str | None = again(SweepConfig, "checkpoint")
-    texts: int = again(SweepConfig, "texts")
-    clean_up: bool = again(SweepConfig, "clean_up")
-    boundaries: Spelling = again(SweepConfig, "boundaries")
-    boundary_tokens: tuple[str, ...] = again(SweepConfig, "boundary_tokens")
-    scorer: str = again(SweepConfig, "scorer")
-    text_column: str = again(SweepConfig, "text_column")
-    batch_size: int | None = again(SweepConfig, "batch_size")
-    compute: ComputeConfig = setting(ComputeConfig(), "precision and kernels", flags=True)
-    seed: int = again(SweepConfig, "seed")
-    device: str = again(SweepConfig, "device")
+    method: str = setting("mdlm", "method of the run")
+    checkpoint: str | None = again(ExportConfig, "checkpoint")
+    sampler: SamplerOfTokens = setting(MDLMConfig(), "default sampler of the exported model")
+    push_to_hub: str | None = again(ExportConfig, "push_to_hub")
+
+    @classmethod
+    def with_defaults(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings with the sampler that theirs describe: which names there are depends on the method."""
+        return {**data, "sampler": token_sampler(data["method"], data.get("sampler", {}))}
 
 
-@dataclass(frozen=True, kw_only=True)
-class FrontierConfig(SweepConfig):
-    """`ldlm sweep` of any runs together: the settings of LDLM's runs and of the rivals'."""
-
-    token_samplers: tuple[TokenSamplerName, ...] = again(TokenSweepConfig, "token_samplers")
-    top_ps: tuple[float, ...] = again(TokenSweepConfig, "top_ps")
-
-
-AnySweepConfig = SweepConfig | TokenSweepConfig
-
-
-def sweep_of(method: str, config: AnySweepConfig) -> AnySweepConfig:
-    """The settings that concern a run of a method; those that it doesn't share take their defaults."""
-    cls = TokenSweepConfig if issubclass(training_class(method), TokenTrainConfig) else SweepConfig
-    shared = {field.name for field in fields(cls)} & {field.name for field in fields(config)}
-    return cls(**{name: getattr(config, name) for name in shared})
+AnySampleConfig = SampleConfig | TokenSampleConfig
+AnyExportConfig = ExportConfig | TokenExportConfig
