@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 from ldlm import artifact, files, runtime
 from ldlm import config as configs
 from ldlm.artifact import Artifact
-from ldlm.config import AnySweepConfig, Shapes, SweepConfig
+from ldlm.baselines.ways import TokenSweep
+from ldlm.config import AnySweepConfig, Shapes, SweepConfig, TokenSweepConfig
 from ldlm.errors import InputError
 from ldlm.evaluation.beside import Beside, Judge
 from ldlm.evaluation.frontier import External
@@ -20,7 +20,7 @@ from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress
 from ldlm.sampling import trajectories
 from ldlm.sampling.trajectories import TrajectorySweep
-from ldlm.sampling.ways import Loaded, Sweep
+from ldlm.sampling.ways import Loaded, Sweep, run_name
 from ldlm.training import checkpoint
 from ldlm.training.checkpoint import Checkpoint
 
@@ -92,7 +92,7 @@ def _one(
     summary = found.to_json()
     files.write_json(out / "sweep.json", summary)
     files.write_atomic(out / "table.md", found.table())
-    plots.frontier(out / "frontier.png", summary)
+    plots.sweep(out / "frontier.png", summary)
     return result.finish(**summary)
 
 
@@ -131,7 +131,7 @@ def _several(
     summary = fronts.to_json()
     files.write_json(out / "frontier.json", summary)
     files.write_atomic(out / "table.md", fronts.table())
-    plots.frontier_of_runs(out / "frontier.png", summary)
+    plots.sweep(out / "frontier.png", summary)
     return result.finish(**summary)
 
 
@@ -157,7 +157,7 @@ def _sweeps(config: AnySweepConfig, runs: Sequence[Path]) -> dict[str, Sweep]:
     for path in runs:
         if (other := places.setdefault(path.resolve(), path)) is not path:
             raise InputError(f"--run names {other} twice" + f", once as {path}" * (other != path) + "; give it once")
-        name = Path(os.path.abspath(path)).name  # of a link its own name
+        name = run_name(path)
         if (other := named.setdefault(name, path)) is not path:
             raise InputError(
                 f"{other} and {path} are both named {name!r}, and a frontier tells runs apart by name; rename one of "
@@ -169,7 +169,8 @@ def _sweeps(config: AnySweepConfig, runs: Sequence[Path]) -> dict[str, Sweep]:
 def _sweep(config: AnySweepConfig, path: Path) -> Sweep:
     method = configs.method_of(artifact.open_artifact(path, "run", complete=False).config)
     chosen = configs.sweep_of(method, config)
-    assert isinstance(chosen, SweepConfig)
+    if isinstance(chosen, TokenSweepConfig):
+        return TokenSweep(path, chosen, method)
     return TrajectorySweep(path, chosen)
 
 

@@ -77,13 +77,18 @@ class Fronts:
             "\n".join(runs),
             "## Every run at each budget",
             _markdown(head, rows),
-            NO_WIN,
+            f"{COUNTED_AS} {NO_WIN}",
             "## Settings of the samplers",
             "\n".join(ways),
         ]
         return "\n\n".join(parts) + "\n"
 
 
+SHOWN = ("name", "steps")  # settings that a table shows as the way and the rows
+COUNTED_AS = (
+    "Rows are the sampler's. Evaluations are those that the network was asked for: a sampler that needs fewer than rows "
+    "needs more of them the more texts it draws at a time."
+)
 NO_WIN = "A low perplexity at an entropy far below that of real text is no win: it comes from repetition."
 
 
@@ -96,12 +101,12 @@ def lines(points: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], list[Map
 
 
 def common(points: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
-    """By run and way, the sampler's settings that are the same at all budgets, without the number of steps."""
+    """By run and way, the sampler's settings that are the same at all budgets, without its name and its steps."""
     return {
         key: {
             name: value
             for name, value in rows[0]["sampler"].items()
-            if name != "steps" and all(row["sampler"][name] == value for row in rows)
+            if name not in SHOWN and all(row["sampler"][name] == value for row in rows)
         }
         for key, rows in lines(points).items()
     }
@@ -129,7 +134,7 @@ def cells(summary: Mapping[str, Any]) -> tuple[list[str], list[list[Cell]]]:
     rows: list[list[Cell]] = []
     for point in sorted(summary["points"], key=lambda row: row["budget"]):
         known = same[point["run"], point["way"]]
-        varying = {name: value for name, value in point["sampler"].items() if name not in known and name != "steps"}
+        varying = {name: value for name, value in point["sampler"].items() if name not in {*known, *SHOWN}}
         way = ": ".join(filter(None, (point["way"], _words(varying))))
         rows.append([point["budget"], point["run"], way, point["rows"], point["evaluations"], *figures(point)])
     rows += [["", one["name"], "", "", one["nfe"], *figures(one)] for one in summary["externals"]]
