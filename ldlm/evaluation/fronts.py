@@ -86,8 +86,8 @@ class Fronts:
 
 SHOWN = ("name", "steps")  # settings that a table shows as the way and the rows
 COUNTED_AS = (
-    "Rows are the sampler's. Evaluations are those that the network was asked for: a sampler that needs fewer than rows "
-    "needs more of them the more texts it draws at a time."
+    "Rows are the sampler's, and evaluations the network's, counted: a sampler that needs fewer than it has rows needs "
+    "more the more texts it draws at a time."
 )
 NO_WIN = "A low perplexity at an entropy far below that of real text is no win: it comes from repetition."
 
