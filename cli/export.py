@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from ldlm.cli import show
-from ldlm.cli.options import Command, Options, path_option, require, stage_options
+from ldlm.cli.options import Command, Options, method_of, path_option, require, stage_options
 from ldlm.config import ExportConfig
 
 
 @click.command(cls=Command, short_help="write the part of a run that draws texts to a folder to share")
-@stage_options(ExportConfig, named_samplers=True)
+@stage_options(ExportConfig, named_samplers=True, token_samplers=())
 @path_option("--run", "trained run")
 @path_option("--output", "folder to write the model to")
 def command(options: Options, run: str | None, output: str | None) -> None:
     """Write denoiser, decoders, tokenizer and a model card to a folder.
 
     The model draws the same texts as the run, with `ldlm sample --run MODEL` and in Python:
-    `from ldlm import LDLM; LDLM.from_pretrained("model").sample(8)`. Nothing is uploaded without --push-to-hub.
+    `from ldlm import LDLM; LDLM.from_pretrained("model").sample(8)`; a token-level one is opened by TokenDiffusion.
+    Nothing is uploaded without --push-to-hub.
 
     \b
-    Example:
+    Examples:
       ldlm export --run run --output model --set sampler.steps=64
+      ldlm export --run run-mdlm --output model --sampler remdm
     """
-    config = options.build()
+    config = options.build_drawing(method_of(run))
     from ldlm.stages import export as stage
 
     run_path = require(run, "--run", "run")
@@ -38,7 +42,13 @@ def command(options: Options, run: str | None, output: str | None) -> None:
             {
                 "model": result["output"],
                 "checkpoint": f"step {result['step']:,}",
-                "decoders": ", ".join([f"{result['decoders'][0]} (default)", *result["decoders"][1:]]),
+                **_contents(result),
             }
         ),
     )
+
+
+def _contents(result: dict[str, Any]) -> dict[str, str]:
+    if "method" in result:
+        return {"method": result["method"]}
+    return {"decoders": ", ".join([f"{result['decoders'][0]} (default)", *result["decoders"][1:]])}

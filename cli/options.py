@@ -120,18 +120,19 @@ def token_settings(names: Sequence[str]) -> dict[Setting, str]:
 def stage_options(
     cls: type,
     *,
+    methods: bool = False,
     presets: bool = False,
     named_samplers: bool = False,
-    token_samplers: Sequence[str] = (),
+    token_samplers: Sequence[str] | None = None,
     dry_run: bool = True,
     overwrite: bool = True,
 ) -> Function:
     """Decorator with all options of a stage: its settings, `--config`, `--set`, `--dump-config`, `--json` and so on.
 
-    `token_samplers` names settings of the rivals' samplers that get a flag. The command receives one argument
-    `options`, an `Options`, in place of the single values.
+    `token_samplers` names settings of the rivals' samplers that get a flag; None where runs of theirs are not taken.
+    The command receives one argument `options`, an `Options`, in place of the single values.
     """
-    fields, of_tokens = list(settings(cls)), token_settings(token_samplers)
+    fields, of_tokens = list(settings(cls)), token_settings(token_samplers or ())
 
     def decorate(function: Function) -> Function:
         def command(**values: Any) -> Any:
@@ -142,13 +143,14 @@ def stage_options(
         command.__doc__, command.__name__ = function.__doc__, function.__name__
         command.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
         decorators = [
+            *([_method_option()] * methods),
             *(field.option() for field in fields),
             *(
                 [click.option("--preset", metavar="|".join(configs.PRESETS), help="start from these settings")]
                 * presets
             ),
             *(field.option(note, default=False) for field, note in of_tokens.items()),
-            *([_named_sampler_option(bool(token_samplers))] * named_samplers),
+            *([_named_sampler_option(token_samplers is not None)] * named_samplers),
             click.option("--config", "config_file", metavar="FILE", help="YAML file of settings; flags override it"),
             click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="any setting, e.g. --set seed=1"),
             click.option("--dump-config", is_flag=True, help="print the settings as YAML and stop"),
@@ -186,6 +188,11 @@ def online_options(names: Sequence[str]) -> Function:
     return decorate
 
 
+def _method_option() -> Function:
+    help = "what is trained: ldlm, or on its tokens alone mdlm, duo, candi or flm  [default: ldlm]"
+    return click.option("--method", metavar="|".join(configs.METHODS), help=help)
+
+
 def _named_sampler_option(token_level: bool) -> Function:
     names, help = "|".join(configs.SAMPLERS), "start from the paper's sampler; other flags override it"
     if token_level:
@@ -195,7 +202,7 @@ def _named_sampler_option(token_level: bool) -> Function:
     return click.option("--sampler", metavar=names, help=help)
 
 
-SHARED = ("preset", "sampler", "config_file", "sets", "dump_config", "dry_run", "overwrite", "as_json")
+SHARED = ("method", "preset", "sampler", "config_file", "sets", "dump_config", "dry_run", "overwrite", "as_json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +211,7 @@ class Options:
 
     cls: type
     flags: Mapping[tuple[str, ...], Any]
+    method: str | None
     preset: str | None
     sampler: str | None
     config_file: str | None
@@ -215,12 +223,14 @@ class Options:
 
     def build(self, base: Mapping[str, Any] | None = None) -> Any:
         """The configuration, on top of `base`; with `--dump-config`, print it and exit."""
-        data: dict[str, Any] = dict(base or {})
+        cls, given, data = self.cls, self.given(), dict(base or {})
+        if self.cls is configs.TrainConfig:
+            cls, given = configs.of_method(given if self.method is None else {**given, "method": self.method})
         if self.preset is not None:
-            data = dict(configs.preset(self.preset).overrides)
+            data = configs.preset_for(cls, self.preset)
         if self.sampler is not None:
             data = configs.merge(data, configs.named_sampler(self.cls, self.sampler))
-        return self.dumped(configs.from_dict(self.cls, configs.merge(data, self.given())))
+        return self.dumped(configs.from_dict(cls, configs.merge(data, given)))
 
     def build_drawing(self, method: str, base: Mapping[str, Any] | None = None) -> Any:
         """The configuration of a stage that draws from a run of that method, on top of `base`, as `build` has it."""
@@ -273,3 +283,12 @@ def require_place(value: str | None, flag: str, example: str) -> Location:
 def path_option(flag: str, help: str, *, metavar: str = "DIR") -> Function:
     """An option for a path, which the stage checks. Optional to click, so that --dump-config works without it."""
     return click.option(flag, metavar=metavar, default=None, help=help)
+
+
+def method_of(run: str | None) -> str:
+    """The method of a run or exported model; LDLM's where none is given."""
+    if run is None:
+        return configs.LDLM
+    from ldlm.baselines import opening
+
+    return opening.method_at(Path(run))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ldlm import config as configs
 from ldlm.cli import show
-from ldlm.cli.options import Command, Options, path_option, require, stage_options
+from ldlm.cli.options import Command, Options, method_of, path_option, require, stage_options
 from ldlm.config import AnySampleConfig, SampleConfig
 from ldlm.errors import InputError
 
@@ -38,8 +36,7 @@ def command(options: Options, run: str | None, output: str | None, trace: str | 
       ldlm sample --run run --trace-text 3 --trace trace
       ldlm sample --run run-mdlm --sampler remdm --eta 0.015 --top-p 0.9 --output mdlm.jsonl
     """
-    method, base = _method(run)
-    config = options.build_drawing(method, base)
+    config = options.build_drawing(method_of(run), _defaults(run))
     if output is not None and trace is not None:
         raise InputError("--output writes texts and --trace shows one; give one of them, and then the other")
     if trace is not None:
@@ -61,13 +58,13 @@ def command(options: Options, run: str | None, output: str | None, trace: str | 
     options.show(result, text)
 
 
-def _method(run: str | None) -> tuple[str, dict[str, Any]]:
-    """The method of a run, and the settings that an exported model brings with it; LDLM's where none is given."""
+def _defaults(run: str | None) -> dict[str, Any]:
+    """The settings that an exported model brings with it; none for a run."""
     if run is None:
-        return configs.LDLM, {}
+        return {}
     from ldlm.baselines import opening
 
-    return opening.method_at(Path(run)), opening.defaults(Path(run))
+    return opening.defaults(Path(run))
 
 
 def _how(config: AnySampleConfig, result: dict[str, Any]) -> str:
@@ -81,12 +78,11 @@ def _how(config: AnySampleConfig, result: dict[str, Any]) -> str:
 
 
 def _trace(options: Options, config: SampleConfig, run: str | None, folder: str) -> None:
-    from ldlm.stages import sample
     from ldlm.stages import trace as stage
 
     run_path, out = require(run, "--run", "run"), require(folder, "--trace", "trace")
     if options.dry_run:
-        return options.show_plan(sample.plan(replace(config, num_samples=1), run_path))
+        return options.show_plan(stage.plan(config, run_path))
     made = stage.run(config, run_path, out, overwrite=bool(options.overwrite), progress=show.Terminal())
     result = {"output": str(out), **made.manifest}
     options.show(

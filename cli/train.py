@@ -11,7 +11,7 @@ import click
 from ldlm import config as configs
 from ldlm.cli import show
 from ldlm.cli.options import Command, Options, online_options, path_option, require, require_place, stage_options
-from ldlm.config import TrainConfig
+from ldlm.config import AnyTrainConfig, TrainConfig
 from ldlm.errors import InputError
 from ldlm.location import locate
 
@@ -23,8 +23,8 @@ TEXT = (
 )  # fmt: skip
 
 
-@click.command(cls=Command, short_help="train encoder, denoiser and decoders jointly")
-@stage_options(TrainConfig, presets=True)
+@click.command(cls=Command, short_help="train LDLM, or a rival method on the same rows")
+@stage_options(TrainConfig, methods=True, presets=True)
 @path_option("--features", "the feature store, or `online` to run the encoder inside the step", metavar="DIR|online")
 @path_option("--output", "folder of the run")
 @click.option(
@@ -51,12 +51,14 @@ def command(
 ) -> None:
     """Train the latent encoder, the denoiser and the decoders jointly on a feature store.
 
+    With --method it trains a rival on the tokens of the store: MDLM (and ReMDM), Duo, CANDI or FLM, on one backbone.
     The same command resumes from the newest checkpoint. --dump-config shows every setting, and --set changes one.
 
     \b
     Examples:
       ldlm train --features features --output run --preset tiny --steps 2000
       ldlm train --features features --output run --preset owt-128 --set recipe.sigma_dec=3
+      ldlm train --method mdlm --features features --output run-mdlm --preset tiny
       ldlm train --features online --encoder gpt2 --data corpus.jsonl --seq-len 1024 --output run --preset owt-1024
       ldlm train --preset owt-1024 --dry-run --json
       ldlm train --preset owt-1024 --seq-len 4096 --devices 8 --fit 40GB --dry-run
@@ -93,7 +95,7 @@ def command(
     options.show(result, lambda: _table(result))
 
 
-def _prepare_online(online: dict[str, Any], config: TrainConfig, out: Path, *, overwrite: bool) -> Path:
+def _prepare_online(online: dict[str, Any], config: AnyTrainConfig, out: Path, *, overwrite: bool) -> Path:
     """A store of tokens and statistics beside the run, for the encoder to work from."""
     from ldlm.stages import extract_features
 
@@ -139,21 +141,23 @@ def _shapes(options: Options, features: str | None, online: dict[str, Any], allo
     return dataclasses.replace(shapes, seq_len=length)
 
 
+# What a table shows of the held-out figures, where a method has them.
+_FIGURES = {
+    "L_diff, denoising": "l_diff",
+    "  predicting the mean instead": "l_diff_mean",
+    "L_h, hidden states under noise": "l_h",
+    "L_w, tokens under noise": "l_w",
+    "token accuracy under noise": "token_accuracy",
+    "token accuracy, clean": "token_accuracy_clean",
+    "latent standard deviation": "latent_std",
+    "loss, nats per token": "loss",
+    "  bounds the negative log-likelihood": "nelbo",
+}
+
+
 def _table(result: dict) -> str:
     held_out = result["held_out"]
-    rows = [
-        ("L_diff, denoising", held_out["l_diff"]),
-        ("  predicting the mean instead", held_out["l_diff_mean"]),
-    ]
-    if "l_h" in held_out:
-        rows.append(("L_h, hidden states under noise", held_out["l_h"]))
-    if "l_w" in held_out:
-        rows += [
-            ("L_w, tokens under noise", held_out["l_w"]),
-            ("token accuracy under noise", held_out["token_accuracy"]),
-            ("token accuracy, clean", held_out["token_accuracy_clean"]),
-        ]
-    rows.append(("latent standard deviation", held_out["latent_std"]))
+    rows = [(words, held_out[name]) for words, name in _FIGURES.items() if name in held_out]
     size, took = sum(result["parameters"].values()), show.duration(result["seconds"])
     head = f"{result['output']}: {result['step']:,} steps, {size:,} parameters, {took}"
     return head + "\n\n" + show.table((f"{held_out['split']} rows", ""), rows)

@@ -67,13 +67,23 @@ class Compute:
 
         Pass the step as a tensor: with an int it is compiled anew for each step.
         """
-        # Without the option the products of element numbers and 32-bit constants become index arithmetic, in which a
-        # GPU's kernels overflow (pytorch/pytorch#175966).
-        return compiled(noise.normal, constant_and_index_propagation=False) if self.compiled else noise.normal
+        return _compiled_noise(noise.normal) if self.compiled else noise.normal
+
+    @cached_property
+    def kept(self) -> Callable[..., Tensor]:
+        """`noise.kept`, compiled as `normal` is: pass the step as a tensor."""
+        return _compiled_noise(noise.kept) if self.compiled else noise.kept
 
     def autocast(self) -> AbstractContextManager[object]:
         """Context in which matrix products and attention are computed in `dtype`."""
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+
+
+def _compiled_noise(function: Function) -> Function:
+    """A function that makes random numbers, compiled."""
+    # Without the option the products of element numbers and 32-bit constants become index arithmetic, in which a GPU's
+    # kernels overflow (pytorch/pytorch#175966).
+    return compiled(function, constant_and_index_propagation=False)
 
 
 _told: set[str] = set()

@@ -7,25 +7,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ldlm import artifact, files, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import SampleConfig
 from ldlm.pages import film
 from ldlm.pages.trace import page
 from ldlm.progress import SILENT, Progress
-from ldlm.sampling import solvers, trace
+from ldlm.sampling import trace
 from ldlm.sampling.frames import Frame
 from ldlm.sampling.generation import text_seeds
 from ldlm.sampling.trained_run import TrainedRun
+
+
+def plan(config: SampleConfig, run_path: Path) -> dict[str, Any]:
+    """Evaluations of the denoiser that it would take, and their FLOPs."""
+    run = TrainedRun(run_path, torch.device("cpu"), config.checkpoint)
+    run.check(config.sampler)
+    return {"texts": 1, **run.cost(dataclasses.replace(config, num_samples=1))}
 
 
 def run(
     config: SampleConfig, run_path: Path, out: Path, *, overwrite: bool = False, progress: Progress = SILENT
 ) -> Artifact:
     """Write `trace.html`, `trace.gif` and `trace.json` to `out`: the text number `trace_text` of `ldlm sample`."""
-    if overwrite or not (out / "artifact.json").is_file():  # what an earlier version began is taken up as it was
-        solvers.check(config.sampler)
     run = TrainedRun(run_path, runtime.device(config.device), config.checkpoint)
+    if overwrite or not (out / "artifact.json").is_file():  # what an earlier version began is taken up as it was
+        run.check(config.sampler)
     generator = run.generator(config.decoder, run.compute(config.compute))
     result = artifact.begin(
         out,

@@ -12,8 +12,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -51,6 +52,16 @@ TINY_TRAIN = {
     "save_every": 3,
     "keep": 2,
     "device": "cpu",
+}
+
+TINY_RIVAL = {
+    **{name: TINY_TRAIN[name] for name in ("log_every", "eval_rows", "keep", "device")},
+    "steps": 40,
+    "batch_size": 16,
+    "model": {"denoiser": TINY_MODEL["denoiser"]},
+    "optimizer": {"lr": 2e-2, "lr_warmup_steps": 2},
+    "eval_every": 20,
+    "save_every": 20,
 }
 
 
@@ -300,13 +311,17 @@ def run_copy(trained: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def rival(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """`rival("mdlm")` is a run of that method on `store`; read only."""
-    from functools import cache
+def rival(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`rival("mdlm")` is a run of that method on `store`, of 40 steps; read only."""
+    from ldlm.stages import train
 
-    import rival_runs
+    @cache
+    def made(method: str) -> Path:
+        settings = configs.merge(TINY_RIVAL, {"method": method})
+        config = configs.from_dict(configs.training_class(method), settings)
+        return train.run(config, store, tmp_path_factory.mktemp(method) / f"run-{method}").path
 
-    return cache(lambda method: rival_runs.make(method, store, tmp_path_factory.mktemp(method) / f"run-{method}"))
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ TORCH = {
     "torch.utils._python_dispatch.TorchDispatchMode",
 }
 
-DOCUMENTED = {"_exit", "_getframe", "_replace"}  # of os, sys and named tuples
+DOCUMENTED = {"_exit", "_fields", "_getframe", "_replace"}  # of os, sys and named tuples
 
 
 def private(name: str) -> bool:

@@ -131,7 +131,8 @@ class Backbone(nn.Module):
         super().__init__()
         width, condition = sizes.width, min(CONDITION_WIDTH, sizes.width)
         head_width(width, sizes.heads, "model.denoiser")
-        self.time_dim, self.dropout, self.logit_cap = sizes.time_dim, config.dropout, config.logit_cap
+        self.time_dim, self.dropout = sizes.time_dim, config.dropout
+        self.attention_cap, self.logit_cap = config.attention_cap, config.logit_cap
         self.embedding = nn.Parameter(torch.empty(embeddings, width))
         self.condition_mlp = nn.Sequential(
             nn.Linear(sizes.time_dim, condition), nn.SiLU(), nn.Linear(condition, condition), nn.SiLU()

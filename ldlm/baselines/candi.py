@@ -86,6 +86,11 @@ class Draws(NamedTuple):
     u_BL: Tensor  # uniform: which tokens are revealed
     zeta_BLR: Tensor  # standard normal
 
+    @property
+    def time_B(self) -> Tensor:
+        """t."""
+        return self.t_B
+
 
 @dataclass(frozen=True)
 class CANDI:

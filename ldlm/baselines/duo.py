@@ -39,6 +39,11 @@ class Draws(NamedTuple):
     u_BL: Tensor  # uniform: which tokens are kept
     other_BL: Tensor  # int64: the tokens that stand for the others
 
+    @property
+    def time_B(self) -> Tensor:
+        """t."""
+        return self.t_B
+
 
 @dataclass(frozen=True)
 class Duo:

@@ -37,6 +37,11 @@ class Draws(NamedTuple):
     t_B: Tensor  # float64: t(τ)
     zeta_BLR: Tensor  # standard normal
 
+    @property
+    def time_B(self) -> Tensor:
+        """τ, whose values are uniform."""
+        return self.tau_B
+
 
 @dataclass(frozen=True)
 class FLM:

@@ -29,6 +29,14 @@ class Network(Protocol):
         """Logits (…, V) of states (…, W), in float32 or finer."""
 
 
+class Draws(Protocol):
+    """The randomness of a training step."""
+
+    @property
+    def time_B(self) -> Tensor:
+        """Times in (0, 1] by which losses are shown."""
+
+
 class Method(Protocol):
     """A method in training. Randomness is keyed by (seed, step, row of the global batch)."""
 

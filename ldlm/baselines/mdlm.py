@@ -32,6 +32,11 @@ class Draws(NamedTuple):
     t_B: Tensor  # float64
     u_BL: Tensor  # uniform: which tokens are masked
 
+    @property
+    def time_B(self) -> Tensor:
+        """t."""
+        return self.t_B
+
 
 @dataclass(frozen=True)
 class MDLM:

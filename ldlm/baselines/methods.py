@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ from ldlm.baselines.interface import Method, Sampler
 from ldlm.baselines.mdlm import MDLM, MDLMProcess
 from ldlm.baselines.psi import PsiProcess
 from ldlm.baselines.remdm import ReMDMProcess
+from ldlm.compute import Compute
 from ldlm.config import (
     CANDIConfig,
     CANDITrainConfig,
     ChainConfig,
+    ComputeConfig,
     DuoConfig,
     DuoTrainConfig,
     FLMTrainConfig,
@@ -32,7 +35,9 @@ from ldlm.config import (
     Shapes,
     TokenTrainConfig,
 )
+from ldlm.model.layers import head_widths
 
+CAPPED = "capped"  # in place of an attention kernel's name: scores that are capped exist, and no kernel takes them
 BOUNDED = ("mdlm", "duo")  # methods whose held-out loss is a bound of the negative log-likelihood
 
 
@@ -84,3 +89,9 @@ _PROCESSES: dict[type, Callable[[int, Any], Process]] = {
     DuoConfig: lambda vocab, chosen: DuoProcess(vocab, chosen.steps),
     PsiConfig: PsiProcess,
 }
+
+
+def compute(config: ComputeConfig, network: Backbone, device: torch.device) -> Compute:
+    """Precision and kernels for a network, whose capped attention is its own."""
+    found = Compute.of(config, device, head_widths(network))
+    return replace(found, attention=CAPPED, remark=None) if network.attention_cap else found

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from ldlm import config as configs
 from ldlm import files
+from ldlm.baselines.exported import TokenDiffusion
 from ldlm.baselines.trained import TrainedTokenRun
 from ldlm.errors import InputError
-from ldlm.sampling import description
+from ldlm.sampling import pretrained
 from ldlm.sampling.exported import LDLM
+from ldlm.sampling.pretrained import ExportedModel
 from ldlm.sampling.source import Source
 from ldlm.sampling.trained_run import TrainedRun
 
@@ -23,13 +25,18 @@ RUNS: dict[str, Callable[..., Source]] = {
 }
 
 
+MODELS: dict[str, type[ExportedModel]] = {model.model_type: model for model in (LDLM, TokenDiffusion)}
+
+
 def method_at(path: Path) -> str:
     """The method of a run or exported model; LDLM where a folder is neither, which opening it will say.
 
     `InputError` for a method that this version does not know.
     """
     found: Any = {}
-    if (path / "config.yaml").is_file():
+    if pretrained.model_type(path) is not None:
+        found = files.read_json(path / pretrained.CONFIG)
+    elif (path / "config.yaml").is_file():
         found = files.read_yaml(path / "config.yaml")
     method = configs.method_of(found)
     if method not in RUNS:
@@ -39,15 +46,19 @@ def method_at(path: Path) -> str:
 
 def defaults(path: Path) -> dict[str, Any]:
     """Settings that a model was exported with, its sampler; empty for a run."""
-    if not description.is_exported(path):
-        return {}
-    return {"sampler": configs.to_dict(description.read(path).sampler)}
+    kind = pretrained.model_type(path)
+    return {} if kind is None else {"sampler": configs.to_dict(MODELS[kind].described(path).sampler)}
 
 
 def open_source(path: Path, device: torch.device, name: str | None = None) -> Source:
     """Open a run at a checkpoint, the newest intact or the one named, or an exported model, which has no others."""
-    if not description.is_exported(path):
+    if pretrained.model_type(path) is None:
         return RUNS[method_at(path)](path, device, name)
     if name is not None:
         raise InputError(f"{path} is an exported model, and has no checkpoints to choose from; leave --checkpoint out")
-    return LDLM.from_pretrained(path).to(device)
+    return cast(Source, open_exported(path).to(device))
+
+
+def open_exported(path: Path) -> ExportedModel:
+    """Open an exported model of any method."""
+    return MODELS[pretrained.model_type(path) or LDLM.model_type].from_folder(path)

@@ -14,7 +14,6 @@ from ldlm.baselines.generation import TokenGenerator
 from ldlm.compute import Compute
 from ldlm.config import ComputeConfig, SamplerOfTokens, TokenSampleConfig, TokenTrainConfig
 from ldlm.errors import InputError
-from ldlm.model.layers import head_widths
 from ldlm.progress import Progress
 from ldlm.sampling.source import OpenRun
 
@@ -43,7 +42,7 @@ class TrainedTokenRun(OpenRun):
 
     def compute(self, config: ComputeConfig) -> Compute:
         """Precision and kernels with which its network draws texts."""
-        return Compute.of(config, self.device, head_widths(self.network))
+        return methods.compute(config, self.network, self.device)
 
     def generator(self, compute: Compute | None = None) -> TokenGenerator:
         """A generator of texts."""

@@ -38,6 +38,7 @@ from ldlm.config.methods import (
     TokenSampleConfig,
     TokenTrainConfig,
     method_of,
+    of_method,
     preset_for,
     token_sampler,
     training_class,

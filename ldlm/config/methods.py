@@ -128,6 +128,14 @@ def training_class(method: str) -> type:
     return METHODS[method]
 
 
+def of_method(settings: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
+    """The class that settings of a training belong to by their `method`, and the settings as it takes them."""
+    cls, settings = training_class(method_of(settings)), dict(settings)
+    if cls is TrainConfig:
+        settings.pop("method", None)  # LDLM's settings are older than the others', and name no method
+    return cls, settings
+
+
 def preset_for(cls: type, name: str) -> dict[str, Any]:
     """Settings of a preset for a class of settings: those of LDLM that it shares."""
     overrides = preset(name).overrides

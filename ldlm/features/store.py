@@ -19,7 +19,7 @@ completeness is decided by the ledger and the sizes it records, and never by zar
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -75,6 +75,10 @@ class Split:
         """Any rows as stored: array name → values, with the tokens. `into` is memory from `memory`."""
         rows = self._places(rows)
         return {name: array.read(rows, None if into is None else into[name]) for name, array in self.arrays.items()}
+
+    def without_states(self) -> Split:
+        """The same rows as tokens alone, whose reading leaves states on the disk."""
+        return replace(self, arrays={"tokens": self.arrays["tokens"]}, encode=None)
 
     def read_tokens(self, rows: np.ndarray) -> np.ndarray:
         """The tokens of any rows (rows, L) int32, without their states."""

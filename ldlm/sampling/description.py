@@ -1,10 +1,9 @@
-"""The description of an exported model, its `config.json`, and the check of the folder around it."""
+"""The description of an exported model of LDLM: the content of its `config.json`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,18 +11,12 @@ import torch
 from torch import nn
 
 from ldlm import config as configs
-from ldlm import files
 from ldlm.config import ModelConfig, SamplerConfig, Shapes, TimestepConfig
-from ldlm.errors import InputError
 from ldlm.model.autoencoder import TokenDecoder
 from ldlm.model.diffusion import Schedule
 from ldlm.model.joint import build_meta
 from ldlm.model.timesteps import TimestepSampler
 from ldlm.sampling.generation import JOINT
-
-FORMAT = 1
-CONFIG, WEIGHTS, CARD, TOKENIZER = "config.json", "model.safetensors", "README.md", "tokenizer"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +35,7 @@ class ModelDescription:
 
     def to_json(self) -> dict[str, Any]:
         """The content of `config.json`, but for the hashes."""
-        return {"model_type": "ldlm", "format": FORMAT, **configs.to_dict(self)}
+        return configs.to_dict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ModelDescription:
@@ -74,51 +67,3 @@ class ModelDescription:
         sampler = TimestepSampler(TimestepConfig(bins=len(self.timestep_p)), self.t_min)
         sampler.p = np.array(self.timestep_p)
         return sampler
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Reading a folder
-
-
-def is_exported(path: Path) -> bool:
-    """Whether a folder holds an exported model, and not a run."""
-    return (path / CONFIG).is_file() and _model_type(files.read_json(path / CONFIG)) == "ldlm"
-
-
-def _model_type(found: Any) -> str | None:
-    return found.get("model_type") if isinstance(found, dict) else None
-
-
-def read(folder: Path) -> ModelDescription:
-    """Read `config.json` alone; `InputError` when it describes no model of ours, or is damaged."""
-    return ModelDescription.from_json(_record(folder))
-
-
-def _record(folder: Path) -> dict[str, Any]:
-    if not (folder / CONFIG).is_file():
-        raise InputError(f"{folder} has no {CONFIG}{_pickled(folder)}; `ldlm export` makes a whole model")
-    found = files.read_json(folder / CONFIG)
-    if _model_type(found) != "ldlm":
-        raise InputError(f"{folder} holds a model of type {_model_type(found)}, and not one that `ldlm export` made")
-    record = files.read_digested(folder / CONFIG, "export or download it again")
-    if record["format"] != FORMAT:
-        raise InputError(f"{folder} has format {record['format']}, and this ldlm reads {FORMAT}; use the newer ldlm")
-    return record
-
-
-def verified(folder: Path) -> ModelDescription:
-    """Read `config.json` and check every file by its hash; `InputError` names one that is missing or damaged."""
-    record = _record(folder)
-    there = [WEIGHTS, *(f"{TOKENIZER}/{name}" for _, name in files.below(folder / TOKENIZER))]
-    for name in sorted({*record["sha256"], *there}):
-        if name not in there or not (folder / name).is_file():
-            raise InputError(f"{folder} lacks {name}{_pickled(folder)}; export or download it again")
-        if files.sha256_file(folder / name) != record["sha256"].get(name):
-            raise InputError(f"{folder / name} is damaged: it is not what was exported; export or download it again")
-    return ModelDescription.from_json(record)
-
-
-def _pickled(folder: Path) -> str:
-    """A remark on pickled weights in the folder; empty where there are none."""
-    pickles = [path.name for pattern in PICKLES for path in folder.glob(pattern)]
-    return f" ({', '.join(sorted(pickles))}: pickled weights are never read)" if pickles else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ldlm import config as configs
@@ -16,16 +16,15 @@ HEAD = """\
 library_name: ldlm
 pipeline_tag: text-generation
 tags:
-- diffusion
-- latent-diffusion
+{tags}
 ---
 """
 
 USE = """\
 ```python
-from ldlm import LDLM
+from ldlm import {name}
 
-model = LDLM.from_pretrained(".")  # this folder, or the id of the model on the hub
+model = {name}.from_pretrained(".")  # this folder, or the id of the model on the hub
 for text in model.sample(8, seed=0):
     print(text)
 ```
@@ -47,6 +46,9 @@ training; `_clean` is without noise.
 """
 
 
+NO_FIGURES = "None were taken before this checkpoint."
+
+
 def text(config: ModelDescription) -> str:
     """The model card, Markdown with YAML front matter."""
     length, (number, width) = config.shapes.seq_len, config.latent_shape
@@ -55,16 +57,23 @@ def text(config: ModelDescription) -> str:
         f"and a decoder turns them into tokens in one pass. It was trained with `ldlm` after *{PAPER}*."
     )
     sections = {
-        "Use": USE,
-        "What is in it": f"{_table(_contents(config))}\n\nThe text encoder, the latent encoder and the state of the "
+        "Use": USE.format(name="LDLM"),
+        "What is in it": f"{table(_contents(config))}\n\nThe text encoder, the latent encoder and the state of the "
         f"optimiser are not in it: drawing texts takes none of them.",
-        "Where it comes from": _table(_provenance(config)),
+        "Where it comes from": table(_provenance(config)),
         "Held-out figures": _figures(config.provenance),
-        "How it draws unless told otherwise": _table(configs.to_dict(config.sampler)),
+        "How it draws unless told otherwise": table(configs.to_dict(config.sampler)),
         "Licence": LICENCE,
     }
-    body = "\n\n".join(f"## {title}\n\n{section.strip()}" for title, section in sections.items())
-    return f"{HEAD}\n# Latent diffusion language model, {length:,} tokens\n\n{intro}\n\n{body}\n"
+    title = f"Latent diffusion language model, {length:,} tokens"
+    return page(("diffusion", "latent-diffusion"), title, intro, sections)
+
+
+def page(tags: Sequence[str], title: str, intro: str, sections: Mapping[str, str]) -> str:
+    """A model card with these tags for the hub and these sections by heading."""
+    head = HEAD.format(tags="\n".join(f"- {tag}" for tag in tags))
+    body = "\n\n".join(f"## {heading}\n\n{section.strip()}" for heading, section in sections.items())
+    return f"{head}\n# {title}\n\n{intro}\n\n{body}\n"
 
 
 def _contents(config: ModelDescription) -> dict[str, Any]:
@@ -74,12 +83,12 @@ def _contents(config: ModelDescription) -> dict[str, Any]:
         "denoiser": sizes["denoiser"],
         **{f"decoder `{name}`": sizes[f"decoders/{name}"] for name in config.decoders},
         "decoder by default": f"`{next(iter(config.decoders))}`",
-        **_boundaries(config.provenance),
+        **boundaries(config.provenance),
         "vocabulary": f"{config.shapes.vocab_size:,} tokens",
     }
 
 
-def _boundaries(provenance: Mapping[str, Any]) -> dict[str, str]:
+def boundaries(provenance: Mapping[str, Any]) -> dict[str, str]:
     """The row of boundary tokens; none where the export has no record of them."""
     tokens = provenance.get("boundaries", {"tokens": []})["tokens"]
     return {"rows and documents begin and end with": ", ".join(f"`{token}`" for token in tokens)} if tokens else {}
@@ -87,7 +96,7 @@ def _boundaries(provenance: Mapping[str, Any]) -> dict[str, str]:
 
 def _provenance(config: ModelDescription) -> dict[str, Any]:
     provenance, settings = config.provenance, config.provenance["settings"]
-    encoder, features, recipe = provenance["encoder"], provenance["features"], settings["recipe"]
+    encoder, recipe = provenance["encoder"], settings["recipe"]
     trained = configs.from_stored(configs.TrainConfig, settings)
     noise = configs.decoder_noise(trained.model.space, trained.recipe)
     return {
@@ -96,18 +105,26 @@ def _provenance(config: ModelDescription) -> dict[str, Any]:
         "recipe": f"space {config.model.space}, reconstruction {recipe['reconstruction']}, "
         f"warm-up {recipe['warmup_steps']:,} steps, decoder noise {noise}, "
         f"timesteps {settings['timesteps']['kind']}, schedule {config.schedule.kind}",
+        "frozen text encoder": f"{source(encoder)}, kind {encoder['kind']}, layer {encoder['layer']}",
+        "its weights": f"fingerprint `{encoder['fingerprint']}`",
+        **origin(provenance),
+    }
+
+
+def origin(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """Rows on the training's data, its checkpoint and the versions."""
+    features = provenance["features"]
+    return {
         "training rows": _rows(features["rows"]),
         "training text": f"fingerprint `{features['text']}`",
         "features": f"fingerprint `{features['store']}`",
-        "frozen text encoder": f"{_source(encoder)}, kind {encoder['kind']}, layer {encoder['layer']}",
-        "its weights": f"fingerprint `{encoder['fingerprint']}`",
         "checkpoint": f"digest `{provenance['checkpoint']}`",
         "trained with": _versions(provenance["versions"]["training"]),
         "exported with": _versions(provenance["versions"]["export"]),
     }
 
 
-def _source(encoder: Mapping[str, Any]) -> str:
+def source(encoder: Mapping[str, Any]) -> str:
     """The encoder's name, with its commit where it is one of the hub and the features tell."""
     commit = encoder.get("revision")
     return f"{encoder['name']} at commit `{commit}`" if commit else str(encoder["name"])
@@ -126,12 +143,12 @@ def _versions(versions: Mapping[str, str | None] | None) -> str:
 def _figures(provenance: Mapping[str, Any]) -> str:
     held_out, decoders = provenance["held_out"], provenance["decoders"]
     if not held_out and not decoders:
-        return "None were taken before this checkpoint."
+        return NO_FIGURES
     fine_tuned = {f"{name}: {key}": value for name, figures in decoders.items() for key, value in figures.items()}
-    return f"{_table({**held_out, **fine_tuned})}\n\n{FIGURES}"
+    return f"{table({**held_out, **fine_tuned})}\n\n{FIGURES}"
 
 
-def _table(values: Mapping[str, Any]) -> str:
+def table(values: Mapping[str, Any]) -> str:
     rows = [f"| {name} | {_cell(value)} |" for name, value in values.items()]
     return "\n".join(["| | |", "|---|---|", *rows])
 

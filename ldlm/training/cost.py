@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldlm.config import ModelConfig, Shapes, TrainConfig, from_dict, preset
+from ldlm.config import AnyTrainConfig, ModelConfig, Shapes, TrainConfig, from_dict, preset
 from ldlm.model.joint import JointModel, build_meta
 from ldlm.model.timesteps import TimestepSampler
 from ldlm.runtime import World
-from ldlm.training.fit import RESERVE, largest
-from ldlm.training.footprint import footprint
+from ldlm.training.fit import RESERVE, AnyMethod, largest
 from ldlm.training.learner import check_shares
 from ldlm.training.phases import Phase, phases
 
@@ -34,24 +33,25 @@ def parameters(model: JointModel) -> dict[str, int]:
     return {**dict.fromkeys(names, 0), **counts}
 
 
-def training_cost(config: TrainConfig, shapes: Shapes, *, devices: int = 1) -> dict[str, Any]:
+def training_cost(method: AnyMethod, shapes: Shapes, *, devices: int = 1) -> dict[str, Any]:
     """Parameters, FLOPs per token and memory of one of `devices` processes in a training step, as JSON.
 
     `device=auto` stands for a GPU, whose precision `auto` is bf16. Of a run of several phases the FLOPs are those of
     each, by name with its steps, and the memory that of the largest.
     """
+    config = method.config
     check_shares(config, World(size=devices))
     share = config.batch_size // devices
     rows, bf16 = share // config.accumulate, in_bf16(config)
-    model, found = build_meta(config.model, shapes, scratch=config.model.space == "scratch"), phases(config)
-    flops = {phase.name: flops_per_token(config, shapes, phase) for phase in found}
-    step = footprint(config, shapes, bf16=bf16, device=device_kind(config))
+    steps = method.phase_steps()
+    flops = {phase: method.flops_per_token(shapes, phase) for phase in steps}
+    step = method.footprint(shapes, bf16=bf16, device=device_kind(config))
     memory = step.memory(rows, share, devices=devices)
-    several = len(found) > 1
+    several = len(steps) > 1
     return {
-        "parameters": parameters(model),
-        **({"steps": {phase.name: phase.steps for phase in found}} if several else {}),
-        "flops_per_token": flops if several else flops[found[0].name],
+        "parameters": method.parameters(method.network(shapes)),
+        **({"steps": steps} if several else {}),
+        "flops_per_token": flops if several else next(iter(flops.values())),
         "devices": devices,
         "precision": "bf16" if bf16 else "fp32",
         "accumulate": config.accumulate,
@@ -66,12 +66,12 @@ def training_cost(config: TrainConfig, shapes: Shapes, *, devices: int = 1) -> d
     }
 
 
-def device_kind(config: TrainConfig) -> str:
+def device_kind(config: AnyTrainConfig) -> str:
     """The kind of device that a cost is counted for: cpu where it is asked for, else cuda."""
     return "cpu" if config.device == "cpu" else "cuda"
 
 
-def in_bf16(config: TrainConfig) -> bool:
+def in_bf16(config: AnyTrainConfig) -> bool:
     """True where a step on `device_kind` has its products in bf16."""
     chosen = config.compute.precision
     return chosen == "bf16" or (chosen == "auto" and device_kind(config) == "cuda")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from dataclasses import replace
+from typing import Any
 
 from ldlm import files
-from ldlm.config import Shapes, TrainConfig
+from ldlm.config import Shapes
 from ldlm.errors import InputError
 from ldlm.runtime import World
-from ldlm.training.footprint import Footprint, footprint
+from ldlm.training.footprint import Footprint
 from ldlm.training.learner import check_shares
+from ldlm.training.method import TrainingMethod
+
+AnyMethod = TrainingMethod[Any, Any]
 
 # Of a device's memory: for the CUDA context, workspaces of libraries, fragmentation, and what the estimate misses.
 RESERVE = 0.1
@@ -38,21 +41,21 @@ def largest(found: Footprint, size: str, share: int, devices: int) -> int:
 
 
 def fitted(
-    config: TrainConfig, shapes: Shapes, size: str, *, devices: int, bf16: bool, device: str
-) -> tuple[TrainConfig, str]:
-    """The configuration with the least recomputation and the fewest micro-batches that fit, and its flags.
+    method: AnyMethod, shapes: Shapes, size: str, *, devices: int, bf16: bool, device: str
+) -> tuple[AnyMethod, str]:
+    """The method with the least recomputation and the fewest micro-batches that fit, and its flags.
 
     `InputError` when nothing fits a device of that size beside the reserve.
     """
     budget = round((1 - RESERVE) * capacity(size))
-    check_shares(replace(config, accumulate=1), World(size=devices))
-    share = config.batch_size // devices
+    check_shares(method.changed(accumulate=1).config, World(size=devices))
+    share = method.config.batch_size // devices
     for recompute in (False, True):
-        found = footprint(replace(config, recompute=recompute), shapes, bf16=bf16, device=device)
+        found = method.changed(recompute=recompute).footprint(shapes, bf16=bf16, device=device)
         for accumulate in (n for n in range(1, share + 1) if share % n == 0):
             if found.memory(share // accumulate, share, devices=devices).total <= budget:
                 flags = f"--accumulate {accumulate} --recompute {str(recompute).lower()}"
-                return replace(config, accumulate=accumulate, recompute=recompute), flags
+                return method.changed(accumulate=accumulate, recompute=recompute), flags
     least = found.memory(1, share, devices=devices)
     remedy = (
         "use more processes or a smaller --batch-size"

@@ -9,16 +9,16 @@ others are fixed. So one run tells the memory for any number of rows.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -28,6 +28,7 @@ from ldlm.features.batch import READ_AHEAD
 from ldlm.model import token_loss
 from ldlm.model.joint import JointModel, build_meta
 from ldlm.model.layers import recompute_activations
+from ldlm.model.objective import Losses, Objective
 from ldlm.model.timesteps import TimestepSampler
 from ldlm.training.phases import Phase, phases
 
@@ -101,70 +102,139 @@ def footprint(config: TrainConfig, shapes: Shapes, *, bf16: bool, device: str) -
 def _footprint(config: TrainConfig, shapes: Shapes, bf16: bool, device: str) -> Footprint:
     scratch = config.model.space == "scratch"
     model = build_meta(config.model, shapes, scratch=scratch)
+    steps = [JointTrace(config, shapes, phase) for phase in phases(config)]
     return Footprint(
         shapes,
         parameters=sum(p.numel() for p in model.parameters()),
-        timelines=[_timeline(config, shapes, phase, bf16=bf16, scratch=scratch) for phase in phases(config)],
+        timelines=[timeline(step, shapes, bf16=bf16, has_states=not scratch) for step in steps],
         positions=token_loss.positions_at_once(device, shapes.vocab_size),
         has_states=not scratch,
     )
 
 
-def _timeline(config: TrainConfig, shapes: Shapes, phase: Phase, *, bf16: bool, scratch: bool) -> Timeline:
-    config = replace(config, diffusion=replace(config.diffusion, self_conditioning=0.0))  # whose pass keeps nothing
-    rows, positions = _primes(config, shapes)
-    draws = _draws(config, shapes, phase, rows)
-    with FakeTensorMode(), _chunks_of(positions * shapes.vocab_size):
-        model = JointModel(config.model, shapes, scratch=scratch)
-        if config.recompute:
-            recompute_activations(model)
-        objective = phase.objective(model, config)
-        for name, part in model.parts().items():
-            part.requires_grad_(objective.trains(name))
-        hidden_BLD = None if scratch else torch.empty(rows, shapes.seq_len, shapes.hidden_dim)
+class TracedStep(Protocol):
+    """Forward pass of a training step, to be run without storage."""
+
+    @property
+    def sizes(self) -> Iterable[int]:
+        """Sizes of the model, which the numbers of rows and positions must not divide."""
+
+    @property
+    def chunks(self) -> dict[str, int]:
+        """The logits that the vocabulary loss makes at a time, by kind of device, where the code looks them up."""
+
+    def draws(self, rows: int) -> Any:
+        """The randomness of a step of so many rows: a dataclass or tuples of tensors."""
+
+    def model(self) -> nn.Module:
+        """What is trained, with gradients where the step has them."""
+
+    def loss(self, model: Any, hidden_BLD: Tensor | None, tokens_BL: Tensor, draws: Any) -> Tensor:
+        """The loss of a batch."""
+
+
+def timeline(step: TracedStep, shapes: Shapes, *, bf16: bool, has_states: bool) -> Timeline:
+    """What is alive in a step's forward and backward pass, in float32 or under autocast to bf16."""
+    rows, positions = _primes(step, shapes)
+    draws = step.draws(rows)
+    with fake_step(step.chunks, positions * shapes.vocab_size):
+        model = step.model()
+        hidden_BLD = torch.empty(rows, shapes.seq_len, shapes.hidden_dim) if has_states else None
         tokens_BL = torch.empty(rows, shapes.seq_len, dtype=torch.int64)
         elsewhere = [*model.parameters(), tokens_BL, *([] if hidden_BLD is None else [hidden_BLD])]
         with _Allocations(elsewhere) as found:
-            draws = _on_cpu(draws)
+            draws = on_cpu(draws)
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                losses = objective(hidden_BLD, tokens_BL, draws, 1.0)
-            losses.loss.backward()
+                loss = step.loss(model, hidden_BLD, tokens_BL, draws)
+            loss.backward()  # type: ignore[no-untyped-call]
         return found.timeline(model, rows, positions)
 
 
+@dataclass(frozen=True)
+class JointTrace:
+    """A step of joint training in one of its phases."""
+
+    config: TrainConfig
+    shapes: Shapes
+    phase: Phase
+
+    @property
+    def sizes(self) -> Iterable[int]:
+        """Sizes of the parts."""
+        model = self.config.model
+        return sizes_of(model.autoencoder, model.denoiser, model.token_decoder)
+
+    @property
+    def chunks(self) -> dict[str, int]:
+        """Those of the vocabulary loss."""
+        return token_loss.CHUNK
+
+    @property
+    def _objective(self) -> Callable[[JointModel], Objective]:
+        # A self-conditioning pass keeps nothing.
+        config = replace(self.config, diffusion=replace(self.config.diffusion, self_conditioning=0.0))
+        return lambda model: self.phase.objective(model, config)
+
+    def draws(self, rows: int) -> Any:
+        """The randomness of a step, on the meta device."""
+        objective = self._objective(build_meta(self.config.model, self.shapes))
+        timesteps = TimestepSampler(self.config.timesteps, self.config.diffusion.t_min)
+        rows_B = torch.zeros(rows, dtype=torch.int64)
+        return objective.draw(timesteps, seed=0, step=0, rows_B=rows_B, device="meta")
+
+    def model(self) -> JointModel:
+        """All parts, with gradients for those that the phase trains."""
+        model = JointModel(self.config.model, self.shapes, scratch=self.config.model.space == "scratch")
+        if self.config.recompute:
+            recompute_activations(model)
+        objective = self._objective(model)
+        for name, part in model.parts().items():
+            part.requires_grad_(objective.trains(name))
+        return model
+
+    def loss(self, model: JointModel, hidden_BLD: Tensor | None, tokens_BL: Tensor, draws: Any) -> Tensor:
+        """The sum of the three terms."""
+        losses: Losses = self._objective(model)(hidden_BLD, tokens_BL, draws, 1.0)
+        return losses.loss
+
+
 @contextmanager
-def _chunks_of(logits: int) -> Iterator[None]:
-    """Within the block the vocabulary loss on a CPU makes so many logits at a time."""
-    before = token_loss.CHUNK["cpu"]
-    token_loss.CHUNK["cpu"] = logits
+def fake_step(chunks: dict[str, int], logits: int) -> Iterator[None]:
+    """Within the block new tensors have no storage, and the vocabulary loss on a CPU makes so many logits at a time."""
+    before = chunks["cpu"]
+    chunks["cpu"] = logits
     try:
-        yield
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
     finally:
-        token_loss.CHUNK["cpu"] = before
+        chunks["cpu"] = before
 
 
-def _draws(config: TrainConfig, shapes: Shapes, phase: Phase, rows: int) -> Any:
-    """The randomness of a step on the meta device."""
-    objective = phase.objective(build_meta(config.model, shapes), config)
-    timesteps = TimestepSampler(config.timesteps, config.diffusion.t_min)
-    rows_B = torch.zeros(rows, dtype=torch.int64)
-    return objective.draw(timesteps, seed=0, step=0, rows_B=rows_B, device="meta")
+def on_cpu(value: Any) -> Any:
+    """New tensors in place of those of a dataclass or of tuples."""
+    return mapped(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu"), value)
 
 
-def _on_cpu(value: Any) -> Any:
-    """New tensors in place of those of a dataclass."""
+def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """A dataclass or tuples with a function of each of their tensors in its place."""
     if isinstance(value, Tensor):
-        return torch.empty(value.shape, dtype=value.dtype, device="cpu")
+        return function(value)
+    if isinstance(value, tuple):
+        parts = [mapped(function, part) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     if not is_dataclass(value) or isinstance(value, type):
         return value
-    return replace(value, **{field.name: _on_cpu(getattr(value, field.name)) for field in fields(value)})
+    return replace(value, **{field.name: mapped(function, getattr(value, field.name)) for field in fields(value)})
 
 
-def _primes(config: TrainConfig, shapes: Shapes) -> tuple[int, int]:
+def sizes_of(*parts: Any) -> list[int]:
+    """The whole numbers among the settings of parts."""
+    return [size for part in parts for size in vars(part).values() if type(size) is int]
+
+
+def _primes(step: TracedStep, shapes: Shapes) -> tuple[int, int]:
     """Numbers of rows, and of positions in a chunk, two chunks and a bit, by which storages are told apart."""
-    model = config.model
-    parts = (model.autoencoder, model.denoiser, model.token_decoder)
-    sizes = [size for part in (shapes, *parts) for size in vars(part).values() if type(size) is int]
+    sizes = [*sizes_of(shapes), *step.sizes]
     free = (n for n in count(31) if _is_prime(n) and all(size % n for size in sizes))
     rows = next(free)
     below = range(rows * shapes.seq_len // 2, 1, -1)
@@ -204,7 +274,7 @@ class _Allocations(TorchDispatchMode):
 
         self._alive[key] = weakref.ref(storage, ends)
 
-    def timeline(self, model: JointModel, rows: int, positions: int) -> Timeline:
+    def timeline(self, model: nn.Module, rows: int, positions: int) -> Timeline:
         """Bytes that were alive after each allocation so far."""
         gradients = [p.grad.untyped_storage() for p in model.parameters() if p.grad is not None]
         numbers = {self._numbers[storage._cdata] for storage in gradients}

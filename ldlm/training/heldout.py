@@ -25,7 +25,7 @@ from ldlm.model.token_loss import TokenLosses
 
 T_BINS = 20
 COLLAPSED, EXPLODED = 0.2, 20.0  # per-coordinate standard deviation of the latents
-_SEED = 20_240_229  # of the evaluation's own noise: the same for every run, so that runs compare
+SEED = 20_240_229  # of the evaluation's own noise: the same for every run, so that runs compare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ def evaluate(
         l_diff_all.append((objective.denoising_loss(z_0_BNC, draws) / objective.scales.diff).cpu())
 
         # Reconstruction
-        noisy_BNC = objective.decoder_input.draw(model, h_BLD, z_0_BNC, seed=_SEED, step=0, rows_B=row_B)
+        noisy_BNC = objective.decoder_input.draw(model, h_BLD, z_0_BNC, seed=SEED, step=0, rows_B=row_B)
         h_hat_BLD = model.latent_decoder(noisy_BNC)
         if model.encodes:
             means.add(len(row_B), l_h=row_loss(h_hat_BLD, h_BLD).mean())
@@ -114,8 +114,8 @@ def evaluate(
         rows=len(t_B),
         l_diff=l_diff_B.mean().item(),
         l_diff_mean=variance_NC.mean().item(),
-        l_diff_by_t=_by_bin(t_B, l_diff_B),
-        l_diff_by_u=None if timesteps is None else _by_bin(timesteps.cdf(t_B), l_diff_B),
+        l_diff_by_t=by_bin(t_B, l_diff_B),
+        l_diff_by_u=None if timesteps is None else by_bin(timesteps.cdf(t_B), l_diff_B),
         l_h=means.of("l_h"),
         l_w=means.of("l_w"),
         token_accuracy=means.of("token_accuracy"),
@@ -143,7 +143,7 @@ def evaluate_decoder(
     """
     means, done = _Means(), 0
     for row_B, h_BLD, z_0_BNC, tokens_BL in _encoded(model, split, rows, batch_size, device):
-        noisy_BNC = noisy.draw(model, h_BLD, z_0_BNC, seed=_SEED, step=0, rows_B=row_B)
+        noisy_BNC = noisy.draw(model, h_BLD, z_0_BNC, seed=SEED, step=0, rows_B=row_B)
         under_noise, clean = decoder.losses(noisy_BNC, tokens_BL), decoder.losses(z_0_BNC, tokens_BL)
         means.add(len(row_B), l_w=under_noise.mean, token_accuracy=_accuracy(under_noise))
         means.add(len(row_B), l_w_clean=clean.mean, token_accuracy_clean=_accuracy(clean))
@@ -189,7 +189,7 @@ def _draws(row_B: Tensor, z_0_BNC: Tensor) -> Draws:
     return Draws(
         t_B=t_B.clamp(min=1e-5),
         weight_B=torch.ones_like(t_B),
-        eps_BNC=noise.normal(_SEED, "eps", 0, row_B, (z_0_BNC.shape[1], z_0_BNC.shape[2])),
+        eps_BNC=noise.normal(SEED, "eps", 0, row_B, (z_0_BNC.shape[1], z_0_BNC.shape[2])),
         eps_dec_BNC=torch.empty_like(z_0_BNC),  # of `DecoderInput.draw`
         self_condition=True,
     )
@@ -199,7 +199,7 @@ def _accuracy(found: TokenLosses) -> Tensor:
     return found.right_BL.float().mean()
 
 
-def _by_bin(t_B: Tensor, loss_B: Tensor) -> list[float | None]:
+def by_bin(t_B: Tensor, loss_B: Tensor) -> list[float | None]:
     index = (t_B * T_BINS).long().clamp(max=T_BINS - 1)
     return [loss_B[index == i].mean().item() if (index == i).any() else None for i in range(T_BINS)]
 

@@ -41,6 +41,7 @@ class TrainState(Learner[JointStep]):
 
     shown: ClassVar[tuple[str, ...]] = ("l_diff", "l_h", "l_w", "token_accuracy")
 
+    config: TrainConfig
     model: JointModel
     objective: Objective
     timesteps: TimestepSampler

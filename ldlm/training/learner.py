@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ldlm.compute import Compute
-from ldlm.config import TrainConfig
+from ldlm.config import AnyTrainConfig
 from ldlm.errors import InputError
 from ldlm.features.batch import Batch
 from ldlm.runtime import ALONE, World
@@ -39,6 +39,14 @@ class Step:
     finite: Tensor  # false where nothing was updated
 
 
+@dataclass(frozen=True)
+class Bound:
+    """Something that binds the number of a training's steps."""
+
+    why: str  # what it does over them
+    unless: str  # the setting without it
+
+
 AnyStep = TypeVar("AnyStep", bound=Step)
 
 
@@ -48,7 +56,7 @@ class Learner(ABC, Generic[AnyStep]):
 
     shown: ClassVar[tuple[str, ...]]  # names of the figures that are shown beside the progress
 
-    config: TrainConfig
+    config: AnyTrainConfig
     model: nn.Module
     optimizer: torch.optim.AdamW
     ema: EMA
@@ -72,6 +80,14 @@ class Learner(ABC, Generic[AnyStep]):
     def steps(self) -> int:
         """Optimiser steps in all."""
         return self.config.steps
+
+    @property
+    def binds_steps(self) -> Bound | None:
+        """What keeps a training from going on to another number of steps; None where nothing does."""
+        decay = self.config.optimizer.lr_decay
+        if decay == "constant":
+            return None
+        return Bound(f"optimizer.lr_decay={decay} lets the learning rate fall", "optimizer.lr_decay=constant")
 
     @property
     def done(self) -> bool:
@@ -174,7 +190,7 @@ def parallel(module: nn.Module, world: World) -> DistributedDataParallel | None:
     return DistributedDataParallel(module, gradient_as_bucket_view=True) if world.size > 1 else None
 
 
-def check_shares(config: TrainConfig, world: World) -> None:
+def check_shares(config: AnyTrainConfig, world: World) -> None:
     """`InputError` when the batch can't be divided evenly among the processes and their micro-batches."""
     parts = world.size * config.accumulate
     if config.batch_size % parts:

@@ -13,7 +13,7 @@ from ldlm.errors import InputError
 from ldlm.features.stream import Stream
 from ldlm.progress import Progress
 from ldlm.training import checkpoint
-from ldlm.training.learner import Learner
+from ldlm.training.learner import Bound, Learner
 
 
 def begin(
@@ -31,17 +31,19 @@ def begin(
     """Begin or take up the output `out` of a learner, locked against other jobs until `held` closes.
 
     `reads` are folders that must not be overwritten. A finished output is taken up again where the learner has more
-    steps to take. All processes of the job get what the main one finds.
+    steps to take, unless something binds their number (`Learner.binds_steps`). All processes of the job get what the
+    main one finds.
     """
     steps = learner.config.steps
-    if learner.config.optimizer.lr_decay != "constant":
-        inputs = {**inputs, "steps": steps}  # they shape the learning rate, so they can't change on the way
+    bound = learner.binds_steps
+    if bound is not None:
+        inputs = {**inputs, "steps": steps}
 
     def begin_alone() -> str:
         there = out.is_dir() and not overwrite and not artifact.is_emptied(out)
         if there:
             held.enter_context(locks.exclusive_lock(out))  # before anything is written there: somebody may be at work
-            _check_steps(out, inputs.get("steps"))
+            _check_steps(out, steps, bound)
         result = artifact.begin(out, kind, config, inputs, overwrite=overwrite, reads=reads)
         if not there:
             held.enter_context(locks.exclusive_lock(out))
@@ -63,16 +65,16 @@ def _go_on(finished: Artifact, config: Any, steps: int, progress: Progress) -> s
     return "complete"
 
 
-def _check_steps(out: Path, steps: int | None) -> None:
-    """`InputError` when the learning rate fell towards another end than `steps` until now; None where it has none."""
+def _check_steps(out: Path, steps: int, bound: Bound | None) -> None:
+    """`InputError` when `out` was begun for another number of steps than `steps`, and something binds it to that."""
     record = out / "artifact.json"
     found = files.read_json(record) if record.is_file() else {}
     begun, place = found.get("inputs", {}).get("steps"), artifact.NAMED_BY.get(found.get("kind", ""), "--output")
-    if None not in (begun, steps) and begun != steps:
+    if bound is not None and begun not in (None, steps):
         raise InputError(
-            f"{out} was begun for {begun} steps, over which optimizer.lr_decay=cosine lets the learning rate fall, so "
-            f"it can't become one of {steps}; give --steps {begun}, choose another {place}, or add --overwrite (one "
-            f"with optimizer.lr_decay=constant goes on to any number)"
+            f"{out} was begun for {begun} steps, over which {bound.why}, so it can't become one of {steps}; give "
+            f"--steps {begun}, choose another {place}, or add --overwrite (one with {bound.unless} goes on to any "
+            f"number)"
         )
 
 

@@ -118,7 +118,7 @@ def manifest(kind):
 
 
 @pytest.fixture(scope="module")
-def seen(succeed, corpus, gpt2, store, trained, tmp_path_factory):
+def seen(succeed, corpus, gpt2, store, trained, rival, tmp_path_factory):
     """All commands but quickstart, one after the other, their results and files looked at."""
     root = tmp_path_factory.mktemp("keys")
     run, cpu, found = root / "run", ("--device", "cpu"), Seen()
@@ -173,6 +173,12 @@ def seen(succeed, corpus, gpt2, store, trained, tmp_path_factory):
     export = ("export", "--run", run, "--output", root / "model")
     found.look(succeed(*export, "--dry-run"), "dry run: export")
     found.look(succeed(*export), *manifest("model"))
+    tokens = ("--run", rival("mdlm"), "--sampler", "remdm")
+    found.look(succeed("export", *tokens, "--dry-run"), "dry run: export")
+    found.look(succeed("export", *tokens, "--output", root / "tokens"), *manifest("model"))
+    draw = ("sample", *tokens, "--num-samples", 2, "--steps", 2, *cpu)
+    found.look(succeed(*draw, "--dry-run"), "dry run: sample")
+    found.look(succeed(*draw, "--output", root / "tokens.jsonl"), "f.jsonl.meta.json")
     assert succeed("report", run).keys() == {"output"}
     assert succeed("plot", run).keys() == {"drawn"}
     found.look(succeed("quickstart", "--output", root / "quickstart", "--dry-run"), "dry run: quickstart")

@@ -21,6 +21,7 @@ from ldlm.config import (
 )
 from ldlm.model.joint import build, build_meta
 from ldlm.training import cost
+from ldlm.training.joint_method import JointTraining
 from ldlm.training.phases import phases
 
 
@@ -62,7 +63,7 @@ def test_flops_per_token_of_the_main_preset_agree_with_a_count_by_hand():
     token_decoder = 3 * (4 * d * d + 12 * d * d + 2 * length * d) + d * vocab
     expected = 3 * 2 * (2 * resampler + denoiser + token_decoder) + 0.5 * 2 * denoiser
 
-    found = cost.training_cost(from_dict(TrainConfig, main.overrides), main.shapes)
+    found = cost.training_cost(JointTraining(from_dict(TrainConfig, main.overrides)), main.shapes)
     assert found["flops_per_token"] == pytest.approx(expected, rel=0.01)
     assert found["flops_per_token"] == pytest.approx(2.0e9, rel=0.01)
 

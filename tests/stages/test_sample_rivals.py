@@ -25,7 +25,7 @@ SAMPLERS = {
     "remdm-conf": ("mdlm", {"name": "remdm", "steps": 12, "schedule": "conf"}),
     "remdm-loop": ("mdlm", {"name": "remdm", "steps": 12, "schedule": "loop", "eta": 0.3}),
     "duo": ("duo", {"steps": 8}),
-    "duo-argmax": ("duo", {"steps": 8, "end": "argmax", "top_p": 0.9}),
+    "duo-race": ("duo", {"steps": 4, "drawing": "race", "top_p": 0.95, "end": "argmax"}),
     "psi": ("duo", {"name": "psi", "steps": 8}),
     "psi-kappa": ("duo", {"name": "psi", "steps": 8, "mode": "kappa", "eta": 0.5, "top_p": 1.0}),
     "candi": ("candi", {"steps": 8}),

@@ -15,6 +15,7 @@ from ldlm.model.joint import build_meta
 from ldlm.training.fit import RESERVE, capacity, fitted, largest
 from ldlm.training.footprint import footprint
 from ldlm.training.joint import start, train_step
+from ldlm.training.joint_method import JointTraining
 
 CPU = torch.device("cpu")
 
@@ -123,10 +124,11 @@ def test_fit_recomputes_only_where_nothing_else_fits_and_takes_the_fewest_micro_
 
     def chosen(limit):
         found, flags = fitted(
-            config, shapes, f"{limit / (1 - RESERVE) / 1e9:.9f}GB", devices=2, bf16=True, device="cuda"
+            JointTraining(config), shapes, f"{limit / (1 - RESERVE) / 1e9:.9f}GB", devices=2, bf16=True, device="cuda"
         )
-        assert flags == f"--accumulate {found.accumulate} --recompute {str(found.recompute).lower()}"
-        return found.accumulate, found.recompute
+        accumulate, recompute = found.config.accumulate, found.config.recompute
+        assert flags == f"--accumulate {accumulate} --recompute {str(recompute).lower()}"
+        return accumulate, recompute
 
     def total(found, rows):
         return found.memory(rows, 32, devices=2).total + 2
@@ -141,7 +143,7 @@ def test_fit_recomputes_only_where_nothing_else_fits_and_takes_the_fewest_micro_
     assert total(recomputed, 32 // accumulate) <= between
     assert accumulate == 1 or total(recomputed, 64 // accumulate) > between
     with pytest.raises(InputError, match=r"--fit 0\.001GB: .* needs .* and may use 878\.9 KiB; use "):
-        fitted(config, shapes, "0.001GB", devices=2, bf16=True, device="cuda")
+        fitted(JointTraining(config), shapes, "0.001GB", devices=2, bf16=True, device="cuda")
 
 
 def test_sizes_are_read_with_their_unit():

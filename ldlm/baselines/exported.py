@@ -1,0 +1,84 @@
+"""An exported token-level model: everything that drawing texts takes, in a folder that `ldlm export` writes.
+
+Its weights are those of the network; no optimiser state is in it. `sampling.pretrained` says what the folder holds.
+
+    from ldlm import TokenDiffusion
+    texts = TokenDiffusion.from_pretrained("model").sample(8, steps=64)
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from ldlm import config as configs
+from ldlm.baselines import description, generation, methods
+from ldlm.baselines.backbone import Backbone
+from ldlm.baselines.description import TokenDescription
+from ldlm.baselines.generation import TokenGenerator
+from ldlm.compute import Compute
+from ldlm.config import ComputeConfig, SampleConfig, SamplerOfTokens, TokenSampleConfig
+from ldlm.progress import Progress
+from ldlm.sampling.pretrained import ExportedModel
+
+
+class TokenDiffusion(ExportedModel):
+    """A token-level diffusion language model that draws texts; `save_pretrained` and `push_to_hub` write it."""
+
+    model_type = "ldlm-tokens"
+    describe = staticmethod(TokenDescription.from_json)
+    write_card = staticmethod(description.card)
+    config: TokenDescription
+
+    @property
+    def network(self) -> Backbone:
+        """The network."""
+        return cast(Backbone, self.networks["network"])
+
+    def compute(self, config: ComputeConfig) -> Compute:
+        """Precision and kernels with which its network draws texts."""
+        return methods.compute(config, self.network, self.device)
+
+    def generator(self, compute: Compute | None = None) -> TokenGenerator:
+        """A generator of texts."""
+        return TokenGenerator(self.config.training, self.network, self.shapes, compute or self.compute(ComputeConfig()))
+
+    def drawing(self, config: TokenSampleConfig) -> TokenGenerator:
+        """The generator that settings of `ldlm sample` ask for."""
+        return self.generator(self.compute(config.compute))
+
+    def check(self, sampler: SamplerOfTokens) -> None:
+        """Every sampler of the method is offered."""
+
+    def cost(self, config: TokenSampleConfig) -> dict[str, Any]:
+        """Evaluations that settings of `ldlm sample` take at most, and their FLOPs, as JSON."""
+        return generation.drawing_cost(config, self.config.training, self.shapes)
+
+    def remark(self, config: TokenSampleConfig, progress: Progress) -> None:
+        """Nothing is chosen that settings do not say."""
+
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        batch_size: int | None = None,
+        sampler: str | None = None,
+        clean_up: bool = False,
+        **settings: Any,
+    ) -> list[str]:
+        """Draw `n` texts, as `ldlm sample` with these settings does.
+
+        `sampler` is one of the method's, such as `remdm` of a model of MDLM, and `settings` are fields of it (see
+        `ldlm.config.TOKEN_SAMPLERS`), such as `steps=64`, `top_p=0.9` and `eta=0.015`; what is not given is as in
+        `config.sampler`. Text i depends on `seed` and i only, not on `n` or `batch_size` (None: measured). `clean_up`
+        decodes with the tokenizer's clean-up of spaces. `InputError` names a setting that does not exist, is out of
+        bounds, or is of another sampler.
+        """
+        given = {
+            "num_samples": n, "seed": seed, "batch_size": batch_size, "clean_up": clean_up, "sampler": settings,
+        }  # fmt: skip
+        base = {"sampler": configs.to_dict(self.config.sampler)}
+        config = configs.drawing_config(SampleConfig, self.config.method, given, named=sampler, base=base)
+        if None not in self._generators:
+            self._generators[None] = self.generator()
+        return self._texts(self._generators[None], config)

@@ -1,0 +1,37 @@
+"""The export of a token-level run: its network, its method and its tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ldlm import config as configs
+from ldlm.baselines.description import TokenDescription
+from ldlm.baselines.exported import TokenDiffusion
+from ldlm.baselines.trained import TrainedTokenRun
+from ldlm.config import TokenExportConfig
+from ldlm.sampling import exporting
+from ldlm.sampling.exporting import Export
+
+
+def of_run(config: TokenExportConfig, path: Path) -> Export:
+    """The export of a run of a rival."""
+    run = TrainedTokenRun(path, torch.device("cpu"), config.checkpoint)
+    networks = {"network": run.network}
+
+    def model() -> TokenDiffusion:
+        provenance = exporting.provenance(run, configs.identity(run.config))
+        described = TokenDescription(
+            method=run.method, shapes=run.shapes, sampler=config.sampler, provenance=provenance
+        )
+        return TokenDiffusion(described, networks, run.path / "tokenizer")
+
+    return Export(
+        origin=run.origin,
+        inputs={"checkpoint": run.checkpoint.digest},
+        contents={"method": run.method},
+        parameters=exporting.parameters(networks),
+        check=lambda: run.check(config.sampler),
+        model=model,
+    )

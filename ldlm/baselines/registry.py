@@ -1,0 +1,17 @@
+"""Training methods by name: LDLM and its rivals. Stages look a method up here, and ask nothing about its name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ldlm.baselines.training import TokenTraining
+from ldlm.config import AnyTrainConfig, TrainConfig
+from ldlm.training.joint_method import JointTraining
+from ldlm.training.method import TrainingMethod
+
+AnyMethod = TrainingMethod[Any, Any]
+
+
+def training_method(config: AnyTrainConfig) -> AnyMethod:
+    """The method that settings are of."""
+    return JointTraining(config) if isinstance(config, TrainConfig) else TokenTraining(config)

@@ -1,0 +1,115 @@
+"""What of a run is exported: the networks that draw texts, and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ldlm import artifact, files
+from ldlm import config as configs
+from ldlm.config import ExportConfig
+from ldlm.evaluation.boundaries import Boundaries
+from ldlm.sampling import solvers
+from ldlm.sampling.description import ModelDescription
+from ldlm.sampling.exported import LDLM
+from ldlm.sampling.generation import JOINT
+from ldlm.sampling.pretrained import ExportedModel
+from ldlm.sampling.source import OpenRun
+from ldlm.sampling.trained_run import TrainedRun
+from ldlm.training.log import MetricsFile
+
+
+@dataclass(frozen=True)
+class Export:
+    """An export of a checkpoint, before it is written."""
+
+    origin: Mapping[str, Any]  # digest and step of the checkpoint
+    inputs: Mapping[str, Any]  # hashes of what it is made from
+    contents: Mapping[str, Any]  # what it holds, for the manifest, as JSON
+    parameters: int
+    check: Callable[[], None]  # `InputError` for a default sampler that is not offered
+    model: Callable[[], ExportedModel]
+
+
+def of_run(config: ExportConfig, path: Path) -> Export:
+    """The export of a run of LDLM: its denoiser and its decoders."""
+    run = TrainedRun(path, torch.device("cpu"), config.checkpoint)
+    names = _decoders(config, run)
+    decoders = {name: _record(run, name) for name in names}
+    networks = {"denoiser": run.model.denoiser, **{f"decoders/{name}": run.decoder(name).logits for name in names}}
+    return Export(
+        origin=run.origin,
+        inputs={
+            "checkpoint": run.checkpoint.digest,
+            "decoders": {name: files.sha256_json(record) for name, record in decoders.items()},
+        },
+        contents={"decoders": names},
+        parameters=parameters(networks),
+        check=lambda: solvers.check(config.sampler),
+        model=lambda: LDLM(_describe(config, run, decoders), networks, run.path / "tokenizer"),
+    )
+
+
+def parameters(networks: Mapping[str, nn.Module]) -> int:
+    """Number of parameters of networks together."""
+    return sum(p.numel() for network in networks.values() for p in network.parameters())
+
+
+def provenance(run: OpenRun, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Provenance of the weights of a run, without paths of the machine that they were trained on."""
+    encoder = run.features["encoder"]
+    finished = run.artifact.manifest if run.artifact.complete else {}
+    return {
+        **run.origin,
+        "settings": settings,
+        "features": {key: run.features.get(key) for key in ("store", "text", "rows")},
+        # A name without a commit is a folder's; the fingerprint identifies the encoder wherever it is.
+        "encoder": {**encoder, "name": encoder["name"] if encoder.get("revision") else Path(encoder["name"]).name},
+        "held_out": _held_out(run),
+        "versions": {"training": finished.get("versions"), "export": artifact.versions()},
+        "boundaries": Boundaries.of(run.tokenizer).to_json(),
+    }
+
+
+def _held_out(run: OpenRun) -> dict[str, Any]:
+    """The scalar figures of the last evaluation up to the checkpoint; empty before the first."""
+    lines = [line for line in MetricsFile(run.path / "metrics.jsonl").read() if line["kind"] == "eval"]
+    lines = [line for line in lines if line["step"] <= run.checkpoint.step]
+    last = lines[-1] if lines else {}
+    return {key: value for key, value in last.items() if key != "kind" and not isinstance(value, list | dict)}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Of LDLM
+
+
+def _decoders(config: ExportConfig, run: TrainedRun) -> list[str]:
+    """Names of the decoders to export, the default first; `InputError` when there is none."""
+    if config.decoder is None and run.usable_decoders():
+        return run.usable_decoders()
+    return [run.decoder(config.decoder).name]
+
+
+def _record(run: TrainedRun, name: str) -> dict[str, Any]:
+    """The manifest of a fine-tuned decoder; empty for `joint`, which has none of its own."""
+    return {} if name == JOINT else artifact.open_artifact(run.path / "decoders" / name, "decoder").manifest
+
+
+def _describe(config: ExportConfig, run: TrainedRun, decoders: Mapping[str, Mapping[str, Any]]) -> ModelDescription:
+    of_decoders = {name: record["held_out"] for name, record in decoders.items() if record}
+    return ModelDescription(
+        model=run.config.model,
+        shapes=run.shapes,
+        latent_shape=(run.model.num_latents, run.model.latent_dim),
+        schedule=run.schedule,
+        t_min=run.config.diffusion.t_min,
+        timestep_p=tuple(run.timesteps.p.tolist()),
+        sampler=config.sampler,
+        decoders={name: record.get("network", {}) for name, record in decoders.items()},
+        provenance={**provenance(run, configs.identity(run.config)), "decoders": of_decoders},
+    )

@@ -1,0 +1,196 @@
+"""An exported model as a folder or on the hub: what the models of all methods have in common.
+
+    model.safetensors   averaged weights
+    tokenizer/          the run's
+    README.md           the model card; may be edited
+    config.json         written last: sizes, settings, sampler, provenance, and sha256 of weights and tokenizer
+
+Weights are read from safetensors only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from huggingface_hub import ModelHubMixin
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ldlm import files, hub, runtime
+from ldlm.config import AnySampleConfig, Shapes
+from ldlm.errors import InputError
+from ldlm.evaluation import metrics
+from ldlm.hub import load_tokenizer
+from ldlm.sampling import generation
+from ldlm.sampling.source import Generator
+
+FORMAT = 1
+CONFIG, WEIGHTS, CARD, TOKENIZER = "config.json", "model.safetensors", "README.md", "tokenizer"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+CLASSES = {"ldlm": "LDLM", "ldlm-tokens": "TokenDiffusion"}  # of `ldlm`, by the model_type of config.json
+
+
+class ExportedModel(ModelHubMixin):
+    """A model that draws texts; `save_pretrained` and `push_to_hub` write it.
+
+    Its description `config` has `shapes`, `provenance`, `networks()` on the meta device, and `to_json()`.
+    """
+
+    model_type: ClassVar[str]
+    describe: ClassVar[Callable[..., Any]]  # a description of what `config.json` holds
+    write_card: ClassVar[Callable[..., str]]  # the model card of a description
+
+    def __init__(
+        self, config: Any, networks: Mapping[str, nn.Module], tokenizer: Path, card: str | None = None
+    ) -> None:
+        """`networks` as `config.networks` has them, with weights; `tokenizer` a folder; `card` None writes one."""
+        self.config, self.networks, self.device = config, dict(networks), torch.device("cpu")
+        self.tokenizer = load_tokenizer(str(tokenizer))
+        self.card = type(self).write_card(config) if card is None else card
+        self._tokenizer_files = {name: path.read_bytes() for path, name in files.below(tokenizer)}
+        self._generators: dict[Any, Generator] = {}  # with what they have compiled
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # there is no other class to pass further options on to
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+    ) -> Self:
+        """Load the model in a folder, or of that id on the Hugging Face hub, onto the CPU.
+
+        The network is used for a hub id only. `InputError` when there is no such model, when a file of it is damaged,
+        when its weights are pickled, and when it is one that another class opens.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            options: dict[str, Any] = {
+                "force_download": force_download, "token": token, "cache_dir": cache_dir,
+                "local_files_only": local_files_only, "revision": revision,
+            }  # fmt: skip
+            name = str(pretrained_model_name_or_path)
+            cls.described(hub.download(name, [CONFIG], **options))  # before downloading gigabytes that are none of ours
+            folder = hub.download(name, [CONFIG, WEIGHTS, CARD, f"{TOKENIZER}/*"], **options)
+        return cls.from_folder(folder)
+
+    @classmethod
+    def described(cls, folder: Path) -> Any:
+        """The description in a folder's `config.json`; `InputError` for what this class doesn't open."""
+        return cls.describe(record(folder, cls.model_type))
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Self:
+        """Load the model in a folder, as `from_pretrained` does."""
+        config = cls.describe(verified(folder, cls.model_type))
+        networks, tensors = config.networks(), load_file(folder / WEIGHTS)
+        for name, network in networks.items():
+            own = {key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")}
+            network.to_empty(device="cpu").load_state_dict(own)
+            network.eval().requires_grad_(False)
+        card = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else None
+        return cls(config, networks, folder / TOKENIZER, card)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Write the files for `save_pretrained` and `push_to_hub`; `config.json` comes last and marks it complete."""
+        tensors = {
+            f"{name}/{key}": tensor.detach().contiguous().cpu()
+            for name, network in self.networks.items()
+            for key, tensor in network.state_dict().items()
+        }
+        with files.replacing(save_directory / WEIGHTS) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+        for name, data in self._tokenizer_files.items():
+            files.write_atomic(save_directory / TOKENIZER / name, data)
+        files.write_atomic(save_directory / CARD, self.card)
+        sha256 = {name: files.sha256_file(save_directory / name) for name in [WEIGHTS, *self._tokenizer_names()]}
+        described = {"model_type": self.model_type, "format": FORMAT, **self.config.to_json(), "sha256": sha256}
+        files.write_atomic(save_directory / CONFIG, files.dump_digested(described))
+
+    def _tokenizer_names(self) -> list[str]:
+        return [f"{TOKENIZER}/{name}" for name in self._tokenizer_files]
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the networks to a device (cpu, cuda, cuda:N or auto); returns itself."""
+        self.device = runtime.device(str(device))
+        self._generators.clear()
+        for network in self.networks.values():
+            network.to(self.device)
+        return self
+
+    @property
+    def shapes(self) -> Shapes:
+        """Length of a text in tokens, width of the encoder's states, size of the vocabulary."""
+        shapes: Shapes = self.config.shapes
+        return shapes
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Digest and step of the checkpoint that the model was exported from."""
+        return {key: self.config.provenance[key] for key in ("checkpoint", "step")}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State for a copy: without the generators, whose locks and compiled code can't be copied."""
+        return {**self.__dict__, "_generators": {}}
+
+    def _texts(self, generator: Generator, config: AnySampleConfig) -> list[str]:
+        batches = generation.batches(generator, config)
+        return [
+            text
+            for _, tokens_BL in batches
+            for text in metrics.decode_tokens(self.tokenizer, tokens_BL, clean_up=config.clean_up)
+        ]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Reading a folder
+
+
+def model_type(folder: Path) -> str | None:
+    """The type of the exported model in a folder, a key of `CLASSES`; None where there is none of ours."""
+    found = _model_type(files.read_json(folder / CONFIG)) if (folder / CONFIG).is_file() else None
+    return found if found in CLASSES else None
+
+
+def _model_type(found: Any) -> Any:
+    return found.get("model_type") if isinstance(found, dict) else None
+
+
+def record(folder: Path, expected: str) -> dict[str, Any]:
+    """`config.json` alone; `InputError` when it describes no model of that type, or is damaged."""
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder} has no {CONFIG}{_pickled(folder)}; `ldlm export` makes a whole model")
+    found = _model_type(files.read_json(folder / CONFIG))
+    if found != expected:
+        if found in list(CLASSES):
+            raise InputError(f"{folder} holds a model of type {found}; open it with ldlm.{CLASSES[found]}")
+        raise InputError(f"{folder} holds a model of type {found}, and not one that `ldlm export` made")
+    read = files.read_digested(folder / CONFIG, "export or download it again")
+    if read["format"] != FORMAT:
+        raise InputError(f"{folder} has format {read['format']}, and this ldlm reads {FORMAT}; use the newer ldlm")
+    return read
+
+
+def verified(folder: Path, expected: str) -> dict[str, Any]:
+    """`config.json`, every file checked by its hash; `InputError` names one that is missing or damaged."""
+    read = record(folder, expected)
+    there = [WEIGHTS, *(f"{TOKENIZER}/{name}" for _, name in files.below(folder / TOKENIZER))]
+    for name in sorted({*read["sha256"], *there}):
+        if name not in there or not (folder / name).is_file():
+            raise InputError(f"{folder} lacks {name}{_pickled(folder)}; export or download it again")
+        if files.sha256_file(folder / name) != read["sha256"].get(name):
+            raise InputError(f"{folder / name} is damaged: it is not what was exported; export or download it again")
+    return read
+
+
+def _pickled(folder: Path) -> str:
+    """A remark on pickled weights in the folder; empty where there are none."""
+    pickles = [path.name for pattern in PICKLES for path in folder.glob(pattern)]
+    return f" ({', '.join(sorted(pickles))}: pickled weights are never read)" if pickles else ""

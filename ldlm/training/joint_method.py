@@ -1,0 +1,136 @@
+"""LDLM as a training method: its checks and remarks, held-out figures, and costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.numpy import save_file
+from torch import nn
+
+from ldlm import config as configs
+from ldlm import files
+from ldlm.config import Shapes, TrainConfig
+from ldlm.errors import InputError
+from ldlm.features.batch import Batch
+from ldlm.features.encoder import online_encoder
+from ldlm.features.store import FeatureStore, Split
+from ldlm.model.joint import JointModel, build_meta
+from ldlm.runtime import World
+from ldlm.training import cost, heldout, joint
+from ldlm.training.footprint import Footprint, footprint
+from ldlm.training.joint import JointStep, TrainState
+from ldlm.training.method import TrainingMethod
+from ldlm.training.phases import phases
+
+NEEDED_KIND = {"tencdm": "hidden", "embedding": "embedding", "scratch": "scratch"}  # of features, by latent space
+
+
+class JointTraining(TrainingMethod[TrainConfig, TrainState]):
+    """Joint training of encoder, denoiser and decoders (Sections 4 and 5), in any latent space."""
+
+    def taken_up(self, stored: Mapping[str, Any]) -> JointTraining:
+        """The method with which a run goes on: one of an earlier version keeps the meaning of its settings."""
+        return JointTraining(configs.taken_up(self.config, configs.from_stored(TrainConfig, stored)))
+
+    def check(self, store: FeatureStore) -> None:
+        """`InputError` for settings that contradict each other or the store."""
+        config, space, kind = self.config, self.config.model.space, store.encoder["kind"]
+        reconstruction, needed = config.recipe.reconstruction, NEEDED_KIND.get(space, kind)
+        if kind != needed:
+            raise InputError(
+                f"model.space={space} needs features of kind {needed}, and {store.path} holds {kind}; make them with "
+                f"`ldlm extract-features --kind {needed}`"
+            )
+        if config.recipe.edition == 1 and configs.autoencoder_steps(config) >= config.steps:
+            raise InputError(
+                f"cosmos.steps={config.cosmos.steps:,} of the autoencoder leave none of {config.steps:,} steps for the "
+                f"denoiser; lower it"
+            )
+        if kind == "scratch" and reconstruction != "ce":
+            raise InputError(
+                f"{store.path} holds tokens only, whose embeddings learn by cross-entropy alone; add "
+                f"--set recipe.reconstruction=ce (it is {reconstruction})"
+            )
+        if "ce" in reconstruction and config.model.token_decoder.mode == "deferred":
+            raise InputError(
+                f"recipe.reconstruction={reconstruction} trains the token decoder, and "
+                f"model.token_decoder.mode=deferred leaves it out; choose mse or joint"
+            )
+
+    def remarks(self, store: FeatureStore) -> Iterator[str]:
+        """Notes on what the latent space brings with it."""
+        recipe, space = self.config.recipe, self.config.model.space
+        if space != "ldlm" and recipe.edition > 1 and recipe.decoder_noise == "published":
+            yield (
+                f"the decoders' noise is that of {space} ({configs.decoder_noise(space, recipe)}); recipe.sigma_dec "
+                f"needs recipe.decoder_noise=additive"
+            )
+        if space == "cosmos":
+            first = configs.autoencoder_steps(self.config)
+            yield f"the autoencoder trains {first:,} steps (cosmos.steps), and then the denoiser"
+            if recipe.reconstruction == "mse":
+                yield "recipe.reconstruction=mse: COSMOS trains its autoencoder with ce+mse"
+
+    def rows(self, store: FeatureStore) -> tuple[Split, Split]:
+        """Training and held-out rows, with their states."""
+        encode = online_encoder(store)
+        return store.split("train", encode), store.held_out(encode)
+
+    def record(self, store: FeatureStore, out: Path) -> None:
+        """Write the statistics of the states to the run: later stages don't open the store."""
+        mean, std = store.statistics()
+        with files.replacing(out / "statistics.safetensors") as temporary:
+            save_file({"mean": mean, "std": std}, temporary)
+
+    def start(self, store: FeatureStore, *, device: torch.device, world: World) -> TrainState:
+        """A run at step 0."""
+        scratch = store.encoder["kind"] == "scratch"
+        return joint.start(self.config, store.shapes, scratch=scratch, device=device, world=world)
+
+    def step(self, learner: TrainState, batch: Batch) -> JointStep:
+        """Launch one optimiser step."""
+        return joint.train_step(learner, batch)
+
+    def evaluate(self, learner: TrainState, held_out: Split) -> dict[str, Any]:
+        """Figures of the weights in the model on held-out rows, as JSON."""
+        with learner.compute.autocast():
+            return heldout.evaluate(
+                learner.objective,
+                held_out,
+                rows=learner.config.eval_rows,
+                batch_size=min(learner.rows_at_once, learner.config.eval_rows),
+                device=learner.device,
+                timesteps=learner.timesteps,
+            ).to_json()
+
+    def warning(self, evaluations: Sequence[Mapping[str, Any]]) -> str | None:
+        """A warning of collapsed or exploded latents."""
+        recipe = self.config.recipe
+        return heldout.latent_warning(evaluations, warmup_steps=recipe.warmup_steps, space=self.config.model.space)
+
+    # Its cost.
+
+    def network(self, shapes: Shapes) -> JointModel:
+        """All parts, on the meta device."""
+        return build_meta(self.config.model, shapes, scratch=self.config.model.space == "scratch")
+
+    def parameters(self, model: nn.Module) -> dict[str, int]:
+        """Number of parameters of each part of the model."""
+        assert isinstance(model, JointModel)
+        return cost.parameters(model)
+
+    def phase_steps(self) -> dict[str, int]:
+        """One phase, or COSMOS's two."""
+        return {phase.name: phase.steps for phase in phases(self.config)}
+
+    def flops_per_token(self, shapes: Shapes, phase: str) -> int:
+        """FLOPs per token of a step of a phase, with self-conditioning in expectation."""
+        named = {found.name: found for found in phases(self.config)}
+        return cost.flops_per_token(self.config, shapes, named[phase])
+
+    def footprint(self, shapes: Shapes, *, bf16: bool, device: str) -> Footprint:
+        """Memory of its steps on a kind of device."""
+        return footprint(self.config, shapes, bf16=bf16, device=device)

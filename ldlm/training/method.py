@@ -1,0 +1,112 @@
+"""The interface of a training method to the stage that trains: what differs between LDLM and its rivals.
+
+Loop, stream, checkpoints, journal and costs are the same for all. `joint_method.py` is LDLM's implementation, and
+`ldlm.baselines.training` that of the rivals.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import nn
+
+from ldlm.config import AnyTrainConfig, Shapes
+from ldlm.features.batch import Batch
+from ldlm.features.store import FeatureStore, Split
+from ldlm.runtime import World
+from ldlm.training.footprint import Footprint
+from ldlm.training.learner import Learner, Step
+
+AnyConfig = TypeVar("AnyConfig", bound=AnyTrainConfig)
+AnyLearner = TypeVar("AnyLearner", bound=Learner[Any])
+Self = TypeVar("Self", bound="TrainingMethod[Any, Any]")
+
+
+class TrainingMethod(ABC, Generic[AnyConfig, AnyLearner]):
+    """A method with the settings of a training."""
+
+    def __init__(self, config: AnyConfig) -> None:
+        self.config = config
+
+    def changed(self: Self, **settings: Any) -> Self:
+        """The method with other settings."""
+        return type(self)(replace(self.config, **settings))
+
+    # Before the training.
+
+    def taken_up(self: Self, stored: Mapping[str, Any]) -> Self:
+        """The method with which a run goes on that was begun with the settings `stored`."""
+        return self
+
+    @abstractmethod
+    def check(self, store: FeatureStore) -> None:
+        """`InputError` for settings that contradict each other or the store."""
+
+    def remarks(self, store: FeatureStore) -> Iterator[str]:
+        """Notes to the user about the settings."""
+        yield from ()
+
+    @abstractmethod
+    def rows(self, store: FeatureStore) -> tuple[Split, Split]:
+        """Training and held-out rows, with what of them the method reads."""
+
+    def record(self, store: FeatureStore, out: Path) -> None:
+        """Write to the run `out` what later stages need of the features, beside their description."""
+
+    # The training.
+
+    @abstractmethod
+    def start(self, store: FeatureStore, *, device: torch.device, world: World) -> AnyLearner:
+        """A learner at step 0."""
+
+    @abstractmethod
+    def step(self, learner: AnyLearner, batch: Batch) -> Step:
+        """Launch one optimiser step."""
+
+    @abstractmethod
+    def evaluate(self, learner: AnyLearner, held_out: Split) -> dict[str, Any]:
+        """Figures of the weights in the model on held-out rows, as JSON."""
+
+    def warning(self, evaluations: Sequence[Mapping[str, Any]]) -> str | None:
+        """What the user should know of the evaluations so far; None where that is nothing."""
+        return None
+
+    # Its cost.
+
+    @abstractmethod
+    def network(self, shapes: Shapes) -> nn.Module:
+        """All that is trained, on the meta device."""
+
+    @abstractmethod
+    def parameters(self, model: nn.Module) -> dict[str, int]:
+        """Number of parameters of each part of the model."""
+
+    def attention(self, kernel: str) -> str:
+        """Name of the attention kernel that is used where a device's is `kernel`."""
+        return kernel
+
+    @abstractmethod
+    def phase_steps(self) -> dict[str, int]:
+        """Phases of the training that differ in cost, in order, and the steps of each."""
+
+    @abstractmethod
+    def flops_per_token(self, shapes: Shapes, phase: str) -> int:
+        """FLOPs per token of a step of a phase; activations that are computed again for memory's sake don't count."""
+
+    @abstractmethod
+    def footprint(self, shapes: Shapes, *, bf16: bool, device: str) -> Footprint:
+        """Memory of its steps on a kind of device."""
+
+    def phase_at(self, step: int) -> str:
+        """The phase of the step after `step` steps."""
+        begins = 0
+        for name, steps in self.phase_steps().items():
+            begins += steps
+            if step < begins:
+                return name
+        return name
