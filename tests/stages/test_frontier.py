@@ -16,7 +16,8 @@ from ldlm.errors import InputError
 from ldlm.evaluation.frontier import External
 from ldlm.evaluation.fronts import cells, lines
 from ldlm.pages import fronts as pictures
-from ldlm.stages import evaluate, sample, sweep
+from ldlm.pages.report import page
+from ldlm.stages import evaluate, report, sample, sweep
 
 SMALL = {
     "budgets": (2, 5), "solvers": ("euler-maruyama", "dpm++2m"), "grids": ("time",), "guidances": (1.0,),
@@ -166,6 +167,16 @@ def test_real_text_is_marked_by_its_entropy_too(swept):
     plane = next(chart for chart in pictures.charts(summary) if chart.title == "Perplexity and entropy")
     (star,) = (mark for mark in plane.marks if mark.shape == "star")
     assert (star.x, star.y) == ([summary["real"]["entropy"]], [summary["real"]["gen_ppl"]])
+
+
+def test_a_report_shows_the_sweep_of_a_rival(swept, trained):
+    found = files.read_json(swept.path / "run-mdlm" / "sweep.json")
+    shown = page(replace(report.read(trained), sweep=found, verdict=""))
+    section = shown[shown.index('id="frontier"') :]
+    for row in cells(found)[1]:
+        assert f"{row[5]:.1f}" in section
+    assert "remdm, p = 0.9" in section
+    assert "Perplexity and seconds" in section
 
 
 # ----------------------------------------------------------------------------------------------------------------------
