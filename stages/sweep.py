@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,13 @@ def _sweeps(config: AnySweepConfig, runs: Sequence[Path]) -> dict[str, Sweep]:
                 f"{other} and {path} are both named {name!r}, and a frontier tells runs apart by name; rename one of "
                 f"the folders, or give a link to it"
             )
-    return {name: _sweep(config, path) for name, path in named.items()}
+    sweeps = {name: _sweep(config, path) for name, path in named.items()}
+    used = {field.name for sweep in sweeps.values() for field in fields(sweep.config)}
+    for field in fields(config):
+        if field.name not in used and getattr(config, field.name) != field.default:
+            whose = " and ".join(sorted({sweep.method for sweep in sweeps.values()}))
+            raise InputError(f"{field.name} is no setting of a sweep of {whose}; leave it out")
+    return sweeps
 
 
 def _sweep(config: AnySweepConfig, path: Path) -> Sweep:

@@ -257,6 +257,10 @@ def test_what_does_not_fit_together_is_refused_in_one_line(runs, rival, gpt2, re
         *runs, more=("--token-samplers", "x")
     )
     assert "top_ps must be more than 0" in refused(*runs, more=("--top-ps", 0))
+    line = refused(mdlm, more=("--solvers", "heun"))
+    assert line == "solvers is no setting of a sweep of mdlm; leave it out"
+    line = refused(runs[0], more=("--top-ps", 0.5))
+    assert line == "top_ps is no setting of a sweep of ldlm; leave it out"
     assert str(tmp_path / "none") in refused(*runs, scorer=tmp_path / "none")
     assert "no checkpoint 'step-1'" in refused(*runs, more=("--checkpoint", "step-1"))
     assert refused(runs[0], tmp_path / "nowhere").startswith(f"there is no folder {tmp_path / 'nowhere'}")
