@@ -154,11 +154,14 @@ def seen(succeed, corpus, gpt2, store, trained, rival, token_runs, tmp_path_fact
     succeed(*draw, "--seed", 1, "--output", root / "more.jsonl")
     found.look(succeed(*draw, "--trace", run / "trace"), *manifest("trace"))
     score = ("--scorer", gpt2, *cpu)
-    sweep = ("sweep", "--run", run, *score, "--budgets", 2, "--screen-texts", 2, "--texts", 3, "--solvers", "ddim")
+    sweep = ("sweep", *score, "--budgets", 2, "--screen-texts", 2, "--texts", 3, "--solvers", "ddim")
     sweep += ("--grids", "learned", "--guidances", 1, "--temperatures", 0)
     found.look(succeed(*sweep, "--dry-run"), "dry run: sweep")
-    external = f"a={run / 'samples.jsonl'},4,0.5"
-    found.look(succeed(*sweep, "--reference", root / "real.jsonl", "--external", external), *manifest("sweep"))
+    real = ("--reference", root / "real.jsonl", "--external", f"a={run / 'samples.jsonl'},4,0.5")
+    found.look(succeed(*sweep, "--run", run, *real), *manifest("sweep"))
+    both = (*sweep, "--run", run, rival("mdlm"), "--token-samplers", "ancestral", "--top-ps", 1)
+    found.look(succeed(*both, "--dry-run"), "dry run: sweep")
+    found.look(succeed(*both, *real, "--output", root / "frontier"), *manifest("frontier"))
     way = ("interpolate", "--features", store, "--pairs", 2, "--points", 3, *score)
     found.look(succeed(*way, "--dry-run"), "dry run: interpolate")
     found.look(succeed(*way, "--run", run), *manifest("interpolation"))
@@ -203,7 +206,7 @@ def files(found, root):
             found.look(value, by_name[path.name])
         elif path.name == "interpolation.json":
             found.look(value, "manifest.json: interpolation")
-        elif path.name in ("sweep.json", "trace.json"):
+        elif path.name in ("sweep.json", "frontier.json", "trace.json"):
             found.look(value, f"manifest.json: {path.stem}")
         elif path.name.endswith(".meta.json"):
             found.look(value, "f.jsonl.meta.json")
