@@ -118,12 +118,12 @@ def manifest(kind):
 
 
 @pytest.fixture(scope="module")
-def seen(succeed, corpus, gpt2, store, trained, rival, token_runs, tmp_path_factory):
+def seen(succeed, corpus, gpt2, store, trained, rival, tmp_path_factory):
     """All commands but quickstart, one after the other, their results and files looked at."""
     root = tmp_path_factory.mktemp("keys")
     run, cpu, found = root / "run", ("--device", "cpu"), Seen()
     shutil.copytree(trained, run)
-    shutil.copytree(token_runs("mdlm"), root / "rival")
+    shutil.copytree(rival("mdlm"), root / "rival")
     text = ("--data", corpus, *cpu)
     small = ("--layers", 2, "--width", 16, "--heads", 2, "--positions", 16, "--vocab-size", 320, "--batch-size", 4)
 
