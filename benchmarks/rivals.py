@@ -7,7 +7,8 @@ are measured turn by turn, and a ratio is that to LDLM in the same turn. `publis
 A training step is that of so many tokens: draws, forward, backward, clipping, AdamW and the average of the weights.
 LDLM's is the mean of one with self-conditioning and one without, on states that are there. Sampling is extrapolated:
 rows in the middle of the grid, of so many tokens at a time, stand for all rows and texts; what comes before and after
-is measured once and added. Every row has its evaluation, though ours leaves one out where nothing is drawn from it.
+is measured once and added. LDLM has its default solver. Every row has its evaluation, though ours leaves one out where
+nothing is drawn from it.
 
 Seconds are the processor's, of one thread: on a machine that others use as well they say more than those of a clock.
 """
@@ -120,7 +121,7 @@ class Cell:
                 works[name, way] = partial(training.step, method, way)
         spent = in_turns(works)
         kinds = zip(spent.pop((LDLM, "with")), spent.pop((LDLM, "without")), strict=True)
-        return rows({(LDLM, OURS): [sum(pair) / 2 for pair in kinds], **spent})
+        return rows({(LDLM, OURS): [sum(pair) / 2 for pair in kinds], **spent}, extrapolated=False)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Sampling
@@ -131,7 +132,8 @@ class Cell:
         beside = {key: clock(one.beside) for key, one in found.items()}
         of_row = in_turns({key: one.row for key, one in found.items()})
         times = TEXTS / self.texts
-        return rows({key: [times * one.seconds(beside[key], row) for row in of_row[key]] for key, one in found.items()})
+        spent = {key: [times * one.seconds(beside[key], row) for row in of_row[key]] for key, one in found.items()}
+        return rows(spent, extrapolated=True)
 
     def whole(self) -> dict[str, Any]:
         """Whole runs of few steps by LDLM and our samplers, beside what rows in their middle say of them."""
@@ -215,12 +217,12 @@ def in_turns(works: dict[Key, Work]) -> dict[Key, list[float]]:
     return spent
 
 
-def rows(spent: dict[Key, list[float]]) -> list[dict[str, Any]]:
+def rows(spent: dict[Key, list[float]], *, extrapolated: bool) -> list[dict[str, Any]]:
     """Figures by method and way: median of the seconds, and ratios to LDLM turn by turn with their median."""
     found = []
     for (name, way), seconds in spent.items():
         ratios = [one / of_ldlm for one, of_ldlm in zip(seconds, spent[LDLM, OURS], strict=True)]
-        row = {"method": name, "way": way, "seconds": statistics.median(seconds)}
+        row = {"method": name, "way": way, "seconds": statistics.median(seconds), "extrapolated": extrapolated}
         found.append({**row, "ratio": statistics.median(ratios), "ratios": ratios})
     return found
 
@@ -267,10 +269,16 @@ def _of_cells(cells: Sequence[dict[str, Any]], kind: str) -> str:
 
 
 def _ratio(row: dict[str, Any]) -> str:
-    seconds = f"{row['seconds']:,.3g} s"
+    """A method's times of LDLM's with their range, and its seconds; those of LDLM alone."""
+    seconds = f"{'≈ ' if row['extrapolated'] else ''}{_digits(row['seconds'])} s"
     if row["method"] == LDLM:
         return seconds
-    return f"{row['ratio']:.3g} ({min(row['ratios']):.3g}–{max(row['ratios']):.3g}), {seconds}"
+    return f"{_digits(row['ratio'])} ({_digits(min(row['ratios']))}–{_digits(max(row['ratios']))}), {seconds}"
+
+
+def _digits(number: float) -> str:
+    """Three digits that count, and no exponent."""
+    return f"{float(f'{number:.3g}'):,.12g}"
 
 
 def _growth(cells: Sequence[dict[str, Any]]) -> str:

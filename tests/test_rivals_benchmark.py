@@ -132,9 +132,10 @@ def test_weights_are_as_peaked_as_those_of_a_trained_network():
 
 
 def test_ratios_are_those_of_a_turn():
-    found = rivals.rows({("LDLM", OURS): [1.0, 2.0, 4.0], ("FLM", PUBLISHED): [3.0, 4.0, 4.0]})
-    assert found[0] == {"method": "LDLM", "way": OURS, "seconds": 2.0, "ratio": 1.0, "ratios": [1.0] * 3}
-    assert found[1] == {"method": "FLM", "way": PUBLISHED, "seconds": 4.0, "ratio": 2.0, "ratios": [3.0, 2.0, 1.0]}
+    found = rivals.rows({("LDLM", OURS): [1.0, 2.0, 4.0], ("FLM", PUBLISHED): [3.0, 4.0, 4.0]}, extrapolated=True)
+    mine = {"method": "LDLM", "way": OURS, "seconds": 2.0, "extrapolated": True, "ratio": 1.0, "ratios": [1.0] * 3}
+    other = {"method": "FLM", "way": PUBLISHED, "seconds": 4.0, "ratio": 2.0, "ratios": [3.0, 2.0, 1.0]}
+    assert found == [mine, {**mine, **other}]
     assert rivals.Reverse(5, *[lambda: None] * 3).seconds(0.5, 2.0) == 10.5
 
 
@@ -157,6 +158,7 @@ def test_all_is_measured_from_end_to_end(tmp_path, monkeypatch):
             expected = [("LDLM", OURS), *((name, way) for name in names for way in WAYS)]
             assert [(row["method"], row["way"]) for row in cell[kind]] == expected
             assert all(0 < row["seconds"] < math.inf and row["ratio"] > 0 for row in cell[kind])
+            assert all(row["extrapolated"] == (kind == "sampling") for row in cell[kind])
     assert [(cell["length"], cell["vocabulary"], cell["texts"]) for cell in figures["cells"]] == [
         (8, 50, 4), (16, 50, 2), (8, 300, 4), (16, 300, 2),
     ]  # fmt: skip
