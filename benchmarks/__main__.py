@@ -2,7 +2,8 @@
 
 Speed, within ten minutes on two cores; `python -m benchmarks store` holds the feature store against its aims, and
 `python -m benchmarks samplers` the width of what every solver draws against that of the data, in seconds, and
-`python -m benchmarks loaded` a training step alone and beside other work, in five minutes.
+`python -m benchmarks loaded` a training step alone and beside other work, in five minutes, and
+`python -m benchmarks rivals` LDLM beside MDLM, ReMDM, Duo, CANDI and FLM, as the paper's Table 3 has it, in ten.
 
 `python -m benchmarks gpu` measures everything on a machine with a GPU in the minutes that it is given, and
 `python -m benchmarks wheels` fetches what such a machine may lack; each has its own --help.
@@ -26,6 +27,7 @@ PARTS = (
     "store",
     "samplers",
     "loaded",
+    "rivals",
 )  # modules, imported when their turn comes: the store's takes zarr and more
 
 

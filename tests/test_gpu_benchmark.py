@@ -176,7 +176,7 @@ def test_a_section_measures_all_that_it_promises(name, tmp_path, monkeypatch, co
     folder.mkdir()
     section = job.Job(folder, tmp_path, time.time() + 60, "cpu", corpus)
     module = importlib.import_module(f"benchmarks.gpu.{name}")
-    sizes = {"sampling": {"whole": 2, "fewer": 1}, "training": {"most_rows": 2, "tokens": 256}}
+    sizes = {"sampling": {"whole": 2, "fewer": 1, "of_rivals": 1}, "training": {"most_rows": 2, "tokens": 256}}
     monkeypatch.setitem(module.SIZES, "cpu", replace(module.SIZES["cpu"], **sizes.get(name, {})))
     module.run(section)
     tables: dict[str, list[dict]] = {}
@@ -190,7 +190,7 @@ def test_a_section_measures_all_that_it_promises(name, tmp_path, monkeypatch, co
     assert (
         counts
         == {
-            "sampling": {"limits": 1, "32": 3, "largest": 10},
+            "sampling": {"limits": 1, "32": 3, "largest": 10, "rivals": 7},
             "training": {"limits": 1, "largest": 20, "training": 2, "steps": 9},
             "features": {"limits": 1, "vocabulary": 4, "extraction,": 1, "share": 1},
             "text": {"model": 1, "texts": 2},

@@ -1,6 +1,7 @@
 """Sampling with random weights, which changes no speed: 16 texts of 1,024 latents at 1,024 evaluations.
 
 The aim is 8 s on an H100, where the matrix products alone take 4.4 s; the paper reports 40 s on an A100 (Table 3).
+The rivals follow, at as many steps from rows in the middle of their grids, beside an LDLM that is not compiled either.
 """
 
 from __future__ import annotations
@@ -10,10 +11,16 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+from torch import Tensor
+
+from benchmarks.contenders import OURS, Sampling, backbone, samplers
 from benchmarks.gpu.job import Job
 from benchmarks.gpu.profile import record_largest_kernels
 from benchmarks.machine import Limits, peak_memory, timed
 from benchmarks.speed import Bench, bench_of
+from ldlm.baselines.backbone import Backbone
+from ldlm.baselines.interface import Sampler
+from ldlm.compute import Compute
 from ldlm.config import ComputeConfig, SamplerConfig
 from ldlm.model.joint import JointModel, build
 from ldlm.sampling.generation import text_seeds
@@ -29,13 +36,15 @@ class Sizes:
 
     whole: int  # evaluations by default
     fewer: int  # by each other way; their time is scaled
+    of_rivals: int  # and by the rivals
     compile: dict[str, str]
 
 
 SIZES = {
-    "cuda": Sizes(EVALUATIONS, 64, {"graph": "on", "eager": "off"}),
-    "cpu": Sizes(8, 4, {"eager": "off"}),
+    "cuda": Sizes(EVALUATIONS, 64, 16, {"graph": "on", "eager": "off"}),
+    "cpu": Sizes(8, 4, 2, {"eager": "off"}),
 }
+EAGER = ComputeConfig(precision="bf16", compile="off")
 
 
 def run(job: Job) -> None:
@@ -53,6 +62,10 @@ def run(job: Job) -> None:
         f"{sizes.fewer} evaluations by default",
         lambda: generator.latents(SamplerConfig(steps=sizes.fewer), seeds),
     )
+    table = f"rivals at {EVALUATIONS:,} steps, not compiled, tokens drawn exactly"
+    job.attempt(table, "LDLM", partial(_seconds, limits, bench, model, EAGER, sizes.fewer))
+    for name, by_way in samplers(bench.shapes.vocab_size, bench.shapes.seq_len, EVALUATIONS).items():
+        job.attempt(table, name, partial(_seconds_of_rival, bench, name, by_way[OURS], sizes.of_rivals))
 
 
 def _seconds(limits: Limits, bench: Bench, model: JointModel, way: ComputeConfig, count: int) -> dict[str, Any]:
@@ -76,3 +89,43 @@ def _seconds(limits: Limits, bench: Bench, model: JointModel, way: ComputeConfig
         "share": flops / limit / seconds,
         "peak_bytes": peak.bytes,
     }
+
+
+def _seconds_of_rival(bench: Bench, name: str, sampler: Sampler, count: int) -> dict[str, Any]:
+    """Seconds of all rows of a rival's sampler, of which `count` are taken; the first of them don't count."""
+    network = backbone(name, bench.settings.model.denoiser, bench.shapes.vocab_size).to(bench.device)
+    in_precision = InPrecision(network.eval().requires_grad_(False), Compute.of(EAGER, bench.device))
+    seeds_B = text_seeds(0, 0, bench.scale.texts).to(bench.device)
+    with peak_memory(bench.device) as peak:
+        sampling = Sampling(sampler, in_precision, seeds_B, OURS)
+        measured = timed(sampling.step, bench.device, 0, count=count).mean
+    return {
+        "attention": in_precision.compute.attention,
+        "seconds": measured * sampler.rows,
+        "evaluations": count,
+        "scaled": True,
+        "peak_bytes": peak.bytes,
+    }
+
+
+@dataclass(frozen=True)
+class InPrecision:
+    """A backbone whose products are in a precision, and what is done with its logits is not."""
+
+    network: Backbone
+    compute: Compute
+
+    @property
+    def embedding(self) -> Tensor:
+        """The network's."""
+        return self.network.embedding
+
+    def hidden(self, e_BLW: Tensor, condition_B: Tensor | None) -> Tensor:
+        """The network's, within autocast."""
+        with self.compute.autocast():
+            return self.network.hidden(e_BLW, condition_B)
+
+    def logits(self, h_W: Tensor) -> Tensor:
+        """The network's, within autocast."""
+        with self.compute.autocast():
+            return self.network.logits(h_W)

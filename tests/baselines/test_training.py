@@ -112,6 +112,7 @@ def test_what_saves_memory_changes_no_number(token_runs, token_config, store, tm
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # which the compiler reads of every input
 def test_compiled_blocks_train_the_same(token_runs, token_config, store, tmp_path, method):
     config = replace(token_config(method), compute=configs.ComputeConfig(compile="on"))
     made = train.run(config, store, tmp_path / "run").path
