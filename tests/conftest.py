@@ -54,16 +54,6 @@ TINY_TRAIN = {
     "device": "cpu",
 }
 
-TINY_RIVAL = {
-    **{name: TINY_TRAIN[name] for name in ("log_every", "eval_rows", "keep", "device")},
-    "steps": 40,
-    "batch_size": 16,
-    "model": {"denoiser": TINY_MODEL["denoiser"]},
-    "optimizer": {"lr": 2e-2, "lr_warmup_steps": 2},
-    "eval_every": 20,
-    "save_every": 20,
-}
-
 
 def sentences(count: int, seed: int = 0) -> list[str]:
     """English-looking lines from a small grammar, with commas, capitals, digits and letters beyond ASCII."""
@@ -304,6 +294,42 @@ def trained(train_config: TrainConfig, store: Path, tmp_path_factory: pytest.Tem
     return train.run(train_config, store, tmp_path_factory.mktemp("run") / "run").path
 
 
+# A rival's training on `store`, in the steps and reports of TINY_TRAIN.
+TINY_TOKENS: dict[str, Any] = {
+    **{name: TINY_TRAIN[name] for name in TINY_TRAIN if name not in ("model", "recipe", "timesteps")},
+    "model": {"denoiser": TINY_MODEL["denoiser"]},
+}
+
+
+@pytest.fixture(scope="session")
+def token_config() -> Callable[[str], Any]:
+    """The configuration of `token_runs`, by method."""
+
+    def config(method: str) -> Any:
+        own = {"curriculum": {"kind": "discrete"}} if method == "duo" else {}
+        return configs.from_dict(configs.training_class(method), {**TINY_TOKENS, **own})
+
+    return config
+
+
+@pytest.fixture(scope="session")
+def token_runs(
+    token_config: Callable[[str], Any], store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """A run of 8 uninterrupted steps on `store`, by method, made when it is asked for; read only."""
+    made: dict[str, Path] = {}
+
+    def run(method: str) -> Path:
+        from ldlm.stages import train
+
+        if method not in made:
+            out = tmp_path_factory.mktemp("rival") / f"run-{method}"
+            made[method] = train.run(token_config(method), store, out).path
+        return made[method]
+
+    return run
+
+
 @pytest.fixture
 def run_copy(trained: Path, tmp_path: Path) -> Path:
     """A copy of `trained` to add decoders to."""
@@ -312,13 +338,14 @@ def run_copy(trained: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def rival(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`rival("mdlm")` is a run of that method on `store`, of 40 steps; read only."""
+    """A run of 40 steps of a rival, by method, which has learned to tell texts apart; read only."""
     from ldlm.stages import train
+
+    longer = {"steps": 40, "batch_size": 16, "eval_every": 20, "save_every": 20, "optimizer": {"lr": 2e-2}}
 
     @cache
     def made(method: str) -> Path:
-        settings = configs.merge(TINY_RIVAL, {"method": method})
-        config = configs.from_dict(configs.training_class(method), settings)
+        config = configs.from_dict(configs.training_class(method), configs.merge(TINY_TOKENS, longer))
         return train.run(config, store, tmp_path_factory.mktemp(method) / f"run-{method}").path
 
     return made
