@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ldlm import artifact, files, hub
+from ldlm import config as configs
 from ldlm.artifact import Artifact
 from ldlm.baselines import exporting as of_tokens
 from ldlm.baselines.opening import open_exported
@@ -36,6 +37,8 @@ def run(
     export = _EXPORTS[type(config)](config, run_path)
     if overwrite or not (out / "artifact.json").is_file():  # an export that an earlier version began keeps its sampler
         export.check()
+    if not overwrite:
+        _check_method(config, out)
     result = artifact.begin(out, "model", config, export.inputs, overwrite=overwrite, reads=[run_path])
     if result.complete:
         progress.note(f"{out} is complete; nothing to do")
@@ -45,6 +48,18 @@ def run(
     if config.push_to_hub is not None:
         progress.note(f"uploaded to {_push(out, config.push_to_hub)}")
     return result
+
+
+def _check_method(config: AnyExportConfig, out: Path) -> None:
+    """`InputError` where `out` is an export of a run of another method."""
+    record, settings = out / "artifact.json", out / "config.yaml"
+    if not settings.is_file() or not record.is_file() or files.read_json(record).get("kind") != "model":
+        return
+    there, asked = (configs.method_of(found) for found in (files.read_yaml(settings), configs.to_dict(config)))
+    if there != asked:
+        raise InputError(
+            f"{out} is a model of method {there}, not {asked}; choose another --output, or add --overwrite"
+        )
 
 
 def _push(out: Path, repo_id: str) -> str:

@@ -54,16 +54,6 @@ TINY_TRAIN = {
     "device": "cpu",
 }
 
-TINY_RIVAL = {
-    **{name: TINY_TRAIN[name] for name in ("log_every", "eval_rows", "keep", "device")},
-    "steps": 40,
-    "batch_size": 16,
-    "model": {"denoiser": TINY_MODEL["denoiser"]},
-    "optimizer": {"lr": 2e-2, "lr_warmup_steps": 2},
-    "eval_every": 20,
-    "save_every": 20,
-}
-
 
 def sentences(count: int, seed: int = 0) -> list[str]:
     """English-looking lines from a small grammar, with commas, capitals, digits and letters beyond ASCII."""
@@ -348,13 +338,14 @@ def run_copy(trained: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def rival(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`rival("mdlm")` is a run of that method on `store`, of 40 steps; read only."""
+    """A run of 40 steps of a rival, by method, which has learned to tell texts apart; read only."""
     from ldlm.stages import train
+
+    longer = {"steps": 40, "batch_size": 16, "eval_every": 20, "save_every": 20, "optimizer": {"lr": 2e-2}}
 
     @cache
     def made(method: str) -> Path:
-        settings = configs.merge(TINY_RIVAL, {"method": method})
-        config = configs.from_dict(configs.training_class(method), settings)
+        config = configs.from_dict(configs.training_class(method), configs.merge(TINY_TOKENS, longer))
         return train.run(config, store, tmp_path_factory.mktemp(method) / f"run-{method}").path
 
     return made

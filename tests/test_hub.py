@@ -425,3 +425,15 @@ def test_an_exported_model_goes_to_the_hub_and_comes_back_by_revision_and_from_t
     later = drawn([("me/model", {"revision": first}), ("me/other", {})], **{**environment, **WITHOUT["unreachable"]})
     assert later[0] == texts
     assert "has not been downloaded before" in later[1]
+
+
+def test_a_token_level_model_comes_back_from_the_hub_as_well(hub, rival, tmp_path):
+    from ldlm import TokenDiffusion
+
+    environment = {**hub.environment, "HF_HOME": str(tmp_path / "home")}
+    export = ("export", "--run", rival("mdlm"), "--output", tmp_path / "model", "--push-to-hub", "me/tokens", "--json")
+    (pushed,) = session([export], **environment)
+    assert result(pushed)["method"] == "mdlm"
+    of_tokens = EXPORTED.replace("LDLM", "TokenDiffusion")
+    (texts,) = json.loads(process(of_tokens, json.dumps([("me/tokens", {})]), **environment).splitlines()[-1])
+    assert texts == TokenDiffusion.from_pretrained(tmp_path / "model").sample(3, steps=2)

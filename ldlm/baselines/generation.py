@@ -20,9 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from ldlm.baselines import methods
 from ldlm.baselines.backbone import Backbone
 from ldlm.baselines.interface import Network, draw_texts
-from ldlm.compute import Compute
+from ldlm.compute import Compute, compiled
 from ldlm.config import SamplerOfTokens, Shapes, TokenSampleConfig, TokenTrainConfig
-from ldlm.model.layers import compile_blocks
+from ldlm.model.layers import blocks_of
 from ldlm.sampling import generation
 
 
@@ -108,7 +108,8 @@ class TokenGenerator:
         network = self.network
         if self.compute.compiled:
             network = copy.deepcopy(network, {id(p): p for p in network.parameters()})
-            compile_blocks(network)
+            for block in blocks_of(network):
+                block.forward = compiled(block.forward)
         return InPrecision(network, self.compute)
 
 

@@ -118,7 +118,7 @@ def manifest(kind):
 
 
 @pytest.fixture(scope="module")
-def seen(succeed, corpus, gpt2, store, trained, rival, token_runs, tmp_path_factory):
+def seen(succeed, corpus, gpt2, store, trained, token_runs, tmp_path_factory):
     """All commands but quickstart, one after the other, their results and files looked at."""
     root = tmp_path_factory.mktemp("keys")
     run, cpu, found = root / "run", ("--device", "cpu"), Seen()
@@ -159,7 +159,7 @@ def seen(succeed, corpus, gpt2, store, trained, rival, token_runs, tmp_path_fact
     found.look(succeed(*sweep, "--dry-run"), "dry run: sweep")
     real = ("--reference", root / "real.jsonl", "--external", f"a={run / 'samples.jsonl'},4,0.5")
     found.look(succeed(*sweep, "--run", run, *real), *manifest("sweep"))
-    both = (*sweep, "--run", run, rival("mdlm"), "--token-samplers", "ancestral", "--top-ps", 1)
+    both = (*sweep, "--run", run, root / "rival", "--token-samplers", "ancestral", "--top-ps", 1)
     found.look(succeed(*both, "--dry-run"), "dry run: sweep")
     found.look(succeed(*both, *real, "--output", root / "frontier"), *manifest("frontier"))
     way = ("interpolate", "--features", store, "--pairs", 2, "--points", 3, *score)
@@ -177,7 +177,7 @@ def seen(succeed, corpus, gpt2, store, trained, rival, token_runs, tmp_path_fact
     export = ("export", "--run", run, "--output", root / "model")
     found.look(succeed(*export, "--dry-run"), "dry run: export")
     found.look(succeed(*export), *manifest("model"))
-    tokens = ("--run", rival("mdlm"), "--sampler", "remdm")
+    tokens = ("--run", root / "rival", "--sampler", "remdm")
     found.look(succeed("export", *tokens, "--dry-run"), "dry run: export")
     found.look(succeed("export", *tokens, "--output", root / "tokens"), *manifest("model"))
     draw = ("sample", *tokens, "--num-samples", 2, "--steps", 2, *cpu)

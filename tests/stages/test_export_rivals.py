@@ -112,12 +112,15 @@ def test_the_card_says_what_it_is_and_saved_again_all_is_the_same(rival, exporte
     assert content(tmp_path / "again") == again
 
 
-def test_the_same_command_again_does_nothing_and_another_setting_is_refused(rival, copy, ldlm, refuse):
+def test_the_same_command_again_does_nothing_and_another_setting_is_refused(rival, trained, copy, ldlm, refuse):
     export = ("export", "--run", rival("mdlm"), "--output", copy, "--sampler", "remdm", "--set", "sampler.steps=5")
     before = content(copy)
     assert ldlm(*export).stderr.strip().endswith("nothing to do")
     assert "sampler.eta: 0.015 -> 0.1" in refuse(*export, "--set", "sampler.eta=0.1")
     assert "sampler.name: remdm -> ancestral" in refuse("export", "--run", rival("mdlm"), "--output", copy)
+    for run, method in ((rival("flm"), "flm"), (trained, "ldlm")):
+        said = f"{copy} is a model of method mdlm, not {method}; choose another --output, or add --overwrite"
+        assert refuse("export", "--run", run, "--output", copy) == said
     assert content(copy) == before
 
 

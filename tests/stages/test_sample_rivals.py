@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from ldlm import config as configs
+from ldlm.baselines.generation import InPrecision
 from ldlm.baselines.trained import TrainedTokenRun
+from ldlm.compute import Compute
 from ldlm.config import SampleConfig
 from ldlm.errors import InputError
+from ldlm.sampling import generation
 from ldlm.sampling.generation import text_seeds
 from ldlm.stages import sample
 
@@ -25,7 +28,7 @@ SAMPLERS = {
     "remdm-conf": ("mdlm", {"name": "remdm", "steps": 12, "schedule": "conf"}),
     "remdm-loop": ("mdlm", {"name": "remdm", "steps": 12, "schedule": "loop", "eta": 0.3}),
     "duo": ("duo", {"steps": 8}),
-    "duo-race": ("duo", {"steps": 4, "drawing": "race", "top_p": 0.95, "end": "argmax"}),
+    "duo-race": ("duo", {"steps": 4, "drawing": "race", "top_p": 0.95}),
     "psi": ("duo", {"name": "psi", "steps": 8}),
     "psi-kappa": ("duo", {"name": "psi", "steps": 8, "mode": "kappa", "eta": 0.5, "top_p": 1.0}),
     "candi": ("candi", {"steps": 8}),
@@ -63,6 +66,32 @@ def test_a_text_depends_on_its_seed_and_not_on_its_batch(rival, tmp_path, name):
     assert len({tuple(row) for row in rows}) > 1
     vocab = TrainedTokenRun(rival(method), CPU).shapes.vocab_size
     assert all(0 <= token < vocab for row in rows for token in row)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["mdlm", "duo", "candi", "flm"])
+def test_compiled_it_draws_the_same_tokens_but_for_rounding_and_pads_its_last_batch(rival, method):
+    drawn = {}
+    for compile in ("off", "on"):
+        opened = TrainedTokenRun(rival(method), CPU)
+        config = settings(method, {"steps": 4}, compute={"compile": compile}, batch_size=4)
+        batches = generation.batches(opened.drawing(config), config)
+        drawn[compile] = torch.cat([tokens_BL for _, tokens_BL in batches])
+        assert not any("forward" in vars(block) for block in opened.network.blocks)  # the run's own stay as they are
+    assert drawn["on"].shape == (7, 16)
+    assert (drawn["on"] == drawn["off"]).float().mean() > 0.9
+
+
+def test_half_precision_is_of_the_body_and_not_of_the_head(rival, tmp_path):
+    network = TrainedTokenRun(rival("flm"), CPU).network
+    exact, half = (InPrecision(network, Compute(CPU, dtype)) for dtype in (torch.float32, torch.bfloat16))
+    e_BLW = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(0))
+    h_BLW, half_BLW = exact.hidden(e_BLW, torch.ones(1)), half.hidden(e_BLW, torch.ones(1))
+    assert half_BLW.dtype == torch.float32
+    assert 1e-5 < (h_BLW - half_BLW).abs().max() < 0.1
+    assert torch.equal(exact.logits(h_BLW), half.logits(h_BLW))
+    drawn(rival("flm"), tmp_path / "s.jsonl", "flm", {"steps": 2}, compute={"precision": "bf16"})
+    assert json.loads((tmp_path / "s.jsonl.meta.json").read_text())["precision"] == "bf16"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
