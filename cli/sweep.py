@@ -64,7 +64,10 @@ def command(
 
 def _default_output(paths: list[Path]) -> Path:
     """`sweep` in the run, and beside the first of several."""
-    return paths[0] / "sweep" if len(paths) == 1 else Path(os.path.relpath(paths[0].absolute().parent)) / "sweep"
+    if len(paths) == 1:
+        return paths[0] / "sweep"
+    first = paths[0] if paths[0].name not in ("", "..") else Path(os.path.abspath(paths[0]))
+    return first.parent / "sweep"
 
 
 def _points(result: dict[str, Any]) -> str:

@@ -151,25 +151,33 @@ def _origin(sweep: Sweep, part: Artifact) -> dict[str, Any]:
 
 
 def _sweeps(config: AnySweepConfig, runs: Sequence[Path]) -> dict[str, Sweep]:
-    """The sweep of each run by name; `InputError` for two of one name, and settings that a run has no way for."""
-    places: dict[Path, Path] = {}
-    named: dict[str, Path] = {}
-    for path in runs:
-        if (other := places.setdefault(path.resolve(), path)) is not path:
-            raise InputError(f"--run names {other} twice" + f", once as {path}" * (other != path) + "; give it once")
-        name = run_name(path)
-        if (other := named.setdefault(name, path)) is not path:
-            raise InputError(
-                f"{other} and {path} are both named {name!r}, and a frontier tells runs apart by name; rename one of "
-                f"the folders, or give a link to it"
-            )
-    sweeps = {name: _sweep(config, path) for name, path in named.items()}
+    """The sweep of each run by name; `InputError` for settings that no run has, and for runs that do not compare."""
+    sweeps = {name: _sweep(config, path) for name, path in _named(runs).items()}
+    _shapes(sweeps)
     used = {field.name for sweep in sweeps.values() for field in fields(sweep.config)}
     for field in fields(config):
         if field.name not in used and getattr(config, field.name) != field.default:
             whose = " and ".join(sorted({sweep.method for sweep in sweeps.values()}))
             raise InputError(f"{field.name} is no setting of a sweep of {whose}; leave it out")
     return sweeps
+
+
+def _named(runs: Sequence[Path]) -> dict[str, Path]:
+    """The runs by name; `InputError` for two of one name."""
+    places: dict[Path, Path] = {}
+    named: dict[str, Path] = {}
+    for path in runs:
+        name, place = run_name(path), path.resolve()
+        if place in places:
+            as_well = f", once as {path}" * (path != places[place])
+            raise InputError(f"--run names {places[place]} twice{as_well}; give it once")
+        if name in named:
+            raise InputError(
+                f"{named[name]} and {path} are both named {name!r}, and a frontier tells runs apart by name; rename "
+                f"one of the folders, or give a link to it"
+            )
+        places[place] = named[name] = path
+    return named
 
 
 def _sweep(config: AnySweepConfig, path: Path) -> Sweep:

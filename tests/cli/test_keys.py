@@ -159,7 +159,7 @@ def seen(succeed, corpus, gpt2, store, trained, rival, tmp_path_factory):
     found.look(succeed(*sweep, "--dry-run"), "dry run: sweep")
     real = ("--reference", root / "real.jsonl", "--external", f"a={run / 'samples.jsonl'},4,0.5")
     found.look(succeed(*sweep, "--run", run, *real), *manifest("sweep"))
-    both = (*sweep, "--run", run, rival("mdlm"), "--token-samplers", "ancestral", "--top-ps", 1)
+    both = (*sweep, "--run", run, root / "rival", "--token-samplers", "ancestral", "--top-ps", 1)
     found.look(succeed(*both, "--dry-run"), "dry run: sweep")
     found.look(succeed(*both, *real, "--output", root / "frontier"), *manifest("frontier"))
     way = ("interpolate", "--features", store, "--pairs", 2, "--points", 3, *score)

@@ -241,10 +241,14 @@ def test_what_does_not_fit_together_is_refused_in_one_line(runs, rival, gpt2, re
     link = tmp_path / "again"
     link.symlink_to(mdlm)
     assert refused(mdlm, link) == f"--run names {mdlm} twice, once as {link}; give it once"
+    with pytest.raises(InputError, match="twice; give it once"):
+        sweep.run(FrontierConfig(**SMALL), [mdlm, mdlm], out)
     namesake = shutil.copytree(mdlm, tmp_path / "other" / "run-mdlm")
     assert refused(mdlm, namesake).startswith(f"{mdlm} and {namesake} are both named 'run-mdlm'")
+    assert "both named" in refused(mdlm, namesake, more=("--dry-run",))
     words = changed(mdlm, tmp_path / "words", encoder={"tokenizer": "0" * 64})
     assert refused(*runs, words).startswith(f"{runs[0]} and {words} have different tokenizers")
+    assert "different tokenizers" in refused(*runs, words, more=("--dry-run",))
     long = changed(mdlm, tmp_path / "long", shapes={"seq_len": 32})
     assert refused(*runs, long).startswith(f"{runs[0]} draws texts of 16 tokens and {long} of 32")
     line = refused(*runs, budgets=(1, 8))
