@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ import click
 
 from ldlm.cli import show
 from ldlm.cli.options import Command, Options, path_option, require, stage_options
-from ldlm.config import SweepConfig
+from ldlm.config import FrontierConfig
 
 
-@click.command(cls=Command, short_help="quality against the number of evaluations: solvers, grids, guidance")
-@stage_options(SweepConfig, named_samplers=True)
-@path_option("--run", "trained run")
+@click.command(cls=Command, short_help="quality against the number of evaluations: solvers, grids, guidance, rivals")
+@stage_options(FrontierConfig, named_samplers=True)
+@click.option("--run", "runs", metavar="DIR...", multiple=True, help="trained run, or several on one frontier")
 @path_option("--reference", "real text, shown as a star in the plot", metavar="FILE")
 @click.option(
     "--external",
@@ -23,39 +24,58 @@ from ldlm.config import SweepConfig
     metavar="NAME=FILE,NFE,SECONDS",
     help="texts of another model, with evaluations and seconds per text",
 )
-@path_option("--output", "folder for tables, plot and the finalists' texts  [default: sweep, in the run]")
+@path_option(
+    "--output",
+    "folder for tables, plot and texts  [default: sweep, in the run; of several runs beside the first]",
+)
 def command(
-    options: Options, run: str | None, reference: str | None, externals: tuple[str, ...], output: str | None
+    options: Options, runs: tuple[str, ...], reference: str | None, externals: tuple[str, ...], output: str | None
 ) -> None:
     """Draw with every solver, time grid and guidance at every budget, score the texts, and draw the finalists again.
 
-    The same command resumes an interrupted sweep.
+    A rival's run is drawn with each of its samplers. Several runs come on one frontier, with evaluations and seconds;
+    the folder then has the sweep of each run in a folder of its own. The same command resumes an interrupted sweep.
 
     \b
-    Example:
+    Examples:
       ldlm sweep --run run --scorer gpt2-large --reference real.jsonl --budgets 16 32 64 128
+      ldlm sweep --run run run-mdlm run-duo --scorer gpt2-large --reference real.jsonl
     """
     config = options.build()
     from ldlm.evaluation.frontier import External
     from ldlm.stages import sweep as stage
 
+    paths = [Path(run) for run in runs]
     if options.dry_run:
-        return options.show_plan(stage.plan(config))
-    run_path = require(run, "--run", "run")
+        return options.show_plan(stage.plan(config, paths))
+    paths = paths or [require(None, "--run", "run")]
     made = stage.run(
         config,
-        run_path,
-        run_path / "sweep" if output is None else Path(output),
+        paths,
+        _default_output(paths) if output is None else Path(output),
         reference=None if reference is None else Path(reference),
         externals=[External.parse(one) for one in externals],
         overwrite=bool(options.overwrite),
         progress=show.Terminal(),
     )
     result = {"output": str(made.path), **made.manifest}
-    options.show(result, lambda: _table(result))
+    options.show(result, lambda: _points(result) if "points" in result else _finalists(result))
 
 
-def _table(result: dict[str, Any]) -> str:
+def _default_output(paths: list[Path]) -> Path:
+    """`sweep` in the run, and beside the first of several."""
+    return paths[0] / "sweep" if len(paths) == 1 else Path(os.path.relpath(paths[0].absolute().parent)) / "sweep"
+
+
+def _points(result: dict[str, Any]) -> str:
+    from ldlm.evaluation.fronts import NO_WIN, cells
+
+    head, rows = cells(result)
+    foot = f"{result['texts']:,} texts each, scorer {result['scorer']}; all of it in {result['output']}/table.md"
+    return show.table(head, rows) + f"\n\n{NO_WIN}\n{foot}"
+
+
+def _finalists(result: dict[str, Any]) -> str:
     from ldlm.evaluation.frontier import read_finalists, verdict
     from ldlm.evaluation.scores import FIGURES
 

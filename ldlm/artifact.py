@@ -41,6 +41,7 @@ MADE_BY = {
     "model": "ldlm export",
     "interpolation": "ldlm interpolate",
     "sweep": "ldlm sweep",
+    "frontier": "ldlm sweep --run RUN RUN",
     "trace": "ldlm sample --trace",
     "comparison": "ldlm interpolate",
     "quickstart": "ldlm quickstart",

@@ -1,123 +1,46 @@
-"""Quality against the number of denoiser evaluations: every solver, grid and guidance on one model (Tables 5, 8, 9).
-
-A *trajectory* is a solver, a grid, a guidance and a budget of evaluations; it is computed once. A *variant* is one way
-to decode its end: the last mean or the last ẑ_0, a temperature, a decoder. All variants are screened with few texts.
-The finalists are drawn again with many texts: at each budget the paper's sampler and the best variant, which has the
-lowest perplexity at no less entropy than the paper's sampler has at its own budget. So a low perplexity that comes from
-repetition does not win.
-
-The variants of each trajectory are written to a file of their own, from which the same command resumes.
-"""
+"""Quality against the number of evaluations: the ways to draw of one run, or of several on one frontier (Fig. 1)."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from itertools import product
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ldlm import artifact, files, runtime
+from ldlm import config as configs
 from ldlm.artifact import Artifact
-from ldlm.config import PAPERS_SAMPLER, EvaluateConfig, Final, SamplerConfig, SweepConfig
+from ldlm.baselines.ways import TokenSweep
+from ldlm.config import AnySweepConfig, Shapes, SweepConfig, TokenSweepConfig
 from ldlm.errors import InputError
-from ldlm.evaluation import metrics, samples
-from ldlm.evaluation.boundaries import Boundaries
-from ldlm.evaluation.frontier import COUNTED, External, Frontier, Variant, finalists, is_papers, tables
-from ldlm.evaluation.measure import measure
-from ldlm.evaluation.samples import Texts
+from ldlm.evaluation.beside import Beside, Judge
+from ldlm.evaluation.frontier import External
+from ldlm.evaluation.fronts import Fronts
 from ldlm.evaluation.scorer import Scorer
-from ldlm.evaluation.scores import SetScores
-from ldlm.features import textfiles
 from ldlm.pages import plots
-from ldlm.progress import SILENT, Progress, Task
-from ldlm.sampling import solvers
-from ldlm.sampling.generation import LARGEST_BATCH, TextGenerator, text_seeds
-from ldlm.sampling.solvers import End
-from ldlm.sampling.trained_run import TrainedRun
+from ldlm.progress import SILENT, Progress
+from ldlm.sampling import trajectories
+from ldlm.sampling.trajectories import TrajectorySweep
+from ldlm.sampling.ways import Loaded, Sweep, run_name
+from ldlm.training import checkpoint
+from ldlm.training.checkpoint import Checkpoint
+
+ABOUT = ("texts", "diversity_texts", "scorer", "max_tokens", "boundaries", "boundary_tokens", "clean_up")  # of all runs
 
 
-@dataclass(frozen=True)
-class Trajectory:
-    """One way through the reverse process."""
+def plan(config: SweepConfig, runs: Sequence[Path] = ()) -> dict[str, Any]:
+    """Numbers of ways, evaluations and texts that it would take: of each run by name where there are several.
 
-    solver: str
-    grid: str
-    guidance: float
-    budget: int  # evaluations of the denoiser per text
-    t_min: float
-
-    @classmethod
-    def of(cls, row: Variant) -> Trajectory:
-        """The trajectory whose end a variant decodes."""
-        return cls(row.solver, row.grid, row.guidance, row.budget, row.t_min)
-
-    @property
-    def name(self) -> str:
-        """Name of the file of a variant's texts."""
-        return f"{self.solver}_{self.grid}_w{self.guidance:g}_{self.budget}"
-
-    @property
-    def sampler(self) -> SamplerConfig:
-        """Settings of the sampler, with as many steps as the budget allows."""
-        settings: Any = {"solver": self.solver, "grid": self.grid, "guidance": self.guidance, "t_min": self.t_min}
-        config = SamplerConfig(**settings)
-        return replace(config, steps=self.budget // solvers.evaluations_per_step(config))
-
-    def finals(self, asked: Sequence[Final]) -> list[Final]:
-        """The ends among `asked` that are offered for this solver and grid, each once."""
-        return [final for final in dict.fromkeys(asked) if solvers.is_offered(replace(self.sampler, final=final))]
-
-
-def trajectories(config: SweepConfig) -> list[Trajectory]:
-    """All combinations that are offered and whose budget allows a step, cheapest first."""
-    everything = [
-        Trajectory(solver, grid, guidance, budget, _t_min(config, solver, grid, guidance))
-        for solver in dict.fromkeys(config.solvers)
-        for grid in dict.fromkeys(config.grids)
-        for guidance in dict.fromkeys(config.guidances)
-        for budget in sorted(set(config.budgets))
-    ]
-    offered = [one for one in everything if one.finals(config.finals)]
-    if not offered:
-        solvers.check(replace(everything[0].sampler, final=config.finals[0]))
-    affordable = [one for one in offered if solvers.evaluations_per_step(one.sampler) <= one.budget]
-    if not affordable:
-        raise InputError(
-            f"none of the solvers takes a step in {max(config.budgets)} evaluations; give larger --budgets (heun takes "
-            f"two a step, and guidance twice as many)"
-        )
-    return sorted(affordable, key=lambda one: one.budget)
-
-
-def _t_min(config: SweepConfig, solver: str, grid: str, guidance: float) -> float:
-    """End of a trajectory's grid; the paper's sampler keeps the paper's."""
-    row = {"solver": solver, "grid": grid, "guidance": guidance}
-    return PAPERS_SAMPLER["t_min"] if is_papers(row) else config.t_min
-
-
-def plan(config: SweepConfig) -> dict[str, Any]:
-    """Numbers of trajectories, variants, evaluations and texts that it would take."""
-    found = trajectories(config)
-    ends = sum(len(one.finals(config.finals)) for one in found)
-    variants = ends * len(config.temperatures) * max(1, len(config.decoders))
-    return {
-        "trajectories": len(found),
-        "variants": variants,
-        "denoiser_evaluations_to_screen": config.screen_texts * sum(one.budget for one in found),
-        "texts_to_screen": config.screen_texts * variants,
-        "finalists_at_most": 2 * len(set(config.budgets)),
-    }
+    Without a run, those of one of LDLM.
+    """
+    if not runs:
+        return trajectories.plan(config)
+    plans = {name: sweep.plan() for name, sweep in _sweeps(config, runs).items()}
+    return {"runs": plans} if len(plans) > 1 else next(iter(plans.values()))
 
 
 def run(
-    config: SweepConfig,
-    run_path: Path,
+    config: AnySweepConfig,
+    runs: Path | Sequence[Path],
     out: Path,
     *,
     reference: Path | None = None,
@@ -125,189 +48,154 @@ def run(
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> Artifact:
-    """Write `sweep.json`, `table.md`, `frontier.png` and the finalists' texts to `out`."""
-    found = trajectories(config)
+    """Sweep a run, or several on one frontier, into the folder `out`.
+
+    Of one run it gets `sweep.json`, `table.md`, `frontier.png`, and the scores and texts of each way. Of several it
+    gets such a folder for each, by the run's name, and `frontier.json`, `table.md` and `frontier.png` of all. The same
+    call resumes an interrupted one.
+    """
+    sweeps = _sweeps(config, [runs] if isinstance(runs, Path) else runs)
+    shapes = _shapes(sweeps)
     beside = Beside.read(config, reference, externals, progress)
-    sweep = _open(config, run_path, out, beside.fewest, progress)
-    reads = [run_path, *([] if reference is None else [reference]), *(one.path for one in externals)]
-    inputs = {**sweep.inputs, **beside.inputs}
-    result = artifact.begin(out, "sweep", config, inputs, overwrite=overwrite, reads=reads)
+    reads = [*([] if reference is None else [reference]), *(one.path for one in externals)]
+    device = runtime.device(config.device)
+
+    def judge() -> Judge:
+        scorer = Scorer(config.scorer, device)
+        return Judge(config, scorer, scorer.fitting(shapes.seq_len, progress.note), beside)
+
+    if len(sweeps) == 1:
+        (sweep,) = sweeps.values()
+        loaded = sweep.load(device, progress)
+        return _one(sweep, loaded, judge(), out, reads=reads, overwrite=overwrite, progress=progress)
+    return _several(config, sweeps, judge(), out, reads=reads, overwrite=overwrite, progress=progress)
+
+
+def _one(
+    sweep: Sweep,
+    loaded: Loaded,
+    judge: Judge,
+    out: Path,
+    *,
+    reads: Sequence[Path],
+    overwrite: bool = False,
+    progress: Progress,
+) -> Artifact:
+    """The sweep of one run."""
+    inputs = {**loaded.inputs, **judge.beside.inputs}
+    reads = [sweep.path, *reads]
+    result = artifact.begin(out, "sweep", sweep.config, inputs, overwrite=overwrite, reads=reads)
     if result.complete:
         progress.note(f"{out} is complete; nothing to do")
         return result
-
-    if not config.decoders:
-        sweep.run.remark_on_decoder(None, progress)
-    screened = sweep.draw("screen", found, config.screen_texts, progress)
-    chosen = finalists(screened, config.entropy_slack)
-    drawn = sweep.draw("finalists", list(dict.fromkeys(map(Trajectory.of, chosen))), config.texts, progress)
-    with_many_texts = {row.way: row for row in drawn}
-    frontier = Frontier(
-        finalists=[replace(with_many_texts[one.way], best=one.best) for one in chosen],
-        drawn=drawn,
-        screened=screened,
-        externals={one: sweep.score(texts) for one, texts in beside.externals.items()},
-        real=None if beside.real is None else sweep.score(beside.real),
-        about=sweep.about,
-    )
-
-    summary = frontier.to_json()
+    found = loaded.find(out, judge, progress)
+    summary = found.to_json()
     files.write_json(out / "sweep.json", summary)
-    files.write_atomic(out / "table.md", tables(frontier))
-    plots.frontier(out / "frontier.png", summary)
+    files.write_atomic(out / "table.md", found.table())
+    plots.sweep(out / "frontier.png", summary)
     return result.finish(**summary)
 
 
-@dataclass(frozen=True)
-class Beside:
-    """Texts of the reference and of other models, which are scored beside the run's."""
+def _several(
+    config: AnySweepConfig,
+    sweeps: Mapping[str, Sweep],
+    judge: Judge,
+    out: Path,
+    *,
+    reads: Sequence[Path],
+    overwrite: bool,
+    progress: Progress,
+) -> Artifact:
+    """The sweeps of several runs, one after the other, and what they give together."""
+    digests = {name: _checkpoint(sweep.path, config.checkpoint).digest for name, sweep in sweeps.items()}
+    inputs = {"runs": digests, **judge.beside.inputs}
+    reads = [*(sweep.path for sweep in sweeps.values()), *reads]
+    result = artifact.begin(out, "frontier", config, inputs, overwrite=overwrite, reads=reads)
+    if result.complete:
+        progress.note(f"{out} is complete; nothing to do")
+        return result
+    parts = {}
+    for name, sweep in sweeps.items():
+        progress.note(f"run {name}")
+        loaded = sweep.load(judge.scorer.device, progress)
+        parts[name] = _one(sweep, loaded, judge, out / name, reads=reads, progress=progress)
+        del loaded  # one run at a time is in memory
+    summaries = {name: part.manifest for name, part in parts.items()}
+    fronts = Fronts(
+        points=[point for name, sweep in sweeps.items() for point in sweep.points(name, summaries[name])],
+        runs={name: _origin(sweeps[name], part) for name, part in parts.items()},
+        externals=judge.externals,
+        real=judge.real,
+        about={name: next(iter(summaries.values()))[name] for name in ABOUT},
+    )
+    summary = fronts.to_json()
+    files.write_json(out / "frontier.json", summary)
+    files.write_atomic(out / "table.md", fronts.table())
+    plots.sweep(out / "frontier.png", summary)
+    return result.finish(**summary)
 
-    real: Texts | None
-    externals: dict[External, Texts]
-    fewest: int  # texts in the smallest set, the run's among them
-    inputs: dict[str, Any]  # hashes of the files and costs, as inputs of the artefact
 
-    @classmethod
-    def read(
-        cls, config: SweepConfig, reference: Path | None, externals: Sequence[External], progress: Progress
-    ) -> Beside:
-        """Read the reference and the texts of other models; notes say how their boundaries are found."""
-        if len({one.name for one in externals}) < len(externals):
-            raise InputError("two --external have one name; give each a name of its own")
-        hashes = textfiles.fingerprints([*([reference] if reference else []), *(one.path for one in externals)])
-        named = samples.remarks(map(Path, hashes), config.boundary_tokens)
-        for remark in [*textfiles.remarks(hashes, config.text_column), *named]:
-            progress.note(remark)
-        real = None if reference is None else _read(config, reference)
-        others = {one: _read(config, one.path) for one in externals}
-        fewest = min([config.texts, *(len(texts) for texts in (real, *others.values()) if texts is not None)])
-        if fewest < config.texts:
-            progress.note(f"diversity is that of {fewest:,} texts of each set, for the smallest has no more")
-        inputs = {
-            "reference": None if reference is None else hashes[str(reference)],
-            "externals": {one.name: [hashes[str(one.path)], one.nfe, one.seconds] for one in externals},
-        }
-        # Of the reference as many as are drawn: diversity falls with the number of texts.
-        return cls(None if real is None else real.first(config.texts), others, fewest, inputs)
-
-
-def _read(config: SweepConfig, path: Path) -> Texts:
-    return samples.described(samples.read(path, config.text_column), path, config.boundary_tokens)
-
-
-def _open(config: SweepConfig, run_path: Path, out: Path, fewest: int, progress: Progress) -> Sweep:
-    device = runtime.device(config.device)
-    run = TrainedRun(run_path, device, config.checkpoint)
-    compute = run.compute(config.compute)
-    compute.tell(progress)
-    generators = {g.decoder.name: g for g in (run.generator(name, compute) for name in config.decoders or (None,))}
-    scorer = Scorer(config.scorer, device)
-    return Sweep(config, out, run, generators, scorer, scorer.fitting(run.shapes.seq_len, progress.note), fewest)
+def _origin(sweep: Sweep, part: Artifact) -> dict[str, Any]:
+    """What a finished sweep was drawn from, and on which device."""
+    inputs, found = part.inputs, part.manifest
+    return {
+        "method": sweep.method,
+        **{name: inputs[name] for name in ("checkpoint", "precision")},
+        **{name: found[name] for name in ("step", "device")},
+        "seed": sweep.config.seed,
+    }
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Drawing and scoring
+# The runs
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """Draws and scores trajectories."""
-
-    config: SweepConfig
-    out: Path
-    run: TrainedRun
-    generators: dict[str, TextGenerator]  # by decoder, of one denoiser
-    scorer: Scorer
-    max_tokens: int  # after which texts are cut for the scorer
-    fewest: int  # texts of each set that diversity is measured on
-
-    def draw(self, what: str, trajectories: Sequence[Trajectory], count: int, progress: Progress) -> list[Variant]:
-        """Every variant of the trajectories over `count` texts; `what` names the work to the user."""
-        evaluations = count * sum(one.budget for one in trajectories)
-        with progress.task(what, evaluations, "evaluation") as task:
-            return [row for one in trajectories for row in self._variants(one, count, task)]
-
-    def _variants(self, trajectory: Trajectory, count: int, task: Task) -> list[Variant]:
-        """The variants of a trajectory, from its file where they have been measured."""
-        path = self.out / "trajectories" / f"{trajectory.name}-{count}.json"
-        if not path.exists():
-            files.write_json(path, [row.to_json() for row in self._measure(trajectory, count)])
-        task.advance(count * trajectory.budget)
-        return [Variant.from_json(row) for row in files.read_json(path)]
-
-    def _measure(self, trajectory: Trajectory, count: int) -> Iterator[Variant]:
-        seeds_B = text_seeds(self.config.seed, 0, count)
-        end, seconds = self._ends(trajectory.sampler, seeds_B)
-        for (name, generator), final, temperature in product(
-            self.generators.items(), trajectory.finals(self.config.finals), dict.fromkeys(self.config.temperatures)
-        ):
-            started = time.perf_counter()
-            tokens_BL = generator.decode(getattr(end, final), seeds_B, temperature).cpu()
-            decoding = (time.perf_counter() - started) / count
-            tokens = tokens_BL.tolist()
-            written = metrics.decode_tokens(self.run.tokenizer, tokens_BL, clean_up=self.config.clean_up)
-            texts = Texts(written, tokens, boundaries=self.boundaries, clean_up=self.config.clean_up)
-            yield Variant(
-                **asdict(trajectory),
-                steps=trajectory.sampler.steps,
-                final=final,
-                temperature=temperature,
-                decoder=name,
-                seconds=seconds + decoding,
-                **self.score(texts).pick(*COUNTED),
+def _sweeps(config: AnySweepConfig, runs: Sequence[Path]) -> dict[str, Sweep]:
+    """The sweep of each run by name; `InputError` for two of one name, and settings that a run has no way for."""
+    places: dict[Path, Path] = {}
+    named: dict[str, Path] = {}
+    for path in runs:
+        if (other := places.setdefault(path.resolve(), path)) is not path:
+            raise InputError(f"--run names {other} twice" + f", once as {path}" * (other != path) + "; give it once")
+        name = run_name(path)
+        if (other := named.setdefault(name, path)) is not path:
+            raise InputError(
+                f"{other} and {path} are both named {name!r}, and a frontier tells runs apart by name; rename one of "
+                f"the folders, or give a link to it"
             )
-            if count == self.config.texts:
-                self._keep(f"{trajectory.name}_{name}_{final}_{temperature:g}", texts, tokens, seeds_B)
+    return {name: _sweep(config, path) for name, path in named.items()}
 
-    def _ends(self, sampler: SamplerConfig, seeds_B: Tensor) -> tuple[End, float]:
-        """The ends of a trajectory, and the seconds per text that it took."""
-        generator, size = next(iter(self.generators.values())), min(self._batch_size, len(seeds_B))
-        generator.prepare(sampler, size)
-        started = time.perf_counter()
-        found = [generator.ends(sampler, generator.padded(seeds, size)) for seeds in seeds_B.split(size)]
-        end = End(*(torch.cat(parts)[: len(seeds_B)] for parts in zip(*found, strict=True)))
-        end.mean.sum().item()  # which waits for the device
-        return end, (time.perf_counter() - started) / len(seeds_B)
 
-    @cached_property
-    def _batch_size(self) -> int:
-        """Batch size of all trajectories, measured once."""
-        generator, most = next(iter(self.generators.values())), max(self.config.texts, self.config.screen_texts)
-        return self.config.batch_size or generator.batch_size(min(most, LARGEST_BATCH))
+def _sweep(config: AnySweepConfig, path: Path) -> Sweep:
+    method = configs.method_of(artifact.open_artifact(path, "run", complete=False).config)
+    chosen = configs.sweep_of(method, config)
+    if isinstance(chosen, TokenSweepConfig):
+        return TokenSweep(path, chosen, method)
+    return TrajectorySweep(path, chosen)
 
-    @property
-    def inputs(self) -> dict[str, Any]:
-        """The checkpoint, the decoders and the precision, as inputs of the artefact."""
-        precision = next(iter(self.generators.values())).compute.precision
-        return {"checkpoint": self.run.checkpoint.digest, "decoders": list(self.generators), "precision": precision}
 
-    @property
-    def about(self) -> dict[str, Any]:
-        """Everything that all figures depend on, as in `sweep.json`."""
-        return {
-            "texts": self.config.texts,
-            "screen_texts": self.config.screen_texts,
-            "diversity_texts": self.fewest,
-            "scorer": self.scorer.name,
-            "max_tokens": self.max_tokens,
-            "boundaries": self.config.boundaries,
-            "boundary_tokens": list(self.boundaries.tokens),
-            "clean_up": self.config.clean_up,
-            "device": str(self.run.device),
-            "step": self.run.checkpoint.step,
-        }
+def _shapes(sweeps: Mapping[str, Sweep]) -> Shapes:
+    """The sizes of the texts of all runs; `InputError` where two differ in them, or in the tokenizer."""
+    found = {sweep.path: files.read_json(sweep.path / "features.json") for sweep in sweeps.values()}
+    first, *others = found
+    for other in others:
+        if found[first]["encoder"]["tokenizer"] != found[other]["encoder"]["tokenizer"]:
+            raise InputError(
+                f"{first} and {other} have different tokenizers, so their entropies and diversities do not compare; "
+                f"leave one of them out"
+            )
+        a, b = (found[path]["shapes"]["seq_len"] for path in (first, other))
+        if a != b:
+            raise InputError(
+                f"{first} draws texts of {a:,} tokens and {other} of {b:,}, and figures of texts of different length "
+                f"do not compare; leave one of them out"
+            )
+    return Shapes(**found[first]["shapes"])
 
-    @cached_property
-    def boundaries(self) -> Boundaries:
-        """Boundary tokens of the run's tokenizer."""
-        return Boundaries.of(self.run.tokenizer)
 
-    def _keep(self, name: str, texts: Texts, tokens: list[list[int]], seeds_B: Tensor) -> None:
-        rows, path = samples.rows(texts.texts, tokens, seeds_B.tolist()), self.out / "texts" / f"{name}.jsonl"
-        samples.write_record(path, "texts", samples.record_of(self.run.tokenizer, self.config.clean_up))
-        files.write_atomic(path, files.dump_jsonl(rows))
-
-    def score(self, texts: Texts) -> SetScores:
-        """Scores of a set of texts, its diversity of as many texts as the smallest set has."""
-        evaluation = EvaluateConfig(scorer=self.config.scorer, boundaries=self.config.boundaries)
-        return measure(texts, self.scorer, evaluation, self.max_tokens, self.fewest)
+def _checkpoint(path: Path, name: str | None) -> Checkpoint:
+    """The checkpoint that a run is swept at."""
+    found = checkpoint.latest(path / "checkpoints") if name is None else checkpoint.named(path / "checkpoints", name)
+    if found is None:
+        raise InputError(f"{path} has no checkpoint yet; run the same `ldlm train` command again and it goes on")
+    return found

@@ -19,6 +19,7 @@ from ldlm.config.baselines import (
     PsiMode,
     ReMDMConfig,
     SamplerOfTokens,
+    TokenSamplerName,
 )
 from ldlm.config.drawing import drawing_config, owners
 from ldlm.config.fields import assignments, differences, from_dict, from_stored, identity, merge, setting, to_dict
@@ -86,3 +87,4 @@ from ldlm.config.stages import (
     taken_up,
     total_steps,
 )
+from ldlm.config.sweeps import AnySweepConfig, FrontierConfig, TokenSweepConfig, sweep_of

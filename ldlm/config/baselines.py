@@ -13,6 +13,7 @@ End = Literal["argmax", "draw"]
 Drawing = Literal["exact", "race"]
 PUBLISHED_ETA = {"rescale": 0.015, "cap": 0.008, "loop": 0.02}  # of the scripts of ReMDM
 PsiMode = Literal["ancestral", "kappa", "constant", "cap", "rescale", "rescale-duo"]
+TokenSamplerName = Literal["ancestral", "remdm", "psi", "cached", "euler"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -359,7 +359,7 @@ def named_sampler(cls: type, name: str) -> dict[str, Any]:
     if name not in SAMPLERS:
         raise InputError(f"there is no sampler {name!r}; choose {', '.join(SAMPLERS)}, or a --solver and a --grid")
     sampler = SAMPLERS[name]
-    if cls is SweepConfig:
+    if issubclass(cls, SweepConfig):
         return {f"{key}s": [sampler[key]] for key in ("solver", "grid", "guidance")}
     return {"sampler": sampler}
 

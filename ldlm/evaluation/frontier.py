@@ -109,6 +109,10 @@ class Frontier:
             **self.about,
         }
 
+    def table(self) -> str:
+        """The content of `table.md`."""
+        return tables(self)
+
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The choice of finalists

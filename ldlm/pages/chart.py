@@ -84,7 +84,7 @@ class Line:
 class Points:
     """Places, each with a title of its own; `labels` stand beside them, `radii` are in points.
 
-    `shape` is a disc, a star or a cross.
+    `shape` is a disc, a square, a triangle, a diamond, a star or a cross.
     """
 
     name: str

@@ -36,13 +36,15 @@ COLOURS = {
     "gold": "#e0a800", "red": "#c92a2a", "teal": "#0c8599", "soft": "#63636f", "line": "#dedce3", "card": "#ffffff",
     "ink": "#16161d",
 }  # fmt: skip
-MARKERS = {"disc": "o", "star": "*", "cross": "x"}
+MARKERS = {"disc": "o", "star": "*", "cross": "x", "square": "s", "triangle": "^", "diamond": "D"}
+LEGEND: dict[str, Any] = {"fontsize": 9.5, "frameon": False, "labelcolor": COLOURS["soft"]}
 
 
-def png(path: Path, charts: Sequence[Chart], columns: int = 4) -> None:
+def png(path: Path, charts: Sequence[Chart], columns: int = 4, *, shared_legend: bool = False) -> None:
     """Draw charts with their titles and legends, whole or not at all.
 
-    Charts without values are left out, unless no other is there; of no charts there is no picture.
+    Charts without values are left out, unless no other is there; of no charts there is no picture. A shared legend
+    stands beside them all, for marks that would cover a chart with their names.
     """
     if not charts:
         return
@@ -58,10 +60,22 @@ def png(path: Path, charts: Sequence[Chart], columns: int = 4) -> None:
             ax = draw(chart, figure, left, bottom)
             _write(figure, left, bottom + HEIGHT + 8, chart.title, size=13, color="ink", weight="bold")
             _write(figure, left, bottom - 4, fill(chart.note, 72), size=9.5, va="top")
-            if chart.keys:
-                ax.legend(fontsize=9.5, frameon=False, labelcolor=COLOURS["soft"])
+            if chart.keys and not shared_legend:
+                ax.legend(**LEGEND)
+        if shared_legend:
+            _shared_legend(figure)
         figure.set(frameon=True, facecolor=COLOURS["card"])
         figure.savefig(temporary, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.2)
+
+
+def _shared_legend(figure: Figure) -> None:
+    """Write the names of all marks of a figure to the right of its charts, each once."""
+    by_name: dict[str, Any] = {}
+    for ax in figure.axes:
+        handles, names = ax.get_legend_handles_labels()
+        by_name.update(zip(names, handles, strict=True))
+    if by_name:
+        figure.legend(by_name.values(), by_name, loc="upper left", bbox_to_anchor=(1.0, 1.0), **LEGEND)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The pictures that commands leave: the charts of `curves` and `results` as PNG files."""
+"""The pictures that commands leave: the charts of `curves`, `results` and `fronts` as PNG files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ldlm.pages import curves, drawing, results
+from ldlm.pages import curves, drawing, fronts, results
 
 Row = Mapping[str, Any]
 
@@ -45,9 +45,16 @@ def mean_of_two(path: Path, found: Mapping[str, Row]) -> None:
     drawing.png(path, results.mean_of_two(found))
 
 
-def frontier(path: Path, sweep: Row) -> None:
-    """Write perplexity against entropy, evaluations and diversity, of all and of the finalists (Figure 1)."""
-    drawing.png(path, results.frontier(sweep))
+def sweep(path: Path, found: Row) -> None:
+    """Write the frontier of a sweep (Figure 1).
+
+    Of a run of LDLM it is perplexity against entropy, evaluations and diversity, of all and of the finalists. Of a
+    rival's run, and of several runs, it is perplexity and entropy against evaluations, against seconds, and together.
+    """
+    if "points" in found:
+        drawing.png(path, fronts.charts(found), columns=3, shared_legend=True)
+    else:
+        drawing.png(path, results.frontier(found))
 
 
 def comparison(path: Path, rows: Sequence[Row]) -> None:

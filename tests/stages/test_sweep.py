@@ -10,6 +10,7 @@ from ldlm.config import EvaluateConfig, SampleConfig, SweepConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import frontier, metrics, samples
 from ldlm.evaluation.frontier import Variant
+from ldlm.sampling import trajectories
 from ldlm.stages import evaluate, sample, sweep
 
 SMALL = {"budgets": (2, 5), "solvers": ("euler-maruyama", "heun"), "grids": ("time",), "guidances": (1.0, 2.0)}
@@ -55,7 +56,7 @@ def test_a_row_is_what_sample_and_evaluate_say(swept, trained, gpt2, tmp_path, s
         if (row["solver"], row["guidance"], row["budget"]) == (solver, 1.0, 5)
         and (row["final"], row["temperature"]) == (final, temperature)
     )
-    sampler = replace(sweep.Trajectory.of(Variant.from_json(row)).sampler, final=final, temperature=temperature)
+    sampler = replace(trajectories.Trajectory.of(Variant.from_json(row)).sampler, final=final, temperature=temperature)
     assert sampler.t_min == {"euler-maruyama": 0.05, "heun": 0.005}[solver]  # the paper's sampler ends there
     out = tmp_path / "s.jsonl"
     sample.run(SampleConfig(num_samples=4, sampler=sampler, device="cpu"), trained, out)
@@ -82,7 +83,7 @@ def test_finalists_are_drawn_again_with_more_texts_which_are_kept(swept):
 
 
 def test_what_is_not_offered_is_left_out(gpt2):
-    everything = sweep.trajectories(SweepConfig(budgets=(8,)))
+    everything = trajectories.trajectories(SweepConfig(budgets=(8,)))
     ways = {(one.solver, one.grid, final) for one in everything for final in one.finals(SweepConfig().finals)}
     assert len({one.name for one in everything}) == len(everything)
     left = {("euler-maruyama", "learned"), ("ddim", "time")}
@@ -93,7 +94,7 @@ def test_what_is_not_offered_is_left_out(gpt2):
     }  # fmt: skip
     assert sweep.plan(SweepConfig(budgets=(8,), temperatures=(0.0,), guidances=(1.0,)))["variants"] == len(ways)
     with pytest.raises(InputError, match="solver ddim on grid time with final mean is not offered"):
-        sweep.trajectories(SweepConfig(solvers=("ddim",), grids=("time",)))
+        trajectories.trajectories(SweepConfig(solvers=("ddim",), grids=("time",)))
 
 
 def test_one_flag_sweeps_the_papers_sampler_alone(succeed):

@@ -1,0 +1,186 @@
+"""The sweep of a run of a rival: each of its samplers at every budget, with the settings of the papers' rows.
+
+Every way is drawn once. A chain of N steps takes N + 1 rows, the last of which removes what noise is left, so that N is
+one less than the budget. How many of the rows evaluate the network is counted: with absorbing states it depends on the
+number of texts at a time, which is recorded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldlm.baselines.generation import TokenGenerator
+from ldlm.baselines.trained import TrainedTokenRun
+from ldlm.config import TOKEN_SAMPLERS, ChainConfig, SamplerOfTokens, TokenSweepConfig, token_sampler
+from ldlm.errors import InputError
+from ldlm.evaluation.beside import Judge
+from ldlm.evaluation.fronts import Fronts, Point
+from ldlm.progress import Progress
+from ldlm.sampling.generation import LARGEST_BATCH
+from ldlm.sampling.ways import Bench, Drawn, run_name
+
+
+@dataclass(frozen=True)
+class TokenWay:
+    """A sampler at a budget."""
+
+    sampler: SamplerOfTokens
+    budget: int  # evaluations of the network per text, at most
+
+    @property
+    def words(self) -> str:
+        """The sampler in words: its name, and p where it filters."""
+        p = getattr(self.sampler, "top_p", 1.0)
+        return self.sampler.name if p == 1 else f"{self.sampler.name}, p = {p:g}"
+
+    @property
+    def name(self) -> str:
+        """Name of the files of its scores and texts."""
+        return f"{self.words.replace(', p = ', '_p')}_{self.budget}"
+
+
+def ways(config: TokenSweepConfig, method: str, run: str | Path) -> list[TokenWay]:
+    """All samplers of the method that are asked for, at each budget, cheapest first.
+
+    `InputError`, naming the run, where it has none of the samplers, and for a budget in which none takes a step.
+    """
+    fitting = TOKEN_SAMPLERS[method]
+    asked = [name for name in fitting if name in config.token_samplers or not config.token_samplers]
+    if not asked:
+        raise InputError(
+            f"{run} is of method {method} and draws with {' or '.join(fitting)}, not with "
+            f"{' or '.join(config.token_samplers)}; add one of its own to --token-samplers"
+        )
+    settings = [chosen for name in asked for chosen in _settings(config, method, name)]
+    found = []
+    for budget in sorted(set(config.budgets)):
+        # A chain has a row beyond its steps.
+        steps = {chosen: budget - isinstance(chosen, ChainConfig) for chosen in settings}
+        paid = [TokenWay(replace(chosen, steps=count), budget) for chosen, count in steps.items() if count >= 1]
+        if not paid:
+            raise InputError(
+                f"{run} has no sampler for --budgets {budget}: a chain of N steps ({' or '.join(asked)}) takes N + 1 "
+                f"evaluations; give budgets from 2 on"
+            )
+        found += paid
+    return found
+
+
+def _settings(config: TokenSweepConfig, method: str, name: str) -> list[SamplerOfTokens]:
+    """The published settings of a sampler, with each p that is asked for where none is published."""
+    published = token_sampler(method, {"name": name})
+    if getattr(published, "top_p", None) != 1:
+        return [published]
+    return [token_sampler(method, {"name": name, "top_p": p}) for p in dict.fromkeys(config.top_ps)]
+
+
+@dataclass(frozen=True)
+class TokenSweep:
+    """The sweep of a run of a rival; `InputError` where it has no way that the budgets pay for."""
+
+    path: Path
+    config: TokenSweepConfig
+    method: str
+
+    def __post_init__(self) -> None:
+        ways(self.config, self.method, self.path)
+
+    def plan(self) -> dict[str, Any]:
+        """Numbers of ways, evaluations and texts that it would take."""
+        found = ways(self.config, self.method, self.path)
+        return {
+            "ways": len(found),
+            "evaluations_at_most": self.config.texts * sum(way.budget for way in found),
+            "texts_to_draw": self.config.texts * len(found),
+        }
+
+    def load(self, device: torch.device, progress: Progress) -> LoadedTokenRun:
+        """The network of a checkpoint; notes say how it computes."""
+        run = TrainedTokenRun(self.path, device, self.config.checkpoint)
+        generator = run.generator(run.compute(self.config.compute))
+        generator.compute.tell(progress)
+        return LoadedTokenRun(self.config, run, generator)
+
+    def points(self, name: str, summary: Mapping[str, Any]) -> list[Point]:
+        """All that was drawn, under the name of the run on this frontier."""
+        return [replace(Point.from_json(row), run=name) for row in summary["points"]]
+
+
+@dataclass(frozen=True)
+class LoadedTokenRun:
+    """A run of a rival that draws texts by its samplers."""
+
+    config: TokenSweepConfig
+    run: TrainedTokenRun
+    generator: TokenGenerator
+
+    @property
+    def tokenizer(self) -> Any:
+        """The run's tokenizer."""
+        return self.run.tokenizer
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The checkpoint and the precision, as inputs of the artefact."""
+        return {"checkpoint": self.run.checkpoint.digest, "precision": self.generator.compute.precision}
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return run_name(self.run.path)
+
+    def find(self, out: Path, judge: Judge, progress: Progress) -> Fronts:
+        """Draw every way."""
+        bench: Bench[TokenWay, Point] = Bench(self.config, out, self, judge)
+        found = ways(self.config, self.run.method, self.run.path)
+        points = bench.rows("draw", found, self.config.texts, progress)
+        about = {"device": str(self.run.device), "step": self.run.checkpoint.step}
+        origin = {"method": self.run.method, **self.inputs, **about, "seed": self.config.seed}
+        return Fronts(
+            points=points,
+            runs={self.name: origin},
+            externals=judge.externals,
+            real=judge.real,
+            about={"texts": self.config.texts, **bench.about, **about},
+        )
+
+    def read(self, row: Mapping[str, Any]) -> Point:
+        """The inverse of `Point.to_json`."""
+        return Point.from_json(row)
+
+    def draw(self, way: TokenWay, seeds_B: Tensor) -> Iterator[Drawn[Point]]:
+        """Draw the texts of a way, one set."""
+        size = min(self._batch_size, len(seeds_B))
+        # What is compiled or loaded at a first use is not timed.
+        self.generator.tokens(replace(way.sampler, steps=1), seeds_B[:1].expand(size))
+        before, started = replace(self.generator.taken), time.perf_counter()
+        found = [self.generator.tokens(way.sampler, self.generator.padded(part, size)) for part in seeds_B.split(size)]
+        tokens_BL = torch.cat(found)[: len(seeds_B)].cpu()  # which waits for the device
+        seconds = (time.perf_counter() - started) / len(seeds_B)
+        taken = self.generator.taken
+        row = partial(
+            Point,
+            run=self.name,
+            method=self.run.method,
+            way=way.words,
+            budget=way.budget,
+            rows=taken.rows,
+            evaluations=(taken.evaluations - before.evaluations) / (taken.texts - before.texts),
+            seconds=seconds,
+            batch_size=size,
+            sampler=asdict(way.sampler),
+        )
+        yield Drawn(way.name, tokens_BL, row)
+
+    @cached_property
+    def _batch_size(self) -> int:
+        """Batch size of all ways, measured once."""
+        return self.config.batch_size or self.generator.batch_size(min(self.config.texts, LARGEST_BATCH))

@@ -1,0 +1,92 @@
+"""Real texts and those of other models beside the runs of a sweep, and the judge that scores all of them alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ldlm.config import AnySweepConfig, EvaluateConfig
+from ldlm.errors import InputError
+from ldlm.evaluation import samples
+from ldlm.evaluation.frontier import External
+from ldlm.evaluation.measure import measure
+from ldlm.evaluation.samples import Texts
+from ldlm.evaluation.scorer import Scorer
+from ldlm.evaluation.scores import SetScores
+from ldlm.features import textfiles
+from ldlm.progress import Progress
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Texts of the reference and of other models, which are scored beside the runs'."""
+
+    real: Texts | None
+    externals: dict[External, Texts]
+    fewest: int  # texts in the smallest set, the runs' among them
+    inputs: dict[str, Any]  # hashes of the files and costs, as inputs of the artefact
+
+    @classmethod
+    def read(
+        cls, config: AnySweepConfig, reference: Path | None, externals: Sequence[External], progress: Progress
+    ) -> Beside:
+        """Read the reference and the texts of other models; notes say how their boundaries are found."""
+        if len({one.name for one in externals}) < len(externals):
+            raise InputError("two --external have one name; give each a name of its own")
+        hashes = textfiles.fingerprints([*([reference] if reference else []), *(one.path for one in externals)])
+        named = samples.remarks(map(Path, hashes), config.boundary_tokens)
+        for remark in [*textfiles.remarks(hashes, config.text_column), *named]:
+            progress.note(remark)
+        real = None if reference is None else _read(config, reference)
+        others = {one: _read(config, one.path) for one in externals}
+        fewest = min([config.texts, *(len(texts) for texts in (real, *others.values()) if texts is not None)])
+        if fewest < config.texts:
+            progress.note(f"diversity is that of {fewest:,} texts of each set, for the smallest has no more")
+        inputs = {
+            "reference": None if reference is None else hashes[str(reference)],
+            "externals": {one.name: [hashes[str(one.path)], one.nfe, one.seconds] for one in externals},
+        }
+        # Of the reference as many as are drawn: diversity falls with the number of texts.
+        return cls(None if real is None else real.first(config.texts), others, fewest, inputs)
+
+
+def _read(config: AnySweepConfig, path: Path) -> Texts:
+    return samples.described(samples.read(path, config.text_column), path, config.boundary_tokens)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Scores all sets of texts of a sweep alike; those beside the runs once, however many runs there are."""
+
+    config: AnySweepConfig
+    scorer: Scorer
+    max_tokens: int  # after which texts are cut for the scorer
+    beside: Beside
+
+    def score(self, texts: Texts) -> SetScores:
+        """Scores of a set of texts, its diversity of as many texts as the smallest set has."""
+        evaluation = EvaluateConfig(scorer=self.config.scorer, boundaries=self.config.boundaries)
+        return measure(texts, self.scorer, evaluation, self.max_tokens, self.beside.fewest)
+
+    @cached_property
+    def real(self) -> SetScores | None:
+        """Scores of the reference."""
+        return None if self.beside.real is None else self.score(self.beside.real)
+
+    @cached_property
+    def externals(self) -> dict[External, SetScores]:
+        """Scores of other models' texts."""
+        return {one: self.score(texts) for one, texts in self.beside.externals.items()}
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What all scores depend on, as in the JSON of a sweep."""
+        return {
+            "diversity_texts": self.beside.fewest,
+            "scorer": self.scorer.name,
+            "max_tokens": self.max_tokens,
+            "boundaries": self.config.boundaries,
+        }

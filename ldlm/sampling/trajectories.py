@@ -1,0 +1,236 @@
+"""The sweep of a run of LDLM: every solver, grid and guidance on one model (Tables 5, 8, 9).
+
+A *trajectory* is a solver, a grid, a guidance and a budget of evaluations; it is computed once. A *variant* is one way
+to decode its end: the last mean or the last ẑ_0, a temperature, a decoder. All variants are screened with few texts.
+The finalists are drawn again with many texts: at each budget the paper's sampler and the best variant, which has the
+lowest perplexity at no less entropy than the paper's sampler has at its own budget. So a low perplexity that comes from
+repetition does not win.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldlm.config import LDLM, PAPERS_SAMPLER, Final, SamplerConfig, SweepConfig
+from ldlm.errors import InputError
+from ldlm.evaluation.beside import Judge
+from ldlm.evaluation.frontier import Frontier, Variant, finalists, is_papers, read_finalists
+from ldlm.evaluation.fronts import Point
+from ldlm.progress import Progress
+from ldlm.sampling import solvers
+from ldlm.sampling.generation import LARGEST_BATCH, TextGenerator
+from ldlm.sampling.solvers import End
+from ldlm.sampling.trained_run import TrainedRun
+from ldlm.sampling.ways import Bench, Drawn
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One way through the reverse process."""
+
+    solver: str
+    grid: str
+    guidance: float
+    budget: int  # evaluations of the denoiser per text
+    t_min: float
+
+    @classmethod
+    def of(cls, row: Variant) -> Trajectory:
+        """The trajectory whose end a variant decodes."""
+        return cls(row.solver, row.grid, row.guidance, row.budget, row.t_min)
+
+    @property
+    def name(self) -> str:
+        """Name of the file of a variant's texts."""
+        return f"{self.solver}_{self.grid}_w{self.guidance:g}_{self.budget}"
+
+    @property
+    def sampler(self) -> SamplerConfig:
+        """Settings of the sampler, with as many steps as the budget allows."""
+        settings: Any = {"solver": self.solver, "grid": self.grid, "guidance": self.guidance, "t_min": self.t_min}
+        config = SamplerConfig(**settings)
+        return replace(config, steps=self.budget // solvers.evaluations_per_step(config))
+
+    def finals(self, asked: Sequence[Final]) -> list[Final]:
+        """The ends among `asked` that are offered for this solver and grid, each once."""
+        return [final for final in dict.fromkeys(asked) if solvers.is_offered(replace(self.sampler, final=final))]
+
+
+def trajectories(config: SweepConfig) -> list[Trajectory]:
+    """All combinations that are offered and whose budget allows a step, cheapest first."""
+    everything = [
+        Trajectory(solver, grid, guidance, budget, _t_min(config, solver, grid, guidance))
+        for solver in dict.fromkeys(config.solvers)
+        for grid in dict.fromkeys(config.grids)
+        for guidance in dict.fromkeys(config.guidances)
+        for budget in sorted(set(config.budgets))
+    ]
+    offered = [one for one in everything if one.finals(config.finals)]
+    if not offered:
+        solvers.check(replace(everything[0].sampler, final=config.finals[0]))
+    affordable = [one for one in offered if solvers.evaluations_per_step(one.sampler) <= one.budget]
+    if not affordable:
+        raise InputError(
+            f"none of the solvers takes a step in {max(config.budgets)} evaluations; give larger --budgets (heun takes "
+            f"two a step, and guidance twice as many)"
+        )
+    return sorted(affordable, key=lambda one: one.budget)
+
+
+def _t_min(config: SweepConfig, solver: str, grid: str, guidance: float) -> float:
+    """End of a trajectory's grid; the paper's sampler keeps the paper's."""
+    row = {"solver": solver, "grid": grid, "guidance": guidance}
+    return PAPERS_SAMPLER["t_min"] if is_papers(row) else config.t_min
+
+
+def plan(config: SweepConfig) -> dict[str, Any]:
+    """Numbers of trajectories, variants, evaluations and texts that it would take."""
+    found = trajectories(config)
+    ends = sum(len(one.finals(config.finals)) for one in found)
+    variants = ends * len(config.temperatures) * max(1, len(config.decoders))
+    return {
+        "trajectories": len(found),
+        "variants": variants,
+        "denoiser_evaluations_to_screen": config.screen_texts * sum(one.budget for one in found),
+        "texts_to_screen": config.screen_texts * variants,
+        "finalists_at_most": 2 * len(set(config.budgets)),
+    }
+
+
+@dataclass(frozen=True)
+class TrajectorySweep:
+    """The sweep of a run of LDLM; `InputError` where no trajectory is offered that the budgets pay for."""
+
+    path: Path
+    config: SweepConfig
+    method: str = LDLM
+
+    def __post_init__(self) -> None:
+        trajectories(self.config)
+
+    def plan(self) -> dict[str, Any]:
+        """Numbers of trajectories, variants, evaluations and texts that it would take."""
+        return plan(self.config)
+
+    def load(self, device: torch.device, progress: Progress) -> LoadedRun:
+        """The denoiser of a checkpoint with its decoders; notes say how it computes."""
+        run = TrainedRun(self.path, device, self.config.checkpoint)
+        compute = run.compute(self.config.compute)
+        compute.tell(progress)
+        names = self.config.decoders or (None,)
+        return LoadedRun(self.config, run, {g.decoder.name: g for g in (run.generator(n, compute) for n in names)})
+
+    def points(self, name: str, summary: Mapping[str, Any]) -> list[Point]:
+        """The finalists, as the two lines that they make: the paper's sampler, and the best at each budget."""
+        found = read_finalists(summary)
+        lines = {PAPERS: [row for row in found if row.is_papers], BEST: [row for row in found if row.best]}
+        return [_point(name, way, row) for way, rows in lines.items() for row in rows]
+
+
+PAPERS, BEST = "the paper's sampler", "best at each budget"
+SETTINGS = ("solver", "grid", "guidance", "t_min", "steps", "final", "temperature", "decoder")  # of a variant
+
+
+def _point(run: str, way: str, row: Variant) -> Point:
+    sampler = Trajectory.of(row).sampler
+    settings = {name: getattr(row, name) for name in SETTINGS}
+    evaluations = row.steps * solvers.evaluations_per_step(sampler)
+    return Point(
+        run=run, method=LDLM, way=way, budget=row.budget, rows=row.steps, evaluations=evaluations, seconds=row.seconds,
+        gen_ppl=row.gen_ppl, entropy=row.entropy, diversity=row.diversity, num_texts=row.num_texts,
+        diversity_texts=row.diversity_texts, sampler=settings,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run of LDLM that draws texts by trajectories."""
+
+    config: SweepConfig
+    run: TrainedRun
+    generators: dict[str, TextGenerator]  # by decoder, of one denoiser
+
+    @property
+    def tokenizer(self) -> Any:
+        """The run's tokenizer."""
+        return self.run.tokenizer
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The checkpoint, the decoders and the precision, as inputs of the artefact."""
+        precision = next(iter(self.generators.values())).compute.precision
+        return {"checkpoint": self.run.checkpoint.digest, "decoders": list(self.generators), "precision": precision}
+
+    def find(self, out: Path, judge: Judge, progress: Progress) -> Frontier:
+        """Screen all trajectories, and draw the finalists again."""
+        if not self.config.decoders:
+            self.run.remark_on_decoder(None, progress)
+        bench: Bench[Trajectory, Variant] = Bench(self.config, out, self, judge)
+        screened = bench.rows("screen", trajectories(self.config), self.config.screen_texts, progress)
+        chosen = finalists(screened, self.config.entropy_slack)
+        again = list(dict.fromkeys(map(Trajectory.of, chosen)))
+        drawn = bench.rows("finalists", again, self.config.texts, progress)
+        with_many_texts = {row.way: row for row in drawn}
+        return Frontier(
+            finalists=[replace(with_many_texts[one.way], best=one.best) for one in chosen],
+            drawn=drawn,
+            screened=screened,
+            externals=judge.externals,
+            real=judge.real,
+            about={
+                "texts": self.config.texts,
+                "screen_texts": self.config.screen_texts,
+                **bench.about,
+                "device": str(self.run.device),
+                "step": self.run.checkpoint.step,
+            },
+        )
+
+    def read(self, row: Mapping[str, Any]) -> Variant:
+        """The inverse of `Variant.to_json`."""
+        return Variant.from_json(row)
+
+    def draw(self, way: Trajectory, seeds_B: Tensor) -> Iterator[Drawn[Variant]]:
+        """Draw a trajectory once, and decode its end in all variants."""
+        end, seconds = self._ends(way.sampler, seeds_B)
+        for (name, generator), final, temperature in product(
+            self.generators.items(), way.finals(self.config.finals), dict.fromkeys(self.config.temperatures)
+        ):
+            started = time.perf_counter()
+            tokens_BL = generator.decode(getattr(end, final), seeds_B, temperature).cpu()
+            decoding = (time.perf_counter() - started) / len(seeds_B)
+            row = partial(
+                Variant,
+                **asdict(way),
+                steps=way.sampler.steps,
+                final=final,
+                temperature=temperature,
+                decoder=name,
+                seconds=seconds + decoding,
+            )
+            yield Drawn(f"{way.name}_{name}_{final}_{temperature:g}", tokens_BL, row)
+
+    def _ends(self, sampler: SamplerConfig, seeds_B: Tensor) -> tuple[End, float]:
+        """The ends of a trajectory, and the seconds per text that it took."""
+        generator, size = next(iter(self.generators.values())), min(self._batch_size, len(seeds_B))
+        generator.prepare(sampler, size)
+        started = time.perf_counter()
+        found = [generator.ends(sampler, generator.padded(seeds, size)) for seeds in seeds_B.split(size)]
+        end = End(*(torch.cat(parts)[: len(seeds_B)] for parts in zip(*found, strict=True)))
+        end.mean.sum().item()  # which waits for the device
+        return end, (time.perf_counter() - started) / len(seeds_B)
+
+    @cached_property
+    def _batch_size(self) -> int:
+        """Batch size of all trajectories, measured once."""
+        generator, most = next(iter(self.generators.values())), max(self.config.texts, self.config.screen_texts)
+        return self.config.batch_size or generator.batch_size(min(most, LARGEST_BATCH))

@@ -1,0 +1,179 @@
+"""What a sweep asks of a run, and the drawing and scoring of texts in its ways.
+
+A *way* is one setting of a sampler at one budget of evaluations. A run of LDLM (`trajectories`) and one of a rival
+(`ldlm.baselines.ways`) each say what ways they have, and draw texts in them. The rest is the same for all: the scores
+of a way are written to a file of its own, from which the same command resumes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from ldlm import files
+from ldlm.config import AnySweepConfig
+from ldlm.evaluation import metrics, samples
+from ldlm.evaluation.beside import Judge
+from ldlm.evaluation.boundaries import Boundaries
+from ldlm.evaluation.frontier import COUNTED
+from ldlm.evaluation.fronts import Point
+from ldlm.evaluation.samples import Texts
+from ldlm.progress import Progress, Task
+from ldlm.sampling.generation import text_seeds
+
+
+class Way(Protocol):
+    """One setting of a sampler at one budget."""
+
+    @property
+    def name(self) -> str:
+        """Name of the file of its scores."""
+
+    @property
+    def budget(self) -> int:
+        """Evaluations of the network per text, at most."""
+
+
+class Row(Protocol):
+    """What texts score that were drawn in a way, with their settings and their cost."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name."""
+
+
+W_contra = TypeVar("W_contra", bound=Way, contravariant=True)
+W = TypeVar("W", bound=Way)
+R = TypeVar("R", bound=Row)
+
+
+@dataclass(frozen=True)
+class Drawn(Generic[R]):
+    """Texts that a run has drawn."""
+
+    name: str  # of their file
+    tokens_BL: Tensor  # on the CPU
+    row: Callable[..., R]  # the row of their scores, which are its arguments by name
+
+
+class Drawer(Protocol[W_contra, R]):
+    """A run that draws texts in its ways."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of its tokens."""
+
+    def draw(self, way: W_contra, seeds_B: Tensor) -> Iterator[Drawn[R]]:
+        """Draw the texts of these seeds: one set, or several that differ in what follows the reverse process."""
+
+    def read(self, row: Mapping[str, Any]) -> R:
+        """The inverse of a row's `to_json`."""
+
+
+@dataclass(frozen=True)
+class Bench(Generic[W, R]):
+    """Draws and scores texts in the ways of a run, once each."""
+
+    config: AnySweepConfig
+    out: Path
+    drawer: Drawer[W, R]
+    judge: Judge
+
+    def rows(self, what: str, ways: Sequence[W], count: int, progress: Progress) -> list[R]:
+        """The rows of these ways over `count` texts each; `what` names the work to the user."""
+        evaluations = count * sum(way.budget for way in ways)
+        with progress.task(what, evaluations, "evaluation") as task:
+            return [row for way in ways for row in self._rows(way, count, task)]
+
+    def _rows(self, way: W, count: int, task: Task) -> list[R]:
+        """The rows of a way, from its file where they have been measured."""
+        path = self.out / "trajectories" / f"{way.name}-{count}.json"
+        if not path.exists():
+            files.write_json(path, [row.to_json() for row in self._measure(way, count)])
+        task.advance(count * way.budget)
+        return [self.drawer.read(row) for row in files.read_json(path)]
+
+    def _measure(self, way: W, count: int) -> Iterator[R]:
+        seeds_B = text_seeds(self.config.seed, 0, count)
+        for drawn in self.drawer.draw(way, seeds_B):
+            tokens = drawn.tokens_BL.tolist()
+            written = metrics.decode_tokens(self._tokenizer, drawn.tokens_BL, clean_up=self.config.clean_up)
+            texts = Texts(written, tokens, boundaries=self._boundaries, clean_up=self.config.clean_up)
+            yield drawn.row(**self.judge.score(texts).pick(*COUNTED))
+            if count == self.config.texts:
+                self._keep(drawn.name, texts, tokens, seeds_B)
+
+    def _keep(self, name: str, texts: Texts, tokens: list[list[int]], seeds_B: Tensor) -> None:
+        rows, path = samples.rows(texts.texts, tokens, seeds_B.tolist()), self.out / "texts" / f"{name}.jsonl"
+        samples.write_record(path, "texts", samples.record_of(self._tokenizer, self.config.clean_up))
+        files.write_atomic(path, files.dump_jsonl(rows))
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the scores depend on, as in the JSON of a sweep."""
+        return {**self.judge.about, "boundary_tokens": list(self._boundaries.tokens), "clean_up": self.config.clean_up}
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return self.drawer.tokenizer
+
+    @cached_property
+    def _boundaries(self) -> Boundaries:
+        return Boundaries.of(self._tokenizer)
+
+
+def run_name(path: Path) -> str:
+    """The name by which a sweep knows a run: that of its folder, and of a link its own."""
+    return Path(os.path.abspath(path)).name
+
+
+class Found(Protocol):
+    """What a sweep of a run found."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `sweep.json`."""
+
+    def table(self) -> str:
+        """The content of `table.md`."""
+
+
+class Loaded(Protocol):
+    """A run in memory, to be swept."""
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The checkpoint and all else that decides its texts, as inputs of the artefact."""
+
+    def find(self, out: Path, judge: Judge, progress: Progress) -> Found:
+        """Draw and score everything, with files in `out`."""
+
+
+class Sweep(Protocol):
+    """The sweep of a run, of which nothing is in memory before `load`. Making one checks its settings."""
+
+    @property
+    def path(self) -> Path:
+        """Folder of the run."""
+
+    @property
+    def config(self) -> AnySweepConfig:
+        """The settings that concern it."""
+
+    @property
+    def method(self) -> str:
+        """Name of its method."""
+
+    def plan(self) -> dict[str, Any]:
+        """Numbers of ways, evaluations and texts that it would take."""
+
+    def load(self, device: torch.device, progress: Progress) -> Loaded:
+        """The run at a checkpoint, on a device."""
+
+    def points(self, name: str, summary: Mapping[str, Any]) -> list[Point]:
+        """What a finished sweep, by the content of its `sweep.json`, gives to a frontier of several runs."""
