@@ -56,7 +56,7 @@ def read(path: Path) -> Report:
         samples=list(_samples(path)),
         special_tokens=_special_tokens(path),
         sweep=sweep,
-        verdict="" if sweep is None else verdict(read_finalists(sweep)),
+        verdict="" if sweep is None or "points" in sweep else verdict(read_finalists(sweep)),
         interpolation=interpolation,
         path=[] if interpolation is None else _first_pair(path / "interpolation" / "texts.jsonl"),
         trace=None if _finished(path, "trace") is None else files.read_json(path / "trace" / "trace.json"),

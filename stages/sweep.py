@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,9 @@ from ldlm.evaluation.scorer import Scorer
 from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress
 from ldlm.sampling import trajectories
+from ldlm.sampling.source import checkpoint_of
 from ldlm.sampling.trajectories import TrajectorySweep
 from ldlm.sampling.ways import Loaded, Sweep, run_name
-from ldlm.training import checkpoint
-from ldlm.training.checkpoint import Checkpoint
 
 ABOUT = ("texts", "diversity_texts", "scorer", "max_tokens", "boundaries", "boundary_tokens", "clean_up")  # of all runs
 
@@ -107,7 +107,7 @@ def _several(
     progress: Progress,
 ) -> Artifact:
     """The sweeps of several runs, one after the other, and what they give together."""
-    digests = {name: _checkpoint(sweep.path, config.checkpoint).digest for name, sweep in sweeps.items()}
+    digests = {name: checkpoint_of(sweep.path, config.checkpoint).digest for name, sweep in sweeps.items()}
     inputs = {"runs": digests, **judge.beside.inputs}
     reads = [*(sweep.path for sweep in sweeps.values()), *reads]
     result = artifact.begin(out, "frontier", config, inputs, overwrite=overwrite, reads=reads)
@@ -163,7 +163,13 @@ def _sweeps(config: AnySweepConfig, runs: Sequence[Path]) -> dict[str, Sweep]:
                 f"{other} and {path} are both named {name!r}, and a frontier tells runs apart by name; rename one of "
                 f"the folders, or give a link to it"
             )
-    return {name: _sweep(config, path) for name, path in named.items()}
+    sweeps = {name: _sweep(config, path) for name, path in named.items()}
+    used = {field.name for sweep in sweeps.values() for field in fields(sweep.config)}
+    for field in fields(config):
+        if field.name not in used and getattr(config, field.name) != field.default:
+            whose = " and ".join(sorted({sweep.method for sweep in sweeps.values()}))
+            raise InputError(f"{field.name} is no setting of a sweep of {whose}; leave it out")
+    return sweeps
 
 
 def _sweep(config: AnySweepConfig, path: Path) -> Sweep:
@@ -191,11 +197,3 @@ def _shapes(sweeps: Mapping[str, Sweep]) -> Shapes:
                 f"do not compare; leave one of them out"
             )
     return Shapes(**found[first]["shapes"])
-
-
-def _checkpoint(path: Path, name: str | None) -> Checkpoint:
-    """The checkpoint that a run is swept at."""
-    found = checkpoint.latest(path / "checkpoints") if name is None else checkpoint.named(path / "checkpoints", name)
-    if found is None:
-        raise InputError(f"{path} has no checkpoint yet; run the same `ldlm train` command again and it goes on")
-    return found

@@ -304,6 +304,42 @@ def trained(train_config: TrainConfig, store: Path, tmp_path_factory: pytest.Tem
     return train.run(train_config, store, tmp_path_factory.mktemp("run") / "run").path
 
 
+# A rival's training on `store`, in the steps and reports of TINY_TRAIN.
+TINY_TOKENS: dict[str, Any] = {
+    **{name: TINY_TRAIN[name] for name in TINY_TRAIN if name not in ("model", "recipe", "timesteps")},
+    "model": {"denoiser": TINY_MODEL["denoiser"]},
+}
+
+
+@pytest.fixture(scope="session")
+def token_config() -> Callable[[str], Any]:
+    """The configuration of `token_runs`, by method."""
+
+    def config(method: str) -> Any:
+        own = {"curriculum": {"kind": "discrete"}} if method == "duo" else {}
+        return configs.from_dict(configs.training_class(method), {**TINY_TOKENS, **own})
+
+    return config
+
+
+@pytest.fixture(scope="session")
+def token_runs(
+    token_config: Callable[[str], Any], store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """A run of 8 uninterrupted steps on `store`, by method, made when it is asked for; read only."""
+    made: dict[str, Path] = {}
+
+    def run(method: str) -> Path:
+        from ldlm.stages import train
+
+        if method not in made:
+            out = tmp_path_factory.mktemp("rival") / f"run-{method}"
+            made[method] = train.run(token_config(method), store, out).path
+        return made[method]
+
+    return run
+
+
 @pytest.fixture
 def run_copy(trained: Path, tmp_path: Path) -> Path:
     """A copy of `trained` to add decoders to."""

@@ -2,6 +2,7 @@
 
     start(["train", …], out, launcher=forked.launcher("job", 2))  # two of a job, told so as torchrun tells them
     start(["extract-features", …], out, launcher=forked.launcher("alone", 3))  # that know nothing of each other
+    start(["train", …, ";", "train", …], out, launcher=forked.launcher("job", 2))  # two commands, one after the other
 
 The launcher's status is 0 when theirs are. It ends none of them, as torchrun does where one fails.
 """
@@ -10,6 +11,7 @@ import importlib
 import os
 import socket
 import sys
+from itertools import groupby
 
 # What commands import at their first step, beside their stages.
 LATER = {"extract-features": ("zarr", "transformers.models.gpt2.modeling_gpt2")}
@@ -27,21 +29,40 @@ def job(rank: int, count: int, port: int) -> dict[str, str]:
 
 
 def run(kind: str, count: int, arguments: list[str]) -> int:
-    from ldlm.cli import main
-
     importlib.import_module(f"ldlm.stages.{arguments[0].replace('-', '_')}")
     for name in LATER.get(arguments[0], ("torch._dynamo",)):  # which torch's optimisers import
         importlib.import_module(name)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
+    commands = [list(command) for then, command in groupby(arguments, ";".__eq__) if not then]
+    ports, children = [free_port() for _ in commands], []
     for rank in range(count):
         children.append(os.fork())
         if children[-1] == 0:
-            os.environ.update(job(rank, count, port) if kind == "job" else {})
-            main(arguments, prog_name="ldlm")
+            os._exit(
+                max(
+                    one(command, job(rank, count, port) if kind == "job" else {})
+                    for command, port in zip(commands, ports, strict=True)
+                )
+            )
     return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children)
+
+
+def one(command: list[str], environment: dict[str, str]) -> int:
+    """The exit status of a command."""
+    from ldlm.cli import main
+
+    os.environ.update(environment)
+    try:
+        main(command, prog_name="ldlm")
+    except SystemExit as ended:
+        sys.stdout.flush()
+        return int(ended.code or 0)
+    return 0
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 if __name__ == "__main__":

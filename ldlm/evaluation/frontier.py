@@ -174,7 +174,10 @@ def _at_papers_budget(rows: Sequence[Variant]) -> list[Variant]:
 
 
 def read_finalists(summary: Mapping[str, Any]) -> list[Variant]:
-    """The finalists in the JSON of a sweep. Early sweeps mark none as best: there it is all but the paper's sampler."""
+    """The finalists in the JSON of a sweep of LDLM.
+
+    Early sweeps mark none as best: there it is all but the paper's sampler.
+    """
     finalists = [Variant.from_json(row) for row in summary["finalists"]]
     return [replace(row, best=not row.is_papers) if row.best is None else row for row in finalists]
 

@@ -65,7 +65,7 @@ class Fronts:
     def table(self) -> str:
         """All points by budget, and what each way's settings are (Markdown). Ends with a line end."""
         summary = self.to_json()
-        head, rows = cells(summary)
+        head, rows = written(summary)
         runs = (
             f"- {name}: {one['method']} at step {one['step']:,}, {one['precision']} on {one['device']}"
             for name, one in self.runs.items()
@@ -143,9 +143,16 @@ def cells(summary: Mapping[str, Any]) -> tuple[list[str], list[list[Cell]]]:
     return head, rows
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    written = [[_cell(value, _FORMATS.get(name, ".6g")) for name, value in zip(head, row, strict=True)] for row in rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *written])
+def written(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The same table with its values as text."""
+    head, rows = cells(summary)
+    return head, [
+        [_cell(cell, _FORMATS.get(name, ".6g")) for name, cell in zip(head, row, strict=True)] for row in rows
+    ]
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
 
 def _cell(value: Cell, shown: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 
+from ldlm.evaluation import fronts
+from ldlm.pages import fronts as fronts_charts
 from ldlm.pages import results
 from ldlm.pages.chart import number, percent
 from ldlm.pages.curves import evenly
@@ -110,6 +112,8 @@ def frontier(report: Report) -> Section | None:
     if sweep is None:
         command = "ldlm sweep --run RUN --reference REAL_TEXT --scorer SCORER"
         return missing(report, "frontier", title, "No samplers have been compared;", command)
+    if "points" in sweep:
+        return _points(report, sweep)
     of = f"; diversity is of {sweep['diversity_texts']:,} texts of each" if "diversity_texts" in sweep else ""
     lead = (
         f"Low perplexity is worth nothing without the entropy of real text. {sweep['texts']:,} texts each from "
@@ -122,6 +126,17 @@ def frontier(report: Report) -> Section | None:
             f"none of their texts has a token to score."
         )
     return Section("frontier", title, lead, [*charts(results.frontier(sweep)[:2]), _finalists(sweep)])
+
+
+def _points(report: Report, sweep: Row) -> Section:
+    """The same of a token-level run, each of whose samplers is drawn at every budget."""
+    lead = (
+        f"{fronts.NO_WIN} {sweep['texts']:,} texts each from {of_step(report, sweep['step'])}, scored by "
+        f"{model_name(sweep['scorer'])}; diversity is of {sweep['diversity_texts']:,} texts of each. "
+        f"{fronts.COUNTED_AS}"
+    )
+    table = Table("Every sampler at each budget", *fronts.written(sweep))
+    return Section("frontier", "Quality against evaluations", lead, [*charts(fronts_charts.charts(sweep)), table])
 
 
 def _finalists(sweep: Row) -> Table:

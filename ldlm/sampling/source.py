@@ -69,6 +69,16 @@ class Source(Protocol):
         """Tell the user what was chosen for want of a setting."""
 
 
+def checkpoint_of(run: Path, name: str | None) -> Checkpoint:
+    """The checkpoint of a run that is named, else the newest that verifies; `InputError` where there is none."""
+    if name is not None:
+        return checkpoint.named(run / "checkpoints", name)
+    found = checkpoint.latest(run / "checkpoints")
+    if found is None:
+        raise InputError(f"{run} has no checkpoint yet; run the same `ldlm train` command again and it goes on")
+    return found
+
+
 class OpenRun:
     """A checkpoint of a run of any method, on a device: the newest that verifies, or the one named."""
 
@@ -76,20 +86,12 @@ class OpenRun:
         self.path, self.device = Path(path), device
         self.artifact = artifact.open_artifact(self.path, "run", complete=False)
         self._check_method()
-        self.checkpoint = self._latest() if name is None else checkpoint.named(self.path / "checkpoints", name)
+        self.checkpoint = checkpoint_of(self.path, name)
         self.features: dict[str, Any] = files.read_json(self.path / "features.json")
         self.shapes = Shapes(**self.features["shapes"])
 
     def _check_method(self) -> None:
         """`InputError` for a run of another method than this class opens."""
-
-    def _latest(self) -> Checkpoint:
-        found = checkpoint.latest(self.path / "checkpoints")
-        if found is None:
-            raise InputError(
-                f"{self.path} has no checkpoint yet; run the same `ldlm train` command again and it goes on"
-            )
-        return found
 
     @property
     def tokenizer(self) -> Any:

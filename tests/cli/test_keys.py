@@ -31,17 +31,17 @@ def slug(heading):
 
 
 def sections():
-    """By heading, in small letters: the rows of its table as {key: anchor of the table that it links to, or None}."""
+    """By heading, in small letters: the rows of its table as {key: anchors of the tables that it links to}."""
     found = {}
     for heading, body in re.findall(r"^###? (.+?)\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL):
         if "| key | unit | meaning |" not in body:
             continue
         rows = {}
         for keys, _, meaning in re.findall(r"^\| (`[^|]*) \|([^|]*)\|(.*)\|$", body, re.MULTILINE):
-            link = re.search(r"\]\(#([\w-]+)\)", meaning)
+            links = re.findall(r"\]\(#([\w-]+)\)", meaning)
             for key in re.findall(r"`([^`]+)`", keys):
                 assert key not in rows, f"{heading}: {key} twice"
-                rows[key] = link and link[1]
+                rows[key] = links
         found[heading.lower()] = rows
     return found
 
@@ -53,7 +53,7 @@ BY_ANCHOR = {slug(heading): heading for heading in SECTIONS}
 def test_the_page_has_every_table_that_it_links_to_and_names_each_once():
     assert len(BY_ANCHOR) == len(SECTIONS) > 30
     for rows in SECTIONS.values():
-        assert {link for link in rows.values() if link} <= set(BY_ANCHOR)
+        assert {link for links in rows.values() for link in links} <= set(BY_ANCHOR)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -83,9 +83,9 @@ class Seen:
         for heading in headings:
             if (row := self._row(heading, name)) is not None:
                 self.keys[heading].add(row)
-                link = SECTIONS[heading][row]
-                if link:
-                    self.look(objects, BY_ANCHOR[link])
+                links = SECTIONS[heading][row]
+                if links:
+                    self.look(objects, *(BY_ANCHOR[link] for link in links))
                 elif objects and f"{name}.*" in SECTIONS[heading]:
                     self.look(objects, heading, prefix=f"{name}.")
                 elif objects and row not in ("config", "inputs.*"):  # whose keys are settings, and names of inputs
@@ -118,11 +118,12 @@ def manifest(kind):
 
 
 @pytest.fixture(scope="module")
-def seen(succeed, corpus, gpt2, store, trained, rival, tmp_path_factory):
+def seen(succeed, corpus, gpt2, store, trained, rival, token_runs, tmp_path_factory):
     """All commands but quickstart, one after the other, their results and files looked at."""
     root = tmp_path_factory.mktemp("keys")
     run, cpu, found = root / "run", ("--device", "cpu"), Seen()
     shutil.copytree(trained, run)
+    shutil.copytree(token_runs("mdlm"), root / "rival")
     text = ("--data", corpus, *cpu)
     small = ("--layers", 2, "--width", 16, "--heads", 2, "--positions", 16, "--vocab-size", 320, "--batch-size", 4)
 
@@ -153,11 +154,14 @@ def seen(succeed, corpus, gpt2, store, trained, rival, tmp_path_factory):
     succeed(*draw, "--seed", 1, "--output", root / "more.jsonl")
     found.look(succeed(*draw, "--trace", run / "trace"), *manifest("trace"))
     score = ("--scorer", gpt2, *cpu)
-    sweep = ("sweep", "--run", run, *score, "--budgets", 2, "--screen-texts", 2, "--texts", 3, "--solvers", "ddim")
+    sweep = ("sweep", *score, "--budgets", 2, "--screen-texts", 2, "--texts", 3, "--solvers", "ddim")
     sweep += ("--grids", "learned", "--guidances", 1, "--temperatures", 0)
     found.look(succeed(*sweep, "--dry-run"), "dry run: sweep")
-    external = f"a={run / 'samples.jsonl'},4,0.5"
-    found.look(succeed(*sweep, "--reference", root / "real.jsonl", "--external", external), *manifest("sweep"))
+    real = ("--reference", root / "real.jsonl", "--external", f"a={run / 'samples.jsonl'},4,0.5")
+    found.look(succeed(*sweep, "--run", run, *real), *manifest("sweep"))
+    both = (*sweep, "--run", run, rival("mdlm"), "--token-samplers", "ancestral", "--top-ps", 1)
+    found.look(succeed(*both, "--dry-run"), "dry run: sweep")
+    found.look(succeed(*both, *real, "--output", root / "frontier"), *manifest("frontier"))
     way = ("interpolate", "--features", store, "--pairs", 2, "--points", 3, *score)
     found.look(succeed(*way, "--dry-run"), "dry run: interpolate")
     found.look(succeed(*way, "--run", run), *manifest("interpolation"))
@@ -202,7 +206,7 @@ def files(found, root):
             found.look(value, by_name[path.name])
         elif path.name == "interpolation.json":
             found.look(value, "manifest.json: interpolation")
-        elif path.name in ("sweep.json", "trace.json"):
+        elif path.name in ("sweep.json", "frontier.json", "trace.json"):
             found.look(value, f"manifest.json: {path.stem}")
         elif path.name.endswith(".meta.json"):
             found.look(value, "f.jsonl.meta.json")
@@ -212,6 +216,7 @@ def files(found, root):
     for path in sorted(root.rglob("*.jsonl")):
         if path.name == "metrics.jsonl":
             of = " of a decoder" if "decoders" in path.parts else ""
+            of = " of a token-level run" if path.parent.name.startswith("rival") else of
             for line in lines(path):
                 found.look(line, f"metrics.jsonl{of}: {line['kind']}")
         else:

@@ -16,7 +16,8 @@ from ldlm.errors import InputError
 from ldlm.evaluation.frontier import External
 from ldlm.evaluation.fronts import cells, lines
 from ldlm.pages import fronts as pictures
-from ldlm.stages import evaluate, sample, sweep
+from ldlm.pages.report import page
+from ldlm.stages import evaluate, report, sample, sweep
 
 SMALL = {
     "budgets": (2, 5), "solvers": ("euler-maruyama", "dpm++2m"), "grids": ("time",), "guidances": (1.0,),
@@ -168,6 +169,16 @@ def test_real_text_is_marked_by_its_entropy_too(swept):
     assert (star.x, star.y) == ([summary["real"]["entropy"]], [summary["real"]["gen_ppl"]])
 
 
+def test_a_report_shows_the_sweep_of_a_rival(swept, trained):
+    found = files.read_json(swept.path / "run-mdlm" / "sweep.json")
+    shown = page(replace(report.read(trained), sweep=found, verdict=""))
+    section = shown[shown.index('id="frontier"') :]
+    for row in cells(found)[1]:
+        assert f"{row[5]:.1f}" in section
+    assert "remdm, p = 0.9" in section
+    assert "Perplexity and seconds" in section
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Interruption
 
@@ -246,6 +257,10 @@ def test_what_does_not_fit_together_is_refused_in_one_line(runs, rival, gpt2, re
         *runs, more=("--token-samplers", "x")
     )
     assert "top_ps must be more than 0" in refused(*runs, more=("--top-ps", 0))
+    line = refused(mdlm, more=("--solvers", "heun"))
+    assert line == "solvers is no setting of a sweep of mdlm; leave it out"
+    line = refused(runs[0], more=("--top-ps", 0.5))
+    assert line == "top_ps is no setting of a sweep of ldlm; leave it out"
     assert str(tmp_path / "none") in refused(*runs, scorer=tmp_path / "none")
     assert "no checkpoint 'step-1'" in refused(*runs, more=("--checkpoint", "step-1"))
     assert refused(runs[0], tmp_path / "nowhere").startswith(f"there is no folder {tmp_path / 'nowhere'}")

@@ -1,12 +1,11 @@
 """Memory of a training step: the estimate against what torch's allocators report of a real one."""
 
-import json
 import re
 from dataclasses import replace
 
+import allocator
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from ldlm.config import Shapes, TrainConfig, from_dict
 from ldlm.errors import InputError
@@ -42,19 +41,6 @@ def two_steps(config, shapes, device):
         train_step(state, Batch(hidden_BLD, tokens_BL, torch.arange(rows), 0))
 
 
-def allocated(config, shapes, folder):
-    """Bytes at most by the profiler, to which the CPU's allocator reports each block as it is handed out and freed."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
-        two_steps(config, shapes, CPU)
-    seen.export_chrome_trace(str(folder / "trace.json"))
-    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
-    total = peak = 0
-    for event in sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"]):
-        total += event["args"]["Bytes"]
-        peak = max(peak, total)
-    return peak
-
-
 def estimated(config, shapes, device="cpu"):
     found = footprint(config, shapes, bf16=config.compute.precision == "bf16", device=device)
     return found.memory(config.batch_size // config.accumulate, config.batch_size, batches=1).total
@@ -78,7 +64,8 @@ QUICK = 2
 )
 def test_the_estimate_is_what_the_profiler_sees(name, tmp_path):
     config, shapes = SHAPES[name]
-    assert estimated(config, shapes) == pytest.approx(allocated(config, shapes, tmp_path), rel=0.1)
+    seen = allocator.peak(lambda: two_steps(config, shapes, CPU), tmp_path)
+    assert estimated(config, shapes) == pytest.approx(seen, rel=0.1)
 
 
 @pytest.mark.gpu

@@ -1,0 +1,263 @@
+"""Training of the rivals through the stage: interrupted and divided trainings, what they read, and what they refuse."""
+
+import json
+import math
+import subprocess
+from dataclasses import replace
+
+import allocator
+import pytest
+import torch
+from forked import launcher
+from patience import patience
+
+from ldlm import config as configs
+from ldlm.baselines import learner, methods
+from ldlm.baselines.registry import training_method
+from ldlm.config import Shapes, TokenTrainConfig
+from ldlm.errors import InputError
+from ldlm.features.batch import Batch
+from ldlm.features.store import FeatureStore
+from ldlm.stages import extract_features, train
+from ldlm.training import checkpoint
+from ldlm.training.log import MetricsFile
+
+CPU = torch.device("cpu")
+METHODS = ("mdlm", "duo", "candi", "flm")
+STEPS = 8
+
+
+def lines(run, kind=None):
+    """The metrics without their timings, which alone may differ."""
+    found = [{k: v for k, v in line.items() if k != "timing"} for line in MetricsFile(run / "metrics.jsonl").read()]
+    return [line for line in found if kind in (None, line["kind"])]
+
+
+def final(run):
+    """Every byte of the last checkpoint."""
+    folder = run / "checkpoints" / f"step-{STEPS:08d}"
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def weights(run):
+    return checkpoint.latest(run / "checkpoints").tensors("model")
+
+
+@pytest.fixture(params=METHODS)
+def method(request):
+    return request.param
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The run
+
+
+def test_a_run_holds_what_later_stages_rely_on(token_runs, store, method):
+    run = token_runs(method)
+    assert {path.name for path in run.iterdir()} >= {
+        "config.yaml",
+        "features.json",
+        "tokenizer",
+        "status.json",
+    }
+    assert set(final(run)) == {
+        "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+    }  # fmt: skip
+    manifest = json.loads((run / "manifest.json").read_text())
+    opened, config = FeatureStore(store), configs.from_dict(configs.training_class(method), configs_of(run))
+    network = methods.network(config, opened.shapes)
+    assert sum(manifest["parameters"].values()) == sum(p.numel() for p in network.parameters())
+    network.load_state_dict(checkpoint.latest(run / "checkpoints").tensors("ema"))
+    held_out = manifest["held_out"]
+    assert held_out["split"] == "validation"
+    assert held_out["loss"] == pytest.approx(sum(held_out["loss_by_t"][i] for i in range(0, 20, 2)) / 10, rel=0.5)
+    assert ("nelbo" in held_out) == (method in ("mdlm", "duo"))
+    assert manifest["attention"] == ("capped" if method == "flm" else "sdpa")
+
+
+def configs_of(run):
+    from ldlm import files
+
+    return files.read_yaml(run / "config.yaml")
+
+
+def test_a_new_network_loses_what_chance_does(token_config, store, method):
+    """All tokens start equally likely: the loss is log V, which the weight 1/t of masked tokens leaves as it is."""
+    config = replace(token_config(method), eval_rows=1_000)
+    opened = FeatureStore(store)
+    chosen = training_method(config)
+    rows, _ = chosen.rows(opened)
+    state = chosen.start(opened, device=CPU, world=train.World())
+    chance = math.log(opened.shapes.vocab_size)
+    assert chosen.evaluate(state, rows)["loss"] == pytest.approx(chance, rel=0.02)
+    assert chosen.evaluate(state, rows) == chosen.evaluate(state, rows)
+
+
+@pytest.mark.parametrize("at", [4])
+def test_an_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(
+    token_runs, token_config, store, tmp_path, interrupted, method, at
+):
+    with pytest.raises(KeyboardInterrupt):
+        train.run(token_config(method), store, tmp_path / "run", progress=interrupted(at=at))
+    assert checkpoint.latest(tmp_path / "run" / "checkpoints").step == 3
+    train.run(token_config(method), store, tmp_path / "run")
+    assert final(tmp_path / "run") == final(token_runs(method))
+    assert lines(tmp_path / "run") == lines(token_runs(method))
+
+
+def test_what_saves_memory_changes_no_number(token_runs, token_config, store, tmp_path, method):
+    config = replace(token_config(method), accumulate=2, recompute=True)
+    made = train.run(config, store, tmp_path / "run").path
+    assert_same_losses(made, token_runs(method))
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_the_same(token_runs, token_config, store, tmp_path, method):
+    config = replace(token_config(method), compute=configs.ComputeConfig(compile="on"))
+    made = train.run(config, store, tmp_path / "run").path
+    assert_same_losses(made, token_runs(method), rel=1e-4)
+
+
+def test_two_processes_train_as_one_does(start, token_runs, store, tmp_path):
+    """Each method in turn, in the same two processes."""
+    commands = []
+    for name in METHODS:
+        config = ["--config", str(token_runs(name) / "config.yaml"), "--method", name]
+        commands += [";", "train", "--features", str(store), "--output", str(tmp_path / name), *config]
+    process = start(commands[1:], None, launcher=launcher("job", 2), stderr=subprocess.PIPE)
+    error = process.communicate(timeout=patience())[1].decode()
+    assert process.returncode == 0, error
+    for name in METHODS:
+        assert_same_losses(tmp_path / name, token_runs(name))
+
+
+def assert_same_losses(run, other, rel=1e-5):
+    """To 1e-5, for sums of another order."""
+    mine, theirs = lines(run), lines(other)
+    assert [(line["step"], line["kind"]) for line in mine] == [(line["step"], line["kind"]) for line in theirs]
+    for one, two in zip(mine, theirs, strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=rel), one["step"]
+
+
+@pytest.mark.parametrize("kind", ["scratch", "hidden"])
+def test_only_tokens_are_read(token_runs, token_config, extract_config, store, tmp_path, kind):
+    """A store of tokens trains the same model, and one of states does when its states are gone."""
+    place = tmp_path / "features"
+    extract_features.run(replace(extract_config, kind=kind), place)
+    if kind == "hidden":
+        for path in sorted((place / "features.zarr" / "hidden" / "c").rglob("*")):
+            if path.is_file():  # of its size, but noise
+                path.write_bytes(b"\xff" * path.stat().st_size)
+    made = train.run(token_config("mdlm"), place, tmp_path / "run").path
+    assert all(tensor.equal(weights(token_runs("mdlm"))[name]) for name, tensor in weights(made).items())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Settings and their refusals
+
+
+def test_a_preset_gives_steps_batch_and_learning_rate_and_the_method_the_rest():
+    cls = configs.training_class("duo")
+    tiny = configs.from_dict(cls, configs.preset_for(cls, "tiny"))
+    ours = configs.from_dict(configs.TrainConfig, configs.preset("tiny").overrides)
+    assert (tiny.steps, tiny.batch_size) == (ours.steps, ours.batch_size)
+    assert tiny.model.denoiser == ours.model.denoiser
+    for name in ("lr", "lr_warmup_steps", "lr_decay"):
+        assert getattr(tiny.optimizer, name) == getattr(ours.optimizer, name)
+    published = {"beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8, "clip_norm": 1.0, "ema_decay": 0.9999}
+    for name, value in published.items():
+        assert getattr(tiny.optimizer, name) == value
+    assert cls().optimizer.lr_warmup_steps == 2_500
+
+
+def test_another_method_is_refused_in_a_run_s_folder(token_runs, token_config, train_config, trained, store):
+    with pytest.raises(InputError, match=r"is a run of method mdlm, not duo; choose another --output"):
+        train.run(token_config("duo"), store, token_runs("mdlm"))
+    with pytest.raises(InputError, match=r"is a run of method mdlm, not ldlm"):
+        train.run(train_config, store, token_runs("mdlm"))
+    with pytest.raises(InputError, match=r"is a run of method ldlm, not candi"):
+        train.run(token_config("candi"), store, trained)
+
+
+def test_the_steps_of_a_curriculum_can_not_change_on_the_way(token_runs, token_config, store):
+    with pytest.raises(InputError, match=r"begun for 8 steps, over which curriculum.share counts, .* --steps 8"):
+        train.run(replace(token_config("duo"), steps=9), store, token_runs("duo"))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("candi", {"noise": {"r_low": 0.3, "r_high": 0.2}}, r"r_low=0.3 and r_high=0.2 must rise"),
+        ("duo", {"curriculum": {"top_k": 100_000}}, r"top_k=100000 must be less than"),
+        ("duo", {"curriculum": {"gamma_min": 1, "gamma_max": 0}}, r"gamma_min=1 must be less than gamma_max=0"),
+    ],
+)
+def test_settings_that_fit_no_noise_are_refused_before_anything_is_written(store, tmp_path, name, settings, message):
+    config = configs.from_dict(configs.training_class(name), settings)
+    with pytest.raises(InputError, match=message):
+        train.run(config, store, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_setting_of_another_method_is_refused_by_name():
+    with pytest.raises(InputError, match=r"unknown setting curriculum"):
+        configs.from_dict(configs.training_class("mdlm"), {"curriculum": {"kind": "none"}})
+    with pytest.raises(InputError, match=r"there is no method 'sedd'; choose one of ldlm, mdlm, duo, candi, flm"):
+        configs.training_class("sedd")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Costs
+
+
+@pytest.mark.parametrize("preset", ["owt-1024", "lm1b-128"])
+def test_the_published_small_model(preset, method):
+    """BASELINES 1.1: 92 M blocks, and 38.6 M each of embedding and head."""
+    chosen = training_method(of_preset(method, preset))
+    counts = chosen.parameters(chosen.network(configs.preset(preset).shapes))
+    d, vocab, condition = 768, 50_257, 128
+    block = 4 * d * d + 8 * d * d + 5 * d + 2 * d + condition * 6 * d + 6 * d
+    assert counts["blocks"] == 12 * block + d + condition * 2 * d + 2 * d
+    assert counts["blocks"] == pytest.approx(92e6, rel=0.005)
+    assert counts["embedding"] == (vocab + (method in ("mdlm", "candi"))) * d
+    assert counts["head"] == vocab * d + vocab
+
+
+def test_flops_are_those_of_the_matrices(method):
+    """Six for each weight and token, attention, and for FLM and CANDI the embedding by itself once in a batch."""
+    shapes = Shapes(seq_len=16, hidden_dim=32, vocab_size=100)
+    sizes = {"layers": 2, "width": 32, "heads": 2, "time_dim": 16}
+    config = configs.from_dict(configs.training_class(method), {"model": {"denoiser": sizes}, "batch_size": 8})
+    chosen = training_method(config)
+    d, rows, batch = 32, 16, 8
+    blocks = 2 * (12 * d * d + 2 * rows * d)
+    expected = 6 * (blocks + d * 100)
+    gram = 6 * 100 * d * d / (batch * rows) if method in ("flm", "candi") else 0
+    noise = 6 * d * d if method in ("flm", "candi") else 0
+    last = list(chosen.phase_steps())[-1]
+    assert chosen.flops_per_token(shapes, last) == pytest.approx(expected + gram + noise, rel=0.12)
+
+
+def of_preset(method, name, **settings) -> TokenTrainConfig:
+    cls = configs.training_class(method)
+    return configs.from_dict(cls, configs.merge(configs.preset_for(cls, name), settings))
+
+
+def test_the_memory_of_a_step_is_what_the_profiler_sees(method, tmp_path):
+    """In Duo's curriculum, whose steps take the most."""
+    shapes = Shapes(seq_len=128, hidden_dim=32, vocab_size=1_000)
+    sizes = {"layers": 2, "width": 128, "heads": 2, "time_dim": 16}
+    settings = {"model": {"denoiser": sizes}, "batch_size": 8, "device": "cpu"}
+    config = configs.from_dict(configs.training_class(method), settings)
+    found = training_method(config).footprint(shapes, bf16=False, device="cpu")
+    state = learner.start(config, shapes, device=CPU)
+
+    def two_steps():
+        started = learner.start(config, shapes, device=CPU)
+        for _ in range(2):
+            tokens_BL = torch.arange(8 * 128).reshape(8, 128) % 1_000
+            learner.token_step(started, Batch(None, tokens_BL, torch.arange(8), 0))
+
+    learner.token_step(state, Batch(None, torch.zeros(8, 128, dtype=torch.int64), torch.arange(8), 0))  # fills caches
+    seen = allocator.peak(two_steps, tmp_path)
+    assert found.memory(8, 8, batches=1).total == pytest.approx(seen, rel=0.1)
