@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 from ldlm import config as configs
 from ldlm.pages import report_results, report_training, token_curves
@@ -105,13 +103,11 @@ def samples(report: Report) -> Section | None:
 def _how(report: Report, one: SampleSet) -> str:
     """The sampler that a set of texts was drawn with, and its settings other than the defaults."""
     sampler = one.about["config"]["sampler"]
+    made_by = configs.TOKEN_SAMPLERS[report.rival.method].get(sampler["name"])
+    default = {} if made_by is None else configs.to_dict(made_by())
+    default |= {"steps": sampler["steps"], "top_p": None}  # which are always told
+    told = [f", {key} {value}" for key, value in sampler.items() if value != default.get(key)]
     return (
         f"{len(one.rows):,} texts from {of_step(report, one.about['step'])}: {sampler['name']}, "
-        f"{sampler['steps']:,} steps{_settings(one.about['method'], sampler)}."
+        f"{sampler['steps']:,} steps{''.join(told)}."
     )
-
-
-def _settings(method: str, sampler: Mapping[str, Any]) -> str:
-    default = configs.to_dict(configs.TOKEN_SAMPLERS[method][sampler["name"]]())
-    told = {name: value for name, value in sampler.items() if name not in ("name", "steps")}
-    return "".join(f", {name} {value}" for name, value in told.items() if value != default[name] or name == "top_p")
