@@ -19,9 +19,12 @@ from ldlm.errors import InputError
 def command(runs: tuple[str, ...], output: str | None, as_json: bool) -> None:
     """Losses, reconstruction, latents, warm-up and timesteps from the metrics of runs, also while they train.
 
+    Of runs of rivals it draws the losses, over the steps and over time, the gradient and the learning rate.
+
     \b
     Examples:
       ldlm plot run
+      ldlm plot run-mdlm run-duo --output comparison
       ldlm plot run-warmup-0 run-warmup-10k run-warmup-50k --output comparison
     """
     if not runs:

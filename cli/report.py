@@ -18,6 +18,8 @@ from ldlm.cli.options import path_option
 def command(run: str, output: str | None, as_json: bool) -> None:
     """Losses, timesteps, latents, samples, the sweep's frontier, interpolation and speed on one page.
 
+    Of a run of a rival it shows the losses, samples, the sweep and speed.
+
     The page needs no network and no other file. It is made of the run's files alone, at any time, also while it trains;
     of what `sample`, `sweep`, `interpolate` and `finetune-decoder` leave in the run's folder it shows what is there.
 

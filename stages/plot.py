@@ -6,26 +6,32 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldlm import artifact
+from ldlm import config as configs
 from ldlm.errors import InputError
 from ldlm.pages import plots
+from ldlm.pages.curves import Course
 from ldlm.training.log import MetricsFile
 
 
 def run(runs: Sequence[Path], out: Path | None) -> list[Path]:
     """Draw each run's `plots/` anew; of several, `dynamics.png` in `out` with all of them. Returns what was drawn."""
-    metrics = {}
-    for path in runs:
-        artifact.open_artifact(path, "run", complete=False)
-        metrics[path] = MetricsFile(path / "metrics.jsonl").read()
-        if not metrics[path]:
-            raise InputError(f"{path} has no metrics yet; let `ldlm train` take some steps first")
+    courses = {path: _course(path) for path in runs}
     if len(runs) > 1 and out is None:
         raise InputError("several runs go into one picture; say where with --output DIR")
     for path in runs:
-        plots.of_run(path, metrics[path])
+        plots.of_run(path, courses[path])
     drawn = [picture for path in runs for picture in sorted((path / "plots").glob("*.png"))]
     if out is not None:
         names = {path: path.name if [p.name for p in runs].count(path.name) == 1 else str(path) for path in runs}
-        plots.dynamics(out / "dynamics.png", {names[path]: metrics[path] for path in runs})
+        plots.dynamics(out / "dynamics.png", {names[path]: courses[path] for path in runs})
         drawn.append(out / "dynamics.png")
     return drawn
+
+
+def _course(path: Path) -> Course:
+    """What was measured over the training of a run, and its settings."""
+    found = artifact.open_artifact(path, "run", complete=False)
+    metrics = MetricsFile(path / "metrics.jsonl").read()
+    if not metrics:
+        raise InputError(f"{path} has no metrics yet; let `ldlm train` take some steps first")
+    return Course(configs.stored_training(found.config), metrics)

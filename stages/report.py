@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ldlm import artifact, config, files
-from ldlm.config import Shapes, TrainConfig
+from ldlm.baselines.registry import training_method
+from ldlm.config import AnyTrainConfig, Shapes, TrainConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import samples
 from ldlm.evaluation.frontier import read_finalists, verdict
@@ -40,7 +41,7 @@ def _check(out: Path) -> None:
 def read(path: Path) -> Report:
     """Read the records of a run."""
     found = artifact.open_artifact(path, "run", complete=False)
-    trained = config.from_stored(TrainConfig, found.config)
+    trained = config.stored_training(found.config)
     features = _json(path / "features.json")
     sweep, interpolation = _finished(path, "sweep"), _finished(path, "interpolation")
     return Report(
@@ -76,9 +77,13 @@ def _finished(run_path: Path, kind: str) -> dict[str, Any] | None:
     return found.manifest if found.complete else None
 
 
-def _parameters(trained: TrainConfig, features: dict[str, Any]) -> dict[str, int]:
-    scratch = features["encoder"]["kind"] == "scratch"
-    return cost.parameters(build_meta(trained.model, Shapes(**features["shapes"]), scratch=scratch))
+def _parameters(trained: AnyTrainConfig, features: dict[str, Any]) -> dict[str, int]:
+    shapes = Shapes(**features["shapes"])
+    if isinstance(trained, TrainConfig):
+        scratch = features["encoder"]["kind"] == "scratch"
+        return cost.parameters(build_meta(trained.model, shapes, scratch=scratch))
+    method = training_method(trained)
+    return method.parameters(method.network(shapes))
 
 
 def _decoders(run_path: Path) -> list[dict[str, Any]]:

@@ -82,7 +82,7 @@ class Curriculum:
         high = high if config.gamma_max is None else config.gamma_max
         if low >= high:
             raise InputError(f"gamma_min={low:g} must be less than gamma_max={high:g}")
-        return cls(relaxations[config.kind], vocab, round(config.share * steps), low, high)
+        return cls(relaxations[config.kind], vocab, config.steps_of(steps), low, high)
 
     def draw(self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int) -> CurriculumDraws:
         """γ, one in each stratum of the global batch, and the relaxation's numbers."""

@@ -85,7 +85,7 @@ class TokenTraining(TrainingMethod[TokenTrainConfig, TokenState]):
         config = self.config
         if not isinstance(config, DuoTrainConfig) or config.curriculum.kind == "none":
             return {"training": config.steps}
-        first = round(config.curriculum.share * config.steps)
+        first = config.curriculum.steps_of(config.steps)
         steps = {"curriculum": first, "training": config.steps - first}
         return {name: count for name, count in steps.items() if count}
 

@@ -40,6 +40,7 @@ from ldlm.config.methods import (
     method_of,
     of_method,
     preset_for,
+    stored_training,
     token_sampler,
     training_class,
 )

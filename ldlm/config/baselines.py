@@ -96,6 +96,10 @@ class DuoCurriculumConfig:
         None, "γ at which it ends; none is where α(γ) is 0.05. Published -1.85 for GPT-2 and -1.75 for BERT"
     )
 
+    def steps_of(self, steps: int) -> int:
+        """Steps of the curriculum in a training of so many; 0 where there is none."""
+        return 0 if self.kind == "none" else round(self.share * steps)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PsiConfig(ChainConfig):

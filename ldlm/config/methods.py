@@ -19,7 +19,7 @@ from ldlm.config.baselines import (
     MDLMConfig,
     SamplerOfTokens,
 )
-from ldlm.config.fields import again, from_dict, setting
+from ldlm.config.fields import again, from_dict, from_stored, setting
 from ldlm.config.model import DenoiserConfig, OptimizerConfig, preset
 from ldlm.config.stages import ComputeConfig, ExportConfig, SampleConfig, TrainConfig
 from ldlm.errors import InputError
@@ -134,6 +134,13 @@ def of_method(settings: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
     if cls is TrainConfig:
         settings.pop("method", None)  # LDLM's settings are older than the others', and name no method
     return cls, settings
+
+
+def stored_training(settings: Mapping[str, Any]) -> AnyTrainConfig:
+    """The configuration of a run, of any method, from its artefact (`from_stored`)."""
+    cls, settings = of_method(settings)
+    stored: AnyTrainConfig = from_stored(cls, settings)
+    return stored
 
 
 def preset_for(cls: type, name: str) -> dict[str, Any]:

@@ -126,6 +126,14 @@ class Bars:
         return ["none" if v is None else f"{v:,.{2 if v < 100 else 0}f}" for v in self.x]
 
 
+@dataclass(frozen=True)
+class Rule:
+    """A place on the x axis at which something changes: a dashed line from the bottom to the top."""
+
+    name: str
+    x: float
+
+
 Mark = Line | Points | Cloud | Bars
 Table = tuple[list[str], list[list[str]]]  # head, rows
 
@@ -139,6 +147,7 @@ class Chart:
     y: Axis
     marks: Sequence[Mark]
     note: str = ""
+    rules: Sequence[Rule] = ()
 
     def __bool__(self) -> bool:
         """Tell whether any mark has a value that can be drawn."""
@@ -150,7 +159,9 @@ class Chart:
     def keys(self) -> list[tuple[str, str, str]]:
         """Shape, colour and name of each mark of a legend; none where there is nothing to tell apart."""
         named = [mark for mark in self.named if not isinstance(mark, Bars)]
-        return [(_shape(mark), mark.color, mark.name) for mark in named] if len(named) > 1 else []
+        keys = [(_shape(mark), mark.color, mark.name) for mark in named]
+        keys += [("dash", GREY, rule.name) for rule in self.rules]
+        return keys if len(keys) > 1 else []
 
     @property
     def named(self) -> list[Mark]:
@@ -159,7 +170,11 @@ class Chart:
 
     def words(self) -> str:
         """A description for those who do not see the chart."""
-        said = "; ".join(filter(None, (_said(mark, self.y) for mark in self.named)))
+        marks = [
+            *(_said(mark, self.y) for mark in self.named),
+            *(f"{r.name} at {self.x.number(r.x)}" for r in self.rules),
+        ]
+        said = "; ".join(filter(None, marks))
         return f"{self.title}. {self.y.label} against {self.x.label}. {said}."
 
     def table(self) -> Table:

@@ -1,13 +1,18 @@
-"""Charts of a training: losses, timesteps, latents, speed, and several runs side by side. Made from `metrics.jsonl`."""
+"""Charts of LDLM's training: losses, timesteps, latents, speed, and several runs side by side.
+
+Made from `metrics.jsonl`. Those of its rivals are in `token_curves`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ldlm.pages.chart import BLUE, GREEN, GREY, ORANGE, PURPLE, SERIES, Axis, Chart, Line, percent
+from ldlm.config import AnyTrainConfig
+from ldlm.pages.chart import BLUE, GREEN, GREY, ORANGE, PURPLE, Axis, Chart, Line, percent
 
 PROFILES = 6  # densities of t over the course of training
 
@@ -18,6 +23,14 @@ SQUARED = Axis("mean squared error, log scale", log=True)
 SHARE = Axis("share", low=0, number=percent, short=percent)
 
 
+@dataclass(frozen=True)
+class Course:
+    """What was measured over a training, and its settings."""
+
+    config: AnyTrainConfig
+    metrics: Sequence[Row]
+
+
 def of_kind(metrics: Sequence[Row], kind: str) -> list[Row]:
     """The lines of the metrics of that kind: `train` or `eval`."""
     return [line for line in metrics if line["kind"] == kind]
@@ -26,8 +39,8 @@ def of_kind(metrics: Sequence[Row], kind: str) -> list[Row]:
 def losses(metrics: Sequence[Row]) -> list[Chart]:
     """The three losses and the share of tokens rebuilt, in training and on held-out rows."""
     tokens = Axis("share of tokens", low=0, number=percent, short=percent)
-    baseline = _held_out(metrics, "predicting the mean", "l_diff_mean", GREY)
-    clean = _held_out(metrics, "held out, no noise", "token_accuracy_clean", GREEN)
+    baseline = held_out(metrics, "predicting the mean", "l_diff_mean", GREY)
+    clean = held_out(metrics, "held out, no noise", "token_accuracy_clean", GREEN)
     return [
         _loss("Denoising, L_diff", SQUARED, metrics, "l_diff", baseline),
         _loss("Hidden states, L_h", SQUARED, metrics, "l_h"),
@@ -37,17 +50,19 @@ def losses(metrics: Sequence[Row]) -> list[Chart]:
 
 
 def _loss(title: str, y: Axis, metrics: Sequence[Row], key: str, *more: Line) -> Chart:
-    training = _over_steps(of_kind(metrics, "train"), "training", key, BLUE, noisy=True)
-    lines = [training, _held_out(metrics, "held out", key, ORANGE), *more]
+    training = over_steps(of_kind(metrics, "train"), "training", key, BLUE, noisy=True)
+    lines = [training, held_out(metrics, "held out", key, ORANGE), *more]
     # A loss that is 0 throughout is none: of hidden states that are the latents, of a decoder that is not trained.
     return Chart(title, STEP, y, [line for line in lines if any(line.y)])
 
 
-def _held_out(metrics: Sequence[Row], name: str, key: str, color: str) -> Line:
-    return _over_steps(of_kind(metrics, "eval"), name, key, color, dots=True, dashed=color == GREY)
+def held_out(metrics: Sequence[Row], name: str, key: str, color: str) -> Line:
+    """A figure of the evaluations over the steps."""
+    return over_steps(of_kind(metrics, "eval"), name, key, color, dots=True, dashed=color == GREY)
 
 
-def _over_steps(lines: Sequence[Row], name: str, key: str, color: str, **how: Any) -> Line:
+def over_steps(lines: Sequence[Row], name: str, key: str, color: str, **how: Any) -> Line:
+    """A figure over the steps, of the lines of the metrics that have it."""
     there = [line for line in lines if key in line]
     return Line(name, color, [line["step"] for line in there], [line[key] for line in there], **how)
 
@@ -59,7 +74,7 @@ def timesteps(metrics: Sequence[Row]) -> list[Chart]:
         return []
     newest = evaluations[-1]
     profiles = [
-        Line(name, color, _centres(len(newest[key])), newest[key], dots=True)
+        Line(name, color, centres(len(newest[key])), newest[key], dots=True)
         for name, key, color in (("time t", "l_diff_by_t", ORANGE), ("adapted time F(t)", "l_diff_by_u", BLUE))
         if key in newest
     ]
@@ -78,7 +93,7 @@ def evenly(values: Sequence[Any], most: int) -> list[Any]:
     return [values[i] for i in np.unique(np.linspace(0, len(values) - 1, min(most, len(values))).round().astype(int))]
 
 
-def _centres(bins: int) -> list[float]:
+def centres(bins: int) -> list[float]:
     """Centres of equal bins of [0, 1]."""
     return [(index + 0.5) / bins for index in range(bins)]
 
@@ -95,16 +110,21 @@ def latents(metrics: Sequence[Row]) -> list[Chart]:
     train = of_kind(metrics, "train")
     ends = [line["latent_std_least"] for line in train], [line["latent_std_most"] for line in train]
     std = [
-        _over_steps(train, "training", "latent_std", BLUE, band=ends),
-        _held_out(metrics, "held out", "latent_std", ORANGE),
+        over_steps(train, "training", "latent_std", BLUE, band=ends),
+        held_out(metrics, "held out", "latent_std", ORANGE),
     ]
     note = "The region reaches from the least to the most spread channel."
     spread = Axis("standard deviation of a coordinate", low=0)
-    gamma = _over_steps(train, "γ", "gamma", PURPLE)
+    gamma = over_steps(train, "γ", "gamma", PURPLE)
     return [
         Chart("Spread of the latents", STEP, spread, std, note),
         Chart("Warm-up", STEP, Axis("γ, share of the gradient", low=0, high=1.05), [gamma]),
     ]
+
+
+def training(metrics: Sequence[Row]) -> list[Chart]:
+    """Losses, timesteps and latents."""
+    return [*losses(metrics), *timesteps(metrics), *latents(metrics)]
 
 
 def speed(metrics: Sequence[Row]) -> list[Chart]:
@@ -112,18 +132,18 @@ def speed(metrics: Sequence[Row]) -> list[Chart]:
     timed = [line for line in of_kind(metrics, "train") if "timing" in line]
     lines = [{"step": line["step"], **line["timing"]} for line in timed]
     shares = [
-        _over_steps(lines, "waiting for data", "data_wait", ORANGE, noisy=True),
-        _over_steps(lines, "FLOPs utilisation", "flops_utilisation", BLUE, noisy=True),
+        over_steps(lines, "waiting for data", "data_wait", ORANGE, noisy=True),
+        over_steps(lines, "FLOPs utilisation", "flops_utilisation", BLUE, noisy=True),
     ]
     shares = [line for line in shares if any(value is not None for value in line.y)]
-    tokens = _over_steps(lines, "speed", "tokens_per_second", BLUE, noisy=True)
+    tokens = over_steps(lines, "speed", "tokens_per_second", BLUE, noisy=True)
     return [
         Chart("Tokens per second", STEP, Axis("tokens/s", low=0), [tokens]),
         Chart("Use of the machine", STEP, SHARE, shares),
     ]
 
 
-def dynamics(runs: Mapping[str, Sequence[Row]]) -> list[Chart]:
+def dynamics(runs: Mapping[str, Sequence[Row]], colors: Mapping[str, str]) -> list[Chart]:
     """Losses (Figure 3, middle and right), warm-up (Figure 5) and latents of one run or several, by name."""
     charts = []
     for title, y, key in (
@@ -133,8 +153,8 @@ def dynamics(runs: Mapping[str, Sequence[Row]]) -> list[Chart]:
         ("Latents", Axis("standard deviation of a coordinate", low=0), "latent_std"),
     ):
         lines = [
-            _over_steps(of_kind(metrics, "train"), name, key, SERIES[index % len(SERIES)], noisy=key != "gamma")
-            for index, (name, metrics) in enumerate(runs.items())
+            over_steps(of_kind(metrics, "train"), name, key, colors[name], noisy=key != "gamma")
+            for name, metrics in runs.items()
         ]
         charts.append(Chart(title, STEP, y, lines))
     return charts

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ldlm import files
-from ldlm.pages.chart import Axis, Bars, Chart, Cloud, Line, Mark, Points, smoothed, thinned
+from ldlm.pages.chart import GREY, Axis, Bars, Chart, Cloud, Line, Mark, Points, smoothed, thinned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +37,7 @@ COLOURS = {
     "ink": "#16161d",
 }  # fmt: skip
 MARKERS = {"disc": "o", "star": "*", "cross": "x", "square": "s", "triangle": "^", "diamond": "D"}
+DASHES = (0, (3, 3))
 LEGEND: dict[str, Any] = {"fontsize": 9.5, "frameon": False, "labelcolor": COLOURS["soft"]}
 
 
@@ -136,6 +137,8 @@ def draw(chart: Chart, figure: Figure, left: float = 0, bottom: float = 0) -> Ax
             set_scale("log", nonpositive="mask")
     for mark in chart.marks:
         _mark(ax, mark)
+    for rule in chart.rules:
+        ax.axvline(rule.x, color=COLOURS[GREY], linestyle=DASHES, linewidth=1.5, label=rule.name)
     _scale(ax, chart)
     widest = max((len(label.get_text()) for label in ax.get_yticklabels()), default=0)
     inset = 10 + LETTER * widest
@@ -218,7 +221,7 @@ def _line(ax: Axes, line: Line) -> None:
         ax.plot(x, _gaps(y), **(how | {"linewidth": 1, "alpha": 0.32}))
     x, (y,) = thinned(line.x, smoothed(line.y) if line.noisy else line.y)
     how |= {"drawstyle": "steps-post"} if line.steps else {}
-    how |= {"linestyle": (0, (3, 3)), "linewidth": 1.5} if line.dashed else {}
+    how |= {"linestyle": DASHES, "linewidth": 1.5} if line.dashed else {}
     how |= {"linestyle": "none"} if not line.joined else {}
     how |= {"linewidth": 1.25, "alpha": 0.35} if line.faint else {"label": line.name}
     dotted = line.dots and len(line.x) <= PLACES

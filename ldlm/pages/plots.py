@@ -3,36 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from ldlm.pages import curves, drawing, fronts, results
+from ldlm.pages import drawing, fronts, kinds, results
+from ldlm.pages.chart import SERIES, Chart
+from ldlm.pages.curves import Course
+from ldlm.pages.kinds import Kind
 
 Row = Mapping[str, Any]
 
 
-def of_run(run: Path, metrics: Sequence[Row]) -> None:
+def of_run(run: Path, course: Course) -> None:
     """Write the pictures of a run to its `plots/`: `training.png`, `dynamics.png`, `timesteps.png`."""
-    training(run, metrics)
-    dynamics(run / "plots" / "dynamics.png", {run.name: metrics})
-    timesteps(run / "plots" / "timesteps.png", metrics)
+    training(run, course)
+    dynamics(run / "plots" / "dynamics.png", {run.name: course})
+    timesteps(run / "plots" / "timesteps.png", course)
 
 
-def training(run: Path, metrics: Sequence[Row]) -> None:
-    """Write `plots/training.png`: losses, timesteps and latents, as in the run's report."""
-    if {"train", "eval"} <= {line["kind"] for line in metrics}:
-        charts = [*curves.losses(metrics), *curves.timesteps(metrics), *curves.latents(metrics)]
-        drawing.png(run / "plots" / "training.png", charts)
+def training(run: Path, course: Course) -> None:
+    """Write `plots/training.png`: the charts of a training in the run's report, without its speed."""
+    if {"train", "eval"} <= {line["kind"] for line in course.metrics}:
+        drawing.png(run / "plots" / "training.png", kinds.of(course.config).training(course))
 
 
-def dynamics(path: Path, runs: Mapping[str, Sequence[Row]]) -> None:
-    """Write the losses, warm-ups and latents of one run or several, by name (Figures 3 and 5)."""
-    drawing.png(path, curves.dynamics(runs))
+def dynamics(path: Path, runs: Mapping[str, Course]) -> None:
+    """Write the losses, warm-ups and latents (Figures 3 and 5) of one run or several, by name; of rivals the losses."""
+    colors = dict(zip(runs, cycle(SERIES), strict=False))
+    by_kind: dict[Kind, dict[str, Sequence[Row]]] = {}
+    for name, course in runs.items():
+        by_kind.setdefault(kinds.of(course.config), {})[name] = course.metrics
+    charts = [chart for kind, metrics in by_kind.items() for chart in kind.dynamics(metrics, colors)]
+    drawing.png(path, [_of_one(chart) if len(runs) > 1 else chart for chart in charts])
 
 
-def timesteps(path: Path, metrics: Sequence[Row]) -> None:
-    """Write held-out L_diff against time, and the density of t over the course of training (Figure 6)."""
-    drawing.png(path, curves.timesteps(metrics))
+def _of_one(chart: Chart) -> Chart:
+    """The chart, which names its only line in a note: it has no legend."""
+    return replace(chart, note=f"Of {chart.marks[0].name} alone.") if len(chart.marks) == 1 else chart
+
+
+def timesteps(path: Path, course: Course) -> None:
+    """Write held-out losses against time, and for LDLM the density of t over the course of training (Figure 6)."""
+    drawing.png(path, kinds.of(course.config).timesteps(course))
 
 
 def interpolation(path: Path, found: Mapping[str, Row]) -> None:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ldlm.config import TrainConfig
+from ldlm.config import AnyTrainConfig, TokenTrainConfig, TrainConfig
 from ldlm.pages import curves
 from ldlm.pages.chart import Chart, number
 
 Row = Mapping[str, Any]
+Figure = tuple[str, str, str]  # name, value, and what to compare it with
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Report:
     """The records of a run's files, as the stages wrote them; None for what is not there."""
 
     name: str
-    config: TrainConfig
+    config: AnyTrainConfig
     manifest: Row | None  # of a run that is complete
     status: Row | None
     features: Row | None
@@ -43,6 +44,23 @@ class Report:
     interpolation: Row | None
     path: Sequence[Row]  # the texts of the first pair, from one end to the other
     trace: Row | None
+
+    @property
+    def joint(self) -> TrainConfig:
+        """The settings of a run of LDLM."""
+        assert isinstance(self.config, TrainConfig)
+        return self.config
+
+    @property
+    def rival(self) -> TokenTrainConfig:
+        """The settings of a run of a rival."""
+        assert isinstance(self.config, TokenTrainConfig)
+        return self.config
+
+    @property
+    def course(self) -> curves.Course:
+        """What was measured over the training."""
+        return curves.Course(self.config, self.metrics)
 
     @property
     def complete(self) -> bool:

@@ -59,20 +59,6 @@ _REBUILT: dict[str, Callable[[float], str]] = {
 }  # fmt: skip
 
 
-def samples(report: Report) -> Section | None:
-    """The first texts of each set that was drawn."""
-    if not report.samples:
-        command = "ldlm sample --run RUN --num-samples 64 --output RUN/samples.jsonl"
-        return missing(report, "samples", "Samples", "No texts have been drawn;", command)
-    blocks: list[Block] = []
-    for one in report.samples:
-        rows = sorted(one.rows, key=lambda row: row["seed"])[:TEXTS]
-        blocks.append(Heading(one.name, _how(report, one)))
-        blocks.append(texts(report, ((f"seed {row['seed']:,}", row["text"]) for row in rows)))
-    lead = f"The first {TEXTS} texts by seed, whole and unedited, with their special tokens."
-    return Section("samples", "Samples", lead, blocks)
-
-
 def _how(report: Report, one: SampleSet) -> str:
     """The settings that a set of texts was drawn with, in words."""
     sampler = one.about["config"]["sampler"]
@@ -82,6 +68,20 @@ def _how(report: Report, one: SampleSet) -> str:
         f"{sampler['steps']:,} steps, grid {sampler['grid']}{guidance}, temperature {sampler['temperature']:g}, "
         f"decoder {one.about['decoder']}."
     )
+
+
+def samples(report: Report, how: Callable[[Report, SampleSet], str] = _how) -> Section | None:
+    """The first texts of each set that was drawn; `how` has words for the settings that one was drawn with."""
+    if not report.samples:
+        command = "ldlm sample --run RUN --num-samples 64 --output RUN/samples.jsonl"
+        return missing(report, "samples", "Samples", "No texts have been drawn;", command)
+    blocks: list[Block] = []
+    for one in report.samples:
+        rows = sorted(one.rows, key=lambda row: row["seed"])[:TEXTS]
+        blocks.append(Heading(one.name, how(report, one)))
+        blocks.append(texts(report, ((f"seed {row['seed']:,}", row["text"]) for row in rows)))
+    lead = f"The first {TEXTS} texts by seed, whole and unedited, with their special tokens."
+    return Section("samples", "Samples", lead, blocks)
 
 
 def trace(report: Report) -> Section | None:

@@ -1,4 +1,4 @@
-"""Sections of a report on the training itself: its course, its speed, and what it was made of and with."""
+"""Words and sections of a report on LDLM's training: its course, its speed, and what it was made of and with."""
 
 from __future__ import annotations
 
@@ -9,9 +9,65 @@ from typing import Any
 import numpy as np
 
 from ldlm import config as configs
-from ldlm.config import TrainConfig, decoder_noise
+from ldlm.config import decoder_noise, total_steps
 from ldlm.pages import curves
-from ldlm.pages.report_data import NOTHING_YET, Block, Facts, Report, Row, Section, Settings, charts, model_name
+from ldlm.pages.chart import number, percent
+from ldlm.pages.report_data import (
+    NOTHING_YET,
+    Block,
+    Facts,
+    Figure,
+    Report,
+    Row,
+    Section,
+    Settings,
+    charts,
+    model_name,
+)
+
+
+def what(report: Report) -> str:
+    """The run in two sentences."""
+    config, features = report.joint, report.features
+    model = "A latent diffusion language model" if config.model.space == "ldlm" else f"A {config.model.space} model"
+    trained = f"trained in steps of {config.batch_size:,} rows with seed {config.seed}"
+    if features is None:
+        return f"{model}, {trained}."
+    encoder, rows = features["encoder"], features["rows"]["train"]
+    name = model_name(encoder["name"])
+    size = f" with {sum(report.parameters.values()):,} parameters"
+    seen = {
+        "hidden": f"as the hidden states of {name}, layer {encoder['layer']}",
+        "embedding": f"as the token embeddings of {name}",
+        "scratch": f"in the tokens of {name}",
+    }[encoder["kind"]]
+    length = features["shapes"]["seq_len"]
+    return f"{model}{size}, {trained}. It learns from {rows:,} rows of {length:,} tokens, which it sees {seen}."
+
+
+def steps(report: Report) -> int:
+    """Steps that the training takes in all."""
+    return total_steps(report.joint)
+
+
+def held_out(report: Report) -> list[Figure]:
+    """The figures of the newest held-out evaluation."""
+    newest = next(reversed(report.lines("eval")), {})
+    found = []
+    if newest.get("l_diff") is not None:
+        mean = newest["l_diff_mean"]
+        beside = "" if mean is None else f"the mean latent: {number(mean)}"
+        found.append(("held-out L_diff", number(newest["l_diff"]), beside))
+    if newest.get("token_accuracy_clean") is not None:
+        clean, noisy = percent(newest["token_accuracy_clean"]), percent(newest["token_accuracy"])
+        found.append(("tokens rebuilt", clean, f"{noisy} under decoder noise"))
+    if newest.get("latent_std") is not None:
+        found.append(("latent std", number(newest["latent_std"]), "per coordinate"))
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The training
 
 
 def losses(report: Report) -> Section:
@@ -30,7 +86,7 @@ def timesteps(report: Report) -> Section:
     evaluations = report.lines("eval")
     if not evaluations:
         return Section("timesteps", "Timesteps", "", [NOTHING_YET])
-    kind = report.config.timesteps.kind
+    kind = report.joint.timesteps.kind
     lead = (
         f"Where denoising is hard, at step {evaluations[-1]['step']:,}, and the times that training draws ({kind} "
         f"sampling)."
@@ -41,13 +97,13 @@ def timesteps(report: Report) -> Section:
 
 def latents(report: Report) -> Section:
     """The spread of the latents, and the warm-up."""
-    recipe = report.config.recipe
+    recipe = report.joint.recipe
     return Section(
         "latents",
         "Latents",
         f"How far the latents spread, beside the standard deviation 1 of the noise, and how much of L_diff's gradient "
         f"reaches the encoder that shapes them (S_wu = {recipe.warmup_steps:,}, decoder noise "
-        f"{decoder_noise(report.config.model.space, recipe)}).",
+        f"{decoder_noise(report.joint.model.space, recipe)}).",
         charts(curves.latents(report.metrics)),
     )
 
@@ -88,9 +144,25 @@ def _duration(seconds: float) -> str:
 
 def provenance(report: Report) -> Section:
     """Text, encoder, parameters, versions, fingerprints, and settings other than the defaults."""
-    changed = configs.differences(configs.to_dict(TrainConfig()), configs.to_dict(report.config))
+    return origin(report, "Text and encoder", _ENCODER, _PRINTS, same="text, weights and states")
+
+
+# Names on the page, and the keys of the encoder's record.
+_ENCODER = {"encoder": "name", "kind": "kind", "layer": "layer"}
+_PRINTS = {"encoder: weights": "fingerprint", "encoder: tokenizer": "tokenizer", "encoder: normalisation": "statistics"}
+
+
+def origin(report: Report, title: str, encoder: Mapping[str, str], prints: Mapping[str, str], *, same: str) -> Section:
+    """What a run was made of and with, and its settings other than the defaults.
+
+    `encoder` and `prints` name the keys of the encoder's record that its text and fingerprints are listed with, and
+    `same` is what is the same where the fingerprints are.
+    """
+    default = configs.from_dict(type(report.config), {})
+    changed = configs.differences(configs.to_dict(default), configs.to_dict(report.config))
+    lists = {title: _text(report, encoder), "Parameters": _parameters(report), **_made_with(report, prints)}
     blocks: list[Block] = [
-        Facts(title, values, wide=title == "Fingerprints") for title, values in _origins(report).items() if values
+        Facts(title, values, wide=title == "Fingerprints") for title, values in lists.items() if values
     ]
     if changed:
         lines = [line.replace(" -> ", " → ") for line in changed]
@@ -98,27 +170,33 @@ def provenance(report: Report) -> Section:
     return Section(
         "provenance",
         "Where it comes from",
-        "What it was made of and with. The same fingerprints (SHA-256) mean the same text, weights and states.",
+        f"What it was made of and with. The same fingerprints (SHA-256) mean the same {same}.",
         blocks,
     )
 
 
-def _origins(report: Report) -> dict[str, Mapping[str, Any]]:
-    sources: dict[str, Any] = {}
+def _text(report: Report, encoder: Mapping[str, str]) -> dict[str, Any]:
+    if report.features is None:
+        return {}
+    record = {**report.features["encoder"], "name": model_name(report.features["encoder"]["name"])}
+    return {
+        **{what: record[key] for what, key in encoder.items()},
+        **{f"rows, {split}": f"{count:,}" for split, count in report.features["rows"].items()},
+    }
+
+
+def _parameters(report: Report) -> dict[str, str]:
+    return {part.replace("_", " "): f"{count:,}" for part, count in report.parameters.items()}
+
+
+def _made_with(report: Report, of_encoder: Mapping[str, str]) -> dict[str, Mapping[str, Any]]:
     prints: dict[str, Any] = {}
     versions: dict[str, Any] = {}
     if report.features is not None:
-        encoder = report.features["encoder"]
-        sources = {
-            "encoder": model_name(encoder["name"]),
-            "kind": encoder["kind"],
-            "layer": encoder["layer"],
-            **{f"rows, {split}": f"{count:,}" for split, count in report.features["rows"].items()},
-        }
         prints = {
             "text": report.features["text"],
             "features": report.features["store"],
-            **{f"encoder: {what}": encoder[key] for what, key in _PRINTS.items()},
+            **{what: report.features["encoder"][key] for what, key in of_encoder.items()},
         }
     if report.manifest is not None:
         versions = {name: version for name, version in report.manifest["versions"].items() if version is not None}
@@ -127,8 +205,4 @@ def _origins(report: Report) -> dict[str, Mapping[str, Any]]:
     trained_with = report.manifest or report.status or {}
     if "attention" in trained_with:  # runs of earlier versions don't say
         versions["attention"] = trained_with["attention"]
-    parameters = {part.replace("_", " "): f"{count:,}" for part, count in report.parameters.items()}
-    return {"Text and encoder": sources, "Parameters": parameters, "Made with": versions, "Fingerprints": prints}
-
-
-_PRINTS = {"weights": "fingerprint", "tokenizer": "tokenizer", "normalisation": "statistics"}
+    return {"Made with": versions, "Fingerprints": prints}

@@ -67,8 +67,10 @@ NOTEBOOK = "module://matplotlib_inline.backend_inline"  # as it sets the variabl
 DRAW = """
     import json
     from pathlib import Path
+    from ldlm.config import TrainConfig
     from ldlm.pages import film, plots
-    plots.training(Path(run), [json.loads(line) for line in open(run + "/metrics.jsonl")])
+    from ldlm.pages.curves import Course
+    plots.training(Path(run), Course(TrainConfig(), [json.loads(line) for line in open(run + "/metrics.jsonl")]))
     film._font(12)
 """
 

@@ -1,0 +1,58 @@
+"""What is shown of a run by the kind of its training, which is looked up here: LDLM's joint one, or a rival's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ldlm.config import AnyTrainConfig, TrainConfig
+from ldlm.pages import curves, report_results, report_tokens, report_training, token_curves
+from ldlm.pages.chart import Chart
+from ldlm.pages.curves import Course, Row
+from ldlm.pages.report_data import Figure, Report, Section
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """A kind of training: the charts of its pictures, and what makes its report."""
+
+    training: Callable[[Course], list[Chart]]
+    timesteps: Callable[[Course], list[Chart]]
+    dynamics: Callable[[Mapping[str, Sequence[Row]], Mapping[str, str]], list[Chart]]  # metrics and colours by run
+
+    what: Callable[[Report], str]  # the run in two sentences
+    steps: Callable[[Report], int]  # that the training takes in all
+    held_out: Callable[[Report], list[Figure]]  # figures of the newest evaluation
+    sections: Sequence[Callable[[Report], Section | None]]
+
+
+JOINT = Kind(
+    training=lambda course: curves.training(course.metrics),
+    timesteps=lambda course: curves.timesteps(course.metrics),
+    dynamics=curves.dynamics,
+    what=report_training.what,
+    steps=report_training.steps,
+    held_out=report_training.held_out,
+    sections=(
+        report_training.losses, report_training.timesteps, report_training.latents, report_results.decoders,
+        report_results.samples, report_results.trace, report_results.frontier, report_results.interpolation,
+        report_training.speed, report_training.provenance,
+    ),
+)  # fmt: skip
+TOKENS = Kind(
+    training=token_curves.training,
+    timesteps=token_curves.timesteps,
+    dynamics=token_curves.dynamics,
+    what=report_tokens.what,
+    steps=report_tokens.steps,
+    held_out=report_tokens.held_out,
+    sections=(
+        report_tokens.losses, report_tokens.optimisation, report_tokens.samples, report_results.frontier,
+        report_training.speed, report_tokens.provenance,
+    ),
+)  # fmt: skip
+
+
+def of(config: AnyTrainConfig) -> Kind:
+    """The kind of a training."""
+    return JOINT if isinstance(config, TrainConfig) else TOKENS

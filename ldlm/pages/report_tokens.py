@@ -1,0 +1,113 @@
+"""Words, figures and sections of a report on a run of a rival, which reads and writes tokens."""
+
+from __future__ import annotations
+
+import math
+
+from ldlm import config as configs
+from ldlm.pages import report_results, report_training, token_curves
+from ldlm.pages.chart import number
+from ldlm.pages.report_data import Figure, Report, SampleSet, Section, charts, model_name, of_step
+
+NAMES = {
+    "mdlm": "MDLM, a masked diffusion",
+    "duo": "Duo, a uniform-state diffusion",
+    "candi": "CANDI, a masked diffusion whose masks show a noisy token",
+    "flm": "FLM, a flow on one-hot vectors",
+}
+
+
+def what(report: Report) -> str:
+    """The run in two sentences."""
+    config, features = report.rival, report.features
+    name = NAMES[config.method]
+    trained = f"trained in steps of {config.batch_size:,} rows with seed {config.seed}"
+    if features is None:
+        return f"{name}, {trained}."
+    size, rows = sum(report.parameters.values()), features["rows"]["train"]
+    return (
+        f"{name}, with {size:,} parameters, {trained}. It learns from {rows:,} rows of "
+        f"{features['shapes']['seq_len']:,} tokens of {model_name(features['encoder']['name'])}."
+    )
+
+
+def steps(report: Report) -> int:
+    """Steps that the training takes in all."""
+    return report.config.steps
+
+
+def held_out(report: Report) -> list[Figure]:
+    """The loss of the newest held-out evaluation, and where it is a bound the perplexity that it bounds."""
+    newest = next(reversed(report.lines("eval")), {})
+    if newest.get("loss") is None:
+        return []
+    loss = newest["loss"]
+    if "nelbo" not in newest:
+        return [("held-out loss", number(loss), "nats per token; no bound")]
+    perplexity = f"{math.exp(loss):.4g}" if loss < 100 else "∞"
+    bits = number(loss / math.log(2))
+    return [
+        ("held-out NELBO", number(loss), "nats per token"),
+        ("perplexity", f"≤ {perplexity}", f"{bits} bits per token at most"),
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The training
+
+
+def losses(report: Report) -> Section:
+    """The loss over the steps and against time."""
+    lead = (
+        "What the network minimises, in nats per token. Faint lines are single steps; dots are held-out rows with "
+        "averaged weights."
+    )
+    newest = next(reversed(report.lines("eval")), None)
+    if newest is not None:
+        lead += f" {_BOUND if 'nelbo' in newest else _NO_BOUND}"
+    end = token_curves.curriculum_end(report.config)
+    if end:
+        lead += (
+            f" Up to step {end:,} a curriculum trains on a part of the noise levels, γ from γ_min to γ_max, and the "
+            "training loss is that part of the NELBO: it jumps where the curriculum ends. Held-out losses are over all "
+            "noise levels throughout."
+        )
+    return Section("losses", "Loss", lead, charts(token_curves.losses(report.course)))
+
+
+_BOUND = "On held-out rows the loss is the NELBO, which bounds the negative log-likelihood of a token from above."
+_NO_BOUND = "It bounds no likelihood, so it compares with runs of the same method only."
+
+
+def optimisation(report: Report) -> Section:
+    """The gradient and the learning rate."""
+    lead = f"AdamW; a gradient with a norm beyond {report.config.optimizer.clip_norm:g} is scaled down to it."
+    return Section("optimisation", "Optimisation", lead, charts(token_curves.optimisation(report.course)))
+
+
+def provenance(report: Report) -> Section:
+    """Text, tokenizer, parameters, versions, fingerprints, and settings other than the method's defaults."""
+    tokens = {"tokenizer": "tokenizer"}
+    return report_training.origin(report, "Text and tokens", {"tokenizer of": "name"}, tokens, same="text and tokens")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Its results
+
+
+def samples(report: Report) -> Section | None:
+    """The first texts of each set that was drawn."""
+    return report_results.samples(report, _how)
+
+
+def _how(report: Report, one: SampleSet) -> str:
+    """The sampler that a set of texts was drawn with, and its settings other than the defaults."""
+    sampler = one.about["config"]["sampler"]
+    made_by = configs.TOKEN_SAMPLERS[report.rival.method].get(sampler["name"])
+    default = {} if made_by is None else configs.to_dict(made_by())
+    default |= {"steps": sampler["steps"], "top_p": None}  # which are always told
+    told = [f", {key} {value}" for key, value in sampler.items() if value != default.get(key)]
+    return (
+        f"{len(one.rows):,} texts from {of_step(report, one.about['step'])}: {sampler['name']}, "
+        f"{sampler['steps']:,} steps{''.join(told)}."
+    )
