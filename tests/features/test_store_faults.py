@@ -55,7 +55,7 @@ def content(path):
 
 
 def test_several_processes_write_the_bytes_that_one_writes(start, arguments, whole, tmp_path):
-    assert start(arguments, tmp_path / "f", launcher=forked.launcher("alone", 3)).wait(timeout=patience()) == 0
+    assert start(arguments, tmp_path / "f", forks=forked.Forks("alone", 3)).wait(timeout=patience()) == 0
     manifests = [json.loads((path / "manifest.json").read_text()) for path in (tmp_path / "f", whole)]
     assert manifests[0] == manifests[1]
     assert content(tmp_path / "f") == content(whole)
@@ -76,10 +76,8 @@ def short(succeed, arguments, tmp_path_factory):
 def killed(how, count, short, tmp_path) -> str:
     """What `kill_points.py` prints."""
     arguments, whole = short
-    script = Path(__file__).parent.parent / "kill_points.py"
-    command = [sys.executable, str(script), how, str(count), str(whole), str(tmp_path), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    program = "import sys, kill_points; kill_points.main(sys.argv[1:])"
+    done = forked.run(program, how, str(count), str(whole), str(tmp_path), *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -165,11 +163,11 @@ def test_torchrun_shares_the_work_and_a_store_may_change_hands(start, arguments,
     assert start(arguments, out).wait(timeout=patience()) == 0
     assert content(out) == content(whole)
     both = tmp_path / "both"
-    assert start(arguments, both, launcher=forked.launcher("job", 2)).wait(timeout=patience()) == 0
+    assert start(arguments, both, forks=forked.Forks("job", 2)).wait(timeout=patience()) == 0
     assert content(both) == content(whole)
 
 
-def test_a_full_disk_leaves_finished_shards_and_the_same_command_goes_on(arguments, whole, tmp_path):
+def test_a_full_disk_leaves_finished_shards_and_the_same_command_goes_on(start, arguments, whole, tmp_path):
     """A file-size limit below a shard of states stands for a full disk: the kernel refuses the write half-way."""
     out = tmp_path / "features"
     sizes = [path.stat().st_size for path in whole.rglob("hidden/c/*/0/0")]
@@ -183,7 +181,7 @@ def test_a_full_disk_leaves_finished_shards_and_the_same_command_goes_on(argumen
         "Extraction.write_shards = write\n"
         "main(sys.argv[1:])"
     )
-    failed = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
+    failed = forked.run(code, *command)
     assert failed.returncode == 1, failed.stderr
     (line,) = (line for line in failed.stderr.splitlines() if line.startswith("Error: "))
     assert "File too large" in line and "hidden/c/" in line and "run the same command again" in line
@@ -192,7 +190,7 @@ def test_a_full_disk_leaves_finished_shards_and_the_same_command_goes_on(argumen
         for entry, facts in json.loads((out / "ledger" / f"{name}.json").read_text())["files"].items():
             assert ledger.fault(out / entry, facts["sha256"]) is None
     assert len(done) < len(list((whole / "ledger").iterdir()))
-    assert subprocess.run([sys.executable, "-m", "ldlm.cli", *command], capture_output=True).returncode == 0
+    assert start(arguments, out).wait(timeout=patience()) == 0
     assert content(out) == content(whole)
 
 
