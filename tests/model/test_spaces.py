@@ -179,7 +179,7 @@ def test_each_phase_has_a_learning_rate_and_an_average_of_its_own(cosmos, store,
             assert torch.allclose(average[name], expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("at", [3, 4, 5, 6, 10])
+@pytest.mark.parametrize("at", [4, 5, 10, *(pytest.param(at, marks=pytest.mark.slow) for at in (3, 6))])
 def test_it_is_taken_up_in_either_phase(cosmos, finished, store, tmp_path, interrupted, at):
     with pytest.raises((KeyboardInterrupt, Stopped)):
         train.run(cosmos, store, tmp_path / "run", progress=interrupted(at=at))

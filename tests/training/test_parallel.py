@@ -165,7 +165,7 @@ def wait_for_lines(process, out, count):
 
 
 def workers(process):
-    """Process ids of torchrun's children."""
+    """Process ids of a job's processes."""
     found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return [int(pid) for pid in found]
 
@@ -230,7 +230,7 @@ def test_one_then_two_then_one_process_go_on_from_each_other(two, train_config, 
 
 def test_a_stopped_job_leaves_one_checkpoint_and_goes_on(two, train_config, store, tmp_path):
     out = tmp_path / "run"
-    process = two(out, 1_000_000)
+    process = two(out, 1_000_000, how=QUICK)
     wait_for_lines(process, out, 3)
     os.kill(workers(process)[1], signal.SIGTERM)  # not the one that writes
     assert process.wait(timeout=patience()) != 0
