@@ -23,6 +23,7 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import forked
 import pytest
 import torch
 
@@ -363,7 +364,8 @@ def tiny_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start():
     """Start the command line as a process of its own, with one thread: `start(arguments, output)`; output may be None.
 
-    What it says goes to the test's own stderr, which pytest shows when the test fails.
+    What it says goes to the test's own stderr, which pytest shows when the test fails. Without a `launcher`, such as
+    torchrun, it is forked from one that has imported what it needs.
     """
 
     def begin(
@@ -372,12 +374,15 @@ def start():
         *,
         environment: Mapping[str, str] = MappingProxyType({}),
         launcher: Sequence[str] = (),
+        forks: forked.Forks | None = None,
         **options: Any,
-    ) -> subprocess.Popen[bytes]:
+    ) -> subprocess.Popen[bytes] | forked.Process:
         output = [] if out is None else ["--output", str(out)]
-        ours = ["--"] if launcher else []  # from here on torchrun reads no options: --run could be one of its own
-        command = [sys.executable, *launcher, "-m", *ours, "ldlm.cli", *arguments, *output]
         env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        if not launcher:
+            return forked.start([*arguments, *output], forks=forks, env=env, **options)
+        # From the two dashes on torchrun reads no options: --run could be one of its own.
+        command = [sys.executable, *launcher, "-m", "--", "ldlm.cli", *arguments, *output]
         return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, **options)
 
     return begin

@@ -1,7 +1,7 @@
 """Kills an extraction, and resumes it.
 
-    python tests/kill_points.py every STEP REFERENCE SCRATCH ARGUMENT…
-    python tests/kill_points.py random KILLS REFERENCE SCRATCH ARGUMENT…
+    main(["every", STEP, REFERENCE, SCRATCH, ARGUMENT, …])
+    main(["random", KILLS, REFERENCE, SCRATCH, ARGUMENT, …])
 
 Before every STEP-th of its renames, fsyncs and unlinks in turn; or at that many random moments, where a killed store is
 taken up to be killed again, and a finished one begins anew. REFERENCE is the store that nothing disturbed; ARGUMENTS
@@ -13,14 +13,13 @@ import os
 import random
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from ldlm.cli import main
+from ldlm.cli import main as ldlm
 from ldlm.features.encoder import FrozenEncoder
 from ldlm.hub import load_tokenizer
 from ldlm.stages import extract_features  # noqa: F401  imported before the forks
@@ -38,7 +37,7 @@ def run(arguments: list[str], *, kill_at: int | None = None, kill_after: float |
         if kill_at is not None:
             _arm(kill_at)
         try:
-            main(arguments)
+            ldlm(arguments)
         except SystemExit as ended:
             os._exit(int(ended.code or 0))  # without the seconds that torch takes to leave
     if kill_after is not None:
@@ -111,9 +110,10 @@ def compare(out: Path, reference: dict[str, bytes], when: object) -> None:
     shutil.rmtree(out)
 
 
-if __name__ == "__main__":
-    how, count, reference, scratch = sys.argv[1], int(sys.argv[2]), content(Path(sys.argv[3])), Path(sys.argv[4])
-    command = [*sys.argv[5:], "--output", str(scratch / "features")]
+def main(given: list[str]) -> None:
+    """For a process without threads, which the attempts are forks of."""
+    how, count, reference, scratch = given[0], int(given[1]), content(Path(given[2])), Path(given[3])
+    command = [*given[4:], "--output", str(scratch / "features")]
     name = command[command.index("--encoder") + 1]
     load_tokenizer(name)
     FrozenEncoder(name)(torch.zeros(1, 4))  # what transformers imports late

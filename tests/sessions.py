@@ -9,9 +9,9 @@ The commands of a session follow each other in one process with one thread.
 
 import json
 import os
-import subprocess
-import sys
 from types import SimpleNamespace
+
+import forked
 
 # Runs commands, given as lists of arguments; for each it prints what it says and its exit status.
 SESSION = """
@@ -36,10 +36,8 @@ print(json.dumps([call(arguments) for arguments in json.loads(sys.argv[1])]))
 
 
 def process(code, *arguments, said="", **environment):
-    """A real interpreter's stdout, with `said` on its stdin."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    command = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(command, input=said, capture_output=True, text=True, env=env)
+    """A process's stdout, with `said` on its stdin. What reads the environment when imported, it imports itself."""
+    done = forked.run(code, *arguments, said=said, env={**os.environ, **environment}, modules=forked.LIBRARIES)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

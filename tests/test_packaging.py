@@ -203,6 +203,12 @@ print(sorted(new - sys.stdlib_module_names - {"ldlm"}))
     assert in_a_new_process(code) == "[]\n"
 
 
+def test_torchs_compiler_is_not_imported_with_the_stages():
+    """It takes as long as torch itself, and only what is compiled needs it."""
+    code = "import sys, ldlm.stages.sample, ldlm.stages.train; print('torch._dynamo' in sys.modules)"
+    assert in_a_new_process(code) == "False\n"
+
+
 def test_pages_need_no_torch():
     code = """
 import importlib, pkgutil, sys, ldlm.pages

@@ -73,6 +73,11 @@ def dotted(node: ast.expr, known: dict[str, str]) -> str | None:
     return None if parent is None else f"{parent}.{node.attr}"
 
 
+def last_name(node: ast.expr) -> str:
+    """Of `a.b.c` and of `c` it is c."""
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
 def private_names(tree: ast.Module, own: set[str]) -> Iterator[str]:
     """Private names that are imported or read and not the project's: of modules in full, of objects as `….name`."""
     known = modules(tree)
@@ -87,7 +92,7 @@ def private_names(tree: ast.Module, own: set[str]) -> Iterator[str]:
                 yield f"….{node.attr}"
             elif name and id(node) not in inner and any(private(part) and part not in own for part in name.split(".")):
                 yield name
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("getattr", "setattr", "hasattr")):
+        elif isinstance(node, ast.Call) and last_name(node.func).endswith(("getattr", "setattr", "hasattr")):
             words = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
             yield from (
                 f"….{word}" for word in words if private(word.split(".")[-1]) and word.split(".")[-1] not in own
@@ -127,6 +132,7 @@ def test_what_is_read_of_torchs_private_names_exists(name):
         ("from datasets._y import z", "datasets._y.z"),
         ("model.config._commit_hash", "…._commit_hash"),
         ("getattr(tokenizer, '_tokenizer')", "…._tokenizer"),
+        ("patch.setattr(tokenizer, '_tokenizer', 1)", "…._tokenizer"),
         ("import torch\ntorch._C._jit(1)", "torch._C._jit"),
     ],
 )

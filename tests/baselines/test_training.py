@@ -8,7 +8,7 @@ from dataclasses import replace
 import allocator
 import pytest
 import torch
-from forked import launcher
+from forked import Forks
 from patience import patience
 
 from ldlm import config as configs
@@ -119,17 +119,12 @@ def test_compiled_blocks_train_the_same(token_runs, token_config, store, tmp_pat
     assert_same_losses(made, token_runs(method), rel=1e-4)
 
 
-def test_two_processes_train_as_one_does(start, token_runs, store, tmp_path):
-    """Each method in turn, in the same two processes."""
-    commands = []
-    for name in METHODS:
-        config = ["--config", str(token_runs(name) / "config.yaml"), "--method", name]
-        commands += [";", "train", "--features", str(store), "--output", str(tmp_path / name), *config]
-    process = start(commands[1:], None, launcher=launcher("job", 2), stderr=subprocess.PIPE)
+def test_two_processes_train_as_one_does(start, token_runs, store, tmp_path, method):
+    command = ["train", "--features", str(store), "--config", str(token_runs(method) / "config.yaml")]
+    process = start(command, tmp_path / "run", forks=Forks("job", 2), stderr=subprocess.PIPE)
     error = process.communicate(timeout=patience())[1].decode()
     assert process.returncode == 0, error
-    for name in METHODS:
-        assert_same_losses(tmp_path / name, token_runs(name))
+    assert_same_losses(tmp_path / "run", token_runs(method))
 
 
 def assert_same_losses(run, other, rel=1e-5):

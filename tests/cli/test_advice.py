@@ -51,7 +51,7 @@ ADVICE = {
     "no such device": (f"{SAMPLE} --device tpu", r"use (cpu), cuda", r"--device \1"),
     "no kernels": (f"{SAMPLE} --attention xformers", r"use (--attention) (sdpa)", r"\1 \2"),
     "no sizes": ("train --dry-run", r"or (--preset) NAME", r"\1 tiny"),
-    "no such preset": ("train --dry-run --preset nosuch", r"choose one of ([-\w]+)", r"--preset \1"),
+    "no such preset": ("train --dry-run --preset nosuch", r"choose one of .*\b(tiny)\b", r"--preset \1"),
     "no run": (SAMPLE.replace("--run {run} ", ""), r"(--run) is missing; for example --run run$", r"\1 {run}"),
     "no output": (SAMPLE.replace("--output {out}", ""), r"for example (--output) (\S+)$", r"\1 {out}-\2"),
     "no steps at all": (f"{SAMPLE} --num-samples 0", r"must be at least (\d+)", r"--num-samples \1"),
@@ -176,13 +176,15 @@ def test_a_damaged_store_is_mended_as_it_says(places, refuse, succeed, ldlm, nam
     extract = [*filled(EXTRACT, places), "--output", store]
     succeed(*extract)
     (store / name).write_text((store / name).read_text() + "\n")
-    train = [*filled(TRAIN, places), "--features", store]
-    for said in (refuse(*train), ldlm("features", "verify", store).stdout):
+    # All of them are read by who opens a store.
+    opens = filled(TRAIN if name == "manifest.json" else TEXTS, places)
+    opens = [str(store) if part == str(places["store"]) else part for part in opens]
+    for said in (refuse(*opens), ldlm("features", "verify", store).stdout):
         found = re.search(r"`ldlm (features repair) (\S+)`|extract again with (--overwrite)", said)
         assert found, said
         assert (found[3] is not None) == (name in ("config.yaml", "artifact.json")), said
     succeed(*(extract if found[3] else found[1].split()), found[3] or found[2])
-    succeed(*train)
+    succeed(*opens)
 
 
 def test_a_store_that_is_not_sealed_names_both_ways_on(places, refuse, succeed, few, tmp_path):

@@ -116,6 +116,12 @@ def cosmos(train_config):
     return in_space(train_config, "cosmos", cosmos={"steps": 5}, recipe={"reconstruction": "ce+mse"})
 
 
+@pytest.fixture(scope="module")
+def finished(cosmos, store, tmp_path_factory):
+    """The run of `cosmos` that nothing interrupted; read only."""
+    return train.run(cosmos, store, tmp_path_factory.mktemp("cosmos") / "run")
+
+
 AUTOENCODER = {"latent_encoder", "latent_decoder", "token_decoder"}
 
 
@@ -133,10 +139,9 @@ def moved(run, first, last, of="model"):
     return {part_of(name) for name in old if not old[name].equal(new[name])}
 
 
-def test_the_autoencoder_trains_first_and_then_the_denoiser_alone(cosmos, store, tmp_path):
-    made = train.run(cosmos, store, tmp_path / "run")
-    run = made.path
-    assert made.manifest["step"] == 13
+def test_the_autoencoder_trains_first_and_then_the_denoiser_alone(finished, tmp_path):
+    run = finished.path
+    assert finished.manifest["step"] == 13
     assert moved(run, 1, 5) == AUTOENCODER
     assert moved(run, 6, 13) == {"denoiser"}
     lines = [line for line in MetricsFile(run / "metrics.jsonl").read() if line["kind"] == "train"]
@@ -150,8 +155,8 @@ def test_the_autoencoder_trains_first_and_then_the_denoiser_alone(cosmos, store,
     sample.run(SampleConfig(num_samples=2, sampler=SamplerConfig(steps=2), device="cpu"), run, tmp_path / "s.jsonl")
 
 
-def test_the_autoencoder_is_frozen_at_its_average_which_the_denoiser_learns_and_sampling_uses(cosmos, store, tmp_path):
-    run = train.run(cosmos, store, tmp_path / "run").path
+def test_the_autoencoder_is_frozen_at_its_average_which_the_denoiser_learns_and_sampling_uses(finished):
+    run = finished.path
     average, raw = saved(run, 5).tensors("ema"), saved(run, 5).tensors("model")
     mine = [name for name in average if part_of(name) in AUTOENCODER]
     assert not all(raw[name].equal(average[name]) for name in mine)
@@ -174,24 +179,22 @@ def test_each_phase_has_a_learning_rate_and_an_average_of_its_own(cosmos, store,
             assert torch.allclose(average[name], expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("at", [3, 4, 5, 6, 10])
-def test_it_is_taken_up_in_either_phase(cosmos, store, tmp_path, interrupted, at):
-    whole = train.run(cosmos, store, tmp_path / "whole").path
+@pytest.mark.parametrize("at", [4, 5, 10, *(pytest.param(at, marks=pytest.mark.slow) for at in (3, 6))])
+def test_it_is_taken_up_in_either_phase(cosmos, finished, store, tmp_path, interrupted, at):
     with pytest.raises((KeyboardInterrupt, Stopped)):
         train.run(cosmos, store, tmp_path / "run", progress=interrupted(at=at))
     run = train.run(cosmos, store, tmp_path / "run").path
-    newest = [path / "checkpoints/step-00000013" for path in (whole, run)]
+    newest = [path / "checkpoints/step-00000013" for path in (finished.path, run)]
     for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"):
         assert (newest[0] / name).read_bytes() == (newest[1] / name).read_bytes()
 
 
-def test_a_finished_one_grows_by_steps_of_the_denoiser(cosmos, store, tmp_path):
+def test_a_finished_one_grows_by_steps_of_the_denoiser(cosmos, finished, store, tmp_path):
     short = train.run(replace(cosmos, steps=4), store, tmp_path / "run").path
     assert train.run(replace(cosmos, steps=4), store, short).manifest["step"] == 9
     train.run(cosmos, store, short)
-    whole = train.run(cosmos, store, tmp_path / "whole").path
     for name in ("model", "ema", "optimizer"):
-        grown, once = (run / f"checkpoints/step-00000013/{name}.safetensors" for run in (short, whole))
+        grown, once = (run / f"checkpoints/step-00000013/{name}.safetensors" for run in (short, finished.path))
         assert grown.read_bytes() == once.read_bytes()
 
 
@@ -239,10 +242,20 @@ def as_earlier(run):
     (run / "config.yaml").write_text(yaml.safe_dump(data))
 
 
+@pytest.fixture(scope="module")
+def first(train_config):
+    """A configuration of the first edition."""
+    return in_space(train_config, "cosmos", cosmos={"steps": 5}, recipe={"edition": 1})
+
+
+@pytest.fixture(scope="module")
+def whole(first, store, tmp_path_factory):
+    """The run of `first` that nothing interrupted; read only."""
+    return train.run(first, store, tmp_path_factory.mktemp("first") / "run").path
+
+
 @pytest.mark.parametrize("at", [2, 6])
-def test_a_cosmos_run_of_the_first_edition_goes_on_as_it_began(train_config, store, tmp_path, interrupted, at, notes):
-    first = in_space(train_config, "cosmos", cosmos={"steps": 5}, recipe={"edition": 1})
-    whole = train.run(first, store, tmp_path / "whole").path
+def test_a_cosmos_run_of_the_first_edition_goes_on_as_it_began(first, whole, store, tmp_path, interrupted, at, notes):
     assert moved(whole, 5, 8) == {"denoiser"}
     with pytest.raises((KeyboardInterrupt, Stopped)):
         train.run(first, store, tmp_path / "run", progress=interrupted(at=at))

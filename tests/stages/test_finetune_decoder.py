@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from forked import launcher
+from forked import Forks
 from patience import patience
 from safetensors.torch import load_file
 
@@ -156,7 +156,7 @@ def test_parts_of_a_step_change_no_number(store, run_copy, whole):
 
 def test_two_processes_train_as_one_does(start, trained, store, whole, tmp_path):
     run = shutil.copytree(trained, tmp_path / "run")
-    process = start(command(run, store), None, launcher=launcher("job", 2), stderr=subprocess.PIPE)
+    process = start(command(run, store), None, forks=Forks("job", 2), stderr=subprocess.PIPE)
     error = process.communicate(timeout=patience())[1].decode()
     assert process.returncode == 0, error
     assert_same_losses(run / "decoders/layers-1", whole)

@@ -113,7 +113,7 @@ def test_training_lowers_the_loss_and_the_adaptive_sampler_has_moved(trained):
 
 # Reports are one a step. Checkpoints stand at 3 and 6, evaluations at 4 and 8: before any checkpoint, between an
 # evaluation and the next checkpoint, and in the last step.
-@pytest.mark.parametrize("at", [0, 4, 7])
+@pytest.mark.parametrize("at", [0, pytest.param(4, marks=pytest.mark.slow), 7])
 def test_an_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(
     trained, train_config, store, tmp_path, interrupted, at
 ):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from forked import launcher
+from forked import Forks
 from patience import patience
 
 from ldlm import config as configs
@@ -27,8 +27,8 @@ from ldlm.training import checkpoint
 from ldlm.training.log import MetricsFile
 
 CPU = torch.device("cpu")
-TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")  # on a port that is free
-QUICK = launcher("job", 2)  # where torchrun's own part is not the point
+TWO = {"launcher": ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")}  # on a port that is free
+QUICK = {"forks": Forks("job", 2)}  # where torchrun's own part is not the point
 
 
 def lines(run, kind="train"):
@@ -141,12 +141,12 @@ def test_a_batch_that_can_not_be_divided_is_refused(train_config, store, tmp_pat
 
 @pytest.fixture
 def two(start, store, tiny_yaml):
-    """Start a training of two processes, under torchrun unless another launcher is named."""
+    """Start a training of two processes, under torchrun unless told otherwise."""
     begun = []
 
-    def begin(out, steps, *arguments, launcher=TWO):
+    def begin(out, steps, *arguments, how=TWO):
         command = ["train", "--features", str(store), "--config", str(tiny_yaml), "--steps", str(steps), *arguments]
-        begun.append(start(command, out, launcher=launcher, stderr=subprocess.PIPE, start_new_session=True))
+        begun.append(start(command, out, **how, stderr=subprocess.PIPE, start_new_session=True))
         return begun[-1]
 
     yield begin
@@ -165,7 +165,7 @@ def wait_for_lines(process, out, count):
 
 
 def workers(process):
-    """Process ids of torchrun's children."""
+    """Process ids of a job's processes."""
     found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return [int(pid) for pid in found]
 
@@ -199,7 +199,7 @@ def test_two_processes_train_both_phases_of_cosmos_as_one_does(two, tiny_yaml, s
 
 def test_batches_that_are_not_finite_end_a_job_as_they_end_one_process(two, tmp_path):
     broken = ("--set", "optimizer.lr=3e4", "--set", "optimizer.lr_warmup_steps=0", "--max-nonfinite", "1")
-    process = two(tmp_path / "run", 60, *broken, launcher=QUICK)
+    process = two(tmp_path / "run", 60, *broken, how=QUICK)
     error = process.communicate(timeout=patience())[1].decode()
     assert process.returncode == 1
     assert error.count("2 such batches are too many (--max-nonfinite 1)") >= 1
@@ -208,7 +208,7 @@ def test_batches_that_are_not_finite_end_a_job_as_they_end_one_process(two, tmp_
 
 def test_a_refusal_is_said_once_by_all_processes(two, train_config, store, tmp_path):
     train.run(replace(train_config, steps=2), store, tmp_path / "run")
-    process = two(tmp_path / "run", 4, "--seed", "1", launcher=QUICK)
+    process = two(tmp_path / "run", 4, "--seed", "1", how=QUICK)
     error = process.communicate(timeout=patience())[1].decode()
     assert process.returncode == 1
     assert "seed: 0 -> 1" in error
@@ -220,7 +220,7 @@ def test_a_refusal_is_said_once_by_all_processes(two, train_config, store, tmp_p
 def test_one_then_two_then_one_process_go_on_from_each_other(two, train_config, store, twenty, tmp_path):
     out = tmp_path / "run"
     train.run(replace(train_config, steps=6), store, out)
-    process = two(out, 13, launcher=QUICK)
+    process = two(out, 13, how=QUICK)
     assert process.wait(timeout=patience()) == 0, process.stderr.read().decode()
     train.run(replace(train_config, steps=20), store, out)
     for one, other in zip(lines(out), lines(twenty), strict=True):
@@ -230,7 +230,7 @@ def test_one_then_two_then_one_process_go_on_from_each_other(two, train_config, 
 
 def test_a_stopped_job_leaves_one_checkpoint_and_goes_on(two, train_config, store, tmp_path):
     out = tmp_path / "run"
-    process = two(out, 1_000_000)
+    process = two(out, 1_000_000, how=QUICK)
     wait_for_lines(process, out, 3)
     os.kill(workers(process)[1], signal.SIGTERM)  # not the one that writes
     assert process.wait(timeout=patience()) != 0

@@ -38,7 +38,7 @@ def final(run):
 @pytest.fixture(scope="module")
 def config(train_config):
     """More epochs than one (there are 200 rows and more), with a refresh of p every 3 steps."""
-    return replace(train_config, steps=60, batch_size=16, eval_every=20, save_every=25, log_every=1)
+    return replace(train_config, steps=30, batch_size=16, eval_every=10, save_every=25, log_every=1)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def whole(config, store, tmp_path_factory):
 # Step 1; inside the warm-up, which takes 4; on a refresh of p; before, on and after an evaluation; a checkpoint's own
 # step; the last of an epoch and the one after; the step before the last, and the last.
 @pytest.mark.parametrize(
-    "at", [1, 3, 20, 25, 60, *(pytest.param(at, marks=pytest.mark.slow) for at in (2, 19, 21, 26, 27, 59))]
+    "at", [1, 3, 20, 25, 30, *(pytest.param(at, marks=pytest.mark.slow) for at in (2, 19, 21, 26, 27, 29))]
 )
 def test_a_stopped_run_ends_bit_for_bit_like_one_that_was_not(config, whole, store, tmp_path, stopped_at, at):
     with pytest.raises(Stopped, match=f"stopped by SIGTERM at step {at}, and saved"):
@@ -72,7 +72,7 @@ def test_the_epochs_end_is_among_the_steps_above(config, store):
 
 
 def test_a_run_stopped_twice_ends_like_one_that_was_not(config, whole, store, tmp_path, stopped_at):
-    for at in (5, 30):
+    for at in (5, 22):
         with pytest.raises(Stopped):
             train.run(config, store, tmp_path / "run", progress=stopped_at(at))
     train.run(config, store, tmp_path / "run")
@@ -117,7 +117,7 @@ def test_a_signal_between_two_swapped_weights_does_not_mix_them(config, whole, s
             yield named
 
     monkeypatch.setattr(torch.nn.Module, "named_parameters", signalled)
-    with pytest.raises(Stopped, match="at step 20, and saved"):
+    with pytest.raises(Stopped, match="at step 10, and saved"):
         train.run(config, store, tmp_path / "run")
     train.run(config, store, tmp_path / "run")
     assert final(tmp_path / "run") == final(whole)
@@ -174,7 +174,7 @@ def test_a_signal_in_the_last_evaluations_record_does_not_lose_it(config, whole,
     real = MetricsFile.write
 
     def write(metrics, step, kind, figures, **timing):
-        if (step, kind) == (60, "eval"):
+        if (step, kind) == (30, "eval"):
             signal.raise_signal(signal.SIGTERM)
         real(metrics, step, kind, figures, **timing)
 
