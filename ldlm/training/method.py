@@ -10,17 +10,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
 from ldlm.config import AnyTrainConfig, Shapes
 from ldlm.features.batch import Batch
-from ldlm.features.store import FeatureStore, Split
 from ldlm.runtime import World
 from ldlm.training.footprint import Footprint
 from ldlm.training.learner import Learner, Step
+
+if TYPE_CHECKING:  # costs are counted where nothing that reads stores is installed
+    from ldlm.features.store import FeatureStore, Split
 
 AnyConfig = TypeVar("AnyConfig", bound=AnyTrainConfig)
 AnyLearner = TypeVar("AnyLearner", bound=Learner[Any])
