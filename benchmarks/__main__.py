@@ -29,7 +29,11 @@ PARTS = (
 )  # modules, imported when their turn comes: the store's takes zarr and more
 
 
-PROGRAMS = {"gpu": "benchmarks.gpu.runner", "wheels": "benchmarks.gpu.wheels"}  # with arguments of their own
+PROGRAMS = {
+    "comparison": "benchmarks.comparison.runner",
+    "gpu": "benchmarks.gpu.runner",
+    "wheels": "benchmarks.gpu.wheels",
+}  # with arguments of their own
 
 
 def main() -> None:
