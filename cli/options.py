@@ -68,13 +68,13 @@ class Setting:
         """Whether the flag takes several values."""
         return typing.get_origin(self.hint) is tuple
 
-    def option(self, note: str = "") -> Function:
+    def option(self, note: str = "", *, default: bool = True) -> Function:
         """The click decorator. Values stay strings, which `from_dict` parses like those of the other sources."""
         return click.option(
             self.flag,
             self.parameter,
             metavar=self._metavar(),
-            help=f"{note}{self.field.metadata['help']}{self._default()}",
+            help=f"{note}{self.field.metadata['help']}{self._default() if default else ''}",
             multiple=self.repeatable,
             default=None,
         )
@@ -107,18 +107,35 @@ def settings(cls: type, path: tuple[str, ...] = ()) -> Iterator[Setting]:
             yield from settings(hint, (*path, field.name))  # type: ignore[arg-type]
 
 
+def token_settings(names: Sequence[str]) -> dict[Setting, str]:
+    """Settings of token-level samplers by name, each with a note that says whose it is."""
+    found: dict[Setting, str] = {}
+    for name in names:
+        whose = configs.owners(name)
+        setting = next(one for one in settings(next(iter(whose.values()))) if one.path == (name,))
+        found[dataclasses.replace(setting, path=("sampler", name))] = f"for {', '.join(whose)}: "
+    return found
+
+
 def stage_options(
-    cls: type, *, presets: bool = False, named_samplers: bool = False, dry_run: bool = True, overwrite: bool = True
+    cls: type,
+    *,
+    presets: bool = False,
+    named_samplers: bool = False,
+    token_samplers: Sequence[str] = (),
+    dry_run: bool = True,
+    overwrite: bool = True,
 ) -> Function:
     """Decorator with all options of a stage: its settings, `--config`, `--set`, `--dump-config`, `--json` and so on.
 
-    The command receives one argument `options`, an `Options`, in place of the single values.
+    `token_samplers` names settings of the rivals' samplers that get a flag. The command receives one argument
+    `options`, an `Options`, in place of the single values.
     """
-    fields = list(settings(cls))
+    fields, of_tokens = list(settings(cls)), token_settings(token_samplers)
 
     def decorate(function: Function) -> Function:
         def command(**values: Any) -> Any:
-            flags = {field.path: values.pop(field.parameter) for field in fields}
+            flags = {field.path: values.pop(field.parameter) for field in (*fields, *of_tokens)}
             shared = {name: values.pop(name, None) for name in SHARED}
             function(options=Options(cls, flags, **shared), **values)
 
@@ -130,7 +147,8 @@ def stage_options(
                 [click.option("--preset", metavar="|".join(configs.PRESETS), help="start from these settings")]
                 * presets
             ),
-            *([_named_sampler_option()] * named_samplers),
+            *(field.option(note, default=False) for field, note in of_tokens.items()),
+            *([_named_sampler_option(bool(token_samplers))] * named_samplers),
             click.option("--config", "config_file", metavar="FILE", help="YAML file of settings; flags override it"),
             click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="any setting, e.g. --set seed=1"),
             click.option("--dump-config", is_flag=True, help="print the settings as YAML and stop"),
@@ -168,9 +186,13 @@ def online_options(names: Sequence[str]) -> Function:
     return decorate
 
 
-def _named_sampler_option() -> Function:
-    names = "|".join(configs.SAMPLERS)
-    return click.option("--sampler", metavar=names, help="start from the paper's sampler; other flags override it")
+def _named_sampler_option(token_level: bool) -> Function:
+    names, help = "|".join(configs.SAMPLERS), "start from the paper's sampler; other flags override it"
+    if token_level:
+        of_tokens = dict.fromkeys(name for fitting in configs.TOKEN_SAMPLERS.values() for name in fitting)
+        rivals = "; ".join(f"{method}: {', '.join(fitting)}" for method, fitting in configs.TOKEN_SAMPLERS.items())
+        names, help = "|".join([names, *of_tokens]), f"{help}. Of token-level runs the sampler ({rivals})"
+    return click.option("--sampler", metavar=names, help=help)
 
 
 SHARED = ("preset", "sampler", "config_file", "sets", "dump_config", "dry_run", "overwrite", "as_json")
@@ -198,14 +220,23 @@ class Options:
             data = dict(configs.preset(self.preset).overrides)
         if self.sampler is not None:
             data = configs.merge(data, configs.named_sampler(self.cls, self.sampler))
-        if self.config_file is not None:
-            data = configs.merge(data, files.read_yaml(Path(self.config_file)))
-        data = configs.merge(data, configs.assignments(self.sets), self._given())
-        built: Any = configs.from_dict(self.cls, data)
+        return self.dumped(configs.from_dict(self.cls, configs.merge(data, self.given())))
+
+    def build_drawing(self, method: str, base: Mapping[str, Any] | None = None) -> Any:
+        """The configuration of a stage that draws from a run of that method, on top of `base`, as `build` has it."""
+        return self.dumped(configs.drawing_config(self.cls, method, self.given(), named=self.sampler, base=base))
+
+    def dumped(self, built: Any) -> Any:
+        """The configuration; with `--dump-config`, print it and exit."""
         if self.dump_config:
             show.say(files.dump_yaml(configs.to_dict(built)).removesuffix("\n"))
             click.get_current_context().exit()
         return built
+
+    def given(self) -> dict[str, Any]:
+        """Settings of the configuration file, of --set and of flags."""
+        file = {} if self.config_file is None else files.read_yaml(Path(self.config_file))
+        return configs.merge(file, configs.assignments(self.sets), self._given())
 
     def _given(self) -> dict[str, Any]:
         given: dict[str, Any] = {}

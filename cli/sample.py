@@ -8,30 +8,38 @@ from typing import Any
 
 import click
 
+from ldlm import config as configs
 from ldlm.cli import show
 from ldlm.cli.options import Command, Options, path_option, require, stage_options
-from ldlm.config import SampleConfig
+from ldlm.config import AnySampleConfig, SampleConfig
 from ldlm.errors import InputError
+
+TOKEN_SETTINGS = ("top_p", "nucleus_rule", "drawing", "end", "schedule", "mode", "update")
 
 
 @click.command(cls=Command, short_help="draw texts from a run, or trace one on its way from noise")
-@stage_options(SampleConfig, named_samplers=True)
+@stage_options(SampleConfig, named_samplers=True, token_samplers=TOKEN_SETTINGS)
 @path_option("--run", "trained run or exported model")
 @path_option("--output", "file to write, one JSON object per text", metavar="F.jsonl")
 @path_option("--trace", "instead of --output: folder for a page and a GIF of one text on its way from noise")
 def command(options: Options, run: str | None, output: str | None, trace: str | None) -> None:
-    """Draw texts: noise, the reverse process, one pass through the decoder.
+    """Draw texts: noise, the reverse process, and of LDLM one pass through the decoder.
 
     Text i depends on its seed, 1,000,000 SEED + i, and not on the batch. The same command resumes an interrupted one.
 
     --trace shows one of these texts on its way: the decoded estimates at times t, and the probability of each token.
 
+    Token-level runs (train --method mdlm, duo, candi, flm) have samplers of their own, with 128 steps by default.
+    --steps, --eta and --temperature set theirs as well; settings without a flag are set like --set sampler.t_on=0.6.
+
     \b
     Examples:
       ldlm sample --run run --num-samples 1000 --output samples.jsonl
       ldlm sample --run run --trace-text 3 --trace trace
+      ldlm sample --run run-mdlm --sampler remdm --eta 0.015 --top-p 0.9 --output mdlm.jsonl
     """
-    config = options.build(_exported_settings(run))
+    method, base = _method(run)
+    config = options.build_drawing(method, base)
     if output is not None and trace is not None:
         raise InputError("--output writes texts and --trace shows one; give one of them, and then the other")
     if trace is not None:
@@ -48,22 +56,28 @@ def command(options: Options, run: str | None, output: str | None, trace: str | 
 
     def text() -> str:
         first = [row["text"] for _, row in zip(range(3), files.read_jsonl(out), strict=False)]
-        head = f"{out}: {config.num_samples:,} texts, {config.sampler.steps} steps each, decoder {result['decoder']}"
-        return "\n\n".join([head, *first])
+        return "\n\n".join([f"{out}: {config.num_samples:,} texts, {_how(config, result)}", *first])
 
     options.show(result, text)
 
 
-def _exported_settings(run: str | None) -> dict[str, Any]:
-    """The default sampler of an exported model; empty for a run."""
+def _method(run: str | None) -> tuple[str, dict[str, Any]]:
+    """The method of a run, and the settings that an exported model brings with it; LDLM's where none is given."""
     if run is None:
-        return {}
-    from ldlm import config
-    from ldlm.sampling import description
+        return configs.LDLM, {}
+    from ldlm.baselines import opening
 
-    if not description.is_exported(Path(run)):
-        return {}
-    return {"sampler": config.to_dict(description.read(Path(run)).sampler)}
+    return opening.method_at(Path(run)), opening.defaults(Path(run))
+
+
+def _how(config: AnySampleConfig, result: dict[str, Any]) -> str:
+    """How texts were drawn, in words."""
+    if "decoder" in result:
+        return f"{config.sampler.steps} steps each, decoder {result['decoder']}"
+    said = f"sampler {result['config']['sampler']['name']} of {result['method']}, {config.sampler.steps} steps each"
+    if "evaluations_per_text" in result:
+        said += f", {result['rows']} rows and {result['evaluations_per_text']:.1f} evaluations of the network"
+    return said
 
 
 def _trace(options: Options, config: SampleConfig, run: str | None, folder: str) -> None:

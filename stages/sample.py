@@ -1,4 +1,4 @@
-"""Texts from noise: the reverse process in the latent space, then one pass through a decoder (Section 4.3)."""
+"""Texts from noise: the reverse process of the run's method, and for LDLM one pass through a decoder (Section 4.3)."""
 
 from __future__ import annotations
 
@@ -14,31 +14,24 @@ from typing import Any
 import torch
 
 from ldlm import artifact, config, files, runtime
-from ldlm.config import SampleConfig
+from ldlm.baselines.opening import open_source
+from ldlm.config import AnySampleConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import metrics, samples
 from ldlm.progress import SILENT, Progress
-from ldlm.sampling import description, generation, solvers
-from ldlm.sampling.exported import LDLM
-from ldlm.sampling.generation import TextGenerator
-from ldlm.sampling.trained_run import TrainedRun
-from ldlm.training.cost import denoiser_flops
+from ldlm.sampling import generation
+from ldlm.sampling.source import Generator, Source
 
 
-def plan(config: SampleConfig, run_path: Path) -> dict[str, Any]:
-    """Evaluations of the denoiser that it would take, and their FLOPs."""
-    model = _open(config, run_path, torch.device("cpu"))
-    _check_sampler(config, model)
-    evaluations = config.num_samples * config.sampler.steps * solvers.evaluations_per_step(config.sampler)
-    return {
-        "texts": config.num_samples,
-        "denoiser_evaluations": evaluations,
-        "flops": evaluations * denoiser_flops(model.config.model, model.shapes),
-    }
+def plan(config: AnySampleConfig, run_path: Path) -> dict[str, Any]:
+    """Evaluations of the network that it would take, and their FLOPs."""
+    source = open_source(run_path, torch.device("cpu"), config.checkpoint)
+    source.check(config.sampler)
+    return {"texts": config.num_samples, **source.cost(config)}
 
 
 def run(
-    config: SampleConfig, run_path: Path, out: Path, *, overwrite: bool = False, progress: Progress = SILENT
+    config: AnySampleConfig, run_path: Path, out: Path, *, overwrite: bool = False, progress: Progress = SILENT
 ) -> dict[str, Any]:
     """Write texts to `out`, a JSON object each; returns their record with the time that drawing took.
 
@@ -46,12 +39,12 @@ def run(
     fewer texts of the same settings is extended in the same way; it stays as it is until the longer one is complete.
     """
     files.check_output(out, "samples.jsonl")
-    model = _open(config, run_path, runtime.device(config.device))
-    generator = model.generator(config.decoder, model.compute(config.compute))
-    provenance = _provenance(config, run_path, generator, model)
+    source = open_source(run_path, runtime.device(config.device), config.checkpoint)
+    generator = source.drawing(config)
+    provenance = _provenance(config, run_path, generator, source)
     place = Place(files.target(out))
     if overwrite or not place.record.exists():  # a file that an earlier version began keeps its sampler
-        _check_sampler(config, model)
+        source.check(config.sampler)
     if overwrite:
         place.clear()
     _check_continues(place, out, provenance)
@@ -60,12 +53,11 @@ def run(
         progress.note(f"{out} is complete; nothing to do")
         return files.read_json(place.record)
 
-    if isinstance(model, TrainedRun):
-        model.remark_on_decoder(config.decoder, progress)
+    source.remark(config, progress)
     generator.compute.tell(progress)
     done = place.begin(provenance)
     started = time.perf_counter()
-    tokenizer = model.tokenizer
+    tokenizer = source.tokenizer
     with (
         files.writing(out),
         open(place.partial, "a", encoding="utf-8") as file,
@@ -79,35 +71,22 @@ def run(
         os.fsync(file.fileno())
 
     place.finish(provenance)
-    return {**provenance, "seconds": round(time.perf_counter() - started, 2), "texts_made": config.num_samples - done}
+    took = {"seconds": round(time.perf_counter() - started, 2), "texts_made": config.num_samples - done}
+    return {**provenance, **took, **generator.figures()}
 
 
-def _check_sampler(config: SampleConfig, model: TrainedRun | LDLM) -> None:
-    """`InputError` for a sampler that is not offered, unless the model was exported with it."""
-    solvers.check(config.sampler, known=model.config.sampler if isinstance(model, LDLM) else None)
-
-
-def _open(config: SampleConfig, path: Path, device: torch.device) -> TrainedRun | LDLM:
-    """Open a run or an exported model; both draw the same texts."""
-    if not description.is_exported(path):
-        return TrainedRun(path, device, config.checkpoint)
-    if config.checkpoint is not None:
-        raise InputError(f"{path} is an exported model, and has no checkpoints to choose from; leave --checkpoint out")
-    return LDLM.from_pretrained(path).to(device)
-
-
-def _provenance(sample: SampleConfig, path: Path, generator: TextGenerator, model: TrainedRun | LDLM) -> dict[str, Any]:
+def _provenance(sample: AnySampleConfig, path: Path, generator: Generator, source: Source) -> dict[str, Any]:
     settings = config.identity(sample)
     # The settings of --trace don't change texts. Records of earlier versions have no `clean_up`, which was off.
     names = [name for name in settings if not name.startswith("trace_") and (name != "clean_up" or sample.clean_up)]
     return {
         "kind": "samples",
         "config": {name: settings[name] for name in names},
-        "decoder": generator.decoder.name,
+        **generator.record,
         "precision": generator.compute.precision,
         "run": path.name,
-        **samples.record_of(model.tokenizer, sample.clean_up),
-        **model.origin,
+        **samples.record_of(source.tokenizer, sample.clean_up),
+        **source.origin,
         "versions": artifact.versions(),
     }
 

@@ -300,6 +300,16 @@ def run_copy(trained: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def rival(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`rival("mdlm")` is a run of that method on `store`; read only."""
+    from functools import cache
+
+    import rival_runs
+
+    return cache(lambda method: rival_runs.make(method, store, tmp_path_factory.mktemp(method) / f"run-{method}"))
+
+
+@pytest.fixture(scope="session")
 def tiny_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """TINY_TRAIN as a file for --config (JSON is YAML)."""
     path = tmp_path_factory.mktemp("yaml") / "tiny.yaml"

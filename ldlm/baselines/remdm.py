@@ -19,9 +19,7 @@ from ldlm.baselines.drawing import Mixture
 from ldlm.baselines.estimate import Estimate
 from ldlm.baselines.mdlm import absorbing_mixture
 from ldlm.baselines.schedule import LogLinear, Loop, alphas, grid
-from ldlm.config import ReMDMConfig
-
-PUBLISHED_ETA = {"rescale": 0.015, "cap": 0.008, "loop": 0.02}  # of their scripts
+from ldlm.config import PUBLISHED_ETA, ReMDMConfig
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Every setting of every stage: how settings are declared and read, the model and its recipe, one config per stage."""
 
 from ldlm.config.baselines import (
+    PUBLISHED_ETA,
     TOKEN_SAMPLERS,
     BackboneConfig,
     CANDIConfig,
@@ -19,15 +20,19 @@ from ldlm.config.baselines import (
     ReMDMConfig,
     SamplerOfTokens,
 )
+from ldlm.config.drawing import drawing_config, owners
 from ldlm.config.fields import assignments, differences, from_dict, from_stored, identity, merge, setting, to_dict
 from ldlm.config.methods import (
     LDLM,
     METHODS,
+    AnyExportConfig,
+    AnySampleConfig,
     AnyTrainConfig,
     CANDITrainConfig,
     DuoTrainConfig,
     FLMTrainConfig,
     MDLMTrainConfig,
+    TokenExportConfig,
     TokenModelConfig,
     TokenSampleConfig,
     TokenTrainConfig,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ldlm.config.fields import again, setting
 
 NucleusRule = Literal["exclusive", "inclusive"]
 End = Literal["argmax", "draw"]
 Drawing = Literal["exact", "race"]
+PUBLISHED_ETA = {"rescale": 0.015, "cap": 0.008, "loop": 0.02}  # of the scripts of ReMDM
 PsiMode = Literal["ancestral", "kappa", "constant", "cap", "rescale", "rescale-duo"]
 
 
@@ -55,6 +57,13 @@ class ReMDMConfig(ChainConfig):
     t_on: float = setting(0.55, "time at which the loop begins", above=0, below=1)
     t_off: float = setting(0.05, "time at which it ends", above=0, below=1)
     alpha_on: float = setting(0.9, "share of tokens that is not masked in the loop", above=0, below=1)
+
+    @classmethod
+    def with_defaults(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings with the published η of their schedule where they have none, so that records name it."""
+        schedule = data.get("schedule", "rescale")
+        default = PUBLISHED_ETA.get(schedule) if isinstance(schedule, str) else None
+        return {**data, "eta": default} if data.get("eta") in (None, "none") and default is not None else dict(data)
 
 
 @dataclass(frozen=True, kw_only=True)

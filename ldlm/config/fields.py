@@ -166,6 +166,8 @@ def _suggestion(key: str, known: Iterable[str]) -> str:
 
 def _parse(hint: Any, value: Any, key: str, metadata: Mapping[str, Any]) -> Any:
     """`value` as the type `hint`, checked against the bounds in `metadata`."""
+    if dataclasses.is_dataclass(value):  # by `with_defaults`, which chose its class
+        return value
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, f"{key}.")  # type: ignore[arg-type]
     if typing.get_origin(hint) in (typing.Union, types.UnionType):

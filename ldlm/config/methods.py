@@ -21,7 +21,7 @@ from ldlm.config.baselines import (
 )
 from ldlm.config.fields import again, from_dict, setting
 from ldlm.config.model import DenoiserConfig, OptimizerConfig, preset
-from ldlm.config.stages import ComputeConfig, SampleConfig, TrainConfig
+from ldlm.config.stages import ComputeConfig, ExportConfig, SampleConfig, TrainConfig
 from ldlm.errors import InputError
 
 
@@ -163,7 +163,26 @@ def token_sampler(method: str, settings: Mapping[str, Any]) -> SamplerOfTokens:
     """
     fitting = TOKEN_SAMPLERS[method]
     name = settings.get("name", next(iter(fitting)))
-    if name not in fitting:
+    if name not in list(fitting):
         raise InputError(f"a run of method {method} has no sampler {name!r}; it draws with {' or '.join(fitting)}")
     made: SamplerOfTokens = from_dict(fitting[name], settings, "sampler.")
     return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenExportConfig:
+    """`ldlm export` of a run of a rival."""
+
+    method: str = setting("mdlm", "method of the run")
+    checkpoint: str | None = again(ExportConfig, "checkpoint")
+    sampler: SamplerOfTokens = setting(MDLMConfig(), "default sampler of the exported model")
+    push_to_hub: str | None = again(ExportConfig, "push_to_hub")
+
+    @classmethod
+    def with_defaults(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings with the sampler that theirs describe: which names there are depends on the method."""
+        return {**data, "sampler": token_sampler(data["method"], data.get("sampler", {}))}
+
+
+AnySampleConfig = SampleConfig | TokenSampleConfig
+AnyExportConfig = ExportConfig | TokenExportConfig

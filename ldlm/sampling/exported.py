@@ -25,12 +25,13 @@ from torch import nn
 from ldlm import config as configs
 from ldlm import files, hub, runtime
 from ldlm.compute import Compute
-from ldlm.config import ComputeConfig, SampleConfig, Shapes
+from ldlm.config import ComputeConfig, SampleConfig, SamplerConfig, Shapes
 from ldlm.errors import InputError
 from ldlm.evaluation import metrics
 from ldlm.hub import load_tokenizer
 from ldlm.model.denoiser import DiT
 from ldlm.model.layers import head_widths
+from ldlm.progress import Progress
 from ldlm.sampling import description, generation, modelcard, solvers
 from ldlm.sampling.description import CARD, CONFIG, TOKENIZER, WEIGHTS, ModelDescription
 from ldlm.sampling.generation import Decoder, TextGenerator
@@ -143,6 +144,21 @@ class LDLM(ModelHubMixin):
             compute=compute or self.compute(ComputeConfig()),
         )
 
+    def drawing(self, config: SampleConfig) -> TextGenerator:
+        """The generator that settings of `ldlm sample` ask for."""
+        return self.generator(config.decoder, self.compute(config.compute))
+
+    def check(self, sampler: SamplerConfig) -> None:
+        """`InputError` for a sampler that is not offered, unless the model was exported with it."""
+        solvers.check(sampler, known=self.config.sampler)
+
+    def cost(self, config: SampleConfig) -> dict[str, Any]:
+        """Evaluations of the denoiser that settings of `ldlm sample` take, and their FLOPs, as JSON."""
+        return generation.drawing_cost(config, self.config.model, self.shapes)
+
+    def remark(self, config: SampleConfig, progress: Progress) -> None:
+        """Nothing: an exported model has its default decoder on record."""
+
     def _decoder_name(self, decoder: str | None) -> str:
         name = next(iter(self.config.decoders)) if decoder is None else decoder
         if name not in self.config.decoders:
@@ -172,11 +188,10 @@ class LDLM(ModelHubMixin):
         with the tokenizer's clean-up of spaces. `InputError` names a setting that does not exist or is out of bounds,
         and a combination of solver, grid and end that is not offered.
         """
-        named = {} if sampler is None else configs.named_sampler(SampleConfig, sampler)
         given = {"num_samples": n, "seed": seed, "batch_size": batch_size, "sampler": settings}
         base = {"sampler": configs.to_dict(self.config.sampler)}
-        config = configs.from_dict(SampleConfig, configs.merge(base, named, given))
-        solvers.check(config.sampler, known=self.config.sampler)
+        config = configs.drawing_config(SampleConfig, configs.LDLM, given, named=sampler, base=base)
+        self.check(config.sampler)
         name = self._decoder_name(decoder)
         if name not in self._generators:
             self._generators[name] = self.generator(name)

@@ -21,12 +21,14 @@ from torch import Tensor, nn
 
 from ldlm import noise
 from ldlm.compute import WARM_UPS, Compute, compiled, recorded
-from ldlm.config import TEXTS_PER_SEED, SampleConfig, SamplerConfig
+from ldlm.config import TEXTS_PER_SEED, AnySampleConfig, ModelConfig, SampleConfig, SamplerConfig, Shapes
 from ldlm.model.denoiser import DiT
 from ldlm.model.diffusion import Schedule
 from ldlm.model.timesteps import TimestepSampler
 from ldlm.sampling import solvers
 from ldlm.sampling.solvers import End, Recurrence
+from ldlm.sampling.source import Generator
+from ldlm.training import cost
 
 Watch = Callable[[Tensor, Tensor], None]  # called with t and ẑ_0 (B, N, C) after each evaluation of the denoiser
 
@@ -62,6 +64,15 @@ class TextGenerator:
     def device(self) -> torch.device:
         """Device of the networks."""
         return self.compute.device
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The decoder's name, for the record of the texts."""
+        return {"decoder": self.decoder.name}
+
+    def figures(self) -> dict[str, Any]:
+        """None: what a text takes is known before it is drawn (`drawing_cost`)."""
+        return {}
 
     @torch.no_grad()
     def ends(self, sampler: SamplerConfig, seeds_B: Tensor) -> End:
@@ -111,9 +122,8 @@ class TextGenerator:
             self._process(self._recurrence(sampler), sampler.guidance, texts)
 
     def padded(self, seeds_B: Tensor, texts: int) -> Tensor:
-        """Pad the seeds of a last batch to `texts`: recompiling for a smaller one costs more than the extra texts."""
-        missing = texts - len(seeds_B) if self.compute.compiled else 0
-        return torch.cat([seeds_B, seeds_B[-1:].expand(missing)])
+        """The seeds of a last batch as `padded` has them."""
+        return padded(self.compute, seeds_B, texts)
 
     def _recurrence(self, sampler: SamplerConfig) -> Recurrence:
         return solvers.solver(sampler)(self.schedule, solvers.time_grid(sampler, self.schedule, self.timesteps.draw))
@@ -158,35 +168,14 @@ class TextGenerator:
         return torch.cat([draw_tokens(self.decoder.logits(z), seeds, temperature) for z, seeds in pieces])
 
     def batch_size(self, most: int) -> int:
-        """Batch size at which the denoiser is fastest per text, measured: a power of 2 up to `most`.
-
-        It doubles while that gains at least 5 % and the device's memory suffices.
-        """
-        best, rate, size = 1, 0.0, 1
-        while size <= max(1, most):
-            try:
-                found = size / self._seconds(size)
-            except torch.OutOfMemoryError:
-                break
-            if found < 1.05 * rate:
-                break
-            best, rate, size = size, found, 2 * size
-        return best
+        """Batch size at which the denoiser is fastest per text, as `fastest` finds it."""
+        return fastest(self._seconds, most)
 
     @torch.no_grad()
     def _seconds(self, size: int) -> float:
-        """Seconds of one evaluation of a batch, the fastest of several: the slowest of ten takes twice as long.
-
-        It is not compiled, which would take long for each size.
-        """
+        """Seconds of one evaluation of a batch. It is not compiled, which would take long for each size."""
         z = torch.zeros(size, *self.latent_shape, device=self.device, dtype=self.compute.dtype)
-        modulations = self.modulations(torch.full((1,), 0.5))
-        began, seconds = time.perf_counter(), list[float]()
-        while len(seconds) < 3 or time.perf_counter() - began < MEASURE_SECONDS:
-            started = time.perf_counter()
-            self.estimate(z, z, modulations).sum().item()  # which waits for the device
-            seconds.append(time.perf_counter() - started)
-        return min(seconds)
+        return seconds_of(partial(self.estimate, z, z, self.modulations(torch.full((1,), 0.5))))
 
 
 class ReverseProcess:
@@ -275,7 +264,7 @@ def text_seeds(seed: int, start: int, stop: int) -> Tensor:
     return seed * TEXTS_PER_SEED + torch.arange(start, stop)
 
 
-def batches(generator: TextGenerator, config: SampleConfig, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(generator: Generator, config: AnySampleConfig, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """Draw the texts of a configuration from number `done` on: seeds (B,) and tokens (B, L) by batches, on the CPU."""
     wanted = text_seeds(config.seed, done, config.num_samples)
     if not len(wanted):
@@ -283,6 +272,45 @@ def batches(generator: TextGenerator, config: SampleConfig, done: int = 0) -> It
     size = min(config.batch_size or generator.batch_size(min(len(wanted), LARGEST_BATCH)), len(wanted))
     for seeds_B in wanted.split(size):
         yield seeds_B, generator.tokens(config.sampler, generator.padded(seeds_B, size))[: len(seeds_B)].cpu()
+
+
+def padded(compute: Compute, seeds_B: Tensor, texts: int) -> Tensor:
+    """Pad the seeds of a last batch to `texts`: recompiling for a smaller one costs more than the extra texts."""
+    missing = texts - len(seeds_B) if compute.compiled else 0
+    return torch.cat([seeds_B, seeds_B[-1:].expand(missing)])
+
+
+def fastest(seconds: Callable[[int], float], most: int) -> int:
+    """Batch size at which an evaluation is fastest per text, measured: a power of 2 up to `most`.
+
+    It doubles while that gains at least 5 % and the device's memory suffices.
+    """
+    best, rate, size = 1, 0.0, 1
+    while size <= max(1, most):
+        try:
+            found = size / seconds(size)
+        except torch.OutOfMemoryError:
+            break
+        if found < 1.05 * rate:
+            break
+        best, rate, size = size, found, 2 * size
+    return best
+
+
+def seconds_of(evaluate: Callable[[], Tensor]) -> float:
+    """Seconds of an evaluation, the fastest of several: the slowest of ten takes twice as long."""
+    began, seconds = time.perf_counter(), list[float]()
+    while len(seconds) < 3 or time.perf_counter() - began < MEASURE_SECONDS:
+        started = time.perf_counter()
+        evaluate().sum().item()  # which waits for the device
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def drawing_cost(config: SampleConfig, model: ModelConfig, shapes: Shapes) -> dict[str, Any]:
+    """Evaluations of the denoiser that settings of `ldlm sample` take, and their FLOPs, as JSON."""
+    evaluations = config.num_samples * config.sampler.steps * solvers.evaluations_per_step(config.sampler)
+    return {"denoiser_evaluations": evaluations, "flops": evaluations * cost.denoiser_flops(model, shapes)}
 
 
 def draw_tokens(logits_BLV: Tensor, seeds_B: Tensor, temperature: float) -> Tensor:

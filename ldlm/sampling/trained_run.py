@@ -16,21 +16,20 @@ from torch import Tensor
 
 from ldlm import artifact, config, files
 from ldlm.compute import Compute
-from ldlm.config import ComputeConfig, DecoderNoise, Shapes, TrainConfig, decoder_noise
+from ldlm.config import ComputeConfig, DecoderNoise, SampleConfig, SamplerConfig, TrainConfig, decoder_noise
 from ldlm.errors import InputError
 from ldlm.features.encoder import OnlineEncoder
 from ldlm.features.store import FeatureStore
-from ldlm.hub import load_tokenizer
 from ldlm.model.autoencoder import TokenDecoder
 from ldlm.model.diffusion import Schedule
 from ldlm.model.joint import JointModel, build, build_meta
 from ldlm.model.layers import head_widths
 from ldlm.model.timesteps import TimestepSampler
 from ldlm.progress import Progress
-from ldlm.sampling import generation
+from ldlm.sampling import generation, solvers
 from ldlm.sampling.generation import JOINT, Decoder, TextGenerator
-from ldlm.training import checkpoint, cost
-from ldlm.training.checkpoint import Checkpoint
+from ldlm.sampling.source import OpenRun
+from ldlm.training import cost
 
 
 @dataclass(frozen=True)
@@ -48,26 +47,25 @@ class DecoderRecord:
     default: bool = False
 
 
-class TrainedRun:
-    """A checkpoint of a run with the averaged weights, on a device: the newest that verifies, or the one named."""
+class TrainedRun(OpenRun):
+    """A checkpoint of a run of LDLM with the averaged weights, on a device: the newest that verifies, or the one named.
+
+    `InputError` for a token-level run.
+    """
 
     def __init__(self, path: str | Path, device: torch.device, name: str | None = None) -> None:
-        self.path, self.device = Path(path), device
-        self.artifact = artifact.open_artifact(self.path, "run", complete=False)
-        self.checkpoint = self._latest() if name is None else checkpoint.named(self.path / "checkpoints", name)
+        super().__init__(path, device, name)
         self.config = config.from_stored(TrainConfig, self.artifact.config)
-        self.features: dict[str, Any] = files.read_json(self.path / "features.json")
-        self.shapes = Shapes(**self.features["shapes"])
         self.schedule = Schedule.of(self.config.diffusion)
         self.model = self._load_model()
 
-    def _latest(self) -> Checkpoint:
-        found = checkpoint.latest(self.path / "checkpoints")
-        if found is None:
+    def _check_method(self) -> None:
+        method = config.method_of(self.artifact.config)
+        if method != config.LDLM:
             raise InputError(
-                f"{self.path} has no checkpoint yet; run the same `ldlm train` command again and it goes on"
+                f"{self.path} is a token-level run, of method {method}: it has no latents and no decoders; give a run "
+                f"of LDLM, or draw from this one with `ldlm sample` and `ldlm sweep`"
             )
-        return found
 
     def _load_model(self) -> JointModel:
         scratch = self.features["encoder"]["kind"] == "scratch"
@@ -76,21 +74,11 @@ class TrainedRun:
         return model.eval().requires_grad_(False).to(self.device)
 
     @property
-    def tokenizer(self) -> Any:
-        """The tokenizer that the run was trained with."""
-        return load_tokenizer(str(self.path / "tokenizer"))
-
-    @property
     def timesteps(self) -> TimestepSampler:
         """The timestep sampler in the state of the checkpoint."""
         sampler = TimestepSampler(self.config.timesteps, self.config.diffusion.t_min)
         sampler.load_state_dict(self.checkpoint.state["timesteps"])
         return sampler
-
-    @property
-    def origin(self) -> dict[str, Any]:
-        """Digest and step of the checkpoint."""
-        return {"checkpoint": self.checkpoint.digest, "step": self.checkpoint.step}
 
     def compute(self, config: ComputeConfig) -> Compute:
         """Precision and kernels with which its denoiser draws texts."""
@@ -108,6 +96,22 @@ class TrainedRun:
             vocab_size=self.shapes.vocab_size,
             compute=compute or self.compute(ComputeConfig()),
         )
+
+    def drawing(self, config: SampleConfig) -> TextGenerator:
+        """The generator that settings of `ldlm sample` ask for."""
+        return self.generator(config.decoder, self.compute(config.compute))
+
+    def check(self, sampler: SamplerConfig) -> None:
+        """`InputError` for a sampler that is not offered."""
+        solvers.check(sampler)
+
+    def cost(self, config: SampleConfig) -> dict[str, Any]:
+        """Evaluations of the denoiser that settings of `ldlm sample` take, and their FLOPs, as JSON."""
+        return generation.drawing_cost(config, self.config.model, self.shapes)
+
+    def remark(self, config: SampleConfig, progress: Progress) -> None:
+        """Note which decoder is the default and why (`remark_on_decoder`)."""
+        self.remark_on_decoder(config.decoder, progress)
 
     def check_store(self, store: FeatureStore) -> None:
         """`InputError` when the store's states differ from those that this run was trained on."""

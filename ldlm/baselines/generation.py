@@ -1,0 +1,129 @@
+"""Texts from a token-level model: its sampler, with the network in the precision that settings ask for.
+
+A `TokenGenerator` holds everything that drawing texts takes. A run (`TrainedTokenRun.generator`) and the model exported
+from it (`TokenDiffusion.generator`) make generators that draw the same texts.
+
+Shape letters: CONTRIBUTING.md.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from ldlm.baselines import methods
+from ldlm.baselines.backbone import Backbone
+from ldlm.baselines.interface import Network, draw_texts
+from ldlm.compute import Compute
+from ldlm.config import SamplerOfTokens, Shapes, TokenSampleConfig, TokenTrainConfig
+from ldlm.model.layers import compile_blocks
+from ldlm.sampling import generation
+
+
+@dataclass(frozen=True)
+class InPrecision:
+    """The backbone with its body in the precision of `compute`, and its head in float32; a `Network`."""
+
+    network: Backbone
+    compute: Compute
+
+    @property
+    def embedding(self) -> Tensor:
+        """The network's."""
+        return self.network.embedding
+
+    def hidden(self, e_BLW: Tensor, condition_B: Tensor | None) -> Tensor:
+        """The network's, in float32 at the end."""
+        with self.compute.autocast():
+            return self.network.hidden(e_BLW, condition_B).to(self.embedding.dtype)
+
+    def logits(self, h_W: Tensor) -> Tensor:
+        """The network's."""
+        return self.network.logits(h_W)
+
+
+@dataclass
+class Taken:
+    """What texts took: rows of the sampler for each, and evaluations of the network, summed over texts."""
+
+    rows: int = 0
+    texts: int = 0
+    evaluations: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class TokenGenerator:
+    """Draws texts. Each is a function of its seed, and not of the batch around it."""
+
+    config: TokenTrainConfig  # of the run
+    network: Backbone
+    shapes: Shapes
+    compute: Compute
+    taken: Taken = field(default_factory=Taken)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The method's name, for the record of the texts."""
+        return {"method": self.config.method}
+
+    def tokens(self, sampler: SamplerOfTokens, seeds_B: Tensor) -> Tensor:
+        """Token rows (B, L) int64 of the texts with these seeds."""
+        made = methods.sampler(self.config, sampler, self.shapes)
+        drawn = draw_texts(made, self._network, seeds_B.to(self.compute.device))
+        self.taken.rows = drawn.rows
+        self.taken.texts += len(seeds_B)
+        self.taken.evaluations += drawn.evaluations * len(seeds_B)
+        return drawn.tokens_BL
+
+    def figures(self) -> dict[str, Any]:
+        """Rows of the sampler, and evaluations of the network for a text, of which it may need fewer; as JSON."""
+        if not self.taken.texts:
+            return {}
+        return {"rows": self.taken.rows, "evaluations_per_text": self.taken.evaluations / self.taken.texts}
+
+    def padded(self, seeds_B: Tensor, texts: int) -> Tensor:
+        """The seeds of a last batch as `generation.padded` has them."""
+        return generation.padded(self.compute, seeds_B, texts)
+
+    def batch_size(self, most: int) -> int:
+        """Batch size at which the network is fastest per text, as `generation.fastest` finds it."""
+        return generation.fastest(self._seconds, most)
+
+    @torch.no_grad()
+    def _seconds(self, size: int) -> float:
+        """Seconds of one evaluation of a batch, without logits and not compiled."""
+        plain = InPrecision(self.network, self.compute)
+        e_BLW = torch.zeros(size, self.shapes.seq_len, plain.embedding.shape[1], device=self.compute.device)
+        return generation.seconds_of(partial(plain.hidden, e_BLW, None))
+
+    @cached_property
+    def _network(self) -> Network:
+        """The network in use. Its compiled form is another one with the same weights."""
+        network = self.network
+        if self.compute.compiled:
+            network = copy.deepcopy(network, {id(p): p for p in network.parameters()})
+            compile_blocks(network)
+        return InPrecision(network, self.compute)
+
+
+def drawing_cost(config: TokenSampleConfig, run: TokenTrainConfig, shapes: Shapes) -> dict[str, Any]:
+    """Evaluations that settings of `ldlm sample` take at most, and their FLOPs, as JSON."""
+    rows = methods.sampler(run, config.sampler, shapes).rows
+    evaluations = config.num_samples * rows
+    return {"rows": rows, "evaluations_at_most": evaluations, "flops": evaluations * evaluation_flops(run, shapes)}
+
+
+def evaluation_flops(run: TokenTrainConfig, shapes: Shapes) -> int:
+    """FLOPs of one evaluation of one text, with logits at all positions."""
+    with torch.device("meta"):
+        network = methods.network(run, shapes)
+        e_1LW = torch.empty(1, shapes.seq_len, network.embedding.shape[1])
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(e_1LW)
+    return counter.get_total_flops()

@@ -1,0 +1,96 @@
+"""Settings of the stages that draw texts, by the method of the run that they draw from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from functools import partial
+from typing import Any
+
+from ldlm.config.baselines import TOKEN_SAMPLERS
+from ldlm.config.fields import from_dict, merge
+from ldlm.config.methods import LDLM, TokenExportConfig, TokenSampleConfig, token_sampler
+from ldlm.config.model import SamplerConfig
+from ldlm.config.stages import ExportConfig, SampleConfig, named_sampler
+from ldlm.errors import InputError
+
+# Settings of a stage where the run is token-level.
+OF_TOKENS: dict[type, type] = {SampleConfig: TokenSampleConfig, ExportConfig: TokenExportConfig}
+
+
+def drawing_config(
+    cls: type, method: str, given: Mapping[str, Any], *, named: str | None = None, base: Mapping[str, Any] | None = None
+) -> Any:
+    """Settings of a stage for a run of that method: `cls` for LDLM, and the class that `OF_TOKENS` has for a rival.
+
+    `given` are the user's own, on top of the sampler `named`, on top of `base`. `InputError` for what does not exist,
+    is out of bounds, or is a setting of other methods.
+    """
+    return _BY_METHOD[method](cls, given, named, base or {})
+
+
+def _of_latents(cls: type, given: Mapping[str, Any], named: str | None, base: Mapping[str, Any]) -> Any:
+    _check_owner(_sampler(given), SamplerConfig, "LDLM")
+    start = {} if named is None else named_sampler(cls, named)
+    return from_dict(cls, merge(base, start, given))
+
+
+def _of_tokens(method: str, cls: type, given: Mapping[str, Any], named: str | None, base: Mapping[str, Any]) -> Any:
+    for key in given:
+        if key in _names(cls) and key not in _names(OF_TOKENS[cls]):
+            raise InputError(f"{key} is a setting for runs of LDLM, and this one is of {method}, which has no latents")
+    own = merge(_sampler(given), {} if named is None else {"name": named})
+    start = base.get("sampler", {})
+    if own.get("name", start.get("name")) != start.get("name"):
+        start = {}  # of another sampler
+    settings = merge(start, own)
+    name = settings.get("name", next(iter(TOKEN_SAMPLERS[method])))
+    if name in list(TOKEN_SAMPLERS[method]):
+        _check_owner(own, TOKEN_SAMPLERS[method][name], f"{name} of {method}")
+    chosen = OF_TOKENS[cls]
+    rest = {key: value for key, value in merge(base, given).items() if key != "sampler"}
+    if "method" in _names(chosen):
+        rest["method"] = method
+    return replace(from_dict(chosen, rest), sampler=token_sampler(method, settings))
+
+
+_BY_METHOD: dict[str, Callable[..., Any]] = {
+    LDLM: _of_latents,
+    **{method: partial(_of_tokens, method) for method in TOKEN_SAMPLERS},
+}
+
+
+def _sampler(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = given.get("sampler", {})
+    if not isinstance(found, Mapping):
+        raise InputError(f"sampler must be a mapping of settings, not {found!r}")
+    return found
+
+
+def _check_owner(given: Mapping[str, Any], cls: type, whose: str) -> None:
+    """`InputError` for a setting of other samplers than `cls`."""
+    for key in given:
+        if key not in _names(cls) and (others := owners(key)):
+            raise InputError(
+                f"sampler.{key} is a setting of {', '.join(others)}, and not of {whose}, which has "
+                f"{', '.join(name for name in _names(cls) if name != 'name')}"
+            )
+
+
+def owners(key: str) -> dict[str, type]:
+    """Whose setting it is that samplers have under this name, and the class that has it.
+
+    They are called `LDLM`, `duo` where all samplers of a method have it, and else like `psi of duo`.
+    """
+    found: dict[str, type] = {"LDLM": SamplerConfig} if key in _names(SamplerConfig) else {}
+    for method, fitting in TOKEN_SAMPLERS.items():
+        have = {name: cls for name, cls in fitting.items() if key in _names(cls)}
+        if have and have == fitting:
+            found[method] = next(iter(have.values()))
+        else:
+            found |= {f"{name} of {method}": cls for name, cls in have.items()}
+    return found
+
+
+def _names(cls: type) -> list[str]:
+    return [field.name for field in fields(cls)]

@@ -1,0 +1,102 @@
+"""Where texts are drawn from: a checkpoint of a run, or an exported model. What all of them have in common.
+
+Runs and exported models of a method make the same `Generator`, so that they draw the same texts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ldlm import artifact, files
+from ldlm.compute import Compute
+from ldlm.config import Shapes
+from ldlm.errors import InputError
+from ldlm.hub import load_tokenizer
+from ldlm.progress import Progress
+from ldlm.training import checkpoint
+from ldlm.training.checkpoint import Checkpoint
+
+
+class Generator(Protocol):
+    """Draws texts, each of which is a function of its seed and not of the batch around it."""
+
+    @property
+    def compute(self) -> Compute:
+        """Device, precision and kernels."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What belongs into the record of its texts beside settings and checkpoint, as JSON."""
+
+    def tokens(self, sampler: Any, seeds_B: Tensor) -> Tensor:
+        """Token rows (B, L) int64 of the texts with these seeds."""
+
+    def padded(self, seeds_B: Tensor, texts: int) -> Tensor:
+        """The seeds of a last batch, with more up to `texts` where a smaller batch costs more."""
+
+    def batch_size(self, most: int) -> int:
+        """The batch size that is fastest per text, up to `most`."""
+
+    def figures(self) -> dict[str, Any]:
+        """What drawing took until now, as JSON."""
+
+
+class Source(Protocol):
+    """A trained model that draws texts."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that it was trained with."""
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Digest and step of the checkpoint."""
+
+    def drawing(self, config: Any) -> Generator:
+        """The generator that settings of `ldlm sample` ask for."""
+
+    def check(self, sampler: Any) -> None:
+        """`InputError` for a sampler that is not offered."""
+
+    def cost(self, config: Any) -> dict[str, Any]:
+        """Evaluations of the network that settings of `ldlm sample` take, and their FLOPs, as JSON."""
+
+    def remark(self, config: Any, progress: Progress) -> None:
+        """Tell the user what was chosen for want of a setting."""
+
+
+class OpenRun:
+    """A checkpoint of a run of any method, on a device: the newest that verifies, or the one named."""
+
+    def __init__(self, path: str | Path, device: torch.device, name: str | None = None) -> None:
+        self.path, self.device = Path(path), device
+        self.artifact = artifact.open_artifact(self.path, "run", complete=False)
+        self._check_method()
+        self.checkpoint = self._latest() if name is None else checkpoint.named(self.path / "checkpoints", name)
+        self.features: dict[str, Any] = files.read_json(self.path / "features.json")
+        self.shapes = Shapes(**self.features["shapes"])
+
+    def _check_method(self) -> None:
+        """`InputError` for a run of another method than this class opens."""
+
+    def _latest(self) -> Checkpoint:
+        found = checkpoint.latest(self.path / "checkpoints")
+        if found is None:
+            raise InputError(
+                f"{self.path} has no checkpoint yet; run the same `ldlm train` command again and it goes on"
+            )
+        return found
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that the run was trained with."""
+        return load_tokenizer(str(self.path / "tokenizer"))
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Digest and step of the checkpoint."""
+        return {"checkpoint": self.checkpoint.digest, "step": self.checkpoint.step}
