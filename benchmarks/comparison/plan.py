@@ -9,7 +9,7 @@ from pathlib import Path
 
 SEQ_LEN, VOCABULARY = 64, 2048  # as in the quickstart
 HELD_OUT, TRAINING = 0.02, 0.18  # shares of the documents; the rest is the scorer's
-STEPS, TEXTS = 1_200, 500
+STEPS, TEXTS = 1_000, 500
 BUDGETS = (32, 128, 8, 256, 64, 16)  # evaluations per text, the most telling first
 FIRST = 4  # of them are done everywhere before the others
 
@@ -20,7 +20,7 @@ NAMES = {LDLM: "LDLM", "mdlm": "MDLM", "duo": "Duo", "candi": "CANDI", "flm": "F
 
 # The encoder is the quickstart's with more steps. The scorer is wider, trained for longer, and on other text.
 ENCODER = {"layers": 4, "width": 128, "heads": 4, "steps": 1_000}
-SCORER = {"layers": 4, "width": 192, "heads": 6, "steps": 2_400}
+SCORER = {"layers": 4, "width": 192, "heads": 6, "steps": 1_600}
 REFERENCE = {"layers": 3, "width": 128, "heads": 4}  # as deep and wide as the denoiser of preset tiny
 
 
