@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 SEQ_LEN, VOCABULARY = 64, 2048  # as in the quickstart
 HELD_OUT, TRAINING = 0.02, 0.18  # shares of the documents; the rest is the scorer's
 STEPS, TEXTS = 1_000, 500
 BUDGETS = (32, 128, 8, 256, 64, 16)  # evaluations per text, the most telling first
-FIRST = 4  # of them are done everywhere before the others
+FIRST = 3  # of them are done everywhere before the others
 
 EQUAL_STEPS, EQUAL_FLOPS = REGIMES = ("equal-steps", "equal-flops")
 LDLM, AUTOREGRESSIVE = "ldlm", "ar"
@@ -32,10 +33,10 @@ class Way:
     name: str  # in tables
     method: str
     options: tuple[str, ...] = ()  # of `ldlm sample`
-    last: int = 0  # evaluations beyond those of its steps: the row that removes what noise is left
+    last: int = 0  # evaluations at most beyond those of its steps: the row that removes what noise is left
 
     def steps(self, budget: int) -> int:
-        """Steps with which a text takes `budget` evaluations."""
+        """Steps with which a text takes at most `budget` evaluations."""
         return budget - self.last
 
 
@@ -87,3 +88,11 @@ def draws(seeds: Sequence[int], budgets: Sequence[int], methods: Sequence[str]) 
             own = way.method in RIVALS or regime == EQUAL_STEPS
             if own and way.method in methods and way.steps(budget) > 0:
                 yield Draw(regime, seed, budget, way)
+
+
+def flops_per_token(cost: Mapping[str, Any]) -> float:
+    """FLOPs per token of a training step, from the JSON of a dry run; the mean over steps where it has phases."""
+    flops = cost["flops_per_token"]
+    if not isinstance(flops, Mapping):
+        return float(flops)
+    return sum(flops[phase] * steps for phase, steps in cost["steps"].items()) / sum(cost["steps"].values())

@@ -21,6 +21,7 @@ from benchmarks.comparison.plan import (
     WAYS,
     Draw,
     draws,
+    flops_per_token,
     run_path,
 )
 from ldlm import artifact, files
@@ -100,7 +101,7 @@ def _trainings(
                     manifest = files.read_digested(folder / path / "manifest.json", "train it again")
                     steps = artifact.recorded_config(folder / path)["steps"]
                     own = {"regime": regime, "method": method, "seed": seed, "steps": steps}
-                    flops = costs.get(method, {}).get("flops_per_token")
+                    flops = flops_per_token(costs[method]) if method in costs else None
                     yield {
                         **own,
                         "parameters": manifest["parameters"],

@@ -127,13 +127,13 @@ class Comparison:
             return self.steps
         return round(self.steps * self.flops(LDLM) / self.flops(method))
 
-    def flops(self, method: str) -> int:
-        """FLOPs per token of a training step."""
+    def flops(self, method: str) -> float:
+        """FLOPs per token of a training step, on average."""
         place = self.folder / "costs" / f"{method}.json"
         if not place.exists():
             files.make_folder(place.parent)
             files.write_json(place, self.ldlm("train", *self.settings(method), "--dry-run"))
-        return int(files.read_json(place)["flops_per_token"])
+        return plan.flops_per_token(files.read_json(place))
 
     # ------------------------------------------------------------------------------------------------------------------
     # Drawing and scoring
@@ -152,7 +152,8 @@ class Comparison:
         cost = {"cpu_seconds": _cpu_of_children() - started, "seconds": drawn.get("seconds")}
         if drawn.get("texts_made") != self.texts:  # an interrupted command went on
             cost = dict.fromkeys(cost)
-        self._keep(record, {**cost, "evaluations": draw.budget, **self._score(draw.texts)})
+        evaluations = drawn.get("evaluations_per_text", draw.budget)  # of LDLM one a step, with both of its samplers
+        self._keep(record, {**cost, "evaluations": evaluations, **self._score(draw.texts)})
 
     def draw_autoregressive(self, seed: int) -> None:
         """Draw texts from the autoregressive model and score them."""
