@@ -4,6 +4,8 @@ Speed, within ten minutes on two cores; `python -m benchmarks store` holds the f
 `python -m benchmarks samplers` the width of what every solver draws against that of the data, in seconds, and
 `python -m benchmarks loaded` a training step alone and beside other work, in five minutes.
 
+`python -m benchmarks comparison` trains LDLM and its rivals on one text and compares what they draw, in many hours.
+
 `python -m benchmarks gpu` measures everything on a machine with a GPU in the minutes that it is given, and
 `python -m benchmarks wheels` fetches what such a machine may lack; each has its own --help.
 """

@@ -3,6 +3,7 @@
 import json
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from benchmarks.comparison import autoregressive, plan, results, runner
 from ldlm import files
 from tests.conftest import BIGRAMS
 
+ROOT = Path(__file__).parent.parent
 LAWS = torch.tensor(list(BIGRAMS.values()))
 
 
@@ -115,6 +117,14 @@ def test_a_way_without_a_perplexity_has_no_figure_and_no_comparison():
 
 def test_samples_are_shown_as_they_are_but_for_their_line_ends():
     assert results.samples(figures(ROWS)) == "**MDLM**, 32 evaluations\n\n> One two.\n>\n> Three.\n"
+
+
+def test_tables_and_texts_on_the_page_are_those_of_a_committed_run():
+    page = (ROOT / "docs/baselines.md").read_text(encoding="utf-8").split("## On one text")[1]
+    committed = "".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks/results").glob("comparison-*.md")
+    )
+    assert [line for line in page.splitlines() if line.startswith(("| ", "> ")) and line not in committed] == []
 
 
 # ----------------------------------------------------------------------------------------------------------------------
