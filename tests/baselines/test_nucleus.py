@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ldlm.baselines.nucleus import Nucleus
+from ldlm.baselines.nucleus import SORTED, Nucleus
 
 P = (0.5, 0.3, 0.15, 0.05)
 
@@ -55,7 +55,10 @@ def test_it_is_the_same_as_by_a_sort_of_the_whole_vocabulary(rule):
     kept = (mass if rule == "exclusive" else mass - ordered) <= 0.9
     kept[:, 0] = True
     expected = torch.zeros_like(p).scatter_(-1, order, ordered * kept)
-    found = Nucleus(0.9, rule)(p)
+    nucleus = Nucleus(0.9, rule)
+    found = nucleus(p)
     assert {1 if n <= 512 else 2 if n <= 8_192 else 3 for n in (found > 0).sum(-1).tolist()} == {1, 2, 3}
     assert torch.equal(found > 0, expected > 0)
     torch.testing.assert_close(found, expected / expected.sum(-1, keepdim=True))
+    for on_a_gpu, here in zip(nucleus.bounds(p, SORTED), nucleus.bounds(p, ()), strict=True):
+        assert torch.equal(on_a_gpu, here)

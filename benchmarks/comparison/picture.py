@@ -1,0 +1,62 @@
+"""The picture of a comparison: perplexity and entropy against evaluations, a column for each family of methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.comparison.plan import AUTOREGRESSIVE, EQUAL_FLOPS, EQUAL_STEPS, LDLM, REGIMES, WAYS
+from ldlm.pages import chart, drawing
+from ldlm.pages.chart import Axis, Chart, Line
+
+FAMILIES = {
+    "masks": ("ldlm", "mdlm", "mdlm-p", "remdm"),
+    "uniform states": ("ldlm", "duo", "duo-p", "psi", "psi-rescale"),
+    "continuous states": ("ldlm", "ldlm-paper", "candi", "flm"),
+}
+COLOURS = (chart.BLUE, chart.ORANGE, chart.GREEN, chart.PURPLE, chart.RED)
+WORDS = {EQUAL_STEPS: "equal steps", EQUAL_FLOPS: "equal FLOPs"}
+AXES = {
+    "gen_ppl": Axis("generative perplexity, log scale", log=True),
+    "entropy": Axis("entropy, nats"),
+}
+
+
+def draw(path: Path, figures: Mapping[str, Any]) -> None:
+    """Draw it; bands reach from the lowest to the highest seed."""
+    charts = [
+        _chart(figures, regime, family, key)
+        for regime in REGIMES
+        for key in AXES
+        for family in FAMILIES
+        if any(row["regime"] == regime for row in figures["rows"])
+    ]
+    drawing.png(path, charts, columns=len(FAMILIES))
+
+
+def _chart(figures: Mapping[str, Any], regime: str, family: str, key: str) -> Chart:
+    names = {way.key: way for way in WAYS}
+    lines = []
+    for way, color in zip(FAMILIES[family], COLOURS, strict=False):
+        own = EQUAL_STEPS if names[way].method == LDLM else regime
+        rows = [row for row in figures["rows"] if (row["regime"], row["way"]) == (own, way)]
+        lines.append(_line(names[way].name, color, rows, key))
+    budgets = sorted({row["budget"] for row in figures["rows"]})
+    ends, references = [budgets[0], budgets[-1]], figures["references"]
+    if references[AUTOREGRESSIVE]:
+        values = [row[key] for row in references[AUTOREGRESSIVE]]
+        lines.append(Line("GPT-2", chart.GREY, ends, [sum(values) / len(values)] * 2, dashed=True))
+    lines.append(Line("real text", chart.GOLD, ends, [references["real"][key]] * 2, dashed=True))
+    x_axis = Axis("evaluations per text, log scale", log=True, short=lambda value: f"{value:,g}")
+    return Chart(f"{family}, {WORDS[regime]}", x_axis, AXES[key], [line for line in lines if line.x])
+
+
+def _line(name: str, color: str, rows: Sequence[Mapping[str, Any]], key: str) -> Line:
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        if row[key] is not None:
+            found.setdefault(row["budget"], []).append(row[key])
+    x = sorted(found)
+    band = [min(found[budget]) for budget in x], [max(found[budget]) for budget in x]
+    return Line(name, color, x, [sum(found[b]) / len(found[b]) for b in x], dots=True, band=band)

@@ -1,0 +1,182 @@
+"""The comparison with rival methods: its reference model by hand, order, tables, and the harness at toy size."""
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.comparison import autoregressive, plan, results, runner
+from ldlm import files
+from tests.conftest import BIGRAMS
+
+ROOT = Path(__file__).parent.parent
+LAWS = torch.tensor(list(BIGRAMS.values()))
+
+
+@pytest.fixture(scope="module")
+def model(bigrams):
+    from transformers import GPT2LMHeadModel
+
+    return GPT2LMHeadModel.from_pretrained(bigrams).eval()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The autoregressive reference
+
+
+def test_the_reference_draws_every_token_from_the_models_own_distribution(model):
+    tokens_BL = autoregressive.draw(model, 0, 8, torch.arange(4000))
+    assert (tokens_BL[:, 0] == 0).all()
+    for before in range(3):
+        after = tokens_BL[:, 1:][tokens_BL[:, :-1] == before]
+        shares = torch.bincount(after, minlength=3) / len(after)
+        assert shares.tolist() == pytest.approx(LAWS[before].tolist(), abs=4 * 0.5 / math.sqrt(len(after)))
+
+
+def test_a_text_of_the_reference_depends_on_its_seed_alone(model):
+    together = autoregressive.draw(model, 0, 8, torch.arange(20))
+    assert torch.equal(together[7:9], autoregressive.draw(model, 0, 8, torch.tensor([7, 8])))
+    assert len(together.unique(dim=0)) > 15
+
+
+def test_the_reference_s_held_out_loss_is_that_of_its_rows_and_the_first_token_is_free(model):
+    rows = torch.tensor([[0, 1, 2, 0], [0, 2, 2, 1]])
+    nats = [-math.log(LAWS[a, b]) for row in rows.tolist() for a, b in pairwise(row)]
+    assert autoregressive.held_out_loss(model, rows) == pytest.approx(sum(nats) / rows.numel(), rel=1e-5)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Order and tables
+
+
+def test_what_says_most_comes_first_and_ldlm_is_drawn_from_once():
+    draws = list(plan.draws((0, 1), (32, 128, 8, 256), list(plan.NAMES)))
+    firsts = [(one.regime, one.seed, one.budget) for one in draws if one.way.key == "mdlm"]
+    assert firsts[:4] == [*(("equal-steps", 0, budget) for budget in (32, 128, 8)), ("equal-steps", 1, 32)]
+    assert [budget for *_, budget in firsts[-4:]] == [256] * 4
+    assert {one.regime for one in draws if one.way.method == "ldlm"} == {"equal-steps"}
+    assert len({one.texts for one in draws}) == len(draws) == 2 * 4 * (2 + 2 * 9)
+
+
+def test_a_way_takes_as_many_evaluations_as_its_budget_with_the_row_that_ends_it():
+    steps = {way.key: way.steps(32) for way in plan.WAYS}
+    assert {steps.pop(key) for key in ("ldlm", "ldlm-paper", "candi", "flm")} == {32}
+    assert set(steps.values()) == {31}
+
+
+def test_flops_of_a_training_in_phases_are_the_mean_over_its_steps():
+    phases = {"steps": {"curriculum": 300, "training": 100}, "flops_per_token": {"curriculum": 8, "training": 4}}
+    assert plan.flops_per_token(phases) == 7.0
+    assert plan.flops_per_token({"flops_per_token": 5}) == 5.0
+
+
+def row(way: str, seed: int, gen_ppl: float | None, entropy: float) -> dict:
+    place = {"regime": "equal-steps", "seed": seed, "way": way, "budget": 32, "num_texts": 500}
+    return {**place, "gen_ppl": gen_ppl, "entropy": entropy, "diversity": 0.5, "cpu_seconds": 50.0}
+
+
+ROWS = [
+    row("ldlm", 0, 200.0, 3.8),
+    row("ldlm", 1, 220.0, 3.9),
+    row("mdlm", 0, 100.0, 3.85),
+    row("mdlm", 1, 110.0, 4.15),
+]
+
+
+def figures(rows: list) -> dict:
+    """Figures of a comparison with these rows."""
+    reference = {"gen_ppl": 90.0, "entropy": 3.95, "diversity": 0.6, "num_texts": 500}
+    training = {"regime": "equal-steps", "method": "mdlm", "steps": 1200, "flops_per_token": 6_000_000}
+    made = {"parameters": {"embedding": 10, "blocks": 20}, "cpu_seconds": 600.0}
+    return {
+        "rows": rows,
+        "references": {"real": reference, "ar": [{**reference, "seed": 0, "gen_ppl": 150.0}]},
+        "trainings": [{**training, **made, "seed": seed, "held_out": {"loss": 5.0 + seed}} for seed in (0, 1)],
+        "samples": {"mdlm": {"budget": 32, "texts": ["One\n two.", "Three."]}},
+    }
+
+
+def test_the_tables_have_the_mean_with_half_the_range_and_say_which_seeds_overlap():
+    lines = results.tables(figures(ROWS)).splitlines()
+    assert "| MDLM | equal steps | 1,200 | 30 | 6.00 M | 10.0 ± 0.0 | 5.500 ± 0.500 |" in lines
+    assert "| MDLM | 105.0 ± 5.0 |" in lines
+    assert "| GPT-2, a token at a time | 150.0 |" in lines
+    assert "| real text | 90.0 |" in lines
+    assert "| MDLM | × 0.50, +0.15 ? |" in lines  # perplexities are apart, and entropies overlap
+    assert "| MDLM | 0.100 |" in lines  # seconds of a text
+    assert not any("Equal training FLOPs" in line for line in lines)
+
+
+def test_a_way_without_a_perplexity_has_no_figure_and_no_comparison():
+    lines = results.tables(figures([*ROWS[:2], row("flm", 0, None, 0.1)])).splitlines()
+    assert lines.count("| FLM | – |") == 2
+
+
+def test_samples_are_shown_as_they_are_but_for_their_line_ends():
+    assert results.samples(figures(ROWS)) == "**MDLM**, 32 evaluations\n\n> One two.\n>\n> Three.\n"
+
+
+def test_tables_and_texts_on_the_page_are_those_of_a_committed_run():
+    page = (ROOT / "docs/baselines.md").read_text(encoding="utf-8").split("## On one text")[1]
+    committed = "".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks/results").glob("comparison-*.md")
+    )
+    assert [line for line in page.splitlines() if line.startswith(("| ", "> ")) and line not in committed] == []
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The harness
+
+
+@pytest.fixture
+def toy(monkeypatch, succeed):
+    """The comparison at toy size, its commands called in this process; the list of them."""
+    small = {"layers": 2, "width": 16, "heads": 2, "steps": 2}
+    for name, value in {"SEQ_LEN": 16, "VOCABULARY": 320, "ENCODER": small, "SCORER": small}.items():
+        monkeypatch.setattr(plan, name, value)
+    called = []
+
+    def call(comparison, *arguments):
+        monkeypatch.chdir(comparison.folder)
+        called.append([str(argument) for argument in arguments])
+        found = succeed(*arguments)
+        with open(comparison.folder / "commands.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"ldlm": called[-1], "seconds": 1.0, "cpu_seconds": 60.0}) + "\n")
+        return found
+
+    monkeypatch.setattr(runner.Comparison, "ldlm", call)
+    return called
+
+
+def test_the_comparison_goes_on_where_it_was_interrupted_and_writes_what_it_found(toy, corpus, tmp_path, capsys):
+    sizes = ["--seeds", "0", "--steps", "2", "--texts", "3", "--budgets", "2", "--methods", "ldlm", "mdlm", "ar"]
+    command = ["--text", str(corpus), "--output", str(tmp_path / "c"), "--results", str(tmp_path / "r"), *sizes]
+    runner.main(command)
+    first = list(toy)
+    assert [words[0] for words in first].count("sample") == 2 + 2 * 3
+    (tmp_path / "c/texts/equal-steps/seed-0/ldlm-2.json").unlink()  # as if it had been stopped before the scores
+    runner.main(command)
+    assert [words[0] for words in toy[len(first) :]] == ["sample"]
+    (made,) = (tmp_path / "r").glob("*.json")
+    figures = files.read_json(made)["figures"]
+    drawn = {(row["regime"], row["way"]): row for row in figures["rows"]}
+    assert len(drawn) == len(figures["rows"]) == 2 + 2 * 3
+    assert [way for (_, way), row in drawn.items() if row["seconds"] is None] == ["ldlm"]
+    assert all(1 <= row["evaluations"] <= 2 for row in drawn.values())
+    trained = {(row["regime"], row["method"]): row for row in figures["trainings"]}
+    assert {key: row["cpu_seconds"] for key, row in trained.items()} == dict.fromkeys(trained, 60.0)
+    ours, theirs = trained["equal-steps", "ldlm"], trained["equal-flops", "mdlm"]
+    assert theirs["steps"] == round(2 * ours["flops_per_token"] / theirs["flops_per_token"]) > 2
+    assert len(figures["samples"]["ldlm-paper"]["texts"]) == 3
+    assert made.with_suffix(".png").exists()
+    assert made.with_suffix(".md").read_text(encoding="utf-8") in capsys.readouterr().out
+
+
+def test_another_text_is_not_taken_for_the_first(toy, corpus, few_lines, tmp_path):
+    command = ["--output", str(tmp_path / "c"), "--methods"]
+    runner.main(["--text", str(corpus), "--texts", "3", *command])
+    with pytest.raises(SystemExit, match=r"holds a comparison on another text than .*few\.txt"):
+        runner.main(["--text", str(few_lines), *command])
