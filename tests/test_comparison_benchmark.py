@@ -52,13 +52,13 @@ def test_the_reference_s_held_out_loss_is_that_of_its_rows_and_the_first_token_i
 # Order and tables
 
 
-def test_what_says_most_comes_first_and_ldlm_is_drawn_from_once():
+def test_what_says_most_comes_first_and_rivals_are_drawn_from_once():
     draws = list(plan.draws((0, 1), (32, 128, 8, 256), list(plan.NAMES)))
-    firsts = [(one.regime, one.seed, one.budget) for one in draws if one.way.key == "mdlm"]
+    firsts = [(one.regime, one.seed, one.budget) for one in draws if one.way.key == "ldlm"]
     assert firsts[:4] == [*(("equal-steps", 0, budget) for budget in (32, 128, 8)), ("equal-steps", 1, 32)]
     assert [budget for *_, budget in firsts[-4:]] == [256] * 4
-    assert {one.regime for one in draws if one.way.method == "ldlm"} == {"equal-steps"}
-    assert len({one.texts for one in draws}) == len(draws) == 2 * 4 * (2 + 2 * 9)
+    assert {one.regime for one in draws if one.way.method != "ldlm"} == {"equal-steps"}
+    assert len({one.texts for one in draws}) == len(draws) == 2 * 4 * (2 * 2 + 9)
 
 
 def test_a_way_takes_as_many_evaluations_as_its_budget_with_the_row_that_ends_it():
@@ -89,19 +89,21 @@ ROWS = [
 def figures(rows: list) -> dict:
     """Figures of a comparison with these rows."""
     reference = {"gen_ppl": 90.0, "entropy": 3.95, "diversity": 0.6, "num_texts": 500}
-    training = {"regime": "equal-steps", "method": "mdlm", "steps": 1200, "flops_per_token": 6_000_000}
+    training = {"regime": "equal-steps", "method": "mdlm", "steps": 1200, "lr": 1e-3, "flops_per_token": 6_000_000}
     made = {"parameters": {"embedding": 10, "blocks": 20}, "cpu_seconds": 600.0}
     return {
         "rows": rows,
         "references": {"real": reference, "ar": [{**reference, "seed": 0, "gen_ppl": 150.0}]},
         "trainings": [{**training, **made, "seed": seed, "held_out": {"loss": 5.0 + seed}} for seed in (0, 1)],
+        "rates": {"mdlm": {"0.001": 5.0, "0.003": 5.5}},
         "samples": {"mdlm": {"budget": 32, "texts": ["One\n two.", "Three."]}},
     }
 
 
 def test_the_tables_have_the_mean_with_half_the_range_and_say_which_seeds_overlap():
     lines = results.tables(figures(ROWS)).splitlines()
-    assert "| MDLM | equal steps | 1,200 | 30 | 6.00 M | 10.0 ± 0.0 | 5.500 ± 0.500 |" in lines
+    assert "| MDLM | equal steps | 1,200 | 0.001 | 30 | 6.00 M | 10.0 ± 0.0 | 5.500 ± 0.500 |" in lines
+    assert "| MDLM | 5.000 | 5.500 |" in lines  # at each learning rate
     assert "| MDLM | 105.0 ± 5.0 |" in lines
     assert "| GPT-2, a token at a time | 150.0 |" in lines
     assert "| real text | 90.0 |" in lines
@@ -137,6 +139,7 @@ def toy(monkeypatch, succeed):
     small = {"layers": 2, "width": 16, "heads": 2, "steps": 2}
     for name, value in {"SEQ_LEN": 16, "VOCABULARY": 320, "ENCODER": small, "SCORER": small}.items():
         monkeypatch.setattr(plan, name, value)
+    monkeypatch.setattr(runner, "RIVALS", ("mdlm",))
     called = []
 
     def call(comparison, *arguments):
@@ -152,24 +155,28 @@ def toy(monkeypatch, succeed):
 
 
 def test_the_comparison_goes_on_where_it_was_interrupted_and_writes_what_it_found(toy, corpus, tmp_path, capsys):
-    sizes = ["--seeds", "0", "--steps", "2", "--texts", "3", "--budgets", "2", "--methods", "ldlm", "mdlm", "ar"]
+    sizes = ["--seeds", "0", "--steps", "4", "--texts", "3", "--budgets", "2", "--methods", "ldlm", "mdlm", "ar"]
     command = ["--text", str(corpus), "--output", str(tmp_path / "c"), "--results", str(tmp_path / "r"), *sizes]
     runner.main(command)
     first = list(toy)
-    assert [words[0] for words in first].count("sample") == 2 + 2 * 3
+    assert [words[0] for words in first].count("sample") == 2 * 2 + 3
     (tmp_path / "c/texts/equal-steps/seed-0/ldlm-2.json").unlink()  # as if it had been stopped before the scores
     runner.main(command)
     assert [words[0] for words in toy[len(first) :]] == ["sample"]
     (made,) = (tmp_path / "r").glob("*.json")
     figures = files.read_json(made)["figures"]
     drawn = {(row["regime"], row["way"]): row for row in figures["rows"]}
-    assert len(drawn) == len(figures["rows"]) == 2 + 2 * 3
-    assert [way for (_, way), row in drawn.items() if row["seconds"] is None] == ["ldlm"]
+    assert len(drawn) == len(figures["rows"]) == 2 * 2 + 3
+    assert [place for place, row in drawn.items() if row["seconds"] is None] == [("equal-steps", "ldlm")]
     assert all(1 <= row["evaluations"] <= 2 for row in drawn.values())
     trained = {(row["regime"], row["method"]): row for row in figures["trainings"]}
     assert {key: row["cpu_seconds"] for key, row in trained.items()} == dict.fromkeys(trained, 60.0)
-    ours, theirs = trained["equal-steps", "ldlm"], trained["equal-flops", "mdlm"]
-    assert theirs["steps"] == round(2 * ours["flops_per_token"] / theirs["flops_per_token"]) > 2
+    ours, theirs = trained["equal-steps", "ldlm"], trained["equal-steps", "mdlm"]
+    dearest = max(plan.flops_per_token(files.read_json(path)) for path in (tmp_path / "c/costs").glob("[!l]*.json"))
+    fewer = trained["equal-flops", "ldlm"]["steps"]
+    assert fewer == round(ours["steps"] * dearest / ours["flops_per_token"]) < ours["steps"]
+    rates = figures["rates"]["mdlm"]
+    assert (len(rates), theirs["lr"]) == (2, float(min(rates, key=rates.get)))
     assert len(figures["samples"]["ldlm-paper"]["texts"]) == 3
     assert made.with_suffix(".png").exists()
     assert made.with_suffix(".md").read_text(encoding="utf-8") in capsys.readouterr().out

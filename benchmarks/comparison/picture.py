@@ -39,7 +39,7 @@ def _chart(figures: Mapping[str, Any], regime: str, family: str, key: str) -> Ch
     names = {way.key: way for way in WAYS}
     lines = []
     for way, color in zip(FAMILIES[family], COLOURS, strict=False):
-        own = EQUAL_STEPS if names[way].method == LDLM else regime
+        own = regime if names[way].method == LDLM else EQUAL_STEPS
         rows = [row for row in figures["rows"] if (row["regime"], row["way"]) == (own, way)]
         lines.append(_line(names[way].name, color, rows, key))
     budgets = sorted({row["budget"] for row in figures["rows"]})

@@ -51,6 +51,7 @@ def collect(folder: Path, seeds: Sequence[int], budgets: Sequence[int]) -> dict[
         "text": files.read_json(folder / "text" / "text.json"),
         "models": {name: _model(folder / name) for name in ("encoder", "scorer")},
         "seeds": list(seeds),
+        "rates": {path.stem: files.read_json(path) for path in sorted((folder / "rates").glob("*.json"))},
         "trainings": [*_trainings(folder, seeds, costs, cpu)],
         "rows": [_row(one, files.read_json(_record(folder, one))) for one in found],
         "references": {
@@ -99,8 +100,9 @@ def _trainings(
                 path = run_path(regime, seed, method)
                 if path.parts[1] == regime and (folder / path / "manifest.json").exists():
                     manifest = files.read_digested(folder / path / "manifest.json", "train it again")
-                    steps = artifact.recorded_config(folder / path)["steps"]
-                    own = {"regime": regime, "method": method, "seed": seed, "steps": steps}
+                    config = artifact.recorded_config(folder / path)
+                    lr = config["optimizer"]["lr"] if "optimizer" in config else config["lr"]
+                    own = {"regime": regime, "method": method, "seed": seed, "steps": config["steps"], "lr": lr}
                     flops = flops_per_token(costs[method]) if method in costs else None
                     yield {
                         **own,
@@ -157,9 +159,9 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def tables(figures: Mapping[str, Any]) -> str:
     """All tables in Markdown."""
-    parts = ["## Trainings", _training_table(figures)]
+    parts = ["## Trainings", _training_table(figures), "## Learning rates", _rate_table(figures["rates"])]
     for regime in REGIMES:
-        rows = [row for row in _with_ldlm(figures["rows"]) if row["regime"] in (regime, None)]
+        rows = [row for row in both_regimes(figures["rows"]) if row["regime"] in (regime, None)]
         if not any(row["regime"] == regime for row in rows):
             continue
         for key, label in FIGURES.items():
@@ -168,10 +170,10 @@ def tables(figures: Mapping[str, Any]) -> str:
     return "\n\n".join([*parts, "## Seconds per text", _cost_table(figures["rows"])]) + "\n"
 
 
-def _with_ldlm(rows: Rows) -> Rows:
-    """The rows; LDLM's, which both regimes have, without a regime."""
+def both_regimes(rows: Rows) -> Rows:
+    """The rows; those of rivals, which both regimes have, without a regime."""
     own = {way.key for way in WAYS if way.method == LDLM}
-    return [{**row, "regime": None} if row["way"] in own else row for row in rows]
+    return [row if row["way"] in own else {**row, "regime": None} for row in rows]
 
 
 def _training_table(figures: Mapping[str, Any]) -> str:
@@ -184,10 +186,31 @@ def _training_table(figures: Mapping[str, Any]) -> str:
             flops, loss = rows[0]["flops_per_token"], [{"loss": _loss(row, figures)} for row in rows]
             total = sum(rows[0]["parameters"].values()) if method != AUTOREGRESSIVE else rows[0]["parameters"]
             minutes = [{"cpu": row["cpu_seconds"] / 60} for row in rows if row["cpu_seconds"] is not None]
-            cells = (f"{rows[0]['steps']:,}", f"{total:,}", "–" if flops is None else f"{flops / 1e6:.2f} M")
+            cells = (
+                f"{rows[0]['steps']:,}",
+                f"{rows[0]['lr']:g}",
+                f"{total:,}",
+                "–" if flops is None else f"{flops / 1e6:.2f} M",
+            )
             lines.append((name, TITLES[regime].lower(), *cells, over_seeds(minutes, "cpu"), over_seeds(loss, "loss")))
-    head = ("", "regime", "steps", "parameters", "FLOPs per token", "CPU minutes", "held-out nats per token")
+    head = (
+        "",
+        "regime",
+        "steps",
+        "learning rate",
+        "parameters",
+        "FLOPs per token",
+        "CPU minutes",
+        "held-out nats per token",
+    )
     return markdown(head, lines)
+
+
+def _rate_table(rates: Mapping[str, Mapping[str, float]]) -> str:
+    """Held-out loss of each rival after a short training at each learning rate, of which the lowest is taken."""
+    tried = sorted({rate for found in rates.values() for rate in found}, key=float)
+    lines = [(NAMES[method], *(number(found[rate]) for rate in tried)) for method, found in rates.items()]
+    return markdown(("held-out nats per token", *tried), lines)
 
 
 def _loss(training: Mapping[str, Any], figures: Mapping[str, Any]) -> float | None:

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from benchmarks.comparison import autoregressive, plan, results
-from benchmarks.comparison.plan import AUTOREGRESSIVE, EQUAL_FLOPS, LDLM, NAMES, RIVALS, Draw, run_path
+from benchmarks.comparison.plan import AUTOREGRESSIVE, EQUAL_FLOPS, EQUAL_STEPS, LDLM, NAMES, RIVALS, Draw, run_path
 from ldlm import files, memory
 from ldlm.config import EvaluateConfig
 from ldlm.errors import InputError
@@ -44,7 +44,7 @@ class Comparison:
     """The folder of a comparison, and its sizes."""
 
     folder: Path
-    steps: int  # of LDLM's training, and with equal steps of every other
+    steps: int  # of every training but LDLM's with equal FLOPs
     texts: int  # of each set
 
     def ldlm(self, *arguments: object) -> dict[str, Any]:
@@ -112,27 +112,44 @@ class Comparison:
         if method == AUTOREGRESSIVE:
             sizes = {**plan.REFERENCE, "steps": self.steps, "seed": seed}
             return self._pretrain(str(output), "train", ("--tokenizer", "encoder"), sizes)
-        rhythm = ("--seed", seed, "--eval-every", 10**6, "--save-every", 100)
-        steps = self.steps_of(method, regime)
-        self._make(output, "train", *self.settings(method), "--steps", steps, *rhythm)
+        rate = () if method == LDLM else ("--set", f"optimizer.lr={self.rate(method)}")
+        self._train(output, method, seed, self.steps_of(method, regime), *rate)
 
-    def settings(self, method: str) -> tuple[object, ...]:
+    def _train(self, output: Path, method: str, seed: int, steps: int, *more: object) -> None:
+        rhythm = ("--seed", seed, "--eval-every", 10**6, "--eval-rows", plan.EVAL_ROWS, "--save-every", 100)
+        self._make(output, "train", *self.settings(method, steps), "--steps", steps, *rhythm, *more)
+
+    def settings(self, method: str, steps: int) -> tuple[object, ...]:
         """Settings of a method's training: the preset's, and LDLM's warm-up over the first two fifths, as it has it."""
-        own = ("--set", f"recipe.warmup_steps={self.steps * 2 // 5}") if method == LDLM else ("--method", method)
+        own = ("--set", f"recipe.warmup_steps={steps * 2 // 5}") if method == LDLM else ("--method", method)
         return ("--features", "features", "--preset", "tiny", *own)
 
+    def rate(self, method: str) -> float:
+        """The learning rate with which a rival's loss on held-out rows is lowest after a short training."""
+        place = self.folder / "rates" / f"{method}.json"
+        if not place.exists():
+            losses = {}
+            for rate in plan.RATES:
+                run = Path("rates") / f"{method}-{rate:g}"
+                self._train(run, method, 0, min(plan.RATE_STEPS, self.steps), "--set", f"optimizer.lr={rate}")
+                manifest = files.read_digested(self.folder / run / "manifest.json", "train it again")
+                losses[f"{rate:g}"] = manifest["held_out"]["loss"]
+            files.write_json(place, losses)
+        found: dict[str, float] = files.read_json(place)
+        return float(min(found, key=lambda rate: found[rate]))
+
     def steps_of(self, method: str, regime: str) -> int:
-        """Steps of a method under a regime; with equal FLOPs those that cost as much as LDLM's."""
-        if method not in RIVALS or regime != EQUAL_FLOPS:
+        """Steps of a method under a regime; with equal FLOPs those of LDLM that cost as much as the dearest rival's."""
+        if method != LDLM or regime != EQUAL_FLOPS:
             return self.steps
-        return round(self.steps * self.flops(LDLM) / self.flops(method))
+        return round(self.steps * max(map(self.flops, RIVALS)) / self.flops(LDLM))
 
     def flops(self, method: str) -> float:
         """FLOPs per token of a training step, on average."""
         place = self.folder / "costs" / f"{method}.json"
         if not place.exists():
             files.make_folder(place.parent)
-            files.write_json(place, self.ldlm("train", *self.settings(method), "--dry-run"))
+            files.write_json(place, self.ldlm("train", *self.settings(method, self.steps), "--dry-run"))
         return plan.flops_per_token(files.read_json(place))
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -160,9 +177,9 @@ class Comparison:
         texts = results.autoregressive_texts(seed)
         if self._done(texts.with_suffix(".json")):
             return
-        self.train(EQUAL_FLOPS, seed, AUTOREGRESSIVE)
+        self.train(EQUAL_STEPS, seed, AUTOREGRESSIVE)
         files.make_folder((self.folder / texts).parent)
-        run, store = (self.folder / path for path in (run_path(EQUAL_FLOPS, seed, AUTOREGRESSIVE), "features"))
+        run, store = (self.folder / path for path in (run_path(EQUAL_STEPS, seed, AUTOREGRESSIVE), "features"))
         cost = autoregressive.write(run, store, self.texts, seed, self.folder / texts)
         self._keep(texts.with_suffix(".json"), {**cost, **self._score(texts)})
 
@@ -220,7 +237,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, help="folder for the tables, the picture and the figures")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--methods", nargs="*", default=list(NAMES), metavar="METHOD")
-    parser.add_argument("--steps", type=int, default=plan.STEPS, help="steps of LDLM's training")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=plan.STEPS,
+        help="steps of every training but LDLM's with equal FLOPs, which has fewer",
+    )
     parser.add_argument("--texts", type=int, default=plan.TEXTS, help="texts of each set")
     parser.add_argument("--budgets", nargs="+", type=int, default=list(plan.BUDGETS), help="evaluations per text")
     parser.add_argument("--report", action="store_true", help="run nothing; write down what is there")
