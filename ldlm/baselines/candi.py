@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -88,13 +88,15 @@ class Draws(NamedTuple):
 
     @property
     def time_B(self) -> Tensor:
-        """t."""
+        """Times t of the rows."""
         return self.t_B
 
 
 @dataclass(frozen=True)
 class CANDI:
     """CANDI in training, with a network of width `width`."""
+
+    bound: ClassVar[bool] = False
 
     vocab: int
     width: int
@@ -172,7 +174,7 @@ class CANDISampler:
 
     @property
     def rows(self) -> int:
-        """Steps."""
+        """Steps of the grid."""
         return self.config.steps
 
     @cached_property

@@ -48,6 +48,7 @@ class Relaxation(Protocol):
 class CurriculumDraws(NamedTuple):
     """The randomness of a training step in the curriculum."""
 
+    time_B: Tensor  # float64: the place of γ between its ends
     gamma_B: Tensor  # float64
     numbers: tuple[Tensor, ...]  # of the relaxation
 
@@ -88,7 +89,7 @@ class Curriculum:
         """γ, one in each stratum of the global batch, and the relaxation's numbers."""
         t_B = times.above(times.T_MIN, times.stratified(seed=seed, step=step, rows_B=rows_B, batch=batch))
         gamma_B = self.gamma_min + t_B * (self.gamma_max - self.gamma_min)
-        return CurriculumDraws(gamma_B, self.relaxation.draw(seed, step, rows_B, seq_len))
+        return CurriculumDraws(t_B, gamma_B, self.relaxation.draw(seed, step, rows_B, seq_len))
 
     def alpha_slope(self, gamma_B: Tensor) -> tuple[Tensor, Tensor]:
         """α and −dα/dt (B,) at these γ."""

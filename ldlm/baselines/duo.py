@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,13 +41,15 @@ class Draws(NamedTuple):
 
     @property
     def time_B(self) -> Tensor:
-        """t."""
+        """Times t of the rows."""
         return self.t_B
 
 
 @dataclass(frozen=True)
 class Duo:
     """Duo in training. Losses of held-out rows are those without a curriculum."""
+
+    bound: ClassVar[bool] = True
 
     vocab: int
     schedule: LogLinear = LogLinear()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,8 @@ class Draws(NamedTuple):
 @dataclass(frozen=True)
 class FLM:
     """FLM in training, with a network of width `width`."""
+
+    bound: ClassVar[bool] = False
 
     vocab: int
     width: int
@@ -95,7 +97,7 @@ class FLMSampler:
 
     @property
     def rows(self) -> int:
-        """Steps."""
+        """Steps of the grid."""
         return self.config.steps
 
     @cached_property

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ldlm.baselines import methods
 from ldlm.baselines.backbone import Backbone, Dropout, InTraining
 from ldlm.baselines.interface import Method
-from ldlm.config import DuoTrainConfig, Shapes, TokenTrainConfig
+from ldlm.config import Shapes, TokenTrainConfig
 from ldlm.features.batch import Batch
 from ldlm.model.layers import compile_blocks, recompute_activations
 from ldlm.runtime import ALONE, World
@@ -52,8 +52,8 @@ class TokenState(Learner[TokenStep]):
 
     @property
     def binds_steps(self) -> Bound | None:
-        """What keeps a training from going on to another number of steps: Duo's curriculum has a share of them."""
-        if isinstance(self.config, DuoTrainConfig) and self.config.curriculum.kind != "none":
+        """What keeps a training from going on to another number of steps: a curriculum has a share of them."""
+        if self.config.curriculum_steps:
             return Bound("curriculum.share counts", "curriculum.kind=none and optimizer.lr_decay=constant")
         return super().binds_steps
 

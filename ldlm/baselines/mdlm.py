@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,13 +34,15 @@ class Draws(NamedTuple):
 
     @property
     def time_B(self) -> Tensor:
-        """t."""
+        """Times t of the rows."""
         return self.t_B
 
 
 @dataclass(frozen=True)
 class MDLM:
     """MDLM in training."""
+
+    bound: ClassVar[bool] = True
 
     vocab: int
     schedule: LogLinear = LogLinear()

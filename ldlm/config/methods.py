@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ldlm.config.baselines import (
     TOKEN_SAMPLERS,
@@ -53,6 +53,8 @@ class TokenOptimizerConfig(OptimizerConfig):
 class TokenTrainConfig:
     """`ldlm train --method …`: what the rivals share."""
 
+    time: ClassVar[str] = "time t, 0 without noise"  # against which held-out losses are shown
+
     method: str
     steps: int = again(TrainConfig, "steps", help="optimiser steps")
     batch_size: int = again(TrainConfig, "batch_size")
@@ -70,6 +72,18 @@ class TokenTrainConfig:
     seed: int = again(TrainConfig, "seed")
     device: str = again(TrainConfig, "device")
 
+    @property
+    def curriculum_steps(self) -> int:
+        """Steps of the curriculum, which come first; 0 of a method without one."""
+        return 0
+
+    @property
+    def phase_steps(self) -> dict[str, int]:
+        """Phases of the training, in order, and the steps of each; none has 0."""
+        first = self.curriculum_steps
+        steps = {"curriculum": first, "training": self.steps - first}
+        return {name: count for name, count in steps.items() if count}
+
 
 @dataclass(frozen=True, kw_only=True)
 class MDLMTrainConfig(TokenTrainConfig):
@@ -85,6 +99,11 @@ class DuoTrainConfig(TokenTrainConfig):
     method: Literal["duo"] = setting("duo", "uniform-state diffusion")
     curriculum: DuoCurriculumConfig = setting(DuoCurriculumConfig(), "the first part of the training")
 
+    @property
+    def curriculum_steps(self) -> int:
+        """Steps of the curriculum: a share of all."""
+        return self.curriculum.steps_of(self.steps)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CANDITrainConfig(TokenTrainConfig):
@@ -97,6 +116,8 @@ class CANDITrainConfig(TokenTrainConfig):
 @dataclass(frozen=True, kw_only=True)
 class FLMTrainConfig(TokenTrainConfig):
     """FLM (Lee et al., 2026)."""
+
+    time: ClassVar[str] = "warped time τ, 1 without noise"
 
     method: Literal["flm"] = setting("flm", "a flow on one-hot vectors")
     model: FLMModelConfig = setting(FLMModelConfig(), "the network")
