@@ -7,7 +7,7 @@ is a method's own is the rest: betas, weight decay, weight average, and how it c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from ldlm.config.baselines import (
@@ -139,7 +139,10 @@ SHARED_BY_PRESETS = ("steps", "batch_size", "optimizer", "log_every", "eval_ever
 
 def method_of(settings: Mapping[str, Any]) -> str:
     """The method that settings of a training are of: their `method`, and LDLM where they have none."""
-    return str(settings.get("method", LDLM))
+    method = settings.get("method")
+    if not isinstance(method, str | None):
+        raise InputError(f"method takes one of {', '.join(METHODS)}, not {method!r}")
+    return LDLM if method is None else method
 
 
 def training_class(method: str) -> type:
@@ -150,11 +153,27 @@ def training_class(method: str) -> type:
 
 
 def of_method(settings: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
-    """The class that settings of a training belong to by their `method`, and the settings as it takes them."""
-    cls, settings = training_class(method_of(settings)), dict(settings)
+    """The class that settings of a training belong to by their `method`, and the settings as it takes them.
+
+    `InputError` for a setting of other methods.
+    """
+    method = method_of(settings)
+    cls, settings = training_class(method), dict(settings)
+    for key in settings:
+        if key != "method" and key not in _names(cls) and (others := _owners(key)):
+            raise InputError(f"{key} is a setting of {', '.join(others)}, and this training is of {method}")
     if cls is TrainConfig:
         settings.pop("method", None)  # LDLM's settings are older than the others', and name no method
     return cls, settings
+
+
+def _owners(key: str) -> list[str]:
+    """The methods whose trainings have a setting of this name."""
+    return [method for method, cls in METHODS.items() if key in _names(cls)]
+
+
+def _names(cls: type) -> list[str]:
+    return [field.name for field in fields(cls)]
 
 
 def stored_training(settings: Mapping[str, Any]) -> AnyTrainConfig:
