@@ -27,7 +27,7 @@ from ldlm.baselines.chain import ChainState
 from ldlm.baselines.curriculum import Curriculum, CurriculumDraws
 from ldlm.baselines.drawing import Mixture
 from ldlm.baselines.estimate import Estimate
-from ldlm.baselines.interface import Network
+from ldlm.baselines.interface import Network, Normal
 from ldlm.baselines.schedule import LogLinear, alphas
 from ldlm.baselines.vocabulary import loss_by_parts
 
@@ -60,10 +60,14 @@ class Duo:
         """Rows of the embedding: the vocabulary."""
         return self.vocab
 
-    def draw(self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int) -> Draws | CurriculumDraws:
+    def draw(
+        self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int, normal: Normal = noise.normal
+    ) -> Draws | CurriculumDraws:
         """Times in strata of the global batch, which tokens are kept, and the others; or the curriculum's draws."""
         if self.curriculum is not None and step < self.curriculum.steps:
-            return self.curriculum.draw(seed=seed, step=step, rows_B=rows_B, batch=batch, seq_len=seq_len)
+            return self.curriculum.draw(
+                seed=seed, step=step, rows_B=rows_B, batch=batch, seq_len=seq_len, normal=normal
+            )
         u_B = times.stratified(seed=seed, step=step, rows_B=rows_B, batch=batch)
         keep_BL, other_BL = noise.uniform(seed, "uniform_state", step, rows_B, (2, seq_len)).unbind(1)
         return Draws(times.above(times.T_MIN, u_B), keep_BL, (other_BL * self.vocab).long())

@@ -8,11 +8,16 @@ Shape letters: CONTRIBUTING.md. K of the papers, the size of the vocabulary, is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
+
+from ldlm import noise
+
+Normal = Callable[..., Tensor]  # `noise.normal`, perhaps compiled
 
 
 class Network(Protocol):
@@ -46,8 +51,13 @@ class Method(Protocol):
     def embeddings(self) -> int:
         """Rows of the network's embedding: V, and one more with a mask."""
 
-    def draw(self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int) -> Draws:
-        """The randomness of a step for the rows `rows_B` of a global batch of `batch`, on their device."""
+    def draw(
+        self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int, normal: Normal = noise.normal
+    ) -> Draws:
+        """The randomness of a step for the rows `rows_B` of a global batch of `batch`, on their device.
+
+        `normal` may be `noise.normal` compiled, which takes the step as a tensor.
+        """
 
     def losses(self, network: Network, x_BL: Tensor, draws: Any) -> Tensor:
         """Losses (B, L) in nats, each position's share: the loss is their mean over all positions."""

@@ -118,7 +118,12 @@ def _backward(state: TokenState, batch: Batch) -> Tensor:
     config = state.config
     rows_B = batch.index_B.to(state.device, non_blocking=True)
     draws = state.objective.method.draw(
-        seed=config.seed, step=state.step, rows_B=rows_B, batch=config.batch_size, seq_len=state.shapes.seq_len
+        seed=config.seed,
+        step=state.step,
+        rows_B=rows_B,
+        batch=config.batch_size,
+        seq_len=state.shapes.seq_len,
+        normal=state.compute.normal,
     )
     # As a tensor, for with an int the masks would be compiled anew for each step.
     number = torch.full((1,), state.step, device=state.device)

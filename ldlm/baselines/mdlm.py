@@ -21,7 +21,7 @@ from ldlm.baselines import times
 from ldlm.baselines.chain import ChainState
 from ldlm.baselines.drawing import Mixture
 from ldlm.baselines.estimate import Estimate
-from ldlm.baselines.interface import Network
+from ldlm.baselines.interface import Network, Normal
 from ldlm.baselines.schedule import LogLinear, alphas
 from ldlm.baselines.vocabulary import cross_entropy, loss_by_parts
 
@@ -52,7 +52,9 @@ class MDLM:
         """Rows of the embedding: the vocabulary and the mask."""
         return self.vocab + 1
 
-    def draw(self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int) -> Draws:
+    def draw(
+        self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int, normal: Normal = noise.normal
+    ) -> Draws:
         """Times, one in each stratum of the global batch, and which tokens are masked."""
         u_B = times.stratified(seed=seed, step=step, rows_B=rows_B, batch=batch)
         return Draws(times.above(times.T_MIN, u_B), noise.uniform(seed, "mask", step, rows_B, (seq_len,)))

@@ -15,10 +15,11 @@ from forked import Forks
 from patience import patience
 
 from ldlm import config as configs
-from ldlm import files
+from ldlm import files, noise
 from ldlm.baselines import learner, methods
 from ldlm.baselines.interface import draw_texts
 from ldlm.baselines.registry import training_method
+from ldlm.compute import Compute
 from ldlm.config import Shapes, TokenTrainConfig
 from ldlm.errors import InputError
 from ldlm.features.batch import Batch
@@ -123,6 +124,22 @@ def test_compiled_blocks_train_the_same(token_runs, token_config, store, tmp_pat
     config = replace(token_config(method), compute=configs.ComputeConfig(compile="on"))
     made = train.run(config, store, tmp_path / "run").path
     assert_same_losses(made, token_runs(method), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "numbers"), [("candi", "zeta_BLR"), ("flm", "zeta_BLR"), ("duo", "numbers")])
+def test_compiled_noise_of_a_step_is_the_same_and_compiled_once(name, numbers):
+    torch._dynamo.reset()
+    settings = {"curriculum": {"kind": "full", "share": 1.0}} if name == "duo" else {}
+    config = configs.from_dict(configs.training_class(name), settings)
+    chosen = methods.method(config, Shapes(seq_len=4, hidden_dim=8, vocab_size=50))
+    compiled = Compute(CPU, compiled=True).normal
+    where = {"seed": 1, "rows_B": torch.arange(3), "batch": 3, "seq_len": 4}
+    for step in (0, 5, 1_000):
+        with torch._dynamo.config.patch(error_on_recompile=step > 0):
+            found, expected = (chosen.draw(step=step, normal=one, **where) for one in (compiled, noise.normal))
+        torch.testing.assert_close(getattr(found, numbers), getattr(expected, numbers), rtol=1e-5, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
 def test_two_processes_train_as_one_does(start, token_runs, store, tmp_path, method):
