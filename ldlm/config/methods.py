@@ -138,10 +138,13 @@ SHARED_BY_PRESETS = ("steps", "batch_size", "optimizer", "log_every", "eval_ever
 
 
 def method_of(settings: Mapping[str, Any]) -> str:
-    """The method that settings of a training are of: their `method`, and LDLM where they have none."""
+    """The method that settings of a training are of: their `method`, and LDLM where they have none.
+
+    `InputError` for what is no name.
+    """
     method = settings.get("method")
-    if not isinstance(method, str | None):
-        raise InputError(f"method takes one of {', '.join(METHODS)}, not {method!r}")
+    if method is not None and not isinstance(method, str):
+        raise InputError(f"method is one name of {', '.join(METHODS)}, not {method!r}")
     return LDLM if method is None else method
 
 

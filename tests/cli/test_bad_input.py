@@ -373,7 +373,7 @@ def test_a_bad_configuration_file_is_named(refuse, store, tmp_path, out, content
             "recipe is a setting of ldlm, and this training",
         ),
         ("noise: {r_low: 0.1}\n", (), "noise is a setting of candi, and this training is of ldlm"),
-        ("method: [duo]\n", (), "method takes one of ldlm, mdlm, duo, candi, flm, not ['duo']"),
+        ("method: [duo]\n", (), "method is one name of ldlm, mdlm, duo, candi, flm, not ['duo']"),
         ("method: null\nsteps: 0\n", (), "steps must be at least 1, not 0"),
         ("method: null\nsteps: 0\n", ("--method", "mdlm"), "steps must be at least 1, not 0"),
     ],
