@@ -2,13 +2,12 @@
 
 import json
 import math
-import os
 import signal
 import subprocess
-import time
 from dataclasses import replace
 
 import allocator
+import forked
 import pytest
 import torch
 from forked import Forks
@@ -40,9 +39,9 @@ def lines(run, kind=None):
     return [line for line in found if kind in (None, line["kind"])]
 
 
-def final(run, steps=STEPS):
+def final(run):
     """Every byte of the last checkpoint."""
-    folder = run / "checkpoints" / f"step-{steps:08d}"
+    folder = run / "checkpoints" / f"step-{STEPS:08d}"
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
@@ -154,21 +153,38 @@ def test_two_processes_train_as_one_does(start, token_runs, store, tmp_path, met
         assert torch.allclose(shared[name], tensor, rtol=0, atol=1e-5), name
 
 
-def test_a_killed_run_goes_on_across_the_end_of_its_curriculum(start, token_config, store, tmp_path):
-    config = replace(token_config("duo"), steps=40, eval_every=20)
-    (tmp_path / "duo.yaml").write_text(files.dump_yaml(configs.to_dict(config)))
-    command = ["train", "--features", str(store), "--config", str(tmp_path / "duo.yaml")]
-    process, out, ends = start(command, tmp_path / "run"), tmp_path / "run", time.monotonic() + patience()
-    while checkpoint.latest(out / "checkpoints") is None:
-        assert process.poll() is None
-        assert time.monotonic() < ends
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait(timeout=patience()) == -signal.SIGKILL
-    assert config.curriculum_steps == 20
-    found = [train.run(config, store, place).path for place in (out, tmp_path / "alone")]
-    assert final(found[0], 40) == final(found[1], 40)
-    assert lines(found[0]) == lines(found[1])
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ldlm import config, files
+from ldlm.progress import Progress, Task
+from ldlm.stages import train
+
+class Killed(Task):
+    steps = 0
+
+    def advance(self, count, **figures):
+        self.steps += count
+        if self.steps == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+class Kills(Progress):
+    def task(self, *given, **named):
+        return Killed()
+
+settings, store, out = map(Path, sys.argv[1:])
+train.run(config.stored_training(files.read_yaml(settings)), store, out, progress=Kills())
+"""
+
+
+def test_a_killed_run_goes_on_across_the_end_of_its_curriculum(token_runs, token_config, store, tmp_path):
+    whole, out = token_runs("duo"), tmp_path / "run"
+    assert token_config("duo").curriculum_steps == 4
+    assert forked.run(KILLED, str(whole / "config.yaml"), str(store), str(out)).returncode == -signal.SIGKILL
+    assert checkpoint.latest(out / "checkpoints").step == 3
+    train.run(token_config("duo"), store, out)
+    assert final(out) == final(whole)
+    assert lines(out) == lines(whole)
 
 
 @pytest.mark.parametrize("name", ["mdlm", "candi"])
