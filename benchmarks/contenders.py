@@ -13,16 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import published
-from ldlm.baselines.backbone import Backbone, Dropout, InTraining
+from ldlm.baselines.backbone import Backbone
 from ldlm.baselines.candi import CANDI, CANDISampler, RankNoise
 from ldlm.baselines.chain import Chain, ChainState, Process
 from ldlm.baselines.curriculum import Curriculum
 from ldlm.baselines.duo import Duo, DuoProcess
 from ldlm.baselines.flm import FLM, FLMSampler
 from ldlm.baselines.interface import Method, Network, Sampler
+from ldlm.baselines.learner import TokenObjective, TokenState, token_step
 from ldlm.baselines.mdlm import MDLM, MDLMProcess
 from ldlm.baselines.psi import PsiProcess
 from ldlm.baselines.remdm import ReMDMProcess
+from ldlm.compute import Compute
 from ldlm.config import (
     BackboneConfig,
     CANDIConfig,
@@ -37,7 +39,11 @@ from ldlm.config import (
     OptimizerConfig,
     PsiConfig,
     ReMDMConfig,
+    Shapes,
+    TokenTrainConfig,
 )
+from ldlm.config.methods import TokenOptimizerConfig
+from ldlm.features.batch import Batch
 from ldlm.training.ema import EMA
 from ldlm.training.optim import adamw
 
@@ -105,23 +111,24 @@ class Training:
     """A network that is trained on random tokens (B, L)."""
 
     def __init__(self, network: Backbone, tokens_BL: Tensor, config: OptimizerConfig) -> None:
-        self.network, self.tokens_BL, self.config = network, tokens_BL, config
-        self.optimizer, self.ema = adamw(network.parameters(), config), EMA(network, config.ema_decay)
-        self.steps = 0
+        batch, seq_len = tokens_BL.shape
+        vocab = network.head.out_features
+        self.batch = Batch(None, tokens_BL, torch.arange(batch), 0)
+        self.state = TokenState(
+            config=TokenTrainConfig(method="", batch_size=batch, optimizer=TokenOptimizerConfig(**vars(config))),
+            model=network,
+            optimizer=adamw(network.parameters(), config),
+            ema=EMA(network, config.ema_decay),
+            compute=Compute(tokens_BL.device),
+            objective=TokenObjective(MDLM(vocab), network),
+            shapes=Shapes(seq_len=seq_len, hidden_dim=network.head.in_features, vocab_size=vocab),
+        )
 
     def step(self, method: Method, way: str) -> None:
-        """Draw, forward, backward, clip, update, average."""
-        rows_B = torch.arange(len(self.tokens_BL), device=self.tokens_BL.device)
-        batch, seq_len = self.tokens_BL.shape
-        with published.logits_at_once(rows_B.device) if way == PUBLISHED else nullcontext():
-            draws = method.draw(seed=0, step=self.steps, rows_B=rows_B, batch=batch, seq_len=seq_len)
-            network = InTraining(self.network, Dropout(0, self.steps, rows_B))
-            method.losses(network, self.tokens_BL, draws).mean().backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.steps += 1
-        self.ema.update(self.network, self.steps)
+        """The product's own step, of a method."""
+        self.state.objective = TokenObjective(method, self.state.model)
+        with published.logits_at_once(self.state.device) if way == PUBLISHED else nullcontext():
+            token_step(self.state, self.batch)
 
 
 class Sampling:

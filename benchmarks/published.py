@@ -24,7 +24,7 @@ from ldlm.baselines.candi import Draws as CANDIDraws
 from ldlm.baselines.curriculum import Full
 from ldlm.baselines.flm import FLM, FLMSampler, euler
 from ldlm.baselines.flm import Draws as FLMDraws
-from ldlm.baselines.interface import Network
+from ldlm.baselines.interface import Network, Normal
 from ldlm.baselines.nucleus import Nucleus
 
 
@@ -53,7 +53,9 @@ class SortedNucleus(Nucleus):
 class WideFull(Full):
     """Duo's curriculum over the whole vocabulary."""
 
-    def draw(self, seed: int, step: int, rows_B: Tensor, seq_len: int) -> tuple[Tensor, ...]:
+    def draw(
+        self, seed: int, step: int, rows_B: Tensor, seq_len: int, normal: Normal = noise.normal
+    ) -> tuple[Tensor, ...]:
         """ε (B, L, V)."""
         return (_normal(rows_B, seq_len, self.vocab),)
 
@@ -61,7 +63,9 @@ class WideFull(Full):
 class WideFLM(FLM):
     """FLM in training, with x_t as wide as the vocabulary."""
 
-    def draw(self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int) -> FLMDraws:
+    def draw(
+        self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int, normal: Normal = noise.normal
+    ) -> FLMDraws:
         """Warped times, and ε (B, L, V)."""
         tau_B = times.stratified(seed=seed, step=step, rows_B=rows_B, batch=batch, shuffled=True)
         t_B = Unwarp.of(self.vocab, str(rows_B.device))(tau_B)
@@ -76,7 +80,9 @@ class WideFLM(FLM):
 class WideCANDI(CANDI):
     """CANDI in training, with y as wide as the vocabulary."""
 
-    def draw(self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int) -> CANDIDraws:
+    def draw(
+        self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int, normal: Normal = noise.normal
+    ) -> CANDIDraws:
         """Times, which tokens are revealed, and ε (B, L, V)."""
         t_B = times.above(times.T_MIN, times.stratified(seed=seed, step=step, rows_B=rows_B, batch=batch))
         u_BL = noise.uniform(seed, "mask", step, rows_B, (seq_len,))

@@ -225,12 +225,21 @@ class Options:
         """The configuration, on top of `base`; with `--dump-config`, print it and exit."""
         cls, given, data = self.cls, self.given(), dict(base or {})
         if self.cls is configs.TrainConfig:
-            cls, given = configs.of_method(given if self.method is None else {**given, "method": self.method})
+            cls, given = configs.of_method(self._with_method(given))
         if self.preset is not None:
             data = configs.preset_for(cls, self.preset)
         if self.sampler is not None:
             data = configs.merge(data, configs.named_sampler(self.cls, self.sampler))
         return self.dumped(configs.from_dict(cls, configs.merge(data, given)))
+
+    def _with_method(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Settings of a training with the method of --method; `InputError` where theirs is another."""
+        if self.method is None:
+            return given
+        if given.get("method") is not None and (there := configs.method_of(given)) != self.method:
+            where = self.config_file or "--set"
+            raise InputError(f"--method is {self.method}, and {where} has settings of {there}; leave one of them out")
+        return {**given, "method": self.method}
 
     def build_drawing(self, method: str, base: Mapping[str, Any] | None = None) -> Any:
         """The configuration of a stage that draws from a run of that method, on top of `base`, as `build` has it."""

@@ -17,7 +17,7 @@ import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -167,7 +167,10 @@ def _begin(
     decided = (path / "config.yaml").is_file()
     if not decided and all(name == "artifact.json" or name.startswith(".") for _, name in files.below(path)):
         return _create(path, kind, config, inputs)  # killed between the first two files
-    old = {"inputs": found.get("inputs", {}), **_old_identity(path, type(config))}
+    old = {
+        "inputs": found.get("inputs", {}),
+        **_old_identity(path, type(config), f"choose another {place}, or {replacing}"),
+    }
     new = {"inputs": dict(inputs), **configs.identity(config)}
     changed = configs.differences(old, new)
     if changed:
@@ -239,10 +242,13 @@ def _create(path: Location, kind: str, config: Any, inputs: Mapping[str, Any]) -
     return made
 
 
-def _old_identity(path: Location, cls: type) -> dict[str, Any]:
+def _old_identity(path: Location, cls: type, remedy: str) -> dict[str, Any]:
     if not (path / "config.yaml").is_file():  # a user removed it
         return {}
-    return configs.identity(configs.from_stored(cls, recorded_config(path)))
+    found = recorded_config(path)
+    if others := [name for name in found if name not in {field.name for field in fields(cls)}]:
+        raise InputError(f"{path} was made with settings of another kind of run ({', '.join(others)}); {remedy}")
+    return configs.identity(configs.from_stored(cls, found))
 
 
 def recorded_config(path: Location) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class Compute:
 
     @cached_property
     def kept(self) -> Callable[..., Tensor]:
-        """`noise.kept`, compiled as `normal` is: pass the step as a tensor."""
+        """`noise.kept`, compiled where the blocks are. Pass the step as a tensor, as to `normal`."""
         return _compiled_noise(noise.kept) if self.compiled else noise.kept
 
     def autocast(self) -> AbstractContextManager[object]:

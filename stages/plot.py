@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ldlm import artifact
 from ldlm import config as configs
+from ldlm.config import AnyTrainConfig
 from ldlm.errors import InputError
 from ldlm.pages import plots
 from ldlm.pages.curves import Course
@@ -28,7 +29,7 @@ def run(runs: Sequence[Path], out: Path | None) -> list[Path]:
     return drawn
 
 
-def _course(path: Path) -> Course:
+def _course(path: Path) -> Course[AnyTrainConfig]:
     """What was measured over the training of a run, and its settings."""
     found = artifact.open_artifact(path, "run", complete=False)
     metrics = MetricsFile(path / "metrics.jsonl").read()

@@ -8,14 +8,12 @@ from typing import Any
 
 from ldlm import artifact, config, files
 from ldlm.baselines.registry import training_method
-from ldlm.config import AnyTrainConfig, Shapes, TrainConfig
+from ldlm.config import AnyTrainConfig, Shapes
 from ldlm.errors import InputError
 from ldlm.evaluation import samples
 from ldlm.evaluation.frontier import read_finalists, verdict
-from ldlm.model.joint import build_meta
 from ldlm.pages.report import page
-from ldlm.pages.report_data import Report, SampleSet
-from ldlm.training import cost
+from ldlm.pages.report_data import AnyReport, Report, SampleSet
 from ldlm.training.log import MetricsFile
 
 
@@ -38,7 +36,7 @@ def _check(out: Path) -> None:
         raise InputError(f"a report is a page, and {out} does not end in .html; choose another --output")
 
 
-def read(path: Path) -> Report:
+def read(path: Path) -> AnyReport:
     """Read the records of a run."""
     found = artifact.open_artifact(path, "run", complete=False)
     trained = config.stored_training(found.config)
@@ -78,12 +76,8 @@ def _finished(run_path: Path, kind: str) -> dict[str, Any] | None:
 
 
 def _parameters(trained: AnyTrainConfig, features: dict[str, Any]) -> dict[str, int]:
-    shapes = Shapes(**features["shapes"])
-    if isinstance(trained, TrainConfig):
-        scratch = features["encoder"]["kind"] == "scratch"
-        return cost.parameters(build_meta(trained.model, shapes, scratch=scratch))
     method = training_method(trained)
-    return method.parameters(method.network(shapes))
+    return method.parameters(method.network(Shapes(**features["shapes"]), features["encoder"]["kind"]))
 
 
 def _decoders(run_path: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import torch
 from ldlm import config as configs
 from ldlm import files, runtime
 from ldlm.artifact import Artifact
-from ldlm.baselines.registry import AnyMethod, training_method
+from ldlm.baselines.registry import training_method
 from ldlm.compute import Compute, precision_on
 from ldlm.config import AnyTrainConfig, Shapes
 from ldlm.errors import InputError
@@ -30,6 +30,7 @@ from ldlm.training.fit import fitted
 from ldlm.training.journal import Journal
 from ldlm.training.learner import Learner, check_shares
 from ldlm.training.loop import train
+from ldlm.training.method import AnyMethod
 from ldlm.training.output import begin, resume
 from ldlm.training.speed import Speedometer
 

@@ -1,6 +1,7 @@
 """The rule for a stage's output (SPEC 12.1): go on, do nothing, or refuse; and what a later stage may open."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from ldlm import artifact
 from ldlm.artifact import begin, open_artifact
-from ldlm.config import ExtractConfig, TrainConfig
+from ldlm.config import ExtractConfig, SweepConfig, TokenSweepConfig, TrainConfig
 from ldlm.errors import InputError
 
 CONFIG = TrainConfig(steps=5)
@@ -51,6 +52,22 @@ def test_a_changed_setting_is_refused_and_named_and_nothing_is_touched(tmp_path)
         begin(out, "run", TrainConfig(steps=5, seed=1), {})
     assert "batch_size" not in str(error.value)
     assert tree(out) == before
+
+
+def test_settings_of_another_kind_of_run_are_refused_in_one_line(tmp_path):
+    """LDLM's sweep and a rival's are of one kind of artefact, and have settings of their own."""
+    for mine, theirs, names in [(SweepConfig, TokenSweepConfig, "solvers"), (TokenSweepConfig, SweepConfig, "top_ps")]:
+        out = tmp_path / mine.__name__
+        begin(out, "sweep", mine(), {})
+        before = tree(out)
+        with pytest.raises(InputError) as error:
+            begin(out, "sweep", theirs(), {})
+        assert re.fullmatch(
+            rf"{out} was made with settings of another kind of run \(.*\b{names}\b.*\); choose another --output, or "
+            r"add --overwrite",
+            str(error.value),
+        )
+        assert tree(out) == before
 
 
 def test_a_changed_input_is_refused_and_named(tmp_path):

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldlm import compute, noise
 from ldlm.attention import use_attention
+from ldlm.baselines import learner
+from ldlm.baselines.backbone import Dropout
+from ldlm.baselines.registry import training_method
 from ldlm.compute import Compute
-from ldlm.config import ComputeConfig, FinetuneConfig, SampleConfig, SamplerConfig, TrainConfig
+from ldlm.config import ComputeConfig, DuoCurriculumConfig, FinetuneConfig, SampleConfig, SamplerConfig, TrainConfig
 from ldlm.errors import InputError
 from ldlm.features.store import FeatureStore
 from ldlm.features.stream import Stream
+from ldlm.runtime import ALONE
 from ldlm.sampling import generation, solvers
 from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import finetune_decoder, sample, train
@@ -25,6 +31,31 @@ from ldlm.training.joint import start, train_step
 from ldlm.training.log import MetricsFile
 
 CPU = torch.device("cpu")
+TRAININGS = [
+    ("ldlm", None),
+    ("mdlm", None),
+    ("duo", "top-k"),
+    ("duo", "full"),
+    ("duo", "discrete"),
+    ("duo", "none"),
+    ("candi", None),
+    ("flm", None),
+]
+
+
+@pytest.fixture
+def training(train_config, token_config):
+    """Settings of a training by method, with a curriculum over all of its steps where one is named."""
+
+    def of(method, curriculum):
+        if method == "ldlm":
+            return train_config
+        config = token_config(method)
+        if curriculum is None:
+            return config
+        return replace(config, curriculum=DuoCurriculumConfig(kind=curriculum, share=1.0))
+
+    return of
 
 
 def test_without_a_gpu_auto_is_float32_torch_s_attention_and_nothing_compiled():
@@ -324,23 +355,53 @@ def test_sampling_on_a_gpu_gives_the_latents_of_the_cpu(trained, precision, tole
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.gpu
 @pytest.mark.parametrize("compile", ["off", "on"])
-def test_a_step_on_a_gpu_waits_for_nothing(train_config, store, compile):
+@pytest.mark.parametrize(("method", "curriculum"), TRAININGS)
+def test_a_step_on_a_gpu_waits_for_nothing(training, store, method, curriculum, compile):
     cuda, found = torch.device("cuda"), FeatureStore(store)
-    config = replace(train_config, compute=ComputeConfig(precision="bf16", compile=compile))
-    state = start(config, found.shapes, scratch=False, device=cuda)
-    with Stream(found.split("train"), batch_size=config.batch_size, seed=0, device=cuda) as stream:
+    config = replace(training(method, curriculum), compute=ComputeConfig(precision="bf16", compile=compile))
+    chosen = training_method(config)
+    state = chosen.start(found, device=cuda, world=ALONE)
+    with Stream(chosen.rows(found)[0], batch_size=config.batch_size, seed=0, device=cuda) as stream:
         batches = [batch for batch, _ in zip(stream, range(7), strict=False)]
     coins = [noise.coin(config.seed, "self_condition", step, 0.5) for step in range(7)]
     assert set(coins[:5]) == set(coins[5:]) == {False, True}  # both kinds of steps are compiled, and both are watched
     for batch in batches[:5]:
-        train_step(state, batch)
+        chosen.step(state, batch)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        steps = [train_step(state, batch) for batch in batches[5:]]
+        steps = [chosen.step(state, batch) for batch in batches[5:]]
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(step.gradient_norm.isfinite() for step in steps)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would wait for a device: numbers that the host reads, and shapes that depend on numbers."""
+
+    READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique_dim", "_unique2")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket.__name__ in self.READS:
+            self.found.append("".join(traceback.format_stack(limit=12)))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("method", "curriculum"), TRAININGS[1:])
+def test_losses_and_gradients_of_a_rival_are_made_without_the_host(training, store, method, curriculum):
+    """The second step: the first fills tables."""
+    config, found = training(method, curriculum), FeatureStore(store)
+    state = learner.start(config, found.shapes, device=CPU)
+    rows_B, tokens_BL = torch.arange(8), torch.arange(8 * found.shapes.seq_len).reshape(8, -1) % found.shapes.vocab_size
+    for step in (0, 1):
+        with Waits() as waits:
+            draws = state.objective.method.draw(seed=0, step=step, rows_B=rows_B, batch=8, seq_len=found.shapes.seq_len)
+            state.objective(tokens_BL, draws, Dropout(0, torch.tensor([step]), rows_B)).mean().backward()
+    assert waits.found == []
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # of torch's about its own tracing

@@ -62,7 +62,7 @@ def _density_times_power(mu: Tensor, power: int, *, with_density: bool = False) 
     """∫ φ(x−μ) Φ(x)^power dx, or ∫ φ(x−μ) φ(x) Φ(x)^power dx, over μ ± REACH; φ falls to 1e-18 there."""
     # Beyond μ = 40 nothing changes, and infinity becomes a number.
     mu = mu.double().clamp(max=40.0)
-    nodes, weights = (torch.from_numpy(part).to(mu.device) for part in _rule())
+    nodes, weights = _rule(str(mu.device))
     x = mu[..., None] + nodes
     log_integrand = power * torch.special.log_ndtr(x) - nodes.square() / 2 - math.log(2 * math.pi) / 2
     if with_density:
@@ -71,10 +71,10 @@ def _density_times_power(mu: Tensor, power: int, *, with_density: bool = False) 
 
 
 @lru_cache
-def _rule() -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights of the Gauss–Legendre rule on [−REACH, REACH]."""
+def _rule(device: str) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of the Gauss–Legendre rule on [−REACH, REACH], on a device: a copy there waits for it."""
     nodes, weights = np.polynomial.legendre.leggauss(POINTS)
-    return REACH * nodes, REACH * weights
+    return torch.from_numpy(REACH * nodes).to(device), torch.from_numpy(REACH * weights).to(device)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

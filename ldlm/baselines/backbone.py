@@ -190,13 +190,13 @@ class InTraining:
 
     @property
     def embedding(self) -> Tensor:
-        """The network's."""
+        """Embeddings of the network."""
         return self.network.embedding
 
     def hidden(self, e_BLW: Tensor, condition_B: Tensor | None) -> Tensor:
-        """The network's, with dropout."""
+        """States of the network, with dropout."""
         return self.network.hidden(e_BLW, condition_B, self.dropout)
 
     def logits(self, h_W: Tensor) -> Tensor:
-        """The network's."""
+        """Logits of the network."""
         return self.network.logits(h_W)

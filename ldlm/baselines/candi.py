@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ from torch import Tensor
 from ldlm import noise
 from ldlm.baselines import times
 from ldlm.baselines.drawing import invert, race
-from ldlm.baselines.interface import Network
+from ldlm.baselines.interface import Network, Normal
 from ldlm.baselines.projection import factor, numbers, projected
 from ldlm.baselines.schedule import LogLinear
 from ldlm.baselines.vocabulary import cross_entropy, loss_by_parts, parts
@@ -88,13 +88,15 @@ class Draws(NamedTuple):
 
     @property
     def time_B(self) -> Tensor:
-        """t."""
+        """Times t of the rows."""
         return self.t_B
 
 
 @dataclass(frozen=True)
 class CANDI:
     """CANDI in training, with a network of width `width`."""
+
+    bound: ClassVar[bool] = False
 
     vocab: int
     width: int
@@ -106,14 +108,16 @@ class CANDI:
         """Rows of the embedding: the vocabulary and the mask."""
         return self.vocab + 1
 
-    def draw(self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int) -> Draws:
+    def draw(
+        self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int, normal: Normal = noise.normal
+    ) -> Draws:
         """Times, one in each stratum of the global batch, which tokens are revealed, and the noise."""
         u_B = times.stratified(seed=seed, step=step, rows_B=rows_B, batch=batch)
         shape = (seq_len, numbers(self.vocab, self.width))
         return Draws(
             times.above(times.T_MIN, u_B),
             noise.uniform(seed, "mask", step, rows_B, (seq_len,)),
-            noise.normal(seed, "candi", step, rows_B, shape),
+            normal(seed, "candi", rows_B.new_full((), step), rows_B, shape),
         )
 
     def revealed(self, draws: Draws) -> Tensor:
@@ -172,7 +176,7 @@ class CANDISampler:
 
     @property
     def rows(self) -> int:
-        """Steps."""
+        """Steps of the grid."""
         return self.config.steps
 
     @cached_property

@@ -24,6 +24,7 @@ from torch import Tensor
 from ldlm import noise
 from ldlm.baselines import times
 from ldlm.baselines.argmax import gamma_range, keep_at_gamma
+from ldlm.baselines.interface import Normal
 from ldlm.config import DuoCurriculumConfig
 from ldlm.errors import InputError
 
@@ -38,7 +39,9 @@ class Relaxed(NamedTuple):
 class Relaxation(Protocol):
     """A way to draw z and the network's input at given γ."""
 
-    def draw(self, seed: int, step: int, rows_B: Tensor, seq_len: int) -> tuple[Tensor, ...]:
+    def draw(
+        self, seed: int, step: int, rows_B: Tensor, seq_len: int, normal: Normal = noise.normal
+    ) -> tuple[Tensor, ...]:
         """The random numbers of a step."""
 
     def relax(self, embedding: Tensor, x_BL: Tensor, gamma_B: Tensor, numbers: Any) -> Relaxed:
@@ -48,6 +51,7 @@ class Relaxation(Protocol):
 class CurriculumDraws(NamedTuple):
     """The randomness of a training step in the curriculum."""
 
+    time_B: Tensor  # float64: the place of γ between its ends
     gamma_B: Tensor  # float64
     numbers: tuple[Tensor, ...]  # of the relaxation
 
@@ -84,11 +88,13 @@ class Curriculum:
             raise InputError(f"gamma_min={low:g} must be less than gamma_max={high:g}")
         return cls(relaxations[config.kind], vocab, config.steps_of(steps), low, high)
 
-    def draw(self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int) -> CurriculumDraws:
+    def draw(
+        self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int, normal: Normal = noise.normal
+    ) -> CurriculumDraws:
         """γ, one in each stratum of the global batch, and the relaxation's numbers."""
         t_B = times.above(times.T_MIN, times.stratified(seed=seed, step=step, rows_B=rows_B, batch=batch))
         gamma_B = self.gamma_min + t_B * (self.gamma_max - self.gamma_min)
-        return CurriculumDraws(gamma_B, self.relaxation.draw(seed, step, rows_B, seq_len))
+        return CurriculumDraws(t_B, gamma_B, self.relaxation.draw(seed, step, rows_B, seq_len, normal))
 
     def alpha_slope(self, gamma_B: Tensor) -> tuple[Tensor, Tensor]:
         """α and −dα/dt (B,) at these γ."""
@@ -112,9 +118,11 @@ class Full:
     vocab: int
     temperature: float
 
-    def draw(self, seed: int, step: int, rows_B: Tensor, seq_len: int) -> tuple[Tensor, ...]:
+    def draw(
+        self, seed: int, step: int, rows_B: Tensor, seq_len: int, normal: Normal = noise.normal
+    ) -> tuple[Tensor, ...]:
         """ε (B, L, V)."""
-        return (noise.normal(seed, "relaxed", step, rows_B, (seq_len, self.vocab)),)
+        return (normal(seed, "relaxed", rows_B.new_full((), step), rows_B, (seq_len, self.vocab)),)
 
     def relax(self, embedding: Tensor, x_BL: Tensor, gamma_B: Tensor, numbers: Any) -> Relaxed:
         """z and softmax(w/T)·E."""
@@ -131,7 +139,9 @@ class Discrete:
 
     vocab: int
 
-    def draw(self, seed: int, step: int, rows_B: Tensor, seq_len: int) -> tuple[Tensor, ...]:
+    def draw(
+        self, seed: int, step: int, rows_B: Tensor, seq_len: int, normal: Normal = noise.normal
+    ) -> tuple[Tensor, ...]:
         """Uniform numbers (B, L): which tokens are kept, and the tokens that stand for the others."""
         keep_BL, other_BL = noise.uniform(seed, "uniform_state", step, rows_B, (2, seq_len)).unbind(1)
         return keep_BL, (other_BL * self.vocab).long()
@@ -151,9 +161,11 @@ class TopK:
     temperature: float
     k: int
 
-    def draw(self, seed: int, step: int, rows_B: Tensor, seq_len: int) -> tuple[Tensor, ...]:
+    def draw(
+        self, seed: int, step: int, rows_B: Tensor, seq_len: int, normal: Normal = noise.normal
+    ) -> tuple[Tensor, ...]:
         """The true entry's ε (B, L), and uniform numbers (B, L, k) of the largest others and of which they are."""
-        true_BL = noise.normal(seed, "relaxed", step, rows_B, (seq_len,))
+        true_BL = normal(seed, "relaxed", rows_B.new_full((), step), rows_B, (seq_len,))
         u_B2Lk = noise.uniform_fine(seed, "largest", step, rows_B, (2, seq_len, self.k))
         return true_BL, *u_B2Lk.unbind(1)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ from ldlm.baselines.chain import ChainState
 from ldlm.baselines.curriculum import Curriculum, CurriculumDraws
 from ldlm.baselines.drawing import Mixture
 from ldlm.baselines.estimate import Estimate
-from ldlm.baselines.interface import Network
+from ldlm.baselines.interface import Network, Normal
 from ldlm.baselines.schedule import LogLinear, alphas
 from ldlm.baselines.vocabulary import loss_by_parts
 
@@ -41,13 +41,15 @@ class Draws(NamedTuple):
 
     @property
     def time_B(self) -> Tensor:
-        """t."""
+        """Times t of the rows."""
         return self.t_B
 
 
 @dataclass(frozen=True)
 class Duo:
     """Duo in training. Losses of held-out rows are those without a curriculum."""
+
+    bound: ClassVar[bool] = True
 
     vocab: int
     schedule: LogLinear = LogLinear()
@@ -58,10 +60,14 @@ class Duo:
         """Rows of the embedding: the vocabulary."""
         return self.vocab
 
-    def draw(self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int) -> Draws | CurriculumDraws:
+    def draw(
+        self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int, normal: Normal = noise.normal
+    ) -> Draws | CurriculumDraws:
         """Times in strata of the global batch, which tokens are kept, and the others; or the curriculum's draws."""
         if self.curriculum is not None and step < self.curriculum.steps:
-            return self.curriculum.draw(seed=seed, step=step, rows_B=rows_B, batch=batch, seq_len=seq_len)
+            return self.curriculum.draw(
+                seed=seed, step=step, rows_B=rows_B, batch=batch, seq_len=seq_len, normal=normal
+            )
         u_B = times.stratified(seed=seed, step=step, rows_B=rows_B, batch=batch)
         keep_BL, other_BL = noise.uniform(seed, "uniform_state", step, rows_B, (2, seq_len)).unbind(1)
         return Draws(times.above(times.T_MIN, u_B), keep_BL, (other_BL * self.vocab).long())

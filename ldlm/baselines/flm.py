@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from torch import Tensor
 from ldlm import noise
 from ldlm.baselines import times
 from ldlm.baselines.argmax import Unwarp
-from ldlm.baselines.interface import Network
+from ldlm.baselines.interface import Network, Normal
 from ldlm.baselines.projection import factor, numbers, projected
 from ldlm.baselines.vocabulary import cross_entropy, loss_by_parts, parts
 from ldlm.config import FLMConfig
@@ -47,6 +47,8 @@ class Draws(NamedTuple):
 class FLM:
     """FLM in training, with a network of width `width`."""
 
+    bound: ClassVar[bool] = False
+
     vocab: int
     width: int
 
@@ -55,12 +57,14 @@ class FLM:
         """Rows of the embedding: the vocabulary."""
         return self.vocab
 
-    def draw(self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int) -> Draws:
+    def draw(
+        self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int, normal: Normal = noise.normal
+    ) -> Draws:
         """Warped times, one in each stratum of the global batch and shuffled, and the noise."""
         tau_B = times.stratified(seed=seed, step=step, rows_B=rows_B, batch=batch, shuffled=True)
         t_B = Unwarp.of(self.vocab, str(rows_B.device))(tau_B)
         shape = (seq_len, numbers(self.vocab, self.width))
-        return Draws(tau_B, t_B, noise.normal(seed, "flm", step, rows_B, shape))
+        return Draws(tau_B, t_B, normal(seed, "flm", rows_B.new_full((), step), rows_B, shape))
 
     def corrupt(self, embedding_VW: Tensor, x_BL: Tensor, draws: Draws) -> Tensor:
         """x_t·E (B, L, W) = t·E[x] + (1 − t)·ε·E."""
@@ -95,7 +99,7 @@ class FLMSampler:
 
     @property
     def rows(self) -> int:
-        """Steps."""
+        """Steps of the grid."""
         return self.config.steps
 
     @cached_property

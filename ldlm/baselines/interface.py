@@ -8,11 +8,16 @@ Shape letters: CONTRIBUTING.md. K of the papers, the size of the vocabulary, is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
+
+from ldlm import noise
+
+Normal = Callable[..., Tensor]  # `noise.normal`, perhaps compiled
 
 
 class Network(Protocol):
@@ -40,12 +45,19 @@ class Draws(Protocol):
 class Method(Protocol):
     """A method in training. Randomness is keyed by (seed, step, row of the global batch)."""
 
+    bound: ClassVar[bool]  # whether the loss on held-out rows bounds the negative log-likelihood
+
     @property
     def embeddings(self) -> int:
         """Rows of the network's embedding: V, and one more with a mask."""
 
-    def draw(self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int) -> Any:
-        """The randomness of a step for the rows `rows_B` of a global batch of `batch`, on their device."""
+    def draw(
+        self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int, normal: Normal = noise.normal
+    ) -> Draws:
+        """The randomness of a step for the rows `rows_B` of a global batch of `batch`, on their device.
+
+        `normal` may be `noise.normal` compiled, which takes the step as a tensor.
+        """
 
     def losses(self, network: Network, x_BL: Tensor, draws: Any) -> Tensor:
         """Losses (B, L) in nats, each position's share: the loss is their mean over all positions."""
@@ -98,14 +110,14 @@ class Counted:
 
     @property
     def embedding(self) -> Tensor:
-        """The network's."""
+        """Embeddings of the network."""
         return self.network.embedding
 
     def hidden(self, e_BLW: Tensor, condition_B: Tensor | None) -> Tensor:
-        """The network's, counted."""
+        """States of the network, whose evaluation is counted."""
         self.evaluations += 1
         return self.network.hidden(e_BLW, condition_B)
 
     def logits(self, h_W: Tensor) -> Tensor:
-        """The network's."""
+        """Logits of the network."""
         return self.network.logits(h_W)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ldlm.baselines import methods
 from ldlm.baselines.backbone import Backbone, Dropout, InTraining
 from ldlm.baselines.interface import Method
-from ldlm.config import DuoTrainConfig, Shapes, TokenTrainConfig
+from ldlm.config import Shapes, TokenTrainConfig
 from ldlm.features.batch import Batch
 from ldlm.model.layers import compile_blocks, recompute_activations
 from ldlm.runtime import ALONE, World
@@ -52,8 +52,8 @@ class TokenState(Learner[TokenStep]):
 
     @property
     def binds_steps(self) -> Bound | None:
-        """What keeps a training from going on to another number of steps: Duo's curriculum has a share of them."""
-        if isinstance(self.config, DuoTrainConfig) and self.config.curriculum.kind != "none":
+        """What keeps a training from going on to another number of steps: a curriculum has a share of them."""
+        if self.config.curriculum_steps:
             return Bound("curriculum.share counts", "curriculum.kind=none and optimizer.lr_decay=constant")
         return super().binds_steps
 
@@ -118,7 +118,12 @@ def _backward(state: TokenState, batch: Batch) -> Tensor:
     config = state.config
     rows_B = batch.index_B.to(state.device, non_blocking=True)
     draws = state.objective.method.draw(
-        seed=config.seed, step=state.step, rows_B=rows_B, batch=config.batch_size, seq_len=state.shapes.seq_len
+        seed=config.seed,
+        step=state.step,
+        rows_B=rows_B,
+        batch=config.batch_size,
+        seq_len=state.shapes.seq_len,
+        normal=state.compute.normal,
     )
     # As a tensor, for with an int the masks would be compiled anew for each step.
     number = torch.full((1,), state.step, device=state.device)

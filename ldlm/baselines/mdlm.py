@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from ldlm.baselines import times
 from ldlm.baselines.chain import ChainState
 from ldlm.baselines.drawing import Mixture
 from ldlm.baselines.estimate import Estimate
-from ldlm.baselines.interface import Network
+from ldlm.baselines.interface import Network, Normal
 from ldlm.baselines.schedule import LogLinear, alphas
 from ldlm.baselines.vocabulary import cross_entropy, loss_by_parts
 
@@ -34,13 +34,15 @@ class Draws(NamedTuple):
 
     @property
     def time_B(self) -> Tensor:
-        """t."""
+        """Times t of the rows."""
         return self.t_B
 
 
 @dataclass(frozen=True)
 class MDLM:
     """MDLM in training."""
+
+    bound: ClassVar[bool] = True
 
     vocab: int
     schedule: LogLinear = LogLinear()
@@ -50,7 +52,9 @@ class MDLM:
         """Rows of the embedding: the vocabulary and the mask."""
         return self.vocab + 1
 
-    def draw(self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int) -> Draws:
+    def draw(
+        self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int, normal: Normal = noise.normal
+    ) -> Draws:
         """Times, one in each stratum of the global batch, and which tokens are masked."""
         u_B = times.stratified(seed=seed, step=step, rows_B=rows_B, batch=batch)
         return Draws(times.above(times.T_MIN, u_B), noise.uniform(seed, "mask", step, rows_B, (seq_len,)))

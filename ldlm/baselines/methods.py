@@ -22,10 +22,10 @@ from ldlm.compute import Compute
 from ldlm.config import (
     CANDIConfig,
     CANDITrainConfig,
-    ChainConfig,
     ComputeConfig,
     DuoConfig,
     DuoTrainConfig,
+    FLMConfig,
     FLMTrainConfig,
     MDLMConfig,
     MDLMTrainConfig,
@@ -38,29 +38,31 @@ from ldlm.config import (
 from ldlm.model.layers import head_widths
 
 CAPPED = "capped"  # in place of an attention kernel's name: scores that are capped exist, and no kernel takes them
-BOUNDED = ("mdlm", "duo")  # methods whose held-out loss is a bound of the negative log-likelihood
 
 
 def method(config: TokenTrainConfig, shapes: Shapes) -> Method:
     """The method of a training, with the curriculum that its first steps may have."""
-    if isinstance(config, DuoTrainConfig):
-        return Duo(shapes.vocab_size, curriculum=Curriculum.of(config.curriculum, shapes.vocab_size, config.steps))
-    return held_out_method(config, shapes)
+    return _METHODS[type(config)](config, shapes.vocab_size, True)
 
 
 def held_out_method(config: TokenTrainConfig, shapes: Shapes) -> Method:
     """The method as held-out rows are judged by it, without a curriculum."""
-    vocab, width = shapes.vocab_size, config.model.denoiser.width
-    match config:
-        case MDLMTrainConfig():
-            return MDLM(vocab)
-        case DuoTrainConfig():
-            return Duo(vocab)
-        case CANDITrainConfig():
-            return CANDI(vocab, width, RankNoise.of(vocab, config.noise))
-        case FLMTrainConfig():
-            return FLM(vocab, width)
-    raise TypeError(type(config))
+    return _METHODS[type(config)](config, shapes.vocab_size, False)
+
+
+def _duo(config: DuoTrainConfig, vocab: int, in_training: bool) -> Duo:
+    return Duo(vocab, curriculum=Curriculum.of(config.curriculum, vocab, config.steps) if in_training else None)
+
+
+# From settings of a training, the vocabulary's size, and whether it is for training.
+_METHODS: dict[type[TokenTrainConfig], Callable[[Any, int, bool], Method]] = {
+    MDLMTrainConfig: lambda config, vocab, _: MDLM(vocab),
+    DuoTrainConfig: _duo,
+    CANDITrainConfig: lambda config, vocab, _: CANDI(
+        vocab, config.model.denoiser.width, RankNoise.of(vocab, config.noise)
+    ),
+    FLMTrainConfig: lambda config, vocab, _: FLM(vocab, config.model.denoiser.width),
+}
 
 
 def network(config: TokenTrainConfig, shapes: Shapes, seed: int = 0) -> Backbone:
@@ -74,20 +76,25 @@ def network(config: TokenTrainConfig, shapes: Shapes, seed: int = 0) -> Backbone
 
 def sampler(config: TokenTrainConfig, chosen: SamplerOfTokens, shapes: Shapes) -> Sampler:
     """A sampler of a run's method (`TOKEN_SAMPLERS`)."""
-    vocab, seq_len = shapes.vocab_size, shapes.seq_len
-    if isinstance(chosen, ChainConfig):
-        return Chain.of(_PROCESSES[type(chosen)](vocab, chosen), seq_len, chosen)
-    if isinstance(chosen, CANDIConfig):
-        assert isinstance(config, CANDITrainConfig)
-        return CANDISampler(vocab, seq_len, RankNoise.of(vocab, config.noise), chosen)
-    return FLMSampler(vocab, seq_len, chosen)
+    return _SAMPLERS[type(chosen)](config, chosen, shapes)
 
 
-_PROCESSES: dict[type, Callable[[int, Any], Process]] = {
-    MDLMConfig: lambda vocab, chosen: MDLMProcess(vocab, chosen.steps),
-    ReMDMConfig: ReMDMProcess,
-    DuoConfig: lambda vocab, chosen: DuoProcess(vocab, chosen.steps),
-    PsiConfig: PsiProcess,
+def _chain(process: Callable[[int, Any], Process]) -> Callable[[Any, Any, Shapes], Chain]:
+    return lambda config, chosen, shapes: Chain.of(process(shapes.vocab_size, chosen), shapes.seq_len, chosen)
+
+
+def _candi(config: CANDITrainConfig, chosen: CANDIConfig, shapes: Shapes) -> CANDISampler:
+    return CANDISampler(shapes.vocab_size, shapes.seq_len, RankNoise.of(shapes.vocab_size, config.noise), chosen)
+
+
+# From settings of the training and of the sampler.
+_SAMPLERS: dict[type[SamplerOfTokens], Callable[[Any, Any, Shapes], Sampler]] = {
+    MDLMConfig: _chain(lambda vocab, chosen: MDLMProcess(vocab, chosen.steps)),
+    ReMDMConfig: _chain(ReMDMProcess),
+    DuoConfig: _chain(lambda vocab, chosen: DuoProcess(vocab, chosen.steps)),
+    PsiConfig: _chain(PsiProcess),
+    CANDIConfig: _candi,
+    FLMConfig: lambda config, chosen, shapes: FLMSampler(shapes.vocab_size, shapes.seq_len, chosen),
 }
 
 

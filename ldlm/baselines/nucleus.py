@@ -71,5 +71,5 @@ def largest(p_PV: Tensor, count: int) -> Tensor:
     On a CPU numpy sorts all in less time than torch takes for the first few hundred.
     """
     if p_PV.device.type == "cpu":
-        return torch.from_numpy(np.sort(p_PV.numpy(), axis=-1)).flip(-1)[:, :count]
+        return torch.from_numpy(np.sort(p_PV.detach().numpy(), axis=-1)).flip(-1)[:, :count]
     return p_PV.topk(count).values

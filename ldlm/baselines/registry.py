@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ldlm.baselines.training import TokenTraining
 from ldlm.config import AnyTrainConfig, TrainConfig
 from ldlm.training.joint_method import JointTraining
-from ldlm.training.method import TrainingMethod
-
-AnyMethod = TrainingMethod[Any, Any]
+from ldlm.training.method import AnyMethod
 
 
 def training_method(config: AnyTrainConfig) -> AnyMethod:

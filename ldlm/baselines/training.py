@@ -18,7 +18,7 @@ from ldlm.baselines import heldout, learner, methods, vocabulary
 from ldlm.baselines.backbone import Backbone, Dropout
 from ldlm.baselines.interface import Method
 from ldlm.baselines.learner import TokenObjective, TokenState, TokenStep
-from ldlm.config import DuoTrainConfig, Shapes, TokenTrainConfig
+from ldlm.config import Shapes, TokenTrainConfig
 from ldlm.features.batch import Batch
 from ldlm.features.store import FeatureStore, Split
 from ldlm.model.layers import recompute_activations
@@ -51,12 +51,13 @@ class TokenTraining(TrainingMethod[TokenTrainConfig, TokenState]):
     def evaluate(self, learner_: TokenState, held_out: Split) -> dict[str, Any]:
         """Losses of the weights in the model on held-out rows, as JSON."""
         config = self.config
+        method = methods.held_out_method(config, learner_.shapes)
         with learner_.compute.autocast():
             return heldout.evaluate(
-                methods.held_out_method(config, learner_.shapes),
+                method,
                 learner_.model,
                 held_out,
-                bound=config.method in methods.BOUNDED,
+                bound=method.bound,
                 rows=config.eval_rows,
                 batch_size=min(learner_.rows_at_once, config.eval_rows),
                 device=learner_.device,
@@ -64,7 +65,7 @@ class TokenTraining(TrainingMethod[TokenTrainConfig, TokenState]):
 
     # Its cost.
 
-    def network(self, shapes: Shapes) -> Backbone:
+    def network(self, shapes: Shapes, features: str | None = None) -> Backbone:
         """The network, on the meta device."""
         with torch.device("meta"):
             return methods.network(self.config, shapes)
@@ -81,13 +82,8 @@ class TokenTraining(TrainingMethod[TokenTrainConfig, TokenState]):
         return methods.CAPPED if self.config.model.backbone.attention_cap else kernel
 
     def phase_steps(self) -> dict[str, int]:
-        """One phase, or Duo's curriculum and what comes after it."""
-        config = self.config
-        if not isinstance(config, DuoTrainConfig) or config.curriculum.kind == "none":
-            return {"training": config.steps}
-        first = config.curriculum.steps_of(config.steps)
-        steps = {"curriculum": first, "training": config.steps - first}
-        return {name: count for name, count in steps.items() if count}
+        """One phase, or a curriculum and what comes after it."""
+        return self.config.phase_steps
 
     def flops_per_token(self, shapes: Shapes, phase: str) -> int:
         """FLOPs per token of a step of a phase, by one process."""
@@ -130,7 +126,7 @@ class TokenTrace:
 
     @property
     def chunks(self) -> dict[str, int]:
-        """Those of the passes over the vocabulary."""
+        """Elements of logits at once, by kind of device."""
         return vocabulary.LOGITS_AT_ONCE
 
     def draws(self, rows: int) -> Any:

@@ -7,8 +7,8 @@ is a method's own is the rest: betas, weight decay, weight average, and how it c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
 
 from ldlm.config.baselines import (
     TOKEN_SAMPLERS,
@@ -53,6 +53,8 @@ class TokenOptimizerConfig(OptimizerConfig):
 class TokenTrainConfig:
     """`ldlm train --method …`: what the rivals share."""
 
+    time: ClassVar[str] = "time t, 0 without noise"  # against which held-out losses are shown
+
     method: str
     steps: int = again(TrainConfig, "steps", help="optimiser steps")
     batch_size: int = again(TrainConfig, "batch_size")
@@ -70,6 +72,18 @@ class TokenTrainConfig:
     seed: int = again(TrainConfig, "seed")
     device: str = again(TrainConfig, "device")
 
+    @property
+    def curriculum_steps(self) -> int:
+        """Steps of the curriculum, which come first; 0 of a method without one."""
+        return 0
+
+    @property
+    def phase_steps(self) -> dict[str, int]:
+        """Phases of the training, in order, and the steps of each; none has 0."""
+        first = self.curriculum_steps
+        steps = {"curriculum": first, "training": self.steps - first}
+        return {name: count for name, count in steps.items() if count}
+
 
 @dataclass(frozen=True, kw_only=True)
 class MDLMTrainConfig(TokenTrainConfig):
@@ -85,6 +99,11 @@ class DuoTrainConfig(TokenTrainConfig):
     method: Literal["duo"] = setting("duo", "uniform-state diffusion")
     curriculum: DuoCurriculumConfig = setting(DuoCurriculumConfig(), "the first part of the training")
 
+    @property
+    def curriculum_steps(self) -> int:
+        """Steps of the curriculum: a share of all."""
+        return self.curriculum.steps_of(self.steps)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CANDITrainConfig(TokenTrainConfig):
@@ -97,6 +116,8 @@ class CANDITrainConfig(TokenTrainConfig):
 @dataclass(frozen=True, kw_only=True)
 class FLMTrainConfig(TokenTrainConfig):
     """FLM (Lee et al., 2026)."""
+
+    time: ClassVar[str] = "warped time τ, 1 without noise"
 
     method: Literal["flm"] = setting("flm", "a flow on one-hot vectors")
     model: FLMModelConfig = setting(FLMModelConfig(), "the network")
@@ -117,8 +138,14 @@ SHARED_BY_PRESETS = ("steps", "batch_size", "optimizer", "log_every", "eval_ever
 
 
 def method_of(settings: Mapping[str, Any]) -> str:
-    """The method that settings of a training are of: their `method`, and LDLM where they have none."""
-    return str(settings.get("method", LDLM))
+    """The method that settings of a training are of: their `method`, and LDLM where they have none.
+
+    `InputError` for what is no name.
+    """
+    method = settings.get("method")
+    if method is not None and not isinstance(method, str):
+        raise InputError(f"method is one name of {', '.join(METHODS)}, not {method!r}")
+    return LDLM if method is None else method
 
 
 def training_class(method: str) -> type:
@@ -129,11 +156,27 @@ def training_class(method: str) -> type:
 
 
 def of_method(settings: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
-    """The class that settings of a training belong to by their `method`, and the settings as it takes them."""
-    cls, settings = training_class(method_of(settings)), dict(settings)
+    """The class that settings of a training belong to by their `method`, and the settings as it takes them.
+
+    `InputError` for a setting of other methods.
+    """
+    method = method_of(settings)
+    cls, settings = training_class(method), dict(settings)
+    for key in settings:
+        if key != "method" and key not in _names(cls) and (others := _owners(key)):
+            raise InputError(f"{key} is a setting of {', '.join(others)}, and this training is of {method}")
     if cls is TrainConfig:
         settings.pop("method", None)  # LDLM's settings are older than the others', and name no method
     return cls, settings
+
+
+def _owners(key: str) -> list[str]:
+    """The methods whose trainings have a setting of this name."""
+    return [method for method, cls in METHODS.items() if key in _names(cls)]
+
+
+def _names(cls: type) -> list[str]:
+    return [field.name for field in fields(cls)]
 
 
 def stored_training(settings: Mapping[str, Any]) -> AnyTrainConfig:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from ldlm.pages.chart import BLUE, GREEN, GREY, ORANGE, PURPLE, Axis, Chart, Lin
 PROFILES = 6  # densities of t over the course of training
 
 Row = Mapping[str, Any]
+Config_co = TypeVar("Config_co", bound=AnyTrainConfig, covariant=True)
 
 STEP = Axis("step", low=0, number=lambda step: f"{step:,.0f}")
 SQUARED = Axis("mean squared error, log scale", log=True)
@@ -24,10 +25,10 @@ SHARE = Axis("share", low=0, number=percent, short=percent)
 
 
 @dataclass(frozen=True)
-class Course:
+class Course(Generic[Config_co]):
     """What was measured over a training, and its settings."""
 
-    config: AnyTrainConfig
+    config: Config_co
     metrics: Sequence[Row]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ldlm.config import AnyTrainConfig, TrainConfig
 from ldlm.pages import curves, report_results, report_tokens, report_training, token_curves
@@ -16,14 +17,14 @@ from ldlm.pages.report_data import Figure, Report, Section
 class Kind:
     """A kind of training: the charts of its pictures, and what makes its report."""
 
-    training: Callable[[Course], list[Chart]]
-    timesteps: Callable[[Course], list[Chart]]
+    training: Callable[[Course[Any]], list[Chart]]
+    timesteps: Callable[[Course[Any]], list[Chart]]
     dynamics: Callable[[Mapping[str, Sequence[Row]], Mapping[str, str]], list[Chart]]  # metrics and colours by run
 
-    what: Callable[[Report], str]  # the run in two sentences
-    steps: Callable[[Report], int]  # that the training takes in all
-    held_out: Callable[[Report], list[Figure]]  # figures of the newest evaluation
-    sections: Sequence[Callable[[Report], Section | None]]
+    what: Callable[[Report[Any]], str]  # the run in two sentences
+    steps: Callable[[Report[Any]], int]  # that the training takes in all
+    held_out: Callable[[Report[Any]], list[Figure]]  # figures of the newest evaluation
+    sections: Sequence[Callable[[Report[Any]], Section | None]]
 
 
 JOINT = Kind(

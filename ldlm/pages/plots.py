@@ -8,6 +8,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from ldlm.config import AnyTrainConfig
 from ldlm.pages import drawing, fronts, kinds, results
 from ldlm.pages.chart import SERIES, Chart
 from ldlm.pages.curves import Course
@@ -16,20 +17,20 @@ from ldlm.pages.kinds import Kind
 Row = Mapping[str, Any]
 
 
-def of_run(run: Path, course: Course) -> None:
+def of_run(run: Path, course: Course[AnyTrainConfig]) -> None:
     """Write the pictures of a run to its `plots/`: `training.png`, `dynamics.png`, `timesteps.png`."""
     training(run, course)
     dynamics(run / "plots" / "dynamics.png", {run.name: course})
     timesteps(run / "plots" / "timesteps.png", course)
 
 
-def training(run: Path, course: Course) -> None:
+def training(run: Path, course: Course[AnyTrainConfig]) -> None:
     """Write `plots/training.png`: the charts of a training in the run's report, without its speed."""
     if {"train", "eval"} <= {line["kind"] for line in course.metrics}:
         drawing.png(run / "plots" / "training.png", kinds.of(course.config).training(course))
 
 
-def dynamics(path: Path, runs: Mapping[str, Course]) -> None:
+def dynamics(path: Path, runs: Mapping[str, Course[AnyTrainConfig]]) -> None:
     """Write the losses, warm-ups and latents (Figures 3 and 5) of one run or several, by name; of rivals the losses."""
     colors = dict(zip(runs, cycle(SERIES), strict=False))
     by_kind: dict[Kind, dict[str, Sequence[Row]]] = {}
@@ -44,7 +45,7 @@ def _of_one(chart: Chart) -> Chart:
     return replace(chart, note=f"Of {chart.marks[0].name} alone.") if len(chart.marks) == 1 else chart
 
 
-def timesteps(path: Path, course: Course) -> None:
+def timesteps(path: Path, course: Course[AnyTrainConfig]) -> None:
     """Write held-out losses against time, and for LDLM the density of t over the course of training (Figure 6)."""
     drawing.png(path, kinds.of(course.config).timesteps(course))
 

@@ -12,10 +12,10 @@ import statistics
 from ldlm.pages import kinds, report_training, svg
 from ldlm.pages.chart import short
 from ldlm.pages.page import render
-from ldlm.pages.report_data import Figure, Report
+from ldlm.pages.report_data import AnyReport, Figure
 
 
-def page(report: Report) -> str:
+def page(report: AnyReport) -> str:
     """Render a report as HTML."""
     kind = kinds.of(report.config)
     made = [make(report) for make in kind.sections]
@@ -34,7 +34,7 @@ def page(report: Report) -> str:
     )
 
 
-def _figures(report: Report, kind: kinds.Kind) -> list[Figure]:
+def _figures(report: AnyReport, kind: kinds.Kind) -> list[Figure]:
     """The figures that one looks for first."""
     steps = kind.steps(report)
     found = [("steps", f"{report.step:,}", "" if report.complete else f"{report.step / steps:.0%} of {steps:,}")]

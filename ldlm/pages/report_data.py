@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic
 
-from ldlm.config import AnyTrainConfig, TokenTrainConfig, TrainConfig
+from ldlm.config import AnyTrainConfig
 from ldlm.pages import curves
 from ldlm.pages.chart import Chart, number
+from ldlm.pages.curves import Config_co
 
 Row = Mapping[str, Any]
 Figure = tuple[str, str, str]  # name, value, and what to compare it with
@@ -26,11 +27,11 @@ class SampleSet:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Generic[Config_co]):
     """The records of a run's files, as the stages wrote them; None for what is not there."""
 
     name: str
-    config: AnyTrainConfig
+    config: Config_co
     manifest: Row | None  # of a run that is complete
     status: Row | None
     features: Row | None
@@ -46,19 +47,7 @@ class Report:
     trace: Row | None
 
     @property
-    def joint(self) -> TrainConfig:
-        """The settings of a run of LDLM."""
-        assert isinstance(self.config, TrainConfig)
-        return self.config
-
-    @property
-    def rival(self) -> TokenTrainConfig:
-        """The settings of a run of a rival."""
-        assert isinstance(self.config, TokenTrainConfig)
-        return self.config
-
-    @property
-    def course(self) -> curves.Course:
+    def course(self) -> curves.Course[Config_co]:
         """What was measured over the training."""
         return curves.Course(self.config, self.metrics)
 
@@ -82,6 +71,9 @@ class Report:
     def lines(self, kind: str) -> list[Row]:
         """The lines of the metrics of that kind."""
         return curves.of_kind(self.metrics, kind)
+
+
+AnyReport = Report[AnyTrainConfig]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -182,7 +174,7 @@ def charts(made: Iterable[Chart]) -> list[Block]:
     return [Charts(there)] if there else [NOTHING_YET]
 
 
-def missing(report: Report, id: str, title: str, text: str, command: str) -> Section | None:
+def missing(report: AnyReport, id: str, title: str, text: str, command: str) -> Section | None:
     """A section that names the command which makes what it lacks; none while the run is going on.
 
     `RUN` in the command stands for the run, wherever it lies.
@@ -190,7 +182,7 @@ def missing(report: Report, id: str, title: str, text: str, command: str) -> Sec
     return Section(id, title, "", [Hint(text, command.replace("RUN", report.name))]) if report.complete else None
 
 
-def texts(report: Report, found: Iterable[tuple[str, str]], folded: str = "") -> Texts:
+def texts(report: AnyReport, found: Iterable[tuple[str, str]], folded: str = "") -> Texts:
     """Texts with a word on each, their special tokens marked."""
     special = sorted(report.special_tokens, key=len, reverse=True)
     pattern = "|".join(map(re.escape, special))
@@ -201,7 +193,7 @@ def texts(report: Report, found: Iterable[tuple[str, str]], folded: str = "") ->
     return Texts([Text(about, marked(text)) for about, text in found], folded)
 
 
-def of_step(report: Report, step: int) -> str:
+def of_step(report: AnyReport, step: int) -> str:
     """Words for the state of the run that something was made of."""
     return f"the model at step {step:,}" + (f" (it is now at {report.step:,})" if step != report.step else "")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 from ldlm.evaluation import fronts
 from ldlm.pages import fronts as fronts_charts
@@ -11,6 +12,7 @@ from ldlm.pages import results
 from ldlm.pages.chart import number, percent
 from ldlm.pages.curves import evenly
 from ldlm.pages.report_data import (
+    AnyReport,
     Block,
     Heading,
     Report,
@@ -30,7 +32,7 @@ TEXTS = 6  # of each set of samples
 FRAMES = 6  # of a trace
 
 
-def decoders(report: Report) -> Section | None:
+def decoders(report: AnyReport) -> Section | None:
     """The joint decoder and the fine-tuned ones, with their held-out figures."""
     title = "Decoders"
     if not report.decoders:
@@ -59,7 +61,7 @@ _REBUILT: dict[str, Callable[[float], str]] = {
 }  # fmt: skip
 
 
-def _how(report: Report, one: SampleSet) -> str:
+def _how(report: AnyReport, one: SampleSet) -> str:
     """The settings that a set of texts was drawn with, in words."""
     sampler = one.about["config"]["sampler"]
     guidance = f", guidance {sampler['guidance']:g}" if sampler["guidance"] != 1 else ""
@@ -70,7 +72,7 @@ def _how(report: Report, one: SampleSet) -> str:
     )
 
 
-def samples(report: Report, how: Callable[[Report, SampleSet], str] = _how) -> Section | None:
+def samples(report: AnyReport, how: Callable[[Report[Any], SampleSet], str] = _how) -> Section | None:
     """The first texts of each set that was drawn; `how` has words for the settings that one was drawn with."""
     if not report.samples:
         command = "ldlm sample --run RUN --num-samples 64 --output RUN/samples.jsonl"
@@ -84,7 +86,7 @@ def samples(report: Report, how: Callable[[Report, SampleSet], str] = _how) -> S
     return Section("samples", "Samples", lead, blocks)
 
 
-def trace(report: Report) -> Section | None:
+def trace(report: AnyReport) -> Section | None:
     """A text at several times of its way from noise."""
     title, found = "From noise to text", report.trace
     if found is None:
@@ -106,7 +108,7 @@ def trace(report: Report) -> Section | None:
 # The sweep
 
 
-def frontier(report: Report) -> Section | None:
+def frontier(report: AnyReport) -> Section | None:
     """Perplexity, entropy and evaluations of the samplers that a sweep compared."""
     title, sweep = "Quality against evaluations", report.sweep
     if sweep is None:
@@ -128,7 +130,7 @@ def frontier(report: Report) -> Section | None:
     return Section("frontier", title, lead, [*charts(results.frontier(sweep)[:2]), _finalists(sweep)])
 
 
-def _points(report: Report, sweep: Row) -> Section:
+def _points(report: AnyReport, sweep: Row) -> Section:
     """The same of a token-level run, each of whose samplers is drawn at every budget."""
     lead = (
         f"{fronts.NO_WIN} {sweep['texts']:,} texts each from {of_step(report, sweep['step'])}, scored by "
@@ -175,7 +177,7 @@ def _scores(row: Row, number_of_texts: int) -> tuple[str, ...]:
 # Interpolation
 
 
-def interpolation(report: Report) -> Section | None:
+def interpolation(report: AnyReport) -> Section | None:
     """Figures and texts along the path between two latents."""
     title, found = "Interpolation", report.interpolation
     if found is None:

@@ -17,9 +17,9 @@ NAMES = {
 }
 
 
-def what(report: Report) -> str:
+def what(report: Report[configs.TokenTrainConfig]) -> str:
     """The run in two sentences."""
-    config, features = report.rival, report.features
+    config, features = report.config, report.features
     name = NAMES[config.method]
     trained = f"trained in steps of {config.batch_size:,} rows with seed {config.seed}"
     if features is None:
@@ -31,12 +31,12 @@ def what(report: Report) -> str:
     )
 
 
-def steps(report: Report) -> int:
+def steps(report: Report[configs.TokenTrainConfig]) -> int:
     """Steps that the training takes in all."""
     return report.config.steps
 
 
-def held_out(report: Report) -> list[Figure]:
+def held_out(report: Report[configs.TokenTrainConfig]) -> list[Figure]:
     """The loss of the newest held-out evaluation, and where it is a bound the perplexity that it bounds."""
     newest = next(reversed(report.lines("eval")), {})
     if newest.get("loss") is None:
@@ -56,7 +56,7 @@ def held_out(report: Report) -> list[Figure]:
 # The training
 
 
-def losses(report: Report) -> Section:
+def losses(report: Report[configs.TokenTrainConfig]) -> Section:
     """The loss over the steps and against time."""
     lead = (
         "What the network minimises, in nats per token. Faint lines are single steps; dots are held-out rows with "
@@ -65,7 +65,7 @@ def losses(report: Report) -> Section:
     newest = next(reversed(report.lines("eval")), None)
     if newest is not None:
         lead += f" {_BOUND if 'nelbo' in newest else _NO_BOUND}"
-    end = token_curves.curriculum_end(report.config)
+    end = report.config.curriculum_steps
     if end:
         lead += (
             f" Up to step {end:,} a curriculum trains on a part of the noise levels, γ from γ_min to γ_max, and the "
@@ -79,13 +79,13 @@ _BOUND = "On held-out rows the loss is the NELBO, which bounds the negative log-
 _NO_BOUND = "It bounds no likelihood, so it compares with runs of the same method only."
 
 
-def optimisation(report: Report) -> Section:
+def optimisation(report: Report[configs.TokenTrainConfig]) -> Section:
     """The gradient and the learning rate."""
     lead = f"AdamW; a gradient with a norm beyond {report.config.optimizer.clip_norm:g} is scaled down to it."
     return Section("optimisation", "Optimisation", lead, charts(token_curves.optimisation(report.course)))
 
 
-def provenance(report: Report) -> Section:
+def provenance(report: Report[configs.TokenTrainConfig]) -> Section:
     """Text, tokenizer, parameters, versions, fingerprints, and settings other than the method's defaults."""
     tokens = {"tokenizer": "tokenizer"}
     return report_training.origin(report, "Text and tokens", {"tokenizer of": "name"}, tokens, same="text and tokens")
@@ -95,15 +95,15 @@ def provenance(report: Report) -> Section:
 # Its results
 
 
-def samples(report: Report) -> Section | None:
+def samples(report: Report[configs.TokenTrainConfig]) -> Section | None:
     """The first texts of each set that was drawn."""
     return report_results.samples(report, _how)
 
 
-def _how(report: Report, one: SampleSet) -> str:
+def _how(report: Report[configs.TokenTrainConfig], one: SampleSet) -> str:
     """The sampler that a set of texts was drawn with, and its settings other than the defaults."""
     sampler = one.about["config"]["sampler"]
-    made_by = configs.TOKEN_SAMPLERS[report.rival.method].get(sampler["name"])
+    made_by = configs.TOKEN_SAMPLERS[report.config.method].get(sampler["name"])
     default = {} if made_by is None else configs.to_dict(made_by())
     default |= {"steps": sampler["steps"], "top_p": None}  # which are always told
     told = [f", {key} {value}" for key, value in sampler.items() if value != default.get(key)]

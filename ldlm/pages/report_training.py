@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from ldlm import config as configs
-from ldlm.config import decoder_noise, total_steps
+from ldlm.config import TrainConfig, decoder_noise, total_steps
 from ldlm.pages import curves
 from ldlm.pages.chart import number, percent
 from ldlm.pages.report_data import (
     NOTHING_YET,
+    AnyReport,
     Block,
     Facts,
     Figure,
@@ -26,9 +27,9 @@ from ldlm.pages.report_data import (
 )
 
 
-def what(report: Report) -> str:
+def what(report: Report[TrainConfig]) -> str:
     """The run in two sentences."""
-    config, features = report.joint, report.features
+    config, features = report.config, report.features
     model = "A latent diffusion language model" if config.model.space == "ldlm" else f"A {config.model.space} model"
     trained = f"trained in steps of {config.batch_size:,} rows with seed {config.seed}"
     if features is None:
@@ -45,12 +46,12 @@ def what(report: Report) -> str:
     return f"{model}{size}, {trained}. It learns from {rows:,} rows of {length:,} tokens, which it sees {seen}."
 
 
-def steps(report: Report) -> int:
+def steps(report: Report[TrainConfig]) -> int:
     """Steps that the training takes in all."""
-    return total_steps(report.joint)
+    return total_steps(report.config)
 
 
-def held_out(report: Report) -> list[Figure]:
+def held_out(report: Report[TrainConfig]) -> list[Figure]:
     """The figures of the newest held-out evaluation."""
     newest = next(reversed(report.lines("eval")), {})
     found = []
@@ -70,7 +71,7 @@ def held_out(report: Report) -> list[Figure]:
 # The training
 
 
-def losses(report: Report) -> Section:
+def losses(report: Report[TrainConfig]) -> Section:
     """The losses over the steps."""
     return Section(
         "losses",
@@ -81,12 +82,12 @@ def losses(report: Report) -> Section:
     )
 
 
-def timesteps(report: Report) -> Section:
+def timesteps(report: Report[TrainConfig]) -> Section:
     """The loss against time, and the times that training draws."""
     evaluations = report.lines("eval")
     if not evaluations:
         return Section("timesteps", "Timesteps", "", [NOTHING_YET])
-    kind = report.joint.timesteps.kind
+    kind = report.config.timesteps.kind
     lead = (
         f"Where denoising is hard, at step {evaluations[-1]['step']:,}, and the times that training draws ({kind} "
         f"sampling)."
@@ -95,20 +96,20 @@ def timesteps(report: Report) -> Section:
     return Section("timesteps", "Timesteps", lead, charts(curves.timesteps(report.metrics)))
 
 
-def latents(report: Report) -> Section:
+def latents(report: Report[TrainConfig]) -> Section:
     """The spread of the latents, and the warm-up."""
-    recipe = report.joint.recipe
+    recipe = report.config.recipe
     return Section(
         "latents",
         "Latents",
         f"How far the latents spread, beside the standard deviation 1 of the noise, and how much of L_diff's gradient "
         f"reaches the encoder that shapes them (S_wu = {recipe.warmup_steps:,}, decoder noise "
-        f"{decoder_noise(report.joint.model.space, recipe)}).",
+        f"{decoder_noise(report.config.model.space, recipe)}).",
         charts(curves.latents(report.metrics)),
     )
 
 
-def speed(report: Report) -> Section:
+def speed(report: AnyReport) -> Section:
     """Tokens per second and the use of the machine."""
     timed = [line for line in report.lines("train") if "timing" in line]
     if not timed:
@@ -120,12 +121,12 @@ def speed(report: Report) -> Section:
     return Section("speed", "Speed", lead, charts(curves.speed(report.metrics)))
 
 
-def speeds(report: Report) -> list[float]:
+def speeds(report: AnyReport) -> list[float]:
     """Tokens per second at each line of the metrics that has a timing."""
     return [line["timing"]["tokens_per_second"] for line in report.lines("train") if "timing" in line]
 
 
-def _seconds(report: Report, timed: Sequence[Row]) -> float:
+def _seconds(report: AnyReport, timed: Sequence[Row]) -> float:
     """Duration of the steps, from the rate at each line of the metrics, over all sessions of the run."""
     steps = np.diff([0, *(line["step"] for line in timed)])
     rates = [line["timing"]["rows_per_second"] for line in timed]
@@ -142,7 +143,7 @@ def _duration(seconds: float) -> str:
 # Provenance
 
 
-def provenance(report: Report) -> Section:
+def provenance(report: Report[TrainConfig]) -> Section:
     """Text, encoder, parameters, versions, fingerprints, and settings other than the defaults."""
     return origin(report, "Text and encoder", _ENCODER, _PRINTS, same="text, weights and states")
 
@@ -152,7 +153,9 @@ _ENCODER = {"encoder": "name", "kind": "kind", "layer": "layer"}
 _PRINTS = {"encoder: weights": "fingerprint", "encoder: tokenizer": "tokenizer", "encoder: normalisation": "statistics"}
 
 
-def origin(report: Report, title: str, encoder: Mapping[str, str], prints: Mapping[str, str], *, same: str) -> Section:
+def origin(
+    report: AnyReport, title: str, encoder: Mapping[str, str], prints: Mapping[str, str], *, same: str
+) -> Section:
     """What a run was made of and with, and its settings other than the defaults.
 
     `encoder` and `prints` name the keys of the encoder's record that its text and fingerprints are listed with, and
@@ -175,7 +178,7 @@ def origin(report: Report, title: str, encoder: Mapping[str, str], prints: Mappi
     )
 
 
-def _text(report: Report, encoder: Mapping[str, str]) -> dict[str, Any]:
+def _text(report: AnyReport, encoder: Mapping[str, str]) -> dict[str, Any]:
     if report.features is None:
         return {}
     record = {**report.features["encoder"], "name": model_name(report.features["encoder"]["name"])}
@@ -185,11 +188,11 @@ def _text(report: Report, encoder: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _parameters(report: Report) -> dict[str, str]:
+def _parameters(report: AnyReport) -> dict[str, str]:
     return {part.replace("_", " "): f"{count:,}" for part, count in report.parameters.items()}
 
 
-def _made_with(report: Report, of_encoder: Mapping[str, str]) -> dict[str, Mapping[str, Any]]:
+def _made_with(report: AnyReport, of_encoder: Mapping[str, str]) -> dict[str, Mapping[str, Any]]:
     prints: dict[str, Any] = {}
     versions: dict[str, Any] = {}
     if report.features is not None:

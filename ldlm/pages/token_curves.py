@@ -4,26 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ldlm.config import AnyTrainConfig, DuoTrainConfig, FLMTrainConfig
+from ldlm.config import TokenTrainConfig
 from ldlm.pages.chart import BLUE, ORANGE, PURPLE, Axis, Chart, Line, Rule
 from ldlm.pages.curves import PROFILES, STEP, Course, Row, centres, evenly, held_out, of_kind, over_steps
 
 NATS = Axis("nats per token", low=0)
-T = Axis("time t, 0 without noise", low=0, high=1)
 RATE = Axis("learning rate", low=0, short=lambda value: f"{value:g}")
-TAU = Axis("warped time τ, 1 without noise", low=0, high=1)
 
 
-def curriculum_end(config: AnyTrainConfig) -> int:
-    """The last step of Duo's curriculum; 0 of a training without one."""
-    return config.curriculum.steps_of(config.steps) if isinstance(config, DuoTrainConfig) else 0
-
-
-def losses(course: Course) -> list[Chart]:
+def losses(course: Course[TokenTrainConfig]) -> list[Chart]:
     """The loss over the steps, in training and on held-out rows, and held-out losses against time."""
     train, evaluations = (of_kind(course.metrics, kind) for kind in ("train", "eval"))
     bound = any("nelbo" in evaluation for evaluation in evaluations)
-    end = curriculum_end(course.config)
+    end = course.config.curriculum_steps
     passed = end and any(line["step"] > end for line in course.metrics)
     lines = [
         over_steps(train, "training", "loss", BLUE, noisy=True),
@@ -31,9 +24,10 @@ def losses(course: Course) -> list[Chart]:
     ]
     over_time = [_over_time(one, faint=one is not evaluations[-1]) for one in evenly(evaluations, PROFILES)]
     note = "Faint: earlier in training." if len(over_time) > 1 else ""
+    time = Axis(course.config.time, low=0, high=1)
     return [
         Chart("Loss", STEP, NATS, lines, rules=[Rule("end of the curriculum", end)] if passed else []),
-        Chart("Loss against time", _time(course.config), Axis("held-out loss, nats per token", low=0), over_time, note),
+        Chart("Loss against time", time, Axis("held-out loss, nats per token", low=0), over_time, note),
     ]
 
 
@@ -43,11 +37,7 @@ def _over_time(evaluation: Row, *, faint: bool) -> Line:
     return Line(f"at step {evaluation['step']:,}", ORANGE, centres(len(losses)), losses, dots=True, faint=faint)
 
 
-def _time(config: AnyTrainConfig) -> Axis:
-    return TAU if isinstance(config, FLMTrainConfig) else T
-
-
-def optimisation(course: Course) -> list[Chart]:
+def optimisation(course: Course[TokenTrainConfig]) -> list[Chart]:
     """The norm of the gradient and the learning rate over the steps."""
     train = of_kind(course.metrics, "train")
     gradient = over_steps(train, "gradient", "gradient_norm", PURPLE, noisy=True)
@@ -57,12 +47,12 @@ def optimisation(course: Course) -> list[Chart]:
     ]
 
 
-def training(course: Course) -> list[Chart]:
+def training(course: Course[TokenTrainConfig]) -> list[Chart]:
     """All of a training."""
     return [*losses(course), *optimisation(course)]
 
 
-def timesteps(course: Course) -> list[Chart]:
+def timesteps(course: Course[TokenTrainConfig]) -> list[Chart]:
     """Held-out losses against time."""
     return losses(course)[1:]
 

@@ -19,8 +19,9 @@ from ldlm.config import AnyTrainConfig, ModelConfig, Shapes, TrainConfig, from_d
 from ldlm.model.joint import JointModel, build_meta
 from ldlm.model.timesteps import TimestepSampler
 from ldlm.runtime import World
-from ldlm.training.fit import RESERVE, AnyMethod, largest
+from ldlm.training.fit import RESERVE, largest
 from ldlm.training.learner import check_shares
+from ldlm.training.method import AnyMethod
 from ldlm.training.phases import Phase, phases
 
 PRODUCTS = 4  # of matrices, between two looks at the clock

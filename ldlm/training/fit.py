@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from typing import Any
 
 from ldlm import files
 from ldlm.config import Shapes
@@ -12,9 +11,7 @@ from ldlm.errors import InputError
 from ldlm.runtime import World
 from ldlm.training.footprint import Footprint
 from ldlm.training.learner import check_shares
-from ldlm.training.method import TrainingMethod
-
-AnyMethod = TrainingMethod[Any, Any]
+from ldlm.training.method import AnyMethod
 
 # Of a device's memory: for the CUDA context, workspaces of libraries, fragmentation, and what the estimate misses.
 RESERVE = 0.1

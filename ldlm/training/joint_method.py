@@ -113,9 +113,10 @@ class JointTraining(TrainingMethod[TrainConfig, TrainState]):
 
     # Its cost.
 
-    def network(self, shapes: Shapes) -> JointModel:
+    def network(self, shapes: Shapes, features: str | None = None) -> JointModel:
         """All parts, on the meta device."""
-        return build_meta(self.config.model, shapes, scratch=self.config.model.space == "scratch")
+        scratch = (self.config.model.space if features is None else features) == "scratch"
+        return build_meta(self.config.model, shapes, scratch=scratch)
 
     def parameters(self, model: nn.Module) -> dict[str, int]:
         """Number of parameters of each part of the model."""

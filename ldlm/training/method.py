@@ -81,8 +81,8 @@ class TrainingMethod(ABC, Generic[AnyConfig, AnyLearner]):
     # Its cost.
 
     @abstractmethod
-    def network(self, shapes: Shapes) -> nn.Module:
-        """All that is trained, on the meta device."""
+    def network(self, shapes: Shapes, features: str | None = None) -> nn.Module:
+        """All that is trained, on the meta device; `features` is the kind of the features, where it is known."""
 
     @abstractmethod
     def parameters(self, model: nn.Module) -> dict[str, int]:
@@ -112,3 +112,6 @@ class TrainingMethod(ABC, Generic[AnyConfig, AnyLearner]):
             if step < begins:
                 return name
         return name
+
+
+AnyMethod = TrainingMethod[Any, Any]

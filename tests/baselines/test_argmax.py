@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import integrate
 from scipy.special import log_ndtr
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldlm.baselines.argmax import Unwarp, gamma_range, keep_at_gamma, keep_probability, keep_slope, warped
 
@@ -62,6 +63,27 @@ def test_alpha_is_how_often_the_argmax_is_right():
     probability = (49 * keep_probability(double(2.0), 50) + 1).item() / 50
     assert probability == pytest.approx(0.415983, abs=1e-6)
     assert right == pytest.approx(probability, abs=4 * math.sqrt(0.25 / 200_000))
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies from the host to another device, which wait for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        self.count += function.overloadpacket.__name__ == "_to_copy" and args[0].device != found.device
+        return found
+
+
+def test_nodes_and_weights_are_copied_to_a_device_once():
+    mu = torch.empty(3, device="meta")
+    keep_at_gamma(mu, 7)
+    with Copies() as copies:
+        keep_at_gamma(mu, 7)
+    assert copies.count == 0
 
 
 def test_the_table_of_gpt2s_vocabulary():

@@ -2,23 +2,29 @@
 
 import json
 import math
+import signal
 import subprocess
 from dataclasses import replace
 
 import allocator
+import forked
 import pytest
 import torch
 from forked import Forks
 from patience import patience
 
 from ldlm import config as configs
+from ldlm import files, noise
 from ldlm.baselines import learner, methods
+from ldlm.baselines.interface import draw_texts
 from ldlm.baselines.registry import training_method
+from ldlm.compute import Compute
 from ldlm.config import Shapes, TokenTrainConfig
 from ldlm.errors import InputError
 from ldlm.features.batch import Batch
 from ldlm.features.store import FeatureStore
-from ldlm.stages import extract_features, train
+from ldlm.hub import load_tokenizer
+from ldlm.stages import extract_features, sample, train
 from ldlm.training import checkpoint
 from ldlm.training.log import MetricsFile
 
@@ -78,8 +84,6 @@ def test_a_run_holds_what_later_stages_rely_on(token_runs, store, method):
 
 
 def configs_of(run):
-    from ldlm import files
-
     return files.read_yaml(run / "config.yaml")
 
 
@@ -121,12 +125,82 @@ def test_compiled_blocks_train_the_same(token_runs, token_config, store, tmp_pat
     assert_same_losses(made, token_runs(method), rel=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "numbers"), [("candi", "zeta_BLR"), ("flm", "zeta_BLR"), ("duo", "numbers")])
+def test_compiled_noise_of_a_step_is_the_same_and_compiled_once(name, numbers):
+    torch._dynamo.reset()
+    settings = {"curriculum": {"kind": "full", "share": 1.0}} if name == "duo" else {}
+    config = configs.from_dict(configs.training_class(name), settings)
+    chosen = methods.method(config, Shapes(seq_len=4, hidden_dim=8, vocab_size=50))
+    compiled = Compute(CPU, compiled=True).normal
+    where = {"seed": 1, "rows_B": torch.arange(3), "batch": 3, "seq_len": 4}
+    for step in (0, 5, 1_000):
+        with torch._dynamo.config.patch(error_on_recompile=step > 0):
+            found, expected = (chosen.draw(step=step, normal=one, **where) for one in (compiled, noise.normal))
+        torch.testing.assert_close(getattr(found, numbers), getattr(expected, numbers), rtol=1e-5, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+
+
 def test_two_processes_train_as_one_does(start, token_runs, store, tmp_path, method):
     command = ["train", "--features", str(store), "--config", str(token_runs(method) / "config.yaml")]
     process = start(command, tmp_path / "run", forks=Forks("job", 2), stderr=subprocess.PIPE)
     error = process.communicate(timeout=patience())[1].decode()
     assert process.returncode == 0, error
     assert_same_losses(tmp_path / "run", token_runs(method))
+    alone, shared = weights(token_runs(method)), weights(tmp_path / "run")
+    assert alone.keys() == shared.keys()
+    for name, tensor in alone.items():
+        assert torch.allclose(shared[name], tensor, rtol=0, atol=1e-5), name
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ldlm import config, files
+from ldlm.progress import Progress, Task
+from ldlm.stages import train
+
+class Killed(Task):
+    steps = 0
+
+    def advance(self, count, **figures):
+        self.steps += count
+        if self.steps == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+class Kills(Progress):
+    def task(self, *given, **named):
+        return Killed()
+
+settings, store, out = map(Path, sys.argv[1:])
+train.run(config.stored_training(files.read_yaml(settings)), store, out, progress=Kills())
+"""
+
+
+def test_a_killed_run_goes_on_across_the_end_of_its_curriculum(token_runs, token_config, store, tmp_path):
+    whole, out = token_runs("duo"), tmp_path / "run"
+    assert token_config("duo").curriculum_steps == 4
+    assert forked.run(KILLED, str(whole / "config.yaml"), str(store), str(out)).returncode == -signal.SIGKILL
+    assert checkpoint.latest(out / "checkpoints").step == 3
+    train.run(token_config("duo"), store, out)
+    assert final(out) == final(whole)
+    assert lines(out) == lines(whole)
+
+
+@pytest.mark.parametrize("name", ["mdlm", "candi"])
+def test_the_mask_is_a_row_of_its_own_beside_the_tokenizer_s(extract_config, token_config, bert, tmp_path, name):
+    place = extract_features.run(replace(extract_config, encoder=str(bert), kind="scratch"), tmp_path / "features").path
+    run = train.run(token_config(name), place, tmp_path / "run").path
+    tokenizer = load_tokenizer(str(bert))
+    assert tokenizer.mask_token_id in range(len(tokenizer))
+    assert weights(run)["embedding"].shape[0] == len(tokenizer) + 1
+    assert weights(run)["head.weight"].shape[0] == len(tokenizer)
+
+    settings = {"num_samples": 32, "sampler": {"steps": 4}, "device": "cpu"}
+    sample.run(configs.drawing_config(configs.SampleConfig, name, settings), run, tmp_path / "texts.jsonl")
+    rows = list(files.read_jsonl(tmp_path / "texts.jsonl"))
+    assert len(rows) == 32
+    assert max(token for row in rows for token in row["tokens"]) < len(tokenizer)
 
 
 def assert_same_losses(run, other, rel=1e-5):
@@ -148,6 +222,43 @@ def test_only_tokens_are_read(token_runs, token_config, extract_config, store, t
                 path.write_bytes(b"\xff" * path.stat().st_size)
     made = train.run(token_config("mdlm"), place, tmp_path / "run").path
     assert all(tensor.equal(weights(token_runs("mdlm"))[name]) for name, tensor in weights(made).items())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What it learns
+
+
+def test_a_few_rows_are_learned_by_heart_and_nothing_else_is_drawn(method):
+    """Four rows of one token each: the backbone knows distances between positions, and not where a row begins."""
+    vocab, length, batch, steps = 48, 8, 16, 150
+    rows_BL = torch.arange(4)[:, None].expand(4, length).repeat(batch // 4, 1)
+    sizes = {"layers": 1, "width": 32, "heads": 2, "time_dim": 16}
+    settings = {
+        "steps": steps,
+        "batch_size": batch,
+        "model": {"denoiser": sizes, "backbone": {"dropout": 0}},
+        "optimizer": {"lr": 1e-2, "lr_warmup_steps": 10, "ema_decay": 0.95, "clip_norm": 10.0},
+    }
+    config = configs.from_dict(configs.training_class(method), settings)
+    shapes = Shapes(seq_len=length, hidden_dim=8, vocab_size=vocab)
+    state = learner.start(config, shapes, device=CPU)
+    for step in range(steps):
+        learner.token_step(state, Batch(None, rows_BL, torch.arange(batch), step * batch))
+
+    network = methods.network(config, shapes)
+    network.load_state_dict(state.ema.weights)
+    judged, many = methods.held_out_method(config, shapes), 256
+    draws = judged.draw(seed=1, step=0, rows_B=torch.arange(many), batch=many, seq_len=length)
+    with torch.no_grad():
+        loss = judged.losses(network, rows_BL.repeat(many // batch, 1), draws).mean().item()
+    # Which row it is takes log(4)/8 nats per token, 0.045 of log V; without the other positions it would be 0.36.
+    assert loss < 0.15 * math.log(vocab)
+
+    sampler = methods.sampler(config, configs.token_sampler(method, {"steps": 64}), shapes)
+    drawn_BL = draw_texts(sampler, network, torch.arange(64)).tokens_BL
+    known_B = (drawn_BL == drawn_BL[:, :1]).all(1) & (drawn_BL[:, 0] < 4)
+    assert known_B.double().mean() >= {"mdlm": 0.95, "duo": 0.8, "candi": 0.8, "flm": 0.9}[method]
+    assert len(drawn_BL[known_B, 0].unique()) == 4
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -175,6 +286,14 @@ def test_another_method_is_refused_in_a_run_s_folder(token_runs, token_config, t
         train.run(train_config, store, token_runs("mdlm"))
     with pytest.raises(InputError, match=r"is a run of method ldlm, not candi"):
         train.run(token_config("candi"), store, trained)
+
+
+def test_a_curriculum_without_steps_binds_none(token_config, store):
+    config = replace(token_config("duo"), curriculum=configs.DuoCurriculumConfig(share=0.0))
+    state = learner.start(config, FeatureStore(store).shapes, device=CPU)
+    assert config.optimizer.lr_decay == "constant"
+    assert state.binds_steps is None
+    assert training_method(config).phase_steps() == {"training": 8}
 
 
 def test_the_steps_of_a_curriculum_can_not_change_on_the_way(token_runs, token_config, store):

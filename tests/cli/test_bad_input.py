@@ -355,6 +355,36 @@ def test_a_bad_configuration_file_is_named(refuse, store, tmp_path, out, content
 
 
 @pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        (
+            "method: duo\ncurriculum: {kind: none}\n",
+            ("--method", "mdlm"),
+            "--method is mdlm, and CONFIG has settings of duo",
+        ),
+        (
+            "curriculum: {kind: none}\n",
+            ("--method", "mdlm"),
+            "curriculum is a setting of duo, and this training is of mdlm",
+        ),
+        (
+            "steps: 3\n",
+            ("--method", "mdlm", "--set", "recipe.sigma_dec=3"),
+            "recipe is a setting of ldlm, and this training",
+        ),
+        ("noise: {r_low: 0.1}\n", (), "noise is a setting of candi, and this training is of ldlm"),
+        ("method: [duo]\n", (), "method is one name of ldlm, mdlm, duo, candi, flm, not ['duo']"),
+        ("method: null\nsteps: 0\n", (), "steps must be at least 1, not 0"),
+        ("method: null\nsteps: 0\n", ("--method", "mdlm"), "steps must be at least 1, not 0"),
+    ],
+)
+def test_settings_of_another_method_are_named(refuse, store, tmp_path, out, content, arguments, message):
+    (tmp_path / "c.yaml").write_text(content)
+    line = refuse("train", "--features", store, "--output", out, "--config", tmp_path / "c.yaml", *arguments)
+    assert message.replace("CONFIG", str(tmp_path / "c.yaml")) in line
+
+
+@pytest.mark.parametrize(
     ("command", "flag"),
     [
         (("extract-features", "--encoder", "x", "--data", "y"), "--output"),

@@ -188,7 +188,7 @@ def test_a_curriculum_that_has_not_ended_has_no_mark_yet(rival):
     assert not token_curves.losses(replace(course, metrics=early))[0].rules
     without = configs.from_dict(configs.DuoTrainConfig, {"steps": 40, "curriculum": {"kind": "none"}})
     assert not token_curves.losses(replace(course, config=without))[0].rules
-    assert token_curves.curriculum_end(without) == 0
+    assert without.curriculum_steps == 0
 
 
 # ----------------------------------------------------------------------------------------------------------------------
