@@ -8,7 +8,6 @@ import torch
 from ldlm import config as configs
 from ldlm.baselines.generation import InPrecision
 from ldlm.baselines.trained import TrainedTokenRun
-from ldlm.compute import Compute
 from ldlm.config import SampleConfig
 from ldlm.errors import InputError
 from ldlm.sampling import generation
@@ -84,12 +83,18 @@ def test_compiled_it_draws_the_same_tokens_but_for_rounding_and_pads_its_last_ba
 
 def test_half_precision_is_of_the_body_and_not_of_the_head(rival, tmp_path):
     network = TrainedTokenRun(rival("flm"), CPU).network
-    exact, half = (InPrecision(network, Compute(CPU, dtype)) for dtype in (torch.float32, torch.bfloat16))
+    exact, half = (InPrecision.of(network, dtype) for dtype in (torch.float32, torch.bfloat16))
     e_BLW = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(0))
     h_BLW, half_BLW = exact.hidden(e_BLW, torch.ones(1)), half.hidden(e_BLW, torch.ones(1))
     assert half_BLW.dtype == torch.float32
     assert 1e-5 < (h_BLW - half_BLW).abs().max() < 0.1
     assert torch.equal(exact.logits(h_BLW), half.logits(h_BLW))
+    # Cast once, and nothing twice that stays as it is.
+    dtypes = {name: parameter.dtype for name, parameter in half.body.named_parameters()}
+    kept = {"embedding", "head.weight", "head.bias"}
+    assert {name for name, dtype in dtypes.items() if dtype == torch.float32} == kept
+    assert half.body.head is network.head and half.embedding is network.embedding
+    assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
     drawn(rival("flm"), tmp_path / "s.jsonl", "flm", {"steps": 2}, compute={"precision": "bf16"})
     assert json.loads((tmp_path / "s.jsonl.meta.json").read_text())["precision"] == "bf16"
 
