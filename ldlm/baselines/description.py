@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -31,20 +31,18 @@ log-likelihood.
 class TokenDescription:
     """Sizes, method and sampler of an exported token-level model, and the provenance of its weights."""
 
-    method: str
     shapes: Shapes
     sampler: SamplerOfTokens  # the default of `sample`
     provenance: dict[str, Any]  # its `settings` are those of the training, by which network and samplers are made
 
     def to_json(self) -> dict[str, Any]:
         """The content of `config.json`, but for the hashes."""
-        return configs.to_dict(self)
+        return {"method": self.method, **configs.to_dict(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TokenDescription:
         """Inverse of `to_json`."""
         return cls(
-            method=data["method"],
             shapes=Shapes(**data["shapes"]),
             sampler=configs.token_sampler(data["method"], data["sampler"]),
             provenance=data["provenance"],
@@ -53,10 +51,12 @@ class TokenDescription:
     @property
     def training(self) -> TokenTrainConfig:
         """The settings of the training that decide what was trained."""
-        settings: TokenTrainConfig = configs.from_stored(
-            configs.training_class(self.method), self.provenance["settings"]
-        )
-        return settings
+        return cast(TokenTrainConfig, configs.stored_training(self.provenance["settings"]))
+
+    @property
+    def method(self) -> str:
+        """The method of the training."""
+        return configs.method_of(self.provenance["settings"])
 
     def networks(self) -> dict[str, nn.Module]:
         """The `network`, on the meta device."""

@@ -124,6 +124,13 @@ def test_the_same_command_again_does_nothing_and_another_setting_is_refused(riva
     assert content(copy) == before
 
 
+def test_a_default_sampler_that_can_not_draw_is_refused_before_anything_is_written(rival, refuse, tmp_path):
+    loop = ("--sampler", "remdm", "--set", "sampler.schedule=loop", "--set", "sampler.t_on=0.01")
+    said = refuse("export", "--run", rival("mdlm"), "--output", tmp_path / "model", *loop)
+    assert "t_off=0.05 must be less than t_on=0.01" in said
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_class_of_the_other_kind_says_which_opens_it(exported, trained, succeed, tmp_path):
     with pytest.raises(InputError, match=r"holds a model of type ldlm-tokens; open it with ldlm\.TokenDiffusion"):
         LDLM.from_pretrained(exported("flm"))

@@ -214,6 +214,16 @@ REFUSED = [
     ("candi", ("--decoder", "joint"), "decoder is a setting for runs of LDLM, and this one is of candi"),
     ("mdlm", ("--trace-frames", 3), "trace_frames is a setting for runs of LDLM, and this one is of mdlm"),
     ("mdlm", ("--set", "sampler.stepz=3"), "unknown setting sampler.stepz; did you mean steps?"),
+    (
+        "duo",
+        ("--sampler", "psi", "--set", "sampler.profile=loop", "--set", "sampler.t_on=0.01"),
+        "t_off=0.05 must be less than t_on=0.01: times fall while a text is drawn",
+    ),
+    (
+        "mdlm",
+        ("--sampler", "remdm", "--schedule", "loop", "--set", "sampler.t_off=0.6"),
+        "t_off=0.6 must be less than t_on=0.55",
+    ),
     ("mdlm", ("--checkpoint", "step-00000001"), "there is no checkpoint 'step-00000001'"),
 ]
 
