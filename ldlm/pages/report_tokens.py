@@ -110,6 +110,8 @@ def _how(report: Report, one: SampleSet) -> str:
     sampler = one.about["config"]["sampler"]
     made_by = configs.TOKEN_SAMPLERS[report.rival.method].get(sampler["name"])
     default = {} if made_by is None else configs.to_dict(made_by())
+    if made_by is not None:
+        sampler = configs.used(made_by(**sampler))
     default |= {"steps": sampler["steps"], "top_p": None}  # which are always told
     told = [f", {key} {value}" for key, value in sampler.items() if value != default.get(key)]
     return (

@@ -188,6 +188,12 @@ def test_the_steps_of_a_curriculum_can_not_change_on_the_way(token_runs, token_c
         ("candi", {"noise": {"r_low": 0.3, "r_high": 0.2}}, r"r_low=0.3 and r_high=0.2 must rise"),
         ("duo", {"curriculum": {"top_k": 100_000}}, r"top_k=100000 must be less than"),
         ("duo", {"curriculum": {"gamma_min": 1, "gamma_max": 0}}, r"gamma_min=1 must be less than gamma_max=0"),
+        (
+            "duo",
+            {"curriculum": {"gamma_min": 900, "gamma_max": 901}},
+            r"keep all tokens or none.* near -3.08 and -0.323,",
+        ),
+        ("duo", {"curriculum": {"gamma_min": -40}}, r"gamma_min=-40 and gamma_max=.* keep all tokens or none"),
     ],
 )
 def test_settings_that_fit_no_noise_are_refused_before_anything_is_written(store, tmp_path, name, settings, message):

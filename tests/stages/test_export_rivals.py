@@ -73,6 +73,8 @@ def test_another_sampler_has_its_own_settings_and_the_default_keeps_those_that_i
     assert model.sample(3, sampler="ancestral", steps=7, end="draw") == [line["text"] for line in lines]
     found = succeed(*draw, "--run", exported("mdlm"), "--eta", 0.2, "--output", tmp_path / "model.jsonl")
     assert {"name": "remdm", "eta": 0.2, "steps": 5}.items() <= found["config"]["sampler"].items()
+    found = succeed(*draw, "--run", exported("mdlm"), "--schedule", "cap", "--output", tmp_path / "c.jsonl")
+    assert {"schedule": "cap", "eta": 0.008, "steps": 5}.items() <= found["config"]["sampler"].items()
     found = succeed(*draw, "--run", exported("mdlm"), "--sampler", "ancestral", "--output", tmp_path / "b.jsonl")
     assert {"name": "ancestral", "steps": 128, "top_p": 1.0}.items() <= found["config"]["sampler"].items()
 

@@ -78,6 +78,12 @@ def test_the_samplers_of_each_method_are_those_of_the_papers_rows():
     assert {drawn["nucleus_rule"] for drawn in found["duo"].values()} == {"inclusive"}
     few = replace(published, token_samplers=("ancestral",), top_ps=(0.5,))
     assert [way.words for way in ways(few, "mdlm", "run")] == ["ancestral, p = 0.5"]
+    close = ways(replace(few, top_ps=(0.9, 0.90000001)), "mdlm", "run")
+    assert [way.name for way in close] == ["ancestral_p0.9_64", "ancestral_p0.90000001_64"]
+    idle = {"t_on", "t_off", "alpha_on"}
+    assert all(
+        not idle & configs.used(way.sampler).keys() for method in found for way in ways(published, method, "run")
+    )
 
 
 @pytest.mark.parametrize("method", list(configs.TOKEN_SAMPLERS))
@@ -104,7 +110,7 @@ def test_all_runs_stand_on_it_at_every_budget(swept):
 def test_a_rivals_row_is_what_sample_and_evaluate_say(swept, rival, gpt2, tmp_path):
     (row,) = (r for r in swept.manifest["points"] if (r["way"], r["budget"]) == ("remdm, p = 0.9", 5))
     sampler = configs.token_sampler("mdlm", {"name": "remdm", "steps": 4})
-    assert row["sampler"] == configs.to_dict(sampler)
+    assert row["sampler"] == configs.used(sampler)
     out = tmp_path / "s.jsonl"
     drawn = sample.run(
         TokenSampleConfig(num_samples=6, sampler=sampler, batch_size=3, device="cpu"), rival("mdlm"), out

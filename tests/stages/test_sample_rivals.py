@@ -189,6 +189,27 @@ def test_settings_read_back_as_themselves(rival, ldlm, tmp_path):
     assert other.stdout == first.replace("eta: 0.2", "eta: 0.3")
 
 
+def test_settings_that_change_nothing_are_in_no_table():
+    def idle(method, **given):
+        chosen = configs.token_sampler(method, given)
+        return configs.to_dict(chosen).keys() - configs.used(chosen).keys()
+
+    loop = {"t_on", "t_off", "alpha_on"}
+    assert idle("mdlm", name="remdm") == loop
+    assert idle("mdlm", name="remdm", schedule="conf") == {"eta", *loop}
+    assert idle("mdlm", name="remdm", schedule="loop") == set()
+    assert idle("duo", name="psi") == loop
+    assert idle("duo", name="psi", mode="ancestral") == {"eta", *loop}
+    assert idle("duo", name="psi", mode_high="cap") == {"alpha_on"}
+    assert idle("duo", name="psi", mode="ancestral", profile="loop") == {"eta"}
+    assert idle("candi") == idle("flm") == idle("duo") == set()
+    for given in (("remdm", "schedule=conf"), ("psi", "mode=ancestral")):  # as they are dumped they are read
+        base = configs.assignments([f"sampler.name={given[0]}", f"sampler.{given[1]}"])
+        method = "mdlm" if given[0] == "remdm" else "duo"
+        dumped = configs.to_dict(configs.drawing_config(SampleConfig, method, base))
+        assert configs.to_dict(configs.drawing_config(SampleConfig, method, dumped)) == dumped
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # What is refused, in one line
 
@@ -214,6 +235,12 @@ REFUSED = [
     ("candi", ("--decoder", "joint"), "decoder is a setting for runs of LDLM, and this one is of candi"),
     ("mdlm", ("--trace-frames", 3), "trace_frames is a setting for runs of LDLM, and this one is of mdlm"),
     ("mdlm", ("--set", "sampler.stepz=3"), "unknown setting sampler.stepz; did you mean steps?"),
+    (
+        "mdlm",
+        ("--sampler", "remdm", "--schedule", "conf", "--eta", 0.5),
+        "sampler.eta changes nothing with sampler.schedule=conf; leave it out, or choose another schedule",
+    ),
+    ("duo", ("--sampler", "psi", "--mode", "ancestral", "--eta", 0.5), "sampler.eta changes nothing with sampler.mode"),
     (
         "duo",
         ("--sampler", "psi", "--set", "sampler.profile=loop", "--set", "sampler.t_on=0.01"),
