@@ -21,9 +21,14 @@ PAPERS = {
     "flm": "One-step Language Modeling via Continuous Denoising",
 }
 
+SAMPLERS = {
+    "remdm": "Remasking Discrete Diffusion Models with Inference-Time Scaling",
+    "psi": "The Diffusion Duality, Chapter II",
+}
+
 FIGURES = """\
-`loss` is the training objective on held-out rows, in nats per token, and `nelbo` where it bounds the negative
-log-likelihood.
+`loss` is the training objective on held-out rows, in nats per token, `loss_se` its standard error, and `nelbo` where it
+estimates a bound of the negative log-likelihood.
 """
 
 
@@ -71,6 +76,9 @@ def card(config: TokenDescription) -> str:
         f"It draws texts of {length:,} tokens, all positions at once, with a bidirectional transformer over a "
         f"vocabulary of {vocab:,} tokens. It was trained with `ldlm` by the method `{config.method}`, after *{paper}*."
     )
+    sampler = SAMPLERS.get(config.sampler.name)
+    if sampler is not None:
+        intro += f" Its sampler `{config.sampler.name}` is after *{sampler}*."
     (network,) = config.networks().values()
     contents = {
         "network": f"{sum(p.numel() for p in network.parameters()):,} parameters",
@@ -83,7 +91,7 @@ def card(config: TokenDescription) -> str:
         "What is in it": modelcard.table(contents),
         "Where it comes from": modelcard.table(_provenance(config)),
         "Held-out figures": f"{modelcard.table(figures)}\n\n{FIGURES}" if figures else modelcard.NO_FIGURES,
-        "How it draws unless told otherwise": modelcard.table(configs.to_dict(config.sampler)),
+        "How it draws unless told otherwise": modelcard.table(configs.used(config.sampler)),
         "Licence": modelcard.LICENCE,
     }
     title = f"Token-level diffusion language model ({config.method}), {length:,} tokens"

@@ -44,6 +44,7 @@ from ldlm.config.methods import (
     stored_training,
     token_sampler,
     training_class,
+    unknown,
 )
 from ldlm.config.model import (
     PAPERS_SAMPLER,

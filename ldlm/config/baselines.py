@@ -187,7 +187,7 @@ class CANDIConfig:
     name: Literal["cached"] = setting("cached", "the sampler")
 
     steps: int = setting(128, "steps N, an evaluation each", low=1)
-    temperature: float = setting(1.0, "temperature at which tokens are drawn", above=0)
+    temperature: float = setting(1.0, "temperature at which tokens are drawn, more than 0", above=0)
     step_size: float = setting(1.0, "factor of the steps of the continuous part", low=0)
     update: Literal["published", "flow"] = setting(
         "published", "continuous part: its code divides a step by σ², the probability flow by σ"

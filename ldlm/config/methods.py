@@ -117,8 +117,14 @@ SHARED_BY_PRESETS = ("steps", "batch_size", "optimizer", "log_every", "eval_ever
 
 
 def method_of(settings: Mapping[str, Any]) -> str:
-    """The method that settings of a training are of: their `method`, and LDLM where they have none."""
-    return str(settings.get("method", LDLM))
+    """The method that settings of a training are of: their `method`, and LDLM where they have none.
+
+    `InputError` for what is no name.
+    """
+    method = settings.get("method")
+    if method is not None and not isinstance(method, str):
+        raise InputError(f"method is one name of {', '.join(METHODS)}, not {method!r}")
+    return LDLM if method is None else method
 
 
 def training_class(method: str) -> type:
@@ -131,13 +137,25 @@ def training_class(method: str) -> type:
 def of_method(settings: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
     """The class that settings of a training belong to by their `method`, and the settings as it takes them."""
     cls, settings = training_class(method_of(settings)), dict(settings)
+    if settings.get("method", LDLM) is None:
+        del settings["method"]
     if cls is TrainConfig:
         settings.pop("method", None)  # LDLM's settings are older than the others', and name no method
     return cls, settings
 
 
+def unknown(what: object, method: str) -> str:
+    """What to say of something that a newer version has made by a method of its own."""
+    return f"{what} is of the method {method!r}, which this ldlm does not know; use the newer ldlm"
+
+
 def stored_training(settings: Mapping[str, Any]) -> AnyTrainConfig:
-    """The configuration of a run, of any method, from its artefact (`from_stored`)."""
+    """The configuration of a run, of any method, from its artefact (`from_stored`).
+
+    `InputError` for a method that this version does not know.
+    """
+    if method_of(settings) not in METHODS:
+        raise InputError(unknown("this run", method_of(settings)))
     cls, settings = of_method(settings)
     stored: AnyTrainConfig = from_stored(cls, settings)
     return stored

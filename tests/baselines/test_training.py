@@ -191,7 +191,7 @@ def test_the_steps_of_a_curriculum_can_not_change_on_the_way(token_runs, token_c
         (
             "duo",
             {"curriculum": {"gamma_min": 900, "gamma_max": 901}},
-            r"keep all tokens or none.* near -3.08 and -0.323,",
+            r"all tokens or none.* near -3.08 and -0.323,",
         ),
         ("duo", {"curriculum": {"gamma_min": -40}}, r"gamma_min=-40 and gamma_max=.* keep all tokens or none"),
     ],
@@ -208,6 +208,11 @@ def test_a_setting_of_another_method_is_refused_by_name():
         configs.from_dict(configs.training_class("mdlm"), {"curriculum": {"kind": "none"}})
     with pytest.raises(InputError, match=r"there is no method 'sedd'; choose one of ldlm, mdlm, duo, candi, flm"):
         configs.training_class("sedd")
+    assert configs.of_method({"method": None, "steps": 3}) == (configs.TrainConfig, {"steps": 3})
+    with pytest.raises(InputError, match=r"method is one name of ldlm, mdlm, duo, candi, flm, not \['mdlm'\]"):
+        configs.of_method({"method": ["mdlm"]})
+    with pytest.raises(InputError, match=r"this run is of the method 'later', which this ldlm does not know"):
+        configs.stored_training({"method": "later"})
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -104,6 +104,7 @@ def test_the_card_says_what_it_is_and_saved_again_all_is_the_same(rival, exporte
     assert card.data.tags == ["diffusion", "duo"]
     facts = [
         "TokenDiffusion.from_pretrained", "by the method `duo`, after *The Diffusion Duality*", "| name | psi |",
+        "Its sampler `psi` is after *The Diffusion Duality, Chapter II*", "`loss_se` its standard error",
         TrainedTokenRun(rival("duo"), CPU).checkpoint.digest, "40 steps of 16 rows", "No licence has been declared",
     ]  # fmt: skip
     assert [fact for fact in facts if fact not in card.text] == []

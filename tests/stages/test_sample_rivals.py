@@ -174,6 +174,8 @@ def test_what_is_printed_names_sampler_rows_and_evaluations(rival, ldlm, tmp_pat
     result = ldlm(*draw, "--output", tmp_path / "s.jsonl")
     assert "2 texts, sampler psi of duo, 4 steps each, 5 rows and 5.0 evaluations of the network" in result.stdout
     again = ldlm(*draw, "--output", tmp_path / "s.jsonl")
+    one = ldlm("sample", "--run", rival("flm"), "--steps", 1, "--num-samples", 2, "--output", tmp_path / "one.jsonl")
+    assert ", 1 row and 1.0 evaluations" in one.stdout
     assert "nothing to do" in again.stderr
     assert "sampler psi of duo, 4 steps each" in again.stdout
 
@@ -187,6 +189,18 @@ def test_settings_read_back_as_themselves(rival, ldlm, tmp_path):
     assert "mode: cap" in first
     other = ldlm("sample", "--run", rival("duo"), "--config", tmp_path / "c.yaml", "--eta", 0.3, "--dump-config")
     assert other.stdout == first.replace("eta: 0.2", "eta: 0.3")
+
+
+def test_help_says_what_flags_of_ldlm_s_sampler_are_for_a_rival(ldlm):
+    said = " ".join(ldlm("sample", "--help").stdout.split())
+    for words in (
+        "[default: 32]; for mdlm, duo: steps N; a last row removes what noise is left [default: 128]; for candi:",
+        "[default: 0.0]; for remdm of mdlm: η; none is the published one",
+        "for psi of duo: η [default: 0.05]",
+        "[default: 0.0]; for candi: temperature at which tokens are drawn, more than 0 [default: 1.0]",
+    ):
+        assert words in said
+    assert "for remdm of mdlm" not in ldlm("sweep", "--help").stdout
 
 
 def test_settings_that_change_nothing_are_in_no_table():
