@@ -74,7 +74,7 @@ def run(
 
 def _one(
     sweep: Sweep,
-    loaded: Loaded,
+    loaded: Loaded[Any, Any],
     judge: Judge,
     out: Path,
     *,
