@@ -68,13 +68,13 @@ class Setting:
         """Whether the flag takes several values."""
         return typing.get_origin(self.hint) is tuple
 
-    def option(self, note: str = "", *, default: bool = True) -> Function:
+    def option(self, note: str = "", *, default: bool = True, more: str = "") -> Function:
         """The click decorator. Values stay strings, which `from_dict` parses like those of the other sources."""
         return click.option(
             self.flag,
             self.parameter,
             metavar=self._metavar(),
-            help=f"{note}{self.field.metadata['help']}{self._default() if default else ''}",
+            help=f"{note}{self.field.metadata['help']}{self.default_in_words if default else ''}{more}",
             multiple=self.repeatable,
             default=None,
         )
@@ -87,7 +87,9 @@ class Setting:
         name = self.field.metadata["metavar"] or next((names[kind] for kind in kinds if kind in names), "NAME")
         return f"{name}..." if self.repeatable else name
 
-    def _default(self) -> str:
+    @property
+    def default_in_words(self) -> str:
+        """The default as help shows it; empty where there is none to show."""
         default: Any = self.field.default
         if default is None:
             default = self.field.metadata["none"]
@@ -117,6 +119,20 @@ def token_settings(names: Sequence[str]) -> dict[Setting, str]:
     return found
 
 
+def shared_with_rivals(setting: Setting) -> str:
+    """The note of a flag of LDLM's sampler that sets the rivals' as well; empty of one that they don't have."""
+    section, key = setting.path[0], setting.path[-1]
+    others = dict(configs.owners(key)) if section == "sampler" else {}
+    others.pop("LDLM", None)
+    if not others:
+        return ""
+    told: dict[str, list[str]] = {}
+    for whose, cls in others.items():
+        (one,) = (other for other in settings(cls) if other.path == (key,))
+        told.setdefault(f"{one.field.metadata['help']}{one.default_in_words}", []).append(whose)
+    return "; ".join(["", *(f"for {', '.join(whose)}: {words}" for words, whose in told.items())])
+
+
 def stage_options(
     cls: type,
     *,
@@ -144,7 +160,7 @@ def stage_options(
         command.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
         decorators = [
             *([_method_option()] * methods),
-            *(field.option() for field in fields),
+            *(field.option(more=shared_with_rivals(field) if token_samplers else "") for field in fields),
             *(
                 [click.option("--preset", metavar="|".join(configs.PRESETS), help="start from these settings")]
                 * presets

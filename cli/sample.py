@@ -73,7 +73,8 @@ def _how(config: AnySampleConfig, result: dict[str, Any]) -> str:
         return f"{config.sampler.steps} steps each, decoder {result['decoder']}"
     said = f"sampler {result['config']['sampler']['name']} of {result['method']}, {config.sampler.steps} steps each"
     if "evaluations_per_text" in result:
-        said += f", {result['rows']} rows and {result['evaluations_per_text']:.1f} evaluations of the network"
+        rows = "1 row" if result["rows"] == 1 else f"{result['rows']:,} rows"
+        said += f", {rows} and {result['evaluations_per_text']:.1f} evaluations of the network"
     return said
 
 

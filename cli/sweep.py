@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from ldlm.cli import show
-from ldlm.cli.options import Command, Options, path_option, require, stage_options
-from ldlm.config import FrontierConfig
+from ldlm.cli.options import Command, Options, method_of, path_option, require, stage_options
+from ldlm.config import LDLM, FrontierConfig
+from ldlm.errors import InputError
 
 
 @click.command(cls=Command, short_help="quality against the number of evaluations: solvers, grids, guidance, rivals")
@@ -46,6 +47,11 @@ def command(
     from ldlm.stages import sweep as stage
 
     paths = [Path(run) for run in runs]
+    if options.sampler is not None and runs and LDLM not in (methods := [method_of(run) for run in runs]):
+        raise InputError(
+            f"--sampler {options.sampler} is a sampler of LDLM, and of {' and '.join(dict.fromkeys(methods))} there is "
+            f"no run with it; choose among theirs by --token-samplers"
+        )
     if options.dry_run:
         return options.show_plan(stage.plan(config, paths))
     paths = paths or [require(None, "--run", "run")]

@@ -151,7 +151,8 @@ _FIGURES = {
     "token accuracy, clean": "token_accuracy_clean",
     "latent standard deviation": "latent_std",
     "loss, nats per token": "loss",
-    "  bounds the negative log-likelihood": "nelbo",
+    "  standard error": "loss_se",
+    "  estimate of a bound, NELBO": "nelbo",
 }
 
 

@@ -1,7 +1,8 @@
 """Precision of matrix products, attention kernel, compilation and CUDA graphs: how fast, and not what, is computed.
 
 bf16 is autocast in training: weights, optimiser, losses and the residual stream stay float32. In sampling the
-denoiser's own weights are bf16; the state of the solver and the decoders are float32.
+denoiser's own weights are bf16; the state of the solver and the decoders are float32. So it is with the rivals, whose
+head is float32 in both.
 """
 
 from __future__ import annotations
@@ -95,6 +96,14 @@ def _remark(config: ComputeConfig, device: torch.device, dtype: torch.dtype, wid
         return None
     refusal = without_xformers(device, widths)
     return None if refusal is None else f"attention is computed by torch's kernels, for xformers {refusal}"
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Context in which products are in the dtype of their factors, whatever precision is chosen around it."""
+    kind = device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def without_cast_cache(device: torch.device) -> AbstractContextManager[object]:

@@ -10,6 +10,7 @@ from typing import Any
 from ldlm import artifact, files, runtime
 from ldlm import config as configs
 from ldlm.artifact import Artifact
+from ldlm.baselines.opening import method_at
 from ldlm.baselines.ways import TokenSweep
 from ldlm.config import AnySweepConfig, Shapes, SweepConfig, TokenSweepConfig
 from ldlm.errors import InputError
@@ -73,7 +74,7 @@ def run(
 
 def _one(
     sweep: Sweep,
-    loaded: Loaded,
+    loaded: Loaded[Any, Any],
     judge: Judge,
     out: Path,
     *,
@@ -181,7 +182,8 @@ def _named(runs: Sequence[Path]) -> dict[str, Path]:
 
 
 def _sweep(config: AnySweepConfig, path: Path) -> Sweep:
-    method = configs.method_of(artifact.open_artifact(path, "run", complete=False).config)
+    artifact.open_artifact(path, "run", complete=False)
+    method = method_at(path)
     chosen = configs.sweep_of(method, config)
     if isinstance(chosen, TokenSweepConfig):
         return TokenSweep(path, chosen, method)
@@ -190,6 +192,9 @@ def _sweep(config: AnySweepConfig, path: Path) -> Sweep:
 
 def _shapes(sweeps: Mapping[str, Sweep]) -> Shapes:
     """The sizes of the texts of all runs; `InputError` where two differ in them, or in the tokenizer."""
+    for sweep in sweeps.values():
+        if not (sweep.path / "features.json").is_file():  # of a run that was not begun in earnest
+            checkpoint_of(sweep.path, None)
     found = {sweep.path: files.read_json(sweep.path / "features.json") for sweep in sweeps.values()}
     first, *others = found
     for other in others:

@@ -11,14 +11,12 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-from torch import Tensor
-
 from benchmarks.contenders import OURS, Sampling, backbone, samplers
 from benchmarks.gpu.job import Job
 from benchmarks.gpu.profile import record_largest_kernels
 from benchmarks.machine import Limits, peak_memory, timed
 from benchmarks.speed import Bench, bench_of
-from ldlm.baselines.backbone import Backbone
+from ldlm.baselines.generation import InPrecision
 from ldlm.baselines.interface import Sampler
 from ldlm.compute import Compute
 from ldlm.config import ComputeConfig, SamplerConfig
@@ -94,38 +92,16 @@ def _seconds(limits: Limits, bench: Bench, model: JointModel, way: ComputeConfig
 def _seconds_of_rival(bench: Bench, name: str, sampler: Sampler, count: int) -> dict[str, Any]:
     """Seconds of all rows of a rival's sampler, of which `count` are taken; the first of them don't count."""
     network = backbone(name, bench.settings.model.denoiser, bench.shapes.vocab_size).to(bench.device)
-    in_precision = InPrecision(network.eval().requires_grad_(False), Compute.of(EAGER, bench.device))
+    compute = Compute.of(EAGER, bench.device)
+    in_precision = InPrecision.of(network.eval().requires_grad_(False), compute.dtype)
     seeds_B = text_seeds(0, 0, bench.scale.texts).to(bench.device)
     with peak_memory(bench.device) as peak:
         sampling = Sampling(sampler, in_precision, seeds_B, OURS)
         measured = timed(sampling.step, bench.device, 0, count=count).mean
     return {
-        "attention": in_precision.compute.attention,
+        "attention": compute.attention,
         "seconds": measured * sampler.rows,
         "evaluations": count,
         "scaled": True,
         "peak_bytes": peak.bytes,
     }
-
-
-@dataclass(frozen=True)
-class InPrecision:
-    """A backbone whose products are in a precision, and what is done with its logits is not."""
-
-    network: Backbone
-    compute: Compute
-
-    @property
-    def embedding(self) -> Tensor:
-        """The network's."""
-        return self.network.embedding
-
-    def hidden(self, e_BLW: Tensor, condition_B: Tensor | None) -> Tensor:
-        """The network's, within autocast."""
-        with self.compute.autocast():
-            return self.network.hidden(e_BLW, condition_B)
-
-    def logits(self, h_W: Tensor) -> Tensor:
-        """The network's, within autocast."""
-        with self.compute.autocast():
-            return self.network.logits(h_W)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ldlm import noise
+from ldlm.compute import without_autocast
 from ldlm.config import BackboneConfig, DenoiserConfig
 from ldlm.model.denoiser import modulate
 from ldlm.model.layers import MLP, SelfAttention, head_width, rotate, sinusoids, split_heads
@@ -162,7 +163,7 @@ class Backbone(nn.Module):
         """
         condition_B = e_BLW.new_zeros(1) if condition_B is None else condition_B
         # The raw scalar, where LDLM's denoiser embeds 1000·t.
-        features = sinusoids(condition_B, self.time_dim).to(self.embedding.dtype)
+        features = sinusoids(condition_B, self.time_dim).to(e_BLW.dtype)
         condition_BC = self.condition_mlp(features)
 
         x_BLW = e_BLW
@@ -176,9 +177,9 @@ class Backbone(nn.Module):
         return modulate(self.final_norm(x_BLW), shift_BW, scale_BW)
 
     def logits(self, h_W: Tensor) -> Tensor:
-        """Logits (…, V) of states (…, W), capped where the method caps them, in float32 or finer."""
-        logits_V = cast(Tensor, self.head(h_W))
-        return soft_capped(logits_V.to(torch.promote_types(logits_V.dtype, torch.float32)), self.logit_cap)
+        """Logits (…, V) of states (…, W), capped where the method caps them, in the head's dtype outside autocast."""
+        with without_autocast(h_W.device):
+            return soft_capped(cast(Tensor, self.head(h_W.to(self.head.weight.dtype))), self.logit_cap)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ from ldlm.baselines.interface import Normal
 from ldlm.config import DuoCurriculumConfig
 from ldlm.errors import InputError
 
+TINY = 1e-12  # what α, by quadrature, must differ from 0 and 1 by for a loss to be finite
+
 
 class Relaxed(NamedTuple):
     """Noisy tokens, and the network's input, which is a softer form of them."""
@@ -86,6 +88,13 @@ class Curriculum:
         high = high if config.gamma_max is None else config.gamma_max
         if low >= high:
             raise InputError(f"gamma_min={low:g} must be less than gamma_max={high:g}")
+        most, least = keep_at_gamma(torch.tensor([low, high], dtype=torch.float64), vocab)[0].tolist()
+        if not (most <= 1 - TINY and least >= TINY):
+            raise InputError(
+                f"gamma_min={low:g} and gamma_max={high:g} keep all tokens or none: α goes from {most:.6g} to "
+                f"{least:.6g}; choose them near {' and '.join(f'{gamma:.3g}' for gamma in gamma_range(vocab))}, where "
+                f"it goes from 0.95 to 0.05"
+            )
         return cls(relaxations[config.kind], vocab, config.steps_of(steps), low, high)
 
     def draw(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -21,9 +21,14 @@ PAPERS = {
     "flm": "One-step Language Modeling via Continuous Denoising",
 }
 
+SAMPLERS = {
+    "remdm": "Remasking Discrete Diffusion Models with Inference-Time Scaling",
+    "psi": "The Diffusion Duality, Chapter II",
+}
+
 FIGURES = """\
-`loss` is the training objective on held-out rows, in nats per token, and `nelbo` where it bounds the negative
-log-likelihood.
+`loss` is the training objective on held-out rows, in nats per token, `loss_se` its standard error, and `nelbo` where it
+estimates a bound of the negative log-likelihood.
 """
 
 
@@ -31,20 +36,18 @@ log-likelihood.
 class TokenDescription:
     """Sizes, method and sampler of an exported token-level model, and the provenance of its weights."""
 
-    method: str
     shapes: Shapes
     sampler: SamplerOfTokens  # the default of `sample`
     provenance: dict[str, Any]  # its `settings` are those of the training, by which network and samplers are made
 
     def to_json(self) -> dict[str, Any]:
         """The content of `config.json`, but for the hashes."""
-        return configs.to_dict(self)
+        return {"method": self.method, **configs.to_dict(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TokenDescription:
         """Inverse of `to_json`."""
         return cls(
-            method=data["method"],
             shapes=Shapes(**data["shapes"]),
             sampler=configs.token_sampler(data["method"], data["sampler"]),
             provenance=data["provenance"],
@@ -53,10 +56,12 @@ class TokenDescription:
     @property
     def training(self) -> TokenTrainConfig:
         """The settings of the training that decide what was trained."""
-        settings: TokenTrainConfig = configs.from_stored(
-            configs.training_class(self.method), self.provenance["settings"]
-        )
-        return settings
+        return cast(TokenTrainConfig, configs.stored_training(self.provenance["settings"]))
+
+    @property
+    def method(self) -> str:
+        """The method of the training."""
+        return configs.method_of(self.provenance["settings"])
 
     def networks(self) -> dict[str, nn.Module]:
         """The `network`, on the meta device."""
@@ -71,6 +76,9 @@ def card(config: TokenDescription) -> str:
         f"It draws texts of {length:,} tokens, all positions at once, with a bidirectional transformer over a "
         f"vocabulary of {vocab:,} tokens. It was trained with `ldlm` by the method `{config.method}`, after *{paper}*."
     )
+    sampler = SAMPLERS.get(config.sampler.name)
+    if sampler is not None:
+        intro += f" Its sampler `{config.sampler.name}` is after *{sampler}*."
     (network,) = config.networks().values()
     contents = {
         "network": f"{sum(p.numel() for p in network.parameters()):,} parameters",
@@ -83,7 +91,7 @@ def card(config: TokenDescription) -> str:
         "What is in it": modelcard.table(contents),
         "Where it comes from": modelcard.table(_provenance(config)),
         "Held-out figures": f"{modelcard.table(figures)}\n\n{FIGURES}" if figures else modelcard.NO_FIGURES,
-        "How it draws unless told otherwise": modelcard.table(configs.to_dict(config.sampler)),
+        "How it draws unless told otherwise": modelcard.table(configs.used(config.sampler)),
         "Licence": modelcard.LICENCE,
     }
     title = f"Token-level diffusion language model ({config.method}), {length:,} tokens"

@@ -11,17 +11,15 @@ from __future__ import annotations
 from typing import Any, cast
 
 from ldlm import config as configs
-from ldlm.baselines import description, generation, methods
+from ldlm.baselines import description
 from ldlm.baselines.backbone import Backbone
 from ldlm.baselines.description import TokenDescription
-from ldlm.baselines.generation import TokenGenerator
-from ldlm.compute import Compute
-from ldlm.config import ComputeConfig, SampleConfig, SamplerOfTokens, TokenSampleConfig
-from ldlm.progress import Progress
+from ldlm.baselines.drawer import DrawsTokens
+from ldlm.config import SampleConfig, TokenTrainConfig
 from ldlm.sampling.pretrained import ExportedModel
 
 
-class TokenDiffusion(ExportedModel):
+class TokenDiffusion(DrawsTokens, ExportedModel):
     """A token-level diffusion language model that draws texts; `save_pretrained` and `push_to_hub` write it."""
 
     model_type = "ldlm-tokens"
@@ -30,31 +28,14 @@ class TokenDiffusion(ExportedModel):
     config: TokenDescription
 
     @property
+    def training(self) -> TokenTrainConfig:
+        """The settings of the training that decide what was trained."""
+        return self.config.training
+
+    @property
     def network(self) -> Backbone:
         """The network."""
         return cast(Backbone, self.networks["network"])
-
-    def compute(self, config: ComputeConfig) -> Compute:
-        """Precision and kernels with which its network draws texts."""
-        return methods.compute(config, self.network, self.device)
-
-    def generator(self, compute: Compute | None = None) -> TokenGenerator:
-        """A generator of texts."""
-        return TokenGenerator(self.config.training, self.network, self.shapes, compute or self.compute(ComputeConfig()))
-
-    def drawing(self, config: TokenSampleConfig) -> TokenGenerator:
-        """The generator that settings of `ldlm sample` ask for."""
-        return self.generator(self.compute(config.compute))
-
-    def check(self, sampler: SamplerOfTokens) -> None:
-        """Every sampler of the method is offered."""
-
-    def cost(self, config: TokenSampleConfig) -> dict[str, Any]:
-        """Evaluations that settings of `ldlm sample` take at most, and their FLOPs, as JSON."""
-        return generation.drawing_cost(config, self.config.training, self.shapes)
-
-    def remark(self, config: TokenSampleConfig, progress: Progress) -> None:
-        """Nothing is chosen that settings do not say."""
 
     def sample(
         self,

@@ -22,9 +22,7 @@ def of_run(config: TokenExportConfig, path: Path) -> Export:
 
     def model() -> TokenDiffusion:
         provenance = exporting.provenance(run, configs.identity(run.config))
-        described = TokenDescription(
-            method=run.method, shapes=run.shapes, sampler=config.sampler, provenance=provenance
-        )
+        described = TokenDescription(shapes=run.shapes, sampler=config.sampler, provenance=provenance)
         return TokenDiffusion(described, networks, run.path / "tokenizer")
 
     return Export(

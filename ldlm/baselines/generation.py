@@ -9,7 +9,7 @@ Shape letters: CONTRIBUTING.md.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -28,23 +28,44 @@ from ldlm.sampling import generation
 
 @dataclass(frozen=True)
 class InPrecision:
-    """The backbone with its body in the precision of `compute`, and its head in float32; a `Network`."""
+    """The backbone as texts are drawn with it, a `Network`: its body in a precision, embedding and head in float32.
+
+    The weights of the body are cast once, as those of LDLM's denoiser are (`TextGenerator.estimate`).
+    """
 
     network: Backbone
-    compute: Compute
+    body: Backbone  # with the network's own embedding and head
+    dtype: torch.dtype  # of the body
+
+    @classmethod
+    def of(cls, network: Backbone, dtype: torch.dtype) -> InPrecision:
+        """The network with a body in that dtype; one in its own dtype is not copied."""
+        if dtype == network.embedding.dtype:
+            return cls(network, network, dtype)
+        body = copy.deepcopy(network, {id(kept): kept for kept in (network.embedding, network.head)})
+        for name, part in body.named_children():
+            if name != "head":
+                part.to(dtype)
+        return cls(network, body, dtype)
+
+    def compiled(self) -> InPrecision:
+        """With compiled blocks, over the same weights."""
+        body = copy.deepcopy(self.body, {id(p): p for p in self.body.parameters()})
+        for block in blocks_of(body):
+            block.forward = compiled(block.forward)
+        return replace(self, body=body)
 
     @property
     def embedding(self) -> Tensor:
-        """The network's."""
+        """The embedding of the network."""
         return self.network.embedding
 
     def hidden(self, e_BLW: Tensor, condition_B: Tensor | None) -> Tensor:
-        """The network's, in float32 at the end."""
-        with self.compute.autocast():
-            return self.network.hidden(e_BLW, condition_B).to(self.embedding.dtype)
+        """States of the body, in float32."""
+        return self.body.hidden(e_BLW.to(self.dtype), condition_B).to(self.embedding.dtype)
 
     def logits(self, h_W: Tensor) -> Tensor:
-        """The network's."""
+        """Logits of the network's head."""
         return self.network.logits(h_W)
 
 
@@ -98,19 +119,18 @@ class TokenGenerator:
     @torch.no_grad()
     def _seconds(self, size: int) -> float:
         """Seconds of one evaluation of a batch, without logits and not compiled."""
-        plain = InPrecision(self.network, self.compute)
-        e_BLW = torch.zeros(size, self.shapes.seq_len, plain.embedding.shape[1], device=self.compute.device)
-        return generation.seconds_of(partial(plain.hidden, e_BLW, None))
+        e_BLW = torch.zeros(size, self.shapes.seq_len, self._plain.embedding.shape[1], device=self.compute.device)
+        return generation.seconds_of(partial(self._plain.hidden, e_BLW, None))
+
+    @cached_property
+    def _plain(self) -> InPrecision:
+        """The network in its precision, not compiled."""
+        return InPrecision.of(self.network, self.compute.dtype)
 
     @cached_property
     def _network(self) -> Network:
-        """The network in use. Its compiled form is another one with the same weights."""
-        network = self.network
-        if self.compute.compiled:
-            network = copy.deepcopy(network, {id(p): p for p in network.parameters()})
-            for block in blocks_of(network):
-                block.forward = compiled(block.forward)
-        return InPrecision(network, self.compute)
+        """The network in use."""
+        return self._plain.compiled() if self.compute.compiled else self._plain
 
 
 def drawing_cost(config: TokenSampleConfig, run: TokenTrainConfig, shapes: Shapes) -> dict[str, Any]:

@@ -1,21 +1,27 @@
-"""Loss of a rival on held-out rows, over t.
+"""Loss of a rival on held-out rows, over t, and how far it may be from what more noise would say.
 
-Times and noise are functions of the row, so two evaluations differ in the weights only.
+A row is judged `DRAWS` times: its times stand in as many equal parts of [0, 1], and those of all rows together in a
+stratum each. Times and noise are functions of the row, so two evaluations differ in the weights only.
 
-Shape letters: CONTRIBUTING.md.
+Shape letters: CONTRIBUTING.md. R is the draws of a row.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ldlm import noise
 from ldlm.baselines.interface import Method, Network
+from ldlm.baselines.schedule import LogLinear
 from ldlm.features.store import Split
 from ldlm.training.heldout import SEED, by_bin
+
+DRAWS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +30,10 @@ class TokenHeldOut:
 
     split: str  # the split of the rows: training rows, where a store has no held-out ones
     rows: int
-    loss: float  # mean over rows, with a time in each stratum of as many
-    loss_by_t: list[float | None]  # in 20 equal bins of t, of FLM's warped time; None in a bin without rows
-    nelbo: float | None  # the loss where it bounds the negative log-likelihood; None of methods without a bound
+    loss: float  # mean over rows and their draws
+    loss_se: float | None  # its standard error by the spread of the rows' means; None of one row
+    loss_by_t: list[float | None]  # in 20 equal bins of t, of FLM's warped time; None in a bin without draws
+    nelbo: float | None  # the loss where it estimates a bound of the negative log-likelihood, from t = 1e-3 on; or None
 
     def to_json(self) -> dict[str, Any]:
         """Figures by name, without those that the method does not have."""
@@ -44,15 +51,44 @@ def evaluate(
         _, tokens = split.read(start, min(start + batch_size, end))
         tokens_BL = torch.from_numpy(tokens).to(device, torch.int64)
         rows_B = torch.arange(start, start + len(tokens_BL), device=device)
-        draws = method.draw(seed=SEED, step=0, rows_B=rows_B, batch=end, seq_len=tokens_BL.shape[1])
-        times.append(draws.time_B.cpu())
-        losses.append(method.losses(network, tokens_BL, draws).double().mean(dim=1).cpu())
-    t_B, loss_B = torch.cat(times), torch.cat(losses)
-    loss = loss_B.mean().item()
+        found = [_draw(method, network, tokens_BL, number * end + rows_B, DRAWS * end) for number in range(DRAWS)]
+        times.append(torch.stack([t_B for t_B, _ in found]).cpu())
+        losses.append(torch.stack([loss_B for _, loss_B in found]).cpu())
+    t_RB, loss_RB = torch.cat(times, dim=1), torch.cat(losses, dim=1)
+    loss = loss_RB.mean().item()
     return TokenHeldOut(
         split=split.name,
         rows=end,
         loss=loss,
-        loss_by_t=by_bin(t_B, loss_B),
+        loss_se=loss_RB.mean(dim=0).std().item() / math.sqrt(end) if end > 1 else None,
+        loss_by_t=by_bin(t_RB.flatten(), loss_RB.flatten()),
         nelbo=loss if bound else None,
     )
+
+
+def _draw(method: Method, network: Network, x_BL: Tensor, draw_B: Tensor, of: int) -> tuple[Tensor, Tensor]:
+    """Times and losses (B,) of one draw of each row, of which these are numbers `draw_B` among `of` in all."""
+    draws: Any = method.draw(seed=SEED, step=0, rows_B=draw_B, batch=of, seq_len=x_BL.shape[1])
+    weight_B = None
+    # FLM has Gaussian noise alone, and no schedule by which tokens are kept.
+    schedule: LogLinear | None = getattr(method, "schedule", None)
+    if schedule is not None:
+        u_BL, weight_B = with_noise(draws.u_BL, schedule.alpha(draws.t_B), draw_B)
+        draws = draws._replace(u_BL=u_BL)
+    loss_B = method.losses(network, x_BL, draws).double().mean(dim=1)
+    return draws.time_B, loss_B if weight_B is None else loss_B * weight_B
+
+
+def with_noise(u_BL: Tensor, alpha_B: Tensor, draw_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Uniform numbers (B, L) by which a token is kept below α; in every other draw one of them is noise in any case.
+
+    And weights (B,), which make up for it: by them each token is kept with probability α by itself, as in training.
+    At a small time nearly all draws would have no noise and a loss of 0, and the rest a loss of the order of 1/t.
+    """
+    length, share_B = u_BL.shape[1], 1 - alpha_B
+    position_B = (noise.uniform(SEED, "noisy", 0, draw_B) * length).long()
+    forced_BL = torch.arange(length, device=u_BL.device) == position_B[:, None]
+    u_BL = u_BL.masked_fill(forced_BL & (draw_B % 2 == 1)[:, None], 1.0)
+    noisy_B = (u_BL >= alpha_B[:, None]).sum(dim=1)
+    # With n tokens of noise a draw is n/(L(1 − α)) times as likely where one is forced, and half of the draws are.
+    return u_BL, 2 / (1 + noisy_B / (length * share_B))

@@ -40,7 +40,7 @@ def method_at(path: Path) -> str:
         found = files.read_yaml(path / "config.yaml")
     method = configs.method_of(found)
     if method not in RUNS:
-        raise InputError(f"{path} is of the method {method!r}, which this ldlm does not know; use the newer ldlm")
+        raise InputError(configs.unknown(path, method))
     return method
 
 

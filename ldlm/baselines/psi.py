@@ -32,6 +32,10 @@ class PsiProcess:
     absorbing: bool = False
     schedule: LogLinear = LogLinear()
 
+    def __post_init__(self) -> None:
+        """`InputError` for a loop that would end before it begins."""
+        _ = self._loop
+
     @property
     def rows(self) -> int:
         """Steps, and the last row, which is ancestral."""

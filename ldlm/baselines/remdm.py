@@ -30,6 +30,10 @@ class ReMDMProcess:
     config: ReMDMConfig
     absorbing: bool = True
 
+    def __post_init__(self) -> None:
+        """`InputError` for a loop that would end before it begins."""
+        _ = self._loop
+
     @property
     def rows(self) -> int:
         """Steps, and the last row, which draws what is still masked."""

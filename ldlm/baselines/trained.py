@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 
 from ldlm import config as configs
-from ldlm.baselines import generation, methods
+from ldlm.baselines import methods
 from ldlm.baselines.backbone import Backbone
-from ldlm.baselines.generation import TokenGenerator
-from ldlm.compute import Compute
-from ldlm.config import ComputeConfig, SamplerOfTokens, TokenSampleConfig, TokenTrainConfig
+from ldlm.baselines.drawer import DrawsTokens
+from ldlm.config import TokenTrainConfig
 from ldlm.errors import InputError
-from ldlm.progress import Progress
 from ldlm.sampling.source import OpenRun
 
 
-class TrainedTokenRun(OpenRun):
+class TrainedTokenRun(DrawsTokens, OpenRun):
     """A checkpoint of a token-level run with the averaged weights, on a device: the newest intact, or the one named."""
 
     def __init__(self, path: str | Path, device: torch.device, name: str | None = None) -> None:
         super().__init__(path, device, name)
-        self.config: TokenTrainConfig = configs.from_stored(configs.training_class(self.method), self.artifact.config)
-        self.network = self._load_network()
+        self.config = cast(TokenTrainConfig, configs.stored_training(self.artifact.config))
+        self._network = self._load_network()
 
     @property
     def method(self) -> str:
         """The method that it was trained by."""
         return configs.method_of(self.artifact.config)
+
+    @property
+    def training(self) -> TokenTrainConfig:
+        """The settings of the run."""
+        return self.config
+
+    @property
+    def network(self) -> Backbone:
+        """The network, with the averaged weights."""
+        return self._network
 
     def _check_method(self) -> None:
         if self.method == configs.LDLM:
@@ -39,25 +47,3 @@ class TrainedTokenRun(OpenRun):
         network = methods.network(self.config, self.shapes)
         network.load_state_dict(self.checkpoint.tensors("ema"))
         return network.eval().requires_grad_(False).to(self.device)
-
-    def compute(self, config: ComputeConfig) -> Compute:
-        """Precision and kernels with which its network draws texts."""
-        return methods.compute(config, self.network, self.device)
-
-    def generator(self, compute: Compute | None = None) -> TokenGenerator:
-        """A generator of texts."""
-        return TokenGenerator(self.config, self.network, self.shapes, compute or self.compute(ComputeConfig()))
-
-    def drawing(self, config: TokenSampleConfig) -> TokenGenerator:
-        """The generator that settings of `ldlm sample` ask for."""
-        return self.generator(self.compute(config.compute))
-
-    def check(self, sampler: SamplerOfTokens) -> None:
-        """Every sampler of the method is offered."""
-
-    def cost(self, config: TokenSampleConfig) -> dict[str, Any]:
-        """Evaluations that settings of `ldlm sample` take at most, and their FLOPs, as JSON."""
-        return generation.drawing_cost(config, self.config, self.shapes)
-
-    def remark(self, config: TokenSampleConfig, progress: Progress) -> None:
-        """Nothing is chosen that settings do not say."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldlm import config as configs
 from ldlm.baselines.generation import TokenGenerator
 from ldlm.baselines.trained import TrainedTokenRun
 from ldlm.config import TOKEN_SAMPLERS, ChainConfig, SamplerOfTokens, TokenSweepConfig, token_sampler
@@ -39,7 +40,7 @@ class TokenWay:
     def words(self) -> str:
         """The sampler in words: its name, and p where it filters."""
         p = getattr(self.sampler, "top_p", 1.0)
-        return self.sampler.name if p == 1 else f"{self.sampler.name}, p = {p:g}"
+        return self.sampler.name if p == 1 else f"{self.sampler.name}, p = {p}"
 
     @property
     def name(self) -> str:
@@ -176,7 +177,7 @@ class LoadedTokenRun:
             evaluations=(taken.evaluations - before.evaluations) / (taken.texts - before.texts),
             seconds=seconds,
             batch_size=size,
-            sampler=asdict(way.sampler),
+            sampler=configs.used(way.sampler),
         )
         yield Drawn(way.name, tokens_BL, row)
 

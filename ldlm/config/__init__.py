@@ -20,6 +20,7 @@ from ldlm.config.baselines import (
     ReMDMConfig,
     SamplerOfTokens,
     TokenSamplerName,
+    used,
 )
 from ldlm.config.drawing import drawing_config, owners
 from ldlm.config.fields import assignments, differences, from_dict, from_stored, identity, merge, setting, to_dict
@@ -43,6 +44,7 @@ from ldlm.config.methods import (
     stored_training,
     token_sampler,
     training_class,
+    unknown,
 )
 from ldlm.config.model import (
     PAPERS_SAMPLER,

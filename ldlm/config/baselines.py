@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ldlm.config.fields import again, setting
@@ -11,6 +11,7 @@ from ldlm.config.fields import again, setting
 NucleusRule = Literal["exclusive", "inclusive"]
 End = Literal["argmax", "draw"]
 Drawing = Literal["exact", "race"]
+LOOP = ("t_on", "t_off", "alpha_on")
 PUBLISHED_ETA = {"rescale": 0.015, "cap": 0.008, "loop": 0.02}  # of the scripts of ReMDM
 PsiMode = Literal["ancestral", "kappa", "constant", "cap", "rescale", "rescale-duo"]
 TokenSamplerName = Literal["ancestral", "remdm", "psi", "cached", "euler"]
@@ -65,6 +66,11 @@ class ReMDMConfig(ChainConfig):
         schedule = data.get("schedule", "rescale")
         default = PUBLISHED_ETA.get(schedule) if isinstance(schedule, str) else None
         return {**data, "eta": default} if data.get("eta") in (None, "none") and default is not None else dict(data)
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Settings that change nothing beside the others."""
+        return (*("eta",) * (self.schedule == "conf"), *LOOP * (self.schedule != "loop"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +130,18 @@ class PsiConfig(ChainConfig):
     mode_high: PsiMode | None = setting(None, "mode before the middle; none is `mode`, with profile loop ancestral")
     mode_low: PsiMode | None = setting(None, "mode after the middle; none is `mode`, with profile loop ancestral")
 
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Settings that change nothing beside the others."""
+        modes = {self.mode, self.mode_high or self.mode, self.mode_low or self.mode}
+        bands = len(modes) > 1  # the ends of the middle say where each is
+        looping = self.profile == "loop"
+        return (
+            *("eta",) * (modes == {"ancestral"}),
+            *("t_on", "t_off") * (not bands and not looping),
+            *("alpha_on",) * (not looping),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
@@ -169,7 +187,7 @@ class CANDIConfig:
     name: Literal["cached"] = setting("cached", "the sampler")
 
     steps: int = setting(128, "steps N, an evaluation each", low=1)
-    temperature: float = setting(1.0, "temperature at which tokens are drawn", above=0)
+    temperature: float = setting(1.0, "temperature at which tokens are drawn, more than 0", above=0)
     step_size: float = setting(1.0, "factor of the steps of the continuous part", low=0)
     update: Literal["published", "flow"] = setting(
         "published", "continuous part: its code divides a step by σ², the probability flow by σ"
@@ -186,3 +204,8 @@ TOKEN_SAMPLERS: dict[str, dict[str, type]] = {
     "candi": {"cached": CANDIConfig},
     "flm": {"euler": FLMConfig},
 }
+
+
+def used(sampler: SamplerOfTokens) -> dict[str, Any]:
+    """Settings of a sampler by name, without those that change nothing beside the others."""
+    return {key: value for key, value in asdict(sampler).items() if key not in getattr(sampler, "idle", ())}

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
-from ldlm.config.baselines import TOKEN_SAMPLERS
+from ldlm.config.baselines import TOKEN_SAMPLERS, ReMDMConfig, SamplerOfTokens
 from ldlm.config.fields import from_dict, merge
 from ldlm.config.methods import LDLM, TokenExportConfig, TokenSampleConfig, token_sampler
 from ldlm.config.model import SamplerConfig
@@ -40,9 +40,7 @@ def _of_tokens(method: str, cls: type, given: Mapping[str, Any], named: str | No
         if key in _names(cls) and key not in _names(OF_TOKENS[cls]):
             raise InputError(f"{key} is a setting for runs of LDLM, and this one is of {method}, which has no latents")
     own = merge(_sampler(given), {} if named is None else {"name": named})
-    start = base.get("sampler", {})
-    if own.get("name", start.get("name")) != start.get("name"):
-        start = {}  # of another sampler
+    start = _fitting(base.get("sampler", {}), own)
     settings = merge(start, own)
     name = settings.get("name", next(iter(TOKEN_SAMPLERS[method])))
     if name in list(TOKEN_SAMPLERS[method]):
@@ -51,7 +49,28 @@ def _of_tokens(method: str, cls: type, given: Mapping[str, Any], named: str | No
     rest = {key: value for key, value in merge(base, given).items() if key != "sampler"}
     if "method" in _names(chosen):
         rest["method"] = method
-    return replace(from_dict(chosen, rest), sampler=token_sampler(method, settings))
+    made = token_sampler(method, settings)
+    _check_used(made, own)
+    return replace(from_dict(chosen, rest), sampler=made)
+
+
+def _fitting(start: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a sampler on which the user's `own` come: none of another sampler, no η of another schedule."""
+    if own.get("name", start.get("name")) != start.get("name"):
+        return {}
+    other = any(own.get(key, start.get(key)) != start.get(key) for key in ("schedule", "mode"))
+    return {key: value for key, value in start.items() if key != "eta" or not other}
+
+
+def _check_used(sampler: SamplerOfTokens, own: Mapping[str, Any]) -> None:
+    """`InputError` for an η of the user's own that changes nothing beside the other settings."""
+    default = {field.name: field.default for field in fields(sampler)}
+    if "eta" in own and "eta" in getattr(sampler, "idle", ()) and getattr(sampler, "eta", None) != default["eta"]:
+        key = "schedule" if isinstance(sampler, ReMDMConfig) else "mode"
+        raise InputError(
+            f"sampler.eta changes nothing with sampler.{key}={getattr(sampler, key)}; leave it out, or choose another "
+            f"{key}"
+        )
 
 
 _BY_METHOD: dict[str, Callable[..., Any]] = {

@@ -179,8 +179,18 @@ def _names(cls: type) -> list[str]:
     return [field.name for field in fields(cls)]
 
 
+def unknown(what: object, method: str) -> str:
+    """What to say of something that a newer version has made by a method of its own."""
+    return f"{what} is of the method {method!r}, which this ldlm does not know; use the newer ldlm"
+
+
 def stored_training(settings: Mapping[str, Any]) -> AnyTrainConfig:
-    """The configuration of a run, of any method, from its artefact (`from_stored`)."""
+    """The configuration of a run, of any method, from its artefact (`from_stored`).
+
+    `InputError` for a method that this version does not know.
+    """
+    if method_of(settings) not in METHODS:
+        raise InputError(unknown("this run", method_of(settings)))
     cls, settings = of_method(settings)
     stored: AnyTrainConfig = from_stored(cls, settings)
     return stored

@@ -37,18 +37,20 @@ def steps(report: Report[configs.TokenTrainConfig]) -> int:
 
 
 def held_out(report: Report[configs.TokenTrainConfig]) -> list[Figure]:
-    """The loss of the newest held-out evaluation, and where it is a bound the perplexity that it bounds."""
+    """The loss of the newest held-out evaluation, and where it estimates a bound that of the perplexity."""
     newest = next(reversed(report.lines("eval")), {})
     if newest.get("loss") is None:
         return []
-    loss = newest["loss"]
+    loss, about = newest["loss"], "nats per token"
+    if newest.get("loss_se") is not None:
+        about += f", standard error {newest['loss_se']:.2g}"
     if "nelbo" not in newest:
-        return [("held-out loss", number(loss), "nats per token; no bound")]
+        return [("held-out loss", number(loss), f"{about}; no bound")]
     perplexity = f"{math.exp(loss):.4g}" if loss < 100 else "∞"
     bits = number(loss / math.log(2))
     return [
-        ("held-out NELBO", number(loss), "nats per token"),
-        ("perplexity", f"≤ {perplexity}", f"{bits} bits per token at most"),
+        ("held-out NELBO", number(loss), about),
+        ("perplexity", f"≲ {perplexity}", f"estimate of a bound: {bits} bits per token"),
     ]
 
 
@@ -75,7 +77,10 @@ def losses(report: Report[configs.TokenTrainConfig]) -> Section:
     return Section("losses", "Loss", lead, charts(token_curves.losses(report.course)))
 
 
-_BOUND = "On held-out rows the loss is the NELBO, which bounds the negative log-likelihood of a token from above."
+_BOUND = (
+    "On held-out rows the loss estimates the NELBO, which bounds the negative log-likelihood of a token from above, "
+    "from a few times and noises of each row."
+)
 _NO_BOUND = "It bounds no likelihood, so it compares with runs of the same method only."
 
 
@@ -105,6 +110,8 @@ def _how(report: Report[configs.TokenTrainConfig], one: SampleSet) -> str:
     sampler = one.about["config"]["sampler"]
     made_by = configs.TOKEN_SAMPLERS[report.config.method].get(sampler["name"])
     default = {} if made_by is None else configs.to_dict(made_by())
+    if made_by is not None:
+        sampler = configs.used(made_by(**sampler))
     default |= {"steps": sampler["steps"], "top_p": None}  # which are always told
     told = [f", {key} {value}" for key, value in sampler.items() if value != default.get(key)]
     return (

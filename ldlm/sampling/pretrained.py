@@ -49,6 +49,7 @@ class ExportedModel(ModelHubMixin):
     ) -> None:
         """`networks` as `config.networks` has them, with weights; `tokenizer` a folder; `card` None writes one."""
         self.config, self.networks, self.device = config, dict(networks), torch.device("cpu")
+        self.shapes: Shapes = config.shapes
         self.tokenizer = load_tokenizer(str(tokenizer))
         self.card = type(self).write_card(config) if card is None else card
         self._tokenizer_files = {name: path.read_bytes() for path, name in files.below(tokenizer)}
@@ -124,12 +125,6 @@ class ExportedModel(ModelHubMixin):
         for network in self.networks.values():
             network.to(self.device)
         return self
-
-    @property
-    def shapes(self) -> Shapes:
-        """Length of a text in tokens, width of the encoder's states, size of the vocabulary."""
-        shapes: Shapes = self.config.shapes
-        return shapes
 
     @property
     def origin(self) -> dict[str, Any]:

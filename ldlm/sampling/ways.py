@@ -62,12 +62,29 @@ class Drawn(Generic[R]):
     row: Callable[..., R]  # the row of their scores, which are its arguments by name
 
 
-class Drawer(Protocol[W_contra, R]):
-    """A run that draws texts in its ways."""
+class Found(Protocol):
+    """What a sweep of a run found."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `sweep.json`."""
+
+    def table(self) -> str:
+        """The content of `table.md`."""
+
+
+class Loaded(Protocol[W_contra, R]):
+    """A run in memory, which draws texts in its ways and is swept."""
 
     @property
     def tokenizer(self) -> Any:
         """The tokenizer of its tokens."""
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The checkpoint and all else that decides its texts, as inputs of the artefact."""
+
+    def find(self, out: Path, judge: Judge, progress: Progress) -> Found:
+        """Draw and score everything, with files in `out`."""
 
     def draw(self, way: W_contra, seeds_B: Tensor) -> Iterator[Drawn[R]]:
         """Draw the texts of these seeds: one set, or several that differ in what follows the reverse process."""
@@ -82,7 +99,7 @@ class Bench(Generic[W, R]):
 
     config: AnySweepConfig
     out: Path
-    drawer: Drawer[W, R]
+    loaded: Loaded[W, R]
     judge: Judge
 
     def rows(self, what: str, ways: Sequence[W], count: int, progress: Progress) -> list[R]:
@@ -97,11 +114,11 @@ class Bench(Generic[W, R]):
         if not path.exists():
             files.write_json(path, [row.to_json() for row in self._measure(way, count)])
         task.advance(count * way.budget)
-        return [self.drawer.read(row) for row in files.read_json(path)]
+        return [self.loaded.read(row) for row in files.read_json(path)]
 
     def _measure(self, way: W, count: int) -> Iterator[R]:
         seeds_B = text_seeds(self.config.seed, 0, count)
-        for drawn in self.drawer.draw(way, seeds_B):
+        for drawn in self.loaded.draw(way, seeds_B):
             tokens = drawn.tokens_BL.tolist()
             written = metrics.decode_tokens(self._tokenizer, drawn.tokens_BL, clean_up=self.config.clean_up)
             texts = Texts(written, tokens, boundaries=self._boundaries, clean_up=self.config.clean_up)
@@ -121,7 +138,7 @@ class Bench(Generic[W, R]):
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return self.drawer.tokenizer
+        return self.loaded.tokenizer
 
     @cached_property
     def _boundaries(self) -> Boundaries:
@@ -131,27 +148,6 @@ class Bench(Generic[W, R]):
 def run_name(path: Path) -> str:
     """The name by which a sweep knows a run: that of its folder, and of a link its own."""
     return Path(os.path.abspath(path)).name
-
-
-class Found(Protocol):
-    """What a sweep of a run found."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The content of `sweep.json`."""
-
-    def table(self) -> str:
-        """The content of `table.md`."""
-
-
-class Loaded(Protocol):
-    """A run in memory, to be swept."""
-
-    @property
-    def inputs(self) -> dict[str, Any]:
-        """The checkpoint and all else that decides its texts, as inputs of the artefact."""
-
-    def find(self, out: Path, judge: Judge, progress: Progress) -> Found:
-        """Draw and score everything, with files in `out`."""
 
 
 class Sweep(Protocol):
@@ -172,7 +168,7 @@ class Sweep(Protocol):
     def plan(self) -> dict[str, Any]:
         """Numbers of ways, evaluations and texts that it would take."""
 
-    def load(self, device: torch.device, progress: Progress) -> Loaded:
+    def load(self, device: torch.device, progress: Progress) -> Loaded[Any, Any]:
         """The run at a checkpoint, on a device."""
 
     def points(self, name: str, summary: Mapping[str, Any]) -> list[Point]:

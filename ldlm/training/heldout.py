@@ -200,6 +200,7 @@ def _accuracy(found: TokenLosses) -> Tensor:
 
 
 def by_bin(t_B: Tensor, loss_B: Tensor) -> list[float | None]:
+    """Mean losses in 20 equal bins of t; None in a bin without rows."""
     index = (t_B * T_BINS).long().clamp(max=T_BINS - 1)
     return [loss_B[index == i].mean().item() if (index == i).any() else None for i in range(T_BINS)]
 

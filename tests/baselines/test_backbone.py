@@ -272,3 +272,14 @@ def test_compiled_or_recomputed_blocks_compute_the_same(way):
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(InputError, match=r"model\.denoiser\.heads=3 must divide its width 8"):
         Backbone(DenoiserConfig(layers=1, width=8, heads=3), BackboneConfig(), vocab=5, embeddings=5)
+
+
+def test_within_autocast_the_body_is_rounded_and_the_head_is_not():
+    """Logits and loss are float32 in training, on held-out rows and in drawing (BASELINES 1.1)."""
+    network, h_BLW = randomised(backbone()).float(), random(2, 4, 8).float()
+    exact, states = network.logits(h_BLW), network.hidden(h_BLW)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(network.logits(h_BLW), exact)
+        assert torch.equal(network.logits(h_BLW.bfloat16()), network.logits(h_BLW.bfloat16().float()))
+        rounded = network.hidden(h_BLW)
+    assert 1e-4 < (rounded - states).abs().max() / states.abs().max() < 0.1

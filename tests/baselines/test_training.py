@@ -76,9 +76,9 @@ def test_a_run_holds_what_later_stages_rely_on(token_runs, store, method):
     network.load_state_dict(checkpoint.latest(run / "checkpoints").tensors("ema"))
     held_out = manifest["held_out"]
     assert held_out["split"] == "validation"
-    by_t = [loss for loss in held_out["loss_by_t"] if loss is not None]
-    assert held_out["rows"] == len(by_t) == 10  # a row in each tenth
-    assert held_out["loss"] == pytest.approx(sum(by_t) / 10)
+    assert held_out["rows"] == 10
+    assert held_out["loss"] == pytest.approx(sum(held_out["loss_by_t"]) / 20)  # of 40 times two are in each bin
+    assert 0 < held_out["loss_se"] < 1
     assert ("nelbo" in held_out) == (method in ("mdlm", "duo"))
     assert manifest["attention"] == ("capped" if method == "flm" else "sdpa")
 
@@ -307,6 +307,12 @@ def test_the_steps_of_a_curriculum_can_not_change_on_the_way(token_runs, token_c
         ("candi", {"noise": {"r_low": 0.3, "r_high": 0.2}}, r"r_low=0.3 and r_high=0.2 must rise"),
         ("duo", {"curriculum": {"top_k": 100_000}}, r"top_k=100000 must be less than"),
         ("duo", {"curriculum": {"gamma_min": 1, "gamma_max": 0}}, r"gamma_min=1 must be less than gamma_max=0"),
+        (
+            "duo",
+            {"curriculum": {"gamma_min": 900, "gamma_max": 901}},
+            r"all tokens or none.* near -3.08 and -0.323,",
+        ),
+        ("duo", {"curriculum": {"gamma_min": -40}}, r"gamma_min=-40 and gamma_max=.* keep all tokens or none"),
     ],
 )
 def test_settings_that_fit_no_noise_are_refused_before_anything_is_written(store, tmp_path, name, settings, message):
@@ -321,6 +327,11 @@ def test_a_setting_of_another_method_is_refused_by_name():
         configs.from_dict(configs.training_class("mdlm"), {"curriculum": {"kind": "none"}})
     with pytest.raises(InputError, match=r"there is no method 'sedd'; choose one of ldlm, mdlm, duo, candi, flm"):
         configs.training_class("sedd")
+    assert configs.of_method({"method": None, "steps": 3}) == (configs.TrainConfig, {"steps": 3})
+    with pytest.raises(InputError, match=r"method is one name of ldlm, mdlm, duo, candi, flm, not \['mdlm'\]"):
+        configs.of_method({"method": ["mdlm"]})
+    with pytest.raises(InputError, match=r"this run is of the method 'later', which this ldlm does not know"):
+        configs.stored_training({"method": "later"})
 
 
 # ----------------------------------------------------------------------------------------------------------------------

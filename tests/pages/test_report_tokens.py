@@ -90,8 +90,10 @@ def test_the_figures_are_those_of_the_files(page, full):
     nelbo = manifest["held_out"]["nelbo"]
     assert f"Duo, a uniform-state diffusion, with {sum(manifest['parameters'].values()):,} parameters" in found.text
     assert f"{features['rows']['train']:,} rows of 16 tokens" in found.text
-    assert f"{number(nelbo)} nats per token" in found.text
-    assert f"≤ {math.exp(nelbo):.4g} {number(nelbo / math.log(2))} bits per token" in found.text
+    error = f"standard error {manifest['held_out']['loss_se']:.2g}"
+    assert f"{number(nelbo)} nats per token, {error}" in found.text
+    perplexity, bits = f"≲ {math.exp(nelbo):.4g}", f"{number(nelbo / math.log(2))} bits per token"
+    assert f"{perplexity} estimate of a bound: {bits}" in found.text
     origin = found.by_section["provenance"]
     for value in (
         features["text"], features["store"], features["encoder"]["tokenizer"], manifest["checkpoint"],

@@ -73,6 +73,8 @@ def test_another_sampler_has_its_own_settings_and_the_default_keeps_those_that_i
     assert model.sample(3, sampler="ancestral", steps=7, end="draw") == [line["text"] for line in lines]
     found = succeed(*draw, "--run", exported("mdlm"), "--eta", 0.2, "--output", tmp_path / "model.jsonl")
     assert {"name": "remdm", "eta": 0.2, "steps": 5}.items() <= found["config"]["sampler"].items()
+    found = succeed(*draw, "--run", exported("mdlm"), "--schedule", "cap", "--output", tmp_path / "c.jsonl")
+    assert {"schedule": "cap", "eta": 0.008, "steps": 5}.items() <= found["config"]["sampler"].items()
     found = succeed(*draw, "--run", exported("mdlm"), "--sampler", "ancestral", "--output", tmp_path / "b.jsonl")
     assert {"name": "ancestral", "steps": 128, "top_p": 1.0}.items() <= found["config"]["sampler"].items()
 
@@ -102,6 +104,7 @@ def test_the_card_says_what_it_is_and_saved_again_all_is_the_same(rival, exporte
     assert card.data.tags == ["diffusion", "duo"]
     facts = [
         "TokenDiffusion.from_pretrained", "by the method `duo`, after *The Diffusion Duality*", "| name | psi |",
+        "Its sampler `psi` is after *The Diffusion Duality, Chapter II*", "`loss_se` its standard error",
         TrainedTokenRun(rival("duo"), CPU).checkpoint.digest, "40 steps of 16 rows", "No licence has been declared",
     ]  # fmt: skip
     assert [fact for fact in facts if fact not in card.text] == []
@@ -122,6 +125,13 @@ def test_the_same_command_again_does_nothing_and_another_setting_is_refused(riva
         said = f"{copy} is a model of method mdlm, not {method}; choose another --output, or add --overwrite"
         assert refuse("export", "--run", run, "--output", copy) == said
     assert content(copy) == before
+
+
+def test_a_default_sampler_that_can_not_draw_is_refused_before_anything_is_written(rival, refuse, tmp_path):
+    loop = ("--sampler", "remdm", "--set", "sampler.schedule=loop", "--set", "sampler.t_on=0.01")
+    said = refuse("export", "--run", rival("mdlm"), "--output", tmp_path / "model", *loop)
+    assert "t_off=0.05 must be less than t_on=0.01" in said
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_class_of_the_other_kind_says_which_opens_it(exported, trained, succeed, tmp_path):

@@ -78,6 +78,8 @@ def test_the_samplers_of_each_method_are_those_of_the_papers_rows():
     assert {drawn["nucleus_rule"] for drawn in found["duo"].values()} == {"inclusive"}
     few = replace(published, token_samplers=("ancestral",), top_ps=(0.5,))
     assert [way.words for way in ways(few, "mdlm", "run")] == ["ancestral, p = 0.5"]
+    close = ways(replace(few, top_ps=(0.9, 0.90000001)), "mdlm", "run")
+    assert [way.name for way in close] == ["ancestral_p0.9_64", "ancestral_p0.90000001_64"]
 
 
 @pytest.mark.parametrize("method", list(configs.TOKEN_SAMPLERS))
@@ -104,7 +106,7 @@ def test_all_runs_stand_on_it_at_every_budget(swept):
 def test_a_rivals_row_is_what_sample_and_evaluate_say(swept, rival, gpt2, tmp_path):
     (row,) = (r for r in swept.manifest["points"] if (r["way"], r["budget"]) == ("remdm, p = 0.9", 5))
     sampler = configs.token_sampler("mdlm", {"name": "remdm", "steps": 4})
-    assert row["sampler"] == configs.to_dict(sampler)
+    assert row["sampler"] == configs.used(sampler)
     out = tmp_path / "s.jsonl"
     drawn = sample.run(
         TokenSampleConfig(num_samples=6, sampler=sampler, batch_size=3, device="cpu"), rival("mdlm"), out
@@ -263,9 +265,18 @@ def test_what_does_not_fit_together_is_refused_in_one_line(runs, rival, gpt2, re
     assert "top_ps must be more than 0" in refused(*runs, more=("--top-ps", 0))
     line = refused(mdlm, more=("--solvers", "heun"))
     assert line == "solvers is no setting of a sweep of mdlm; leave it out"
+    line = refused(mdlm, more=("--sampler", "paper"))
+    assert line.startswith("--sampler paper is a sampler of LDLM, and of mdlm there is no run with it")
     line = refused(runs[0], more=("--top-ps", 0.5))
     assert line == "top_ps is no setting of a sweep of ldlm; leave it out"
     assert str(tmp_path / "none") in refused(*runs, scorer=tmp_path / "none")
+    begun = changed(mdlm, tmp_path / "begun")
+    (begun / "features.json").unlink()
+    shutil.rmtree(begun / "checkpoints")
+    assert refused(begun).startswith(f"{begun} has no checkpoint yet")
+    later = changed(mdlm, tmp_path / "later")
+    (later / "config.yaml").write_text("method: later\n")
+    assert refused(later) == f"{later} is of the method 'later', which this ldlm does not know; use the newer ldlm"
     assert "no checkpoint 'step-1'" in refused(*runs, more=("--checkpoint", "step-1"))
     assert refused(runs[0], tmp_path / "nowhere").startswith(f"there is no folder {tmp_path / 'nowhere'}")
 

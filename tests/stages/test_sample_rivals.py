@@ -8,7 +8,6 @@ import torch
 from ldlm import config as configs
 from ldlm.baselines.generation import InPrecision
 from ldlm.baselines.trained import TrainedTokenRun
-from ldlm.compute import Compute
 from ldlm.config import SampleConfig
 from ldlm.errors import InputError
 from ldlm.sampling import generation
@@ -84,12 +83,18 @@ def test_compiled_it_draws_the_same_tokens_but_for_rounding_and_pads_its_last_ba
 
 def test_half_precision_is_of_the_body_and_not_of_the_head(rival, tmp_path):
     network = TrainedTokenRun(rival("flm"), CPU).network
-    exact, half = (InPrecision(network, Compute(CPU, dtype)) for dtype in (torch.float32, torch.bfloat16))
+    exact, half = (InPrecision.of(network, dtype) for dtype in (torch.float32, torch.bfloat16))
     e_BLW = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(0))
     h_BLW, half_BLW = exact.hidden(e_BLW, torch.ones(1)), half.hidden(e_BLW, torch.ones(1))
     assert half_BLW.dtype == torch.float32
     assert 1e-5 < (h_BLW - half_BLW).abs().max() < 0.1
     assert torch.equal(exact.logits(h_BLW), half.logits(h_BLW))
+    # Cast once, and nothing twice that stays as it is.
+    dtypes = {name: parameter.dtype for name, parameter in half.body.named_parameters()}
+    kept = {"embedding", "head.weight", "head.bias"}
+    assert {name for name, dtype in dtypes.items() if dtype == torch.float32} == kept
+    assert half.body.head is network.head and half.embedding is network.embedding
+    assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
     drawn(rival("flm"), tmp_path / "s.jsonl", "flm", {"steps": 2}, compute={"precision": "bf16"})
     assert json.loads((tmp_path / "s.jsonl.meta.json").read_text())["precision"] == "bf16"
 
@@ -169,6 +174,8 @@ def test_what_is_printed_names_sampler_rows_and_evaluations(rival, ldlm, tmp_pat
     result = ldlm(*draw, "--output", tmp_path / "s.jsonl")
     assert "2 texts, sampler psi of duo, 4 steps each, 5 rows and 5.0 evaluations of the network" in result.stdout
     again = ldlm(*draw, "--output", tmp_path / "s.jsonl")
+    one = ldlm("sample", "--run", rival("flm"), "--steps", 1, "--num-samples", 2, "--output", tmp_path / "one.jsonl")
+    assert ", 1 row and 1.0 evaluations" in one.stdout
     assert "nothing to do" in again.stderr
     assert "sampler psi of duo, 4 steps each" in again.stdout
 
@@ -182,6 +189,39 @@ def test_settings_read_back_as_themselves(rival, ldlm, tmp_path):
     assert "mode: cap" in first
     other = ldlm("sample", "--run", rival("duo"), "--config", tmp_path / "c.yaml", "--eta", 0.3, "--dump-config")
     assert other.stdout == first.replace("eta: 0.2", "eta: 0.3")
+
+
+def test_help_says_what_flags_of_ldlm_s_sampler_are_for_a_rival(ldlm):
+    said = " ".join(ldlm("sample", "--help").stdout.split())
+    for words in (
+        "[default: 32]; for mdlm, duo: steps N; a last row removes what noise is left [default: 128]; for candi:",
+        "[default: 0.0]; for remdm of mdlm: η; none is the published one",
+        "for psi of duo: η [default: 0.05]",
+        "[default: 0.0]; for candi: temperature at which tokens are drawn, more than 0 [default: 1.0]",
+    ):
+        assert words in said
+    assert "for remdm of mdlm" not in ldlm("sweep", "--help").stdout
+
+
+def test_settings_that_change_nothing_are_in_no_table():
+    def idle(method, **given):
+        chosen = configs.token_sampler(method, given)
+        return configs.to_dict(chosen).keys() - configs.used(chosen).keys()
+
+    loop = {"t_on", "t_off", "alpha_on"}
+    assert idle("mdlm", name="remdm") == loop
+    assert idle("mdlm", name="remdm", schedule="conf") == {"eta", *loop}
+    assert idle("mdlm", name="remdm", schedule="loop") == set()
+    assert idle("duo", name="psi") == loop
+    assert idle("duo", name="psi", mode="ancestral") == {"eta", *loop}
+    assert idle("duo", name="psi", mode_high="cap") == {"alpha_on"}
+    assert idle("duo", name="psi", mode="ancestral", profile="loop") == {"eta"}
+    assert idle("candi") == idle("flm") == idle("duo") == set()
+    for given in (("remdm", "schedule=conf"), ("psi", "mode=ancestral")):  # as they are dumped they are read
+        base = configs.assignments([f"sampler.name={given[0]}", f"sampler.{given[1]}"])
+        method = "mdlm" if given[0] == "remdm" else "duo"
+        dumped = configs.to_dict(configs.drawing_config(SampleConfig, method, base))
+        assert configs.to_dict(configs.drawing_config(SampleConfig, method, dumped)) == dumped
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -209,6 +249,22 @@ REFUSED = [
     ("candi", ("--decoder", "joint"), "decoder is a setting for runs of LDLM, and this one is of candi"),
     ("mdlm", ("--trace-frames", 3), "trace_frames is a setting for runs of LDLM, and this one is of mdlm"),
     ("mdlm", ("--set", "sampler.stepz=3"), "unknown setting sampler.stepz; did you mean steps?"),
+    (
+        "mdlm",
+        ("--sampler", "remdm", "--schedule", "conf", "--eta", 0.5),
+        "sampler.eta changes nothing with sampler.schedule=conf; leave it out, or choose another schedule",
+    ),
+    ("duo", ("--sampler", "psi", "--mode", "ancestral", "--eta", 0.5), "sampler.eta changes nothing with sampler.mode"),
+    (
+        "duo",
+        ("--sampler", "psi", "--set", "sampler.profile=loop", "--set", "sampler.t_on=0.01"),
+        "t_off=0.05 must be less than t_on=0.01: times fall while a text is drawn",
+    ),
+    (
+        "mdlm",
+        ("--sampler", "remdm", "--schedule", "loop", "--set", "sampler.t_off=0.6"),
+        "t_off=0.6 must be less than t_on=0.55",
+    ),
     ("mdlm", ("--checkpoint", "step-00000001"), "there is no checkpoint 'step-00000001'"),
 ]
 

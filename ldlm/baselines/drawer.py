@@ -1,0 +1,54 @@
+"""What a run of a rival and a model exported from it have in common: both draw texts, and are a `sampling.Source`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ldlm.baselines import generation, methods
+from ldlm.baselines.backbone import Backbone
+from ldlm.baselines.generation import TokenGenerator
+from ldlm.compute import Compute
+from ldlm.config import ComputeConfig, SamplerOfTokens, Shapes, TokenSampleConfig, TokenTrainConfig
+from ldlm.progress import Progress
+
+
+class DrawsTokens:
+    """Drawing from a network of a rival. A class that has it says what was trained, and the sizes and the device."""
+
+    shapes: Shapes
+    device: torch.device
+
+    @property
+    def training(self) -> TokenTrainConfig:
+        """The settings of the training."""
+        raise NotImplementedError
+
+    @property
+    def network(self) -> Backbone:
+        """The network."""
+        raise NotImplementedError
+
+    def compute(self, config: ComputeConfig) -> Compute:
+        """Precision and kernels with which the network draws texts."""
+        return methods.compute(config, self.network, self.device)
+
+    def generator(self, compute: Compute | None = None) -> TokenGenerator:
+        """A generator of texts."""
+        return TokenGenerator(self.training, self.network, self.shapes, compute or self.compute(ComputeConfig()))
+
+    def drawing(self, config: TokenSampleConfig) -> TokenGenerator:
+        """The generator that settings of `ldlm sample` ask for."""
+        return self.generator(self.compute(config.compute))
+
+    def check(self, sampler: SamplerOfTokens) -> None:
+        """`InputError` for settings of a sampler that contradict each other."""
+        methods.sampler(self.training, sampler, self.shapes)
+
+    def cost(self, config: TokenSampleConfig) -> dict[str, Any]:
+        """Evaluations that settings of `ldlm sample` take at most, and their FLOPs, as JSON."""
+        return generation.drawing_cost(config, self.training, self.shapes)
+
+    def remark(self, config: TokenSampleConfig, progress: Progress) -> None:
+        """Nothing is chosen that settings do not say."""
