@@ -57,7 +57,7 @@ class Reader:
 
     def parse(self, words: Sequence[str]) -> Parse | None:
         """The choices behind a whole story; None where the process never writes it."""
-        found = [(START, dict[str, int](), tuple[Sentence, ...](), tuple[tuple[str, str], ...]())]
+        found: list[tuple[State, Domains, tuple[Sentence, ...], tuple[tuple[str, str], ...]]] = [(START, {}, (), ())]
         for sentence in sentences_of(words):
             found = [
                 (edge.after, domains, (*path, edge), (*chosen, *self.lexemes(edge.template, domains)))
