@@ -1,11 +1,13 @@
 """The process that writes stories: its probabilities, its entropy, and that no two ways lead to one text."""
 
 import math
+import re
 import statistics
 import subprocess
 import sys
 from collections import defaultdict
 from itertools import combinations, product
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -185,3 +187,12 @@ def test_the_words_are_what_the_grammar_takes_them_for():
     assert set(PRONOUNS) < set(STORIES.vocabulary)
     assert set(NUMBERS[1:]) < set(STORIES.vocabulary)
     assert all(story.count(".") <= 6 for story in stories(0, 0, 200))
+
+
+def test_the_stories_of_the_page_are_the_first_that_are_written():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "stories.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\d+\. (.*)$", page, re.MULTILINE)
+    assert shown == [*stories(0, 0, 20)]
+    expected = STORIES.expected
+    assert f"{expected.nats:.3f} nats a story, {expected.nats / expected.words:.3f} a word" in page
+    assert f"vocabulary      {len(STORIES.vocabulary)}\n" in page
