@@ -103,6 +103,10 @@ class Judge:
         return frozenset(self.reader.source.states) - {START}
 
     @cached_property
+    def _reached(self) -> Collection[State]:
+        return frozenset(self.reader.source.states)
+
+    @cached_property
     def by_plot(self) -> Mapping[str, Collection[State]]:
         """Those of each plot, with `OVER`."""
         plots = {state.plot for state in self.everything}
@@ -173,7 +177,9 @@ class Judge:
         for reading in readings:
             domains = {role: mask for role, mask in reading.domains.items() if role not in forgotten.roles}
             for state in self._varied(reading.states, forgotten.facts):
-                for sentence in self.reader.source.sentences(state):
+                source = self.reader.source
+                # States that no story reaches are many.
+                for sentence in source.sentences(state) if state in self._reached else source.made(state):
                     found = self.reader.match_any(sentence.template, forgotten.words, domains)
                     if found is not None:
                         known = {role: mask for role, mask in found.items() if role not in forgotten.roles}

@@ -55,8 +55,12 @@ class Source:
     def sentences(self, state: State) -> Sequence[Sentence]:
         """All sentences that can follow a state; their probabilities sum to 1, and those after `OVER` are none."""
         if state not in self._sentences:
-            self._sentences[state] = [] if state.over else [*self._of_parts(state)]
+            self._sentences[state] = self.made(state)
         return self._sentences[state]
+
+    def made(self, state: State) -> Sequence[Sentence]:
+        """`sentences` of a state that may be asked for once only: they are not kept."""
+        return [] if state.over else [*self._of_parts(state)]
 
     @cached_property
     def _sentences(self) -> dict[State, Sequence[Sentence]]:

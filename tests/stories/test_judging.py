@@ -1,5 +1,9 @@
 """What is wrong with a text is found, named by kind, and how far back the word is that it contradicts."""
 
+import re
+import subprocess
+import sys
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -132,3 +136,19 @@ def test_a_story_that_goes_on_after_its_end_is_none(judge):
     found = judge.judge(words_of(f"{HIDDEN} {HIDDEN}"))
     assert found.violations[0].kind == "ending"
     assert found.violations[0].sentence == 3
+
+
+def test_the_examples_of_the_page_are_what_it_says(judge):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "stories.md").read_text(encoding="utf-8")
+    (story,) = re.findall(r'example, after "(.*?)"', page)
+    rows = re.findall(r"^\| `(\w+)` \| [^|]* \|(?: \((.*?)\))?([^|]*)\|$", page, re.MULTILINE)
+    assert tuple(kind for kind, *_ in rows) == KINDS
+    for kind, instead, example in rows:
+        whole = judge.judge(words_of(f"{instead or story} {example}"), ends=kind == "ending")
+        assert [one.kind for one in whole.violations] == [kind], example
+
+
+def test_the_room_needs_no_torch():
+    code = "import sys; from ldlm.stories import judging, tokens; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
