@@ -9,7 +9,7 @@ and what the story is about.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -176,21 +176,30 @@ class Judge:
         """The ways to read a sentence when something is forgotten."""
         for reading in readings:
             domains = {role: mask for role, mask in reading.domains.items() if role not in forgotten.roles}
-            for state in self._varied(reading.states, forgotten.facts):
-                source = self.reader.source
-                # States that no story reaches are many.
-                for sentence in source.sentences(state) if state in self._reached else source.made(state):
-                    found = self.reader.match_any(sentence.template, forgotten.words, domains)
-                    if found is not None:
-                        known = {role: mask for role, mask in found.items() if role not in forgotten.roles}
-                        yield Match(sentence.template, state, sentence, known)
+            for template, edges in self._loose_candidates(reading.states, forgotten):
+                found = self.reader.match_any(template, forgotten.words, domains)
+                if found is not None:
+                    known = {role: mask for role, mask in found.items() if role not in forgotten.roles}
+                    for state, sentence in edges:
+                        yield Match(template, state, sentence, known)
+
+    def _loose_candidates(
+        self, states: Collection[State], forgotten: Relaxation
+    ) -> Iterator[tuple[Template, Iterable[tuple[State, Sentence]]]]:
+        """Templates that may follow, with states before; facts of many states are not forgotten: they are open."""
+        if len(states) > FEW:
+            for template in dict.fromkeys(t for word in forgotten.words[0] for t in self.reader.by_first.get(word, ())):
+                yield template, (edge for edge in self.reader.by_template[template] if edge[0] in states)
+            return
+        source = self.reader.source
+        for state in self._varied(states, forgotten.facts):
+            # States that no story reaches are many: their sentences are not kept.
+            for sentence in source.sentences(state) if state in self._reached else source.made(state):
+                yield sentence.template, [(state, sentence)]
 
     def _varied(self, states: Collection[State], facts: Sequence[str]) -> Iterator[State]:
-        """States with any values of some facts that a story has; none of many states, where all is possible anyhow.
-
-        Without facts, the states as they are.
-        """
-        for state in states if len(states) <= FEW else ():
+        """States with any values of some facts that a story has; without facts, the states as they are."""
+        for state in states:
             for values in self._values(tuple(facts)).get((state.plot, state.known), ()) if facts else ((),):
                 yield state._replace(**dict(zip(facts, values, strict=True)))
 

@@ -111,6 +111,10 @@ def test_what_a_cut_beginning_says_is_held_against_the_rest(judge):
     assert [one.kind for one in judge.judge(words_of(wrong), begins=False).violations] == ["pronoun"]
     wrong = rest.replace("lantern", "kite").replace("have it", "have the drum")
     assert [one.kind for one in judge.judge(words_of(wrong), begins=False).violations] == ["reference"]
+    wrong = "showed " + rest.replace("borrowed", "borrows").replace("gave", "gives").replace("was", "is")
+    assert [(one.kind, one.distance) for one in judge.judge(words_of(wrong), begins=False).violations] == [
+        ("agreement", 1)
+    ]
     unended = rest.removesuffix(" Clara was glad to have it.")
     assert [one.kind for one in judge.judge(words_of(unended), begins=False).violations] == ["ending"]
     assert judge.judge(words_of(unended), begins=False, ends=False).is_valid
