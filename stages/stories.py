@@ -56,7 +56,8 @@ def run(
         "source": "stories",
         "version": process.VERSION,
         **config.identity(stories),
-        **samples_record(),
+        "boundaries": Boundaries().to_json(),  # whole stories
+        "clean_up": None,
     }
     found = files.read_json(samples.record_path(out)) if samples.record_path(out).is_file() else {}
     if out.exists() and not overwrite:
@@ -83,11 +84,6 @@ def run(
         record = {**begun, "words": words, "sha256": hashed.hexdigest()}
         files.write_json(samples.record_path(out), record)
     return record
-
-
-def samples_record() -> dict[str, Any]:
-    """The part of the record on how the texts are to be read: whole stories without boundary tokens."""
-    return {"boundaries": Boundaries().to_json(), "clean_up": None}
 
 
 def _batches(stories: StoriesConfig) -> Iterator[list[str]]:

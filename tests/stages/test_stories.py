@@ -190,6 +190,14 @@ def test_rows_without_a_boundary_inside_are_cut_at_both_ends(scores, rows, made)
     assert (nothing.stories, nothing.stories_valid, nothing.violations["ending"]) == (2, 0, 2)
 
 
+def test_the_stories_own_ends_are_boundaries_where_no_record_names_any(scores):
+    text = "<|endoftext|>it to Ben.<|endoftext|> Anna had a kite.<|endoftext|> Ben had<|endoftext|>"
+    found = scores([text]).found
+    assert (found.stories, found.stories_valid, found.cut_sentences) == (1, 0, 2)
+    assert found.violations["ending"] == 1  # of "it to Ben.": no story ends so
+    assert found.violations["order"] == 1  # of "a kite", which is first told of with its looks
+
+
 def test_the_table_names_what_is_wrong(ldlm, tmp_path):
     path = tmp_path / "texts.txt"
     path.write_text("Anna had a red kite. He lost it by the lake. It was still by the lake.\n")
