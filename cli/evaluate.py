@@ -14,7 +14,18 @@ from ldlm.errors import InputError
 
 if TYPE_CHECKING:
     from ldlm.evaluation.scores import FileScores, SeedScores, Spread
+    from ldlm.evaluation.validity import SourceScores
 
+VALIDITY = {
+    "stories_valid": "valid, of whole stories",
+    "sentences_valid": "valid, of whole sentences",
+    "cut_sentences_valid": "valid, of cut sentences",
+    "nats_per_story": "nats a valid story",
+    "nats_per_word": "nats a word of these",
+    "coverage": "choices that occur",
+    "entropy": "entropy",
+    "diversity": "diversity",
+}
 NAMES = {"gen_ppl": "gen. ppl", "entropy": "entropy", "diversity": "diversity", "mauve": "mauve"}
 
 
@@ -41,6 +52,9 @@ def command(
 ) -> None:
     """Generative perplexity under a scorer, with entropy and diversity, since collapse lowers perplexity.
 
+    With --source stories, for models of the texts of `ldlm stories`: what is valid, and how likely it is, without a
+    scorer.
+
     The files are JSON with a "text" field, parquet, or plain text with a text per line, made by anybody's model; - is
     standard input.
 
@@ -50,12 +64,16 @@ def command(
       ldlm evaluate seed-*.jsonl --seeds --reference real.jsonl --mauve
       ldlm evaluate bert.jsonl --boundary-tokens "[CLS]" "[SEP]" --scorer gpt2-large
       ldlm evaluate --features-p samples.npy --features-q real.npy
+      ldlm evaluate --source stories samples.jsonl
     """
     config = options.build()
     if features_p or features_q:
         return _show_mauve(options, texts, features_p, features_q)
     if not texts:
         raise InputError("no texts to evaluate; for example ldlm evaluate samples.jsonl")
+    if config.source is not None:
+        others = {"--reference": reference, "--seeds": seeds, "--mauve": with_mauve}
+        return _by_source(options, config, texts, [flag for flag, given in others.items() if given])
     from ldlm.evaluation import scorecache, scores
     from ldlm.stages import evaluate as stage
 
@@ -88,6 +106,46 @@ def _show_mauve(options: Options, texts: tuple[str, ...], features_p: str | None
 
     found = stage.mauve_of_features(Path(features_p), Path(features_q))
     options.show(found, lambda: show.pairs({key: found[key] for key in ("mauve", "file", "reference")}))
+
+
+def _by_source(options: Options, config: EvaluateConfig, texts: tuple[str, ...], others: list[str]) -> None:
+    if others:
+        raise InputError(f"--source compares with real texts of its own and needs no {', '.join(others)}; leave it out")
+    from ldlm.stages import evaluate as stage
+
+    paths = [Path(text) for text in texts]
+    if options.dry_run:
+        return options.show_plan(stage.plan(config, paths, None))
+    found = stage.by_source(config, paths, progress=show.Terminal())
+    own = [scores.to_json() for scores in found]
+    options.show(own[0] if len(own) == 1 else {"files": own}, lambda: "\n\n".join(map(_validity, found)))
+
+
+def _validity(scores: SourceScores) -> str:
+    """What a file is by a source, beside real texts."""
+    record, real = scores.found.to_json(), scores.real.to_json()
+    rows: list[tuple[Any, ...]] = [
+        ("whole stories", record["stories"], real["stories"]),
+        *((name, _figure(record, key), _figure(real, key)) for key, name in VALIDITY.items()),
+        *((f"violations: {kind}", n, real["violations"][kind]) for kind, n in record["violations"].items() if n),
+    ]
+    for back, number in record["distances"].items():
+        rows.append((f"contradicting {_back(int(back))}", number, real["distances"].get(back, 0)))
+    return "\n".join(
+        [
+            show.table((scores.file, "texts", "real"), rows),
+            "",
+            f"the source itself: {show.value(scores.source_nats_per_story)} nats a story, "
+            f"{show.value(scores.source_nats_per_word)} a word, "
+            f"{show.value(scores.source_words_per_story)} words a story",
+            "fewer nats than those of real texts are collapse, not quality; where rows cut stories, the whole ones are "
+            "short, also of real texts",
+        ]
+    )
+
+
+def _back(sentences: int) -> str:
+    return {0: "its own sentence", 1: "the sentence before"}.get(sentences, f"{sentences} sentences back")
 
 
 def _table(results: list[FileScores], over_seeds: SeedScores | None) -> str:

@@ -96,11 +96,13 @@ def _register() -> None:
         quickstart,
         report,
         sample,
+        stories,
         sweep,
         train,
     )
 
     main.add_command(quickstart.command, "quickstart")
+    main.add_command(stories.command, "stories")
     main.add_command(pretrain.command, "pretrain-encoder")
     main.add_command(extract.command, "extract-features")
     main.add_command(features.command, "features")

@@ -11,13 +11,16 @@ from typing import Any
 from ldlm import runtime
 from ldlm.config import EvaluateConfig
 from ldlm.errors import InputError
-from ldlm.evaluation import mauve, metrics, samples
+from ldlm.evaluation import mauve, metrics, samples, validity
+from ldlm.evaluation.boundaries import Boundaries
 from ldlm.evaluation.measure import measure
 from ldlm.evaluation.samples import Texts
 from ldlm.evaluation.scorer import Scorer
 from ldlm.evaluation.scores import FileScores
+from ldlm.evaluation.validity import SourceScores
 from ldlm.features import textfiles
 from ldlm.progress import SILENT, Progress
+from ldlm.stories import tokens
 
 LONGEST = 1024  # tokens; texts are cut here where neither the user nor the files give a length
 
@@ -70,6 +73,21 @@ def run(
         for path, one, mauve in zip(paths, scores, found, strict=True)
     ]
     return results if reference is None else [*results[:-1], replace(results[-1], role="reference")]
+
+
+def by_source(config: EvaluateConfig, files: Sequence[Path], progress: Progress = SILENT) -> list[SourceScores]:
+    """Scores of each file by the process that its texts should come from; no scorer is needed."""
+    measure = validity.Measure(config.resamples, config.seed)
+    sets = [_with_ends(texts) for texts in _read(files, config, None, progress)]
+    with progress.task("judge", 2 * sum(map(len, sets)), "text") as task:
+        return [measure.scores(texts, str(path), task.advance) for path, texts in zip(files, sets, strict=True)]
+
+
+def _with_ends(texts: Texts) -> Texts:
+    """Texts whose boundaries nobody named, with the stories' own where they have it."""
+    if texts.boundaries.tokens or not any(tokens.ENDS in text for text in texts.texts):
+        return texts
+    return replace(texts, boundaries=Boundaries.in_texts((tokens.ENDS,), texts.texts))
 
 
 def _paths(files: Sequence[Path], reference: Path | None, seeds: bool) -> list[Path]:

@@ -83,6 +83,7 @@ from ldlm.config.stages import (
     PretrainConfig,
     QuickstartConfig,
     SampleConfig,
+    StoriesConfig,
     SweepConfig,
     TrainConfig,
     autoencoder_steps,

@@ -317,6 +317,11 @@ class InterpolateConfig:
 class EvaluateConfig:
     """`ldlm evaluate`: generative perplexity, entropy and diversity of anybody's texts (SPEC 9)."""
 
+    source: Literal["stories"] | None = setting(
+        None,
+        "process that the texts are judged by exactly, in place of a scorer: that of `ldlm stories`",
+        metavar="stories",
+    )
     scorer: str = setting("gpt2-large", "causal model that scores the texts")
     protocol: Literal["mdlm", "hf", "cosmos"] = setting(
         "mdlm",
@@ -337,6 +342,14 @@ class EvaluateConfig:
     resamples: int = setting(1_000, "bootstrap resamples of the texts for each 95 % interval", low=100)
     seed: int = setting(0, "seed of the bootstrap draws", low=0, high=MAX_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoriesConfig:
+    """`ldlm stories`: little English stories of known distribution."""
+
+    documents: int = setting(200_000, "stories to write", low=1)
+    seed: int = setting(0, "seed of the stories; story number i of a seed is always the same", low=0, high=MAX_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)

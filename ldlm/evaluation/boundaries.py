@@ -80,6 +80,10 @@ class Boundaries:
             )
         return [self._pattern.sub(lambda _: eos, text) for text in texts]
 
+    def pieces(self, text: str) -> list[str]:
+        """What stands before, between and behind the boundary tokens of a text; the text itself where it has none."""
+        return self._pattern.split(text) if self.tokens else [text]
+
     def _without(self, text: str) -> str:
         joined, *rest = self._pattern.split(text)
         for part in rest:

@@ -174,6 +174,12 @@ def seen(succeed, corpus, gpt2, store, trained, rival, tmp_path_factory):
     evaluate = ("evaluate", run / "samples.jsonl", *score, "--max-tokens", 16)
     found.look(succeed(*evaluate, "--dry-run"), "dry run: evaluate")
     found.look(succeed(*evaluate, root / "more.jsonl", "--seeds", "--reference", root / "real.jsonl"), "evaluate")
+    written = ("stories", "--documents", 40)
+    found.look(succeed(*written, "--dry-run"), "dry run: stories")
+    found.look(succeed(*written, "--output", root / "stories.txt"), "stories", "stories.txt.meta.json")
+    (root / "wrong.txt").write_text("Anna had a red kite. He lost it by the lake. It was still by the lake.\n")
+    both = (root / "stories.txt", root / "wrong.txt")
+    found.look(succeed("evaluate", "--source", "stories", *both), "evaluate --source")
     export = ("export", "--run", run, "--output", root / "model")
     found.look(succeed(*export, "--dry-run"), "dry run: export")
     found.look(succeed(*export), *manifest("model"))
@@ -208,6 +214,8 @@ def files(found, root):
             found.look(value, "manifest.json: interpolation")
         elif path.name in ("sweep.json", "frontier.json", "trace.json"):
             found.look(value, f"manifest.json: {path.stem}")
+        elif path.name == "stories.txt.meta.json":
+            found.look(value, "stories.txt.meta.json")
         elif path.name.endswith(".meta.json"):
             found.look(value, "f.jsonl.meta.json")
         else:

@@ -1,0 +1,166 @@
+"""Reading: which choices of the process a text was written with, word by word against the same templates.
+
+What a text has said of a role so far is a set of lexemes, as a bit mask: after "She" the hero is one of the women,
+after "Anna" she is Anna.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from ldlm.stories.grammar import START, State
+from ldlm.stories.process import Sentence, Source
+from ldlm.stories.templates import Gap, Template, capitalised
+from ldlm.stories.words import PASSING, ROLES
+
+END = "."  # of a sentence; no other word has it
+_WORDS = re.compile(r"\w+|[^\w\s]")
+
+Domains = Mapping[str, int]  # what each role may be: a bit for each lexeme of its class
+Place = tuple[str | None, Mapping[str, int]]  # of a template: the role, and what it can be by the word
+
+
+def words_of(text: str) -> list[str]:
+    """The words and punctuation of a text."""
+    return _WORDS.findall(text)
+
+
+def sentences_of(words: Sequence[str]) -> list[Sequence[str]]:
+    """Words by sentence, each with its full stop; the last one may lack it."""
+    ends = [place + 1 for place, word in enumerate(words) if word == END]
+    found = [words[start:stop] for start, stop in zip([0, *ends], ends, strict=False)]
+    rest = words[ends[-1] if ends else 0 :]
+    return [*found, rest] if rest else found
+
+
+class Parse(NamedTuple):
+    """The choices that a story was written with."""
+
+    sentences: tuple[Sentence, ...]
+    lexemes: tuple[tuple[str, str], ...]  # roles and the words that stand for what fills them, in order
+
+    @property
+    def nats(self) -> float:
+        """−ln of the probability of the story."""
+        return sum(sentence.nats for sentence in self.sentences)
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """Reads stories of a source."""
+
+    source: Source
+
+    def parse(self, words: Sequence[str]) -> Parse | None:
+        """The choices behind a whole story; None where the process never writes it."""
+        found: list[tuple[State, Domains, tuple[Sentence, ...], tuple[tuple[str, str], ...]]] = [(START, {}, (), ())]
+        for sentence in sentences_of(words):
+            found = [
+                (edge.after, domains, (*path, edge), (*chosen, *self.lexemes(edge.template, domains)))
+                for state, before, path, chosen in found
+                for edge in self.source.sentences(state)
+                if (domains := self.match(edge.template, sentence, before)) is not None
+            ]
+            found = [(state, kept(domains), path, chosen) for state, domains, path, chosen in found]
+        whole = [Parse(path, tuple(dict.fromkeys(chosen))) for state, _, path, chosen in found if state.over]
+        assert len(whole) < 2, f"two ways to write {' '.join(words)}"
+        return whole[0] if whole else None
+
+    def match(
+        self, template: Template, words: Sequence[str], domains: Domains, start: int = 0, stop: int | None = None
+    ) -> Domains | None:
+        """What the roles may be after words that fit template[start:stop]; None where they do not."""
+        places = self.places(template)[start:stop]
+        return self._narrowed(places, [(word,) for word in words], domains)
+
+    def match_any(self, template: Template, words: Sequence[Collection[str]], domains: Domains) -> Domains | None:
+        """`match` of all of a template, where each word is one of several."""
+        return self._narrowed(self.places(template), words, domains)
+
+    def _narrowed(self, places: Sequence[Place], words: Sequence[Collection[str]], domains: Domains) -> Domains | None:
+        if len(places) != len(words):
+            return None
+        found = dict(domains)
+        for (role, masks), alternatives in zip(places, words, strict=True):
+            mask = 0
+            for word in alternatives:
+                mask |= masks.get(word, 0)
+            if role is not None:
+                mask = found[role] = mask & found.get(role, -1)
+            if not mask:
+                return None
+        return found if _distinct(found) else None
+
+    def places(self, template: Template) -> Sequence[Place]:
+        """A template by its words: at each place what a word says of the lexeme there."""
+        if template not in self._places:
+            self._places[template] = [self._place(token, place == 0) for place, token in enumerate(template)]
+        return self._places[template]
+
+    @cached_property
+    def _places(self) -> dict[Template, list[Place]]:
+        return {}
+
+    def _place(self, token: str | Gap, first: bool) -> Place:
+        masks = dict[str, int]()
+        for number, word in enumerate(self.source.spellings(token)):
+            word = capitalised(word) if first else word
+            masks[word] = masks.get(word, 0) | 1 << number
+        return (token.role if isinstance(token, Gap) else None), masks
+
+    def lexemes(self, template: Template, domains: Domains) -> Iterator[tuple[str, str]]:
+        """(role, word) for each role of a template whose lexeme is known; the word is the lexeme's first form."""
+        for role in dict.fromkeys(token.role for token in template if isinstance(token, Gap)):
+            if (mask := domains[role]).bit_count() == 1:
+                lexeme = self.source.classes[ROLES[role]][mask.bit_length() - 1]
+                yield role, next(iter(lexeme.values()))
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # All states at once, for texts whose beginning is not there
+
+    @cached_property
+    def by_template(self) -> Mapping[Template, Sequence[tuple[State, Sentence]]]:
+        """Each template with the states that it can follow, and as which sentence."""
+        found = dict[Template, list[tuple[State, Sentence]]]()
+        for state in self.source.states:
+            for sentence in self.source.sentences(state):
+                found.setdefault(sentence.template, []).append((state, sentence))
+        return found
+
+    @cached_property
+    def by_first(self) -> Mapping[str, Sequence[Template]]:
+        """The templates by their first words."""
+        return _index((word, template) for template in self.by_template for word in self.places(template)[0][1])
+
+    @cached_property
+    def by_last(self) -> Mapping[str, Sequence[Template]]:
+        """The templates by their last words before the full stop."""
+        return _index((word, template) for template in self.by_template for word in self.places(template)[-2][1])
+
+
+def _index(pairs: Iterable[tuple[str, Template]]) -> Mapping[str, Sequence[Template]]:
+    found = dict[str, list[Template]]()
+    for word, template in pairs:
+        found.setdefault(word, []).append(template)
+    return found
+
+
+def kept(domains: Domains) -> Domains:
+    """What is known of the roles after a sentence."""
+    return {role: mask for role, mask in domains.items() if role not in PASSING}
+
+
+def _distinct(domains: Domains) -> bool:
+    """False where two roles of one class are known to be the same lexeme."""
+    seen = set[tuple[str, int]]()
+    for role, mask in domains.items():
+        if not mask & (mask - 1):
+            one = (ROLES[role], mask)
+            if one in seen:
+                return False
+            seen.add(one)
+    return True

@@ -1,0 +1,158 @@
+"""What is wrong with a text is found, named by kind, and how far back the word is that it contradicts."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from ldlm.stories.grammar import KINDS
+from ldlm.stories.judging import Judge
+from ldlm.stories.process import STORIES, stories
+from ldlm.stories.reading import Reader, words_of
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return Judge(Reader(STORIES))
+
+
+LANTERN = (
+    "On Friday, Clara found a red lantern in the park. She showed it to Ben. Ben borrowed the lantern for a day. "
+    "He gave it back to Clara. Clara and Ben played with it in the park until dark."
+)
+SHELLS = "Leo had five shells in his hat. Ruth came along with two shells. Leo gave three of his shells to Ruth. "
+HIDDEN = "Nora hid an ugly kite under the bed. Ben looked in the box, but it was not there. So it stayed under the bed."
+
+# A story, a word of it (with the words before, where it stands there twice), what stands there instead; kind, distance.
+CORRUPTED = [
+    (LANTERN, "She", "He", "pronoun", 1),
+    (LANTERN, "He gave", "She gave", "pronoun", 1),
+    (LANTERN, "a red", "an red", "agreement", 0),
+    (LANTERN, "borrowed", "borrows", "agreement", 1),
+    (LANTERN, "Clara and", "Tess and", "reference", 1),
+    (LANTERN, "the lantern", "the crown", "reference", 2),
+    (LANTERN, "it in the park", "it in the garden", "place", 4),
+    (LANTERN, "day. He gave it back to Clara.", "day. Clara gave it back to Ben.", "possession", 1),
+    (LANTERN, "showed it to", "showed to it", "order", None),
+    (SHELLS + "Together they had seven shells.", "seven", "eight", "count", 1),
+    (SHELLS + "Together they had seven shells.", "seven shells", "seven shell", "agreement", 0),
+    (SHELLS + "In the end, Leo had two shells.", "had two shells.", "had four shells.", "count", 1),
+    (SHELLS + "In the end, Leo had two shells.", "in his", "in her", "pronoun", 0),
+    (HIDDEN, "stayed under the bed", "stayed under the table", "place", 2),
+    (HIDDEN, "in the box", "on the box", "place", 0),
+    (HIDDEN, "was not", "were not", "agreement", 0),
+    (HIDDEN, "but it was not there", "but there was not it", "order", None),
+    (HIDDEN, " So it stayed under the bed.", "", "ending", None),
+    (HIDDEN, " under the bed.", " under the bed. Ben smiled.", "ending", None),
+    (HIDDEN, " So it stayed under the bed.", " So it stayed", "ending", None),
+]
+
+
+@pytest.mark.parametrize("story, old, new, kind, distance", CORRUPTED, ids=lambda value: str(value)[-24:])
+def test_a_corruption_is_caught_and_named(judge, story, old, new, kind, distance):
+    assert old in story
+    head, _, tail = story.rpartition(old)
+    found = judge.judge(words_of(head + new + tail))
+    assert not found.is_valid
+    assert found.nats is None
+    assert (found.violations[0].kind, found.violations[0].distance) == (kind, distance)
+    assert kind in KINDS
+    assert len(found.violations) == 1
+
+
+def test_stories_are_valid(judge):
+    for story in (LANTERN, SHELLS + "Together they had seven shells.", HIDDEN, *stories(0, 0, 200)):
+        found = judge.judge(words_of(story))
+        assert found.is_valid
+        assert found.nats > 5
+        assert (found.sentences, found.cut) == (story.count("."), 0)
+        assert found.valid == found.sentences
+
+
+def test_a_word_in_the_place_of_another_is_nearly_always_caught(judge):
+    """Where it is not, the story with that word is one that the process writes."""
+    random, missed = Random(0), 0
+    for story in stories(1, 0, 300):
+        words = words_of(story)
+        place = random.randrange(len(words))
+        words[place] = random.choice([word for word in STORIES.vocabulary if word != words[place]])
+        found = judge.judge(words)
+        missed += found.is_valid
+        assert found.is_valid == (judge.reader.parse(words) is not None)
+        assert found.is_valid or found.sentences == 0 or found.valid < found.sentences or found.violations
+    assert missed <= 6
+
+
+def test_parts_of_stories_are_valid_wherever_they_are_cut(judge):
+    random = Random(0)
+    for story in stories(2, 0, 150):
+        words = words_of(story)
+        start, stop = sorted(random.sample(range(1, len(words)), 2))
+        for part, sides in (
+            (words[start:], {"begins": False}),
+            (words[:stop], {"ends": False}),
+            (words[start:stop], {"begins": False, "ends": False}),
+        ):
+            found = judge.judge(part, **sides)
+            assert found.is_valid, (part, found.violations)
+            assert not found.whole
+            assert found.nats is None
+            assert (found.valid, found.cut_valid) == (found.sentences, found.cut)
+            assert found.sentences + found.cut == part.count(".") + (part[-1] != ".")
+
+
+def test_what_a_cut_beginning_says_is_held_against_the_rest(judge):
+    rest = "it to Ben. Ben borrowed the lantern for a day. He gave it back to Clara. Clara was glad to have it."
+    assert judge.judge(words_of(rest), begins=False).is_valid
+    wrong = rest.replace("He gave", "She gave")
+    assert [one.kind for one in judge.judge(words_of(wrong), begins=False).violations] == ["pronoun"]
+    wrong = rest.replace("lantern", "kite").replace("have it", "have the drum")
+    assert [one.kind for one in judge.judge(words_of(wrong), begins=False).violations] == ["reference"]
+    wrong = "showed " + rest.replace("borrowed", "borrows").replace("gave", "gives").replace("was", "is")
+    assert [(one.kind, one.distance) for one in judge.judge(words_of(wrong), begins=False).violations] == [
+        ("agreement", 1)
+    ]
+    unended = rest.removesuffix(" Clara was glad to have it.")
+    assert [one.kind for one in judge.judge(words_of(unended), begins=False).violations] == ["ending"]
+    assert judge.judge(words_of(unended), begins=False, ends=False).is_valid
+    nothing = judge.judge(words_of("lantern the of. Ben borrowed it."), begins=False, ends=False)
+    assert [one.kind for one in nothing.violations] == ["order", "order"]
+
+
+def test_a_cut_end_is_judged_as_far_as_it_goes(judge):
+    found = judge.judge(words_of("Clara had a red kite. She gave Ben"), ends=False)
+    assert [(one.kind, one.sentence, one.word) for one in found.violations] == [("order", 1, 1)]
+    assert (found.sentences, found.valid, found.cut, found.cut_valid) == (1, 1, 1, 0)
+    assert judge.judge(words_of("Clara had a red kite. She showed it"), ends=False).is_valid
+
+
+def test_an_empty_story_and_words_that_no_story_has_are_invalid(judge):
+    assert [one.kind for one in judge.judge([]).violations] == ["ending"]
+    found = judge.judge(words_of("The quick brown fox, Ünïcode 42! jumps. ."))
+    assert (found.sentences, found.valid) == (2, 0)
+    assert all(one.kind in KINDS for one in found.violations)
+
+
+def test_a_story_that_goes_on_after_its_end_is_none(judge):
+    found = judge.judge(words_of(f"{HIDDEN} {HIDDEN}"))
+    assert found.violations[0].kind == "ending"
+    assert found.violations[0].sentence == 3
+
+
+def test_the_examples_of_the_page_are_what_it_says(judge):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "stories.md").read_text(encoding="utf-8")
+    (story,) = re.findall(r'example, after "(.*?)"', page)
+    rows = re.findall(r"^\| `(\w+)` \| [^|]* \|(?: \((.*?)\))?([^|]*)\|$", page, re.MULTILINE)
+    assert tuple(kind for kind, *_ in rows) == KINDS
+    for kind, instead, example in rows:
+        whole = judge.judge(words_of(f"{instead or story} {example}"), ends=kind == "ending")
+        assert [one.kind for one in whole.violations] == [kind], example
+
+
+def test_the_room_needs_no_torch():
+    code = "import sys; from ldlm.stories import judging, tokens; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
