@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from ldlm import files, noise
 from ldlm.evaluation import metrics, samples
 from ldlm.features.store import FeatureStore
-from ldlm.hub import load_tokenizer, quiet_transformers
+from ldlm.hub import load_model, load_tokenizer
 from ldlm.sampling.generation import text_seeds
 
 
@@ -41,8 +41,8 @@ def held_out_loss(model: Any, rows_RL: Tensor) -> float:
 
 def write(folder: Path, store: Path, texts: int, seed: int, out: Path) -> dict[str, Any]:
     """Write texts of the model in `folder` to `out`; returns seconds, tokens passed through it, and held-out loss."""
-    quiet_transformers()
-    model, tokenizer = GPT2LMHeadModel.from_pretrained(folder).eval(), load_tokenizer(str(folder))
+    (network, _), tokenizer = load_model(AutoModelForCausalLM, str(folder)), load_tokenizer(str(folder))
+    model = network.eval()
     held_out = FeatureStore(store).held_out()
     seq_len = held_out.tokens.shape[1]
     seeds_B = text_seeds(seed, 0, texts)
