@@ -1,4 +1,4 @@
-"""What is compared: the methods that are trained, the ways to draw from each, and the settings of every command."""
+"""The plan of a comparison: methods to train, ways to draw from each, and the settings of every command."""
 
 from __future__ import annotations
 

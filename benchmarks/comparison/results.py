@@ -1,4 +1,4 @@
-"""What a comparison found: read from its folder, as figures, tables, a picture and the first texts of each way."""
+"""The findings of a comparison, read from its folder: figures, tables, a picture, and the first texts of each way."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""What a run of a rival and a model exported from it have in common: both draw texts, and are a `sampling.Source`."""
+"""Drawing texts from a rival, shared by its runs and the models exported from them; each is a `sampling.Source`."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -14,21 +15,21 @@ from ldlm.config import ComputeConfig, SamplerOfTokens, Shapes, TokenSampleConfi
 from ldlm.progress import Progress
 
 
-class DrawsTokens:
+class DrawsTokens(ABC):
     """Drawing from a network of a rival. A class that has it says what was trained, and the sizes and the device."""
 
     shapes: Shapes
     device: torch.device
 
     @property
+    @abstractmethod
     def training(self) -> TokenTrainConfig:
         """The settings of the training."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def network(self) -> Backbone:
         """The network."""
-        raise NotImplementedError
 
     def compute(self, config: ComputeConfig) -> Compute:
         """Precision and kernels with which the network draws texts."""
@@ -50,5 +51,5 @@ class DrawsTokens:
         """Evaluations that settings of `ldlm sample` take at most, and their FLOPs, as JSON."""
         return generation.drawing_cost(config, self.training, self.shapes)
 
-    def remark(self, config: TokenSampleConfig, progress: Progress) -> None:
+    def remark(self, config: TokenSampleConfig, progress: Progress) -> None:  # noqa: B027  # there is nothing to do
         """Nothing is chosen that settings do not say."""

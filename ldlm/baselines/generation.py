@@ -71,7 +71,7 @@ class InPrecision:
 
 @dataclass
 class Taken:
-    """What texts took: rows of the sampler for each, and evaluations of the network, summed over texts."""
+    """Cost of texts: rows of the sampler for each, and evaluations of the network, summed over texts."""
 
     rows: int = 0
     texts: int = 0

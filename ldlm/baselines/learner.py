@@ -52,7 +52,7 @@ class TokenState(Learner[TokenStep]):
 
     @property
     def binds_steps(self) -> Bound | None:
-        """What keeps a training from going on to another number of steps: a curriculum has a share of them."""
+        """The reason why a training can't go on to another number of steps: a curriculum has a share of them."""
         if self.config.curriculum_steps:
             return Bound("curriculum.share counts", "curriculum.kind=none and optimizer.lr_decay=constant")
         return super().binds_steps

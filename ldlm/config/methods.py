@@ -180,7 +180,7 @@ def _names(cls: type) -> list[str]:
 
 
 def unknown(what: object, method: str) -> str:
-    """What to say of something that a newer version has made by a method of its own."""
+    """Error message for something that a newer version has made by a method of its own."""
     return f"{what} is of the method {method!r}, which this ldlm does not know; use the newer ldlm"
 
 

@@ -83,7 +83,7 @@ class Judge:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What all scores depend on, as in the JSON of a sweep."""
+        """Settings and sizes that all scores depend on, as in the JSON of a sweep."""
         return {
             "diversity_texts": self.beside.fewest,
             "scorer": self.scorer.name,

@@ -45,7 +45,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Validity:
-    """What a set of texts is by a source; shares are of 1, and None where there is nothing that could be valid."""
+    """Validity and likelihood of a set of texts by a source; shares, of 1, are None where nothing could be valid."""
 
     num_texts: int
     words: int  # with punctuation
@@ -73,7 +73,7 @@ class Validity:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceScores:
-    """What a file of texts is by a source, and as many real texts of the same lengths beside it."""
+    """Validity of a file of texts by a source, and of as many real texts of the same lengths."""
 
     file: str
     source: str

@@ -26,7 +26,7 @@ SHARE = Axis("share", low=0, number=percent, short=percent)
 
 @dataclass(frozen=True)
 class Course(Generic[Config_co]):
-    """What was measured over a training, and its settings."""
+    """The measurements over a training, and its settings."""
 
     config: Config_co
     metrics: Sequence[Row]

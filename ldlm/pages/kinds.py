@@ -1,4 +1,4 @@
-"""What is shown of a run by the kind of its training, which is looked up here: LDLM's joint one, or a rival's."""
+"""Contents of pages by the kind of a run's training, looked up here: LDLM's joint one, or a rival's."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Report(Generic[Config_co]):
 
     @property
     def course(self) -> curves.Course[Config_co]:
-        """What was measured over the training."""
+        """The measurements over the training."""
         return curves.Course(self.config, self.metrics)
 
     @property

@@ -30,7 +30,7 @@ class Generator(Protocol):
 
     @property
     def record(self) -> dict[str, Any]:
-        """What belongs into the record of its texts beside settings and checkpoint, as JSON."""
+        """Entries of the record of its texts beside settings and checkpoint, as JSON."""
 
     def tokens(self, sampler: Any, seeds_B: Tensor) -> Tensor:
         """Token rows (B, L) int64 of the texts with these seeds."""
@@ -42,7 +42,7 @@ class Generator(Protocol):
         """The batch size that is fastest per text, up to `most`."""
 
     def figures(self) -> dict[str, Any]:
-        """What drawing took until now, as JSON."""
+        """The cost of drawing until now, as JSON."""
 
 
 class Source(Protocol):

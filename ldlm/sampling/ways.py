@@ -1,4 +1,4 @@
-"""What a sweep asks of a run, and the drawing and scoring of texts in its ways.
+"""The interface of a run to a sweep, and the drawing and scoring of texts in its ways.
 
 A *way* is one setting of a sampler at one budget of evaluations. A run of LDLM (`trajectories`) and one of a rival
 (`ldlm.baselines.ways`) each say what ways they have, and draw texts in them. The rest is the same for all: the scores
@@ -42,7 +42,7 @@ class Way(Protocol):
 
 
 class Row(Protocol):
-    """What texts score that were drawn in a way, with their settings and their cost."""
+    """Scores of texts that were drawn in a way, with its settings and their cost."""
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name."""
@@ -63,7 +63,7 @@ class Drawn(Generic[R]):
 
 
 class Found(Protocol):
-    """What a sweep of a run found."""
+    """The findings of a sweep of a run."""
 
     def to_json(self) -> dict[str, Any]:
         """The content of `sweep.json`."""
@@ -133,7 +133,7 @@ class Bench(Generic[W, R]):
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the scores depend on, as in the JSON of a sweep."""
+        """Settings and sizes that the scores depend on, as in the JSON of a sweep."""
         return {**self.judge.about, "boundary_tokens": list(self._boundaries.tokens), "clean_up": self.config.clean_up}
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What a story is made of: what is true in it (`State`), and the sentences that can be told then (`Form`).
+"""The parts of a story: its facts (`State`), and the sentences that can be told then (`Form`).
 
 A form is a line of English with gaps:
 
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 
 class State(NamedTuple):
-    """What is true between two sentences, but for the words that fill the roles.
+    """The facts between two sentences, but for the words that fill the roles.
 
     Sentences that can follow, and their probabilities, depend on this alone.
     """

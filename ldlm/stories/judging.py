@@ -25,7 +25,7 @@ FEW = 12  # states that are looked at one by one; more are found by their senten
 
 @dataclass(frozen=True)
 class Violation:
-    """What is wrong with a sentence, or with the end of a story."""
+    """A violation in a sentence, or at the end of a story."""
 
     kind: str  # of `KINDS`
     sentence: int  # in its part, from 0
@@ -35,7 +35,7 @@ class Violation:
 
 @dataclass
 class Judgement:
-    """What was found in a story, or in a part of one."""
+    """The findings in a story, or in a part of one."""
 
     whole: bool  # it has its beginning and its end
     sentences: int = 0  # that are whole
@@ -69,7 +69,7 @@ class Match(NamedTuple):
 
 
 class Relaxation(NamedTuple):
-    """What is forgotten, and the violation that it is."""
+    """Facts that are forgotten, and the violation that this is."""
 
     kind: str
     words: Sequence[Collection[str]]  # at each place those that are taken for one another
@@ -157,7 +157,7 @@ class Judge:
     # What would fit if something were forgotten
 
     def relaxations(self, words: Sequence[str]) -> Iterator[Relaxation]:
-        """What can be forgotten, in the order of `KINDS`."""
+        """Facts that can be forgotten, in the order of `KINDS`."""
         exact: list[Collection[str]] = [(word,) for word in words]
         yield Relaxation("agreement", exact, roles=ROLE_KINDS["agreement"])
         yield Relaxation("agreement", [*map(self.lemma, words)])

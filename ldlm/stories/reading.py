@@ -73,7 +73,7 @@ class Reader:
     def match(
         self, template: Template, words: Sequence[str], domains: Domains, start: int = 0, stop: int | None = None
     ) -> Domains | None:
-        """What the roles may be after words that fit template[start:stop]; None where they do not."""
+        """Words that the roles may have once template[start:stop] is read; None where the text does not fit."""
         places = self.places(template)[start:stop]
         return self._narrowed(places, [(word,) for word in words], domains)
 
@@ -150,7 +150,7 @@ def _index(pairs: Iterable[tuple[str, Template]]) -> Mapping[str, Sequence[Templ
 
 
 def kept(domains: Domains) -> Domains:
-    """What is known of the roles after a sentence."""
+    """Words of the roles that are known after a sentence."""
     return {role: mask for role, mask in domains.items() if role not in PASSING}
 
 

@@ -127,14 +127,14 @@ class TracedStep(Protocol):
         """The randomness of a step of so many rows: a dataclass or tuples of tensors."""
 
     def model(self) -> nn.Module:
-        """What is trained, with gradients where the step has them."""
+        """The model that is trained, with gradients where the step has them."""
 
     def loss(self, model: Any, hidden_BLD: Tensor | None, tokens_BL: Tensor, draws: Any) -> Tensor:
         """The loss of a batch."""
 
 
 def timeline(step: TracedStep, shapes: Shapes, *, bf16: bool, has_states: bool) -> Timeline:
-    """What is alive in a step's forward and backward pass, in float32 or under autocast to bf16."""
+    """Bytes alive in a step's forward and backward pass, in float32 or under autocast to bf16."""
     rows, positions = _primes(step, shapes)
     draws = step.draws(rows)
     with fake_step(step.chunks, positions * shapes.vocab_size):

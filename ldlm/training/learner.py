@@ -83,7 +83,7 @@ class Learner(ABC, Generic[AnyStep]):
 
     @property
     def binds_steps(self) -> Bound | None:
-        """What keeps a training from going on to another number of steps; None where nothing does."""
+        """The reason why a training can't go on to another number of steps; None where it can."""
         decay = self.config.optimizer.lr_decay
         if decay == "constant":
             return None

@@ -75,7 +75,7 @@ class TrainingMethod(ABC, Generic[AnyConfig, AnyLearner]):
         """Figures of the weights in the model on held-out rows, as JSON."""
 
     def warning(self, evaluations: Sequence[Mapping[str, Any]]) -> str | None:
-        """What the user should know of the evaluations so far; None where that is nothing."""
+        """A warning to the user after the evaluations so far; None where there is nothing to warn of."""
         return None
 
     # Its cost.
