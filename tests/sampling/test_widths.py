@@ -144,13 +144,15 @@ def recursion(config: SamplerConfig, std: float) -> tuple[float, float]:
 # The product
 
 
-def drawn(config: SamplerConfig, std: float, schedule: Schedule | None = None) -> tuple[float, float]:
+def drawn(
+    config: SamplerConfig, std: float, schedule: Schedule | None = None, learned: TimestepConfig | None = None
+) -> tuple[float, float]:
     """The same two by `ldlm`, which is linear in the noises: fed with unit vectors, it returns their coefficients."""
-    schedule = schedule or Schedule()
-    alpha, sigma = schedule.alpha_sigma(torch.linspace(0, 1, 101, dtype=torch.float64))
+    schedule, learned = schedule or Schedule(), learned or TimestepConfig()
+    alpha, sigma = schedule.alpha_sigma(torch.linspace(0, 1, learned.bins + 1, dtype=torch.float64))
     losses = std**2 * sigma**2 / (alpha**2 * std**2 + sigma**2)
-    timesteps = TimestepSampler(TimestepConfig(), DiffusionConfig().t_min)
-    timesteps.p = bin_probabilities(losses.numpy(), TimestepConfig().floor)
+    timesteps = TimestepSampler(learned, DiffusionConfig().t_min)
+    timesteps.p = bin_probabilities(losses.numpy(), learned.floor)
     rows = solvers.solver(config)(schedule, solvers.time_grid(config, schedule, timesteps.draw))
     unit = torch.eye(1 + len(rows.times), dtype=torch.float64)
 
@@ -181,14 +183,16 @@ def test_what_is_offered_keeps_the_width_of_the_data_at_128_steps_and_what_is_no
     assert solvers.is_offered(config) == (widths == pytest.approx([1, 1, 1], abs=0.03))
 
 
+@pytest.mark.parametrize("preset", ["owt-1024", "tiny"])  # whose learned grids have other bins and another floor
 @pytest.mark.parametrize("kind", ["tangent", "cosine"])  # linear leaves more noise at t_min, of which x0 is rid
-def test_the_default_keeps_the_width_of_the_data_with_its_steps(kind):
+def test_the_default_keeps_the_width_of_the_data_with_its_steps(kind, preset):
     default = SamplerConfig()
+    learned = configs.from_dict(configs.TrainConfig, configs.preset(preset).overrides).timesteps
     assert solvers.is_offered(default)
     for std in STDS:
-        width = drawn(default, std, Schedule(kind))[FINALS.index(default.final)]
+        width = drawn(default, std, Schedule(kind), learned)[FINALS.index(default.final)]
         assert width == pytest.approx(std, rel=0.03)
-        quarter = drawn(replace(default, steps=8), std, Schedule(kind))[FINALS.index(default.final)]
+        quarter = drawn(replace(default, steps=8), std, Schedule(kind), learned)[FINALS.index(default.final)]
         assert quarter == pytest.approx(std, rel=0.085)  # and was 29 % too wide
 
 
