@@ -29,7 +29,7 @@ from ldlm.baselines.nucleus import Nucleus
 
 
 def logits_at_once(device: torch.device) -> AbstractContextManager[object]:
-    """Context in which the logits of all positions are made together, and kept for the gradient."""
+    """Context in which the logits of all positions are made together."""
     return mock.patch.dict(vocabulary.LOGITS_AT_ONCE, {device.type: 2**62})
 
 

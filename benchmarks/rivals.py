@@ -11,6 +11,8 @@ is measured once and added. LDLM has its default solver. Every row has its evalu
 nothing is drawn from it.
 
 Seconds are the processor's, of one thread: on a machine that others use as well they say more than those of a clock.
+
+`python -m benchmarks.rivals 64 50257` measures training steps alone, of one length and vocabulary, in two minutes.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 import gc
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +33,7 @@ from torch import Tensor
 
 from benchmarks.contenders import OURS, Sampling, Training, backbone, methods, samplers
 from benchmarks.speed import PLAIN, Bench, bench_of
+from ldlm import memory
 from ldlm.baselines.argmax import Unwarp
 from ldlm.baselines.interface import draw_texts
 from ldlm.config import SamplerConfig, Shapes
@@ -313,3 +317,11 @@ def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A table, with the first column to the left and the others to the right."""
     marks = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, marks, *lines))
+
+
+if __name__ == "__main__":
+    memory.keep_freed()  # as the commands do
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    cell = Cell(*map(int, sys.argv[1:]))
+    print(_of_cells([{"length": cell.length, "vocabulary": cell.vocab, "training": cell.training()}], "training"))

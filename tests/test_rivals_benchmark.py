@@ -65,7 +65,7 @@ def test_the_loss_has_a_gradient_in_either_way(name):
     x_BL = torch.randint(VOCAB, (4, LENGTH))
     for way in WAYS:
         model = network(name)
-        MADE[name][way].losses(model, x_BL, MADE[name][way].draw(**ROWS)).mean().backward()
+        MADE[name][way].losses(model, x_BL, MADE[name][way].draw(**ROWS)).mean.backward()
         assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
         assert model.embedding.grad.abs().max() > 0
 

@@ -106,7 +106,7 @@ def rate(method, network, draws_of, z_count):
     x_BL = states(VOCAB, LENGTH)
     for z in states(z_count, LENGTH):
         draws, chance_B = draws_of(x_BL, z.expand_as(x_BL))
-        loss_B = method.losses(network, x_BL, draws).sum(-1)
+        loss_B = method.losses(network, x_BL, draws).loss_BL.sum(-1)
         total += (JOINT.flatten() * chance_B * torch.where(chance_B > 0, loss_B, 0.0)).sum().item()
     return total
 
@@ -117,5 +117,5 @@ def teach(method, network, x_BL, steps=120):
     for step in range(steps):
         draws = method.draw(seed=0, step=step, rows_B=torch.arange(rows), batch=rows, seq_len=x_BL.shape[1])
         optimizer.zero_grad()
-        method.losses(network, x_BL, draws).mean().backward()
+        method.losses(network, x_BL, draws).mean.backward()
         optimizer.step()

@@ -12,9 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldlm import noise
@@ -176,15 +176,23 @@ class Backbone(nn.Module):
         shift_BW, scale_BW = self.final_modulation(condition_BC).unflatten(-1, (2, -1)).unbind(1)
         return modulate(self.final_norm(x_BLW), shift_BW, scale_BW)
 
+    @property
+    def head_parameters(self) -> tuple[Tensor, ...]:
+        """Weight and bias of the head."""
+        return self.head.weight, self.head.bias
+
     def logits(self, h_W: Tensor) -> Tensor:
         """Logits (…, V) of states (…, W), capped where the method caps them, in the head's dtype outside autocast."""
+        weight, bias = self.head_parameters
         with without_autocast(h_W.device):
-            return soft_capped(cast(Tensor, self.head(h_W.to(self.head.weight.dtype))), self.logit_cap)
+            # Not by calling `head`: torch's counter of FLOPs hooks modules, and fails in a gradient within a forward
+            # pass, which `vocabulary.loss_by_parts` takes.
+            return soft_capped(F.linear(h_W.to(weight.dtype), weight, bias), self.logit_cap)
 
 
 @dataclass(frozen=True)
 class InTraining:
-    """The backbone in a training step, with dropout; a `Network`."""
+    """The backbone in a training step, with dropout; a `TrainedNetwork`."""
 
     network: Backbone
     dropout: Dropout
@@ -197,6 +205,11 @@ class InTraining:
     def hidden(self, e_BLW: Tensor, condition_B: Tensor | None) -> Tensor:
         """States of the network, with dropout."""
         return self.network.hidden(e_BLW, condition_B, self.dropout)
+
+    @property
+    def head_parameters(self) -> tuple[Tensor, ...]:
+        """Weight and bias of the network's head."""
+        return self.network.head_parameters
 
     def logits(self, h_W: Tensor) -> Tensor:
         """Logits of the network."""

@@ -26,10 +26,10 @@ from torch import Tensor
 from ldlm import noise
 from ldlm.baselines import times
 from ldlm.baselines.drawing import invert, race
-from ldlm.baselines.interface import Network, Normal
+from ldlm.baselines.interface import Losses, Network, Normal, TrainedNetwork
 from ldlm.baselines.projection import factor, numbers, projected
 from ldlm.baselines.schedule import LogLinear
-from ldlm.baselines.vocabulary import cross_entropy, loss_by_parts, parts
+from ldlm.baselines.vocabulary import loss_by_parts, parts, weighted_cross_entropy
 from ldlm.config import CANDIConfig, CANDINoiseConfig
 from ldlm.errors import InputError
 
@@ -134,11 +134,11 @@ class CANDI:
         y_BLW = F.embedding(x_BL, unit) + sigma_B11 * projected(draws.zeta_BLR, factor(unit[: self.vocab]))
         return network_input(unit, x_BL, self.revealed(draws), y_BLW, sigma_B11)
 
-    def losses(self, network: Network, x_BL: Tensor, draws: Draws) -> Tensor:
-        """Losses (B, L): −log x_θ[x] / t where x is not revealed, else 0; 1/t is −α′/(1 − α), as in MDLM."""
+    def losses(self, network: TrainedNetwork, x_BL: Tensor, draws: Draws) -> Losses:
+        """Losses −log x_θ[x] / t where x is not revealed, else 0; 1/t is −α′/(1 − α), as in MDLM."""
         e_BLW, condition_B = self.corrupt(network.embedding, x_BL, draws), -self.schedule.alpha(draws.t_B).log()
-        loss_BL = loss_by_parts(cross_entropy, network.logits, network.hidden(e_BLW, condition_B), self.vocab, x_BL)
-        return loss_BL * (~self.revealed(draws) / draws.t_B[:, None]).to(loss_BL.dtype)
+        h_BLW, weight_BL = network.hidden(e_BLW, condition_B), ~self.revealed(draws) / draws.t_B[:, None]
+        return loss_by_parts(weighted_cross_entropy, network, h_BLW, self.vocab, x_BL, weight_BL)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

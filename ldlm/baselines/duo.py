@@ -27,7 +27,7 @@ from ldlm.baselines.chain import ChainState
 from ldlm.baselines.curriculum import Curriculum, CurriculumDraws
 from ldlm.baselines.drawing import Mixture
 from ldlm.baselines.estimate import Estimate
-from ldlm.baselines.interface import Network, Normal
+from ldlm.baselines.interface import Losses, Normal, TrainedNetwork
 from ldlm.baselines.schedule import LogLinear, alphas
 from ldlm.baselines.vocabulary import loss_by_parts
 
@@ -76,8 +76,8 @@ class Duo:
         """z_t (B, L): each token is kept with probability α_t."""
         return torch.where(draws.u_BL < self.schedule.alpha(draws.t_B)[:, None], x_BL, draws.other_BL)
 
-    def losses(self, network: Network, x_BL: Tensor, draws: Draws | CurriculumDraws) -> Tensor:
-        """Losses (B, L), whose mean is the NELBO per token, or in the curriculum the part of it between its ends."""
+    def losses(self, network: TrainedNetwork, x_BL: Tensor, draws: Draws | CurriculumDraws) -> Losses:
+        """Losses whose mean is the NELBO per token, or in the curriculum the part of it between its ends."""
         if isinstance(draws, Draws):
             z_BL, alpha_B = self.corrupt(x_BL, draws), self.schedule.alpha(draws.t_B)
             slope_B = torch.full_like(alpha_B, self.schedule.slope)
@@ -91,11 +91,13 @@ class Duo:
         return nelbo(network, h_BLW, x_BL, z_BL, alpha_B, slope_B)
 
 
-def nelbo(network: Network, h_BLW: Tensor, x_BL: Tensor, z_BL: Tensor, alpha_B: Tensor, slope_B: Tensor) -> Tensor:
-    """Each position's share (B, L) of the NELBO's rate at these α and −dα/dt, from states h of the network."""
+def nelbo(
+    network: TrainedNetwork, h_BLW: Tensor, x_BL: Tensor, z_BL: Tensor, alpha_B: Tensor, slope_B: Tensor
+) -> Losses:
+    """The NELBO's rate at these α and −dα/dt, from states h of the network."""
     vocab, like_BL = len(network.embedding), torch.ones_like(x_BL, dtype=alpha_B.dtype)
     of_BL = x_BL, z_BL, alpha_B[:, None] * like_BL, slope_B[:, None] * like_BL
-    return loss_by_parts(position_losses, network.logits, h_BLW, vocab, *of_BL)
+    return loss_by_parts(position_losses, network, h_BLW, vocab, *of_BL)
 
 
 def position_losses(logits_PV: Tensor, x_P: Tensor, z_P: Tensor, alpha_P: Tensor, slope_P: Tensor) -> Tensor:

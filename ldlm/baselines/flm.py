@@ -22,7 +22,7 @@ from torch import Tensor
 from ldlm import noise
 from ldlm.baselines import times
 from ldlm.baselines.argmax import Unwarp
-from ldlm.baselines.interface import Network, Normal
+from ldlm.baselines.interface import Losses, Network, Normal, TrainedNetwork
 from ldlm.baselines.projection import factor, numbers, projected
 from ldlm.baselines.vocabulary import cross_entropy, loss_by_parts, parts
 from ldlm.config import FLMConfig
@@ -72,10 +72,10 @@ class FLM:
         t_B11 = draws.t_B.to(noise_BLW.dtype)[:, None, None]
         return t_B11 * F.embedding(x_BL, embedding_VW) + (1 - t_B11) * noise_BLW
 
-    def losses(self, network: Network, x_BL: Tensor, draws: Draws) -> Tensor:
-        """Losses (B, L): −log x_θ[x] at every position, with no weight. It bounds no likelihood."""
+    def losses(self, network: TrainedNetwork, x_BL: Tensor, draws: Draws) -> Losses:
+        """Losses −log x_θ[x] at every position, with no weight. They bound no likelihood."""
         h_BLW = network.hidden(self.corrupt(network.embedding, x_BL, draws), draws.tau_B)
-        return loss_by_parts(cross_entropy, network.logits, h_BLW, self.vocab, x_BL)
+        return loss_by_parts(cross_entropy, network, h_BLW, self.vocab, x_BL)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ldlm import noise
-from ldlm.baselines.interface import Method, Network
+from ldlm.baselines.interface import Method, TrainedNetwork
 from ldlm.baselines.schedule import LogLinear
 from ldlm.features.store import Split
 from ldlm.training.heldout import SEED, by_bin
@@ -42,7 +42,14 @@ class TokenHeldOut:
 
 @torch.no_grad()
 def evaluate(
-    method: Method, network: Network, split: Split, *, bound: bool, rows: int, batch_size: int, device: torch.device
+    method: Method,
+    network: TrainedNetwork,
+    split: Split,
+    *,
+    bound: bool,
+    rows: int,
+    batch_size: int,
+    device: torch.device,
 ) -> TokenHeldOut:
     """Losses over the first `rows` rows of the split; `bound` says that they bound the negative log-likelihood."""
     end = min(rows, split.rows)
@@ -66,7 +73,7 @@ def evaluate(
     )
 
 
-def _draw(method: Method, network: Network, x_BL: Tensor, draw_B: Tensor, of: int) -> tuple[Tensor, Tensor]:
+def _draw(method: Method, network: TrainedNetwork, x_BL: Tensor, draw_B: Tensor, of: int) -> tuple[Tensor, Tensor]:
     """Times and losses (B,) of one draw of each row, of which these are numbers `draw_B` among `of` in all."""
     draws: Any = method.draw(seed=SEED, step=0, rows_B=draw_B, batch=of, seq_len=x_BL.shape[1])
     weight_B = None
@@ -75,7 +82,7 @@ def _draw(method: Method, network: Network, x_BL: Tensor, draw_B: Tensor, of: in
     if schedule is not None:
         u_BL, weight_B = with_noise(draws.u_BL, schedule.alpha(draws.t_B), draw_B)
         draws = draws._replace(u_BL=u_BL)
-    loss_B = method.losses(network, x_BL, draws).double().mean(dim=1)
+    loss_B = method.losses(network, x_BL, draws).loss_BL.double().mean(dim=1)
     return draws.time_B, loss_B if weight_B is None else loss_B * weight_B
 
 

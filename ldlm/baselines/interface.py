@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +32,21 @@ class Network(Protocol):
 
     def logits(self, h_W: Tensor) -> Tensor:
         """Logits (…, V) of states (…, W), in float32 or finer."""
+
+
+class TrainedNetwork(Network, Protocol):
+    """The backbone as a method trains it."""
+
+    @property
+    def head_parameters(self) -> tuple[Tensor, ...]:
+        """All parameters that `logits` reads."""
+
+
+class Losses(NamedTuple):
+    """Losses in nats. `mean` carries the gradient; the others are recorded."""
+
+    mean: Tensor  # over all positions
+    loss_BL: Tensor  # each position's share
 
 
 class Draws(Protocol):
@@ -59,8 +74,8 @@ class Method(Protocol):
         `normal` may be `noise.normal` compiled, which takes the step as a tensor.
         """
 
-    def losses(self, network: Network, x_BL: Tensor, draws: Any) -> Tensor:
-        """Losses (B, L) in nats, each position's share: the loss is their mean over all positions."""
+    def losses(self, network: TrainedNetwork, x_BL: Tensor, draws: Any) -> Losses:
+        """The loss of a batch of tokens, and each position's share."""
 
 
 class Sampler(Protocol):

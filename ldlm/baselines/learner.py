@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ldlm.baselines import methods
 from ldlm.baselines.backbone import Backbone, Dropout, InTraining
-from ldlm.baselines.interface import Method
+from ldlm.baselines.interface import Losses, Method
 from ldlm.config import Shapes, TokenTrainConfig
 from ldlm.features.batch import Batch
 from ldlm.model.layers import compile_blocks, recompute_activations
@@ -70,9 +70,9 @@ class TokenObjective(nn.Module):
         super().__init__()
         self.method, self.network = method, network
 
-    def forward(self, tokens_BL: Tensor, draws: Any, dropout: Dropout) -> Tensor:
-        """Losses (B,) of rows of tokens (B, L), means over their positions."""
-        return self.method.losses(InTraining(self.network, dropout), tokens_BL, draws).mean(dim=1)
+    def forward(self, tokens_BL: Tensor, draws: Any, dropout: Dropout) -> Losses:
+        """The loss of rows of tokens (B, L)."""
+        return self.method.losses(InTraining(self.network, dropout), tokens_BL, draws)
 
 
 def start(config: TokenTrainConfig, shapes: Shapes, *, device: torch.device, world: World = ALONE) -> TokenState:
@@ -129,6 +129,6 @@ def _backward(state: TokenState, batch: Batch) -> Tensor:
     number = torch.full((1,), state.step, device=state.device)
     dropout = Dropout(config.seed, number, rows_B, state.compute.kept)
     with state.compute.autocast():
-        loss_B = cast(Tensor, (state.parallel or state.objective)(batch.tokens_BL, draws, dropout))
-    state.backward(loss_B.mean())
-    return loss_B.detach()
+        losses = cast(Losses, (state.parallel or state.objective)(batch.tokens_BL, draws, dropout))
+    state.backward(losses.mean)
+    return losses.loss_BL.mean(dim=1)

@@ -21,9 +21,9 @@ from ldlm.baselines import times
 from ldlm.baselines.chain import ChainState
 from ldlm.baselines.drawing import Mixture
 from ldlm.baselines.estimate import Estimate
-from ldlm.baselines.interface import Network, Normal
+from ldlm.baselines.interface import Losses, Normal, TrainedNetwork
 from ldlm.baselines.schedule import LogLinear, alphas
-from ldlm.baselines.vocabulary import cross_entropy, loss_by_parts
+from ldlm.baselines.vocabulary import loss_by_parts, weighted_cross_entropy
 
 
 class Draws(NamedTuple):
@@ -63,15 +63,15 @@ class MDLM:
         """z_t (B, L): each token is the mask with probability 1 − α_t."""
         return x_BL.masked_fill(draws.u_BL >= self.schedule.alpha(draws.t_B)[:, None], self.vocab)
 
-    def losses(self, network: Network, x_BL: Tensor, draws: Draws) -> Tensor:
-        """Losses (B, L): −log x_θ[x] / t where z is masked, else 0; their mean is the NELBO per token.
+    def losses(self, network: TrainedNetwork, x_BL: Tensor, draws: Draws) -> Losses:
+        """Losses −log x_θ[x] / t where z is masked, else 0; their mean is the NELBO per token.
 
         The weight is −α′/(1 − α), which for a log-linear schedule is 1/t whatever its ε.
         """
         z_BL = self.corrupt(x_BL, draws)
         h_BLW = network.hidden(F.embedding(z_BL, network.embedding), None)
-        loss_BL = loss_by_parts(cross_entropy, network.logits, h_BLW, self.vocab, x_BL)
-        return loss_BL * ((z_BL == self.vocab) / draws.t_B[:, None]).to(loss_BL.dtype)
+        weight_BL = (z_BL == self.vocab) / draws.t_B[:, None]
+        return loss_by_parts(weighted_cross_entropy, network, h_BLW, self.vocab, x_BL, weight_BL)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ldlm.baselines import heldout, learner, methods, vocabulary
 from ldlm.baselines.backbone import Backbone, Dropout
-from ldlm.baselines.interface import Method
+from ldlm.baselines.interface import Losses, Method
 from ldlm.baselines.learner import TokenObjective, TokenState, TokenStep
 from ldlm.config import Shapes, TokenTrainConfig
 from ldlm.features.batch import Batch
@@ -145,8 +145,8 @@ class TokenTrace:
     def loss(self, model: Backbone, hidden_BLD: Tensor | None, tokens_BL: Tensor, draws: Any) -> Tensor:
         """The mean loss."""
         dropout = Dropout(0, self.number, torch.arange(len(tokens_BL)))
-        loss_B: Tensor = TokenObjective(self.method, model)(tokens_BL, draws, dropout)
-        return loss_B.mean()
+        losses: Losses = TokenObjective(self.method, model)(tokens_BL, draws, dropout)
+        return losses.mean
 
 
 @cache

@@ -33,6 +33,10 @@ class Tiny(nn.Module):
         x_BW = torch.cat([e_BLW.flatten(1), alpha_B[:, None].expand(len(e_BLW), 1)], dim=1)
         return self.body(x_BW).unflatten(1, (LENGTH, WIDTH))
 
+    @property
+    def head_parameters(self):
+        return tuple(self.head.parameters())
+
     def logits(self, h_W):
         return self.head(h_W)
 
@@ -53,7 +57,7 @@ def test_a_trained_network_knows_the_language_and_draws_it(name):
     for step in range(STEPS):
         draws = method.draw(seed=0, step=step, rows_B=rows, batch=BATCH, seq_len=LENGTH)
         optimizer.zero_grad()
-        method.losses(network, texts(BATCH, step), draws).mean().backward()
+        method.losses(network, texts(BATCH, step), draws).mean.backward()
         optimizer.step()
         schedule.step()
 
@@ -61,7 +65,7 @@ def test_a_trained_network_knows_the_language_and_draws_it(name):
     many = 200_000  # for Duo, whose rare losses are large
     draws = held_out.draw(seed=1, step=0, rows_B=torch.arange(many), batch=many, seq_len=LENGTH)
     with torch.no_grad():
-        nelbo = held_out.losses(network, texts(many, -1), draws).mean().item() * LENGTH
+        nelbo = held_out.losses(network, texts(many, -1), draws).mean.item() * LENGTH
     assert ENTROPY - 0.1 < nelbo < ENTROPY + 0.2
 
     process = MDLMProcess(VOCAB, 32) if name == "mdlm" else DuoProcess(VOCAB, 32)

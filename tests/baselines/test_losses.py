@@ -7,11 +7,11 @@ import pytest
 import torch
 from toy_language import ENTROPY, JOINT, MASK, VOCAB, ExactNetwork, states
 
-from ldlm.baselines import duo, mdlm
+from ldlm.baselines import duo, mdlm, vocabulary
 from ldlm.baselines.duo import Duo, position_losses
 from ldlm.baselines.mdlm import MDLM
 from ldlm.baselines.schedule import LogLinear
-from ldlm.baselines.vocabulary import cross_entropy, loss_by_parts
+from ldlm.baselines.vocabulary import loss_by_parts, weighted_cross_entropy
 
 LINEAR = LogLinear(0.0)  # α = 1 − t
 X = states(VOCAB, 2)
@@ -20,7 +20,7 @@ X = states(VOCAB, 2)
 def expected(method, network, draws, z_BL, chance_BL):
     """E over x of the loss per sequence that z has, q(z|x) being the product of the chances (B, L)."""
     assert torch.equal(method.corrupt(X, draws)[chance_BL.prod(1) > 0], z_BL[chance_BL.prod(1) > 0])
-    losses_B = method.losses(network, X, draws).sum(1)
+    losses_B = method.losses(network, X, draws).loss_BL.sum(1)
     return (JOINT.flatten() * chance_BL.prod(1) * losses_B).nan_to_num().sum().item()
 
 
@@ -159,20 +159,38 @@ def test_a_rows_draws_do_not_depend_on_the_process_that_makes_them(method):
         assert torch.equal(all_rows, torch.cat(pieces))
 
 
-def test_losses_and_gradients_are_the_same_in_parts(monkeypatch):
+class Head:
+    """A head over states of width 5 that counts its positions."""
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(1)
+        self.matrix = torch.randn(5, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+        self.positions, self.head_parameters = 0, (self.matrix,)
+
+    def logits(self, h_W):
+        self.positions += h_W.shape[:-1].numel()
+        return (h_W @ self.matrix).tanh()
+
+
+@pytest.mark.parametrize("at_once", [30, 72], ids=["in parts", "whole"])
+def test_the_loss_of_parts_has_the_gradient_of_all_logits_and_makes_each_once(monkeypatch, at_once):
+    monkeypatch.setitem(vocabulary.LOGITS_AT_ONCE, "cpu", at_once)
     h = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
-    head = torch.randn(5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
-    x = torch.arange(12).view(3, 4) % 6
+    x, head = torch.arange(12).view(3, 4) % 6, Head()
+    weight = torch.linspace(0, 2, 12, dtype=torch.float64).view(3, 4)
+    chances = (h @ head.matrix).tanh().softmax(-1).gather(-1, x[..., None]).squeeze(-1)
+    whole = -chances.log() * weight
+    expected = torch.autograd.grad(0.7 * whole.mean(), (h, head.matrix))
 
-    def loss():
-        return loss_by_parts(cross_entropy, lambda h_PW: h_PW @ head, h, 6, x)
+    found = loss_by_parts(weighted_cross_entropy, head, h, 6, x, weight)
+    torch.testing.assert_close(found.loss_BL, whole.detach())
+    torch.testing.assert_close(found.mean, whole.mean())
+    assert not found.loss_BL.requires_grad  # its gradient would be wrong: that is of the mean alone
+    torch.testing.assert_close(torch.autograd.grad(0.7 * found.mean, (h, head.matrix)), expected)
+    assert head.positions == 12
 
-    whole = loss()
-    gradients = torch.autograd.grad(whole.sum(), (h, head))
-    monkeypatch.setattr("ldlm.baselines.vocabulary.LOGITS_AT_ONCE", {"cpu": 30, "cuda": 30})
-    in_parts = loss()
-    torch.testing.assert_close(in_parts, whole)
-    torch.testing.assert_close(torch.autograd.grad(in_parts.sum(), (h, head)), gradients)
+    with torch.no_grad():
+        assert all(map(torch.equal, loss_by_parts(weighted_cross_entropy, head, h, 6, x, weight), found))
 
 
 def test_mdlms_weight_is_one_over_t_whatever_epsilon():
