@@ -16,7 +16,9 @@ from ldlm.errors import InputError
 
 @click.command(cls=Command, short_help="quality against the number of evaluations: solvers, grids, guidance, rivals")
 @stage_options(FrontierConfig, named_samplers=True)
-@click.option("--run", "runs", metavar="DIR...", multiple=True, help="trained run, or several on one frontier")
+@click.option(
+    "--run", "runs", metavar="DIR...", multiple=True, help="trained run or exported model, or several on one frontier"
+)
 @path_option("--reference", "real text, shown as a star in the plot", metavar="FILE")
 @click.option(
     "--external",
@@ -27,20 +29,22 @@ from ldlm.errors import InputError
 )
 @path_option(
     "--output",
-    "folder for tables, plot and texts  [default: sweep, in the run; of several runs beside the first]",
+    "folder for tables, plot and texts  [default: sweep, in the run; beside an exported model or the first of several]",
 )
 def command(
     options: Options, runs: tuple[str, ...], reference: str | None, externals: tuple[str, ...], output: str | None
 ) -> None:
     """Draw with every solver, time grid and guidance at every budget, score the texts, and draw the finalists again.
 
-    A rival's run is drawn with each of its samplers. Several runs come on one frontier, with evaluations and seconds;
-    the folder then has the sweep of each run in a folder of its own. The same command resumes an interrupted sweep.
+    A rival's run is drawn with each of its samplers, or with those of --token-samplers. Several runs come on one
+    frontier, with evaluations and seconds; the folder then has the sweep of each run in a folder of its own. The same
+    command resumes an interrupted sweep.
 
     \b
     Examples:
       ldlm sweep --run run --scorer gpt2-large --reference real.jsonl --budgets 16 32 64 128
       ldlm sweep --run run run-mdlm run-duo --scorer gpt2-large --reference real.jsonl
+      ldlm sweep --run run-mdlm exported --scorer gpt2-large --token-samplers remdm remdm:schedule=cap,eta=0.01
     """
     config = options.build()
     from ldlm.evaluation.frontier import External
@@ -69,8 +73,10 @@ def command(
 
 
 def _default_output(paths: list[Path]) -> Path:
-    """`sweep` in the run, and beside the first of several."""
-    if len(paths) == 1:
+    """`sweep` in the run, and beside an exported model, which is to be handed on, and the first of several."""
+    from ldlm.sampling import pretrained
+
+    if len(paths) == 1 and pretrained.model_type(paths[0]) is None:
         return paths[0] / "sweep"
     first = paths[0] if paths[0].name not in ("", "..") else Path(os.path.abspath(paths[0]))
     return first.parent / "sweep"

@@ -10,7 +10,7 @@ from typing import Any
 from ldlm import artifact, files, runtime
 from ldlm import config as configs
 from ldlm.artifact import Artifact
-from ldlm.baselines.opening import method_at
+from ldlm.baselines import opening
 from ldlm.baselines.ways import TokenSweep
 from ldlm.config import AnySweepConfig, Shapes, SweepConfig, TokenSweepConfig
 from ldlm.errors import InputError
@@ -20,8 +20,7 @@ from ldlm.evaluation.fronts import Fronts
 from ldlm.evaluation.scorer import Scorer
 from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress
-from ldlm.sampling import trajectories
-from ldlm.sampling.source import checkpoint_of
+from ldlm.sampling import pretrained, trajectories
 from ldlm.sampling.trajectories import TrajectorySweep
 from ldlm.sampling.ways import Loaded, Sweep, run_name
 
@@ -49,7 +48,7 @@ def run(
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> Artifact:
-    """Sweep a run, or several on one frontier, into the folder `out`.
+    """Sweep a run or an exported model, or several on one frontier, into the folder `out`.
 
     Of one run it gets `sweep.json`, `table.md`, `frontier.png`, and the scores and texts of each way. Of several it
     gets such a folder for each, by the run's name, and `frontier.json`, `table.md` and `frontier.png` of all. The same
@@ -67,7 +66,7 @@ def run(
 
     if len(sweeps) == 1:
         (sweep,) = sweeps.values()
-        loaded = sweep.load(device, progress)
+        loaded = sweep.load(opening.open_source(sweep.path, device, config.checkpoint), progress)
         return _one(sweep, loaded, judge(), out, reads=reads, overwrite=overwrite, progress=progress)
     return _several(config, sweeps, judge(), out, reads=reads, overwrite=overwrite, progress=progress)
 
@@ -108,7 +107,7 @@ def _several(
     progress: Progress,
 ) -> Artifact:
     """The sweeps of several runs, one after the other, and what they give together."""
-    digests = {name: checkpoint_of(sweep.path, config.checkpoint).digest for name, sweep in sweeps.items()}
+    digests = {name: opening.digest(sweep.path, config.checkpoint) for name, sweep in sweeps.items()}
     inputs = {"runs": digests, **judge.beside.inputs}
     reads = [*(sweep.path for sweep in sweeps.values()), *reads]
     result = artifact.begin(out, "frontier", config, inputs, overwrite=overwrite, reads=reads)
@@ -118,9 +117,10 @@ def _several(
     parts = {}
     for name, sweep in sweeps.items():
         progress.note(f"run {name}")
-        loaded = sweep.load(judge.scorer.device, progress)
+        source = opening.open_source(sweep.path, judge.scorer.device, config.checkpoint)
+        loaded = sweep.load(source, progress)
         parts[name] = _one(sweep, loaded, judge, out / name, reads=reads, progress=progress)
-        del loaded  # one run at a time is in memory
+        del source, loaded  # one run at a time is in memory
     summaries = {name: part.manifest for name, part in parts.items()}
     fronts = Fronts(
         points=[point for name, sweep in sweeps.items() for point in sweep.points(name, summaries[name])],
@@ -182,8 +182,9 @@ def _named(runs: Sequence[Path]) -> dict[str, Path]:
 
 
 def _sweep(config: AnySweepConfig, path: Path) -> Sweep:
-    artifact.open_artifact(path, "run", complete=False)
-    method = method_at(path)
+    if pretrained.model_type(path) is None:
+        artifact.open_artifact(path, "run", complete=False)
+    method = opening.method_at(path)
     chosen = configs.sweep_of(method, config)
     if isinstance(chosen, TokenSweepConfig):
         return TokenSweep(path, chosen, method)
@@ -192,21 +193,18 @@ def _sweep(config: AnySweepConfig, path: Path) -> Sweep:
 
 def _shapes(sweeps: Mapping[str, Sweep]) -> Shapes:
     """The sizes of the texts of all runs; `InputError` where two differ in them, or in the tokenizer."""
-    for sweep in sweeps.values():
-        if not (sweep.path / "features.json").is_file():  # of a run that was not begun in earnest
-            checkpoint_of(sweep.path, None)
-    found = {sweep.path: files.read_json(sweep.path / "features.json") for sweep in sweeps.values()}
+    found = {sweep.path: opening.about(sweep.path) for sweep in sweeps.values()}
     first, *others = found
     for other in others:
-        if found[first]["encoder"]["tokenizer"] != found[other]["encoder"]["tokenizer"]:
+        if found[first].tokenizer != found[other].tokenizer:
             raise InputError(
                 f"{first} and {other} have different tokenizers, so their entropies and diversities do not compare; "
                 f"leave one of them out"
             )
-        a, b = (found[path]["shapes"]["seq_len"] for path in (first, other))
+        a, b = (found[path].shapes.seq_len for path in (first, other))
         if a != b:
             raise InputError(
                 f"{first} draws texts of {a:,} tokens and {other} of {b:,}, and figures of texts of different length "
                 f"do not compare; leave one of them out"
             )
-    return Shapes(**found[first]["shapes"])
+    return found[first].shapes

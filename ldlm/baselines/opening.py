@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,11 +13,12 @@ from ldlm import config as configs
 from ldlm import files
 from ldlm.baselines.exported import TokenDiffusion
 from ldlm.baselines.trained import TrainedTokenRun
+from ldlm.config import Shapes
 from ldlm.errors import InputError
 from ldlm.sampling import pretrained
 from ldlm.sampling.exported import LDLM
 from ldlm.sampling.pretrained import ExportedModel
-from ldlm.sampling.source import Source
+from ldlm.sampling.source import Source, checkpoint_of
 from ldlm.sampling.trained_run import TrainedRun
 
 RUNS: dict[str, Callable[..., Source]] = {
@@ -44,6 +46,39 @@ def method_at(path: Path) -> str:
     return method
 
 
+@dataclass(frozen=True)
+class About:
+    """What a run or an exported model says of itself, without its weights."""
+
+    settings: Mapping[str, Any]  # of its training
+    shapes: Shapes
+    tokenizer: str  # fingerprint
+
+
+def about(path: Path) -> About:
+    """What a run or an exported model says of itself; `InputError` for a run that has trained nothing yet."""
+    kind = pretrained.model_type(path)
+    if kind is not None:
+        described = MODELS[kind].described(path)
+        found = described.provenance
+        return About(found["settings"], described.shapes, found["encoder"]["tokenizer"])
+    if not (path / "features.json").is_file():
+        checkpoint_of(path, None)
+    features = files.read_json(path / "features.json")
+    settings = files.read_yaml(path / "config.yaml")
+    return About(settings, Shapes(**features["shapes"]), features["encoder"]["tokenizer"])
+
+
+def digest(path: Path, name: str | None = None) -> str:
+    """Digest of the checkpoint that `open_source` opens, or of the one that a model was exported from."""
+    kind = pretrained.model_type(path)
+    if kind is None:
+        return checkpoint_of(path, name).digest
+    _check_no_name(path, name)
+    found: str = MODELS[kind].described(path).provenance["checkpoint"]
+    return found
+
+
 def defaults(path: Path) -> dict[str, Any]:
     """Settings that a model was exported with, its sampler; empty for a run."""
     kind = pretrained.model_type(path)
@@ -54,9 +89,13 @@ def open_source(path: Path, device: torch.device, name: str | None = None) -> So
     """Open a run at a checkpoint, the newest intact or the one named, or an exported model, which has no others."""
     if pretrained.model_type(path) is None:
         return RUNS[method_at(path)](path, device, name)
+    _check_no_name(path, name)
+    return cast(Source, open_exported(path).to(device))
+
+
+def _check_no_name(path: Path, name: str | None) -> None:
     if name is not None:
         raise InputError(f"{path} is an exported model, and has no checkpoints to choose from; leave --checkpoint out")
-    return cast(Source, open_exported(path).to(device))
 
 
 def open_exported(path: Path) -> ExportedModel:

@@ -1,4 +1,4 @@
-"""The sweep of a run of a rival: each of its samplers at every budget, with the settings of the papers' rows.
+"""The sweep of a rival: its samplers at every budget, with the settings of the papers' rows or others.
 
 Every way is drawn once. A chain of N steps takes N + 1 rows, the last of which removes what noise is left, so that N is
 one less than the budget. How many of the rows evaluate the network is counted: with absorbing states it depends on the
@@ -18,15 +18,19 @@ import torch
 from torch import Tensor
 
 from ldlm import config as configs
+from ldlm.baselines import methods, opening
+from ldlm.baselines.exported import TokenDiffusion
 from ldlm.baselines.generation import TokenGenerator
 from ldlm.baselines.trained import TrainedTokenRun
-from ldlm.config import TOKEN_SAMPLERS, ChainConfig, SamplerOfTokens, TokenSweepConfig, token_sampler
+from ldlm.config import TOKEN_SAMPLERS, ChainConfig, SampleConfig, SamplerOfTokens, TokenSweepConfig
 from ldlm.errors import InputError
 from ldlm.evaluation.beside import Judge
 from ldlm.evaluation.fronts import Fronts, Point
 from ldlm.progress import Progress
 from ldlm.sampling.generation import LARGEST_BATCH
 from ldlm.sampling.ways import Bench, Drawn, run_name
+
+NAMED = ("name", "steps", "top_p")  # settings that a way names otherwise, and the budget
 
 
 @dataclass(frozen=True)
@@ -38,29 +42,35 @@ class TokenWay:
 
     @property
     def words(self) -> str:
-        """The sampler in words: its name, and p where it filters."""
+        """The sampler in words: its name, p where it filters, and all else that is not as published."""
         p = getattr(self.sampler, "top_p", 1.0)
-        return self.sampler.name if p == 1 else f"{self.sampler.name}, p = {p}"
+        name = self.sampler.name if p == 1 else f"{self.sampler.name}, p = {p}"
+        published = configs.to_dict(configs.from_dict(type(self.sampler), {}))
+        others = {key: value for key, value in configs.used(self.sampler).items() if value != published[key]}
+        return ", ".join([name, *(f"{key} {value}" for key, value in others.items() if key not in NAMED)])
 
     @property
     def name(self) -> str:
         """Name of the files of its scores and texts."""
-        return f"{self.words.replace(', p = ', '_p')}_{self.budget}"
+        return f"{self.words.replace(', p = ', '_p').replace(', ', '_').replace(' ', '-')}_{self.budget}"
 
 
 def ways(config: TokenSweepConfig, method: str, run: str | Path) -> list[TokenWay]:
     """All samplers of the method that are asked for, at each budget, cheapest first.
 
-    `InputError`, naming the run, where it has none of the samplers, and for a budget in which none takes a step.
+    `InputError`, naming the run, where it has none of the samplers, and for a budget in which none takes a step; and
+    for settings that a sampler does not have, or that change nothing beside the others.
     """
-    fitting = TOKEN_SAMPLERS[method]
-    asked = [name for name in fitting if name in config.token_samplers or not config.token_samplers]
-    if not asked:
+    fitting = list(TOKEN_SAMPLERS[method])
+    asked = [configs.sampler_in_words(text) for text in config.token_samplers or fitting]
+    own = sorted((given for given in asked if given["name"] in fitting), key=lambda one: fitting.index(one["name"]))
+    if not own:
         raise InputError(
             f"{run} is of method {method} and draws with {' or '.join(fitting)}, not with "
             f"{' or '.join(config.token_samplers)}; add one of its own to --token-samplers"
         )
-    settings = [chosen for name in asked for chosen in _settings(config, method, name)]
+    by_words = {TokenWay(one, 0).words: one for given in own for one in _settings(config, method, given)}
+    settings = list(by_words.values())
     found = []
     for budget in sorted(set(config.budgets)):
         # A chain has a row beyond its steps.
@@ -68,31 +78,35 @@ def ways(config: TokenSweepConfig, method: str, run: str | Path) -> list[TokenWa
         paid = [TokenWay(replace(chosen, steps=count), budget) for chosen, count in steps.items() if count >= 1]
         if not paid:
             raise InputError(
-                f"{run} has no sampler for --budgets {budget}: a chain of N steps ({' or '.join(asked)}) takes N + 1 "
-                f"evaluations; give budgets from 2 on"
+                f"{run} has no sampler for --budgets {budget}: a chain of N steps "
+                f"({' or '.join(dict.fromkeys(given['name'] for given in own))}) takes N + 1 evaluations; give budgets "
+                f"from 2 on"
             )
         found += paid
     return found
 
 
-def _settings(config: TokenSweepConfig, method: str, name: str) -> list[SamplerOfTokens]:
-    """The published settings of a sampler, with each p that is asked for where none is published."""
-    published = token_sampler(method, {"name": name})
-    if getattr(published, "top_p", None) != 1:
-        return [published]
-    return [token_sampler(method, {"name": name, "top_p": p}) for p in dict.fromkeys(config.top_ps)]
+def _settings(config: TokenSweepConfig, method: str, given: Mapping[str, Any]) -> list[SamplerOfTokens]:
+    """The settings of a sampler, on top of the published ones, with each p of the sweep where there is none."""
+    found: SamplerOfTokens = configs.drawing_config(SampleConfig, method, {"sampler": given}).sampler
+    if "top_p" in given or not isinstance(found, ChainConfig) or found.top_p != 1:
+        return [found]
+    return [replace(found, top_p=p) for p in dict.fromkeys(config.top_ps)]
 
 
 @dataclass(frozen=True)
 class TokenSweep:
-    """The sweep of a run of a rival; `InputError` where it has no way that the budgets pay for."""
+    """The sweep of a run or exported model of a rival; `InputError` where it has no way that the budgets pay for."""
 
     path: Path
     config: TokenSweepConfig
     method: str
 
     def __post_init__(self) -> None:
-        ways(self.config, self.method, self.path)
+        about = opening.about(self.path)
+        training: Any = configs.stored_training(about.settings)
+        for way in ways(self.config, self.method, self.path):
+            methods.sampler(training, way.sampler, about.shapes)  # which checks what its settings can't
 
     def plan(self) -> dict[str, Any]:
         """Numbers of ways, evaluations and texts that it would take."""
@@ -103,12 +117,11 @@ class TokenSweep:
             "texts_to_draw": self.config.texts * len(found),
         }
 
-    def load(self, device: torch.device, progress: Progress) -> LoadedTokenRun:
-        """The network of a checkpoint; notes say how it computes."""
-        run = TrainedTokenRun(self.path, device, self.config.checkpoint)
-        generator = run.generator(run.compute(self.config.compute))
+    def load(self, source: Any, progress: Progress) -> LoadedTokenRun:
+        """Its network; notes say how it computes."""
+        generator = source.generator(source.compute(self.config.compute))
         generator.compute.tell(progress)
-        return LoadedTokenRun(self.config, run, generator)
+        return LoadedTokenRun(self, source, generator)
 
     def points(self, name: str, summary: Mapping[str, Any]) -> list[Point]:
         """All that was drawn, under the name of the run on this frontier."""
@@ -119,32 +132,37 @@ class TokenSweep:
 class LoadedTokenRun:
     """A run of a rival that draws texts by its samplers."""
 
-    config: TokenSweepConfig
-    run: TrainedTokenRun
+    sweep: TokenSweep
+    source: TrainedTokenRun | TokenDiffusion
     generator: TokenGenerator
+
+    @property
+    def config(self) -> TokenSweepConfig:
+        """The settings of the sweep."""
+        return self.sweep.config
 
     @property
     def tokenizer(self) -> Any:
         """The run's tokenizer."""
-        return self.run.tokenizer
+        return self.source.tokenizer
 
     @property
     def inputs(self) -> dict[str, Any]:
         """The checkpoint and the precision, as inputs of the artefact."""
-        return {"checkpoint": self.run.checkpoint.digest, "precision": self.generator.compute.precision}
+        return {"checkpoint": self.source.origin["checkpoint"], "precision": self.generator.compute.precision}
 
     @property
     def name(self) -> str:
         """Name of the run."""
-        return run_name(self.run.path)
+        return run_name(self.sweep.path)
 
     def find(self, out: Path, judge: Judge, progress: Progress) -> Fronts:
         """Draw every way."""
         bench: Bench[TokenWay, Point] = Bench(self.config, out, self, judge)
-        found = ways(self.config, self.run.method, self.run.path)
+        found = ways(self.config, self.sweep.method, self.sweep.path)
         points = bench.rows("draw", found, self.config.texts, progress)
-        about = {"device": str(self.run.device), "step": self.run.checkpoint.step}
-        origin = {"method": self.run.method, **self.inputs, **about, "seed": self.config.seed}
+        about = {"device": str(self.source.device), "step": self.source.origin["step"]}
+        origin = {"method": self.sweep.method, **self.inputs, **about, "seed": self.config.seed}
         return Fronts(
             points=points,
             runs={self.name: origin},
@@ -170,7 +188,7 @@ class LoadedTokenRun:
         row = partial(
             Point,
             run=self.name,
-            method=self.run.method,
+            method=self.sweep.method,
             way=way.words,
             budget=way.budget,
             rows=taken.rows,

@@ -91,4 +91,4 @@ from ldlm.config.stages import (
     taken_up,
     total_steps,
 )
-from ldlm.config.sweeps import AnySweepConfig, FrontierConfig, TokenSweepConfig, sweep_of
+from ldlm.config.sweeps import AnySweepConfig, FrontierConfig, TokenSweepConfig, sampler_in_words, sweep_of

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldlm.config import LDLM, PAPERS_SAMPLER, Final, SamplerConfig, SweepConfig
+from ldlm.config import LDLM, PAPERS_SAMPLER, Final, SampleConfig, SamplerConfig, SweepConfig
 from ldlm.errors import InputError
 from ldlm.evaluation.beside import Judge
 from ldlm.evaluation.frontier import Frontier, Variant, finalists, is_papers, read_finalists
 from ldlm.evaluation.fronts import Point
 from ldlm.progress import Progress
-from ldlm.sampling import solvers
+from ldlm.sampling import exported, solvers
 from ldlm.sampling.generation import LARGEST_BATCH, TextGenerator
 from ldlm.sampling.solvers import End
 from ldlm.sampling.trained_run import TrainedRun
@@ -121,13 +121,12 @@ class TrajectorySweep:
         """Numbers of trajectories, variants, evaluations and texts that it would take."""
         return plan(self.config)
 
-    def load(self, device: torch.device, progress: Progress) -> LoadedRun:
-        """The denoiser of a checkpoint with its decoders; notes say how it computes."""
-        run = TrainedRun(self.path, device, self.config.checkpoint)
-        compute = run.compute(self.config.compute)
+    def load(self, source: Any, progress: Progress) -> LoadedRun:
+        """Its denoiser with decoders; notes say how it computes."""
+        compute = source.compute(self.config.compute)
         compute.tell(progress)
-        names = self.config.decoders or (None,)
-        return LoadedRun(self.config, run, {g.decoder.name: g for g in (run.generator(n, compute) for n in names)})
+        generators = [source.generator(name, compute) for name in self.config.decoders or (None,)]
+        return LoadedRun(self.config, source, {one.decoder.name: one for one in generators})
 
     def points(self, name: str, summary: Mapping[str, Any]) -> list[Point]:
         """The finalists, as the two lines that they make: the paper's sampler, and the best at each budget."""
@@ -156,24 +155,28 @@ class LoadedRun:
     """A run of LDLM that draws texts by trajectories."""
 
     config: SweepConfig
-    run: TrainedRun
+    source: TrainedRun | exported.LDLM
     generators: dict[str, TextGenerator]  # by decoder, of one denoiser
 
     @property
     def tokenizer(self) -> Any:
         """The run's tokenizer."""
-        return self.run.tokenizer
+        return self.source.tokenizer
 
     @property
     def inputs(self) -> dict[str, Any]:
         """The checkpoint, the decoders and the precision, as inputs of the artefact."""
         precision = next(iter(self.generators.values())).compute.precision
-        return {"checkpoint": self.run.checkpoint.digest, "decoders": list(self.generators), "precision": precision}
+        return {
+            "checkpoint": self.source.origin["checkpoint"],
+            "decoders": list(self.generators),
+            "precision": precision,
+        }
 
     def find(self, out: Path, judge: Judge, progress: Progress) -> Frontier:
         """Screen all trajectories, and draw the finalists again."""
         if not self.config.decoders:
-            self.run.remark_on_decoder(None, progress)
+            self.source.remark(SampleConfig(), progress)
         bench: Bench[Trajectory, Variant] = Bench(self.config, out, self, judge)
         screened = bench.rows("screen", trajectories(self.config), self.config.screen_texts, progress)
         chosen = finalists(screened, self.config.entropy_slack)
@@ -190,8 +193,8 @@ class LoadedRun:
                 "texts": self.config.texts,
                 "screen_texts": self.config.screen_texts,
                 **bench.about,
-                "device": str(self.run.device),
-                "step": self.run.checkpoint.step,
+                "device": str(self.source.device),
+                "step": self.source.origin["step"],
             },
         )
 

@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-import torch
 from torch import Tensor
 
 from ldlm import files
@@ -151,7 +150,10 @@ def run_name(path: Path) -> str:
 
 
 class Sweep(Protocol):
-    """The sweep of a run, of which nothing is in memory before `load`. Making one checks its settings."""
+    """The sweep of a run or an exported model, of which nothing is in memory before `load`.
+
+    Making one checks its settings. What is said of a run here holds for an exported model as well.
+    """
 
     @property
     def path(self) -> Path:
@@ -168,8 +170,8 @@ class Sweep(Protocol):
     def plan(self) -> dict[str, Any]:
         """Numbers of ways, evaluations and texts that it would take."""
 
-    def load(self, device: torch.device, progress: Progress) -> Loaded[Any, Any]:
-        """The run at a checkpoint, on a device."""
+    def load(self, source: Any, progress: Progress) -> Loaded[Any, Any]:
+        """The run at a checkpoint, or the exported model, as `source` has it in memory."""
 
     def points(self, name: str, summary: Mapping[str, Any]) -> list[Point]:
         """What a finished sweep, by the content of its `sweep.json`, gives to a frontier of several runs."""

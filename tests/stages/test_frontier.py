@@ -82,6 +82,25 @@ def test_the_samplers_of_each_method_are_those_of_the_papers_rows():
     assert [way.name for way in close] == ["ancestral_p0.9_64", "ancestral_p0.90000001_64"]
 
 
+def test_other_settings_than_the_published_are_named_by_what_differs():
+    asked = (
+        "remdm", "remdm:eta=0.015", "remdm:schedule=cap", "remdm:schedule=conf,top_p=1", "ancestral:end=draw",
+        "psi:mode=rescale,eta=0.1",
+    )  # fmt: skip
+    config = TokenSweepConfig(budgets=(64,), token_samplers=asked, top_ps=(0.5,))
+    of_mdlm = {way.words: way for way in ways(config, "mdlm", "run")}
+    assert list(of_mdlm) == [
+        "ancestral, p = 0.5, end draw",
+        "remdm, p = 0.9",  # once, though it is asked for in two ways
+        "remdm, p = 0.9, schedule cap, eta 0.008",  # the published one of that schedule
+        "remdm, schedule conf",
+    ]
+    assert of_mdlm["remdm, p = 0.9, schedule cap, eta 0.008"].name == "remdm_p0.9_schedule-cap_eta-0.008_64"
+    (psi,) = (way for way in ways(config, "duo", "run") if way.sampler.name == "psi")
+    assert psi.words == "psi, p = 0.9, mode rescale, eta 0.1"
+    assert (psi.sampler.mode, psi.sampler.eta, psi.sampler.steps) == ("rescale", 0.1, 63)
+
+
 @pytest.mark.parametrize("method", list(configs.TOKEN_SAMPLERS))
 def test_no_way_takes_more_evaluations_than_its_budget(method):
     trained_with = configs.training_class(method)()
@@ -128,6 +147,36 @@ def test_a_run_in_it_is_swept_as_it_is_alone(swept, config, trained, beside, tmp
     assert files.read_json(inside / "artifact.json") == files.read_json(alone.path / "artifact.json")
     assert swept.manifest["real"] == alone.manifest["real"]
     assert swept.manifest["externals"] == alone.manifest["externals"]
+
+
+def test_exported_models_stand_on_it_as_their_runs_do(swept, runs, beside, gpt2, succeed, refuse, tmp_path):
+    models = [tmp_path / "model", tmp_path / "model-mdlm"]
+    for run, model in zip(runs, models, strict=True):
+        succeed("export", "--run", run, "--output", model)
+    settings = {**SMALL, "token_samplers": ("ancestral", "remdm", "remdm:schedule=cap,eta=0.02")}
+    config = FrontierConfig(**settings, scorer=str(gpt2))
+    found = sweep.run(config, [*models, runs[1]], tmp_path / "out", **beside)
+    drawn = {name: [row for row in found.manifest["points"] if row["run"] == name] for name in found.manifest["runs"]}
+    of_runs = {name: [row for row in swept.manifest["points"] if row["run"] == name] for name in ("run", "run-mdlm")}
+
+    def figures(rows):
+        return [{key: value for key, value in row.items() if key not in ("run", "seconds")} for row in rows]
+
+    assert figures(drawn["model"]) == figures(of_runs["run"])
+    assert figures(drawn["model-mdlm"]) == figures(drawn["run-mdlm"])
+    cap = "remdm, p = 0.9, schedule cap, eta 0.02"
+    assert figures(row for row in drawn["model-mdlm"] if row["way"] != cap) == figures(of_runs["run-mdlm"])
+    assert [(row["sampler"]["schedule"], row["sampler"]["eta"]) for row in drawn["run-mdlm"] if row["way"] == cap] == [
+        ("cap", 0.02), ("cap", 0.02)
+    ]  # fmt: skip
+    assert found.manifest["runs"]["model-mdlm"] == found.manifest["runs"]["run-mdlm"]
+    assert f"model-mdlm, {cap}: " in (found.path / "table.md").read_text()
+
+    few = ("--budgets", 2, "--texts", 2, "--scorer", gpt2, "--device", "cpu", "--token-samplers", "remdm")
+    alone = succeed("sweep", "--run", models[1], *few)
+    assert alone["output"] == str(tmp_path / "sweep")  # and not in what is handed on
+    line = refuse("sweep", "--run", *models, *few, "--checkpoint", "step-4", "--output", tmp_path / "named")
+    assert line.startswith(f"{models[0]} is an exported model, and has no checkpoints to choose from")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -262,6 +311,16 @@ def test_what_does_not_fit_together_is_refused_in_one_line(runs, rival, gpt2, re
     assert "token_samplers is one of ancestral, remdm, psi, cached, euler" in refused(
         *runs, more=("--token-samplers", "x")
     )
+    for asked, said in {
+        "remdm:eta=2": "sampler.eta must be at most 1, not 2.0",
+        "remdm:mode=rescale": "sampler.mode is a setting of psi of duo, and not of remdm of mdlm, which has steps",
+        "remdm:schedule=conf,eta=0.1": "sampler.eta changes nothing with sampler.schedule=conf",
+        "remdm:schedule=loop,t_on=0.01": "t_on",
+        "remdm:steps=4": "sets its steps, which the budgets give; leave steps= out",
+        "remdm:cap": "token_samplers takes NAME or NAME:KEY=VALUE,..., like remdm:schedule=cap,eta=0.02, and not",
+        "remdm:": "token_samplers takes NAME or NAME:KEY=VALUE,...",
+    }.items():
+        assert said in refused(*runs, more=("--token-samplers", asked)), asked
     assert "top_ps must be more than 0" in refused(*runs, more=("--top-ps", 0))
     line = refused(mdlm, more=("--solvers", "heun"))
     assert line == "solvers is no setting of a sweep of mdlm; leave it out"
