@@ -6,8 +6,9 @@ is a method's own is the rest: betas, weight decay, weight average, and how it c
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Literal
 
 from ldlm.config.baselines import (
@@ -162,17 +163,21 @@ def of_method(settings: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
     """
     method = method_of(settings)
     cls, settings = training_class(method), dict(settings)
-    for key in settings:
-        if key != "method" and key not in _names(cls) and (others := _owners(key)):
-            raise InputError(f"{key} is a setting of {', '.join(others)}, and this training is of {method}")
+    _check_owner(method, {key: value for key, value in settings.items() if key != "method"}, METHODS)
     if cls is TrainConfig:
         settings.pop("method", None)  # LDLM's settings are older than the others', and name no method
     return cls, settings
 
 
-def _owners(key: str) -> list[str]:
-    """The methods whose trainings have a setting of this name."""
-    return [method for method, cls in METHODS.items() if key in _names(cls)]
+def _check_owner(method: str, settings: Mapping[str, Any], classes: Mapping[str, type], prefix: str = "") -> None:
+    """`InputError` for a setting that other methods have; `classes` are those of the settings, by method."""
+    for key, value in settings.items():
+        having = {name: typing.get_type_hints(cls)[key] for name, cls in classes.items() if key in _names(cls)}
+        if having and method not in having:
+            raise InputError(f"{prefix}{key} is a setting of {', '.join(having)}, and this training is of {method}")
+        nested: dict[str, Any] = {name: hint for name, hint in having.items() if is_dataclass(hint)}
+        if method in nested and isinstance(value, Mapping):
+            _check_owner(method, value, nested, f"{prefix}{key}.")
 
 
 def _names(cls: type) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import signal
 import subprocess
 from dataclasses import replace
@@ -325,6 +326,13 @@ def test_settings_that_fit_no_noise_are_refused_before_anything_is_written(store
 def test_a_setting_of_another_method_is_refused_by_name():
     with pytest.raises(InputError, match=r"unknown setting curriculum"):
         configs.from_dict(configs.training_class("mdlm"), {"curriculum": {"kind": "none"}})
+    for method, settings, said in [
+        ("mdlm", {"curriculum": {}}, "curriculum is a setting of duo, and this training is of mdlm"),
+        ("duo", {"model": {"autoencoder": {"layers": 2}}}, "model.autoencoder is a setting of ldlm, and this training"),
+        ("ldlm", {"model": {"backbone": {"dropout": 0}}}, "model.backbone is a setting of mdlm, duo, candi, flm, and"),
+    ]:
+        with pytest.raises(InputError, match=f"^{re.escape(said)}"):
+            configs.of_method({"method": method, **settings})
     with pytest.raises(InputError, match=r"there is no method 'sedd'; choose one of ldlm, mdlm, duo, candi, flm"):
         configs.training_class("sedd")
     assert configs.of_method({"method": None, "steps": 3}) == (configs.TrainConfig, {"steps": 3})
