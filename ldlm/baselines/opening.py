@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,12 +21,6 @@ from ldlm.sampling.pretrained import ExportedModel
 from ldlm.sampling.source import Source, checkpoint_of
 from ldlm.sampling.trained_run import TrainedRun
 
-RUNS: dict[str, Callable[..., Source]] = {
-    configs.LDLM: TrainedRun,
-    **dict.fromkeys(configs.TOKEN_SAMPLERS, TrainedTokenRun),
-}
-
-
 MODELS: dict[str, type[ExportedModel]] = {model.model_type: model for model in (LDLM, TokenDiffusion)}
 
 
@@ -41,7 +35,7 @@ def method_at(path: Path) -> str:
     elif (path / "config.yaml").is_file():
         found = files.read_yaml(path / "config.yaml")
     method = configs.method_of(found)
-    if method not in RUNS:
+    if method not in configs.METHODS:
         raise InputError(configs.unknown(path, method))
     return method
 
@@ -88,7 +82,7 @@ def defaults(path: Path) -> dict[str, Any]:
 def open_source(path: Path, device: torch.device, name: str | None = None) -> Source:
     """Open a run at a checkpoint, the newest intact or the one named, or an exported model, which has no others."""
     if pretrained.model_type(path) is None:
-        return RUNS[method_at(path)](path, device, name)
+        return (TrainedRun if method_at(path) == configs.LDLM else TrainedTokenRun)(path, device, name)
     _check_no_name(path, name)
     return cast(Source, open_exported(path).to(device))
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
-from functools import partial
 from typing import Any
 
 from ldlm.config.baselines import TOKEN_SAMPLERS, ReMDMConfig, SamplerOfTokens
@@ -26,7 +25,9 @@ def drawing_config(
     `given` are the user's own, on top of the sampler `named`, on top of `base`. `InputError` for what does not exist,
     is out of bounds, or is a setting of other methods.
     """
-    return _BY_METHOD[method](cls, given, named, base or {})
+    if method == LDLM:
+        return _of_latents(cls, given, named, base or {})
+    return _of_tokens(method, cls, given, named, base or {})
 
 
 def _of_latents(cls: type, given: Mapping[str, Any], named: str | None, base: Mapping[str, Any]) -> Any:
@@ -71,12 +72,6 @@ def _check_used(sampler: SamplerOfTokens, own: Mapping[str, Any]) -> None:
             f"sampler.eta changes nothing with sampler.{key}={getattr(sampler, key)}; leave it out, or choose another "
             f"{key}"
         )
-
-
-_BY_METHOD: dict[str, Callable[..., Any]] = {
-    LDLM: _of_latents,
-    **{method: partial(_of_tokens, method) for method in TOKEN_SAMPLERS},
-}
 
 
 def _sampler(given: Mapping[str, Any]) -> Mapping[str, Any]:
