@@ -154,7 +154,10 @@ def toy(monkeypatch, succeed):
     return called
 
 
-def test_the_comparison_goes_on_where_it_was_interrupted_and_writes_what_it_found(toy, corpus, tmp_path, capsys):
+def test_the_comparison_goes_on_where_it_was_interrupted_and_writes_what_it_found(
+    toy, corpus, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(results, "SHOWN", 2)
     sizes = ["--seeds", "0", "--steps", "4", "--texts", "3", "--budgets", "2", "--methods", "ldlm", "mdlm", "ar"]
     command = ["--text", str(corpus), "--output", str(tmp_path / "c"), "--results", str(tmp_path / "r"), *sizes]
     runner.main(command)
@@ -177,7 +180,9 @@ def test_the_comparison_goes_on_where_it_was_interrupted_and_writes_what_it_foun
     assert fewer == round(ours["steps"] * dearest / ours["flops_per_token"]) < ours["steps"]
     rates = figures["rates"]["mdlm"]
     assert (len(rates), theirs["lr"]) == (2, float(min(rates, key=rates.get)))
-    assert len(figures["samples"]["ldlm-paper"]["texts"]) == 3
+    shown = figures["samples"]["ldlm-paper"]
+    drawn_texts = files.read_jsonl(tmp_path / f"c/texts/equal-steps/seed-0/ldlm-paper-{shown['budget']}.jsonl")
+    assert shown["texts"] == [row["text"] for row in drawn_texts][:2]  # the first, and none is chosen
     assert made.with_suffix(".png").exists()
     assert made.with_suffix(".md").read_text(encoding="utf-8") in capsys.readouterr().out
 

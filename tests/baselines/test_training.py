@@ -14,8 +14,8 @@ import torch
 from forked import Forks
 from patience import patience
 
+from ldlm import TokenDiffusion, files, noise
 from ldlm import config as configs
-from ldlm import files, noise
 from ldlm.baselines import learner, methods
 from ldlm.baselines.interface import draw_texts
 from ldlm.baselines.registry import training_method
@@ -25,7 +25,7 @@ from ldlm.errors import InputError
 from ldlm.features.batch import Batch
 from ldlm.features.store import FeatureStore
 from ldlm.hub import load_tokenizer
-from ldlm.stages import extract_features, sample, train
+from ldlm.stages import export, extract_features, sample, train
 from ldlm.training import checkpoint
 from ldlm.training.log import MetricsFile
 
@@ -46,8 +46,8 @@ def final(run):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def weights(run):
-    return checkpoint.latest(run / "checkpoints").tensors("model")
+def weights(run, kind="model"):
+    return checkpoint.latest(run / "checkpoints").tensors(kind)
 
 
 @pytest.fixture(params=METHODS)
@@ -148,10 +148,24 @@ def test_two_processes_train_as_one_does(start, token_runs, store, tmp_path, met
     error = process.communicate(timeout=patience())[1].decode()
     assert process.returncode == 0, error
     assert_same_losses(tmp_path / "run", token_runs(method))
-    alone, shared = weights(token_runs(method)), weights(tmp_path / "run")
-    assert alone.keys() == shared.keys()
-    for name, tensor in alone.items():
-        assert torch.allclose(shared[name], tensor, rtol=0, atol=1e-5), name
+    assert_same_weights(tmp_path / "run", token_runs(method))
+
+
+@pytest.mark.slow
+def test_under_torchrun_a_rival_takes_what_fits_and_trains_as_one_process_does(
+    start, token_runs, store, tmp_path, method
+):
+    run, how = tmp_path / "run", ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    settings = ("--config", str(token_runs(method) / "config.yaml"), "--set", "accumulate=2", "--fit", "40GB")
+    process = start(
+        ["train", "--features", str(store), *settings], run, launcher=how, stderr=subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+    error = process.communicate(timeout=patience())[1].decode()
+    assert process.returncode == 0, error
+    assert "accumulate: 1\n" in (run / "config.yaml").read_text()
+    assert_same_losses(run, token_runs(method))
+    assert_same_weights(run, token_runs(method))
 
 
 KILLED = """
@@ -203,6 +217,12 @@ def test_the_mask_is_a_row_of_its_own_beside_the_tokenizer_s(extract_config, tok
     assert len(rows) == 32
     assert max(token for row in rows for token in row["tokens"]) < len(tokenizer)
 
+    # An exported model has the row too, and draws the same.
+    model = export.run(configs.drawing_config(configs.ExportConfig, name, {}), run, tmp_path / "model").path
+    opened = TokenDiffusion.from_pretrained(model)
+    assert opened.network.embedding.shape[0] == len(tokenizer) + 1
+    assert opened.sample(32, steps=4) == [row["text"] for row in rows]
+
 
 def assert_same_losses(run, other, rel=1e-5):
     """To 1e-5, for sums of another order."""
@@ -210,6 +230,15 @@ def assert_same_losses(run, other, rel=1e-5):
     assert [(line["step"], line["kind"]) for line in mine] == [(line["step"], line["kind"]) for line in theirs]
     for one, two in zip(mine, theirs, strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=rel), one["step"]
+
+
+def assert_same_weights(run, other):
+    """Those that are trained, and their average, with which texts are drawn."""
+    for kind in ("model", "ema"):
+        mine, theirs = weights(run, kind), weights(other, kind)
+        assert mine.keys() == theirs.keys()
+        for name, tensor in theirs.items():
+            assert torch.allclose(mine[name], tensor, rtol=0, atol=1e-5), (kind, name)
 
 
 @pytest.mark.parametrize("kind", ["scratch", "hidden"])

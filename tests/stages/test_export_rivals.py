@@ -109,6 +109,8 @@ def test_the_card_says_what_it_is_and_saved_again_all_is_the_same(rival, exporte
     ]  # fmt: skip
     assert [fact for fact in facts if fact not in card.text] == []
     assert "{" not in card.text
+    of_mdlm = (exported("mdlm") / "README.md").read_text()
+    assert "Its sampler `remdm` is after *Remasking Discrete Diffusion Models with Inference-Time Scaling*" in of_mdlm
     TokenDiffusion.from_pretrained(exported("duo")).save_pretrained(tmp_path / "again")
     of_the_stage = {"artifact.json", "config.yaml", "manifest.json"}
     again = {k: v for k, v in content(exported("duo")).items() if k not in of_the_stage}
