@@ -29,6 +29,9 @@ class TokenLosses(NamedTuple):
 
 def token_losses(x_BLD: Tensor, weight_VD: Tensor, tokens_BL: Tensor) -> TokenLosses:
     """Cross-entropy of `tokens_BL` under the logits x·Wᵀ. Autocast applies to products, not to sums."""
+    if not torch.is_grad_enabled():
+        # torch tells a Function of weights that could have a gradient, though none will be asked for.
+        x_BLD, weight_VD = x_BLD.detach(), weight_VD.detach()
     mean, loss_P, right_P = _CrossEntropy.apply(x_BLD.flatten(0, -2), weight_VD, tokens_BL.flatten())
     return TokenLosses(mean, loss_P.view(tokens_BL.shape), right_P.view(tokens_BL.shape))
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from ldlm.model import token_loss
 from ldlm.model.token_loss import token_losses
@@ -70,6 +71,15 @@ def test_what_needs_no_gradient_gets_none(chunk, frozen):
         found.mean.backward()
         assert (x.grad is None) == (frozen == "x")
         assert (weight.grad is None) == (frozen == "weight")
+
+
+def test_without_gradients_none_are_made_and_all_else_is_the_same(chunk):
+    x, weight, tokens = inputs()
+    expected = token_losses(x, weight, tokens)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        found = token_losses(x, weight, tokens)
+    assert all(map(torch.equal, found, expected))
+    assert counter.get_total_flops() == 2 * B * L * D * V  # the logits alone
 
 
 def test_extreme_logits_neither_overflow_nor_vanish(chunk):
