@@ -61,6 +61,10 @@ class Schedule:
             return torch.atan(ratio) * 2 / math.pi
         return torch.sigmoid(-log_snr)
 
+    def time_of_noise(self, tau: float) -> float:
+        """t* at which σ/α = τ: z_t there is z_0 + τ ε, scaled by α."""
+        return self.time_of_log_snr(torch.tensor(-2 * math.log(tau), dtype=torch.float64)).item()
+
     def elbo_weight(self, t: Tensor) -> Tensor:
         """ω_ELBO(t) = −½ λ'(t) e^λ(t), the weight of the squared error in the ELBO (Eq. 22). Diverges at t = 0."""
         # λ' = −β/σ², so that ω = ½ β ᾱ/σ⁴.
