@@ -13,9 +13,10 @@ from ldlm import config as configs
 from ldlm.config import ExtractConfig, LikelihoodConfig, TrainConfig
 from ldlm.evaluation import likelihood as bound
 from ldlm.features.store import FeatureStore
+from ldlm.pages.chart import number
 from ldlm.sampling.likelihood import RunBound
 from ldlm.sampling.trained_run import TrainedRun
-from ldlm.stages import extract_features, likelihood, stories, train
+from ldlm.stages import extract_features, likelihood, report, stories, train
 from ldlm.stories.process import STORIES
 
 CPU = torch.device("cpu")
@@ -131,6 +132,9 @@ def test_one_table_of_all_methods_and_a_causal_model(ldlm, succeed, run_copy, to
         assert by_method[method]["bits_per_token"] == pytest.approx(math.log2(320), abs=0.8)
     assert {line["standard_error"] for line in by_method["causal"]["rows"]} == {0.0}
 
+    for run in runs[:2]:
+        bits = f"{number(by_method['ldlm' if run == run_copy else 'mdlm']['bits_per_token'])} bits per token of all 16"
+        assert bits in report.run(run).read_text(encoding="utf-8")
     said = ldlm(*all_of_them, *few).stdout  # from what is kept
     assert "run-flm: no likelihood, for its loss bounds no likelihood (flm)" in said
     assert "8 train rows, per token of all 16 of a row" in said
@@ -168,6 +172,7 @@ def test_what_does_not_compare_or_has_no_likelihood_is_refused(refuse, trained, 
 # A source of known entropy
 
 
+@pytest.mark.slow
 def test_the_bound_of_stories_is_not_under_their_entropy(succeed, train_config, tmp_path):
     """Rows are cut from a stationary stream, so a row of n words has no less entropy than n times that of a word."""
     stories.run(configs.StoriesConfig(documents=300), tmp_path / "stories.txt", tmp_path / "words")
