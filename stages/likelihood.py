@@ -43,7 +43,9 @@ def plan(config: LikelihoodConfig, run_paths: Sequence[Path], features: Location
     """Rows that it would read, and passes of the network for each of them, by run."""
     store = FeatureStore(features)
     rows = _rows(config, store)
-    subjects = {path.name: _subject(config, path, store, torch.device("cpu")) for path in run_paths}
+    subjects = {
+        path.name: _subject(config, path, store, torch.device("cpu")) for path in run_paths if not unbounded(path)
+    }
     return {"rows": rows, "passes_per_row": {name: one.passes(config) for name, one in subjects.items()}}
 
 

@@ -174,7 +174,10 @@ class RowNats:
 def halves(rows: int) -> tuple[range, range]:
     """Rows on which τ is chosen, and those on which figures are reported; `InputError` where there are too few."""
     if rows < 4:
-        raise InputError(f"{rows} rows are too few to choose τ on one half and report the other; give --rows 4 or more")
+        raise InputError(
+            f"{rows} rows are too few to choose τ on one half and report the other; take --split train, or a store "
+            f"with 4 or more"
+        )
     return range(rows // 2), range(rows // 2, rows)
 
 

@@ -69,7 +69,7 @@ class RunBound:
 
     def coding(self, tokens_BL: Tensor, z_t_BNC: Tensor, t_B: Tensor) -> Tensor:
         """−log p(w | z̃) per row (B,), by the decoder at temperature 1, whose input is scaled as in its training."""
-        if self.noise.kind == "additive":
+        if self.noise.kind != "diffused":
             alpha_B, _ = self.run.schedule.alpha_sigma(t_B)
             z_t_BNC = z_t_BNC / per_row(alpha_B, z_t_BNC)
         network: Any = self.decoder.logits

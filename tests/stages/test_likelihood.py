@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +12,13 @@ import torch
 
 from ldlm import artifact, files
 from ldlm import config as configs
-from ldlm.config import ExtractConfig, LikelihoodConfig, TrainConfig
+from ldlm.config import DecoderNoise, ExtractConfig, LikelihoodConfig, TrainConfig
 from ldlm.evaluation import likelihood as bound
 from ldlm.features.store import FeatureStore
+from ldlm.model.diffusion import Schedule
+from ldlm.model.token_loss import TokenLosses
 from ldlm.pages.chart import number
+from ldlm.sampling.generation import Decoder
 from ldlm.sampling.likelihood import RunBound
 from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import extract_features, likelihood, report, stories, train
@@ -80,11 +85,33 @@ def test_the_bound_is_that_of_the_runs_own_parts(made, trained, store):
     assert [point["bits_per_token"] for point in made.manifest["curve"]] == pytest.approx(bits.tolist(), rel=1e-5)
 
 
-def test_decoders_read_noisy_latents_as_in_their_training_and_levels_are_around_that_noise(trained):
-    run = TrainedRun(trained, CPU)
-    own = RunBound(run, run.decoder())
-    assert own.levels()[6] == pytest.approx(1.0)  # σ_dec of TINY_TRAIN
-    assert own.levels()[0] == pytest.approx(8.0)
+class Seen(torch.nn.Module):
+    """A decoder that keeps what it reads, of rows of two tokens that cost a nat each."""
+
+    def losses(self, z, tokens):
+        self.z = z
+        return TokenLosses(torch.ones(()), torch.ones(tokens.shape), tokens > 0)
+
+
+@pytest.mark.parametrize(
+    ("noise", "middle", "scaled"),
+    [
+        (DecoderNoise("additive", 3.0), 3.0, True),
+        (DecoderNoise("diffused", 0.5), 3.0, False),
+        (DecoderNoise("smoothed"), 1.0, True),
+        (DecoderNoise("additive", 0.0), 1.0, True),
+    ],
+    ids=str,
+)
+def test_decoders_read_noisy_latents_as_in_their_training_and_levels_are_around_that_noise(noise, middle, scaled):
+    run: Any = SimpleNamespace(schedule=Schedule(), noise=lambda name: noise)
+    own = RunBound(run, Decoder("seen", Seen()))
+    assert own.levels()[6] == pytest.approx(middle)
+    z_t, t, w = torch.ones(2, 3, 4), torch.tensor([0.5, 0.25], dtype=torch.float64), torch.ones(2, 2)
+    assert own.coding(w, z_t, t).tolist() == [2.0, 2.0]
+    alpha = 1 / torch.sqrt(1 + (3 * torch.tan(math.pi * t / 2)) ** 2)
+    expected = 1 / alpha if scaled else torch.ones(2)
+    torch.testing.assert_close(own.decoder.logits.z[:, 0, 0].double(), expected.double(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("at", [0, 2])
