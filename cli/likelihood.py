@@ -33,7 +33,7 @@ def command(
     \b
     Examples:
       ldlm likelihood --run run --features features --json
-      ldlm likelihood --run run run-mdlm run-duo --causal quickstart/scorer --features features
+      ldlm likelihood --run run run-mdlm run-duo --causal gpt2 --features features
       ldlm likelihood --run run --features features --rows all --taus 6 5 4 3 2
     """
     config = options.build()

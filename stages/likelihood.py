@@ -214,7 +214,7 @@ class LatentSubject(Subject):
         return 0, rows
 
     def estimates(self, config: LikelihoodConfig, split: Split, start: int, stop: int) -> Lines:
-        found = self.bound.of(split, start, stop, self.taus, config.draws)
+        found = self.bound.of(split, start, stop, self.taus, config.draws, config.seed)
         figures = {name.removesuffix("_BT"): value.tolist() for name, value in vars(found).items()}
         return [{name: rows[row] for name, rows in figures.items()} for row in range(stop - start)]
 
@@ -269,7 +269,7 @@ class TokenSubject(Subject):
         device, rows = self.run.device, np.arange(start, stop)
         tokens_BL = torch.from_numpy(split.read_tokens(rows)).to(device, torch.int64)
         nats_B, var_B = of_tokens.bounds(
-            self.of, self.network, tokens_BL, torch.from_numpy(rows).to(device), draws=config.draws
+            self.of, self.network, tokens_BL, torch.from_numpy(rows).to(device), draws=config.draws, seed=config.seed
         )
         figures = zip(rows.tolist(), nats_B.tolist(), var_B.tolist(), strict=True)
         return [{"row": row, "nats": nats, "var": var} for row, nats, var in figures]

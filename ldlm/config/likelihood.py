@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ldlm.config.fields import again, setting
-from ldlm.config.stages import DEVICE_HELP, SampleConfig
+from ldlm.config.stages import DEVICE_HELP, MAX_SEED, SampleConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,4 +37,7 @@ class LikelihoodConfig:
     decoder: str | None = again(SampleConfig, "decoder")
     checkpoint: str | None = again(SampleConfig, "checkpoint")
     batch_size: int = setting(16, "rows per batch; it does not change the figures", low=1, identity=False)
+    seed: int = setting(
+        0, "seed of noises and times, which are the same for every run, so that runs compare", low=0, high=MAX_SEED
+    )
     device: str = setting("auto", DEVICE_HELP, identity=False)

@@ -45,7 +45,7 @@ class RunBound:
         return likelihood.levels(self.run.schedule.noise_of_time(start) if start > 0 else 1.0)
 
     @torch.no_grad()
-    def of(self, split: Split, start: int, stop: int, taus: tuple[float, ...], draws: int) -> Bounds:
+    def of(self, split: Split, start: int, stop: int, taus: tuple[float, ...], draws: int, seed: int = 0) -> Bounds:
         """Bounds of the rows start … stop of a split, whose latents are the μ of the bound."""
         parts, tokens = split.read(start, stop)
         tokens_BL = torch.from_numpy(tokens).to(self.run.device, torch.int64)
@@ -58,6 +58,7 @@ class RunBound:
             decode=partial(self.coding, tokens_BL),
             taus=taus,
             draws=draws,
+            seed=seed,
         )
 
     def estimate(self, z_t_BNC: Tensor, t_B: Tensor) -> Tensor:

@@ -129,6 +129,14 @@ def test_an_interrupted_one_goes_on_where_it_stopped(made, trained, store, tmp_p
     assert "nothing to do" in notes.lines[-1]
 
 
+def test_another_seed_is_another_estimate_of_the_same_within_its_error(made, trained, store, tmp_path):
+    other = configs.from_dict(LikelihoodConfig, {**configs.to_dict(CONFIG), "seed": 1})
+    again = likelihood.run(other, trained, store, tmp_path / "out").manifest
+    off, error = again["bits_per_token"] - made.manifest["bits_per_token"], again["estimate_se"]
+    assert again["tau"] == made.manifest["tau"]
+    assert 0 < abs(off) < 6 * error
+
+
 def test_the_batch_does_not_matter(made, trained, store, tmp_path):
     other = configs.from_dict(LikelihoodConfig, {**configs.to_dict(CONFIG), "batch_size": 16})
     again = likelihood.run(other, trained, store, tmp_path / "out")
