@@ -40,7 +40,7 @@ def command(
     store = require_place(features, "--features", "features")
     if not runs and not causal:
         require(None, "--run", "run")
-    if output is not None and (len(runs) != 1 or causal):
+    if output is not None and len(runs) != 1:
         raise InputError("--output is for one run; without it each run keeps its own result")
     paths = [Path(run) for run in runs]
     from ldlm.stages import likelihood as stage

@@ -182,7 +182,7 @@ def test_with_the_joint_posterior_the_bound_is_the_entropy_at_every_noise_level(
 
 @pytest.mark.slow
 def test_the_bound_is_flat_over_the_noise_levels_to_a_thousandth(toy):
-    found = torch.stack([toy.p @ toy.found(20_000, taus=TAUS[:5], seed=seed)[0] for seed in range(40)])
+    found = torch.stack([toy.p @ toy.found(20_000, taus=TAUS[:4], seed=seed)[0] for seed in range(25)])
     assert (found.mean(0) - 1.7207866433).abs().max() < 1e-3
 
 

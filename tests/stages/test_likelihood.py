@@ -125,6 +125,8 @@ def test_an_interrupted_one_goes_on_where_it_stopped(made, trained, store, tmp_p
     assert not artifact.open_artifact(out, "likelihood", complete=False).complete
     again = likelihood.run(CONFIG, trained, store, out, progress=notes)
     assert again.manifest["rows"] == made.manifest["rows"]
+    assert again.manifest["tau"] == 2.0  # next to nothing is learned, so that the least said of the latents is best
+    assert "the bound is lowest at the end of the curve, τ = 2; --taus beyond it" in notes.lines[-1]
     assert likelihood.run(CONFIG, trained, store, out, progress=notes).complete
     assert "nothing to do" in notes.lines[-1]
 
