@@ -91,6 +91,7 @@ def _register() -> None:
         features,
         finetune,
         interpolate,
+        likelihood,
         plot,
         pretrain,
         quickstart,
@@ -112,6 +113,7 @@ def _register() -> None:
     main.add_command(sample.command, "sample")
     main.add_command(sweep.command, "sweep")
     main.add_command(interpolate.command, "interpolate")
+    main.add_command(likelihood.command, "likelihood")
     main.add_command(evaluate.command, "evaluate")
     main.add_command(report.command, "report")
     main.add_command(export.command, "export")

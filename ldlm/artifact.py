@@ -40,6 +40,7 @@ MADE_BY = {
     "decoder": "ldlm finetune-decoder",
     "model": "ldlm export",
     "interpolation": "ldlm interpolate",
+    "likelihood": "ldlm likelihood",
     "sweep": "ldlm sweep",
     "frontier": "ldlm sweep --run RUN RUN",
     "trace": "ldlm sample --trace",

@@ -58,6 +58,7 @@ def read(path: Path) -> AnyReport:
         interpolation=interpolation,
         path=[] if interpolation is None else _first_pair(path / "interpolation" / "texts.jsonl"),
         trace=None if _finished(path, "trace") is None else files.read_json(path / "trace" / "trace.json"),
+        likelihood=_finished(path, "likelihood"),
     )
 
 

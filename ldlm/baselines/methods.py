@@ -65,6 +65,12 @@ _METHODS: dict[type[TokenTrainConfig], Callable[[Any, int, bool], Method]] = {
 }
 
 
+def bounds_likelihood(name: str) -> bool:
+    """Tell whether the loss of a rival bounds the negative log-likelihood."""
+    bounds = {"mdlm": MDLM.bound, "duo": Duo.bound, "candi": CANDI.bound, "flm": FLM.bound}
+    return bounds[name]
+
+
 def network(config: TokenTrainConfig, shapes: Shapes, seed: int = 0) -> Backbone:
     """The network of a run at initialisation, on the default device."""
     embeddings = held_out_method(config, shapes).embeddings

@@ -82,9 +82,16 @@ class DiffusionConfig:
     t_min: float = setting(1e-5, "smallest timestep drawn in training", low=0, high=0.5)
     weighting: Literal["simple", "elbo"] = setting(
         "simple",
-        "weight of L_diff over t: simple is 1; elbo is Eq. 22 divided by the density of t, with terms as in Eq. 23",
+        "weight of L_diff over t: simple is 1; elbo is Eq. 22 divided by the density of t, with the terms of Eq. 23 "
+        "in nats per token: the integral of `ldlm likelihood`",
     )
-    elbo_t_min: float = setting(0.05, "t below which elbo's weight is 0, for it diverges", above=0, high=1)
+    elbo_t_min: float | None = setting(
+        None,
+        "t below which elbo's weight is 0; none means t*, where σ/α is the size of the decoders' noise",
+        above=0,
+        high=1,
+        before=0.05,
+    )
     self_conditioning: float = setting(0.5, "probability that a step is self-conditioned", low=0, high=1)
 
 
@@ -93,12 +100,13 @@ class RecipeConfig:
     """The recipe that makes joint training work (Section 5)."""
 
     edition: int = setting(
-        2,
-        "version of the recipe's meaning. Runs whose config.yaml has none keep 1: decoder_noise is σ_dec in every "
-        "space, cosmos.steps are part of steps and the autoencoder keeps its last weights instead of their average, "
-        "and loss_reduction applies to squared errors only, also under elbo",
+        3,
+        "version of the recipe's meaning, kept by runs that began with an earlier one. 1, where config.yaml has none: "
+        "decoder_noise is σ_dec in every space, cosmos.steps are part of steps and the autoencoder keeps its last "
+        "weights instead of their average, and loss_reduction applies to squared errors only, also under elbo. 2: "
+        "under elbo, too, loss_reduction chooses between nats per text and per token",
         low=1,
-        high=2,
+        high=3,
         before=1,
     )
     reconstruction: Literal["mse", "ce", "ce+mse"] = setting(
@@ -124,8 +132,8 @@ class RecipeConfig:
     t_dec: float = setting(0.15, "largest t of diffused decoder noise", above=0, high=1)
     loss_reduction: Literal["mean", "sum"] = setting(
         "mean",
-        "reduction of each term of the loss: sum, over a row as in Eq. 23, in nats per text; mean, over the term's own "
-        "elements, or under elbo that sum divided by the row's tokens, in nats per token",
+        "reduction of each term of the loss under weighting=simple: mean, over the term's own elements; sum, over a "
+        "row. Under elbo it is always the sum over a row divided by its tokens",
     )
 
 

@@ -381,7 +381,11 @@ def taken_up(config: TrainConfig, stored: TrainConfig) -> TrainConfig:
     """The settings with which a run resumes that was begun with `stored`: its edition, and that edition's defaults."""
     if stored.recipe.edition == config.recipe.edition:
         return config
-    recipe = dataclasses.replace(config.recipe, edition=stored.recipe.edition)
-    new = OF_SPACE.get(config.model.space, {}).get("recipe", {})
-    old = {name: getattr(stored.recipe, name) for name, value in new.items() if getattr(recipe, name) == value}
-    return dataclasses.replace(config, recipe=dataclasses.replace(recipe, **old))
+    recipe, diffusion = dataclasses.replace(config.recipe, edition=stored.recipe.edition), config.diffusion
+    if diffusion.elbo_t_min is None:
+        diffusion = dataclasses.replace(diffusion, elbo_t_min=stored.diffusion.elbo_t_min)
+    if stored.recipe.edition == 1:
+        new = OF_SPACE.get(config.model.space, {}).get("recipe", {})
+        old = {name: getattr(stored.recipe, name) for name, value in new.items() if getattr(recipe, name) == value}
+        recipe = dataclasses.replace(recipe, **old)
+    return dataclasses.replace(config, recipe=recipe, diffusion=diffusion)

@@ -61,6 +61,14 @@ class Schedule:
             return torch.atan(ratio) * 2 / math.pi
         return torch.sigmoid(-log_snr)
 
+    def time_of_noise(self, tau: float) -> float:
+        """t* at which σ/α = τ: z_t there is z_0 + τ ε, scaled by α."""
+        return self.time_of_log_snr(torch.tensor(-2 * math.log(tau), dtype=torch.float64)).item()
+
+    def noise_of_time(self, t: float) -> float:
+        """τ = σ/α at t, the inverse of `time_of_noise`."""
+        return math.exp(-self.log_snr(torch.tensor(t, dtype=torch.float64)).item() / 2)
+
     def elbo_weight(self, t: Tensor) -> Tensor:
         """ω_ELBO(t) = −½ λ'(t) e^λ(t), the weight of the squared error in the ELBO (Eq. 22). Diverges at t = 0."""
         # λ' = −β/σ², so that ω = ½ β ᾱ/σ⁴.

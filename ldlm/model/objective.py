@@ -93,7 +93,7 @@ def draw(
     step_there = rows_there_B.new_full((), step)
     return Draws(
         t_B=t_B.to(device, non_blocking=True),
-        weight_B=loss_weights(config, timesteps, t_B).to(device, non_blocking=True),
+        weight_B=loss_weights(config, timesteps, t_B, decoder).to(device, non_blocking=True),
         eps_BNC=normal(seed, "eps", step_there, rows_there_B, latent_shape),
         eps_dec_BNC=normal(seed, "eps_dec", step_there, rows_there_B, latent_shape),
         self_condition=noise.coin(seed, "self_condition", step, config.self_conditioning),
@@ -115,17 +115,34 @@ def draw_t_dec(
     return (decoder.size * noise.uniform(seed, "t_dec", step, rows_B)).to(device, non_blocking=True)
 
 
-def loss_weights(config: DiffusionConfig, timesteps: TimestepSampler, t_B: Tensor) -> Tensor:
+def noise_time(schedule: Schedule, decoder: DecoderNoise) -> float:
+    """t* at which the forward process has as much noise as the decoders' input in training; 0 without noise."""
+    if decoder.kind == "diffused":
+        return decoder.size
+    return schedule.time_of_noise(decoder.size) if decoder.size > 0 else 0.0
+
+
+def elbo_start(config: DiffusionConfig, decoder: DecoderNoise | None) -> float:
+    """t at which the integral of the ELBO starts: `elbo_t_min`, else t* of the decoders' noise."""
+    if config.elbo_t_min is not None:
+        return config.elbo_t_min
+    assert decoder is not None
+    return noise_time(Schedule.of(config), decoder)
+
+
+def loss_weights(
+    config: DiffusionConfig, timesteps: TimestepSampler, t_B: Tensor, decoder: DecoderNoise | None = None
+) -> Tensor:
     """Weights (B,) of the squared errors at times t ~ p(t): 1, or for `elbo` ω_ELBO(t)/p(t) (Eq. 21).
 
-    ω_ELBO is meant for uniform t, so it is divided by the density that t was drawn from. It is 0 below `elbo_t_min`,
-    since it diverges at t = 0.
+    ω_ELBO is meant for uniform t, so it is divided by the density that t was drawn from. It is 0 below `elbo_start`,
+    since it diverges at t = 0. `decoder` is the noise of D_h's input.
     """
     if config.weighting == "simple":
         return torch.ones_like(t_B)
     inside_B = t_B.clamp(max=1 - 1e-9)  # β diverges at t = 1
     omega_B = Schedule.of(config).elbo_weight(inside_B) / timesteps.density(t_B)
-    return torch.where(t_B >= config.elbo_t_min, omega_B, 0.0)
+    return torch.where(t_B >= elbo_start(config, decoder), omega_B, 0.0)
 
 
 @dataclass(frozen=True)
@@ -219,14 +236,15 @@ class Scales(NamedTuple):
     def of(cls, model: JointModel, diffusion: DiffusionConfig, recipe: RecipeConfig) -> Scales:
         """Factors of `recipe.loss_reduction`.
 
-        `sum`: elements of a row. `mean`: 1, or with ELBO weights sums over L, for the ratios of the NELBO (Eq. 23).
+        `sum`: elements of a row. `mean`: 1. With ELBO weights sums over L, for the ratios of the NELBO with σ_rec² = ½
+        (Eq. 23); in the second edition these are the `mean`, and in the first there are none.
         """
-        length = model.shapes.seq_len
+        length, elbo = model.shapes.seq_len, diffusion.weighting == "elbo"
         latents, states = model.num_latents * model.latent_dim, length * model.shapes.hidden_dim
+        if elbo and recipe.edition > (1 if recipe.loss_reduction == "mean" else 2):
+            return cls(latents / length, states / length)
         if recipe.loss_reduction == "sum":
             return cls(latents, states, length if recipe.edition > 1 else 1.0)
-        if diffusion.weighting == "elbo" and recipe.edition > 1:
-            return cls(latents / length, states / length)
         return cls()
 
 

@@ -37,7 +37,7 @@ JOINT = Kind(
     sections=(
         report_training.losses, report_training.timesteps, report_training.latents, report_results.decoders,
         report_results.samples, report_results.trace, report_results.frontier, report_results.interpolation,
-        report_training.speed, report_training.provenance,
+        report_results.likelihood, report_training.speed, report_training.provenance,
     ),
 )  # fmt: skip
 TOKENS = Kind(
@@ -49,7 +49,7 @@ TOKENS = Kind(
     held_out=report_tokens.held_out,
     sections=(
         report_tokens.losses, report_tokens.optimisation, report_tokens.samples, report_results.frontier,
-        report_training.speed, report_tokens.provenance,
+        report_results.likelihood, report_training.speed, report_tokens.provenance,
     ),
 )  # fmt: skip
 

@@ -45,6 +45,7 @@ class Report(Generic[Config_co]):
     interpolation: Row | None
     path: Sequence[Row]  # the texts of the first pair, from one end to the other
     trace: Row | None
+    likelihood: Row | None
 
     @property
     def course(self) -> curves.Course[Config_co]:

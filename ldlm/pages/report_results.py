@@ -1,4 +1,4 @@
-"""Sections of a report on the results of a training: decoders, texts, a trace, a sweep, interpolation."""
+"""Sections of a report on the results of a training: decoders, texts, a trace, a sweep, interpolation, likelihood."""
 
 from __future__ import annotations
 
@@ -212,3 +212,36 @@ def _with_interval(figures: Row) -> list[str]:
         interval = figures["intervals"].get(key)
         cells.append(cell(figures[key]) + ("" if interval is None else f" ({' – '.join(map(number, interval))})"))
     return cells
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Likelihood
+
+
+def likelihood(report: AnyReport) -> Section | None:
+    """Bits per token of rows, and of LDLM the curve over the noise level τ; None where nothing was measured."""
+    found = report.likelihood
+    if found is None:
+        return None
+    low, high = found["interval"]
+    lead = (
+        f"A bound of the negative log-likelihood of {found['rows_reported']:,} {found['split']} rows from above: "
+        f"{number(found['bits_per_token'])} bits per token of all {found['seq_len']:,} of a row (95 % interval "
+        f"over rows {number(low)} – {number(high)}; standard error of the estimate {found['estimate_se']:.2g}), from "
+        f"{of_step(report, found['step'])}."
+    )
+    if "curve" not in found:
+        return Section("likelihood", "Likelihood", lead, [])
+    lead += (
+        f" It holds at every noise level τ; τ = {found['tau']:.3g} was chosen on {found['rows_chosen_on']:,} other "
+        f"rows. Decoder {found['decoder']}."
+    )
+    rows = [
+        (f"{point['tau']:.3g}", f"{point['t']:.3f}", *(number(point[key]) for key in _TERMS))
+        for point in found["curve"]
+    ]
+    head = ("τ", "t*", "tokens", "latents", "bits per token", "on the other rows")
+    return Section("likelihood", "Likelihood", lead, [Table("The bound over τ, in bits per token", head, rows)])
+
+
+_TERMS = ("decoding", "kl", "bits_per_token", "chosen_by")

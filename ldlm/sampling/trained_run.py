@@ -187,6 +187,12 @@ class TrainedRun(OpenRun):
             why = "the only one measured on these held-out rows and under this noise"
         progress.note(f"decoder {default.name}, {why}; --decoder NAME takes another")
 
+    def noise(self, decoder: str) -> DecoderNoise:
+        """The noise on the input of that decoder in its training."""
+        if decoder == JOINT:
+            return decoder_noise(self.config.model.space, self.config.recipe)
+        return noise_of(self._finetuned()[decoder])
+
     def usable_decoders(self) -> list[str]:
         """Names of the decoders of this checkpoint: the default, then the others from the newest on, `joint` last."""
         usable = [record for record in reversed(self.decoders()) if record.usable]

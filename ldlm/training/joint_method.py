@@ -18,6 +18,7 @@ from ldlm.features.batch import Batch
 from ldlm.features.encoder import online_encoder
 from ldlm.features.store import FeatureStore, Split
 from ldlm.model.joint import JointModel, build_meta
+from ldlm.model.objective import elbo_start
 from ldlm.runtime import World
 from ldlm.training import cost, heldout, joint
 from ldlm.training.footprint import Footprint, footprint
@@ -49,6 +50,7 @@ class JointTraining(TrainingMethod[TrainConfig, TrainState]):
                 f"cosmos.steps={config.cosmos.steps:,} of the autoencoder leave none of {config.steps:,} steps for the "
                 f"denoiser; lower it"
             )
+        self._check_elbo()
         if kind == "scratch" and reconstruction != "ce":
             raise InputError(
                 f"{store.path} holds tokens only, whose embeddings learn by cross-entropy alone; add "
@@ -58,6 +60,23 @@ class JointTraining(TrainingMethod[TrainConfig, TrainState]):
             raise InputError(
                 f"recipe.reconstruction={reconstruction} trains the token decoder, and "
                 f"model.token_decoder.mode=deferred leaves it out; choose mse or joint"
+            )
+
+    def _check_elbo(self) -> None:
+        """`InputError` for settings that leave the integral of the ELBO without a convention or a lower end."""
+        diffusion, recipe, space = self.config.diffusion, self.config.recipe, self.config.model.space
+        if diffusion.weighting != "elbo":
+            return
+        if recipe.edition > 2 and recipe.loss_reduction == "sum":
+            raise InputError(
+                "recipe.loss_reduction=sum is for diffusion.weighting=simple; under elbo the terms are in nats per "
+                "token, so leave it at mean"
+            )
+        decoder = configs.decoder_noise(space, recipe)
+        if elbo_start(diffusion, decoder) == 0:
+            raise InputError(
+                f"the decoders' noise ({decoder}) names no t at which the integral of weighting=elbo could begin, for "
+                f"it diverges at 0; set one, like --set diffusion.elbo_t_min=0.05"
             )
 
     def remarks(self, store: FeatureStore) -> Iterator[str]:

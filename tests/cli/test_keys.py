@@ -118,7 +118,7 @@ def manifest(kind):
 
 
 @pytest.fixture(scope="module")
-def seen(succeed, corpus, gpt2, store, trained, rival, tmp_path_factory):
+def seen(succeed, corpus, gpt2, store, trained, rival, token_runs, tmp_path_factory):
     """All commands but quickstart, one after the other, their results and files looked at."""
     root = tmp_path_factory.mktemp("keys")
     run, cpu, found = root / "run", ("--device", "cpu"), Seen()
@@ -168,6 +168,12 @@ def seen(succeed, corpus, gpt2, store, trained, rival, tmp_path_factory):
     shutil.copytree(trained, root / "other")
     two = (*way, "--run", run, root / "other", "--output", root / "comparison")
     found.look(succeed(*two), *manifest("comparison"))
+    likely = ("likelihood", "--features", store, "--split", "train", "--rows", 8, "--taus", 2, 1, *cpu)
+    likely += ("--run", run, root / "rival")
+    found.look(succeed(*likely, "--dry-run"), "dry run: likelihood")
+    shutil.copytree(token_runs("flm"), root / "rival-flm")
+    for one in succeed(*likely, root / "rival-flm", "--causal", gpt2)["runs"]:
+        found.look(one, *manifest("likelihood"))
     ends = ("--from", "The old captain.", "--to", "A letter.", "--points", 3, *cpu)
     found.look(succeed("interpolate", "--run", run, *ends), "interpolate --from --to")
 

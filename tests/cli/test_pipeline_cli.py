@@ -380,7 +380,7 @@ def test_a_file_that_ldlm_did_not_write_is_never_replaced_unasked(trained, refus
 def test_there_are_these_commands(ldlm):
     from ldlm.cli import main
 
-    assert {*main.commands} == {*COMMANDS, "features", "plot", "report", "export", "stories", "sweep"}
+    assert {*main.commands} == {*COMMANDS, "features", "plot", "report", "export", "likelihood", "stories", "sweep"}
     shown = ldlm("--help")
     assert shown.exit_code == 0
     assert all(name in shown.stdout for name in COMMANDS)

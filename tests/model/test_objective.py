@@ -18,6 +18,7 @@ from torch import Tensor
 from ldlm import noise
 from ldlm.config import (
     AutoencoderConfig,
+    DecoderNoise,
     DenoiserConfig,
     DiffusionConfig,
     ModelConfig,
@@ -30,7 +31,16 @@ from ldlm.config import (
 )
 from ldlm.features.batch import Batch
 from ldlm.model.joint import JointModel, build
-from ldlm.model.objective import Draws, JointObjective, Losses, draw, scale_gradient, warmup_gamma
+from ldlm.model.objective import (
+    Draws,
+    JointObjective,
+    Losses,
+    draw,
+    elbo_start,
+    loss_weights,
+    scale_gradient,
+    warmup_gamma,
+)
 from ldlm.model.timesteps import TimestepSampler
 from ldlm.training.joint import start, train_step
 
@@ -271,11 +281,16 @@ def test_runs_of_the_first_edition_keep_a_mean_of_the_tokens_beside_sums_and_mea
     assert run(weighted).loss.item() == mean.loss.item()
 
 
-@pytest.mark.parametrize(("reduction", "tokens"), [("sum", 1), ("mean", 6)])
-def test_under_elbo_the_terms_stand_to_each_other_as_in_equation_23(reduction, tokens):
-    """CE + ‖h − ĥ‖² + ω‖z_0 − ẑ_0‖², written out with sums: in nats per text, or over the six tokens of a row."""
+@pytest.mark.parametrize(
+    ("edition", "reduction", "tokens"), [(3, "mean", 6), (3, "sum", 6), (2, "mean", 6), (2, "sum", 1)]
+)
+def test_under_elbo_the_terms_stand_to_each_other_as_in_equation_23(edition, reduction, tokens):
+    """CE + ‖h − ĥ‖² + ω‖z_0 − ẑ_0‖², written out with sums over the six tokens of a row.
+
+    In the second edition `sum` is in nats per text; in the third it is refused before it comes to a loss.
+    """
     model, d = objective().model, draws()
-    recipe = RecipeConfig(loss_reduction=reduction, reconstruction="ce+mse", sigma_dec=2.0)
+    recipe = RecipeConfig(edition=edition, loss_reduction=reduction, reconstruction="ce+mse", sigma_dec=2.0)
     omega = [0.5 * -_slope(t) * math.exp(_log_snr(t)) for t in (0.1, 0.4, 0.8)]  # Eq. 22
     weighted = dataclasses.replace(d, weight_B=torch.tensor(omega, dtype=torch.float64))
     config = TrainConfig(model=MODEL, diffusion=DiffusionConfig(weighting="elbo"), recipe=recipe)
@@ -453,6 +468,25 @@ def test_elbo_weights_estimate_the_elbo_under_any_density():
     spread = d.weight_B.std().item() / math.sqrt(40_000)
     assert d.weight_B.mean().item() == pytest.approx(exact, abs=4 * spread)
     assert 4 * spread < 0.05 * exact
+
+
+@pytest.mark.parametrize(
+    ("decoder", "start"),
+    [
+        (DecoderNoise("additive", 3.0), 0.5),  # σ/α = 3 tan(πt/2)
+        (DecoderNoise("additive", 3 * math.tan(0.1 * math.pi)), 0.2),
+        (DecoderNoise("diffused", 0.15), 0.15),
+    ],
+)
+def test_the_integral_of_the_elbo_starts_where_z_t_has_the_noise_that_the_decoders_read(decoder, start):
+    config = DiffusionConfig(weighting="elbo")
+    sampler = TimestepSampler(TimestepConfig(), config.t_min)
+    t_B = torch.tensor([start - 1e-6, start + 1e-6, 0.99], dtype=torch.float64)
+    assert (loss_weights(config, sampler, t_B, decoder) > 0).tolist() == [False, True, True]
+    old = DiffusionConfig(weighting="elbo", elbo_t_min=0.05)  # as the first editions recorded it
+    assert loss_weights(old, sampler, torch.tensor([0.049, 0.051]), decoder)[0] == 0
+    assert elbo_start(old, decoder) == 0.05
+    assert elbo_start(config, decoder) == pytest.approx(start, abs=1e-12)
 
 
 # Learning

@@ -271,6 +271,42 @@ def test_a_cosmos_run_of_the_first_edition_goes_on_as_it_began(first, whole, sto
     assert TrainedRun(tmp_path / "run", CPU).config.recipe.edition == 1
 
 
+@pytest.mark.parametrize("weighting", ["simple", "elbo"])
+def test_a_run_of_the_second_edition_goes_on_with_the_integral_it_began_with(
+    train_config, store, tmp_path, notes, weighting
+):
+    """Its loss under elbo and `sum` is in nats per text, from t = 0.05 on; today's defaults would be another loss."""
+    new = configs.merge(configs.to_dict(train_config), {"diffusion": {"weighting": weighting}})
+    old = configs.merge(
+        new, {"recipe": {"edition": 2, "loss_reduction": "sum"}, "diffusion": {"elbo_t_min": 0.05}, "steps": 4}
+    )
+    whole = train.run(configs.from_dict(TrainConfig, {**old, "steps": 8}), store, tmp_path / "whole").path
+    train.run(configs.from_dict(TrainConfig, old), store, tmp_path / "run")
+    asked = configs.merge(new, {"recipe": {"loss_reduction": "sum"}})
+    train.run(configs.from_dict(TrainConfig, asked), store, tmp_path / "run", progress=notes)
+    assert "its settings keep their meaning (recipe.edition=2)" in notes.lines[0]
+    once, taken = (run / "checkpoints/step-00000008/model.safetensors" for run in (whole, tmp_path / "run"))
+    assert once.read_bytes() == taken.read_bytes()
+    assert TrainedRun(tmp_path / "run", CPU).config.diffusion.elbo_t_min == 0.05
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"recipe": {"loss_reduction": "sum"}}, r"recipe\.loss_reduction=sum is for diffusion\.weighting=simple"),
+        ({"recipe": {"sigma_dec": 0}}, r"σ_dec 0\) names no t .* like --set diffusion\.elbo_t_min=0\.05"),
+        ({"model": {"space": "cosmos"}}, r"noise \(cosmos\) names no t"),
+    ],
+)
+def test_the_integral_of_the_elbo_needs_a_convention_and_a_lower_end(train_config, store, tmp_path, given, message):
+    data = configs.merge(configs.to_dict(train_config), {"diffusion": {"weighting": "elbo"}}, given)
+    with pytest.raises(InputError, match=message):
+        train.run(configs.from_dict(TrainConfig, data), store, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    data = configs.merge(data, {"diffusion": {"elbo_t_min": 0.05}, "recipe": {"loss_reduction": "mean"}, "steps": 1})
+    train.run(configs.from_dict(TrainConfig, configs.merge(data, {"cosmos": {"steps": 1}})), store, tmp_path / "run")
+
+
 def test_an_autoencoder_that_takes_all_steps_is_refused_where_they_are_part_of_the_runs(train_config, store, tmp_path):
     first = in_space(train_config, "cosmos", cosmos={"steps": 8}, recipe={"edition": 1})
     with pytest.raises(InputError, match=r"cosmos\.steps=8 of the autoencoder leave none of 8 steps"):

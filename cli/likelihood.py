@@ -1,0 +1,93 @@
+"""`ldlm likelihood`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ldlm.cli import show
+from ldlm.cli.options import Command, Options, path_option, require, require_place, stage_options
+from ldlm.config import LikelihoodConfig
+from ldlm.errors import InputError
+
+
+@click.command(cls=Command, short_help="bits per token of held-out rows: a bound, or exact where a model has it")
+@stage_options(LikelihoodConfig)
+@click.option("--run", "runs", metavar="DIR...", multiple=True, help="trained runs of any method")
+@click.option(
+    "--causal", metavar="NAME...", multiple=True, help="causal models of the same tokenizer, by folder or hub name"
+)
+@path_option("--features", "feature store of the rows")
+@path_option("--output", "folder for the result of one run  [default: likelihood, in the run]")
+def command(
+    options: Options, runs: tuple[str, ...], causal: tuple[str, ...], features: str | None, output: str | None
+) -> None:
+    """Bits per token of rows of a store: how likely a model finds text that it has not seen.
+
+    Of LDLM it is a bound from above, at the best of several noise levels τ. MDLM and Duo have their NELBO, a causal
+    model its exact likelihood, CANDI and FLM none. The result of a run is kept in its folder, and the same command
+    resumes an interrupted one.
+
+    \b
+    Examples:
+      ldlm likelihood --run run --features features --json
+      ldlm likelihood --run run run-mdlm run-duo --causal gpt2 --features features
+      ldlm likelihood --run run --features features --rows all --taus 6 5 4 3 2
+    """
+    config = options.build()
+    store = require_place(features, "--features", "features")
+    if not runs and not causal:
+        require(None, "--run", "run")
+    if output is not None and len(runs) != 1:
+        raise InputError("--output is for one run; without it each run keeps its own result")
+    paths = [Path(run) for run in runs]
+    from ldlm.stages import likelihood as stage
+
+    if options.dry_run:
+        return options.show_plan(stage.plan(config, paths, store))
+    records, progress = list[dict[str, Any]](), show.Terminal()
+    for path in paths:
+        found = stage.unbounded(path)
+        if found is None:
+            out = None if output is None else Path(output)
+            made = stage.run(config, path, store, out, overwrite=bool(options.overwrite), progress=progress)
+            found = {"output": str(made.path), **made.manifest}
+        records.append(found)
+    records += [stage.of_causal(config, name, store, progress) for name in causal]
+    options.show(records[0] if len(records) == 1 else {"runs": records}, lambda: _tables(records))
+
+
+def _tables(records: list[dict[str, Any]]) -> str:
+    """A table of all, and the curve over τ of each LDLM."""
+    measured = [one for one in records if one["is"] != "none"]
+    rows = [
+        (one["run"], one["method"], f"{'≤ ' if one['is'] == 'bound' else ''}{show.value(one['bits_per_token'])}",
+         "–".join(map(show.value, one["interval"])), show.value(one["estimate_se"]), show.value(one["perplexity"]))
+        for one in measured
+    ]  # fmt: skip
+    parts = [f"{one['run']}: no likelihood, for {one['why']} ({one['method']})" for one in records if "why" in one]
+    if measured:
+        first = measured[0]
+        head = ("", "method", "bits/token", "95 % interval", "s.e. of estimate", "perplexity")
+        foot = (
+            f"{first['rows_reported']:,} {first['split']} rows, per token of all {first['seq_len']} of a row; without "
+            f"BOS and EOS in the denominator multiply by {first['seq_len']}/{first['seq_len'] - 2}"
+        )
+        parts = [f"{show.table(head, rows)}\n\n{foot}", *parts]
+    return "\n\n".join([*parts, *(_curve(one) for one in measured if "curve" in one)])
+
+
+def _curve(one: dict[str, Any]) -> str:
+    """The bound over τ."""
+    rows = [
+        (f"{point['tau']:.3g}{' *' if point['tau'] == one['tau'] else ''}", f"{point['t']:.3f}", point["decoding"],
+         point["kl"], point["bits_per_token"], point["chosen_by"])
+        for point in one["curve"]
+    ]  # fmt: skip
+    head = ("τ", "t*", "tokens", "latents", "bits/token", "other half")
+    return (
+        f"{one['run']}, decoder {one['decoder']}: the bound over τ; * is lowest on the {one['rows_chosen_on']:,} other "
+        f"rows\n{show.table(head, rows)}"
+    )

@@ -1,0 +1,186 @@
+"""A bound on the likelihood of token rows under a latent diffusion model (docs/likelihood.md, after Eq. 14-23).
+
+For every noise level τ, with z̃ = μ + τ ε around the latents μ(w) of a row w,
+
+    −log p(w) ≤ E[−log p(w | z̃)] + KL(q_τ(z̃ | w) ‖ p(z̃)) ≤ E[−log p(w | z̃)] + ∫_{t*}^1 ω(t) E‖μ − ẑ(z_t, t)‖² dt.
+
+z̃ is z_t/α_t at the time t* with σ/α = τ, ω is Eq. 22, and no term is left at t = 1, where α = 0. By the signal-to-noise
+ratio ρ = α²/σ² the integral is ½ ∫₀^{1/τ²} E‖μ − ẑ‖² dρ. Its parts between neighbouring τ are estimated each by itself,
+where the integrand changes little, so that one integral gives the bound at every τ.
+
+All is in nats per row, sums over elements. Shape letters: CONTRIBUTING.md. T is noise levels τ, from the highest to the
+lowest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldlm import noise
+from ldlm.errors import InputError
+from ldlm.model.diffusion import Schedule, noised
+
+Denoise = Callable[[Tensor, Tensor], Tensor]  # z_t (B, N, C) and t (B,) float64 → ẑ_0
+Decode = Callable[[Tensor, Tensor], Tensor]  # z_t and t → −log p(w | z_t) of the rows w, (B,)
+
+GOLDEN = (math.sqrt(5) - 1) / 2
+LEVELS, STEP = 13, math.sqrt(2)  # default noise levels, and the ratio of neighbours
+Z_95 = 1.96  # half a 95 % interval, in standard errors
+
+
+def levels(middle: float) -> tuple[float, ...]:
+    """Default noise levels τ, from 8 times to an eighth of the one in the middle."""
+    return tuple(middle * STEP ** (LEVELS // 2 - number) for number in range(LEVELS))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The bound, row by row
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Estimates of both terms of the bound for rows at each τ, and the variances of these estimates; float64 (B, T)."""
+
+    decoding_BT: Tensor  # E[−log p(w | z̃)]
+    decoding_var_BT: Tensor
+    kl_BT: Tensor  # KL(q_τ ‖ p) or more
+    kl_var_BT: Tensor
+
+    @property
+    def nats_BT(self) -> Tensor:
+        """The bound of −log p(w)."""
+        return self.decoding_BT + self.kl_BT
+
+    @property
+    def var_BT(self) -> Tensor:
+        """Variance of the estimate of the bound."""
+        return self.decoding_var_BT + self.kl_var_BT
+
+
+def bounds(
+    schedule: Schedule,
+    mu_BNC: Tensor,
+    rows_B: Tensor,
+    *,
+    denoise: Denoise,
+    decode: Decode,
+    taus: Sequence[float],
+    draws: int,
+    seed: int = 0,
+) -> Bounds:
+    """Bounds of rows with the latents μ, from `draws` ≥ 2 draws of each row at each τ and between each two.
+
+    `taus` fall. Noise and times are keyed by the numbers `rows_B` of the rows.
+    """
+    edges = [0.0, *(1 / tau**2 for tau in taus)]
+    errors, codings = list[tuple[Tensor, Tensor]](), list[tuple[Tensor, Tensor]]()
+    for part, (low, high) in enumerate(pairwise(edges)):
+        errors_EB, codings_EB = list[Tensor](), list[Tensor]()
+        for draw in range(draws):
+            address = (seed, part * draws + draw, rows_B)
+            rho_B, weight_B = _snr(low, high, evenly(draw, draws, part, rows_B, seed))
+            z_t_BNC, t_B = _noisy(schedule, mu_BNC, rho_B, "likelihood", *address)
+            squares_B = (mu_BNC - denoise(z_t_BNC, t_B)).double().square().flatten(1).sum(1)
+            errors_EB.append(weight_B / 2 * squares_B)
+            z_t_BNC, t_B = _noisy(schedule, mu_BNC, torch.full_like(rho_B, high), "likelihood_tokens", *address)
+            codings_EB.append(decode(z_t_BNC, t_B).double())
+        errors.append(mean_and_variance(errors_EB))
+        codings.append(mean_and_variance(codings_EB))
+    kl_BT, kl_var_BT = (torch.stack(column, dim=1).cumsum(1).cpu() for column in zip(*errors, strict=True))
+    decoding_BT, decoding_var_BT = (torch.stack(column, dim=1).cpu() for column in zip(*codings, strict=True))
+    return Bounds(decoding_BT, decoding_var_BT, kl_BT, kl_var_BT)
+
+
+def _noisy(
+    schedule: Schedule, mu_BNC: Tensor, rho_B: Tensor, purpose: str, seed: int, number: int, rows_B: Tensor
+) -> tuple[Tensor, Tensor]:
+    """z_t at signal-to-noise ratios ρ (B,), and t (B,), with noise of its own for each number."""
+    t_B = schedule.time_of_log_snr(rho_B.log())
+    eps_BNC = noise.normal(seed, purpose, number, rows_B, tuple(mu_BNC.shape[1:])).to(mu_BNC.dtype)
+    return noised(schedule, mu_BNC, t_B, eps_BNC), t_B
+
+
+def _snr(low: float, high: float, place_B: Tensor) -> tuple[Tensor, Tensor]:
+    """ρ (B,) between two edges, at places in (0, 1) that are even in ln ρ, or from 0 on in ρ; and weights dρ/dplace.
+
+    Between neighbouring τ, ρ‖μ − ẑ‖² changes little where the signal is strong, and ‖μ − ẑ‖² where it is weak.
+    """
+    if low == 0:
+        return high * place_B, torch.full_like(place_B, high)
+    rho_B = low * (high / low) ** place_B
+    return rho_B, rho_B * math.log(high / low)
+
+
+def evenly(draw: int, draws: int, part: int, rows_B: Tensor, seed: int) -> Tensor:
+    """Places (B,) in (0, 1) of a draw: each in its own equal part of it, spread over the rows by a golden-ratio walk.
+
+    All rows share a random shift, so that each place is uniform.
+    """
+    shift = noise.uniform(seed, "likelihood_time", part, rows_B.new_full((1,), draw))
+    walk_B = (rows_B.double() * GOLDEN + shift).remainder(1.0).clamp(min=2.0**-40)
+    return (draw + walk_B) / draws
+
+
+def mean_and_variance(found: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean over draws (B,), and its variance by their spread, an overestimate where draws are from parts."""
+    found_EB = torch.stack(list(found))
+    return found_EB.mean(0), found_EB.var(0) / len(found_EB)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Many rows
+
+
+@dataclass(frozen=True)
+class RowNats:
+    """−log p of rows in nats, or a bound of it: their numbers, figures, and standard errors of the estimates."""
+
+    rows_B: np.ndarray
+    nats_B: np.ndarray
+    se_B: np.ndarray  # 0 where nothing is estimated
+
+    def to_json(self, seq_len: int) -> dict[str, Any]:
+        """Means per token, and the log-likelihood of each row.
+
+        The first and the last token of a row are BOS and EOS: the denominator is all L, and `_inner` has L − 2. The
+        interval is over rows, which are taken as independent of each other.
+        """
+        bits_B = self.nats_B / math.log(2) / seq_len
+        mean, count = bits_B.mean().item(), len(bits_B)
+        half = Z_95 * bits_B.std(ddof=1).item() / math.sqrt(count)
+        return {
+            "bits_per_token": mean,
+            "interval": [mean - half, mean + half],
+            "bits_per_inner_token": mean * seq_len / (seq_len - 2),
+            "estimate_se": math.sqrt((self.se_B**2).sum().item()) / count / math.log(2) / seq_len,
+            "nats_per_token": mean * math.log(2),
+            "perplexity": math.exp(nats) if (nats := mean * math.log(2)) < 100 else None,
+            "rows": [
+                {"row": row, "loglikelihood": -nats, "standard_error": se}
+                for row, nats, se in zip(self.rows_B.tolist(), self.nats_B.tolist(), self.se_B.tolist(), strict=True)
+            ],
+        }
+
+
+def halves(rows: int) -> tuple[range, range]:
+    """Rows on which τ is chosen, and those on which figures are reported; `InputError` where there are too few."""
+    if rows < 4:
+        raise InputError(
+            f"{rows} rows are too few to choose τ on one half and report the other; take --split train, or a store "
+            f"with 4 or more"
+        )
+    return range(rows // 2), range(rows // 2, rows)
+
+
+def lowest(taus: Sequence[float], nats_BT: np.ndarray) -> int:
+    """Number of the τ with the lowest mean bound over rows (B, T)."""
+    assert nats_BT.shape[1] == len(taus)
+    return int(nats_BT.mean(0).argmin())

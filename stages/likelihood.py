@@ -1,0 +1,312 @@
+"""The likelihood of rows of a store, or a bound of it, under runs of any method and causal language models.
+
+All are given the same rows, and figures are those of the second half of them: τ of an LDLM is chosen on the first.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ldlm import artifact, files, runtime
+from ldlm.artifact import Artifact
+from ldlm.baselines import likelihood as of_tokens
+from ldlm.baselines import methods
+from ldlm.baselines.opening import RUNS, method_at
+from ldlm.baselines.trained import TrainedTokenRun
+from ldlm.config import LDLM, LikelihoodConfig
+from ldlm.errors import InputError
+from ldlm.evaluation import likelihood
+from ldlm.evaluation.likelihood import RowNats
+from ldlm.evaluation.scorer import Scorer
+from ldlm.features.encoder import online_encoder, tokenizer_fingerprint
+from ldlm.features.store import FeatureStore, Split
+from ldlm.location import Location
+from ldlm.progress import SILENT, Progress
+from ldlm.sampling import pretrained
+from ldlm.sampling.likelihood import RunBound
+from ldlm.sampling.source import OpenRun
+from ldlm.sampling.trained_run import TrainedRun
+
+Lines = list[dict[str, Any]]  # estimates of rows as JSON, kept on disk until the last is there
+KEPT = "rows.partial.jsonl"
+NO_BOUND = "its loss bounds no likelihood"
+
+
+def plan(config: LikelihoodConfig, run_paths: Sequence[Path], features: Location) -> dict[str, Any]:
+    """Rows that it would read, and passes of the network for each of them, by run."""
+    store = FeatureStore(features)
+    rows = _rows(config, store)
+    subjects = {
+        path.name: _subject(config, path, store, torch.device("cpu")) for path in run_paths if not unbounded(path)
+    }
+    return {"rows": rows, "passes_per_row": {name: one.passes(config) for name, one in subjects.items()}}
+
+
+def run(
+    config: LikelihoodConfig,
+    run_path: Path,
+    features: Location,
+    out: Path | None = None,
+    *,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+) -> Artifact:
+    """Write figures and the log-likelihood of each row to the manifest of `out`, by default `likelihood` in the run.
+
+    The same call resumes an interrupted one at the batch where it stopped.
+    """
+    store = FeatureStore(features)
+    rows = _rows(config, store)
+    subject = _subject(config, run_path, store, runtime.device(config.device))
+    out = out or run_path / "likelihood"
+    reads = [place for place in (run_path, store.path) if isinstance(place, Path)]
+    result = artifact.begin(out, "likelihood", config, subject.inputs(store), overwrite=overwrite, reads=reads)
+    if result.complete:
+        (out / KEPT).unlink(missing_ok=True)
+        progress.note(f"{out} is complete; nothing to do")
+        return result
+    subject.remark(config, progress)
+    found = _estimated(config, subject, store, rows, out / KEPT, progress)
+    summary = {**_of_rows(config, store, rows), **subject.facts, **subject.summary(found, store.shapes.seq_len)}
+    finished = result.finish(**summary)
+    (out / KEPT).unlink(missing_ok=True)
+    subject.advise(summary, progress)
+    return finished
+
+
+def of_causal(config: LikelihoodConfig, name: str, features: Location, progress: Progress = SILENT) -> dict[str, Any]:
+    """Exact figures of a causal language model with the store's tokenizer, by folder or hub name, as JSON.
+
+    BOS is given, and EOS at the end of a row is predicted like any other token.
+    """
+    store = FeatureStore(features)
+    rows, shapes = _rows(config, store), store.shapes
+    scorer = Scorer(name, runtime.device(config.device))
+    if tokenizer_fingerprint(scorer.tokenizer) != store.encoder["tokenizer"]:
+        raise InputError(
+            f"{name} has another tokenizer than {store.path}, so bits per token would not compare; give a model that "
+            f"was trained with the tokenizer of the store"
+        )
+    if scorer.positions is not None and scorer.positions < shapes.seq_len:
+        raise InputError(
+            f"{name} takes {scorer.positions} tokens, and the rows of {store.path} have {shapes.seq_len}; give a model "
+            f"that takes as many"
+        )
+    _, reported = likelihood.halves(rows)
+    tokens_BL = store.split(config.split).read_tokens(np.array(reported))
+    with progress.task("likelihood", len(tokens_BL), "row") as task:
+        nll = scorer.token_nll(list(tokens_BL), config.batch_size, task.advance)
+    nats_B = np.array([row.astype(np.float64).sum() for row in nll])
+    exact = RowNats(np.array(reported), nats_B, np.zeros(len(nats_B)))
+    about = {"run": Path(name).name, "method": "causal", "is": "exact", "scorer_revision": scorer.revision}
+    return {**_of_rows(config, store, rows), **about, **exact.to_json(shapes.seq_len)}
+
+
+def _rows(config: LikelihoodConfig, store: FeatureStore) -> int:
+    """Number of rows that are taken."""
+    there = store.split(config.split).rows
+    rows = there if config.rows is None else min(config.rows, there)
+    likelihood.halves(rows)
+    return rows
+
+
+def _of_rows(config: LikelihoodConfig, store: FeatureStore, rows: int) -> dict[str, Any]:
+    chosen_on, reported = likelihood.halves(rows)
+    return {
+        "split": config.split, "seq_len": store.shapes.seq_len, "features": store.fingerprint,
+        "rows_chosen_on": len(chosen_on), "rows_reported": len(reported),
+    }  # fmt: skip
+
+
+def _estimated(
+    config: LikelihoodConfig, subject: Subject, store: FeatureStore, rows: int, kept: Path, progress: Progress
+) -> Lines:
+    """Estimates of all rows that the subject needs, batch by batch; those that are kept already are not made again."""
+    split, (start, stop) = subject.split(store.split(config.split, online_encoder(store))), subject.needed(rows)
+    data = kept.read_bytes() if kept.exists() else b""
+    files.write_atomic(kept, data[: data.rfind(b"\n") + 1])  # without a line that a kill cut off
+    done = data.count(b"\n")
+    with open(kept, "a", encoding="utf-8") as file, progress.task("likelihood", stop - start, "row", done) as task:
+        for first in range(start + done, stop, config.batch_size):
+            last = min(first + config.batch_size, stop)
+            file.write(files.dump_jsonl(subject.estimates(config, split, first, last)))
+            file.flush()
+            task.advance(last - first)
+    return list(files.read_jsonl(kept))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What a likelihood is asked of
+
+
+class Subject(ABC):
+    """A run whose rows have a bound."""
+
+    def __init__(self, run: OpenRun, method: str) -> None:
+        self.run, self.method = run, method
+
+    def inputs(self, store: FeatureStore) -> dict[str, Any]:
+        """Fingerprints of checkpoint and store."""
+        return {"checkpoint": self.run.checkpoint.digest, "features": store.fingerprint}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What was measured, as JSON."""
+        return {"run": self.run.path.name, "method": self.method, "is": "bound", **self.run.origin}
+
+    def split(self, split: Split) -> Split:
+        """The rows as the subject reads them."""
+        return split
+
+    def remark(self, config: LikelihoodConfig, progress: Progress) -> None:  # noqa: B027  # there is nothing to do
+        """Tell the user what was chosen for want of a setting."""
+
+    def advise(self, summary: Mapping[str, Any], progress: Progress) -> None:  # noqa: B027  # there is nothing to do
+        """Tell the user where the result asks for other settings."""
+
+    @abstractmethod
+    def passes(self, config: LikelihoodConfig) -> int:
+        """Passes of the network for a row."""
+
+    @abstractmethod
+    def needed(self, rows: int) -> tuple[int, int]:
+        """First and last of the rows, of so many, that estimates are needed of."""
+
+    @abstractmethod
+    def estimates(self, config: LikelihoodConfig, split: Split, start: int, stop: int) -> Lines:
+        """Estimates of rows."""
+
+    @abstractmethod
+    def summary(self, found: Lines, seq_len: int) -> dict[str, Any]:
+        """Figures of the second half of the rows."""
+
+
+class LatentSubject(Subject):
+    """A run of LDLM, whose bound depends on τ."""
+
+    def __init__(self, config: LikelihoodConfig, run: TrainedRun) -> None:
+        super().__init__(run, LDLM)
+        self.bound = RunBound(run, run.decoder(config.decoder))
+        taus = sorted(set(config.taus), reverse=True) or self.bound.levels()
+        self.taus, self.schedule = tuple(taus), run.schedule
+
+    def inputs(self, store: FeatureStore) -> dict[str, Any]:
+        return {**super().inputs(store), "decoder": self.bound.decoder.name}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts, "decoder": self.bound.decoder.name, "passes": self.bound.passes}
+
+    def remark(self, config: LikelihoodConfig, progress: Progress) -> None:
+        self.bound.run.remark_on_decoder(config.decoder, progress)
+
+    def passes(self, config: LikelihoodConfig) -> int:
+        return len(self.taus) * config.draws * self.bound.passes
+
+    def needed(self, rows: int) -> tuple[int, int]:
+        return 0, rows
+
+    def estimates(self, config: LikelihoodConfig, split: Split, start: int, stop: int) -> Lines:
+        found = self.bound.of(split, start, stop, self.taus, config.draws, config.seed)
+        figures = {name.removesuffix("_BT"): value.tolist() for name, value in vars(found).items()}
+        return [{name: rows[row] for name, rows in figures.items()} for row in range(stop - start)]
+
+    def summary(self, found: Lines, seq_len: int) -> dict[str, Any]:
+        decoding_BT, kl_BT, decoding_var_BT, kl_var_BT = (
+            np.array([line[name] for line in found]) for name in ("decoding", "kl", "decoding_var", "kl_var")
+        )
+        chosen_on, reported = (np.array(rows) for rows in likelihood.halves(len(found)))
+        nats_BT, var_BT = decoding_BT + kl_BT, decoding_var_BT + kl_var_BT
+        best = likelihood.lowest(self.taus, nats_BT[chosen_on])
+        own = RowNats(reported, nats_BT[reported, best], np.sqrt(var_BT[reported, best]))
+        bits = 1 / np.log(2) / seq_len
+        curve = [
+            {
+                "tau": tau,
+                "t": self.schedule.time_of_noise(tau),
+                "decoding": decoding_BT[reported, number].mean().item() * bits,
+                "kl": kl_BT[reported, number].mean().item() * bits,
+                "bits_per_token": nats_BT[reported, number].mean().item() * bits,
+                "chosen_by": nats_BT[chosen_on, number].mean().item() * bits,
+            }
+            for number, tau in enumerate(self.taus)
+        ]
+        return {"tau": self.taus[best], "t": curve[best]["t"], "curve": curve, **own.to_json(seq_len)}
+
+    def advise(self, summary: Mapping[str, Any], progress: Progress) -> None:
+        if len(self.taus) > 1 and summary["tau"] in (self.taus[0], self.taus[-1]):
+            progress.note(
+                f"the bound is lowest at the end of the curve, τ = {summary['tau']:.3g}; --taus beyond it may give a "
+                f"lower one"
+            )
+
+
+class TokenSubject(Subject):
+    """A run of MDLM or Duo."""
+
+    def __init__(self, run: TrainedTokenRun) -> None:
+        super().__init__(run, run.method)
+        self.network, self.of = run.network, methods.held_out_method(run.config, run.shapes)
+
+    def split(self, split: Split) -> Split:
+        return replace(split.without_states(), encode=None)
+
+    def passes(self, config: LikelihoodConfig) -> int:
+        return 2 * of_tokens.PARTS * config.draws
+
+    def needed(self, rows: int) -> tuple[int, int]:
+        _, reported = likelihood.halves(rows)
+        return reported.start, reported.stop
+
+    def estimates(self, config: LikelihoodConfig, split: Split, start: int, stop: int) -> Lines:
+        device, rows = self.run.device, np.arange(start, stop)
+        tokens_BL = torch.from_numpy(split.read_tokens(rows)).to(device, torch.int64)
+        nats_B, var_B = of_tokens.bounds(
+            self.of, self.network, tokens_BL, torch.from_numpy(rows).to(device), draws=config.draws, seed=config.seed
+        )
+        figures = zip(rows.tolist(), nats_B.tolist(), var_B.tolist(), strict=True)
+        return [{"row": row, "nats": nats, "var": var} for row, nats, var in figures]
+
+    def summary(self, found: Lines, seq_len: int) -> dict[str, Any]:
+        columns = (np.array([line[name] for line in found]) for name in ("row", "nats", "var"))
+        rows_B, nats_B, var_B = columns
+        return RowNats(rows_B, nats_B, np.sqrt(var_B)).to_json(seq_len)
+
+
+def unbounded(path: Path) -> dict[str, Any] | None:
+    """The record of a run whose method has no bound, as JSON; None of any other."""
+    method = _method(path)
+    if method == LDLM or methods.bounds_likelihood(method):
+        return None
+    return {"run": path.name, "method": method, "is": "none", "why": NO_BOUND}
+
+
+def _method(path: Path) -> str:
+    """The method of a run; `InputError` for an exported model."""
+    if pretrained.model_type(path) is not None:
+        raise InputError(f"{path} is an exported model, which has no latent encoder or statistics; give the run")
+    return method_at(path)
+
+
+def _subject(config: LikelihoodConfig, path: Path, store: FeatureStore, device: torch.device) -> Subject:
+    method = _method(path)
+    opened = RUNS[method](path, device, config.checkpoint)
+    if isinstance(opened, TrainedRun):
+        opened.check_store(store)
+        return LatentSubject(config, opened)
+    assert isinstance(opened, TrainedTokenRun)
+    mine, theirs = opened.features["encoder"]["tokenizer"], store.encoder["tokenizer"]
+    sizes = (opened.shapes.seq_len, opened.shapes.vocab_size), (store.shapes.seq_len, store.shapes.vocab_size)
+    if mine != theirs or sizes[0] != sizes[1]:
+        raise InputError(
+            f"{store.path} has rows of {store.shapes.seq_len} tokens of another tokenizer or length than {path} was "
+            f"trained on ({opened.shapes.seq_len}); give the store of the run, or one of the same text"
+        )
+    return TokenSubject(opened)

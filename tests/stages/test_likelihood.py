@@ -1,0 +1,232 @@
+"""`ldlm likelihood`: rows, the choice of τ, resuming, rivals and causal models beside LDLM, and what is refused."""
+
+import json
+import math
+import shutil
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ldlm import artifact, files
+from ldlm import config as configs
+from ldlm.config import DecoderNoise, ExtractConfig, LikelihoodConfig, TrainConfig
+from ldlm.evaluation import likelihood as bound
+from ldlm.features.store import FeatureStore
+from ldlm.model.diffusion import Schedule
+from ldlm.model.token_loss import TokenLosses
+from ldlm.pages.chart import number
+from ldlm.sampling.generation import Decoder
+from ldlm.sampling.likelihood import RunBound
+from ldlm.sampling.trained_run import TrainedRun
+from ldlm.stages import extract_features, likelihood, report, stories, train
+from ldlm.stories.process import STORIES
+
+CPU = torch.device("cpu")
+CONFIG = LikelihoodConfig(split="train", rows=16, taus=(2.0, 1.0, 0.5), batch_size=5, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def made(trained, store, tmp_path_factory):
+    """The finished artefact of `trained` under `CONFIG`; read only."""
+    return likelihood.run(CONFIG, trained, store, tmp_path_factory.mktemp("likelihood") / "out")
+
+
+def unigram_bits(store, rows):
+    """Entropy of the tokens of rows, in bits."""
+    _, counts = np.unique(FeatureStore(store).split("train").read_tokens(rows), return_counts=True)
+    p = counts / counts.sum()
+    return -(p * np.log2(p)).sum()
+
+
+def test_the_figures_are_those_of_the_rows_that_did_not_choose_the_level(made, trained, store):
+    found = made.manifest
+    assert (found["rows_chosen_on"], found["rows_reported"], found["seq_len"]) == (8, 8, 16)
+    assert [line["row"] for line in found["rows"]] == list(range(8, 16))
+    mean = -np.mean([line["loglikelihood"] for line in found["rows"]])
+    assert found["bits_per_token"] == pytest.approx(mean / 16 / math.log(2))
+    curve = {point["tau"]: point for point in found["curve"]}
+    assert list(curve) == [2.0, 1.0, 0.5]
+    assert found["tau"] == min(curve, key=lambda tau: curve[tau]["chosen_by"])
+    assert found["bits_per_token"] == pytest.approx(curve[found["tau"]]["bits_per_token"])
+    assert found["t"] == pytest.approx(2 / math.pi * math.atan(found["tau"] / 3))
+    assert found["passes"] == 2 and found["is"] == "bound" and found["decoder"] == "joint"
+    assert not (made.path / likelihood.KEPT).exists()
+
+
+def test_a_model_that_has_learned_nothing_does_not_beat_the_frequencies_of_tokens(made, store):
+    assert made.manifest["bits_per_token"] > unigram_bits(store, np.arange(8, 16))
+
+
+def test_the_bound_is_that_of_the_runs_own_parts(made, trained, store):
+    """The latents of the store's states, a denoiser that conditions on its own estimate, and sums over elements."""
+    run = TrainedRun(trained, CPU)
+    parts, tokens = FeatureStore(store).split("train").read(8, 16)
+    h, w = torch.from_numpy(parts["hidden"]), torch.from_numpy(tokens).long()
+    mu = run.model.latent_encoder(h).detach()
+
+    @torch.no_grad()
+    def estimate(z, t):
+        first = run.model.denoiser(z, t.float(), torch.zeros_like(z))
+        return run.model.denoiser(z, t.float(), first)
+
+    @torch.no_grad()
+    def decode(z, t):
+        tau = 3 * torch.tan(math.pi * t / 2)
+        logits = run.model.token_decoder(run.model.latent_decoder(z * (1 + tau**2).sqrt()[:, None, None].float()))
+        return -logits.double().log_softmax(-1).gather(-1, w[..., None]).sum((1, 2))
+
+    found = bound.bounds(
+        run.schedule, mu, torch.arange(8, 16), denoise=estimate, decode=decode, taus=CONFIG.taus, draws=2
+    )
+    bits = found.nats_BT.mean(0) / 16 / math.log(2)
+    assert [point["bits_per_token"] for point in made.manifest["curve"]] == pytest.approx(bits.tolist(), rel=1e-5)
+
+
+class Seen(torch.nn.Module):
+    """A decoder that keeps what it reads, of rows of two tokens that cost a nat each."""
+
+    def losses(self, z, tokens):
+        self.z = z
+        return TokenLosses(torch.ones(()), torch.ones(tokens.shape), tokens > 0)
+
+
+@pytest.mark.parametrize(
+    ("noise", "middle", "scaled"),
+    [
+        (DecoderNoise("additive", 3.0), 3.0, True),
+        (DecoderNoise("diffused", 0.5), 3.0, False),
+        (DecoderNoise("smoothed"), 1.0, True),
+        (DecoderNoise("additive", 0.0), 1.0, True),
+    ],
+    ids=str,
+)
+def test_decoders_read_noisy_latents_as_in_their_training_and_levels_are_around_that_noise(noise, middle, scaled):
+    run: Any = SimpleNamespace(schedule=Schedule(), noise=lambda name: noise)
+    own = RunBound(run, Decoder("seen", Seen()))
+    assert own.levels()[6] == pytest.approx(middle)
+    z_t, t, w = torch.ones(2, 3, 4), torch.tensor([0.5, 0.25], dtype=torch.float64), torch.ones(2, 2)
+    assert own.coding(w, z_t, t).tolist() == [2.0, 2.0]
+    alpha = 1 / torch.sqrt(1 + (3 * torch.tan(math.pi * t / 2)) ** 2)
+    expected = 1 / alpha if scaled else torch.ones(2)
+    torch.testing.assert_close(own.decoder.logits.z[:, 0, 0].double(), expected.double(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_an_interrupted_one_goes_on_where_it_stopped(made, trained, store, tmp_path, interrupted, notes, at):
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        likelihood.run(CONFIG, trained, store, out, progress=interrupted(at=at))
+    kept = out / likelihood.KEPT
+    whole = kept.read_text()
+    kept.write_text(whole + '{"kl": [1')  # a line that a kill cut off
+    assert not artifact.open_artifact(out, "likelihood", complete=False).complete
+    again = likelihood.run(CONFIG, trained, store, out, progress=notes)
+    assert again.manifest["rows"] == made.manifest["rows"]
+    assert again.manifest["tau"] == 2.0  # next to nothing is learned, so that the least said of the latents is best
+    assert "the bound is lowest at the end of the curve, τ = 2; --taus beyond it" in notes.lines[-1]
+    assert likelihood.run(CONFIG, trained, store, out, progress=notes).complete
+    assert "nothing to do" in notes.lines[-1]
+
+
+def test_another_seed_is_another_estimate_of_the_same_within_its_error(made, trained, store, tmp_path):
+    other = configs.from_dict(LikelihoodConfig, {**configs.to_dict(CONFIG), "seed": 1})
+    again = likelihood.run(other, trained, store, tmp_path / "out").manifest
+    off, error = again["bits_per_token"] - made.manifest["bits_per_token"], again["estimate_se"]
+    assert again["tau"] == made.manifest["tau"]
+    assert 0 < abs(off) < 6 * error
+
+
+def test_the_batch_does_not_matter(made, trained, store, tmp_path):
+    other = configs.from_dict(LikelihoodConfig, {**configs.to_dict(CONFIG), "batch_size": 16})
+    again = likelihood.run(other, trained, store, tmp_path / "out")
+    nats = [[line["loglikelihood"] for line in one.manifest["rows"]] for one in (made, again)]
+    assert nats[0] == pytest.approx(nats[1], rel=1e-5)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# By the command, beside others
+
+
+def test_one_table_of_all_methods_and_a_causal_model(ldlm, succeed, run_copy, token_runs, gpt2, store, tmp_path):
+    runs = [run_copy]
+    for method in ("mdlm", "duo", "candi", "flm"):
+        runs.append(shutil.copytree(token_runs(method), tmp_path / f"run-{method}"))
+    all_of_them = ("likelihood", "--run", *runs, "--causal", gpt2, "--features", store, "--split", "train")
+    few = ("--rows", 16, "--taus", 2, 1, "--device", "cpu")
+    found = succeed(*all_of_them, *few)["runs"]
+    by_method = {one["method"]: one for one in found}
+    assert [one["is"] for one in found] == ["bound", "bound", "bound", "none", "none", "exact"]
+    for method in ("ldlm", "mdlm", "duo", "causal"):
+        assert [line["row"] for line in by_method[method]["rows"]] == list(range(8, 16))
+        assert by_method[method]["bits_per_token"] > unigram_bits(store, np.arange(8, 16)) - 1
+    assert (run_copy / "likelihood" / "manifest.json").exists()
+
+    # Next to nothing has been learned of 320 tokens: uniform over them is log2(320) = 8.3 bits.
+    for method in ("mdlm", "duo", "causal"):
+        assert by_method[method]["bits_per_token"] == pytest.approx(math.log2(320), abs=0.8)
+    assert {line["standard_error"] for line in by_method["causal"]["rows"]} == {0.0}
+
+    for run in runs[:2]:
+        bits = f"{number(by_method['ldlm' if run == run_copy else 'mdlm']['bits_per_token'])} bits per token of all 16"
+        assert bits in report.run(run).read_text(encoding="utf-8")
+    said = ldlm(*all_of_them, *few).stdout  # from what is kept
+    assert "run-flm: no likelihood, for its loss bounds no likelihood (flm)" in said
+    assert "8 train rows, per token of all 16 of a row" in said
+    assert succeed(*all_of_them[:-2], *few, "--dry-run", "--split", "train")["passes_per_row"]["run"] == 8
+
+
+def test_a_causal_models_likelihood_is_the_sum_over_its_tokens(gpt2, store):
+    from transformers import AutoModelForCausalLM
+
+    found = likelihood.of_causal(CONFIG, str(gpt2), store)
+    tokens = torch.from_numpy(FeatureStore(store).split("train").read_tokens(np.arange(8, 16))).long()
+    log_p = AutoModelForCausalLM.from_pretrained(gpt2)(tokens).logits[:, :-1].double().log_softmax(-1)
+    exact = log_p.gather(-1, tokens[:, 1:, None]).sum((1, 2))
+    assert [line["loglikelihood"] for line in found["rows"]] == pytest.approx(exact.tolist(), rel=1e-5)
+    assert found["bits_per_inner_token"] == pytest.approx(-exact.mean().item() / 14 / math.log(2), rel=1e-5)
+
+
+def test_what_does_not_compare_or_has_no_likelihood_is_refused(refuse, trained, gpt2, bert, bigrams, store, tmp_path):
+    base = ("likelihood", "--features", store, "--device", "cpu", "--split", "train")
+    assert "--run is missing" in refuse(*base)
+    assert "--features is missing" in refuse("likelihood", "--run", trained)
+    assert "has another tokenizer" in refuse(*base, "--causal", bigrams)
+    assert "--output is for one run" in refuse(*base, "--run", trained, trained, "--output", tmp_path / "out")
+    assert "rows must be at least 4" in refuse(*base, "--run", trained, "--rows", 2)
+    assert "taus must be more than 0" in refuse(*base, "--run", trained, "--taus", 0)
+    assert "has no decoder 'nosuch'" in refuse(*base, "--run", trained, "--decoder", "nosuch")
+    model = tmp_path / "model"
+    model.mkdir()
+    files.write_json(model / "config.json", {"model_type": "ldlm"})
+    assert "is an exported model" in refuse(*base, "--run", model)
+    assert not (tmp_path / "out").exists()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A source of known entropy
+
+
+@pytest.mark.slow
+def test_the_bound_of_stories_is_not_under_their_entropy(succeed, train_config, tmp_path):
+    """Rows are cut from a stationary stream, so a row of n words has no less entropy than n times that of a word."""
+    stories.run(configs.StoriesConfig(documents=300), tmp_path / "stories.txt", tmp_path / "words")
+    succeed(
+        "pretrain-encoder", "--data", tmp_path / "stories.txt", "--tokenizer", tmp_path / "words", "--layers", 4,
+        "--width", 16, "--heads", 2, "--positions", 32, "--steps", 2, "--batch-size", 4, "--device", "cpu",
+        "--output", tmp_path / "encoder",
+    )  # fmt: skip
+    extract = ExtractConfig(
+        encoder=str(tmp_path / "encoder"), data=(str(tmp_path / "stories.txt"),), seq_len=32, validation_docs=50,
+        shard_rows=128, batch_size=32, device="cpu",
+    )  # fmt: skip
+    store = extract_features.run(extract, tmp_path / "features").path
+    tiny = configs.merge(configs.to_dict(train_config), {"steps": 30, "eval_every": 30, "save_every": 30})
+    trained = train.run(configs.from_dict(TrainConfig, tiny), store, tmp_path / "run").path
+    found = likelihood.run(LikelihoodConfig(taus=(2.0, 1.0), device="cpu"), trained, store).manifest
+    expected = STORIES.expected
+    entropy = expected.nats / (expected.words + 1) * 30  # a story and the EOS after it; 30 of 32 tokens are not fixed
+    assert -np.mean([line["loglikelihood"] for line in found["rows"]]) > entropy
+    assert json.loads((trained / "likelihood" / "manifest.json").read_text())["split"] == "validation"
