@@ -2,7 +2,7 @@
 
 Four phases, each of which resumes where it was killed:
 
-1. pack the text into token rows, spooled to disk;
+1. tokenise the pieces of the text, spooled to disk, which makes them token rows;
 2. run the encoder on the blocks of rows that the statistics are taken over, and spool their raw states;
 3. shard by shard: take a block's states from the spool or from the encoder, normalise, store, record;
 4. seal.
@@ -82,9 +82,9 @@ def run(config: ExtractConfig, out: Location, *, overwrite: bool = False, progre
             return result
 
         # Until the text is packed there is nothing worth keeping, even of an interrupted extraction.
-        with replace(result, state="new").or_nothing(unless="ledger"):
+        with replace(result, state="new").or_nothing(unless="ledger", held=held):
             packed = extraction.pack()
-        with result.or_nothing(unless="ledger"):
+        with result.or_nothing(unless="ledger", held=held):
             if packed:
                 extraction.check_space(extraction.rows)
                 extraction.encode_sample()
