@@ -85,11 +85,17 @@ def run(config: ExtractConfig, out: Location, *, overwrite: bool = False, progre
         with replace(result, state="new").or_nothing(unless="ledger", held=held):
             packed = extraction.pack()
         with result.or_nothing(unless="ledger", held=held):
-            if packed:
-                extraction.check_space(extraction.rows)
-                extraction.encode_sample()
-                extraction.describe()
-                extraction.write_shards()
-                if extraction.missing_shards():
+            try:
+                if packed:
+                    extraction.check_space(extraction.rows)
+                    extraction.encode_sample()
+                    extraction.describe()
                     extraction.write_shards()
+                    if extraction.missing_shards():
+                        extraction.write_shards()
+            except FileNotFoundError:
+                # Another process has sealed the store meanwhile and removed the token rows, where no lock kept it
+                # from doing this one's part.
+                if not (out / "manifest.json").is_file():
+                    raise
         return extraction.seal(result)

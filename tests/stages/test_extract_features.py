@@ -206,10 +206,12 @@ def test_a_dataset_is_read_at_the_commit_that_is_recorded_and_a_branch_that_move
 
     def load(name, configuration, **options):
         asked.append((name, configuration, options))
-        return [{"text": line} for line in lines]
+        rows = datasets.Dataset.from_list([{"text": line} for line in lines])
+        return rows.to_iterable_dataset(num_shards=3)
 
     monkeypatch.setattr(datasets, "load_dataset_builder", build)
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setenv("RAYON_NUM_THREADS", "1")  # no helpers, which would ask the hub itself
     config = replace(few, data=(), dataset="some/corpus", dataset_config="en")
     made = extract_features.run(config, tmp_path / "f")
     assert payload(made.path) == payload(whole)
