@@ -70,9 +70,9 @@ class Packing:
         data = files.content(self._plan_path)
         return None if data is None else [_as_piece(one) for one in json.loads(data)]
 
-    def plan(self) -> list[Piece]:
-        """Decide the pieces. For one process at a time, which finds none planned."""
-        planned = pieces.plan(self.config)
+    def plan(self, size: int = pieces.SIZE) -> list[Piece]:
+        """Decide the pieces, of about `size` bytes. For one process at a time, which finds none planned."""
+        planned = pieces.plan(self.config, size)
         files.write_atomic(self.folder / "tokenizer.json", self.tokenizer.to_str())
         files.write_atomic(self._plan_path, json.dumps(planned))  # on one line: a terabyte has 30,000 pieces
         return planned

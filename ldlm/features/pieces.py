@@ -28,12 +28,12 @@ class Piece(NamedTuple):
     size: int  # about as many bytes; 1 for a part of a dataset
 
 
-def plan(config: ExtractConfig, size: int | None = None) -> list[Piece]:
+def plan(config: ExtractConfig, size: int) -> list[Piece]:
     """The pieces of all text that `config` names, in its order. Those of files have about `size` bytes where they can.
 
     `InputError` for a file or a dataset that can't be read.
     """
-    return [piece for split in SPLITS for piece in _pieces(config, split, size or SIZE)]
+    return [piece for split in SPLITS for piece in _pieces(config, split, size)]
 
 
 def _pieces(config: ExtractConfig, split: str, size: int) -> Iterator[Piece]:

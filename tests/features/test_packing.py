@@ -128,12 +128,11 @@ def serial(config: ExtractConfig, tokenizer) -> dict[str, list[list[int]]]:
     ("workers", "size", "held_out"),
     [(1, 40, 0), (3, 40, 17), (2, 100, 1), (3, 100, 0), (1, 1500, 17), (2, 1500, 0), (3, 10**6, 1), (1, 10**6, 0)],
 )
-def test_rows_are_those_of_serial_packing(config, tokenizer, tmp_path, monkeypatch, workers, size, held_out):
+def test_rows_are_those_of_serial_packing(config, tokenizer, tmp_path, workers, size, held_out):
     """Whatever the pieces, which may be shorter than a line or have none, and the workers, here threads."""
-    monkeypatch.setattr(pieces, "SIZE", size)
     config = replace(config, validation_docs=held_out)
     made = packing(config, tokenizer, tmp_path)
-    planned = made.plan()
+    planned = made.plan(size)
     assert len(planned) > 60 if size < 100 else len(planned) >= 4
     threads = [threading.Thread(target=made.tokenize, args=(planned, 0)) for _ in range(workers)]
     [thread.start() for thread in threads], [thread.join() for thread in threads]
@@ -168,9 +167,8 @@ def test_a_file_without_text_and_too_many_held_out_documents_are_refused(config,
 def test_pieces_that_are_done_are_not_tokenised_again_and_leftovers_are_not_read(
     config, tokenizer, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(pieces, "SIZE", 300)
     made = packing(config, tokenizer, tmp_path)
-    planned, seen, real = made.plan(), [], pieces.documents
+    planned, seen, real = made.plan(300), [], pieces.documents
 
     def stopping(config, piece):
         seen.append(planned.index(piece))
@@ -202,9 +200,8 @@ def test_rows_that_were_removed_are_wanted_by_nobody(config, tokenizer, tmp_path
 
 
 @pytest.fixture
-def halved(config, tokenizer, tmp_path, monkeypatch):
-    """A packing in some twenty pieces."""
-    monkeypatch.setattr(pieces, "SIZE", 300)
+def halved(config, tokenizer, tmp_path):
+    """A packing that is planned in small pieces."""
     return packing(config, tokenizer, tmp_path)
 
 
@@ -216,7 +213,7 @@ def wait_until(condition):
 
 
 def test_a_helper_makes_pieces_and_ends_with_the_one_that_it_helps(halved, config, tokenizer):
-    planned = halved.plan()
+    planned = halved.plan(300)
     first = halved.claims / "piece-000000"
     with locks.file_lock(first), Helpers(1, halved._task(), SILENT) as helping:
         wait_until(lambda: len(halved._recorded()) == len(planned) - 1)  # and waits for the first
@@ -227,11 +224,11 @@ def test_a_helper_makes_pieces_and_ends_with_the_one_that_it_helps(halved, confi
     assert halved.rows(planned)["train"].read(0, 10**6).tolist() == serial(config, tokenizer)["train"]
 
 
-def test_bad_input_that_a_helper_finds_ends_the_packing_with_its_line(halved, tmp_path, monkeypatch):
+def test_bad_input_that_a_helper_finds_ends_the_packing_with_its_line(halved, tmp_path):
     path = tmp_path / "bad.txt"
     path.write_bytes(b"good line of text\n" * 50 + b"b\xffd\n")
     made = replace(halved, config=replace(halved.config, data=(str(path),)))
-    made.plan()
+    made.plan(300)
     with Helpers(1, made._task(), SILENT) as helping:
         wait_until(lambda: helping._running[0][0].poll() is not None)
         with pytest.raises(InputError, match=r"bad.txt, line 51 is not UTF-8 \(byte 0xff\); convert it"):
@@ -239,7 +236,7 @@ def test_bad_input_that_a_helper_finds_ends_the_packing_with_its_line(halved, tm
 
 
 def test_a_helper_that_dies_is_reported_and_missed_by_nobody(halved, config, tokenizer, notes):
-    planned = halved.plan()
+    planned = halved.plan(300)
     with Helpers(1, halved._task(), notes) as helping:
         helping._running[0][0].kill()
         wait_until(lambda: helping._running[0][0].poll() is not None)
