@@ -50,16 +50,22 @@ class Helpers:
         if self.count:
             os.environ[OWN_THREADS] = "false"
             task = json.dumps({**self.task, "config": configs.to_dict(self.task["config"])}).encode()
-        for _ in range(self.count):
-            said = tempfile.TemporaryFile()
-            command = [sys.executable, "-P", "-m", "ldlm.features.helping"]
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said)
-            self._running.append((process, said))
-            assert process.stdin is not None
-            with suppress(BrokenPipeError):  # it is reported as every other end
-                process.stdin.write(task + b"\n")
-                process.stdin.flush()
+            try:
+                for _ in range(self.count):
+                    self._start(task)
+            except OSError as error:  # the machine has no memory or processes left
+                self.progress.note(f"{len(self._running)} of {self.count} helpers of the tokenisation start ({error})")
         return self
+
+    def _start(self, task: bytes) -> None:
+        said = tempfile.TemporaryFile()
+        command = [sys.executable, "-P", "-m", "ldlm.features.helping"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said)
+        self._running.append((process, said))
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):  # its end is reported as every other
+            process.stdin.write(task + b"\n")
+            process.stdin.flush()
 
     def check(self) -> None:
         """`InputError` for the bad input that a helper has found; a note on one that has died."""

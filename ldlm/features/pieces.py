@@ -16,7 +16,7 @@ from ldlm.features import corpus, text, textfiles
 from ldlm.features.detection import Span
 from ldlm.features.shards import SPLITS
 
-SIZE = 2**25  # bytes: some seconds of a core, which a kill costs at most; OpenWebText has 1,200 such pieces
+SIZE = 2**25  # bytes: some seconds of a core, which a kill costs at most
 
 
 class Piece(NamedTuple):
