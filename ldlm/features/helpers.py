@@ -58,7 +58,7 @@ class Helpers:
         return self
 
     def _start(self, task: bytes) -> None:
-        said = tempfile.TemporaryFile()
+        said = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the helper runs
         command = [sys.executable, "-P", "-m", "ldlm.features.helping"]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said)
         self._running.append((process, said))
