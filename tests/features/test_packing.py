@@ -128,8 +128,9 @@ def serial(config: ExtractConfig, tokenizer) -> dict[str, list[list[int]]]:
     ("workers", "size", "held_out"),
     [(1, 40, 0), (3, 40, 17), (2, 100, 1), (3, 100, 0), (1, 1500, 17), (2, 1500, 0), (3, 10**6, 1), (1, 10**6, 0)],
 )
-def test_rows_are_those_of_serial_packing(config, tokenizer, tmp_path, workers, size, held_out):
+def test_rows_are_those_of_serial_packing(config, tokenizer, tmp_path, monkeypatch, workers, size, held_out):
     """Whatever the pieces, which may be shorter than a line or have none, and the workers, here threads."""
+    monkeypatch.setattr(text, "TOKENIZER_BATCH", 4)  # a piece has more documents than are tokenised at once
     config = replace(config, validation_docs=held_out)
     made = packing(config, tokenizer, tmp_path)
     planned = made.plan(size)
