@@ -17,6 +17,8 @@ from ldlm.errors import InputError
 from ldlm.features.helpers import REFUSED
 from ldlm.features.packing import Ends, Packing
 
+STDERR = 2  # its descriptor
+
 
 def main() -> None:
     """Tokenise pieces until all are done, or the process that asked for help ends."""
@@ -31,8 +33,8 @@ def main() -> None:
     try:
         packing.tokenize(packing.planned() or [], helpers=0)
     except InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(REFUSED)
+        os.write(STDERR, str(error).encode())  # to the process that asked for help, and not to the user
+        raise SystemExit(REFUSED) from None
 
 
 def _end_with_stdin() -> None:
