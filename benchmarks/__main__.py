@@ -1,6 +1,8 @@
 """`python -m benchmarks`: measure this machine, print the tables; with --output, keep them with hardware and date.
 
 Speed, within ten minutes on two cores; `python -m benchmarks store` holds the feature store against its aims, and
+`python -m benchmarks packing` the packing of text into rows against the bare tokenizer, in minutes, and
+`python -m benchmarks window` windows of rows against fully shuffled ones, and
 `python -m benchmarks samplers` the width of what every solver draws against that of the data, in seconds, and
 `python -m benchmarks loaded` a training step alone and beside other work, in five minutes, and
 `python -m benchmarks rivals` LDLM beside MDLM, ReMDM, Duo, CANDI and FLM, as the paper's Table 3 has it, in ten.
@@ -27,6 +29,8 @@ from ldlm import artifact, files, memory, waiting
 PARTS = (
     "speed",
     "store",
+    "packing",
+    "window",
     "samplers",
     "loaded",
     "rivals",

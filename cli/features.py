@@ -92,9 +92,16 @@ def texts(store: str, as_json: bool, rows: int, clean_up: bool, output: str | No
 @command.command(short_help="read rate of shuffled batches, against a memory map of the same rows")
 @_store
 @click.option("--batch-size", default=32, metavar="INT", type=click.IntRange(1), help="rows per batch  [default: 32]")
-def bench(store: str, as_json: bool, batch_size: int) -> None:
+@click.option(
+    "--shuffle-rows",
+    default=None,
+    metavar="INT",
+    type=click.IntRange(1),
+    help="rows of the window in which they are shuffled  [default: as in training]",
+)
+def bench(store: str, as_json: bool, batch_size: int, shuffle_rows: int | None) -> None:
     """Measure the read rate of shuffled batches as float32 tensors, against a memory map of the same rows."""
     from ldlm.stages import features as stage
 
-    result = stage.bench(locate(store), batch_size=batch_size)
+    result = stage.bench(locate(store), batch_size=batch_size, shuffle_rows=shuffle_rows)
     _show(result, as_json, lambda: show.pairs(result))

@@ -86,16 +86,22 @@ class Artifact:
         files.write_atomic(self.path / "config.yaml", files.dump_yaml(configs.to_dict(config)))
 
     @contextmanager
-    def or_nothing(self, unless: str | None = None) -> Iterator[None]:
+    def or_nothing(self, unless: str | None = None, held: ExitStack | None = None) -> Iterator[None]:
         """Context that removes the folder again on bad input, if `begin` has just made it.
 
         A folder with a file in its subfolder `unless` stays: that work can be resumed when the input is corrected.
+        `held` is that of `begin`. It is closed, and while other processes hold the folder, they keep it: it is marked
+        as one to be emptied, and the last of them removes it.
         """
         try:
             yield
         except InputError:
             if self.state == "new" and not (unless and files.matching(self.path / unless, "*")):
-                _remove(self.path, self.kind)
+                if held is None or not isinstance(self.path, Path):
+                    _remove(self.path, self.kind)
+                else:
+                    held.close()
+                    _remove_if_alone(self.path, self.kind)
             raise
 
     def finish(self, **result: Any) -> Artifact:
@@ -287,7 +293,7 @@ def _empty(path: Location, kind: str) -> None:
     empties and refills it.
     """
     (path / "manifest.json").unlink(missing_ok=True)
-    files.write_json(path / "artifact.json", {"kind": kind, "schema": SCHEMA, "emptied": True})
+    _mark(path, kind)
     (path / "config.yaml").unlink(missing_ok=True)  # read when a stage decides whether to resume
     for file, _ in list(files.below(path)):
         if file.name in COMPLETE:  # also of artefacts and models inside it
@@ -299,6 +305,11 @@ def _empty(path: Location, kind: str) -> None:
             file.unlink(missing_ok=True)
 
 
+def _mark(path: Location, kind: str) -> None:
+    """Mark a folder as one whose remaining files the next `begin` deletes."""
+    files.write_json(path / "artifact.json", {"kind": kind, "schema": SCHEMA, "emptied": True})
+
+
 def _remove(path: Location, kind: str) -> None:
     """Delete a folder and its contents; a link or a mount point is left empty."""
     _empty(path, kind)
@@ -306,6 +317,15 @@ def _remove(path: Location, kind: str) -> None:
     if isinstance(path, Path):
         with suppress(OSError):
             path.rmdir()
+
+
+def _remove_if_alone(path: Path, kind: str) -> None:
+    """`_remove`, unless other processes hold the folder: then it is marked, and the next `begin` empties it."""
+    try:
+        with exclusive_lock(path):
+            _remove(path, kind)
+    except InputError:
+        _mark(path, kind)
 
 
 def _article(kind: str) -> str:

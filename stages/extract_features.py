@@ -2,7 +2,7 @@
 
 Four phases, each of which resumes where it was killed:
 
-1. pack the text into token rows, spooled to disk;
+1. tokenise the pieces of the text, spooled to disk, which makes them token rows;
 2. run the encoder on the blocks of rows that the statistics are taken over, and spool their raw states;
 3. shard by shard: take a block's states from the spool or from the encoder, normalise, store, record;
 4. seal.
@@ -82,14 +82,20 @@ def run(config: ExtractConfig, out: Location, *, overwrite: bool = False, progre
             return result
 
         # Until the text is packed there is nothing worth keeping, even of an interrupted extraction.
-        with replace(result, state="new").or_nothing(unless="ledger"):
+        with replace(result, state="new").or_nothing(unless="ledger", held=held):
             packed = extraction.pack()
-        with result.or_nothing(unless="ledger"):
-            if packed:
-                extraction.check_space(extraction.rows)
-                extraction.encode_sample()
-                extraction.describe()
-                extraction.write_shards()
-                if extraction.missing_shards():
+        with result.or_nothing(unless="ledger", held=held):
+            try:
+                if packed:
+                    extraction.check_space(extraction.rows)
+                    extraction.encode_sample()
+                    extraction.describe()
                     extraction.write_shards()
+                    if extraction.missing_shards():
+                        extraction.write_shards()
+            except FileNotFoundError:
+                # Another process has sealed the store meanwhile and removed the token rows, where no lock kept it
+                # from doing this one's part.
+                if not (out / "manifest.json").is_file():
+                    raise
         return extraction.seal(result)

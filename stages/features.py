@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 import tempfile
 import time
@@ -25,7 +24,7 @@ from ldlm.features import ledger
 from ldlm.features.encoder import online_encoder
 from ldlm.features.extraction import prepare
 from ldlm.features.store import FeatureStore, Split
-from ldlm.features.stream import RowOrder, Stream
+from ldlm.features.stream import RowOrder, Stream, default_window
 from ldlm.hub import load_tokenizer
 from ldlm.location import Location
 from ldlm.progress import SILENT, Progress
@@ -116,23 +115,34 @@ def texts(path: Location, rows: int, out: Path, *, clean_up: bool = False) -> Pa
     return out
 
 
-def bench(path: Location, *, batch_size: int = 32, seconds: float = 5.0, most_bytes: float = 512e6) -> dict[str, Any]:
+def bench(
+    path: Location,
+    *,
+    batch_size: int = 32,
+    shuffle_rows: int | None = None,
+    seconds: float = 5.0,
+    most_bytes: float = 512e6,
+) -> dict[str, Any]:
     """Rows per second of shuffled float32 batches from the training stream, against a memory map of the same rows.
+
+    They are shuffled in windows of `shuffle_rows`, by default those of a training with such batches, and in one window
+    where no more rows are compared.
 
     The map holds the stored dtype, uncompressed, in a temporary folder; its batches have the same order. Both are read
     once before the clock starts, so that they come from the page cache. Then they are timed in turns, each of which
-    opens and closes its own reader, so that neither reads ahead in the other's time. At most `most_bytes` of rows are
-    compared.
+    opens and closes its own reader, so that neither reads ahead in the other's time, and takes whole windows, since the
+    stream reads the next one meanwhile. At most `most_bytes` of rows are compared.
     """
     store = FeatureStore(path, allow_partial=True)
     split = store.split("train", online_encoder(store))
-    row_bytes = sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in split.arrays.values())
-    split = replace(split, rows=min(split.rows, max(batch_size, int(most_bytes / row_bytes))))
-    order = RowOrder(split.rows, seed=0)
+    split = replace(split, rows=min(split.rows, max(batch_size, int(most_bytes / split.row_bytes))))
+    window = min(split.rows, shuffle_rows or default_window(split, batch_size))
+    order = RowOrder(split.rows, 0, window)
+    turn = -(-window // batch_size)  # batches of a window
     cpu = torch.device("cpu")
 
     def from_store() -> Generator[torch.Tensor | None, None, None]:
-        with Stream(split, batch_size=batch_size, seed=0, device=cpu) as stream:
+        with Stream(split, batch_size=batch_size, seed=0, device=cpu, shuffle_rows=window) as stream:
             for batch in stream:
                 yield batch.hidden_BLD
 
@@ -145,8 +155,8 @@ def bench(path: Location, *, batch_size: int = 32, seconds: float = 5.0, most_by
     with tempfile.TemporaryDirectory() as folder:
         mapped = _memory_map(split, Path(folder))
         passes = -(-split.rows // batch_size)
-        _rate(from_store(), passes, 0), _rate(from_map(), passes, 0)  # into the page cache
-        turns = [(_rate(from_store(), 64, seconds / 4), _rate(from_map(), 64, seconds / 4)) for _ in range(4)]
+        _rate(from_store(), turn, passes, 0), _rate(from_map(), turn, passes, 0)  # into the page cache
+        turns = [tuple(_rate(read(), turn, 64, seconds / 4) for read in (from_store, from_map)) for _ in range(4)]
     store_rate, map_rate = (batch_size * statistics.mean(rates) for rates in zip(*turns, strict=True))
     return {
         "rows_per_second": store_rate,
@@ -154,6 +164,7 @@ def bench(path: Location, *, batch_size: int = 32, seconds: float = 5.0, most_by
         "ratio": store_rate / map_rate,
         "codec": split.codec.name,
         "batch_size": batch_size,
+        "shuffle_rows": window,
         "rows": split.rows,
     }
 
@@ -172,12 +183,15 @@ def _memory_map(split: Split, folder: Path) -> dict[str, np.ndarray]:
     return mapped
 
 
-def _rate(batches: Generator[Any, None, None], warm: int, seconds: float) -> float:
-    """Batches per second of an endless generator, after `warm` uncounted ones; closes it."""
-    for _ in range(warm):
+def _rate(batches: Generator[Any, None, None], turn: int, warm: int, seconds: float) -> float:
+    """Batches per second of an endless generator over whole turns of `turn`; closes it.
+
+    So many turns as have `warm` batches don't count.
+    """
+    for _ in range(-(-warm // turn) * turn):
         next(batches)
     done, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
+    while done % turn or time.perf_counter() - started < seconds:
         next(batches)
         done += 1
     spent = time.perf_counter() - started

@@ -36,7 +36,7 @@ from ldlm.training.decoder import DecoderState, build_decoder, finetune_step, st
 from ldlm.training.journal import Journal
 from ldlm.training.learner import check_shares
 from ldlm.training.loop import train
-from ldlm.training.output import begin, resume
+from ldlm.training.output import begin, resume, shuffle_rows
 from ldlm.training.speed import Speedometer
 
 # Settings that the stage has of its own; those that are None are the run's.
@@ -93,7 +93,10 @@ def run(
         held.callback(state.release)
         encode = online_encoder(store)
         split = store.split("train", encode)
-        stream = Stream(split, batch_size=training.batch_size, seed=config.seed, device=device, world=world)
+        window = shuffle_rows(config, out, split, training.batch_size, overwrite=overwrite)
+        config = replace(config, shuffle_rows=window)
+        shuffled = {"seed": config.seed, "shuffle_rows": window}
+        stream = Stream(split, batch_size=training.batch_size, device=device, world=world, **shuffled)
         result = begin(
             state,
             out,

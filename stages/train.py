@@ -31,7 +31,7 @@ from ldlm.training.journal import Journal
 from ldlm.training.learner import Learner, check_shares
 from ldlm.training.loop import train
 from ldlm.training.method import AnyMethod
-from ldlm.training.output import begin, resume
+from ldlm.training.output import begin, resume, shuffle_rows
 from ldlm.training.speed import Speedometer
 
 
@@ -83,12 +83,15 @@ def run(
         progress = progress if world.main else SILENT
         if fit is not None:
             method = _fitted(method, store.shapes, fit, device, world, progress)
+        rows, held_out = method.rows(store)
+        window = shuffle_rows(method.config, out, rows, method.config.batch_size, overwrite=overwrite)
+        method = method.changed(shuffle_rows=window)
         config = method.config
         check_shares(config, world)
-        rows, held_out = method.rows(store)
         state = method.start(store, device=device, world=world)
         held.callback(state.release)
-        stream = Stream(rows, batch_size=config.batch_size, seed=config.seed, device=device, world=world)
+        shuffled = {"seed": config.seed, "shuffle_rows": window}
+        stream = Stream(rows, batch_size=config.batch_size, device=device, world=world, **shuffled)
         result = begin(
             state,
             out,

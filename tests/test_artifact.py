@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -195,6 +197,29 @@ def test_bad_input_found_later_removes_what_was_just_made_but_not_what_was_taken
             raise InputError("the file is empty")
         assert out.exists() == (state == "partial")
         begin(out, "run", CONFIG, {})
+
+
+def test_bad_input_leaves_the_folder_to_the_processes_that_are_still_at_work(tmp_path):
+    """The last one removes it; where that is killed, the next command does."""
+    out, settings = tmp_path / "features", ExtractConfig(data=("a.txt",))
+
+    def fails(begun, held):
+        with pytest.raises(InputError, match="no text"), replace(begun, state="new").or_nothing(held=held):
+            raise InputError("no text")
+
+    for killed in (False, True):
+        with ExitStack() as first, ExitStack() as second:
+            one, two = (begin(out, "features", settings, {}, shared=True, held=held) for held in (first, second))
+            (out / "work").write_text("of the other")
+            fails(one, first)
+            assert (out / "work").exists()
+            with pytest.raises(InputError, match="another process is at work"):
+                begin(out, "features", settings, {"text": "corrected"}, shared=True)
+            if not killed:
+                fails(two, second)
+                assert not out.exists()
+    assert begin(out, "features", settings, {"text": "corrected"}, shared=True).state == "new"
+    assert not (out / "work").exists()
 
 
 def test_a_crash_keeps_what_was_made(tmp_path):

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from ldlm.features import builtin_text
 
@@ -65,3 +66,41 @@ def test_the_store_s_benchmark_is_skipped_without_its_encoder(store, tmp_path, m
     monkeypatch.setattr(store, "_minilm", lambda: None)
     monkeypatch.setattr(builtin_text, "documents", lambda: pytest.fail("nothing is made"))
     assert "skipped, the encoder is in the package" in store.report(store.run(tmp_path))
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_packing_runs(tmp_path, monkeypatch):
+    from benchmarks import packing
+
+    for name, value in {"BYTES": 20_000, "PIECE": 4_000, "VOCABULARY": 400, "SEQ_LEN": 16, "TURNS": 1}.items():
+        monkeypatch.setattr(packing, name, value)
+    for name in ("TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS"):
+        monkeypatch.setenv(name, "2")  # so that both are as they were afterwards
+    figures = packing.run(tmp_path)
+    assert figures["workers"].keys() == {1, 2}
+    assert all(one["ratio"] > 0 and one["tokens_per_second"] > 0 for one in figures["workers"].values())
+    assert figures["turns"][0]["1"]["result"] == figures["turns"][0]["2"]["result"] > 1_000
+    assert "packing by 2 processes" in packing.report(figures)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_window_runs(tmp_path, monkeypatch):
+    from benchmarks import window
+
+    small = {"FULL_ROWS": 20_000, "CHARACTERS": 30_000, "EVERY": 3, "EXCERPT": 2**12}
+    for name, value in {**small, "BATCH": 8, "BATCHES": 2, "STEPS": 1}.items():
+        monkeypatch.setattr(window, name, value)
+    figures = window.run(tmp_path)
+    assert all(figures["gradient"][kind]["fully shuffled"] == 1 for kind in window.KINDS)
+    assert "fully shuffled" in window.report(figures)
+
+
+def test_neighbours_and_variance_are_what_a_closed_form_says():
+    from benchmarks import window
+
+    whole = window.neighbours(window._windowed(10_240, 512, 512))
+    assert whole == {"neighbours": 15.0, "blocks": 32.0}  # a window is one batch, of whole blocks
+    shuffled = window.neighbours(window._shuffled(10_240, 512))
+    assert shuffled["neighbours"] == pytest.approx(15 * 511 / 10_239, rel=0.2)
+    vectors = torch.randn(50, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert window._variance(vectors) == pytest.approx(float(vectors.var(0).sum()))

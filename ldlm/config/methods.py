@@ -59,6 +59,7 @@ class TokenTrainConfig:
     method: str
     steps: int = again(TrainConfig, "steps", help="optimiser steps")
     batch_size: int = again(TrainConfig, "batch_size")
+    shuffle_rows: int | None = again(TrainConfig, "shuffle_rows")
     model: TokenModelConfig = setting(TokenModelConfig(), "the network")
     optimizer: TokenOptimizerConfig = setting(TokenOptimizerConfig(), "AdamW and EMA")
     accumulate: int = again(TrainConfig, "accumulate")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ldlm.config.fields import merge, setting
+from ldlm.config.fields import again, merge, setting
 from ldlm.config.model import (
     OF_SPACE,
     SAMPLERS,
@@ -138,6 +138,14 @@ class TrainConfig:
         identity=False,
     )
     batch_size: int = setting(512, "rows per step, over all processes", low=1)
+    shuffle_rows: int | None = setting(
+        None,
+        "rows of the window in which they are shuffled, in blocks of 16 from all over the text; auto is 2 GiB of "
+        "the store's rows, at least 4 batches and at most all, and that of a run already begun",
+        low=1,
+        none="auto",
+        before=512,
+    )
     model: ModelConfig = setting(ModelConfig(), "sizes")
     diffusion: DiffusionConfig = setting(DiffusionConfig(), "forward process and loss")
     recipe: RecipeConfig = setting(RecipeConfig(), "the joint training recipe")
@@ -193,6 +201,7 @@ class FinetuneConfig:
         None, "optimiser steps; none means 200,000, or 2/5 of the run's where that is less", low=1, identity=False
     )
     batch_size: int | None = setting(None, "rows per step, over all processes; none means the run's", low=1)
+    shuffle_rows: int | None = again(TrainConfig, "shuffle_rows")
     sigma_dec: float | None = setting(
         None, "σ_dec of additive noise on the latents; none means the run's decoder noise", low=0
     )

@@ -19,7 +19,8 @@ from ldlm.errors import InputError
 from ldlm.features import codecs
 from ldlm.features.codecs import Codec, Error, Parts
 from ldlm.features.encoder import FrozenEncoder
-from ldlm.features.spool import Spool, TokenRows
+from ldlm.features.packing import TokenRows
+from ldlm.features.spool import Spool
 
 Result = TypeVar("Result")
 

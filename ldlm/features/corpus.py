@@ -16,7 +16,7 @@ from ldlm.features.documents import count_documents, section
 def documents(config: ExtractConfig, split: str) -> Iterator[str] | None:
     """The documents of `train` or `validation`, detokenised; None where there is no such split."""
     found = _raw_documents(config, split)
-    return None if found is None else _detokenised(config, found)
+    return None if found is None else detokenised(config, found)
 
 
 def _raw_documents(config: ExtractConfig, split: str) -> Iterator[str] | None:
@@ -30,12 +30,12 @@ def _raw_documents(config: ExtractConfig, split: str) -> Iterator[str] | None:
             return None
     if not held_out:
         return _all_documents(config, config.split)
-    boundary = _boundary(config, count_documents(_all_documents(config, config.split)))
+    first = boundary(config, count_documents(_all_documents(config, config.split)))
     everything = _all_documents(config, config.split)
-    return section(everything, *((0, boundary) if split == "train" else (boundary, None)))
+    return section(everything, *((0, first) if split == "train" else (first, None)))
 
 
-def _boundary(config: ExtractConfig, total: int) -> int:
+def boundary(config: ExtractConfig, total: int) -> int:
     """The number of `total` documents that are trained on; the last ones are held out."""
     if total <= config.validation_docs:
         raise InputError(
@@ -52,7 +52,8 @@ def _all_documents(config: ExtractConfig, dataset_split: str) -> Iterator[str]:
     return textfiles.file_documents(config.data, config.text_column)
 
 
-def _detokenised(config: ExtractConfig, found: Iterator[str]) -> Iterator[str]:
+def detokenised(config: ExtractConfig, found: Iterator[str]) -> Iterator[str]:
+    """Documents as the configured detokeniser leaves them; parts of long ones stay parts."""
     detokenize = text.DETOKENIZERS[config.detokenizer]
     return found if detokenize is None else (type(document)(detokenize(document)) for document in found)
 
@@ -81,7 +82,7 @@ def count_rows(config: ExtractConfig, tokenizer: Any, split: str, seconds: float
         found = documents(config, split)
     else:
         name = config.validation_split if split == "validation" else None
-        found = _detokenised(config, section(_all_documents(config, name or config.split), 0, total))
+        found = detokenised(config, section(_all_documents(config, name or config.split), 0, total))
     if found is None:
         return Count(0, True, 0, 0.0)
     taken, stopped, started = 0, False, time.perf_counter()
@@ -110,8 +111,8 @@ def _stated_documents(config: ExtractConfig, split: str) -> int | None:
     total = text.dataset_size(config.dataset, name, config.dataset_config, config.revision)
     if total is None or not config.validation_docs:
         return total
-    boundary = _boundary(config, total)
-    return boundary if split == "train" else total - boundary
+    first = boundary(config, total)
+    return first if split == "train" else total - first
 
 
 def most_rows(config: ExtractConfig) -> dict[str, int] | None:

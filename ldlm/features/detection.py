@@ -14,9 +14,9 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ldlm.errors import InputError
 from ldlm.features import documents
@@ -29,30 +29,97 @@ COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 Kind = Literal["plain", "json lines", "json array", "parquet"]
 
 
+class Span(NamedTuple):
+    """A part of a file: the lines that begin within these bytes, or these row groups of parquet."""
+
+    start: int
+    stop: int
+
+
+class Reader(io.BufferedReader):
+    """A buffered stream that counts the bytes of the lines that it gives, and of the mark before the first one."""
+
+    def __init__(self, raw: io.RawIOBase, mark: int) -> None:
+        super().__init__(raw, 2 * documents.LONGEST)
+        self.taken, self._mark = 0, mark
+
+    def readline(self, size: int | None = -1) -> bytes:
+        line = super().readline(size)
+        self.taken += self._mark + len(line)
+        self._mark = 0
+        return line
+
+
 @dataclass(frozen=True)
 class Source:
-    """An open file of a known format, at its first byte of content."""
+    """An open file of a known format, at its first byte of content or of `span`."""
 
     path: Path
     kind: Kind
     compressed: bool
-    stream: io.BufferedReader
+    stream: Reader
+    span: Span | None = None
+
+    def goes_on(self) -> bool:
+        """Whether the next line, if there is one, begins within the span."""
+        return self.span is None or self.span.start + self.stream.taken < self.span.stop
+
+    def line(self, number: int) -> Place:
+        """The place of a line, by its number from the source's first one."""
+        return Place(self, number)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A line as messages name it. Lines before a span are counted when a message needs them."""
+
+    source: Source
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.source.path}, line {self.number + self._before()}"
+
+    def _before(self) -> int:
+        """The number of lines before the source's first one."""
+        span = self.source.span
+        if span is None or span.start == 0:
+            return 0
+        with open(self.source.path, "rb") as file:
+            sizes = (min(2**24, span.start - start) for start in range(0, span.start, 2**24))
+            return sum(file.read(size).count(b"\n") for size in sizes)
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Source]:
-    """Open a file or `-`, standard input; `InputError` when it is absent, damaged or not text."""
+def opened(path: Path, span: Span | None = None) -> Iterator[Source]:
+    """Open a file or `-`, standard input; `InputError` when it is absent, damaged or not text.
+
+    With a `span`, lines are read from the first that begins in it, of a file that is not compressed.
+    """
     with ExitStack() as held:
         outer = _Stream(path, _standard_input() if path == STANDARD_INPUT else held.enter_context(_file(path)))
         unpack = next((made for magic, made in _UNPACKERS.items() if magic.match(outer.head)), None)
         inner = outer if unpack is None else _Stream(path, held.enter_context(unpack(io.BufferedReader(outer))))
-        if inner.head.startswith(codecs.BOM_UTF8):
-            inner.skip(len(codecs.BOM_UTF8))
+        if mark := len(codecs.BOM_UTF8) if inner.head.startswith(codecs.BOM_UTF8) else 0:
+            inner.skip(mark)
         kind = _kind(path, inner.head, compressed=unpack is not None)
         if kind == "parquet" and (unpack is not None or is_stream(path)):
             how = "unpack it first" if unpack is not None else "save it to a file and give that"
             raise InputError(f"{path} holds parquet, which is read from its end; {how}")
-        yield Source(path, kind, unpack is not None, io.BufferedReader(inner, 2 * documents.LONGEST))
+        if kind == "parquet" or span is None or span.start == 0:
+            yield Source(path, kind, unpack is not None, Reader(inner, mark), span)
+        else:
+            inner.go_to(span.start - 1)  # the last byte before the span, which may end a line
+            yield _after_a_line(Source(path, kind, False, Reader(inner, 0), span._replace(start=span.start - 1)))
+
+
+def _after_a_line(source: Source) -> Source:
+    """The source from its next line on."""
+    while (line := source.stream.readline(documents.LONGEST)) and not line.endswith(b"\n"):
+        pass
+    assert source.span is not None
+    first = source.span.start + source.stream.taken
+    source.stream.taken = 0
+    return replace(source, span=source.span._replace(start=first))
 
 
 def _standard_input() -> Any:
@@ -94,6 +161,11 @@ class _Stream(io.RawIOBase):
 
     def skip(self, size: int) -> None:
         self.head, self._ahead = self.head[size:], self._ahead[size:]
+
+    def go_to(self, offset: int) -> None:
+        with as_input_error(lambda: str(self.path)):
+            self._stream.seek(offset)
+        self._taken, self._ahead = offset, self._ahead[:0]
 
     def readable(self) -> bool:
         return True

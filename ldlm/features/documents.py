@@ -88,7 +88,7 @@ def whole(documents: Iterable[str]) -> Iterator[str]:
             held.clear()
 
 
-def check_whole(text: str, place: str) -> None:
+def check_whole(text: str, place: object) -> None:
     """`InputError` for a lone surrogate, which JSON may hold, or a command line whose bytes are not UTF-8."""
     try:
         text.encode()

@@ -29,9 +29,10 @@ from ldlm.features import codecs, corpus, estimate, inputs, ledger, text, textfi
 from ldlm.features.blocks import Blocks, one_ahead
 from ldlm.features.codecs import CODECS, Parts
 from ldlm.features.encoder import FrozenEncoder, Statistics
+from ldlm.features.packing import Ends, Packing
 from ldlm.features.shards import SPLITS
 from ldlm.features.shared_work import Tally, own_share_first, share
-from ldlm.features.spool import Spool, TokenRows
+from ldlm.features.spool import Spool
 from ldlm.features.writer import StoreWriter
 from ldlm.location import Location
 from ldlm.locks import file_lock
@@ -114,47 +115,40 @@ class Extraction:
     # ------------------------------------------------------------------------------------------------------------------
     # Phase 1: text into token rows
 
-    def pack(self) -> bool:
-        """Spool the token rows of each split, once for all processes, and open them.
+    @cached_property
+    def _packing(self) -> Packing:
+        ends = Ends(*text.special_tokens(self.tokenizer))
+        tokenizer = self.tokenizer.backend_tokenizer
+        return Packing(self.config, self.work / "packed", self.work / "claims", tokenizer, ends, self.progress)
 
-        False when another process has sealed the store and removed the spool meanwhile.
+    def pack(self) -> bool:
+        """Tokenise the text, together with other processes, and open the token rows of each split.
+
+        False when another process has sealed the store and removed the rows meanwhile.
         """
-        record = self.work / "spool" / "packing.json"
+        packing = self._packing
         with file_lock(self._lock("pack")):
             if (self.out / "manifest.json").is_file():
                 return False
-            if not record.exists():
+            planned = packing.planned()
+            if planned is None:
                 self._check_space_ahead()
-                shutil.rmtree(self.work / "spool", ignore_errors=True)
-                (self.work / "spool").mkdir(parents=True)
                 paths = [*self.config.data, *self.config.validation_data]
                 for remark in textfiles.remarks(paths, self.config.text_column):
                     self.progress.note(remark)
-                files.write_json(record, {split: self._pack_split(split) for split in SPLITS})
-            self.rows: dict[str, int] = files.read_json(record)
-            # Opened under the lock: a process that seals the store meanwhile removes the names, and not the files.
-            self.tokens = {
-                split: TokenRows(self._tokens_path(split), rows, self.config.seq_len)
-                for split, rows in self.rows.items()
-                if rows
-            }
+                planned = packing.plan()
+        packing.tokenize(planned)
+        with file_lock(self._lock("pack")):
+            if (self.out / "manifest.json").is_file():
+                return False
+            self.tokens = packing.rows(planned)
+            self.spool.folder.mkdir(exist_ok=True)
+        self.rows: dict[str, int] = {split: self.tokens[split].rows if split in self.tokens else 0 for split in SPLITS}
         if not self.rows["train"]:
             raise InputError(
                 f"the text is shorter than one row of {self.config.seq_len} tokens; give more text or lower --seq-len"
             )
         return True
-
-    def _tokens_path(self, split: str) -> Path:
-        return self.work / "spool" / f"{split}.tokens"
-
-    def _pack_split(self, split: str) -> int:
-        """Spool the token rows of a split; returns how many there are."""
-        documents = corpus.documents(self.config, split)
-        if documents is None:
-            return 0
-        with self.progress.task(f"tokenize {split}", 0, "row") as task:
-            batches = text.pack(documents, self.tokenizer, self.config.seq_len)
-            return TokenRows.write(self._tokens_path(split), batches, task.advance)
 
     def _check_space_ahead(self) -> None:
         """`check_space` before the text is packed: for the most rows that it can make, or else for an estimate."""
@@ -176,7 +170,7 @@ class Extraction:
     def _space(self, rows: Mapping[str, int]) -> tuple[int, int]:
         """Bytes that are still to be written to the disk, and bytes that are free on it."""
         needed = estimate.disk_bytes(self.config, self.encoder.hidden_dim, rows, with_store=isinstance(self.out, Path))
-        parts = (self.work / "spool", self.work / "features.zarr")
+        parts = (self.work / "packed", self.work / "spool", self.work / "features.zarr")
         written = sum(files.size(path) or 0 for part in parts for path, _ in files.below(part))
         return needed - written, estimate.free_bytes(self.work)
 
@@ -361,8 +355,9 @@ class Extraction:
 
     def clear(self) -> None:
         """Remove the spool and the locks, which a sealed store no longer needs."""
-        if (self.work / "spool").exists():
+        if (self.work / "packed").exists() or (self.work / "spool").exists():
             with file_lock(self._lock("pack")):
+                self._packing.remove()
                 shutil.rmtree(self.work / "spool", ignore_errors=True)
         shutil.rmtree(self.work / "claims", ignore_errors=True)
         if self.work != self.out:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ldlm.errors import InputError
 from ldlm.features import documents
-from ldlm.features.detection import JSON_NAMES, Source, as_input_error, ending, unpacked
+from ldlm.features.detection import JSON_NAMES, Place, Source, as_input_error, ending, unpacked
 from ldlm.features.documents import check_whole, cut
 
 PARQUET_ROWS = 1024  # in memory at once
@@ -32,7 +32,7 @@ class Row(NamedTuple):
 def lines(source: Source) -> Iterator[str]:
     """The lines of plain text without line ends; a line longer than `documents.LONGEST` in parts."""
     number = 0
-    while line := source.stream.readline(documents.LONGEST):
+    while source.goes_on() and (line := source.stream.readline(documents.LONGEST)):
         number += 1
         if len(line) < documents.LONGEST or line.endswith(b"\n"):
             yield _utf8(source, number, line).removeprefix(BOM).rstrip("\r\n")
@@ -54,13 +54,13 @@ def _utf8(source: Source, number: int, line: bytes, decode: Callable[[bytes], st
     if b"\0" in line:
         first, name = unpacked(source.path, source.compressed)
         raise InputError(
-            f"{source.path}, line {number} holds a NUL byte, which is no character of a text; make a whole copy, or "
+            f"{source.line(number)} holds a NUL byte, which is no character of a text; make a whole copy, or "
             f"{first}remove them: tr -d '\\0' < {name} > text.txt"
         )
     try:
         return decode(line)
     except UnicodeDecodeError as error:
-        raise _not_utf8(f"{source.path}, line {number}", error) from None
+        raise _not_utf8(str(source.line(number)), error) from None
 
 
 def _not_utf8(place: str, error: UnicodeDecodeError) -> InputError:
@@ -70,12 +70,12 @@ def _not_utf8(place: str, error: UnicodeDecodeError) -> InputError:
     )
 
 
-def json_lines(source: Source) -> Iterator[tuple[Any, str]]:
+def json_lines(source: Source) -> Iterator[tuple[Any, Place]]:
     """The values of JSON lines, each with its place."""
     number = 0
-    while line := source.stream.readline():
+    while source.goes_on() and (line := source.stream.readline()):
         number += 1
-        text, place = _utf8(source, number, line).removeprefix(BOM), f"{source.path}, line {number}"
+        text, place = _utf8(source, number, line).removeprefix(BOM), source.line(number)
         if text.strip():
             yield _value(source, partial(json.loads, text), place), place
 
@@ -146,7 +146,7 @@ _BLANK, _DECODER = re.compile(r"\s*"), json.JSONDecoder()
 _LITERAL = 16  # characters: longer than any escape or literal that the end of a window may cut
 
 
-def _value(source: Source, parse: Callable[[], Any], place: str) -> Any:
+def _value(source: Source, parse: Callable[[], Any], place: str | Place) -> Any:
     """The JSON value that `parse` reads at a place; `InputError` when it is not JSON."""
     try:
         return parse()
@@ -167,7 +167,7 @@ def _is_begun(error: json.JSONDecodeError) -> bool:
     return error.doc.startswith("{") and error.pos >= len(error.doc.rstrip())
 
 
-def row(source: Source, value: Any, column: str, place: str) -> Row:
+def row(source: Source, value: Any, column: str, place: str | Place) -> Row:
     """The row of a JSON object, or of a string in an array of strings."""
     fields = value if isinstance(value, dict) else {}
     text = fields.get(column, value)
@@ -178,12 +178,19 @@ def row(source: Source, value: Any, column: str, place: str) -> Row:
     return Row(text, fields)
 
 
-def parquet(source: Source, column: str) -> Iterator[str | None]:
-    import pyarrow as pa
+def parquet_table(path: Path) -> Any:
+    """An open parquet file of pyarrow's; `InputError` when it is not whole."""
     import pyarrow.parquet as pq
 
-    with as_input_error(lambda: f"{source.path} is not a parquet file that is whole: it"):
-        table = pq.ParquetFile(source.path)
+    with as_input_error(lambda: f"{path} is not a parquet file that is whole: it"):
+        return pq.ParquetFile(path)
+
+
+def parquet(source: Source, column: str) -> Iterator[str | None]:
+    """The texts of a column, null ones too, of the whole file or of the row groups of its span."""
+    import pyarrow as pa
+
+    table = parquet_table(source.path)
     if column not in table.schema_arrow.names:
         fields = ", ".join(table.schema_arrow.names)
         raise InputError(f"{source.path} has no column {column!r} (columns: {fields}); set --text-column")
@@ -193,7 +200,9 @@ def parquet(source: Source, column: str) -> Iterator[str | None]:
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)):
         raise InputError(f"{source.path}: column {column!r} holds {kind} and no text; set --text-column")
-    batches, read = table.iter_batches(PARQUET_ROWS, columns=[column]), 0
+    groups = range(table.num_row_groups) if source.span is None else range(*source.span)
+    read = sum(table.metadata.row_group(group).num_rows for group in range(groups.start))
+    batches = table.iter_batches(PARQUET_ROWS, row_groups=list(groups), columns=[column])
     while True:
         with as_input_error(lambda: f"{source.path}, behind row {read:,},"):  # noqa: B023
             batch = next(batches, None)

@@ -85,31 +85,37 @@ def own_share_first(items: list[Item]) -> list[Item]:
 
 
 class Tally(Generic[Item]):
-    """The progress of items that several processes share: tokens done so far, and bytes written per second.
+    """The progress of items that several processes share: units done so far, and bytes written per second.
 
     This process reports as it goes. What the others did is looked up in their records now and then.
     """
 
     def __init__(
-        self, progress: Progress, name: str, sizes: Mapping[Item, int], recorded: Callable[[], Set[Item]]
+        self,
+        progress: Progress,
+        name: str,
+        sizes: Mapping[Item, int],
+        recorded: Callable[[], Set[Item]],
+        *,
+        unit: str = "token",
     ) -> None:
-        """`sizes`: tokens of each item; `recorded`: the items that are done."""
+        """`sizes`: units of each item; `recorded`: the items that are done."""
         self.sizes, self.recorded = sizes, recorded
         self.before = frozenset(recorded() & sizes.keys())
         self.counted = set(self.before)
-        self.task = progress.task(name, sum(sizes.values()), "token", done=sum(map(sizes.__getitem__, self.before)))
+        self.task = progress.task(name, sum(sizes.values()), unit, done=sum(map(sizes.__getitem__, self.before)))
         self.own = self.others = self.bytes = 0
         self.started = self.looked = time.monotonic()
 
-    def advance(self, item: Item, tokens: int) -> None:
-        """Count `tokens` more of an item as done by this process."""
+    def advance(self, item: Item, units: int) -> None:
+        """Count so many units more of an item as done by this process."""
         self.counted.add(item)
-        self.own += tokens
+        self.own += units
         others = self._others() if time.monotonic() - self.looked > LOOK_EVERY else 0
-        self._tell(tokens + others)
+        self._tell(units + others)
 
     def _others(self) -> int:
-        """Tokens of the items that others have recorded since the last look."""
+        """Units of the items that others have recorded since the last look."""
         self.looked = time.monotonic()
         new = (self.recorded() & self.sizes.keys()) - self.counted
         self.counted |= new
@@ -117,11 +123,11 @@ class Tally(Generic[Item]):
         self.others += found
         return found
 
-    def _tell(self, tokens: int) -> None:
-        # Only this process's bytes are known here. The others are taken to write as many per token.
+    def _tell(self, units: int) -> None:
+        # Only this process's bytes are known here. The others are taken to write as many per unit.
         written = self.bytes * (self.own + self.others) / max(1, self.own)
         seconds = max(1e-9, time.monotonic() - self.started)
-        self.task.advance(tokens, written=f"{written / 1e6 / seconds:.1f} MB/s")
+        self.task.advance(units, written=f"{written / 1e6 / seconds:.1f} MB/s")
 
     def __enter__(self) -> Tally[Item]:
         self.task.__enter__()

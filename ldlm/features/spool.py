@@ -1,4 +1,4 @@
-"""Intermediate files of an extraction: raw states of blocks until they are normalised, and token rows.
+"""Intermediate files of an extraction: raw states of blocks until they are normalised.
 
 States are gigabytes, written once and read twice. They bypass the page cache where the file system allows it (direct
 I/O), since filling the cache costs more processor time than the disk does (benchmarks/LOG.md).
@@ -10,8 +10,7 @@ import errno
 import math
 import mmap
 import os
-import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import google_crc32c
@@ -105,32 +104,3 @@ def _read_all(file: int, into: memoryview) -> int:
     while done < len(into) and (count := os.preadv(file, [into[done:]], done)):
         done += count
     return done
-
-
-class TokenRows:
-    """Spooled token rows of a split. Read with pread: pages of a memory map would count as the process's memory."""
-
-    def __init__(self, path: Path, rows: int, seq_len: int) -> None:
-        self.rows, self.seq_len = rows, seq_len
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, self._descriptor)
-
-    @staticmethod
-    def write(path: Path, batches: Iterable[np.ndarray], advance: Callable[[int], None]) -> int:
-        """Write batches of rows (rows, L) int32 durably, telling `advance` how many; returns the number of rows."""
-        rows = 0
-        with open(path, "wb") as file:
-            for batch in batches:
-                with files.writing(path):
-                    file.write(batch.tobytes())
-                rows += len(batch)
-                advance(len(batch))
-            file.flush()
-            os.fsync(file.fileno())
-        return rows
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows start … stop as (rows, L) int32; fewer at the end."""
-        stop, row = min(stop, self.rows), 4 * self.seq_len
-        data = bytearray(os.pread(self._descriptor, (stop - start) * row, start * row))
-        return np.frombuffer(data, np.int32).reshape(stop - start, self.seq_len)

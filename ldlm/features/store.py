@@ -18,6 +18,7 @@ completeness is decided by the ledger and the sizes it records, and never by zar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -51,6 +52,7 @@ class Split:
     arrays: Mapping[str, ShardedArray]  # tokens, and what the codec stores
     codec: Codec
     encode: Encode | None  # makes the states where none are stored
+    row_bytes: int  # of a row of the store, before compression, whatever of it is read
 
     @property
     def tokens(self) -> Any:
@@ -218,6 +220,7 @@ class FeatureStore:
         group = self._group if name == "train" else self._group[name]
         folder = self.path / (ledger.folder(name).rstrip("/"))
         stored = [key for key in ("tokens", *self.codec.dtypes) if key in group]
+        arrays = {key: ShardedArray(folder / key, group[key].metadata.to_dict()) for key in stored}
         return Split(
             path=self.path,
             name=name,
@@ -225,9 +228,10 @@ class FeatureStore:
             shard_rows=self.manifest["shard_rows"],
             shards=tuple(record["shard"] for record in records),
             group=group,
-            arrays={key: ShardedArray(folder / key, group[key].metadata.to_dict()) for key in stored},
+            arrays=arrays,
             codec=self.codec,
             encode=encode,
+            row_bytes=sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in arrays.values()),
         )
 
     def held_out(self, encode: Encode | None = None) -> Split:

@@ -2,7 +2,8 @@
 
 `RowOrder` maps a position in an endless sequence to a row, as a pure function of (seed, position). It permutes blocks
 of neighbouring rows, and shuffles the rows within a window of blocks: reading is nearly sequential, and the order is
-nearly random. Its whole state is one integer, the number of rows seen. It doesn't depend on the number of processes.
+nearly random, the more so the larger the window (SPEC 13.14; `python -m benchmarks window`). Its whole state is one
+integer, the number of rows seen. It doesn't depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -24,15 +25,26 @@ from ldlm.features.store import Split
 from ldlm.runtime import ALONE, World
 
 BLOCK_ROWS = 16  # neighbouring rows; a number of its own, so that the order survives another size of chunks
-WINDOW_BLOCKS = 32
+WINDOW_BYTES, WINDOW_BATCHES = 2**31, 4
+
+
+def default_window(split: Split, batch_size: int) -> int:
+    """Rows of the window that a run's rows are shuffled in where its settings name none.
+
+    2 GiB of rows as the store holds them, uncompressed, at least four batches, and at most all rows. A function of the
+    store and the batch, never of the machine. Two windows are in memory.
+    """
+    rows = max(WINDOW_BYTES // split.row_bytes // BLOCK_ROWS * BLOCK_ROWS, WINDOW_BATCHES * batch_size)
+    return min(rows, split.rows)
 
 
 class RowOrder:
-    """Position → row, for `rows` rows; position // rows is the epoch."""
+    """Position → row, for `rows` rows; position // rows is the epoch. A window has `window` rows, in whole blocks."""
 
-    def __init__(self, rows: int, seed: int, *, window_blocks: int = WINDOW_BLOCKS) -> None:
-        self.rows, self.seed, self.window_blocks = rows, seed, window_blocks
+    def __init__(self, rows: int, seed: int, window: int) -> None:
+        self.rows, self.seed, self.window_blocks = rows, seed, -(-window // BLOCK_ROWS)
         self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._window: tuple[int, int, np.ndarray] | None = None
 
     def _blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The epoch's permutation of blocks, and the position at which each window starts (with the end)."""
@@ -55,6 +67,12 @@ class RowOrder:
 
     def window_rows(self, epoch: int, window: int) -> np.ndarray:
         """The rows of a window in the order in which they are seen, int64."""
+        known = self._window  # read once, as above
+        if known is None or known[:2] != (epoch, window):
+            self._window = known = (epoch, window, self._permuted(epoch, window))
+        return known[2]
+
+    def _permuted(self, epoch: int, window: int) -> np.ndarray:
         blocks = self._blocks(epoch)[0]
         chosen = blocks[window * self.window_blocks : (window + 1) * self.window_blocks]
         rows = (chosen[:, None] * BLOCK_ROWS + np.arange(BLOCK_ROWS)).ravel()
@@ -126,14 +144,16 @@ class Stream:
         seed: int,
         device: torch.device,
         world: World = ALONE,
+        shuffle_rows: int | None = None,
     ) -> None:
+        """`shuffle_rows`: rows of the window in which they are shuffled; `default_window` where it is None."""
         if split.rows < batch_size:
             raise InputError(
                 f"{split.path} has {split.rows} {split.name} rows, too few for one batch of {batch_size}; lower "
                 f"batch_size or extract more text"
             )
         self.split, self.batch_size, self.device, self.world = split, batch_size, device, world
-        self.order = RowOrder(split.rows, seed)
+        self.order = RowOrder(split.rows, seed, shuffle_rows or default_window(split, batch_size))
         self.position = 0
         self._as_stored = device.type == "cpu" and "float32" in split.codec.dtypes.values()
         self._queue: queue.Queue[Any] = queue.Queue(READ_AHEAD)

@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain, islice, tee
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from ldlm.errors import InputError
 from ldlm.features.documents import Part, parts
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 TOKENIZER_BATCH = 512  # documents that are tokenised at once, or fewer: a tokenizer takes some 100 bytes a character
@@ -52,18 +53,35 @@ def dataset_size(name: str, split: str, configuration: str | None = None, revisi
 
 
 def dataset_documents(
-    name: str, split: str, column: str, configuration: str | None = None, revision: str | None = None
+    name: str,
+    split: str,
+    column: str,
+    configuration: str | None = None,
+    revision: str | None = None,
+    *,
+    part: int | None = None,
 ) -> Iterator[str]:
-    """The documents of a Hugging Face dataset by hub name or local folder, streamed."""
-    from datasets import load_dataset
-
+    """The documents of a Hugging Face dataset by hub name or local folder, streamed; of one of its `dataset_parts`."""
     with _reading(name, f" (split {split!r})"):
-        place, revision = _place(name, revision)
-        options: dict[str, Any] = {"split": split, "revision": revision, "streaming": True}
-        for row in load_dataset(place, configuration, trust_remote_code=False, **options):
+        found = _streamed(name, split, configuration, revision)
+        for row in found if part is None else found.shard(found.num_shards, part, contiguous=True):
             document = _document(name, row, column)
             if document and document.strip():
                 yield document
+
+
+def dataset_parts(name: str, split: str, configuration: str | None = None, revision: str | None = None) -> int:
+    """The number of parts, its files in most formats, in which a Hugging Face dataset can be read; in order, it all."""
+    with _reading(name, f" (split {split!r})"):
+        return _streamed(name, split, configuration, revision).num_shards
+
+
+def _streamed(name: str, split: str, configuration: str | None, revision: str | None) -> Any:
+    from datasets import load_dataset
+
+    place, revision = _place(name, revision)
+    options: dict[str, Any] = {"split": split, "revision": revision, "streaming": True}
+    return load_dataset(place, configuration, trust_remote_code=False, **options)
 
 
 def _document(name: str, row: Mapping[str, Any], column: str) -> str | None:
@@ -184,10 +202,33 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     return bos, eos
 
 
-def tokenize(documents: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
-    """The token ids of each document, or `Part` of one, without special tokens."""
-    for batch in _batches(documents):
-        yield from tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
+class Tokens(NamedTuple):
+    """Some documents, or parts of them, as tokens: the next ones of the stream."""
+
+    ids: np.ndarray  # int32, each document followed by EOS
+    ends: np.ndarray  # int64, the number of `ids` up to the end of each document that ends here
+
+
+def stream(batches: Iterable[list[str]], tokenizer: Tokenizer, eos: int) -> Iterator[Tokens]:
+    """The token stream of `batched_parts`: documents without special tokens, each followed by EOS.
+
+    `tokenizer` is the bare one, of the library tokenizers: transformers' own call costs a tenth more.
+    """
+    tokenizer.no_truncation()  # a tokenizer.json may ask for either
+    tokenizer.no_padding()
+    for batch in batches:
+        ids, ends = list[int](), list[int]()
+        for part, found in zip(batch, tokenizer.encode_batch_fast(batch, add_special_tokens=False), strict=True):
+            ids += found.ids
+            if not isinstance(part, Part):
+                ids.append(eos)
+                ends.append(len(ids))
+        yield Tokens(np.array(ids, np.int32), np.array(ends, np.int64))
+
+
+def batched_parts(documents: Iterable[str]) -> Iterator[list[str]]:
+    """The documents, cut into `documents.parts`, in batches that bound the tokenizer's memory."""
+    return _batches(chain.from_iterable(map(parts, documents)))
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
@@ -212,24 +253,24 @@ def pack(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, seq_len: 
     """
     bos, eos = special_tokens(tokenizer)
     chunk = seq_len - 2
-    pending: list[int] = []
-    flat, followed = tee(chain.from_iterable(map(parts, documents)))
-    for part, ids in zip(followed, tokenize(flat, tokenizer), strict=True):
-        pending += ids
-        if not isinstance(part, Part):
-            pending.append(eos)
-        full = len(pending) // chunk
-        if full >= 256:
-            yield _rows(pending, full, chunk, bos, eos)
-            del pending[: full * chunk]
-    if full := len(pending) // chunk:
-        yield _rows(pending, full, chunk, bos, eos)
+    pending: list[np.ndarray] = []
+    for tokens in stream(batched_parts(documents), tokenizer.backend_tokenizer, eos):
+        pending.append(tokens.ids)
+        if sum(map(len, pending)) >= 256 * chunk:
+            found = np.concatenate(pending)
+            full = len(found) // chunk * chunk
+            yield wrapped(found[:full], chunk, bos, eos)
+            pending = [found[full:]]
+    found = np.concatenate([np.empty(0, np.int32), *pending])
+    if full := len(found) // chunk * chunk:
+        yield wrapped(found[:full], chunk, bos, eos)
 
 
-def _rows(stream: list[int], full: int, chunk: int, bos: int, eos: int) -> np.ndarray:
-    rows = np.empty((full, chunk + 2), np.int32)
+def wrapped(ids: np.ndarray, chunk: int, bos: int, eos: int) -> np.ndarray:
+    """Rows [BOS] … [EOS] (rows, chunk + 2) int32 of a stretch of the stream, a whole number of chunks."""
+    rows = np.empty((len(ids) // chunk, chunk + 2), np.int32)
     rows[:, 0], rows[:, -1] = bos, eos
-    rows[:, 1:-1] = np.asarray(stream[: full * chunk], np.int32).reshape(full, chunk)
+    rows[:, 1:-1] = ids.reshape(-1, chunk)
     return rows
 
 
@@ -239,9 +280,10 @@ def row_of(document: str, tokenizer: PreTrainedTokenizerBase, seq_len: int) -> t
     It is the first row that `pack` makes of the document repeated: a longer document is cut, and a shorter one follows
     itself. Rows are never padded, and in training a document's EOS is always followed by another document.
     """
-    (ids,) = tokenize([document], tokenizer)
-    times = -(-(seq_len - 2) // (len(ids) + 1))
-    return next(pack([document] * times, tokenizer, seq_len))[0], len(ids)
+    _, eos = special_tokens(tokenizer)
+    tokens = sum(len(found.ids) for found in stream(batched_parts([document]), tokenizer.backend_tokenizer, eos))
+    times = -(-(seq_len - 2) // tokens)
+    return next(pack([document] * times, tokenizer, seq_len))[0], tokens - 1
 
 
 def batched(items: Iterable[str], size: int) -> Iterator[tuple[str, ...]]:

@@ -8,12 +8,22 @@ Whatever fails while a file is read is an `InputError` that names the file and t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from ldlm import files
 from ldlm.errors import InputError
 from ldlm.features import formats
-from ldlm.features.detection import JSON_NAMES, STANDARD_INPUT, as_input_error, check_exists, ending, is_stream, opened
+from ldlm.features.detection import (
+    JSON_NAMES,
+    STANDARD_INPUT,
+    Span,
+    as_input_error,
+    check_exists,
+    ending,
+    is_stream,
+    opened,
+)
 from ldlm.features.documents import not_blank
 from ldlm.features.formats import Row, as_they_stand
 
@@ -27,16 +37,29 @@ def file_documents(paths: Iterable[str | Path], column: str = "text") -> Iterato
     """
     for path in map(Path, paths):
         found = False
-        for document in not_blank(row.text for row in rows(path, column)):
+        for document in documents_of(path, column):
             found = True
             yield document
         if not found:
-            raise InputError(f"{path} holds no text")
+            raise no_text(path)
 
 
-def rows(path: Path, column: str = "text") -> Iterator[Row]:
-    """Every row of a file, with blank and null ones, but without blank lines of plain text; long lines in parts."""
-    with opened(path) as source:
+def documents_of(path: Path, column: str, span: Span | None = None) -> Iterator[str]:
+    """The documents of one file, or of a part of it, where there are any."""
+    return not_blank(row.text for row in rows(path, column, span))
+
+
+def no_text(path: str | Path) -> InputError:
+    """The error for a file without documents."""
+    return InputError(f"{path} holds no text")
+
+
+def rows(path: Path, column: str = "text", span: Span | None = None) -> Iterator[Row]:
+    """Every row of a file, with blank and null ones, but without blank lines of plain text; long lines in parts.
+
+    With a `span` those of a part of the file.
+    """
+    with opened(path, span) as source:
         if source.kind == "plain":
             yield from (Row(part, {}) for part in not_blank(formats.lines(source)))
         elif source.kind == "parquet":
@@ -93,6 +116,37 @@ def remarks(paths: Iterable[str | Path], column: str) -> Iterator[str]:
             if source.kind.startswith("json") and ending(path) not in JSON_NAMES:
                 advice = as_they_stand(path, source.compressed)
                 yield f"{path} holds JSON, of which the field {column!r} is read; {advice}"
+
+
+def spans(path: Path, size: int) -> list[tuple[Span | None, int]]:
+    """The parts in which a file is read, and about how many bytes each has; of `size` bytes where it can be divided.
+
+    They are byte ranges of lines or row groups of parquet; None is the whole file: a JSON array, or a compressed file.
+    All parts in order give the file's rows, however small they are.
+    """
+    with opened(path) as source:
+        kind, compressed = source.kind, source.compressed
+    whole = path.stat().st_size
+    if compressed or kind == "json array":
+        return [(None, whole)]
+    if kind == "parquet":
+        return _row_groups(path, size)
+    count = max(1, -(-whole // size))
+    edges = [whole * number // count for number in range(count + 1)]
+    return [(Span(start, stop), stop - start) for start, stop in pairwise(edges)]
+
+
+def _row_groups(path: Path, size: int) -> list[tuple[Span | None, int]]:
+    """Stretches of row groups, each as short as it can be with `size` bytes of its columns or more."""
+    table = formats.parquet_table(path)
+    found: list[tuple[Span | None, int]] = []
+    start = held = 0
+    for group in range(table.num_row_groups):
+        held += table.metadata.row_group(group).total_byte_size
+        if held >= size or group + 1 == table.num_row_groups:
+            found.append((Span(start, group + 1), held))
+            start, held = group + 1, 0
+    return found
 
 
 def text_bytes(path: Path) -> int | None:

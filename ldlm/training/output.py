@@ -10,7 +10,8 @@ from typing import Any
 from ldlm import artifact, files, locks
 from ldlm.artifact import Artifact
 from ldlm.errors import InputError
-from ldlm.features.stream import Stream
+from ldlm.features.store import Split
+from ldlm.features.stream import Stream, default_window
 from ldlm.progress import Progress
 from ldlm.training import checkpoint
 from ldlm.training.learner import Bound, Learner
@@ -76,6 +77,18 @@ def _check_steps(out: Path, steps: int, bound: Bound | None) -> None:
             f"--steps {begun}, choose another {place}, or add --overwrite (one with {bound.unless} goes on to any "
             f"number)"
         )
+
+
+def shuffle_rows(config: Any, out: Path, split: Split, batch_size: int, *, overwrite: bool) -> int:
+    """Rows of the shuffle window of the output `out`: as configured, else as it was begun with, else the default.
+
+    An output that is older than the setting has the window that all had then.
+    """
+    if config.shuffle_rows is None and not overwrite and (out / "config.yaml").is_file():
+        settings = files.read_yaml(out / "config.yaml")
+        before = type(config).__dataclass_fields__["shuffle_rows"].metadata["before"]
+        return int(settings.get("shuffle_rows", before))
+    return config.shuffle_rows or default_window(split, batch_size)
 
 
 def resume(learner: Learner, stream: Stream, out: Path, progress: Progress) -> bool:

@@ -76,7 +76,12 @@ def short(succeed, arguments, tmp_path_factory):
 def killed(how, count, short, tmp_path) -> str:
     """What `kill_points.py` prints."""
     arguments, whole = short
-    program = "import sys, kill_points; kill_points.main(sys.argv[1:])"
+    program = (
+        "import os, sys, kill_points; from ldlm.features import pieces; plan = pieces.plan\n"
+        "pieces.plan = lambda config, size: plan(config, 600)  # several, which no helper makes\n"
+        "os.environ['RAYON_NUM_THREADS'] = '1'\n"
+        "kill_points.main(sys.argv[1:])"
+    )
     done = forked.run(program, how, str(count), str(whole), str(tmp_path), *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -569,6 +574,23 @@ def test_a_shard_of_an_extraction_that_was_overwritten_is_not_sealed_with_the_ot
     assert [path.name for path in (out / "ledger").iterdir()] == ["train-00001.json"]
     extract_features.run(other, out)
     assert payload_of(out) == payload_of(extract_features.run(other, tmp_path / "alone").path)
+
+
+def test_a_process_that_finds_the_token_rows_removed_finds_the_store_sealed(few, whole, tmp_path, monkeypatch):
+    out = tmp_path / "features"
+
+    def overtaken(self):
+        """Another process does it all, as if no lock had kept it from this one's part."""
+        monkeypatch.undo()
+        extract_features.run(few, out)
+        self.tokens["train"].read(0, 1)
+
+    monkeypatch.setattr(Extraction, "encode_sample", overtaken)
+    assert extract_features.run(few, out).complete
+    assert features.verify(out) == []
+    with pytest.raises(FileNotFoundError), monkeypatch.context() as patched:
+        patched.setattr(Extraction, "encode_sample", lambda self: (tmp_path / "absent").stat())
+        extract_features.run(few, tmp_path / "other")
 
 
 def test_nobody_overwrites_or_repairs_what_a_process_writes(few, tmp_path):

@@ -10,7 +10,7 @@ import torch
 
 from ldlm.errors import InputError
 from ldlm.features.store import FeatureStore
-from ldlm.features.stream import RowOrder, Stream
+from ldlm.features.stream import RowOrder, Stream, default_window
 from ldlm.stages import extract_features
 
 CPU = torch.device("cpu")
@@ -29,29 +29,29 @@ def epoch_rows(order: RowOrder, epoch: int) -> list[int]:
 # fewer rows than a block, than a window, just beyond one, and several windows with a short last block
 @pytest.mark.parametrize("rows", [1, 5, 16, 100, 513, 1200])
 def test_every_epoch_sees_every_row_exactly_once(rows):
-    order = RowOrder(rows, seed=3)
+    order = RowOrder(rows, 3, 512)
     for epoch in (0, 1, 7):
         assert sorted(epoch_rows(order, epoch)) == list(range(rows))
 
 
 def test_epochs_and_seeds_differ_in_their_order():
-    orders = [epoch_rows(RowOrder(700, seed), epoch) for seed in (0, 1) for epoch in (0, 1, 2)]
+    orders = [epoch_rows(RowOrder(700, seed, 512), epoch) for seed in (0, 1) for epoch in (0, 1, 2)]
     assert len({tuple(order) for order in orders}) == 6
     # Both parts of it change: which blocks stand in a window, and the order of the rows of one block.
     assert len({frozenset(order[:512]) for order in orders}) == 6
-    assert len({tuple(epoch_rows(RowOrder(16, 0), epoch)) for epoch in range(6)}) == 6
+    assert len({tuple(epoch_rows(RowOrder(16, 0, 512), epoch)) for epoch in range(6)}) == 6
 
 
 def test_the_order_is_a_function_of_the_position_alone():
-    asked_backwards, fresh = RowOrder(700, seed=5), RowOrder(700, seed=5)
+    asked_backwards, fresh = RowOrder(700, 5, 512), RowOrder(700, 5, 512)
     positions = range(0, 2800, 13)
     backwards = {position: row(asked_backwards, position) for position in reversed(positions)}
     assert [row(fresh, position) for position in positions] == [backwards[position] for position in positions]
-    assert backwards[2600] == row(RowOrder(700, seed=5), 2600)
+    assert backwards[2600] == row(RowOrder(700, 5, 512), 2600)
 
 
 def test_rows_are_shuffled_within_windows_and_blocks_over_the_corpus():
-    order = RowOrder(4096, seed=0)  # 8 windows of 32 blocks of 16 rows
+    order = RowOrder(4096, 0, 512)  # 8 windows of 32 blocks of 16 rows
     first = np.array([row(order, i) for i in range(512)])
     assert sorted(first // 16) == sorted(np.repeat(np.unique(first // 16), 16))  # whole blocks
     assert len(np.unique(first // 512)) > 4  # from all over the corpus
@@ -63,7 +63,7 @@ def test_rows_are_shuffled_within_windows_and_blocks_over_the_corpus():
 
 
 def test_a_window_is_found_at_each_of_its_positions():
-    order = RowOrder(700, seed=1)
+    order = RowOrder(700, 1, 512)
     for position in range(0, 1400, 7):
         epoch, window, offset = order.window_of(position)
         assert epoch == position // 700
@@ -83,8 +83,8 @@ def test_the_order_is_right_while_another_thread_asks_for_another_epoch():
         def _epoch(self, value):
             self.remembered = value
 
-    alone, order = RowOrder(700, seed=2), Shared(700, seed=2)
-    order.following = (1, *RowOrder(700, seed=2)._blocks(1))
+    alone, order = RowOrder(700, 2, 512), Shared(700, 2, 512)
+    order.following = (1, *RowOrder(700, 2, 512)._blocks(1))
     for window in (0, 1):
         order._epoch = (0, *alone._blocks(0))
         assert order.window_rows(0, window).tolist() == alone.window_rows(0, window).tolist()
@@ -111,7 +111,7 @@ def batches(store, count, *, position=0, batch_size=8, split="train", seed=0):
 @pytest.mark.parametrize(("split", "batch_size"), [("train", 8), ("train", 403), ("validation", 9)])
 def test_a_batch_holds_the_rows_that_the_order_says(opened, split, batch_size):
     found = opened.split(split)
-    order = RowOrder(found.rows, seed=4)
+    order = RowOrder(found.rows, 4, 512)
     hidden, tokens = found.hidden[:], found.tokens[:]
     count = 2 * found.rows // batch_size + 2  # across two ends of an epoch
     for number, batch in enumerate(batches(opened, count, batch_size=batch_size, split=split, seed=4)):
@@ -163,7 +163,7 @@ def test_a_window_is_not_overwritten_while_its_rows_are_still_wanted(extract_con
     opened = FeatureStore(tmp_path / "s")
     split = opened.split("train")
     stream = Stream(split, batch_size=8, seed=3, device=CPU)
-    stream.order = RowOrder(split.rows, 3, window_blocks=2)
+    stream.order = RowOrder(split.rows, 3, 32)
     stream._memory = [split.memory(32), split.memory(32)]
     with stream:
         for batch in islice(stream, 2 * split.rows // 8):
@@ -171,3 +171,35 @@ def test_a_window_is_not_overwritten_while_its_rows_are_still_wanted(extract_con
             parts, tokens = split.read_rows(stream.order.rows_at(batch.position, 8))
             assert batch.tokens_BL.tolist() == tokens.tolist()
             assert torch.equal(batch.hidden_BLD, split.states(parts, batch.tokens_BL))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The window
+
+
+def test_the_default_window_is_two_gibibytes_of_rows_at_least_four_batches_and_at_most_all(opened):
+    def rows(seq_len, batch_size, rows=10**9):
+        split = dataclasses.replace(opened.split("train"), rows=rows, row_bytes=seq_len * (768 * 2 + 4))
+        return default_window(split, batch_size)
+
+    assert (rows(1024, 32), rows(128, 512)) == (1360, 10_880)
+    assert rows(1024, 512) == 4 * 512
+    assert rows(1024, 512, rows=1500) == 1500
+    split = opened.split("train")
+    assert default_window(split, 8) == split.rows == 403
+    assert split.row_bytes == sum(array[0].nbytes for array in (split.hidden, split.tokens))
+    assert split.without_states().row_bytes == split.row_bytes  # methods that read no states have the same order
+
+
+@pytest.mark.parametrize("window", [16, 100, 512, 10_000])
+def test_a_window_of_any_size_takes_whole_blocks_and_every_row_once(window):
+    order = RowOrder(700, 3, window)
+    assert sorted(epoch_rows(order, 1)) == list(range(700))
+    assert order.largest_window == min(700, -(-window // 16) * 16)
+    first = order.window_rows(1, 0)
+    assert all(np.isin(range(16 * block, min(700, 16 * block + 16)), first).all() for block in np.unique(first // 16))
+
+
+def test_rows_of_a_store_within_one_window_are_in_the_order_of_earlier_versions():
+    for rows in (100, 512):
+        assert epoch_rows(RowOrder(rows, 3, 512), 1) == epoch_rows(RowOrder(rows, 3, 10**6), 1)

@@ -12,10 +12,12 @@ from safetensors.torch import load_file
 from ldlm import config as configs
 from ldlm.config import FinetuneConfig, SampleConfig, SamplerConfig, Shapes, TrainConfig
 from ldlm.errors import InputError
+from ldlm.features.store import FeatureStore
 from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import extract_features, finetune_decoder, sample, train
 from ldlm.training import checkpoint
 from ldlm.training.log import MetricsFile
+from ldlm.training.output import shuffle_rows
 
 CPU = torch.device("cpu")
 SEQ_LEN = 16
@@ -61,7 +63,7 @@ def test_a_run_holds_what_others_rely_on(trained, train_config, store):
         "token_decoder",
     }
     run = TrainedRun(trained, CPU)
-    assert run.config == train_config
+    assert run.config == replace(train_config, shuffle_rows=403)  # all rows of the store
     assert run.shapes == Shapes(seq_len=16, hidden_dim=16, vocab_size=320)
     # Later stages never see the store's statistics again.
     statistics = load_file(trained / "statistics.safetensors")
@@ -198,6 +200,28 @@ def test_a_changed_setting_is_refused_by_name(train_config, store, run_copy, ove
     assert named in str(error.value)
     assert str(error.value).count("->") == 1
     assert final(run_copy) == before
+
+
+def test_a_run_keeps_its_shuffle_window(train_config, store, tmp_path, interrupted):
+    """It is recorded when the run begins; what has none is of a version in which all had 512 rows."""
+    config = changed(train_config, steps=2, shuffle_rows=32)
+    begun = changed(config, shuffle_rows=None)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(config, store, tmp_path / "run", progress=interrupted(at=0))
+    with pytest.raises(InputError, match=r"made with other settings \(shuffle_rows: 32 -> 64\)"):
+        train.run(changed(config, shuffle_rows=64), store, tmp_path / "run")
+    train.run(begun, store, tmp_path / "run")
+    train.run(config, store, tmp_path / "whole")
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+    train.run(begun, store, tmp_path / "other")
+    assert lines(tmp_path / "other") != lines(tmp_path / "run")
+
+    split, out = FeatureStore(store).split("train"), tmp_path / "run"
+    written = (out / "config.yaml").read_text()
+    (out / "config.yaml").write_text(written.replace("shuffle_rows: 32\n", ""))
+    for settings, overwrite, expected in ((begun, False, 512), (begun, True, 403), (config, False, 32)):
+        assert shuffle_rows(settings, out, split, 8, overwrite=overwrite) == expected
+    assert train.run(begun, store, out).complete
 
 
 def test_what_only_reports_may_change(train_config, store, run_copy):

@@ -1,0 +1,130 @@
+"""Packing a text into token rows by one process and more, against the bare tokenizer on all cores.
+
+The limit is the library tokenizers' own batch encoding of the same documents, from memory, with its own threads on all
+cores: without reading, splitting, keeping or storing anything. Turn by turn, with the processor's time beside the
+clock's, since a machine has neighbours. A byte-level tokenizer of GPT-2's size is made of the text.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from ldlm.cli import show
+from ldlm.config import ExtractConfig
+from ldlm.features import builtin_text, helpers, textfiles
+from ldlm.features.packing import Ends, Packing
+
+BYTES, PIECE, VOCABULARY, SEQ_LEN = 2**24, 2**20, 50_257, 1024
+TURNS, AIM = 3, 0.9
+NOVELS = Path(__file__).parents[2] / "shared" / "data" / "novels.txt"  # real text, kept beside the repository
+
+
+def run(folder: Path) -> dict[str, Any]:
+    """Measure everything; files are made below `folder`."""
+    path = folder / "text.txt"
+    path.write_text(prose(BYTES), encoding="utf-8")
+    documents = list(textfiles.file_documents([path]))
+    tokenizer = _tokenizer(documents)
+    counts = sorted({1, 2, helpers.workers()})
+    work: dict[str, Callable[[Path], int]] = {"bare": partial(_bare, tokenizer, documents)}
+    work |= {str(count): partial(_packed, path, tokenizer, count) for count in counts}
+    turns = [
+        {name: _timed(partial(one, folder / f"{turn}-{name}")) for name, one in work.items()} for turn in range(TURNS)
+    ]
+    best = {name: {kind: min(turn[name][kind] for turn in turns) for kind in ("wall", "cpu")} for name in work}
+    tokens = int(turns[0]["1"]["result"])
+    return {
+        "tokens": tokens,
+        "bytes": path.stat().st_size,
+        "cores": helpers.workers(),
+        "bare": {**best["bare"], "tokens_per_second": tokens / best["bare"]["wall"]},
+        "workers": {
+            count: {
+                **best[str(count)],
+                "tokens_per_second": tokens / best[str(count)]["wall"],
+                "ratio": best["bare"]["wall"] / best[str(count)]["wall"],
+                "cpu_ratio": best["bare"]["cpu"] / best[str(count)]["cpu"],
+            }
+            for count in counts
+        },
+        "turns": turns,
+        "aim": AIM,
+    }
+
+
+def prose(size: int) -> str:
+    """So many characters of English: of novels where they are at hand, else of what comes with Python."""
+    whole = NOVELS.read_text(encoding="utf-8") if NOVELS.is_file() else "\n".join(builtin_text.documents())
+    return (whole * (size // len(whole) + 1))[:size]
+
+
+def _tokenizer(documents: list[str]) -> Tokenizer:
+    """A byte-level tokenizer with GPT-2's number of tokens, or as many as the text has."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    made.train_from_iterator(documents, trainer)
+    return made
+
+
+def _bare(tokenizer: Tokenizer, documents: list[str], folder: Path) -> int:
+    """The number of documents, encoded by the tokenizer's own threads; `folder` stays empty."""
+    os.environ[helpers.OWN_THREADS] = "true"
+    for start in range(0, len(documents), 1000):
+        tokenizer.encode_batch(documents[start : start + 1000], add_special_tokens=False)
+    return len(documents)
+
+
+def _packed(path: Path, tokenizer: Tokenizer, workers: int, folder: Path) -> int:
+    """Tokens of the rows that so many processes make, this one among them."""
+    os.environ[helpers.OWN_THREADS] = "false"
+    config = ExtractConfig(data=(str(path),), seq_len=SEQ_LEN)
+    packing = Packing(config, folder / "packed", folder / "claims", tokenizer, Ends(0, 0))
+    packing.folder.mkdir(parents=True)
+    planned = packing.plan(PIECE)
+    packing.tokenize(planned, workers - 1)
+    return packing.rows(planned)["train"].rows * SEQ_LEN
+
+
+def _timed(work: Callable[[], int]) -> dict[str, float]:
+    """Result, seconds and seconds of processor time, of processes that it started too."""
+
+    def spent() -> float:
+        used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        return sum(one.ru_utime + one.ru_stime for one in used)
+
+    wall, cpu = time.perf_counter(), spent()
+    result = work()
+    return {"wall": time.perf_counter() - wall, "cpu": spent() - cpu, "result": result}
+
+
+def report(figures: dict[str, Any]) -> str:
+    """The figures as text."""
+    bare, workers = figures["bare"], figures["workers"]
+    rows = [("bare tokenizer, its own threads", bare["tokens_per_second"], bare["cpu"], "", "")]
+    for count, one in workers.items():
+        name = f"packing by {count} process{'es' if int(count) > 1 else ''}"
+        rows.append((name, one["tokens_per_second"], one["cpu"], f"{one['ratio']:.2f}", f"{one['cpu_ratio']:.2f}"))
+    return "\n".join(
+        [
+            f"packing {figures['bytes'] / 1e6:.0f} MB of text into token rows on {figures['cores']} cores, against the "
+            f"bare tokenizer's batch encoding (aim {figures['aim']})",
+            "",
+            show.table(
+                ("", "tokens/s", "CPU seconds", "of the bare rate", "of its CPU time"),
+                [(name, round(rate), round(cpu, 1), ratio, cpu_ratio) for name, rate, cpu, ratio, cpu_ratio in rows],
+            ),
+        ]
+    )

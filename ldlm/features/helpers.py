@@ -1,0 +1,107 @@
+"""Processes that help one to tokenise: on this machine, for as long as it lives.
+
+A tokenizer's own threads wait for Python between batches, the more of them the longer, and a process for each core
+doesn't. A helper imports no torch and no transformers. It claims pieces as any other process does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import IO, Any
+
+from ldlm import config as configs
+from ldlm.errors import InputError
+from ldlm.features.shards import CORES
+from ldlm.progress import Progress
+
+REFUSED = 3  # exit status of a helper that found bad input, which it names on stderr
+OWN_THREADS = "TOKENIZERS_PARALLELISM"  # by which the library tokenizers is told not to use threads of its own
+
+
+def workers() -> int:
+    """How many processes of this one's should tokenise: one for each core that it has for itself.
+
+    RAYON_NUM_THREADS, by which the library tokenizers is told how many threads to use, may lower it.
+    """
+    asked = os.environ.get("RAYON_NUM_THREADS", "")
+    share = CORES // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, min(share, int(asked) if asked.isdigit() and int(asked) else share))
+
+
+class Helpers:
+    """So many processes that help with a task of `packing`, within a block.
+
+    One that dies is reported, and the others do its part.
+    """
+
+    def __init__(self, count: int, task: Mapping[str, Any], progress: Progress) -> None:
+        self.count, self.task, self.progress = count, task, progress
+        self._running: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
+        self._threads = os.environ.get(OWN_THREADS)
+
+    def __enter__(self) -> Helpers:
+        if self.count:
+            os.environ[OWN_THREADS] = "false"
+            task = json.dumps({**self.task, "config": configs.to_dict(self.task["config"])}).encode()
+            try:
+                for _ in range(self.count):
+                    self._start(task)
+            except OSError as error:  # the machine has no memory or processes left
+                self.progress.note(f"{len(self._running)} of {self.count} helpers of the tokenisation start ({error})")
+        return self
+
+    def _start(self, task: bytes) -> None:
+        said = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the helper runs
+        command = [sys.executable, "-P", "-m", "ldlm.features.helping"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said)
+        self._running.append((process, said))
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):  # its end is reported as every other
+            process.stdin.write(task + b"\n")
+            process.stdin.flush()
+
+    def check(self) -> None:
+        """`InputError` for the bad input that a helper has found; a note on one that has died."""
+        for process, said in list(self._running):
+            if (status := process.poll()) is not None:
+                self._running.remove((process, said))
+                _end(process)
+                said.seek(0)
+                with said:
+                    last = (said.read().decode(errors="replace").strip().splitlines() or [""])[-1]
+                if status == REFUSED:
+                    raise InputError(last)
+                if status:
+                    reason = f" ({last})" if last else ""
+                    self.progress.note(f"a helper of the tokenisation ended with {status}{reason}; others do its part")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.check()
+        finally:
+            for process, said in self._running:
+                _end(process)
+                said.close()
+            self._running.clear()
+            if self.count:
+                del os.environ[OWN_THREADS]
+                if self._threads is not None:
+                    os.environ[OWN_THREADS] = self._threads
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Close a helper's stdin, which ends it, and wait for that."""
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):
+        process.stdin.close()
+    process.wait()

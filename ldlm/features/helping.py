@@ -1,0 +1,48 @@
+"""`python -m ldlm.features.helping`: the program of a helper (`helpers`), told its task by a line on stdin."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from ldlm import config as configs
+from ldlm.config import ExtractConfig
+from ldlm.errors import InputError
+from ldlm.features.helpers import REFUSED
+from ldlm.features.packing import Ends, Packing
+
+STDERR = 2  # its descriptor
+
+
+def main() -> None:
+    """Tokenise pieces until all are done, or the process that asked for help ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of them, and that process ends this one
+    task = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    folder, claims = Path(task["folder"]), Path(task["claims"])
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.encode_special_tokens = task["split_special_tokens"]
+    config = configs.from_dict(ExtractConfig, task["config"])
+    packing = Packing(config, folder, claims, tokenizer, Ends(*task["ends"]))
+    try:
+        packing.tokenize(packing.planned() or [], helpers=0)
+    except InputError as error:
+        os.write(STDERR, str(error).encode())  # to the process that asked for help, and not to the user
+        raise SystemExit(REFUSED) from None
+
+
+def _end_with_stdin() -> None:
+    """End this process, with whatever it is doing, once nobody holds the other end of stdin."""
+    while os.read(sys.stdin.fileno(), 1):  # not by sys.stdin, whose lock a thread must not hold when Python ends
+        pass
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
