@@ -38,7 +38,7 @@ from ldlm.errors import InputError
 from ldlm.stages import evaluate, extract_features, pretrain_encoder, sample, stories, train
 
 SEQ_LEN, DOCUMENTS, HELD_OUT, ENCODER_STEPS = 64, 20_000, 1_000, 400
-TEXTS = 200
+TEXTS = 100
 STORIES, NOVELS = "stories", "novels"
 BASE = "as before"
 
@@ -205,6 +205,7 @@ class Bench:
         """Train a trial, draw from it and judge the texts; what is there already is read."""
         record = self.folder / "trials" / f"{trial.name}; {trial.steps} steps; seed {trial.seed}.json".replace("/", "-")
         asked = {"train": config.to_dict(trial.train), "sampler": config.to_dict(trial.sampler), "layer": trial.layer}
+        asked["texts"] = TEXTS
         if record.exists() and (found := files.read_json(record))["settings"] == asked:
             return found
         figures = {**self._trained(trial), **self._drawn(trial, record.with_suffix(".jsonl"))}
