@@ -2,6 +2,7 @@
 
     python -m benchmarks recipe prepare --work recipe
     python -m benchmarks recipe run --work recipe --steps 400 --trials "as before" "sincos" "sincos, σ_dec 1.2"
+    python -m benchmarks recipe states --work recipe
     python -m benchmarks recipe report --work recipe --output benchmarks/results
 
 The source is `ldlm stories`, whose texts are judged exactly; `--novels DIR` takes the encoder, scorer and features of a
@@ -22,6 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+from transformers import AutoModel
+
 from benchmarks.__main__ import hardware
 from ldlm import artifact, config, files, memory
 from ldlm.cli import show
@@ -35,8 +40,11 @@ from ldlm.config import (
     TrainConfig,
 )
 from ldlm.errors import InputError
+from ldlm.features.store import FeatureStore
+from ldlm.hub import load_model
 from ldlm.stages import evaluate, extract_features, pretrain_encoder, sample, stories, train
 
+IDENTITY_ROWS = 750
 SEQ_LEN, DOCUMENTS, HELD_OUT, ENCODER_STEPS = 64, 20_000, 1_000, 400
 TEXTS = 100
 STORIES, NOVELS = "stories", "novels"
@@ -79,6 +87,7 @@ CHANGES = {
     "C = 16": Change({"model": {"autoencoder": {"latent_dim": 16}}}),
     "C = 32": Change({"model": {"autoencoder": {"latent_dim": 32}}}),
     "C = 64": Change({"model": {"autoencoder": {"latent_dim": 64}}}),
+    "C = 256": Change({"model": {"autoencoder": {"latent_dim": 256}}}),
     "lr 1e-3": Change({"optimizer": {"lr": 1e-3}}),
     "lr 2e-3": Change({"optimizer": {"lr": 2e-3}}),
     "lr 6e-3": Change({"optimizer": {"lr": 6e-3}}),
@@ -91,6 +100,8 @@ CHANGES = {
     "D_w of 2 blocks": Change({"model": {"token_decoder": {"layers": 2}}}),
     "resampler positions 0.3": Change({"model": {"autoencoder": {"position_std": 0.3}}}),
     "resampler positions 2": Change({"model": {"autoencoder": {"position_std": 2.0}}}),
+    "resampler of 1 head": Change({"model": {"autoencoder": {"heads": 1}}}),
+    "resampler of 2 heads": Change({"model": {"autoencoder": {"heads": 2}}}),
     "self-conditioning 0.9": Change({"diffusion": {"self_conditioning": 0.9}}),
     "no self-conditioning": Change({"diffusion": {"self_conditioning": 0.0}}),
     "EMA 0.98": Change({"optimizer": {"ema_decay": 0.98}}),
@@ -199,6 +210,19 @@ class Bench:
         )
         return extract_features.run(made, self.folder / f"features{layer}", progress=show.Terminal()).path
 
+    def identities(self) -> list[float]:
+        """How far the encoder's states tell tokens apart, by layer, from the embeddings on.
+
+        It is the share of held-out tokens whose normalised state is nearer to the mean state of their token in other
+        rows than to that of any other token.
+        """
+        model, _ = load_model(AutoModel, str(self.encoder))
+        store = FeatureStore(self.features(ExtractConfig().layer))
+        rows_RL = torch.from_numpy(store.split("train").tokens[:IDENTITY_ROWS]).long()
+        with torch.no_grad():
+            made = model.eval()(rows_RL, output_hidden_states=True).hidden_states
+        return [_told_apart(hidden_RLD, rows_RL, store.shapes.vocab_size) for hidden_RLD in made]
+
     # ------------------------------------------------------------------------------------------------------------------
 
     def measure(self, trial: Trial) -> dict[str, Any]:
@@ -241,6 +265,19 @@ class Bench:
         return {**found, **{key: judged_json[key] for key in keys}, "real_entropy": judged_json["real"]["entropy"]}
 
 
+def _told_apart(hidden_RLD: Tensor, tokens_RL: Tensor, vocab: int) -> float:
+    """Share of the tokens in the last fifth of the rows whose state is nearest to their mean state in the others."""
+    first, width = len(tokens_RL) * 4 // 5, hidden_RLD.shape[-1]
+    known_PD, tokens_P = hidden_RLD[:first].reshape(-1, width), tokens_RL[:first].flatten()
+    mean_D, std_D = known_PD.mean(0), known_PD.std(0)
+    sums_VD = torch.zeros(vocab, width).index_add_(0, tokens_P, (known_PD - mean_D) / std_D)
+    counts_V = torch.bincount(tokens_P, minlength=vocab)
+    means_VD = torch.where(counts_V[:, None] > 0, sums_VD / counts_V[:, None], torch.inf)
+    held_out_PD = (hidden_RLD[first:].reshape(-1, width) - mean_D) / std_D
+    nearest_P = torch.cdist(held_out_PD, means_VD).nan_to_num(torch.inf).argmin(-1)
+    return (nearest_P == tokens_RL[first:].flatten()).float().mean().item()
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # The table
 
@@ -260,10 +297,12 @@ COLUMNS = {
 
 
 def collect(work: Path) -> list[dict[str, Any]]:
-    """All trials that are there, those of a source and of as many steps together, in the order in which they ran."""
+    """All trials that are there, those of a source and of as many steps together, those with fewer changes first."""
     paths = sorted(work.glob("*/trials/*.json"), key=lambda path: path.stat().st_mtime)
     found = [files.read_json(path) for path in paths if not path.name.endswith(".meta.json")]
-    return sorted(found, key=lambda one: (one["source"] != STORIES, one["steps"]))
+    return sorted(
+        found, key=lambda one: (one["source"] != STORIES, one["steps"], one["trial"] != BASE, one["trial"].count(","))
+    )
 
 
 def report(found: Sequence[Mapping[str, Any]]) -> str:
@@ -301,7 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks recipe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("prepare", "run", "report"))
+    parser.add_argument("what", choices=("prepare", "run", "states", "report"))
     parser.add_argument("--work", type=Path, required=True, help="folder of stories, encoder, runs and texts")
     parser.add_argument("--novels", type=Path, help="a comparison's folder: its text in place of stories")
     parser.add_argument("--trials", nargs="+", default=[BASE], metavar="CHANGES", help="changes, joined by commas")
@@ -318,6 +357,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for trial in trials(chosen):
                 bench.measure(trial)
                 print(report(collect(bench.work)), flush=True)
+        if chosen.what == "states":
+            shares = {f"after block {layer}": show.value(share) for layer, share in enumerate(bench.identities())}
+            print(show.table(("states", "tokens told apart"), [*shares.items()]))
     except InputError as error:
         sys.exit(f"Error: {error}")
     if chosen.what == "report":

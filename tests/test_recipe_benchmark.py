@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from benchmarks import recipe
 from benchmarks.recipe import BASE, CHANGES, Bench, Trial
@@ -63,6 +64,15 @@ def test_the_table_has_means_over_seeds_and_a_part_for_each_source_and_number_of
     ]
     assert "sentences" not in novels
     assert novels.splitlines()[-1].split() == ["a", "1", "300"]
+
+
+def test_states_tell_tokens_apart_when_each_is_nearest_to_the_mean_state_of_its_token():
+    tokens = torch.arange(10).repeat(10, 5)  # ten rows
+    noise = 0.01 * torch.randn(10, 50, 10, generator=torch.Generator().manual_seed(0))
+    own = torch.nn.functional.one_hot(tokens, 10) + noise
+    pairs = torch.nn.functional.one_hot(tokens // 2, 10)[..., :5].repeat(1, 1, 2) + noise  # two tokens alike
+    assert recipe._told_apart(own, tokens, 12) == 1.0
+    assert recipe._told_apart(pairs, tokens, 12) == pytest.approx(0.5, abs=0.15)
 
 
 @pytest.mark.slow
