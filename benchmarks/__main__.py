@@ -9,6 +9,8 @@ Speed, within ten minutes on two cores; `python -m benchmarks store` holds the f
 
 `python -m benchmarks comparison` trains LDLM and its rivals on one text and compares what they draw, in many hours.
 
+`python -m benchmarks recipe` trains variants of the tiny preset and judges what they draw, some minutes each.
+
 `python -m benchmarks gpu` measures everything on a machine with a GPU in the minutes that it is given, and
 `python -m benchmarks wheels` fetches what such a machine may lack; each has its own --help.
 """
@@ -40,6 +42,7 @@ PARTS = (
 PROGRAMS = {
     "comparison": "benchmarks.comparison.runner",
     "gpu": "benchmarks.gpu.runner",
+    "recipe": "benchmarks.recipe",
     "wheels": "benchmarks.gpu.wheels",
 }  # with arguments of their own
 

@@ -56,6 +56,7 @@ from ldlm.config.model import (
     CosmosConfig,
     DecoderNoise,
     DenoiserConfig,
+    DenoiserSizes,
     DiffusionConfig,
     Final,
     Grid,
