@@ -18,7 +18,7 @@ from ldlm import artifact, files, runtime
 from ldlm.artifact import Artifact
 from ldlm.baselines import likelihood as of_tokens
 from ldlm.baselines import methods
-from ldlm.baselines.opening import RUNS, method_at
+from ldlm.baselines.opening import method_at, open_source
 from ldlm.baselines.trained import TrainedTokenRun
 from ldlm.config import LDLM, LikelihoodConfig
 from ldlm.errors import InputError
@@ -296,8 +296,8 @@ def _method(path: Path) -> str:
 
 
 def _subject(config: LikelihoodConfig, path: Path, store: FeatureStore, device: torch.device) -> Subject:
-    method = _method(path)
-    opened = RUNS[method](path, device, config.checkpoint)
+    _method(path)
+    opened = open_source(path, device, config.checkpoint)
     if isinstance(opened, TrainedRun):
         opened.check_store(store)
         return LatentSubject(config, opened)
