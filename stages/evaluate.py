@@ -87,8 +87,7 @@ def by_source(
     sets = [_with_ends(texts) for texts in _read(paths, config, None, progress)]
     if seeds:
         samples.check_seeds(paths, sets)
-    judge = validity.judge()
-    measures = [validity.Measure(config.resamples, config.seed + number * seeds, judge) for number in range(len(sets))]
+    measures = [validity.Measure(config.resamples, config.seed + number * seeds) for number in range(len(sets))]
     with progress.task("judge", 2 * sum(map(len, sets)), "text") as task:
         return [
             measure.scores(texts, str(path), task.advance)

@@ -30,7 +30,11 @@ MAY_IMPORT = {
 }
 # The root of the library that `config` stands on, which the rest of the root may import in turn.
 UNDER_CONFIG = {"ldlm.errors"}
-BETWEEN_STAGES = {"ldlm.stages.quickstart": None, "ldlm.stages.features": {"ldlm.stages.extract_features"}}  # None: all
+BETWEEN_STAGES = {
+    "ldlm.stages.quickstart": None,  # all
+    "ldlm.stages.sources": {f"ldlm.stages.{name}" for name in ("evaluate", "features", "stories")},  # of the quickstart
+    "ldlm.stages.features": {"ldlm.stages.extract_features"},
+}
 
 MOST_LINES = 400  # of a file of the library
 MOST_FUNCTION_LINES = 60

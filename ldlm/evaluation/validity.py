@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from itertools import count, islice
 from typing import Any, NamedTuple
 
@@ -133,8 +134,9 @@ def over_seeds(results: Sequence[SourceScores]) -> SourceSeedScores:
     )
 
 
+@cache
 def judge() -> Judge:
-    """A judge of stories that knows nothing yet."""
+    """The judge of stories; it keeps what it learns of the source from one text to the next."""
     return Judge(Reader(STORIES))
 
 
@@ -144,7 +146,7 @@ class Measure:
 
     resamples: int
     seed: int  # of the real texts and the intervals
-    judge: Judge = field(default_factory=judge)  # keeps what it learns of the source from one text to the next
+    judge: Judge = field(default_factory=judge)
 
     def scores(self, texts: Texts, file: str, advance: Advance = lambda count: None) -> SourceScores:
         """Scores of a set of texts, and of as many real ones of the same lengths; advances by twice its size."""
@@ -230,12 +232,29 @@ class Measure:
 
 def pieces(text: str, boundaries: Boundaries) -> list[Words]:
     """The words of a text between its boundary tokens; those that only frame the row bound nothing."""
-    found = [words_of(piece) for piece in boundaries.pieces(text)]
-    if len(found) > 1 and not found[0]:
+    return [words_of(piece) for piece in _between(text, boundaries)]
+
+
+def _between(text: str, boundaries: Boundaries) -> list[str]:
+    found = [*boundaries.pieces(text)]
+    if len(found) > 1 and not words_of(found[0]):
         found = found[1:]
-    if len(found) > 1 and not found[-1]:
+    if len(found) > 1 and not words_of(found[-1]):
         found = found[:-1]
-    return [*found]
+    return found
+
+
+def whole_stories(texts: Texts) -> Iterator[str]:
+    """The stories of a set of texts that have their beginning and their end, as they are written, in order."""
+    cut = bool(texts.boundaries.tokens)
+    for text in texts.texts:
+        found = _between(text, texts.boundaries)
+        yield from found[1:-1] if cut else found
+
+
+def kinds(story: str) -> list[str]:
+    """The kinds of violation in a whole story, each once; none in a valid one."""
+    return [*dict.fromkeys(violation.kind for violation in judge().judge(words_of(story)).violations)]
 
 
 def parts(row: Sequence[Words], cut: bool) -> Iterator[Part]:
