@@ -30,7 +30,7 @@ from ldlm.config import (
     CANDIConfig,
     CANDINoiseConfig,
     ChainConfig,
-    DenoiserConfig,
+    DenoiserSizes,
     DuoConfig,
     DuoCurriculumConfig,
     FLMBackboneConfig,
@@ -53,7 +53,7 @@ LOGIT_STD = 4.0  # of random heads: 0.9 of the mass is on some 0.3 % of the toke
 CURRICULUM_STEPS = 10**9  # longer than any measurement
 
 
-def backbone(name: str, sizes: DenoiserConfig, vocab: int) -> Backbone:
+def backbone(name: str, sizes: DenoiserSizes, vocab: int) -> Backbone:
     """The network of a method with random weights, as peaked as a trained one: a nucleus takes its time by that."""
     config = FLMBackboneConfig() if name == "FLM" else BackboneConfig()
     network = Backbone(sizes, config, vocab=vocab, embeddings=vocab + (name.partition(",")[0] in MASKED))

@@ -149,7 +149,8 @@ def _taken_up(method: AnyMethod, out: Path, overwrite: bool, progress: Progress)
         raise InputError(f"{out} is a run of method {there}, not {asked}; choose another --output, or add --overwrite")
     old = method.taken_up(settings)
     if old.config != method.config and runtime.reports():
-        progress.note(f"{out} was begun by an earlier version; its settings keep their meaning (recipe.edition=1)")
+        edition = settings.get("recipe", {}).get("edition", 1)
+        progress.note(f"{out} was begun by an earlier version; its settings keep their meaning (recipe.{edition=})")
     return old
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ldlm import noise
 from ldlm.compute import without_autocast
-from ldlm.config import BackboneConfig, DenoiserConfig
+from ldlm.config import BackboneConfig, DenoiserSizes
 from ldlm.model.denoiser import modulate
 from ldlm.model.layers import MLP, SelfAttention, head_width, rotate, sinusoids, split_heads
 
@@ -128,7 +128,7 @@ class Backbone(nn.Module):
     `vocab` is V and `embeddings` the rows of the embedding: V, and one more where a method has a mask.
     """
 
-    def __init__(self, sizes: DenoiserConfig, config: BackboneConfig, *, vocab: int, embeddings: int) -> None:
+    def __init__(self, sizes: DenoiserSizes, config: BackboneConfig, *, vocab: int, embeddings: int) -> None:
         super().__init__()
         width, condition = sizes.width, min(CONDITION_WIDTH, sizes.width)
         head_width(width, sizes.heads, "model.denoiser")

@@ -55,6 +55,7 @@ from ldlm.config.model import (
     CosmosConfig,
     DecoderNoise,
     DenoiserConfig,
+    DenoiserSizes,
     DiffusionConfig,
     Final,
     Grid,

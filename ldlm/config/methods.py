@@ -20,7 +20,7 @@ from ldlm.config.baselines import (
     SamplerOfTokens,
 )
 from ldlm.config.fields import again, from_dict, from_stored, setting
-from ldlm.config.model import DenoiserConfig, OptimizerConfig, preset
+from ldlm.config.model import DenoiserSizes, OptimizerConfig, preset
 from ldlm.config.stages import ComputeConfig, ExportConfig, SampleConfig, TrainConfig
 from ldlm.errors import InputError
 
@@ -29,7 +29,7 @@ from ldlm.errors import InputError
 class TokenModelConfig:
     """The network of a rival: as deep and wide as LDLM's denoiser of the same preset."""
 
-    denoiser: DenoiserConfig = setting(DenoiserConfig(), "depth, width and heads")
+    denoiser: DenoiserSizes = setting(DenoiserSizes(), "depth, width and heads")
     backbone: BackboneConfig = setting(BackboneConfig(), "dropout and soft caps")
 
 

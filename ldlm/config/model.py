@@ -37,13 +37,24 @@ class AutoencoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoiserConfig:
-    """The diffusion transformer (Appendix C; Peebles & Xie, 2023)."""
+class DenoiserSizes:
+    """Sizes of the network that denoises, in LDLM and in its rivals."""
 
     layers: int = setting(12, "DiT blocks", low=1)
     width: int = setting(768, "model width, and the width of the adaLN condition", low=1)
     heads: int = setting(12, "attention heads", low=1)
     time_dim: int = setting(256, "width of the sinusoidal time embedding", low=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserConfig(DenoiserSizes):
+    """The diffusion transformer (Appendix C; Peebles & Xie, 2023)."""
+
+    positions: Literal["sincos", "normal"] = setting(
+        "sincos",
+        "learned positions at initialisation: sincos, sines and cosines of standard deviation 0.7, which DiT keeps "
+        "fixed (Peebles & Xie, 2023); normal, random of 0.02, as in runs of recipe.edition 1 and 2",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +104,13 @@ class RecipeConfig:
     """The recipe that makes joint training work (Section 5)."""
 
     edition: int = setting(
-        2,
-        "version of the recipe's meaning. Runs whose config.yaml has none keep 1: decoder_noise is σ_dec in every "
+        3,
+        "version of the settings' meaning. Until 2 model.denoiser.positions are normal by default. Runs whose "
+        "config.yaml has none keep 1: decoder_noise is σ_dec in every "
         "space, cosmos.steps are part of steps and the autoencoder keeps its last weights instead of their average, "
         "and loss_reduction applies to squared errors only, also under elbo",
         low=1,
-        high=2,
+        high=3,
         before=1,
     )
     reconstruction: Literal["mse", "ce", "ce+mse"] = setting(
@@ -140,8 +152,9 @@ class DecoderNoise:
         return {"additive": f"σ_dec {self.size:g}", "diffused": f"t ≤ {self.size:g}"}.get(self.kind, "cosmos")
 
 
-# Defaults of a latent space that differ from LDLM's.
+# Defaults of a latent space that differ from LDLM's, and of editions before this one.
 OF_SPACE: dict[str, dict[str, Any]] = {"cosmos": {"recipe": {"reconstruction": "ce+mse"}}}
+OF_EARLIER_EDITIONS: dict[str, Any] = {"model": {"denoiser": {"positions": "normal"}}}
 PUBLISHED_NOISE = {
     "tencdm": DecoderNoise("diffused", 0.15),
     "embedding": DecoderNoise("additive", 0.01),

@@ -13,9 +13,11 @@ from typing import Any, Literal
 
 from ldlm.config.fields import merge, setting
 from ldlm.config.model import (
+    OF_EARLIER_EDITIONS,
     OF_SPACE,
     SAMPLERS,
     CosmosConfig,
+    DenoiserConfig,
     DiffusionConfig,
     Final,
     Grid,
@@ -163,11 +165,12 @@ class TrainConfig:
 
     @staticmethod
     def with_defaults(data: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Settings merged over the defaults of their latent space; the first edition had none."""
+        """Settings merged over the defaults of their edition and latent space; the first edition had none of space."""
         model, recipe = data.get("model"), data.get("recipe")
-        first = isinstance(recipe, Mapping) and str(recipe.get("edition")) == "1"
-        space = model.get("space") if isinstance(model, Mapping) and not first else None
-        return merge(OF_SPACE.get(str(space), {}), data)
+        edition = str(recipe.get("edition")) if isinstance(recipe, Mapping) else ""
+        space = model.get("space") if isinstance(model, Mapping) and edition != "1" else None
+        earlier = OF_EARLIER_EDITIONS if edition in ("1", "2") else {}
+        return merge(OF_SPACE.get(str(space), {}), earlier, data)
 
 
 def autoencoder_steps(config: TrainConfig) -> int:
@@ -392,7 +395,12 @@ def taken_up(config: TrainConfig, stored: TrainConfig) -> TrainConfig:
     """The settings with which a run resumes that was begun with `stored`: its edition, and that edition's defaults."""
     if stored.recipe.edition == config.recipe.edition:
         return config
-    recipe = dataclasses.replace(config.recipe, edition=stored.recipe.edition)
-    new = OF_SPACE.get(config.model.space, {}).get("recipe", {})
-    old = {name: getattr(stored.recipe, name) for name, value in new.items() if getattr(recipe, name) == value}
-    return dataclasses.replace(config, recipe=dataclasses.replace(recipe, **old))
+    recipe, model = dataclasses.replace(config.recipe, edition=stored.recipe.edition), config.model
+    if stored.recipe.edition == 1:
+        new = OF_SPACE.get(model.space, {}).get("recipe", {})
+        old = {name: getattr(stored.recipe, name) for name, value in new.items() if getattr(recipe, name) == value}
+        recipe = dataclasses.replace(recipe, **old)
+    if model.denoiser.positions == DenoiserConfig().positions:
+        denoiser = dataclasses.replace(model.denoiser, positions=stored.model.denoiser.positions)
+        model = dataclasses.replace(model, denoiser=denoiser)
+    return dataclasses.replace(config, recipe=recipe, model=model)

@@ -10,12 +10,27 @@ from torch import Tensor, nn
 
 from ldlm.config import DenoiserConfig
 from ldlm.errors import InputError
-from ldlm.model.layers import MLP, SelfAttention, head_width, time_features
+from ldlm.model.layers import MLP, SelfAttention, head_width, sinusoids, time_features
 
 
 def modulate(x_BNW: Tensor, shift_BW: Tensor, scale_BW: Tensor) -> Tensor:
     """x·(1 + scale) + shift, feature by feature; zero shift and scale leave x as it is."""
     return x_BNW * (1 + scale_BW[:, None]) + shift_BW[:, None]
+
+
+def first_positions(config: DenoiserConfig, num_latents: int) -> Tensor:
+    """Positions (N, W) at initialisation: DiT's sines and cosines, or normal ones of standard deviation 0.02.
+
+    Beside content of size 1 the normal ones are so small that a short training never tells the latents apart.
+    """
+    if config.positions == "normal":
+        return 0.02 * torch.randn(num_latents, config.width)
+    if config.width % 2:
+        raise InputError(
+            f"model.denoiser.width={config.width} must be even: its positions are sines and cosines; or take "
+            f"model.denoiser.positions=normal"
+        )
+    return sinusoids(torch.arange(num_latents), config.width)
 
 
 class DiTBlock(nn.Module):
@@ -57,7 +72,7 @@ class DiT(nn.Module):
             raise InputError(f"model.denoiser.time_dim={config.time_dim} must be even: it holds sines and cosines")
         self.time_dim = config.time_dim
         self.project_in = nn.Linear(2 * latent_dim, width)
-        self.positions_NW = nn.Parameter(0.02 * torch.randn(num_latents, width))
+        self.positions_NW = nn.Parameter(first_positions(config, num_latents))
         self.time_mlp = nn.Sequential(nn.Linear(config.time_dim, width), nn.SiLU(), nn.Linear(width, width))
         self.blocks = nn.ModuleList(DiTBlock(width, config.heads) for _ in range(config.layers))
         self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)

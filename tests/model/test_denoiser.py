@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -75,6 +76,29 @@ def test_at_initialisation_every_block_leaves_its_input_unchanged():
     x, condition = random(3, 5, 8).float(), random(3, 8, seed=1).float()
     for block in network.blocks:
         assert torch.equal(block(x, block.modulation(condition).unflatten(-1, (6, 8))), x)
+
+
+def test_positions_start_as_the_sines_and_cosines_of_the_published_dit_and_are_learned():
+    positions = DiT(DenoiserConfig(layers=1, width=8, heads=2), num_latents=64, latent_dim=4).positions_NW
+    assert isinstance(positions, torch.nn.Parameter)
+    angle = torch.arange(64).double()[:, None] * torch.tensor([1, 0.1, 0.01, 0.001]).double()  # 10,000^(−i/4)
+    expected = torch.cat([torch.cos(angle), torch.sin(angle)], -1)
+    assert torch.allclose(positions.double(), expected, atol=1e-5)
+    assert positions.detach().square().mean().sqrt().item() == pytest.approx(math.sqrt(0.5))
+
+
+def test_positions_start_small_and_random_on_request():
+    config = DenoiserConfig(layers=1, width=256, heads=2, positions="normal")
+    positions = DiT(config, num_latents=64, latent_dim=4).positions_NW
+    assert positions.std().item() == pytest.approx(0.02, rel=0.05)
+    assert positions.mean().item() == pytest.approx(0, abs=1e-3)
+
+
+def test_an_odd_width_has_no_sines_and_cosines_and_is_refused():
+    odd = DenoiserConfig(layers=1, width=9, heads=3)
+    with pytest.raises(InputError, match=r"model\.denoiser\.width=9 must be even"):
+        DiT(odd, num_latents=5, latent_dim=4)
+    DiT(replace(odd, positions="normal"), num_latents=5, latent_dim=4)
 
 
 def test_at_initialisation_the_estimate_is_zero_and_the_rest_of_the_path_is_not():

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from ldlm import config as configs
@@ -198,6 +199,23 @@ def test_a_changed_setting_is_refused_by_name(train_config, store, run_copy, ove
     assert named in str(error.value)
     assert str(error.value).count("->") == 1
     assert final(run_copy) == before
+
+
+def test_a_run_of_the_second_edition_goes_on_with_the_positions_that_it_began_with(
+    train_config, store, tmp_path, interrupted, notes
+):
+    assert configs.from_dict(TrainConfig, {"recipe": {"edition": 2}}).model.denoiser.positions == "normal"
+    second = changed(train_config, recipe={"edition": 2}, model={"denoiser": {"positions": "normal"}})
+    train.run(second, store, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train.run(second, store, tmp_path / "run", progress=interrupted(at=1))  # before its first checkpoint
+    settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    del settings["model"]["denoiser"]["positions"]  # which that edition did not know
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(settings))
+    for _ in range(2):
+        assert train.run(train_config, store, tmp_path / "run", progress=notes).complete
+    assert "its settings keep their meaning (recipe.edition=2)" in notes.lines[0]
+    assert final(tmp_path / "run") == final(tmp_path / "whole")
 
 
 def test_what_only_reports_may_change(train_config, store, run_copy):
