@@ -5,7 +5,8 @@ Speed, within ten minutes on two cores; `python -m benchmarks store` holds the f
 `python -m benchmarks loaded` a training step alone and beside other work, in five minutes, and
 `python -m benchmarks rivals` LDLM beside MDLM, ReMDM, Duo, CANDI and FLM, as the paper's Table 3 has it, in ten.
 
-`python -m benchmarks comparison` trains LDLM and its rivals on one text and compares what they draw, in many hours.
+`python -m benchmarks comparison` trains LDLM and its rivals on one text and compares what they draw, in many hours, and
+`python -m benchmarks stories-frontier` does so on stories whose law is known.
 
 `python -m benchmarks gpu` measures everything on a machine with a GPU in the minutes that it is given, and
 `python -m benchmarks wheels` fetches what such a machine may lack; each has its own --help.
@@ -35,6 +36,7 @@ PARTS = (
 
 PROGRAMS = {
     "comparison": "benchmarks.comparison.runner",
+    "stories-frontier": "benchmarks.comparison.stories",
     "gpu": "benchmarks.gpu.runner",
     "wheels": "benchmarks.gpu.wheels",
 }  # with arguments of their own

@@ -1,7 +1,7 @@
 """Every stage on text of one source, small enough for two cores and about ten minutes.
 
 It demonstrates the pipeline and shows that it learns, not the paper's quality. Each step is a stage of its own with its
-own artefact, and resumes by itself. What depends on the text stands in `sources`.
+own artefact, and resumes by itself. What depends on the text stands in its `sources`.
 """
 
 from __future__ import annotations
@@ -42,15 +42,26 @@ from ldlm.stages import (
     pretrain_encoder,
     report,
     sample,
-    sources,
     trace,
     train,
 )
-from ldlm.stages.sources import Judged, Source
+from ldlm.stages.source_stories import Stories
+from ldlm.stages.source_text import RealText
+from ldlm.stages.sources import Claims, Judged, Source
 
 SEQ_LEN = 64
 VOCABULARY = 2_048  # of a tokenizer that the encoder trains
 EARLIER = {"solver": "dpm++2m-sde", "steps": 32, "temperature": 0.5}  # sampler of quickstarts that do not record theirs
+
+
+def named(text: str) -> Source:
+    """The source that `--text` names: stories, python, or a file."""
+    return Stories() if text == Stories.name else RealText(None if text == "python" else text)
+
+
+def of(summary: Mapping[str, Any]) -> Source:
+    """The source of a finished quickstart; those of earlier versions, which say nothing of it, had real text."""
+    return Stories() if summary.get("source") == Stories.name else RealText(None)
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,7 @@ class Plan:
     @cached_property
     def source(self) -> Source:
         """What the texts are."""
-        return sources.named(self.config.text)
+        return named(self.config.text)
 
     def part(self, name: str) -> str:
         """File of one part of the text; JSON lines, since a document may have line ends."""
@@ -261,16 +272,16 @@ def _write_corpus(steps: Plan, progress: Progress) -> dict[str, Any]:
 # Summary
 
 
-def claims(summary: Mapping[str, Any]) -> list[tuple[str, bool]]:
+def claims(summary: Mapping[str, Any]) -> Claims:
     """Claims that a working pipeline fulfils, and whether this one does."""
     held_out = summary["held_out"]
     told = f"denoising beats predicting the mean: {held_out['l_diff']:.3f} against {held_out['l_diff_mean']:.3f}"
-    return [*sources.of(summary).claims(summary), (told, held_out["l_diff"] < held_out["l_diff_mean"])]
+    return [*of(summary).claims(summary), (told, held_out["l_diff"] < held_out["l_diff_mean"])]
 
 
 def summary_text(summary: Mapping[str, Any]) -> str:
     """The table that a quickstart prints at its end."""
-    source, held_out, decoder = sources.of(summary), summary["held_out"], summary["decoder"]
+    source, held_out, decoder = of(summary), summary["held_out"], summary["decoder"]
     small = decoder["held_out"]
     drawn_by = summary.get("drawn_by") or EARLIER
     figures = {
@@ -320,5 +331,5 @@ the model has {sum(summary["parameters"].values()):,} trainable parameters.
 
 ![a text on its way from noise](run/trace/trace.gif)
 
-{sources.of(summary).shown_markdown(summary)}
+{of(summary).shown_markdown(summary)}
 """

@@ -32,7 +32,8 @@ MAY_IMPORT = {
 UNDER_CONFIG = {"ldlm.errors"}
 BETWEEN_STAGES = {
     "ldlm.stages.quickstart": None,  # all
-    "ldlm.stages.sources": {f"ldlm.stages.{name}" for name in ("evaluate", "features", "stories")},  # of the quickstart
+    "ldlm.stages.source_stories": {f"ldlm.stages.{name}" for name in ("sources", "evaluate", "stories")},
+    "ldlm.stages.source_text": {f"ldlm.stages.{name}" for name in ("sources", "evaluate", "features")},
     "ldlm.stages.features": {"ldlm.stages.extract_features"},
 }
 

@@ -71,6 +71,7 @@ from ldlm.config.model import (
     decoder_noise,
     preset,
 )
+from ldlm.config.quickstart import QuickstartConfig
 from ldlm.config.stages import (
     MAX_SEED,
     TEXTS_PER_SEED,
@@ -82,7 +83,6 @@ from ldlm.config.stages import (
     InterpolateConfig,
     Precision,
     PretrainConfig,
-    QuickstartConfig,
     SampleConfig,
     StoriesConfig,
     SweepConfig,

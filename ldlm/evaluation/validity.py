@@ -166,6 +166,11 @@ class Measure:
             seed=self.seed,
         )
 
+    def validity(self, texts: Texts) -> Validity:
+        """Validity of a set of texts alone, without real ones beside."""
+        rows = [pieces(text, texts.boundaries) for text in texts.texts]
+        return self._validity(rows, bool(texts.boundaries.tokens), lambda count: None)
+
     def _real(self, rows: Sequence[Sequence[Words]], lengths: Sequence[int], cut: bool) -> list[list[Words]]:
         """Real stories as rows of these lengths, cut from a stream of them; or one a text where none are cut."""
         numbered = (process.STORIES.told(process.random_of("real", self.seed, number)) for number in count())
