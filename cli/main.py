@@ -15,7 +15,7 @@ from ldlm.errors import InputError, Stopped, StorageError
 
 EPILOG = """\b
 First steps:
-  ldlm quickstart --output quickstart     everything below, on real text, on a laptop
+  ldlm quickstart --output quickstart     everything below, on little stories, on a laptop
 \b
 The stages, each reading what the one before wrote:
   ldlm extract-features --encoder gpt2 --data corpus.jsonl --output features

@@ -13,7 +13,7 @@ from ldlm.config import QuickstartConfig
 def quickstart(gpt2, store, corpus, tmp_path):
     """What the ablation takes of a finished quickstart."""
     out = tmp_path / "quickstart"
-    made = artifact.begin(out, "quickstart", QuickstartConfig(), {})
+    made = artifact.begin(out, "quickstart", QuickstartConfig(text="python"), {})
     (out / "features").symlink_to(store)
     (out / "scorer").symlink_to(gpt2)
     for name in ("real", "unigram"):
@@ -55,3 +55,10 @@ def test_a_difference_within_the_seeds_is_none_and_a_collapse_is_no_success():
         "CE: perplexity not told apart, entropy not told apart than LDLM (paper: perplexity higher, entropy lower)"
     )
     assert "σ_dec = 0.1: perplexity lower, entropy lower than LDLM (paper: perplexity higher, entropy lower)" in second
+
+
+def test_a_quickstart_on_stories_has_no_scorer_to_compare_with(tmp_path):
+    artifact.begin(tmp_path / "q", "quickstart", QuickstartConfig(), {}).finish(source="stories")
+    with pytest.raises(SystemExit, match="ldlm quickstart --text python"):
+        ablation.main(["--quickstart", str(tmp_path / "q"), "--work", str(tmp_path / "work")])
+    assert not (tmp_path / "work").exists()
