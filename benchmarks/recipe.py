@@ -1,0 +1,336 @@
+"""Trials of the tiny preset: which settings let a model that trains for minutes draw texts that read as its source.
+
+    python -m benchmarks recipe prepare --work recipe
+    python -m benchmarks recipe run --work recipe --steps 400 --trials "as before" "sincos" "sincos, σ_dec 1.2"
+    python -m benchmarks recipe report --work recipe --output benchmarks/results
+
+The source is `ldlm stories`, whose texts are judged exactly; `--novels DIR` takes the encoder, scorer and features of a
+finished `python -m benchmarks comparison`. A trial is the preset as it was before (`BEFORE`) with named changes
+(`CHANGES`), which add up from left to right. `run` goes on where it was interrupted; `report` writes down all that is
+there, the bad with the good.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.__main__ import hardware
+from ldlm import artifact, config, files, memory
+from ldlm.cli import show
+from ldlm.config import (
+    EvaluateConfig,
+    ExtractConfig,
+    PretrainConfig,
+    SampleConfig,
+    SamplerConfig,
+    StoriesConfig,
+    TrainConfig,
+)
+from ldlm.errors import InputError
+from ldlm.stages import evaluate, extract_features, pretrain_encoder, sample, stories, train
+
+SEQ_LEN, DOCUMENTS, HELD_OUT, ENCODER_STEPS = 64, 20_000, 1_000, 400
+TEXTS = 100
+STORIES, NOVELS = "stories", "novels"
+BASE = "as before"
+
+# Preset `tiny` before these trials. These counts of steps are shares of the steps, so that runs of any length compare.
+SHARES = (("recipe", "warmup_steps"), ("timesteps", "refresh_steps"), ("optimizer", "lr_warmup_steps"))
+BEFORE: dict[str, Any] = {
+    "batch_size": 32,
+    "model": {
+        "autoencoder": {"layers": 1, "width": 128, "heads": 4, "position_std": 1.0, "aligned": True},
+        "denoiser": {"layers": 3, "width": 128, "heads": 4, "time_dim": 128, "positions": "normal"},
+        "token_decoder": {"layers": 1, "heads": 4},
+    },
+    "recipe": {"warmup_steps": 0.4, "sigma_dec": 2.0},
+    "timesteps": {"refresh_steps": 0.1, "bins": 20, "ema_decay": 0.9, "floor": 0.2},
+    "optimizer": {"lr": 3e-3, "lr_warmup_steps": 0.05, "lr_decay": "cosine"},
+    "log_every": 10,
+    "eval_every": 10**6,
+    "eval_rows": 256,
+    "save_every": 100,
+    "device": "cpu",
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a trial changes: settings of training, settings of sampling, and the layer of the encoder."""
+
+    train: Mapping[str, Any]
+    sampler: Mapping[str, Any] | None = None
+    layer: int | None = None
+
+
+CHANGES = {
+    "sincos": Change({"model": {"denoiser": {"positions": "sincos"}}}),
+    "σ_dec 0.5": Change({"recipe": {"sigma_dec": 0.5}}),
+    "σ_dec 0.8": Change({"recipe": {"sigma_dec": 0.8}}),
+    "σ_dec 1.2": Change({"recipe": {"sigma_dec": 1.2}}),
+    "C = 16": Change({"model": {"autoencoder": {"latent_dim": 16}}}),
+    "C = 32": Change({"model": {"autoencoder": {"latent_dim": 32}}}),
+    "C = 64": Change({"model": {"autoencoder": {"latent_dim": 64}}}),
+    "lr 1e-3": Change({"optimizer": {"lr": 1e-3}}),
+    "lr 2e-3": Change({"optimizer": {"lr": 2e-3}}),
+    "lr 6e-3": Change({"optimizer": {"lr": 6e-3}}),
+    "warm-up 0.1": Change({"recipe": {"warmup_steps": 0.1}}),
+    "warm-up 0.8": Change({"recipe": {"warmup_steps": 0.8}}),
+    "gradients of CE": Change({"recipe": {"reconstruction": "ce+mse"}}),
+    "layer -4": Change({}, layer=-4),
+    "layer -5": Change({}, layer=-5),
+    "D_w of 0 blocks": Change({"model": {"token_decoder": {"layers": 0}}}),
+    "D_w of 2 blocks": Change({"model": {"token_decoder": {"layers": 2}}}),
+    "resampler positions 0.3": Change({"model": {"autoencoder": {"position_std": 0.3}}}),
+    "resampler positions 2": Change({"model": {"autoencoder": {"position_std": 2.0}}}),
+    "self-conditioning 0.9": Change({"diffusion": {"self_conditioning": 0.9}}),
+    "no self-conditioning": Change({"diffusion": {"self_conditioning": 0.0}}),
+    "EMA 0.98": Change({"optimizer": {"ema_decay": 0.98}}),
+    "uniform t": Change({"timesteps": {"kind": "uniform"}}),
+    "DiT of 4 blocks": Change({"model": {"denoiser": {"layers": 4}}}),
+    "DiT of width 192": Change({"model": {"denoiser": {"width": 192, "heads": 6}}}),
+    "batch 16": Change({"batch_size": 16}),
+    "batch 64": Change({"batch_size": 64}),
+    "128 sampling steps": Change({}, sampler={"steps": 128}),
+    "paper's sampler": Change({}, sampler=config.SAMPLERS["paper"]),
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A sum of changes, in a run of so many steps with a seed."""
+
+    name: str
+    steps: int
+    seed: int
+
+    @property
+    def changes(self) -> list[Change]:
+        """The named changes; `InputError` lists the names that there are."""
+        names = [] if self.name == BASE else self.name.split(", ")
+        for name in names:
+            if name not in CHANGES:
+                raise InputError(f"there is no change {name!r}; combine, with commas: {'; '.join(CHANGES)}")
+        return [CHANGES[name] for name in names]
+
+    @property
+    def layer(self) -> int:
+        """Index of the encoder's hidden states."""
+        return [ExtractConfig().layer, *(one.layer for one in self.changes if one.layer is not None)][-1]
+
+    @property
+    def train(self) -> TrainConfig:
+        """Settings of its training."""
+        data = config.merge(BEFORE, *(one.train for one in self.changes))
+        for room, name in SHARES:
+            data = config.merge(data, {room: {name: max(1, round(data[room][name] * self.steps))}})
+        return config.from_dict(TrainConfig, {**data, "steps": self.steps, "seed": self.seed})
+
+    @property
+    def sampler(self) -> SamplerConfig:
+        """Settings of its sampling; the most likely tokens are taken."""
+        return config.from_dict(SamplerConfig, config.merge(*({}, *(one.sampler or {} for one in self.changes))))
+
+    @property
+    def run(self) -> str:
+        """The folder of its run, which trials share that differ in sampling alone."""
+        names = [name for name in self.name.split(", ") if name == BASE or CHANGES[name].sampler is None]
+        return f"{', '.join(names) or BASE}; {self.steps} steps; seed {self.seed}".replace("/", "-")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The folder of all trials on a source, and the encoder and scorer of that source."""
+
+    work: Path
+    novels: Path | None
+
+    @property
+    def source(self) -> str:
+        """Name of the source."""
+        return NOVELS if self.novels else STORIES
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the trials."""
+        return self.work / self.source
+
+    @property
+    def encoder(self) -> Path:
+        """The frozen encoder."""
+        return (self.novels or self.folder) / "encoder"
+
+    @property
+    def scorer(self) -> Path:
+        """The causal model that scores texts; of stories it is the encoder, for the source judges them beside."""
+        return self.novels / "scorer" if self.novels else self.encoder
+
+    def prepare(self) -> None:
+        """Stories, their encoder and its features."""
+        if self.novels is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            text, tokenizer = self.folder / "stories.txt", self.folder / "tokenizer"
+            stories.run(StoriesConfig(documents=DOCUMENTS), text, tokenizer, progress=show.Terminal())
+            sizes = {"positions": SEQ_LEN, "steps": ENCODER_STEPS, "device": "cpu"}
+            made = PretrainConfig(data=(str(text),), tokenizer=str(tokenizer), **sizes)
+            pretrain_encoder.run(made, self.encoder, progress=show.Terminal())
+            self.features(ExtractConfig().layer)
+
+    def features(self, layer: int) -> Path:
+        """The store of a layer's states, made where it is missing."""
+        if self.novels and layer == ExtractConfig().layer:
+            return self.novels / "features"
+        if self.novels:
+            text = {"data": (str(self.novels / "text" / "train.jsonl"),)}
+            text["validation_data"] = (str(self.novels / "text" / "held-out.jsonl"),)
+        else:
+            text = {"data": (str(self.folder / "stories.txt"),)}
+        held_out = 0 if self.novels else HELD_OUT
+        made = ExtractConfig(
+            encoder=str(self.encoder), layer=layer, seq_len=SEQ_LEN, validation_docs=held_out, device="cpu", **text
+        )
+        return extract_features.run(made, self.folder / f"features{layer}", progress=show.Terminal()).path
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def measure(self, trial: Trial) -> dict[str, Any]:
+        """Train a trial, draw from it and judge the texts; what is there already is read."""
+        record = self.folder / "trials" / f"{trial.name}; {trial.steps} steps; seed {trial.seed}.json".replace("/", "-")
+        asked = {"train": config.to_dict(trial.train), "sampler": config.to_dict(trial.sampler), "layer": trial.layer}
+        asked["texts"] = TEXTS
+        if record.exists() and (found := files.read_json(record))["settings"] == asked:
+            return found
+        figures = {**self._trained(trial), **self._drawn(trial, record.with_suffix(".jsonl"))}
+        own = {"source": self.source, "trial": trial.name, "steps": trial.steps, "seed": trial.seed}
+        found = {**own, "figures": figures, "settings": asked}
+        files.write_json(record, found)
+        return found
+
+    def _trained(self, trial: Trial) -> dict[str, Any]:
+        """Held-out figures of the run, and what it computed; that of a run that was interrupted is not known."""
+        out = self.folder / "runs" / trial.run
+        begun, started = (out / "config.yaml").exists(), time.process_time()
+        made = train.run(trial.train, self.features(trial.layer), out, progress=show.Terminal())
+        if not begun:
+            files.write_json(out.with_suffix(".cpu.json"), {"cpu_seconds": time.process_time() - started})
+        spent = out.with_suffix(".cpu.json")
+        keys = ("l_diff", "l_diff_mean", "l_h", "token_accuracy_clean", "latent_std")
+        held_out = {key: made.manifest["held_out"][key] for key in keys}
+        return {**held_out, "cpu_seconds": files.read_json(spent)["cpu_seconds"] if spent.exists() else None}
+
+    def _drawn(self, trial: Trial, texts: Path) -> dict[str, Any]:
+        """Scores of texts of the run; of stories also their validity."""
+        settings = SampleConfig(num_samples=TEXTS, sampler=trial.sampler, seed=trial.seed, device="cpu")
+        sample.run(settings, self.folder / "runs" / trial.run, texts, overwrite=True, progress=show.Terminal())
+        judge = EvaluateConfig(scorer=str(self.scorer), max_tokens=SEQ_LEN, device="cpu")
+        (scored,) = evaluate.run(judge, [texts])
+        found = scored.scores.pick("gen_ppl", "entropy", "diversity")
+        if self.source == NOVELS:
+            return found
+        (judged,) = evaluate.by_source(judge, [texts])
+        keys = ("sentences", "sentences_valid", "stories", "stories_valid", "coverage", "intervals")
+        judged_json = judged.to_json()
+        return {**found, **{key: judged_json[key] for key in keys}, "real_entropy": judged_json["real"]["entropy"]}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The table
+
+COLUMNS = {
+    "l_diff": "L_diff",
+    "l_diff_mean": "of the mean",
+    "l_h": "L_h",
+    "token_accuracy_clean": "tokens rebuilt",
+    "latent_std": "latent std",
+    "gen_ppl": "gen. ppl",
+    "entropy": "entropy",
+    "sentences_valid": "sentences valid",
+    "stories_valid": "stories valid",
+    "coverage": "coverage",
+    "cpu_seconds": "CPU s",
+}
+
+
+def collect(work: Path) -> list[dict[str, Any]]:
+    """All trials that are there, those of a source and of as many steps together, in the order in which they ran."""
+    paths = sorted(work.glob("*/trials/*.json"), key=lambda path: path.stat().st_mtime)
+    found = [files.read_json(path) for path in paths if not path.name.endswith(".meta.json")]
+    return sorted(found, key=lambda one: (one["source"] != STORIES, one["steps"]))
+
+
+def report(found: Sequence[Mapping[str, Any]]) -> str:
+    """A table for each source and number of steps; mean over seeds, with half their range where there are several."""
+    parts = []
+    for source, steps in dict.fromkeys((one["source"], one["steps"]) for one in found):
+        here = [one for one in found if (one["source"], one["steps"]) == (source, steps)]
+        keys = [key for key in COLUMNS if any(key in one["figures"] for one in here)]
+        rows = []
+        for name in dict.fromkeys(one["trial"] for one in here):
+            runs = [one["figures"] for one in here if one["trial"] == name]
+            rows.append((name, str(len(runs)), *(_cell([one.get(key) for one in runs]) for key in keys)))
+        head = ("trial", "seeds", *(COLUMNS[key] for key in keys))
+        parts.append(f"{source}, {steps:,} steps\n\n{show.table(head, rows)}")
+    return "\n\n".join(parts)
+
+
+def _cell(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    half = (max(known) - min(known)) / 2
+    return show.value(statistics.mean(known)) + (f" ± {show.value(half)}" if len(known) > 1 else "")
+
+
+def trials(chosen: argparse.Namespace) -> Iterator[Trial]:
+    """The trials that are asked for, seed by seed."""
+    for seed in chosen.seeds:
+        for name in chosen.trials:
+            yield Trial(name, chosen.steps, seed)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prepare, run or report."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks recipe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("prepare", "run", "report"))
+    parser.add_argument("--work", type=Path, required=True, help="folder of stories, encoder, runs and texts")
+    parser.add_argument("--novels", type=Path, help="a comparison's folder: its text in place of stories")
+    parser.add_argument("--trials", nargs="+", default=[BASE], metavar="CHANGES", help="changes, joined by commas")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--output", type=Path, help="folder for the table and its JSON")
+    chosen = parser.parse_args(arguments)
+    memory.keep_freed()  # as the commands do
+    bench = Bench(chosen.work.absolute(), chosen.novels and chosen.novels.absolute())
+    try:
+        if chosen.what == "prepare":
+            bench.prepare()
+        if chosen.what == "run":
+            for trial in trials(chosen):
+                bench.measure(trial)
+                print(report(collect(bench.work)), flush=True)
+    except InputError as error:
+        sys.exit(f"Error: {error}")
+    if chosen.what == "report":
+        write(collect(bench.work), chosen.output)
+
+
+def write(found: Sequence[Mapping[str, Any]], output: Path | None) -> None:
+    """Print the tables; keep them and the figures in `output`."""
+    date = datetime.date.today().isoformat()
+    text = f"{date}, {hardware()}\n\n{report(found)}\n"
+    print(text)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        record = {"date": date, "hardware": hardware(), "versions": artifact.versions(), "trials": list(found)}
+        (output / f"recipe-{date}.txt").write_text(text, encoding="utf-8")
+        (output / f"recipe-{date}.json").write_text(files.dump_json(record), encoding="utf-8")
