@@ -17,7 +17,8 @@ from ldlm.stages import evaluate, stories
 from ldlm.stages.sources import Claims, Judged, Sizes, Source, entropies
 from ldlm.stories import process
 
-NO_STORY = "none of the samples has a whole story"
+HEADING = "The first whole stories of the samples, not chosen"
+NO_STORY = "None of the samples has a whole story"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Stories(Source):
 
     def write_tokenizer(self, folder: Path) -> None:
         """Write the tokenizer of whole words."""
-        stories.write_tokenizer(folder)
+        stories.write_tokenizer(folder, overwrite=True)  # one that was killed meanwhile has left a part
 
     def judge(self, judged: Judged, progress: Progress) -> dict[str, Any]:
         """Validity of the samples and of as many real stories, and the first whole stories with what is wrong."""
@@ -101,36 +102,26 @@ class Stories(Source):
         """Validity and entropy."""
         drawn, real = summary["judged"], summary["judged"]["real"]
         return [
-            *(
-                (
-                    f"at least {least:.0%} of the {what} are valid: ".replace("%", " %")
-                    + ("none is whole" if drawn[name] is None else f"{drawn[name]:.1%}"),
-                    drawn[name] is not None and drawn[name] >= least,
-                )
-                for what, name, least in (("sentences", "sentences_valid", 0.6), ("stories", "stories_valid", 0.2))
-            ),
+            _valid("sentences", drawn["sentences_valid"], 0.6),
+            _valid("stories", drawn["stories_valid"], 0.2),
             entropies(drawn, real, "real stories"),
         ]
 
     def shown(self, summary: Mapping[str, Any]) -> list[str]:
         """The first whole stories, with what is wrong with them."""
-        if not summary["first_stories"]:
-            return [NO_STORY]
-        lines = ["The first whole stories of the samples, not chosen", ""]
+        lines = [HEADING if summary["first_stories"] else NO_STORY, ""]
         for verdict, text in _first_stories(summary):
             lines += [f"  {verdict}", *(f"    {line}" for line in textwrap.wrap(text, 100))]
+        lines += [""] if summary["first_stories"] else []
         return [
             *lines,
-            "",
             "The stories are ours and synthetic: a measuring instrument, and no corpus to learn English from.",
         ]
 
     def shown_markdown(self, summary: Mapping[str, Any]) -> str:
         """The first whole stories, with what is wrong with them, in Markdown."""
-        if not summary["first_stories"]:
-            return NO_STORY
         quoted = (f"> {text}\n>\n> *{verdict}*" for verdict, text in _first_stories(summary))
-        return "## The first whole stories of the samples, not chosen\n\n" + "\n\n".join(quoted)
+        return "\n\n".join([f"## {HEADING if summary['first_stories'] else NO_STORY}", *quoted])
 
 
 def _first_stories(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -139,6 +130,12 @@ def _first_stories(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("wrong: " + ", ".join(one["violations"]) if one["violations"] else "valid", " ".join(one["text"].split()))
         for one in summary["first_stories"]
     ]
+
+
+def _valid(what: str, share: float | None, least: float) -> tuple[str, bool]:
+    """The claim that a share of the samples' sentences or stories is valid."""
+    told = "none is whole" if share is None else f"{share:.1%}"
+    return f"at least {100 * least:.0f} % of the {what} are valid: {told}", share is not None and share >= least
 
 
 def _share(found: Mapping[str, Any], name: str) -> str:

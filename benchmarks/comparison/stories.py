@@ -73,7 +73,7 @@ class Stories(sources.Source):
         digest = hashlib.sha256("\n".join([*documents, str(self.held_out)]).encode()).hexdigest()
         told = f"the first {len(documents):,} stories of seed 0"
         if not sources.record_text(folder, {"file": told, "sha256": digest}):
-            stage.write_tokenizer(folder / WORDS)
+            stage.write_tokenizer(folder / WORDS, overwrite=True)
             parts = {"held-out": documents[: self.held_out], "train": documents[self.held_out :]}
             for name, part in parts.items():
                 sources.write_part(folder, name, part)

@@ -10,6 +10,7 @@ from ldlm.config import QuickstartConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import samples
 from ldlm.evaluation.boundaries import Boundaries
+from ldlm.hub import load_tokenizer
 from ldlm.stages import quickstart
 from ldlm.stages.source_stories import Stories
 from ldlm.stages.source_text import RealText
@@ -69,6 +70,12 @@ def test_the_stories_of_a_seed_are_held_out_and_trained_on_apart(notes):
     assert "ours and synthetic" in notes.lines[0]
 
 
+def test_a_part_of_the_tokenizer_that_a_kill_left_is_replaced(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    Stories().write_tokenizer(tmp_path)
+    assert len(load_tokenizer(str(tmp_path))) == len(process.STORIES.vocabulary) + 2
+
+
 def test_samples_of_stories_are_judged_beside_as_many_real_ones_and_the_first_are_shown(judged, notes):
     found = summary(judged, notes)
     assert found["judged"]["sentences_valid"] == found["judged"]["stories_valid"] == 1
@@ -102,7 +109,7 @@ def test_what_is_wrong_with_a_story_stands_beside_it_and_a_claim_that_fails_says
 def test_samples_without_a_whole_story_say_so(judged, notes):
     files.write_atomic(judged.samples, files.dump_jsonl([{"text": "kite kite", "tokens": [0], "seed": 0}]))
     text = quickstart.summary_text(summary(judged, notes))
-    assert "none of the samples has a whole story" in text
+    assert "None of the samples has a whole story" in text
     assert "NO   at least 20 % of the stories are valid: none is whole" in text
 
 
