@@ -7,7 +7,8 @@ Speed, within ten minutes on two cores; `python -m benchmarks store` holds the f
 `python -m benchmarks loaded` a training step alone and beside other work, in five minutes, and
 `python -m benchmarks rivals` LDLM beside MDLM, ReMDM, Duo, CANDI and FLM, as the paper's Table 3 has it, in ten.
 
-`python -m benchmarks comparison` trains LDLM and its rivals on one text and compares what they draw, in many hours.
+`python -m benchmarks comparison` trains LDLM and its rivals on one text and compares what they draw, in many hours, and
+`python -m benchmarks stories-frontier` does so on stories whose law is known.
 
 `python -m benchmarks recipe` trains variants of the tiny preset and judges what they draw, some minutes each.
 
@@ -41,6 +42,7 @@ PARTS = (
 
 PROGRAMS = {
     "comparison": "benchmarks.comparison.runner",
+    "stories-frontier": "benchmarks.comparison.stories",
     "gpu": "benchmarks.gpu.runner",
     "recipe": "benchmarks.recipe",
     "wheels": "benchmarks.gpu.wheels",

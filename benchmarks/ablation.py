@@ -1,5 +1,6 @@
 """Arms of Table 1 at a size for small machines: the part of the paper's ordering that shows up there.
 
+    ldlm quickstart --output quickstart --text python
     python -m benchmarks.ablation --scale small --quickstart quickstart --work ablation --output benchmarks/results
 
 Features, scorer and reference texts are those of a finished quickstart. Every arm differs from the first in one
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +117,8 @@ def scores(texts: Path, quickstart: Path, *, beside: Iterable[Path]) -> dict[str
 
 def run(quickstart: Path, work: Path, *, arms: Sequence[str], seeds: Sequence[int], steps: int, texts: int) -> dict:
     """Every arm with every seed; the figures of each."""
-    artifact.open_artifact(quickstart, "quickstart")
+    if artifact.open_artifact(quickstart, "quickstart").manifest.get("source") == "stories":
+        sys.exit(f"Error: {quickstart} is on stories and has no scorer; make one with `ldlm quickstart`")
     work.mkdir(parents=True, exist_ok=True)
     found = {name: [measure(name, ARMS[name], seed, steps, texts, quickstart, work) for seed in seeds] for name in arms}
     real = _references(quickstart)
@@ -181,7 +184,7 @@ def _compared(mine: Sequence[Any], theirs: Sequence[Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quickstart", type=Path, required=True, help="a finished quickstart")
+    parser.add_argument("--quickstart", type=Path, required=True, help="a finished quickstart on real text")
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])

@@ -14,7 +14,7 @@ from ldlm.errors import InputError
 
 if TYPE_CHECKING:
     from ldlm.evaluation.scores import FileScores, SeedScores, Spread
-    from ldlm.evaluation.validity import SourceScores
+    from ldlm.evaluation.validity import SourceScores, SourceSeedScores
 
 VALIDITY = {
     "stories_valid": "valid, of whole stories",
@@ -65,6 +65,7 @@ def command(
       ldlm evaluate bert.jsonl --boundary-tokens "[CLS]" "[SEP]" --scorer gpt2-large
       ldlm evaluate --features-p samples.npy --features-q real.npy
       ldlm evaluate --source stories samples.jsonl
+      ldlm evaluate --source stories seed-*.jsonl --seeds
     """
     config = options.build()
     if features_p or features_q:
@@ -72,8 +73,8 @@ def command(
     if not texts:
         raise InputError("no texts to evaluate; for example ldlm evaluate samples.jsonl")
     if config.source is not None:
-        others = {"--reference": reference, "--seeds": seeds, "--mauve": with_mauve}
-        return _by_source(options, config, texts, [flag for flag, given in others.items() if given])
+        others = {"--reference": reference, "--mauve": with_mauve}
+        return _by_source(options, config, texts, seeds, [flag for flag, given in others.items() if given])
     from ldlm.evaluation import scorecache, scores
     from ldlm.stages import evaluate as stage
 
@@ -108,21 +109,55 @@ def _show_mauve(options: Options, texts: tuple[str, ...], features_p: str | None
     options.show(found, lambda: show.pairs({key: found[key] for key in ("mauve", "file", "reference")}))
 
 
-def _by_source(options: Options, config: EvaluateConfig, texts: tuple[str, ...], others: list[str]) -> None:
+def _by_source(
+    options: Options, config: EvaluateConfig, texts: tuple[str, ...], seeds: bool, others: list[str]
+) -> None:
     if others:
         raise InputError(f"--source compares with real texts of its own and needs no {', '.join(others)}; leave it out")
+    from ldlm.evaluation import validity
     from ldlm.stages import evaluate as stage
 
     paths = [Path(text) for text in texts]
     if options.dry_run:
-        return options.show_plan(stage.plan(config, paths, None))
-    found = stage.by_source(config, paths, progress=show.Terminal())
-    own = [scores.to_json() for scores in found]
-    options.show(own[0] if len(own) == 1 else {"files": own}, lambda: "\n\n".join(map(_validity, found)))
+        return options.show_plan(stage.plan(config, paths, None, seeds=seeds))
+    found = stage.by_source(config, paths, seeds=seeds, progress=show.Terminal())
+    own, over_seeds = [scores.to_json() for scores in found], validity.over_seeds(found) if seeds else None
+    record = {
+        **({"over_seeds": over_seeds.to_json()} if over_seeds else {}),
+        **(own[0] if len(own) == 1 else {"files": own}),
+    }
+    options.show(record, lambda: _validities(found, over_seeds))
+
+
+def _validities(found: list[SourceScores], over_seeds: SourceSeedScores | None) -> str:
+    """All tables: a file each, and their mean with what they are read beside."""
+    first = found[0]
+    return "\n\n".join(
+        [
+            *map(_validity, found),
+            *([_over_seeds(over_seeds)] if over_seeds else []),
+            f"the source itself: {show.value(first.source_nats_per_story)} nats a story, "
+            f"{show.value(first.source_nats_per_word)} a word, "
+            f"{show.value(first.source_words_per_story)} words a story\n"
+            "fewer nats than those of real texts are collapse, not quality; where rows cut stories, the whole ones are "
+            "short, also of real texts",
+        ]
+    )
+
+
+def _over_seeds(over_seeds: SourceSeedScores) -> str:
+    """Mean ± std of all figures over files, and of the real texts beside them."""
+
+    def cell(figure: Spread) -> str:
+        return "-" if figure.mean is None else _spread(figure, over_seeds.files)
+
+    rows = [(VALIDITY[name], cell(one), cell(over_seeds.real[name])) for name, one in over_seeds.figures.items()]
+    rows += [(f"violations: {kind}", cell(one), "0") for kind, one in over_seeds.violations.items() if one.mean]
+    return show.table((f"mean ± std of {over_seeds.files} seeds", "texts", "real"), rows)
 
 
 def _validity(scores: SourceScores) -> str:
-    """What a file is by a source, beside real texts."""
+    """The table of a file by a source, beside real texts."""
     record, real = scores.found.to_json(), scores.real.to_json()
     rows: list[tuple[Any, ...]] = [
         ("whole stories", record["stories"], real["stories"]),
@@ -131,17 +166,7 @@ def _validity(scores: SourceScores) -> str:
     ]
     for back, number in record["distances"].items():
         rows.append((f"contradicting {_back(int(back))}", number, real["distances"].get(back, 0)))
-    return "\n".join(
-        [
-            show.table((scores.file, "texts", "real"), rows),
-            "",
-            f"the source itself: {show.value(scores.source_nats_per_story)} nats a story, "
-            f"{show.value(scores.source_nats_per_word)} a word, "
-            f"{show.value(scores.source_words_per_story)} words a story",
-            "fewer nats than those of real texts are collapse, not quality; where rows cut stories, the whole ones are "
-            "short, also of real texts",
-        ]
-    )
+    return show.table((scores.file, "texts", "real"), rows)
 
 
 def _back(sentences: int) -> str:

@@ -9,18 +9,21 @@ from ldlm.cli.options import Command, Options, path_option, require, stage_optio
 from ldlm.config import QuickstartConfig
 
 
-@click.command(cls=Command, short_help="the whole pipeline on real text, in about ten minutes on two cores")
+@click.command(cls=Command, short_help="the whole pipeline in about ten minutes on two cores")
 @stage_options(QuickstartConfig)
 @path_option("--output", "folder for all outputs")
 def command(options: Options, output: str | None) -> None:
     """Pretrain a small encoder, extract features, train jointly, fine-tune a decoder, sample, interpolate, evaluate.
 
-    A demonstration of the pipeline, not of the paper's quality. The same command resumes an interrupted one.
+    On the documentation of Python and the installed packages, on little English stories whose law is known, which are
+    ours and synthetic, or on a file of text. A demonstration of the pipeline, not of the paper's quality. The same
+    command resumes an interrupted one.
 
     \b
     Examples:
       ldlm quickstart --output quickstart
-      ldlm quickstart --output quickstart --text novels.txt
+      ldlm quickstart --output quickstart-stories --text stories
+      ldlm quickstart --output quickstart-novels --text novels.txt
     """
     config = options.build()
     from ldlm.stages import quickstart as stage

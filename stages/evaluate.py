@@ -75,12 +75,24 @@ def run(
     return results if reference is None else [*results[:-1], replace(results[-1], role="reference")]
 
 
-def by_source(config: EvaluateConfig, files: Sequence[Path], progress: Progress = SILENT) -> list[SourceScores]:
-    """Scores of each file by the process that its texts should come from; no scorer is needed."""
-    measure = validity.Measure(config.resamples, config.seed)
-    sets = [_with_ends(texts) for texts in _read(files, config, None, progress)]
+def by_source(
+    config: EvaluateConfig, files: Sequence[Path], *, seeds: bool = False, progress: Progress = SILENT
+) -> list[SourceScores]:
+    """Scores of each file by the process that its texts should come from; no scorer is needed.
+
+    `seeds`: the files, or those in the folders, are draws of one model with different seeds. Beside each stand real
+    texts of its own then, of the seeds from the configured one on; else the same real texts stand beside all files.
+    """
+    paths = _paths(files, None, seeds)
+    sets = [_with_ends(texts) for texts in _read(paths, config, None, progress)]
+    if seeds:
+        samples.check_seeds(paths, sets)
+    measures = [validity.Measure(config.resamples, config.seed + number * seeds) for number in range(len(sets))]
     with progress.task("judge", 2 * sum(map(len, sets)), "text") as task:
-        return [measure.scores(texts, str(path), task.advance) for path, texts in zip(files, sets, strict=True)]
+        return [
+            measure.scores(texts, str(path), task.advance)
+            for measure, path, texts in zip(measures, paths, sets, strict=True)
+        ]
 
 
 def _with_ends(texts: Texts) -> Texts:

@@ -1,25 +1,24 @@
-"""Every stage on real English text, small enough for two cores and about ten minutes.
+"""Every stage on text of one source, small enough for two cores and about ten minutes.
 
-It demonstrates the pipeline and shows that it learns, not the paper's quality. The text is split into three parts: the
-encoder and the LDLM train on one, the scorer on another, and the third is held out, so that scorer and model have no
-training text in common. Each step is a stage of its own with its own artefact, and resumes by itself.
+It demonstrates the pipeline and shows that it learns, not the paper's quality. Each step is a stage of its own with its
+own artefact, and resumes by itself. What depends on the text stands in its `sources`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import random
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ldlm import artifact, config, files, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import (
-    EvaluateConfig,
     ExtractConfig,
     FinetuneConfig,
     InterpolateConfig,
@@ -29,20 +28,15 @@ from ldlm.config import (
     SamplerConfig,
     TrainConfig,
 )
-from ldlm.errors import InputError
-from ldlm.evaluation import metrics, samples
+from ldlm.evaluation import samples
 from ldlm.evaluation.scorer import Scorer
-from ldlm.features import builtin_text, textfiles
-from ldlm.features.documents import whole
+from ldlm.features import textfiles
 from ldlm.features.encoder import FrozenEncoder
 from ldlm.features.store import FeatureStore
 from ldlm.hub import load_tokenizer
-from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress
 from ldlm.stages import (
-    evaluate,
     extract_features,
-    features,
     finetune_decoder,
     interpolate,
     pretrain_encoder,
@@ -51,14 +45,23 @@ from ldlm.stages import (
     trace,
     train,
 )
+from ldlm.stages.source_stories import Stories
+from ldlm.stages.source_text import RealText
+from ldlm.stages.sources import Claims, Judged, Source
 
 SEQ_LEN = 64
-TEXTS = 256
-HELD_OUT_SHARE, SCORER_SHARE = 0.06, 0.36
-DOCUMENTS = 60_000  # at most; more would not be read in ten minutes
-FEWEST_CHARACTERS, FEWEST_DOCUMENTS = 500_000, 50
-SAMPLER = SamplerConfig(temperature=0.5)
-DECODER = "layers-2"  # Appendix B.2's; `joint` rebuilds more held-out tokens here, and its samples read worse
+VOCABULARY = 2_048  # of a tokenizer that the encoder trains
+EARLIER = {"solver": "dpm++2m-sde", "steps": 32, "temperature": 0.5}  # sampler of quickstarts that do not record theirs
+
+
+def named(text: str) -> Source:
+    """The source that `--text` names: stories, python, or a file."""
+    return Stories() if text == Stories.name else RealText(None if text == "python" else text)
+
+
+def of(summary: Mapping[str, Any]) -> Source:
+    """The source of a finished quickstart; those of earlier versions, which say nothing of it, had real text."""
+    return Stories() if summary.get("source") == Stories.name else RealText(None)
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,11 @@ class Plan:
 
     config: QuickstartConfig
     out: Path
+
+    @cached_property
+    def source(self) -> Source:
+        """What the texts are."""
+        return named(self.config.text)
 
     def part(self, name: str) -> str:
         """File of one part of the text; JSON lines, since a document may have line ends."""
@@ -78,13 +86,14 @@ class Plan:
         return self.out / "run"
 
     @property
-    def texts(self) -> dict[str, Path]:
-        """Files of the sets of texts that are evaluated, by name."""
-        return {
-            "real text": self.out / "real.jsonl",
-            "samples": self.run_path / "samples.jsonl",
-            "unigram text": self.out / "unigram.jsonl",
-        }
+    def words(self) -> Path:
+        """Folder of the text's own tokenizer."""
+        return self.out / "text" / "tokenizer"
+
+    @property
+    def judged(self) -> Judged:
+        """What the source judges."""
+        return Judged(self.out, self.source.sizes.texts, self.scorer_name, self.config.seed, self.config.device)
 
     @property
     def encoder_name(self) -> str:
@@ -92,19 +101,26 @@ class Plan:
 
     @property
     def scorer_name(self) -> str:
-        return self.config.scorer or str(self.out / "scorer")
+        return self.config.scorer or str(self.out / ("scorer" if self.trains_scorer else "encoder"))
+
+    @property
+    def trains_scorer(self) -> bool:
+        """Whether a scorer is pretrained: none is named, and the encoder is not made to be one."""
+        own = self.source.encoder_scores and self.config.encoder is None
+        return self.config.scorer is None and not own
 
     @property
     def encoder(self) -> PretrainConfig:
-        return PretrainConfig(
-            data=(self.part("train"),), vocab_size=2048, positions=SEQ_LEN, steps=450, **self._common()
-        )
+        return self._pretrained("train", str(self.words) if self.source.has_tokenizer else None)
 
     @property
     def scorer(self) -> PretrainConfig:
-        return PretrainConfig(
-            data=(self.part("scorer"),), tokenizer=self.encoder_name, positions=SEQ_LEN, steps=450, **self._common()
-        )
+        return self._pretrained(self.source.scorer_part, self.encoder_name)
+
+    def _pretrained(self, part: str, tokenizer: str | None) -> PretrainConfig:
+        vocabulary = {"vocab_size": VOCABULARY} if tokenizer is None else {"tokenizer": tokenizer}
+        steps = self.source.sizes.encoder_steps
+        return PretrainConfig(data=(self.part(part),), positions=SEQ_LEN, steps=steps, **vocabulary, **self._common())
 
     @property
     def features(self) -> ExtractConfig:
@@ -118,23 +134,25 @@ class Plan:
 
     @property
     def train(self) -> TrainConfig:
-        return config.from_dict(TrainConfig, {**config.PRESETS["tiny"].overrides, **self._common()})
+        settings = config.merge(config.PRESETS["tiny"].overrides, self.source.sizes.preset)
+        return config.from_dict(TrainConfig, {**settings, **self._common()})
 
     @property
     def finetune(self) -> FinetuneConfig:
-        return FinetuneConfig(layers=2, steps=250, **self._common())
+        return FinetuneConfig(layers=2, steps=self.source.sizes.decoder_steps, **self._common())
+
+    @property
+    def sampler(self) -> SamplerConfig:
+        return SamplerConfig(temperature=self.source.sizes.temperature)
 
     @property
     def sample(self) -> SampleConfig:
-        return SampleConfig(num_samples=TEXTS, decoder=DECODER, sampler=SAMPLER, **self._common())
+        sizes = self.source.sizes
+        return SampleConfig(num_samples=sizes.texts, decoder=sizes.decoder, sampler=self.sampler, **self._common())
 
     def interpolate(self, store: FeatureStore) -> InterpolateConfig:
-        pairs = min(64, store.held_out().rows // 2)
-        return InterpolateConfig(pairs=pairs, points=11, decoder=DECODER, scorer=self.scorer_name, **self._common())
-
-    @property
-    def evaluate(self) -> EvaluateConfig:
-        return EvaluateConfig(scorer=self.scorer_name, **self._common())
+        pairs, decoder = min(64, store.held_out().rows // 2), self.source.sizes.decoder
+        return InterpolateConfig(pairs=pairs, points=11, decoder=decoder, scorer=self.scorer_name, **self._common())
 
     def _common(self) -> dict[str, Any]:
         return {"seed": self.config.seed, "device": self.config.device}
@@ -143,79 +161,80 @@ class Plan:
 def plan(quickstart: QuickstartConfig) -> dict[str, Any]:
     """Plan of the quickstart: each stage with its size."""
     steps = Plan(quickstart, Path("OUTPUT"))
+    scorer = (
+        f"GPT-2, {steps.scorer.layers} layers, {steps.scorer.steps} steps" if steps.trains_scorer else "the encoder"
+    )
     return {
-        "text": quickstart.text or "English prose that ships with Python and the installed dependencies",
+        "text": steps.source.described,
         "encoder": quickstart.encoder or f"GPT-2, {steps.encoder.layers} layers, {steps.encoder.steps} steps",
-        "scorer": quickstart.scorer or f"GPT-2, {steps.scorer.layers} layers, {steps.scorer.steps} steps",
+        "scorer": quickstart.scorer or scorer,
         "train": f"preset tiny, {steps.train.steps} steps of {steps.train.batch_size} rows of {SEQ_LEN} tokens",
         "decoder": f"{steps.finetune.layers} layers, {steps.finetune.steps} steps",
-        "sample": f"{TEXTS} texts, {SAMPLER.steps} steps",
+        "sample": f"{steps.sample.num_samples} texts, {steps.sampler.steps} steps",
     }
 
 
 def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, progress: Progress = SILENT) -> Artifact:
     """Run every stage into `out`; its manifest holds the table."""
     runtime.device(quickstart.device)
-    source = {} if quickstart.text is None else {"text": textfiles.fingerprints([quickstart.text])[quickstart.text]}
-    reads = [] if quickstart.text is None else [quickstart.text]
-    result = artifact.begin(out, "quickstart", quickstart, source, overwrite=overwrite, reads=reads)
+    steps = Plan(quickstart, out)
+    reads = steps.source.files
+    inputs = {"text": textfiles.fingerprints(reads)[reads[0]]} if reads else {}
+    result = artifact.begin(out, "quickstart", quickstart, inputs, overwrite=overwrite, reads=reads)
     if result.complete:
         progress.note(f"{out} is complete; nothing to do")
         return result
-    steps = Plan(quickstart, out)
     begun = result if (out / "text" / "corpus.json").exists() else replace(result, state="new")
     with begun.or_nothing():  # bad input removes the folder, also an interrupted one that has no text yet
         _check_models(quickstart)
-        corpus = _write_corpus(quickstart, out, progress)
+        corpus = _write_corpus(steps, progress)
 
-    trained, decoder = _train_and_draw(steps, progress)
-    rows = _evaluate(steps, progress)
+    trained, decoder, judged = _run_stages(steps, progress)
     report.run(steps.run_path)
-    plots.comparison(out / "comparison.png", rows)
-    drawn = files.read_jsonl(steps.texts["samples"])
+    texts = steps.judged.samples
     summary = {
+        "source": steps.source.name,
         "corpus": corpus,
         "held_out": trained.manifest["held_out"],
         "decoder": {key: decoder.manifest[key] for key in ("name", "parameters", "replaces", "held_out")},
-        "drawn_with": samples.record(steps.texts["samples"])["decoder"],
-        "texts": rows,
-        "copied_8grams": _copied(steps),
+        "drawn_with": samples.record(texts)["decoder"],
+        "drawn_by": {key: getattr(steps.sampler, key) for key in ("solver", "steps", "temperature")},
+        **judged,
         "parameters": trained.manifest["parameters"],
-        "first_samples": [row["text"] for row, _ in zip(drawn, range(3), strict=False)],
+        "first_samples": [row["text"] for row, _ in zip(files.read_jsonl(texts), range(3), strict=False)],
     }
-    files.write_json(out / "evaluation.json", rows)
+    files.write_json(out / "evaluation.json", next(iter(judged.values())))
     files.write_atomic(out / "SUMMARY.md", summary_markdown(summary))
     return result.finish(**summary)
 
 
-def _train_and_draw(steps: Plan, progress: Progress) -> tuple[Artifact, Artifact]:
-    """Run all stages up to the evaluation; returns the run and its decoder."""
-    run, store = steps.run_path, steps.out / "features"
-    if steps.config.encoder is None:
-        progress.note("1 of 7: pretrain an encoder")
-        pretrain_encoder.run(steps.encoder, steps.out / "encoder", progress=progress)
-    if steps.config.scorer is None:
-        progress.note("2 of 7: pretrain a scorer, on other text")
-        pretrain_encoder.run(steps.scorer, steps.out / "scorer", progress=progress)
-    progress.note("3 of 7: extract features")
+def _run_stages(steps: Plan, progress: Progress) -> tuple[Artifact, Artifact, dict[str, Any]]:
+    """Run all stages; returns the run, its decoder, and what the source says of the samples."""
+    out, run, store, drawn = steps.out, steps.run_path, steps.out / "features", steps.judged.samples
+    trains_encoder = steps.config.encoder is None
+    numbers, last = count(1), 5 + trains_encoder + steps.trains_scorer
+
+    def say(stage: str) -> None:
+        progress.note(f"{next(numbers)} of {last}: {stage}")
+
+    if trains_encoder:
+        say("pretrain an encoder")
+        pretrain_encoder.run(steps.encoder, out / "encoder", progress=progress)
+    if steps.trains_scorer:
+        say("pretrain a scorer, on other text")
+        pretrain_encoder.run(steps.scorer, out / "scorer", progress=progress)
+    say("extract features")
     extract_features.run(steps.features, store, progress=progress)
-    progress.note("4 of 7: train encoder, denoiser and decoders jointly")
+    say("train encoder, denoiser and decoders jointly")
     trained = train.run(steps.train, store, run, progress=progress)
-    progress.note("5 of 7: fine-tune a decoder that reads the latents directly")
+    say("fine-tune a decoder that reads the latents directly")
     decoder = finetune_decoder.run(steps.finetune, run, store, progress=progress)
-    progress.note("6 of 7: sample")
-    sample.run(steps.sample, run, steps.texts["samples"], progress=progress)
+    say("sample")
+    sample.run(steps.sample, run, drawn, progress=progress)
     trace.run(steps.sample, run, run / "trace", progress=progress)
-    progress.note("7 of 7: interpolate and evaluate")
+    say("interpolate and evaluate")
     interpolate.run(steps.interpolate(FeatureStore(store)), run, store, run / "interpolation", progress=progress)
-    return trained, decoder
-
-
-def _evaluate(steps: Plan, progress: Progress) -> list[dict[str, Any]]:
-    """Scores of the samples and of the two reference sets, with their names, as JSON."""
-    _write_references(steps)
-    scores = evaluate.run(steps.evaluate, list(steps.texts.values()), progress=progress)
-    return [{"name": name, **one.to_json()} for name, one in zip(steps.texts, scores, strict=True)]
+    return trained, decoder, steps.source.judge(steps.judged, progress)
 
 
 def _check_models(quickstart: QuickstartConfig) -> None:
@@ -227,128 +246,60 @@ def _check_models(quickstart: QuickstartConfig) -> None:
         Scorer(quickstart.scorer, torch.device("cpu"))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Text
-
-
-def _write_corpus(quickstart: QuickstartConfig, out: Path, progress: Progress) -> dict[str, Any]:
-    """Write the three parts, one document per line; returns their sizes and the hash of all documents."""
-    record = out / "text" / "corpus.json"
+def _write_corpus(steps: Plan, progress: Progress) -> dict[str, Any]:
+    """Write the tokenizer, if the text has one of its own, and its parts; returns their sizes and the hash of all."""
+    folder = steps.out / "text"
+    record = folder / "corpus.json"
     if record.exists():
         return files.read_json(record)
-    if quickstart.text is None:
-        progress.note("collecting English prose from Python's documentation and the installed packages")
-        documents = builtin_text.documents()
-    else:
-        for remark in textfiles.remarks([quickstart.text], quickstart.text_column):
-            progress.note(remark)
-        found = textfiles.file_documents([quickstart.text], quickstart.text_column)
-        documents = list(dict.fromkeys(whole(found)))
-    random.Random(quickstart.seed).shuffle(documents)
-    documents = documents[:DOCUMENTS]
-    first, second = (int(len(documents) * share) for share in (HELD_OUT_SHARE, HELD_OUT_SHARE + SCORER_SHARE))
-    parts = {"held-out": documents[:first], "scorer": documents[first:second], "train": documents[second:]}
-    characters = sum(map(len, documents))
-    if len(documents) < FEWEST_DOCUMENTS or characters < FEWEST_CHARACTERS:
-        raise InputError(
-            f"{quickstart.text} holds {characters:,} characters in {len(documents):,} documents; a "
-            f"quickstart needs {FEWEST_CHARACTERS:,} in {FEWEST_DOCUMENTS}, to split into three parts"
-        )
-    (out / "text").mkdir(exist_ok=True)
+    parts = steps.source.parts(steps.config, progress)
+    folder.mkdir(exist_ok=True)
+    steps.source.write_tokenizer(steps.words)
     for name, part in parts.items():
-        files.write_atomic(out / "text" / f"{name}.jsonl", files.dump_jsonl({"text": document} for document in part))
+        files.write_atomic(folder / f"{name}.jsonl", files.dump_jsonl({"text": document} for document in part))
+    documents = [document for part in parts.values() for document in part]
     described = {
-        "source": quickstart.text or "Python's documentation and the docstrings of installed packages",
+        "source": steps.source.described,
         "documents": {name: len(part) for name, part in parts.items()},
-        "characters": characters,
+        "characters": sum(map(len, documents)),
         "sha256": hashlib.sha256("\n".join(documents).encode()).hexdigest(),
     }
     files.write_json(record, described)
     return described
 
 
-def _write_references(steps: Plan) -> None:
-    """Write the reference sets: held-out text, and unigram text drawn from the training tokens' frequencies."""
-    features_path = steps.out / "features"
-    store = FeatureStore(features_path)
-    features.texts(features_path, min(TEXTS, store.held_out().rows), steps.texts["real text"])
-    train_tokens = store.split("train").tokens[:]
-    unigram = np.repeat(train_tokens[:1], TEXTS, axis=0)  # first and last token of a row
-    drawn = np.random.default_rng(steps.config.seed).choice(train_tokens[:, 1:-1].ravel(), (TEXTS, SEQ_LEN - 2))
-    unigram[:, 1:-1] = drawn
-    tokenizer, out = load_tokenizer(str(store.tokenizer_path)), steps.texts["unigram text"]
-    rows = samples.rows(metrics.decode_tokens(tokenizer, unigram), unigram.tolist(), range(TEXTS))
-    samples.write_record(out, "texts", samples.record_of(tokenizer, clean_up=False))
-    files.write_atomic(out, files.dump_jsonl(rows))
-
-
-def _copied(steps: Plan) -> dict[str, float]:
-    """Share of the 8-grams of samples and of held-out text that occur in the training rows."""
-    training = FeatureStore(steps.out / "features").split("train").tokens[:].tolist()
-    sets = {"samples": steps.texts["samples"], "real": steps.texts["real text"]}
-    return {name: metrics.copied_share(samples.read(path).tokens or [], training) for name, path in sets.items()}
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Summary
 
 
-def verdicts(summary: dict[str, Any]) -> list[tuple[str, bool]]:
+def claims(summary: Mapping[str, Any]) -> Claims:
     """Claims that a working pipeline fulfils, and whether this one does."""
-    real, drawn, unigram = (row for row in summary["texts"])
-    held_out, most = summary["held_out"], unigram["gen_ppl"] / 3
-    return [
-        (
-            f"perplexity at most a third of unigram text's: {_perplexity(drawn)} against {_perplexity(unigram)}",
-            drawn["gen_ppl"] is not None and drawn["gen_ppl"] <= most,
-        ),
-        (
-            f"entropy within 15 % of real text's: {drawn['entropy']:.2f} against {real['entropy']:.2f}",
-            abs(drawn["entropy"] / real["entropy"] - 1) <= 0.15,
-        ),
-        (
-            f"denoising beats predicting the mean: {held_out['l_diff']:.3f} against {held_out['l_diff_mean']:.3f}",
-            held_out["l_diff"] < held_out["l_diff_mean"],
-        ),
-    ]
+    held_out = summary["held_out"]
+    told = f"denoising beats predicting the mean: {held_out['l_diff']:.3f} against {held_out['l_diff_mean']:.3f}"
+    return [*of(summary).claims(summary), (told, held_out["l_diff"] < held_out["l_diff_mean"])]
 
 
-def _perplexity(row: dict[str, Any]) -> str:
-    """A cell of the table; `none` where no text has a token to score."""
-    return "none" if row["gen_ppl"] is None else f"{row['gen_ppl']:,.0f}"
-
-
-def summary_text(summary: dict[str, Any]) -> str:
+def summary_text(summary: Mapping[str, Any]) -> str:
     """The table that a quickstart prints at its end."""
-    held_out, decoder, copied = summary["held_out"], summary["decoder"], summary["copied_8grams"]
+    source, held_out, decoder = of(summary), summary["held_out"], summary["decoder"]
     small = decoder["held_out"]
+    drawn_by = summary.get("drawn_by") or EARLIER
     figures = {
-        "sampler": f"{SAMPLER.solver}, {SAMPLER.steps} steps; decoder {summary.get('drawn_with', decoder['name'])}, "
-        f"temperature {SAMPLER.temperature}",
+        "sampler": f"{drawn_by['solver']}, {drawn_by['steps']} steps; decoder "
+        f"{summary.get('drawn_with', decoder['name'])}, temperature {drawn_by['temperature']}",
         "tokens rebuilt by D_h, D_w": f"{held_out['token_accuracy_clean']:.1%} clean, "
         f"{held_out['token_accuracy']:.1%} under σ_dec noise",
         f"tokens rebuilt by {decoder['name']}": f"{small['token_accuracy_clean']:.1%} clean, "
         f"{small['token_accuracy']:.1%} under noise; {decoder['parameters']:,} parameters, not {decoder['replaces']:,}",
         "L_diff": f"{held_out['l_diff']:.3f}; predicting the mean latent gives {held_out['l_diff_mean']:.3f}",
         "latent std": f"{held_out['latent_std']:.2f} per coordinate",
-        "copied 8-grams": f"{copied['samples']:.1%} of those in the samples occur in the training text, "
-        f"{copied['real']:.1%} of those in held-out text",
+        **source.more(summary),
     }
-    lines = [
-        "Texts, scored by a model trained on text that the LDLM never sees",
-        "",
-        f"  {'':<14}{'gen. ppl':>10}{'entropy':>10}{'diversity':>11}{'texts':>7}",
-    ]
-    for row in summary["texts"]:
-        scores = f"{_perplexity(row):>10}{row['entropy']:>10.2f}{row['diversity']:>11.3f}{row['num_texts']:>7}"
-        lines.append(f"  {row['name']:<14}{scores}")
-    lines.append("  (good samples have a low perplexity, and the entropy and diversity of real text)")
-    fewest = summary["texts"][0].get("diversity_texts")
-    if fewest is not None and any(row["num_texts"] > fewest for row in summary["texts"]):
-        lines.append(f"  (diversity of the first {fewest} texts of each, for it falls with their number)")
-    lines += ["", "How they were drawn, and held-out figures", ""]
+    lines = [*source.table(summary), "", "How they were drawn, and held-out figures", ""]
     lines += [f"  {name:<28}{figure}" for name, figure in figures.items()]
-    lines += ["", *(f"  {'yes' if passed else 'NO '}  {claim}" for claim, passed in verdicts(summary))]
+    lines += ["", *(f"  {'yes' if passed else 'NO '}  {claim}" for claim, passed in claims(summary))]
+    if shown := source.shown(summary):
+        lines += ["", *shown]
     if "output" in summary:
         lines += [
             "",
@@ -358,10 +309,10 @@ def summary_text(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def summary_markdown(summary: dict[str, Any]) -> str:
+def summary_markdown(summary: Mapping[str, Any]) -> str:
     """SUMMARY.md: the table with plots and samples."""
-    texts = "\n\n".join(f"> {line}" for line in summary["first_samples"])
     corpus = summary["corpus"]
+    table = summary_text(summary)
     return f"""# LDLM quickstart
 
 A demonstration of the pipeline on a small machine, not the paper's quality. Trained on {corpus["documents"]["train"]:,}
@@ -369,10 +320,10 @@ documents of {corpus["source"]} (corpus sha256 `{corpus["sha256"][:16]}…`);
 the model has {sum(summary["parameters"].values()):,} trainable parameters.
 
 ```
-{summary_text(summary)}
+{table}
 ```
 
-![perplexity, entropy and diversity](comparison.png)
+![the samples beside the text](comparison.png)
 
 ![training](run/plots/training.png)
 
@@ -380,7 +331,5 @@ the model has {sum(summary["parameters"].values()):,} trainable parameters.
 
 ![a text on its way from noise](run/trace/trace.gif)
 
-## The first three samples
-
-{texts}
+{of(summary).shown_markdown(summary)}
 """

@@ -50,7 +50,7 @@ def run(
     """
     files.check_output(out, "stories.txt")
     if tokenizer is not None:
-        _write_tokenizer(tokenizer, overwrite)
+        write_tokenizer(tokenizer, overwrite=overwrite)
     begun = {
         "kind": "texts",
         "source": "stories",
@@ -91,7 +91,7 @@ def _batches(stories: StoriesConfig) -> Iterator[list[str]]:
         yield [*process.stories(stories.seed, start, min(start + BATCH, stories.documents))]
 
 
-def _write_tokenizer(folder: Path, overwrite: bool) -> None:
+def write_tokenizer(folder: Path, *, overwrite: bool = False) -> None:
     """Write the tokenizer to a folder of its own; one that is there already stays."""
     made, there = tokens.tokenizer(STORIES), folder / "tokenizer.json"
     if there.is_file() and there.read_text(encoding="utf-8") == made.backend_tokenizer.to_str(pretty=True):

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.comparison import autoregressive, plan, results, runner
+from benchmarks.comparison import autoregressive, plan, results, runner, stories
+from benchmarks.comparison.sources import RealText
 from ldlm import files
+from ldlm.stories.grammar import KINDS
 from tests.conftest import BIGRAMS
 
 ROOT = Path(__file__).parent.parent
+TEXT = RealText(Path("novels.txt"))
 LAWS = torch.tensor(list(BIGRAMS.values()))
 
 
@@ -101,7 +104,7 @@ def figures(rows: list) -> dict:
 
 
 def test_the_tables_have_the_mean_with_half_the_range_and_say_which_seeds_overlap():
-    lines = results.tables(figures(ROWS)).splitlines()
+    lines = results.tables(figures(ROWS), TEXT).splitlines()
     assert "| MDLM | equal steps | 1,200 | 0.001 | 30 | 6.00 M | 10.0 ± 0.0 | 5.500 ± 0.500 |" in lines
     assert "| MDLM | 5.000 | 5.500 |" in lines  # at each learning rate
     assert "| MDLM | 105.0 ± 5.0 |" in lines
@@ -113,8 +116,36 @@ def test_the_tables_have_the_mean_with_half_the_range_and_say_which_seeds_overla
 
 
 def test_a_way_without_a_perplexity_has_no_figure_and_no_comparison():
-    lines = results.tables(figures([*ROWS[:2], row("flm", 0, None, 0.1)])).splitlines()
+    lines = results.tables(figures([*ROWS[:2], row("flm", 0, None, 0.1)]), TEXT).splitlines()
     assert lines.count("| FLM | – |") == 2
+
+
+def judged(way: str, seed: int, share: float | None, order: int) -> dict:
+    """A row of the frontier on stories."""
+    shares = dict.fromkeys(("sentences_valid", "stories_valid", "coverage", "nats_per_story", "nats_per_word"), share)
+    sentences = {"sentences": 90, "cut_sentences": 10}
+    kinds = {**dict.fromkeys(KINDS, 0), "order": order}
+    return {**row(way, seed, None, 3.0), **shares, **sentences, "violations": kinds}
+
+
+def test_the_frontier_on_stories_has_validity_and_violations_in_place_of_perplexity():
+    rows = [
+        judged("ldlm", 0, 0.7, 10),
+        judged("ldlm", 1, 0.5, 31),
+        judged("mdlm", 0, 0.4, 0),
+        judged("flm", 0, None, 0),
+    ]
+    real = {**judged("real", 0, 1.0, 0), "diversity": 0.5}
+    found = {**figures(rows), "references": {"real": real, "ar": []}, "trainings": [], "rates": {}}
+    lines = results.tables(found, stories.Stories()).splitlines()
+    assert "## Equal steps: share of the sentences that are valid" in lines
+    assert "| LDLM | 0.600 ± 0.100 |" in lines
+    assert "| MDLM | -0.20, -0.20, +0.00 ? |" in lines
+    assert "| FLM | – |" in lines
+    start = lines.index("## Equal steps: violations in a hundred sentences, 32 evaluations")
+    assert lines[start + 2].split(" | ")[-2:] == ["order", "ending |"]
+    assert lines[start + 4] == "| LDLM | 0.0 | 0.0 | 0.0 | 0.0 | 0.0 | 0.0 | 20.5 | 0.0 |"
+    assert "perplexity" not in "\n".join(lines)
 
 
 def test_samples_are_shown_as_they_are_but_for_their_line_ends():
@@ -192,3 +223,42 @@ def test_another_text_is_not_taken_for_the_first(toy, corpus, few_lines, tmp_pat
     runner.main(["--text", str(corpus), "--texts", "3", *command])
     with pytest.raises(SystemExit, match=r"holds a comparison on another text than .*few\.txt"):
         runner.main(["--text", str(few_lines), *command])
+
+
+@pytest.mark.slow
+def test_the_frontier_on_stories_goes_on_and_writes_what_it_found(toy, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(plan, "SEQ_LEN", 32)
+    sizes = [
+        "--seeds",
+        "0",
+        "1",
+        "--steps",
+        "3",
+        "--texts",
+        "5",
+        "--budgets",
+        "2",
+        "3",
+        "--methods",
+        "ldlm",
+        "mdlm",
+        "ar",
+    ]
+    command = ["--documents", "200", "--held-out", "60", "--output", str(tmp_path / "c"), *sizes]
+    stories.main([*command, "--results", str(tmp_path / "r")])
+    first = list(toy)
+    assert [words[0] for words in first].count("sample") == 2 * 2 * (2 + 3)
+    assert not any("--scorer" in words for words in first)
+    (tmp_path / "c/texts/equal-steps/seed-1/mdlm-3.json").unlink()  # as if it had been stopped before the scores
+    stories.main([*command, "--results", str(tmp_path / "r")])
+    assert [words[0] for words in toy[len(first) :]] == ["sample"]
+    (made,) = (tmp_path / "r").glob("stories-frontier-*.json")
+    found = files.read_json(made)["figures"]
+    assert {row["regime"] for row in found["rows"]} == {"equal-steps"}
+    assert all(row["num_texts"] == 5 and set(row["violations"]) == set(KINDS) for row in found["rows"])
+    assert found["references"]["real"]["sentences_valid"] == found["references"]["real"]["cut_sentences_valid"] == 1.0
+    assert {row["method"] for row in found["trainings"] if row["flops_per_token"]} == {"ldlm", "mdlm"}
+    assert made.with_suffix(".png").exists()
+    assert made.with_suffix(".md").read_text(encoding="utf-8") in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="holds a comparison on another text than the first 270 stories of seed 0"):
+        stories.main([*command, "--documents", "210"])

@@ -30,7 +30,12 @@ MAY_IMPORT = {
 }
 # The root of the library that `config` stands on, which the rest of the root may import in turn.
 UNDER_CONFIG = {"ldlm.errors"}
-BETWEEN_STAGES = {"ldlm.stages.quickstart": None, "ldlm.stages.features": {"ldlm.stages.extract_features"}}  # None: all
+BETWEEN_STAGES = {
+    "ldlm.stages.quickstart": None,  # all
+    "ldlm.stages.source_stories": {f"ldlm.stages.{name}" for name in ("sources", "evaluate", "stories")},
+    "ldlm.stages.source_text": {f"ldlm.stages.{name}" for name in ("sources", "evaluate", "features")},
+    "ldlm.stages.features": {"ldlm.stages.extract_features"},
+}
 
 MOST_LINES = 400  # of a file of the library
 MOST_FUNCTION_LINES = 60

@@ -1,4 +1,4 @@
-"""The picture of a comparison: perplexity and entropy against evaluations, a column for each family of methods."""
+"""The picture of a comparison: its figures against evaluations, a column for each family of methods."""
 
 from __future__ import annotations
 
@@ -17,25 +17,21 @@ FAMILIES = {
 }
 COLOURS = (chart.BLUE, chart.ORANGE, chart.GREEN, chart.PURPLE, chart.RED)
 WORDS = {EQUAL_STEPS: "equal steps", EQUAL_FLOPS: "equal FLOPs"}
-AXES = {
-    "gen_ppl": Axis("generative perplexity, log scale", log=True),
-    "entropy": Axis("entropy, nats"),
-}
 
 
-def draw(path: Path, figures: Mapping[str, Any]) -> None:
-    """Draw it; bands reach from the lowest to the highest seed."""
+def draw(path: Path, figures: Mapping[str, Any], axes: Mapping[str, Axis]) -> None:
+    """Draw a row of charts for each axis; bands reach from the lowest to the highest seed."""
     charts = [
-        _chart(figures, regime, family, key)
+        _chart(figures, regime, family, key, axis)
         for regime in REGIMES
-        for key in AXES
+        for key, axis in axes.items()
         for family in FAMILIES
         if any(row["regime"] == regime for row in figures["rows"])
     ]
     drawing.png(path, charts, columns=len(FAMILIES))
 
 
-def _chart(figures: Mapping[str, Any], regime: str, family: str, key: str) -> Chart:
+def _chart(figures: Mapping[str, Any], regime: str, family: str, key: str, axis: Axis) -> Chart:
     names = {way.key: way for way in WAYS}
     lines = []
     for way, color in zip(FAMILIES[family], COLOURS, strict=False):
@@ -45,11 +41,12 @@ def _chart(figures: Mapping[str, Any], regime: str, family: str, key: str) -> Ch
     budgets = sorted({row["budget"] for row in figures["rows"]})
     ends, references = [budgets[0], budgets[-1]], figures["references"]
     if references[AUTOREGRESSIVE]:
-        values = [row[key] for row in references[AUTOREGRESSIVE]]
-        lines.append(Line("GPT-2", chart.GREY, ends, [sum(values) / len(values)] * 2, dashed=True))
-    lines.append(Line("real text", chart.GOLD, ends, [references["real"][key]] * 2, dashed=True))
+        values = [row[key] for row in references[AUTOREGRESSIVE] if row[key] is not None]
+        lines += [Line("GPT-2", chart.GREY, ends, [sum(values) / len(values)] * 2, dashed=True)] if values else []
+    if references["real"][key] is not None:
+        lines.append(Line("real text", chart.GOLD, ends, [references["real"][key]] * 2, dashed=True))
     x_axis = Axis("evaluations per text, log scale", log=True, short=lambda value: f"{value:,g}")
-    return Chart(f"{family}, {WORDS[regime]}", x_axis, AXES[key], [line for line in lines if line.x])
+    return Chart(f"{family}, {WORDS[regime]}", x_axis, axis, [line for line in lines if line.x])
 
 
 def _line(name: str, color: str, rows: Sequence[Mapping[str, Any]], key: str) -> Line:

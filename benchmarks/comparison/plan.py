@@ -76,16 +76,23 @@ class Draw:
         return Path("texts") / self.regime / f"seed-{self.seed}" / f"{self.way.key}-{self.budget}.jsonl"
 
 
+def part(name: str) -> Path:
+    """File of a part of the text, in the folder of the comparison."""
+    return Path("text") / f"{name}.jsonl"
+
+
 def run_path(regime: str, seed: int, method: str) -> Path:
     """The run of a method. Only LDLM has another one under equal FLOPs: its steps are the dearest."""
     regime = regime if method == LDLM else EQUAL_STEPS
     return Path("runs") / regime / f"seed-{seed}" / method
 
 
-def draws(seeds: Sequence[int], budgets: Sequence[int], methods: Sequence[str]) -> Iterator[Draw]:
+def draws(
+    seeds: Sequence[int], budgets: Sequence[int], methods: Sequence[str], regimes: Sequence[str] = REGIMES
+) -> Iterator[Draw]:
     """All sets of texts, those first that say most."""
     for part in (budgets[:FIRST], budgets[FIRST:]):
-        for regime, seed, budget, way in product(REGIMES, seeds, part, WAYS):
+        for regime, seed, budget, way in product(regimes, seeds, part, WAYS):
             own = way.method == LDLM or regime == EQUAL_STEPS
             if own and way.method in methods and way.steps(budget) > 0:
                 yield Draw(regime, seed, budget, way)

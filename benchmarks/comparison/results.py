@@ -24,13 +24,12 @@ from benchmarks.comparison.plan import (
     flops_per_token,
     run_path,
 )
+from benchmarks.comparison.sources import Rows, Source
 from ldlm import artifact, files
 
 REAL = Path("texts/real.json")
 SHOWN = 3  # texts of each way that are printed, the first ones
-FIGURES = {"gen_ppl": "generative perplexity", "entropy": "entropy, nats", "diversity": "diversity"}
 TITLES = {EQUAL_STEPS: "Equal steps", EQUAL_FLOPS: "Equal training FLOPs"}
-Rows = Sequence[Mapping[str, Any]]
 
 
 def autoregressive_texts(seed: int) -> Path:
@@ -42,14 +41,15 @@ def autoregressive_texts(seed: int) -> Path:
 # Figures
 
 
-def collect(folder: Path, seeds: Sequence[int], budgets: Sequence[int]) -> dict[str, Any]:
+def collect(source: Source, folder: Path, seeds: Sequence[int], budgets: Sequence[int]) -> dict[str, Any]:
     """The figures of everything that is there."""
     costs = {path.stem: files.read_json(path) for path in sorted((folder / "costs").glob("*.json"))}
     cpu = _cpu_by_output(folder)
-    found = [one for one in draws(seeds, sorted(budgets), list(NAMES)) if _record(folder, one).exists()]
+    every = draws(seeds, sorted(budgets), list(NAMES), source.regimes)
+    found = [one for one in every if _record(folder, one).exists()]
     return {
         "text": files.read_json(folder / "text" / "text.json"),
-        "models": {name: _model(folder / name) for name in ("encoder", "scorer")},
+        "models": {name: _model(folder / name) for name in source.models},
         "seeds": list(seeds),
         "rates": {path.stem: files.read_json(path) for path in sorted((folder / "rates").glob("*.json"))},
         "trainings": [*_trainings(folder, seeds, costs, cpu)],
@@ -157,16 +157,18 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def tables(figures: Mapping[str, Any]) -> str:
+def tables(figures: Mapping[str, Any], source: Source) -> str:
     """All tables in Markdown."""
     parts = ["## Trainings", _training_table(figures), "## Learning rates", _rate_table(figures["rates"])]
     for regime in REGIMES:
         rows = [row for row in both_regimes(figures["rows"]) if row["regime"] in (regime, None)]
         if not any(row["regime"] == regime for row in rows):
             continue
-        for key, label in FIGURES.items():
+        for key, label in source.figures.items():
             parts += [f"## {TITLES[regime]}: {label}", _figure_table(rows, key, figures["references"])]
-        parts += [f"## {TITLES[regime]}: against LDLM", _against(rows)]
+        parts += [f"## {TITLES[regime]}: against LDLM", _against(rows, source)]
+        for title, head, lines in source.more(rows):
+            parts += [f"## {TITLES[regime]}: {title}", markdown(head, lines)]
     return "\n\n".join([*parts, "## Seconds per text", _cost_table(figures["rows"])]) + "\n"
 
 
@@ -230,7 +232,7 @@ def _figure_table(rows: Rows, key: str, references: Mapping[str, Any]) -> str:
     blank = [""] * (len(budgets) - 1)
     if references[AUTOREGRESSIVE]:
         lines.append(("GPT-2, a token at a time", over_seeds(references[AUTOREGRESSIVE], key), *blank))
-    lines.append(("real text", number(references["real"][key]), *blank))
+    lines.append(("real text", over_seeds([references["real"]], key), *blank))
     return markdown(("evaluations", *map(str, budgets)), lines)
 
 
@@ -238,33 +240,35 @@ def _cell(rows: Rows, way: str, budget: int) -> Rows:
     return [row for row in rows if (row["way"], row["budget"]) == (way, budget)]
 
 
-def _against(rows: Rows) -> str:
-    """Each rival's perplexity as a multiple of LDLM's, and its entropy less LDLM's; ? where seeds overlap."""
+def _against(rows: Rows, source: Source) -> str:
+    """Each rival's figures as a multiple of LDLM's, or less LDLM's; ? where seeds overlap."""
     budgets = sorted({row["budget"] for row in rows})
     lines = []
     for way in WAYS:
         if way.method != LDLM and any(row["way"] == way.key for row in rows):
-            cells = [_compared(_cell(rows, way.key, budget), _cell(rows, LDLM, budget)) for budget in budgets]
-            lines.append((way.name, *cells))
-    return markdown(("perplexity, entropy", *map(str, budgets)), lines)
+            pairs = [(_cell(rows, way.key, budget), _cell(rows, LDLM, budget)) for budget in budgets]
+            lines.append((way.name, *(_compared(mine, theirs, source.against) for mine, theirs in pairs)))
+    return markdown((source.compared, *map(str, budgets)), lines)
 
 
-def _compared(mine: Rows, theirs: Rows) -> str:
+FORMS: Mapping[str, Callable[[float, float], str]] = {
+    "ratio": lambda a, b: f"× {a / b:.2f}",
+    "difference": lambda a, b: f"{a - b:+.2f}",
+}
+
+
+def _compared(mine: Rows, theirs: Rows, against: Mapping[str, str]) -> str:
     def values(rows: Rows, key: str) -> list[float]:
         return [row[key] for row in rows if row[key] is not None]
 
     cells = []
-    for key, form in (("gen_ppl", lambda a, b: f"× {a / b:.2f}"), ("entropy", lambda a, b: f"{a - b:+.2f}")):
+    for key, form in against.items():
         own, other = values(mine, key), values(theirs, key)
         if not own or not other:
             return "–"
         apart = max(own) < min(other) or min(own) > max(other)
-        cells.append(_said(form, own, other) + ("" if apart else " ?"))
+        cells.append(FORMS[form](float(np.mean(own)), float(np.mean(other))) + ("" if apart else " ?"))
     return ", ".join(cells)
-
-
-def _said(form: Callable[[float, float], str], own: Sequence[float], other: Sequence[float]) -> str:
-    return form(float(np.mean(own)), float(np.mean(other)))
 
 
 def _cost_table(rows: Rows) -> str:
@@ -300,20 +304,19 @@ def samples(figures: Mapping[str, Any]) -> str:
 # Files
 
 
-def write(figures: Mapping[str, Any], out: Path | None) -> None:
+def write(figures: Mapping[str, Any], source: Source, out: Path | None) -> None:
     """Print the tables; into `out` also write them with samples, the figures as JSON and the picture."""
     date = datetime.date.today().isoformat()
-    text, models = figures["text"], figures["models"]
     head = (
-        f"# Comparison of {date}\n\n{hardware()}, one thread each; text {text['file']}, {len(figures['seeds'])} seeds, "
-        f"{figures['references']['real']['num_texts']} texts of each set. Scorer: GPT-2 of "
-        f"{models['scorer']['parameters']:,} parameters, final loss {models['scorer']['final_loss']:.2f}."
+        f"# {source.title} of {date}\n\n{hardware()}, one thread each; text {figures['text']['file']}, "
+        f"{len(figures['seeds'])} seeds, {figures['references']['real']['num_texts']} texts of each set. "
+        f"{source.about(figures)}"
     )
-    document = f"{head}\n\n{tables(figures)}\n## Samples\n\n{samples(figures)}"
+    document = f"{head}\n\n{tables(figures, source)}\n## Samples\n\n{samples(figures)}"
     print(document)
     if out is not None:
         files.make_folder(out)
         record = {"date": date, "hardware": hardware(), "versions": artifact.versions(), "figures": figures}
-        files.write_atomic(out / f"comparison-{date}.md", document)
-        files.write_atomic(out / f"comparison-{date}.json", files.dump_json(record))
-        picture.draw(out / f"comparison-{date}.png", figures)
+        files.write_atomic(out / f"{source.stem}-{date}.md", document)
+        files.write_atomic(out / f"{source.stem}-{date}.json", files.dump_json(record))
+        picture.draw(out / f"{source.stem}-{date}.png", figures, source.axes)

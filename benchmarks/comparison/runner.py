@@ -14,35 +14,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.comparison import autoregressive, plan, results
 from benchmarks.comparison.plan import AUTOREGRESSIVE, EQUAL_FLOPS, EQUAL_STEPS, LDLM, NAMES, RIVALS, Draw, run_path
+from benchmarks.comparison.sources import RealText, Source
 from ldlm import files, memory
-from ldlm.config import EvaluateConfig
 from ldlm.errors import InputError
-from ldlm.evaluation import samples
-from ldlm.evaluation.measure import measure
-from ldlm.evaluation.scorer import Scorer
-from ldlm.features import textfiles
-from ldlm.features.documents import whole
 
 
 @dataclass(frozen=True)
 class Comparison:
     """The folder of a comparison, and its sizes."""
 
+    source: Source
     folder: Path
     steps: int  # of every training but LDLM's with equal FLOPs
     texts: int  # of each set
@@ -63,39 +55,19 @@ class Comparison:
     # ------------------------------------------------------------------------------------------------------------------
     # What all methods share
 
-    def prepare(self, text: Path) -> None:
+    def prepare(self) -> None:
         """Text, encoder, scorer, store and real texts."""
-        self._split(text)
-        self._pretrain("encoder", "train", ("--vocab-size", plan.VOCABULARY), plan.ENCODER)
-        self._pretrain("scorer", "scorer", ("--tokenizer", "encoder"), plan.SCORER)
-        data = ("--data", _part("train"), "--validation-data", _part("held-out"), "--seq-len", plan.SEQ_LEN)
-        self._make("features", "extract-features", "--encoder", "encoder", *data)
+        self.source.prepare(self)
+        parts = ("--data", plan.part("train"), "--validation-data", plan.part("held-out"))
+        self._make("features", "extract-features", "--encoder", "encoder", *parts, "--seq-len", plan.SEQ_LEN)
         if not (self.folder / results.REAL).exists():
             self.ldlm("features", "texts", "features", "--rows", self.texts, "--output", "texts/real.jsonl")
             self._keep(results.REAL, self._score(Path("texts/real.jsonl")))
 
-    def _split(self, text: Path) -> None:
-        """Write the three parts of the text, a document a line; documents that occur twice are taken once."""
-        record, source = self.folder / "text" / "text.json", textfiles.fingerprints([text])[str(text)]
-        if record.exists():
-            if files.read_json(record)["sha256"] != source:
-                raise InputError(
-                    f"{self.folder} holds a comparison on another text than {text}; choose another --output"
-                )
-            return
-        documents = list(dict.fromkeys(whole(textfiles.file_documents([str(text)], "text"))))
-        random.Random(0).shuffle(documents)
-        first, second = (int(len(documents) * share) for share in (plan.HELD_OUT, plan.HELD_OUT + plan.TRAINING))
-        parts = {"held-out": documents[:first], "train": documents[first:second], "scorer": documents[second:]}
-        files.make_folder(record.parent)
-        for name, part in parts.items():
-            files.write_atomic(self.folder / _part(name), files.dump_jsonl({"text": document} for document in part))
-        characters = {name: sum(map(len, part)) for name, part in parts.items()}
-        files.write_json(record, {"file": text.name, "sha256": source, "characters": characters})
-
-    def _pretrain(self, name: str, part: str, tokenizer: Sequence[object], sizes: dict[str, int]) -> None:
+    def pretrain(self, name: str, part: str, tokenizer: Sequence[object], sizes: dict[str, int]) -> None:
+        """Pretrain a GPT-2 on a part of the text, with the options of a tokenizer."""
         options = [word for key, value in sizes.items() for word in (f"--{key}", value)]
-        made = ("--data", _part(part), *tokenizer, "--positions", plan.SEQ_LEN, *options)
+        made = ("--data", plan.part(part), *tokenizer, "--positions", plan.SEQ_LEN, *options)
         self._make(name, "pretrain-encoder", *made)
 
     def _make(self, output: str | Path, *arguments: object) -> None:
@@ -111,7 +83,8 @@ class Comparison:
         output = run_path(regime, seed, method)
         if method == AUTOREGRESSIVE:
             sizes = {**plan.REFERENCE, "steps": self.steps, "seed": seed}
-            return self._pretrain(str(output), "train", ("--tokenizer", "encoder"), sizes)
+            return self.pretrain(str(output), "train", ("--tokenizer", "encoder"), sizes)
+        self.flops(method)  # which the results name
         rate = () if method == LDLM else ("--set", f"optimizer.lr={self.rate(method)}")
         self._train(output, method, seed, self.steps_of(method, regime), *rate)
 
@@ -191,19 +164,7 @@ class Comparison:
         files.write_json(self.folder / record, found)
 
     def _score(self, texts: Path) -> dict[str, Any]:
-        path = self.folder / texts
-        found = samples.described(samples.read(path), path).first(self.texts)
-        config = EvaluateConfig(scorer=str(self.folder / "scorer"))
-        scores = measure(found, self._scorer, config, plan.SEQ_LEN)
-        return scores.pick("gen_ppl", "entropy", "diversity", "intervals", "num_texts", "protocol", "boundaries")
-
-    @cached_property
-    def _scorer(self) -> Scorer:
-        return Scorer(str(self.folder / "scorer"), torch.device("cpu"))
-
-
-def _part(name: str) -> Path:
-    return Path("text") / f"{name}.jsonl"
+        return self.source.score(self.folder, self.folder / texts, self.texts)
 
 
 def _cpu_of_children() -> float:
@@ -212,30 +173,25 @@ def _cpu_of_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def run(
-    comparison: Comparison, text: Path, seeds: Sequence[int], budgets: Sequence[int], methods: Sequence[str]
-) -> None:
+def run(comparison: Comparison, seeds: Sequence[int], budgets: Sequence[int], methods: Sequence[str]) -> None:
     """Do all of it; what is there already is not done again."""
     files.make_folder(comparison.folder)
-    comparison.prepare(text)
+    comparison.prepare()
     for seed in seeds:
         if AUTOREGRESSIVE in methods:
             comparison.draw_autoregressive(seed)
-    for draw in plan.draws(seeds, budgets, methods):
+    for draw in plan.draws(seeds, budgets, methods, comparison.source.regimes):
         comparison.draw(draw)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run it."""
+def options(program: str, told: str | None, seeds: Sequence[int], budgets: Sequence[int]) -> argparse.ArgumentParser:
+    """The options that comparisons share, with these defaults."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks comparison",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=program, description=told, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--text", type=Path, required=True, help="text, a document a line; also JSON lines and others")
     parser.add_argument("--output", type=Path, required=True, help="folder for models, runs and texts")
     parser.add_argument("--results", type=Path, help="folder for the tables, the picture and the figures")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(seeds))
     parser.add_argument("--methods", nargs="*", default=list(NAMES), metavar="METHOD")
     parser.add_argument(
         "--steps",
@@ -244,17 +200,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="steps of every training but LDLM's with equal FLOPs, which has fewer",
     )
     parser.add_argument("--texts", type=int, default=plan.TEXTS, help="texts of each set")
-    parser.add_argument("--budgets", nargs="+", type=int, default=list(plan.BUDGETS), help="evaluations per text")
+    parser.add_argument("--budgets", nargs="+", type=int, default=list(budgets), help="evaluations per text")
     parser.add_argument("--report", action="store_true", help="run nothing; write down what is there")
-    chosen = parser.parse_args(arguments)
+    return parser
+
+
+def go(chosen: argparse.Namespace, source: Source) -> None:
+    """Run a comparison on a source, and write down what is there."""
     memory.keep_freed()  # as the commands do
-    comparison = Comparison(chosen.output.absolute(), chosen.steps, chosen.texts)
+    comparison = Comparison(source, chosen.output.absolute(), chosen.steps, chosen.texts)
     try:
         if not chosen.report:
-            run(comparison, chosen.text.absolute(), chosen.seeds, chosen.budgets, chosen.methods)
+            run(comparison, chosen.seeds, chosen.budgets, chosen.methods)
     except (InputError, subprocess.CalledProcessError) as error:
         sys.exit(f"Error: {error}")
-    results.write(results.collect(comparison.folder, chosen.seeds, chosen.budgets), chosen.results)
+    results.write(results.collect(source, comparison.folder, chosen.seeds, chosen.budgets), source, chosen.results)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the comparison on a file of text."""
+    parser = options("python -m benchmarks comparison", __doc__, (0, 1), plan.BUDGETS)
+    parser.add_argument("--text", type=Path, required=True, help="text, a document a line; also JSON lines and others")
+    chosen = parser.parse_args(arguments)
+    go(chosen, RealText(chosen.text.absolute()))
 
 
 if __name__ == "__main__":

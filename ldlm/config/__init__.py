@@ -72,6 +72,7 @@ from ldlm.config.model import (
     decoder_noise,
     preset,
 )
+from ldlm.config.quickstart import QuickstartConfig
 from ldlm.config.stages import (
     MAX_SEED,
     TEXTS_PER_SEED,
@@ -83,7 +84,6 @@ from ldlm.config.stages import (
     InterpolateConfig,
     Precision,
     PretrainConfig,
-    QuickstartConfig,
     SampleConfig,
     StoriesConfig,
     SweepConfig,

@@ -364,21 +364,6 @@ class StoriesConfig:
     seed: int = setting(0, "seed of the stories; story number i of a seed is always the same", low=0, high=MAX_SEED)
 
 
-@dataclass(frozen=True, kw_only=True)
-class QuickstartConfig:
-    """`ldlm quickstart`: every stage on real English text, small enough for two cores."""
-
-    text: str | None = setting(
-        None,
-        "text, JSON or parquet file; none means the documentation of Python and the installed packages",
-    )
-    text_column: str = setting("text", COLUMN_HELP)
-    encoder: str | None = setting(None, "hub name or folder of an encoder, instead of pretraining a small GPT-2")
-    scorer: str | None = setting(None, "hub name or folder of a scorer, instead of pretraining a small GPT-2")
-    seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
-    device: str = setting("auto", DEVICE_HELP, identity=False)
-
-
 def named_sampler(cls: type, name: str) -> dict[str, Any]:
     """Settings of a stage, such as `SampleConfig`, for the named sampler; `InputError` lists the names."""
     if name not in SAMPLERS:

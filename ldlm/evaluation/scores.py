@@ -112,10 +112,12 @@ def over_seeds(results: Sequence[FileScores]) -> SeedScores:
     values = {name: [getattr(result.scores, name) for result in drawn] for name in FIGURES}
     if drawn[0].mauve is not None:
         values["mauve"] = [None if result.mauve is None else result.mauve.value for result in drawn]
-    figures = {name: _spread([value for value in found if value is not None]) for name, found in values.items()}
+    figures = {name: spread(found) for name, found in values.items()}
     return SeedScores(figures=figures, files=len(drawn), texts_each=drawn[0].scores.num_texts)
 
 
-def _spread(values: Sequence[float]) -> Spread:
+def spread(found: Sequence[float | None]) -> Spread:
+    """Mean and sample standard deviation of a figure by file, None where a file lacks it."""
+    values = [value for value in found if value is not None]
     mean = float(np.mean(values)) if values else None
     return Spread(mean, float(np.std(values, ddof=1)) if len(values) > 1 else None, len(values))

@@ -11,9 +11,9 @@ which are measured beside.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from itertools import count, islice
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ import numpy as np
 from ldlm.evaluation import metrics
 from ldlm.evaluation.boundaries import Boundaries
 from ldlm.evaluation.samples import Texts
+from ldlm.evaluation.scores import Spread, spread
 from ldlm.stories import process
 from ldlm.stories.grammar import KINDS
 from ldlm.stories.judging import Judge, Judgement
@@ -91,17 +92,61 @@ class SourceScores:
         return {**own, **self.found.to_json(), "real": self.real.to_json()}
 
 
+SHARES_AND_MEANS = (
+    "stories_valid",
+    "sentences_valid",
+    "cut_sentences_valid",
+    "nats_per_story",
+    "nats_per_word",
+    "coverage",
+    "entropy",
+    "diversity",
+)  # the fields of `Validity` of which a mean over files says something
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSeedScores:
+    """Figures over files of texts that one model drew with different seeds, and over as many sets of real texts."""
+
+    figures: Mapping[str, Spread]  # by the names of `SHARES_AND_MEANS`
+    violations: Mapping[str, Spread]  # by kind: their numbers in a file
+    real: Mapping[str, Spread]
+    files: int
+    texts_each: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Each figure with its mean, deviation and number of files."""
+        parts = {"violations": self.violations, "real": self.real}
+        nested = {part: {name: asdict(one) for name, one in found.items()} for part, found in parts.items()}
+        figures = {name: asdict(one) for name, one in self.figures.items()}
+        return {**figures, **nested, "files": self.files, "texts_each": self.texts_each}
+
+
+def over_seeds(results: Sequence[SourceScores]) -> SourceSeedScores:
+    """Mean and standard deviation of each figure over the files of a model."""
+    found, real = [one.found for one in results], [one.real for one in results]
+    return SourceSeedScores(
+        figures={name: spread([getattr(one, name) for one in found]) for name in SHARES_AND_MEANS},
+        violations={kind: spread([one.violations[kind] for one in found]) for kind in KINDS},
+        real={name: spread([getattr(one, name) for one in real]) for name in SHARES_AND_MEANS},
+        files=len(results),
+        texts_each=found[0].num_texts,
+    )
+
+
+@cache
+def judge() -> Judge:
+    """The judge of stories; it keeps what it learns of the source from one text to the next."""
+    return Judge(Reader(STORIES))
+
+
 @dataclass(eq=False)
 class Measure:
-    """Measures sets of texts by the stories; keeps what it learns of the source from one to the next."""
+    """Measures sets of texts by the stories."""
 
     resamples: int
-    seed: int
-
-    @cached_property
-    def judge(self) -> Judge:
-        """The judge of all texts."""
-        return Judge(Reader(STORIES))
+    seed: int  # of the real texts and the intervals
+    judge: Judge = field(default_factory=judge)
 
     def scores(self, texts: Texts, file: str, advance: Advance = lambda count: None) -> SourceScores:
         """Scores of a set of texts, and of as many real ones of the same lengths; advances by twice its size."""
@@ -120,6 +165,11 @@ class Measure:
             real=self._validity(real, bool(texts.boundaries.tokens), advance),
             seed=self.seed,
         )
+
+    def validity(self, texts: Texts) -> Validity:
+        """Validity of a set of texts alone, without real ones beside."""
+        rows = [pieces(text, texts.boundaries) for text in texts.texts]
+        return self._validity(rows, bool(texts.boundaries.tokens), lambda count: None)
 
     def _real(self, rows: Sequence[Sequence[Words]], lengths: Sequence[int], cut: bool) -> list[list[Words]]:
         """Real stories as rows of these lengths, cut from a stream of them; or one a text where none are cut."""
@@ -187,12 +237,29 @@ class Measure:
 
 def pieces(text: str, boundaries: Boundaries) -> list[Words]:
     """The words of a text between its boundary tokens; those that only frame the row bound nothing."""
-    found = [words_of(piece) for piece in boundaries.pieces(text)]
-    if len(found) > 1 and not found[0]:
+    return [words_of(piece) for piece in _between(text, boundaries)]
+
+
+def _between(text: str, boundaries: Boundaries) -> list[str]:
+    found = [*boundaries.pieces(text)]
+    if len(found) > 1 and not words_of(found[0]):
         found = found[1:]
-    if len(found) > 1 and not found[-1]:
+    if len(found) > 1 and not words_of(found[-1]):
         found = found[:-1]
-    return [*found]
+    return found
+
+
+def whole_stories(texts: Texts) -> Iterator[str]:
+    """The stories of a set of texts that have their beginning and their end, as they are written, in order."""
+    cut = bool(texts.boundaries.tokens)
+    for text in texts.texts:
+        found = _between(text, texts.boundaries)
+        yield from found[1:-1] if cut else found
+
+
+def kinds(story: str) -> list[str]:
+    """The kinds of violation in a whole story, each once; none in a valid one."""
+    return [*dict.fromkeys(violation.kind for violation in judge().judge(words_of(story)).violations)]
 
 
 def parts(row: Sequence[Words], cut: bool) -> Iterator[Part]:

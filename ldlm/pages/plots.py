@@ -75,3 +75,8 @@ def sweep(path: Path, found: Row) -> None:
 def comparison(path: Path, rows: Sequence[Row]) -> None:
     """Write the figures of several sets of texts as bars."""
     drawing.png(path, results.comparison(rows))
+
+
+def validity(path: Path, rows: Sequence[Row]) -> None:
+    """Write the figures of several sets of texts by their source as bars."""
+    drawing.png(path, results.validity(rows))

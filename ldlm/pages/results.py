@@ -38,6 +38,13 @@ FIGURE_CHARTS = (
     ("entropy", "Entropy", "entropy, nats"),
     ("diversity", "Diversity", "distinct n-grams, Π over n = 2 to 4"),
 )
+# Those of texts whose law is known.
+VALIDITY_CHARTS = (
+    ("sentences_valid", "Valid sentences", "share of the whole sentences"),
+    ("stories_valid", "Valid stories", "share of the whole stories"),
+    ("coverage", "Choices that occur", "share of the source's"),
+    ("entropy", "Entropy", "entropy, nats"),
+)
 
 
 def scored(rows: Sequence[T]) -> list[T]:
@@ -257,6 +264,15 @@ def _mean_of(a: float | None, b: float | None) -> float | None:
 
 def comparison(rows: Sequence[Row]) -> list[Chart]:
     """Perplexity, entropy and diversity of several sets of texts as bars; each row has these and a name."""
+    return _bars(rows, FIGURE_CHARTS)
+
+
+def validity(rows: Sequence[Row]) -> list[Chart]:
+    """Validity, coverage and entropy of sets of texts by their source as bars; each row has these and a name."""
+    return _bars(rows, VALIDITY_CHARTS)
+
+
+def _bars(rows: Sequence[Row], figures: Sequence[tuple[str, str, str]]) -> list[Chart]:
     numbers = set(map(diversity_texts, rows))
     of = f" of {numbers.pop():,} texts each" if len({row["num_texts"] for row in rows} | numbers) > 1 else ""
     names, colors = [row["name"] for row in rows], [(GREY, BLUE, RED)[index % 3] for index in range(len(rows))]
@@ -267,5 +283,5 @@ def comparison(rows: Sequence[Row]) -> list[Chart]:
             Axis("", names=names),
             [Bars([row[key] for row in rows], list(range(len(rows))), colors)],
         )
-        for key, title, label in FIGURE_CHARTS
+        for key, title, label in figures
     ]

@@ -1,13 +1,16 @@
 """`ldlm stories` and `ldlm evaluate --source stories`: the file and its record, the tokenizer, and what is measured."""
 
 import json
+import re
+import shutil
+import statistics
 
 import numpy as np
 import pytest
 
 from ldlm import files
 from ldlm.config import EvaluateConfig, StoriesConfig
-from ldlm.evaluation import metrics, samples
+from ldlm.evaluation import metrics, samples, validity
 from ldlm.features import text
 from ldlm.hub import load_tokenizer
 from ldlm.stages import evaluate, stories
@@ -196,6 +199,41 @@ def test_the_stories_own_ends_are_boundaries_where_no_record_names_any(scores):
     assert (found.stories, found.stories_valid, found.cut_sentences) == (1, 0, 2)
     assert found.violations["ending"] == 1  # of "it to Ben.": no story ends so
     assert found.violations["order"] == 1  # of "a kite", which is first told of with its looks
+
+
+def test_seeds_give_the_mean_and_deviation_of_each_figure_beside_real_stories_of_their_own(succeed, ldlm, tmp_path):
+    wrong = ["Anna had a red kite. He lost it by the lake.", "of the the"]
+    for seed in range(3):
+        texts = [*process.stories(20 + seed, 0, 20 - seed), *wrong[:seed]]
+        rows = ({"text": text, "seed": 100 * seed + i} for i, text in enumerate(texts))
+        files.write_atomic(tmp_path / "draws" / f"seed-{seed}.jsonl", files.dump_jsonl(rows))
+    found = succeed("evaluate", "--source", "stories", tmp_path / "draws", "--seeds", "--resamples", 100)
+    each, over_seeds = found["files"], found["over_seeds"]
+    alone = succeed("evaluate", "--source", "stories", each[1]["file"], "--seed", 1, "--resamples", 100)
+    assert alone == each[1]
+    assert [one["seed"] for one in each] == [0, 1, 2]
+    assert len({one["real"]["nats_per_story"] for one in each}) == 3
+    for name in validity.SHARES_AND_MEANS:
+        for figures, of in ((over_seeds, each), (over_seeds["real"], [one["real"] for one in each])):
+            values = [one[name] for one in of if one[name] is not None]
+            assert figures[name]["files"] == len(values)
+            assert figures[name]["mean"] == (pytest.approx(statistics.mean(values)) if values else None)
+            if len(values) > 1:
+                assert figures[name]["std"] == pytest.approx(statistics.stdev(values))
+    assert over_seeds["violations"]["pronoun"] == {"mean": pytest.approx(2 / 3), "std": pytest.approx(0.577, abs=1e-3),
+                                                   "files": 3}  # fmt: skip
+    assert (over_seeds["files"], over_seeds["texts_each"]) == (3, 20)
+    shown = ldlm("evaluate", "--source", "stories", tmp_path / "draws", "--seeds", "--resamples", 100).stdout
+    assert re.search(r"mean ± std of 3 seeds +texts +real\n", shown)
+    assert re.search(r"valid, of whole stories +0.95 ± 0.05 +1 ± 0\n", shown)
+    assert shown.count("the source itself") == 1
+
+
+def test_what_are_no_seeds_of_one_model_is_refused_by_a_source_too(refuse, made, tmp_path):
+    shutil.copy(made / "stories.txt", tmp_path / "again.txt")
+    command = ("evaluate", "--source", "stories", "--seeds", made / "stories.txt")
+    assert "there is one" in refuse(*command)
+    assert "hold the same texts" in refuse(*command, tmp_path / "again.txt")
 
 
 def test_the_table_names_what_is_wrong(ldlm, tmp_path):

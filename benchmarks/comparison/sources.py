@@ -1,0 +1,133 @@
+"""What a comparison trains on, and how its texts are scored and its findings shown."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+
+from benchmarks.comparison import plan
+from ldlm import files
+from ldlm.config import EvaluateConfig
+from ldlm.errors import InputError
+from ldlm.evaluation import samples
+from ldlm.evaluation.measure import measure
+from ldlm.evaluation.scorer import Scorer
+from ldlm.features import textfiles
+from ldlm.features.documents import whole
+from ldlm.pages.chart import Axis
+
+if TYPE_CHECKING:
+    from benchmarks.comparison.runner import Comparison
+
+RECORD = Path("text/text.json")
+Rows = Sequence[Mapping[str, Any]]
+Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # title, head and rows
+
+
+class Source(ABC):
+    """A source of text: its documents, its judge, and the figures that its tables have."""
+
+    stem: ClassVar[str]  # of the files with the results
+    title: ClassVar[str]  # of the document
+    models: ClassVar[Sequence[str]]  # that all methods share
+    figures: ClassVar[Mapping[str, str]]  # with a table each: title by key
+    against: ClassVar[Mapping[str, Literal["ratio", "difference"]]]  # how a rival's figure is compared with LDLM's
+    compared: ClassVar[str]  # what of them, as the head of that table
+    axes: ClassVar[Mapping[str, Axis]]  # of the picture, by key
+    regimes: ClassVar[Sequence[str]] = plan.REGIMES
+
+    @abstractmethod
+    def prepare(self, comparison: Comparison) -> None:
+        """Make text, encoder and scorer; what is there already is not made again."""
+
+    @abstractmethod
+    def score(self, folder: Path, texts: Path, most: int) -> dict[str, Any]:
+        """Figures of the first texts of a file, `most` of them, by the models in the folder; with `num_texts`."""
+
+    @abstractmethod
+    def about(self, figures: Mapping[str, Any]) -> str:
+        """A sentence on the judge, for the head of the document."""
+
+    def more(self, rows: Rows) -> list[Table]:
+        """Further tables of the rows of a regime."""
+        return []
+
+
+def record_text(folder: Path, text: Mapping[str, Any]) -> bool:
+    """Whether the comparison's text is there; `InputError` where it is another one, by its hash."""
+    if not (folder / RECORD).exists():
+        return False
+    if files.read_json(folder / RECORD)["sha256"] != text["sha256"]:
+        raise InputError(f"{folder} holds a comparison on another text than {text['file']}; choose another --output")
+    return True
+
+
+def write_part(folder: Path, name: str, documents: Sequence[str]) -> None:
+    """Write a part of the text, a document a line."""
+    files.write_atomic(folder / plan.part(name), files.dump_jsonl({"text": document} for document in documents))
+
+
+@dataclass(frozen=True)
+class RealText(Source):
+    """A file of text: a fifth for training and held-out rows, the rest for the scorer, with the same tokenizer."""
+
+    stem: ClassVar[str] = "comparison"
+    title: ClassVar[str] = "Comparison"
+    models: ClassVar[Sequence[str]] = ("encoder", "scorer")
+    figures: ClassVar[Mapping[str, str]] = {
+        "gen_ppl": "generative perplexity",
+        "entropy": "entropy, nats",
+        "diversity": "diversity",
+    }
+    against: ClassVar[Mapping[str, Literal["ratio", "difference"]]] = {"gen_ppl": "ratio", "entropy": "difference"}
+    compared: ClassVar[str] = "perplexity, entropy"
+    axes: ClassVar[Mapping[str, Axis]] = {
+        "gen_ppl": Axis("generative perplexity, log scale", log=True),
+        "entropy": Axis("entropy, nats"),
+    }
+
+    path: Path
+
+    def prepare(self, comparison: Comparison) -> None:
+        """Split the text, and pretrain encoder and scorer."""
+        self._split(comparison.folder)
+        comparison.pretrain("encoder", "train", ("--vocab-size", plan.VOCABULARY), plan.ENCODER)
+        comparison.pretrain("scorer", "scorer", ("--tokenizer", "encoder"), plan.SCORER)
+
+    def _split(self, folder: Path) -> None:
+        """Write the three parts of the text; documents that occur twice are taken once."""
+        found = {"file": str(self.path), "sha256": textfiles.fingerprints([self.path])[str(self.path)]}
+        if record_text(folder, found):
+            return
+        documents = list(dict.fromkeys(whole(textfiles.file_documents([str(self.path)], "text"))))
+        random.Random(0).shuffle(documents)
+        first, second = (int(len(documents) * share) for share in (plan.HELD_OUT, plan.HELD_OUT + plan.TRAINING))
+        parts = {"held-out": documents[:first], "train": documents[first:second], "scorer": documents[second:]}
+        for name, part in parts.items():
+            write_part(folder, name, part)
+        characters = {name: sum(map(len, part)) for name, part in parts.items()}
+        files.write_json(folder / RECORD, {**found, "file": self.path.name, "characters": characters})
+
+    def score(self, folder: Path, texts: Path, most: int) -> dict[str, Any]:
+        """Perplexity, entropy and diversity."""
+        found = samples.described(samples.read(texts), texts).first(most)
+        config = EvaluateConfig(scorer=str(folder / "scorer"))
+        scores = measure(found, _scorer(folder), config, plan.SEQ_LEN)
+        return scores.pick("gen_ppl", "entropy", "diversity", "intervals", "num_texts", "protocol", "boundaries")
+
+    def about(self, figures: Mapping[str, Any]) -> str:
+        """The scorer."""
+        scorer = figures["models"]["scorer"]
+        return f"Scorer: GPT-2 of {scorer['parameters']:,} parameters, final loss {scorer['final_loss']:.2f}."
+
+
+@cache
+def _scorer(folder: Path) -> Scorer:
+    return Scorer(str(folder / "scorer"), torch.device("cpu"))

@@ -1,0 +1,127 @@
+"""LDLM against the token-level methods on stories whose law is known: what is valid at 2 to 128 evaluations (Figure 1).
+
+    python -m benchmarks stories-frontier --output frontier --results benchmarks/results
+
+It is the comparison of `python -m benchmarks comparison` with `ldlm stories` as text and its process as judge: equal
+steps, depths and widths, and figures of validity, likelihood and coverage in place of a scorer's perplexity. It goes on
+where it was interrupted, and `--seeds` may be worked on at once, in the same way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from benchmarks.comparison import plan, runner, sources
+from benchmarks.comparison.plan import EQUAL_STEPS, WAYS
+from ldlm import files
+from ldlm.evaluation import samples, validity
+from ldlm.pages.chart import Axis
+from ldlm.stages import stories as stage
+from ldlm.stories import process
+from ldlm.stories.grammar import KINDS
+
+if TYPE_CHECKING:
+    from benchmarks.comparison.runner import Comparison
+
+DOCUMENTS, HELD_OUT = 20_000, 2_000
+BUDGETS = (32, 128, 8, 2, 64, 16, 4)  # evaluations per text, the most telling first
+SEEDS = (0, 1, 2)
+RESAMPLES = 1_000  # for the intervals of each set of texts
+WORDS = "tokenizer"
+
+
+@dataclass(frozen=True)
+class Stories(sources.Source):
+    """The stories of `ldlm stories`."""
+
+    stem: ClassVar[str] = "stories-frontier"
+    title: ClassVar[str] = "Frontier on stories"
+    models: ClassVar[Sequence[str]] = ("encoder",)
+    figures: ClassVar[Mapping[str, str]] = {
+        "sentences_valid": "share of the sentences that are valid",
+        "stories_valid": "share of the stories that are valid",
+        "nats_per_story": "nats of a valid story",
+        "nats_per_word": "nats of a word of these",
+        "coverage": "share of the source's choices that occur",
+        "entropy": "entropy, nats",
+        "diversity": "diversity",
+    }
+    against: ClassVar[Mapping[str, Literal["ratio", "difference"]]] = {
+        "sentences_valid": "difference",
+        "stories_valid": "difference",
+        "entropy": "difference",
+    }
+    compared: ClassVar[str] = "valid sentences, valid stories, entropy"
+    axes: ClassVar[Mapping[str, Axis]] = {
+        "sentences_valid": Axis("valid sentences, share", low=0),
+        "stories_valid": Axis("valid stories, share", low=0),
+        "entropy": Axis("entropy, nats"),
+    }
+    regimes: ClassVar[Sequence[str]] = (EQUAL_STEPS,)
+
+    documents: int = DOCUMENTS
+    held_out: int = HELD_OUT
+
+    def prepare(self, comparison: Comparison) -> None:
+        """Write the stories and their tokenizer, and pretrain the encoder."""
+        folder = comparison.folder
+        documents = [*process.stories(0, 0, self.held_out + self.documents)]
+        digest = hashlib.sha256("\n".join([*documents, str(self.held_out)]).encode()).hexdigest()
+        told = f"the first {len(documents):,} stories of seed 0"
+        if not sources.record_text(folder, {"file": told, "sha256": digest}):
+            stage.write_tokenizer(folder / WORDS, overwrite=True)
+            parts = {"held-out": documents[: self.held_out], "train": documents[self.held_out :]}
+            for name, part in parts.items():
+                sources.write_part(folder, name, part)
+            characters = {name: sum(map(len, part)) for name, part in parts.items()}
+            files.write_json(folder / sources.RECORD, {"file": told, "sha256": digest, "characters": characters})
+        comparison.pretrain("encoder", "train", ("--tokenizer", WORDS), plan.ENCODER)
+
+    def score(self, folder: Path, texts: Path, most: int) -> dict[str, Any]:
+        """Validity, likelihood, coverage and violations."""
+        found = samples.described(samples.read(texts), texts).first(most)
+        return validity.Measure(RESAMPLES, seed=0).validity(found).to_json()
+
+    def about(self, figures: Mapping[str, Any]) -> str:
+        """The judge."""
+        return (
+            f"Judge: the process of the stories, version {process.VERSION}, whose exact entropy is "
+            f"{stage.entropies()['nats_per_story']:.3f} nats a story; rows cut stories, so the whole ones are short, "
+            "also of real text."
+        )
+
+    def more(self, rows: sources.Rows) -> list[sources.Table]:
+        """Violations by kind at each number of evaluations."""
+        budgets = sorted({row["budget"] for row in rows})
+        return [
+            (
+                f"violations in a hundred sentences, {budget} evaluations",
+                ("", *KINDS),
+                [(way.name, *_violations(found)) for way in WAYS if (found := _cell(rows, way.key, budget))],
+            )
+            for budget in budgets
+        ]
+
+
+def _cell(rows: sources.Rows, way: str, budget: int) -> sources.Rows:
+    return [row for row in rows if (row["way"], row["budget"]) == (way, budget)]
+
+
+def _violations(rows: sources.Rows) -> list[str]:
+    """Violations of each kind in a hundred sentences, whole and cut ones, over all seeds."""
+    sentences = sum(row["sentences"] + row["cut_sentences"] for row in rows)
+    counts = (sum(row["violations"][kind] for row in rows) for kind in KINDS)
+    return [f"{100 * count / sentences:.1f}" if sentences else "–" for count in counts]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run it."""
+    parser = runner.options("python -m benchmarks stories-frontier", __doc__, SEEDS, BUDGETS)
+    parser.add_argument("--documents", type=int, default=DOCUMENTS, help="stories for training")
+    parser.add_argument("--held-out", type=int, default=HELD_OUT, help="stories that are held out")
+    chosen = parser.parse_args(arguments)
+    runner.go(chosen, Stories(chosen.documents, chosen.held_out))

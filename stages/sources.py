@@ -1,0 +1,104 @@
+"""The source of a quickstart: how its text is made and cut into tokens, and how samples of it are judged and shown.
+
+A quickstart asks its source and never which one it is. There are two: `source_stories`, whose law is known, so that
+samples are valid or not, and `source_text`, real text, which a model scores that never saw the LDLM's text.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ldlm.config import QuickstartConfig
+from ldlm.progress import Progress
+
+Claims = list[tuple[str, bool]]  # with whether they are fulfilled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Sizes with which all stages together take about ten minutes on two cores."""
+
+    texts: int = 256  # that are drawn
+    encoder_steps: int
+    decoder_steps: int
+    decoder: str  # that draws: the fine-tuned one or `joint`
+    temperature: float  # of its tokens
+    preset: Mapping[str, Any] = field(default_factory=dict)  # settings of `train` over those of preset tiny
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a source needs to judge the samples of a quickstart in the folder `out`."""
+
+    out: Path
+    texts: int  # that were drawn
+    scorer: str  # name or folder of the model that scores real text
+    seed: int
+    device: str
+
+    @property
+    def samples(self) -> Path:
+        """File of the samples."""
+        return self.out / "run" / "samples.jsonl"
+
+
+class Source(ABC):
+    """A source of text, from its documents to the table of what was drawn."""
+
+    name: ClassVar[str]  # in the manifest
+    sizes: Sizes
+    has_tokenizer: ClassVar[bool]  # of its own; else the encoder trains one
+    encoder_scores: ClassVar[bool]  # whether the encoder scores interpolations; else a model trained on text of its own
+    scorer_part: ClassVar[str]  # of the text, for a scorer
+
+    @property
+    def files(self) -> list[str]:
+        """Files of the user's that it reads."""
+        return []
+
+    @property
+    @abstractmethod
+    def described(self) -> str:
+        """The text, in a few words."""
+
+    @abstractmethod
+    def parts(self, config: QuickstartConfig, progress: Progress) -> dict[str, list[str]]:
+        """Documents by part: `train`, `held-out`, and more where a scorer has a part of its own."""
+
+    def write_tokenizer(self, folder: Path) -> None:
+        """Write the text's own tokenizer to a folder, where it has one."""
+        assert not self.has_tokenizer
+
+    @abstractmethod
+    def judge(self, judged: Judged, progress: Progress) -> dict[str, Any]:
+        """Figures of the samples and of what they are read beside, as keys of the manifest; leaves `comparison.png`."""
+
+    @abstractmethod
+    def table(self, summary: Mapping[str, Any]) -> list[str]:
+        """Lines of the table that a quickstart prints."""
+
+    @abstractmethod
+    def more(self, summary: Mapping[str, Any]) -> dict[str, str]:
+        """Further figures, by name."""
+
+    @abstractmethod
+    def claims(self, summary: Mapping[str, Any]) -> Claims:
+        """Claims about the samples that a working pipeline fulfils, and whether this one does."""
+
+    @abstractmethod
+    def shown(self, summary: Mapping[str, Any]) -> list[str]:
+        """Lines with the first samples, or none."""
+
+    @abstractmethod
+    def shown_markdown(self, summary: Mapping[str, Any]) -> str:
+        """The first samples, with a heading, in Markdown."""
+
+
+def entropies(drawn: Mapping[str, Any], real: Mapping[str, Any], whose: str) -> tuple[str, bool]:
+    """The claim that the samples' entropy is near that of the text."""
+    told = f"entropy within 15 % of {whose}': {drawn['entropy']:.2f} against {real['entropy']:.2f}"
+    return told, abs(drawn["entropy"] / real["entropy"] - 1) <= 0.15
