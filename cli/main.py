@@ -91,6 +91,7 @@ def _register() -> None:
         features,
         finetune,
         interpolate,
+        paper,
         plot,
         pretrain,
         quickstart,
@@ -115,6 +116,7 @@ def _register() -> None:
     main.add_command(evaluate.command, "evaluate")
     main.add_command(report.command, "report")
     main.add_command(export.command, "export")
+    main.add_command(paper.command, "paper")
 
 
 _register()

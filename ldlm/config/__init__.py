@@ -70,6 +70,7 @@ from ldlm.config.model import (
     decoder_noise,
     preset,
 )
+from ldlm.config.paper import PaperConfig
 from ldlm.config.stages import (
     MAX_SEED,
     TEXTS_PER_SEED,
