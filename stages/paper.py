@@ -12,7 +12,6 @@ from ldlm.config import PaperConfig
 from ldlm.errors import InputError
 from ldlm.paper import costs, evidence, exhibits, pictures, results, script
 from ldlm.paper.plan import Plan, Size
-from ldlm.paper.runner import Runner
 from ldlm.paper.settings import PAPER, TINY
 from ldlm.progress import SILENT, Progress
 
@@ -46,6 +45,8 @@ def run(
     With `report` nothing is run. `out` gets `table-1-tiny.json`, `.md`, and of figures `.png`.
     """
     made = _plan(config, name)
+    from ldlm.paper.runner import Runner  # takes torch, which neither the list nor a script needs
+
     if config.scale == TINY and not list(made.exhibit.at(TINY)):
         raise InputError(f"{name} needs a GPU: nothing of it says much at --scale tiny; see --scale paper")
     runner = Runner(out.absolute(), None if config.text is None else Path(config.text).absolute(), progress)

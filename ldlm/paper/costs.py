@@ -115,17 +115,12 @@ def _features(job: Job, scale: str) -> Cost:
     stored = one.codec != "online"
     width = settings.ENCODER["width"] if scale == TINY else 768
     passed = tokens if stored else min(tokens, 2e6)  # statistics alone
-    return Cost(passed, 2 * _encoder(one.encoder) * passed, tokens * (4 + 2 * width * stored))
+    encoder = PARAMETERS[one.encoder] if scale != TINY else 12 * settings.ENCODER["layers"] * width**2
+    return Cost(passed, 2 * encoder * passed, tokens * (4 + 2 * width * stored))
 
 
 def _text(one: Any) -> str:
     return "lm1b-128" if one.dataset == settings.LM1B["dataset"] else "owt-128"
-
-
-def _encoder(name: str) -> float:
-    if name in PARAMETERS:
-        return PARAMETERS[name]
-    return 12 * settings.ENCODER["layers"] * settings.ENCODER["width"] ** 2
 
 
 def _trained(job: Job, scale: str) -> Cost:
@@ -185,7 +180,7 @@ def _scored(job: Job, scale: str) -> Cost:
     texts = job.settings if isinstance(job.settings, int) else job.settings.pairs * (job.settings.points + 1)
     tokens = texts * job.run.shapes.seq_len
     sizes = configs.PretrainConfig(**settings.SCORER, vocab_size=settings.VOCABULARY)
-    scorer = PARAMETERS["gpt2-large"] if scale != TINY else _small(sizes)
+    scorer = PARAMETERS[settings.SCORER_NAME] if scale != TINY else _small(sizes)
     return Cost(tokens, 2 * scorer * tokens, 10_000)
 
 

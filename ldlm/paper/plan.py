@@ -6,9 +6,10 @@ for models, for the scorer and held out, and encoder and scorer are pretrained o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from ldlm import config as configs
 from ldlm.config import ExtractConfig, FinetuneConfig, InterpolateConfig, PretrainConfig
@@ -69,7 +70,8 @@ class Plan:
         for seed in range(self.size.seeds):
             for group in self.exhibit.at(self.size.scale):
                 for row in group.rows:
-                    if row.key in self.chosen and not (row.real and seed):
+                    once = row.real or group.measures == "schedule"
+                    if row.key in self.chosen and not (once and seed):
                         found.append(self._row(group, row, seed))
         return found
 
@@ -108,63 +110,70 @@ class Stages:
     # ------------------------------------------------------------------------------------------------------------------
     # What rows share
 
-    def _pretrained(self, name: str) -> list[Job]:
-        """At the tiny scale an encoder or the scorer, by name, after the text and the tokenizer that it needs."""
+    def _pretrained(self, part: str, sizes: Mapping[str, Any], *words: str, needs: tuple[str, ...] = ()) -> Job:
+        """An encoder or scorer of the tiny scale, on a part of the text."""
+        steps = min(sizes["steps"], self.size.steps or sizes["steps"])
+        config = PretrainConfig(**{**sizes, "steps": steps}, positions=self.shapes.seq_len)
+        given = flags({**sizes, "steps": steps, "positions": config.positions})
+        command = ["pretrain-encoder", "--data", PARTS[part], *given, *words]
+        kind = "scorer" if part == "scorer" else "encoder"
+        output = named(kind, words[-1].split("/")[-1].split("-")[0], *command)
+        command += [*self._device(), "--output", output]
+        return Job(kind, tuple(command), output, (TEXT, *needs), settings=config)
+
+    def _encoder(self, row: Row) -> Job:
+        """The small encoder of a row, of the architecture that the paper's has."""
+        vocabulary = ("--vocab-size", str(settings.VOCABULARY))
+        return self._pretrained("train", settings.ENCODER, *vocabulary, "--arch", settings.architecture(row))
+
+    def _before_features(self, row: Row) -> list[Job]:
+        return [Job("text", (), TEXT), self._encoder(row)] if self.tiny else []
+
+    def _scorer(self) -> list[Job]:
+        """At the tiny scale the scorer, which has the tokenizer of the encoder, after that."""
         if not self.tiny:
             return []
-        text = Job("text", (), TEXT)
-        part = PARTS["scorer" if name == "scorer" else "train"]
-        sizes = settings.SCORER if name == "scorer" else settings.ENCODER
-        config = PretrainConfig(**sizes, positions=self.shapes.seq_len, vocab_size=settings.VOCABULARY)
-        words = ["pretrain-encoder", "--data", part, *flags({**sizes, "positions": config.positions})]
-        before, needs = [text], [TEXT]
-        if name == "scorer":  # with the tokenizer of GPT-2's rows
-            before, needs = self._pretrained("encoder-gpt2"), [TEXT, "encoder-gpt2"]
-            words += ["--tokenizer", "encoder-gpt2"]
-        else:
-            words += ["--vocab-size", str(settings.VOCABULARY), "--arch", name.removeprefix("encoder-")]
-        kind = "scorer" if name == "scorer" else "encoder"
-        words += [*self._device(), "--output", name]
-        return [*before, Job(kind, tuple(words), name, tuple(needs), settings=config)]
+        *before, encoder = self._before_features(self._plain)
+        tokenizer = ("--tokenizer", encoder.output)
+        return [*before, encoder, self._pretrained("scorer", settings.SCORER, *tokenizer, needs=(encoder.output,))]
+
+    @property
+    def _plain(self) -> Row:
+        """The row without its own features: those that real text is cut by."""
+        return replace(self.row, stages={}, tiny=replace(self.row.tiny, stages={}))
 
     @property
     def scorer(self) -> str:
         """The scorer's name, or its folder."""
-        return "scorer" if self.tiny else "gpt2-large"
+        return self._scorer()[-1].output if self.tiny else settings.SCORER_NAME
 
     @property
     def shapes(self) -> configs.Shapes:
         """Sizes of the features."""
         return settings.shapes(self.row, self.size.scale)
 
-    def features(self) -> Job:
-        """The features of the row."""
-        config = settings.store(self.row, self.size.scale)
-        return self._store(config)
-
-    def _store(self, config: ExtractConfig) -> Job:
-        words = ["extract-features", *flags(changed(config, ExtractConfig()) | {"encoder": config.encoder})]
+    def features(self, row: Row) -> list[Job]:
+        """The features of a row, after what they are made from."""
+        before, config = self._before_features(row), settings.store(row, self.size.scale)
+        encoder = before[-1].output if before else config.encoder
+        words = ["extract-features", *flags(changed(config, ExtractConfig()) | {"encoder": encoder})]
         needs: tuple[str, ...] = ()
         if self.tiny:
             words += ["--data", PARTS["train"], "--validation-data", PARTS["held-out"]]
-            needs = (TEXT, config.encoder)
-        label = f"{config.encoder.removeprefix('encoder-').split('-')[0]}-{config.kind}"
+            needs = (TEXT, encoder)
+        label = f"{settings.architecture(row)}-{config.kind}"
         label += f"{config.layer}" if config.kind == "hidden" else ""
         output = named("features", label, *words)
-        return Job("features", (*words, *self._device(), "--output", output), output, needs, settings=config)
-
-    def _before_features(self) -> list[Job]:
-        return self._pretrained(settings.encoder(self.row, self.size.scale))
+        words += [*self._device(), "--output", output]
+        return [*before, Job("features", tuple(words), output, needs, settings=config)]
 
     def reference(self) -> list[Job]:
         """Real texts, as the rows of GPT-2's tokenizer have them, after what they come from."""
-        own = settings.store(replace(self.row, stages={}), self.size.scale)
-        store = self._store(own)
+        *before, store = self.features(self._plain)
         label = "tiny" if self.tiny else self.row.preset
         output = named("real", label, store.output, self.texts, suffix=".jsonl")
         words = ("features", "texts", store.output, "--rows", str(self.texts), "--output", output)
-        real = Job("reference", words, output, (store.output,), settings=self.texts)
-        return [*self._pretrained("encoder-gpt2"), store, real]
+        return [*before, store, Job("reference", words, output, (store.output,), settings=self.texts)]
 
     @property
     def texts(self) -> int:
@@ -179,7 +188,7 @@ class Stages:
 
     def trained(self) -> list[Job]:
         """The training of the row, after what it reads."""
-        features = self.features()
+        *before, features = self.features(self.row)
         made = settings.training(self.row, self.size.scale, seed=self.seed, steps=self.size.steps)
         method = [] if self.row.method == configs.LDLM else ["--method", self.row.method]
         words = ["train", *method, "--preset", made.preset, "--features", features.output, *options(made.changes)]
@@ -193,7 +202,7 @@ class Stages:
             settings=made.config,
             run=self,
         )
-        return [*self._before_features(), features, job]
+        return [*before, features, job]
 
     def _decoder(self, run: Job) -> Job | None:
         """The decoder that the row trains afterwards; None where it draws with D_h and D_w."""
@@ -203,7 +212,7 @@ class Stages:
         chosen = changed(config, FinetuneConfig()) | {"layers": config.layers}
         words = ("finetune-decoder", "--run", run.output, "--features", run.needs[0], *flags(chosen), *self._device())
         place = f"{run.output}/decoders/layers-{config.layers}"
-        return Job("decoder", words, place, (run.output,), settings=config, run=self)
+        return Job("decoder", words, place, (run.output, run.needs[0]), settings=config, run=self)
 
     def of_texts(self) -> Measured:
         """Texts drawn from the row at each budget, and their scores."""
@@ -212,19 +221,20 @@ class Stages:
         decoder = self._decoder(run)
         jobs = [*before, *([decoder] if decoder else [])]
         real = self.reference()
-        jobs += [*real, *self._pretrained("scorer")]
+        jobs += [*real, *self._scorer()]
         budgets = self.exhibit.budgets_at(self.size.scale) or (None,)
         scores, drawn = {}, {}
         for budget in budgets:
-            sampled = [self._sample(run, decoder, budget, seed) for seed in range(self.size.draws)]
+            sampled = self._samples(run, decoder, budget)
             judged = self._evaluate([sample.output for sample in sampled], real[-1].output)
             jobs += [*sampled, judged]
             scores[budget], drawn[budget] = judged.mark, sampled[0].mark
         return Measured(self.row, self.seed, tuple(jobs), run.output, scores, drawn)
 
-    def _sample(self, run: Job, decoder: Job | None, budget: int | None, seed: int) -> Job:
+    def _samples(self, run: Job, decoder: Job | None, budget: int | None) -> list[Job]:
+        """Sets of texts of a run at a budget, one for each sampling seed."""
         evaluations = budget or (settings.TINY_EVALUATIONS if self.tiny else self.exhibit.evaluations)
-        config = settings.sampling(self.row, self.size.scale, evaluations, self.texts, seed)
+        config = settings.sampling(self.row, self.size.scale, evaluations, self.texts, 0)
         words = ["sample", "--run", run.output]
         if self.row.method == configs.LDLM:
             words += ["--sampler", "paper", "--decoder", "joint" if decoder is None else decoder.output.split("/")[-1]]
@@ -236,10 +246,13 @@ class Stages:
         words += [*flags({**own, "num_samples": self.texts}), *self._batch()]
         label = f"{run.output.split('/')[-1].split('-')[0]}-{evaluations}"
         place = named("texts", label, *words)
-        output, keeps = f"{place}/seed-{seed}.jsonl", f"drawn{place.removeprefix('texts')}/seed-{seed}.json"
-        words += ["--seed", str(seed), *self._device(), "--output", output]
         needs = (run.output, *([decoder.output] if decoder else []))
-        return Job("sample", tuple(words), output, needs, keeps, settings=config, run=self)
+        jobs = []
+        for seed in range(self.size.draws):
+            output, keeps = f"{place}/seed-{seed}.jsonl", f"drawn{place.removeprefix('texts')}/seed-{seed}.json"
+            called = (*words, "--seed", str(seed), *self._device(), "--output", output)
+            jobs.append(Job("sample", called, output, needs, keeps, settings=config, run=self))
+        return jobs
 
     def _batch(self) -> list[str]:
         """Table 3 times batches of as many texts as it draws."""
@@ -251,7 +264,7 @@ class Stages:
         words = ["evaluate", *texts, *spread, "--reference", real, *mauve, "--scorer", self.scorer]
         words += ["--boundaries", "eos", *self._device()]
         keeps = named("scores", texts[0].split("/")[1].rsplit("-", 1)[0], *words, suffix=".json")
-        needs = (*texts, real, *(["scorer"] if self.tiny else []))
+        needs = (*texts, real, *([self.scorer] if self.tiny else []))
         return Job("evaluate", tuple(words), keeps, needs, keeps, settings=len(texts) * self.texts, run=self)
 
     def real(self) -> Measured:
@@ -259,9 +272,9 @@ class Stages:
         real = self.reference()
         words = ("evaluate", real[-1].output, "--scorer", self.scorer, "--boundaries", "eos", *self._device())
         keeps = named("scores", "real", *words, suffix=".json")
-        needs = (real[-1].output, *(["scorer"] if self.tiny else []))
+        needs = (real[-1].output, *([self.scorer] if self.tiny else []))
         job = Job("evaluate", words, keeps, needs, keeps, settings=self.texts, run=self)
-        return Measured(self.row, self.seed, (*real, *self._pretrained("scorer"), job), scores={None: keeps})
+        return Measured(self.row, self.seed, (*real, *self._scorer(), job), scores={None: keeps})
 
     def of_paths(self) -> Measured:
         """Paths between latents of held-out texts (Figure 3, left, and Figure 4, right)."""
@@ -273,9 +286,9 @@ class Stages:
         words += ["--pairs", str(pairs), "--points", str(POINTS), "--scorer", self.scorer, *self._device()]
         output = named("paths", run.output.split("/")[-1].split("-")[0], *words)
         config = InterpolateConfig(pairs=pairs, points=POINTS)
-        needs = (run.output, run.needs[0], *(["scorer"] if self.tiny else []))
+        needs = (run.output, run.needs[0], *([self.scorer] if self.tiny else []))
         job = Job("interpolate", (*words, "--output", output), output, needs, settings=config, run=self)
-        jobs = (*before, *self._pretrained("scorer"), job)
+        jobs = (*before, *self._scorer(), job)
         return Measured(self.row, self.seed, jobs, run.output, paths=output)
 
     def of_training(self) -> Measured:

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from ldlm import artifact, files, runtime
+from ldlm import artifact, files
 from ldlm.paper import findings, orderings
 from ldlm.paper.exhibits import Exhibit
 from ldlm.paper.orderings import Judged
 from ldlm.paper.plan import Plan
 from ldlm.paper.printed import QUANTITIES, shown
 from ldlm.paper.rows import Row
+from ldlm.paper.settings import TINY
 
 Place = tuple[str, str, int | None]  # row, quantity, evaluations
 
@@ -59,6 +60,8 @@ class Result:
 
     def to_json(self, command: str, text: Mapping[str, Any] | None) -> dict[str, Any]:
         """Everything that is committed: figures, verdicts, sizes, hardware, date and command."""
+        from ldlm import runtime
+
         size = self.plan.size
         return {
             "exhibit": self.exhibit.name,
@@ -69,7 +72,7 @@ class Result:
             "command": command,
             "versions": artifact.versions(),
             "text": None if text is None else dict(text),
-            "seeds": size.seeds,
+            "seeds": size.seeds if any(measured.jobs for measured in self.plan.rows) else 0,
             "sampling_seeds": size.draws,
             "rows": [self._row(row) for row in self._rows()],
             "statements": [
@@ -100,7 +103,8 @@ class Result:
 
     def _steps(self, row: Row) -> int | None:
         size = self.plan.size
-        return None if row.real or size.scale == "paper" else size.steps or row.tiny.steps
+        trained = any(measured.run is not None for measured in self.plan.rows if measured.row.key == row.key)
+        return (size.steps or row.tiny.steps) if trained and size.scale == TINY else None
 
     # ------------------------------------------------------------------------------------------------------------------
     # As text
@@ -108,7 +112,9 @@ class Result:
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Head and rows of the table: ours and the paper's for each column."""
         columns = self.exhibit.columns
-        head = ["", *(word for name in columns for word in (QUANTITIES[name].heading, "paper"))]
+        head = [""]
+        for name in columns:
+            head += [QUANTITIES[name].heading, *(["paper"] if self._is_printed(name) else [])]
         rows: list[list[str]] = []
         for group in self.exhibit.at(self.plan.size.scale):
             chosen = [row for row in group.rows if row.key in self.plan.chosen]
@@ -126,10 +132,16 @@ class Result:
             cells = []
             for quantity in columns:
                 printed = row.printed.get(budget, {}).get(quantity)
-                cells += [self._shown((row.key, quantity, budget)), "" if printed is None else printed.text]
+                cells.append(self._shown((row.key, quantity, budget)))
+                if self._is_printed(quantity):
+                    cells.append("" if printed is None else printed.text)
             name = row.name if budget is None else f"{row.name}, {budget} evaluations"
             lines.append([name, *cells])
         return lines
+
+    def _is_printed(self, quantity: str) -> bool:
+        """Tell whether the paper prints figures of a column; of curves it has pictures alone."""
+        return any(quantity in cells for row in self.exhibit.rows.values() for cells in row.printed.values())
 
     def _shown(self, place: Place) -> str:
         cell = self.cells.get(place)
@@ -158,10 +170,13 @@ def caption(record: Mapping[str, Any]) -> str:
     """What the figures are of: scale, seeds, hardware and date."""
     spread = "training seeds" if record["seeds"] > 1 else "sampling seeds"
     steps = sorted({row["steps"] for row in record["rows"] if row["steps"] is not None})
+    when = f"{record['hardware']}, {record['date']}."
+    if record["seeds"] == 0:
+        return f"Computed, nothing is trained. {when}"
     trained = f", rows of {' and '.join(f'{count:,}' for count in steps)} steps" if steps else ""
     return (
         f"Scale {record['scale']}{trained}, {record['seeds']} of training by {record['sampling_seeds']} of sampling; "
-        f"mean ± standard deviation over {spread}. {record['hardware']}, {record['date']}."
+        f"mean ± standard deviation over {spread}. {when}"
     )
 
 

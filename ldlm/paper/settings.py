@@ -22,6 +22,7 @@ TEXTS = {"owt-1024": OPENWEBTEXT, "owt-128": OPENWEBTEXT, "owt-128-main": OPENWE
 TOKENS = {"owt-1024": 9e9, "owt-128": 9e9, "owt-128-main": 9e9, "lm1b-128": 0.9e9}  # about, in GPT-2's tokens
 
 SAMPLING_SEEDS = 5
+SCORER_NAME = "gpt2-large"
 # The paper's sampler with what Section 4.3 says of its end: the estimate ẑ_0 is decoded, and tokens are drawn from D_w.
 SAMPLER = {"final": "x0", "temperature": 1.0}
 
@@ -53,26 +54,30 @@ def shapes(row: Row, scale: str) -> Shapes:
     found = configs.preset(preset(row, scale)).shapes
     if scale == TINY:
         return Shapes(found.seq_len, ENCODER["width"], VOCABULARY)
-    if encoder(row, scale) == "bert-base-uncased":
+    if encoder(row) == "bert-base-uncased":
         return Shapes(found.seq_len, found.hidden_dim, 30_522)
     return found
 
 
-def encoder(row: Row, scale: str) -> str:
-    """Encoder of a row: gpt2 or bert-base-uncased, and at the tiny scale a small one of that architecture."""
-    named = str(row.stages.get("store", {}).get("encoder", "gpt2"))
-    return named if scale == PAPER else f"encoder-{named.split('-')[0]}"
+def encoder(row: Row) -> str:
+    """Encoder of a row at the paper's scale: gpt2 or bert-base-uncased."""
+    return str(row.stages.get("store", {}).get("encoder", "gpt2"))
+
+
+def architecture(row: Row) -> str:
+    """Architecture of a row's encoder: gpt2 or bert."""
+    return encoder(row).split("-")[0]
 
 
 def store(row: Row, scale: str) -> ExtractConfig:
-    """Settings of `extract-features` that make the features of a row, without the files of the tiny text."""
+    """Settings of `extract-features` that make the features of a row, without encoder and files of the tiny scale."""
     text: dict[str, Any] = {}
     if scale == PAPER:
         kind = row.stages.get("store", {}).get("kind", "hidden")
         text = {**TEXTS[row.preset], **({} if kind == "scratch" else {"codec": "online"})}
     base = {"seq_len": shapes(row, scale).seq_len, **text}
     given = _stage(row, "store", scale)
-    return configs.from_dict(ExtractConfig, {**base, **given, "encoder": encoder(row, scale)})
+    return configs.from_dict(ExtractConfig, {**base, **given, "encoder": encoder(row)})
 
 
 def training(row: Row, scale: str, *, seed: int = 0, steps: int | None = None) -> Training:
