@@ -20,42 +20,46 @@ LIST = "list"
 
 
 @click.command(cls=Command, short_help="the paper's tables and figures: list, table-1 … table-9, figure-1 … figure-6")
-@click.argument("what", metavar="list|table-N|figure-N")
+@click.argument("names", nargs=-1, required=True, metavar="list|table-N|figure-N...")
 @stage_options(PaperConfig, overwrite=False)
 @path_option("--output", "folder for everything; tables that share it share features, runs and texts")
 @path_option("--script", "with --scale paper: file for the commands, instead of printing them", metavar="FILE")
 @click.option("--report", is_flag=True, help="run nothing; write the table of what is there")
-def command(options: Options, what: str, output: str | None, script: str | None, report: bool) -> None:
-    """Make a table or figure of the paper again, row by row, and set its figures beside the paper's.
+def command(options: Options, names: tuple[str, ...], output: str | None, script: str | None, report: bool) -> None:
+    """Make tables and figures of the paper again, row by row, and set their figures beside the paper's.
 
-    `list` shows all of them with the state of their evidence. The same command resumes an interrupted one, and several
-    with one --output share the work.
+    `list` shows all of them with the state of their evidence. The same command resumes an interrupted one, several with
+    one --output share the work, and --dry-run with an --output counts what it has not yet.
 
     \b
     Examples:
       ldlm paper list
       ldlm paper table-1 --dry-run
-      ldlm paper table-1 --text novels.txt --output tables
+      ldlm paper table-1 figure-3 --text novels.txt --output tables
       ldlm paper table-1 --row mse ce --seeds 1 --output tables
       ldlm paper table-8 --scale paper --device-name H100 --devices 8 --dry-run
       ldlm paper table-8 --scale paper --devices 8 --output /data/table-8 --script table-8.sh
     """
     config = options.build()
+    if LIST in names:
+        from ldlm.paper import evidence
+
+        found = [one.to_json() for one in evidence.of_all()]
+        return options.show(found, lambda: _listing(found))
     from ldlm.stages import paper as stage
 
-    if what == LIST:
-        found = stage.listing()
-        return options.show(found, lambda: _listing(found))
     if options.dry_run:
-        plan = stage.plan(config, what)
+        plan = stage.plan(config, names, None if output is None else Path(output))
         return options.show(plan, lambda: _plan(plan))
     if config.scale == "paper" and not report:
-        return _script(options, config, what, output, script)
+        return _script(options, config, names, output, script)
     if script is not None:
         raise InputError("--script is for the commands of --scale paper; --scale tiny runs them itself")
     out = require(output, "--output", "tables")
-    record, result = stage.run(config, what, out, report=report, progress=show.Terminal())
-    options.show({"output": str(out), **record}, lambda: _table(out, record, result))
+    made = [stage.run(config, name, out, report=report, progress=show.Terminal()) for name in names]
+    records = [record for record, _ in made]
+    result = records[0] if len(records) == 1 else {"tables": records}
+    options.show({"output": str(out), **result}, lambda: "\n\n".join(_table(out, *one) for one in made))
 
 
 def _listing(found: list[dict[str, Any]]) -> str:
@@ -77,7 +81,7 @@ def _plan(plan: dict[str, Any]) -> str:
         for one in lines
     ]  # fmt: skip
     foot = (
-        f"{plan['exhibit']}, scale {plan['scale']}: {plan['hours']:,.1f} hours on {plan['devices']} "
+        f"{' '.join(plan['exhibits'])}, scale {plan['scale']}: {plan['hours']:,.1f} hours on {plan['devices']} "
         f"{plan['device_name']} ({_short(plan['flops_per_second'])} FLOP/s each, taken)"
     )
     return show.table(("stage", "jobs", "tokens", "FLOPs", "disk", "device hours"), rows) + f"\n\n{foot}"
@@ -87,16 +91,21 @@ def _short(count: float) -> str:
     return f"{count:.3g}"
 
 
-def _script(options: Options, config: PaperConfig, what: str, output: str | None, script: str | None) -> None:
+def _script(
+    options: Options, config: PaperConfig, names: tuple[str, ...], output: str | None, script: str | None
+) -> None:
+    from ldlm import files
     from ldlm.stages import paper as stage
 
-    name = what if script is None else Path(script).name
-    text = stage.commands(config, what, Path(output or what), name)
+    if len(names) > 1:
+        raise InputError(f"a script is of one table or figure, and these are {len(names)}; ask for them one by one")
+    (name,) = names
+    text = stage.commands(config, name, Path(output or name), f"{name}.sh" if script is None else Path(script).name)
     if script is None:
         return options.show({"script": text}, lambda: text.removesuffix("\n"))
-    files.check_output(Path(script), f"{what}.sh")
+    files.check_output(Path(script), f"{name}.sh")
     files.write_atomic(Path(script), text)
-    options.show({"output": script}, lambda: f"the commands of {what} are in {script}")
+    options.show({"output": script}, lambda: f"the commands of {name} are in {script}")
 
 
 def _table(out: Path, record: dict[str, Any], result: Result) -> str:

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ldlm import memory
 from ldlm.config import PaperConfig
 from ldlm.errors import InputError
-from ldlm.paper import costs, evidence, exhibits, pictures, results, script
+from ldlm.paper import costs, exhibits, pictures, results, script
+from ldlm.paper.jobs import unique
 from ldlm.paper.plan import Plan, Size
 from ldlm.paper.settings import PAPER, TINY
 from ldlm.progress import SILENT, Progress
 
-LIST = "list"
 
-
-def listing() -> list[dict[str, Any]]:
-    """Every table and figure: what it shows, its rows, and the state of its evidence, from the committed results."""
-    return [one.to_json() for one in evidence.of_all()]
-
-
-def plan(config: PaperConfig, name: str) -> dict[str, Any]:
-    """Stages with tokens, FLOPs, disk and hours."""
-    made = _plan(config, name)
+def plan(config: PaperConfig, names: Sequence[str], out: Path | None = None) -> dict[str, Any]:
+    """Stages of tables and figures with tokens, FLOPs, disk and hours: of what `out` has not yet, where it is given."""
+    jobs = unique(job for name in names for job in _plan(config, name).jobs)
+    left = [job for job in jobs if out is None or not job.done(out)]
     card, devices = _card(config)
-    return {"exhibit": name, "scale": config.scale, **costs.of_jobs(made.jobs, config.scale, card, devices)}
+    return {"exhibits": list(names), "scale": config.scale, **costs.of_jobs(left, config.scale, card, devices)}
 
 
 def commands(config: PaperConfig, name: str, out: Path, file: str) -> str:

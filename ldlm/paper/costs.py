@@ -34,7 +34,7 @@ def _gpu(teraflops: float, memory: int) -> Card:
 # Dense bf16 products per second as published by the maker. Of a core: what trainings of the tiny preset reach, measured
 # on a machine with two (docs/paper.md).
 CARDS = {
-    CORE: Card(20e9, 8, start=6.0),
+    CORE: Card(40e9, 8, start=6.0),
     "A100-40GB": _gpu(312, 40),
     "A100-80GB": _gpu(312, 80),
     "H100": _gpu(989, 80),
