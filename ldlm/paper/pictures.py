@@ -11,6 +11,7 @@ import numpy as np
 
 from ldlm import config as configs
 from ldlm import files
+from ldlm.config import LDLM
 from ldlm.pages import drawing
 from ldlm.pages.chart import GOLD, GREY, PURPLE, SERIES, Axis, Chart, Line, Points, number, percent
 from ldlm.pages.curves import STEP, centres, of_kind, over_steps
@@ -38,7 +39,7 @@ def _frontier(result: Result, folder: Path) -> tuple[list[Chart], int]:
     """Figure 1: perplexity against entropy, areas by seconds per text, real text as a star."""
     charts = []
     for group in result.exhibit.at(result.plan.size.scale):
-        rows = [row for row in group.rows if row.key in result.plan.chosen]
+        rows = sorted((row for row in group.rows if row.key in result.plan.chosen), key=lambda row: row.method != LDLM)
         seconds = {(m.row.key, b): s for m in result.plan.rows for b, s in findings.seconds_per_text(folder, m).items()}
         marks = [
             _of_method(result, row, place, seconds) for place, row in enumerate(row for row in rows if not row.real)

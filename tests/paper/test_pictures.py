@@ -1,4 +1,4 @@
-"""Figures and their pictures, from a finished run and from files as `interpolate`, `sample` and `evaluate` leave them."""
+"""Figures and their pictures, from a finished run and from files as the stages leave them."""
 
 import shutil
 

@@ -2,9 +2,13 @@
 
 import os
 import subprocess
+from functools import cache
+from itertools import product
 
 import pytest
+import yaml
 
+from ldlm import config as configs
 from ldlm.paper import costs, exhibits, script
 from ldlm.paper.plan import Plan, Size
 from ldlm.training.cost import flops_per_token
@@ -13,6 +17,12 @@ from ldlm.training.cost import flops_per_token
 def planned(name, scale="tiny", rows=(), **size):
     exhibit = exhibits.load(name)
     return Plan(exhibit, Size(scale=scale, **size), tuple(exhibit.chosen(rows)))
+
+
+@cache
+def whole(name, scale):
+    """All of a table or figure, with one training and two sampling seeds of each row."""
+    return planned(name, scale, seeds=1, sampling_seeds=2).jobs
 
 
 def of_kind(plan, kind):
@@ -27,7 +37,7 @@ def words(job):
 @pytest.mark.parametrize("name", exhibits.NAMES)
 def test_every_job_comes_once_and_after_what_it_needs(name, scale):
     seen = set()
-    for job in planned(name, scale, sampling_seeds=2).jobs:
+    for job in whole(name, scale):
         assert job.mark not in seen
         assert set(job.needs) <= seen, words(job)
         read = {word for word in job.words if word in seen and word != job.output}
@@ -173,3 +183,46 @@ def test_a_card_that_is_not_known_is_refused(refuse):
     assert refuse("paper", "table-7", "--dry-run", "--device-name", "B300").startswith(
         "there is no card 'B300'; choose"
     )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The commands are ones that ldlm takes
+
+
+def distinct(kind):
+    """Jobs of a kind of all tables at both scales, those that differ in more than paths and seeds."""
+    found = {}
+    for scale, name in product(("tiny", "paper"), exhibits.NAMES):
+        for job in whole(name, scale):
+            if job.kind == kind:
+                words = tuple(word for word in job.words if "/" not in word and not word.isdigit())
+                found.setdefault((scale, *words), job)
+    return list(found.values())
+
+
+def test_a_training_has_the_settings_that_its_words_ask_for(ldlm):
+    jobs = distinct("train")
+    assert len(jobs) > 40
+    for job in jobs:
+        shown = yaml.safe_load(ldlm(*job.words, "--dump-config").stdout)
+        assert shown == configs.to_dict(job.settings), words(job)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "scorer", "features", "decoder", "evaluate", "interpolate"])
+def test_every_other_command_is_taken(kind, ldlm):
+    for job in distinct(kind):
+        done = ldlm(*job.words, "--dump-config")
+        assert done.exit_code == 0, (words(job), done.stderr)
+
+
+def test_texts_are_drawn_with_the_settings_of_the_row(ldlm, trained, rival):
+    runs = {"ldlm": trained, **{method: rival(method) for method in ("mdlm", "duo", "candi", "flm")}}
+    jobs = distinct("sample")
+    assert len(jobs) > 15
+    for job in jobs:
+        asked: list = [*job.words]
+        asked[asked.index("--run") + 1] = runs[job.run.row.method]
+        shown = yaml.safe_load(ldlm(*asked, "--dump-config").stdout)
+        sampler = configs.to_dict(job.settings)["sampler"]
+        assert shown["sampler"] == sampler, words(job)
+        assert (shown["num_samples"], shown["seed"]) == (job.settings.num_samples, 0)
