@@ -215,6 +215,7 @@ def test_every_other_command_is_taken(kind, ldlm):
         assert done.exit_code == 0, (words(job), done.stderr)
 
 
+@pytest.mark.slow
 def test_texts_are_drawn_with_the_settings_of_the_row(ldlm, trained, rival):
     runs = {"ldlm": trained, **{method: rival(method) for method in ("mdlm", "duo", "candi", "flm")}}
     jobs = distinct("sample")
