@@ -46,6 +46,8 @@ def run(
     if config.scale == TINY and not list(made.exhibit.at(TINY)):
         raise InputError(f"{name} needs a GPU: nothing of it says much at --scale tiny; see --scale paper")
     runner = Runner(out.absolute(), None if config.text is None else Path(config.text).absolute(), progress)
+    if report and not out.is_dir():
+        raise InputError(f"there is no folder {out}, so there is nothing to report; run it first")
     if not report:
         if config.scale == PAPER:
             raise InputError("--scale paper is for a scheduler: it prints a script; --report gathers its results")

@@ -28,7 +28,7 @@ def text(tmp_path):
 @pytest.mark.slow
 def test_a_table_is_made_from_text_killed_and_taken_up_again(text, tmp_path, succeed):
     out = tmp_path / "out"
-    sizes = ("--steps", 10, "--texts", 4, "--seeds", 2, "--mauve", "off", "--device", "cpu")
+    sizes = ("--steps", 10, "--texts", 4, "--seeds", 1, "--mauve", "off", "--device", "cpu")
     words = [str(word) for word in ("paper", "table-5", "--row", *ROWS, "--text", text, "--output", out, *sizes)]
     process = subprocess.Popen([sys.executable, "-m", "ldlm.cli", *words], stdout=subprocess.DEVNULL)
     log = out / "commands.jsonl"
@@ -44,11 +44,11 @@ def test_a_table_is_made_from_text_killed_and_taken_up_again(text, tmp_path, suc
     commands = [tuple(line["ldlm"]) for line in called]
     assert len(set(commands)) == len(commands)  # and the one that was at work when its parent was killed is not logged
     kinds = [line["ldlm"][0] for line in called]
-    assert kinds.count("train") == 2 and kinds.count("finetune-decoder") == 2 and kinds.count("sample") >= 8
+    assert [kinds.count(kind) for kind in ("train", "finetune-decoder", "sample", "evaluate")] == [1, 1, 4, 2]
     for row in record["rows"]:
         cells = {one["quantity"]: one for one in row["figures"]}
         assert set(cells) == {"gen_ppl", "entropy", "diversity"}
-        assert [len(seed) for seed in cells["entropy"]["by_seed"]] == [2, 2]
+        assert [len(seed) for seed in cells["entropy"]["by_seed"]] == [2]
     (statement,) = record["statements"]
     assert statement["words"].endswith("Reference jointly trained decoder < 1 layer")
     assert files.read_json(out / "table-5-tiny.json") == {key: record[key] for key in record if key != "output"}
@@ -64,6 +64,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(refuse, tmp_path):
     assert refuse("paper", "table-9", *out).startswith("table-9 needs a GPU")
     assert refuse("paper", "table-7", "--row", "mlp", *out).startswith("Table 7 has no row 'mlp'; it has resampler")
     assert refuse("paper", "table-7").startswith("--output is missing")
+    assert refuse("paper", "table-7", "--report", *out).endswith("there is nothing to report; run it first")
     assert refuse("paper", "table-7", "--scale", "paper", "--steps", 50).startswith("--text and --steps are for")
     assert refuse("paper", "table-7", "table-5", "--scale", "paper").startswith("a script is of one table")
     assert refuse("paper", "table-7", "--script", tmp_path / "s.sh", *out).startswith("--script is for")
