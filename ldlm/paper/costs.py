@@ -31,8 +31,8 @@ def _gpu(teraflops: float, memory: int) -> Card:
     return Card(UTILISATION * teraflops * 1e12, memory)
 
 
-# Dense bf16 products per second as published by the maker. Of a core: what trainings of the tiny preset reach, measured
-# on a machine with two (docs/paper.md).
+# Of GPUs the dense bf16 products per second that their maker publishes. Of a core the FLOP/s are taken: what a run took
+# is in its `commands.jsonl`.
 CARDS = {
     CORE: Card(40e9, 8, start=6.0),
     "A100-40GB": _gpu(312, 40),

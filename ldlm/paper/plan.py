@@ -88,7 +88,7 @@ class Plan:
             return stages.real()
         return {
             "texts": stages.of_texts,
-            "times": stages.of_texts,
+            "times": stages.of_times,
             "paths": stages.of_paths,
             "training": stages.of_training,
         }[group.measures]()
@@ -290,6 +290,15 @@ class Stages:
         job = Job("interpolate", (*words, "--output", output), output, needs, settings=config, run=self)
         jobs = (*before, *self._scorer(), job)
         return Measured(self.row, self.seed, jobs, run.output, paths=output)
+
+    def of_times(self) -> Measured:
+        """The training, and one set of texts, which are timed and not scored (Table 3)."""
+        before = self.trained()
+        run = before[-1]
+        decoder = self._decoder(run)
+        sampled = self._samples(run, decoder, None)[0]
+        jobs = (*before, *([decoder] if decoder else []), sampled)
+        return Measured(self.row, self.seed, jobs, run.output, drawn={None: sampled.mark})
 
     def of_training(self) -> Measured:
         """The training alone."""
