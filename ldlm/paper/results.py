@@ -159,11 +159,10 @@ class Result:
         head, rows = self.table()
         lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
-        verdicts = "\n".join(f"- {line}" for line in self.verdicts())
-        return (
-            f"# {self.exhibit.label}: {self.exhibit.title}\n\n{caption(record)}\n\n" + "\n".join(lines)
-            + f"\n\nThe paper's orderings:\n\n{verdicts}\n\n`{record['command']}`\n"
-        )  # fmt: skip
+        parts = [f"# {self.exhibit.label}: {self.exhibit.title}", caption(record), "\n".join(lines)]
+        if self.statements:
+            parts += ["The paper's orderings:", "\n".join(f"- {line}" for line in self.verdicts())]
+        return "\n\n".join([*parts, f"`{record['command']}`"]) + "\n"
 
 
 def caption(record: Mapping[str, Any]) -> str:
