@@ -87,11 +87,9 @@ def main() -> None:
 
 def hardware() -> str:
     """The GPU, or the processor and the number of its cores that may be used."""
-    import torch
+    from ldlm import runtime
 
-    from benchmarks.machine import processor
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+    return runtime.hardware()
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
-import platform
 import statistics
 import subprocess
 import tempfile
@@ -23,13 +21,6 @@ from ldlm.compute import DTYPES
 from ldlm.training import cost
 
 COPY_BYTES, FILE_BYTES = 2**28, 2**28
-
-
-def processor() -> str:
-    """The processor and the number of its cores that may be used."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {len(os.sched_getaffinity(0))} cores"
 
 
 def card() -> str:

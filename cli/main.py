@@ -92,6 +92,7 @@ def _register() -> None:
         finetune,
         interpolate,
         likelihood,
+        paper,
         plot,
         pretrain,
         quickstart,
@@ -117,6 +118,7 @@ def _register() -> None:
     main.add_command(evaluate.command, "evaluate")
     main.add_command(report.command, "report")
     main.add_command(export.command, "export")
+    main.add_command(paper.command, "paper")
 
 
 _register()

@@ -47,6 +47,20 @@ def shared_lock(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
+def passed_on(path: Path) -> Iterator[int | None]:
+    """Hold an exclusive lock on the file `path`, which is made if need be, without waiting.
+
+    Yields its descriptor, None where another process has the lock. A child that inherits the descriptor holds the lock
+    too, until it ends.
+    """
+    descriptor = _open(path)
+    try:
+        yield descriptor if _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, path) else None
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def _folder_lock(folder: Path, how: int) -> Iterator[bool]:
     """A lock on the folder itself, which leaves no file behind."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import json
 import os
+import platform
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -47,6 +49,18 @@ def device(name: str) -> torch.device:
     if found.type == "cpu":
         _share_cores()
     return found
+
+
+def hardware() -> str:
+    """The GPU, or the processor where there is none."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+
+
+def processor() -> str:
+    """The processor and the number of its cores that may be used."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {len(os.sched_getaffinity(0))} cores"
 
 
 def _share_cores() -> None:

@@ -100,9 +100,9 @@ def run(sections: Sequence[Section], out: Path, *, minutes: float, device: str, 
 def _machine(device: str) -> dict[str, Any]:
     """The hardware and the versions, without starting CUDA in this process."""
     from benchmarks import machine
-    from ldlm import artifact
+    from ldlm import artifact, runtime
 
-    hardware = machine.card() if device == "cuda" else machine.processor()
+    hardware = machine.card() if device == "cuda" else runtime.processor()
     return {"hardware": hardware, "versions": {**artifact.versions(), "xformers": machine.version("xformers")}}
 
 

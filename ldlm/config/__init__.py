@@ -72,6 +72,7 @@ from ldlm.config.model import (
     decoder_noise,
     preset,
 )
+from ldlm.config.paper import PaperConfig
 from ldlm.config.quickstart import QuickstartConfig
 from ldlm.config.stages import (
     MAX_SEED,

@@ -198,6 +198,10 @@ def seen(succeed, corpus, gpt2, store, trained, rival, token_runs, tmp_path_fact
     assert succeed("report", run).keys() == {"output"}
     assert succeed("plot", run).keys() == {"drawn"}
     found.look(succeed("quickstart", "--output", root / "quickstart", "--dry-run"), "dry run: quickstart")
+    found.look(succeed("paper", "list"), "paper list")
+    found.look(succeed("paper", "table-7", "--dry-run"), "dry run: paper")
+    found.look(succeed("paper", "table-7", "--scale", "paper"), "paper --scale paper")
+    found.look(succeed("paper", "figure-5", "--output", root / "paper"), "paper")
     files(found, root)
     (shard,) = (root / "features" / "features.zarr" / "tokens" / "c").glob("0/0")
     shard.write_bytes(shard.read_bytes()[:-1])
@@ -218,6 +222,8 @@ def files(found, root):
             found.look(value, by_name[path.name])
         elif path.name == "interpolation.json":
             found.look(value, "manifest.json: interpolation")
+        elif path.name == "figure-5-tiny.json":
+            found.look(value, "paper")
         elif path.name in ("sweep.json", "frontier.json", "trace.json"):
             found.look(value, f"manifest.json: {path.stem}")
         elif path.name == "stories.txt.meta.json":

@@ -1,0 +1,116 @@
+"""`ldlm paper`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ldlm import files
+from ldlm.cli import show
+from ldlm.cli.options import Command, Options, path_option, require, stage_options
+from ldlm.config import PaperConfig
+from ldlm.errors import InputError
+
+if TYPE_CHECKING:
+    from ldlm.paper.results import Result
+
+LIST = "list"
+
+
+@click.command(cls=Command, short_help="the paper's tables and figures: list, table-1 … table-9, figure-1 … figure-6")
+@click.argument("names", nargs=-1, required=True, metavar="list|table-N|figure-N...")
+@stage_options(PaperConfig, overwrite=False)
+@path_option("--output", "folder for everything; tables that share it share features, runs and texts")
+@path_option("--script", "with --scale paper: file for the commands, instead of printing them", metavar="FILE")
+@click.option("--report", is_flag=True, help="run nothing; write the table of what is there")
+def command(options: Options, names: tuple[str, ...], output: str | None, script: str | None, report: bool) -> None:
+    """Make tables and figures of the paper again, row by row, and set their figures beside the paper's.
+
+    `list` shows all of them with the state of their evidence. The same command resumes an interrupted one, several with
+    one --output share the work, and --dry-run with an --output counts what it has not yet.
+
+    \b
+    Examples:
+      ldlm paper list
+      ldlm paper table-1 --dry-run
+      ldlm paper table-1 figure-3 --text novels.txt --output tables
+      ldlm paper table-1 --row mse ce --seeds 1 --output tables
+      ldlm paper table-8 --scale paper --device-name H100 --devices 8 --dry-run
+      ldlm paper table-8 --scale paper --devices 8 --output /data/table-8 --script table-8.sh
+    """
+    config = options.build()
+    if LIST in names:
+        from ldlm.paper import evidence
+
+        found = [one.to_json() for one in evidence.of_all()]
+        return options.show(found, lambda: _listing(found))
+    from ldlm.stages import paper as stage
+
+    if options.dry_run:
+        plan = stage.plan(config, names, None if output is None else Path(output))
+        return options.show(plan, lambda: _plan(plan))
+    if config.scale == "paper" and not report:
+        return _script(options, config, names, output, script)
+    if script is not None:
+        raise InputError("--script is for the commands of --scale paper; --scale tiny runs them itself")
+    out = require(output, "--output", "tables")
+    made = [stage.run(config, name, out, report=report, progress=show.Terminal()) for name in names]
+    records = [record for record, _ in made]
+    result = records[0] if len(records) == 1 else {"tables": records}
+    options.show({"output": str(out), **result}, lambda: "\n\n".join(_table(out, *one) for one in made))
+
+
+def _listing(found: list[dict[str, Any]]) -> str:
+    rows = [
+        (one["name"], one["section"], one["rows"], _state(one), one["orderings"] or "-", one["title"]) for one in found
+    ]
+    return show.table(("", "section", "rows", "evidence", "the paper's orderings", "title"), rows)
+
+
+def _state(one: dict[str, Any]) -> str:
+    return one["state"] if one["scale"] is None else f"{one['state']} ({one['scale']}, {one['date']})"
+
+
+def _plan(plan: dict[str, Any]) -> str:
+    lines = [*plan["stages"], {"stage": "in all", **plan["total"]}]
+    rows = [
+        (one["stage"], one["count"], _short(one["tokens"]), _short(one["flops"]), files.amount(one["bytes"]),
+         f"{one['device_hours']:,.1f}")
+        for one in lines
+    ]  # fmt: skip
+    foot = (
+        f"{' '.join(plan['exhibits'])}, scale {plan['scale']}: {plan['hours']:,.1f} hours on {plan['devices']} "
+        f"{plan['device_name']} ({_short(plan['flops_per_second'])} FLOP/s each, taken)"
+    )
+    return show.table(("stage", "jobs", "tokens", "FLOPs", "disk", "device hours"), rows) + f"\n\n{foot}"
+
+
+def _short(count: float) -> str:
+    return f"{count:.3g}"
+
+
+def _script(
+    options: Options, config: PaperConfig, names: tuple[str, ...], output: str | None, script: str | None
+) -> None:
+    from ldlm import files
+    from ldlm.stages import paper as stage
+
+    if len(names) > 1:
+        raise InputError(f"a script is of one table or figure, and these are {len(names)}; ask for them one by one")
+    (name,) = names
+    text = stage.commands(config, name, Path(output or name), f"{name}.sh" if script is None else Path(script).name)
+    if script is None:
+        return options.show({"script": text}, lambda: text.removesuffix("\n"))
+    files.check_output(Path(script), f"{name}.sh")
+    files.write_atomic(Path(script), text)
+    options.show({"output": script}, lambda: f"the commands of {name} are in {script}")
+
+
+def _table(out: Path, record: dict[str, Any], result: Result) -> str:
+    from ldlm.paper.results import caption
+
+    head, rows = result.table()
+    lines = [show.table(head, rows), "", caption(record), "", *result.verdicts(), "", f"all of it in {out}"]
+    return "\n".join(lines)

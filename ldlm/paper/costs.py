@@ -1,0 +1,198 @@
+"""What a table or figure costs: tokens, FLOPs, disk, and hours on a given card, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from ldlm import config as configs
+from ldlm.config import LDLM, AnyTrainConfig, Shapes, TrainConfig
+from ldlm.errors import InputError
+from ldlm.paper import settings
+from ldlm.paper.jobs import KINDS, Job
+from ldlm.paper.settings import TINY
+
+UTILISATION = 0.35  # of a GPU's matrix products, taken
+CORE = "cpu"
+
+
+@dataclass(frozen=True)
+class Card:
+    """A device: FLOP/s that are reached, memory in GB, and seconds that a command takes to begin."""
+
+    flops: float
+    memory: int
+    start: float = 20.0
+
+
+def _gpu(teraflops: float, memory: int) -> Card:
+    return Card(UTILISATION * teraflops * 1e12, memory)
+
+
+# Of GPUs the dense bf16 products per second that their maker publishes. Of a core the FLOP/s are taken: what a run took
+# is in its `commands.jsonl`.
+CARDS = {
+    CORE: Card(40e9, 8, start=6.0),
+    "A100-40GB": _gpu(312, 40),
+    "A100-80GB": _gpu(312, 80),
+    "H100": _gpu(989, 80),
+    "H200": _gpu(989, 141),
+    "L40S": _gpu(362, 48),
+    "RTX-4090": _gpu(165, 24),
+}
+PARAMETERS = {"gpt2": 124e6, "gpt2-large": 774e6, "bert-base-uncased": 110e6}
+TINY_TOKENS = 1.5e6  # of the training text, about, where it is as long as is taken of it
+
+
+def card(name: str) -> Card:
+    """The device of that name; `InputError` lists the names."""
+    if name not in CARDS:
+        raise InputError(f"there is no card {name!r}; choose one of {', '.join(CARDS)}")
+    return CARDS[name]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Tokens that pass, FLOPs and bytes that stay."""
+
+    tokens: float = 0.0
+    flops: float = 0.0
+    bytes: float = 0.0
+
+
+def of_jobs(jobs: Iterable[Job], scale: str, name: str, devices: int) -> dict[str, Any]:
+    """Cost of jobs by stage and in all, as JSON. Hours are device hours over `devices`: the jobs may be spread."""
+    device = card(name)
+    stages: list[dict[str, Any]] = []
+    jobs = list(jobs)
+    for kind in KINDS:
+        own = [job for job in jobs if job.kind == kind]
+        if own and kind != "text":
+            costs = [of_job(job, scale) for job in own]
+            stages.append(_row(kind, len(own), Cost(*(sum(getattr(c, f) for c in costs) for f in FIELDS)), device))
+    total = {key: sum(stage[key] for stage in stages) for key in ("count", *FIELDS, "device_hours")}
+    return {
+        "stages": stages,
+        "total": total,
+        "device_name": name,
+        "devices": devices,
+        "flops_per_second": device.flops,
+        "hours": total["device_hours"] / devices,
+    }
+
+
+FIELDS = ("tokens", "flops", "bytes")
+
+
+def _row(kind: str, count: int, cost: Cost, device: Card) -> dict[str, Any]:
+    hours = (cost.flops / device.flops + count * device.start) / 3600
+    figures = {name: round(getattr(cost, name)) for name in FIELDS}
+    return {"stage": kind, "count": count, **figures, "device_hours": hours}
+
+
+def of_job(job: Job, scale: str) -> Cost:
+    """Cost of one job."""
+    return COUNTS[job.kind](job, scale)
+
+
+def _pretrained(job: Job, scale: str) -> Cost:
+    one = job.settings
+    tokens = one.steps * one.batch_size * one.positions
+    return Cost(tokens, 6 * _small(one) * tokens, 4 * _small(one))
+
+
+def _small(one: Any) -> float:
+    return 12 * one.layers * one.width**2 + one.vocab_size * one.width
+
+
+def _features(job: Job, scale: str) -> Cost:
+    one = job.settings
+    tokens = TINY_TOKENS if scale == TINY else settings.TOKENS[_text(one)]
+    if one.kind == "scratch":
+        return Cost(tokens, 0, 4 * tokens)
+    stored = one.codec != "online"
+    width = settings.ENCODER["width"] if scale == TINY else 768
+    passed = tokens if stored else min(tokens, 2e6)  # statistics alone
+    encoder = PARAMETERS[one.encoder] if scale != TINY else 12 * settings.ENCODER["layers"] * width**2
+    return Cost(passed, 2 * encoder * passed, tokens * (4 + 2 * width * stored))
+
+
+def _text(one: Any) -> str:
+    return "lm1b-128" if one.dataset == settings.LM1B["dataset"] else "owt-128"
+
+
+def _trained(job: Job, scale: str) -> Cost:
+    config: AnyTrainConfig = job.settings
+    shapes = job.run.shapes
+    flops, parameters, steps = _training(config, shapes)
+    tokens = steps * config.batch_size * shapes.seq_len
+    online = 2 * PARAMETERS["gpt2"] * tokens if scale != TINY and isinstance(config, TrainConfig) else 0
+    return Cost(tokens, flops * config.batch_size * shapes.seq_len + online, 16 * parameters * config.keep)
+
+
+@cache
+def _training(config: AnyTrainConfig, shapes: Shapes) -> tuple[float, int, int]:
+    """FLOPs of a whole training for each token of a step, parameters, and steps."""
+    from ldlm.baselines.registry import training_method
+
+    method = training_method(config)
+    phases = method.phase_steps()
+    flops = sum(method.flops_per_token(shapes, phase) * steps for phase, steps in phases.items())
+    return flops, sum(method.parameters(method.network(shapes)).values()), sum(phases.values())
+
+
+def _tuned(job: Job, scale: str) -> Cost:
+    one, shapes = job.settings, job.run.shapes
+    batch = one.batch_size or configs.from_dict(TrainConfig, configs.preset(TINY).overrides).batch_size
+    tokens = one.steps * batch * shapes.seq_len
+    # A block of SwiGLU: attention 4 D², MLP 3·4 D²; and the head.
+    decoder = 16 * one.layers * shapes.hidden_dim**2 + shapes.vocab_size * shapes.hidden_dim
+    return Cost(tokens, 6 * decoder * tokens, 16 * decoder * one.keep)
+
+
+def _sampled(job: Job, scale: str) -> Cost:
+    one, shapes = job.settings, job.run.shapes
+    tokens = one.num_samples * shapes.seq_len
+    evaluations = one.sampler.steps * (2 if getattr(one.sampler, "solver", "") == "heun" else 1)
+    return Cost(tokens, evaluations * one.num_samples * _evaluation(job, scale), 12 * tokens)
+
+
+def _evaluation(job: Job, scale: str) -> float:
+    """FLOPs of one evaluation of the denoiser on one text; of a rival a third of a training step's."""
+    stages = job.run
+    config = settings.training(stages.row, scale, steps=stages.size.steps).config
+    if stages.row.method == LDLM:
+        return _denoiser(config.model, stages.shapes)
+    flops, _, steps = _training(config, stages.shapes)
+    return flops / steps / 3 * stages.shapes.seq_len
+
+
+@cache
+def _denoiser(model: Any, shapes: Shapes) -> int:
+    from ldlm.training import cost
+
+    return cost.denoiser_flops(model, shapes)
+
+
+def _scored(job: Job, scale: str) -> Cost:
+    texts = job.settings if isinstance(job.settings, int) else job.settings.pairs * (job.settings.points + 1)
+    tokens = texts * job.run.shapes.seq_len
+    sizes = configs.PretrainConfig(**settings.SCORER, vocab_size=settings.VOCABULARY)
+    scorer = PARAMETERS[settings.SCORER_NAME] if scale != TINY else _small(sizes)
+    return Cost(tokens, 2 * scorer * tokens, 10_000)
+
+
+COUNTS: Mapping[str, Callable[[Job, str], Cost]] = {
+    "text": lambda job, scale: Cost(),
+    "encoder": _pretrained,
+    "scorer": _pretrained,
+    "features": _features,
+    "reference": lambda job, scale: Cost(bytes=job.settings * 1_000),
+    "train": _trained,
+    "decoder": _tuned,
+    "sample": _sampled,
+    "evaluate": _scored,
+    "interpolate": _scored,
+}

@@ -1,0 +1,161 @@
+"""The figures of a row, read from what its jobs have left in the folder of an output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldlm import config as configs
+from ldlm import files
+from ldlm.artifact import recorded_config
+from ldlm.paper.plan import Measured
+
+EARLY = (0.1, 0.2)  # the part of a training whose diffusion loss counts as early
+MILLION_STEPS, DAY = 1_000_000, 86_400
+Values = list[float | None]
+
+
+def of_row(folder: Path, measured: Measured, columns: Sequence[str]) -> dict[tuple[str, int | None], Values]:
+    """Values of the columns by quantity and evaluations, one per sampling seed where there are several."""
+    found: dict[tuple[str, int | None], Values] = {}
+    for quantity in columns:
+        for budget, values in SOURCES[quantity](folder, measured, quantity).items():
+            if values:
+                found[quantity, budget] = values
+    return found
+
+
+Source = Callable[[Path, Measured, str], Mapping[int | None, Values]]
+
+
+def _scores(folder: Path, measured: Measured, quantity: str) -> dict[int | None, Values]:
+    """A score of each set of texts."""
+    found: dict[int | None, Values] = {}
+    for budget, place in measured.scores.items():
+        if (folder / place).exists():
+            record = files.read_json(folder / place)
+            found[budget] = [one.get(quantity) for one in record.get("files", [record])]
+            if all(value is None for value in found[budget]):
+                del found[budget]
+    return found
+
+
+def _path(folder: Path, measured: Measured, quantity: str) -> dict[int | None, Values]:
+    """Perplexity in the middle of the paths between latents."""
+    record = None if measured.paths is None else folder / measured.paths / "interpolation.json"
+    if record is None or not record.exists():
+        return {}
+    found = files.read_json(record)
+    return {None: [_middle(found)["gen_ppl"] if quantity == "middle_ppl" else found["mean"]["gen_ppl"]]}
+
+
+def _middle(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    points: Sequence[Mapping[str, Any]] = found["points"]
+    return min(points, key=lambda point: abs(point["a"] - 0.5))
+
+
+def _held_out(folder: Path, measured: Measured, quantity: str) -> dict[int | None, Values]:
+    """A figure of the finished run on held-out rows."""
+    manifest = _manifest(folder, measured)
+    return {} if manifest is None else {None: [manifest["held_out"].get(quantity)]}
+
+
+def _manifest(folder: Path, measured: Measured) -> dict[str, Any] | None:
+    path = None if measured.run is None else folder / measured.run / "manifest.json"
+    return None if path is None or not path.exists() else files.read_digested(path, "train it again")
+
+
+def _early(folder: Path, measured: Measured, quantity: str) -> dict[int | None, Values]:
+    """The diffusion loss of the training between a tenth and a fifth of its steps."""
+    manifest = _manifest(folder, measured)
+    if manifest is None:
+        return {}
+    low, high = (share * manifest["step"] for share in EARLY)
+    lines = [line for line in metrics(folder, measured) if line["kind"] == "train" and low <= line["step"] <= high]
+    return {None: [float(np.mean([line["l_diff"] for line in lines])) if lines else None]}
+
+
+def metrics(folder: Path, measured: Measured) -> list[dict[str, Any]]:
+    """The lines of a run's metrics."""
+    return list(files.read_jsonl(folder / str(measured.run) / "metrics.jsonl"))
+
+
+def profile(folder: Path, measured: Measured) -> list[float | None] | None:
+    """Held-out diffusion loss in equal bins of the time that the run trains with: t, or F(t) where it adapts."""
+    manifest = _manifest(folder, measured)
+    if manifest is None:
+        return None
+    uniform = recorded_config(folder / str(measured.run))["timesteps"]["kind"] == "uniform"
+    found: list[float | None] = manifest["held_out"]["l_diff_by_t" if uniform else "l_diff_by_u"]
+    return found
+
+
+def _bend(folder: Path, measured: Measured, quantity: str) -> dict[int | None, Values]:
+    """The share of the profile's variance that a straight line leaves: 0 where the loss grows linearly."""
+    found = profile(folder, measured)
+    return {} if found is None else {None: [bend(found)]}
+
+
+def bend(loss: Sequence[float | None]) -> float | None:
+    """1 − R² of the best straight line through values at equal distances; None of fewer than three."""
+    places = [index for index, value in enumerate(loss) if value is not None]
+    values = [value for value in loss if value is not None]
+    if len(values) < 3:
+        return None
+    left = np.array(values) - np.polyval(np.polyfit(places, values, 1), places)
+    variance = float(np.var(values))
+    return float(np.var(left)) / variance if variance > 0 else 0.0
+
+
+def _days(folder: Path, measured: Measured, quantity: str) -> dict[int | None, Values]:
+    """Days that a million steps take, by the median speed of the training."""
+    if _manifest(folder, measured) is None:
+        return {}
+    speeds = [line["timing"]["rows_per_second"] for line in metrics(folder, measured) if "timing" in line]
+    rows = recorded_config(folder / str(measured.run))["batch_size"]
+    return {None: [MILLION_STEPS * rows / float(np.median(speeds)) / DAY]} if speeds else {}
+
+
+def _seconds(folder: Path, measured: Measured, quantity: str) -> dict[int | None, Values]:
+    """Seconds in which a set of texts was drawn; none where it took two attempts."""
+    found: dict[int | None, Values] = {}
+    for budget, place in measured.drawn.items():
+        if (folder / place).exists():
+            record = files.read_json(folder / place)
+            if record.get("texts_made") == record["config"]["num_samples"]:
+                found[budget] = [record["seconds"]]
+    return found
+
+
+def seconds_per_text(folder: Path, measured: Measured) -> dict[int | None, float]:
+    """Seconds per text, by budget."""
+    found = {}
+    for budget, values in _seconds(folder, measured, "sample_seconds").items():
+        texts = files.read_json(folder / measured.drawn[budget])["config"]["num_samples"]
+        found[budget] = float(values[0] or math.nan) / texts
+    return found
+
+
+def _gamma(folder: Path, measured: Measured, quantity: str) -> dict[int | None, Values]:
+    """γ of the row's recipe (Eq. 30): half way through the warm-up, at its midpoint c, and at its end."""
+    from ldlm.model.objective import warmup_gamma
+
+    config = configs.from_dict(configs.TrainConfig, configs.preset(measured.row.preset).overrides)
+    share = {"gamma_half": 0.5, "gamma_at_c": config.recipe.warmup_c, "gamma_end": 1.0}[quantity]
+    return {None: [warmup_gamma(round(share * config.recipe.warmup_steps), config.recipe)]}
+
+
+SOURCES: dict[str, Source] = {
+    **dict.fromkeys(("gen_ppl", "mauve", "diversity", "entropy"), _scores),
+    **dict.fromkeys(("middle_ppl", "mean_ppl"), _path),
+    **dict.fromkeys(("l_diff", "l_h", "l_w", "token_accuracy", "latent_std"), _held_out),
+    **dict.fromkeys(("gamma_half", "gamma_at_c", "gamma_end"), _gamma),
+    "early_l_diff": _early,
+    "bend": _bend,
+    "train_days": _days,
+    "sample_seconds": _seconds,
+}

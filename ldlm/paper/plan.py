@@ -1,0 +1,306 @@
+"""A table or figure as jobs: the stages of every row, and which of them rows have in common.
+
+At `--scale paper` text comes from the hub and the scorer is GPT-2 Large. At `--scale tiny` one text is split into parts
+for models, for the scorer and held out, and encoder and scorer are pretrained on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from ldlm import config as configs
+from ldlm.config import ExtractConfig, FinetuneConfig, InterpolateConfig, PretrainConfig
+from ldlm.paper import settings
+from ldlm.paper.exhibits import Exhibit, Group
+from ldlm.paper.jobs import Job, changed, flags, named, options, unique
+from ldlm.paper.rows import Row
+from ldlm.paper.settings import PAPER, TINY
+
+PARTS = {name: f"text/{name}.jsonl" for name in ("train", "scorer", "held-out")}
+TEXT = "text/text.json"
+PAIRS, TINY_PAIRS, POINTS = 1_000, 128, 11
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How large everything is; None means what the scale has."""
+
+    scale: str
+    seeds: int = 1  # of training
+    steps: int | None = None  # of every training, at the tiny scale
+    texts: int | None = None
+    sampling_seeds: int | None = None
+    mauve: bool = False
+    device: str = "auto"
+
+    @property
+    def draws(self) -> int:
+        """Sets of texts that are drawn from each run."""
+        return self.sampling_seeds or (settings.SAMPLING_SEEDS if self.scale == PAPER else settings.TINY_SAMPLING_SEEDS)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The jobs of a row with a seed, and where its figures are."""
+
+    row: Row
+    seed: int
+    jobs: tuple[Job, ...]
+    run: str | None = None  # of the training
+    scores: dict[int | None, str] = field(default_factory=dict)  # files of scores, by budget
+    drawn: dict[int | None, str] = field(default_factory=dict)  # results of `sample`, of the first sampling seed
+    paths: str | None = None  # of the interpolation
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of a table or figure."""
+
+    exhibit: Exhibit
+    size: Size
+    chosen: tuple[str, ...]  # keys of rows
+
+    @cached_property
+    def rows(self) -> list[Measured]:
+        """Every row with every seed, in the order of the exhibit; seeds come one after the other."""
+        found = []
+        for seed in range(self.size.seeds):
+            for group in self.exhibit.at(self.size.scale):
+                for row in group.rows:
+                    once = row.real or group.measures == "schedule"
+                    if row.key in self.chosen and not (once and seed):
+                        found.append(self._row(group, row, seed))
+        return found
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All jobs, each once, so that a job comes after those that it needs."""
+        return unique(job for row in self.rows for job in row.jobs)
+
+    def _row(self, group: Group, row: Row, seed: int) -> Measured:
+        stages = Stages(self.exhibit, self.size, row, seed)
+        if group.measures == "schedule":
+            return Measured(row, seed, ())
+        if row.real:
+            return stages.real()
+        return {
+            "texts": stages.of_texts,
+            "times": stages.of_times,
+            "paths": stages.of_paths,
+            "training": stages.of_training,
+        }[group.measures]()
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of one row with one seed."""
+
+    exhibit: Exhibit
+    size: Size
+    row: Row
+    seed: int
+
+    @property
+    def tiny(self) -> bool:
+        return self.size.scale == TINY
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # What rows share
+
+    def _pretrained(self, part: str, sizes: Mapping[str, Any], *words: str, needs: tuple[str, ...] = ()) -> Job:
+        """An encoder or scorer of the tiny scale, on a part of the text."""
+        steps = min(sizes["steps"], self.size.steps or sizes["steps"])
+        config = PretrainConfig(**{**sizes, "steps": steps}, positions=self.shapes.seq_len)
+        given = flags({**sizes, "steps": steps, "positions": config.positions})
+        command = ["pretrain-encoder", "--data", PARTS[part], *given, *words]
+        kind = "scorer" if part == "scorer" else "encoder"
+        output = named(kind, words[-1].split("/")[-1].split("-")[0], *command)
+        command += [*self._device(), "--output", output]
+        return Job(kind, tuple(command), output, (TEXT, *needs), settings=config)
+
+    def _encoder(self, row: Row) -> Job:
+        """The small encoder of a row, of the architecture that the paper's has."""
+        vocabulary = ("--vocab-size", str(settings.VOCABULARY))
+        return self._pretrained("train", settings.ENCODER, *vocabulary, "--arch", settings.architecture(row))
+
+    def _before_features(self, row: Row) -> list[Job]:
+        return [Job("text", (), TEXT), self._encoder(row)] if self.tiny else []
+
+    def _scorer(self) -> list[Job]:
+        """At the tiny scale the scorer, which has the tokenizer of the encoder, after that."""
+        if not self.tiny:
+            return []
+        *before, encoder = self._before_features(self._plain)
+        tokenizer = ("--tokenizer", encoder.output)
+        return [*before, encoder, self._pretrained("scorer", settings.SCORER, *tokenizer, needs=(encoder.output,))]
+
+    @property
+    def _plain(self) -> Row:
+        """The row without its own features: those that real text is cut by."""
+        return replace(self.row, stages={}, tiny=replace(self.row.tiny, stages={}))
+
+    @property
+    def scorer(self) -> str:
+        """The scorer's name, or its folder."""
+        return self._scorer()[-1].output if self.tiny else settings.SCORER_NAME
+
+    @property
+    def shapes(self) -> configs.Shapes:
+        """Sizes of the features."""
+        return settings.shapes(self.row, self.size.scale)
+
+    def features(self, row: Row) -> list[Job]:
+        """The features of a row, after what they are made from."""
+        before, config = self._before_features(row), settings.store(row, self.size.scale)
+        encoder = before[-1].output if before else config.encoder
+        words = ["extract-features", *flags(changed(config, ExtractConfig()) | {"encoder": encoder})]
+        needs: tuple[str, ...] = ()
+        if self.tiny:
+            words += ["--data", PARTS["train"], "--validation-data", PARTS["held-out"]]
+            needs = (TEXT, encoder)
+        label = f"{settings.architecture(row)}-{config.kind}"
+        label += f"{config.layer}" if config.kind == "hidden" else ""
+        output = named("features", label, *words)
+        words += [*self._device(), "--output", output]
+        return [*before, Job("features", tuple(words), output, needs, settings=config)]
+
+    def reference(self) -> list[Job]:
+        """Real texts, as the rows of GPT-2's tokenizer have them, after what they come from."""
+        *before, store = self.features(self._plain)
+        label = "tiny" if self.tiny else self.row.preset
+        output = named("real", label, store.output, self.texts, suffix=".jsonl")
+        words = ("features", "texts", store.output, "--rows", str(self.texts), "--output", output)
+        return [*before, store, Job("reference", words, output, (store.output,), settings=self.texts)]
+
+    @property
+    def texts(self) -> int:
+        """Texts of each sampling seed."""
+        return self.size.texts or (self.exhibit.texts if not self.tiny else settings.TINY_TEXTS)
+
+    def _device(self) -> list[str]:
+        return [] if self.size.device == "auto" else ["--device", self.size.device]
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # A run, and what is measured of it
+
+    def trained(self) -> list[Job]:
+        """The training of the row, after what it reads."""
+        *before, features = self.features(self.row)
+        made = settings.training(self.row, self.size.scale, seed=self.seed, steps=self.size.steps)
+        method = [] if self.row.method == configs.LDLM else ["--method", self.row.method]
+        words = ["train", *method, "--preset", made.preset, "--features", features.output, *options(made.changes)]
+        space = made.config.model.space if isinstance(made.config, configs.TrainConfig) else self.row.method
+        output = named("runs", space, configs.to_dict(made.config), features.output)
+        job = Job(
+            "train",
+            (*words, *self._device(), "--output", output),
+            output,
+            (features.output,),
+            settings=made.config,
+            run=self,
+        )
+        return [*before, features, job]
+
+    def _decoder(self, run: Job) -> Job | None:
+        """The decoder that the row trains afterwards; None where it draws with D_h and D_w."""
+        config = settings.decoder(self.row, self.size.scale, seed=self.seed, steps=self.size.steps)
+        if config is None:
+            return None
+        chosen = changed(config, FinetuneConfig()) | {"layers": config.layers}
+        words = ("finetune-decoder", "--run", run.output, "--features", run.needs[0], *flags(chosen), *self._device())
+        place = f"{run.output}/decoders/layers-{config.layers}"
+        return Job("decoder", words, place, (run.output, run.needs[0]), settings=config, run=self)
+
+    def of_texts(self) -> Measured:
+        """Texts drawn from the row at each budget, and their scores."""
+        before = self.trained()
+        run = before[-1]
+        decoder = self._decoder(run)
+        jobs = [*before, *([decoder] if decoder else [])]
+        real = self.reference()
+        jobs += [*real, *self._scorer()]
+        budgets = self.exhibit.budgets_at(self.size.scale) or (None,)
+        scores, drawn = {}, {}
+        for budget in budgets:
+            sampled = self._samples(run, decoder, budget)
+            judged = self._evaluate([sample.output for sample in sampled], real[-1].output)
+            jobs += [*sampled, judged]
+            scores[budget], drawn[budget] = judged.mark, sampled[0].mark
+        return Measured(self.row, self.seed, tuple(jobs), run.output, scores, drawn)
+
+    def _samples(self, run: Job, decoder: Job | None, budget: int | None) -> list[Job]:
+        """Sets of texts of a run at a budget, one for each sampling seed."""
+        evaluations = budget or (settings.TINY_EVALUATIONS if self.tiny else self.exhibit.evaluations)
+        config = settings.sampling(self.row, self.size.scale, evaluations, self.texts, 0)
+        words = ["sample", "--run", run.output]
+        if self.row.method == configs.LDLM:
+            words += ["--sampler", "paper", "--decoder", "joint" if decoder is None else decoder.output.split("/")[-1]]
+            own = {name: getattr(config.sampler, name) for name in ("steps", "final", "temperature")}
+        else:
+            given = {**self.row.stages.get("sampler", {}), **self.row.tiny.stages.get("sampler", {})}
+            words += ["--sampler", config.sampler.name]
+            own = {name: getattr(config.sampler, name) for name in ("steps", *given) if name != "name"}
+        words += [*flags({**own, "num_samples": self.texts}), *self._batch()]
+        label = f"{run.output.split('/')[-1].split('-')[0]}-{evaluations}"
+        place = named("texts", label, *words)
+        needs = (run.output, *([decoder.output] if decoder else []))
+        jobs = []
+        for seed in range(self.size.draws):
+            output, keeps = f"{place}/seed-{seed}.jsonl", f"drawn{place.removeprefix('texts')}/seed-{seed}.json"
+            called = (*words, "--seed", str(seed), *self._device(), "--output", output)
+            jobs.append(Job("sample", called, output, needs, keeps, settings=config, run=self))
+        return jobs
+
+    def _batch(self) -> list[str]:
+        """Table 3 times batches of as many texts as it draws."""
+        return ["--batch-size", str(self.exhibit.texts)] if "sample_seconds" in self.exhibit.columns else []
+
+    def _evaluate(self, texts: Sequence[str], real: str) -> Job:
+        spread = ["--seeds"] if len(texts) > 1 else []
+        mauve = ["--mauve"] if self.size.mauve else []
+        words = ["evaluate", *texts, *spread, "--reference", real, *mauve, "--scorer", self.scorer]
+        words += ["--boundaries", "eos", *self._device()]
+        keeps = named("scores", texts[0].split("/")[1].rsplit("-", 1)[0], *words, suffix=".json")
+        needs = (*texts, real, *([self.scorer] if self.tiny else []))
+        return Job("evaluate", tuple(words), keeps, needs, keeps, settings=len(texts) * self.texts, run=self)
+
+    def real(self) -> Measured:
+        """Scores of real texts."""
+        real = self.reference()
+        words = ("evaluate", real[-1].output, "--scorer", self.scorer, "--boundaries", "eos", *self._device())
+        keeps = named("scores", "real", *words, suffix=".json")
+        needs = (real[-1].output, *([self.scorer] if self.tiny else []))
+        job = Job("evaluate", words, keeps, needs, keeps, settings=self.texts, run=self)
+        return Measured(self.row, self.seed, (*real, *self._scorer(), job), scores={None: keeps})
+
+    def of_paths(self) -> Measured:
+        """Paths between latents of held-out texts (Figure 3, left, and Figure 4, right)."""
+        before = self.trained()
+        run = before[-1]
+        pairs = TINY_PAIRS if self.tiny else PAIRS
+        pairs = min(pairs, self.size.texts or pairs)
+        words = ["interpolate", "--run", run.output, "--features", run.needs[0], "--decoder", "joint"]
+        words += ["--pairs", str(pairs), "--points", str(POINTS), "--scorer", self.scorer, *self._device()]
+        output = named("paths", run.output.split("/")[-1].split("-")[0], *words)
+        config = InterpolateConfig(pairs=pairs, points=POINTS)
+        needs = (run.output, run.needs[0], *([self.scorer] if self.tiny else []))
+        job = Job("interpolate", (*words, "--output", output), output, needs, settings=config, run=self)
+        jobs = (*before, *self._scorer(), job)
+        return Measured(self.row, self.seed, jobs, run.output, paths=output)
+
+    def of_times(self) -> Measured:
+        """The training, and one set of texts, which are timed and not scored (Table 3)."""
+        before = self.trained()
+        run = before[-1]
+        decoder = self._decoder(run)
+        sampled = self._samples(run, decoder, None)[0]
+        jobs = (*before, *([decoder] if decoder else []), sampled)
+        return Measured(self.row, self.seed, jobs, run.output, drawn={None: sampled.mark})
+
+    def of_training(self) -> Measured:
+        """The training alone."""
+        jobs = self.trained()
+        return Measured(self.row, self.seed, tuple(jobs), jobs[-1].output)

@@ -1,0 +1,205 @@
+"""A table or figure as it was measured: figures with their spread beside the paper's, and verdicts on its orderings."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldlm import artifact, files
+from ldlm.paper import findings, orderings
+from ldlm.paper.exhibits import Exhibit
+from ldlm.paper.orderings import Judged
+from ldlm.paper.plan import Plan
+from ldlm.paper.printed import QUANTITIES, shown
+from ldlm.paper.rows import Row
+from ldlm.paper.settings import TINY
+
+Place = tuple[str, str, int | None]  # row, quantity, evaluations
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure of a row over seeds."""
+
+    by_seed: tuple[tuple[float | None, ...], ...]  # of each training seed, one per sampling seed
+
+    @property
+    def values(self) -> list[float]:
+        """What differs between seeds: a mean per training, and of a single training one value per sampling seed."""
+        known = [[value for value in seed if value is not None] for seed in self.by_seed]
+        return [float(np.mean(seed)) for seed in known if seed] if len(known) > 1 else known[0]
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over the values; None without any."""
+        return float(np.mean(self.values)) if self.values else None
+
+    @property
+    def std(self) -> float | None:
+        """Standard deviation of a sample; None of fewer than two values."""
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found of a table or figure."""
+
+    plan: Plan
+    cells: Mapping[Place, Cell]
+    statements: Sequence[Judged]
+
+    @property
+    def exhibit(self) -> Exhibit:
+        """The table or figure."""
+        return self.plan.exhibit
+
+    def to_json(self, command: str, text: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Everything that is committed: figures, verdicts, sizes, hardware, date and command."""
+        from ldlm import runtime
+
+        size = self.plan.size
+        return {
+            "exhibit": self.exhibit.name,
+            "title": self.exhibit.title,
+            "scale": size.scale,
+            "date": datetime.date.today().isoformat(),
+            "hardware": runtime.hardware(),
+            "command": command,
+            "versions": artifact.versions(),
+            "text": None if text is None else dict(text),
+            "seeds": size.seeds if any(measured.jobs for measured in self.plan.rows) else 0,
+            "sampling_seeds": size.draws,
+            "rows": [self._row(row) for row in self._rows()],
+            "statements": [
+                {"words": orderings.words(self.exhibit, one.statement), **one.to_json()} for one in self.statements
+            ],
+        }
+
+    def _rows(self) -> list[Row]:
+        rows = [row for group in self.exhibit.at(self.plan.size.scale) for row in group.rows]
+        return [row for row in rows if row.key in self.plan.chosen]
+
+    def _row(self, row: Row) -> dict[str, Any]:
+        figures = []
+        for (key, quantity, budget), cell in self.cells.items():
+            if key == row.key:
+                printed = row.printed.get(budget, {}).get(quantity)
+                figures.append(
+                    {
+                        "quantity": quantity,
+                        "evaluations": budget,
+                        "by_seed": [list(seed) for seed in cell.by_seed],
+                        "mean": cell.mean,
+                        "std": cell.std,
+                        "paper": None if printed is None else printed.text,
+                    }
+                )
+        return {"row": row.key, "name": row.name, "steps": self._steps(row), "figures": figures}
+
+    def _steps(self, row: Row) -> int | None:
+        size = self.plan.size
+        trained = any(measured.run is not None for measured in self.plan.rows if measured.row.key == row.key)
+        return (size.steps or row.tiny.steps) if trained and size.scale == TINY else None
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # As text
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Head and rows of the table: ours and the paper's for each column."""
+        columns = self.exhibit.columns
+        head = [""]
+        for name in columns:
+            head += [QUANTITIES[name].heading, *(["paper"] if self._is_printed(name) else [])]
+        rows: list[list[str]] = []
+        for group in self.exhibit.at(self.plan.size.scale):
+            chosen = [row for row in group.rows if row.key in self.plan.chosen]
+            if group.title and chosen:
+                rows.append([f"*{group.title}*", *[""] * (len(head) - 1)])
+            for row in chosen:
+                rows += self._lines(row, columns)
+        return head, rows
+
+    def _lines(self, row: Row, columns: Sequence[str]) -> list[list[str]]:
+        """A line for each budget of a row, or one."""
+        budgets = [None] if row.real or not self.exhibit.budgets else self.exhibit.budgets_at(self.plan.size.scale)
+        lines = []
+        for budget in budgets:
+            cells = []
+            for quantity in columns:
+                printed = row.printed.get(budget, {}).get(quantity)
+                cells.append(self._shown((row.key, quantity, budget)))
+                if self._is_printed(quantity):
+                    cells.append("" if printed is None else printed.text)
+            name = row.name if budget is None else f"{row.name}, {budget} evaluations"
+            lines.append([name, *cells])
+        return lines
+
+    def _is_printed(self, quantity: str) -> bool:
+        """Tell whether the paper prints figures of a column; of curves it has pictures alone."""
+        return any(quantity in cells for row in self.exhibit.rows.values() for cells in row.printed.values())
+
+    def _shown(self, place: Place) -> str:
+        cell = self.cells.get(place)
+        if cell is None or cell.mean is None:
+            return "–"
+        spread = "" if cell.std is None else f" ± {shown(place[1], cell.std)}"
+        return f"{shown(place[1], cell.mean)}{spread}"
+
+    def verdicts(self) -> list[str]:
+        """A line for each statement."""
+        return [f"{orderings.words(self.exhibit, one.statement)}: {one.verdict}" for one in self.statements]
+
+    def markdown(self, record: Mapping[str, Any]) -> str:
+        """The page of the table: its settings, the table, and the statements."""
+        head, rows = self.table()
+        lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        parts = [f"# {self.exhibit.label}: {self.exhibit.title}", caption(record), "\n".join(lines)]
+        if self.statements:
+            parts += ["The paper's orderings:", "\n".join(f"- {line}" for line in self.verdicts())]
+        return "\n\n".join([*parts, f"`{record['command']}`"]) + "\n"
+
+
+def caption(record: Mapping[str, Any]) -> str:
+    """What the figures are of: scale, seeds, hardware and date."""
+    spread = "training seeds" if record["seeds"] > 1 else "sampling seeds"
+    steps = sorted({row["steps"] for row in record["rows"] if row["steps"] is not None})
+    when = f"{record['hardware']}, {record['date']}."
+    if record["seeds"] == 0:
+        return f"Computed, nothing is trained. {when}"
+    trained = f", rows of {' and '.join(f'{count:,}' for count in steps)} steps" if steps else ""
+    return (
+        f"Scale {record['scale']}{trained}, {record['seeds']} of training by {record['sampling_seeds']} of sampling; "
+        f"mean ± standard deviation over {spread}. {when}"
+    )
+
+
+def collect(plan: Plan, folder: Path) -> Result:
+    """The figures of everything that is in the folder."""
+    found: dict[Place, list[tuple[float | None, ...]]] = {}
+    for measured in plan.rows:
+        for (quantity, budget), values in findings.of_row(folder, measured, plan.exhibit.columns).items():
+            found.setdefault((measured.row.key, quantity, budget), []).append(tuple(values))
+    cells = {place: Cell(tuple(seeds)) for place, seeds in found.items()}
+    measured_values = {place: cell.values for place, cell in cells.items()}
+    statements = [
+        orderings.judge(plan.exhibit, one, measured_values)
+        for one in plan.exhibit.statements
+        if all(key in plan.chosen for key, _ in one.places)
+    ]
+    return Result(plan, cells, statements)
+
+
+def write(result: Result, folder: Path, command: str) -> dict[str, Any]:
+    """Write the table as JSON and Markdown into the folder; returns the record."""
+    text = folder / "text" / "text.json"
+    record = files.finite(result.to_json(command, files.read_json(text) if text.exists() else None))
+    stem = f"{result.exhibit.name}-{result.plan.size.scale}"
+    files.write_json(folder / f"{stem}.json", record)
+    files.write_atomic(folder / f"{stem}.md", result.markdown(record))
+    return record

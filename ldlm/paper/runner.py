@@ -1,0 +1,132 @@
+"""Runs jobs, each as a process of `ldlm`; what is done is not done again, and several runners may share an output."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ldlm import files
+from ldlm.errors import InputError, Stopped
+from ldlm.locks import passed_on
+from ldlm.paper import text
+from ldlm.paper.jobs import Job
+from ldlm.progress import Progress
+from ldlm.runtime import Stop
+
+TEMPORARY_FAILURE = 75  # of a stage that a signal stopped
+LOOK_EVERY, WAIT_EVERY = 0.2, 2.0  # seconds
+
+
+@dataclass
+class Runner:
+    """The folder of an output, the text it is of, and the jobs that have failed in it."""
+
+    folder: Path
+    source: Path | None
+    progress: Progress
+    failed: list[Job] = field(default_factory=list)
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Do all jobs. A job that fails leaves out those that need it, and does not stop the others.
+
+        On SIGTERM and SIGINT the job at hand is asked to stop, and `Stopped` is raised.
+        """
+        files.make_folder(self.folder)
+        text.check(self.folder, self.source)
+        left = [job for job in jobs if not job.done(self.folder)]
+        total, told = len(jobs), False
+        with Stop() as stop:
+            while left := [job for job in left if not job.done(self.folder) and not self._blocked(job)]:
+                if not self._any(left, total, jobs, stop):
+                    if not told:
+                        self.progress.note(f"another process is at work in {self.folder}; waiting for it")
+                    told = True
+                    stop.interruptible(lambda: time.sleep(WAIT_EVERY))
+                if stop.wished:
+                    raise Stopped(
+                        f"{stop.wished}: {sum(job.done(self.folder) for job in jobs)} of {total} jobs are done"
+                    )
+
+    def _blocked(self, job: Job) -> bool:
+        """Tell whether a job has failed, or needs one that has."""
+        gone = {one.output for one in self.failed}
+        if job not in self.failed and gone.intersection(job.needs):
+            self.failed.append(job)
+        return job in self.failed
+
+    def _any(self, left: Sequence[Job], total: int, jobs: Sequence[Job], stop: Stop) -> bool:
+        """Do each job that is ready and that no other process has; False where there was none."""
+        marks = {job.output: job.mark for job in jobs}
+        worked = False
+        for job in left:
+            if stop.wished or job.done(self.folder) or self._blocked(job):
+                continue
+            if not all((self.folder / marks.get(need, need)).exists() for need in job.needs):
+                continue
+            with passed_on(self.folder / "locks" / job.mark.replace("/", "-")) as descriptor:
+                if descriptor is None or job.done(self.folder):
+                    continue
+                number = sum(one.done(self.folder) for one in jobs) + 1
+                self.progress.note(f"{number} of {total}: {job.kind} {job.output}")
+                worked = True
+                if not self._do(job, descriptor, stop) and not stop.wished:
+                    self.failed.append(job)
+                    self.progress.note(f"failed: {job.kind} {job.output}; going on with what does not need it")
+        return worked
+
+    def _do(self, job: Job, lock: int, stop: Stop) -> bool:
+        """Do a job; False where its command failed."""
+        if job.kind == "text":
+            text.write(self.folder, self.source)
+            return True
+        started, cpu = time.perf_counter(), _cpu_of_children()
+        # The child holds the lock as well: where this process is killed, the next one waits for the child.
+        command = [sys.executable, "-m", "ldlm.cli", *job.words, "--json"]
+        with subprocess.Popen(
+            command, cwd=self.folder, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, pass_fds=[lock]
+        ) as child:
+            printed = _printed(child, stop)
+        spent = {"seconds": time.perf_counter() - started, "cpu_seconds": _cpu_of_children() - cpu}
+        line = {"ldlm": list(job.words), "status": child.returncode, **spent}
+        with open(self.folder / "commands.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        if child.returncode == TEMPORARY_FAILURE and not stop.wished:
+            raise Stopped(f"{job.kind} {job.output} was stopped")
+        if child.returncode:
+            return False
+        if job.keeps is not None:
+            files.write_atomic(self.folder / job.keeps, printed)
+        return True
+
+    def check(self) -> None:
+        """`InputError` where jobs have failed."""
+        if self.failed:
+            first = self.failed[0]
+            raise InputError(
+                f"{len(self.failed)} jobs failed or need one that did, the first `ldlm {' '.join(first.words[:2])} … "
+                f"{first.output}`, whose own message is above; the same command tries them again"
+            )
+
+
+def _printed(child: subprocess.Popen[str], stop: Stop) -> str:
+    """What a child prints. A wish to stop is passed on to it, once."""
+    asked = False
+    while True:
+        try:
+            printed, _ = child.communicate(timeout=LOOK_EVERY)
+            return printed
+        except subprocess.TimeoutExpired:
+            if stop.wished and not asked:
+                asked = True
+                child.terminate()
+
+
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

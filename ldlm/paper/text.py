@@ -1,0 +1,68 @@
+"""The text of the tiny scale: parts for the models, for the scorer, and held out, that have no document in common."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from pathlib import Path
+from typing import Any
+
+from ldlm import files
+from ldlm.errors import InputError
+from ldlm.features import builtin_text, textfiles
+from ldlm.features.documents import whole
+from ldlm.paper.plan import PARTS, TEXT
+
+HELD_OUT_SHARE, SCORER_SHARE = 0.06, 0.4
+MOST_CHARACTERS, FEWEST_CHARACTERS = 10_000_000, 200_000
+BUILT_IN = "documentation of Python and the installed packages"
+
+
+def record(folder: Path) -> dict[str, Any] | None:
+    """What is written about the text of an output; None before there is one."""
+    path = folder / TEXT
+    return files.read_json(path) if path.exists() else None
+
+
+def check(folder: Path, source: Path | None) -> None:
+    """`InputError` where the output holds another text than `source`, and where there is no such file."""
+    there, name = record(folder), BUILT_IN if source is None else source.name
+    fingerprint = None if source is None else textfiles.fingerprints([source])[str(source)]
+    if there is not None and (there["file"], there["source_sha256"]) != (name, fingerprint):
+        raise InputError(f"{folder} holds tables of another text, {there['file']}; choose another --output")
+
+
+def write(folder: Path, source: Path | None) -> None:
+    """Write the parts, and last their record."""
+    found = builtin_text.documents() if source is None else whole(textfiles.file_documents([str(source)], "text"))
+    documents = list(dict.fromkeys(found))
+    random.Random(0).shuffle(documents)
+    documents = _first(documents)
+    characters = sum(map(len, documents))
+    if characters < FEWEST_CHARACTERS:
+        raise InputError(
+            f"{source or BUILT_IN} has {characters:,} characters of text; a table needs {FEWEST_CHARACTERS:,}"
+        )
+    first, second = (int(len(documents) * share) for share in (HELD_OUT_SHARE, HELD_OUT_SHARE + SCORER_SHARE))
+    parts = {"held-out": documents[:first], "scorer": documents[first:second], "train": documents[second:]}
+    files.make_folder((folder / TEXT).parent)
+    for name, part in parts.items():
+        files.write_atomic(folder / PARTS[name], files.dump_jsonl({"text": document} for document in part))
+    described = {
+        "file": BUILT_IN if source is None else source.name,
+        "source_sha256": None if source is None else textfiles.fingerprints([source])[str(source)],
+        "sha256": hashlib.sha256("\n".join(documents).encode()).hexdigest(),
+        "documents": {name: len(part) for name, part in parts.items()},
+        "characters": {name: sum(map(len, part)) for name, part in parts.items()},
+    }
+    files.write_json(folder / TEXT, described)
+
+
+def _first(documents: list[str]) -> list[str]:
+    """As many of the documents as have MOST_CHARACTERS together."""
+    total = 0
+    for number, document in enumerate(documents):
+        total += len(document)
+        if total > MOST_CHARACTERS:
+            return documents[: number + 1]
+    return documents

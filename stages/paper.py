@@ -1,0 +1,104 @@
+"""The paper's tables and figures: planned, run at a small scale, written as a script, and gathered from a folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ldlm import memory
+from ldlm.config import PaperConfig
+from ldlm.errors import InputError
+from ldlm.paper import costs, exhibits, pictures, results, script
+from ldlm.paper.jobs import unique
+from ldlm.paper.plan import Plan, Size
+from ldlm.paper.settings import PAPER, TINY
+from ldlm.progress import SILENT, Progress
+
+
+def plan(config: PaperConfig, names: Sequence[str], out: Path | None = None) -> dict[str, Any]:
+    """Stages of tables and figures with tokens, FLOPs, disk and hours: of what `out` has not yet, where it is given."""
+    jobs = unique(job for name in names for job in _plan(config, name).jobs)
+    left = [job for job in jobs if out is None or not job.done(out)]
+    card, devices = _card(config)
+    return {"exhibits": list(names), "scale": config.scale, **costs.of_jobs(left, config.scale, card, devices)}
+
+
+def commands(config: PaperConfig, name: str, out: Path, file: str) -> str:
+    """The commands of a table at `--scale paper` as a shell script, whose file is called `file` in its help."""
+    made = _plan(config, name)
+    card, devices = _card(config)
+    return script.text(made, str(out), file, card=costs.card(card), devices=devices)
+
+
+def run(
+    config: PaperConfig, name: str, out: Path, *, report: bool = False, progress: Progress = SILENT
+) -> tuple[dict[str, Any], results.Result]:
+    """Run what is not done yet of a table or figure at the tiny scale, and write what is there of it.
+
+    With `report` nothing is run. `out` gets `table-1-tiny.json`, `.md`, and of figures `.png`.
+    """
+    made = _plan(config, name)
+    from ldlm.paper.runner import Runner  # takes torch, which neither the list nor a script needs
+
+    if config.scale == TINY and not list(made.exhibit.at(TINY)):
+        raise InputError(f"{name} needs a GPU: nothing of it says much at --scale tiny; see --scale paper")
+    runner = Runner(out.absolute(), None if config.text is None else Path(config.text).absolute(), progress)
+    if report and not out.is_dir():
+        raise InputError(f"there is no folder {out}, so there is nothing to report; run it first")
+    if not report:
+        if config.scale == PAPER:
+            raise InputError("--scale paper is for a scheduler: it prints a script; --report gathers its results")
+        memory.keep_freed()
+        runner.run(made.jobs)
+    found = results.collect(made, out)
+    record = results.write(found, out, _command(config, name))
+    pictures.draw(found, out)
+    runner.check()
+    return record, found
+
+
+def _plan(config: PaperConfig, name: str) -> Plan:
+    exhibit = exhibits.load(name)
+    if config.scale == PAPER and (config.text or config.steps):
+        raise InputError("--text and --steps are for --scale tiny; --scale paper has the paper's")
+    if config.scale == TINY and config.device_name not in (None, costs.CORE) and config.device == "cpu":
+        raise InputError(f"--device-name {config.device_name} is no CPU, and --device is cpu; leave one of them out")
+    size = Size(
+        scale=config.scale,
+        seeds=config.seeds or (2 if config.scale == TINY else 1),
+        steps=config.steps,
+        texts=config.texts,
+        sampling_seeds=config.sampling_seeds,
+        mauve=_mauve(config),
+        device=config.device,
+    )
+    return Plan(exhibit, size, tuple(exhibit.chosen(config.row)))
+
+
+def _mauve(config: PaperConfig) -> bool:
+    """Whether texts are compared by MAUVE; at the paper's scale they are, on the machine that runs the script."""
+    if config.mauve == "auto":
+        return config.scale == PAPER or importlib.util.find_spec("mauve") is not None
+    return config.mauve == "on"
+
+
+def _card(config: PaperConfig) -> tuple[str, int]:
+    """The card and the number of them whose hours are counted."""
+    name = config.device_name or (costs.CORE if config.scale == TINY else "A100-80GB")
+    return name, config.devices or (2 if name == costs.CORE else 1)
+
+
+def _command(config: PaperConfig, name: str) -> str:
+    """The command that a result is of, without what does not change it."""
+    given = {
+        "scale": config.scale, "row": config.row, "seeds": config.seeds, "text": config.text and Path(config.text).name,
+        "steps": config.steps, "texts": config.texts, "sampling-seeds": config.sampling_seeds,
+    }  # fmt: skip
+    words = ["ldlm", "paper", name]
+    for flag, value in given.items():
+        if value:
+            words += [f"--{flag}", *(value if isinstance(value, tuple) else [str(value)])]
+    return shlex.join([*words, "--output", "DIR"])

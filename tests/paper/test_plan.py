@@ -1,0 +1,229 @@
+"""The plan: what rows share, how commands of both scales look, the script, and what it costs."""
+
+import os
+import subprocess
+from functools import cache
+from itertools import product
+
+import pytest
+import yaml
+
+from ldlm import config as configs
+from ldlm.paper import costs, exhibits, script
+from ldlm.paper.plan import Plan, Size
+from ldlm.training.cost import flops_per_token
+
+
+def planned(name, scale="tiny", rows=(), **size):
+    exhibit = exhibits.load(name)
+    return Plan(exhibit, Size(scale=scale, **size), tuple(exhibit.chosen(rows)))
+
+
+@cache
+def whole(name, scale):
+    """All of a table or figure, with one training and two sampling seeds of each row."""
+    return planned(name, scale, seeds=1, sampling_seeds=2).jobs
+
+
+def of_kind(plan, kind):
+    return [job for job in plan.jobs if job.kind == kind]
+
+
+def words(job):
+    return " ".join(job.words)
+
+
+@pytest.mark.parametrize("scale", ["tiny", "paper"])
+@pytest.mark.parametrize("name", exhibits.NAMES)
+def test_every_job_comes_once_and_after_what_it_needs(name, scale):
+    seen = set()
+    for job in whole(name, scale):
+        assert job.mark not in seen
+        assert set(job.needs) <= seen, words(job)
+        read = {word for word in job.words if word in seen and word != job.output}
+        assert read <= set(job.needs), words(job)
+        seen |= {job.mark, job.output}
+
+
+def test_rows_share_features_scorer_reference_and_equal_trainings():
+    plan = planned("table-1", seeds=2)
+    assert [len(of_kind(plan, kind)) for kind in ("encoder", "scorer", "reference")] == [1, 1, 1]
+    assert len(of_kind(plan, "features")) == 3  # states, token embeddings, tokens
+    runs = {measured.row.short: measured.run for measured in plan.rows if measured.seed == 0}
+    assert runs["mse"] == runs["adaptive"] and runs["ce"] == runs["encoder-hidden"]
+    assert len(set(runs.values())) == len(runs) - 3 + 1  # with the None of real text, which is no run
+    assert of_kind(plan, "train")[0].output != of_kind(plan, "train")[-1].output
+
+
+def test_at_the_papers_scale_the_rows_that_the_paper_has_twice_are_one_run():
+    runs = {m.row.short: m.run for m in planned("table-1", "paper").rows}
+    assert runs["mse"] == runs["adaptive"] == runs["sigma-1.0"]
+    assert runs["uniform"] == runs["warmup-10000"]
+    main = {m.run for name in ("table-2", "table-5", "table-6", "table-7") for m in planned(name, "paper").rows[-1:]}
+    (ldlm,) = [m.run for m in planned("table-2", "paper", rows=["ldlm"]).rows]
+    assert ldlm in main and ldlm == runs["sigma-3.0"]
+
+
+def test_rows_of_one_order_are_trained_for_equally_many_steps():
+    for name in exhibits.NAMES:
+        exhibit = exhibits.load(name)
+        for statement in exhibit.statements if exhibit.tiny else ():
+            steps = {exhibit.rows[key].tiny.steps for key, _ in statement.places}
+            assert len(steps) == 1, (name, statement)
+
+
+def test_another_seed_text_size_or_setting_is_another_folder():
+    (one,), (other,) = (of_kind(planned("table-7", rows=["resampler"], steps=n), "train") for n in (100, 200))
+    assert one.output != other.output
+    first, second = of_kind(planned("table-7", rows=["resampler"], seeds=2), "train")
+    assert first.output != second.output and "--set seed=1" in words(second)
+    few, many = (of_kind(planned("table-7", rows=["resampler"], texts=n), "sample")[0] for n in (10, 20))
+    assert few.output != many.output
+
+
+def test_at_the_tiny_scale_what_counts_steps_keeps_its_share_of_them():
+    (job,) = of_kind(planned("table-1", rows=["warmup-25000"]), "train")
+    config = job.settings
+    assert (config.steps, config.recipe.warmup_steps, config.timesteps.refresh_steps) == (1_200, 240, 120)
+    (job,) = of_kind(planned("table-2", rows=["cosmos"], steps=500), "train")
+    assert (job.settings.steps, job.settings.cosmos.steps) == (500, 200)
+
+
+def test_rivals_are_drawn_from_with_as_many_evaluations_as_the_budget():
+    plan = planned("table-8", "paper", rows=["remdm", "ldlm", "flm"], sampling_seeds=1)
+    lines = [words(job) for job in of_kind(plan, "sample")]
+    assert len(lines) == 3 * 6
+    assert (
+        "--sampler remdm --steps 31 --schedule rescale --eta 0.015 --top-p 0.9 --num-samples 1000 --seed 0" in lines[0]
+    )
+    assert "--sampler euler --steps 32 " in lines[6]
+    assert "--sampler paper --decoder joint --steps 32 --final x0 --temperature 1.0" in lines[12]
+    assert len(of_kind(plan, "features")) == 1
+    (reference,) = of_kind(plan, "reference")
+    assert f"--reference {reference.output} --scorer gpt2-large --boundaries eos" in words(of_kind(plan, "evaluate")[0])
+
+
+def test_berts_samples_are_scored_against_the_text_that_gpt2s_are():
+    plan = planned("table-6", mauve=True)
+    evaluations = [words(job) for job in of_kind(plan, "evaluate")]
+    (reference,) = of_kind(plan, "reference")
+    assert all(f"--reference {reference.output} --mauve" in line and "--boundaries eos" in line for line in evaluations)
+    assert [words(job).split("--arch ")[1].split()[0] for job in of_kind(plan, "encoder")] == ["gpt2", "bert"]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The script, run by a shell with an `ldlm` that writes down what it is called with
+
+
+@pytest.fixture
+def calls(tmp_path):
+    """Runs a script's part with a stand-in for `ldlm`; returns its words, call by call."""
+    stand_in = tmp_path / "bin" / "ldlm"
+    stand_in.parent.mkdir()
+    stand_in.write_text('#!/bin/sh\necho "$*" >> "$CALLS"\necho "{}"\n')
+    stand_in.chmod(0o755)
+
+    def run(text, *part):
+        path, called = tmp_path / "x.sh", tmp_path / "calls"
+        path.write_text(text)
+        env = {**os.environ, "PATH": f"{stand_in.parent}:{os.environ['PATH']}", "CALLS": str(called)}
+        done = subprocess.run(["sh", path, *part], env=env, capture_output=True, text=True)
+        lines = called.read_text().splitlines() if called.exists() else []
+        called.unlink(missing_ok=True)
+        return done, lines
+
+    return run
+
+
+def test_the_script_calls_every_job_and_rows_leave_out_what_is_shared(calls, tmp_path):
+    plan = planned("table-5", "paper", rows=["joint", "layers-1"], sampling_seeds=2)
+    text = script.text(plan, str(tmp_path / "with space"), "t.sh")
+    done, shared = calls(text, "shared")
+    assert (done.returncode, [line.split()[0] for line in shared]) == (0, ["extract-features", "train", "features"])
+    assert shared[1].endswith("--fit 80GB")
+    done, row = calls(text, "layers-1")
+    assert [line.split()[0] for line in row] == ["finetune-decoder", "sample", "sample", "evaluate"]
+    assert row[-1].endswith("--json")
+    (kept,) = (tmp_path / "with space" / "scores").iterdir()
+    assert kept.read_text() == "{}\n"
+    assert calls(text, "layers-1")[1] == row[:1]  # what is kept is not made again, and a training goes on by itself
+    assert len(calls(text)[1]) == 3 + 3 + 1
+    done, none = calls(text, "layers-9")
+    assert (done.returncode, none) == (2, []) and "no part layers-9" in done.stderr
+
+
+def test_several_devices_train_by_torchrun():
+    plan = planned("table-7", "paper", rows=["resampler"])
+    text = script.text(plan, "out", "t.sh", card=costs.card("H200"), devices=8)
+    (line,) = (line for line in text.splitlines() if "--preset" in line)
+    assert line.strip().startswith("torchrun --nproc-per-node=8 -m -- ldlm.cli train --preset owt-128-main")
+    assert line.endswith("--fit 141GB")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Costs
+
+
+def test_a_training_costs_its_steps_times_the_flops_of_one():
+    plan = planned("table-7", rows=["resampler"], seeds=1)
+    (job,) = of_kind(plan, "train")
+    found = costs.of_job(job, "tiny")
+    assert found.tokens == 3_000 * 32 * 64
+    assert found.flops == found.tokens * flops_per_token(job.settings, job.run.shapes)
+    one = costs.of_jobs(plan.jobs, "tiny", "cpu", 2)
+    card = costs.card("cpu")
+    assert one["hours"] * 3600 * 2 == pytest.approx(one["total"]["flops"] / card.flops + 8 * card.start, rel=1e-6)
+    assert one["total"]["count"] == 8  # the text is cut by this process
+    assert [stage["stage"] for stage in one["stages"]] == [
+        "encoder", "scorer", "features", "reference", "train", "sample", "evaluate"
+    ]  # fmt: skip
+
+
+def test_a_card_that_is_not_known_is_refused(refuse):
+    assert refuse("paper", "table-7", "--dry-run", "--device-name", "B300").startswith(
+        "there is no card 'B300'; choose"
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The commands are ones that ldlm takes
+
+
+def distinct(kind):
+    """Jobs of a kind of all tables at both scales, those that differ in more than paths and seeds."""
+    found = {}
+    for scale, name in product(("tiny", "paper"), exhibits.NAMES):
+        for job in whole(name, scale):
+            if job.kind == kind:
+                words = tuple(word for word in job.words if "/" not in word and not word.isdigit())
+                found.setdefault((scale, *words), job)
+    return list(found.values())
+
+
+def test_a_training_has_the_settings_that_its_words_ask_for(ldlm):
+    jobs = distinct("train")
+    assert len(jobs) > 40
+    for job in jobs:
+        shown = yaml.safe_load(ldlm(*job.words, "--dump-config").stdout)
+        assert shown == configs.to_dict(job.settings), words(job)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "scorer", "features", "decoder", "evaluate", "interpolate"])
+def test_every_other_command_is_taken(kind, ldlm):
+    for job in distinct(kind):
+        done = ldlm(*job.words, "--dump-config")
+        assert done.exit_code == 0, (words(job), done.stderr)
+
+
+@pytest.mark.slow
+def test_texts_are_drawn_with_the_settings_of_the_row(ldlm, trained, rival):
+    runs = {"ldlm": trained, **{method: rival(method) for method in ("mdlm", "duo", "candi", "flm")}}
+    jobs = distinct("sample")
+    assert len(jobs) > 15
+    for job in jobs:
+        asked: list = [*job.words]
+        asked[asked.index("--run") + 1] = runs[job.run.row.method]
+        shown = yaml.safe_load(ldlm(*asked, "--dump-config").stdout)
+        sampler = configs.to_dict(job.settings)["sampler"]
+        assert shown["sampler"] == sampler, words(job)
+        assert (shown["num_samples"], shown["seed"]) == (job.settings.num_samples, 0)

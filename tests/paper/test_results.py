@@ -1,0 +1,137 @@
+"""Verdicts on orderings, the bend of a loss, tables with the paper's figures beside ours, and the state of evidence."""
+
+import json
+import math
+
+import pytest
+
+from ldlm import artifact, files
+from ldlm.paper import evidence, exhibits, findings, orderings, results
+from ldlm.paper.exhibits import Statement
+from ldlm.paper.plan import Plan, Size
+
+TABLE = exhibits.load("table-7")
+A, B = TABLE.rows
+ORDER = Statement((A, B), figure="gen_ppl")
+
+
+def verdict(a, b, figure="gen_ppl"):
+    statement = Statement((A, B), figure=figure)
+    return orderings.judge(TABLE, statement, {(A, figure, None): a, (B, figure, None): b}).verdict
+
+
+def test_an_order_is_held_only_where_no_two_seeds_overlap():
+    assert verdict([1, 2], [3, 4]) == "held"
+    assert verdict([3, 4], [1, 2]) == "not held"
+    assert verdict([1, 3], [2, 4]) == "within seed spread"
+    assert verdict([1, 2], [2, 4]) == "within seed spread"
+    assert verdict([1, 2], []) == "not run"
+    assert verdict([1], [3, 4]) == "one measurement"
+    assert verdict([1], [3], "sample_seconds") == "held"  # a time, and not a random quantity
+
+
+def test_a_chain_is_as_good_as_its_worst_pair():
+    exhibit = exhibits.load("table-1")
+    chain = exhibit.statements[0]
+    assert chain.rising == ("table-1/mse", "table-1/ce-mse", "table-1/ce")
+
+    def judged(mse, both, ce):
+        values = zip(chain.rising, (mse, both, ce), strict=True)
+        return orderings.judge(exhibit, chain, {(key, "gen_ppl", None): v for key, v in values})
+
+    assert judged([1, 2], [3, 4], [5, 6]).verdict == "held"
+    found = judged([1, 2], [3, 5], [4, 6])
+    assert (found.verdict, found.pairs, found.paper) == ("within seed spread", ("held", "within seed spread"), True)
+    assert judged([1, 2], [5, 6], [3, 4]).verdict == "not held"
+    assert orderings.words(exhibit, chain) == "Gen. PPL: MSE < CE + MSE < CE"
+
+
+def test_the_bend_of_a_line_is_nought_and_that_of_a_curve_is_what_the_line_leaves():
+    assert findings.bend([1, None, 3, 4]) == pytest.approx(0, abs=1e-12)
+    assert findings.bend([1.0, 1.0]) is None
+    # x² at 0, 1, 2: the best line leaves 1/18 of 2/3·… : residuals 1/3, −2/3, 1/3 of values 0, 1, 4
+    assert findings.bend([0, 1, 4]) == pytest.approx((6 / 9) / (26 / 3))
+    saturating = [1 - math.exp(-x / 3) for x in range(20)]
+    assert findings.bend(saturating) > 0.3
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """A folder with the scores of a table, as the jobs would have left them: two seeds of two sampling seeds."""
+    plan = Plan(TABLE, Size(scale="tiny", seeds=2), (A, B))
+    values = {(A, 0): (100, 110), (A, 1): (120, 130), (B, 0): (140, 150), (B, 1): (160, None)}
+    for one in plan.rows:
+        texts = [
+            {"gen_ppl": ppl, "entropy": 4.0, "diversity": 0.5, "mauve": 0.25} for ppl in values[one.row.key, one.seed]
+        ]
+        files.write_json(tmp_path / one.scores[None], {"files": texts})
+    return plan, tmp_path
+
+
+def test_the_table_has_mean_and_deviation_over_trainings_beside_the_papers_figures(measured):
+    plan, folder = measured
+    found = results.collect(plan, folder)
+    head, rows = found.table()
+    assert head == ["", "Gen. PPL", "paper", "Mauve", "paper", "Div", "paper", "Ent.", "paper"]
+    assert rows[0][:5] == ["Perceiver Resampler", "115.0 ± 14.1", "66.3 ± 0.8", "25.0 ± 0.0", "89.1 ± 3.1"]
+    assert rows[1][1] == "152.5 ± 10.6"  # (140 + 150)/2 and 160: a set without a perplexity is left out
+    assert found.verdicts() == [
+        "Gen. PPL: Perceiver Resampler < Self-attention: held",
+        "Div: Self-attention < Perceiver Resampler: within seed spread",
+    ]
+    record = results.write(found, folder, "ldlm paper table-7")
+    assert record == files.read_json(folder / "table-7-tiny.json")
+    cell = next(one for one in record["rows"][1]["figures"] if one["quantity"] == "gen_ppl")
+    assert cell["by_seed"] == [[140, 150], [160, None]] and cell["paper"] == "94.7 ± 1.4"
+    page = (folder / "table-7-tiny.md").read_text(encoding="utf-8")
+    assert "| Self-attention | 152.5 ± 10.6 | 94.7 ± 1.4 |" in page
+    assert "- Gen. PPL: Perceiver Resampler < Self-attention: held" in page
+    assert "rows of 3,000 steps, 2 of training by 2 of sampling" in page
+
+
+def test_with_one_training_the_deviation_is_over_sampling_seeds(tmp_path):
+    plan = Plan(TABLE, Size(scale="tiny", seeds=1), (A,))
+    texts = [{"gen_ppl": ppl, "entropy": 4.0, "diversity": 0.5} for ppl in (100, 110)]
+    files.write_json(tmp_path / plan.rows[0].scores[None], {"files": texts})
+    found = results.collect(plan, tmp_path)
+    assert found.cells[A, "gen_ppl", None].values == [100, 110]
+    assert (A, "mauve", None) not in found.cells
+    assert found.statements == []  # the other row is not asked for
+
+
+def test_what_was_not_run_is_an_empty_cell_and_no_verdict(tmp_path):
+    found = results.collect(Plan(TABLE, Size(scale="tiny"), (A, B)), tmp_path)
+    assert found.table()[1][0][1:3] == ["–", "66.3 ± 0.8"]
+    assert {one.verdict for one in found.statements} == {"not run"}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Evidence
+
+
+def committed(folder, name, *verdicts):
+    record = {"scale": "tiny", "date": "2026-11-28", "statements": [{"verdict": verdict} for verdict in verdicts]}
+    (folder / f"{name}-tiny.json").write_text(json.dumps(record))
+
+
+def test_the_state_of_evidence_is_that_of_the_committed_results(tmp_path):
+    committed(tmp_path, "table-1", "held", "within seed spread", "held")
+    committed(tmp_path, "table-2", "held", "not held")
+    committed(tmp_path, "table-5", "within seed spread")
+    found = {one.exhibit.name: one for one in evidence.of_all(tmp_path)}
+    assert list(found) == list(exhibits.NAMES)
+    assert found["table-1"].state == "reproduced" and found["table-1"].verdicts == "2 held, 1 within seed spread"
+    assert (found["table-2"].state, found["table-5"].state) == ("contradicted", "undecided")
+    assert (found["table-7"].state, found["table-7"].scale) == ("not run", None)
+    assert {name for name, one in found.items() if one.state == "needs a GPU"} == {"table-3", "table-9"}
+
+
+def test_committed_results_are_of_known_tables_and_have_the_statements_of_today():
+    for path in evidence.FOLDER.glob("*.json"):
+        record = files.read_json(path)
+        exhibit = exhibits.load(record["exhibit"])
+        assert path.stem == f"{exhibit.name}-{record['scale']}"
+        stated = [orderings.words(exhibit, one) for one in exhibit.statements]
+        assert [one["words"] for one in record["statements"]] == stated
+        assert {row["row"] for row in record["rows"]} <= set(exhibit.rows)
+        assert record["versions"]["ldlm"] and artifact.versions()

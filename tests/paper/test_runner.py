@@ -1,0 +1,93 @@
+"""The runner: each job once, in order, resumed, shared between processes; a failure leaves the rest going."""
+
+import json
+import threading
+import time
+
+import pytest
+
+from ldlm.errors import InputError
+from ldlm.locks import passed_on
+from ldlm.paper.jobs import Job
+from ldlm.paper.runner import Runner
+from ldlm.progress import SILENT
+
+
+def job(name, *needs, words=("paper", "list")):
+    """A job whose command takes no time: it shows the tables, and what it shows is kept."""
+    return Job("sample", (*words, "--output", name), name, needs, keeps=f"kept/{name}.json")
+
+
+def called(folder):
+    path = folder / "commands.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def outputs(folder):
+    return [line["ldlm"][-1] for line in called(folder)]
+
+
+@pytest.fixture
+def runner(tmp_path, notes):
+    return Runner(tmp_path / "out", None, notes)
+
+
+def test_jobs_run_once_in_the_order_of_their_needs_and_what_is_gone_is_made_again(runner):
+    jobs = [job("second", "first"), job("first")]
+    runner.run(jobs)
+    assert outputs(runner.folder) == ["first", "second"]
+    assert json.loads((runner.folder / "kept/first.json").read_text())[0]["name"] == "table-1"
+    runner.run(jobs)
+    assert len(called(runner.folder)) == 2
+    (runner.folder / "kept/second.json").unlink()
+    runner.run(jobs)
+    assert outputs(runner.folder)[2:] == ["second"]
+
+
+def test_a_job_that_fails_leaves_out_what_needs_it_and_is_tried_again(runner, notes):
+    bad = job("bad", words=("paper", "table-0"))  # which there is not
+    jobs = [bad, job("after", "bad"), job("other")]
+    runner.run(jobs)
+    assert [(line["ldlm"][-1], line["status"]) for line in called(runner.folder)] == [("bad", 1), ("other", 0)]
+    assert any("failed: sample bad" in note for note in notes.lines)
+    with pytest.raises(InputError, match=r"2 jobs failed or need one that did, the first `ldlm paper table-0"):
+        runner.check()
+    again = Runner(runner.folder, None, SILENT)
+    again.run(jobs)
+    assert outputs(runner.folder)[2:] == ["bad"]
+
+
+def test_a_job_that_another_process_has_is_left_to_it_and_waited_for(runner):
+    held, free = job("held"), job("free")
+    lock = runner.folder / "locks" / "kept-held.json"
+
+    def other():
+        with passed_on(lock) as descriptor:
+            assert descriptor is not None
+            started.set()
+            while not (runner.folder / "kept/free.json").exists():
+                time.sleep(0.05)
+            (runner.folder / "kept/held.json").write_text("{}")
+
+    started = threading.Event()
+    thread = threading.Thread(target=other)
+    thread.start()
+    started.wait()
+    runner.run([held, free])
+    thread.join()
+    assert outputs(runner.folder) == ["free"]
+
+
+def test_an_output_of_another_text_is_refused(runner, corpus, few_lines, tmp_path):
+    from ldlm.paper import text
+
+    (runner.folder / "text").mkdir(parents=True)
+    described = {"file": "other.txt", "source_sha256": "0"}
+    (runner.folder / "text/text.json").write_text(json.dumps(described))
+    with pytest.raises(InputError, match=r"holds tables of another text, other\.txt; choose another --output"):
+        text.check(runner.folder, corpus)
+    with pytest.raises(InputError, match=r"holds tables of another text"):
+        runner.run([])
+    with pytest.raises(InputError, match=r"characters of text; a table needs 200,000"):
+        text.write(tmp_path / "small", few_lines)
+    assert not (tmp_path / "small").exists()
