@@ -93,7 +93,7 @@ def test_it_draws_the_tokens_and_texts_of_the_run_to_the_bit(run, model, tmp_pat
     texts = [json.loads(line)["text"] for line in lines[0].splitlines()]
     drawn = LDLM.from_pretrained(model).sample(5, seed=3, decoder=decoder, batch_size=2, **settings)
     assert drawn == texts
-    assert len({*texts}) > 1
+    assert len({*texts}) > 1 or decoder == "layers-1"  # which after two steps may know a single token
 
 
 def test_the_command_line_draws_as_the_model_says_unless_it_is_told_otherwise(run, succeed, tmp_path):
