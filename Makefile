@@ -19,7 +19,7 @@ CHECK_PYTHON := $(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(Non
 .PHONY: quickstart test test-floor test-gpu test-slow bench lint clean
 
 quickstart: $(STAMP)  ## the whole pipeline in about ten minutes on two cores; TEXT=stories or TEXT=FILE for another text
-	$(BIN)/ldlm quickstart --output $(OUT) --text $(TEXT)
+	$(BIN)/ldlm quickstart --output $(OUT) --text "$(TEXT)"
 
 test: $(STAMP)  ## the test suite
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile -m "not slow and not gpu"

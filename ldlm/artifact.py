@@ -86,23 +86,27 @@ class Artifact:
         files.write_atomic(self.path / "config.yaml", files.dump_yaml(configs.to_dict(config)))
 
     @contextmanager
-    def or_nothing(self, unless: str | None = None, held: ExitStack | None = None) -> Iterator[None]:
+    def or_nothing(self, *unless: str, held: ExitStack | None = None) -> Iterator[None]:
         """Context that removes the folder again on bad input, if `begin` has just made it.
 
-        A folder with a file in its subfolder `unless` stays: that work can be resumed when the input is corrected.
-        `held` is that of `begin`. It is closed, and while other processes hold the folder, they keep it: it is marked
-        as one to be emptied, and the last of them removes it.
+        A folder with a file that matches one of `unless`, like `ledger/*`, stays: that work can be resumed. `held` is
+        that of `begin`. It is closed, and while other processes hold the folder, it is theirs: where the input is bad
+        for all, the last of them removes it.
         """
         try:
             yield
         except InputError:
-            if self.state == "new" and not (unless and files.matching(self.path / unless, "*")):
+            if self.state == "new" and not any(map(self._has, unless)):
                 if held is None or not isinstance(self.path, Path):
                     _remove(self.path, self.kind)
                 else:
                     held.close()
                     _remove_if_alone(self.path, self.kind)
             raise
+
+    def _has(self, pattern: str) -> bool:
+        folder, name = pattern.split("/")
+        return bool(files.matching(self.path / folder, name))
 
     def finish(self, **result: Any) -> Artifact:
         """Write the manifest, which makes the artefact complete."""
@@ -320,12 +324,9 @@ def _remove(path: Location, kind: str) -> None:
 
 
 def _remove_if_alone(path: Path, kind: str) -> None:
-    """`_remove`, unless other processes hold the folder: then it is marked, and the next `begin` empties it."""
-    try:
-        with exclusive_lock(path):
-            _remove(path, kind)
-    except InputError:
-        _mark(path, kind)
+    """`_remove`, unless other processes hold the folder: they may read what this one could not, and finish it."""
+    with suppress(InputError), exclusive_lock(path):
+        _remove(path, kind)
 
 
 def _article(kind: str) -> str:

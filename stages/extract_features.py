@@ -81,10 +81,10 @@ def run(config: ExtractConfig, out: Location, *, overwrite: bool = False, progre
             progress.note(f"{out} is complete; nothing to do")
             return result
 
-        # Until the text is packed there is nothing worth keeping, even of an interrupted extraction.
-        with replace(result, state="new").or_nothing(unless="ledger", held=held):
+        # Until a piece of the text is tokenised there is nothing worth keeping, even of an interrupted extraction.
+        with replace(result, state="new").or_nothing("ledger/*", "packed/*.tokens", held=held):
             packed = extraction.pack()
-        with result.or_nothing(unless="ledger", held=held):
+        with result.or_nothing("ledger/*", held=held):
             try:
                 if packed:
                     extraction.check_space(extraction.rows)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldlm import artifact, files, runtime
+from ldlm import artifact, files, locks, runtime
 from ldlm.artifact import Artifact
 from ldlm.baselines import likelihood as of_tokens
 from ldlm.baselines import methods
@@ -73,7 +73,8 @@ def run(
         progress.note(f"{out} is complete; nothing to do")
         return result
     subject.remark(config, progress)
-    found = _estimated(config, subject, store, rows, out / KEPT, progress)
+    with locks.exclusive_lock(out):  # the line of a row tells which it is, so two processes must not write lines
+        found = _estimated(config, subject, store, rows, out / KEPT, progress)
     summary = {**_of_rows(config, store, rows), **subject.facts, **subject.summary(found, store.shapes.seq_len)}
     finished = result.finish(**summary)
     (out / KEPT).unlink(missing_ok=True)

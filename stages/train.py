@@ -152,7 +152,7 @@ def _taken_up(method: AnyMethod, out: Path, overwrite: bool, progress: Progress)
         raise InputError(f"{out} is a run of method {there}, not {asked}; choose another --output, or add --overwrite")
     old = method.taken_up(settings)
     if old.config != method.config and runtime.reports():
-        edition = configs.from_stored(configs.TrainConfig, settings).recipe.edition
+        edition = old.config.recipe.edition
         progress.note(
             f"{out} was begun by an earlier version; its settings keep their meaning (recipe.edition={edition})"
         )

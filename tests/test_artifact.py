@@ -200,7 +200,7 @@ def test_bad_input_found_later_removes_what_was_just_made_but_not_what_was_taken
 
 
 def test_bad_input_leaves_the_folder_to_the_processes_that_are_still_at_work(tmp_path):
-    """The last one removes it; where that is killed, the next command does."""
+    """The last one that fails removes it; one that can read its input finishes it, and one that is killed leaves it."""
     out, settings = tmp_path / "features", ExtractConfig(data=("a.txt",))
 
     def fails(begun, held):
@@ -213,13 +213,16 @@ def test_bad_input_leaves_the_folder_to_the_processes_that_are_still_at_work(tmp
             (out / "work").write_text("of the other")
             fails(one, first)
             assert (out / "work").exists()
-            with pytest.raises(InputError, match="another process is at work"):
-                begin(out, "features", settings, {"text": "corrected"}, shared=True)
             if not killed:
                 fails(two, second)
                 assert not out.exists()
-    assert begin(out, "features", settings, {"text": "corrected"}, shared=True).state == "new"
-    assert not (out / "work").exists()
+    assert begin(out, "features", settings, {}, shared=True).state == "partial"
+    assert (out / "work").exists()
+    with ExitStack() as first, ExitStack() as second:
+        one, two = (begin(out, "features", settings, {}, shared=True, held=held) for held in (first, second))
+        fails(one, first)
+        two.finish()
+    assert open_artifact(out, "features").state == "complete"
 
 
 def test_a_crash_keeps_what_was_made(tmp_path):

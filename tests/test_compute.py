@@ -400,7 +400,7 @@ def test_losses_and_gradients_of_a_rival_are_made_without_the_host(training, sto
     for step in (0, 1):
         with Waits() as waits:
             draws = state.objective.method.draw(seed=0, step=step, rows_B=rows_B, batch=8, seq_len=found.shapes.seq_len)
-            state.objective(tokens_BL, draws, Dropout(0, torch.tensor([step]), rows_B)).mean().backward()
+            state.objective(tokens_BL, draws, Dropout(0, torch.tensor([step]), rows_B)).mean.backward()
     assert waits.found == []
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ldlm.baselines import heldout
 from ldlm.baselines.duo import Duo
-from ldlm.baselines.interface import Method, Network
+from ldlm.baselines.interface import Method, TrainedNetwork
 from ldlm.baselines.mdlm import MDLM
 from ldlm.baselines.schedule import LogLinear
 from ldlm.evaluation.likelihood import evenly, mean_and_variance
@@ -29,7 +29,7 @@ PARTS = 8  # equal parts of the time, each with as many draws as are asked for
 
 @torch.no_grad()
 def bounds(
-    method: Method, network: Network, x_BL: Tensor, rows_B: Tensor, *, draws: int, seed: int = 0
+    method: Method, network: TrainedNetwork, x_BL: Tensor, rows_B: Tensor, *, draws: int, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Bounds of −log p(x) in nats per row (B,), float64, and the variances of these estimates.
 
@@ -50,13 +50,13 @@ def bounds(
     return found_B.cpu(), found_var_B.cpu()
 
 
-def _rate(method: Any, network: Network, x_BL: Tensor, t_B: Tensor, draw_B: Tensor, seed: int) -> Tensor:
+def _rate(method: Any, network: TrainedNetwork, x_BL: Tensor, t_B: Tensor, draw_B: Tensor, seed: int) -> Tensor:
     """Loss (B,) of the rows at these times, summed over positions."""
     total_B = torch.zeros_like(t_B)
     for number_B in (2 * draw_B, 2 * draw_B + 1):  # with_noise adds a token of noise to those of odd numbers
         draws = method.draw(seed=seed, step=0, rows_B=number_B, batch=1, seq_len=x_BL.shape[1])
         u_BL, weight_B = heldout.with_noise(draws.u_BL, method.schedule.alpha(t_B), number_B)
-        loss_B = method.losses(network, x_BL, draws._replace(t_B=t_B, u_BL=u_BL)).double().sum(dim=1)
+        loss_B = method.losses(network, x_BL, draws._replace(t_B=t_B, u_BL=u_BL)).loss_BL.double().sum(dim=1)
         total_B = total_B + loss_B * weight_B / 2
     return total_B
 

@@ -144,8 +144,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             lines += differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            lines.append(f"{prefix}{key}: {a} -> {b}")
+            lines.append(f"{prefix}{key}: {_told(a)} -> {_told(b)}")
     return lines
+
+
+def _told(value: Any) -> str:
+    return "none" if value is None else str(value)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

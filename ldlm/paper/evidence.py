@@ -10,7 +10,7 @@ from typing import Any
 from ldlm import files
 from ldlm.paper import exhibits, orderings
 from ldlm.paper.exhibits import Exhibit
-from ldlm.paper.orderings import HELD, NOT_HELD
+from ldlm.paper.orderings import HELD, MISSING, NOT_HELD, ONE
 
 FOLDER = Path(__file__).with_name("results")
 REPRODUCED, CONTRADICTED, UNDECIDED, NOT_RUN, NEEDS_GPU = (
@@ -53,14 +53,15 @@ def of_all(folder: Path = FOLDER) -> Iterator[Evidence]:
             record = files.read_json(there[0])
             verdicts = [one["verdict"] for one in record["statements"]]
             shown = orderings.counts(verdicts)
-            yield Evidence(exhibit, state(record), record["scale"], record["date"], shown)
+            yield Evidence(exhibit, state(record, exhibit), record["scale"], record["date"], shown)
         else:
             yield Evidence(exhibit, NOT_RUN if exhibit.tiny else NEEDS_GPU, None, None, "")
 
 
-def state(record: Mapping[str, Any]) -> str:
-    """Contradicted where an ordering of a result is reversed; reproduced where none is and at least one holds."""
+def state(record: Mapping[str, Any], exhibit: Exhibit) -> str:
+    """Contradicted where an ordering is reversed; reproduced where all were measured and one or more hold."""
     verdicts = [one["verdict"] for one in record["statements"]]
     if NOT_HELD in verdicts:
         return CONTRADICTED
-    return REPRODUCED if HELD in verdicts else UNDECIDED
+    measured = len(verdicts) == len(exhibit.statements) and not {MISSING, ONE} & {*verdicts}
+    return REPRODUCED if measured and HELD in verdicts else UNDECIDED

@@ -27,12 +27,13 @@ class Cell:
     """A figure of a row over seeds."""
 
     by_seed: tuple[tuple[float | None, ...], ...]  # of each training seed, one per sampling seed
+    trainings: int  # that were planned
 
     @property
     def values(self) -> list[float]:
-        """What differs between seeds: a mean per training, and of a single training one value per sampling seed."""
+        """Figures that differ by seed: a mean per training, or one per sampling seed where one training is planned."""
         known = [[value for value in seed if value is not None] for seed in self.by_seed]
-        return [float(np.mean(seed)) for seed in known if seed] if len(known) > 1 else known[0]
+        return [float(np.mean(seed)) for seed in known if seed] if self.trainings > 1 else known[0]
 
     @property
     def mean(self) -> float | None:
@@ -185,7 +186,7 @@ def collect(plan: Plan, folder: Path) -> Result:
     for measured in plan.rows:
         for (quantity, budget), values in findings.of_row(folder, measured, plan.exhibit.columns).items():
             found.setdefault((measured.row.key, quantity, budget), []).append(tuple(values))
-    cells = {place: Cell(tuple(seeds)) for place, seeds in found.items()}
+    cells = {place: Cell(tuple(seeds), plan.size.seeds) for place, seeds in found.items()}
     measured_values = {place: cell.values for place, cell in cells.items()}
     statements = [
         orderings.judge(plan.exhibit, one, measured_values)

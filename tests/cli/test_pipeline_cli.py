@@ -180,7 +180,7 @@ def test_evaluate_reports_the_metrics_with_their_protocol(made):
     assert result["gen_ppl"] > 1
     for name in ("gen_ppl", "entropy"):
         low, high = result["intervals"][name]
-        assert low < result[name] < high
+        assert low <= result[name] <= high  # the texts may be alike
     assert result["bootstrap"] == {"level": 0.95, "resamples": 1000, "seed": 0}
     assert result["tokens_from"] == "file"
     assert result["reference"]["tokens_from"] == "scorer"
@@ -380,7 +380,17 @@ def test_a_file_that_ldlm_did_not_write_is_never_replaced_unasked(trained, refus
 def test_there_are_these_commands(ldlm):
     from ldlm.cli import main
 
-    assert {*main.commands} == {*COMMANDS, "features", "plot", "report", "export", "likelihood", "stories", "sweep"}
+    assert {*main.commands} == {
+        *COMMANDS,
+        "features",
+        "plot",
+        "report",
+        "export",
+        "likelihood",
+        "paper",
+        "stories",
+        "sweep",
+    }
     shown = ldlm("--help")
     assert shown.exit_code == 0
     assert all(name in shown.stdout for name in COMMANDS)

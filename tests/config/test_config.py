@@ -218,7 +218,7 @@ def test_identity_leaves_out_where_and_how_often_but_nothing_that_changes_the_we
 def test_differences_name_every_changed_leaf_and_nothing_else():
     old = {"a": {"x": 1, "y": 2}, "b": 3, "gone": 1}
     new = {"a": {"x": 1, "y": 5}, "b": 3, "new": None}
-    assert configs.differences(old, new) == ["a.y: 2 -> 5", "gone: 1 -> None"]
+    assert configs.differences(old, new) == ["a.y: 2 -> 5", "gone: 1 -> none"]
     assert configs.differences(old, old) == []
 
 

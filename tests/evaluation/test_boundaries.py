@@ -112,7 +112,7 @@ def test_a_clean_up_of_spaces_is_a_setting_of_the_samples(trained, refuse, tmp_p
     common = ("sample", "--run", trained, "--num-samples", 1, "--steps", 1, "--device", "cpu")
     out = tmp_path / "s.jsonl"
     sample.run(SampleConfig(num_samples=1, device="cpu"), trained, out)
-    assert "clean_up: None -> True" in refuse(*common, "--steps", 32, "--clean-up", "true", "--output", out)
+    assert "clean_up: none -> True" in refuse(*common, "--steps", 32, "--clean-up", "true", "--output", out)
 
 
 def test_an_exported_model_says_which_they_are(trained, succeed, tmp_path):

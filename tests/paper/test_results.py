@@ -89,6 +89,14 @@ def test_the_table_has_mean_and_deviation_over_trainings_beside_the_papers_figur
     assert "rows of 3,000 steps, 2 of training by 2 of sampling" in page
 
 
+def test_of_two_trainings_of_which_one_is_missing_there_is_one_measurement(measured):
+    plan, folder = measured
+    (folder / next(one for one in plan.rows if (one.row.key, one.seed) == (A, 1)).scores[None]).unlink()
+    found = results.collect(plan, folder)
+    assert found.cells[A, "gen_ppl", None].values == [105]
+    assert {one.verdict for one in found.statements} == {"one measurement"}
+
+
 def test_with_one_training_the_deviation_is_over_sampling_seeds(tmp_path):
     plan = Plan(TABLE, Size(scale="tiny", seeds=1), (A,))
     texts = [{"gen_ppl": ppl, "entropy": 4.0, "diversity": 0.5} for ppl in (100, 110)]
@@ -115,13 +123,16 @@ def committed(folder, name, *verdicts):
 
 
 def test_the_state_of_evidence_is_that_of_the_committed_results(tmp_path):
-    committed(tmp_path, "table-1", "held", "within seed spread", "held")
+    committed(tmp_path, "table-1", *["held"] * 5, *["within seed spread"] * 2)
     committed(tmp_path, "table-2", "held", "not held")
-    committed(tmp_path, "table-5", "within seed spread")
+    committed(tmp_path, "table-5", *["within seed spread"] * 2)
+    committed(tmp_path, "figure-3", "held", "one measurement")
+    committed(tmp_path, "figure-4", "held")  # of some of its rows
     found = {one.exhibit.name: one for one in evidence.of_all(tmp_path)}
     assert list(found) == list(exhibits.NAMES)
-    assert found["table-1"].state == "reproduced" and found["table-1"].verdicts == "2 held, 1 within seed spread"
-    assert (found["table-2"].state, found["table-5"].state) == ("contradicted", "undecided")
+    assert found["table-1"].state == "reproduced" and found["table-1"].verdicts == "5 held, 2 within seed spread"
+    assert found["table-2"].state == "contradicted"
+    assert {found[name].state for name in ("table-5", "figure-3", "figure-4")} == {"undecided"}
     assert (found["table-7"].state, found["table-7"].scale) == ("not run", None)
     assert {name for name, one in found.items() if one.state == "needs a GPU"} == {"table-3", "table-9"}
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from ldlm import artifact, files
+from ldlm import artifact, files, locks
 from ldlm import config as configs
 from ldlm.config import DecoderNoise, ExtractConfig, LikelihoodConfig, TrainConfig
+from ldlm.errors import InputError
 from ldlm.evaluation import likelihood as bound
 from ldlm.features.store import FeatureStore
 from ldlm.model.diffusion import Schedule
@@ -129,6 +130,13 @@ def test_an_interrupted_one_goes_on_where_it_stopped(made, trained, store, tmp_p
     assert "the bound is lowest at the end of the curve, τ = 2; --taus beyond it" in notes.lines[-1]
     assert likelihood.run(CONFIG, trained, store, out, progress=notes).complete
     assert "nothing to do" in notes.lines[-1]
+
+
+def test_two_processes_do_not_write_lines_of_the_same_rows(trained, store, tmp_path):
+    (tmp_path / "out").mkdir()
+    with locks.exclusive_lock(tmp_path / "out"), pytest.raises(InputError, match="another process is at work"):
+        likelihood.run(CONFIG, trained, store, tmp_path / "out")
+    assert likelihood.run(CONFIG, trained, store, tmp_path / "out").complete
 
 
 def test_another_seed_is_another_estimate_of_the_same_within_its_error(made, trained, store, tmp_path):
