@@ -47,6 +47,7 @@ from ldlm.stages import evaluate, extract_features, pretrain_encoder, sample, st
 IDENTITY_ROWS = 750
 SEQ_LEN, DOCUMENTS, HELD_OUT, ENCODER_STEPS = 64, 20_000, 1_000, 400
 TEXTS = 100
+STATES = "states.json"
 STORIES, NOVELS = "stories", "novels"
 BASE = "as before"
 
@@ -358,21 +359,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 bench.measure(trial)
                 print(report(collect(bench.work)), flush=True)
         if chosen.what == "states":
-            shares = {f"after block {layer}": show.value(share) for layer, share in enumerate(bench.identities())}
-            print(show.table(("states", "tokens told apart"), [*shares.items()]))
+            shares = dict(zip(("embeddings", *(f"block {n}" for n in range(1, 99))), bench.identities(), strict=False))
+            files.write_json(bench.folder / STATES, shares)
+            print(told_apart({bench.source: shares}))
     except InputError as error:
         sys.exit(f"Error: {error}")
     if chosen.what == "report":
-        write(collect(bench.work), chosen.output)
+        states = {path.parent.name: files.read_json(path) for path in sorted(bench.work.glob(f"*/{STATES}"))}
+        write(collect(bench.work), states, chosen.output)
 
 
-def write(found: Sequence[Mapping[str, Any]], output: Path | None) -> None:
+def told_apart(states: Mapping[str, Mapping[str, float]]) -> str:
+    """A table of the tokens that states tell apart, by source and layer."""
+    rows = [
+        (f"{source}, {name}", show.value(share)) for source, found in states.items() for name, share in found.items()
+    ]
+    return show.table(("states of", "tokens told apart"), rows)
+
+
+def write(found: Sequence[Mapping[str, Any]], states: Mapping[str, Mapping[str, float]], output: Path | None) -> None:
     """Print the tables; keep them and the figures in `output`."""
     date = datetime.date.today().isoformat()
     text = f"{date}, {hardware()}\n\n{report(found)}\n"
+    if states:
+        text += f"\n{told_apart(states)}\n"
     print(text)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-        record = {"date": date, "hardware": hardware(), "versions": artifact.versions(), "trials": list(found)}
+        record = {
+            "date": date,
+            "hardware": hardware(),
+            "versions": artifact.versions(),
+            "states": states,
+            "trials": list(found),
+        }
         (output / f"recipe-{date}.txt").write_text(text, encoding="utf-8")
         (output / f"recipe-{date}.json").write_text(files.dump_json(record), encoding="utf-8")
