@@ -73,7 +73,7 @@ BEFORE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Change:
-    """What a trial changes: settings of training, settings of sampling, and the layer of the encoder."""
+    """A change to the preset: settings of training, settings of sampling, and the layer of the encoder."""
 
     train: Mapping[str, Any]
     sampler: Mapping[str, Any] | None = None
@@ -212,7 +212,7 @@ class Bench:
         return extract_features.run(made, self.folder / f"features{layer}", progress=show.Terminal()).path
 
     def identities(self) -> list[float]:
-        """How far the encoder's states tell tokens apart, by layer, from the embeddings on.
+        """Shares of tokens that the encoder's states tell apart, by layer, from the embeddings on.
 
         It is the share of held-out tokens whose normalised state is nearer to the mean state of their token in other
         rows than to that of any other token.

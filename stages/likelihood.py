@@ -159,7 +159,7 @@ class Subject(ABC):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What was measured, as JSON."""
+        """Facts about what was measured, as JSON."""
         return {"run": self.run.path.name, "method": self.method, "is": "bound", **self.run.origin}
 
     def split(self, split: Split) -> Split:

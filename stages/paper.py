@@ -54,7 +54,7 @@ def run(
         memory.keep_freed()
         runner.run(made.jobs)
     found = results.collect(made, out)
-    record = results.write(found, out, _command(config, name))
+    record = results.write(found, out, _command(config, name, runner.text_name))
     pictures.draw(found, out)
     runner.check()
     return record, found
@@ -79,7 +79,7 @@ def _plan(config: PaperConfig, name: str) -> Plan:
 
 
 def _mauve(config: PaperConfig) -> bool:
-    """Whether texts are compared by MAUVE; at the paper's scale they are, on the machine that runs the script."""
+    """True where texts are compared by MAUVE; at the paper's scale they are, on the machine that runs the script."""
     if config.mauve == "auto":
         return config.scale == PAPER or importlib.util.find_spec("mauve") is not None
     return config.mauve == "on"
@@ -91,10 +91,10 @@ def _card(config: PaperConfig) -> tuple[str, int]:
     return name, config.devices or (2 if name == costs.CORE else 1)
 
 
-def _command(config: PaperConfig, name: str) -> str:
+def _command(config: PaperConfig, name: str, text: str | None) -> str:
     """The command that a result is of, without what does not change it."""
     given = {
-        "scale": config.scale, "row": config.row, "seeds": config.seeds, "text": config.text and Path(config.text).name,
+        "scale": config.scale, "row": config.row, "seeds": config.seeds, "text": text,
         "steps": config.steps, "texts": config.texts, "sampling-seeds": config.sampling_seeds,
     }  # fmt: skip
     words = ["ldlm", "paper", name]

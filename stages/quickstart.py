@@ -73,7 +73,7 @@ class Plan:
 
     @cached_property
     def source(self) -> Source:
-        """What the texts are."""
+        """The source of the texts."""
         return named(self.config.text)
 
     def part(self, name: str) -> str:
@@ -92,7 +92,7 @@ class Plan:
 
     @property
     def judged(self) -> Judged:
-        """What the source judges."""
+        """The samples that the source judges."""
         return Judged(self.out, self.source.sizes.texts, self.scorer_name, self.config.seed, self.config.device)
 
     @property
@@ -105,7 +105,7 @@ class Plan:
 
     @property
     def trains_scorer(self) -> bool:
-        """Whether a scorer is pretrained: none is named, and the encoder is not made to be one."""
+        """True where a scorer is pretrained: none is named, and the encoder is not made to be one."""
         own = self.source.encoder_scores and self.config.encoder is None
         return self.config.scorer is None and not own
 

@@ -125,7 +125,7 @@ class Stories(Source):
 
 
 def _first_stories(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What is wrong with each of the first stories, and the story."""
+    """Each of the first stories, after the violations in it."""
     return [
         ("wrong: " + ", ".join(one["violations"]) if one["violations"] else "valid", " ".join(one["text"].split()))
         for one in summary["first_stories"]

@@ -32,7 +32,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Judged:
-    """What a source needs to judge the samples of a quickstart in the folder `out`."""
+    """Everything a source needs to judge the samples of a quickstart in the folder `out`."""
 
     out: Path
     texts: int  # that were drawn

@@ -1,4 +1,4 @@
-"""What a comparison trains on, and how its texts are scored and its findings shown."""
+"""Sources of a comparison: the text that it trains on, how texts are scored, and how findings are shown."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Source(ABC):
 
 
 def record_text(folder: Path, text: Mapping[str, Any]) -> bool:
-    """Whether the comparison's text is there; `InputError` where it is another one, by its hash."""
+    """True where the comparison's text is there; `InputError` where it is another one, by its hash."""
     if not (folder / RECORD).exists():
         return False
     if files.read_json(folder / RECORD)["sha256"] != text["sha256"]:

@@ -42,7 +42,7 @@ def method_at(path: Path) -> str:
 
 @dataclass(frozen=True)
 class About:
-    """What a run or an exported model says of itself, without its weights."""
+    """Settings, sizes and tokenizer of a run or an exported model, without its weights."""
 
     settings: Mapping[str, Any]  # of its training
     shapes: Shapes
@@ -50,7 +50,7 @@ class About:
 
 
 def about(path: Path) -> About:
-    """What a run or an exported model says of itself; `InputError` for a run that has trained nothing yet."""
+    """Settings, sizes and tokenizer of a run or an exported model; `InputError` for a run without a checkpoint."""
     kind = pretrained.model_type(path)
     if kind is not None:
         described = MODELS[kind].described(path)

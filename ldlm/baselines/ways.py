@@ -118,7 +118,7 @@ class TokenSweep:
         }
 
     def load(self, source: Any, progress: Progress) -> LoadedTokenRun:
-        """Its network; notes say how it computes."""
+        """The network of a source; notes say how it computes."""
         generator = source.generator(source.compute(self.config.compute))
         generator.compute.tell(progress)
         return LoadedTokenRun(self, source, generator)

@@ -61,7 +61,7 @@ class Source:
     span: Span | None = None
 
     def goes_on(self) -> bool:
-        """Whether the next line, if there is one, begins within the span."""
+        """True where the next line, if there is one, begins within the span."""
         return self.span is None or self.span.start + self.stream.taken < self.span.stop
 
     def line(self, number: int) -> Place:

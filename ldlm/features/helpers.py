@@ -26,7 +26,7 @@ OWN_THREADS = "TOKENIZERS_PARALLELISM"  # by which the library tokenizers is tol
 
 
 def workers() -> int:
-    """How many processes of this one's should tokenise: one for each core that it has for itself.
+    """Number of processes that should tokenise for this one: one for each core that it has for itself.
 
     RAYON_NUM_THREADS, by which the library tokenizers is told how many threads to use, may lower it.
     """

@@ -109,7 +109,7 @@ class Packing:
             )
 
     def _task(self) -> dict[str, Any]:
-        """What a helping process is told."""
+        """The task of a helping process, as JSON."""
         return {
             "folder": str(self.folder),
             "claims": str(self.claims),
@@ -128,7 +128,7 @@ class Packing:
         return {int(path.stem) for path in files.matching(self.folder, "[0-9]*.tokens")}
 
     def _done(self, number: int) -> bool:
-        """Whether a piece is done; when the store is sealed the plan goes first, and then the pieces."""
+        """True where a piece is done; when the store is sealed the plan goes first, and then the pieces."""
         return self._path(number).exists() or not self._plan_path.exists()
 
     def _tokenized(self, number: int, piece: Piece, tally: Tally[int]) -> ExitStack:

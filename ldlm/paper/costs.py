@@ -1,4 +1,4 @@
-"""What a table or figure costs: tokens, FLOPs, disk, and hours on a given card, stage by stage."""
+"""Costs of a table or figure: tokens, FLOPs, disk, and hours on a given card, stage by stage."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ PAIRS, TINY_PAIRS, POINTS = 1_000, 128, 11
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How large everything is; None means what the scale has."""
+    """Sizes of a plan; None means what the scale has."""
 
     scale: str
     seeds: int = 1  # of training

@@ -48,7 +48,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Result:
-    """What was found of a table or figure."""
+    """Figures and verdicts of a table or figure."""
 
     plan: Plan
     cells: Mapping[Place, Cell]

@@ -24,7 +24,7 @@ TINY_STEPS = 1_200
 
 @dataclass(frozen=True, kw_only=True)
 class Tiny:
-    """What a row has at `--scale tiny`; the settings of stages come on top of the row's own."""
+    """Settings of a row at `--scale tiny`; the settings of stages come on top of the row's own."""
 
     steps: int = TINY_STEPS  # of training; 3,000 in rows that decide an ordering
     warmup: float | None = None  # S_wu as a share of the steps; None: that of preset tiny

@@ -32,6 +32,14 @@ class Runner:
     progress: Progress
     failed: list[Job] = field(default_factory=list)
 
+    @property
+    def text_name(self) -> str | None:
+        """File name of the text that is there or is to be read; None for the built-in text."""
+        there = text.record(self.folder)
+        if there is None:
+            return None if self.source is None else self.source.name
+        return None if there["source_sha256"] is None else str(there["file"])
+
     def run(self, jobs: Sequence[Job]) -> None:
         """Do all jobs. A job that fails leaves out those that need it, and does not stop the others.
 
@@ -115,7 +123,7 @@ class Runner:
 
 
 def _printed(child: subprocess.Popen[str], stop: Stop) -> str:
-    """What a child prints. A wish to stop is passed on to it, once."""
+    """The output of a child. A wish to stop is passed on to it, once."""
     asked = False
     while True:
         try:

@@ -105,7 +105,7 @@ def _without(changes: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, A
 
 
 def _scaled(row: Row, steps: int) -> dict[str, Any]:
-    """What counts steps, as shares of `steps`: of LDLM its warm-up, the refresh of its timesteps and COSMOS's phase."""
+    """Settings that count steps, as shares of `steps`: of LDLM warm-up, refresh of timesteps, COSMOS's phase."""
     rhythm = {"steps": steps, "save_every": max(1, steps // 10), "eval_every": max(1, steps // 5)}
     if row.method != LDLM:
         return rhythm

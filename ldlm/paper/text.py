@@ -19,7 +19,7 @@ BUILT_IN = "documentation of Python and the installed packages"
 
 
 def record(folder: Path) -> dict[str, Any] | None:
-    """What is written about the text of an output; None before there is one."""
+    """The record of the text of an output; None before there is one."""
     path = folder / TEXT
     return files.read_json(path) if path.exists() else None
 

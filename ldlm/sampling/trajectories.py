@@ -122,7 +122,7 @@ class TrajectorySweep:
         return plan(self.config)
 
     def load(self, source: Any, progress: Progress) -> LoadedRun:
-        """Its denoiser with decoders; notes say how it computes."""
+        """The denoiser and the decoders of a source; notes say how they compute."""
         compute = source.compute(self.config.compute)
         compute.tell(progress)
         generators = [source.generator(name, compute) for name in self.config.decoders or (None,)]

@@ -83,7 +83,9 @@ def test_an_output_of_another_text_is_refused(runner, corpus, few_lines, tmp_pat
 
     (runner.folder / "text").mkdir(parents=True)
     described = {"file": "other.txt", "source_sha256": "0"}
+    assert (runner.text_name, Runner(runner.folder, corpus, SILENT).text_name) == (None, corpus.name)
     (runner.folder / "text/text.json").write_text(json.dumps(described))
+    assert runner.text_name == "other.txt"  # which a report does not ask for
     with pytest.raises(InputError, match=r"holds tables of another text, other\.txt; choose another --output"):
         text.check(runner.folder, corpus)
     with pytest.raises(InputError, match=r"holds tables of another text"):
