@@ -81,8 +81,8 @@ def run(config: ExtractConfig, out: Location, *, overwrite: bool = False, progre
             progress.note(f"{out} is complete; nothing to do")
             return result
 
-        # Until a piece of the text is tokenised there is nothing worth keeping, even of an interrupted extraction.
-        with replace(result, state="new").or_nothing("ledger/*", "packed/*.tokens", held=held):
+        # Bad text leaves nothing, even of an interrupted extraction: what is left would refuse the corrected text.
+        with replace(result, state="new").or_nothing("ledger/*", held=held):
             packed = extraction.pack()
         with result.or_nothing("ledger/*", held=held):
             try:
