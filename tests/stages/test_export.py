@@ -331,7 +331,7 @@ def test_the_same_command_again_does_nothing_and_another_setting_is_refused(run,
     again = ldlm("export", "--run", run, "--output", copy)
     assert again.exit_code == 0
     assert again.stderr.strip().endswith("nothing to do")
-    assert "decoder: None -> joint" in refuse("export", "--run", run, "--output", copy, "--decoder", "joint")
+    assert "decoder: none -> joint" in refuse("export", "--run", run, "--output", copy, "--decoder", "joint")
     fewer = shutil.copytree(run, copy.parent / "fewer", ignore=shutil.ignore_patterns("linear"))
     assert "inputs.decoders.linear: " in refuse("export", "--run", fewer, "--output", copy)
     assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before

@@ -485,7 +485,7 @@ def test_a_decoder_needs_a_plain_name(store, run_copy, name):
 
 def test_a_finetuning_with_another_setting_is_refused_by_name(store, run_copy):
     finetune_decoder.run(FINETUNE, run_copy, store)
-    with pytest.raises(InputError, match=r"sigma_dec: None -> 0\.5"):
+    with pytest.raises(InputError, match=r"sigma_dec: none -> 0\.5"):
         finetune_decoder.run(replace(FINETUNE, sigma_dec=0.5), run_copy, store)
 
 
