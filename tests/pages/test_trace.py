@@ -116,7 +116,7 @@ VISIBLE = """[...document.querySelectorAll(".frame")].flatMap(
 def test_the_page_opens_at_the_frame_of_its_address_and_can_be_led(traced):
     answers = browser.evaluate(
         traced[0] / "trace.html",
-        f"""(() => {{
+        f"""new Promise((done) => setTimeout(() => {{
             const said = [{VISIBLE}], say = () => said.push({SHOWN});
             const slider = document.querySelector("input"), strip = document.querySelector(".strip");
             slider.value = 1; slider.dispatchEvent(new Event("input")); say();
@@ -124,9 +124,10 @@ def test_the_page_opens_at_the_frame_of_its_address_and_can_be_led(traced):
             const bottom = strip.getBoundingClientRect().bottom;
             strip.dispatchEvent(new MouseEvent("click", {{clientY: bottom - 2}})); say();
             document.querySelector("button").click(); say();
-            return [...said, document.querySelector("output").textContent, slider.value];
-        }})()""",
+            done([...said, document.querySelector("output").textContent, slider.value]);
+        }}, 400))""",  # a frame fades for 160 ms
         fragment="3",
+        milliseconds=2000,
     )
     assert answers == [[3], 1, 2, 4, 0, "t = 1.000", "0"]
 
