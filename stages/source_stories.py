@@ -104,7 +104,7 @@ class Stories(Source):
         return [
             _valid("sentences", drawn["sentences_valid"], 0.6),
             _valid("stories", drawn["stories_valid"], 0.2),
-            entropies(drawn, real, "real stories"),
+            entropies(drawn, real, "real stories'"),
         ]
 
     def shown(self, summary: Mapping[str, Any]) -> list[str]:

@@ -123,7 +123,7 @@ class RealText(Source):
         real, drawn, unigram = (row for row in summary["texts"])
         told = f"perplexity at most a third of unigram text's: {_perplexity(drawn)} against {_perplexity(unigram)}"
         low = drawn["gen_ppl"] is not None and drawn["gen_ppl"] <= unigram["gen_ppl"] / 3
-        return [(told, low), entropies(drawn, real, "real text")]
+        return [(told, low), entropies(drawn, real, "real text's")]
 
     def shown(self, summary: Mapping[str, Any]) -> list[str]:
         """None: the samples are strings of fragments, and stand in SUMMARY.md."""

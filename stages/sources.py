@@ -100,5 +100,5 @@ class Source(ABC):
 
 def entropies(drawn: Mapping[str, Any], real: Mapping[str, Any], whose: str) -> tuple[str, bool]:
     """The claim that the samples' entropy is near that of the text."""
-    told = f"entropy within 15 % of {whose}': {drawn['entropy']:.2f} against {real['entropy']:.2f}"
+    told = f"entropy within 15 % of {whose}: {drawn['entropy']:.2f} against {real['entropy']:.2f}"
     return told, abs(drawn["entropy"] / real["entropy"] - 1) <= 0.15
