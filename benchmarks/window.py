@@ -60,7 +60,7 @@ def _shuffled(rows: int, size: int) -> Rows:
 
 
 def neighbours(batch: Rows, batches: int = 20) -> dict[str, float]:
-    """Of a batch, on average: the other rows of a row's block, and the number of blocks that it has rows of."""
+    """Means over batches: other rows of a row's block in its batch, and blocks that a batch has rows of."""
     counts = [np.unique(batch(number) // BLOCK_ROWS, return_counts=True)[1] for number in range(batches)]
     others = [(count * (count - 1)).sum() / count.sum() for count in counts]
     return {"neighbours": float(np.mean(others)), "blocks": float(np.mean([len(count) for count in counts]))}

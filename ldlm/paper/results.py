@@ -167,7 +167,7 @@ class Result:
 
 
 def caption(record: Mapping[str, Any]) -> str:
-    """What the figures are of: scale, seeds, hardware and date."""
+    """The line above a table: scale, seeds, hardware and date of its figures."""
     spread = "training seeds" if record["seeds"] > 1 else "sampling seeds"
     steps = sorted({row["steps"] for row in record["rows"] if row["steps"] is not None})
     when = f"{record['hardware']}, {record['date']}."

@@ -59,7 +59,7 @@ def write(folder: Path, source: Path | None) -> None:
 
 
 def _first(documents: list[str]) -> list[str]:
-    """As many of the documents as have MOST_CHARACTERS together."""
+    """The first documents, up to MOST_CHARACTERS together."""
     total = 0
     for number, document in enumerate(documents):
         total += len(document)

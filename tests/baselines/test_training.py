@@ -233,7 +233,7 @@ def assert_same_losses(run, other, rel=1e-5):
 
 
 def assert_same_weights(run, other):
-    """Those that are trained, and their average, with which texts are drawn."""
+    """The trained weights of two runs agree, and so do the averages that texts are drawn with."""
     for kind in ("model", "ema"):
         mine, theirs = weights(run, kind), weights(other, kind)
         assert mine.keys() == theirs.keys()

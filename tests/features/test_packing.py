@@ -129,7 +129,7 @@ def serial(config: ExtractConfig, tokenizer) -> dict[str, list[list[int]]]:
     [(1, 40, 0), (3, 40, 17), (2, 100, 1), (3, 100, 0), (1, 1500, 17), (2, 1500, 0), (3, 10**6, 1), (1, 10**6, 0)],
 )
 def test_rows_are_those_of_serial_packing(config, tokenizer, tmp_path, monkeypatch, workers, size, held_out):
-    """Whatever the pieces, which may be shorter than a line or have none, and the workers, here threads."""
+    """Pieces may be shorter than a line or hold none; workers are threads here."""
     monkeypatch.setattr(text, "TOKENIZER_BATCH", 4)  # a piece has more documents than are tokenised at once
     config = replace(config, validation_docs=held_out)
     made = packing(config, tokenizer, tmp_path)

@@ -275,7 +275,7 @@ def test_a_cosmos_run_of_the_first_edition_goes_on_as_it_began(first, whole, sto
 def test_a_run_of_the_second_edition_goes_on_with_the_integral_it_began_with(
     train_config, store, tmp_path, notes, weighting
 ):
-    """Its loss under elbo and `sum` is in nats per text, from t = 0.05 on; today's defaults would be another loss."""
+    """The second edition's loss under elbo and `sum` is in nats per text, from t = 0.05 on, unlike today's."""
     new = configs.merge(configs.to_dict(train_config), {"diffusion": {"weighting": weighting}})
     old = configs.merge(
         new, {"recipe": {"edition": 2, "loss_reduction": "sum"}, "diffusion": {"elbo_t_min": 0.05}, "steps": 4}
