@@ -3,12 +3,14 @@
     python -m benchmarks recipe prepare --work recipe
     python -m benchmarks recipe run --work recipe --steps 400 --trials "as before" "sincos" "sincos, σ_dec 1.2"
     python -m benchmarks recipe states --work recipe
+    python -m benchmarks recipe encoders --work recipe --output benchmarks/results
     python -m benchmarks recipe report --work recipe --output benchmarks/results
 
 The source is `ldlm stories`, whose texts are judged exactly; `--novels DIR` takes the encoder, scorer and features of a
 finished `python -m benchmarks comparison`. A trial is the preset as it was before (`BEFORE`) with named changes
 (`CHANGES`), which add up from left to right. `run` goes on where it was interrupted; `report` writes down all that is
-there, the bad with the good.
+there, the bad with the good. `encoders` trains the encoder with each `init` of `ldlm pretrain-encoder`, and says how
+far its states tell tokens apart.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -45,6 +47,8 @@ from ldlm.hub import load_model
 from ldlm.stages import evaluate, extract_features, pretrain_encoder, sample, stories, train
 
 IDENTITY_ROWS = 750
+Init = Literal["width", "published"]
+INITS: tuple[Init, ...] = ("published", "width")
 SEQ_LEN, DOCUMENTS, HELD_OUT, ENCODER_STEPS = 64, 20_000, 1_000, 400
 TEXTS = 100
 STATES = "states.json"
@@ -185,16 +189,21 @@ class Bench:
         """The causal model that scores texts; of stories it is the encoder, for the source judges them beside."""
         return self.novels / "scorer" if self.novels else self.encoder
 
-    def prepare(self) -> None:
+    def prepare(self, init: Init) -> None:
         """Stories, their encoder and its features."""
         if self.novels is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             text, tokenizer = self.folder / "stories.txt", self.folder / "tokenizer"
             stories.run(StoriesConfig(documents=DOCUMENTS), text, tokenizer, progress=show.Terminal())
-            sizes = {"positions": SEQ_LEN, "steps": ENCODER_STEPS, "device": "cpu"}
-            made = PretrainConfig(data=(str(text),), tokenizer=str(tokenizer), **sizes)
-            pretrain_encoder.run(made, self.encoder, progress=show.Terminal())
+            pretrain_encoder.run(self.pretraining(init), self.encoder, progress=show.Terminal())
             self.features(ExtractConfig().layer)
+
+    def pretraining(self, init: Init) -> PretrainConfig:
+        """Settings of an encoder of stories."""
+        text, tokenizer = str(self.folder / "stories.txt"), str(self.folder / "tokenizer")
+        return PretrainConfig(
+            data=(text,), tokenizer=tokenizer, positions=SEQ_LEN, steps=ENCODER_STEPS, init=init, device="cpu"
+        )
 
     def features(self, layer: int) -> Path:
         """The store of a layer's states, made where it is missing."""
@@ -217,7 +226,20 @@ class Bench:
         It is the share of held-out tokens whose normalised state is nearer to the mean state of their token in other
         rows than to that of any other token.
         """
-        model, _ = load_model(AutoModel, str(self.encoder))
+        return self._identities(self.encoder)
+
+    def encoders(self) -> str:
+        """A table of the encoders that each `init` leads to: loss, and tokens that their states tell apart."""
+        rows = []
+        for init in INITS:
+            out = self.folder / "encoders" / init
+            made = pretrain_encoder.run(self.pretraining(init), out, progress=show.Terminal())
+            rows.append((init, show.value(made.manifest["final_loss"]), *map(show.value, self._identities(out))))
+        layers = (f"block {number + 1}" for number in range(len(rows[0]) - 3))
+        return show.table(("init", "loss", "embeddings", *layers), rows)
+
+    def _identities(self, encoder: Path) -> list[float]:
+        model, _ = load_model(AutoModel, str(encoder))
         store = FeatureStore(self.features(ExtractConfig().layer))
         rows_RL = torch.from_numpy(store.split("train").tokens[:IDENTITY_ROWS]).long()
         with torch.no_grad():
@@ -341,9 +363,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks recipe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("prepare", "run", "states", "report"))
+    parser.add_argument("what", choices=("prepare", "run", "states", "encoders", "report"))
     parser.add_argument("--work", type=Path, required=True, help="folder of stories, encoder, runs and texts")
     parser.add_argument("--novels", type=Path, help="a comparison's folder: its text in place of stories")
+    parser.add_argument("--init", choices=INITS, default="width", help="weights that the encoder starts with")
     parser.add_argument("--trials", nargs="+", default=[BASE], metavar="CHANGES", help="changes, joined by commas")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
@@ -353,7 +376,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bench = Bench(chosen.work.absolute(), chosen.novels and chosen.novels.absolute())
     try:
         if chosen.what == "prepare":
-            bench.prepare()
+            bench.prepare(chosen.init)
         if chosen.what == "run":
             for trial in trials(chosen):
                 bench.measure(trial)
@@ -362,11 +385,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
             shares = dict(zip(("embeddings", *(f"block {n}" for n in range(1, 99))), bench.identities(), strict=False))
             files.write_json(bench.folder / STATES, shares)
             print(told_apart({bench.source: shares}))
+        if chosen.what == "encoders":
+            table = f"the encoder of stories, {ENCODER_STEPS} steps\n\n{bench.encoders()}"
+            kept(table, "recipe-encoders", chosen.output)
     except InputError as error:
         sys.exit(f"Error: {error}")
     if chosen.what == "report":
         states = {path.parent.name: files.read_json(path) for path in sorted(bench.work.glob(f"*/{STATES}"))}
         write(collect(bench.work), states, chosen.output)
+
+
+def kept(text: str, name: str, output: Path | None) -> None:
+    """Print a text below date and hardware; keep it in `output`."""
+    date = datetime.date.today().isoformat()
+    dated = f"{date}, {hardware()}\n\n{text}\n"
+    print(dated)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / f"{name}-{date}.txt").write_text(dated, encoding="utf-8")
 
 
 def told_apart(states: Mapping[str, Mapping[str, float]]) -> str:

@@ -31,6 +31,8 @@ from ldlm.training.optim import load_optimizer_tensors, optimizer_tensors
 SAVE_EVERY = 500
 MASK_SHARE = 0.15
 TOKENIZER_DOCUMENTS = 50_000
+PUBLISHED_STD = 0.02
+EMBEDDING_STD = 0.2  # about as large as those of the published GPT-2 become in training
 
 
 def plan(config: PretrainConfig) -> dict[str, Any]:
@@ -56,6 +58,8 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
         raise InputError("nothing to train on: give --data FILE")
     device = runtime.device(config.device)
     inputs = {"text": textfiles.fingerprints(config.data)}
+    if not overwrite:
+        config = _as_begun(config, out, progress)
     result = artifact.begin(out, "encoder", config, inputs, overwrite=overwrite, reads=config.data)
     if result.complete:
         progress.note(f"{out} is complete; nothing to do")
@@ -85,6 +89,15 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
         vocab_size=len(tokenizer),
         seconds=round(time.perf_counter() - started, 1),
     )
+
+
+def _as_begun(config: PretrainConfig, out: Path, progress: Progress) -> PretrainConfig:
+    """The settings with which an output of an earlier version is gone on with: its model began as published."""
+    recorded = out / "config.yaml"
+    if config.init == "published" or not recorded.is_file() or "init" in files.read_yaml(recorded):
+        return config
+    progress.note(f"{out} was begun by an earlier version; its weights started as published")
+    return replace(config, init="published")
 
 
 def _tokenizer(config: PretrainConfig) -> Any:
@@ -154,41 +167,59 @@ def _rows(config: PretrainConfig, tokenizer: Any) -> np.ndarray:
 
 
 def _model(config: PretrainConfig, tokenizer: Any) -> Any:
-    from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
-
     if config.width % config.heads:
         raise InputError(f"--heads {config.heads} must divide --width {config.width}")
-    bos, eos = text.special_tokens(tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        if config.arch == "gpt2":
-            return GPT2LMHeadModel(
-                GPT2Config(
-                    vocab_size=len(tokenizer),
-                    n_positions=config.positions,
-                    n_embd=config.width,
-                    n_layer=config.layers,
-                    n_head=config.heads,
-                    resid_pdrop=0.0,
-                    embd_pdrop=0.0,
-                    attn_pdrop=0.0,
-                    bos_token_id=bos,
-                    eos_token_id=eos,
-                )
-            )
-        return BertForMaskedLM(
-            BertConfig(
-                vocab_size=len(tokenizer),
-                max_position_embeddings=config.positions,
-                hidden_size=config.width,
-                num_hidden_layers=config.layers,
-                num_attention_heads=config.heads,
-                intermediate_size=4 * config.width,
-                hidden_dropout_prob=0.0,
-                attention_probs_dropout_prob=0.0,
-                pad_token_id=tokenizer.pad_token_id,
-            )
+        return (_gpt2 if config.arch == "gpt2" else _bert)(config, tokenizer)
+
+
+def _gpt2(config: PretrainConfig, tokenizer: Any) -> Any:
+    """GPT-2 with `config.init`.
+
+    The published weights suit its width. A narrow model that starts with them learns slowly, and its states do not tell
+    words apart that are used alike, which no latent can then carry (docs/recipe.md).
+    """
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    bos, eos = text.special_tokens(tokenizer)
+    scaled = config.init == "width"
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            n_positions=config.positions,
+            n_embd=config.width,
+            n_layer=config.layers,
+            n_head=config.heads,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            initializer_range=config.width**-0.5 if scaled else PUBLISHED_STD,
+            bos_token_id=bos,
+            eos_token_id=eos,
         )
+    )
+    if scaled:
+        torch.nn.init.normal_(model.transformer.wte.weight, std=EMBEDDING_STD)
+    return model
+
+
+def _bert(config: PretrainConfig, tokenizer: Any) -> Any:
+    from transformers import BertConfig, BertForMaskedLM
+
+    return BertForMaskedLM(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            max_position_embeddings=config.positions,
+            hidden_size=config.width,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            intermediate_size=4 * config.width,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
 
 
 def _train(
