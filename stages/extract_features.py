@@ -91,8 +91,7 @@ def run(config: ExtractConfig, out: Location, *, overwrite: bool = False, progre
                     extraction.encode_sample()
                     extraction.describe()
                     extraction.write_shards()
-                    if extraction.missing_shards():
-                        extraction.write_shards()
+                    extraction.make_missing(held)
             except FileNotFoundError:
                 # Another process has sealed the store meanwhile and removed the token rows, where no lock kept it
                 # from doing this one's part.
