@@ -88,7 +88,7 @@ class LeaseFiles:
         """The file of a lease."""
         return self.folder / (name + SUFFIX)
 
-    def create(self, name: str, body: bytes) -> _HeldFile | None:
+    def create(self, name: str, body: bytes) -> HeldFile | None:
         path = self.path(name)
         while True:
             try:
@@ -98,7 +98,7 @@ class LeaseFiles:
                 return None
             except FileNotFoundError:  # the first, or another process has finished the work and removed the folder
                 self.folder.mkdir(parents=True, exist_ok=True)
-        held = _HeldFile(path, descriptor)
+        held = HeldFile(path, descriptor)
         with suppress(OSError):  # a full disk: an empty lease is one too
             os.write(descriptor, body)
             os.close(os.dup(descriptor))  # NFS and others hand on what was written when a descriptor is closed
@@ -135,7 +135,7 @@ def take_away(path: Path, is_it: Callable[[Path], bool]) -> bool:
     return found
 
 
-class _HeldFile:
+class HeldFile:
     """An open lease file. It is written by its descriptor, so never over the lease of one who has taken it away."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
@@ -167,11 +167,11 @@ class LeaseObjects:
     def __init__(self, folder: ObjectPath) -> None:
         self.folder = folder
 
-    def create(self, name: str, body: bytes) -> _HeldObject | None:
+    def create(self, name: str, body: bytes) -> HeldObject | None:
         path = self.folder / (name + SUFFIX)
         made = path.write_bytes(body, once=True)
         # A put that was answered by a reset, and tried again, finds its own first attempt.
-        return _HeldObject(path, body) if made or files.content(path) == body else None
+        return HeldObject(path, body) if made or files.content(path) == body else None
 
     def read(self, name: str) -> bytes | None:
         return files.content(self.folder / (name + SUFFIX))
@@ -186,7 +186,9 @@ class LeaseObjects:
         return [path.name.removesuffix(SUFFIX) for path in files.matching(self.folder, f"{prefix}*{SUFFIX}")]
 
 
-class _HeldObject:
+class HeldObject:
+    """A lease that was put as an object."""
+
     def __init__(self, path: ObjectPath, body: bytes) -> None:
         self.path, self.body = path, body
 

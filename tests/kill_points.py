@@ -5,8 +5,9 @@
 
 Before every STEP-th of its renames, links, fsyncs and unlinks in turn; or at that many random moments, where a killed
 store is taken up to be killed again, and a finished one begins anew. REFERENCE is the store that nothing disturbed;
-ARGUMENTS are the command's. Each attempt is a fork of this process, which has imported everything and has no threads, so that its
-time is the work's. Prints the number of points; or how many kills found a partial store, and how many a shard in it.
+ARGUMENTS are the command's. Each attempt is a fork of this process, which has imported everything and has no threads,
+so that its time is the work's. Prints the number of points; or how many kills found a partial store, and how many a
+shard in it.
 """
 
 import os
