@@ -261,8 +261,10 @@ def _create(path: Location, kind: str, config: Any, inputs: Mapping[str, Any]) -
     if isinstance(path, Path):
         files.make_folder(path)
     for name, text in _first(kind, config, inputs).items():
-        if bytes(files.write_once(path / name, text.encode())) != text.encode():
-            return None
+        with suppress(FileNotFoundError):  # this process was stopped for long, and another has cleaned up behind it
+            if bytes(files.write_once(path / name, text.encode())) == text.encode():
+                continue
+        return None
     return Artifact(path, kind, "new")
 
 

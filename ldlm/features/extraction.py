@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from pathlib import Path
@@ -148,13 +148,8 @@ class Extraction:
                 planned = packing.plan()
         packing.tokenize(planned)
         with self.leases.turn("pack"):
-            try:
-                self.tokens = packing.rows(planned)
-                self.spool.folder.mkdir(exist_ok=True)
-            except FileNotFoundError:
-                if not (self.out / "manifest.json").is_file():
-                    raise
-                return False
+            self.tokens = packing.rows(planned)
+            self.spool.folder.mkdir(exist_ok=True)
         self.rows: dict[str, int] = {split: self.tokens[split].rows if split in self.tokens else 0 for split in SPLITS}
         if not self.rows["train"]:
             raise InputError(
@@ -350,6 +345,18 @@ class Extraction:
     # ------------------------------------------------------------------------------------------------------------------
     # Phase 4: the seal
 
+    @contextmanager
+    def unless_sealed(self) -> Iterator[None]:
+        """Within the block, a file may be gone that another process has removed after it sealed the store.
+
+        Then this one was stopped for longer than its lease, and the other has done its part.
+        """
+        try:
+            yield
+        except FileNotFoundError:
+            if not (self.out / "manifest.json").is_file():
+                raise
+
     def make_missing(self, held: ExitStack) -> None:
         """Write the shards again that are damaged or of another store. `held` is that of `prepare`."""
         missing, misfits = ledger.missing_shards(self.out)
@@ -374,7 +381,8 @@ class Extraction:
                     )
                 ledger.sweep(self.out)  # what is left there now belongs to no shard
                 size = sum(files.sizes(self.out / "features.zarr").values())
-                result.finish(**{**description, "bytes": size, "sha256": covered})
+                with self.unless_sealed():
+                    result.finish(**{**description, "bytes": size, "sha256": covered})
         self.clear()
         return Artifact(self.out, "features", "complete")
 

@@ -102,6 +102,35 @@ def test_a_kill_at_a_rename_or_fsync_is_made_good(short, tmp_path, step):
     assert int(killed("every", step, short, tmp_path)) > 100
 
 
+def on_two_nodes(how, *given) -> None:
+    """What `blind_nodes.py` asserts."""
+    program = "import sys, blind_nodes; blind_nodes.main(sys.argv[1:])"
+    done = forked.run(program, how, *map(str, given))
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_nodes_that_see_no_lock_of_each_other_write_the_bytes_that_one_writes(short, tmp_path):
+    arguments, whole = short
+    on_two_nodes("together", whole, tmp_path, *arguments)
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "train-00000.decided",
+        "hidden/c/1/0/0",
+        *(
+            pytest.param(point, marks=pytest.mark.slow)
+            for point in ("artifact.json", "config.yaml", "plan.json", "000000.tokens", "rows.json", "store.json",
+                "statistics.safetensors", "train-00001.json", "tokens/c/0/0", "manifest.json")
+        ),
+    ],
+)  # fmt: skip
+def test_a_node_that_was_stopped_past_its_lease_goes_on_and_harms_nothing(short, tmp_path, point):
+    arguments, whole = short
+    on_two_nodes("stopped", whole, tmp_path, point, *arguments)
+
+
 def test_a_record_stands_once_what_it_names_is_on_the_disk(few, tmp_path, monkeypatch):
     """No test can cut the power. It can look at the order: file, its name, its folder, and the record after them."""
     out, events = tmp_path / "features", []
