@@ -375,10 +375,7 @@ class Extraction:
             if not (self.out / "manifest.json").is_file():
                 covered, description = ledger.seal(self.out), ledger.read_description(self.out)
                 if lease.lost():
-                    raise StorageError(
-                        f"{self.out}: this process was stopped for long, and others took its part; run the same "
-                        f"command again"
-                    )
+                    raise StorageError(f"{self.out}: others took the part of this process; run the same command again")
                 ledger.sweep(self.out)  # what is left there now belongs to no shard
                 size = sum(files.sizes(self.out / "features.zarr").values())
                 with self.unless_sealed():
