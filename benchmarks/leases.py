@@ -226,12 +226,16 @@ class Simulation:
         self.shards = round(workers * HOURS * 3600 / SHARD)
         self.clock = Clock()
         self.made: set[int] = set()
+        each = self.shards // workers
+        self.left = [each] * workers  # of each worker's stretch
         self.seen: Counter[str] = Counter()
         self.last = 0.0
 
     def record(self, shard: int) -> None:
         """The first record of a shard counts."""
         self.seen["twice"] += shard in self.made
+        if shard not in self.made:
+            self.left[shard * self.workers // self.shards] -= 1
         self.made.add(shard)
         self.last = self.clock.now
 
@@ -239,6 +243,8 @@ class Simulation:
         """A worker's own stretch, and then those of others from their ends, the next one's first."""
         for turn in range(self.workers):
             one = (number + turn) % self.workers
+            if not self.left[one]:  # `share` would leave each of them out
+                continue
             first, last = (self.shards * edge // self.workers for edge in (one, one + 1))
             yield from range(first, last) if turn == 0 else range(last - 1, first - 1, -1)
 
