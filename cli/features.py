@@ -43,6 +43,8 @@ def info(store: str, as_json: bool) -> None:
 
     result = stage.info(locate(store))
     _show(result, as_json, lambda: show.pairs(result))
+    if line := stage.remark(locate(store)):
+        show.Terminal().note(line)
 
 
 @command.command(short_help="hash every byte against the ledger; exit status 3 when something differs")

@@ -15,8 +15,8 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib import metadata
@@ -25,10 +25,11 @@ from typing import Any, Literal
 
 import ldlm
 from ldlm import config as configs
-from ldlm import files
-from ldlm.errors import InputError
+from ldlm import emptying, files, presence
+from ldlm.errors import InputError, Unreadable
+from ldlm.leases import SUFFIX
 from ldlm.location import Location
-from ldlm.locks import exclusive_lock, shared_lock
+from ldlm.presence import CLAIMS
 
 SCHEMA = 2  # in 1, `detokenizer: lm1b` stood for today's `lm1b-clean`
 COMPLETE = ("manifest.json", "config.json")  # written last: their presence makes a folder complete to its readers
@@ -89,15 +90,16 @@ class Artifact:
     def or_nothing(self, *unless: str, held: ExitStack | None = None) -> Iterator[None]:
         """Context that removes the folder again on bad input, if `begin` has just made it.
 
-        A folder with a file that matches one of `unless`, like `ledger/*`, stays: that work can be resumed. `held` is
-        that of `begin`. It is closed, and while other processes hold the folder, it is theirs: where the input is bad
-        for all, the last of them removes it.
+        A folder with a file that matches one of `unless`, like `ledger/*`, stays: that work can be resumed. So does one
+        whose input could not be read, which another machine may be able to. `held` is that of `begin`. It is closed,
+        and while other processes are at work in the folder, it is theirs: where the input is bad for all, the last of
+        them removes it.
         """
         try:
             yield
-        except InputError:
-            if self.state == "new" and not any(map(self._has, unless)):
-                if held is None or not isinstance(self.path, Path):
+        except InputError as error:
+            if self.state == "new" and not isinstance(error, Unreadable) and not any(map(self._has, unless)):
+                if held is None:
                     _remove(self.path, self.kind)
                 else:
                     held.close()
@@ -126,27 +128,21 @@ def begin(
     reads: Sequence[str | Path] = (),
     shared: bool = False,
     held: ExitStack | None = None,
+    note: Callable[[str], None] = presence.unheard,
 ) -> Artifact:
     """Create the artefact at `path`, resume the one there, or find it complete (SPEC 12.1).
 
     Raises `InputError` when `path` holds something else, another configuration or other inputs, saying what differs.
     `reads` are the files that the stage will read: an output that contains one is never overwritten. `shared` says that
     several processes work at the output: its configuration is not rewritten on resumption, since another process may be
-    finishing it. Until `held` closes, no process can overwrite it.
+    finishing it. Until `held` closes, this process is at work there (`presence`), and none can overwrite it. `note` is
+    told of a wait for processes that may be dead.
     """
-    # Processes that share an output may begin it at the same time.
-    with exclusive_lock(_outside(path), wait=True) if isinstance(path, Path) else nullcontext():
-        begun = _begin(path, kind, config, inputs, overwrite, reads, shared)
-        if held is not None and isinstance(path, Path):
-            held.enter_context(shared_lock(path))
+    with presence.turn(path, shared):
+        begun = _begin(path, kind, config, inputs, overwrite, reads, shared, note)
+        if held is not None:
+            held.enter_context(presence.present(path))
         return begun
-
-
-def _outside(path: Path) -> Path:
-    """The closest parent folder that is no artefact itself, made if need be; it is locked while one below is begun."""
-    found = next(folder for folder in files.target(path).parents if not (folder / "artifact.json").is_file())
-    files.make_folder(found)
-    return found
 
 
 def _begin(
@@ -157,6 +153,7 @@ def _begin(
     overwrite: bool,
     reads: Sequence[str | Path],
     shared: bool,
+    note: Callable[[str], None],
 ) -> Artifact:
     place = NAMED_BY.get(kind, "--output")
     # Processes that a launcher starts together would delete each other's output.
@@ -165,19 +162,21 @@ def _begin(
         raise InputError(f"{path} is a file and the output is a folder; choose another {place}")
     found = _found(path)
     if found is None:
-        return _create(path, kind, config, inputs)
+        made = _create(path, kind, config, inputs)
+        # Another machine may have begun it meanwhile, with other settings.
+        return made or _begin(path, kind, config, inputs, False, reads, shared, note)
     if overwrite or _is_emptied(found):
         _guard(path, found, kind, reads)
-        with exclusive_lock(path) if isinstance(path, Path) else nullcontext():
+        with presence.replacing(path, shared, note):
             _empty(path, kind)
-        return _create(path, kind, config, inputs)
+            return _write_first(path, kind, config, inputs)
     if "kind" not in found:
         raise InputError(f"{path} is not empty and not made by ldlm; choose another {place}, or {replacing}")
     if found["kind"] != kind:
         raise InputError(f"{path} holds {_article(found['kind'])}; choose another {place}")
-    decided = (path / "config.yaml").is_file()
-    if not decided and all(name == "artifact.json" or name.startswith(".") for _, name in files.below(path)):
-        return _create(path, kind, config, inputs)  # killed between the first two files
+    if _is_barely_begun(path):
+        with presence.replacing(path, shared, note):
+            return _write_first(path, kind, config, inputs)
     old = {
         "inputs": found.get("inputs", {}),
         **_old_identity(path, type(config), f"choose another {place}, or {replacing}"),
@@ -217,6 +216,8 @@ def _found(path: Location) -> dict[str, Any] | None:
     # A temporary file that a killed process left of its first write does not count as content.
     if not path.is_dir() or (isinstance(path, Path) and all(map(_is_empty, path.iterdir()))):
         return None
+    if all(name.startswith(f"{CLAIMS}/") for _, name in files.below(path)):  # of a process that came too late
+        return None
     # Another process may have begun it since the first check.
     return _record(path) if (path / "artifact.json").is_file() else {}
 
@@ -243,14 +244,35 @@ def is_emptied(path: Location) -> bool:
     return _is_emptied(_found(path) or {})
 
 
-def _create(path: Location, kind: str, config: Any, inputs: Mapping[str, Any]) -> Artifact:
+def _is_barely_begun(path: Location) -> bool:
+    """True where a process was killed between the first two files."""
+    own = (f"{CLAIMS}/", ".")
+    return all(name == "artifact.json" or name.startswith(own) for _, name in files.below(path))
+
+
+def _first(kind: str, config: Any, inputs: Mapping[str, Any]) -> dict[str, str]:
+    """The first two files of an artefact. The next `begin` would take a folder with only the second for foreign."""
+    record = {"kind": kind, "schema": SCHEMA, "inputs": dict(inputs)}
+    return {"artifact.json": files.dump_json(record), "config.yaml": files.dump_yaml(configs.to_dict(config))}
+
+
+def _create(path: Location, kind: str, config: Any, inputs: Mapping[str, Any]) -> Artifact | None:
+    """A new artefact; None where another process has just begun another one."""
     if isinstance(path, Path):
         files.make_folder(path)
-    # artifact.json comes first: the next `begin` would take a folder with only a config.yaml for foreign content.
-    files.write_json(path / "artifact.json", {"kind": kind, "schema": SCHEMA, "inputs": dict(inputs)})
-    made = Artifact(path, kind, "new")
-    made.write_config(config)
-    return made
+    for name, text in _first(kind, config, inputs).items():
+        with suppress(FileNotFoundError):  # this process was stopped for long, and another has cleaned up behind it
+            if bytes(files.write_once(path / name, text.encode())) == text.encode():
+                continue
+        return None
+    return Artifact(path, kind, "new")
+
+
+def _write_first(path: Location, kind: str, config: Any, inputs: Mapping[str, Any]) -> Artifact:
+    """A new artefact in a folder that this process has to itself."""
+    for name, text in _first(kind, config, inputs).items():
+        files.write_atomic(path / name, text)
+    return Artifact(path, kind, "new")
 
 
 def _old_identity(path: Location, cls: type, remedy: str) -> dict[str, Any]:
@@ -302,11 +324,9 @@ def _empty(path: Location, kind: str) -> None:
     for file, _ in list(files.below(path)):
         if file.name in COMPLETE:  # also of artefacts and models inside it
             file.unlink(missing_ok=True)
-    if isinstance(path, Path):
-        return files.empty(path, but="artifact.json")
-    for file, name in files.below(path):
-        if name != "artifact.json":
-            file.unlink(missing_ok=True)
+    lease = f"{CLAIMS}/{presence.ALONE}"  # of this process, and its lock
+    kept = [path / name for name in ("artifact.json", lease, lease + SUFFIX)]
+    emptying.empty(path, but=kept)
 
 
 def _mark(path: Location, kind: str) -> None:
@@ -323,10 +343,14 @@ def _remove(path: Location, kind: str) -> None:
             path.rmdir()
 
 
-def _remove_if_alone(path: Path, kind: str) -> None:
-    """`_remove`, unless other processes hold the folder: they may read what this one could not, and finish it."""
-    with suppress(InputError), exclusive_lock(path):
-        _remove(path, kind)
+def _remove_if_alone(path: Location, kind: str) -> None:
+    """`_remove`, unless other processes are at work there: they may read what this one could not, and finish it."""
+    with suppress(InputError):
+        with presence.alone(path, "none"):
+            _remove(path, kind)
+        if isinstance(path, Path):
+            with suppress(OSError):  # another has begun it meanwhile
+                path.rmdir()
 
 
 def _article(kind: str) -> str:

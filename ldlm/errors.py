@@ -9,6 +9,10 @@ class InputError(ValueError):
     """A value, a file or a combination of settings that the user can correct."""
 
 
+class Unreadable(InputError):
+    """The system could not read a file. Its content may be good, so an output that was begun is kept."""
+
+
 class Stopped(BaseException):
     """A stage ended in good order after a signal; the message says where. Exit status 75 (EX_TEMPFAIL).
 

@@ -70,6 +70,13 @@ def write_atomic(path: Location, data: str | Buffer) -> None:
     if isinstance(path, ObjectPath):
         path.write_bytes(data)
         return
+    with _written(path, data) as (temporary, there):
+        put(temporary, there)
+
+
+@contextmanager
+def _written(path: Path, data: Buffer) -> Iterator[tuple[Path, Path]]:
+    """A durable temporary file of the data beside `path`, and `path` without links; errors name `path`."""
     there = target(path)
     make_folder(there.parent)
     temporary = there.with_name(f".{there.name}.{unique()}.tmp")
@@ -79,7 +86,7 @@ def write_atomic(path: Location, data: str | Buffer) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            put(temporary, there)
+            yield temporary, there
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -121,14 +128,31 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_once(path: Location, data: Buffer) -> Buffer:
-    """Write a whole file; in an object store, only where there is none yet. Returns the content that is there now.
-
-    On a file system the caller holds a lock, so a file that is there is left from a killed writer and is replaced.
-    """
+    """Write a whole file where there is none yet; returns the content that is there now, of whoever was first."""
     if isinstance(path, ObjectPath):
         return data if path.write_bytes(data, once=True) else path.read_bytes()
-    write_atomic(path, data)
-    return data
+    with _written(path, data) as (temporary, there):
+        return data if link(temporary, there) else there.read_bytes()
+
+
+def link(finished: Path, path: Path) -> bool:
+    """Give a finished, durable file the name `path` too, durably, if that name is free; returns whether it was.
+
+    Of several processes one succeeds. On a file system without hard links, a file that appears meanwhile is replaced.
+    """
+    try:
+        os.link(finished, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        if path.exists():
+            return False
+        shutil.copyfile(finished, copy := finished.with_name(f".{unique()}.tmp"))
+        put(copy, path)
+    fsync_dir(path.parent)
+    return True
 
 
 def make_folder(path: Path) -> None:
@@ -146,27 +170,6 @@ def check_output(path: Path, example: str) -> None:
         raise InputError(f"{path} is a folder; --output names the file to write, for example {path / example}")
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is no file but a device or a pipe; --output names the file to write")
-
-
-def empty(folder: Path, *, but: str) -> None:
-    """Delete everything below a folder except the file `but`. Mount points below it are emptied and stay."""
-    for place, folders, names in os.walk(folder, topdown=False):
-        for name in names:
-            if name != but or place != os.fspath(folder):
-                Path(place, name).unlink(missing_ok=True)
-        for name in folders:
-            if Path(place, name).is_symlink():
-                Path(place, name).unlink()
-            elif name != "lost+found":  # which file systems of the ext family keep
-                _remove_folder(Path(place, name))
-
-
-def _remove_folder(path: Path) -> None:
-    try:
-        path.rmdir()
-    except OSError as error:
-        if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):  # a mount point; files that NFS keeps while they are open
-            raise
 
 
 def finite(value: Any) -> Any:
@@ -371,8 +374,11 @@ def by_umask(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path for a library to write a file to; renamed to `path` when the block succeeds."""
+def replacing(path: Path, *, once: bool = False) -> Iterator[Path]:
+    """A temporary path for a library to write a file to; renamed to `path` when the block succeeds.
+
+    With `once`, a file that is there by then stays.
+    """
     there = target(path)
     make_folder(there.parent)
     temporary = there.with_name(f".{unique()}.{there.name}")
@@ -382,6 +388,6 @@ def replacing(path: Path) -> Iterator[Path]:
             by_umask(temporary)
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
-            put(temporary, there)
+            (link if once else put)(temporary, there)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,7 +1,8 @@
 """Locations of feature stores: a local folder, or a prefix of an object store such as `s3://bucket/features`.
 
 A local location is a `pathlib.Path`. `ObjectPath` has those of its methods that a store needs. An object is written
-whole or not at all, by one PUT or a multipart upload, and is durable then. Object stores have no renames and no locks.
+whole or not at all, by one PUT or a multipart upload, and is durable then. Object stores have no renames and no
+locks; `leases` do with objects that are put only where there are none.
 """
 
 from __future__ import annotations

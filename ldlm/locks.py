@@ -1,7 +1,8 @@
 """Locks between processes on one machine or on a shared file system.
 
 They are the kernel's (flock), on an open file or folder, so they end with the process that holds them: after a kill
-there is nothing to clean up. A lock saves double work. No guarantee of an artefact rests on one.
+there is nothing to clean up. On some shared file systems they hold on one machine only (`mounts`), and `leases` stand
+beside them. A lock saves double work. No guarantee of an artefact rests on one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ldlm.errors import InputError
+
+
+class NoLocks(InputError):
+    """The file system has no locks."""
 
 
 @contextmanager
@@ -38,12 +43,62 @@ def exclusive_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def shared_lock(folder: Path) -> Iterator[None]:
-    """Hold a shared lock on a folder. `InputError` where another process holds the exclusive one."""
-    with _folder_lock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB) as held:
+def shared_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold a shared lock on a folder. `InputError` where another process holds the exclusive one, unless `wait`."""
+    with _folder_lock(folder, fcntl.LOCK_SH | (0 if wait else fcntl.LOCK_NB)) as held:
         if not held:
             raise InputError(f"another process has {folder} to itself, to repair or replace it; wait for it")
         yield
+
+
+@contextmanager
+def tried(path: Path) -> Iterator[bool | None]:
+    """Hold an exclusive lock on the file `path`, which is made if need be, without waiting.
+
+    Yields True where it is held, False where another process has it, None where the file system has no locks.
+    """
+    descriptor = _open(path)
+    try:
+        yield _try(descriptor, path)
+    finally:
+        os.close(descriptor)
+
+
+def _try(descriptor: int, path: Path) -> bool | None:
+    try:
+        return _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, path)
+    except NoLocks:
+        return None
+
+
+@contextmanager
+def to_itself(path: Path, refusal: str) -> Iterator[None]:
+    """Hold an exclusive lock on the file `path`, which is made and removed again.
+
+    `InputError` where another process has it. Where the file system has no locks or can't be written nothing is held.
+    """
+    try:
+        descriptor = _open(path)
+    except OSError:  # what is to be written there says so in its turn
+        yield
+        return
+    try:
+        if _try(descriptor, path) is False or not _is_named(descriptor, path):
+            raise InputError(refusal)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def _is_named(descriptor: int, path: Path) -> bool:
+    """True where the open file still has this path: one that had the lock removes the file when it ends."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -86,7 +141,7 @@ def _lock(descriptor: int, how: int, path: Path) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        raise InputError(
+        raise NoLocks(
             f"{path} can't be locked ({error.strerror}), and only a lock keeps processes from disturbing each other; "
             f"choose an --output on a file system with flock, or mount this one with it"
         ) from None

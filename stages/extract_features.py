@@ -81,21 +81,15 @@ def run(config: ExtractConfig, out: Location, *, overwrite: bool = False, progre
             progress.note(f"{out} is complete; nothing to do")
             return result
 
-        # Bad text leaves nothing, even of an interrupted extraction: what is left would refuse the corrected text.
-        with replace(result, state="new").or_nothing("ledger/*", held=held):
-            packed = extraction.pack()
-        with result.or_nothing("ledger/*", held=held):
-            try:
+        with extraction.unless_sealed():
+            # Bad text leaves nothing, even of an interrupted extraction: what is left would refuse the corrected text.
+            with replace(result, state="new").or_nothing("ledger/*", held=held):
+                packed = extraction.pack()
+            with result.or_nothing("ledger/*", held=held):
                 if packed:
                     extraction.check_space(extraction.rows)
                     extraction.encode_sample()
                     extraction.describe()
                     extraction.write_shards()
-                    if extraction.missing_shards():
-                        extraction.write_shards()
-            except FileNotFoundError:
-                # Another process has sealed the store meanwhile and removed the token rows, where no lock kept it
-                # from doing this one's part.
-                if not (out / "manifest.json").is_file():
-                    raise
+                    extraction.make_missing(held)
         return extraction.seal(result)

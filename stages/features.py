@@ -7,7 +7,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Generator
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldlm import artifact, config, files, locks
+from ldlm import artifact, config, files, mounts, presence
 from ldlm.artifact import Artifact
 from ldlm.config import ExtractConfig
 from ldlm.errors import InputError
@@ -37,8 +36,11 @@ def info(path: Location) -> dict[str, Any]:
     size = sum(entry["bytes"] for record in found.records.values() for entry in record["files"].values())
     rows = sum(record["rows"] for record in found.records.values())
     errors = [record for record in found.records.values() if "worst_channel_error" in record]
+    place = mounts.file_system(path) if isinstance(path, Path) else None
     return {
         "path": str(path),
+        "file_system": None if place is None else str(place),
+        "locks": None if place is None else place.locks,
         "state": "sealed" if found.sealed else found.missing(),
         "rows": found.manifest["rows"],
         "tokens": found.manifest["tokens"],
@@ -52,6 +54,11 @@ def info(path: Location) -> dict[str, Any]:
         "encoder": found.encoder,
         "statistics": found.manifest["statistics"],
     }
+
+
+def remark(path: Location) -> str | None:
+    """A line on the file system of a store, where its locks are known not to hold across machines."""
+    return mounts.remark(mounts.file_system(path)) if isinstance(path, Path) else None
 
 
 def verify(path: Location) -> list[dict[str, str]]:
@@ -72,7 +79,7 @@ def repair(path: Location, *, device: str = "auto", progress: Progress = SILENT)
     the configuration is gone.
     """
     found = artifact.open_artifact(path, "features", complete=False)
-    with locks.exclusive_lock(path) if isinstance(path, Path) else nullcontext():
+    with presence.alone(path, note=progress.note):
         faults = ledger.faults(path)
         for _, name, problem in faults:
             if name in ledger.MADE_OF:

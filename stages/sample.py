@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ldlm import artifact, config, files, runtime
+from ldlm import artifact, config, files, locks, runtime
 from ldlm.baselines.opening import open_source
 from ldlm.config import AnySampleConfig
 from ldlm.errors import InputError
@@ -37,6 +37,7 @@ def run(
 
     Texts are appended to `out.partial` batch by batch, and the same call resumes an interrupted one. A finished file of
     fewer texts of the same settings is extended in the same way; it stays as it is until the longer one is complete.
+    `InputError` while another process draws texts for `out`.
     """
     files.check_output(out, "samples.jsonl")
     source = open_source(run_path, runtime.device(config.device), config.checkpoint)
@@ -45,34 +46,35 @@ def run(
     place = Place(files.target(out))
     if overwrite or not place.record.exists():  # a file that an earlier version began keeps its sampler
         source.check(config.sampler)
-    if overwrite:
-        place.clear()
-    _check_continues(place, out, provenance)
-    if place.texts == config.num_samples:
+    with locks.to_itself(place.lock, f"another process draws texts for {out}; wait for it, or choose another --output"):
+        if overwrite:
+            place.clear()
+        _check_continues(place, out, provenance)
+        if place.texts == config.num_samples:
+            place.finish(provenance)
+            progress.note(f"{out} is complete; nothing to do")
+            return files.read_json(place.record)
+
+        source.remark(config, progress)
+        generator.compute.tell(progress)
+        done = place.begin(provenance)
+        started = time.perf_counter()
+        tokenizer = source.tokenizer
+        with (
+            files.writing(out),
+            open(place.partial, "a", encoding="utf-8") as file,
+            progress.task("sample", config.num_samples, "text", done) as task,
+        ):
+            for seeds_B, tokens_BL in generation.batches(generator, config, done):
+                texts = metrics.decode_tokens(tokenizer, tokens_BL, clean_up=config.clean_up)
+                file.write(files.dump_jsonl(samples.rows(texts, tokens_BL.tolist(), seeds_B.tolist())))
+                file.flush()
+                task.advance(len(seeds_B))
+            os.fsync(file.fileno())
+
         place.finish(provenance)
-        progress.note(f"{out} is complete; nothing to do")
-        return files.read_json(place.record)
-
-    source.remark(config, progress)
-    generator.compute.tell(progress)
-    done = place.begin(provenance)
-    started = time.perf_counter()
-    tokenizer = source.tokenizer
-    with (
-        files.writing(out),
-        open(place.partial, "a", encoding="utf-8") as file,
-        progress.task("sample", config.num_samples, "text", done) as task,
-    ):
-        for seeds_B, tokens_BL in generation.batches(generator, config, done):
-            texts = metrics.decode_tokens(tokenizer, tokens_BL, clean_up=config.clean_up)
-            file.write(files.dump_jsonl(samples.rows(texts, tokens_BL.tolist(), seeds_B.tolist())))
-            file.flush()
-            task.advance(len(seeds_B))
-        os.fsync(file.fileno())
-
-    place.finish(provenance)
-    took = {"seconds": round(time.perf_counter() - started, 2), "texts_made": config.num_samples - done}
-    return {**provenance, **took, **generator.figures()}
+        took = {"seconds": round(time.perf_counter() - started, 2), "texts_made": config.num_samples - done}
+        return {**provenance, **took, **generator.figures()}
 
 
 def _provenance(sample: AnySampleConfig, path: Path, generator: Generator, source: Source) -> dict[str, Any]:
@@ -104,6 +106,11 @@ class Place:
     @property
     def partial(self) -> Path:
         return self.path.with_name(self.path.name + ".partial")
+
+    @property
+    def lock(self) -> Path:
+        """The file that a process locks while it draws; the others are replaced meanwhile."""
+        return self.path.with_name(f".{self.path.name}.lock")
 
     @property
     def record(self) -> Path:

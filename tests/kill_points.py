@@ -3,10 +3,11 @@
     main(["every", STEP, REFERENCE, SCRATCH, ARGUMENT, …])
     main(["random", KILLS, REFERENCE, SCRATCH, ARGUMENT, …])
 
-Before every STEP-th of its renames, fsyncs and unlinks in turn; or at that many random moments, where a killed store is
-taken up to be killed again, and a finished one begins anew. REFERENCE is the store that nothing disturbed; ARGUMENTS
-are the command's. Each attempt is a fork of this process, which has imported everything and has no threads, so that its
-time is the work's. Prints the number of points; or how many kills found a partial store, and how many a shard in it.
+Before every STEP-th of its renames, links, fsyncs and unlinks in turn; or at that many random moments, where a killed
+store is taken up to be killed again, and a finished one begins anew. REFERENCE is the store that nothing disturbed;
+ARGUMENTS are the command's. Each attempt is a fork of this process, which has imported everything and has no threads,
+so that its time is the work's. Prints the number of points; or how many kills found a partial store, and how many a
+shard in it.
 """
 
 import os
@@ -24,7 +25,7 @@ from ldlm.features.encoder import FrozenEncoder
 from ldlm.hub import load_tokenizer
 from ldlm.stages import extract_features  # noqa: F401  imported before the forks
 
-POINTS = ("replace", "rename", "fsync", "unlink")
+POINTS = ("replace", "rename", "link", "fsync", "unlink")
 
 
 def run(arguments: list[str], *, kill_at: int | None = None, kill_after: float | None = None) -> int:

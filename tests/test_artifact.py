@@ -1,6 +1,9 @@
 """The rule for a stage's output (SPEC 12.1): go on, do nothing, or refuse; and what a later stage may open."""
 
+import errno
+import gzip
 import json
+import os
 import re
 import shutil
 from contextlib import ExitStack
@@ -12,7 +15,8 @@ import pytest
 from ldlm import artifact
 from ldlm.artifact import begin, open_artifact
 from ldlm.config import ExtractConfig, SweepConfig, TokenSweepConfig, TrainConfig
-from ldlm.errors import InputError
+from ldlm.errors import InputError, Unreadable
+from ldlm.features.detection import as_input_error
 
 CONFIG = TrainConfig(steps=5)
 
@@ -223,6 +227,37 @@ def test_bad_input_leaves_the_folder_to_the_processes_that_are_still_at_work(tmp
         fails(one, first)
         two.finish()
     assert open_artifact(out, "features").state == "complete"
+
+
+def test_input_that_could_not_be_read_leaves_what_was_made(tmp_path):
+    """On another machine it may be readable, and what is there may be the work of others."""
+    found = begin(tmp_path / "run", "run", CONFIG, {})
+    with (
+        pytest.raises(Unreadable, match=r"a.txt can't be read: Input/output error"),
+        found.or_nothing(),
+        as_input_error(lambda: "a.txt"),
+    ):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    assert begin(tmp_path / "run", "run", CONFIG, {}).state == "partial"
+    with pytest.raises(InputError) as bad, as_input_error(lambda: "a.gz"):
+        raise gzip.BadGzipFile("Not a gzipped file")
+    assert not isinstance(bad.value, Unreadable)
+
+
+def test_of_two_machines_that_begin_an_output_the_first_decides_what_it_is(tmp_path, monkeypatch):
+    """The other looked when nothing was there."""
+    out, settings = tmp_path / "features", ExtractConfig(data=("a.txt",))
+    begin(out, "features", settings, {}, shared=True)
+    found, looks = artifact._found, [None]
+    monkeypatch.setattr(artifact, "_found", lambda path: looks.pop() if looks else found(path))
+    assert begin(out, "features", settings, {}, shared=True).state == "new"
+    looks.append(None)
+    with pytest.raises(InputError, match=r"was made with other settings \(.*seq_len"):
+        begin(out, "features", replace(settings, seq_len=8), {}, shared=True)
+    looks.append(None)
+    with pytest.raises(InputError, match="was made with other settings"):
+        begin(out, "features", settings, {"text": "other"}, shared=True)
+    assert begin(out, "features", settings, {}, shared=True).state == "partial"
 
 
 def test_a_crash_keeps_what_was_made(tmp_path):

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ldlm.errors import InputError
+from ldlm.errors import InputError, Unreadable
 from ldlm.features import documents
 
 HEAD = 2**16  # bytes by which a format is detected
@@ -192,7 +192,8 @@ def as_input_error(place: Callable[[], str]) -> Iterator[None]:
         raise
     except Exception as error:  # the libraries of each format raise kinds of their own, and all mean the same here
         reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(f"{place()} can't be read: {reason.rstrip('.')}; make a whole copy of it") from None
+        kind = Unreadable if isinstance(error, OSError) and error.errno is not None else InputError
+        raise kind(f"{place()} can't be read: {reason.rstrip('.')}; make a whole copy of it") from None
 
 
 _OBJECT = re.compile(rb'(?:\{\s*\}\s*)*\{\s*"(?:[^"\\]|\\.)*"\s*:')

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from pathlib import Path
@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from safetensors.numpy import load, save
 
-from ldlm import artifact, files, hub
+from ldlm import artifact, files, hub, presence
 from ldlm.artifact import Artifact
 from ldlm.config import ExtractConfig
-from ldlm.errors import InputError
+from ldlm.errors import InputError, StorageError
 from ldlm.features import codecs, corpus, estimate, inputs, ledger, text, textfiles
 from ldlm.features.blocks import Blocks, one_ahead
 from ldlm.features.codecs import CODECS, Parts
@@ -34,8 +34,9 @@ from ldlm.features.shards import SPLITS
 from ldlm.features.shared_work import Tally, own_share_first, share
 from ldlm.features.spool import Spool
 from ldlm.features.writer import StoreWriter
+from ldlm.leases import Leases
 from ldlm.location import Location
-from ldlm.locks import file_lock
+from ldlm.presence import CLAIMS
 from ldlm.progress import SILENT, Progress
 
 
@@ -64,6 +65,7 @@ def prepare(
         reads=(*config.data, *config.validation_data),
         shared=True,
         held=held,
+        note=progress.note,
     )
     made = Extraction(config, out, _work_folder(result), found.tokenizer, found.encoder, fingerprints, progress)
     return made, result
@@ -105,11 +107,18 @@ class Extraction:
     def _blocks(self) -> Blocks:
         return Blocks(self.config.batch_size, self.tokens, self.encoder, self.spool)
 
-    def _lock(self, name: str) -> Path:
-        return self.work / "claims" / name  # a name that workers of an earlier version know
+    @cached_property
+    def leases(self) -> Leases:
+        """The leases of what those who share the work folder do; their locks' names are known to earlier versions."""
+        return Leases(self.work / CLAIMS, self.work / CLAIMS)
+
+    @cached_property
+    def store_leases(self) -> Leases:
+        """The leases of what those who share the store do: the same, unless it is in an object store."""
+        return self.leases if self.work == self.out else Leases(self.out / CLAIMS, self.work / CLAIMS)
 
     def _in_turn(self, items: list[Any]) -> list[Any]:
-        """The items in the order in which this process takes them. On a file system locks keep processes apart."""
+        """The items in the order in which this process takes them."""
         return items if isinstance(self.out, Path) else own_share_first(items)
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -119,7 +128,7 @@ class Extraction:
     def _packing(self) -> Packing:
         ends = Ends(*text.special_tokens(self.tokenizer))
         tokenizer = self.tokenizer.backend_tokenizer
-        return Packing(self.config, self.work / "packed", self.work / "claims", tokenizer, ends, self.progress)
+        return Packing(self.config, self.work / "packed", self.work / CLAIMS, tokenizer, ends, self.progress)
 
     def pack(self) -> bool:
         """Tokenise the text, together with other processes, and open the token rows of each split.
@@ -127,7 +136,7 @@ class Extraction:
         False when another process has sealed the store and removed the rows meanwhile.
         """
         packing = self._packing
-        with file_lock(self._lock("pack")):
+        with self.leases.turn("pack"):
             if (self.out / "manifest.json").is_file():
                 return False
             planned = packing.planned()
@@ -138,9 +147,7 @@ class Extraction:
                     self.progress.note(remark)
                 planned = packing.plan()
         packing.tokenize(planned)
-        with file_lock(self._lock("pack")):
-            if (self.out / "manifest.json").is_file():
-                return False
+        with self.leases.turn("pack"):
             self.tokens = packing.rows(planned)
             self.spool.folder.mkdir(exist_ok=True)
         self.rows: dict[str, int] = {split: self.tokens[split].rows if split in self.tokens else 0 for split in SPLITS}
@@ -205,7 +212,8 @@ class Extraction:
                 [block for block in blocks if block not in tally.before],
                 done=lambda block: self.spool.path(block).exists(),
                 work=work,
-                lock=lambda block: self._lock(f"block-{block}"),
+                claim=lambda block: self.leases.claim(f"block-{block}"),
+                recorded=self.spool.blocks,
             )
 
     @property
@@ -214,7 +222,7 @@ class Extraction:
 
     def describe(self) -> None:
         """Merge the statistics in block order, and write the store's description and the arrays' metadata."""
-        with file_lock(self._lock("describe")):
+        with self.leases.turn("describe"):
             if not self._statistics_path.is_file():
                 self._write_statistics()
             if (self.out / "store.json").is_file():
@@ -287,6 +295,8 @@ class Extraction:
                 return self._shard_parts(*item, mean_D, std_D, lambda tokens: tally.advance(item, tokens))
 
             def write(item: tuple[str, int], made: tuple[Parts, dict[str, Any]]) -> None:
+                if self.writer.done(*item):  # this process was stopped, and another has made it meanwhile
+                    return
                 parts, error = made
                 tally.bytes += self.writer.write(*item, parts, self._shard_tokens(*item), {**error, **facts})
 
@@ -295,7 +305,8 @@ class Extraction:
                 done=lambda item: self.writer.done(*item),
                 work=encode,
                 finish=write,
-                lock=lambda item: self._lock(f"{item[0]}-{item[1]}"),
+                claim=lambda item: self.store_leases.claim(f"{item[0]}-{item[1]}"),
+                recorded=self.writer.recorded,
             )
 
     def _shard_tokens(self, split: str, shard: int) -> np.ndarray:
@@ -334,31 +345,54 @@ class Extraction:
     # ------------------------------------------------------------------------------------------------------------------
     # Phase 4: the seal
 
-    def missing_shards(self) -> list[str]:
-        """The names of the shards that must be written again; their remnants are removed (`ledger.missing_shards`)."""
-        with file_lock(self._lock("seal")):
-            missing = ledger.missing_shards(self.out)
+    @contextmanager
+    def unless_sealed(self) -> Iterator[None]:
+        """Within the block, a file may be gone that another process has removed after it sealed the store.
+
+        Then this one was stopped for longer than its lease, and the other has done its part.
+        """
+        try:
+            yield
+        except FileNotFoundError:
+            if not (self.out / "manifest.json").is_file():
+                raise
+
+    def make_missing(self, held: ExitStack) -> None:
+        """Write the shards again that are damaged or of another store. `held` is that of `prepare`."""
+        missing, misfits = ledger.missing_shards(self.out)
+        if misfits:
+            held.close()  # others who wait for their turn must not wait for this process
+            with presence.alone(self.out, "all", note=self.progress.note):
+                ledger.drop_misfits(self.out)
+            held.enter_context(presence.present(self.out, "all"))
         if missing:
             self.progress.note(f"making again: {', '.join(missing)}")
-        return missing
+            self.write_shards()
 
     def seal(self, result: Artifact) -> Artifact:
         """Write the manifest, once every shard is there, and remove the spool."""
-        with file_lock(self._lock("seal")):
+        with self.store_leases.turn("seal") as lease:
             if not (self.out / "manifest.json").is_file():
-                ledger.sweep(self.out)
                 covered, description = ledger.seal(self.out), ledger.read_description(self.out)
+                if lease.lost():
+                    raise StorageError(f"{self.out}: others took the part of this process; run the same command again")
+                ledger.sweep(self.out)  # what is left there now belongs to no shard
                 size = sum(files.sizes(self.out / "features.zarr").values())
-                result.finish(**{**description, "bytes": size, "sha256": covered})
+                with self.unless_sealed():
+                    result.finish(**{**description, "bytes": size, "sha256": covered})
         self.clear()
         return Artifact(self.out, "features", "complete")
 
     def clear(self) -> None:
-        """Remove the spool and the locks, which a sealed store no longer needs."""
+        """Remove the spool and the leases, which a sealed store no longer needs."""
         if (self.work / "packed").exists() or (self.work / "spool").exists():
-            with file_lock(self._lock("pack")):
+            with self.leases.turn("pack"):
+                if not (self.out / "manifest.json").is_file():  # it was replaced while this process was stopped
+                    return
                 self._packing.remove()
                 shutil.rmtree(self.work / "spool", ignore_errors=True)
-        shutil.rmtree(self.work / "claims", ignore_errors=True)
+        shutil.rmtree(self.work / CLAIMS, ignore_errors=True)
         if self.work != self.out:
             shutil.rmtree(self.work, ignore_errors=True)
+            for path, _ in files.below(self.out / CLAIMS):
+                path.unlink(missing_ok=True)

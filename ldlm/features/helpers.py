@@ -17,11 +17,12 @@ from types import TracebackType
 from typing import IO, Any
 
 from ldlm import config as configs
-from ldlm.errors import InputError
+from ldlm.errors import InputError, Unreadable
 from ldlm.features.shards import CORES
 from ldlm.progress import Progress
 
-REFUSED = 3  # exit status of a helper that found bad input, which it names on stderr
+# Exit status of a helper that found bad input, which it names on stderr, and of one that could not read it.
+REFUSED, COULD_NOT_READ = 3, 4
 OWN_THREADS = "TOKENIZERS_PARALLELISM"  # by which the library tokenizers is told not to use threads of its own
 
 
@@ -76,8 +77,8 @@ class Helpers:
                 said.seek(0)
                 with said:
                     last = (said.read().decode(errors="replace").strip().splitlines() or [""])[-1]
-                if status == REFUSED:
-                    raise InputError(last)
+                if status in (REFUSED, COULD_NOT_READ):
+                    raise (InputError if status == REFUSED else Unreadable)(last)
                 if status:
                     reason = f" ({last})" if last else ""
                     self.progress.note(f"a helper of the tokenisation ended with {status}{reason}; others do its part")

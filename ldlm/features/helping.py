@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 
 from ldlm import config as configs
 from ldlm.config import ExtractConfig
-from ldlm.errors import InputError
-from ldlm.features.helpers import REFUSED
+from ldlm.errors import InputError, Unreadable
+from ldlm.features.helpers import COULD_NOT_READ, REFUSED
 from ldlm.features.packing import Ends, Packing
 
 STDERR = 2  # its descriptor
@@ -34,7 +34,7 @@ def main() -> None:
         packing.tokenize(packing.planned() or [], helpers=0)
     except InputError as error:
         os.write(STDERR, str(error).encode())  # to the process that asked for help, and not to the user
-        raise SystemExit(REFUSED) from None
+        raise SystemExit(COULD_NOT_READ if isinstance(error, Unreadable) else REFUSED) from None
 
 
 def _end_with_stdin() -> None:

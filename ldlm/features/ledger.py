@@ -16,7 +16,7 @@ import numpy as np
 
 from ldlm import artifact, files
 from ldlm.errors import InputError, StorageError
-from ldlm.features import shards
+from ldlm.features import decided, shards
 from ldlm.location import Location, ObjectPath
 
 MADE_OF = ("artifact.json", "config.yaml")  # the description of the inputs, which can't be made again
@@ -136,18 +136,22 @@ def sweep(path: Location) -> None:
             file.unlink(missing_ok=True)
 
 
-def missing_shards(path: Location) -> list[str]:
-    """The names of the shards that an unsealed store still needs; remnants of them are removed.
+def missing_shards(path: Location) -> tuple[list[str], list[str]]:
+    """The names of the shards that an unsealed store still needs, and of the records that must be dropped first.
 
     A shard is missing when its record is, when the record is damaged or of another store, and when a file has another
     size than the record says.
     """
     ledger = _ledger(path)
+    fit = _fitting(path, ledger, files.sizes(path))
+    return sorted(shard_names(read_description(path)) - fit), sorted(ledger.keys() - fit)
+
+
+def drop_misfits(path: Location) -> None:
+    """Remove the shards whose records `missing_shards` names; for a process that is alone at work there."""
     sizes = files.sizes(path)
-    fit = _fitting(path, ledger, sizes)
-    for key in ledger.keys() - fit:
+    for key in missing_shards(path)[1]:
         _drop(path, key, sizes)
-    return sorted(shard_names(read_description(path)) - fit)
 
 
 def _fitting(path: Location, ledger: Mapping[str, bytes], sizes: Mapping[str, int]) -> set[str]:
@@ -167,6 +171,7 @@ def _drop(path: Location, key: str, names: Iterable[str]) -> None:
     chunks = re.compile(rf"{re.escape(folder(split))}\w+/c/{re.escape(number.lstrip('0') or '0')}(/0)+")
     for name in filter(chunks.fullmatch, names):
         (path / name).unlink(missing_ok=True)
+    (path / "ledger" / decided.NAME.format(key)).unlink(missing_ok=True)
     (path / "ledger" / f"{key}.json").unlink(missing_ok=True)
 
 

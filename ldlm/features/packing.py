@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -32,6 +33,7 @@ from ldlm.features.helpers import Helpers, workers
 from ldlm.features.pieces import Piece
 from ldlm.features.shards import SPLITS
 from ldlm.features.shared_work import Tally, share
+from ldlm.leases import Leases
 from ldlm.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ class Ends(NamedTuple):
 
 @dataclass(frozen=True)
 class Packing:
-    """The packing of the text of `config` in `folder`. Claims of pieces are locks in the folder `claims`."""
+    """The packing of the text of `config` in `folder`. Claims of pieces are leases in the folder `claims`."""
 
     config: ExtractConfig
     folder: Path
@@ -57,6 +59,11 @@ class Packing:
     tokenizer: Tokenizer  # the bare one, of the library tokenizers
     ends: Ends
     progress: Progress = SILENT
+
+    @cached_property
+    def leases(self) -> Leases:
+        """The leases of pieces."""
+        return Leases(self.claims, self.claims)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Pieces: planned by one process, tokenised by all
@@ -68,14 +75,14 @@ class Packing:
     def planned(self) -> list[Piece] | None:
         """The pieces in order; None while no process has decided them, and once they have been removed."""
         data = files.content(self._plan_path)
-        return None if data is None else [_as_piece(one) for one in json.loads(data)]
+        return None if data is None else _as_pieces(data)
 
     def plan(self, size: int = pieces.SIZE) -> list[Piece]:
-        """Decide the pieces, of about `size` bytes. For one process at a time, which finds none planned."""
+        """Decide the pieces, of about `size` bytes; of several processes, the first decides them."""
         planned = pieces.plan(self.config, size)
         files.write_atomic(self.folder / "tokenizer.json", self.tokenizer.to_str())
-        files.write_atomic(self._plan_path, json.dumps(planned))  # on one line: a terabyte has 30,000 pieces
-        return planned
+        data = json.dumps(planned)  # on one line: a terabyte has 30,000 pieces
+        return _as_pieces(files.write_once(self._plan_path, data.encode()))
 
     def remove(self) -> None:
         """Remove everything; by its plan's absence other processes know that no piece is wanted any more."""
@@ -105,7 +112,8 @@ class Packing:
                 done=self._done,
                 work=work,
                 finish=lambda number, made: made.close(),
-                lock=lambda number: self.claims / f"piece-{number:06d}",
+                claim=lambda number: self.leases.claim(f"piece-{number:06d}"),
+                recorded=self._recorded,
             )
 
     def _task(self) -> dict[str, Any]:
@@ -155,10 +163,10 @@ class Packing:
     # Rows: counted by one process, read by all
 
     def rows(self, planned: list[Piece]) -> dict[str, TokenRows]:
-        """The rows of each split that has any, once every piece is tokenised. For one process at a time."""
+        """The rows of each split that has any, once every piece is tokenised."""
         path = self.folder / "rows.json"
         if not path.is_file():
-            files.write_atomic(path, json.dumps(self._counted(planned)))
+            files.write_once(path, json.dumps(self._counted(planned)).encode())
         record = files.read_json(path)
         edges = np.concatenate([[0], np.cumsum(record["tokens"], dtype=np.int64)])
         chunk = self.config.seq_len - 2
@@ -192,16 +200,16 @@ class Packing:
         return sum(tokens[:number]) + int(ends[0])
 
 
-def _as_piece(found: list[Any]) -> Piece:
-    """A piece as JSON gives it back, which has no tuples."""
-    split, place, part, size = found
-    return Piece(split, place, tuple(part) if isinstance(part, list) else part, size)
+def _as_pieces(data: files.Buffer) -> list[Piece]:
+    """The pieces of a plan. JSON has no tuples."""
+    found = (Piece(*one) for one in json.loads(bytes(data)))
+    return [piece._replace(part=tuple(piece.part)) if isinstance(piece.part, list) else piece for piece in found]
 
 
 @contextmanager
 def _written(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, which is durable and in place when the block ends."""
-    with files.replacing(path) as temporary, open(temporary, "wb") as file:
+    """A file to write, which is durable and in place when the block ends; of several, the first one stays."""
+    with files.replacing(path, once=True) as temporary, open(temporary, "wb") as file:
         yield file
 
 

@@ -1,7 +1,7 @@
 """How processes divide the items of an extraction: blocks and shards.
 
-On a file system each process takes a lock before it works on an item. Machines that share an object store have no
-locks: `own_share_first` lets each begin elsewhere. A lock never tells whether an item is done; the item's record does.
+Each process takes a lease (`leases`) before it works on an item. On an object store, where that takes a request,
+`own_share_first` lets each begin elsewhere. A lease never tells whether an item is done; the item's record does.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ldlm.locks import file_lock
+from ldlm.leases import Lease, waits
 from ldlm.progress import Progress
 
 LOOK_EVERY = 30.0  # seconds between looks at what other processes have done
@@ -29,49 +27,81 @@ def share(
     *,
     done: Callable[[Item], bool],
     work: Callable[[Item], Made],
-    lock: Callable[[Item], Path],
+    claim: Callable[[Item], Lease | None],
     finish: Callable[[Item, Made], None] | None = None,
+    recorded: Callable[[], Set[Item]] = frozenset,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> None:
     """Work on every item that is not done, together with other processes; returns when all items are done.
 
-    First the items that no other process has locked; then it waits for the locked ones, and works on those that their
-    holders left undone. `lock` names an item's lock file.
+    First the items that no other process has; then it waits for the others, and works on those that their holders left
+    undone. `claim` takes an item's lease, `recorded` lists what is done, and `done` looks at one item.
     `finish` takes the result of `work` in a thread of its own, while the next item is worked on; it has one item at a
-    time, which stays locked until then. Its errors are raised here, after that next item.
+    time, which stays claimed until then. Its errors are raised here, after that next item.
+
+    The lease may be lost by then. The item is finished all the same, since results are kept by whoever is first: two
+    processes that take an item from each other would else both never finish it.
     """
     held: list[Item] = []
     finishing: Future[None] = Future()
     finishing.set_result(None)
+    known = _Known(recorded, clock)
 
-    def attempt(item: Item, wait: bool) -> bool:
-        """Work on an item unless it is done; False when another process has it locked."""
+    def attempt(item: Item) -> bool:
+        """Work on an item unless it is done; False when another process has it."""
         nonlocal finishing
-        with ExitStack() as locked:
-            if not locked.enter_context(file_lock(lock(item), wait=wait)):
-                return False
+        lease = claim(item)
+        if lease is None:
+            return False
+        try:
             if not done(item):
                 made = work(item)
                 if finish is not None:
                     finishing.result()
-                    finishing = thread.submit(_finish, partial(finish, item, made), locked.pop_all())
+                    finishing = thread.submit(_finish, partial(finish, item, made), lease)
+                    lease = None
+        finally:
+            if lease is not None:
+                lease.release()
         return True
 
     with ThreadPoolExecutor(1, thread_name_prefix="ldlm-finish") as thread:
         for item in items:
-            if not done(item) and not attempt(item, wait=False):
+            if not known(item) and not attempt(item):
                 held.append(item)
-        for item in held:
-            attempt(item, wait=True)
+        pauses = waits()
+        while held:
+            left = [item for item in held if not done(item) and not attempt(item)]
+            pauses = pauses if len(left) == len(held) else waits()
+            held = left
+            if held:
+                sleep(next(pauses))
         finishing.result()
 
 
-def _finish(work: Callable[[], None], locked: ExitStack) -> None:
-    with locked:
+def _finish(work: Callable[[], None], lease: Lease) -> None:
+    with lease:
         work()
 
 
+class _Known(Generic[Item]):
+    """The items that were done at the last look: a look at each would cost a large store hours."""
+
+    def __init__(self, recorded: Callable[[], Set[Item]], clock: Callable[[], float]) -> None:
+        self.recorded, self.clock = recorded, clock
+        self.items, self.looked = recorded(), clock()
+
+    def __call__(self, item: Item) -> bool:
+        if item in self.items:
+            return True
+        if self.clock() - self.looked > LOOK_EVERY:
+            self.items, self.looked = self.recorded(), self.clock()
+        return item in self.items
+
+
 def own_share_first(items: list[Item]) -> list[Item]:
-    """The order in which this process takes items when no locks keep processes apart.
+    """The order in which this process takes items where a lease costs a request.
 
     Each does a stretch of its own first, and then helps with the others' from their ends. Without a launcher that
     numbers the processes, each begins at a random item. An item that two of them make counts once: the first is kept.

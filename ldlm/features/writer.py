@@ -6,13 +6,13 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from ldlm import files
 from ldlm.config import Shapes
-from ldlm.features import shards
+from ldlm.features import decided, shards
 from ldlm.features.codecs import Codec, Parts
 from ldlm.features.ledger import folder, shard_name
 from ldlm.features.shards import CHUNK_ROWS, SPLITS
@@ -111,24 +111,32 @@ class StoreWriter:
         return shards.encoded(arrays, lambda group: self._create_split(group, start + len(tokens)))
 
     def write(self, split: str, shard: int, parts: Parts, tokens: np.ndarray, facts: Mapping[str, Any]) -> int:
-        """Write a whole shard, durably, and then its record; returns the number of bytes.
+        """Write a whole shard, durably, and then its record, unless another process is first; returns the bytes made.
 
         `parts` are the arrays that the codec made. `facts` go into the record: the fingerprints of `encoder` and
         `statistics`, versions, and the codec's error.
         """
-        start = shard * self.shard_rows
-        made = self.encoded(shard, parts, tokens)
-        entries: dict[str, dict[str, Any]] = {}
-        for name, data in made.items():
-            if not name.endswith("zarr.json"):
+        start, path = shard * self.shard_rows, self.record_path(split, shard)
+        encoded = self.encoded(shard, parts, tokens)
+        made = {folder(split) + name: data for name, data in encoded.items() if not name.endswith("zarr.json")}
+        record = {
+            "split": split,
+            "shard": shard,
+            "start": start,
+            "rows": len(tokens),
+            "codec": self.codec.name,
+            **facts,
+        }
+        if isinstance(self.path, Path):
+            decided.put(self.path, made, cast(Path, path), record)
+        else:
+            entries: dict[str, dict[str, Any]] = {}
+            for name, data in made.items():
                 # Two machines that make a shard may differ in last bits: the record is of the bytes that are kept.
-                stored = files.write_once(self.path / (folder(split) + name), data)
-                entries[folder(split) + name] = {"bytes": len(stored), "sha256": files.sha256(stored)}
-        record = {"split": split, "shard": shard, "start": start, "rows": len(tokens), "codec": self.codec.name}
-        record.update(facts, files=entries)
-        # A machine that is late at an object store must not replace a record: the seal may cover it.
-        files.write_once(self.record_path(split, shard), files.dump_digested(record).encode())
-        return sum(entry["bytes"] for entry in entries.values())
+                stored = files.write_once(self.path / name, data)
+                entries[name] = {"bytes": len(stored), "sha256": files.sha256(stored)}
+            files.write_once(path, files.dump_digested({**record, "files": entries}).encode())
+        return sum(map(len, made.values()))
 
 
 def _even(extent: int, most: int) -> int:

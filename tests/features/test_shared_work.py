@@ -12,19 +12,21 @@ import pytest
 from patience import patience
 
 from ldlm.features.shared_work import share
-from ldlm.locks import file_lock
+from ldlm.leases import Leases
 
 WORKER = """
 import sys, time
 from pathlib import Path
 from ldlm.features.shared_work import share
+from ldlm.leases import Leases
 root = Path(sys.argv[1])
+leases = Leases(root / "claims", root / "claims")
 def work(item):
     with open(root / f"started-{item}", "a") as file:
         file.write("x")
     time.sleep(0.05)
     (root / f"done-{item}").touch()
-share(range(12), done=lambda i: (root / f"done-{i}").exists(), work=work, lock=lambda i: root / "locks" / str(i))
+share(range(12), done=lambda i: (root / f"done-{i}").exists(), work=work, claim=lambda i: leases.claim(str(i)))
 """
 
 
@@ -49,9 +51,18 @@ def test_what_a_killed_worker_held_is_done_by_another(tmp_path):
     assert all((tmp_path / f"done-{i}").exists() for i in range(12))
 
 
+def leases(folder: Path) -> Leases:
+    return Leases(folder, folder)
+
+
+def claims(folder: Path):
+    made = leases(folder)
+    return lambda item: made.claim(str(item))
+
+
 def test_nothing_is_done_that_is_done(tmp_path):
     worked: list[int] = []
-    share([1, 2], done=lambda item: item == 1, work=worked.append, lock=lambda item: tmp_path / str(item))
+    share([1, 2], done=lambda item: item == 1, work=worked.append, claim=claims(tmp_path))
     assert worked == [2]
 
 
@@ -67,18 +78,17 @@ def test_an_item_is_finished_while_the_next_is_worked_on_and_stays_claimed_until
     def finish(item, made):
         if item == 0:
             assert began.wait(timeout=patience())  # the next one is at work
-        with file_lock(tmp_path / str(item), wait=False) as mine:
-            held.append(not mine)
+        held.append(leases(tmp_path).claim(str(item)) is None)
         order.append(f"finish {item}: {made}")
 
-    share(range(4), done=lambda i: False, work=work, finish=finish, lock=lambda i: tmp_path / str(i))
+    share(range(4), done=lambda i: False, work=work, finish=finish, claim=claims(tmp_path))
     assert held == [True] * 4
     assert [entry for entry in order if "finish" in entry] == [f"finish {i}: {10 * i}" for i in range(4)]
     # No more than one waits for its end: an item is at most two ahead of what is finished.
     assert all(order.index(f"work {i + 2}") > order.index(f"finish {i}: {10 * i}") for i in range(2))
     for item in range(4):
-        with file_lock(tmp_path / str(item), wait=False) as mine:
-            assert mine
+        with leases(tmp_path).claim(str(item)):
+            pass
 
 
 @pytest.mark.parametrize("bad", [0, 2, 3])
@@ -91,7 +101,7 @@ def test_what_goes_wrong_when_an_item_is_finished_is_raised_and_the_others_are_w
         finished.append(item)
 
     with pytest.raises(OSError, match="no room"):
-        share(range(4), done=lambda i: False, work=lambda i: None, finish=finish, lock=lambda i: tmp_path / str(i))
+        share(range(4), done=lambda i: False, work=lambda i: None, finish=finish, claim=claims(tmp_path))
     assert finished == list(range(bad))
 
 
@@ -107,5 +117,5 @@ def test_what_is_begun_is_finished_when_the_next_item_fails(tmp_path):
         finished.append(item)
 
     with pytest.raises(ValueError):
-        share(range(4), done=lambda i: False, work=work, finish=finish, lock=lambda i: tmp_path / str(i))
+        share(range(4), done=lambda i: False, work=work, finish=finish, claim=claims(tmp_path))
     assert finished == [0, 1]

@@ -102,10 +102,39 @@ def test_a_kill_at_a_rename_or_fsync_is_made_good(short, tmp_path, step):
     assert int(killed("every", step, short, tmp_path)) > 100
 
 
+def on_two_nodes(how, *given) -> None:
+    """What `blind_nodes.py` asserts."""
+    program = "import sys, blind_nodes; blind_nodes.main(sys.argv[1:])"
+    done = forked.run(program, how, *map(str, given))
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_nodes_that_see_no_lock_of_each_other_write_the_bytes_that_one_writes(short, tmp_path):
+    arguments, whole = short
+    on_two_nodes("together", whole, tmp_path, *arguments)
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "train-00000.decided",
+        "hidden/c/1/0/0",
+        *(
+            pytest.param(point, marks=pytest.mark.slow)
+            for point in ("artifact.json", "config.yaml", "plan.json", "000000.tokens", "rows.json", "store.json",
+                "statistics.safetensors", "train-00001.json", "tokens/c/0/0", "manifest.json")
+        ),
+    ],
+)  # fmt: skip
+def test_a_node_that_was_stopped_past_its_lease_goes_on_and_harms_nothing(short, tmp_path, point):
+    arguments, whole = short
+    on_two_nodes("stopped", whole, tmp_path, point, *arguments)
+
+
 def test_a_record_stands_once_what_it_names_is_on_the_disk(few, tmp_path, monkeypatch):
     """No test can cut the power. It can look at the order: file, its name, its folder, and the record after them."""
     out, events = tmp_path / "features", []
-    real = {name: getattr(os, name) for name in ("fsync", "replace", "mkdir")}
+    real = {name: getattr(os, name) for name in ("fsync", "replace", "link", "mkdir")}
 
     def fsync(descriptor):
         real["fsync"](descriptor)
@@ -115,11 +144,15 @@ def test_a_record_stands_once_what_it_names_is_on_the_disk(few, tmp_path, monkey
         events.append(("replace", str(source), str(target)))
         real["replace"](source, target)
 
+    def link(source, target):
+        real["link"](source, target)
+        events.append(("replace", str(source), str(target)))
+
     def mkdir(folder, *mode):
         real["mkdir"](folder, *mode)
         events.append(("mkdir", str(folder)))
 
-    for name, noted in {"fsync": fsync, "replace": replace, "mkdir": mkdir}.items():
+    for name, noted in {"fsync": fsync, "replace": replace, "link": link, "mkdir": mkdir}.items():
         monkeypatch.setattr(os, name, noted)
     extract_features.run(few, out)
     monkeypatch.undo()
@@ -127,10 +160,15 @@ def test_a_record_stands_once_what_it_names_is_on_the_disk(few, tmp_path, monkey
     def renamed(path):
         return next(i for i, event in enumerate(events) if event[0] == "replace" and event[2] == str(path))
 
+    def synced(name, before):
+        """Whether the content of a file was on the disk by then, under this name or the one before."""
+        came = [event[1] for event in events[:before] if event[0] == "replace" and event[2] == name]
+        return ("fsync", name) in events[:before] or any(synced(source, before) for source in came)
+
     def durable(path):
         """When it is: after the fsync of its folder, which comes after its renaming, and that after its own fsync."""
         at = renamed(path)
-        assert ("fsync", events[at][1]) in events[:at], path
+        assert synced(events[at][1], at), path
         return events.index(("fsync", str(path.parent)), at)
 
     records = sorted((out / "ledger").iterdir())

@@ -1,0 +1,328 @@
+"""What leases cost, and what they give a thousand workers that die and stall.
+
+Claims per second are those of one process in a folder on this disk, each with its lock, lease file and end, and beside
+them the bare lock of before. A shard takes about a minute where a GPU encodes it, and a lease of it one claim and two
+signs of life.
+
+The simulation runs the real `share` and the real leases, on files, for a thousand workers on machines that see no
+lock of each other's. Time alone is simulated, and the making of a shard is a sleep. Workers die, and a scheduler
+starts them again; some stall for longer than a lease lasts, and go on. The ideal is a job without deaths and stalls.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import random
+import resource
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ldlm.cli import show
+from ldlm.features.shared_work import share
+from ldlm.leases import EXPIRY, HEARTBEAT, HeldFile, LeaseFiles, Leases
+from ldlm.locks import file_lock
+
+CLAIMS = 3_000
+WORKERS = 1_000
+SHARD, SPREAD = 60.0, 0.2  # seconds, and the share of it by which shards differ
+HOURS, BETWEEN_DEATHS, BETWEEN_STALLS = 10.0, 24.0, 24.0  # of each worker
+RESTART, STALL = 120.0, 900.0  # seconds
+MOST_TWICE, MOST_TIME = 0.01, 1.2
+
+
+def run(folder: Path) -> dict[str, Any]:
+    """Measure everything; files are made below `folder`."""
+    return {"cost": cost(folder), "simulation": Simulation(_in_memory(folder), WORKERS).run()}
+
+
+def _in_memory(folder: Path) -> Path:
+    """A folder in memory where there is one: the simulation is of time and not of a disk."""
+    memory = Path("/dev/shm") / f"ldlm-leases-{os.getpid()}"
+    return memory if memory.parent.is_dir() else folder / "simulation"
+
+
+def cost(folder: Path) -> dict[str, Any]:
+    """Claims per second, seconds of a claim and of a sign of life, and what of a shard's time they are."""
+    made = Leases(folder / "claims", folder / "claims", heartbeat=None)
+
+    def claim(number: int) -> None:
+        lease = made.claim(f"train-{number}")
+        assert lease is not None
+        lease.release()
+
+    def lock(number: int) -> None:
+        with file_lock(folder / "locks" / f"train-{number}"):
+            pass
+
+    claiming, locking = (_seconds(one) for one in (claim, lock))
+    lease = made.claim("one")
+    assert lease is not None
+    beating = _seconds(lambda number: lease.renew(), 100)
+    lease.release()
+    spent = claiming + SHARD / HEARTBEAT * beating
+    return {
+        "claims_per_second": 1 / claiming,
+        "locks_per_second": 1 / locking,
+        "claim_seconds": claiming,
+        "beat_seconds": beating,
+        "shard_seconds": SHARD,
+        "share_of_shard": spent / SHARD,
+    }
+
+
+def _seconds(work: Callable[[int], object], count: int = CLAIMS) -> float:
+    started = time.perf_counter()
+    for number in range(count):
+        work(number)
+    return (time.perf_counter() - started) / count
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A thousand workers
+
+
+class Died(BaseException):
+    """A worker's machine is gone."""
+
+
+class Clock:
+    """Simulated seconds. One thread runs at a time: that whose time has come."""
+
+    def __init__(self) -> None:
+        self.now, self.count = 0.0, 0
+        self.events: list[tuple[float, int, Callable[[], None]]] = []
+        self.back = threading.Semaphore(0)
+
+    def __call__(self) -> float:
+        return self.now
+
+    def at(self, when: float, work: Callable[[], None]) -> None:
+        """Do something then."""
+        self.count += 1
+        heapq.heappush(self.events, (when, self.count, work))
+
+    def sleep(self, seconds: float) -> None:
+        """Let others run for so long; for the threads of workers."""
+        mine = threading.Semaphore(0)
+
+        def wake() -> None:
+            mine.release()
+            self.back.acquire()
+
+        self.at(self.now + seconds, wake)
+        self.back.release()
+        mine.acquire()
+
+    def run(self) -> None:
+        """Until nothing is left to happen."""
+        while self.events:
+            self.now, _, work = heapq.heappop(self.events)
+            work()
+
+
+class Mortal(LeaseFiles):
+    """Lease files that a dead worker can't reach, so that it cleans nothing up."""
+
+    def __init__(self, folder: Path, life: Life) -> None:
+        super().__init__(folder)
+        self.life = life
+
+    def create(self, name: str, body: bytes) -> MortalLease | None:
+        self.life.check()
+        held = super().create(name, body)
+        return None if held is None else MortalLease(held, self.life)
+
+    def take(self, name: str, body: bytes) -> bool:
+        taken = super().take(name, body)
+        self.life.simulation.seen["taken"] += taken
+        return taken
+
+
+class MortalLease:
+    """A lease that its holder leaves behind at its death."""
+
+    def __init__(self, held: HeldFile, life: Life) -> None:
+        self.held, self.life, self.renew, self.lost = held, life, held.renew, held.lost
+
+    def release(self) -> None:
+        """Remove the lease; the dead only let their descriptor go."""
+        if self.life.dead:
+            os.close(self.held.descriptor)
+        else:
+            self.held.release()
+
+
+class Life:
+    """A worker from its start to its death, or to the end of the work."""
+
+    def __init__(self, simulation: Simulation, number: int) -> None:
+        self.simulation, self.number, self.clock = simulation, number, simulation.clock
+        self.chance = random.Random(f"{number} {simulation.clock.now}")
+        self.ends = self.clock.now + self.chance.expovariate(1 / (3600 * BETWEEN_DEATHS))
+        self.stalls = self.clock.now + self.chance.expovariate(1 / (3600 * BETWEEN_STALLS))
+        self.stalled_until = 0.0
+        self.over = self.dead = False
+        self.leases = Leases(
+            simulation.claims, None, clock=self.clock, sleep=self.clock.sleep, here=str(number), heartbeat=None
+        )
+        self.leases.places = Mortal(simulation.claims, self)
+
+    def check(self) -> None:
+        """`Died` when its time has come."""
+        self.dead = self.clock.now >= self.ends
+        if self.dead:
+            raise Died
+
+    def beat(self) -> None:
+        """Signs of life, as the thread of a real worker gives them: none of one that is dead or stalled."""
+        if not self.over and self.clock.now < self.ends:
+            if self.clock.now >= self.stalled_until:
+                self.leases.beat()
+            self.clock.at(self.clock.now + HEARTBEAT, self.beat)
+
+    def pass_time(self, seconds: float) -> None:
+        """Work for so long, or until death; a stall makes it longer."""
+        if self.clock.now + seconds > self.stalls:
+            self.stalled_until = self.stalls + STALL
+            self.stalls += STALL + self.chance.expovariate(1 / (3600 * BETWEEN_STALLS))
+            self.simulation.seen["stalls"] += 1
+            seconds += STALL
+        self.clock.sleep(min(seconds, max(0.0, self.ends - self.clock.now)))
+        self.check()
+
+    def make(self, shard: int) -> None:
+        """Make a shard and record it, unless another has."""
+        self.pass_time(SHARD * self.chance.uniform(1 - SPREAD, 1 + SPREAD))
+        self.simulation.record(shard)
+
+    def work(self) -> None:
+        """All shards, together with the others: its own stretch first, and then theirs from their ends."""
+        self.clock.at(self.clock.now + HEARTBEAT, self.beat)
+        try:
+            share(
+                self.simulation.order(self.number),
+                done=self.simulation.made.__contains__,
+                work=self.make,
+                claim=lambda shard: self.leases.claim(str(shard)),
+                recorded=lambda: self.simulation.made,
+                clock=self.clock,
+                sleep=self.pass_time,
+            )
+        finally:
+            self.over = True
+
+
+class Simulation:
+    """So many workers and a job that would take them `HOURS`."""
+
+    def __init__(self, folder: Path, workers: int) -> None:
+        self.claims, self.workers = folder / "claims", workers
+        self.claims.mkdir(parents=True)
+        self.shards = round(workers * HOURS * 3600 / SHARD)
+        self.clock = Clock()
+        self.made: set[int] = set()
+        each = self.shards // workers
+        self.left = [each] * workers  # of each worker's stretch
+        self.seen: Counter[str] = Counter()
+        self.last = 0.0
+
+    def record(self, shard: int) -> None:
+        """The first record of a shard counts."""
+        self.seen["twice"] += shard in self.made
+        if shard not in self.made:
+            self.left[shard * self.workers // self.shards] -= 1
+        self.made.add(shard)
+        self.last = self.clock.now
+
+    def order(self, number: int) -> Iterator[int]:
+        """A worker's own stretch, and then those of others from their ends, the next one's first."""
+        for turn in range(self.workers):
+            one = (number + turn) % self.workers
+            if not self.left[one]:  # `share` would leave each of them out
+                continue
+            first, last = (self.shards * edge // self.workers for edge in (one, one + 1))
+            yield from range(first, last) if turn == 0 else range(last - 1, first - 1, -1)
+
+    def live(self, number: int) -> None:
+        """The lives of a worker, one after the other."""
+        while True:
+            try:
+                Life(self, number).work()
+                break
+            except Died:
+                self.seen["deaths"] += 1
+                if len(self.made) == self.shards:
+                    break
+                self.clock.sleep(RESTART)
+        self.clock.back.release()
+
+    def run(self) -> dict[str, Any]:
+        """Let all work to the end."""
+        started = time.perf_counter()
+        threading.stack_size(2**18)
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each worker has a lease open
+        for number in range(self.workers):
+
+            def begin(number: int = number) -> None:
+                threading.Thread(target=self.live, args=(number,), daemon=True).start()
+                self.clock.back.acquire()
+
+            self.clock.at(0.0, begin)
+        self.clock.run()
+        threading.stack_size(0)
+        ideal = self.shards * SHARD / self.workers
+        return {
+            "workers": self.workers,
+            "shards": self.shards,
+            "lost": self.shards - len(self.made),
+            **{name: self.seen[name] for name in ("deaths", "stalls", "taken", "twice")},
+            "share_twice": self.seen["twice"] / self.shards,
+            "hours": self.last / 3600,
+            "ideal_hours": ideal / 3600,
+            "ratio": self.last / ideal,
+            "seconds": time.perf_counter() - started,
+        }
+
+
+def report(figures: dict[str, Any]) -> str:
+    """The figures as text."""
+    one, all_ = figures["cost"], figures["simulation"]
+    return "\n".join(
+        [
+            "leases: what they cost one process on this disk",
+            "",
+            show.table(
+                ("", ""),
+                [
+                    ("claims and ends per second", f"{one['claims_per_second']:,.0f}"),
+                    ("the bare locks of before, per second", f"{one['locks_per_second']:,.0f}"),
+                    ("microseconds of a claim and its end", f"{1e6 * one['claim_seconds']:.0f}"),
+                    ("microseconds of a sign of life", f"{1e6 * one['beat_seconds']:.0f}"),
+                    (f"share of a shard of {one['shard_seconds']:.0f} s", f"{one['share_of_shard']:.6%}"),
+                ],
+            ),
+            "",
+            f"simulated: {all_['workers']:,} workers, shards of {SHARD:.0f} s ± {SPREAD:.0%}, each worker dead every "
+            f"{BETWEEN_DEATHS:.0f} h and back after {RESTART:.0f} s, and",
+            f"stalled for {STALL / 60:.0f} min every {BETWEEN_STALLS:.0f} h, where a lease lasts {EXPIRY / 60:.0f} "
+            f"(aims: none lost, made twice ≤ {MOST_TWICE:.0%}, end ≤ {MOST_TIME} × ideal)",
+            "",
+            show.table(
+                ("", ""),
+                [
+                    ("shards", f"{all_['shards']:,}"),
+                    ("deaths, stalls", f"{all_['deaths']:,}, {all_['stalls']:,}"),
+                    ("leases taken from the dead and the stalled", f"{all_['taken']:,}"),
+                    ("shards lost", f"{all_['lost']:,}"),
+                    ("shards made twice", f"{all_['twice']:,} ({all_['share_twice']:.4%})"),
+                    ("end after, of ideal", f"{all_['hours']:.2f} h, {all_['ratio']:.3f}"),
+                ],
+            ),
+        ]
+    )

@@ -1,0 +1,73 @@
+"""Files of a shard that go into their places together with its record: those of the first process that has them.
+
+Two machines that make a shard may differ in last bits, and either may stop between any two steps and go on later. So
+each first lays its files beside their places, under names with their hashes. Then the first record that is put under
+`.NAME.decided` decides: whoever comes later puts the files that it names into place, and not its own. The record proper
+comes last. Nobody writes over a shard that has one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ldlm import files
+from ldlm.errors import StorageError
+from ldlm.leases import take_away
+
+NAME = ".{}.decided"  # by the shard's name, beside its record
+
+
+def decision(record: Path) -> Path:
+    """The file by which the files of a shard are decided, from the path of its record."""
+    return record.with_name(NAME.format(record.stem))
+
+
+def put(root: Path, made: Mapping[str, files.Buffer], record_path: Path, facts: Mapping[str, Any]) -> None:
+    """Put files, by their names below `root`, and then their record, which is `facts` with their sizes and hashes.
+
+    The files and the record of another process stay where it was first.
+    """
+    entries = {name: {"bytes": len(data), "sha256": files.sha256(data)} for name, data in made.items()}
+    own = {_beside(root, name, entry) for name, entry in entries.items()}
+    for name, entry in entries.items():
+        files.write_atomic(_beside(root, name, entry), made[name])
+    record = files.dump_digested({**facts, "files": entries}).encode()
+    decided = bytes(files.write_once(decision(record_path), record))
+    named = json.loads(decided)["files"]
+    if all(_placed(root, name, entry, record_path) for name, entry in named.items()):
+        files.write_once(record_path, decided)
+    for path in own | {_beside(root, name, entry) for name, entry in named.items()}:
+        path.unlink(missing_ok=True)
+    take_away(decision(record_path), lambda path: path.read_bytes() == decided)
+
+
+def _beside(root: Path, name: str, entry: Mapping[str, Any]) -> Path:
+    """Where a file lies until it is decided."""
+    place = root / name
+    return place.with_name(f".{entry['sha256']}.{place.name}")
+
+
+def _placed(root: Path, name: str, entry: Mapping[str, Any], record: Path) -> bool:
+    """Put a decided file into its place; False where the shard has its record already, and all is done."""
+    place, beside = root / name, _beside(root, name, entry)
+    try:
+        if files.link(beside, place) or files.sha256_file(place) == entry["sha256"]:
+            return True
+        # A file that was never recorded: every decision on a shard that ended has left a record.
+        if record.is_file():
+            return False
+        copy = place.with_name(f".{files.unique()}.{place.name}")
+        files.link(beside, copy)
+        files.put(copy, place)
+    except FileNotFoundError:  # another process has put it there and recorded it meanwhile
+        if record.is_file():
+            return False
+        found = files.content(place)
+        if found is None or files.sha256(found) != entry["sha256"]:
+            raise StorageError(
+                f"{decision(record)} names files that are gone; remove it and run the same command again"
+            ) from None
+    return True

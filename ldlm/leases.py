@@ -1,0 +1,380 @@
+"""Leases: which process works on what, also where the file system's locks hold on one machine only.
+
+A lease is a small file made by an exclusive create, or an object put where there was none. It holds machine, process,
+start and a counter, which a thread of its holder raises every `HEARTBEAT` seconds. Another process may take it away
+once its content has not changed for `EXPIRY` seconds of that process's own monotonic clock; no clock is compared with
+another's. Beside it stands a lock of the kernel's (`locks`): a process that dies frees it, and then others on the same
+machine take the lease at once.
+
+A lease saves double work. No guarantee of an artefact rests on one: its holder may be stopped for longer than it
+lasts, and two processes may take it at the same moment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from ldlm import files
+from ldlm.errors import StorageError
+from ldlm.location import Location, ObjectPath
+from ldlm.locks import tried
+
+HEARTBEAT = 30.0  # seconds between two signs of life
+EXPIRY = 300.0  # seconds without one, as the observer counts them, after which a lease may be taken
+SUFFIX = ".lease"
+_FIRST, _LONGEST = 0.02, 2.0  # seconds between two looks at what another process holds
+
+
+def machine(folder: Path) -> str:
+    """An identity that two processes share when they see each other's locks in `folder`.
+
+    It is the running kernel, and the mount: two mounts of a file system in user space know nothing of each other.
+    """
+    try:
+        kernel = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        kernel = files.unique()  # like no other
+    return f"{kernel}:{folder.stat().st_dev}"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Where leases are kept
+
+
+class Held(Protocol):
+    """A lease that this process has made, in its place."""
+
+    def renew(self, body: bytes) -> None:
+        """Write another body of the same length, wherever the lease is now; OSError or `StorageError` for failure."""
+
+    def lost(self) -> bool:
+        """True once another process has taken the lease away."""
+
+    def release(self) -> None:
+        """Remove the lease if it is still this one."""
+
+
+class Places(Protocol):
+    """The leases of a folder, by name."""
+
+    def create(self, name: str, body: bytes) -> Held | None:
+        """Make a lease; None where there is one."""
+
+    def read(self, name: str) -> bytes | None:
+        """The body of a lease; None where there is none."""
+
+    def take(self, name: str, body: bytes) -> bool:
+        """Remove a lease if it has this body; False when another process was faster."""
+
+    def names(self, prefix: str) -> list[str]:
+        """The names of the leases that begin with `prefix`."""
+
+
+class LeaseFiles:
+    """Leases as files in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, name: str) -> Path:
+        """The file of a lease."""
+        return self.folder / (name + SUFFIX)
+
+    def create(self, name: str, body: bytes) -> HeldFile | None:
+        path = self.path(name)
+        while True:
+            try:
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+                break
+            except FileExistsError:
+                return None
+            except FileNotFoundError:  # the first, or another process has finished the work and removed the folder
+                self.folder.mkdir(parents=True, exist_ok=True)
+        held = HeldFile(path, descriptor)
+        with suppress(OSError):  # a full disk: an empty lease is one too
+            os.write(descriptor, body)
+            os.close(os.dup(descriptor))  # NFS and others hand on what was written when a descriptor is closed
+        return held
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            return files.content(self.path(name))
+        except OSError:  # NFS forgets a file that was removed while it is read
+            return None
+
+    def take(self, name: str, body: bytes) -> bool:
+        return take_away(self.path(name), lambda aside: aside.read_bytes() == body)
+
+    def names(self, prefix: str) -> list[str]:
+        return [path.name.removesuffix(SUFFIX) for path in files.matching(self.folder, f"{prefix}*{SUFFIX}")]
+
+
+def take_away(path: Path, is_it: Callable[[Path], bool]) -> bool:
+    """Remove a file if it is the one that is meant, by renaming it first: of several processes one succeeds.
+
+    Another file that has come to its place is put back.
+    """
+    aside = path.with_name(f".{path.name}.{files.unique()}.tmp")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return False
+    found = is_it(aside)
+    if not found:
+        with suppress(OSError):  # somebody has made a new one: then its holder has lost it
+            os.link(aside, path)
+    aside.unlink(missing_ok=True)
+    return found
+
+
+class HeldFile:
+    """An open lease file. It is written by its descriptor, so never over the lease of one who has taken it away."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path, self.descriptor = path, descriptor
+
+    def renew(self, body: bytes) -> None:
+        os.pwrite(self.descriptor, body, 0)
+        os.fsync(self.descriptor)
+
+    def lost(self) -> bool:
+        return not self._is_it(self.path)
+
+    def _is_it(self, path: Path) -> bool:
+        try:
+            return os.path.samestat(os.stat(path), os.fstat(self.descriptor))
+        except OSError:
+            return False
+
+    def release(self) -> None:
+        try:
+            take_away(self.path, self._is_it)
+        finally:
+            os.close(self.descriptor)
+
+
+class LeaseObjects:
+    """Leases as objects below a prefix, where an object is put only if there is none (`ObjectPath.write_bytes`)."""
+
+    def __init__(self, folder: ObjectPath) -> None:
+        self.folder = folder
+
+    def create(self, name: str, body: bytes) -> HeldObject | None:
+        path = self.folder / (name + SUFFIX)
+        made = path.write_bytes(body, once=True)
+        # A put that was answered by a reset, and tried again, finds its own first attempt.
+        return HeldObject(path, body) if made or files.content(path) == body else None
+
+    def read(self, name: str) -> bytes | None:
+        return files.content(self.folder / (name + SUFFIX))
+
+    def take(self, name: str, body: bytes) -> bool:
+        found = self.read(name) == body
+        if found:
+            (self.folder / (name + SUFFIX)).unlink(missing_ok=True)
+        return found
+
+    def names(self, prefix: str) -> list[str]:
+        return [path.name.removesuffix(SUFFIX) for path in files.matching(self.folder, f"{prefix}*{SUFFIX}")]
+
+
+class HeldObject:
+    """A lease that was put as an object."""
+
+    def __init__(self, path: ObjectPath, body: bytes) -> None:
+        self.path, self.body = path, body
+
+    def renew(self, body: bytes) -> None:
+        if not self.lost():
+            self.path.write_bytes(body)
+            self.body = body
+
+    def lost(self) -> bool:
+        return files.content(self.path) != self.body
+
+    def release(self) -> None:
+        if not self.lost():
+            self.path.unlink(missing_ok=True)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The protocol
+
+
+class Lease:
+    """A lease that this process holds, until `release` or the end of the block."""
+
+    def __init__(self, leases: Leases, held: Held, locked: ExitStack, about: dict[str, Any]) -> None:
+        self._leases, self._held, self._locked, self._about, self._beats = leases, held, locked, about, 0
+        self._using, self._released = threading.Lock(), False  # a descriptor that is closed may become another file's
+
+    def lost(self) -> bool:
+        """True once another process has taken the lease: this one was stopped for longer than it lasts.
+
+        What is written whole, and kept by whoever is first, may still be written. What is shared must not be deleted.
+        """
+        return self._released or self._held.lost()
+
+    def renew(self) -> None:
+        """Give a sign of life. One that fails, as on a full disk, is left out: the next comes soon."""
+        with self._using, suppress(OSError, StorageError):
+            if not self._released:
+                self._beats += 1
+                self._held.renew(_body(self._about, self._beats))
+
+    def release(self) -> None:
+        """Let others have it."""
+        self._leases._forget(self)
+        with self._locked, self._using, suppress(OSError, StorageError):  # it expires
+            if not self._released:
+                self._released = True
+                self._held.release()
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+
+def _body(about: dict[str, Any], beats: int) -> bytes:
+    return (json.dumps({**about, "beats": f"{beats:012d}"}) + "\n").encode()
+
+
+class Leases:
+    """The leases in `folder`, as this process sees and holds them. For any thread.
+
+    `locks` is the local folder of the kernel's locks beside them, `None` for none. The other arguments are for those
+    who simulate: another clock, the identity of another machine, or signs of life that are not given by a thread.
+    """
+
+    def __init__(
+        self,
+        folder: Location,
+        locks: Path | None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        here: str | None = None,
+        heartbeat: float | None = HEARTBEAT,
+        expiry: float = EXPIRY,
+    ) -> None:
+        self.places: Places = LeaseFiles(folder) if isinstance(folder, Path) else LeaseObjects(folder)
+        self.folder, self.locks, self.clock, self.sleep = folder, locks, clock, sleep
+        self.heartbeat, self.expiry = heartbeat, expiry
+        self._here = here
+        self._seen: dict[str, tuple[bytes, float]] = {}  # another's lease as it was, and since when
+        self._held: set[Lease] = set()
+        self._changing = threading.Lock()
+        self._beating = False
+
+    @property
+    def here(self) -> str:
+        """The identity of this machine, for those who share its locks."""
+        if self._here is None:
+            self._here = files.unique() if self.locks is None else machine(self.locks)
+        return self._here
+
+    def claim(self, name: str) -> Lease | None:
+        """Take the lease `name`; None while another process or thread has it."""
+        with ExitStack() as locked:
+            free = None if self.locks is None else locked.enter_context(tried(self.locks / name))
+            about = {
+                "machine": self.here,
+                "host": platform.node(),
+                "process": os.getpid(),
+                "start": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "id": files.unique(),
+                "locked": free is True,
+            }
+            held = None if free is False else self.places.create(name, _body(about, 0))
+            if held is None and self._over(name, free):
+                held = self.places.create(name, _body(about, 0))
+            if held is None:
+                return None
+            lease = Lease(self, held, locked.pop_all(), about)
+        self._remember(name, lease)
+        return lease
+
+    def _over(self, name: str, free: bool | None) -> bool:
+        """Take away a lease whose holder is gone; `free` is True when this process holds the lock beside it."""
+        found = self.places.read(name)
+        if found is None:
+            return free is not False  # it was released just now
+        if not (free and self._locked_here(found)):
+            seen = self._seen.get(name)
+            if seen is None or seen[0] != found:
+                self._seen[name] = (found, self.clock())
+                return False
+            if self.clock() - seen[1] < self.expiry:
+                return False
+        return self.places.take(name, found)
+
+    def _locked_here(self, body: bytes) -> bool:
+        """True for a lease whose holder had the lock that this process has now."""
+        found = described(body)
+        return found.get("locked") is True and found.get("machine") == self.here
+
+    @contextmanager
+    def turn(self, name: str) -> Iterator[Lease]:
+        """Hold the lease `name`, for which the block waits."""
+        pauses = waits()
+        while (lease := self.claim(name)) is None:
+            self.sleep(next(pauses))
+        with lease:
+            yield lease
+
+    # Signs of life
+
+    def _remember(self, name: str, lease: Lease) -> None:
+        with self._changing:
+            self._seen.pop(name, None)
+            self._held.add(lease)
+            if self.heartbeat is not None and not self._beating:
+                self._beating = True
+                threading.Thread(target=self._keep_beating, name="ldlm-leases", daemon=True).start()
+
+    def _forget(self, lease: Lease) -> None:
+        with self._changing:
+            self._held.discard(lease)
+
+    def beat(self) -> None:
+        """Give a sign of life for every lease that is held."""
+        with self._changing:
+            held = list(self._held)
+        for lease in held:
+            lease.renew()
+
+    def _keep_beating(self) -> None:
+        assert self.heartbeat is not None
+        while True:
+            time.sleep(self.heartbeat)
+            with self._changing:
+                if not self._held:
+                    self._beating = False
+                    return
+            self.beat()
+
+
+def described(body: bytes) -> dict[str, Any]:
+    """What a lease says of its holder; empty where it was not written whole."""
+    with suppress(ValueError):
+        found = json.loads(body)
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def waits() -> Iterator[float]:
+    """Seconds to wait between looks at what another process holds, longer and longer."""
+    pause = _FIRST
+    while True:
+        yield pause
+        pause = min(_LONGEST, 1.5 * pause)

@@ -1,0 +1,275 @@
+"""Leases: taken from the dead only, whatever the clocks, the locks and the disk; and their part in a folder's life."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from patience import patience
+
+from ldlm import leases, locks, presence
+from ldlm.errors import InputError
+from ldlm.leases import LeaseFiles, Leases
+
+
+class Clock:
+    """A clock that is set by hand; sleeping sets it forward, and does what the others do meanwhile."""
+
+    def __init__(self, now=0.0, meanwhile=lambda: None):
+        self.now, self.meanwhile = now, meanwhile
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+        self.meanwhile()
+
+
+class Node:
+    """A machine whose locks no other sees: it has a folder of them for itself, and a clock."""
+
+    def __init__(self, shared: Path, name: str, clock: Clock, heartbeat=None):
+        self.clock = clock
+        self.leases = Leases(
+            shared / "claims", shared.parent / name, clock=clock, sleep=clock.sleep, here=name, heartbeat=heartbeat
+        )
+
+    def process(self):
+        """Another process of the machine."""
+        made = Leases(self.leases.folder, self.leases.locks, clock=self.clock, here=self.leases.here, heartbeat=None)
+        made.sleep = self.clock.sleep
+        return made
+
+
+@pytest.fixture
+def nodes(tmp_path):
+    """Two of them, whose clocks are a minute apart."""
+    shared = tmp_path / "shared"
+    return Node(shared, "one", Clock(0.0)), Node(shared, "two", Clock(60.0))
+
+
+def later(nodes, seconds):
+    for node in nodes:
+        node.clock.now += seconds
+
+
+def test_a_lease_belongs_to_one_of_two_nodes_whose_locks_are_blind_to_each_other(nodes):
+    one, two = nodes
+    held = one.leases.claim("a")
+    assert two.leases.claim("a") is None
+    assert two.leases.claim("b") is not None
+    held.release()
+    assert two.leases.claim("a") is not None
+
+
+def test_a_lease_lasts_as_long_as_its_holder_gives_signs_of_life(nodes):
+    one, two = nodes
+    held = one.leases.claim("a")
+    for _ in range(100):
+        later(nodes, leases.HEARTBEAT)
+        one.leases.beat()
+        assert two.leases.claim("a") is None
+    assert not held.lost()
+
+
+def test_a_lease_without_signs_of_life_is_taken_after_five_minutes_of_the_observers_clock(nodes):
+    one, two = nodes
+    held = one.leases.claim("a")
+    later(nodes, 10_000)  # which nobody has watched
+    assert two.leases.claim("a") is None
+    later(nodes, leases.EXPIRY - 1)
+    assert two.leases.claim("a") is None
+    later(nodes, 1)
+    taken = two.leases.claim("a")
+    assert taken is not None and held.lost() and not taken.lost()
+    # Its holder wakes: neither its signs of life nor its end touch the lease of the other.
+    one.leases.beat()
+    held.release()
+    assert not taken.lost()
+    assert one.leases.claim("a") is None
+
+
+def test_what_a_dead_process_of_the_same_machine_held_is_taken_at_once_and_a_stopped_one_keeps_it(nodes):
+    one, _ = nodes
+    held = one.leases.claim("a")
+    assert one.process().claim("a") is None
+    held._locked.close()  # as when the process dies
+    assert one.process().claim("a") is not None
+
+
+def test_a_stopped_process_loses_its_lease_also_to_its_own_machine(nodes):
+    """The lock beside it stays with the process, and then stands for nothing."""
+    one, _ = nodes
+    held, other = one.leases.claim("a"), one.process()
+    assert other.claim("a") is None
+    later(nodes, leases.EXPIRY)
+    taken = other.claim("a")
+    assert taken is not None and held.lost()
+    held.release()
+    assert one.process().claim("a") is None  # though the lock is free now
+    assert not taken.lost()
+
+
+def test_of_two_that_take_a_lease_one_succeeds_and_a_new_lease_is_put_back(nodes, monkeypatch):
+    """The slower one has read the old lease, and renames the new one."""
+    one, two = nodes
+    held, third = one.leases.claim("a"), Node(two.leases.folder.parent, "three", two.clock).leases
+    for observer in (two.leases, third):
+        assert observer.claim("a") is None
+    later(nodes, leases.EXPIRY)
+    old = two.leases.places.read("a")
+    taken = two.leases.claim("a")
+    assert not LeaseFiles(two.leases.folder).take("a", old)
+    assert held.lost() and not taken.lost()
+    assert third.claim("a") is None
+
+
+def test_an_empty_lease_of_a_process_that_was_killed_at_once_expires_too(nodes):
+    one, two = nodes
+    one.leases.folder.mkdir(parents=True)
+    (one.leases.folder / "a.lease").touch()
+    for node in nodes:
+        assert node.leases.claim("a") is None
+    later(nodes, leases.EXPIRY)
+    assert two.leases.claim("a") is not None
+
+
+@pytest.mark.parametrize("call", ["pwrite", "fsync", "write"])
+def test_a_sign_of_life_on_a_full_disk_harms_nothing(nodes, monkeypatch, call):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    one, two = nodes
+    if call == "write":
+        monkeypatch.setattr(os, call, full)
+    held = one.leases.claim("a")
+    monkeypatch.setattr(os, call, full)
+    one.leases.beat()
+    assert not held.lost()
+    assert two.leases.claim("a") is None
+    monkeypatch.undo()
+    later(nodes, leases.HEARTBEAT)
+    one.leases.beat()
+    held.release()
+    assert two.leases.claim("a") is not None
+
+
+def test_a_sign_of_life_never_comes_after_the_end(tmp_path):
+    """A descriptor that is closed may be that of another file by then."""
+    made = Leases(tmp_path, tmp_path, heartbeat=None)
+    held = made.claim("a")
+    descriptor = held._held.descriptor
+    held.release()
+    with open(tmp_path / "one", "w+b") as one, open(tmp_path / "two", "w+b") as two:
+        assert descriptor in (one.fileno(), two.fileno())
+        held.renew()
+        assert one.read() == two.read() == b""
+
+
+def test_a_thread_gives_signs_of_life_while_a_lease_is_held(tmp_path):
+    made = Leases(tmp_path, tmp_path, heartbeat=0.01)
+    with made.claim("a"):
+        before, ends = made.places.read("a"), time.monotonic() + patience()
+        while made.places.read("a") == before:
+            assert time.monotonic() < ends
+            time.sleep(0.01)
+
+
+def test_a_file_system_without_locks_needs_leases_alone(nodes, monkeypatch):
+    def flock(descriptor, how):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    one, two = nodes
+    held = one.leases.claim("a")
+    assert one.process().claim("a") is None
+    held.release()
+    assert two.leases.claim("a") is not None
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from ldlm.leases import Leases
+shared, own = map(Path, sys.argv[1:])
+lease = Leases(shared, own, here="one", heartbeat=0.05, expiry=1.0).claim("a")
+print("held", flush=True)
+sys.stdin.readline()
+print("lost" if lease.lost() else "kept", flush=True)
+lease.release()
+"""
+
+
+def test_a_process_that_is_stopped_past_its_lease_notices_when_it_goes_on(tmp_path):
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "shared"), str(tmp_path / "one")]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    two = Leases(tmp_path / "shared", tmp_path / "two", here="two", heartbeat=0.05, expiry=0.5)
+    holder.send_signal(signal.SIGSTOP)
+    with two.turn("a") as taken:
+        holder.send_signal(signal.SIGCONT)
+        said, _ = holder.communicate("\n", timeout=patience())
+        assert said == "lost\n"
+        assert not taken.lost()
+        assert two.places.names("") == ["a"]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Many who add, or one who deletes
+
+
+def test_nobody_deletes_while_another_node_is_at_work(nodes, tmp_path):
+    one, two = nodes
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    two.clock.meanwhile = one.leases.beat  # alive
+    refused = pytest.raises(InputError, match=r"another process \(.*, process \d+\) is at work in .*shared")
+    with presence.present(folder, held=one.leases), blind(), refused, presence.alone(folder, held=two.leases):
+        pass
+    notes = []
+    two.clock.meanwhile = lambda: None
+    lease = one.leases.claim("worker-of-a-dead-node")
+    with blind(), presence.alone(folder, held=two.leases, note=notes.append):
+        assert lease.lost()
+        one.clock.meanwhile = two.leases.beat
+        with pytest.raises(InputError, match=r"has .*shared to itself"), presence.present(folder, held=one.leases):
+            pass
+    assert len(notes) == 1 and "counts as dead in 5 min" in notes[0]
+    with presence.present(folder, held=one.leases):
+        pass
+    assert list((folder / "claims").iterdir()) == []
+
+
+def blind():
+    """Locks on folders that no other node sees."""
+    stack = ExitStack()
+    patch = pytest.MonkeyPatch()
+    stack.callback(patch.undo)
+    for name in ("exclusive_lock", "shared_lock"):
+        patch.setattr(presence, name, lambda folder, *, wait=False: ExitStack())
+    return stack
+
+
+def test_two_that_want_to_be_alone_come_one_after_the_other(nodes, tmp_path):
+    one, two = nodes
+    folder, order = tmp_path / "shared", []
+    folder.mkdir()
+    with blind():
+        with presence.alone(folder, held=one.leases), ExitStack() as stack:
+            two.clock.meanwhile = one.leases.beat
+            with pytest.raises(InputError, match="is at work in"), presence.alone(folder, held=two.leases):
+                pass
+            with pytest.raises(InputError, match="is at work in"), presence.alone(folder, "none", held=two.leases):
+                pass
+            order.append("one")
+            stack.close()
+        two.clock.meanwhile = lambda: None
+        with presence.alone(folder, "all", held=two.leases):
+            order.append("two")
+    assert order == ["one", "two"]
