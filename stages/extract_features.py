@@ -14,7 +14,6 @@ The spool of a store in an object store is in a local cache.
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -22,15 +21,18 @@ from typing import Any
 
 from ldlm import runtime
 from ldlm.artifact import Artifact
-from ldlm.config import ExtractConfig, Shapes
+from ldlm.config import ExtractConfig, LaunchConfig, Shapes
 from ldlm.errors import InputError
 from ldlm.features import corpus, estimate, inputs
 from ldlm.features.codecs import CODECS
-from ldlm.features.extraction import prepare
+from ldlm.features.extraction import Extraction, prepare
 from ldlm.features.shards import SPLITS
+from ldlm.features.shares import share_of, share_of_environment
 from ldlm.location import Location
 from ldlm.progress import SILENT, Progress
 from ldlm.training import cost
+
+ALONE = LaunchConfig()
 
 
 def plan(config: ExtractConfig, out: Location | None = None) -> dict[str, Any]:
@@ -69,33 +71,84 @@ def shapes(config: ExtractConfig) -> Shapes:
     return inputs.shapes(config, *inputs.models(config))
 
 
-def run(config: ExtractConfig, out: Location, *, overwrite: bool = False, progress: Progress = SILENT) -> Artifact:
-    """Write the store `out` and seal it. The same call again resumes an interrupted one, or joins a running one."""
-    if overwrite and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+def run(
+    config: ExtractConfig,
+    out: Location,
+    *,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+    launch: LaunchConfig = ALONE,
+) -> Artifact:
+    """Write the store `out` and seal it. The same call again resumes an interrupted one, or joins a running one.
+
+    With `launch.only` it ends after that phase, and the store is complete after the last one.
+    """
+    _check(launch)
+    share = share_of_environment() if launch.share is None else share_of(launch.share)
+    if overwrite and (runtime.processes() > 1 or (share is not None and share.of > 1)):
         raise InputError(f"--overwrite can't be shared by several processes; remove {out} first")
+    _check_precision(config, out, overwrite, launch)
     progress = progress if runtime.reports() else SILENT
     with ExitStack() as held:
         extraction, result = prepare(config, out, overwrite=overwrite, progress=progress, held=held)
+        extraction.share = share
         if result.complete:
             extraction.clear()  # killed between the seal and this
             progress.note(f"{out} is complete; nothing to do")
             return result
 
+        if launch.only == "seal":
+            with result.or_nothing("ledger/*", held=held):
+                extraction.check_written()
+            return extraction.seal(result)
+        if launch.only == "encode":
+            with result.or_nothing("ledger/*", held=held):
+                extraction.check_packed()
         # Bad text leaves nothing, even of an interrupted extraction: what is left would refuse the corrected text.
         with replace(result, state="new").or_nothing("ledger/*", held=held):
             packed = extraction.pack()
         with result.or_nothing("ledger/*", held=held):
-            try:
-                if packed:
-                    extraction.check_space(extraction.rows)
-                    extraction.encode_sample()
-                    extraction.describe()
-                    extraction.write_shards()
-                    if extraction.missing_shards():
-                        extraction.write_shards()
-            except FileNotFoundError:
-                # Another process has sealed the store meanwhile and removed the token rows, where no lock kept it
-                # from doing this one's part.
-                if not (out / "manifest.json").is_file():
-                    raise
-        return extraction.seal(result)
+            if packed:
+                extraction.check_space(extraction.rows)
+                if launch.only != "pack":
+                    _encode(extraction)
+        return extraction.seal(result) if launch.only is None or not packed else result
+
+
+def _encode(extraction: Extraction) -> None:
+    """Write every shard, from packed rows."""
+    try:
+        extraction.encode_sample()
+        extraction.describe()
+        extraction.write_shards()
+        if extraction.missing_shards():
+            extraction.write_shards()
+    except FileNotFoundError:
+        # Another process has sealed the store meanwhile and removed the token rows, where no lock kept it from doing
+        # this one's part.
+        if not (extraction.out / "manifest.json").is_file():
+            raise
+
+
+def _check(launch: LaunchConfig) -> None:
+    """`InputError` for settings of a launch that don't go together."""
+    if launch.tokens is not None or launch.rate is not None:
+        raise InputError("--tokens and --rate are what a plan is for; add --dry-run")
+    if launch.engine is None and launch.address is not None:
+        raise InputError("--address is that of a Ray cluster; add --engine ray")
+    if launch.engine is None and launch.workers is not None:
+        raise InputError("--workers needs --engine ray, or --dry-run; without an engine start as many processes")
+    if launch.engine is not None and launch.share is not None:
+        raise InputError("--share is for processes that are started one by one, and --engine ray starts its own")
+
+
+def _check_precision(config: ExtractConfig, out: Location, overwrite: bool, launch: LaunchConfig) -> None:
+    """`InputError` where packing alone, on a machine without a GPU, would settle the precision of the encoder."""
+    if launch.only != "pack" or config.precision != "auto" or config.kind == "scratch":
+        return
+    begun = not overwrite and (out / "config.yaml").is_file()
+    if not begun and runtime.device(config.device).type == "cpu":
+        raise InputError(
+            "--only pack begins the store, and --precision auto would be fp32 here, where no GPU is used; say "
+            "--precision bf16 to encode on GPUs, or --precision fp32"
+        )

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ from ldlm.features.codecs import CODECS, Parts
 from ldlm.features.encoder import FrozenEncoder, Statistics
 from ldlm.features.packing import Ends, Packing
 from ldlm.features.shards import SPLITS
-from ldlm.features.shared_work import Tally, own_share_first, share
+from ldlm.features.shared_work import Tally, share
+from ldlm.features.shares import Share, in_turn, share_of_environment
 from ldlm.features.spool import Spool
 from ldlm.features.writer import StoreWriter
 from ldlm.location import Location
@@ -89,6 +90,7 @@ class Extraction:
     encoder: FrozenEncoder
     fingerprints: dict[str, str]
     progress: Progress
+    share: Share | None = field(default_factory=share_of_environment)  # of the work, which this process does first
 
     @cached_property
     def spool(self) -> Spool:
@@ -109,8 +111,8 @@ class Extraction:
         return self.work / "claims" / name  # a name that workers of an earlier version know
 
     def _in_turn(self, items: list[Any]) -> list[Any]:
-        """The items in the order in which this process takes them. On a file system locks keep processes apart."""
-        return items if isinstance(self.out, Path) else own_share_first(items)
+        """The shards in the order in which this process takes them. An object store has no locks to keep others off."""
+        return in_turn(items, self.share, apart=not isinstance(self.out, Path))
 
     # ------------------------------------------------------------------------------------------------------------------
     # Phase 1: text into token rows
@@ -119,7 +121,8 @@ class Extraction:
     def _packing(self) -> Packing:
         ends = Ends(*text.special_tokens(self.tokenizer))
         tokenizer = self.tokenizer.backend_tokenizer
-        return Packing(self.config, self.work / "packed", self.work / "claims", tokenizer, ends, self.progress)
+        folder, claims = self.work / "packed", self.work / "claims"
+        return Packing(self.config, folder, claims, tokenizer, ends, self.progress, self.share)
 
     def pack(self) -> bool:
         """Tokenise the text, together with other processes, and open the token rows of each split.
@@ -149,6 +152,12 @@ class Extraction:
                 f"the text is shorter than one row of {self.config.seq_len} tokens; give more text or lower --seq-len"
             )
         return True
+
+    def check_packed(self) -> None:
+        """`InputError` where the token rows are not there yet, for a process that is not to pack the text."""
+        if not self._packing.done:
+            where = "" if self.work == self.out else f" in {self.work}, where this machine keeps it"
+            raise InputError(f"the text of {self.out} is not packed{where}; run the same with --only pack first")
 
     def _check_space_ahead(self) -> None:
         """`check_space` before the text is packed: for the most rows that it can make, or else for an estimate."""
@@ -202,7 +211,7 @@ class Extraction:
                 tally.advance(block, sizes[block])
 
             share(
-                [block for block in blocks if block not in tally.before],
+                [block for block in in_turn(blocks, self.share) if block not in tally.before],
                 done=lambda block: self.spool.path(block).exists(),
                 work=work,
                 lock=lambda block: self._lock(f"block-{block}"),
@@ -341,6 +350,14 @@ class Extraction:
         if missing:
             self.progress.note(f"making again: {', '.join(missing)}")
         return missing
+
+    def check_written(self) -> None:
+        """`InputError` where shards are missing, for a process that is not to make any."""
+        begun = (self.out / "store.json").is_file()
+        missing = len(ledger.unwritten(self.out)) if begun else 0
+        if missing or not begun:
+            count = f"{missing:,} of {len(ledger.shard_names(ledger.read_description(self.out))):,}" if begun else "all"
+            raise InputError(f"{count} shards of {self.out} are missing; run the same with --only encode first")
 
     def seal(self, result: Artifact) -> Artifact:
         """Write the manifest, once every shard is there, and remove the spool."""

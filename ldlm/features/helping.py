@@ -16,6 +16,7 @@ from ldlm.config import ExtractConfig
 from ldlm.errors import InputError
 from ldlm.features.helpers import REFUSED
 from ldlm.features.packing import Ends, Packing
+from ldlm.features.shares import Share
 
 STDERR = 2  # its descriptor
 
@@ -29,7 +30,8 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.encode_special_tokens = task["split_special_tokens"]
     config = configs.from_dict(ExtractConfig, task["config"])
-    packing = Packing(config, folder, claims, tokenizer, Ends(*task["ends"]))
+    share = task["share"] and Share(*task["share"])
+    packing = Packing(config, folder, claims, tokenizer, Ends(*task["ends"]), share=share)
     try:
         packing.tokenize(packing.planned() or [], helpers=0)
     except InputError as error:

@@ -150,6 +150,11 @@ def missing_shards(path: Location) -> list[str]:
     return sorted(shard_names(read_description(path)) - fit)
 
 
+def unwritten(path: Location) -> set[str]:
+    """The names of the shards that an unsealed store still needs, as `missing_shards` has them; nothing is removed."""
+    return shard_names(read_description(path)) - _fitting(path, _ledger(path), files.sizes(path))
+
+
 def _fitting(path: Location, ledger: Mapping[str, bytes], sizes: Mapping[str, int]) -> set[str]:
     """The shards of the ledger that fit the store's description, with files of the recorded sizes."""
     description = read_description(path)

@@ -32,6 +32,7 @@ from ldlm.features.helpers import Helpers, workers
 from ldlm.features.pieces import Piece
 from ldlm.features.shards import SPLITS
 from ldlm.features.shared_work import Tally, share
+from ldlm.features.shares import Share, in_turn
 from ldlm.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Packing:
     tokenizer: Tokenizer  # the bare one, of the library tokenizers
     ends: Ends
     progress: Progress = SILENT
+    share: Share | None = None  # of the pieces, which this process and its helpers do first
 
     # ------------------------------------------------------------------------------------------------------------------
     # Pieces: planned by one process, tokenised by all
@@ -76,6 +78,11 @@ class Packing:
         files.write_atomic(self.folder / "tokenizer.json", self.tokenizer.to_str())
         files.write_atomic(self._plan_path, json.dumps(planned))  # on one line: a terabyte has 30,000 pieces
         return planned
+
+    @property
+    def done(self) -> bool:
+        """True once the rows are counted, and until they are removed."""
+        return (self.folder / "rows.json").is_file()
 
     def remove(self) -> None:
         """Remove everything; by its plan's absence other processes know that no piece is wanted any more."""
@@ -101,7 +108,7 @@ class Packing:
                 return self._tokenized(number, planned[number], tally)
 
             share(
-                [number for number in sizes if number not in tally.before],
+                [number for number in in_turn(list(sizes), self.share) if number not in tally.before],
                 done=self._done,
                 work=work,
                 finish=lambda number, made: made.close(),
@@ -115,6 +122,7 @@ class Packing:
             "claims": str(self.claims),
             "split_special_tokens": self.tokenizer.encode_special_tokens,  # which a tokenizer's file leaves out
             "ends": self.ends,
+            "share": self.share,
             "config": self.config,
         }
 

@@ -1,13 +1,11 @@
 """How processes divide the items of an extraction: blocks and shards.
 
 On a file system each process takes a lock before it works on an item. Machines that share an object store have no
-locks: `own_share_first` lets each begin elsewhere. A lock never tells whether an item is done; the item's record does.
+locks: each begins elsewhere (`shares.in_turn`). A lock never tells whether an item is done; the item's record does.
 """
 
 from __future__ import annotations
 
-import os
-import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -68,20 +66,6 @@ def share(
 def _finish(work: Callable[[], None], locked: ExitStack) -> None:
     with locked:
         work()
-
-
-def own_share_first(items: list[Item]) -> list[Item]:
-    """The order in which this process takes items when no locks keep processes apart.
-
-    Each does a stretch of its own first, and then helps with the others' from their ends. Without a launcher that
-    numbers the processes, each begins at a random item. An item that two of them make counts once: the first is kept.
-    """
-    if "RANK" not in os.environ:
-        start = random.randrange(len(items))
-        return items[start:] + items[:start]
-    rank, processes = int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", "1"))
-    first, last = (len(items) * r // processes for r in (rank, rank + 1))
-    return items[first:last] + (items[last:] + items[:first])[::-1]
 
 
 class Tally(Generic[Item]):
