@@ -23,9 +23,10 @@ from ldlm import runtime
 from ldlm.artifact import Artifact
 from ldlm.config import ExtractConfig, LaunchConfig, Shapes
 from ldlm.errors import InputError
-from ldlm.features import corpus, estimate, inputs
+from ldlm.features import corpus, estimate, inputs, ledger, ray_engine
 from ldlm.features.codecs import CODECS
 from ldlm.features.extraction import Extraction, prepare
+from ldlm.features.ray_engine import RayEngine
 from ldlm.features.shards import SPLITS
 from ldlm.features.shares import share_of, share_of_environment
 from ldlm.location import Location
@@ -87,47 +88,56 @@ def run(
     share = share_of_environment() if launch.share is None else share_of(launch.share)
     if overwrite and (runtime.processes() > 1 or (share is not None and share.of > 1)):
         raise InputError(f"--overwrite can't be shared by several processes; remove {out} first")
-    _check_precision(config, out, overwrite, launch)
     progress = progress if runtime.reports() else SILENT
     with ExitStack() as held:
-        extraction, result = prepare(config, out, overwrite=overwrite, progress=progress, held=held)
+        engine = None
+        if launch.engine == "ray" and launch.only != "seal":
+            engine = held.enter_context(ray_engine.connected(config, launch, progress))
+            config = engine.decided(out, overwrite)
+        _check_precision(config, out, overwrite, launch)
+        device = None if engine is None else "cpu"  # of this process, which encodes nothing then
+        extraction, result = prepare(config, out, overwrite=overwrite, progress=progress, held=held, device=device)
         extraction.share = share
         if result.complete:
             extraction.clear()  # killed between the seal and this
             progress.note(f"{out} is complete; nothing to do")
             return result
-
+        with result.or_nothing("ledger/*", held=held):
+            _check_begun(extraction, launch)
         if launch.only == "seal":
-            with result.or_nothing("ledger/*", held=held):
-                extraction.check_written()
             return extraction.seal(result)
-        if launch.only == "encode":
-            with result.or_nothing("ledger/*", held=held):
-                extraction.check_packed()
+
         # Bad text leaves nothing, even of an interrupted extraction: what is left would refuse the corrected text.
         with replace(result, state="new").or_nothing("ledger/*", held=held):
-            packed = extraction.pack()
+            if engine is not None:
+                engine.serve(extraction)
+            packed = extraction.pack(None if engine is None else engine.pieces)
         with result.or_nothing("ledger/*", held=held):
             if packed:
                 extraction.check_space(extraction.rows)
                 if launch.only != "pack":
-                    _encode(extraction)
+                    _encode(extraction, engine)
         return extraction.seal(result) if launch.only is None or not packed else result
 
 
-def _encode(extraction: Extraction) -> None:
+def _encode(extraction: Extraction, engine: RayEngine | None) -> None:
     """Write every shard, from packed rows."""
+    blocks, shards = (None, None) if engine is None else (engine.blocks, engine.shards)
     try:
-        extraction.encode_sample()
-        extraction.describe()
-        extraction.write_shards()
+        extraction.encode_sample(blocks)
+        (extraction if engine is None else engine).describe()
+        extraction.write_shards(shards)
         if extraction.missing_shards():
-            extraction.write_shards()
+            extraction.write_shards(shards)
     except FileNotFoundError:
         # Another process has sealed the store meanwhile and removed the token rows, where no lock kept it from doing
         # this one's part.
         if not (extraction.out / "manifest.json").is_file():
             raise
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Launches that are refused
 
 
 def _check(launch: LaunchConfig) -> None:
@@ -152,3 +162,17 @@ def _check_precision(config: ExtractConfig, out: Location, overwrite: bool, laun
             "--only pack begins the store, and --precision auto would be fp32 here, where no GPU is used; say "
             "--precision bf16 to encode on GPUs, or --precision fp32"
         )
+
+
+def _check_begun(extraction: Extraction, launch: LaunchConfig) -> None:
+    """`InputError` where a phase would come before the one before it is done."""
+    out = extraction.out
+    if launch.only == "encode" and not extraction.packing.done:
+        where = "" if extraction.work == out else f" in {extraction.work}, where this machine keeps it"
+        raise InputError(f"the text of {out} is not packed{where}; run the same with --only pack first")
+    if launch.only == "seal":
+        begun = (out / "store.json").is_file()
+        missing = len(ledger.unwritten(out)) if begun else 0
+        if missing or not begun:
+            count = f"{missing:,} of {len(ledger.shard_names(ledger.read_description(out))):,}" if begun else "all"
+            raise InputError(f"{count} shards of {out} are missing; run the same with --only encode first")

@@ -10,26 +10,25 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.numpy import load, save
 
 from ldlm import artifact, files, hub
 from ldlm.artifact import Artifact
 from ldlm.config import ExtractConfig
 from ldlm.errors import InputError
-from ldlm.features import codecs, corpus, estimate, inputs, ledger, text, textfiles
+from ldlm.features import corpus, estimate, inputs, ledger, text, textfiles
 from ldlm.features.blocks import Blocks, one_ahead
 from ldlm.features.codecs import CODECS, Parts
 from ldlm.features.encoder import FrozenEncoder, Statistics
-from ldlm.features.packing import Ends, Packing
+from ldlm.features.packing import Ends, HandOutPieces, Packing
 from ldlm.features.shards import SPLITS
 from ldlm.features.shared_work import Tally, share
 from ldlm.features.shares import Share, in_turn, share_of_environment
@@ -39,6 +38,9 @@ from ldlm.location import Location
 from ldlm.locks import file_lock
 from ldlm.progress import SILENT, Progress
 
+Shard = tuple[str, int]  # split and number
+HandOut = Callable[[list[Any], Tally[Any]], None]  # the items that are left, and the tally of what is done
+
 
 def prepare(
     config: ExtractConfig,
@@ -47,12 +49,13 @@ def prepare(
     overwrite: bool = False,
     progress: Progress = SILENT,
     held: ExitStack | None = None,
+    device: str | None = None,
 ) -> tuple[Extraction, Artifact]:
     """Find text, tokenizer and encoder, and begin or resume the store `out`; `InputError` when one doesn't fit it.
 
-    Until `held` closes, no other process may overwrite or repair the store.
+    Until `held` closes, no other process may overwrite or repair the store. `device` as in `inputs.find`.
     """
-    found = inputs.find(config, out)
+    found = inputs.find(config, out, device)
     begun = artifact.recorded_config(out) if not overwrite and (out / "config.yaml").is_file() else {}
     found = inputs.resumed(found, begun, out, progress)
     config, fingerprints = found.config, found.fingerprints()
@@ -68,6 +71,19 @@ def prepare(
     )
     made = Extraction(config, out, _work_folder(result), found.tokenizer, found.encoder, fingerprints, progress)
     return made, result
+
+
+def joined(config: ExtractConfig, out: Location, fingerprints: dict[str, str]) -> Extraction:
+    """The extraction of a store that another process has begun with this configuration and these inputs.
+
+    `InputError` when the store is not there, or the tokenizer or the encoder is another one here.
+    """
+    found = inputs.Inputs(config, {}, *inputs.models(config))
+    changed = [name for name, digest in found.fingerprints().items() if digest != fingerprints[name]]
+    if changed:
+        raise InputError(f"the {' and the '.join(changed)} of {config.encoder} here is not that of {out}")
+    work = _work_folder(artifact.open_artifact(out, "features", complete=False))
+    return Extraction(config, out, work, found.tokenizer, found.encoder, fingerprints, SILENT)
 
 
 def _work_folder(result: Artifact) -> Path:
@@ -118,18 +134,20 @@ class Extraction:
     # Phase 1: text into token rows
 
     @cached_property
-    def _packing(self) -> Packing:
+    def packing(self) -> Packing:
+        """The packing of the text."""
         ends = Ends(*text.special_tokens(self.tokenizer))
         tokenizer = self.tokenizer.backend_tokenizer
         folder, claims = self.work / "packed", self.work / "claims"
         return Packing(self.config, folder, claims, tokenizer, ends, self.progress, self.share)
 
-    def pack(self) -> bool:
+    def pack(self, hand_out: HandOutPieces | None = None) -> bool:
         """Tokenise the text, together with other processes, and open the token rows of each split.
 
-        False when another process has sealed the store and removed the rows meanwhile.
+        False when another process has sealed the store and removed the rows meanwhile. Of every phase `hand_out` is an
+        engine's, which has the items that are left made elsewhere.
         """
-        packing = self._packing
+        packing = self.packing
         with file_lock(self._lock("pack")):
             if (self.out / "manifest.json").is_file():
                 return False
@@ -140,7 +158,7 @@ class Extraction:
                 for remark in textfiles.remarks(paths, self.config.text_column):
                     self.progress.note(remark)
                 planned = packing.plan()
-        packing.tokenize(planned)
+        packing.tokenize(planned, hand_out=hand_out)
         with file_lock(self._lock("pack")):
             if (self.out / "manifest.json").is_file():
                 return False
@@ -152,12 +170,6 @@ class Extraction:
                 f"the text is shorter than one row of {self.config.seq_len} tokens; give more text or lower --seq-len"
             )
         return True
-
-    def check_packed(self) -> None:
-        """`InputError` where the token rows are not there yet, for a process that is not to pack the text."""
-        if not self._packing.done:
-            where = "" if self.work == self.out else f" in {self.work}, where this machine keeps it"
-            raise InputError(f"the text of {self.out} is not packed{where}; run the same with --only pack first")
 
     def _check_space_ahead(self) -> None:
         """`check_space` before the text is packed: for the most rows that it can make, or else for an estimate."""
@@ -195,7 +207,7 @@ class Extraction:
         edges = np.linspace(0, blocks, needed + 1).astype(int)  # one block from each of `needed` equal stretches
         return [int(i) for i in np.random.default_rng(self.config.seed).integers(edges[:-1], edges[1:])]
 
-    def encode_sample(self) -> None:
+    def encode_sample(self, hand_out: HandOut | None = None) -> None:
         """Spool the raw states of the sample, unless the statistics are there or the store gets no states."""
         if self._statistics_path.is_file() or not estimate.stores_states(self.config):
             return
@@ -203,19 +215,24 @@ class Extraction:
         size, length = self.config.batch_size, self.config.seq_len
         sizes = {block: min(size, self.rows["train"] - block * size) * length for block in blocks}
         with Tally(self.progress, "encode for statistics", sizes, self.spool.blocks) as tally:
+            left = [block for block in in_turn(blocks, self.share) if block not in tally.before]
+            (self.share_blocks if hand_out is None else hand_out)(left, tally)
 
-            def work(block: int) -> None:
-                states = self._blocks.encoded_raw("train", block)()
-                self.spool.write(block, states)
-                tally.bytes += states.nbytes
-                tally.advance(block, sizes[block])
+    def share_blocks(self, blocks: Iterable[int], tally: Tally[int]) -> None:
+        """Spool blocks unless others do; returns when they are done."""
 
-            share(
-                [block for block in in_turn(blocks, self.share) if block not in tally.before],
-                done=lambda block: self.spool.path(block).exists(),
-                work=work,
-                lock=lambda block: self._lock(f"block-{block}"),
-            )
+        def work(block: int) -> None:
+            states = self._blocks.encoded_raw("train", block)()
+            self.spool.write(block, states)
+            tally.bytes += states.nbytes
+            tally.advance(block, tally.sizes[block])
+
+        share(
+            blocks,
+            done=lambda block: self.spool.path(block).exists(),
+            work=work,
+            lock=lambda block: self._lock(f"block-{block}"),
+        )
 
     @property
     def _statistics_path(self) -> Location:
@@ -278,34 +295,42 @@ class Extraction:
     # ------------------------------------------------------------------------------------------------------------------
     # Phase 3: shards
 
-    def write_shards(self) -> None:
+    def write_shards(self, hand_out: HandOut | None = None) -> None:
         """Encode, normalise and store every shard that has no record yet."""
-        statistics, _ = self._read_statistics()
-        mean_D, std_D = statistics.mean_D.astype(np.float32), statistics.std_D.astype(np.float32)
         size, length = self.config.shard_rows, self.config.seq_len
         sizes = {
             (split, start // size): min(size, rows - start) * length
             for split, rows in self.rows.items()
             for start in range(0, rows, size)
         }
+        with Tally(self.progress, "encode", sizes, self.writer.recorded) as tally:
+            left = [item for item in self._in_turn(list(sizes)) if item not in tally.before]
+            (self.share_shards if hand_out is None else hand_out)(left, tally)
+
+    def share_shards(
+        self, shards: Iterable[Shard], tally: Tally[Shard], turn: AbstractContextManager[Any] | None = None
+    ) -> None:
+        """Write shards unless others do; returns when they are done. One is encoded in its `turn`, written after it."""
+        statistics, _ = self._read_statistics()
+        mean_D, std_D = statistics.mean_D.astype(np.float32), statistics.std_D.astype(np.float32)
         maker = {"encoder": self.fingerprints["encoder"], "statistics": ledger.statistics_hash(mean_D, std_D)}
         facts = {**maker, "versions": artifact.versions()}
-        with Tally(self.progress, "encode", sizes, self.writer.recorded) as tally:
 
-            def encode(item: tuple[str, int]) -> tuple[Parts, dict[str, Any]]:
+        def encode(item: Shard) -> tuple[Parts, dict[str, Any]]:
+            with turn or nullcontext():
                 return self._shard_parts(*item, mean_D, std_D, lambda tokens: tally.advance(item, tokens))
 
-            def write(item: tuple[str, int], made: tuple[Parts, dict[str, Any]]) -> None:
-                parts, error = made
-                tally.bytes += self.writer.write(*item, parts, self._shard_tokens(*item), {**error, **facts})
+        def write(item: Shard, made: tuple[Parts, dict[str, Any]]) -> None:
+            parts, error = made
+            tally.bytes += self.writer.write(*item, parts, self._shard_tokens(*item), {**error, **facts})
 
-            share(
-                [item for item in self._in_turn(list(sizes)) if item not in tally.before],
-                done=lambda item: self.writer.done(*item),
-                work=encode,
-                finish=write,
-                lock=lambda item: self._lock(f"{item[0]}-{item[1]}"),
-            )
+        share(
+            shards,
+            done=lambda item: self.writer.done(*item),
+            work=encode,
+            finish=write,
+            lock=lambda item: self._lock(f"{item[0]}-{item[1]}"),
+        )
 
     def _shard_tokens(self, split: str, shard: int) -> np.ndarray:
         size = self.config.shard_rows
@@ -319,18 +344,9 @@ class Extraction:
         if not estimate.stores_states(self.config):
             advance(rows * self.config.seq_len)
             return {}, {}
-        codec, size = CODECS[self.config.codec], self.config.batch_size
-        mean, std = (torch.from_numpy(values).to(self.encoder.device) for values in (mean_D, std_D))
-        stored, errors = codec.empty((rows, self.config.seq_len, len(mean_D))), []
-        places = range(0, rows, size)
-        blocks = ((shard * self.config.shard_rows + place) // size for place in places)
-        begun = (self._blocks.stored(split, block, mean, std, codec) for block in blocks)
-        for place, (parts, block_error) in zip(places, one_ahead(begun), strict=True):
-            errors.append(block_error)
-            for name, values in parts.items():
-                stored[name][place : place + size] = values
-            advance(min(size, rows - place) * self.config.seq_len)
-        error = reduce(codecs.Error.merge, errors)
+        codec = CODECS[self.config.codec]
+        places = range(shard * self.config.shard_rows, shard * self.config.shard_rows + rows)
+        stored, error = self._blocks.stored_rows(split, places, mean_D, std_D, codec, advance)
         if codec.name.startswith("int8") and error.worst_channel > self.config.max_channel_error:
             raise InputError(
                 f"--codec {codec.name} loses {error.worst_channel:.2%} of a channel in shard {split}-{shard:05d} "
@@ -351,14 +367,6 @@ class Extraction:
             self.progress.note(f"making again: {', '.join(missing)}")
         return missing
 
-    def check_written(self) -> None:
-        """`InputError` where shards are missing, for a process that is not to make any."""
-        begun = (self.out / "store.json").is_file()
-        missing = len(ledger.unwritten(self.out)) if begun else 0
-        if missing or not begun:
-            count = f"{missing:,} of {len(ledger.shard_names(ledger.read_description(self.out))):,}" if begun else "all"
-            raise InputError(f"{count} shards of {self.out} are missing; run the same with --only encode first")
-
     def seal(self, result: Artifact) -> Artifact:
         """Write the manifest, once every shard is there, and remove the spool."""
         with file_lock(self._lock("seal")):
@@ -374,7 +382,7 @@ class Extraction:
         """Remove the spool and the locks, which a sealed store no longer needs."""
         if (self.work / "packed").exists() or (self.work / "spool").exists():
             with file_lock(self._lock("pack")):
-                self._packing.remove()
+                self.packing.remove()
                 shutil.rmtree(self.work / "spool", ignore_errors=True)
         shutil.rmtree(self.work / "claims", ignore_errors=True)
         if self.work != self.out:

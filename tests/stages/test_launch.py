@@ -137,7 +137,7 @@ def test_the_seal_says_how_many_shards_are_missing_and_removes_none(config, whol
 def test_bad_text_leaves_nothing_of_a_job_that_only_packs(config, tmp_path):
     blank = tmp_path / "blank.txt"
     blank.write_text("\n \n")
-    with pytest.raises(InputError, match="blank.txt"):
+    with pytest.raises(InputError, match=r"blank\.txt"):
         launched(replace(config, data=(str(blank),), validation_docs=0), tmp_path / "f", only="pack")
     assert not (tmp_path / "f").exists()
 
@@ -174,7 +174,7 @@ def test_several_processes_do_not_overwrite(config, tmp_path, monkeypatch):
     for launch, environment in ((LaunchConfig(share="0/2"), {}), (LaunchConfig(), {"SLURM_PROCID": "1"})):
         for name, value in {"SLURM_NTASKS": "2", **environment}.items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(InputError, match="--overwrite can't be shared by several processes; remove .*/f first"):
+        with pytest.raises(InputError, match=r"--overwrite can't be shared by several processes; remove .*/f first"):
             extract_features.run(config, tmp_path / "f", overwrite=True, launch=launch)
 
 
