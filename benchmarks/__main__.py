@@ -2,6 +2,7 @@
 
 Speed, within ten minutes on two cores; `python -m benchmarks store` holds the feature store against its aims, and
 `python -m benchmarks packing` the packing of text into rows against the bare tokenizer, in minutes, and
+`python -m benchmarks plans` says what extractions of OpenWebText and more take, in minutes, and
 `python -m benchmarks window` windows of rows against fully shuffled ones, and
 `python -m benchmarks samplers` the width of what every solver draws against that of the data, in seconds, and
 `python -m benchmarks loaded` a training step alone and beside other work, in five minutes, and
@@ -33,6 +34,7 @@ PARTS = (
     "speed",
     "store",
     "packing",
+    "plans",
     "window",
     "samplers",
     "loaded",

@@ -31,7 +31,7 @@ def command(options: Options, launch: LaunchConfig, output: str | None) -> None:
     from ldlm.stages import extract_features as stage
 
     if options.dry_run:
-        return options.show_plan(stage.plan(config, None if output is None else locate(output)))
+        return options.show_plan(stage.plan(config, None if output is None else locate(output), launch))
     out = require_place(output, "--output", "features")
     made = stage.run(config, out, overwrite=bool(options.overwrite), progress=show.Terminal(), launch=launch)
     if not made.complete:

@@ -36,33 +36,44 @@ from ldlm.training import cost
 ALONE = LaunchConfig()
 
 
-def plan(config: ExtractConfig, out: Location | None = None) -> dict[str, Any]:
+def plan(config: ExtractConfig, out: Location | None = None, launch: LaunchConfig = ALONE) -> dict[str, Any]:
     """Rows, tokens, shards, bytes per codec before compression, free space and hours of an extraction.
 
-    Hours are those of one process on this device, at the rates at which it tokenises the text, and then runs the
-    encoder or, where that is slower, makes the bytes of shards; the disk is left out. `online` runs the encoder over
-    the sample for the statistics only. Of a large corpus only the first documents are tokenised, and the rest is
-    `estimated` from their number. `saved_share_of_step` is the encoder's part of a training step that runs it, in
-    FLOPs, for a model of the paper's size: what the store saves.
+    Hours are those of `launch.workers` processes, each on a device like this, at the rates at which one tokenises the
+    text, and then runs the encoder or, where that is slower, makes the bytes of shards, or at `launch.rate`; pieces are
+    shared evenly, shards are whole, and disk and network are left out. `online` runs the encoder over the sample for
+    the statistics only. Of a large corpus only the first documents are tokenised, and the rest is `estimated` from
+    their number; the text is a sample of one with `launch.tokens`. `saved_share_of_step` is the encoder's part of a
+    training step that runs it, in FLOPs, for a model of the paper's size: what the store saves.
     """
     config, _, tokenizer, encoder = inputs.find(config, out)
     counts = {split: corpus.count_rows(config, tokenizer, split) for split in SPLITS}
     rows = {split: count.rows for split, count in counts.items()}
+    if launch.tokens is not None:
+        rows = {"train": -(-launch.tokens // config.seq_len), "validation": 0}
     tokens, width = sum(rows.values()) * config.seq_len, 0 if config.kind == "scratch" else encoder.hidden_dim
     packing = sum(count.seconds for count in counts.values()) / max(1, sum(count.packed for count in counts.values()))
     writer = inputs.store_writer(config, Path(), inputs.shapes(config, tokenizer, encoder))
-    rate = estimate.tokens_per_second(config, encoder, writer) if writer.with_hidden else 0.0
-    sample = estimate.sampled_blocks(config, rows["train"]) * config.batch_size * config.seq_len
-    encoding = (tokens if writer.codec.dtypes else min(tokens, sample)) / rate if rate else 0.0
+    workers, shards = launch.workers or 1, sum(map(writer.shards, rows.values()))
+    rate = launch.rate or estimate.tokens_per_second(config, encoder, writer) if writer.with_hidden else 0.0
+    blocks = estimate.sampled_blocks(config, rows["train"])
+    sample = blocks * config.batch_size * config.seq_len
+    if writer.codec.dtypes:
+        of_one = tokens * estimate.largest_share(shards, workers)  # tokens that the busiest worker encodes
+    else:
+        of_one = min(tokens, sample) * estimate.largest_share(blocks, workers)
+    encoding = of_one / rate if rate else 0.0
     return {
         "rows": rows,
-        "estimated": not all(count.exact for count in counts.values()),
+        "estimated": launch.tokens is not None or not all(count.exact for count in counts.values()),
         "tokens": tokens,
-        "shards": sum(map(writer.shards, rows.values())),
+        "shards": shards,
         "bytes": {codec.name: estimate.stored_bytes(tokens, width, codec) for codec in CODECS.values()},
+        "spool_bytes": estimate.disk_bytes(config, width, rows, with_store=False),
         "bytes_free": estimate.free_bytes(out or Path()) if isinstance(out, Path | None) else None,
         "tokens_per_second": round(rate),
-        "hours": (packing * sum(rows.values()) + encoding) / 3600,
+        "workers": workers,
+        "hours": (packing * sum(rows.values()) / workers + encoding) / 3600,
         "saved_share_of_step": cost.encoder_share(encoder.network, config.seq_len),
     }
 

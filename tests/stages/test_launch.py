@@ -199,3 +199,45 @@ def test_the_command_line_takes_a_launch_and_says_what_is_done(ldlm, succeed, re
     shown = ldlm(*command, "--only", "encode", "--share", "0/2")
     assert shown.stdout.split() == ["output", str(out), "done", "encode"]
     assert succeed(*command, "--only", "seal")["rows"] == json.loads((out / "manifest.json").read_text())["rows"]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Plans
+
+
+def test_a_plan_for_so_many_workers_and_tokens_is_arithmetic(config):
+    """At a token per second, beside which packing takes no time."""
+
+    def plan(**launch):
+        return extract_features.plan(config, launch=LaunchConfig(rate=1.0, **launch))
+
+    one = plan(tokens=9_000_000_000, workers=1)
+    rows = 9_000_000_000 / 16
+    assert (one["tokens"], one["rows"], one["workers"]) == (9_000_000_000, {"train": rows, "validation": 0}, 1)
+    assert one["estimated"] is True
+    assert one["shards"] == rows / 16
+    assert one["bytes"]["fp16"] == 9_000_000_000 * (16 * 2 + 4)
+    assert one["spool_bytes"] == 9_000_000_000 * 4 + 2_000_000 * 16 * 4  # tokens, and the sample's states in fp32
+    assert one["tokens_per_second"] == 1
+    assert one["hours"] == pytest.approx(9_000_000_000 / 3600, rel=0.01)
+    assert plan(tokens=9_000_000_000, workers=1000)["hours"] == pytest.approx(one["hours"] / 1000, rel=0.01)
+    # Three shards: the third worker's is whole, and a fourth has nothing to encode.
+    hours = [plan(tokens=3 * 16 * 16, workers=workers)["hours"] for workers in (1, 2, 3, 4)]
+    shard = 16 * 16 / 3600
+    assert hours == pytest.approx([3 * shard, 2 * shard, shard, shard], rel=0.01)
+
+
+def test_a_plan_for_an_online_store_divides_the_sample_alone(config):
+    online = replace(config, codec="online", stats_tokens=4 * 8 * 16)
+
+    def plan(workers):
+        return extract_features.plan(online, launch=LaunchConfig(rate=1.0, tokens=16 * 100, workers=workers))["hours"]
+
+    block = 8 * 16 / 3600
+    assert [plan(1), plan(2), plan(3), plan(4)] == pytest.approx([4 * block, 2 * block, 2 * block, block], rel=0.01)
+
+
+def test_the_command_line_plans_for_workers(succeed, config):
+    command = ["extract-features", "--encoder", config.encoder, "--data", *config.data, "--seq-len", 16, "--dry-run"]
+    found = succeed(*command, "--device", "cpu", "--tokens", 10**9, "--workers", 7, "--rate", 1e6)
+    assert (found["tokens"], found["workers"], found["tokens_per_second"]) == (10**9, 7, 10**6)
