@@ -1,8 +1,8 @@
 """Planned time and space of extractions of OpenWebText and of 250e9 tokens, by number of workers.
 
-Each is what `ldlm extract-features --dry-run --tokens N --workers W --rate R` says, with an encoder of GPT-2's size
-(random weights, 12 blocks of width 768 with the third-to-last layer's states taken), rows of 1,024 tokens, and the rate
-that the first dry run measured on this machine. Hours are in proportion to that rate: give `--rate` that of your GPU.
+Each is what `ldlm extract-features --dry-run --tokens N --workers W --rate R` says, for an encoder of GPT-2's size (12
+blocks of width 768 with random weights, of which the third-to-last layer's states are taken) and rows of 1,024 tokens:
+at a rate of 100,000 tokens per second, to be scaled to that of one's GPU, and at the rate that a dry run measures here.
 """
 
 from __future__ import annotations
@@ -20,22 +20,29 @@ from ldlm.stages import extract_features
 
 TEXTS = {"OpenWebText": 9_000_000_000, "250e9 tokens": 250_000_000_000}
 WORKERS = (1, 8, 64, 512)
+RATE = 100_000.0  # tokens per second
 BYTES, SEQ_LEN, LAYERS, WIDTH, HEADS = 2**20, 1024, 12, 768, 12
+BATCH = 2  # rows of a pass, in which a rate is measured within a minute on a processor
 
 
 def run(folder: Path) -> dict[str, Any]:
-    """Measure a worker's rate, and plan; files are made below `folder`."""
+    """Measure the rate of this machine, and plan; files are made below `folder`."""
     path = folder / "text.txt"
     path.write_text(packing.prose(BYTES), encoding="utf-8")
-    os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    config = ExtractConfig(encoder=str(_encoder(folder / "encoder", path)), data=(str(path),), seq_len=SEQ_LEN)
-    rate = float(extract_features.plan(config)["tokens_per_second"])
-    rows = []
+    os.environ[packing.helpers.OWN_THREADS] = "true"
+    encoder = _encoder(folder / "encoder", path)
+    config = ExtractConfig(encoder=str(encoder), data=(str(path),), seq_len=SEQ_LEN, batch_size=BATCH)
+    here = extract_features.plan(config)["tokens_per_second"]
+    plans = []
     for text, tokens in TEXTS.items():
         for workers in WORKERS:
-            launch = LaunchConfig(tokens=tokens, workers=workers, rate=rate)
-            rows.append({"text": text, **extract_features.plan(config, launch=launch)})
-    return {"tokens_per_second": rate, "seq_len": SEQ_LEN, "width": WIDTH, "plans": rows}
+            hours = {}
+            for rate in (RATE, float(here)):
+                launch = LaunchConfig(tokens=tokens, workers=workers, rate=rate)
+                plan = extract_features.plan(config, launch=launch)
+                hours[str(round(rate))] = plan["hours"]
+            plans.append({"text": text, **plan, "hours": hours})
+    return {"tokens_per_second": here, "seq_len": SEQ_LEN, "width": WIDTH, "plans": plans}
 
 
 def _encoder(folder: Path, text: Path) -> Path:
@@ -46,32 +53,33 @@ def _encoder(folder: Path, text: Path) -> Path:
     end = "<|endoftext|>"
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end).save_pretrained(folder)
     sizes = {"n_positions": SEQ_LEN, "n_layer": LAYERS, "n_embd": WIDTH, "n_head": HEADS}
-    GPT2Model(GPT2Config(vocab_size=max(packing.VOCABULARY, tokenizer.get_vocab_size()), **sizes)).save_pretrained(
-        folder
-    )
+    sizes |= dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.token_to_id(end))
+    GPT2Model(GPT2Config(vocab_size=packing.VOCABULARY, **sizes)).save_pretrained(folder)
     return folder
 
 
 def report(figures: dict[str, Any]) -> str:
     """The plans as text."""
-    cells = [
-        (
-            plan["text"],
-            plan["workers"],
-            plan["shards"],
-            amount(plan["bytes"]["fp16"]),
-            amount(plan["bytes"]["int8-token"]),
-            amount(plan["spool_bytes"]),
-            plan["hours"],
-            plan["hours"] / 24,
-        )
-        for plan in figures["plans"]
+    plans, here = figures["plans"], figures["tokens_per_second"]
+    rates = list(plans[0]["hours"])
+    space = [
+        (text, one["tokens"], one["shards"], *(amount(one["bytes"][name]) for name in ("fp16", "int8-token")))
+        for text, one in {plan["text"]: plan for plan in plans}.items()
     ]
+    spool = [amount(one["spool_bytes"]) for one in {plan["text"]: plan for plan in plans}.values()]
+    times = [(plan["text"], plan["workers"], *(plan["hours"][rate] for rate in rates)) for plan in plans]
     return "\n".join(
         [
-            f"rows of {figures['seq_len']:,} tokens, states of {figures['width']}; a worker is a machine like this, "
-            f"{figures['tokens_per_second']:,.0f} tokens/s of the encoder",
+            f"rows of {figures['seq_len']:,} tokens, states of {figures['width']}; before compression",
             "",
-            show.table(("text", "workers", "shards", "fp16", "int8-token", "spool", "hours", "days"), cells),
+            show.table(
+                ("text", "tokens", "shards", "fp16", "int8-token", "spool"),
+                [(*row, spooled) for row, spooled in zip(space, spool, strict=True)],
+            ),
+            "",
+            f"hours, where a worker's encoder makes so many tokens per second ({here:,} here, beside what else runs)",
+            "and its text is tokenised at the rate of this machine's cores",
+            "",
+            show.table(("text", "workers", *(f"at {int(rate):,}/s" for rate in rates)), times),
         ]
     )

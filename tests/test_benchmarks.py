@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -66,6 +67,25 @@ def test_the_store_s_benchmark_is_skipped_without_its_encoder(store, tmp_path, m
     monkeypatch.setattr(store, "_minilm", lambda: None)
     monkeypatch.setattr(builtin_text, "documents", lambda: pytest.fail("nothing is made"))
     assert "skipped, the encoder is in the package" in store.report(store.run(tmp_path))
+
+
+@pytest.mark.slow
+def test_the_plans_are_those_of_dry_runs(tmp_path, monkeypatch):
+    from benchmarks import packing, plans
+
+    for name, value in {"BYTES": 20_000, "SEQ_LEN": 16, "LAYERS": 4, "WIDTH": 16, "HEADS": 2}.items():
+        monkeypatch.setattr(plans, name, value)
+    monkeypatch.setattr(packing, "VOCABULARY", 400)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")  # so that it is as it was afterwards
+    figures = plans.run(tmp_path)
+    assert len(figures["plans"]) == 8
+    first, last = figures["plans"][0], figures["plans"][-1]
+    assert first["bytes"]["fp16"] == 9_000_000_000 * (2 * 16 + 4)
+    assert first["hours"]["100000"] > 9e9 / 1e5 / 3600
+    assert last["hours"]["100000"] > 250e9 / 1e5 / 3600 / 512
+    text = plans.report(figures)
+    assert re.search(r"^OpenWebText +9,000,000,000 ", text, re.MULTILINE)
+    assert text.count("250e9 tokens") == 5
 
 
 @pytest.mark.slow

@@ -26,8 +26,8 @@ SBATCH = {
     "ntasks": True, "open-mode": True, "output": True, "parsable": False, "requeue": False, "time": True,
 }  # fmt: skip
 
-# A scheduler that gives tasks the variables that SLURM does. It has three nodes, so of a longer array the first task, the
-# last and one between them start.
+# A scheduler that gives tasks the variables that SLURM does. It has three nodes, so of a longer array the first task,
+# the last and one between them start.
 STUB_SBATCH = """
 import json, os, re, subprocess, sys
 options, rest = {}, sys.argv[1:]
