@@ -28,7 +28,7 @@ def store(gpt2, monkeypatch):
     small |= {"STEPS": 1, "STORED": (("fp16", "none"), ("fp16", "zstd"))}
     for name, value in small.items():
         monkeypatch.setattr(store, name, value)
-    monkeypatch.setattr(store, "_minilm", lambda: gpt2)
+    monkeypatch.setattr(store, "minilm", lambda: gpt2)
     return store
 
 
@@ -64,9 +64,21 @@ def test_peak_memory_is_that_of_more_shards_than_are_in_memory_at_a_time(store, 
 
 
 def test_the_store_s_benchmark_is_skipped_without_its_encoder(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "_minilm", lambda: None)
+    monkeypatch.setattr(store, "minilm", lambda: None)
     monkeypatch.setattr(builtin_text, "documents", lambda: pytest.fail("nothing is made"))
     assert "skipped, the encoder is in the package" in store.report(store.run(tmp_path))
+
+
+@pytest.mark.slow
+def test_extractions_by_one_process_and_two_are_compared(gpt2, tmp_path, monkeypatch):
+    from benchmarks import workers
+
+    for name, value in {"ROWS": 400, "SEQ_LEN": 16, "SHARD_ROWS": 32, "minilm": lambda: gpt2}.items():
+        monkeypatch.setattr(workers, name, value)
+    figures = workers.run(tmp_path)
+    assert figures["equal"] is True
+    assert figures["workers"].keys() == {"1", "2"}
+    assert "bytes of all files equal: yes" in workers.report(figures)
 
 
 @pytest.mark.slow
