@@ -3,6 +3,8 @@
 Speed, within ten minutes on two cores; `python -m benchmarks store` holds the feature store against its aims, and
 `python -m benchmarks packing` the packing of text into rows against the bare tokenizer, in minutes, and
 `python -m benchmarks leases` what leases cost, and a thousand simulated workers that die and stall, and
+`python -m benchmarks plans` says what extractions of OpenWebText and more take, in minutes, and
+`python -m benchmarks workers` compares an extraction by two processes with one's, in minutes, and
 `python -m benchmarks window` windows of rows against fully shuffled ones, and
 `python -m benchmarks samplers` the width of what every solver draws against that of the data, in seconds, and
 `python -m benchmarks loaded` a training step alone and beside other work, in five minutes, and
@@ -35,6 +37,8 @@ PARTS = (
     "store",
     "packing",
     "leases",
+    "plans",
+    "workers",
     "window",
     "samplers",
     "loaded",

@@ -32,7 +32,7 @@ def run(folder: Path) -> dict[str, Any]:
     path = folder / "text.txt"
     path.write_text(prose(BYTES), encoding="utf-8")
     documents = list(textfiles.file_documents([path]))
-    tokenizer = _tokenizer(documents)
+    tokenizer = byte_level_tokenizer(documents)
     counts = sorted({1, 2, helpers.workers()})
     work: dict[str, Callable[[Path], int]] = {"bare": partial(_bare, tokenizer, documents)}
     work |= {str(count): partial(_packed, path, tokenizer, count) for count in counts}
@@ -66,7 +66,7 @@ def prose(size: int) -> str:
     return (whole * (size // len(whole) + 1))[:size]
 
 
-def _tokenizer(documents: list[str]) -> Tokenizer:
+def byte_level_tokenizer(documents: list[str]) -> Tokenizer:
     """A byte-level tokenizer with GPT-2's number of tokens, or as many as the text has."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

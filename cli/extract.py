@@ -6,18 +6,20 @@ import click
 
 from ldlm import files
 from ldlm.cli import show
-from ldlm.cli.options import Command, Options, path_option, require_place, stage_options
-from ldlm.config import ExtractConfig
+from ldlm.cli.options import Command, Options, more_options, path_option, require_place, stage_options
+from ldlm.config import ExtractConfig, LaunchConfig
 from ldlm.location import locate
 
 
 @click.command(cls=Command, short_help="run the frozen encoder over text, once, into a store")
 @stage_options(ExtractConfig)
+@more_options(LaunchConfig, "launch")
 @path_option("--output", "folder of the feature store, or s3://bucket/prefix")
-def command(options: Options, output: str | None) -> None:
+def command(options: Options, launch: LaunchConfig, output: str | None) -> None:
     """Tokenise and pack text, run the frozen encoder over it, and store the normalised hidden states.
 
     The store can be trained on once it is sealed. The same command resumes an interrupted extraction.
+    Several processes divide it, on one machine or many, if they are given the same command.
 
     \b
     Examples:
@@ -29,9 +31,12 @@ def command(options: Options, output: str | None) -> None:
     from ldlm.stages import extract_features as stage
 
     if options.dry_run:
-        return options.show_plan(stage.plan(config, None if output is None else locate(output)))
+        return options.show_plan(stage.plan(config, None if output is None else locate(output), launch))
     out = require_place(output, "--output", "features")
-    made = stage.run(config, out, overwrite=bool(options.overwrite), progress=show.Terminal())
+    made = stage.run(config, out, overwrite=bool(options.overwrite), progress=show.Terminal(), launch=launch)
+    if not made.complete:
+        part = {"output": str(made.path), "done": launch.only}
+        return options.show(part, lambda: show.pairs(part))
     result = {"output": str(made.path), **made.manifest}
     options.show(result, lambda: _table(result))
 

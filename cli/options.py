@@ -204,6 +204,25 @@ def online_options(names: Sequence[str]) -> Function:
     return decorate
 
 
+def more_options(cls: type, name: str) -> Function:
+    """Decorator with the settings of a class beside the stage's, which the command receives as `name`."""
+    fields = list(settings(cls))
+
+    def decorate(function: Function) -> Function:
+        def command(**values: Any) -> Any:
+            given = {field.path[-1]: values.pop(field.parameter) for field in fields}
+            given = {key: value for key, value in given.items() if value is not None}
+            return function(**{name: configs.from_dict(cls, given)}, **values)
+
+        command.__doc__, command.__name__ = function.__doc__, function.__name__
+        command.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+        for field in reversed(fields):
+            command = field.option()(command)
+        return command
+
+    return decorate
+
+
 def _method_option() -> Function:
     help = "what is trained: ldlm, or on its tokens alone mdlm, duo, candi or flm  [default: ldlm]"
     return click.option("--method", metavar="|".join(configs.METHODS), help=help)

@@ -14,7 +14,6 @@ The spool of a store in an object store is in a local cache.
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -22,44 +21,60 @@ from typing import Any
 
 from ldlm import runtime
 from ldlm.artifact import Artifact
-from ldlm.config import ExtractConfig, Shapes
+from ldlm.config import ExtractConfig, LaunchConfig, Shapes
 from ldlm.errors import InputError
-from ldlm.features import corpus, estimate, inputs
+from ldlm.features import corpus, estimate, inputs, ledger, ray_engine
+from ldlm.features.begin import prepare
 from ldlm.features.codecs import CODECS
-from ldlm.features.extraction import prepare
+from ldlm.features.extraction import Extraction
+from ldlm.features.ray_engine import RayEngine
 from ldlm.features.shards import SPLITS
+from ldlm.features.shares import share_of, share_of_environment
 from ldlm.location import Location
 from ldlm.progress import SILENT, Progress
 from ldlm.training import cost
 
+ALONE = LaunchConfig()
 
-def plan(config: ExtractConfig, out: Location | None = None) -> dict[str, Any]:
+
+def plan(config: ExtractConfig, out: Location | None = None, launch: LaunchConfig = ALONE) -> dict[str, Any]:
     """Rows, tokens, shards, bytes per codec before compression, free space and hours of an extraction.
 
-    Hours are those of one process on this device, at the rates at which it tokenises the text, and then runs the
-    encoder or, where that is slower, makes the bytes of shards; the disk is left out. `online` runs the encoder over
-    the sample for the statistics only. Of a large corpus only the first documents are tokenised, and the rest is
-    `estimated` from their number. `saved_share_of_step` is the encoder's part of a training step that runs it, in
-    FLOPs, for a model of the paper's size: what the store saves.
+    Hours are those of `launch.workers` processes, each on a device like this, at the rates at which one tokenises the
+    text, and then runs the encoder or, where that is slower, makes the bytes of shards, or at `launch.rate`; pieces are
+    shared evenly, shards are whole, and disk and network are left out. `online` runs the encoder over the sample for
+    the statistics only. Of a large corpus only the first documents are tokenised, and the rest is `estimated` from
+    their number; the text is a sample of one with `launch.tokens`. `saved_share_of_step` is the encoder's part of a
+    training step that runs it, in FLOPs, for a model of the paper's size: what the store saves.
     """
     config, _, tokenizer, encoder = inputs.find(config, out)
     counts = {split: corpus.count_rows(config, tokenizer, split) for split in SPLITS}
     rows = {split: count.rows for split, count in counts.items()}
+    if launch.tokens is not None:
+        rows = {"train": -(-launch.tokens // config.seq_len), "validation": 0}
     tokens, width = sum(rows.values()) * config.seq_len, 0 if config.kind == "scratch" else encoder.hidden_dim
     packing = sum(count.seconds for count in counts.values()) / max(1, sum(count.packed for count in counts.values()))
     writer = inputs.store_writer(config, Path(), inputs.shapes(config, tokenizer, encoder))
-    rate = estimate.tokens_per_second(config, encoder, writer) if writer.with_hidden else 0.0
-    sample = estimate.sampled_blocks(config, rows["train"]) * config.batch_size * config.seq_len
-    encoding = (tokens if writer.codec.dtypes else min(tokens, sample)) / rate if rate else 0.0
+    workers, shards = launch.workers or 1, sum(map(writer.shards, rows.values()))
+    rate = launch.rate or estimate.tokens_per_second(config, encoder, writer) if writer.with_hidden else 0.0
+    blocks = estimate.sampled_blocks(config, rows["train"])
+    sample = blocks * config.batch_size * config.seq_len
+    if writer.codec.dtypes:
+        of_one = tokens * estimate.largest_share(shards, workers)  # tokens that the busiest worker encodes
+    else:
+        of_one = min(tokens, sample) * estimate.largest_share(blocks, workers)
+    encoding = of_one / rate if rate else 0.0
     return {
         "rows": rows,
-        "estimated": not all(count.exact for count in counts.values()),
+        "estimated": launch.tokens is not None or not all(count.exact for count in counts.values()),
         "tokens": tokens,
-        "shards": sum(map(writer.shards, rows.values())),
+        "shards": shards,
         "bytes": {codec.name: estimate.stored_bytes(tokens, width, codec) for codec in CODECS.values()},
+        "spool_bytes": estimate.disk_bytes(config, width, rows, with_store=False),
         "bytes_free": estimate.free_bytes(out or Path()) if isinstance(out, Path | None) else None,
         "tokens_per_second": round(rate),
-        "hours": (packing * sum(rows.values()) + encoding) / 3600,
+        "workers": workers,
+        "hours": (packing * sum(rows.values()) / workers + encoding) / 3600,
         "saved_share_of_step": cost.encoder_share(encoder.network, config.seq_len),
     }
 
@@ -69,27 +84,103 @@ def shapes(config: ExtractConfig) -> Shapes:
     return inputs.shapes(config, *inputs.models(config))
 
 
-def run(config: ExtractConfig, out: Location, *, overwrite: bool = False, progress: Progress = SILENT) -> Artifact:
-    """Write the store `out` and seal it. The same call again resumes an interrupted one, or joins a running one."""
-    if overwrite and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+def run(
+    config: ExtractConfig,
+    out: Location,
+    *,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+    launch: LaunchConfig = ALONE,
+) -> Artifact:
+    """Write the store `out` and seal it. The same call again resumes an interrupted one, or joins a running one.
+
+    With `launch.only` it ends after that phase, and the store is complete after the last one.
+    """
+    _check(launch)
+    share = share_of_environment() if launch.share is None else share_of(launch.share)
+    if overwrite and (runtime.processes() > 1 or (share is not None and share.of > 1)):
         raise InputError(f"--overwrite can't be shared by several processes; remove {out} first")
     progress = progress if runtime.reports() else SILENT
-    with ExitStack() as held:
-        extraction, result = prepare(config, out, overwrite=overwrite, progress=progress, held=held)
+    with ExitStack() as connected, ExitStack() as held:
+        engine = None
+        if launch.engine == "ray" and launch.only != "seal":
+            engine = connected.enter_context(ray_engine.connected(config, launch, progress))
+            config = engine.decided(out, overwrite)
+        _check_precision(config, out, overwrite, launch)
+        device = None if engine is None else "cpu"  # of this process, which encodes nothing then
+        extraction, result = prepare(config, out, overwrite=overwrite, progress=progress, held=held, device=device)
+        extraction.share = share
         if result.complete:
             extraction.clear()  # killed between the seal and this
             progress.note(f"{out} is complete; nothing to do")
             return result
+        with result.or_nothing("ledger/*", held=held):
+            _check_begun(extraction, launch)
+        if launch.only == "seal":
+            return extraction.seal(result)
 
         with extraction.unless_sealed():
             # Bad text leaves nothing, even of an interrupted extraction: what is left would refuse the corrected text.
             with replace(result, state="new").or_nothing("ledger/*", held=held):
-                packed = extraction.pack()
+                if engine is not None:
+                    engine.serve(extraction)
+                packed = extraction.pack(None if engine is None else engine.pieces)
             with result.or_nothing("ledger/*", held=held):
                 if packed:
                     extraction.check_space(extraction.rows)
-                    extraction.encode_sample()
-                    extraction.describe()
-                    extraction.write_shards()
-                    extraction.make_missing(held)
-        return extraction.seal(result)
+                    if launch.only != "pack":
+                        _encode(extraction, engine, held)
+                elif launch.only is not None:
+                    return extraction.seal(result)
+        return result if launch.only is not None else extraction.seal(result)
+
+
+def _encode(extraction: Extraction, engine: RayEngine | None, held: ExitStack) -> None:
+    """Write every shard, from packed rows. `held` is that of `prepare`."""
+    blocks, shards = (None, None) if engine is None else (engine.blocks, engine.shards)
+    extraction.encode_sample(blocks)
+    (extraction if engine is None else engine).describe()
+    extraction.write_shards(shards)
+    extraction.make_missing(held, shards)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Launches that are refused
+
+
+def _check(launch: LaunchConfig) -> None:
+    """`InputError` for settings of a launch that don't go together."""
+    if launch.tokens is not None or launch.rate is not None:
+        raise InputError("--tokens and --rate are what a plan is for; add --dry-run")
+    if launch.engine is None and launch.address is not None:
+        raise InputError("--address is that of a Ray cluster; add --engine ray")
+    if launch.engine is None and launch.workers is not None:
+        raise InputError("--workers needs --engine ray, or --dry-run; without an engine start as many processes")
+    if launch.engine is not None and launch.share is not None:
+        raise InputError("--share is for processes that are started one by one, and --engine ray starts its own")
+
+
+def _check_precision(config: ExtractConfig, out: Location, overwrite: bool, launch: LaunchConfig) -> None:
+    """`InputError` where packing alone, on a machine without a GPU, would settle the precision of the encoder."""
+    if launch.only != "pack" or config.precision != "auto" or config.kind == "scratch":
+        return
+    begun = not overwrite and (out / "config.yaml").is_file()
+    if not begun and runtime.device(config.device).type == "cpu":
+        raise InputError(
+            "--only pack begins the store, and --precision auto would be fp32 here, where no GPU is used; say "
+            "--precision bf16 to encode on GPUs, or --precision fp32"
+        )
+
+
+def _check_begun(extraction: Extraction, launch: LaunchConfig) -> None:
+    """`InputError` where a phase would come before the one before it is done."""
+    out = extraction.out
+    if launch.only == "encode" and not extraction.packing.done:
+        where = "" if extraction.work == out else f" in {extraction.work}, where this machine keeps it"
+        raise InputError(f"the text of {out} is not packed{where}; run the same with --only pack first")
+    if launch.only == "seal":
+        begun = (out / "store.json").is_file()
+        missing = len(ledger.unwritten(out)) if begun else 0
+        if missing or not begun:
+            count = f"{missing:,} of {len(ledger.shard_names(ledger.read_description(out))):,}" if begun else "all"
+            raise InputError(f"{count} shards of {out} are missing; run the same with --only encode first")

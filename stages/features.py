@@ -20,8 +20,8 @@ from ldlm.config import ExtractConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import metrics, samples
 from ldlm.features import ledger
+from ldlm.features.begin import prepare
 from ldlm.features.encoder import online_encoder
-from ldlm.features.extraction import prepare
 from ldlm.features.store import FeatureStore, Split
 from ldlm.features.stream import RowOrder, Stream, default_window
 from ldlm.hub import load_tokenizer

@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -27,7 +28,7 @@ def store(gpt2, monkeypatch):
     small |= {"STEPS": 1, "STORED": (("fp16", "none"), ("fp16", "zstd"))}
     for name, value in small.items():
         monkeypatch.setattr(store, name, value)
-    monkeypatch.setattr(store, "_minilm", lambda: gpt2)
+    monkeypatch.setattr(store, "minilm", lambda: gpt2)
     return store
 
 
@@ -63,9 +64,40 @@ def test_peak_memory_is_that_of_more_shards_than_are_in_memory_at_a_time(store, 
 
 
 def test_the_store_s_benchmark_is_skipped_without_its_encoder(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "_minilm", lambda: None)
+    monkeypatch.setattr(store, "minilm", lambda: None)
     monkeypatch.setattr(builtin_text, "documents", lambda: pytest.fail("nothing is made"))
     assert "skipped, the encoder is in the package" in store.report(store.run(tmp_path))
+
+
+@pytest.mark.slow
+def test_extractions_by_one_process_and_two_are_compared(gpt2, tmp_path, monkeypatch):
+    from benchmarks import workers
+
+    for name, value in {"ROWS": 400, "SEQ_LEN": 16, "SHARD_ROWS": 32, "minilm": lambda: gpt2}.items():
+        monkeypatch.setattr(workers, name, value)
+    figures = workers.run(tmp_path)
+    assert figures["equal"] is True
+    assert figures["workers"].keys() == {"1", "2"}
+    assert "bytes of all files equal: yes" in workers.report(figures)
+
+
+@pytest.mark.slow
+def test_the_plans_are_those_of_dry_runs(tmp_path, monkeypatch):
+    from benchmarks import packing, plans
+
+    for name, value in {"BYTES": 20_000, "SEQ_LEN": 16, "LAYERS": 4, "WIDTH": 16, "HEADS": 2}.items():
+        monkeypatch.setattr(plans, name, value)
+    monkeypatch.setattr(packing, "VOCABULARY", 400)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")  # so that it is as it was afterwards
+    figures = plans.run(tmp_path)
+    assert len(figures["plans"]) == 8
+    first, last = figures["plans"][0], figures["plans"][-1]
+    assert first["bytes"]["fp16"] == 9_000_000_000 * (2 * 16 + 4)
+    assert first["hours"]["100000"] > 9e9 / 1e5 / 3600
+    assert last["hours"]["100000"] > 250e9 / 1e5 / 3600 / 512
+    text = plans.report(figures)
+    assert re.search(r"^OpenWebText +9,000,000,000 ", text, re.MULTILINE)
+    assert text.count("250e9 tokens") == 5
 
 
 @pytest.mark.slow

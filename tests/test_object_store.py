@@ -16,7 +16,8 @@ from patience import patience
 
 from ldlm import artifact, files, location
 from ldlm.errors import InputError, StorageError
-from ldlm.features.extraction import Extraction, prepare
+from ldlm.features.begin import prepare
+from ldlm.features.extraction import Extraction
 from ldlm.features.store import FeatureStore
 from ldlm.features.writer import StoreWriter
 from ldlm.location import ObjectPath, locate

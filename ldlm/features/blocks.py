@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import TypeVar
 
 import numpy as np
@@ -69,6 +70,31 @@ class Blocks:
             return arrive(), error
 
         return finite
+
+    def stored_rows(
+        self,
+        split: str,
+        rows: range,
+        mean_D: np.ndarray,
+        std_D: np.ndarray,
+        codec: Codec,
+        advance: Callable[[int], None],
+    ) -> tuple[Parts, Error]:
+        """Rows that whole blocks hold, normalised and encoded: the arrays to store, and the error that they have.
+
+        `advance` is told of tokens as they are encoded.
+        """
+        mean, std = (torch.from_numpy(values).to(self.encoder.device) for values in (mean_D, std_D))
+        length, errors = self.tokens[split].seq_len, []
+        stored = codec.empty((len(rows), length, len(mean_D)))
+        places = range(0, len(rows), self.size)
+        begun = (self.stored(split, (rows.start + place) // self.size, mean, std, codec) for place in places)
+        for place, (parts, block_error) in zip(places, one_ahead(begun), strict=True):
+            errors.append(block_error)
+            for name, values in parts.items():
+                stored[name][place : place + self.size] = values
+            advance(min(self.size, len(rows) - place) * length)
+        return stored, reduce(Error.merge, errors)
 
     def _encode(self, split: str, block: int) -> tuple[Tensor, Callable[[], None]]:
         """Raw states on the device, and a function that raises `InputError` when they are not finite."""

@@ -90,6 +90,11 @@ def tokens_per_second(config: ExtractConfig, encoder: FrozenEncoder, writer: Sto
     return min(tokens.numel() * _per_second(part) for part in (encode, compress))
 
 
+def largest_share(items: int, workers: int) -> float:
+    """The share of so many equal items that the busiest of some workers does, when they divide them evenly."""
+    return -(-items // workers) / max(1, items)
+
+
 def _per_second(work: Callable[[], None], seconds: float = 0.3) -> float:
     work()
     done, started = 0, time.perf_counter()

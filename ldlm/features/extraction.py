@@ -8,76 +8,38 @@ configuration and text alone.
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import cached_property, reduce
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.numpy import load, save
 
 from ldlm import artifact, files, hub, presence
 from ldlm.artifact import Artifact
 from ldlm.config import ExtractConfig
 from ldlm.errors import InputError, StorageError
-from ldlm.features import codecs, corpus, estimate, inputs, ledger, text, textfiles
+from ldlm.features import corpus, estimate, inputs, ledger, text, textfiles
 from ldlm.features.blocks import Blocks, one_ahead
 from ldlm.features.codecs import CODECS, Parts
 from ldlm.features.encoder import FrozenEncoder, Statistics
-from ldlm.features.packing import Ends, Packing
+from ldlm.features.packing import Ends, HandOutPieces, Packing
 from ldlm.features.shards import SPLITS
-from ldlm.features.shared_work import Tally, own_share_first, share
+from ldlm.features.shared_work import Tally, share
+from ldlm.features.shares import Share, in_turn, share_of_environment
 from ldlm.features.spool import Spool
 from ldlm.features.writer import StoreWriter
 from ldlm.leases import Leases
 from ldlm.location import Location
 from ldlm.presence import CLAIMS
-from ldlm.progress import SILENT, Progress
+from ldlm.progress import Progress
 
-
-def prepare(
-    config: ExtractConfig,
-    out: Location,
-    *,
-    overwrite: bool = False,
-    progress: Progress = SILENT,
-    held: ExitStack | None = None,
-) -> tuple[Extraction, Artifact]:
-    """Find text, tokenizer and encoder, and begin or resume the store `out`; `InputError` when one doesn't fit it.
-
-    Until `held` closes, no other process may overwrite or repair the store.
-    """
-    found = inputs.find(config, out)
-    begun = artifact.recorded_config(out) if not overwrite and (out / "config.yaml").is_file() else {}
-    found = inputs.resumed(found, begun, out, progress)
-    config, fingerprints = found.config, found.fingerprints()
-    result = artifact.begin(
-        out,
-        "features",
-        config,
-        {"text": found.text, **fingerprints},
-        overwrite=overwrite,
-        reads=(*config.data, *config.validation_data),
-        shared=True,
-        held=held,
-        note=progress.note,
-    )
-    made = Extraction(config, out, _work_folder(result), found.tokenizer, found.encoder, fingerprints, progress)
-    return made, result
-
-
-def _work_folder(result: Artifact) -> Path:
-    """The folder of token rows, raw states and locks: in the store, or for an object store in the user's cache."""
-    if isinstance(result.path, Path):
-        return result.path
-    identity = files.sha256_json([str(result.path), result.inputs, result.config])
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return cache / "ldlm" / identity[:16]
+Shard = tuple[str, int]  # split and number
+HandOut = Callable[[list[Any], Tally[Any]], None]  # the items that are left, and the tally of what is done
 
 
 @dataclass
@@ -91,6 +53,7 @@ class Extraction:
     encoder: FrozenEncoder
     fingerprints: dict[str, str]
     progress: Progress
+    share: Share | None = field(default_factory=share_of_environment)  # of the work, which this process does first
 
     @cached_property
     def spool(self) -> Spool:
@@ -118,24 +81,27 @@ class Extraction:
         return self.leases if self.work == self.out else Leases(self.out / CLAIMS, self.work / CLAIMS)
 
     def _in_turn(self, items: list[Any]) -> list[Any]:
-        """The items in the order in which this process takes them."""
-        return items if isinstance(self.out, Path) else own_share_first(items)
+        """The shards in the order in which this process takes them. In an object store a lease costs a request."""
+        return in_turn(items, self.share, apart=not isinstance(self.out, Path))
 
     # ------------------------------------------------------------------------------------------------------------------
     # Phase 1: text into token rows
 
     @cached_property
-    def _packing(self) -> Packing:
+    def packing(self) -> Packing:
+        """The packing of the text."""
         ends = Ends(*text.special_tokens(self.tokenizer))
         tokenizer = self.tokenizer.backend_tokenizer
-        return Packing(self.config, self.work / "packed", self.work / CLAIMS, tokenizer, ends, self.progress)
+        folder, claims = self.work / "packed", self.work / CLAIMS
+        return Packing(self.config, folder, claims, tokenizer, ends, self.progress, self.share)
 
-    def pack(self) -> bool:
+    def pack(self, hand_out: HandOutPieces | None = None) -> bool:
         """Tokenise the text, together with other processes, and open the token rows of each split.
 
-        False when another process has sealed the store and removed the rows meanwhile.
+        False when another process has sealed the store and removed the rows meanwhile. Of every phase `hand_out` is an
+        engine's, which has the items that are left made elsewhere.
         """
-        packing = self._packing
+        packing = self.packing
         with self.leases.turn("pack"):
             if (self.out / "manifest.json").is_file():
                 return False
@@ -146,8 +112,10 @@ class Extraction:
                 for remark in textfiles.remarks(paths, self.config.text_column):
                     self.progress.note(remark)
                 planned = packing.plan()
-        packing.tokenize(planned)
+        packing.tokenize(planned, hand_out=hand_out)
         with self.leases.turn("pack"):
+            if (self.out / "manifest.json").is_file():
+                return False
             self.tokens = packing.rows(planned)
             self.spool.folder.mkdir(exist_ok=True)
         self.rows: dict[str, int] = {split: self.tokens[split].rows if split in self.tokens else 0 for split in SPLITS}
@@ -193,7 +161,7 @@ class Extraction:
         edges = np.linspace(0, blocks, needed + 1).astype(int)  # one block from each of `needed` equal stretches
         return [int(i) for i in np.random.default_rng(self.config.seed).integers(edges[:-1], edges[1:])]
 
-    def encode_sample(self) -> None:
+    def encode_sample(self, hand_out: HandOut | None = None) -> None:
         """Spool the raw states of the sample, unless the statistics are there or the store gets no states."""
         if self._statistics_path.is_file() or not estimate.stores_states(self.config):
             return
@@ -201,20 +169,25 @@ class Extraction:
         size, length = self.config.batch_size, self.config.seq_len
         sizes = {block: min(size, self.rows["train"] - block * size) * length for block in blocks}
         with Tally(self.progress, "encode for statistics", sizes, self.spool.blocks) as tally:
+            left = [block for block in in_turn(blocks, self.share) if block not in tally.before]
+            (self.share_blocks if hand_out is None else hand_out)(left, tally)
 
-            def work(block: int) -> None:
-                states = self._blocks.encoded_raw("train", block)()
-                self.spool.write(block, states)
-                tally.bytes += states.nbytes
-                tally.advance(block, sizes[block])
+    def share_blocks(self, blocks: Iterable[int], tally: Tally[int]) -> None:
+        """Spool blocks unless others do; returns when they are done."""
 
-            share(
-                [block for block in blocks if block not in tally.before],
-                done=lambda block: self.spool.path(block).exists(),
-                work=work,
-                claim=lambda block: self.leases.claim(f"block-{block}"),
-                recorded=self.spool.blocks,
-            )
+        def work(block: int) -> None:
+            states = self._blocks.encoded_raw("train", block)()
+            self.spool.write(block, states)
+            tally.bytes += states.nbytes
+            tally.advance(block, tally.sizes[block])
+
+        share(
+            blocks,
+            done=lambda block: self.spool.path(block).exists(),
+            work=work,
+            claim=lambda block: self.leases.claim(f"block-{block}"),
+            recorded=tally.recorded,
+        )
 
     @property
     def _statistics_path(self) -> Location:
@@ -277,37 +250,45 @@ class Extraction:
     # ------------------------------------------------------------------------------------------------------------------
     # Phase 3: shards
 
-    def write_shards(self) -> None:
+    def write_shards(self, hand_out: HandOut | None = None) -> None:
         """Encode, normalise and store every shard that has no record yet."""
-        statistics, _ = self._read_statistics()
-        mean_D, std_D = statistics.mean_D.astype(np.float32), statistics.std_D.astype(np.float32)
         size, length = self.config.shard_rows, self.config.seq_len
         sizes = {
             (split, start // size): min(size, rows - start) * length
             for split, rows in self.rows.items()
             for start in range(0, rows, size)
         }
+        with Tally(self.progress, "encode", sizes, self.writer.recorded) as tally:
+            left = [item for item in self._in_turn(list(sizes)) if item not in tally.before]
+            (self.share_shards if hand_out is None else hand_out)(left, tally)
+
+    def share_shards(
+        self, shards: Iterable[Shard], tally: Tally[Shard], turn: AbstractContextManager[Any] | None = None
+    ) -> None:
+        """Write shards unless others do; returns when they are done. One is encoded in its `turn`, written after it."""
+        statistics, _ = self._read_statistics()
+        mean_D, std_D = statistics.mean_D.astype(np.float32), statistics.std_D.astype(np.float32)
         maker = {"encoder": self.fingerprints["encoder"], "statistics": ledger.statistics_hash(mean_D, std_D)}
         facts = {**maker, "versions": artifact.versions()}
-        with Tally(self.progress, "encode", sizes, self.writer.recorded) as tally:
 
-            def encode(item: tuple[str, int]) -> tuple[Parts, dict[str, Any]]:
+        def encode(item: Shard) -> tuple[Parts, dict[str, Any]]:
+            with turn or nullcontext():
                 return self._shard_parts(*item, mean_D, std_D, lambda tokens: tally.advance(item, tokens))
 
-            def write(item: tuple[str, int], made: tuple[Parts, dict[str, Any]]) -> None:
-                if self.writer.done(*item):  # this process was stopped, and another has made it meanwhile
-                    return
-                parts, error = made
-                tally.bytes += self.writer.write(*item, parts, self._shard_tokens(*item), {**error, **facts})
+        def write(item: Shard, made: tuple[Parts, dict[str, Any]]) -> None:
+            if self.writer.done(*item):  # this process was stopped, and another has made it meanwhile
+                return
+            parts, error = made
+            tally.bytes += self.writer.write(*item, parts, self._shard_tokens(*item), {**error, **facts})
 
-            share(
-                [item for item in self._in_turn(list(sizes)) if item not in tally.before],
-                done=lambda item: self.writer.done(*item),
-                work=encode,
-                finish=write,
-                claim=lambda item: self.store_leases.claim(f"{item[0]}-{item[1]}"),
-                recorded=self.writer.recorded,
-            )
+        share(
+            shards,
+            done=lambda item: self.writer.done(*item),
+            work=encode,
+            finish=write,
+            claim=lambda item: self.store_leases.claim(f"{item[0]}-{item[1]}"),
+            recorded=tally.recorded,
+        )
 
     def _shard_tokens(self, split: str, shard: int) -> np.ndarray:
         size = self.config.shard_rows
@@ -321,18 +302,9 @@ class Extraction:
         if not estimate.stores_states(self.config):
             advance(rows * self.config.seq_len)
             return {}, {}
-        codec, size = CODECS[self.config.codec], self.config.batch_size
-        mean, std = (torch.from_numpy(values).to(self.encoder.device) for values in (mean_D, std_D))
-        stored, errors = codec.empty((rows, self.config.seq_len, len(mean_D))), []
-        places = range(0, rows, size)
-        blocks = ((shard * self.config.shard_rows + place) // size for place in places)
-        begun = (self._blocks.stored(split, block, mean, std, codec) for block in blocks)
-        for place, (parts, block_error) in zip(places, one_ahead(begun), strict=True):
-            errors.append(block_error)
-            for name, values in parts.items():
-                stored[name][place : place + size] = values
-            advance(min(size, rows - place) * self.config.seq_len)
-        error = reduce(codecs.Error.merge, errors)
+        codec = CODECS[self.config.codec]
+        places = range(shard * self.config.shard_rows, shard * self.config.shard_rows + rows)
+        stored, error = self._blocks.stored_rows(split, places, mean_D, std_D, codec, advance)
         if codec.name.startswith("int8") and error.worst_channel > self.config.max_channel_error:
             raise InputError(
                 f"--codec {codec.name} loses {error.worst_channel:.2%} of a channel in shard {split}-{shard:05d} "
@@ -357,7 +329,7 @@ class Extraction:
             if not (self.out / "manifest.json").is_file():
                 raise
 
-    def make_missing(self, held: ExitStack) -> None:
+    def make_missing(self, held: ExitStack, hand_out: HandOut | None = None) -> None:
         """Write the shards again that are damaged or of another store. `held` is that of `prepare`."""
         missing, misfits = ledger.missing_shards(self.out)
         if misfits:
@@ -367,7 +339,7 @@ class Extraction:
             held.enter_context(presence.present(self.out, "all"))
         if missing:
             self.progress.note(f"making again: {', '.join(missing)}")
-            self.write_shards()
+            self.write_shards(hand_out)
 
     def seal(self, result: Artifact) -> Artifact:
         """Write the manifest, once every shard is there, and remove the spool."""
@@ -389,7 +361,7 @@ class Extraction:
             with self.leases.turn("pack"):
                 if not (self.out / "manifest.json").is_file():  # it was replaced while this process was stopped
                     return
-                self._packing.remove()
+                self.packing.remove()
                 shutil.rmtree(self.work / "spool", ignore_errors=True)
         shutil.rmtree(self.work / CLAIMS, ignore_errors=True)
         if self.work != self.out:

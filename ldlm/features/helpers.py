@@ -36,6 +36,11 @@ def workers() -> int:
     return max(1, min(share, int(asked) if asked.isdigit() and int(asked) else share))
 
 
+def as_json(task: Mapping[str, Any]) -> str:
+    """A task of `packing` on one line, for `helping.packing_of`."""
+    return json.dumps({**task, "config": configs.to_dict(task["config"])})
+
+
 class Helpers:
     """So many processes that help with a task of `packing`, within a block.
 
@@ -50,7 +55,7 @@ class Helpers:
     def __enter__(self) -> Helpers:
         if self.count:
             os.environ[OWN_THREADS] = "false"
-            task = json.dumps({**self.task, "config": configs.to_dict(self.task["config"])}).encode()
+            task = as_json(self.task).encode()
             try:
                 for _ in range(self.count):
                     self._start(task)

@@ -7,7 +7,9 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -16,6 +18,7 @@ from ldlm.config import ExtractConfig
 from ldlm.errors import InputError, Unreadable
 from ldlm.features.helpers import COULD_NOT_READ, REFUSED
 from ldlm.features.packing import Ends, Packing
+from ldlm.features.shares import Share
 
 STDERR = 2  # its descriptor
 
@@ -25,16 +28,22 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of them, and that process ends this one
     task = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_stdin, daemon=True).start()
-    folder, claims = Path(task["folder"]), Path(task["claims"])
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.encode_special_tokens = task["split_special_tokens"]
-    config = configs.from_dict(ExtractConfig, task["config"])
-    packing = Packing(config, folder, claims, tokenizer, Ends(*task["ends"]))
+    packing = packing_of(task)
     try:
         packing.tokenize(packing.planned() or [], helpers=0)
     except InputError as error:
         os.write(STDERR, str(error).encode())  # to the process that asked for help, and not to the user
         raise SystemExit(COULD_NOT_READ if isinstance(error, Unreadable) else REFUSED) from None
+
+
+def packing_of(task: Mapping[str, Any]) -> Packing:
+    """The packing that a task (`helpers.as_json`) describes."""
+    folder, claims = Path(task["folder"]), Path(task["claims"])
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.encode_special_tokens = task["split_special_tokens"]
+    config = configs.from_dict(ExtractConfig, task["config"])
+    share = task["share"] and Share(*task["share"])
+    return Packing(config, folder, claims, tokenizer, Ends(*task["ends"]), share=share)
 
 
 def _end_with_stdin() -> None:

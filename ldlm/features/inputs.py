@@ -34,20 +34,23 @@ class Inputs(NamedTuple):
         return {"encoder": encoder, "tokenizer": tokenizer_fingerprint(self.tokenizer)}
 
 
-def find(config: ExtractConfig, out: Location | None) -> Inputs:
-    """The inputs that `config` names; `InputError` when they are missing or don't fit each other or the output."""
+def find(config: ExtractConfig, out: Location | None, device: str | None = None) -> Inputs:
+    """The inputs that `config` names; `InputError` when they are missing or don't fit each other or the output.
+
+    `device` is that of the encoder in this process, where others are to run it.
+    """
     _check(config)
     config, fingerprints = _pinned(config)
-    tokenizer, encoder = models(config)
+    tokenizer, encoder = models(config, device)
     _check_requests(config, out, encoder.hidden_dim)
     return Inputs(config, fingerprints, tokenizer, encoder)
 
 
-def models(config: ExtractConfig) -> tuple[Any, FrozenEncoder]:
+def models(config: ExtractConfig, on: str | None = None) -> tuple[Any, FrozenEncoder]:
     """The tokenizer and the encoder; `InputError` when they don't fit each other or the length of the rows."""
     tokenizer = load_tokenizer(config.encoder)
     kind = "embedding" if config.kind == "scratch" else config.kind  # scratch needs its width only
-    device = runtime.device(config.device)
+    device = runtime.device(config.device if on is None else on)
     precision = compute.precision_on(config.precision, device)
     encoder = FrozenEncoder(
         config.encoder, kind=kind, layer=config.layer, seq_len=config.seq_len, device=device, precision=precision

@@ -154,6 +154,11 @@ def drop_misfits(path: Location) -> None:
         _drop(path, key, sizes)
 
 
+def unwritten(path: Location) -> set[str]:
+    """The names of the shards that an unsealed store still needs, as `missing_shards` has them; nothing is removed."""
+    return shard_names(read_description(path)) - _fitting(path, _ledger(path), files.sizes(path))
+
+
 def _fitting(path: Location, ledger: Mapping[str, bytes], sizes: Mapping[str, int]) -> set[str]:
     """The shards of the ledger that fit the store's description, with files of the recorded sizes."""
     description = read_description(path)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -33,6 +33,7 @@ from ldlm.features.helpers import Helpers, workers
 from ldlm.features.pieces import Piece
 from ldlm.features.shards import SPLITS
 from ldlm.features.shared_work import Tally, share
+from ldlm.features.shares import Share, in_turn
 from ldlm.leases import Leases
 from ldlm.progress import SILENT, Progress
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Item = TypeVar("Item")
+HandOutPieces = Callable[[Mapping[int, Piece], Tally[int]], None]  # pieces by number, and the tally of what is done
 
 
 class Ends(NamedTuple):
@@ -59,6 +61,7 @@ class Packing:
     tokenizer: Tokenizer  # the bare one, of the library tokenizers
     ends: Ends
     progress: Progress = SILENT
+    share: Share | None = None  # of the pieces, which this process and its helpers do first
 
     @cached_property
     def leases(self) -> Leases:
@@ -84,49 +87,69 @@ class Packing:
         data = json.dumps(planned)  # on one line: a terabyte has 30,000 pieces
         return _as_pieces(files.write_once(self._plan_path, data.encode()))
 
+    @property
+    def done(self) -> bool:
+        """True once the rows are counted, and until they are removed."""
+        return (self.folder / "rows.json").is_file()
+
     def remove(self) -> None:
         """Remove everything; by its plan's absence other processes know that no piece is wanted any more."""
         self._plan_path.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def tokenize(self, planned: list[Piece], helpers: int | None = None) -> None:
+    def tokenize(self, planned: list[Piece], helpers: int | None = None, hand_out: HandOutPieces | None = None) -> None:
         """Tokenise every planned piece, together with other processes; returns when all are done.
 
-        `helpers` processes are started for it, by default as many as the machine has cores left and work is for.
+        `helpers` processes are started for it, by default as many as the machine has cores left and work is for. An
+        engine that has the pieces tokenised elsewhere gives `hand_out`, which takes those that are left.
         """
-        left = len(planned) - len(self._recorded())
-        wanted = min(left, workers()) - 1 if helpers is None else helpers
+        if hand_out is not None:
+            helpers = 0
+        wanted = min(len(planned) - len(self._recorded()), workers()) - 1 if helpers is None else helpers
         sizes = dict(enumerate(piece.size for piece in planned))
         unit = "part" if self.config.dataset else "byte"
         with (
-            Helpers(max(0, wanted), self._task(), self.progress) as helping,
+            Helpers(max(0, wanted), self.task(), self.progress) as helping,
             Tally(self.progress, "tokenize", sizes, self._recorded, unit=unit) as tally,
         ):
+            numbers = in_turn(list(sizes), self.share)
+            left = {number: planned[number] for number in numbers if number not in tally.before}
+            if hand_out is not None:
+                hand_out(left, tally)
+            else:
+                self.share_pieces(left, tally, helping.check)
 
-            def work(number: int) -> ExitStack:
-                helping.check()
-                return self._tokenized(number, planned[number], tally)
+    def share_pieces(
+        self, wanted: Mapping[int, Piece], tally: Tally[int], check: Callable[[], None] = lambda: None
+    ) -> None:
+        """Tokenise pieces, by number, unless others do; returns when they are done. `check` is called before each."""
 
-            share(
-                [number for number in sizes if number not in tally.before],
-                done=self._done,
-                work=work,
-                finish=lambda number, made: made.close(),
-                claim=lambda number: self.leases.claim(f"piece-{number:06d}"),
-                recorded=self._recorded,
-            )
+        def work(number: int) -> ExitStack:
+            check()
+            return self._tokenized(number, wanted[number], tally)
 
-    def _task(self) -> dict[str, Any]:
-        """The task of a helping process, as JSON."""
+        share(
+            wanted,
+            done=self._done,
+            work=work,
+            finish=lambda number, made: made.close(),
+            claim=lambda number: self.leases.claim(f"piece-{number:06d}"),
+            recorded=tally.recorded,
+        )
+
+    def task(self) -> dict[str, Any]:
+        """The task of a helping process."""
         return {
             "folder": str(self.folder),
             "claims": str(self.claims),
             "split_special_tokens": self.tokenizer.encode_special_tokens,  # which a tokenizer's file leaves out
             "ends": self.ends,
+            "share": self.share,
             "config": self.config,
         }
 
-    def _path(self, number: int) -> Path:
+    def path(self, number: int) -> Path:
+        """The file of a piece's tokens."""
         return self.folder / f"{number:06d}.tokens"
 
     def _ends_path(self, number: int) -> Path:
@@ -137,14 +160,14 @@ class Packing:
 
     def _done(self, number: int) -> bool:
         """True where a piece is done; when the store is sealed the plan goes first, and then the pieces."""
-        return self._path(number).exists() or not self._plan_path.exists()
+        return self.path(number).exists() or not self._plan_path.exists()
 
     def _tokenized(self, number: int, piece: Piece, tally: Tally[int]) -> ExitStack:
         """Tokenise a piece into temporary files; closing the result makes them durable and puts them in place."""
         left = piece.size
         batches = ahead(text.batched_parts(pieces.documents(self.config, piece)))
         with ExitStack() as made:
-            tokens_file = made.enter_context(_written(self._path(number)))
+            tokens_file = made.enter_context(_written(self.path(number)))
             ends_file = made.enter_context(_written(self._ends_path(number))) if self.config.validation_docs else None
             before = 0
             for tokens in text.stream(batches, self.tokenizer, self.ends.eos):
@@ -170,7 +193,7 @@ class Packing:
         record = files.read_json(path)
         edges = np.concatenate([[0], np.cumsum(record["tokens"], dtype=np.int64)])
         chunk = self.config.seq_len - 2
-        paths = [self._path(number) for number in range(len(planned))]
+        paths = [self.path(number) for number in range(len(planned))]
         splits = {split: record[split] for split in SPLITS}
         return {
             split: TokenRows(paths, edges, first, (last - first) // chunk, chunk, self.ends)
@@ -180,7 +203,7 @@ class Packing:
 
     def _counted(self, planned: list[Piece]) -> dict[str, Any]:
         """The record of the rows; `InputError` where a file has no text, or held-out documents leave none."""
-        tokens = [self._path(number).stat().st_size // 4 for number in range(len(planned))]
+        tokens = [self.path(number).stat().st_size // 4 for number in range(len(planned))]
         with_text = {piece.place for piece, count in zip(planned, tokens, strict=True) if count}
         for path in (*self.config.data, *self.config.validation_data):
             if path not in with_text:
@@ -200,10 +223,14 @@ class Packing:
         return sum(tokens[:number]) + int(ends[0])
 
 
+def as_piece(found: list[Any]) -> Piece:
+    """A piece as JSON gives it back, which has no tuples."""
+    split, place, part, size = found
+    return Piece(split, place, tuple(part) if isinstance(part, list) else part, size)
+
+
 def _as_pieces(data: files.Buffer) -> list[Piece]:
-    """The pieces of a plan. JSON has no tuples."""
-    found = (Piece(*one) for one in json.loads(bytes(data)))
-    return [piece._replace(part=tuple(piece.part)) if isinstance(piece.part, list) else piece for piece in found]
+    return [as_piece(one) for one in json.loads(bytes(data))]
 
 
 @contextmanager

@@ -1,13 +1,11 @@
 """How processes divide the items of an extraction: blocks and shards.
 
-Each process takes a lease (`leases`) before it works on an item. On an object store, where that takes a request,
-`own_share_first` lets each begin elsewhere. A lease never tells whether an item is done; the item's record does.
+Each process takes a lease (`leases`) before it works on an item. On an object store, where that takes a request, each
+begins elsewhere (`shares.in_turn`). A lease never tells whether an item is done; the item's record does.
 """
 
 from __future__ import annotations
 
-import os
-import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -98,20 +96,6 @@ class _Known(Generic[Item]):
         if self.clock() - self.looked > LOOK_EVERY:
             self.items, self.looked = self.recorded(), self.clock()
         return item in self.items
-
-
-def own_share_first(items: list[Item]) -> list[Item]:
-    """The order in which this process takes items where a lease costs a request.
-
-    Each does a stretch of its own first, and then helps with the others' from their ends. Without a launcher that
-    numbers the processes, each begins at a random item. An item that two of them make counts once: the first is kept.
-    """
-    if "RANK" not in os.environ:
-        start = random.randrange(len(items))
-        return items[start:] + items[:start]
-    rank, processes = int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", "1"))
-    first, last = (len(items) * r // processes for r in (rank, rank + 1))
-    return items[first:last] + (items[last:] + items[:first])[::-1]
 
 
 class Tally(Generic[Item]):

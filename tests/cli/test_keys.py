@@ -133,6 +133,9 @@ def seen(succeed, corpus, gpt2, store, trained, rival, token_runs, tmp_path_fact
     extract = ("extract-features", "--encoder", gpt2, *text, "--seq-len", 16, "--validation-docs", 9)
     found.look(succeed(*extract, "--dry-run"), "dry run: extract-features")
     found.look(succeed(*extract, "--output", root / "features"), *manifest("features"))
+    alone = tmp_path_factory.mktemp("packed") / "features"
+    packed = succeed(*extract, "--precision", "fp32", "--only", "pack", "--output", alone)
+    found.look(packed, "extract-features --only pack or encode")
     found.look(succeed("features", "info", root / "features"), "features info")
     found.look(store_stage.bench(root / "features", seconds=0.01), "features bench")
     assert set(succeed("features", "repair", root / "features")) == {"repaired"}

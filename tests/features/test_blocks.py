@@ -9,9 +9,9 @@ import torch
 
 from ldlm.errors import InputError
 from ldlm.features import blocks, codecs
+from ldlm.features.begin import prepare
 from ldlm.features.blocks import Blocks, one_ahead
 from ldlm.features.codecs import CODECS
-from ldlm.features.extraction import prepare
 
 
 @pytest.fixture

@@ -216,7 +216,7 @@ def wait_until(condition):
 def test_a_helper_makes_pieces_and_ends_with_the_one_that_it_helps(halved, config, tokenizer):
     planned = halved.plan(300)
     first = halved.claims / "piece-000000"
-    with locks.file_lock(first), Helpers(1, halved._task(), SILENT) as helping:
+    with locks.file_lock(first), Helpers(1, halved.task(), SILENT) as helping:
         wait_until(lambda: len(halved._recorded()) == len(planned) - 1)  # and waits for the first
         helping.check()
         ((helper, _),) = helping._running
@@ -230,7 +230,7 @@ def test_bad_input_that_a_helper_finds_ends_the_packing_with_its_line(halved, tm
     path.write_bytes(b"good line of text\n" * 50 + b"b\xffd\n")
     made = replace(halved, config=replace(halved.config, data=(str(path),)))
     made.plan(300)
-    with Helpers(1, made._task(), SILENT) as helping:
+    with Helpers(1, made.task(), SILENT) as helping:
         wait_until(lambda: helping._running[0][0].poll() is not None)
         with pytest.raises(InputError, match=r"bad.txt, line 51 is not UTF-8 \(byte 0xff\); convert it"):
             helping.check()
@@ -238,7 +238,7 @@ def test_bad_input_that_a_helper_finds_ends_the_packing_with_its_line(halved, tm
 
 def test_a_helper_that_dies_is_reported_and_missed_by_nobody(halved, config, tokenizer, notes):
     planned = halved.plan(300)
-    with Helpers(1, halved._task(), notes) as helping:
+    with Helpers(1, halved.task(), notes) as helping:
         helping._running[0][0].kill()
         wait_until(lambda: helping._running[0][0].poll() is not None)
         helping.check()

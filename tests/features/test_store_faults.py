@@ -23,7 +23,8 @@ from ldlm.config import ExtractConfig, from_dict
 from ldlm.errors import InputError
 from ldlm.evaluation import samples
 from ldlm.features import ledger, shards
-from ldlm.features.extraction import Extraction, prepare
+from ldlm.features.begin import prepare
+from ldlm.features.extraction import Extraction
 from ldlm.features.store import FeatureStore
 from ldlm.hub import load_tokenizer
 from ldlm.progress import Progress

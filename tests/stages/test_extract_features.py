@@ -25,7 +25,8 @@ from torch import nn
 from ldlm import files
 from ldlm.errors import InputError
 from ldlm.features import corpus, shared_work, states, text, textfiles
-from ldlm.features.extraction import Extraction, prepare
+from ldlm.features.begin import prepare
+from ldlm.features.extraction import Extraction
 from ldlm.features.shards import SPLITS
 from ldlm.features.store import FeatureStore
 from ldlm.hub import load_tokenizer

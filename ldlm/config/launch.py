@@ -1,0 +1,38 @@
+"""How an extraction is launched: settings that no byte of a store depends on, and that none records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ldlm.config.fields import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchConfig:
+    """How processes divide the work of `ldlm extract-features`, and what a dry run plans for."""
+
+    share: str | None = setting(
+        None,
+        "this process is number I, from 0, of N that work on the store: it begins with its own stretch, and then helps "
+        "from the ends of the others'; auto is by RANK and WORLD_SIZE, SLURM_ARRAY_TASK_ID and _COUNT, SLURM_PROCID "
+        "and SLURM_NTASKS, or JOB_COMPLETION_INDEX and JOB_COMPLETIONS",
+        metavar="I/N",
+        none="auto",
+    )
+    only: Literal["pack", "encode", "seal"] | None = setting(
+        None, "stop after this phase, and refuse before the one before it is done", metavar="pack|encode|seal"
+    )
+    engine: Literal["ray"] | None = setting(
+        None, "hand the work out by Ray, to a worker on each GPU or to --workers on CPUs", metavar="ray"
+    )
+    address: str | None = setting(
+        None, "with --engine ray: the cluster, or auto; none is that of RAY_ADDRESS, or this machine alone"
+    )
+    workers: int | None = setting(None, "with --engine ray: how many; with --dry-run: plan for so many", low=1)
+    tokens: int | None = setting(
+        None, "with --dry-run: plan for so many tokens of text like the one given", low=1, metavar="INT"
+    )
+    rate: float | None = setting(
+        None, "with --dry-run: tokens per second of a worker, instead of measuring them here", above=0
+    )

@@ -1,0 +1,70 @@
+"""Taking part in an extraction: the store is begun or resumed, or joined where another process has begun it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+from ldlm import artifact, files
+from ldlm.artifact import Artifact
+from ldlm.config import ExtractConfig
+from ldlm.errors import InputError
+from ldlm.features import inputs
+from ldlm.features.extraction import Extraction
+from ldlm.location import Location
+from ldlm.progress import SILENT, Progress
+
+
+def prepare(
+    config: ExtractConfig,
+    out: Location,
+    *,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+    held: ExitStack | None = None,
+    device: str | None = None,
+) -> tuple[Extraction, Artifact]:
+    """Find text, tokenizer and encoder, and begin or resume the store `out`; `InputError` when one doesn't fit it.
+
+    Until `held` closes, no other process may overwrite or repair the store. `device` as in `inputs.find`.
+    """
+    found = inputs.find(config, out, device)
+    begun = artifact.recorded_config(out) if not overwrite and (out / "config.yaml").is_file() else {}
+    found = inputs.resumed(found, begun, out, progress)
+    config, fingerprints = found.config, found.fingerprints()
+    result = artifact.begin(
+        out,
+        "features",
+        config,
+        {"text": found.text, **fingerprints},
+        overwrite=overwrite,
+        reads=(*config.data, *config.validation_data),
+        shared=True,
+        held=held,
+        note=progress.note,
+    )
+    made = Extraction(config, out, _work_folder(result), found.tokenizer, found.encoder, fingerprints, progress)
+    return made, result
+
+
+def joined(config: ExtractConfig, out: Location, fingerprints: dict[str, str]) -> Extraction:
+    """The extraction of a store that another process has begun with this configuration and these inputs.
+
+    `InputError` when the store is not there, or the tokenizer or the encoder is another one here.
+    """
+    found = inputs.Inputs(config, {}, *inputs.models(config))
+    changed = [name for name, digest in found.fingerprints().items() if digest != fingerprints[name]]
+    if changed:
+        raise InputError(f"the {' and the '.join(changed)} of {config.encoder} here is not that of {out}")
+    work = _work_folder(artifact.open_artifact(out, "features", complete=False))
+    return Extraction(config, out, work, found.tokenizer, found.encoder, fingerprints, SILENT)
+
+
+def _work_folder(result: Artifact) -> Path:
+    """The folder of token rows, raw states and locks: in the store, or for an object store in the user's cache."""
+    if isinstance(result.path, Path):
+        return result.path
+    identity = files.sha256_json([str(result.path), result.inputs, result.config])
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return cache / "ldlm" / identity[:16]

@@ -1,0 +1,264 @@
+"""An extraction whose pieces, blocks and shards are handed out by Ray, over one machine or a cluster.
+
+Pieces of text are Ray tasks of one core. Then a worker starts on each GPU, loads the encoder once and is given numbers
+of blocks and shards, two at a time. Ray places tasks and workers, and starts a lost worker again where there is room;
+what it had is given to another at once. The ledger tells what is done, and no result of Ray's does, so an extraction
+that ended with its cluster goes on by the same command. The bytes are those of one process.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import socket
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ldlm import config as configs
+from ldlm.config import ExtractConfig, LaunchConfig
+from ldlm.errors import InputError, StorageError
+from ldlm.features import ray_worker
+from ldlm.features.extraction import Extraction, Shard
+from ldlm.features.helpers import as_json
+from ldlm.features.pieces import Piece
+from ldlm.features.shards import CORES
+from ldlm.features.shared_work import Tally
+from ldlm.location import Location
+from ldlm.progress import Progress
+
+LOCAL = "local"
+RETRIES = 3  # of an item whose worker was lost: with more, the item is likely to be the reason
+AT_ONCE = 2  # items of a worker: one is encoded while the other is written
+PATIENCE = 60.0  # seconds without a worker after which the user is told
+CONNECT_SECONDS = 10.0
+LOCAL_BYTES = 2**27  # of Ray's object store on this machine, which numbers and receipts pass through
+
+
+def library() -> Any:
+    """Ray; `InputError` where it is not installed."""
+    try:
+        return importlib.import_module("ray")
+    except ModuleNotFoundError:
+        raise InputError("--engine ray needs Ray: pip install 'ldlm[ray]', on every node") from None
+
+
+@contextmanager
+def connected(config: ExtractConfig, launch: LaunchConfig, progress: Progress) -> Iterator[RayEngine]:
+    """The engine on the cluster of `launch`, or on a Ray of its own on this machine, which ends with the block."""
+    ray = library()
+    address = launch.address or os.environ.get("RAY_ADDRESS") or LOCAL
+    alone = {
+        "include_dashboard": False,
+        "object_store_memory": LOCAL_BYTES,
+        "num_cpus": max(CORES, launch.workers or 1),
+    }
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # of a Ray that is started here
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of what will change
+    _check_reachable(address)
+    try:
+        quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+        ray.init(address=address, **quiet, **(alone if address == LOCAL else {}))
+    except (ConnectionError, ValueError, RuntimeError) as error:  # the last of another version
+        if address == LOCAL:
+            raise
+        raise _no_cluster(address, error) from None
+    try:
+        yield RayEngine(ray, config, launch, progress)
+    finally:
+        ray.shutdown()
+
+
+@dataclass
+class RayEngine:
+    """Hands out the items of an extraction. `serve` comes before the methods that do."""
+
+    ray: Any
+    config: ExtractConfig
+    launch: LaunchConfig
+    progress: Progress
+    _workers: list[Any] = field(default_factory=list)
+    _live: list[Any] = field(default_factory=list)  # those that have loaded the encoder
+    _coming: dict[Any, Any] = field(default_factory=dict)  # the others, by the call that they are waited for
+
+    def __post_init__(self) -> None:
+        kind, _, number = self.config.device.partition(":")
+        self.gpus = 0 if kind == "cpu" else int(self.ray.cluster_resources().get("GPU", 0))
+        if number:
+            raise InputError(f"--device {self.config.device} is one GPU, and Ray gives each worker its own; use cuda")
+        if kind == "cuda" and not self.gpus:
+            raise InputError("--device cuda: the Ray cluster has no GPU; use cpu")
+        self.device = "cuda" if self.gpus else "cpu"
+
+    def decided(self, out: Location, overwrite: bool) -> ExtractConfig:
+        """The configuration with the precision that `auto` is on a worker, where the store is yet to begin."""
+        begun = not overwrite and (out / "config.yaml").is_file()
+        if not self.gpus or self.config.precision != "auto" or begun or self.config.kind == "scratch":
+            return self.config
+        task = self.ray.remote(num_cpus=1, num_gpus=1)(ray_worker.precision)
+        return replace(self.config, precision=self._content(self.ray.get(task.remote(self.device)))["precision"])
+
+    def serve(self, extraction: Extraction) -> None:
+        """Hand out the items of this extraction, which this process has begun and that needs no encoder here."""
+        self.extraction = extraction
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # What is handed out
+
+    def pieces(self, wanted: Mapping[int, Piece], tally: Tally[int]) -> None:
+        """Have pieces tokenised, as many at a time as the cluster has cores, and some that wait."""
+        task = self.ray.put(json.dumps({**json.loads(as_json(self.extraction.packing.task())), "at": os.getcwd()}))
+        remote = self.ray.remote(num_cpus=1, max_retries=RETRIES)(ray_worker.tokenize)
+        queue, flying = deque(wanted.items()), dict[Any, int]()
+        while queue or flying:
+            room = 2 * int(self.ray.cluster_resources().get("CPU", 1)) - len(flying)
+            for _ in range(min(len(queue), max(room, 0 if flying else 1))):
+                number, piece = queue.popleft()
+                flying[remote.remote(task, number, json.dumps(piece))] = number
+            done, _ = self.ray.wait(list(flying), num_returns=1)
+            for call in done:
+                number = flying.pop(call)
+                receipt = self._receipt(call)  # of the last try, where Ray had to try again
+                if receipt is None:
+                    raise self._too_often(f"piece {number} of the text")
+                tally.bytes += receipt["bytes"]
+                tally.advance(number, wanted[number].size)
+
+    def blocks(self, blocks: Sequence[int], tally: Tally[int]) -> None:
+        """Have the raw states of blocks spooled."""
+        self._hand_out(blocks, lambda worker, block: worker.block.remote(block), tally)
+
+    def describe(self) -> None:
+        """Have the statistics merged, by a worker, since blocks may have to be encoded again."""
+        self._hand_out([0], lambda worker, _: worker.describe.remote(), None)
+
+    def shards(self, shards: Sequence[Shard], tally: Tally[Shard]) -> None:
+        """Have shards written."""
+        self._hand_out(shards, lambda worker, item: worker.shard.remote(*item), tally)
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Workers
+
+    def _start(self) -> None:
+        """Ask Ray for the workers, once; it starts them when it has room."""
+        if self._workers:
+            return
+        nodes = sum(node["Alive"] for node in self.ray.nodes())
+        count = self.launch.workers or self.gpus or nodes
+        cores = max(1, int(self.ray.cluster_resources().get("CPU", 1)) // count)
+        place = {"num_gpus": 1, "num_cpus": 1} if self.gpus else {"num_cpus": cores}
+        made = self.ray.remote(
+            max_restarts=-1, max_task_retries=0, max_concurrency=AT_ONCE, scheduling_strategy="SPREAD", **place
+        )(ray_worker.Worker)
+        config = replace(self.extraction.config, device=self.device)
+        out = self.extraction.out
+        task = {
+            "config": configs.to_dict(config),
+            "out": str(out.absolute() if isinstance(out, Path) else out),
+            "fingerprints": self.extraction.fingerprints,
+            "at": os.getcwd(),
+        }
+        self._workers = [made.remote(json.dumps(task)) for _ in range(count)]
+        for worker in self._workers:
+            self._await(worker)
+
+    def _await(self, worker: Any) -> None:
+        """Wait for a worker to load the encoder, which Ray starts again where that ends it, but not forever."""
+        self._coming[worker.ready.options(max_task_retries=RETRIES).remote()] = worker
+
+    def _hand_out(self, items: Sequence[Any], call: Callable[[Any, Any], Any], tally: Tally[Any] | None) -> None:
+        """Have every item done by some worker, `call(worker, item)`; returns when there is a receipt of each."""
+        self._start()
+        queue, flying, lost = deque(items), dict[Any, tuple[Any, Any]](), Counter[Any]()
+        while queue or flying:
+            for worker in self._free(worker for worker, _ in flying.values()):
+                if queue:
+                    item = queue.popleft()
+                    flying[call(worker, item)] = (worker, item)
+            done, _ = self.ray.wait([*flying, *self._coming], num_returns=1, timeout=PATIENCE)
+            if not done and not self._live:
+                self.progress.note(
+                    "no worker of the Ray cluster is ready; waiting for room, or for it to load the encoder"
+                )
+            for one in done:
+                if one in self._coming:
+                    self._welcome(one)
+                    continue
+                worker, item = flying.pop(one)
+                receipt = self._receipt(one)
+                if receipt is None:
+                    lost[item] += 1
+                    if lost[item] > RETRIES:
+                        raise self._too_often(str(item))
+                    queue.appendleft(item)
+                    self._lost(worker)
+                elif tally is not None:
+                    tally.bytes += receipt["bytes"]
+                    tally.advance(item, tally.sizes[item])
+
+    def _free(self, at_work: Iterable[Any]) -> Iterator[Any]:
+        """Live workers as often as each can take an item, those with fewer first; `at_work` are those of items."""
+        busy = Counter(map(id, at_work))
+        for load in range(AT_ONCE):
+            yield from (worker for worker in self._live if busy[id(worker)] <= load)
+
+    def _welcome(self, call: Any) -> None:
+        """Count a worker that has loaded the encoder among the live ones, and one that never will no more."""
+        worker = self._coming.pop(call)
+        if self._receipt(call) is not None:
+            self._live.append(worker)
+            return
+        self.progress.note("a worker was lost whenever it loaded the encoder, and is left out")
+        if not self._live and not self._coming:
+            raise StorageError("every worker of the Ray cluster was lost while it loaded the encoder; see Ray's logs")
+
+    def _lost(self, worker: Any) -> None:
+        """Wait for a worker that was lost; it may have had another item, whose loss says so again."""
+        if worker in self._live:
+            self._live.remove(worker)
+            self.progress.note("a worker was lost, and others do its part")
+            self._await(worker)
+
+    def _receipt(self, call: Any) -> dict[str, Any] | None:
+        """The receipt of a call; None where its worker was lost."""
+        errors = self.ray.exceptions
+        try:
+            return self._content(self.ray.get(call))
+        except errors.RayTaskError:  # a fault of ours, with its traceback
+            raise
+        except errors.RayError:
+            return None
+
+    def _content(self, receipt: str) -> dict[str, Any]:
+        """What a receipt says; `InputError` or `StorageError` where it says that."""
+        found: dict[str, Any] = json.loads(receipt)
+        if ray_worker.REFUSED in found:
+            raise InputError(found[ray_worker.REFUSED])
+        if ray_worker.FAILED in found:
+            raise StorageError(found[ray_worker.FAILED])
+        return found
+
+    def _too_often(self, what: str) -> StorageError:
+        return StorageError(
+            f"{what} was given to {RETRIES + 1} workers, and all were lost; look at Ray's logs, and run it again"
+        )
+
+
+def _check_reachable(address: str) -> None:
+    """`InputError` where nothing listens at HOST:PORT; Ray itself would try for minutes."""
+    place = urlsplit(f"//{address.rpartition('://')[2]}")
+    try:
+        if place.port is not None:
+            socket.create_connection((place.hostname or "", place.port), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str, error: Exception) -> InputError:
+    return InputError(f"--address {address}: no Ray cluster for this command there ({' '.join(str(error).split())})")

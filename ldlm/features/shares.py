@@ -1,0 +1,89 @@
+"""The share of one of several processes: which items of an extraction it takes first.
+
+A share decides an order and nothing else. Every process goes on until all items are done, whoever does them, so a share
+that is wrong, or of a process that never starts, costs time and no item.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from collections.abc import Mapping
+from typing import NamedTuple, TypeVar
+
+from ldlm.errors import InputError
+
+Item = TypeVar("Item")
+
+
+class Share(NamedTuple):
+    """Number `number`, from 0, of `of` processes."""
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+
+def share_of(text: str) -> Share:
+    """The share that `text` gives as I/N; `InputError` where it does not."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text.strip(), re.ASCII)
+    if found is None:
+        raise InputError(f"--share takes I/N, like 0/8 for the first of 8 processes, and not {text!r}")
+    share = Share(int(found[1]), int(found[2]))
+    if not share.of:
+        raise InputError(f"--share {text}: there is at least one process, so N is at least 1")
+    if share.number >= share.of:
+        raise InputError(f"--share {text}: shares are numbered from 0, and the last of {share.of} is {share.of - 1}")
+    return share
+
+
+def share_of_environment(environment: Mapping[str, str] = os.environ) -> Share | None:
+    """The share that a launcher's variables tell this process; None without them, and where it is the only one.
+
+    Of torchrun (RANK and WORLD_SIZE); of a SLURM array and of the tasks of a SLURM step, also of steps within an array;
+    of an indexed Kubernetes job, which knows its index and not how many there are: JOB_COMPLETIONS must say that.
+    """
+    found = _pair(environment, "RANK", "WORLD_SIZE")
+    if found is None:
+        array, step = _of_array(environment), _pair(environment, "SLURM_PROCID", "SLURM_NTASKS")
+        if array is not None and step is not None:
+            found = Share(array.number * step.of + step.number, array.of * step.of)
+        else:
+            found = array or step or _pair(environment, "JOB_COMPLETION_INDEX", "JOB_COMPLETIONS")
+    return found if found is not None and found.of > 1 else None
+
+
+def _pair(environment: Mapping[str, str], number: str, of: str) -> Share | None:
+    share = Share(_number(environment, number, -1), _number(environment, of, 0))
+    return share if 0 <= share.number < share.of else None
+
+
+def _of_array(environment: Mapping[str, str]) -> Share | None:
+    """The share of a task of a SLURM array, whose numbers may begin anywhere, have steps and have gaps."""
+    number, of = _number(environment, "SLURM_ARRAY_TASK_ID", -1), _number(environment, "SLURM_ARRAY_TASK_COUNT", 0)
+    least = _number(environment, "SLURM_ARRAY_TASK_MIN", 0)
+    most = _number(environment, "SLURM_ARRAY_TASK_MAX", least + of - 1)
+    if not of or not least <= number <= most:
+        return None
+    return Share((number - least) * of // (most - least + 1), of)  # exact for equal steps, and near it for others
+
+
+def _number(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name, "")
+    return int(text) if re.fullmatch(r"\d+", text, re.ASCII) else default
+
+
+def in_turn(items: list[Item], share: Share | None, *, apart: bool = False) -> list[Item]:
+    """The items in the order in which a process takes them.
+
+    Each does a stretch of its own first, and then helps with the others' from their ends. Without a share it takes them
+    as they come, or, to keep processes `apart` that no lock keeps so, from a random one on.
+    """
+    if share is None:
+        start = random.randrange(len(items)) if apart and items else 0
+        return items[start:] + items[:start]
+    first, last = (len(items) * number // share.of for number in (share.number, share.number + 1))
+    return items[first:last] + (items[last:] + items[:first])[::-1]

@@ -1,0 +1,246 @@
+"""An extraction that Ray hands out: the bytes of one process, also when workers, a node and the head are lost."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import ray_cluster
+from patience import patience
+
+from ldlm import config as configs
+from ldlm.features import pieces, ray_worker
+from ldlm.features.begin import prepare
+from ldlm.features.helpers import as_json
+from ldlm.stages import extract_features
+
+WITHOUT = "Ray is in the extra `ray`"
+
+
+@pytest.fixture(scope="module")
+def arguments(few):
+    """The extraction of `few`, as the command line takes it."""
+    made = ["extract-features", "--data", *few.data]
+    for name in ("encoder", "seq_len", "validation_docs", "shard_rows", "batch_size", "device"):
+        made += [f"--{name.replace('_', '-')}", str(getattr(few, name))]
+    return made
+
+
+@pytest.fixture(scope="module")
+def whole(few, tmp_path_factory):
+    """The store that one process makes of it."""
+    return extract_features.run(few, tmp_path_factory.mktemp("whole") / "features").path
+
+
+def content(path):
+    """Every file of a store, by name."""
+    return {p.relative_to(path).as_posix(): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Without a cluster
+
+
+def test_without_ray_one_line_says_how_to_install_it(refuse, arguments, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    said = refuse(*arguments, "--engine", "ray", "--output", tmp_path / "f")
+    assert said == "--engine ray needs Ray: pip install 'ldlm[ray]', on every node"
+    assert not (tmp_path / "f").exists()
+
+
+def test_an_address_where_nobody_listens_is_refused_at_once(refuse, arguments, tmp_path):
+    pytest.importorskip("ray", reason=WITHOUT)
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
+        said = refuse(*arguments, "--engine", "ray", "--address", address, "--output", tmp_path / "f")
+        assert said.startswith(f"--address {address}: no Ray cluster for this command there (")
+    assert not (tmp_path / "f").exists()
+
+
+def handed(extraction, **changed):
+    """The task of a worker, as the engine gives it."""
+    task = {
+        "config": configs.to_dict(extraction.config),
+        "out": str(extraction.out),
+        "fingerprints": extraction.fingerprints,
+        "at": os.getcwd(),
+    }
+    return json.dumps({**task, **changed})
+
+
+def test_a_worker_s_receipts_make_the_store_of_one_process(few, whole, tmp_path, monkeypatch):
+    """The functions that Ray calls, here in this process, with the strings and numbers that pass through it."""
+    real = pieces.plan
+    monkeypatch.setattr(pieces, "plan", lambda config, size: real(config, 512))
+    extraction, result = prepare(few, tmp_path / "f")
+
+    def tokenize(wanted, tally):
+        task = json.dumps({**json.loads(as_json(extraction.packing.task())), "at": os.getcwd()})
+        for number, piece in wanted.items():
+            for _ in range(2):  # a task may be tried again
+                receipt = json.loads(ray_worker.tokenize(task, number, json.dumps(piece)))
+                assert receipt == {"bytes": extraction.packing.path(number).stat().st_size}
+        assert len(wanted) > 3
+
+    assert extraction.pack(tokenize)
+    worker = ray_worker.Worker(handed(extraction))
+    assert json.loads(worker.ready())["out"] == str(tmp_path / "f")
+    extraction.encode_sample(lambda blocks, tally: [worker.block(block) for block in blocks])
+    assert extraction.spool.blocks() == set(extraction.sample())
+    assert worker.describe() == "{}"
+    receipts = []
+    extraction.write_shards(lambda shards, tally: receipts.extend(json.loads(worker.shard(*one)) for one in shards))
+    assert len(receipts) == 6
+    assert min(receipt["bytes"] for receipt in receipts) > 1000
+    assert json.loads(worker.shard("train", 0)) == {"bytes": 0}  # it is done
+    extraction.seal(result)
+    assert content(tmp_path / "f") == content(whole)
+    (tmp_path / "f" / "ledger" / "train-00000.json").unlink()  # as a worker saw it that looked before it was there
+    assert json.loads(worker.shard("train", 0)) == {"bytes": 0}  # the store is sealed, and its rows are gone
+
+
+def test_a_worker_with_another_encoder_or_folder_says_so_in_its_receipt(few, other_gpt2, tmp_path):
+    extraction, _ = prepare(few, tmp_path / "f")
+    extraction.pack()
+    other = configs.to_dict(replace(few, encoder=str(other_gpt2)))
+    for changed, message in (
+        ({"config": other}, rf"^on .+: the encoder of {other_gpt2} here is not that of {tmp_path / 'f'}$"),
+        ({"at": "/nowhere"}, r"^on .+: /nowhere, in which the command was given, can't be entered \(No such file"),
+        ({"out": str(tmp_path / "g")}, r"^on .+: there is no folder .*/g"),
+    ):
+        receipt = json.loads(ray_worker.Worker(handed(extraction, **changed)).ready())
+        assert receipt.keys() == {ray_worker.REFUSED}
+        assert re.match(message, receipt[ray_worker.REFUSED]), receipt
+
+
+def test_what_the_storage_does_to_a_worker_is_no_fault_of_the_input(few, tmp_path, monkeypatch):
+    extraction, _ = prepare(few, tmp_path / "f")
+    extraction.pack()
+    worker = ray_worker.Worker(handed(extraction))
+    worker.ready()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(worker.extraction.spool, "write", full)
+    receipt = json.loads(worker.block(0))
+    assert receipt.keys() == {ray_worker.FAILED}
+    assert re.match(r"on .+: \[Errno 28\] No space left on device", receipt[ray_worker.FAILED])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# With Ray
+
+
+@pytest.fixture
+def environment():
+    """The variables of processes that use Ray, which is there."""
+    pytest.importorskip("ray", reason=WITHOUT)
+    with ray_cluster.folder_for_ray() as found:
+        yield found
+
+
+def test_ray_on_this_machine_makes_the_store_of_one_process(start, arguments, whole, environment, tmp_path):
+    command = [*arguments, "--engine", "ray", "--workers", "1"]
+    assert start(command, tmp_path / "f", environment=environment).wait(timeout=patience()) == 0
+    assert content(tmp_path / "f") == content(whole)
+
+
+@pytest.fixture(scope="module")
+def long(corpus, arguments, tmp_path_factory):
+    """An extraction of hundreds of small shards as the command line takes it, and the store that one process makes."""
+    folder = tmp_path_factory.mktemp("long")
+    (folder / "long.txt").write_text(corpus.read_text(encoding="utf-8") * 12, encoding="utf-8")
+    place = arguments.index("--data") + 1
+    longer = [*arguments[:place], str(folder / "long.txt"), *arguments[place + 1 :]]
+    program = [sys.executable, "-m", "ldlm.cli", *longer, "--output", str(folder / "whole")]
+    subprocess.run(program, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return longer, folder / "whole"
+
+
+@pytest.fixture
+def two_nodes(environment, monkeypatch):
+    """A cluster of two nodes, and how to start the command on it."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with ray_cluster.nodes() as made:
+        yield made
+
+
+def on(nodes, command, out, start):
+    """The command, at work on a cluster."""
+    options = ["--engine", "ray", "--address", nodes.address, "--workers", "2"]
+    quick = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}  # until a process gives a lost head up
+    return start([*command, *options], out, environment=quick, stderr=subprocess.PIPE)
+
+
+def begun(process, out, shards=5):
+    """Wait for some shards."""
+    ledger = out / "ledger"
+    ends = time.monotonic() + patience()
+    while not ledger.exists() or len(list(ledger.iterdir())) < shards:
+        assert process.poll() is None
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+    assert not (out / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_at_work_costs_no_byte(start, long, two_nodes, tmp_path):
+    process = on(two_nodes, long[0], tmp_path / "f", start)
+    begun(process, tmp_path / "f")
+    found = two_nodes.workers()
+    assert len(found) == 2  # one on each node
+    ray_cluster.end(found[0])
+    _, said = process.communicate(timeout=patience())
+    assert process.returncode == 0
+    assert b"a worker was lost, and others do its part\n" in said
+    assert content(tmp_path / "f") == content(long[1])
+
+
+@pytest.mark.slow
+def test_a_node_that_is_lost_at_work_costs_no_byte(start, long, two_nodes, tmp_path):
+    process = on(two_nodes, long[0], tmp_path / "f", start)
+    begun(process, tmp_path / "f")
+    two_nodes.lose_a_node()
+    _, said = process.communicate(timeout=patience())
+    assert process.returncode == 0
+    assert said.count(b"a worker was lost, and others do its part\n") == 1
+    assert content(tmp_path / "f") == content(long[1])
+
+
+@pytest.mark.slow
+def test_the_same_command_goes_on_when_the_head_was_restarted(start, long, two_nodes, tmp_path):
+    process = on(two_nodes, long[0], tmp_path / "f", start)
+    begun(process, tmp_path / "f")
+    two_nodes.close()
+    process.communicate(timeout=patience())
+    assert process.returncode != 0
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "f" / "ledger").iterdir()}
+    assert not (tmp_path / "f" / "manifest.json").exists()
+    with ray_cluster.nodes() as again:
+        process = on(again, long[0], tmp_path / "f", start)
+        process.communicate(timeout=patience())
+    assert process.returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # nothing is made twice
+    assert content(tmp_path / "f") == content(long[1])
+
+
+@pytest.mark.slow
+def test_workers_that_are_always_lost_end_the_command_with_one_line(start, long, two_nodes, tmp_path):
+    process = on(two_nodes, long[0], tmp_path / "f", start)
+    begun(process, tmp_path / "f", shards=1)
+    ends = time.monotonic() + patience()
+    while process.poll() is None and time.monotonic() < ends:
+        for pid in two_nodes.workers():
+            ray_cluster.end(pid)
+        time.sleep(0.05)
+    _, said = process.communicate(timeout=patience())
+    assert process.returncode == 1
+    assert said.splitlines()[-1].startswith(b"Error: ")
+    assert b"lost" in said.splitlines()[-1]
+    assert b"Traceback" not in said
+    assert not (tmp_path / "f" / "manifest.json").exists()
