@@ -15,6 +15,7 @@ from ldlm.attention import attention
 from ldlm.config import DenoiserConfig, Shapes, TrainConfig
 from ldlm.errors import InputError
 from ldlm.model.denoiser import DiT
+from ldlm.model.diffusion import noised
 from ldlm.model.joint import build
 from ldlm.model.objective import JointObjective
 from ldlm.model.prefix import UNCONDITIONAL, UNWRITTEN, draw_lengths
@@ -148,6 +149,14 @@ def test_the_loss_sees_the_first_k_states_in_both_passes():
     draws = made.draw(TimestepSampler(config().timesteps, 1e-5), seed=0, step=0, rows_B=rows)
     draws = replace(draws, k_B=torch.tensor([0, 2, 5, 12]), self_condition=True, eps_BNC=draws.eps_BNC.double())
     loss = made.denoising_loss(z_0, draws, h)
+    z_t, t, prefix = (
+        noised(made.schedule, z_0, draws.t_B, draws.eps_BNC),
+        draws.t_B.float(),
+        made.model.prefix(h, draws.k_B),
+    )
+    first = made.model.denoiser(z_t, t, torch.zeros_like(z_t), prefix)
+    z_hat = made.model.denoiser(z_t, t, first, prefix)
+    assert torch.allclose(loss, (z_hat - z_0).square().mean((1, 2)), atol=1e-12)
     after = h.clone()
     for row, k in enumerate(draws.k_B.tolist()):
         after[row, k:] += 3

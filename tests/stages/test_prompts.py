@@ -241,6 +241,7 @@ def test_a_file_of_prompts_is_continued_as_often_as_asked_and_its_texts_go_on(ru
 def test_an_exported_model_continues_texts_as_the_run_does(run, gpt2, tmp_path):
     model = export.run(ExportConfig(sampler=SAMPLER), run, tmp_path / "model").path
     lines = drawn(run, tmp_path / "a.jsonl", prompt_guidance=1.5)
+    assert "It continues texts, too" in (model / "README.md").read_text(encoding="utf-8")
     opened, asked = LDLM.from_pretrained(model), {"prompt": PROMPT, "prompt_guidance": 1.5}
     assert opened.sample(4, encoder=str(gpt2), batch_size=4, **asked) == [line["text"] for line in lines]
     assert drawn(model, tmp_path / "b.jsonl", prompt_guidance=1.5, encoder=str(gpt2)) == lines
