@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldlm import LDLM
+from ldlm import LDLM, hub
 from ldlm import config as configs
-from ldlm.config import ExportConfig, PromptConfig, SampleConfig, SamplerConfig, TrainConfig
+from ldlm.config import ComputeConfig, ExportConfig, PromptConfig, SampleConfig, SamplerConfig, TrainConfig
 from ldlm.errors import InputError
 from ldlm.features.encoder import check_causal
 from ldlm.features.store import FeatureStore
@@ -321,3 +321,30 @@ def test_a_run_of_the_papers_recipe_says_how_to_train_one_that_continues_texts(t
 def test_token_level_runs_have_no_prompts(token_runs, refuse, tmp_path):
     line = refuse("sample", "--run", token_runs("mdlm"), "--prompt", PROMPT, "--output", tmp_path / "a.jsonl")
     assert "prompting is a setting for runs of LDLM" in line
+
+
+def test_a_prompt_may_begin_a_document_and_has_no_words_that_the_tokenizer_does_not_know(run, bigrams):
+    tokenizer = TrainedRun(run, CPU).tokenizer
+    (row,) = prompts.tokenised(["<|endoftext|>Rain"], tokenizer, 16)
+    assert row[:2] == [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    words = hub.load_tokenizer(str(bigrams))
+    assert prompts.tokenised(["a b"], words, 16) == [[0, 1, 2]]
+    with pytest.raises(InputError, match="the prompt 'a c' can't be written in the model's tokens, which make 'a b'"):
+        prompts.tokenised(["a c"], words, 16)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Compiled
+
+
+@pytest.mark.slow
+def test_compiled_it_draws_and_trains_the_same(run, prefix_config, store, tmp_path):
+    given = {"prompt_guidance": 1.7, "sampler": replace(SAMPLER, guidance=1.5)}
+    plain = latents(run, **given)
+    assert torch.allclose(latents(run, **given, compute=ComputeConfig(compile="on")), plain, atol=1e-4)
+    short = replace(prefix_config, steps=3)
+    found = [
+        train.run(replace(short, compute=ComputeConfig(compile=how)), store, tmp_path / how).manifest["held_out"]
+        for how in ("off", "on")
+    ]
+    assert found[1]["l_diff_prefix"] == pytest.approx(found[0]["l_diff_prefix"], rel=1e-4)
