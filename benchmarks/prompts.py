@@ -134,8 +134,9 @@ class Trial:
             given = PromptConfig(prompts=str(path), prompt_guidance=guidance, encoder=str(self.bench.encoder))
         count = len(self.real) if guidance is None else 1
         settings = SampleConfig(num_samples=count, prompting=given, sampler=SamplerConfig(), seed=seed, device="cpu")
-        out = self.folder / f"{'glued' if guidance is None else guidance}; seed {seed}.jsonl"
-        sample.run(settings, self.folder / "run", out, overwrite=True, progress=show.Terminal())
+        what = f"{len(self.real)} prompts of {self.prompt_tokens}; seed {seed}.jsonl"
+        out = self.folder / f"{'glued' if guidance is None else guidance}; {what}"
+        sample.run(settings, self.folder / "run", out, progress=show.Terminal())
         k = 1 + self.prompt_tokens
         rows = zip(self.real, files.read_jsonl(out), strict=True)
         return [self.pair(pair.prompt, line["tokens"], k) for pair, line in rows]
@@ -175,11 +176,11 @@ class Trial:
 def judged(pairs: Sequence[Pair], scorer: Scorer) -> dict[str, float]:
     """Figures of continuations: those of the scorer, and of their tokens alone."""
     start = [] if scorer.eos_id is None else [scorer.eos_id]
-    parts = [
-        scorer.tokens([text for pair in pairs for text in (pair.prompt, pair.continuation)], scorer.positions or 1024)
-    ]
+    most = scorer.positions or 1024
+    ids = scorer.tokens([text for pair in pairs for text in (pair.prompt, pair.continuation)], most)
     given, alone, counts = list[np.ndarray](), list[np.ndarray](), list[int]()
-    for prompt, continuation in zip(parts[0][::2], parts[0][1::2], strict=True):
+    for prompt, whole in zip(ids[::2], ids[1::2], strict=True):
+        continuation = whole[: most - len(start) - len(prompt)]  # another tokenizer may make more of it
         given.append(np.array([*start, *prompt, *continuation], np.int32))
         alone.append(np.array([*start, *continuation], np.int32))
         counts.append(len(continuation))
