@@ -13,7 +13,8 @@ Speed, within ten minutes on two cores; `python -m benchmarks store` holds the f
 `python -m benchmarks comparison` trains LDLM and its rivals on one text and compares what they draw, in many hours, and
 `python -m benchmarks stories-frontier` does so on stories whose law is known.
 
-`python -m benchmarks recipe` trains variants of the tiny preset and judges what they draw, some minutes each.
+`python -m benchmarks recipe` trains variants of the tiny preset and judges what they draw, some minutes each, and
+`python -m benchmarks prompts` a model that continues texts, whose continuations it holds against real ones.
 
 `python -m benchmarks gpu` measures everything on a machine with a GPU in the minutes that it is given, and
 `python -m benchmarks wheels` fetches what such a machine may lack; each has its own --help.
@@ -51,6 +52,7 @@ PROGRAMS = {
     "stories-frontier": "benchmarks.comparison.stories",
     "gpu": "benchmarks.gpu.runner",
     "recipe": "benchmarks.recipe",
+    "prompts": "benchmarks.prompts",
     "wheels": "benchmarks.gpu.wheels",
 }  # with arguments of their own
 

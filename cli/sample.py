@@ -25,6 +25,8 @@ def command(options: Options, run: str | None, output: str | None, trace: str | 
 
     Text i depends on its seed, 1,000,000 SEED + i, and not on the batch. The same command resumes an interrupted one.
 
+    --prompt continues a text, by a run that was trained with --set model.condition=prefix; texts begin with it.
+
     --trace shows one of these texts on its way: the decoded estimates at times t, and the probability of each token.
 
     Token-level runs (train --method mdlm, duo, candi, flm) have samplers of their own, with 128 steps by default.
@@ -33,10 +35,13 @@ def command(options: Options, run: str | None, output: str | None, trace: str | 
     \b
     Examples:
       ldlm sample --run run --num-samples 1000 --output samples.jsonl
+      ldlm sample --run run --prompt "The sea was calm" --prompt-guidance 1.5 --output continued.jsonl
       ldlm sample --run run --trace-text 3 --trace trace
       ldlm sample --run run-mdlm --sampler remdm --eta 0.015 --top-p 0.9 --output mdlm.jsonl
     """
     config = options.build_drawing(method_of(run), _defaults(run))
+    if options.flags[("prompting", "prompt")] is not None and config.prompting.prompt is None:
+        raise InputError("--prompt none stands for no prompt; give that word in a file, by --prompts FILE")
     if output is not None and trace is not None:
         raise InputError("--output writes texts and --trace shows one; give one of them, and then the other")
     if trace is not None:
@@ -53,7 +58,7 @@ def command(options: Options, run: str | None, output: str | None, trace: str | 
 
     def text() -> str:
         first = [row["text"] for _, row in zip(range(3), files.read_jsonl(out), strict=False)]
-        return "\n\n".join([f"{out}: {config.num_samples:,} texts, {_how(config, result)}", *first])
+        return "\n\n".join([f"{out}: {result['config']['num_samples']:,} texts, {_how(config, result)}", *first])
 
     options.show(result, text)
 

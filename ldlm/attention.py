@@ -26,16 +26,20 @@ from ldlm.errors import InputError
 HALF = (torch.float16, torch.bfloat16)
 
 
-def attention(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor) -> Tensor:
-    """softmax(q·k/√K)·v without a mask, (B, N, H, K) against (B, L, H, K); returns (B, N, H, K).
+def attention(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor, seen_BL: Tensor | None = None) -> Tensor:
+    """softmax(q·k/√K)·v, (B, N, H, K) against (B, L, H, K); returns (B, N, H, K).
 
     Under autocast all three are cast to its dtype. The kernel is the one that `use_attention` chose, where it takes the
-    inputs: float32 always takes torch's.
+    inputs: float32 always takes torch's. `seen_BL` is False at keys that a row must not see; with it torch's own
+    function chooses the kernel, for neither flash attention nor our use of xformers takes masks.
     """
     kind = v_BLHK.device.type
     if kind != "meta" and torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
         q_BNHK, k_BLHK, v_BLHK = q_BNHK.to(dtype), k_BLHK.to(dtype), v_BLHK.to(dtype)
+    if seen_BL is not None:
+        q, k, v = (x.transpose(1, 2) for x in (q_BNHK, k_BLHK, v_BLHK))
+        return F.scaled_dot_product_attention(q, k, v, seen_BL[:, None, None]).transpose(1, 2)
     out_BNHK: Tensor = torch.ops.ldlm.attention.default(q_BNHK, k_BLHK, v_BLHK, _kernel)[0]
     return out_BNHK
 

@@ -79,6 +79,23 @@ def commit(name: str) -> str:
     return snapshot(name).name
 
 
+def kept_here(name: str, revision: str | None = None) -> str:
+    """The folder of a model on this machine: its own, or for a hub name the cache's; the network is not asked.
+
+    `InputError` where there is neither.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    if looks_like_path(name):
+        if not Path(name).is_dir():
+            raise InputError(f"there is no model folder {name}")
+        return name
+    found = try_to_load_from_cache(name, "config.json", revision=revision)
+    if not isinstance(found, str):
+        raise InputError(f"the model {name!r} is neither a folder here nor was it fetched from the hub before")
+    return str(Path(found).parent)
+
+
 def revision(name: str) -> str | None:
     """The commit of a model that is loaded by hub name; None for a local folder."""
     return None if Path(name).is_dir() else commit(name)

@@ -7,19 +7,21 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ldlm import artifact, config, files, locks, runtime
 from ldlm.baselines.opening import open_source
-from ldlm.config import AnySampleConfig
+from ldlm.config import AnySampleConfig, SampleConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import metrics, samples
 from ldlm.progress import SILENT, Progress
-from ldlm.sampling import generation
+from ldlm.sampling import generation, prompts
+from ldlm.sampling.generation import TextGenerator
 from ldlm.sampling.source import Generator, Source
 
 
@@ -27,7 +29,7 @@ def plan(config: AnySampleConfig, run_path: Path) -> dict[str, Any]:
     """Evaluations of the network that it would take, and their FLOPs."""
     source = open_source(run_path, torch.device("cpu"), config.checkpoint)
     source.check(config.sampler)
-    return {"texts": config.num_samples, **source.cost(config)}
+    return {"texts": _texts_in_all(config), **source.cost(config)}
 
 
 def run(
@@ -42,6 +44,7 @@ def run(
     files.check_output(out, "samples.jsonl")
     source = open_source(run_path, runtime.device(config.device), config.checkpoint)
     generator = source.drawing(config)
+    each, config = config.num_samples, replace(config, num_samples=_texts_in_all(config))
     provenance = _provenance(config, run_path, generator, source)
     place = Place(files.target(out))
     if overwrite or not place.record.exists():  # a file that an earlier version began keeps its sampler
@@ -49,7 +52,7 @@ def run(
     with locks.to_itself(place.lock, f"another process draws texts for {out}; wait for it, or choose another --output"):
         if overwrite:
             place.clear()
-        _check_continues(place, out, provenance)
+        _check_continues(place, out, provenance, config.num_samples // each)
         if place.texts == config.num_samples:
             place.finish(provenance)
             progress.note(f"{out} is complete; nothing to do")
@@ -66,8 +69,7 @@ def run(
             progress.task("sample", config.num_samples, "text", done) as task,
         ):
             for seeds_B, tokens_BL in generation.batches(generator, config, done):
-                texts = metrics.decode_tokens(tokenizer, tokens_BL, clean_up=config.clean_up)
-                file.write(files.dump_jsonl(samples.rows(texts, tokens_BL.tolist(), seeds_B.tolist())))
+                file.write(files.dump_jsonl(_drawn(generator, tokenizer, tokens_BL, seeds_B, config.clean_up)))
                 file.flush()
                 task.advance(len(seeds_B))
             os.fsync(file.fileno())
@@ -77,10 +79,28 @@ def run(
         return {**provenance, **took, **generator.figures()}
 
 
+def _texts_in_all(config: AnySampleConfig) -> int:
+    return prompts.texts_in_all(config) if isinstance(config, SampleConfig) else config.num_samples
+
+
+def _drawn(
+    generator: Generator, tokenizer: Any, tokens_BL: Tensor, seeds_B: Tensor, clean_up: bool
+) -> list[dict[str, Any]]:
+    """The JSON objects of a batch of texts."""
+    if isinstance(generator, TextGenerator) and generator.prompts is not None:
+        return generator.prompts.lines(tokenizer, tokens_BL, seeds_B, clean_up)
+    texts = metrics.decode_tokens(tokenizer, tokens_BL, clean_up=clean_up)
+    return samples.rows(texts, tokens_BL.tolist(), seeds_B.tolist())
+
+
 def _provenance(sample: AnySampleConfig, path: Path, generator: Generator, source: Source) -> dict[str, Any]:
     settings = config.identity(sample)
     # The settings of --trace don't change texts. Records of earlier versions have no `clean_up`, which was off.
     names = [name for name in settings if not name.startswith("trace_") and (name != "clean_up" or sample.clean_up)]
+    if "prompts" in generator.record:  # which has their hash, wherever they come from
+        settings["prompting"] = {"prompt_guidance": settings["prompting"]["prompt_guidance"]}
+    else:
+        names = [name for name in names if name != "prompting"]
     return {
         "kind": "samples",
         "config": {name: settings[name] for name in names},
@@ -168,8 +188,11 @@ def _lines(path: Path) -> int:
         return sum(part.count(b"\n") for part in iter(lambda: file.read(files.PART), b""))
 
 
-def _check_continues(place: Place, out: Path, provenance: Mapping[str, Any]) -> None:
-    """`InputError` where the texts asked for are no continuation of those in the file (SPEC 12.1, 13.3)."""
+def _check_continues(place: Place, out: Path, provenance: Mapping[str, Any], prompts: int) -> None:
+    """`InputError` where the texts asked for are no continuation of those in the file (SPEC 12.1, 13.3).
+
+    --num-samples counts the texts of each of `prompts` prompts, and those of all without any.
+    """
     if files.size(place.path) and not place.record.exists():
         raise InputError(f"{out} exists and was not made by ldlm sample; choose another --output, or add --overwrite")
     if place.record.exists():
@@ -179,16 +202,17 @@ def _check_continues(place: Place, out: Path, provenance: Mapping[str, Any]) -> 
                 f"{out} was made otherwise ({'; '.join(changed)}); choose another --output, or add --overwrite"
             )
     wanted, there = provenance["config"]["num_samples"], place.texts
+    asked = f"--num-samples {wanted // prompts}"
     if there > wanted:
         raise InputError(
-            f"{out} holds {there:,} texts of these settings already, and --num-samples {wanted} asks for fewer: they "
+            f"{out} holds {there:,} texts of these settings already, and {asked} asks for fewer: they "
             f"are its first {wanted:,} lines; or choose another --output, or add --overwrite"
         )
     begun = _lines(place.partial)
     if there < wanted < begun:
         raise InputError(
-            f"{begun:,} texts for {out} are drawn already, and --num-samples {wanted} asks for fewer; go on with "
-            f"--num-samples {begun} or more, choose another --output, or add --overwrite"
+            f"{begun:,} texts for {out} are drawn already, and {asked} asks for fewer; go on with "
+            f"--num-samples {-(-begun // prompts)} or more, choose another --output, or add --overwrite"
         )
 
 
@@ -197,7 +221,7 @@ def _identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
 
     The names that the user gave to decoder and checkpoint are left out: the record has both beside the settings.
     """
-    kept = {key: provenance.get(key) for key in ("decoder", "precision", "checkpoint")}
+    kept = {key: provenance.get(key) for key in ("decoder", "precision", "checkpoint", "prompts")}
     settings: Mapping[str, Any] = provenance.get("config", {})
     named = ("num_samples", "decoder", "checkpoint")
     return {"config": {name: value for name, value in settings.items() if name not in named}, **kept}

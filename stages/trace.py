@@ -15,7 +15,7 @@ from ldlm.config import SampleConfig
 from ldlm.pages import film
 from ldlm.pages.trace import page
 from ldlm.progress import SILENT, Progress
-from ldlm.sampling import trace
+from ldlm.sampling import prompts, trace
 from ldlm.sampling.frames import Frame
 from ldlm.sampling.generation import text_seeds
 from ldlm.sampling.trained_run import TrainedRun
@@ -25,7 +25,8 @@ def plan(config: SampleConfig, run_path: Path) -> dict[str, Any]:
     """Evaluations of the denoiser that it would take, and their FLOPs."""
     run = TrainedRun(run_path, torch.device("cpu"), config.checkpoint)
     run.check(config.sampler)
-    return {"texts": 1, **run.cost(dataclasses.replace(config, num_samples=1))}
+    one = dataclasses.replace(config, num_samples=1)
+    return {"texts": 1, **{name: total // prompts.texts_in_all(one) for name, total in run.cost(one).items()}}
 
 
 def run(
@@ -35,7 +36,7 @@ def run(
     run = TrainedRun(run_path, runtime.device(config.device), config.checkpoint)
     if overwrite or not (out / "artifact.json").is_file():  # what an earlier version began is taken up as it was
         run.check(config.sampler)
-    generator = run.generator(config.decoder, run.compute(config.compute))
+    generator = run.drawing(config)
     result = artifact.begin(
         out,
         "trace",

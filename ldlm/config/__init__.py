@@ -74,6 +74,7 @@ from ldlm.config.model import (
     preset,
 )
 from ldlm.config.paper import PaperConfig
+from ldlm.config.prompts import PromptConfig
 from ldlm.config.quickstart import QuickstartConfig
 from ldlm.config.stages import (
     MAX_SEED,

@@ -79,6 +79,11 @@ class ModelConfig:
         "trained before; embedding, the encoder's token embeddings; scratch, token embeddings trained from scratch. "
         "Latents are not normalised",
     )
+    condition: Literal["none", "prefix"] = setting(
+        "none",
+        "what the denoiser sees beside noisy latents: none, as in the paper; prefix, the states of a text's first k "
+        "tokens, with which `ldlm sample --prompt` continues texts",
+    )
     autoencoder: AutoencoderConfig = setting(AutoencoderConfig(), "E_z and D_h")
     denoiser: DenoiserConfig = setting(DenoiserConfig(), "the DiT")
     token_decoder: TokenDecoderConfig = setting(TokenDecoderConfig(), "D_w")

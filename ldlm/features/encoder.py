@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from ldlm.features.store import FeatureStore
 
 VARIANCE_FLOOR = 1e-4
+CAUSAL_ROWS = 16  # whose first states are compared
+ROUNDING = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2, "int8-token": 2e-2}  # of a state, by how it was made and stored
 ROWS_PER_PASS = 32  # of the online encoder, so that its memory doesn't grow with the batch
 
 
@@ -188,6 +190,25 @@ class Statistics:
 def online_encoder(store: FeatureStore) -> OnlineEncoder | None:
     """The encoder that makes the states of `store` inside the step; None where it holds them or none are needed."""
     return OnlineEncoder(store.encoder, *store.statistics()) if store.needs_encoder else None
+
+
+def check_causal(store: FeatureStore) -> None:
+    """`InputError` where states tell of later tokens, as BERT's do: the first k would give away what comes after them.
+
+    Every row begins with BOS. A causal encoder has seen nothing else there, so that all rows have one first state.
+    """
+    split = store.split("train", online_encoder(store))
+    parts, tokens = split.read(0, min(CAUSAL_ROWS, split.rows))
+    h_BLD = split.states(parts, torch.from_numpy(tokens).to(torch.int64))
+    assert h_BLD is not None  # of scratch embeddings there are none
+    first_BD = h_BLD[:, 0].double()
+    apart = ((first_BD - first_BD[0]).norm(dim=1).max() / first_BD[0].norm()).item()
+    rounded = "bf16" if store.encoder["precision"] == "bf16" else store.codec.name
+    if apart > ROUNDING.get(rounded, ROUNDING["fp32"]):
+        raise InputError(
+            f"model.condition=prefix needs a causal encoder, such as GPT-2, and the states of {store.encoder['name']} "
+            f"depend on later tokens: its first ones, all of BOS, differ by {apart:.1%} between rows of {store.path}"
+        )
 
 
 class OnlineEncoder:

@@ -165,7 +165,8 @@ class DenoiserObjective(CosmosObjective):
 
     def forward(self, hidden_BLD: Tensor | None, tokens_BL: Tensor, draws: Draws, gamma: float) -> Losses:
         """L_diff of a micro-batch."""
-        z_0_BNC = at_least_float32(self.model.latent_encoder(self.model.states(hidden_BLD, tokens_BL)))
-        l_diff_B = self.denoising_loss(z_0_BNC, draws)
+        h_BLD = self.model.states(hidden_BLD, tokens_BL)
+        z_0_BNC = at_least_float32(self.model.latent_encoder(h_BLD))
+        l_diff_B = self.denoising_loss(z_0_BNC, draws, h_BLD)
         l_diff, none = weighted_mean(draws.weight_B, l_diff_B), l_diff_B.new_zeros(())
         return Losses(l_diff, l_diff, none, none, l_diff_B.detach(), none, Spread.of(z_0_BNC))

@@ -8,9 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ldlm.config import DenoiserConfig
+from ldlm.config import DenoiserConfig, Shapes
 from ldlm.errors import InputError
-from ldlm.model.layers import MLP, SelfAttention, head_width, sinusoids, time_features
+from ldlm.model.layers import MLP, head_width, sinusoids, time_features
+from ldlm.model.prefix import Prefix, PrefixAttention, PrefixKeys, longest_prefix
 
 
 def modulate(x_BNW: Tensor, shift_BW: Tensor, scale_BW: Tensor) -> Tensor:
@@ -18,19 +19,19 @@ def modulate(x_BNW: Tensor, shift_BW: Tensor, scale_BW: Tensor) -> Tensor:
     return x_BNW * (1 + scale_BW[:, None]) + shift_BW[:, None]
 
 
-def first_positions(config: DenoiserConfig, num_latents: int) -> Tensor:
-    """Positions (N, W) at initialisation: DiT's sines and cosines, or normal ones of standard deviation 0.02.
+def first_positions(config: DenoiserConfig, count: int) -> Tensor:
+    """Positions (count, W) at initialisation: DiT's sines and cosines, or normal ones of standard deviation 0.02.
 
     Beside content of size 1 the normal ones are so small that a short training never tells the latents apart.
     """
     if config.positions == "normal":
-        return 0.02 * torch.randn(num_latents, config.width)
+        return 0.02 * torch.randn(count, config.width)
     if config.width % 2:
         raise InputError(
             f"model.denoiser.width={config.width} must be even: its positions are sines and cosines; or take "
             f"model.denoiser.positions=normal"
         )
-    return sinusoids(torch.arange(num_latents), config.width)
+    return sinusoids(torch.arange(count), config.width)
 
 
 class DiTBlock(nn.Module):
@@ -42,16 +43,19 @@ class DiTBlock(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.attention = SelfAttention(width, heads, bias=True)
+        self.attention = PrefixAttention(width, heads, bias=True)
         self.mlp_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.mlp = MLP(width, approximate="tanh")
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, x_BNW: Tensor, modulation_B6W: Tensor) -> Tensor:
+    def forward(
+        self, x_BNW: Tensor, modulation_B6W: Tensor, more_BL2W: Tensor | None = None, seen_BL: Tensor | None = None
+    ) -> Tensor:
+        """x after the block; with `more_BL2W` and `seen_BL` it attends to a prefix, too."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation_B6W.unbind(1)
 
         # Attention
-        attended = self.attention(modulate(self.attention_norm(x_BNW), shift_a, scale_a))
+        attended = self.attention(modulate(self.attention_norm(x_BNW), shift_a, scale_a), more_BL2W, seen_BL)
         x_BNW = x_BNW + gate_a[:, None] * attended
 
         # MLP
@@ -61,10 +65,13 @@ class DiTBlock(nn.Module):
 class DiT(nn.Module):
     """ẑ_θ(z_t, t, ẑ_prev): (B, N, C) latents at time t (B,) in [0, 1] → (B, N, C) estimate of z_0.
 
-    ẑ_prev is the self-conditioning estimate, the estimate of z_0 before this one; zeros stand for none.
+    ẑ_prev is the self-conditioning estimate, the estimate of z_0 before this one; zeros stand for none. With the sizes
+    of the features, `prefixed`, it can be conditioned on a `prefix` of the text.
     """
 
-    def __init__(self, config: DenoiserConfig, *, num_latents: int, latent_dim: int) -> None:
+    def __init__(
+        self, config: DenoiserConfig, *, num_latents: int, latent_dim: int, prefixed: Shapes | None = None
+    ) -> None:
         super().__init__()
         width = config.width
         head_width(width, config.heads, "model.denoiser")
@@ -78,7 +85,14 @@ class DiT(nn.Module):
         self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
         self.project_out = nn.Linear(width, latent_dim)
+        self.prefix = self._prefix_keys(config, prefixed)
         self._initialise()
+
+    def _prefix_keys(self, config: DenoiserConfig, shapes: Shapes | None) -> PrefixKeys | None:
+        if shapes is None:
+            return None
+        positions_LW = first_positions(config, longest_prefix(shapes.seq_len))
+        return PrefixKeys(positions_LW, hidden_dim=shapes.hidden_dim, blocks=config.layers)
 
     def _initialise(self) -> None:
         """adaLN-Zero: every block starts as the identity, and the estimate starts at zero."""
@@ -94,8 +108,8 @@ class DiT(nn.Module):
                 nn.init.zeros_(parameter)
         nn.init.zeros_(self.project_out.weight)
 
-    def forward(self, z_t_BNC: Tensor, t_B: Tensor, z_hat_prev_BNC: Tensor) -> Tensor:
-        return self.estimate(z_t_BNC, z_hat_prev_BNC, self.modulations(t_B))
+    def forward(self, z_t_BNC: Tensor, t_B: Tensor, z_hat_prev_BNC: Tensor, prefix: Prefix | None = None) -> Tensor:
+        return self.estimate(z_t_BNC, z_hat_prev_BNC, self.modulations(t_B), prefix)
 
     def modulations(self, t_B: Tensor) -> Tensor:
         """Modulation vectors (B, M, W) of the times: six for each block, and two for the output.
@@ -108,15 +122,21 @@ class DiT(nn.Module):
         parts.append(self.final_modulation(condition_BW))
         return torch.cat(parts, dim=-1).unflatten(-1, (-1, condition_BW.shape[-1]))
 
-    def estimate(self, z_t_BNC: Tensor, z_hat_prev_BNC: Tensor, modulations_BMW: Tensor) -> Tensor:
-        """ẑ_0 (B, N, C), given the modulations of each row's time, or of one time for all rows."""
+    def estimate(
+        self, z_t_BNC: Tensor, z_hat_prev_BNC: Tensor, modulations_BMW: Tensor, prefix: Prefix | None = None
+    ) -> Tensor:
+        """ẑ_0 (B, N, C), given the modulations of each row's time, or of one time for all rows.
+
+        It is unconditional without a `prefix`, which `self.prefix` makes where the network was made with one.
+        """
         # Input: z_t beside the self-conditioning estimate, and positions.
         x_BNW = self.project_in(torch.cat([z_t_BNC, z_hat_prev_BNC], dim=-1)) + self.positions_NW
 
         # Blocks
         *for_blocks, for_output = modulations_BMW.split([6] * len(self.blocks) + [2], dim=1)
-        for block, modulation_B6W in zip(self.blocks, for_blocks, strict=True):
-            x_BNW = block(x_BNW, modulation_B6W)
+        prefixes = [()] * len(self.blocks) if prefix is None else prefix.by_block()
+        for block, modulation_B6W, more in zip(self.blocks, for_blocks, prefixes, strict=True):
+            x_BNW = block(x_BNW, modulation_B6W, *more)
 
         # Output
         shift_BW, scale_BW = for_output.unbind(1)

@@ -9,6 +9,7 @@ from ldlm.config import ModelConfig, Shapes
 from ldlm.errors import InputError
 from ldlm.model.autoencoder import LatentDecoder, LatentEncoder, TokenDecoder
 from ldlm.model.denoiser import DiT
+from ldlm.model.prefix import Prefix, longest_prefix
 from ldlm.model.token_loss import TokenLosses
 
 
@@ -54,7 +55,12 @@ class JointModel(nn.Module):
             )
         self.latent_encoder = LatentEncoder(config.autoencoder, **sizes) if self.encodes else nn.Identity()
         self.latent_decoder = LatentDecoder(config.autoencoder, **sizes) if self.encodes else nn.Identity()
-        self.denoiser = DiT(config.denoiser, num_latents=self.num_latents, latent_dim=self.latent_dim)
+        self.denoiser = DiT(
+            config.denoiser,
+            num_latents=self.num_latents,
+            latent_dim=self.latent_dim,
+            prefixed=shapes if config.condition == "prefix" else None,
+        )
         self.token_decoder = (
             TokenDecoder(
                 width=shapes.hidden_dim,
@@ -78,6 +84,15 @@ class JointModel(nn.Module):
             return self.embedding(tokens_BL)
         assert hidden_BLD is not None
         return hidden_BLD
+
+    def prefix(self, h_BLD: Tensor | None, k_B: Tensor | None) -> Prefix | None:
+        """The condition on the first k states of each row; None, which is no condition, without lengths k."""
+        if k_B is None:
+            return None
+        assert self.denoiser.prefix is not None
+        assert h_BLD is not None
+        made: Prefix = self.denoiser.prefix(h_BLD[:, : longest_prefix(self.shapes.seq_len)], k_B)
+        return made
 
     def decoder(self) -> JointDecoder:
         """D_w∘D_h as one network. D_w must not be deferred."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from ldlm.compute import without_cast_cache
 from ldlm.config import DecoderNoise, DiffusionConfig, RecipeConfig, TrainConfig, decoder_noise
 from ldlm.model.diffusion import Schedule, noised
 from ldlm.model.joint import JointModel
+from ldlm.model.prefix import draw_lengths
 from ldlm.model.timesteps import TimestepSampler
 
 Normal = Callable[..., Tensor]  # `noise.normal`, perhaps compiled
@@ -73,6 +74,7 @@ class Draws:
     eps_dec_BNC: Tensor
     self_condition: bool
     t_dec_B: Tensor | None = None  # of diffused decoder noise
+    k_B: Tensor | None = None  # tokens of the prefix that the denoiser sees, under model.condition=prefix
 
 
 def draw(
@@ -282,7 +284,7 @@ class Objective(nn.Module):
         normal: Normal = noise.normal,
     ) -> Any:
         """The randomness of a step that `forward` takes, on `device`, for the rows `rows_B` of the global batch."""
-        return draw(
+        draws = draw(
             self.config.diffusion,
             timesteps,
             seed=seed,
@@ -293,18 +295,28 @@ class Objective(nn.Module):
             normal=normal,
             decoder=self.decoder_input.corruption,
         )
+        if self.model.denoiser.prefix is None:
+            return draws
+        k_B = draw_lengths(seed=seed, step=step, rows_B=rows_B, seq_len=self.model.shapes.seq_len)
+        return replace(draws, k_B=k_B.to(device, non_blocking=True))
 
-    def denoising_loss(self, z_0_BNC: Tensor, draws: Draws) -> Tensor:
-        """L_diff = ‖ẑ_θ(z_t, t, ẑ_prev) − z_0‖² per row (B,) (Eq. 1), self-conditioned when the coin says so."""
+    def denoising_loss(self, z_0_BNC: Tensor, draws: Draws, h_BLD: Tensor | None = None) -> Tensor:
+        """L_diff = ‖ẑ_θ(z_t, t, ẑ_prev) − z_0‖² per row (B,) (Eq. 1), self-conditioned when the coin says so.
+
+        Where the draws have lengths k, the denoiser sees the first k states of each row of h.
+        """
         z_t_BNC, t_B = noised(self.schedule, z_0_BNC, draws.t_B, draws.eps_BNC), draws.t_B.float()
+        prefix = self.model.prefix(h_BLD, draws.k_B)
+        condition = () if prefix is None else (prefix,)
 
         # The self-conditioning estimate is made at the same t and z_t, without gradient (Chen et al., 2023).
         z_hat_prev_BNC = torch.zeros_like(z_t_BNC)
         if draws.self_condition:
             with torch.no_grad(), without_cast_cache(z_t_BNC.device):
-                z_hat_prev_BNC = self.model.denoiser(z_t_BNC, t_B, z_hat_prev_BNC)
+                fixed = (one.detached() for one in condition)
+                z_hat_prev_BNC = self.model.denoiser(z_t_BNC, t_B, z_hat_prev_BNC, *fixed)
 
-        z_hat_BNC = self.model.denoiser(z_t_BNC, t_B, z_hat_prev_BNC)
+        z_hat_BNC = self.model.denoiser(z_t_BNC, t_B, z_hat_prev_BNC, *condition)
         return self.scales.diff * row_loss(z_hat_BNC, z_0_BNC)
 
     def state_loss(self, h_hat_BLD: Tensor, h_BLD: Tensor) -> Tensor:
@@ -348,7 +360,7 @@ class JointObjective(Objective):
         z_0_BNC = at_least_float32(self.model.latent_encoder(h_BLD))
 
         # Denoise; the encoder gets a share γ of the gradient.
-        l_diff_B = self.denoising_loss(scale_gradient(z_0_BNC, gamma), draws)
+        l_diff_B = self.denoising_loss(scale_gradient(z_0_BNC, gamma), draws, h_BLD)
         l_diff = weighted_mean(draws.weight_B, l_diff_B)
 
         # Rebuild states and tokens from noisy latents.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ldlm import config as configs
 from ldlm.config import ModelConfig, SamplerConfig, Shapes, TimestepConfig
@@ -17,6 +17,17 @@ from ldlm.model.diffusion import Schedule
 from ldlm.model.joint import build_meta
 from ldlm.model.timesteps import TimestepSampler
 from ldlm.sampling.generation import JOINT
+
+
+class Normalisation(nn.Module):
+    """Mean and standard deviation (D,) of the frozen encoder's states, with which a prompt's are normalised."""
+
+    def __init__(self, mean_D: Tensor, std_D: Tensor) -> None:
+        super().__init__()
+        self.mean_D: Tensor
+        self.std_D: Tensor
+        self.register_buffer("mean_D", mean_D)
+        self.register_buffer("std_D", std_D)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +64,12 @@ class ModelDescription:
         )
 
     def networks(self) -> dict[str, nn.Module]:
-        """Networks `denoiser` and `decoders/NAME`, on the meta device."""
+        """Networks `denoiser` and `decoders/NAME`, and `normalisation` of prompts, on the meta device."""
         joint = build_meta(self.model, self.shapes)
         networks: dict[str, nn.Module] = {"denoiser": joint.denoiser}
+        if self.model.condition == "prefix":
+            empty_D = torch.empty(self.shapes.hidden_dim, device="meta")
+            networks["normalisation"] = Normalisation(empty_D, empty_D)
         for name, sizes in self.decoders.items():
             with torch.device("meta"):
                 networks[f"decoders/{name}"] = joint.decoder() if name == JOINT else TokenDecoder(**sizes)

@@ -9,19 +9,23 @@ Its weights are those of the denoiser and the decoders. Text encoder, latent enc
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 from ldlm import config as configs
 from ldlm.compute import Compute
 from ldlm.config import ComputeConfig, SampleConfig, SamplerConfig
 from ldlm.errors import InputError
+from ldlm.features.encoder import OnlineEncoder
+from ldlm.hub import kept_here
 from ldlm.model.denoiser import DiT
 from ldlm.model.layers import head_widths
 from ldlm.progress import Progress
 from ldlm.sampling import generation, modelcard, solvers
-from ldlm.sampling.description import ModelDescription
+from ldlm.sampling.description import ModelDescription, Normalisation
 from ldlm.sampling.generation import Decoder, TextGenerator
 from ldlm.sampling.pretrained import ExportedModel
+from ldlm.sampling.prompts import prompts_of
 
 
 class LDLM(ExportedModel):
@@ -51,8 +55,24 @@ class LDLM(ExportedModel):
         )
 
     def drawing(self, config: SampleConfig) -> TextGenerator:
-        """The generator that settings of `ldlm sample` ask for."""
-        return self.generator(config.decoder, self.compute(config.compute))
+        """The generator that settings of `ldlm sample` ask for, with the prompts that its texts continue."""
+        made = self.generator(config.decoder, self.compute(config.compute))
+        return replace(made, prompts=prompts_of(config, self))
+
+    @property
+    def condition(self) -> str:
+        """`model.condition` of its training."""
+        return self.config.model.condition
+
+    def frozen_encoder(self, where: str | None) -> OnlineEncoder:
+        """The encoder that reads prompts, in the folder or of the hub name `where`; a hub name on record needs none.
+
+        The record's hub name is looked up on this machine alone. The encoder is no part of an exported model.
+        """
+        record, normalisation = self.config.provenance["encoder"], cast(Normalisation, self.networks["normalisation"])
+        name = kept_here(record["name"], record.get("revision")) if where is None else where
+        mean_D, std_D = normalisation.mean_D.cpu().numpy(), normalisation.std_D.cpu().numpy()
+        return OnlineEncoder({**record, "name": name}, mean_D, std_D)
 
     def check(self, sampler: SamplerConfig) -> None:
         """`InputError` for a sampler that is not offered, unless the model was exported with it."""
@@ -80,6 +100,9 @@ class LDLM(ExportedModel):
         decoder: str | None = None,
         sampler: str | None = None,
         clean_up: bool = False,
+        prompt: str | None = None,
+        prompt_guidance: float = 1.0,
+        encoder: str | None = None,
         **settings: Any,
     ) -> list[str]:
         """Draw `n` texts, as `ldlm sample` with these settings does.
@@ -87,11 +110,14 @@ class LDLM(ExportedModel):
         `settings` are fields of `ldlm.config.SamplerConfig`, such as `steps=64`, `solver="dpm++2m"`, `grid="learned"`,
         `guidance=1.5` and `temperature=0.8`; their defaults are `config.sampler`, or with `sampler="paper"` those of
         the paper. Text i depends on `seed` and i only, not on `n` or `batch_size` (None: measured). `clean_up` decodes
-        with the tokenizer's clean-up of spaces. `InputError` names a setting that does not exist or is out of bounds,
-        and a combination of solver, grid and end that is not offered.
+        with the tokenizer's clean-up of spaces. A model that was trained with model.condition=prefix can continue a
+        `prompt`, with which its texts begin then; `encoder` is the folder or hub name of its frozen encoder, where that
+        is not in its place. `InputError` names a setting that does not exist or is out of bounds, and a combination of
+        solver, grid and end that is not offered.
         """
         given = {
             "num_samples": n, "seed": seed, "batch_size": batch_size, "clean_up": clean_up, "sampler": settings,
+            "prompting": {"prompt": prompt, "prompt_guidance": prompt_guidance, "encoder": encoder},
         }  # fmt: skip
         base = {"sampler": configs.to_dict(self.config.sampler)}
         config = configs.drawing_config(SampleConfig, configs.LDLM, given, named=sampler, base=base)
@@ -99,4 +125,13 @@ class LDLM(ExportedModel):
         name = self._decoder_name(decoder)
         if name not in self._generators:
             self._generators[name] = self.generator(name)
-        return self._texts(self._generators[name], config)
+        prompts = prompts_of(config, self)
+        if prompts is None:
+            return self._texts(self._generators[name], config)
+        generator = replace(cast(TextGenerator, self._generators[name]), prompts=prompts)
+        batches = generation.batches(generator, config)
+        return [
+            line["text"]
+            for seeds_B, tokens_BL in batches
+            for line in prompts.lines(self.tokenizer, tokens_BL, seeds_B, clean_up)
+        ]

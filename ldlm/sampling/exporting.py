@@ -15,7 +15,7 @@ from ldlm import config as configs
 from ldlm.config import ExportConfig
 from ldlm.evaluation.boundaries import Boundaries
 from ldlm.sampling import solvers
-from ldlm.sampling.description import ModelDescription
+from ldlm.sampling.description import ModelDescription, Normalisation
 from ldlm.sampling.exported import LDLM
 from ldlm.sampling.generation import JOINT
 from ldlm.sampling.pretrained import ExportedModel
@@ -41,7 +41,10 @@ def of_run(config: ExportConfig, path: Path) -> Export:
     run = TrainedRun(path, torch.device("cpu"), config.checkpoint)
     names = _decoders(config, run)
     decoders = {name: _record(run, name) for name in names}
-    networks = {"denoiser": run.model.denoiser, **{f"decoders/{name}": run.decoder(name).logits for name in names}}
+    networks: dict[str, nn.Module] = {"denoiser": run.model.denoiser}
+    networks |= {f"decoders/{name}": run.decoder(name).logits for name in names}
+    if run.condition == "prefix":
+        networks["normalisation"] = Normalisation(*run.statistics())
     return Export(
         origin=run.origin,
         inputs={

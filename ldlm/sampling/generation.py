@@ -24,9 +24,11 @@ from ldlm.compute import WARM_UPS, Compute, compiled, recorded
 from ldlm.config import TEXTS_PER_SEED, AnySampleConfig, ModelConfig, SampleConfig, SamplerConfig, Shapes
 from ldlm.model.denoiser import DiT
 from ldlm.model.diffusion import Schedule
+from ldlm.model.prefix import Prefix
 from ldlm.model.timesteps import TimestepSampler
-from ldlm.sampling import solvers
-from ldlm.sampling.solvers import End, Recurrence
+from ldlm.sampling import prompts, solvers
+from ldlm.sampling.prompts import Prompts
+from ldlm.sampling.solvers import Denoise, End, Recurrence
 from ldlm.sampling.source import Generator
 from ldlm.training import cost
 
@@ -58,6 +60,7 @@ class TextGenerator:
     seq_len: int
     vocab_size: int
     compute: Compute
+    prompts: Prompts | None = None  # that its texts continue
     _lock: Lock = field(default_factory=Lock, repr=False)  # batches share the tensors of `_processes`
 
     @property
@@ -67,8 +70,8 @@ class TextGenerator:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The decoder's name, for the record of the texts."""
-        return {"decoder": self.decoder.name}
+        """The decoder's name, and what identifies prompts, for the record of the texts."""
+        return {"decoder": self.decoder.name, **({} if self.prompts is None else self.prompts.record)}
 
     def figures(self) -> dict[str, Any]:
         """None: what a text takes is known before it is drawn (`drawing_cost`)."""
@@ -95,12 +98,11 @@ class TextGenerator:
         seeds_B, text_B = seeds_B.to(self.device), torch.zeros_like(seeds_B, device=self.device)
         modulations_EMW = self.modulations(recurrence.times)
         modulations = dict(zip(recurrence.times.tolist(), modulations_EMW.split(1), strict=True))
-
-        def denoise(z_BNC: Tensor, t: Tensor, z_hat_prev_BNC: Tensor) -> Tensor:
-            return _estimate(self.estimate, z_BNC, modulations[t.item()], z_hat_prev_BNC)
+        guidance = None if sampler.guidance == 1 else sampler.guidance
+        found = _guided(self.estimate, guidance, self.prefix(seeds_B), self.prompt_guidance)
 
         def watched(z_BNC: Tensor, t: Tensor, z_hat_prev_BNC: Tensor) -> Tensor:
-            z_hat_BNC = found(z_BNC, t, z_hat_prev_BNC)
+            z_hat_BNC = found(z_BNC, modulations[t.item()], z_hat_prev_BNC)
             watch(t, z_hat_BNC)
             return z_hat_BNC
 
@@ -108,12 +110,29 @@ class TextGenerator:
             row_1 = torch.tensor([row], device=self.device)
             return self.compute.normal(seeds_B, "sde", row_1, text_B, self.latent_shape)
 
-        found = denoise if sampler.guidance == 1 else solvers.guided(denoise, sampler.guidance)
         return solvers.solve(recurrence, watched, noise.normal(seeds_B, "z_1", 0, text_B, self.latent_shape), eps)
 
     def modulations(self, times_E: Tensor) -> Tensor:
         """The denoiser's modulations (E, M, W) for these times, computed in float32, in the precision of `compute`."""
         return self.denoiser.modulations(times_E.to(self.device, torch.float32)).to(self.compute.dtype)
+
+    def prefix(self, seeds_B: Tensor) -> Prefix | None:
+        """The condition on the prompts of the texts with these seeds, in the precision of `compute`; None without any.
+
+        It is computed in float32, once for a text: it is the same at all times.
+        """
+        if self.prompts is None:
+            return None
+        assert self.denoiser.prefix is not None
+        made: Prefix = self.denoiser.prefix(*self.prompts.of(seeds_B))
+        return Prefix(made.kv_BLMW.to(self.compute.dtype), made.seen_BL)
+
+    @property
+    def prompt_guidance(self) -> Tensor | None:
+        """w of guidance by the prompt, on the device; None where it is off."""
+        if self.prompts is None or self.prompts.guidance == 1:
+            return None
+        return torch.tensor(self.prompts.guidance, device=self.device)
 
     @torch.no_grad()
     def prepare(self, sampler: SamplerConfig, texts: int) -> None:
@@ -142,7 +161,7 @@ class TextGenerator:
         return {}
 
     @cached_property
-    def estimate(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def estimate(self) -> Callable[..., Tensor]:
         """`DiT.estimate` in the precision of `compute`."""
         exact = self.compute.dtype == torch.float32
         return (self.denoiser if exact else copy.deepcopy(self.denoiser).to(self.compute.dtype)).estimate
@@ -162,10 +181,18 @@ class TextGenerator:
 
     @torch.no_grad()
     def decode(self, z_0_BNC: Tensor, seeds_B: Tensor, temperature: float = 0.0) -> Tensor:
-        """Tokens (B, L) of latents, without noise: the most likely, or drawn at a temperature above 0."""
+        """Tokens (B, L) of latents, without noise: the most likely, or drawn at a temperature above 0.
+
+        Those of a prompt are the prompt's own.
+        """
         size = texts_at_once(self.seq_len, self.vocab_size)
         pieces = zip(z_0_BNC.split(size), seeds_B.to(self.device).split(size), strict=True)
-        return torch.cat([draw_tokens(self.decoder.logits(z), seeds, temperature) for z, seeds in pieces])
+        return torch.cat([self.draw_tokens(self.decoder.logits(z), seeds, temperature) for z, seeds in pieces])
+
+    def draw_tokens(self, logits_BLV: Tensor, seeds_B: Tensor, temperature: float) -> Tensor:
+        """Tokens (B, L) by the decoder's logits, after those of the prompts."""
+        tokens_BL = draw_tokens(logits_BLV, seeds_B, temperature)
+        return tokens_BL if self.prompts is None else self.prompts.put_into(tokens_BL, seeds_B)
 
     def batch_size(self, most: int) -> int:
         """Batch size at which the denoiser is fastest per text, as `fastest` finds it."""
@@ -187,6 +214,7 @@ class ReverseProcess:
 
     def __init__(self, generator: TextGenerator, room: int, noisy: bool, guided: bool, texts: int) -> None:
         self.modulations, self.compute, self.shape = generator.modulations, generator.compute, generator.latent_shape
+        self.prefix_of, self.prompt_guidance = generator.prefix, generator.prompt_guidance
         self.estimate, self.update, self.noisy = generator.estimate, generator.update, noisy
         on: Any = {"device": generator.device}
         one_1MW = self.modulations(torch.zeros(1))
@@ -194,6 +222,7 @@ class ReverseProcess:
         self.seeds_B = torch.zeros(texts, dtype=torch.int64, **on)
         self.text_B = torch.zeros_like(self.seeds_B)  # row in the address of noise: a seed has one text, its row 0
         self.guidance = torch.ones((), **on) if guided else None
+        self.prefix = self.prefix_of(self.seeds_B)
         self.row_1 = torch.zeros(1, dtype=torch.int64, **on)  # of the tables, taken by the next step
         self.coefficients_E4 = torch.zeros(room, 4, **on)
         self.modulations_EMW = one_1MW.new_zeros(room, *one_1MW.shape[1:])
@@ -205,6 +234,9 @@ class ReverseProcess:
         self.z_BNC.copy_(noise.normal(self.seeds_B, "z_1", 0, self.text_B, self.shape))
         self.z_hat_BNC.zero_()
         self.row_1.zero_()
+        if self.prefix is not None:
+            for mine, new in zip(self.prefix, self.prefix_of(self.seeds_B) or (), strict=True):
+                mine.copy_(new)
         if self.guidance is not None:
             self.guidance.fill_(guidance)
         rows = len(recurrence.times)
@@ -224,34 +256,53 @@ class ReverseProcess:
             eps_BNC = self.compute.normal(self.seeds_B, "sde", self.row_1, self.text_B, self.shape)
         modulations_1MW = self.modulations_EMW.index_select(0, self.row_1)
         coefficients_14 = self.coefficients_E4.index_select(0, self.row_1)
-        state = (self.z_BNC, self.z_hat_BNC)
-        self.update(self.estimate, *state, modulations_1MW, coefficients_14, eps_BNC, self.guidance)
+        guides = (self.guidance, self.prefix, self.prompt_guidance)
+        self.update(self.estimate, self.z_BNC, self.z_hat_BNC, modulations_1MW, coefficients_14, eps_BNC, *guides)
         self.row_1.add_(1)
 
 
 def _update(
-    estimate: Callable[[Tensor, Tensor, Tensor], Tensor],
+    estimate: Callable[..., Tensor],
     z_BNC: Tensor,
     z_hat_BNC: Tensor,
     modulations_1MW: Tensor,
     coefficients_14: Tensor,
     eps_BNC: Tensor | None,
     guidance: Tensor | None,
+    prefix: Prefix | None,
+    prompt_guidance: Tensor | None,
 ) -> None:
     """Replace the state and the estimate by those after a row. Both are float32, whatever the network computes in."""
 
-    denoise = partial(_estimate, estimate)
-    found_BNC = (denoise if guidance is None else solvers.guided(denoise, guidance))(z_BNC, modulations_1MW, z_hat_BNC)
+    found_BNC = _guided(estimate, guidance, prefix, prompt_guidance)(z_BNC, modulations_1MW, z_hat_BNC)
     z_BNC.copy_(solvers.advance(coefficients_14[0].unbind(), z_BNC, found_BNC, z_hat_BNC, eps_BNC))
     z_hat_BNC.copy_(found_BNC)
 
 
+def _guided(
+    estimate: Callable[..., Tensor],
+    guidance: float | Tensor | None,
+    prefix: Prefix | None,
+    prompt_guidance: float | Tensor | None,
+) -> Denoise:
+    """The network as a solver calls it, with modulations in place of a time; None for guidance stands for none."""
+    denoise: Denoise = partial(_estimate, estimate)
+    if prefix is not None:
+        seeing: Denoise = partial(_estimate, estimate, prefix=prefix)
+        denoise = seeing if prompt_guidance is None else solvers.prompted(seeing, denoise, prompt_guidance)
+    return denoise if guidance is None else solvers.guided(denoise, guidance)
+
+
 def _estimate(
-    estimate: Callable[[Tensor, Tensor, Tensor], Tensor], z_BNC: Tensor, modulations_1MW: Tensor, z_hat_prev_BNC: Tensor
+    estimate: Callable[..., Tensor],
+    z_BNC: Tensor,
+    modulations_1MW: Tensor,
+    z_hat_prev_BNC: Tensor,
+    prefix: Prefix | None = None,
 ) -> Tensor:
     """ẑ_0 (B, N, C) in the dtype of z, by a network that computes in the dtype of its modulations."""
-    dtype = modulations_1MW.dtype
-    return estimate(z_BNC.to(dtype), z_hat_prev_BNC.to(dtype), modulations_1MW).to(z_BNC.dtype)
+    dtype, more = modulations_1MW.dtype, () if prefix is None else (prefix,)
+    return estimate(z_BNC.to(dtype), z_hat_prev_BNC.to(dtype), modulations_1MW, *more).to(z_BNC.dtype)
 
 
 def texts_at_once(seq_len: int, vocab_size: int) -> int:
@@ -309,7 +360,8 @@ def seconds_of(evaluate: Callable[[], Tensor]) -> float:
 
 def drawing_cost(config: SampleConfig, model: ModelConfig, shapes: Shapes) -> dict[str, Any]:
     """Evaluations of the denoiser that settings of `ldlm sample` take, and their FLOPs, as JSON."""
-    evaluations = config.num_samples * config.sampler.steps * solvers.evaluations_per_step(config.sampler)
+    per_step = solvers.evaluations_per_step(config.sampler) * (2 if config.prompting.prompt_guidance != 1 else 1)
+    evaluations = prompts.texts_in_all(config) * config.sampler.steps * per_step
     return {"denoiser_evaluations": evaluations, "flops": evaluations * cost.denoiser_flops(model, shapes)}
 
 

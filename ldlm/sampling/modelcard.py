@@ -33,6 +33,12 @@ for text in model.sample(8, seed=0):
 depends on its seed, and not on the number of texts or the batch.
 """
 
+CONTINUE = """
+It continues texts, too: `model.sample(8, prompt="The sea was calm", encoder=ENCODER)`, or `ldlm sample --prompt`.
+ENCODER is the folder or hub name of the frozen text encoder that is named below, which is not in this folder; other
+weights are refused.
+"""
+
 LICENCE = """\
 No licence has been declared for these weights. Whoever publishes them declares one, as `license:` at the top of this
 card, minding the terms of the training text and of the text encoder. The toolkit itself, `ldlm`, is under the Apache
@@ -57,7 +63,7 @@ def text(config: ModelDescription) -> str:
         f"and a decoder turns them into tokens in one pass. It was trained with `ldlm` after *{PAPER}*."
     )
     sections = {
-        "Use": USE.format(name="LDLM"),
+        "Use": USE.format(name="LDLM") + (CONTINUE if config.model.condition == "prefix" else ""),
         "What is in it": f"{table(_contents(config))}\n\nThe text encoder, the latent encoder and the state of the "
         f"optimiser are not in it: drawing texts takes none of them.",
         "Where it comes from": table(_provenance(config)),

@@ -136,6 +136,20 @@ def guided(denoise: Denoise, guidance: float | Tensor) -> Denoise:
     return extrapolated
 
 
+def prompted(with_prompt: Denoise, without: Denoise, guidance: float | Tensor) -> Denoise:
+    """Classifier-free guidance by a prompt (Ho & Salimans, 2022), in two evaluations: ẑ = ẑ_0 + w (ẑ_k − ẑ_0).
+
+    ẑ_k is the estimate that sees the prompt's k tokens, ẑ_0 the unconditional one, both with the same ẑ_prev; at w = 1
+    it is ẑ_k. `guided` may take it in turn: both of its estimates are then guided by the prompt, in four evaluations.
+    """
+
+    def extrapolated(z: Tensor, t: Tensor, z_hat_prev: Tensor) -> Tensor:
+        unconditional = without(z, t, z_hat_prev)
+        return unconditional + guidance * (with_prompt(z, t, z_hat_prev) - unconditional)
+
+    return extrapolated
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Solvers. Each docstring has the step from s to t = s − Δt as its source writes it, with ẑ = denoise(z, s, ẑ_prev) and
 # λ = ln(α/σ); the coefficients below are those of z, ẑ, ẑ_prev and ε in it.

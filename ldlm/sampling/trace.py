@@ -17,7 +17,7 @@ from torch import Tensor
 from ldlm.config import SamplerConfig
 from ldlm.sampling import solvers
 from ldlm.sampling.frames import Frame, cells
-from ldlm.sampling.generation import TextGenerator, draw_tokens
+from ldlm.sampling.generation import TextGenerator
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def record(
 
     def look(t: Tensor, z_BNC: Tensor) -> Frame:
         logits_BLV = generator.decoder.logits(z_BNC)
-        tokens_BL = draw_tokens(logits_BLV, seeds_B, sampler.temperature)
+        tokens_BL = generator.draw_tokens(logits_BLV, seeds_B, sampler.temperature)
         p_BL = logits_BLV.double().softmax(-1).gather(-1, tokens_BL[..., None])[..., 0]
         alpha, sigma = generator.schedule.alpha_sigma(t)
         tokens = tokens_BL[0].tolist()

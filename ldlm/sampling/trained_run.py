@@ -20,6 +20,7 @@ from ldlm.config import ComputeConfig, DecoderNoise, SampleConfig, SamplerConfig
 from ldlm.errors import InputError
 from ldlm.features.encoder import OnlineEncoder
 from ldlm.features.store import FeatureStore
+from ldlm.hub import kept_here
 from ldlm.model.autoencoder import TokenDecoder
 from ldlm.model.diffusion import Schedule
 from ldlm.model.joint import JointModel, build, build_meta
@@ -28,6 +29,7 @@ from ldlm.model.timesteps import TimestepSampler
 from ldlm.progress import Progress
 from ldlm.sampling import generation, solvers
 from ldlm.sampling.generation import JOINT, Decoder, TextGenerator
+from ldlm.sampling.prompts import prompts_of
 from ldlm.sampling.source import OpenRun
 from ldlm.training import cost
 
@@ -98,8 +100,23 @@ class TrainedRun(OpenRun):
         )
 
     def drawing(self, config: SampleConfig) -> TextGenerator:
-        """The generator that settings of `ldlm sample` ask for."""
-        return self.generator(config.decoder, self.compute(config.compute))
+        """The generator that settings of `ldlm sample` ask for, with the prompts that its texts continue."""
+        made = self.generator(config.decoder, self.compute(config.compute))
+        return replace(made, prompts=prompts_of(config, self))
+
+    @property
+    def condition(self) -> str:
+        """`model.condition` of its training."""
+        return self.config.model.condition
+
+    def frozen_encoder(self, where: str | None) -> OnlineEncoder:
+        """The encoder that reads prompts, in the folder or of the hub name `where`, or where the record has it.
+
+        The record's hub name is looked up on this machine alone.
+        """
+        if where is None:
+            where = kept_here(self.features["encoder"]["name"], self.features["encoder"].get("revision"))
+        return self._frozen_encoder(where)
 
     def check(self, sampler: SamplerConfig) -> None:
         """`InputError` for a sampler that is not offered."""
@@ -144,9 +161,14 @@ class TrainedRun(OpenRun):
         return torch.cat([decoder.logits(z.to(self.device)).argmax(-1).cpu() for z in z_BNC.split(size)])
 
     def _frozen_encoder(self, where: str | None) -> OnlineEncoder:
-        statistics = load_file(self.path / "statistics.safetensors")
         record = {**self.features["encoder"], **({} if where is None else {"name": where})}
-        return OnlineEncoder(record, statistics["mean"].numpy(), statistics["std"].numpy())
+        mean_D, std_D = self.statistics()
+        return OnlineEncoder(record, mean_D.numpy(), std_D.numpy())
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """(mean, std) of the frozen encoder's states before normalisation, float32 (D,)."""
+        found = load_file(self.path / "statistics.safetensors")
+        return found["mean"], found["std"]
 
     def decoder(self, name: str | None = None) -> Decoder:
         """The decoder of that name: `joint` for D_w∘D_h, or a fine-tuned one; None is the default (`_default`)."""

@@ -234,7 +234,7 @@ def sizes_of(*parts: Any) -> list[int]:
 
 def _primes(step: TracedStep, shapes: Shapes) -> tuple[int, int]:
     """Numbers of rows, and of positions in a chunk, two chunks and a bit, by which storages are told apart."""
-    sizes = [*sizes_of(shapes), *step.sizes]
+    sizes = [size for size in (*sizes_of(shapes), *step.sizes) if size]  # a linear token decoder has 0 blocks
     free = (n for n in count(31) if _is_prime(n) and all(size % n for size in sizes))
     rows = next(free)
     below = range(rows * shapes.seq_len // 2, 1, -1)

@@ -8,7 +8,7 @@ Shape letters: CONTRIBUTING.md.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from ldlm.features.store import Split
 from ldlm.model.autoencoder import TokenDecoder
 from ldlm.model.joint import JointDecoder, JointModel
 from ldlm.model.objective import DecoderInput, Draws, Objective, at_least_float32, row_loss
+from ldlm.model.prefix import draw_lengths
 from ldlm.model.timesteps import TimestepSampler
 from ldlm.model.token_loss import TokenLosses
 
@@ -37,7 +38,8 @@ class HeldOut:
 
     split: str  # the split of the rows: training rows, where a store has no held-out ones
     rows: int
-    l_diff: float  # squared error per latent coordinate, with t spread evenly over (0, 1] and self-conditioning
+    l_diff: float  # squared error per latent coordinate, with t spread evenly over (0, 1] and self-conditioning, k = 0
+    l_diff_prefix: float | None  # the same, conditioned on the first k states, with k spread evenly; None without
     l_diff_mean: float  # squared error of predicting the mean latent instead
     l_diff_by_t: list[float | None]  # l_diff in 20 equal bins of t; None in a bin without rows
     l_diff_by_u: list[float | None] | None  # l_diff in 20 equal bins of F(t) (Figure 6)
@@ -89,6 +91,10 @@ def evaluate(
         draws = _draws(row_B, z_0_BNC)
         t_all.append(draws.t_B.cpu())
         l_diff_all.append((objective.denoising_loss(z_0_BNC, draws) / objective.scales.diff).cpu())
+        if model.denoiser.prefix is not None:
+            seeing = replace(draws, k_B=_lengths(row_B, model.shapes.seq_len))
+            l_diff_B = objective.denoising_loss(z_0_BNC, seeing, h_BLD) / objective.scales.diff
+            means.add(len(row_B), l_diff_prefix=l_diff_B.mean())
 
         # Reconstruction
         noisy_BNC = objective.decoder_input.draw(model, h_BLD, z_0_BNC, seed=SEED, step=0, rows_B=row_B)
@@ -113,6 +119,7 @@ def evaluate(
         split=split.name,
         rows=len(t_B),
         l_diff=l_diff_B.mean().item(),
+        l_diff_prefix=means.of("l_diff_prefix"),
         l_diff_mean=variance_NC.mean().item(),
         l_diff_by_t=by_bin(t_B, l_diff_B),
         l_diff_by_u=None if timesteps is None else by_bin(timesteps.cdf(t_B), l_diff_B),
@@ -193,6 +200,12 @@ def _draws(row_B: Tensor, z_0_BNC: Tensor) -> Draws:
         eps_dec_BNC=torch.empty_like(z_0_BNC),  # of `DecoderInput.draw`
         self_condition=True,
     )
+
+
+def _lengths(row_B: Tensor, seq_len: int) -> Tensor:
+    """Lengths k ≥ 1 of the prefixes that are seen, one for each row and the same at each evaluation."""
+    k_B = draw_lengths(seed=SEED, step=0, rows_B=row_B.cpu(), seq_len=seq_len, unconditional=0.0)
+    return k_B.to(row_B.device)
 
 
 def _accuracy(found: TokenLosses) -> Tensor:

@@ -15,10 +15,11 @@ from ldlm import files
 from ldlm.config import Shapes, TrainConfig
 from ldlm.errors import InputError
 from ldlm.features.batch import Batch
-from ldlm.features.encoder import online_encoder
+from ldlm.features.encoder import check_causal, online_encoder
 from ldlm.features.store import FeatureStore, Split
 from ldlm.model.joint import JointModel, build_meta
 from ldlm.model.objective import elbo_start
+from ldlm.model.prefix import longest_prefix
 from ldlm.runtime import World
 from ldlm.training import cost, heldout, joint
 from ldlm.training.footprint import Footprint, footprint
@@ -51,6 +52,7 @@ class JointTraining(TrainingMethod[TrainConfig, TrainState]):
                 f"denoiser; lower it"
             )
         self._check_elbo()
+        self._check_condition(store)
         if kind == "scratch" and reconstruction != "ce":
             raise InputError(
                 f"{store.path} holds tokens only, whose embeddings learn by cross-entropy alone; add "
@@ -61,6 +63,18 @@ class JointTraining(TrainingMethod[TrainConfig, TrainState]):
                 f"recipe.reconstruction={reconstruction} trains the token decoder, and "
                 f"model.token_decoder.mode=deferred leaves it out; choose mse or joint"
             )
+
+    def _check_condition(self, store: FeatureStore) -> None:
+        """`InputError` for a condition on prefixes whose states would tell of what comes after."""
+        if self.config.model.condition == "none":
+            return
+        longest_prefix(store.shapes.seq_len)
+        if store.encoder["kind"] == "scratch":
+            raise InputError(
+                f"model.condition=prefix needs the states of a frozen encoder, and {store.path} holds tokens only; "
+                f"extract features of kind hidden, or leave model.condition at none"
+            )
+        check_causal(store)
 
     def _check_elbo(self) -> None:
         """`InputError` for settings that leave the integral of the ELBO without a convention or a lower end."""

@@ -16,6 +16,9 @@ ELSEWHERE = {
     "timing": {"flops_utilisation"},  # of a run that has lasted a while
     "status.json": {"reason"},  # of one that failed
     "artifact.json": {"emptied"},  # of one that is being replaced
+    "metrics.jsonl: eval": {"l_diff_prefix"},  # of a run that continues texts, as are these
+    "lines of texts": {"prompt", "continuation", "prompt_tokens", "continuation_tokens"},
+    "f.jsonl.meta.json": {"prompts.count", "prompts.sha256"},
     "evaluate": {"mauve", "mauve_settings.*", "name"},  # with --mauve, and of a quickstart
     "manifest.json: quickstart": None,  # takes minutes: `None` stands for all of it
 }

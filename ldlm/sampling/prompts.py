@@ -1,0 +1,198 @@
+"""Texts to be continued: their tokens, and the encoder's states of these, which the denoiser is conditioned on.
+
+A prompt is the beginning of a row: BOS and its tokens, without EOS. It runs through the frozen encoder as a row of full
+length, as rows did at extraction, whose states are cut off after the prompt: of a causal encoder they don't depend on
+what fills the row up. Text number i of a seed continues prompt i modulo their number.
+
+Shape letters: CONTRIBUTING.md. T counts prompts here, and L the tokens of the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ldlm import files
+from ldlm.config import TEXTS_PER_SEED, PromptConfig, SampleConfig, Shapes
+from ldlm.errors import InputError
+from ldlm.evaluation import metrics
+from ldlm.features import textfiles
+from ldlm.features.documents import check_whole, whole
+from ldlm.features.encoder import OnlineEncoder
+from ldlm.features.text import special_tokens
+from ldlm.model.prefix import longest_prefix
+
+
+class Continues(Protocol):
+    """A run or an exported model that may have learned to continue texts."""
+
+    device: torch.device
+
+    @property
+    def shapes(self) -> Shapes:
+        """Sizes of its features."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that it was trained with."""
+
+    @property
+    def condition(self) -> str:
+        """`model.condition` of its training."""
+
+    def frozen_encoder(self, where: str | None) -> OnlineEncoder:
+        """The encoder of its features, in the folder or of the hub name `where`, or as its record has it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """Prompts with what is needed to continue them, on the generator's device."""
+
+    texts: tuple[str, ...]
+    tokens_TL: Tensor  # int64, each row with BOS, and EOS after its end
+    k_T: Tensor  # tokens of each, BOS included
+    h_TLD: Tensor  # normalised states
+    guidance: float  # w, the strength of the condition; 1 is off
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Number and hash of the prompts, for the record of their texts."""
+        return {"prompts": {"count": len(self.texts), "sha256": files.sha256_json(list(self.texts))}}
+
+    def numbers(self, seeds_B: Tensor) -> Tensor:
+        """Which prompt (B,) each text continues, by the text's seed."""
+        return seeds_B % TEXTS_PER_SEED % len(self.texts)
+
+    def of(self, seeds_B: Tensor) -> tuple[Tensor, Tensor]:
+        """States (B, L, D) and lengths (B,) of the prompts of texts."""
+        number_B = self.numbers(seeds_B.to(self.k_T.device))
+        return self.h_TLD[number_B], self.k_T[number_B]
+
+    def put_into(self, tokens_BL: Tensor, seeds_B: Tensor) -> Tensor:
+        """Token rows with the first k tokens of each text replaced by its prompt's."""
+        number_B, length = self.numbers(seeds_B.to(self.k_T.device)), self.tokens_TL.shape[1]
+        is_prompt_BL = torch.arange(length, device=self.k_T.device) < self.k_T[number_B, None]
+        kept_BL = torch.where(is_prompt_BL, self.tokens_TL[number_B], tokens_BL[:, :length])
+        return torch.cat([kept_BL, tokens_BL[:, length:]], dim=1)
+
+    def lines(self, tokenizer: Any, tokens_BL: Tensor, seeds_B: Tensor, clean_up: bool) -> list[dict[str, Any]]:
+        """JSON objects of continued texts: whole texts, then prompt and continuation apart, with their tokens.
+
+        A text begins with its prompt as it was given, so without BOS.
+        """
+        number_B = self.numbers(seeds_B).tolist()
+        return [
+            self._line(tokenizer, number, row, seed, clean_up)
+            for number, row, seed in zip(number_B, tokens_BL.tolist(), seeds_B.tolist(), strict=True)
+        ]
+
+    def _line(self, tokenizer: Any, number: int, row: list[int], seed: int, clean_up: bool) -> dict[str, Any]:
+        prompt, k = self.texts[number], int(self.k_T[number])
+        without_bos, rest = (_text(tokenizer, ids, clean_up) for ids in (row[1:], row[k:]))
+        continuation = without_bos[len(prompt) :] if without_bos.startswith(prompt) else rest
+        own = {"text": prompt + continuation, "tokens": row, "seed": seed}
+        apart = {"prompt_tokens": row[:k], "continuation_tokens": row[k:]}
+        return {**own, "prompt": prompt, "continuation": continuation, **apart}
+
+
+def _text(tokenizer: Any, ids: list[int], clean_up: bool = False) -> str:
+    return metrics.decode_tokens(tokenizer, torch.tensor([ids]), clean_up=clean_up)[0]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Which are asked for
+
+
+def given(config: PromptConfig) -> tuple[str, ...]:
+    """The prompts of a configuration; empty for none. `InputError` for settings of prompts without any."""
+    if config.prompt is not None and config.prompts is not None:
+        raise InputError("--prompt is one text and --prompts a file of them; give one of the two")
+    if config.prompt is not None:
+        return (_checked(config.prompt),)
+    if config.prompts is not None:
+        return tuple(whole(textfiles.file_documents([config.prompts], config.text_column)))
+    for name, value in (("prompt_guidance", config.prompt_guidance != 1), ("encoder", config.encoder is not None)):
+        if value:
+            raise InputError(f"--{name.replace('_', '-')} is for texts that are continued; give --prompt TEXT, too")
+    return ()
+
+
+def _checked(prompt: str) -> str:
+    if not prompt.strip():
+        raise InputError('--prompt is empty; give the beginning of a text, for example --prompt "The sea was calm"')
+    check_whole(prompt, "--prompt")
+    return prompt
+
+
+def texts_in_all(config: SampleConfig) -> int:
+    """Number of texts that a configuration asks for: `num_samples` of each prompt, where there are any."""
+    count = config.num_samples * max(1, len(given(config.prompting)))
+    if count > TEXTS_PER_SEED:
+        raise InputError(
+            f"--num-samples {config.num_samples:,} of each prompt are {count:,} texts, and a seed has "
+            f"{TEXTS_PER_SEED:,}; draw fewer at a time, with another --seed for each part"
+        )
+    return count
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What continuing them takes
+
+
+def prompts_of(config: SampleConfig, source: Continues) -> Prompts | None:
+    """The prompts of a configuration, tokenised and encoded; None without any.
+
+    `InputError` for a run that has not learned to continue texts, a prompt that is too long or that the tokenizer does
+    not give back, and an encoder that can't be had.
+    """
+    asked = config.prompting
+    texts = given(asked)
+    if not texts:
+        return None
+    if source.condition != "prefix":
+        raise InputError(
+            "this model has not learned to continue texts (its model.condition is none); train one with `ldlm train "
+            "--set model.condition=prefix`, or leave --prompt out"
+        )
+    rows = tokenised(texts, source.tokenizer, longest_prefix(source.shapes.seq_len))
+    k_T, longest = torch.tensor([len(row) for row in rows]), max(map(len, rows))
+    _, eos = special_tokens(source.tokenizer)
+    tokens_TL = torch.full((len(rows), source.shapes.seq_len), eos)
+    for row_L, row in zip(tokens_TL, rows, strict=True):
+        row_L[: len(row)] = torch.tensor(row)
+    h_TLD = _encoded(tokens_TL.to(source.device), asked.encoder, source)[:, :longest]
+    return Prompts(texts, tokens_TL[:, :longest].to(source.device), k_T.to(source.device), h_TLD, asked.prompt_guidance)
+
+
+def tokenised(texts: Sequence[str], tokenizer: Any, most: int) -> list[list[int]]:
+    """BOS and the tokens of each text, as rows of a store begin; at most `most` in all."""
+    bos, _ = special_tokens(tokenizer)
+    bare = tokenizer.backend_tokenizer
+    bare.no_truncation()  # a tokenizer.json may ask for either
+    bare.no_padding()
+    rows = []
+    for text in texts:
+        ids = bare.encode(text, add_special_tokens=False).ids
+        shown = text if len(text) <= 40 else f"{text[:39]}…"
+        if len(ids) + 1 > most:
+            raise InputError(f"the prompt {shown!r} has {len(ids):,} tokens, and at most {most - 1:,} fit; shorten it")
+        if (back := _text(tokenizer, ids)) != text:
+            raise InputError(
+                f"the prompt {shown!r} can't be written in the model's tokens, which make {back[:60]!r} of it; use "
+                f"words and signs that it knows"
+            )
+        rows.append([bos, *ids])
+    return rows
+
+
+def _encoded(tokens_TL: Tensor, where: str | None, source: Continues) -> Tensor:
+    try:
+        return source.frozen_encoder(where)(tokens_TL)
+    except InputError as error:  # it can't be had, or is another one
+        if where is not None:
+            raise
+        raise InputError(f"{error}; say where the encoder is with --encoder DIR (encoder=DIR in Python)") from None

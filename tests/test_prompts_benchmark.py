@@ -1,0 +1,46 @@
+"""What the benchmark of prompts says of continuations, worked out by hand from a scorer of known probabilities."""
+
+import math
+
+import pytest
+import torch
+
+from benchmarks import prompts
+from benchmarks.prompts import Pair
+from ldlm.evaluation.scorer import Scorer
+
+
+def test_figures_are_those_of_the_continuations_alone(bigrams):
+    """Under bigrams a prompt tells of the first token after it, and of no other."""
+    pairs = [Pair("a", "b a", [2, 1]), Pair("b b", "a b a a b", [1, 2, 1, 1, 2])]
+    found = prompts.judged(pairs, Scorer(str(bigrams), torch.device("cpu")))
+    rest = [1 / 8, (1 / 2) * (1 / 8) * (1 / 4) * (1 / 2)]  # of the tokens after the first
+    given = [1 / 2 * rest[0], 1 / 8 * rest[1]]
+    alone = [3 / 8 * rest[0], 1 / 2 * rest[1]]
+    assert found["gen_ppl"] == pytest.approx(math.exp(-sum(map(math.log, given)) / 7), rel=1e-4)
+    gain = sum(math.log(a / b) for a, b in zip(given, alone, strict=True)) / 2
+    assert found["gain"] == pytest.approx(gain, rel=1e-4)
+    of_five = -(3 / 5) * math.log(3 / 5) - (2 / 5) * math.log(2 / 5)
+    assert found["entropy"] == pytest.approx((math.log(2) + of_five) / 2)
+    assert found["repeated"] == pytest.approx((0 + 1 / 4) / 2)  # of `a b a a b`: ab, ba, aa, ab
+    assert found["diversity"] == pytest.approx(3 / 5)  # all of 3 and 4 tokens are unique
+
+
+def test_the_table_names_shares_of_the_real_gain():
+    figures = dict.fromkeys(prompts.COLUMNS, 1.0)
+    sets = {"real": [{**figures, "gain": 8.0}], "guidance 1": [{**figures, "gain": 2.0}, {**figures, "gain": 4.0}]}
+    loss = {"l_diff": 0.5, "l_diff_prefix": 0.4, "l_diff_mean": 0.9}
+    text = prompts.report(
+        {
+            "source": "stories",
+            "steps": 10,
+            "seed": 0,
+            "prompts": 5,
+            "prompt_tokens": 4,
+            "held_out": loss,
+            "figures": sets,
+            "first": {"prompt": "A", "continuations": [" b"]},
+        }
+    )
+    (row,) = (line for line in text.splitlines() if line.strip().startswith("guidance 1"))
+    assert "0.375 ± 0.125" in row  # of 2 and 4 nats, beside 8
