@@ -32,7 +32,7 @@ SAVE_EVERY = 500
 MASK_SHARE = 0.15
 TOKENIZER_DOCUMENTS = 50_000
 PUBLISHED_STD = 0.02
-EMBEDDING_STD = 0.2  # about as large as those of the published GPT-2 become in training
+EMBEDDING_STD = 0.2  # so large that words stay apart in the states (docs/recipe.md)
 
 
 def plan(config: PretrainConfig) -> dict[str, Any]:
@@ -58,8 +58,7 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
         raise InputError("nothing to train on: give --data FILE")
     device = runtime.device(config.device)
     inputs = {"text": textfiles.fingerprints(config.data)}
-    if not overwrite:
-        config = _as_begun(config, out, progress)
+    config = config if overwrite else _as_begun(config, out, progress)
     result = artifact.begin(out, "encoder", config, inputs, overwrite=overwrite, reads=config.data)
     if result.complete:
         progress.note(f"{out} is complete; nothing to do")
@@ -92,9 +91,13 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
 
 
 def _as_begun(config: PretrainConfig, out: Path, progress: Progress) -> PretrainConfig:
-    """The settings with which an output of an earlier version is gone on with: its model began as published."""
-    recorded = out / "config.yaml"
-    if config.init == "published" or not recorded.is_file() or "init" in files.read_yaml(recorded):
+    """The settings to go on with in `out`: an encoder of a version without `init` started with published weights."""
+    if config.arch == "bert":
+        return replace(config, init="published")  # it has no other
+    if config.init == "published" or not (out / "config.yaml").is_file() or not (out / "artifact.json").is_file():
+        return config
+    of_encoder = files.read_json(out / "artifact.json").get("kind") == "encoder"
+    if not of_encoder or "init" in files.read_yaml(out / "config.yaml"):
         return config
     progress.note(f"{out} was begun by an earlier version; its weights started as published")
     return replace(config, init="published")
@@ -175,10 +178,10 @@ def _model(config: PretrainConfig, tokenizer: Any) -> Any:
 
 
 def _gpt2(config: PretrainConfig, tokenizer: Any) -> Any:
-    """GPT-2 with `config.init`.
+    """A GPT-2 that has not been trained.
 
-    The published weights suit its width. A narrow model that starts with them learns slowly, and its states do not tell
-    words apart that are used alike, which no latent can then carry (docs/recipe.md).
+    The published first weights suit its width. A narrow model that starts with them learns slowly, and its states do
+    not tell words apart that are used alike, which no latent can then carry (docs/recipe.md).
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 

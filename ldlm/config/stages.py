@@ -84,10 +84,7 @@ class PretrainConfig:
     batch_size: int = setting(32, "rows per step", low=1)
     lr: float = setting(2e-3, "peak learning rate; cosine decay to zero", above=0)
     init: Literal["width", "published"] = setting(
-        "width",
-        "weights that GPT-2 starts with: width is for narrow models, a standard deviation of 1/√width and 0.2 for the "
-        "tokens' embeddings; published is 0.02 for all, which BERT has in any case",
-        before="published",
+        "width", "GPT-2's first weights: std 1/√width, and 0.2 for tokens; or the published 0.02", before="published"
     )
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)

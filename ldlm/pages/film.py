@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 WIDTH, MARGIN = 960, 44  # pixels
 TEXT, SMALL, SPECIAL, LINE = 23, 18, 16, 40  # sizes of letters, height of a line
 PAD = 22  # what a special token takes beyond its letters
+THINNEST = 4  # what the thinnest letter takes, so that its frame has an inside
 TOP, BOTTOM = 96, 84  # what the head and the foot take
 MOST_LINES = 12  # of a longer text the film shows the beginning
 SHORTEST, REST = 220, 3500  # milliseconds that a frame and the last one stand
@@ -79,8 +80,9 @@ def _layout(frame: Frame, changes: Sequence[bool]) -> Iterator[Piece]:
                 if x + width > WIDTH - 2 * MARGIN and x:
                     x, line, part = 0.0, line + 1, part.lstrip(" ")
                     width = font.getlength(part) + PAD * cell.special
-                yield Piece(part, x, line, width, level, changed, cell.special)
-                x += width
+                if width:  # a space where a line ends has none, nor has a letter's accent alone
+                    yield Piece(part, x, line, max(width, THINNEST), level, changed, cell.special)
+                    x += width
 
 
 def _parts(text: str, font: FreeTypeFont) -> Iterator[str]:

@@ -221,7 +221,7 @@ def test_a_full_disk_leaves_finished_shards_and_the_same_command_goes_on(start, 
     code = (
         "import sys; from ldlm.cli import main; from ldlm.features.extraction import Extraction\n"
         "real = Extraction.write_shards\n"
-        f"def write(self):\n    {limited}real(self)\n"
+        f"def write(self, hand_out=None):\n    {limited}real(self, hand_out)\n"
         "Extraction.write_shards = write\n"
         "main(sys.argv[1:])"
     )
@@ -618,7 +618,7 @@ def test_a_shard_of_an_extraction_that_was_overwritten_is_not_sealed_with_the_ot
 def test_a_process_that_finds_the_token_rows_removed_finds_the_store_sealed(few, whole, tmp_path, monkeypatch):
     out = tmp_path / "features"
 
-    def overtaken(self):
+    def overtaken(self, hand_out=None):
         """Another process does it all, as if no lock had kept it from this one's part."""
         monkeypatch.undo()
         extract_features.run(few, out)

@@ -42,3 +42,12 @@ def test_pieces_stay_within_the_lines_and_say_everything():
     assert said == "".join(words).replace("\n", "↵").replace(" ", "")
     for a, b in pairwise(pieces):
         assert (b.line, b.x) >= (a.line, a.x + a.width) or b.line > a.line
+
+
+def test_a_space_that_ends_a_line_and_letters_without_a_width_are_drawn(tmp_path):
+    font, room = gif._font(gif.TEXT), gif.WIDTH - 2 * gif.MARGIN
+    full = "w" * int(room // font.getlength("w"))
+    full += "i" * int((room - font.getlength(full)) // font.getlength("i"))
+    first, then = frame(["a", " ", "b", "c"]), frame([full, " ", "\u200b", "b"])
+    gif.write(tmp_path / "film.gif", [first, then])
+    assert "".join(piece.text for piece in gif._layout(then, then.changes(first))).endswith("b")

@@ -133,7 +133,7 @@ def test_the_frozen_parts_have_no_gradient_and_stay_as_they_are(trained, store, 
     state, batch = start(trained, layers), batch_of(store)
     before = {name: tensor.clone() for name, tensor in state.frozen.state_dict().items()}
     mine = {name: p.detach().clone() for name, p in state.model.named_parameters()}
-    losses = [finetune_step(state, batch).l_w_B.mean().item() for _ in range(4)]
+    losses = [finetune_step(state, batch).l_w_B.mean().item() for _ in range(8)]
     assert losses[-1] < losses[0]
     assert all(p.grad is None and not p.requires_grad for p in state.frozen.parameters())
     assert all(tensor.equal(before[name]) for name, tensor in state.frozen.state_dict().items())
