@@ -628,7 +628,7 @@ def test_a_process_that_finds_the_token_rows_removed_finds_the_store_sealed(few,
     assert extract_features.run(few, out).complete
     assert features.verify(out) == []
     with pytest.raises(FileNotFoundError), monkeypatch.context() as patched:
-        patched.setattr(Extraction, "encode_sample", lambda self: (tmp_path / "absent").stat())
+        patched.setattr(Extraction, "encode_sample", lambda self, hand_out: (tmp_path / "absent").stat())
         extract_features.run(few, tmp_path / "other")
 
 
