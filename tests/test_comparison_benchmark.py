@@ -185,6 +185,7 @@ def toy(monkeypatch, succeed):
     return called
 
 
+@pytest.mark.slow
 def test_the_comparison_goes_on_where_it_was_interrupted_and_writes_what_it_found(
     toy, corpus, tmp_path, capsys, monkeypatch
 ):
