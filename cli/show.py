@@ -86,14 +86,21 @@ def _not_finite(value: Any, where: str) -> Iterator[str]:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Columns, the first left-aligned and the others right-aligned."""
+    """Columns, those of words and the first left-aligned and the others right-aligned."""
     cells = [list(map(str, headers)), *([value(cell) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
-    lines = [
-        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+    left = [i == 0 or _of_words([row[i] for row in cells[1:]]) for i in range(len(headers))]
+    aligned = [
+        "  ".join(c.ljust(w) if words else c.rjust(w) for c, w, words in zip(row, widths, left, strict=True)).rstrip()
         for row in cells
     ]
-    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+    return "\n".join([aligned[0], "  ".join("-" * w for w in widths), *aligned[1:]])
+
+
+def _of_words(cells: Sequence[str]) -> bool:
+    """True of a column in which whatever is said begins with a letter."""
+    said = [cell for cell in cells if cell != value(None)]
+    return bool(said) and all(cell[:1].isalpha() and cell not in ("nan", "inf") for cell in said)
 
 
 def pairs(values: Mapping[str, Any], indent: int = 0) -> str:

@@ -159,3 +159,13 @@ def test_a_terminal_may_be_resized_under_way(before, after):
 def test_a_line_is_cut_where_a_wide_character_has_no_room():
     assert [show.fit("ab東京", n) for n in range(7)] == ["", "a", "ab", "ab", "ab東", "ab東", "ab東京"]
     assert show.fit("e\u0301a", 1) == "e\u0301"
+
+
+def test_words_stand_at_the_left_of_their_column_and_figures_at_the_right():
+    rows = [("a", "not run", 12.5, None), ("long", "ok", 3, "nan")]
+    assert show.table(("name", "state", "ppl", "more"), rows).splitlines() == [
+        "name  state     ppl  more",
+        "----  -------  ----  ----",
+        "a     not run  12.5     -",
+        "long  ok          3   nan",
+    ]
