@@ -189,20 +189,20 @@ class Bench:
         """The causal model that scores texts; of stories it is the encoder, for the source judges them beside."""
         return self.novels / "scorer" if self.novels else self.encoder
 
-    def prepare(self, init: Init) -> None:
+    def prepare(self, init: Init, steps: int = ENCODER_STEPS) -> None:
         """Stories, their encoder and its features."""
         if self.novels is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             text, tokenizer = self.folder / "stories.txt", self.folder / "tokenizer"
             stories.run(StoriesConfig(documents=DOCUMENTS), text, tokenizer, progress=show.Terminal())
-            pretrain_encoder.run(self.pretraining(init), self.encoder, progress=show.Terminal())
+            pretrain_encoder.run(self.pretraining(init, steps), self.encoder, progress=show.Terminal())
             self.features(ExtractConfig().layer)
 
-    def pretraining(self, init: Init) -> PretrainConfig:
+    def pretraining(self, init: Init, steps: int = ENCODER_STEPS) -> PretrainConfig:
         """Settings of an encoder of stories."""
         text, tokenizer = str(self.folder / "stories.txt"), str(self.folder / "tokenizer")
         return PretrainConfig(
-            data=(text,), tokenizer=tokenizer, positions=SEQ_LEN, steps=ENCODER_STEPS, init=init, device="cpu"
+            data=(text,), tokenizer=tokenizer, positions=SEQ_LEN, steps=steps, init=init, device="cpu"
         )
 
     def features(self, layer: int) -> Path:
@@ -367,6 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of stories, encoder, runs and texts")
     parser.add_argument("--novels", type=Path, help="a comparison's folder: its text in place of stories")
     parser.add_argument("--init", choices=INITS, default="width", help="weights that the encoder starts with")
+    parser.add_argument("--encoder-steps", type=int, default=ENCODER_STEPS)
     parser.add_argument("--trials", nargs="+", default=[BASE], metavar="CHANGES", help="changes, joined by commas")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
@@ -376,7 +377,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bench = Bench(chosen.work.absolute(), chosen.novels and chosen.novels.absolute())
     try:
         if chosen.what == "prepare":
-            bench.prepare(chosen.init)
+            bench.prepare(chosen.init, chosen.encoder_steps)
         if chosen.what == "run":
             for trial in trials(chosen):
                 bench.measure(trial)
@@ -392,7 +393,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"Error: {error}")
     if chosen.what == "report":
         states = {path.parent.name: files.read_json(path) for path in sorted(bench.work.glob(f"*/{STATES}"))}
-        write(collect(bench.work), states, chosen.output)
+        write(collect(bench.work), states, chosen.output, bench.work.name)
 
 
 def kept(text: str, name: str, output: Path | None) -> None:
@@ -413,8 +414,10 @@ def told_apart(states: Mapping[str, Mapping[str, float]]) -> str:
     return show.table(("states of", "tokens told apart"), rows)
 
 
-def write(found: Sequence[Mapping[str, Any]], states: Mapping[str, Mapping[str, float]], output: Path | None) -> None:
-    """Print the tables; keep them and the figures in `output`."""
+def write(
+    found: Sequence[Mapping[str, Any]], states: Mapping[str, Mapping[str, float]], output: Path | None, name: str
+) -> None:
+    """Print the tables; keep them and the figures in `output`, under `name` and the date."""
     date = datetime.date.today().isoformat()
     text = f"{date}, {hardware()}\n\n{report(found)}\n"
     if states:
@@ -429,5 +432,5 @@ def write(found: Sequence[Mapping[str, Any]], states: Mapping[str, Mapping[str, 
             "states": states,
             "trials": list(found),
         }
-        (output / f"recipe-{date}.txt").write_text(text, encoding="utf-8")
-        (output / f"recipe-{date}.json").write_text(files.dump_json(record), encoding="utf-8")
+        (output / f"{name}-{date}.txt").write_text(text, encoding="utf-8")
+        (output / f"{name}-{date}.json").write_text(files.dump_json(record), encoding="utf-8")
