@@ -43,12 +43,24 @@ def present(folder: Location, patience: Patience = "dead", held: Leases | None =
         if isinstance(folder, Path):
             with suppress(NoLocks):
                 stack.enter_context(shared_lock(folder, wait=patience == "all"))
-        lease = held.claim(name := WORKER + files.unique())
-        assert lease is not None
+        name = WORKER + files.unique()
         stack.callback(_tidy, held, name)
+        lease = _claimed(held, name)
+        at_work = f"has {folder} to itself, to repair or replace it; wait for it"
+        while patience == "all" and held.places.read(ALONE) is not None:
+            lease.release()  # that process may wait for this lease, and each would wait for the other for ever
+            _settle(held, [ALONE], patience, at_work)
+            lease = _claimed(held, name)
         stack.enter_context(lease)
-        _settle(held, [ALONE], patience, f"has {folder} to itself, to repair or replace it; wait for it")
+        _settle(held, [ALONE], patience, at_work)
         yield lease
+
+
+def _claimed(held: Leases, name: str) -> Lease:
+    """A lease that nobody else claims."""
+    lease = held.claim(name)
+    assert lease is not None
+    return lease
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -273,3 +274,39 @@ def test_two_that_want_to_be_alone_come_one_after_the_other(nodes, tmp_path):
         with presence.alone(folder, "all", held=two.leases):
             order.append("two")
     assert order == ["one", "two"]
+
+
+def test_a_worker_and_a_deleter_that_wait_for_each_other_both_get_their_turn(nodes, tmp_path):
+    one, two = nodes
+    folder, order, looked = tmp_path / "shared", [], threading.Event()
+    folder.mkdir()
+
+    def delete():
+        with presence.alone(folder, "all", held=two.leases):
+            order.append("deleter")
+
+    deleter = threading.Thread(target=delete, daemon=True)
+
+    def waiting(node):
+        for each in nodes:  # both are alive
+            each.leases.beat()
+        looked.set()
+        time.sleep(0.001)
+        assert node.clock.now < 600, "each waits for the other for ever"
+
+    for node in nodes:
+        node.clock.meanwhile = lambda node=node: waiting(node)
+    claim = one.leases.claim
+
+    def claim_first(name):
+        lease = claim(name)
+        if deleter.ident is None:  # between this claim and the look at others
+            deleter.start()
+            assert looked.wait(60)
+        return lease
+
+    one.leases.claim = claim_first
+    with blind(), presence.present(folder, "all", held=one.leases):
+        order.append("worker")
+    deleter.join(60)
+    assert order == ["deleter", "worker"]
