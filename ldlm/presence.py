@@ -29,6 +29,10 @@ def unheard(line: str) -> None:
     """Takes a note to nobody."""
 
 
+def unlimited() -> None:
+    """The check of one who has a folder to itself until it ends, by the kernel's lock or as its only user."""
+
+
 def leases(folder: Location) -> Leases:
     """The leases of those who work in a folder."""
     claims = folder / CLAIMS
@@ -153,11 +157,15 @@ def _outside(path: Path) -> Path:
 
 
 @contextmanager
-def replacing(path: Location, shared: bool, note: Callable[[str], None] = unheard) -> Iterator[None]:
-    """Have a folder to oneself, to delete what is there. `InputError` where others are at work."""
+def replacing(path: Location, shared: bool, note: Callable[[str], None] = unheard) -> Iterator[Callable[[], None]]:
+    """Have a folder to oneself, to delete what is there. `InputError` where others are at work.
+
+    What it gives is called before each removal: it raises `StorageError` once another process has the folder.
+    """
     with ExitStack() as stack:
+        check = unlimited
         if shared:
-            stack.enter_context(alone(path, note=note))
+            check = stack.enter_context(alone(path, note=note)).check
         elif isinstance(path, Path):
             stack.enter_context(exclusive_lock(path))
-        yield
+        yield check

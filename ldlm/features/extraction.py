@@ -334,8 +334,8 @@ class Extraction:
         missing, misfits = ledger.missing_shards(self.out)
         if misfits:
             held.close()  # others who wait for their turn must not wait for this process
-            with presence.alone(self.out, "all", note=self.progress.note):
-                ledger.drop_misfits(self.out)
+            with presence.alone(self.out, "all", note=self.progress.note) as lease:
+                ledger.drop_misfits(self.out, lease)
             held.enter_context(presence.present(self.out, "all"))
         if missing:
             self.progress.note(f"making again: {', '.join(missing)}")
