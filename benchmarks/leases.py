@@ -1,20 +1,19 @@
-"""What leases cost, and what they give a thousand workers that die and stall.
+"""What leases cost, and what they give two hundred workers that die and stall.
 
 Claims per second are those of one process in a folder on this disk, each with its lock, lease file and end, and beside
 them the bare lock of before. A shard takes about a minute where a GPU encodes it, and a lease of it one claim and two
 signs of life.
 
-The simulation runs the real `share` and the real leases, on files, for a thousand workers on machines that see no
-lock of each other's. Time alone is simulated, and the making of a shard is a sleep. Workers die, and a scheduler
-starts them again; some stall for longer than a lease lasts, and go on. The ideal is a job without deaths and stalls.
+The simulation runs the real `share` and the real leases (claims, signs of life, and taking from the dead) for two
+hundred workers on machines that see no lock of each other's. Simulated are the time, the files, which are in memory,
+and the making of a shard, which is a sleep. Workers die, and a scheduler starts them again; some stall for longer than
+a lease lasts, and go on. The ideal is a job without deaths and stalls.
 """
 
 from __future__ import annotations
 
 import heapq
-import os
 import random
-import resource
 import threading
 import time
 from collections import Counter
@@ -24,11 +23,11 @@ from typing import Any
 
 from ldlm.cli import show
 from ldlm.features.shared_work import share
-from ldlm.leases import EXPIRY, HEARTBEAT, HeldFile, LeaseFiles, Leases
+from ldlm.leases import EXPIRY, HEARTBEAT, Leases
 from ldlm.locks import file_lock
 
 CLAIMS = 3_000
-WORKERS = 1_000
+WORKERS = 200
 SHARD, SPREAD = 60.0, 0.2  # seconds, and the share of it by which shards differ
 HOURS, BETWEEN_DEATHS, BETWEEN_STALLS = 10.0, 24.0, 24.0  # of each worker
 RESTART, STALL = 120.0, 900.0  # seconds
@@ -37,13 +36,7 @@ MOST_TWICE, MOST_TIME = 0.01, 1.2
 
 def run(folder: Path) -> dict[str, Any]:
     """Measure everything; files are made below `folder`."""
-    return {"cost": cost(folder), "simulation": Simulation(_in_memory(folder), WORKERS).run()}
-
-
-def _in_memory(folder: Path) -> Path:
-    """A folder in memory where there is one: the simulation is of time and not of a disk."""
-    memory = Path("/dev/shm") / f"ldlm-leases-{os.getpid()}"
-    return memory if memory.parent.is_dir() else folder / "simulation"
+    return {"cost": cost(folder), "simulation": Simulation(WORKERS, HOURS).run()}
 
 
 def cost(folder: Path) -> dict[str, Any]:
@@ -59,7 +52,7 @@ def cost(folder: Path) -> dict[str, Any]:
         with file_lock(folder / "locks" / f"train-{number}"):
             pass
 
-    claiming, locking = (_seconds(one) for one in (claim, lock))
+    claiming, locking = (_seconds(one, CLAIMS) for one in (claim, lock))
     lease = made.claim("one")
     assert lease is not None
     beating = _seconds(lambda number: lease.renew(), 100)
@@ -75,7 +68,7 @@ def cost(folder: Path) -> dict[str, Any]:
     }
 
 
-def _seconds(work: Callable[[int], object], count: int = CLAIMS) -> float:
+def _seconds(work: Callable[[int], object], count: int) -> float:
     started = time.perf_counter()
     for number in range(count):
         work(number)
@@ -83,7 +76,7 @@ def _seconds(work: Callable[[int], object], count: int = CLAIMS) -> float:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# A thousand workers
+# Many workers
 
 
 class Died(BaseException):
@@ -125,36 +118,63 @@ class Clock:
             work()
 
 
-class Mortal(LeaseFiles):
-    """Lease files that a dead worker can't reach, so that it cleans nothing up."""
+class Mortal:
+    """Lease files in memory, which a dead worker can't reach, so that it cleans nothing up."""
 
-    def __init__(self, folder: Path, life: Life) -> None:
-        super().__init__(folder)
-        self.life = life
+    def __init__(self, life: Life) -> None:
+        self.life, self.files = life, life.simulation.files
 
     def create(self, name: str, body: bytes) -> MortalLease | None:
+        """Make a lease; None where there is one."""
         self.life.check()
-        held = super().create(name, body)
-        return None if held is None else MortalLease(held, self.life)
+        if name in self.files:
+            return None
+        self.files[name] = File(body)
+        return MortalLease(name, self.files[name], self.life)
+
+    def read(self, name: str) -> bytes | None:
+        """The body of a lease; None where there is none."""
+        found = self.files.get(name)
+        return None if found is None else found.body
 
     def take(self, name: str, body: bytes) -> bool:
-        taken = super().take(name, body)
+        """Remove a lease if it has this body."""
+        taken = self.read(name) == body
+        if taken:
+            del self.files[name]
         self.life.simulation.seen["taken"] += taken
         return taken
+
+    def names(self, prefix: str) -> list[str]:
+        """The names of the leases that begin with `prefix`."""
+        return [name for name in self.files if name.startswith(prefix)]
+
+
+class File:
+    """A file, which its writer holds open even where another has removed its name."""
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
 
 
 class MortalLease:
     """A lease that its holder leaves behind at its death."""
 
-    def __init__(self, held: HeldFile, life: Life) -> None:
-        self.held, self.life, self.renew, self.lost = held, life, held.renew, held.lost
+    def __init__(self, name: str, file: File, life: Life) -> None:
+        self.name, self.file, self.life = name, file, life
+
+    def renew(self, body: bytes) -> None:
+        """Write another body."""
+        self.file.body = body
+
+    def lost(self) -> bool:
+        """True once another has taken the lease."""
+        return self.life.simulation.files.get(self.name) is not self.file
 
     def release(self) -> None:
-        """Remove the lease; the dead only let their descriptor go."""
-        if self.life.dead:
-            os.close(self.held.descriptor)
-        else:
-            self.held.release()
+        """Remove the lease if it is still this one; the dead leave it."""
+        if not self.life.dead and not self.lost():
+            del self.life.simulation.files[self.name]
 
 
 class Life:
@@ -168,9 +188,9 @@ class Life:
         self.stalled_until = 0.0
         self.over = self.dead = False
         self.leases = Leases(
-            simulation.claims, None, clock=self.clock, sleep=self.clock.sleep, here=str(number), heartbeat=None
+            Path("simulated"), None, clock=self.clock, sleep=self.clock.sleep, here=str(number), heartbeat=None
         )
-        self.leases.places = Mortal(simulation.claims, self)
+        self.leases.places = Mortal(self)
 
     def check(self) -> None:
         """`Died` when its time has come."""
@@ -218,12 +238,12 @@ class Life:
 
 
 class Simulation:
-    """So many workers and a job that would take them `HOURS`."""
+    """So many workers and a job that would take them so many hours."""
 
-    def __init__(self, folder: Path, workers: int) -> None:
-        self.claims, self.workers = folder / "claims", workers
-        self.claims.mkdir(parents=True)
-        self.shards = round(workers * HOURS * 3600 / SHARD)
+    def __init__(self, workers: int, hours: float) -> None:
+        self.workers = workers
+        self.files: dict[str, File] = {}
+        self.shards = round(workers * hours * 3600 / SHARD)
         self.clock = Clock()
         self.made: set[int] = set()
         each = self.shards // workers
@@ -265,8 +285,6 @@ class Simulation:
         """Let all work to the end."""
         started = time.perf_counter()
         threading.stack_size(2**18)
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each worker has a lease open
         for number in range(self.workers):
 
             def begin(number: int = number) -> None:

@@ -26,7 +26,7 @@ from typing import Any, Literal
 import ldlm
 from ldlm import config as configs
 from ldlm import emptying, files, presence
-from ldlm.errors import InputError, Unreadable
+from ldlm.errors import InputError, StorageError, Unreadable
 from ldlm.leases import SUFFIX
 from ldlm.location import Location
 from ldlm.presence import CLAIMS
@@ -100,7 +100,7 @@ class Artifact:
         except InputError as error:
             if self.state == "new" and not isinstance(error, Unreadable) and not any(map(self._has, unless)):
                 if held is None:
-                    _remove(self.path, self.kind)
+                    _remove(self.path, self.kind, presence.unlimited)
                 else:
                     held.close()
                     _remove_if_alone(self.path, self.kind)
@@ -167,15 +167,17 @@ def _begin(
         return made or _begin(path, kind, config, inputs, False, reads, shared, note)
     if overwrite or _is_emptied(found):
         _guard(path, found, kind, reads)
-        with presence.replacing(path, shared, note):
-            _empty(path, kind)
+        with presence.replacing(path, shared, note) as check:
+            _empty(path, kind, check)
+            check()
             return _write_first(path, kind, config, inputs)
     if "kind" not in found:
         raise InputError(f"{path} is not empty and not made by ldlm; choose another {place}, or {replacing}")
     if found["kind"] != kind:
         raise InputError(f"{path} holds {_article(found['kind'])}; choose another {place}")
     if _is_barely_begun(path):
-        with presence.replacing(path, shared, note):
+        with presence.replacing(path, shared, note) as check:
+            check()
             return _write_first(path, kind, config, inputs)
     old = {
         "inputs": found.get("inputs", {}),
@@ -312,21 +314,25 @@ def _guard(path: Location, found: Mapping[str, Any], kind: str, reads: Sequence[
             raise InputError(f"--overwrite would delete {read}, which is to be read; choose another --output")
 
 
-def _empty(path: Location, kind: str) -> None:
+def _empty(path: Location, kind: str, check: Callable[[], None]) -> None:
     """Delete the contents of a folder, and keep the folder, which may be a link or a mount point.
 
     First the manifest goes and the folder is marked: after a kill from here on, nobody opens it and the next `begin`
-    empties and refills it.
+    empties and refills it. `check` is that of `presence.replacing`, and raises `StorageError` where it does.
     """
+    check()
     (path / "manifest.json").unlink(missing_ok=True)
+    check()
     _mark(path, kind)
+    check()
     (path / "config.yaml").unlink(missing_ok=True)  # read when a stage decides whether to resume
     for file, _ in list(files.below(path)):
         if file.name in COMPLETE:  # also of artefacts and models inside it
+            check()
             file.unlink(missing_ok=True)
     lease = f"{CLAIMS}/{presence.ALONE}"  # of this process, and its lock
     kept = [path / name for name in ("artifact.json", lease, lease + SUFFIX)]
-    emptying.empty(path, but=kept)
+    emptying.empty(path, but=kept, check=check)
 
 
 def _mark(path: Location, kind: str) -> None:
@@ -334,9 +340,10 @@ def _mark(path: Location, kind: str) -> None:
     files.write_json(path / "artifact.json", {"kind": kind, "schema": SCHEMA, "emptied": True})
 
 
-def _remove(path: Location, kind: str) -> None:
+def _remove(path: Location, kind: str, check: Callable[[], None]) -> None:
     """Delete a folder and its contents; a link or a mount point is left empty."""
-    _empty(path, kind)
+    _empty(path, kind, check)
+    check()
     (path / "artifact.json").unlink()
     if isinstance(path, Path):
         with suppress(OSError):
@@ -345,9 +352,9 @@ def _remove(path: Location, kind: str) -> None:
 
 def _remove_if_alone(path: Location, kind: str) -> None:
     """`_remove`, unless other processes are at work there: they may read what this one could not, and finish it."""
-    with suppress(InputError):
-        with presence.alone(path, "none"):
-            _remove(path, kind)
+    with suppress(InputError, StorageError):
+        with presence.alone(path, "none") as lease:
+            _remove(path, kind, lease.check)
         if isinstance(path, Path):
             with suppress(OSError):  # another has begun it meanwhile
                 path.rmdir()

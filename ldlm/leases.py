@@ -223,6 +223,14 @@ class Lease:
         """
         return self._released or self._held.lost()
 
+    def check(self) -> None:
+        """`StorageError` once another process has taken the lease; asked before each removal of what is shared."""
+        if self.lost():
+            raise StorageError(
+                f"{self._leases.folder}: this process was stopped for so long that another took its place; "
+                f"run the same command again"
+            )
+
     def renew(self) -> None:
         """Give a sign of life. One that fails, as on a full disk, is left out: the next comes soon."""
         with self._using, suppress(OSError, StorageError):

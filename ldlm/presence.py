@@ -29,6 +29,10 @@ def unheard(line: str) -> None:
     """Takes a note to nobody."""
 
 
+def unlimited() -> None:
+    """The check of one who has a folder to itself until it ends, by the kernel's lock or as its only user."""
+
+
 def leases(folder: Location) -> Leases:
     """The leases of those who work in a folder."""
     claims = folder / CLAIMS
@@ -43,12 +47,24 @@ def present(folder: Location, patience: Patience = "dead", held: Leases | None =
         if isinstance(folder, Path):
             with suppress(NoLocks):
                 stack.enter_context(shared_lock(folder, wait=patience == "all"))
-        lease = held.claim(name := WORKER + files.unique())
-        assert lease is not None
+        name = WORKER + files.unique()
         stack.callback(_tidy, held, name)
+        lease = _claimed(held, name)
+        at_work = f"has {folder} to itself, to repair or replace it; wait for it"
+        while patience == "all" and held.places.read(ALONE) is not None:
+            lease.release()  # that process may wait for this lease, and each would wait for the other for ever
+            _settle(held, [ALONE], patience, at_work)
+            lease = _claimed(held, name)
         stack.enter_context(lease)
-        _settle(held, [ALONE], patience, f"has {folder} to itself, to repair or replace it; wait for it")
+        _settle(held, [ALONE], patience, at_work)
         yield lease
+
+
+def _claimed(held: Leases, name: str) -> Lease:
+    """A lease that nobody else claims."""
+    lease = held.claim(name)
+    assert lease is not None
+    return lease
 
 
 @contextmanager
@@ -141,11 +157,15 @@ def _outside(path: Path) -> Path:
 
 
 @contextmanager
-def replacing(path: Location, shared: bool, note: Callable[[str], None] = unheard) -> Iterator[None]:
-    """Have a folder to oneself, to delete what is there. `InputError` where others are at work."""
+def replacing(path: Location, shared: bool, note: Callable[[str], None] = unheard) -> Iterator[Callable[[], None]]:
+    """Have a folder to oneself, to delete what is there. `InputError` where others are at work.
+
+    What it gives is called before each removal: it raises `StorageError` once another process has the folder.
+    """
     with ExitStack() as stack:
+        check = unlimited
         if shared:
-            stack.enter_context(alone(path, note=note))
+            check = stack.enter_context(alone(path, note=note)).check
         elif isinstance(path, Path):
             stack.enter_context(exclusive_lock(path))
-        yield
+        yield check

@@ -79,7 +79,7 @@ def repair(path: Location, *, device: str = "auto", progress: Progress = SILENT)
     the configuration is gone.
     """
     found = artifact.open_artifact(path, "features", complete=False)
-    with presence.alone(path, note=progress.note):
+    with presence.alone(path, note=progress.note) as lease:
         faults = ledger.faults(path)
         for _, name, problem in faults:
             if name in ledger.MADE_OF:
@@ -93,7 +93,7 @@ def repair(path: Location, *, device: str = "auto", progress: Progress = SILENT)
         if bad:
             prepare(made_with, path)  # raises for a missing text or encoder before anything is removed
             progress.note(f"making again: {', '.join(shards)}")
-            ledger.forget(path, bad)
+            ledger.forget(path, bad, lease.check)
     return shards, extract_features.run(made_with, path, progress=progress)
 
 

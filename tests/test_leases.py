@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,8 +13,11 @@ from pathlib import Path
 import pytest
 from patience import patience
 
-from ldlm import leases, locks, presence
-from ldlm.errors import InputError
+from ldlm import files, leases, locks, presence
+from ldlm.artifact import begin
+from ldlm.config import ExtractConfig
+from ldlm.errors import InputError, StorageError
+from ldlm.features import ledger
 from ldlm.leases import LeaseFiles, Leases
 
 
@@ -273,3 +277,77 @@ def test_two_that_want_to_be_alone_come_one_after_the_other(nodes, tmp_path):
         with presence.alone(folder, "all", held=two.leases):
             order.append("two")
     assert order == ["one", "two"]
+
+
+def test_a_worker_and_a_deleter_that_wait_for_each_other_both_get_their_turn(nodes, tmp_path):
+    one, two = nodes
+    folder, order, looked = tmp_path / "shared", [], threading.Event()
+    folder.mkdir()
+
+    def delete():
+        with presence.alone(folder, "all", held=two.leases):
+            order.append("deleter")
+
+    deleter = threading.Thread(target=delete, daemon=True)
+
+    def waiting(node):
+        for each in nodes:  # both are alive
+            each.leases.beat()
+        looked.set()
+        time.sleep(0.001)
+        assert node.clock.now < 600, "each waits for the other for ever"
+
+    for node in nodes:
+        node.clock.meanwhile = lambda node=node: waiting(node)
+    claim = one.leases.claim
+
+    def claim_first(name):
+        lease = claim(name)
+        if deleter.ident is None:  # between this claim and the look at others
+            deleter.start()
+            assert looked.wait(60)
+        return lease
+
+    one.leases.claim = claim_first
+    with blind(), presence.present(folder, "all", held=one.leases):
+        order.append("worker")
+    deleter.join(60)
+    assert order == ["deleter", "worker"]
+
+
+def test_one_that_overwrites_and_is_stopped_past_its_lease_deletes_nothing_of_another(nodes, tmp_path, monkeypatch):
+    one, two = nodes
+    path, first = tmp_path / "shared", ExtractConfig(data=("one.txt",))
+    begin(path, "features", first, {}, shared=True)
+    for name in ("ledger/first", "ledger/payload", "payload"):
+        files.write_atomic(path / name, "old")
+    monkeypatch.setattr(presence, "leases", lambda folder: one.leases)
+    unlink = Path.unlink
+
+    def stopped(file, missing_ok=False):
+        unlink(file, missing_ok=missing_ok)
+        if file.name == "first":
+            monkeypatch.setattr(presence, "leases", lambda folder: two.leases)
+            begin(path, "features", ExtractConfig(data=("two.txt",)), {}, overwrite=True, shared=True)
+            files.write_atomic(path / "payload", "new")
+
+    monkeypatch.setattr(Path, "unlink", stopped)
+    with blind(), pytest.raises(StorageError, match=r"shared.claims: this process was stopped for so long"):
+        begin(path, "features", first, {}, overwrite=True, shared=True)
+    assert (path / "payload").read_text() == "new"
+    assert "two.txt" in (path / "config.yaml").read_text()
+
+
+def test_a_repair_that_is_stopped_past_its_lease_removes_no_shard_of_another(nodes, tmp_path):
+    one, two = nodes
+    for name in ("manifest.json", "store.json", "ledger/train-00000.json"):
+        files.write_atomic(tmp_path / "shared" / name, "of another")
+    with one.leases.claim("alone") as lease:
+        two.leases.claim("alone")
+        two.clock.now += 301
+        assert two.leases.claim("alone") is not None
+        for damaged in ([("train-00000", "")], [("store", "store.json")]):
+            with pytest.raises(StorageError, match="another took its place"):
+                ledger.forget(tmp_path / "shared", damaged, lease.check)
+    assert all((tmp_path / "shared" / name).is_file() for name in ("manifest.json", "store.json"))
+    assert (tmp_path / "shared" / "ledger" / "train-00000.json").is_file()

@@ -77,7 +77,7 @@ class Extraction:
 
     @cached_property
     def store_leases(self) -> Leases:
-        """The leases of what those who share the store do: the same, unless it is in an object store."""
+        """The leases for work on the store: shards, the seal. They lie beside it, in the folder or the object store."""
         return self.leases if self.work == self.out else Leases(self.out / CLAIMS, self.work / CLAIMS)
 
     def _in_turn(self, items: list[Any]) -> list[Any]:
@@ -334,8 +334,8 @@ class Extraction:
         missing, misfits = ledger.missing_shards(self.out)
         if misfits:
             held.close()  # others who wait for their turn must not wait for this process
-            with presence.alone(self.out, "all", note=self.progress.note):
-                ledger.drop_misfits(self.out)
+            with presence.alone(self.out, "all", note=self.progress.note) as lease:
+                ledger.drop_misfits(self.out, lease)
             held.enter_context(presence.present(self.out, "all"))
         if missing:
             self.progress.note(f"making again: {', '.join(missing)}")

@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ldlm import artifact, files
+from ldlm import artifact, files, presence
 from ldlm.errors import InputError, StorageError
 from ldlm.features import decided, shards
+from ldlm.leases import Lease
 from ldlm.location import Location, ObjectPath
 
 MADE_OF = ("artifact.json", "config.yaml")  # the description of the inputs, which can't be made again
@@ -147,11 +148,14 @@ def missing_shards(path: Location) -> tuple[list[str], list[str]]:
     return sorted(shard_names(read_description(path)) - fit), sorted(ledger.keys() - fit)
 
 
-def drop_misfits(path: Location) -> None:
-    """Remove the shards whose records `missing_shards` names; for a process that is alone at work there."""
+def drop_misfits(path: Location, lease: Lease) -> None:
+    """Remove the shards whose records `missing_shards` names; for a process that is alone at work there by a lease.
+
+    `StorageError` once another process has taken the lease.
+    """
     sizes = files.sizes(path)
     for key in missing_shards(path)[1]:
-        _drop(path, key, sizes)
+        _drop(path, key, sizes, lease.check)
 
 
 def unwritten(path: Location) -> set[str]:
@@ -170,14 +174,16 @@ def _fitting(path: Location, ledger: Mapping[str, bytes], sizes: Mapping[str, in
     }
 
 
-def _drop(path: Location, key: str, names: Iterable[str]) -> None:
+def _drop(path: Location, key: str, names: Iterable[str], check: Callable[[], None]) -> None:
     """Remove a shard, its record last: in an object store, a file that is there is kept when its shard is written."""
     split, _, number = key.rpartition("-")
     chunks = re.compile(rf"{re.escape(folder(split))}\w+/c/{re.escape(number.lstrip('0') or '0')}(/0)+")
     for name in filter(chunks.fullmatch, names):
+        check()
         (path / name).unlink(missing_ok=True)
-    (path / "ledger" / decided.NAME.format(key)).unlink(missing_ok=True)
-    (path / "ledger" / f"{key}.json").unlink(missing_ok=True)
+    for record in (decided.NAME.format(key), f"{key}.json"):
+        check()
+        (path / "ledger" / record).unlink(missing_ok=True)
 
 
 def seal(path: Location) -> dict[str, str]:
@@ -255,16 +261,20 @@ def fault(path: Location, digest: str) -> str | None:
     return None if files.sha256_file(path) == digest else "has other bytes than were written"
 
 
-def forget(path: Location, damaged: Iterable[tuple[str, str]]) -> None:
+def forget(path: Location, damaged: Iterable[tuple[str, str]], check: Callable[[], None] = presence.unlimited) -> None:
     """Unseal a store and remove what is damaged, so that extraction writes only that again.
 
-    `damaged`: (owner, file) pairs as from `faults`. A damaged shard is removed as a whole, with its record.
+    `damaged`: (owner, file) pairs as from `faults`. A damaged shard is removed as a whole, with its record. `check` is
+    called before each removal: `Lease.check`, by which this process is alone at work there.
     """
+    check()
     (path / "manifest.json").unlink(missing_ok=True)
     names = files.sizes(path)
     for shard, name in damaged:
         if shard != "store":
-            _drop(path, shard, names)
+            _drop(path, shard, names, check)
         elif name != "manifest.json":
+            check()
             (path / name).unlink(missing_ok=True)
+            check()
             (path / "store.json").unlink(missing_ok=True)  # written after the other files of the description

@@ -16,6 +16,7 @@ from ldlm.leases import Lease, waits
 from ldlm.progress import Progress
 
 LOOK_EVERY = 30.0  # seconds between looks at what other processes have done
+AT_ONCE = 32  # items of others that are looked at in turn: a thousand workers may wait for a thousand items
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
@@ -70,7 +71,9 @@ def share(
                 held.append(item)
         pauses = waits()
         while held:
-            left = [item for item in held if not done(item) and not attempt(item)]
+            left = [item for item in held if not known(item)]
+            now, later = left[:AT_ONCE], left[AT_ONCE:]
+            left = later + [item for item in now if not done(item) and not attempt(item)]
             pauses = pauses if len(left) == len(held) else waits()
             held = left
             if held:

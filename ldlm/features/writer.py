@@ -23,8 +23,8 @@ from ldlm.location import Location
 class StoreWriter:
     """Writes the shards of an unsealed store at `path`. A shard is done when the ledger has its record.
 
-    A shard's bytes depend on its rows alone. Any number of processes may write different shards at once, and two that
-    write the same shard write the same bytes.
+    Any number of processes may write at once. Two machines that make the same shard may differ in its
+    last bits; the files of the process that records them first stay (`decided`).
     """
 
     path: Location

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from patience import patience
 
+from ldlm.features import shared_work
 from ldlm.features.shared_work import share
 from ldlm.leases import Leases
 
@@ -119,3 +120,16 @@ def test_what_is_begun_is_finished_when_the_next_item_fails(tmp_path):
     with pytest.raises(ValueError):
         share(range(4), done=lambda i: False, work=work, finish=finish, claim=claims(tmp_path))
     assert finished == [0, 1]
+
+
+def test_one_that_waits_for_many_items_of_others_looks_at_few_at_a_time():
+    made, looks, counts = set(), [], []
+
+    def soon(seconds):
+        counts.append(len(looks))
+        looks.clear()
+        if len(counts) == 5:
+            made.update(range(100))
+
+    share(range(100), done=made.__contains__, work=made.add, claim=looks.append, sleep=soon)
+    assert counts[:5] == [100 + shared_work.AT_ONCE, *[shared_work.AT_ONCE] * 4]

@@ -189,11 +189,11 @@ def test_a_record_stands_once_what_it_names_is_on_the_disk(few, tmp_path, monkey
 
 def test_a_job_shares_the_work_and_a_store_may_change_hands(start, arguments, whole, tmp_path):
     """One process, killed; then the two of a job, killed; then one to the end."""
-    out = tmp_path / "features"
+    out, longest = tmp_path / "features", patience()  # it is measured before a process starts: that takes seconds
 
     def killed_after(process, shards):
         """Wait until that many shards are done, then kill the process and its children."""
-        deadline = time.monotonic() + patience()
+        deadline = time.monotonic() + longest
         while len(list(out.glob("ledger/*.json"))) < shards:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
