@@ -337,12 +337,15 @@ def test_a_prompt_may_begin_a_document_and_has_no_words_that_the_tokenizer_does_
 # Compiled
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # of torch's about its own tracing
 @pytest.mark.slow
 def test_compiled_it_draws_and_trains_the_same(run, prefix_config, store, tmp_path):
+    torch._dynamo.reset()
     given = {"prompt_guidance": 1.7, "sampler": replace(SAMPLER, guidance=1.5)}
     plain = latents(run, **given)
     assert torch.allclose(latents(run, **given, compute=ComputeConfig(compile="on")), plain, atol=1e-4)
-    short = replace(prefix_config, steps=3)
+    optimizer = replace(prefix_config.optimizer, lr=1e-3)  # at a higher one rounding grows within three steps
+    short = replace(prefix_config, steps=3, optimizer=optimizer)
     found = [
         train.run(replace(short, compute=ComputeConfig(compile=how)), store, tmp_path / how).manifest["held_out"]
         for how in ("off", "on")
