@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from benchmarks.__main__ import hardware
-from benchmarks.recipe import SHARES, Bench
+from benchmarks.recipe import SHARES, Bench, Init
 from ldlm import artifact, config, files, memory
 from ldlm.cli import show
 from ldlm.config import ExtractConfig, PromptConfig, SampleConfig, SamplerConfig, TrainConfig
@@ -44,6 +44,7 @@ from ldlm.model.prefix import longest_prefix
 from ldlm.sampling import prompts
 from ldlm.stages import sample, train
 
+INIT: Init = "width"  # weights that the encoder of stories starts with
 GUIDANCES = (1.0, 1.5, 2.0)
 SHOWN = 10  # continuations of one prompt, unedited
 COLUMNS = {
@@ -154,6 +155,7 @@ class Trial:
         held_out = files.read_json(made / "manifest.json")["held_out"]
         return {
             "source": self.bench.source,
+            "init": None if self.bench.novels else INIT,
             "steps": self.steps,
             "seed": self.seed,
             "prompts": len(self.real),
@@ -247,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     memory.keep_freed()  # as the commands do
     bench = Bench(chosen.work.absolute(), chosen.novels and chosen.novels.absolute())
     try:
-        bench.prepare()
+        bench.prepare(INIT)
         found = Trial(bench, chosen.steps, chosen.prompt_tokens, chosen.texts, chosen.seed).measure(chosen.seeds)
     except InputError as error:
         sys.exit(f"Error: {error}")

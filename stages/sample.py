@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ldlm import artifact, config, files, locks, runtime
 from ldlm.baselines.opening import open_source
-from ldlm.config import AnySampleConfig, SampleConfig
+from ldlm.config import AnySampleConfig
 from ldlm.errors import InputError
-from ldlm.evaluation import metrics, samples
+from ldlm.evaluation import samples
 from ldlm.progress import SILENT, Progress
-from ldlm.sampling import generation, prompts
-from ldlm.sampling.generation import TextGenerator
+from ldlm.sampling import generation
 from ldlm.sampling.source import Generator, Source
 
 
@@ -29,7 +27,7 @@ def plan(config: AnySampleConfig, run_path: Path) -> dict[str, Any]:
     """Evaluations of the network that it would take, and their FLOPs."""
     source = open_source(run_path, torch.device("cpu"), config.checkpoint)
     source.check(config.sampler)
-    return {"texts": _texts_in_all(config), **source.cost(config)}
+    return {"texts": source.texts(config), **source.cost(config)}
 
 
 def run(
@@ -44,7 +42,7 @@ def run(
     files.check_output(out, "samples.jsonl")
     source = open_source(run_path, runtime.device(config.device), config.checkpoint)
     generator = source.drawing(config)
-    each, config = config.num_samples, replace(config, num_samples=_texts_in_all(config))
+    each, config = config.num_samples, replace(config, num_samples=source.texts(config))
     provenance = _provenance(config, run_path, generator, source)
     place = Place(files.target(out))
     if overwrite or not place.record.exists():  # a file that an earlier version began keeps its sampler
@@ -69,7 +67,7 @@ def run(
             progress.task("sample", config.num_samples, "text", done) as task,
         ):
             for seeds_B, tokens_BL in generation.batches(generator, config, done):
-                file.write(files.dump_jsonl(_drawn(generator, tokenizer, tokens_BL, seeds_B, config.clean_up)))
+                file.write(files.dump_jsonl(generator.lines(tokenizer, tokens_BL, seeds_B, config.clean_up)))
                 file.flush()
                 task.advance(len(seeds_B))
             os.fsync(file.fileno())
@@ -77,20 +75,6 @@ def run(
         place.finish(provenance)
         took = {"seconds": round(time.perf_counter() - started, 2), "texts_made": config.num_samples - done}
         return {**provenance, **took, **generator.figures()}
-
-
-def _texts_in_all(config: AnySampleConfig) -> int:
-    return prompts.texts_in_all(config) if isinstance(config, SampleConfig) else config.num_samples
-
-
-def _drawn(
-    generator: Generator, tokenizer: Any, tokens_BL: Tensor, seeds_B: Tensor, clean_up: bool
-) -> list[dict[str, Any]]:
-    """The JSON objects of a batch of texts."""
-    if isinstance(generator, TextGenerator) and generator.prompts is not None:
-        return generator.prompts.lines(tokenizer, tokens_BL, seeds_B, clean_up)
-    texts = metrics.decode_tokens(tokenizer, tokens_BL, clean_up=clean_up)
-    return samples.rows(texts, tokens_BL.tolist(), seeds_B.tolist())
 
 
 def _provenance(sample: AnySampleConfig, path: Path, generator: Generator, source: Source) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ldlm.config import SampleConfig
 from ldlm.pages import film
 from ldlm.pages.trace import page
 from ldlm.progress import SILENT, Progress
-from ldlm.sampling import prompts, trace
+from ldlm.sampling import trace
 from ldlm.sampling.frames import Frame
 from ldlm.sampling.generation import text_seeds
 from ldlm.sampling.trained_run import TrainedRun
@@ -26,7 +26,7 @@ def plan(config: SampleConfig, run_path: Path) -> dict[str, Any]:
     run = TrainedRun(run_path, torch.device("cpu"), config.checkpoint)
     run.check(config.sampler)
     one = dataclasses.replace(config, num_samples=1)
-    return {"texts": 1, **{name: total // prompts.texts_in_all(one) for name, total in run.cost(one).items()}}
+    return {"texts": 1, **{name: total // run.texts(one) for name, total in run.cost(one).items()}}
 
 
 def run(

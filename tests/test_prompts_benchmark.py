@@ -1,11 +1,12 @@
 """What the benchmark of prompts says of continuations, worked out by hand from a scorer of known probabilities."""
 
+import json
 import math
 
 import pytest
 import torch
 
-from benchmarks import prompts
+from benchmarks import prompts, recipe
 from benchmarks.prompts import Pair
 from ldlm.evaluation.scorer import Scorer
 
@@ -44,3 +45,17 @@ def test_the_table_names_shares_of_the_real_gain():
     )
     (row,) = (line for line in text.splitlines() if line.strip().startswith("guidance 1"))
     assert "0.375 ± 0.125" in row  # of 2 and 4 nats, beside 8
+
+
+@pytest.mark.slow
+def test_it_prepares_trains_continues_and_writes_down_what_it_found(tmp_path, monkeypatch):
+    """With the encoder of stories that the command trains; each number is as small as it can be."""
+    for name, value in {"DOCUMENTS": 300, "HELD_OUT": 40, "ENCODER_STEPS": 2}.items():
+        monkeypatch.setattr(recipe, name, value)
+    sizes = ("--steps", "2", "--texts", "2", "--seeds", "0", "--prompt-tokens", "4")
+    prompts.main(["--work", str(tmp_path / "work"), *sizes, "--output", str(tmp_path / "out")])
+    (path,) = (tmp_path / "out").glob("*.json")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert (record["init"], record["prompts"], len(record["first"]["continuations"])) == ("width", 2, prompts.SHOWN)
+    assert json.loads((tmp_path / "work" / "stories" / "encoder" / "artifact.json").read_text())
+    assert f"- {record['first']['continuations'][0]!r}" in path.with_suffix(".txt").read_text(encoding="utf-8")

@@ -39,6 +39,10 @@ class DrawsTokens(ABC):
         """A generator of texts."""
         return TokenGenerator(self.training, self.network, self.shapes, compute or self.compute(ComputeConfig()))
 
+    def texts(self, config: TokenSampleConfig) -> int:
+        """Number of texts that settings of `ldlm sample` ask for."""
+        return config.num_samples
+
     def drawing(self, config: TokenSampleConfig) -> TokenGenerator:
         """The generator that settings of `ldlm sample` ask for."""
         return self.generator(self.compute(config.compute))

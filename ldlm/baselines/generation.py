@@ -24,6 +24,7 @@ from ldlm.compute import Compute, compiled
 from ldlm.config import SamplerOfTokens, Shapes, TokenSampleConfig, TokenTrainConfig
 from ldlm.model.layers import blocks_of
 from ldlm.sampling import generation
+from ldlm.sampling.source import plain_lines
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,10 @@ class TokenGenerator:
         if not self.taken.texts:
             return {}
         return {"rows": self.taken.rows, "evaluations_per_text": self.taken.evaluations / self.taken.texts}
+
+    def lines(self, tokenizer: Any, tokens_BL: Tensor, seeds_B: Tensor, clean_up: bool) -> list[dict[str, Any]]:
+        """JSON objects of texts."""
+        return plain_lines(tokenizer, tokens_BL, seeds_B, clean_up)
 
     def padded(self, seeds_B: Tensor, texts: int) -> Tensor:
         """The seeds of a last batch as `generation.padded` has them."""

@@ -235,9 +235,7 @@ class FinetuneConfig:
 class SampleConfig:
     """`ldlm sample`: texts from noise."""
 
-    num_samples: int = setting(
-        64, "texts to draw, of each prompt if any; text i has seed 1,000,000 SEED + i", low=1, high=TEXTS_PER_SEED
-    )
+    num_samples: int = setting(64, "texts (per prompt); text i has seed 1,000,000 SEED + i", low=1, high=TEXTS_PER_SEED)
     sampler: SamplerConfig = setting(SamplerConfig(), "the reverse process", flags=True)
     prompting: PromptConfig = setting(PromptConfig(), "texts to continue", flags=True)
     decoder: str | None = setting(None, "decoder, or joint for D_h and D_w; none means the best on held-out rows")

@@ -49,7 +49,7 @@ class Prefix(NamedTuple):
     seen_BL: Tensor
 
     def detached(self) -> Prefix:
-        """The same without the graph behind it."""
+        """This prefix without the graph that its keys and values were computed by."""
         return Prefix(self.kv_BLMW.detach(), self.seen_BL)
 
     def by_block(self) -> list[Prefix]:

@@ -10,6 +10,7 @@ Its weights are those of the denoiser and the decoders. Text encoder, latent enc
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, cast
 
 from ldlm import config as configs
@@ -25,7 +26,7 @@ from ldlm.sampling import generation, modelcard, solvers
 from ldlm.sampling.description import ModelDescription, Normalisation
 from ldlm.sampling.generation import Decoder, TextGenerator
 from ldlm.sampling.pretrained import ExportedModel
-from ldlm.sampling.prompts import prompts_of
+from ldlm.sampling.prompts import prompts_of, texts_in_all
 
 
 class LDLM(ExportedModel):
@@ -54,6 +55,10 @@ class LDLM(ExportedModel):
             compute=compute or self.compute(ComputeConfig()),
         )
 
+    def texts(self, config: SampleConfig) -> int:
+        """Number of texts that settings of `ldlm sample` ask for: `num_samples` of each prompt, where there are any."""
+        return texts_in_all(config)
+
     def drawing(self, config: SampleConfig) -> TextGenerator:
         """The generator that settings of `ldlm sample` ask for, with the prompts that its texts continue."""
         made = self.generator(config.decoder, self.compute(config.compute))
@@ -65,14 +70,26 @@ class LDLM(ExportedModel):
         return self.config.model.condition
 
     def frozen_encoder(self, where: str | None) -> OnlineEncoder:
-        """The encoder that reads prompts, in the folder or of the hub name `where`; a hub name on record needs none.
+        """The encoder that reads prompts: that in the folder or of the hub name `where`, or None for that on record.
 
-        The record's hub name is looked up on this machine alone. The encoder is no part of an exported model.
+        The record's hub name is looked up on this machine alone. The encoder is no part of an exported model. It is
+        kept, so that further prompts don't load it again.
         """
         record, normalisation = self.config.provenance["encoder"], cast(Normalisation, self.networks["normalisation"])
         name = kept_here(record["name"], record.get("revision")) if where is None else where
-        mean_D, std_D = normalisation.mean_D.cpu().numpy(), normalisation.std_D.cpu().numpy()
-        return OnlineEncoder({**record, "name": name}, mean_D, std_D)
+        if name not in self._encoders:
+            mean_D, std_D = normalisation.mean_D.cpu().numpy(), normalisation.std_D.cpu().numpy()
+            self._encoders[name] = OnlineEncoder({**record, "name": name}, mean_D, std_D)
+        return self._encoders[name]
+
+    @cached_property
+    def _encoders(self) -> dict[str, OnlineEncoder]:
+        """Those that prompts were read with, by folder or hub name."""
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State for a copy: without the encoders, which are no part of the model."""
+        return {**super().__getstate__(), "_encoders": {}}
 
     def check(self, sampler: SamplerConfig) -> None:
         """`InputError` for a sampler that is not offered, unless the model was exported with it."""
@@ -80,7 +97,7 @@ class LDLM(ExportedModel):
 
     def cost(self, config: SampleConfig) -> dict[str, Any]:
         """Evaluations of the denoiser that settings of `ldlm sample` take, and their FLOPs, as JSON."""
-        return generation.drawing_cost(config, self.config.model, self.shapes)
+        return generation.drawing_cost(config, self.config.model, self)
 
     def remark(self, config: SampleConfig, progress: Progress) -> None:
         """Nothing: an exported model has its default decoder on record."""
@@ -125,13 +142,5 @@ class LDLM(ExportedModel):
         name = self._decoder_name(decoder)
         if name not in self._generators:
             self._generators[name] = self.generator(name)
-        prompts = prompts_of(config, self)
-        if prompts is None:
-            return self._texts(self._generators[name], config)
-        generator = replace(cast(TextGenerator, self._generators[name]), prompts=prompts)
-        batches = generation.batches(generator, config)
-        return [
-            line["text"]
-            for seeds_B, tokens_BL in batches
-            for line in prompts.lines(self.tokenizer, tokens_BL, seeds_B, clean_up)
-        ]
+        generator, prompts = cast(TextGenerator, self._generators[name]), prompts_of(config, self)
+        return self._texts(generator if prompts is None else replace(generator, prompts=prompts), config)

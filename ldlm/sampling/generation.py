@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ldlm import noise
 from ldlm.compute import WARM_UPS, Compute, compiled, recorded
-from ldlm.config import TEXTS_PER_SEED, AnySampleConfig, ModelConfig, SampleConfig, SamplerConfig, Shapes
+from ldlm.config import TEXTS_PER_SEED, AnySampleConfig, ModelConfig, SampleConfig, SamplerConfig
 from ldlm.model.denoiser import DiT
 from ldlm.model.diffusion import Schedule
 from ldlm.model.prefix import Prefix
@@ -29,7 +29,7 @@ from ldlm.model.timesteps import TimestepSampler
 from ldlm.sampling import prompts, solvers
 from ldlm.sampling.prompts import Prompts
 from ldlm.sampling.solvers import Denoise, End, Recurrence
-from ldlm.sampling.source import Generator
+from ldlm.sampling.source import Generator, plain_lines
 from ldlm.training import cost
 
 Watch = Callable[[Tensor, Tensor], None]  # called with t and ẑ_0 (B, N, C) after each evaluation of the denoiser
@@ -193,6 +193,11 @@ class TextGenerator:
         """Tokens (B, L) by the decoder's logits, after those of the prompts."""
         tokens_BL = draw_tokens(logits_BLV, seeds_B, temperature)
         return tokens_BL if self.prompts is None else self.prompts.put_into(tokens_BL, seeds_B)
+
+    def lines(self, tokenizer: Any, tokens_BL: Tensor, seeds_B: Tensor, clean_up: bool) -> list[dict[str, Any]]:
+        """JSON objects of texts; those that continue a prompt have it and the continuation apart."""
+        write = plain_lines if self.prompts is None else self.prompts.lines
+        return write(tokenizer, tokens_BL, seeds_B, clean_up)
 
     def batch_size(self, most: int) -> int:
         """Batch size at which the denoiser is fastest per text, as `fastest` finds it."""
@@ -358,11 +363,18 @@ def seconds_of(evaluate: Callable[[], Tensor]) -> float:
     return min(seconds)
 
 
-def drawing_cost(config: SampleConfig, model: ModelConfig, shapes: Shapes) -> dict[str, Any]:
-    """Evaluations of the denoiser that settings of `ldlm sample` take, and their FLOPs, as JSON."""
-    per_step = solvers.evaluations_per_step(config.sampler) * (2 if config.prompting.prompt_guidance != 1 else 1)
-    evaluations = prompts.texts_in_all(config) * config.sampler.steps * per_step
-    return {"denoiser_evaluations": evaluations, "flops": evaluations * cost.denoiser_flops(model, shapes)}
+def drawing_cost(config: SampleConfig, model: ModelConfig, source: prompts.Continues) -> dict[str, Any]:
+    """Evaluations of the denoiser that settings of `ldlm sample` take, and their FLOPs, as JSON.
+
+    These see the prompt but for those of guidance by it, and the prompt's keys and values are made once for a text.
+    The frozen encoder's one pass over a prompt is no part of them, and neither is the decoder's over a text.
+    """
+    texts, shapes, prompt = prompts.texts_in_all(config), source.shapes, prompts.longest(config, source)
+    seeing = texts * config.sampler.steps * solvers.evaluations_per_step(config.sampler)
+    blind = seeing if config.prompting.prompt_guidance != 1 else 0
+    flops = seeing * cost.denoiser_flops(model, shapes, prompt) + blind * cost.denoiser_flops(model, shapes)
+    flops += texts * cost.prefix_flops(model, shapes, prompt)
+    return {"denoiser_evaluations": seeing + blind, "flops": flops}
 
 
 def draw_tokens(logits_BLV: Tensor, seeds_B: Tensor, temperature: float) -> Tensor:

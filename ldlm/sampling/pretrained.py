@@ -22,7 +22,6 @@ from torch import nn
 from ldlm import files, hub, runtime
 from ldlm.config import AnySampleConfig, Shapes
 from ldlm.errors import InputError
-from ldlm.evaluation import metrics
 from ldlm.hub import load_tokenizer
 from ldlm.sampling import generation
 from ldlm.sampling.source import Generator
@@ -138,9 +137,9 @@ class ExportedModel(ModelHubMixin):
     def _texts(self, generator: Generator, config: AnySampleConfig) -> list[str]:
         batches = generation.batches(generator, config)
         return [
-            text
-            for _, tokens_BL in batches
-            for text in metrics.decode_tokens(self.tokenizer, tokens_BL, clean_up=config.clean_up)
+            line["text"]
+            for seeds_B, tokens_BL in batches
+            for line in generator.lines(self.tokenizer, tokens_BL, seeds_B, config.clean_up)
         ]
 
 

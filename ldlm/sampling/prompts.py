@@ -9,8 +9,9 @@ Shape letters: CONTRIBUTING.md. T counts prompts here, and L the tokens of the l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -20,8 +21,8 @@ from ldlm import files
 from ldlm.config import TEXTS_PER_SEED, PromptConfig, SampleConfig, Shapes
 from ldlm.errors import InputError
 from ldlm.evaluation import metrics
-from ldlm.features import textfiles
-from ldlm.features.documents import check_whole, whole
+from ldlm.features import detection, formats, textfiles
+from ldlm.features.documents import Part, check_whole
 from ldlm.features.encoder import OnlineEncoder
 from ldlm.features.text import special_tokens
 from ldlm.model.prefix import longest_prefix
@@ -114,11 +115,35 @@ def given(config: PromptConfig) -> tuple[str, ...]:
     if config.prompt is not None:
         return (_checked(config.prompt),)
     if config.prompts is not None:
-        return tuple(whole(textfiles.file_documents([config.prompts], config.text_column)))
+        return _of_file(Path(config.prompts), config.text_column)
     for name, value in (("prompt_guidance", config.prompt_guidance != 1), ("encoder", config.encoder is not None)):
         if value:
             raise InputError(f"--{name.replace('_', '-')} is for texts that are continued; give --prompt TEXT, too")
     return ()
+
+
+def _of_file(path: Path, column: str) -> tuple[str, ...]:
+    """The prompts of a file; a blank one would shift those after it, so that text i continued another than prompt i."""
+    found, held = list[str](), list[str]()
+    for text in _rows(path, column):
+        if not held and not (text or "").strip():
+            raise InputError(f"{path}: row {len(found) + 1} is blank, and each row is a prompt; fill or remove it")
+        held.append(text or "")
+        if not isinstance(text, Part):
+            found.append("".join(held))
+            held.clear()
+    if not found:
+        raise textfiles.no_text(path)
+    return tuple(found)
+
+
+def _rows(path: Path, column: str) -> Iterator[str | None]:
+    """All rows of a file, with blank lines of plain text; a long line in parts."""
+    with detection.opened(path) as source:
+        if source.kind == "plain":
+            yield from formats.lines(source)
+            return
+    yield from (row.text for row in textfiles.rows(path, column))
 
 
 def _checked(prompt: str) -> str:
@@ -153,19 +178,30 @@ def prompts_of(config: SampleConfig, source: Continues) -> Prompts | None:
     texts = given(asked)
     if not texts:
         return None
+    rows = _token_rows(texts, source)
+    k_T, most = torch.tensor([len(row) for row in rows]), max(map(len, rows))
+    _, eos = special_tokens(source.tokenizer)
+    tokens_TL = torch.full((len(rows), source.shapes.seq_len), eos)
+    for row_L, row in zip(tokens_TL, rows, strict=True):
+        row_L[: len(row)] = torch.tensor(row)
+    h_TLD = _encoded(tokens_TL.to(source.device), asked.encoder, source)[:, :most]
+    return Prompts(texts, tokens_TL[:, :most].to(source.device), k_T.to(source.device), h_TLD, asked.prompt_guidance)
+
+
+def longest(config: SampleConfig, source: Continues) -> int:
+    """Tokens of the longest prompt of a configuration, BOS counted; 0 without any. `InputError` as `prompts_of`."""
+    texts = given(config.prompting)
+    return max(map(len, _token_rows(texts, source))) if texts else 0
+
+
+def _token_rows(texts: Sequence[str], source: Continues) -> list[list[int]]:
+    """The tokens of prompts, as rows of a store begin; `InputError` where the model has not learned to continue any."""
     if source.condition != "prefix":
         raise InputError(
             "this model has not learned to continue texts (its model.condition is none); train one with `ldlm train "
             "--set model.condition=prefix`, or leave --prompt out"
         )
-    rows = tokenised(texts, source.tokenizer, longest_prefix(source.shapes.seq_len))
-    k_T, longest = torch.tensor([len(row) for row in rows]), max(map(len, rows))
-    _, eos = special_tokens(source.tokenizer)
-    tokens_TL = torch.full((len(rows), source.shapes.seq_len), eos)
-    for row_L, row in zip(tokens_TL, rows, strict=True):
-        row_L[: len(row)] = torch.tensor(row)
-    h_TLD = _encoded(tokens_TL.to(source.device), asked.encoder, source)[:, :longest]
-    return Prompts(texts, tokens_TL[:, :longest].to(source.device), k_T.to(source.device), h_TLD, asked.prompt_guidance)
+    return tokenised(texts, source.tokenizer, longest_prefix(source.shapes.seq_len))
 
 
 def tokenised(texts: Sequence[str], tokenizer: Any, most: int) -> list[list[int]]:

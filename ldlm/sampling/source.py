@@ -15,6 +15,7 @@ from ldlm import artifact, files
 from ldlm.compute import Compute
 from ldlm.config import Shapes
 from ldlm.errors import InputError
+from ldlm.evaluation import metrics, samples
 from ldlm.hub import load_tokenizer
 from ldlm.progress import Progress
 from ldlm.training import checkpoint
@@ -38,6 +39,9 @@ class Generator(Protocol):
     def padded(self, seeds_B: Tensor, texts: int) -> Tensor:
         """The seeds of a last batch, with more up to `texts` where a smaller batch costs more."""
 
+    def lines(self, tokenizer: Any, tokens_BL: Tensor, seeds_B: Tensor, clean_up: bool) -> list[dict[str, Any]]:
+        """JSON objects of the texts with these token rows and seeds, as `ldlm sample` writes them."""
+
     def batch_size(self, most: int) -> int:
         """The batch size that is fastest per text, up to `most`."""
 
@@ -56,6 +60,9 @@ class Source(Protocol):
     def origin(self) -> dict[str, Any]:
         """Digest and step of the checkpoint."""
 
+    def texts(self, config: Any) -> int:
+        """Number of texts that settings of `ldlm sample` ask for."""
+
     def drawing(self, config: Any) -> Generator:
         """The generator that settings of `ldlm sample` ask for."""
 
@@ -67,6 +74,12 @@ class Source(Protocol):
 
     def remark(self, config: Any, progress: Progress) -> None:
         """Tell the user what was chosen for want of a setting."""
+
+
+def plain_lines(tokenizer: Any, tokens_BL: Tensor, seeds_B: Tensor, clean_up: bool) -> list[dict[str, Any]]:
+    """JSON objects of texts that continue no prompt: `text`, `tokens` and `seed`."""
+    texts = metrics.decode_tokens(tokenizer, tokens_BL, clean_up=clean_up)
+    return samples.rows(texts, tokens_BL.tolist(), seeds_B.tolist())
 
 
 def checkpoint_of(run: Path, name: str | None) -> Checkpoint:

@@ -29,7 +29,7 @@ from ldlm.model.timesteps import TimestepSampler
 from ldlm.progress import Progress
 from ldlm.sampling import generation, solvers
 from ldlm.sampling.generation import JOINT, Decoder, TextGenerator
-from ldlm.sampling.prompts import prompts_of
+from ldlm.sampling.prompts import prompts_of, texts_in_all
 from ldlm.sampling.source import OpenRun
 from ldlm.training import cost
 
@@ -99,6 +99,10 @@ class TrainedRun(OpenRun):
             compute=compute or self.compute(ComputeConfig()),
         )
 
+    def texts(self, config: SampleConfig) -> int:
+        """Number of texts that settings of `ldlm sample` ask for: `num_samples` of each prompt, where there are any."""
+        return texts_in_all(config)
+
     def drawing(self, config: SampleConfig) -> TextGenerator:
         """The generator that settings of `ldlm sample` ask for, with the prompts that its texts continue."""
         made = self.generator(config.decoder, self.compute(config.compute))
@@ -124,7 +128,7 @@ class TrainedRun(OpenRun):
 
     def cost(self, config: SampleConfig) -> dict[str, Any]:
         """Evaluations of the denoiser that settings of `ldlm sample` take, and their FLOPs, as JSON."""
-        return generation.drawing_cost(config, self.config.model, self.shapes)
+        return generation.drawing_cost(config, self.config.model, self)
 
     def remark(self, config: SampleConfig, progress: Progress) -> None:
         """Note which decoder is the default and why (`remark_on_decoder`)."""

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ldlm.config import AnyTrainConfig, ModelConfig, Shapes, TrainConfig, from_dict, preset
 from ldlm.model.joint import JointModel, build_meta
+from ldlm.model.prefix import Prefix
 from ldlm.model.timesteps import TimestepSampler
 from ldlm.runtime import World
 from ldlm.training.fit import RESERVE, largest
@@ -109,10 +110,22 @@ def encoder_flops(network: nn.Module, seq_len: int) -> int:
         return _forward_flops(lambda: network(tokens_BL))
 
 
-def denoiser_flops(config: ModelConfig, shapes: Shapes) -> int:
-    """FLOPs of one denoiser evaluation of one text."""
+def denoiser_flops(config: ModelConfig, shapes: Shapes, prefix: int = 0) -> int:
+    """FLOPs of one denoiser evaluation of one text that sees a prefix of so many tokens; 0 for none."""
     model, z_BNC = _one_text(config, shapes)
-    return _forward_flops(lambda: model.denoiser(z_BNC, torch.empty(1, device="meta"), z_BNC))
+    seen = [_prefix(model, prefix)] if prefix else []
+    return _forward_flops(lambda: model.denoiser(z_BNC, torch.empty(1, device="meta"), z_BNC, *seen))
+
+
+def prefix_flops(config: ModelConfig, shapes: Shapes, prefix: int) -> int:
+    """FLOPs of the keys and values of a prefix of so many tokens, which a text needs once; 0 for none."""
+    model, _ = _one_text(config, shapes)
+    return _forward_flops(lambda: _prefix(model, prefix)) if prefix else 0
+
+
+def _prefix(model: JointModel, length: int) -> Prefix | None:
+    with torch.device("meta"):
+        return model.prefix(torch.empty(1, length, model.shapes.hidden_dim), torch.empty(1, dtype=torch.int64))
 
 
 def decoder_flops(config: ModelConfig, shapes: Shapes) -> int:

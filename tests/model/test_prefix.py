@@ -14,6 +14,7 @@ from ldlm import config as configs
 from ldlm.attention import attention
 from ldlm.config import DenoiserConfig, Shapes, TrainConfig
 from ldlm.errors import InputError
+from ldlm.model.cosmos import DenoiserObjective
 from ldlm.model.denoiser import DiT
 from ldlm.model.diffusion import noised
 from ldlm.model.joint import build
@@ -22,6 +23,7 @@ from ldlm.model.prefix import UNCONDITIONAL, UNWRITTEN, draw_lengths
 from ldlm.model.timesteps import TimestepSampler
 from ldlm.training import cost
 from ldlm.training.joint_method import JointTraining
+from ldlm.training.phases import phases
 
 SMALL = DenoiserConfig(layers=2, width=8, heads=2, time_dim=6)
 SHAPES = Shapes(seq_len=20, hidden_dim=6, vocab_size=50)
@@ -139,8 +141,13 @@ def test_a_step_draws_k_and_one_of_the_papers_recipe_draws_none():
     assert torch.equal(draws.t_B, plain.t_B)
 
 
-def test_the_loss_sees_the_first_k_states_in_both_passes():
-    made = objective()
+@pytest.mark.parametrize("space", ["ldlm", "cosmos"])
+def test_the_loss_sees_the_first_k_states_in_both_passes(space):
+    """Of COSMOS in the phase of the denoiser."""
+    asked = config(model={"space": space}, recipe={"reconstruction": "ce" if space == "ldlm" else "ce+mse"})
+    learns = phases(asked)[-1].objective
+    made = learns(build(asked.model, SHAPES, seed=0), asked)
+    assert isinstance(made, JointObjective if space == "ldlm" else DenoiserObjective)
     randomised(made.model.denoiser)
     made.double()
     h, tokens = random(4, 20, 6), torch.zeros(4, 20, dtype=torch.int64)
@@ -203,8 +210,13 @@ def test_a_dry_run_counts_the_keys_and_values_of_the_prefix():
 def test_a_dry_run_knows_its_memory():
     found = JointTraining(config()).footprint(SHAPES, bf16=False, device="cpu").memory(4, 4)
     plain = JointTraining(config(model={"condition": "none"})).footprint(SHAPES, bf16=False, device="cpu").memory(4, 4)
-    assert found.step > plain.step
-    assert found.weights > plain.weights
+    width, blocks, latents, rows, most, dim = 8, 2, 5, 4, 12, 6
+    parameters = dim * width + width + most * width + (width + 1) * 2 * blocks * width
+    assert found.weights - plain.weights == 4 * 4 * parameters  # weights, two moments and the average, float32
+    made = 4 * rows * most * 2 * blocks * width  # keys and values of the prefix
+    joined = 4 * rows * (most + latents) * 2 * blocks * width  # these behind the latents' own
+    before = 4 * rows * most * 2 * width  # what they are computed from
+    assert made < found.step - plain.step < made + joined + before
 
 
 # ----------------------------------------------------------------------------------------------------------------------
