@@ -180,6 +180,8 @@ class Extraction:
         def work(block: int) -> None:
             with turn or nullcontext():
                 states = self._blocks.encoded_raw("train", block)()
+                if turn is not None:  # the encoder writes its next states to the same place
+                    states = states.copy()
             self.spool.write(block, states)
             tally.bytes += states.nbytes
             tally.advance(block, tally.sizes[block])
