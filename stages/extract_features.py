@@ -29,7 +29,7 @@ from ldlm.features.codecs import CODECS
 from ldlm.features.extraction import Extraction
 from ldlm.features.ray_engine import RayEngine
 from ldlm.features.shards import SPLITS
-from ldlm.features.shares import share_of, share_of_environment
+from ldlm.features.shares import Share, share_of, share_of_environment
 from ldlm.location import Location
 from ldlm.progress import SILENT, Progress
 from ldlm.training import cost
@@ -97,11 +97,13 @@ def run(
     With `launch.only` it ends after that phase, and the store is complete after the last one.
     """
     _check(launch)
-    share = share_of_environment() if launch.share is None else share_of(launch.share)
+    share = _share(launch)
     if overwrite and (runtime.processes() > 1 or (share is not None and share.of > 1)):
-        raise InputError(f"--overwrite can't be shared by several processes; remove {out} first")
+        where = "a launcher's variables (RANK, SLURM_… or JOB_…)" if launch.share is None else "--share"
+        raise InputError(f"--overwrite can't be shared by several processes, as {where} says; remove {out} first")
     progress = progress if runtime.reports() else SILENT
-    with ExitStack() as connected, ExitStack() as held:
+    # Ray is left first: its workers are at work in the store for as long as this process is.
+    with ExitStack() as held, ExitStack() as connected:
         engine = None
         if launch.engine == "ray" and launch.only != "seal":
             engine = connected.enter_context(ray_engine.connected(config, launch, progress))
@@ -130,9 +132,16 @@ def run(
                     extraction.check_space(extraction.rows)
                     if launch.only != "pack":
                         _encode(extraction, engine, held)
-                elif launch.only is not None:
-                    return extraction.seal(result)
-        return result if launch.only is not None else extraction.seal(result)
+        connected.close()  # a worker that still loads the encoder would write to a sealed store
+        sealed = (out / "manifest.json").is_file()  # by another process
+        return extraction.seal(result) if launch.only is None or sealed else result
+
+
+def _share(launch: LaunchConfig) -> Share | None:
+    """The share of this process; an engine's command is one process, also in a step of SLURM that has more tasks."""
+    if launch.engine is not None:
+        return None
+    return share_of_environment() if launch.share is None else share_of(launch.share)
 
 
 def _encode(extraction: Extraction, engine: RayEngine | None, held: ExitStack) -> None:

@@ -172,11 +172,16 @@ class Extraction:
             left = [block for block in in_turn(blocks, self.share) if block not in tally.before]
             (self.share_blocks if hand_out is None else hand_out)(left, tally)
 
-    def share_blocks(self, blocks: Iterable[int], tally: Tally[int]) -> None:
-        """Spool blocks unless others do; returns when they are done."""
+    def share_blocks(
+        self, blocks: Iterable[int], tally: Tally[int], turn: AbstractContextManager[Any] | None = None
+    ) -> None:
+        """Spool blocks unless others do; returns when they are done. One is encoded in its `turn`, written after it."""
 
         def work(block: int) -> None:
-            states = self._blocks.encoded_raw("train", block)()
+            with turn or nullcontext():
+                states = self._blocks.encoded_raw("train", block)()
+                if turn is not None:  # the encoder writes its next states to the same place
+                    states = states.copy()
             self.spool.write(block, states)
             tally.bytes += states.nbytes
             tally.advance(block, tally.sizes[block])

@@ -2,8 +2,9 @@
 
 Pieces of text are Ray tasks of one core. Then a worker starts on each GPU, loads the encoder once and is given numbers
 of blocks and shards, two at a time. Ray places tasks and workers, and starts a lost worker again where there is room;
-what it had is given to another at once. The ledger tells what is done, and no result of Ray's does, so an extraction
-that ended with its cluster goes on by the same command. The bytes are those of one process.
+what it had is given to another, which makes it at once, or after five minutes where its lease was on another machine.
+The ledger tells what is done, and no result of Ray's does, so an extraction that ended with its cluster goes on by the
+same command. The bytes are those of one process.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import math
 import os
 import socket
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ from urllib.parse import urlsplit
 
 from ldlm import config as configs
 from ldlm.config import ExtractConfig, LaunchConfig
-from ldlm.errors import InputError, StorageError
+from ldlm.errors import InputError, StorageError, Unreadable
 from ldlm.features import ray_worker
 from ldlm.features.extraction import Extraction, Shard
 from ldlm.features.helpers import as_json
@@ -38,6 +41,12 @@ RETRIES = 3  # of an item whose worker was lost: with more, the item is likely t
 AT_ONCE = 2  # items of a worker: one is encoded while the other is written
 PATIENCE = 60.0  # seconds without a worker after which the user is told
 CONNECT_SECONDS = 10.0
+FAULTS: dict[str, type[Exception]] = {
+    ray_worker.REFUSED: InputError,
+    ray_worker.UNREADABLE: Unreadable,
+    ray_worker.GONE: FileNotFoundError,
+    ray_worker.FAILED: StorageError,
+}
 LOCAL_BYTES = 2**27  # of Ray's object store on this machine, which numbers and receipts pass through
 
 
@@ -86,6 +95,7 @@ class RayEngine:
     _workers: list[Any] = field(default_factory=list)
     _live: list[Any] = field(default_factory=list)  # those that have loaded the encoder
     _coming: dict[Any, Any] = field(default_factory=dict)  # the others, by the call that they are waited for
+    _remind_at: float = math.inf  # of the monotonic clock
 
     def __post_init__(self) -> None:
         kind, _, number = self.config.device.partition(":")
@@ -113,22 +123,25 @@ class RayEngine:
 
     def pieces(self, wanted: Mapping[int, Piece], tally: Tally[int]) -> None:
         """Have pieces tokenised, as many at a time as the cluster has cores, and some that wait."""
-        task = self.ray.put(json.dumps({**json.loads(as_json(self.extraction.packing.task())), "at": os.getcwd()}))
+        task = self.ray.put(json.dumps({**json.loads(as_json(self.extraction.packing.task())), **self._places()}))
         remote = self.ray.remote(num_cpus=1, max_retries=RETRIES)(ray_worker.tokenize)
         queue, flying = deque(wanted.items()), dict[Any, int]()
-        while queue or flying:
-            room = 2 * int(self.ray.cluster_resources().get("CPU", 1)) - len(flying)
-            for _ in range(min(len(queue), max(room, 0 if flying else 1))):
-                number, piece = queue.popleft()
-                flying[remote.remote(task, number, json.dumps(piece))] = number
-            done, _ = self.ray.wait(list(flying), num_returns=1)
-            for call in done:
-                number = flying.pop(call)
-                receipt = self._receipt(call)  # of the last try, where Ray had to try again
-                if receipt is None:
-                    raise self._too_often(f"piece {number} of the text")
-                tally.bytes += receipt["bytes"]
-                tally.advance(number, wanted[number].size)
+        with self._all_ended(flying):
+            while queue or flying:
+                room = 2 * int(self.ray.cluster_resources().get("CPU", 1)) - len(flying)
+                for _ in range(min(len(queue), max(room, 0 if flying else 1))):
+                    number, piece = queue.popleft()
+                    flying[remote.remote(task, number, json.dumps(piece))] = number
+                done, _ = self.ray.wait(list(flying), num_returns=1, timeout=PATIENCE)
+                if not done:
+                    self.progress.note("no piece of the text came back for a minute; the Ray cluster may have no room")
+                for call in done:
+                    number = flying.pop(call)
+                    receipt = self._receipt(call)  # of the last try, where Ray had to try again
+                    if receipt is None:
+                        raise self._too_often(f"piece {number} of the text")
+                    tally.bytes += receipt["bytes"]
+                    tally.advance(number, wanted[number].size)
 
     def blocks(self, blocks: Sequence[int], tally: Tally[int]) -> None:
         """Have the raw states of blocks spooled."""
@@ -149,24 +162,25 @@ class RayEngine:
         """Ask Ray for the workers, once; it starts them when it has room."""
         if self._workers:
             return
-        nodes = sum(node["Alive"] for node in self.ray.nodes())
-        count = self.launch.workers or self.gpus or nodes
-        cores = max(1, int(self.ray.cluster_resources().get("CPU", 1)) // count)
+        nodes = [int(node["Resources"].get("CPU", 0)) for node in self.ray.nodes() if node["Alive"]]
+        count = self.launch.workers or self.gpus or max(1, sum(map(bool, nodes)))
+        cores = cores_of_one(nodes, count)
         place = {"num_gpus": 1, "num_cpus": 1} if self.gpus else {"num_cpus": cores}
         made = self.ray.remote(
             max_restarts=-1, max_task_retries=0, max_concurrency=AT_ONCE, scheduling_strategy="SPREAD", **place
         )(ray_worker.Worker)
         config = replace(self.extraction.config, device=self.device)
-        out = self.extraction.out
-        task = {
-            "config": configs.to_dict(config),
-            "out": str(out.absolute() if isinstance(out, Path) else out),
-            "fingerprints": self.extraction.fingerprints,
-            "at": os.getcwd(),
-        }
+        fingerprints = self.extraction.fingerprints
+        task = {"config": configs.to_dict(config), "fingerprints": fingerprints, **self._places()}
         self._workers = [made.remote(json.dumps(task)) for _ in range(count)]
         for worker in self._workers:
             self._await(worker)
+        self._remind_at = time.monotonic() + PATIENCE
+
+    def _places(self) -> dict[str, str]:
+        """The store, and the folder in which the command was given."""
+        out = self.extraction.out
+        return {"out": str(out.absolute() if isinstance(out, Path) else out), "at": os.getcwd()}
 
     def _await(self, worker: Any) -> None:
         """Wait for a worker to load the encoder, which Ray starts again where that ends it, but not forever."""
@@ -176,31 +190,52 @@ class RayEngine:
         """Have every item done by some worker, `call(worker, item)`; returns when there is a receipt of each."""
         self._start()
         queue, flying, lost = deque(items), dict[Any, tuple[Any, Any]](), Counter[Any]()
-        while queue or flying:
-            for worker in self._free(worker for worker, _ in flying.values()):
-                if queue:
-                    item = queue.popleft()
-                    flying[call(worker, item)] = (worker, item)
-            done, _ = self.ray.wait([*flying, *self._coming], num_returns=1, timeout=PATIENCE)
-            if not done and not self._live:
-                self.progress.note(
-                    "no worker of the Ray cluster is ready; waiting for room, or for it to load the encoder"
-                )
-            for one in done:
-                if one in self._coming:
-                    self._welcome(one)
-                    continue
-                worker, item = flying.pop(one)
-                receipt = self._receipt(one)
-                if receipt is None:
-                    lost[item] += 1
-                    if lost[item] > RETRIES:
-                        raise self._too_often(str(item))
-                    queue.appendleft(item)
-                    self._lost(worker)
-                elif tally is not None:
-                    tally.bytes += receipt["bytes"]
-                    tally.advance(item, tally.sizes[item])
+        with self._all_ended(flying):
+            while queue or flying:
+                for worker in self._free(worker for worker, _ in flying.values()):
+                    if queue:
+                        item = queue.popleft()
+                        flying[call(worker, item)] = (worker, item)
+                done, _ = self.ray.wait([*flying, *self._coming], num_returns=1, timeout=PATIENCE)
+                self._remind()
+                for one in done:
+                    if one in self._coming:
+                        self._welcome(one)
+                        continue
+                    worker, item = flying.pop(one)
+                    receipt = self._receipt(one)
+                    if receipt is None:
+                        lost[item] += 1
+                        if lost[item] > RETRIES:
+                            raise self._too_often(str(item))
+                        queue.appendleft(item)
+                        self._lost(worker)
+                    elif tally is not None:
+                        tally.bytes += receipt["bytes"]
+                        tally.advance(item, tally.sizes[item])
+
+    @contextmanager
+    def _all_ended(self, flying: Mapping[Any, Any]) -> Iterator[None]:
+        """After an error within the block, take calls back and wait for those at work, which would write on."""
+        try:
+            yield
+        except Exception:
+            with suppress(self.ray.exceptions.RayError):
+                for call in flying:
+                    self.ray.cancel(call)
+                if flying:
+                    self.ray.wait(list(flying), num_returns=len(flying))
+            raise
+
+    def _remind(self) -> None:
+        """Tell the user, once, of workers that have not come, and again as long as there is none."""
+        if not self._coming or time.monotonic() < self._remind_at:
+            return
+        count = f"{len(self._coming)} of {len(self._workers)} workers"
+        self.progress.note(
+            f"{count} are not ready; waiting for room in the Ray cluster, or for them to load the encoder"
+        )
+        self._remind_at = math.inf if self._live else time.monotonic() + PATIENCE
 
     def _free(self, at_work: Iterable[Any]) -> Iterator[Any]:
         """Live workers as often as each can take an item, those with fewer first; `at_work` are those of items."""
@@ -236,18 +271,23 @@ class RayEngine:
             return None
 
     def _content(self, receipt: str) -> dict[str, Any]:
-        """What a receipt says; `InputError` or `StorageError` where it says that."""
+        """What a receipt says; the exception of its key where it says that something is at fault."""
         found: dict[str, Any] = json.loads(receipt)
-        if ray_worker.REFUSED in found:
-            raise InputError(found[ray_worker.REFUSED])
-        if ray_worker.FAILED in found:
-            raise StorageError(found[ray_worker.FAILED])
+        for key, kind in FAULTS.items():
+            if key in found:
+                raise kind(found[key])
         return found
 
     def _too_often(self, what: str) -> StorageError:
         return StorageError(
             f"{what} was given to {RETRIES + 1} workers, and all were lost; look at Ray's logs, and run it again"
         )
+
+
+def cores_of_one(nodes: Sequence[int], count: int) -> int:
+    """Cores of each of `count` workers, so that all have room on nodes with so many cores, the smallest of them too."""
+    nodes = [cores for cores in nodes if cores]
+    return max(1, min(nodes, default=1) // -(-count // max(1, len(nodes))))
 
 
 def _check_reachable(address: str) -> None:

@@ -1,7 +1,7 @@
 """What Ray runs on the nodes of a cluster for `ray_engine`: pieces as tasks, blocks and shards in workers.
 
-Arguments and results are numbers and JSON. Where bad input or the storage is at fault, the result says so: an exception
-would come back pickled and wrapped.
+Arguments and results are numbers and JSON. Where bad input, a node or the storage is at fault, the result says so: an
+exception would come back pickled and wrapped.
 """
 
 from __future__ import annotations
@@ -9,32 +9,58 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from ldlm.errors import InputError, StorageError
+from ldlm import presence
+from ldlm.errors import InputError, StorageError, Unreadable
 from ldlm.features.helpers import OWN_THREADS
 from ldlm.features.helping import packing_of
 from ldlm.features.packing import Packing, as_piece
 from ldlm.features.shared_work import Tally
+from ldlm.location import Location, locate
 from ldlm.progress import SILENT
 
 if TYPE_CHECKING:
     from ldlm.features.extraction import Extraction
 
-REFUSED, FAILED = "refused", "failed"  # keys of a receipt that has nothing else
+# Keys of a receipt that has nothing else: bad text, which is bad on every node; what this node lacks, which another may
+# have; a file that is gone, as after the seal by another process; a fault of the storage.
+REFUSED, UNREADABLE, GONE, FAILED = "refused", "unreadable", "gone", "failed"
 
 
-def _receipt(work: Callable[[], Mapping[str, Any]]) -> str:
-    """What `work` returns, as JSON; where the input or the storage is at fault, a message under REFUSED or FAILED."""
+@contextmanager
+def _present(out: str) -> Iterator[None]:
+    """Be at work in the store `out` for one call, so that whoever would delete there waits for its end.
+
+    A process that would be alone there waits for the command that made this call, and that waits for its workers: the
+    call goes on then, as the command does, and does not wait in its turn.
+    """
+    place = _place(out)
+    with ExitStack() as stack:
+        with suppress(InputError):
+            if not isinstance(place, Path) or place.is_dir():  # else this node does not see the store
+                stack.enter_context(presence.present(place, "none"))
+        yield
+
+
+def _place(out: str) -> Location:
+    return locate(out) if "://" in out else Path(out)
+
+
+def _receipt(work: Callable[[], Mapping[str, Any]], bad: str = UNREADABLE) -> str:
+    """What `work` returns, as JSON, or else a message under one of the keys above; bad input under `bad`."""
     where = f"on {socket.gethostname()}: "
     try:
         return json.dumps(work())
     except InputError as error:
-        return json.dumps({REFUSED: f"{where}{error}"})
+        return json.dumps({UNREADABLE if isinstance(error, Unreadable) else bad: f"{where}{error}"})
+    except FileNotFoundError as error:
+        return json.dumps({GONE: f"{where}{error}"})
     except (StorageError, OSError) as error:
         return json.dumps({FAILED: f"{where}{error}"})
 
@@ -44,7 +70,7 @@ def _enter(folder: str) -> None:
     try:
         os.chdir(folder)
     except OSError as error:
-        raise InputError(
+        raise Unreadable(
             f"{folder}, in which the command was given, can't be entered ({error.strerror}); give it in a folder that "
             f"all nodes have"
         ) from None
@@ -62,15 +88,20 @@ def precision(device: str) -> str:
 
 
 def tokenize(task: str, number: int, piece: str) -> str:
-    """Tokenise a piece; a receipt with the `bytes` of its tokens. `task` is `helpers.as_json`'s, and `folder`'s."""
+    """Tokenise a piece; a receipt with the `bytes` of its tokens.
+
+    `task` is that of `helpers.as_json`, with the store as `out`, and the folder of the command as `at`.
+    """
 
     def work() -> Mapping[str, Any]:
-        packing = _packing(task)
-        wanted = as_piece(json.loads(piece))
-        packing.share_pieces({number: wanted}, Tally(SILENT, "", {number: wanted.size}, set))
+        packing, wanted = _packing(task), as_piece(json.loads(piece))
+        if wanted.place in (*packing.config.data, *packing.config.validation_data) and not Path(wanted.place).exists():
+            raise Unreadable(f"there is no file {wanted.place}; all nodes need the text under the same path")
+        with _present(json.loads(task)["out"]):
+            packing.share_pieces({number: wanted}, Tally(SILENT, "", {number: wanted.size}, set))
         return {"bytes": packing.path(number).stat().st_size}
 
-    return _receipt(work)
+    return _receipt(work, bad=REFUSED)
 
 
 @lru_cache(maxsize=1)
@@ -78,6 +109,13 @@ def _packing(task: str) -> Packing:
     os.environ[OWN_THREADS] = "false"  # a task has one core
     read = json.loads(task)
     _enter(read["at"])
+    if not (Path(read["folder"]) / "tokenizer.json").is_file():
+        if (_place(read["out"]) / "manifest.json").is_file():
+            raise FileNotFoundError(f"{read['out']} was sealed, and its token rows are gone")
+        raise Unreadable(
+            f"the token rows of {read['out']}, in {read['folder']}, can't be seen; all nodes must see that folder: "
+            f"where the store is in an object store, set XDG_CACHE_HOME to a folder that all nodes share"
+        )
     return packing_of(read)
 
 
@@ -90,41 +128,52 @@ class Worker:
     def __init__(self, task: str) -> None:
         self.task = json.loads(task)
         self.turn = Lock()  # to encode
+        self.opening = Lock()
 
-    @cached_property
+    @property
     def extraction(self) -> Extraction:
         """The extraction that this worker has joined, with its text packed."""
+        with self.opening:
+            return self._opened
+
+    @cached_property
+    def _opened(self) -> Extraction:
         from ldlm import config as configs
         from ldlm.features.begin import joined
-        from ldlm.location import locate
 
         _enter(self.task["at"])
-        place = self.task["out"]
-        out = locate(place) if "://" in place else Path(place)
         config = configs.from_dict(configs.ExtractConfig, self.task["config"])
-        made = joined(config, out, self.task["fingerprints"])
-        made.pack()
+        made = joined(config, _place(self.task["out"]), self.task["fingerprints"])
+        if not made.pack():
+            raise FileNotFoundError(f"{made.out} was sealed, and its token rows are gone")
         return made
+
+    def _receipt(self, work: Callable[[], Mapping[str, Any]]) -> str:
+        """The receipt of a call, during which this worker is at work in the store."""
+
+        def at_work() -> Mapping[str, Any]:
+            with _present(self.task["out"]):
+                return work()
+
+        return _receipt(at_work)
 
     def ready(self) -> str:
         """Load the encoder and open the rows; a receipt with the `node`."""
 
         def work() -> Mapping[str, Any]:
-            with self.turn:
-                return {"node": socket.gethostname(), "out": str(self.extraction.out)}
+            return {"node": socket.gethostname(), "out": str(self.extraction.out)}
 
-        return _receipt(work)
+        return self._receipt(work)
 
     def block(self, block: int) -> str:
         """Spool the raw states of a block; a receipt with their `bytes`."""
 
         def work() -> Mapping[str, Any]:
             tally = Tally(SILENT, "", {block: 0}, set)
-            with self.turn:
-                self.extraction.share_blocks([block], tally)
+            self.extraction.share_blocks([block], tally, self.turn)
             return {"bytes": tally.bytes}
 
-        return _receipt(work)
+        return self._receipt(work)
 
     def describe(self) -> str:
         """Merge the statistics and write the store's description."""
@@ -134,7 +183,7 @@ class Worker:
                 self.extraction.describe()
             return {}
 
-        return _receipt(work)
+        return self._receipt(work)
 
     def shard(self, split: str, shard: int) -> str:
         """Write a shard; a receipt with its `bytes`, 0 where another process has done it."""
@@ -142,11 +191,7 @@ class Worker:
         def work() -> Mapping[str, Any]:
             item = (split, shard)
             tally = Tally(SILENT, "", {item: 0}, set)
-            try:
-                self.extraction.share_shards([item], tally, self.turn)
-            except FileNotFoundError:  # another process has sealed the store and removed the rows
-                if not (self.extraction.out / "manifest.json").is_file():
-                    raise
+            self.extraction.share_shards([item], tally, self.turn)
             return {"bytes": tally.bytes}
 
-        return _receipt(work)
+        return self._receipt(work)

@@ -7,13 +7,17 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import ray_cluster
 from patience import patience
 
 from ldlm import config as configs
-from ldlm.features import pieces, ray_worker
+from ldlm import presence
+from ldlm.config import LaunchConfig
+from ldlm.errors import InputError, Unreadable
+from ldlm.features import pieces, ray_engine, ray_worker
 from ldlm.features.begin import prepare
 from ldlm.features.helpers import as_json
 from ldlm.stages import extract_features
@@ -62,6 +66,7 @@ def test_an_address_where_nobody_listens_is_refused_at_once(refuse, arguments, t
 
 def handed(extraction, **changed):
     """The task of a worker, as the engine gives it."""
+    ray_worker._packing.cache_clear()
     task = {
         "config": configs.to_dict(extraction.config),
         "out": str(extraction.out),
@@ -71,6 +76,12 @@ def handed(extraction, **changed):
     return json.dumps({**task, **changed})
 
 
+def to_tokenize(extraction, **changed):
+    """The task of a piece, as the engine gives it."""
+    task = json.loads(as_json(extraction.packing.task()))
+    return json.dumps({**task, "out": str(extraction.out), "at": os.getcwd(), **changed})
+
+
 def test_a_worker_s_receipts_make_the_store_of_one_process(few, whole, tmp_path, monkeypatch):
     """The functions that Ray calls, here in this process, with the strings and numbers that pass through it."""
     real = pieces.plan
@@ -78,7 +89,7 @@ def test_a_worker_s_receipts_make_the_store_of_one_process(few, whole, tmp_path,
     extraction, result = prepare(few, tmp_path / "f")
 
     def tokenize(wanted, tally):
-        task = json.dumps({**json.loads(as_json(extraction.packing.task())), "at": os.getcwd()})
+        task = to_tokenize(extraction)
         for number, piece in wanted.items():
             for _ in range(2):  # a task may be tried again
                 receipt = json.loads(ray_worker.tokenize(task, number, json.dumps(piece)))
@@ -99,7 +110,10 @@ def test_a_worker_s_receipts_make_the_store_of_one_process(few, whole, tmp_path,
     extraction.seal(result)
     assert content(tmp_path / "f") == content(whole)
     (tmp_path / "f" / "ledger" / "train-00000.json").unlink()  # as a worker saw it that looked before it was there
-    assert json.loads(worker.shard("train", 0)) == {"bytes": 0}  # the store is sealed, and its rows are gone
+    # The store is sealed, and its rows are gone.
+    for late in (worker, ray_worker.Worker(handed(extraction))):
+        assert json.loads(late.shard("train", 0)).keys() == {ray_worker.GONE}
+    assert json.loads(ray_worker.tokenize(to_tokenize(extraction), 0, "null")).keys() == {ray_worker.GONE}
 
 
 def test_a_worker_with_another_encoder_or_folder_says_so_in_its_receipt(few, other_gpt2, tmp_path):
@@ -112,8 +126,59 @@ def test_a_worker_with_another_encoder_or_folder_says_so_in_its_receipt(few, oth
         ({"out": str(tmp_path / "g")}, r"^on .+: there is no folder .*/g"),
     ):
         receipt = json.loads(ray_worker.Worker(handed(extraction, **changed)).ready())
-        assert receipt.keys() == {ray_worker.REFUSED}
-        assert re.match(message, receipt[ray_worker.REFUSED]), receipt
+        assert receipt.keys() == {ray_worker.UNREADABLE}
+        assert re.match(message, receipt[ray_worker.UNREADABLE]), receipt
+    assert not (tmp_path / "g").exists()
+
+
+def test_a_node_that_lacks_something_does_not_say_that_the_text_is_bad(few, tmp_path, monkeypatch):
+    text = tmp_path / "text.txt"
+    text.write_bytes(b"a\n" * 999)
+    extraction, _ = prepare(replace(few, data=(str(text),)), tmp_path / "f")
+    (piece,) = extraction.packing.plan()
+
+    def said(**changed):
+        ray_worker._packing.cache_clear()
+        ((key, message),) = json.loads(
+            ray_worker.tokenize(to_tokenize(extraction, **changed), 0, json.dumps(piece))
+        ).items()
+        return key, message.partition(": ")[2]
+
+    assert said(at="/nowhere")[0] == ray_worker.UNREADABLE
+    key, message = said(folder=str(tmp_path / "elsewhere"))
+    assert key == ray_worker.UNREADABLE
+    assert message.endswith("set XDG_CACHE_HOME to a folder that all nodes share")
+    text.rename(tmp_path / "away")
+    assert said() == (ray_worker.UNREADABLE, f"there is no file {text}; all nodes need the text under the same path")
+    text.write_bytes(b"a\n" * 998 + b"a\xff")
+    assert said()[0] == ray_worker.REFUSED
+
+
+def test_a_call_is_at_work_in_the_store_and_does_not_wait_for_one_who_waits_for_its_command(few, tmp_path, monkeypatch):
+    extraction, _ = prepare(few, tmp_path / "f")
+    extraction.pack()
+    worker = ray_worker.Worker(handed(extraction))
+    seen = []
+
+    def share_blocks(*_):
+        seen.append(presence.leases(extraction.out).places.names(presence.WORKER))
+
+    worker.ready()
+    monkeypatch.setattr(worker.extraction, "share_blocks", share_blocks)
+    worker.block(0)
+    assert len(seen[0]) == 1
+    waits = presence.leases(extraction.out)
+    with waits.claim(presence.ALONE):
+        assert json.loads(worker.block(0)) == {"bytes": 0}
+    assert not presence.leases(extraction.out).places.names(presence.WORKER)
+
+
+def test_workers_have_the_cores_that_the_smallest_node_has_for_each():
+    assert ray_engine.cores_of_one([4, 64], 2) == 4
+    assert ray_engine.cores_of_one([0, 8, 8], 2) == 8  # a head that does no work
+    assert ray_engine.cores_of_one([8, 16], 3) == 4
+    assert ray_engine.cores_of_one([2], 5) == 1
+    assert ray_engine.cores_of_one([], 1) == 1
 
 
 def test_what_the_storage_does_to_a_worker_is_no_fault_of_the_input(few, tmp_path, monkeypatch):
@@ -147,6 +212,38 @@ def test_ray_on_this_machine_makes_the_store_of_one_process(start, arguments, wh
     command = [*arguments, "--engine", "ray", "--workers", "1"]
     assert start(command, tmp_path / "f", environment=environment).wait(timeout=patience()) == 0
     assert content(tmp_path / "f") == content(whole)
+
+
+def test_bad_text_leaves_nothing_and_a_node_s_fault_leaves_what_is_there(few, tmp_path, monkeypatch, environment):
+    """On one Ray cluster, of which this process is the driver."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    text, real, begun = tmp_path / "text.txt", pieces.plan, []
+    good = Path(few.data[0]).read_bytes()
+    text.write_bytes(good + b"\xff\n" + good)
+    config = replace(few, data=(str(text),))
+
+    def plan(config, size):
+        planned = real(config, 512)
+        assert len(planned) > 3
+        if begun:
+            text.unlink()
+        return planned
+
+    monkeypatch.setattr(pieces, "plan", plan)
+    with ray_cluster.nodes() as cluster:
+        launch = LaunchConfig(engine="ray", address=cluster.address)
+        with pytest.raises(InputError, match=r"text\.txt") as refused:
+            extract_features.run(config, tmp_path / "f", launch=launch)
+        assert not isinstance(refused.value, Unreadable)
+        time.sleep(1)  # what would still be at work would write
+        assert not (tmp_path / "f").exists()
+        text.write_bytes(good)
+        begun.append(True)
+        with pytest.raises(Unreadable, match=r"^on .+: there is no file .*text\.txt"):
+            extract_features.run(config, tmp_path / "f", launch=launch)
+        assert (tmp_path / "f" / "packed" / "plan.json").is_file()
+        assert not presence.leases(tmp_path / "f").places.names(presence.WORKER)
 
 
 @pytest.fixture(scope="module")

@@ -174,7 +174,7 @@ def test_several_processes_do_not_overwrite(config, tmp_path, monkeypatch):
     for launch, environment in ((LaunchConfig(share="0/2"), {}), (LaunchConfig(), {"SLURM_PROCID": "1"})):
         for name, value in {"SLURM_NTASKS": "2", **environment}.items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(InputError, match=r"--overwrite can't be shared by several processes; remove .*/f first"):
+        with pytest.raises(InputError, match=r"--overwrite can't be shared by several processes, as .+ says; remove"):
             extract_features.run(config, tmp_path / "f", overwrite=True, launch=launch)
 
 
