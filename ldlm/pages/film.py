@@ -126,8 +126,7 @@ def _head(draw: ImageDraw, frame: Frame) -> None:
 
 
 def _piece(draw: ImageDraw, piece: Piece, top: int) -> None:
-    x = MARGIN + piece.x
-    right = x + max(3, piece.width)  # a character may have no width of its own
+    x, right = MARGIN + piece.x, MARGIN + piece.x + piece.width
     background, ink = LIGHT.background(piece.level), LIGHT.on(piece.level)
     if piece.special:
         draw.rounded_rectangle((x + 3, top + 2, right - 4, top + 29), 13, background, TRACK)
