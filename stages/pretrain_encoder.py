@@ -58,7 +58,6 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
         raise InputError("nothing to train on: give --data FILE")
     device = runtime.device(config.device)
     inputs = {"text": textfiles.fingerprints(config.data)}
-    config = config if overwrite else _as_begun(config, out, progress)
     result = artifact.begin(out, "encoder", config, inputs, overwrite=overwrite, reads=config.data)
     if result.complete:
         progress.note(f"{out} is complete; nothing to do")
@@ -88,19 +87,6 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
         vocab_size=len(tokenizer),
         seconds=round(time.perf_counter() - started, 1),
     )
-
-
-def _as_begun(config: PretrainConfig, out: Path, progress: Progress) -> PretrainConfig:
-    """The settings to go on with in `out`: an encoder of a version without `init` started with published weights."""
-    if config.arch == "bert":
-        return replace(config, init="published")  # it has no other
-    if config.init == "published" or not (out / "config.yaml").is_file() or not (out / "artifact.json").is_file():
-        return config
-    of_encoder = files.read_json(out / "artifact.json").get("kind") == "encoder"
-    if not of_encoder or "init" in files.read_yaml(out / "config.yaml"):
-        return config
-    progress.note(f"{out} was begun by an earlier version; its weights started as published")
-    return replace(config, init="published")
 
 
 def _tokenizer(config: PretrainConfig) -> Any:
@@ -181,7 +167,7 @@ def _gpt2(config: PretrainConfig, tokenizer: Any) -> Any:
     """A GPT-2 that has not been trained.
 
     The published first weights suit its width. A narrow model that starts with them learns slowly, and its states do
-    not tell words apart that are used alike, which no latent can then carry (docs/recipe.md).
+    not tell words apart that are used alike (docs/recipe.md).
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -119,8 +119,8 @@ class Plan:
 
     def _pretrained(self, part: str, tokenizer: str | None) -> PretrainConfig:
         vocabulary = {"vocab_size": VOCABULARY} if tokenizer is None else {"tokenizer": tokenizer}
-        steps = self.source.sizes.encoder_steps
-        return PretrainConfig(data=(self.part(part),), positions=SEQ_LEN, steps=steps, **vocabulary, **self._common())
+        sizes: dict[str, Any] = {"steps": self.source.sizes.encoder_steps, "init": self.source.sizes.init}
+        return PretrainConfig(data=(self.part(part),), positions=SEQ_LEN, **sizes, **vocabulary, **self._common())
 
     @property
     def features(self) -> ExtractConfig:

@@ -38,6 +38,7 @@ class Stories(Source):
         decoder_steps=250,
         decoder="layers-2",
         temperature=0.0,
+        init="width",
         preset={"steps": 1_600, "recipe": {"sigma_dec": 0.5}},
     )
 

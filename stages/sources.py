@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from ldlm.config import QuickstartConfig
 from ldlm.progress import Progress
@@ -27,6 +27,7 @@ class Sizes:
     decoder_steps: int
     decoder: str  # that draws: the fine-tuned one or `joint`
     temperature: float  # of its tokens
+    init: Literal["published", "width"] = "published"  # first weights of the encoder
     preset: Mapping[str, Any] = field(default_factory=dict)  # settings of `train` over those of preset tiny
 
 

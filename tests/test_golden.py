@@ -27,8 +27,10 @@ def curve(corpus, tmp_path_factory):
     text = root / "text.txt"
     text.write_text(corpus.read_text(encoding="utf-8") * 10, encoding="utf-8")
     common = {"data": (str(text),), "device": "cpu"}
-    small = {"vocab_size": 512, "layers": 4, "width": 32, "heads": 2, "positions": 64, "steps": 20, "batch_size": 8}
-    encoder = pretrain_encoder.run(PretrainConfig(**common, **small, init="published"), root / "encoder").path
+    encoder = pretrain_encoder.run(
+        PretrainConfig(**common, vocab_size=512, layers=4, width=32, heads=2, positions=64, steps=20, batch_size=8),
+        root / "encoder",
+    ).path
     features = extract_features.run(
         ExtractConfig(**common, encoder=str(encoder), seq_len=64, validation_docs=100, codec="fp32"), root / "features"
     ).path

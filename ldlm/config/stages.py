@@ -83,8 +83,8 @@ class PretrainConfig:
     steps: int = setting(1_000, "training steps", low=1)
     batch_size: int = setting(32, "rows per step", low=1)
     lr: float = setting(2e-3, "peak learning rate; cosine decay to zero", above=0)
-    init: Literal["width", "published"] = setting(
-        "width", "GPT-2's first weights: std 1/√width, and 0.2 for tokens; or the published 0.02", before="published"
+    init: Literal["published", "width"] = setting(
+        "published", "GPT-2's first weights: the published std 0.02; or width, 1/√width and 0.2 for tokens"
     )
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)
