@@ -218,7 +218,8 @@ def _found(path: Location) -> dict[str, Any] | None:
     # A temporary file that a killed process left of its first write does not count as content.
     if not path.is_dir() or (isinstance(path, Path) and all(map(_is_empty, path.iterdir()))):
         return None
-    if all(name.startswith(f"{CLAIMS}/") for _, name in files.below(path)):  # of a process that came too late
+    names = [name for _, name in files.below(path)]
+    if names and all(name.startswith(f"{CLAIMS}/") for name in names):  # of a process that came too late
         return None
     # Another process may have begun it since the first check.
     return _record(path) if (path / "artifact.json").is_file() else {}

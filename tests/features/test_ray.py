@@ -214,6 +214,7 @@ def test_ray_on_this_machine_makes_the_store_of_one_process(start, arguments, wh
     assert content(tmp_path / "f") == content(whole)
 
 
+@pytest.mark.slow
 def test_bad_text_leaves_nothing_and_a_node_s_fault_leaves_what_is_there(few, tmp_path, monkeypatch, environment):
     """On one Ray cluster, of which this process is the driver."""
     for name, value in environment.items():
