@@ -1,4 +1,4 @@
-"""What leases cost, and what they give two hundred workers that die and stall.
+"""The cost of leases, and a simulation of two hundred workers that die and stall.
 
 Claims per second are those of one process in a folder on this disk, each with its lock, lease file and end, and beside
 them the bare lock of before. A shard takes about a minute where a GPU encodes it, and a lease of it one claim and two

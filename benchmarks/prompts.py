@@ -44,7 +44,7 @@ from ldlm.model.prefix import longest_prefix
 from ldlm.sampling import prompts
 from ldlm.stages import sample, train
 
-INIT: Init = "width"  # weights that the encoder of stories starts with
+INIT: Init = "published"  # weights that the encoder of stories starts with
 GUIDANCES = (1.0, 1.5, 2.0)
 SHOWN = 10  # continuations of one prompt, unedited
 COLUMNS = {

@@ -373,7 +373,7 @@ class Leases:
 
 
 def described(body: bytes) -> dict[str, Any]:
-    """What a lease says of its holder; empty where it was not written whole."""
+    """The entries of a lease on its holder, from its bytes; empty where it was not written whole."""
     with suppress(ValueError):
         found = json.loads(body)
         return found if isinstance(found, dict) else {}

@@ -271,7 +271,7 @@ class RayEngine:
             return None
 
     def _content(self, receipt: str) -> dict[str, Any]:
-        """What a receipt says; the exception of its key where it says that something is at fault."""
+        """The content of a receipt. Raises the exception of `FAULTS` for one that tells of a fault."""
         found: dict[str, Any] = json.loads(receipt)
         for key, kind in FAULTS.items():
             if key in found:

@@ -1,4 +1,4 @@
-"""What Ray runs on the nodes of a cluster for `ray_engine`: pieces as tasks, blocks and shards in workers.
+"""The program that Ray runs on the nodes of a cluster: pieces of text as tasks, blocks and shards in workers.
 
 Arguments and results are numbers and JSON. Where bad input, a node or the storage is at fault, the result says so: an
 exception would come back pickled and wrapped.
@@ -53,7 +53,7 @@ def _place(out: str) -> Location:
 
 
 def _receipt(work: Callable[[], Mapping[str, Any]], bad: str = UNREADABLE) -> str:
-    """What `work` returns, as JSON, or else a message under one of the keys above; bad input under `bad`."""
+    """The result of `work` as JSON, or a message under the key of its fault; that of bad input is `bad`."""
     where = f"on {socket.gethostname()}: "
     try:
         return json.dumps(work())

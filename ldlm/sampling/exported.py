@@ -15,21 +15,22 @@ from typing import Any, cast
 
 from ldlm import config as configs
 from ldlm.compute import Compute
-from ldlm.config import ComputeConfig, SampleConfig, SamplerConfig
+from ldlm.config import ComputeConfig, ModelConfig, SampleConfig, SamplerConfig
 from ldlm.errors import InputError
 from ldlm.features.encoder import OnlineEncoder
 from ldlm.hub import kept_here
 from ldlm.model.denoiser import DiT
 from ldlm.model.layers import head_widths
 from ldlm.progress import Progress
-from ldlm.sampling import generation, modelcard, solvers
+from ldlm.sampling import modelcard, solvers
 from ldlm.sampling.description import ModelDescription, Normalisation
+from ldlm.sampling.drawer import DrawsTexts
 from ldlm.sampling.generation import Decoder, TextGenerator
 from ldlm.sampling.pretrained import ExportedModel
-from ldlm.sampling.prompts import prompts_of, texts_in_all
+from ldlm.sampling.prompts import prompts_of
 
 
-class LDLM(ExportedModel):
+class LDLM(DrawsTexts, ExportedModel):
     """A latent diffusion language model that draws texts; `save_pretrained` and `push_to_hub` write it."""
 
     model_type = "ldlm"
@@ -55,19 +56,10 @@ class LDLM(ExportedModel):
             compute=compute or self.compute(ComputeConfig()),
         )
 
-    def texts(self, config: SampleConfig) -> int:
-        """Number of texts that settings of `ldlm sample` ask for: `num_samples` of each prompt, where there are any."""
-        return texts_in_all(config)
-
-    def drawing(self, config: SampleConfig) -> TextGenerator:
-        """The generator that settings of `ldlm sample` ask for, with the prompts that its texts continue."""
-        made = self.generator(config.decoder, self.compute(config.compute))
-        return replace(made, prompts=prompts_of(config, self))
-
     @property
-    def condition(self) -> str:
-        """`model.condition` of its training."""
-        return self.config.model.condition
+    def trained(self) -> ModelConfig:
+        """The model's settings in its training."""
+        return self.config.model
 
     def frozen_encoder(self, where: str | None) -> OnlineEncoder:
         """The encoder that reads prompts: that in the folder or of the hub name `where`, or None for that on record.
@@ -84,7 +76,7 @@ class LDLM(ExportedModel):
 
     @cached_property
     def _encoders(self) -> dict[str, OnlineEncoder]:
-        """Those that prompts were read with, by folder or hub name."""
+        """Encoders that prompts were read with, by folder or hub name."""
         return {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -94,10 +86,6 @@ class LDLM(ExportedModel):
     def check(self, sampler: SamplerConfig) -> None:
         """`InputError` for a sampler that is not offered, unless the model was exported with it."""
         solvers.check(sampler, known=self.config.sampler)
-
-    def cost(self, config: SampleConfig) -> dict[str, Any]:
-        """Evaluations of the denoiser that settings of `ldlm sample` take, and their FLOPs, as JSON."""
-        return generation.drawing_cost(config, self.config.model, self)
 
     def remark(self, config: SampleConfig, progress: Progress) -> None:
         """Nothing: an exported model has its default decoder on record."""

@@ -16,7 +16,15 @@ from torch import Tensor
 
 from ldlm import artifact, config, files
 from ldlm.compute import Compute
-from ldlm.config import ComputeConfig, DecoderNoise, SampleConfig, SamplerConfig, TrainConfig, decoder_noise
+from ldlm.config import (
+    ComputeConfig,
+    DecoderNoise,
+    ModelConfig,
+    SampleConfig,
+    SamplerConfig,
+    TrainConfig,
+    decoder_noise,
+)
 from ldlm.errors import InputError
 from ldlm.features.encoder import OnlineEncoder
 from ldlm.features.store import FeatureStore
@@ -28,8 +36,8 @@ from ldlm.model.layers import head_widths
 from ldlm.model.timesteps import TimestepSampler
 from ldlm.progress import Progress
 from ldlm.sampling import generation, solvers
+from ldlm.sampling.drawer import DrawsTexts
 from ldlm.sampling.generation import JOINT, Decoder, TextGenerator
-from ldlm.sampling.prompts import prompts_of, texts_in_all
 from ldlm.sampling.source import OpenRun
 from ldlm.training import cost
 
@@ -49,7 +57,7 @@ class DecoderRecord:
     default: bool = False
 
 
-class TrainedRun(OpenRun):
+class TrainedRun(DrawsTexts, OpenRun):
     """A checkpoint of a run of LDLM with the averaged weights, on a device: the newest that verifies, or the one named.
 
     `InputError` for a token-level run.
@@ -99,19 +107,10 @@ class TrainedRun(OpenRun):
             compute=compute or self.compute(ComputeConfig()),
         )
 
-    def texts(self, config: SampleConfig) -> int:
-        """Number of texts that settings of `ldlm sample` ask for: `num_samples` of each prompt, where there are any."""
-        return texts_in_all(config)
-
-    def drawing(self, config: SampleConfig) -> TextGenerator:
-        """The generator that settings of `ldlm sample` ask for, with the prompts that its texts continue."""
-        made = self.generator(config.decoder, self.compute(config.compute))
-        return replace(made, prompts=prompts_of(config, self))
-
     @property
-    def condition(self) -> str:
-        """`model.condition` of its training."""
-        return self.config.model.condition
+    def trained(self) -> ModelConfig:
+        """The model's settings in its training."""
+        return self.config.model
 
     def frozen_encoder(self, where: str | None) -> OnlineEncoder:
         """The encoder that reads prompts, in the folder or of the hub name `where`, or where the record has it.
@@ -125,10 +124,6 @@ class TrainedRun(OpenRun):
     def check(self, sampler: SamplerConfig) -> None:
         """`InputError` for a sampler that is not offered."""
         solvers.check(sampler)
-
-    def cost(self, config: SampleConfig) -> dict[str, Any]:
-        """Evaluations of the denoiser that settings of `ldlm sample` take, and their FLOPs, as JSON."""
-        return generation.drawing_cost(config, self.config.model, self)
 
     def remark(self, config: SampleConfig, progress: Progress) -> None:
         """Note which decoder is the default and why (`remark_on_decoder`)."""

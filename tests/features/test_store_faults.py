@@ -104,7 +104,7 @@ def test_a_kill_at_a_rename_or_fsync_is_made_good(short, tmp_path, step):
 
 
 def on_two_nodes(how, *given) -> None:
-    """What `blind_nodes.py` asserts."""
+    """Run `blind_nodes.py`, which asserts that what a node does after a long stop harms nothing."""
     program = "import sys, blind_nodes; blind_nodes.main(sys.argv[1:])"
     done = forked.run(program, how, *map(str, given))
     assert done.returncode == 0, done.stderr

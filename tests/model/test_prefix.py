@@ -76,7 +76,6 @@ def test_no_gradient_flows_to_states_from_k_on(dit):
 
 
 def test_without_tokens_to_see_it_is_the_unconditional_model(dit):
-    """The same weights in a network that knows of no prefix."""
     plain = DiT(SMALL, num_latents=5, latent_dim=4).double()
     plain.load_state_dict({name: w for name, w in dit.state_dict().items() if not name.startswith("prefix.")})
     expected = estimate(plain, None, None)
