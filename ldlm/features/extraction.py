@@ -175,14 +175,12 @@ class Extraction:
     def share_blocks(
         self, blocks: Iterable[int], tally: Tally[int], turn: AbstractContextManager[Any] | None = None
     ) -> None:
-        """Spool blocks unless others do; returns when they are done. One is encoded in its `turn`, written after it."""
+        """Spool blocks unless others do; returns when they are done. One is encoded and written in its `turn`."""
 
         def work(block: int) -> None:
-            with turn or nullcontext():
+            with turn or nullcontext():  # encoder and spool each have one place in memory for the states
                 states = self._blocks.encoded_raw("train", block)()
-                if turn is not None:  # the encoder writes its next states to the same place
-                    states = states.copy()
-            self.spool.write(block, states)
+                self.spool.write(block, states)
             tally.bytes += states.nbytes
             tally.advance(block, tally.sizes[block])
 

@@ -1,17 +1,22 @@
 """Blocks of states: what crosses from the encoder's device to the host, and when."""
 
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Lock
 
 import numpy as np
 import pytest
 import torch
 
 from ldlm.errors import InputError
-from ldlm.features import blocks, codecs
+from ldlm.features import blocks, codecs, spool
 from ldlm.features.begin import prepare
 from ldlm.features.blocks import Blocks, one_ahead
 from ldlm.features.codecs import CODECS
+from ldlm.features.shared_work import Tally
+from ldlm.progress import SILENT
 
 
 @pytest.fixture
@@ -53,6 +58,26 @@ def test_only_what_is_stored_crosses_to_the_host(few, tmp_path, crossed, codec, 
         torch.float32: 4 * (in_blocks + encoded) + scales,
     }
     extraction.seal(result)
+
+
+def test_threads_that_take_turns_spool_each_block_s_own_states(few, tmp_path, monkeypatch):
+    extraction, _ = prepare(few, tmp_path / "f")
+    assert extraction.pack()
+    everything = extraction.sample()
+    expected = [extraction._blocks.encoded_raw("train", block)().copy() for block in everything]
+    checksum, turn = spool._checksum, Lock()
+
+    def slowly(values):
+        time.sleep(0.005)  # as a slow disk: the other thread's turn comes meanwhile
+        return checksum(values)
+
+    monkeypatch.setattr(spool, "_checksum", slowly)
+    tally = Tally(SILENT, "", dict.fromkeys(everything, 0), set)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda block: extraction.share_blocks([block], tally, turn), everything))
+    monkeypatch.undo()
+    for block, states in zip(everything, expected, strict=True):
+        assert np.array_equal(extraction.spool.read(block, states.shape), states), block
 
 
 def test_a_block_is_begun_before_the_one_before_it_is_waited_for():
