@@ -86,6 +86,7 @@ class Change:
 
 CHANGES = {
     "sincos": Change({"model": {"denoiser": {"positions": "sincos"}}}),
+    "rotary": Change({"model": {"denoiser": {"positions": "rotary"}}}),
     "σ_dec 0.5": Change({"recipe": {"sigma_dec": 0.5}}),
     "σ_dec 0.8": Change({"recipe": {"sigma_dec": 0.8}}),
     "σ_dec 1.2": Change({"recipe": {"sigma_dec": 1.2}}),

@@ -50,10 +50,11 @@ class DenoiserSizes:
 class DenoiserConfig(DenoiserSizes):
     """The diffusion transformer (Appendix C; Peebles & Xie, 2023)."""
 
-    positions: Literal["sincos", "normal"] = setting(
+    positions: Literal["sincos", "normal", "rotary"] = setting(
         "sincos",
         "learned positions at initialisation: sincos, sines and cosines of standard deviation 0.7, which DiT keeps "
-        "fixed (Peebles & Xie, 2023); normal, random of 0.02, as in runs of recipe.edition 1 and 2",
+        "fixed (Peebles & Xie, 2023); normal, random of 0.02, as in runs of recipe.edition 1 and 2; rotary, those of "
+        "sincos, and queries and keys that turn with their position (Su et al., 2021), which the paper does not have",
     )
 
 
