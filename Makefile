@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 OUT    ?= quickstart
-TEXT   ?= python
+TEXT   ?= stories
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 FLOOR  := .venv-floor
@@ -18,7 +18,7 @@ CHECK_PYTHON := $(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(Non
 
 .PHONY: quickstart test test-floor test-gpu test-slow bench lint clean
 
-quickstart: $(STAMP)  ## the whole pipeline in about ten minutes on two cores; TEXT=stories or TEXT=FILE for another text
+quickstart: $(STAMP)  ## the whole pipeline in about ten minutes on two cores; TEXT=python or TEXT=FILE for another text
 	$(BIN)/ldlm quickstart --output $(OUT) --text "$(TEXT)"
 
 test: $(STAMP)  ## the test suite

@@ -86,6 +86,7 @@ class Change:
 
 CHANGES = {
     "sincos": Change({"model": {"denoiser": {"positions": "sincos"}}}),
+    "rotary": Change({"model": {"denoiser": {"positions": "rotary"}}}),
     "σ_dec 0.5": Change({"recipe": {"sigma_dec": 0.5}}),
     "σ_dec 0.8": Change({"recipe": {"sigma_dec": 0.8}}),
     "σ_dec 1.2": Change({"recipe": {"sigma_dec": 1.2}}),
@@ -261,14 +262,18 @@ class Bench:
         files.write_json(record, found)
         return found
 
+    def spent(self, trial: Trial) -> Path:
+        """The record of what a run computed."""
+        return self.folder / "runs" / f"{trial.run}.cpu.json"
+
     def _trained(self, trial: Trial) -> dict[str, Any]:
         """Held-out figures of the run, and what it computed; that of a run that was interrupted is not known."""
         out = self.folder / "runs" / trial.run
+        spent = self.spent(trial)
         begun, started = (out / "config.yaml").exists(), time.process_time()
         made = train.run(trial.train, self.features(trial.layer), out, progress=show.Terminal())
         if not begun:
-            files.write_json(out.with_suffix(".cpu.json"), {"cpu_seconds": time.process_time() - started})
-        spent = out.with_suffix(".cpu.json")
+            files.write_json(spent, {"cpu_seconds": time.process_time() - started})
         keys = ("l_diff", "l_diff_mean", "l_h", "token_accuracy_clean", "latent_std")
         held_out = {key: made.manifest["held_out"][key] for key in keys}
         return {**held_out, "cpu_seconds": files.read_json(spent)["cpu_seconds"] if spent.exists() else None}

@@ -15,14 +15,14 @@ from ldlm.config import QuickstartConfig
 def command(options: Options, output: str | None) -> None:
     """Pretrain a small encoder, extract features, train jointly, fine-tune a decoder, sample, interpolate, evaluate.
 
-    On the documentation of Python and the installed packages, on little English stories whose law is known, which are
-    ours and synthetic, or on a file of text. A demonstration of the pipeline, not of the paper's quality. The same
+    On little English stories whose law is known, which are ours and synthetic, on the documentation of Python and the
+    installed packages, or on a file of text. A demonstration of the pipeline, not of the paper's quality. The same
     command resumes an interrupted one.
 
     \b
     Examples:
       ldlm quickstart --output quickstart
-      ldlm quickstart --output quickstart-stories --text stories
+      ldlm quickstart --output quickstart-python --text python
       ldlm quickstart --output quickstart-novels --text novels.txt
     """
     config = options.build()

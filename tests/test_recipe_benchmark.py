@@ -44,6 +44,11 @@ def test_trials_that_differ_in_sampling_alone_share_a_run_and_no_others_do():
     assert len({Trial(BASE, steps, seed).run for steps in (100, 200) for seed in (0, 1)}) == 4
 
 
+def test_every_run_has_a_record_of_its_own_of_what_it_computed(tmp_path):
+    trials = [Trial(name, 100, 0) for name in ("σ_dec 0.5", "σ_dec 0.8")]
+    assert len({Bench(tmp_path, None).spent(trial) for trial in trials}) == 2
+
+
 def found(trial, seed, *, steps=100, source="stories", **figures):
     return {"source": source, "trial": trial, "steps": steps, "seed": seed, "figures": figures}
 

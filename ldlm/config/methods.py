@@ -208,8 +208,9 @@ def preset_for(cls: type, name: str) -> dict[str, Any]:
     if not issubclass(cls, TokenTrainConfig):
         return dict(overrides)
     kept = {key: overrides[key] for key in SHARED_BY_PRESETS if key in overrides}
-    sizes = overrides.get("model", {}).get("denoiser")
-    return kept if sizes is None else {**kept, "model": {"denoiser": sizes}}
+    denoiser = overrides.get("model", {}).get("denoiser", {})
+    sizes = {key: denoiser[key] for key in _names(DenoiserSizes) if key in denoiser}
+    return {**kept, "model": {"denoiser": sizes}} if sizes else kept
 
 
 # ----------------------------------------------------------------------------------------------------------------------

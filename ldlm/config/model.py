@@ -50,10 +50,11 @@ class DenoiserSizes:
 class DenoiserConfig(DenoiserSizes):
     """The diffusion transformer (Appendix C; Peebles & Xie, 2023)."""
 
-    positions: Literal["sincos", "normal"] = setting(
+    positions: Literal["sincos", "normal", "rotary"] = setting(
         "sincos",
         "learned positions at initialisation: sincos, sines and cosines of standard deviation 0.7, which DiT keeps "
-        "fixed (Peebles & Xie, 2023); normal, random of 0.02, as in runs of recipe.edition 1 and 2",
+        "fixed (Peebles & Xie, 2023); normal, random of 0.02, as in runs of recipe.edition 1 and 2; rotary, those of "
+        "sincos, and queries and keys that turn with their position (Su et al., 2021), which the paper does not have",
     )
 
 
@@ -116,14 +117,14 @@ class RecipeConfig:
     """The recipe that makes joint training work (Section 5)."""
 
     edition: int = setting(
-        3,
+        4,
         "version of the recipe's meaning, kept by runs that began with an earlier one. 1, where config.yaml has none: "
         "decoder_noise is σ_dec in every space, cosmos.steps are part of steps and the autoencoder keeps its last "
         "weights instead of their average, and loss_reduction applies to squared errors only, also under elbo. 2: "
         "under elbo, too, loss_reduction chooses between nats per text and per token. Until 2: "
-        "model.denoiser.positions are normal by default",
+        "model.denoiser.positions are normal by default. Until 3: they are not rotary in preset tiny",
         low=1,
-        high=3,
+        high=4,
         before=1,
     )
     reconstruction: Literal["mse", "ce", "ce+mse"] = setting(
@@ -309,7 +310,7 @@ PRESETS: dict[str, Preset] = {
             "batch_size": 32,
             "model": {
                 "autoencoder": {"layers": 1, "width": 128, "heads": 4, "position_std": 1.0, "aligned": True},
-                "denoiser": {"layers": 3, "width": 128, "heads": 4, "time_dim": 128},
+                "denoiser": {"layers": 3, "width": 128, "heads": 4, "time_dim": 128, "positions": "rotary"},
                 "token_decoder": {"layers": 1, "heads": 4},
             },
             "recipe": {"warmup_steps": 400, "sigma_dec": 2.0},

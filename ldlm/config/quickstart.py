@@ -15,10 +15,10 @@ class QuickstartConfig:
     """`ldlm quickstart`: every stage on one text, small enough for two cores."""
 
     text: str = setting(
-        "python",
-        "python, the documentation of Python and the installed packages; stories, those of `ldlm stories`; or a text, "
+        "stories",
+        "stories, those of `ldlm stories`; python, the documentation of Python and the installed packages; or a text, "
         "JSON or parquet file",
-        metavar="python|stories|FILE",
+        metavar="stories|python|FILE",
     )
     text_column: str = setting("text", COLUMN_HELP)
     encoder: str | None = setting(None, "hub name or folder of an encoder, instead of pretraining a small GPT-2")

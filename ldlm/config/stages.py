@@ -17,7 +17,6 @@ from ldlm.config.model import (
     OF_SPACE,
     SAMPLERS,
     CosmosConfig,
-    DenoiserConfig,
     DiffusionConfig,
     Final,
     Grid,
@@ -391,7 +390,7 @@ def taken_up(config: TrainConfig, stored: TrainConfig) -> TrainConfig:
         new = OF_SPACE.get(model.space, {}).get("recipe", {})
         old = {name: getattr(stored.recipe, name) for name, value in new.items() if getattr(recipe, name) == value}
         recipe = dataclasses.replace(recipe, **old)
-    if model.denoiser.positions == DenoiserConfig().positions:
-        denoiser = dataclasses.replace(model.denoiser, positions=stored.model.denoiser.positions)
-        model = dataclasses.replace(model, denoiser=denoiser)
+    # Both the default and the preset's changed, and a run has the positions that it has.
+    denoiser = dataclasses.replace(model.denoiser, positions=stored.model.denoiser.positions)
+    model = dataclasses.replace(model, denoiser=denoiser)
     return dataclasses.replace(config, recipe=recipe, diffusion=diffusion, model=model)

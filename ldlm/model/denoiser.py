@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ldlm.config import DenoiserConfig, Shapes
 from ldlm.errors import InputError
-from ldlm.model.layers import MLP, head_width, sinusoids, time_features
+from ldlm.model.layers import MLP, divisors, head_width, sinusoids, time_features
 from ldlm.model.prefix import Prefix, PrefixAttention, PrefixKeys, longest_prefix
 
 
@@ -20,7 +20,7 @@ def modulate(x_BNW: Tensor, shift_BW: Tensor, scale_BW: Tensor) -> Tensor:
 
 
 def first_positions(config: DenoiserConfig, count: int) -> Tensor:
-    """Positions (count, W) at initialisation: DiT's sines and cosines, or normal ones of standard deviation 0.02.
+    """Learned positions (count, W) at initialisation: DiT's sines and cosines, or normal ones of deviation 0.02.
 
     Beside content of size 1 the normal ones are so small that a short training never tells the latents apart.
     """
@@ -40,10 +40,10 @@ class DiTBlock(nn.Module):
     `modulation` makes these six vectors from the condition (B, W); `DiT.modulations` calls it for all blocks at once.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, rotary: bool = False) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.attention = PrefixAttention(width, heads, bias=True)
+        self.attention = PrefixAttention(width, heads, bias=True, rotary=rotary)
         self.mlp_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.mlp = MLP(width, approximate="tanh")
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
@@ -74,14 +74,19 @@ class DiT(nn.Module):
     ) -> None:
         super().__init__()
         width = config.width
-        head_width(width, config.heads, "model.denoiser")
+        rotary = config.positions == "rotary"
+        if head_width(width, config.heads, "model.denoiser") % 2 and rotary:
+            raise InputError(
+                f"model.denoiser.heads={config.heads} leaves heads of odd width {width // config.heads}, and rotary "
+                f"positions turn pairs; set it to {divisors(width)}, or take model.denoiser.positions=sincos"
+            )
         if config.time_dim % 2:
             raise InputError(f"model.denoiser.time_dim={config.time_dim} must be even: it holds sines and cosines")
         self.time_dim = config.time_dim
         self.project_in = nn.Linear(2 * latent_dim, width)
         self.positions_NW = nn.Parameter(first_positions(config, num_latents))
         self.time_mlp = nn.Sequential(nn.Linear(config.time_dim, width), nn.SiLU(), nn.Linear(width, width))
-        self.blocks = nn.ModuleList(DiTBlock(width, config.heads) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(DiTBlock(width, config.heads, rotary=rotary) for _ in range(config.layers))
         self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
         self.project_out = nn.Linear(width, latent_dim)

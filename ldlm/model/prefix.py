@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ldlm import noise
 from ldlm.attention import attention
 from ldlm.errors import InputError
-from ldlm.model.layers import SelfAttention, split_heads
+from ldlm.model.layers import SelfAttention, rotate, split_heads
 
 UNCONDITIONAL = 0.1  # probability of k = 0 in training
 UNWRITTEN = 8  # tokens of a row at least that come after a prefix, with EOS
@@ -65,6 +65,8 @@ class PrefixAttention(SelfAttention):
             return super().forward(x_BNW)
         q, k, v = (split_heads(part, self.heads) for part in self.qkv(x_BNW).chunk(3, dim=-1))
         more_k, more_v = (split_heads(part, self.heads) for part in more_BL2W.unbind(2))
+        if self.rotary:  # where latents are aligned with tokens, a token's place beside a latent says something
+            q, k, more_k = rotate(q), rotate(k), rotate(more_k)
         k, v = torch.cat([k, more_k], dim=1), torch.cat([v, more_v], dim=1)
         seen_BL = F.pad(seen_BL, (x_BNW.shape[1], 0), value=True)  # latents see each other
         return self.out(attention(q, k, v, seen_BL).flatten(-2))

@@ -37,7 +37,15 @@ def linear(w: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
 
 
-def dit_block(w: dict[str, Tensor], x: Tensor, condition: Tensor, heads: int) -> Tensor:
+def turned(x: Tensor) -> Tensor:
+    """Pair (i, i + K/2) of position n as a complex number, times exp(𝑖·n·10,000^(−2i/K)) (Su et al., 2021)."""
+    half = x.shape[-1] // 2
+    angle = torch.arange(x.shape[1]).double()[:, None] * 10_000 ** (-torch.arange(half).double() / half)
+    pairs = torch.complex(x[..., :half], x[..., half:]) * torch.exp(1j * angle)[:, None]
+    return torch.cat([pairs.real, pairs.imag], -1)
+
+
+def dit_block(w: dict[str, Tensor], x: Tensor, condition: Tensor, heads: int, turn: bool = False) -> Tensor:
     """x + gate·attention((1 + scale)·LN(x) + shift), and the same for the MLP (Peebles & Xie, 2023, Figure 3)."""
     batch, length, width = x.shape
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (
@@ -48,6 +56,8 @@ def dit_block(w: dict[str, Tensor], x: Tensor, condition: Tensor, heads: int) ->
         part.reshape(batch, length, heads, width // heads)
         for part in linear(w, "attention.qkv", y).split(width, dim=-1)
     )
+    if turn:
+        q, k = turned(q), turned(k)
     weight = torch.exp(torch.einsum("bnhk,bmhk->bhnm", q, k) / math.sqrt(width // heads))
     mixed = torch.einsum("bhnm,bmhk->bnhk", weight / weight.sum(-1, keepdim=True), v).reshape(x.shape)
     x = x + gate_a * linear(w, "attention.out", mixed)
@@ -56,14 +66,14 @@ def dit_block(w: dict[str, Tensor], x: Tensor, condition: Tensor, heads: int) ->
     return x + gate_m * linear(w, "mlp.2", y)
 
 
-def reference(w: dict[str, Tensor], z_t: Tensor, t: Tensor, previous: Tensor) -> Tensor:
+def reference(w: dict[str, Tensor], z_t: Tensor, t: Tensor, previous: Tensor, turn: bool = False) -> Tensor:
     angle = 1000 * t[:, None] * 10_000 ** (-torch.arange(3).double() / 3)
     features = torch.cat([torch.cos(angle), torch.sin(angle)], -1)
     condition = linear(w, "time_mlp.2", silu(linear(w, "time_mlp.0", features)))
     x = linear(w, "project_in", torch.cat([z_t, previous], -1)) + w["positions_NW"]
     for i in range(2):
         block = {name.removeprefix(f"blocks.{i}."): value for name, value in w.items()}
-        x = dit_block(block, x, condition, heads=2)
+        x = dit_block(block, x, condition, heads=2, turn=turn)
     shift, scale = linear(w, "final_modulation.1", silu(condition)).split(8, dim=-1)
     return linear(w, "project_out", layer_norm(x) * (1 + scale[:, None]) + shift[:, None])
 
@@ -140,11 +150,13 @@ def test_a_block_follows_its_formula():
     assert torch.allclose(got, dit_block(block.state_dict(), x, condition, heads=2), atol=1e-10)
 
 
-def test_the_network_follows_its_formula():
-    network = randomised(dit())
+@pytest.mark.parametrize("positions", ["sincos", "rotary"])
+def test_the_network_follows_its_formula(positions):
+    network = randomised(DiT(replace(SMALL, positions=positions), num_latents=5, latent_dim=4))
     z_t, previous = random(3, 5, 4), random(3, 5, 4, seed=1)
     t = torch.tensor([0.004, 0.01, 0.02], dtype=torch.float64)  # where float32 angles keep six digits
-    assert torch.allclose(network(z_t, t, previous), reference(network.state_dict(), z_t, t, previous), atol=1e-5)
+    expected = reference(network.state_dict(), z_t, t, previous, turn=positions == "rotary")
+    assert torch.allclose(network(z_t, t, previous), expected, atol=1e-5)
 
 
 # Invariances and conditions
@@ -177,6 +189,19 @@ def test_latents_are_told_apart_by_their_positions():
     with torch.no_grad():
         network.positions_NW.copy_(network.positions_NW[:1].expand(5, 8))
     assert torch.allclose(network(z_t[:, order], t, z_t[:, order]), network(z_t, t, z_t)[:, order], atol=1e-12)
+
+
+def test_rotary_positions_add_no_parameters_and_start_with_the_sines_and_cosines():
+    plain, rotary = (DiT(replace(SMALL, positions=kind), num_latents=5, latent_dim=4) for kind in ("sincos", "rotary"))
+    assert [(n, p.shape) for n, p in plain.named_parameters()] == [(n, p.shape) for n, p in rotary.named_parameters()]
+    assert torch.equal(plain.positions_NW, rotary.positions_NW)
+
+
+def test_rotary_positions_ask_for_heads_of_an_even_width():
+    odd = DenoiserConfig(layers=1, width=6, heads=2, positions="rotary")
+    with pytest.raises(InputError, match=r"model\.denoiser\.heads=2 leaves heads of odd width 3"):
+        DiT(odd, num_latents=5, latent_dim=4)
+    DiT(replace(odd, positions="sincos"), num_latents=5, latent_dim=4)
 
 
 def test_an_odd_time_embedding_is_refused():

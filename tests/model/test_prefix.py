@@ -18,8 +18,9 @@ from ldlm.model.cosmos import DenoiserObjective
 from ldlm.model.denoiser import DiT
 from ldlm.model.diffusion import noised
 from ldlm.model.joint import build
+from ldlm.model.layers import rotate
 from ldlm.model.objective import JointObjective
-from ldlm.model.prefix import UNCONDITIONAL, UNWRITTEN, draw_lengths
+from ldlm.model.prefix import UNCONDITIONAL, UNWRITTEN, PrefixAttention, draw_lengths
 from ldlm.model.timesteps import TimestepSampler
 from ldlm.training import cost
 from ldlm.training.joint_method import JointTraining
@@ -36,9 +37,10 @@ MODEL = {
 TRAIN = {"steps": 3, "batch_size": 4, "model": MODEL, "device": "cpu", "recipe": {"sigma_dec": 1.0}}
 
 
-@pytest.fixture(scope="module")
-def dit() -> DiT:
-    return randomised(DiT(SMALL, num_latents=5, latent_dim=4, prefixed=SHAPES)).requires_grad_(False)
+@pytest.fixture(scope="module", params=["sincos", "rotary"])
+def dit(request) -> DiT:
+    config = replace(SMALL, positions=request.param)
+    return randomised(DiT(config, num_latents=5, latent_dim=4, prefixed=SHAPES)).requires_grad_(False)
 
 
 def config(**changes) -> TrainConfig:
@@ -76,7 +78,8 @@ def test_no_gradient_flows_to_states_from_k_on(dit):
 
 
 def test_without_tokens_to_see_it_is_the_unconditional_model(dit):
-    plain = DiT(SMALL, num_latents=5, latent_dim=4).double()
+    positions = "rotary" if dit.blocks[0].attention.rotary else "sincos"
+    plain = DiT(replace(SMALL, positions=positions), num_latents=5, latent_dim=4).double()
     plain.load_state_dict({name: w for name, w in dit.state_dict().items() if not name.startswith("prefix.")})
     expected = estimate(plain, None, None)
     assert torch.equal(estimate(dit, None, None), expected)
@@ -94,6 +97,17 @@ def test_rows_do_not_depend_on_the_prefixes_of_others_nor_on_how_far_theirs_is_f
 def test_the_prefix_is_read_in_order(dit):
     h, order = random(3, 12, 6, seed=2), torch.tensor([2, 0, 1, *range(3, 12)])
     assert (estimate(dit, h[:, order], K)[1] - estimate(dit, h, K)[1]).abs().max() > 1e-3
+
+
+def test_with_rotary_positions_keys_of_a_prefix_turn_from_its_first_token_on():
+    attend = randomised(PrefixAttention(8, 2, bias=True, rotary=True))
+    x, more, seen = random(2, 5, 8), random(2, 4, 2, 8, seed=1), torch.tensor([[True, True, False, False], [True] * 4])
+    q, k, v = (part.unflatten(-1, (2, 4)) for part in attend.qkv(x).chunk(3, dim=-1))
+    more_k, more_v = (part.unflatten(-1, (2, 4)) for part in more.unbind(2))
+    keys, values = torch.cat([rotate(k), rotate(more_k)], 1), torch.cat([v, more_v], 1)
+    every = torch.cat([torch.ones(2, 5, dtype=torch.bool), seen], 1)
+    expected = attend.out(attention(rotate(q), keys, values, every).flatten(-2))
+    assert torch.allclose(attend(x, more, seen), expected, atol=1e-12)
 
 
 def test_masked_attention_is_softmax_attention_over_what_is_seen():

@@ -118,7 +118,7 @@ def test_a_row_at_the_papers_scale_has_the_papers_settings(key):
     row = rows.load(key)
     training = settings.training(row, "paper").config
     assert {name: setting(training, name) for name in TRAINING} == {**TRAINING, **changes}
-    assert isinstance(training, configs.TrainConfig) and training.recipe.edition == 3
+    assert isinstance(training, configs.TrainConfig) and training.recipe.edition == 4
     found = settings.store(row, "paper")
     assert {name: setting(found, name) for name in STORE} == {**STORE, **features}
     wanted = "billion-word-benchmark/lm1b" if key == "table-8/ldlm" else "Skylion007/openwebtext"

@@ -117,10 +117,11 @@ def test_a_plan_names_the_text_and_the_models_that_are_trained(succeed, tmp_path
     def plan(*arguments):
         return succeed("quickstart", "--dry-run", "--output", tmp_path / "q", *arguments)
 
-    assert "docstrings" in plan()["text"]
-    assert "ours and synthetic" in plan("--text", "stories")["text"]
-    assert plan("--text", "stories")["scorer"] == "the encoder"
-    assert plan("--text", "stories", "--encoder", gpt2)["scorer"].startswith("GPT-2, ")
+    assert "ours and synthetic" in plan()["text"]
+    assert plan() == plan("--text", "stories")
+    assert "docstrings" in plan("--text", "python")["text"]
+    assert plan()["scorer"] == "the encoder"
+    assert plan("--encoder", gpt2)["scorer"].startswith("GPT-2, ")
     assert plan("--scorer", gpt2)["scorer"] == str(gpt2)
     assert plan("--text", "novels.txt")["text"] == "novels.txt"
     assert plan("--text", "novels.txt")["scorer"].startswith("GPT-2, ")

@@ -242,6 +242,19 @@ def test_a_run_of_the_second_edition_goes_on_with_the_positions_that_it_began_wi
     assert final(tmp_path / "run") == final(tmp_path / "whole")
 
 
+def test_a_run_of_preset_tiny_goes_on_with_the_positions_that_the_preset_had(
+    train_config, store, tmp_path, interrupted, notes
+):
+    third = changed(train_config, recipe={"edition": 3})
+    train.run(third, store, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train.run(third, store, tmp_path / "run", progress=interrupted(at=1))
+    today = changed(train_config, model={"denoiser": {"positions": configs.preset("tiny").overrides["model"]["denoiser"]["positions"]}})
+    assert train.run(today, store, tmp_path / "run", progress=notes).complete
+    assert "its settings keep their meaning (recipe.edition=3)" in notes.lines[0]
+    assert final(tmp_path / "run") == final(tmp_path / "whole")
+
+
 def test_what_only_reports_may_change(train_config, store, run_copy):
     assert train.run(replace(train_config, log_every=5, keep=1, device="cpu"), store, run_copy).complete
 
