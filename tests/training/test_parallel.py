@@ -102,7 +102,9 @@ def twenty(train_config, store, tmp_path_factory):
     return train.run(replace(train_config, steps=20), store, tmp_path_factory.mktemp("twenty") / "run").path
 
 
-@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"accumulate": 8}, {"recompute": True}])
+@pytest.mark.parametrize(
+    "changes", [pytest.param({"accumulate": 2}, marks=pytest.mark.slow), {"accumulate": 8}, {"recompute": True}]
+)
 def test_what_saves_memory_changes_no_number(train_config, store, twenty, tmp_path, changes):
     made = train.run(replace(train_config, steps=20, **changes), store, tmp_path / "run").path
     assert_same_losses(made, twenty)
