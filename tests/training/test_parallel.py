@@ -172,8 +172,10 @@ def workers(process):
     return [int(pid) for pid in found]
 
 
-def test_two_processes_train_as_one_does(two, twenty, tmp_path):
-    process = two(tmp_path / "run", 20)
+# Under torchrun they train below as well, until they are stopped or killed.
+@pytest.mark.parametrize("how", [QUICK, pytest.param(TWO, marks=pytest.mark.slow)], ids=["forked", "torchrun"])
+def test_two_processes_train_as_one_does(two, twenty, tmp_path, how):
+    process = two(tmp_path / "run", 20, how=how)
     error = process.communicate(timeout=patience())[1].decode()
     assert process.returncode == 0, error
     assert_same_losses(tmp_path / "run", twenty)
