@@ -222,8 +222,8 @@ def test_a_picture_has_the_charts_side_by_side(tmp_path):
 
 @pytest.mark.parametrize("shared_legend", [False, True])
 def test_a_picture_is_cut_as_matplotlib_cuts_it_to_what_it_shows(tmp_path, monkeypatch, shared_legend):
-    """With letters left of the charts, below them, and a legend beside them."""
-    line = Line("a line", BLUE, [1, 2, 3], [0.1, 3e4, 5.0])
+    """With letters left of the charts, below them, and a legend beside them: its length hangs on the resolution."""
+    line = Line("a line that has a rather long name", BLUE, [1, 2, 3], [0.1, 3e4, 5.0])
     noted = Chart("Noted", STEP, Axis("y", log=True), [line], note="a note " * 30)
     bars = Chart("Bars", Axis("x", low=0), Axis("", names=["a long name", "b"]), [Bars([1, 2], [0, 1], [BLUE, GREY])])
     drawing.png(tmp_path / "ours.png", [noted, bars], shared_legend=shared_legend)
