@@ -40,11 +40,11 @@ NO_BOUND = "its loss bounds no likelihood"
 
 
 def plan(config: LikelihoodConfig, run_paths: Sequence[Path], features: Location) -> dict[str, Any]:
-    """Rows that it would read, and passes of the network for each of them, by run."""
+    """Rows that it would read, and passes of the network for each of them, by the path of the run."""
     store = FeatureStore(features)
     rows = _rows(config, store)
     subjects = {
-        path.name: _subject(config, path, store, torch.device("cpu")) for path in run_paths if not unbounded(path)
+        str(path): _subject(config, path, store, torch.device("cpu")) for path in run_paths if not unbounded(path)
     }
     return {"rows": rows, "passes_per_row": {name: one.passes(config) for name, one in subjects.items()}}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,7 @@ from ldlm import files
 from ldlm.config import EvaluateConfig, QuickstartConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import metrics, samples
-from ldlm.features import builtin_text, textfiles
-from ldlm.features.documents import whole
+from ldlm.features import splitting, textfiles
 from ldlm.features.store import FeatureStore
 from ldlm.hub import load_tokenizer
 from ldlm.pages import plots
@@ -60,22 +58,18 @@ class RealText(Source):
         """Documents, shuffled, in three parts; `InputError` where there are too few."""
         if self.path is None:
             progress.note("collecting English prose from Python's documentation and the installed packages")
-            documents = builtin_text.documents()
         else:
             for remark in textfiles.remarks([self.path], config.text_column):
                 progress.note(remark)
-            documents = list(dict.fromkeys(whole(textfiles.file_documents([self.path], config.text_column))))
-        random.Random(config.seed).shuffle(documents)
-        documents = documents[: self.most]
-        shares = (self.held_out_share, self.held_out_share + self.scorer_share)
-        first, second = (int(len(documents) * share) for share in shares)
+        documents = splitting.shuffled(self.path, config.text_column, seed=config.seed)[: self.most]
         characters = sum(map(len, documents))
         if len(documents) < self.fewest or characters < self.fewest_characters:
             raise InputError(
                 f"{self.path} holds {characters:,} characters in {len(documents):,} documents; a quickstart needs "
                 f"{self.fewest_characters:,} in {self.fewest}, to split into three parts"
             )
-        return {"held-out": documents[:first], "scorer": documents[first:second], "train": documents[second:]}
+        shares = {"held-out": self.held_out_share, "scorer": self.scorer_share}
+        return splitting.divided(documents, shares, rest="train")
 
     def judge(self, judged: Judged, progress: Progress) -> dict[str, Any]:
         """Scores of the samples, of held-out and of unigram text, and the share of 8-grams that are copied."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,7 @@ from ldlm.errors import InputError
 from ldlm.evaluation import samples
 from ldlm.evaluation.measure import measure
 from ldlm.evaluation.scorer import Scorer
-from ldlm.features import textfiles
-from ldlm.features.documents import whole
+from ldlm.features import splitting, textfiles
 from ldlm.pages.chart import Axis
 
 if TYPE_CHECKING:
@@ -106,10 +104,8 @@ class RealText(Source):
         found = {"file": str(self.path), "sha256": textfiles.fingerprints([self.path])[str(self.path)]}
         if record_text(folder, found):
             return
-        documents = list(dict.fromkeys(whole(textfiles.file_documents([str(self.path)], "text"))))
-        random.Random(0).shuffle(documents)
-        first, second = (int(len(documents) * share) for share in (plan.HELD_OUT, plan.HELD_OUT + plan.TRAINING))
-        parts = {"held-out": documents[:first], "train": documents[first:second], "scorer": documents[second:]}
+        shares = {"held-out": plan.HELD_OUT, "train": plan.TRAINING}
+        parts = splitting.divided(splitting.shuffled(self.path), shares, rest="scorer")
         for name, part in parts.items():
             write_part(folder, name, part)
         characters = {name: sum(map(len, part)) for name, part in parts.items()}

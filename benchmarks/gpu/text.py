@@ -7,7 +7,6 @@ kept is one archive of less than 16 MB: the exported weights are float32, and th
 
 from __future__ import annotations
 
-import random
 import shutil
 import time
 from collections.abc import Callable
@@ -28,8 +27,7 @@ from ldlm.config import (
     SamplerConfig,
     TrainConfig,
 )
-from ldlm.features import builtin_text, textfiles
-from ldlm.features.documents import whole
+from ldlm.features import splitting
 
 SAMPLES = 50
 DOCUMENTS = 20_000  # at most
@@ -104,12 +102,8 @@ def run(job: Job) -> None:
 
 def _split(job: Job) -> dict[str, int]:
     """Write the documents in three parts, so that encoder and scorer have none in common; returns their numbers."""
-    found = builtin_text.documents() if job.text is None else list(whole(textfiles.file_documents([job.text])))
-    documents = list(dict.fromkeys(found))
-    random.Random(0).shuffle(documents)
-    del documents[DOCUMENTS:]
-    first, second = (int(len(documents) * share) for share in (HELD_OUT, HELD_OUT + OF_SCORER))
-    parts = {"held-out": documents[:first], "scorer": documents[first:second], "encoder": documents[second:]}
+    documents = splitting.shuffled(job.text)[:DOCUMENTS]
+    parts = splitting.divided(documents, {"held-out": HELD_OUT, "scorer": OF_SCORER}, rest="encoder")
     for name, chosen in parts.items():
         files.write_atomic(job.scratch / f"{name}.jsonl", files.dump_jsonl({"text": one} for one in chosen))
     return {name: len(chosen) for name, chosen in parts.items()}

@@ -21,6 +21,7 @@ from ldlm.pages.chart import GREY, Axis, Bars, Chart, Cloud, Line, Mark, Points,
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
 # In points. On the left there is as much room as the numbers need.
 WIDTH, HEIGHT = 400, 236
@@ -66,7 +67,19 @@ def png(path: Path, charts: Sequence[Chart], columns: int = 4, *, shared_legend:
         if shared_legend:
             _shared_legend(figure)
         figure.set(frameon=True, facecolor=COLOURS["card"])
-        figure.savefig(temporary, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.2)
+        figure.savefig(temporary, format="png", dpi=DPI, bbox_inches=_extent(figure).padded(0.2))
+
+
+def _extent(figure: Figure) -> Bbox:
+    """The box, in inches, of all that a figure shows in a picture.
+
+    `bbox_inches="tight"` finds the same one, for which it draws the figure once more.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.dpi = DPI  # letters are laid out on whole pixels
+    box: Bbox = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer())
+    return box
 
 
 def _shared_legend(figure: Figure) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import random
 from pathlib import Path
 from typing import Any
 
 from ldlm import files
 from ldlm.errors import InputError
-from ldlm.features import builtin_text, textfiles
-from ldlm.features.documents import whole
+from ldlm.features import splitting, textfiles
 from ldlm.paper.plan import PARTS, TEXT
 
-HELD_OUT_SHARE, SCORER_SHARE = 0.06, 0.4
+SHARES = {"held-out": 0.06, "scorer": 0.4}  # of the documents; the rest is trained on
 MOST_CHARACTERS, FEWEST_CHARACTERS = 10_000_000, 200_000
 BUILT_IN = "documentation of Python and the installed packages"
 
@@ -34,17 +32,13 @@ def check(folder: Path, source: Path | None) -> None:
 
 def write(folder: Path, source: Path | None) -> None:
     """Write the parts, and last their record."""
-    found = builtin_text.documents() if source is None else whole(textfiles.file_documents([str(source)], "text"))
-    documents = list(dict.fromkeys(found))
-    random.Random(0).shuffle(documents)
-    documents = _first(documents)
+    documents = _first(splitting.shuffled(source))
     characters = sum(map(len, documents))
     if characters < FEWEST_CHARACTERS:
         raise InputError(
             f"{source or BUILT_IN} has {characters:,} characters of text; a table needs {FEWEST_CHARACTERS:,}"
         )
-    first, second = (int(len(documents) * share) for share in (HELD_OUT_SHARE, HELD_OUT_SHARE + SCORER_SHARE))
-    parts = {"held-out": documents[:first], "scorer": documents[first:second], "train": documents[second:]}
+    parts = splitting.divided(documents, SHARES, rest="train")
     files.make_folder((folder / TEXT).parent)
     for name, part in parts.items():
         files.write_atomic(folder / PARTS[name], files.dump_jsonl({"text": document} for document in part))

@@ -9,6 +9,7 @@ from typing import Any
 
 from ldlm import artifact, files, locks
 from ldlm.artifact import Artifact
+from ldlm.config import from_stored
 from ldlm.errors import InputError
 from ldlm.features.store import Split
 from ldlm.features.stream import Stream, default_window
@@ -86,8 +87,10 @@ def shuffle_rows(config: Any, out: Path, split: Split, batch_size: int, *, overw
     """
     if config.shuffle_rows is None and not overwrite and (out / "config.yaml").is_file():
         settings = files.read_yaml(out / "config.yaml")
-        before = type(config).__dataclass_fields__["shuffle_rows"].metadata["before"]
-        return int(settings.get("shuffle_rows", before))
+        # Of the others `begin` has more to say: they may be those of another command.
+        own = {key: value for key, value in settings.items() if key == "shuffle_rows"}
+        window: int = from_stored(type(config), own).shuffle_rows
+        return window
     return config.shuffle_rows or default_window(split, batch_size)
 
 

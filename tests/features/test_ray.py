@@ -287,26 +287,20 @@ def begun(process, out, shards=5):
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_at_work_costs_no_byte(start, long, two_nodes, tmp_path):
+@pytest.mark.parametrize("lost", ["a worker", "a node"])
+def test_what_is_lost_at_work_costs_no_byte(start, long, two_nodes, tmp_path, lost):
     process = on(two_nodes, long[0], tmp_path / "f", start)
     begun(process, tmp_path / "f")
-    found = two_nodes.workers()
-    assert len(found) == 2  # one on each node
-    ray_cluster.end(found[0])
+    if lost == "a worker":
+        found = two_nodes.workers()
+        assert len(found) == 2  # one on each node
+        ray_cluster.end(found[0])
+    else:
+        two_nodes.lose_a_node()
     _, said = process.communicate(timeout=patience())
     assert process.returncode == 0
-    assert b"a worker was lost, and others do its part\n" in said
-    assert content(tmp_path / "f") == content(long[1])
-
-
-@pytest.mark.slow
-def test_a_node_that_is_lost_at_work_costs_no_byte(start, long, two_nodes, tmp_path):
-    process = on(two_nodes, long[0], tmp_path / "f", start)
-    begun(process, tmp_path / "f")
-    two_nodes.lose_a_node()
-    _, said = process.communicate(timeout=patience())
-    assert process.returncode == 0
-    assert said.count(b"a worker was lost, and others do its part\n") == 1
+    times = said.count(b"a worker was lost, and others do its part\n")
+    assert times == 1 if lost == "a node" else times
     assert content(tmp_path / "f") == content(long[1])
 
 

@@ -179,7 +179,7 @@ def test_each_phase_has_a_learning_rate_and_an_average_of_its_own(cosmos, store,
             assert torch.allclose(average[name], expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("at", [4, 5, 10, *(pytest.param(at, marks=pytest.mark.slow) for at in (3, 6))])
+@pytest.mark.parametrize("at", [5, 10, *(pytest.param(at, marks=pytest.mark.slow) for at in (3, 4, 6))])
 def test_it_is_taken_up_in_either_phase(cosmos, finished, store, tmp_path, interrupted, at):
     with pytest.raises((KeyboardInterrupt, Stopped)):
         train.run(cosmos, store, tmp_path / "run", progress=interrupted(at=at))
@@ -254,7 +254,7 @@ def whole(first, store, tmp_path_factory):
     return train.run(first, store, tmp_path_factory.mktemp("first") / "run").path
 
 
-@pytest.mark.parametrize("at", [2, 6])
+@pytest.mark.parametrize("at", [2, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_cosmos_run_of_the_first_edition_goes_on_as_it_began(first, whole, store, tmp_path, interrupted, at, notes):
     assert moved(whole, 5, 8) == {"denoiser"}
     with pytest.raises((KeyboardInterrupt, Stopped)):
@@ -271,7 +271,7 @@ def test_a_cosmos_run_of_the_first_edition_goes_on_as_it_began(first, whole, sto
     assert TrainedRun(tmp_path / "run", CPU).config.recipe.edition == 1
 
 
-@pytest.mark.parametrize("weighting", ["simple", "elbo"])
+@pytest.mark.parametrize("weighting", ["elbo", pytest.param("simple", marks=pytest.mark.slow)])
 def test_a_run_of_the_second_edition_goes_on_with_the_integral_it_began_with(
     train_config, store, tmp_path, notes, weighting
 ):

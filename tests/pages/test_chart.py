@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from ldlm.pages import chart as charts
@@ -216,6 +218,21 @@ def test_a_picture_has_the_charts_side_by_side(tmp_path):
         assert first.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
     assert (tmp_path / "empty.png").exists()
     assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize("shared_legend", [False, True])
+def test_a_picture_is_cut_as_matplotlib_cuts_it_to_what_it_shows(tmp_path, monkeypatch, shared_legend):
+    """With letters left of the charts, below them, and a legend beside them: its length hangs on the resolution."""
+    line = Line("a line that has a rather long name", BLUE, [1, 2, 3], [0.1, 3e4, 5.0])
+    noted = Chart("Noted", STEP, Axis("y", log=True), [line], note="a note " * 30)
+    bars = Chart("Bars", Axis("x", low=0), Axis("", names=["a long name", "b"]), [Bars([1, 2], [0, 1], [BLUE, GREY])])
+    drawing.png(tmp_path / "ours.png", [noted, bars], shared_legend=shared_legend)
+    save = Figure.savefig
+    monkeypatch.setattr(drawing, "_extent", lambda figure: Bbox.unit())
+    tight = {"bbox_inches": "tight", "pad_inches": 0.2}
+    monkeypatch.setattr(Figure, "savefig", lambda figure, place, **how: save(figure, place, **{**how, **tight}))
+    drawing.png(tmp_path / "theirs.png", [noted, bars], shared_legend=shared_legend)
+    assert (tmp_path / "ours.png").read_bytes() == (tmp_path / "theirs.png").read_bytes()
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -183,7 +183,18 @@ def test_one_table_of_all_methods_and_a_causal_model(ldlm, succeed, run_copy, to
     said = ldlm(*all_of_them, *few).stdout  # from what is kept
     assert "run-flm: no likelihood, for its loss bounds no likelihood (flm)" in said
     assert "8 train rows, per token of all 16 of a row" in said
-    assert succeed(*all_of_them[:-2], *few, "--dry-run", "--split", "train")["passes_per_row"]["run"] == 8
+    assert succeed(*all_of_them[:-2], *few, "--dry-run", "--split", "train")["passes_per_row"][str(run_copy)] == 8
+
+
+def test_a_dry_run_tells_runs_apart_whose_folders_have_one_name(trained, token_runs, store, tmp_path):
+    runs = []
+    for place, run in (("a", trained), ("b", token_runs("mdlm"))):
+        (tmp_path / place).mkdir()
+        runs.append(tmp_path / place / "run")
+        runs[-1].symlink_to(run)
+    passes = likelihood.plan(CONFIG, runs, store)["passes_per_row"]
+    assert passes.keys() == {str(run) for run in runs}
+    assert passes[str(runs[0])] != passes[str(runs[1])]
 
 
 def test_a_causal_models_likelihood_is_the_sum_over_its_tokens(gpt2, store):

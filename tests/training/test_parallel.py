@@ -102,7 +102,9 @@ def twenty(train_config, store, tmp_path_factory):
     return train.run(replace(train_config, steps=20), store, tmp_path_factory.mktemp("twenty") / "run").path
 
 
-@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"accumulate": 8}, {"recompute": True}])
+@pytest.mark.parametrize(
+    "changes", [pytest.param({"accumulate": 2}, marks=pytest.mark.slow), {"accumulate": 8}, {"recompute": True}]
+)
 def test_what_saves_memory_changes_no_number(train_config, store, twenty, tmp_path, changes):
     made = train.run(replace(train_config, steps=20, **changes), store, tmp_path / "run").path
     assert_same_losses(made, twenty)
@@ -170,8 +172,10 @@ def workers(process):
     return [int(pid) for pid in found]
 
 
-def test_two_processes_train_as_one_does(two, twenty, tmp_path):
-    process = two(tmp_path / "run", 20)
+# Under torchrun they train below as well, until one is killed.
+@pytest.mark.parametrize("how", [QUICK, pytest.param(TWO, marks=pytest.mark.slow)], ids=["forked", "torchrun"])
+def test_two_processes_train_as_one_does(two, twenty, tmp_path, how):
+    process = two(tmp_path / "run", 20, how=how)
     error = process.communicate(timeout=patience())[1].decode()
     assert process.returncode == 0, error
     assert_same_losses(tmp_path / "run", twenty)
@@ -244,10 +248,11 @@ def test_a_stopped_job_leaves_one_checkpoint_and_goes_on(two, train_config, stor
         assert one["l_w"] == pytest.approx(other["l_w"], rel=1e-3)
 
 
-@pytest.mark.parametrize("whom", ["torchrun", pytest.param("both workers", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("whom", ["both workers", pytest.param("torchrun", marks=pytest.mark.slow)])
 def test_whoever_is_told_to_stop_the_checkpoint_is_there(two, train_config, store, tmp_path, whom):
     out = tmp_path / "run"
-    process = two(out, 1_000_000, "--eval-every", "1")  # so that it may well be evaluating
+    how = TWO if whom == "torchrun" else QUICK
+    process = two(out, 1_000_000, "--eval-every", "1", how=how)  # so that it may well be evaluating
     wait_for_lines(process, out, 3)
     for pid in [process.pid] if whom == "torchrun" else workers(process):
         os.kill(pid, signal.SIGTERM)
