@@ -36,13 +36,15 @@ _FIRST, _LONGEST = 0.02, 2.0  # seconds between two looks at what another proces
 def machine(folder: Path) -> str:
     """An identity that two processes share when they see each other's locks in `folder`.
 
-    It is the running kernel, and the mount: two mounts of a file system in user space know nothing of each other.
+    It is the running kernel, the mount and the folder: two mounts of a file system in user space know nothing of each
+    other, and pods on one node may have caches of their own.
     """
     try:
         kernel = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         kernel = files.unique()  # like no other
-    return f"{kernel}:{folder.stat().st_dev}"
+    found = folder.stat()
+    return f"{kernel}:{found.st_dev}:{found.st_ino}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
