@@ -117,6 +117,10 @@ class ObjectPath:
                 time.sleep(min(8.0, 0.1 * 2**attempt))
         raise AssertionError
 
+    def copy_to(self, other: ObjectPath) -> None:
+        """Have the service copy the object over `other`, whole or not at all; FileNotFoundError when there is none."""
+        self.root.call("copy", self.key, other.key)
+
     def unlink(self, missing_ok: bool = False) -> None:
         """Delete the object."""
         if not missing_ok:
@@ -199,6 +203,12 @@ class Bucket:
                 f"{self.url}/{key}: {operation} failed, with up to {RETRIES} retries ({reason}); what is finished is "
                 f"safe: run the same command again"
             ) from None
+
+
+def user_cache() -> Path:
+    """The folder of what may be deleted at any time: `ldlm` in XDG_CACHE_HOME, or in ~/.cache for no absolute path."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "ldlm"
 
 
 def locate(where: str | Path) -> Location:
