@@ -200,7 +200,8 @@ class HeldObject:
             self.body = body
 
     def lost(self) -> bool:
-        return files.content(self.path) != self.body
+        found = files.content(self.path)  # a sign of life may be under way in another thread: its counter differs
+        return found is None or _identity(found) != _identity(self.body)
 
     def release(self) -> None:
         if not self.lost():
@@ -380,6 +381,11 @@ def described(body: bytes) -> dict[str, Any]:
         found = json.loads(body)
         return found if isinstance(found, dict) else {}
     return {}
+
+
+def _identity(body: bytes) -> object:
+    """By what a lease is told from others, whatever its counter."""
+    return described(body).get("id", body)
 
 
 def waits() -> Iterator[float]:

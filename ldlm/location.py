@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -104,12 +104,17 @@ class ObjectPath:
         """Put the object, whole or not at all; returns whether it was. With `once`, an object that exists is kept."""
         if not once:
             return self.root.call("put", self.key, data) is not None
-        # obstore doesn't retry such a request after a reset, since the retry could find its own first attempt. Here
-        # that does no harm: the object that exists is read back.
+        return self._again(lambda: self.root.call("put", self.key, data, mode="create")) is not None
+
+    def _again(self, request: Callable[[], Any]) -> Any:
+        """The answer to a request that obstore doesn't make again after a reset, since the first may have been done.
+
+        Here that does no harm: an object that is put once is read back where it exists, and one that is gone is gone.
+        """
         ends = math.inf
         for attempt in itertools.count():
             try:
-                return self.root.call("put", self.key, data, mode="create") is not None
+                return request()
             except StorageError:
                 ends = min(ends, time.monotonic() + RETRY_SECONDS)
                 if attempt == RETRIES or time.monotonic() > ends:
@@ -126,7 +131,7 @@ class ObjectPath:
         if not missing_ok:
             self.size()
         with suppress(FileNotFoundError):  # some services say so, and so does a retry whose first answer was lost
-            self.root.call("delete", self.key)
+            self._again(lambda: self.root.call("delete", self.key))
 
     def rglob(self, pattern: str = "*") -> Iterator[ObjectPath]:
         """The objects below whose names match, in order."""

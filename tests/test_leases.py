@@ -19,6 +19,7 @@ from ldlm.config import ExtractConfig
 from ldlm.errors import InputError, StorageError
 from ldlm.features import ledger
 from ldlm.leases import LeaseFiles, Leases
+from ldlm.location import Bucket, ObjectPath
 
 
 class Clock:
@@ -97,6 +98,20 @@ def test_a_lease_without_signs_of_life_is_taken_after_five_minutes_of_the_observ
     held.release()
     assert not taken.lost()
     assert one.leases.claim("a") is None
+
+
+def test_a_sign_of_life_that_is_under_way_is_no_loss_in_an_object_store(tmp_path):
+    """Its object is put before its holder knows that it was."""
+    stores = pytest.importorskip("obstore.store", reason="obstore is in the extra `object-stores`")
+    bucket = Bucket("memory://store")
+    bucket.__dict__["store"] = stores.MemoryStore()
+    place = ObjectPath(bucket, "claims")
+    lease = Leases(place, tmp_path, heartbeat=None).claim("item")
+    body = (place / "item.lease").read_bytes()
+    (place / "item.lease").write_bytes(body.replace(b"000000000000", b"000000000001"))
+    assert not lease.lost()
+    (place / "item.lease").write_bytes(body.replace(b'"id": "', b'"id": "0'))
+    assert lease.lost()
 
 
 def test_processes_of_one_machine_that_have_lock_folders_of_their_own_are_blind_to_each_other(tmp_path):
