@@ -1,6 +1,7 @@
 """`python -m benchmarks`: measure this machine, print the tables; with --output, keep them with hardware and date.
 
 Speed, within ten minutes on two cores; `python -m benchmarks store` holds the feature store against its aims, and
+`python -m benchmarks streaming` the reading of one in an object store that answers late, in minutes, and
 `python -m benchmarks packing` the packing of text into rows against the bare tokenizer, in minutes, and
 `python -m benchmarks leases` what leases cost, and a thousand simulated workers that die and stall, and
 `python -m benchmarks plans` says what extractions of OpenWebText and more take, in minutes, and
@@ -36,6 +37,7 @@ from ldlm import artifact, files, memory, waiting
 PARTS = (
     "speed",
     "store",
+    "streaming",
     "packing",
     "leases",
     "plans",

@@ -1,11 +1,11 @@
-"""The cost of leases, and a simulation of two hundred workers that die and stall.
+"""The cost of leases, and a simulation of a thousand workers that die and stall.
 
 Claims per second are those of one process in a folder on this disk, each with its lock, lease file and end, and beside
 them the bare lock of before. A shard takes about a minute where a GPU encodes it, and a lease of it one claim and two
 signs of life.
 
-The simulation runs the real `share` and the real leases (claims, signs of life, and taking from the dead) for two
-hundred workers on machines that see no lock of each other's. Simulated are the time, the files, which are in memory,
+The simulation runs the real `share` and the real leases (claims, signs of life, and taking from the dead) for a
+thousand workers on machines that see no lock of each other's. Simulated are the time, the files, which are in memory,
 and the making of a shard, which is a sleep. Workers die, and a scheduler starts them again; some stall for longer than
 a lease lasts, and go on. The ideal is a job without deaths and stalls.
 """
@@ -27,7 +27,7 @@ from ldlm.leases import EXPIRY, HEARTBEAT, Leases
 from ldlm.locks import file_lock
 
 CLAIMS = 3_000
-WORKERS = 200
+WORKERS = 1_000
 SHARD, SPREAD = 60.0, 0.2  # seconds, and the share of it by which shards differ
 HOURS, BETWEEN_DEATHS, BETWEEN_STALLS = 10.0, 24.0, 24.0  # of each worker
 RESTART, STALL = 120.0, 900.0  # seconds

@@ -98,7 +98,7 @@ def extraction(base: ExtractConfig, folder: Path, turns: int) -> dict[str, Any]:
     device = runtime.device(base.device)
     precision = precision_on(base.precision, device)
     encoder = FrozenEncoder(base.encoder, layer=base.layer, seq_len=base.seq_len, device=device, precision=precision)
-    packed = text.pack(textfiles.filedocuments(base.data), load_tokenizer(base.encoder), base.seq_len)
+    packed = text.pack(textfiles.file_documents(base.data), load_tokenizer(base.encoder), base.seq_len)
     tokens = torch.from_numpy(np.concatenate(list(packed))).long()
     blocks = tokens.split(base.batch_size)
 

@@ -43,7 +43,7 @@ def info(store: str, as_json: bool) -> None:
 
     result = stage.info(locate(store))
     _show(result, as_json, lambda: show.pairs(result))
-    if line := stage.remark(locate(store)):
+    for line in stage.remarks(locate(store)):
         show.Terminal().note(line)
 
 

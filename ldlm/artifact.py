@@ -321,16 +321,13 @@ def _empty(path: Location, kind: str, check: Callable[[], None]) -> None:
     First the manifest goes and the folder is marked: after a kill from here on, nobody opens it and the next `begin`
     empties and refills it. `check` is that of `presence.replacing`, and raises `StorageError` where it does.
     """
-    check()
-    (path / "manifest.json").unlink(missing_ok=True)
+    emptying.remove(path / "manifest.json", check)
     check()
     _mark(path, kind)
-    check()
-    (path / "config.yaml").unlink(missing_ok=True)  # read when a stage decides whether to resume
+    emptying.remove(path / "config.yaml", check)  # read when a stage decides whether to resume
     for file, _ in list(files.below(path)):
         if file.name in COMPLETE:  # also of artefacts and models inside it
-            check()
-            file.unlink(missing_ok=True)
+            emptying.remove(file, check)
     lease = f"{CLAIMS}/{presence.ALONE}"  # of this process, and its lock
     kept = [path / name for name in ("artifact.json", lease, lease + SUFFIX)]
     emptying.empty(path, but=kept, check=check)
@@ -344,8 +341,7 @@ def _mark(path: Location, kind: str) -> None:
 def _remove(path: Location, kind: str, check: Callable[[], None]) -> None:
     """Delete a folder and its contents; a link or a mount point is left empty."""
     _empty(path, kind, check)
-    check()
-    (path / "artifact.json").unlink()
+    emptying.remove(path / "artifact.json", check)
     if isinstance(path, Path):
         with suppress(OSError):
             path.rmdir()

@@ -19,6 +19,7 @@ from ldlm.errors import InputError
 from ldlm.location import Location, ObjectPath
 
 Buffer = bytes | memoryview
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # where a file system has no hard links
 PART = 2**24  # bytes of an object in memory while it is hashed
 
 
@@ -145,7 +146,7 @@ def link(finished: Path, path: Path) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+        if error.errno not in NO_LINKS:
             raise
         if path.exists():
             return False

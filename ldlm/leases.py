@@ -36,13 +36,15 @@ _FIRST, _LONGEST = 0.02, 2.0  # seconds between two looks at what another proces
 def machine(folder: Path) -> str:
     """An identity that two processes share when they see each other's locks in `folder`.
 
-    It is the running kernel, and the mount: two mounts of a file system in user space know nothing of each other.
+    It is the running kernel, the mount and the folder: two mounts of a file system in user space know nothing of each
+    other, and pods on one node may have caches of their own.
     """
     try:
         kernel = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         kernel = files.unique()  # like no other
-    return f"{kernel}:{folder.stat().st_dev}"
+    found = folder.stat()
+    return f"{kernel}:{found.st_dev}:{found.st_ino}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -198,7 +200,8 @@ class HeldObject:
             self.body = body
 
     def lost(self) -> bool:
-        return files.content(self.path) != self.body
+        found = files.content(self.path)  # a sign of life may be under way in another thread: its counter differs
+        return found is None or _identity(found) != _identity(self.body)
 
     def release(self) -> None:
         if not self.lost():
@@ -378,6 +381,11 @@ def described(body: bytes) -> dict[str, Any]:
         found = json.loads(body)
         return found if isinstance(found, dict) else {}
     return {}
+
+
+def _identity(body: bytes) -> object:
+    """By what a lease is told from others, whatever its counter."""
+    return described(body).get("id", body)
 
 
 def waits() -> Iterator[float]:

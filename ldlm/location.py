@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -104,12 +104,17 @@ class ObjectPath:
         """Put the object, whole or not at all; returns whether it was. With `once`, an object that exists is kept."""
         if not once:
             return self.root.call("put", self.key, data) is not None
-        # obstore doesn't retry such a request after a reset, since the retry could find its own first attempt. Here
-        # that does no harm: the object that exists is read back.
+        return self._again(lambda: self.root.call("put", self.key, data, mode="create")) is not None
+
+    def _again(self, request: Callable[[], Any]) -> Any:
+        """The answer to a request that obstore doesn't make again after a reset, since the first may have been done.
+
+        Here that does no harm: an object that is put once is read back where it exists, and one that is gone is gone.
+        """
         ends = math.inf
         for attempt in itertools.count():
             try:
-                return self.root.call("put", self.key, data, mode="create") is not None
+                return request()
             except StorageError:
                 ends = min(ends, time.monotonic() + RETRY_SECONDS)
                 if attempt == RETRIES or time.monotonic() > ends:
@@ -117,12 +122,16 @@ class ObjectPath:
                 time.sleep(min(8.0, 0.1 * 2**attempt))
         raise AssertionError
 
+    def copy_to(self, other: ObjectPath) -> None:
+        """Have the service copy the object over `other`, whole or not at all; FileNotFoundError when there is none."""
+        self.root.call("copy", self.key, other.key)
+
     def unlink(self, missing_ok: bool = False) -> None:
         """Delete the object."""
         if not missing_ok:
             self.size()
         with suppress(FileNotFoundError):  # some services say so, and so does a retry whose first answer was lost
-            self.root.call("delete", self.key)
+            self._again(lambda: self.root.call("delete", self.key))
 
     def rglob(self, pattern: str = "*") -> Iterator[ObjectPath]:
         """The objects below whose names match, in order."""
@@ -199,6 +208,12 @@ class Bucket:
                 f"{self.url}/{key}: {operation} failed, with up to {RETRIES} retries ({reason}); what is finished is "
                 f"safe: run the same command again"
             ) from None
+
+
+def user_cache() -> Path:
+    """The folder of what may be deleted at any time: `ldlm` in XDG_CACHE_HOME, or in ~/.cache for no absolute path."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "ldlm"
 
 
 def locate(where: str | Path) -> Location:

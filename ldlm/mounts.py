@@ -1,15 +1,19 @@
-"""The file system that a folder lies on, and how far the kernel's locks (flock) hold there.
+"""The file system that a folder lies on: how far the kernel's locks (flock) hold there, and hard links.
 
-What is said of a kind is its documentation's word, and nothing that was tried: a lock that one machine alone sees looks
-like any other from inside it.
+What is said of locks is the documentation of a kind, and nothing that was tried: a lock that one machine alone sees
+looks like any other from inside it. Hard links are tried.
 """
 
 from __future__ import annotations
 
+import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from ldlm import files
 
 Reach = Literal["across machines", "on one machine", "nowhere", "unknown"]
 
@@ -77,12 +81,35 @@ def _reach(kind: str, options: tuple[str, ...]) -> Reach:
     return "unknown"
 
 
-def remark(found: FileSystem | None) -> str | None:
-    """A line on a shared file system whose locks are known not to hold across machines; None for others."""
-    if found is None or found.kind.partition(".")[0] in LOCAL or found.locks not in ("on one machine", "nowhere"):
-        return None
-    reach = "there are no locks (flock)" if found.locks == "nowhere" else "locks (flock) hold on one machine only"
-    return (
-        f"on {found} {reach}: processes of several machines are kept apart by leases, and those of a dead machine are "
-        f"waited for five minutes"
-    )
+def hard_links(folder: Path) -> bool | None:
+    """True where a file in a folder can have two names; None where no file can be made. Both names are removed."""
+    first, second = (folder / f".{files.unique()}.tmp" for _ in range(2))
+    try:
+        first.touch()
+        os.link(first, second)
+    except OSError as error:
+        return False if error.errno in files.NO_LINKS else None
+    else:
+        return True
+    finally:
+        for path in (first, second):
+            with suppress(OSError):
+                path.unlink()
+
+
+def remarks(found: FileSystem | None, links: bool | None) -> list[str]:
+    """A line on a shared file system whose locks are known not to hold across machines, and one on missing links."""
+    lines = []
+    shared = found is not None and found.kind.partition(".")[0] not in LOCAL
+    if found is not None and shared and found.locks in ("on one machine", "nowhere"):
+        reach = "there are no locks (flock)" if found.locks == "nowhere" else "locks (flock) hold on one machine only"
+        lines.append(
+            f"on {found} {reach}: processes of several machines are kept apart by leases, and those of a dead machine "
+            f"are waited for five minutes"
+        )
+    if links is False:
+        lines.append(
+            "the file system has no hard links: of two machines that finish a shard at the same moment, one may "
+            "replace a file of the other's, and only their leases prevent it; `ldlm features verify` finds it"
+        )
+    return lines

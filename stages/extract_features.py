@@ -70,7 +70,7 @@ def plan(config: ExtractConfig, out: Location | None = None, launch: LaunchConfi
         "tokens": tokens,
         "shards": shards,
         "bytes": {codec.name: estimate.stored_bytes(tokens, width, codec) for codec in CODECS.values()},
-        "spool_bytes": estimate.disk_bytes(config, width, rows, with_store=False),
+        "spool_bytes": sum(estimate.spool_bytes(config, width, rows)),
         "bytes_free": estimate.free_bytes(out or Path()) if isinstance(out, Path | None) else None,
         "tokens_per_second": round(rate),
         "workers": workers,

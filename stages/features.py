@@ -19,7 +19,7 @@ from ldlm.artifact import Artifact
 from ldlm.config import ExtractConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import metrics, samples
-from ldlm.features import ledger
+from ldlm.features import ledger, shards
 from ldlm.features.begin import prepare
 from ldlm.features.encoder import online_encoder
 from ldlm.features.store import FeatureStore, Split
@@ -41,6 +41,7 @@ def info(path: Location) -> dict[str, Any]:
         "path": str(path),
         "file_system": None if place is None else str(place),
         "locks": None if place is None else place.locks,
+        "hard_links": mounts.hard_links(path) if isinstance(path, Path) else None,
         "state": "sealed" if found.sealed else found.missing(),
         "rows": found.manifest["rows"],
         "tokens": found.manifest["tokens"],
@@ -56,9 +57,9 @@ def info(path: Location) -> dict[str, Any]:
     }
 
 
-def remark(path: Location) -> str | None:
-    """A line on the file system of a store, where its locks are known not to hold across machines."""
-    return mounts.remark(mounts.file_system(path)) if isinstance(path, Path) else None
+def remarks(path: Location) -> list[str]:
+    """Lines on the file system of a store, where its locks are known not to hold across machines or links are none."""
+    return mounts.remarks(mounts.file_system(path), mounts.hard_links(path)) if isinstance(path, Path) else []
 
 
 def verify(path: Location) -> list[dict[str, str]]:
@@ -173,6 +174,7 @@ def bench(
         "batch_size": batch_size,
         "shuffle_rows": window,
         "rows": split.rows,
+        "requests_in_flight": None if isinstance(path, Path) else shards.REQUESTS,
     }
 
 

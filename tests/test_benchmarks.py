@@ -82,6 +82,21 @@ def test_extractions_by_one_process_and_two_are_compared(gpt2, tmp_path, monkeyp
 
 
 @pytest.mark.slow
+def test_the_benchmark_of_streaming_runs(gpt2, tmp_path, monkeypatch):
+    pytest.importorskip("obstore", reason="obstore is in the extra `object-stores`")
+    pytest.importorskip("moto.server", reason="moto is in the extra `test`")
+    from benchmarks import streaming
+
+    small = {"ROWS": 64, "SEQ_LEN": 16, "BLOCK": 8, "SHARD_ROWS": 16, "SECONDS": 0.05, "TURNS": 1}
+    for name, value in {**small, "WAITS": (0.01, 0.02), "minilm": lambda: gpt2}.items():
+        monkeypatch.setattr(streaming, name, value)
+    figures = streaming.run(tmp_path)
+    assert figures["ratios"].keys() == {"0.01", "0.02"}
+    assert all(rate > 0 for rate in figures["bytes_per_second"].values())
+    assert re.search(r"^20 ms +\d", streaming.report(figures), re.MULTILINE)
+
+
+@pytest.mark.slow
 def test_the_plans_are_those_of_dry_runs(tmp_path, monkeypatch):
     from benchmarks import packing, plans
 

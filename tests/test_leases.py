@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 from patience import patience
 
-from ldlm import files, leases, locks, presence
+from ldlm import emptying, files, leases, locks, presence
 from ldlm.artifact import begin
 from ldlm.config import ExtractConfig
 from ldlm.errors import InputError, StorageError
 from ldlm.features import ledger
 from ldlm.leases import LeaseFiles, Leases
+from ldlm.location import Bucket, ObjectPath
 
 
 class Clock:
@@ -97,6 +98,28 @@ def test_a_lease_without_signs_of_life_is_taken_after_five_minutes_of_the_observ
     held.release()
     assert not taken.lost()
     assert one.leases.claim("a") is None
+
+
+def test_a_sign_of_life_that_is_under_way_is_no_loss_in_an_object_store(tmp_path):
+    """Its object is put before its holder knows that it was."""
+    stores = pytest.importorskip("obstore.store", reason="obstore is in the extra `object-stores`")
+    bucket = Bucket("memory://store")
+    bucket.__dict__["store"] = stores.MemoryStore()
+    place = ObjectPath(bucket, "claims")
+    lease = Leases(place, tmp_path, heartbeat=None).claim("item")
+    body = (place / "item.lease").read_bytes()
+    (place / "item.lease").write_bytes(body.replace(b"000000000000", b"000000000001"))
+    assert not lease.lost()
+    (place / "item.lease").write_bytes(body.replace(b'"id": "', b'"id": "0'))
+    assert lease.lost()
+
+
+def test_processes_of_one_machine_that_have_lock_folders_of_their_own_are_blind_to_each_other(tmp_path):
+    """As pods on one node are, each with a cache of its own, which share an object store."""
+    one, two = (Leases(tmp_path / "claims", tmp_path / name, heartbeat=None) for name in ("one", "two"))
+    with one.claim("item"):
+        assert two.claim("item") is None
+    assert two.claim("item") is not None
 
 
 def test_what_a_dead_process_of_the_same_machine_held_is_taken_at_once_and_a_stopped_one_keeps_it(nodes):
@@ -322,11 +345,12 @@ def test_one_that_overwrites_and_is_stopped_past_its_lease_deletes_nothing_of_an
     for name in ("ledger/first", "ledger/payload", "payload"):
         files.write_atomic(path / name, "old")
     monkeypatch.setattr(presence, "leases", lambda folder: one.leases)
-    unlink = Path.unlink
+    unlink, taken = Path.unlink, []
 
     def stopped(file, missing_ok=False):
         unlink(file, missing_ok=missing_ok)
-        if file.name == "first":
+        if file.parent.name == "ledger" and not taken:
+            taken.append(file)
             monkeypatch.setattr(presence, "leases", lambda folder: two.leases)
             begin(path, "features", ExtractConfig(data=("two.txt",)), {}, overwrite=True, shared=True)
             files.write_atomic(path / "payload", "new")
@@ -336,6 +360,31 @@ def test_one_that_overwrites_and_is_stopped_past_its_lease_deletes_nothing_of_an
         begin(path, "features", first, {}, overwrite=True, shared=True)
     assert (path / "payload").read_text() == "new"
     assert "two.txt" in (path / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("stop", range(1, 6))
+def test_one_that_is_stopped_between_its_check_and_a_removal_puts_back_what_another_has_written(tmp_path, stop):
+    """At each of the removals in turn, another takes the lease and begins anew before the removal is done."""
+    path, damaged = tmp_path / "shared", [("train-00000", ""), ("store", "store.json")]
+    names = ["manifest.json", "features.zarr/tokens/c/0/0", "ledger/train-00000.json", "store.json", "payload"]
+    for name in names:
+        files.write_atomic(path / name, "old")
+    passed, lost = [], []
+
+    def check():
+        if lost:
+            raise StorageError("another took its place")
+        passed.append(len(passed))
+        if len(passed) == 2 * stop - 1:  # the first of the two checks of a removal
+            lost.append(True)
+            for name in names:
+                files.write_atomic(path / name, "new")
+
+    with pytest.raises(StorageError, match="another took its place"):
+        ledger.forget(path, damaged, check)
+        emptying.empty(path, but=(), check=check)
+    assert {name: (path / name).read_text() for name in names} == dict.fromkeys(names, "new")
+    assert not list(path.rglob("*.tmp"))
 
 
 def test_a_repair_that_is_stopped_past_its_lease_removes_no_shard_of_another(nodes, tmp_path):

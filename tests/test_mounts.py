@@ -1,8 +1,11 @@
 """What a mount table says of locks: across machines, on one, nowhere."""
 
+import errno
+import os
+
 import pytest
 
-from ldlm.mounts import file_system, remark
+from ldlm.mounts import file_system, hard_links, remarks
 
 LINE = "36 25 0:40 / {} rw,relatime shared:1 - {} server:/export {}\n"
 
@@ -32,9 +35,11 @@ def found(tmp_path, kind, options, mount=None):
 def test_the_file_system_of_a_folder_and_how_far_its_locks_hold(tmp_path, kind, options, locks, shown):
     there = found(tmp_path, kind, options)
     assert (there.locks, str(there)) == (locks, shown)
-    warned = remark(there)
-    assert (warned is not None) == (kind != "ext4" and locks in ("on one machine", "nowhere"))
-    assert warned is None or (shown in warned and "\n" not in warned and "leases" in warned)
+    warned = remarks(there, True)
+    assert len(warned) == (kind != "ext4" and locks in ("on one machine", "nowhere"))
+    assert all(shown in line and "\n" not in line and "leases" in line for line in warned)
+    assert remarks(there, False)[:-1] == remarks(there, None) == warned
+    assert "no hard links" in remarks(there, False)[-1]
 
 
 def test_the_closest_mount_counts_with_spaces_in_its_name(tmp_path):
@@ -47,3 +52,17 @@ def test_the_closest_mount_counts_with_spaces_in_its_name(tmp_path):
 
 def test_the_table_of_this_machine_is_read(tmp_path):
     assert file_system(tmp_path).kind
+
+
+@pytest.mark.parametrize(
+    ("number", "has"), [(0, True), (errno.EPERM, False), (errno.ENOTSUP, False), (errno.EIO, None)]
+)
+def test_hard_links_are_tried_and_nothing_is_left_of_it(tmp_path, monkeypatch, number, has):
+    def link(*_):
+        raise OSError(number, os.strerror(number))
+
+    if number:
+        monkeypatch.setattr(os, "link", link)
+    assert hard_links(tmp_path) is has
+    assert list(tmp_path.iterdir()) == []
+    assert hard_links(tmp_path / "absent") is None

@@ -16,6 +16,7 @@ from patience import patience
 
 from ldlm import artifact, files, location
 from ldlm.errors import InputError, StorageError
+from ldlm.features import shards
 from ldlm.features.begin import prepare
 from ldlm.features.extraction import Extraction
 from ldlm.features.store import FeatureStore
@@ -39,12 +40,13 @@ def s3():
 class Proxy(http.server.BaseHTTPRequestHandler):
     """Passes requests on, and fails some: `chance` of them, half with status 500 and half by a reset.
 
-    The next PUT is reset after `hang` seconds, where there are any. `seen` has the (method, path, range) of each.
+    The next PUT is reset after `hang` seconds, where there are any. `seen` has the (method, path, range) of each. Parts
+    of states are given to `together` at a time, once so many are asked for, where that is a barrier.
     """
 
     protocol_version = "HTTP/1.1"
     port, chance, draw = 0, 0.0, random.Random(0)
-    failed, hang, seen = 0, 0.0, []
+    failed, hang, seen, together, waiting, most = 0, 0.0, [], None, 0, 0
 
     def handle_one_request(self):
         try:
@@ -59,6 +61,8 @@ class Proxy(http.server.BaseHTTPRequestHandler):
             time.sleep(self.hang)
             type(self).hang = 0.0
             return self.reset()
+        if self.together is not None and "/hidden/c/" in self.path:
+            self.wait_for_others()
         if self.draw.random() < self.chance:
             type(self).failed += 1
             self.close_connection = True
@@ -69,6 +73,12 @@ class Proxy(http.server.BaseHTTPRequestHandler):
         data, headers = response.read(), dict(response.getheaders())
         connection.close()
         self.answer(response.status, headers, data)
+
+    def wait_for_others(self):
+        type(self).waiting += 1
+        type(self).most = max(self.most, self.waiting)
+        self.together.wait(timeout=patience())
+        type(self).waiting -= 1
 
     def reset(self):
         # Closing with a linger of zero sends a reset.
@@ -97,7 +107,7 @@ class Proxy(http.server.BaseHTTPRequestHandler):
 def proxy(s3, monkeypatch):
     """The proxy's class; S3 is reached through it, and its bucket is new."""
     Proxy.port, Proxy.chance, Proxy.failed, Proxy.draw = s3, 0.0, 0, random.Random(0)
-    Proxy.hang, Proxy.seen = 0.0, []
+    Proxy.hang, Proxy.seen, Proxy.together, Proxy.waiting, Proxy.most = 0.0, [], None, 0, 0
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
@@ -174,6 +184,25 @@ def test_training_streams_from_s3(few, local, bucket, train_config, tmp_path):
     runs = [train.run(train_config, store, tmp_path / name) for store, name in ((place, "a"), (local, "b"))]
     held_out = [run.manifest["held_out"] for run in runs]
     assert held_out[0] == held_out[1]
+
+
+def test_chunks_are_asked_for_several_at_a_time_and_indices_once(few, local, bucket, proxy, monkeypatch):
+    """The service answers only once three are asked for: with fewer in flight it would not, with more it would say."""
+    monkeypatch.setattr(shards, "REQUESTS", 3)
+    longer = replace(few, data=few.data * 3, shard_rows=64)
+    extract_features.run(longer, locate(f"{bucket}/features"))
+    split = FeatureStore(f"{bucket}/features").split("train")
+    chunks = split.rows // shards.CHUNK_ROWS // 3 * 3
+    assert chunks >= 6
+    rows = np.arange(chunks * shards.CHUNK_ROWS)
+    proxy.seen.clear()
+    first = split.load(rows)["hidden"]
+    asked = [(path, part) for method, path, part in proxy.seen if method == "GET" and "/hidden/c/" in path]
+    assert len(asked) == len(set(asked)) == chunks + -(-len(rows) // 64)  # and an index of each shard
+    assert not [path for method, path, _ in proxy.seen if method == "HEAD"]
+    proxy.together = threading.Barrier(3)
+    assert np.array_equal(split.load(rows)["hidden"], first)
+    assert proxy.most == 3
 
 
 def test_server_errors_and_resets_are_ridden_out(few, local, bucket, proxy):

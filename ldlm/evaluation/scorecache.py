@@ -8,7 +8,6 @@ evaluation runs without it.
 from __future__ import annotations
 
 import hashlib
-import os
 import sqlite3
 import time
 import zlib
@@ -18,14 +17,15 @@ from types import TracebackType
 
 import numpy as np
 
+from ldlm.location import user_cache
+
 MOST_BYTES = 2**31  # per scorer; beyond it the oldest third is deleted
 WRITE_EVERY = 5.0  # seconds; a killed process loses as much work
 
 
 def folder() -> Path:
-    """Folder of the caches: `ldlm/scores` in XDG_CACHE_HOME, or in ~/.cache where that is no absolute path."""
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "ldlm" / "scores"
+    """Folder of the caches."""
+    return user_cache() / "scores"
 
 
 class ScoreCache:

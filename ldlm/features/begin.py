@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from ldlm.config import ExtractConfig
 from ldlm.errors import InputError
 from ldlm.features import inputs
 from ldlm.features.extraction import Extraction
-from ldlm.location import Location
+from ldlm.location import Location, user_cache
 from ldlm.progress import SILENT, Progress
 
 
@@ -29,7 +28,7 @@ def prepare(
 
     Until `held` closes, no other process may overwrite or repair the store. `device` as in `inputs.find`.
     """
-    found = inputs.find(config, out, device)
+    found = inputs.find(config, out, device, progress)
     begun = artifact.recorded_config(out) if not overwrite and (out / "config.yaml").is_file() else {}
     found = inputs.resumed(found, begun, out, progress)
     config, fingerprints = found.config, found.fingerprints()
@@ -66,5 +65,4 @@ def _work_folder(result: Artifact) -> Path:
     if isinstance(result.path, Path):
         return result.path
     identity = files.sha256_json([str(result.path), result.inputs, result.config])
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return cache / "ldlm" / identity[:16]
+    return user_cache() / identity[:16]

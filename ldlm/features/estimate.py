@@ -13,7 +13,7 @@ import torch
 from ldlm import files
 from ldlm.config import ExtractConfig
 from ldlm.features import codecs
-from ldlm.features.codecs import CODECS, Codec
+from ldlm.features.codecs import Codec
 from ldlm.features.encoder import FrozenEncoder, Statistics
 from ldlm.features.writer import StoreWriter
 
@@ -38,15 +38,10 @@ def stored_bytes(tokens: int, width: int, codec: Codec) -> int:
     return round(tokens * (width * codec.bytes_per_value + 4))
 
 
-def disk_bytes(config: ExtractConfig, width: int, rows: Mapping[str, int], *, with_store: bool) -> int:
-    """Bytes that an extraction of `rows` by split writes to the disk, before compression.
-
-    All tokens and the sample's states in float32 are spooled; `with_store`: the store is on that disk too.
-    """
-    tokens, width = sum(rows.values()) * config.seq_len, width if stores_states(config) else 0
+def spool_bytes(config: ExtractConfig, width: int, rows: Mapping[str, int]) -> tuple[int, int]:
+    """Bytes of the token rows, and of the sample's states in float32, that an extraction spools, by rows of splits."""
     sample = sampled_blocks(config, rows["train"]) * config.batch_size * config.seq_len
-    store = stored_bytes(tokens, width, CODECS[config.codec]) if with_store else 0
-    return 4 * tokens + 4 * sample * width + store
+    return 4 * sum(rows.values()) * config.seq_len, 4 * sample * (width if stores_states(config) else 0)
 
 
 def smaller_choice(config: ExtractConfig) -> str:

@@ -143,11 +143,32 @@ class Extraction:
             )
 
     def _space(self, rows: Mapping[str, int]) -> tuple[int, int]:
-        """Bytes that are still to be written to the disk, and bytes that are free on it."""
-        needed = estimate.disk_bytes(self.config, self.encoder.hidden_dim, rows, with_store=isinstance(self.out, Path))
-        parts = (self.work / "packed", self.work / "spool", self.work / "features.zarr")
-        written = sum(files.size(path) or 0 for part in parts for path, _ in files.below(part))
-        return needed - written, estimate.free_bytes(self.work)
+        """Bytes that are still to be written to the disk, before compression, and bytes that are free on it.
+
+        What is there needs no room again: token rows, states of the sample that are spooled or, once there are
+        statistics, all of them, and shards with a record.
+        """
+        packed, spooled = estimate.spool_bytes(self.config, self.encoder.hidden_dim, rows)
+        parts = {
+            "packed": 0 if self.packing.done else packed,
+            "spool": 0 if self._statistics_path.is_file() else spooled,
+        }
+        needed = sum(max(0, size - sum(files.sizes(self.work / part).values())) for part, size in parts.items())
+        if isinstance(self.out, Path):
+            recorded = self.writer.recorded()
+            left = sum(rows_of for item, rows_of in self._shard_rows(rows).items() if item not in recorded)
+            width = self.encoder.hidden_dim if estimate.stores_states(self.config) else 0
+            needed += estimate.stored_bytes(left * self.config.seq_len, width, CODECS[self.config.codec])
+        return needed, estimate.free_bytes(self.work)
+
+    def _shard_rows(self, rows: Mapping[str, int]) -> dict[Shard, int]:
+        """The number of rows in each shard of a store of so many rows by split."""
+        size = self.config.shard_rows
+        return {
+            (split, start // size): min(size, count - start)
+            for split, count in rows.items()
+            for start in range(0, count, size)
+        }
 
     # ------------------------------------------------------------------------------------------------------------------
     # Phase 2: statistics of the states
@@ -255,12 +276,7 @@ class Extraction:
 
     def write_shards(self, hand_out: HandOut | None = None) -> None:
         """Encode, normalise and store every shard that has no record yet."""
-        size, length = self.config.shard_rows, self.config.seq_len
-        sizes = {
-            (split, start // size): min(size, rows - start) * length
-            for split, rows in self.rows.items()
-            for start in range(0, rows, size)
-        }
+        sizes = {item: count * self.config.seq_len for item, count in self._shard_rows(self.rows).items()}
         with Tally(self.progress, "encode", sizes, self.writer.recorded) as tally:
             left = [item for item in self._in_turn(list(sizes)) if item not in tally.before]
             (self.share_shards if hand_out is None else hand_out)(left, tally)

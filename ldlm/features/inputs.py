@@ -17,7 +17,7 @@ from ldlm.features.shards import CHUNK_ROWS
 from ldlm.features.writer import StoreWriter
 from ldlm.hub import load_tokenizer
 from ldlm.location import REQUEST_BYTES, Location, ObjectPath
-from ldlm.progress import Progress
+from ldlm.progress import SILENT, Progress
 
 
 class Inputs(NamedTuple):
@@ -34,13 +34,13 @@ class Inputs(NamedTuple):
         return {"encoder": encoder, "tokenizer": tokenizer_fingerprint(self.tokenizer)}
 
 
-def find(config: ExtractConfig, out: Location | None, device: str | None = None) -> Inputs:
+def find(config: ExtractConfig, out: Location | None, device: str | None = None, progress: Progress = SILENT) -> Inputs:
     """The inputs that `config` names; `InputError` when they are missing or don't fit each other or the output.
 
     `device` is that of the encoder in this process, where others are to run it.
     """
     _check(config)
-    config, fingerprints = _pinned(config)
+    config, fingerprints = _pinned(config, progress)
     tokenizer, encoder = models(config, device)
     _check_requests(config, out, encoder.hidden_dim)
     return Inputs(config, fingerprints, tokenizer, encoder)
@@ -112,12 +112,12 @@ def _check_requests(config: ExtractConfig, out: Location | None, width: int) -> 
         )
 
 
-def _pinned(config: ExtractConfig) -> tuple[ExtractConfig, dict[str, str]]:
+def _pinned(config: ExtractConfig, progress: Progress) -> tuple[ExtractConfig, dict[str, str]]:
     """The configuration with the dataset's commit as it is now, and the fingerprints of the text."""
     if config.dataset:
-        commit, hashes = text.dataset_source(config.dataset, config.dataset_config, config.revision)
+        commit, hashes = text.dataset_source(config.dataset, config.dataset_config, config.revision, progress)
         return (config if commit is None else replace(config, revision=commit)), hashes
-    return config, textfiles.fingerprints([*config.data, *config.validation_data])
+    return config, textfiles.fingerprints([*config.data, *config.validation_data], progress)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ldlm import artifact, files, presence
+from ldlm import artifact, emptying, files, presence
 from ldlm.errors import InputError, StorageError
 from ldlm.features import decided, shards
 from ldlm.leases import Lease
@@ -179,11 +179,9 @@ def _drop(path: Location, key: str, names: Iterable[str], check: Callable[[], No
     split, _, number = key.rpartition("-")
     chunks = re.compile(rf"{re.escape(folder(split))}\w+/c/{re.escape(number.lstrip('0') or '0')}(/0)+")
     for name in filter(chunks.fullmatch, names):
-        check()
-        (path / name).unlink(missing_ok=True)
+        emptying.remove(path / name, check)
     for record in (decided.NAME.format(key), f"{key}.json"):
-        check()
-        (path / "ledger" / record).unlink(missing_ok=True)
+        emptying.remove(path / "ledger" / record, check)
 
 
 def seal(path: Location) -> dict[str, str]:
@@ -265,16 +263,13 @@ def forget(path: Location, damaged: Iterable[tuple[str, str]], check: Callable[[
     """Unseal a store and remove what is damaged, so that extraction writes only that again.
 
     `damaged`: (owner, file) pairs as from `faults`. A damaged shard is removed as a whole, with its record. `check` is
-    called before each removal: `Lease.check`, by which this process is alone at work there.
+    that of `emptying.remove`: `Lease.check`, by which this process is alone at work there.
     """
-    check()
-    (path / "manifest.json").unlink(missing_ok=True)
+    emptying.remove(path / "manifest.json", check)
     names = files.sizes(path)
     for shard, name in damaged:
         if shard != "store":
             _drop(path, shard, names, check)
         elif name != "manifest.json":
-            check()
-            (path / name).unlink(missing_ok=True)
-            check()
-            (path / "store.json").unlink(missing_ok=True)  # written after the other files of the description
+            emptying.remove(path / name, check)
+            emptying.remove(path / "store.json", check)  # written after the other files of the description

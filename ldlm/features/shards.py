@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ SPLITS = ("train", "validation")
 _ABSENT = 2**64 - 1  # offset and length of a chunk that was never written
 _CHECKSUM = 4  # bytes
 CORES = len(os.sched_getaffinity(0))
-REQUESTS = 16  # concurrent ones, to an object store
+REQUESTS = 16  # in flight to an object store, by a process
 # (start, length) -> (data, the checksum after it); a negative start counts from the end
 Read = Callable[[int, int], tuple[bytes, bytes]]
 
@@ -70,10 +70,13 @@ def encoded(arrays: Mapping[str, Any], build: Callable[[Any], None]) -> dict[str
 
 
 class ShardedArray:
-    """Reads rows of an array whose shards span all axes but the first. `InputError` for damage, never zeros."""
+    """Reads rows of an array whose shards span all axes but the first. `InputError` for damage, never zeros.
 
-    def __init__(self, path: Location, metadata: Mapping[str, Any]) -> None:
-        self.path = path
+    `sizes` are the bytes of its shards, by their names below the array's folder, from the ledger.
+    """
+
+    def __init__(self, path: Location, metadata: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+        self.path, self.sizes = path, sizes
         self.shape = tuple(metadata["shape"])
         self.dtype = np.dtype(metadata["data_type"])
         sharding = metadata["codecs"][0]["configuration"]
@@ -94,28 +97,45 @@ class ShardedArray:
         chunks, starts = np.unique(chunk_of[by_chunk], return_index=True)
         shards, rows_of_grid = np.divmod(chunks, self.grid[0])
         with ExitStack() as opened:
-            reads = {shard: opened.enter_context(_reader(self._shard_path(shard))) for shard in map(int, set(shards))}
+            reads = {shard: opened.enter_context(self._reader(shard)) for shard in map(int, set(shards))}
+            # A shard's index tells where its chunks are; on an object store that is a request of its own.
+            self._at_once(self._index, [(shard, read) for shard, read in reads.items() if shard not in self._indices])
+            rows_of_chunks = zip(shards.tolist(), rows_of_grid.tolist(), np.split(by_chunk, starts[1:]), strict=True)
+            cells = list(np.ndindex(*self.grid[1:]))
 
-            work = deque(zip(shards.tolist(), rows_of_grid.tolist(), np.split(by_chunk, starts[1:]), strict=True))
+            def decode(shard: int, row_of_grid: int, places: np.ndarray, cell: tuple[int, ...]) -> None:
+                place = (row_of_grid, *cell)
+                self._decode_chunk(reads[shard], shard, place, within[places], out, places)
 
-            def decode() -> None:
-                while True:
-                    try:
-                        shard, row_of_grid, places = work.popleft()  # the next chunk that no thread has taken
-                    except IndexError:
-                        return
-                    index = self._index(shard, reads[shard])[row_of_grid]
-                    self._decode_rows(reads[shard], index, within[places], out, places, self._shard_path(shard))
-
-            count = REQUESTS if isinstance(self.path, ObjectPath) else CORES
-            decoding = [_threads(count).submit(decode) for _ in range(min(count, len(chunks)))]
-            wait(decoding)  # for all of them, even after an error: the files are closed next
-            for future in decoding:
-                future.result()
+            self._at_once(decode, [(*row_of_chunks, cell) for row_of_chunks in rows_of_chunks for cell in cells])
         return out
 
+    def _at_once(self, work: Callable[..., object], items: Sequence[tuple[Any, ...]]) -> None:
+        """Do `work` on each item, from as many threads as there are cores or, on an object store, requests."""
+        left = deque(items)
+
+        def do() -> None:
+            while True:
+                try:
+                    item = left.popleft()  # the next one that no thread has taken
+                except IndexError:
+                    return
+                work(*item)
+
+        count = REQUESTS if isinstance(self.path, ObjectPath) else CORES
+        doing = [_threads(count).submit(do) for _ in range(min(count, len(items)))]
+        wait(doing)  # for all of them, even after an error: the files are closed next
+        for future in doing:
+            future.result()
+
     def _shard_path(self, shard: int) -> Location:
-        return self.path / "/".join(["c", str(shard), *["0"] * (len(self.shape) - 1)])
+        return self.path / self._shard_name(shard)
+
+    def _shard_name(self, shard: int) -> str:
+        return "/".join(["c", str(shard), *["0"] * (len(self.shape) - 1)])
+
+    def _reader(self, shard: int) -> AbstractContextManager[Read]:
+        return _reader(self._shard_path(shard), self.sizes.get(self._shard_name(shard), 0))
 
     def _index(self, shard: int, read: Read) -> np.ndarray:
         """(offset, length) of each chunk of a shard: uint64 (grid…, 2), from the shard's end."""
@@ -125,21 +145,20 @@ class ShardedArray:
             self._indices[shard] = np.frombuffer(data, "<u8").reshape(*self.grid, 2)
         return self._indices[shard]
 
-    def _decode_rows(
-        self, read: Read, index: np.ndarray, within: np.ndarray, out: np.ndarray, places: np.ndarray, path: Location
+    def _decode_chunk(
+        self, read: Read, shard: int, place: tuple[int, ...], within: np.ndarray, out: np.ndarray, places: np.ndarray
     ) -> None:
-        """Decode the chunks of one row of the grid, and copy their rows `within` to `places` in `out`."""
-        for place in np.ndindex(*self.grid[1:]):
-            corner = [i * chunk for i, chunk in zip(place, self.chunk[1:], strict=True)]
-            window = tuple(slice(at, at + chunk) for at, chunk in zip(corner, self.chunk[1:], strict=True))
-            target = out[:, *window]  # smaller than a chunk at the array's end
-            offset, length = map(int, index[place])
-            if offset == _ABSENT:
-                raise InputError(f"{path} lacks a chunk; run `ldlm features repair` on the store")
-            chunk = self._decode(_checked(read(offset, length - _CHECKSUM), path))
-            chunk = chunk[:, *map(slice, target.shape[1:])]
-            for place, row in zip(places.tolist(), within.tolist(), strict=True):
-                target[place] = chunk[row]
+        """Decode the chunk at a place of the grid, and copy its rows `within` to `places` in `out`."""
+        corner = [i * chunk for i, chunk in zip(place[1:], self.chunk[1:], strict=True)]
+        window = tuple(slice(at, at + chunk) for at, chunk in zip(corner, self.chunk[1:], strict=True))
+        target, path = out[:, *window], self._shard_path(shard)  # smaller than a chunk at the array's end
+        offset, length = map(int, self._index(shard, read)[place])
+        if offset == _ABSENT:
+            raise InputError(f"{path} lacks a chunk; run `ldlm features repair` on the store")
+        chunk = self._decode(_checked(read(offset, length - _CHECKSUM), path))
+        chunk = chunk[:, *map(slice, target.shape[1:])]
+        for row_out, row in zip(places.tolist(), within.tolist(), strict=True):
+            target[row_out] = chunk[row]
 
     def _decode(self, data: bytes) -> np.ndarray:
         plain = zstd.decompress(data, np.empty(self.chunk, self.dtype)) if self.compressed else data
@@ -155,14 +174,14 @@ def _checked(read: tuple[bytes, bytes], path: Location) -> bytes:
 
 
 @contextmanager
-def _reader(path: Location) -> Iterator[Read]:
-    """A function that reads parts of a shard, from any thread.
+def _reader(path: Location, size: int) -> Iterator[Read]:
+    """A function that reads parts of a shard of so many bytes, from any thread.
 
     It uses pread: a memory map would crash the process if the file shrank.
     """
     try:
         if isinstance(path, ObjectPath):
-            yield partial(_read_object, path)
+            yield partial(_read_object, path, size)
         else:
             with open(path, "rb", buffering=0) as file:
                 yield partial(_read_file, file.fileno(), os.fstat(file.fileno()).st_size)
@@ -170,9 +189,9 @@ def _reader(path: Location) -> Iterator[Read]:
         raise InputError(f"{path} is missing; run `ldlm features repair` on the store") from None
 
 
-def _read_object(path: ObjectPath, start: int, length: int) -> tuple[bytes, bytes]:
+def _read_object(path: ObjectPath, size: int, start: int, length: int) -> tuple[bytes, bytes]:
     try:
-        start = start + path.size() if start < 0 else start
+        start = start + size if start < 0 else start
         data = path.read_range(start, length + _CHECKSUM)
     except FileNotFoundError:
         raise InputError(f"{path} is missing; run `ldlm features repair` on the store") from None

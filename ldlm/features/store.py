@@ -219,8 +219,14 @@ class FeatureStore:
             )
         group = self._group if name == "train" else self._group[name]
         folder = self.path / (ledger.folder(name).rstrip("/"))
+        sizes = {file: entry["bytes"] for record in records for file, entry in record["files"].items()}
         stored = [key for key in ("tokens", *self.codec.dtypes) if key in group]
-        arrays = {key: ShardedArray(folder / key, group[key].metadata.to_dict()) for key in stored}
+        arrays = {
+            key: ShardedArray(
+                folder / key, group[key].metadata.to_dict(), _below(f"{ledger.folder(name)}{key}/", sizes)
+            )
+            for key in stored
+        }
         return Split(
             path=self.path,
             name=name,
@@ -238,3 +244,8 @@ class FeatureStore:
         """Validation rows, or the training rows where there are none; `encode` as for `split`."""
         validation = any(record["split"] == "validation" for record in self.records.values())
         return self.split("validation" if validation else "train", encode)
+
+
+def _below(folder: str, sizes: Mapping[str, int]) -> dict[str, int]:
+    """The entries of files in a folder, by their names in it."""
+    return {name.removeprefix(folder): size for name, size in sizes.items() if name.startswith(folder)}

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ldlm import files, hub
+from ldlm import hub
 from ldlm.errors import InputError
+from ldlm.features import digests
 from ldlm.features.documents import Part, parts
+from ldlm.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -29,7 +31,7 @@ TOKENIZER_CHARACTERS = 2**19
 
 
 def dataset_source(
-    name: str, configuration: str | None = None, revision: str | None = None
+    name: str, configuration: str | None = None, revision: str | None = None, progress: Progress = SILENT
 ) -> tuple[str | None, dict[str, str]]:
     """The current (commit on the hub or None, fingerprints by name) of a Hugging Face dataset.
 
@@ -42,7 +44,8 @@ def dataset_source(
     builder = _builder(name, configuration, revision)
     paths = [path for found in (builder.config.data_files or {}).values() for path in map(str, found)]
     if paths and all(Path(path).is_file() for path in paths):
-        return None, {path: files.sha256_file(Path(path)) for path in sorted(paths)}
+        found = digests.sha256([Path(path) for path in sorted(paths)], progress)
+        return None, {str(path): digest for path, digest in found.items()}
     return builder.hash, {name: builder.hash}
 
 

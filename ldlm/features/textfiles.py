@@ -11,14 +11,12 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from ldlm import files
 from ldlm.errors import InputError
-from ldlm.features import formats
+from ldlm.features import digests, formats
 from ldlm.features.detection import (
     JSON_NAMES,
     STANDARD_INPUT,
     Span,
-    as_input_error,
     check_exists,
     ending,
     is_stream,
@@ -26,6 +24,7 @@ from ldlm.features.detection import (
 )
 from ldlm.features.documents import not_blank
 from ldlm.features.formats import Row, as_they_stand
+from ldlm.progress import SILENT, Progress
 
 NAMES = (*JSON_NAMES[1:], ".parquet", ".txt")  # of text; .json also ends the records that stand beside samples
 
@@ -73,15 +72,13 @@ def rows(path: Path, column: str = "text", span: Span | None = None) -> Iterator
 # Before a file is read
 
 
-def fingerprints(paths: Iterable[str | Path]) -> dict[str, str]:
+def fingerprints(paths: Iterable[str | Path], progress: Progress = SILENT) -> dict[str, str]:
     """The sha256 of files, by path; `InputError` for one that can't be read more than once."""
-    return {str(path): _fingerprint(Path(path)) for path in paths}
-
-
-def _fingerprint(path: Path) -> str:
-    check_file(path)
-    with as_input_error(lambda: str(path)):
-        return files.sha256_file(path)
+    named = [str(path) for path in paths]
+    for name in named:
+        check_file(Path(name))
+    found = digests.sha256([Path(name) for name in named], progress)
+    return {name: found[Path(name)] for name in named}
 
 
 def check_file(path: Path) -> None:

@@ -21,6 +21,7 @@ from ldlm import files
 from ldlm.features import decided
 from ldlm.features.shared_work import share
 from ldlm.leases import EXPIRY, Leases
+from ldlm.location import Bucket, ObjectPath
 
 ITEMS, NODES, WORKERS = 2, 2, 3  # two of the workers are on one machine
 PARTS = ("states", "scales")
@@ -32,15 +33,24 @@ class Killed(BaseException):
     pass
 
 
+class Objects(Bucket):
+    """An object store in memory, in which a worker stops before each request."""
+
+    def call(self, operation, key, *args, **options):
+        if (worker := getattr(here, "worker", None)) is not None:
+            worker.stop()
+        return super().call(operation, key, *args, **options)
+
+
 class Worker:
     """A process: a thread that goes on when it is told so, to the next operation."""
 
-    def __init__(self, name, node, root, clock):
+    def __init__(self, name, node, root, scratch, clock):
         self.name, self.node, self.root = name, node, root
         self.go, self.back = threading.Semaphore(0), threading.Semaphore(0)
         self.dead = self.ended = False
         self.error = None
-        own = root.parent / f"locks-{node}"
+        own = scratch / f"locks-{node}"
         here_now = lambda: clock() + 60 * node  # noqa: E731  their clocks differ by a minute
         self.leases = Leases(root / "claims", own, clock=here_now, here=str(node), heartbeat=None)
         self.thread = threading.Thread(target=self.live, daemon=True)
@@ -106,14 +116,18 @@ class Schedules(RuleBasedStateMachine):
     @initialize()
     def begin(self):
         self.scratch, self.now, self.recorded = Path(tempfile.mkdtemp()), 0.0, {}
-        self.root = self.scratch / "store"
-        self.root.mkdir()
+        self.root = self.place()
         self.patch = pytest.MonkeyPatch()
         for name in OPERATIONS:
             self.patch.setattr(os, name, self.stopping(getattr(os, name)))
         self.patch.setattr(os, "fsync", lambda descriptor: None)
         self.born = 0
         self.workers = [self.worker(number % NODES) for number in range(WORKERS)]
+
+    def place(self):
+        """Where the workers share their items."""
+        (self.scratch / "store").mkdir()
+        return self.scratch / "store"
 
     @staticmethod
     def stopping(real):
@@ -126,7 +140,7 @@ class Schedules(RuleBasedStateMachine):
 
     def worker(self, node):
         self.born += 1
-        made = Worker(f"worker {self.born}", node, self.root, lambda: self.now)
+        made = Worker(f"worker {self.born}", node, self.root, self.scratch, lambda: self.now)
         made.back.acquire()  # it stands at its beginning
         return made
 
@@ -189,7 +203,18 @@ class Schedules(RuleBasedStateMachine):
             shutil.rmtree(self.scratch)
 
 
+class SchedulesOfObjects(Schedules):
+    """The same in an object store."""
+
+    def place(self):
+        memory = pytest.importorskip("obstore.store", reason="obstore is in the extra `object-stores`").MemoryStore()
+        bucket = Objects("memory://store")
+        bucket.__dict__["store"] = memory  # in place of that of its address
+        return ObjectPath(bucket, "store")
+
+
+@pytest.mark.parametrize("machine", [Schedules, SchedulesOfObjects])
 @pytest.mark.parametrize("schedules", [60, pytest.param(3000, marks=pytest.mark.slow)])
-def test_no_schedule_loses_an_item_or_mixes_two_makers(schedules):
+def test_no_schedule_loses_an_item_or_mixes_two_makers(schedules, machine):
     how = settings(max_examples=schedules, stateful_step_count=30, deadline=None, database=None, derandomize=True)
-    run_state_machine_as_test(Schedules, settings=how)
+    run_state_machine_as_test(machine, settings=how)

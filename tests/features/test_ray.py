@@ -247,6 +247,24 @@ def test_bad_text_leaves_nothing_and_a_node_s_fault_leaves_what_is_there(few, tm
         assert not presence.leases(tmp_path / "f").places.names(presence.WORKER)
 
 
+@pytest.mark.slow
+def test_the_user_is_told_of_pieces_and_workers_that_wait_for_room(
+    few, whole, tmp_path, monkeypatch, environment, notes
+):
+    """Three workers on two nodes of one core: the third never comes, and the others do all."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ray_engine, "PATIENCE", 0.01)
+    with ray_cluster.nodes() as cluster:
+        launch = LaunchConfig(engine="ray", address=cluster.address, workers=3)
+        extract_features.run(few, tmp_path / "f", launch=launch, progress=notes)
+    assert content(tmp_path / "f") == content(whole)
+    said = "\n".join(notes.lines)
+    assert "no piece of the text came back for a minute; the Ray cluster may have no room" in said
+    assert "3 of 3 workers are not ready; waiting for room in the Ray cluster, or for them to load the encoder" in said
+    assert len([line for line in notes.lines if re.match("[12] of 3 workers are not ready", line)]) == 1
+
+
 @pytest.fixture(scope="module")
 def long(corpus, arguments, tmp_path_factory):
     """An extraction of hundreds of small shards as the command line takes it, and the store that one process makes."""

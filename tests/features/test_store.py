@@ -257,7 +257,7 @@ def test_the_stream_s_own_reader_reads_what_was_written_in_any_order(written):
     path, hidden, tokens = written
     group = zarr.open_group(path / "features.zarr", mode="r")
     for name, expected in (("hidden", hidden), ("tokens", tokens)):
-        array = ShardedArray(path / "features.zarr" / name, group[name].metadata.to_dict())
+        array = ShardedArray(path / "features.zarr" / name, group[name].metadata.to_dict(), {})
         for rows in ([0], [39], [38, 1, 17, 16], [5, 5, 4], list(range(40)), list(range(39, -1, -1))):
             assert np.array_equal(array.read(np.array(rows)), expected[rows])
             into = np.zeros((41, *expected.shape[1:]), expected.dtype)
@@ -269,7 +269,7 @@ def test_the_stream_s_own_reader_reads_what_was_written_in_any_order(written):
 def test_the_stream_s_own_reader_never_returns_what_was_not_written(written, damage):
     path = written[0]
     group = zarr.open_group(path / "features.zarr", mode="r")
-    array = ShardedArray(path / "features.zarr" / "hidden", group["hidden"].metadata.to_dict())
+    array = ShardedArray(path / "features.zarr" / "hidden", group["hidden"].metadata.to_dict(), {})
     shard = path / "features.zarr/hidden/c/0/0/0"
     data = bytearray(shard.read_bytes())
     if damage == "flipped":

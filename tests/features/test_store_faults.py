@@ -20,7 +20,7 @@ from patience import patience
 
 from ldlm import locks
 from ldlm.config import ExtractConfig, from_dict
-from ldlm.errors import InputError
+from ldlm.errors import InputError, StorageError
 from ldlm.evaluation import samples
 from ldlm.features import ledger, shards
 from ldlm.features.begin import prepare
@@ -341,6 +341,23 @@ def test_repair_makes_the_bad_shards_again_and_nothing_else(whole, tmp_path):
     assert features.verify(path) == []
     assert content(path) == content(whole)
     assert kept.stat().st_mtime_ns == before
+
+
+def test_a_repair_that_lost_its_lease_removes_nothing(whole, tmp_path, monkeypatch):
+    """It was stopped for long after it had looked for damage; another process has the store by now."""
+    path = shutil.copytree(whole, tmp_path / "f")
+    damaged_at(path / "features.zarr/hidden/c/0/0/0", lambda size: (size // 2, 0))
+    before, real = content(path), ledger.faults
+
+    def stopped(place):
+        found = real(place)
+        (place / "claims" / "alone.lease").unlink()  # as the other took it
+        return found
+
+    monkeypatch.setattr(ledger, "faults", stopped)
+    with pytest.raises(StorageError, match="another took its place"):
+        features.repair(path, device="cpu")
+    assert content(path) == before
 
 
 def test_repair_restores_metadata_and_statistics(whole, tmp_path):

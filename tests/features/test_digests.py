@@ -1,0 +1,119 @@
+"""Hashes of large text files: read once by all processes, and again where a file has changed."""
+
+import errno
+import os
+import threading
+import time
+
+import pytest
+
+from ldlm import files
+from ldlm.errors import InputError
+from ldlm.features import digests, textfiles
+
+
+@pytest.fixture
+def text(tmp_path, monkeypatch):
+    """A file that counts as large, changed long ago, and a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(digests, "LEAST", 10)
+    path = tmp_path / "text.txt"
+    write(path, b"twelve bytes")
+    return path
+
+
+def write(path, data, age=60.0):
+    path.write_bytes(data)
+    os.utime(path, (time.time() - age,) * 2)
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The files that are read."""
+    found, real = [], digests._hashed
+    monkeypatch.setattr(digests, "_hashed", lambda path, *rest: found.append(path.name) or real(path, *rest))
+    return found
+
+
+def test_a_large_file_is_read_once_until_it_changes(text, reads, tmp_path):
+    small = tmp_path / "small.txt"
+    small.write_bytes(b"small")
+    for _ in range(2):
+        expected = {str(path): files.sha256_file(path) for path in (text, small)}
+        assert textfiles.fingerprints([text, small]) == expected
+    assert reads == ["text.txt", "small.txt", "small.txt"]
+    write(text, b"twelve bytes more")
+    assert textfiles.fingerprints([text])[str(text)] == files.sha256(b"twelve bytes more")
+    write(text, b"twelve other byte", age=50.0)  # as many
+    assert textfiles.fingerprints([text])[str(text)] == files.sha256(b"twelve other byte")
+    assert len(reads) == 5
+
+
+def test_a_hash_that_was_damaged_is_made_again(text, reads):
+    textfiles.fingerprints([text])
+    (record,) = (digests.user_cache() / "digests").glob("*.json")
+    record.write_bytes(record.read_bytes().replace(b'"sha256": "', b'"sha256": "0'))
+    assert textfiles.fingerprints([text])[str(text)] == files.sha256_file(text)
+    assert len(reads) == 2
+
+
+def test_a_file_that_changes_while_it_is_read_is_read_again_by_others(text, monkeypatch):
+    real = digests._hashed
+
+    def changes(path, *rest):
+        found = real(path, *rest)
+        write(path, b"more than twelve", age=30.0)
+        return found
+
+    monkeypatch.setattr(digests, "_hashed", changes)
+    assert textfiles.fingerprints([text])[str(text)] == files.sha256(b"twelve bytes")
+    monkeypatch.undo()
+    monkeypatch.setattr(digests, "LEAST", 10)
+    assert textfiles.fingerprints([text])[str(text)] == files.sha256(b"more than twelve")
+
+
+def test_a_file_that_was_changed_just_now_is_waited_for(text, monkeypatch):
+    """A second change in the same tick of the file system's clock would leave no trace."""
+    slept = []
+    monkeypatch.setattr(digests.time, "sleep", lambda seconds: seconds < 30 and slept.append(seconds))
+    for age, least, most in ((0.0, 1.0, 2.0), (-3600.0, 2.0, 2.0), (60.0, 0.0, 0.0)):
+        write(text, f"{age} and more bytes".encode(), age)
+        textfiles.fingerprints([text])
+        assert least <= slept.pop() <= most
+
+
+def test_processes_that_start_together_divide_the_files(text, reads, tmp_path):
+    paths = [text, *(tmp_path / f"{number}.txt" for number in range(5))]
+    for path in paths[1:]:
+        write(path, path.name.encode() * 20)
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(textfiles.fingerprints(paths))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [{str(path): files.sha256_file(path) for path in paths}] * 3
+    assert sorted(reads) == sorted(path.name for path in paths)
+
+
+@pytest.mark.parametrize("call", ["open", "fsync"])
+def test_without_room_for_the_cache_every_process_hashes_by_itself(text, reads, monkeypatch, call):
+    real = getattr(os, call)
+
+    def full(what, *rest, **options):
+        if call == "fsync" or "digests" in str(what):
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        return real(what, *rest, **options)
+
+    monkeypatch.setattr(os, call, full)
+    assert textfiles.fingerprints([text])[str(text)] == files.sha256_file(text)
+    assert reads == ["text.txt"]
+
+
+def test_a_file_that_can_not_be_read_is_named(text, monkeypatch):
+    def broken(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(digests, "open", broken, raising=False)
+    with pytest.raises(InputError, match=r"text\.txt can't be read: Input/output error"):
+        textfiles.fingerprints([text])
