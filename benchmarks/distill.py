@@ -33,7 +33,8 @@ from ldlm.stages import distill, evaluate, sample
 
 EVALUATIONS = (8, 4, 2, 1)  # of the students, each distilled from the one before
 AIM = 4  # evaluations at which a student is to draw as the teacher does
-GUIDANCE = 1.5
+GUIDANCE = 1.5  # of four steps of the run itself
+TEACHER = "the teacher"
 FIGURES = {"gen_ppl": "gen. ppl", "entropy": "entropy", "diversity": "diversity"}
 
 
@@ -125,9 +126,6 @@ class Trial:
         (scored,) = evaluate.run(judge, [texts])
         found: dict[str, float] = scored.scores.pick(*FIGURES)
         return found
-
-
-TEACHER = "the teacher"
 
 
 def report(found: Mapping[str, Any]) -> str:

@@ -136,7 +136,7 @@ def settings(config: DistillConfig, trained: TrainedRun) -> DistilledConfig:
     start = config.start or START
     count = halvings(start, config.evaluations)
     steps = config.steps or min(50_000, -(-trained.checkpoint.step // 5))
-    lr = config.lr or run.optimizer.lr
+    lr = config.lr or run.optimizer.lr / 3
     filled = replace(config, start=start, steps=steps, lr=lr, batch_size=config.batch_size or run.batch_size)
     solvers.check(replace(filled.sampler, steps=start))
     mine: dict[str, Any] = {name: value for name in TAKEN if (value := getattr(filled, name)) is not None}
@@ -163,7 +163,8 @@ def _of_distilled(config: DistillConfig, trained: TrainedRun) -> DistillConfig:
                 f"{trained.path} is distilled to {name}={getattr(its, name)}, not {getattr(config, name)}; leave "
                 f"--{name.replace('_', '-')} out"
             )
-    return replace(config, start=own, guidance=its.guidance, grid=its.grid, t_min=its.t_min)
+    kept = {"steps": config.steps or its.steps, "lr": config.lr or its.lr}
+    return replace(config, start=own, guidance=its.guidance, grid=its.grid, t_min=its.t_min, **kept)
 
 
 def _start(training: DistilledConfig, trained: TrainedRun, device: torch.device, world: World) -> DistillState:

@@ -33,13 +33,18 @@ class DistillConfig:
     grid: Grid = again(SamplerConfig, "grid")
     t_min: float = again(SamplerConfig, "t_min")
     steps: int | None = setting(
-        None, "optimiser steps of each round; none means 50,000, or 1/5 of the run's where that is less", low=1
+        None,
+        "optimiser steps of each round; none means 50,000, or 1/5 of the run's where that is less, and those of a "
+        "distilled run",
+        low=1,
     )
     checkpoint: str | None = again(FinetuneConfig, "checkpoint")
     batch_size: int | None = again(FinetuneConfig, "batch_size")
     shuffle_rows: int | None = again(FinetuneConfig, "shuffle_rows")
     lr: float | None = setting(
-        None, "learning rate at the beginning of each round, which falls to 0; none means the run's", above=0
+        None,
+        "learning rate of each round, which falls to 0 in it; none means 1/3 of the run's, and that of a distilled run",
+        above=0,
     )
     compute: ComputeConfig = setting(ComputeConfig(), "precision and kernels", flags=True)
     accumulate: int = again(FinetuneConfig, "accumulate")

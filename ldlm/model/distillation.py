@@ -1,11 +1,11 @@
 """Progressive distillation: a student learns to do in one step what its teacher does in two (Salimans & Ho, 2022).
 
-The teacher draws by DDIM without noise, which goes from z_s to z_t by one estimate ẑ of z_0 (their Eq. 8):
+The teacher draws by DDIM without noise (Song et al., 2021, Eq. 12), which goes from z_s to z_t by an estimate ẑ of z_0:
 
     z_t = (σ_t/σ_s) z_s + (α_t − α_s σ_t/σ_s) ẑ
 
 Its grid has 2E steps, t_0 > t_1 > … > t_2E, and the student's every second time of it. One step of the student from
-t_2i ends where two of the teacher's do if its estimate is x̃, the ẑ that solves this equation (their Appendix G):
+t_2i ends where two of the teacher's do if its estimate is x̃, the ẑ that solves this equation (their Algorithm 2):
 
     x̃ = (z_t − (σ_t/σ_s) z_s) / (α_t − α_s σ_t/σ_s)
 
@@ -53,13 +53,13 @@ class Lesson(NamedTuple):
 
 
 def step(schedule: Schedule, z_s: Tensor, z_hat: Tensor, s_B: Tensor, t_B: Tensor) -> Tensor:
-    """z_t after a step of DDIM from s (B,) down to t (B,) with the estimate ẑ (Salimans & Ho, Eq. 8)."""
+    """z_t after a step of DDIM from s (B,) down to t (B,) with the estimate ẑ (Song et al., 2021, Eq. 12)."""
     shrink_B, gain_B = ode_step(schedule, s_B, t_B)
     return per_row(shrink_B, z_s) * z_s + per_row(gain_B, z_hat) * z_hat
 
 
 def single_step_estimate(schedule: Schedule, z_s: Tensor, z_t: Tensor, s_B: Tensor, t_B: Tensor) -> Tensor:
-    """x̃, the estimate with which one step from z_s ends at z_t (Salimans & Ho, Appendix G); the inverse of `step`."""
+    """x̃, the estimate with which one step from z_s ends at z_t (Salimans & Ho, Algorithm 2); the inverse of `step`."""
     shrink_B, gain_B = ode_step(schedule, s_B, t_B)
     return (z_t - per_row(shrink_B, z_s) * z_s) / per_row(gain_B, z_t)
 
