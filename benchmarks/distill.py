@@ -3,10 +3,10 @@
     python -m benchmarks distill --work distill --run run --features features --scorer scorer --reference real.jsonl
 
 Distils the run to 8, 4, 2 and 1 evaluations, each from the one before, draws `--texts` texts with each seed from every
-student and from the run itself, and scores them. The teacher is the run with its default sampler at 32 evaluations.
-Beside it stand the run at few evaluations, by its default solver and by ddim, which is what students are taught, and
-four steps with guidance, which take 8. `±` is the standard deviation over the seeds of sampling. The same command goes
-on where it was interrupted.
+student and from the run itself, and scores them. The teacher is the run with its default sampler, at 32 evaluations,
+or with the one that `--teacher` describes: the best of a sweep. Beside it stand the run at few evaluations, by its
+default solver and by ddim, which is what students are taught, and four steps with guidance, which take 8. `±` is the
+standard deviation over the seeds of sampling. The same command goes on where it was interrupted.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from typing import Any
 import torch
 
 from benchmarks.__main__ import hardware
-from ldlm import artifact, files, memory
+from ldlm import artifact, config, files, memory
 from ldlm.cli import show
 from ldlm.config import DistillConfig, EvaluateConfig, SampleConfig, SamplerConfig
 from ldlm.errors import InputError
+from ldlm.sampling import solvers
 from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import distill, evaluate, sample
 
@@ -49,7 +50,7 @@ class Way:
     @property
     def evaluations(self) -> int:
         """Evaluations of the denoiser for a text."""
-        return self.sampler.steps * (2 if self.sampler.guidance != 1 else 1)
+        return self.sampler.steps * solvers.evaluations_per_step(self.sampler)
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Trial:
     scorer: str
     reference: Path | None
     distilling: DistillConfig
+    teacher: SamplerConfig
     texts: int
     temperature: float
 
@@ -75,10 +77,10 @@ class Trial:
         made, source = dict[int, Path](), self.run
         for evaluations in EVALUATIONS:
             first = source == self.run
-            config = replace(self.distilling, evaluations=evaluations)
-            config = config if first else replace(config, start=None, guidance=1.0)
+            asked = replace(self.distilling, evaluations=evaluations)
+            asked = asked if first else replace(asked, guidance=1.0)  # which is folded in
             out = self.work / f"student-{evaluations}"
-            source = distill.run(config, source, self.features, out, progress=show.Terminal()).path
+            source = distill.run(asked, source, self.features, out, progress=show.Terminal()).path
             made[evaluations] = source
         return made
 
@@ -86,7 +88,7 @@ class Trial:
         """Every way to draw: the teacher first."""
         best = SamplerConfig(temperature=self.temperature)
         ddim = replace(best, solver="ddim")
-        yield Way(TEACHER, self.run, best)
+        yield Way(TEACHER, self.run, self.teacher)
         yield Way("ddim", self.run, ddim)
         yield Way(f"{best.solver}, w = {GUIDANCE:g}", self.run, replace(best, steps=4, guidance=GUIDANCE))
         for evaluations, student in students.items():
@@ -115,7 +117,7 @@ class Trial:
         }
 
     def _drawn(self, way: Way, seed: int) -> Path:
-        name = f"{way.name}; {way.evaluations}; {way.run.name}; T {self.temperature:g}; seed {seed}.jsonl"
+        name = f"{way.name}; {way.evaluations}; {way.run.name}; T {way.sampler.temperature:g}; seed {seed}.jsonl"
         out = self.work / "texts" / name.replace("/", "-")
         settings = SampleConfig(num_samples=self.texts, sampler=way.sampler, seed=seed, device="cpu")
         sample.run(settings, way.run, out, progress=show.Terminal())
@@ -187,6 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, help="default as of ldlm distill")
     parser.add_argument("--guidance", type=float, default=1.0, help="w that the students learn to draw with")
     parser.add_argument("--temperature", type=float, default=0.0, help="of all samplers")
+    of_teacher = "the teacher's sampler, like solver=heun steps=8 guidance=1.5; default that of ldlm sample"
+    parser.add_argument("--teacher", nargs="+", metavar="KEY=VALUE", default=[], help=of_teacher)
     parser.add_argument("--texts", type=int, default=500)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3], help="of sampling")
     parser.add_argument("--output", type=Path, help="folder for the table and its JSON")
@@ -196,7 +200,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     distilling = DistillConfig(**settings)
     places = (chosen.work, chosen.run, chosen.features)
     try:
-        trial = Trial(*places, chosen.scorer, chosen.reference, distilling, chosen.texts, chosen.temperature)
+        asked = config.merge({"temperature": chosen.temperature}, config.assignments(chosen.teacher))
+        teacher = config.from_dict(SamplerConfig, asked)
+        how = (chosen.reference, distilling, teacher, chosen.texts, chosen.temperature)
+        trial = Trial(*places, chosen.scorer, *how)
         found = trial.measure(chosen.seeds)
     except InputError as error:
         sys.exit(f"Error: {error}")

@@ -40,7 +40,7 @@ def test_the_cost_of_a_student_has_that_of_those_before_it():
     assert "to 8 evaluations: 200 steps in all, 20% of the run's 1,000" in text
     assert "to 4 evaluations: 300 steps in all, 30% of the run's 1,000" in text
     (teacher,) = (line for line in text.splitlines() if line.startswith(distill.TEACHER))
-    assert teacher.split()[2:6] == ["32", "100", "±", "7.07"]
+    assert teacher.split()[2:6] == ["32", "100", "±", "7.071"]
 
 
 @pytest.mark.slow
