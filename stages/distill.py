@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ldlm import files, runtime
 from ldlm.artifact import Artifact
-from ldlm.config import START, DistillConfig, DistilledConfig, SamplerConfig, TrainConfig, halvings
+from ldlm.config import START, DistillConfig, DistilledConfig, TrainConfig, halvings
 from ldlm.errors import InputError
 from ldlm.features.encoder import online_encoder
 from ldlm.features.store import FeatureStore
@@ -46,7 +46,7 @@ def plan(config: DistillConfig, run_path: Path) -> dict[str, Any]:
     """Rounds, steps and tokens of the training, without training."""
     trained = TrainedRun(run_path, torch.device("cpu"), config.checkpoint)
     training = settings(config, trained)
-    rounds = distillation.rounds(training, _grid(training))
+    rounds = distillation.rounds(training, _grid(training, trained))
     return {
         "rounds": len(rounds),
         "evaluations": [one.evaluations for one in rounds],
@@ -180,12 +180,10 @@ def _unguided(denoise: Any) -> Any:
     return denoise
 
 
-def _grid(training: DistilledConfig, trained: TrainedRun | None = None) -> Tensor:
+def _grid(training: DistilledConfig, trained: TrainedRun) -> Tensor:
     """Times (start + 1,) of the first teacher."""
     assert training.distillation.start is not None
-    sampler: SamplerConfig = replace(training.distillation.sampler, steps=training.distillation.start)
-    if trained is None:
-        return torch.linspace(1, 0, sampler.steps + 1, dtype=torch.float64)
+    sampler = replace(training.distillation.sampler, steps=training.distillation.start)
     return solvers.time_grid(sampler, trained.schedule, trained.timesteps.draw)
 
 

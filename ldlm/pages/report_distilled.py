@@ -53,15 +53,14 @@ def losses(report: Report[DistilledConfig]) -> Section:
 
 
 def training(course: Course[DistilledConfig]) -> list[Chart]:
-    """The loss over the steps, and by the student's time in the newest evaluation."""
+    """The loss over the steps, and the evaluations of a text by the student of each round."""
     metrics = course.metrics
     lines = [
         over_steps(of_kind(metrics, "train"), "training", "l_distill", BLUE, noisy=True),
         held_out(metrics, "held out", "l_distill", ORANGE),
         held_out(metrics, "held out, the teacher in its place", "l_distill_teacher", GREY),
     ]
-    evaluations = of_kind(metrics, "train")
-    count = over_steps(evaluations, "evaluations", "evaluations", BLUE)
+    count = over_steps(of_kind(metrics, "train"), "evaluations", "evaluations", BLUE)
     return [
         Chart("Two steps in one", STEP, SQUARED, lines),
         Chart("Rounds", STEP, Axis("evaluations of a text", low=0), [count]),

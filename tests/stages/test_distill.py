@@ -20,8 +20,10 @@ from ldlm import LDLM, noise
 from ldlm import config as configs
 from ldlm.config import DistillConfig, ExportConfig, FinetuneConfig, PromptConfig, SampleConfig, SamplerConfig
 from ldlm.errors import InputError, Stopped
+from ldlm.features.batch import Batch
 from ldlm.features.store import FeatureStore
 from ldlm.model import distillation as steps
+from ldlm.runtime import ALONE
 from ldlm.sampling import solvers
 from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import distill, export, finetune_decoder, sample, train
@@ -75,7 +77,7 @@ def copy(whole, tmp_path):
 def begun(trained, config=DISTILL):
     """The distillation at step 0."""
     run = TrainedRun(trained, CPU)
-    return distill._start(distill.settings(config, run), run, CPU, distill.World())
+    return distill._start(distill.settings(config, run), run, CPU, ALONE)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -135,8 +137,6 @@ def test_a_round_begins_with_the_averaged_student_as_teacher_and_a_new_optimiser
 
 
 def batch_of(split, rows=8):
-    from ldlm.features.batch import Batch
-
     parts, tokens = split.read(0, rows)
     tokens_BL = torch.from_numpy(tokens).long()
     return Batch(split.states(parts, tokens_BL), tokens_BL, torch.arange(rows), 0)
