@@ -155,8 +155,8 @@ def test_a_student_comes_nearer_to_two_steps_than_its_teacher_is(store, trained,
 # Interruption
 
 
-# Around the end of the first round of 6 steps.
-@pytest.mark.parametrize("at", [5, 6, 7])
+# At and around the end of the first round of 6 steps, and at both ends.
+@pytest.mark.parametrize("at", [6, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 5, 7, 12))])
 def test_a_stopped_distillation_ends_bit_for_bit_like_one_that_was_not(trained, store, whole, tmp_path, stopped_at, at):
     out = tmp_path / "run-2"
     with pytest.raises(Stopped, match=f"run-2: stopped by SIGTERM at step {at}, and saved"):
