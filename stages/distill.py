@@ -163,7 +163,7 @@ def _of_distilled(config: DistillConfig, trained: TrainedRun) -> DistillConfig:
                 f"{trained.path} is distilled to {name}={getattr(its, name)}, not {getattr(config, name)}; leave "
                 f"--{name.replace('_', '-')} out"
             )
-    kept = {"steps": config.steps or its.steps, "lr": config.lr or its.lr}
+    kept: dict[str, Any] = {"steps": config.steps or its.steps, "lr": config.lr or its.lr}
     return replace(config, start=own, guidance=its.guidance, grid=its.grid, t_min=its.t_min, **kept)
 
 
