@@ -15,7 +15,8 @@ Speed, within ten minutes on two cores; `python -m benchmarks store` holds the f
 `python -m benchmarks stories-frontier` does so on stories whose law is known.
 
 `python -m benchmarks recipe` trains variants of the tiny preset and judges what they draw, some minutes each, and
-`python -m benchmarks prompts` a model that continues texts, whose continuations it holds against real ones.
+`python -m benchmarks prompts` a model that continues texts, whose continuations it holds against real ones, and
+`python -m benchmarks distill` distils a run to few evaluations and holds its students against it.
 
 `python -m benchmarks gpu` measures everything on a machine with a GPU in the minutes that it is given, and
 `python -m benchmarks wheels` fetches what such a machine may lack; each has its own --help.
@@ -55,6 +56,7 @@ PROGRAMS = {
     "gpu": "benchmarks.gpu.runner",
     "recipe": "benchmarks.recipe",
     "prompts": "benchmarks.prompts",
+    "distill": "benchmarks.distill",
     "wheels": "benchmarks.gpu.wheels",
 }  # with arguments of their own
 

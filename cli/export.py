@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ldlm.cli import show
-from ldlm.cli.options import Command, Options, method_of, path_option, require, stage_options
+from ldlm.cli.options import Command, Options, default_settings, method_of, path_option, require, stage_options
 from ldlm.config import ExportConfig
 
 
@@ -27,7 +27,7 @@ def command(options: Options, run: str | None, output: str | None) -> None:
       ldlm export --run run --output model --set sampler.steps=64
       ldlm export --run run-mdlm --output model --sampler remdm
     """
-    config = options.build_drawing(method_of(run))
+    config = options.build_drawing(method_of(run), default_settings(run))
     from ldlm.stages import export as stage
 
     run_path = require(run, "--run", "run")

@@ -85,6 +85,7 @@ def main() -> None:
 
 def _register() -> None:
     from ldlm.cli import (
+        distill,
         evaluate,
         export,
         extract,
@@ -111,6 +112,7 @@ def _register() -> None:
     main.add_command(train.command, "train")
     main.add_command(plot.command, "plot")
     main.add_command(finetune.command, "finetune-decoder")
+    main.add_command(distill.command, "distill")
     main.add_command(sample.command, "sample")
     main.add_command(sweep.command, "sweep")
     main.add_command(interpolate.command, "interpolate")

@@ -290,6 +290,7 @@ class Options:
     def given(self) -> dict[str, Any]:
         """Settings of the configuration file, of --set and of flags."""
         file = {} if self.config_file is None else files.read_yaml(Path(self.config_file))
+        file = getattr(self.cls, "of_file", dict)(file)
         return configs.merge(file, configs.assignments(self.sets), self._given())
 
     def _given(self) -> dict[str, Any]:
@@ -336,3 +337,12 @@ def method_of(run: str | None) -> str:
     from ldlm.baselines import opening
 
     return opening.method_at(Path(run))
+
+
+def default_settings(run: str | None) -> dict[str, Any]:
+    """The settings that an exported model or a distilled run brings with it, on which the user's come."""
+    if run is None:
+        return {}
+    from ldlm.baselines import opening
+
+    return opening.defaults(Path(run))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from ldlm.cli import show
-from ldlm.cli.options import Command, Options, method_of, path_option, require, stage_options
+from ldlm.cli.options import Command, Options, default_settings, method_of, path_option, require, stage_options
 from ldlm.config import AnySampleConfig, SampleConfig
 from ldlm.errors import InputError
 
@@ -39,7 +38,7 @@ def command(options: Options, run: str | None, output: str | None, trace: str | 
       ldlm sample --run run --trace-text 3 --trace trace
       ldlm sample --run run-mdlm --sampler remdm --eta 0.015 --top-p 0.9 --output mdlm.jsonl
     """
-    config = options.build_drawing(method_of(run), _defaults(run))
+    config = options.build_drawing(method_of(run), default_settings(run))
     if options.flags[("prompting", "prompt")] is not None and config.prompting.prompt is None:
         raise InputError("--prompt none stands for no prompt; give that word in a file, by --prompts FILE")
     if output is not None and trace is not None:
@@ -61,15 +60,6 @@ def command(options: Options, run: str | None, output: str | None, trace: str | 
         return "\n\n".join([f"{out}: {result['config']['num_samples']:,} texts, {_how(config, result)}", *first])
 
     options.show(result, text)
-
-
-def _defaults(run: str | None) -> dict[str, Any]:
-    """The settings that an exported model brings with it; none for a run."""
-    if run is None:
-        return {}
-    from ldlm.baselines import opening
-
-    return opening.defaults(Path(run))
 
 
 def _how(config: AnySampleConfig, result: dict[str, Any]) -> str:

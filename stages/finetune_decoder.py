@@ -103,7 +103,7 @@ def run(
             "decoder",
             config,
             {
-                "checkpoint": trained.checkpoint.digest,
+                "checkpoint": trained.latents,
                 "features": store.fingerprint,
                 "precision": state.compute.precision,
             },
@@ -209,7 +209,7 @@ def _finish(
     result.finish(
         name=journal.out.name,
         sha256={"ema.safetensors": files.sha256_file(journal.out / "ema.safetensors")},
-        checkpoint=trained.checkpoint.digest,
+        checkpoint=trained.latents,
         checkpoint_step=trained.checkpoint.step,
         network=network,
         step=state.step,

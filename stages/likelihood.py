@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ldlm import artifact, files, locks, runtime
+from ldlm import config as configs
 from ldlm.artifact import Artifact
 from ldlm.baselines import likelihood as of_tokens
 from ldlm.baselines import methods
@@ -37,6 +38,10 @@ from ldlm.sampling.trained_run import TrainedRun
 Lines = list[dict[str, Any]]  # estimates of rows as JSON, kept on disk until the last is there
 KEPT = "rows.partial.jsonl"
 NO_BOUND = "its loss bounds no likelihood"
+DISTILLED = (
+    "it is distilled: its estimate stands for two of its teacher's and is no mean of z_0 given z_t; the run that it "
+    "was distilled from has a bound"
+)
 
 
 def plan(config: LikelihoodConfig, run_paths: Sequence[Path], features: Location) -> dict[str, Any]:
@@ -282,11 +287,17 @@ class TokenSubject(Subject):
 
 
 def unbounded(path: Path) -> dict[str, Any] | None:
-    """The record of a run whose method has no bound, as JSON; None of any other."""
+    """The record of a run that has no bound, as JSON; None of any other."""
     method = _method(path)
+    if method == LDLM and _is_distilled(path):
+        return {"run": path.name, "method": method, "is": "none", "why": DISTILLED}
     if method == LDLM or methods.bounds_likelihood(method):
         return None
     return {"run": path.name, "method": method, "is": "none", "why": NO_BOUND}
+
+
+def _is_distilled(path: Path) -> bool:
+    return configs.distilled(files.read_yaml(path / "config.yaml")) is not None if path.is_dir() else False
 
 
 def _method(path: Path) -> str:
@@ -300,6 +311,8 @@ def _subject(config: LikelihoodConfig, path: Path, store: FeatureStore, device: 
     _method(path)
     opened = open_source(path, device, config.checkpoint)
     if isinstance(opened, TrainedRun):
+        if opened.student is not None:
+            raise InputError(f"{path} has no likelihood, for {DISTILLED}")
         opened.check_store(store)
         return LatentSubject(config, opened)
     assert isinstance(opened, TrainedTokenRun)

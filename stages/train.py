@@ -147,6 +147,8 @@ def _taken_up(method: AnyMethod, out: Path, overwrite: bool, progress: Progress)
     if files.read_json(out / "artifact.json").get("kind") != "run":
         return method
     settings = files.read_yaml(out / "config.yaml")
+    if configs.distilled(settings) is not None:
+        raise InputError(f"{out} is a distilled run, which `ldlm distill` goes on with; choose another --output")
     there, asked = configs.method_of(settings), configs.method_of(configs.to_dict(method.config))
     if there != asked:
         raise InputError(f"{out} is a run of method {there}, not {asked}; choose another --output, or add --overwrite")

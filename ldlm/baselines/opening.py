@@ -74,9 +74,13 @@ def digest(path: Path, name: str | None = None) -> str:
 
 
 def defaults(path: Path) -> dict[str, Any]:
-    """Settings that a model was exported with, its sampler; empty for a run."""
+    """The sampler that a model was exported with, or that a run was distilled to, as settings; empty for other runs."""
     kind = pretrained.model_type(path)
-    return {} if kind is None else {"sampler": configs.to_dict(MODELS[kind].described(path).sampler)}
+    if kind is not None:
+        return {"sampler": configs.to_dict(MODELS[kind].described(path).sampler)}
+    found = files.read_yaml(path / "config.yaml") if (path / "config.yaml").is_file() else {}
+    distilled = configs.distilled(found)
+    return {} if distilled is None else {"sampler": configs.to_dict(distilled.distillation.sampler)}
 
 
 def open_source(path: Path, device: torch.device, name: str | None = None) -> Source:

@@ -22,6 +22,7 @@ from ldlm.config.baselines import (
     TokenSamplerName,
     used,
 )
+from ldlm.config.distill import START, DistillConfig, DistilledConfig, distilled, halvings
 from ldlm.config.drawing import drawing_config, owners
 from ldlm.config.fields import assignments, differences, from_dict, from_stored, identity, merge, setting, to_dict
 from ldlm.config.launch import LaunchConfig

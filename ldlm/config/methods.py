@@ -20,6 +20,7 @@ from ldlm.config.baselines import (
     MDLMConfig,
     SamplerOfTokens,
 )
+from ldlm.config.distill import distilled
 from ldlm.config.fields import again, from_dict, from_stored, setting
 from ldlm.config.model import DenoiserSizes, OptimizerConfig, preset
 from ldlm.config.stages import ComputeConfig, ExportConfig, SampleConfig, TrainConfig
@@ -197,6 +198,8 @@ def stored_training(settings: Mapping[str, Any]) -> AnyTrainConfig:
     """
     if method_of(settings) not in METHODS:
         raise InputError(unknown("this run", method_of(settings)))
+    if (found := distilled(settings)) is not None:
+        return found
     cls, settings = of_method(settings)
     stored: AnyTrainConfig = from_stored(cls, settings)
     return stored

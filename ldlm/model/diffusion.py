@@ -91,3 +91,10 @@ def score(schedule: Schedule, z_t: Tensor, z_hat: Tensor, t: Tensor) -> Tensor:
     """∇ log p(z_t) ≈ −(z_t − α_t ẑ_0)/σ_t² at a scalar time t, or at times of z's shape."""
     alpha, sigma = schedule.alpha_sigma(t)
     return -(z_t - alpha * z_hat) / sigma**2
+
+
+def ode_step(schedule: Schedule, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """σ_t/σ_s and α_t − α_s σ_t/σ_s: coefficients of z_s and of ẑ in z_t, by the ODE from s down to t at constant ẑ."""
+    (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule.alpha_sigma(s), schedule.alpha_sigma(t)
+    shrink = sigma_t / sigma_s
+    return shrink, alpha_t - alpha_s * shrink

@@ -85,13 +85,17 @@ class JointModel(nn.Module):
         assert hidden_BLD is not None
         return hidden_BLD
 
-    def prefix(self, h_BLD: Tensor | None, k_B: Tensor | None) -> Prefix | None:
-        """The condition on the first k states of each row; None, which is no condition, without lengths k."""
+    def prefix(self, h_BLD: Tensor | None, k_B: Tensor | None, denoiser: DiT | None = None) -> Prefix | None:
+        """The condition of the denoiser, or of another of its kind, on the first k states of each row.
+
+        None, which is no condition, without lengths k.
+        """
         if k_B is None:
             return None
-        assert self.denoiser.prefix is not None
+        keys = (denoiser or self.denoiser).prefix
+        assert keys is not None
         assert h_BLD is not None
-        made: Prefix = self.denoiser.prefix(h_BLD[:, : longest_prefix(self.shapes.seq_len)], k_B)
+        made: Prefix = keys(h_BLD[:, : longest_prefix(self.shapes.seq_len)], k_B)
         return made
 
     def decoder(self) -> JointDecoder:

@@ -1,4 +1,4 @@
-"""Contents of pages by the kind of a run's training, looked up here: LDLM's joint one, or a rival's."""
+"""Contents of pages by the kind of a run's training, looked up here: LDLM's joint one, a distillation, or a rival's."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ldlm.config import AnyTrainConfig, TrainConfig
-from ldlm.pages import curves, report_results, report_tokens, report_training, token_curves
+from ldlm.config import AnyTrainConfig, DistilledConfig, TrainConfig
+from ldlm.pages import curves, report_distilled, report_results, report_tokens, report_training, token_curves
 from ldlm.pages.chart import Chart
 from ldlm.pages.curves import Course, Row
 from ldlm.pages.report_data import Figure, Report, Section
@@ -40,6 +40,18 @@ JOINT = Kind(
         report_results.likelihood, report_training.speed, report_training.provenance,
     ),
 )  # fmt: skip
+DISTILLED = Kind(
+    training=report_distilled.training,
+    timesteps=report_distilled.timesteps,
+    dynamics=report_distilled.dynamics,
+    what=report_distilled.what,
+    steps=report_distilled.steps,
+    held_out=report_distilled.newest,
+    sections=(
+        report_distilled.losses, report_results.decoders, report_results.samples, report_results.trace,
+        report_results.frontier, report_results.interpolation, report_training.speed, report_training.provenance,
+    ),
+)  # fmt: skip
 TOKENS = Kind(
     training=token_curves.training,
     timesteps=token_curves.timesteps,
@@ -56,4 +68,6 @@ TOKENS = Kind(
 
 def of(config: AnyTrainConfig) -> Kind:
     """The kind of a training."""
+    if isinstance(config, DistilledConfig):
+        return DISTILLED
     return JOINT if isinstance(config, TrainConfig) else TOKENS

@@ -76,6 +76,12 @@ class ModelDescription:
         return networks
 
     @property
+    def student(self) -> SamplerConfig | None:
+        """The sampler that a distilled model has learned to draw by; None of other models."""
+        found = self.provenance.get("student")
+        return None if found is None else configs.from_stored(SamplerConfig, found)
+
+    @property
     def timesteps(self) -> TimestepSampler:
         """The timestep sampler, whose F(t) makes the `learned` grid."""
         sampler = TimestepSampler(TimestepConfig(bins=len(self.timestep_p)), self.t_min)

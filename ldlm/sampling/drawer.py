@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from ldlm.compute import Compute
-from ldlm.config import ComputeConfig, ModelConfig, SampleConfig, Shapes
+from ldlm.config import ComputeConfig, ModelConfig, SampleConfig, SamplerConfig, Shapes
 from ldlm.features.encoder import OnlineEncoder
+from ldlm.progress import Progress
 from ldlm.sampling import generation
 from ldlm.sampling.generation import TextGenerator
 from ldlm.sampling.prompts import prompts_of, texts_in_all
@@ -57,3 +58,13 @@ class DrawsTexts(ABC):
     def cost(self, config: SampleConfig) -> dict[str, Any]:
         """Evaluations of the denoiser that settings of `ldlm sample` take, and their FLOPs, as JSON."""
         return generation.drawing_cost(config, self.trained, self)
+
+
+def remark_on_student(student: SamplerConfig, asked: SamplerConfig, progress: Progress) -> None:
+    """Note where texts are drawn in another way than the one that a distilled model has learned."""
+    names = ("solver", "grid", "t_min", "steps", "guidance", "eta")
+    if any(getattr(student, name) != getattr(asked, name) for name in names):
+        progress.note(
+            f"this model is distilled to {student.steps} evaluations, and has learned to draw by --solver "
+            f"{student.solver} --grid {student.grid} --t-min {student.t_min:g} --steps {student.steps} alone"
+        )

@@ -24,7 +24,7 @@ from ldlm.model.layers import head_widths
 from ldlm.progress import Progress
 from ldlm.sampling import modelcard, solvers
 from ldlm.sampling.description import ModelDescription, Normalisation
-from ldlm.sampling.drawer import DrawsTexts
+from ldlm.sampling.drawer import DrawsTexts, remark_on_student
 from ldlm.sampling.generation import Decoder, TextGenerator
 from ldlm.sampling.pretrained import ExportedModel
 from ldlm.sampling.prompts import prompts_of
@@ -88,7 +88,9 @@ class LDLM(DrawsTexts, ExportedModel):
         solvers.check(sampler, known=self.config.sampler)
 
     def remark(self, config: SampleConfig, progress: Progress) -> None:
-        """Nothing: an exported model has its default decoder on record."""
+        """Note what a distilled model has not learned to draw by; the default decoder is on record."""
+        if self.config.student is not None:
+            remark_on_student(self.config.student, config.sampler, progress)
 
     def _decoder_name(self, decoder: str | None) -> str:
         name = next(iter(self.config.decoders)) if decoder is None else decoder

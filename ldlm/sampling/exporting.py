@@ -114,5 +114,10 @@ def _describe(config: ExportConfig, run: TrainedRun, decoders: Mapping[str, Mapp
         timestep_p=tuple(run.timesteps.p.tolist()),
         sampler=config.sampler,
         decoders={name: record.get("network", {}) for name, record in decoders.items()},
-        provenance={**provenance(run, configs.identity(run.config)), "decoders": of_decoders},
+        provenance={**provenance(run, configs.identity(run.config)), "decoders": of_decoders, **_student(run)},
     )
+
+
+def _student(run: TrainedRun) -> dict[str, Any]:
+    """The sampler that a distilled run has learned to draw by, for the provenance; nothing of another run."""
+    return {} if run.student is None else {"student": configs.to_dict(run.student)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from ldlm import config as configs
 from ldlm.sampling.description import ModelDescription
@@ -52,6 +52,12 @@ training; `_clean` is without noise.
 """
 
 
+DISTILLED = """\
+It was distilled to {steps} evaluations by {solver} on the grid {grid}, and has learned no other way to draw: with more
+steps, or another solver, it does not draw better texts.
+"""
+
+
 NO_FIGURES = "None were taken before this checkpoint."
 
 
@@ -68,7 +74,7 @@ def text(config: ModelDescription) -> str:
         f"optimiser are not in it: drawing texts takes none of them.",
         "Where it comes from": table(_provenance(config)),
         "Held-out figures": _figures(config.provenance),
-        "How it draws unless told otherwise": table(configs.to_dict(config.sampler)),
+        "How it draws unless told otherwise": _drawing(config),
         "Licence": LICENCE,
     }
     title = f"Latent diffusion language model, {length:,} tokens"
@@ -80,6 +86,13 @@ def page(tags: Sequence[str], title: str, intro: str, sections: Mapping[str, str
     head = HEAD.format(tags="\n".join(f"- {tag}" for tag in tags))
     body = "\n\n".join(f"## {heading}\n\n{section.strip()}" for heading, section in sections.items())
     return f"{head}\n# {title}\n\n{intro}\n\n{body}\n"
+
+
+def _drawing(config: ModelDescription) -> str:
+    made, student = table(configs.to_dict(config.sampler)), config.student
+    if student is None:
+        return made
+    return f"{made}\n\n{DISTILLED.format(steps=student.steps, solver=student.solver, grid=student.grid)}"
 
 
 def _contents(config: ModelDescription) -> dict[str, Any]:
@@ -103,7 +116,7 @@ def boundaries(provenance: Mapping[str, Any]) -> dict[str, str]:
 def _provenance(config: ModelDescription) -> dict[str, Any]:
     provenance, settings = config.provenance, config.provenance["settings"]
     encoder, recipe = provenance["encoder"], settings["recipe"]
-    trained = configs.from_stored(configs.TrainConfig, settings)
+    trained = cast(configs.TrainConfig, configs.stored_training(settings))
     noise = configs.decoder_noise(trained.model.space, trained.recipe)
     return {
         "paper": PAPER,

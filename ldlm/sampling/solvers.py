@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ldlm.config import SamplerConfig
 from ldlm.errors import InputError
-from ldlm.model.diffusion import Schedule, score
+from ldlm.model.diffusion import Schedule, ode_step, score
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # z (B, …), t (a scalar) and ẑ_prev (B, …) → ẑ (B, …)
 Noise = Callable[[int], Tensor]  # number of the row → ε of z's shape; keyed by the text's seed it is the text's own
@@ -238,10 +238,8 @@ def dpm_solver_pp_2m(schedule: Schedule, times: Tensor, *, stochastic: bool = Fa
 
 
 def _ode(schedule: Schedule, times: Tensor) -> tuple[Tensor, Tensor]:
-    """Coefficients of z and of ẑ̄ in the exact solution of the ODE over each interval: σ_t/σ_s and α_t − α_s σ_t/σ_s."""
-    alpha, sigma = schedule.alpha_sigma(times)
-    shrink = sigma[1:] / sigma[:-1]
-    return shrink, alpha[1:] - alpha[:-1] * shrink
+    """Coefficients of z and of ẑ̄ in the exact solution of the ODE over each interval."""
+    return ode_step(schedule, times[:-1], times[1:])
 
 
 def _sde(schedule: Schedule, times: Tensor) -> tuple[Tensor, Tensor]:

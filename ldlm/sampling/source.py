@@ -88,7 +88,9 @@ def checkpoint_of(run: Path, name: str | None) -> Checkpoint:
         return checkpoint.named(run / "checkpoints", name)
     found = checkpoint.latest(run / "checkpoints")
     if found is None:
-        raise InputError(f"{run} has no checkpoint yet; run the same `ldlm train` command again and it goes on")
+        raise InputError(
+            f"{run} has no checkpoint yet; run the same `ldlm train` or `ldlm distill` command again and it goes on"
+        )
     return found
 
 

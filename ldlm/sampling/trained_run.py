@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -19,6 +19,7 @@ from ldlm.compute import Compute
 from ldlm.config import (
     ComputeConfig,
     DecoderNoise,
+    DistilledConfig,
     ModelConfig,
     SampleConfig,
     SamplerConfig,
@@ -35,7 +36,7 @@ from ldlm.model.joint import JointModel, build, build_meta
 from ldlm.model.layers import head_widths
 from ldlm.model.timesteps import TimestepSampler
 from ldlm.progress import Progress
-from ldlm.sampling import generation, solvers
+from ldlm.sampling import drawer, generation, solvers
 from ldlm.sampling.drawer import DrawsTexts
 from ldlm.sampling.generation import JOINT, Decoder, TextGenerator
 from ldlm.sampling.source import OpenRun
@@ -65,7 +66,7 @@ class TrainedRun(DrawsTexts, OpenRun):
 
     def __init__(self, path: str | Path, device: torch.device, name: str | None = None) -> None:
         super().__init__(path, device, name)
-        self.config = config.from_stored(TrainConfig, self.artifact.config)
+        self.config = cast(TrainConfig, config.stored_training(self.artifact.config))
         self.schedule = Schedule.of(self.config.diffusion)
         self.model = self._load_model()
 
@@ -82,6 +83,19 @@ class TrainedRun(DrawsTexts, OpenRun):
         model = build(self.config.model, self.shapes, seed=0, scratch=scratch)
         model.load_state_dict(self.checkpoint.tensors("ema"))
         return model.eval().requires_grad_(False).to(self.device)
+
+    @property
+    def latents(self) -> str:
+        """Digest of the checkpoint that made the latents: its own, or that which a distilled run began with."""
+        found: str = self.artifact.inputs.get("latents", self.checkpoint.digest)
+        return found
+
+    @property
+    def student(self) -> SamplerConfig | None:
+        """The sampler that the checkpoint of a distilled run has learned to draw by; None of other runs."""
+        if not isinstance(self.config, DistilledConfig):
+            return None
+        return replace(self.config.distillation.sampler, steps=self.checkpoint.state["evaluations"])
 
     @property
     def timesteps(self) -> TimestepSampler:
@@ -126,8 +140,10 @@ class TrainedRun(DrawsTexts, OpenRun):
         solvers.check(sampler)
 
     def remark(self, config: SampleConfig, progress: Progress) -> None:
-        """Note which decoder is the default and why (`remark_on_decoder`)."""
+        """Note which decoder is the default and why, and what a distilled run has not learned to draw by."""
         self.remark_on_decoder(config.decoder, progress)
+        if self.student is not None:
+            drawer.remark_on_student(self.student, config.sampler, progress)
 
     def check_store(self, store: FeatureStore) -> None:
         """`InputError` when the store's states differ from those that this run was trained on."""
@@ -232,7 +248,7 @@ class TrainedRun(DrawsTexts, OpenRun):
                 held_out=manifest["held_out"],
                 step=manifest["step"],
                 checkpoint_step=manifest["checkpoint_step"],
-                usable=manifest["checkpoint"] == self.checkpoint.digest,
+                usable=manifest["checkpoint"] == self.latents,
                 default=name == default,
             )
             for name, manifest in found.items()
@@ -247,7 +263,7 @@ class TrainedRun(DrawsTexts, OpenRun):
         Alike means under the same noise and on the same rows as the newest measured decoder, beside which D_w∘D_h was
         measured. Where none was measured it is the newest, and `joint` where there is no fine-tuned one (SPEC 13.2).
         """
-        usable = {name: one for name, one in finetuned.items() if one["checkpoint"] == self.checkpoint.digest}
+        usable = {name: one for name, one in finetuned.items() if one["checkpoint"] == self.latents}
         how = {name: _measured(str(noise_of(one)), one["held_out"]) for name, one in usable.items()}
         measured = [name for name in usable if how[name] is not None]
         if not measured:
@@ -260,7 +276,7 @@ class TrainedRun(DrawsTexts, OpenRun):
 
     def _joint_record(self, finetuned: Collection[Mapping[str, Any]]) -> DecoderRecord:
         """The record of D_w∘D_h, with its figures from beside the newest measured decoder of this checkpoint."""
-        beside = [manifest for manifest in finetuned if manifest["checkpoint"] == self.checkpoint.digest]
+        beside = [manifest for manifest in finetuned if manifest["checkpoint"] == self.latents]
         beside = [manifest for manifest in beside if manifest.get("joint")] or beside
         sizes = self.config.model
         return DecoderRecord(
@@ -290,7 +306,7 @@ class TrainedRun(DrawsTexts, OpenRun):
     def _load_decoder(self, name: str) -> Decoder:
         folder = self.path / "decoders" / name
         found = artifact.open_artifact(folder, "decoder")
-        if found.inputs["checkpoint"] != self.checkpoint.digest:
+        if found.inputs["checkpoint"] != self.latents:
             other = "" if self.model.token_decoder is None else f", or choose --decoder {JOINT}"
             raise InputError(
                 f"the decoder {name} was trained on another checkpoint than {self.checkpoint.path.name}; run "

@@ -86,7 +86,7 @@ def evaluate(
     model, means = objective.model, _Means()
     latents = torch.zeros(2, *model.latent_shape, dtype=torch.float64)  # sums of z_0 and of its square
     t_all, l_diff_all, norms = [], [], 0.0
-    for row_B, h_BLD, z_0_BNC, tokens_BL in _encoded(model, split, rows, batch_size, device):
+    for row_B, h_BLD, z_0_BNC, tokens_BL in encoded(model, split, rows, batch_size, device):
         # Denoising
         draws = _draws(row_B, z_0_BNC)
         t_all.append(draws.t_B.cpu())
@@ -149,7 +149,7 @@ def evaluate_decoder(
     Rows and noise are those of `evaluate`, so that decoders compare with each other and with the jointly trained one.
     """
     means, done = _Means(), 0
-    for row_B, h_BLD, z_0_BNC, tokens_BL in _encoded(model, split, rows, batch_size, device):
+    for row_B, h_BLD, z_0_BNC, tokens_BL in encoded(model, split, rows, batch_size, device):
         noisy_BNC = noisy.draw(model, h_BLD, z_0_BNC, seed=SEED, step=0, rows_B=row_B)
         under_noise, clean = decoder.losses(noisy_BNC, tokens_BL), decoder.losses(z_0_BNC, tokens_BL)
         means.add(len(row_B), l_w=under_noise.mean, token_accuracy=_accuracy(under_noise))
@@ -177,7 +177,7 @@ class _Means:
         return self._sums[name] / self._rows[name] if name in self._sums else None
 
 
-def _encoded(
+def encoded(
     model: JointModel, split: Split, rows: int, batch_size: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Batches of the first `rows` rows of a split: number of each row, h in float32, z_0 and tokens, on the device."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,14 +164,17 @@ class Learner(ABC, Generic[AnyStep]):
 
     def save(self, folder: Path) -> Checkpoint:
         """Write a checkpoint of this step and prune old ones."""
-        tensors = {
+        saved = checkpoint.save(folder, self.step, self.tensors(), self.facts())
+        checkpoint.prune(folder, self.config.keep)
+        return saved
+
+    def tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        """Tensors of a checkpoint, by file."""
+        return {
             "model": self.model.state_dict(),
             "ema": self.ema.weights,
             "optimizer": optimizer_tensors(self.optimizer, self.model),
         }
-        saved = checkpoint.save(folder, self.step, tensors, self.facts())
-        checkpoint.prune(folder, self.config.keep)
-        return saved
 
     def facts(self) -> dict[str, Any]:
         """State beside the tensors, as JSON."""

@@ -153,6 +153,9 @@ def seen(succeed, corpus, gpt2, store, trained, rival, token_runs, tmp_path_fact
     found.look(succeed(*tune, "--dry-run"), "dry run: finetune-decoder")
     found.look(succeed(*tune, "--features", store), *manifest("decoder"))
     found.look(succeed("finetune-decoder", "--run", run, "--list"), "finetune-decoder --list")
+    few = ("distill", "--run", run, "--evaluations", 2, "--start", 4, "--steps", 2, "--set", "log_every=1", *cpu)
+    found.look(succeed(*few, "--dry-run"), "dry run: distill")
+    found.look(succeed(*few, "--features", store, "--output", root / "distilled"), *manifest("run"))
 
     draw = ("sample", "--run", run, "--num-samples", 4, "--steps", 2, *cpu)
     found.look(succeed(*draw, "--dry-run"), "dry run: sample")
@@ -243,6 +246,7 @@ def files(found, root):
         if path.name == "metrics.jsonl":
             of = " of a decoder" if "decoders" in path.parts else ""
             of = " of a token-level run" if path.parent.name.startswith("rival") else of
+            of = " of a distilled run" if path.parent.name == "distilled" else of
             for line in lines(path):
                 found.look(line, f"metrics.jsonl{of}: {line['kind']}")
         else:

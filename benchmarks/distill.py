@@ -1,0 +1,218 @@
+"""A distilled run beside the run that it was distilled from, at few evaluations: quality, seed spread and cost.
+
+    python -m benchmarks distill --work distill --run run --features features --scorer scorer --reference real.jsonl
+
+Distils the run to 8, 4, 2 and 1 evaluations, each from the one before, draws `--texts` texts with each seed from every
+student and from the run itself, and scores them. The teacher is the run with its default sampler, at 32 evaluations,
+or with the one that `--teacher` describes: the best of a sweep. Beside it stand the run at few evaluations, by its
+default solver and by ddim, which is what students are taught, and four steps with guidance, which take 8. `±` is the
+standard deviation over the seeds of sampling. The same command goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import statistics
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.__main__ import hardware
+from ldlm import artifact, config, files, memory
+from ldlm.cli import show
+from ldlm.config import DistillConfig, EvaluateConfig, SampleConfig, SamplerConfig
+from ldlm.errors import InputError
+from ldlm.sampling import solvers
+from ldlm.sampling.trained_run import TrainedRun
+from ldlm.stages import distill, evaluate, sample
+
+EVALUATIONS = (8, 4, 2, 1)  # of the students, each distilled from the one before
+AIM = 4  # evaluations at which a student is to draw as the teacher does
+GUIDANCE = 1.5  # of four steps of the run itself
+TEACHER = "the teacher"
+FIGURES = {"gen_ppl": "gen. ppl", "entropy": "entropy", "diversity": "diversity"}
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to draw texts: a run, and a sampler."""
+
+    name: str
+    run: Path
+    sampler: SamplerConfig
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the denoiser for a text."""
+        return self.sampler.steps * solvers.evaluations_per_step(self.sampler)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run, its students, and the texts of all."""
+
+    work: Path
+    run: Path
+    features: Path
+    scorer: str
+    reference: Path | None
+    distilling: DistillConfig
+    teacher: SamplerConfig
+    texts: int
+    temperature: float
+
+    @cached_property
+    def trained(self) -> TrainedRun:
+        """The run."""
+        return TrainedRun(self.run, torch.device("cpu"))
+
+    def students(self) -> dict[int, Path]:
+        """The students by evaluations, trained where they are not yet."""
+        made, source = dict[int, Path](), self.run
+        for evaluations in EVALUATIONS:
+            first = source == self.run
+            asked = replace(self.distilling, evaluations=evaluations)
+            asked = asked if first else replace(asked, guidance=1.0)  # which is folded in
+            out = self.work / f"student-{evaluations}"
+            source = distill.run(asked, source, self.features, out, progress=show.Terminal()).path
+            made[evaluations] = source
+        return made
+
+    def ways(self, students: Mapping[int, Path]) -> Iterator[Way]:
+        """Every way to draw: the teacher first."""
+        best = SamplerConfig(temperature=self.temperature)
+        ddim = replace(best, solver="ddim")
+        yield Way(TEACHER, self.run, self.teacher)
+        yield Way("ddim", self.run, ddim)
+        yield Way(f"{best.solver}, w = {GUIDANCE:g}", self.run, replace(best, steps=4, guidance=GUIDANCE))
+        for evaluations, student in students.items():
+            yield Way("student", student, replace(ddim, steps=evaluations))
+            yield Way("ddim", self.run, replace(ddim, steps=evaluations))
+            yield Way(best.solver, self.run, replace(best, steps=evaluations))
+
+    def measure(self, seeds: Sequence[int]) -> dict[str, Any]:
+        """Figures of all ways by seed, and what the students cost."""
+        students = self.students()
+        rows = []
+        for way in self.ways(students):
+            found = [self._judged(self._drawn(way, seed)) for seed in seeds]
+            rows.append({"way": way.name, "evaluations": way.evaluations, "figures": found})
+        real = None if self.reference is None else self._judged(self.reference)
+        manifests = {count: files.read_json(path / "manifest.json") for count, path in students.items()}
+        return {
+            "texts": self.texts,
+            "seeds": list(seeds),
+            "run_steps": self.trained.checkpoint.step,
+            "students": {
+                str(count): {"steps": manifest["step"], **manifest["held_out"]} for count, manifest in manifests.items()
+            },
+            "rows": rows,
+            "real": real,
+        }
+
+    def _drawn(self, way: Way, seed: int) -> Path:
+        name = f"{way.name}; {way.evaluations}; {way.run.name}; T {way.sampler.temperature:g}; seed {seed}.jsonl"
+        out = self.work / "texts" / name.replace("/", "-")
+        settings = SampleConfig(num_samples=self.texts, sampler=way.sampler, seed=seed, device="cpu")
+        sample.run(settings, way.run, out, progress=show.Terminal())
+        return out
+
+    def _judged(self, texts: Path) -> dict[str, float]:
+        judge = EvaluateConfig(scorer=self.scorer, max_tokens=self.trained.shapes.seq_len, device="cpu")
+        (scored,) = evaluate.run(judge, [texts])
+        found: dict[str, float] = scored.scores.pick(*FIGURES)
+        return found
+
+
+def report(found: Mapping[str, Any]) -> str:
+    """The table, whether the aim is met, and the cost of each student."""
+    rows = [
+        (row["way"], row["evaluations"], *(_cell([one[key] for one in row["figures"]]) for key in FIGURES))
+        for row in found["rows"]
+    ]
+    if found["real"] is not None:
+        rows.append(("real text", "", *(show.value(found["real"][key]) for key in FIGURES)))
+    costs, spent = list[str](), 0
+    for count, student in found["students"].items():
+        spent += student["steps"]
+        costs.append(
+            f"to {count} evaluations: {spent:,} steps in all, {spent / found['run_steps']:.0%} of the run's "
+            f"{found['run_steps']:,}; held-out loss {show.value(student['l_distill'])}, with the teacher in its place "
+            f"{show.value(student['l_distill_teacher'])}"
+        )
+    return "\n\n".join(
+        [
+            f"{found['texts']} texts with each of {len(found['seeds'])} seeds",
+            show.table(("way", "evaluations", *FIGURES.values()), rows),
+            verdict(found["rows"]),
+            "\n".join(costs),
+        ]
+    )
+
+
+def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How far the student of `AIM` evaluations is from the teacher, beside the spread of the teacher's seeds."""
+    (teacher,) = (row["figures"] for row in rows if row["way"] == TEACHER)
+    (student,) = (row["figures"] for row in rows if row["way"] == "student" and row["evaluations"] == AIM)
+    said = []
+    for key, name in FIGURES.items():
+        of_teacher, of_student = ([one[key] for one in figures] for figures in (teacher, student))
+        apart = statistics.mean(of_student) - statistics.mean(of_teacher)
+        spread = max(of_teacher) - min(of_teacher)
+        inside = "within" if abs(apart) <= spread else "outside"
+        said.append(f"{name} {apart:+.3g}, {inside} the {spread:.3g} that the teacher's seeds differ")
+    return f"student of {AIM} evaluations, and the teacher: " + "; ".join(said)
+
+
+def _cell(values: Sequence[float]) -> str:
+    spread = f" ± {show.value(statistics.stdev(values))}" if len(values) > 1 else ""
+    return show.value(statistics.mean(values)) + spread
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Distil, draw and score."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks distill", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True, help="folder of the students and the texts")
+    parser.add_argument("--run", type=Path, required=True, help="the run that is distilled")
+    parser.add_argument("--features", type=Path, required=True, help="its feature store")
+    parser.add_argument("--scorer", required=True, help="causal model that scores the texts")
+    parser.add_argument("--reference", type=Path, help="real text")
+    parser.add_argument("--steps", type=int, help="of each round; default as of ldlm distill")
+    parser.add_argument("--lr", type=float, help="default as of ldlm distill")
+    parser.add_argument("--guidance", type=float, default=1.0, help="w that the students learn to draw with")
+    parser.add_argument("--temperature", type=float, default=0.0, help="of all samplers")
+    of_teacher = "the teacher's sampler, like solver=heun steps=8 guidance=1.5; default that of ldlm sample"
+    parser.add_argument("--teacher", nargs="+", metavar="KEY=VALUE", default=[], help=of_teacher)
+    parser.add_argument("--texts", type=int, default=500)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3], help="of sampling")
+    parser.add_argument("--output", type=Path, help="folder for the table and its JSON")
+    chosen = parser.parse_args(arguments)
+    memory.keep_freed()  # as the commands do
+    settings: Any = {"steps": chosen.steps, "lr": chosen.lr, "guidance": chosen.guidance, "device": "cpu"}
+    distilling = DistillConfig(**settings)
+    places = (chosen.work, chosen.run, chosen.features)
+    try:
+        asked = config.merge({"temperature": chosen.temperature}, config.assignments(chosen.teacher))
+        teacher = config.from_dict(SamplerConfig, asked)
+        how = (chosen.reference, distilling, teacher, chosen.texts, chosen.temperature)
+        trial = Trial(*places, chosen.scorer, *how)
+        found = trial.measure(chosen.seeds)
+    except InputError as error:
+        sys.exit(f"Error: {error}")
+    date = datetime.date.today().isoformat()
+    text = f"{date}, {hardware()}\n\n{report(found)}\n"
+    print(text)
+    if chosen.output is not None:
+        chosen.output.mkdir(parents=True, exist_ok=True)
+        record = {"date": date, "hardware": hardware(), "versions": artifact.versions(), **found}
+        stem = f"distill-{date}"
+        (chosen.output / f"{stem}.txt").write_text(text, encoding="utf-8")
+        (chosen.output / f"{stem}.json").write_text(files.dump_json(record), encoding="utf-8")

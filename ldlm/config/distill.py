@@ -1,0 +1,99 @@
+"""Settings of `ldlm distill`, and those of the run that it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ldlm.config.fields import again, from_stored, setting
+from ldlm.config.model import Grid, SamplerConfig
+from ldlm.config.stages import ComputeConfig, FinetuneConfig, TrainConfig
+from ldlm.errors import InputError
+
+START = 32  # evaluations of the solver that a run is distilled from
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """`ldlm distill`: progressive distillation of the denoiser (Salimans & Ho, 2022), in rounds."""
+
+    evaluations: int = setting(4, "evaluations of the denoiser that a text takes in the end", low=1)
+    start: int | None = setting(
+        None,
+        f"evaluations of ddim that the first round halves; none means {START}, or those of a distilled run",
+        low=2,
+    )
+    guidance: float = setting(
+        1.0,
+        "w of self-conditioning guidance that the student learns to draw with, in one evaluation a step; 1 is off",
+        low=0,
+        high=100,
+    )
+    grid: Grid = again(SamplerConfig, "grid")
+    t_min: float = again(SamplerConfig, "t_min")
+    steps: int | None = setting(
+        None,
+        "optimiser steps of each round; none means 50,000, or 1/5 of the run's where that is less, and those of a "
+        "distilled run",
+        low=1,
+    )
+    checkpoint: str | None = again(FinetuneConfig, "checkpoint")
+    batch_size: int | None = again(FinetuneConfig, "batch_size")
+    shuffle_rows: int | None = again(FinetuneConfig, "shuffle_rows")
+    lr: float | None = setting(
+        None,
+        "learning rate of each round, which falls to 0 in it; none means 1/3 of the run's, and that of a distilled run",
+        above=0,
+    )
+    compute: ComputeConfig = setting(ComputeConfig(), "precision and kernels", flags=True)
+    accumulate: int = again(FinetuneConfig, "accumulate")
+    max_nonfinite: int = again(FinetuneConfig, "max_nonfinite")
+    log_every: int = again(FinetuneConfig, "log_every")
+    eval_every: int = again(FinetuneConfig, "eval_every")
+    eval_rows: int = again(FinetuneConfig, "eval_rows")
+    save_every: int = again(FinetuneConfig, "save_every")
+    keep: int = again(FinetuneConfig, "keep")
+    seed: int = again(FinetuneConfig, "seed")
+    device: str = again(FinetuneConfig, "device")
+
+    @staticmethod
+    def of_file(data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The settings in a file: those of a distilled run stand in a section of its config.yaml."""
+        found: Mapping[str, Any] = data.get("distillation", data)
+        return found
+
+    @property
+    def sampler(self) -> SamplerConfig:
+        """The sampler that the student is for: one evaluation a step."""
+        return SamplerConfig(steps=self.evaluations, solver="ddim", grid=self.grid, t_min=self.t_min)
+
+
+def halvings(start: int, evaluations: int) -> int:
+    """Number of rounds, each of which halves the evaluations; `InputError` where halving does not lead there."""
+    rounds, left = 0, start
+    while left > evaluations and left % 2 == 0:
+        left, rounds = left // 2, rounds + 1
+    if left != evaluations or not rounds:
+        reached = ", ".join(str(start >> k) for k in range(1, start.bit_length()) if start % (1 << k) == 0)
+        raise InputError(
+            f"--evaluations {evaluations} can't be reached from {start} by halving, which leads to "
+            f"{reached or 'no whole number'}; choose one of these, or another --start"
+        )
+    return rounds
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilledConfig(TrainConfig):
+    """A distilled run: the settings of the run that it was distilled from, with those of the distillation.
+
+    Those that both have are the distillation's, and `steps` are those of all rounds. In `distillation` what the user
+    left at none is filled in.
+    """
+
+    distillation: DistillConfig = setting(DistillConfig(), "the distillation")
+
+
+def distilled(settings: Mapping[str, Any]) -> DistilledConfig | None:
+    """The settings of a distilled run from its config.yaml; None of another run."""
+    return from_stored(DistilledConfig, settings) if "distillation" in settings else None

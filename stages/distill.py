@@ -1,0 +1,225 @@
+"""Distillation of a run to few evaluations (Salimans & Ho, 2022): a run of its own, with the same latents."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldlm import files, runtime
+from ldlm.artifact import Artifact
+from ldlm.config import START, DistillConfig, DistilledConfig, TrainConfig, halvings
+from ldlm.errors import InputError
+from ldlm.features.encoder import online_encoder
+from ldlm.features.store import FeatureStore
+from ldlm.features.stream import Stream
+from ldlm.location import Location
+from ldlm.pages import plots
+from ldlm.pages.curves import Course
+from ldlm.progress import SILENT, Progress
+from ldlm.runtime import Stop, World
+from ldlm.sampling import solvers
+from ldlm.sampling.trained_run import TrainedRun
+from ldlm.training import checkpoint, cost, distillation
+from ldlm.training.distillation import DistillState, Guide, distill_step, start_distillation
+from ldlm.training.journal import Journal
+from ldlm.training.learner import check_shares
+from ldlm.training.loop import train
+from ldlm.training.output import begin, resume, shuffle_rows
+from ldlm.training.speed import Speedometer
+
+# Settings that the stage has of its own; those that are None are the run's.
+TAKEN = (
+    "batch_size", "shuffle_rows", "accumulate", "max_nonfinite", "log_every", "eval_every", "eval_rows", "save_every",
+    "keep", "seed", "compute", "device",
+)  # fmt: skip
+OF_DECODER = ("artifact.json", "config.yaml", "metrics.jsonl", "ema.safetensors", "manifest.json")  # in this order
+
+
+def plan(config: DistillConfig, run_path: Path) -> dict[str, Any]:
+    """Rounds, steps and tokens of the training, without training."""
+    trained = TrainedRun(run_path, torch.device("cpu"), config.checkpoint)
+    training = settings(config, trained)
+    rounds = distillation.rounds(training, _grid(training, trained))
+    return {
+        "rounds": len(rounds),
+        "evaluations": [one.evaluations for one in rounds],
+        "steps_of_round": training.distillation.steps,
+        "steps": training.steps,
+        "batch_size": training.batch_size,
+        "tokens": training.steps * training.batch_size * trained.shapes.seq_len,
+    }
+
+
+def run(
+    config: DistillConfig,
+    run_path: Path,
+    features: Location,
+    out: Path,
+    *,
+    allow_partial: bool = False,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+) -> Artifact:
+    """Distil a run into the run `out`, from its newest checkpoint if it has one.
+
+    Several processes share each batch, and signals stop it, as in `train.run`. `InputError` for a token-level run, and
+    for evaluations that halving does not lead to.
+    """
+    device = runtime.device(config.device)
+    with runtime.world() as world, Stop() as stop, ExitStack() as held:
+        progress = progress if world.main else SILENT
+        trained = _trained(config, run_path, device, world)
+        training = settings(config, trained)
+        store = FeatureStore(features, allow_partial=allow_partial)
+        trained.check_store(store)
+        check_shares(training, world)
+        encode = online_encoder(store)
+        split = store.split("train", encode)
+        window = shuffle_rows(training, out, split, training.batch_size, overwrite=overwrite)
+        training = replace(training, shuffle_rows=window)
+        state = _start(training, trained, device, world)
+        held.callback(state.release)
+        shuffled = {"seed": training.seed, "shuffle_rows": window}
+        stream = Stream(split, batch_size=training.batch_size, device=device, world=world, **shuffled)
+        inputs = {"checkpoint": trained.checkpoint.digest, "latents": trained.latents, "features": store.fingerprint}
+        result = begin(
+            state,
+            out,
+            "run",
+            training,
+            {**inputs, "precision": state.compute.precision},
+            reads=[place for place in (run_path, features) if isinstance(place, Path)],
+            overwrite=overwrite,
+            held=held,
+            progress=progress,
+        )
+        if result.complete:
+            return result
+
+        world.main_only(lambda: _record(trained, out))
+        state.compute.tell(progress)
+        saved = resume(state, stream, out, progress)
+        speed = Speedometer(state.step, rows_per_step=training.batch_size, tokens_per_row=store.shapes.seq_len)
+        journal = Journal(out, state, speed, progress, saved=saved)
+        evaluate = partial(distillation.evaluate, state, store.held_out(encode))
+        train(state, distill_step, stream, journal, stop, progress, name="distill", evaluate=evaluate)
+        if world.main:
+            _finish(result, state, journal, trained)
+        world.from_main(None)  # the others wait until it is there
+    return Artifact(out, "run", "complete")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Before the loop
+
+
+def _trained(config: DistillConfig, run_path: Path, device: torch.device, world: World) -> TrainedRun:
+    """The run at the same checkpoint in all processes, even while it is being trained on."""
+    trained = world.main_only(lambda: TrainedRun(run_path, device, config.checkpoint))
+    name = world.from_main(None if trained is None else trained.checkpoint.path.name)
+    return trained or TrainedRun(run_path, device, name)
+
+
+def settings(config: DistillConfig, trained: TrainedRun) -> DistilledConfig:
+    """The settings of the run that comes of it: the trained run's, with the distillation's in their place.
+
+    What is none is filled in. `InputError` where they can't be had of this run.
+    """
+    run, config = trained.config, _of_distilled(config, trained) if trained.student is not None else config
+    start = config.start or START
+    count = halvings(start, config.evaluations)
+    steps = config.steps or min(50_000, -(-trained.checkpoint.step // 5))
+    lr = config.lr or run.optimizer.lr / 3
+    filled = replace(config, start=start, steps=steps, lr=lr, batch_size=config.batch_size or run.batch_size)
+    solvers.check(replace(filled.sampler, steps=start))
+    mine: dict[str, Any] = {name: value for name in TAKEN if (value := getattr(filled, name)) is not None}
+    mine["steps"] = count * steps
+    mine["optimizer"] = replace(run.optimizer, lr=lr, lr_warmup_steps=steps // 10, lr_decay="cosine")
+    of_run = {field.name: getattr(run, field.name) for field in fields(TrainConfig)}
+    return DistilledConfig(**{**of_run, "shuffle_rows": None, **mine}, distillation=filled)
+
+
+def _of_distilled(config: DistillConfig, trained: TrainedRun) -> DistillConfig:
+    """The settings with which a run that is distilled already is distilled further: its own grid and guidance."""
+    assert isinstance(trained.config, DistilledConfig) and trained.student is not None
+    its, own = trained.config.distillation, trained.student.steps
+    if config.start not in (None, own):
+        raise InputError(f"{trained.path} draws in {own} evaluations and not in {config.start}; leave --start out")
+    if config.guidance != 1:
+        raise InputError(
+            f"{trained.path} is distilled already, with guidance {its.guidance:g}, and can't take --guidance "
+            f"{config.guidance:g} any more; give the run that it was distilled from"
+        )
+    for name in ("grid", "t_min"):
+        if getattr(config, name) not in (getattr(its, name), DistillConfig.__dataclass_fields__[name].default):
+            raise InputError(
+                f"{trained.path} is distilled to {name}={getattr(its, name)}, not {getattr(config, name)}; leave "
+                f"--{name.replace('_', '-')} out"
+            )
+    kept: dict[str, Any] = {"steps": config.steps or its.steps, "lr": config.lr or its.lr}
+    return replace(config, start=own, guidance=its.guidance, grid=its.grid, t_min=its.t_min, **kept)
+
+
+def _start(training: DistilledConfig, trained: TrainedRun, device: torch.device, world: World) -> DistillState:
+    """The distillation at step 0."""
+    guide: Guide = partial(solvers.guided, guidance=training.distillation.guidance)
+    if training.distillation.guidance == 1 or trained.student is not None:  # which has learned to draw with it
+        guide = _unguided
+    grid, timesteps = _grid(training, trained), trained.timesteps.state_dict()
+    return start_distillation(training, trained.model, grid, timesteps, guide=guide, device=device, world=world)
+
+
+def _unguided(denoise: Any) -> Any:
+    return denoise
+
+
+def _grid(training: DistilledConfig, trained: TrainedRun) -> Tensor:
+    """Times (start + 1,) of the first teacher."""
+    assert training.distillation.start is not None
+    sampler = replace(training.distillation.sampler, steps=training.distillation.start)
+    return solvers.time_grid(sampler, trained.schedule, trained.timesteps.draw)
+
+
+def _record(trained: TrainedRun, out: Path) -> None:
+    """Copy what later stages need of the features, and the fine-tuned decoders, which read the same latents."""
+    for name in ("features.json", "statistics.safetensors"):
+        files.write_atomic(out / name, (trained.path / name).read_bytes())
+    files.copy_tree(trained.path / "tokenizer", out / "tokenizer")
+    for decoder in trained.decoders():
+        source, target = trained.path / "decoders" / decoder.name, out / "decoders" / decoder.name
+        if decoder.usable and source.is_dir() and not (target / "manifest.json").exists():
+            for name in OF_DECODER:
+                files.write_atomic(target / name, (source / name).read_bytes())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What it leaves behind
+
+
+def _finish(result: Artifact, state: DistillState, journal: Journal, trained: TrainedRun) -> None:
+    latest = checkpoint.latest(journal.out / "checkpoints")
+    assert latest is not None
+    journal.write_status("complete")
+    result.finish(
+        step=state.step,
+        checkpoint=latest.digest,
+        distilled_from={**trained.origin, "run": trained.path.resolve().name},
+        evaluations=state.round.evaluations,
+        shapes=vars(trained.shapes),
+        parameters=cost.parameters(state.model),
+        attention=state.compute.attention,
+        held_out=journal.metrics.last("eval"),
+        skipped=state.skipped,
+        seconds=round(time.perf_counter() - journal.started, 1),
+    )
+    try:
+        plots.of_run(journal.out, Course(state.config, journal.metrics.read()))
+    except Exception as error:  # the run is complete without them
+        journal.progress.note(f"no plots ({type(error).__name__}: {error}); `ldlm plot {journal.out}` draws them")

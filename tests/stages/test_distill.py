@@ -1,0 +1,384 @@
+"""Distilled runs: what is taught, any interruption against none, and a run like any other for every later stage."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from forked import Forks
+from patience import patience
+
+from ldlm import LDLM, noise
+from ldlm import config as configs
+from ldlm.config import DistillConfig, ExportConfig, FinetuneConfig, PromptConfig, SampleConfig, SamplerConfig
+from ldlm.errors import InputError, Stopped
+from ldlm.features.batch import Batch
+from ldlm.features.store import FeatureStore
+from ldlm.model import distillation as steps
+from ldlm.runtime import ALONE
+from ldlm.sampling import solvers
+from ldlm.sampling.trained_run import TrainedRun
+from ldlm.stages import distill, export, finetune_decoder, sample, train
+from ldlm.training import checkpoint
+from ldlm.training.distillation import distill_step, start_distillation
+from ldlm.training.log import MetricsFile
+
+CPU = torch.device("cpu")
+DISTILL = DistillConfig(
+    evaluations=2, start=8, steps=6, lr=1e-3, log_every=1, eval_every=5, save_every=4, eval_rows=10, device="cpu"
+)  # two rounds of 6 steps, to 4 evaluations and then to 2
+
+
+def files_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def lines(folder, kind=None):
+    """The metrics without their timings, which alone may differ."""
+    found = MetricsFile(folder / "metrics.jsonl").read()
+    return [{k: v for k, v in line.items() if k != "timing"} for line in found if kind in (None, line["kind"])]
+
+
+def made_of(run):
+    """Newest checkpoint, metrics and manifest, without what tells the time."""
+    newest = checkpoint.all_in(run / "checkpoints")[-1].path
+    manifest = json.loads((run / "manifest.json").read_text())
+    return (
+        {path.name: path.read_bytes() for path in newest.iterdir()},
+        lines(run),
+        {k: v for k, v in manifest.items() if k not in ("seconds", "digest")},
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(trained, store, tmp_path_factory):
+    """The distilled run whose training nobody stopped; read only."""
+    return distill.run(DISTILL, trained, store, tmp_path_factory.mktemp("distilled") / "run-2").path
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    """A copy of `whole` for stages that leave something in it."""
+    return shutil.copytree(whole, tmp_path / "run-2")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is taught
+
+
+def begun(trained, config=DISTILL):
+    """The distillation at step 0."""
+    run = TrainedRun(trained, CPU)
+    return distill._start(distill.settings(config, run), run, CPU, ALONE)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_the_first_lesson_ends_where_the_sampler_of_the_run_does(trained, guidance):
+    """From the noise of a text, by two steps of ddim on its own grid, with guidance where that is asked for."""
+    config = replace(DISTILL, start=2, evaluations=1, guidance=guidance)
+    state, seeds = begun(trained, config), torch.arange(5)
+    z_1 = noise.normal(seeds, "z_1", 0, torch.zeros_like(seeds), state.model.latent_shape)
+    taught = state.lesson(state.rounds[0], None, z_1, z_1, torch.zeros_like(seeds), None)
+    (grid,) = (one.grid for one in state.rounds)
+    found = steps.step(TrainedRun(trained, CPU).schedule, z_1, taught.x_tilde, grid[:1].expand(5), grid[2:].expand(5))
+    sampler = SamplerConfig(steps=2, solver="ddim", guidance=guidance)
+    expected = TrainedRun(trained, CPU).generator().ends(sampler, seeds).mean
+    assert (found - expected).abs().max() < 1e-4 * expected.std()
+    plain = TrainedRun(trained, CPU).generator().ends(replace(sampler, guidance=1.0), seeds).mean
+    assert ((found - plain).abs().max() < 1e-4 * plain.std()) == (guidance == 1)
+
+
+def test_guidance_is_the_first_rounds_alone(trained):
+    """The later teachers have learned to draw with it in one evaluation."""
+    state, z = begun(trained, replace(DISTILL, guidance=3.0)), torch.randn(4, 16, 16)
+    i_B = torch.tensor([1, 1, 0, 1])
+    state.guide = partial(solvers.guided, guidance=1e9)  # of which nothing is left but infinities and their kind
+    first, second = (state.lesson(one, None, z, z, i_B, None) for one in state.rounds)
+    assert first.x_tilde.abs().max() > 1e3
+    assert second.x_tilde.abs().max() < 1e3
+
+
+def test_the_grids_of_the_rounds_are_those_that_are_sampled_on(trained):
+    state, run = begun(trained), TrainedRun(trained, CPU)
+    assert [one.evaluations for one in state.rounds] == [4, 2]
+    for one in state.rounds:
+        own = replace(DISTILL.sampler, steps=one.evaluations)
+        assert solvers.time_grid(own, run.schedule, run.timesteps.draw).tolist() == one.grid[::2].tolist()
+
+
+def test_the_frozen_parts_stay_as_they_are_and_the_denoiser_learns(trained, whole):
+    before, after = (TrainedRun(path, CPU).model.state_dict() for path in (trained, whole))
+    changed = {name.partition(".")[0] for name, tensor in after.items() if not tensor.equal(before[name])}
+    assert changed == {"denoiser"}
+    saved = checkpoint.latest(whole / "checkpoints")
+    assert {name.partition(".")[0].partition("/")[2] for name in saved.tensors("optimizer")} == {"denoiser"}
+
+
+def test_a_round_begins_with_the_averaged_student_as_teacher_and_a_new_optimiser(trained, store):
+    state = begun(trained)
+    split = FeatureStore(store).split("train")
+    batch = batch_of(split)
+    for _ in range(6):
+        distill_step(state, batch)
+    of_average = {k.removeprefix("denoiser."): v.clone() for k, v in state.ema.weights.items() if "denoiser." in k}
+    assert any(not tensor.equal(state.teacher.state_dict()[name]) for name, tensor in of_average.items())
+    distill_step(state, batch)
+    assert all(tensor.equal(state.teacher.state_dict()[name]) for name, tensor in of_average.items())
+    assert {state["step"].item() for state in state.optimizer.state.values()} == {1.0}
+    assert state.round.evaluations == 2
+
+
+def batch_of(split, rows=8):
+    parts, tokens = split.read(0, rows)
+    tokens_BL = torch.from_numpy(tokens).long()
+    return Batch(split.states(parts, tokens_BL), tokens_BL, torch.arange(rows), 0)
+
+
+@pytest.mark.slow
+def test_a_student_comes_nearer_to_two_steps_than_its_teacher_is(store, trained, tmp_path):
+    config = replace(DISTILL, start=2, evaluations=1, steps=150, lr=3e-3, eval_every=150, save_every=150, eval_rows=64)
+    made = distill.run(config, trained, store, tmp_path / "run-1")
+    held_out = made.manifest["held_out"]
+    assert held_out["l_distill"] < 0.5 * held_out["l_distill_teacher"]
+    assert held_out["l_distill_by_step"] == [pytest.approx(held_out["l_distill"])]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Interruption
+
+
+# At and around the end of the first round of 6 steps, and at both ends.
+@pytest.mark.parametrize("at", [6, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 5, 7, 12))])
+def test_a_stopped_distillation_ends_bit_for_bit_like_one_that_was_not(trained, store, whole, tmp_path, stopped_at, at):
+    out = tmp_path / "run-2"
+    with pytest.raises(Stopped, match=f"run-2: stopped by SIGTERM at step {at}, and saved"):
+        distill.run(DISTILL, trained, store, out, progress=stopped_at(at))
+    assert json.loads((out / "status.json").read_text())["state"] == "stopped"
+    assert not (out / "manifest.json").exists()
+    assert made_of(distill.run(DISTILL, trained, store, out).path) == made_of(whole)
+
+
+def test_a_killed_distillation_ends_like_one_that_was_not(trained, store, whole, tmp_path, interrupted):
+    """At steps that leave no checkpoint: before the first, within a round, and beyond the begin of the second."""
+    for at in (2, 5, 2):
+        with pytest.raises(KeyboardInterrupt):
+            distill.run(DISTILL, trained, store, tmp_path / "run-2", progress=interrupted(at=at))
+    assert made_of(distill.run(DISTILL, trained, store, tmp_path / "run-2").path) == made_of(whole)
+
+
+@pytest.mark.slow
+def test_two_processes_distil_as_one_does(start, trained, store, whole, tmp_path):
+    """To 1e-5, for sums of another order."""
+    process = start(command(DISTILL, trained, store), tmp_path / "run-2", forks=Forks("job", 2), stderr=subprocess.PIPE)
+    error = process.communicate(timeout=patience())[1].decode()
+    assert process.returncode == 0, error
+    for one, two in zip(lines(tmp_path / "run-2"), lines(whole), strict=True):
+        assert (one["step"], one["kind"]) == (two["step"], two["kind"])
+        assert one["l_distill"] == pytest.approx(two["l_distill"], rel=1e-4)
+
+
+def command(config, run, store):
+    """The command line of a configuration, without the output."""
+    flags = {k: v for k, v in configs.to_dict(config).items() if k != "compute" and v is not None}
+    given = [text for name, value in flags.items() for text in ("--" + name.replace("_", "-"), str(value))]
+    return ["distill", "--run", str(run), "--features", str(store), *given]
+
+
+@pytest.mark.slow
+def test_a_process_killed_at_any_time_is_taken_up(start, trained, store, tmp_path):
+    """At moments of their own accord, until one gets through."""
+    config, out = replace(DISTILL, steps=300, save_every=9), tmp_path / "run-2"
+    kills = 0
+    for attempt in range(4):
+        process = start(command(config, trained, store), out, stderr=subprocess.PIPE)
+        ends, before = time.monotonic() + patience(), _count(out)
+        while _count(out) < before + 3 + 11 * attempt and process.poll() is None:
+            assert time.monotonic() < ends
+            time.sleep(0.01)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.communicate(timeout=patience())
+    assert kills > 1
+    found = [made_of(distill.run(config, trained, store, path).path) for path in (out, tmp_path / "alone")]
+    assert found[0] == found[1]
+
+
+def _count(out):
+    """Lines of metrics so far."""
+    return (out / "metrics.jsonl").read_text().count("\n") if (out / "metrics.jsonl").exists() else 0
+
+
+def test_one_with_other_settings_is_refused_by_name(trained, store, copy):
+    with pytest.raises(InputError, match=r"distillation\.guidance: 1\.0 -> 2\.0"):
+        distill.run(replace(DISTILL, guidance=2.0), trained, store, copy)
+    before = files_of(copy)
+    distill.run(DISTILL, trained, store, copy)
+    assert files_of(copy) == before
+
+
+@pytest.mark.slow
+def test_the_settings_of_a_run_make_it_again(trained, store, whole, succeed, tmp_path):
+    made = ("distill", "--run", trained, "--features", store, "--config", whole / "config.yaml")
+    assert succeed(*made, "--output", tmp_path / "run-2")["step"] == 12
+    assert made_of(tmp_path / "run-2") == made_of(whole)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A run like any other
+
+
+def drawn(run, out, *flags):
+    return lambda ldlm: ldlm("sample", "--run", run, "--num-samples", 3, "--output", out, "--device", "cpu", *flags)
+
+
+def test_its_texts_are_drawn_as_it_was_distilled_unless_told_otherwise(whole, ldlm, tmp_path):
+    by_default = drawn(whole, tmp_path / "a.jsonl")(ldlm)
+    assert "2 steps each" in by_default.stdout
+    assert "is distilled" not in by_default.stderr
+    named = ("--solver", "ddim", "--steps", 2, "--grid", "learned", "--t-min", 0.005)
+    drawn(whole, tmp_path / "b.jsonl", *named)(ldlm)
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+    other = drawn(whole, tmp_path / "c.jsonl", "--steps", 8)(ldlm)
+    assert "is distilled to 2 evaluations, and has learned to draw by --solver ddim --grid learned" in other.stderr
+    papers = drawn(whole, tmp_path / "d.jsonl", "--sampler", "paper")(ldlm)
+    assert "128 steps each" in papers.stdout and "is distilled" in papers.stderr
+
+
+def test_an_export_draws_the_same_texts(whole, ldlm, succeed, tmp_path):
+    drawn(whole, tmp_path / "a.jsonl")(ldlm)
+    succeed("export", "--run", whole, "--output", tmp_path / "model")
+    model = LDLM.from_pretrained(tmp_path / "model")
+    texts = [json.loads(line)["text"] for line in (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert model.sample(3) == texts
+    assert (model.config.sampler, model.config.student) == (DISTILL.sampler, DISTILL.sampler)
+    assert drawn(tmp_path / "model", tmp_path / "b.jsonl")(ldlm).exit_code == 0
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+    assert "is distilled" in drawn(tmp_path / "model", tmp_path / "c.jsonl", "--steps", 8)(ldlm).stderr
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert "distilled to 2 evaluations by ddim" in card
+
+
+@pytest.mark.slow
+def test_later_stages_take_it_as_a_run(copy, store, gpt2, succeed, ldlm, tmp_path):
+    score = ("--scorer", gpt2, "--device", "cpu")
+    sweep = ("sweep", "--run", copy, *score, "--budgets", 2, "--screen-texts", 2, "--texts", 2, "--temperatures", 0)
+    found = succeed(*sweep, "--solvers", "ddim", "--grids", "learned", "--guidances", 1)
+    assert {one["solver"] for one in found["finalists"]} == {"ddim"}
+    assert succeed("interpolate", "--run", copy, "--features", store, "--pairs", 2, "--points", 3, *score)["pairs"] == 2
+    drawn(copy, copy / "samples.jsonl")(ldlm)
+    assert succeed("evaluate", copy / "samples.jsonl", *score, "--max-tokens", 16)
+    page = Path(succeed("report", copy)["output"]).read_text(encoding="utf-8")
+    assert "distilled from 8 evaluations a text to 2" in re.sub(r"\s+", " ", page)
+    assert any(Path(path).name == "training.png" for path in succeed("plot", copy)["drawn"])
+    assert ldlm("sample", "--run", copy, "--trace", tmp_path / "trace").exit_code == 0
+
+
+def test_it_has_no_likelihood_and_says_so(copy, store, ldlm, trained):
+    found = ldlm("likelihood", "--run", copy, "--features", store, "--device", "cpu")
+    assert found.exit_code == 0
+    assert found.stdout.startswith("run-2: no likelihood, for it is distilled")
+
+
+def test_decoders_of_the_run_come_along(run_copy, store, tmp_path):
+    """Those that read its latents; so they can be trained after it, too."""
+    finetune = FinetuneConfig(layers=1, steps=2, eval_rows=4, batch_size=8, device="cpu")
+    finetune_decoder.run(finetune, run_copy, store)
+    shutil.copytree(run_copy / "decoders/layers-1", run_copy / "decoders/unfinished")
+    (run_copy / "decoders/unfinished/manifest.json").unlink()
+    made = distill.run(replace(DISTILL, steps=1), run_copy, store, tmp_path / "run-2").path
+    assert [path.name for path in (made / "decoders").iterdir()] == ["layers-1"]
+    z = torch.randn(2, 16, 16)
+    same = [TrainedRun(path, CPU).decoder("layers-1").logits(z) for path in (run_copy, made)]
+    assert same[0].equal(same[1])
+    assert TrainedRun(made, CPU).decoders() != []
+    finetune_decoder.run(replace(finetune, layers=0), made, store)
+    assert {record.name: record.usable for record in TrainedRun(made, CPU).decoders()} == {
+        "joint": True, "layers-1": True, "layers-0": True,
+    }  # fmt: skip
+
+
+def test_a_distilled_run_is_distilled_further(whole, store, tmp_path):
+    further = DistillConfig(evaluations=1, steps=2, eval_rows=8, device="cpu")
+    made = distill.run(further, whole, store, tmp_path / "run-1")
+    run = TrainedRun(made.path, CPU)
+    assert (run.config.distillation.start, run.student.steps, run.latents) == (2, 1, TrainedRun(whole, CPU).latents)
+    assert made.manifest["distilled_from"]["run"] == "run-2"
+    for given, named in (
+        ({"start": 8}, "draws in 2 evaluations and not in 8"),
+        ({"guidance": 2.0}, "can't take --guidance 2 any more"),
+        ({"grid": "log-snr"}, "leave --grid out"),
+    ):
+        with pytest.raises(InputError, match=named):
+            distill.run(replace(further, **given), whole, store, tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
+def test_an_unfinished_one_draws_as_far_as_it_has_come(trained, store, tmp_path, stopped_at, notes):
+    with pytest.raises(Stopped):
+        distill.run(DISTILL, trained, store, tmp_path / "run", progress=stopped_at(6))
+    run = TrainedRun(tmp_path / "run", CPU)
+    assert run.student.steps == 4
+    run.remark(SampleConfig(sampler=DISTILL.sampler), notes)
+    assert any("is distilled to 4 evaluations" in line for line in notes.lines)
+
+
+@pytest.mark.slow
+def test_one_that_continues_texts_still_does(train_config, store, tmp_path):
+    prefix = replace(train_config, model=replace(train_config.model, condition="prefix"))
+    run = train.run(prefix, store, tmp_path / "run").path
+    made = distill.run(DISTILL, run, store, tmp_path / "run-2").path
+    before, after = (TrainedRun(path, CPU).model.denoiser.state_dict() for path in (run, made))
+    assert not any(after[name].equal(before[name]) for name in after if name.startswith("prefix.keys_values"))
+    settings = SampleConfig(num_samples=2, prompting=PromptConfig(prompt="Rain lost"), sampler=DISTILL.sampler)
+    sample.run(replace(settings, device="cpu"), made, tmp_path / "s.jsonl")
+    texts = [json.loads(line)["text"] for line in (tmp_path / "s.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert all(text.startswith("Rain lost") for text in texts)
+    export.run(ExportConfig(sampler=DISTILL.sampler), made, tmp_path / "model")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is refused
+
+
+def test_bad_input_is_refused_in_one_line(trained, store, whole, token_runs, refuse, tmp_path):
+    def said(*flags, run=trained):
+        return refuse("distill", "--run", run, "--features", store, "--output", tmp_path / "out", *flags)
+
+    assert said("--evaluations", 3) == (
+        "--evaluations 3 can't be reached from 32 by halving, which leads to 16, 8, 4, 2, 1; choose one of these, or "
+        "another --start"
+    )
+    assert "by halving, which leads to no whole number" in said("--start", 7, "--evaluations", 4)
+    assert "can't be reached from 4 by halving" in said("--start", 4)
+    assert "solver ddim on grid time" in said("--grid", "time")
+    assert "is a token-level run, of method mdlm" in said(run=token_runs("mdlm"))
+    assert "and a training run is needed" in said(run=store)
+    assert not (tmp_path / "out").exists()
+    assert "--output is missing" in refuse("distill", "--run", trained, "--features", store)
+    assert "is a distilled run, which `ldlm distill` goes on with" in refuse(
+        "train", "--features", store, "--output", whole
+    )
+
+
+def test_a_dry_run_counts_rounds_steps_and_tokens(trained, succeed):
+    found = succeed("distill", "--run", trained, "--evaluations", 8, "--dry-run")
+    assert found == {
+        "rounds": 2, "evaluations": [16, 8], "steps_of_round": 2, "steps": 4, "batch_size": 8, "tokens": 4 * 8 * 16,
+    }  # fmt: skip
+
+
+def test_start_distillation_takes_the_grid_as_it_is_given(trained):
+    run = TrainedRun(trained, CPU)
+    settings = distill.settings(replace(DISTILL, start=4), run)
+    grid = torch.linspace(1, 0.1, 5, dtype=torch.float64)
+    state = start_distillation(settings, run.model, grid, {}, guide=lambda denoise: denoise, device=CPU)
+    assert [one.grid.tolist() for one in state.rounds] == [grid.tolist()]
