@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
+from ldlm import files
 from ldlm.cli import show
 from ldlm.cli.options import Command, Options, path_option, require, stage_options
 from ldlm.config import QuickstartConfig
@@ -25,7 +28,7 @@ def command(options: Options, output: str | None) -> None:
       ldlm quickstart --output quickstart-python --text python
       ldlm quickstart --output quickstart-novels --text novels.txt
     """
-    config = options.build()
+    config = options.build({} if options.overwrite else _begun(output))
     from ldlm.stages import quickstart as stage
 
     if options.dry_run:
@@ -34,3 +37,11 @@ def command(options: Options, output: str | None) -> None:
     made = stage.run(config, out, overwrite=bool(options.overwrite), progress=show.Terminal())
     result = {"output": str(made.path), **made.manifest}
     options.show(result, lambda: stage.summary_text(result))
+
+
+def _begun(output: str | None) -> dict[str, str]:
+    """The text that a folder was begun with, which the same command goes on with, whatever the default is by now."""
+    if output is None or not (Path(output) / "config.yaml").is_file():
+        return {}
+    text = files.read_yaml(Path(output) / "config.yaml").get("text")
+    return {"text": text or "python"}  # folders of 0.1.0 name no text

@@ -39,7 +39,7 @@ class Stories(Source):
         decoder="layers-2",
         temperature=0.0,
         init="width",
-        preset={"steps": 1_600, "recipe": {"sigma_dec": 0.5}, "optimizer": {"lr": 6e-3}},
+        preset={"steps": 1_400, "recipe": {"sigma_dec": 0.5}, "optimizer": {"lr": 6e-3}},
     )
 
     @property

@@ -154,9 +154,10 @@ def _taken_up(method: AnyMethod, out: Path, overwrite: bool, progress: Progress)
         raise InputError(f"{out} is a run of method {there}, not {asked}; choose another --output, or add --overwrite")
     old = method.taken_up(settings)
     if old.config != method.config and runtime.reports():
-        edition = old.config.recipe.edition
+        edition, positions = old.config.recipe.edition, old.config.model.denoiser.positions
         progress.note(
-            f"{out} was begun by an earlier version; its settings keep their meaning (recipe.edition={edition})"
+            f"{out} was begun by an earlier version; its settings keep their meaning (recipe.edition={edition}), and "
+            f"its denoiser its positions ({positions})"
         )
     return old
 

@@ -169,6 +169,7 @@ class DecoderNoise:
 # Defaults of a latent space that differ from LDLM's, and of editions before this one.
 OF_SPACE: dict[str, dict[str, Any]] = {"cosmos": {"recipe": {"reconstruction": "ce+mse"}}}
 OF_EARLIER_EDITIONS: dict[str, Any] = {"model": {"denoiser": {"positions": "normal"}}}
+POSITIONS_NOW = ("sincos", "rotary")  # by default, and in preset tiny: those of runs of earlier editions differ
 PUBLISHED_NOISE = {
     "tencdm": DecoderNoise("diffused", 0.15),
     "embedding": DecoderNoise("additive", 0.01),

@@ -15,6 +15,7 @@ from ldlm.config.fields import again, merge, setting
 from ldlm.config.model import (
     OF_EARLIER_EDITIONS,
     OF_SPACE,
+    POSITIONS_NOW,
     SAMPLERS,
     CosmosConfig,
     DiffusionConfig,
@@ -390,7 +391,7 @@ def taken_up(config: TrainConfig, stored: TrainConfig) -> TrainConfig:
         new = OF_SPACE.get(model.space, {}).get("recipe", {})
         old = {name: getattr(stored.recipe, name) for name, value in new.items() if getattr(recipe, name) == value}
         recipe = dataclasses.replace(recipe, **old)
-    # Both the default and the preset's changed, and a run has the positions that it has.
-    denoiser = dataclasses.replace(model.denoiser, positions=stored.model.denoiser.positions)
-    model = dataclasses.replace(model, denoiser=denoiser)
+    if model.denoiser.positions in POSITIONS_NOW:
+        denoiser = dataclasses.replace(model.denoiser, positions=stored.model.denoiser.positions)
+        model = dataclasses.replace(model, denoiser=denoiser)
     return dataclasses.replace(config, recipe=recipe, diffusion=diffusion, model=model)

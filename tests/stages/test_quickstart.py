@@ -127,7 +127,7 @@ def test_a_plan_names_the_text_and_the_models_that_are_trained(succeed, tmp_path
     assert plan("--text", "novels.txt")["scorer"].startswith("GPT-2, ")
 
 
-def test_a_folder_of_an_earlier_version_without_a_text_is_one_of_pythons_documentation(tmp_path, notes):
+def test_a_folder_of_an_earlier_version_without_a_text_is_one_of_pythons_documentation(tmp_path, notes, succeed):
     out = tmp_path / "old"
     made = artifact.begin(out, "quickstart", QuickstartConfig(text="python"), {})
     config = (out / "config.yaml").read_text().replace("text: python", "text: null")
@@ -136,6 +136,8 @@ def test_a_folder_of_an_earlier_version_without_a_text_is_one_of_pythons_documen
     made.finish(texts=[])
     again = quickstart.run(QuickstartConfig(text="python"), out, progress=notes)
     assert again.complete
+    assert "docstrings" in succeed("quickstart", "--dry-run", "--output", out)["text"]  # the same command goes on
+    assert "synthetic" in succeed("quickstart", "--dry-run", "--output", out, "--overwrite")["text"]
     with pytest.raises(InputError, match="text: python -> stories"):
         quickstart.run(QuickstartConfig(text="stories"), out)
 
