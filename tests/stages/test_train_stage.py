@@ -249,7 +249,10 @@ def test_a_run_of_preset_tiny_goes_on_with_the_positions_that_the_preset_had(
     train.run(third, store, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         train.run(third, store, tmp_path / "run", progress=interrupted(at=1))
-    today = changed(train_config, model={"denoiser": {"positions": configs.preset("tiny").overrides["model"]["denoiser"]["positions"]}})
+    today = changed(
+        train_config,
+        model={"denoiser": {"positions": configs.preset("tiny").overrides["model"]["denoiser"]["positions"]}},
+    )
     assert train.run(today, store, tmp_path / "run", progress=notes).complete
     assert "its settings keep their meaning (recipe.edition=3)" in notes.lines[0]
     assert final(tmp_path / "run") == final(tmp_path / "whole")
