@@ -176,6 +176,8 @@ def _begin(
     if found["kind"] != kind:
         raise InputError(f"{path} holds {_article(found['kind'])}; choose another {place}")
     if _is_barely_begun(path):
+        if not shared:  # nobody can be at work there but the caller, who may hold the folder's lock
+            return _write_first(path, kind, config, inputs)
         with presence.replacing(path, shared, note) as check:
             check()
             return _write_first(path, kind, config, inputs)

@@ -348,6 +348,22 @@ NAMES = (
 )  # fmt: skip
 
 
+BEGUN = {
+    "pretrain-encoder": "encoder", "extract-features": "features", "train": "run", "export": "model", "sweep": "sweep",
+    "interpolate": "interpolation",
+}  # fmt: skip
+
+
+# Training is the one that locks its folder before it looks what is there.
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "train")) for n in BEGUN])
+def test_a_command_that_ended_between_its_first_two_files_is_run_again(commands, succeed, tmp_path, name):
+    arguments, _ = commands[name]
+    out = tmp_path / "out"
+    files.write_json(out / "artifact.json", {"kind": BEGUN[name], "schema": artifact.SCHEMA})
+    succeed(name, *arguments, "--output", out)
+    assert (out / "manifest.json").is_file()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_command_refills_what_a_link_names(commands, succeed, refuse, tmp_path, name):
     arguments, change = commands[name]
