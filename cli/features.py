@@ -43,7 +43,7 @@ def info(store: str, as_json: bool) -> None:
 
     result = stage.info(locate(store))
     _show(result, as_json, lambda: show.pairs(result))
-    for line in stage.remarks(locate(store)):
+    for line in stage.remarks(locate(store), result["hard_links"]):
         show.Terminal().note(line)
 
 

@@ -2,7 +2,8 @@
 
 The process that removes has the folder to itself by a lease, and `check` raises an error once it has lost that. It may
 be stopped at any moment, between the check and a removal too, for longer than the lease lasts, while another process
-takes its place and begins anew. So a file is set aside, then the lease is checked again, and then the file goes.
+takes its place and begins anew. So a file is set aside, then the lease is checked again, and then the file goes or is
+put back. No error on the way loses it.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 
 from ldlm import files
-from ldlm.errors import StorageError
 from ldlm.location import Location, ObjectPath
 
 
@@ -42,24 +43,53 @@ def empty(folder: Location, *, but: Collection[Location], check: Callable[[], No
 def remove(path: Location, check: Callable[[], None]) -> None:
     """Remove a file or a link, if there is one and this process may, by `check`; one that has come there is put back.
 
-    An object store has no renames: there an object is removed after one check.
+    An object store has no renames: there a check comes before each attempt to remove an object.
     """
-    check()
+
+    def passes() -> bool:
+        check()
+        return True
+
     if isinstance(path, ObjectPath):
-        path.unlink(missing_ok=True)
-        return
+        path.unlink(missing_ok=True, still=passes)
+    else:
+        check()
+        take_away(path, lambda aside: passes())  # by now another process may have the folder, and the file may be its
+
+
+def take_away(path: Path, is_it: Callable[[Path], bool]) -> bool:
+    """Remove a file if it is the one that is meant, by renaming it first: of several processes one succeeds.
+
+    `is_it` is asked of the renamed file. Where it says no or raises an error, the file is put back, unless another has
+    come to its place meanwhile. One that can't be put back stays beside it, and the error names both paths.
+    """
     aside = path.with_name(f".{files.unique()}.tmp")
     try:
         path.rename(aside)
     except FileNotFoundError:
-        return
+        return False
+    found = False
     try:
-        check()
-    except StorageError:  # another process has the folder, and the file may be its own
-        files.link(aside, path)
-        raise
+        found = is_it(aside)
     finally:
-        aside.unlink()
+        if not found:
+            _put_back(aside, path)
+        aside.unlink(missing_ok=True)
+    return found
+
+
+def _put_back(aside: Path, path: Path) -> None:
+    """Give a file its name again if that is free. It stays the same file, which an open lease is told by."""
+    try:
+        os.link(aside, path, follow_symlinks=False)
+    except FileExistsError:
+        return
+    except OSError:  # no hard links, or no room for a second name; a file that appears meanwhile is replaced
+        if os.path.lexists(path):
+            return
+        with suppress(FileNotFoundError):  # another process has emptied the folder
+            aside.rename(path)
+    files.fsync_dir(path.parent)
 
 
 def _remove_folder(path: Path) -> None:

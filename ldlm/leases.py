@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ldlm import files
+from ldlm.emptying import take_away
 from ldlm.errors import StorageError
 from ldlm.location import Location, ObjectPath
 from ldlm.locks import tried
@@ -119,24 +120,6 @@ class LeaseFiles:
         return [path.name.removesuffix(SUFFIX) for path in files.matching(self.folder, f"{prefix}*{SUFFIX}")]
 
 
-def take_away(path: Path, is_it: Callable[[Path], bool]) -> bool:
-    """Remove a file if it is the one that is meant, by renaming it first: of several processes one succeeds.
-
-    Another file that has come to its place is put back.
-    """
-    aside = path.with_name(f".{path.name}.{files.unique()}.tmp")
-    try:
-        path.rename(aside)
-    except FileNotFoundError:
-        return False
-    found = is_it(aside)
-    if not found:
-        with suppress(OSError):  # somebody has made a new one: then its holder has lost it
-            os.link(aside, path)
-    aside.unlink(missing_ok=True)
-    return found
-
-
 class HeldFile:
     """An open lease file. It is written by its descriptor, so never over the lease of one who has taken it away."""
 
@@ -179,10 +162,10 @@ class LeaseObjects:
         return files.content(self.folder / (name + SUFFIX))
 
     def take(self, name: str, body: bytes) -> bool:
-        found = self.read(name) == body
-        if found:
-            (self.folder / (name + SUFFIX)).unlink(missing_ok=True)
-        return found
+        if self.read(name) != body:
+            return False
+        (self.folder / (name + SUFFIX)).unlink(missing_ok=True, still=lambda: self.read(name) == body)
+        return True
 
     def names(self, prefix: str) -> list[str]:
         return [path.name.removesuffix(SUFFIX) for path in files.matching(self.folder, f"{prefix}*{SUFFIX}")]
@@ -204,8 +187,7 @@ class HeldObject:
         return found is None or _identity(found) != _identity(self.body)
 
     def release(self) -> None:
-        if not self.lost():
-            self.path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True, still=lambda: not self.lost())
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -384,7 +366,7 @@ def described(body: bytes) -> dict[str, Any]:
 
 
 def _identity(body: bytes) -> object:
-    """By what a lease is told from others, whatever its counter."""
+    """The part of a lease that no other has and that stays the same while its counter rises."""
     return described(body).get("id", body)
 
 

@@ -106,13 +106,16 @@ class ObjectPath:
             return self.root.call("put", self.key, data) is not None
         return self._again(lambda: self.root.call("put", self.key, data, mode="create")) is not None
 
-    def _again(self, request: Callable[[], Any]) -> Any:
+    def _again(self, request: Callable[[], Any], still: Callable[[], bool] = lambda: True) -> Any:
         """The answer to a request that obstore doesn't make again after a reset, since the first may have been done.
 
-        Here that does no harm: an object that is put once is read back where it exists, and one that is gone is gone.
+        Each attempt is made only if `still` says so; else the answer is None. An object that is put once needs no such
+        question: where it exists, it is read back.
         """
         ends = math.inf
         for attempt in itertools.count():
+            if not still():
+                return None
             try:
                 return request()
             except StorageError:
@@ -126,12 +129,16 @@ class ObjectPath:
         """Have the service copy the object over `other`, whole or not at all; FileNotFoundError when there is none."""
         self.root.call("copy", self.key, other.key)
 
-    def unlink(self, missing_ok: bool = False) -> None:
-        """Delete the object."""
+    def unlink(self, missing_ok: bool = False, *, still: Callable[[], bool] = lambda: True) -> None:
+        """Delete the object, if `still` says so before each attempt.
+
+        A name that other processes use again needs it: an attempt whose answer was lost may have deleted the object,
+        and the next would delete theirs.
+        """
         if not missing_ok:
             self.size()
         with suppress(FileNotFoundError):  # some services say so, and so does a retry whose first answer was lost
-            self._again(lambda: self.root.call("delete", self.key))
+            self._again(lambda: self.root.call("delete", self.key), still)
 
     def rglob(self, pattern: str = "*") -> Iterator[ObjectPath]:
         """The objects below whose names match, in order."""

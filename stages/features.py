@@ -57,9 +57,12 @@ def info(path: Location) -> dict[str, Any]:
     }
 
 
-def remarks(path: Location) -> list[str]:
-    """Lines on the file system of a store, where its locks are known not to hold across machines or links are none."""
-    return mounts.remarks(mounts.file_system(path), mounts.hard_links(path)) if isinstance(path, Path) else []
+def remarks(path: Location, hard_links: bool | None) -> list[str]:
+    """Lines on the file system of a store, where its locks are known not to hold across machines or links are none.
+
+    `hard_links` is that of `info`, which tries them with files in the store.
+    """
+    return mounts.remarks(mounts.file_system(path), hard_links) if isinstance(path, Path) else []
 
 
 def verify(path: Location) -> list[dict[str, str]]:

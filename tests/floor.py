@@ -11,7 +11,7 @@ PROJECT = tomllib.loads((Path(__file__).resolve().parent.parent / "pyproject.tom
 
 
 def floors() -> dict[str, str]:
-    """Lowest version by name, of what the package and its extra for object stores need."""
+    """Lowest version by name, of what the package and its extra for object stores need. Ray's is left out."""
     project = PROJECT["project"]
     needs = [*project["dependencies"], *project["optional-dependencies"]["object-stores"]]
     return dict(re.match(r"([\w.-]+)>=([\w.]+)", need).groups() for need in needs)

@@ -101,7 +101,7 @@ def test_a_lease_without_signs_of_life_is_taken_after_five_minutes_of_the_observ
 
 
 def test_a_sign_of_life_that_is_under_way_is_no_loss_in_an_object_store(tmp_path):
-    """Its object is put before its holder knows that it was."""
+    """The object of a lease is put before its holder knows that it was."""
     stores = pytest.importorskip("obstore.store", reason="obstore is in the extra `object-stores`")
     bucket = Bucket("memory://store")
     bucket.__dict__["store"] = stores.MemoryStore()

@@ -274,7 +274,10 @@ def test_damage_in_s3_is_found_and_mended(few, local, bucket):
     place = locate(f"{bucket}/features")
     extract_features.run(few, place)
     chunk = place / "features.zarr/hidden/c/0/0/0"
-    data = bytearray(chunk.read_bytes())
+    data, split = bytearray(chunk.read_bytes()), FeatureStore(place).split("train")
+    chunk.write_bytes(bytes(data[:100]))  # while it is open: opening it compares the sizes
+    with pytest.raises(InputError, match=r"is damaged: it has 100 bytes, and .* were written; run `ldlm features rep"):
+        split.read(0, 1)
     data[100] ^= 1
     chunk.write_bytes(bytes(data))
     (place / "features.zarr/tokens/c/1/0").unlink()

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from ldlm import files
+from ldlm.emptying import take_away
 from ldlm.errors import StorageError
-from ldlm.leases import take_away
 from ldlm.location import Location, ObjectPath
 
 NAME = ".{}.decided"  # by the shard's name, beside its record
@@ -50,7 +50,9 @@ def put(root: Location, made: Mapping[str, files.Buffer], record_path: Location,
     except FileNotFoundError:  # another process has put the record, and its decision went before it was read here
         if not record_path.is_file():
             raise
-        decided = record
+        for path in own:
+            path.unlink(missing_ok=True)
+        return
     named = json.loads(decided)["files"]
     if all(_placed(root, name, entry, record_path) for name, entry in named.items()):
         files.write_once(record_path, decided)
@@ -63,8 +65,8 @@ def _undecided(path: Location, decided: bytes) -> None:
     """Remove this decision, whose shard has its record. In an object store each would be followed by the record."""
     if isinstance(path, Path):
         take_away(path, lambda found: found.read_bytes() == decided)
-    elif files.content(path) == decided:
-        path.unlink(missing_ok=True)
+    else:
+        path.unlink(missing_ok=True, still=lambda: files.content(path) == decided)
 
 
 def _beside(root: Location, name: str, entry: Mapping[str, Any]) -> Location:

@@ -1,8 +1,10 @@
 """Hashes of large text files, which are remembered: a terabyte is hashed once, and not by every process that starts.
 
-A hash stands in the user's cache, with the size and the time of change that its file had, and holds for a file of this
-path that has both. The processes that start together divide the files among them. Where the cache can't be written,
-each process hashes all files.
+A hash stands in the user's cache with what its file was known by: path, size, time of modification, time of change and
+inode. It holds while all of them are the same. The time of change is the kernel's: no program sets it, so another file
+that was moved or copied there, with the same size and time of modification, is hashed. The number of the device is left
+out, since machines number their mounts differently and share the hashes of one file server. The processes that start
+together divide the files among them. Where the cache can't be written, each process hashes all files.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from ldlm.location import user_cache
 from ldlm.progress import SILENT, Progress
 
 LEAST = 2**24  # bytes; a smaller file takes no time
-SETTLED = 2.0  # seconds after a change, within which another may get the same time
+SETTLED = 2.0  # seconds after a change, within which another may get the same time; the coarsest clocks tick so slowly
 PART = 2**20
 
 
@@ -38,12 +40,15 @@ class _Hashing:
 
     def __init__(self, sizes: dict[Path, int]) -> None:
         self.sizes, self.found = sizes, dict[Path, str]()
+        self.seen: dict[Path, dict[str, int]] = {}
+        self.since = 0.0
         self.folder = user_cache() / "digests"
         self.leases = Leases(self.folder / "claims", self.folder / "claims")
 
     def run(self, progress: Progress) -> dict[Path, str]:
         """The hashes by path; fewer where the cache can't be written."""
         with suppress(OSError), Tally(progress, "hash the text", self.sizes, self._all_known, unit="byte") as tally:
+            self.seen, self.since = {path: _state(path) for path in self.sizes}, time.monotonic()
             share(
                 list(self.sizes),
                 done=self._known,
@@ -53,10 +58,10 @@ class _Hashing:
         return self.found
 
     def _work(self, tally: Tally[Path], path: Path) -> None:
-        before = _state(path)
+        before = self.seen[path]
         self._remember(path, before, None)  # an error before the work, where nothing can be written
-        age = time.time() - before["modified"] / 1e9
-        time.sleep(min(SETTLED, max(0.0, SETTLED - age)))
+        # A later change gets another time, whatever the file server's clock says. All files wait together.
+        time.sleep(max(0.0, self.since + SETTLED - time.monotonic()))
         digest = _hashed(path, partial(tally.advance, path))
         if _state(path) == before:
             self._remember(path, before, digest)
@@ -74,8 +79,8 @@ class _Hashing:
         """True once the hash of a file is known here; the cache is looked into."""
         if path not in self.found:
             record = files.load_digested(files.content(self._place(path)) or b"") or {}
-            state = {name: record.get(name) for name in ("bytes", "modified")}
-            if record.get("sha256") and state == _state(path):
+            state = _state(path)
+            if record.get("sha256") and state == {name: record.get(name) for name in state}:
                 self.found[path] = record["sha256"]
         return path in self.found
 
@@ -84,9 +89,14 @@ class _Hashing:
 
 
 def _state(path: Path) -> dict[str, int]:
-    """By what a change of a file is noticed."""
+    """The properties of a file that show a change: size, the two times in nanoseconds, and inode."""
     found = path.stat()
-    return {"bytes": found.st_size, "modified": found.st_mtime_ns}
+    return {
+        "bytes": found.st_size,
+        "modified": found.st_mtime_ns,
+        "changed": found.st_ctime_ns,
+        "inode": found.st_ino,
+    }
 
 
 def _hashed(path: Path, advance: Callable[[int], object] = lambda count: None) -> str:

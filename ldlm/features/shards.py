@@ -12,7 +12,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import google_crc32c
 import numpy as np
 from numcodecs import zstd
 
-from ldlm.errors import InputError
+from ldlm.errors import InputError, StorageError
 from ldlm.location import Location, ObjectPath
 
 CHUNK_ROWS = 16
@@ -135,7 +135,10 @@ class ShardedArray:
         return "/".join(["c", str(shard), *["0"] * (len(self.shape) - 1)])
 
     def _reader(self, shard: int) -> AbstractContextManager[Read]:
-        return _reader(self._shard_path(shard), self.sizes.get(self._shard_name(shard), 0))
+        path = self._shard_path(shard)
+        if isinstance(path, ObjectPath):
+            return nullcontext(partial(_read_object, path, self.sizes[self._shard_name(shard)]))
+        return _reader(path)
 
     def _index(self, shard: int, read: Read) -> np.ndarray:
         """(offset, length) of each chunk of a shard: uint64 (grid…, 2), from the shard's end."""
@@ -174,25 +177,30 @@ def _checked(read: tuple[bytes, bytes], path: Location) -> bytes:
 
 
 @contextmanager
-def _reader(path: Location, size: int) -> Iterator[Read]:
-    """A function that reads parts of a shard of so many bytes, from any thread.
+def _reader(path: Path) -> Iterator[Read]:
+    """A function that reads parts of a shard on disk, from any thread.
 
     It uses pread: a memory map would crash the process if the file shrank.
     """
     try:
-        if isinstance(path, ObjectPath):
-            yield partial(_read_object, path, size)
-        else:
-            with open(path, "rb", buffering=0) as file:
-                yield partial(_read_file, file.fileno(), os.fstat(file.fileno()).st_size)
+        with open(path, "rb", buffering=0) as file:
+            yield partial(_read_file, file.fileno(), os.fstat(file.fileno()).st_size)
     except FileNotFoundError:
         raise InputError(f"{path} is missing; run `ldlm features repair` on the store") from None
 
 
 def _read_object(path: ObjectPath, size: int, start: int, length: int) -> tuple[bytes, bytes]:
+    """Part of a shard that was written with so many bytes. A service answers with an error where it has fewer."""
     try:
-        start = start + size if start < 0 else start
-        data = path.read_range(start, length + _CHECKSUM)
+        try:
+            data = path.read_range(start + size if start < 0 else start, length + _CHECKSUM)
+        except StorageError:
+            if (found := path.size()) == size:
+                raise
+            raise InputError(
+                f"{path} is damaged: it has {found:,} bytes, and {size:,} were written; run `ldlm features repair` on "
+                f"the store"
+            ) from None
     except FileNotFoundError:
         raise InputError(f"{path} is missing; run `ldlm features repair` on the store") from None
     return data[:length], data[length:]

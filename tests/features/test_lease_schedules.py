@@ -125,7 +125,7 @@ class Schedules(RuleBasedStateMachine):
         self.workers = [self.worker(number % NODES) for number in range(WORKERS)]
 
     def place(self):
-        """Where the workers share their items."""
+        """The folder or the prefix in which the workers share their items."""
         (self.scratch / "store").mkdir()
         return self.scratch / "store"
 
@@ -204,7 +204,7 @@ class Schedules(RuleBasedStateMachine):
 
 
 class SchedulesOfObjects(Schedules):
-    """The same in an object store."""
+    """Schedules of workers that share an object store instead of a folder."""
 
     def place(self):
         memory = pytest.importorskip("obstore.store", reason="obstore is in the extra `object-stores`").MemoryStore()
