@@ -34,13 +34,6 @@ from ldlm.training.loop import train
 from ldlm.training.output import begin, resume, shuffle_rows
 from ldlm.training.speed import Speedometer
 
-# Settings that the stage has of its own; those that are None are the run's.
-TAKEN = (
-    "batch_size", "shuffle_rows", "accumulate", "max_nonfinite", "log_every", "eval_every", "eval_rows", "save_every",
-    "keep", "seed", "compute", "device",
-)  # fmt: skip
-OF_DECODER = ("artifact.json", "config.yaml", "metrics.jsonl", "ema.safetensors", "manifest.json")  # in this order
-
 
 def plan(config: DistillConfig, run_path: Path) -> dict[str, Any]:
     """Rounds, steps and tokens of the training, without training."""
@@ -139,10 +132,11 @@ def settings(config: DistillConfig, trained: TrainedRun) -> DistilledConfig:
     lr = config.lr or run.optimizer.lr / 3
     filled = replace(config, start=start, steps=steps, lr=lr, batch_size=config.batch_size or run.batch_size)
     solvers.check(replace(filled.sampler, steps=start))
-    mine: dict[str, Any] = {name: value for name in TAKEN if (value := getattr(filled, name)) is not None}
+    of_run = {field.name: getattr(run, field.name) for field in fields(TrainConfig)}
+    of_both = of_run.keys() & {field.name for field in fields(DistillConfig)}
+    mine: dict[str, Any] = {name: value for name in of_both if (value := getattr(filled, name)) is not None}
     mine["steps"] = count * steps
     mine["optimizer"] = replace(run.optimizer, lr=lr, lr_warmup_steps=steps // 10, lr_decay="cosine")
-    of_run = {field.name: getattr(run, field.name) for field in fields(TrainConfig)}
     return DistilledConfig(**{**of_run, "shuffle_rows": None, **mine}, distillation=filled)
 
 
@@ -195,8 +189,14 @@ def _record(trained: TrainedRun, out: Path) -> None:
     for decoder in trained.decoders():
         source, target = trained.path / "decoders" / decoder.name, out / "decoders" / decoder.name
         if decoder.usable and source.is_dir() and not (target / "manifest.json").exists():
-            for name in OF_DECODER:
-                files.write_atomic(target / name, (source / name).read_bytes())
+            _copy_decoder(source, target)
+
+
+def _copy_decoder(source: Path, target: Path) -> None:
+    """Copy a decoder without its checkpoints and drawings; the manifest, which says that it is whole, comes last."""
+    names = [path.name for path in source.iterdir() if path.is_file() and not path.name.startswith(".")]
+    for name in sorted(names, key=lambda name: (name == "manifest.json", name)):
+        files.write_atomic(target / name, (source / name).read_bytes())
 
 
 # ----------------------------------------------------------------------------------------------------------------------

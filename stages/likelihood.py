@@ -308,11 +308,11 @@ def _method(path: Path) -> str:
 
 
 def _subject(config: LikelihoodConfig, path: Path, store: FeatureStore, device: torch.device) -> Subject:
-    _method(path)
+    record = unbounded(path)
+    if record is not None:
+        raise InputError(f"{path} has no likelihood, for {record['why']}")
     opened = open_source(path, device, config.checkpoint)
     if isinstance(opened, TrainedRun):
-        if opened.student is not None:
-            raise InputError(f"{path} has no likelihood, for {DISTILLED}")
         opened.check_store(store)
         return LatentSubject(config, opened)
     assert isinstance(opened, TrainedTokenRun)

@@ -50,7 +50,7 @@ def run(
         progress.note(f"{out} is complete; nothing to do")
         return result
 
-    run.remark_on_decoder(config.decoder, progress)
+    run.remark(config, progress)
     generator.compute.tell(progress)
     seed = int(text_seeds(config.seed, config.trace_text, config.trace_text + 1))
     frames = trace.record(generator, run.tokenizer, config.sampler, seed, config.trace_frames, config.trace_times)

@@ -1,4 +1,4 @@
-"""What the benchmark of distilled runs says of figures, and that it distils, draws and writes down what it found."""
+"""The benchmark of distilled runs: its verdict on figures, and a small one that distils, draws and writes results."""
 
 import json
 

@@ -68,7 +68,7 @@ def training(course: Course[DistilledConfig]) -> list[Chart]:
 
 
 def timesteps(course: Course[DistilledConfig]) -> list[Chart]:
-    """None: a student has but a few times."""
+    """No charts, for a student has but a few times."""
     return []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -60,10 +61,10 @@ class DrawsTexts(ABC):
         return generation.drawing_cost(config, self.trained, self)
 
 
-def remark_on_student(student: SamplerConfig, asked: SamplerConfig, progress: Progress) -> None:
-    """Note where texts are drawn in another way than the one that a distilled model has learned."""
+def remark_on_student(student: SamplerConfig | None, asked: Iterable[SamplerConfig], progress: Progress) -> None:
+    """Note, once, that a distilled model draws by samplers that it has not learned; None is a model that isn't."""
     names = ("solver", "grid", "t_min", "steps", "guidance", "eta")
-    if any(getattr(student, name) != getattr(asked, name) for name in names):
+    if student is not None and any(getattr(student, name) != getattr(one, name) for one in asked for name in names):
         progress.note(
             f"this model is distilled to {student.steps} evaluations, and has learned to draw by --solver "
             f"{student.solver} --grid {student.grid} --t-min {student.t_min:g} --steps {student.steps} alone"

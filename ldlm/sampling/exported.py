@@ -89,8 +89,12 @@ class LDLM(DrawsTexts, ExportedModel):
 
     def remark(self, config: SampleConfig, progress: Progress) -> None:
         """Note what a distilled model has not learned to draw by; the default decoder is on record."""
-        if self.config.student is not None:
-            remark_on_student(self.config.student, config.sampler, progress)
+        remark_on_student(self.student, [config.sampler], progress)
+
+    @property
+    def student(self) -> SamplerConfig | None:
+        """The sampler that a distilled model has learned to draw by; None of other models."""
+        return self.config.student
 
     def _decoder_name(self, decoder: str | None) -> str:
         name = next(iter(self.config.decoders)) if decoder is None else decoder

@@ -142,8 +142,7 @@ class TrainedRun(DrawsTexts, OpenRun):
     def remark(self, config: SampleConfig, progress: Progress) -> None:
         """Note which decoder is the default and why, and what a distilled run has not learned to draw by."""
         self.remark_on_decoder(config.decoder, progress)
-        if self.student is not None:
-            drawer.remark_on_student(self.student, config.sampler, progress)
+        drawer.remark_on_student(self.student, [config.sampler], progress)
 
     def check_store(self, store: FeatureStore) -> None:
         """`InputError` when the store's states differ from those that this run was trained on."""

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldlm.config import LDLM, PAPERS_SAMPLER, Final, SampleConfig, SamplerConfig, SweepConfig
+from ldlm.config import LDLM, PAPERS_SAMPLER, Final, SamplerConfig, SweepConfig
 from ldlm.errors import InputError
 from ldlm.evaluation.beside import Judge
 from ldlm.evaluation.frontier import Frontier, Variant, finalists, is_papers, read_finalists
 from ldlm.evaluation.fronts import Point
 from ldlm.progress import Progress
-from ldlm.sampling import exported, solvers
+from ldlm.sampling import drawer, exported, solvers
 from ldlm.sampling.generation import LARGEST_BATCH, TextGenerator
 from ldlm.sampling.solvers import End
 from ldlm.sampling.trained_run import TrainedRun
@@ -173,10 +173,15 @@ class LoadedRun:
             "precision": precision,
         }
 
+    def remark(self, progress: Progress) -> None:
+        """Note which decoder is the default where none is named, and samplers that a student has not learned."""
+        if not self.config.decoders and isinstance(self.source, TrainedRun):  # an export has its default on record
+            self.source.remark_on_decoder(None, progress)
+        drawer.remark_on_student(self.source.student, [one.sampler for one in trajectories(self.config)], progress)
+
     def find(self, out: Path, judge: Judge, progress: Progress) -> Frontier:
         """Screen all trajectories, and draw the finalists again."""
-        if not self.config.decoders:
-            self.source.remark(SampleConfig(), progress)
+        self.remark(progress)
         bench: Bench[Trajectory, Variant] = Bench(self.config, out, self, judge)
         screened = bench.rows("screen", trajectories(self.config), self.config.screen_texts, progress)
         chosen = finalists(screened, self.config.entropy_slack)

@@ -113,7 +113,7 @@ class DistillState(Learner[DistillStep]):
     def lesson(
         self, of: Round, h_BLD: Tensor, z_0_BNC: Tensor, eps_BNC: Tensor, i_B: Tensor, k_B: Tensor | None
     ) -> Lesson:
-        """What the teacher makes of latents in a round, for the student's times number i and prefixes of k states."""
+        """The teacher's two steps on latents in a round, for the student's times number i and prefixes of k states."""
         denoise: Denoise = partial(estimate, self.teacher, self.model.prefix(h_BLD, k_B, self.teacher))
         if of.begins == 0:
             denoise = self.guide(denoise)
