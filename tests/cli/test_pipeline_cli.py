@@ -382,6 +382,7 @@ def test_there_are_these_commands(ldlm):
 
     assert {*main.commands} == {
         *COMMANDS,
+        "distill",
         "features",
         "plot",
         "report",
