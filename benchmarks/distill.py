@@ -12,7 +12,6 @@ standard deviation over the seeds of sampling. The same command goes on where it
 from __future__ import annotations
 
 import argparse
-import datetime
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +22,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.__main__ import hardware
-from ldlm import artifact, config, files, memory
+from benchmarks.records import keep
+from ldlm import config, files, memory
 from ldlm.cli import show
 from ldlm.config import DistillConfig, EvaluateConfig, SampleConfig, SamplerConfig
 from ldlm.errors import InputError
@@ -207,12 +206,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = trial.measure(chosen.seeds)
     except InputError as error:
         sys.exit(f"Error: {error}")
-    date = datetime.date.today().isoformat()
-    text = f"{date}, {hardware()}\n\n{report(found)}\n"
-    print(text)
-    if chosen.output is not None:
-        chosen.output.mkdir(parents=True, exist_ok=True)
-        record = {"date": date, "hardware": hardware(), "versions": artifact.versions(), **found}
-        stem = f"distill-{date}"
-        (chosen.output / f"{stem}.txt").write_text(text, encoding="utf-8")
-        (chosen.output / f"{stem}.json").write_text(files.dump_json(record), encoding="utf-8")
+    keep(report(found), "distill", chosen.output, found)

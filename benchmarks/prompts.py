@@ -18,7 +18,6 @@ are tokenised apart. `±` is half the range over the seeds of sampling. It goes 
 from __future__ import annotations
 
 import argparse
-import datetime
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -30,9 +29,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.__main__ import hardware
 from benchmarks.recipe import SHARES, Bench, Init
-from ldlm import artifact, config, files, memory
+from benchmarks.records import keep
+from ldlm import config, files, memory
 from ldlm.cli import show
 from ldlm.config import ExtractConfig, PromptConfig, SampleConfig, SamplerConfig, TrainConfig
 from ldlm.errors import InputError
@@ -253,12 +252,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = Trial(bench, chosen.steps, chosen.prompt_tokens, chosen.texts, chosen.seed).measure(chosen.seeds)
     except InputError as error:
         sys.exit(f"Error: {error}")
-    date = datetime.date.today().isoformat()
-    text = f"{date}, {hardware()}\n\n{report(found)}\n"
-    print(text)
-    if chosen.output is not None:
-        chosen.output.mkdir(parents=True, exist_ok=True)
-        record = {"date": date, "hardware": hardware(), "versions": artifact.versions(), **found}
-        stem = f"prompts-{found['source']}-{found['steps']}-{date}"
-        (chosen.output / f"{stem}.txt").write_text(text, encoding="utf-8")
-        (chosen.output / f"{stem}.json").write_text(files.dump_json(record), encoding="utf-8")
+    keep(report(found), f"prompts-{found['source']}-{found['steps']}", chosen.output, found)

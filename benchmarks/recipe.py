@@ -16,7 +16,6 @@ far its states tell tokens apart.
 from __future__ import annotations
 
 import argparse
-import datetime
 import statistics
 import sys
 import time
@@ -29,8 +28,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModel
 
-from benchmarks.__main__ import hardware
-from ldlm import artifact, config, files, memory
+from benchmarks.records import keep
+from ldlm import config, files, memory
 from ldlm.cli import show
 from ldlm.config import (
     EvaluateConfig,
@@ -393,22 +392,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(told_apart({bench.source: shares}))
         if chosen.what == "encoders":
             table = f"the encoder of stories, {ENCODER_STEPS} steps\n\n{bench.encoders()}"
-            kept(table, "recipe-encoders", chosen.output)
+            keep(table, "recipe-encoders", chosen.output)
     except InputError as error:
         sys.exit(f"Error: {error}")
     if chosen.what == "report":
         states = {path.parent.name: files.read_json(path) for path in sorted(bench.work.glob(f"*/{STATES}"))}
         write(collect(bench.work), states, chosen.output, bench.work.name)
-
-
-def kept(text: str, name: str, output: Path | None) -> None:
-    """Print a text below date and hardware; keep it in `output`."""
-    date = datetime.date.today().isoformat()
-    dated = f"{date}, {hardware()}\n\n{text}\n"
-    print(dated)
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / f"{name}-{date}.txt").write_text(dated, encoding="utf-8")
 
 
 def told_apart(states: Mapping[str, Mapping[str, float]]) -> str:
@@ -423,19 +412,7 @@ def write(
     found: Sequence[Mapping[str, Any]], states: Mapping[str, Mapping[str, float]], output: Path | None, name: str
 ) -> None:
     """Print the tables; keep them and the figures in `output`, under `name` and the date."""
-    date = datetime.date.today().isoformat()
-    text = f"{date}, {hardware()}\n\n{report(found)}\n"
+    text = report(found)
     if states:
-        text += f"\n{told_apart(states)}\n"
-    print(text)
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        record = {
-            "date": date,
-            "hardware": hardware(),
-            "versions": artifact.versions(),
-            "states": states,
-            "trials": list(found),
-        }
-        (output / f"{name}-{date}.txt").write_text(text, encoding="utf-8")
-        (output / f"{name}-{date}.json").write_text(files.dump_json(record), encoding="utf-8")
+        text += f"\n\n{told_apart(states)}"
+    keep(text, name, output, {"states": states, "trials": list(found)})

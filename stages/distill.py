@@ -21,7 +21,6 @@ from ldlm.features.store import FeatureStore
 from ldlm.features.stream import Stream
 from ldlm.location import Location
 from ldlm.pages import plots
-from ldlm.pages.curves import Course
 from ldlm.progress import SILENT, Progress
 from ldlm.runtime import Stop, World
 from ldlm.sampling import solvers
@@ -219,7 +218,4 @@ def _finish(result: Artifact, state: DistillState, journal: Journal, trained: Tr
         skipped=state.skipped,
         seconds=round(time.perf_counter() - journal.started, 1),
     )
-    try:
-        plots.of_run(journal.out, Course(state.config, journal.metrics.read()))
-    except Exception as error:  # the run is complete without them
-        journal.progress.note(f"no plots ({type(error).__name__}: {error}); `ldlm plot {journal.out}` draws them")
+    plots.at_the_end(journal, state.config)

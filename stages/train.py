@@ -22,7 +22,6 @@ from ldlm.features.stream import Stream
 from ldlm.location import Location
 from ldlm.model.layers import head_widths
 from ldlm.pages import plots
-from ldlm.pages.curves import Course
 from ldlm.progress import SILENT, Progress
 from ldlm.runtime import Stop, World
 from ldlm.training import checkpoint, cost
@@ -215,7 +214,4 @@ def _finish(result: Artifact, method: AnyMethod, state: Learner[Any], journal: J
         skipped=state.skipped,
         seconds=round(time.perf_counter() - journal.started, 1),
     )
-    try:
-        plots.of_run(journal.out, Course(method.config, journal.metrics.read()))
-    except Exception as error:  # the run is complete without them
-        journal.progress.note(f"no plots ({type(error).__name__}: {error}); `ldlm plot {journal.out}` draws them")
+    plots.at_the_end(journal, method.config)

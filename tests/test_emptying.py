@@ -1,4 +1,4 @@
-"""What several processes share is removed by one that may: whatever fails on the way, nothing of another's is lost."""
+"""Removing what several processes share: whatever fails on the way, nothing of another's is lost."""
 
 import errno
 import os

@@ -115,7 +115,7 @@ def test_a_sign_of_life_that_is_under_way_is_no_loss_in_an_object_store(tmp_path
 
 
 def test_processes_of_one_machine_that_have_lock_folders_of_their_own_are_blind_to_each_other(tmp_path):
-    """As pods on one node are, each with a cache of its own, which share an object store."""
+    """Pods on one node have caches of their own and share an object store."""
     one, two = (Leases(tmp_path / "claims", tmp_path / name, heartbeat=None) for name in ("one", "two"))
     with one.claim("item"):
         assert two.claim("item") is None

@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ldlm.config import AnyTrainConfig
 from ldlm.pages import drawing, fronts, kinds, results
 from ldlm.pages.chart import SERIES, Chart
 from ldlm.pages.curves import Course
 from ldlm.pages.kinds import Kind
+
+if TYPE_CHECKING:  # pages never import torch, as a journal does
+    from ldlm.training.journal import Journal
 
 Row = Mapping[str, Any]
 
@@ -22,6 +25,14 @@ def of_run(run: Path, course: Course[AnyTrainConfig]) -> None:
     training(run, course)
     dynamics(run / "plots" / "dynamics.png", {run.name: course})
     timesteps(run / "plots" / "timesteps.png", course)
+
+
+def at_the_end(journal: Journal, config: AnyTrainConfig) -> None:
+    """Write the pictures of a training that has ended. A failure is a note, for the run is complete without them."""
+    try:
+        of_run(journal.out, Course(config, journal.metrics.read()))
+    except Exception as error:
+        journal.progress.note(f"no plots ({type(error).__name__}: {error}); `ldlm plot {journal.out}` draws them")
 
 
 def training(run: Path, course: Course[AnyTrainConfig]) -> None:

@@ -53,7 +53,7 @@ def test_a_large_file_is_read_once_until_it_changes(text, reads, tmp_path):
 
 @pytest.mark.parametrize("how", ["written", "renamed"])
 def test_another_file_of_the_same_size_and_time_is_hashed_again(text, reads, how):
-    """As rsync -t, cp -p and mv leave it."""
+    """Replace a file and keep its time of change, as rsync -t, cp -p and mv do."""
     textfiles.fingerprints([text])
     old, other = text.stat(), text.with_name("other.txt")
     other.write_bytes(b"eleven more.")

@@ -26,7 +26,7 @@ def times_down(steps, t_min=0.005):
 
 
 def ddim(schedule, z, z_hat, s, t):
-    """As Song et al. (2021) write it: keep the noise that the estimate leaves, and scale both anew."""
+    """Take a step of DDIM as Song et al. (2021) write it: keep the noise that is left, and scale both anew."""
     (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule.alpha_sigma(s), schedule.alpha_sigma(t)
     return alpha_t * z_hat + sigma_t * (z - alpha_s * z_hat) / sigma_s
 
@@ -174,7 +174,7 @@ def test_a_student_of_a_gaussian_draws_the_teachers_texts(std, evaluations):
 
 
 def test_a_student_of_a_mixture_draws_the_teachers_texts():
-    """Of two narrow modes; a student is a curve through 101 points at each time, and loses what lies between them.
+    """The data has two narrow modes, and a student is a curve through 101 points, which loses what lies between.
 
     A plain short cut, the teacher with the student's few steps, is far off.
     """

@@ -1,0 +1,25 @@
+"""Results as a benchmark leaves them: its table below date and hardware, and its figures with the versions."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.__main__ import hardware
+from ldlm import artifact, files
+
+
+def keep(text: str, name: str, output: Path | None, figures: Mapping[str, Any] | None = None) -> None:
+    """Print a table; with `output` keep it there as NAME-DATE.txt, and the figures, if any, as NAME-DATE.json."""
+    date = datetime.date.today().isoformat()
+    dated = f"{date}, {hardware()}\n\n{text}\n"
+    print(dated)
+    if output is None:
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    (output / f"{name}-{date}.txt").write_text(dated, encoding="utf-8")
+    if figures is not None:
+        record = {"date": date, "hardware": hardware(), "versions": artifact.versions(), **figures}
+        (output / f"{name}-{date}.json").write_text(files.dump_json(record), encoding="utf-8")
