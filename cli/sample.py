@@ -23,8 +23,8 @@ TOKEN_SETTINGS = ("top_p", "nucleus_rule", "drawing", "end", "schedule", "mode",
 def command(options: Options, run: str | None, output: str | None, trace: str | None) -> None:
     """Draw texts: noise, the reverse process, and of LDLM one pass through the decoder.
 
-    Text i depends on its seed, 1,000,000 SEED + i, and not on the batch. Without --output texts are printed, and no file
-    is written. With it the same command resumes an interrupted one.
+    Text i depends on its seed, 1,000,000 SEED + i, and not on the batch. Without --output texts are printed and no
+    file is written. With it the same command resumes an interrupted one.
 
     --prompt continues a text, by a run that was trained with --set model.condition=prefix; texts begin with it.
 

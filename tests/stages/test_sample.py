@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -11,8 +13,8 @@ from patience import patience
 
 from ldlm import config as configs
 from ldlm.cli import show
-from ldlm.config import TrainConfig
-from ldlm.stages import train
+from ldlm.config import ExportConfig, TrainConfig
+from ldlm.stages import export, train
 
 DRAW = ("--num-samples", 3, "--steps", 3, "--temperature", 1, "--seed", 2, "--device", "cpu")
 
@@ -136,3 +138,23 @@ def test_a_text_is_wrapped_with_its_paragraphs_kept_and_nothing_in_it_steers_the
     assert show.wrapped("", columns=80) == ""
     marked = show.wrapped("<s>aa <s> bb", special=["<s>"], columns=80)
     assert marked == "  \x1b[2m<s>\x1b[0maa \x1b[2m<s>\x1b[0m bb"
+
+
+IMPORTS = "import torch; from transformers import AutoTokenizer"
+MOST = 4.0  # it imports a little more than these, and draws
+
+
+def processor_seconds(*arguments):
+    """Processor time of a Python process with one thread, whatever else the machine does."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, *map(str, arguments)], stdout=subprocess.DEVNULL, env=env)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_utime + usage.ru_stime
+
+
+def test_five_texts_of_an_exported_model_take_less_than_four_times_the_imports_of_what_draws_them(trained, tmp_path):
+    model = export.run(ExportConfig(), trained, tmp_path / "model").path
+    draw = ("-m", "ldlm.cli", "sample", "--run", model, "--num-samples", 5)
+    assert any(processor_seconds(*draw) < MOST * processor_seconds("-c", IMPORTS) for _ in range(3))
