@@ -14,17 +14,21 @@ from ldlm.config import ExportConfig
 @click.command(cls=Command, short_help="write the part of a run that draws texts to a folder to share")
 @stage_options(ExportConfig, named_samplers=True, token_samplers=())
 @path_option("--run", "trained run")
+@path_option("--encoder", "with --with-encoder: folder or hub name of the frozen encoder, where it is not in its place")
 @path_option("--output", "folder to write the model to")
-def command(options: Options, run: str | None, output: str | None) -> None:
+def command(options: Options, run: str | None, encoder: str | None, output: str | None) -> None:
     """Write denoiser, decoders, tokenizer and a model card to a folder.
 
     The model draws the same texts as the run, with `ldlm sample --run MODEL` and in Python:
     `from ldlm import LDLM; LDLM.from_pretrained("model").sample(8)`; a token-level one is opened by TokenDiffusion.
     Nothing is uploaded without --push-to-hub.
 
+    --with-encoder takes the frozen encoder along, so that a model which continues texts needs nothing but the folder.
+
     \b
     Examples:
       ldlm export --run run --output model --set sampler.steps=64
+      ldlm export --run run --output model --precision bf16 --with-encoder
       ldlm export --run run-mdlm --output model --sampler remdm
     """
     config = options.build_drawing(method_of(run), default_settings(run))
@@ -32,9 +36,10 @@ def command(options: Options, run: str | None, output: str | None) -> None:
 
     run_path = require(run, "--run", "run")
     if options.dry_run:
-        return options.show_plan(stage.plan(config, run_path))
+        return options.show_plan(stage.plan(config, run_path, encoder=encoder))
     out = require(output, "--output", "model")
-    made = stage.run(config, run_path, out, overwrite=bool(options.overwrite), progress=show.Terminal())
+    overwrite, progress = bool(options.overwrite), show.Terminal()
+    made = stage.run(config, run_path, out, encoder=encoder, overwrite=overwrite, progress=progress)
     result = {"output": str(made.path), **made.manifest}
     options.show(
         result,

@@ -70,6 +70,7 @@ class Setting:
 
     def option(self, note: str = "", *, default: bool = True, more: str = "") -> Function:
         """The click decorator. Values stay strings, which `from_dict` parses like those of the other sources."""
+        alone: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if self.hint is bool else {}
         return click.option(
             self.flag,
             self.parameter,
@@ -77,13 +78,14 @@ class Setting:
             help=f"{note}{self.field.metadata['help']}{self.default_in_words if default else ''}{more}",
             multiple=self.repeatable,
             default=None,
+            **alone,
         )
 
     def _metavar(self) -> str:
         kinds = (self.hint, *typing.get_args(self.hint))
         if typing.get_origin(self.hint) is Literal:
             return "|".join(typing.get_args(self.hint))
-        names = {int: "INT", float: "FLOAT", str: "TEXT", bool: "BOOL"}
+        names = {int: "INT", float: "FLOAT", str: "TEXT", bool: "[BOOL]"}
         name = self.field.metadata["metavar"] or next((names[kind] for kind in kinds if kind in names), "NAME")
         return f"{name}..." if self.repeatable else name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,12 +18,13 @@ TOKEN_SETTINGS = ("top_p", "nucleus_rule", "drawing", "end", "schedule", "mode",
 @click.command(cls=Command, short_help="draw texts from a run, or trace one on its way from noise")
 @stage_options(SampleConfig, named_samplers=True, token_samplers=TOKEN_SETTINGS)
 @path_option("--run", "trained run or exported model")
-@path_option("--output", "file to write, one JSON object per text", metavar="F.jsonl")
+@path_option("--output", "file to write, one JSON object per text; without it texts are printed", metavar="F.jsonl")
 @path_option("--trace", "instead of --output: folder for a page and a GIF of one text on its way from noise")
 def command(options: Options, run: str | None, output: str | None, trace: str | None) -> None:
     """Draw texts: noise, the reverse process, and of LDLM one pass through the decoder.
 
-    Text i depends on its seed, 1,000,000 SEED + i, and not on the batch. The same command resumes an interrupted one.
+    Text i depends on its seed, 1,000,000 SEED + i, and not on the batch. Without --output texts are printed and no
+    file is written. With it the same command resumes an interrupted one.
 
     --prompt continues a text, by a run that was trained with --set model.condition=prefix; texts begin with it.
 
@@ -33,6 +35,7 @@ def command(options: Options, run: str | None, output: str | None, trace: str | 
 
     \b
     Examples:
+      ldlm sample --run model --num-samples 5
       ldlm sample --run run --num-samples 1000 --output samples.jsonl
       ldlm sample --run run --prompt "The sea was calm" --prompt-guidance 1.5 --output continued.jsonl
       ldlm sample --run run --trace-text 3 --trace trace
@@ -45,13 +48,18 @@ def command(options: Options, run: str | None, output: str | None, trace: str | 
         raise InputError("--output writes texts and --trace shows one; give one of them, and then the other")
     if trace is not None:
         return _trace(options, config, run, trace)
+    if output is None and options.overwrite:
+        raise InputError("--overwrite replaces a file of texts, and without --output none is written; leave it out")
     from ldlm import files
     from ldlm.stages import sample as stage
 
     run_path = require(run, "--run", "run")
     if options.dry_run:
         return options.show_plan(stage.plan(config, run_path))
-    out = require(output, "--output", "samples.jsonl")
+    if output is None:
+        drawn = stage.draw(config, run_path, progress=show.Terminal())
+        return options.show(drawn, lambda: _printed(config, drawn))
+    out = Path(output)
     result = stage.run(config, run_path, out, overwrite=bool(options.overwrite), progress=show.Terminal())
     result = {"output": str(out), **result}
 
@@ -60,6 +68,14 @@ def command(options: Options, run: str | None, output: str | None, trace: str | 
         return "\n\n".join([f"{out}: {result['config']['num_samples']:,} texts, {_how(config, result)}", *first])
 
     options.show(result, text)
+
+
+def _printed(config: AnySampleConfig, result: dict[str, Any]) -> str:
+    """All texts, each under its seed."""
+    special = result["boundaries"]["tokens"]
+    texts = [f"seed {row['seed']:,}\n{show.wrapped(row['text'], special)}" for row in result["texts"]]
+    count = "1 text" if len(texts) == 1 else f"{len(texts):,} texts"
+    return "\n\n".join([f"{count}, {_how(config, result)}", *texts])
 
 
 def _how(config: AnySampleConfig, result: dict[str, Any]) -> str:

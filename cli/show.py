@@ -6,7 +6,10 @@ import errno
 import json
 import math
 import os
+import re
+import shutil
 import sys
+import textwrap
 import time
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +22,14 @@ import click
 from ldlm import files
 from ldlm.errors import InputError
 from ldlm.progress import Progress, Task
+from ldlm.sampling.frames import VISIBLE
 
 PLAIN_EVERY = 30.0  # seconds between lines where there is no terminal
 DRAW_EVERY = 0.1
 COLUMNS = 80  # of a terminal that does not report its width
+MOST_COLUMNS = 100  # of a text
+INDENT = "  "
+STEERING = {code: sign for code, sign in VISIBLE.items() if code != ord("\n")}
 CLEAR = "\r\x1b[2K"  # clears the line of the cursor
 
 
@@ -65,6 +72,22 @@ def fit(line: str, columns: int) -> str:
         if used > columns:
             return line[:place]
     return line
+
+
+def wrapped(text: str, special: Sequence[str] = (), columns: int | None = None) -> str:
+    """A text for reading: indented, lines of at most 100 columns and the terminal's, line breaks as they are.
+
+    `special` are the tokens that are no words of it, which are fainter on a terminal. Characters that would steer the
+    terminal are replaced by signs.
+    """
+    width = min(columns or shutil.get_terminal_size((COLUMNS, 24)).columns, MOST_COLUMNS) - len(INDENT)
+    lines = []
+    for line in text.removesuffix("\n").expandtabs(1).split("\n"):
+        begin = line[: len(line) - len(line.lstrip(" "))]
+        lines += textwrap.wrap(line.translate(STEERING), max(width, 1), subsequent_indent=begin) or [""]
+    faint = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
+    shown = "\n".join(INDENT + line if line else "" for line in lines)
+    return re.sub(faint, lambda found: click.style(found[0], dim=True), shown) if faint else shown
 
 
 def json_line(result: Any) -> str:

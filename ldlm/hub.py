@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldlm import files
 from ldlm.errors import InputError
 
 if TYPE_CHECKING:
@@ -224,6 +225,20 @@ def load_model(auto_class: Any, name: str) -> tuple[Any, dict[int, str]]:
     )
     absent = set(report["missing_keys"])
     return model, {id(p): key for key, p in model.named_parameters() if key in absent}
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """Write a model of transformers as safetensors and `config.json`, with no word of its place or of code."""
+    quiet_transformers()
+    model.save_pretrained(folder)
+    described = json.loads((folder / "config.json").read_bytes())
+    files.write_atomic(folder / "config.json", json.dumps(_unplaced(described), indent=2, sort_keys=True) + "\n")
+
+
+def _unplaced(described: Any) -> Any:
+    if not isinstance(described, dict):
+        return described
+    return {key: _unplaced(value) for key, value in described.items() if key not in ("_name_or_path", "auto_map")}
 
 
 def check_whole(network: nn.Module, absent: dict[int, str], name: str) -> None:

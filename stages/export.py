@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +10,37 @@ from ldlm import config as configs
 from ldlm.artifact import Artifact
 from ldlm.baselines import exporting as of_tokens
 from ldlm.baselines.opening import open_exported
-from ldlm.config import AnyExportConfig, ExportConfig, TokenExportConfig
+from ldlm.compute import DTYPES
+from ldlm.config import AnyExportConfig, ExportConfig
 from ldlm.errors import InputError
 from ldlm.progress import SILENT, Progress
 from ldlm.sampling import exporting as of_latents
 from ldlm.sampling.exporting import Export
 
-_EXPORTS: dict[type, Callable[..., Export]] = {
-    ExportConfig: of_latents.of_run,
-    TokenExportConfig: of_tokens.of_run,
-}
 
-
-def plan(config: AnyExportConfig, run_path: Path) -> dict[str, Any]:
+def plan(config: AnyExportConfig, run_path: Path, *, encoder: str | None = None) -> dict[str, Any]:
     """What it would export, and the size of the weights."""
-    export = _EXPORTS[type(config)](config, run_path)
-    size = {"parameters": export.parameters, "bytes": 4 * export.parameters}
+    export = _of_run(config, run_path, encoder)
+    amount = DTYPES[config.precision].itemsize * export.parameters + 4 * export.encoder_parameters
+    size = {"parameters": export.parameters, "bytes": amount}
     return {"step": export.origin["step"], **export.contents, **size}
 
 
 def run(
-    config: AnyExportConfig, run_path: Path, out: Path, *, overwrite: bool = False, progress: Progress = SILENT
+    config: AnyExportConfig,
+    run_path: Path,
+    out: Path,
+    *,
+    encoder: str | None = None,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
 ) -> Artifact:
-    """Write the model to the folder `out`, and upload it when asked to."""
-    export = _EXPORTS[type(config)](config, run_path)
+    """Write the model to the folder `out`, and upload it when asked to.
+
+    `encoder` is the folder or hub name of the frozen encoder that is taken along, where it is not in its place. It is
+    no setting, since the folder that is handed on has those.
+    """
+    export = _of_run(config, run_path, encoder)
     if overwrite or not (out / "artifact.json").is_file():  # an export that an earlier version began keeps its sampler
         export.check()
     if not overwrite:
@@ -43,11 +49,21 @@ def run(
     if result.complete:
         progress.note(f"{out} is complete; nothing to do")
     else:
-        export.model().save_pretrained(out)
+        export.model(out).save_pretrained(out)
         result = result.finish(**export.origin, **export.contents, sha256=files.sha256_file(out / "model.safetensors"))
     if config.push_to_hub is not None:
         progress.note(f"uploaded to {_push(out, config.push_to_hub)}")
     return result
+
+
+def _of_run(config: AnyExportConfig, run_path: Path, encoder: str | None) -> Export:
+    if encoder is not None and not (isinstance(config, ExportConfig) and config.with_encoder):
+        raise InputError(
+            "--encoder says where the encoder is that --with-encoder takes along; add that, or leave it out"
+        )
+    if isinstance(config, ExportConfig):
+        return of_latents.of_run(config, run_path, encoder)
+    return of_tokens.of_run(config, run_path)
 
 
 def _check_method(config: AnyExportConfig, out: Path) -> None:

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ldlm.baselines.opening import open_source
 from ldlm.config import AnySampleConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import samples
-from ldlm.progress import SILENT, Progress
+from ldlm.progress import SILENT, Progress, Task
 from ldlm.sampling import generation
 from ldlm.sampling.source import Generator, Source
 
@@ -28,6 +28,21 @@ def plan(config: AnySampleConfig, run_path: Path) -> dict[str, Any]:
     source = open_source(run_path, torch.device("cpu"), config.checkpoint)
     source.check(config.sampler)
     return {"texts": source.texts(config), **source.cost(config)}
+
+
+def draw(config: AnySampleConfig, run_path: Path, *, progress: Progress = SILENT) -> dict[str, Any]:
+    """Draw texts and write nothing; returns what `run` does, and as `texts` the objects that would be its lines."""
+    source = open_source(run_path, runtime.device(config.device), config.checkpoint)
+    source.check(config.sampler)
+    generator = source.drawing(config)
+    config = replace(config, num_samples=source.texts(config))
+    provenance = _provenance(config, run_path, generator, source)
+    source.remark(config, progress)
+    generator.compute.tell(progress)
+    started = time.perf_counter()
+    with progress.task("sample", config.num_samples, "text") as task:
+        texts = [line for lines in _drawn(generator, config, source.tokenizer, 0, task) for line in lines]
+    return {**provenance, **_cost(started, len(texts), generator), "texts": texts}
 
 
 def run(
@@ -60,21 +75,32 @@ def run(
         generator.compute.tell(progress)
         done = place.begin(provenance)
         started = time.perf_counter()
-        tokenizer = source.tokenizer
         with (
             files.writing(out),
             open(place.partial, "a", encoding="utf-8") as file,
             progress.task("sample", config.num_samples, "text", done) as task,
         ):
-            for seeds_B, tokens_BL in generation.batches(generator, config, done):
-                file.write(files.dump_jsonl(generator.lines(tokenizer, tokens_BL, seeds_B, config.clean_up)))
+            for lines in _drawn(generator, config, source.tokenizer, done, task):
+                file.write(files.dump_jsonl(lines))
                 file.flush()
-                task.advance(len(seeds_B))
             os.fsync(file.fileno())
 
         place.finish(provenance)
-        took = {"seconds": round(time.perf_counter() - started, 2), "texts_made": config.num_samples - done}
-        return {**provenance, **took, **generator.figures()}
+        return {**provenance, **_cost(started, config.num_samples - done, generator)}
+
+
+def _drawn(
+    generator: Generator, config: AnySampleConfig, tokenizer: Any, done: int, task: Task
+) -> Iterator[list[dict[str, Any]]]:
+    """The lines of each batch of texts from number `done` on; a batch is reported once its lines are dealt with."""
+    for seeds_B, tokens_BL in generation.batches(generator, config, done):
+        yield generator.lines(tokenizer, tokens_BL, seeds_B, config.clean_up)
+        task.advance(len(seeds_B))
+
+
+def _cost(started: float, texts: int, generator: Generator) -> dict[str, Any]:
+    """What drawing has cost since it started, for the result and not for the record."""
+    return {"seconds": round(time.perf_counter() - started, 2), "texts_made": texts, **generator.figures()}
 
 
 def _provenance(sample: AnySampleConfig, path: Path, generator: Generator, source: Source) -> dict[str, Any]:

@@ -12,7 +12,10 @@ from hub_server import HubServer
 from sessions import line, process, result, session
 
 from ldlm import LDLM, files
+from ldlm import config as configs
+from ldlm.config import TrainConfig
 from ldlm.features.store import FeatureStore
+from ldlm.stages import train
 
 SEQ_LEN = 16
 
@@ -437,3 +440,17 @@ def test_a_token_level_model_comes_back_from_the_hub_as_well(hub, rival, tmp_pat
     of_tokens = EXPORTED.replace("LDLM", "TokenDiffusion")
     (texts,) = json.loads(process(of_tokens, json.dumps([("me/tokens", {})]), **environment).splitlines()[-1])
     assert texts == TokenDiffusion.from_pretrained(tmp_path / "model").sample(3, steps=2)
+
+
+def test_an_encoder_that_was_taken_along_comes_back_from_the_hub_too(hub, train_config, store, tmp_path):
+    settings = configs.merge(configs.to_dict(train_config), {"steps": 2, "model": {"condition": "prefix"}})
+    run = train.run(configs.from_dict(TrainConfig, settings), store, tmp_path / "run").path
+    environment = {**hub.environment, "HF_HOME": str(tmp_path / "home")}
+    command = ("export", "--run", run, "--output", tmp_path / "model", "--with-encoder", "--json")
+    (pushed,) = session([(*command, "--push-to-hub", "me/prefix")], **environment)
+    assert result(pushed)["encoder_parameters"] > 0
+    for name in ("config.json", "model.safetensors"):
+        assert hub.files("me/prefix")[f"encoder/{name}"] == (tmp_path / "model" / "encoder" / name).read_bytes()
+    prompted = EXPORTED.replace("sample(3, steps=2)", 'sample(3, steps=2, prompt="Rain lost")')
+    (texts,) = json.loads(process(prompted, json.dumps([("me/prefix", {})]), **environment).splitlines()[-1])
+    assert texts == LDLM.from_pretrained(tmp_path / "model").sample(3, steps=2, prompt="Rain lost")

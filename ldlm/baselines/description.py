@@ -11,7 +11,7 @@ from torch import nn
 
 from ldlm import config as configs
 from ldlm.baselines import methods
-from ldlm.config import SamplerOfTokens, Shapes, TokenTrainConfig
+from ldlm.config import SamplerOfTokens, Shapes, TokenTrainConfig, WeightPrecision
 from ldlm.sampling import modelcard
 
 PAPERS = {
@@ -39,6 +39,7 @@ class TokenDescription:
     shapes: Shapes
     sampler: SamplerOfTokens  # the default of `sample`
     provenance: dict[str, Any]  # its `settings` are those of the training, by which network and samplers are made
+    precision: WeightPrecision = "fp32"  # in which weights are stored
 
     def to_json(self) -> dict[str, Any]:
         """The content of `config.json`, but for the hashes."""
@@ -51,6 +52,7 @@ class TokenDescription:
             shapes=Shapes(**data["shapes"]),
             sampler=configs.token_sampler(data["method"], data["sampler"]),
             provenance=data["provenance"],
+            precision=data.get("precision", "fp32"),  # exports of earlier versions don't say
         )
 
     @property
@@ -82,6 +84,7 @@ def card(config: TokenDescription) -> str:
     (network,) = config.networks().values()
     contents = {
         "network": f"{sum(p.numel() for p in network.parameters()):,} parameters",
+        "weights are stored in": config.precision,
         **modelcard.boundaries(config.provenance),
         "vocabulary": f"{vocab:,} tokens",
     }

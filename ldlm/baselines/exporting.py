@@ -20,15 +20,17 @@ def of_run(config: TokenExportConfig, path: Path) -> Export:
     run = TrainedTokenRun(path, torch.device("cpu"), config.checkpoint)
     networks = {"network": run.network}
 
-    def model() -> TokenDiffusion:
+    def model(_: Path) -> TokenDiffusion:
         provenance = exporting.provenance(run, configs.identity(run.config))
-        described = TokenDescription(shapes=run.shapes, sampler=config.sampler, provenance=provenance)
+        described = TokenDescription(
+            shapes=run.shapes, sampler=config.sampler, provenance=provenance, precision=config.precision
+        )
         return TokenDiffusion(described, networks, run.path / "tokenizer")
 
     return Export(
         origin=run.origin,
         inputs={"checkpoint": run.checkpoint.digest},
-        contents={"method": run.method},
+        contents={"method": run.method, "precision": config.precision},
         parameters=exporting.parameters(networks),
         check=lambda: run.check(config.sampler),
         model=model,

@@ -24,6 +24,7 @@ from ldlm.config.baselines import (
 )
 from ldlm.config.distill import START, DistillConfig, DistilledConfig, distilled, halvings
 from ldlm.config.drawing import drawing_config, owners
+from ldlm.config.export import ExportConfig, WeightPrecision
 from ldlm.config.fields import assignments, differences, from_dict, from_stored, identity, merge, setting, to_dict
 from ldlm.config.launch import LaunchConfig
 from ldlm.config.likelihood import LikelihoodConfig
@@ -82,7 +83,6 @@ from ldlm.config.stages import (
     TEXTS_PER_SEED,
     ComputeConfig,
     EvaluateConfig,
-    ExportConfig,
     ExtractConfig,
     FinetuneConfig,
     InterpolateConfig,

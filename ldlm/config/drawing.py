@@ -7,10 +7,11 @@ from dataclasses import fields, replace
 from typing import Any
 
 from ldlm.config.baselines import TOKEN_SAMPLERS, ReMDMConfig, SamplerOfTokens
+from ldlm.config.export import ExportConfig
 from ldlm.config.fields import from_dict, merge
 from ldlm.config.methods import LDLM, TokenExportConfig, TokenSampleConfig, token_sampler
 from ldlm.config.model import SamplerConfig
-from ldlm.config.stages import ExportConfig, SampleConfig, named_sampler
+from ldlm.config.stages import SampleConfig, named_sampler
 from ldlm.errors import InputError
 
 # Settings of a stage where the run is token-level.

@@ -21,9 +21,10 @@ from ldlm.config.baselines import (
     SamplerOfTokens,
 )
 from ldlm.config.distill import distilled
+from ldlm.config.export import ExportConfig, WeightPrecision
 from ldlm.config.fields import again, from_dict, from_stored, setting
 from ldlm.config.model import DenoiserSizes, OptimizerConfig, preset
-from ldlm.config.stages import ComputeConfig, ExportConfig, SampleConfig, TrainConfig
+from ldlm.config.stages import ComputeConfig, SampleConfig, TrainConfig
 from ldlm.errors import InputError
 
 
@@ -254,12 +255,13 @@ class TokenExportConfig:
     method: str = setting("mdlm", "method of the run")
     checkpoint: str | None = again(ExportConfig, "checkpoint")
     sampler: SamplerOfTokens = setting(MDLMConfig(), "default sampler of the exported model")
+    precision: WeightPrecision = again(ExportConfig, "precision")
     push_to_hub: str | None = again(ExportConfig, "push_to_hub")
 
     @classmethod
     def with_defaults(cls, data: Mapping[str, Any]) -> dict[str, Any]:
         """Settings with the sampler that theirs describe: which names there are depends on the method."""
-        return {**data, "sampler": token_sampler(data["method"], data.get("sampler", {}))}
+        return {**data, "sampler": token_sampler(data.get("method", cls.method), data.get("sampler", {}))}
 
 
 AnySampleConfig = SampleConfig | TokenSampleConfig

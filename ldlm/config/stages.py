@@ -294,18 +294,6 @@ class SweepConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
-    """`ldlm export`: denoiser, decoders and tokenizer as a folder to hand on."""
-
-    decoder: str | None = setting(None, "decoder to export; none means all that belong to the checkpoint")
-    checkpoint: str | None = setting(None, "checkpoint, like step-00005000; none means the newest intact one")
-    sampler: SamplerConfig = setting(SamplerConfig(), "default sampler of the exported model")
-    push_to_hub: str | None = setting(
-        None, "upload to the Hugging Face hub under this id, like name/model; a new one is public", identity=False
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
 class InterpolateConfig:
     """`ldlm interpolate`: how smooth the latent space is (Figure 3 left, Figure 4 right)."""
 

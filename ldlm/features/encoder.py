@@ -187,6 +187,18 @@ class Statistics:
         }
 
 
+def recorded_encoder(record: Mapping[str, Any], seq_len: int, device: torch.device | str = "cpu") -> FrozenEncoder:
+    """The encoder that a store's record describes, loaded from its `name`; `InputError` when another is there."""
+    name, kind, layer, precision = (record[key] for key in ("name", "kind", "layer", "precision"))
+    encoder = FrozenEncoder(name, kind=kind, layer=layer, seq_len=seq_len, device=device, precision=precision)
+    if encoder.fingerprint() != record["fingerprint"]:
+        raise InputError(
+            f"{name} is not the encoder that the features were prepared with: its fingerprint is "
+            f"{encoder.fingerprint()[:12]} and theirs {record['fingerprint'][:12]}"
+        )
+    return encoder
+
+
 def online_encoder(store: FeatureStore) -> OnlineEncoder | None:
     """The encoder that makes the states of `store` inside the step; None where it holds them or none are needed."""
     return OnlineEncoder(store.encoder, *store.statistics()) if store.needs_encoder else None
@@ -230,14 +242,6 @@ class OnlineEncoder:
     def _load(self, device: torch.device, seq_len: int) -> FrozenEncoder:
         """The encoder on `device`; `InputError` when it is not the encoder of the statistics."""
         if self._encoder is None or self._encoder.device != device:
-            name, kind, layer = (self.record[key] for key in ("name", "kind", "layer"))
-            precision = self.record["precision"]
-            encoder = FrozenEncoder(name, kind=kind, layer=layer, seq_len=seq_len, device=device, precision=precision)
-            if encoder.fingerprint() != self.record["fingerprint"]:
-                raise InputError(
-                    f"{name} is not the encoder that the features were prepared with: its fingerprint is "
-                    f"{encoder.fingerprint()[:12]} and theirs {self.record['fingerprint'][:12]}"
-                )
-            self._encoder = encoder
+            self._encoder = recorded_encoder(self.record, seq_len, device)
             self.mean_D, self.std_D = self.mean_D.to(device), self.std_D.to(device)
         return self._encoder

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ldlm import config as configs
-from ldlm.config import ModelConfig, SamplerConfig, Shapes, TimestepConfig
+from ldlm.config import ModelConfig, SamplerConfig, Shapes, TimestepConfig, WeightPrecision
 from ldlm.model.autoencoder import TokenDecoder
 from ldlm.model.diffusion import Schedule
 from ldlm.model.joint import build_meta
@@ -43,6 +43,8 @@ class ModelDescription:
     sampler: SamplerConfig  # the default of `sample`
     decoders: dict[str, dict[str, Any]]  # sizes by name, none for `joint`; the first is the default
     provenance: dict[str, Any]
+    precision: WeightPrecision = "fp32"  # in which weights are stored
+    encoder_parameters: int | None = None  # of the frozen encoder; None where it is not in the folder
 
     def to_json(self) -> dict[str, Any]:
         """The content of `config.json`, but for the hashes."""
@@ -61,6 +63,8 @@ class ModelDescription:
             sampler=configs.from_dict(SamplerConfig, data["sampler"]),
             decoders=data["decoders"],
             provenance=data["provenance"],
+            precision=data.get("precision", "fp32"),  # exports of earlier versions don't say
+            encoder_parameters=data.get("encoder_parameters"),
         )
 
     def networks(self) -> dict[str, nn.Module]:

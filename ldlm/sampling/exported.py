@@ -1,6 +1,7 @@
 """An exported LDLM: everything that drawing texts takes, in a folder that `ldlm export` writes, or on the hub.
 
-Its weights are those of the denoiser and the decoders. Text encoder, latent encoder and optimiser state are not in it.
+Its weights are those of the denoiser and the decoders. Latent encoder and optimiser state are not in it, and neither is
+the text encoder, unless the export of a model that continues texts was asked to take it along.
 `pretrained` says what is in the folder.
 
     from ldlm import LDLM
@@ -64,15 +65,16 @@ class LDLM(DrawsTexts, ExportedModel):
     def frozen_encoder(self, where: str | None) -> OnlineEncoder:
         """The encoder that reads prompts: that in the folder or of the hub name `where`, or None for that on record.
 
-        The record's hub name is looked up on this machine alone. The encoder is no part of an exported model. It is
-        kept, so that further prompts don't load it again.
+        That is the one which the model brings with it, or a hub name's, looked up on this machine alone. An encoder is
+        loaded at the first prompt, and kept for further ones.
         """
         record, normalisation = self.config.provenance["encoder"], cast(Normalisation, self.networks["normalisation"])
-        name = kept_here(record["name"], record.get("revision")) if where is None else where
-        if name not in self._encoders:
+        if where is None:
+            where = str(self.encoder or kept_here(record["name"], record.get("revision")))
+        if where not in self._encoders:
             mean_D, std_D = normalisation.mean_D.cpu().numpy(), normalisation.std_D.cpu().numpy()
-            self._encoders[name] = OnlineEncoder({**record, "name": name}, mean_D, std_D)
-        return self._encoders[name]
+            self._encoders[where] = OnlineEncoder({**record, "name": where}, mean_D, std_D)
+        return self._encoders[where]
 
     @cached_property
     def _encoders(self) -> dict[str, OnlineEncoder]:
@@ -80,7 +82,7 @@ class LDLM(DrawsTexts, ExportedModel):
         return {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """State for a copy: without the encoders, which are no part of the model."""
+        """State for a copy: without the encoders that it has loaded."""
         return {**super().__getstate__(), "_encoders": {}}
 
     def check(self, sampler: SamplerConfig) -> None:
@@ -123,8 +125,8 @@ class LDLM(DrawsTexts, ExportedModel):
         the paper. Text i depends on `seed` and i only, not on `n` or `batch_size` (None: measured). `clean_up` decodes
         with the tokenizer's clean-up of spaces. A model that was trained with model.condition=prefix can continue a
         `prompt`, with which its texts begin then; `encoder` is the folder or hub name of its frozen encoder, where that
-        is not in its place. `InputError` names a setting that does not exist or is out of bounds, and a combination of
-        solver, grid and end that is not offered.
+        is neither in the model's folder nor in its place. `InputError` names a setting that does not exist or is out of
+        bounds, and a combination of solver, grid and end that is not offered.
         """
         given = {
             "num_samples": n, "seed": seed, "batch_size": batch_size, "clean_up": clean_up, "sampler": settings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ldlm import artifact, files
+from ldlm import artifact, files, hub
 from ldlm import config as configs
 from ldlm.config import ExportConfig
+from ldlm.errors import InputError
 from ldlm.evaluation.boundaries import Boundaries
-from ldlm.sampling import solvers
+from ldlm.features.encoder import recorded_encoder
+from ldlm.sampling import pretrained, solvers
 from ldlm.sampling.description import ModelDescription, Normalisation
 from ldlm.sampling.exported import LDLM
 from ldlm.sampling.generation import JOINT
@@ -33,11 +36,59 @@ class Export:
     contents: Mapping[str, Any]  # what it holds, for the manifest, as JSON
     parameters: int
     check: Callable[[], None]  # `InputError` for a default sampler that is not offered
-    model: Callable[[], ExportedModel]
+    model: Callable[[Path], ExportedModel]  # for a folder, to which it writes the frozen encoder that goes with it
+    encoder_parameters: int = 0  # of that encoder
 
 
-def of_run(config: ExportConfig, path: Path) -> Export:
-    """The export of a run of LDLM: its denoiser and its decoders."""
+@dataclass(frozen=True)
+class TakenEncoder:
+    """The frozen encoder of a run, which an export takes along."""
+
+    record: Mapping[str, Any]  # of the features
+    seq_len: int
+    model: Any  # of transformers, whole, float32
+
+    @classmethod
+    def of(cls, run: TrainedRun, where: str | None) -> TakenEncoder:
+        """The encoder in the folder or of the hub name `where`, or in its place; `InputError` when it can't be had."""
+        if run.condition != "prefix":
+            raise InputError(
+                f"{run.path} has not learned to continue texts (its model.condition is none), and drawing from it "
+                f"takes no encoder; leave --with-encoder out"
+            )
+        try:
+            record = run.encoder_record(where)
+            recorded_encoder(record, run.shapes.seq_len)
+        except InputError as error:
+            if where is not None:
+                raise
+            raise InputError(f"{error}; say where the encoder is with --encoder DIR") from None
+        return cls(record, run.shapes.seq_len, _whole_model(record["name"]))
+
+    @property
+    def parameters(self) -> int:
+        """Number of its parameters."""
+        return parameters({"encoder": self.model})
+
+    def write(self, folder: Path) -> Path:
+        """Write it to a folder, from which it opens as the same encoder; returns the folder."""
+        shutil.rmtree(folder, ignore_errors=True)  # of an export that was interrupted
+        hub.save_model(self.model, folder)
+        recorded_encoder({**self.record, "name": str(folder)}, self.seq_len)
+        return folder
+
+
+def _whole_model(name: str) -> Any:
+    from transformers import AutoModel
+
+    return hub.load_model(AutoModel, name)[0]
+
+
+def of_run(config: ExportConfig, path: Path, encoder: str | None = None) -> Export:
+    """The export of a run of LDLM: its denoiser and its decoders, and its frozen encoder where `config` asks for it.
+
+    `encoder` is the folder or hub name of that, where it is not in its place.
+    """
     run = TrainedRun(path, torch.device("cpu"), config.checkpoint)
     names = _decoders(config, run)
     decoders = {name: _record(run, name) for name in names}
@@ -45,16 +96,29 @@ def of_run(config: ExportConfig, path: Path) -> Export:
     networks |= {f"decoders/{name}": run.decoder(name).logits for name in names}
     if run.condition == "prefix":
         networks["normalisation"] = Normalisation(*run.statistics())
+    taken = TakenEncoder.of(run, encoder) if config.with_encoder else None
+    own = None if taken is None else taken.parameters
+
+    def model(out: Path) -> LDLM:
+        described = _describe(config, run, decoders, own)
+        folder = None if taken is None else taken.write(out / pretrained.ENCODER)
+        return LDLM(described, networks, run.path / "tokenizer", encoder=folder)
+
     return Export(
         origin=run.origin,
         inputs={
             "checkpoint": run.checkpoint.digest,
             "decoders": {name: files.sha256_json(record) for name, record in decoders.items()},
         },
-        contents={"decoders": names},
+        contents={
+            "decoders": names,
+            "precision": config.precision,
+            **({} if own is None else {"encoder_parameters": own}),
+        },
         parameters=parameters(networks),
         check=lambda: solvers.check(config.sampler),
-        model=lambda: LDLM(_describe(config, run, decoders), networks, run.path / "tokenizer"),
+        model=model,
+        encoder_parameters=own or 0,
     )
 
 
@@ -103,7 +167,9 @@ def _record(run: TrainedRun, name: str) -> dict[str, Any]:
     return {} if name == JOINT else artifact.open_artifact(run.path / "decoders" / name, "decoder").manifest
 
 
-def _describe(config: ExportConfig, run: TrainedRun, decoders: Mapping[str, Mapping[str, Any]]) -> ModelDescription:
+def _describe(
+    config: ExportConfig, run: TrainedRun, decoders: Mapping[str, Mapping[str, Any]], encoder_parameters: int | None
+) -> ModelDescription:
     of_decoders = {name: record["held_out"] for name, record in decoders.items() if record}
     return ModelDescription(
         model=run.config.model,
@@ -113,6 +179,8 @@ def _describe(config: ExportConfig, run: TrainedRun, decoders: Mapping[str, Mapp
         t_min=run.config.diffusion.t_min,
         timestep_p=tuple(run.timesteps.p.tolist()),
         sampler=config.sampler,
+        precision=config.precision,
+        encoder_parameters=encoder_parameters,
         decoders={name: record.get("network", {}) for name, record in decoders.items()},
         provenance={**provenance(run, configs.identity(run.config)), "decoders": of_decoders, **_student(run)},
     )

@@ -29,8 +29,13 @@ for text in model.sample(8, seed=0):
     print(text)
 ```
 
-`ldlm sample --run . --num-samples 8 --output samples.jsonl` writes texts with their tokens and seeds to a file. A text
-depends on its seed, and not on the number of texts or the batch.
+`ldlm sample --run . --num-samples 8` prints texts, and with `--output samples.jsonl` writes them to a file, with their
+tokens and seeds. A text depends on its seed, and not on the number of texts or the batch.
+"""
+
+CONTINUE_ALONE = """
+It continues texts, too: `model.sample(8, prompt="The sea was calm")`, or `ldlm sample --prompt`. The frozen text
+encoder, which reads the prompt, is in `encoder/`.
 """
 
 CONTINUE = """
@@ -69,9 +74,8 @@ def text(config: ModelDescription) -> str:
         f"and a decoder turns them into tokens in one pass. It was trained with `ldlm` after *{PAPER}*."
     )
     sections = {
-        "Use": USE.format(name="LDLM") + (CONTINUE if config.model.condition == "prefix" else ""),
-        "What is in it": f"{table(_contents(config))}\n\nThe text encoder, the latent encoder and the state of the "
-        f"optimiser are not in it: drawing texts takes none of them.",
+        "Use": USE.format(name="LDLM") + _continuing(config),
+        "What is in it": f"{table(_contents(config))}\n\n{_absent(config)}",
         "Where it comes from": table(_provenance(config)),
         "Held-out figures": _figures(config.provenance),
         "How it draws unless told otherwise": _drawing(config),
@@ -88,6 +92,21 @@ def page(tags: Sequence[str], title: str, intro: str, sections: Mapping[str, str
     return f"{head}\n# {title}\n\n{intro}\n\n{body}\n"
 
 
+def _continuing(config: ModelDescription) -> str:
+    if config.model.condition != "prefix":
+        return ""
+    return CONTINUE if config.encoder_parameters is None else CONTINUE_ALONE
+
+
+def _absent(config: ModelDescription) -> str:
+    if config.encoder_parameters is not None:
+        return "The latent encoder and the state of the optimiser are not in it: drawing texts takes neither of them."
+    return (
+        "The text encoder, the latent encoder and the state of the optimiser are not in it: drawing texts takes none "
+        "of them."
+    )
+
+
 def _drawing(config: ModelDescription) -> str:
     made, student = table(configs.to_dict(config.sampler)), config.student
     if student is None:
@@ -98,10 +117,13 @@ def _drawing(config: ModelDescription) -> str:
 def _contents(config: ModelDescription) -> dict[str, Any]:
     networks = config.networks()
     sizes = {name: f"{sum(p.numel() for p in network.parameters()):,} parameters" for name, network in networks.items()}
+    own = config.encoder_parameters
     return {
         "denoiser": sizes["denoiser"],
         **{f"decoder `{name}`": sizes[f"decoders/{name}"] for name in config.decoders},
         "decoder by default": f"`{next(iter(config.decoders))}`",
+        "weights are stored in": config.precision,
+        **({} if own is None else {"text encoder, in `encoder/`": f"{own:,} parameters"}),
         **boundaries(config.provenance),
         "vocabulary": f"{config.shapes.vocab_size:,} tokens",
     }

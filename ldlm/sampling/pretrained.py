@@ -1,15 +1,17 @@
 """An exported model as a folder or on the hub: what the models of all methods have in common.
 
-    model.safetensors   averaged weights
+    model.safetensors   averaged weights, in fp32 or bf16; they become fp32 when they are read
     tokenizer/          the run's
+    encoder/            the frozen encoder, which reads prompts, where it was asked for: settings and safetensors
     README.md           the model card; may be edited
-    config.json         written last: sizes, settings, sampler, provenance, and sha256 of weights and tokenizer
+    config.json         written last: sizes, settings, sampler, provenance, and sha256 of the rest but the card
 
 Weights are read from safetensors only.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -17,9 +19,10 @@ from typing import Any, ClassVar, Self
 import torch
 from huggingface_hub import ModelHubMixin
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from ldlm import files, hub, runtime
+from ldlm.compute import DTYPES
 from ldlm.config import AnySampleConfig, Shapes
 from ldlm.errors import InputError
 from ldlm.hub import load_tokenizer
@@ -27,7 +30,8 @@ from ldlm.sampling import generation
 from ldlm.sampling.source import Generator
 
 FORMAT = 1
-CONFIG, WEIGHTS, CARD, TOKENIZER = "config.json", "model.safetensors", "README.md", "tokenizer"
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+TOKENIZER, ENCODER = "tokenizer", "encoder"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 CLASSES = {"ldlm": "LDLM", "ldlm-tokens": "TokenDiffusion"}  # of `ldlm`, by the model_type of config.json
@@ -36,7 +40,7 @@ CLASSES = {"ldlm": "LDLM", "ldlm-tokens": "TokenDiffusion"}  # of `ldlm`, by the
 class ExportedModel(ModelHubMixin):
     """A model that draws texts; `save_pretrained` and `push_to_hub` write it.
 
-    Its description `config` has `shapes`, `provenance`, `networks()` on the meta device, and `to_json()`.
+    Its description `config` has `shapes`, `provenance`, `precision`, `networks()` on the meta device, and `to_json()`.
     """
 
     model_type: ClassVar[str]
@@ -44,13 +48,23 @@ class ExportedModel(ModelHubMixin):
     write_card: ClassVar[Callable[..., str]]  # the model card of a description
 
     def __init__(
-        self, config: Any, networks: Mapping[str, nn.Module], tokenizer: Path, card: str | None = None
+        self,
+        config: Any,
+        networks: Mapping[str, nn.Module],
+        tokenizer: Path,
+        card: str | None = None,
+        encoder: Path | None = None,
     ) -> None:
-        """`networks` as `config.networks` has them, with weights; `tokenizer` a folder; `card` None writes one."""
+        """`networks` as `config.networks` has them, with weights; `card` None writes one.
+
+        `tokenizer` is a folder, and so is `encoder`, that of the frozen encoder which goes with the model; it stays
+        where it is, and is read when it is needed.
+        """
         self.config, self.networks, self.device = config, dict(networks), torch.device("cpu")
         self.shapes: Shapes = config.shapes
         self.tokenizer = load_tokenizer(str(tokenizer))
         self.card = type(self).write_card(config) if card is None else card
+        self.encoder = None if encoder is None else encoder.absolute()
         self._tokenizer_files = {name: path.read_bytes() for path, name in files.below(tokenizer)}
         self._generators: dict[Any, Generator] = {}  # with what they have compiled
 
@@ -78,7 +92,7 @@ class ExportedModel(ModelHubMixin):
             }  # fmt: skip
             name = str(pretrained_model_name_or_path)
             cls.described(hub.download(name, [CONFIG], **options))  # before downloading gigabytes that are none of ours
-            folder = hub.download(name, [CONFIG, WEIGHTS, CARD, f"{TOKENIZER}/*"], **options)
+            folder = hub.download(name, [CONFIG, WEIGHTS, CARD, f"{TOKENIZER}/*", f"{ENCODER}/*"], **options)
         return cls.from_folder(folder)
 
     @classmethod
@@ -89,33 +103,49 @@ class ExportedModel(ModelHubMixin):
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
         """Load the model in a folder, as `from_pretrained` does."""
-        config = cls.describe(verified(folder, cls.model_type))
+        read = verified(folder, cls.model_type)
+        config = cls.describe(read)
         networks, tensors = config.networks(), load_file(folder / WEIGHTS)
         for name, network in networks.items():
             own = {key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")}
             network.to_empty(device="cpu").load_state_dict(own)
             network.eval().requires_grad_(False)
         card = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else None
-        return cls(config, networks, folder / TOKENIZER, card)
+        return cls(config, networks, folder / TOKENIZER, card, folder / ENCODER if _has_encoder(read) else None)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Write the files for `save_pretrained` and `push_to_hub`; `config.json` comes last and marks it complete."""
         tensors = {
-            f"{name}/{key}": tensor.detach().contiguous().cpu()
+            f"{name}/{key}": tensor.contiguous().cpu()
             for name, network in self.networks.items()
-            for key, tensor in network.state_dict().items()
+            for key, tensor in self._stored(network).items()
         }
         with files.replacing(save_directory / WEIGHTS) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
         for name, data in self._tokenizer_files.items():
             files.write_atomic(save_directory / TOKENIZER / name, data)
+        encoder = self._save_encoder(save_directory)
         files.write_atomic(save_directory / CARD, self.card)
-        sha256 = {name: files.sha256_file(save_directory / name) for name in [WEIGHTS, *self._tokenizer_names()]}
+        names = [WEIGHTS, *(f"{TOKENIZER}/{name}" for name in self._tokenizer_files), *encoder]
+        sha256 = {name: files.sha256_file(save_directory / name) for name in names}
         described = {"model_type": self.model_type, "format": FORMAT, **self.config.to_json(), "sha256": sha256}
         files.write_atomic(save_directory / CONFIG, files.dump_digested(described))
 
-    def _tokenizer_names(self) -> list[str]:
-        return [f"{TOKENIZER}/{name}" for name in self._tokenizer_files]
+    def _stored(self, network: nn.Module) -> dict[str, Tensor]:
+        """Weights in the precision of the export; buffers, such as statistics, are no weights and stay as they are."""
+        weights = {key: weight.detach().to(DTYPES[self.config.precision]) for key, weight in network.named_parameters()}
+        return {**network.state_dict(), **weights}
+
+    def _save_encoder(self, save_directory: Path) -> list[str]:
+        """Copy the files of the frozen encoder, where they are not there already; returns their names."""
+        if self.encoder is None:
+            return []
+        names = [f"{ENCODER}/{name}" for _, name in files.below(self.encoder)]
+        if (save_directory / ENCODER).absolute() != self.encoder:
+            for name in names:
+                with files.replacing(save_directory / name) as temporary:
+                    shutil.copyfile(self.encoder.parent / name, temporary)
+        return names
 
     def to(self, device: str | torch.device) -> Self:
         """Move the networks to a device (cpu, cuda, cuda:N or auto); returns itself."""
@@ -175,13 +205,19 @@ def record(folder: Path, expected: str) -> dict[str, Any]:
 def verified(folder: Path, expected: str) -> dict[str, Any]:
     """`config.json`, every file checked by its hash; `InputError` names one that is missing or damaged."""
     read = record(folder, expected)
-    there = [WEIGHTS, *(f"{TOKENIZER}/{name}" for _, name in files.below(folder / TOKENIZER))]
+    parts = [TOKENIZER, ENCODER] if _has_encoder(read) else [TOKENIZER]
+    there = [WEIGHTS, *(f"{part}/{name}" for part in parts for _, name in files.below(folder / part))]
     for name in sorted({*read["sha256"], *there}):
         if name not in there or not (folder / name).is_file():
             raise InputError(f"{folder} lacks {name}{_pickled(folder)}; export or download it again")
         if files.sha256_file(folder / name) != read["sha256"].get(name):
             raise InputError(f"{folder / name} is damaged: it is not what was exported; export or download it again")
     return read
+
+
+def _has_encoder(read: Mapping[str, Any]) -> bool:
+    """Whether `config.json` lists files of an encoder; a folder of that name may be the user's own."""
+    return any(name.startswith(f"{ENCODER}/") for name in read["sha256"])
 
 
 def _pickled(folder: Path) -> str:

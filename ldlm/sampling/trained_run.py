@@ -131,9 +131,12 @@ class TrainedRun(DrawsTexts, OpenRun):
 
         The record's hub name is looked up on this machine alone.
         """
-        if where is None:
-            where = kept_here(self.features["encoder"]["name"], self.features["encoder"].get("revision"))
-        return self._frozen_encoder(where)
+        return self._frozen_encoder(self.encoder_record(where)["name"])
+
+    def encoder_record(self, where: str | None) -> dict[str, Any]:
+        """The features' record of the encoder, its `name` replaced by `where`, or by its folder on this machine."""
+        found: dict[str, Any] = self.features["encoder"]
+        return {**found, "name": kept_here(found["name"], found.get("revision")) if where is None else where}
 
     def check(self, sampler: SamplerConfig) -> None:
         """`InputError` for a sampler that is not offered."""

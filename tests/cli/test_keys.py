@@ -19,6 +19,8 @@ ELSEWHERE = {
     "metrics.jsonl: eval": {"l_diff_prefix"},  # of a run that continues texts, as are these
     "lines of texts": {"prompt", "continuation", "prompt_tokens", "continuation_tokens"},
     "f.jsonl.meta.json": {"prompts.count", "prompts.sha256"},
+    "manifest.json: model": {"encoder_parameters"},  # as are these, which have their encoder with them
+    "dry run: export": {"encoder_parameters"},
     "evaluate": {"mauve", "mauve_settings.*", "name"},  # with --mauve, and of a quickstart
     "manifest.json: quickstart": None,  # takes minutes: `None` stands for all of it
 }
@@ -160,6 +162,7 @@ def seen(succeed, corpus, gpt2, store, trained, rival, token_runs, tmp_path_fact
     draw = ("sample", "--run", run, "--num-samples", 4, "--steps", 2, *cpu)
     found.look(succeed(*draw, "--dry-run"), "dry run: sample")
     found.look(succeed(*draw, "--output", run / "samples.jsonl"), "f.jsonl.meta.json")
+    found.look(succeed(*draw), "f.jsonl.meta.json")
     succeed(*draw, "--seed", 1, "--output", root / "more.jsonl")
     found.look(succeed(*draw, "--trace", run / "trace"), *manifest("trace"))
     score = ("--scorer", gpt2, *cpu)

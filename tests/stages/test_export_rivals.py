@@ -88,7 +88,7 @@ def test_it_holds_the_averaged_weights_and_nothing_of_the_machine(rival, exporte
     plan = succeed("export", "--run", run, "--dry-run")
     assert plan == {
         "step": 40, "method": "duo", "parameters": sum(t.numel() for t in weights.values()),
-        "bytes": 4 * sum(t.numel() for t in weights.values()),
+        "bytes": 4 * sum(t.numel() for t in weights.values()), "precision": "fp32",
     }  # fmt: skip
     absolute = re.compile(r"(?<![\w./<])/(?:[\w.-]+/)+[\w.-]*")
     for name, data in content(model).items():

@@ -1,11 +1,22 @@
-"""Texts drawn by two commands at once."""
+"""Texts drawn by two commands at once, and texts that are printed and not kept."""
 
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 
+import pytest
 from patience import patience
+
+from ldlm import config as configs
+from ldlm.cli import show
+from ldlm.config import ExportConfig, TrainConfig
+from ldlm.stages import export, train
+
+DRAW = ("--num-samples", 3, "--steps", 3, "--temperature", 1, "--seed", 2, "--device", "cpu")
 
 
 def test_a_second_command_for_the_same_texts_is_refused_and_writes_nothing(start, refuse, trained, tmp_path):
@@ -31,3 +42,119 @@ def test_a_second_command_for_the_same_texts_is_refused_and_writes_nothing(start
     seeds = [json.loads(line)["seed"] for line in out.read_text().splitlines()]
     assert len(seeds) == len(set(seeds)) == 40
     assert sorted(path.name for path in tmp_path.iterdir()) == ["samples.jsonl", "samples.jsonl.meta.json"]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Printed
+
+
+def state(folder):
+    """Names and times of all that is in a folder."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def rows(path):
+    """The objects of a file, one per line."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def shown(row):
+    """The text of a line as it is printed, but for the breaks between lines: control characters as pictures."""
+    text = row["text"].replace("\t", " ")
+    pictures = re.sub(r"[\x00-\x09\x0b-\x1f]", lambda found: chr(0x2400 + ord(found[0])), text).replace("\x7f", "␡")
+    return " ".join(re.sub(r"[\x80-\x9f]", "�", pictures).split())
+
+
+def printed(stdout):
+    """The texts that a command has printed by their heading, the breaks between lines as spaces."""
+    parts = re.split(r"^(seed [\d,]+)$", stdout, flags=re.MULTILINE)
+    return {head: " ".join(text.split()) for head, text in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty current folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def test_without_an_output_texts_are_printed_and_nothing_is_written(trained, ldlm, succeed, elsewhere):
+    before = state(trained)
+    done = ldlm("sample", "--run", trained, *DRAW)
+    assert done.exit_code == 0, done.stderr
+    assert state(trained) == before and list(elsewhere.iterdir()) == []
+    assert done.stdout.startswith("3 texts, 3 steps each, decoder joint\n\nseed 2,000,000\n  ")
+    assert "3/3 texts" in done.stderr and "3/3" not in done.stdout
+
+    succeed("sample", "--run", trained, *DRAW, "--output", elsewhere / "a.jsonl")
+    expected = {f"seed {row['seed']:,}": shown(row) for row in rows(elsewhere / "a.jsonl")}
+    assert printed(done.stdout) == expected
+
+
+def test_json_without_an_output_is_one_object_with_the_lines_and_the_record_of_a_file(trained, succeed, elsewhere):
+    made = succeed("sample", "--run", trained, *DRAW)
+    assert list(elsewhere.iterdir()) == []
+    kept = succeed("sample", "--run", trained, *DRAW, "--output", elsewhere / "a.jsonl")
+    assert made.pop("texts") == rows(elsewhere / "a.jsonl")
+    assert made.pop("seconds") >= 0
+    assert made == {key: value for key, value in kept.items() if key not in ("output", "seconds")}
+
+
+def test_a_token_level_run_prints_its_texts_too(token_runs, ldlm, succeed, elsewhere):
+    draw = ("sample", "--run", token_runs("mdlm"), "--num-samples", 2, "--steps", 3, "--device", "cpu")
+    done = ldlm(*draw)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.startswith("2 texts, sampler ancestral of mdlm, 3 steps each")
+    assert list(elsewhere.iterdir()) == []
+    succeed(*draw, "--output", elsewhere / "a.jsonl")
+    assert [*printed(done.stdout).values()] == [*map(shown, rows(elsewhere / "a.jsonl"))]
+
+
+def test_continued_texts_are_printed_with_their_prompt(train_config, store, ldlm, succeed, elsewhere, tmp_path):
+    settings = configs.merge(configs.to_dict(train_config), {"steps": 2, "model": {"condition": "prefix"}})
+    run = train.run(configs.from_dict(TrainConfig, settings), store, tmp_path / "run").path
+    done = ldlm("sample", "--run", run, "--prompt", "Rain lost", *DRAW)
+    assert done.exit_code == 0, done.stderr
+    assert list(elsewhere.iterdir()) == []
+    assert [text.startswith("Rain lost") for text in printed(done.stdout).values()] == [True] * 3
+    found = succeed("sample", "--run", run, "--prompt", "Rain lost", *DRAW)["texts"]
+    assert [row["prompt"] for row in found] == ["Rain lost"] * 3
+
+
+def test_there_is_nothing_to_overwrite_without_an_output(trained, refuse, elsewhere):
+    line = refuse("sample", "--run", trained, *DRAW, "--overwrite")
+    assert line == "--overwrite replaces a file of texts, and without --output none is written; leave it out"
+
+
+def test_a_sampler_that_is_not_offered_is_refused_before_anything_is_drawn(trained, refuse):
+    asked = ("--solver", "euler-maruyama", "--grid", "learned")
+    assert "it diverges" in refuse("sample", "--run", trained, *DRAW, *asked)
+
+
+def test_a_text_is_wrapped_with_its_paragraphs_kept_and_nothing_in_it_steers_the_terminal():
+    assert show.wrapped("aa bb cc\n\n  dd\n", columns=7) == "  aa bb\n  cc\n\n    dd"
+    assert show.wrapped("a\x1b[2Jb\u202ec\td", columns=80) == "  a␛[2Jb�c d"
+    assert show.wrapped("", columns=80) == ""
+    marked = show.wrapped("<s>aa <s> bb", special=["<s>"], columns=80)
+    assert marked == "  \x1b[2m<s>\x1b[0maa \x1b[2m<s>\x1b[0m bb"
+
+
+IMPORTS = "import torch; from transformers import AutoTokenizer"
+MOST = 4.0  # it imports a little more than these, and draws
+
+
+def processor_seconds(*arguments):
+    """Processor time of a Python process with one thread, whatever else the machine does."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, *map(str, arguments)], stdout=subprocess.DEVNULL, env=env)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_utime + usage.ru_stime
+
+
+def test_five_texts_of_an_exported_model_take_less_than_four_times_the_imports_of_what_draws_them(trained, tmp_path):
+    model = export.run(ExportConfig(), trained, tmp_path / "model").path
+    draw = ("-m", "ldlm.cli", "sample", "--run", model, "--num-samples", 5)
+    assert any(processor_seconds(*draw) < MOST * processor_seconds("-c", IMPORTS) for _ in range(3))

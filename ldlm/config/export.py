@@ -1,0 +1,29 @@
+"""Settings of exported models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ldlm.config.fields import setting
+from ldlm.config.model import SamplerConfig
+
+WeightPrecision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """`ldlm export`: denoiser, decoders and tokenizer as a folder to hand on."""
+
+    decoder: str | None = setting(None, "decoder to export; none means all that belong to the checkpoint")
+    checkpoint: str | None = setting(None, "checkpoint, like step-00005000; none means the newest intact one")
+    sampler: SamplerConfig = setting(SamplerConfig(), "default sampler of the exported model")
+    precision: WeightPrecision = setting(
+        "fp32", "precision in which weights are stored; bf16 takes half the room, and texts are drawn in fp32 from it"
+    )
+    with_encoder: bool = setting(
+        False, "take the frozen encoder along, which reads prompts; of a run with model.condition=prefix"
+    )
+    push_to_hub: str | None = setting(
+        None, "upload to the Hugging Face hub under this id, like name/model; a new one is public", identity=False
+    )
