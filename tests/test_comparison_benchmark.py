@@ -11,6 +11,7 @@ import torch
 from benchmarks.comparison import autoregressive, plan, results, runner, stories
 from benchmarks.comparison.sources import RealText
 from ldlm import files
+from ldlm.errors import InputError
 from ldlm.stories.grammar import KINDS
 from tests.conftest import BIGRAMS
 
@@ -120,6 +121,35 @@ def test_a_way_without_a_perplexity_has_no_figure_and_no_comparison():
     assert lines.count("| FLM | – |") == 2
 
 
+def comparison_of(seed: int, **changes: object) -> dict:
+    """Figures of a comparison of one seed."""
+    training = {"regime": "equal-steps", "method": "mdlm", "steps": 1200, "lr": 1e-3, "seed": seed}
+    references = {"real": {"num_texts": 500}, "ar": [{"seed": seed}]}
+    rows, text = [row("mdlm", seed, 100.0 + seed, 3.8)], {"sha256": "a"}
+    return {"seeds": [seed], "text": text, "trainings": [training], "rows": rows, "references": references, **changes}
+
+
+def test_seeds_of_several_machines_are_joined_in_order():
+    found = results.joined(comparison_of(2), {Path("b"): comparison_of(0), Path("c"): comparison_of(1)})
+    assert found["seeds"] == [0, 1, 2]
+    for part in (found["trainings"], found["rows"], found["references"]["ar"]):
+        assert [one["seed"] for one in part] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (comparison_of(0), "b has seed 0, which these results have"),
+        (comparison_of(1, text={"sha256": "b"}), "b has the text b and these results a"),
+        (comparison_of(1, references={"real": {"num_texts": 9}, "ar": []}), "b has the number of texts 9"),
+        (comparison_of(1, trainings=[]), r"b has the trainings \[\] and these results"),
+    ],
+)
+def test_results_of_another_comparison_are_not_joined(other, said):
+    with pytest.raises(InputError, match=said):
+        results.joined(comparison_of(0), {Path("b"): other})
+
+
 def judged(way: str, seed: int, share: float | None, order: int) -> dict:
     """A row of the frontier on stories."""
     shares = dict.fromkeys(("sentences_valid", "stories_valid", "coverage", "nats_per_story", "nats_per_word"), share)
@@ -211,7 +241,7 @@ def test_the_comparison_goes_on_where_it_was_interrupted_and_writes_what_it_foun
     fewer = trained["equal-flops", "ldlm"]["steps"]
     assert fewer == round(ours["steps"] * dearest / ours["flops_per_token"]) < ours["steps"]
     rates = figures["rates"]["mdlm"]
-    assert (len(rates), theirs["lr"]) == (2, float(min(rates, key=rates.get)))
+    assert (len(rates), theirs["lr"]) == (3, float(min(rates, key=rates.get)))
     shown = figures["samples"]["ldlm-paper"]
     drawn_texts = files.read_jsonl(tmp_path / f"c/texts/equal-steps/seed-0/ldlm-paper-{shown['budget']}.jsonl")
     assert shown["texts"] == [row["text"] for row in drawn_texts][:2]  # the first, and none is chosen
@@ -248,14 +278,16 @@ def test_the_frontier_on_stories_goes_on_and_writes_what_it_found(toy, tmp_path,
     command = ["--documents", "200", "--held-out", "60", "--output", str(tmp_path / "c"), *sizes]
     stories.main([*command, "--results", str(tmp_path / "r")])
     first = list(toy)
-    assert [words[0] for words in first].count("sample") == 2 * 2 * (2 + 3)
+    assert [words[0] for words in first].count("sample") == 2 * 2 * (2 * 2 + 3)
+    (ours, *_) = (words for words in first if words[0] == "train" and "--method" not in words)
+    assert {"recipe.sigma_dec=0.5", "optimizer.lr=0.006", "recipe.warmup_steps=1"} <= set(ours)
     assert not any("--scorer" in words for words in first)
     (tmp_path / "c/texts/equal-steps/seed-1/mdlm-3.json").unlink()  # as if it had been stopped before the scores
     stories.main([*command, "--results", str(tmp_path / "r")])
     assert [words[0] for words in toy[len(first) :]] == ["sample"]
     (made,) = (tmp_path / "r").glob("stories-frontier-*.json")
     found = files.read_json(made)["figures"]
-    assert {row["regime"] for row in found["rows"]} == {"equal-steps"}
+    assert {row["regime"] for row in found["rows"]} == {"equal-steps", "equal-flops"}
     assert all(row["num_texts"] == 5 and set(row["violations"]) == set(KINDS) for row in found["rows"])
     assert found["references"]["real"]["sentences_valid"] == found["references"]["real"]["cut_sentences_valid"] == 1.0
     assert {row["method"] for row in found["trainings"] if row["flops_per_token"]} == {"ldlm", "mdlm"}

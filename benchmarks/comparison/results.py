@@ -26,6 +26,7 @@ from benchmarks.comparison.plan import (
 )
 from benchmarks.comparison.sources import Rows, Source
 from ldlm import artifact, files
+from ldlm.errors import InputError
 
 REAL = Path("texts/real.json")
 SHOWN = 3  # texts of each way that are printed, the first ones
@@ -45,7 +46,7 @@ def collect(source: Source, folder: Path, seeds: Sequence[int], budgets: Sequenc
     """The figures of everything that is there."""
     costs = {path.stem: files.read_json(path) for path in sorted((folder / "costs").glob("*.json"))}
     cpu = _cpu_by_output(folder)
-    every = draws(seeds, sorted(budgets), list(NAMES), source.regimes)
+    every = draws(seeds, sorted(budgets), list(NAMES))
     found = [one for one in every if _record(folder, one).exists()]
     return {
         "text": files.read_json(folder / "text" / "text.json"),
@@ -64,6 +65,40 @@ def collect(source: Source, folder: Path, seeds: Sequence[int], budgets: Sequenc
         },
         "samples": _samples(folder, found, seeds[0]),
     }
+
+
+def joined(figures: Mapping[str, Any], others: Mapping[Path, Mapping[str, Any]]) -> dict[str, Any]:
+    """Figures with the seeds of other results; `InputError` where these are of another comparison or a seed is twice.
+
+    The tables compare sets of texts, so that text, number of texts, steps and learning rates have to be the same.
+    """
+    found = {**figures, "references": dict(figures["references"])}
+    for path, other in others.items():
+        if twice := set(found["seeds"]) & set(other["seeds"]):
+            raise InputError(f"{path} has seed {min(twice)}, which these results have; name others with --seeds")
+        for what, mine, theirs in ((name, of(figures), of(other)) for name, of in SAME.items()):
+            if mine != theirs:
+                raise InputError(f"{path} has {what} {theirs} and these results {mine}; join those of one comparison")
+        for key in ("seeds", "trainings", "rows"):
+            found[key] = sorted([*found[key], *other[key]], key=_by_seed)
+        both = [*found["references"][AUTOREGRESSIVE], *other["references"][AUTOREGRESSIVE]]
+        found["references"][AUTOREGRESSIVE] = sorted(both, key=_by_seed)
+    return found
+
+
+def _by_seed(one: Any) -> int:
+    return int(one if isinstance(one, int) else one["seed"])
+
+
+def _settings(figures: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    return sorted({tuple(row[key] for key in ("regime", "method", "steps", "lr")) for row in figures["trainings"]})
+
+
+SAME: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+    "the text": lambda figures: figures["text"]["sha256"],
+    "the number of texts": lambda figures: figures["references"]["real"]["num_texts"],
+    "the trainings": _settings,
+}
 
 
 def _record(folder: Path, one: Draw) -> Path:

@@ -93,8 +93,10 @@ class Comparison:
         self._make(output, "train", *self.settings(method, steps), "--steps", steps, *rhythm, *more)
 
     def settings(self, method: str, steps: int) -> tuple[object, ...]:
-        """Settings of a method's training: the preset's, and LDLM's warm-up over the first two fifths, as it has it."""
-        own = ("--set", f"recipe.warmup_steps={steps * 2 // 5}") if method == LDLM else ("--method", method)
+        """Settings of a method's training: the preset's, with LDLM's warm-up in proportion, and LDLM's on this text."""
+        settings = {"recipe.warmup_steps": steps * 2 // 5, **self.source.ldlm}
+        sets = (word for key, value in settings.items() for word in ("--set", f"{key}={value}"))
+        own = tuple(sets) if method == LDLM else ("--method", method)
         return ("--features", "features", "--preset", "tiny", *own)
 
     def rate(self, method: str) -> float:
@@ -104,7 +106,7 @@ class Comparison:
             losses = {}
             for rate in plan.RATES:
                 run = Path("rates") / f"{method}-{rate:g}"
-                self._train(run, method, 0, min(plan.RATE_STEPS, self.steps), "--set", f"optimizer.lr={rate}")
+                self._train(run, method, 0, min(self.source.rate_steps, self.steps), "--set", f"optimizer.lr={rate}")
                 manifest = files.read_digested(self.folder / run / "manifest.json", "train it again")
                 losses[f"{rate:g}"] = manifest["held_out"]["loss"]
             files.write_json(place, losses)
@@ -180,11 +182,13 @@ def run(comparison: Comparison, seeds: Sequence[int], budgets: Sequence[int], me
     for seed in seeds:
         if AUTOREGRESSIVE in methods:
             comparison.draw_autoregressive(seed)
-    for draw in plan.draws(seeds, budgets, methods, comparison.source.regimes):
+    for draw in plan.draws(seeds, budgets, methods):
         comparison.draw(draw)
 
 
-def options(program: str, told: str | None, seeds: Sequence[int], budgets: Sequence[int]) -> argparse.ArgumentParser:
+def options(
+    program: str, told: str | None, *, seeds: Sequence[int], budgets: Sequence[int], steps: int
+) -> argparse.ArgumentParser:
     """The options that comparisons share, with these defaults."""
     parser = argparse.ArgumentParser(
         prog=program, description=told, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -196,12 +200,20 @@ def options(program: str, told: str | None, seeds: Sequence[int], budgets: Seque
     parser.add_argument(
         "--steps",
         type=int,
-        default=plan.STEPS,
+        default=steps,
         help="steps of every training but LDLM's with equal FLOPs, which has fewer",
     )
     parser.add_argument("--texts", type=int, default=plan.TEXTS, help="texts of each set")
     parser.add_argument("--budgets", nargs="+", type=int, default=list(budgets), help="evaluations per text")
     parser.add_argument("--report", action="store_true", help="run nothing; write down what is there")
+    parser.add_argument(
+        "--join",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="results (JSON) of the same comparison by other machines, whose seeds the tables take in",
+    )
     return parser
 
 
@@ -212,14 +224,18 @@ def go(chosen: argparse.Namespace, source: Source) -> None:
     try:
         if not chosen.report:
             run(comparison, chosen.seeds, chosen.budgets, chosen.methods)
+        found = results.collect(source, comparison.folder, chosen.seeds, chosen.budgets)
+        found = results.joined(found, {path: files.read_json(path)["figures"] for path in chosen.join})
     except (InputError, subprocess.CalledProcessError) as error:
         sys.exit(f"Error: {error}")
-    results.write(results.collect(source, comparison.folder, chosen.seeds, chosen.budgets), source, chosen.results)
+    results.write(found, source, chosen.results)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the comparison on a file of text."""
-    parser = options("python -m benchmarks comparison", __doc__, (0, 1), plan.BUDGETS)
+    parser = options(
+        "python -m benchmarks comparison", __doc__, seeds=(0, 1), budgets=plan.BUDGETS, steps=RealText.steps
+    )
     parser.add_argument("--text", type=Path, required=True, help="text, a document a line; also JSON lines and others")
     chosen = parser.parse_args(arguments)
     go(chosen, RealText(chosen.text.absolute()))

@@ -39,7 +39,9 @@ class Source(ABC):
     against: ClassVar[Mapping[str, Literal["ratio", "difference"]]]  # how a rival's figure is compared with LDLM's
     compared: ClassVar[str]  # what of them, as the head of that table
     axes: ClassVar[Mapping[str, Axis]]  # of the picture, by key
-    regimes: ClassVar[Sequence[str]] = plan.REGIMES
+    steps: ClassVar[int]  # of every training but LDLM's with equal FLOPs
+    rate_steps: ClassVar[int]  # of a rival's trial of a learning rate
+    ldlm: ClassVar[Mapping[str, float]] = {}  # settings of LDLM's training on this text, beyond the preset's
 
     @abstractmethod
     def prepare(self, comparison: Comparison) -> None:
@@ -90,6 +92,8 @@ class RealText(Source):
         "gen_ppl": Axis("generative perplexity, log scale", log=True),
         "entropy": Axis("entropy, nats"),
     }
+    steps: ClassVar[int] = 3_000
+    rate_steps: ClassVar[int] = 1_000
 
     path: Path
 

@@ -1,10 +1,10 @@
-"""LDLM against the token-level methods on stories whose law is known: what is valid at 2 to 128 evaluations (Figure 1).
+"""LDLM against the token-level methods on stories whose law is known: what is valid at 2 to 256 evaluations (Figure 1).
 
     python -m benchmarks stories-frontier --output frontier --results benchmarks/results
 
-It is the comparison of `python -m benchmarks comparison` with `ldlm stories` as text and its process as judge: equal
-steps, depths and widths, and figures of validity, likelihood and coverage in place of a scorer's perplexity. It goes on
-where it was interrupted, and `--seeds` may be worked on at once, in the same way.
+It is the comparison of `python -m benchmarks comparison` with `ldlm stories` as text and its process as judge: figures
+of validity, likelihood and coverage in place of a scorer's perplexity. It goes on where it was interrupted, and
+`--seeds` may be worked on at once, in the same way.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from benchmarks.comparison import plan, runner, sources
-from benchmarks.comparison.plan import EQUAL_STEPS, WAYS
+from benchmarks.comparison.plan import WAYS
 from ldlm import files
 from ldlm.evaluation import samples, validity
 from ldlm.pages.chart import Axis
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from benchmarks.comparison.runner import Comparison
 
 DOCUMENTS, HELD_OUT = 20_000, 2_000
-BUDGETS = (32, 128, 8, 2, 64, 16, 4)  # evaluations per text, the most telling first
+BUDGETS = (32, 8, 128, 2, 64, 16, 4, 256)  # evaluations per text, the most telling first
 SEEDS = (0, 1, 2)
 RESAMPLES = 1_000  # for the intervals of each set of texts
 WORDS = "tokenizer"
@@ -61,7 +61,10 @@ class Stories(sources.Source):
         "stories_valid": Axis("valid stories, share", low=0),
         "entropy": Axis("entropy, nats"),
     }
-    regimes: ClassVar[Sequence[str]] = (EQUAL_STEPS,)
+    # Steps, encoder and LDLM's own settings are the quickstart's (`Stories.sizes` in ldlm.stages.source_stories).
+    steps: ClassVar[int] = 1_400
+    rate_steps: ClassVar[int] = 400
+    ldlm: ClassVar[Mapping[str, float]] = {"recipe.sigma_dec": 0.5, "optimizer.lr": 6e-3}
 
     documents: int = DOCUMENTS
     held_out: int = HELD_OUT
@@ -79,7 +82,7 @@ class Stories(sources.Source):
                 sources.write_part(folder, name, part)
             characters = {name: sum(map(len, part)) for name, part in parts.items()}
             files.write_json(folder / sources.RECORD, {"file": told, "sha256": digest, "characters": characters})
-        comparison.pretrain("encoder", "train", ("--tokenizer", WORDS), plan.ENCODER)
+        comparison.pretrain("encoder", "train", ("--tokenizer", WORDS, "--init", "width"), plan.ENCODER)
 
     def score(self, folder: Path, texts: Path, most: int) -> dict[str, Any]:
         """Validity, likelihood, coverage and violations."""
@@ -120,7 +123,9 @@ def _violations(rows: sources.Rows) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run it."""
-    parser = runner.options("python -m benchmarks stories-frontier", __doc__, SEEDS, BUDGETS)
+    parser = runner.options(
+        "python -m benchmarks stories-frontier", __doc__, seeds=SEEDS, budgets=BUDGETS, steps=Stories.steps
+    )
     parser.add_argument("--documents", type=int, default=DOCUMENTS, help="stories for training")
     parser.add_argument("--held-out", type=int, default=HELD_OUT, help="stories that are held out")
     chosen = parser.parse_args(arguments)
