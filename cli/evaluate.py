@@ -95,14 +95,18 @@ def command(
         cache=None if no_cache else scorecache.folder(),
         progress=show.Terminal(),
     )
-    own = [result.to_json() for result in results if result.role == "texts"]
     over_seeds = scores.over_seeds(results) if seeds else None
-    record = {
+    options.show(_record(results, over_seeds), lambda: _table(results, over_seeds))
+
+
+def _record(results: list[FileScores], over_seeds: SeedScores | None) -> dict[str, Any]:
+    own = [result.to_json() for result in results if result.role == "texts"]
+    reference = [result.to_json() for result in results if result.role == "reference"]
+    return {
         **({"over_seeds": over_seeds.to_json()} if over_seeds else {}),
         **(own[0] if len(own) == 1 else {"files": own}),
-        **({"reference": results[-1].to_json()} if real is not None else {}),
+        **({"reference": reference[0]} if reference else {}),
     }
-    options.show(record, lambda: _table(results, over_seeds))
 
 
 def _show_mauve(options: Options, texts: tuple[str, ...], features_p: str | None, features_q: str | None) -> None:
