@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ldlm.cli import show
-from ldlm.cli.options import Command, Options, path_option, stage_options
+from ldlm.cli.options import Command, Options, path_option, require_place, stage_options
 from ldlm.config import EvaluateConfig
 from ldlm.errors import InputError
 
@@ -26,7 +26,8 @@ VALIDITY = {
     "entropy": "entropy",
     "diversity": "diversity",
 }
-NAMES = {"gen_ppl": "gen. ppl", "entropy": "entropy", "diversity": "diversity", "mauve": "mauve"}
+NAMES = {"gen_ppl": "gen. ppl", "entropy": "entropy", "diversity": "diversity"}
+ASKED_FOR = {"mauve": "mauve", "copied_8grams": "copied 8-grams"}
 
 
 @click.command(cls=Command, short_help="score anybody's texts: perplexity, entropy, diversity, MAUVE")
@@ -37,6 +38,7 @@ NAMES = {"gen_ppl": "gen. ppl", "entropy": "entropy", "diversity": "diversity", 
     "--seeds", is_flag=True, help="the files, or those in the folders, are seeds of one model: show mean ± std"
 )
 @click.option("--mauve", "with_mauve", is_flag=True, help="MAUVE against --reference; needs the extra ldlm[mauve]")
+@path_option("--training", "features in whose training text the 8-grams of the texts are looked for")
 @path_option("--features-p", "features of the texts, (texts, width), computed elsewhere, for MAUVE", metavar="FILE.npy")
 @path_option("--features-q", "features of the reference, (texts, width), for MAUVE", metavar="FILE.npy")
 @click.option("--no-cache", is_flag=True, help="neither read nor write the cache of scores, XDG_CACHE_HOME/ldlm/scores")
@@ -46,6 +48,7 @@ def command(
     reference: str | None,
     seeds: bool,
     with_mauve: bool,
+    training: str | None,
     features_p: str | None,
     features_q: str | None,
     no_cache: bool,
@@ -62,6 +65,7 @@ def command(
     Examples:
       ldlm evaluate samples.jsonl --reference real.jsonl --scorer gpt2-large --max-tokens 128
       ldlm evaluate seed-*.jsonl --seeds --reference real.jsonl --mauve
+      ldlm evaluate samples.jsonl --reference real.jsonl --training features
       ldlm evaluate bert.jsonl --boundary-tokens "[CLS]" "[SEP]" --scorer gpt2-large
       ldlm evaluate --features-p samples.npy --features-q real.npy
       ldlm evaluate --source stories samples.jsonl
@@ -73,7 +77,7 @@ def command(
     if not texts:
         raise InputError("no texts to evaluate; for example ldlm evaluate samples.jsonl")
     if config.source is not None:
-        others = {"--reference": reference, "--mauve": with_mauve}
+        others = {"--reference": reference, "--mauve": with_mauve, "--training": training}
         return _by_source(options, config, texts, seeds, [flag for flag, given in others.items() if given])
     from ldlm.evaluation import scorecache, scores
     from ldlm.stages import evaluate as stage
@@ -87,17 +91,22 @@ def command(
         real,
         seeds=seeds,
         with_mauve=with_mauve,
+        training=None if training is None else require_place(training, "--training", "features"),
         cache=None if no_cache else scorecache.folder(),
         progress=show.Terminal(),
     )
-    own = [result.to_json() for result in results if result.role == "texts"]
     over_seeds = scores.over_seeds(results) if seeds else None
-    record = {
+    options.show(_record(results, over_seeds), lambda: _table(results, over_seeds))
+
+
+def _record(results: list[FileScores], over_seeds: SeedScores | None) -> dict[str, Any]:
+    own = [result.to_json() for result in results if result.role == "texts"]
+    reference = [result.to_json() for result in results if result.role == "reference"]
+    return {
         **({"over_seeds": over_seeds.to_json()} if over_seeds else {}),
         **(own[0] if len(own) == 1 else {"files": own}),
-        **({"reference": results[-1].to_json()} if real is not None else {}),
+        **({"reference": reference[0]} if reference else {}),
     }
-    options.show(record, lambda: _table(results, over_seeds))
 
 
 def _show_mauve(options: Options, texts: tuple[str, ...], features_p: str | None, features_q: str | None) -> None:
@@ -174,21 +183,23 @@ def _back(sentences: int) -> str:
 
 
 def _table(results: list[FileScores], over_seeds: SeedScores | None) -> str:
-    names = [name for name in NAMES if name != "mauve" or results[0].mauve is not None]
+    heads = NAMES | {name: head for name, head in ASKED_FOR.items() if name in results[0].to_json()}
     rows: list[tuple[Any, ...]] = []
     for record in (result.to_json() for result in results):
         file = record["file"] + (" (reference)" if record["role"] == "reference" else "")
-        rows.append((file, *(_figure(record, name) for name in names), record["num_texts"]))
+        rows.append((file, *(_figure(record, name) for name in heads), record["num_texts"]))
     if over_seeds is not None:
-        means = (_spread(over_seeds.figures[name], over_seeds.files) for name in names)
+        means = (_spread(over_seeds.figures[name], over_seeds.files) for name in heads)
         rows.append((f"mean ± std of {over_seeds.files} seeds", *means, over_seeds.texts_each))
-    return "\n".join([show.table(("", *(NAMES[name] for name in names), "texts"), rows), "", *_foot(results)])
+    return "\n".join([show.table(("", *heads.values(), "texts"), rows), "", *_foot(results)])
 
 
 def _figure(result: dict[str, Any], name: str) -> str:
     """A cell of the table: a figure with its interval, or - where there is none."""
     if result.get(name) is None:
         return "-"
+    if name == "copied_8grams":
+        return f"{result[name]:.2%}"
     interval = result["intervals"].get(name)
     return show.value(result[name]) + (f" [{', '.join(map(show.value, interval))}]" if interval else "")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +19,13 @@ from ldlm.evaluation.scorer import Scorer
 from ldlm.evaluation.scores import FileScores
 from ldlm.evaluation.validity import SourceScores
 from ldlm.features import textfiles
+from ldlm.features.store import FeatureStore
+from ldlm.hub import load_tokenizer
+from ldlm.location import Location
 from ldlm.progress import SILENT, Progress
 from ldlm.stories import tokens
 
+TRAINING_ROWS = 8192  # that are looked through at a time
 LONGEST = 1024  # tokens; texts are cut here where neither the user nor the files give a length
 
 
@@ -41,18 +45,21 @@ def run(
     *,
     seeds: bool = False,
     with_mauve: bool = False,
+    training: Location | None = None,
     cache: Path | None = None,
     progress: Progress = SILENT,
 ) -> list[FileScores]:
     """Scores of each file, and of the reference last.
 
     `seeds`: the files, or those in the folders, are draws of one model with different seeds. `with_mauve` compares each
-    with the reference. `cache` is a folder where likelihoods are kept between calls.
+    with the reference. `training` is a feature store in whose rows the 8-grams of all texts are looked for; `cache` a
+    folder where likelihoods are kept between calls.
     """
     if with_mauve:
         mauve.library()
         if reference is None:
             raise InputError("MAUVE compares with real text; give some with --reference FILE")
+    store = None if training is None else FeatureStore(training)
     paths = _paths(files, reference, seeds)
     sets = _read(paths, config, reference, progress)
     if seeds:
@@ -68,9 +75,10 @@ def run(
     if all(one.gen_ppl is None for one in scores):
         raise metrics.NothingToScore(config.protocol)
     found = [*mauve.of_texts(sets, scorer, config, max_tokens, progress), None] if with_mauve else [None] * len(sets)
+    copied = [None] * len(sets) if store is None else _copied(sets, store, progress)
     results = [
-        FileScores(file=str(path), role="texts", scores=one, mauve=mauve)
-        for path, one, mauve in zip(paths, scores, found, strict=True)
+        FileScores(file=str(path), role="texts", scores=one, mauve=mauve, copied_8grams=share)
+        for path, one, mauve, share in zip(paths, scores, found, copied, strict=True)
     ]
     return results if reference is None else [*results[:-1], replace(results[-1], role="reference")]
 
@@ -121,6 +129,28 @@ def _read(paths: Sequence[Path], config: EvaluateConfig, reference: Path | None,
             f"{reference}: the first {count:,} of its {len(real):,} texts, for diversity falls with their number"
         )
     return [*drawn, real.first(count)]
+
+
+def _copied(sets: Sequence[Texts], store: FeatureStore, progress: Progress) -> list[float]:
+    """The share of each set's 8-grams that occur in the store's training rows.
+
+    Texts are encoded by the store's tokenizer, so that anybody's are counted alike, and cut at the length of its rows,
+    across which no 8-gram of the training text reaches.
+    """
+    tokenizer, training = load_tokenizer(str(store.tokenizer_path)), store.split("train")
+    encoded = [
+        [row[: store.shapes.seq_len] for row in tokenizer(texts.texts, add_special_tokens=False)["input_ids"]]
+        for texts in sets
+    ]
+    with progress.task("look for 8-grams", training.rows, "row") as task:
+
+        def rows() -> Iterator[list[int]]:
+            for start in range(0, training.rows, TRAINING_ROWS):
+                part = training.tokens[start : start + TRAINING_ROWS]
+                yield from part.tolist()
+                task.advance(len(part))
+
+        return metrics.copied_shares(encoded, rows())
 
 
 def _max_tokens(config: EvaluateConfig, sets: Sequence[Texts], scorer: Scorer, progress: Progress) -> int:

@@ -84,11 +84,9 @@ class RealText(Source):
         rows = [{"name": name, **one.to_json()} for name, one in zip(sets, scores, strict=True)]
         plots.comparison(judged.out / "comparison.png", rows)
         training = FeatureStore(judged.out / "features").split("train").tokens[:].tolist()
-        copied = {
-            name: metrics.copied_share(samples.read(sets[of]).tokens or [], training)
-            for name, of in (("samples", "samples"), ("real", "real text"))
-        }
-        return {"texts": rows, "copied_8grams": copied}
+        looked_for = [samples.read(sets[name]).tokens or [] for name in ("samples", "real text")]
+        copied = metrics.copied_shares(looked_for, training)
+        return {"texts": rows, "copied_8grams": dict(zip(("samples", "real"), copied, strict=True))}
 
     def table(self, summary: Mapping[str, Any]) -> list[str]:
         """Perplexity, entropy and diversity of the three sets of texts."""

@@ -197,13 +197,12 @@ def ngrams(row: Row, n: int) -> Iterable[tuple[int, ...]]:
     return zip(*(row[i:] for i in range(n)), strict=False)
 
 
-def copied_share(rows: Iterable[Row], training: Iterable[Row], n: int = 8) -> float:
-    """Share of the rows' n-grams that occur in the training rows."""
-    wanted = Counter(gram for row in rows for gram in ngrams(row, n))
-    if not wanted:
-        return 0.0
-    found = {gram for row in training for gram in ngrams(row, n) if gram in wanted}
-    return sum(wanted[gram] for gram in found) / wanted.total()
+def copied_shares(sets: Sequence[Iterable[Row]], training: Iterable[Row], n: int = 8) -> list[float]:
+    """Share of the n-grams of each set of rows that occur in the training rows, which are read once; 0 without any."""
+    wanted = [Counter(gram for row in rows for gram in ngrams(row, n)) for rows in sets]
+    every = set().union(*wanted)
+    found = {gram for row in training for gram in ngrams(row, n) if gram in every}
+    return [sum(counts[gram] for gram in found) / counts.total() if counts else 0.0 for counts in wanted]
 
 
 def decode_tokens(tokenizer: Any, tokens_BL: Tensor | np.ndarray, *, clean_up: bool = False) -> list[str]:

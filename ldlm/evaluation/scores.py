@@ -72,11 +72,13 @@ class FileScores:
     role: Literal["texts", "reference"]
     scores: SetScores
     mauve: Mauve | None = None  # None where it was not asked for, and of the reference
+    copied_8grams: float | None = None  # share that occurs in the training text; None where it was not asked for
 
     def to_json(self) -> dict[str, Any]:
         """Everything on one level."""
         mauve = {} if self.mauve is None else self.mauve.to_json()
-        return {**self.scores.to_json(), "file": self.file, "role": self.role, **mauve}
+        copied = {} if self.copied_8grams is None else {"copied_8grams": self.copied_8grams}
+        return {**self.scores.to_json(), "file": self.file, "role": self.role, **mauve, **copied}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -96,7 +98,7 @@ class Spread:
 class SeedScores:
     """Figures over files of texts that one model drew with different seeds."""
 
-    figures: Mapping[str, Spread]  # by name: gen_ppl, entropy, diversity, and mauve where it was asked for
+    figures: Mapping[str, Spread]  # by name: gen_ppl, entropy, diversity, and what else was asked for
     files: int
     texts_each: int
 
@@ -112,6 +114,8 @@ def over_seeds(results: Sequence[FileScores]) -> SeedScores:
     values = {name: [getattr(result.scores, name) for result in drawn] for name in FIGURES}
     if drawn[0].mauve is not None:
         values["mauve"] = [None if result.mauve is None else result.mauve.value for result in drawn]
+    if drawn[0].copied_8grams is not None:
+        values["copied_8grams"] = [result.copied_8grams for result in drawn]
     figures = {name: spread(found) for name, found in values.items()}
     return SeedScores(figures=figures, files=len(drawn), texts_each=drawn[0].scores.num_texts)
 

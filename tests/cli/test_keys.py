@@ -191,7 +191,8 @@ def seen(succeed, corpus, gpt2, store, trained, rival, token_runs, tmp_path_fact
 
     evaluate = ("evaluate", run / "samples.jsonl", *score, "--max-tokens", 16)
     found.look(succeed(*evaluate, "--dry-run"), "dry run: evaluate")
-    found.look(succeed(*evaluate, root / "more.jsonl", "--seeds", "--reference", root / "real.jsonl"), "evaluate")
+    beside = ("--reference", root / "real.jsonl", "--training", store)
+    found.look(succeed(*evaluate, root / "more.jsonl", "--seeds", *beside), "evaluate")
     written = ("stories", "--documents", 40)
     found.look(succeed(*written, "--dry-run"), "dry run: stories")
     found.look(succeed(*written, "--output", root / "stories.txt"), "stories", "stories.txt.meta.json")

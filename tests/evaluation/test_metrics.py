@@ -17,7 +17,7 @@ from ldlm.evaluation.metrics import (
     PROTOCOLS,
     TextScores,
     bootstrap,
-    copied_share,
+    copied_shares,
     decode_tokens,
     diversity,
     entropies,
@@ -375,9 +375,10 @@ def test_ngrams_never_cross_texts():
 
 def test_the_copied_share_counts_ngrams_with_their_repetitions():
     training = [[9, 1, 2, 3, 9], [4, 5]]
-    assert copied_share([[1, 2, 3, 4, 5]], training, n=2) == 3 / 4  # 12, 23, 45 of 12, 23, 34, 45
-    assert copied_share([[1, 2, 1, 2]], training, n=2) == 2 / 3  # 12 twice, 21 never
-    assert copied_share([[1, 2, 3], [7, 8, 9]], training, n=3) == 1 / 2
-    assert copied_share([[3, 9, 4]], training, n=3) == 0  # only across training rows
-    assert copied_share([[1, 2]], training, n=3) == 0
-    assert copied_share(iter([list(range(8))]), iter([list(range(-1, 9))])) == 1  # 8 is the default
+    assert copied_shares([[[1, 2, 3, 4, 5]]], training, n=2) == [3 / 4]  # 12, 23, 45 of 12, 23, 34, 45
+    assert copied_shares([[[1, 2, 1, 2]]], training, n=2) == [2 / 3]  # 12 twice, 21 never
+    assert copied_shares([[[1, 2, 3], [7, 8, 9]]], training, n=3) == [1 / 2]
+    assert copied_shares([[[3, 9, 4]]], training, n=3) == [0]  # only across training rows
+    assert copied_shares([[[1, 2]]], training, n=3) == [0]
+    assert copied_shares([iter([list(range(8))])], iter([list(range(-1, 9))])) == [1]  # 8 is the default
+    assert copied_shares([[[1, 2]], [[2, 9], [8, 9]], []], iter(training), n=2) == [1, 0, 0]  # training is read once

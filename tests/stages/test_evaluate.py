@@ -17,6 +17,7 @@ from ldlm.config import EvaluateConfig, PretrainConfig
 from ldlm.evaluation import metrics, samples
 from ldlm.evaluation.scorer import Scorer
 from ldlm.features import text
+from ldlm.features.store import FeatureStore
 from ldlm.hub import load_tokenizer
 from ldlm.stages import evaluate, pretrain_encoder
 
@@ -151,6 +152,26 @@ def test_files_that_were_drawn_with_other_settings_are_no_seeds(trained, succeed
     (tmp_path / "a.jsonl.meta.json").write_text('{"made": "by somebody else"}')
     assert succeed("evaluate", a, b, *common)["over_seeds"]["files"] == 2
     assert "differ in more (sampler.temperature: 0.0 -> 0.5)" in refuse("evaluate", b, c, *common)
+
+
+def test_the_share_of_eight_grams_that_the_training_text_has(call, ldlm, store, gpt2, unseen, tmp_path):
+    """By hand: rows of the store are copies but where a word was put into them, and reversed words are none."""
+    rows = FeatureStore(store).split("train").tokens[:6].tolist()
+    tokenizer = load_tokenizer(str(store / "tokenizer"))
+    copies, strange = tokenizer.batch_decode(rows), [" ".join(reversed(line.split())) for line in unseen[:6]]
+    assert tokenizer(copies, add_special_tokens=False)["input_ids"] == rows
+    found = call(
+        write(tmp_path / "copies.jsonl", copies),
+        write(tmp_path / "half.jsonl", [*copies, *strange]),
+        "--reference", write(tmp_path / "strange.jsonl", strange), "--training", store,
+    )  # fmt: skip
+    copied, half = (one["copied_8grams"] for one in found["files"])
+    assert (copied, found["reference"]["copied_8grams"]) == (1.0, 0.0)
+    length = len(rows[0])
+    others = sum(max(0, min(len(row), length) - 7) for row in tokenizer(strange, add_special_tokens=False)["input_ids"])
+    assert half == pytest.approx(6 * (length - 7) / (6 * (length - 7) + others))
+    shown = ldlm("evaluate", tmp_path / "copies.jsonl", "--training", store, "--scorer", gpt2).output
+    assert "copied 8-grams" in shown and "100.00%" in shown
 
 
 def test_json_lines_by_another_name_are_not_scored_as_prose(call, ldlm, draws, gpt2):
