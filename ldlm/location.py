@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from ldlm.errors import InputError, StorageError
 
@@ -26,6 +26,10 @@ RETRIES = 6  # of a request, after server errors, resets and time-outs, with exp
 RETRY_SECONDS = 60.0  # from the first failure to the last attempt
 REQUEST_SECONDS = 300.0  # of one attempt: a shard that is put once, and not again, goes in one request
 REQUEST_BYTES = 5 * 2**30  # most that S3 takes in one
+PART_BYTES = 2**23  # least of a file that goes up in parts, of which `AT_ONCE` are in memory
+AT_ONCE = 4
+MOST_PARTS = 10_000  # of an object of S3
+MOST_DELETED = 1000  # objects by one request of S3
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,16 @@ class ObjectPath:
                 time.sleep(min(8.0, 0.1 * 2**attempt))
         raise AssertionError
 
+    def upload(self, file: IO[bytes]) -> None:
+        """Put the object from an open file, whole or not at all, with a few parts of it in memory."""
+        part = max(PART_BYTES, -(-file.seek(0, os.SEEK_END) // MOST_PARTS))
+
+        def put() -> None:
+            file.seek(0)
+            self.root.call("put", self.key, file, chunk_size=part, max_concurrency=AT_ONCE)
+
+        self._again(put)
+
     def copy_to(self, other: ObjectPath) -> None:
         """Have the service copy the object over `other`, whole or not at all; FileNotFoundError when there is none."""
         self.root.call("copy", self.key, other.key)
@@ -139,6 +153,14 @@ class ObjectPath:
             self.size()
         with suppress(FileNotFoundError):  # some services say so, and so does a retry whose first answer was lost
             self._again(lambda: self.root.call("delete", self.key), still)
+
+    def unlink_below(self, still: Callable[[], bool]) -> None:
+        """Delete the objects below, as they are listed now, many by one request, if `still` says so before each."""
+        keys = self._list()
+        for start in range(0, len(keys), MOST_DELETED):
+            some = keys[start : start + MOST_DELETED]
+            with suppress(FileNotFoundError):  # another process deletes them too
+                self._again(partial(self.root.call, "delete_all", self.key, some), still)
 
     def rglob(self, pattern: str = "*") -> Iterator[ObjectPath]:
         """The objects below whose names match, in order."""
@@ -192,7 +214,8 @@ class Bucket:
     def call(self, operation: str, key: str, *args: Any, **options: Any) -> Any:
         """Call one of obstore's functions. `list` gives entries, `get` bytes, and a put None where the object exists.
 
-        FileNotFoundError when there is no such object, `StorageError` when the service fails.
+        `delete_all` deletes the keys of a list. FileNotFoundError when there is no such object, `StorageError` when the
+        service fails.
         """
         import obstore
         from obstore import exceptions
@@ -204,6 +227,8 @@ class Bucket:
                 return list(itertools.islice(entries, options["limit"]))
             if operation == "get":
                 return obstore.get(store, key).bytes().to_bytes()
+            if operation == "delete_all":
+                return obstore.delete(store, *args)
             return getattr(obstore, operation)(store, key, *args, **options)
         except exceptions.AlreadyExistsError:  # another process has put it
             return None

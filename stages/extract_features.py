@@ -8,8 +8,8 @@ Four phases, each of which resumes where it was killed:
 4. seal.
 
 So the encoder sees every row once. It sees a row again where a kill cost the shard that the row was in, and where
-machines share an object store and no disk: each of them spools the sample's states, and two may make the same shard.
-The spool of a store in an object store is in a local cache.
+machines share an object store and no disk: each of them spools the sample's states, in a local cache, and two may make
+the same shard. Token rows lie in the object store, beside the shards, and are made once.
 """
 
 from __future__ import annotations
@@ -185,8 +185,7 @@ def _check_begun(extraction: Extraction, launch: LaunchConfig) -> None:
     """`InputError` where a phase would come before the one before it is done."""
     out = extraction.out
     if launch.only == "encode" and not extraction.packing.done:
-        where = "" if extraction.work == out else f" in {extraction.work}, where this machine keeps it"
-        raise InputError(f"the text of {out} is not packed{where}; run the same with --only pack first")
+        raise InputError(f"the text of {out} is not packed; run the same with --only pack first")
     if launch.only == "seal":
         begun = (out / "store.json").is_file()
         missing = len(ledger.unwritten(out)) if begun else 0

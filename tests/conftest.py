@@ -26,6 +26,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import forked
 import pytest
 import torch
+from object_server import bucket, proxy, s3  # noqa: F401  fixtures
 
 from ldlm import config as configs
 from ldlm.config import ExtractConfig, PretrainConfig, TrainConfig

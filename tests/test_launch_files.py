@@ -13,6 +13,7 @@ import pytest
 import yaml
 from patience import patience
 
+from ldlm.location import locate
 from ldlm.stages import extract_features
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -175,8 +176,9 @@ def test_the_phases_wait_for_each_other_and_make_the_store_of_one_process(schedu
 ENVIRONMENT = {"name": str, "value?": str, "valueFrom?": {"resourceFieldRef": {"resource": str}}}
 CONTAINER = {
     "name": str, "image": str, "command": [str], "args": [str], "env": [ENVIRONMENT],
+    "envFrom": [{"secretRef": {"name": str}}],
     "resources": {"limits": {"cpu": str, "memory": str, "nvidia.com/gpu": str}},
-    "volumeMounts": [{"name": str, "mountPath": str}],
+    "volumeMounts": [{"name": str, "mountPath": str, "readOnly": bool}],
 }  # fmt: skip
 JOB = {
     "apiVersion": str,
@@ -192,7 +194,7 @@ JOB = {
             "spec": {
                 "restartPolicy": str,
                 "containers": [CONTAINER],
-                "volumes": [{"name": str, "persistentVolumeClaim": {"claimName": str}}],
+                "volumes": [{"name": str, "persistentVolumeClaim": {"claimName": str, "readOnly": bool}}],
             }
         },
     },
@@ -256,15 +258,17 @@ def pod(job, index, **values):
     return {"argv": argv, "env": env}
 
 
-def test_pods_of_which_two_start_make_the_store_of_one_process(job, few, whole, tiny, tmp_path):
+def test_pods_of_which_two_start_make_the_store_of_one_process(job, few, whole, tiny, bucket, tmp_path):
+    """They share a bucket, and each has a disk of its own."""
     assert pod(job, 0)["env"]["JOB_COMPLETIONS"] == str(job["spec"]["completions"])
-    values = {"DATA": few.data[0], "ENCODER": few.encoder, "OUTPUT": str(tmp_path / "features")}
-    values |= {name: str(tmp_path / name) for name in ("XDG_CACHE_HOME", "HF_HOME")}
-    pods = [pod(job, index, **values) for index in (5, 11)]
+    assert pod(job, 0)["env"]["OUTPUT"] == "s3://bucket/features"
+    values = {"DATA": few.data[0], "ENCODER": few.encoder, "OUTPUT": f"{bucket}/features"}
+    pods = [pod(job, index, **values, XDG_CACHE_HOME=str(tmp_path / f"{index}")) for index in (5, 11)]
     assert pods[0]["argv"][:5] == ["extract-features", "--encoder", few.encoder, "--data", few.data[0]]
     assert pods[0]["env"]["RAYON_NUM_THREADS"] == "8"
     done_together([{**one, "argv": [*one["argv"], *tiny]} for one in pods])
-    assert content(tmp_path / "features") == content(whole)
+    made = locate(f"{bucket}/features")
+    assert {name: (made / name).read_bytes() for name in made.sizes()} == content(whole)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

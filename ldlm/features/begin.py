@@ -28,7 +28,7 @@ def prepare(
 
     Until `held` closes, no other process may overwrite or repair the store. `device` as in `inputs.find`.
     """
-    found = inputs.find(config, out, device, progress)
+    found = inputs.find(config, out, device, progress, store=out)
     begun = artifact.recorded_config(out) if not overwrite and (out / "config.yaml").is_file() else {}
     found = inputs.resumed(found, begun, out, progress)
     config, fingerprints = found.config, found.fingerprints()

@@ -4,7 +4,8 @@ A hash stands in the user's cache with what its file was known by: path, size, t
 inode. It holds while all of them are the same. The time of change is the kernel's: no program sets it, so another file
 that was moved or copied there, with the same size and time of modification, is hashed. The number of the device is left
 out, since machines number their mounts differently and share the hashes of one file server. The processes that start
-together divide the files among them. Where the cache can't be written, each process hashes all files.
+together divide the files among them. Where the cache can't be written, each process hashes all files. Machines that
+make a store in an object store divide them too: there a hash stands by all that its file was known by, until the seal.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from ldlm import files
 from ldlm.features.detection import as_input_error
 from ldlm.features.shared_work import Tally, share
 from ldlm.leases import Leases
-from ldlm.location import user_cache
+from ldlm.location import Location, ObjectPath, user_cache
+from ldlm.presence import CLAIMS
 from ldlm.progress import SILENT, Progress
 
 LEAST = 2**24  # bytes; a smaller file takes no time
@@ -28,22 +30,26 @@ SETTLED = 2.0  # seconds after a change, within which another may get the same t
 PART = 2**20
 
 
-def sha256(paths: Sequence[Path], progress: Progress = SILENT) -> dict[Path, str]:
-    """The sha256 of files, by path; `InputError` for one that can't be read."""
+def sha256(paths: Sequence[Path], progress: Progress = SILENT, store: Location | None = None) -> dict[Path, str]:
+    """The sha256 of files, by path; `InputError` for one that can't be read.
+
+    Those who make the same `store`, in an object store, hash each file once.
+    """
     large = {path: size for path in paths if (size := files.size(path) or 0) >= LEAST}
-    found = _Hashing(large).run(progress) if large else {}
+    shared = store / CLAIMS / "digests" if isinstance(store, ObjectPath) else None
+    found = _Hashing(large, shared).run(progress) if large else {}
     return {path: found.get(path) or _hashed(path) for path in paths}
 
 
 class _Hashing:
-    """The hashing of large files, together with other processes that have this cache."""
+    """The hashing of large files, together with other processes that have this cache, or what is `shared` beyond it."""
 
-    def __init__(self, sizes: dict[Path, int]) -> None:
-        self.sizes, self.found = sizes, dict[Path, str]()
+    def __init__(self, sizes: dict[Path, int], shared: ObjectPath | None) -> None:
+        self.sizes, self.found, self.shared = sizes, dict[Path, str](), shared
         self.seen: dict[Path, dict[str, int]] = {}
         self.since = 0.0
         self.folder = user_cache() / "digests"
-        self.leases = Leases(self.folder / "claims", self.folder / "claims")
+        self.leases = Leases((shared or self.folder) / "claims", self.folder / "claims")
 
     def run(self, progress: Progress) -> dict[Path, str]:
         """The hashes by path; fewer where the cache can't be written."""
@@ -53,7 +59,7 @@ class _Hashing:
                 list(self.sizes),
                 done=self._known,
                 work=partial(self._work, tally),
-                claim=lambda path: self.leases.claim(self._place(path).stem),
+                claim=lambda path: self.leases.claim(self._places(path)[-1].stem),
             )
         return self.found
 
@@ -67,19 +73,27 @@ class _Hashing:
             self._remember(path, before, digest)
         self.found[path] = digest
 
-    def _place(self, path: Path) -> Path:
-        """The file in which a hash is remembered."""
-        return self.folder / f"{files.sha256(str(path.absolute()).encode())[:32]}.json"
+    def _places(self, path: Path) -> list[Location]:
+        """The files in which a hash is remembered: in the cache by the path, and where machines meet by the state too.
+
+        There two of them may have different files of one path, each on its own disk.
+        """
+        named = str(path.absolute())
+        places: list[Location] = [self.folder / f"{files.sha256(named.encode())[:32]}.json"]
+        if self.shared is not None:
+            places.append(self.shared / f"{files.sha256_json([named, _state(path)])[:32]}.json")
+        return places
 
     def _remember(self, path: Path, state: dict[str, int], digest: str | None) -> None:
         record = {"path": str(path.absolute()), **state, "sha256": digest}
-        files.write_atomic(self._place(path), files.dump_digested(record))
+        for place in self._places(path):
+            files.write_atomic(place, files.dump_digested(record))
 
     def _known(self, path: Path) -> bool:
         """True once the hash of a file is known here; the cache is looked into."""
-        if path not in self.found:
-            record = files.load_digested(files.content(self._place(path)) or b"") or {}
-            state = _state(path)
+        state = _state(path)
+        for place in [] if path in self.found else self._places(path):
+            record = files.load_digested(files.content(place) or b"") or {}
             if record.get("sha256") and state == {name: record.get(name) for name in state}:
                 self.found[path] = record["sha256"]
         return path in self.found

@@ -1,14 +1,16 @@
 """Extraction: text → a sealed store of normalised hidden states, in phases that resume where they were killed.
 
 The phases are methods of `Extraction`, and `stages/extract_features.py` calls them in order. Any number of
-processes, on one machine or on a shared file system, divide blocks of rows and shards among them. Blocks hold the same
-rows whatever the number of processes, and statistics merge in block order: the bytes of a store depend on its
-configuration and text alone.
+processes, on one machine, a shared file system or an object store, divide pieces of text, blocks of rows and shards
+among them; with an object store each machine makes the blocks for itself. Blocks hold the same rows whatever the
+number of processes, and statistics merge in block order: the bytes of a store depend on its configuration and text
+alone.
 """
 
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -33,7 +35,7 @@ from ldlm.features.shared_work import Tally, share
 from ldlm.features.shares import Share, in_turn, share_of_environment
 from ldlm.features.spool import Spool
 from ldlm.features.writer import StoreWriter
-from ldlm.leases import Leases
+from ldlm.leases import Leases, waits
 from ldlm.location import Location
 from ldlm.presence import CLAIMS
 from ldlm.progress import Progress
@@ -77,7 +79,7 @@ class Extraction:
 
     @cached_property
     def store_leases(self) -> Leases:
-        """The leases for work on the store: shards, the seal. They lie beside it, in the folder or the object store."""
+        """The leases of what all do: pieces, shards, the seal. They lie in the store's folder, or the object store."""
         return self.leases if self.work == self.out else Leases(self.out / CLAIMS, self.work / CLAIMS)
 
     def _in_turn(self, items: list[Any]) -> list[Any]:
@@ -92,8 +94,9 @@ class Extraction:
         """The packing of the text."""
         ends = Ends(*text.special_tokens(self.tokenizer))
         tokenizer = self.tokenizer.backend_tokenizer
-        folder, claims = self.work / "packed", self.work / CLAIMS
-        return Packing(self.config, folder, claims, tokenizer, ends, self.progress, self.share)
+        # In an object store by its inputs: the store may be replaced while a machine of the old one still writes.
+        folder = self.out / "packed" if self.work == self.out else self.out / "packed" / self.work.name
+        return Packing(self.config, folder, self.out / CLAIMS, tokenizer, ends, self.progress, self.share)
 
     def pack(self, hand_out: HandOutPieces | None = None) -> bool:
         """Tokenise the text, together with other processes, and open the token rows of each split.
@@ -102,22 +105,23 @@ class Extraction:
         engine's, which has the items that are left made elsewhere.
         """
         packing = self.packing
-        with self.leases.turn("pack"):
+        with packing.turn(packing.planned() is None):
             if (self.out / "manifest.json").is_file():
                 return False
             planned = packing.planned()
             if planned is None:
                 self._check_space_ahead()
-                paths = [*self.config.data, *self.config.validation_data]
-                for remark in textfiles.remarks(paths, self.config.text_column):
+                for remark in textfiles.remarks(
+                    self.config.data + self.config.validation_data, self.config.text_column
+                ):
                     self.progress.note(remark)
                 planned = packing.plan()
         packing.tokenize(planned, hand_out=hand_out)
-        with self.leases.turn("pack"):
+        with packing.turn(not packing.done):
             if (self.out / "manifest.json").is_file():
                 return False
             self.tokens = packing.rows(planned)
-            self.spool.folder.mkdir(exist_ok=True)
+            self.spool.folder.mkdir(parents=True, exist_ok=True)
         self.rows: dict[str, int] = {split: self.tokens[split].rows if split in self.tokens else 0 for split in SPLITS}
         if not self.rows["train"]:
             raise InputError(
@@ -150,7 +154,7 @@ class Extraction:
         """
         packed, spooled = estimate.spool_bytes(self.config, self.encoder.hidden_dim, rows)
         parts = {
-            "packed": 0 if self.packing.done else packed,
+            "packed": 0 if self.work != self.out or self.packing.done else packed,
             "spool": 0 if self._statistics_path.is_file() else spooled,
         }
         needed = sum(max(0, size - sum(files.sizes(self.work / part).values())) for part, size in parts.items())
@@ -375,13 +379,17 @@ class Extraction:
         return Artifact(self.out, "features", "complete")
 
     def clear(self) -> None:
-        """Remove the spool and the leases, which a sealed store no longer needs."""
-        if (self.work / "packed").exists() or (self.work / "spool").exists():
-            with self.leases.turn("pack"):
+        """Remove token rows, spool and leases, which a sealed store no longer needs."""
+        pauses = waits()
+        while self.packing.folder.is_dir() or (self.out == self.work and self.spool.folder.is_dir()):
+            with self.packing.leases.claim("pack") or nullcontext() as lease:
                 if not (self.out / "manifest.json").is_file():  # it was replaced while this process was stopped
                     return
-                self.packing.remove()
-                shutil.rmtree(self.work / "spool", ignore_errors=True)
+                if lease is not None:
+                    self.packing.remove(lease)
+                    shutil.rmtree(self.spool.folder, ignore_errors=True)
+                    break
+            time.sleep(next(pauses))
         shutil.rmtree(self.work / CLAIMS, ignore_errors=True)
         if self.work != self.out:
             shutil.rmtree(self.work, ignore_errors=True)

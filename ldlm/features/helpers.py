@@ -55,10 +55,11 @@ class Helpers:
     def __enter__(self) -> Helpers:
         if self.count:
             os.environ[OWN_THREADS] = "false"
-            task = as_json(self.task).encode()
+            share = self.task["share"]  # that of this machine; the process that is helped has the first part
             try:
-                for _ in range(self.count):
-                    self._start(task)
+                for number in range(1, self.count + 1):
+                    part = share and share.part(number, self.count + 1)
+                    self._start(as_json({**self.task, "share": part}).encode())
             except OSError as error:  # the machine has no memory or processes left
                 self.progress.note(f"{len(self._running)} of {self.count} helpers of the tokenisation start ({error})")
         return self

@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -19,6 +18,7 @@ from ldlm.errors import InputError, Unreadable
 from ldlm.features.helpers import COULD_NOT_READ, REFUSED
 from ldlm.features.packing import Ends, Packing
 from ldlm.features.shares import Share
+from ldlm.location import locate
 
 STDERR = 2  # its descriptor
 
@@ -38,8 +38,8 @@ def main() -> None:
 
 def packing_of(task: Mapping[str, Any]) -> Packing:
     """The packing that a task (`helpers.as_json`) describes."""
-    folder, claims = Path(task["folder"]), Path(task["claims"])
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    folder, claims = locate(task["folder"]), locate(task["claims"])
+    tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
     tokenizer.encode_special_tokens = task["split_special_tokens"]
     config = configs.from_dict(ExtractConfig, task["config"])
     share = task["share"] and Share(*task["share"])

@@ -34,13 +34,20 @@ class Inputs(NamedTuple):
         return {"encoder": encoder, "tokenizer": tokenizer_fingerprint(self.tokenizer)}
 
 
-def find(config: ExtractConfig, out: Location | None, device: str | None = None, progress: Progress = SILENT) -> Inputs:
+def find(
+    config: ExtractConfig,
+    out: Location | None,
+    device: str | None = None,
+    progress: Progress = SILENT,
+    store: Location | None = None,
+) -> Inputs:
     """The inputs that `config` names; `InputError` when they are missing or don't fit each other or the output.
 
-    `device` is that of the encoder in this process, where others are to run it.
+    `device` is that of the encoder in this process, where others are to run it. `store` is the output where it is to be
+    made by others too (`digests`).
     """
     _check(config)
-    config, fingerprints = _pinned(config, progress)
+    config, fingerprints = _pinned(config, progress, store)
     tokenizer, encoder = models(config, device)
     _check_requests(config, out, encoder.hidden_dim)
     return Inputs(config, fingerprints, tokenizer, encoder)
@@ -112,12 +119,12 @@ def _check_requests(config: ExtractConfig, out: Location | None, width: int) -> 
         )
 
 
-def _pinned(config: ExtractConfig, progress: Progress) -> tuple[ExtractConfig, dict[str, str]]:
+def _pinned(config: ExtractConfig, progress: Progress, store: Location | None) -> tuple[ExtractConfig, dict[str, str]]:
     """The configuration with the dataset's commit as it is now, and the fingerprints of the text."""
     if config.dataset:
-        commit, hashes = text.dataset_source(config.dataset, config.dataset_config, config.revision, progress)
+        commit, hashes = text.dataset_source(config.dataset, config.dataset_config, config.revision, progress, store)
         return (config if commit is None else replace(config, revision=commit)), hashes
-    return config, textfiles.fingerprints([*config.data, *config.validation_data], progress)
+    return config, textfiles.fingerprints([*config.data, *config.validation_data], progress, store)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,28 +1,26 @@
 """Packing a text into token rows by any number of processes (SPEC 1).
 
-Every piece of the text (`pieces`) is tokenised once, by whichever process claims it, into a file of its own. Once all
-are there, the number of tokens before each is known, and with it the place of every row: rows are read straight from
-the files of the pieces that they run across. They are the rows of `text.pack`, whatever the pieces and the processes.
+Every piece of the text (`pieces`) is tokenised once, by whichever process claims it, into a file or object of its own
+(`tokenized`). Once all are there, the number of tokens before each is known, and with it the place of every row: rows
+are read straight from the pieces that they run across. They are the rows of `text.pack`, whatever the pieces and the
+processes. Beside the pieces, in a folder or in the object store of machines that have no disk in common:
 
     plan.json         the pieces, in order
     tokenizer.json    for helping processes
-    000000.tokens     int32, the documents of a piece, each followed by EOS; whole or absent, like all files here
-    000000.ends       int64, the number of its tokens up to the end of each document; where some are held out
-    rows.json         last: tokens of each piece, and the first and last token of each split
+    rows.json         last: names and tokens of the pieces, and the first and last token of each split
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -34,7 +32,10 @@ from ldlm.features.pieces import Piece
 from ldlm.features.shards import SPLITS
 from ldlm.features.shared_work import Tally, share
 from ldlm.features.shares import Share, in_turn
-from ldlm.leases import Leases
+from ldlm.features.tokenized import ENDS, Kept, KeptFiles, KeptObjects, Tokenized, name_of, values
+from ldlm.leases import Lease, Leases
+from ldlm.location import Location, user_cache
+from ldlm.presence import CLAIMS
 from ldlm.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -53,11 +54,15 @@ class Ends(NamedTuple):
 
 @dataclass(frozen=True)
 class Packing:
-    """The packing of the text of `config` in `folder`. Claims of pieces are leases in the folder `claims`."""
+    """The packing of the text of `config` in `folder`. Claims of pieces are leases in the folder `claims`.
+
+    Both may be in an object store: then this machine has a folder of its own, `work`, for locks and for a piece on its
+    way, which is named as `folder` is.
+    """
 
     config: ExtractConfig
-    folder: Path
-    claims: Path
+    folder: Location
+    claims: Location
     tokenizer: Tokenizer  # the bare one, of the library tokenizers
     ends: Ends
     progress: Progress = SILENT
@@ -66,13 +71,33 @@ class Packing:
     @cached_property
     def leases(self) -> Leases:
         """The leases of pieces."""
-        return Leases(self.claims, self.claims)
+        return Leases(self.claims, self.claims if isinstance(self.claims, Path) else self.work / CLAIMS)
+
+    def turn(self, to_do: bool) -> AbstractContextManager[Any]:
+        """The lease by which one process at a time decides the pieces, counts their rows or removes them.
+
+        In an object store, where a thousand would stand in line, nobody asks for it without anything `to_do`.
+        """
+        return self.leases.turn("pack") if to_do or isinstance(self.folder, Path) else nullcontext()
+
+    @property
+    def work(self) -> Path:
+        """The folder of this machine alone, for one whose pieces are in an object store."""
+        return user_cache() / self.folder.name
+
+    @cached_property
+    def kept(self) -> Kept:
+        """Where the pieces are kept."""
+        with_ends = bool(self.config.validation_docs)
+        if isinstance(self.folder, Path):
+            return KeptFiles(self.folder, with_ends)
+        return KeptObjects(self.folder, with_ends, self.work)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Pieces: planned by one process, tokenised by all
 
     @property
-    def _plan_path(self) -> Path:
+    def _plan_path(self) -> Location:
         return self.folder / "plan.json"
 
     def planned(self) -> list[Piece] | None:
@@ -92,10 +117,16 @@ class Packing:
         """True once the rows are counted, and until they are removed."""
         return (self.folder / "rows.json").is_file()
 
-    def remove(self) -> None:
-        """Remove everything; by its plan's absence other processes know that no piece is wanted any more."""
+    def remove(self, lease: Lease) -> None:
+        """Remove everything; by its plan's absence other processes know that no piece is wanted any more.
+
+        Objects are removed as long as this process has its lease.
+        """
         self._plan_path.unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if isinstance(self.folder, Path):
+            shutil.rmtree(self.folder, ignore_errors=True)
+        else:
+            self.folder.unlink_below(lambda: not lease.lost())
 
     def tokenize(self, planned: list[Piece], helpers: int | None = None, hand_out: HandOutPieces | None = None) -> None:
         """Tokenise every planned piece, together with other processes; returns when all are done.
@@ -105,14 +136,16 @@ class Packing:
         """
         if hand_out is not None:
             helpers = 0
-        wanted = min(len(planned) - len(self._recorded()), workers()) - 1 if helpers is None else helpers
+        wanted = min(len(planned) - len(self.kept.numbers()), workers()) - 1 if helpers is None else helpers
+        own = self.share and self.share.part(0, max(0, wanted) + 1)  # the first of its processes
         sizes = dict(enumerate(piece.size for piece in planned))
         unit = "part" if self.config.dataset else "byte"
         with (
             Helpers(max(0, wanted), self.task(), self.progress) as helping,
-            Tally(self.progress, "tokenize", sizes, self._recorded, unit=unit) as tally,
+            Tally(self.progress, "tokenize", sizes, self.kept.numbers, unit=unit) as tally,
         ):
-            numbers = in_turn(list(sizes), self.share)
+            # In an object store a lease costs a request.
+            numbers = in_turn(list(sizes), own, apart=not isinstance(self.folder, Path))
             left = {number: planned[number] for number in numbers if number not in tally.before}
             if hand_out is not None:
                 hand_out(left, tally)
@@ -148,39 +181,24 @@ class Packing:
             "config": self.config,
         }
 
-    def path(self, number: int) -> Path:
-        """The file of a piece's tokens."""
-        return self.folder / f"{number:06d}.tokens"
-
-    def _ends_path(self, number: int) -> Path:
-        return self.folder / f"{number:06d}.ends"
-
-    def _recorded(self) -> set[int]:
-        return {int(path.stem) for path in files.matching(self.folder, "[0-9]*.tokens")}
-
     def _done(self, number: int) -> bool:
         """True where a piece is done; when the store is sealed the plan goes first, and then the pieces."""
-        return self.path(number).exists() or not self._plan_path.exists()
+        return self.kept.has(number) or not self._plan_path.is_file()
 
     def _tokenized(self, number: int, piece: Piece, tally: Tally[int]) -> ExitStack:
         """Tokenise a piece into temporary files; closing the result makes them durable and puts them in place."""
         left = piece.size
-        batches = ahead(text.batched_parts(pieces.documents(self.config, piece)))
         with ExitStack() as made:
-            tokens_file = made.enter_context(_written(self.path(number)))
-            ends_file = made.enter_context(_written(self._ends_path(number))) if self.config.validation_docs else None
-            before = 0
+            into = made.enter_context(self.kept.writing(number))
+            batches = ahead(text.batched_parts(pieces.documents(self.config, piece)))
             for tokens in text.stream(batches, self.tokenizer, self.ends.eos):
-                tokens_file.write(tokens.ids.tobytes())
-                if ends_file is not None:
-                    ends_file.write((before + tokens.ends).tobytes())
-                before += len(tokens.ids)
+                into.write(tokens.ids, tokens.ends)
                 tally.bytes += tokens.ids.nbytes
                 step = min(left, tokens.ids.nbytes)  # a token is about as many bytes of text
                 left -= step
                 tally.advance(number, step)
             tally.advance(number, left)
-            return made.pop_all()  # the file of ends comes first: that of the tokens says that the piece is done
+            return made.pop_all()
 
     # ------------------------------------------------------------------------------------------------------------------
     # Rows: counted by one process, read by all
@@ -188,12 +206,12 @@ class Packing:
     def rows(self, planned: list[Piece]) -> dict[str, TokenRows]:
         """The rows of each split that has any, once every piece is tokenised."""
         path = self.folder / "rows.json"
-        if not path.is_file():
-            files.write_once(path, json.dumps(self._counted(planned)).encode())
-        record = files.read_json(path)
+        data = files.content(path) or files.write_once(path, json.dumps(self._counted(planned)).encode())
+        record = json.loads(bytes(data))
         edges = np.concatenate([[0], np.cumsum(record["tokens"], dtype=np.int64)])
         chunk = self.config.seq_len - 2
-        paths = [self.path(number) for number in range(len(planned))]
+        names = record.get("names") or map(name_of, range(len(planned)))  # which earlier versions did not write
+        paths = [self.kept.path(name) for name in names]
         splits = {split: record[split] for split in SPLITS}
         return {
             split: TokenRows(paths, edges, first, (last - first) // chunk, chunk, self.ends)
@@ -203,24 +221,27 @@ class Packing:
 
     def _counted(self, planned: list[Piece]) -> dict[str, Any]:
         """The record of the rows; `InputError` where a file has no text, or held-out documents leave none."""
-        tokens = [self.path(number).stat().st_size // 4 for number in range(len(planned))]
+        found = self.kept.found(range(len(planned)))
+        tokens = [one.tokens for one in found]
         with_text = {piece.place for piece, count in zip(planned, tokens, strict=True) if count}
         for path in (*self.config.data, *self.config.validation_data):
             if path not in with_text:
                 raise textfiles.no_text(path)
         first = sum(count for piece, count in zip(planned, tokens, strict=True) if piece.split == "train")
         if self.config.validation_docs:
-            first = self._held_out(tokens)
-        return {"tokens": tokens, "train": [0, first], "validation": [first, sum(tokens)]}
+            first = self._held_out(found)
+        names = [one.name for one in found]
+        return {"names": names, "tokens": tokens, "train": [0, first], "validation": [first, sum(tokens)]}
 
-    def _held_out(self, tokens: list[int]) -> int:
+    def _held_out(self, found: list[Tokenized]) -> int:
         """The number of tokens before the first document that is held out."""
-        counts = [self._ends_path(number).stat().st_size // 8 for number in range(len(tokens))]
-        edges = np.concatenate([[0], np.cumsum(counts)])
+        edges = np.concatenate([[0], np.cumsum([one.documents for one in found])])
         before = corpus.boundary(self.config, int(edges[-1]))
         number = int(np.searchsorted(edges, before)) - 1  # of the piece with the last document before it
-        ends = np.fromfile(self._ends_path(number), np.int64, 1, offset=8 * (before - 1 - int(edges[number])))
-        return sum(tokens[:number]) + int(ends[0])
+        last = before - 1 - int(edges[number])
+        path = self.kept.path(found[number].name, ENDS)
+        ends = values(path, last, last + 1, found[number].documents)
+        return sum(one.tokens for one in found[:number]) + int(ends[0])
 
 
 def as_piece(found: list[Any]) -> Piece:
@@ -231,13 +252,6 @@ def as_piece(found: list[Any]) -> Piece:
 
 def _as_pieces(data: files.Buffer) -> list[Piece]:
     return [as_piece(one) for one in json.loads(bytes(data))]
-
-
-@contextmanager
-def _written(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, which is durable and in place when the block ends; of several, the first one stays."""
-    with files.replacing(path, once=True) as temporary, open(temporary, "wb") as file:
-        yield file
 
 
 def ahead(items: Iterable[Item]) -> Iterator[Item]:
@@ -252,12 +266,12 @@ def ahead(items: Iterable[Item]) -> Iterator[Item]:
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Token rows of a split, read from the files of pieces that they run across.
+    """Token rows of a split, read from the files or objects of pieces that they run across.
 
     They are read and not mapped: pages of a memory map would count as the process's memory.
     """
 
-    paths: list[Path]
+    paths: Sequence[Location]
     edges: np.ndarray  # int64, the number of tokens before each piece, and of all
     first: int  # token of the split
     rows: int
@@ -283,11 +297,7 @@ class TokenRows:
             before, after = int(self.edges[number]), int(self.edges[number + 1])
             until = min(stop, after)
             if until > place:  # a piece may be empty
-                found[place - start : until - start] = self._part(number, place - before, until - before)
+                part = values(self.paths[number], place - before, until - before, after - before)
+                found[place - start : until - start] = part
             number, place = number + 1, max(place, until)
         return found
-
-    def _part(self, number: int, start: int, stop: int) -> np.ndarray:
-        """Tokens start … stop of a piece. Its file is opened each time: there may be more than can be open at once."""
-        with open(self.paths[number], "rb") as file:
-            return np.frombuffer(os.pread(file.fileno(), 4 * (stop - start), 4 * start), np.int32)

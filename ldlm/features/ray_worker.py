@@ -88,7 +88,7 @@ def precision(device: str) -> str:
 
 
 def tokenize(task: str, number: int, piece: str) -> str:
-    """Tokenise a piece; a receipt with the `bytes` of its tokens.
+    """Tokenise a piece; a receipt with the `bytes` of its tokens, 0 where another process has done it.
 
     `task` is that of `helpers.as_json`, with the store as `out`, and the folder of the command as `at`.
     """
@@ -98,8 +98,9 @@ def tokenize(task: str, number: int, piece: str) -> str:
         if wanted.place in (*packing.config.data, *packing.config.validation_data) and not Path(wanted.place).exists():
             raise Unreadable(f"there is no file {wanted.place}; all nodes need the text under the same path")
         with _present(json.loads(task)["out"]):
-            packing.share_pieces({number: wanted}, Tally(SILENT, "", {number: wanted.size}, set))
-        return {"bytes": packing.path(number).stat().st_size}
+            tally = Tally(SILENT, "", {number: wanted.size}, set)
+            packing.share_pieces({number: wanted}, tally)
+        return {"bytes": tally.bytes}
 
     return _receipt(work, bad=REFUSED)
 
@@ -109,12 +110,11 @@ def _packing(task: str) -> Packing:
     os.environ[OWN_THREADS] = "false"  # a task has one core
     read = json.loads(task)
     _enter(read["at"])
-    if not (Path(read["folder"]) / "tokenizer.json").is_file():
+    if not (_place(read["folder"]) / "tokenizer.json").is_file():
         if (_place(read["out"]) / "manifest.json").is_file():
             raise FileNotFoundError(f"{read['out']} was sealed, and its token rows are gone")
         raise Unreadable(
-            f"the token rows of {read['out']}, in {read['folder']}, can't be seen; all nodes must see that folder: "
-            f"where the store is in an object store, set XDG_CACHE_HOME to a folder that all nodes share"
+            f"the token rows of {read['out']}, in {read['folder']}, can't be seen; all nodes must see that folder"
         )
     return packing_of(read)
 

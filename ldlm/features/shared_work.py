@@ -16,6 +16,7 @@ from ldlm.leases import Lease, waits
 from ldlm.progress import Progress
 
 LOOK_EVERY = 30.0  # seconds between looks at what other processes have done
+LOOK_SHARE = 0.05  # most of the time that they may take: an object store lists a thousand names at a time
 AT_ONCE = 32  # items of others that are looked at in turn: a thousand workers may wait for a thousand items
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -91,14 +92,24 @@ class _Known(Generic[Item]):
 
     def __init__(self, recorded: Callable[[], Set[Item]], clock: Callable[[], float]) -> None:
         self.recorded, self.clock = recorded, clock
-        self.items, self.looked = recorded(), clock()
+        self._look()
+
+    def _look(self) -> None:
+        began = self.clock()
+        self.items = self.recorded()
+        self.next = _next_look(began, self.clock())
 
     def __call__(self, item: Item) -> bool:
         if item in self.items:
             return True
-        if self.clock() - self.looked > LOOK_EVERY:
-            self.items, self.looked = self.recorded(), self.clock()
+        if self.clock() > self.next:
+            self._look()
         return item in self.items
+
+
+def _next_look(began: float, ended: float) -> float:
+    """When to look again, after a look that began and ended then."""
+    return ended + max(LOOK_EVERY, (ended - began) / LOOK_SHARE)
 
 
 class Tally(Generic[Item]):
@@ -118,23 +129,26 @@ class Tally(Generic[Item]):
     ) -> None:
         """`sizes`: units of each item; `recorded`: the items that are done."""
         self.sizes, self.recorded = sizes, recorded
+        began = time.monotonic()
         self.before = frozenset(recorded() & sizes.keys())
+        self.started = time.monotonic()
+        self.next = _next_look(began, self.started)
         self.counted = set(self.before)
         self.task = progress.task(name, sum(sizes.values()), unit, done=sum(map(sizes.__getitem__, self.before)))
         self.own = self.others = self.bytes = 0
-        self.started = self.looked = time.monotonic()
 
     def advance(self, item: Item, units: int) -> None:
         """Count so many units more of an item as done by this process."""
         self.counted.add(item)
         self.own += units
-        others = self._others() if time.monotonic() - self.looked > LOOK_EVERY else 0
+        others = self._others() if time.monotonic() > self.next else 0
         self._tell(units + others)
 
     def _others(self) -> int:
         """Units of the items that others have recorded since the last look."""
-        self.looked = time.monotonic()
+        began = time.monotonic()
         new = (self.recorded() & self.sizes.keys()) - self.counted
+        self.next = _next_look(began, time.monotonic())
         self.counted |= new
         found = sum(map(self.sizes.__getitem__, new))
         self.others += found

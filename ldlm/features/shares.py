@@ -26,6 +26,10 @@ class Share(NamedTuple):
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"
 
+    def part(self, number: int, of: int) -> Share:
+        """Part `number` of `of` equal parts of it."""
+        return Share(self.number * of + number, self.of * of)
+
 
 def share_of(text: str) -> Share:
     """The share that `text` gives as I/N; `InputError` where it does not."""

@@ -20,6 +20,7 @@ from ldlm import hub
 from ldlm.errors import InputError
 from ldlm.features import digests
 from ldlm.features.documents import Part, parts
+from ldlm.location import Location
 from ldlm.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -31,11 +32,16 @@ TOKENIZER_CHARACTERS = 2**19
 
 
 def dataset_source(
-    name: str, configuration: str | None = None, revision: str | None = None, progress: Progress = SILENT
+    name: str,
+    configuration: str | None = None,
+    revision: str | None = None,
+    progress: Progress = SILENT,
+    store: Location | None = None,
 ) -> tuple[str | None, dict[str, str]]:
     """The current (commit on the hub or None, fingerprints by name) of a Hugging Face dataset.
 
-    The fingerprints are the sha256 of its files where they are local, and the commit elsewhere.
+    The fingerprints are the sha256 of its files where they are local, and the commit elsewhere. `store` as in
+    `digests`.
     """
     with _reading(name):
         cached = hub.cached_dataset(name, revision)
@@ -44,7 +50,7 @@ def dataset_source(
     builder = _builder(name, configuration, revision)
     paths = [path for found in (builder.config.data_files or {}).values() for path in map(str, found)]
     if paths and all(Path(path).is_file() for path in paths):
-        found = digests.sha256([Path(path) for path in sorted(paths)], progress)
+        found = digests.sha256([Path(path) for path in sorted(paths)], progress, store)
         return None, {str(path): digest for path, digest in found.items()}
     return builder.hash, {name: builder.hash}
 

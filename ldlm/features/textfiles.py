@@ -24,6 +24,7 @@ from ldlm.features.detection import (
 )
 from ldlm.features.documents import not_blank
 from ldlm.features.formats import Row, as_they_stand
+from ldlm.location import Location
 from ldlm.progress import SILENT, Progress
 
 NAMES = (*JSON_NAMES[1:], ".parquet", ".txt")  # of text; .json also ends the records that stand beside samples
@@ -72,12 +73,14 @@ def rows(path: Path, column: str = "text", span: Span | None = None) -> Iterator
 # Before a file is read
 
 
-def fingerprints(paths: Iterable[str | Path], progress: Progress = SILENT) -> dict[str, str]:
-    """The sha256 of files, by path; `InputError` for one that can't be read more than once."""
+def fingerprints(
+    paths: Iterable[str | Path], progress: Progress = SILENT, store: Location | None = None
+) -> dict[str, str]:
+    """The sha256 of files, by path; `InputError` for one that can't be read more than once. `store` as in `digests`."""
     named = [str(path) for path in paths]
     for name in named:
         check_file(Path(name))
-    found = digests.sha256([Path(name) for name in named], progress)
+    found = digests.sha256([Path(name) for name in named], progress, store)
     return {name: found[Path(name)] for name in named}
 
 

@@ -11,6 +11,7 @@ import pytest
 from ldlm import files
 from ldlm.errors import InputError
 from ldlm.features import digests, textfiles
+from ldlm.location import locate
 
 
 @pytest.fixture
@@ -118,6 +119,21 @@ def test_processes_that_start_together_divide_the_files(text, reads, tmp_path):
         thread.join()
     assert found == [{str(path): files.sha256_file(path) for path in paths}] * 3
     assert sorted(reads) == sorted(path.name for path in paths)
+
+
+def test_machines_that_make_a_store_in_an_object_store_read_a_file_once(text, reads, bucket, tmp_path, monkeypatch):
+    store = locate(f"{bucket}/features")
+
+    def at(machine):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / machine))
+        assert textfiles.fingerprints([text], store=store) == {str(text): files.sha256_file(text)}
+
+    at("a"), at("b"), at("a")
+    assert len(reads) == 1
+    write(text, b"twelve other", age=50.0)  # as on a machine that has another file under this path
+    at("b"), at("c"), at("b")
+    assert len(reads) == 2
+    assert {name.partition("/")[0] for name in store.sizes()} == {"claims"}  # by which the store is not begun
 
 
 @pytest.mark.parametrize("call", ["open", "fsync"])

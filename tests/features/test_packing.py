@@ -190,7 +190,8 @@ def test_rows_that_were_removed_are_wanted_by_nobody(config, tokenizer, tmp_path
     """A process that comes late, when another has sealed the store, makes no piece again."""
     made = packing(config, tokenizer, tmp_path)
     planned = made.plan()
-    made.remove()
+    with made.turn(True) as lease:
+        made.remove(lease)
     made.tokenize(planned, 0)
     assert made.planned() is None
     assert not made.folder.exists()
@@ -217,7 +218,7 @@ def test_a_helper_makes_pieces_and_ends_with_the_one_that_it_helps(halved, confi
     planned = halved.plan(300)
     first = halved.claims / "piece-000000"
     with locks.file_lock(first), Helpers(1, halved.task(), SILENT) as helping:
-        wait_until(lambda: len(halved._recorded()) == len(planned) - 1)  # and waits for the first
+        wait_until(lambda: len(halved.kept.numbers()) == len(planned) - 1)  # and waits for the first
         helping.check()
         ((helper, _),) = helping._running
     assert helper.poll() == 0

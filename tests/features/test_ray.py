@@ -20,6 +20,7 @@ from ldlm.errors import InputError, Unreadable
 from ldlm.features import pieces, ray_engine, ray_worker
 from ldlm.features.begin import prepare
 from ldlm.features.helpers import as_json
+from ldlm.location import locate
 from ldlm.stages import extract_features
 
 WITHOUT = "Ray is in the extra `ray`"
@@ -91,9 +92,9 @@ def test_a_worker_s_receipts_make_the_store_of_one_process(few, whole, tmp_path,
     def tokenize(wanted, tally):
         task = to_tokenize(extraction)
         for number, piece in wanted.items():
-            for _ in range(2):  # a task may be tried again
-                receipt = json.loads(ray_worker.tokenize(task, number, json.dumps(piece)))
-                assert receipt == {"bytes": extraction.packing.path(number).stat().st_size}
+            made, again = (json.loads(ray_worker.tokenize(task, number, json.dumps(piece))) for _ in range(2))
+            assert made == {"bytes": 4 * extraction.packing.kept.found([number])[0].tokens}
+            assert again == {"bytes": 0}  # a task may be tried again
         assert len(wanted) > 3
 
     assert extraction.pack(tokenize)
@@ -131,6 +132,25 @@ def test_a_worker_with_another_encoder_or_folder_says_so_in_its_receipt(few, oth
     assert not (tmp_path / "g").exists()
 
 
+def test_nodes_need_no_disk_in_common_where_the_store_is_in_an_object_store(few, whole, bucket, tmp_path, monkeypatch):
+    extraction, result = prepare(few, locate(f"{bucket}/f"))
+
+    def tokenize(wanted, tally):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
+        task = to_tokenize(extraction)
+        receipts = [ray_worker.tokenize(task, number, json.dumps(piece)) for number, piece in wanted.items()]
+        assert [json.loads(receipt).keys() for receipt in receipts] == [{"bytes"}] * len(wanted)
+
+    assert extraction.pack(tokenize)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a third"))
+    worker = ray_worker.Worker(handed(extraction))
+    extraction.encode_sample(lambda blocks, tally: [worker.block(block) for block in blocks])
+    assert worker.describe() == "{}"
+    extraction.write_shards(lambda shards, tally: [worker.shard(*one) for one in shards])
+    extraction.seal(result)
+    assert {name: (extraction.out / name).read_bytes() for name in extraction.out.sizes()} == content(whole)
+
+
 def test_a_node_that_lacks_something_does_not_say_that_the_text_is_bad(few, tmp_path, monkeypatch):
     text = tmp_path / "text.txt"
     text.write_bytes(b"a\n" * 999)
@@ -147,7 +167,7 @@ def test_a_node_that_lacks_something_does_not_say_that_the_text_is_bad(few, tmp_
     assert said(at="/nowhere")[0] == ray_worker.UNREADABLE
     key, message = said(folder=str(tmp_path / "elsewhere"))
     assert key == ray_worker.UNREADABLE
-    assert message.endswith("set XDG_CACHE_HOME to a folder that all nodes share")
+    assert message.endswith("elsewhere, can't be seen; all nodes must see that folder")
     text.rename(tmp_path / "away")
     assert said() == (ray_worker.UNREADABLE, f"there is no file {text}; all nodes need the text under the same path")
     text.write_bytes(b"a\n" * 998 + b"a\xff")

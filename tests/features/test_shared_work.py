@@ -133,3 +133,20 @@ def test_one_that_waits_for_many_items_of_others_looks_at_few_at_a_time():
 
     share(range(100), done=made.__contains__, work=made.add, claim=looks.append, sleep=soon)
     assert counts[:5] == [100 + shared_work.AT_ONCE, *[shared_work.AT_ONCE] * 4]
+
+
+@pytest.mark.parametrize(("takes", "next_at"), [(0.5, 30.5), (10.0, 210.0)])
+def test_the_longer_a_look_at_what_others_have_done_takes_the_rarer_it_is(takes, next_at):
+    now, looks = [0.0], []
+
+    def recorded():
+        looks.append(now[0])
+        now[0] += takes
+        return {1}
+
+    known = shared_work._Known(recorded, lambda: now[0])
+    while len(looks) < 2:
+        assert known(1)
+        assert not known(2)
+        now[0] += 0.25
+    assert next_at <= looks[1] <= next_at + 0.5

@@ -104,3 +104,9 @@ def test_without_a_share_items_come_as_they_are_or_from_anywhere_on():
     assert len({order[0] for order in starts}) > 1
     assert all(order == [*range(order[0], 1000), *range(order[0])] for order in starts)
     assert in_turn([], None, apart=True) == []
+
+
+@pytest.mark.parametrize("of", [1, 3])
+def test_the_parts_of_shares_are_shares_that_leave_nothing_out(of):
+    parts = [share.part(number, of) for share in (Share(0, 2), Share(1, 2)) for number in range(of)]
+    assert parts == [Share(number, 2 * of) for number in range(2 * of)]

@@ -401,6 +401,7 @@ def test_progress_is_in_tokens_and_counts_what_was_done_before_and_by_others(few
     monkeypatch.setattr(Extraction, "_shard_parts", meanwhile)
     monkeypatch.setattr(Extraction, "_in_turn", lambda self, items: [items[0], *items[2:], items[1]])
     monkeypatch.setattr(shared_work, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(shared_work, "LOOK_SHARE", float("inf"))
     extract_features.run(few, out, progress=Told())
     assert told["encode"][0] == (total, "token", 16 * LENGTH)
     counts = [count for count, _ in told["encode"][1:]]
