@@ -157,11 +157,13 @@ def _validities(found: list[SourceScores], over_seeds: SourceSeedScores | None) 
 def _over_seeds(over_seeds: SourceSeedScores) -> str:
     """Mean ± std of all figures over files, and of the real texts beside them."""
 
-    def cell(figure: Spread) -> str:
-        return "-" if figure.mean is None else _spread(figure, over_seeds.files)
+    def cell(name: str, figure: Spread) -> str:
+        return "-" if figure.mean is None else _spread(name, figure, over_seeds.files)
 
-    rows = [(VALIDITY[name], cell(one), cell(over_seeds.real[name])) for name, one in over_seeds.figures.items()]
-    rows += [(f"violations: {kind}", cell(one), "0") for kind, one in over_seeds.violations.items() if one.mean]
+    rows = [
+        (VALIDITY[name], cell(name, one), cell(name, over_seeds.real[name])) for name, one in over_seeds.figures.items()
+    ]
+    rows += [(f"violations: {kind}", cell(kind, one), "0") for kind, one in over_seeds.violations.items() if one.mean]
     return show.table((f"mean ± std of {over_seeds.files} seeds", "texts", "real"), rows)
 
 
@@ -189,7 +191,7 @@ def _table(results: list[FileScores], over_seeds: SeedScores | None) -> str:
         file = record["file"] + (" (reference)" if record["role"] == "reference" else "")
         rows.append((file, *(_figure(record, name) for name in heads), record["num_texts"]))
     if over_seeds is not None:
-        means = (_spread(over_seeds.figures[name], over_seeds.files) for name in heads)
+        means = (_spread(name, over_seeds.figures[name], over_seeds.files) for name in heads)
         rows.append((f"mean ± std of {over_seeds.files} seeds", *means, over_seeds.texts_each))
     return "\n".join([show.table(("", *heads.values(), "texts"), rows), "", *_foot(results)])
 
@@ -198,16 +200,19 @@ def _figure(result: dict[str, Any], name: str) -> str:
     """A cell of the table: a figure with its interval, or - where there is none."""
     if result.get(name) is None:
         return "-"
-    if name == "copied_8grams":
-        return f"{result[name]:.2%}"
     interval = result["intervals"].get(name)
-    return show.value(result[name]) + (f" [{', '.join(map(show.value, interval))}]" if interval else "")
+    return _value(name, result[name]) + (f" [{', '.join(map(show.value, interval))}]" if interval else "")
 
 
-def _spread(figure: Spread, files: int) -> str:
+def _spread(name: str, figure: Spread, files: int) -> str:
     """A cell of the table: mean ± standard deviation, with the number of files where some lack the figure."""
     some = "" if figure.files == files else f" ({figure.files} of {files})"
-    return f"{show.value(figure.mean)} ± {show.value(figure.std)}{some}"
+    return f"{_value(name, figure.mean)} ± {_value(name, figure.std)}{some}"
+
+
+def _value(name: str, value: float | None) -> str:
+    """A figure by name, as the table has it; shares of copied text are small, and in per cent."""
+    return f"{value:.2%}" if name == "copied_8grams" and value is not None else show.value(value)
 
 
 def _foot(results: list[FileScores]) -> list[str]:

@@ -20,10 +20,14 @@ ldlm train --features features --preset tiny --steps 6500 --set recipe.sigma_dec
     --set timesteps.refresh_steps=250 --set optimizer.lr=0.004 --set optimizer.lr_warmup_steps=100 --output run $common
 ldlm features texts features --rows 1000 --output real.jsonl
 
-for seed in 0 1 2 3; do
-    ldlm sample --run run --decoder joint --num-samples 500 --seed $seed --output seeds/$seed.jsonl $common
+for temperature in 0 0.4; do
+    for seed in 0 1 2 3; do
+        ldlm sample --run run --decoder joint --temperature $temperature --num-samples 500 --seed $seed \
+            --output seeds-$temperature/$seed.jsonl $common
+    done
+    ldlm evaluate seeds-$temperature --seeds --reference real.jsonl --training features --scorer scorer \
+        --max-tokens 64 $common
 done
-ldlm evaluate seeds --seeds --reference real.jsonl --training features --scorer scorer --max-tokens 64 $common
 
 ldlm sample --run run --decoder joint --num-samples 256 --output run/samples.jsonl $common
 ldlm sample --run run --decoder joint --trace run/trace $common
