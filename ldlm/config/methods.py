@@ -72,6 +72,7 @@ class TokenTrainConfig:
     eval_rows: int = again(TrainConfig, "eval_rows")
     save_every: int = again(TrainConfig, "save_every")
     keep: int = again(TrainConfig, "keep")
+    plots: bool = again(TrainConfig, "plots")
     seed: int = again(TrainConfig, "seed")
     device: str = again(TrainConfig, "device")
 
