@@ -132,6 +132,17 @@ class Notes(Progress):
 
 
 @pytest.fixture(scope="session", autouse=True)
+def undurable() -> Iterator[None]:
+    """An fsync that waits for no disk: no power is cut while the tests run, and thousands of them take minutes.
+
+    It still refuses a descriptor that is closed. Tests of what is synced, and when, put their own in its place.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: os.fstat(descriptor) and None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def score_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where `evaluate` keeps scores while the tests run, in place of the user's own folder."""
     from ldlm.evaluation import scorecache
