@@ -94,7 +94,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], prefix: str = "") -> T:
         raise InputError(f"{prefix.rstrip('.') or 'the configuration'} must be a mapping of settings, not {data!r}")
     data = getattr(cls, "with_defaults", dict)(data)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = types_of(cls)
+    hints = types_of(cls)  # type: ignore[arg-type]  # a type is hashable
     values = {}
     for key, value in data.items():
         if key not in fields:
