@@ -3,6 +3,7 @@
 Fixtures that a test writes to are copies. Nothing here needs a network, a GPU or files outside the repository.
 """
 
+import gc
 import inspect
 import json
 import os
@@ -55,6 +56,11 @@ TINY_TRAIN = {
     "plots": False,  # which take three times as long as the eight steps
     "device": "cpu",
 }
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays to the end: the garbage collector need not go through it each time."""
+    gc.freeze()
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
