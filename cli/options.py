@@ -102,7 +102,7 @@ class Setting:
 
 def settings(cls: type, path: tuple[str, ...] = ()) -> Iterator[Setting]:
     """The fields of `cls` that have flags: its own, and those of nested dataclasses marked `flags`."""
-    hints = typing.get_type_hints(cls)
+    hints = configs.types_of(cls)
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         if not dataclasses.is_dataclass(hint):

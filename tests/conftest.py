@@ -3,6 +3,7 @@
 Fixtures that a test writes to are copies. Nothing here needs a network, a GPU or files outside the repository.
 """
 
+import gc
 import inspect
 import json
 import os
@@ -13,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -53,8 +54,14 @@ TINY_TRAIN = {
     "eval_rows": 10,
     "save_every": 3,
     "keep": 2,
+    "plots": False,  # which take three times as long as the eight steps
     "device": "cpu",
 }
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays to the end: the garbage collector need not go through it each time."""
+    gc.freeze()
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
@@ -129,6 +136,17 @@ class Notes(Progress):
 
     def note(self, text: str) -> None:
         self.lines.append(text)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def undurable() -> Iterator[None]:
+    """An fsync that waits for no disk: no power is cut while the tests run, and thousands of them take minutes.
+
+    It still refuses a descriptor that is closed. Tests of what is synced, and when, put their own in its place.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: os.fstat(descriptor) and None)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -290,10 +308,10 @@ def train_config() -> TrainConfig:
 
 @pytest.fixture(scope="session")
 def trained(train_config: TrainConfig, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 8 uninterrupted steps on `store`; read only."""
+    """A run of 8 uninterrupted steps on `store`, with its pictures; read only."""
     from ldlm.stages import train
 
-    return train.run(train_config, store, tmp_path_factory.mktemp("run") / "run").path
+    return train.run(replace(train_config, plots=True), store, tmp_path_factory.mktemp("run") / "run").path
 
 
 # A rival's training on `store`, in the steps and reports of TINY_TRAIN.
@@ -340,10 +358,11 @@ def run_copy(trained: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def rival(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A run of 40 steps of a rival, by method, which has learned to tell texts apart; read only."""
+    """A run of 40 steps of a rival, by method, which has learned to tell texts apart, with its pictures; read only."""
     from ldlm.stages import train
 
     longer = {"steps": 40, "batch_size": 16, "eval_every": 20, "save_every": 20, "optimizer": {"lr": 2e-2}}
+    longer["plots"] = True
 
     @cache
     def made(method: str) -> Path:

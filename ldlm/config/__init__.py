@@ -25,7 +25,17 @@ from ldlm.config.baselines import (
 from ldlm.config.distill import START, DistillConfig, DistilledConfig, distilled, halvings
 from ldlm.config.drawing import drawing_config, owners
 from ldlm.config.export import ExportConfig, WeightPrecision
-from ldlm.config.fields import assignments, differences, from_dict, from_stored, identity, merge, setting, to_dict
+from ldlm.config.fields import (
+    assignments,
+    differences,
+    from_dict,
+    from_stored,
+    identity,
+    merge,
+    setting,
+    to_dict,
+    types_of,
+)
 from ldlm.config.launch import LaunchConfig
 from ldlm.config.likelihood import LikelihoodConfig
 from ldlm.config.methods import (

@@ -54,6 +54,7 @@ class DistillConfig:
     eval_rows: int = again(FinetuneConfig, "eval_rows")
     save_every: int = again(FinetuneConfig, "save_every")
     keep: int = again(FinetuneConfig, "keep")
+    plots: bool = again(TrainConfig, "plots")
     seed: int = again(FinetuneConfig, "seed")
     device: str = again(FinetuneConfig, "device")
 

@@ -12,6 +12,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import field
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 from ldlm.errors import InputError
@@ -55,6 +56,12 @@ def again(cls: type, name: str, default: Any = ..., *, help: str | None = None) 
     return dataclasses.field(default=field.default if default is ... else default, metadata=metadata)
 
 
+@cache
+def types_of(cls: type) -> Mapping[str, Any]:
+    """Types of the settings of a class, by name; kept, since opening a run asks for them hundreds of times."""
+    return typing.get_type_hints(cls)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # To and from plain data
 
@@ -87,7 +94,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], prefix: str = "") -> T:
         raise InputError(f"{prefix.rstrip('.') or 'the configuration'} must be a mapping of settings, not {data!r}")
     data = getattr(cls, "with_defaults", dict)(data)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
+    hints = types_of(cls)  # type: ignore[arg-type]  # a type is hashable
     values = {}
     for key, value in data.items():
         if key not in fields:
@@ -103,7 +110,7 @@ def from_stored(cls: type[T], data: Mapping[str, Any]) -> T:
 
 def _before(cls: type) -> dict[str, Any]:
     """The `before` values of a dataclass, nested."""
-    found, hints = {}, typing.get_type_hints(cls)
+    found, hints = {}, types_of(cls)
     for one in dataclasses.fields(cls):
         nested = dataclasses.is_dataclass(hints[one.name])
         value = _before(hints[one.name]) or None if nested else one.metadata.get("before")

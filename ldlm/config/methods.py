@@ -6,7 +6,6 @@ is a method's own is the rest: betas, weight decay, weight average, and how it c
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Literal
@@ -22,7 +21,7 @@ from ldlm.config.baselines import (
 )
 from ldlm.config.distill import distilled
 from ldlm.config.export import ExportConfig, WeightPrecision
-from ldlm.config.fields import again, from_dict, from_stored, setting
+from ldlm.config.fields import again, from_dict, from_stored, setting, types_of
 from ldlm.config.model import DenoiserSizes, OptimizerConfig, preset
 from ldlm.config.stages import ComputeConfig, SampleConfig, TrainConfig
 from ldlm.errors import InputError
@@ -73,6 +72,7 @@ class TokenTrainConfig:
     eval_rows: int = again(TrainConfig, "eval_rows")
     save_every: int = again(TrainConfig, "save_every")
     keep: int = again(TrainConfig, "keep")
+    plots: bool = again(TrainConfig, "plots")
     seed: int = again(TrainConfig, "seed")
     device: str = again(TrainConfig, "device")
 
@@ -175,7 +175,7 @@ def of_method(settings: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
 def _check_owner(method: str, settings: Mapping[str, Any], classes: Mapping[str, type], prefix: str = "") -> None:
     """`InputError` for a setting that other methods have; `classes` are those of the settings, by method."""
     for key, value in settings.items():
-        having = {name: typing.get_type_hints(cls)[key] for name, cls in classes.items() if key in _names(cls)}
+        having = {name: types_of(cls)[key] for name, cls in classes.items() if key in _names(cls)}
         if having and method not in having:
             raise InputError(f"{prefix}{key} is a setting of {', '.join(having)}, and this training is of {method}")
         nested: dict[str, Any] = {name: hint for name, hint in having.items() if is_dataclass(hint)}

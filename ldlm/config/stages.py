@@ -172,6 +172,7 @@ class TrainConfig:
     eval_rows: int = setting(1_024, "held-out rows per evaluation", low=1, identity=False)
     save_every: int = setting(5_000, "steps between checkpoints", low=1, identity=False)
     keep: int = setting(2, "checkpoints kept", low=1, identity=False)
+    plots: bool = setting(True, "draw plots/ when the training ends; `ldlm plot` does at any time", identity=False)
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)
 

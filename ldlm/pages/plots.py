@@ -28,7 +28,12 @@ def of_run(run: Path, course: Course[AnyTrainConfig]) -> None:
 
 
 def at_the_end(journal: Journal, config: AnyTrainConfig) -> None:
-    """Write the pictures of a training that has ended. A failure is a note, for the run is complete without them."""
+    """Write the pictures of a training that has ended, unless its `plots` is off.
+
+    A failure is a note, for the run is complete without them.
+    """
+    if not config.plots:
+        return
     try:
         of_run(journal.out, Course(config, journal.metrics.read()))
     except Exception as error:

@@ -293,9 +293,11 @@ class TrainedRun(DrawsTexts, OpenRun):
 
     def joint_parameters(self) -> int:
         """Number of parameters of D_h and D_w; of a deferred D_w those that its settings would give."""
-        decoder = replace(self.config.model.token_decoder, mode="joint")
-        scratch = self.model.embedding is not None
-        model = build_meta(replace(self.config.model, token_decoder=decoder), self.shapes, scratch=scratch)
+        model = self.model
+        if model.token_decoder is None:
+            decoder = replace(self.config.model.token_decoder, mode="joint")
+            scratch = model.embedding is not None
+            model = build_meta(replace(self.config.model, token_decoder=decoder), self.shapes, scratch=scratch)
         counts = cost.parameters(model)
         return counts["latent_decoder"] + counts["token_decoder"]
 

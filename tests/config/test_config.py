@@ -209,7 +209,7 @@ def test_merging_keeps_what_is_not_overridden_and_leaves_its_arguments_alone():
 
 def test_identity_leaves_out_where_and_how_often_but_nothing_that_changes_the_weights():
     kept = configs.identity(TrainConfig())
-    left_out = {"steps", "log_every", "eval_every", "eval_rows", "save_every", "keep", "device"}
+    left_out = {"steps", "log_every", "eval_every", "eval_rows", "save_every", "keep", "plots", "device"}
     left_out |= {"accumulate", "recompute", "max_nonfinite"}
     assert set(to_dict(TrainConfig())) - set(kept) == left_out
     assert kept["optimizer"] == to_dict(TrainConfig())["optimizer"]

@@ -9,6 +9,8 @@ import textwrap
 import pytest
 from PIL import Image
 
+from ldlm.stages import train
+
 PICTURES = {"training.png", "dynamics.png", "timesteps.png"}
 
 
@@ -18,6 +20,15 @@ def test_a_training_leaves_pictures(trained):
         with Image.open(path) as image:
             assert min(image.size) > 300
             assert len(image.convert("L").getcolors()) > 30  # something is drawn
+
+
+def test_one_that_leaves_none_is_the_same_run(trained, train_config, store, tmp_path):
+    """`plots` is off in the configuration of most of these tests."""
+    assert not train_config.plots
+    bare = train.run(train_config, store, tmp_path / "run").path
+    assert not (bare / "plots").exists()
+    weights = [run / "checkpoints" / "step-00000008" / "ema.safetensors" for run in (bare, trained)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def test_pictures_are_drawn_again_of_a_run_that_has_not_ended(run_copy, succeed):

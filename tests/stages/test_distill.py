@@ -42,8 +42,9 @@ from ldlm.training.log import MetricsFile
 
 CPU = torch.device("cpu")
 DISTILL = DistillConfig(
-    evaluations=2, start=8, steps=6, lr=1e-3, log_every=1, eval_every=5, save_every=4, eval_rows=10, device="cpu"
-)  # two rounds of 6 steps, to 4 evaluations and then to 2
+    evaluations=2, start=8, steps=6, lr=1e-3, log_every=1, eval_every=5, save_every=4, eval_rows=10, plots=False,
+    device="cpu",
+)  # two rounds of 6 steps, to 4 evaluations and then to 2  # fmt: skip
 
 
 def files_of(folder):
@@ -69,8 +70,11 @@ def made_of(run):
 
 @pytest.fixture(scope="module")
 def whole(trained, store, tmp_path_factory):
-    """The distilled run whose training nobody stopped; read only."""
-    return distill.run(DISTILL, trained, store, tmp_path_factory.mktemp("distilled") / "run-2").path
+    """The distilled run whose training nobody stopped, with its pictures; read only."""
+    out = tmp_path_factory.mktemp("distilled") / "run-2"
+    made = distill.run(replace(DISTILL, plots=True), trained, store, out).path
+    assert (made / "plots" / "training.png").is_file()
+    return made
 
 
 @pytest.fixture
@@ -359,7 +363,7 @@ def test_decoders_of_the_run_come_along(run_copy, store, tmp_path):
 
 
 def test_a_distilled_run_is_distilled_further(whole, store, tmp_path):
-    further = DistillConfig(evaluations=1, steps=2, eval_rows=8, device="cpu")
+    further = DistillConfig(evaluations=1, steps=2, eval_rows=8, plots=False, device="cpu")
     made = distill.run(further, whole, store, tmp_path / "run-1")
     run = TrainedRun(made.path, CPU)
     assert (run.config.distillation.start, run.student.steps, run.latents) == (2, 1, TrainedRun(whole, CPU).latents)

@@ -64,7 +64,7 @@ def test_a_run_holds_what_others_rely_on(trained, train_config, store):
         "token_decoder",
     }
     run = TrainedRun(trained, CPU)
-    assert run.config == replace(train_config, shuffle_rows=403)  # all rows of the store
+    assert run.config == replace(train_config, plots=True, shuffle_rows=403)  # all rows of the store
     assert run.shapes == Shapes(seq_len=16, hidden_dim=16, vocab_size=320)
     # Later stages never see the store's statistics again.
     statistics = load_file(trained / "statistics.safetensors")

@@ -201,7 +201,7 @@ def test_a_plot_that_fails_stops_no_run(train_config, store, tmp_path, notes, mo
     from ldlm.pages import plots
 
     monkeypatch.setattr(plots, "dynamics", lambda *_: 1 / 0)
-    assert train.run(train_config, store, tmp_path / "run", progress=notes).complete
+    assert train.run(replace(train_config, plots=True), store, tmp_path / "run", progress=notes).complete
     assert [line for line in notes.lines if "no plots (ZeroDivisionError" in line]
 
 
