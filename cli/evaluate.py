@@ -73,6 +73,10 @@ def command(
     """
     config = options.build()
     if features_p or features_q:
+        if training is not None:
+            raise InputError(
+                "--training looks for the 8-grams of texts, and --features-p has none; leave one of them out"
+            )
         return _show_mauve(options, texts, features_p, features_q)
     if not texts:
         raise InputError("no texts to evaluate; for example ldlm evaluate samples.jsonl")

@@ -75,7 +75,7 @@ def fit(line: str, columns: int) -> str:
 
 
 def wrapped(text: str, special: Sequence[str] = (), columns: int | None = None) -> str:
-    """A text for reading: indented, lines of at most 100 columns and the terminal's, line breaks as they are.
+    """A text for reading: indented, its line breaks kept, lines of at most 100 characters and the terminal's columns.
 
     `special` are the tokens that are no words of it, which are fainter on a terminal. Characters that would steer the
     terminal are replaced by signs.

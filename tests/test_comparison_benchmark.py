@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -150,6 +151,15 @@ def test_results_of_another_comparison_are_not_joined(other, said):
         results.joined(comparison_of(0), {Path("b"): other})
 
 
+@pytest.mark.parametrize("content", [None, "no JSON", '{"source": "comparison", "figures": {}}', "[]"])
+def test_what_is_no_record_of_this_comparison_is_one_line(content, tmp_path):
+    path = tmp_path / "other.json"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=r"other\.json (can't be joined|has no results of stories-frontier)"):
+        results.read(path, stories.Stories())
+
+
 def judged(way: str, seed: int, share: float | None, order: int) -> dict:
     """A row of the frontier on stories."""
     shares = dict.fromkeys(("sentences_valid", "stories_valid", "coverage", "nats_per_story", "nats_per_word"), share)
@@ -242,6 +252,12 @@ def test_the_comparison_goes_on_where_it_was_interrupted_and_writes_what_it_foun
     assert fewer == round(ours["steps"] * dearest / ours["flops_per_token"]) < ours["steps"]
     rates = figures["rates"]["mdlm"]
     assert (len(rates), theirs["lr"]) == (3, float(min(rates, key=rates.get)))
+    tried = files.read_json(tmp_path / "c/rates/mdlm.json")
+    files.write_json(tmp_path / "c/rates/mdlm.json", {rate: tried[rate] for rate in list(tried)[:2]})
+    shutil.rmtree(tmp_path / "c/runs/equal-steps/seed-0/mdlm")
+    (tmp_path / "c/texts/equal-steps/seed-0/mdlm-2.json").unlink()
+    runner.main(command)  # an output that was begun when there were two rates tries the third
+    assert files.read_json(tmp_path / "c/rates/mdlm.json") == tried
     shown = figures["samples"]["ldlm-paper"]
     drawn_texts = files.read_jsonl(tmp_path / f"c/texts/equal-steps/seed-0/ldlm-paper-{shown['budget']}.jsonl")
     assert shown["texts"] == [row["text"] for row in drawn_texts][:2]  # the first, and none is chosen

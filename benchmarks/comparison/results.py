@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.__main__ import hardware
 from benchmarks.comparison import picture
 from benchmarks.comparison.plan import (
     AUTOREGRESSIVE,
@@ -339,11 +338,25 @@ def samples(figures: Mapping[str, Any]) -> str:
 # Files
 
 
-def write(figures: Mapping[str, Any], source: Source, out: Path | None) -> None:
-    """Print the tables; into `out` also write them with samples, the figures as JSON and the picture."""
+def read(path: Path, source: Source) -> dict[str, Any]:
+    """A record that `write` has written; `InputError` where it is none of this source."""
+    try:
+        record = files.read_json(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} can't be joined: {error}") from None
+    if not isinstance(record, dict) or record.get("source") != source.stem:
+        raise InputError(f"{path} has no results of {source.stem}; join {source.stem}-DATE.json of another machine")
+    return record
+
+
+def write(figures: Mapping[str, Any], source: Source, machines: Sequence[str], out: Path | None) -> None:
+    """Print the tables; into `out` also write them with samples, the figures as JSON and the picture.
+
+    `machines` are those that the figures were measured on.
+    """
     date = datetime.date.today().isoformat()
     head = (
-        f"# {source.title} of {date}\n\n{hardware()}, one thread each; text {figures['text']['file']}, "
+        f"# {source.title} of {date}\n\n{'; '.join(machines)}, one thread each; text {figures['text']['file']}, "
         f"{len(figures['seeds'])} seeds, {figures['references']['real']['num_texts']} texts of each set. "
         f"{source.about(figures)}"
     )
@@ -351,7 +364,8 @@ def write(figures: Mapping[str, Any], source: Source, out: Path | None) -> None:
     print(document)
     if out is not None:
         files.make_folder(out)
-        record = {"date": date, "hardware": hardware(), "versions": artifact.versions(), "figures": figures}
+        made = {"source": source.stem, "date": date, "hardware": "; ".join(machines)}
+        record = {**made, "versions": artifact.versions(), "figures": figures}
         files.write_atomic(out / f"{source.stem}-{date}.md", document)
         files.write_atomic(out / f"{source.stem}-{date}.json", files.dump_json(record))
         picture.draw(out / f"{source.stem}-{date}.png", figures, source.axes)

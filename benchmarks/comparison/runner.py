@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.__main__ import hardware
 from benchmarks.comparison import autoregressive, plan, results
 from benchmarks.comparison.plan import AUTOREGRESSIVE, EQUAL_FLOPS, EQUAL_STEPS, LDLM, NAMES, RIVALS, Draw, run_path
 from benchmarks.comparison.sources import RealText, Source
@@ -102,16 +103,15 @@ class Comparison:
     def rate(self, method: str) -> float:
         """The learning rate with which a rival's loss on held-out rows is lowest after a short training."""
         place = self.folder / "rates" / f"{method}.json"
-        if not place.exists():
-            losses = {}
-            for rate in plan.RATES:
+        losses = files.read_json(place) if place.exists() else {}
+        if missing := [rate for rate in plan.RATES if f"{rate:g}" not in losses]:
+            for rate in missing:
                 run = Path("rates") / f"{method}-{rate:g}"
                 self._train(run, method, 0, min(self.source.rate_steps, self.steps), "--set", f"optimizer.lr={rate}")
                 manifest = files.read_digested(self.folder / run / "manifest.json", "train it again")
                 losses[f"{rate:g}"] = manifest["held_out"]["loss"]
             files.write_json(place, losses)
-        found: dict[str, float] = files.read_json(place)
-        return float(min(found, key=lambda rate: found[rate]))
+        return float(min(losses, key=lambda rate: losses[rate]))
 
     def steps_of(self, method: str, regime: str) -> int:
         """Steps of a method under a regime; with equal FLOPs those of LDLM that cost as much as the dearest rival's."""
@@ -225,10 +225,12 @@ def go(chosen: argparse.Namespace, source: Source) -> None:
         if not chosen.report:
             run(comparison, chosen.seeds, chosen.budgets, chosen.methods)
         found = results.collect(source, comparison.folder, chosen.seeds, chosen.budgets)
-        found = results.joined(found, {path: files.read_json(path)["figures"] for path in chosen.join})
+        others = {path: results.read(path, source) for path in chosen.join}
+        found = results.joined(found, {path: other["figures"] for path, other in others.items()})
     except (InputError, subprocess.CalledProcessError) as error:
         sys.exit(f"Error: {error}")
-    results.write(found, source, chosen.results)
+    machines = list(dict.fromkeys([hardware(), *(other["hardware"] for other in others.values())]))
+    results.write(found, source, machines, chosen.results)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -53,7 +53,7 @@ ADVICE = {
     "no sizes": ("train --dry-run", r"or (--preset) NAME", r"\1 tiny"),
     "no such preset": ("train --dry-run --preset nosuch", r"choose one of .*\b(tiny)\b", r"--preset \1"),
     "no run": (SAMPLE.replace("--run {run} ", ""), r"(--run) is missing; for example --run run$", r"\1 {run}"),
-    "no output": (SAMPLE.replace("--output {out}", ""), r"for example (--output) (\S+)$", r"\1 {out}-\2"),
+    "no output": ("export --run {run}", r"for example (--output) (\S+)$", r"\1 {out}-\2"),
     "no steps at all": (f"{SAMPLE} --num-samples 0", r"must be at least (\d+)", r"--num-samples \1"),
     "a folder for a file": (f"{SAMPLE} --output {{here}}", r"is a folder; .*, for example (\S+)$", r"--output \1"),
     "a file of others": (f"{SAMPLE} --output {{corpus_copy}}", r"or add (--overwrite)", r"\1"),

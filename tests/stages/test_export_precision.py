@@ -73,13 +73,15 @@ def test_it_draws_the_same_texts_each_time_it_is_opened_and_as_the_command_does(
 
 
 def test_drawn_in_bf16_it_takes_the_weights_as_they_are_stored(models):
-    """A bf16 denoiser of the stored weights: from either export the same one."""
-    drawn = []
-    for how in ("fp32", "bf16"):
+    """A bf16 denoiser of the stored weights: from either export the same one, and not the one in fp32."""
+
+    def latents(how, precision):
         model = LDLM.from_pretrained(models[how])
-        generator = model.generator("joint", model.compute(configs.ComputeConfig(precision="bf16")))
-        drawn.append(generator.latents(SamplerConfig(steps=3), generation.text_seeds(0, 0, 3)))
-    assert torch.allclose(*drawn, atol=0.1)
+        generator = model.generator("joint", model.compute(configs.ComputeConfig(precision=precision)))
+        return generator.latents(SamplerConfig(steps=3), generation.text_seeds(0, 0, 3))
+
+    assert torch.equal(latents("fp32", "bf16"), latents("bf16", "bf16"))
+    assert not torch.equal(latents("bf16", "bf16"), latents("bf16", "fp32"))
 
 
 def test_card_manifest_and_description_say_the_precision(models, trained, succeed):
