@@ -244,6 +244,12 @@ def _is_emptied(found: Mapping[str, Any]) -> bool:
     return bool(found.get("emptied"))
 
 
+def is_open(path: Location, kind: str) -> bool:
+    """Whether a location holds nothing yet, or an unfinished artefact of this kind."""
+    found = _found(path)
+    return found is None or (found.get("kind") == kind and not (path / "manifest.json").is_file())
+
+
 def is_emptied(path: Location) -> bool:
     """Whether the replacement of a folder was interrupted: its remaining files may be deleted."""
     return _is_emptied(_found(path) or {})

@@ -155,12 +155,19 @@ class ObjectPath:
             self._again(lambda: self.root.call("delete", self.key), still)
 
     def unlink_below(self, still: Callable[[], bool]) -> None:
-        """Delete the objects below, as they are listed now, many by one request, if `still` says so before each."""
-        keys = self._list()
-        for start in range(0, len(keys), MOST_DELETED):
-            some = keys[start : start + MOST_DELETED]
-            with suppress(FileNotFoundError):  # another process deletes them too
-                self._again(partial(self.root.call, "delete_all", self.key, some), still)
+        """Delete the objects below, many by one request, as long as `still` says so before each request.
+
+        Those that are put meanwhile may stay.
+        """
+        gone = True
+        while gone:
+            keys, gone = self._list(), False
+            for start in range(0, len(keys), MOST_DELETED):
+                some = keys[start : start + MOST_DELETED]
+                try:
+                    self._again(partial(self.root.call, "delete_all", self.key, some), still)
+                except FileNotFoundError:  # another process deletes them too, and some services leave the others then
+                    gone = True
 
     def rglob(self, pattern: str = "*") -> Iterator[ObjectPath]:
         """The objects below whose names match, in order."""

@@ -1,6 +1,7 @@
 """A feature store in an object store: moto's S3 server on loopback, and a proxy before it that fails requests."""
 
 import threading
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -9,12 +10,13 @@ from patience import patience
 
 from ldlm import artifact, files, location
 from ldlm.errors import InputError, StorageError
-from ldlm.features import shards
+from ldlm.features import digests, shards
 from ldlm.features.begin import prepare
 from ldlm.features.extraction import Extraction
 from ldlm.features.store import FeatureStore
 from ldlm.features.writer import StoreWriter
-from ldlm.location import ObjectPath, locate
+from ldlm.leases import Leases
+from ldlm.location import Bucket, ObjectPath, locate
 from ldlm.stages import extract_features, features, train
 
 
@@ -258,6 +260,59 @@ def test_another_configuration_is_refused_and_overwrite_replaces(few, bucket):
         extract_features.run(other, place)
     extract_features.run(other, place, overwrite=True)
     assert artifact.open_artifact(place, "features").config["layer"] == -2
+
+
+def test_a_prefix_that_is_refused_is_unchanged(few, bucket, tmp_path, monkeypatch):
+    """Nor do the hashes of the text come there, which machines share while a store is made."""
+    monkeypatch.setattr(digests, "LEAST", 1)
+    monkeypatch.setattr(digests, "SETTLED", 0.0)
+    foreign, sealed, begun = (locate(f"{bucket}/{name}") for name in ("foreign", "sealed", "begun"))
+    (foreign / "photo.jpg").write_bytes(b"a photo")
+    files.write_json(sealed / "artifact.json", {"kind": "features", "schema": artifact.SCHEMA, "inputs": {}})
+    (sealed / "manifest.json").write_bytes(b"{}")
+    before = payload(foreign), payload(sealed)
+    with pytest.raises(InputError, match="is not empty and not made by ldlm"):
+        prepare(few, foreign)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
+    with pytest.raises(InputError, match="was made with other settings"):
+        prepare(few, sealed)
+    assert (payload(foreign), payload(sealed)) == before
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "yet another"))
+    prepare(few, begun)
+    assert any(name.startswith("claims/digests/") for name in begun.sizes())
+
+
+@pytest.mark.parametrize("where", ["objects", "folder"])
+def test_a_process_that_wakes_after_its_store_was_replaced_removes_nothing_of_it(few, bucket, tmp_path, where):
+    """It had sealed the store, and was stopped before it removed what a sealed store does not need."""
+    place = locate(f"{bucket}/features") if where == "objects" else tmp_path / "features"
+    late, _ = prepare(few, place)
+    with ExitStack() as held:
+        prepare(replace(few, layer=-2), place, overwrite=True, held=held)
+        with Leases(place / "claims", None).turn("train-0"):
+            before = files.sizes(place)
+            assert sum(name.startswith("claims/") and name.endswith(".lease") for name in before) == 2
+            late.clear()
+            assert files.sizes(place) == before
+
+
+def test_objects_that_another_process_removes_too_keep_no_others(tmp_path):
+    """Some services say that an object is missing, and leave the others of the request. Here it is a folder."""
+    LocalStore = pytest.importorskip("obstore.store", reason="obstore is in the extra `object-stores`").LocalStore
+    place = ObjectPath(type("Folder", (Bucket,), {"store": LocalStore(str(tmp_path))})("s3://folder"), "features")
+    for number in range(40):
+        (place / f"{number:02d}").write_bytes(b"")
+
+    def still():
+        for name in list(place.sizes())[::2]:
+            (place / name).unlink(missing_ok=True)  # as another process does meanwhile
+        return True
+
+    place.unlink_below(still)
+    assert place.sizes() == {}
+    (place / "0").write_bytes(b"")
+    place.unlink_below(lambda: False)
+    assert place.sizes() == {"0": 0}
 
 
 @pytest.mark.parametrize(

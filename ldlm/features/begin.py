@@ -11,7 +11,7 @@ from ldlm.config import ExtractConfig
 from ldlm.errors import InputError
 from ldlm.features import inputs
 from ldlm.features.extraction import Extraction
-from ldlm.location import Location, user_cache
+from ldlm.location import Location, ObjectPath, user_cache
 from ldlm.progress import SILENT, Progress
 
 
@@ -28,7 +28,9 @@ def prepare(
 
     Until `held` closes, no other process may overwrite or repair the store. `device` as in `inputs.find`.
     """
-    found = inputs.find(config, out, device, progress, store=out)
+    # A prefix that may be refused stays as it is: there come no hashes of the text.
+    meet = isinstance(out, ObjectPath) and artifact.is_open(out, "features")
+    found = inputs.find(config, out, device, progress, store=out if meet else None)
     begun = artifact.recorded_config(out) if not overwrite and (out / "config.yaml").is_file() else {}
     found = inputs.resumed(found, begun, out, progress)
     config, fingerprints = found.config, found.fingerprints()

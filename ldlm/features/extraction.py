@@ -105,10 +105,9 @@ class Extraction:
         engine's, which has the items that are left made elsewhere.
         """
         packing = self.packing
-        with packing.turn(packing.planned() is None):
-            if (self.out / "manifest.json").is_file():
+        with packing.turn(packing.planned) as planned:
+            if self._sealed:
                 return False
-            planned = packing.planned()
             if planned is None:
                 self._check_space_ahead()
                 for remark in textfiles.remarks(
@@ -117,8 +116,8 @@ class Extraction:
                     self.progress.note(remark)
                 planned = packing.plan()
         packing.tokenize(planned, hand_out=hand_out)
-        with packing.turn(not packing.done):
-            if (self.out / "manifest.json").is_file():
+        with packing.turn(lambda: packing.done or None):
+            if self._sealed:
                 return False
             self.tokens = packing.rows(planned)
             self.spool.folder.mkdir(parents=True, exist_ok=True)
@@ -340,6 +339,10 @@ class Extraction:
     # ------------------------------------------------------------------------------------------------------------------
     # Phase 4: the seal
 
+    @property
+    def _sealed(self) -> bool:
+        return (self.out / "manifest.json").is_file()
+
     @contextmanager
     def unless_sealed(self) -> Iterator[None]:
         """Within the block, a file may be gone that another process has removed after it sealed the store.
@@ -349,7 +352,7 @@ class Extraction:
         try:
             yield
         except FileNotFoundError:
-            if not (self.out / "manifest.json").is_file():
+            if not self._sealed:
                 raise
 
     def make_missing(self, held: ExitStack, hand_out: HandOut | None = None) -> None:
@@ -367,7 +370,7 @@ class Extraction:
     def seal(self, result: Artifact) -> Artifact:
         """Write the manifest, once every shard is there, and remove the spool."""
         with self.store_leases.turn("seal") as lease:
-            if not (self.out / "manifest.json").is_file():
+            if not self._sealed:
                 covered, description = ledger.seal(self.out), ledger.read_description(self.out)
                 if lease.lost():
                     raise StorageError(f"{self.out}: others took the part of this process; run the same command again")
@@ -379,19 +382,19 @@ class Extraction:
         return Artifact(self.out, "features", "complete")
 
     def clear(self) -> None:
-        """Remove token rows, spool and leases, which a sealed store no longer needs."""
+        """Remove token rows, spool and leases, which a sealed store no longer needs; not of one that replaced it."""
         pauses = waits()
         while self.packing.folder.is_dir() or (self.out == self.work and self.spool.folder.is_dir()):
             with self.packing.leases.claim("pack") or nullcontext() as lease:
-                if not (self.out / "manifest.json").is_file():  # it was replaced while this process was stopped
+                if not self._sealed:
                     return
                 if lease is not None:
                     self.packing.remove(lease)
                     shutil.rmtree(self.spool.folder, ignore_errors=True)
-                    break
+                    if isinstance(self.out, Path):  # objects may be left, where the lease was lost
+                        break
             time.sleep(next(pauses))
-        shutil.rmtree(self.work / CLAIMS, ignore_errors=True)
-        if self.work != self.out:
-            shutil.rmtree(self.work, ignore_errors=True)
-            for path, _ in files.below(self.out / CLAIMS):
-                path.unlink(missing_ok=True)
+        if self._sealed:
+            shutil.rmtree(self.work / CLAIMS if self.work == self.out else self.work, ignore_errors=True)
+        if not isinstance(self.out, Path):
+            (self.out / CLAIMS).unlink_below(lambda: self._sealed)

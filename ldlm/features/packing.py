@@ -13,10 +13,9 @@ processes. Beside the pieces, in a folder or in the object store of machines tha
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +23,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from ldlm import files
+from ldlm import emptying, files
 from ldlm.config import ExtractConfig
+from ldlm.errors import StorageError
 from ldlm.features import corpus, pieces, text, textfiles
 from ldlm.features.helpers import Helpers, workers
 from ldlm.features.pieces import Piece
@@ -33,7 +33,7 @@ from ldlm.features.shards import SPLITS
 from ldlm.features.shared_work import Tally, share
 from ldlm.features.shares import Share, in_turn
 from ldlm.features.tokenized import ENDS, Kept, KeptFiles, KeptObjects, Tokenized, name_of, values
-from ldlm.leases import Lease, Leases
+from ldlm.leases import Lease, Leases, waits
 from ldlm.location import Location, user_cache
 from ldlm.presence import CLAIMS
 from ldlm.progress import SILENT, Progress
@@ -73,12 +73,21 @@ class Packing:
         """The leases of pieces."""
         return Leases(self.claims, self.claims if isinstance(self.claims, Path) else self.work / CLAIMS)
 
-    def turn(self, to_do: bool) -> AbstractContextManager[Any]:
-        """The lease by which one process at a time decides the pieces, counts their rows or removes them.
+    @contextmanager
+    def turn(self, found: Callable[[], Item | None]) -> Iterator[Item | None]:
+        """What is `found`; None once this process has the lease by which one at a time makes what is not there.
 
-        In an object store, where a thousand would stand in line, nobody asks for it without anything `to_do`.
+        By the same lease the pieces are removed. In an object store, where a thousand would stand in line for it, they
+        wait only until it is there.
         """
-        return self.leases.turn("pack") if to_do or isinstance(self.folder, Path) else nullcontext()
+        pauses = waits()
+        while isinstance(self.folder, Path) or (there := found()) is None:
+            if (lease := self.leases.claim("pack")) is not None:
+                with lease:
+                    yield found()
+                return
+            self.leases.sleep(next(pauses))
+        yield there
 
     @property
     def work(self) -> Path:
@@ -120,12 +129,16 @@ class Packing:
     def remove(self, lease: Lease) -> None:
         """Remove everything; by its plan's absence other processes know that no piece is wanted any more.
 
-        Objects are removed as long as this process has its lease.
+        That goes on as long as this process has its lease: another may begin the store anew.
         """
-        self._plan_path.unlink(missing_ok=True)
         if isinstance(self.folder, Path):
-            shutil.rmtree(self.folder, ignore_errors=True)
+            with suppress(StorageError):  # the lease is lost
+                emptying.remove(self.folder / "plan.json", lease.check)
+                emptying.empty(self.folder, but=(), check=lease.check)
+                with suppress(OSError):  # a process that comes late has a file there
+                    self.folder.rmdir()
         else:
+            (self.folder / "plan.json").unlink(missing_ok=True, still=lambda: not lease.lost())
             self.folder.unlink_below(lambda: not lease.lost())
 
     def tokenize(self, planned: list[Piece], helpers: int | None = None, hand_out: HandOutPieces | None = None) -> None:

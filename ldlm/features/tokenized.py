@@ -152,11 +152,15 @@ class KeptObjects:
 
     @contextmanager
     def writing(self, number: int) -> Iterator[Writing]:
-        files.make_folder(self.work)
-        with ExitStack() as held:
+        with files.writing(self.work), ExitStack() as held:
+            files.make_folder(self.work)
             endings = (TOKENS, ENDS) if self.with_ends else (TOKENS,)
             made = Writing({one: held.enter_context(tempfile.TemporaryFile(dir=self.work)) for one in endings})
             yield made
+            for file in made.into.values():
+                file.flush()
+            written = held.pop_all()
+        with written:
             self._put(number, made)
 
     def _put(self, number: int, made: Writing) -> None:

@@ -190,11 +190,22 @@ def test_rows_that_were_removed_are_wanted_by_nobody(config, tokenizer, tmp_path
     """A process that comes late, when another has sealed the store, makes no piece again."""
     made = packing(config, tokenizer, tmp_path)
     planned = made.plan()
-    with made.turn(True) as lease:
+    with made.leases.turn("pack") as lease:
         made.remove(lease)
     made.tokenize(planned, 0)
     assert made.planned() is None
     assert not made.folder.exists()
+
+
+def test_a_process_that_lost_its_lease_leaves_the_plan(config, tokenizer, tmp_path):
+    """It was stopped before it removed the rows; another took its place, and the store was begun anew."""
+    made = packing(config, tokenizer, tmp_path)
+    planned = made.plan()
+    with made.leases.turn("pack") as lease:
+        (made.claims / "pack.lease").unlink()
+        made.remove(lease)
+    assert made.planned() == planned
+    assert {path.name for path in made.folder.iterdir()} == {"plan.json", "tokenizer.json"}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 import io
 import json
 import re
+import resource
 import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -166,7 +168,7 @@ def test_rows_that_are_removed_go_many_at_a_time_and_are_wanted_by_nobody(machin
     made, late = machine("a"), machine("b")
     planned = made.plan(SIZE)
     made.tokenize(planned, 0)
-    with made.turn(True) as lease:
+    with made.leases.turn("pack") as lease:
         objects = len(made.folder.sizes())
         assert objects > 3 * len(planned)
         proxy.seen.clear()
@@ -174,6 +176,53 @@ def test_rows_that_are_removed_go_many_at_a_time_and_are_wanted_by_nobody(machin
         assert sum(method == "POST" for method, _, _ in proxy.seen) == 1 + -(-(objects - 1) // 5)  # the plan goes first
     assert not made.folder.is_dir()
     late.tokenize(planned, 0)
+    assert not made.folder.is_dir()
+
+
+def test_a_machine_that_lost_its_lease_leaves_the_plan(machine):
+    """It was stopped before it removed the rows; another took its place, and the store was begun anew."""
+    made = machine("a")
+    made.plan(SIZE)
+    before = made.folder.sizes()
+    with made.leases.turn("pack") as lease:
+        (made.claims / "pack.lease").unlink()
+        made.remove(lease)
+    assert made.folder.sizes() == before
+
+
+def test_machines_that_wait_for_the_plan_go_on_as_soon_as_it_is_there(machine, proxy):
+    """And not one after the other: a thousand would stand in line for the lease."""
+    first, others, found = machine("a"), [machine("b"), machine("c")], []
+
+    def wait(made):
+        with made.turn(made.planned) as planned:
+            found.append(planned)
+
+    with first.turn(first.planned) as planned:
+        assert planned is None
+        threads = [threading.Thread(target=wait, args=(made,), daemon=True) for made in others]
+        [thread.start() for thread in threads]
+        until = time.monotonic() + patience(5)
+        while sum(method == "PUT" and "pack.lease" in path for method, path, _ in proxy.seen) < 4:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert found == []
+        planned = first.plan(SIZE)
+        [thread.join(timeout=patience(5)) for thread in threads]
+        assert found == [planned, planned]
+
+
+def test_a_full_disk_names_the_folder_of_the_machine(machine):
+    made = machine("a")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        for count in (25_100, 10**6):  # of which the last part, or all, does not fit
+            with pytest.raises(OSError, match="File too large") as error:
+                write(made, range(count), [count])
+            assert error.value.filename == str(made.work)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not made.folder.is_dir()
 
 
@@ -262,3 +311,24 @@ def test_a_folder_that_an_earlier_version_had_packed_goes_on(several, whole, tmp
     del record["names"]
     (made / "packed" / "rows.json").write_text(json.dumps(record))
     assert content(extract_features.run(several, made).path) == whole
+
+
+def test_a_store_that_is_sealed_meanwhile_is_not_planned_again(few, bucket, monkeypatch):
+    """Another machine seals it and removes the token rows, just when this one has looked whether it is sealed."""
+    place = locate(f"{bucket}/features")
+    late, _ = prepare(few, place)
+    late.packing.plan(SIZE)
+    real = ObjectPath.is_file
+
+    def overtaken(self):
+        if self != place / "manifest.json":
+            return real(self)
+        monkeypatch.undo()
+        sealed = real(self)
+        self.write_bytes(b"{}")
+        late.packing.folder.unlink_below(lambda: True)
+        return sealed
+
+    monkeypatch.setattr(ObjectPath, "is_file", overtaken)
+    assert late.pack() is False
+    assert not late.packing.folder.is_dir()
