@@ -192,12 +192,17 @@ def test_samples_are_shown_as_they_are_but_for_their_line_ends():
     assert results.samples(figures(ROWS)) == "**MDLM**, 32 evaluations\n\n> One two.\n>\n> Three.\n"
 
 
-def test_tables_and_texts_on_the_page_are_those_of_a_committed_run():
-    page = (ROOT / "docs/baselines.md").read_text(encoding="utf-8").split("## On one text")[1]
-    committed = "".join(
-        path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks/results").glob("comparison-*.md")
-    )
-    assert [line for line in page.splitlines() if line.startswith(("| ", "> ")) and line not in committed] == []
+@pytest.mark.parametrize(
+    ("page", "section", "stem"),
+    [
+        ("baselines", "## On one text", "comparison"),
+        ("stories", "## The frontier of all methods", "stories-frontier"),
+    ],
+)
+def test_tables_and_texts_on_the_page_are_those_of_a_committed_run(page, section, stem):
+    shown = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8").split(section)[1]
+    committed = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks/results").glob(f"{stem}-*.md"))
+    assert [line for line in shown.splitlines() if line.startswith(("| ", "> ")) and line not in committed] == []
 
 
 # ----------------------------------------------------------------------------------------------------------------------
