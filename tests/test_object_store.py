@@ -132,9 +132,11 @@ def test_a_request_that_is_reset_after_a_long_time_is_made_again(bucket, proxy, 
     assert sum(method == "PUT" for method, _, _ in proxy.seen) == 2
 
 
-def test_a_shard_that_one_request_can_not_take_is_refused_before_anything_is_written(few):
+def test_a_shard_that_one_request_can_not_take_is_refused_before_anything_is_written(few, bucket):
+    place = locate(f"{bucket}/features")
     with pytest.raises(InputError, match=r"--shard-rows 16777216 makes files of 8.0 GiB.* use at most 10485760"):
-        extract_features.run(replace(few, shard_rows=2**24), locate("s3://bucket/features"))
+        extract_features.run(replace(few, shard_rows=2**24), place)
+    assert list(place.rglob("*")) == []
 
 
 def test_a_store_is_opened_with_one_request_per_record_and_hashed_in_parts(few, bucket, proxy, monkeypatch):
