@@ -47,9 +47,9 @@ def find(
     made by others too (`digests`).
     """
     _check(config)
+    config, fingerprints = _pinned(config, progress, store)
     tokenizer, encoder = models(config, device)
     _check_requests(config, out, encoder.hidden_dim)
-    config, fingerprints = _pinned(config, progress, store)  # which may write to the store, and reads all of the text
     return Inputs(config, fingerprints, tokenizer, encoder)
 
 
