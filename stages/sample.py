@@ -99,7 +99,7 @@ def _drawn(
 
 
 def _cost(started: float, texts: int, generator: Generator) -> dict[str, Any]:
-    """What drawing has cost since it started, for the result and not for the record."""
+    """Seconds and texts of a drawing, and its evaluations, for the result and not for the record."""
     return {"seconds": round(time.perf_counter() - started, 2), "texts_made": texts, **generator.figures()}
 
 

@@ -60,7 +60,7 @@ TINY_TRAIN = {
 
 
 def pytest_collection_finish() -> None:
-    """What is imported and collected stays to the end: the garbage collector need not go through it each time."""
+    """Keep the garbage collector from going through what is imported and collected, which stays to the end."""
     gc.freeze()
 
 

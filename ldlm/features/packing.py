@@ -75,7 +75,7 @@ class Packing:
 
     @contextmanager
     def turn(self, found: Callable[[], Item | None]) -> Iterator[Item | None]:
-        """What is `found`; None once this process has the lease by which one at a time makes what is not there.
+        """Yield what is `found`, or None under the lease by which one process at a time makes what is not there.
 
         By the same lease the pieces are removed. In an object store, where a thousand would stand in line for it, they
         wait only until it is there.

@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import interruption
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ from patience import patience
 from ldlm import locks
 from ldlm.config import ExtractConfig
 from ldlm.errors import InputError
-from ldlm.features import corpus, documents, pieces, text, textfiles
+from ldlm.features import corpus, documents, text, textfiles
 from ldlm.features.detection import Span
 from ldlm.features.helpers import Helpers, workers
 from ldlm.features.packing import Ends, Packing, ahead
@@ -169,20 +170,12 @@ def test_pieces_that_are_done_are_not_tokenised_again_and_leftovers_are_not_read
     config, tokenizer, tmp_path, monkeypatch
 ):
     made = packing(config, tokenizer, tmp_path)
-    planned, seen, real = made.plan(300), [], pieces.documents
-
-    def stopping(config, piece):
-        seen.append(planned.index(piece))
-        if len(seen) == 4:
-            raise KeyboardInterrupt
-        return real(config, piece)
-
-    monkeypatch.setattr(pieces, "documents", stopping)
+    planned, seen = made.plan(300), interruption.at_piece(monkeypatch, 4)
     with pytest.raises(KeyboardInterrupt):
         made.tokenize(planned, 0)
     (made.folder / ".1-00.000003.tokens").write_bytes(b"half")  # of a killed process
     made.tokenize(made.planned(), 0)
-    assert seen == [0, 1, 2, 3, *range(3, len(planned))]
+    assert seen == [*planned[:4], *planned[3:]]
     assert made.rows(planned)["train"].read(0, 10**6).tolist() == serial(config, tokenizer)["train"]
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import interruption
 import numpy as np
 import pytest
 from patience import patience
@@ -88,16 +89,8 @@ def test_machines_make_each_piece_once_and_their_rows_are_those_of_serial_packin
 
 
 def test_pieces_that_are_done_are_not_made_again(machine, proxy, few, tokenizer, monkeypatch):
-    made, seen, real = machine("a"), [], pieces.documents
+    made, seen = machine("a"), interruption.at_piece(monkeypatch, 4)
     planned = made.plan(SIZE)
-
-    def stopping(config, piece):
-        seen.append(piece)
-        if len(seen) == 4:
-            raise KeyboardInterrupt
-        return real(config, piece)
-
-    monkeypatch.setattr(pieces, "documents", stopping)
     with pytest.raises(KeyboardInterrupt):
         made.tokenize(planned, 0)
     other = machine("b")

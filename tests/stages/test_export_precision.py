@@ -17,7 +17,7 @@ from ldlm.stages import export, train
 
 @pytest.fixture(scope="module")
 def models(trained, tmp_path_factory):
-    """What `ldlm export` makes of a run in either precision; read only."""
+    """Exports of one run in either precision, by their names; tests only read them."""
     root = tmp_path_factory.mktemp("models")
     return {how: export.run(ExportConfig(precision=how), trained, root / how).path for how in ("fp32", "bf16")}
 
@@ -117,7 +117,7 @@ def test_another_word_is_refused(trained, refuse, tmp_path, wrong):
 
 
 def test_an_export_without_the_setting_is_one_in_fp32(models, trained, ldlm, tmp_path):
-    """Those of earlier versions, whose files say nothing of it."""
+    """Exports of earlier versions, whose files say nothing of precision, open, repeat and draw as before."""
     copy = Path(shutil.copytree(models["fp32"], tmp_path / "model"))
     settings = files.read_yaml(copy / "config.yaml")
     for name in ("precision", "with_encoder"):
