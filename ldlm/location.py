@@ -207,7 +207,9 @@ class Bucket:
         try:
             from obstore.store import from_url
         except ImportError:
-            raise InputError(f"{self.url} needs obstore: pip install 'ldlm[object-stores]'") from None
+            raise InputError(
+                f"{self.url} needs obstore: pip install 'ldlm[object-stores]', or -e '.[object-stores]' in a checkout"
+            ) from None
         retry: Any = {
             "max_retries": RETRIES,
             # obstore counts from the start of the request, which may fail at its end
