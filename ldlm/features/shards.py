@@ -121,7 +121,7 @@ class ShardedArray:
         by_chunk = np.argsort(chunk_of, kind="stable")
         chunks, starts = np.unique(chunk_of[by_chunk], return_index=True)
         found: dict[int, list[_Chunk]] = {}
-        for number, places in zip(chunks.tolist(), np.split(by_chunk, starts[1:]), strict=True):
+        for number, places in zip(chunks.tolist(), np.split(by_chunk, starts)[1:], strict=True):
             shard, row_of_grid = divmod(number, self.grid[0])
             for cell in np.ndindex(*self.grid[1:]):
                 offset, length = map(int, self._indices[shard][row_of_grid, *cell])

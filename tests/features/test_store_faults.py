@@ -65,6 +65,13 @@ def test_several_processes_write_the_bytes_that_one_writes(start, arguments, who
     assert content(tmp_path / "f") == content(whole)
 
 
+@pytest.mark.slow
+def test_two_processes_of_torchrun_write_the_bytes_that_one_writes(start, arguments, whole, tmp_path):
+    two = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    assert start(arguments, tmp_path / "f", launcher=two).wait(timeout=patience()) == 0
+    assert content(tmp_path / "f") == content(whole)
+
+
 @pytest.fixture(scope="module")
 def short(succeed, arguments, tmp_path_factory):
     """The arguments of an extraction of few shards, and the store that they make when nothing disturbs it."""
