@@ -6,8 +6,9 @@ TEXT   ?= stories
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 FLOOR  := .venv-floor
-FLOOR_TESTS := $(addprefix tests/,cli/test_pipeline_cli.py test_attention.py test_compute.py features/test_codecs.py \
-	features/test_encoder.py features/test_store.py features/test_stream.py features/test_text.py \
+FLOOR_TESTS := $(addprefix tests/,cli/test_pipeline_cli.py test_attention.py test_compute.py test_leases.py \
+	test_object_store.py features/test_codecs.py features/test_encoder.py features/test_packing_objects.py \
+	features/test_store.py features/test_stream.py features/test_text.py \
 	model/test_autoencoder.py model/test_denoiser.py model/test_diffusion.py model/test_layers.py \
 	model/test_objective.py model/test_self_conditioning_bf16.py model/test_timesteps.py \
 	sampling/test_euler_maruyama.py stages/test_evaluate.py stages/test_export.py \

@@ -260,7 +260,11 @@ class Simulation:
         self.last = self.clock.now
 
     def order(self, number: int) -> Iterator[int]:
-        """A worker's own stretch, and then those of others from their ends, the next one's first."""
+        """A worker's own stretch, and then those of others from their ends, the next one's first.
+
+        It mirrors `shares.in_turn`, by which workers go on with the previous one's, and leaves out stretches that are
+        done. It is made as it is needed: a list of all shards for each of a thousand workers would take gigabytes.
+        """
         for turn in range(self.workers):
             one = (number + turn) % self.workers
             if not self.left[one]:  # `share` would leave each of them out

@@ -3,6 +3,7 @@
 Each is what `ldlm extract-features --dry-run --tokens N --workers W --rate R` says, for an encoder of GPT-2's size (12
 blocks of width 768 with random weights, of which the third-to-last layer's states are taken) and rows of 1,024 tokens:
 at a rate of 100,000 tokens per second, to be scaled to that of one's GPU, and at the rate that a dry run measures here.
+The rate of the tokenizer is measured once, on all cores of this machine, and each worker is taken to have a machine's.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from typing import Any
 from benchmarks import packing
 from ldlm.cli import show
 from ldlm.config import ExtractConfig, LaunchConfig
-from ldlm.features import textfiles
+from ldlm.features import corpus, textfiles
+from ldlm.features.shards import SPLITS
 from ldlm.files import amount
+from ldlm.hub import load_tokenizer
 from ldlm.stages import extract_features
 
 TEXTS = {"OpenWebText": 9_000_000_000, "250e9 tokens": 250_000_000_000}
@@ -32,17 +35,26 @@ def run(folder: Path) -> dict[str, Any]:
     os.environ[packing.helpers.OWN_THREADS] = "true"
     encoder = _encoder(folder / "encoder", path)
     config = ExtractConfig(encoder=str(encoder), data=(str(path),), seq_len=SEQ_LEN, batch_size=BATCH)
-    here = extract_features.plan(config)["tokens_per_second"]
+    tokenizer = load_tokenizer(str(encoder))
+    counts = {split: corpus.count_rows(config, tokenizer, split) for split in SPLITS}
+    here = extract_features.plan(config, counts=counts)["tokens_per_second"]
     plans = []
     for text, tokens in TEXTS.items():
         for workers in WORKERS:
             hours = {}
             for rate in (RATE, float(here)):
                 launch = LaunchConfig(tokens=tokens, workers=workers, rate=rate)
-                plan = extract_features.plan(config, launch=launch)
+                plan = extract_features.plan(config, launch=launch, counts=counts)
                 hours[str(round(rate))] = plan["hours"]
             plans.append({"text": text, **plan, "hours": hours})
-    return {"tokens_per_second": here, "seq_len": SEQ_LEN, "width": WIDTH, "plans": plans}
+    packed = counts["train"].packed * SEQ_LEN / counts["train"].seconds
+    return {
+        "tokens_per_second": here,
+        "packing_tokens_per_second": packed,
+        "seq_len": SEQ_LEN,
+        "width": WIDTH,
+        "plans": plans,
+    }
 
 
 def _encoder(folder: Path, text: Path) -> Path:
@@ -61,6 +73,7 @@ def _encoder(folder: Path, text: Path) -> Path:
 def report(figures: dict[str, Any]) -> str:
     """The plans as text."""
     plans, here = figures["plans"], figures["tokens_per_second"]
+    packed = round(figures["packing_tokens_per_second"])
     rates = list(plans[0]["hours"])
     space = [
         (text, one["tokens"], one["shards"], *(amount(one["bytes"][name]) for name in ("fp16", "int8-token")))
@@ -77,8 +90,10 @@ def report(figures: dict[str, Any]) -> str:
                 [(*row, spooled) for row, spooled in zip(space, spool, strict=True)],
             ),
             "",
-            f"hours, where a worker's encoder makes so many tokens per second ({here:,} here, beside what else runs)",
-            "and its text is tokenised at the rate of this machine's cores",
+            f"a machine's cores tokenise {packed:,} tokens per second, measured once here, where an encoder makes",
+            f"{here:,}, beside what else runs; each worker is taken to have a machine's cores",
+            "",
+            "hours, where a worker's encoder makes so many tokens per second",
             "",
             show.table(("text", "workers", *(f"at {int(rate):,}/s" for rate in rates)), times),
         ]

@@ -3,8 +3,9 @@
 The service is moto's S3 server in a process of its own, `python -m benchmarks.streaming SECONDS …`, which answers the
 same requests at several ports, at once and after so many seconds. Two limits are found in the same run, in turns: bare
 range requests of whole chunks without decoding, as many in flight as a stream has, without a wait; and what a wait
-allows, which is as many chunks per wait. A wait of 50 ms is that of a service in the same region; with the longer one
-the wait is the smaller limit. The store has shards of 64 rows, each of which needs a request for its index.
+allows, which is as many chunks per wait. The smaller counts. A wait of 50 ms is that of a service in the same region;
+the longer one is the smaller limit only where the service and its line do more than it allows. The store has shards of
+64 rows, each of which needs a request for its index.
 """
 
 from __future__ import annotations

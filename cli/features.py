@@ -102,8 +102,12 @@ def texts(store: str, as_json: bool, rows: int, clean_up: bool, output: str | No
     help="rows of the window in which they are shuffled  [default: as in training]",
 )
 def bench(store: str, as_json: bool, batch_size: int, shuffle_rows: int | None) -> None:
-    """Measure the read rate of shuffled batches as float32 tensors, against a memory map of the same rows."""
+    """Measure the read rate of shuffled batches as float32 tensors, against a memory map of the same rows.
+
+    The map lies in the temporary folder (TMPDIR) meanwhile: 512 MB of rows, or a window of them where that is more, by
+    default 2 GiB or four batches, and at most all rows. Two windows are in memory, as in training.
+    """
     from ldlm.stages import features as stage
 
-    result = stage.bench(locate(store), batch_size=batch_size, shuffle_rows=shuffle_rows)
+    result = stage.bench(locate(store), batch_size=batch_size, shuffle_rows=shuffle_rows, progress=show.Terminal())
     _show(result, as_json, lambda: show.pairs(result))

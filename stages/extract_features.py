@@ -14,6 +14,7 @@ the same shard. Token rows lie in the object store, beside the shards, and are m
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from ldlm.errors import InputError
 from ldlm.features import corpus, estimate, inputs, ledger, ray_engine
 from ldlm.features.begin import prepare
 from ldlm.features.codecs import CODECS
+from ldlm.features.corpus import Count
 from ldlm.features.extraction import Extraction
 from ldlm.features.ray_engine import RayEngine
 from ldlm.features.shards import SPLITS
@@ -37,7 +39,12 @@ from ldlm.training import cost
 ALONE = LaunchConfig()
 
 
-def plan(config: ExtractConfig, out: Location | None = None, launch: LaunchConfig = ALONE) -> dict[str, Any]:
+def plan(
+    config: ExtractConfig,
+    out: Location | None = None,
+    launch: LaunchConfig = ALONE,
+    counts: Mapping[str, Count] | None = None,
+) -> dict[str, Any]:
     """Rows, tokens, shards, bytes per codec before compression, free space and hours of an extraction.
 
     Hours are those of `launch.workers` processes, each on a device like this, at the rates at which one tokenises the
@@ -45,10 +52,11 @@ def plan(config: ExtractConfig, out: Location | None = None, launch: LaunchConfi
     shared evenly, shards are whole, and disk and network are left out. `online` runs the encoder over the sample for
     the statistics only. Of a large corpus only the first documents are tokenised, and the rest is `estimated` from
     their number; the text is a sample of one with `launch.tokens`. `saved_share_of_step` is the encoder's part of a
-    training step that runs it, in FLOPs, for a model of the paper's size: what the store saves.
+    training step that runs it, in FLOPs, for a model of the paper's size: what the store saves. `counts` are the rows
+    of the splits where they were counted before.
     """
     config, _, tokenizer, encoder = inputs.find(config, out)
-    counts = {split: corpus.count_rows(config, tokenizer, split) for split in SPLITS}
+    counts = counts or {split: corpus.count_rows(config, tokenizer, split) for split in SPLITS}
     rows = {split: count.rows for split, count in counts.items()}
     if launch.tokens is not None:
         rows = {"train": -(-launch.tokens // config.seq_len), "validation": 0}
@@ -133,8 +141,7 @@ def run(
                     if launch.only != "pack":
                         _encode(extraction, engine, held)
         connected.close()  # a worker that still loads the encoder would write to a sealed store
-        sealed = (out / "manifest.json").is_file()  # by another process
-        return extraction.seal(result) if launch.only is None or sealed else result
+        return extraction.seal(result) if launch.only is None or extraction.sealed else result  # by another process
 
 
 def _share(launch: LaunchConfig) -> Share | None:

@@ -19,7 +19,7 @@ from ldlm.artifact import Artifact
 from ldlm.config import ExtractConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import metrics, samples
-from ldlm.features import ledger, shards
+from ldlm.features import estimate, ledger, shards
 from ldlm.features.begin import prepare
 from ldlm.features.encoder import online_encoder
 from ldlm.features.store import FeatureStore, Split
@@ -133,21 +133,22 @@ def bench(
     shuffle_rows: int | None = None,
     seconds: float = 5.0,
     most_bytes: float = 512e6,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Rows per second of shuffled float32 batches from the training stream, against a memory map of the same rows.
 
-    They are shuffled in windows of `shuffle_rows`, by default those of a training with such batches, and in one window
-    where no more rows are compared.
+    They are shuffled in windows of `shuffle_rows`, by default those of a training of the store with such batches.
 
     The map holds the stored dtype, uncompressed, in a temporary folder; its batches have the same order. Both are read
     once before the clock starts, so that they come from the page cache. Then they are timed in turns, each of which
     opens and closes its own reader, so that neither reads ahead in the other's time, and takes whole windows, since the
-    stream reads the next one meanwhile. At most `most_bytes` of rows are compared.
+    stream reads the next one meanwhile. At most `most_bytes` of rows are compared, but at least one window of them.
+    `InputError` where the temporary folder has no room for that.
     """
     store = FeatureStore(path, allow_partial=True)
     split = store.split("train", online_encoder(store))
-    split = replace(split, rows=min(split.rows, max(batch_size, int(most_bytes / split.row_bytes))))
     window = min(split.rows, shuffle_rows or default_window(split, batch_size))
+    split = _whole_windows(split, window, batch_size, most_bytes, progress)
     order = RowOrder(split.rows, 0, window)
     turn = -(-window // batch_size)  # batches of a window
     cpu = torch.device("cpu")
@@ -179,6 +180,26 @@ def bench(
         "rows": split.rows,
         "requests_in_flight": None if isinstance(path, Path) else shards.REQUESTS,
     }
+
+
+def _whole_windows(split: Split, window: int, batch_size: int, most_bytes: float, progress: Progress) -> Split:
+    """The first rows of a split in whole windows, as many as `most_bytes` and the temporary folder have room for.
+
+    At least one window, and one batch.
+    """
+    folder = tempfile.gettempdir()
+    free = estimate.free_bytes(Path(folder))
+    whole = RowOrder(split.rows, 0, window).largest_window
+    rows = min(split.rows, max(1, int(min(free, most_bytes) / split.row_bytes) // whole) * whole)
+    rows = max(min(split.rows, batch_size), rows)
+    takes = f"a memory map of {rows:,} rows takes {files.amount(rows * split.row_bytes)}"
+    if rows * split.row_bytes > free:
+        raise InputError(
+            f"{takes} and {folder} has {files.amount(free)} free; set TMPDIR to a folder with room, or a smaller "
+            f"--shuffle-rows"
+        )
+    progress.note(f"{takes} of {folder}")
+    return replace(split, rows=rows)
 
 
 def _memory_map(split: Split, folder: Path) -> dict[str, np.ndarray]:

@@ -110,7 +110,15 @@ def test_the_plans_are_those_of_dry_runs(tmp_path, monkeypatch):
     assert first["bytes"]["fp16"] == 9_000_000_000 * (2 * 16 + 4)
     assert first["hours"]["100000"] > 9e9 / 1e5 / 3600
     assert last["hours"]["100000"] > 250e9 / 1e5 / 3600 / 512
+    packing_rate, here = figures["packing_tokens_per_second"], figures["tokens_per_second"]
+    for plan in figures["plans"]:  # the tokenizer is measured once, so that all rows of the table imply the same
+        for rate in (100_000, here):
+            encoding = plan["tokens"] * -(-plan["shards"] // plan["workers"]) / plan["shards"] / rate
+            spent = 3600 * plan["hours"][str(rate)] - encoding
+            assert spent * plan["workers"] == pytest.approx(plan["tokens"] / packing_rate, rel=1e-3)
     text = plans.report(figures)
+    assert f"a machine's cores tokenise {round(packing_rate):,} tokens per second" in text
+    assert "each worker is taken to have a machine's cores" in text
     assert re.search(r"^OpenWebText +9,000,000,000 ", text, re.MULTILINE)
     assert text.count("250e9 tokens") == 5
 

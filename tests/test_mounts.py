@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from ldlm import mounts
 from ldlm.mounts import file_system, hard_links, remarks
 
 LINE = "36 25 0:40 / {} rw,relatime shared:1 - {} server:/export {}\n"
@@ -48,6 +49,17 @@ def test_the_closest_mount_counts_with_spaces_in_its_name(tmp_path):
     assert found(tmp_path, "gpfs", "rw", inner).kind == "gpfs"
     assert file_system(tmp_path, tmp_path / "mountinfo").kind == "ext4"
     assert file_system(tmp_path, tmp_path / "absent") is None
+
+
+def test_the_command_says_where_locks_do_not_hold_across_machines(ldlm, store, tmp_path, monkeypatch):
+    for kind, warned in (("gpfs", 1), ("ext4", 0)):
+        place = found(tmp_path, kind, "rw", store)
+        monkeypatch.setattr(mounts, "file_system", lambda path, there=place: there)
+        shown = ldlm("features", "info", store)
+        assert shown.exit_code == 0
+        assert shown.stderr.splitlines() == remarks(place, None)
+        assert len(remarks(place, None)) == warned
+        assert f"{kind}" in shown.stdout
 
 
 def test_the_table_of_this_machine_is_read(tmp_path):

@@ -72,6 +72,7 @@ def test_training_streams_from_s3(few, local, bucket, train_config, tmp_path):
 def test_chunks_are_asked_for_several_at_a_time_and_indices_once(few, local, bucket, proxy, monkeypatch):
     """The service answers only once three are asked for: with fewer in flight it would not, with more it would say."""
     monkeypatch.setattr(shards, "REQUESTS", 3)
+    monkeypatch.setattr(shards, "REQUEST_BYTES", 1)  # a chunk for each
     longer = replace(few, data=few.data * 3, shard_rows=64)
     extract_features.run(longer, locate(f"{bucket}/features"))
     split = FeatureStore(f"{bucket}/features").split("train")
@@ -86,6 +87,26 @@ def test_chunks_are_asked_for_several_at_a_time_and_indices_once(few, local, buc
     proxy.together = threading.Barrier(3)
     assert np.array_equal(split.load(rows)["hidden"], first)
     assert proxy.most == 3
+
+
+@pytest.mark.parametrize(("most", "near", "requests"), [(2**22, 2**16, 1), (2**22, 1, 2), (1, 2**16, 3)])
+def test_small_chunks_that_lie_near_each_other_come_by_one_request(
+    few, local, bucket, proxy, monkeypatch, most, near, requests
+):
+    """Chunks 0, 1 and 3 of a shard: together, but for the third where a gap is too much, or each alone."""
+    monkeypatch.setattr(shards, "REQUEST_BYTES", most)
+    monkeypatch.setattr(shards, "NEAR_BYTES", near)
+    place = locate(f"{bucket}/features")
+    extract_features.run(replace(few, shard_rows=64), place)
+    there, here = FeatureStore(place).split("train"), FeatureStore(local).split("train")
+    rows = np.array([50, 17, 3, 16, 55])
+    there.load(rows)  # the indices
+    proxy.seen.clear()
+    (found, tokens), (expected, expected_tokens) = there.read_rows(rows), here.read_rows(rows)
+    for kind in ("hidden", "tokens"):
+        assert sum(f"/{kind}/c/" in path for _, path, _ in proxy.seen) == requests
+    assert np.array_equal(tokens, expected_tokens)
+    assert np.array_equal(found["hidden"], expected["hidden"])
 
 
 def test_server_errors_and_resets_are_ridden_out(few, local, bucket, proxy):

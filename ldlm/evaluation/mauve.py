@@ -45,7 +45,8 @@ def library() -> Any:
     except ModuleNotFoundError as error:
         package = PACKAGES.get(str(error.name), error.name)
         raise InputError(
-            f"MAUVE needs the package {package}, which is not installed; pip install 'ldlm[mauve]' (mauve-text is GPL)"
+            f"MAUVE needs the package {package}, which is not installed; pip install 'ldlm[mauve]', or -e '.[mauve]' "
+            f"in a checkout (mauve-text is GPL)"
         ) from None
     return mauve
 

@@ -1,4 +1,4 @@
-"""The ledger of a feature store: records of what was written, checks against them, repair, and the seal.
+"""The ledger of a feature store: records of what was written, checks against them, repair, and what a seal covers.
 
 Its files are listed in `store.py`. Zarr gives zeros for what is missing, so these records decide what is there.
 """
@@ -15,12 +15,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ldlm import artifact, emptying, files, presence
+from ldlm.completion import FIRST, is_complete
 from ldlm.errors import InputError, StorageError
 from ldlm.features import decided, shards
 from ldlm.leases import Lease
 from ldlm.location import Location, ObjectPath
 
-MADE_OF = ("artifact.json", "config.yaml")  # the description of the inputs, which can't be made again
+MADE_OF = FIRST  # the description of the inputs, which can't be made again
 COPY = "restore it from a copy, or extract again with --overwrite"
 _CHUNKS = re.compile(r"features\.zarr/(\w+/)?\w+/c/\d+(/0)+")  # files of shards, and not those of mean and std
 Item = TypeVar("Item")
@@ -128,13 +129,16 @@ def _for_each(place: Location, work: Callable[[Item], Result], items: Sequence[I
 # Sealing and checking
 
 
-def sweep(path: Location) -> None:
-    """Remove the leftovers of killed writers: temporary files, and files of the arrays that no record names."""
+def sweep(path: Location, check: Callable[[], None]) -> None:
+    """Remove the leftovers of killed writers: temporary files, and files of the arrays that no record names.
+
+    `check` is that of `emptying.remove`: what is left there may be of a store that has replaced this one.
+    """
     records = filter(None, map(files.load_digested, _ledger(path).values()))
     named = {name for record in records for name in record["files"]}
     for file, relative in files.below(path):
         if file.name.startswith(".") or (_CHUNKS.fullmatch(relative) and relative not in named):
-            file.unlink(missing_ok=True)
+            emptying.remove(file, check)
 
 
 def missing_shards(path: Location) -> tuple[list[str], list[str]]:
@@ -209,6 +213,7 @@ def faults(path: Location) -> list[tuple[str, str, str]]:
     if not (path / "store.json").is_file():  # a damaged store, or something else
         artifact.open_artifact(path, "features", complete=False)
     manifest, description = (_digested(path / name) for name in ("manifest.json", "store.json"))
+    manifest = manifest if is_complete(path) else None
     covered: Mapping[str, str] = (manifest or description or {}).get("sha256", {})
     records, found = _checked_ledger(path, covered)
     if manifest is None:
@@ -244,9 +249,9 @@ def _checked_ledger(
 
 
 def _not_sealed(path: Location, description: Mapping[str, Any] | None, records: Mapping[str, Any]) -> str:
-    """The problem of a manifest that is missing or damaged."""
+    """The problem of a manifest that is missing, damaged or of another store."""
     if (path / "manifest.json").is_file():
-        return "is damaged"
+        return "is damaged" if is_complete(path) else "is of another store"
     needed = set() if description is None else shard_names(description)
     return f"is missing, not sealed: {len(needed - records.keys())} of {len(needed)} shards missing"
 

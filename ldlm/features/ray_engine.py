@@ -55,7 +55,9 @@ def library() -> Any:
     try:
         return importlib.import_module("ray")
     except ModuleNotFoundError:
-        raise InputError("--engine ray needs Ray: pip install 'ldlm[ray]', on every node") from None
+        raise InputError(
+            "--engine ray needs Ray on every node: pip install 'ldlm[ray]', or -e '.[ray]' in a checkout"
+        ) from None
 
 
 @contextmanager

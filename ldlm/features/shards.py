@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -30,8 +30,10 @@ _ABSENT = 2**64 - 1  # offset and length of a chunk that was never written
 _CHECKSUM = 4  # bytes
 CORES = len(os.sched_getaffinity(0))
 REQUESTS = 16  # in flight to an object store, by a process
-# (start, length) -> (data, the checksum after it); a negative start counts from the end
-Read = Callable[[int, int], tuple[bytes, bytes]]
+# Chunks of an object that lie near each other come by one request, for a small one takes as long as its answer waits.
+REQUEST_BYTES, NEAR_BYTES = 2**22, 2**16  # at most, and between two of them
+Read = Callable[[int, int], bytes]  # (start, length) → data; a negative start counts from the end
+Work = Callable[[], object]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -87,46 +89,61 @@ class ShardedArray:
         self._indices: dict[int, np.ndarray] = {}
 
     def read(self, rows: np.ndarray, into: np.ndarray | None = None) -> np.ndarray:
-        """Rows in the order given: (rows, …). Each chunk that they touch is read once.
+        """Rows of this array alone, in the order given: (rows, …), in `into` where it is given, as by `read`."""
+        return read({"": self}, rows, None if into is None else {"": into})[""]
 
-        `into` is memory for at least as many rows; reusing it saves the kernel from giving out new pages each time.
-        """
-        out = np.empty((len(rows), *self.shape[1:]), self.dtype) if into is None else into[: len(rows)]
+    @property
+    def threads(self) -> int:
+        """How many read it at once: as many as there are cores or, from an object store, requests."""
+        return REQUESTS if isinstance(self.path, ObjectPath) else CORES
+
+    def empty(self, rows: int) -> np.ndarray:
+        """Memory for so many rows: (rows, …)."""
+        return np.empty((rows, *self.shape[1:]), self.dtype)
+
+    def missing_indices(self, reads: Mapping[int, Read]) -> Iterator[Work]:
+        """What is to be done so that the indices of all shards of `reads` are known."""
+        return (partial(self._index, shard, read) for shard, read in reads.items() if shard not in self._indices)
+
+    def shards_of(self, rows: np.ndarray) -> list[int]:
+        """The shards that hold the rows."""
+        return np.unique(rows // (self.chunk[0] * self.grid[0])).tolist()
+
+    def filling(self, rows: np.ndarray, out: np.ndarray, reads: Mapping[int, Read]) -> Iterator[Work]:
+        """What is to be done so that `out` has the rows, once the indices are known."""
+        for shard, chunks in self._chunks(rows).items():
+            for near in self._requests(chunks):
+                yield partial(self._fill, reads[shard], shard, near, out)
+
+    def _chunks(self, rows: np.ndarray) -> dict[int, list[_Chunk]]:
+        """The chunks that rows touch, by shard."""
         chunk_of, within = np.divmod(rows, self.chunk[0])
         by_chunk = np.argsort(chunk_of, kind="stable")
         chunks, starts = np.unique(chunk_of[by_chunk], return_index=True)
-        shards, rows_of_grid = np.divmod(chunks, self.grid[0])
-        with ExitStack() as opened:
-            reads = {shard: opened.enter_context(self._reader(shard)) for shard in map(int, set(shards))}
-            # A shard's index tells where its chunks are; on an object store that is a request of its own.
-            self._at_once(self._index, [(shard, read) for shard, read in reads.items() if shard not in self._indices])
-            rows_of_chunks = zip(shards.tolist(), rows_of_grid.tolist(), np.split(by_chunk, starts[1:]), strict=True)
-            cells = list(np.ndindex(*self.grid[1:]))
+        found: dict[int, list[_Chunk]] = {}
+        for number, places in zip(chunks.tolist(), np.split(by_chunk, starts)[1:], strict=True):
+            shard, row_of_grid = divmod(number, self.grid[0])
+            for cell in np.ndindex(*self.grid[1:]):
+                offset, length = map(int, self._indices[shard][row_of_grid, *cell])
+                if offset == _ABSENT:
+                    path = self._shard_path(shard)
+                    raise InputError(f"{path} lacks a chunk; run `ldlm features repair` on the store")
+                found.setdefault(shard, []).append(_Chunk(offset, length, cell, within[places], places))
+        return found
 
-            def decode(shard: int, row_of_grid: int, places: np.ndarray, cell: tuple[int, ...]) -> None:
-                place = (row_of_grid, *cell)
-                self._decode_chunk(reads[shard], shard, place, within[places], out, places)
-
-            self._at_once(decode, [(*row_of_chunks, cell) for row_of_chunks in rows_of_chunks for cell in cells])
-        return out
-
-    def _at_once(self, work: Callable[..., object], items: Sequence[tuple[Any, ...]]) -> None:
-        """Do `work` on each item, from as many threads as there are cores or, on an object store, requests."""
-        left = deque(items)
-
-        def do() -> None:
-            while True:
-                try:
-                    item = left.popleft()  # the next one that no thread has taken
-                except IndexError:
-                    return
-                work(*item)
-
-        count = REQUESTS if isinstance(self.path, ObjectPath) else CORES
-        doing = [_threads(count).submit(do) for _ in range(min(count, len(items)))]
-        wait(doing)  # for all of them, even after an error: the files are closed next
-        for future in doing:
-            future.result()
+    def _requests(self, chunks: list[_Chunk]) -> list[list[_Chunk]]:
+        """Chunks of a shard by the request that brings them; from a disk each comes alone."""
+        if isinstance(self.path, Path):
+            return [[chunk] for chunk in chunks]
+        together: list[list[_Chunk]] = []
+        for chunk in sorted(chunks):
+            before = together[-1] if together else []
+            near = before and chunk.offset - before[-1].end <= NEAR_BYTES
+            if near and chunk.end - before[0].offset <= REQUEST_BYTES:
+                before.append(chunk)
+            else:
+                together.append([chunk])
+        return together
 
     def _shard_path(self, shard: int) -> Location:
         return self.path / self._shard_name(shard)
@@ -134,46 +151,99 @@ class ShardedArray:
     def _shard_name(self, shard: int) -> str:
         return "/".join(["c", str(shard), *["0"] * (len(self.shape) - 1)])
 
-    def _reader(self, shard: int) -> AbstractContextManager[Read]:
+    def reader(self, shard: int) -> AbstractContextManager[Read]:
         path = self._shard_path(shard)
         if isinstance(path, ObjectPath):
             return nullcontext(partial(_read_object, path, self.sizes[self._shard_name(shard)]))
         return _reader(path)
 
-    def _index(self, shard: int, read: Read) -> np.ndarray:
-        """(offset, length) of each chunk of a shard: uint64 (grid…, 2), from the shard's end."""
-        if shard not in self._indices:
-            size = int(np.prod(self.grid)) * 16
-            data = _checked(read(-size - _CHECKSUM, size), self._shard_path(shard))
-            self._indices[shard] = np.frombuffer(data, "<u8").reshape(*self.grid, 2)
-        return self._indices[shard]
+    def _index(self, shard: int, read: Read) -> None:
+        """Learn (offset, length) of each chunk of a shard, uint64 (grid…, 2), from the shard's end."""
+        size = int(np.prod(self.grid)) * 16
+        data = _checked(_array(read(-size - _CHECKSUM, size + _CHECKSUM)), self._shard_path(shard))
+        self._indices[shard] = np.frombuffer(data, "<u8").reshape(*self.grid, 2)
 
-    def _decode_chunk(
-        self, read: Read, shard: int, place: tuple[int, ...], within: np.ndarray, out: np.ndarray, places: np.ndarray
-    ) -> None:
-        """Decode the chunk at a place of the grid, and copy its rows `within` to `places` in `out`."""
-        corner = [i * chunk for i, chunk in zip(place[1:], self.chunk[1:], strict=True)]
-        window = tuple(slice(at, at + chunk) for at, chunk in zip(corner, self.chunk[1:], strict=True))
-        target, path = out[:, *window], self._shard_path(shard)  # smaller than a chunk at the array's end
-        offset, length = map(int, self._index(shard, read)[place])
-        if offset == _ABSENT:
-            raise InputError(f"{path} lacks a chunk; run `ldlm features repair` on the store")
-        chunk = self._decode(_checked(read(offset, length - _CHECKSUM), path))
-        chunk = chunk[:, *map(slice, target.shape[1:])]
-        for row_out, row in zip(places.tolist(), within.tolist(), strict=True):
-            target[row_out] = chunk[row]
+    def _fill(self, read: Read, shard: int, chunks: list[_Chunk], out: np.ndarray) -> None:
+        """Read chunks of a shard at once, and copy their rows to `out`."""
+        start, path = chunks[0].offset, self._shard_path(shard)
+        data = _array(read(start, chunks[-1].end - start))
+        for chunk in chunks:
+            found = self._decode(_checked(data[chunk.offset - start : chunk.end - start], path))
+            corner = [i * extent for i, extent in zip(chunk.cell, self.chunk[1:], strict=True)]
+            window = tuple(slice(at, at + extent) for at, extent in zip(corner, self.chunk[1:], strict=True))
+            target = out[:, *window]  # smaller than a chunk at the array's end
+            found = found[:, *map(slice, target.shape[1:])]
+            for row_out, row in zip(chunk.places.tolist(), chunk.within.tolist(), strict=True):
+                target[row_out] = found[row]
 
-    def _decode(self, data: bytes) -> np.ndarray:
+    def _decode(self, data: np.ndarray) -> np.ndarray:
         plain = zstd.decompress(data, np.empty(self.chunk, self.dtype)) if self.compressed else data
         return np.frombuffer(plain, self.dtype.newbyteorder("<")).reshape(self.chunk)
 
 
-def _checked(read: tuple[bytes, bytes], path: Location) -> bytes:
-    """The data, checked against its crc32c; `InputError` when it is damaged."""
-    data, checksum = read
-    if len(checksum) != _CHECKSUM or google_crc32c.value(data) != struct.unpack("<I", checksum)[0]:
+class _Chunk(NamedTuple):
+    """A chunk of a shard, and the rows of it that are wanted."""
+
+    offset: int  # in the shard
+    length: int  # with its checksum
+    cell: tuple[int, ...]  # its place in the grid, but for the rows
+    within: np.ndarray  # the rows, counted in the chunk
+    places: np.ndarray  # those that they have among the rows that are read
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.length
+
+
+def read(
+    arrays: Mapping[str, ShardedArray], rows: np.ndarray, into: Mapping[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
+    """Rows of the arrays of a store, in the order given: name → (rows, …). Each chunk that they touch is read once.
+
+    `into` is memory for at least as many rows of each; reusing it saves the kernel from giving out new pages each time.
+    """
+    out = {key: array.empty(len(rows)) if into is None else into[key][: len(rows)] for key, array in arrays.items()}
+    with ExitStack() as opened:
+        reads = {
+            key: {shard: opened.enter_context(array.reader(shard)) for shard in array.shards_of(rows)}
+            for key, array in arrays.items()
+        }
+        threads = max(array.threads for array in arrays.values())
+        # An index tells where a shard's chunks are; on an object store that is a request of its own.
+        _at_once((work for key, array in arrays.items() for work in array.missing_indices(reads[key])), threads)
+        _at_once((work for key, array in arrays.items() for work in array.filling(rows, out[key], reads[key])), threads)
+    return out
+
+
+def _at_once(works: Iterable[Work], threads: int) -> None:
+    """Do all works, in so many threads."""
+    left = deque(works)
+
+    def do() -> None:
+        while True:
+            try:
+                work = left.popleft()  # the next one that no thread has taken
+            except IndexError:
+                return
+            work()
+
+    doing = [_threads(threads).submit(do) for _ in range(min(threads, len(left)))]
+    wait(doing)  # for all of them, even after an error: the files are closed next
+    for future in doing:
+        future.result()
+
+
+def _array(data: bytes) -> np.ndarray:
+    """Bytes as an array, whose parts are no copies."""
+    return np.frombuffer(data, np.uint8)
+
+
+def _checked(data: np.ndarray, path: Location) -> np.ndarray:
+    """The data before their crc32c, which they are checked against; `InputError` when they are damaged."""
+    found, checksum = data[:-_CHECKSUM], data[-_CHECKSUM:]
+    if len(checksum) != _CHECKSUM or google_crc32c.value(found) != struct.unpack("<I", checksum.tobytes())[0]:
         raise InputError(f"{path} is damaged: a checksum is wrong; run `ldlm features repair` on the store")
-    return data
+    return found
 
 
 @contextmanager
@@ -189,11 +259,11 @@ def _reader(path: Path) -> Iterator[Read]:
         raise InputError(f"{path} is missing; run `ldlm features repair` on the store") from None
 
 
-def _read_object(path: ObjectPath, size: int, start: int, length: int) -> tuple[bytes, bytes]:
+def _read_object(path: ObjectPath, size: int, start: int, length: int) -> bytes:
     """Part of a shard that was written with so many bytes. A service answers with an error where it has fewer."""
     try:
         try:
-            data = path.read_range(start + size if start < 0 else start, length + _CHECKSUM)
+            return path.read_range(start + size if start < 0 else start, length)
         except StorageError:
             if (found := path.size()) == size:
                 raise
@@ -203,13 +273,10 @@ def _read_object(path: ObjectPath, size: int, start: int, length: int) -> tuple[
             ) from None
     except FileNotFoundError:
         raise InputError(f"{path} is missing; run `ldlm features repair` on the store") from None
-    return data[:length], data[length:]
 
 
-def _read_file(descriptor: int, size: int, start: int, length: int) -> tuple[bytes, bytes]:
-    start, length = max(0, start + size) if start < 0 else start, max(0, length)
-    # Two reads: cutting the checksum off one would copy the data.
-    return os.pread(descriptor, length, start), os.pread(descriptor, _CHECKSUM, start + length)
+def _read_file(descriptor: int, size: int, start: int, length: int) -> bytes:
+    return os.pread(descriptor, max(0, length), max(0, start + size) if start < 0 else start)
 
 
 @cache

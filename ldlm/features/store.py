@@ -75,8 +75,7 @@ class Split:
 
     def load(self, rows: np.ndarray, into: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
         """Any rows as stored: array name → values, with the tokens. `into` is memory from `memory`."""
-        rows = self._places(rows)
-        return {name: array.read(rows, None if into is None else into[name]) for name, array in self.arrays.items()}
+        return shards.read(self.arrays, self._places(rows), into)
 
     def without_states(self) -> Split:
         """The same rows as tokens alone, whose reading leaves states on the disk."""
@@ -84,7 +83,7 @@ class Split:
 
     def read_tokens(self, rows: np.ndarray) -> np.ndarray:
         """The tokens of any rows (rows, L) int32, without their states."""
-        return self.arrays["tokens"].read(self._places(rows), None)
+        return self.arrays["tokens"].read(self._places(rows))
 
     def _places(self, rows: np.ndarray) -> np.ndarray:
         """The indices of rows in the arrays, where missing shards leave gaps."""
@@ -92,7 +91,7 @@ class Split:
 
     def memory(self, rows: int) -> dict[str, np.ndarray]:
         """Memory that `load` can fill with up to `rows` rows: array name → empty array."""
-        return {name: np.empty((rows, *array.shape[1:]), array.dtype) for name, array in self.arrays.items()}
+        return {name: array.empty(rows) for name, array in self.arrays.items()}
 
     def states(self, parts: Parts, tokens_BL: Tensor, widen: Widen = Tensor.float) -> Tensor | None:
         """float32 states on the tokens' device, decoded there or made by `encode`; None for scratch embeddings."""

@@ -18,13 +18,13 @@ from patience import patience
 
 from ldlm import locks
 from ldlm.config import ExtractConfig
-from ldlm.errors import InputError
+from ldlm.errors import InputError, StorageError
 from ldlm.features import corpus, documents, text, textfiles
 from ldlm.features.detection import Span
 from ldlm.features.helpers import Helpers, workers
 from ldlm.features.packing import Ends, Packing, ahead
 from ldlm.hub import load_tokenizer
-from ldlm.progress import SILENT
+from ldlm.progress import SILENT, Progress, Task
 
 LENGTH = 16
 WORDS = ["a", "Ωmega", "house of cards", "\N{FACE WITH TEARS OF JOY}", "word.", "  ", "\u2028", "x" * 40]
@@ -184,7 +184,7 @@ def test_rows_that_were_removed_are_wanted_by_nobody(config, tokenizer, tmp_path
     made = packing(config, tokenizer, tmp_path)
     planned = made.plan()
     with made.leases.turn("pack") as lease:
-        made.remove(lease)
+        made.remove(lease.check)
     made.tokenize(planned, 0)
     assert made.planned() is None
     assert not made.folder.exists()
@@ -196,7 +196,8 @@ def test_a_process_that_lost_its_lease_leaves_the_plan(config, tokenizer, tmp_pa
     planned = made.plan()
     with made.leases.turn("pack") as lease:
         (made.claims / "pack.lease").unlink()
-        made.remove(lease)
+        with pytest.raises(StorageError, match="another took its place"):
+            made.remove(lease.check)
     assert made.planned() == planned
     assert {path.name for path in made.folder.iterdir()} == {"plan.json", "tokenizer.json"}
 
@@ -228,6 +229,35 @@ def test_a_helper_makes_pieces_and_ends_with_the_one_that_it_helps(halved, confi
     assert helper.poll() == 0
     halved.tokenize(planned, 0)
     assert halved.rows(planned)["train"].read(0, 10**6).tolist() == serial(config, tokenizer)["train"]
+
+
+class Told(Progress, Task):
+    """Progress that keeps the name and the total of its task, and every advance."""
+
+    def task(self, name, total, unit, done=0):
+        self.name, self.total, self.advances = name, total, []
+        return self
+
+    def advance(self, count, **figures):
+        self.advances.append(count)
+
+
+def test_the_progress_of_tokenising_counts_the_pieces_of_both_processes(halved, monkeypatch):
+    planned, told, own = halved.plan(300), Told(), []
+    real = Packing._tokenized
+
+    def tokenized(self, number, piece, tally):
+        if not own:
+            wait_until(self.kept.numbers)  # of the helper's
+        own.append(number)
+        return real(self, number, piece, tally)
+
+    monkeypatch.setattr(Packing, "_tokenized", tokenized)
+    replace(halved, progress=told).tokenize(planned, 1)
+    assert (told.name, told.total) == ("tokenize", sum(piece.size for piece in planned))
+    assert sum(told.advances) == told.total
+    assert 0 < len(own) < len(planned)
+    assert sum(planned[number].size for number in own) < told.total
 
 
 def test_bad_input_that_a_helper_finds_ends_the_packing_with_its_line(halved, tmp_path):

@@ -165,7 +165,7 @@ def test_rows_that_are_removed_go_many_at_a_time_and_are_wanted_by_nobody(machin
         objects = len(made.folder.sizes())
         assert objects > 3 * len(planned)
         proxy.seen.clear()
-        made.remove(lease)
+        made.remove(lease.check)
         assert sum(method == "POST" for method, _, _ in proxy.seen) == 1 + -(-(objects - 1) // 5)  # the plan goes first
     assert not made.folder.is_dir()
     late.tokenize(planned, 0)
@@ -179,7 +179,8 @@ def test_a_machine_that_lost_its_lease_leaves_the_plan(machine):
     before = made.folder.sizes()
     with made.leases.turn("pack") as lease:
         (made.claims / "pack.lease").unlink()
-        made.remove(lease)
+        with pytest.raises(StorageError, match="another took its place"):
+            made.remove(lease.check)
     assert made.folder.sizes() == before
 
 

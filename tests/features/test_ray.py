@@ -53,7 +53,7 @@ def content(path):
 def test_without_ray_one_line_says_how_to_install_it(refuse, arguments, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     said = refuse(*arguments, "--engine", "ray", "--output", tmp_path / "f")
-    assert said == "--engine ray needs Ray: pip install 'ldlm[ray]', on every node"
+    assert said == "--engine ray needs Ray on every node: pip install 'ldlm[ray]', or -e '.[ray]' in a checkout"
     assert not (tmp_path / "f").exists()
 
 

@@ -3,10 +3,12 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -18,14 +20,15 @@ import numpy as np
 import pytest
 from patience import patience
 
-from ldlm import locks
+from ldlm import files, locks
 from ldlm.config import ExtractConfig, from_dict
 from ldlm.errors import InputError, StorageError
 from ldlm.evaluation import samples
-from ldlm.features import ledger, shards
+from ldlm.features import ledger, shards, stream
 from ldlm.features.begin import prepare
 from ldlm.features.extraction import Extraction
 from ldlm.features.store import FeatureStore
+from ldlm.features.stream import default_window
 from ldlm.hub import load_tokenizer
 from ldlm.progress import Progress
 from ldlm.stages import extract_features, features
@@ -59,6 +62,13 @@ def test_several_processes_write_the_bytes_that_one_writes(start, arguments, who
     assert start(arguments, tmp_path / "f", forks=forked.Forks("alone", 3)).wait(timeout=patience()) == 0
     manifests = [json.loads((path / "manifest.json").read_text()) for path in (tmp_path / "f", whole)]
     assert manifests[0] == manifests[1]
+    assert content(tmp_path / "f") == content(whole)
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_write_the_bytes_that_one_writes(start, arguments, whole, tmp_path):
+    two = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    assert start(arguments, tmp_path / "f", launcher=two).wait(timeout=patience()) == 0
     assert content(tmp_path / "f") == content(whole)
 
 
@@ -487,6 +497,46 @@ def test_repair_of_metadata_keeps_the_statistics(whole, tmp_path):
 def test_bench_compares_with_a_memory_map(whole):
     shown = features.bench(whole, batch_size=4, seconds=0.05)
     assert 0 < shown["ratio"] == pytest.approx(shown["rows_per_second"] / shown["memory_map_rows_per_second"])
+
+
+def test_bench_shuffles_as_a_training_does_and_compares_whole_windows(whole, monkeypatch):
+    split = FeatureStore(whole).split("train")
+
+    def windows(shuffle_rows=None, rows=1):
+        found = features.bench(
+            whole, batch_size=4, shuffle_rows=shuffle_rows, seconds=0.01, most_bytes=rows * split.row_bytes
+        )
+        return found["shuffle_rows"], found["rows"]
+
+    assert windows() == (default_window(split, 4), split.rows) == (split.rows, split.rows)
+    assert split.rows > 3 * 48
+    monkeypatch.setattr(stream, "WINDOW_BYTES", 48 * split.row_bytes)
+    assert windows() == (default_window(split, 4), 48) == (48, 48)
+    assert windows(rows=143) == (48, 2 * 48)
+    assert windows(rows=10**6) == (48, split.rows)
+    assert windows(shuffle_rows=70) == (70, 80)  # in whole blocks of 16
+    assert windows(shuffle_rows=10**6) == (split.rows, split.rows)
+
+
+def test_bench_takes_no_more_room_than_there_is(whole, monkeypatch, notes):
+    split = FeatureStore(whole).split("train")
+    monkeypatch.setattr(stream, "WINDOW_BYTES", 48 * split.row_bytes)
+    real = shutil.disk_usage(tempfile.gettempdir())
+
+    def rows(free):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: real._replace(free=free))
+        return features.bench(whole, batch_size=4, seconds=0.01, progress=notes)["rows"]
+
+    assert rows(2 * 48 * split.row_bytes) == 2 * 48
+    said = f"a memory map of 96 rows takes {files.amount(96 * split.row_bytes)} of {tempfile.gettempdir()}"
+    assert notes.lines == [said]
+    assert rows(48 * split.row_bytes) == 48
+    line = (
+        f"a memory map of 48 rows takes {files.amount(48 * split.row_bytes)} and {tempfile.gettempdir()} has "
+        f"{files.amount(48 * split.row_bytes - 1)} free; set TMPDIR to a folder with room, or a smaller --shuffle-rows"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(line)}$"):
+        rows(48 * split.row_bytes - 1)
 
 
 def test_a_partial_store_is_read_when_it_is_allowed_and_has_the_rows_that_are_there(whole, tmp_path):

@@ -50,13 +50,15 @@ def assert_same_losses(run, other):
 
 
 @pytest.mark.parametrize("world", [2, 3, 8])
-@pytest.mark.parametrize("batch_size", [24, 48])
-def test_the_shares_of_all_processes_are_the_batch_of_one(store, world, batch_size):
+@pytest.mark.parametrize(("batch_size", "shuffle_rows"), [(24, None), (48, None), (24, 32)])
+def test_the_shares_of_all_processes_are_the_batch_of_one(store, world, batch_size, shuffle_rows):
+    """Also over thirteen windows in an epoch, of some of which a process has no row."""
     opened = FeatureStore(store)
     split = opened.split("train")
 
     def batches(rank, size, steps=20):  # beyond the first epoch
-        stream = Stream(split, batch_size=batch_size, seed=3, device=CPU, world=World(rank, size))
+        asked = {"batch_size": batch_size, "shuffle_rows": shuffle_rows}
+        stream = Stream(split, **asked, seed=3, device=CPU, world=World(rank, size))
         stream.position = 2 * batch_size
         with stream:
             found = iter(stream)
