@@ -122,7 +122,9 @@ class PsiConfig(ChainConfig):
         "min(η, (1 − α_s)/α_t); rescale, η·min(1, (1 − α_s)/α_t); rescale-duo, η·min(η, (1 − α_s)/α_t), as in the "
         "code of Duo",
     )
-    eta: float = setting(0.05, "η", low=0, high=1)
+    eta: float = setting(
+        0.05, "η; published 0.05 of rescale-duo, and 0.01 with p = 0.95 of profile loop", low=0, high=1
+    )
     profile: Literal["linear", "loop"] = setting("linear", "times: equal steps, or a loop that stands still at α_on")
     t_on: float = setting(0.55, "time at which the middle of the grid begins, and the loop", above=0, below=1)
     t_off: float = setting(0.05, "time at which it ends", above=0, below=1)
