@@ -1,4 +1,4 @@
-"""The rival methods and their samplers, as settings. The defaults are the published values of each (BASELINES 11)."""
+"""The rival methods and their samplers, as settings. The defaults are the published values of each."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class DuoConfig(ChainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DuoCurriculumConfig:
-    """The first half of Duo's training (Sahoo et al., 2025), and its efficient form (Sahoo et al., 2026)."""
+    """The first half of Duo's training (Sahoo et al., 2025), and its efficient form (Deschenaux et al., 2026)."""
 
     kind: Literal["top-k", "full", "discrete", "none"] = setting(
         "top-k",
@@ -109,7 +109,7 @@ class DuoCurriculumConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PsiConfig(ChainConfig):
-    """Ψ-samplers of Duo, which mix ancestral with predictor–corrector steps (Sahoo et al., 2026)."""
+    """Ψ-samplers of Duo, which mix ancestral with predictor–corrector steps (Deschenaux et al., 2026)."""
 
     name: Literal["psi"] = setting("psi", "the sampler")
 

@@ -396,7 +396,7 @@ def test_a_setting_of_another_method_is_refused_by_name():
 
 @pytest.mark.parametrize("preset", ["owt-1024", "lm1b-128"])
 def test_the_published_small_model(preset, method):
-    """BASELINES 1.1: 92 M blocks, and 38.6 M each of embedding and head."""
+    """The published size: 92 M blocks, and 38.6 M each of embedding and head."""
     chosen = training_method(of_preset(method, preset))
     counts = chosen.parameters(chosen.network(configs.preset(preset).shapes))
     d, vocab, condition = 768, 50_257, 128
