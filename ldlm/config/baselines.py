@@ -207,6 +207,9 @@ TOKEN_SAMPLERS: dict[str, dict[str, type]] = {
     "flm": {"euler": FLMConfig},
 }
 
+# The setting of a sampler beside which its η may change nothing.
+ETA_BELONGS_TO: dict[type, str] = {ReMDMConfig: "schedule", PsiConfig: "mode"}
+
 
 def used(sampler: SamplerOfTokens) -> dict[str, Any]:
     """Settings of a sampler by name, without those that change nothing beside the others."""
