@@ -289,11 +289,8 @@ class TokenSubject(Subject):
 def unbounded(path: Path) -> dict[str, Any] | None:
     """The record of a run that has no bound, as JSON; None of any other."""
     method = _method(path)
-    if method == LDLM and _is_distilled(path):
-        return {"run": path.name, "method": method, "is": "none", "why": DISTILLED}
-    if method == LDLM or methods.bounds_likelihood(method):
-        return None
-    return {"run": path.name, "method": method, "is": "none", "why": NO_BOUND}
+    why = DISTILLED if _is_distilled(path) else None if methods.bounds_likelihood(method) else NO_BOUND
+    return None if why is None else {"run": path.name, "method": method, "is": "none", "why": why}
 
 
 def _is_distilled(path: Path) -> bool:

@@ -151,13 +151,9 @@ def _taken_up(method: AnyMethod, out: Path, overwrite: bool, progress: Progress)
     there, asked = configs.method_of(settings), configs.method_of(configs.to_dict(method.config))
     if there != asked:
         raise InputError(f"{out} is a run of method {there}, not {asked}; choose another --output, or add --overwrite")
-    old = method.taken_up(settings)
-    if old.config != method.config and runtime.reports():
-        edition, positions = old.config.recipe.edition, old.config.model.denoiser.positions
-        progress.note(
-            f"{out} was begun by an earlier version; its settings keep their meaning (recipe.edition={edition}), and "
-            f"its denoiser its positions ({positions})"
-        )
+    old, kept = method.taken_up(settings)
+    if kept is not None and runtime.reports():
+        progress.note(f"{out} was begun by an earlier version; {kept}")
     return old
 
 

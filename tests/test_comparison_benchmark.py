@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.comparison import autoregressive, plan, results, runner, stories
+from benchmarks.comparison import autoregressive, picture, plan, results, runner, stories, tables
 from benchmarks.comparison.sources import RealText
 from ldlm import files
 from ldlm.errors import InputError
@@ -80,7 +80,8 @@ def test_flops_of_a_training_in_phases_are_the_mean_over_its_steps():
 
 def row(way: str, seed: int, gen_ppl: float | None, entropy: float) -> dict:
     place = {"regime": "equal-steps", "seed": seed, "way": way, "budget": 32, "num_texts": 500}
-    return {**place, "gen_ppl": gen_ppl, "entropy": entropy, "diversity": 0.5, "cpu_seconds": 50.0}
+    took = {"cpu_seconds": 50.0, "seconds": 60.0, "evaluations": 31.0 if way == "mdlm" else 32.0}
+    return {**place, **took, "gen_ppl": gen_ppl, "entropy": entropy, "diversity": 0.5}
 
 
 ROWS = [
@@ -91,34 +92,91 @@ ROWS = [
 ]
 
 
+def bound(loss: float) -> dict:
+    """Held-out figures of a method whose loss bounds the likelihood."""
+    return {"loss": loss, "nelbo": loss}
+
+
 def figures(rows: list) -> dict:
     """Figures of a comparison with these rows."""
     reference = {"gen_ppl": 90.0, "entropy": 3.95, "diversity": 0.6, "num_texts": 500}
     training = {"regime": "equal-steps", "method": "mdlm", "steps": 1200, "lr": 1e-3, "flops_per_token": 6_000_000}
-    made = {"parameters": {"embedding": 10, "blocks": 20}, "cpu_seconds": 600.0}
+    made = {"parameters": {"embedding": 10, "blocks": 20}, "cpu_seconds": 600.0, "seconds": 900.0}
+    one_token = {"gen_ppl": 150.0, "held_out_loss": 4.0, "cpu_seconds": 5.0, "seconds": 10.0}
     return {
         "rows": rows,
-        "references": {"real": reference, "ar": [{**reference, "seed": 0, "gen_ppl": 150.0}]},
-        "trainings": [{**training, **made, "seed": seed, "held_out": {"loss": 5.0 + seed}} for seed in (0, 1)],
+        "references": {"real": reference, "ar": [{**reference, **one_token, "seed": 0}]},
+        "trainings": [{**training, **made, "seed": seed, "held_out": bound(5.0 + seed)} for seed in (0, 1)],
         "rates": {"mdlm": {"0.001": 5.0, "0.003": 5.5}},
         "samples": {"mdlm": {"budget": 32, "texts": ["One\n two.", "Three."]}},
     }
 
 
 def test_the_tables_have_the_mean_with_half_the_range_and_say_which_seeds_overlap():
-    lines = results.tables(figures(ROWS), TEXT).splitlines()
-    assert "| MDLM | equal steps | 1,200 | 0.001 | 30 | 6.00 M | 10.0 ± 0.0 | 5.500 ± 0.500 |" in lines
+    lines = tables.tables(figures(ROWS), TEXT).splitlines()
+    assert (
+        "| MDLM | equal steps | 1,200 | 0.001 | 30 | 6.00 M | 10.0 ± 0.0 | 15.0 ± 0.0 | ≤ 5.500 ± 0.500 | – |" in lines
+    )
     assert "| MDLM | 5.000 | 5.500 |" in lines  # at each learning rate
     assert "| MDLM | 105.0 ± 5.0 |" in lines
     assert "| GPT-2, a token at a time | 150.0 |" in lines
     assert "| real text | 90.0 |" in lines
     assert "| MDLM | × 0.50, +0.15 ? |" in lines  # perplexities are apart, and entropies overlap
-    assert "| MDLM | 0.100 |" in lines  # seconds of a text
     assert not any("Equal training FLOPs" in line for line in lines)
 
 
+def test_a_loss_is_no_likelihood_a_nelbo_bounds_it_and_of_gpt2_it_is_exact():
+    found = figures(ROWS)
+    base = found["trainings"][0]
+    found["trainings"] = [
+        base,
+        {**base, "method": "flm", "held_out": {"loss": 1.25}},
+        {**base, "method": "ar", "parameters": 30},
+        {**base, "method": "ldlm", "held_out": {"l_diff": 0.1}},
+    ]
+    ends = {line.split(" | ")[0]: line.split(" | ")[-2:] for line in tables.tables(found, TEXT).splitlines()[:9]}
+    assert ends["| "] == ["−log likelihood, held-out nats per token", "held-out loss that is no likelihood |"]
+    assert ends["| MDLM"] == ["≤ 5.000", "– |"]
+    assert ends["| FLM"] == ["–", "1.250 |"]
+    assert ends["| GPT-2"] == ["4.000", "– |"]
+    assert ends["| LDLM"] == ["–", "– |"]
+
+
+def test_trainings_that_have_no_wall_time_leave_it_blank():
+    found = figures(ROWS)
+    for training in found["trainings"]:
+        del training["seconds"]
+    assert "| 6.00 M | 10.0 ± 0.0 | – | ≤ 5.500 ± 0.500 | – |" in tables.tables(found, TEXT)
+
+
+def test_a_rate_that_one_method_was_not_tried_with_is_blank():
+    found = {**figures(ROWS), "rates": {"mdlm": {"0.0003": 5.0, "0.001": 5.5}, "flm": {"0.001": 4.0}}}
+    assert "| FLM | – | 4.000 |" in tables.tables(found, TEXT)
+
+
+def test_runs_of_several_learning_rates_say_so():
+    found = figures(ROWS)
+    found["trainings"][1]["lr"] = 3e-4
+    assert "| 1,200 | 0.0003, 0.001 | 30 |" in tables.tables(found, TEXT)
+
+
+def test_costs_are_shown_for_every_way_and_for_gpt2_and_say_what_they_include():
+    cpu, wall = tables.tables(figures(ROWS), TEXT).split("## CPU seconds per text")[1].split("## Wall seconds per text")
+    assert cpu.startswith(", with the start of the command\n")
+    assert wall.startswith(", without the start of the command\n")
+    assert "| MDLM | 0.100 |" in cpu and "| MDLM | 0.120 |" in wall
+    assert "| GPT-2, a token at a time | 0.010 |" in cpu and "| GPT-2, a token at a time | 0.020 |" in wall
+    assert "of GPT-2 without it" in cpu
+
+
+def test_a_budget_is_of_evaluations_at_most_and_what_was_taken_is_told():
+    document = tables.tables(figures(ROWS), TEXT)
+    assert "| evaluations, at most | 32 |" in document
+    assert "took fewer on average: MDLM 31.0 of 32.\n" in document
+
+
 def test_a_way_without_a_perplexity_has_no_figure_and_no_comparison():
-    lines = results.tables(figures([*ROWS[:2], row("flm", 0, None, 0.1)]), TEXT).splitlines()
+    lines = tables.tables(figures([*ROWS[:2], row("flm", 0, None, 0.1)]), TEXT).splitlines()
     assert lines.count("| FLM | – |") == 2
 
 
@@ -177,7 +235,7 @@ def test_the_frontier_on_stories_has_validity_and_violations_in_place_of_perplex
     ]
     real = {**judged("real", 0, 1.0, 0), "diversity": 0.5}
     found = {**figures(rows), "references": {"real": real, "ar": []}, "trainings": [], "rates": {}}
-    lines = results.tables(found, stories.Stories()).splitlines()
+    lines = tables.tables(found, stories.Stories()).splitlines()
     assert "## Equal steps: share of the sentences that are valid" in lines
     assert "| LDLM | 0.600 ± 0.100 |" in lines
     assert "| MDLM | -0.20, -0.20, +0.00 ? |" in lines
@@ -188,8 +246,31 @@ def test_the_frontier_on_stories_has_validity_and_violations_in_place_of_perplex
     assert "perplexity" not in "\n".join(lines)
 
 
+def test_the_picture_has_a_chart_for_each_figure_and_family_with_ldlm_under_both_regimes():
+    rows = [judged("ldlm", 0, 0.7, 10), {**judged("ldlm", 0, 0.2, 10), "regime": "equal-flops"}]
+    rows += [judged("mdlm", 0, 0.4, 0), judged("duo", 0, 0.3, 0), {**judged("duo", 0, 0.5, 0), "budget": 64}]
+    real = judged("real", 0, 1.0, 0)
+    found = {**figures(rows), "references": {"real": real, "ar": [{**real, "sentences_valid": 0.5}]}}
+    charts = picture.charts(found, stories.Stories.axes)
+    assert len(charts) == 9  # of valid sentences and entropy against evaluations, and of sentences against seconds
+    assert [mark.name for mark in charts[0].marks] == ["LDLM", "LDLM, equal FLOPs", "MDLM", "GPT-2", "real text"]
+    assert not any("stories" in chart.y.label for chart in charts)
+    seconds = charts[7]
+    assert (seconds.x.label, seconds.y.label) == ("CPU seconds per text, log scale", "valid sentences, share")
+    assert {mark.name: (list(mark.x), list(mark.y)) for mark in seconds.marks}["Duo"] == ([0.1, 0.1], [0.3, 0.5])
+    assert {mark.name: (list(mark.x), list(mark.y)) for mark in seconds.marks}["GPT-2"] == ([0.1], [0.5])
+
+
+def test_committed_results_are_still_read_and_shown():
+    """Those of before wall times of trainings were recorded, among others."""
+    for path in (ROOT / "benchmarks/results").glob("stories-frontier-*.json"):
+        found = results.read(path, stories.Stories())["figures"]
+        assert "| MDLM | equal steps | 1,400 | " in tables.tables(found, stories.Stories())
+        assert all(picture.charts(found, stories.Stories.axes))
+
+
 def test_samples_are_shown_as_they_are_but_for_their_line_ends():
-    assert results.samples(figures(ROWS)) == "**MDLM**, 32 evaluations\n\n> One two.\n>\n> Three.\n"
+    assert tables.samples(figures(ROWS)) == "**MDLM**, 32 evaluations\n\n> One two.\n>\n> Three.\n"
 
 
 @pytest.mark.parametrize(
@@ -256,13 +337,17 @@ def test_the_comparison_goes_on_where_it_was_interrupted_and_writes_what_it_foun
     fewer = trained["equal-flops", "ldlm"]["steps"]
     assert fewer == round(ours["steps"] * dearest / ours["flops_per_token"]) < ours["steps"]
     rates = figures["rates"]["mdlm"]
-    assert (len(rates), theirs["lr"]) == (3, float(min(rates, key=rates.get)))
+    assert (set(rates), theirs["lr"]) == ({"0.0003", "0.001", "0.003", "0.006"}, float(min(rates, key=rates.get)))
     tried = files.read_json(tmp_path / "c/rates/mdlm.json")
-    files.write_json(tmp_path / "c/rates/mdlm.json", {rate: tried[rate] for rate in list(tried)[:2]})
+    files.write_json(tmp_path / "c/rates/mdlm.json", {rate: tried[rate] for rate in list(tried)[1:]})
     shutil.rmtree(tmp_path / "c/runs/equal-steps/seed-0/mdlm")
     (tmp_path / "c/texts/equal-steps/seed-0/mdlm-2.json").unlink()
-    runner.main(command)  # an output that was begun when there were two rates tries the third
+    shutil.rmtree(tmp_path / "c/rates/mdlm-0.0003")
+    before = len(toy)
+    runner.main(command)  # an output that was begun when there were three rates tries the fourth alone
     assert files.read_json(tmp_path / "c/rates/mdlm.json") == tried
+    trained = [words[-1] for words in toy[before:] if words[0] == "train"]
+    assert trained == ["rates/mdlm-0.0003", "runs/equal-steps/seed-0/mdlm"]
     shown = figures["samples"]["ldlm-paper"]
     drawn_texts = files.read_jsonl(tmp_path / f"c/texts/equal-steps/seed-0/ldlm-paper-{shown['budget']}.jsonl")
     assert shown["texts"] == [row["text"] for row in drawn_texts][:2]  # the first, and none is chosen

@@ -6,6 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+RIVALS = ("MDLM", "ReMDM", "Duo", "Ψ", "CANDI", "FLM")
 EQUATIONS = {1, 2, 3, 4, 5, 19, 20, 22, 28, 29, 30}  # of the paper's, those that SPEC 3-8 rest on
 
 
@@ -37,7 +38,8 @@ def test_the_tree_is_the_one_on_disk():
 
 def index():
     """(first cell, places) of each row of the table of equations."""
-    rows = re.findall(r"^\| (Eq\.|Section|SPEC|Fig\.) ([^|]*) \| [^|]* \| ([^|]*) \|$", TEXT, re.MULTILINE)
+    kinds = rf"Eq\.|Section|SPEC|Fig\.|{'|'.join(RIVALS)}"
+    rows = re.findall(rf"^\| ({kinds})[ ,]+([^|]*) \| [^|]* \| ([^|]*) \|$", TEXT, re.MULTILINE)
     return [(f"{kind} {which}", re.findall(r"`(\S+?\.py):(\S+?)`", places)) for kind, which, places in rows]
 
 
@@ -75,6 +77,15 @@ def test_every_equation_stands_in_the_index_once_and_its_function_cites_it():
             seen += numbers
     assert len(seen) == len(set(seen))
     assert set(seen) >= EQUATIONS
+
+
+def test_every_rival_stands_in_the_index():
+    assert {cell.split()[0] for cell, _ in index()} >= set(RIVALS)
+
+
+def test_no_source_cites_a_page_that_its_readers_do_not_have():
+    paths = [path for top in ("ldlm", "stages", "cli") for path in (ROOT / top).rglob("*.py")]
+    assert [path.name for path in paths if "BASELINES" in path.read_text(encoding="utf-8")] == []
 
 
 def test_citations_are_read():

@@ -1,4 +1,4 @@
-"""The picture of a comparison: its figures against evaluations, a column for each family of methods."""
+"""The picture of a comparison: its figures against evaluations and seconds, a column for each family of methods."""
 
 from __future__ import annotations
 
@@ -6,54 +6,91 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.comparison.plan import AUTOREGRESSIVE, EQUAL_FLOPS, EQUAL_STEPS, LDLM, REGIMES, WAYS
+from benchmarks.comparison.plan import AUTOREGRESSIVE, EQUAL_FLOPS, EQUAL_STEPS, LDLM, WAYS
+from benchmarks.comparison.sources import Rows
+from benchmarks.comparison.tables import per_text
 from ldlm.pages import chart, drawing
-from ldlm.pages.chart import Axis, Chart, Line
+from ldlm.pages.chart import Axis, Chart, Line, Mark, Points
 
 FAMILIES = {
-    "masks": ("ldlm", "mdlm", "mdlm-p", "remdm"),
-    "uniform states": ("ldlm", "duo", "duo-p", "psi", "psi-rescale"),
-    "continuous states": ("ldlm", "ldlm-paper", "candi", "flm"),
+    "masks": ("mdlm", "mdlm-p", "remdm"),
+    "uniform states": ("duo", "duo-p", "psi", "psi-rescale"),
+    "continuous states": ("ldlm-paper", "candi", "flm"),
 }
-COLOURS = (chart.BLUE, chart.ORANGE, chart.GREEN, chart.PURPLE, chart.RED)
-WORDS = {EQUAL_STEPS: "equal steps", EQUAL_FLOPS: "equal FLOPs"}
+COLOURS = (chart.ORANGE, chart.GREEN, chart.PURPLE, chart.RED)
+NAMES = {way.key: way.name for way in WAYS}
+# Of equal FLOPs only LDLM has trainings of its own, so that one chart has both regimes.
+OURS = ((EQUAL_STEPS, NAMES[LDLM], chart.BLUE), (EQUAL_FLOPS, f"{NAMES[LDLM]}, equal FLOPs", chart.TEAL))
+EVALUATIONS = Axis("evaluations per text, at most, log scale", log=True, short=lambda value: f"{value:,g}")
+SECONDS = Axis("CPU seconds per text, log scale", log=True)
 
 
 def draw(path: Path, figures: Mapping[str, Any], axes: Mapping[str, Axis]) -> None:
-    """Draw a row of charts for each axis; bands reach from the lowest to the highest seed."""
-    charts = [
-        _chart(figures, regime, family, key, axis)
-        for regime in REGIMES
-        for key, axis in axes.items()
-        for family in FAMILIES
-        if any(row["regime"] == regime for row in figures["rows"])
-    ]
-    drawing.png(path, charts, columns=len(FAMILIES))
+    """Draw a row of charts for each axis, and the first one against seconds; bands reach over all seeds."""
+    drawing.png(path, charts(figures, axes), columns=len(FAMILIES))
 
 
-def _chart(figures: Mapping[str, Any], regime: str, family: str, key: str, axis: Axis) -> Chart:
-    names = {way.key: way for way in WAYS}
-    lines = []
-    for way, color in zip(FAMILIES[family], COLOURS, strict=False):
-        own = regime if names[way].method == LDLM else EQUAL_STEPS
-        rows = [row for row in figures["rows"] if (row["regime"], row["way"]) == (own, way)]
-        lines.append(_line(names[way].name, color, rows, key))
+def charts(figures: Mapping[str, Any], axes: Mapping[str, Axis]) -> list[Chart]:
+    """The charts, row by row."""
+    first = next(iter(axes))
+    against = [_against_evaluations(figures, family, key, axis) for key, axis in axes.items() for family in FAMILIES]
+    return against + [_against_seconds(figures, family, first, axes[first]) for family in FAMILIES]
+
+
+def _against_evaluations(figures: Mapping[str, Any], family: str, key: str, axis: Axis) -> Chart:
     budgets = sorted({row["budget"] for row in figures["rows"]})
-    ends, references = [budgets[0], budgets[-1]], figures["references"]
-    if references[AUTOREGRESSIVE]:
-        values = [row[key] for row in references[AUTOREGRESSIVE] if row[key] is not None]
-        lines += [Line("GPT-2", chart.GREY, ends, [sum(values) / len(values)] * 2, dashed=True)] if values else []
-    if references["real"][key] is not None:
-        lines.append(Line("real text", chart.GOLD, ends, [references["real"][key]] * 2, dashed=True))
-    x_axis = Axis("evaluations per text, log scale", log=True, short=lambda value: f"{value:,g}")
-    return Chart(f"{family}, {WORDS[regime]}", x_axis, axis, [line for line in lines if line.x])
+    ends, marks = [budgets[0], budgets[-1]], _lines(figures["rows"], family, "budget", key)
+    if values := _values(figures["references"][AUTOREGRESSIVE], key):
+        marks.append(Line("GPT-2", chart.GREY, ends, [sum(values) / len(values)] * 2, dashed=True))
+    return Chart(family, EVALUATIONS, axis, [*marks, *_real(figures, ends, key)])
 
 
-def _line(name: str, color: str, rows: Sequence[Mapping[str, Any]], key: str) -> Line:
-    found: dict[int, list[float]] = {}
-    for row in rows:
-        if row[key] is not None:
-            found.setdefault(row["budget"], []).append(row[key])
-    x = sorted(found)
-    band = [min(found[budget]) for budget in x], [max(found[budget]) for budget in x]
-    return Line(name, color, x, [sum(found[b]) / len(found[b]) for b in x], dots=True, band=band)
+def _against_seconds(figures: Mapping[str, Any], family: str, key: str, axis: Axis) -> Chart:
+    timed, of_ar = (_timed(rows, key) for rows in (figures["rows"], figures["references"][AUTOREGRESSIVE]))
+    marks = _lines(timed, family, "cpu_seconds", key)
+    if of_ar:
+        marks.append(Points("GPT-2", chart.GREY, [_mean(of_ar, "cpu_seconds")], [_mean(of_ar, key)], ["GPT-2"]))
+    seconds = [row["cpu_seconds"] for row in (*timed, *of_ar)]
+    return Chart(family, SECONDS, axis, [*marks, *_real(figures, [min(seconds), max(seconds)] if seconds else [], key)])
+
+
+def _timed(rows: Rows, key: str) -> Rows:
+    """The rows with a figure and CPU seconds of a text."""
+    timed = per_text(rows, "cpu_seconds")
+    return [row for row in timed if row[key] is not None and SECONDS.shows(row["cpu_seconds"])]
+
+
+def _real(figures: Mapping[str, Any], ends: Sequence[float], key: str) -> list[Mark]:
+    real = figures["references"]["real"][key]
+    return [] if real is None else [Line("real text", chart.GOLD, ends, [real] * len(ends), dashed=True)]
+
+
+def _lines(rows: Rows, family: str, across: str, key: str) -> list[Mark]:
+    """Lines of LDLM and of the ways of a family."""
+    ways = [(EQUAL_STEPS, way, NAMES[way], color) for way, color in zip(FAMILIES[family], COLOURS, strict=False)]
+    own = [(regime, LDLM, name, color) for regime, name, color in OURS]
+    return [
+        _line(name, color, found, across, key)
+        for regime, way, name, color in (*own, *ways)
+        if (found := [row for row in rows if (row["regime"], row["way"]) == (regime, way) and row[key] is not None])
+    ]
+
+
+def _line(name: str, color: str, rows: Rows, across: str, key: str) -> Line:
+    """The mean over seeds at each budget, against the mean of `across`."""
+    cells = [[row for row in rows if row["budget"] == budget] for budget in sorted({row["budget"] for row in rows})]
+    found = sorted((_mean(cell, across), _mean(cell, key), *_ends(cell, key)) for cell in cells)
+    x, y, low, high = (list(values) for values in zip(*found, strict=True))
+    return Line(name, color, x, y, dots=True, band=(low, high))
+
+
+def _values(rows: Rows, key: str) -> list[float]:
+    return [row[key] for row in rows if row[key] is not None]
+
+
+def _mean(rows: Rows, key: str) -> float:
+    return sum(row[key] for row in rows) / len(rows)
+
+
+def _ends(rows: Rows, key: str) -> tuple[float, float]:
+    return min(_values(rows, key)), max(_values(rows, key))

@@ -58,7 +58,6 @@ class Stories(sources.Source):
     compared: ClassVar[str] = "valid sentences, valid stories, entropy"
     axes: ClassVar[Mapping[str, Axis]] = {
         "sentences_valid": Axis("valid sentences, share", low=0),
-        "stories_valid": Axis("valid stories, share", low=0),
         "entropy": Axis("entropy, nats"),
     }
     # Steps, encoder and LDLM's own settings are the quickstart's (`Stories.sizes` in ldlm.stages.source_stories).

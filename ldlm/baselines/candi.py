@@ -1,4 +1,4 @@
-"""CANDI: masked tokens that show a noisy version of themselves (Pynadath et al., 2025, and its code).
+"""CANDI: masked tokens that show a noisy version of themselves (Pynadath et al., 2025, arXiv 2510.22510).
 
 Forward process: a token is revealed up to time t with probability α_t, as in MDLM. Elsewhere the network sees the mask
 and, beside it, y = onehot(x) + σε. σ(t) is set by a rank: the share r of the tokens whose entry of y is expected to be

@@ -2,10 +2,10 @@
 
 With γ in place of the time, w = α̃·onehot(x) + σ̃·ε, where α̃² = sigmoid(−γ), σ̃² = sigmoid(γ) and ε ~ N(0, I_K). Then
 z = argmax w is a uniform-state process with α = α(γ), and the network is fed softmax(w/T)·E in place of E[z]: z with a
-little of what nearly was z (BASELINES 4.4). Three ways to draw that input and z:
+little of what nearly was z. Three ways to draw that input and z:
 
 - `Full`, as first published, makes w, K numbers for each position.
-- `TopK`, of the second paper (Sahoo et al., 2026), makes the largest entries alone, by order statistics.
+- `TopK`, of the second paper (Deschenaux et al., 2026), makes the largest entries alone, by order statistics.
 - `Discrete` is T → 0: a token is drawn, and nothing is soft. At the published T of 1e-3 most positions are like this.
 
 Shape letters: CONTRIBUTING.md. K of the paper is V; k entries besides the true one are kept, J = k + 1.

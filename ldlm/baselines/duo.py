@@ -1,4 +1,4 @@
-"""Duo: uniform-state diffusion (Sahoo et al., 2025, "The Diffusion Duality").
+"""Duo: uniform-state diffusion (Sahoo et al., 2025, "The Diffusion Duality", arXiv 2506.10892).
 
 Forward process: a token is kept up to time t with probability α_t, else it is any of the K tokens, perhaps the same one
 again. So z does not show which positions are noise, and the network, which is told −log α_t, has to say.
@@ -101,7 +101,7 @@ def nelbo(
 
 
 def position_losses(logits_PV: Tensor, x_P: Tensor, z_P: Tensor, alpha_P: Tensor, slope_P: Tensor) -> Tensor:
-    """The Rao–Blackwellised loss (P,) in continuous time (BASELINES 4.2), in one pass over the vocabulary.
+    """The Rao–Blackwellised loss (P,) in continuous time (Sahoo et al., 2025), in one pass over the vocabulary.
 
         ℓ = −α′/(Kα) Σ_{y≠z} [r_y log(r_y/r̂_y) − r_y + r̂_y],   r_y = x̄_y/x̄_z,   x̄ = Kα x + 1 − α,
 
@@ -156,7 +156,7 @@ class DuoProcess:
 
 
 def uniform_posterior(x_z_BL: Tensor, alpha_t: float, alpha_s: float, vocab: int) -> Mixture:
-    """q(z_s | z_t, x_θ) as a mixture (BASELINES 4.3), from x_θ (B, L) at the tokens of z_t."""
+    """q(z_s | z_t, x_θ) as a mixture (Sahoo et al., 2025), from x_θ (B, L) at the tokens of z_t."""
     weight_BL, kept = alpha_t * vocab * x_z_BL, alpha_t / alpha_s
     total_BL = weight_BL + 1 - alpha_t
     return Mixture(

@@ -1,6 +1,6 @@
-"""MDLM: masked diffusion (Sahoo et al., 2024, "Simple and Effective Masked Diffusion Language Models").
+"""MDLM: masked diffusion of language (Sahoo et al., 2024, arXiv 2406.07524).
 
-Forward process: a token is kept up to time t with probability α_t, else it is the mask (BASELINES 2). The network has
+Forward process: a token is kept up to time t with probability α_t, else it is the mask. The network has
 no output for the mask, its output counts at masked positions only (the paper's SUBS), and it is not told the time.
 
 Shape letters: CONTRIBUTING.md. The mask is number V, after the tokens, and the last row of the embedding.
@@ -76,7 +76,7 @@ class MDLM:
 
 @dataclass(frozen=True)
 class MDLMProcess:
-    """MDLM's ancestral sampler: masked tokens are drawn once, and stay (BASELINES 2).
+    """MDLM's ancestral sampler: masked tokens are drawn once, and stay (Sahoo et al., 2024).
 
     From t to s a masked position stays masked with probability (1 − α_s)/(1 − α_t), and is else drawn from x_θ. As in
     their code the sampler has ε = 0, where that is s/t; with another ε it is the same.

@@ -20,6 +20,7 @@ from ldlm.baselines.psi import PsiProcess
 from ldlm.baselines.remdm import ReMDMProcess
 from ldlm.compute import Compute
 from ldlm.config import (
+    LDLM,
     CANDIConfig,
     CANDITrainConfig,
     ComputeConfig,
@@ -66,8 +67,8 @@ _METHODS: dict[type[TokenTrainConfig], Callable[[Any, int, bool], Method]] = {
 
 
 def bounds_likelihood(name: str) -> bool:
-    """Tell whether the loss of a rival bounds the negative log-likelihood."""
-    bounds = {"mdlm": MDLM.bound, "duo": Duo.bound, "candi": CANDI.bound, "flm": FLM.bound}
+    """Tell whether a method's loss bounds the negative log-likelihood, with LDLM's decoder in the case of LDLM."""
+    bounds = {LDLM: True, "mdlm": MDLM.bound, "duo": Duo.bound, "candi": CANDI.bound, "flm": FLM.bound}
     return bounds[name]
 
 

@@ -22,6 +22,10 @@ from ldlm.sampling.source import Source, checkpoint_of
 from ldlm.sampling.trained_run import TrainedRun
 
 MODELS: dict[str, type[ExportedModel]] = {model.model_type: model for model in (LDLM, TokenDiffusion)}
+RUNS: dict[str, type[TrainedRun] | type[TrainedTokenRun]] = {
+    **dict.fromkeys(configs.METHODS, TrainedTokenRun),
+    configs.LDLM: TrainedRun,
+}  # by method
 
 
 def method_at(path: Path) -> str:
@@ -86,7 +90,7 @@ def defaults(path: Path) -> dict[str, Any]:
 def open_source(path: Path, device: torch.device, name: str | None = None) -> Source:
     """Open a run at a checkpoint, the newest intact or the one named, or an exported model, which has no others."""
     if pretrained.model_type(path) is None:
-        return (TrainedRun if method_at(path) == configs.LDLM else TrainedTokenRun)(path, device, name)
+        return RUNS[method_at(path)](path, device, name)
     _check_no_name(path, name)
     return cast(Source, open_exported(path).to(device))
 

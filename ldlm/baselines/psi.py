@@ -1,9 +1,9 @@
-"""Ψ-samplers: ancestral steps mixed with predictor–corrector steps (Sahoo et al., 2026, "The Diffusion Duality, II").
+"""Ψ-samplers: ancestral steps mixed with predictor–corrector steps (Deschenaux et al., 2026, arXiv 2602.21185).
 
 From t to s a Ψ-sampler draws with probability κ from the posterior q(z_s | z_t, x_θ). Else it draws a clean token from
 q(z_0 | z_t, x_θ) and adds the noise of time s to it. Both come from one estimate x_θ, and the marginals stay as they
 were. κ = 1 is ancestral sampling. With absorbing states and κ = 1 − σ/(1 − α_s) it is ReMDM, as far as σ ≤ 1 − α_s:
-ReMDM may mask more, up to (1 − α_s)/α_t, where a Ψ-sampler stops at κ = 0 (BASELINES 5).
+ReMDM may mask more, up to (1 − α_s)/α_t, where a Ψ-sampler stops at κ = 0.
 
 Shape letters: CONTRIBUTING.md. K of the paper is V.
 """

@@ -1,7 +1,7 @@
-"""ReMDM: samplers of a trained MDLM that mask tokens again (Wang et al., 2025, "Remasking Discrete Diffusion Models").
+"""ReMDM: samplers of a trained MDLM that mask tokens again (Wang et al., 2025, arXiv 2503.00307).
 
 From t to s a token that was drawn becomes masked again with probability σ, and a masked position is drawn with the
-probability that keeps every marginal as it was (BASELINES 3). A token is never swapped for another one directly. σ is
+probability that keeps every marginal as it was. A token is never swapped for another one directly. σ is
 at most σ_max = min(1, (1 − α_s)/α_t).
 
 Shape letters: CONTRIBUTING.md. The mask is number V.

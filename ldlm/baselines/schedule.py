@@ -1,7 +1,7 @@
 """The log-linear schedule of discrete diffusions, and the times at which their samplers take their rows.
 
 α_t = 1 − (1 − ε)t is the probability that a token is kept up to time t. The times of a sampler go from 1 to 1e-5 in
-equal steps, and a last row removes what noise is left (BASELINES 1.7).
+equal steps, and a last row removes what noise is left, as in the code of MDLM, ReMDM and Duo.
 """
 
 from __future__ import annotations

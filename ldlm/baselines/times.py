@@ -1,4 +1,4 @@
-"""Times of a training batch, one in each of its strata (Kingma et al., 2021; BASELINES 1.3).
+"""Times of a training batch, one in each of its strata (Kingma et al., 2021, "Variational Diffusion Models").
 
 Row i of a global batch of n has its time in [i/n, (i+1)/n), whichever process holds it: a batch covers [0, 1] evenly.
 """

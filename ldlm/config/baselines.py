@@ -1,4 +1,4 @@
-"""The rival methods and their samplers, as settings. The defaults are the published values of each (BASELINES 11)."""
+"""The rival methods and their samplers, as settings. The defaults are the published values of each."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class DuoConfig(ChainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DuoCurriculumConfig:
-    """The first half of Duo's training (Sahoo et al., 2025), and its efficient form (Sahoo et al., 2026)."""
+    """The first half of Duo's training (Sahoo et al., 2025), and its efficient form (Deschenaux et al., 2026)."""
 
     kind: Literal["top-k", "full", "discrete", "none"] = setting(
         "top-k",
@@ -109,7 +109,7 @@ class DuoCurriculumConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PsiConfig(ChainConfig):
-    """Ψ-samplers of Duo, which mix ancestral with predictor–corrector steps (Sahoo et al., 2026)."""
+    """Ψ-samplers of Duo, which mix ancestral with predictor–corrector steps (Deschenaux et al., 2026)."""
 
     name: Literal["psi"] = setting("psi", "the sampler")
 
@@ -122,7 +122,9 @@ class PsiConfig(ChainConfig):
         "min(η, (1 − α_s)/α_t); rescale, η·min(1, (1 − α_s)/α_t); rescale-duo, η·min(η, (1 − α_s)/α_t), as in the "
         "code of Duo",
     )
-    eta: float = setting(0.05, "η", low=0, high=1)
+    eta: float = setting(
+        0.05, "η; published 0.05 of rescale-duo, and 0.01 with p = 0.95 of profile loop", low=0, high=1
+    )
     profile: Literal["linear", "loop"] = setting("linear", "times: equal steps, or a loop that stands still at α_on")
     t_on: float = setting(0.55, "time at which the middle of the grid begins, and the loop", above=0, below=1)
     t_off: float = setting(0.05, "time at which it ends", above=0, below=1)
@@ -204,6 +206,9 @@ TOKEN_SAMPLERS: dict[str, dict[str, type]] = {
     "candi": {"cached": CANDIConfig},
     "flm": {"euler": FLMConfig},
 }
+
+# The setting of a sampler beside which its η may change nothing.
+ETA_BELONGS_TO: dict[type, str] = {ReMDMConfig: "schedule", PsiConfig: "mode"}
 
 
 def used(sampler: SamplerOfTokens) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from ldlm.config.baselines import TOKEN_SAMPLERS, ReMDMConfig, SamplerOfTokens
+from ldlm.config.baselines import ETA_BELONGS_TO, TOKEN_SAMPLERS, SamplerOfTokens
 from ldlm.config.export import ExportConfig
 from ldlm.config.fields import from_dict, merge
 from ldlm.config.methods import LDLM, TokenExportConfig, TokenSampleConfig, token_sampler
@@ -60,7 +60,7 @@ def _fitting(start: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
     """The settings of a sampler on which the user's `own` come: none of another sampler, no η of another schedule."""
     if own.get("name", start.get("name")) != start.get("name"):
         return {}
-    other = any(own.get(key, start.get(key)) != start.get(key) for key in ("schedule", "mode"))
+    other = any(own.get(key, start.get(key)) != start.get(key) for key in ETA_BELONGS_TO.values())
     return {key: value for key, value in start.items() if key != "eta" or not other}
 
 
@@ -68,7 +68,7 @@ def _check_used(sampler: SamplerOfTokens, own: Mapping[str, Any]) -> None:
     """`InputError` for an η of the user's own that changes nothing beside the other settings."""
     default = {field.name: field.default for field in fields(sampler)}
     if "eta" in own and "eta" in getattr(sampler, "idle", ()) and getattr(sampler, "eta", None) != default["eta"]:
-        key = "schedule" if isinstance(sampler, ReMDMConfig) else "mode"
+        key = ETA_BELONGS_TO[type(sampler)]
         raise InputError(
             f"sampler.eta changes nothing with sampler.{key}={getattr(sampler, key)}; leave it out, or choose another "
             f"{key}"

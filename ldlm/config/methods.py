@@ -1,4 +1,4 @@
-"""Training and sampling of the token-level rivals, as settings, with the published values of each (BASELINES 1, 4, 6).
+"""Training and sampling of the token-level rivals, as settings, with the published values of each.
 
 Steps, batch, learning rate and warm-up come from a preset where it has them, as LDLM's do; so do depth and width. What
 is a method's own is the rest: betas, weight decay, weight average, and how it corrupts tokens.
@@ -44,7 +44,7 @@ class FLMModelConfig(TokenModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenOptimizerConfig(OptimizerConfig):
-    """AdamW and the weight average of the rivals (BASELINES 1.2)."""
+    """AdamW and the weight average of the rivals, as their published code has them."""
 
     lr_warmup_steps: int = again(OptimizerConfig, "lr_warmup_steps", 2_500)
     weight_decay: float = again(OptimizerConfig, "weight_decay", 0.0)

@@ -33,9 +33,16 @@ NEEDED_KIND = {"tencdm": "hidden", "embedding": "embedding", "scratch": "scratch
 class JointTraining(TrainingMethod[TrainConfig, TrainState]):
     """Joint training of encoder, denoiser and decoders (Sections 4 and 5), in any latent space."""
 
-    def taken_up(self, stored: Mapping[str, Any]) -> JointTraining:
+    def taken_up(self, stored: Mapping[str, Any]) -> tuple[JointTraining, str | None]:
         """The method with which a run goes on: one of an earlier version keeps the meaning of its settings."""
-        return JointTraining(configs.taken_up(self.config, configs.from_stored(TrainConfig, stored)))
+        old = configs.taken_up(self.config, configs.from_stored(TrainConfig, stored))
+        if old == self.config:
+            return self, None
+        edition, positions = old.recipe.edition, old.model.denoiser.positions
+        kept = (
+            f"its settings keep their meaning (recipe.edition={edition}), and its denoiser its positions ({positions})"
+        )
+        return JointTraining(old), kept
 
     def check(self, store: FeatureStore) -> None:
         """`InputError` for settings that contradict each other or the store."""

@@ -41,9 +41,12 @@ class TrainingMethod(ABC, Generic[AnyConfig, AnyLearner]):
 
     # Before the training.
 
-    def taken_up(self: Self, stored: Mapping[str, Any]) -> Self:
-        """The method with which a run goes on that was begun with the settings `stored`."""
-        return self
+    def taken_up(self: Self, stored: Mapping[str, Any]) -> tuple[Self, str | None]:
+        """The method with which a run goes on that was begun with `stored`, and what it keeps of these, in words.
+
+        None where the settings of the run mean what they mean now.
+        """
+        return self, None
 
     @abstractmethod
     def check(self, store: FeatureStore) -> None:

@@ -275,7 +275,7 @@ def test_heads_that_do_not_divide_the_width_are_refused():
 
 
 def test_within_autocast_the_body_is_rounded_and_the_head_is_not():
-    """Logits and loss are float32 in training, on held-out rows and in drawing (BASELINES 1.1)."""
+    """Logits and loss are float32 in training, on held-out rows and in drawing."""
     network, h_BLW = randomised(backbone()).float(), random(2, 4, 8).float()
     exact, states = network.logits(h_BLW), network.hidden(h_BLW)
     with torch.autocast("cpu", torch.bfloat16):

@@ -159,7 +159,7 @@ def test_modes_of_psi_may_differ_in_three_parts_of_the_grid():
     assert parts(mode_low="cap", profile="loop") == [{1}, {0.4}, {0}, {1}]
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(32, 0.33), (256, 2.7), (1024, 10.6)])
+@pytest.mark.parametrize(("steps", "expected"), [(32, 0.33), (256, 2.7), (1024, 10.6), (4096, 42.6)])
 def test_mean_number_of_maskings_of_a_token_that_was_always_there(steps, expected):
     assert sum(remdm(steps).sigmas) == pytest.approx(expected, rel=0.03)
 
@@ -172,10 +172,12 @@ def test_published_eta_of_each_schedule():
     assert max(remdm(50, eta=0.0).sigmas) == 0
 
 
-@pytest.mark.parametrize(("mode", "expected"), [("rescale-duo", (0.08, 0.62, 2.5)), ("rescale", (1.1, 8.9, 35))])
+@pytest.mark.parametrize(
+    ("mode", "expected"), [("rescale-duo", (0.08, 0.62, 2.5, 10)), ("rescale", (1.1, 8.9, 35, 142))]
+)
 def test_mean_number_of_noisings_per_token(mode, expected):
     found = []
-    for steps in (32, 256, 1024):
+    for steps in (32, 256, 1024, 4096):
         process = psi(steps, mode=mode, eta=0.05)
         rows = zip(process.alphas, process.kappas, strict=True)
         found.append(sum((1 - k) * (1 - alpha_s) for (_, alpha_s), k in rows))

@@ -312,6 +312,22 @@ def test_a_preset_gives_steps_batch_and_learning_rate_and_the_method_the_rest():
     assert cls().optimizer.lr_warmup_steps == 2_500
 
 
+def test_a_dry_run_tells_parameters_and_flops(method, succeed):
+    plan = succeed("train", "--method", method, "--preset", "tiny", "--seq-len", 16, "--dry-run")
+    config, vocab = configs.preset("tiny"), configs.preset("tiny").shapes.vocab_size
+    width, mask = config.overrides["model"]["denoiser"]["width"], method in ("mdlm", "candi")
+    parameters = plan["parameters"]
+    assert list(parameters) == ["embedding", "blocks", "head", "condition"]
+    assert parameters["embedding"] == width * (vocab + mask)
+    assert parameters["head"] == (width + 1) * vocab
+    flops = plan["flops_per_token"]
+    phases = flops if method == "duo" else {"training": flops}
+    assert list(phases) == (["curriculum", "training"] if method == "duo" else ["training"])
+    # Forward and backward multiply each weight three times; those of the modulation once for a row.
+    least, most = (6 * (share * parameters["blocks"] + parameters["head"]) for share in (0.6, 1.6))
+    assert all(least < one < most for one in phases.values())
+
+
 def test_another_method_is_refused_in_a_run_s_folder(token_runs, token_config, train_config, trained, store):
     with pytest.raises(InputError, match=r"is a run of method mdlm, not duo; choose another --output"):
         train.run(token_config("duo"), store, token_runs("mdlm"))
@@ -380,7 +396,7 @@ def test_a_setting_of_another_method_is_refused_by_name():
 
 @pytest.mark.parametrize("preset", ["owt-1024", "lm1b-128"])
 def test_the_published_small_model(preset, method):
-    """BASELINES 1.1: 92 M blocks, and 38.6 M each of embedding and head."""
+    """The published size: 92 M blocks, and 38.6 M each of embedding and head."""
     chosen = training_method(of_preset(method, preset))
     counts = chosen.parameters(chosen.network(configs.preset(preset).shapes))
     d, vocab, condition = 768, 50_257, 128
