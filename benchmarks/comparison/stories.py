@@ -57,7 +57,7 @@ class Stories(sources.Source):
     }
     compared: ClassVar[str] = "valid sentences, valid stories, entropy"
     axes: ClassVar[Mapping[str, Axis]] = {
-        "sentences_valid": Axis("valid sentences, share", low=0),
+        "sentences_valid": Axis("valid sentences, share, log scale", log=True),
         "entropy": Axis("entropy, nats"),
     }
     # Steps, encoder and LDLM's own settings are the quickstart's (`Stories.sizes` in ldlm.stages.source_stories).
