@@ -66,6 +66,11 @@ def prose(size: int) -> str:
     return (whole * (size // len(whole) + 1))[:size]
 
 
+def prose_name() -> str:
+    """What `prose` is of."""
+    return NOVELS.name if NOVELS.is_file() else "what comes with Python"
+
+
 def byte_level_tokenizer(documents: list[str]) -> Tokenizer:
     """A byte-level tokenizer with GPT-2's number of tokens, or as many as the text has."""
     made = Tokenizer(models.BPE())

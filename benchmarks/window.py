@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.packing import prose
+from benchmarks.packing import prose, prose_name
 from ldlm import config as configs
 from ldlm.cli import show
 from ldlm.config import ExtractConfig, PretrainConfig, TrainConfig
@@ -39,6 +39,7 @@ Rows = Callable[[int], np.ndarray]  # number of a batch → its rows
 def run(folder: Path) -> dict[str, Any]:
     """Measure everything; a store is made below `folder`."""
     return {
+        "text": prose_name(),
         "rows": FULL_ROWS,
         "batch_size": FULL_BATCH,
         "neighbours": {
@@ -134,8 +135,8 @@ def report(figures: dict[str, Any]) -> str:
             f"shuffle windows: of a batch of {figures['batch_size']} of {figures['rows']:,} rows, the other rows of a "
             f"row's block of {BLOCK_ROWS} and",
             "the blocks it has rows of; and the variance of a batch's gradient, of that with fully shuffled rows",
-            f"({gradient['batches']} batches of {gradient['batch_size']} of {gradient['rows']:,} rows of text, windows "
-            f"of as many batches)",
+            f"({gradient['batches']} batches of {gradient['batch_size']} of {gradient['rows']:,} rows of "
+            f"{figures['text']}, windows of as many batches)",
             "",
             show.table(("window", "neighbours", "blocks", "gradient variance", "with the same noise"), rows),
         ]

@@ -140,14 +140,16 @@ def test_the_benchmark_of_packing_runs(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_benchmark_of_the_window_runs(tmp_path, monkeypatch):
-    from benchmarks import window
+    from benchmarks import packing, window
 
     small = {"FULL_ROWS": 20_000, "CHARACTERS": 30_000, "EVERY": 3, "EXCERPT": 2**12}
     for name, value in {**small, "BATCH": 8, "BATCHES": 2, "STEPS": 1}.items():
         monkeypatch.setattr(window, name, value)
     figures = window.run(tmp_path)
     assert all(figures["gradient"][kind]["fully shuffled"] == 1 for kind in window.KINDS)
+    assert figures["text"] == packing.prose_name()
     assert "fully shuffled" in window.report(figures)
+    assert f"rows of {figures['text']}, windows of as many batches" in window.report(figures)
 
 
 def test_neighbours_and_variance_are_what_a_closed_form_says():

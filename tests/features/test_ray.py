@@ -21,6 +21,7 @@ from ldlm.features import pieces, ray_engine, ray_worker
 from ldlm.features.begin import prepare
 from ldlm.features.helpers import as_json
 from ldlm.location import locate
+from ldlm.progress import Progress, Task
 from ldlm.stages import extract_features
 
 WITHOUT = "Ray is in the extra `ray`"
@@ -231,6 +232,34 @@ def environment():
 def test_ray_on_this_machine_makes_the_store_of_one_process(start, arguments, whole, environment, tmp_path):
     command = [*arguments, "--engine", "ray", "--workers", "1"]
     assert start(command, tmp_path / "f", environment=environment).wait(timeout=patience()) == 0
+    assert content(tmp_path / "f") == content(whole)
+
+
+class Ending(Progress, Task):
+    """Progress that ends one of the workers of a cluster once both are there and some states are made."""
+
+    def __init__(self, cluster) -> None:
+        self.cluster, self.ended = cluster, []
+
+    def task(self, name, total, unit, done=0):
+        self.name = name
+        return self
+
+    def advance(self, count, **figures):
+        if self.name != "tokenize" and not self.ended and len(workers := self.cluster.workers()) == 2:
+            self.ended.append(workers[0])
+            ray_cluster.end(workers[0])
+
+
+def test_a_worker_that_is_lost_on_one_of_two_nodes_costs_no_byte(few, whole, tmp_path, monkeypatch, environment):
+    """In small; slowly below also with a node lost, and with a text of hundreds of shards."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with ray_cluster.nodes() as cluster:
+        ending = Ending(cluster)
+        launch = LaunchConfig(engine="ray", address=cluster.address, workers=2)
+        extract_features.run(few, tmp_path / "f", launch=launch, progress=ending)
+    assert len(ending.ended) == 1
     assert content(tmp_path / "f") == content(whole)
 
 
