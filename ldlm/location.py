@@ -118,8 +118,7 @@ class ObjectPath:
     def _again(self, request: Callable[[], Any], still: Callable[[], bool] = lambda: True) -> Any:
         """The answer to a request that obstore doesn't make again after a reset, since the first may have been done.
 
-        Each attempt is made only if `still` says so; else the answer is None. An object that is put once needs no such
-        question: where it exists, it is read back.
+        Each attempt is made only if `still` says so; else the answer is None.
         """
         ends = math.inf
         for attempt in itertools.count():

@@ -7,6 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Generator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -203,17 +204,20 @@ def _whole_windows(split: Split, window: int, batch_size: int, most_bytes: float
 
 
 def _memory_map(split: Split, folder: Path) -> dict[str, np.ndarray]:
-    """Memory maps of a split's arrays, written uncompressed to `folder`."""
-    mapped: dict[str, np.ndarray] = {}
-    for name, array in split.arrays.items():
-        file = np.memmap(folder / name, array.dtype, "w+", shape=(split.rows, *array.shape[1:]))
+    """Memory maps of a split's arrays, written uncompressed to `folder`.
+
+    They are not written by way of a map: the process would crash where others fill the disk meanwhile.
+    """
+    with ExitStack() as opened:
+        written = {name: opened.enter_context(open(folder / name, "wb")) for name in split.arrays}
         for start in range(0, split.rows, 512):
-            stop = min(start + 512, split.rows)
-            parts, tokens = split.read(start, stop)
-            file[start:stop] = {**parts, "tokens": tokens}[name]
-        file.flush()
-        mapped[name] = np.memmap(folder / name, array.dtype, "r", shape=file.shape)
-    return mapped
+            parts, tokens = split.read(start, min(start + 512, split.rows))
+            for name, values in {**parts, "tokens": tokens}.items():
+                values.tofile(written[name])
+    return {
+        name: np.memmap(folder / name, array.dtype, "r", shape=(split.rows, *array.shape[1:]))
+        for name, array in split.arrays.items()
+    }
 
 
 def _rate(batches: Generator[Any, None, None], turn: int, warm: int, seconds: float) -> float:

@@ -289,8 +289,11 @@ class TokenSubject(Subject):
 def unbounded(path: Path) -> dict[str, Any] | None:
     """The record of a run that has no bound, as JSON; None of any other."""
     method = _method(path)
-    why = DISTILLED if _is_distilled(path) else None if methods.bounds_likelihood(method) else NO_BOUND
-    return None if why is None else {"run": path.name, "method": method, "is": "none", "why": why}
+    if _is_distilled(path):
+        return {"run": path.name, "method": method, "is": "none", "why": DISTILLED}
+    if methods.bounds_likelihood(method):
+        return None
+    return {"run": path.name, "method": method, "is": "none", "why": NO_BOUND}
 
 
 def _is_distilled(path: Path) -> bool:

@@ -72,7 +72,7 @@ def test_training_streams_from_s3(few, local, bucket, train_config, tmp_path):
 def test_chunks_are_asked_for_several_at_a_time_and_indices_once(few, local, bucket, proxy, monkeypatch):
     """The service answers only once three are asked for: with fewer in flight it would not, with more it would say."""
     monkeypatch.setattr(shards, "REQUESTS", 3)
-    monkeypatch.setattr(shards, "REQUEST_BYTES", 1)  # a chunk for each
+    monkeypatch.setattr(shards, "TOGETHER_BYTES", 1)  # a chunk for each
     longer = replace(few, data=few.data * 3, shard_rows=64)
     extract_features.run(longer, locate(f"{bucket}/features"))
     split = FeatureStore(f"{bucket}/features").split("train")
@@ -94,7 +94,7 @@ def test_small_chunks_that_lie_near_each_other_come_by_one_request(
     few, local, bucket, proxy, monkeypatch, most, near, requests
 ):
     """Chunks 0, 1 and 3 of a shard: together, but for the third where a gap is too much, or each alone."""
-    monkeypatch.setattr(shards, "REQUEST_BYTES", most)
+    monkeypatch.setattr(shards, "TOGETHER_BYTES", most)
     monkeypatch.setattr(shards, "NEAR_BYTES", near)
     place = locate(f"{bucket}/features")
     extract_features.run(replace(few, shard_rows=64), place)

@@ -12,7 +12,6 @@ import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,8 +30,7 @@ _CHECKSUM = 4  # bytes
 CORES = len(os.sched_getaffinity(0))
 REQUESTS = 16  # in flight to an object store, by a process
 # Chunks of an object that lie near each other come by one request, for a small one takes as long as its answer waits.
-REQUEST_BYTES, NEAR_BYTES = 2**22, 2**16  # at most, and between two of them
-Read = Callable[[int, int], bytes]  # (start, length) → data; a negative start counts from the end
+TOGETHER_BYTES, NEAR_BYTES = 2**22, 2**16  # at most, and between two of them
 Work = Callable[[], object]
 
 
@@ -101,19 +99,16 @@ class ShardedArray:
         """Memory for so many rows: (rows, …)."""
         return np.empty((rows, *self.shape[1:]), self.dtype)
 
-    def missing_indices(self, reads: Mapping[int, Read]) -> Iterator[Work]:
-        """What is to be done so that the indices of all shards of `reads` are known."""
-        return (partial(self._index, shard, read) for shard, read in reads.items() if shard not in self._indices)
+    def indexing(self, rows: np.ndarray) -> Iterator[Work]:
+        """The works after which the indices of all shards of these rows are known."""
+        shards = np.unique(rows // (self.chunk[0] * self.grid[0])).tolist()
+        return (partial(self._index, shard) for shard in shards if shard not in self._indices)
 
-    def shards_of(self, rows: np.ndarray) -> list[int]:
-        """The shards that hold the rows."""
-        return np.unique(rows // (self.chunk[0] * self.grid[0])).tolist()
-
-    def filling(self, rows: np.ndarray, out: np.ndarray, reads: Mapping[int, Read]) -> Iterator[Work]:
-        """What is to be done so that `out` has the rows, once the indices are known."""
+    def filling(self, rows: np.ndarray, out: np.ndarray) -> Iterator[Work]:
+        """The works after which `out` has the rows; the indices are known."""
         for shard, chunks in self._chunks(rows).items():
             for near in self._requests(chunks):
-                yield partial(self._fill, reads[shard], shard, near, out)
+                yield partial(self._fill, shard, near, out)
 
     def _chunks(self, rows: np.ndarray) -> dict[int, list[_Chunk]]:
         """The chunks that rows touch, by shard."""
@@ -128,7 +123,7 @@ class ShardedArray:
                 if offset == _ABSENT:
                     path = self._shard_path(shard)
                     raise InputError(f"{path} lacks a chunk; run `ldlm features repair` on the store")
-                found.setdefault(shard, []).append(_Chunk(offset, length, cell, within[places], places))
+                found.setdefault(shard, []).append(_Chunk(offset, offset + length, cell, within[places], places))
         return found
 
     def _requests(self, chunks: list[_Chunk]) -> list[list[_Chunk]]:
@@ -136,10 +131,10 @@ class ShardedArray:
         if isinstance(self.path, Path):
             return [[chunk] for chunk in chunks]
         together: list[list[_Chunk]] = []
-        for chunk in sorted(chunks):
+        for chunk in sorted(chunks, key=lambda chunk: chunk.offset):
             before = together[-1] if together else []
             near = before and chunk.offset - before[-1].end <= NEAR_BYTES
-            if near and chunk.end - before[0].offset <= REQUEST_BYTES:
+            if near and chunk.end - before[0].offset <= TOGETHER_BYTES:
                 before.append(chunk)
             else:
                 together.append([chunk])
@@ -151,22 +146,30 @@ class ShardedArray:
     def _shard_name(self, shard: int) -> str:
         return "/".join(["c", str(shard), *["0"] * (len(self.shape) - 1)])
 
-    def reader(self, shard: int) -> AbstractContextManager[Read]:
-        path = self._shard_path(shard)
-        if isinstance(path, ObjectPath):
-            return nullcontext(partial(_read_object, path, self.sizes[self._shard_name(shard)]))
-        return _reader(path)
-
-    def _index(self, shard: int, read: Read) -> None:
+    def _index(self, shard: int) -> None:
         """Learn (offset, length) of each chunk of a shard, uint64 (grid…, 2), from the shard's end."""
         size = int(np.prod(self.grid)) * 16
-        data = _checked(_array(read(-size - _CHECKSUM, size + _CHECKSUM)), self._shard_path(shard))
+        data = _checked(self._read(shard, -size - _CHECKSUM, size + _CHECKSUM), self._shard_path(shard))
         self._indices[shard] = np.frombuffer(data, "<u8").reshape(*self.grid, 2)
 
-    def _fill(self, read: Read, shard: int, chunks: list[_Chunk], out: np.ndarray) -> None:
+    def _read(self, shard: int, start: int, length: int) -> np.ndarray:
+        """Part of a shard as bytes, whose parts are no copies; a negative start counts from the end.
+
+        A shard on a disk is opened each time: a window may be of more shards than a process may have open files.
+        """
+        path = self._shard_path(shard)
+        if isinstance(path, ObjectPath):
+            data = _read_object(path, self.sizes[self._shard_name(shard)], start, length)
+        else:
+            data = _read_file(path, start, length)
+        if len(data) != length:
+            raise InputError(f"{path} is damaged: it ends too early; run `ldlm features repair` on the store")
+        return np.frombuffer(data, np.uint8)
+
+    def _fill(self, shard: int, chunks: list[_Chunk], out: np.ndarray) -> None:
         """Read chunks of a shard at once, and copy their rows to `out`."""
         start, path = chunks[0].offset, self._shard_path(shard)
-        data = _array(read(start, chunks[-1].end - start))
+        data = self._read(shard, start, chunks[-1].end - start)
         for chunk in chunks:
             found = self._decode(_checked(data[chunk.offset - start : chunk.end - start], path))
             corner = [i * extent for i, extent in zip(chunk.cell, self.chunk[1:], strict=True)]
@@ -185,14 +188,10 @@ class _Chunk(NamedTuple):
     """A chunk of a shard, and the rows of it that are wanted."""
 
     offset: int  # in the shard
-    length: int  # with its checksum
+    end: int  # after its checksum
     cell: tuple[int, ...]  # its place in the grid, but for the rows
     within: np.ndarray  # the rows, counted in the chunk
     places: np.ndarray  # those that they have among the rows that are read
-
-    @property
-    def end(self) -> int:
-        return self.offset + self.length
 
 
 def read(
@@ -203,15 +202,10 @@ def read(
     `into` is memory for at least as many rows of each; reusing it saves the kernel from giving out new pages each time.
     """
     out = {key: array.empty(len(rows)) if into is None else into[key][: len(rows)] for key, array in arrays.items()}
-    with ExitStack() as opened:
-        reads = {
-            key: {shard: opened.enter_context(array.reader(shard)) for shard in array.shards_of(rows)}
-            for key, array in arrays.items()
-        }
-        threads = max(array.threads for array in arrays.values())
-        # An index tells where a shard's chunks are; on an object store that is a request of its own.
-        _at_once((work for key, array in arrays.items() for work in array.missing_indices(reads[key])), threads)
-        _at_once((work for key, array in arrays.items() for work in array.filling(rows, out[key], reads[key])), threads)
+    threads = max(array.threads for array in arrays.values())
+    # An index tells where a shard's chunks are; on an object store that is a request of its own.
+    _at_once((work for array in arrays.values() for work in array.indexing(rows)), threads)
+    _at_once((work for key, array in arrays.items() for work in array.filling(rows, out[key])), threads)
     return out
 
 
@@ -228,14 +222,9 @@ def _at_once(works: Iterable[Work], threads: int) -> None:
             work()
 
     doing = [_threads(threads).submit(do) for _ in range(min(threads, len(left)))]
-    wait(doing)  # for all of them, even after an error: the files are closed next
+    wait(doing)  # for all of them, even after an error: what they fill is the caller's, who may use it again
     for future in doing:
         future.result()
-
-
-def _array(data: bytes) -> np.ndarray:
-    """Bytes as an array, whose parts are no copies."""
-    return np.frombuffer(data, np.uint8)
 
 
 def _checked(data: np.ndarray, path: Location) -> np.ndarray:
@@ -244,19 +233,6 @@ def _checked(data: np.ndarray, path: Location) -> np.ndarray:
     if len(checksum) != _CHECKSUM or google_crc32c.value(found) != struct.unpack("<I", checksum.tobytes())[0]:
         raise InputError(f"{path} is damaged: a checksum is wrong; run `ldlm features repair` on the store")
     return found
-
-
-@contextmanager
-def _reader(path: Path) -> Iterator[Read]:
-    """A function that reads parts of a shard on disk, from any thread.
-
-    It uses pread: a memory map would crash the process if the file shrank.
-    """
-    try:
-        with open(path, "rb", buffering=0) as file:
-            yield partial(_read_file, file.fileno(), os.fstat(file.fileno()).st_size)
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing; run `ldlm features repair` on the store") from None
 
 
 def _read_object(path: ObjectPath, size: int, start: int, length: int) -> bytes:
@@ -275,8 +251,15 @@ def _read_object(path: ObjectPath, size: int, start: int, length: int) -> bytes:
         raise InputError(f"{path} is missing; run `ldlm features repair` on the store") from None
 
 
-def _read_file(descriptor: int, size: int, start: int, length: int) -> bytes:
-    return os.pread(descriptor, max(0, length), max(0, start + size) if start < 0 else start)
+def _read_file(path: Path, start: int, length: int) -> bytes:
+    """Part of a shard on disk, by pread: a memory map would crash the process if the file shrank."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            if start < 0:
+                start = max(0, start + os.fstat(file.fileno()).st_size)
+            return os.pread(file.fileno(), length, start)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; run `ldlm features repair` on the store") from None
 
 
 @cache

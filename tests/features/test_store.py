@@ -1,6 +1,8 @@
 """The feature store: plain Zarr for any reader, and never zeros in place of what is missing."""
 
 import json
+import os
+import resource
 import shutil
 
 import google_crc32c
@@ -12,7 +14,7 @@ import zarr
 from ldlm.artifact import begin
 from ldlm.config import ExtractConfig, Shapes
 from ldlm.errors import InputError
-from ldlm.features import codecs
+from ldlm.features import codecs, shards
 from ldlm.features.codecs import CODECS
 from ldlm.features.shards import ShardedArray
 from ldlm.features.store import FeatureStore
@@ -263,6 +265,23 @@ def test_the_stream_s_own_reader_reads_what_was_written_in_any_order(written):
             into = np.zeros((41, *expected.shape[1:]), expected.dtype)
             assert np.shares_memory(array.read(np.array(rows), into), into)
             assert np.array_equal(into[: len(rows)], expected[rows])
+
+
+def test_a_window_may_be_of_more_shards_than_a_process_may_have_open_files(store, monkeypatch):
+    monkeypatch.setattr(shards, "CORES", 1)
+    split = FeatureStore(store).split("train")
+    expected = split.read(0, split.rows)
+    spare = 3
+    assert split.rows // split.shard_rows * len(split.arrays) > spare
+    free = os.dup(0)  # the lowest number that no file has
+    os.close(free)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + spare, limits[1]))
+    try:
+        found = split.read(0, split.rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert np.array_equal(found[1], expected[1])
 
 
 @pytest.mark.parametrize("damage", ["flipped", "short", "empty", "gone", "absent chunk"])
