@@ -321,6 +321,31 @@ def test_a_process_that_lost_the_lease_of_the_rows_removes_them_by_another(few, 
     assert payload(place) == reference[few.layer]
 
 
+def test_an_error_while_shards_are_made_again_is_said_as_it_is(few, tmp_path, monkeypatch):
+    with ExitStack() as held:
+        made, _ = ready(few, tmp_path / "features", held)
+        (made.out / "ledger" / "train-00001.json").write_bytes(b"damaged")
+
+        def fails(out, lease):
+            raise StorageError("the service failed")
+
+        monkeypatch.setattr(ledger, "drop_misfits", fails)
+        with pytest.raises(StorageError, match="the service failed"), made.unless_sealed():
+            made.make_missing(held)
+
+
+@pytest.mark.parametrize("phase", ["pack", "make_missing"])
+def test_a_process_whose_store_was_replaced_and_sealed_ends_with_the_phase(few, other, reference, tmp_path, phase):
+    with ExitStack() as first:
+        late, _ = prepare(few, tmp_path / "features", held=first)
+        first.close()
+        extract_features.run(other, late.out, overwrite=True)
+        late.own_seal.at_work = None  # as for the workers of an engine
+        with pytest.raises(StorageError, match="another began the store anew"):
+            late.pack() if phase == "pack" else late.make_missing(first)
+    assert payload(late.out) == reference[other.layer]
+
+
 def test_a_process_without_a_lease_sees_its_store_replaced(few, tmp_path):
     """As the workers of an engine, which the process that started them is at work for."""
     out = tmp_path / "features"
