@@ -122,7 +122,7 @@ def clear(seal: Seal, packing: Packing, work: Path, spool: Path) -> None:
             for left in files.matching(seal.path, ".*.tmp"):  # by a kill before the manifest's other name went
                 emptying.remove(left, seal.still_there)
             with suppress(OSError):
-                _remove_folder(seal.path / CLAIMS, seal.still_there)
+                emptying.remove_folder(seal.path / CLAIMS, seal.still_there)
         else:
             shutil.rmtree(work, ignore_errors=True)
             (seal.path / CLAIMS).unlink_below(passing(seal.still_there))
@@ -139,7 +139,7 @@ def _remove_rows(packing: Packing, spool: Path | None, seal: Seal, lease: Lease)
     with suppress(_Overtaken):
         packing.remove(check)
         if spool is not None:
-            _remove_folder(spool, check)
+            emptying.remove_folder(spool, check)
         return True
     return False
 
@@ -150,10 +150,3 @@ def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[],
         second()
 
     return check
-
-
-def _remove_folder(folder: Path, check: Callable[[], None]) -> None:
-    """Remove a folder with what is in it, by the check of `emptying.remove`."""
-    emptying.empty(folder, but=(), check=check)
-    with suppress(OSError):  # a process that comes late has a file there
-        folder.rmdir()
