@@ -2,34 +2,43 @@
 
 A process that is stopped between its last look and the put of a manifest may wake in a folder that another has begun
 anew meanwhile, and its manifest then lies among files that it does not describe. So a manifest that has hashes of the
-first two files counts only beside these.
+first two files counts only beside these, or, where one of these is damaged, beside its description of the store; and
+that of a store only where there are records of shards. A store begun anew with the same settings passes for a sealed
+one from its first record on: for its own processes it is none until every record is as the manifest has it
+(`sealing.Seal`), and to readers it is one with damage, which `repair` mends.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from ldlm import files
 from ldlm.location import Location
 
 FIRST = ("artifact.json", "config.yaml")  # what the artefact is, by which one differs from one that replaced it
 DESCRIPTION = "store.json"  # of a feature store; it is written later and has their hashes
+LEDGER = "ledger"  # the folder of the records of a feature store
 
 
 def is_complete(path: Location) -> bool:
     """Whether the artefact has a manifest that is not another's. Whether it is damaged is for its readers to say."""
     data = files.content(path / "manifest.json")
-    return data is not None and not _is_of_another(path, files.load_digested(data))
-
-
-def _is_of_another(path: Location, manifest: dict[str, Any] | None) -> bool:
-    """Whether a manifest was made for other files than the first two, and these are not just damaged."""
-    covered = (manifest or {}).get("sha256")
-    if not isinstance(covered, dict) or all(same(path, name, covered) for name in FIRST):
+    if data is None:
         return False
-    return DESCRIPTION in covered and not same(path, DESCRIPTION, covered)
+    covered = (files.load_digested(data) or {}).get("sha256")
+    if not isinstance(covered, dict) or DESCRIPTION not in covered:
+        return True
+    if not all(same(path, name, covered) for name in FIRST) and not same(path, DESCRIPTION, covered):
+        return False  # the first files are those of another, and not just damaged
+    return _has_records(path, covered)
 
 
-def same(path: Location, name: str, covered: dict[str, str]) -> bool:
+def _has_records(path: Location, covered: Mapping[str, str]) -> bool:
+    """Whether a store has a record at all, if its manifest has some; mostly one look at the first shows it."""
+    names = [name for name in covered if name.startswith(f"{LEDGER}/")]
+    return not names or files.size(path / names[0]) is not None or bool(files.matching(path / LEDGER, "*.json"))
+
+
+def same(path: Location, name: str, covered: Mapping[str, str]) -> bool:
     """Whether a small file is as a manifest has it, or not in that manifest."""
     return name not in covered or files.sha256(files.content(path / name) or b"") == covered[name]

@@ -40,6 +40,16 @@ def empty(folder: Location, *, but: Collection[Location], check: Callable[[], No
                 _remove_folder(Path(place, name))
 
 
+def remove_folder(folder: Path, check: Callable[[], None]) -> None:
+    """Remove a folder with what is in it, by `check` as `empty` does; it stays where a process that is late has a file.
+
+    So does a mount point.
+    """
+    empty(folder, but=(), check=check)
+    with suppress(OSError):
+        folder.rmdir()
+
+
 def remove(path: Location, check: Callable[[], None]) -> None:
     """Remove a file or a link, if there is one and this process may, by `check`; one that has come there is put back.
 

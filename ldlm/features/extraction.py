@@ -112,6 +112,7 @@ class Extraction:
         with packing.turn(packing.planned) as planned:
             if self.sealed:
                 return False
+            self.own_seal.check()
             if planned is None:
                 self._check_space_ahead()
                 for remark in textfiles.remarks(
@@ -123,6 +124,7 @@ class Extraction:
         with packing.turn(lambda: packing.done or None):
             if self.sealed:
                 return False
+            self.own_seal.check()
             self.tokens = packing.rows(planned)
             self.spool.folder.mkdir(parents=True, exist_ok=True)
         self.rows: dict[str, int] = {split: self.tokens[split].rows if split in self.tokens else 0 for split in SPLITS}
@@ -364,8 +366,10 @@ class Extraction:
 
     def make_missing(self, held: ExitStack, hand_out: HandOut | None = None) -> None:
         """Write the shards again that are damaged or of another store. `held` is that of `prepare`."""
+        self.own_seal.check()
         missing, misfits = ledger.missing_shards(self.out)
         if misfits:
+            self.own_seal.at_work = None  # it ends here, and that is no reason for what fails below
             held.close()  # others who wait for their turn must not wait for this process
             with presence.alone(self.out, "all", note=self.progress.note) as lease:
                 ledger.drop_misfits(self.out, lease)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ldlm import artifact, emptying, files, presence
-from ldlm.completion import FIRST, is_complete
+from ldlm.completion import DESCRIPTION, FIRST, is_complete, same
 from ldlm.errors import InputError, StorageError
 from ldlm.features import decided, shards
 from ldlm.leases import Lease
@@ -100,6 +100,14 @@ def _belongs(key: str, record: Mapping[str, Any], description: Mapping[str, Any]
     here = key == shard_name(record["split"], record["shard"])
     whole = 0 < record["rows"] == min(size, rows - record["shard"] * size)
     return here and whole and maker.items() <= record.items()
+
+
+def is_covered(path: Location, covered: Mapping[str, str]) -> bool:
+    """Whether every record that a manifest covers is there as it has it: `covered` is sha256 by name."""
+    names = [name for name in covered if name.startswith("ledger/")]
+    if not {Path(name).name for name in names} <= {record.name for record in files.matching(path / "ledger", "*.json")}:
+        return False
+    return all(_for_each(path, lambda name: same(path, name, covered), names))
 
 
 def _ledger(path: Location) -> dict[str, bytes]:
@@ -213,10 +221,12 @@ def faults(path: Location) -> list[tuple[str, str, str]]:
     if not (path / "store.json").is_file():  # a damaged store, or something else
         artifact.open_artifact(path, "features", complete=False)
     manifest, description = (_digested(path / name) for name in ("manifest.json", "store.json"))
-    manifest = manifest if is_complete(path) else None
-    covered: Mapping[str, str] = (manifest or description or {}).get("sha256", {})
+    sealed = manifest if is_complete(path) else None
+    covered: Mapping[str, str] = (sealed or description or {}).get("sha256", {})
+    if not covered and manifest is not None:  # which looks like another's
+        covered = _first_files(path, manifest)
     records, found = _checked_ledger(path, covered)
-    if manifest is None:
+    if sealed is None:
         found += [("store", "store.json", "is missing or damaged")] * (description is None)
         found.append(("store", "manifest.json", _not_sealed(path, description, records)))
     promised = [(Path(name).stem if name.startswith("ledger/") else "store", name, covered[name]) for name in covered]
@@ -224,6 +234,15 @@ def faults(path: Location) -> list[tuple[str, str, str]]:
         promised += [(key, name, entry["sha256"]) for name, entry in record["files"].items()]
     problems = _for_each(path, lambda promise: fault(path / promise[1], promise[2]), promised)
     return found + [(*promise[:2], problem) for promise, problem in zip(promised, problems, strict=True) if problem]
+
+
+def _first_files(path: Location, manifest: Mapping[str, Any]) -> dict[str, str]:
+    """What a manifest covers of the files that can't be made again, where shards or a damaged description are there.
+
+    It may be theirs. A store that has been begun, and no more, is another than the manifest's.
+    """
+    begun = files.size(path / DESCRIPTION) is None and not files.matching(path / "ledger", "*.json")
+    return {} if begun else {name: digest for name, digest in manifest["sha256"].items() if name in MADE_OF}
 
 
 def _digested(path: Location) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -132,9 +132,7 @@ class Packing:
         """
         emptying.remove(self.folder / "plan.json", check)
         if isinstance(self.folder, Path):
-            emptying.empty(self.folder, but=(), check=check)
-            with suppress(OSError):  # a process that comes late has a file there
-                self.folder.rmdir()
+            emptying.remove_folder(self.folder, check)
         else:
             self.folder.unlink_below(passing(check))
 

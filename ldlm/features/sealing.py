@@ -26,6 +26,14 @@ from ldlm.location import Location, passing
 from ldlm.presence import CLAIMS
 
 
+class Replaced(StorageError):
+    """Another process has begun the store anew, or unsealed it: what is there now is not this process's to touch."""
+
+
+class _Overtaken(StorageError):
+    """Another process has taken the lease by which this one removes."""
+
+
 class Seal:
     """The seal of a store, for a process that makes what `artifact.json` and `config.yaml` say now.
 
@@ -46,11 +54,11 @@ class Seal:
         return self._first() != self._made_of
 
     def check(self) -> None:
-        """`StorageError` once another process may have replaced the store, or has it to itself."""
+        """`Replaced` once another process has replaced the store, `StorageError` once one may have it to itself."""
         if self.at_work is not None:
             self.at_work.check()
         if self.replaced:
-            raise StorageError(
+            raise Replaced(
                 f"{self.path}: this process was stopped for so long that another began the store anew; "
                 f"run the same command again"
             )
@@ -69,14 +77,13 @@ class Seal:
     def _covers(self, data: bytes | None) -> bool:
         """Whether a manifest is of the store as it is: of a store begun anew it may have the same first files."""
         covered = (files.load_digested(data or b"") or {}).get("sha256", {})
-        records = {f"ledger/{path.name}" for path in files.matching(self.path / "ledger", "*.json")}
-        whole = {name for name in covered if name.startswith("ledger/")} <= records
-        return bool(covered) and whole and all(same(self.path, name, covered) for name in (*FIRST, DESCRIPTION))
+        first = bool(covered) and all(same(self.path, name, covered) for name in (*FIRST, DESCRIPTION))
+        return first and ledger.is_covered(self.path, covered)
 
     def still_there(self) -> None:
-        """`StorageError` unless the store that this process makes is sealed, for what is then removed."""
+        """`Replaced` unless the store that this process makes is sealed, for what is then removed."""
         if not self.there:
-            raise StorageError(f"{self.path} is not sealed any more: another process has begun it anew")
+            raise Replaced(f"{self.path} is not sealed any more: another process has begun it anew")
 
     def put(self, result: Artifact, lease: Lease) -> None:
         """Seal a store that has every shard, by this lease. `StorageError` where this process may not, or not any more.
@@ -97,33 +104,44 @@ class Seal:
 
 
 def clear(seal: Seal, packing: Packing, work: Path, spool: Path) -> None:
-    """Remove token rows, spool and leases, which a sealed store no longer needs.
+    """Remove token rows, spool, leases and what a killed process left beside the seal; a sealed store needs none.
 
-    Nothing of a store that has replaced it goes: this ends once the seal or the lease of the rows is lost.
+    Nothing of a store that has replaced it goes: this ends once the seal is lost. `StorageError` when a service fails.
     """
     shared, pauses = work == seal.path, waits()  # the folder of the spool, or it is the machine's own
-    with suppress(StorageError):
+    with suppress(Replaced):
         while packing.folder.is_dir() or (shared and spool.is_dir()):
             with packing.leases.claim("pack") or nullcontext() as lease:
                 seal.still_there()
-                if lease is not None:
-                    _remove_rows(packing, spool if shared else None, _both(lease.check, seal.still_there))
-                    if isinstance(packing.folder, Path):  # a mount point stays; objects are put late
-                        break
+                gone = lease is not None and _remove_rows(packing, spool if shared else None, seal, lease)
+                if gone and isinstance(packing.folder, Path):  # a mount point stays; objects are put late
+                    break
             time.sleep(next(pauses))
         seal.still_there()
         if isinstance(seal.path, Path):
+            for left in files.matching(seal.path, ".*.tmp"):  # by a kill before the manifest's other name went
+                emptying.remove(left, seal.still_there)
             with suppress(OSError):
-                _remove_folder(seal.path / CLAIMS, seal.still_there)
+                emptying.remove_folder(seal.path / CLAIMS, seal.still_there)
         else:
             shutil.rmtree(work, ignore_errors=True)
             (seal.path / CLAIMS).unlink_below(passing(seal.still_there))
 
 
-def _remove_rows(packing: Packing, spool: Path | None, check: Callable[[], None]) -> None:
-    packing.remove(check)
-    if spool is not None:
-        _remove_folder(spool, check)
+def _remove_rows(packing: Packing, spool: Path | None, seal: Seal, lease: Lease) -> bool:
+    """Remove token rows and spool; False where another process has taken the lease for it meanwhile."""
+
+    def check() -> None:
+        if lease.lost():
+            raise _Overtaken(f"another process removes the token rows of {seal.path}")
+        seal.still_there()
+
+    with suppress(_Overtaken):
+        packing.remove(check)
+        if spool is not None:
+            emptying.remove_folder(spool, check)
+        return True
+    return False
 
 
 def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
@@ -132,10 +150,3 @@ def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[],
         second()
 
     return check
-
-
-def _remove_folder(folder: Path, check: Callable[[], None]) -> None:
-    """Remove a folder with what is in it, by the check of `emptying.remove`."""
-    emptying.empty(folder, but=(), check=check)
-    with suppress(OSError):  # a process that comes late has a file there
-        folder.rmdir()

@@ -7,6 +7,7 @@ the same place. Here both are in one process; `blind_nodes` has them as processe
 import errno
 import json
 import os
+import shutil
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 
@@ -14,10 +15,12 @@ import forked
 import pytest
 
 from ldlm import artifact, files, presence
-from ldlm.errors import StorageError
+from ldlm.completion import is_complete
+from ldlm.errors import InputError, StorageError
 from ldlm.features import ledger
 from ldlm.features.begin import prepare
 from ldlm.features.packing import Packing
+from ldlm.features.sealing import Seal
 from ldlm.features.store import FeatureStore
 from ldlm.location import Bucket, ObjectPath
 from ldlm.stages import extract_features, features
@@ -179,9 +182,11 @@ def test_a_manifest_that_comes_into_another_store_seals_nothing_and_the_same_com
             assert "manifest.json" in {fault["file"] for fault in features.verify(place)}
     done = extract_features.run(config, place)
     assert done.complete
-    if layer is not None:  # of the same settings it is that of these shards
-        assert payload(place) == reference[config.layer]
-        assert features.verify(place) == []
+    # Of the same settings it is that of these shards, and what belongs to none is not swept once more.
+    left = set() if layer is not None else {"features.zarr/.4-00.tmp", "features.zarr/tokens/c/9/0"}
+    found = payload(place)
+    assert found.keys() - left == reference[config.layer].keys() and found.items() >= reference[config.layer].items()
+    assert features.verify(place) == []
 
 
 @pytest.mark.parametrize("place", ["objects"], indirect=True)
@@ -234,6 +239,126 @@ def test_a_command_that_finds_a_manifest_of_another_store_goes_on(few, other, re
     assert json.loads(manifest)["sha256"]["config.yaml"] != files.sha256_file(out / "config.yaml")
     assert extract_features.run(other, out).complete
     assert payload(out) == reference[other.layer]
+
+
+def test_a_manifest_beside_which_nothing_is_made_seals_nothing_and_the_same_command_goes_on(few, reference, tmp_path):
+    """It came late, and the process of the same settings that began anew was killed then."""
+    out = extract_features.run(few, tmp_path / "features").path
+    manifest = (out / "manifest.json").read_bytes()
+    with ExitStack() as held:
+        made, _ = prepare(few, out, overwrite=True, held=held)
+        (out / "manifest.json").write_bytes(manifest)
+        assert not made.sealed and not is_complete(out)
+        made.pack(), made.encode_sample(), made.describe()
+        assert not made.sealed and not is_complete(out)
+    assert extract_features.run(few, out).complete
+    assert payload(out) == reference[few.layer]
+
+
+def test_a_manifest_that_has_other_records_is_not_that_of_the_store(few, tmp_path):
+    """Shards that are made again, on another device say, may have other bytes and the same names."""
+    out = extract_features.run(few, tmp_path / "features").path
+    assert Seal(out).there
+    record = out / "ledger" / "train-00001.json"
+    record.write_bytes(record.read_bytes() + b"\n")
+    assert not Seal(out).there
+
+
+def test_repair_rebuilds_nothing_from_a_damaged_configuration(few, tmp_path):
+    """With the description damaged too the manifest looks like another's."""
+    out = extract_features.run(few, tmp_path / "features").path
+    for name in ("config.yaml", "store.json"):
+        data = (out / name).read_bytes()
+        (out / name).write_bytes(data.replace(b"layer", b"Layer", 1))
+    before = payload(out)
+    assert "config.yaml" in {fault["file"] for fault in features.verify(out)}
+    with pytest.raises(InputError, match=r"config.yaml.*restore it from a copy"):
+        features.repair(out, device="cpu")
+    assert payload(out) == before
+
+
+def test_a_process_that_is_killed_right_after_the_seal_leaves_no_other_name_of_the_manifest(
+    few, reference, tmp_path, monkeypatch
+):
+    """The manifest has its name by then, and the next process removes the one under which it lay ready."""
+    out, killed = tmp_path / "features", tmp_path / "killed" / "features"
+    stop = Stop(
+        monkeypatch,
+        files,
+        "fsync_dir",
+        lambda: shutil.copytree(out, killed),
+        lambda folder: folder == out and (out / "manifest.json").is_file(),
+    )
+    extract_features.run(few, out)
+    assert stop.happened and len(list(killed.glob(".manifest.json.*.tmp"))) == 1
+    extract_features.run(few, killed)
+    assert payload(killed) == payload(out) == reference[few.layer]
+
+
+@pytest.mark.parametrize("place", ["objects"], indirect=True)
+def test_a_service_that_fails_after_the_seal_is_said(few, place, monkeypatch):
+    with ExitStack() as held:
+        made, result = ready(few, place, held)
+
+        def fails(self, still):
+            raise StorageError("the service failed")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(ObjectPath, "unlink_below", fails)
+            with pytest.raises(StorageError, match="the service failed"):
+                made.seal(result)
+        assert made.sealed
+        made.clear()
+    assert not (place / "packed").is_dir() and not (place / "claims").is_dir()
+
+
+def test_a_process_that_lost_the_lease_of_the_rows_removes_them_by_another(few, reference, place, monkeypatch):
+    with ExitStack() as held:
+        made, result = ready(few, place, held)
+        lease = place / "claims" / "pack.lease"
+        stop = Stop(monkeypatch, Packing, "remove", lambda: lease.unlink())
+        assert made.seal(result).complete and stop.happened
+    assert payload(place) == reference[few.layer]
+
+
+def test_an_error_while_shards_are_made_again_is_said_as_it_is(few, tmp_path, monkeypatch):
+    with ExitStack() as held:
+        made, _ = ready(few, tmp_path / "features", held)
+        (made.out / "ledger" / "train-00001.json").write_bytes(b"damaged")
+
+        def fails(out, lease):
+            raise StorageError("the service failed")
+
+        monkeypatch.setattr(ledger, "drop_misfits", fails)
+        with pytest.raises(StorageError, match="the service failed"), made.unless_sealed():
+            made.make_missing(held)
+
+
+@pytest.mark.parametrize("phase", ["pack", "make_missing"])
+def test_a_process_whose_store_was_replaced_and_sealed_ends_with_the_phase(few, other, reference, tmp_path, phase):
+    with ExitStack() as first:
+        late, _ = prepare(few, tmp_path / "features", held=first)
+        first.close()
+        extract_features.run(other, late.out, overwrite=True)
+        late.own_seal.at_work = None  # as for the workers of an engine
+        with pytest.raises(StorageError, match="another began the store anew"):
+            late.pack() if phase == "pack" else late.make_missing(first)
+    assert payload(late.out) == reference[other.layer]
+
+
+def test_a_process_without_a_lease_sees_its_store_replaced(few, tmp_path):
+    """As the workers of an engine, which the process that started them is at work for."""
+    out = tmp_path / "features"
+    prepare(few, out)
+    seal = Seal(out)
+    seal.check()
+    record = json.loads((out / "artifact.json").read_text())
+    (out / "artifact.json").write_text(json.dumps({**record, "emptied": True}))
+    with pytest.raises(StorageError, match="another began the store anew"):
+        seal.check()
+    (out / "artifact.json").unlink()
+    with pytest.raises(StorageError, match="another began the store anew"):
+        seal.check()
 
 
 @pytest.fixture(scope="module")
