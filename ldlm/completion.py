@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ldlm import files
-from ldlm.location import Location
+from ldlm.location import Location, ObjectPath
 
 FIRST = ("artifact.json", "config.yaml")  # what the artefact is, by which one differs from one that replaced it
 DESCRIPTION = "store.json"  # of a feature store; it is written later and has their hashes
@@ -34,9 +34,10 @@ def is_complete(path: Location) -> bool:
 
 
 def _has_records(path: Location, covered: Mapping[str, str]) -> bool:
-    """Whether a store has a record at all, if its manifest has some; mostly one look at the first shows it."""
-    names = [name for name in covered if name.startswith(f"{LEDGER}/")]
-    return not names or files.size(path / names[0]) is not None or bool(files.matching(path / LEDGER, "*.json"))
+    """Whether a store has a record at all, if its manifest has some."""
+    folder = path / LEDGER
+    there = folder.is_dir() if isinstance(folder, ObjectPath) else any(folder.glob("*.json"))
+    return there or not any(name.startswith(f"{LEDGER}/") for name in covered)
 
 
 def same(path: Location, name: str, covered: Mapping[str, str]) -> bool:
