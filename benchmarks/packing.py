@@ -67,7 +67,7 @@ def prose(size: int) -> str:
 
 
 def prose_name() -> str:
-    """What `prose` is of."""
+    """The name of the text that `prose` gives."""
     return NOVELS.name if NOVELS.is_file() else "what comes with Python"
 
 

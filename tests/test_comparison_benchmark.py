@@ -265,7 +265,7 @@ def test_the_picture_has_a_chart_for_each_figure_and_family_with_ldlm_under_both
 
 
 def test_committed_results_are_still_read_and_shown():
-    """Those of before wall times of trainings were recorded, among others."""
+    """Results of the frontier, also those without wall times of trainings, give tables and charts."""
     for path in (ROOT / "benchmarks/results").glob("stories-frontier-*.json"):
         found = results.read(path, stories.Stories())["figures"]
         assert "| MDLM | equal steps | 1,400 | " in tables.tables(found, stories.Stories())

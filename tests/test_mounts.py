@@ -5,7 +5,6 @@ import os
 
 import pytest
 
-from ldlm import mounts
 from ldlm.mounts import file_system, hard_links, remarks
 
 LINE = "36 25 0:40 / {} rw,relatime shared:1 - {} server:/export {}\n"
@@ -54,7 +53,7 @@ def test_the_closest_mount_counts_with_spaces_in_its_name(tmp_path):
 def test_the_command_says_where_locks_do_not_hold_across_machines(ldlm, store, tmp_path, monkeypatch):
     for kind, warned in (("gpfs", 1), ("ext4", 0)):
         place = found(tmp_path, kind, "rw", store)
-        monkeypatch.setattr(mounts, "file_system", lambda path, there=place: there)
+        monkeypatch.setattr(file_system, "__defaults__", (tmp_path / "mountinfo",))
         shown = ldlm("features", "info", store)
         assert shown.exit_code == 0
         assert shown.stderr.splitlines() == remarks(place, None)

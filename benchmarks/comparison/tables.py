@@ -190,7 +190,7 @@ def per_text(rows: Rows, key: str) -> Rows:
 
 
 def _fewer(rows: Rows) -> str:
-    """What of its budget each way took, where that was less."""
+    """Ways that took fewer evaluations than their budget, each with both numbers, as a phrase."""
     found = []
     for way in WAYS:
         for budget in sorted({row["budget"] for row in rows if row["way"] == way.key}):
