@@ -93,18 +93,37 @@ class LeaseFiles:
 
     def create(self, name: str, body: bytes) -> HeldFile | None:
         path = self.path(name)
-        while True:
+        while not os.path.lexists(path):
             try:
-                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-                break
+                return self._created(path, body)
             except FileExistsError:
-                return None
+                break
             except FileNotFoundError:  # the first, or another process has finished the work and removed the folder
                 self.folder.mkdir(parents=True, exist_ok=True)
-        held = HeldFile(path, descriptor)
-        with suppress(OSError):  # a full disk: an empty lease is one too
-            os.write(descriptor, body)
-            os.close(os.dup(descriptor))  # NFS and others hand on what was written when a descriptor is closed
+        return None
+
+    def _created(self, path: Path, body: bytes) -> HeldFile | None:
+        """Make the file with its body in it, if there is none.
+
+        A process that is killed between the two would leave a lease that tells nobody of which machine it is, and
+        nobody could take it at once. On a file system without hard links it may.
+        """
+        aside = path.with_name(f".{files.unique()}.tmp")
+        held = HeldFile(path, _new_file(aside, body))
+        try:
+            os.link(aside, path)
+        except FileExistsError:  # NFS may say so of a name that it gave at the first of two attempts
+            pass
+        except OSError as error:
+            os.close(held.descriptor)
+            if error.errno not in files.NO_LINKS:
+                raise
+            held = HeldFile(path, _new_file(path, body))
+        finally:
+            aside.unlink(missing_ok=True)
+        if held.lost():
+            os.close(held.descriptor)
+            return None
         return held
 
     def read(self, name: str) -> bytes | None:
@@ -118,6 +137,15 @@ class LeaseFiles:
 
     def names(self, prefix: str) -> list[str]:
         return [path.name.removesuffix(SUFFIX) for path in files.matching(self.folder, f"{prefix}*{SUFFIX}")]
+
+
+def _new_file(path: Path, body: bytes) -> int:
+    """The descriptor of a file that was not there, with this body if there is room for it."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    with suppress(OSError):  # a full disk: an empty lease is one too
+        os.write(descriptor, body)
+        os.close(os.dup(descriptor))  # NFS and others hand on what was written when a descriptor is closed
+    return descriptor
 
 
 class HeldFile:

@@ -10,6 +10,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+import forked
 import pytest
 from patience import patience
 
@@ -98,6 +99,35 @@ def test_a_lease_without_signs_of_life_is_taken_after_five_minutes_of_the_observ
     held.release()
     assert not taken.lost()
     assert one.leases.claim("a") is None
+
+
+@pytest.mark.parametrize("call", ["os.open", "os.write", "os.link", "os.unlink"])
+def test_a_kill_while_a_lease_is_made_leaves_none_that_others_wait_for(tmp_path, call):
+    """It was seen in one of sixty killed extractions: the next waited for five minutes for a lease without a body."""
+    program = (
+        "import os, signal, sys; from pathlib import Path; from ldlm.leases import Leases\n"
+        "folder = Path(sys.argv[1]); folder.mkdir(); Leases(folder, folder).claim('before').release()\n"
+        "def killed(*given, **options): os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"{call} = killed\n"
+        "Leases(folder, folder).claim('item')"
+    )
+    place = tmp_path / "claims"
+    assert forked.run(program, str(place)).returncode == -signal.SIGKILL
+    assert Leases(place, place, heartbeat=None).claim("item") is not None
+
+
+def test_a_lease_is_exclusive_on_a_file_system_without_hard_links(nodes, monkeypatch):
+    one, two = nodes
+
+    def link(*given):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    held = one.leases.claim("a")
+    assert not held.lost()
+    assert held._held.path.read_bytes() and two.leases.claim("a") is None
+    held.release()
+    assert two.leases.claim("a") is not None
 
 
 def test_a_sign_of_life_that_is_under_way_is_no_loss_in_an_object_store(tmp_path):
