@@ -27,7 +27,7 @@ import ldlm
 from ldlm import config as configs
 from ldlm import emptying, files, presence
 from ldlm.errors import InputError, StorageError, Unreadable
-from ldlm.leases import SUFFIX
+from ldlm.lease_places import SUFFIX
 from ldlm.location import Location
 from ldlm.presence import CLAIMS
 

@@ -14,7 +14,8 @@ from typing import Literal
 
 from ldlm import files
 from ldlm.errors import InputError
-from ldlm.leases import Lease, Leases, described
+from ldlm.lease_places import described
+from ldlm.leases import Lease, Leases
 from ldlm.location import Location
 from ldlm.locks import NoLocks, exclusive_lock, shared_lock
 

@@ -5,9 +5,10 @@ import os
 
 import pytest
 
-from ldlm import emptying, leases
+from ldlm import emptying
 from ldlm.errors import StorageError
-from ldlm.leases import LeaseFiles, LeaseObjects, Leases
+from ldlm.lease_places import SUFFIX, LeaseFiles, LeaseObjects
+from ldlm.leases import Leases
 from ldlm.location import Bucket, ObjectPath
 
 
@@ -112,7 +113,7 @@ def test_a_deletion_that_was_done_and_is_made_again_spares_the_lease_of_the_next
     if how == "release":
         held.release()
     else:
-        assert LeaseObjects(place).take("item", (place / f"item{leases.SUFFIX}").read_bytes())
+        assert LeaseObjects(place).take("item", (place / f"item{SUFFIX}").read_bytes())
     assert following[0] is not None and not following[0].lost()
 
 

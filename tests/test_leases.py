@@ -19,7 +19,8 @@ from ldlm.artifact import begin
 from ldlm.config import ExtractConfig
 from ldlm.errors import InputError, StorageError
 from ldlm.features import ledger
-from ldlm.leases import LeaseFiles, Leases
+from ldlm.lease_places import LeaseFiles
+from ldlm.leases import Leases
 from ldlm.location import Bucket, ObjectPath
 
 
