@@ -17,7 +17,7 @@ import platform
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -26,40 +26,29 @@ from typing import Any, Literal
 import ldlm
 from ldlm import config as configs
 from ldlm import emptying, files, presence
+from ldlm.completion import is_complete
 from ldlm.errors import InputError, StorageError, Unreadable
+from ldlm.kinds import MADE_BY, NAMED_BY, article
 from ldlm.lease_places import SUFFIX
+from ldlm.leases import Lease
 from ldlm.location import Location
 from ldlm.presence import CLAIMS
 
 SCHEMA = 2  # in 1, `detokenizer: lm1b` stood for today's `lm1b-clean`
 COMPLETE = ("manifest.json", "config.json")  # written last: their presence makes a folder complete to its readers
 
-MADE_BY = {
-    "encoder": "ldlm pretrain-encoder",
-    "features": "ldlm extract-features",
-    "run": "ldlm train",
-    "decoder": "ldlm finetune-decoder",
-    "model": "ldlm export",
-    "interpolation": "ldlm interpolate",
-    "likelihood": "ldlm likelihood",
-    "sweep": "ldlm sweep",
-    "frontier": "ldlm sweep --run RUN RUN",
-    "trace": "ldlm sample --trace",
-    "comparison": "ldlm interpolate",
-    "quickstart": "ldlm quickstart",
-}
-
-
-NAMED_BY = {"decoder": "--name", "trace": "--trace"}  # the option for the output, where it is not --output
-
 
 @dataclass(frozen=True)
 class Artifact:
-    """A folder of kind `kind`; `state` is what `begin` or `open_artifact` found there."""
+    """A folder of kind `kind`; `state` is what `begin` or `open_artifact` found there.
+
+    `at_work` is the lease by which this process is at work there beside others, where it is.
+    """
 
     path: Location
     kind: str
     state: Literal["new", "partial", "complete"]
+    at_work: Lease | None = field(default=None, compare=False)
 
     @property
     def complete(self) -> bool:
@@ -113,9 +102,12 @@ class Artifact:
     def finish(self, **result: Any) -> Artifact:
         """Write the manifest, which makes the artefact complete."""
         files.fsync_tree(self.path)
-        record = {"kind": self.kind, "schema": SCHEMA, **result, "versions": versions()}
-        files.write_atomic(self.path / "manifest.json", files.dump_digested(record))
+        files.write_atomic(self.path / "manifest.json", self.record(**result))
         return Artifact(self.path, self.kind, "complete")
+
+    def record(self, **result: Any) -> str:
+        """The text of the manifest."""
+        return files.dump_digested({"kind": self.kind, "schema": SCHEMA, **result, "versions": versions()})
 
 
 def begin(
@@ -141,7 +133,7 @@ def begin(
     with presence.turn(path, shared):
         begun = _begin(path, kind, config, inputs, overwrite, reads, shared, note)
         if held is not None:
-            held.enter_context(presence.present(path))
+            return replace(begun, at_work=held.enter_context(presence.present(path)))
         return begun
 
 
@@ -174,7 +166,7 @@ def _begin(
     if "kind" not in found:
         raise InputError(f"{path} is not empty and not made by ldlm; choose another {place}, or {replacing}")
     if found["kind"] != kind:
-        raise InputError(f"{path} holds {_article(found['kind'])}; choose another {place}")
+        raise InputError(f"{path} holds {article(found['kind'])}; choose another {place}")
     if _is_barely_begun(path):
         if not shared:  # nobody can be at work there but the caller, who may hold the folder's lock
             return _write_first(path, kind, config, inputs)
@@ -191,7 +183,7 @@ def _begin(
         raise InputError(
             f"{path} was made with other settings ({'; '.join(changed)}); choose another {place}, or {replacing}"
         )
-    if (path / "manifest.json").is_file():
+    if is_complete(path):
         return Artifact(path, kind, "complete")
     taken_up = Artifact(path, kind, "partial")
     if not shared:
@@ -202,12 +194,12 @@ def _begin(
 def open_artifact(path: Location, kind: str, *, complete: bool = True) -> Artifact:
     """Open an existing artefact; `InputError` names what was found and the command that makes this kind."""
     if not path.is_dir():
-        raise InputError(f"there is no folder {path}; `{MADE_BY[kind]}` makes {_article(kind)}")
+        raise InputError(f"there is no folder {path}; `{MADE_BY[kind]}` makes {article(kind)}")
     found = _found(path) or {}
     if found.get("kind") != kind:
-        what = _article(found["kind"]) if "kind" in found else "something that ldlm did not make"
-        raise InputError(f"{path} holds {what}, and {_article(kind)} is needed; `{MADE_BY[kind]}` makes one")
-    done = (path / "manifest.json").is_file()
+        what = article(found["kind"]) if "kind" in found else "something that ldlm did not make"
+        raise InputError(f"{path} holds {what}, and {article(kind)} is needed; `{MADE_BY[kind]}` makes one")
+    done = is_complete(path)
     if (complete and not done) or _is_emptied(found):
         raise InputError(f"{path} is not finished; run the same `{MADE_BY[kind]}` command again and it goes on")
     return Artifact(path, kind, "complete" if done else "partial")
@@ -247,7 +239,7 @@ def _is_emptied(found: Mapping[str, Any]) -> bool:
 def is_open(path: Location, kind: str) -> bool:
     """Whether a location holds nothing yet, or an unfinished artefact of this kind."""
     found = _found(path)
-    return found is None or (found.get("kind") == kind and not (path / "manifest.json").is_file())
+    return found is None or (found.get("kind") == kind and not is_complete(path))
 
 
 def is_emptied(path: Location) -> bool:
@@ -315,7 +307,7 @@ def _guard(path: Location, found: Mapping[str, Any], kind: str, reads: Sequence[
         raise InputError(f"--overwrite would delete {resolved}; choose a folder of its own for the output")
     if found.get("kind", kind) != kind and not _is_emptied(found):
         raise InputError(
-            f"{path} holds {_article(found['kind'])}, which --overwrite doesn't replace by {_article(kind)}; "
+            f"{path} holds {article(found['kind'])}, which --overwrite doesn't replace by {article(kind)}; "
             f"choose another {NAMED_BY.get(kind, '--output')}"
         )
     for read in map(Path, reads):
@@ -363,11 +355,6 @@ def _remove_if_alone(path: Location, kind: str) -> None:
         if isinstance(path, Path):
             with suppress(OSError):  # another has begun it meanwhile
                 path.rmdir()
-
-
-def _article(kind: str) -> str:
-    noun = {"features": "a feature store", "run": "a training run", "decoder": "a token decoder"}.get(kind, kind)
-    return noun if noun.startswith("a ") else f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 @cache

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ldlm import files
-from ldlm.location import Location, ObjectPath
+from ldlm.location import Location, ObjectPath, passing
 
 
 def empty(folder: Location, *, but: Collection[Location], check: Callable[[], None]) -> None:
@@ -40,21 +40,27 @@ def empty(folder: Location, *, but: Collection[Location], check: Callable[[], No
                 _remove_folder(Path(place, name))
 
 
+def remove_folder(folder: Path, check: Callable[[], None]) -> None:
+    """Remove a folder with what is in it, by `check` as `empty` does; it stays where a process that is late has a file.
+
+    So does a mount point.
+    """
+    empty(folder, but=(), check=check)
+    with suppress(OSError):
+        folder.rmdir()
+
+
 def remove(path: Location, check: Callable[[], None]) -> None:
     """Remove a file or a link, if there is one and this process may, by `check`; one that has come there is put back.
 
     An object store has no renames: there a check comes before each attempt to remove an object.
     """
-
-    def passes() -> bool:
-        check()
-        return True
-
+    still = passing(check)
     if isinstance(path, ObjectPath):
-        path.unlink(missing_ok=True, still=passes)
+        path.unlink(missing_ok=True, still=still)
     else:
         check()
-        take_away(path, lambda aside: passes())  # by now another process may have the folder, and the file may be its
+        take_away(path, lambda aside: still())  # by now another process may have the folder, and the file may be its
 
 
 def take_away(path: Path, is_it: Callable[[Path], bool]) -> bool:
@@ -96,5 +102,6 @@ def _remove_folder(path: Path) -> None:
     try:
         path.rmdir()
     except OSError as error:
-        if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):  # a mount point; files that NFS keeps while they are open
+        # A mount point; files that NFS keeps while they are open; one that another process has removed.
+        if error.errno not in (errno.EBUSY, errno.ENOTEMPTY, errno.ENOENT):
             raise

@@ -10,13 +10,13 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ldlm.errors import InputError
-from ldlm.location import Location, ObjectPath
+from ldlm.location import Location, ObjectPath, passing
 
 Buffer = bytes | memoryview
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # where a file system has no hard links
@@ -128,11 +128,15 @@ def writing(path: Path) -> Iterator[None]:
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
-def write_once(path: Location, data: Buffer) -> Buffer:
-    """Write a whole file where there is none yet; returns the content that is there now, of whoever was first."""
+def write_once(path: Location, data: Buffer, check: Callable[[], None] = lambda: None) -> Buffer:
+    """Write a whole file where there is none yet; returns the content that is there now, of whoever was first.
+
+    `check` comes right before, and raises an error where the file must not be written.
+    """
     if isinstance(path, ObjectPath):
-        return data if path.write_bytes(data, once=True) else path.read_bytes()
+        return data if path.write_bytes(data, once=True, still=passing(check)) else path.read_bytes()
     with _written(path, data) as (temporary, there):
+        check()
         return data if link(temporary, there) else there.read_bytes()
 
 

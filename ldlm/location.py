@@ -104,11 +104,16 @@ class ObjectPath:
         """Part of the object."""
         return self.root.call("get_range", self.key, start=start, length=length).to_bytes()
 
-    def write_bytes(self, data: bytes | memoryview, *, once: bool = False) -> bool:
-        """Put the object, whole or not at all; returns whether it was. With `once`, an object that exists is kept."""
+    def write_bytes(
+        self, data: bytes | memoryview, *, once: bool = False, still: Callable[[], bool] = lambda: True
+    ) -> bool:
+        """Put the object, whole or not at all; returns whether it was.
+
+        With `once`, an object that exists is kept, and `still` is asked before each attempt.
+        """
         if not once:
             return self.root.call("put", self.key, data) is not None
-        return self._again(lambda: self.root.call("put", self.key, data, mode="create")) is not None
+        return self._again(lambda: self.root.call("put", self.key, data, mode="create"), still) is not None
 
     def _again(self, request: Callable[[], Any], still: Callable[[], bool] = lambda: True) -> Any:
         """The answer to a request that obstore doesn't make again after a reset, since the first may have been done.
@@ -188,6 +193,16 @@ class ObjectPath:
 
 
 Location = Path | ObjectPath
+
+
+def passing(check: Callable[[], None]) -> Callable[[], bool]:
+    """A question to be asked before each attempt, whose answer is yes unless `check` raises an error."""
+
+    def still() -> bool:
+        check()
+        return True
+
+    return still
 
 
 @dataclass(frozen=True)

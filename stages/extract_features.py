@@ -141,8 +141,7 @@ def run(
                     if launch.only != "pack":
                         _encode(extraction, engine, held)
         connected.close()  # a worker that still loads the encoder would write to a sealed store
-        sealed = (out / "manifest.json").is_file()  # by another process
-        return extraction.seal(result) if launch.only is None or sealed else result
+        return extraction.seal(result) if launch.only is None or extraction.sealed else result  # by another process
 
 
 def _share(launch: LaunchConfig) -> Share | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ldlm import artifact
+from ldlm import artifact, kinds
 from ldlm.artifact import begin, open_artifact
 from ldlm.config import ExtractConfig, SweepConfig, TokenSweepConfig, TrainConfig
 from ldlm.errors import InputError, Unreadable
@@ -300,7 +300,7 @@ def test_a_damaged_record_is_named(tmp_path):
 def test_every_kind_has_the_command_that_makes_it():
     from ldlm.cli import main
 
-    assert {command.split()[1] for command in artifact.MADE_BY.values()} <= set(main.commands)
+    assert {command.split()[1] for command in kinds.MADE_BY.values()} <= set(main.commands)
 
 
 def test_an_artefact_may_be_moved(tmp_path):

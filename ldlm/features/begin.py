@@ -45,7 +45,8 @@ def prepare(
         held=held,
         note=progress.note,
     )
-    made = Extraction(config, out, _work_folder(result), found.tokenizer, found.encoder, fingerprints, progress)
+    work, at_work = _work_folder(result), result.at_work
+    made = Extraction(config, out, work, found.tokenizer, found.encoder, fingerprints, progress, at_work=at_work)
     return made, result
 
 

@@ -9,11 +9,9 @@ alone.
 
 from __future__ import annotations
 
-import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,17 +23,18 @@ from ldlm import artifact, files, hub, presence
 from ldlm.artifact import Artifact
 from ldlm.config import ExtractConfig
 from ldlm.errors import InputError, StorageError
-from ldlm.features import corpus, estimate, inputs, ledger, text, textfiles
+from ldlm.features import corpus, estimate, inputs, ledger, sealing, text, textfiles
 from ldlm.features.blocks import Blocks, one_ahead
 from ldlm.features.codecs import CODECS, Parts
 from ldlm.features.encoder import FrozenEncoder, Statistics
 from ldlm.features.packing import Ends, HandOutPieces, Packing
+from ldlm.features.sealing import Seal
 from ldlm.features.shards import SPLITS
 from ldlm.features.shared_work import Tally, share
 from ldlm.features.shares import Share, in_turn, share_of_environment
 from ldlm.features.spool import Spool
 from ldlm.features.writer import StoreWriter
-from ldlm.leases import Leases, waits
+from ldlm.leases import Lease, Leases
 from ldlm.location import Location
 from ldlm.presence import CLAIMS
 from ldlm.progress import Progress
@@ -56,6 +55,11 @@ class Extraction:
     fingerprints: dict[str, str]
     progress: Progress
     share: Share | None = field(default_factory=share_of_environment)  # of the work, which this process does first
+    at_work: InitVar[Lease | None] = None  # the lease by which this process is at work in the store
+    own_seal: Seal = field(init=False)
+
+    def __post_init__(self, at_work: Lease | None) -> None:
+        self.own_seal = Seal(self.out, at_work)  # of the store as it is begun now
 
     @cached_property
     def spool(self) -> Spool:
@@ -106,8 +110,9 @@ class Extraction:
         """
         packing = self.packing
         with packing.turn(packing.planned) as planned:
-            if self._sealed:
+            if self.sealed:
                 return False
+            self.own_seal.check()
             if planned is None:
                 self._check_space_ahead()
                 for remark in textfiles.remarks(
@@ -117,8 +122,9 @@ class Extraction:
                 planned = packing.plan()
         packing.tokenize(planned, hand_out=hand_out)
         with packing.turn(lambda: packing.done or None):
-            if self._sealed:
+            if self.sealed:
                 return False
+            self.own_seal.check()
             self.tokens = packing.rows(planned)
             self.spool.folder.mkdir(parents=True, exist_ok=True)
         self.rows: dict[str, int] = {split: self.tokens[split].rows if split in self.tokens else 0 for split in SPLITS}
@@ -252,7 +258,7 @@ class Extraction:
                 "statistics": {"all": everything.summary(), "without_position_0": without_first.summary()},
                 "sha256": covered,
             }
-            files.write_once(self.out / "store.json", files.dump_digested(description).encode())
+            files.write_once(self.out / "store.json", files.dump_digested(description).encode(), self.own_seal.check)
 
     def _write_statistics(self) -> None:
         width = self.encoder.hidden_dim
@@ -267,7 +273,7 @@ class Extraction:
                 task.advance(1)
         everything = first.merge(without_first)
         tensors = {**everything.tensors("all"), **without_first.tensors("without_position_0")}
-        files.write_once(self._statistics_path, save(tensors))
+        files.write_once(self._statistics_path, save(tensors), self.own_seal.check)
 
     def _read_statistics(self) -> tuple[Statistics, Statistics]:
         """The statistics of all positions, and of all but position 0."""
@@ -340,61 +346,47 @@ class Extraction:
     # Phase 4: the seal
 
     @property
-    def _sealed(self) -> bool:
-        return (self.out / "manifest.json").is_file()
+    def sealed(self) -> bool:
+        """Whether the store that this process makes is sealed, by whichever process."""
+        return self.own_seal.there
 
     @contextmanager
     def unless_sealed(self) -> Iterator[None]:
         """Within the block, a file may be gone that another process has removed after it sealed the store.
 
-        Then this one was stopped for longer than its lease, and the other has done its part.
+        Then this one was stopped for longer than its lease, and the other has done its part. `StorageError` where the
+        store was begun anew meanwhile.
         """
         try:
             yield
-        except FileNotFoundError:
-            if not self._sealed:
+        except (FileNotFoundError, StorageError):
+            if not self.sealed:
+                self.own_seal.check()
                 raise
 
     def make_missing(self, held: ExitStack, hand_out: HandOut | None = None) -> None:
         """Write the shards again that are damaged or of another store. `held` is that of `prepare`."""
+        self.own_seal.check()
         missing, misfits = ledger.missing_shards(self.out)
         if misfits:
+            self.own_seal.at_work = None  # it ends here, and that is no reason for what fails below
             held.close()  # others who wait for their turn must not wait for this process
             with presence.alone(self.out, "all", note=self.progress.note) as lease:
                 ledger.drop_misfits(self.out, lease)
-            held.enter_context(presence.present(self.out, "all"))
+            self.own_seal.at_work = held.enter_context(presence.present(self.out, "all"))
         if missing:
             self.progress.note(f"making again: {', '.join(missing)}")
             self.write_shards(hand_out)
 
     def seal(self, result: Artifact) -> Artifact:
-        """Write the manifest, once every shard is there, and remove the spool."""
+        """Write the manifest, once every shard is there, and remove the spool. `StorageError` where it may not."""
         with self.store_leases.turn("seal") as lease:
-            if not self._sealed:
-                covered, description = ledger.seal(self.out), ledger.read_description(self.out)
-                if lease.lost():
-                    raise StorageError(f"{self.out}: others took the part of this process; run the same command again")
-                ledger.sweep(self.out)  # what is left there now belongs to no shard
-                size = sum(files.sizes(self.out / "features.zarr").values())
+            if not self.sealed:
                 with self.unless_sealed():
-                    result.finish(**{**description, "bytes": size, "sha256": covered})
+                    self.own_seal.put(result, lease)
         self.clear()
         return Artifact(self.out, "features", "complete")
 
     def clear(self) -> None:
         """Remove token rows, spool and leases, which a sealed store no longer needs; not of one that replaced it."""
-        pauses = waits()
-        while self.packing.folder.is_dir() or (self.out == self.work and self.spool.folder.is_dir()):
-            with self.packing.leases.claim("pack") or nullcontext() as lease:
-                if not self._sealed:
-                    return
-                if lease is not None:
-                    self.packing.remove(lease)
-                    shutil.rmtree(self.spool.folder, ignore_errors=True)
-                    if isinstance(self.out, Path):  # objects may be left, where the lease was lost
-                        break
-            time.sleep(next(pauses))
-        if self._sealed:
-            shutil.rmtree(self.work / CLAIMS if self.work == self.out else self.work, ignore_errors=True)
-        if not isinstance(self.out, Path):
-            (self.out / CLAIMS).unlink_below(lambda: self._sealed)
+        sealing.clear(self.own_seal, self.packing, self.work, self.spool.folder)

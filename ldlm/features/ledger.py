@@ -1,4 +1,4 @@
-"""The ledger of a feature store: records of what was written, checks against them, repair, and the seal.
+"""The ledger of a feature store: records of what was written, checks against them, repair, and what a seal covers.
 
 Its files are listed in `store.py`. Zarr gives zeros for what is missing, so these records decide what is there.
 """
@@ -15,12 +15,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ldlm import artifact, emptying, files, presence
+from ldlm.completion import DESCRIPTION, FIRST, is_complete, same
 from ldlm.errors import InputError, StorageError
 from ldlm.features import decided, shards
 from ldlm.leases import Lease
 from ldlm.location import Location, ObjectPath
 
-MADE_OF = ("artifact.json", "config.yaml")  # the description of the inputs, which can't be made again
+MADE_OF = FIRST  # the description of the inputs, which can't be made again
 COPY = "restore it from a copy, or extract again with --overwrite"
 _CHUNKS = re.compile(r"features\.zarr/(\w+/)?\w+/c/\d+(/0)+")  # files of shards, and not those of mean and std
 Item = TypeVar("Item")
@@ -101,6 +102,14 @@ def _belongs(key: str, record: Mapping[str, Any], description: Mapping[str, Any]
     return here and whole and maker.items() <= record.items()
 
 
+def is_covered(path: Location, covered: Mapping[str, str]) -> bool:
+    """Whether every record that a manifest covers is there as it has it: `covered` is sha256 by name."""
+    names = [name for name in covered if name.startswith("ledger/")]
+    if not {Path(name).name for name in names} <= {record.name for record in files.matching(path / "ledger", "*.json")}:
+        return False
+    return all(_for_each(path, lambda name: same(path, name, covered), names))
+
+
 def _ledger(path: Location) -> dict[str, bytes]:
     """The records as bytes, by shard name, in order."""
     paths = files.matching(path / "ledger", "*.json")
@@ -128,13 +137,16 @@ def _for_each(place: Location, work: Callable[[Item], Result], items: Sequence[I
 # Sealing and checking
 
 
-def sweep(path: Location) -> None:
-    """Remove the leftovers of killed writers: temporary files, and files of the arrays that no record names."""
+def sweep(path: Location, check: Callable[[], None]) -> None:
+    """Remove the leftovers of killed writers: temporary files, and files of the arrays that no record names.
+
+    `check` is that of `emptying.remove`: what is left there may be of a store that has replaced this one.
+    """
     records = filter(None, map(files.load_digested, _ledger(path).values()))
     named = {name for record in records for name in record["files"]}
     for file, relative in files.below(path):
         if file.name.startswith(".") or (_CHUNKS.fullmatch(relative) and relative not in named):
-            file.unlink(missing_ok=True)
+            emptying.remove(file, check)
 
 
 def missing_shards(path: Location) -> tuple[list[str], list[str]]:
@@ -209,9 +221,12 @@ def faults(path: Location) -> list[tuple[str, str, str]]:
     if not (path / "store.json").is_file():  # a damaged store, or something else
         artifact.open_artifact(path, "features", complete=False)
     manifest, description = (_digested(path / name) for name in ("manifest.json", "store.json"))
-    covered: Mapping[str, str] = (manifest or description or {}).get("sha256", {})
+    sealed = manifest if is_complete(path) else None
+    covered: Mapping[str, str] = (sealed or description or {}).get("sha256", {})
+    if not covered and manifest is not None:  # which looks like another's
+        covered = _first_files(path, manifest)
     records, found = _checked_ledger(path, covered)
-    if manifest is None:
+    if sealed is None:
         found += [("store", "store.json", "is missing or damaged")] * (description is None)
         found.append(("store", "manifest.json", _not_sealed(path, description, records)))
     promised = [(Path(name).stem if name.startswith("ledger/") else "store", name, covered[name]) for name in covered]
@@ -219,6 +234,15 @@ def faults(path: Location) -> list[tuple[str, str, str]]:
         promised += [(key, name, entry["sha256"]) for name, entry in record["files"].items()]
     problems = _for_each(path, lambda promise: fault(path / promise[1], promise[2]), promised)
     return found + [(*promise[:2], problem) for promise, problem in zip(promised, problems, strict=True) if problem]
+
+
+def _first_files(path: Location, manifest: Mapping[str, Any]) -> dict[str, str]:
+    """What a manifest covers of the files that can't be made again, where shards or a damaged description are there.
+
+    It may be theirs. A store that has been begun, and no more, is another than the manifest's.
+    """
+    begun = files.size(path / DESCRIPTION) is None and not files.matching(path / "ledger", "*.json")
+    return {} if begun else {name: digest for name, digest in manifest["sha256"].items() if name in MADE_OF}
 
 
 def _digested(path: Location) -> dict[str, Any] | None:
@@ -244,9 +268,9 @@ def _checked_ledger(
 
 
 def _not_sealed(path: Location, description: Mapping[str, Any] | None, records: Mapping[str, Any]) -> str:
-    """The problem of a manifest that is missing or damaged."""
+    """The problem of a manifest that is missing, damaged or of another store."""
     if (path / "manifest.json").is_file():
-        return "is damaged"
+        return "is damaged" if is_complete(path) else "is of another store"
     needed = set() if description is None else shard_names(description)
     return f"is missing, not sealed: {len(needed - records.keys())} of {len(needed)} shards missing"
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,6 @@ import numpy as np
 
 from ldlm import emptying, files
 from ldlm.config import ExtractConfig
-from ldlm.errors import StorageError
 from ldlm.features import corpus, pieces, text, textfiles
 from ldlm.features.helpers import Helpers, workers
 from ldlm.features.pieces import Piece
@@ -33,8 +32,8 @@ from ldlm.features.shards import SPLITS
 from ldlm.features.shared_work import Tally, share
 from ldlm.features.shares import Share, in_turn
 from ldlm.features.tokenized import ENDS, Kept, KeptFiles, KeptObjects, Tokenized, name_of, values
-from ldlm.leases import Lease, Leases, waits
-from ldlm.location import Location, user_cache
+from ldlm.leases import Leases, waits
+from ldlm.location import Location, passing, user_cache
 from ldlm.presence import CLAIMS
 from ldlm.progress import SILENT, Progress
 
@@ -126,20 +125,16 @@ class Packing:
         """True once the rows are counted, and until they are removed."""
         return (self.folder / "rows.json").is_file()
 
-    def remove(self, lease: Lease) -> None:
+    def remove(self, check: Callable[[], None]) -> None:
         """Remove everything; by its plan's absence other processes know that no piece is wanted any more.
 
-        That goes on as long as this process has its lease: another may begin the store anew.
+        `check` raises an error once another process may have begun the store anew, and comes before each removal.
         """
+        emptying.remove(self.folder / "plan.json", check)
         if isinstance(self.folder, Path):
-            with suppress(StorageError):  # the lease is lost
-                emptying.remove(self.folder / "plan.json", lease.check)
-                emptying.empty(self.folder, but=(), check=lease.check)
-                with suppress(OSError):  # a process that comes late has a file there
-                    self.folder.rmdir()
+            emptying.remove_folder(self.folder, check)
         else:
-            (self.folder / "plan.json").unlink(missing_ok=True, still=lambda: not lease.lost())
-            self.folder.unlink_below(lambda: not lease.lost())
+            self.folder.unlink_below(passing(check))
 
     def tokenize(self, planned: list[Piece], helpers: int | None = None, hand_out: HandOutPieces | None = None) -> None:
         """Tokenise every planned piece, together with other processes; returns when all are done.

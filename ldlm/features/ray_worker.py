@@ -17,6 +17,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ldlm import presence
+from ldlm.completion import is_complete
 from ldlm.errors import InputError, StorageError, Unreadable
 from ldlm.features.helpers import OWN_THREADS
 from ldlm.features.helping import packing_of
@@ -111,7 +112,7 @@ def _packing(task: str) -> Packing:
     read = json.loads(task)
     _enter(read["at"])
     if not (_place(read["folder"]) / "tokenizer.json").is_file():
-        if (_place(read["out"]) / "manifest.json").is_file():
+        if is_complete(_place(read["out"])):
             raise FileNotFoundError(f"{read['out']} was sealed, and its token rows are gone")
         raise Unreadable(
             f"the token rows of {read['out']}, in {read['folder']}, can't be seen; all nodes must see that folder"

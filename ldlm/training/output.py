@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ldlm import artifact, files, locks
+from ldlm import artifact, files, kinds, locks
 from ldlm.artifact import Artifact
 from ldlm.config import from_stored
 from ldlm.errors import InputError
@@ -71,7 +71,7 @@ def _check_steps(out: Path, steps: int, bound: Bound | None) -> None:
     """`InputError` when `out` was begun for another number of steps than `steps`, and something binds it to that."""
     record = out / "artifact.json"
     found = files.read_json(record) if record.is_file() else {}
-    begun, place = found.get("inputs", {}).get("steps"), artifact.NAMED_BY.get(found.get("kind", ""), "--output")
+    begun, place = found.get("inputs", {}).get("steps"), kinds.NAMED_BY.get(found.get("kind", ""), "--output")
     if bound is not None and begun not in (None, steps):
         raise InputError(
             f"{out} was begun for {begun} steps, over which {bound.why}, so it can't become one of {steps}; give "

@@ -18,7 +18,7 @@ from patience import patience
 
 from ldlm import locks
 from ldlm.config import ExtractConfig
-from ldlm.errors import InputError
+from ldlm.errors import InputError, StorageError
 from ldlm.features import corpus, documents, text, textfiles
 from ldlm.features.detection import Span
 from ldlm.features.helpers import Helpers, workers
@@ -184,7 +184,7 @@ def test_rows_that_were_removed_are_wanted_by_nobody(config, tokenizer, tmp_path
     made = packing(config, tokenizer, tmp_path)
     planned = made.plan()
     with made.leases.turn("pack") as lease:
-        made.remove(lease)
+        made.remove(lease.check)
     made.tokenize(planned, 0)
     assert made.planned() is None
     assert not made.folder.exists()
@@ -196,7 +196,8 @@ def test_a_process_that_lost_its_lease_leaves_the_plan(config, tokenizer, tmp_pa
     planned = made.plan()
     with made.leases.turn("pack") as lease:
         (made.claims / "pack.lease").unlink()
-        made.remove(lease)
+        with pytest.raises(StorageError, match="another took its place"):
+            made.remove(lease.check)
     assert made.planned() == planned
     assert {path.name for path in made.folder.iterdir()} == {"plan.json", "tokenizer.json"}
 
