@@ -40,11 +40,14 @@ def empty(folder: Location, *, but: Collection[Location], check: Callable[[], No
                 _remove_folder(Path(place, name))
 
 
-def remove_folder(folder: Path, check: Callable[[], None]) -> None:
+def remove_folder(folder: Location, check: Callable[[], None]) -> None:
     """Remove a folder with what is in it, by `check` as `empty` does; it stays where a process that is late has a file.
 
     So does a mount point.
     """
+    if isinstance(folder, ObjectPath):
+        folder.unlink_below(passing(check))
+        return
     empty(folder, but=(), check=check)
     with suppress(OSError):
         folder.rmdir()

@@ -39,6 +39,7 @@ from ldlm.location import Location
 from ldlm.presence import CLAIMS
 from ldlm.progress import Progress
 
+PACKED, SPOOL = "packed", "spool"  # folders of what a sealed store no longer needs
 Shard = tuple[str, int]  # split and number
 HandOut = Callable[[list[Any], Tally[Any]], None]  # the items that are left, and the tally of what is done
 
@@ -64,7 +65,7 @@ class Extraction:
     @cached_property
     def spool(self) -> Spool:
         """Raw states of the sample, on disk until their shards are written."""
-        return Spool(self.work / "spool")
+        return Spool(self.work / SPOOL / self.own_seal.mark)
 
     @cached_property
     def writer(self) -> StoreWriter:
@@ -98,9 +99,16 @@ class Extraction:
         """The packing of the text."""
         ends = Ends(*text.special_tokens(self.tokenizer))
         tokenizer = self.tokenizer.backend_tokenizer
-        # In an object store by its inputs: the store may be replaced while a machine of the old one still writes.
-        folder = self.out / "packed" if self.work == self.out else self.out / "packed" / self.work.name
-        return Packing(self.config, folder, self.out / CLAIMS, tokenizer, ends, self.progress, self.share)
+        return Packing(self.config, self._packed, self.out / CLAIMS, tokenizer, ends, self.progress, self.share)
+
+    @property
+    def _packed(self) -> Location:
+        """The folder of the token rows: of this store alone, for a process of one that it replaced may still write."""
+        folder = self.out / PACKED
+        if self.work != self.out:
+            return folder / self.work.name
+        by_earlier_version = (folder / "plan.json").is_file()
+        return folder if by_earlier_version else folder / self.own_seal.mark
 
     def pack(self, hand_out: HandOutPieces | None = None) -> bool:
         """Tokenise the text, together with other processes, and open the token rows of each split.
@@ -159,8 +167,8 @@ class Extraction:
         """
         packed, spooled = estimate.spool_bytes(self.config, self.encoder.hidden_dim, rows)
         parts = {
-            "packed": 0 if self.work != self.out or self.packing.done else packed,
-            "spool": 0 if self._statistics_path.is_file() else spooled,
+            PACKED: 0 if self.work != self.out or self.packing.done else packed,
+            SPOOL: 0 if self._statistics_path.is_file() else spooled,
         }
         needed = sum(max(0, size - sum(files.sizes(self.work / part).values())) for part, size in parts.items())
         if isinstance(self.out, Path):
@@ -389,4 +397,4 @@ class Extraction:
 
     def clear(self) -> None:
         """Remove token rows, spool and leases, which a sealed store no longer needs; not of one that replaced it."""
-        sealing.clear(self.own_seal, self.packing, self.work, self.spool.folder)
+        sealing.clear(self.own_seal, self.packing, [self.out / PACKED, self.out / SPOOL], self.work)

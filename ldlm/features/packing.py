@@ -33,7 +33,7 @@ from ldlm.features.shared_work import Tally, share
 from ldlm.features.shares import Share, in_turn
 from ldlm.features.tokenized import ENDS, Kept, KeptFiles, KeptObjects, Tokenized, name_of, values
 from ldlm.leases import Leases, waits
-from ldlm.location import Location, passing, user_cache
+from ldlm.location import Location, user_cache
 from ldlm.presence import CLAIMS
 from ldlm.progress import SILENT, Progress
 
@@ -131,10 +131,7 @@ class Packing:
         `check` raises an error once another process may have begun the store anew, and comes before each removal.
         """
         emptying.remove(self.folder / "plan.json", check)
-        if isinstance(self.folder, Path):
-            emptying.remove_folder(self.folder, check)
-        else:
-            self.folder.unlink_below(passing(check))
+        emptying.remove_folder(self.folder, check)
 
     def tokenize(self, planned: list[Piece], helpers: int | None = None, hand_out: HandOutPieces | None = None) -> None:
         """Tokenise every planned piece, together with other processes; returns when all are done.

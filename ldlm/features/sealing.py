@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from ldlm.errors import StorageError
 from ldlm.features import ledger
 from ldlm.features.packing import Packing
 from ldlm.leases import Lease, waits
-from ldlm.location import Location, passing
+from ldlm.location import Location
 from ldlm.presence import CLAIMS
 
 
@@ -47,6 +47,11 @@ class Seal:
 
     def _first(self) -> list[bytes | None]:
         return [files.content(self.path / name) for name in FIRST]
+
+    @property
+    def mark(self) -> str:
+        """A name that no store has which another replaces, unless both are made of the same in the same way."""
+        return files.sha256(b"\n".join(found or b"" for found in self._made_of))[:16]
 
     @property
     def replaced(self) -> bool:
@@ -103,17 +108,18 @@ class Seal:
             raise StorageError(f"{path} is of another store; run the same command again")
 
 
-def clear(seal: Seal, packing: Packing, work: Path, spool: Path) -> None:
+def clear(seal: Seal, packing: Packing, unneeded: Sequence[Location], work: Path) -> None:
     """Remove token rows, spool, leases and what a killed process left beside the seal; a sealed store needs none.
 
-    Nothing of a store that has replaced it goes: this ends once the seal is lost. `StorageError` when a service fails.
+    The folders `unneeded` may hold those of stores before it, whose processes woke late. Nothing of a store that has
+    replaced it goes: this ends once the seal is lost. `StorageError` when a service fails.
     """
-    shared, pauses = work == seal.path, waits()  # the folder of the spool, or it is the machine's own
+    pauses = waits()
     with suppress(Replaced):
-        while packing.folder.is_dir() or (shared and spool.is_dir()):
+        while any(folder.is_dir() for folder in unneeded):
             with packing.leases.claim("pack") or nullcontext() as lease:
                 seal.still_there()
-                gone = lease is not None and _remove_rows(packing, spool if shared else None, seal, lease)
+                gone = lease is not None and _remove_rows(packing, unneeded, seal, lease)
                 if gone and isinstance(packing.folder, Path):  # a mount point stays; objects are put late
                     break
             time.sleep(next(pauses))
@@ -121,14 +127,13 @@ def clear(seal: Seal, packing: Packing, work: Path, spool: Path) -> None:
         if isinstance(seal.path, Path):
             for left in files.matching(seal.path, ".*.tmp"):  # by a kill before the manifest's other name went
                 emptying.remove(left, seal.still_there)
-            with suppress(OSError):
-                emptying.remove_folder(seal.path / CLAIMS, seal.still_there)
         else:
             shutil.rmtree(work, ignore_errors=True)
-            (seal.path / CLAIMS).unlink_below(passing(seal.still_there))
+        with suppress(OSError):
+            emptying.remove_folder(seal.path / CLAIMS, seal.still_there)
 
 
-def _remove_rows(packing: Packing, spool: Path | None, seal: Seal, lease: Lease) -> bool:
+def _remove_rows(packing: Packing, unneeded: Sequence[Location], seal: Seal, lease: Lease) -> bool:
     """Remove token rows and spool; False where another process has taken the lease for it meanwhile."""
 
     def check() -> None:
@@ -138,8 +143,8 @@ def _remove_rows(packing: Packing, spool: Path | None, seal: Seal, lease: Lease)
 
     with suppress(_Overtaken):
         packing.remove(check)
-        if spool is not None:
-            emptying.remove_folder(spool, check)
+        for folder in unneeded:
+            emptying.remove_folder(folder, check)
         return True
     return False
 

@@ -298,12 +298,17 @@ def test_a_store_that_was_half_packed_on_one_disk_goes_on(several, whole, bucket
     assert not extraction.work.exists()
 
 
-def test_a_folder_that_an_earlier_version_had_packed_goes_on(several, whole, tmp_path):
-    """Its record of the rows has no names."""
+def test_a_folder_that_an_earlier_version_had_packed_goes_on(several, whole, tmp_path, monkeypatch):
+    """Its record of the rows has no names, and its folder none of the store."""
     made = extract_features.run(several, tmp_path / "f", launch=LaunchConfig(only="pack")).path
+    (folder,) = (made / "packed").iterdir()
+    for path in list(folder.iterdir()):
+        path.rename(made / "packed" / path.name)
+    folder.rmdir()
     record = json.loads((made / "packed" / "rows.json").read_bytes())
     del record["names"]
     (made / "packed" / "rows.json").write_text(json.dumps(record))
+    monkeypatch.setattr(pieces, "documents", None)  # no text is read again
     assert content(extract_features.run(several, made).path) == whole
 
 

@@ -10,6 +10,7 @@ import os
 import shutil
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import forked
 import pytest
@@ -17,10 +18,11 @@ import pytest
 from ldlm import artifact, files, presence
 from ldlm.completion import is_complete
 from ldlm.errors import InputError, StorageError
-from ldlm.features import ledger
+from ldlm.features import ledger, pieces
 from ldlm.features.begin import prepare
 from ldlm.features.packing import Packing
 from ldlm.features.sealing import Seal
+from ldlm.features.spool import Spool
 from ldlm.features.store import FeatureStore
 from ldlm.location import Bucket, ObjectPath
 from ldlm.stages import extract_features, features
@@ -38,6 +40,10 @@ def reference(few, other, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     made = [extract_features.run(config, folder / str(config.layer)) for config in (few, other)]
     return {config.layer: payload(one.path) for config, one in zip((few, other), made, strict=True)}
+
+
+def few_lines(config):
+    return [line for path in config.data for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
 def payload(place):
@@ -90,6 +96,35 @@ class Stop:
             return real(*given, **options)
 
         monkeypatch.setattr(owner, name, call)
+
+
+@pytest.mark.parametrize("point", [(pieces, "documents"), (Spool, "write")], ids=["tokens", "states"])
+def test_what_a_stopped_process_still_writes_is_not_taken_by_the_store_that_replaced_its_own(
+    few, other, place, tmp_path, monkeypatch, point
+):
+    """A piece of another text, or a block of another layer's states, under the same number."""
+    text = tmp_path / "other.txt"
+    text.write_text("\n".join(reversed(few_lines(few))) + "\n", encoding="utf-8")
+    other = replace(other, data=(str(text),))
+    whole = payload(extract_features.run(other, tmp_path / "whole").path)
+    with ExitStack() as first, ExitStack() as second:
+        late, _ = prepare(few, place, held=first)
+
+        def replaced():
+            for lease in files.matching(place / "claims", "*.lease"):
+                lease.unlink()
+            seen["made"] = made, _ = prepare(other, place, overwrite=True, held=second)
+            if point[0] is Spool:
+                made.pack()
+
+        seen, stop = {}, Stop(monkeypatch, *point, replaced)
+        with suppress(StorageError), late.unless_sealed():
+            late.pack(), late.encode_sample()
+        assert stop.happened
+        made, result = seen["made"]
+        made.pack(), made.encode_sample(), made.describe(), made.write_shards()
+        assert made.seal(result).complete
+    assert payload(place) == whole
 
 
 POINTS = {"sweep": (ledger, "sweep"), "fsync": (files, "fsync_tree"), "rows": (Packing, "remove")}
@@ -206,7 +241,7 @@ def test_a_process_whose_store_was_replaced_says_so_and_describes_nothing(few, o
         late.pack(), late.encode_sample()
         begun_anew(other, place, second)
         (place / "store.json").unlink(), (place / "statistics.safetensors").unlink()
-        with pytest.raises(StorageError, match="run the same command again"):
+        with pytest.raises(StorageError, match="run the same command again"), late.unless_sealed():
             late.describe()
         assert not (place / "store.json").is_file() and not (place / "statistics.safetensors").is_file()
         with pytest.raises(StorageError, match="run the same command again"), late.unless_sealed():

@@ -480,7 +480,7 @@ def test_what_a_power_cut_leaves_half_written_is_written_again(few, whole, tmp_p
     records[-1].unlink()
     shard = out / name
     shard.write_bytes(shard.read_bytes()[:100])
-    (out / "spool" / ".123.states-0000000").write_bytes(b"half")
+    (next((out / "spool").iterdir()) / ".123.states-0000000").write_bytes(b"half")
     extract_features.run(few, out)
     assert payload(out) == payload(whole)
 
@@ -492,7 +492,7 @@ def test_raw_states_that_a_power_cut_tore_are_made_again(few, whole, tmp_path, i
     extract_features.run(few, tmp_path / "counted", progress=counted)
     with pytest.raises(KeyboardInterrupt):
         extract_features.run(few, out, progress=interrupted(at=counted.reports - 4))
-    spooled = sorted((out / "spool").glob("states-*"))
+    spooled = sorted((out / "spool").rglob("states-*"))
     assert len(spooled) > 2
     for path in spooled:
         data = bytearray(path.read_bytes())
@@ -759,13 +759,13 @@ def test_what_an_interrupted_extraction_has_written_needs_no_room_again(
         extract_features.run(few, tmp_path / "g")
     with pytest.raises(InputError, match=r"has 0 B free, .*KiB too little"):
         extract_features.run(few, tmp_path / "f")
-    blocks = len(list((tmp_path / "f" / "spool").glob("*")))
+    blocks = len(list((tmp_path / "f" / "spool").rglob("states-*")))
     records = [json.loads(path.read_text()) for path in (tmp_path / "f" / "ledger").glob("*.json")]
     assert (blocks == 3 and not records) if at == 5 else records
     rows = sum(json.loads((whole / "manifest.json").read_text())["rows"].values())
     left = (rows - sum(record["rows"] for record in records)) * LENGTH * (16 * 2 + 4)
     if not records:  # states of the sample are yet to be spooled
-        spooled = sum(path.stat().st_size for path in (tmp_path / "f" / "spool").glob("*"))
+        spooled = sum(path.stat().st_size for path in (tmp_path / "f" / "spool").rglob("states-*"))
         left += -(-FeatureStore(whole).split("train").rows // 8) * 8 * LENGTH * 16 * 4 - spooled
     for free in (left - 1, left):
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: real._replace(free=free))

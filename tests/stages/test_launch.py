@@ -93,7 +93,7 @@ def test_the_phases_are_jobs_of_their_own_which_resume_and_change_no_byte(config
         made = launched(config, out, only=only)
         assert made.complete == (out / "manifest.json").is_file()
         if only == "pack" and not made.complete:
-            assert (out / "packed" / "rows.json").is_file()
+            assert list((out / "packed").rglob("rows.json"))
             assert not (out / "store.json").exists()
         if only == "encode" and not made.complete:
             assert len(list((out / "ledger").iterdir())) == len(list((whole / "ledger").iterdir()))
