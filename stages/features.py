@@ -7,7 +7,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Generator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,8 @@ from ldlm.hub import load_tokenizer
 from ldlm.location import Location
 from ldlm.progress import SILENT, Progress
 from ldlm.stages import extract_features
+
+MAP_ROWS = 512  # of a memory map, written at a time
 
 
 def info(path: Location) -> dict[str, Any]:
@@ -208,12 +209,12 @@ def _memory_map(split: Split, folder: Path) -> dict[str, np.ndarray]:
 
     They are not written by way of a map: the process would crash where others fill the disk meanwhile.
     """
-    with ExitStack() as opened:
-        written = {name: opened.enter_context(open(folder / name, "wb")) for name in split.arrays}
-        for start in range(0, split.rows, 512):
-            parts, tokens = split.read(start, min(start + 512, split.rows))
-            for name, values in {**parts, "tokens": tokens}.items():
-                values.tofile(written[name])
+    for start in range(0, split.rows, MAP_ROWS):
+        parts, tokens = split.read(start, min(start + MAP_ROWS, split.rows))
+        for name, values in {**parts, "tokens": tokens}.items():
+            # Not by `tofile`, which hides the error of a full disk.
+            with files.writing(folder / name), open(folder / name, "ab") as file:
+                file.write(np.ascontiguousarray(values).data)
     return {
         name: np.memmap(folder / name, array.dtype, "r", shape=(split.rows, *array.shape[1:]))
         for name, array in split.arrays.items()

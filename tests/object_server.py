@@ -21,7 +21,7 @@ class Proxy(http.server.BaseHTTPRequestHandler):
     """Passes requests on, and fails some: `chance` of them, half with status 500 and half by a reset.
 
     The next PUT is reset after `hang` seconds, where there are any. `seen` has the (method, path, range) of each. Parts
-    of states are given to `together` at a time, once so many are asked for, where that is a barrier.
+    of states and tokens are given to `together` at a time, once so many are asked for, where that is a barrier.
     """
 
     protocol_version = "HTTP/1.1"
@@ -41,7 +41,7 @@ class Proxy(http.server.BaseHTTPRequestHandler):
             time.sleep(self.hang)
             type(self).hang = 0.0
             return self.reset()
-        if self.together is not None and "/hidden/c/" in self.path:
+        if self.together is not None and ("/hidden/c/" in self.path or "/tokens/c/" in self.path):
             self.wait_for_others()
         if self.draw.random() < self.chance:
             type(self).failed += 1
@@ -58,6 +58,7 @@ class Proxy(http.server.BaseHTTPRequestHandler):
         type(self).waiting += 1
         type(self).most = max(self.most, self.waiting)
         self.together.wait(timeout=patience())
+        time.sleep(0.1)  # in which one more that is in flight would come
         type(self).waiting -= 1
 
     def reset(self):

@@ -102,6 +102,7 @@ def test_small_chunks_that_lie_near_each_other_come_by_one_request(
     rows = np.array([50, 17, 3, 16, 55])
     there.load(rows)  # the indices
     proxy.seen.clear()
+    proxy.together = threading.Barrier(2 * requests)  # states and tokens at once
     (found, tokens), (expected, expected_tokens) = there.read_rows(rows), here.read_rows(rows)
     for kind in ("hidden", "tokens"):
         assert sum(f"/{kind}/c/" in path for _, path, _ in proxy.seen) == requests

@@ -256,6 +256,7 @@ def test_the_progress_of_tokenising_counts_the_pieces_of_both_processes(halved, 
     replace(halved, progress=told).tokenize(planned, 1)
     assert (told.name, told.total) == ("tokenize", sum(piece.size for piece in planned))
     assert sum(told.advances) == told.total
+    assert min(told.advances) >= 0
     assert 0 < len(own) < len(planned)
     assert sum(planned[number].size for number in own) < told.total
 

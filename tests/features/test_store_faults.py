@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -28,7 +29,7 @@ from ldlm.features import ledger, shards, stream
 from ldlm.features.begin import prepare
 from ldlm.features.extraction import Extraction
 from ldlm.features.store import FeatureStore
-from ldlm.features.stream import default_window
+from ldlm.features.stream import RowOrder, default_window
 from ldlm.hub import load_tokenizer
 from ldlm.progress import Progress
 from ldlm.stages import extract_features, features
@@ -494,7 +495,8 @@ def test_repair_of_metadata_keeps_the_statistics(whole, tmp_path):
     assert content(path) == content(whole)
 
 
-def test_bench_compares_with_a_memory_map(whole):
+def test_bench_compares_with_a_memory_map(whole, monkeypatch):
+    monkeypatch.setattr(features, "MAP_ROWS", 48)  # so that the map is written in parts
     shown = features.bench(whole, batch_size=4, seconds=0.05)
     assert 0 < shown["ratio"] == pytest.approx(shown["rows_per_second"] / shown["memory_map_rows_per_second"])
 
@@ -518,6 +520,22 @@ def test_bench_shuffles_as_a_training_does_and_compares_whole_windows(whole, mon
     assert windows(shuffle_rows=10**6) == (split.rows, split.rows)
 
 
+def test_bench_times_whole_windows(whole, monkeypatch):
+    """By the batches that are taken from the memory map: five to a window of 48 rows, in each turn."""
+    taken = []
+
+    class Noted(RowOrder):
+        def rows_at(self, position, count):
+            taken.append(position // count)
+            return super().rows_at(position, count)
+
+    monkeypatch.setattr(features, "RowOrder", Noted)
+    features.bench(whole, batch_size=10, shuffle_rows=48, seconds=0.01)
+    starts = [number for number, batch in enumerate(taken) if batch == 0]
+    assert len(starts) == 5  # what warms the page cache, and four turns
+    assert {int(count) % 5 for count in np.diff([*starts, len(taken)])} == {0}
+
+
 def test_bench_takes_no_more_room_than_there_is(whole, monkeypatch, notes):
     split = FeatureStore(whole).split("train")
     monkeypatch.setattr(stream, "WINDOW_BYTES", 48 * split.row_bytes)
@@ -537,6 +555,23 @@ def test_bench_takes_no_more_room_than_there_is(whole, monkeypatch, notes):
     )
     with pytest.raises(InputError, match=f"^{re.escape(line)}$"):
         rows(48 * split.row_bytes - 1)
+
+
+@pytest.mark.parametrize("missing", [1, 20_000])
+def test_a_disk_that_fills_up_ends_bench_in_a_line(whole, ldlm, missing):
+    """A limit on the size of files stands for the full disk: the largest file of the map has so many bytes more."""
+    split = FeatureStore(whole).split("train")
+    size = split.rows * split.arrays["hidden"].empty(1).nbytes
+    assert size > missing
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - missing, hard))
+    try:
+        shown = ldlm("features", "bench", whole)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (shown.exit_code, type(shown.exception)) == (1, SystemExit), repr(shown.exception)
+    line = shown.stderr.splitlines()[-1]
+    assert re.fullmatch(r"Error: /\S+/hidden: File too large; make room and run the same command again", line), line
 
 
 def test_a_partial_store_is_read_when_it_is_allowed_and_has_the_rows_that_are_there(whole, tmp_path):
