@@ -72,22 +72,27 @@ class LeaseFiles:
         nobody could take it at once. On a file system without hard links it may.
         """
         aside = path.with_name(f".{files.unique()}.tmp")
-        held = HeldFile(path, _new_file(aside, body))
+        os.close(_new_file(aside, body))  # NFS keeps a file that is removed while it is open, under another name
         try:
             os.link(aside, path)
         except FileExistsError:  # NFS may say so of a name that it gave at the first of two attempts
-            pass
+            if files.content(path) != body:
+                return None
         except OSError as error:
-            os.close(held.descriptor)
             if error.errno not in files.NO_LINKS:
                 raise
-            held = HeldFile(path, _new_file(path, body))
+            return HeldFile(path, _new_file(path, body))
         finally:
             aside.unlink(missing_ok=True)
-        if held.lost():
-            os.close(held.descriptor)
-            return None
-        return held
+        return self._opened(path, body)
+
+    def _opened(self, path: Path, body: bytes) -> HeldFile | None:
+        """The lease that was just made; None where this process was stopped, and another has taken it since."""
+        held = HeldFile(path, os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        if os.pread(held.descriptor, len(body), 0) in (body, b""):  # a full disk: an empty lease is one too
+            return held
+        os.close(held.descriptor)
+        return None
 
     def read(self, name: str) -> bytes | None:
         try:
@@ -105,7 +110,7 @@ class LeaseFiles:
 def _new_file(path: Path, body: bytes) -> int:
     """The descriptor of a file that was not there, with this body if there is room for it."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    with suppress(OSError):  # a full disk: an empty lease is one too
+    with suppress(OSError):  # a full disk
         os.write(descriptor, body)
         os.close(os.dup(descriptor))  # NFS and others hand on what was written when a descriptor is closed
     return descriptor

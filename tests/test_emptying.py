@@ -137,3 +137,12 @@ def test_an_object_is_not_deleted_again_by_one_that_has_lost_its_lease(place):
     lost.clear()
     emptying.remove(path, check)
     assert not path.exists()
+
+
+def test_what_nfs_keeps_of_an_open_file_is_left_to_it(tmp_path):
+    """It can't be renamed or removed again until it is closed."""
+    for name in (".nfs000000000012d68700000001", ".left.tmp", "file"):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        (tmp_path / "folder" / name).touch()
+    emptying.remove_folder(tmp_path / "folder", lambda: None)
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == [".nfs000000000012d68700000001"]

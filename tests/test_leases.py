@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,6 +116,35 @@ def test_a_kill_while_a_lease_is_made_leaves_none_that_others_wait_for(tmp_path,
     place = tmp_path / "claims"
     assert forked.run(program, str(place)).returncode == -signal.SIGKILL
     assert Leases(place, place, heartbeat=None).claim("item") is not None
+
+
+def test_no_file_is_removed_while_it_is_open_when_a_lease_is_made(tmp_path, monkeypatch):
+    """NFS would keep it under another name until it is closed, and who empties the folder can't remove that."""
+    real = os.unlink
+
+    def unlink(path, **options):
+        assert str(path) not in [
+            os.readlink(open_file) for open_file in Path("/proc/self/fd").iterdir() if open_file.is_symlink()
+        ]
+        real(path, **options)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    lease = Leases(tmp_path / "claims", None, heartbeat=None).claim("item")
+    monkeypatch.undo()
+    assert not lease.lost()
+
+
+def test_a_lease_is_made_where_each_name_of_a_file_has_an_inode_of_its_own(nodes, monkeypatch):
+    """As on sshfs."""
+    one, two = nodes
+    monkeypatch.setattr(
+        os, "link", lambda old, new: shutil.copyfile(old, os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    )
+    held = one.leases.claim("a")
+    assert not held.lost()
+    assert two.leases.claim("a") is None
+    held.release()
+    assert two.leases.claim("a") is not None
 
 
 def test_a_lease_is_exclusive_on_a_file_system_without_hard_links(nodes, monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 from ldlm import artifact, files
 from ldlm.artifact import Artifact
 from ldlm.config import ExtractConfig
-from ldlm.errors import InputError
+from ldlm.errors import InputError, StorageError
 from ldlm.features import inputs
 from ldlm.features.extraction import Extraction
 from ldlm.location import Location, ObjectPath, user_cache
@@ -50,17 +50,21 @@ def prepare(
     return made, result
 
 
-def joined(config: ExtractConfig, out: Location, fingerprints: dict[str, str]) -> Extraction:
+def joined(config: ExtractConfig, out: Location, fingerprints: dict[str, str], mark: str) -> Extraction:
     """The extraction of a store that another process has begun with this configuration and these inputs.
 
-    `InputError` when the store is not there, or the tokenizer or the encoder is another one here.
+    `InputError` when the store is not there, or the tokenizer or the encoder is another one here. `StorageError` when
+    the store there has another mark (`sealing.Seal`) than the one that was begun.
     """
     found = inputs.Inputs(config, {}, *inputs.models(config))
     changed = [name for name, digest in found.fingerprints().items() if digest != fingerprints[name]]
     if changed:
         raise InputError(f"the {' and the '.join(changed)} of {config.encoder} here is not that of {out}")
     work = _work_folder(artifact.open_artifact(out, "features", complete=False))
-    return Extraction(config, out, work, found.tokenizer, found.encoder, fingerprints, SILENT)
+    made = Extraction(config, out, work, found.tokenizer, found.encoder, fingerprints, SILENT)
+    if made.own_seal.mark != mark:
+        raise StorageError(f"{out} was begun anew by another process; run the same command again")
+    return made
 
 
 def _work_folder(result: Artifact) -> Path:

@@ -23,7 +23,7 @@ from ldlm import artifact, files, hub, presence
 from ldlm.artifact import Artifact
 from ldlm.config import ExtractConfig
 from ldlm.errors import InputError, StorageError
-from ldlm.features import corpus, estimate, inputs, ledger, sealing, text, textfiles
+from ldlm.features import corpus, estimate, inputs, ledger, scratch, sealing, text, textfiles
 from ldlm.features.blocks import Blocks, one_ahead
 from ldlm.features.codecs import CODECS, Parts
 from ldlm.features.encoder import FrozenEncoder, Statistics
@@ -39,7 +39,6 @@ from ldlm.location import Location
 from ldlm.presence import CLAIMS
 from ldlm.progress import Progress
 
-PACKED, SPOOL = "packed", "spool"  # folders of what a sealed store no longer needs
 Shard = tuple[str, int]  # split and number
 HandOut = Callable[[list[Any], Tally[Any]], None]  # the items that are left, and the tally of what is done
 
@@ -65,7 +64,7 @@ class Extraction:
     @cached_property
     def spool(self) -> Spool:
         """Raw states of the sample, on disk until their shards are written."""
-        return Spool(self.work / SPOOL / self.own_seal.mark)
+        return Spool(scratch.spool(self.work, self.own_seal.mark))
 
     @cached_property
     def writer(self) -> StoreWriter:
@@ -99,16 +98,8 @@ class Extraction:
         """The packing of the text."""
         ends = Ends(*text.special_tokens(self.tokenizer))
         tokenizer = self.tokenizer.backend_tokenizer
-        return Packing(self.config, self._packed, self.out / CLAIMS, tokenizer, ends, self.progress, self.share)
-
-    @property
-    def _packed(self) -> Location:
-        """The folder of the token rows: of this store alone, for a process of one that it replaced may still write."""
-        folder = self.out / PACKED
-        if self.work != self.out:
-            return folder / self.work.name
-        by_earlier_version = (folder / "plan.json").is_file()
-        return folder if by_earlier_version else folder / self.own_seal.mark
+        folder = scratch.packed(self.out, self.own_seal.mark if self.work == self.out else self.work.name)
+        return Packing(self.config, folder, self.out / CLAIMS, tokenizer, ends, self.progress, self.share)
 
     def pack(self, hand_out: HandOutPieces | None = None) -> bool:
         """Tokenise the text, together with other processes, and open the token rows of each split.
@@ -166,11 +157,11 @@ class Extraction:
         statistics, all of them, and shards with a record.
         """
         packed, spooled = estimate.spool_bytes(self.config, self.encoder.hidden_dim, rows)
-        parts = {
-            PACKED: 0 if self.work != self.out or self.packing.done else packed,
-            SPOOL: 0 if self._statistics_path.is_file() else spooled,
-        }
-        needed = sum(max(0, size - sum(files.sizes(self.work / part).values())) for part, size in parts.items())
+        needed = 0
+        if isinstance(self.packing.folder, Path) and not self.packing.done:
+            needed += max(0, packed - sum(files.sizes(self.packing.folder).values()))
+        if not self._statistics_path.is_file():
+            needed += max(0, spooled - sum(files.sizes(self.spool.folder).values()))
         if isinstance(self.out, Path):
             recorded = self.writer.recorded()
             left = sum(rows_of for item, rows_of in self._shard_rows(rows).items() if item not in recorded)
@@ -242,6 +233,7 @@ class Extraction:
             if (self.out / "store.json").is_file():
                 return ledger.check_description(self.out)
             everything, without_first = self._read_statistics()
+            self.own_seal.check()
             covered = self.writer.create(self.rows, everything.mean_D, everything.std_D)
             covered |= self.writer.write_tokenizer(self.tokenizer)
             for name in ("artifact.json", "config.yaml", "statistics.safetensors"):
@@ -303,6 +295,7 @@ class Extraction:
     ) -> None:
         """Write shards unless others do; returns when they are done. One is encoded in its `turn`, written after it."""
         statistics, _ = self._read_statistics()
+        self.own_seal.check()
         mean_D, std_D = statistics.mean_D.astype(np.float32), statistics.std_D.astype(np.float32)
         maker = {"encoder": self.fingerprints["encoder"], "statistics": ledger.statistics_hash(mean_D, std_D)}
         facts = {**maker, "versions": artifact.versions()}
@@ -397,4 +390,5 @@ class Extraction:
 
     def clear(self) -> None:
         """Remove token rows, spool and leases, which a sealed store no longer needs; not of one that replaced it."""
-        sealing.clear(self.own_seal, self.packing, [self.out / PACKED, self.out / SPOOL], self.work)
+        unneeded = [self.out / name for name in (scratch.PACKED, scratch.SPOOL)]
+        sealing.clear(self.own_seal, self.packing, unneeded, self.work)

@@ -237,9 +237,10 @@ def faults(path: Location) -> list[tuple[str, str, str]]:
 
 
 def _first_files(path: Location, manifest: Mapping[str, Any]) -> dict[str, str]:
-    """What a manifest covers of the files that can't be made again, where shards or a damaged description are there.
+    """The hashes of the files that can't be made again, by a manifest that looks like another store's.
 
-    It may be theirs. A store that has been begun, and no more, is another than the manifest's.
+    None where the store has only been begun: then the manifest can't be its own. Beside shards, or a description that
+    may be damaged, it can.
     """
     begun = files.size(path / DESCRIPTION) is None and not files.matching(path / "ledger", "*.json")
     return {} if begun else {name: digest for name, digest in manifest["sha256"].items() if name in MADE_OF}

@@ -172,8 +172,8 @@ class RayEngine:
             max_restarts=-1, max_task_retries=0, max_concurrency=AT_ONCE, scheduling_strategy="SPREAD", **place
         )(ray_worker.Worker)
         config = replace(self.extraction.config, device=self.device)
-        fingerprints = self.extraction.fingerprints
-        task = {"config": configs.to_dict(config), "fingerprints": fingerprints, **self._places()}
+        store = {"fingerprints": self.extraction.fingerprints, "mark": self.extraction.own_seal.mark}
+        task = {"config": configs.to_dict(config), **store, **self._places()}
         self._workers = [made.remote(json.dumps(task)) for _ in range(count)]
         for worker in self._workers:
             self._await(worker)

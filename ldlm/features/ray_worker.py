@@ -144,7 +144,7 @@ class Worker:
 
         _enter(self.task["at"])
         config = configs.from_dict(configs.ExtractConfig, self.task["config"])
-        made = joined(config, _place(self.task["out"]), self.task["fingerprints"])
+        made = joined(config, _place(self.task["out"]), self.task["fingerprints"], self.task["mark"])
         if not made.pack():
             raise FileNotFoundError(f"{made.out} was sealed, and its token rows are gone")
         return made

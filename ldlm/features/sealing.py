@@ -50,7 +50,7 @@ class Seal:
 
     @property
     def mark(self) -> str:
-        """A name that no store has which another replaces, unless both are made of the same in the same way."""
+        """A name made from the store's first two files; stores that differ in them have different names."""
         return files.sha256(b"\n".join(found or b"" for found in self._made_of))[:16]
 
     @property
@@ -96,6 +96,7 @@ class Seal:
         A manifest that is not of this store is removed first.
         """
         check = _both(lease.check, self.check)
+        check()
         covered, description = ledger.seal(self.path), ledger.read_description(self.path)
         path = self.path / "manifest.json"
         if not self._covers(files.content(path)):  # of another store, by a process that was stopped for long

@@ -7,6 +7,7 @@ import resource
 import threading
 import time
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from ldlm.features import corpus, digests, pieces, text, tokenized
 from ldlm.features.begin import prepare
 from ldlm.features.packing import Ends, Packing
 from ldlm.features.shared_work import Tally
+from ldlm.features.spool import Spool
 from ldlm.features.tokenized import ENDS, TOKENS, values
 from ldlm.hub import load_tokenizer
 from ldlm.leases import Leases
@@ -310,6 +312,18 @@ def test_a_folder_that_an_earlier_version_had_packed_goes_on(several, whole, tmp
     (made / "packed" / "rows.json").write_text(json.dumps(record))
     monkeypatch.setattr(pieces, "documents", None)  # no text is read again
     assert content(extract_features.run(several, made).path) == whole
+
+
+def test_states_that_an_earlier_version_spooled_are_taken(several, whole, tmp_path, monkeypatch):
+    """They lay in the folder of the spool itself."""
+    with ExitStack() as held:
+        made, _ = prepare(several, tmp_path / "f", held=held)
+        made.pack(), made.encode_sample()
+    for path in list(made.spool.folder.iterdir()):
+        path.rename(tmp_path / "f" / "spool" / path.name)
+    made.spool.folder.rmdir()
+    monkeypatch.setattr(Spool, "write", None)  # none is made again
+    assert content(extract_features.run(several, tmp_path / "f").path) == whole
 
 
 def test_a_store_that_is_sealed_meanwhile_is_not_planned_again(few, bucket, monkeypatch):

@@ -19,7 +19,7 @@ from ldlm import artifact, files, presence
 from ldlm.completion import is_complete
 from ldlm.errors import InputError, StorageError
 from ldlm.features import ledger, pieces
-from ldlm.features.begin import prepare
+from ldlm.features.begin import joined, prepare
 from ldlm.features.packing import Packing
 from ldlm.features.sealing import Seal
 from ldlm.features.spool import Spool
@@ -246,6 +246,35 @@ def test_a_process_whose_store_was_replaced_says_so_and_describes_nothing(few, o
         assert not (place / "store.json").is_file() and not (place / "statistics.safetensors").is_file()
         with pytest.raises(StorageError, match="run the same command again"), late.unless_sealed():
             raise FileNotFoundError
+
+
+def test_a_process_that_seals_a_store_which_was_just_replaced_says_so(few, other, place):
+    with ExitStack() as first, ExitStack() as second:
+        late, result = ready(few, place, first)
+        begun_anew(other, place, second)
+        (place / "store.json").unlink()
+        with pytest.raises(StorageError, match="run the same command again"):
+            late.seal(result)
+
+
+def test_a_worker_that_comes_late_does_not_join_the_store_that_replaced_its_own(few, other, place):
+    """It has the settings of the command that started it."""
+    with ExitStack() as first, ExitStack() as second:
+        late, _ = prepare(few, place, held=first)
+        mark = late.own_seal.mark
+        assert joined(few, place, late.fingerprints, mark).own_seal.mark == mark
+        begun_anew(other, place, second)
+        with pytest.raises(StorageError, match="begun anew by another process; run the same command again"):
+            joined(few, place, late.fingerprints, mark)
+
+
+def test_a_process_whose_store_was_replaced_writes_no_shard_with_the_statistics_of_the_new_one(few, other, place):
+    with ExitStack() as first, ExitStack() as second:
+        late, _ = prepare(few, place, held=first)
+        late.pack(), late.encode_sample(), late.describe()
+        begun_anew(other, place, second)
+        with pytest.raises(StorageError, match="run the same command again"):
+            late.write_shards()
 
 
 def test_two_that_seal_the_same_store_both_find_it_sealed(few, reference, place, tmp_path, monkeypatch):
