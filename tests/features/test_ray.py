@@ -73,6 +73,7 @@ def handed(extraction, **changed):
         "config": configs.to_dict(extraction.config),
         "out": str(extraction.out),
         "fingerprints": extraction.fingerprints,
+        "mark": extraction.own_seal.mark,
         "at": os.getcwd(),
     }
     return json.dumps({**task, **changed})
