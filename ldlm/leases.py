@@ -1,10 +1,10 @@
 """Leases: which process works on what, also where the file system's locks hold on one machine only.
 
-A lease is a small file made by an exclusive create, or an object put where there was none. It holds machine, process,
-start and a counter, which a thread of its holder raises every `HEARTBEAT` seconds. Another process may take it away
-once its content has not changed for `EXPIRY` seconds of that process's own monotonic clock; no clock is compared with
-another's. Beside it stands a lock of the kernel's (`locks`): a process that dies frees it, and then others on the same
-machine take the lease at once.
+A lease is a small file that is given its name where that is free, or an object put where there was none. It holds
+machine, process, start and a counter, which a thread of its holder raises every `HEARTBEAT` seconds. Another process
+may take it away once its content has not changed for `EXPIRY` seconds of that process's own monotonic clock; no clock
+is compared with another's. Beside it stands a lock of the kernel's (`locks`): a process that dies frees it, and then
+others on the same machine take the lease at once.
 
 A lease saves double work. No guarantee of an artefact rests on one: its holder may be stopped for longer than it
 lasts, and two processes may take it at the same moment.

@@ -135,7 +135,7 @@ def test_no_file_is_removed_while_it_is_open_when_a_lease_is_made(tmp_path, monk
 
 
 def test_a_lease_is_made_where_each_name_of_a_file_has_an_inode_of_its_own(nodes, monkeypatch):
-    """As on sshfs."""
+    """On sshfs a lease is told by its content, since its file looks like another under its second name."""
     one, two = nodes
     monkeypatch.setattr(
         os, "link", lambda old, new: shutil.copyfile(old, os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
