@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from textwrap import fill
+from textwrap import fill, wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,13 +40,16 @@ COLOURS = {
 MARKERS = {"disc": "o", "star": "*", "cross": "x", "square": "s", "triangle": "^", "diamond": "D"}
 DASHES = (0, (3, 3))
 LEGEND: dict[str, Any] = {"fontsize": 9.5, "frameon": False, "labelcolor": COLOURS["soft"]}
+WITHIN = 4  # names that a chart has room for; a longer legend stands below it, in columns
+LEGEND_COLUMNS, LEGEND_LINE = 2, 15  # points
+NOTE_LETTERS, NOTE_LINE = 72, 12  # points
 
 
 def png(path: Path, charts: Sequence[Chart], columns: int = 4, *, shared_legend: bool = False) -> None:
     """Draw charts with their titles and legends, whole or not at all.
 
-    Charts without values are left out, unless no other is there; of no charts there is no picture. A shared legend
-    stands beside them all, for marks that would cover a chart with their names.
+    Charts without values are left out, unless no other is there; of no charts there is no picture. A legend stands in
+    its chart, and below it where it is long. A shared legend stands beside all charts, which have the same marks.
     """
     if not charts:
         return
@@ -54,16 +57,16 @@ def png(path: Path, charts: Sequence[Chart], columns: int = 4, *, shared_legend:
     columns = min(columns, len(charts))
     rows = -(-len(charts) // columns)
     with house_look(), files.replacing(path) as temporary:
-        across, up = WIDTH + GAP, HEIGHT + HEAD + FOOT
+        across, up = WIDTH + GAP, HEIGHT + HEAD + FOOT + (0 if shared_legend else max(map(_legend_height, charts)))
         figure = canvas(columns * across - GAP, rows * up)
         for index, chart in enumerate(charts):
             row, column = divmod(index, columns)
-            left, bottom = column * across, (rows - 1 - row) * up + FOOT
+            left, bottom = column * across, (rows - row) * up - HEIGHT - HEAD
             ax = draw(chart, figure, left, bottom)
             _write(figure, left, bottom + HEIGHT + 8, chart.title, size=13, color="ink", weight="bold")
-            _write(figure, left, bottom - 4, fill(chart.note, 72), size=9.5, va="top")
+            _write(figure, left, bottom - 4, fill(chart.note, NOTE_LETTERS), size=9.5, va="top")
             if chart.keys and not shared_legend:
-                ax.legend(**LEGEND)
+                _legend(figure, ax, chart, left, bottom)
         if shared_legend:
             _shared_legend(figure)
         figure.set(frameon=True, facecolor=COLOURS["card"])
@@ -80,6 +83,27 @@ def _extent(figure: Figure) -> Bbox:
     figure.dpi = DPI  # letters are laid out on whole pixels
     box: Bbox = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer())
     return box
+
+
+def _legend_height(chart: Chart) -> int:
+    """Points that a chart's legend takes below it."""
+    return 0 if len(chart.keys) <= WITHIN else LEGEND_LINE * -(-len(chart.keys) // LEGEND_COLUMNS)
+
+
+def _legend(figure: Figure, ax: Axes, chart: Chart, left: float, bottom: float) -> None:
+    """Write the names of a chart's marks into it, or below it and its note where there are many."""
+    if not _legend_height(chart):
+        ax.legend(**LEGEND)
+        return
+    width, height = 72 * figure.get_size_inches()
+    under = bottom - 4 - NOTE_LINE * len(wrap(chart.note, NOTE_LETTERS))
+    place: dict[str, Any] = {
+        "loc": "upper left",
+        "bbox_to_anchor": (left / width, under / height),
+        "borderpad": 0,
+        "borderaxespad": 0,
+    }
+    ax.legend(ncols=LEGEND_COLUMNS, bbox_transform=figure.transFigure, **place, **LEGEND)
 
 
 def _shared_legend(figure: Figure) -> None:

@@ -235,6 +235,26 @@ def test_a_picture_is_cut_as_matplotlib_cuts_it_to_what_it_shows(tmp_path, monke
     assert (tmp_path / "ours.png").read_bytes() == (tmp_path / "theirs.png").read_bytes()
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_a_long_legend_stands_below_its_chart_and_its_note(tmp_path, monkeypatch, many):
+    lines = [Line(f"line {i}", BLUE, [1, 2, 3], [i, i, i]) for i in range(drawing.WITHIN + many)]
+    noted = Chart("Noted", STEP, Axis("y"), lines, note="a note " * 30)
+    below = Chart("The chart of the next row", STEP, Axis("y"), lines[:1])
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *place, **how: (drawn.append(figure), save(figure, *place, **how))
+    )
+    drawing.png(tmp_path / "one.png", [noted, below], columns=1)
+    (figure,) = drawn
+    legend = figure.axes[0].get_legend().get_window_extent()
+    (note,) = (text.get_window_extent() for text in figure.texts if text.get_text().startswith("a note"))
+    (title,) = (text.get_window_extent() for text in figure.texts if text.get_text() == below.title)
+    assert (legend.y1 < figure.axes[0].get_window_extent().y0) == many
+    assert (legend.y1 <= note.y0) == many
+    assert legend.y0 > title.y1
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Numbers
 
