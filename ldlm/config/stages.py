@@ -117,7 +117,11 @@ class ExtractConfig:
     codec: Literal["fp16", "bf16", "int8-token", "fp32", "online"] = setting(
         "fp16", "how hidden states are stored; online stores none, and the encoder runs inside the training step"
     )
-    compression: Literal["zstd", "none"] = setting("zstd", "lossless compression of the store")
+    compression: Literal["blosc", "zstd", "none"] = setting(
+        "blosc",
+        "lossless compression of the store: blosc is zstd of bytes sorted by their place in a number, smaller and "
+        "faster to read than zstd, which stores of version 0.1 have",
+    )
     max_channel_error: float = setting(
         0.1, "largest relative error of a channel with which int8-token is accepted", above=0, identity=False
     )

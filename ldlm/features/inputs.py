@@ -134,13 +134,16 @@ def _pinned(config: ExtractConfig, progress: Progress, store: Location | None) -
 def resumed(found: Inputs, begun: Mapping[str, Any], out: Location, progress: Progress) -> Inputs:
     """The inputs as the store at `out` goes on with them; `begun` is its recorded configuration, or empty.
 
-    It keeps its precision, and one of schema 1 keeps what `lm1b` meant then. `InputError` when the dataset has another
-    commit now.
+    It keeps its precision and its compression, and one of schema 1 keeps what `lm1b` meant then. `InputError` when the
+    dataset has another commit now.
     """
     config, encoder = found.config, found.encoder
     if config.detokenizer == "lm1b" and begun.get("detokenizer") == "lm1b-clean" and artifact.schema(out) == 1:
         progress.note(f"{out} was begun by an earlier version, whose lm1b is lm1b-clean now; it goes on with that")
         config = replace(config, detokenizer="lm1b-clean")
+    if config.compression == "blosc" and begun.get("compression") == "zstd":
+        progress.note(f"{out} was begun with zstd, the compression of earlier versions; it goes on with that")
+        config = replace(config, compression="zstd")
     _check_revision(config, begun, out)
     if config.precision == "auto" and "precision" in begun:
         encoder.compute_in(begun["precision"])

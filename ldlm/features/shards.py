@@ -1,8 +1,8 @@
 """Zarr v3 shards as bytes: a shard is encoded by zarr in memory, and decoded here, chunk by chunk, in threads.
 
 zarr's own reader spends most of its time on bookkeeping, and returns zeros for missing data. `ShardedArray` reads the
-two codec chains that `StoreWriter` writes (little-endian bytes, zstd or not, crc32c), checks every checksum, and raises
-an error for missing data. The format is zarr's: any other v3 reader can take its place.
+codec chains that `StoreWriter` writes (little-endian bytes, blosc, zstd or neither, crc32c), checks every checksum, and
+raises an error for missing data. The format is zarr's: any other v3 reader can take its place.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
-from numcodecs import zstd
+from numcodecs import blosc, zstd
 
 from ldlm.errors import InputError, StorageError
 from ldlm.location import Location, ObjectPath
@@ -32,6 +32,8 @@ REQUESTS = 16  # in flight to an object store, by a process
 # Chunks of an object that lie near each other come by one request, for a small one takes as long as its answer waits.
 TOGETHER_BYTES, NEAR_BYTES = 2**22, 2**16  # at most, and between two of them
 Work = Callable[[], object]
+# (data, array to fill) → that array. blosc runs in the thread that calls it, unless that is the main one.
+DECOMPRESS: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {"blosc": blosc.decompress, "zstd": zstd.decompress}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -81,7 +83,8 @@ class ShardedArray:
         self.dtype = np.dtype(metadata["data_type"])
         sharding = metadata["codecs"][0]["configuration"]
         self.chunk = tuple(sharding["chunk_shape"])
-        self.compressed = any(codec["name"] == "zstd" for codec in sharding["codecs"])
+        names = [codec["name"] for codec in sharding["codecs"]]
+        self._decompress = next((DECOMPRESS[name] for name in names if name in DECOMPRESS), None)
         shard = metadata["chunk_grid"]["configuration"]["chunk_shape"]
         self.grid = tuple(-(-extent // chunk) for extent, chunk in zip(shard, self.chunk, strict=True))
         self._indices: dict[int, np.ndarray] = {}
@@ -180,7 +183,7 @@ class ShardedArray:
                 target[row_out] = found[row]
 
     def _decode(self, data: np.ndarray) -> np.ndarray:
-        plain = zstd.decompress(data, np.empty(self.chunk, self.dtype)) if self.compressed else data
+        plain = data if self._decompress is None else self._decompress(data, np.empty(self.chunk, self.dtype))
         return np.frombuffer(plain, self.dtype.newbyteorder("<")).reshape(self.chunk)
 
 

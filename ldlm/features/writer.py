@@ -18,6 +18,12 @@ from ldlm.features.ledger import folder, shard_name
 from ldlm.features.shards import CHUNK_ROWS, SPLITS
 from ldlm.location import Location
 
+# Level 1: states are all but noise, and higher levels only take longer.
+LEVEL = 1
+# Of blocks so large the bytes of one place in a number fill the 128 KiB that zstd compresses at a time, for numbers of
+# up to 4 bytes. Where they share them with others, one code serves them all, and nothing is gained.
+BLOSC_BLOCK = 2**19
+
 
 @dataclass(frozen=True)
 class StoreWriter:
@@ -73,7 +79,7 @@ class StoreWriter:
 
     def _create_array(self, group: Any, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str) -> None:
         """Create an array with codecs of the Zarr core specification only, so that any v3 reader can read it."""
-        from zarr.codecs import Crc32cCodec, ZstdCodec
+        from zarr.codecs import Crc32cCodec
 
         inner = [-(-extent // chunk) * chunk for extent, chunk in zip(shape[1:], chunks[1:], strict=True)]
         group.create_array(
@@ -82,7 +88,7 @@ class StoreWriter:
             chunks=chunks,
             shards=(self.shard_rows, *inner),
             dtype=dtype,
-            compressors=[*([ZstdCodec(level=1)] * (self.compression == "zstd")), Crc32cCodec()],
+            compressors=[*_compressors(self.compression, np.dtype(dtype).itemsize), Crc32cCodec()],
             # Chunks of zeros are written too, so that an absent chunk is always a missing one.
             config={"write_empty_chunks": True},
         )
@@ -129,6 +135,18 @@ class StoreWriter:
         }
         decided.put(self.path, made, path, record)
         return sum(map(len, made.values()))
+
+
+def _compressors(compression: str, itemsize: int) -> list[Any]:
+    """The codecs of a compression, of numbers of so many bytes."""
+    from zarr.codecs import BloscCodec, ZstdCodec
+
+    match compression:
+        case "blosc":
+            return [BloscCodec(cname="zstd", clevel=LEVEL, shuffle="shuffle", typesize=itemsize, blocksize=BLOSC_BLOCK)]
+        case "zstd":
+            return [ZstdCodec(level=LEVEL)]
+    return []
 
 
 def _even(extent: int, most: int) -> int:

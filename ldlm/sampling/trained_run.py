@@ -224,7 +224,7 @@ class TrainedRun(DrawsTexts, OpenRun):
             why = "the newest, for none has been measured"
         else:
             why = "the only one measured on these held-out rows and under this noise"
-        progress.note(f"decoder {default.name}, {why}; --decoder NAME takes another")
+        progress.note(f"default decoder {default.name}, {why}; --decoder NAME takes another")
 
     def noise(self, decoder: str) -> DecoderNoise:
         """The noise on the input of that decoder in its training."""

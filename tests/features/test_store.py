@@ -185,7 +185,18 @@ def test_rows_of_zeros_are_written_like_any_others(tmp_path, first):
     assert (record["rows"], record["start"], len(record["files"])) == (32, 0, 2)
 
 
-@pytest.fixture(params=[(201, 501, "zstd"), (128, 384, "zstd"), (128, 384, "none"), (201, 501, "none"), (5, 3, "zstd")])
+@pytest.fixture(
+    params=[
+        (201, 501, "zstd"),
+        (128, 384, "zstd"),
+        (128, 384, "none"),
+        (201, 501, "none"),
+        (5, 3, "zstd"),
+        (201, 501, "blosc"),
+        (128, 384, "blosc"),
+        (5, 3, "blosc"),
+    ]
+)
 def written(request, tmp_path):
     """(store, hidden, tokens): random rows in two shards, the last one short; longer and wider than a chunk, or not."""
     length, width, compression = request.param

@@ -249,7 +249,7 @@ def test_decoders_of_a_run_are_listed_and_each_draws_texts(store, run_copy, succ
         chosen = () if name is None else ("--decoder", name)
         found = ldlm("sample", "--run", run_copy, "--num-samples", 2, "--steps", 2, "--output", out, *chosen)
         assert f"decoder {name or best}\n" in found.stdout
-        assert (f"decoder {best}, of the lowest held-out cross-entropy" in found.stderr) == (name is None)
+        assert (f"default decoder {best}, of the lowest held-out cross-entropy" in found.stderr) == (name is None)
         drawn[name] = out.read_bytes()
     assert drawn[None] == drawn[best]
     assert len(set(drawn.values())) == 4
@@ -347,7 +347,7 @@ def default(run_copy, notes):
     assert notes.lines == []
     run.remark_on_decoder(None, notes)
     (line,) = notes.lines
-    assert line.startswith(f"decoder {listed}, ")
+    assert line.startswith(f"default decoder {listed}, ")
     return listed, line
 
 
