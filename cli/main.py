@@ -15,7 +15,7 @@ from ldlm.errors import InputError, Stopped, StorageError
 
 EPILOG = """\b
 First steps:
-  ldlm quickstart --output quickstart     everything below, on real text, on a laptop
+  ldlm quickstart --output quickstart     everything below, on little stories, on a laptop
 \b
 The stages, each reading what the one before wrote:
   ldlm extract-features --encoder gpt2 --data corpus.jsonl --output features
@@ -56,7 +56,7 @@ class Commands(click.Group):
         except Stopped as stopped:
             leave(ctx, f"{stopped}; the same command goes on from there", TEMPORARY_FAILURE)
         except KeyboardInterrupt:
-            leave(ctx, "\ninterrupted; the same command goes on from what is kept", INTERRUPTED)
+            leave(ctx, "\ninterrupted; the same command goes on from what was kept, if anything was", INTERRUPTED)
         except OSError as error:
             if error.errno not in SYSTEM_ERRORS:
                 raise

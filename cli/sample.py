@@ -46,6 +46,8 @@ def command(options: Options, run: str | None, output: str | None, trace: str | 
         raise InputError("--prompt none stands for no prompt; give that word in a file, by --prompts FILE")
     if output is not None and trace is not None:
         raise InputError("--output writes texts and --trace shows one; give one of them, and then the other")
+    if trace is None and options.flags[("trace_text",)] is not None:
+        raise InputError("--trace-text chooses the text that --trace shows; add --trace DIR")
     if trace is not None:
         return _trace(options, config, run, trace)
     if output is None and options.overwrite:
@@ -64,8 +66,10 @@ def command(options: Options, run: str | None, output: str | None, trace: str | 
     result = {"output": str(out), **result}
 
     def text() -> str:
+        count = result["config"]["num_samples"]
         first = [row["text"] for _, row in zip(range(3), files.read_jsonl(out), strict=False)]
-        return "\n\n".join([f"{out}: {result['config']['num_samples']:,} texts, {_how(config, result)}", *first])
+        heading = ["the first of them:"] if count > len(first) else []
+        return "\n\n".join([f"{out}: {count:,} texts, {_how(config, result)}", *heading, *first])
 
     options.show(result, text)
 

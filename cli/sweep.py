@@ -56,6 +56,7 @@ def command(
             f"--sampler {options.sampler} is a sampler of LDLM, and of {' and '.join(dict.fromkeys(methods))} there is "
             f"no run with it; choose among theirs by --token-samplers"
         )
+    beside = [External.parse(one) for one in externals]
     if options.dry_run:
         return options.show_plan(stage.plan(config, paths))
     paths = paths or [require(None, "--run", "run")]
@@ -64,7 +65,7 @@ def command(
         paths,
         _default_output(paths) if output is None else Path(output),
         reference=None if reference is None else Path(reference),
-        externals=[External.parse(one) for one in externals],
+        externals=beside,
         overwrite=bool(options.overwrite),
         progress=show.Terminal(),
     )

@@ -193,6 +193,8 @@ def _begin(
 
 def open_artifact(path: Location, kind: str, *, complete: bool = True) -> Artifact:
     """Open an existing artefact; `InputError` names what was found and the command that makes this kind."""
+    if path.is_file():
+        raise InputError(f"{path} is a file, and {article(kind)} is a folder; `{MADE_BY[kind]}` makes one")
     if not path.is_dir():
         raise InputError(f"there is no folder {path}; `{MADE_BY[kind]}` makes {article(kind)}")
     found = _found(path) or {}

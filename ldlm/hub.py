@@ -148,7 +148,8 @@ def download(repo_id: str, names: list[str], **options: Any) -> Path:
         return Path(snapshot_download(repo_id, allow_patterns=names, **options))
     except Exception as error:  # the client and the HTTP library below it raise many kinds, and all mean the same
         raise InputError(
-            f"{repo_id!r} can't be had from the Hugging Face hub ({why(error)}); give a folder made by `ldlm export`"
+            f"{repo_id!r} is no folder here, and can't be had from the Hugging Face hub ({why(error)}); give a folder "
+            f"made by `ldlm export`"
         ) from None
 
 
@@ -211,8 +212,8 @@ def _refusal(name: str, local: bool, error: Exception) -> InputError:
             f"{name!r} is not a usable model folder ({why(error)}); it needs config.json and model.safetensors"
         )
     return InputError(
-        f"{name!r} can't be had from the Hugging Face hub ({why(error)}); give a local folder, for example one made by "
-        f"`ldlm pretrain-encoder`"
+        f"{name!r} is no folder here, and can't be had from the Hugging Face hub ({why(error)}); give a local folder, "
+        f"for example one made by `ldlm pretrain-encoder`"
     )
 
 

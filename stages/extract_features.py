@@ -24,7 +24,7 @@ from ldlm import runtime
 from ldlm.artifact import Artifact
 from ldlm.config import ExtractConfig, LaunchConfig, Shapes
 from ldlm.errors import InputError
-from ldlm.features import corpus, estimate, inputs, ledger, ray_engine
+from ldlm.features import corpus, estimate, inputs, ledger, ray_engine, text
 from ldlm.features.begin import prepare
 from ldlm.features.codecs import CODECS
 from ldlm.features.corpus import Count
@@ -37,6 +37,7 @@ from ldlm.progress import SILENT, Progress
 from ldlm.training import cost
 
 ALONE = LaunchConfig()
+REMARKED_ROWS, MUCH_UNKNOWN = 1024, 0.02  # the first rows, and a share of unknown words that is more than rare names
 
 
 def plan(
@@ -137,6 +138,7 @@ def run(
                 packed = extraction.pack(None if engine is None else engine.pieces)
             with result.or_nothing("ledger/*", held=held):
                 if packed:
+                    _remark_on_tokens(extraction)
                     extraction.check_space(extraction.rows)
                     if launch.only != "pack":
                         _encode(extraction, engine, held)
@@ -149,6 +151,17 @@ def _share(launch: LaunchConfig) -> Share | None:
     if launch.engine is not None:
         return None
     return share_of_environment() if launch.share is None else share_of(launch.share)
+
+
+def _remark_on_tokens(extraction: Extraction) -> None:
+    """Note that the tokenizer does not know the text, as that of stories knows no other."""
+    tokenizer = extraction.tokenizer
+    share = text.unknown_share(extraction.tokens["train"].read(0, REMARKED_ROWS), tokenizer)
+    if share > MUCH_UNKNOWN:
+        extraction.progress.note(
+            f"{share:.0%} of the tokens are {tokenizer.unk_token}: the tokenizer of {extraction.config.encoder} does "
+            f"not know this text; give an encoder that does, for example one made by `ldlm pretrain-encoder --data …`"
+        )
 
 
 def _encode(extraction: Extraction, engine: RayEngine | None, held: ExitStack) -> None:

@@ -112,7 +112,7 @@ def texts(path: Location, rows: int, out: Path, *, clean_up: bool = False) -> Pa
     found = FeatureStore(path, allow_partial=True)
     split = found.held_out()
     if split.rows < rows:
-        raise InputError(f"{path} has {split.rows:,} {split.name} rows; ask for no more with --rows")
+        raise InputError(f"{path} has {split.rows:,} {split.name} rows and not {rows:,}; say --rows {split.rows}")
     tokens = split.read_tokens(np.arange(rows))
     with tempfile.TemporaryDirectory() as folder:  # a tokenizer can't be loaded from an object store
         files.copy_tree(found.tokenizer_path, Path(folder))

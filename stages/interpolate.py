@@ -173,6 +173,10 @@ def _given_row(run: TrainedRun, tokenizer: Any, flag: str, given: str, progress:
     room = run.shapes.seq_len - 2
     if tokens > room:
         progress.note(f"{flag} has {tokens:,} tokens and a row of {run.path} holds {room:,}; the rest is cut off")
+    if share := text.unknown_share(row[1:-1], tokenizer):
+        progress.note(
+            f"{share:.0%} of the tokens of {flag} are {tokenizer.unk_token}: {run.path} does not know its words"
+        )
     return row
 
 

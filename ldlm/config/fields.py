@@ -98,7 +98,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], prefix: str = "") -> T:
     values = {}
     for key, value in data.items():
         if key not in fields:
-            raise InputError(f"unknown setting {prefix}{key}{_suggestion(str(key), fields)}")
+            raise InputError(f"unknown setting {prefix}{key}{_suggestion(str(key), fields, prefix)}")
         values[key] = _parse(hints[key], value, f"{prefix}{key}", fields[key].metadata)
     return cls(**values)
 
@@ -168,11 +168,11 @@ _WORDS: dict[bool | None, tuple[str, ...]] = {
 _NAMES = {bool: "true or false", str: "a string", int: "a whole number", float: "a number"}
 
 
-def _suggestion(key: str, known: Iterable[str]) -> str:
+def _suggestion(key: str, known: Iterable[str], prefix: str = "") -> str:
     """The end of an error about an unknown key: the closest known one, else all of them."""
     known = list(known)
     close = difflib.get_close_matches(key, known, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
+    return f"; did you mean {prefix}{close[0]}?" if close else f"; known here: {', '.join(known)}"
 
 
 def _parse(hint: Any, value: Any, key: str, metadata: Mapping[str, Any]) -> Any:

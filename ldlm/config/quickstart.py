@@ -24,8 +24,8 @@ class QuickstartConfig:
     encoder: str | None = setting(None, "hub name or folder of an encoder, instead of pretraining a small GPT-2")
     scorer: str | None = setting(
         None,
-        "hub name or folder of a scorer; none means a small GPT-2, pretrained on text of its own, or the encoder where "
-        "samples of the text need no scorer",
+        "hub name or folder of a scorer; none means, on real text, a small GPT-2 that is trained on a part of it that "
+        "the model never sees; on stories the encoder, which judges paths between texts alone",
     )
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)

@@ -151,7 +151,7 @@ class TrainConfig:
     shuffle_rows: int | None = setting(
         None,
         "rows of the window in which they are shuffled, in blocks of 16 from all over the text; auto is 2 GiB of "
-        "the store's rows, at least 4 batches and at most all, and that of a run already begun",
+        "the store's rows, at least 4 batches and at most all, and that of an output already begun",
         low=1,
         none="auto",
         before=512,

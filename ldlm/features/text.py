@@ -211,6 +211,12 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     return bos, eos
 
 
+def unknown_share(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> float:
+    """Share of the tokens that stand for words that the tokenizer does not know; 0 where it can write any text."""
+    unknown = tokenizer.unk_token_id  # GPT-2's is its end-of-text, which never stands for a word
+    return 0.0 if unknown in (None, *special_tokens(tokenizer)) else float(np.mean(tokens == unknown))
+
+
 class Tokens(NamedTuple):
     """Some documents, or parts of them, as tokens: the next ones of the stream."""
 

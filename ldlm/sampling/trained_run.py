@@ -144,6 +144,8 @@ class TrainedRun(DrawsTexts, OpenRun):
 
     def remark(self, config: SampleConfig, progress: Progress) -> None:
         """Note which decoder is the default and why, and what a distilled run has not learned to draw by."""
+        if not self.artifact.complete:
+            progress.note(f"{self.path} is not finished: its newest checkpoint is of step {self.checkpoint.step:,}")
         self.remark_on_decoder(config.decoder, progress)
         drawer.remark_on_student(self.student, [config.sampler], progress)
 

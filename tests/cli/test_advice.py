@@ -42,7 +42,7 @@ ADVICE = {
         f"{TRAIN} --batch-size 100000", r"has (\d+) train rows, too few .*; lower (batch)_size", r"--\2-size \1",
     ),
     "rows that no split has": (
-        f"{TEXTS} --rows 1000000", r"has (\d+) \w+ rows; ask for no more with (--rows)", r"\2 \1",
+        f"{TEXTS} --rows 1000000", r"has \d+ \w+ rows and not 1,000,000; say (--rows) (\d+)$", r"\1 \2",
     ),
     "no such decoder": (f"{SAMPLE} --decoder nosuch", r"it has: (\w+)", r"--decoder \1"),
     "no such checkpoint": (f"{SAMPLE} --checkpoint nosuch", r"there are: ([-\w]+)", r"--checkpoint \1"),
@@ -238,7 +238,7 @@ def test_who_overwrites_and_is_interrupted_is_told_to_go_on_without_overwriting(
         patch.setattr(generation, "batches", held_up)
         patch.setattr(sys, "argv", ["ldlm", *command, "--overwrite"])
         said = ldlm(*command, "--overwrite").stderr.splitlines()[-1]
-    assert said == "interrupted; the same command, without --overwrite, goes on from what is kept"
+    assert said == "interrupted; the same command, without --overwrite, goes on from what was kept, if anything was"
     assert succeed(*command)["texts_made"] == 2
 
 

@@ -12,8 +12,10 @@ import sys
 
 import pytest
 
+from ldlm import LDLM
 from ldlm import config as configs
 from ldlm.config import TrainConfig
+from ldlm.errors import InputError
 from ldlm.stages import extract_features, train
 
 
@@ -143,7 +145,7 @@ def test_a_dataset_that_needs_a_hub_that_is_not_there(extract):
 @pytest.mark.parametrize("name", ["gpt2", "nosuch/model"])
 def test_a_model_that_needs_a_hub_that_is_not_there(extract, refuse, corpus, trained, store, tmp_path, name):
     line = extract("--data", corpus, encoder=name)
-    assert f"'{name}' can't be had from the Hugging Face hub" in line
+    assert f"'{name}' is no folder here, and can't be had from the Hugging Face hub" in line
     assert "give a local folder" in line
     assert name in refuse("evaluate", corpus, "--scorer", name)
     arguments = ("--run", trained, "--features", store, "--pairs", 2, "--output", tmp_path / "outputs" / "out")
@@ -310,6 +312,7 @@ def test_too_few_rows_for_one_batch_of_pretraining(refuse, tmp_path, out):
     ("arguments", "message"),
     [
         (("--set", "model.denoiser.depth=3"), "unknown setting model.denoiser.depth"),
+        (("--set", "recipe.sigma_dek=3"), "unknown setting recipe.sigma_dek; did you mean recipe.sigma_dec?"),
         (("--set", "modl.denoiser.layers=3"), "unknown setting modl; did you mean model?"),
         (("--set", "steps"), "--set takes KEY=VALUE"),
         (("--set", "model=3"), "model must be a mapping of settings, not '3'"),
@@ -440,6 +443,34 @@ def test_a_folder_where_a_file_should_be_written(refuse, trained, tmp_path, monk
         assert "is a folder; --output names the file" in refuse("sample", "--run", trained, "--output", place)
 
 
+def test_a_file_where_a_folder_is_read_is_no_missing_folder(refuse, corpus, out):
+    line = refuse("train", "--features", corpus, "--preset", "tiny", "--output", out)
+    assert line.startswith(f"{corpus} is a file, and a feature store is a folder; ")
+
+
+def test_a_run_is_no_model_that_python_opens(trained):
+    with pytest.raises(
+        InputError, match=r"is a training run; `ldlm export --run .* --output model` makes what this opens"
+    ):
+        LDLM.from_pretrained(trained)
+
+
+def test_the_number_of_a_trace_needs_a_trace(refuse, trained):
+    assert "add --trace DIR" in refuse("sample", "--run", trained, "--trace-text", 3)
+
+
+def test_a_dry_run_of_a_sweep_reads_what_stands_beside_it(refuse, trained, gpt2):
+    words = ("sweep", "--run", trained, "--scorer", gpt2, "--external", "x=nosuch.txt", "--dry-run")
+    assert "--external takes NAME=FILE,NFE,SECONDS" in refuse(*words)
+
+
+def test_texts_of_a_run_that_is_not_finished_say_so(run_copy, trained, ldlm):
+    words = ("--num-samples", 1, "--steps", 1, "--device", "cpu")
+    assert "is not finished" not in ldlm("sample", "--run", trained, *words).stderr
+    (run_copy / "manifest.json").unlink()
+    assert "is not finished: its newest checkpoint is of step" in ldlm("sample", "--run", run_copy, *words).stderr
+
+
 def test_ctrl_c_says_that_the_same_command_goes_on(trained, ldlm, monkeypatch, tmp_path):
     def held_up(*_: object) -> None:
         raise KeyboardInterrupt
@@ -447,7 +478,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(trained, ldlm, monkeypatch, t
     monkeypatch.setattr("ldlm.sampling.generation.batches", held_up)
     done = ldlm("sample", "--run", trained, "--num-samples", 3, "--steps", 1, "--output", tmp_path / "s.jsonl")
     assert done.exit_code == 130
-    assert "interrupted; the same command goes on from what is kept" in done.stderr
+    assert "interrupted; the same command goes on from what was kept, if anything was" in done.stderr
 
 
 def test_the_real_command_prints_one_line_and_no_traceback(tmp_path):

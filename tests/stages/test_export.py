@@ -479,7 +479,7 @@ def test_a_file_outside_the_folder_is_no_part_of_it(copy):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"stepz": 3}, r"unknown setting sampler\.stepz; did you mean steps\?"),
+        ({"stepz": 3}, r"unknown setting sampler\.stepz; did you mean sampler\.steps\?"),
         ({"solver": "euler"}, "sampler.solver is one of euler-maruyama, ddim"),
         ({"steps": 0}, "sampler.steps must be at least 1"),
         ({"temperature": float("nan")}, "sampler.temperature must be a finite number"),
@@ -499,7 +499,9 @@ def test_devices_and_models_that_are_not_there_are_named(model, tmp_path):
         LDLM.from_pretrained(model).to("tpu9")
     with pytest.raises(InputError, match=r"there is no model folder .*nowhere/model"):
         LDLM.from_pretrained(tmp_path / "nowhere" / "model")
-    with pytest.raises(InputError, match="'nobody/nothing' can't be had from the Hugging Face hub") as raised:
+    with pytest.raises(
+        InputError, match="'nobody/nothing' is no folder here, and can't be had from the Hugging Face hub"
+    ) as raised:
         LDLM.from_pretrained("nobody/nothing", cache_dir=tmp_path)  # the tests are offline
     assert "\n" not in str(raised.value)
     with pytest.raises(TypeError, match="devise"):

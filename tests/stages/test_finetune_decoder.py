@@ -239,7 +239,8 @@ def test_decoders_of_a_run_are_listed_and_each_draws_texts(store, run_copy, succ
     assert joint.held_out["l_w"] > 0
     listed = succeed("finetune-decoder", "--run", run_copy, "--list")
     assert listed == [vars(decoder) for decoder in (joint, *others)]
-    table = ldlm("finetune-decoder", "--run", run_copy, "--list").stdout.splitlines()
+    *table, _, legend = ldlm("finetune-decoder", "--run", run_copy, "--list").stdout.splitlines()
+    assert legend.startswith("* ")
     assert [line.split()[0] for line in table[2:]] == ["joint", "layers-2", "layers-6", "layers-0"]
     assert [line.split()[0] for line in table if " * " in line] == [best]
 
