@@ -138,7 +138,8 @@ def run(
                 packed = extraction.pack(None if engine is None else engine.pieces)
             with result.or_nothing("ledger/*", held=held):
                 if packed:
-                    _remark_on_tokens(extraction)
+                    if not (out / "store.json").is_file():  # what is done is not read again
+                        _remark_on_tokens(extraction)
                     extraction.check_space(extraction.rows)
                     if launch.only != "pack":
                         _encode(extraction, engine, held)

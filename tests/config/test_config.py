@@ -122,7 +122,7 @@ def test_an_unknown_preset_names_the_known_ones():
     ("data", "message"),
     [
         ({"stepz": 3}, "unknown setting stepz; did you mean steps?"),
-        ({"model": {"denoiser": {"layer": 3}}}, "unknown setting model.denoiser.layer; did you mean layers?"),
+        ({"model": {"denoiser": {"layer": 3}}}, "denoiser.layer; did you mean model.denoiser.layers?"),
         ({"zzz": 1}, "unknown setting zzz; known here: steps, batch_size"),
         ({1: 2}, "unknown setting 1"),
         ({"steps": "many"}, "steps takes a whole number, not 'many'"),

@@ -166,7 +166,7 @@ def test_what_is_damaged_or_pickled_is_refused(copy):
         ({"solver": "heun"}, "sampler.solver is a setting of LDLM, and not of remdm of mdlm"),
         ({"eta": 2}, "sampler.eta must be at most 1"),
         ({"n": 0}, "num_samples must be at least 1"),
-        ({"stepz": 3}, "unknown setting sampler.stepz; did you mean steps?"),
+        ({"stepz": 3}, "unknown setting sampler.stepz; did you mean sampler.steps?"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_name(exported, settings, said):

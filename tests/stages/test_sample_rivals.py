@@ -248,7 +248,7 @@ REFUSED = [
     ("flm", ("--temperature", 1), "sampler.temperature is a setting of LDLM, candi, and not of euler of flm"),
     ("candi", ("--decoder", "joint"), "decoder is a setting for runs of LDLM, and this one is of candi"),
     ("mdlm", ("--trace-frames", 3), "trace_frames is a setting for runs of LDLM, and this one is of mdlm"),
-    ("mdlm", ("--set", "sampler.stepz=3"), "unknown setting sampler.stepz; did you mean steps?"),
+    ("mdlm", ("--set", "sampler.stepz=3"), "unknown setting sampler.stepz; did you mean sampler.steps?"),
     (
         "mdlm",
         ("--sampler", "remdm", "--schedule", "conf", "--eta", 0.5),
