@@ -87,4 +87,4 @@ def _listing(decoders: list[dict]) -> str:
         )
         for decoder in decoders
     ]
-    return show.table(headers, rows) + "\n\n* drawn with where --decoder names none"
+    return show.table(headers, rows) + "\n\n* the decoder of texts where --decoder names none"

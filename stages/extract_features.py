@@ -138,8 +138,7 @@ def run(
                 packed = extraction.pack(None if engine is None else engine.pieces)
             with result.or_nothing("ledger/*", held=held):
                 if packed:
-                    if not (out / "store.json").is_file():  # what is done is not read again
-                        _remark_on_tokens(extraction)
+                    _remark_on_tokens(extraction)
                     extraction.check_space(extraction.rows)
                     if launch.only != "pack":
                         _encode(extraction, engine, held)
@@ -156,6 +155,8 @@ def _share(launch: LaunchConfig) -> Share | None:
 
 def _remark_on_tokens(extraction: Extraction) -> None:
     """Note that the tokenizer does not know the text, as that of stories knows no other."""
+    if (extraction.out / "store.json").is_file():  # it was said before, and what is done is not read again
+        return
     tokenizer = extraction.tokenizer
     share = text.unknown_share(extraction.tokens["train"].read(0, REMARKED_ROWS), tokenizer)
     if share > MUCH_UNKNOWN:

@@ -168,7 +168,7 @@ _WORDS: dict[bool | None, tuple[str, ...]] = {
 _NAMES = {bool: "true or false", str: "a string", int: "a whole number", float: "a number"}
 
 
-def _suggestion(key: str, known: Iterable[str], prefix: str = "") -> str:
+def _suggestion(key: str, known: Iterable[str], prefix: str) -> str:
     """The end of an error about an unknown key: the closest known one, else all of them."""
     known = list(known)
     close = difflib.get_close_matches(key, known, n=1)

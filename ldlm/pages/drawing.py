@@ -41,8 +41,8 @@ MARKERS = {"disc": "o", "star": "*", "cross": "x", "square": "s", "triangle": "^
 DASHES = (0, (3, 3))
 LEGEND: dict[str, Any] = {"fontsize": 9.5, "frameon": False, "labelcolor": COLOURS["soft"]}
 WITHIN = 4  # names that a chart has room for; a longer legend stands below it, in columns
-LEGEND_COLUMNS, LEGEND_LINE = 2, 15  # points
-NOTE_LETTERS, NOTE_LINE = 72, 12  # points
+LEGEND_COLUMNS, NOTE_LETTERS = 2, 72  # of a line below a chart
+LEGEND_LINE, NOTE_LINE = 15, 12  # in points
 
 
 def png(path: Path, charts: Sequence[Chart], columns: int = 4, *, shared_legend: bool = False) -> None:
@@ -97,13 +97,10 @@ def _legend(figure: Figure, ax: Axes, chart: Chart, left: float, bottom: float) 
         return
     width, height = 72 * figure.get_size_inches()
     under = bottom - 4 - NOTE_LINE * len(wrap(chart.note, NOTE_LETTERS))
-    place: dict[str, Any] = {
-        "loc": "upper left",
-        "bbox_to_anchor": (left / width, under / height),
-        "borderpad": 0,
-        "borderaxespad": 0,
-    }
-    ax.legend(ncols=LEGEND_COLUMNS, bbox_transform=figure.transFigure, **place, **LEGEND)
+    ax.legend(
+        loc="upper left", bbox_to_anchor=(left / width, under / height), bbox_transform=figure.transFigure,
+        ncols=LEGEND_COLUMNS, borderpad=0, borderaxespad=0, **LEGEND,
+    )  # fmt: skip
 
 
 def _shared_legend(figure: Figure) -> None:

@@ -189,11 +189,11 @@ def _model_type(found: Any) -> Any:
 
 def record(folder: Path, expected: str) -> dict[str, Any]:
     """`config.json` alone; `InputError` when it describes no model of that type, or is damaged."""
-    if (folder / "checkpoints").is_dir():
-        raise InputError(
-            f"{folder} is a training run; `ldlm export --run {folder} --output model` makes what this opens"
-        )
     if not (folder / CONFIG).is_file():
+        if (folder / "checkpoints").is_dir():
+            raise InputError(
+                f"{folder} is a training run; `ldlm export --run {folder} --output model` makes what this opens"
+            )
         raise InputError(f"{folder} has no {CONFIG}{_pickled(folder)}; `ldlm export` makes a whole model")
     found = _model_type(files.read_json(folder / CONFIG))
     if found != expected:
