@@ -27,6 +27,7 @@ VALIDITY = {
     "diversity": "diversity",
 }
 NAMES = {"gen_ppl": "gen. ppl", "entropy": "entropy", "diversity": "diversity"}
+OF_SCORER = ("scorer", "protocol", "max_tokens", "boundaries", "mauve_model")  # settings that --source has no use for
 ASKED_FOR = {"mauve": "mauve", "copied_8grams": "copied 8-grams"}
 
 
@@ -82,6 +83,7 @@ def command(
         raise InputError("no texts to evaluate; for example ldlm evaluate samples.jsonl")
     if config.source is not None:
         others = {"--reference": reference, "--mauve": with_mauve, "--training": training}
+        others |= {f"--{name.replace('_', '-')}": name in options.given() for name in OF_SCORER}
         return _by_source(options, config, texts, seeds, [flag for flag, given in others.items() if given])
     from ldlm.evaluation import scorecache, scores
     from ldlm.stages import evaluate as stage

@@ -38,7 +38,13 @@ def _show(result: Any, as_json: bool, text: Callable[[], str]) -> None:
 @command.command(short_help="sizes, codec and its error, encoder, statistics")
 @_store
 def info(store: str, as_json: bool) -> None:
-    """Show sizes, codec and its error, encoder, statistics."""
+    """Show sizes, codec and its error, encoder, statistics.
+
+    \b
+    Examples:
+      ldlm features info features
+      ldlm features info s3://bucket/features --json
+    """
     from ldlm.stages import features as stage
 
     result = stage.info(locate(store))
@@ -50,7 +56,12 @@ def info(store: str, as_json: bool) -> None:
 @command.command(short_help="hash every byte against the ledger; exit status 3 when something differs")
 @_store
 def verify(store: str, as_json: bool) -> None:
-    """Hash every byte and compare with the ledger; exit status 3, with the shards' names, when something differs."""
+    """Hash every byte and compare with the ledger; exit status 3, with the shards' names, when something differs.
+
+    \b
+    Example:
+      ldlm features verify features && ldlm train --features features --output run
+    """
     from ldlm.stages import features as stage
 
     faults = stage.verify(locate(store))
@@ -65,7 +76,12 @@ def verify(store: str, as_json: bool) -> None:
 @_store
 @click.option("--device", default="auto", metavar="TEXT", help="where the encoder runs  [default: auto]")
 def repair(store: str, as_json: bool, device: str) -> None:
-    """Write damaged and missing shards again, from the store's own text and encoder."""
+    """Write damaged and missing shards again, from the store's own text and encoder.
+
+    \b
+    Example:
+      ldlm features repair features
+    """
     from ldlm.stages import features as stage
 
     bad, _ = stage.repair(locate(store), device=device, progress=show.Terminal())
@@ -84,7 +100,12 @@ def repair(store: str, as_json: bool, device: str) -> None:
 @click.option("--clean-up", is_flag=True, help="decode with the tokenizer's clean-up of spaces, like `ldlm sample`")
 @path_option("--output", "file to write, one JSON object per text", metavar="F.jsonl")
 def texts(store: str, as_json: bool, rows: int, clean_up: bool, output: str | None) -> None:
-    """Write held-out rows as text, cut and decoded like samples: the --reference of `evaluate` and `sweep`."""
+    """Write held-out rows as text, cut and decoded like samples: the --reference of `evaluate` and `sweep`.
+
+    \b
+    Example:
+      ldlm features texts features --rows 1000 --output real.jsonl
+    """
     from ldlm.stages import features as stage
 
     written = stage.texts(locate(store), rows, require(output, "--output", "real.jsonl"), clean_up=clean_up)
@@ -106,6 +127,11 @@ def bench(store: str, as_json: bool, batch_size: int, shuffle_rows: int | None) 
 
     The map lies in the temporary folder (TMPDIR) meanwhile: 512 MB of rows, or a window of them where that is more, by
     default 2 GiB or four batches, and at most all rows. Two windows are in memory, as in training.
+
+    \b
+    Examples:
+      ldlm features bench features
+      ldlm features bench features --batch-size 512
     """
     from ldlm.stages import features as stage
 

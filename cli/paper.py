@@ -49,7 +49,7 @@ def command(options: Options, names: tuple[str, ...], output: str | None, script
     from ldlm.stages import paper as stage
 
     if options.dry_run:
-        plan = stage.plan(config, names, None if output is None else Path(output))
+        plan = stage.plan(config, names, None if output is None else Path(output), show.Terminal())
         return options.show(plan, lambda: _plan(plan))
     if config.scale == "paper" and not report:
         return _script(options, config, names, output, script)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -95,12 +96,24 @@ def by_source(
     sets = [_with_ends(texts) for texts in _read(paths, config, None, progress)]
     if seeds:
         samples.check_seeds(paths, sets)
+    for path, texts in zip(paths, sets, strict=True):
+        if unknown := validity.unknown_words(texts):
+            progress.note(_unknown(path, unknown))
     measures = [validity.Measure(config.resamples, config.seed + number * seeds) for number in range(len(sets))]
     with progress.task("judge", 2 * sum(map(len, sets)), "text") as task:
         return [
             measure.scores(texts, str(path), task.advance)
             for measure, path, texts in zip(measures, paths, sets, strict=True)
         ]
+
+
+def _unknown(path: Path, words: Counter[str]) -> str:
+    """The remark on words that no story has, which make a sentence invalid whatever else it says."""
+    commonest = ", ".join(repr(word) for word, _ in words.most_common(3))
+    return (
+        f"{path}: words that no story has occur {words.total():,} times, such as {commonest}; texts of another source "
+        "are scored without --source, by a --scorer"
+    )
 
 
 def _with_ends(texts: Texts) -> Texts:

@@ -18,12 +18,16 @@ from ldlm.paper.settings import PAPER, TINY
 from ldlm.progress import SILENT, Progress
 
 
-def plan(config: PaperConfig, names: Sequence[str], out: Path | None = None) -> dict[str, Any]:
+def plan(
+    config: PaperConfig, names: Sequence[str], out: Path | None = None, progress: Progress = SILENT
+) -> dict[str, Any]:
     """Stages of tables and figures with tokens, FLOPs, disk and hours: of what `out` has not yet, where it is given."""
     jobs = unique(job for name in names for job in _plan(config, name).jobs)
     left = [job for job in jobs if out is None or not job.done(out)]
     card, devices = _card(config)
-    return {"exhibits": list(names), "scale": config.scale, **costs.of_jobs(left, config.scale, card, devices)}
+    with progress.task("count", len(left), "job") as task:
+        found = costs.of_jobs(left, config.scale, card, devices, task.advance)
+    return {"exhibits": list(names), "scale": config.scale, **found}
 
 
 def commands(config: PaperConfig, name: str, out: Path, file: str) -> str:

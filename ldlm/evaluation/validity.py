@@ -249,6 +249,14 @@ def _between(text: str, boundaries: Boundaries) -> list[str]:
     return found
 
 
+def unknown_words(texts: Texts) -> Counter[str]:
+    """The words of a set of texts that no story has, with how often each occurs."""
+    known = {*STORIES.vocabulary}
+    return Counter(
+        word for text in texts.texts for piece in pieces(text, texts.boundaries) for word in piece if word not in known
+    )
+
+
 def whole_stories(texts: Texts) -> Iterator[str]:
     """The stories of a set of texts that have their beginning and their end, as they are written, in order."""
     cut = bool(texts.boundaries.tokens)

@@ -62,15 +62,23 @@ class Cost:
     bytes: float = 0.0
 
 
-def of_jobs(jobs: Iterable[Job], scale: str, name: str, devices: int) -> dict[str, Any]:
-    """Cost of jobs by stage and in all, as JSON. Hours are device hours over `devices`: the jobs may be spread."""
+def of_jobs(
+    jobs: Iterable[Job], scale: str, name: str, devices: int, advance: Callable[[int], None] = lambda count: None
+) -> dict[str, Any]:
+    """Cost of jobs by stage and in all, as JSON. Hours are device hours over `devices`: the jobs may be spread.
+
+    `advance` is called after each job: a training's takes a second.
+    """
     device = card(name)
     stages: list[dict[str, Any]] = []
     jobs = list(jobs)
     for kind in KINDS:
         own = [job for job in jobs if job.kind == kind]
         if own and kind != "text":
-            costs = [of_job(job, scale) for job in own]
+            costs = []
+            for job in own:
+                costs.append(of_job(job, scale))
+                advance(1)
             stages.append(_row(kind, len(own), Cost(*(sum(getattr(c, f) for c in costs) for f in FIELDS)), device))
     total = {key: sum(stage[key] for stage in stages) for key in ("count", *FIELDS, "device_hours")}
     return {

@@ -55,6 +55,7 @@ def training_cost(method: AnyMethod, shapes: Shapes, *, devices: int = 1) -> dic
         **({"steps": steps} if several else {}),
         "flops_per_token": flops if several else next(iter(flops.values())),
         "devices": devices,
+        "device": device_kind(config),
         "precision": "bf16" if bf16 else "fp32",
         "accumulate": config.accumulate,
         "recompute": config.recompute,

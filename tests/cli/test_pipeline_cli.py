@@ -5,6 +5,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import pytest
 import torch
 import yaml
@@ -12,6 +13,7 @@ import zarr
 from safetensors.torch import load_file
 
 from ldlm import files
+from ldlm.cli import main
 from ldlm.config import SAMPLERS, SampleConfig, SamplerConfig, to_dict
 from ldlm.sampling.generation import TextGenerator
 from ldlm.sampling.trained_run import TrainedRun
@@ -407,6 +409,22 @@ def test_every_command_has_help_with_an_example_and_the_shared_options(ldlm, com
         assert f"  {option} " in shown.stdout, option
     assert "[default: (" not in shown.stdout, "a default as one would type it, not as Python prints it"
     assert ldlm(command, "-h").stdout == shown.stdout
+
+
+def _leaves(command, path=()):
+    """The words of each command, those within a group among them."""
+    if not isinstance(command, click.Group):
+        return [path]
+    return [
+        leaf for name in command.list_commands(None) for leaf in _leaves(command.get_command(None, name), (*path, name))
+    ]
+
+
+@pytest.mark.parametrize("words", _leaves(main), ids=" ".join)
+def test_the_help_of_every_command_has_an_example(ldlm, words):
+    shown = ldlm(*words, "--help").stdout
+    assert "Example" in shown
+    assert f"  ldlm {' '.join(words)} " in shown.partition("Example")[2]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -97,6 +97,8 @@ def test_what_can_not_be_is_refused(refuse, succeed, made, tmp_path):
     source = ("evaluate", "--source")
     assert "not 'novels'" in refuse(*source, "novels", made / "stories.txt")
     assert "--reference" in refuse(*source, "stories", made / "stories.txt", "--reference", made / "stories.txt")
+    for flag, value in (("--scorer", "gpt2"), ("--protocol", "hf"), ("--max-tokens", 64), ("--mauve-model", "gpt2")):
+        assert f"needs no {flag}" in refuse(*source, "stories", made / "stories.txt", flag, value)
     assert "no texts to evaluate" in refuse(*source, "stories")
     assert [path.name for path in tmp_path.iterdir()] == ["words"]
 
@@ -114,6 +116,19 @@ def test_a_word_is_a_token_and_a_story_comes_back_as_it_was(made):
         assert tokenizer.unk_token_id not in ids
         assert tokenizer.decode(ids) == story
     assert tokenizer("Zeppelin", add_special_tokens=False)["input_ids"] == [tokenizer.unk_token_id]
+
+
+def test_words_that_no_story_has_are_said(ldlm, made, tmp_path):
+    path = tmp_path / "texts.txt"
+    whale, story = "The whale swam on. The whale sang.", (made / "stories.txt").read_text().splitlines()[0]
+    path.write_text(f"{whale}\n{story}\n")
+    shown = ldlm("evaluate", "--source", "stories", path)
+    assert shown.exit_code == 0, shown.stderr
+    assert "words that no story has occur" in shown.stderr
+    assert "'whale'" in shown.stderr
+    assert "--scorer" in shown.stderr
+    path.write_text(f"{story}\n")
+    assert "no story has" not in ldlm("evaluate", "--source", "stories", path).stderr
 
 
 def test_an_encoder_trains_on_its_tokens(made, succeed, tmp_path):

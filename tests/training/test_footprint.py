@@ -145,6 +145,7 @@ def test_a_dry_run_takes_the_length_of_its_rows_and_the_devices_without_a_store(
     long = ("train", "--preset", "tiny", "--seq-len", 4096, "--dry-run")
     plan = succeed(*long, "--devices", 4, "--fit", "40GB")
     assert plan["devices"] == 4
+    assert plan["device"] == "cuda"
     assert plan["flags"] == f"--accumulate {plan['accumulate']} --recompute {str(plan['recompute']).lower()}"
     assert plan["memory_bytes"] == plan["weight_bytes"] + plan["batch_bytes"] + plan["step_bytes"]
     assert plan["memory_bytes"] <= 0.9 * 40e9
