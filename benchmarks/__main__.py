@@ -33,7 +33,8 @@ import time
 from pathlib import Path
 
 from benchmarks.parts import part
-from ldlm import artifact, files, memory, waiting
+from ldlm import files, memory, waiting
+from ldlm.versions import library_versions
 
 PARTS = (
     "speed",
@@ -83,7 +84,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             figures = found.run(Path(folder))
         seconds = round(time.perf_counter() - started)
-        record = {"date": datetime.date.today().isoformat(), "hardware": hardware(), "versions": artifact.versions()}
+        record = {"date": datetime.date.today().isoformat(), "hardware": hardware(), "versions": library_versions()}
         record["seconds"] = seconds
         head = f"{record['date']}, {record['hardware']}, torch {torch.__version__}"
         text = f"{head}\n\n{found.report(figures)}\n\nmeasured in {seconds} s\n"

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.__main__ import hardware
-from ldlm import artifact, files
+from ldlm import files
+from ldlm.versions import library_versions
 
 
 def keep(text: str, name: str, output: Path | None, figures: Mapping[str, Any] | None = None) -> None:
@@ -21,5 +22,5 @@ def keep(text: str, name: str, output: Path | None, figures: Mapping[str, Any] |
     output.mkdir(parents=True, exist_ok=True)
     (output / f"{name}-{date}.txt").write_text(dated, encoding="utf-8")
     if figures is not None:
-        record = {"date": date, "hardware": hardware(), "versions": artifact.versions(), **figures}
+        record = {"date": date, "hardware": hardware(), "versions": library_versions(), **figures}
         (output / f"{name}-{date}.json").write_text(files.dump_json(record), encoding="utf-8")

@@ -13,17 +13,12 @@ a symbolic link to a folder or a mount point: that stays, and is emptied and ref
 from __future__ import annotations
 
 import os
-import platform
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import ldlm
 from ldlm import config as configs
 from ldlm import emptying, files, presence
 from ldlm.completion import is_complete
@@ -32,7 +27,9 @@ from ldlm.kinds import MADE_BY, NAMED_BY, article
 from ldlm.lease_places import SUFFIX
 from ldlm.leases import Lease
 from ldlm.location import Location
+from ldlm.locks import exclusive_lock
 from ldlm.presence import CLAIMS
+from ldlm.versions import library_versions
 
 SCHEMA = 2  # in 1, `detokenizer: lm1b` stood for today's `lm1b-clean`
 COMPLETE = ("manifest.json", "config.json")  # written last: their presence makes a folder complete to its readers
@@ -107,7 +104,7 @@ class Artifact:
 
     def record(self, **result: Any) -> str:
         """The text of the manifest."""
-        return files.dump_digested({"kind": self.kind, "schema": SCHEMA, **result, "versions": versions()})
+        return files.dump_digested({"kind": self.kind, "schema": SCHEMA, **result, "versions": library_versions()})
 
 
 def begin(
@@ -135,6 +132,28 @@ def begin(
         if held is not None:
             return replace(begun, at_work=held.enter_context(presence.present(path)))
         return begun
+
+
+@contextmanager
+def working(
+    path: Path,
+    kind: str,
+    config: Any,
+    inputs: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+    reads: Sequence[str | Path] = (),
+) -> Iterator[Artifact]:
+    """`begin` an artefact and have its folder to oneself, unless it is complete, until the context ends.
+
+    Raises `InputError` as `begin` does, and while another process is at work there.
+    """
+    with ExitStack() as held:
+        with presence.turn(path, shared=False):
+            begun = _begin(path, kind, config, inputs, overwrite, reads, False, presence.unheard)
+            if not begun.complete:
+                held.enter_context(exclusive_lock(path))
+        yield begun
 
 
 def _begin(
@@ -357,31 +376,3 @@ def _remove_if_alone(path: Location, kind: str) -> None:
         if isinstance(path, Path):
             with suppress(OSError):  # another has begun it meanwhile
                 path.rmdir()
-
-
-@cache
-def versions() -> dict[str, str | None]:
-    """Versions of Python and the libraries that decide results, and the commit of a source checkout."""
-    import torch
-
-    found: dict[str, str | None] = {"ldlm": ldlm.__version__, "python": platform.python_version()}
-    found["torch"] = torch.__version__  # with the build, which the distribution's version may omit
-    for name in ("transformers", "tokenizers", "numpy", "zarr", "numcodecs"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    found["commit"] = _commit()
-    return found
-
-
-def _commit() -> str | None:
-    source = Path(ldlm.__file__).resolve().parent.parent
-    if not (source / ".git").exists():
-        return None
-    try:
-        describe = ["git", "-C", str(source), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-        out = subprocess.run(describe, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return out.stdout.strip() or None

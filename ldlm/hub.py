@@ -7,6 +7,7 @@ never run, and its pickles are never opened.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from functools import cache
@@ -19,6 +20,8 @@ from ldlm.errors import InputError
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 DESCRIPTIONS = ("config.json", "tokenizer_config.json", "tokenizer.json")  # a model or a tokenizer has one at least
 
@@ -39,6 +42,9 @@ def check_hub() -> None:
     except Exception:  # of the HTTP library that the hub's client uses, which depends on its version
         import datasets.config
 
+        log.warning(
+            "%s can't be reached; models and datasets are looked for in its cache on this machine", constants.ENDPOINT
+        )
         constants.HF_HUB_OFFLINE = True
         datasets.config.HF_HUB_OFFLINE = datasets.config.HF_DATASETS_OFFLINE = True
 

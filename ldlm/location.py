@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -269,6 +269,24 @@ def user_cache() -> Path:
     """The folder of what may be deleted at any time: `ldlm` in XDG_CACHE_HOME, or in ~/.cache for no absolute path."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (base if base.is_absolute() else Path.home() / ".cache") / "ldlm"
+
+
+def folder_name(path: Path) -> str:
+    """The name of a folder, also of `.`; that of a link is its own."""
+    return Path(os.path.abspath(path)).name
+
+
+def folder_names(paths: Sequence[Path]) -> list[str]:
+    """Names for folders, as names of folders: the shortest ends of their paths that are all different.
+
+    `InputError` where two paths lead to one folder.
+    """
+    parts = [path.resolve().parts[1:] for path in paths]  # a name with the root would be a path of its own
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["-".join(p[-depth:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise InputError(f"{', '.join(map(str, paths))} name a folder twice; give each once")
 
 
 def locate(where: str | Path) -> Location:

@@ -19,7 +19,7 @@ from ldlm.errors import InputError
 from ldlm.features.encoder import online_encoder
 from ldlm.features.store import FeatureStore
 from ldlm.features.stream import Stream
-from ldlm.location import Location
+from ldlm.location import Location, folder_name
 from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress
 from ldlm.runtime import Stop, World
@@ -67,7 +67,7 @@ def run(
     device = runtime.device(config.device)
     with runtime.world() as world, Stop() as stop, ExitStack() as held:
         progress = progress if world.main else SILENT
-        trained = _trained(config, run_path, device, world)
+        trained = TrainedRun.of_job(run_path, device, config.checkpoint, world)
         training = settings(config, trained)
         store = FeatureStore(features, allow_partial=allow_partial)
         trained.check_store(store)
@@ -110,13 +110,6 @@ def run(
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Before the loop
-
-
-def _trained(config: DistillConfig, run_path: Path, device: torch.device, world: World) -> TrainedRun:
-    """The run at the same checkpoint in all processes, even while it is being trained on."""
-    trained = world.main_only(lambda: TrainedRun(run_path, device, config.checkpoint))
-    name = world.from_main(None if trained is None else trained.checkpoint.path.name)
-    return trained or TrainedRun(run_path, device, name)
 
 
 def settings(config: DistillConfig, trained: TrainedRun) -> DistilledConfig:
@@ -209,7 +202,7 @@ def _finish(result: Artifact, state: DistillState, journal: Journal, trained: Tr
     result.finish(
         step=state.step,
         checkpoint=latest.digest,
-        distilled_from={**trained.origin, "run": trained.path.resolve().name},
+        distilled_from={**trained.origin, "run": folder_name(trained.path)},
         evaluations=state.round.evaluations,
         shapes=vars(trained.shapes),
         parameters=cost.parameters(state.model),

@@ -45,12 +45,14 @@ def run(
         export.check()
     if not overwrite:
         _check_method(config, out)
-    result = artifact.begin(out, "model", config, export.inputs, overwrite=overwrite, reads=[run_path])
-    if result.complete:
-        progress.note(f"{out} is complete; nothing to do")
-    else:
-        export.model(out).save_pretrained(out)
-        result = result.finish(**export.origin, **export.contents, sha256=files.sha256_file(out / "model.safetensors"))
+    with artifact.working(out, "model", config, export.inputs, overwrite=overwrite, reads=[run_path]) as result:
+        if result.complete:
+            progress.note(f"{out} is complete; nothing to do")
+        else:
+            export.model(out).save_pretrained(out)
+            result = result.finish(
+                **export.origin, **export.contents, sha256=files.sha256_file(out / "model.safetensors")
+            )
     if config.push_to_hub is not None:
         progress.note(f"uploaded to {_push(out, config.push_to_hub)}")
     return result

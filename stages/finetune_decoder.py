@@ -29,7 +29,7 @@ from ldlm.model.autoencoder import TokenDecoder
 from ldlm.model.joint import JointDecoder
 from ldlm.model.layers import divisors
 from ldlm.progress import SILENT, Progress
-from ldlm.runtime import Stop, World
+from ldlm.runtime import Stop
 from ldlm.sampling.trained_run import JOINT, DecoderRecord, TrainedRun
 from ldlm.training import heldout
 from ldlm.training.decoder import DecoderState, build_decoder, finetune_step, start_decoder
@@ -83,7 +83,7 @@ def run(
     out = run_path / "decoders" / name
     with runtime.world() as world, Stop() as stop, ExitStack() as held:
         progress = progress if world.main else SILENT
-        trained = _trained(config, run_path, device, world)
+        trained = TrainedRun.of_job(run_path, device, config.checkpoint, world)
         store = FeatureStore(features, allow_partial=allow_partial)
         _check(trained, store)
         training = _training(config, trained)
@@ -137,13 +137,6 @@ def _name(config: FinetuneConfig) -> str:
     if name == JOINT or "/" in name or name.startswith("."):
         raise InputError(f"--name {name!r} can't name a decoder; choose a plain word other than {JOINT}")
     return name
-
-
-def _trained(config: FinetuneConfig, run_path: Path, device: torch.device, world: World) -> TrainedRun:
-    """The run at the same checkpoint in all processes, even while it is being trained on."""
-    trained = world.main_only(lambda: TrainedRun(run_path, device, config.checkpoint))
-    name = world.from_main(None if trained is None else trained.checkpoint.path.name)
-    return trained or TrainedRun(run_path, device, name)
 
 
 def _check(trained: TrainedRun, store: FeatureStore) -> None:

@@ -32,7 +32,7 @@ from ldlm.features import text
 from ldlm.features.documents import check_whole
 from ldlm.features.encoder import online_encoder
 from ldlm.features.store import FeatureStore
-from ldlm.location import Location
+from ldlm.location import Location, folder_name, folder_names
 from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress
 from ldlm.sampling.generation import Decoder
@@ -81,7 +81,7 @@ def compare(
     A run is named by the shortest end of its path that is unique. The same call resumes an interrupted one and keeps
     the finished runs.
     """
-    members = dict(zip(_names([path for path, _ in runs]), runs, strict=True))
+    members = dict(zip(folder_names([path for path, _ in runs]), runs, strict=True))
     inputs: dict[str, Any] = {}
     lengths: dict[str, int] = {}
     for name, member in members.items():  # opened one by one, for many models together may not fit the device
@@ -90,27 +90,17 @@ def compare(
     _check_lengths(lengths)
     scorer = _scorer(config, max(lengths.values()), progress)
     reads = [place for member in runs for place in member if isinstance(place, Path)]
-    result = artifact.begin(out, "comparison", config, inputs, overwrite=overwrite, reads=reads)
-    if result.complete:
-        progress.note(f"{out} is complete; nothing to do")
-        return result
-    found: dict[str, dict[str, Any]] = {}
-    for name, member in members.items():
-        progress.note(f"{len(found) + 1} of {len(members)}: {name}")
-        made = _measured(config, _open(config, *member, allow_partial), scorer, out / name, progress)
-        found[name] = files.read_json(made.path / "interpolation.json")
-    _draw(out, found)
-    return result.finish(runs=found)
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """Names of folders: the shortest ends of the paths that are all different."""
-    parts = [path.resolve().parts for path in paths]
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = ["-".join(p[-depth:]) for p in parts]
-        if len(set(names)) == len(names):
-            return names
-    raise InputError(f"--run names a run twice ({', '.join(map(str, paths))}); give each once")
+    with artifact.working(out, "comparison", config, inputs, overwrite=overwrite, reads=reads) as result:
+        if result.complete:
+            progress.note(f"{out} is complete; nothing to do")
+            return result
+        found: dict[str, dict[str, Any]] = {}
+        for name, member in members.items():
+            progress.note(f"{len(found) + 1} of {len(members)}: {name}")
+            made = _measured(config, _open(config, *member, allow_partial), scorer, out / name, progress)
+            found[name] = files.read_json(made.path / "interpolation.json")
+        _draw(out, found)
+        return result.finish(runs=found)
 
 
 def _check_lengths(lengths: Mapping[str, int]) -> None:
@@ -238,18 +228,20 @@ def _measured(
 ) -> Artifact:
     """The artefact of one run."""
     reads = [place for place in (subject.run.path, subject.store.path) if isinstance(place, Path)]
-    result = artifact.begin(out, "interpolation", config, subject.inputs, overwrite=overwrite, reads=reads)
-    if result.complete:
-        progress.note(f"{out} is complete; nothing to do")
-        return result
-    subject.run.remark_on_decoder(config.decoder, progress)
-    scored = _scored(config, subject, scorer, out / "scored", progress)
-    summary = _summary(config, subject, scored)
-    files.write_json(out / "interpolation.json", summary)
-    files.write_atomic(out / "texts.jsonl", files.dump_jsonl(_lines(config, scored)))
-    _draw(out, {subject.run.path.name: summary})
-    shutil.rmtree(out / "scored")
-    return result.finish(**summary)
+    with artifact.working(out, "interpolation", config, subject.inputs, overwrite=overwrite, reads=reads) as result:
+        if result.complete:
+            shutil.rmtree(out / "scored", ignore_errors=True)  # of a call that was killed after its last word
+            progress.note(f"{out} is complete; nothing to do")
+            return result
+        subject.run.remark_on_decoder(config.decoder, progress)
+        scored = _scored(config, subject, scorer, out / "scored", progress)
+        summary = _summary(config, subject, scored)
+        files.write_json(out / "interpolation.json", summary)
+        files.write_atomic(out / "texts.jsonl", files.dump_jsonl(_lines(config, scored)))
+        _draw(out, {folder_name(subject.run.path): summary})
+        finished = result.finish(**summary)
+        shutil.rmtree(out / "scored", ignore_errors=True)
+        return finished
 
 
 @dataclass(frozen=True)
@@ -344,7 +336,7 @@ def _summary(config: InterpolateConfig, subject: Subject, scored: Mapping[float 
     mean, real = scored["mean"].scores, scored["real"].scores
     noise = decoder_noise(subject.run.config.model.space, subject.run.config.recipe)
     return {
-        "run": subject.run.path.name,
+        "run": folder_name(subject.run.path),
         "pairs": config.pairs,
         "path": config.path,
         "points": [point.to_json() for point in points],

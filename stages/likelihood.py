@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldlm import artifact, files, locks, runtime
+from ldlm import artifact, files, runtime
 from ldlm import config as configs
 from ldlm.artifact import Artifact
 from ldlm.baselines import likelihood as of_tokens
@@ -28,7 +28,7 @@ from ldlm.evaluation.likelihood import RowNats
 from ldlm.evaluation.scorer import Scorer
 from ldlm.features.encoder import online_encoder, tokenizer_fingerprint
 from ldlm.features.store import FeatureStore, Split
-from ldlm.location import Location
+from ldlm.location import Location, folder_name
 from ldlm.progress import SILENT, Progress
 from ldlm.sampling import pretrained
 from ldlm.sampling.likelihood import RunBound
@@ -72,19 +72,20 @@ def run(
     subject = _subject(config, run_path, store, runtime.device(config.device))
     out = out or run_path / "likelihood"
     reads = [place for place in (run_path, store.path) if isinstance(place, Path)]
-    result = artifact.begin(out, "likelihood", config, subject.inputs(store), overwrite=overwrite, reads=reads)
-    if result.complete:
-        (out / KEPT).unlink(missing_ok=True)
-        progress.note(f"{out} is complete; nothing to do")
-        return result
-    subject.remark(config, progress)
-    with locks.exclusive_lock(out):  # the line of a row tells which it is, so two processes must not write lines
+    with artifact.working(
+        out, "likelihood", config, subject.inputs(store), overwrite=overwrite, reads=reads
+    ) as result:  # the line of a row tells which it is, so two processes must not write lines
+        if result.complete:
+            (out / KEPT).unlink(missing_ok=True)
+            progress.note(f"{out} is complete; nothing to do")
+            return result
+        subject.remark(config, progress)
         found = _estimated(config, subject, store, rows, out / KEPT, progress)
-    summary = {**_of_rows(config, store, rows), **subject.facts, **subject.summary(found, store.shapes.seq_len)}
-    finished = result.finish(**summary)
-    (out / KEPT).unlink(missing_ok=True)
-    subject.advise(summary, progress)
-    return finished
+        summary = {**_of_rows(config, store, rows), **subject.facts, **subject.summary(found, store.shapes.seq_len)}
+        finished = result.finish(**summary)
+        (out / KEPT).unlink(missing_ok=True)
+        subject.advise(summary, progress)
+        return finished
 
 
 def of_causal(config: LikelihoodConfig, name: str, features: Location, progress: Progress = SILENT) -> dict[str, Any]:
@@ -165,7 +166,7 @@ class Subject(ABC):
     @property
     def facts(self) -> dict[str, Any]:
         """Facts about what was measured, as JSON."""
-        return {"run": self.run.path.name, "method": self.method, "is": "bound", **self.run.origin}
+        return {"run": folder_name(self.run.path), "method": self.method, "is": "bound", **self.run.origin}
 
     def split(self, split: Split) -> Split:
         """The rows as the subject reads them."""
@@ -290,10 +291,10 @@ def unbounded(path: Path) -> dict[str, Any] | None:
     """The record of a run that has no bound, as JSON; None of any other."""
     method = _method(path)
     if _is_distilled(path):
-        return {"run": path.name, "method": method, "is": "none", "why": DISTILLED}
+        return {"run": folder_name(path), "method": method, "is": "none", "why": DISTILLED}
     if methods.bounds_likelihood(method):
         return None
-    return {"run": path.name, "method": method, "is": "none", "why": NO_BOUND}
+    return {"run": folder_name(path), "method": method, "is": "none", "why": NO_BOUND}
 
 
 def _is_distilled(path: Path) -> bool:

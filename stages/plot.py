@@ -9,6 +9,7 @@ from ldlm import artifact
 from ldlm import config as configs
 from ldlm.config import AnyTrainConfig
 from ldlm.errors import InputError
+from ldlm.location import folder_name
 from ldlm.pages import plots
 from ldlm.pages.curves import Course
 from ldlm.training.log import MetricsFile
@@ -23,7 +24,8 @@ def run(runs: Sequence[Path], out: Path | None) -> list[Path]:
         plots.of_run(path, courses[path])
     drawn = [picture for path in runs for picture in sorted((path / "plots").glob("*.png"))]
     if out is not None:
-        names = {path: path.name if [p.name for p in runs].count(path.name) == 1 else str(path) for path in runs}
+        folders = [*map(folder_name, runs)]
+        names = {path: str(path) if folders.count(name) > 1 else name for path, name in zip(runs, folders, strict=True)}
         plots.dynamics(out / "dynamics.png", {names[path]: courses[path] for path in runs})
         drawn.append(out / "dynamics.png")
     return drawn

@@ -58,35 +58,35 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
         raise InputError("nothing to train on: give --data FILE")
     device = runtime.device(config.device)
     inputs = {"text": textfiles.fingerprints(config.data)}
-    result = artifact.begin(out, "encoder", config, inputs, overwrite=overwrite, reads=config.data)
-    if result.complete:
-        progress.note(f"{out} is complete; nothing to do")
-        return result
+    with artifact.working(out, "encoder", config, inputs, overwrite=overwrite, reads=config.data) as result:
+        if result.complete:
+            progress.note(f"{out} is complete; nothing to do")
+            return result
 
-    quiet_transformers()
-    begun = result if checkpoint.latest(out / "checkpoints") else replace(result, state="new")
-    with begun.or_nothing():  # nor of an interrupted training without a checkpoint
-        for remark in textfiles.remarks(config.data, config.text_column):
-            progress.note(remark)
-        tokenizer = _tokenizer(config)
-        rows = _rows(config, tokenizer)
-        model = _model(config, tokenizer).to(device)
-    started = time.perf_counter()
-    loss = _train(model, tokenizer, rows, config, out, device, progress)
+        quiet_transformers()
+        begun = result if checkpoint.latest(out / "checkpoints") else replace(result, state="new")
+        with begun.or_nothing():  # nor of an interrupted training without a checkpoint
+            for remark in textfiles.remarks(config.data, config.text_column):
+                progress.note(remark)
+            tokenizer = _tokenizer(config)
+            rows = _rows(config, tokenizer)
+            model = _model(config, tokenizer).to(device)
+        started = time.perf_counter()
+        loss = _train(model, tokenizer, rows, config, out, device, progress)
 
-    with files.writing(out):
-        model.cpu().eval().save_pretrained(out, safe_serialization=True)
-        tokenizer.save_pretrained(out)
-    for path in out.glob("*.safetensors"):
-        files.by_umask(path)
-    return result.finish(
-        rows=len(rows),
-        tokens=int(rows.size),
-        final_loss=loss,
-        parameters=sum(p.numel() for p in model.parameters()),
-        vocab_size=len(tokenizer),
-        seconds=round(time.perf_counter() - started, 1),
-    )
+        with files.writing(out):
+            model.cpu().eval().save_pretrained(out, safe_serialization=True)
+            tokenizer.save_pretrained(out)
+        for path in out.glob("*.safetensors"):
+            files.by_umask(path)
+        return result.finish(
+            rows=len(rows),
+            tokens=int(rows.size),
+            final_loss=loss,
+            parameters=sum(p.numel() for p in model.parameters()),
+            vocab_size=len(tokenizer),
+            seconds=round(time.perf_counter() - started, 1),
+        )
 
 
 def _tokenizer(config: PretrainConfig) -> Any:
@@ -238,12 +238,12 @@ def _train(
 
             optimizer.param_groups[0]["lr"] = _cosine(step, config)
             loss = model(input_ids=inputs_BL.to(device), labels=labels_BL.to(device)).loss
+            recent = [*recent, _finite(loss.item(), step, config)][-max(1, config.steps // 10) :]
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-            recent = [*recent, loss.item()][-max(1, config.steps // 10) :]
             task.advance(1, loss=recent[-1])
             if (step + 1) % SAVE_EVERY == 0 and step + 1 < config.steps:
                 weights = dict(model.named_parameters())
@@ -251,6 +251,16 @@ def _train(
                 checkpoint.save(folder, step + 1, tensors, {"recent": recent})
                 checkpoint.prune(folder, 1)
     return float(np.mean(recent))
+
+
+def _finite(loss: float, step: int, config: PretrainConfig) -> float:
+    """The loss of a step; `InputError` where it is no number, for every later one would be none."""
+    if math.isfinite(loss):
+        return loss
+    raise InputError(
+        f"the loss of step {step + 1} is {loss}: the training has diverged; take a lower --lr than {config.lr:g}, and "
+        "another --output or --overwrite"
+    )
 
 
 def _cosine(step: int, config: PretrainConfig) -> float:

@@ -180,32 +180,32 @@ def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, pro
     steps = Plan(quickstart, out)
     reads = steps.source.files
     inputs = {"text": textfiles.fingerprints(reads)[reads[0]]} if reads else {}
-    result = artifact.begin(out, "quickstart", quickstart, inputs, overwrite=overwrite, reads=reads)
-    if result.complete:
-        progress.note(f"{out} is complete; nothing to do")
-        return result
-    begun = result if (out / "text" / "corpus.json").exists() else replace(result, state="new")
-    with begun.or_nothing():  # bad input removes the folder, also an interrupted one that has no text yet
-        _check_models(quickstart)
-        corpus = _write_corpus(steps, progress)
+    with artifact.working(out, "quickstart", quickstart, inputs, overwrite=overwrite, reads=reads) as result:
+        if result.complete:
+            progress.note(f"{out} is complete; nothing to do")
+            return result
+        begun = result if (out / "text" / "corpus.json").exists() else replace(result, state="new")
+        with begun.or_nothing():  # bad input removes the folder, also an interrupted one that has no text yet
+            _check_models(quickstart)
+            corpus = _write_corpus(steps, progress)
 
-    trained, decoder, judged = _run_stages(steps, progress)
-    report.run(steps.run_path)
-    texts = steps.judged.samples
-    summary = {
-        "source": steps.source.name,
-        "corpus": corpus,
-        "held_out": trained.manifest["held_out"],
-        "decoder": {key: decoder.manifest[key] for key in ("name", "parameters", "replaces", "held_out")},
-        "drawn_with": samples.record(texts)["decoder"],
-        "drawn_by": {key: getattr(steps.sampler, key) for key in ("solver", "steps", "temperature")},
-        **judged,
-        "parameters": trained.manifest["parameters"],
-        "first_samples": [row["text"] for row, _ in zip(files.read_jsonl(texts), range(3), strict=False)],
-    }
-    files.write_json(out / "evaluation.json", next(iter(judged.values())))
-    files.write_atomic(out / "SUMMARY.md", summary_markdown(summary))
-    return result.finish(**summary)
+        trained, decoder, judged = _run_stages(steps, progress)
+        report.run(steps.run_path)
+        texts = steps.judged.samples
+        summary = {
+            "source": steps.source.name,
+            "corpus": corpus,
+            "held_out": trained.manifest["held_out"],
+            "decoder": {key: decoder.manifest[key] for key in ("name", "parameters", "replaces", "held_out")},
+            "drawn_with": samples.record(texts)["decoder"],
+            "drawn_by": {key: getattr(steps.sampler, key) for key in ("solver", "steps", "temperature")},
+            **judged,
+            "parameters": trained.manifest["parameters"],
+            "first_samples": [row["text"] for row, _ in zip(files.read_jsonl(texts), range(3), strict=False)],
+        }
+        files.write_json(out / "evaluation.json", next(iter(judged.values())))
+        files.write_atomic(out / "SUMMARY.md", summary_markdown(summary))
+        return result.finish(**summary)
 
 
 def _run_stages(steps: Plan, progress: Progress) -> tuple[Artifact, Artifact, dict[str, Any]]:

@@ -12,6 +12,7 @@ from ldlm.config import AnyTrainConfig, Shapes
 from ldlm.errors import InputError
 from ldlm.evaluation import samples
 from ldlm.evaluation.frontier import read_finalists, verdict
+from ldlm.location import folder_name
 from ldlm.pages.report import page
 from ldlm.pages.report_data import AnyReport, Report, SampleSet
 from ldlm.training.log import MetricsFile
@@ -43,7 +44,7 @@ def read(path: Path) -> AnyReport:
     features = _json(path / "features.json")
     sweep, interpolation = _finished(path, "sweep"), _finished(path, "interpolation")
     return Report(
-        name=path.resolve().name,
+        name=folder_name(path),
         config=trained,
         manifest=found.manifest if found.complete else None,
         status=_json(path / "status.json"),

@@ -13,14 +13,16 @@ from typing import Any
 
 import torch
 
-from ldlm import artifact, config, files, locks, runtime
+from ldlm import config, files, locks, runtime
 from ldlm.baselines.opening import open_source
 from ldlm.config import AnySampleConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import samples
+from ldlm.location import folder_name
 from ldlm.progress import SILENT, Progress, Task
 from ldlm.sampling import generation
 from ldlm.sampling.source import Generator, Source
+from ldlm.versions import library_versions
 
 
 def plan(config: AnySampleConfig, run_path: Path) -> dict[str, Any]:
@@ -116,10 +118,10 @@ def _provenance(sample: AnySampleConfig, path: Path, generator: Generator, sourc
         "config": {name: settings[name] for name in names},
         **generator.record,
         "precision": generator.compute.precision,
-        "run": path.name,
+        "run": folder_name(path),
         **samples.record_of(source.tokenizer, sample.clean_up),
         **source.origin,
-        "versions": artifact.versions(),
+        "versions": library_versions(),
     }
 
 

@@ -18,11 +18,12 @@ from ldlm.evaluation.beside import Beside, Judge
 from ldlm.evaluation.frontier import External
 from ldlm.evaluation.fronts import Fronts
 from ldlm.evaluation.scorer import Scorer
+from ldlm.location import folder_name
 from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress
 from ldlm.sampling import pretrained, trajectories
 from ldlm.sampling.trajectories import TrajectorySweep
-from ldlm.sampling.ways import Loaded, Sweep, run_name
+from ldlm.sampling.ways import Loaded, Sweep
 
 ABOUT = ("texts", "diversity_texts", "scorer", "max_tokens", "boundaries", "boundary_tokens", "clean_up")  # of all runs
 
@@ -84,16 +85,16 @@ def _one(
     """The sweep of one run."""
     inputs = {**loaded.inputs, **judge.beside.inputs}
     reads = [sweep.path, *reads]
-    result = artifact.begin(out, "sweep", sweep.config, inputs, overwrite=overwrite, reads=reads)
-    if result.complete:
-        progress.note(f"{out} is complete; nothing to do")
-        return result
-    found = loaded.find(out, judge, progress)
-    summary = found.to_json()
-    files.write_json(out / "sweep.json", summary)
-    files.write_atomic(out / "table.md", found.table())
-    plots.sweep(out / "frontier.png", summary)
-    return result.finish(**summary)
+    with artifact.working(out, "sweep", sweep.config, inputs, overwrite=overwrite, reads=reads) as result:
+        if result.complete:
+            progress.note(f"{out} is complete; nothing to do")
+            return result
+        found = loaded.find(out, judge, progress)
+        summary = found.to_json()
+        files.write_json(out / "sweep.json", summary)
+        files.write_atomic(out / "table.md", found.table())
+        plots.sweep(out / "frontier.png", summary)
+        return result.finish(**summary)
 
 
 def _several(
@@ -110,30 +111,30 @@ def _several(
     digests = {name: opening.digest(sweep.path, config.checkpoint) for name, sweep in sweeps.items()}
     inputs = {"runs": digests, **judge.beside.inputs}
     reads = [*(sweep.path for sweep in sweeps.values()), *reads]
-    result = artifact.begin(out, "frontier", config, inputs, overwrite=overwrite, reads=reads)
-    if result.complete:
-        progress.note(f"{out} is complete; nothing to do")
-        return result
-    parts = {}
-    for name, sweep in sweeps.items():
-        progress.note(f"run {name}")
-        source = opening.open_source(sweep.path, judge.scorer.device, config.checkpoint)
-        loaded = sweep.load(source, progress)
-        parts[name] = _one(sweep, loaded, judge, out / name, reads=reads, progress=progress)
-        del source, loaded  # one run at a time is in memory
-    summaries = {name: part.manifest for name, part in parts.items()}
-    fronts = Fronts(
-        points=[point for name, sweep in sweeps.items() for point in sweep.points(name, summaries[name])],
-        runs={name: _origin(sweeps[name], part) for name, part in parts.items()},
-        externals=judge.externals,
-        real=judge.real,
-        about={name: next(iter(summaries.values()))[name] for name in ABOUT},
-    )
-    summary = fronts.to_json()
-    files.write_json(out / "frontier.json", summary)
-    files.write_atomic(out / "table.md", fronts.table())
-    plots.sweep(out / "frontier.png", summary)
-    return result.finish(**summary)
+    with artifact.working(out, "frontier", config, inputs, overwrite=overwrite, reads=reads) as result:
+        if result.complete:
+            progress.note(f"{out} is complete; nothing to do")
+            return result
+        parts = {}
+        for name, sweep in sweeps.items():
+            progress.note(f"run {name}")
+            source = opening.open_source(sweep.path, judge.scorer.device, config.checkpoint)
+            loaded = sweep.load(source, progress)
+            parts[name] = _one(sweep, loaded, judge, out / name, reads=reads, progress=progress)
+            del source, loaded  # one run at a time is in memory
+        summaries = {name: part.manifest for name, part in parts.items()}
+        fronts = Fronts(
+            points=[point for name, sweep in sweeps.items() for point in sweep.points(name, summaries[name])],
+            runs={name: _origin(sweeps[name], part) for name, part in parts.items()},
+            externals=judge.externals,
+            real=judge.real,
+            about={name: next(iter(summaries.values()))[name] for name in ABOUT},
+        )
+        summary = fronts.to_json()
+        files.write_json(out / "frontier.json", summary)
+        files.write_atomic(out / "table.md", fronts.table())
+        plots.sweep(out / "frontier.png", summary)
+        return result.finish(**summary)
 
 
 def _origin(sweep: Sweep, part: Artifact) -> dict[str, Any]:
@@ -168,7 +169,7 @@ def _named(runs: Sequence[Path]) -> dict[str, Path]:
     places: dict[Path, Path] = {}
     named: dict[str, Path] = {}
     for path in runs:
-        name, place = run_name(path), path.resolve()
+        name, place = folder_name(path), path.resolve()
         if place in places:
             as_well = f", once as {path}" * (path != places[place])
             raise InputError(f"--run names {places[place]} twice{as_well}; give it once")

@@ -12,6 +12,7 @@ import torch
 from ldlm import artifact, files, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import SampleConfig
+from ldlm.location import folder_name
 from ldlm.pages import film
 from ldlm.pages.trace import page
 from ldlm.progress import SILENT, Progress
@@ -37,7 +38,7 @@ def run(
     if overwrite or not (out / "artifact.json").is_file():  # what an earlier version began is taken up as it was
         run.check(config.sampler)
     generator = run.drawing(config)
-    result = artifact.begin(
+    with artifact.working(
         out,
         "trace",
         # How many texts there are beside it does not change it, nor how many go at a time.
@@ -45,28 +46,28 @@ def run(
         {"checkpoint": run.checkpoint.digest, "decoder": generator.decoder.name},
         overwrite=overwrite,
         reads=[run_path],
-    )
-    if result.complete:
-        progress.note(f"{out} is complete; nothing to do")
-        return result
+    ) as result:
+        if result.complete:
+            progress.note(f"{out} is complete; nothing to do")
+            return result
 
-    run.remark(config, progress)
-    generator.compute.tell(progress)
-    seed = int(text_seeds(config.seed, config.trace_text, config.trace_text + 1))
-    frames = trace.record(generator, run.tokenizer, config.sampler, seed, config.trace_frames, config.trace_times)
-    about = _about(config, run, generator.decoder.name, seed)
-    summary = {"text": frames[-1].text, "frames": len(frames), **about}
-    files.write_json(out / "trace.json", {**summary, "frames": _plain(frames)})
-    files.write_atomic(out / "trace.html", page(frames, {k.replace("_", " "): v for k, v in about.items()}))
-    film.write(out / "trace.gif", frames)
-    return result.finish(**summary)
+        run.remark(config, progress)
+        generator.compute.tell(progress)
+        seed = int(text_seeds(config.seed, config.trace_text, config.trace_text + 1))
+        frames = trace.record(generator, run.tokenizer, config.sampler, seed, config.trace_frames, config.trace_times)
+        about = _about(config, run, generator.decoder.name, seed)
+        summary = {"text": frames[-1].text, "frames": len(frames), **about}
+        files.write_json(out / "trace.json", {**summary, "frames": _plain(frames)})
+        files.write_atomic(out / "trace.html", page(frames, {k.replace("_", " "): v for k, v in about.items()}))
+        film.write(out / "trace.gif", frames)
+        return result.finish(**summary)
 
 
 def _about(config: SampleConfig, run: TrainedRun, decoder: str, seed: int) -> dict[str, Any]:
     """The run that the text comes from, and how it was drawn."""
     sampler = config.sampler
     return {
-        "run": run.path.resolve().name,
+        "run": folder_name(run.path),
         "step": run.checkpoint.step,
         "decoder": decoder,
         "solver": sampler.solver,

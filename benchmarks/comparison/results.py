@@ -22,6 +22,7 @@ from benchmarks.comparison.plan import (
 from benchmarks.comparison.sources import Source
 from ldlm import artifact, files
 from ldlm.errors import InputError
+from ldlm.versions import library_versions
 
 REAL = Path("texts/real.json")
 SPENT = ("cpu_seconds", "seconds")
@@ -192,7 +193,7 @@ def write(figures: Mapping[str, Any], source: Source, machines: Sequence[str], o
     if out is not None:
         files.make_folder(out)
         made = {"source": source.stem, "date": date, "hardware": "; ".join(machines)}
-        record = {**made, "versions": artifact.versions(), "figures": figures}
+        record = {**made, "versions": library_versions(), "figures": figures}
         files.write_atomic(out / f"{source.stem}-{date}.md", document)
         files.write_atomic(out / f"{source.stem}-{date}.json", files.dump_json(record))
         picture.draw(out / f"{source.stem}-{date}.png", figures, source.axes)

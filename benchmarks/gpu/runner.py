@@ -25,6 +25,7 @@ from typing import Any
 from benchmarks.gpu import job
 from ldlm import files
 from ldlm.cli import show
+from ldlm.versions import library_versions
 
 LOG = "log.txt"
 LARGEST_FILE = 16_000_000  # bytes
@@ -100,10 +101,10 @@ def run(sections: Sequence[Section], out: Path, *, minutes: float, device: str, 
 def _machine(device: str) -> dict[str, Any]:
     """The hardware and the versions, without starting CUDA in this process."""
     from benchmarks import machine
-    from ldlm import artifact, runtime
+    from ldlm import runtime
 
     hardware = machine.card() if device == "cuda" else runtime.processor()
-    return {"hardware": hardware, "versions": {**artifact.versions(), "xformers": machine.version("xformers")}}
+    return {"hardware": hardware, "versions": {**library_versions(), "xformers": machine.version("xformers")}}
 
 
 def _bounded(section: Section, folder: Path, ends: float, device: str, text: Path | None) -> str:

@@ -26,9 +26,10 @@ from ldlm.config import TOKEN_SAMPLERS, ChainConfig, SampleConfig, SamplerOfToke
 from ldlm.errors import InputError
 from ldlm.evaluation.beside import Judge
 from ldlm.evaluation.fronts import Fronts, Point
+from ldlm.location import folder_name
 from ldlm.progress import Progress
 from ldlm.sampling.generation import LARGEST_BATCH
-from ldlm.sampling.ways import Bench, Drawn, run_name
+from ldlm.sampling.ways import Bench, Drawn
 
 NAMED = ("name", "steps", "top_p")  # settings that a way names otherwise, and the budget
 
@@ -154,7 +155,7 @@ class LoadedTokenRun:
     @property
     def name(self) -> str:
         """Name of the run."""
-        return run_name(self.sweep.path)
+        return folder_name(self.sweep.path)
 
     def find(self, out: Path, judge: Judge, progress: Progress) -> Fronts:
         """Draw every way."""

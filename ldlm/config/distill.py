@@ -46,7 +46,7 @@ class DistillConfig:
         "learning rate of each round, which falls to 0 in it; none means 1/3 of the run's, and that of a distilled run",
         above=0,
     )
-    compute: ComputeConfig = setting(ComputeConfig(), "precision and kernels", flags=True)
+    compute: ComputeConfig = again(TrainConfig, "compute")
     accumulate: int = again(FinetuneConfig, "accumulate")
     max_nonfinite: int = again(FinetuneConfig, "max_nonfinite")
     log_every: int = again(FinetuneConfig, "log_every")

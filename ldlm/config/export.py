@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ldlm.config.fields import setting
+from ldlm.config.fields import again, setting
 from ldlm.config.model import SamplerConfig
+from ldlm.config.stages import SampleConfig
 
 WeightPrecision = Literal["fp32", "bf16"]
 
@@ -16,7 +17,7 @@ class ExportConfig:
     """`ldlm export`: denoiser, decoders and tokenizer as a folder to hand on."""
 
     decoder: str | None = setting(None, "decoder to export; none means all that belong to the checkpoint")
-    checkpoint: str | None = setting(None, "checkpoint, like step-00005000; none means the newest intact one")
+    checkpoint: str | None = again(SampleConfig, "checkpoint")
     sampler: SamplerConfig = setting(SamplerConfig(), "default sampler of the exported model")
     precision: WeightPrecision = setting(
         "fp32", "precision in which weights are stored; bf16 takes half the room, and texts are drawn in fp32 from it"

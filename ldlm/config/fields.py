@@ -44,8 +44,6 @@ def setting(
         "help": help, "low": low, "high": high, "above": above, "below": below,
         "identity": identity, "none": none, "flags": flags, "metavar": metavar, "before": before,
     }  # fmt: skip
-    if dataclasses.is_dataclass(default):
-        return field(default_factory=type(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 

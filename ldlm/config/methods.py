@@ -65,7 +65,7 @@ class TokenTrainConfig:
     optimizer: TokenOptimizerConfig = setting(TokenOptimizerConfig(), "AdamW and EMA")
     accumulate: int = again(TrainConfig, "accumulate")
     recompute: bool = again(TrainConfig, "recompute")
-    compute: ComputeConfig = setting(ComputeConfig(), "precision and kernels", flags=True)
+    compute: ComputeConfig = again(TrainConfig, "compute")
     max_nonfinite: int = again(TrainConfig, "max_nonfinite")
     log_every: int = again(TrainConfig, "log_every")
     eval_every: int = again(TrainConfig, "eval_every")
@@ -230,7 +230,7 @@ class TokenSampleConfig:
     checkpoint: str | None = again(SampleConfig, "checkpoint")
     batch_size: int | None = again(SampleConfig, "batch_size")
     clean_up: bool = again(SampleConfig, "clean_up")
-    compute: ComputeConfig = setting(ComputeConfig(), "precision and kernels", flags=True)
+    compute: ComputeConfig = again(TrainConfig, "compute")
     seed: int = again(SampleConfig, "seed")
     device: str = again(SampleConfig, "device")
 

@@ -218,22 +218,17 @@ class FinetuneConfig:
         None, "σ_dec of additive noise on the latents; none means the run's decoder noise", low=0
     )
     heads: int | None = setting(None, "attention heads; none means the run's token decoder's", low=1)
-    compute: ComputeConfig = setting(ComputeConfig(), "precision and kernels", flags=True)
+    compute: ComputeConfig = again(TrainConfig, "compute")
     lr: float | None = setting(None, "learning rate after the warm-up; none means the run's", above=0)
-    accumulate: int = setting(1, "gradient-accumulation micro-batches per step", low=1, identity=False)
-    max_nonfinite: int = setting(
-        10,
-        "batches with a loss or gradient that is not finite, which are skipped, before training stops",
-        low=0,
-        identity=False,
-    )
-    log_every: int = setting(50, "steps between lines of metrics.jsonl", low=1, identity=False)
-    eval_every: int = setting(5_000, "steps between held-out evaluations", low=1, identity=False)
-    eval_rows: int = setting(1_024, "held-out rows per evaluation", low=1, identity=False)
-    save_every: int = setting(5_000, "steps between checkpoints", low=1, identity=False)
-    keep: int = setting(2, "checkpoints kept", low=1, identity=False)
-    seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
-    device: str = setting("auto", DEVICE_HELP, identity=False)
+    accumulate: int = again(TrainConfig, "accumulate")
+    max_nonfinite: int = again(TrainConfig, "max_nonfinite")
+    log_every: int = again(TrainConfig, "log_every")
+    eval_every: int = again(TrainConfig, "eval_every")
+    eval_rows: int = again(TrainConfig, "eval_rows")
+    save_every: int = again(TrainConfig, "save_every")
+    keep: int = again(TrainConfig, "keep")
+    seed: int = again(TrainConfig, "seed")
+    device: str = again(TrainConfig, "device")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +244,7 @@ class SampleConfig:
         None, "texts per batch, or auto; it does not change the texts", low=1, identity=False, none="auto"
     )
     clean_up: bool = setting(False, CLEAN_UP_HELP)
-    compute: ComputeConfig = setting(ComputeConfig(), "precision and kernels", flags=True)
+    compute: ComputeConfig = again(TrainConfig, "compute")
     trace_text: int = setting(0, "number of the text that --trace shows, from 0", low=0, high=TEXTS_PER_SEED - 1)
     trace_frames: int = setting(24, "frames of --trace, evenly spaced over the steps", low=2, high=256)
     trace_times: tuple[float, ...] = setting(
@@ -279,7 +274,7 @@ class SweepConfig:
     decoders: tuple[str, ...] = setting(
         (), "decoders to compare (Table 5); none given means the default one", metavar="NAME"
     )
-    checkpoint: str | None = setting(None, "checkpoint, like step-00005000; none means the newest intact one")
+    checkpoint: str | None = again(SampleConfig, "checkpoint")
     screen_texts: int = setting(100, "texts for each combination", low=2, high=TEXTS_PER_SEED)
     texts: int = setting(1_000, "texts for each finalist", low=2, high=TEXTS_PER_SEED)
     clean_up: bool = setting(False, CLEAN_UP_HELP)
@@ -293,7 +288,7 @@ class SweepConfig:
     batch_size: int | None = setting(
         None, "texts per batch, or auto; it does not change the texts", low=1, identity=False, none="auto"
     )
-    compute: ComputeConfig = setting(ComputeConfig(), "precision and kernels", flags=True)
+    compute: ComputeConfig = again(TrainConfig, "compute")
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED // TEXTS_PER_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)
 
@@ -311,7 +306,7 @@ class InterpolateConfig:
     clean_up: bool = setting(False, CLEAN_UP_HELP)
     boundaries: Spelling = setting("eos", BOUNDARIES_HELP)
     decoder: str | None = setting(None, "decoder, or joint for D_h and D_w; none means the best on held-out rows")
-    checkpoint: str | None = setting(None, "checkpoint, like step-00005000; none means the newest intact one")
+    checkpoint: str | None = again(SampleConfig, "checkpoint")
     batch_size: int = setting(64, "texts per batch", low=1, identity=False)
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
     encoder: str | None = setting(

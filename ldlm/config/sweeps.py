@@ -9,7 +9,7 @@ from typing import Any
 from ldlm.config.baselines import TokenSamplerName
 from ldlm.config.fields import again, setting
 from ldlm.config.methods import TokenTrainConfig, training_class
-from ldlm.config.stages import ComputeConfig, Spelling, SweepConfig
+from ldlm.config.stages import ComputeConfig, Spelling, SweepConfig, TrainConfig
 from ldlm.errors import InputError
 
 
@@ -35,7 +35,7 @@ class TokenSweepConfig:
     scorer: str = again(SweepConfig, "scorer")
     text_column: str = again(SweepConfig, "text_column")
     batch_size: int | None = again(SweepConfig, "batch_size")
-    compute: ComputeConfig = setting(ComputeConfig(), "precision and kernels", flags=True)
+    compute: ComputeConfig = again(TrainConfig, "compute")
     seed: int = again(SweepConfig, "seed")
     device: str = again(SweepConfig, "device")
 

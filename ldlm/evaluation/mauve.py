@@ -60,7 +60,7 @@ def score(p_TD: np.ndarray, q_TD: np.ndarray) -> Mauve:
                 "is usual"
             )
     if not np.ptp(np.vstack([p_TD, q_TD]), axis=0).any():
-        raise InputError("all features are alike, so MAUVE has nothing to compare")
+        raise InputError("all features are alike, so MAUVE has nothing to compare; check how they were computed")
     found = library().compute_mauve(p_features=p_TD, q_features=q_TD, **SETTINGS)
     counts = {"num_buckets": int(found.num_buckets), "texts": len(p_TD), "reference_texts": len(q_TD)}
     return Mauve(float(found.mauve), {**SETTINGS, **counts})
@@ -80,7 +80,7 @@ def read_features(path: Path) -> np.ndarray:
     if features.ndim != 2 or features.dtype.kind != "f":
         raise InputError(f"{path} must hold one array of floats of shape (texts, width)")
     if not np.isfinite(features).all():
-        raise InputError(f"{path} holds NaN or infinity")
+        raise InputError(f"{path} holds NaN or infinity; compute these features again")
     return features
 
 

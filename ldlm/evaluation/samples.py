@@ -57,7 +57,7 @@ def read(path: Path, column: str = "text") -> Texts:
         seeds.append(fields.get("seed"))
         held.clear()
     if not texts:
-        raise InputError(f"{path} holds no text")
+        raise InputError(f"{path} holds no text; give a file with a text per line, JSON lines or parquet")
     return Texts(
         texts,
         [row for row in tokens if row is not None] if all(row is not None for row in tokens) else None,

@@ -104,7 +104,10 @@ class Blocks:
 
         def check() -> None:
             if not worst().isfinite():
-                raise InputError(f"{self.encoder.name} gives states that are not finite for {split} rows {start} ff.")
+                raise InputError(
+                    f"{self.encoder.name} gives states that are not finite from row {start} of {split} on; use "
+                    "--precision fp32, or another --layer"
+                )
 
         return states, check
 

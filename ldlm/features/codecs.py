@@ -140,7 +140,10 @@ def largest(h: Tensor) -> Tensor:
 def _check_range(worst: np.ndarray, codec: Codec) -> None:
     """`InputError` when states of magnitudes up to `worst` can't be stored."""
     if not np.isfinite(worst):
-        raise InputError("the encoder gave hidden states that are not finite; nothing was stored of this shard")
+        raise InputError(
+            "the encoder gave hidden states that are not finite, and nothing was stored of this shard; use --precision "
+            "fp32, or another --layer"
+        )
     dtype = np.dtype(codec.dtypes.get("hidden", "float32"))
     with np.errstate(over="ignore"):
         fits = dtype.kind != "f" or np.isfinite(worst.astype(dtype))

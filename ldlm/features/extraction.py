@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load, save
 
-from ldlm import artifact, files, hub, presence
+from ldlm import files, hub, presence
 from ldlm.artifact import Artifact
 from ldlm.config import ExtractConfig
 from ldlm.errors import InputError, StorageError
@@ -38,6 +38,7 @@ from ldlm.leases import Lease, Leases
 from ldlm.location import Location
 from ldlm.presence import CLAIMS
 from ldlm.progress import Progress
+from ldlm.versions import library_versions
 
 Shard = tuple[str, int]  # split and number
 HandOut = Callable[[list[Any], Tally[Any]], None]  # the items that are left, and the tally of what is done
@@ -298,7 +299,7 @@ class Extraction:
         self.own_seal.check()
         mean_D, std_D = statistics.mean_D.astype(np.float32), statistics.std_D.astype(np.float32)
         maker = {"encoder": self.fingerprints["encoder"], "statistics": ledger.statistics_hash(mean_D, std_D)}
-        facts = {**maker, "versions": artifact.versions()}
+        facts = {**maker, "versions": library_versions()}
 
         def encode(item: Shard) -> tuple[Parts, dict[str, Any]]:
             with turn or nullcontext():

@@ -51,7 +51,7 @@ def documents_of(path: Path, column: str, span: Span | None = None) -> Iterator[
 
 def no_text(path: str | Path) -> InputError:
     """The error for a file without documents."""
-    return InputError(f"{path} holds no text")
+    return InputError(f"{path} holds no text; give a file with a document per line, JSON lines or parquet")
 
 
 def rows(path: Path, column: str = "text", span: Span | None = None) -> Iterator[Row]:

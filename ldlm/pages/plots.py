@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldlm.config import AnyTrainConfig
+from ldlm.location import folder_name
 from ldlm.pages import drawing, fronts, kinds, results
 from ldlm.pages.chart import SERIES, Chart
 from ldlm.pages.curves import Course
@@ -23,7 +24,7 @@ Row = Mapping[str, Any]
 def of_run(run: Path, course: Course[AnyTrainConfig]) -> None:
     """Write the pictures of a run to its `plots/`: `training.png`, `dynamics.png`, `timesteps.png`."""
     training(run, course)
-    dynamics(run / "plots" / "dynamics.png", {run.name: course})
+    dynamics(run / "plots" / "dynamics.png", {folder_name(run): course})
     timesteps(run / "plots" / "timesteps.png", course)
 
 

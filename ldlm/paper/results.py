@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ldlm import artifact, files
+from ldlm import files
 from ldlm.paper import findings, orderings
 from ldlm.paper.exhibits import Exhibit
 from ldlm.paper.orderings import Judged
@@ -18,6 +18,7 @@ from ldlm.paper.plan import Plan
 from ldlm.paper.printed import QUANTITIES, shown
 from ldlm.paper.rows import Row
 from ldlm.paper.settings import TINY
+from ldlm.versions import library_versions
 
 Place = tuple[str, str, int | None]  # row, quantity, evaluations
 
@@ -71,7 +72,7 @@ class Result:
             "date": datetime.date.today().isoformat(),
             "hardware": runtime.hardware(),
             "command": command,
-            "versions": artifact.versions(),
+            "versions": library_versions(),
             "text": None if text is None else dict(text),
             "seeds": size.seeds if any(measured.jobs for measured in self.plan.rows) else 0,
             "sampling_seeds": size.draws,

@@ -10,7 +10,6 @@ the text encoder, unless the export of a model that continues texts was asked to
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -139,4 +138,4 @@ class LDLM(DrawsTexts, ExportedModel):
         if name not in self._generators:
             self._generators[name] = self.generator(name)
         generator, prompts = cast(TextGenerator, self._generators[name]), prompts_of(config, self)
-        return self._texts(generator if prompts is None else replace(generator, prompts=prompts), config)
+        return self._texts(generator if prompts is None else generator.prompted(prompts), config)

@@ -25,6 +25,7 @@ from ldlm.sampling.pretrained import ExportedModel
 from ldlm.sampling.source import OpenRun
 from ldlm.sampling.trained_run import TrainedRun
 from ldlm.training.log import MetricsFile
+from ldlm.versions import library_versions
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def provenance(run: OpenRun, settings: Mapping[str, Any]) -> dict[str, Any]:
         # A name without a commit is a folder's; the fingerprint identifies the encoder wherever it is.
         "encoder": {**encoder, "name": encoder["name"] if encoder.get("revision") else Path(encoder["name"]).name},
         "held_out": _held_out(run),
-        "versions": {"training": finished.get("versions"), "export": artifact.versions()},
+        "versions": {"training": finished.get("versions"), "export": library_versions()},
         "boundaries": Boundaries.of(run.tokenizer).to_json(),
     }
 

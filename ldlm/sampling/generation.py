@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from threading import Lock
 from typing import Any
@@ -126,6 +126,12 @@ class TextGenerator:
         assert self.denoiser.prefix is not None
         made: Prefix = self.denoiser.prefix(*self.prompts.of(seeds_B))
         return Prefix(made.kv_BLMW.to(self.compute.dtype), made.seen_BL)
+
+    def prompted(self, prompts: Prompts) -> TextGenerator:
+        """A generator of texts that continue `prompts`, which shares the networks that this one has compiled."""
+        made = replace(self, prompts=prompts)
+        vars(made).update(estimate=self.estimate, update=self.update)
+        return made
 
     @property
     def prompt_guidance(self) -> Tensor | None:

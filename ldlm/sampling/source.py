@@ -5,6 +5,7 @@ Runs and exported models of a method make the same `Generator`, so that they dra
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -108,7 +109,7 @@ class OpenRun:
     def _check_method(self) -> None:
         """`InputError` for a run of another method than this class opens."""
 
-    @property
+    @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer that the run was trained with."""
         return load_tokenizer(str(self.path / "tokenizer"))

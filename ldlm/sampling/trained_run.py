@@ -36,6 +36,7 @@ from ldlm.model.joint import JointModel, build, build_meta
 from ldlm.model.layers import head_widths
 from ldlm.model.timesteps import TimestepSampler
 from ldlm.progress import Progress
+from ldlm.runtime import World
 from ldlm.sampling import drawer, generation, solvers
 from ldlm.sampling.drawer import DrawsTexts
 from ldlm.sampling.generation import JOINT, Decoder, TextGenerator
@@ -69,6 +70,13 @@ class TrainedRun(DrawsTexts, OpenRun):
         self.config = cast(TrainConfig, config.stored_training(self.artifact.config))
         self.schedule = Schedule.of(self.config.diffusion)
         self.model = self._load_model()
+
+    @classmethod
+    def of_job(cls, path: Path, device: torch.device, name: str | None, world: World) -> TrainedRun:
+        """The run at the same checkpoint in all processes of a job, even while it is being trained on."""
+        found = world.main_only(lambda: cls(path, device, name))
+        name = world.from_main(None if found is None else found.checkpoint.path.name)
+        return found or cls(path, device, name)
 
     def _check_method(self) -> None:
         method = config.method_of(self.artifact.config)

@@ -7,7 +7,6 @@ of a way are written to a file of its own, from which the same command resumes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -142,11 +141,6 @@ class Bench(Generic[W, R]):
     @cached_property
     def _boundaries(self) -> Boundaries:
         return Boundaries.of(self._tokenizer)
-
-
-def run_name(path: Path) -> str:
-    """The name by which a sweep knows a run: that of its folder, and of a link its own."""
-    return Path(os.path.abspath(path)).name
 
 
 class Sweep(Protocol):

@@ -133,9 +133,10 @@ class Source:
         state, lexicon, words = START, dict[str, Lexeme](), list[str]()
         while not state.over:
             sentence = self._drawn(state, random.random())
+            known = [*state.known]
             for role in sentence.new:
-                taken = [lexicon[other] for other in state.known if ROLES[other] == ROLES[role]]
-                taken += [lexicon[other] for other in sentence.new[: sentence.new.index(role)] if other != role]
+                taken = [lexicon[other] for other in known if ROLES[other] == ROLES[role]]
+                known.append(role)
                 options = [lexeme for lexeme in self.classes[ROLES[role]] if lexeme not in taken]
                 lexicon[role] = options[int(random.random() * len(options))]
             told = [

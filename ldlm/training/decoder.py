@@ -21,7 +21,7 @@ from ldlm.model.autoencoder import TokenDecoder
 from ldlm.model.cosmos import decoder_input
 from ldlm.model.joint import JointModel
 from ldlm.model.layers import compile_blocks, head_widths
-from ldlm.model.objective import DecoderInput
+from ldlm.model.objective import DecoderInput, at_least_float32
 from ldlm.model.token_loss import TokenLosses
 from ldlm.runtime import ALONE, World
 from ldlm.training.ema import EMA
@@ -124,7 +124,7 @@ def _backward(state: DecoderState, batch: Batch) -> tuple[Tensor, Tensor]:
     config, objective = state.config, state.parallel or TokenObjective(state.model)
     with torch.no_grad(), state.compute.autocast():
         h_BLD = state.frozen.states(batch.hidden_BLD, batch.tokens_BL)
-        z_0_BNC = state.frozen.latent_encoder(h_BLD)
+        z_0_BNC = at_least_float32(state.frozen.latent_encoder(h_BLD))
         rows_B = batch.index_B.to(state.device, non_blocking=True)
         noisy_BNC = state.decoder_input.draw(
             state.frozen,

@@ -37,6 +37,18 @@ STAGES = (
 )
 
 
+def test_a_section_begins_with_the_settings_that_it_was_declared_with():
+    @dataclasses.dataclass(frozen=True)
+    class Drawing:
+        sampler: SamplerConfig = fields.setting(SamplerConfig(steps=7), "how")
+
+    @dataclasses.dataclass(frozen=True)
+    class Repeated:
+        sampler: SamplerConfig = fields.again(Drawing, "sampler")
+
+    assert Drawing().sampler.steps == from_dict(Drawing, {}).sampler.steps == Repeated().sampler.steps == 7
+
+
 def fields_of(cls, prefix=""):
     """(dotted name, field, type) of every leaf."""
     hints = typing.get_type_hints(cls)

@@ -5,10 +5,11 @@ import math
 
 import pytest
 
-from ldlm import artifact, files
+from ldlm import files
 from ldlm.paper import evidence, exhibits, findings, orderings, results
 from ldlm.paper.exhibits import Statement
 from ldlm.paper.plan import Plan, Size
+from ldlm.versions import library_versions
 
 TABLE = exhibits.load("table-7")
 A, B = TABLE.rows
@@ -145,4 +146,4 @@ def test_committed_results_are_of_known_tables_and_have_the_statements_of_today(
         stated = [orderings.words(exhibit, one) for one in exhibit.statements]
         assert [one["words"] for one in record["statements"]] == stated
         assert {row["row"] for row in record["rows"]} <= set(exhibit.rows)
-        assert record["versions"]["ldlm"] and artifact.versions()
+        assert record["versions"]["ldlm"] and library_versions()

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from ldlm import artifact, files
 from ldlm import config as configs
 from ldlm.config import (
+    ComputeConfig,
     DecoderNoise,
     ExtractConfig,
     FinetuneConfig,
@@ -30,6 +31,7 @@ from ldlm.config import (
 from ldlm.errors import InputError, Stopped
 from ldlm.features.batch import Batch
 from ldlm.features.store import FeatureStore
+from ldlm.model.joint import build
 from ldlm.model.objective import DecoderInput, JointObjective
 from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import extract_features, finetune_decoder, sample, train
@@ -107,6 +109,23 @@ def test_a_linear_head_has_the_loss_and_the_gradient_of_its_closed_form(trained,
     y = np.eye(len(weights))[batch.tokens_BL.flatten().numpy()]
     assert step.l_w_B.mean().item() == pytest.approx(-(y * np.log(p)).sum() / len(z), rel=1e-5)
     np.testing.assert_allclose(gradient.numpy(), (p - y).T @ n / len(z), rtol=1e-3, atol=1e-7)
+
+
+def test_in_bf16_the_noise_is_added_to_latents_in_float32_as_where_it_is_measured(trained, store, monkeypatch):
+    seen, draw = [], DecoderInput.draw
+
+    def seeing(self, model, h_BLD, z_0_BNC, **more):
+        seen.append(z_0_BNC.dtype)
+        return draw(self, model, h_BLD, z_0_BNC, **more)
+
+    monkeypatch.setattr(DecoderInput, "draw", seeing)
+    run, recipe = TrainedRun(trained, CPU), RecipeConfig(decoder_noise="diffused", t_dec=0.5)
+    config = replace(run.config, recipe=recipe, compute=ComputeConfig(precision="bf16"))
+    narrow = replace(config.model, autoencoder=replace(config.model.autoencoder, latent_dim=8))  # ends in a projection
+    frozen = build(narrow, run.shapes, seed=0).requires_grad_(False)
+    network = {"width": 8, "layers": 0, "heads": 2, "mlp_ratio": 4, "vocab_size": run.shapes.vocab_size}
+    finetune_step(start_decoder(config, frozen, network, device=CPU), batch_of(store))
+    assert seen == [torch.float32]
 
 
 def test_the_noise_has_the_size_of_sigma_dec_and_belongs_to_step_and_row(trained, store):

@@ -429,7 +429,7 @@ def test_an_encoder_that_has_moved_is_found_where_the_user_says(succeed, refuse,
             ("--run", "RUN", "--features", "STORE", "STORE", "--output", "OUT"),
             "1 --run and 2 --features don't pair up; give one store",
         ),
-        (("--run", "RUN", "RUN", "--features", "STORE", "--output", "OUT"), "--run names a run twice"),
+        (("--run", "RUN", "RUN", "--features", "STORE", "--output", "OUT"), "name a folder twice"),
         (("--run", "RUN", "--features", "STORE", "--path", "curved"), "path is one of linear, spherical, not 'curved'"),
     ],
 )

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from ldlm import artifact, files
+from ldlm import artifact, files, locks
 from ldlm.artifact import begin, open_artifact
 from ldlm.config import SampleConfig, SamplerConfig, TrainConfig
 from ldlm.errors import InputError
@@ -362,6 +362,19 @@ def test_a_command_that_ended_between_its_first_two_files_is_run_again(commands,
     files.write_json(out / "artifact.json", {"kind": BEGUN[name], "schema": artifact.SCHEMA})
     succeed(name, *arguments, "--output", out)
     assert (out / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["pretrain-encoder", "export", "sweep", "interpolate", "sample --trace"])
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)], ids=["", "overwrite"])
+def test_an_output_at_which_another_process_is_at_work_is_left_to_it(commands, refuse, tmp_path, name, overwrite):
+    out = tmp_path / "out"
+    kind = {**BEGUN, "sample --trace": "trace"}[name]
+    files.write_json(out / "artifact.json", {"kind": kind, "schema": artifact.SCHEMA})
+    command, flag = name.split()[0], "--trace" if "--trace" in name else "--output"
+    with locks.exclusive_lock(out):
+        line = refuse(command, *commands[name][0], *overwrite, flag, out)
+    assert f"another process is at work in {out}" in line
+    assert not {path.name for path in out.iterdir()} - {"artifact.json", "config.yaml"}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,7 +6,9 @@ import pytest
 from transformers import AutoModel
 
 from ldlm.config import PretrainConfig
+from ldlm.errors import InputError
 from ldlm.stages import pretrain_encoder
+from ldlm.training import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -31,3 +33,15 @@ def test_it_starts_with_the_published_weights_otherwise(untrained, tmp_path):
     published = weights(untrained, tmp_path / "published")
     for name in ("wte.weight", "wpe.weight", "h.0.attn.c_attn.weight"):
         assert published[name].std().item() == pytest.approx(0.02, rel=0.04), name
+
+
+def test_a_training_that_diverges_says_so_with_the_remedy_and_its_last_checkpoint_stays(
+    untrained, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pretrain_encoder, "SAVE_EVERY", 1)
+    with pytest.raises(InputError, match=r"the loss of step \d+ is (nan|inf): .* lower --lr than 1e\+30"):
+        pretrain_encoder.run(replace(untrained, lr=1e30, steps=20), tmp_path / "out")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert all(
+        p.isfinite().all() for p in checkpoint.latest(tmp_path / "out" / "checkpoints").tensors("model").values()
+    )

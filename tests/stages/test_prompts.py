@@ -257,6 +257,16 @@ def test_an_exported_model_continues_texts_as_the_run_does(run, gpt2, tmp_path):
     assert opened.sample(2)  # without a prompt it needs no encoder
 
 
+def test_generators_of_other_prompts_share_what_was_compiled(run):
+    trained = TrainedRun(run, CPU)
+    bare = trained.drawing(SampleConfig(sampler=SAMPLER, compute=ComputeConfig(precision="bf16")))
+    asked = SampleConfig(prompting=PromptConfig(prompt=PROMPT))
+    first, second = (bare.prompted(prompts.prompts_of(asked, trained)) for _ in range(2))
+    assert first.prompts is not None and bare.prompts is None
+    assert first.estimate is second.estimate is bare.estimate
+    assert first.update is second.update is bare.update
+
+
 def test_a_trace_shows_the_text_with_its_prompt(run, succeed, tmp_path):
     given = ("--prompt", PROMPT, "--steps", 4, "--device", "cpu", "--num-samples", 3)
     succeed("sample", "--run", run, *given, "--output", tmp_path / "a.jsonl")
