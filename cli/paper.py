@@ -56,7 +56,7 @@ def command(options: Options, names: tuple[str, ...], output: str | None, script
     if script is not None:
         raise InputError("--script is for the commands of --scale paper; --scale tiny runs them itself")
     out = require(output, "--output", "tables")
-    made = [stage.run(config, name, out, report=report, progress=show.Terminal()) for name in names]
+    made = stage.run(config, names, out, report=report, progress=show.Terminal())
     records = [record for record, _ in made]
     result = records[0] if len(records) == 1 else {"tables": records}
     options.show({"output": str(out), **result}, lambda: "\n\n".join(_table(out, *one) for one in made))

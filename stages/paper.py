@@ -38,17 +38,22 @@ def commands(config: PaperConfig, name: str, out: Path, file: str) -> str:
 
 
 def run(
-    config: PaperConfig, name: str, out: Path, *, report: bool = False, progress: Progress = SILENT
-) -> tuple[dict[str, Any], results.Result]:
-    """Run what is not done yet of a table or figure at the tiny scale, and write what is there of it.
+    config: PaperConfig, names: Sequence[str], out: Path, *, report: bool = False, progress: Progress = SILENT
+) -> list[tuple[dict[str, Any], results.Result]]:
+    """Run what is not done yet of tables and figures at the tiny scale, and write what is there of each.
 
-    With `report` nothing is run. `out` gets `table-1-tiny.json`, `.md`, and of figures `.png`.
+    With `report` nothing is run. `out` gets `table-1-tiny.json`, `.md`, and of figures `.png`. The jobs of all tables
+    are one list, so that processes which share it are never idle before the last, and a job that fails leaves out what
+    needs it alone; `InputError` then, after everything else.
     """
-    made = _plan(config, name)
+    plans = [_plan(config, name) for name in names]
     from ldlm.paper.runner import Runner  # takes torch, which neither the list nor a script needs
 
-    if config.scale == TINY and not list(made.exhibit.at(TINY)):
-        raise InputError(f"{name} needs a GPU: nothing of it says much at --scale tiny; see --scale paper")
+    for made in plans:
+        if config.scale == TINY and not list(made.exhibit.at(TINY)):
+            raise InputError(
+                f"{made.exhibit.name} needs a GPU: nothing of it says much at --scale tiny; see --scale paper"
+            )
     runner = Runner(out.absolute(), None if config.text is None else Path(config.text).absolute(), progress)
     if report and not out.is_dir():
         raise InputError(f"there is no folder {out}, so there is nothing to report; run it first")
@@ -56,12 +61,15 @@ def run(
         if config.scale == PAPER:
             raise InputError("--scale paper is for a scheduler: it prints a script; --report gathers its results")
         memory.keep_freed()
-        runner.run(made.jobs)
-    found = results.collect(made, out)
-    record = results.write(found, out, _command(config, name, runner.text_name))
-    pictures.draw(found, out)
+        runner.run(unique(job for made in plans for job in made.jobs))
+    written = []
+    for made in plans:
+        found = results.collect(made, out)
+        record = results.write(found, out, _command(config, made.exhibit.name, runner.text_name))
+        pictures.draw(found, out)
+        written.append((record, found))
     runner.check()
-    return record, found
+    return written
 
 
 def _plan(config: PaperConfig, name: str) -> Plan:

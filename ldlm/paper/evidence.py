@@ -9,8 +9,8 @@ from typing import Any
 
 from ldlm import files
 from ldlm.paper import exhibits, orderings
+from ldlm.paper.comparing import HELD, MISSING, NOT_HELD, ONE
 from ldlm.paper.exhibits import Exhibit
-from ldlm.paper.orderings import HELD, MISSING, NOT_HELD, ONE
 
 FOLDER = Path(__file__).with_name("results")
 REPRODUCED, CONTRADICTED, UNDECIDED, NOT_RUN, NEEDS_GPU = (

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from ldlm.paper.comparing import COLLAPSED, HELD, MISSING, NOT_HELD, ONE, WITHIN, Figures
 from ldlm.paper.exhibits import Exhibit, Statement
 from ldlm.paper.printed import QUANTITIES
 
-HELD, NOT_HELD, WITHIN, ONE, MISSING = "held", "not held", "within seed spread", "one measurement", "not run"
-VERDICTS = (HELD, WITHIN, NOT_HELD, ONE, MISSING)
-Figures = Mapping[tuple[str, str, int | None], Sequence[float]]  # by row, quantity and evaluations
+VERDICTS = (HELD, WITHIN, NOT_HELD, COLLAPSED, ONE, MISSING)
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,7 @@ class Judged:
     statement: Statement
     verdict: str
     pairs: tuple[str, ...]  # verdicts of neighbours
+    ends: str | None  # verdict on the first and the last; None of a pair
     paper: bool | None  # None where the paper prints no figures of it
 
     def to_json(self) -> dict[str, Any]:
@@ -35,32 +35,24 @@ class Judged:
             "evaluations": one.at,
             "verdict": self.verdict,
             "pairs": list(self.pairs),
+            "ends": self.ends,
             "paper": self.paper,
         }
 
 
 def judge(exhibit: Exhibit, statement: Statement, measured: Figures) -> Judged:
-    """A statement, by the figures of one table or figure: one value per seed each."""
-    values = [measured.get((key, quantity, statement.at), ()) for key, quantity in statement.places]
-    single = all(QUANTITIES[quantity].single for _, quantity in statement.places)
-    pairs = tuple(_pair(a, b, single) for a, b in pairwise(values))
-    return Judged(statement, _together(pairs), pairs, _printed(exhibit, statement))
+    """A statement, by the figures of one table or figure."""
+    places = [(key, quantity, statement.at) for key, quantity in statement.places]
+    pairs = tuple(measured.compare(a, b) for a, b in pairwise(places))
+    ends = measured.compare(places[0], places[-1]) if len(places) > 2 else None
+    return Judged(statement, _together(pairs, ends), pairs, ends, _printed(exhibit, statement))
 
 
-def _pair(a: Sequence[float], b: Sequence[float], single: bool) -> str:
-    """Verdict on a < b: apart only where no two values of them overlap."""
-    if not a or not b:
-        return MISSING
-    if min(len(a), len(b)) < 2 and not single:
-        return ONE
-    if max(a) < min(b):
-        return HELD
-    return NOT_HELD if min(a) > max(b) else WITHIN
-
-
-def _together(pairs: Sequence[str]) -> str:
-    """Verdict on a chain: the worst of its pairs."""
-    return next(verdict for verdict in (NOT_HELD, MISSING, ONE, WITHIN, HELD) if verdict in pairs)
+def _together(pairs: Sequence[str], ends: str | None) -> str:
+    """Verdict on a chain: the worst of its pairs, and not held where its ends are reversed."""
+    if ends == NOT_HELD:
+        return NOT_HELD
+    return next(verdict for verdict in (NOT_HELD, MISSING, ONE, COLLAPSED, WITHIN, HELD) if verdict in pairs)
 
 
 def _printed(exhibit: Exhibit, statement: Statement) -> bool | None:
@@ -82,6 +74,11 @@ def words(exhibit: Exhibit, statement: Statement) -> str:
     assert statement.figure is not None
     chain = " < ".join(exhibit.rows[key].name for key in statement.rising)
     return f"{QUANTITIES[statement.figure].heading}{at}: {chain}"
+
+
+def verdict(one: Judged) -> str:
+    """The verdict as text; of a chain whose neighbours are not all apart it tells if its ends are."""
+    return f"{one.verdict}, its ends held" if one.ends == HELD != one.verdict else one.verdict
 
 
 def counts(verdicts: Iterable[str]) -> str:

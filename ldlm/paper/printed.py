@@ -16,17 +16,18 @@ class Quantity:
     factor: float = 1.0
     decimals: int = 1
     single: bool = False  # measured once: without a seed, or a time
+    ratio: bool = False  # positive, and compared by quotients
 
 
 QUANTITIES = {
-    "gen_ppl": Quantity("Gen. PPL"),
+    "gen_ppl": Quantity("Gen. PPL", ratio=True),
     "mauve": Quantity("Mauve", factor=100),
     "diversity": Quantity("Div", factor=100),
     "entropy": Quantity("Ent.", decimals=2),
     "train_days": Quantity("Train (d)", decimals=2, single=True),
     "sample_seconds": Quantity("Sample (s)", single=True),
-    "middle_ppl": Quantity("Gen. PPL half way between two latents"),
-    "mean_ppl": Quantity("Gen. PPL of the mean of two latents"),
+    "middle_ppl": Quantity("Gen. PPL half way between two latents", ratio=True),
+    "mean_ppl": Quantity("Gen. PPL of the mean of two latents", ratio=True),
     "early_l_diff": Quantity("L_diff early in training", decimals=3),
     "l_diff": Quantity("L_diff", decimals=3),
     "l_h": Quantity("L_h", decimals=3),

@@ -12,6 +12,7 @@ import numpy as np
 
 from ldlm import files
 from ldlm.paper import findings, orderings
+from ldlm.paper.comparing import Figures, Place, Values
 from ldlm.paper.exhibits import Exhibit
 from ldlm.paper.orderings import Judged
 from ldlm.paper.plan import Plan
@@ -19,8 +20,6 @@ from ldlm.paper.printed import QUANTITIES, shown
 from ldlm.paper.rows import Row
 from ldlm.paper.settings import TINY
 from ldlm.versions import library_versions
-
-Place = tuple[str, str, int | None]  # row, quantity, evaluations
 
 
 @dataclass(frozen=True)
@@ -108,6 +107,12 @@ class Result:
         trained = any(measured.run is not None for measured in self.plan.rows if measured.row.key == row.key)
         return (size.steps or row.tiny.steps) if trained and size.scale == TINY else None
 
+    def _steps_of(self, rows: Sequence[Row]) -> str:
+        """`, 3,000 steps` of rows that were all trained for as many; rows of other groups may have others."""
+        steps = {self._steps(row) for row in rows}
+        (only,) = steps if len(steps) == 1 else (None,)
+        return "" if only is None else f", {only:,} steps"
+
     # ------------------------------------------------------------------------------------------------------------------
     # As text
 
@@ -121,7 +126,7 @@ class Result:
         for group in self.exhibit.at(self.plan.size.scale):
             chosen = [row for row in group.rows if row.key in self.plan.chosen]
             if group.title and chosen:
-                rows.append([f"*{group.title}*", *[""] * (len(head) - 1)])
+                rows.append([f"*{group.title}{self._steps_of(chosen)}*", *[""] * (len(head) - 1)])
             for row in chosen:
                 rows += self._lines(row, columns)
         return head, rows
@@ -154,7 +159,7 @@ class Result:
 
     def verdicts(self) -> list[str]:
         """A line for each statement."""
-        return [f"{orderings.words(self.exhibit, one.statement)}: {one.verdict}" for one in self.statements]
+        return [f"{orderings.words(self.exhibit, one.statement)}: {orderings.verdict(one)}" for one in self.statements]
 
     def markdown(self, record: Mapping[str, Any]) -> str:
         """The page of the table: its settings, the table, and the statements."""
@@ -188,13 +193,26 @@ def collect(plan: Plan, folder: Path) -> Result:
         for (quantity, budget), values in findings.of_row(folder, measured, plan.exhibit.columns).items():
             found.setdefault((measured.row.key, quantity, budget), []).append(tuple(values))
     cells = {place: Cell(tuple(seeds), plan.size.seeds) for place, seeds in found.items()}
-    measured_values = {place: cell.values for place, cell in cells.items()}
+    figures = Figures({place: _by_training(plan, cell) for place, cell in cells.items()}, _runs(plan))
     statements = [
-        orderings.judge(plan.exhibit, one, measured_values)
+        orderings.judge(plan.exhibit, one, figures)
         for one in plan.exhibit.statements
         if all(key in plan.chosen for key, _ in one.places)
     ]
     return Result(plan, cells, statements)
+
+
+def _by_training(plan: Plan, cell: Cell) -> Values:
+    """Figures by training, and by set of texts. The paper's deviations are over the sets of one training."""
+    if plan.size.scale == TINY or plan.size.seeds > 1:
+        return cell.by_seed
+    return [(value,) for seed in cell.by_seed for value in seed]
+
+
+def _runs(plan: Plan) -> dict[str, tuple[str, ...]]:
+    """The trainings of each row."""
+    keys = dict.fromkeys(measured.row.key for measured in plan.rows)
+    return {key: tuple(one.run for one in plan.rows if one.row.key == key and one.run is not None) for key in keys}
 
 
 def write(result: Result, folder: Path, command: str) -> dict[str, Any]:

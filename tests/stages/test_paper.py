@@ -71,6 +71,16 @@ def test_what_does_not_go_together_is_refused_in_one_line(refuse, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_several_are_written_by_one_command(succeed, refuse, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    made = succeed("paper", "figure-5", "table-7", "--report", "--output", out)
+    assert [one["exhibit"] for one in made["tables"]] == ["figure-5", "table-7"]
+    assert {"figure-5-tiny.json", "figure-5-tiny.png", "table-7-tiny.md"} <= {path.name for path in out.iterdir()}
+    assert refuse("paper", "figure-5", "table-9", "--output", tmp_path / "new").startswith("table-9 needs a GPU")
+    assert not (tmp_path / "new").exists()  # found out before the first is made
+
+
 def test_the_list_names_every_table_and_figure_with_the_state_of_its_evidence(succeed, ldlm):
     found = {one["name"]: one for one in succeed("paper", "list")}
     assert len(found) == 14
