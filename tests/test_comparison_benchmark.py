@@ -369,6 +369,8 @@ def test_another_text_is_not_taken_for_the_first(toy, corpus, few_lines, tmp_pat
     runner.main(["--text", str(corpus), "--texts", "3", *command])
     with pytest.raises(SystemExit, match=r"holds a comparison on another text than .*few\.txt"):
         runner.main(["--text", str(few_lines), *command])
+    with pytest.raises(SystemExit, match=r"has trainings of 3,000 steps, not 50; give --steps 3000, or another"):
+        runner.main(["--text", str(corpus), "--steps", "50", *command])
 
 
 @pytest.mark.slow

@@ -58,12 +58,24 @@ class Comparison:
 
     def prepare(self) -> None:
         """Text, encoder, scorer, store and real texts."""
+        self._check_steps()
         self.source.prepare(self)
         parts = ("--data", plan.part("train"), "--validation-data", plan.part("held-out"))
         self._make("features", "extract-features", "--encoder", "encoder", *parts, "--seq-len", plan.SEQ_LEN)
         if not (self.folder / results.REAL).exists():
             self.ldlm("features", "texts", "features", "--rows", self.texts, "--output", "texts/real.jsonl")
             self._keep(results.REAL, self._score(Path("texts/real.jsonl")))
+
+    def _check_steps(self) -> None:
+        """`InputError` where the folder has trainings of another number of steps: they would stand in one table."""
+        place = self.folder / "steps.json"
+        begun = files.read_json(place)["steps"] if place.exists() else self.steps
+        if begun != self.steps:
+            raise InputError(
+                f"{self.folder} has trainings of {begun:,} steps, not {self.steps:,}; give --steps {begun}, or another "
+                "--output"
+            )
+        files.write_json(place, {"steps": self.steps})
 
     def pretrain(self, name: str, part: str, tokenizer: Sequence[object], sizes: dict[str, int]) -> None:
         """Pretrain a GPT-2 on a part of the text, with the options of a tokenizer."""
