@@ -128,12 +128,6 @@ def _prefix(model: JointModel, length: int) -> Prefix | None:
         return model.prefix(torch.empty(1, length, model.shapes.hidden_dim), torch.empty(1, dtype=torch.int64))
 
 
-def decoder_flops(config: ModelConfig, shapes: Shapes) -> int:
-    """FLOPs of decoding one text by D_w∘D_h."""
-    model, z_BNC = _one_text(config, shapes)
-    return _forward_flops(lambda: model.decoder()(z_BNC))
-
-
 def _one_text(config: ModelConfig, shapes: Shapes) -> tuple[JointModel, Tensor]:
     model = build_meta(config, shapes).requires_grad_(False)
     return model, torch.empty(1, model.num_latents, model.latent_dim, device="meta")

@@ -147,7 +147,7 @@ class Language:
         made = bounds(
             SCHEDULE, self.mu[which], rows, denoise=self.denoise, decode=decode, taus=taus, draws=2, seed=seed
         )
-        split = made.nats_BT.reshape(len(self.p), repeats, -1)
+        split = (made.decoding_BT + made.kl_BT).reshape(len(self.p), repeats, -1)
         return split.mean(1), split.std(1) / math.sqrt(repeats)
 
 
@@ -228,9 +228,8 @@ def test_a_rows_bound_does_not_depend_on_its_batch():
     mu, rows = random(6, 2, 3), torch.arange(100, 106)
 
     def found(part):
-        return bounds(
-            SCHEDULE, mu[part], rows[part], denoise=lambda z, t: z, decode=nothing, taus=TAUS, draws=2
-        ).nats_BT
+        made = bounds(SCHEDULE, mu[part], rows[part], denoise=lambda z, t: z, decode=nothing, taus=TAUS, draws=2)
+        return made.decoding_BT + made.kl_BT
 
     torch.testing.assert_close(found(slice(None)), torch.cat([found(slice(0, 1)), found(slice(1, 6))]))
 
