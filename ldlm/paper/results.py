@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ldlm import artifact, files
+from ldlm import artifact, files, markdown
 from ldlm.paper import findings, orderings
 from ldlm.paper.exhibits import Exhibit
 from ldlm.paper.orderings import Judged
@@ -157,10 +157,7 @@ class Result:
 
     def markdown(self, record: Mapping[str, Any]) -> str:
         """The page of the table: its settings, the table, and the statements."""
-        head, rows = self.table()
-        lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
-        parts = [f"# {self.exhibit.label}: {self.exhibit.title}", caption(record), "\n".join(lines)]
+        parts = [f"# {self.exhibit.label}: {self.exhibit.title}", caption(record), markdown.table(*self.table())]
         if self.statements:
             parts += ["The paper's orderings:", "\n".join(f"- {line}" for line in self.verdicts())]
         return "\n\n".join([*parts, f"`{record['command']}`"]) + "\n"
