@@ -168,7 +168,7 @@ class MortalLease:
         self.file.body = body
 
     def lost(self) -> bool:
-        """True once another has taken the lease."""
+        """Whether another has taken the lease."""
         return self.life.simulation.files.get(self.name) is not self.file
 
     def release(self) -> None:

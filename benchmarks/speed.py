@@ -157,6 +157,7 @@ class Bench:
             )
 
     def generator(self, model: JointModel, way: ComputeConfig) -> TextGenerator:
+        """A generator of texts by the joint decoder."""
         return TextGenerator(
             denoiser=model.denoiser,
             decoder=Decoder(JOINT, model.decoder()),

@@ -81,7 +81,7 @@ def to_itself(path: Path, refusal: str) -> Iterator[None]:
 
 
 def _is_named(descriptor: int, path: Path) -> bool:
-    """True where the open file still has this path: one that had the lock removes the file when it ends."""
+    """Whether the open file still has this path: one that had the lock removes the file when it ends."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:

@@ -145,7 +145,7 @@ def cells(summary: Mapping[str, Any]) -> tuple[list[str], list[list[Cell]]]:
 
 
 def written(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The same table with its values as text."""
+    """The head and the rows of the table of a frontier, with its values as text."""
     head, rows = cells(summary)
     return head, [
         [_cell(cell, _FORMATS.get(name, ".6g")) for name, cell in zip(head, row, strict=True)] for row in rows

@@ -141,7 +141,7 @@ class Result:
         return lines
 
     def _is_printed(self, quantity: str) -> bool:
-        """Tell whether the paper prints figures of a column; of curves it has pictures alone."""
+        """Whether the paper prints figures of a column; of curves it has pictures alone."""
         return any(quantity in cells for row in self.exhibit.rows.values() for cells in row.printed.values())
 
     def _shown(self, place: Place) -> str:

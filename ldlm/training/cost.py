@@ -74,7 +74,7 @@ def device_kind(config: AnyTrainConfig) -> str:
 
 
 def in_bf16(config: AnyTrainConfig) -> bool:
-    """True where a step on `device_kind` has its products in bf16."""
+    """Whether a step on `device_kind` has its products in bf16."""
     chosen = config.compute.precision
     return chosen == "bf16" or (chosen == "auto" and device_kind(config) == "cuda")
 
