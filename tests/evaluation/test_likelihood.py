@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from randomness import random
 from toy_language import JOINT
 
 from ldlm.config import DecoderNoise, DiffusionConfig, TimestepConfig
@@ -21,10 +22,6 @@ from ldlm.model.timesteps import TimestepSampler
 
 SCHEDULE = Schedule("tangent", 3.0)
 TAUS = (8.0, 4.0, 2.0, 1.0, 0.5, 0.25)
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def nothing(z_t, t):
