@@ -24,7 +24,7 @@ from typing import Any
 from ldlm.cli import show
 from ldlm.features.shared_work import share
 from ldlm.leases import EXPIRY, HEARTBEAT, Leases
-from ldlm.locks import file_lock
+from ldlm.locks import tried
 
 CLAIMS = 3_000
 WORKERS = 1_000
@@ -49,7 +49,7 @@ def cost(folder: Path) -> dict[str, Any]:
         lease.release()
 
     def lock(number: int) -> None:
-        with file_lock(folder / "locks" / f"train-{number}"):
+        with tried(folder / "locks" / f"train-{number}"):
             pass
 
     claiming, locking = (_seconds(one, CLAIMS) for one in (claim, lock))
@@ -168,7 +168,7 @@ class MortalLease:
         self.file.body = body
 
     def lost(self) -> bool:
-        """True once another has taken the lease."""
+        """Whether another has taken the lease."""
         return self.life.simulation.files.get(self.name) is not self.file
 
     def release(self) -> None:

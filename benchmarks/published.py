@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ldlm import noise
-from ldlm.baselines import times, vocabulary
+from ldlm.baselines import times
 from ldlm.baselines.argmax import Unwarp
 from ldlm.baselines.candi import CANDI, CANDISampler, HybridState, network_input, unit_rows
 from ldlm.baselines.candi import Draws as CANDIDraws
@@ -26,11 +26,12 @@ from ldlm.baselines.flm import FLM, FLMSampler, euler
 from ldlm.baselines.flm import Draws as FLMDraws
 from ldlm.baselines.interface import Network, Normal
 from ldlm.baselines.nucleus import Nucleus
+from ldlm.model import token_loss
 
 
 def logits_at_once(device: torch.device) -> AbstractContextManager[object]:
     """Context in which the logits of all positions are made together."""
-    return mock.patch.dict(vocabulary.LOGITS_AT_ONCE, {device.type: 2**62})
+    return mock.patch.dict(token_loss.CHUNK, {device.type: 2**62})
 
 
 class SortedNucleus(Nucleus):

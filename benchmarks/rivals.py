@@ -33,7 +33,7 @@ from torch import Tensor
 
 from benchmarks.contenders import OURS, Sampling, Training, backbone, methods, samplers
 from benchmarks.speed import PLAIN, Bench, bench_of
-from ldlm import memory
+from ldlm import markdown, memory
 from ldlm.baselines.argmax import Unwarp
 from ldlm.baselines.interface import draw_texts
 from ldlm.config import SamplerConfig, Shapes
@@ -269,7 +269,7 @@ def _of_cells(cells: Sequence[dict[str, Any]], kind: str) -> str:
     for of_method in zip(*(cell[kind] for cell in cells), strict=True):
         shown = [_ratio(row) for row in of_method]
         lines.append([of_method[0]["method"], "" if of_method[0]["method"] == LDLM else of_method[0]["way"], *shown])
-    return _markdown(head, lines)
+    return markdown.table(head, lines)
 
 
 def _ratio(row: dict[str, Any]) -> str:
@@ -297,7 +297,7 @@ def _growth(cells: Sequence[dict[str, Any]]) -> str:
         for number, row in enumerate(cells[0][kind]):
             seconds = [[at[where][kind][number]["seconds"] for where in pair] for pair in pairs.values()]
             lines.append([kind, row["method"], row["way"], *(f"{more / less:.3g}" for more, less in seconds)])
-    return _markdown(["", "", "", *pairs], lines)
+    return markdown.table(["", "", "", *pairs], lines)
 
 
 def _whole(figures: dict[str, Any]) -> str:
@@ -310,13 +310,7 @@ def _whole(figures: dict[str, Any]) -> str:
         [name, f"{one['measured']:.3g}", f"{one['extrapolated']:.3g}", f"{one['extrapolated'] / one['measured']:.2f}"]
         for name, one in figures["seconds"].items()
     ]
-    return f"{head}\n\n" + _markdown(["", "measured", "extrapolated", "ratio"], lines)
-
-
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table, with the first column to the left and the others to the right."""
-    marks = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, marks, *lines))
+    return f"{head}\n\n" + markdown.table(["", "measured", "extrapolated", "ratio"], lines)
 
 
 if __name__ == "__main__":

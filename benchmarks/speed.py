@@ -24,18 +24,19 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import Share, limits, peak_memory, settled, timed
 from benchmarks.parts import part
 from ldlm import attention, config, files, noise, runtime
 from ldlm.cli import show
 from ldlm.compute import Compute
-from ldlm.config import ComputeConfig, DenoiserConfig, SamplerConfig, Shapes, TrainConfig
+from ldlm.config import ComputeConfig, DenoiserConfig, ModelConfig, SamplerConfig, Shapes, TrainConfig
 from ldlm.features.batch import Batch
 from ldlm.model import autoencoder, layers, token_loss
 from ldlm.model.denoiser import DiT
 from ldlm.model.diffusion import Schedule
-from ldlm.model.joint import JointModel, build
+from ldlm.model.joint import JointModel, build, build_meta
 from ldlm.model.timesteps import TimestepSampler
 from ldlm.sampling import solvers
 from ldlm.sampling.generation import JOINT, Decoder, TextGenerator, text_seeds
@@ -156,6 +157,7 @@ class Bench:
             )
 
     def generator(self, model: JointModel, way: ComputeConfig) -> TextGenerator:
+        """A generator of texts by the joint decoder."""
         return TextGenerator(
             denoiser=model.denoiser,
             decoder=Decoder(JOINT, model.decoder()),
@@ -270,7 +272,7 @@ class Bench:
             "decoding, fp32",
             lambda: generator.decode(z_0, seeds),
             tokens=self.scale.texts * self.shapes.seq_len,
-            flops=self.scale.texts * cost.decoder_flops(self.settings.model, self.shapes),
+            flops=self.scale.texts * decoder_flops(self.settings.model, self.shapes),
             way=PLAIN,
             plain=plain,
         )
@@ -419,6 +421,15 @@ class VocabularyDenoiser(nn.Module):
     def forward(self, tokens_BL: Tensor, t_B: Tensor) -> Tensor:
         x_BLD = self.embedding(tokens_BL)
         return self.head(self.body(x_BLD, t_B, x_BLD))
+
+
+def decoder_flops(config: ModelConfig, shapes: Shapes) -> int:
+    """FLOPs of decoding one text by D_w∘D_h."""
+    model = build_meta(config, shapes).requires_grad_(False)
+    z_BNC = torch.empty(1, model.num_latents, model.latent_dim, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        model.decoder()(z_BNC)
+    return counter.get_total_flops()
 
 
 @contextmanager

@@ -142,7 +142,6 @@ def stage_options(
     presets: bool = False,
     named_samplers: bool = False,
     token_samplers: Sequence[str] | None = None,
-    dry_run: bool = True,
     overwrite: bool = True,
 ) -> Function:
     """Decorator with all options of a stage: its settings, `--config`, `--set`, `--dump-config`, `--json` and so on.
@@ -172,7 +171,7 @@ def stage_options(
             click.option("--config", "config_file", metavar="FILE", help="YAML file of settings; flags override it"),
             click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="any setting, e.g. --set seed=1"),
             click.option("--dump-config", is_flag=True, help="print the settings as YAML and stop"),
-            *([click.option("--dry-run", is_flag=True, help="print what it would cost and stop")] * dry_run),
+            click.option("--dry-run", is_flag=True, help="print what it would cost and stop"),
             *(
                 [click.option("--overwrite", is_flag=True, help="replace an output made with other settings")]
                 * overwrite
@@ -254,7 +253,7 @@ class Options:
     config_file: str | None
     sets: tuple[str, ...]
     dump_config: bool
-    dry_run: bool | None
+    dry_run: bool
     overwrite: bool | None
     as_json: bool
 

@@ -121,7 +121,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _of_words(cells: Sequence[str]) -> bool:
-    """True of a column in which whatever is said begins with a letter."""
+    """Whether all that is said in a column begins with a letter."""
     said = [cell for cell in cells if cell != value(None)]
     return bool(said) and all(cell[:1].isalpha() and cell not in ("nan", "inf") for cell in said)
 

@@ -269,7 +269,7 @@ def is_emptied(path: Location) -> bool:
 
 
 def _is_barely_begun(path: Location) -> bool:
-    """True where a process was killed between the first two files."""
+    """Whether a process was killed between the first two files."""
     own = (f"{CLAIMS}/", ".")
     return all(name == "artifact.json" or name.startswith(own) for _, name in files.below(path))
 

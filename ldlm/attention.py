@@ -165,7 +165,7 @@ def _aligned(x_BNHK: Tensor) -> Tensor:
 
 @cache
 def _flash(device: torch.device, dtype: torch.dtype, width: int) -> bool:
-    """True where torch's flash attention takes heads of that width."""
+    """Whether torch's flash attention takes heads of that width."""
     recent = torch.backends.cuda.is_flash_attention_available() and torch.cuda.get_device_capability(device) >= (8, 0)
     return recent and dtype in HALF and width <= 256
 

@@ -22,7 +22,7 @@ class Held(Protocol):
         """Write another body of the same length, wherever the lease is now; OSError or `StorageError` for failure."""
 
     def lost(self) -> bool:
-        """True once another process has taken the lease away."""
+        """Whether another process has taken the lease away."""
 
     def release(self) -> None:
         """Remove the lease if it is still this one."""

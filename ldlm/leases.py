@@ -55,7 +55,7 @@ class Lease:
         self._using, self._released = threading.Lock(), False  # a descriptor that is closed may become another file's
 
     def lost(self) -> bool:
-        """True once another process has taken the lease: this one was stopped for longer than it lasts.
+        """Whether another process has taken the lease: this one was stopped for longer than it lasts.
 
         What is written whole, and kept by whoever is first, may still be written. What is shared must not be deleted.
         """
@@ -165,7 +165,7 @@ class Leases:
         return self.places.take(name, found)
 
     def _locked_here(self, body: bytes) -> bool:
-        """True for a lease whose holder had the lock that this process has now."""
+        """Whether the holder of a lease had the lock that this process has now."""
         found = described(body)
         return found.get("locked") is True and found.get("machine") == self.here
 

@@ -21,19 +21,6 @@ class NoLocks(InputError):
 
 
 @contextmanager
-def file_lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold an exclusive lock on the file `path`, which is made if need be.
-
-    Yields whether the lock is held: without `wait` it is not where another process has it.
-    """
-    descriptor = _open(path)
-    try:
-        yield _lock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), path)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
 def exclusive_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold the exclusive lock on a folder. `InputError` where another process holds a lock on it, unless `wait`."""
     with _folder_lock(folder, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)) as held:
@@ -94,7 +81,7 @@ def to_itself(path: Path, refusal: str) -> Iterator[None]:
 
 
 def _is_named(descriptor: int, path: Path) -> bool:
-    """True where the open file still has this path: one that had the lock removes the file when it ends."""
+    """Whether the open file still has this path: one that had the lock removes the file when it ends."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:

@@ -82,7 +82,7 @@ def _reach(kind: str, options: tuple[str, ...]) -> Reach:
 
 
 def hard_links(folder: Path) -> bool | None:
-    """True where a file in a folder can have two names; None where no file can be made. Both names are removed."""
+    """Whether a file in a folder can have two names; None where no file can be made. Both names are removed."""
     first, second = (folder / f".{files.unique()}.tmp" for _ in range(2))
     try:
         first.touch()

@@ -91,7 +91,7 @@ def _plan(config: PaperConfig, name: str) -> Plan:
 
 
 def _mauve(config: PaperConfig) -> bool:
-    """True where texts are compared by MAUVE; at the paper's scale they are, on the machine that runs the script."""
+    """Whether texts are compared by MAUVE; at the paper's scale they are, on the machine that runs the script."""
     if config.mauve == "auto":
         return config.scale == PAPER or importlib.util.find_spec("mauve") is not None
     return config.mauve == "on"

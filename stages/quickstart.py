@@ -105,7 +105,7 @@ class Plan:
 
     @property
     def trains_scorer(self) -> bool:
-        """True where a scorer is pretrained: none is named, and the encoder is not made to be one."""
+        """Whether a scorer is pretrained: none is named, and the encoder is not made to be one."""
         own = self.source.encoder_scores and self.config.encoder is None
         return self.config.scorer is None and not own
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kill_points import content
+from folders import content
 
 from ldlm import leases, presence
 from ldlm.cli import main as ldlm

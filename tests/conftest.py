@@ -357,6 +357,16 @@ def run_copy(trained: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def traced(
+    trained: Path, succeed: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """A folder that `ldlm sample --trace` wrote, and its trace.json."""
+    out, drawn = tmp_path_factory.mktemp("trace") / "trace", ("--steps", 8, "--seed", 1, "--device", "cpu")
+    succeed("sample", "--run", trained, *drawn, "--trace", out, "--trace-text", 2, "--trace-frames", 5)
+    return out, json.loads((out / "trace.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
 def rival(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A run of 40 steps of a rival, by method, which has learned to tell texts apart, with its pictures; read only."""
     from ldlm.stages import train

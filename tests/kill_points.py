@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from folders import content
 
 from ldlm.cli import main as ldlm
 from ldlm.features.encoder import FrozenEncoder
@@ -62,11 +63,6 @@ def _arm(kill_at: int) -> None:
 
     for name in POINTS:
         setattr(os, name, armed(getattr(os, name)))
-
-
-def content(path: Path) -> dict[str, bytes]:
-    """Every file of a store, by name."""
-    return {p.relative_to(path).as_posix(): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
 def kill_at_every(step: int, command: list[str], out: Path, reference: dict[str, bytes]) -> int:

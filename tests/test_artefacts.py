@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from folders import lines
 
 from ldlm import LDLM
 
@@ -28,11 +29,6 @@ def kept(request, tmp_path, monkeypatch):
     copy = Path(shutil.copytree(request.param, tmp_path / "kept"))
     monkeypatch.chdir(copy)
     return copy
-
-
-def lines(path):
-    """The JSON objects of a file, one per line."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def sample(succeed, decoder, count, *settings):

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from folders import content
 
 from ldlm import artifact, kinds
 from ldlm.artifact import begin, open_artifact
@@ -19,11 +20,6 @@ from ldlm.errors import InputError, Unreadable
 from ldlm.features.detection import as_input_error
 
 CONFIG = TrainConfig(steps=5)
-
-
-def tree(path: Path) -> dict[str, bytes]:
-    """Every file below a folder, with its content."""
-    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
 def test_an_output_is_new_then_partial_then_complete(tmp_path):
@@ -53,11 +49,11 @@ def test_an_empty_folder_is_as_good_as_none(tmp_path):
 def test_a_changed_setting_is_refused_and_named_and_nothing_is_touched(tmp_path):
     out = tmp_path / "run"
     begin(out, "run", CONFIG, {}).finish()
-    before = tree(out)
+    before = content(out)
     with pytest.raises(InputError, match=r"\(seed: 0 -> 1\); .*or add --overwrite") as error:
         begin(out, "run", TrainConfig(steps=5, seed=1), {})
     assert "batch_size" not in str(error.value)
-    assert tree(out) == before
+    assert content(out) == before
 
 
 def test_settings_of_another_kind_of_run_are_refused_in_one_line(tmp_path):
@@ -65,7 +61,7 @@ def test_settings_of_another_kind_of_run_are_refused_in_one_line(tmp_path):
     for mine, theirs, names in [(SweepConfig, TokenSweepConfig, "solvers"), (TokenSweepConfig, SweepConfig, "top_ps")]:
         out = tmp_path / mine.__name__
         begin(out, "sweep", mine(), {})
-        before = tree(out)
+        before = content(out)
         with pytest.raises(InputError) as error:
             begin(out, "sweep", theirs(), {})
         assert re.fullmatch(
@@ -73,7 +69,7 @@ def test_settings_of_another_kind_of_run_are_refused_in_one_line(tmp_path):
             r"add --overwrite",
             str(error.value),
         )
-        assert tree(out) == before
+        assert content(out) == before
 
 
 def test_a_changed_input_is_refused_and_named(tmp_path):
@@ -96,7 +92,7 @@ def test_overwrite_replaces_everything(tmp_path):
     (out / "old.txt").write_text("old")
     found = begin(out, "run", TrainConfig(seed=1), {}, overwrite=True)
     assert found.state == "new"
-    assert set(tree(out)) == {"artifact.json", "config.yaml"}
+    assert set(content(out)) == {"artifact.json", "config.yaml"}
 
 
 def test_foreign_content_is_refused_without_overwrite(tmp_path):
@@ -105,7 +101,7 @@ def test_foreign_content_is_refused_without_overwrite(tmp_path):
     (out / "photo.jpg").write_bytes(b"irreplaceable")
     with pytest.raises(InputError, match="not empty and not made by ldlm"):
         begin(out, "run", CONFIG, {})
-    assert tree(out) == {"photo.jpg": b"irreplaceable"}
+    assert content(out) == {"photo.jpg": b"irreplaceable"}
 
 
 def test_another_kind_is_refused_by_name(tmp_path):
@@ -146,10 +142,10 @@ def test_overwrite_never_deletes_what_the_stage_is_about_to_read(tmp_path):
 
 def test_overwrite_does_not_replace_another_kind(tmp_path):
     begin(tmp_path / "x", "features", ExtractConfig(), {}).finish()
-    before = tree(tmp_path)
+    before = content(tmp_path)
     with pytest.raises(InputError, match="holds a feature store, which --overwrite doesn't replace by a training run"):
         begin(tmp_path / "x", "run", CONFIG, {}, overwrite=True)
-    assert tree(tmp_path) == before
+    assert content(tmp_path) == before
 
 
 def test_a_manifest_that_was_changed_is_noticed(tmp_path):
@@ -165,9 +161,9 @@ def test_a_manifest_that_was_changed_is_noticed(tmp_path):
 
 def test_a_complete_output_keeps_the_configuration_that_it_was_made_with(tmp_path):
     begin(tmp_path / "run", "run", CONFIG, {}).finish()
-    before = tree(tmp_path / "run")
+    before = content(tmp_path / "run")
     assert begin(tmp_path / "run", "run", TrainConfig(steps=3, device="cpu"), {}).complete
-    assert tree(tmp_path / "run") == before
+    assert content(tmp_path / "run") == before
 
 
 def test_what_a_kill_in_the_first_write_leaves_is_nobodys_content(tmp_path):

@@ -8,10 +8,12 @@ import sys
 
 import pytest
 import torch
+from randomness import random
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
+from written_out import plain_attention
 
 from ldlm import attention as module
 from ldlm import compute
@@ -24,19 +26,9 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 MODELS = [(7, 12, 64), (64, 4, 32), (128, 12, 64), (1024, 12, 64), (4096, 1, 64)]  # length, heads, width of a head
 
 
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def inputs_of(queries: int, keys: int, heads: int = 2, width: int = 4, *, batch: int = 2) -> list[torch.Tensor]:
     """Queries, keys and values in float64, with gradients."""
     return [random(batch, n, heads, width, seed=i).requires_grad_() for i, n in enumerate((queries, keys, keys))]
-
-
-def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """softmax(q·k/√K)·v with the softmax written out; (B, sequence, H, K)."""
-    weight = torch.exp(torch.einsum("bnhk,blhk->bhnl", q, k) / math.sqrt(q.shape[-1]))
-    return torch.einsum("bhnl,blhk->bnhk", weight / weight.sum(-1, keepdim=True), v)
 
 
 def torchs_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

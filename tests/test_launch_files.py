@@ -1,6 +1,5 @@
 """The files in docs/launch do what they say: they are checked, and their very commands are run by a stub scheduler."""
 
-import json
 import os
 import re
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 import forked
 import pytest
 import yaml
+from folders import content, lines
 from patience import patience
 
 from ldlm.location import locate
@@ -88,16 +88,6 @@ def tiny(few):
     for name in ("seq_len", "validation_docs", "shard_rows", "batch_size", "device"):
         made += [f"--{name.replace('_', '-')}", str(getattr(few, name))]
     return made
-
-
-def content(path):
-    """Every file of a store, by name."""
-    return {p.relative_to(path).as_posix(): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
-
-
-def lines(path):
-    """The JSON objects of a file, one per line."""
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
 def done_together(commands):

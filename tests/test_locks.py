@@ -9,33 +9,33 @@ from functools import partial
 import pytest
 
 from ldlm.errors import InputError
-from ldlm.locks import exclusive_lock, file_lock, shared_lock
+from ldlm.locks import exclusive_lock, passed_on, shared_lock, tried
 
 TRY = """
 import sys
 from pathlib import Path
-from ldlm.locks import file_lock
-with file_lock(Path(sys.argv[1]), wait=False) as mine:
+from ldlm.locks import tried
+with tried(Path(sys.argv[1])) as mine:
     print(mine)
 """
 
 
 def test_a_lock_that_another_process_holds_is_not_given(tmp_path):
     command = [sys.executable, "-c", TRY, str(tmp_path / "l")]
-    with file_lock(tmp_path / "l") as mine:
+    with tried(tmp_path / "l") as mine:
         assert mine
         held = subprocess.run(command, capture_output=True, text=True, check=True)
     free = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (held.stdout.strip(), free.stdout.strip()) == ("False", "True")
 
 
-@pytest.mark.parametrize("lock", [file_lock, exclusive_lock, partial(exclusive_lock, wait=True), shared_lock])
+@pytest.mark.parametrize("lock", [passed_on, exclusive_lock, partial(exclusive_lock, wait=True), shared_lock])
 def test_a_file_system_without_locks_is_refused_in_one_line(tmp_path, monkeypatch, lock):
     def flock(descriptor, how):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    where = tmp_path / "lock" if lock is file_lock else tmp_path
+    where = tmp_path / "lock" if lock is passed_on else tmp_path
     with pytest.raises(InputError, match=rf"{where} can't be locked \(Function not impl.*--output"), lock(where):
         pass
 

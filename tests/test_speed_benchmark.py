@@ -14,7 +14,6 @@ import torch
 
 from ldlm import config
 from ldlm.config import ModelConfig, Shapes
-from ldlm.training import cost
 
 CPU = torch.device("cpu")
 
@@ -108,6 +107,8 @@ def test_peak_memory_is_what_a_block_takes_and_gives_back():
 
 
 def test_the_flops_of_decoding_are_counted_by_hand():
+    from benchmarks.speed import decoder_flops
+
     shapes = Shapes(seq_len=8, hidden_dim=32, vocab_size=50)
     model = config.from_dict(
         ModelConfig,
@@ -120,7 +121,7 @@ def test_the_flops_of_decoding_are_counted_by_hand():
     # D_h: q, k and v of inputs and latents, output, attention over [inputs; latents], MLP; D_w: qkv, output, SwiGLU
     resampler = length * (2 * d * d + 2 * 2 * d * d + 2 * 2 * length * d + 8 * d * d)
     block = length * (4 * d * d + 2 * length * d + 12 * d * d)
-    assert cost.decoder_flops(model, shapes) == 2 * (resampler + block + length * d * 50)
+    assert decoder_flops(model, shapes) == 2 * (resampler + block + length * d * 50)
 
 
 def test_it_needs_neither_zarr_nor_what_reads_stores():

@@ -61,7 +61,7 @@ class Source(ABC):
 
 
 def record_text(folder: Path, text: Mapping[str, Any]) -> bool:
-    """True where the comparison's text is there; `InputError` where it is another one, by its hash."""
+    """Whether the comparison's text is there; `InputError` where it is another one, by its hash."""
     if not (folder / RECORD).exists():
         return False
     if files.read_json(folder / RECORD)["sha256"] != text["sha256"]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from benchmarks.comparison.plan import AUTOREGRESSIVE, EQUAL_FLOPS, EQUAL_STEPS, LDLM, NAMES, REGIMES, WAYS
 from benchmarks.comparison.sources import Rows, Source
+from ldlm import markdown
 
 TITLES = {EQUAL_STEPS: "Equal steps", EQUAL_FLOPS: "Equal training FLOPs"}
 REFERENCE, EVALUATIONS = "GPT-2, a token at a time", "evaluations, at most"
@@ -31,12 +32,6 @@ def number(value: float, *, like: float | None = None) -> str:
     return f"{value:,.{places}f}"
 
 
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
-
-
 def tables(figures: Mapping[str, Any], source: Source) -> str:
     """All tables in Markdown."""
     parts = ["## Trainings", _training_table(figures), "## Learning rates", _rate_table(figures["rates"])]
@@ -48,7 +43,7 @@ def tables(figures: Mapping[str, Any], source: Source) -> str:
             parts += [f"## {TITLES[regime]}: {label}", _figure_table(rows, key, figures["references"])]
         parts += [f"## {TITLES[regime]}: against LDLM", _against(rows, source)]
         for title, head, lines in source.more(rows):
-            parts += [f"## {TITLES[regime]}: {title}", markdown(head, lines)]
+            parts += [f"## {TITLES[regime]}: {title}", markdown.table(head, lines)]
     return "\n\n".join([*parts, *_cost_tables(figures)]) + "\n"
 
 
@@ -80,7 +75,7 @@ def _training_table(figures: Mapping[str, Any]) -> str:
             )
             lines.append((name, TITLES[regime].lower(), *cells))
     sizes = ("steps", "learning rate", "parameters", "FLOPs per token")
-    table = markdown(("", "regime", *sizes, "CPU minutes", "wall minutes", LIKELIHOOD, LOSS), lines)
+    table = markdown.table(("", "regime", *sizes, "CPU minutes", "wall minutes", LIKELIHOOD, LOSS), lines)
     return (
         f"{table}\n\nThe NELBO, marked ≤, is an estimate of a bound; of GPT-2 the figure is exact. Losses of different "
         "methods do not compare. Wall minutes count what else the machine did."
@@ -109,7 +104,7 @@ def _rate_table(rates: Mapping[str, Mapping[str, float]]) -> str:
         (NAMES[method], *(number(found[rate]) if rate in found else "–" for rate in tried))
         for method, found in rates.items()
     ]
-    return markdown(("held-out loss, of one method", *tried), lines)
+    return markdown.table(("held-out loss, of one method", *tried), lines)
 
 
 def _figure_table(rows: Rows, key: str, references: Mapping[str, Any]) -> str:
@@ -123,7 +118,7 @@ def _figure_table(rows: Rows, key: str, references: Mapping[str, Any]) -> str:
     if references[AUTOREGRESSIVE]:
         lines.append((REFERENCE, over_seeds(references[AUTOREGRESSIVE], key), *blank))
     lines.append(("real text", over_seeds([references["real"]], key), *blank))
-    return markdown((EVALUATIONS, *map(str, budgets)), lines)
+    return markdown.table((EVALUATIONS, *map(str, budgets)), lines)
 
 
 def _cell(rows: Rows, way: str, budget: int) -> Rows:
@@ -138,7 +133,7 @@ def _against(rows: Rows, source: Source) -> str:
         if way.method != LDLM and any(row["way"] == way.key for row in rows):
             pairs = [(_cell(rows, way.key, budget), _cell(rows, LDLM, budget)) for budget in budgets]
             lines.append((way.name, *(_compared(mine, theirs, source.against) for mine, theirs in pairs)))
-    return markdown((source.compared, *map(str, budgets)), lines)
+    return markdown.table((source.compared, *map(str, budgets)), lines)
 
 
 FORMS: Mapping[str, Callable[[float, float], str]] = {
@@ -181,7 +176,7 @@ def _cost_table(figures: Mapping[str, Any], key: str) -> str:
     ]
     if reference := per_text(figures["references"][AUTOREGRESSIVE], key):
         lines.append((REFERENCE, _mean([row[key] for row in reference]), *[""] * (len(budgets) - 1)))
-    return markdown((EVALUATIONS, *map(str, budgets)), lines)
+    return markdown.table((EVALUATIONS, *map(str, budgets)), lines)
 
 
 def per_text(rows: Rows, key: str) -> Rows:

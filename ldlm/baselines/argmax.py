@@ -43,9 +43,9 @@ def keep_at_gamma(gamma: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
     return keep_probability(mu, vocab), -mu / 2 * keep_slope(mu, vocab)
 
 
-def gamma_range(vocab: int, most: float = 0.95, least: float = 0.05) -> tuple[float, float]:
-    """(γ_min, γ_max), where α(γ) is `most` and `least`: the range of Duo's curriculum for a vocabulary of any size."""
-    return _gamma_at(most, vocab), _gamma_at(least, vocab)
+def gamma_range(vocab: int) -> tuple[float, float]:
+    """(γ_min, γ_max), where α(γ) is 0.95 and 0.05: the range of Duo's curriculum for a vocabulary of any size."""
+    return _gamma_at(0.95, vocab), _gamma_at(0.05, vocab)
 
 
 def _gamma_at(alpha: float, vocab: int) -> float:

@@ -48,6 +48,7 @@ class FLM:
     """FLM in training, with a network of width `width`."""
 
     bound: ClassVar[bool] = False
+    schedule: ClassVar[None] = None  # its noise is Gaussian alone
 
     vocab: int
     width: int

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ldlm import noise
 from ldlm.baselines.interface import Method, TrainedNetwork
-from ldlm.baselines.schedule import LogLinear
 from ldlm.features.store import Split
 from ldlm.training.heldout import SEED, by_bin
 
@@ -77,10 +76,8 @@ def _draw(method: Method, network: TrainedNetwork, x_BL: Tensor, draw_B: Tensor,
     """Times and losses (B,) of one draw of each row, of which these are numbers `draw_B` among `of` in all."""
     draws: Any = method.draw(seed=SEED, step=0, rows_B=draw_B, batch=of, seq_len=x_BL.shape[1])
     weight_B = None
-    # FLM has Gaussian noise alone, and no schedule by which tokens are kept.
-    schedule: LogLinear | None = getattr(method, "schedule", None)
-    if schedule is not None:
-        u_BL, weight_B = with_noise(draws.u_BL, schedule.alpha(draws.t_B), draw_B)
+    if method.schedule is not None:
+        u_BL, weight_B = with_noise(draws.u_BL, method.schedule.alpha(draws.t_B), draw_B)
         draws = draws._replace(u_BL=u_BL)
     loss_B = method.losses(network, x_BL, draws).loss_BL.double().mean(dim=1)
     return draws.time_B, loss_B if weight_B is None else loss_B * weight_B

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ldlm import noise
+from ldlm.baselines.schedule import LogLinear
 
 Normal = Callable[..., Tensor]  # `noise.normal`, perhaps compiled
 
@@ -65,6 +66,10 @@ class Method(Protocol):
     @property
     def embeddings(self) -> int:
         """Rows of the network's embedding: V, and one more with a mask."""
+
+    @property
+    def schedule(self) -> LogLinear | None:
+        """α(t), the chance by which draws' `u_BL` keep a token at their `t_B`; None of a method that keeps none."""
 
     def draw(
         self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int, normal: Normal = noise.normal

@@ -67,7 +67,7 @@ _METHODS: dict[type[TokenTrainConfig], Callable[[Any, int, bool], Method]] = {
 
 
 def bounds_likelihood(name: str) -> bool:
-    """Tell whether a method's loss bounds the negative log-likelihood, with LDLM's decoder in the case of LDLM."""
+    """Whether a method's loss bounds the negative log-likelihood, with LDLM's decoder in the case of LDLM."""
     bounds = {LDLM: True, "mdlm": MDLM.bound, "duo": Duo.bound, "candi": CANDI.bound, "flm": FLM.bound}
     return bounds[name]
 

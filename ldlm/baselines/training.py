@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldlm.baselines import heldout, learner, methods, vocabulary
+from ldlm.baselines import heldout, learner, methods
 from ldlm.baselines.backbone import Backbone, Dropout
 from ldlm.baselines.interface import Losses, Method
 from ldlm.baselines.learner import TokenObjective, TokenState, TokenStep
@@ -22,6 +22,7 @@ from ldlm.config import Shapes, TokenTrainConfig
 from ldlm.features.batch import Batch
 from ldlm.features.store import FeatureStore, Split
 from ldlm.model.layers import recompute_activations
+from ldlm.model.token_loss import positions_at_once
 from ldlm.runtime import World
 from ldlm.training.footprint import Footprint, fake_step, mapped, on_cpu, sizes_of, timeline
 from ldlm.training.method import TrainingMethod
@@ -124,11 +125,6 @@ class TokenTrace:
         """Sizes of the network."""
         return sizes_of(self.config.model.denoiser)
 
-    @property
-    def chunks(self) -> dict[str, int]:
-        """Elements of logits at once, by kind of device."""
-        return vocabulary.LOGITS_AT_ONCE
-
     def draws(self, rows: int) -> Any:
         """The randomness of a step: that of one row, as many times."""
         one_B, seq_len = torch.zeros(1, dtype=torch.int64), self.shapes.seq_len
@@ -157,7 +153,7 @@ def _footprint(config: TokenTrainConfig, shapes: Shapes, steps: tuple[int, ...],
         shapes,
         parameters=parameters,
         timelines=[timeline(TokenTrace(config, shapes, step), shapes, bf16=bf16, has_states=False) for step in steps],
-        positions=max(1, vocabulary.LOGITS_AT_ONCE[device] // shapes.vocab_size),
+        positions=positions_at_once(device, shapes.vocab_size),
         has_states=False,
     )
 
@@ -175,7 +171,7 @@ def _flops(config: TokenTrainConfig, shapes: Shapes, number: int) -> tuple[int, 
 def _flops_of(config: TokenTrainConfig, shapes: Shapes, number: int, rows: int) -> int:
     step = TokenTrace(replace(config, recompute=False), shapes, number)
     draws = step.draws(rows)
-    with fake_step(step.chunks, rows * shapes.seq_len * shapes.vocab_size):
+    with fake_step(rows * shapes.seq_len * shapes.vocab_size):
         model, tokens_BL = step.model(), torch.zeros(rows, shapes.seq_len, dtype=torch.int64)
         with FlopCounterMode(display=False) as counter:
             step.loss(model, None, tokens_BL, on_cpu(draws)).backward()  # type: ignore[no-untyped-call]

@@ -13,16 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldlm.baselines.interface import Losses, TrainedNetwork
-
-LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**27}  # elements
+from ldlm.model.token_loss import positions_at_once
 
 OfPart = Callable[..., Tensor]  # states (P, W) and other tensors (P,) of some positions → their losses (P,)
 
 
 def parts(of_P: Tensor, vocab: int) -> tuple[Tensor, ...]:
     """Positions, in parts whose logits fit in memory."""
-    most = LOGITS_AT_ONCE.get(of_P.device.type, LOGITS_AT_ONCE["cuda"])
-    return of_P.split(max(1, most // vocab))
+    return of_P.split(positions_at_once(of_P.device.type, vocab))
 
 
 def loss_by_parts(loss: OfPart, network: TrainedNetwork, h_BLW: Tensor, vocab: int, *of_BL: Tensor) -> Losses:

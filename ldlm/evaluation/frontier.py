@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ldlm import markdown
 from ldlm.config import PAPERS_SAMPLER
 from ldlm.errors import InputError
 from ldlm.evaluation.scores import FIGURES, SetScores
@@ -258,8 +259,6 @@ _COLUMNS = {  # heading: field of `Variant`, its format
 
 
 def _markdown(rows: Sequence[Variant]) -> str:
-    lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
-    for row in rows:
-        values = ((getattr(row, name), how) for name, how in _COLUMNS.values())
-        lines.append("| " + " | ".join("–" if value is None else format(value, how) for value, how in values) + " |")
-    return "\n".join(lines)
+    values = [[(getattr(row, name), how) for name, how in _COLUMNS.values()] for row in rows]
+    cells = [["–" if value is None else format(value, how) for value, how in row] for row in values]
+    return markdown.table([*_COLUMNS], cells)

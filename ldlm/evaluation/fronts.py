@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from ldlm import markdown
 from ldlm.evaluation.frontier import COUNTED, External
 from ldlm.evaluation.scores import SetScores
 
@@ -76,7 +77,7 @@ class Fronts:
             f"{self.about['diversity_texts']:,} texts of each; boundaries {self.about['boundaries']}.",
             "\n".join(runs),
             "## Every run at each budget",
-            _markdown(head, rows),
+            markdown.table(head, rows),
             f"{COUNTED_AS} {NO_WIN}",
             "## Settings of the samplers",
             "\n".join(ways),
@@ -144,15 +145,11 @@ def cells(summary: Mapping[str, Any]) -> tuple[list[str], list[list[Cell]]]:
 
 
 def written(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The same table with its values as text."""
+    """The head and the rows of the table of a frontier, with its values as text."""
     head, rows = cells(summary)
     return head, [
         [_cell(cell, _FORMATS.get(name, ".6g")) for name, cell in zip(head, row, strict=True)] for row in rows
     ]
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
 
 def _cell(value: Cell, shown: str) -> str:

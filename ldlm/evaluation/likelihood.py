@@ -47,22 +47,12 @@ def levels(middle: float) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Estimates of both terms of the bound for rows at each τ, and the variances of these estimates; float64 (B, T)."""
+    """Estimates of both terms of the bound of −log p(w) for rows at each τ, and their variances; float64 (B, T)."""
 
     decoding_BT: Tensor  # E[−log p(w | z̃)]
     decoding_var_BT: Tensor
     kl_BT: Tensor  # KL(q_τ ‖ p) or more
     kl_var_BT: Tensor
-
-    @property
-    def nats_BT(self) -> Tensor:
-        """The bound of −log p(w)."""
-        return self.decoding_BT + self.kl_BT
-
-    @property
-    def var_BT(self) -> Tensor:
-        """Variance of the estimate of the bound."""
-        return self.decoding_var_BT + self.kl_var_BT
 
 
 def bounds(

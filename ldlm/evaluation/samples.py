@@ -141,6 +141,7 @@ def record(path: Path) -> dict[str, Any]:
 
 
 def check_seeds(paths: Sequence[Path], sets: Sequence[Texts]) -> None:
+    """`InputError` for files that are not several seeds of one model, drawn in one way."""
     if len(paths) < 2:
         raise InputError("--seeds takes the spread over several files of one model, and there is one; give more")
     drawn = [found for path in paths if (found := _settings(record(path)))]

@@ -61,7 +61,7 @@ class Source:
     span: Span | None = None
 
     def goes_on(self) -> bool:
-        """True where the next line, if there is one, begins within the span."""
+        """Whether the next line, if there is one, begins within the span."""
         return self.span is None or self.span.start + self.stream.taken < self.span.stop
 
     def line(self, number: int) -> Place:
@@ -259,10 +259,12 @@ def ending(path: Path) -> str:
 
 
 def is_stream(path: Path) -> bool:
+    """Whether a path is standard input, or a pipe or device, which is read once and has no size."""
     return path == STANDARD_INPUT or (path.exists() and not (path.is_file() or path.is_dir()))
 
 
 def check_exists(path: Path) -> None:
+    """`InputError` where there is no file."""
     if not path.exists():
         raise InputError(f"there is no file {path}")
     if path.is_dir():

@@ -90,7 +90,7 @@ class _Hashing:
             files.write_atomic(place, files.dump_digested(record))
 
     def _known(self, path: Path) -> bool:
-        """True once the hash of a file is known here; the cache is looked into."""
+        """Whether the hash of a file is known here; the cache is looked into."""
         state = _state(path)
         for place in [] if path in self.found else self._places(path):
             record = files.load_digested(files.content(place) or b"") or {}

@@ -214,5 +214,6 @@ def parquet(source: Source, column: str) -> Iterator[str | None]:
 
 
 def as_they_stand(path: Path, compressed: bool) -> str:
+    """Advice on a file: the command by which each line of it becomes a text."""
     first, name = unpacked(path, compressed)
     return f"to take its lines as they stand, {first}make each a text: jq -Rc '{{text: .}}' {name} > lines.jsonl"

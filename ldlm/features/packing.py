@@ -122,7 +122,7 @@ class Packing:
 
     @property
     def done(self) -> bool:
-        """True once the rows are counted, and until they are removed."""
+        """Whether the rows are counted, and not removed yet."""
         return (self.folder / "rows.json").is_file()
 
     def remove(self, check: Callable[[], None]) -> None:
@@ -187,7 +187,7 @@ class Packing:
         }
 
     def _done(self, number: int) -> bool:
-        """True where a piece is done; when the store is sealed the plan goes first, and then the pieces."""
+        """Whether a piece is done; when the store is sealed the plan goes first, and then the pieces."""
         return self.kept.has(number) or not self._plan_path.is_file()
 
     def _tokenized(self, number: int, piece: Piece, tally: Tally[int]) -> ExitStack:

@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from ldlm.attention import attention
 from ldlm.errors import InputError
 
+BASE = 10_000.0  # of the geometric series of frequencies, in rotary positions and in sinusoids
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Layers
 
@@ -66,12 +68,10 @@ class RMSNorm(nn.RMSNorm):
 
 
 class MLP(nn.Sequential):
-    """Linear–GELU–Linear, `ratio` times as wide inside."""
+    """Linear–GELU–Linear, four times as wide inside."""
 
-    def __init__(self, width: int, ratio: int = 4, *, approximate: str = "none") -> None:
-        super().__init__(
-            nn.Linear(width, ratio * width), nn.GELU(approximate=approximate), nn.Linear(ratio * width, width)
-        )
+    def __init__(self, width: int, *, approximate: str = "none") -> None:
+        super().__init__(nn.Linear(width, 4 * width), nn.GELU(approximate=approximate), nn.Linear(4 * width, width))
 
 
 class SwiGLU(nn.Module):
@@ -118,24 +118,24 @@ def head_widths(model: nn.Module) -> set[int]:
 # Positions and times
 
 
-def rotate(x_BNHK: Tensor, base: float = 10_000.0) -> Tensor:
-    """Rotary position embedding (Su et al., 2021): pairs (i, i + K/2) turn by position · base^(−2i/K)."""
+def rotate(x_BNHK: Tensor) -> Tensor:
+    """Rotary position embedding (Su et al., 2021): pairs (i, i + K/2) turn by position · 10000^(−2i/K)."""
     length, half = x_BNHK.shape[1], x_BNHK.shape[-1] // 2
-    frequency_K = base ** (-torch.arange(half, device=x_BNHK.device, dtype=torch.float32) / half)
+    frequency_K = BASE ** (-torch.arange(half, device=x_BNHK.device, dtype=torch.float32) / half)
     angle_NK = torch.arange(length, device=x_BNHK.device, dtype=torch.float32)[:, None] * frequency_K
     cos, sin = angle_NK.cos()[:, None].to(x_BNHK.dtype), angle_NK.sin()[:, None].to(x_BNHK.dtype)
     first, second = x_BNHK.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
-def time_features(t_B: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+def time_features(t_B: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding (B, dim) of 1000·t, as DiT embeds its integer steps: [cos | sin]."""
-    return sinusoids(1000.0 * t_B.float(), dim, max_period)
+    return sinusoids(1000.0 * t_B.float(), dim)
 
 
-def sinusoids(x_B: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """Sinusoidal embedding (B, dim) of a scalar: [cos | sin] of x·max_period^(−2i/dim)."""
+def sinusoids(x_B: Tensor, dim: int) -> Tensor:
+    """Sinusoidal embedding (B, dim) of a scalar: [cos | sin] of x·10000^(−2i/dim)."""
     half = dim // 2
-    frequency = torch.exp(-math.log(max_period) * torch.arange(half, device=x_B.device, dtype=torch.float32) / half)
+    frequency = torch.exp(-math.log(BASE) * torch.arange(half, device=x_B.device, dtype=torch.float32) / half)
     angle = x_B.float()[:, None] * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=-1)

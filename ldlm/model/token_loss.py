@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# Logits at a time: fewer would make the gradient of W, which every chunk adds to, the larger part of the work.
+# Logits at a time, by kind of device. Fewer would make the gradient of W, to which every chunk adds, most of the work.
 CHUNK = {"cpu": 2**24, "cuda": 2**27}
 
 

@@ -55,7 +55,7 @@ class Axis:
     names: Sequence[str] = ()
 
     def shows(self, value: float | None) -> bool:
-        """Tell whether the value has a place on the axis."""
+        """Whether the value has a place on the axis."""
         return value is not None and math.isfinite(value) and (value > 0 or not self.log)
 
 
@@ -149,8 +149,9 @@ class Chart:
     note: str = ""
     rules: Sequence[Rule] = ()
 
-    def __bool__(self) -> bool:
-        """Tell whether any mark has a value that can be drawn."""
+    @property
+    def has_values(self) -> bool:
+        """Whether any mark has a value that can be drawn."""
         return any(
             self.x.shows(x) and self.y.shows(y) for mark in self.marks for x, y in zip(mark.x, mark.y, strict=True)
         )

@@ -53,7 +53,7 @@ def png(path: Path, charts: Sequence[Chart], columns: int = 4, *, shared_legend:
     """
     if not charts:
         return
-    charts = [chart for chart in charts if chart] or charts
+    charts = [chart for chart in charts if chart.has_values] or charts
     columns = min(columns, len(charts))
     rows = -(-len(charts) // columns)
     with house_look(), files.replacing(path) as temporary:

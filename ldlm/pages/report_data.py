@@ -54,7 +54,7 @@ class Report(Generic[Config_co]):
 
     @property
     def complete(self) -> bool:
-        """Tell whether the training has taken all its steps."""
+        """Whether the training has taken all its steps."""
         return self.manifest is not None
 
     @property
@@ -171,7 +171,7 @@ NOTHING_YET = Hint("Nothing has been measured yet.")
 
 def charts(made: Iterable[Chart]) -> list[Block]:
     """The charts that have values, as a block; a hint where none has."""
-    there = [chart for chart in made if chart]
+    there = [chart for chart in made if chart.has_values]
     return [Charts(there)] if there else [NOTHING_YET]
 
 

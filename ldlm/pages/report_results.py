@@ -131,7 +131,7 @@ def frontier(report: AnyReport) -> Section | None:
 
 
 def _points(report: AnyReport, sweep: Row) -> Section:
-    """The same of a token-level run, each of whose samplers is drawn at every budget."""
+    """The sweep of a token-level run, each of whose samplers is drawn at every budget."""
     lead = (
         f"{fronts.NO_WIN} {sweep['texts']:,} texts each from {of_step(report, sweep['step'])}, scored by "
         f"{model_name(sweep['scorer'])}; diversity is of {sweep['diversity_texts']:,} texts of each. "

@@ -161,7 +161,7 @@ def _around(screened: Sequence[Row], marks: Sequence[Points]) -> tuple[list[Row]
 
 
 def real_is_alike(result: Row) -> bool:
-    """Tell whether an interpolation has the diversity of as many real texts as decoded ones."""
+    """Whether an interpolation has the diversity of as many real texts as decoded ones."""
     return diversity_texts(result["real"]) == diversity_texts(result["mean"]) is not None
 
 

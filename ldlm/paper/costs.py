@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from ldlm import config as configs
-from ldlm.config import LDLM, AnyTrainConfig, Shapes, TrainConfig
+from ldlm.config import LDLM, AnyTrainConfig, SamplerConfig, Shapes, TrainConfig
 from ldlm.errors import InputError
 from ldlm.paper import settings
 from ldlm.paper.jobs import KINDS, Job
@@ -161,9 +161,12 @@ def _tuned(job: Job, scale: str) -> Cost:
 
 
 def _sampled(job: Job, scale: str) -> Cost:
+    from ldlm.sampling.solvers import evaluations_per_step
+
     one, shapes = job.settings, job.run.shapes
     tokens = one.num_samples * shapes.seq_len
-    evaluations = one.sampler.steps * (2 if getattr(one.sampler, "solver", "") == "heun" else 1)
+    per_step = evaluations_per_step(one.sampler) if isinstance(one.sampler, SamplerConfig) else 1
+    evaluations = one.sampler.steps * per_step
     return Cost(tokens, evaluations * one.num_samples * _evaluation(job, scale), 12 * tokens)
 
 

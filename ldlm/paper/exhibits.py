@@ -76,7 +76,7 @@ class Exhibit:
 
     @property
     def tiny(self) -> bool:
-        """Tell whether any of it can be run at `--scale tiny`."""
+        """Whether any of it can be run at `--scale tiny`."""
         return any(group.tiny for group in self.groups)
 
     @property

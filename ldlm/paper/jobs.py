@@ -40,7 +40,7 @@ class Job:
         return f"{self.output}/manifest.json" if self.kind in ARTEFACTS else self.output
 
     def done(self, folder: Path) -> bool:
-        """Tell whether it is done."""
+        """Whether the job is done."""
         return (folder / self.mark).exists()
 
 

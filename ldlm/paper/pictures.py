@@ -31,7 +31,7 @@ def draw(result: Result, folder: Path) -> None:
     if result.exhibit.picture is not None:
         charts, columns = PICTURES[result.exhibit.picture](result, folder)
         path = folder / f"{result.exhibit.name}-{result.plan.size.scale}.png"
-        if any(charts):
+        if any(chart.has_values for chart in charts):
             drawing.png(path, charts, columns=columns, shared_legend=result.exhibit.picture == "frontier")
 
 

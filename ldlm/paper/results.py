@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ldlm import files
+from ldlm import files, markdown
 from ldlm.paper import findings, orderings
 from ldlm.paper.comparing import Figures, Place, Values
 from ldlm.paper.exhibits import Exhibit
@@ -147,7 +147,7 @@ class Result:
         return lines
 
     def _is_printed(self, quantity: str) -> bool:
-        """Tell whether the paper prints figures of a column; of curves it has pictures alone."""
+        """Whether the paper prints figures of a column; of curves it has pictures alone."""
         return any(quantity in cells for row in self.exhibit.rows.values() for cells in row.printed.values())
 
     def _shown(self, place: Place) -> str:
@@ -163,10 +163,7 @@ class Result:
 
     def markdown(self, record: Mapping[str, Any]) -> str:
         """The page of the table: its settings, the table, and the statements."""
-        head, rows = self.table()
-        lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
-        parts = [f"# {self.exhibit.label}: {self.exhibit.title}", caption(record), "\n".join(lines)]
+        parts = [f"# {self.exhibit.label}: {self.exhibit.title}", caption(record), markdown.table(*self.table())]
         if self.statements:
             parts += ["The paper's orderings:", "\n".join(f"- {line}" for line in self.verdicts())]
         return "\n\n".join([*parts, f"`{record['command']}`"]) + "\n"

@@ -62,7 +62,7 @@ class Runner:
                     )
 
     def _blocked(self, job: Job) -> bool:
-        """Tell whether a job has failed, or needs one that has."""
+        """Whether a job has failed, or needs one that has."""
         gone = {one.output for one in self.failed}
         if job not in self.failed and gone.intersection(job.needs):
             self.failed.append(job)

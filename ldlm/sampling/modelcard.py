@@ -190,6 +190,7 @@ def _figures(provenance: Mapping[str, Any]) -> str:
 
 
 def table(values: Mapping[str, Any]) -> str:
+    """Values by name as a table in Markdown."""
     rows = [f"| {name} | {_cell(value)} |" for name, value in values.items()]
     return "\n".join(["| | |", "|---|---|", *rows])
 

@@ -88,7 +88,7 @@ class Form:
     count: Callable[[State, int], Mapping[str, int]] = lambda state, k: {}  # numbers that have changed
 
     def fits(self, state: State) -> bool:
-        """True where the form can be told."""
+        """Whether the form can be told."""
         if self.plot and self.plot != state.plot and self.part != "opening":
             return False
         if not self.knows <= state.known or self.lacks & state.known:

@@ -48,7 +48,7 @@ class Judgement:
 
     @property
     def is_valid(self) -> bool:
-        """True where nothing is wrong with it."""
+        """Whether nothing is wrong with it."""
         return not self.violations
 
 
@@ -146,7 +146,7 @@ class Judge:
                         yield Match(template, state, sentence, domains)
 
     def inside(self, words: Sequence[str]) -> bool:
-        """True where words stand in some sentence, before its full stop."""
+        """Whether words stand in some sentence, before its full stop."""
         return any(
             self.reader.match(template, words, {}, start, start + len(words)) is not None
             for template in self.reader.by_template

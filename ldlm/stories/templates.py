@@ -132,5 +132,5 @@ def roles(template: Template) -> list[str]:
 
 
 def speaks_of_it(template: Template) -> bool:
-    """True where the template names the thing or calls it "it"."""
+    """Whether the template names the thing or calls it "it"."""
     return "it" in template or any(isinstance(token, Gap) and token.role == "thing" for token in template)

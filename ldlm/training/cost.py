@@ -75,7 +75,7 @@ def device_kind(config: AnyTrainConfig) -> str:
 
 
 def in_bf16(config: AnyTrainConfig) -> bool:
-    """True where a step on `device_kind` has its products in bf16."""
+    """Whether a step on `device_kind` has its products in bf16."""
     chosen = config.compute.precision
     return chosen == "bf16" or (chosen == "auto" and device_kind(config) == "cuda")
 
@@ -127,12 +127,6 @@ def prefix_flops(config: ModelConfig, shapes: Shapes, prefix: int) -> int:
 def _prefix(model: JointModel, length: int) -> Prefix | None:
     with torch.device("meta"):
         return model.prefix(torch.empty(1, length, model.shapes.hidden_dim), torch.empty(1, dtype=torch.int64))
-
-
-def decoder_flops(config: ModelConfig, shapes: Shapes) -> int:
-    """FLOPs of decoding one text by D_w∘D_h."""
-    model, z_BNC = _one_text(config, shapes)
-    return _forward_flops(lambda: model.decoder()(z_BNC))
 
 
 def _one_text(config: ModelConfig, shapes: Shapes) -> tuple[JointModel, Tensor]:

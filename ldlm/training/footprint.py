@@ -119,10 +119,6 @@ class TracedStep(Protocol):
     def sizes(self) -> Iterable[int]:
         """Sizes of the model, which the numbers of rows and positions must not divide."""
 
-    @property
-    def chunks(self) -> dict[str, int]:
-        """The logits that the vocabulary loss makes at a time, by kind of device, where the code looks them up."""
-
     def draws(self, rows: int) -> Any:
         """The randomness of a step of so many rows: a dataclass or tuples of tensors."""
 
@@ -137,7 +133,7 @@ def timeline(step: TracedStep, shapes: Shapes, *, bf16: bool, has_states: bool) 
     """Bytes alive in a step's forward and backward pass, in float32 or under autocast to bf16."""
     rows, positions = _primes(step, shapes)
     draws = step.draws(rows)
-    with fake_step(step.chunks, positions * shapes.vocab_size):
+    with fake_step(positions * shapes.vocab_size):
         model = step.model()
         hidden_BLD = torch.empty(rows, shapes.seq_len, shapes.hidden_dim) if has_states else None
         tokens_BL = torch.empty(rows, shapes.seq_len, dtype=torch.int64)
@@ -163,11 +159,6 @@ class JointTrace:
         """Sizes of the parts."""
         model = self.config.model
         return sizes_of(model.autoencoder, model.denoiser, model.token_decoder)
-
-    @property
-    def chunks(self) -> dict[str, int]:
-        """Those of the vocabulary loss."""
-        return token_loss.CHUNK
 
     @property
     def _objective(self) -> Callable[[JointModel], Objective]:
@@ -199,15 +190,15 @@ class JointTrace:
 
 
 @contextmanager
-def fake_step(chunks: dict[str, int], logits: int) -> Iterator[None]:
+def fake_step(logits: int) -> Iterator[None]:
     """Within the block new tensors have no storage, and the vocabulary loss on a CPU makes so many logits at a time."""
-    before = chunks["cpu"]
-    chunks["cpu"] = logits
+    before = token_loss.CHUNK["cpu"]
+    token_loss.CHUNK["cpu"] = logits
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             yield
     finally:
-        chunks["cpu"] = before
+        token_loss.CHUNK["cpu"] = before
 
 
 def on_cpu(value: Any) -> Any:

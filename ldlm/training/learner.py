@@ -1,6 +1,7 @@
 """Weights in training: their optimiser step, and what a checkpoint holds of them.
 
-`joint.py` trains all parts together and `decoder.py` a decoder alone; both take their steps from here.
+`joint.py` trains all parts together, `decoder.py` a decoder alone, `distillation.py` a student of a denoiser, and
+`ldlm.baselines.learner` a rival; all take their steps from here.
 """
 
 from __future__ import annotations

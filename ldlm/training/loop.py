@@ -1,4 +1,4 @@
-"""The training loop: evaluate, save, read, step, log. Joint training and the training of a decoder run through it."""
+"""The training loop: evaluate, save, read, step, log. Every method, decoder and distillation trains by it."""
 
 from __future__ import annotations
 

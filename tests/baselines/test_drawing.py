@@ -19,6 +19,7 @@ from ldlm.baselines.psi import PsiProcess
 from ldlm.baselines.remdm import ReMDMProcess
 from ldlm.config import DuoConfig, MDLMConfig, PsiConfig, ReMDMConfig, from_dict
 from ldlm.errors import InputError
+from ldlm.model import token_loss
 
 LIKELY = 1e-3  # p-value below which a law is refused
 
@@ -187,7 +188,7 @@ def test_a_text_depends_on_its_seed_and_not_on_its_batch(name, drawing):
 def test_positions_in_parts_give_the_same_texts(monkeypatch):
     chain, network, seeds = Chain(DuoProcess(VOCAB, 5), 2, Nucleus(0.8, "inclusive")), ExactNetwork(), torch.arange(50)
     whole = draw_texts(chain, network, seeds).tokens_BL
-    monkeypatch.setattr("ldlm.baselines.vocabulary.LOGITS_AT_ONCE", {"cpu": 21, "cuda": 21})
+    monkeypatch.setitem(token_loss.CHUNK, "cpu", 21)
     assert torch.equal(draw_texts(chain, network, seeds).tokens_BL, whole)
 
 

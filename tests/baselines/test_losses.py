@@ -7,11 +7,12 @@ import pytest
 import torch
 from toy_language import ENTROPY, JOINT, MASK, VOCAB, ExactNetwork, states
 
-from ldlm.baselines import duo, mdlm, vocabulary
+from ldlm.baselines import duo, mdlm
 from ldlm.baselines.duo import Duo, position_losses
 from ldlm.baselines.mdlm import MDLM
 from ldlm.baselines.schedule import LogLinear
 from ldlm.baselines.vocabulary import loss_by_parts, weighted_cross_entropy
+from ldlm.model import token_loss
 
 LINEAR = LogLinear(0.0)  # α = 1 − t
 X = states(VOCAB, 2)
@@ -174,7 +175,7 @@ class Head:
 
 @pytest.mark.parametrize("at_once", [30, 72], ids=["in parts", "whole"])
 def test_the_loss_of_parts_has_the_gradient_of_all_logits_and_makes_each_once(monkeypatch, at_once):
-    monkeypatch.setitem(vocabulary.LOGITS_AT_ONCE, "cpu", at_once)
+    monkeypatch.setitem(token_loss.CHUNK, "cpu", at_once)
     h = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     x, head = torch.arange(12).view(3, 4) % 6, Head()
     weight = torch.linspace(0, 2, 12, dtype=torch.float64).view(3, 4)

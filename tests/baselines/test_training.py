@@ -11,6 +11,7 @@ import allocator
 import forked
 import pytest
 import torch
+from folders import metrics
 from forked import Forks
 from patience import patience
 
@@ -27,17 +28,10 @@ from ldlm.features.store import FeatureStore
 from ldlm.hub import load_tokenizer
 from ldlm.stages import export, extract_features, sample, train
 from ldlm.training import checkpoint
-from ldlm.training.log import MetricsFile
 
 CPU = torch.device("cpu")
 METHODS = ("mdlm", "duo", "candi", "flm")
 STEPS = 8
-
-
-def lines(run, kind=None):
-    """The metrics without their timings, which alone may differ."""
-    found = [{k: v for k, v in line.items() if k != "timing"} for line in MetricsFile(run / "metrics.jsonl").read()]
-    return [line for line in found if kind in (None, line["kind"])]
 
 
 def final(run):
@@ -110,7 +104,7 @@ def test_an_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(
     assert checkpoint.latest(tmp_path / "run" / "checkpoints").step == 3
     train.run(token_config(method), store, tmp_path / "run")
     assert final(tmp_path / "run") == final(token_runs(method))
-    assert lines(tmp_path / "run") == lines(token_runs(method))
+    assert metrics(tmp_path / "run") == metrics(token_runs(method))
 
 
 def test_what_saves_memory_changes_no_number(token_runs, token_config, store, tmp_path, method):
@@ -202,7 +196,7 @@ def test_a_killed_run_goes_on_across_the_end_of_its_curriculum(token_runs, token
     assert checkpoint.latest(out / "checkpoints").step == 3
     train.run(token_config("duo"), store, out)
     assert final(out) == final(whole)
-    assert lines(out) == lines(whole)
+    assert metrics(out) == metrics(whole)
 
 
 @pytest.mark.parametrize("name", ["mdlm", "candi"])
@@ -229,7 +223,7 @@ def test_the_mask_is_a_row_of_its_own_beside_the_tokenizer_s(extract_config, tok
 
 def assert_same_losses(run, other, rel=1e-5):
     """To 1e-5, for sums of another order."""
-    mine, theirs = lines(run), lines(other)
+    mine, theirs = metrics(run), metrics(other)
     assert [(line["step"], line["kind"]) for line in mine] == [(line["step"], line["kind"]) for line in theirs]
     for one, two in zip(mine, theirs, strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=rel), one["step"]

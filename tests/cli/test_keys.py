@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from folders import lines
 
 from ldlm.stages import features as store_stage
 
@@ -110,11 +111,6 @@ class Seen:
             if "*" in row and re.fullmatch(re.escape(row).replace(r"\*", "[^\0]+?"), name):
                 return row
         return None
-
-
-def lines(path):
-    """The objects of a file, one per line."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def manifest(kind):

@@ -222,7 +222,7 @@ def wait_until(condition):
 def test_a_helper_makes_pieces_and_ends_with_the_one_that_it_helps(halved, config, tokenizer):
     planned = halved.plan(300)
     first = halved.claims / "piece-000000"
-    with locks.file_lock(first), Helpers(1, halved.task(), SILENT) as helping:
+    with locks.tried(first), Helpers(1, halved.task(), SILENT) as helping:
         wait_until(lambda: len(halved.kept.numbers()) == len(planned) - 1)  # and waits for the first
         helping.check()
         ((helper, _),) = helping._running

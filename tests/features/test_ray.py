@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import ray_cluster
+from folders import content
 from patience import patience
 
 from ldlm import config as configs
@@ -40,11 +41,6 @@ def arguments(few):
 def whole(few, tmp_path_factory):
     """The store that one process makes of it."""
     return extract_features.run(few, tmp_path_factory.mktemp("whole") / "features").path
-
-
-def content(path):
-    """Every file of a store, by name."""
-    return {p.relative_to(path).as_posix(): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

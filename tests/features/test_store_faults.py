@@ -19,6 +19,7 @@ from pathlib import Path
 import forked
 import numpy as np
 import pytest
+from folders import content
 from patience import patience
 
 from ldlm import files, locks
@@ -52,11 +53,6 @@ def whole(succeed, arguments, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "features"
     succeed(*arguments, "--output", out)
     return out
-
-
-def content(path):
-    """Every file of a store, by name."""
-    return {p.relative_to(path).as_posix(): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
 def test_several_processes_write_the_bytes_that_one_writes(start, arguments, whole, tmp_path):

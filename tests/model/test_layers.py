@@ -7,19 +7,11 @@ import math
 
 import pytest
 import torch
+from randomness import random
+from written_out import plain_attention
 
 from ldlm.errors import InputError
 from ldlm.model.layers import MLP, SelfAttention, SwiGLU, head_width, rotate, split_heads, time_features
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """softmax(q·k/√K)·v with the softmax written out; (B, sequence, H, K)."""
-    weight = torch.exp(torch.einsum("bnhk,blhk->bhnl", q, k) / math.sqrt(q.shape[-1]))
-    return torch.einsum("bhnl,blhk->bnhk", weight / weight.sum(-1, keepdim=True), v)
 
 
 def test_a_head_is_a_run_of_neighbouring_coordinates():

@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from randomness import random
 from torch import Tensor
 
 from ldlm import noise
@@ -52,10 +53,6 @@ MODEL = ModelConfig(
 )
 BATCH = 3
 PARTS = ("latent_encoder", "latent_decoder", "denoiser", "token_decoder")
-
-
-def random(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def objective(config: ModelConfig = MODEL, *, scratch: bool = False, **recipe) -> JointObjective:

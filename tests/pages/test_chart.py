@@ -131,12 +131,12 @@ def test_what_is_missing_is_a_gap_and_a_lone_value_a_dot():
     assert not drawn("A", STEP, Axis("y"), [Line("a", BLUE, [0, 1], [1, 2])]).dots("blue")
 
 
-def test_where_nothing_can_be_drawn_there_is_no_chart():
+def test_where_nothing_can_be_drawn_a_chart_has_no_values():
     for y in ([], [None], [float("nan")]):
-        assert not Chart("A", STEP, Axis("y"), [Line("a", BLUE, list(range(len(y))), y)])
-    assert not Chart("A", STEP, Axis("y", log=True), [Line("a", BLUE, [0, 1], [0.0, -1.0])])
-    assert not Chart("A", STEP, Axis("y"), [])
-    assert Chart("A", STEP, Axis("y"), [Line("a", BLUE, [0, 1], [None, -1.0])])
+        assert not Chart("A", STEP, Axis("y"), [Line("a", BLUE, list(range(len(y))), y)]).has_values
+    assert not Chart("A", STEP, Axis("y", log=True), [Line("a", BLUE, [0, 1], [0.0, -1.0])]).has_values
+    assert not Chart("A", STEP, Axis("y"), []).has_values
+    assert Chart("A", STEP, Axis("y"), [Line("a", BLUE, [0, 1], [None, -1.0])]).has_values
 
 
 @pytest.mark.parametrize("y", [[5.0], [0.0, 0.0], [-3.0, -3.0], [1e-30, 1e-30], [7.0, 7.0, 7.0]], ids=str)

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from dataclasses import replace
 from functools import cache
 from itertools import product
 
@@ -177,6 +178,14 @@ def test_a_training_costs_its_steps_times_the_flops_of_one():
     assert [stage["stage"] for stage in one["stages"]] == [
         "encoder", "scorer", "features", "reference", "train", "sample", "evaluate"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sampler", "times"), [({"solver": "heun"}, 2), ({"guidance": 2.0}, 2)])
+def test_a_sample_costs_its_evaluations_of_the_denoiser(sampler, times):
+    plan = planned("table-7", rows=["resampler"], seeds=1)
+    job = of_kind(plan, "sample")[0]
+    changed = replace(job.settings, sampler=replace(job.settings.sampler, **sampler))
+    assert costs.of_job(replace(job, settings=changed), "tiny").flops == times * costs.of_job(job, "tiny").flops
 
 
 def test_a_card_that_is_not_known_is_refused(refuse):

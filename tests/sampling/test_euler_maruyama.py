@@ -11,6 +11,7 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import Tensor
+from written_out import beta, gaussian_denoiser
 
 from ldlm import noise
 from ldlm.config import DenoiserConfig, SamplerConfig
@@ -33,22 +34,8 @@ def at(*times: float) -> Tensor:
     return torch.tensor(times, dtype=torch.float64)
 
 
-def gaussian_denoiser(std: float) -> Denoise:
-    def denoise(z: Tensor, t: Tensor, last: Tensor) -> Tensor:
-        alpha, sigma = TANGENT.alpha_sigma(t)
-        return alpha * std**2 / (alpha**2 * std**2 + sigma**2) * z
-
-    return denoise
-
-
 def alpha_bar(t: float) -> float:
     return 1 / (1 + 9 * math.tan(math.pi * t / 2) ** 2)
-
-
-def beta(t: float) -> float:
-    """−d ln ᾱ/dt of the tangent schedule, in sines and cosines: 9π tan / (cos² + 9 sin²)."""
-    half = math.pi * t / 2
-    return 9 * math.pi * math.tan(half) / (math.cos(half) ** 2 + 9 * math.sin(half) ** 2)
 
 
 def recursion(std: float, steps: int, *, beta_clip: float = 0.95, final: str = "mean") -> float:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
+from written_out import gaussian_denoiser
 
 from ldlm.config import SamplerConfig
 from ldlm.model.diffusion import Schedule
@@ -31,16 +32,7 @@ WEIGHTS = torch.tensor([0.3, 0.5, 0.2], dtype=torch.float64)
 STD = 0.25
 MIXTURE_STD = math.sqrt(STD**2 + (WEIGHTS @ MEANS**2 - (WEIGHTS @ MEANS) ** 2).item())
 
-
-def gaussian(std: float) -> Denoise:
-    def denoise(z: Tensor, t: Tensor, last: Tensor) -> Tensor:
-        alpha, sigma = TANGENT.alpha_sigma(t)
-        return alpha * std**2 / (alpha**2 * std**2 + sigma**2) * z
-
-    return denoise
-
-
-UNIT = gaussian(1.0)
+UNIT = gaussian_denoiser(1.0)
 
 
 def mixture(z: Tensor, t: Tensor, last: Tensor | None = None) -> Tensor:
@@ -117,7 +109,8 @@ def test_an_ode_solver_converges_to_the_gaussians_closed_form_at_its_order(name,
     times = time_grid(papers_end(grid=grid), TANGENT)
     exact = scale(std, times[-1]) / scale(std, times[0])
     one = torch.ones(1, dtype=torch.float64)
-    errors = [abs(solved(name, gaussian(std), one, n, grid=grid).item() - exact) for n in (128, 256, 512, 1024)]
+    found = [solved(name, gaussian_denoiser(std), one, n, grid=grid).item() for n in (128, 256, 512, 1024)]
+    errors = [abs(end - exact) for end in found]
     rates = [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
     assert errors[-1] < 1e-2
     # A multistep method begins with a step of first order; from t = 1 it is a long one, since λ(1) = −∞.
@@ -144,7 +137,7 @@ def test_a_stochastic_solver_converges_to_the_gaussians_standard_deviation_at_it
 
         def denoise(z: Tensor, t: Tensor, last: Tensor, states: list[Tensor] = states) -> Tensor:
             states.append(z)
-            return gaussian(std)(z, t, last)
+            return gaussian_denoiser(std)(z, t, last)
 
         solve(solver(config)(TANGENT, beyond), denoise, noises[0], lambda row, noises=noises: noises[row + 1])
         errors.append(abs(states[-1].norm().item() - scale(std, times[-1])))

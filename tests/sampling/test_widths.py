@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from written_out import beta, gaussian_denoiser
 
 from ldlm import config as configs
 from ldlm.config import DiffusionConfig, SamplerConfig, TimestepConfig
@@ -43,12 +44,6 @@ def log_ratio(t: float) -> float:
     """Lu et al.'s λ, ln α/σ; at t = 1 that of a double's π/2."""
     alpha, sigma = alpha_sigma(t)
     return math.log(alpha / sigma)
-
-
-def beta(t: float) -> float:
-    """−d ln α²/dt, with tan, sin and cos multiplied out."""
-    half = math.pi * t / 2
-    return 9 * math.pi * math.tan(half) / (math.cos(half) ** 2 + 9 * math.sin(half) ** 2)
 
 
 def exact_loss(t: float, std: float) -> float:
@@ -155,12 +150,7 @@ def drawn(
     timesteps.p = bin_probabilities(losses.numpy(), learned.floor)
     rows = solvers.solver(config)(schedule, solvers.time_grid(config, schedule, timesteps.draw))
     unit = torch.eye(1 + len(rows.times), dtype=torch.float64)
-
-    def denoise(z: torch.Tensor, t: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-        alpha, sigma = schedule.alpha_sigma(t)
-        return alpha * std**2 / (alpha**2 * std**2 + sigma**2) * z
-
-    end = solvers.solve(rows, denoise, unit[0], lambda row: unit[1 + row])
+    end = solvers.solve(rows, gaussian_denoiser(std, schedule), unit[0], lambda row: unit[1 + row])
     return end.mean.norm().item(), end.x0.norm().item()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from folders import content, metrics
 from forked import Forks
 from patience import patience
 
@@ -38,7 +39,6 @@ from ldlm.sampling.trajectories import LoadedRun
 from ldlm.stages import distill, export, finetune_decoder, likelihood, sample, trace, train
 from ldlm.training import checkpoint
 from ldlm.training.distillation import distill_step, start_distillation
-from ldlm.training.log import MetricsFile
 
 CPU = torch.device("cpu")
 DISTILL = DistillConfig(
@@ -47,23 +47,13 @@ DISTILL = DistillConfig(
 )  # two rounds of 6 steps, to 4 evaluations and then to 2  # fmt: skip
 
 
-def files_of(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def lines(folder, kind=None):
-    """The metrics without their timings, which alone may differ."""
-    found = MetricsFile(folder / "metrics.jsonl").read()
-    return [{k: v for k, v in line.items() if k != "timing"} for line in found if kind in (None, line["kind"])]
-
-
 def made_of(run):
     """Newest checkpoint, metrics and manifest, without what tells the time."""
     newest = checkpoint.all_in(run / "checkpoints")[-1].path
     manifest = json.loads((run / "manifest.json").read_text())
     return (
         {path.name: path.read_bytes() for path in newest.iterdir()},
-        lines(run),
+        metrics(run),
         {k: v for k, v in manifest.items() if k not in ("seconds", "digest")},
     )
 
@@ -200,7 +190,7 @@ def test_two_processes_distil_as_one_does(start, trained, store, whole, tmp_path
     process = start(command(DISTILL, trained, store), tmp_path / "run-2", forks=Forks("job", 2), stderr=subprocess.PIPE)
     error = process.communicate(timeout=patience())[1].decode()
     assert process.returncode == 0, error
-    for one, two in zip(lines(tmp_path / "run-2"), lines(whole), strict=True):
+    for one, two in zip(metrics(tmp_path / "run-2"), metrics(whole), strict=True):
         assert (one["step"], one["kind"]) == (two["step"], two["kind"])
         assert one["l_distill"] == pytest.approx(two["l_distill"], rel=1e-4)
 
@@ -240,9 +230,9 @@ def _count(out):
 def test_one_with_other_settings_is_refused_by_name(trained, store, copy):
     with pytest.raises(InputError, match=r"distillation\.guidance: 1\.0 -> 2\.0"):
         distill.run(replace(DISTILL, guidance=2.0), trained, store, copy)
-    before = files_of(copy)
+    before = content(copy)
     distill.run(DISTILL, trained, store, copy)
-    assert files_of(copy) == before
+    assert content(copy) == before
 
 
 @pytest.mark.slow
@@ -348,10 +338,10 @@ def test_decoders_of_the_run_come_along(run_copy, store, tmp_path):
     (run_copy / "decoders/unfinished/manifest.json").unlink()
     made = distill.run(replace(DISTILL, steps=1), run_copy, store, tmp_path / "run-2").path
     assert [path.name for path in (made / "decoders").iterdir()] == ["layers-1"]
-    assert files_of(made / "decoders") == {
+    assert content(made / "decoders") == {
         path: data
-        for path, data in files_of(run_copy / "decoders").items()
-        if path.parent == Path("layers-1") and not path.name.startswith(".")
+        for path, data in content(run_copy / "decoders").items()
+        if re.fullmatch(r"layers-1/[^./][^/]*", path)
     }
     z = normal(2, 16, 16)
     same = [TrainedRun(path, CPU).decoder("layers-1").logits(z) for path in (run_copy, made)]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from folders import content
 from safetensors.torch import load_file
 
 from ldlm import LDLM, files
@@ -48,11 +49,6 @@ def model(run):
 def copy(model, tmp_path):
     """A copy to break."""
     return Path(shutil.copytree(model, tmp_path / "copy"))
-
-
-def content(folder):
-    """Every file of a folder, by name."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def in_a_new_process(code, *arguments, **environment):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from folders import content
 from safetensors.torch import load_file
 
 from ldlm import LDLM, files
@@ -59,11 +60,6 @@ def moved(run, place, tmp_path):
     there = shutil.move(place, tmp_path / "elsewhere")
     yield Path(there)
     shutil.move(there, place)
-
-
-def content(folder):
-    """Every file of a folder, by name."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def drawn(made):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from folders import content
 from safetensors.torch import load_file
 
 from ldlm import LDLM, TokenDiffusion, files
@@ -20,11 +21,6 @@ def models(trained, tmp_path_factory):
     """Exports of one run in either precision, by their names; tests only read them."""
     root = tmp_path_factory.mktemp("models")
     return {how: export.run(ExportConfig(precision=how), trained, root / how).path for how in ("fp32", "bf16")}
-
-
-def content(folder):
-    """Every file of a folder, by name."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def tensors(folder):

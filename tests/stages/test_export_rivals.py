@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from folders import content
 from safetensors.torch import load_file
 
 from ldlm import LDLM, TokenDiffusion, files
@@ -38,11 +39,6 @@ def exported(rival, succeed, tmp_path_factory):
 def copy(exported, tmp_path):
     """A copy of MDLM's to break."""
     return Path(shutil.copytree(exported("mdlm"), tmp_path / "copy"))
-
-
-def content(folder):
-    """Every file of a folder, by name."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("method", METHODS)

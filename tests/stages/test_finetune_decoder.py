@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from folders import content, metrics
 from forked import Forks
 from patience import patience
 from safetensors.torch import load_file
@@ -37,22 +38,11 @@ from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import extract_features, finetune_decoder, sample, train
 from ldlm.training import checkpoint, heldout
 from ldlm.training.decoder import finetune_step, start_decoder
-from ldlm.training.log import MetricsFile
 
 CPU = torch.device("cpu")
 FINETUNE = FinetuneConfig(
     layers=1, steps=12, log_every=1, eval_every=5, save_every=4, eval_rows=10, batch_size=16, device="cpu"
 )
-
-
-def lines(folder, kind=None):
-    """The metrics without their timings, which alone may differ."""
-    found = MetricsFile(folder / "metrics.jsonl").read()
-    return [{k: v for k, v in line.items() if k != "timing"} for line in found if kind in (None, line["kind"])]
-
-
-def files_of(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def made_of(decoder):
@@ -62,7 +52,7 @@ def made_of(decoder):
     return (
         (decoder / "ema.safetensors").read_bytes(),
         {path.name: path.read_bytes() for path in newest.iterdir()},
-        lines(decoder),
+        metrics(decoder),
         {k: v for k, v in manifest.items() if k not in ("seconds", "created", "digest")},
     )
 
@@ -162,7 +152,7 @@ def test_the_frozen_parts_have_no_gradient_and_stay_as_they_are(trained, store, 
 
 def assert_same_losses(decoder, other):
     """To 1e-5, for sums of another order."""
-    for one, two in zip(lines(decoder), lines(other), strict=True):
+    for one, two in zip(metrics(decoder), metrics(other), strict=True):
         assert (one["step"], one["kind"]) == (two["step"], two["kind"])
         assert one["l_w"] == pytest.approx(two["l_w"], rel=1e-5)
         assert one["token_accuracy"] == pytest.approx(two["token_accuracy"], abs=1e-6)
@@ -231,16 +221,16 @@ def test_the_manifest_tells_what_was_made_and_what_it_saves(trained, whole):
     assert manifest["replaces"] == replaced
     assert (manifest["checkpoint"], manifest["checkpoint_step"]) == (saved.digest, 8)
     assert (manifest["step"], manifest["sigma_dec"], manifest["network"]["layers"]) == (12, 1.0, 1)
-    evaluations = lines(whole, "eval")
+    evaluations = metrics(whole, "eval")
     assert [line["step"] for line in evaluations] == [5, 10, 12]
     assert manifest["held_out"] == {k: v for k, v in evaluations[-1].items() if k not in ("step", "kind")}
-    assert [line["step"] for line in lines(whole, "train")] == list(range(1, 13))
+    assert [line["step"] for line in metrics(whole, "train")] == list(range(1, 13))
 
 
 def test_a_decoder_changes_nothing_of_the_run(trained, whole):
     run = whole.parents[1]
-    before, after = files_of(trained), files_of(run)
-    assert {path: data for path, data in after.items() if path.parts[0] != "decoders"} == before
+    before, after = content(trained), content(run)
+    assert {path: data for path, data in after.items() if not path.startswith("decoders/")} == before
 
 
 def test_decoders_of_a_run_are_listed_and_each_draws_texts(store, run_copy, succeed, ldlm, tmp_path):
@@ -417,9 +407,9 @@ def test_more_steps_go_on_from_a_finished_decoder(store, run_copy, whole):
     finetune_decoder.run(replace(FINETUNE, steps=5), run_copy, store)
     made = finetune_decoder.run(FINETUNE, run_copy, store).path
     assert made_of(made) == made_of(whole)
-    before = files_of(made)
+    before = content(made)
     finetune_decoder.run(replace(FINETUNE, steps=5), run_copy, store)
-    assert files_of(made) == before
+    assert content(made) == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -453,7 +443,7 @@ def test_batches_that_are_not_finite_change_nothing_and_too_many_end_it(store, r
         finetune_decoder.run(broken, run_copy, store, progress=notes)
     assert sum("nothing updated" in line for line in notes.lines) == 3
     out = run_copy / "decoders" / "layers-1"
-    overflowed = [line for line in lines(out, "eval") if line["l_w"] is None]
+    overflowed = [line for line in metrics(out, "eval") if line["l_w"] is None]
     assert overflowed
     assert sum("l_w" in line and "on held-out rows is not finite" in line for line in notes.lines) == len(overflowed)
 

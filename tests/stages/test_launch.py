@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from folders import content
 
 from ldlm.config import LaunchConfig
 from ldlm.errors import InputError
@@ -32,11 +33,6 @@ def many_pieces(monkeypatch):
     real = pieces.plan
     monkeypatch.setattr(pieces, "plan", lambda config, size: real(config, 512))
     monkeypatch.setenv("RAYON_NUM_THREADS", "1")
-
-
-def content(path):
-    """Every file of a store, by name."""
-    return {p.relative_to(path).as_posix(): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
 @pytest.fixture

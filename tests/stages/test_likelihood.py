@@ -82,7 +82,7 @@ def test_the_bound_is_that_of_the_runs_own_parts(made, trained, store):
     found = bound.bounds(
         run.schedule, mu, torch.arange(8, 16), denoise=estimate, decode=decode, taus=CONFIG.taus, draws=2
     )
-    bits = found.nats_BT.mean(0) / 16 / math.log(2)
+    bits = (found.decoding_BT + found.kl_BT).mean(0) / 16 / math.log(2)
     assert [point["bits_per_token"] for point in made.manifest["curve"]] == pytest.approx(bits.tolist(), rel=1e-5)
 
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from folders import content
 
 from ldlm import artifact, files, locks
 from ldlm.artifact import begin, open_artifact
@@ -65,10 +66,6 @@ def every_kill(prepare, work):
             return
 
 
-def tree(path):
-    return {p.relative_to(path).as_posix(): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
-
-
 def fill(out):
     """A finished artefact with what large ones have: folders, another artefact in it, links."""
     made = begin(out, "run", OLD, {})
@@ -105,7 +102,7 @@ def test_overwrite_refills_what_a_link_names_and_keeps_the_link(tmp_path, kind):
     assert begin(out, "run", OLD, {}).complete
     assert begin(out, "run", NEW, {}, overwrite=True).state == "new"
     assert begin(out, "run", NEW, {}).state == "partial"
-    assert set(tree(real)) == {"artifact.json", "config.yaml"}
+    assert set(content(real)) == {"artifact.json", "config.yaml"}
     assert (out if kind != "parent" else out.parent).is_symlink()
     assert {p.name for p in tmp_path.iterdir()} <= {"out", "disk", "middle", "here"}
     assert [p.name for p in real.parent.iterdir()] == [real.name]
@@ -136,12 +133,12 @@ def test_a_kill_at_any_moment_of_overwriting_leaves_what_the_same_command_goes_o
         begin(out, "run", OLD, {}, overwrite=True)
         shutil.rmtree(real / "decoders", ignore_errors=True)
         fill(out)
-        seen.add(len(tree(real)))
+        seen.add(len(content(real)))
 
     for number in every_kill(prepare, lambda: begin(out, "run", NEW, {}, overwrite=True)):
         inner = real / "decoders" / "a"
         if (real / "manifest.json").exists():
-            assert len(tree(real)) == max(seen), number
+            assert len(content(real)) == max(seen), number
         with pytest.raises(InputError) if not (real / "manifest.json").exists() else files.writing(out):
             open_artifact(out, "run")
         if (inner / "manifest.json").exists():
@@ -151,7 +148,7 @@ def test_a_kill_at_any_moment_of_overwriting_leaves_what_the_same_command_goes_o
         except InputError as error:
             assert "made with other settings" in str(error), number
         assert begin(out, "run", NEW, {}, overwrite=True).state == "new"
-        assert set(tree(real)) == {"artifact.json", "config.yaml"}
+        assert set(content(real)) == {"artifact.json", "config.yaml"}
         assert sorted(p.name for p in tmp_path.iterdir()) == sorted({"out", "disk"} if kind == "link" else {"out"})
 
 
@@ -165,7 +162,7 @@ def test_what_is_being_replaced_is_opened_by_nobody_and_replaced_by_anybody(tmp_
         with pytest.raises(InputError, match="is not finished; run the same `ldlm train` command again"):
             open_artifact(out, "run", complete=complete)
     assert begin(out, "sweep", NEW, {}).state == "new"
-    assert set(tree(out)) == {"artifact.json", "config.yaml"}
+    assert set(content(out)) == {"artifact.json", "config.yaml"}
 
 
 def test_a_training_that_was_being_replaced_begins_anew_without_the_flag(tmp_path, train_config, store):
@@ -227,7 +224,7 @@ def test_overwrite_refills_a_mount_point_and_one_below_it(tmp_path, mounted):
     fill(out)
     mounted(out / "checkpoints")
     assert begin(out, "run", NEW, {}, overwrite=True).state == "new"
-    assert set(tree(out)) == {"artifact.json", "config.yaml"}
+    assert set(content(out)) == {"artifact.json", "config.yaml"}
     with pytest.raises(InputError), begin(out, "run", NEW, {}, overwrite=True).or_nothing():
         raise InputError("the file is empty")
     assert begin(out, "run", OLD, {}).state == "new"
@@ -242,9 +239,9 @@ def test_a_file_is_written_where_its_name_leads(tmp_path, mounted, name):
     if name == "mount":
         out.touch()
         mounted(out)
-    for content in ("long, as it is at first", "short"):
-        files.write_atomic(out, content)
-        assert (out.read_text(), real.read_text()) == (content, content)
+    for text in ("long, as it is at first", "short"):
+        files.write_atomic(out, text)
+        assert (out.read_text(), real.read_text()) == (text, text)
         with files.replacing(out) as temporary:
             temporary.write_text(content[::-1])
         assert out.read_text() == content[::-1]
@@ -384,10 +381,10 @@ def test_every_command_refills_what_a_link_names(commands, succeed, refuse, tmp_
     out, real = tmp_path / "out", tmp_path / "disk" / "real"
     out.symlink_to(real)
     succeed(command, *arguments, flag, out)
-    first = tree(real) if real.is_dir() else real.read_bytes()
+    first = content(real) if real.is_dir() else real.read_bytes()
     assert "add --overwrite" in refuse(command, *arguments, *change, flag, out)
     succeed(command, *arguments, *change, "--overwrite", flag, out)
-    assert first != (tree(real) if real.is_dir() else real.read_bytes())
+    assert first != (content(real) if real.is_dir() else real.read_bytes())
     again = succeed(command, *arguments, *change, flag, out)
     assert again["output"] == str(out)
     assert out.is_symlink()

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from folders import lines
 from patience import patience
 
 from ldlm import config as configs
@@ -53,11 +54,6 @@ def state(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def rows(path):
-    """The objects of a file, one per line."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def shown(row):
     """The text of a line as it is printed, but for the breaks between lines: control characters as pictures."""
     text = row["text"].replace("\t", " ")
@@ -88,7 +84,7 @@ def test_without_an_output_texts_are_printed_and_nothing_is_written(trained, ldl
     assert "3/3 texts" in done.stderr and "3/3" not in done.stdout
 
     succeed("sample", "--run", trained, *DRAW, "--output", elsewhere / "a.jsonl")
-    expected = {f"seed {row['seed']:,}": shown(row) for row in rows(elsewhere / "a.jsonl")}
+    expected = {f"seed {row['seed']:,}": shown(row) for row in lines(elsewhere / "a.jsonl")}
     assert printed(done.stdout) == expected
 
 
@@ -96,7 +92,7 @@ def test_json_without_an_output_is_one_object_with_the_lines_and_the_record_of_a
     made = succeed("sample", "--run", trained, *DRAW)
     assert list(elsewhere.iterdir()) == []
     kept = succeed("sample", "--run", trained, *DRAW, "--output", elsewhere / "a.jsonl")
-    assert made.pop("texts") == rows(elsewhere / "a.jsonl")
+    assert made.pop("texts") == lines(elsewhere / "a.jsonl")
     assert made.pop("seconds") >= 0
     assert made == {key: value for key, value in kept.items() if key not in ("output", "seconds")}
 
@@ -108,7 +104,7 @@ def test_a_token_level_run_prints_its_texts_too(token_runs, ldlm, succeed, elsew
     assert done.stdout.startswith("2 texts, sampler ancestral of mdlm, 3 steps each")
     assert list(elsewhere.iterdir()) == []
     succeed(*draw, "--output", elsewhere / "a.jsonl")
-    assert [*printed(done.stdout).values()] == [*map(shown, rows(elsewhere / "a.jsonl"))]
+    assert [*printed(done.stdout).values()] == [*map(shown, lines(elsewhere / "a.jsonl"))]
 
 
 def test_continued_texts_are_printed_with_their_prompt(train_config, store, ldlm, succeed, elsewhere, tmp_path):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
+from folders import metrics
 from safetensors.torch import load_file
 
 from ldlm import config as configs
@@ -22,11 +23,6 @@ from ldlm.training.output import shuffle_rows
 
 CPU = torch.device("cpu")
 SEQ_LEN = 16
-
-
-def lines(run):
-    """The metrics without their timings, which alone may differ."""
-    return [{k: v for k, v in line.items() if k != "timing"} for line in MetricsFile(run / "metrics.jsonl").read()]
 
 
 def final(run, step=8):
@@ -80,7 +76,7 @@ def test_later_stages_use_the_averaged_weights(trained):
 
 
 def test_the_metrics_tell_every_step_and_every_evaluation_once(trained):
-    found = lines(trained)
+    found = metrics(trained)
     assert [line["step"] for line in found if line["kind"] == "train"] == list(range(1, 9))
     assert [line["step"] for line in found if line["kind"] == "eval"] == [4, 8]
     assert {"loss", "l_diff", "l_h", "l_w", "gamma", "lr", "latent_std"} <= set(found[0])
@@ -107,9 +103,9 @@ def test_the_metrics_tell_the_speed_between_their_lines(train_config, store, tmp
 
 
 def test_training_lowers_the_loss_and_the_adaptive_sampler_has_moved(trained):
-    losses = [line["l_w"] for line in lines(trained) if line["kind"] == "train"]
+    losses = [line["l_w"] for line in metrics(trained) if line["kind"] == "train"]
     assert losses[-1] < losses[0]
-    p = lines(trained)[-1]["timestep_p"]
+    p = metrics(trained)[-1]["timestep_p"]
     assert sum(p) == pytest.approx(1)
     assert len(set(p)) > 1
 
@@ -129,7 +125,7 @@ def test_an_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(
     train.run(train_config, store, tmp_path / "run", progress=rest)
     assert rest.reports == 8 - at // 3 * 3  # it went on from the checkpoint
     assert final(tmp_path / "run") == final(trained)
-    assert lines(tmp_path / "run") == lines(trained)
+    assert metrics(tmp_path / "run") == metrics(trained)
     assert record(tmp_path / "run") == record(trained)
 
 
@@ -148,7 +144,7 @@ def test_a_run_interrupted_again_and_again_ends_like_an_uninterrupted_one(
     assert attempts > 6
     mine, theirs = final(tmp_path / "run"), final(trained)
     assert mine == theirs
-    assert lines(tmp_path / "run") == lines(trained)
+    assert metrics(tmp_path / "run") == metrics(trained)
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(trained, train_config, store, tmp_path, interrupted):
@@ -161,7 +157,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(trained, train_c
     train.run(train_config, store, out, progress=rest)
     assert rest.reports == 8 - 3
     assert final(out) == final(trained)
-    assert lines(out) == lines(trained)
+    assert metrics(out) == metrics(trained)
 
 
 def test_a_complete_run_is_left_alone(trained, train_config, store, notes):
@@ -181,7 +177,7 @@ def test_more_steps_go_on_as_if_they_had_been_asked_for_at_once(train_config, st
     assert rest.reports == 2
     train.run(longer, store, tmp_path / "at once")
     assert final(run_copy, 10) == final(tmp_path / "at once", 10)
-    assert lines(run_copy) == lines(tmp_path / "at once")
+    assert metrics(run_copy) == metrics(tmp_path / "at once")
     assert record(run_copy) == record(tmp_path / "at once")
 
 
@@ -213,9 +209,9 @@ def test_a_run_keeps_its_shuffle_window(train_config, store, tmp_path, interrupt
         train.run(changed(config, shuffle_rows=64), store, tmp_path / "run")
     train.run(begun, store, tmp_path / "run")
     train.run(config, store, tmp_path / "whole")
-    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
     train.run(begun, store, tmp_path / "other")
-    assert lines(tmp_path / "other") != lines(tmp_path / "run")
+    assert metrics(tmp_path / "other") != metrics(tmp_path / "run")
 
     split, out = FeatureStore(store).split("train"), tmp_path / "run"
     written = (out / "config.yaml").read_text()

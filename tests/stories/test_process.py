@@ -79,7 +79,7 @@ def test_probabilities_of_all_stories_sum_to_1_no_two_ways_give_one_text_and_the
 
 
 def apart(reader, state, a, b):
-    """True where two templates that can follow a state have no spelling in common."""
+    """Whether two templates that can follow a state have no spelling in common."""
     if len(a) != len(b):
         return True
     for one, other, (_, words), (_, others) in zip(a, b, reader.places(a), reader.places(b), strict=True):

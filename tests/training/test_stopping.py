@@ -16,6 +16,7 @@ from dataclasses import replace
 import forked
 import pytest
 import torch
+from folders import metrics
 from patience import patience
 
 from ldlm import config as configs
@@ -32,8 +33,7 @@ from ldlm.training.log import MetricsFile
 def final(run):
     """Every byte of the newest checkpoint, and the metrics without their timings."""
     newest = checkpoint.all_in(run / "checkpoints")[-1].path
-    lines = [{k: v for k, v in line.items() if k != "timing"} for line in MetricsFile(run / "metrics.jsonl").read()]
-    return {path.name: path.read_bytes() for path in newest.iterdir()}, lines
+    return {path.name: path.read_bytes() for path in newest.iterdir()}, metrics(run)
 
 
 @pytest.fixture(scope="module")
