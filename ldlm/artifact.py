@@ -7,7 +7,7 @@
 
 Stages meet only through complete artefacts. `begin` implements the rule for an output (SPEC 12.1): same configuration
 and incomplete, resume; same and complete, do nothing; anything else, refuse unless told to overwrite. An output may be
-a symbolic link to a folder or a mount point: that stays, and is emptied and refilled.
+a symbolic link to a folder, or a mount point: the link or mount point stays, and the folder is emptied and refilled.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ COMPLETE = ("manifest.json", "config.json")  # written last: their presence make
 class Artifact:
     """A folder of kind `kind`; `state` is what `begin` or `open_artifact` found there.
 
-    `at_work` is the lease by which this process is at work there beside others, where it is.
+    `at_work` is the lease by which this process is at work there beside others, if it is.
     """
 
     path: Location
@@ -77,8 +77,8 @@ class Artifact:
         """Context that removes the folder again on bad input, if `begin` has just made it.
 
         A folder with a file that matches one of `unless`, like `ledger/*`, stays: that work can be resumed. So does one
-        whose input could not be read, which another machine may be able to. `held` is that of `begin`. It is closed,
-        and while other processes are at work in the folder, it is theirs: where the input is bad for all, the last of
+        whose input could not be read, since another machine may be able to read it. `held` is that of `begin`, and is
+        closed. While other processes are at work in the folder, it is theirs: if the input is bad for all, the last of
         them removes it.
         """
         try:
@@ -123,9 +123,9 @@ def begin(
 
     Raises `InputError` when `path` holds something else, another configuration or other inputs, saying what differs.
     `reads` are the files that the stage will read: an output that contains one is never overwritten. `shared` says that
-    several processes work at the output: its configuration is not rewritten on resumption, since another process may be
-    finishing it. Until `held` closes, this process is at work there (`presence`), and none can overwrite it. `note` is
-    told of a wait for processes that may be dead.
+    several processes work on the output: its configuration is not rewritten on resumption, since another process may be
+    finishing it. Until `held` closes, this process is at work there (`presence`), and none can overwrite it. `note`
+    reports a wait for processes that may be dead.
     """
     with presence.turn(path, shared):
         begun = _begin(path, kind, config, inputs, overwrite, reads, shared, note)
@@ -230,7 +230,7 @@ def _found(path: Location) -> dict[str, Any] | None:
     """`artifact.json` of the folder; {} for foreign content; None for nothing or an empty folder."""
     if (path / "artifact.json").is_file():
         return _record(path)
-    # A temporary file that a killed process left of its first write does not count as content.
+    # A temporary file that a killed process left from its first write does not count as content.
     if not path.is_dir() or (isinstance(path, Path) and all(map(_is_empty, path.iterdir()))):
         return None
     names = [name for _, name in files.below(path)]
@@ -269,7 +269,7 @@ def is_emptied(path: Location) -> bool:
 
 
 def _is_barely_begun(path: Location) -> bool:
-    """Whether a process was killed between the first two files."""
+    """Whether a process was killed between writing the first two files."""
     own = (f"{CLAIMS}/", ".")
     return all(name == "artifact.json" or name.startswith(own) for _, name in files.below(path))
 
@@ -281,11 +281,11 @@ def _first(kind: str, config: Any, inputs: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _create(path: Location, kind: str, config: Any, inputs: Mapping[str, Any]) -> Artifact | None:
-    """A new artefact; None where another process has just begun another one."""
+    """A new artefact; None if another process has just begun another one."""
     if isinstance(path, Path):
         files.make_folder(path)
     for name, text in _first(kind, config, inputs).items():
-        with suppress(FileNotFoundError):  # this process was stopped for long, and another has cleaned up behind it
+        with suppress(FileNotFoundError):  # this process was stopped for long, and another has cleaned up after it
             if bytes(files.write_once(path / name, text.encode())) == text.encode():
                 continue
         return None
@@ -317,7 +317,7 @@ def recorded_config(path: Location) -> dict[str, Any]:
 
 
 def schema(path: Location) -> int | None:
-    """Schema version of the artefact at `path`; None where there is none."""
+    """Schema version of the artefact at `path`; None if there is none."""
     return (_found(path) or {}).get("schema")
 
 
@@ -328,7 +328,7 @@ def _guard(path: Location, found: Mapping[str, Any], kind: str, reads: Sequence[
         raise InputError(f"--overwrite would delete {resolved}; choose a folder of its own for the output")
     if found.get("kind", kind) != kind and not _is_emptied(found):
         raise InputError(
-            f"{path} holds {article(found['kind'])}, which --overwrite doesn't replace by {article(kind)}; "
+            f"{path} holds {article(found['kind'])}, which --overwrite doesn't replace with {article(kind)}; "
             f"choose another {NAMED_BY.get(kind, '--output')}"
         )
     for read in map(Path, reads):
@@ -339,8 +339,8 @@ def _guard(path: Location, found: Mapping[str, Any], kind: str, reads: Sequence[
 def _empty(path: Location, kind: str, check: Callable[[], None]) -> None:
     """Delete the contents of a folder, and keep the folder, which may be a link or a mount point.
 
-    First the manifest goes and the folder is marked: after a kill from here on, nobody opens it and the next `begin`
-    empties and refills it. `check` is that of `presence.replacing`, and raises `StorageError` where it does.
+    The manifest is removed and the folder marked first: after a kill from then on, nobody opens it, and the next
+    `begin` empties and refills it. `check` is that of `presence.replacing`, and raises `StorageError` when it does.
     """
     emptying.remove(path / "manifest.json", check)
     check()

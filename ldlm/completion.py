@@ -1,11 +1,11 @@
-"""Whether an artefact is complete: it has a manifest, and one of its own.
+"""Whether an artefact is complete: whether it has a manifest that is its own.
 
-A process that is stopped between its last look and the put of a manifest may wake in a folder that another has begun
-anew meanwhile, and its manifest then lies among files that it does not describe. So a manifest that has hashes of the
-first two files counts only beside these, or, where one of these is damaged, beside its description of the store; and
-that of a store only where there are records of shards. A store begun anew with the same settings passes for a sealed
-one from its first record on: for its own processes it is none until every record is as the manifest has it
-(`sealing.Seal`), and to readers it is one with damage, which `repair` mends.
+A process that is stopped between its last check and putting the manifest may wake in a folder that another has
+meanwhile begun anew, and its manifest then lies among files that it does not describe. So a manifest with hashes of the
+first two files counts only beside those files or, if one of them is damaged, beside the description of the store that
+it covers; and a store's manifest counts only if there are records of shards. A store begun anew with the same settings
+passes for a sealed one from its first record on: its own processes don't take it for sealed until every record is as
+the manifest has it (`sealing.Seal`), and readers take it for a damaged one, which `repair` mends.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from ldlm import files
 from ldlm.location import Location, ObjectPath
 
-FIRST = ("artifact.json", "config.yaml")  # what the artefact is, by which one differs from one that replaced it
+FIRST = ("artifact.json", "config.yaml")  # what the artefact is; these tell it from one that replaced it
 DESCRIPTION = "store.json"  # of a feature store; it is written later and has their hashes
 LEDGER = "ledger"  # the folder of the records of a feature store
 
@@ -41,5 +41,5 @@ def _has_records(path: Location, covered: Mapping[str, str]) -> bool:
 
 
 def same(path: Location, name: str, covered: Mapping[str, str]) -> bool:
-    """Whether a small file is as a manifest has it, or not in that manifest."""
+    """Whether a small file is as the manifest has it, or is not in the manifest."""
     return name not in covered or files.sha256(files.content(path / name) or b"") == covered[name]

@@ -1,9 +1,9 @@
 """Removing what several processes share: one file, or all of a folder, which may be a mount point or hold some.
 
-The process that removes has the folder to itself by a lease, and `check` raises an error once it has lost that. It may
-be stopped at any moment, between the check and a removal too, for longer than the lease lasts, while another process
-takes its place and begins anew. So a file is set aside, then the lease is checked again, and then the file goes or is
-put back. No error on the way loses it.
+A lease gives the process that removes the folder to itself, and `check` raises an error once the lease is lost. The
+process may be stopped at any moment, even between the check and a removal, for longer than the lease lasts, while
+another takes its place and begins anew. So a file is set aside, then the lease is checked again, and only then is the
+file removed, or put back. No error on the way loses it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def empty(folder: Location, *, but: Collection[Location], check: Callable[[], No
 
 
 def remove_folder(folder: Location, check: Callable[[], None]) -> None:
-    """Remove a folder with what is in it, by `check` as `empty` does; it stays where a process that is late has a file.
+    """Remove a folder and its contents, with `check` as in `empty`; it stays if a late process has a file in it.
 
     So does a mount point.
     """
@@ -54,10 +54,10 @@ def remove_folder(folder: Location, check: Callable[[], None]) -> None:
 
 
 def remove(path: Location, check: Callable[[], None]) -> None:
-    """Remove a file or a link, if there is one and this process may, by `check`; one that has come there is put back.
+    """Remove a file or a link, if there is one and `check` allows it; one that has come into its place is put back.
 
-    An object store has no renames: there a check comes before each attempt to remove an object. NFS keeps a file that
-    is removed while it is open, under another name, and removes it itself.
+    An object store has no renames, so a check comes before each attempt to remove an object. A file that is removed
+    while it is open is kept by NFS under another name, and NFS removes it itself.
     """
     if path.name.startswith(".nfs"):
         return
@@ -66,14 +66,14 @@ def remove(path: Location, check: Callable[[], None]) -> None:
         path.unlink(missing_ok=True, still=still)
     else:
         check()
-        take_away(path, lambda aside: still())  # by now another process may have the folder, and the file may be its
+        take_away(path, lambda aside: still())  # by now another process may have the folder and own the file
 
 
 def take_away(path: Path, is_it: Callable[[Path], bool]) -> bool:
     """Remove a file if it is the one that is meant, by renaming it first: of several processes one succeeds.
 
-    `is_it` is asked of the renamed file. Where it says no or raises an error, the file is put back, unless another has
-    come to its place meanwhile. One that can't be put back stays beside it, and the error names both paths.
+    `is_it` is asked about the renamed file. If it says no or raises an error, the file is put back, unless another has
+    meanwhile come to its place. One that can't be put back stays beside its place, and the error names both paths.
     """
     aside = path.with_name(f".{files.unique()}.tmp")
     try:
@@ -91,7 +91,7 @@ def take_away(path: Path, is_it: Callable[[Path], bool]) -> bool:
 
 
 def _put_back(aside: Path, path: Path) -> None:
-    """Give a file its name again if that is free. It stays the same file, which an open lease is told by."""
+    """Give a file its name again if that is free. It stays the same file, by which an open lease recognises it."""
     try:
         os.link(aside, path, follow_symlinks=False)
     except FileExistsError:

@@ -19,7 +19,7 @@ from ldlm.errors import InputError
 from ldlm.location import Location, ObjectPath, passing
 
 Buffer = bytes | memoryview
-NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # where a file system has no hard links
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # errors of a file system without hard links
 PART = 2**24  # bytes of an object in memory while it is hashed
 
 
@@ -95,8 +95,8 @@ def _written(path: Path, data: Buffer) -> Iterator[tuple[Path, Path]]:
 def put(finished: Path, path: Path) -> None:
     """Rename a finished, durable file to `path`, replacing what is there, and make the rename durable.
 
-    A file that is a mount point, as containers have them, can't be renamed over and is overwritten: after a kill it may
-    be cut off, and `finished` is still there.
+    A file that is a mount point, as containers have them, can't be renamed over, and is overwritten: after a kill it
+    may be cut short, and `finished` is still there.
     """
     try:
         os.replace(finished, path)
@@ -129,9 +129,9 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_once(path: Location, data: Buffer, check: Callable[[], None] = lambda: None) -> Buffer:
-    """Write a whole file where there is none yet; returns the content that is there now, of whoever was first.
+    """Write a whole file if there is none yet; returns the content that is there now, of whoever was first.
 
-    `check` comes right before, and raises an error where the file must not be written.
+    `check` is called right before, and raises an error if the file must not be written.
     """
     if isinstance(path, ObjectPath):
         return data if path.write_bytes(data, once=True, still=passing(check)) else path.read_bytes()
@@ -174,7 +174,7 @@ def check_output(path: Path, example: str) -> None:
     if path.is_dir():
         raise InputError(f"{path} is a folder; --output names the file to write, for example {path / example}")
     if path.exists() and not path.is_file():
-        raise InputError(f"{path} is no file but a device or a pipe; --output names the file to write")
+        raise InputError(f"{path} is a device or a pipe, not a file; --output names the file to write")
 
 
 def finite(value: Any) -> Any:
@@ -207,7 +207,7 @@ def read_json(path: Location) -> Any:
 
 
 def dump_digested(value: Mapping[str, Any]) -> str:
-    """JSON of an object with a digest of it, by which `load_digested` detects changed bits."""
+    """JSON of an object with a digest of it, from which `load_digested` detects changed bits."""
     return dump_json({**value, "digest": sha256_json(value)})
 
 
@@ -240,10 +240,10 @@ def dump_yaml(value: Mapping[str, Any]) -> str:
 
 
 def read_yaml(path: Location) -> dict[str, Any]:
-    """A YAML mapping; `InputError` for a file that is absent or malformed, and for a key that stands twice."""
+    """A YAML mapping; `InputError` for a file that is absent or malformed, and for a key that occurs twice."""
     import yaml
 
-    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # that of libyaml, where it is there, is far faster
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, if it is there, is far faster
 
     class Strict(loader):
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

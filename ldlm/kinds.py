@@ -17,10 +17,10 @@ MADE_BY = {
     "quickstart": "ldlm quickstart",
 }
 
-NAMED_BY = {"decoder": "--name", "trace": "--trace"}  # the option for the output, where it is not --output
+NAMED_BY = {"decoder": "--name", "trace": "--trace"}  # the option for the output, if it is not --output
 
 
 def article(kind: str) -> str:
-    """The name of a kind, as it stands in a sentence."""
+    """The name of a kind, as it appears in a sentence."""
     noun = {"features": "a feature store", "run": "a training run", "decoder": "a token decoder"}.get(kind, kind)
     return noun if noun.startswith("a ") else f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"

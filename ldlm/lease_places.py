@@ -19,7 +19,7 @@ class Held(Protocol):
     """A lease that this process has made, in its place."""
 
     def renew(self, body: bytes) -> None:
-        """Write another body of the same length, wherever the lease is now; OSError or `StorageError` for failure."""
+        """Write another body of the same length, wherever the lease is now; OSError or `StorageError` on failure."""
 
     def lost(self) -> bool:
         """Whether another process has taken the lease away."""
@@ -32,10 +32,10 @@ class Places(Protocol):
     """The leases of a folder, by name."""
 
     def create(self, name: str, body: bytes) -> Held | None:
-        """Make a lease; None where there is one."""
+        """Make a lease; None if there is one already."""
 
     def read(self, name: str) -> bytes | None:
-        """The body of a lease; None where there is none."""
+        """The body of a lease; None if there is none."""
 
     def take(self, name: str, body: bytes) -> bool:
         """Remove a lease if it has this body; False when another process was faster."""
@@ -61,21 +61,21 @@ class LeaseFiles:
                 return self._created(path, body)
             except FileExistsError:
                 break
-            except FileNotFoundError:  # the first, or another process has finished the work and removed the folder
+            except FileNotFoundError:  # the first lease, or another process has finished and removed the folder
                 self.folder.mkdir(parents=True, exist_ok=True)
         return None
 
     def _created(self, path: Path, body: bytes) -> HeldFile | None:
         """Make the file with its body in it, if there is none.
 
-        A process that is killed between the two would leave a lease that tells nobody of which machine it is, and
-        nobody could take it at once. On a file system without hard links it may.
+        A process killed between the two would leave a lease that doesn't say which machine it is from, and nobody could
+        take it at once. On a file system without hard links that may happen.
         """
         aside = path.with_name(f".{files.unique()}.tmp")
         os.close(_new_file(aside, body))  # NFS keeps a file that is removed while it is open, under another name
         try:
             os.link(aside, path)
-        except FileExistsError:  # NFS may say so of a name that it gave at the first of two attempts
+        except FileExistsError:  # NFS may say so of a name that it gave in the first of two attempts
             if files.content(path) != body:
                 return None
         except OSError as error:
@@ -87,9 +87,9 @@ class LeaseFiles:
         return self._opened(path, body)
 
     def _opened(self, path: Path, body: bytes) -> HeldFile | None:
-        """The lease that was just made; None where this process was stopped, and another has taken it since."""
+        """The lease that was just made; None if this process was stopped, and another has taken it since."""
         held = HeldFile(path, os.open(path, os.O_RDWR | os.O_CLOEXEC))
-        if os.pread(held.descriptor, len(body), 0) in (body, b""):  # a full disk: an empty lease is one too
+        if os.pread(held.descriptor, len(body), 0) in (body, b""):  # empty on a full disk, and a lease all the same
             return held
         os.close(held.descriptor)
         return None
@@ -97,7 +97,7 @@ class LeaseFiles:
     def read(self, name: str) -> bytes | None:
         try:
             return files.content(self.path(name))
-        except OSError:  # NFS forgets a file that was removed while it is read
+        except OSError:  # NFS forgets a file that is removed while it is being read
             return None
 
     def take(self, name: str, body: bytes) -> bool:
@@ -108,16 +108,16 @@ class LeaseFiles:
 
 
 def _new_file(path: Path, body: bytes) -> int:
-    """The descriptor of a file that was not there, with this body if there is room for it."""
+    """The descriptor of a new file, with this body if there is room for it."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     with suppress(OSError):  # a full disk
         os.write(descriptor, body)
-        os.close(os.dup(descriptor))  # NFS and others hand on what was written when a descriptor is closed
+        os.close(os.dup(descriptor))  # NFS and others pass on what was written when a descriptor is closed
     return descriptor
 
 
 class HeldFile:
-    """An open lease file. It is written by its descriptor, so never over the lease of one who has taken it away."""
+    """An open lease file. It is written through its descriptor, so never over the lease of a process that took it."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path, self.descriptor = path, descriptor
@@ -151,7 +151,7 @@ class LeaseObjects:
     def create(self, name: str, body: bytes) -> HeldObject | None:
         path = self.folder / (name + SUFFIX)
         made = path.write_bytes(body, once=True)
-        # A put that was answered by a reset, and tried again, finds its own first attempt.
+        # A put that was answered with a reset, and tried again, finds its own first attempt.
         return HeldObject(path, body) if made or files.content(path) == body else None
 
     def read(self, name: str) -> bytes | None:
@@ -187,7 +187,7 @@ class HeldObject:
 
 
 def described(body: bytes) -> dict[str, Any]:
-    """The entries of a lease on its holder, from its bytes; empty where it was not written whole."""
+    """What a lease says about its holder, from its bytes; empty if it was not written whole."""
     with suppress(ValueError):
         found = json.loads(body)
         return found if isinstance(found, dict) else {}

@@ -1,12 +1,12 @@
-"""Leases: which process works on what, also where the file system's locks hold on one machine only.
+"""Leases: which process works on what, even where the file system's locks hold on one machine only.
 
-A lease is a small file that is given its name where that is free, or an object put where there was none. It holds
+A lease is a small file that gets its name only if the name is free, or an object put only if there is none. It holds
 machine, process, start and a counter, which a thread of its holder raises every `HEARTBEAT` seconds. Another process
-may take it away once its content has not changed for `EXPIRY` seconds of that process's own monotonic clock; no clock
-is compared with another's. Beside it stands a lock of the kernel's (`locks`): a process that dies frees it, and then
-others on the same machine take the lease at once.
+may take it away once its content has not changed for `EXPIRY` seconds of that process's own monotonic clock; clocks are
+never compared. A kernel lock (`locks`) accompanies it: a process that dies frees the lock, and then others on the same
+machine take the lease at once.
 
-A lease saves double work. No guarantee of an artefact rests on one: its holder may be stopped for longer than it
+Leases avoid duplicate work. No guarantee of an artefact rests on one: its holder may be stopped for longer than it
 lasts, and two processes may take it at the same moment.
 """
 
@@ -42,7 +42,7 @@ def machine(folder: Path) -> str:
     try:
         kernel = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
-        kernel = files.unique()  # like no other
+        kernel = files.unique()  # equal to no other
     found = folder.stat()
     return f"{kernel}:{found.st_dev}:{found.st_ino}"
 
@@ -52,17 +52,18 @@ class Lease:
 
     def __init__(self, leases: Leases, held: Held, locked: ExitStack, about: dict[str, Any]) -> None:
         self._leases, self._held, self._locked, self._about, self._beats = leases, held, locked, about, 0
-        self._using, self._released = threading.Lock(), False  # a descriptor that is closed may become another file's
+        self._using, self._released = threading.Lock(), False  # a closed descriptor may become another file's
 
     def lost(self) -> bool:
         """Whether another process has taken the lease: this one was stopped for longer than it lasts.
 
-        What is written whole, and kept by whoever is first, may still be written. What is shared must not be deleted.
+        A file that is written whole, and of which the first is kept, may still be written. What is shared must not be
+        deleted.
         """
         return self._released or self._held.lost()
 
     def check(self) -> None:
-        """`StorageError` once another process has taken the lease; asked before each removal of what is shared."""
+        """`StorageError` once another process has taken the lease; called before each removal of what is shared."""
         if self.lost():
             raise StorageError(
                 f"{self._leases.folder}: this process was stopped for so long that another took its place; "
@@ -70,7 +71,7 @@ class Lease:
             )
 
     def renew(self) -> None:
-        """Give a sign of life. One that fails, as on a full disk, is left out: the next comes soon."""
+        """Give a sign of life. One that fails, as on a full disk, is skipped: the next comes soon."""
         with self._using, suppress(OSError, StorageError):
             if not self._released:
                 self._beats += 1
@@ -79,7 +80,7 @@ class Lease:
     def release(self) -> None:
         """Let others have it."""
         self._leases._forget(self)
-        with self._locked, self._using, suppress(OSError, StorageError):  # it expires
+        with self._locked, self._using, suppress(OSError, StorageError):  # then it expires
             if not self._released:
                 self._released = True
                 self._held.release()
@@ -98,8 +99,8 @@ def _body(about: dict[str, Any], beats: int) -> bytes:
 class Leases:
     """The leases in `folder`, as this process sees and holds them. For any thread.
 
-    `locks` is the local folder of the kernel's locks beside them, `None` for none. The other arguments are for those
-    who simulate: another clock, the identity of another machine, or signs of life that are not given by a thread.
+    `locks` is the local folder of the kernel locks beside them, `None` for none. The other arguments are for
+    simulations: another clock, the identity of another machine, or signs of life that are not given by a thread.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class Leases:
 
     @property
     def here(self) -> str:
-        """The identity of this machine, for those who share its locks."""
+        """The identity of this machine, for processes that share its locks."""
         if self._here is None:
             self._here = files.unique() if self.locks is None else machine(self.locks)
         return self._here
@@ -171,7 +172,7 @@ class Leases:
 
     @contextmanager
     def turn(self, name: str) -> Iterator[Lease]:
-        """Hold the lease `name`, for which the block waits."""
+        """Wait for the lease `name`, and hold it within the block."""
         pauses = waits()
         while (lease := self.claim(name)) is None:
             self.sleep(next(pauses))

@@ -1,8 +1,8 @@
 """Locations of feature stores: a local folder, or a prefix of an object store such as `s3://bucket/features`.
 
 A local location is a `pathlib.Path`. `ObjectPath` has those of its methods that a store needs. An object is written
-whole or not at all, by one PUT or a multipart upload, and is durable then. Object stores have no renames and no
-locks; `leases` do with objects that are put only where there are none.
+whole or not at all, by one PUT or a multipart upload, and is then durable. Object stores have no renames and no
+locks; `leases` make do with objects that are put only if there is none.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ RETRIES = 6  # of a request, after server errors, resets and time-outs, with exp
 RETRY_SECONDS = 60.0  # from the first failure to the last attempt
 REQUEST_SECONDS = 300.0  # of one attempt: a shard that is put once, and not again, goes in one request
 REQUEST_BYTES = 5 * 2**30  # most that S3 takes in one
-PART_BYTES = 2**23  # least of a file that goes up in parts, of which `AT_ONCE` are in memory
+PART_BYTES = 2**23  # smallest part of a file that is uploaded in parts, of which `AT_ONCE` are in memory
 AT_ONCE = 4
 MOST_PARTS = 10_000  # of an object of S3
-MOST_DELETED = 1000  # objects by one request of S3
+MOST_DELETED = 1000  # objects by one request to S3
 
 
 @dataclass(frozen=True)
 class ObjectPath:
-    """A key, or the prefix of some, in an object store. `root` opens it; equal when the URLs are."""
+    """A key, or the prefix of several, in an object store. `root` opens it; two are equal if their URLs are."""
 
     root: Bucket
     key: str
@@ -107,7 +107,7 @@ class ObjectPath:
     def write_bytes(
         self, data: bytes | memoryview, *, once: bool = False, still: Callable[[], bool] = lambda: True
     ) -> bool:
-        """Put the object, whole or not at all; returns whether it was.
+        """Put the object, whole or not at all; returns whether it was put.
 
         With `once`, an object that exists is kept, and `still` is asked before each attempt.
         """
@@ -116,7 +116,7 @@ class ObjectPath:
         return self._again(lambda: self.root.call("put", self.key, data, mode="create"), still) is not None
 
     def _again(self, request: Callable[[], Any], still: Callable[[], bool] = lambda: True) -> Any:
-        """The answer to a request that obstore doesn't make again after a reset, since the first may have been done.
+        """The answer to a request that obstore doesn't repeat after a reset, since the first may have been carried out.
 
         Each attempt is made only if `still` says so; else the answer is None.
         """
@@ -150,8 +150,8 @@ class ObjectPath:
     def unlink(self, missing_ok: bool = False, *, still: Callable[[], bool] = lambda: True) -> None:
         """Delete the object, if `still` says so before each attempt.
 
-        A name that other processes use again needs it: an attempt whose answer was lost may have deleted the object,
-        and the next would delete theirs.
+        A name that other processes use again needs `still`: an attempt whose answer was lost may have deleted the
+        object, and the next would delete theirs.
         """
         if not missing_ok:
             self.size()
@@ -170,7 +170,7 @@ class ObjectPath:
                 some = keys[start : start + MOST_DELETED]
                 try:
                     self._again(partial(self.root.call, "delete_all", self.key, some), still)
-                except FileNotFoundError:  # another process deletes them too, and some services leave the others then
+                except FileNotFoundError:  # another process deletes them too, and some services then keep the others
                     gone = True
 
     def rglob(self, pattern: str = "*") -> Iterator[ObjectPath]:
@@ -207,7 +207,7 @@ def passing(check: Callable[[], None]) -> Callable[[], bool]:
 
 @dataclass(frozen=True)
 class Bucket:
-    """A bucket, whose requests fail with an error of one line after `RETRIES` retries."""
+    """A bucket, whose requests fail with a one-line error after `RETRIES` retries."""
 
     url: str  # s3://bucket
 
@@ -235,7 +235,7 @@ class Bucket:
         return from_url(f"{self.url}/{prefix}", retry_config=retry, client_options=client)
 
     def call(self, operation: str, key: str, *args: Any, **options: Any) -> Any:
-        """Call one of obstore's functions. `list` gives entries, `get` bytes, and a put None where the object exists.
+        """Call one of obstore's functions. `list` gives entries, `get` bytes, and a put None if the object exists.
 
         `delete_all` deletes the keys of a list. FileNotFoundError when there is no such object, `StorageError` when the
         service fails.
@@ -266,22 +266,22 @@ class Bucket:
 
 
 def user_cache() -> Path:
-    """The folder of what may be deleted at any time: `ldlm` in XDG_CACHE_HOME, or in ~/.cache for no absolute path."""
+    """The folder for what may be deleted any time: `ldlm` in XDG_CACHE_HOME, or in ~/.cache if that is not absolute."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (base if base.is_absolute() else Path.home() / ".cache") / "ldlm"
 
 
 def folder_name(path: Path) -> str:
-    """The name of a folder, also of `.`; that of a link is its own."""
+    """The name of a folder, even of `.`; that of a link is its own."""
     return Path(os.path.abspath(path)).name
 
 
 def folder_names(paths: Sequence[Path]) -> list[str]:
-    """Names for folders, as names of folders: the shortest ends of their paths that are all different.
+    """Names for folders, usable as folder names: the shortest ends of their paths that are all different.
 
-    `InputError` where two paths lead to one folder.
+    `InputError` if two paths lead to one folder.
     """
-    parts = [path.resolve().parts[1:] for path in paths]  # a name with the root would be a path of its own
+    parts = [path.resolve().parts[1:] for path in paths]  # a name with the root would be an absolute path
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["-".join(p[-depth:]) for p in parts]
         if len(set(names)) == len(names):

@@ -1,8 +1,8 @@
 """Locks between processes on one machine or on a shared file system.
 
 They are the kernel's (flock), on an open file or folder, so they end with the process that holds them: after a kill
-there is nothing to clean up. On some shared file systems they hold on one machine only (`mounts`), and `leases` stand
-beside them. A lock saves double work. No guarantee of an artefact rests on one.
+there is nothing to clean up. On some shared file systems they hold on one machine only (`mounts`), so `leases`
+accompany them. Locks avoid duplicate work. No guarantee of an artefact rests on one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class NoLocks(InputError):
 
 @contextmanager
 def exclusive_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the exclusive lock on a folder. `InputError` where another process holds a lock on it, unless `wait`."""
+    """Hold the exclusive lock on a folder. `InputError` if another process holds a lock on it, unless `wait`."""
     with _folder_lock(folder, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)) as held:
         if not held:
             raise InputError(f"another process is at work in {folder}; wait for it, or stop it first")
@@ -31,7 +31,7 @@ def exclusive_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
 @contextmanager
 def shared_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold a shared lock on a folder. `InputError` where another process holds the exclusive one, unless `wait`."""
+    """Hold a shared lock on a folder. `InputError` if another process holds the exclusive one, unless `wait`."""
     with _folder_lock(folder, fcntl.LOCK_SH | (0 if wait else fcntl.LOCK_NB)) as held:
         if not held:
             raise InputError(f"another process has {folder} to itself, to repair or replace it; wait for it")
@@ -42,7 +42,7 @@ def shared_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
 def tried(path: Path) -> Iterator[bool | None]:
     """Hold an exclusive lock on the file `path`, which is made if need be, without waiting.
 
-    Yields True where it is held, False where another process has it, None where the file system has no locks.
+    Yields True if it is held, False if another process has it, None if the file system has no locks.
     """
     descriptor = _open(path)
     try:
@@ -62,11 +62,11 @@ def _try(descriptor: int, path: Path) -> bool | None:
 def to_itself(path: Path, refusal: str) -> Iterator[None]:
     """Hold an exclusive lock on the file `path`, which is made and removed again.
 
-    `InputError` where another process has it. Where the file system has no locks or can't be written nothing is held.
+    `InputError` if another process has it. If the file system has no locks or can't be written to, nothing is held.
     """
     try:
         descriptor = _open(path)
-    except OSError:  # what is to be written there says so in its turn
+    except OSError:  # whatever is then written there fails and says so
         yield
         return
     try:
@@ -81,7 +81,7 @@ def to_itself(path: Path, refusal: str) -> Iterator[None]:
 
 
 def _is_named(descriptor: int, path: Path) -> bool:
-    """Whether the open file still has this path: one that had the lock removes the file when it ends."""
+    """Whether the open file still has this path: a process that had the lock removes the file when it ends."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
@@ -92,7 +92,7 @@ def _is_named(descriptor: int, path: Path) -> bool:
 def passed_on(path: Path) -> Iterator[int | None]:
     """Hold an exclusive lock on the file `path`, which is made if need be, without waiting.
 
-    Yields its descriptor, None where another process has the lock. A child that inherits the descriptor holds the lock
+    Yields its descriptor, or None if another process has the lock. A child that inherits the descriptor holds the lock
     too, until it ends.
     """
     descriptor = _open(path)
@@ -122,7 +122,7 @@ def _open(path: Path) -> int:
 
 
 def _lock(descriptor: int, how: int, path: Path) -> bool:
-    """Take a lock; False if another process has it. `InputError` where the file system has no locks."""
+    """Take a lock; False if another process has it. `InputError` if the file system has no locks."""
     try:
         fcntl.flock(descriptor, how)
     except BlockingIOError:

@@ -1,7 +1,7 @@
-"""The file system that a folder lies on: how far the kernel's locks (flock) hold there, and hard links.
+"""The file system of a folder: how far the kernel's locks (flock) reach there, and whether it has hard links.
 
-What is said of locks is the documentation of a kind, and nothing that was tried: a lock that one machine alone sees
-looks like any other from inside it. Hard links are tried.
+What is said about locks comes from the documentation of each kind of file system, not from a test: from inside a
+machine, a lock that only it sees looks like any other. Hard links are tested.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ldlm import files
 Reach = Literal["across machines", "on one machine", "nowhere", "unknown"]
 
 LOCAL = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "vfat", "xfs", "zfs"}
-# Shared file systems, and the mount options by which their locks hold on one machine only. () is: by no option.
+# Shared file systems, and the mount options that make their locks hold on one machine only; () if no option does.
 SHARED: dict[str, tuple[str, ...]] = {
     "afs": ("flock=local",),
     "ceph": (),
@@ -48,7 +48,7 @@ class FileSystem:
 
 
 def file_system(path: Path, table: Path = Path("/proc/self/mountinfo")) -> FileSystem | None:
-    """The file system of a path; None where the kernel does not say."""
+    """The file system of a path; None if the kernel does not say."""
     try:
         lines = table.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -82,7 +82,7 @@ def _reach(kind: str, options: tuple[str, ...]) -> Reach:
 
 
 def hard_links(folder: Path) -> bool | None:
-    """Whether a file in a folder can have two names; None where no file can be made. Both names are removed."""
+    """Whether a file in a folder can have two names; None if no file can be made. Both names are removed."""
     first, second = (folder / f".{files.unique()}.tmp" for _ in range(2))
     try:
         first.touch()
@@ -104,8 +104,8 @@ def remarks(found: FileSystem | None, links: bool | None) -> list[str]:
     if found is not None and shared and found.locks in ("on one machine", "nowhere"):
         reach = "there are no locks (flock)" if found.locks == "nowhere" else "locks (flock) hold on one machine only"
         lines.append(
-            f"on {found} {reach}: processes of several machines are kept apart by leases, and those of a dead machine "
-            f"are waited for five minutes"
+            f"on {found} {reach}: processes on several machines are kept apart by leases, and those of a dead machine "
+            f"hold for five minutes"
         )
     if links is False:
         lines.append(

@@ -1,8 +1,8 @@
-"""Who is at work in a folder that several processes share: many who add to it, or one who deletes.
+"""Who is at work in a folder that several processes share: many that add to it, or one that deletes.
 
-Whoever works there holds a lease of its own (`present`), and whoever deletes needs to be the only one (`alone`). Each
-makes its lease first and looks for the others' then, so that two never miss each other. The kernel's lock on the
-folder stands beside the leases, for the processes of one machine and for earlier versions, which know nothing else.
+A process that works there holds a lease of its own (`present`), and one that deletes must be the only one (`alone`).
+Each makes its lease first and then looks for the others', so that two never miss each other. A kernel lock on the
+folder accompanies the leases, for the processes of one machine and for earlier versions, which know nothing else.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from ldlm.leases import Lease, Leases
 from ldlm.location import Location
 from ldlm.locks import NoLocks, exclusive_lock, shared_lock
 
-CLAIMS = "claims"  # the folder of leases, in that which is shared
+CLAIMS = "claims"  # the folder of leases, in the shared folder
 ALONE, WORKER = "alone", "worker-"
 LOOK_EVERY = 0.2  # seconds
-# What to do about others: give up; wait for those who show no sign of life, until they count as dead; or for all.
+# What to do about others: give up; wait for those that show no sign of life, until they count as dead; or wait for all.
 Patience = Literal["none", "dead", "all"]
 
 
 def unheard(line: str) -> None:
-    """Takes a note to nobody."""
+    """A note that nobody hears."""
 
 
 def unlimited() -> None:
-    """The check of one who has a folder to itself until it ends, by the kernel's lock or as its only user."""
+    """The check of a process that has a folder to itself until it ends, by the kernel's lock or as its only user."""
 
 
 def leases(folder: Location) -> Leases:
-    """The leases of those who work in a folder."""
+    """The leases of the processes that work in a folder."""
     claims = folder / CLAIMS
     return Leases(claims, claims if isinstance(claims, Path) else None)
 
 
 @contextmanager
 def present(folder: Location, patience: Patience = "dead", held: Leases | None = None) -> Iterator[Lease]:
-    """Work in a folder beside others. `InputError` where a process has it to itself, unless all are waited for."""
+    """Work in a folder beside others. `InputError` if a process has it to itself, unless all are waited for."""
     held = held or leases(folder)
     with ExitStack() as stack:
         if isinstance(folder, Path):
@@ -72,10 +72,10 @@ def _claimed(held: Leases, name: str) -> Lease:
 def alone(
     folder: Location, patience: Patience = "dead", held: Leases | None = None, note: Callable[[str], None] = unheard
 ) -> Iterator[Lease]:
-    """Be the only one at work in a folder. `InputError` where others are.
+    """Be the only one at work in a folder. `InputError` if others are.
 
-    A process of another machine that shows no sign of life is waited for: it counts as dead after five minutes, of
-    which `note` is told.
+    A process on another machine that shows no sign of life is waited for, and counts as dead after five minutes; `note`
+    reports the wait.
     """
     held = held or leases(folder)
     with ExitStack() as stack:
@@ -92,7 +92,7 @@ def alone(
 
 
 def _tidy(held: Leases, name: str) -> None:
-    """Remove the lock beside a lease that is over, for which nobody on this machine waits, and an empty folder."""
+    """Remove the lock beside a lease that is over, which nobody on this machine waits for, and an empty folder."""
     if held.locks is not None:
         with suppress(OSError):
             (held.locks / name).unlink(missing_ok=True)
@@ -102,7 +102,7 @@ def _tidy(held: Leases, name: str) -> None:
 def _settle(
     held: Leases, names: list[str], patience: Patience, doing: str, note: Callable[[str], None] = unheard
 ) -> None:
-    """Wait until these leases are gone, those of the dead taken away. `InputError` for one that won't be."""
+    """Wait until these leases are gone, taking away those of the dead. `InputError` for one that won't go."""
     found = {name: body for name in names if (body := held.places.read(name)) is not None}
     told = False
     while True:
@@ -119,13 +119,13 @@ def _settle(
             return
         if not told:
             who = ", ".join(_who(body).strip(" ()") for body in found.values())
-            note(f"waiting for a sign of life of {who}; without one it counts as dead in {held.expiry / 60:.0f} min")
+            note(f"waiting for a sign of life from {who}; without one it counts as dead in {held.expiry / 60:.0f} min")
             told = True
         held.sleep(LOOK_EVERY)
 
 
 def _who(body: bytes) -> str:
-    """Host and number of the process of a lease, in brackets."""
+    """Host and process number of a lease's holder, in brackets."""
     found = described(body)
     return f" ({found['host']}, process {found['process']})" if {"host", "process"} <= found.keys() else ""
 
@@ -136,9 +136,9 @@ def _who(body: bytes) -> str:
 
 @contextmanager
 def turn(path: Location, shared: bool) -> Iterator[None]:
-    """Keep other processes of this machine from beginning outputs beside this one: they may begin the same.
+    """Keep other processes on this machine from beginning outputs beside this one: they may begin the same one.
 
-    Those of other machines, which a `shared` output may have, are told apart by what they find there.
+    Those on other machines, which a `shared` output may have, are kept apart by what they find there.
     """
     with ExitStack() as stack:
         if isinstance(path, Path):
@@ -151,7 +151,7 @@ def turn(path: Location, shared: bool) -> Iterator[None]:
 
 
 def _outside(path: Path) -> Path:
-    """The closest parent folder that is no artefact itself, made if need be; it is locked while one below is begun."""
+    """The closest parent folder that isn't an artefact, made if need be; it is locked while one below it is begun."""
     found = next(folder for folder in files.target(path).parents if not (folder / "artifact.json").is_file())
     files.make_folder(found)
     return found
@@ -159,9 +159,9 @@ def _outside(path: Path) -> Path:
 
 @contextmanager
 def replacing(path: Location, shared: bool, note: Callable[[str], None] = unheard) -> Iterator[Callable[[], None]]:
-    """Have a folder to oneself, to delete what is there. `InputError` where others are at work.
+    """Have a folder to oneself, to delete what is there. `InputError` if others are at work.
 
-    What it gives is called before each removal: it raises `StorageError` once another process has the folder.
+    Yields a check to call before each removal, which raises `StorageError` once another process has the folder.
     """
     with ExitStack() as stack:
         check = unlimited

@@ -1,4 +1,4 @@
-"""Versions of what decides results, for the records of artefacts."""
+"""Versions of the software that decides results, for the records of artefacts."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def test_overwrite_never_deletes_what_the_stage_is_about_to_read(tmp_path):
 def test_overwrite_does_not_replace_another_kind(tmp_path):
     begin(tmp_path / "x", "features", ExtractConfig(), {}).finish()
     before = content(tmp_path)
-    with pytest.raises(InputError, match="holds a feature store, which --overwrite doesn't replace by a training run"):
+    with pytest.raises(InputError, match="holds a feature store, which --overwrite doesn't replace with a training"):
         begin(tmp_path / "x", "run", CONFIG, {}, overwrite=True)
     assert content(tmp_path) == before
 

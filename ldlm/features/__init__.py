@@ -1,1 +1,1 @@
-"""Text → a feature store of hidden states → batches for training. No trained network is known here."""
+"""Text → a feature store of hidden states → batches for training. Nothing here knows the networks to be trained."""

@@ -1,4 +1,4 @@
-"""A batch of training rows. Needs torch alone: a training step runs where nothing that reads stores is installed.
+"""A batch of training rows. Needs only torch, so a training step runs without the libraries that read stores.
 
 Shape letters: CONTRIBUTING.md.
 """
@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-READ_AHEAD = 2  # batches on the device that wait for their step
+READ_AHEAD = 2  # batches that wait on the device for their step
 
 
 class Batch(NamedTuple):
-    """A process's rows of a batch on its device: states in float32 (None for scratch embeddings), tokens in int64.
+    """One process's rows of a batch, on its device: float32 states (None for scratch embeddings) and int64 tokens.
 
-    `index_B` is on the CPU, so that nothing that is computed from it waits for the device.
+    `index_B` is on the CPU, so that nothing computed from it waits for the device.
     """
 
     hidden_BLD: Tensor | None

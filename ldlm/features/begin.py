@@ -1,4 +1,4 @@
-"""Taking part in an extraction: the store is begun or resumed, or joined where another process has begun it."""
+"""Taking part in an extraction: begin or resume the store, or join one that another process has begun."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def prepare(
     held: ExitStack | None = None,
     device: str | None = None,
 ) -> tuple[Extraction, Artifact]:
-    """Find text, tokenizer and encoder, and begin or resume the store `out`; `InputError` when one doesn't fit it.
+    """Find text, tokenizer and encoder, and begin or resume the store `out`; `InputError` if one doesn't fit it.
 
     Until `held` closes, no other process may overwrite or repair the store. `device` as in `inputs.find`.
     """
-    # A prefix that may be refused stays as it is: there come no hashes of the text.
+    # No hashes of the text are written to a prefix that may yet be refused.
     meet = isinstance(out, ObjectPath) and artifact.is_open(out, "features")
     found = inputs.find(config, out, device, progress, store=out if meet else None)
     begun = artifact.recorded_config(out) if not overwrite and (out / "config.yaml").is_file() else {}
@@ -53,8 +53,8 @@ def prepare(
 def joined(config: ExtractConfig, out: Location, fingerprints: dict[str, str], mark: str) -> Extraction:
     """The extraction of a store that another process has begun with this configuration and these inputs.
 
-    `InputError` when the store is not there, or the tokenizer or the encoder is another one here. `StorageError` when
-    the store there has another mark (`sealing.Seal`) than the one that was begun.
+    `InputError` if the store is missing, or if the tokenizer or the encoder here is not the store's. `StorageError` if
+    the store there does not have the `mark` (`sealing.Seal`) of the one that was begun.
     """
     found = inputs.Inputs(config, {}, *inputs.models(config))
     changed = [name for name, digest in found.fingerprints().items() if digest != fingerprints[name]]
@@ -68,7 +68,7 @@ def joined(config: ExtractConfig, out: Location, fingerprints: dict[str, str], m
 
 
 def _work_folder(result: Artifact) -> Path:
-    """The folder of token rows, raw states and locks: in the store, or for an object store in the user's cache."""
+    """The folder for token rows, raw states and locks: in the store or, for an object store, in the user's cache."""
     if isinstance(result.path, Path):
         return result.path
     identity = files.sha256_json([str(result.path), result.inputs, result.config])

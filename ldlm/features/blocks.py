@@ -1,7 +1,7 @@
-"""The states of blocks of rows, from the encoder or the spool: raw, or normalised and as a codec stores them.
+"""The states of blocks of rows, from the encoder or the spool: raw, or normalised and encoded by a codec.
 
-All of it is done on the encoder's device, and only what is stored crosses to the host. A block is begun, and waited for
-later: while the host works on one, a GPU makes the next.
+All work is done on the encoder's device, and only what is stored is copied to the host. A block is started first and
+awaited later: while the host works on one, a GPU makes the next.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Blocks:
     spool: Spool
 
     def raw(self, split: str, block: int) -> Callable[[], np.ndarray]:
-        """Begin to make a block's raw states; calling the result waits for them, (rows, L, D) float32 on the host."""
+        """Start computing a block's raw states; calling the result waits for them, (rows, L, D) float32 on the host."""
         spooled = self._spooled(split, block)
         return self.encoded_raw(split, block) if spooled is None else lambda: spooled
 
     def encoded_raw(self, split: str, block: int) -> Callable[[], np.ndarray]:
-        """`raw`, from the encoder whatever is spooled."""
+        """`raw`, but always from the encoder, whatever is spooled."""
         states, check = self._encode(split, block)
         arrive = fetch(states)
 
@@ -54,9 +54,9 @@ class Blocks:
     def stored(
         self, split: str, block: int, mean_D: Tensor, std_D: Tensor, codec: Codec
     ) -> Callable[[], tuple[Parts, Error]]:
-        """Begin to normalise and encode a block's states; calling the result waits for the arrays to store.
+        """Start normalising and encoding a block's states; calling the result waits for the arrays to store.
 
-        The error that they have stays on the device.
+        The codec's error stays on the device.
         """
         spooled = self._spooled(split, block)
         if spooled is None:
@@ -80,9 +80,9 @@ class Blocks:
         codec: Codec,
         advance: Callable[[int], None],
     ) -> tuple[Parts, Error]:
-        """Rows that whole blocks hold, normalised and encoded: the arrays to store, and the error that they have.
+        """The rows of whole blocks, normalised and encoded: the arrays to store, and the codec's error.
 
-        `advance` is told of tokens as they are encoded.
+        `advance` counts tokens as they are encoded.
         """
         mean, std = (torch.from_numpy(values).to(self.encoder.device) for values in (mean_D, std_D))
         length, errors = self.tokens[split].seq_len, []
@@ -121,7 +121,7 @@ class Blocks:
 
 
 def one_ahead(begun: Iterable[Callable[[], Result]]) -> Iterator[Result]:
-    """The results of what `begun` begins as it goes. The next one is begun before one is waited for."""
+    """The results of the work that `begun` starts as it is iterated; the next is started before each is awaited."""
     waiting: Callable[[], Result] | None = None
     for following in begun:
         if waiting is not None:

@@ -1,4 +1,4 @@
-"""Codecs of hidden states: from float32 to the arrays that are written to zarr, and back, on the encoder's device.
+"""Codecs of hidden states: from float32 to the arrays written to zarr, and back, on the encoder's device.
 
 Lossy steps happen here, before zarr. Nothing is ever clipped: outlier channels would lose the most. fp16 and fp32 are
 plain numbers to any zarr reader; the other codecs put `recipe` into the array's attributes.
@@ -22,7 +22,7 @@ Widen = Callable[[Tensor], Tensor]  # any dtype to float32, on the same device
 
 @dataclass(frozen=True)
 class Codec:
-    """`encode` float32 states (R, L, D) into named arrays, and `decode` them, on whatever device they are."""
+    """`encode` float32 states (R, L, D) into named arrays, and `decode` them, on whatever device they are on."""
 
     name: str
     dtypes: Mapping[str, str]  # array name -> zarr dtype
@@ -40,11 +40,11 @@ class Codec:
         return {name: np.empty(shape, self.dtypes[name]) for name, shape in self.shapes(states).items()}
 
 
-GRAIN = 32_768  # elements; up to so many, torch runs an operation in the calling thread
+GRAIN = 32_768  # elements; up to this many, torch runs an operation in the calling thread
 
 
 def widen_alone(stored: Tensor) -> Tensor:
-    """Convert to float32 on the same device; on a CPU in the calling thread alone.
+    """Convert to float32 on the same device; on a CPU, only in the calling thread.
 
     torch's other threads spin after each operation and would take cores from the threads that decompress.
     """
@@ -57,7 +57,7 @@ def widen_alone(stored: Tensor) -> Tensor:
 
 def _encode_int8(h: Tensor) -> Mapping[str, Tensor]:
     """int8 with a scale per token: ±127 is the largest magnitude among the token's states."""
-    # A tensor, since a GPU multiplies by the rounded inverse of a number.
+    # A tensor, since a GPU would multiply by the rounded inverse of a Python number.
     scale = h.abs().amax(dim=-1, keepdim=True) / torch.full((), 127.0, device=h.device)
     scale = torch.where(scale > 0, scale, 1.0)
     return {"hidden": (h / scale).round_().to(torch.int8), "scale": scale[..., 0]}
@@ -108,15 +108,15 @@ CODECS = {
 
 
 def encode(h: Tensor, codec: Codec) -> Callable[[], Parts]:
-    """Begin to encode states (R, L, D) on their device; calling the result waits for the arrays to store.
+    """Start encoding states (R, L, D) on their device; calling the result waits for the arrays to store.
 
-    It raises `InputError` for NaN, infinity, and values beyond the codec's range.
+    That call raises `InputError` for NaN, infinity, and values beyond the codec's range.
     """
     return _fetched(codec.encode(h), h, codec)
 
 
 def encode_with_error(h: Tensor, codec: Codec) -> tuple[Callable[[], Parts], Error]:
-    """`encode`, and the error that the stored form of the states has."""
+    """`encode`, and the error of the stored states."""
     parts = codec.encode(h)
     return _fetched(parts, h, codec), Error.of(h, parts, codec)
 
@@ -141,7 +141,7 @@ def _check_range(worst: np.ndarray, codec: Codec) -> None:
     """`InputError` when states of magnitudes up to `worst` can't be stored."""
     if not np.isfinite(worst):
         raise InputError(
-            "the encoder gave hidden states that are not finite, and nothing was stored of this shard; use --precision "
+            "the encoder gave hidden states that are not finite, and nothing of this shard was stored; use --precision "
             "fp32, or another --layer"
         )
     dtype = np.dtype(codec.dtypes.get("hidden", "float32"))
@@ -191,6 +191,6 @@ def _squares(h: Tensor) -> Tensor:
     """Sum of squares per channel, float64 (D,): in float32 over the tokens of a row, and in float64 over rows."""
     if h.is_cuda:
         return h.square().sum(dim=1).sum(dim=0, dtype=torch.float64)
-    # numpy adds token after token, as for all records so far; on a CPU torch adds in another order.
+    # numpy adds token by token, as in all records so far; on a CPU, torch adds in another order.
     values = h.numpy()
     return torch.from_numpy(np.einsum("rld,rld->rd", values, values).sum(axis=0, dtype=np.float64))

@@ -14,7 +14,7 @@ from ldlm.features.documents import count_documents, section
 
 
 def documents(config: ExtractConfig, split: str) -> Iterator[str] | None:
-    """The documents of `train` or `validation`, detokenised; None where there is no such split."""
+    """The documents of `train` or `validation`, detokenised; None if there is no such split."""
     found = _raw_documents(config, split)
     return None if found is None else detokenised(config, found)
 
@@ -36,7 +36,7 @@ def _raw_documents(config: ExtractConfig, split: str) -> Iterator[str] | None:
 
 
 def boundary(config: ExtractConfig, total: int) -> int:
-    """The number of `total` documents that are trained on; the last ones are held out."""
+    """How many of `total` documents are trained on; the last ones are held out."""
     if total <= config.validation_docs:
         raise InputError(
             f"--validation-docs {config.validation_docs} leaves nothing to train on: there are {total} documents"
@@ -72,10 +72,10 @@ class Count(NamedTuple):
 
 
 def count_rows(config: ExtractConfig, tokenizer: Any, split: str, seconds: float = 20.0) -> Count:
-    """The number of rows of a split: counted if packing takes no longer than `seconds`, and else estimated.
+    """The number of rows of a split: counted if packing takes no longer than `seconds`, and otherwise estimated.
 
-    The estimate packs the first documents and counts the others. Where a dataset's card states the number of its
-    documents, no others are fetched.
+    The estimate packs the first documents and counts the others; if a dataset's card states how many there are, the
+    others are not fetched.
     """
     total = _stated_documents(config, split)
     if total is None:
@@ -104,7 +104,7 @@ def count_rows(config: ExtractConfig, tokenizer: Any, split: str, seconds: float
 
 
 def _stated_documents(config: ExtractConfig, split: str) -> int | None:
-    """The number of documents of a split that its dataset's card states; None where they must be counted."""
+    """The number of documents in a split as its dataset's card states it; None if they must be counted."""
     if not config.dataset or (split == "validation" and not (config.validation_split or config.validation_docs)):
         return None
     name = config.validation_split if split == "validation" and config.validation_split else config.split
@@ -116,7 +116,7 @@ def _stated_documents(config: ExtractConfig, split: str) -> int | None:
 
 
 def most_rows(config: ExtractConfig) -> dict[str, int] | None:
-    """An upper bound on rows by split, a token being at least a byte; None where the text's size isn't known."""
+    """An upper bound on rows by split, since a token is at least a byte; None if the text's size isn't known."""
     if config.dataset:
         return None
     most: dict[str, int] = {}

@@ -1,12 +1,12 @@
-"""Files of a shard that go into their places together with its record: those of the first process that has them.
+"""Put a shard's files into place together with its record: those of the first process to record them.
 
-Two machines that make a shard may differ in last bits, and either may stop between any two steps and go on later. So
-each first lays its files beside their places, under names with their hashes. Then the first record that is put under
-`.NAME.decided` decides: whoever comes later puts the files that it names into place, and not its own. The record proper
-comes last. Nobody writes over a shard that has one.
+Two machines that make the same shard may differ in the last bits, and either may stop between any two steps and resume
+later. So each first writes its files beside their places, under names that contain their hashes. The first record put
+under `.NAME.decided` then decides: whoever comes later puts the files that it names into place, not its own. The record
+proper comes last. Nobody overwrites a shard that has one.
 
-In an object store, which has neither links nor renames, the service copies a file into its place. All who do so copy
-the same bytes, those of the decision, until it goes with what lay beside.
+An object store has neither links nor renames, so the service copies each file into its place. Every process copies the
+same bytes, those of the decision, until the decision is removed together with the files beside the places.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ldlm.emptying import take_away
 from ldlm.errors import StorageError
 from ldlm.location import Location, ObjectPath
 
-NAME = ".{}.decided"  # by the shard's name, beside its record
+NAME = ".{}.decided"  # with the shard's name, beside its record
 
 
 def decision(record: Location) -> Location:
-    """The file by which the files of a shard are decided, from the path of its record."""
+    """The file that decides which files a shard gets, from the path of its record."""
     return _sibling(record, NAME.format(record.stem))
 
 
@@ -36,9 +36,9 @@ def _sibling(path: Location, name: str) -> Location:
 
 
 def put(root: Location, made: Mapping[str, files.Buffer], record_path: Location, facts: Mapping[str, Any]) -> None:
-    """Put files, by their names below `root`, and then their record, which is `facts` with their sizes and hashes.
+    """Put files, by name below `root`, and then their record: `facts` with the files' sizes and hashes.
 
-    The files and the record of another process stay where it was first.
+    If another process was first, its files and record stay.
     """
     entries = {name: {"bytes": len(data), "sha256": files.sha256(data)} for name, data in made.items()}
     own = {_beside(root, name, entry) for name, entry in entries.items()}
@@ -47,7 +47,7 @@ def put(root: Location, made: Mapping[str, files.Buffer], record_path: Location,
     record = files.dump_digested({**facts, "files": entries}).encode()
     try:
         decided = bytes(files.write_once(decision(record_path), record))
-    except FileNotFoundError:  # another process has put the record, and its decision went before it was read here
+    except FileNotFoundError:  # another process put the record, and removed the decision before it was read here
         if not record_path.is_file():
             raise
         for path in own:
@@ -70,13 +70,13 @@ def _undecided(path: Location, decided: bytes) -> None:
 
 
 def _beside(root: Location, name: str, entry: Mapping[str, Any]) -> Location:
-    """Where a file lies until it is decided."""
+    """Where a file waits for the decision."""
     place = root / name
     return _sibling(place, f".{entry['sha256']}.{place.name}")
 
 
 def _placed(root: Location, name: str, entry: Mapping[str, Any], record: Location) -> bool:
-    """Put a decided file into its place; False where the shard has its record already, and all is done."""
+    """Put a decided file into its place; False if the shard already has its record, and all is done."""
     place, beside = root / name, _beside(root, name, entry)
     try:
         if isinstance(beside, ObjectPath):
@@ -87,13 +87,13 @@ def _placed(root: Location, name: str, entry: Mapping[str, Any], record: Locatio
         place = cast(Path, place)
         if files.link(beside, place) or files.sha256_file(place) == entry["sha256"]:
             return True
-        # A file that was never recorded: every decision on a shard that ended has left a record.
+        # The file there was never recorded: every decision that was carried out has left a record.
         if record.is_file():
             return False
         copy = place.with_name(f".{files.unique()}.{place.name}")
         files.link(beside, copy)
         files.put(copy, place)
-    except FileNotFoundError:  # another process has put it there and recorded it meanwhile
+    except FileNotFoundError:  # another process has meanwhile put it there and recorded it
         if record.is_file():
             return False
         found = files.content(place)

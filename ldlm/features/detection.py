@@ -1,6 +1,6 @@
-"""Open a text file: decompress it, and detect its format and encoding by its content.
+"""Open a text file: decompress it, and detect its format and encoding from its content.
 
-The name decides only where it promises JSON or parquet.
+The name matters only if it promises JSON or parquet.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 from ldlm.errors import InputError, Unreadable
 from ldlm.features import documents
 
-HEAD = 2**16  # bytes by which a format is detected
+HEAD = 2**16  # bytes from which a format is detected
 STANDARD_INPUT = Path("-")
 JSON_NAMES = (".json", ".jsonl", ".ndjson", ".jsonlines")
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
@@ -37,7 +37,7 @@ class Span(NamedTuple):
 
 
 class Reader(io.BufferedReader):
-    """A buffered stream that counts the bytes of the lines that it gives, and of the mark before the first one."""
+    """A buffered stream that counts the bytes of the lines it returns, and of the byte order mark before the first."""
 
     def __init__(self, raw: io.RawIOBase, mark: int) -> None:
         super().__init__(raw, 2 * documents.LONGEST)
@@ -65,13 +65,13 @@ class Source:
         return self.span is None or self.span.start + self.stream.taken < self.span.stop
 
     def line(self, number: int) -> Place:
-        """The place of a line, by its number from the source's first one."""
+        """The place of a line, numbered from the source's first."""
         return Place(self, number)
 
 
 @dataclass(frozen=True)
 class Place:
-    """A line as messages name it. Lines before a span are counted when a message needs them."""
+    """A line as messages name it. The lines before a span are counted only when a message needs their number."""
 
     source: Source
     number: int
@@ -80,7 +80,7 @@ class Place:
         return f"{self.source.path}, line {self.number + self._before()}"
 
     def _before(self) -> int:
-        """The number of lines before the source's first one."""
+        """The number of lines before the source's first."""
         span = self.source.span
         if span is None or span.start == 0:
             return 0
@@ -93,7 +93,7 @@ class Place:
 def opened(path: Path, span: Span | None = None) -> Iterator[Source]:
     """Open a file or `-`, standard input; `InputError` when it is absent, damaged or not text.
 
-    With a `span`, lines are read from the first that begins in it, of a file that is not compressed.
+    With a `span`, which only an uncompressed file can have, lines are read from the first that begins in it.
     """
     with ExitStack() as held:
         outer = _Stream(path, _standard_input() if path == STANDARD_INPUT else held.enter_context(_file(path)))
@@ -140,7 +140,7 @@ def _zstd(stream: Any) -> Any:
     return pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd")
 
 
-# By the first bytes. pzstd writes a skippable frame before the first one of zstd.
+# Keyed by the first bytes. pzstd writes a skippable frame before the first zstd frame.
 _UNPACKERS: dict[re.Pattern[bytes], Callable[[Any], Any]] = {
     re.compile(rb"\x1f\x8b\x08"): lambda stream: gzip.GzipFile(fileobj=stream),
     re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"): bz2.BZ2File,
@@ -150,7 +150,7 @@ _UNPACKERS: dict[re.Pattern[bytes], Callable[[Any], Any]] = {
 
 
 class _Stream(io.RawIOBase):
-    """Bytes of a file or a pipe; the first ones can be looked at before they are read."""
+    """The bytes of a file or a pipe, the first of which can be inspected before they are read."""
 
     def __init__(self, path: Path, stream: Any) -> None:
         self.path, self._stream, self._taken = path, stream, 0
@@ -190,10 +190,10 @@ def as_input_error(place: Callable[[], str]) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:  # the libraries of each format raise kinds of their own, and all mean the same here
+    except Exception as error:  # each format's library raises exceptions of its own, and all mean the same here
         reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0] or type(error).__name__
         kind = Unreadable if isinstance(error, OSError) and error.errno is not None else InputError
-        raise kind(f"{place()} can't be read: {reason.rstrip('.')}; make a whole copy of it") from None
+        raise kind(f"{place()} can't be read: {reason.rstrip('.')}; get an intact copy of it") from None
 
 
 _OBJECT = re.compile(rb'(?:\{\s*\}\s*)*\{\s*"(?:[^"\\]|\\.)*"\s*:')
@@ -206,7 +206,7 @@ def _kind(path: Path, head: bytes, compressed: bool) -> Kind:
     if head.startswith(b"PAR1") and (suffix == ".parquet" or b"\0" in head):
         return "parquet"
     if suffix == ".parquet":
-        raise InputError(f"{path} is not a parquet file, which begins with PAR1; rename it by what it holds")
+        raise InputError(f"{path} is not a parquet file, which begins with PAR1; rename it to match its content")
     _check_encoding(path, head, compressed)
     if _ARRAY.match(start) or (suffix == ".json" and start.startswith(b"[")):
         return "json array"
@@ -233,12 +233,12 @@ def _check_encoding(path: Path, head: bytes, compressed: bool) -> None:
         )
     if head[257:262] == b"ustar" or (_CONTROLS.search(head) and not _is_utf8(head)):
         raise InputError(
-            f"{path} is an archive or binary: neither text nor JSON nor parquet, and not packed by gzip, zstd, bzip2 "
-            f"or xz alone; unpack or convert it"
+            f"{path} is an archive or binary: neither text nor JSON nor parquet, and not compressed with gzip, zstd, "
+            f"bzip2 or xz alone; unpack or convert it"
         )
 
 
-_CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")  # control characters that text holds only by mistake
+_CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")  # control characters that text contains only by mistake
 
 
 def _is_utf8(head: bytes) -> bool:
@@ -254,7 +254,7 @@ def _is_utf8(head: bytes) -> bool:
 
 
 def ending(path: Path) -> str:
-    """The suffix of a file's name in lower case, without that of a compression."""
+    """The suffix of a file's name in lower case, ignoring that of a compression."""
     return (Path(path.stem) if path.suffix.lower() in COMPRESSED else path).suffix.lower()
 
 
@@ -272,7 +272,7 @@ def check_exists(path: Path) -> None:
 
 
 def unpacked(path: Path, compressed: bool) -> tuple[str, str]:
-    """For advice on a file: the first step, to unpack it if it is compressed, and its name after that."""
+    """For advice on a file: the first step, which unpacks it if it is compressed, and its name after that."""
     return (
         ("unpack it and ", path.stem if path.suffix.lower() in COMPRESSED else path.name)
         if compressed

@@ -1,11 +1,11 @@
-"""Hashes of large text files, which are remembered: a terabyte is hashed once, and not by every process that starts.
+"""Remembered hashes of large text files: a terabyte is hashed once, not by every process that starts.
 
-A hash stands in the user's cache with what its file was known by: path, size, time of modification, time of change and
-inode. It holds while all of them are the same. The time of change is the kernel's: no program sets it, so another file
-that was moved or copied there, with the same size and time of modification, is hashed. The number of the device is left
-out, since machines number their mounts differently and share the hashes of one file server. The processes that start
-together divide the files among them. Where the cache can't be written, each process hashes all files. Machines that
-make a store in an object store divide them too: there a hash stands by all that its file was known by, until the seal.
+The user's cache keeps each hash with the path, size, modification time, change time and inode of its file. The hash
+holds while all of these are unchanged. Only the kernel sets the change time, so another file that is moved or copied to
+the path is hashed again, even with the same size and modification time. The device number is left out, since machines
+that share the hashes of one file server number their mounts differently. Processes that start together divide the files
+among themselves; if the cache can't be written, each hashes all files. Machines that make a store in an object store
+divide the files too: until the seal, the object store keeps each hash under all these properties of its file.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from ldlm.location import Location, ObjectPath, user_cache
 from ldlm.presence import CLAIMS
 from ldlm.progress import SILENT, Progress
 
-LEAST = 2**24  # bytes; a smaller file takes no time
-SETTLED = 2.0  # seconds after a change, within which another may get the same time; the coarsest clocks tick so slowly
+LEAST = 2**24  # bytes; hashing a smaller file takes no time
+SETTLED = 2.0  # seconds after a change within which another may get the same time: the coarsest clocks tick this slowly
 PART = 2**20
 
 
 def sha256(paths: Sequence[Path], progress: Progress = SILENT, store: Location | None = None) -> dict[Path, str]:
     """The sha256 of files, by path; `InputError` for one that can't be read.
 
-    Those who make the same `store`, in an object store, hash each file once.
+    Processes that make the same `store` in an object store hash each file once between them.
     """
     large = {path: size for path in paths if (size := files.size(path) or 0) >= LEAST}
     shared = store / CLAIMS / "digests" if isinstance(store, ObjectPath) else None
@@ -42,7 +42,7 @@ def sha256(paths: Sequence[Path], progress: Progress = SILENT, store: Location |
 
 
 class _Hashing:
-    """The hashing of large files, together with other processes that have this cache, or what is `shared` beyond it."""
+    """Hashes large files together with other processes that have this cache, or the folder `shared` beyond it."""
 
     def __init__(self, sizes: dict[Path, int], shared: ObjectPath | None) -> None:
         self.sizes, self.found, self.shared = sizes, dict[Path, str](), shared
@@ -52,7 +52,7 @@ class _Hashing:
         self.leases = Leases((shared or self.folder) / "claims", self.folder / "claims")
 
     def run(self, progress: Progress) -> dict[Path, str]:
-        """The hashes by path; fewer where the cache can't be written."""
+        """The hashes by path; fewer if the cache can't be written."""
         with suppress(OSError), Tally(progress, "hash the text", self.sizes, self._all_known, unit="byte") as tally:
             self.seen, self.since = {path: _state(path) for path in self.sizes}, time.monotonic()
             share(
@@ -65,8 +65,8 @@ class _Hashing:
 
     def _work(self, tally: Tally[Path], path: Path) -> None:
         before = self.seen[path]
-        self._remember(path, before, None)  # an error before the work, where nothing can be written
-        # A later change gets another time, whatever the file server's clock says. All files wait together.
+        self._remember(path, before, None)  # if nothing can be written, fail before the work
+        # After this wait a change gets another time, whatever the file server's clock says. One wait serves all files.
         time.sleep(max(0.0, self.since + SETTLED - time.monotonic()))
         digest = _hashed(path, partial(tally.advance, path))
         if _state(path) == before:
@@ -74,9 +74,9 @@ class _Hashing:
         self.found[path] = digest
 
     def _places(self, path: Path) -> list[Location]:
-        """The files in which a hash is remembered: in the cache by the path, and where machines meet by the state too.
+        """The files that remember a hash: in the cache by path, and where machines meet by path and state.
 
-        There two of them may have different files of one path, each on its own disk.
+        Two machines may have different files at one path, each on its own disk.
         """
         named = str(path.absolute())
         places: list[Location] = [self.folder / f"{files.sha256(named.encode())[:32]}.json"]
@@ -90,7 +90,7 @@ class _Hashing:
             files.write_atomic(place, files.dump_digested(record))
 
     def _known(self, path: Path) -> bool:
-        """Whether the hash of a file is known here; the cache is looked into."""
+        """Whether the hash of a file is known here, after a look into the cache."""
         state = _state(path)
         for place in [] if path in self.found else self._places(path):
             record = files.load_digested(files.content(place) or b"") or {}
@@ -114,7 +114,7 @@ def _state(path: Path) -> dict[str, int]:
 
 
 def _hashed(path: Path, advance: Callable[[int], object] = lambda count: None) -> str:
-    """The sha256 of a file; `advance` is told of bytes as they are read."""
+    """The sha256 of a file; `advance` counts bytes as they are read."""
     digest = hashlib.sha256()
     with as_input_error(lambda: str(path)), open(path, "rb") as file:
         while part := file.read(PART):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from ldlm.errors import InputError
 
-LONGEST = 2**16  # characters of a document that are tokenised at once, and bytes of a line that are read at once
+LONGEST = 2**16  # characters of a document tokenised at once, and bytes of a line read at once
 
 
 class Part(str):
@@ -20,7 +20,7 @@ class Part(str):
 
 
 def parts(document: str) -> Iterator[str]:
-    """Cut a document into parts of at most `LONGEST` characters; the cuts depend on its text alone."""
+    """Cut a document into parts of at most `LONGEST` characters; the cuts depend only on its text."""
     if len(document) <= LONGEST:
         return iter((document,))
     return cut(document[start : start + LONGEST] for start in range(0, len(document), LONGEST))
@@ -68,7 +68,7 @@ def count_documents(documents: Iterable[str]) -> int:
 
 
 def section(documents: Iterable[str], start: int, stop: int | None = None) -> Iterator[str]:
-    """The documents from number `start` to before `stop`, or to the end."""
+    """The documents from number `start` up to, but not including, `stop`, or to the end."""
     number = 0
     for document in documents if stop != 0 else ():
         if number >= start:
@@ -89,7 +89,7 @@ def whole(documents: Iterable[str]) -> Iterator[str]:
 
 
 def check_whole(text: str, place: object) -> None:
-    """`InputError` for a lone surrogate, which JSON may hold, or a command line whose bytes are not UTF-8."""
+    """`InputError` for a lone surrogate, which JSON may contain, as may a command line whose bytes are not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -1,7 +1,8 @@
-"""The frozen text encoder E_h: tokens → hidden states h, and their normalisation (Section 4.1 and 6, SPEC 2).
+"""The frozen text encoder E_h: tokens → hidden states h, and their normalisation (Sections 4.1 and 6, SPEC 2).
 
-Any encoder or causal model of transformers. `hidden_states[layer]` is taken from a model whose blocks above that layer
-have been removed, so that they cost neither time nor memory; `states.py` checks that the states are that layer's.
+Any encoder or causal model of transformers will do. `hidden_states[layer]` is taken from a model whose blocks above
+that layer have been removed, so that they cost neither time nor memory; `states.py` checks that the states are that
+layer's.
 
 Shape letters: CONTRIBUTING.md.
 """
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from ldlm.features.store import FeatureStore
 
 VARIANCE_FLOOR = 1e-4
-CAUSAL_ROWS = 16  # whose first states are compared
+CAUSAL_ROWS = 16  # rows whose first states are compared
 ROUNDING = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2, "int8-token": 2e-2}  # of a state, by how it was made and stored
 ROWS_PER_PASS = 32  # of the online encoder, so that its memory doesn't grow with the batch
 
@@ -81,7 +82,7 @@ class FrozenEncoder:
     def _take_states(self, model: Any, seq_len: int | None) -> None:
         """Remove the blocks above the layer, on the CPU: on a GPU, a position out of range would end the process."""
         if getattr(model, "pooler", None) is not None:
-            # The pooler is not used. A checkpoint may lack it, and its random weights would be in the fingerprint.
+            # The pooler is not used. A checkpoint may lack it, and its random weights would enter the fingerprint.
             model.pooler = nn.Identity().eval()
         self.positions = states.positions(model)
         if seq_len is not None and self.positions is not None and seq_len > self.positions:
@@ -178,7 +179,7 @@ class Statistics:
         return np.sqrt(np.maximum(self.m2_D / max(1, self.count), VARIANCE_FLOOR))
 
     def summary(self) -> dict[str, float]:
-        """Number of positions, and the largest and median deviations, to be read by people."""
+        """Number of positions, and the largest and median deviations, for people to read."""
         return {
             "positions": self.count,
             "largest_std": float(self.std_D.max()),
@@ -188,7 +189,7 @@ class Statistics:
 
 
 def recorded_encoder(record: Mapping[str, Any], seq_len: int, device: torch.device | str = "cpu") -> FrozenEncoder:
-    """The encoder that a store's record describes, loaded from its `name`; `InputError` when another is there."""
+    """The encoder that a store's record describes, loaded from its `name`; `InputError` if that is another encoder."""
     name, kind, layer, precision = (record[key] for key in ("name", "kind", "layer", "precision"))
     encoder = FrozenEncoder(name, kind=kind, layer=layer, seq_len=seq_len, device=device, precision=precision)
     if encoder.fingerprint() != record["fingerprint"]:
@@ -200,19 +201,19 @@ def recorded_encoder(record: Mapping[str, Any], seq_len: int, device: torch.devi
 
 
 def online_encoder(store: FeatureStore) -> OnlineEncoder | None:
-    """The encoder that makes the states of `store` inside the step; None where it holds them or none are needed."""
+    """The encoder that makes the states of `store` inside the step; None if it holds them or needs none."""
     return OnlineEncoder(store.encoder, *store.statistics()) if store.needs_encoder else None
 
 
 def check_causal(store: FeatureStore) -> None:
-    """`InputError` where states tell of later tokens, as BERT's do: the first k would give away what comes after them.
+    """`InputError` if states depend on later tokens, as BERT's do: the first k would give away what comes after them.
 
-    Every row begins with BOS. A causal encoder has seen nothing else there, so that all rows have one first state.
+    Every row begins with BOS, and a causal encoder has seen nothing else there, so all rows have the same first state.
     """
     split = store.split("train", online_encoder(store))
     parts, tokens = split.read(0, min(CAUSAL_ROWS, split.rows))
     h_BLD = split.states(parts, torch.from_numpy(tokens).to(torch.int64))
-    assert h_BLD is not None  # of scratch embeddings there are none
+    assert h_BLD is not None  # only scratch embeddings have no states
     first_BD = h_BLD[:, 0].double()
     apart = ((first_BD - first_BD[0]).norm(dim=1).max() / first_BD[0].norm()).item()
     rounded = "bf16" if store.encoder["precision"] == "bf16" else store.codec.name

@@ -1,4 +1,4 @@
-"""The size of an extraction and the time that it takes, before it runs."""
+"""The size of an extraction and the time it will take, before it runs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ldlm.features.writer import StoreWriter
 
 
 def sampled_blocks(config: ExtractConfig, rows: int) -> int:
-    """Number of blocks of `rows` training rows that the statistics are taken over."""
+    """The number of blocks, of those in `rows` training rows, over which the statistics are taken."""
     blocks, wanted = -(-rows // config.batch_size), config.stats_tokens
     return blocks if wanted is None else min(blocks, -(-wanted // (config.batch_size * config.seq_len)))
 
 
 def stores_states(config: ExtractConfig) -> bool:
-    """Whether the store holds states, and not only tokens and statistics."""
+    """Whether the store holds states, not just tokens and statistics."""
     return config.kind != "scratch" and config.codec != "online"
 
 
@@ -39,20 +39,20 @@ def stored_bytes(tokens: int, width: int, codec: Codec) -> int:
 
 
 def spool_bytes(config: ExtractConfig, width: int, rows: Mapping[str, int]) -> tuple[int, int]:
-    """Bytes of the token rows, and of the sample's states in float32, that an extraction spools, by rows of splits."""
+    """Bytes that an extraction spools, given the rows of each split: token rows, and the sample's float32 states."""
     sample = sampled_blocks(config, rows["train"]) * config.batch_size * config.seq_len
     return 4 * sum(rows.values()) * config.seq_len, 4 * sample * (width if stores_states(config) else 0)
 
 
 def smaller_choice(config: ExtractConfig) -> str:
-    """The codec to use where the disk is too small, as the end of a message; empty where none is smaller."""
+    """The codec to use if the disk is too small, as the end of a message; empty if none is smaller."""
     smaller = {"int8-token": "online, which stores no states", "online": ""}
     choice = "" if config.kind == "scratch" else smaller.get(config.codec, "int8-token")
     return f" or choose --codec {choice}" if choice else ""
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes that are free on the disk where `path` is or will be."""
+    """Bytes free on the disk where `path` is or will be."""
     path = files.target(path)
     return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
 
@@ -62,9 +62,9 @@ def free_bytes(path: Path) -> int:
 
 
 def tokens_per_second(config: ExtractConfig, encoder: FrozenEncoder, writer: StoreWriter) -> float:
-    """Measured tokens per second of the slower of encoding and of compressing and hashing, which run side by side.
+    """Measured tokens per second of the slower of two parts that run side by side: encoding; compressing and hashing.
 
-    Over one block of random tokens; the disk is left out.
+    They are measured over one block of random tokens, without the disk.
     """
     tokens = torch.randint(writer.shapes.vocab_size, (config.batch_size, config.seq_len))
     statistics, parts = Statistics.of(encoder(tokens).cpu().numpy()), dict[str, np.ndarray]()
@@ -86,7 +86,7 @@ def tokens_per_second(config: ExtractConfig, encoder: FrozenEncoder, writer: Sto
 
 
 def largest_share(items: int, workers: int) -> float:
-    """The share of so many equal items that the busiest of some workers does, when they divide them evenly."""
+    """The share of `items` equal items that the busiest of `workers` does when they divide them evenly."""
     return -(-items // workers) / max(1, items)
 
 

@@ -2,9 +2,9 @@
 
 The phases are methods of `Extraction`, and `stages/extract_features.py` calls them in order. Any number of
 processes, on one machine, a shared file system or an object store, divide pieces of text, blocks of rows and shards
-among them; with an object store each machine makes the blocks for itself. Blocks hold the same rows whatever the
-number of processes, and statistics merge in block order: the bytes of a store depend on its configuration and text
-alone.
+among themselves; with an object store each machine makes the blocks for itself. Blocks hold the same rows whatever the
+number of processes, and statistics merge in block order: the bytes of a store depend only on its configuration and
+text.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Extraction:
     encoder: FrozenEncoder
     fingerprints: dict[str, str]
     progress: Progress
-    share: Share | None = field(default_factory=share_of_environment)  # of the work, which this process does first
+    share: Share | None = field(default_factory=share_of_environment)  # the work that this process does first
     at_work: InitVar[Lease | None] = None  # the lease by which this process is at work in the store
     own_seal: Seal = field(init=False)
 
@@ -79,12 +79,12 @@ class Extraction:
 
     @cached_property
     def leases(self) -> Leases:
-        """The leases of what those who share the work folder do; their locks' names are known to earlier versions."""
+        """The leases on work of processes that share the work folder; earlier versions know their locks' names."""
         return Leases(self.work / CLAIMS, self.work / CLAIMS)
 
     @cached_property
     def store_leases(self) -> Leases:
-        """The leases of what all do: pieces, shards, the seal. They lie in the store's folder, or the object store."""
+        """The leases on work of all processes: pieces, shards, the seal. They lie in the store's folder or prefix."""
         return self.leases if self.work == self.out else Leases(self.out / CLAIMS, self.work / CLAIMS)
 
     def _in_turn(self, items: list[Any]) -> list[Any]:
@@ -105,8 +105,8 @@ class Extraction:
     def pack(self, hand_out: HandOutPieces | None = None) -> bool:
         """Tokenise the text, together with other processes, and open the token rows of each split.
 
-        False when another process has sealed the store and removed the rows meanwhile. Of every phase `hand_out` is an
-        engine's, which has the items that are left made elsewhere.
+        False when another process has meanwhile sealed the store and removed the rows. In every phase, `hand_out` is
+        that of an engine, which has the remaining items made elsewhere.
         """
         packing = self.packing
         with packing.turn(packing.planned) as planned:
@@ -135,7 +135,7 @@ class Extraction:
         return True
 
     def _check_space_ahead(self) -> None:
-        """`check_space` before the text is packed: for the most rows that it can make, or else for an estimate."""
+        """`check_space` before the text is packed: for the most rows it can make or, failing that, for an estimate."""
         most = corpus.most_rows(self.config)
         needed, free = (1, 0) if most is None else self._space(most)
         if needed > free:
@@ -152,10 +152,10 @@ class Extraction:
             )
 
     def _space(self, rows: Mapping[str, int]) -> tuple[int, int]:
-        """Bytes that are still to be written to the disk, before compression, and bytes that are free on it.
+        """Bytes still to be written to the disk, before compression, and bytes free on it.
 
-        What is there needs no room again: token rows, states of the sample that are spooled or, once there are
-        statistics, all of them, and shards with a record.
+        What is already there needs no more room: token rows, spooled states of the sample (once there are statistics,
+        no state needs any), and shards with a record.
         """
         packed, spooled = estimate.spool_bytes(self.config, self.encoder.hidden_dim, rows)
         needed = 0
@@ -192,7 +192,7 @@ class Extraction:
         return [int(i) for i in np.random.default_rng(self.config.seed).integers(edges[:-1], edges[1:])]
 
     def encode_sample(self, hand_out: HandOut | None = None) -> None:
-        """Spool the raw states of the sample, unless the statistics are there or the store gets no states."""
+        """Spool the raw states of the sample, unless the statistics are there or the store holds no states."""
         if self._statistics_path.is_file() or not estimate.stores_states(self.config):
             return
         blocks = self.sample()
@@ -205,10 +205,10 @@ class Extraction:
     def share_blocks(
         self, blocks: Iterable[int], tally: Tally[int], turn: AbstractContextManager[Any] | None = None
     ) -> None:
-        """Spool blocks unless others do; returns when they are done. One is encoded and written in its `turn`."""
+        """Spool blocks unless others do; returns when all are done. Each is encoded and written within `turn`."""
 
         def work(block: int) -> None:
-            with turn or nullcontext():  # encoder and spool each have one place in memory for the states
+            with turn or nullcontext():  # encoder and spool each have memory for the states of one block
                 states = self._blocks.encoded_raw("train", block)()
                 self.spool.write(block, states)
             tally.bytes += states.nbytes
@@ -255,7 +255,7 @@ class Extraction:
                     "tokenizer": self.fingerprints["tokenizer"],
                     "statistics": ledger.statistics_hash(everything.mean_D, everything.std_D),
                 },
-                # GPT-2's activations at position 0 are massive, so the statistics are given without it too.
+                # GPT-2's activations at position 0 are massive, so the statistics are also given without it.
                 "statistics": {"all": everything.summary(), "without_position_0": without_first.summary()},
                 "sha256": covered,
             }
@@ -294,7 +294,7 @@ class Extraction:
     def share_shards(
         self, shards: Iterable[Shard], tally: Tally[Shard], turn: AbstractContextManager[Any] | None = None
     ) -> None:
-        """Write shards unless others do; returns when they are done. One is encoded in its `turn`, written after it."""
+        """Write shards unless others do; returns when all are done. Each is encoded within `turn`, written after it."""
         statistics, _ = self._read_statistics()
         self.own_seal.check()
         mean_D, std_D = statistics.mean_D.astype(np.float32), statistics.std_D.astype(np.float32)
@@ -306,7 +306,7 @@ class Extraction:
                 return self._shard_parts(*item, mean_D, std_D, lambda tokens: tally.advance(item, tokens))
 
         def write(item: Shard, made: tuple[Parts, dict[str, Any]]) -> None:
-            if self.writer.done(*item):  # this process was stopped, and another has made it meanwhile
+            if self.writer.done(*item):  # this process was stopped, and another has meanwhile made it
                 return
             parts, error = made
             tally.bytes += self.writer.write(*item, parts, self._shard_tokens(*item), {**error, **facts})
@@ -327,7 +327,7 @@ class Extraction:
     def _shard_parts(
         self, split: str, shard: int, mean_D: np.ndarray, std_D: np.ndarray, advance: Callable[[int], None]
     ) -> tuple[Parts, dict[str, Any]]:
-        """A shard's states as stored, and the codec's error. `advance` is told of tokens as they are encoded."""
+        """A shard's states as stored, and the codec's error. `advance` counts tokens as they are encoded."""
         rows = min(self.config.shard_rows, self.rows[split] - shard * self.config.shard_rows)
         if not estimate.stores_states(self.config):
             advance(rows * self.config.seq_len)
@@ -338,7 +338,7 @@ class Extraction:
         if codec.name.startswith("int8") and error.worst_channel > self.config.max_channel_error:
             raise InputError(
                 f"--codec {codec.name} loses {error.worst_channel:.2%} of a channel in shard {split}-{shard:05d} "
-                f"(allowed are {self.config.max_channel_error:.2%}); use --overwrite --codec fp16, or raise "
+                f"(at most {self.config.max_channel_error:.2%} is allowed); use --overwrite --codec fp16, or raise "
                 f"--max-channel-error"
             )
         facts = {"relative_rms_error": error.relative_rms, "worst_channel_error": error.worst_channel}
@@ -349,15 +349,15 @@ class Extraction:
 
     @property
     def sealed(self) -> bool:
-        """Whether the store that this process makes is sealed, by whichever process."""
+        """Whether the store that this process makes is sealed, no matter by which process."""
         return self.own_seal.there
 
     @contextmanager
     def unless_sealed(self) -> Iterator[None]:
-        """Within the block, a file may be gone that another process has removed after it sealed the store.
+        """Within the block, a file may be gone because another process has sealed the store and then removed it.
 
-        Then this one was stopped for longer than its lease, and the other has done its part. `StorageError` where the
-        store was begun anew meanwhile.
+        Then this process was stopped for longer than its lease lasts, and the other has done its part. `StorageError`
+        if the store was meanwhile begun anew.
         """
         try:
             yield
@@ -367,12 +367,12 @@ class Extraction:
                 raise
 
     def make_missing(self, held: ExitStack, hand_out: HandOut | None = None) -> None:
-        """Write the shards again that are damaged or of another store. `held` is that of `prepare`."""
+        """Write again the shards that are damaged or of another store. `held` is that of `prepare`."""
         self.own_seal.check()
         missing, misfits = ledger.missing_shards(self.out)
         if misfits:
-            self.own_seal.at_work = None  # it ends here, and that is no reason for what fails below
-            held.close()  # others who wait for their turn must not wait for this process
+            self.own_seal.at_work = None  # the lease ends here, and its end must not make the checks below fail
+            held.close()  # others waiting for their turn must not wait for this process
             with presence.alone(self.out, "all", note=self.progress.note) as lease:
                 ledger.drop_misfits(self.out, lease)
             self.own_seal.at_work = held.enter_context(presence.present(self.out, "all"))
@@ -381,7 +381,7 @@ class Extraction:
             self.write_shards(hand_out)
 
     def seal(self, result: Artifact) -> Artifact:
-        """Write the manifest, once every shard is there, and remove the spool. `StorageError` where it may not."""
+        """Write the manifest, once every shard is there, and remove the spool. `StorageError` if it may not."""
         with self.store_leases.turn("seal") as lease:
             if not self.sealed:
                 with self.unless_sealed():
@@ -390,6 +390,6 @@ class Extraction:
         return Artifact(self.out, "features", "complete")
 
     def clear(self) -> None:
-        """Remove token rows, spool and leases, which a sealed store no longer needs; not of one that replaced it."""
+        """Remove token rows, spool and leases, which a sealed store no longer needs; those of a newer store stay."""
         unneeded = [self.out / name for name in (scratch.PACKED, scratch.SPOOL)]
         sealing.clear(self.own_seal, self.packing, unneeded, self.work)

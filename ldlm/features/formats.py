@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
 
 def lines(source: Source) -> Iterator[str]:
-    """The lines of plain text without line ends; a line longer than `documents.LONGEST` in parts."""
+    """The lines of plain text without line ends; a line longer than `documents.LONGEST` comes in parts."""
     number = 0
     while source.goes_on() and (line := source.stream.readline(documents.LONGEST)):
         number += 1
@@ -54,7 +54,7 @@ def _utf8(source: Source, number: int, line: bytes, decode: Callable[[bytes], st
     if b"\0" in line:
         first, name = unpacked(source.path, source.compressed)
         raise InputError(
-            f"{source.line(number)} holds a NUL byte, which is no character of a text; make a whole copy, or "
+            f"{source.line(number)} holds a NUL byte, which is not a character of text; get an intact copy, or "
             f"{first}remove them: tr -d '\\0' < {name} > text.txt"
         )
     try:
@@ -92,11 +92,11 @@ def json_array(source: Source) -> Iterator[tuple[Any, str]]:
         window.take(",")
     window.take("]")
     if window.peek():
-        raise InputError(f"{source.path} holds more behind the end of its JSON array; give a JSON object per line")
+        raise InputError(f"{source.path} holds more after the end of its JSON array; give one JSON object per line")
 
 
 class _Window:
-    """The characters of a JSON array; no more are in memory than the current element needs."""
+    """The characters of a JSON array, with no more of them in memory than the current element needs."""
 
     def __init__(self, source: Source) -> None:
         self._source, self._characters = source, io.TextIOWrapper(source.stream, "utf-8", newline="")
@@ -126,14 +126,14 @@ class _Window:
                 if self._ended or not (error.msg.startswith("Unterm") or error.pos > len(self._held) - _LITERAL):
                     raise
             else:
-                if end < len(self._held) or self._ended:  # a number that ends the window may go on
+                if end < len(self._held) or self._ended:  # a number at the end of the window may continue
                     self._place = end
                     return value
             self._more()
 
     def _more(self) -> None:
         held = self._held[self._place :]
-        place = f"{self._source.path} behind {held[-40:]!r}"
+        place = f"{self._source.path} after {held[-40:]!r}"
         with as_input_error(lambda: place):
             try:
                 more = self._characters.read(max(WINDOW, len(held)))
@@ -153,13 +153,13 @@ def _value(source: Source, parse: Callable[[], Any], place: str | Place) -> Any:
     except json.JSONDecodeError as error:
         lines = "; put an object that spreads over several lines on one, with jq -c ." if _is_begun(error) else ""
         raise InputError(f"{place} is not JSON: {error.msg}{lines}{_or_plain(source)}") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or a thousand levels
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits, or a thousand levels
         reason = str(error).split(":")[0]
         raise InputError(f"{place} can't be read as JSON: {reason}; correct or remove it") from None
 
 
 def _or_plain(source: Source) -> str:
-    """Advice in case the file is plain text that looks like JSON; none where its name says JSON."""
+    """Advice in case the file is plain text that looks like JSON; none if its name says JSON."""
     return "" if ending(source.path) in JSON_NAMES else f"; {as_they_stand(source.path, source.compressed)}"
 
 
@@ -179,15 +179,15 @@ def row(source: Source, value: Any, column: str, place: str | Place) -> Row:
 
 
 def parquet_table(path: Path) -> Any:
-    """An open parquet file of pyarrow's; `InputError` when it is not whole."""
+    """A parquet file, opened with pyarrow; `InputError` when it is not whole."""
     import pyarrow.parquet as pq
 
-    with as_input_error(lambda: f"{path} is not a parquet file that is whole: it"):
+    with as_input_error(lambda: f"{path} is not a whole parquet file: it"):
         return pq.ParquetFile(path)
 
 
 def parquet(source: Source, column: str) -> Iterator[str | None]:
-    """The texts of a column, null ones too, of the whole file or of the row groups of its span."""
+    """The texts of a column, including nulls, of the whole file or of the row groups in its span."""
     import pyarrow as pa
 
     table = parquet_table(source.path)
@@ -199,12 +199,12 @@ def parquet(source: Source, column: str) -> Iterator[str | None]:
     kind = table.schema_arrow.field(column).type
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)):
-        raise InputError(f"{source.path}: column {column!r} holds {kind} and no text; set --text-column")
+        raise InputError(f"{source.path}: column {column!r} holds {kind}, not text; set --text-column")
     groups = range(table.num_row_groups) if source.span is None else range(*source.span)
     read = sum(table.metadata.row_group(group).num_rows for group in range(groups.start))
     batches = table.iter_batches(PARQUET_ROWS, row_groups=list(groups), columns=[column])
     while True:
-        with as_input_error(lambda: f"{source.path}, behind row {read:,},"):  # noqa: B023
+        with as_input_error(lambda: f"{source.path}, after row {read:,},"):  # noqa: B023
             batch = next(batches, None)
             texts = [] if batch is None else batch.column(0).to_pylist()
         if batch is None:

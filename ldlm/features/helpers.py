@@ -1,7 +1,7 @@
-"""Processes that help one to tokenise: on this machine, for as long as it lives.
+"""Processes that help another to tokenise, on its machine, for as long as it lives.
 
-A tokenizer's own threads wait for Python between batches, the more of them the longer, and a process for each core
-doesn't. A helper imports no torch and no transformers. It claims pieces as any other process does.
+A tokenizer's own threads wait for Python between batches, the longer the more there are; one process per core doesn't.
+A helper imports neither torch nor transformers. It claims pieces as any other process does.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from ldlm.errors import InputError, Unreadable
 from ldlm.features.shards import CORES
 from ldlm.progress import Progress
 
-# Exit status of a helper that found bad input, which it names on stderr, and of one that could not read it.
+# Exit status of a helper that found bad input, and of one that could not read it; each says on stderr what was wrong.
 REFUSED, COULD_NOT_READ = 3, 4
-OWN_THREADS = "TOKENIZERS_PARALLELISM"  # by which the library tokenizers is told not to use threads of its own
+OWN_THREADS = "TOKENIZERS_PARALLELISM"  # tells the library tokenizers not to use threads of its own
 
 
 def workers() -> int:
-    """Number of processes that should tokenise for this one: one for each core that it has for itself.
+    """Number of processes that should tokenise for this one: one for each core that it has to itself.
 
-    RAYON_NUM_THREADS, by which the library tokenizers is told how many threads to use, may lower it.
+    RAYON_NUM_THREADS, which tells the library tokenizers how many threads to use, may lower it.
     """
     asked = os.environ.get("RAYON_NUM_THREADS", "")
     share = CORES // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -42,7 +42,7 @@ def as_json(task: Mapping[str, Any]) -> str:
 
 
 class Helpers:
-    """So many processes that help with a task of `packing`, within a block.
+    """Within a block, `count` processes that help with a task of `packing`.
 
     One that dies is reported, and the others do its part.
     """
@@ -55,13 +55,13 @@ class Helpers:
     def __enter__(self) -> Helpers:
         if self.count:
             os.environ[OWN_THREADS] = "false"
-            share = self.task["share"]  # that of this machine; the process that is helped has the first part
+            share = self.task["share"]  # this machine's; the process that is helped has the first part
             try:
                 for number in range(1, self.count + 1):
                     part = share and share.part(number, self.count + 1)
                     self._start(as_json({**self.task, "share": part}).encode())
             except OSError as error:  # the machine has no memory or processes left
-                self.progress.note(f"{len(self._running)} of {self.count} helpers of the tokenisation start ({error})")
+                self.progress.note(f"{len(self._running)} of {self.count} tokenisation helpers started ({error})")
         return self
 
     def _start(self, task: bytes) -> None:
@@ -70,12 +70,12 @@ class Helpers:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said)
         self._running.append((process, said))
         assert process.stdin is not None
-        with suppress(BrokenPipeError):  # its end is reported as every other
+        with suppress(BrokenPipeError):  # its end is reported like any other
             process.stdin.write(task + b"\n")
             process.stdin.flush()
 
     def check(self) -> None:
-        """`InputError` for the bad input that a helper has found; a note on one that has died."""
+        """`InputError` for bad input that a helper has found; a note about one that has died."""
         for process, said in list(self._running):
             if (status := process.poll()) is not None:
                 self._running.remove((process, said))
@@ -87,7 +87,7 @@ class Helpers:
                     raise (InputError if status == REFUSED else Unreadable)(last)
                 if status:
                     reason = f" ({last})" if last else ""
-                    self.progress.note(f"a helper of the tokenisation ended with {status}{reason}; others do its part")
+                    self.progress.note(f"a tokenisation helper ended with {status}{reason}; others do its part")
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None

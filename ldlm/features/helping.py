@@ -1,4 +1,4 @@
-"""`python -m ldlm.features.helping`: the program of a helper (`helpers`), told its task by a line on stdin."""
+"""`python -m ldlm.features.helping`: the program of a helper (`helpers`), which reads its task from a line on stdin."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ STDERR = 2  # its descriptor
 
 def main() -> None:
     """Tokenise pieces until all are done, or the process that asked for help ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of them, and that process ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the one that asked ends this one
     task = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     packing = packing_of(task)
     try:
         packing.tokenize(packing.planned() or [], helpers=0)
     except InputError as error:
-        os.write(STDERR, str(error).encode())  # to the process that asked for help, and not to the user
+        os.write(STDERR, str(error).encode())  # to the process that asked for help, not to the user
         raise SystemExit(COULD_NOT_READ if isinstance(error, Unreadable) else REFUSED) from None
 
 
@@ -47,8 +47,8 @@ def packing_of(task: Mapping[str, Any]) -> Packing:
 
 
 def _end_with_stdin() -> None:
-    """End this process, with whatever it is doing, once nobody holds the other end of stdin."""
-    while os.read(sys.stdin.fileno(), 1):  # not by sys.stdin, whose lock a thread must not hold when Python ends
+    """End this process, whatever it is doing, once nobody holds the other end of stdin."""
+    while os.read(sys.stdin.fileno(), 1):  # not through sys.stdin, whose lock a thread must not hold when Python ends
         pass
     os._exit(0)
 

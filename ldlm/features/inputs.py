@@ -43,8 +43,8 @@ def find(
 ) -> Inputs:
     """The inputs that `config` names; `InputError` when they are missing or don't fit each other or the output.
 
-    `device` is that of the encoder in this process, where others are to run it. `store` is the output where it is to be
-    made by others too (`digests`).
+    `device` is that of the encoder in this process, given if other processes will run the encoder. `store` is the
+    output, given if other processes make it too (`digests`).
     """
     _check(config)
     config, fingerprints = _pinned(config, progress, store)
@@ -56,7 +56,7 @@ def find(
 def models(config: ExtractConfig, on: str | None = None) -> tuple[Any, FrozenEncoder]:
     """The tokenizer and the encoder; `InputError` when they don't fit each other or the length of the rows."""
     tokenizer = load_tokenizer(config.encoder)
-    kind = "embedding" if config.kind == "scratch" else config.kind  # scratch needs its width only
+    kind = "embedding" if config.kind == "scratch" else config.kind  # scratch needs only its width
     device = runtime.device(config.device if on is None else on)
     precision = compute.precision_on(config.precision, device)
     encoder = FrozenEncoder(
@@ -91,9 +91,9 @@ def _check(config: ExtractConfig) -> None:
     if bool(config.data) == bool(config.dataset):
         raise InputError("give the text either as --data FILE… or as --dataset NAME")
     if sum(map(bool, (config.validation_docs, config.validation_data, config.validation_split))) > 1:
-        raise InputError("hold out rows by one of --validation-docs, --validation-data and --validation-split")
+        raise InputError("hold out rows with one of --validation-docs, --validation-data and --validation-split")
     if config.dataset_config and not config.dataset:
-        raise InputError("--dataset-config is one of --dataset NAME; files have none")
+        raise InputError("--dataset-config names a configuration of --dataset NAME; files have none")
     if config.validation_split and not config.dataset:
         raise InputError("--validation-split is a split of --dataset NAME; files are held out with --validation-data")
     step = math.lcm(CHUNK_ROWS, config.batch_size)
@@ -132,17 +132,17 @@ def _pinned(config: ExtractConfig, progress: Progress, store: Location | None) -
 
 
 def resumed(found: Inputs, begun: Mapping[str, Any], out: Location, progress: Progress) -> Inputs:
-    """The inputs as the store at `out` goes on with them; `begun` is its recorded configuration, or empty.
+    """The inputs with which the store at `out` continues; `begun` is its recorded configuration, or empty.
 
-    It keeps its precision and its compression, and one of schema 1 keeps what `lm1b` meant then. `InputError` when the
-    dataset has another commit now.
+    A store keeps its precision and its compression, and one of schema 1 keeps what `lm1b` meant then. `InputError` if
+    the dataset now has another commit.
     """
     config, encoder = found.config, found.encoder
     if config.detokenizer == "lm1b" and begun.get("detokenizer") == "lm1b-clean" and artifact.schema(out) == 1:
-        progress.note(f"{out} was begun by an earlier version, whose lm1b is lm1b-clean now; it goes on with that")
+        progress.note(f"{out} was begun by an earlier version, whose lm1b is lm1b-clean now; it continues with that")
         config = replace(config, detokenizer="lm1b-clean")
     if config.compression == "blosc" and begun.get("compression") == "zstd":
-        progress.note(f"{out} was begun with zstd, the compression of earlier versions; it goes on with that")
+        progress.note(f"{out} was begun with zstd, the compression of earlier versions; it continues with that")
         config = replace(config, compression="zstd")
     _check_revision(config, begun, out)
     if config.precision == "auto" and "precision" in begun:

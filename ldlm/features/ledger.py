@@ -1,6 +1,6 @@
 """The ledger of a feature store: records of what was written, checks against them, repair, and what a seal covers.
 
-Its files are listed in `store.py`. Zarr gives zeros for what is missing, so these records decide what is there.
+Its files are listed in `store.py`. Zarr returns zeros for what is missing, so these records decide what is there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ldlm.location import Location, ObjectPath
 
 MADE_OF = FIRST  # the description of the inputs, which can't be made again
 COPY = "restore it from a copy, or extract again with --overwrite"
-_CHUNKS = re.compile(r"features\.zarr/(\w+/)?\w+/c/\d+(/0)+")  # files of shards, and not those of mean and std
+_CHUNKS = re.compile(r"features\.zarr/(\w+/)?\w+/c/\d+(/0)+")  # files of shards, not those of mean and std
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -93,7 +93,7 @@ def records_of(path: Location, description: Mapping[str, Any]) -> dict[str, dict
 
 
 def _belongs(key: str, record: Mapping[str, Any], description: Mapping[str, Any]) -> bool:
-    """Whether a record is of the described store: a process of one that it replaced may still be writing."""
+    """Whether a record belongs to the described store: a process of a store that it replaced may still be writing."""
     encoder = description["encoder"]
     maker = {"codec": description["codec"], "encoder": encoder["fingerprint"], "statistics": encoder["statistics"]}
     size, rows = description["shard_rows"], description["rows"].get(record["split"], 0)
@@ -103,7 +103,7 @@ def _belongs(key: str, record: Mapping[str, Any], description: Mapping[str, Any]
 
 
 def is_covered(path: Location, covered: Mapping[str, str]) -> bool:
-    """Whether every record that a manifest covers is there as it has it: `covered` is sha256 by name."""
+    """Whether every record that a manifest covers is there unchanged; `covered` is the manifest's sha256 by name."""
     names = [name for name in covered if name.startswith("ledger/")]
     if not {Path(name).name for name in names} <= {record.name for record in files.matching(path / "ledger", "*.json")}:
         return False
@@ -118,7 +118,7 @@ def _ledger(path: Location) -> dict[str, bytes]:
 
 
 def shard_fault(path: Location, record: Mapping[str, Any], sizes: Mapping[str, int]) -> str | None:
-    """The fault of a shard with a file of another size than its record says; None when all sizes are right."""
+    """The fault of a shard with a file whose size is not as recorded; None when all sizes are right."""
     for name, entry in record["files"].items():
         size = sizes.get(name)
         if size != entry["bytes"]:
@@ -140,7 +140,7 @@ def _for_each(place: Location, work: Callable[[Item], Result], items: Sequence[I
 def sweep(path: Location, check: Callable[[], None]) -> None:
     """Remove the leftovers of killed writers: temporary files, and files of the arrays that no record names.
 
-    `check` is that of `emptying.remove`: what is left there may be of a store that has replaced this one.
+    `check` is that of `emptying.remove`: the leftovers may belong to a store that has replaced this one.
     """
     records = filter(None, map(files.load_digested, _ledger(path).values()))
     named = {name for record in records for name in record["files"]}
@@ -152,8 +152,8 @@ def sweep(path: Location, check: Callable[[], None]) -> None:
 def missing_shards(path: Location) -> tuple[list[str], list[str]]:
     """The names of the shards that an unsealed store still needs, and of the records that must be dropped first.
 
-    A shard is missing when its record is, when the record is damaged or of another store, and when a file has another
-    size than the record says.
+    A shard is missing if its record is missing, damaged or of another store, or if the size of a file is not as
+    recorded.
     """
     ledger = _ledger(path)
     fit = _fitting(path, ledger, files.sizes(path))
@@ -161,7 +161,7 @@ def missing_shards(path: Location) -> tuple[list[str], list[str]]:
 
 
 def drop_misfits(path: Location, lease: Lease) -> None:
-    """Remove the shards whose records `missing_shards` names; for a process that is alone at work there by a lease.
+    """Remove the shards whose records `missing_shards` names; `lease` keeps this process alone at work there.
 
     `StorageError` once another process has taken the lease.
     """
@@ -214,16 +214,16 @@ def seal(path: Location) -> dict[str, str]:
 
 
 def faults(path: Location) -> list[tuple[str, str, str]]:
-    """Compare every byte of a store with its records; (owner, file, problem) for each file that differs.
+    """Compare every byte of a store with its records; returns (owner, file, problem) for each file that differs.
 
-    The owner is the name of a shard, or `store`. An unsealed store has a fault of its manifest.
+    The owner is the name of a shard, or `store`. The manifest of an unsealed store counts as a fault.
     """
     if not (path / "store.json").is_file():  # a damaged store, or something else
         artifact.open_artifact(path, "features", complete=False)
     manifest, description = (_digested(path / name) for name in ("manifest.json", "store.json"))
     sealed = manifest if is_complete(path) else None
     covered: Mapping[str, str] = (sealed or description or {}).get("sha256", {})
-    if not covered and manifest is not None:  # which looks like another's
+    if not covered and manifest is not None:  # a manifest that looks like another store's
         covered = _first_files(path, manifest)
     records, found = _checked_ledger(path, covered)
     if sealed is None:
@@ -237,10 +237,10 @@ def faults(path: Location) -> list[tuple[str, str, str]]:
 
 
 def _first_files(path: Location, manifest: Mapping[str, Any]) -> dict[str, str]:
-    """The hashes of the files that can't be made again, by a manifest that looks like another store's.
+    """The hashes of the files that can't be made again, from a manifest that looks like another store's.
 
-    None where the store has only been begun: then the manifest can't be its own. Beside shards, or a description that
-    may be damaged, it can.
+    Empty if the store has only been begun: then the manifest can't be its own. Beside shards, or a description that may
+    be damaged, it can be.
     """
     begun = files.size(path / DESCRIPTION) is None and not files.matching(path / "ledger", "*.json")
     return {} if begun else {name: digest for name, digest in manifest["sha256"].items() if name in MADE_OF}
@@ -277,7 +277,7 @@ def _not_sealed(path: Location, description: Mapping[str, Any] | None, records: 
 
 
 def fault(path: Location, digest: str) -> str | None:
-    """The problem of a file that should have this sha256; None when it has."""
+    """The problem of a file that should have this sha256; None if it does."""
     size = files.size(path)
     if not size:
         return "is missing" if size is None else "is empty"
@@ -288,7 +288,7 @@ def forget(path: Location, damaged: Iterable[tuple[str, str]], check: Callable[[
     """Unseal a store and remove what is damaged, so that extraction writes only that again.
 
     `damaged`: (owner, file) pairs as from `faults`. A damaged shard is removed as a whole, with its record. `check` is
-    that of `emptying.remove`: `Lease.check`, by which this process is alone at work there.
+    that of `emptying.remove`: `Lease.check` of the lease that keeps this process alone at work there.
     """
     emptying.remove(path / "manifest.json", check)
     names = files.sizes(path)

@@ -1,9 +1,9 @@
-"""Packing a text into token rows by any number of processes (SPEC 1).
+"""Packing a text into token rows, by any number of processes (SPEC 1).
 
 Every piece of the text (`pieces`) is tokenised once, by whichever process claims it, into a file or object of its own
 (`tokenized`). Once all are there, the number of tokens before each is known, and with it the place of every row: rows
-are read straight from the pieces that they run across. They are the rows of `text.pack`, whatever the pieces and the
-processes. Beside the pieces, in a folder or in the object store of machines that have no disk in common:
+are read straight from the pieces that they span. They are the rows of `text.pack`, whatever the pieces and the
+processes. Beside the pieces, in a folder or, for machines that share no disk, in an object store, there are:
 
     plan.json         the pieces, in order
     tokenizer.json    for helping processes
@@ -55,17 +55,17 @@ class Ends(NamedTuple):
 class Packing:
     """The packing of the text of `config` in `folder`. Claims of pieces are leases in the folder `claims`.
 
-    Both may be in an object store: then this machine has a folder of its own, `work`, for locks and for a piece on its
-    way, which is named as `folder` is.
+    Both may be in an object store: then this machine has a folder of its own, `work`, named like `folder`, for locks
+    and for a piece in transit.
     """
 
     config: ExtractConfig
     folder: Location
     claims: Location
-    tokenizer: Tokenizer  # the bare one, of the library tokenizers
+    tokenizer: Tokenizer  # the bare one of the library tokenizers
     ends: Ends
     progress: Progress = SILENT
-    share: Share | None = None  # of the pieces, which this process and its helpers do first
+    share: Share | None = None  # the part of the pieces that this process and its helpers do first
 
     @cached_property
     def leases(self) -> Leases:
@@ -74,10 +74,10 @@ class Packing:
 
     @contextmanager
     def turn(self, found: Callable[[], Item | None]) -> Iterator[Item | None]:
-        """Yield what is `found`, or None under the lease by which one process at a time makes what is not there.
+        """Yield what is `found`, or None under the lease with which one process at a time makes what is missing.
 
-        By the same lease the pieces are removed. In an object store, where a thousand would stand in line for it, they
-        wait only until it is there.
+        The pieces are removed under the same lease. In an object store, where a thousand processes would queue for the
+        lease, they wait only until what is missing is there.
         """
         pauses = waits()
         while isinstance(self.folder, Path) or (there := found()) is None:
@@ -90,7 +90,7 @@ class Packing:
 
     @property
     def work(self) -> Path:
-        """The folder of this machine alone, for one whose pieces are in an object store."""
+        """This machine's own folder, for pieces that are kept in an object store."""
         return user_cache() / self.folder.name
 
     @cached_property
@@ -114,7 +114,7 @@ class Packing:
         return None if data is None else _as_pieces(data)
 
     def plan(self, size: int = pieces.SIZE) -> list[Piece]:
-        """Decide the pieces, of about `size` bytes; of several processes, the first decides them."""
+        """Decide the pieces, of about `size` bytes each; of several processes, the first one's count."""
         planned = pieces.plan(self.config, size)
         files.write_atomic(self.folder / "tokenizer.json", self.tokenizer.to_str())
         data = json.dumps(planned)  # on one line: a terabyte has 30,000 pieces
@@ -126,9 +126,9 @@ class Packing:
         return (self.folder / "rows.json").is_file()
 
     def remove(self, check: Callable[[], None]) -> None:
-        """Remove everything; by its plan's absence other processes know that no piece is wanted any more.
+        """Remove everything, the plan first: its absence tells other processes that no piece is wanted any more.
 
-        `check` raises an error once another process may have begun the store anew, and comes before each removal.
+        `check` comes before each removal, and raises an error once another process may have begun the store anew.
         """
         emptying.remove(self.folder / "plan.json", check)
         emptying.remove_folder(self.folder, check)
@@ -136,13 +136,13 @@ class Packing:
     def tokenize(self, planned: list[Piece], helpers: int | None = None, hand_out: HandOutPieces | None = None) -> None:
         """Tokenise every planned piece, together with other processes; returns when all are done.
 
-        `helpers` processes are started for it, by default as many as the machine has cores left and work is for. An
-        engine that has the pieces tokenised elsewhere gives `hand_out`, which takes those that are left.
+        `helpers` processes are started for it, by default one for each further core but no more than there are pieces
+        for. An engine that has the pieces tokenised elsewhere gives `hand_out`, which takes those that are left.
         """
         if hand_out is not None:
             helpers = 0
         wanted = min(len(planned) - len(self.kept.numbers()), workers()) - 1 if helpers is None else helpers
-        own = self.share and self.share.part(0, max(0, wanted) + 1)  # the first of its processes
+        own = self.share and self.share.part(0, max(0, wanted) + 1)  # the part of the first of its processes
         sizes = dict(enumerate(piece.size for piece in planned))
         unit = "part" if self.config.dataset else "byte"
         with (
@@ -160,7 +160,7 @@ class Packing:
     def share_pieces(
         self, wanted: Mapping[int, Piece], tally: Tally[int], check: Callable[[], None] = lambda: None
     ) -> None:
-        """Tokenise pieces, by number, unless others do; returns when they are done. `check` is called before each."""
+        """Tokenise pieces, by number, unless others do; returns when all are done. `check` is called before each."""
 
         def work(number: int) -> ExitStack:
             check()
@@ -187,7 +187,7 @@ class Packing:
         }
 
     def _done(self, number: int) -> bool:
-        """Whether a piece is done; when the store is sealed the plan goes first, and then the pieces."""
+        """Whether a piece is done; when the store is sealed, first the plan is removed, and then the pieces."""
         return self.kept.has(number) or not self._plan_path.is_file()
 
     def _tokenized(self, number: int, piece: Piece, tally: Tally[int]) -> ExitStack:
@@ -225,7 +225,7 @@ class Packing:
         }
 
     def _counted(self, planned: list[Piece]) -> dict[str, Any]:
-        """The record of the rows; `InputError` where a file has no text, or held-out documents leave none."""
+        """The record of the rows; `InputError` if a file has no text, or held-out documents leave none."""
         found = self.kept.found(range(len(planned)))
         tokens = [one.tokens for one in found]
         with_text = {piece.place for piece, count in zip(planned, tokens, strict=True) if count}
@@ -250,7 +250,7 @@ class Packing:
 
 
 def as_piece(found: list[Any]) -> Piece:
-    """A piece as JSON gives it back, which has no tuples."""
+    """A piece read from JSON, which has no tuples."""
     split, place, part, size = found
     return Piece(split, place, tuple(part) if isinstance(part, list) else part, size)
 
@@ -260,7 +260,7 @@ def _as_pieces(data: files.Buffer) -> list[Piece]:
 
 
 def ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """The items, each taken by a thread while the one before it is worked on."""
+    """The items, each fetched by a thread while the one before it is worked on."""
     iterator = iter(items)
     with ThreadPoolExecutor(1, thread_name_prefix="ldlm-ahead") as thread:
         waiting = thread.submit(next, iterator, None)
@@ -271,14 +271,14 @@ def ahead(items: Iterable[Item]) -> Iterator[Item]:
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Token rows of a split, read from the files or objects of pieces that they run across.
+    """Token rows of a split, read from the files or objects of the pieces that they span.
 
-    They are read and not mapped: pages of a memory map would count as the process's memory.
+    They are read, not mapped: pages of a memory map would count as the process's memory.
     """
 
     paths: Sequence[Location]
-    edges: np.ndarray  # int64, the number of tokens before each piece, and of all
-    first: int  # token of the split
+    edges: np.ndarray  # int64, the number of tokens before each piece, and in all
+    first: int  # the split's first token
     rows: int
     chunk: int  # L − 2
     ends: Ends

@@ -1,8 +1,8 @@
 """Pieces of a text: fixed parts of it that are tokenised one by one, by any number of processes.
 
-A piece is a range of a file's bytes and has the lines that begin in it, or some row groups of a parquet file, or a file
-that can't be divided, or a part of a Hugging Face dataset. The pieces depend on the text alone, and in their order they
-hold its documents in theirs. A document belongs to one piece.
+A piece is a range of a file's bytes, which has the lines that begin in it; or some row groups of a parquet file; or a
+file that can't be divided; or a part of a Hugging Face dataset. The pieces depend only on the text, and in sequence
+they hold its documents in order. A document belongs to one piece.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ldlm.features import corpus, text, textfiles
 from ldlm.features.detection import Span
 from ldlm.features.shards import SPLITS
 
-SIZE = 2**25  # bytes: some seconds of a core, which a kill costs at most
+SIZE = 2**25  # bytes: some seconds of one core, the most that a kill costs
 
 
 class Piece(NamedTuple):
@@ -29,7 +29,7 @@ class Piece(NamedTuple):
 
 
 def plan(config: ExtractConfig, size: int) -> list[Piece]:
-    """The pieces of all text that `config` names, in its order. Those of files have about `size` bytes where they can.
+    """The pieces of all text that `config` names, in its order. Those of files have about `size` bytes if possible.
 
     `InputError` for a file or a dataset that can't be read.
     """

@@ -1,10 +1,10 @@
 """An extraction whose pieces, blocks and shards are handed out by Ray, over one machine or a cluster.
 
-Pieces of text are Ray tasks of one core. Then a worker starts on each GPU, loads the encoder once and is given numbers
-of blocks and shards, two at a time. Ray places tasks and workers, and starts a lost worker again where there is room;
-what it had is given to another, which makes it at once, or after five minutes where its lease was on another machine.
-The ledger tells what is done, and no result of Ray's does, so an extraction that ended with its cluster goes on by the
-same command. The bytes are those of one process.
+Pieces of text are Ray tasks of one core each. Then a worker starts on each GPU, loads the encoder once and is given
+numbers of blocks and shards, two at a time. Ray places tasks and workers, and starts a lost worker again where there is
+room; what it had is given to another, which makes it at once, or after five minutes if its lease was on another
+machine. The ledger, not a result of Ray's, says what is done, so the same command resumes an extraction that ended with
+its cluster. The bytes are those of one process.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ldlm.location import Location
 from ldlm.progress import Progress
 
 LOCAL = "local"
-RETRIES = 3  # of an item whose worker was lost: with more, the item is likely to be the reason
+RETRIES = 3  # of an item whose worker was lost: after more losses, the item is probably the reason
 AT_ONCE = 2  # items of a worker: one is encoded while the other is written
 PATIENCE = 60.0  # seconds without a worker after which the user is told
 CONNECT_SECONDS = 10.0
@@ -51,7 +51,7 @@ LOCAL_BYTES = 2**27  # of Ray's object store on this machine, which numbers and 
 
 
 def library() -> Any:
-    """Ray; `InputError` where it is not installed."""
+    """Ray; `InputError` if it is not installed."""
     try:
         return importlib.import_module("ray")
     except ModuleNotFoundError:
@@ -62,7 +62,7 @@ def library() -> Any:
 
 @contextmanager
 def connected(config: ExtractConfig, launch: LaunchConfig, progress: Progress) -> Iterator[RayEngine]:
-    """The engine on the cluster of `launch`, or on a Ray of its own on this machine, which ends with the block."""
+    """The engine on the cluster of `launch`, or on its own Ray on this machine, which ends with the block."""
     ray = library()
     address = launch.address or os.environ.get("RAY_ADDRESS") or LOCAL
     alone = {
@@ -71,12 +71,12 @@ def connected(config: ExtractConfig, launch: LaunchConfig, progress: Progress) -
         "num_cpus": max(CORES, launch.workers or 1),
     }
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # of a Ray that is started here
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of what will change
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a coming change
     _check_reachable(address)
     try:
         quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
         ray.init(address=address, **quiet, **(alone if address == LOCAL else {}))
-    except (ConnectionError, ValueError, RuntimeError) as error:  # the last of another version
+    except (ConnectionError, ValueError, RuntimeError) as error:  # the last for another version of Ray
         if address == LOCAL:
             raise
         raise _no_cluster(address, error) from None
@@ -88,7 +88,7 @@ def connected(config: ExtractConfig, launch: LaunchConfig, progress: Progress) -
 
 @dataclass
 class RayEngine:
-    """Hands out the items of an extraction. `serve` comes before the methods that do."""
+    """Hands out the items of an extraction. `serve` must come before the methods that do so."""
 
     ray: Any
     config: ExtractConfig
@@ -96,7 +96,7 @@ class RayEngine:
     progress: Progress
     _workers: list[Any] = field(default_factory=list)
     _live: list[Any] = field(default_factory=list)  # those that have loaded the encoder
-    _coming: dict[Any, Any] = field(default_factory=dict)  # the others, by the call that they are waited for
+    _coming: dict[Any, Any] = field(default_factory=dict)  # the others, by the call that is waited for
     _remind_at: float = math.inf  # of the monotonic clock
 
     def __post_init__(self) -> None:
@@ -109,7 +109,7 @@ class RayEngine:
         self.device = "cuda" if self.gpus else "cpu"
 
     def decided(self, out: Location, overwrite: bool) -> ExtractConfig:
-        """The configuration with the precision that `auto` is on a worker, where the store is yet to begin."""
+        """The configuration, with the precision that `auto` means on a worker if the store is yet to be begun."""
         begun = not overwrite and (out / "config.yaml").is_file()
         if not self.gpus or self.config.precision != "auto" or begun or self.config.kind == "scratch":
             return self.config
@@ -117,14 +117,14 @@ class RayEngine:
         return replace(self.config, precision=self._content(self.ray.get(task.remote(self.device)))["precision"])
 
     def serve(self, extraction: Extraction) -> None:
-        """Hand out the items of this extraction, which this process has begun and that needs no encoder here."""
+        """Hand out the items of this extraction, which this process has begun and which needs no encoder here."""
         self.extraction = extraction
 
     # ------------------------------------------------------------------------------------------------------------------
     # What is handed out
 
     def pieces(self, wanted: Mapping[int, Piece], tally: Tally[int]) -> None:
-        """Have pieces tokenised, as many at a time as the cluster has cores, and some that wait."""
+        """Have pieces tokenised, as many at a time as the cluster has cores, with as many again waiting."""
         task = self.ray.put(json.dumps({**json.loads(as_json(self.extraction.packing.task())), **self._places()}))
         remote = self.ray.remote(num_cpus=1, max_retries=RETRIES)(ray_worker.tokenize)
         queue, flying = deque(wanted.items()), dict[Any, int]()
@@ -139,7 +139,7 @@ class RayEngine:
                     self.progress.note("no piece of the text came back for a minute; the Ray cluster may have no room")
                 for call in done:
                     number = flying.pop(call)
-                    receipt = self._receipt(call)  # of the last try, where Ray had to try again
+                    receipt = self._receipt(call)  # of the last attempt, if Ray had to try again
                     if receipt is None:
                         raise self._too_often(f"piece {number} of the text")
                     tally.bytes += receipt["bytes"]
@@ -150,7 +150,7 @@ class RayEngine:
         self._hand_out(blocks, lambda worker, block: worker.block.remote(block), tally)
 
     def describe(self) -> None:
-        """Have the statistics merged, by a worker, since blocks may have to be encoded again."""
+        """Have the statistics merged by a worker, since blocks may have to be encoded again."""
         self._hand_out([0], lambda worker, _: worker.describe.remote(), None)
 
     def shards(self, shards: Sequence[Shard], tally: Tally[Shard]) -> None:
@@ -185,11 +185,11 @@ class RayEngine:
         return {"out": str(out.absolute() if isinstance(out, Path) else out), "at": os.getcwd()}
 
     def _await(self, worker: Any) -> None:
-        """Wait for a worker to load the encoder, which Ray starts again where that ends it, but not forever."""
+        """Wait for a worker to load the encoder; if that kills it, Ray starts it again, but not forever."""
         self._coming[worker.ready.options(max_task_retries=RETRIES).remote()] = worker
 
     def _hand_out(self, items: Sequence[Any], call: Callable[[Any, Any], Any], tally: Tally[Any] | None) -> None:
-        """Have every item done by some worker, `call(worker, item)`; returns when there is a receipt of each."""
+        """Have every item done by some worker, with `call(worker, item)`; returns when each has a receipt."""
         self._start()
         queue, flying, lost = deque(items), dict[Any, tuple[Any, Any]](), Counter[Any]()
         with self._all_ended(flying):
@@ -218,7 +218,7 @@ class RayEngine:
 
     @contextmanager
     def _all_ended(self, flying: Mapping[Any, Any]) -> Iterator[None]:
-        """After an error within the block, take calls back and wait for those at work, which would write on."""
+        """After an error within the block, cancel calls and wait for those under way, which would go on writing."""
         try:
             yield
         except Exception:
@@ -230,7 +230,7 @@ class RayEngine:
             raise
 
     def _remind(self) -> None:
-        """Tell the user, once, of workers that have not come, and again as long as there is none."""
+        """Tell the user once about workers that are not ready, and again as long as none is."""
         if not self._coming or time.monotonic() < self._remind_at:
             return
         count = f"{len(self._coming)} of {len(self._workers)} workers"
@@ -240,30 +240,30 @@ class RayEngine:
         self._remind_at = math.inf if self._live else time.monotonic() + PATIENCE
 
     def _free(self, at_work: Iterable[Any]) -> Iterator[Any]:
-        """Live workers as often as each can take an item, those with fewer first; `at_work` are those of items."""
+        """Live workers, each once per item it can take, the least busy first; `at_work` has one per item under way."""
         busy = Counter(map(id, at_work))
         for load in range(AT_ONCE):
             yield from (worker for worker in self._live if busy[id(worker)] <= load)
 
     def _welcome(self, call: Any) -> None:
-        """Count a worker that has loaded the encoder among the live ones, and one that never will no more."""
+        """Count a worker that has loaded the encoder among the live ones, and drop one that never will."""
         worker = self._coming.pop(call)
         if self._receipt(call) is not None:
             self._live.append(worker)
             return
-        self.progress.note("a worker was lost whenever it loaded the encoder, and is left out")
+        self.progress.note("a worker was lost each time it loaded the encoder, and is left out")
         if not self._live and not self._coming:
             raise StorageError("every worker of the Ray cluster was lost while it loaded the encoder; see Ray's logs")
 
     def _lost(self, worker: Any) -> None:
-        """Wait for a worker that was lost; it may have had another item, whose loss says so again."""
+        """Wait for a worker that was lost; it may have had a second item, whose loss reports it again."""
         if worker in self._live:
             self._live.remove(worker)
             self.progress.note("a worker was lost, and others do its part")
             self._await(worker)
 
     def _receipt(self, call: Any) -> dict[str, Any] | None:
-        """The receipt of a call; None where its worker was lost."""
+        """The receipt of a call; None if its worker was lost."""
         errors = self.ray.exceptions
         try:
             return self._content(self.ray.get(call))
@@ -273,7 +273,7 @@ class RayEngine:
             return None
 
     def _content(self, receipt: str) -> dict[str, Any]:
-        """The content of a receipt. Raises the exception of `FAULTS` for one that tells of a fault."""
+        """The content of a receipt. Raises the exception of `FAULTS` for one that reports a fault."""
         found: dict[str, Any] = json.loads(receipt)
         for key, kind in FAULTS.items():
             if key in found:
@@ -287,13 +287,13 @@ class RayEngine:
 
 
 def cores_of_one(nodes: Sequence[int], count: int) -> int:
-    """Cores of each of `count` workers, so that all have room on nodes with so many cores, the smallest of them too."""
+    """Cores for each of `count` workers, so that all fit on nodes with these numbers of cores, even on the smallest."""
     nodes = [cores for cores in nodes if cores]
     return max(1, min(nodes, default=1) // -(-count // max(1, len(nodes))))
 
 
 def _check_reachable(address: str) -> None:
-    """`InputError` where nothing listens at HOST:PORT; Ray itself would try for minutes."""
+    """`InputError` if nothing listens at HOST:PORT; Ray itself would try for minutes."""
     place = urlsplit(f"//{address.rpartition('://')[2]}")
     try:
         if place.port is not None:

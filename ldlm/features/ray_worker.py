@@ -1,6 +1,6 @@
 """The program that Ray runs on the nodes of a cluster: pieces of text as tasks, blocks and shards in workers.
 
-Arguments and results are numbers and JSON. Where bad input, a node or the storage is at fault, the result says so: an
+Arguments and results are numbers and JSON. If bad input, a node or the storage is at fault, the result says so: an
 exception would come back pickled and wrapped.
 """
 
@@ -29,17 +29,17 @@ from ldlm.progress import SILENT
 if TYPE_CHECKING:
     from ldlm.features.extraction import Extraction
 
-# Keys of a receipt that has nothing else: bad text, which is bad on every node; what this node lacks, which another may
-# have; a file that is gone, as after the seal by another process; a fault of the storage.
+# Keys of a receipt that has nothing else: bad text, which is bad on every node; something that this node lacks and
+# another may have; a file that is gone, as after another process's seal; a fault of the storage.
 REFUSED, UNREADABLE, GONE, FAILED = "refused", "unreadable", "gone", "failed"
 
 
 @contextmanager
 def _present(out: str) -> Iterator[None]:
-    """Be at work in the store `out` for one call, so that whoever would delete there waits for its end.
+    """Be at work in the store `out` for one call, so that a process that wants to delete there waits for its end.
 
-    A process that would be alone there waits for the command that made this call, and that waits for its workers: the
-    call goes on then, as the command does, and does not wait in its turn.
+    A process that wants to be alone there waits for the command that made this call, and the command waits for its
+    workers: so the call goes on, as the command does, and does not wait for that process in turn.
     """
     place = _place(out)
     with ExitStack() as stack:
@@ -54,7 +54,7 @@ def _place(out: str) -> Location:
 
 
 def _receipt(work: Callable[[], Mapping[str, Any]], bad: str = UNREADABLE) -> str:
-    """The result of `work` as JSON, or a message under the key of its fault; that of bad input is `bad`."""
+    """The result of `work` as JSON, or a message under the key of its fault; `bad` is the key for bad input."""
     where = f"on {socket.gethostname()}: "
     try:
         return json.dumps(work())
@@ -67,18 +67,18 @@ def _receipt(work: Callable[[], Mapping[str, Any]], bad: str = UNREADABLE) -> st
 
 
 def _enter(folder: str) -> None:
-    """Go to the folder in which the command was given, from which its paths may be relative."""
+    """Change to the folder in which the command was given, since its paths may be relative to it."""
     try:
         os.chdir(folder)
     except OSError as error:
         raise Unreadable(
-            f"{folder}, in which the command was given, can't be entered ({error.strerror}); give it in a folder that "
+            f"{folder}, in which the command was given, can't be entered ({error.strerror}); run it in a folder that "
             f"all nodes have"
         ) from None
 
 
 def precision(device: str) -> str:
-    """A receipt with the `precision` that `auto` is on a device of this node."""
+    """A receipt with the `precision` that `auto` means on a device of this node."""
 
     def work() -> Mapping[str, Any]:
         from ldlm import compute, runtime
@@ -89,9 +89,9 @@ def precision(device: str) -> str:
 
 
 def tokenize(task: str, number: int, piece: str) -> str:
-    """Tokenise a piece; a receipt with the `bytes` of its tokens, 0 where another process has done it.
+    """Tokenise a piece; returns a receipt with the `bytes` of its tokens, 0 if another process has done it.
 
-    `task` is that of `helpers.as_json`, with the store as `out`, and the folder of the command as `at`.
+    `task` is that of `helpers.as_json`, plus the store as `out` and the command's folder as `at`.
     """
 
     def work() -> Mapping[str, Any]:
@@ -159,7 +159,7 @@ class Worker:
         return _receipt(at_work)
 
     def ready(self) -> str:
-        """Load the encoder and open the rows; a receipt with the `node`."""
+        """Load the encoder and open the rows; returns a receipt with the `node`."""
 
         def work() -> Mapping[str, Any]:
             return {"node": socket.gethostname(), "out": str(self.extraction.out)}
@@ -167,7 +167,7 @@ class Worker:
         return self._receipt(work)
 
     def block(self, block: int) -> str:
-        """Spool the raw states of a block; a receipt with their `bytes`."""
+        """Spool the raw states of a block; returns a receipt with their `bytes`."""
 
         def work() -> Mapping[str, Any]:
             tally = Tally(SILENT, "", {block: 0}, set)
@@ -187,7 +187,7 @@ class Worker:
         return self._receipt(work)
 
     def shard(self, split: str, shard: int) -> str:
-        """Write a shard; a receipt with its `bytes`, 0 where another process has done it."""
+        """Write a shard; returns a receipt with its `bytes`, 0 if another process has done it."""
 
         def work() -> Mapping[str, Any]:
             item = (split, shard)

@@ -1,7 +1,7 @@
 """The folders of what a sealed store no longer needs: token rows, and raw states of the sample.
 
-They bear a mark of the store, so that one which replaces it does not take what a process of the old one still writes.
-Those that an earlier version began have none, and are gone on with as they are.
+Their names are a mark of the store, so that one that replaces it does not take what a process of the old one still
+writes. Folders that an earlier version began have no mark, and are used as they are.
 """
 
 from __future__ import annotations

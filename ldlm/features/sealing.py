@@ -1,9 +1,9 @@
-"""The seal of a store, which is its manifest, and the end of what a sealed store no longer needs.
+"""The seal of a store, which is its manifest, and the removal of what a sealed store no longer needs.
 
-A process that seals may be stopped between any two steps, for longer than its leases last, and another may begin the
-store anew meanwhile. So all that takes its time comes first: leftovers are swept, each with a look at the leases, sizes
-are added up and files made durable. The manifest then lies ready, the leases are looked at once more, and it gets its
-name only if that is free. What a process removes after the seal, it removes while the seal is there and is that of the
+A process that seals may be stopped between any two steps, for longer than its leases last, and another may meanwhile
+begin the store anew. So everything that takes time comes first: leftovers are swept, each after a check of the leases,
+sizes are added up and files made durable. Once the manifest is ready, the leases are checked again, and it gets its
+name only if the name is free. After the seal, a process removes things only while the seal is there and belongs to the
 store that it made.
 """
 
@@ -31,19 +31,19 @@ class Replaced(StorageError):
 
 
 class _Overtaken(StorageError):
-    """Another process has taken the lease by which this one removes."""
+    """Another process has taken the lease under which this one removes files."""
 
 
 class Seal:
-    """The seal of a store, for a process that makes what `artifact.json` and `config.yaml` say now.
+    """The seal of a store, for a process that makes the store that `artifact.json` and `config.yaml` describe now.
 
-    `at_work` is the lease by which that process is at work in the store, where it has one.
+    `at_work` is the lease by which that process is at work in the store, if it has one.
     """
 
     def __init__(self, path: Location, at_work: Lease | None = None) -> None:
         self.path, self.at_work = path, at_work
         self._made_of = self._first()
-        self._size = 0  # of the manifest that was found to be that of this store; it has a line for each shard
+        self._size = 0  # of the manifest that was found to be this store's; it has a line for each shard
 
     def _first(self) -> list[bytes | None]:
         return [files.content(self.path / name) for name in FIRST]
@@ -55,7 +55,7 @@ class Seal:
 
     @property
     def replaced(self) -> bool:
-        """Whether another store has been begun in the place of this one, or its removal."""
+        """Whether this store's removal has begun, or another store in its place."""
         return self._first() != self._made_of
 
     def check(self) -> None:
@@ -80,18 +80,18 @@ class Seal:
         return size == self._size
 
     def _covers(self, data: bytes | None) -> bool:
-        """Whether a manifest is of the store as it is: of a store begun anew it may have the same first files."""
+        """Whether a manifest is that of the store as it is: a store begun anew may have the same first files."""
         covered = (files.load_digested(data or b"") or {}).get("sha256", {})
         first = bool(covered) and all(same(self.path, name, covered) for name in (*FIRST, DESCRIPTION))
         return first and ledger.is_covered(self.path, covered)
 
     def still_there(self) -> None:
-        """`Replaced` unless the store that this process makes is sealed, for what is then removed."""
+        """`Replaced` unless the store that this process makes is sealed; called before removals."""
         if not self.there:
             raise Replaced(f"{self.path} is not sealed any more: another process has begun it anew")
 
     def put(self, result: Artifact, lease: Lease) -> None:
-        """Seal a store that has every shard, by this lease. `StorageError` where this process may not, or not any more.
+        """Seal a store that has every shard, under this lease. `StorageError` if this process may not, or no longer.
 
         A manifest that is not of this store is removed first.
         """
@@ -99,7 +99,7 @@ class Seal:
         check()
         covered, description = ledger.seal(self.path), ledger.read_description(self.path)
         path = self.path / "manifest.json"
-        if not self._covers(files.content(path)):  # of another store, by a process that was stopped for long
+        if not self._covers(files.content(path)):  # another store's, by a process that was stopped for long
             emptying.remove(path, check)
         ledger.sweep(self.path, check)  # what is left there now belongs to no shard
         size = sum(files.sizes(self.path / "features.zarr").values())
@@ -112,8 +112,8 @@ class Seal:
 def clear(seal: Seal, packing: Packing, unneeded: Sequence[Location], work: Path) -> None:
     """Remove token rows, spool, leases and what a killed process left beside the seal; a sealed store needs none.
 
-    The folders `unneeded` may hold those of stores before it, whose processes woke late. Nothing of a store that has
-    replaced it goes: this ends once the seal is lost. `StorageError` when a service fails.
+    The folders `unneeded` may also hold those of earlier stores, whose processes woke late. Nothing of a store that has
+    replaced this one is removed: this ends once the seal is lost. `StorageError` when a service fails.
     """
     pauses = waits()
     with suppress(Replaced):
@@ -121,12 +121,12 @@ def clear(seal: Seal, packing: Packing, unneeded: Sequence[Location], work: Path
             with packing.leases.claim("pack") or nullcontext() as lease:
                 seal.still_there()
                 gone = lease is not None and _remove_rows(packing, unneeded, seal, lease)
-                if gone and isinstance(packing.folder, Path):  # a mount point stays; objects are put late
+                if gone and isinstance(packing.folder, Path):  # a mount point stays; objects may be put late
                     break
             time.sleep(next(pauses))
         seal.still_there()
         if isinstance(seal.path, Path):
-            for left in files.matching(seal.path, ".*.tmp"):  # by a kill before the manifest's other name went
+            for left in files.matching(seal.path, ".*.tmp"):  # by a kill before the manifest lost its temporary name
                 emptying.remove(left, seal.still_there)
         else:
             shutil.rmtree(work, ignore_errors=True)
@@ -135,7 +135,7 @@ def clear(seal: Seal, packing: Packing, unneeded: Sequence[Location], work: Path
 
 
 def _remove_rows(packing: Packing, unneeded: Sequence[Location], seal: Seal, lease: Lease) -> bool:
-    """Remove token rows and spool; False where another process has taken the lease for it meanwhile."""
+    """Remove token rows and spool; False if another process has meanwhile taken the lease for it."""
 
     def check() -> None:
         if lease.lost():

@@ -28,9 +28,9 @@ SPLITS = ("train", "validation")
 _ABSENT = 2**64 - 1  # offset and length of a chunk that was never written
 _CHECKSUM = 4  # bytes
 CORES = len(os.sched_getaffinity(0))
-REQUESTS = 16  # in flight to an object store, by a process
-# Chunks of an object that lie near each other come by one request, for a small one takes as long as its answer waits.
-TOGETHER_BYTES, NEAR_BYTES = 2**22, 2**16  # at most, and between two of them
+REQUESTS = 16  # that one process has in flight to an object store
+# Chunks of an object that lie near each other come in one request, since a small one takes only the latency.
+TOGETHER_BYTES, NEAR_BYTES = 2**22, 2**16  # at most in one request, and between two of its chunks
 Work = Callable[[], object]
 # (data, array to fill) → that array. blosc runs in the thread that calls it, unless that is the main one.
 DECOMPRESS: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {"blosc": blosc.decompress, "zstd": zstd.decompress}
@@ -52,7 +52,7 @@ def zarr_store(path: Location) -> Any:
 def encoded(arrays: Mapping[str, Any], build: Callable[[Any], None]) -> dict[str, memoryview]:
     """The files of a Zarr group as bytes, by name. `build` creates its arrays, and `arrays` are written to it.
 
-    `arrays`: path of an array → (first row, rows). Without `arrays`, the files are the metadata alone.
+    `arrays`: path of an array → (first row, rows). Without `arrays`, the files are only the metadata.
     """
     import zarr
     from zarr.storage import MemoryStore
@@ -90,12 +90,12 @@ class ShardedArray:
         self._indices: dict[int, np.ndarray] = {}
 
     def read(self, rows: np.ndarray, into: np.ndarray | None = None) -> np.ndarray:
-        """Rows of this array alone, in the order given: (rows, …), in `into` where it is given, as by `read`."""
+        """Rows of this array, in the order given: (rows, …), in `into` if it is given, as the function `read` does."""
         return read({"": self}, rows, None if into is None else {"": into})[""]
 
     @property
     def threads(self) -> int:
-        """How many read it at once: as many as there are cores or, from an object store, requests."""
+        """How many threads read it at once: as many as there are cores or, from an object store, requests."""
         return REQUESTS if isinstance(self.path, ObjectPath) else CORES
 
     def empty(self, rows: int) -> np.ndarray:
@@ -103,12 +103,12 @@ class ShardedArray:
         return np.empty((rows, *self.shape[1:]), self.dtype)
 
     def indexing(self, rows: np.ndarray) -> Iterator[Work]:
-        """The works after which the indices of all shards of these rows are known."""
+        """The work after which the indices of all shards of these rows are known."""
         shards = np.unique(rows // (self.chunk[0] * self.grid[0])).tolist()
         return (partial(self._index, shard) for shard in shards if shard not in self._indices)
 
     def filling(self, rows: np.ndarray, out: np.ndarray) -> Iterator[Work]:
-        """The works after which `out` has the rows; the indices are known."""
+        """The work after which `out` has the rows; the indices must be known."""
         for shard, chunks in self._chunks(rows).items():
             for near in self._requests(chunks):
                 yield partial(self._fill, shard, near, out)
@@ -130,7 +130,7 @@ class ShardedArray:
         return found
 
     def _requests(self, chunks: list[_Chunk]) -> list[list[_Chunk]]:
-        """Chunks of a shard by the request that brings them; from a disk each comes alone."""
+        """Chunks of a shard, grouped by the request that fetches them; from a disk each is read alone."""
         if isinstance(self.path, Path):
             return [[chunk] for chunk in chunks]
         together: list[list[_Chunk]] = []
@@ -150,15 +150,15 @@ class ShardedArray:
         return "/".join(["c", str(shard), *["0"] * (len(self.shape) - 1)])
 
     def _index(self, shard: int) -> None:
-        """Learn (offset, length) of each chunk of a shard, uint64 (grid…, 2), from the shard's end."""
+        """Read the (offset, length) of each chunk of a shard, uint64 (grid…, 2), from the shard's end."""
         size = int(np.prod(self.grid)) * 16
         data = _checked(self._read(shard, -size - _CHECKSUM, size + _CHECKSUM), self._shard_path(shard))
         self._indices[shard] = np.frombuffer(data, "<u8").reshape(*self.grid, 2)
 
     def _read(self, shard: int, start: int, length: int) -> np.ndarray:
-        """Part of a shard as bytes, whose parts are no copies; a negative start counts from the end.
+        """Part of a shard as bytes, whose slices are not copies; a negative start counts from the end.
 
-        A shard on a disk is opened each time: a window may be of more shards than a process may have open files.
+        A shard on a disk is opened each time: a window may span more shards than a process may have open files.
         """
         path = self._shard_path(shard)
         if isinstance(path, ObjectPath):
@@ -170,7 +170,7 @@ class ShardedArray:
         return np.frombuffer(data, np.uint8)
 
     def _fill(self, shard: int, chunks: list[_Chunk], out: np.ndarray) -> None:
-        """Read chunks of a shard at once, and copy their rows to `out`."""
+        """Read chunks of a shard in one go, and copy their rows to `out`."""
         start, path = chunks[0].offset, self._shard_path(shard)
         data = self._read(shard, start, chunks[-1].end - start)
         for chunk in chunks:
@@ -192,9 +192,9 @@ class _Chunk(NamedTuple):
 
     offset: int  # in the shard
     end: int  # after its checksum
-    cell: tuple[int, ...]  # its place in the grid, but for the rows
-    within: np.ndarray  # the rows, counted in the chunk
-    places: np.ndarray  # those that they have among the rows that are read
+    cell: tuple[int, ...]  # its place in the grid, except for the rows
+    within: np.ndarray  # the rows, counted within the chunk
+    places: np.ndarray  # their places among the rows that are read
 
 
 def read(
@@ -202,7 +202,7 @@ def read(
 ) -> dict[str, np.ndarray]:
     """Rows of the arrays of a store, in the order given: name → (rows, …). Each chunk that they touch is read once.
 
-    `into` is memory for at least as many rows of each; reusing it saves the kernel from giving out new pages each time.
+    `into` is memory for at least as many rows of each; reusing it saves the kernel from handing out new pages.
     """
     out = {key: array.empty(len(rows)) if into is None else into[key][: len(rows)] for key, array in arrays.items()}
     threads = max(array.threads for array in arrays.values())
@@ -213,7 +213,7 @@ def read(
 
 
 def _at_once(works: Iterable[Work], threads: int) -> None:
-    """Do all works, in so many threads."""
+    """Do all of the work, in `threads` threads."""
     left = deque(works)
 
     def do() -> None:
@@ -225,13 +225,13 @@ def _at_once(works: Iterable[Work], threads: int) -> None:
             work()
 
     doing = [_threads(threads).submit(do) for _ in range(min(threads, len(left)))]
-    wait(doing)  # for all of them, even after an error: what they fill is the caller's, who may use it again
+    wait(doing)  # for all, even after an error: they fill memory of the caller, who may use it again
     for future in doing:
         future.result()
 
 
 def _checked(data: np.ndarray, path: Location) -> np.ndarray:
-    """The data before their crc32c, which they are checked against; `InputError` when they are damaged."""
+    """The data without the crc32c at its end, against which it is checked; `InputError` when it is damaged."""
     found, checksum = data[:-_CHECKSUM], data[-_CHECKSUM:]
     if len(checksum) != _CHECKSUM or google_crc32c.value(found) != struct.unpack("<I", checksum.tobytes())[0]:
         raise InputError(f"{path} is damaged: a checksum is wrong; run `ldlm features repair` on the store")
@@ -239,7 +239,7 @@ def _checked(data: np.ndarray, path: Location) -> np.ndarray:
 
 
 def _read_object(path: ObjectPath, size: int, start: int, length: int) -> bytes:
-    """Part of a shard that was written with so many bytes. A service answers with an error where it has fewer."""
+    """Part of a shard that was written with `size` bytes. A service answers with an error if it has fewer."""
     try:
         try:
             return path.read_range(start + size if start < 0 else start, length)
@@ -255,7 +255,7 @@ def _read_object(path: ObjectPath, size: int, start: int, length: int) -> bytes:
 
 
 def _read_file(path: Path, start: int, length: int) -> bytes:
-    """Part of a shard on disk, by pread: a memory map would crash the process if the file shrank."""
+    """Part of a shard on disk, with pread: a memory map would crash the process if the file shrank."""
     try:
         with open(path, "rb", buffering=0) as file:
             if start < 0:

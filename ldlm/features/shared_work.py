@@ -1,7 +1,7 @@
 """How processes divide the items of an extraction: blocks and shards.
 
 Each process takes a lease (`leases`) before it works on an item. On an object store, where that takes a request, each
-begins elsewhere (`shares.in_turn`). A lease never tells whether an item is done; the item's record does.
+begins at a different item (`shares.in_turn`). A lease never tells whether an item is done; the item's record does.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from ldlm.leases import Lease, waits
 from ldlm.progress import Progress
 
 LOOK_EVERY = 30.0  # seconds between looks at what other processes have done
-LOOK_SHARE = 0.05  # most of the time that they may take: an object store lists a thousand names at a time
-AT_ONCE = 32  # items of others that are looked at in turn: a thousand workers may wait for a thousand items
+LOOK_SHARE = 0.05  # the most of the time that looks may take: an object store lists a thousand names at a time
+AT_ONCE = 32  # items of others that are looked at in one round: a thousand workers may wait for a thousand items
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
@@ -35,13 +35,13 @@ def share(
 ) -> None:
     """Work on every item that is not done, together with other processes; returns when all items are done.
 
-    First the items that no other process has; then it waits for the others, and works on those that their holders left
-    undone. `claim` takes an item's lease, `recorded` lists what is done, and `done` looks at one item.
+    It works first on the items that no other process has; then it waits for the others, and works on those that their
+    holders left undone. `claim` takes an item's lease, `recorded` lists what is done, and `done` looks at one item.
     `finish` takes the result of `work` in a thread of its own, while the next item is worked on; it has one item at a
-    time, which stays claimed until then. Its errors are raised here, after that next item.
+    time, which stays claimed until it is finished. Its errors are raised here, after that next item.
 
-    The lease may be lost by then. The item is finished all the same, since results are kept by whoever is first: two
-    processes that take an item from each other would else both never finish it.
+    The lease may be lost by then. The item is finished all the same, since the first result is the one that is kept:
+    otherwise two processes that take an item from each other would never finish it.
     """
     held: list[Item] = []
     finishing: Future[None] = Future()
@@ -88,7 +88,7 @@ def _finish(work: Callable[[], None], lease: Lease) -> None:
 
 
 class _Known(Generic[Item]):
-    """The items that were done at the last look: a look at each would cost a large store hours."""
+    """The items that were done at the last look: looking at each one would cost hours in a large store."""
 
     def __init__(self, recorded: Callable[[], Set[Item]], clock: Callable[[], float]) -> None:
         self.recorded, self.clock = recorded, clock
@@ -138,7 +138,7 @@ class Tally(Generic[Item]):
         self.own = self.others = self.bytes = 0
 
     def advance(self, item: Item, units: int) -> None:
-        """Count so many units more of an item as done by this process."""
+        """Count `units` more of an item as done by this process."""
         self.counted.add(item)
         self.own += units
         others = self._others() if time.monotonic() > self.next else 0
@@ -155,7 +155,7 @@ class Tally(Generic[Item]):
         return found
 
     def _tell(self, units: int) -> None:
-        # Only this process's bytes are known here. The others are taken to write as many per unit.
+        # Only this process's bytes are known here. The others are assumed to write as many per unit.
         written = self.bytes * (self.own + self.others) / max(1, self.own)
         seconds = max(1e-9, time.monotonic() - self.started)
         self.task.advance(units, written=f"{written / 1e6 / seconds:.1f} MB/s")

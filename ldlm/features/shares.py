@@ -1,7 +1,7 @@
 """The share of one of several processes: which items of an extraction it takes first.
 
-A share decides an order and nothing else. Every process goes on until all items are done, whoever does them, so a share
-that is wrong, or of a process that never starts, costs time and no item.
+A share decides only an order. Every process works until all items are done, whoever does them, so a share that is
+wrong, or belongs to a process that never starts, costs only time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 
 
 class Share(NamedTuple):
-    """Number `number`, from 0, of `of` processes."""
+    """Process number `number`, from 0, of `of` processes."""
 
     number: int
     of: int
@@ -32,7 +32,7 @@ class Share(NamedTuple):
 
 
 def share_of(text: str) -> Share:
-    """The share that `text` gives as I/N; `InputError` where it does not."""
+    """The share that `text` gives as I/N; `InputError` if it does not."""
     found = re.fullmatch(r"(\d+)/(\d+)", text.strip(), re.ASCII)
     if found is None:
         raise InputError(f"--share takes I/N, like 0/8 for the first of 8 processes, and not {text!r}")
@@ -45,10 +45,10 @@ def share_of(text: str) -> Share:
 
 
 def share_of_environment(environment: Mapping[str, str] = os.environ) -> Share | None:
-    """The share that a launcher's variables tell this process; None without them, and where it is the only one.
+    """The share that a launcher's variables give this process; None without them, or if it is the only process.
 
-    Of torchrun (RANK and WORLD_SIZE); of a SLURM array and of the tasks of a SLURM step, also of steps within an array;
-    of an indexed Kubernetes job, which knows its index and not how many there are: JOB_COMPLETIONS must say that.
+    Launchers are torchrun (RANK and WORLD_SIZE); SLURM arrays, the tasks of a SLURM step, and steps within an array;
+    and an indexed Kubernetes job, which knows its index but not how many there are: JOB_COMPLETIONS must say that.
     """
     found = _pair(environment, "RANK", "WORLD_SIZE")
     if found is None:
@@ -72,7 +72,7 @@ def _of_array(environment: Mapping[str, str]) -> Share | None:
     most = _number(environment, "SLURM_ARRAY_TASK_MAX", least + of - 1)
     if not of or not least <= number <= most:
         return None
-    return Share((number - least) * of // (most - least + 1), of)  # exact for equal steps, and near it for others
+    return Share((number - least) * of // (most - least + 1), of)  # exact for equal steps, and close for others
 
 
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:
@@ -83,8 +83,8 @@ def _number(environment: Mapping[str, str], name: str, default: int) -> int:
 def in_turn(items: list[Item], share: Share | None, *, apart: bool = False) -> list[Item]:
     """The items in the order in which a process takes them.
 
-    Each does a stretch of its own first, and then helps with the others' from their ends. Without a share it takes them
-    as they come, or, to keep processes `apart` that no lock keeps so, from a random one on.
+    Each does its own stretch first, and then helps with the others' from their ends. Without a share it takes them as
+    they come or, with `apart`, from a random one on, which spreads processes that no lock keeps apart.
     """
     if share is None:
         start = random.randrange(len(items)) if apart and items else 0

@@ -24,7 +24,7 @@ _DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class Spool:
-    """Blocks of float32 states by number, in `folder`. A block is whole or absent. For one thread at a time."""
+    """Blocks of float32 states by number, in `folder`. A block is whole or absent. Not for several threads at once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -51,7 +51,7 @@ class Spool:
         temporary.replace(path)
 
     def read(self, block: int, shape: tuple[int, ...]) -> np.ndarray | None:
-        """The states that `write` wrote; None where they are missing or damaged."""
+        """The states that `write` wrote; None if they are missing or damaged."""
         memory = self._aligned(4 * math.prod(shape))
         try:
             found = _directly(self.path(block), os.O_RDONLY, lambda file: _read_all(file, memory))
@@ -75,7 +75,7 @@ def _checksum(values: np.ndarray) -> bytes:
 
 
 def _directly(path: Path, flags: int, work: Callable[[int], int]) -> int:
-    """The result of `work` on the open file, with direct I/O where the file system supports it."""
+    """The result of `work` on the open file, with direct I/O if the file system supports it."""
     for direct in (_DIRECT, 0):
         try:
             file = os.open(path, flags | os.O_CLOEXEC | direct, 0o666)
@@ -97,7 +97,7 @@ def _write_all(file: int, data: memoryview) -> int:
 
 
 def _read_all(file: int, into: memoryview) -> int:
-    """The number of bytes read; −1 where the file has another length."""
+    """The number of bytes read; −1 if the file has another length."""
     done = 0
     if os.fstat(file).st_size != len(into):
         return -1

@@ -1,7 +1,7 @@
-"""`hidden_states[layer]` of a model of transformers, computed with as few of its blocks as possible (SPEC 2).
+"""`hidden_states[layer]` of a transformers model, computed with as few of its blocks as possible (SPEC 2).
 
 A model's blocks and positions are found by trial. The whole model runs once over a row; a cheaper way is taken only
-where it gives the states that the whole model calls `hidden_states[layer]`. For most models that is the output of the
+if it gives the states that the whole model calls `hidden_states[layer]`. For most models that is the output of the
 block below, with the blocks above removed. Some stay whole: Mamba numbers its states differently, DeBERTa-v2 may add a
 convolution after its first block, Longformer pads.
 
@@ -22,9 +22,9 @@ from ldlm.errors import InputError
 Way = Literal["output", "cut", "whole"]
 Read = Callable[[Tensor], Any]  # tokens (B, L) → states (B, L, D)
 
-PROBE_LEN = 13  # tokens, where the length of rows isn't given: no multiple of a window that a model pads to
-TOLERANCE = 1e-5  # of a state's norm: rounding, for the same kernels give the same bits, and neighbours differ by more
-SPARE_POSITIONS = 8  # rows that a table of positions may have beyond those that the configuration names
+PROBE_LEN = 13  # tokens, if the length of rows isn't given: not a multiple of any window that a model pads to
+TOLERANCE = 1e-5  # of a state's norm, for rounding: the same kernels give the same bits, and other layers differ more
+SPARE_POSITIONS = 8  # rows that a table of positions may have beyond those that the configuration states
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -38,12 +38,12 @@ def text_encoder(model: Any, name: str) -> Any:
         return model
     encoder = model.get_encoder()
     if not hasattr(encoder, "get_input_embeddings"):
-        raise InputError(f"{name} has no encoder that can be had alone; give another --encoder")
+        raise InputError(f"{name} has no encoder that works on its own; give another --encoder")
     return encoder
 
 
 def token_table(model: Any, name: str) -> Any:
-    """The model's token embeddings, of weight (V, D); `InputError` when it has no such table."""
+    """The model's token embeddings, with a weight (V, D); `InputError` when it has no such table."""
     try:
         table = model.get_input_embeddings()
     except NotImplementedError:
@@ -56,7 +56,7 @@ def token_table(model: Any, name: str) -> Any:
 def plain_tokens(model: Any, length: int) -> Tensor:
     """A row of tokens (1, length) int64 spread over the vocabulary, without special ones.
 
-    Padding would take no position in models whose positions begin after it; an image token would need an image.
+    Padding would take no position in models whose positions begin after its index; an image token would need an image.
     """
     configs = (model.config, model.config.get_text_config())
     settings = [setting for config in configs for setting in config.to_dict().items()]
@@ -71,10 +71,10 @@ def plain_tokens(model: Any, length: int) -> Tensor:
 
 
 def positions(model: Any) -> int | None:
-    """Number of tokens in the longest row that a model on the CPU has positions for; None for no bound.
+    """Number of tokens in the longest row that a model on the CPU has positions for; None if there is no bound.
 
-    Where positions are in a table, the length is tried: RoBERTa's table begins after the padding index, so that 514
-    positions are 512 tokens.
+    If positions are in a table, lengths are tried: RoBERTa's table begins after the padding index, so 514 positions are
+    512 tokens.
     """
     claimed = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if claimed is None or claimed <= 0:
@@ -85,7 +85,7 @@ def positions(model: Any) -> int | None:
 
 
 def _has_position_table(model: Any, claimed: int) -> bool:
-    """Whether an embedding other than the tokens' has about `claimed` rows; I-BERT's are no `nn.Embedding`."""
+    """Whether an embedding other than the tokens' has about `claimed` rows; I-BERT's is not an `nn.Embedding`."""
     others = [module for module in model.modules() if module is not model.get_input_embeddings()]
     tables = [module.weight for module in others if hasattr(module, "padding_idx") and hasattr(module, "weight")]
     return any(0 <= len(table) - claimed <= SPARE_POSITIONS for table in tables)
@@ -107,7 +107,7 @@ class _EnteredError(Exception):
 
 
 def _enters(model: Any, length: int) -> bool:
-    """Whether the model takes a row of this length, by a forward pass that ends at the first block."""
+    """Whether the model takes a row of this length, found by a forward pass that ends at the first block."""
 
     def stop(*_: Any) -> None:
         raise _EnteredError
@@ -140,9 +140,9 @@ def runs(model: Any, length: int) -> bool:
 class HiddenStates:
     """`hidden_states[layer]` of a model on the CPU, whose unneeded blocks are removed.
 
-    Checked over a row of `seq_len` tokens, the length of the rows to come. `index` is the layer counted from 0, of
-    `depth + 1`. `way` names the source of its states: the model `cut` off above the layer, the model's `output`, or the
-    hidden states of the `whole` model.
+    They are checked on a row of `seq_len` tokens, the length of the rows to come. `index` is the layer counted from 0,
+    of `depth + 1`. `way` names the source of its states: the model `cut` off above the layer, the model's `output`, or
+    the hidden states of the `whole` model.
     `InputError`, naming the usable layers, when the model has no such states.
     """
 
@@ -161,7 +161,7 @@ class HiddenStates:
             if _agrees(read, tokens_BL, expected_BLD):
                 self.way, self.read = way, read
                 return
-        raise InputError(f"{name} gives other states for the same tokens each time; give another --encoder")
+        raise InputError(f"{name} gives different states for the same tokens each time; give another --encoder")
 
 
 @torch.no_grad()
@@ -177,7 +177,7 @@ def _all_states(model: Any, tokens_BL: Tensor, name: str) -> tuple[Tensor, ...]:
             else f"{name} can't read rows of tokens alone ({reason}); give an encoder or a causal model of text"
         ) from None
     if not found:
-        raise InputError(f"{name} doesn't say what its hidden states are; give another --encoder")
+        raise InputError(f"{name} doesn't return its hidden states; give another --encoder")
     return tuple(map(_first, found))
 
 
@@ -204,12 +204,12 @@ def _check_per_token(states: tuple[Any, ...], layer: int, index: int, tokens_BL:
         )
     usable = [str(i) for i, state in enumerate(states) if tuple(getattr(state, "shape", ()))[:2] == tokens_BL.shape]
     which = f"use one of --layer {', '.join(usable)}" if usable else "give another --encoder"
-    raise InputError(f"--layer {layer} of {name} has not one state per token; {which}")
+    raise InputError(f"--layer {layer} of {name} doesn't have one state per token; {which}")
 
 
 def _ways(model: Any, index: int, depth: int) -> Iterator[tuple[Way, Read]]:
     """Ways to compute hidden_states[index], the cheapest first. Asking for the next one undoes the last."""
-    if index == depth:  # after the final norm, where there is one
+    if index == depth:  # after the final norm, if there is one
         yield "output", lambda tokens_BL: model(input_ids=tokens_BL).last_hidden_state
     else:
         for blocks in [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]:

@@ -4,8 +4,8 @@
     features.zarr/scale          (rows, L)     for codecs that have one
     features.zarr/tokens         (rows, L)     int32
     features.zarr/mean, std      (D,)          float32; h = hidden · std + mean
-    features.zarr/validation/…   held-out rows, where there are any
-    ledger/train-00000.json      a shard's rows, error, maker, and the bytes and sha256 of its files; follows them
+    features.zarr/validation/…   held-out rows, if there are any
+    ledger/train-00000.json      a shard's rows, error, maker, and its files' bytes and sha256; written after the files
     tokenizer/                   the encoder's tokenizer
     store.json                   sizes, encoder and statistics; the sha256 of all but shards and ledger, which follow it
     manifest.json                written last, with the sha256 of everything but the shards: the store is sealed
@@ -13,7 +13,7 @@
 `store.json`, `manifest.json` and each record hold a digest of themselves, which guards unsealed stores too.
 
 Any Zarr v3 reader can open it. But zarr returns zeros, without an error, for a shard that is missing or empty; so
-completeness is decided by the ledger and the sizes it records, and never by zarr.
+the ledger and the sizes it records decide what is complete, never zarr.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Encode = Callable[[Tensor], Tensor]  # tokens (B, L) → normalised states (B, L
 
 @dataclass(frozen=True)
 class Split:
-    """The rows of one split. In a partial store, rows are counted among those that are there."""
+    """The rows of one split. In a partial store, row numbers count only the rows that are there."""
 
     path: Location  # of the store
     name: str
@@ -51,8 +51,8 @@ class Split:
     group: Any  # of zarr
     arrays: Mapping[str, ShardedArray]  # tokens, and what the codec stores
     codec: Codec
-    encode: Encode | None  # makes the states where none are stored
-    row_bytes: int  # of a row of the store, before compression, whatever of it is read
+    encode: Encode | None  # makes the states if none are stored
+    row_bytes: int  # of a row of the store, before compression, however much of it is read
 
     @property
     def tokens(self) -> Any:
@@ -78,7 +78,7 @@ class Split:
         return shards.read(self.arrays, self._places(rows), into)
 
     def without_states(self) -> Split:
-        """The split as tokens alone, whose reading leaves states on the disk."""
+        """The same rows with only their tokens; reading them leaves the states on the disk."""
         return replace(self, arrays={"tokens": self.arrays["tokens"]}, encode=None)
 
     def read_tokens(self, rows: np.ndarray) -> np.ndarray:
@@ -177,7 +177,7 @@ class FeatureStore:
 
     @property
     def text_fingerprint(self) -> str:
-        """A hash of the text that the rows were made of, wherever it was."""
+        """A hash of the text that the rows were made from, wherever it was."""
         return files.sha256_json(sorted(self.artifact.inputs["text"].values()))
 
     @property
@@ -187,13 +187,13 @@ class FeatureStore:
 
     @property
     def needs_encoder(self) -> bool:
-        """Whether training needs states that the store doesn't hold, and that an encoder makes of the tokens."""
+        """Whether training needs states that the store doesn't hold and an encoder makes from the tokens."""
         return self.codec.name == "online" and self.encoder["kind"] != "scratch"
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """(mean, std) of the states before normalisation, float32 (D,)."""
         mean, std = self._group["mean"][:], self._group["std"][:]
-        if ledger.statistics_hash(mean, std) != self.encoder["statistics"]:  # zarr gives zeros where files are gone
+        if ledger.statistics_hash(mean, std) != self.encoder["statistics"]:  # zarr returns zeros for missing files
             raise InputError(
                 f"{self.path}/features.zarr/mean and features.zarr/std are not what was written; run `ldlm features "
                 f"repair {self.path}`"
@@ -203,7 +203,7 @@ class FeatureStore:
     def split(self, name: str, encode: Encode | None = None) -> Split:
         """`train` or `validation`; `InputError` when the store has no such rows.
 
-        `encode` gives the states where the store `needs_encoder` (`encoder.online_encoder`).
+        `encode` gives the states if the store `needs_encoder` (`encoder.online_encoder`).
         """
         # Sorted by number: names with six digits would come before those with five.
         records = sorted((r for r in self.records.values() if r["split"] == name), key=lambda r: r["shard"])
@@ -240,7 +240,7 @@ class FeatureStore:
         )
 
     def held_out(self, encode: Encode | None = None) -> Split:
-        """Validation rows, or the training rows where there are none; `encode` as for `split`."""
+        """Validation rows, or the training rows if there are none; `encode` as for `split`."""
         validation = any(record["split"] == "validation" for record in self.records.values())
         return self.split("validation" if validation else "train", encode)
 

@@ -24,15 +24,15 @@ from ldlm.features.shards import CHUNK_ROWS
 from ldlm.features.store import Split
 from ldlm.runtime import ALONE, World
 
-BLOCK_ROWS = 16  # neighbouring rows; a number of its own, so that the order survives another size of chunks
+BLOCK_ROWS = 16  # neighbouring rows; independent of the chunk size, so that the order survives a change of that
 WINDOW_BYTES, WINDOW_BATCHES = 2**31, 4
 
 
 def default_window(split: Split, batch_size: int) -> int:
-    """Rows of the window that a run's rows are shuffled in where its settings name none.
+    """Number of rows in the window in which a run's rows are shuffled, if its settings name none.
 
-    2 GiB of rows as the store holds them, uncompressed, at least four batches, and at most all rows. A function of the
-    store and the batch, never of the machine. Two windows are in memory.
+    2 GiB of rows as the store holds them, uncompressed, but at least four batches and at most all rows. It depends on
+    the store and the batch, never on the machine. Two windows are in memory.
     """
     rows = max(WINDOW_BYTES // split.row_bytes // BLOCK_ROWS * BLOCK_ROWS, WINDOW_BATCHES * batch_size)
     return min(rows, split.rows)
@@ -146,7 +146,7 @@ class Stream:
         world: World = ALONE,
         shuffle_rows: int | None = None,
     ) -> None:
-        """`shuffle_rows`: rows of the window in which they are shuffled; `default_window` where it is None."""
+        """`shuffle_rows`: the number of rows in the window in which they are shuffled; None for `default_window`."""
         if split.rows < batch_size:
             raise InputError(
                 f"{split.path} has {split.rows} {split.name} rows, too few for one batch of {batch_size}; lower "
@@ -178,7 +178,7 @@ class Stream:
             yield self.complete(self.read())
 
     def read(self) -> Batch:
-        """The next batch as it is read: without states where an encoder makes them."""
+        """The next batch as it is read: without states if an encoder makes them."""
         item = self._queue.get()
         if isinstance(item, BaseException):
             self._queue.put(item)  # for the next call
@@ -186,7 +186,7 @@ class Stream:
         return item
 
     def complete(self, batch: Batch) -> Batch:
-        """Add the states that an encoder makes, if one does: this is part of the step, and not of reading."""
+        """Add the states that an encoder makes, if one does: this is part of the step, not of reading."""
         return batch if self.split.encode is None else batch._replace(hidden_BLD=self.split.encode(batch.tokens_BL))
 
     def _fill(self) -> None:
@@ -250,7 +250,7 @@ class Stream:
         return self._current[1]
 
     def _load(self, epoch: int, window: int) -> Future[Loaded]:
-        """Begin to read a window, into the memory of the window before the current one."""
+        """Start reading a window, into the memory of the window before the current one."""
         self._memory.reverse()
         positions = self._positions(epoch, window)
         rows = self.order.window_rows(epoch, window)[positions - self.order.span(epoch, window)[0]]

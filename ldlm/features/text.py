@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-TOKENIZER_BATCH = 512  # documents that are tokenised at once, or fewer: a tokenizer takes some 100 bytes a character
+TOKENIZER_BATCH = 512  # documents tokenised at once, or fewer: a tokenizer takes some 100 bytes per character
 TOKENIZER_CHARACTERS = 2**19
 
 
@@ -40,8 +40,7 @@ def dataset_source(
 ) -> tuple[str | None, dict[str, str]]:
     """The current (commit on the hub or None, fingerprints by name) of a Hugging Face dataset.
 
-    The fingerprints are the sha256 of its files where they are local, and the commit elsewhere. `store` as in
-    `digests`.
+    The fingerprints are the sha256 of its files if they are local, and otherwise the commit. `store` as in `digests`.
     """
     with _reading(name):
         cached = hub.cached_dataset(name, revision)
@@ -56,7 +55,7 @@ def dataset_source(
 
 
 def dataset_size(name: str, split: str, configuration: str | None = None, revision: str | None = None) -> int | None:
-    """Rows of a split of a Hugging Face dataset, with blank ones, by its card; None where the card has no number."""
+    """Rows of a split of a Hugging Face dataset, including blank ones, from its card; None if it gives no number."""
     found = (_builder(name, configuration, revision).info.splits or {}).get(split)
     return None if found is None else found.num_examples or None
 
@@ -70,7 +69,7 @@ def dataset_documents(
     *,
     part: int | None = None,
 ) -> Iterator[str]:
-    """The documents of a Hugging Face dataset by hub name or local folder, streamed; of one of its `dataset_parts`."""
+    """The documents of a Hugging Face dataset (hub name or local folder) or of one of its `dataset_parts`, streamed."""
     with _reading(name, f" (split {split!r})"):
         found = _streamed(name, split, configuration, revision)
         for row in found if part is None else found.shard(found.num_shards, part, contiguous=True):
@@ -80,7 +79,7 @@ def dataset_documents(
 
 
 def dataset_parts(name: str, split: str, configuration: str | None = None, revision: str | None = None) -> int:
-    """The number of parts, its files in most formats, in which a Hugging Face dataset can be read; in order, it all."""
+    """The number of parts (files, in most formats) in which a Hugging Face dataset can be read; in order, all of it."""
     with _reading(name, f" (split {split!r})"):
         return _streamed(name, split, configuration, revision).num_shards
 
@@ -132,7 +131,7 @@ def _refusal(name: str, part: str, error: Exception) -> InputError:
     if "scripts are no longer supported" in reason:
         return InputError(
             f"the dataset {name!r} comes as a Python program, and ldlm never runs code that comes with a dataset; use "
-            f"one of data files, such as parquet or jsonl"
+            f"one that consists of data files, such as parquet or jsonl"
         )
     remedy = "it needs the Hugging Face hub or a local folder"
     if not Path(name).exists() and hub.offline():
@@ -212,7 +211,7 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
 
 
 def unknown_share(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> float:
-    """Share of the tokens that stand for words that the tokenizer does not know; 0 where it can write any text."""
+    """Share of the tokens that stand for words unknown to the tokenizer; 0 if it can write any text."""
     unknown = tokenizer.unk_token_id  # GPT-2's is its end-of-text, which never stands for a word
     return 0.0 if unknown in (None, *special_tokens(tokenizer)) else float(np.mean(tokens == unknown))
 
@@ -227,7 +226,7 @@ class Tokens(NamedTuple):
 def stream(batches: Iterable[list[str]], tokenizer: Tokenizer, eos: int) -> Iterator[Tokens]:
     """The token stream of `batched_parts`: documents without special tokens, each followed by EOS.
 
-    `tokenizer` is the bare one, of the library tokenizers: transformers' own call costs a tenth more.
+    `tokenizer` is the bare one of the library tokenizers: transformers' own call costs a tenth more.
     """
     tokenizer.no_truncation()  # a tokenizer.json may ask for either
     tokenizer.no_padding()
@@ -262,9 +261,9 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
 def pack(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, seq_len: int) -> Iterator[np.ndarray]:
     """Pack documents into token rows (rows, L) int32, in batches of any size.
 
-    The rows depend on (documents, order, tokenizer, L) alone. A document longer than `documents.LONGEST` is tokenised
+    The rows depend only on (documents, order, tokenizer, L). A document longer than `documents.LONGEST` is tokenised
     in parts that end before white space, where GPT-2's and BERT's tokens end whatever follows. In a document without
-    white space, a cut may change the token at it.
+    white space, a cut may change the tokens beside it.
     """
     bos, eos = special_tokens(tokenizer)
     chunk = seq_len - 2
@@ -292,8 +291,8 @@ def wrapped(ids: np.ndarray, chunk: int, bos: int, eos: int) -> np.ndarray:
 def row_of(document: str, tokenizer: PreTrainedTokenizerBase, seq_len: int) -> tuple[np.ndarray, int]:
     """The row (L,) int32 that one document fills, and the number of the document's tokens.
 
-    It is the first row that `pack` makes of the document repeated: a longer document is cut, and a shorter one follows
-    itself. Rows are never padded, and in training a document's EOS is always followed by another document.
+    It is the first row that `pack` makes from the document repeated: a longer document is cut, and a shorter one
+    follows itself. Rows are never padded, and in training a document's EOS is always followed by another document.
     """
     _, eos = special_tokens(tokenizer)
     tokens = sum(len(found.ids) for found in stream(batched_parts([document]), tokenizer.backend_tokenizer, eos))

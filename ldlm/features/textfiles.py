@@ -27,13 +27,13 @@ from ldlm.features.formats import Row, as_they_stand
 from ldlm.location import Location
 from ldlm.progress import SILENT, Progress
 
-NAMES = (*JSON_NAMES[1:], ".parquet", ".txt")  # of text; .json also ends the records that stand beside samples
+NAMES = (*JSON_NAMES[1:], ".parquet", ".txt")  # of text; not .json, in which the records beside samples also end
 
 
 def file_documents(paths: Iterable[str | Path], column: str = "text") -> Iterator[str]:
-    """The documents of files, in order; a long line of plain text in parts.
+    """The documents of files, in order; a long line of plain text comes in parts.
 
-    `InputError` names the file for what is absent, empty, damaged, not UTF-8 or without that column.
+    `InputError`, with the file's name, for a file that is absent, empty, damaged, not UTF-8 or without that column.
     """
     for path in map(Path, paths):
         found = False
@@ -45,7 +45,7 @@ def file_documents(paths: Iterable[str | Path], column: str = "text") -> Iterato
 
 
 def documents_of(path: Path, column: str, span: Span | None = None) -> Iterator[str]:
-    """The documents of one file, or of a part of it, where there are any."""
+    """The documents of one file, or of a part of it, if there are any."""
     return not_blank(row.text for row in rows(path, column, span))
 
 
@@ -55,9 +55,9 @@ def no_text(path: str | Path) -> InputError:
 
 
 def rows(path: Path, column: str = "text", span: Span | None = None) -> Iterator[Row]:
-    """Every row of a file, with blank and null ones, but without blank lines of plain text; long lines in parts.
+    """Every row of a file, including blank and null ones but not blank lines of plain text; long lines come in parts.
 
-    With a `span` those of a part of the file.
+    With a `span`, the rows of that part of the file.
     """
     with opened(path, span) as source:
         if source.kind == "plain":
@@ -119,10 +119,10 @@ def remarks(paths: Iterable[str | Path], column: str) -> Iterator[str]:
 
 
 def spans(path: Path, size: int) -> list[tuple[Span | None, int]]:
-    """The parts in which a file is read, and about how many bytes each has; of `size` bytes where it can be divided.
+    """The parts in which a file is read, and about how many bytes each has: `size` if the file can be divided.
 
     They are byte ranges of lines or row groups of parquet; None is the whole file: a JSON array, or a compressed file.
-    All parts in order give the file's rows, however small they are.
+    All parts in order give the file's rows, however small the parts are.
     """
     with opened(path) as source:
         kind, compressed = source.kind, source.compressed
@@ -137,7 +137,7 @@ def spans(path: Path, size: int) -> list[tuple[Span | None, int]]:
 
 
 def _row_groups(path: Path, size: int) -> list[tuple[Span | None, int]]:
-    """Stretches of row groups, each as short as it can be with `size` bytes of its columns or more."""
+    """Stretches of row groups, each the shortest with at least `size` bytes of its columns."""
     table = formats.parquet_table(path)
     found: list[tuple[Span | None, int]] = []
     start = held = 0
@@ -150,7 +150,7 @@ def _row_groups(path: Path, size: int) -> list[tuple[Span | None, int]]:
 
 
 def text_bytes(path: Path) -> int | None:
-    """An upper bound in bytes on the text of a file; None where it isn't known before the file is read."""
+    """An upper bound in bytes on the text of a file; None if it isn't known before the file is read."""
     with opened(path) as source:
         return None if source.compressed or source.kind == "parquet" else path.stat().st_size
 

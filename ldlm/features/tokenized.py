@@ -1,12 +1,12 @@
-"""Pieces of text that are tokenised: in files of a folder, or in objects that machines without a common disk share.
+"""Tokenised pieces of text: in files of a folder, or in objects that machines without a common disk share.
 
-In a folder a piece has the files `000000.tokens`, int32, the documents of the piece, each followed by EOS, and where
-some are held out `000000.ends`, int64, the number of its tokens up to the end of each document. They are whole or
-absent, and that of the tokens comes last.
+In a folder a piece has the file `000000.tokens`, int32: the documents of the piece, each followed by EOS. If some are
+held out, it also has `000000.ends`, int64: the number of its tokens up to the end of each document. The files are whole
+or absent, and that of the tokens comes last.
 
-In an object store both are named by their content, `000000-HASH.tokens`, and lie there before the piece's record,
-`records/000000.json`, is put where there is none: of several makers of a piece the first decides all of it, and
-whatever the others put is never mixed with that.
+In an object store both are named by their content, `000000-HASH.tokens`, and are put before the piece's record,
+`records/000000.json`. The record is put only if there is none: of several makers of a piece the first decides all of
+it, and what the others put is never mixed with that.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from ldlm.location import Location, ObjectPath
 
 TOKENS, ENDS = "tokens", "ends"  # endings of files
 TYPES: dict[str, type[np.generic]] = {TOKENS: np.int32, ENDS: np.int64}
-PART = 2**21  # bytes that are asked of an object at a time: rows are read in order
+PART = 2**21  # bytes that are requested from an object at a time: rows are read in order
 PARTS = 8  # of them in memory
 
 
 class Tokenized(NamedTuple):
-    """A piece that is tokenised: the name of its files, without their endings, and how many values they hold."""
+    """A tokenised piece: the name of its files, without their endings, and how many values they hold."""
 
     name: str
     tokens: int
-    documents: int  # 0 where no ends are kept
+    documents: int  # 0 if no ends are kept
 
 
 class Writing:
@@ -65,7 +65,7 @@ class Kept(Protocol):
     """Where tokenised pieces are kept, by number."""
 
     def numbers(self) -> set[int]:
-        """The pieces that are there, by one look."""
+        """The pieces that are there, from one listing."""
 
     def has(self, number: int) -> bool:
         """Whether a piece is there."""
@@ -74,7 +74,7 @@ class Kept(Protocol):
         """Keep what is written in the block, durably, unless another process is first."""
 
     def found(self, numbers: Sequence[int]) -> list[Tokenized]:
-        """Pieces that are there; FileNotFoundError for one that is not, `StorageError` where it has lost a file."""
+        """Pieces that are there; FileNotFoundError for one that is not, `StorageError` if it has lost a file."""
 
     def path(self, name: str, ending: str = TOKENS) -> Location:
         """The file of a piece by the name that `found` gave."""
@@ -135,7 +135,7 @@ def _written(path: Path) -> Iterator[IO[bytes]]:
 class KeptObjects:
     """Pieces as objects below a prefix.
 
-    They are written to files without names in the folder `work` first, so that a piece may be larger than memory.
+    They are first written to unnamed files in the folder `work`, so that a piece may be larger than memory.
     """
 
     def __init__(self, folder: ObjectPath, with_ends: bool, work: Path) -> None:
@@ -165,7 +165,7 @@ class KeptObjects:
 
     def _put(self, number: int, made: Writing) -> None:
         """Put a piece and its record, unless another process has."""
-        if self.has(number):  # this process was stopped, and another has made it meanwhile
+        if self.has(number):  # this process was stopped, and another has meanwhile made it
             return
         name = _content_name(number, made.into.values())
         for ending, file in made.into.items():
@@ -186,7 +186,7 @@ class KeptObjects:
                 wanted = count * np.dtype(TYPES[ending]).itemsize
                 if sizes.get(f"{entry.name}.{ending}", 0) != wanted:
                     raise StorageError(
-                        f"{self._record(number)} names what is gone; remove it and run the same command again"
+                        f"{self._record(number)} names files that are gone; remove it and run the same command again"
                     )
             return entry
 
@@ -198,7 +198,7 @@ class KeptObjects:
 
 
 def _content_name(number: int, written: Iterable[IO[bytes]]) -> str:
-    """A name that no piece has whose files differ."""
+    """A name that no piece with other files has."""
     digests = []
     for file in written:
         file.seek(0)
@@ -213,7 +213,7 @@ def _content_name(number: int, written: Iterable[IO[bytes]]) -> str:
 def values(path: Location, start: int, stop: int, count: int) -> np.ndarray:
     """Values start … stop of a file that holds `count`, int32 or int64 by its ending.
 
-    A file is opened each time: there may be more than can be open at once. Of an object some parts stay in memory.
+    A file is opened each time: there may be more than can be open at once. Some parts of an object stay in memory.
     """
     dtype = np.dtype(TYPES[path.suffix[1:]])
     first, last = start * dtype.itemsize, stop * dtype.itemsize

@@ -20,8 +20,8 @@ from ldlm.location import Location
 
 # Level 1: states are all but noise, and higher levels only take longer.
 LEVEL = 1
-# Of blocks so large the bytes of one place in a number fill the 128 KiB that zstd compresses at a time, for numbers of
-# up to 4 bytes. Where they share them with others, one code serves them all, and nothing is gained.
+# In blocks this large, the bytes of one place in a number fill the 128 KiB that zstd compresses at a time, for numbers
+# of up to 4 bytes. If they shared these with other places, one code would serve all, and nothing would be gained.
 BLOSC_BLOCK = 2**19
 
 
@@ -106,7 +106,7 @@ class StoreWriter:
         return self.record_path(split, shard).is_file()
 
     def recorded(self) -> set[tuple[str, int]]:
-        """(split, shard) of all records, by one listing."""
+        """(split, shard) of all records, from one listing."""
         names = (path.stem.rpartition("-") for path in files.matching(self.path / "ledger", "*.json"))
         return {(split, int(shard)) for split, _, shard in names if shard.isdigit()}
 
@@ -138,7 +138,7 @@ class StoreWriter:
 
 
 def _compressors(compression: str, itemsize: int) -> list[Any]:
-    """The codecs of a compression, of numbers of so many bytes."""
+    """The codecs of a compression, for numbers of `itemsize` bytes."""
     from zarr.codecs import BloscCodec, ZstdCodec
 
     match compression:

@@ -278,7 +278,7 @@ def test_a_helper_that_dies_is_reported_and_missed_by_nobody(halved, config, tok
         helping._running[0][0].kill()
         wait_until(lambda: helping._running[0][0].poll() is not None)
         helping.check()
-        assert notes.lines == ["a helper of the tokenisation ended with -9; others do its part"]
+        assert notes.lines == ["a tokenisation helper ended with -9; others do its part"]
         halved.tokenize(planned, 0)
     assert halved.rows(planned)["train"].read(0, 10**6).tolist() == serial(config, tokenizer)["train"]
 

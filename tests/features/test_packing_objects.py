@@ -137,7 +137,7 @@ def test_of_two_makers_the_first_decides_and_their_bytes_are_not_mixed(machine, 
     write(second, range(9), [4, 9])  # the same bytes again
     assert first.kept.found([0]) == [found]
     first.kept.path(found.name).unlink()
-    with pytest.raises(StorageError, match=r"records/000000\.json names what is gone; remove it and run the same"):
+    with pytest.raises(StorageError, match=r"records/000000\.json names files that are gone; remove it and run"):
         second.kept.found([0])
 
 

@@ -246,7 +246,7 @@ UNREADABLE = {
     "half a line.txt": (b'{"text": "x"}\n{"text": \n', "line 2 is not JSON"),
     "half an array.json": (b'[{"text": "x"}, {"text": "y"', "element 2 is not JSON"),
     "no end.json": (b'[{"text": "x"}', "']' is missing before the end of the file"),
-    "more.json": (b'[{"text": "x"}] 3', "holds more behind the end of its JSON array"),
+    "more.json": (b'[{"text": "x"}] 3', "holds more after the end of its JSON array"),
     "no comma.json": (b'[{"text": "x"} {"text": "y"}]', "']' is missing before '{'"),
     "bare.jsonl": (b"one\n", "line 1 is not JSON"),
     "spread.jsonl": (b'{\n "text": "x"\n}\n', "put an object that spreads over several lines on one, with jq -c ."),
@@ -259,7 +259,7 @@ UNREADABLE = {
     "twice.parquet": (parquet_of([["x"], ["y"]], ["text", "text"]), "has 2 columns 'text'; rename one"),
     "no.parquet": (b"no parquet", "is not a parquet file"),
     "empty.parquet": (b"", "is not a parquet file"),
-    "head.parquet": (parquet(DOCUMENTS * 100)[:-20], "is not a parquet file that is whole"),
+    "head.parquet": (parquet(DOCUMENTS * 100)[:-20], "is not a whole parquet file"),
     "packed.parquet.gz": (gzip.compress(parquet(DOCUMENTS)), "unpack it first"),
     "text.tar": (tar(b"one line\n"), "is an archive or binary"),
     "text.tar.gz": (gzip.compress(tar(b"one line\n")), "is an archive or binary"),
@@ -315,14 +315,14 @@ def test_a_corrupt_page_of_parquet_is_named_by_its_row(tmp_path):
     data = (tmp_path / "a.parquet").read_bytes()
     start = pq.ParquetFile(tmp_path / "a.parquet").metadata.row_group(1).column(0).dictionary_page_offset
     (tmp_path / "a.parquet").write_bytes(data[:start] + bytes(4000) + data[start + 4000 :])
-    with pytest.raises(InputError, match=r"a\.parquet, behind row [\d,]+, can't be read: .*; make a whole copy of it$"):
+    with pytest.raises(InputError, match=r"a\.parquet, after row [\d,]+, can't be read: .*; get an intact copy of it$"):
         read(tmp_path / "a.parquet")
 
 
 def test_bytes_in_parquet_that_are_no_utf_8_are_named(tmp_path):
     column = pa.array([b"fine", b"caf\xe9"]).view(pa.string())
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match=r"a\.parquet, behind row 0, can't be read: .*utf-8"):
+    with pytest.raises(InputError, match=r"a\.parquet, after row 0, can't be read: .*utf-8"):
         read(tmp_path / "a.parquet")
 
 

@@ -782,10 +782,10 @@ def test_what_an_interrupted_extraction_has_written_needs_no_room_again(
     [
         ({"data": ()}, "give the text either as --data FILE… or as --dataset NAME"),
         ({"dataset": "x"}, "give the text either as --data FILE… or as --dataset NAME"),
-        ({"validation_data": ("x.txt",)}, "hold out rows by one of --validation-docs, --validation-data and"),
-        ({"validation_split": "test"}, "hold out rows by one of --validation-docs, --validation-data and"),
+        ({"validation_data": ("x.txt",)}, "hold out rows with one of --validation-docs, --validation-data and"),
+        ({"validation_split": "test"}, "hold out rows with one of --validation-docs, --validation-data and"),
         ({"validation_split": "test", "validation_docs": 0}, "--dataset"),
-        ({"dataset_config": "en"}, "--dataset-config is one of --dataset NAME; files have none"),
+        ({"dataset_config": "en"}, "--dataset-config names a configuration of --dataset NAME; files have none"),
         ({"batch_size": 10}, "chunk of 16 rows, so that neither crosses shards; use --shard-rows 80"),
         ({"shard_rows": 8}, "chunk of 16 rows, so that neither crosses shards; use --shard-rows 16"),
         ({"validation_docs": 24}, "--validation-docs 24 leaves nothing to train on: there are 24 documents"),

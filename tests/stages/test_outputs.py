@@ -424,7 +424,7 @@ def test_what_is_no_file_is_not_written_to(trained, store, refuse, tmp_path, nam
     )
     for command in commands:
         line = refuse(*command, "--output", out)
-        assert f"{out} is {'a folder' if name == 'a folder' else 'no file but a device or a pipe'}" in line
+        assert f"{out} is {'a folder' if name == 'a folder' else 'a device or a pipe, not a file'}" in line
 
 
 # ----------------------------------------------------------------------------------------------------------------------
