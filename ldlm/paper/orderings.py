@@ -1,4 +1,4 @@
-"""Orderings that the paper states, judged by what was measured: held, not held, or within the seed spread."""
+"""Orderings that the paper states, judged by our measurements: held, not held, or within the seed spread."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Figures = Mapping[tuple[str, str, int | None], Sequence[float]]  # by row, quant
 
 @dataclass(frozen=True)
 class Judged:
-    """A statement and its verdict; `paper` is whether the paper's own printed figures have this order."""
+    """A statement and its verdict; `paper` tells whether the paper's own printed figures have this order."""
 
     statement: Statement
     verdict: str
     pairs: tuple[str, ...]  # verdicts of neighbours
-    paper: bool | None  # None where the paper prints no figures of it
+    paper: bool | None  # None if the paper does not print all its figures
 
     def to_json(self) -> dict[str, Any]:
-        """All of it by name."""
+        """All fields by name."""
         one = self.statement
         return {
             "rising": list(one.rising),
@@ -40,7 +40,7 @@ class Judged:
 
 
 def judge(exhibit: Exhibit, statement: Statement, measured: Figures) -> Judged:
-    """A statement, by the figures of one table or figure: one value per seed each."""
+    """The verdict on a statement, from the measured figures: one value per seed for each."""
     values = [measured.get((key, quantity, statement.at), ()) for key, quantity in statement.places]
     single = all(QUANTITIES[quantity].single for _, quantity in statement.places)
     pairs = tuple(_pair(a, b, single) for a, b in pairwise(values))
@@ -48,7 +48,7 @@ def judge(exhibit: Exhibit, statement: Statement, measured: Figures) -> Judged:
 
 
 def _pair(a: Sequence[float], b: Sequence[float], single: bool) -> str:
-    """Verdict on a < b: apart only where no two values of them overlap."""
+    """Verdict on a < b: decided only if the ranges of their values do not overlap."""
     if not a or not b:
         return MISSING
     if min(len(a), len(b)) < 2 and not single:
@@ -85,6 +85,6 @@ def words(exhibit: Exhibit, statement: Statement) -> str:
 
 
 def counts(verdicts: Iterable[str]) -> str:
-    """`5 held, 1 within seed spread`, in this order of verdicts."""
+    """Counts like `5 held, 1 within seed spread`, in the order of `VERDICTS`."""
     found = Counter(verdicts)
     return ", ".join(f"{found[verdict]} {verdict}" for verdict in VERDICTS if found[verdict])

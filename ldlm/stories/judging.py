@@ -186,7 +186,7 @@ class Judge:
     def _loose_candidates(
         self, states: Collection[State], forgotten: Relaxation
     ) -> Iterator[tuple[Template, Iterable[tuple[State, Sentence]]]]:
-        """Templates that may follow, with the states before them; many states leave facts open, so none is forgotten."""
+        """Templates that may follow, with the states before them; facts are forgotten only if the states are few."""
         if len(states) > FEW:
             for template in dict.fromkeys(t for word in forgotten.words[0] for t in self.reader.by_first.get(word, ())):
                 yield template, (edge for edge in self.reader.by_template[template] if edge[0] in states)
