@@ -1,1 +1,1 @@
-"""Figures that the documentation claims, measured: `python -m benchmarks`."""
+"""Measures the figures that the documentation claims: `python -m benchmarks`."""

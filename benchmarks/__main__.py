@@ -1,24 +1,25 @@
 """`python -m benchmarks`: measure this machine, print the tables; with --output, keep them with hardware and date.
 
-Speed, within ten minutes on two cores; `python -m benchmarks store` holds the feature store against its aims, and
-`python -m benchmarks streaming` the reading of one in an object store that answers late, in minutes, and
-`python -m benchmarks packing` the packing of text into rows against the bare tokenizer, in minutes, and
-`python -m benchmarks leases` what leases cost, and a thousand simulated workers that die and stall, and
-`python -m benchmarks plans` says what extractions of OpenWebText and more take, in minutes, and
-`python -m benchmarks workers` compares an extraction by two processes with one's, in minutes, and
-`python -m benchmarks window` windows of rows against fully shuffled ones, and
-`python -m benchmarks samplers` the width of what every solver draws against that of the data, in seconds, and
-`python -m benchmarks loaded` a training step alone and beside other work, in five minutes, and
-`python -m benchmarks rivals` LDLM beside MDLM, ReMDM, Duo, CANDI and FLM, as the paper's Table 3 has it, in ten.
+By default it measures speed, within ten minutes on two cores;
+`python -m benchmarks store` compares the feature store with its aims,
+`python -m benchmarks streaming` measures reading from an object store that answers late, in minutes,
+`python -m benchmarks packing` compares packing text into rows with the bare tokenizer, in minutes,
+`python -m benchmarks leases` measures what leases cost, and simulates a thousand workers that die and stall,
+`python -m benchmarks plans` says what extractions of OpenWebText and more take, in minutes,
+`python -m benchmarks workers` compares extraction by two processes with extraction by one, in minutes,
+`python -m benchmarks window` compares shuffle windows with full shuffling,
+`python -m benchmarks samplers` compares the width of every solver's output with that of the data, in seconds,
+`python -m benchmarks loaded` times a training step alone and beside other work, in five minutes, and
+`python -m benchmarks rivals` times LDLM beside MDLM, ReMDM, Duo, CANDI and FLM, as in the paper's Table 3, in ten.
 
-`python -m benchmarks comparison` trains LDLM and its rivals on one text and compares what they draw, in many hours, and
-`python -m benchmarks stories-frontier` does so on stories whose law is known.
+`python -m benchmarks comparison` trains LDLM and its rivals on one text and compares their texts, in many hours, and
+`python -m benchmarks stories-frontier` does so on stories, whose distribution is known.
 
-`python -m benchmarks recipe` trains variants of the tiny preset and judges what they draw, some minutes each, and
-`python -m benchmarks prompts` a model that continues texts, whose continuations it holds against real ones, and
-`python -m benchmarks distill` distils a run to few evaluations and holds its students against it.
+`python -m benchmarks recipe` trains variants of the tiny preset and judges their texts, some minutes each,
+`python -m benchmarks prompts` trains a model that continues texts and compares its continuations with real ones, and
+`python -m benchmarks distill` distils a run to few evaluations and compares the students with it.
 
-`python -m benchmarks gpu` measures everything on a machine with a GPU in the minutes that it is given, and
+`python -m benchmarks gpu` measures everything on a machine with a GPU in a given number of minutes, and
 `python -m benchmarks wheels` fetches what such a machine may lack; each has its own --help.
 """
 
@@ -48,7 +49,7 @@ PARTS = (
     "samplers",
     "loaded",
     "rivals",
-)  # modules, imported when their turn comes: the store's takes zarr and more
+)  # modules, imported when their turn comes: the store's needs zarr and more
 
 
 PROGRAMS = {
@@ -59,11 +60,11 @@ PROGRAMS = {
     "prompts": "benchmarks.prompts",
     "distill": "benchmarks.distill",
     "wheels": "benchmarks.gpu.wheels",
-}  # with arguments of their own
+}  # with their own arguments
 
 
 def main() -> None:
-    """Run the program that is named, or the parts that are, or the first of them."""
+    """Run the named program, or the named parts, or by default the first part."""
     if (program := PROGRAMS.get(sys.argv[1] if len(sys.argv) > 1 else "")) is not None:
         importlib.import_module(program).main(sys.argv[2:])
         return
@@ -73,7 +74,7 @@ def main() -> None:
     chosen = parser.parse_args()
     memory.keep_freed()  # as the commands do
     waiting.bound_spinning()
-    import torch  # which reads how to wait
+    import torch  # here, since on loading it reads how threads wait
 
     for name in chosen.parts or PARTS[:1]:
         found = part(name)
@@ -99,7 +100,7 @@ def main() -> None:
 
 
 def hardware() -> str:
-    """The GPU, or the processor and the number of its cores that may be used."""
+    """The GPU, or the processor and its number of usable cores."""
     from ldlm import runtime
 
     return runtime.hardware()

@@ -1,4 +1,4 @@
-"""Extraction and streaming, for the table of `speed.py`: from text to a sealed store, and from there to a batch."""
+"""Extraction and streaming, for the table of `speed.py`: from text to a sealed store, and from the store to a batch."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ldlm.features.stream import Stream
 from ldlm.stages import extract_features, pretrain_encoder
 from ldlm.training import cost
 
-CHARACTERS = 4  # of a token, or fewer
+CHARACTERS = 4  # per token, at most
 
 
 def rows(bench: Bench, folder: Path) -> Iterator[dict[str, Any]]:
-    """One row of the table for each; the plain way is the frozen encoder alone, which a step without a store pays."""
+    """A row of the table for each; plain is the frozen encoder alone, which a training step without a store needs."""
     text = folder / "text.txt"
     text.write_text("\n".join(_documents(bench.scale.stored * bench.shapes.seq_len * CHARACTERS)) + "\n")
     encoder = gpt2(
@@ -69,14 +69,14 @@ def rows(bench: Bench, folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _streaming(bench: Bench, store: FeatureStore, plain: float) -> dict[str, Any]:
-    """Shuffled batches of float32 states on the device, one after the other as fast as they come."""
+    """Shuffled batches of float32 states on the device, one after the other, as fast as they come."""
     split = store.split("train")
     with (
         peak_memory(bench.device) as peak,
         Stream(split, batch_size=bench.scale.rows, seed=0, device=bench.device) as stream,
     ):
         batches = iter(stream)
-        # The mean: most batches are there already, and some are waited for.
+        # The mean, since most batches are ready and some must be waited for.
         seconds = timed(lambda: next(batches), bench.device, bench.scale.seconds, warm=64).mean
     return bench.row(
         f"streaming, {split.codec.name}, store to batch",
@@ -89,7 +89,7 @@ def _streaming(bench: Bench, store: FeatureStore, plain: float) -> dict[str, Any
 
 
 def _documents(characters: int) -> Iterator[str]:
-    """Prose of at least so many characters, again and again the same."""
+    """Prose of at least that many characters, repeated as needed."""
     for document in cycle(builtin_text.documents()):
         yield document
         characters -= len(document)
@@ -98,7 +98,7 @@ def _documents(characters: int) -> Iterator[str]:
 
 
 def gpt2(text: Path, out: Path, *, layers: int, width: int, heads: int, positions: int, device: torch.device) -> Path:
-    """Make a GPT-2 of these sizes with a tokenizer of its own; its weights are all but random."""
+    """Make a GPT-2 of these sizes with its own tokenizer; its weights are all but random."""
     config = PretrainConfig(
         data=(str(text),),
         layers=layers,

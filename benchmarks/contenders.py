@@ -1,4 +1,4 @@
-"""The rivals to be timed: their methods and samplers, as ours and as published, on networks with random weights.
+"""The rivals to be timed: their methods and samplers, ours and as published, on networks with random weights.
 
 Shape letters: CONTRIBUTING.md.
 """
@@ -48,13 +48,13 @@ from ldlm.training.ema import EMA
 from ldlm.training.optim import adamw
 
 OURS, PUBLISHED = WAYS = ("ours", "published")
-MASKED = ("MDLM", "ReMDM", "CANDI")  # whose embedding has a row for the mask
-LOGIT_STD = 4.0  # of random heads: 0.9 of the mass is on some 0.3 % of the tokens; at initialisation all are equal
+MASKED = ("MDLM", "ReMDM", "CANDI")  # their embedding has a row for the mask
+LOGIT_STD = 4.0  # of random heads: 0.9 of the mass is on some 0.3 % of the tokens; freshly initialised, all are equal
 CURRICULUM_STEPS = 10**9  # longer than any measurement
 
 
 def backbone(name: str, sizes: DenoiserSizes, vocab: int) -> Backbone:
-    """The network of a method with random weights, as peaked as a trained one: a nucleus takes its time by that."""
+    """The network of a method with random weights, as peaked as a trained one: the time of a nucleus depends on it."""
     config = FLMBackboneConfig() if name == "FLM" else BackboneConfig()
     network = Backbone(sizes, config, vocab=vocab, embeddings=vocab + (name.partition(",")[0] in MASKED))
     nn.init.normal_(network.head.weight, std=LOGIT_STD / sizes.width**0.5)
@@ -62,7 +62,7 @@ def backbone(name: str, sizes: DenoiserSizes, vocab: int) -> Backbone:
 
 
 def methods(vocab: int, width: int) -> dict[str, dict[str, Method]]:
-    """Methods in training by name and way. ReMDM trains as MDLM, and Ψ samples from a Duo."""
+    """Methods to train, by name and way. ReMDM trains as MDLM, and Ψ samples from a Duo model."""
     ranks, settings = RankNoise.of(vocab, CANDINoiseConfig()), DuoCurriculumConfig(share=1.0)
     top = Curriculum.of(settings, vocab, CURRICULUM_STEPS)
     assert top is not None
@@ -78,7 +78,7 @@ def methods(vocab: int, width: int) -> dict[str, dict[str, Method]]:
 
 
 def samplers(vocab: int, seq_len: int, steps: int) -> dict[str, dict[str, Sampler]]:
-    """Samplers by name and way, with the published settings; all evaluate the network in every row."""
+    """Samplers by name and way, with the published settings; all evaluate the network at every step."""
     remdm, psi = ReMDMConfig(steps=steps), PsiConfig(steps=steps)
     chains: dict[str, tuple[Process, ChainConfig]] = {
         "MDLM": (MDLMProcess(vocab, steps), MDLMConfig(steps=steps)),
@@ -108,7 +108,7 @@ def _chains(process: Process, seq_len: int, config: ChainConfig) -> dict[str, Sa
 
 
 class Training:
-    """A network that is trained on random tokens (B, L)."""
+    """A network trained on random tokens (B, L)."""
 
     def __init__(self, network: Backbone, tokens_BL: Tensor, config: OptimizerConfig) -> None:
         batch, seq_len = tokens_BL.shape
@@ -125,16 +125,16 @@ class Training:
         )
 
     def step(self, method: Method, way: str) -> None:
-        """The product's own step, of a method."""
+        """Take a training step of a method, by the function that `ldlm train` uses."""
         self.state.objective = TokenObjective(method, self.state.model)
         with published.logits_at_once(self.state.device) if way == PUBLISHED else nullcontext():
             token_step(self.state, self.batch)
 
 
 class Sampling:
-    """Texts in the middle of a sampler's grid, which stands for all of it.
+    """Texts in the middle of a sampler's grid, which represents all of it.
 
-    What a row costs is the same in all, or falls linearly from the first to the last, as with CANDI.
+    All steps cost the same, or the cost falls linearly from the first to the last, as with CANDI.
     """
 
     @torch.no_grad()
@@ -144,7 +144,7 @@ class Sampling:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Take a row."""
+        """Take a step of the sampler."""
         device = self.network.embedding.device
         with published.logits_at_once(device) if self.way == PUBLISHED else nullcontext():
             self.state = self.sampler.step(self.network, self.state, self.row)
@@ -152,9 +152,10 @@ class Sampling:
 
 
 def half_way(sampler: Sampler, state: Any) -> Any:
-    """The state of a sampler in the middle of its grid, from that at its beginning: tokens are random.
+    """The state of a sampler in the middle of its grid, made from its first state, with random tokens.
 
-    Of a discrete chain each is kept by the marginal of the time; of CANDI half are final. FLM's looks the same always.
+    In a discrete chain each is kept with the marginal probability of that time; in CANDI half are final. FLM's state
+    always looks the same.
     """
     row = sampler.rows // 2
     if isinstance(sampler, Chain):

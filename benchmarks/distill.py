@@ -1,12 +1,12 @@
-"""A distilled run beside the run that it was distilled from, at few evaluations: quality, seed spread and cost.
+"""Distilled runs beside the run from which they were distilled, at few evaluations: quality, seed spread and cost.
 
     python -m benchmarks distill --work distill --run run --features features --scorer scorer --reference real.jsonl
 
 Distils the run to 8, 4, 2 and 1 evaluations, each from the one before, draws `--texts` texts with each seed from every
 student and from the run itself, and scores them. The teacher is the run with its default sampler, at 32 evaluations,
-or with the one that `--teacher` describes: the best of a sweep. Beside it stand the run at few evaluations, by its
-default solver and by ddim, which is what students are taught, and four steps with guidance, which take 8. `±` is the
-standard deviation over the seeds of sampling. The same command goes on where it was interrupted.
+or with the one that `--teacher` describes: the best of a sweep. For comparison, the run also draws at few evaluations,
+with its default solver and with ddim, which students are taught, and with four guided steps, which take 8. `±` is the
+standard deviation over the sampling seeds. The same command resumes where it was interrupted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import distill, evaluate, sample
 
 EVALUATIONS = (8, 4, 2, 1)  # of the students, each distilled from the one before
-AIM = 4  # evaluations at which a student is to draw as the teacher does
+AIM = 4  # evaluations at which a student should draw as well as the teacher
 GUIDANCE = 1.5  # of four steps of the run itself
 TEACHER = "the teacher"
 FIGURES = {"gen_ppl": "gen. ppl", "entropy": "entropy", "diversity": "diversity"}
@@ -40,7 +40,7 @@ FIGURES = {"gen_ppl": "gen. ppl", "entropy": "entropy", "diversity": "diversity"
 
 @dataclass(frozen=True)
 class Way:
-    """A way to draw texts: a run, and a sampler."""
+    """A way to draw texts: a run and a sampler."""
 
     name: str
     run: Path
@@ -48,13 +48,13 @@ class Way:
 
     @property
     def evaluations(self) -> int:
-        """Evaluations of the denoiser for a text."""
+        """Evaluations of the denoiser per text."""
         return self.sampler.steps * solvers.evaluations_per_step(self.sampler)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A run, its students, and the texts of all."""
+    """A run, its students, and the texts from all of them."""
 
     work: Path
     run: Path
@@ -72,19 +72,19 @@ class Trial:
         return TrainedRun(self.run, torch.device("cpu"))
 
     def students(self) -> dict[int, Path]:
-        """The students by evaluations, trained where they are not yet."""
+        """The students by evaluations, trained if they are not yet."""
         made, source = dict[int, Path](), self.run
         for evaluations in EVALUATIONS:
             first = source == self.run
             asked = replace(self.distilling, evaluations=evaluations)
-            asked = asked if first else replace(asked, guidance=1.0)  # which is folded in
+            asked = asked if first else replace(asked, guidance=1.0)  # the first student has guidance folded in
             out = self.work / f"student-{evaluations}"
             source = distill.run(asked, source, self.features, out, progress=show.Terminal()).path
             made[evaluations] = source
         return made
 
     def ways(self, students: Mapping[int, Path]) -> Iterator[Way]:
-        """Every way to draw: the teacher first."""
+        """Every way to draw, the teacher first."""
         best = SamplerConfig(temperature=self.temperature)
         ddim = replace(best, solver="ddim")
         yield Way(TEACHER, self.run, self.teacher)
@@ -156,7 +156,7 @@ def report(found: Mapping[str, Any]) -> str:
 
 
 def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How far the student of `AIM` evaluations is from the teacher, beside the spread of the teacher's seeds."""
+    """How far the student with `AIM` evaluations is from the teacher, beside the spread of the teacher's seeds."""
     (teacher,) = (row["figures"] for row in rows if row["way"] == TEACHER)
     (student,) = (row["figures"] for row in rows if row["way"] == "student" and row["evaluations"] == AIM)
     said = []
@@ -180,18 +180,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m benchmarks distill", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, required=True, help="folder of the students and the texts")
-    parser.add_argument("--run", type=Path, required=True, help="the run that is distilled")
+    parser.add_argument("--run", type=Path, required=True, help="the run to distil")
     parser.add_argument("--features", type=Path, required=True, help="its feature store")
     parser.add_argument("--scorer", required=True, help="causal model that scores the texts")
     parser.add_argument("--reference", type=Path, help="real text")
-    parser.add_argument("--steps", type=int, help="of each round; default as of ldlm distill")
-    parser.add_argument("--lr", type=float, help="default as of ldlm distill")
-    parser.add_argument("--guidance", type=float, default=1.0, help="w that the students learn to draw with")
-    parser.add_argument("--temperature", type=float, default=0.0, help="of all samplers")
+    parser.add_argument("--steps", type=int, help="steps of each round; default that of ldlm distill")
+    parser.add_argument("--lr", type=float, help="learning rate; default that of ldlm distill")
+    parser.add_argument("--guidance", type=float, default=1.0, help="guidance w that the students learn")
+    parser.add_argument("--temperature", type=float, default=0.0, help="temperature of all samplers")
     of_teacher = "the teacher's sampler, like solver=heun steps=8 guidance=1.5; default that of ldlm sample"
     parser.add_argument("--teacher", nargs="+", metavar="KEY=VALUE", default=[], help=of_teacher)
     parser.add_argument("--texts", type=int, default=500)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3], help="of sampling")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3], help="seeds of sampling")
     parser.add_argument("--output", type=Path, help="folder for the table and its JSON")
     chosen = parser.parse_args(arguments)
     memory.keep_freed()  # as the commands do

@@ -1,13 +1,12 @@
 """The cost of leases, and a simulation of a thousand workers that die and stall.
 
-Claims per second are those of one process in a folder on this disk, each with its lock, lease file and end, and beside
-them the bare lock of before. A shard takes about a minute where a GPU encodes it, and a lease of it one claim and two
-signs of life.
+Claims per second are those of one process in a folder on this disk, each with its lock, lease file and release, beside
+the bare locks of earlier versions. A shard takes about a minute on a GPU, and its lease one claim and two heartbeats.
 
-The simulation runs the real `share` and the real leases (claims, signs of life, and taking from the dead) for a
-thousand workers on machines that see no lock of each other's. Simulated are the time, the files, which are in memory,
-and the making of a shard, which is a sleep. Workers die, and a scheduler starts them again; some stall for longer than
-a lease lasts, and go on. The ideal is a job without deaths and stalls.
+The simulation runs the real `share` and the real leases (claims, heartbeats, and taking from the dead) for a thousand
+workers on machines that see none of each other's locks. Simulated are the time, the files, which are in memory, and the
+making of a shard, which is a sleep. Workers die, and a scheduler restarts them; some stall for longer than a lease
+lasts, and then continue. The ideal is a job without deaths and stalls.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from ldlm.locks import tried
 
 CLAIMS = 3_000
 WORKERS = 1_000
-SHARD, SPREAD = 60.0, 0.2  # seconds, and the share of it by which shards differ
+SHARD, SPREAD = 60.0, 0.2  # seconds per shard, and the share by which shards differ from that
 HOURS, BETWEEN_DEATHS, BETWEEN_STALLS = 10.0, 24.0, 24.0  # of each worker
 RESTART, STALL = 120.0, 900.0  # seconds
 MOST_TWICE, MOST_TIME = 0.01, 1.2
@@ -40,7 +39,7 @@ def run(folder: Path) -> dict[str, Any]:
 
 
 def cost(folder: Path) -> dict[str, Any]:
-    """Claims per second, seconds of a claim and of a sign of life, and what of a shard's time they are."""
+    """Claims per second, seconds of a claim and of a heartbeat, and their share of a shard's time."""
     made = Leases(folder / "claims", folder / "claims", heartbeat=None)
 
     def claim(number: int) -> None:
@@ -84,7 +83,7 @@ class Died(BaseException):
 
 
 class Clock:
-    """Simulated seconds. One thread runs at a time: that whose time has come."""
+    """Simulated seconds. One thread runs at a time: the one whose time has come."""
 
     def __init__(self) -> None:
         self.now, self.count = 0.0, 0
@@ -95,12 +94,12 @@ class Clock:
         return self.now
 
     def at(self, when: float, work: Callable[[], None]) -> None:
-        """Do something then."""
+        """Do `work` at that time."""
         self.count += 1
         heapq.heappush(self.events, (when, self.count, work))
 
     def sleep(self, seconds: float) -> None:
-        """Let others run for so long; for the threads of workers."""
+        """Let others run for that long; to be called by workers' threads."""
         mine = threading.Semaphore(0)
 
         def wake() -> None:
@@ -112,20 +111,20 @@ class Clock:
         mine.acquire()
 
     def run(self) -> None:
-        """Until nothing is left to happen."""
+        """Run until no event is left."""
         while self.events:
             self.now, _, work = heapq.heappop(self.events)
             work()
 
 
 class Mortal:
-    """Lease files in memory, which a dead worker can't reach, so that it cleans nothing up."""
+    """Lease files in memory, which a dead worker can't reach, so it cleans nothing up."""
 
     def __init__(self, life: Life) -> None:
         self.life, self.files = life, life.simulation.files
 
     def create(self, name: str, body: bytes) -> MortalLease | None:
-        """Make a lease; None where there is one."""
+        """Make a lease; None if there is one already."""
         self.life.check()
         if name in self.files:
             return None
@@ -133,7 +132,7 @@ class Mortal:
         return MortalLease(name, self.files[name], self.life)
 
     def read(self, name: str) -> bytes | None:
-        """The body of a lease; None where there is none."""
+        """The body of a lease; None if there is none."""
         found = self.files.get(name)
         return None if found is None else found.body
 
@@ -151,14 +150,14 @@ class Mortal:
 
 
 class File:
-    """A file, which its writer holds open even where another has removed its name."""
+    """A file, which its writer holds open even if another has removed its name."""
 
     def __init__(self, body: bytes) -> None:
         self.body = body
 
 
 class MortalLease:
-    """A lease that its holder leaves behind at its death."""
+    """A lease that its holder leaves behind when it dies."""
 
     def __init__(self, name: str, file: File, life: Life) -> None:
         self.name, self.file, self.life = name, file, life
@@ -172,7 +171,7 @@ class MortalLease:
         return self.life.simulation.files.get(self.name) is not self.file
 
     def release(self) -> None:
-        """Remove the lease if it is still this one; the dead leave it."""
+        """Remove the lease if it is still this one; the dead leave it behind."""
         if not self.life.dead and not self.lost():
             del self.life.simulation.files[self.name]
 
@@ -193,20 +192,20 @@ class Life:
         self.leases.places = Mortal(self)
 
     def check(self) -> None:
-        """`Died` when its time has come."""
+        """Raise `Died` if its time has come."""
         self.dead = self.clock.now >= self.ends
         if self.dead:
             raise Died
 
     def beat(self) -> None:
-        """Signs of life, as the thread of a real worker gives them: none of one that is dead or stalled."""
+        """Heartbeats, as a real worker's thread sends them; none while the worker is stalled or after its death."""
         if not self.over and self.clock.now < self.ends:
             if self.clock.now >= self.stalled_until:
                 self.leases.beat()
             self.clock.at(self.clock.now + HEARTBEAT, self.beat)
 
     def pass_time(self, seconds: float) -> None:
-        """Work for so long, or until death; a stall makes it longer."""
+        """Work for that long, or until death; a stall makes it longer."""
         if self.clock.now + seconds > self.stalls:
             self.stalled_until = self.stalls + STALL
             self.stalls += STALL + self.chance.expovariate(1 / (3600 * BETWEEN_STALLS))
@@ -216,12 +215,12 @@ class Life:
         self.check()
 
     def make(self, shard: int) -> None:
-        """Make a shard and record it, unless another has."""
+        """Make a shard and record it."""
         self.pass_time(SHARD * self.chance.uniform(1 - SPREAD, 1 + SPREAD))
         self.simulation.record(shard)
 
     def work(self) -> None:
-        """All shards, together with the others: its own stretch first, and then theirs from their ends."""
+        """Work on all shards, together with the others: its own stretch first, then theirs from the end."""
         self.clock.at(self.clock.now + HEARTBEAT, self.beat)
         try:
             share(
@@ -238,7 +237,7 @@ class Life:
 
 
 class Simulation:
-    """So many workers and a job that would take them so many hours."""
+    """A number of workers, and a job that would ideally take them that many hours."""
 
     def __init__(self, workers: int, hours: float) -> None:
         self.workers = workers
@@ -247,12 +246,12 @@ class Simulation:
         self.clock = Clock()
         self.made: set[int] = set()
         each = self.shards // workers
-        self.left = [each] * workers  # of each worker's stretch
+        self.left = [each] * workers  # shards left in each worker's stretch
         self.seen: Counter[str] = Counter()
         self.last = 0.0
 
     def record(self, shard: int) -> None:
-        """The first record of a shard counts."""
+        """Record a shard; only the first record counts."""
         self.seen["twice"] += shard in self.made
         if shard not in self.made:
             self.left[shard * self.workers // self.shards] -= 1
@@ -260,20 +259,20 @@ class Simulation:
         self.last = self.clock.now
 
     def order(self, number: int) -> Iterator[int]:
-        """A worker's own stretch, and then those of others from their ends, the next one's first.
+        """A worker's own stretch, and then those of others from the end, starting with the next worker's.
 
-        It mirrors `shares.in_turn`, by which workers go on with the previous one's, and leaves out stretches that are
-        done. It is made as it is needed: a list of all shards for each of a thousand workers would take gigabytes.
+        It mirrors `shares.in_turn`, in which workers continue with the previous one's, and skips stretches that are
+        done. It is a generator, since lists of all shards for a thousand workers would take gigabytes.
         """
         for turn in range(self.workers):
             one = (number + turn) % self.workers
-            if not self.left[one]:  # `share` would leave each of them out
+            if not self.left[one]:  # `share` would skip each of its shards
                 continue
             first, last = (self.shards * edge // self.workers for edge in (one, one + 1))
             yield from range(first, last) if turn == 0 else range(last - 1, first - 1, -1)
 
     def live(self, number: int) -> None:
-        """The lives of a worker, one after the other."""
+        """Live a worker's lives, one after the other."""
         while True:
             try:
                 Life(self, number).work()
@@ -286,7 +285,7 @@ class Simulation:
         self.clock.back.release()
 
     def run(self) -> dict[str, Any]:
-        """Let all work to the end."""
+        """Let all workers work to the end."""
         started = time.perf_counter()
         threading.stack_size(2**18)
         for number in range(self.workers):

@@ -1,7 +1,7 @@
-"""Training beside other work: a step on an idle machine and one with a busy process on every core.
+"""Training beside other work: training steps on an idle machine, and with a busy process on every core.
 
-How OpenMP's threads wait decides it, and they read that from the environment when torch is loaded; so each way is
-measured in a process of its own. `python -m benchmarks.loaded SECONDS` is such a process: it prints its steps a second.
+What decides is how OpenMP's threads wait, and that is read from the environment when torch is loaded; so each way is
+measured in its own process. `python -m benchmarks.loaded SECONDS` is such a process: it prints its steps per second.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ldlm import waiting
 from ldlm.cli import show
 
 SECONDS = 3.0  # of each measurement
-TURNS = 3  # of each way, one after the other, so that a machine that grows slower does so for all
+TURNS = 3  # of all ways, one after the other, so that a machine that slows down does so for all
 WAYS: dict[str, dict[str, str]] = {
     "torch's own": {},
     "as the commands": {"GOMP_SPINCOUNT": str(waiting.SPIN_COUNT)},
@@ -29,14 +29,14 @@ WAYS: dict[str, dict[str, str]] = {
 
 
 def run(folder: Path) -> list[dict[str, Any]]:
-    """Measure everything, on a CPU, whatever other device there is."""
+    """Measure everything, on the CPU, whatever other device there is."""
     return rows(SECONDS)
 
 
 def rows(seconds: float) -> list[dict[str, Any]]:
-    """Steps a second of each way, idle and loaded, and the share of the fair share that the loaded one is.
+    """Steps per second for each way, idle and loaded, and the loaded rate relative to a fair share of the machine.
 
-    With one busy process per core and as many threads as cores, half of the machine is fair.
+    With one busy process per core and as many threads as cores, half of the machine is a fair share.
     """
     found: dict[str, dict[str, list[float]]] = {name: {"idle": [], "loaded": []} for name in WAYS}
     for _ in range(TURNS):
@@ -60,7 +60,7 @@ def _row(name: str, rates: dict[str, list[float]], reference: list[float]) -> di
 
 @contextmanager
 def busy(count: int) -> Iterator[None]:
-    """So many processes that compute within the block, one thread each."""
+    """Run `count` processes that compute, with one thread each, during the block."""
     begun = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
@@ -91,7 +91,7 @@ def report(figures: list[dict[str, Any]]) -> str:
 
 
 def main(seconds: float) -> None:
-    """Print the training steps a second of the tiny preset with cached states, over at least so many seconds."""
+    """Print training steps per second of the tiny preset with cached states, over at least `seconds` seconds."""
     import torch
 
     from benchmarks.speed import PLAIN, bench_of

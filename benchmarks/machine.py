@@ -1,4 +1,4 @@
-"""Limits of a machine, measured: other figures are shares of them. And the way in which things are timed."""
+"""Measured limits of a machine, of which other figures are shares; and how calls are timed."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ COPY_BYTES, FILE_BYTES = 2**28, 2**28
 
 
 def card() -> str:
-    """The first GPU with its memory and its driver, as the driver's own tool names them; CUDA is not started.
+    """The first GPU with its memory and driver, as the driver's own tool names them; CUDA is not started.
 
-    It may be absent or refuse, where torch sees the GPU all the same.
+    The tool may be absent or fail even if torch sees the GPU.
     """
     command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
@@ -37,7 +37,7 @@ def card() -> str:
 
 
 def version(package: str) -> str | None:
-    """Version of an installed package, None where it is not."""
+    """Version of a package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -53,24 +53,24 @@ class Limits:
     read: float  # bytes/s of a file that was just written, from the page cache
 
     def of(self, name: str) -> float:
-        """`read`, or the product in a precision."""
+        """The limit of that name: `read`, or matrix products in a precision."""
         return self.read if name == "read" else self.flops[name]
 
     def best(self, other: Limits) -> Limits:
-        """The higher of each: a machine that others use as well is slow at times, and a limit is what it can do."""
+        """The higher of each: a machine with other work is slow at times, and a limit is the most that it can do."""
         flops = {name: max(rate, other.flops[name]) for name, rate in self.flops.items()}
         return Limits(flops, max(self.copy, other.copy), max(self.read, other.read))
 
 
 class Share(NamedTuple):
-    """A rate as a share of a limit, which is known for certain when all else has been measured."""
+    """A rate as a share of a limit, which is final only when everything has been measured."""
 
     rate: float
     of: str
 
 
 def settled(figures: Any, limits: Limits) -> Any:
-    """Figures with numbers in place of every `Share`."""
+    """Figures with every `Share` replaced by a number."""
     if isinstance(figures, Share):
         return figures.rate / limits.of(figures.of)
     if isinstance(figures, dict):
@@ -100,7 +100,7 @@ def limits(device: torch.device, seconds: float = 1.0) -> Limits:
 class Timing:
     """Seconds of one call."""
 
-    median: float  # of calls of several kinds, the mean of their kinds' medians
+    median: float  # for calls of several kinds, the mean of their kinds' medians
     fastest: float
     mean: float
 
@@ -114,9 +114,9 @@ def timed(
     count: int = 0,
     kinds: Sequence[bool] = (),
 ) -> Timing:
-    """Time a call for about so many seconds, or exactly `count` times, after `warm` calls that don't count.
+    """Time a call for about that many seconds, or exactly `count` times, after `warm` calls that don't count.
 
-    `kinds` names the kind of each call, and so how many there are.
+    `kinds` gives the kind of each call, and so their number.
     """
     for _ in range(warm):
         work()
@@ -140,18 +140,18 @@ def _wait(device: torch.device) -> None:
 
 @dataclass
 class Peak:
-    """Bytes at most, of the device's memory or, on a CPU, of the process's."""
+    """Peak bytes of the device's memory or, on a CPU, of the process."""
 
     bytes: int | None = None
 
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """Peak memory of the block beyond that before it, in bytes; None where the kernel doesn't say."""
+    """Peak memory during the block beyond that before it, in bytes; None if the kernel doesn't tell."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
-        trim(0)  # what glibc keeps of freed memory would be used again, and not counted
+        trim(0)  # freed memory that glibc keeps would be reused without being counted
     found = Peak()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -160,7 +160,7 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
         found.bytes = torch.cuda.max_memory_allocated(device) - before
         return
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the highest so far becomes what is there now
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current size
         before = _status("VmRSS")
     except OSError:
         yield found

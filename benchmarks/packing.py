@@ -1,8 +1,8 @@
-"""Packing a text into token rows by one process and more, against the bare tokenizer on all cores.
+"""Packing a text into token rows by one or more processes, against the bare tokenizer on all cores.
 
-The limit is the library tokenizers' own batch encoding of the same documents, from memory, with its own threads on all
-cores: without reading, splitting, keeping or storing anything. Turn by turn, with the processor's time beside the
-clock's, since a machine has neighbours. A byte-level tokenizer of GPT-2's size is made of the text.
+The limit is batch encoding of the same documents by the library tokenizers, from memory, with its own threads on all
+cores: without reading, splitting, keeping or storing anything. Measured in turns, in processor and wall-clock seconds,
+since other work may share the machine. A byte-level tokenizer of GPT-2's size is made from the text.
 """
 
 from __future__ import annotations
@@ -61,18 +61,18 @@ def run(folder: Path) -> dict[str, Any]:
 
 
 def prose(size: int) -> str:
-    """So many characters of English: of novels where they are at hand, else of what comes with Python."""
+    """`size` characters of English: from novels if they are at hand, else from the prose that comes with Python."""
     whole = NOVELS.read_text(encoding="utf-8") if NOVELS.is_file() else "\n".join(builtin_text.documents())
     return (whole * (size // len(whole) + 1))[:size]
 
 
 def prose_name() -> str:
-    """The name of the text that `prose` gives."""
+    """The name of the text that `prose` returns."""
     return NOVELS.name if NOVELS.is_file() else "what comes with Python"
 
 
 def byte_level_tokenizer(documents: list[str]) -> Tokenizer:
-    """A byte-level tokenizer with GPT-2's number of tokens, or as many as the text has."""
+    """A byte-level tokenizer with GPT-2's number of tokens, or as many as the text yields."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
@@ -93,7 +93,7 @@ def _bare(tokenizer: Tokenizer, documents: list[str], folder: Path) -> int:
 
 
 def _packed(path: Path, tokenizer: Tokenizer, workers: int, folder: Path) -> int:
-    """Tokens of the rows that so many processes make, this one among them."""
+    """Number of tokens in the rows that `workers` processes make, this one included."""
     os.environ[helpers.OWN_THREADS] = "false"
     config = ExtractConfig(data=(str(path),), seq_len=SEQ_LEN)
     packing = Packing(config, folder / "packed", folder / "claims", tokenizer, Ends(0, 0))
@@ -104,7 +104,7 @@ def _packed(path: Path, tokenizer: Tokenizer, workers: int, folder: Path) -> int
 
 
 def _timed(work: Callable[[], int]) -> dict[str, float]:
-    """Result, seconds and seconds of processor time, of processes that it started too."""
+    """Result, wall-clock seconds and processor seconds, child processes included."""
 
     def spent() -> float:
         used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

@@ -1,10 +1,10 @@
-"""Two installations of ldlm, turn by turn: does a change cost speed, and do its texts stay?
+"""Two installations of ldlm, in turns: does a change cost speed, and do the texts stay the same?
 
     python -m benchmarks.pairs old/.venv/bin new/.venv/bin --quickstart quickstart --output benchmarks/results
 
-Each turn trains, samples and streams with the one and with the other, in changing order, on the store and the run of a
-finished quickstart. A machine that grows slower meanwhile does so for both, so the ratio of a turn says more than its
-seconds. Take as idle a machine as there is.
+Each turn trains, samples and streams with one and then the other, in alternating order, on the store and the run of a
+finished quickstart. A machine that slows down does so for both, so the ratio of a turn says more than its seconds. Use
+as idle a machine as possible.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ TURNS = 7
 STEPS, WARM = 90, 20
 TEXTS, BATCH = 128, 32
 
-Measurement = tuple[float, str | None]  # seconds, and a digest of what was made, where it is to be the same
+Measurement = tuple[float, str | None]  # seconds, and a digest of the output if it should be the same
 
 
 def training(programs: Path, quickstart: Path, work: Path) -> Measurement:
-    """Seconds per row of training steps of the tiny preset, the median of the logged ones after the first `WARM`."""
+    """Seconds per row of training the tiny preset, from the median of the logged rates after the first `WARM` steps."""
     evaluate = ("--eval-every", 10**6, "--save-every", 10**6, "--log-every", 10)
     settings = ("--preset", "tiny", "--steps", STEPS, *evaluate, "--set", "optimizer.lr_decay=constant")
     call(programs, "train", "--features", quickstart / "features", "--output", work / "run", *settings)
@@ -44,7 +44,7 @@ def training(programs: Path, quickstart: Path, work: Path) -> Measurement:
 
 
 def sampling(programs: Path, quickstart: Path, work: Path) -> Measurement:
-    """Seconds of `ldlm sample`, with its start; and the digest of the texts."""
+    """Seconds of `ldlm sample`, including its start; and the digest of the texts."""
     started = time.perf_counter()
     texts = work / "texts.jsonl"
     settings = ("--num-samples", TEXTS, "--batch-size", BATCH, "--output", texts)
@@ -72,7 +72,7 @@ def call(programs: Path, *arguments: object) -> str:
 
 
 def run(old: Path, new: Path, quickstart: Path, turns: int) -> list[dict[str, Any]]:
-    """Measure all, turn by turn; a row for each measure."""
+    """Measure everything in turns; a row for each measure."""
     found: dict[str, dict[Path, list[Measurement]]] = {name: {old: [], new: []} for name in MEASURES}
     for turn in range(turns):
         for name, measure in MEASURES.items():
@@ -83,7 +83,7 @@ def run(old: Path, new: Path, quickstart: Path, turns: int) -> list[dict[str, An
 
 
 def row(name: str, old: Sequence[Measurement], new: Sequence[Measurement]) -> dict[str, Any]:
-    """Medians of both, their ratios turn by turn with the median, and whether all that was made is the same."""
+    """Medians of both, their ratios turn by turn with the median, and whether all outputs are the same."""
     digests = {digest for _, digest in (*old, *new)}
     ratios = [b / a for (a, _), (b, _) in zip(old, new, strict=True)]
     return {
@@ -109,10 +109,10 @@ def report(figures: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run it."""
+    """Run the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("old", type=Path, help="folder of programs of one installation")
-    parser.add_argument("new", type=Path, help="and of the other")
+    parser.add_argument("old", type=Path, help="bin folder of one installation")
+    parser.add_argument("new", type=Path, help="bin folder of the other")
     parser.add_argument("--quickstart", type=Path, required=True, help="a finished quickstart, which both can open")
     parser.add_argument("--turns", type=int, default=TURNS)
     parser.add_argument("--output", type=Path, help="folder for the table and its JSON")

@@ -1,4 +1,4 @@
-"""The parts of the benchmark, each of which may need a library that is not there."""
+"""The parts of the benchmark, each of which may need a library that is not installed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import ModuleType
 
 
 def part(name: str) -> ModuleType | str:
-    """The module of that name in this package; where it needs a library that is not installed, the library's name."""
+    """The module of that name in this package, or, if it needs a library that is not installed, the library's name."""
     try:
         return importlib.import_module(f"benchmarks.{name}")
     except ModuleNotFoundError as error:

@@ -1,9 +1,9 @@
 """Planned time and space of extractions of OpenWebText and of 250e9 tokens, by number of workers.
 
 Each is what `ldlm extract-features --dry-run --tokens N --workers W --rate R` says, for an encoder of GPT-2's size (12
-blocks of width 768 with random weights, of which the third-to-last layer's states are taken) and rows of 1,024 tokens:
-at a rate of 100,000 tokens per second, to be scaled to that of one's GPU, and at the rate that a dry run measures here.
-The rate of the tokenizer is measured once, on all cores of this machine, and each worker is taken to have a machine's.
+blocks of width 768 with random weights, whose third-to-last layer gives the states) and rows of 1,024 tokens: at a rate
+of 100,000 tokens per second, to be scaled to that of one's GPU, and at the rate that a dry run measures here. The rate
+of the tokenizer is measured once, on all cores of this machine, and each worker is assumed to have as many cores.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TEXTS = {"OpenWebText": 9_000_000_000, "250e9 tokens": 250_000_000_000}
 WORKERS = (1, 8, 64, 512)
 RATE = 100_000.0  # tokens per second
 BYTES, SEQ_LEN, LAYERS, WIDTH, HEADS = 2**20, 1024, 12, 768, 12
-BATCH = 2  # rows of a pass, in which a rate is measured within a minute on a processor
+BATCH = 2  # rows per pass, few enough to measure a rate within a minute on a CPU
 
 
 def run(folder: Path) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def run(folder: Path) -> dict[str, Any]:
 
 
 def _encoder(folder: Path, text: Path) -> Path:
-    """A folder with a GPT-2 of random weights and a tokenizer of its kind, made of the text."""
+    """A folder with a GPT-2 with random weights, and a tokenizer of its kind made from the text."""
     from transformers import GPT2Config, GPT2Model, PreTrainedTokenizerFast
 
     tokenizer = packing.byte_level_tokenizer(list(textfiles.file_documents([text])))

@@ -1,18 +1,18 @@
-"""Continued texts beside real ones: how much a prompt tells of its continuation, by the judgement of a causal model.
+"""Continued texts beside real ones: how much a prompt tells about its continuation, according to a causal model.
 
     python -m benchmarks prompts --work prompts --novels DIR --steps 3000 --output benchmarks/results
 
 The preset tiny is trained with model.condition=prefix on the features of a finished `python -m benchmarks comparison`
 (`--novels DIR`), or on stories that are made here. Held-out rows give prompts of `--prompt-tokens` tokens. Each is
-continued at several strengths of guidance, and beside these stand
+continued at several strengths of guidance, and compared with
 
-- glued: unconditional texts of the same run, whose tokens from k on are put behind the prompts;
+- glued: unconditional texts of the same run, whose tokens from k on are appended to the prompts;
 - real: what follows the prompt in its row;
 - random real: what follows the prompt of another row.
 
 Perplexity is that of a continuation given its prompt, per token of the scorer. The gain is log p(continuation | prompt)
-− log p(continuation) in nats per continuation: what the scorer learns of it from the prompt. Prompt and continuation
-are tokenised apart. `±` is half the range over the seeds of sampling. It goes on where it was interrupted.
+− log p(continuation) in nats per continuation: what the scorer learns about it from the prompt. Prompt and continuation
+are tokenised separately. `±` is half the range over the sampling seeds. A run resumes where it was interrupted.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from ldlm.model.prefix import longest_prefix
 from ldlm.sampling import prompts
 from ldlm.stages import sample, train
 
-INIT: Init = "published"  # weights that the encoder of stories starts with
+INIT: Init = "published"  # initial weights of the encoder of stories
 GUIDANCES = (1.0, 1.5, 2.0)
 SHOWN = 10  # continuations of one prompt, unedited
 COLUMNS = {
@@ -58,7 +58,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt and its continuation, as text, with the continuation's tokens of the model."""
+    """A prompt and its continuation, as text, with the continuation's tokens in the model's vocabulary."""
 
     prompt: str
     continuation: str
@@ -82,7 +82,7 @@ class Trial:
 
     @property
     def train(self) -> TrainConfig:
-        """The preset tiny with a condition; counts of steps are the same shares of its steps."""
+        """The preset tiny with a condition; settings that count steps keep their shares of the steps."""
         data = config.merge(config.PRESETS["tiny"].overrides, {"model": {"condition": "prefix"}})
         of = data["steps"]
         for room, name in SHARES:
@@ -102,12 +102,12 @@ class Trial:
         return load_tokenizer(str(self.store.tokenizer_path))
 
     def made(self) -> Path:
-        """The run, trained where it is not yet."""
+        """The run, trained if it is not yet."""
         return train.run(self.train, self.store.path, self.folder / "run", progress=show.Terminal()).path
 
     @cached_property
     def real(self) -> list[Pair]:
-        """Held-out rows of one document up to the prompt's end, whose prompt is tokenised as in the row."""
+        """Held-out rows with one document up to the prompt's end, whose prompt is tokenised as in the row."""
         found, k = list[Pair](), 1 + self.prompt_tokens
         if k > longest_prefix(self.store.shapes.seq_len):
             raise InputError(f"--prompt-tokens {self.prompt_tokens} leave no room for a continuation; take fewer")
@@ -122,11 +122,11 @@ class Trial:
         return found
 
     def pair(self, prompt: str, row: Sequence[int], k: int) -> Pair:
-        """The prompt with what a row has from k on, without the EOS that ends it."""
+        """The prompt with a row's tokens from k on, without the EOS that ends it."""
         return Pair(prompt, self.tokenizer.decode(row[k:-1]), row[k:-1])
 
     def drawn(self, seed: int, guidance: float | None) -> list[Pair]:
-        """A continuation of each prompt; without guidance unconditional texts, glued to them."""
+        """A continuation of each prompt; if `guidance` is None, unconditional texts glued to them."""
         path = self.folder / "prompts.jsonl"
         files.write_atomic(path, files.dump_jsonl({"text": pair.prompt} for pair in self.real))
         given = PromptConfig()
@@ -142,7 +142,7 @@ class Trial:
         return [self.pair(pair.prompt, line["tokens"], k) for pair, line in rows]
 
     def measure(self, seeds: Sequence[int]) -> dict[str, Any]:
-        """Figures by name of the continuations, those that are drawn for each seed."""
+        """Figures by kind of continuation; those of drawn continuations for each seed."""
         made = self.made()
         scorer, ends = Scorer(str(self.bench.scorer), torch.device("cpu")), [*self.real[1:], self.real[0]]
         moved = [Pair(a.prompt, b.continuation, b.tokens) for a, b in zip(self.real, ends, strict=True)]
@@ -175,13 +175,13 @@ class Trial:
 
 
 def judged(pairs: Sequence[Pair], scorer: Scorer) -> dict[str, float]:
-    """Figures of continuations: those of the scorer, and of their tokens alone."""
+    """Figures of continuations: those from the scorer, and those from their tokens alone."""
     start = [] if scorer.eos_id is None else [scorer.eos_id]
     most = scorer.positions or 1024
     ids = scorer.tokens([text for pair in pairs for text in (pair.prompt, pair.continuation)], most)
     given, alone, counts = list[np.ndarray](), list[np.ndarray](), list[int]()
     for prompt, whole in zip(ids[::2], ids[1::2], strict=True):
-        continuation = whole[: most - len(start) - len(prompt)]  # another tokenizer may make more of it
+        continuation = whole[: most - len(start) - len(prompt)]  # another tokenizer may split it into more tokens
         given.append(np.array([*start, *prompt, *continuation], np.int32))
         alone.append(np.array([*start, *continuation], np.int32))
         counts.append(len(continuation))
@@ -200,7 +200,7 @@ def judged(pairs: Sequence[Pair], scorer: Scorer) -> dict[str, float]:
 
 
 def repeated(row: Sequence[int]) -> float:
-    """Share of a text's pairs of tokens that it has had before."""
+    """Share of a text's 2-grams that repeat an earlier one."""
     grams = list(metrics.ngrams(row, 2))
     return 1 - len(set(grams)) / len(grams)
 
@@ -237,12 +237,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m benchmarks prompts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, required=True, help="folder of the run and its texts")
-    parser.add_argument("--novels", type=Path, help="a comparison's folder: its text in place of stories")
+    parser.add_argument("--novels", type=Path, help="a comparison's folder: use its text instead of stories")
     parser.add_argument("--steps", type=int, default=1_000)
     parser.add_argument("--prompt-tokens", type=int, default=16)
-    parser.add_argument("--texts", type=int, default=200, help="prompts")
-    parser.add_argument("--seed", type=int, default=0, help="of the training")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="of sampling")
+    parser.add_argument("--texts", type=int, default=200, help="number of prompts")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="seeds of sampling")
     parser.add_argument("--output", type=Path, help="folder for the table and its JSON")
     chosen = parser.parse_args(arguments)
     memory.keep_freed()  # as the commands do

@@ -1,8 +1,8 @@
-"""The rivals as their published code computes them, to be timed: everything as wide as the vocabulary exists at once.
+"""The rivals as their published code computes them, to be timed: vocabulary-wide tensors are held in full.
 
-What `ldlm.baselines` has of it is taken from there: the race in float64 of discrete chains and of CANDI, and the full
+What `ldlm.baselines` already has is taken from there: the race in float64 of discrete chains and of CANDI, and the full
 curriculum of Duo. Here is the rest: noise of V numbers for each position, FLM's state of V numbers, a nucleus that
-sorts all tokens, and logits of all positions together. The noise is torch's own, from one generator, as theirs is.
+sorts all tokens, and logits of all positions at once. The noise is torch's own, from one generator, like theirs.
 
 Shape letters: CONTRIBUTING.md.
 """
@@ -30,15 +30,15 @@ from ldlm.model import token_loss
 
 
 def logits_at_once(device: torch.device) -> AbstractContextManager[object]:
-    """Context in which the logits of all positions are made together."""
+    """Context in which the logits of all positions are made at once."""
     return mock.patch.dict(token_loss.CHUNK, {device.type: 2**62})
 
 
 class SortedNucleus(Nucleus):
-    """The filter by a sort of all tokens; where two are equally likely it may keep the other."""
+    """The nucleus filter by sorting all tokens; of two equally likely ones it may keep the other."""
 
     def __call__(self, p_PV: Tensor) -> Tensor:
-        """The distributions (P, V) with the tokens outside the nucleus at 0, normalised again."""
+        """The distributions (P, V) with tokens outside the nucleus set to 0, renormalised."""
         sorted_PV, order_PV = p_PV.sort(dim=-1, descending=True)
         mass_PV = sorted_PV.cumsum(-1)
         kept_PV = (mass_PV if self.rule == "exclusive" else mass_PV - sorted_PV) <= self.top_p
@@ -73,7 +73,7 @@ class WideFLM(FLM):
         return FLMDraws(tau_B, t_B, _normal(rows_B, seq_len, self.vocab))
 
     def corrupt(self, embedding_VW: Tensor, x_BL: Tensor, draws: FLMDraws) -> Tensor:
-        """x_t·E (B, L, W) of x_t = (1 − t)·ε + t·onehot(x)."""
+        """x_t·E (B, L, W) with x_t = (1 − t)·ε + t·onehot(x)."""
         eps_BLV, t_B1 = draws.zeta_BLR.to(embedding_VW.dtype), draws.t_B.to(embedding_VW.dtype)[:, None]
         return _add_at((1 - t_B1)[..., None] * eps_BLV, x_BL, t_B1) @ embedding_VW
 
@@ -84,7 +84,7 @@ class WideCANDI(CANDI):
     def draw(
         self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int, normal: Normal = noise.normal
     ) -> CANDIDraws:
-        """Times, which tokens are revealed, and ε (B, L, V)."""
+        """Times, the uniform numbers that decide which tokens are revealed, and ε (B, L, V)."""
         t_B = times.above(times.T_MIN, times.stratified(seed=seed, step=step, rows_B=rows_B, batch=batch))
         u_BL = noise.uniform(seed, "mask", step, rows_B, (seq_len,))
         return CANDIDraws(t_B, u_BL, _normal(rows_B, seq_len, self.vocab))
@@ -112,7 +112,7 @@ def _add_at(y_BLV: Tensor, x_BL: Tensor, value_B1: Tensor) -> Tensor:
 
 
 class WideCANDISampler(CANDISampler):
-    """CANDI's sampler, whose first noise is as wide as the vocabulary; nothing else is, but the law that is drawn."""
+    """CANDI's sampler with vocabulary-wide first noise; nothing else is that wide except the drawn distributions."""
 
     def begin(self, network: Network, seeds_B: Tensor) -> HybridState:
         """y = σ(0.999)·ε, as y·Ē, and no clean position."""
@@ -123,14 +123,14 @@ class WideCANDISampler(CANDISampler):
 
 
 class WideState(NamedTuple):
-    """FLM's texts on their way, as published."""
+    """The state of FLM's texts during sampling, as published."""
 
     z_BLV: Tensor
     token_BL: Tensor
 
 
 class WideFLMSampler(FLMSampler):
-    """FLM's sampler, whose state is as wide as the vocabulary."""
+    """FLM's sampler with its state as wide as the vocabulary."""
 
     def begin(self, network: Network, seeds_B: Tensor) -> Any:
         """z ~ N(0, I_V)."""
@@ -138,7 +138,7 @@ class WideFLMSampler(FLMSampler):
         return WideState(_normal(seeds_B, self.seq_len, self.vocab), token_BL)
 
     def step(self, network: Network, state: Any, row: int) -> Any:
-        """A step on z, whose last one is z = x_θ."""
+        """A step on z; the last one sets z = x_θ."""
         (tau, t), (_, t_next) = self.times[row : row + 2]
         e_BLW = state.z_BLV.to(network.embedding.dtype) @ network.embedding
         x_theta_BLV = network.logits(network.hidden(e_BLW, e_BLW.new_full((1,), tau))).softmax(-1)

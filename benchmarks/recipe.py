@@ -1,4 +1,4 @@
-"""Trials of the tiny preset: which settings let a model that trains for minutes draw texts that read as its source.
+"""Trials of the tiny preset: with which settings does a model trained for minutes draw texts that read like its source?
 
     python -m benchmarks recipe prepare --work recipe
     python -m benchmarks recipe run --work recipe --steps 400 --trials "as before" "sincos" "sincos, σ_dec 1.2"
@@ -7,10 +7,10 @@
     python -m benchmarks recipe report --work recipe --output benchmarks/results
 
 The source is `ldlm stories`, whose texts are judged exactly; `--novels DIR` takes the encoder, scorer and features of a
-finished `python -m benchmarks comparison`. A trial is the preset as it was before (`BEFORE`) with named changes
-(`CHANGES`), which add up from left to right. `run` goes on where it was interrupted; `report` writes down all that is
-there, the bad with the good. `encoders` trains the encoder with each `init` of `ldlm pretrain-encoder`, and says how
-far its states tell tokens apart.
+finished `python -m benchmarks comparison`. A trial is the preset as it was before the trials (`BEFORE`) with named
+changes (`CHANGES`), which are applied from left to right. `run` resumes where it was interrupted; `report` writes down
+all results there are, good and bad. `encoders` trains the encoder with each `init` of `ldlm pretrain-encoder`, and says
+how far its states tell tokens apart.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ STATES = "states.json"
 STORIES, NOVELS = "stories", "novels"
 BASE = "as before"
 
-# Preset `tiny` before these trials. These counts of steps are shares of the steps, so that runs of any length compare.
+# Preset `tiny` before these trials. The settings in SHARES are shares of the steps, so that runs of any length compare.
 SHARES = (("recipe", "warmup_steps"), ("timesteps", "refresh_steps"), ("optimizer", "lr_warmup_steps"))
 BEFORE: dict[str, Any] = {
     "batch_size": 32,
@@ -122,7 +122,7 @@ CHANGES = {
 
 @dataclass(frozen=True)
 class Trial:
-    """A sum of changes, in a run of so many steps with a seed."""
+    """Combined changes, in a run with a number of steps and a seed."""
 
     name: str
     steps: int
@@ -130,7 +130,7 @@ class Trial:
 
     @property
     def changes(self) -> list[Change]:
-        """The named changes; `InputError` lists the names that there are."""
+        """The named changes; for an unknown name, `InputError` lists those that exist."""
         names = [] if self.name == BASE else self.name.split(", ")
         for name in names:
             if name not in CHANGES:
@@ -139,12 +139,12 @@ class Trial:
 
     @property
     def layer(self) -> int:
-        """Index of the encoder's hidden states."""
+        """Layer of the encoder whose hidden states are used."""
         return [ExtractConfig().layer, *(one.layer for one in self.changes if one.layer is not None)][-1]
 
     @property
     def train(self) -> TrainConfig:
-        """Settings of its training."""
+        """Settings of the training."""
         data = config.merge(BEFORE, *(one.train for one in self.changes))
         for room, name in SHARES:
             data = config.merge(data, {room: {name: max(1, round(data[room][name] * self.steps))}})
@@ -152,19 +152,19 @@ class Trial:
 
     @property
     def sampler(self) -> SamplerConfig:
-        """Settings of its sampling; the most likely tokens are taken."""
+        """Settings of sampling; the most likely tokens are taken."""
         return config.from_dict(SamplerConfig, config.merge(*({}, *(one.sampler or {} for one in self.changes))))
 
     @property
     def run(self) -> str:
-        """The folder of its run, which trials share that differ in sampling alone."""
+        """The folder of the run, shared by trials that differ only in sampling."""
         names = [name for name in self.name.split(", ") if name == BASE or CHANGES[name].sampler is None]
         return f"{', '.join(names) or BASE}; {self.steps} steps; seed {self.seed}".replace("/", "-")
 
 
 @dataclass(frozen=True)
 class Bench:
-    """The folder of all trials on a source, and the encoder and scorer of that source."""
+    """The folder of all trials on a source, with the encoder and scorer of that source."""
 
     work: Path
     novels: Path | None
@@ -186,11 +186,11 @@ class Bench:
 
     @property
     def scorer(self) -> Path:
-        """The causal model that scores texts; of stories it is the encoder, for the source judges them beside."""
+        """The causal model that scores texts; for stories it is the encoder, since the source judges them as well."""
         return self.novels / "scorer" if self.novels else self.encoder
 
     def prepare(self, init: Init, steps: int = ENCODER_STEPS) -> None:
-        """Stories, their encoder and its features."""
+        """Make stories, their encoder and its features; nothing for novels."""
         if self.novels is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             text, tokenizer = self.folder / "stories.txt", self.folder / "tokenizer"
@@ -206,7 +206,7 @@ class Bench:
         )
 
     def features(self, layer: int) -> Path:
-        """The store of a layer's states, made where it is missing."""
+        """The store of a layer's states, made if it is missing."""
         if self.novels and layer == ExtractConfig().layer:
             return self.novels / "features"
         if self.novels:
@@ -221,9 +221,9 @@ class Bench:
         return extract_features.run(made, self.folder / f"features{layer}", progress=show.Terminal()).path
 
     def identities(self) -> list[float]:
-        """Shares of tokens that the encoder's states tell apart, by layer, from the embeddings on.
+        """Shares of tokens that the encoder's states tell apart, by layer, beginning with the embeddings.
 
-        It is the share of held-out tokens whose normalised state is nearer to the mean state of their token in other
+        A share is that of held-out tokens whose normalised state is nearer to the mean state of their token in other
         rows than to that of any other token.
         """
         return self._identities(self.encoder)
@@ -249,7 +249,7 @@ class Bench:
     # ------------------------------------------------------------------------------------------------------------------
 
     def measure(self, trial: Trial) -> dict[str, Any]:
-        """Train a trial, draw from it and judge the texts; what is there already is read."""
+        """Train a trial, draw from it and judge the texts; results that exist already are read."""
         record = self.folder / "trials" / f"{trial.name}; {trial.steps} steps; seed {trial.seed}.json".replace("/", "-")
         asked = {"train": config.to_dict(trial.train), "sampler": config.to_dict(trial.sampler), "layer": trial.layer}
         asked["texts"] = TEXTS
@@ -262,11 +262,11 @@ class Bench:
         return found
 
     def spent(self, trial: Trial) -> Path:
-        """The record of what a run computed."""
+        """The record of a run's CPU seconds."""
         return self.folder / "runs" / f"{trial.run}.cpu.json"
 
     def _trained(self, trial: Trial) -> dict[str, Any]:
-        """Held-out figures of the run, and what it computed; that of a run that was interrupted is not known."""
+        """Held-out figures of the run, and its CPU seconds, which are unknown for an interrupted run."""
         out = self.folder / "runs" / trial.run
         spent = self.spent(trial)
         begun, started = (out / "config.yaml").exists(), time.process_time()
@@ -278,7 +278,7 @@ class Bench:
         return {**held_out, "cpu_seconds": files.read_json(spent)["cpu_seconds"] if spent.exists() else None}
 
     def _drawn(self, trial: Trial, texts: Path) -> dict[str, Any]:
-        """Scores of texts of the run; of stories also their validity."""
+        """Scores of texts from the run; for stories, also their validity."""
         settings = SampleConfig(num_samples=TEXTS, sampler=trial.sampler, seed=trial.seed, device="cpu")
         sample.run(settings, self.folder / "runs" / trial.run, texts, overwrite=True, progress=show.Terminal())
         judge = EvaluateConfig(scorer=str(self.scorer), max_tokens=SEQ_LEN, device="cpu")
@@ -293,7 +293,7 @@ class Bench:
 
 
 def _told_apart(hidden_RLD: Tensor, tokens_RL: Tensor, vocab: int) -> float:
-    """Share of the tokens in the last fifth of the rows whose state is nearest to their mean state in the others."""
+    """Share of tokens in the last fifth of the rows whose state is nearest to their token's mean in the other rows."""
     first, width = len(tokens_RL) * 4 // 5, hidden_RLD.shape[-1]
     known_PD, tokens_P = hidden_RLD[:first].reshape(-1, width), tokens_RL[:first].flatten()
     mean_D, std_D = known_PD.mean(0), known_PD.std(0)
@@ -324,7 +324,7 @@ COLUMNS = {
 
 
 def collect(work: Path) -> list[dict[str, Any]]:
-    """All trials that are there, those of a source and of as many steps together, those with fewer changes first."""
+    """All finished trials, grouped by source and number of steps, those with fewer changes first."""
     paths = sorted(work.glob("*/trials/*.json"), key=lambda path: path.stat().st_mtime)
     found = [files.read_json(path) for path in paths if not path.name.endswith(".meta.json")]
     return sorted(
@@ -333,7 +333,7 @@ def collect(work: Path) -> list[dict[str, Any]]:
 
 
 def report(found: Sequence[Mapping[str, Any]]) -> str:
-    """A table for each source and number of steps; mean over seeds, with half their range where there are several."""
+    """A table for each source and number of steps: means over seeds, with half their range if there are several."""
     parts = []
     for source, steps in dict.fromkeys((one["source"], one["steps"]) for one in found):
         here = [one for one in found if (one["source"], one["steps"]) == (source, steps)]
@@ -356,7 +356,7 @@ def _cell(values: Sequence[float | None]) -> str:
 
 
 def trials(chosen: argparse.Namespace) -> Iterator[Trial]:
-    """The trials that are asked for, seed by seed."""
+    """The requested trials, seed by seed."""
     for seed in chosen.seeds:
         for name in chosen.trials:
             yield Trial(name, chosen.steps, seed)
@@ -369,8 +369,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("what", choices=("prepare", "run", "states", "encoders", "report"))
     parser.add_argument("--work", type=Path, required=True, help="folder of stories, encoder, runs and texts")
-    parser.add_argument("--novels", type=Path, help="a comparison's folder: its text in place of stories")
-    parser.add_argument("--init", choices=INITS, default="width", help="weights that the encoder starts with")
+    parser.add_argument("--novels", type=Path, help="a comparison's folder: use its text instead of stories")
+    parser.add_argument("--init", choices=INITS, default="width", help="the encoder's initial weights")
     parser.add_argument("--encoder-steps", type=int, default=ENCODER_STEPS)
     parser.add_argument("--trials", nargs="+", default=[BASE], metavar="CHANGES", help="changes, joined by commas")
     parser.add_argument("--steps", type=int, default=400)
@@ -401,7 +401,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def told_apart(states: Mapping[str, Mapping[str, float]]) -> str:
-    """A table of the tokens that states tell apart, by source and layer."""
+    """A table of the shares of tokens that states tell apart, by source and layer."""
     rows = [
         (f"{source}, {name}", show.value(share)) for source, found in states.items() for name, share in found.items()
     ]

@@ -1,4 +1,4 @@
-"""Results as a benchmark leaves them: its table below date and hardware, and its figures with the versions."""
+"""Results as a benchmark records them: its table below date and hardware, and its figures with the versions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ldlm.versions import library_versions
 
 
 def keep(text: str, name: str, output: Path | None, figures: Mapping[str, Any] | None = None) -> None:
-    """Print a table; with `output` keep it there as NAME-DATE.txt, and the figures, if any, as NAME-DATE.json."""
+    """Print a table; with `output`, keep it there as NAME-DATE.txt, and the figures, if any, as NAME-DATE.json."""
     date = datetime.date.today().isoformat()
     dated = f"{date}, {hardware()}\n\n{text}\n"
     print(dated)

@@ -1,18 +1,18 @@
-"""The rivals beside LDLM on one core, the paper's Table 3 at the width of preset tiny: as published, and as ours.
+"""The rivals beside LDLM on one core, the paper's Table 3 at the width of preset tiny: as published, and ours.
 
 A training step and the sampling of 16 texts, for each method and for short and long texts with small and large
-vocabularies. All have the depth, width and heads of the preset's denoiser, float32, and nothing is compiled. Methods
-are measured turn by turn, and a ratio is that to LDLM in the same turn. `published.py` says what "published" is.
+vocabularies. All have the depth, width and heads of the preset's denoiser, in float32, and nothing is compiled. Methods
+are measured in turns, and a ratio is to LDLM in the same turn. `published.py` says what "published" means.
 
-A training step is that of so many tokens: draws, forward, backward, clipping, AdamW and the average of the weights.
-LDLM's is the mean of one with self-conditioning and one without, on states that are there. Sampling is extrapolated:
-rows in the middle of the grid, of so many tokens at a time, stand for all rows and texts; what comes before and after
-is measured once and added. LDLM has its default solver. Every row has its evaluation, though ours leaves one out where
-nothing is drawn from it.
+A training step, with a fixed number of tokens, comprises draws, forward, backward, clipping, AdamW and the weight
+average. LDLM's is the mean of one with self-conditioning and one without, on precomputed states. Sampling is
+extrapolated: steps in the middle of the grid, with a fixed number of tokens at a time, stand for all steps and texts;
+what comes before and after is measured once and added. LDLM has its default solver. Every step has its evaluation,
+though our samplers skip it if nothing is drawn from it.
 
-Seconds are the processor's, of one thread: on a machine that others use as well they say more than those of a clock.
+Seconds are processor seconds of one thread: on a machine with other work they say more than wall-clock seconds.
 
-`python -m benchmarks.rivals 64 50257` measures training steps alone, of one length and vocabulary, in two minutes.
+`python -m benchmarks.rivals 64 50257` measures only training steps, for one length and vocabulary, in two minutes.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class Scale:
     steps: int = 1_024  # of the sampler
     tokens: int = 1_024  # of a training step, and drawn at a time, at every length
     turns: tuple[int, int] = (2, 5)  # at least, and at most
-    limit: float = 30.0  # seconds of the clock after which no turn begins
-    seconds: float = 0.2  # that short works are repeated for, in a turn
-    most: int = 4  # times at most
-    whole_steps: int = 32  # of the sampler that is run whole
+    limit: float = 30.0  # wall-clock seconds after which no turn begins
+    seconds: float = 0.2  # for which short calls are repeated, in a turn
+    most: int = 4  # repetitions
+    whole_steps: int = 32  # of samplers that are run whole
 
 
 SCALE = Scale()
@@ -89,7 +89,7 @@ class Cell:
 
     @property
     def texts(self) -> int:
-        """Rows of a training step, and texts that are drawn at a time."""
+        """Rows of a training step, and texts drawn at a time."""
         return max(1, SCALE.tokens // self.length)
 
     @property
@@ -101,7 +101,7 @@ class Cell:
 
     def figures(self) -> dict[str, Any]:
         """Training and sampling of all methods."""
-        _ = Unwarp.of(self.vocab), Unwarp.of(self.vocab, "cpu")  # FLM's tables, made once in a process for each call
+        _ = Unwarp.of(self.vocab), Unwarp.of(self.vocab, "cpu")  # FLM's tables, cached for each form of the call
         where = {"length": self.length, "vocabulary": self.vocab, "texts": self.texts}
         found = {**where, "training": self.training()}
         gc.collect()
@@ -111,7 +111,7 @@ class Cell:
     # Training
 
     def training(self) -> list[dict[str, Any]]:
-        """Seconds of a step, by method and way."""
+        """Seconds per step, by method and way."""
         bench, sizes = self.bench, self.bench.settings.model.denoiser
         works: dict[tuple[str, str], Work] = {}
         for kind, p in (("with", 1.0), ("without", 0.0)):
@@ -131,7 +131,7 @@ class Cell:
     # Sampling
 
     def sampling(self) -> list[dict[str, Any]]:
-        """Seconds of `TEXTS` texts at the sampler's steps, by method and way: extrapolated."""
+        """Seconds for `TEXTS` texts at the sampler's number of steps, by method and way, extrapolated."""
         found = self.reverse(SCALE.steps)
         beside = {key: clock(one.beside) for key, one in found.items()}
         of_row = in_turns({key: one.row for key, one in found.items()})
@@ -140,7 +140,7 @@ class Cell:
         return rows(spent, extrapolated=True)
 
     def whole(self) -> dict[str, Any]:
-        """Whole runs of few steps by LDLM and our samplers, beside what rows in their middle say of them."""
+        """Whole runs of few steps by LDLM and our samplers, beside their extrapolation from steps in the middle."""
         found = {}
         for (name, way), one in self.reverse(SCALE.whole_steps).items():
             if way == OURS:
@@ -151,7 +151,7 @@ class Cell:
         return {**where, "seconds": found}
 
     def reverse(self, steps: int) -> dict[Key, Reverse]:
-        """Samplers of so many steps, by method and way."""
+        """Samplers with that many steps, by method and way."""
         seeds_B, sizes = text_seeds(0, 0, self.texts), self.bench.settings.model.denoiser
         found = {(LDLM, OURS): self.latent(SamplerConfig(steps=steps), seeds_B)}
         for name, by_way in samplers(self.vocab, self.length, steps).items():
@@ -162,7 +162,7 @@ class Cell:
         return found
 
     def latent(self, sampler: SamplerConfig, seeds_B: Tensor) -> Reverse:
-        """LDLM's, which ends in one pass through the decoder."""
+        """LDLM's sampler, which ends with one pass through the decoder."""
         bench = self.bench
         model = build(bench.settings.model, bench.shapes, seed=0).eval().requires_grad_(False)
         generator = bench.generator(model, PLAIN)
@@ -186,13 +186,13 @@ class Cell:
 class Reverse:
     """The parts of a sampler that are timed."""
 
-    rows: int  # with an evaluation each
+    rows: int  # each with an evaluation
     row: Work  # takes one in the middle
     beside: Work  # what comes before and after the rows
     whole: Work  # draws the texts
 
     def seconds(self, beside: float, row: float) -> float:
-        """Seconds of all, from those of its parts."""
+        """Seconds of the whole, from those of its parts."""
         return beside + self.rows * row
 
 
@@ -201,7 +201,7 @@ class Reverse:
 
 
 def clock(work: Work) -> float:
-    """The processor's seconds of a call, the mean of several where it is short."""
+    """Processor seconds of a call, the mean of several if it is short."""
     calls, spent, started = 0, 0.0, time.process_time()
     while calls == 0 or (spent < SCALE.seconds and calls < SCALE.most):
         work()
@@ -210,7 +210,7 @@ def clock(work: Work) -> float:
 
 
 def in_turns(works: dict[Key, Work]) -> dict[Key, list[float]]:
-    """Seconds of each in every turn; every other turn goes backwards."""
+    """Seconds of each in every turn; every other turn runs in reverse order."""
     spent: dict[Key, list[float]] = {key: [] for key in works}
     (least, most), ends = SCALE.turns, time.perf_counter() + SCALE.limit
     for turn in range(most):
@@ -222,7 +222,7 @@ def in_turns(works: dict[Key, Work]) -> dict[Key, list[float]]:
 
 
 def rows(spent: dict[Key, list[float]], *, extrapolated: bool) -> list[dict[str, Any]]:
-    """Figures by method and way: median of the seconds, and ratios to LDLM turn by turn with their median."""
+    """Figures by method and way: the median seconds, and the ratios to LDLM turn by turn with their median."""
     found = []
     for (name, way), seconds in spent.items():
         ratios = [one / of_ldlm for one, of_ldlm in zip(seconds, spent[LDLM, OURS], strict=True)]
@@ -273,7 +273,7 @@ def _of_cells(cells: Sequence[dict[str, Any]], kind: str) -> str:
 
 
 def _ratio(row: dict[str, Any]) -> str:
-    """A method's times of LDLM's with their range, and its seconds; those of LDLM alone."""
+    """A method's ratio to LDLM with its range, and its seconds; for LDLM, only seconds."""
     seconds = f"{'≈ ' if row['extrapolated'] else ''}{_digits(row['seconds'])} s"
     if row["method"] == LDLM:
         return seconds
@@ -281,12 +281,12 @@ def _ratio(row: dict[str, Any]) -> str:
 
 
 def _digits(number: float) -> str:
-    """Three digits that count, and no exponent."""
+    """A number with three significant digits and no exponent."""
     return f"{float(f'{number:.3g}'):,.12g}"
 
 
 def _growth(cells: Sequence[dict[str, Any]]) -> str:
-    """Table of the growth with V at every length, and with L for every vocabulary."""
+    """Table of the growth with V at every length, and with L at every vocabulary size."""
     at = {(cell["length"], cell["vocabulary"]): cell for cell in cells}
     (short, *_, long), (small, *_, large) = (sorted({where[i] for where in at}) for i in (0, 1))
     lengths = list(dict.fromkeys(length for length, _ in at))
@@ -301,7 +301,7 @@ def _growth(cells: Sequence[dict[str, Any]]) -> str:
 
 
 def _whole(figures: dict[str, Any]) -> str:
-    """Whole runs beside what was extrapolated."""
+    """Whole runs beside their extrapolation."""
     head = (
         f"{figures['texts']} texts at {figures['steps']} steps, L = {figures['length']:,}, V = "
         f"{figures['vocabulary']:,}, drawn whole: seconds, and those extrapolated from rows in the middle"

@@ -1,7 +1,8 @@
 """Width of Gaussian data after every solver, on every grid and at both ends: exact, without drawing anything.
 
-The data are N(0, s²) and the denoiser is exact, ẑ_0 = α s² z / (α² s² + σ²), so what comes out is a sum of the first
-noise and those of the steps, whose coefficients are followed here. The learned grid is that of the exact loss.
+The data are N(0, s²) and the denoiser is exact, ẑ_0 = α s² z / (α² s² + σ²), so the result is a linear combination of
+the initial noise and the noise of the steps, whose coefficients are computed here. The learned grid is that of the
+exact loss.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ SCHEDULE = Schedule()
 
 
 def run(folder: Path) -> list[dict[str, Any]]:
-    """A row for each solver, grid and end: standard deviations over those of the data, less 1, by steps and data."""
+    """A row for each solver, grid and end: ratio of standard deviations to the data's, minus 1, by steps and data."""
     choices: dict[str, SamplerConfig] = {"the paper's": SamplerConfig(**config.SAMPLERS["paper"])}
     for solver in typing.get_args(config.Solver):
         choices |= {f"`{solver}`, `{grid}`": SamplerConfig(solver=solver, grid=grid) for grid in _GRIDS}
@@ -48,7 +49,7 @@ _GRIDS = typing.get_args(config.Grid)
 
 
 def widths(sampler: SamplerConfig, std: float) -> tuple[float, float]:
-    """The standard deviations of the last mean and of the last ẑ_0, for data of that standard deviation."""
+    """Standard deviations of the last mean and of the last ẑ_0, for data of standard deviation `std`."""
     times = solvers.time_grid(sampler, SCHEDULE, learned(std).draw)
     rows = solvers.solver(sampler)(SCHEDULE, times)
     unit = torch.eye(1 + len(rows.times), dtype=torch.float64)
@@ -62,7 +63,7 @@ def widths(sampler: SamplerConfig, std: float) -> tuple[float, float]:
 
 
 def learned(std: float) -> TimestepSampler:
-    """Adaptive timesteps as training makes them of the exact loss, s² σ² / (α² s² + σ²)."""
+    """Adaptive timesteps as training makes them from the exact loss, s² σ² / (α² s² + σ²)."""
     settings = TimestepConfig()
     alpha, sigma = SCHEDULE.alpha_sigma(torch.linspace(0, 1, settings.bins + 1, dtype=torch.float64))
     losses: np.ndarray = (std**2 * sigma**2 / (alpha**2 * std**2 + sigma**2)).numpy()

@@ -1,11 +1,11 @@
-"""Every stage as a share of what the machine can do, beside the plain way and beside a rival.
+"""Every stage as a share of what the machine can do, compared with a plain implementation and with a rival.
 
-Plain means eager float32 with attention written out (einsum, softmax, einsum), what the time decides worked out at each
-evaluation, all logits at a time, and the frozen encoder inside the training step. The rival is a denoiser of the same
-size that reads token embeddings and projects to the vocabulary at every evaluation, as discrete diffusion does (SPEC
-12.9); it is compiled, or not, as ours is. Weights are random, which changes no speed.
+Plain means eager float32 with attention written out (einsum, softmax, einsum), what depends only on the time computed
+at each evaluation, all logits at once, and the frozen encoder inside the training step. The rival is a denoiser of the
+same size that reads token embeddings and projects to the vocabulary at every evaluation, as discrete diffusion does
+(SPEC 12.9); it is compiled if ours is. Weights are random, which does not affect speed.
 
-Runs with torch, numpy, scipy, safetensors, transformers and click alone; extraction and streaming take zarr as well.
+Needs only torch, numpy, scipy, safetensors, transformers and click; extraction and streaming also need zarr.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ from ldlm.sampling.generation import JOINT, Decoder, TextGenerator, text_seeds
 from ldlm.training import cost
 from ldlm.training.joint import TrainState, start, train_step
 
-WARM, STEPS = 8, 16  # of a training, the same for all; as the coin falls, some evaluate the denoiser twice
+WARM, STEPS = 8, 16  # training steps, the same for all; those with self-conditioning evaluate the denoiser twice
 PRECISIONS = ("fp32", "bf16")
 PLAIN = ComputeConfig(precision="fp32", attention="sdpa", compile="off")
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Sizes that fit a machine."""
+    """Sizes that suit a machine."""
 
     preset: str
     texts: int  # drawn at a time
-    steps: int  # of the sampler, timed from noise to latents: of the last way, and of the others
-    fewer_steps: int
+    steps: int  # of the sampler, timed from noise to latents, for the last way
+    fewer_steps: int  # for the other ways
     rows: int  # of a training step
     encoder_layers: int  # of the frozen encoder, up to its third-to-last
-    stored: int  # rows of text that are extracted, about
+    stored: int  # approximate number of rows of text to extract
     lengths: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096)
     batches: tuple[int, ...] = (1, 4, 16, 64)
     seconds: float = 2.0  # of each measurement
@@ -80,7 +80,7 @@ SCALES = {
 
 
 def run(folder: Path) -> dict[str, Any]:
-    """Measure everything; returns the figures by name."""
+    """Measure everything; return the figures by name."""
     device = runtime.device("auto")
     bench = bench_of(device)
     found, cache = limits(device), part("cache")
@@ -108,7 +108,7 @@ def run(folder: Path) -> dict[str, Any]:
 
 
 def bench_of(device: torch.device, name: str | None = None) -> Bench:
-    """The measurements that fit the device, of the preset of that name where one is given."""
+    """The measurements that suit the device, with the preset of that name if one is given."""
     scale = SCALES[device.type]
     preset = config.preset(name or scale.preset)
     settings = replace(config.from_dict(TrainConfig, preset.overrides), batch_size=scale.rows, accumulate=1)
@@ -125,7 +125,7 @@ class Bench:
     shapes: Shapes
 
     def ways(self) -> dict[str, ComputeConfig]:
-        """The ways to compute that are compared; compiled ones where that is the default, or there is a compiler."""
+        """The compared ways to compute; compiled ones for bf16 on a GPU, or on a CPU if there is a C++ compiler."""
         cuda, ways = self.device.type == "cuda", {}
         for precision, compile in product(PRECISIONS, ("off", "on")):
             if compile == "off" or (precision == "bf16" if cuda else shutil.which("c++")):
@@ -142,7 +142,7 @@ class Bench:
         seeds, ways, few = text_seeds(0, 0, self.scale.texts), self.ways(), self.scale.fewer_steps
         one_step = self.scale.texts * cost.denoiser_flops(self.settings.model, self.shapes)
         for name, way in ways.items():
-            # In turns with what it is compared with: a machine that others use as well is not always as fast.
+            # Plain and ours in turns: the speed of a machine with other work varies.
             with plain_attention():
                 plain = self.seconds(lambda: self._plain_latents(model, SamplerConfig(steps=few), seeds)) / few
             steps = self.scale.steps if name == list(ways)[-1] else few
@@ -171,7 +171,7 @@ class Bench:
 
     @torch.no_grad()
     def _plain_latents(self, model: JointModel, sampler: SamplerConfig, seeds_B: Tensor) -> Tensor:
-        """Latents by the network as it is trained, one row of the recurrence after the other."""
+        """Latents by the network as it is in training, one step of the recurrence after the other."""
         generator, shape = self.generator(model, PLAIN), (model.num_latents, model.latent_dim)
         seeds_B = seeds_B.to(self.device)
         row_B = torch.zeros_like(seeds_B)
@@ -188,7 +188,7 @@ class Bench:
     # Training and decoding
 
     def training(self) -> Iterator[dict[str, Any]]:
-        """One optimiser step, the states being there (cached) or made by the frozen encoder first (online)."""
+        """One optimiser step, on stored states (cached) or on states that the frozen encoder makes first (online)."""
         tokens = self.scale.rows * self.shapes.seq_len
         kinds = self.coins()
         flops = tokens * self.step_flops_per_token(kinds)
@@ -208,22 +208,22 @@ class Bench:
                 )
 
     def coins(self) -> list[bool]:
-        """Which of the steps that are timed are self-conditioned."""
+        """Which of the timed steps are self-conditioned."""
         seed, p = self.settings.seed, self.settings.diffusion.self_conditioning
         return [noise.coin(seed, "self_condition", step, p) for step in range(WARM, WARM + STEPS)]
 
     def step_flops_per_token(self, kinds: Sequence[bool]) -> int:
-        """FLOPs per token of a step, the mean of steps of which these are self-conditioned."""
+        """Mean FLOPs per token over steps, each self-conditioned or not as in `kinds`."""
         fallen = replace(self.settings.diffusion, self_conditioning=statistics.mean(kinds))
         return cost.flops_per_token(replace(self.settings, diffusion=fallen), self.shapes)
 
     def state(self, way: ComputeConfig) -> TrainState:
         """A training at its first step."""
-        torch._dynamo.reset()  # or its limit of compilations would be met, and what comes then stay as it is
+        torch._dynamo.reset()  # otherwise its recompilation limit is reached, and later ways stay uncompiled
         return start(replace(self.settings, compute=way), self.shapes, scratch=False, device=self.device)
 
     def step(self, way: ComputeConfig, batch: Batch, encoder: Callable[[Tensor], Tensor] | None) -> Callable[[], Any]:
-        """A training step on a batch, whose states are there or made by the encoder first."""
+        """A training step on a batch, whose states are stored or made by the encoder first."""
         state = self.state(way)
 
         def step() -> None:
@@ -245,7 +245,7 @@ class Bench:
         )
 
     def _encoder(self) -> Callable[[Tensor], Tensor]:
-        """A random GPT-2 of the states' width, as deep as what is left of the frozen one."""
+        """A random GPT-2 with the states' width, as deep as the used part of the frozen encoder."""
         from transformers import GPT2Config, GPT2Model
 
         sizes = GPT2Config(
@@ -281,7 +281,7 @@ class Bench:
     # The rival, and growth
 
     def rival(self) -> list[dict[str, Any]]:
-        """Seconds of one evaluation of so many texts: ours, and that of a denoiser that ends in the vocabulary."""
+        """Seconds of one evaluation on a batch of texts: by our denoiser, and by one that ends in the vocabulary."""
         rows, flops = [], self.scale.texts * cost.denoiser_flops(self.settings.model, self.shapes)
         head = self.scale.texts * 2 * self.shapes.seq_len * self.shapes.hidden_dim * self.shapes.vocab_size
         for name, way in self.ways().items():
@@ -299,7 +299,7 @@ class Bench:
         return rows
 
     def attention_growth(self) -> list[dict[str, Any]]:
-        """Attention alone, forward and backward, against itself written out: seconds and peak memory."""
+        """Attention alone, forward and backward, beside the same written out: seconds and peak memory."""
         rows, compute = [], Compute.of(ComputeConfig(), self.device)
         for length in self.scale.lengths:
             shape = (1, length, self.settings.model.denoiser.heads, 64)
@@ -315,14 +315,14 @@ class Bench:
                     with peak_memory(self.device) as peak:
                         row[f"{name}_seconds"] = self.seconds(both)
                     row[f"{name}_bytes"] = peak.bytes
-            # Two products forward and four backward; what a kernel computes again does not count.
+            # Two products forward and four backward; what a kernel recomputes does not count.
             flops = 6 * 2 * length**2 * shape[-2] * shape[-1]
             row["share"] = Share(flops / row["kernel_seconds"], compute.precision)
             rows.append(row)
         return rows
 
     def growth(self) -> list[dict[str, Any]]:
-        """One evaluation of the denoiser, for longer texts and for more of them; as it is by default, and plainly."""
+        """One evaluation of the denoiser, for longer texts and for more of them; by default settings, and plain."""
         plain, compute = Compute.of(PLAIN, self.device), Compute.of(ComputeConfig(), self.device)
         sizes = [(1, length) for length in self.scale.lengths]
         sizes += [(count, self.shapes.seq_len) for count in self.scale.batches]
@@ -342,23 +342,23 @@ class Bench:
     # ------------------------------------------------------------------------------------------------------------------
 
     def _denoiser(self, length: int) -> DiT:
-        """With a latent per token, as wide as h, as all presets have it."""
+        """A denoiser with a latent per token, as wide as h, as in all presets."""
         return DiT(self.settings.model.denoiser, num_latents=length, latent_dim=self.shapes.hidden_dim)
 
     @torch.no_grad()
     def _evaluation(self, network: nn.Module, compute: Compute, *inputs: Tensor) -> float:
-        """Seconds of a call in the given precision, compiled where that is asked for."""
+        """Seconds of a call in the given precision, compiled if that is asked for."""
         network = network.to(self.device, compute.dtype).eval()
         given = [tensor.to(compute.dtype) if tensor.is_floating_point() else tensor for tensor in inputs]
         if compute.compiled:
-            torch._dynamo.reset()  # or the sizes before would count against its limit, and this one stay as it is
+            torch._dynamo.reset()  # otherwise earlier sizes count against its limit, and this one stays uncompiled
             layers.compile_blocks(network)
         return self.seconds(lambda: network(*given))
 
     def seconds(self, work: Callable[[], Any], kinds: Sequence[bool] = ()) -> float:
-        """The median; of calls of these kinds, the mean of each kind's. NaN where the memory does not suffice."""
+        """The median or, for calls of several kinds, the mean of their kinds' medians. NaN if out of memory."""
         try:
-            # Steps of both kinds are compiled before the clock starts.
+            # The warm-up compiles steps of both kinds before the clock starts.
             return timed(work, self.device, self.scale.seconds, warm=WARM if kinds else 2, kinds=kinds).median
         except torch.OutOfMemoryError:
             return math.nan
@@ -391,7 +391,7 @@ class Bench:
         memory: int | None,
         plain: float,
     ) -> dict[str, Any]:
-        """A row of the table; its limit is the matrix product in the precision, or for stored bytes the file read."""
+        """A row of the table; its limit is the matrix product in that precision or, for stored bytes, the file read."""
         if flops is not None:
             done, limit = flops, str(precision)
         else:
@@ -410,7 +410,7 @@ class Bench:
 
 
 class VocabularyDenoiser(nn.Module):
-    """A transformer with the denoiser's blocks that reads tokens and gives logits: (B, L), (B,) → (B, L, V)."""
+    """A transformer with the denoiser's blocks that reads tokens and outputs logits: (B, L), (B,) → (B, L, V)."""
 
     def __init__(self, sizes: DenoiserConfig, shapes: Shapes) -> None:
         super().__init__()
@@ -434,7 +434,7 @@ def decoder_flops(config: ModelConfig, shapes: Shapes) -> int:
 
 @contextmanager
 def plain_attention() -> Iterator[None]:
-    """Within it attention is einsum, softmax, einsum: the networks' and, by way of torch's function, the encoder's."""
+    """Context with attention as einsum, softmax, einsum: in our networks and, through torch's function, the encoder."""
 
     def written_out(q_BHNK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, **_: Any) -> Tensor:
         scores = torch.einsum("bhnk,bhlk->bhnl", q_BHNK, k_BHLK) / math.sqrt(q_BHNK.shape[-1])

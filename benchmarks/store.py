@@ -1,7 +1,7 @@
 """The feature store: time of extraction beside the bare encoder, speed of reading rows back, cost of each codec.
 
-Every speed is a ratio against a limit measured in the same run, in turns: the bare encoder's forward pass, or a memory
-map of the same rows. The encoder is all-MiniLM-L6-v2 (width 384) over the English prose that ships with Python.
+Every speed is a ratio to a limit measured in the same run, in turns: the bare encoder's forward pass, or a memory map
+of the same rows. The encoder is all-MiniLM-L6-v2 (width 384), on the English prose that ships with Python.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from ldlm.training.loop import ReadLate
 SEQ_LEN, BLOCK = 128, 32
 ROWS, EXTRACTION_ROWS, SHARD_ROWS, MEMORY_SHARD_ROWS = 1024, 1024, 256, 64
 SECONDS, STEPS, TURNS = 3.0, 10, 4  # of each measurement
-WARM_STEPS = 5  # of a training, which don't count; by then both kinds of steps are compiled
+WARM_STEPS = 5  # training steps that don't count; by then both kinds of steps are compiled
 STORED = (
     ("fp32", "none"), ("fp32", "blosc"), ("fp16", "none"), ("fp16", "blosc"), ("fp16", "zstd"), ("bf16", "blosc"),
     ("int8-token", "blosc"),
 )  # fmt: skip
 COMPRESSIONS = {"none": "uncompressed", "blosc": "blosc", "zstd": "zstd-1"}
-OWT_ROWS_PER_SECOND = 172  # owt-1024 at 45 % of an H200's 780 TFLOP/s and 1.99 GFLOP per token, rows of 1,024 tokens
+OWT_ROWS_PER_SECOND = 172  # owt-1024 at 45 % of an H200's 780 TFLOP/s: 1.99 GFLOP per token, rows of 1,024 tokens
 OWT_ROW_BYTES, OWT_BATCH = 1024 * 768 * 2, 32
 
 
@@ -78,7 +78,7 @@ def minilm() -> Path | None:
 
 
 def documents(rows: int) -> list[str]:
-    """Enough prose for so many rows, at under four characters a token."""
+    """Enough prose for that many rows, at under four characters per token."""
     documents, characters = [], 0
     for document in builtin_text.documents():
         documents.append(document)
@@ -93,11 +93,11 @@ def documents(rows: int) -> list[str]:
 
 
 def extraction(base: ExtractConfig, folder: Path, turns: int) -> dict[str, Any]:
-    """Rows per second from tokens to the last shard, against the bare encoder over the same blocks, in turns.
+    """Rows per second from tokens to the last shard, against the bare encoder on the same blocks, in turns.
 
     With statistics over all rows, as in a small store, whose states are all spooled before they are normalised, and
-    over a sixteenth of them, as in a store beyond `--stats-tokens`. On CPUs the shards are made by the cores that
-    encode. Beside a GPU that outruns the compression this ratio is less.
+    over a sixteenth of them, as in a store larger than `--stats-tokens`. On CPUs the cores that encode also make the
+    shards. With a GPU that outruns compression, this ratio is lower.
     """
     device = runtime.device(base.device)
     precision = precision_on(base.precision, device)
@@ -122,7 +122,7 @@ def extraction(base: ExtractConfig, folder: Path, turns: int) -> dict[str, Any]:
 
     bare()
     seconds = [(bare(), whole(turn, 1), whole(turn, 16)) for turn in range(turns)]
-    # The fastest of each: a machine's neighbours make single turns differ by a tenth and more.
+    # The fastest of each: other work on a machine makes single turns differ by a tenth or more.
     forward, small, large = (min(times) for times in zip(*seconds, strict=True))
     return {
         "rows": len(tokens),
@@ -148,7 +148,7 @@ class _Phases(show.Progress):
 
     @property
     def seconds(self) -> float:
-        """Seconds of the whole."""
+        """Seconds in total."""
         return self.ended - self.began
 
 
@@ -179,7 +179,7 @@ def _reading(path: Path) -> dict[str, float]:
 
 
 def _zarr_ratio(path: Path, rows: list[dict[str, Any]]) -> dict[str, float | None]:
-    """Rows per second of zarr itself over whole windows, by its own pipeline and by zarrs, against the same map.
+    """Rows per second of zarr itself over whole windows, with its own pipeline and with zarrs, against the same map.
 
     None for a pipeline that is not installed.
     """
@@ -213,7 +213,7 @@ def _per_second(work: Callable[[], Any], rows: int) -> float:
 
 
 def _waiting(path: Path) -> dict[str, dict[str, float]]:
-    """Share of a step spent waiting for the next batch, by turns: their mean, median and most, as machines hiccup."""
+    """Share of a step spent waiting for the next batch: mean, median and most over turns, since machines hiccup."""
     consumers = {"tiny preset on this CPU": _tiny_wait, "consumer at the rate of owt-1024": _throttled_wait}
     found = {name: [consumer(path) for _ in range(TURNS)] for name, consumer in consumers.items()}
     kinds = {"mean": statistics.mean, "median": statistics.median, "most": max}
@@ -227,9 +227,9 @@ def _tiny_wait(path: Path) -> float:
 
 
 def trainer_wait(path: Path, settings: TrainConfig, device: torch.device, steps: int) -> float:
-    """Share of so many training steps on a store that is spent waiting for the next batch.
+    """Share of the time of `steps` training steps on a store that is spent waiting for the next batch.
 
-    As in the training loop, a step is read when the next one has been launched.
+    As in the training loop, a step's results are read when the next step has been launched.
     """
     store = FeatureStore(path)
     state = start(settings, store.shapes, scratch=False, device=device)
@@ -249,9 +249,9 @@ def trainer_wait(path: Path, settings: TrainConfig, device: torch.device, steps:
 
 
 def _throttled_wait(path: Path) -> float:
-    """A consumer that takes batches of the bytes and at the rate at which an H200 would train owt-1024.
+    """A consumer that takes as many bytes per batch, at the same rate, as an H200 training owt-1024 would.
 
-    In between it is asleep. A batch is as many bytes as OWT_BATCH rows of that preset.
+    In between it sleeps. A batch is as many bytes as OWT_BATCH rows of that preset.
     """
     store = FeatureStore(path)
     split = store.split("train")
@@ -267,7 +267,7 @@ def _throttled_wait(path: Path) -> float:
             batch = stream.read()
             waited += time.perf_counter() - asked
             time.sleep(pause)
-            del batch  # here, for on a CPU its memory goes back to the kernel, which is no waiting for data
+            del batch  # here: on a CPU its memory goes back to the kernel, and that is not waiting for data
     return waited / (time.perf_counter() - began)
 
 
@@ -276,9 +276,9 @@ def _throttled_wait(path: Path) -> float:
 
 
 def _memory(base: ExtractConfig, folder: Path) -> dict[str, int]:
-    """Peak resident bytes of an extraction of the text once and ten times, by processes of their own."""
+    """Peak resident bytes of extracting the text once and ten times over, each in its own process."""
     peaks = {}
-    # Three shards at least, so that once the text has all that is in memory at a time: one encoded and one written.
+    # At least three shards, so that even one copy fills memory as more would: one shard encoded, one written.
     once = Path(base.data[0]).read_text(encoding="utf-8")[: 4 * MEMORY_SHARD_ROWS * SEQ_LEN * 4]
     for times in (1, 10):
         copies = folder / f"text-{times}.txt"
@@ -292,7 +292,7 @@ def _memory(base: ExtractConfig, folder: Path) -> dict[str, int]:
     return peaks
 
 
-# The process reads its own peak: what wait4 tells of a child begins with the memory of the process that started it.
+# The process reads its own peak: what wait4 reports for a child starts from the memory of the parent process.
 _WATCHED = (
     "import pathlib, re, sys; from ldlm.cli import main; main(sys.argv[1:], standalone_mode=False); "
     "print(re.search(r'VmHWM:\\s*(\\d+) kB', pathlib.Path('/proc/self/status').read_text())[1])"

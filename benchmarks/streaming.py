@@ -1,11 +1,11 @@
-"""Streaming from an object store: the rate of training batches where each request waits for its answer.
+"""Streaming from an object store: the rate of training batches when each request waits for its answer.
 
-The service is moto's S3 server in a process of its own, `python -m benchmarks.streaming SECONDS …`, which answers the
-same requests at several ports, at once and after so many seconds. Two limits are found in the same run, in turns: bare
-range requests of whole chunks without decoding, as many in flight as a stream has, without a wait; and what a wait
-allows, which is as many chunks per wait. The smaller counts. A wait of 50 ms is that of a service in the same region;
-the longer one is the smaller limit only where the service and its line do more than it allows. The store has shards of
-64 rows, each of which needs a request for its index.
+The service is moto's S3 server in its own process, `python -m benchmarks.streaming SECONDS …`, which answers the same
+requests at several ports, at once or after that many seconds. Two limits are measured in the same run, in turns: bare
+range requests for whole chunks without decoding, as many in flight as a stream has, without a wait; and what a wait
+allows, which is that many chunks per wait. The smaller one counts. A wait of 50 ms is typical of a service in the same
+region; the longer one sets the limit only if the service and its connection do more than it allows. The store has
+shards of 64 rows, each of which needs a request for its index.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def run(folder: Path) -> dict[str, Any]:
         seq_len=SEQ_LEN,
         batch_size=BLOCK,
         shard_rows=SHARD_ROWS,
-        kind="embedding",  # states of the real width, in seconds
+        kind="embedding",  # states of the real width, made in seconds
         compression="none",
     )
     made = extract_features.run(settings, folder / "features").path
@@ -95,10 +95,10 @@ def chunk_bytes(split: Split) -> int:
 
 
 def streamed(place: Location) -> float:
-    """Bytes of rows per second that the training stream makes of a store, over whole windows."""
+    """Bytes of rows per second that the training stream makes from a store, over whole windows."""
     split = FeatureStore(place).split("train")
-    window = -(-split.rows // BLOCK)  # batches: all rows
-    done = -window  # the first ones don't count
+    window = -(-split.rows // BLOCK)  # in batches: all rows
+    done = -window  # the first window doesn't count
     with Stream(split, batch_size=BLOCK, seed=0, device=torch.device("cpu")) as stream:
         for _ in stream:
             if done == 0:
@@ -110,7 +110,7 @@ def streamed(place: Location) -> float:
 
 
 def bare_rate(place: Location) -> float:
-    """Bytes per second of range requests of the size of chunks, over all files of states, `REQUESTS` in flight."""
+    """Bytes per second of range requests the size of chunks, over all files of states, `REQUESTS` in flight."""
     chunk = chunk_bytes(FeatureStore(place).split("train"))
     parts = [
         (path, start)
@@ -131,7 +131,7 @@ def bare_rate(place: Location) -> float:
 
 @contextmanager
 def service(folder: Path) -> Iterator[dict[str, int]]:
-    """A service with a bucket, in a process of its own: its ports by the seconds that an answer takes."""
+    """A service with a bucket, in its own process: its ports by the seconds that an answer takes."""
     command = [sys.executable, "-m", "benchmarks.streaming", *map(str, (0.0, *WAITS))]
     environment = {**os.environ, "TMPDIR": str(folder)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, env=environment, text=True)
@@ -150,7 +150,7 @@ def service(folder: Path) -> Iterator[dict[str, int]]:
 
 @contextmanager
 def reached(port: int) -> Iterator[None]:
-    """Within the block, object stores are looked for at this port."""
+    """Within the block, object stores are reached at this port."""
     names = {"ENDPOINT_URL": f"http://127.0.0.1:{port}", "DEFAULT_REGION": "us-east-1"}
     names |= {"ACCESS_KEY_ID": "benchmark", "SECRET_ACCESS_KEY": "benchmark"}
     with mock.patch.dict(os.environ, {f"AWS_{name}": value for name, value in names.items()}):
@@ -158,12 +158,12 @@ def reached(port: int) -> Iterator[None]:
 
 
 def serve(waits: list[float]) -> None:
-    """Answer requests until standard input ends; the ports are written as a line of JSON."""
+    """Answer requests until standard input ends; the ports are printed as a line of JSON."""
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     class Quiet(WSGIRequestHandler):
-        protocol_version = "HTTP/1.1"  # connections are kept, as services do
+        protocol_version = "HTTP/1.1"  # connections are kept alive, as real services do
 
         def log_request(self, *_: object) -> None:
             pass

@@ -1,10 +1,10 @@
-"""The shuffle window: what a larger one buys, at the size of a full store and on real text.
+"""The shuffle window: what a larger one gains, at the size of a full store and on real text.
 
 Rows are shuffled in blocks of 16 neighbours from all over the text, within a window of blocks. Neighbours: how many
-other rows of a row's block are in its batch, by the order alone, of as many rows as a store of OpenWebText might have.
-Gradient noise: the variance over batches of the gradient of LDLM's loss, summed over all parameters, at fixed weights,
-against batches of fully shuffled rows. With windows in batches as at full size, and with the noise and times of
-training, or with the same ones for every batch, so that the rows alone make the variance.
+other rows of a row's block are in its batch, from the order alone, for as many rows as a store of OpenWebText might
+have. Gradient noise: the variance over batches of the gradient of LDLM's loss, summed over all parameters, at fixed
+weights, relative to batches of fully shuffled rows. Windows hold as many batches as at full size. Noise and times are
+those of training, or the same for every batch, so that the variance comes from the rows alone.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ def _shuffled(rows: int, size: int) -> Rows:
 
 
 def neighbours(batch: Rows, batches: int = 20) -> dict[str, float]:
-    """Means over batches: other rows of a row's block in its batch, and blocks that a batch has rows of."""
+    """Means over batches: other rows of a row's block in its batch, and blocks from which a batch has rows."""
     counts = [np.unique(batch(number) // BLOCK_ROWS, return_counts=True)[1] for number in range(batches)]
     others = [(count * (count - 1)).sum() / count.sum() for count in counts]
     return {"neighbours": float(np.mean(others)), "blocks": float(np.mean([len(count) for count in counts]))}
 
 
 def _store(folder: Path) -> FeatureStore:
-    """A store of real text, with a small encoder that has learned a little of it."""
+    """A store of real text, from a small encoder trained on it for a few steps."""
     text, whole = folder / "text.txt", prose(CHARACTERS * EVERY)
     text.write_text("\n".join(whole[at : at + EXCERPT] for at in range(0, len(whole), EXCERPT * EVERY)))
     common: dict[str, Any] = {"data": (str(text),), "device": "cpu"}
@@ -79,7 +79,7 @@ def _store(folder: Path) -> FeatureStore:
 
 
 def gradient_noise(store: FeatureStore) -> dict[str, Any]:
-    """Variance of a batch's gradient by order, with noise of its own and with the same noise for all batches."""
+    """Variance of a batch's gradient by order, with each batch's own noise and with the same noise for all batches."""
     split = store.split("train")
     tiny = configs.from_dict(TrainConfig, configs.PRESETS["tiny"].overrides)
     state = start(tiny, store.shapes, scratch=False, device=torch.device("cpu"))
@@ -107,7 +107,7 @@ def _batch(split: Split, rows: np.ndarray, number: int) -> Batch:
 
 
 def _gradient(state: TrainState, batch: Batch, step: int) -> Tensor:
-    """The gradient of the loss of a batch with the noise and times of a step, as one vector."""
+    """The gradient of a batch's loss with the noise and times of a step, as one vector."""
     state.model.zero_grad()
     draws = state.objective.draw(state.timesteps, seed=0, step=step, rows_B=batch.index_B, device=state.device)
     state.objective(batch.hidden_BLD, batch.tokens_BL, draws, 1.0).loss.backward()

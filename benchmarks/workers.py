@@ -1,7 +1,7 @@
-"""Extraction by one process and by two, each with one thread: rows per second of encoding, and whether bytes are equal.
+"""Extraction by one process and by two, each with one thread: rows encoded per second, and whether bytes are equal.
 
 The text is packed first. Seconds are those of `ldlm extract-features --only encode --share I/N` in N processes at once,
-less those of the same command when nothing is left to do, which starts Python and loads the encoder too.
+minus those of the same command with nothing left to do, which also starts Python and loads the encoder.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def run(folder: Path) -> dict[str, Any]:
 
 
 def _timed(command: list[str], workers: int) -> float:
-    """Seconds that so many processes take together, each with its share."""
+    """Wall-clock seconds of `workers` processes at once, each with its share."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
     started = time.perf_counter()
     running = [

@@ -1,1 +1,1 @@
-"""LDLM and the token-level methods on one text: trained, drawn from, scored and timed by the product's commands."""
+"""LDLM and the token-level methods on one text: trained, sampled, scored and timed with `ldlm` commands."""

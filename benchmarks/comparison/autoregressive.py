@@ -1,4 +1,4 @@
-"""Texts of an autoregressive GPT-2, a token at a time from the model's own distribution, and its held-out loss."""
+"""Texts from an autoregressive GPT-2, a token at a time from the model's own distribution, and its held-out loss."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ldlm.sampling.generation import text_seeds
 
 @torch.no_grad()
 def draw(model: Any, start: int, seq_len: int, seeds_B: Tensor) -> Tensor:
-    """Tokens (B, L) int64 at temperature 1, each row from the token `start` on; a text depends on its seed alone."""
+    """Tokens (B, L) int64 at temperature 1, each row beginning with `start`; a text depends only on its seed."""
     tokens_BL = torch.full((len(seeds_B), 1), start)
     cache = DynamicCache()
     while tokens_BL.shape[1] < seq_len:
@@ -33,14 +33,14 @@ def draw(model: Any, start: int, seq_len: int, seeds_B: Tensor) -> Tensor:
 
 @torch.no_grad()
 def held_out_loss(model: Any, rows_RL: Tensor) -> float:
-    """Negative log-likelihood of rows in nats per token; the first token, which is always the same, costs nothing."""
+    """Negative log-likelihood of rows in nats per token; the first token is always the same and costs nothing."""
     losses = [model(input_ids=part, labels=part).loss.item() * len(part) for part in rows_RL.split(64)]
     length = rows_RL.shape[1]
     return sum(losses) / len(rows_RL) * (length - 1) / length
 
 
 def write(folder: Path, store: Path, texts: int, seed: int, out: Path) -> dict[str, Any]:
-    """Write texts of the model in `folder` to `out`; returns seconds, tokens passed through it, and held-out loss."""
+    """Write texts from the model in `folder` to `out`; return seconds, evaluations per text, and held-out loss."""
     (network, _), tokenizer = load_model(AutoModelForCausalLM, str(folder)), load_tokenizer(str(folder))
     model = network.eval()
     held_out = FeatureStore(store).held_out()

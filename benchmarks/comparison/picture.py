@@ -19,14 +19,14 @@ FAMILIES = {
 }
 COLOURS = (chart.ORANGE, chart.GREEN, chart.PURPLE, chart.RED)
 NAMES = {way.key: way.name for way in WAYS}
-# Of equal FLOPs only LDLM has trainings of its own, so that one chart has both regimes.
+# Only LDLM has separate trainings for equal FLOPs, so one chart shows both regimes.
 OURS = ((EQUAL_STEPS, NAMES[LDLM], chart.BLUE), (EQUAL_FLOPS, f"{NAMES[LDLM]}, equal FLOPs", chart.TEAL))
 EVALUATIONS = Axis("evaluations per text, at most, log scale", log=True, short=lambda value: f"{value:,g}")
 SECONDS = Axis("CPU seconds per text, log scale", log=True)
 
 
 def draw(path: Path, figures: Mapping[str, Any], axes: Mapping[str, Axis]) -> None:
-    """Draw a row of charts for each axis, and the first one against seconds; bands reach over all seeds."""
+    """Draw a row of charts for each axis, and the first figure against seconds; bands span all seeds."""
     drawing.png(path, charts(figures, axes), columns=len(FAMILIES))
 
 
@@ -55,7 +55,7 @@ def _against_seconds(figures: Mapping[str, Any], family: str, key: str, axis: Ax
 
 
 def _timed(rows: Rows, key: str) -> Rows:
-    """The rows with a figure and CPU seconds of a text."""
+    """The rows with a figure and with CPU seconds, given per text."""
     timed = per_text(rows, "cpu_seconds")
     return [row for row in timed if row[key] is not None and SECONDS.shows(row["cpu_seconds"])]
 
@@ -66,7 +66,7 @@ def _real(figures: Mapping[str, Any], ends: Sequence[float], key: str) -> list[M
 
 
 def _lines(rows: Rows, family: str, across: str, key: str) -> list[Mark]:
-    """Lines of LDLM and of the ways of a family."""
+    """Lines for LDLM and for the ways of a family."""
     ways = [(EQUAL_STEPS, way, NAMES[way], color) for way, color in zip(FAMILIES[family], COLOURS, strict=False)]
     own = [(regime, LDLM, name, color) for regime, name, color in OURS]
     return [

@@ -10,17 +10,17 @@ from typing import Any
 
 SEQ_LEN, VOCABULARY = 64, 2048  # as in the quickstart
 HELD_OUT, TRAINING = 0.02, 0.18  # shares of the documents; the rest is the scorer's
-TEXTS, EVAL_ROWS = 500, 2_000  # rows: all that are held out
-RATES = (3e-4, 1e-3, 3e-3, 6e-3)  # learning rates that each rival is tried with; the lowest is the published one
+TEXTS, EVAL_ROWS = 500, 2_000  # as many rows as are held out
+RATES = (3e-4, 1e-3, 3e-3, 6e-3)  # learning rates tried with each rival; the lowest is the published one
 BUDGETS = (32, 128, 8, 256, 64, 16)  # evaluations per text, the most telling first
-FIRST = 3  # of them are done everywhere before the others
+FIRST = 3  # this many of them are done for all runs before the others
 
 EQUAL_STEPS, EQUAL_FLOPS = REGIMES = ("equal-steps", "equal-flops")
 LDLM, AUTOREGRESSIVE = "ldlm", "ar"
 RIVALS = ("mdlm", "duo", "candi", "flm")
 NAMES = {LDLM: "LDLM", "mdlm": "MDLM", "duo": "Duo", "candi": "CANDI", "flm": "FLM", AUTOREGRESSIVE: "GPT-2"}
 
-# The encoder is the quickstart's with more steps. The scorer is wider, trained for longer, and on other text.
+# The encoder is the quickstart's with more steps. The scorer is wider, and trained for longer and on other text.
 ENCODER = {"layers": 4, "width": 128, "heads": 4, "steps": 1_000}
 SCORER = {"layers": 4, "width": 192, "heads": 6, "steps": 1_600}
 REFERENCE = {"layers": 3, "width": 128, "heads": 4}  # as deep and wide as the denoiser of preset tiny
@@ -28,13 +28,13 @@ REFERENCE = {"layers": 3, "width": 128, "heads": 4}  # as deep and wide as the d
 
 @dataclass(frozen=True)
 class Way:
-    """A way to draw texts from a run of a method."""
+    """A way to draw texts from a method's run."""
 
-    key: str  # in names of files
+    key: str  # in file names
     name: str  # in tables
     method: str
     options: tuple[str, ...] = ()  # of `ldlm sample`
-    last: int = 0  # evaluations at most beyond those of its steps: the row that removes what noise is left
+    last: int = 0  # most evaluations beyond those of its steps: the last step, which removes the remaining noise
 
     def steps(self, budget: int) -> int:
         """Steps with which a text takes at most `budget` evaluations."""
@@ -67,7 +67,7 @@ class Draw:
 
     @property
     def run(self) -> Path:
-        """The run that they are drawn from, in the folder of the comparison."""
+        """The run from which they are drawn, in the folder of the comparison."""
         return run_path(self.regime, self.seed, self.way.method)
 
     @property
@@ -82,13 +82,13 @@ def part(name: str) -> Path:
 
 
 def run_path(regime: str, seed: int, method: str) -> Path:
-    """The run of a method. Only LDLM has another one under equal FLOPs: its steps are the dearest."""
+    """The run of a method. Only LDLM has a separate one for equal FLOPs: its steps are the most expensive."""
     regime = regime if method == LDLM else EQUAL_STEPS
     return Path("runs") / regime / f"seed-{seed}" / method
 
 
 def draws(seeds: Sequence[int], budgets: Sequence[int], methods: Sequence[str]) -> Iterator[Draw]:
-    """All sets of texts, those first that say most."""
+    """All sets of texts, the most telling first."""
     for part in (budgets[:FIRST], budgets[FIRST:]):
         for regime, seed, budget, way in product(REGIMES, seeds, part, WAYS):
             own = way.method == LDLM or regime == EQUAL_STEPS
@@ -97,7 +97,7 @@ def draws(seeds: Sequence[int], budgets: Sequence[int], methods: Sequence[str]) 
 
 
 def flops_per_token(cost: Mapping[str, Any]) -> float:
-    """FLOPs per token of a training step, from the JSON of a dry run; the mean over steps where it has phases."""
+    """FLOPs per token of a training step, from the JSON of a dry run; the mean over steps if it has phases."""
     flops = cost["flops_per_token"]
     if not isinstance(flops, Mapping):
         return float(flops)

@@ -26,11 +26,11 @@ from ldlm.versions import library_versions
 
 REAL = Path("texts/real.json")
 SPENT = ("cpu_seconds", "seconds")
-SHOWN = 3  # texts of each way that are printed, the first ones
+SHOWN = 3  # texts printed for each way, the first ones
 
 
 def autoregressive_texts(seed: int) -> Path:
-    """Texts of the autoregressive model, in the folder of a comparison."""
+    """File of the autoregressive model's texts, in the folder of a comparison."""
     return Path("texts") / EQUAL_STEPS / f"seed-{seed}" / f"{AUTOREGRESSIVE}.jsonl"
 
 
@@ -39,7 +39,7 @@ def autoregressive_texts(seed: int) -> Path:
 
 
 def collect(source: Source, folder: Path, seeds: Sequence[int], budgets: Sequence[int]) -> dict[str, Any]:
-    """The figures of everything that is there."""
+    """The figures of everything finished so far."""
     costs = {path.stem: files.read_json(path) for path in sorted((folder / "costs").glob("*.json"))}
     spent = _spent_by_output(folder)
     every = draws(seeds, sorted(budgets), list(NAMES))
@@ -64,9 +64,9 @@ def collect(source: Source, folder: Path, seeds: Sequence[int], budgets: Sequenc
 
 
 def joined(figures: Mapping[str, Any], others: Mapping[Path, Mapping[str, Any]]) -> dict[str, Any]:
-    """Figures with the seeds of other results; `InputError` where these are of another comparison or a seed is twice.
+    """Figures joined with the seeds of other results; `InputError` for another comparison, or if seeds coincide.
 
-    The tables compare sets of texts, so that text, number of texts, steps and learning rates have to be the same.
+    The tables compare sets of texts, so text, number of texts, steps and learning rates have to be the same.
     """
     found = {**figures, "references": dict(figures["references"])}
     for path, other in others.items():
@@ -112,7 +112,7 @@ def _model(folder: Path) -> dict[str, Any]:
 
 
 def _spent_by_output(folder: Path) -> dict[str, dict[str, float]]:
-    """Seconds that the commands of each output took and computed, all attempts together."""
+    """Wall-clock and CPU seconds of the commands for each output, all attempts together."""
     total: dict[str, dict[str, float]] = {}
     for line in files.read_jsonl(folder / "commands.jsonl"):
         words = line["ldlm"]
@@ -167,7 +167,7 @@ def _first(path: Path) -> list[str]:
 
 
 def read(path: Path, source: Source) -> dict[str, Any]:
-    """A record that `write` has written; `InputError` where it is none of this source."""
+    """A record written by `write`; `InputError` if it is not one of this source."""
     try:
         record = files.read_json(path)
     except (OSError, ValueError) as error:
@@ -178,9 +178,9 @@ def read(path: Path, source: Source) -> dict[str, Any]:
 
 
 def write(figures: Mapping[str, Any], source: Source, machines: Sequence[str], out: Path | None) -> None:
-    """Print the tables; into `out` also write them with samples, the figures as JSON and the picture.
+    """Print the tables with samples; into `out`, also write them, the figures as JSON and the picture.
 
-    `machines` are those that the figures were measured on.
+    `machines` are those on which the figures were measured.
     """
     date = datetime.date.today().isoformat()
     head = (

@@ -2,12 +2,12 @@
 
     python -m benchmarks comparison --text novels.txt --output comparison --results benchmarks/results
 
-Everything is a command of `ldlm` in a process of its own, all of them listed with their times in OUTPUT/commands.jsonl.
-The same command goes on where it was interrupted. Several may work on different `--seeds` at once, when one has made
-what all of them read (`--methods` alone); with `--report` the last one writes down what all of them found.
+Everything is an `ldlm` command in its own process, all of them listed with their times in OUTPUT/commands.jsonl. The
+same command resumes where it was interrupted. Several may work on different `--seeds` at once, after one has made what
+all of them read (`--methods` without a name); with `--report`, the last one writes down what all of them found.
 
-A fifth of the text is for training and held-out rows. The rest trains the scorer, with the same tokenizer, so that
-scorer and models have no text in common. One store serves all: LDLM reads its states, the others its tokens alone.
+A fifth of the text is for training and held-out rows. The rest trains the scorer, with the same tokenizer, so scorer
+and models have no text in common. One store serves all: LDLM reads its states, the others only its tokens.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Comparison:
     texts: int  # of each set
 
     def ldlm(self, *arguments: object) -> dict[str, Any]:
-        """Run a command of `ldlm` in the folder; returns its result, and lists it with its time in commands.jsonl."""
+        """Run an `ldlm` command in the folder, list it with its time in commands.jsonl, and return its result."""
         words = list(map(str, arguments))
         started, cpu = time.perf_counter(), _cpu_of_children()
         command = [sys.executable, "-m", "ldlm.cli", *words, "--json"]
@@ -57,7 +57,7 @@ class Comparison:
     # What all methods share
 
     def prepare(self) -> None:
-        """Text, encoder, scorer, store and real texts."""
+        """Make text, encoder, scorer, store and real texts."""
         self._check_steps()
         self.source.prepare(self)
         parts = ("--data", plan.part("train"), "--validation-data", plan.part("held-out"))
@@ -92,12 +92,12 @@ class Comparison:
     # Training
 
     def train(self, regime: str, seed: int, method: str) -> None:
-        """Train a method with the steps that a regime gives it."""
+        """Train a method for the steps that a regime gives it."""
         output = run_path(regime, seed, method)
         if method == AUTOREGRESSIVE:
             sizes = {**plan.REFERENCE, "steps": self.steps, "seed": seed}
             return self.pretrain(str(output), "train", ("--tokenizer", "encoder"), sizes)
-        self.flops(method)  # which the results name
+        self.flops(method)  # recorded for the results
         rate = () if method == LDLM else ("--set", f"optimizer.lr={self.rate(method)}")
         self._train(output, method, seed, self.steps_of(method, regime), *rate)
 
@@ -106,7 +106,7 @@ class Comparison:
         self._make(output, "train", *self.settings(method, steps), "--steps", steps, *rhythm, *more)
 
     def settings(self, method: str, steps: int) -> tuple[object, ...]:
-        """Settings of a method's training: the preset's, with LDLM's warm-up in proportion, and LDLM's on this text."""
+        """Settings of a training: the preset's; for LDLM also its warm-up in proportion, and its own on this text."""
         settings = {"recipe.warmup_steps": steps * 2 // 5, **self.source.ldlm}
         sets = (word for key, value in settings.items() for word in ("--set", f"{key}={value}"))
         own = tuple(sets) if method == LDLM else ("--method", method)
@@ -126,7 +126,7 @@ class Comparison:
         return float(min(losses, key=lambda rate: losses[rate]))
 
     def steps_of(self, method: str, regime: str) -> int:
-        """Steps of a method under a regime; with equal FLOPs those of LDLM that cost as much as the dearest rival's."""
+        """Steps of a method under a regime; for equal FLOPs, LDLM's cost as much as the most expensive rival's."""
         if method != LDLM or regime != EQUAL_FLOPS:
             return self.steps
         return round(self.steps * max(map(self.flops, RIVALS)) / self.flops(LDLM))
@@ -154,9 +154,9 @@ class Comparison:
             "sample", "--run", draw.run, *draw.way.options, "--steps", steps, *sizes, "--output", draw.texts
         )
         cost = {"cpu_seconds": _cpu_of_children() - started, "seconds": drawn.get("seconds")}
-        if drawn.get("texts_made") != self.texts:  # an interrupted command went on
+        if drawn.get("texts_made") != self.texts:  # resumed after an interruption
             cost = dict.fromkeys(cost)
-        evaluations = drawn.get("evaluations_per_text", draw.budget)  # of LDLM one a step, with both of its samplers
+        evaluations = drawn.get("evaluations_per_text", draw.budget)  # for LDLM one per step, with both its samplers
         self._keep(record, {**cost, "evaluations": evaluations, **self._score(draw.texts)})
 
     def draw_autoregressive(self, seed: int) -> None:
@@ -182,13 +182,13 @@ class Comparison:
 
 
 def _cpu_of_children() -> float:
-    """Seconds that all finished child processes have computed."""
+    """CPU seconds of all finished child processes."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def run(comparison: Comparison, seeds: Sequence[int], budgets: Sequence[int], methods: Sequence[str]) -> None:
-    """Do all of it; what is there already is not done again."""
+    """Do all of it; finished parts are not repeated."""
     files.make_folder(comparison.folder)
     comparison.prepare()
     for seed in seeds:
@@ -201,7 +201,7 @@ def run(comparison: Comparison, seeds: Sequence[int], budgets: Sequence[int], me
 def options(
     program: str, told: str | None, *, seeds: Sequence[int], budgets: Sequence[int], steps: int
 ) -> argparse.ArgumentParser:
-    """The options that comparisons share, with these defaults."""
+    """A parser of the options that comparisons share, with these defaults."""
     parser = argparse.ArgumentParser(
         prog=program, description=told, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -213,24 +213,24 @@ def options(
         "--steps",
         type=int,
         default=steps,
-        help="steps of every training but LDLM's with equal FLOPs, which has fewer",
+        help="steps of every training except LDLM's with equal FLOPs, which has fewer",
     )
-    parser.add_argument("--texts", type=int, default=plan.TEXTS, help="texts of each set")
+    parser.add_argument("--texts", type=int, default=plan.TEXTS, help="texts in each set")
     parser.add_argument("--budgets", nargs="+", type=int, default=list(budgets), help="evaluations per text")
-    parser.add_argument("--report", action="store_true", help="run nothing; write down what is there")
+    parser.add_argument("--report", action="store_true", help="run nothing; write down what is finished")
     parser.add_argument(
         "--join",
         nargs="+",
         type=Path,
         default=[],
         metavar="FILE",
-        help="results (JSON) of the same comparison by other machines, whose seeds the tables take in",
+        help="results (JSON) of the same comparison on other machines, whose seeds are included in the tables",
     )
     return parser
 
 
 def go(chosen: argparse.Namespace, source: Source) -> None:
-    """Run a comparison on a source, and write down what is there."""
+    """Run a comparison on a source, and write down what is finished."""
     memory.keep_freed()  # as the commands do
     comparison = Comparison(source, chosen.output.absolute(), chosen.steps, chosen.texts)
     try:
@@ -250,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = options(
         "python -m benchmarks comparison", __doc__, seeds=(0, 1), budgets=plan.BUDGETS, steps=RealText.steps
     )
-    parser.add_argument("--text", type=Path, required=True, help="text, a document a line; also JSON lines and others")
+    parser.add_argument("--text", type=Path, required=True, help="text, a document per line; or JSON lines and others")
     chosen = parser.parse_args(arguments)
     go(chosen, RealText(chosen.text.absolute()))
 

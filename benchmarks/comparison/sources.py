@@ -1,4 +1,4 @@
-"""Sources of a comparison: the text that it trains on, how texts are scored, and how findings are shown."""
+"""Sources of a comparison: the text to train on, how texts are scored, and how findings are shown."""
 
 from __future__ import annotations
 
@@ -30,38 +30,38 @@ Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # title, head and ro
 
 
 class Source(ABC):
-    """A source of text: its documents, its judge, and the figures that its tables have."""
+    """A source of text: its documents, its judge, and the figures in its tables."""
 
-    stem: ClassVar[str]  # of the files with the results
+    stem: ClassVar[str]  # of the result files
     title: ClassVar[str]  # of the document
-    models: ClassVar[Sequence[str]]  # that all methods share
+    models: ClassVar[Sequence[str]]  # shared by all methods
     figures: ClassVar[Mapping[str, str]]  # with a table each: title by key
     against: ClassVar[Mapping[str, Literal["ratio", "difference"]]]  # how a rival's figure is compared with LDLM's
-    compared: ClassVar[str]  # what of them, as the head of that table
+    compared: ClassVar[str]  # the compared figures, as the head of that table
     axes: ClassVar[Mapping[str, Axis]]  # of the picture, by key
-    steps: ClassVar[int]  # of every training but LDLM's with equal FLOPs
+    steps: ClassVar[int]  # of every training except LDLM's with equal FLOPs
     rate_steps: ClassVar[int]  # of a rival's trial of a learning rate
     ldlm: ClassVar[Mapping[str, float]] = {}  # settings of LDLM's training on this text, beyond the preset's
 
     @abstractmethod
     def prepare(self, comparison: Comparison) -> None:
-        """Make text, encoder and scorer; what is there already is not made again."""
+        """Make text, encoder and scorer, except what is finished already."""
 
     @abstractmethod
     def score(self, folder: Path, texts: Path, most: int) -> dict[str, Any]:
-        """Figures of the first texts of a file, `most` of them, by the models in the folder; with `num_texts`."""
+        """Figures of the first `most` texts of a file, by the models in the folder; with `num_texts`."""
 
     @abstractmethod
     def about(self, figures: Mapping[str, Any]) -> str:
         """A sentence on the judge, for the head of the document."""
 
     def more(self, rows: Rows) -> list[Table]:
-        """Further tables of the rows of a regime."""
+        """Further tables from the rows of a regime."""
         return []
 
 
 def record_text(folder: Path, text: Mapping[str, Any]) -> bool:
-    """Whether the comparison's text is there; `InputError` where it is another one, by its hash."""
+    """Whether the comparison has its text already; `InputError` if it has another one, by its hash."""
     if not (folder / RECORD).exists():
         return False
     if files.read_json(folder / RECORD)["sha256"] != text["sha256"]:
@@ -70,7 +70,7 @@ def record_text(folder: Path, text: Mapping[str, Any]) -> bool:
 
 
 def write_part(folder: Path, name: str, documents: Sequence[str]) -> None:
-    """Write a part of the text, a document a line."""
+    """Write a part of the text, one document per line."""
     files.write_atomic(folder / plan.part(name), files.dump_jsonl({"text": document} for document in documents))
 
 
@@ -104,7 +104,7 @@ class RealText(Source):
         comparison.pretrain("scorer", "scorer", ("--tokenizer", "encoder"), plan.SCORER)
 
     def _split(self, folder: Path) -> None:
-        """Write the three parts of the text; documents that occur twice are taken once."""
+        """Write the three parts of the text; repeated documents are taken once."""
         found = {"file": str(self.path), "sha256": textfiles.fingerprints([self.path])[str(self.path)]}
         if record_text(folder, found):
             return

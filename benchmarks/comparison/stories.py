@@ -1,10 +1,10 @@
-"""LDLM against the token-level methods on stories whose law is known: what is valid at 2 to 256 evaluations (Figure 1).
+"""LDLM against the token-level methods on stories of known distribution: validity at 2 to 256 evaluations (Figure 1).
 
     python -m benchmarks stories-frontier --output frontier --results benchmarks/results
 
 It is the comparison of `python -m benchmarks comparison` with `ldlm stories` as text and its process as judge: figures
-of validity, likelihood and coverage in place of a scorer's perplexity. It goes on where it was interrupted, and
-`--seeds` may be worked on at once, in the same way.
+of validity, likelihood and coverage replace a scorer's perplexity. In the same way it resumes where it was interrupted,
+and several `--seeds` may be worked on at once.
 """
 
 from __future__ import annotations
@@ -114,18 +114,18 @@ def _cell(rows: sources.Rows, way: str, budget: int) -> sources.Rows:
 
 
 def _violations(rows: sources.Rows) -> list[str]:
-    """Violations of each kind in a hundred sentences, whole and cut ones, over all seeds."""
+    """Violations of each kind per hundred sentences, whole and cut ones, over all seeds."""
     sentences = sum(row["sentences"] + row["cut_sentences"] for row in rows)
     counts = (sum(row["violations"][kind] for row in rows) for kind in KINDS)
     return [f"{100 * count / sentences:.1f}" if sentences else "–" for count in counts]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run it."""
+    """Run the comparison on stories."""
     parser = runner.options(
         "python -m benchmarks stories-frontier", __doc__, seeds=SEEDS, budgets=BUDGETS, steps=Stories.steps
     )
     parser.add_argument("--documents", type=int, default=DOCUMENTS, help="stories for training")
-    parser.add_argument("--held-out", type=int, default=HELD_OUT, help="stories that are held out")
+    parser.add_argument("--held-out", type=int, default=HELD_OUT, help="held-out stories")
     chosen = parser.parse_args(arguments)
     runner.go(chosen, Stories(chosen.documents, chosen.held_out))

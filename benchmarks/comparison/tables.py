@@ -26,7 +26,7 @@ def over_seeds(rows: Rows, key: str) -> str:
 
 
 def number(value: float, *, like: float | None = None) -> str:
-    """A number with three digits, or all of its whole part; with as many places as `like` has."""
+    """A number with three digits, or its whole integer part; decimal places as for `like` if given."""
     size = abs(value if like is None else like)
     places = 0 if size >= 1000 else 1 if size >= 10 else 3
     return f"{value:,.{places}f}"
@@ -48,7 +48,7 @@ def tables(figures: Mapping[str, Any], source: Source) -> str:
 
 
 def both_regimes(rows: Rows) -> Rows:
-    """The rows; those of rivals, which both regimes have, without a regime."""
+    """The rows, with the regime removed from those of rivals, which both regimes share."""
     own = {way.key for way in WAYS if way.method == LDLM}
     return [row if row["way"] in own else {**row, "regime": None} for row in rows]
 
@@ -87,7 +87,7 @@ def _minutes(rows: Rows, key: str) -> Rows:
 
 
 def _held_out(method: str, rows: Rows, references: Mapping[str, Any]) -> tuple[str, str]:
-    """Two cells: the likelihood or a bound of it, and the loss of a method whose loss is neither."""
+    """Two cells: the likelihood or a bound on it, and the loss of a method whose loss is neither."""
     if method == AUTOREGRESSIVE:
         seeds = {row["seed"] for row in rows}
         return over_seeds([row for row in references[method] if row["seed"] in seeds], "held_out_loss"), "–"
@@ -126,7 +126,7 @@ def _cell(rows: Rows, way: str, budget: int) -> Rows:
 
 
 def _against(rows: Rows, source: Source) -> str:
-    """Each rival's figures as a multiple of LDLM's, or less LDLM's; ? where seeds overlap."""
+    """Each rival's figures as a multiple of LDLM's, or minus LDLM's; ? if the seeds' ranges overlap."""
     budgets = sorted({row["budget"] for row in rows})
     lines = []
     for way in WAYS:
@@ -157,7 +157,7 @@ def _compared(mine: Rows, theirs: Rows, against: Mapping[str, str]) -> str:
 
 
 def _cost_tables(figures: Mapping[str, Any]) -> list[str]:
-    """Seconds of a text, with their titles, and how many evaluations it took; means over regimes and seeds."""
+    """Tables of seconds per text with their titles, and evaluations below budget; means over regimes and seeds."""
     started = "The start of the command is divided by the texts of a set; of GPT-2 without it."
     parts = ["## CPU seconds per text, with the start of the command", _cost_table(figures, "cpu_seconds"), started]
     parts += ["## Wall seconds per text, without the start of the command", _cost_table(figures, "seconds")]
@@ -166,7 +166,7 @@ def _cost_tables(figures: Mapping[str, Any]) -> list[str]:
 
 
 def _cost_table(figures: Mapping[str, Any], key: str) -> str:
-    """Seconds of a text, of one kind."""
+    """Seconds per text, of one kind."""
     rows = per_text(figures["rows"], key)
     budgets = sorted({row["budget"] for row in figures["rows"]})
     lines = [
@@ -180,12 +180,12 @@ def _cost_table(figures: Mapping[str, Any], key: str) -> str:
 
 
 def per_text(rows: Rows, key: str) -> Rows:
-    """The rows that have seconds of this kind, with those of a text in place of those of all."""
+    """The rows that have seconds of this kind, divided by the number of texts."""
     return [{**row, key: row[key] / row["num_texts"]} for row in rows if row.get(key) is not None]
 
 
 def _fewer(rows: Rows) -> str:
-    """Ways that took fewer evaluations than their budget, each with both numbers, as a phrase."""
+    """Ways whose mean number of evaluations differs from the budget, each with both numbers, as a phrase."""
     found = []
     for way in WAYS:
         for budget in sorted({row["budget"] for row in rows if row["way"] == way.key}):
@@ -200,7 +200,7 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def samples(figures: Mapping[str, Any]) -> str:
-    """The first texts of each way, as they are."""
+    """The first texts of each way, unselected."""
     names = {way.key: way.name for way in WAYS} | {AUTOREGRESSIVE: REFERENCE}
     parts = []
     for key, one in figures["samples"].items():

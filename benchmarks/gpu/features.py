@@ -40,7 +40,7 @@ class Sizes:
     layers: int
     heads: int
     seq_len: int
-    rows: int  # that are extracted, about
+    rows: int  # approximate number to extract
     batch_size: int
 
 
@@ -51,7 +51,7 @@ SIZES = {
 
 
 def run(job: Job) -> None:
-    """Record all three."""
+    """Record the loss, the extraction and the wait for batches."""
     limits, sizes = job.limits, SIZES[job.device.type]
     _losses(job, limits, sizes)
     cache, store = part("cache"), part("store")
@@ -71,7 +71,7 @@ def run(job: Job) -> None:
 
 
 def _losses(job: Job, limits: Limits, sizes: Sizes) -> None:
-    """Record forward and backward of the loss, by us, by torch in chunks and with its defaults, and with all logits."""
+    """Record the loss forward and backward: ours, torch's in chunks and with its defaults, and with all logits."""
     precision, width = precision_on("auto", job.device), bench_of(job.device, sizes.preset).shapes.hidden_dim
     there: dict[str, Any] = {"device": job.device, "dtype": DTYPES[precision], "requires_grad": True}
     x_PD, weight_VD = torch.randn(sizes.positions, width, **there), torch.randn(sizes.vocab_size, width, **there)
@@ -116,7 +116,7 @@ def _of_torch() -> Callable[..., Tensor]:
 
 
 def _encoder_and_text(job: Job, sizes: Sizes, cache: ModuleType) -> ExtractConfig:
-    """Make the text and an encoder with the width of the preset's states; returns what is to be extracted."""
+    """Make the text and an encoder as wide as the preset's states; return the settings of the extraction."""
     text = job.scratch / "text.txt"
     text.write_text("\n".join(_nonsense(sizes.rows * sizes.seq_len * cache.CHARACTERS)) + "\n", encoding="utf-8")
     encoder = cache.gpt2(
@@ -138,7 +138,7 @@ def _encoder_and_text(job: Job, sizes: Sizes, cache: ModuleType) -> ExtractConfi
 
 
 def _nonsense(characters: int) -> Iterator[str]:
-    """Lines of made-up words, with spaces so many characters in all: real prose takes half a minute to collect."""
+    """Lines of made-up words, `characters` characters in all: collecting real prose takes half a minute."""
     draw = random.Random(0)
     words = ["".join(draw.choices(string.ascii_lowercase, k=draw.randint(2, 9))) for _ in range(20_000)]
     while characters > 0:
@@ -158,7 +158,7 @@ def _extraction(job: Job, config: ExtractConfig, store: ModuleType) -> dict[str,
 
 
 def _wait(job: Job, config: ExtractConfig, store: ModuleType, sizes: Sizes) -> dict[str, Any]:
-    """Share of a step spent waiting, of a preset's training on the last store that was made."""
+    """Share of a step spent waiting in a preset's training on the last store that was made."""
     made = job.scratch / f"timed-{TURNS - 1}-16"
     settings = replace(bench_of(job.device, sizes.preset).settings, batch_size=config.batch_size)
     waits = [store.trainer_wait(made, settings, job.device, STEPS) for _ in range(WAIT_TURNS)]

@@ -1,4 +1,4 @@
-"""A section of the run, in its own process: what it is given, and where its figures go.
+"""A section of the run, in its own process: its inputs, and where its figures go.
 
 `python -m benchmarks.gpu.job MODULE:FUNCTION FOLDER --ends T` calls the function with a `Job`. Nothing here loads torch
 before a section asks for it.
@@ -40,11 +40,11 @@ LIMIT_SECONDS = 0.3  # of each limit
 class Job:
     """The folders, the device and the time of a section."""
 
-    folder: Path  # what is left here is kept
-    scratch: Path  # and here not
+    folder: Path  # files left here are kept
+    scratch: Path  # files left here are not
     ends: float  # when the process will be ended, in seconds since the epoch
     device_name: str = "cpu"
-    text: Path | None = None  # of the user's
+    text: Path | None = None  # the user's
 
     @property
     def left(self) -> float:
@@ -60,7 +60,7 @@ class Job:
 
     @cached_property
     def limits(self) -> Limits:
-        """Limits of the machine, measured and recorded when they are first asked for."""
+        """Limits of the machine, measured and recorded on first use."""
         from benchmarks.machine import limits
 
         found = limits(self.device, LIMIT_SECONDS)
@@ -76,23 +76,23 @@ class Job:
         print(json.dumps({"table": table, **figures}, ensure_ascii=False), flush=True)
 
     def attempt(self, table: str, name: str, measure: Callable[[], dict[str, Any]]) -> None:
-        """Record the figures of `measure`, or in one line why there are none: what comes after is measured as well.
+        """Record the figures of `measure`, or the reason why there are none in one line; later ones are still measured.
 
-        `InputError` means that this machine or this version has no such thing.
+        `InputError` means that this machine or this version lacks what is measured.
         """
         started = time.perf_counter()
         try:
             found = measure()
         except InputError as error:
             found = {"skipped": str(error)}
-        except Exception as error:  # a kernel that can't be compiled, memory that doesn't suffice: each is a finding
+        except Exception as error:  # a kernel that doesn't compile, or too little memory, is a finding too
             traceback.print_exc()
             found = {"failed": f"{type(error).__name__}: {error}".partition("\n")[0]}
         self.record(table, name=name, **found, took_seconds=round(time.perf_counter() - started, 1))
         self._free()
 
     def _free(self) -> None:
-        """Give back the device's memory, and the kernels of what was compiled."""
+        """Release the device's memory and compiled kernels."""
         import torch
 
         torch._dynamo.reset()
@@ -102,7 +102,7 @@ class Job:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """Rows that a section has recorded so far, each with the name of its table, without one that is cut off."""
+    """Rows that a section has recorded so far, each with the name of its table, without an incomplete last line."""
     path = folder / FIGURES
     whole = path.read_text(encoding="utf-8").rpartition("\n")[0] if path.exists() else ""
     return [json.loads(line) for line in whole.splitlines()]
@@ -117,9 +117,9 @@ def main() -> None:
     parser.add_argument("--device", required=True)
     parser.add_argument("--text", type=Path)
     given = parser.parse_args()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # nobody would end this process after its time
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # without its parent, nobody would end this process
     faulthandler.enable()
-    faulthandler.dump_traceback_later(max(1.0, given.ends - time.time() - 2))  # where it hangs
+    faulthandler.dump_traceback_later(max(1.0, given.ends - time.time() - 2))  # shows where it hangs
     memory.keep_freed()
     waiting.bound_spinning()
     module, _, function = given.target.partition(":")

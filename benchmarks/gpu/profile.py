@@ -1,4 +1,4 @@
-"""Where the time of a device goes: the kernels that take most of it."""
+"""Where a device's time goes: the kernels that take most of it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ LARGEST = 10
 
 
 def record_largest_kernels(job: Job, what: str, work: Callable[[], Any]) -> None:
-    """Record the ten kernels that take most of a call, or in one line why there is no profile."""
+    """Record the ten kernels that take most of a call or, in one line, why there is no profile."""
     table = f"largest kernels of {what}"
     try:
         rows = largest_kernels(work, job.device)
-    except Exception as error:  # of the profiler, or for want of memory: what was timed is recorded already
+    except Exception as error:  # from the profiler, or out of memory: the timings are recorded already
         rows = [{"name": "all", "failed": f"{type(error).__name__}: {error}".partition("\n")[0]}]
     for row in rows:
         job.record(table, **row)
 
 
 def largest_kernels(work: Callable[[], Any], device: torch.device) -> list[dict[str, Any]]:
-    """The ten kernels (on a CPU operations) that take most of a call, with their share of the time of all."""
+    """The ten kernels (on a CPU, operations) that take most of a call, with their share of the total time."""
     work()
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     with profile(activities=kinds) as found:
@@ -44,7 +44,7 @@ def largest_kernels(work: Callable[[], Any], device: torch.device) -> list[dict[
 
 
 def _runs_on(event: Any, device: torch.device) -> bool:
-    """Whether an event is a kernel of the device, and not what launched it, nor a range of several."""
+    """Whether an event is a kernel on the device, rather than its launch or an annotated range of several."""
     on_gpu = event.device_type == torch.autograd.DeviceType.CUDA
     return on_gpu == (device.type == "cuda") and not event.is_user_annotation
 

@@ -1,8 +1,8 @@
-"""Runs the sections one after the other, each in a process of its own and for no longer than its share of the time.
+"""Runs the sections one after the other, each in its own process and for no longer than its share of the time.
 
-A section that raises, hangs, or is ended by the driver leaves the others running. What it recorded until then is kept:
-rows are written one by one, and when a section ends they go into the report, and its folder into one file. The output
-is at most eight files, of which no section's is meant to be above 16 MB.
+If a section raises, hangs, or is ended by the driver, the others still run. What it has recorded is kept: rows are
+written one by one, and when a section ends they go into the report, and its folder into one file. The output is at most
+eight files, of which no section's should be larger than 16 MB.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from ldlm.versions import library_versions
 
 LOG = "log.txt"
 LARGEST_FILE = 16_000_000  # bytes
-LAST_SECONDS = 5.0  # that are kept for the report
-UNKILLABLE = 10.0  # seconds that a killed process may take to go: one that waits for a driver may never
+LAST_SECONDS = 5.0  # reserved for the report
+UNKILLABLE = 10.0  # seconds to wait for a killed process to go: one that waits for a driver may never
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @dataclass(frozen=True)
 class Section:
-    """A section: a function of a `Job`, and its share of the time. What one leaves of its share, the next ones have."""
+    """A section: a function of a `Job`, and its share of the time. What it leaves of its share goes to later ones."""
 
     name: str
     target: str  # MODULE:FUNCTION
@@ -53,12 +53,12 @@ SECTIONS = (
 
 
 def main(arguments: Sequence[str], sections: Sequence[Section] = SECTIONS) -> None:
-    """`python -m benchmarks gpu`; status 1 when a section did not end as it should."""
+    """`python -m benchmarks gpu`; exits with status 1 if a section did not end as it should."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks gpu", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=8.0, help="for everything; default 8")
+    parser.add_argument("--minutes", type=float, default=8.0, help="minutes for everything; default 8")
     parser.add_argument("--output", type=Path, required=True, help="new folder")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: toy sizes, to try it")
-    parser.add_argument("--text", type=Path, help="documents to train an LDLM on; default: prose that is installed")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: toy sizes, to try it out")
+    parser.add_argument("--text", type=Path, help="documents to train an LDLM on; default: installed prose")
     given = parser.parse_args(arguments)
     if given.output.exists() and any(given.output.iterdir()):
         parser.error(f"{given.output} is not empty; give another --output")
@@ -71,9 +71,9 @@ def main(arguments: Sequence[str], sections: Sequence[Section] = SECTIONS) -> No
 
 
 def run(sections: Sequence[Section], out: Path, *, minutes: float, device: str, text: Path | None = None) -> list[str]:
-    """Run the sections into the folder `out`; returns how each ended.
+    """Run the sections into the folder `out`; return how each ended.
 
-    An interruption ends the one that runs, and leaves out the rest.
+    An interruption ends the current one and skips the rest.
     """
     begun, total = time.time(), 60 * minutes - LAST_SECONDS
     out.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def _machine(device: str) -> dict[str, Any]:
 
 
 def _bounded(section: Section, folder: Path, ends: float, device: str, text: Path | None) -> str:
-    """Run a section until `ends` at the latest; returns how it ended."""
+    """Run a section until `ends` at the latest; return how it ended."""
     folder.mkdir()
     command = [sys.executable, "-m", "benchmarks.gpu.job", section.target, str(folder)]
     command += ["--ends", str(ends), "--device", device, *([] if text is None else ["--text", str(text)])]
@@ -132,7 +132,7 @@ def _bounded(section: Section, folder: Path, ends: float, device: str, text: Pat
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a section's process, if it runs, and those that it started."""
+    """Kill a section's process, if it is running, and those that it started."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     with suppress(subprocess.TimeoutExpired):
@@ -145,7 +145,7 @@ def _last_line(log: Path) -> str:
 
 
 def _pack(folder: Path) -> None:
-    """Put a folder into one file beside it. The file is whole before the folder goes."""
+    """Pack a folder into one file beside it. The folder is removed only when the file is complete."""
     packed = folder.with_name(f"{folder.name}.tar.gz")
     with files.replacing(packed) as temporary, tarfile.open(temporary, "w:gz") as archive:
         archive.add(folder, folder.name)
@@ -166,7 +166,7 @@ def as_text(report: dict[str, Any]) -> str:
 
 
 def _section_text(section: dict[str, Any]) -> str:
-    """A section's tables, in the order in which they were begun."""
+    """A section's tables, in the order of their first rows."""
     tables: dict[str, list[dict[str, Any]]] = {}
     for row in section["rows"]:
         tables.setdefault(row["table"], []).append({key: value for key, value in row.items() if key != "table"})
@@ -175,7 +175,7 @@ def _section_text(section: dict[str, Any]) -> str:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    """Rows with a column for each key; reasons why there are no figures stand below."""
+    """Rows with a column for each key; reasons for missing figures stand below."""
     reasons = [f"{row['name']}: {why}, {row[why]}" for row in rows for why in ("skipped", "failed") if why in row]
     measured = [row for row in rows if not {"skipped", "failed"} & row.keys()]
     keys = list(dict.fromkeys(key for row in measured for key in row))

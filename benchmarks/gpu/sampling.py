@@ -1,7 +1,8 @@
-"""Sampling with random weights, which changes no speed: 16 texts of 1,024 latents at 1,024 evaluations.
+"""Sampling with random weights, which do not affect speed: 16 texts of 1,024 latents at 1,024 evaluations.
 
-The aim is 8 s on an H100, where the matrix products alone take 4.4 s; the paper reports 40 s on an A100 (Table 3).
-The rivals follow, at as many steps from rows in the middle of their grids, beside an LDLM that is not compiled either.
+The aim is 8 s on an H100, where the matrix products alone take 4.4 s; the paper reports 40 s on an A100 (Table 3). The
+rivals follow, with the same number of steps, extrapolated from some in the middle of their grids, beside an LDLM that
+is not compiled either.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ldlm.model.joint import JointModel, build
 from ldlm.sampling.generation import text_seeds
 from ldlm.training import cost
 
-EVALUATIONS = 1024  # that all seconds are of
+EVALUATIONS = 1024  # to which all seconds refer
 AIM = 8.0  # seconds on an H100
 
 
@@ -32,9 +33,9 @@ AIM = 8.0  # seconds on an H100
 class Sizes:
     """How much is measured."""
 
-    whole: int  # evaluations by default
-    fewer: int  # by each other way; their time is scaled
-    of_rivals: int  # and by the rivals
+    whole: int  # evaluations with default settings
+    fewer: int  # with each other way; their time is scaled
+    of_rivals: int  # and with the rivals
     compile: dict[str, str]
 
 
@@ -46,7 +47,7 @@ EAGER = ComputeConfig(precision="bf16", compile="off")
 
 
 def run(job: Job) -> None:
-    """Record the time from noise to latents, as it is by default and by every way; and the profile of the default."""
+    """Record the time from noise to latents by default and in every way, a profile of the default, and the rivals."""
     limits, bench, sizes = job.limits, bench_of(job.device), SIZES[job.device.type]
     model = build(bench.settings.model, bench.shapes, seed=0).to(job.device).eval().requires_grad_(False)
     table = f"{bench.scale.texts} texts of {bench.shapes.seq_len} latents, {EVALUATIONS:,} evaluations, aim {AIM:g} s"
@@ -67,7 +68,7 @@ def run(job: Job) -> None:
 
 
 def _seconds(limits: Limits, bench: Bench, model: JointModel, way: ComputeConfig, count: int) -> dict[str, Any]:
-    """Seconds of `EVALUATIONS` evaluations, of which `count` are taken; compilation does not count."""
+    """Seconds of `EVALUATIONS` evaluations, scaled from `count`; compilation does not count."""
     generator, sampler, seeds = (
         bench.generator(model, way),
         SamplerConfig(steps=count),
@@ -90,7 +91,7 @@ def _seconds(limits: Limits, bench: Bench, model: JointModel, way: ComputeConfig
 
 
 def _seconds_of_rival(bench: Bench, name: str, sampler: Sampler, count: int) -> dict[str, Any]:
-    """Seconds of all rows of a rival's sampler, of which `count` are taken; the first of them don't count."""
+    """Seconds of all steps of a rival's sampler, scaled from `count` of them after a warm-up."""
     network = backbone(name, bench.settings.model.denoiser, bench.shapes.vocab_size).to(bench.device)
     compute = Compute.of(EAGER, bench.device)
     in_precision = InPrecision.of(network.eval().requires_grad_(False), compute.dtype)

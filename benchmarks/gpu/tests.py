@@ -1,4 +1,4 @@
-"""The tests marked gpu, in this process. On a CPU, what the same files test on either device."""
+"""The tests marked gpu, in this process. On a CPU, the tests in the same files that run on either device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ON = {"cuda": ["-m", "gpu"], "cpu": ["-m", "not gpu and not slow", "-k", "[cpu"]
 
 
 def run(job: Job) -> None:
-    """Record how each test ended; the section fails when one did."""
+    """Record how each test ended; the section fails if one did."""
     try:
         import pytest
     except ModuleNotFoundError:
@@ -21,20 +21,20 @@ def run(job: Job) -> None:
         return
     where = [path for path in sorted(TESTS.rglob("test_*.py")) if "mark.gpu" in path.read_text(encoding="utf-8")]
     outcomes = _Outcomes(job)
-    # Warnings of versions other than those that were tested together are no findings here.
+    # Warnings from versions other than those tested together are not findings here.
     pytest.main([*ON[job.device.type], "-W", "default", "-p", "no:cacheprovider", *map(str, where)], plugins=[outcomes])
     if outcomes.failed or not outcomes.taken:
         sys.exit(f"{outcomes.failed} of {outcomes.taken} tests failed")
 
 
 class _Outcomes:
-    """A plugin of pytest's that records each test when it has ended, and each file that can't be imported."""
+    """A pytest plugin that records each test when it has ended, and each file that can't be imported."""
 
     def __init__(self, job: Job) -> None:
         self.job, self.taken, self.failed = job, 0, 0
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        """A test was set up, called or torn down; of the others than the call, only a failure or a skip counts."""
+        """A test was set up, called or torn down; for set-up and tear-down only a failure or a skip counts."""
         if report.when == "call" or not report.passed:
             self._note(report, report.duration)
 

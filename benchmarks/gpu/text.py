@@ -1,8 +1,8 @@
-"""An LDLM of a text that comes along, sized by the minutes that are left: the model, its figures, and 50 samples.
+"""An LDLM trained on a text that is brought along, for the minutes that are left: the model, its figures, 50 samples.
 
 The stages are those of the quickstart without its second decoder. Each training takes as many steps as its share of the
-time allows, by short runs of the same. Nothing is compiled, which would take a good part of that time. What is
-kept is one archive of less than 16 MB: the exported weights are float32, and their sizes are chosen for it.
+time allows, estimated from short runs. Nothing is compiled, since that would take a good part of the time. The result
+is one archive of less than 16 MB: the exported weights are float32, with sizes chosen for this.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from ldlm.features import splitting
 SAMPLES = 50
 DOCUMENTS = 20_000  # at most
 HELD_OUT, OF_SCORER = 0.06, 0.36  # of the documents
-ENCODER_SHARE, SCORER_SHARE, TRAIN_SHARE = 0.12, 0.13, 0.6  # of the time left; the rest is the other stages', and spare
-SHORTEST, GROWTH = 4, 8  # steps of the short runs
-SPARE = 0.8  # of the time is planned with
+ENCODER_SHARE, SCORER_SHARE, TRAIN_SHARE = 0.12, 0.13, 0.6  # of the time left; the rest is for other stages, and spare
+SHORTEST, GROWTH = 4, 8  # steps of the shortest run, and the ratio of steps between runs
+SPARE = 0.8  # share of the time that is planned for
 EAGER = ComputeConfig(compile="off")
 
 
@@ -101,7 +101,7 @@ def run(job: Job) -> None:
 
 
 def _split(job: Job) -> dict[str, int]:
-    """Write the documents in three parts, so that encoder and scorer have none in common; returns their numbers."""
+    """Write the documents in three parts, so that encoder and scorer have none in common; return their numbers."""
     documents = splitting.shuffled(job.text)[:DOCUMENTS]
     parts = splitting.divided(documents, {"held-out": HELD_OUT, "scorer": OF_SCORER}, rest="encoder")
     for name, chosen in parts.items():
@@ -110,7 +110,7 @@ def _split(job: Job) -> dict[str, int]:
 
 
 def _pretrained(job: Job, sizes: Sizes, name: str, seconds: float, tokenizer: Path) -> Path:
-    """A GPT-2 trained on its part of the text for about so many seconds."""
+    """A GPT-2 trained on its part of the text for about that many seconds."""
     from ldlm.stages import pretrain_encoder
 
     def take(steps: int, out: Path) -> None:
@@ -133,10 +133,10 @@ def _gpt2(job: Job, sizes: Sizes, name: str, **settings: Any) -> PretrainConfig:
 
 
 def _as_long_as(seconds: float, take: Callable[[int, Path], None], out: Path) -> tuple[Path, int]:
-    """Take as many steps into `out` as fit into so many seconds, short runs included; returns `out` and the steps.
+    """Take as many steps into `out` as fit into `seconds`, short runs included; return `out` and the number of steps.
 
-    The first short run warms up and does not count. The others grow until two differ by a twentieth of the time: what a
-    step takes is their difference, and what every run takes before its steps is the rest.
+    The first short run is a warm-up and does not count. The next grow until two differ by a twentieth of the time:
+    their difference gives the time of a step, and the rest is what every run takes before its steps.
     """
     begun = time.perf_counter()
 
@@ -158,9 +158,9 @@ def _as_long_as(seconds: float, take: Callable[[int, Path], None], out: Path) ->
 
 
 def steps_in(seconds: float, short: tuple[int, float], long: tuple[int, float]) -> int:
-    """Steps of a run of so many seconds, from the (steps, seconds) of a short and a longer one; at least 1.
+    """Steps of a run of that many seconds, from the (steps, seconds) of a short and a longer one; at least 1.
 
-    The longer run bounds what a step takes from below: noise may make both runs equally long.
+    The longer run bounds the time of a step from below, since noise may make both runs equally long.
     """
     (a, before), (b, after) = short, long
     per_step = max((after - before) / (b - a), after / b / GROWTH)
@@ -169,7 +169,7 @@ def steps_in(seconds: float, short: tuple[int, float], long: tuple[int, float]) 
 
 
 def _training(job: Job, sizes: Sizes, steps: int) -> TrainConfig:
-    """The tiny preset in other sizes, its warm-ups in proportion."""
+    """The tiny preset in other sizes, with warm-ups in proportion."""
     own = {
         "steps": steps,
         "batch_size": sizes.batch_size,

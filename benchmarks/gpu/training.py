@@ -1,6 +1,7 @@
-"""Training steps at full size with micro-batches that fill the card, and attention's kernels over lengths.
+"""Training steps at full size with micro-batches that fill the card, and attention kernels by length.
 
-The aim is 45 % of the measured rate of matrix products. The states are random and there; `features` measures the wait.
+The aim is 45 % of the measured rate of matrix products. The states are random and in memory; `features` measures the
+wait for stored ones.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ AIM = 0.45
 EAGER = ComputeConfig(compile="off")
 KERNELS = ("xformers", "sdpa", "plain")
 Step = Callable[[], object]
-STEPS = 8  # that are timed, of both kinds
+STEPS = 8  # timed steps, of both kinds together
 SECONDS = 1.0  # of each kernel at each length
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Presets, and sizes of what is measured of them."""
+    """Presets, and sizes of what is measured with them."""
 
     presets: tuple[str, ...]  # the first also with torch's attention, and by length
     most_rows: int  # at a time
@@ -48,7 +49,7 @@ SIZES = {
 
 
 def run(job: Job) -> None:
-    """Record whole steps with the kernels that they take, and attention's kernels over lengths."""
+    """Record whole steps with their largest kernels, and attention kernels by length."""
     limits, sizes = job.limits, SIZES[job.device.type]
 
     def whole(preset: str, name: str, way: ComputeConfig) -> None:
@@ -66,16 +67,16 @@ def run(job: Job) -> None:
 
 
 def _whole_step(limits: Limits, bench: Bench, way: ComputeConfig, most: int, steps: list[Step]) -> dict[str, Any]:
-    """Figures of a step of as many rows as fit, or half of them where those don't; the step is added to `steps`."""
+    """Figures of a step with as many rows as fit, or half if it runs out of memory; the step is added to `steps`."""
     most = _rows_that_fit(bench, most)
     for rows in (most, most // 2):
-        with suppress(torch.OutOfMemoryError):  # and not `except`, in which the error would hold on to the memory
+        with suppress(torch.OutOfMemoryError):  # rather than `except`, where the error would hold on to the memory
             return _timed_step(limits, bench, way, rows, steps)
-    return {"failed": f"out of memory with {most // 2} rows, of which {most} fit where nothing is compiled"}
+    return {"failed": f"out of memory with {most // 2} rows; {most} fit if nothing is compiled"}
 
 
 def _rows_that_fit(bench: Bench, most: int) -> int:
-    """Rows of the largest step that the memory suffices for, a power of 2; not compiled, which takes long."""
+    """Rows of the largest step that fits into memory, a power of 2; not compiled, since that takes long."""
     state, rows = bench.state(EAGER), 1
     with suppress(torch.OutOfMemoryError):
         while rows < most:
@@ -106,7 +107,7 @@ def _timed_step(limits: Limits, bench: Bench, way: ComputeConfig, rows: int, ste
 
 
 def _by_kernel(job: Job, limits: Limits, sizes: Sizes, length: int) -> None:
-    """Record a step that is not compiled and not self-conditioned, at one length, with each of attention's kernels."""
+    """Record a step without compilation and self-conditioning, at one length, with each attention kernel."""
     bench = bench_of(job.device, sizes.presets[0])
     diffusion = replace(bench.settings.diffusion, self_conditioning=0.0)
     shapes = replace(bench.shapes, seq_len=length)
@@ -118,7 +119,7 @@ def _by_kernel(job: Job, limits: Limits, sizes: Sizes, length: int) -> None:
     def measure(kernel: str) -> dict[str, Any]:
         use_attention("sdpa" if kernel == "plain" else kernel, job.device)
         with plain_attention() if kernel == "plain" else nullcontext():
-            train_step(state, batch)  # the first makes the optimiser's memory
+            train_step(state, batch)  # the first allocates the optimiser's state
             with peak_memory(job.device) as peak:
                 seconds = timed(partial(train_step, state, batch), job.device, SECONDS).median
         return {

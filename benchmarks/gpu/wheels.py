@@ -1,7 +1,7 @@
-"""Fetches the packages that a machine without network may lack, as wheels to carry there, and prints their sizes.
+"""Fetches the packages that a machine without network may lack, as wheels to copy there, and prints their sizes.
 
-The machine is taken to have torch, numpy, scipy, safetensors, transformers and click, with what these need; docs/gpu.md
-says how the wheels are installed there.
+The machine is assumed to have torch, numpy, scipy, safetensors, transformers and click, with what these need;
+docs/gpu.md says how to install the wheels there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ldlm.cli import show
 
 THERE = ("torch", "numpy", "scipy", "safetensors", "transformers", "click")
 WANTED = ("xformers", "zarr", "numcodecs", "jinja2", "pytest")
-BUILDS = {"setuptools"}  # ldlm itself, from its checkout there; torch's may be too old for that
+BUILDS = {"setuptools"}  # to build ldlm from its checkout there; the one installed with torch may be too old
 MOST = 40_000_000  # bytes in all
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     """`python -m benchmarks wheels`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks wheels", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for the wheels")
-    parser.add_argument("--python", default="3.12", help="Python's version there; default 3.12")
+    parser.add_argument("--python", default="3.12", help="Python version there; default 3.12")
     given = parser.parse_args(arguments)
     fetch(packages(), given.output, given.python)
     sizes = {path.name: path.stat().st_size for path in sorted(given.output.glob("*.whl"))}
@@ -40,13 +40,13 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def packages() -> dict[str, str]:
-    """The packages to carry by name, in the versions that are installed here."""
+    """The packages to copy, by name, in the versions that are installed here."""
     wanted = (_needs(WANTED) - _needs(THERE)) | BUILDS
     return {name: metadata.version(name) for name in sorted(wanted)}
 
 
 def _needs(names: Sequence[str]) -> set[str]:
-    """These packages with what they need, what that needs, and so on, by normalised names; extras are left out."""
+    """These packages and all their dependencies, by normalised names; extras are left out."""
     found, waiting = set[str](), list(names)
     while waiting:
         name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
@@ -55,7 +55,7 @@ def _needs(names: Sequence[str]) -> set[str]:
         found.add(name)
         try:
             lines = metadata.requires(name) or []
-        except metadata.PackageNotFoundError:  # of another platform, as torch's own packages for CUDA
+        except metadata.PackageNotFoundError:  # from another platform, like torch's own packages for CUDA
             found.discard(name)
             continue
         wanted = map(Requirement, lines)

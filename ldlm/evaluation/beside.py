@@ -1,4 +1,4 @@
-"""Real texts and those of other models beside the runs of a sweep, and the judge that scores all of them alike."""
+"""Real texts and other models' texts beside the runs of a sweep, and the judge that scores all of them alike."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ldlm.progress import Progress
 
 @dataclass(frozen=True)
 class Beside:
-    """Texts of the reference and of other models, which are scored beside the runs'."""
+    """Texts of the reference and of other models, to be scored beside those of the runs."""
 
     real: Texts | None
     externals: dict[External, Texts]
-    fewest: int  # texts in the smallest set, the runs' among them
-    inputs: dict[str, Any]  # hashes of the files and costs, as inputs of the artefact
+    fewest: int  # texts in the smallest set, the runs' included
+    inputs: dict[str, Any]  # hashes of the files, and costs, as inputs of the artefact
 
     @classmethod
     def read(
@@ -49,7 +49,7 @@ class Beside:
             "reference": None if reference is None else hashes[str(reference)],
             "externals": {one.name: [hashes[str(one.path)], one.nfe, one.seconds] for one in externals},
         }
-        # Of the reference as many as are drawn: diversity falls with the number of texts.
+        # No more texts of the reference than are drawn: diversity falls with the number of texts.
         return cls(None if real is None else real.first(config.texts), others, fewest, inputs)
 
 
@@ -59,15 +59,15 @@ def _read(config: AnySweepConfig, path: Path) -> Texts:
 
 @dataclass(frozen=True)
 class Judge:
-    """Scores all sets of texts of a sweep alike; those beside the runs once, however many runs there are."""
+    """Scores all sets of texts of a sweep alike; those beside the runs only once, however many runs there are."""
 
     config: AnySweepConfig
     scorer: Scorer
-    max_tokens: int  # after which texts are cut for the scorer
+    max_tokens: int  # at which texts are cut for the scorer
     beside: Beside
 
     def score(self, texts: Texts) -> SetScores:
-        """Scores of a set of texts, its diversity of as many texts as the smallest set has."""
+        """Scores of a set of texts, with the diversity of as many texts as the smallest set has."""
         evaluation = EvaluateConfig(scorer=self.config.scorer, boundaries=self.config.boundaries)
         return measure(texts, self.scorer, evaluation, self.max_tokens, self.beside.fewest)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldlm.errors import InputError
 
-if TYPE_CHECKING:  # it imports torch, which pages that read sets of texts do without
+if TYPE_CHECKING:  # it imports torch, and `pages` reads sets of texts without torch
     from ldlm.evaluation.scorer import Scorer
 
 NAMES = ("bos_token", "eos_token", "cls_token", "sep_token")  # attributes of a tokenizer
@@ -23,7 +23,7 @@ NAMES = ("bos_token", "eos_token", "cls_token", "sep_token")  # attributes of a 
 
 @dataclass(frozen=True)
 class Boundaries:
-    """Strings that mark boundaries in a set of texts; without any, texts are scored as they are written."""
+    """Strings that mark boundaries in a set of texts; without any, texts are scored as written."""
 
     tokens: tuple[str, ...] = ()
     spaced: bool = False  # decoding puts a space on both sides of them, which is not part of the text
@@ -39,7 +39,7 @@ class Boundaries:
 
     @classmethod
     def in_texts(cls, tokens: Sequence[str], texts: Sequence[str]) -> Boundaries:
-        """Boundaries that the user names; spaced where most of them have spaces beside them in the texts."""
+        """Boundaries that the user names; spaced if most of them have spaces beside them in the texts."""
         named = cls(tuple(dict.fromkeys(tokens)))
         if not named.tokens:
             return named
@@ -57,14 +57,14 @@ class Boundaries:
         return {"tokens": list(self.tokens), "spaced": self.spaced}
 
     def are_the_scorers(self, scorer: Scorer) -> bool:
-        """Whether the scorer's own EOS is the only boundary token, so that texts are scored as they are written."""
+        """Whether the scorer's own EOS is the only boundary token, so that texts are scored as written."""
         return not self.tokens or (self.tokens == (scorer.eos,) and not self.spaced)
 
     def spell(self, texts: Sequence[str], how: str, scorer: Scorer) -> Sequence[str]:
-        """Texts for a scorer, each boundary token replaced by its EOS (`eos`), kept (`text`), or removed (`drop`).
+        """Texts for a scorer, each boundary token replaced with its EOS (`eos`), kept (`text`), or removed (`drop`).
 
-        A space takes the place of a boundary token that is removed between two words. `InputError` when the scorer has
-        no EOS to replace it by.
+        A boundary token removed between two words leaves a space. `InputError` if the scorer has no EOS to replace it
+        with.
         """
         if how == "text" or not self.tokens or (how == "eos" and self.are_the_scorers(scorer)):
             return texts
@@ -81,7 +81,7 @@ class Boundaries:
         return [self._pattern.sub(lambda _: eos, text) for text in texts]
 
     def pieces(self, text: str) -> list[str]:
-        """What stands before, between and behind the boundary tokens of a text; the text itself where it has none."""
+        """The pieces before, between and after the boundary tokens of a text; the text itself if it has none."""
         return self._pattern.split(text) if self.tokens else [text]
 
     def _without(self, text: str) -> str:

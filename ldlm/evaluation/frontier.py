@@ -12,18 +12,18 @@ from ldlm.config import PAPERS_SAMPLER
 from ldlm.errors import InputError
 from ldlm.evaluation.scores import FIGURES, SetScores
 
-PAPERS_BUDGET = 128  # evaluations; finalists need the entropy of the paper's sampler here, or at the nearest budget
-COUNTED = (*FIGURES, "num_texts", "diversity_texts")  # the fields of `SetScores` that a sweep's record has
+PAPERS_BUDGET = 128  # evaluations; the paper's sampler here, or at the nearest budget, sets the finalists' entropy bar
+COUNTED = (*FIGURES, "num_texts", "diversity_texts")  # the fields of `SetScores` in a sweep's record
 
 
 def is_papers(settings: Mapping[str, Any]) -> bool:
-    """Whether settings by name are those of the paper's sampler, at any number of steps; absent ones pass."""
+    """Whether settings are those of the paper's sampler, at any number of steps; absent settings count as equal."""
     return all(settings.get(name, value) == value for name, value in PAPERS_SAMPLER.items())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One way to draw texts, and what they score: a row of `sweep.json`."""
+    """One way to draw texts, and their scores: a row of `sweep.json`."""
 
     solver: str
     grid: str
@@ -35,12 +35,12 @@ class Variant:
     temperature: float
     decoder: str
     seconds: float  # per text, for drawing and decoding
-    gen_ppl: float | None  # None where no text has a token to score
+    gen_ppl: float | None  # None if no text has a token to score
     entropy: float  # nats
     diversity: float
     num_texts: int
     diversity_texts: int | None = None  # None: not recorded
-    best: bool | None = None  # of its budget; None of a variant that is no finalist
+    best: bool | None = None  # at its budget; None unless the variant is a finalist
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Variant:
@@ -48,7 +48,7 @@ class Variant:
         return cls(**{field.name: row[field.name] for field in fields(cls) if field.name in row})
 
     def to_json(self) -> dict[str, Any]:
-        """The fields by name; `best` of finalists only."""
+        """The fields by name; `best` for finalists only."""
         return {name: value for name, value in asdict(self).items() if name != "best" or value is not None}
 
     @property
@@ -58,13 +58,13 @@ class Variant:
 
     @property
     def is_papers(self) -> bool:
-        """Whether this is the paper's sampler, decoded in any way."""
+        """Whether this is the paper's sampler, with any way of decoding."""
         return is_papers(vars(self))
 
 
 @dataclass(frozen=True)
 class External:
-    """Texts that another model drew, with their cost."""
+    """Texts drawn from another model, with their cost."""
 
     name: str
     path: Path
@@ -73,7 +73,7 @@ class External:
 
     @classmethod
     def parse(cls, given: str) -> External:
-        """From `NAME=FILE,NFE,SECONDS`; `InputError` when it reads otherwise."""
+        """From `NAME=FILE,NFE,SECONDS`; `InputError` for any other form."""
         name, equals, rest = given.partition("=")
         parts = rest.rsplit(",", 2)
         try:
@@ -89,14 +89,14 @@ class External:
 
 @dataclass(frozen=True, kw_only=True)
 class Frontier:
-    """Everything that a sweep found."""
+    """All findings of a sweep."""
 
     finalists: Sequence[Variant]
-    drawn: Sequence[Variant]  # every variant of the finalists' trajectories, with many texts
+    drawn: Sequence[Variant]  # every variant on the finalists' trajectories, with many texts
     screened: Sequence[Variant]  # every variant, with few texts
     externals: Mapping[External, SetScores]
     real: SetScores | None  # of the reference
-    about: Mapping[str, Any]  # what all figures depend on, by its key in `sweep.json`
+    about: Mapping[str, Any]  # what all figures depend on, by key in `sweep.json`
 
     def to_json(self) -> dict[str, Any]:
         """The content of `sweep.json`."""
@@ -120,10 +120,10 @@ class Frontier:
 
 
 def finalists(rows: Sequence[Variant], entropy_slack: float) -> list[Variant]:
-    """For each budget the best variant of the paper's sampler and the best of all, which is marked as `best`.
+    """For each budget, the best variant of the paper's sampler and the best of all, which is marked as `best`.
 
-    Best is the lowest perplexity among the variants whose entropy is at most `entropy_slack` below the bar (see
-    `_bar`); where there is none, the highest entropy. A variant without a perplexity is best only where no other is
+    The best has the lowest perplexity among the variants whose entropy is at most `entropy_slack` below the bar (see
+    `_bar`), or the highest entropy if there is none such. A variant without a perplexity is best only if no other is
     left, and is not marked.
     """
     bar = _bar(rows)
@@ -145,9 +145,9 @@ def finalists(rows: Sequence[Variant], entropy_slack: float) -> list[Variant]:
 
 
 def _bar(rows: Sequence[Variant]) -> float:
-    """The entropy of the paper's sampler, of its variant with the lowest perplexity, at the budget of the paper.
+    """Entropy of the lowest-perplexity variant of the paper's sampler, at the budget nearest to `PAPERS_BUDGET`.
 
-    Where the paper's sampler is not among the variants, that of all variants there; 0 where none has a perplexity.
+    If the paper's sampler was not swept, all variants at that budget are considered; 0 if none has a perplexity.
     """
     there = scored(rows)
     own = [row for row in there if row.is_papers] or there
@@ -155,7 +155,7 @@ def _bar(rows: Sequence[Variant]) -> float:
 
 
 def scored(rows: Sequence[Variant]) -> list[Variant]:
-    """The variants that have a perplexity."""
+    """The variants with a perplexity."""
     return [row for row in rows if row.gen_ppl is not None]
 
 
@@ -177,14 +177,14 @@ def _at_papers_budget(rows: Sequence[Variant]) -> list[Variant]:
 def read_finalists(summary: Mapping[str, Any]) -> list[Variant]:
     """The finalists in the JSON of a sweep of LDLM.
 
-    Early sweeps mark none as best: there it is all but the paper's sampler.
+    Early sweeps marked none as best: in those, all but the paper's sampler are.
     """
     finalists = [Variant.from_json(row) for row in summary["finalists"]]
     return [replace(row, best=not row.is_papers) if row.best is None else row for row in finalists]
 
 
 def verdict(finalists: Sequence[Variant]) -> str:
-    """One sentence on the best finalist at a quarter of the paper's evaluations, or fewer, beside the paper's."""
+    """One sentence comparing the best finalist with at most a quarter of the paper's evaluations to the paper's own."""
     found = scored(finalists)
     if not found:
         return "No combination has a perplexity: none of the texts has a token to score."
@@ -204,9 +204,9 @@ def verdict(finalists: Sequence[Variant]) -> str:
 
 
 def tables(frontier: Frontier) -> str:
-    """The finalists, the ways to decode the paper's sampler, other models' texts and all that was screened (Markdown).
+    """The finalists, the ways to decode the paper's sampler, other models' texts and all screened variants (Markdown).
 
-    Ends with a line end.
+    Ends with a newline.
     """
     about, screened = frontier.about, frontier.screened
     parts = [

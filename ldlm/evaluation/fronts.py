@@ -1,4 +1,4 @@
-"""Several runs on one frontier: what each scores in each of its ways to draw, and at which cost (Fig. 1)."""
+"""Several runs on one frontier: the scores and the cost of each run with each of its ways to draw (Fig. 1)."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from ldlm.evaluation.scores import SetScores
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A run that drew texts in one of its ways at one budget, and what they score."""
+    """Texts drawn from a run in one of its ways at one budget, and their scores."""
 
     run: str
     method: str
     way: str  # in words; the points of a way make a line
-    budget: int  # evaluations of the network per text, at most
+    budget: int  # network evaluations per text, at most
     rows: int  # of the sampler
-    evaluations: float  # of the network that its texts took: the mean over batches of texts
+    evaluations: float  # of the network, as counted: the mean over batches of texts
     seconds: float  # per text
-    gen_ppl: float | None  # None where no text has a token to score
+    gen_ppl: float | None  # None if no text has a token to score
     entropy: float  # nats
     diversity: float
     num_texts: int
     diversity_texts: int | None = None  # None: not recorded
-    batch_size: int | None = None  # texts at a time, where the number of evaluations depends on it
+    batch_size: int | None = None  # texts at a time, if the number of evaluations depends on it
     sampler: Mapping[str, Any]  # its settings
 
     @classmethod
@@ -42,13 +42,13 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Fronts:
-    """Everything that the sweeps of several runs found, or of one of a rival."""
+    """All findings of the sweeps of several runs, or of the sweep of one rival."""
 
     points: Sequence[Point]
     runs: Mapping[str, Mapping[str, Any]]  # by name: method, checkpoint, precision and device
     externals: Mapping[External, SetScores]
     real: SetScores | None  # of the reference
-    about: Mapping[str, Any]  # what all figures depend on, by its key in the JSON
+    about: Mapping[str, Any]  # what all figures depend on, by key in the JSON
 
     def to_json(self) -> dict[str, Any]:
         """The content of `frontier.json`, and of the `sweep.json` of a rival."""
@@ -64,7 +64,7 @@ class Fronts:
         }
 
     def table(self) -> str:
-        """All points by budget, and what each way's settings are (Markdown). Ends with a line end."""
+        """All points by budget, and the settings of each way (Markdown). Ends with a newline."""
         summary = self.to_json()
         head, rows = written(summary)
         runs = (
@@ -85,7 +85,7 @@ class Fronts:
         return "\n\n".join(parts) + "\n"
 
 
-SHOWN = ("name", "steps")  # settings that a table shows as the way and the rows
+SHOWN = ("name", "steps")  # settings that a table already shows, as the way and the rows
 COUNTED_AS = (
     "Rows are the sampler's, and evaluations the network's, counted: a sampler that needs fewer than it has rows needs "
     "more the more texts it draws at a time."
@@ -94,7 +94,7 @@ NO_WIN = "A low perplexity at an entropy far below that of real text is no win: 
 
 
 def lines(points: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
-    """The points by run and way, each line in the order of its budgets."""
+    """The points by run and way, in the order of their budgets."""
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for point in points:
         found.setdefault((point["run"], point["way"]), []).append(point)
@@ -102,7 +102,7 @@ def lines(points: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], list[Map
 
 
 def common(points: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
-    """By run and way, the sampler's settings that are the same at all budgets, without its name and its steps."""
+    """By run and way, the sampler's settings that are the same at all budgets, except its name and steps."""
     return {
         key: {
             name: value
@@ -121,9 +121,9 @@ _FORMATS = {"gen. ppl": ".1f", "entropy": ".3f", "to real": "+.3f", "diversity":
 
 
 def cells(summary: Mapping[str, Any]) -> tuple[list[str], list[list[Cell]]]:
-    """The head and the rows of the table of a frontier, from its JSON: the points by budget, others, and real text.
+    """Head and rows of a frontier's table, from its JSON: the points by budget, other models, and real text.
 
-    `to real` is the entropy less that of real text.
+    `to real` is the entropy minus that of real text.
     """
     head = ["budget", "run", "drawn by", "rows", "evaluations", "gen. ppl", "entropy", "to real", "diversity", "s/text"]
     real, same = summary["real"], common(summary["points"])

@@ -4,12 +4,12 @@ For every noise level τ, with z̃ = μ + τ ε around the latents μ(w) of a ro
 
     −log p(w) ≤ E[−log p(w | z̃)] + KL(q_τ(z̃ | w) ‖ p(z̃)) ≤ E[−log p(w | z̃)] + ∫_{t*}^1 ω(t) E‖μ − ẑ(z_t, t)‖² dt.
 
-z̃ is z_t/α_t at the time t* with σ/α = τ, ω is Eq. 22, and no term is left at t = 1, where α = 0. By the signal-to-noise
-ratio ρ = α²/σ² the integral is ½ ∫₀^{1/τ²} E‖μ − ẑ‖² dρ. Its parts between neighbouring τ are estimated each by itself,
-where the integrand changes little, so that one integral gives the bound at every τ.
+z̃ is z_t/α_t at the time t* with σ/α = τ, ω is Eq. 22, and no term is left at t = 1, where α = 0. In terms of the
+signal-to-noise ratio ρ = α²/σ² the integral is ½ ∫₀^{1/τ²} E‖μ − ẑ‖² dρ. Its parts between neighbouring τ, within which
+the integrand changes little, are estimated separately, so that one integral gives the bound at every τ.
 
-All is in nats per row, sums over elements. Shape letters: CONTRIBUTING.md. T is noise levels τ, from the highest to the
-lowest.
+All values are in nats per row, sums over elements. Shape letters: CONTRIBUTING.md. T is noise levels τ, from the
+highest to the lowest.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Denoise = Callable[[Tensor, Tensor], Tensor]  # z_t (B, N, C) and t (B,) float64
 Decode = Callable[[Tensor, Tensor], Tensor]  # z_t and t → −log p(w | z_t) of the rows w, (B,)
 
 GOLDEN = (math.sqrt(5) - 1) / 2
-LEVELS, STEP = 13, math.sqrt(2)  # default noise levels, and the ratio of neighbours
+LEVELS, STEP = 13, math.sqrt(2)  # number of default noise levels, and the ratio of neighbours
 Z_95 = 1.96  # half a 95 % interval, in standard errors
 
 
 def levels(middle: float) -> tuple[float, ...]:
-    """Default noise levels τ, from 8 times to an eighth of the one in the middle."""
+    """Default noise levels τ, from 8 times to an eighth of the middle one."""
     return tuple(middle * STEP ** (LEVELS // 2 - number) for number in range(LEVELS))
 
 
@@ -66,9 +66,9 @@ def bounds(
     draws: int,
     seed: int = 0,
 ) -> Bounds:
-    """Bounds of rows with the latents μ, from `draws` ≥ 2 draws of each row at each τ and between each two.
+    """Bounds for rows with the latents μ, from `draws` ≥ 2 draws per row at each τ and between each two neighbours.
 
-    `taus` fall. Noise and times are keyed by the numbers `rows_B` of the rows.
+    `taus` are in descending order. Noise and times are keyed by the row numbers `rows_B`.
     """
     edges = [0.0, *(1 / tau**2 for tau in taus)]
     errors, codings = list[tuple[Tensor, Tensor]](), list[tuple[Tensor, Tensor]]()
@@ -92,14 +92,14 @@ def bounds(
 def _noisy(
     schedule: Schedule, mu_BNC: Tensor, rho_B: Tensor, purpose: str, seed: int, number: int, rows_B: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """z_t at signal-to-noise ratios ρ (B,), and t (B,), with noise of its own for each number."""
+    """z_t at signal-to-noise ratios ρ (B,), and t (B,), with its own noise for each `number`."""
     t_B = schedule.time_of_log_snr(rho_B.log())
     eps_BNC = noise.normal(seed, purpose, number, rows_B, tuple(mu_BNC.shape[1:])).to(mu_BNC.dtype)
     return noised(schedule, mu_BNC, t_B, eps_BNC), t_B
 
 
 def _snr(low: float, high: float, place_B: Tensor) -> tuple[Tensor, Tensor]:
-    """ρ (B,) between two edges, at places in (0, 1) that are even in ln ρ, or from 0 on in ρ; and weights dρ/dplace.
+    """ρ (B,) between two edges, at places in (0, 1), linear in ln ρ, or in ρ if `low` is 0; and weights dρ/dplace.
 
     Between neighbouring τ, ρ‖μ − ẑ‖² changes little where the signal is strong, and ‖μ − ẑ‖² where it is weak.
     """
@@ -110,9 +110,9 @@ def _snr(low: float, high: float, place_B: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def evenly(draw: int, draws: int, part: int, rows_B: Tensor, seed: int) -> Tensor:
-    """Places (B,) in (0, 1) of a draw: each in its own equal part of it, spread over the rows by a golden-ratio walk.
+    """Places (B,) of a draw, in its own equal part of (0, 1), spread over the rows by a golden-ratio walk.
 
-    All rows share a random shift, so that each place is uniform.
+    All rows share a random shift, so that each place is uniform in its part.
     """
     shift = noise.uniform(seed, "likelihood_time", part, rows_B.new_full((1,), draw))
     walk_B = (rows_B.double() * GOLDEN + shift).remainder(1.0).clamp(min=2.0**-40)
@@ -120,7 +120,7 @@ def evenly(draw: int, draws: int, part: int, rows_B: Tensor, seed: int) -> Tenso
 
 
 def mean_and_variance(found: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean over draws (B,), and its variance by their spread, an overestimate where draws are from parts."""
+    """Mean over draws (B,), and its variance from their spread, an overestimate if draws are stratified (`evenly`)."""
     found_EB = torch.stack(list(found))
     return found_EB.mean(0), found_EB.var(0) / len(found_EB)
 
@@ -131,17 +131,17 @@ def mean_and_variance(found: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class RowNats:
-    """−log p of rows in nats, or a bound of it: their numbers, figures, and standard errors of the estimates."""
+    """−log p of rows in nats, or a bound on it: row numbers, values, and standard errors of the estimates."""
 
     rows_B: np.ndarray
     nats_B: np.ndarray
-    se_B: np.ndarray  # 0 where nothing is estimated
+    se_B: np.ndarray  # 0 where the value is exact
 
     def to_json(self, seq_len: int) -> dict[str, Any]:
         """Means per token, and the log-likelihood of each row.
 
-        The first and the last token of a row are BOS and EOS: the denominator is all L, and `_inner` has L − 2. The
-        interval is over rows, which are taken as independent of each other.
+        The first and the last token of a row are BOS and EOS: the denominator is L, but L − 2 for
+        `bits_per_inner_token`. The interval is over rows, which are taken as independent of each other.
         """
         bits_B = self.nats_B / math.log(2) / seq_len
         mean, count = bits_B.mean().item(), len(bits_B)
@@ -161,7 +161,7 @@ class RowNats:
 
 
 def halves(rows: int) -> tuple[range, range]:
-    """Rows on which τ is chosen, and those on which figures are reported; `InputError` where there are too few."""
+    """Rows on which τ is chosen, and those on which figures are reported; `InputError` if there are too few."""
     if rows < 4:
         raise InputError(
             f"{rows} rows are too few to choose τ on one half and report the other; take --split train, or a store "
@@ -171,6 +171,6 @@ def halves(rows: int) -> tuple[range, range]:
 
 
 def lowest(taus: Sequence[float], nats_BT: np.ndarray) -> int:
-    """Number of the τ with the lowest mean bound over rows (B, T)."""
+    """Index of the τ with the lowest mean bound over rows (B, T)."""
     assert nats_BT.shape[1] == len(taus)
     return int(nats_BT.mean(0).argmin())

@@ -1,10 +1,10 @@
 """MAUVE (Pillutla et al., 2021): the similarity of the distributions of two sets of texts, from 0 to 1 (SPEC 9).
 
-The definition is that of the package `mauve-text` with its defaults. The feature of a text is the hidden state above
-its last token. Texts and reference together are clustered by k-means (best of 5, at most 500 rounds, seed 25) into n/10
+The definition is that of the package `mauve-text` with its defaults. The feature of a text is the hidden state of its
+last token. Texts and reference together are clustered by k-means (best of 5, at most 500 rounds, seed 25) into n/10
 buckets, after a PCA that keeps 0.9 of the variance. MAUVE is the area under the divergence curve of the two histograms,
-scaled by 5. The package is under the GPL, so it is imported only when it is needed and no part of it is copied here.
-Features come from our own loader, which reads safetensors only.
+scaled by 5. The package is under the GPL, so it is imported only when needed and no part of it is copied here. Features
+come from our own loader, which reads only safetensors.
 
 Shape letters: CONTRIBUTING.md; T is texts, D the width of a feature.
 """
@@ -39,7 +39,7 @@ SETTINGS = {
 
 
 def library() -> Any:
-    """The module `mauve`; `InputError` names the package to install when it or a dependency is absent."""
+    """The module `mauve`; if it or a dependency is absent, `InputError` names the package to install."""
     try:
         import mauve
     except ModuleNotFoundError as error:
@@ -56,8 +56,8 @@ def score(p_TD: np.ndarray, q_TD: np.ndarray) -> Mauve:
     for name, features in (("texts", p_TD), ("reference", q_TD)):
         if len(features) < FEWEST:
             raise InputError(
-                f"MAUVE needs at least {FEWEST} texts on each side, and the {name} are {len(features)}; 1,000 and more "
-                "is usual"
+                f"MAUVE needs at least {FEWEST} texts on each side, and the {name} are {len(features)}; 1,000 or more "
+                "are usual"
             )
     if not np.ptp(np.vstack([p_TD, q_TD]), axis=0).any():
         raise InputError("all features are alike, so MAUVE has nothing to compare; check how they were computed")
@@ -67,7 +67,7 @@ def score(p_TD: np.ndarray, q_TD: np.ndarray) -> Mauve:
 
 
 def read_features(path: Path) -> np.ndarray:
-    """Features (T, D) from a .npy file without pickle; `InputError` names the fault of a file that has none."""
+    """Features (T, D) from a .npy file without pickle; `InputError` names what is wrong with any other file."""
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     try:
@@ -87,7 +87,7 @@ def read_features(path: Path) -> np.ndarray:
 def of_texts(
     sets: Sequence[Texts], scorer: Scorer, config: EvaluateConfig, max_tokens: int, progress: Progress
 ) -> list[Mauve]:
-    """MAUVE of every set against the last, which is the reference; all are cut to the same number of texts."""
+    """MAUVE of every set against the last, which is the reference; the same number of texts is taken of each."""
     model = scorer if config.mauve_model in (None, scorer.name) else Scorer(config.mauve_model, scorer.device)
     if config.max_tokens is None:
         max_tokens = model.fitting(max_tokens, progress.note)

@@ -27,7 +27,7 @@ def measure(
 ) -> SetScores:
     """Scores of one set of texts, cut at `max_tokens`.
 
-    Diversity is that of the first `fewest` texts, the size of the smallest set that is compared with this one.
+    Diversity is that of the first `fewest` texts: the size of the smallest set compared with this one.
     """
     likelihoods = _likelihoods(texts, scorer, config, max_tokens, advance, cache)
     rows = _rows(texts, scorer, config, max_tokens)
@@ -71,7 +71,7 @@ def _likelihoods(
     advance: Advance,
     cache: ScoreCache | None,
 ) -> metrics.TextScores | None:
-    """Likelihoods of the texts under the scorer; None where no text has a token to score."""
+    """Likelihoods of the texts under the scorer; None if no text has a token to score."""
     spelled = texts.boundaries.spell(texts.texts, config.boundaries, scorer)
     how: Any = {"max_tokens": max_tokens, "batch_size": config.batch_size, "advance": advance, "cache": cache}
     try:
@@ -81,9 +81,9 @@ def _likelihoods(
 
 
 def _rows(texts: Texts, scorer: Scorer, config: EvaluateConfig, max_tokens: int) -> list[Row]:
-    """Tokens that entropy and diversity count, special tokens included: those in the file, else the scorer's."""
+    """The tokens that entropy and diversity count, special tokens included: those in the file, or else the scorer's."""
     if texts.tokens:
         return [ids[:max_tokens] for ids in texts.tokens]
-    # Boundaries that perplexity leaves out are counted here as the scorer's EOS.
+    # Boundaries dropped for perplexity are counted here, as the scorer's EOS.
     kept = "eos" if config.boundaries == "drop" and scorer.eos is not None else config.boundaries
     return [*scorer.tokens(texts.boundaries.spell(texts.texts, kept, scorer), max_tokens)]

@@ -27,9 +27,9 @@ LARGEST_NLL = 700.0  # nats per token; exp of more than 709 is infinite
 
 
 def mdlm_mask(ids: Row, eos: int | None) -> np.ndarray:
-    """Mask (len − 1,) of the tokens that protocol `mdlm` counts: no first token, and of the EOS only the first.
+    """Mask (len − 1,) of the tokens that protocol `mdlm` counts: not the first token, and only the first EOS.
 
-    Text after an EOS counts. Where the first token is an EOS it is the first EOS, so that no EOS counts.
+    Text after an EOS counts. If the text begins with an EOS, that is its first EOS, so none counts.
     """
     tokens = np.asarray(ids)
     is_eos = tokens == eos
@@ -55,7 +55,7 @@ def mean_perplexity(nll_T: np.ndarray, count_T: np.ndarray) -> float:
 def trimmed_perplexity(nll_T: np.ndarray, count_T: np.ndarray) -> float:
     """Mean over texts of exp(NLL / N) without the lowest and the highest 5 %, as in COSMOS's evaluator.
 
-    Of T perplexities in ascending order it takes those from ⌊0.05 T⌋ up to and without ⌊0.95 T⌋, so 57 of 64. A single
+    Of T perplexities in ascending order it takes those from ⌊0.05 T⌋ up to but excluding ⌊0.95 T⌋: 57 of 64. A single
     text is kept.
     """
     texts = len(nll_T)
@@ -67,7 +67,7 @@ def trimmed_perplexity(nll_T: np.ndarray, count_T: np.ndarray) -> float:
 class Protocol:
     """A definition of generative perplexity. Texts without a counted token take no part in it."""
 
-    start_token: bool  # put before every text, within `max_tokens`; without it a text's first token is not scored
+    start_token: bool  # put before every text, within `max_tokens`; without it, a text's first token is not scored
     counted: Callable[[Row, int | None], np.ndarray]  # tokens of a text, EOS → mask of those that count
     summary: Callable[[np.ndarray, np.ndarray], float]  # nll_T, count_T → perplexity
 
@@ -77,7 +77,7 @@ PROTOCOLS = {
     "mdlm": Protocol(start_token=False, counted=mdlm_mask, summary=corpus_perplexity),
     # The metric "perplexity" of Hugging Face's evaluate, with its default add_start_token and max_length = max_tokens.
     "hf": Protocol(start_token=True, counted=every_token, summary=mean_perplexity),
-    # Meshchaninov et al., 2025: that metric's perplexities, trimmed at each end.
+    # Meshchaninov et al., 2025: the perplexities of that metric, trimmed at each end.
     "cosmos": Protocol(start_token=True, counted=every_token, summary=trimmed_perplexity),
 }
 
@@ -113,10 +113,10 @@ def score(
     advance: Callable[[int], None] = lambda count: None,
     cache: ScoreCache | None = None,
 ) -> TextScores:
-    """Likelihoods of texts under the scorer's tokenizer, cut at `max_tokens`, by one of `PROTOCOLS` (SPEC 9).
+    """Likelihoods of texts under the scorer, cut at `max_tokens` of its tokens, by one of `PROTOCOLS` (SPEC 9).
 
-    `NothingToScore` when no text has a token that counts. `InputError` when the protocol needs a start token that the
-    tokenizer lacks, and when a perplexity would not be finite.
+    `NothingToScore` if no text has a token that counts. `InputError` if the protocol needs a start token that the
+    tokenizer lacks, or if a perplexity would not be finite.
     """
     rules = PROTOCOLS[protocol]
     rows = scorer.tokens(texts, max_tokens - rules.start_token)
@@ -132,7 +132,7 @@ def score(
     found = TextScores(nll_T[count_T > 0], count_T[count_T > 0], protocol)
     if not (found.nll_T <= LARGEST_NLL * found.count_T).all():  # NaN included
         raise InputError(
-            f"the scorer {scorer.name} finds a text so unlikely that its perplexity is no finite number; its weights "
+            f"the scorer {scorer.name} finds a text so unlikely that its perplexity is not finite; its weights "
             "are damaged, or it was not trained: choose another --scorer"
         )
     return found
@@ -153,10 +153,10 @@ def _start_token(scorer: Scorer, protocol: str) -> np.ndarray:
 
 
 def bootstrap(statistic: Callable[[np.ndarray], float], texts: int, *, resamples: int, seed: int) -> list[float]:
-    """Bootstrap interval [low, high] of a statistic at 95 %, by percentiles.
+    """95 % bootstrap interval [low, high] of a statistic, by percentiles.
 
-    `statistic` takes the numbers of texts drawn with replacement. The interval of a single text is a point. Diversity
-    has no such interval, since a text that is drawn twice repeats all its n-grams.
+    `statistic` takes the indices of texts drawn with replacement. The interval of a single text is a point. Diversity
+    has no such interval, since a text drawn twice repeats all its n-grams.
     """
     draw = np.random.default_rng(seed)
     values = [statistic(draw.integers(texts, size=texts)) for _ in range(resamples)]
@@ -176,10 +176,10 @@ def entropies(rows: Iterable[Row]) -> np.ndarray:
 def diversity(rows: Sequence[Row]) -> float:
     """Π_{n=2..4} unique n-grams / n-grams over the corpus (Appendix E; Su et al., 2022); n-grams never cross texts.
 
-    It falls with the number of texts: compare at the same number. 0 when there are no 4-grams.
+    It falls with the number of texts: compare sets of equal size. 0 if there are no 4-grams.
     """
     tokens = np.concatenate([np.zeros(0, np.int64), *(np.asarray(row, np.int64) for row in rows)])
-    left = np.concatenate([np.zeros(0, np.int64), *(np.arange(len(row), 0, -1) for row in rows)])  # to the text's end
+    left = np.concatenate([np.zeros(0, np.int64), *(np.arange(len(row), 0, -1) for row in rows)])  # tokens to text end
     vocabulary, tokens = np.unique(tokens, return_inverse=True)
     product, gram = 1.0, tokens.copy()  # number of the n-gram that begins at each place
     for n in (2, 3, 4):
@@ -198,7 +198,7 @@ def ngrams(row: Row, n: int) -> Iterable[tuple[int, ...]]:
 
 
 def copied_shares(sets: Sequence[Iterable[Row]], training: Iterable[Row], n: int = 8) -> list[float]:
-    """Share of the n-grams of each set of rows that occur in the training rows, which are read once; 0 without any."""
+    """Share of each set's n-grams that occur in the training rows, which are read once; 0 for a set without n-grams."""
     wanted = [Counter(gram for row in rows for gram in ngrams(row, n)) for rows in sets]
     every = set().union(*wanted)
     found = {gram for row in training for gram in ngrams(row, n) if gram in every}
@@ -206,7 +206,7 @@ def copied_shares(sets: Sequence[Iterable[Row]], training: Iterable[Row], n: int
 
 
 def decode_tokens(tokenizer: Any, tokens_BL: Tensor | np.ndarray, *, clean_up: bool = False) -> list[str]:
-    """Texts of token rows, special tokens included, as the protocols of perplexity need them.
+    """Texts of token rows, special tokens included, as the perplexity protocols need them.
 
     `clean_up` is transformers' clean_up_tokenization_spaces, which removes the spaces of a word-piece tokenizer before
     punctuation.

@@ -24,24 +24,24 @@ class Texts:
     """A set of texts."""
 
     texts: list[str]
-    tokens: Sequence[Row] | None  # that the texts were decoded from; None unless the file has them for every text
+    tokens: Sequence[Row] | None  # from which the texts were decoded; None unless the file has them for every text
     seeds: list[int] | None = None  # None unless the file has them for every text
     boundaries: Boundaries = Boundaries()
-    clean_up: bool | None = None  # whether they were decoded with clean-up of spaces; None: not known
+    clean_up: bool | None = None  # whether they were decoded with clean-up of spaces; None: unknown
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def first(self, count: int) -> Texts:
-        """The first `count` texts, or all where there are fewer."""
+        """The first `count` texts, or all if there are fewer."""
         parts = {name: getattr(self, name) for name in ("texts", "tokens", "seeds")}
         return replace(self, **{name: part[:count] for name, part in parts.items() if part is not None})
 
 
 def read(path: Path, column: str = "text") -> Texts:
-    """Read the texts of a file of any kind, with their `tokens` and `seed` where every row has them.
+    """Read the texts of a file of any kind, with their `tokens` and `seed` if every row has them.
 
-    A blank text counts, since a model may have drawn it; a null row and a blank line of plain text do not.
+    A blank text counts, since a model may have drawn it; a null row or a blank line of plain text does not.
     """
     texts: list[str] = []
     tokens: list[np.ndarray | None] = []
@@ -84,7 +84,7 @@ def in_folders(paths: Iterable[Path]) -> list[Path]:
 
 
 def rows(texts: Sequence[str], tokens: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[dict[str, object]]:
-    """The JSON objects of a file of drawn texts."""
+    """The JSON objects for a file of drawn texts."""
     return [
         {"text": text, "tokens": list(ids), "seed": int(seed)}
         for text, ids, seed in zip(texts, tokens, seeds, strict=True)
@@ -104,7 +104,7 @@ def described(texts: Texts, path: Path, named: Sequence[str] = ()) -> Texts:
 
 
 def remarks(paths: Iterable[Path], named: Sequence[str]) -> Iterator[str]:
-    """Notes to the user, a line each, where boundaries in a file of texts may not be the expected ones."""
+    """Notes to the user, a line each, on files whose boundary tokens may not be the expected ones."""
     for path in paths:
         found = record(path)
         if "boundaries" in found and named:
@@ -115,23 +115,23 @@ def remarks(paths: Iterable[Path], named: Sequence[str]) -> Iterator[str]:
 
 
 def record_of(tokenizer: Any, clean_up: bool) -> dict[str, Any]:
-    """The part of a record on decoding: boundary tokens of the tokenizer, and clean-up."""
+    """The part of a record about decoding: boundary tokens of the tokenizer, and clean-up."""
     return {"boundaries": Boundaries.of(tokenizer).to_json(), "clean_up": clean_up}
 
 
 def record_path(path: Path) -> Path:
-    """Path of the record of a file of texts: beside the file that a link leads to."""
+    """Path of the record of a file of texts: beside the file itself, to which a link may point."""
     there = files.target(path)
     return there.with_name(there.name + ".meta.json")
 
 
 def write_record(path: Path, kind: str, values: dict[str, Any]) -> None:
-    """Write the record of a file of texts; its kind is `samples` of a model, or `texts` of another origin."""
+    """Write the record of a file of texts; its kind is `samples` (from a model) or `texts` (from elsewhere)."""
     files.write_json(record_path(path), {"kind": kind, **values})
 
 
 def record(path: Path) -> dict[str, Any]:
-    """The record that `ldlm sample` or `ldlm features texts` left beside a file of texts; empty without one."""
+    """The record that `ldlm sample` or `ldlm features texts` left beside a file of texts; empty if there is none."""
     found = files.read_json(record_path(path)) if record_path(path).is_file() else {}
     return found if isinstance(found, dict) and found.get("kind") in ("samples", "texts") else {}
 
@@ -146,7 +146,7 @@ def check_seeds(paths: Sequence[Path], sets: Sequence[Texts]) -> None:
         raise InputError("--seeds takes the spread over several files of one model, and there is one; give more")
     drawn = [found for path in paths if (found := _settings(record(path)))]
     for settings in drawn[1:]:
-        both = sorted(drawn[0].keys() & settings.keys())  # a record of another version may lack one
+        both = sorted(drawn[0].keys() & settings.keys())  # a record of another version may lack some
         if changed := differences({key: drawn[0][key] for key in both}, {key: settings[key] for key in both}):
             raise InputError(
                 f"these are not seeds of one model: they differ in more ({'; '.join(changed)}); leave one out"
@@ -154,7 +154,7 @@ def check_seeds(paths: Sequence[Path], sets: Sequence[Texts]) -> None:
     seen: dict[tuple[str, ...], tuple[Path, Texts]] = {}
     for path, texts in zip(paths, sets, strict=False):
         other, before = seen.setdefault(tuple(texts.texts), (path, texts))
-        others = texts.seeds and before.seeds and texts.seeds != before.seeds  # a collapsed model has one text for all
+        others = texts.seeds and before.seeds and texts.seeds != before.seeds  # a collapsed model always draws one text
         if (other != path and not others) or paths.count(path) > 1:
             raise InputError(f"{other} and {path} hold the same texts, so they are not two seeds; leave one out")
     counts = [len(texts) for texts in sets[: len(paths)]]
@@ -166,7 +166,7 @@ def check_seeds(paths: Sequence[Path], sets: Sequence[Texts]) -> None:
 
 
 def _settings(found: dict[str, Any]) -> dict[str, Any]:
-    """The settings of `ldlm sample` in a record, but for the seed; empty for a record of other texts."""
+    """The settings of `ldlm sample` in a record, without the seed; empty for a record of other texts."""
     if found.get("kind") != "samples":
         return {}
     sampler = {f"sampler.{key}": value for key, value in found["config"]["sampler"].items()}

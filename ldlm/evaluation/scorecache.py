@@ -1,8 +1,8 @@
-"""Cache of a scorer's likelihoods: −ln p of each token, by the tokens of the text, in one SQLite file for each scorer.
+"""Cache of a scorer's likelihoods: −ln p of each token, keyed by the tokens of the text; one SQLite file per scorer.
 
-It holds token likelihoods and no perplexities, so that every protocol can use them. SQLite makes it safe to kill a
-process that writes and to run several at once. The file may be deleted at any time; where it can't be read or written,
-evaluation runs without it.
+It holds token likelihoods rather than perplexities, so that every protocol can use them. Thanks to SQLite, a process
+may be killed while it writes, and several may run at once. The file may be deleted at any time; if it can't be read or
+written, evaluation runs without it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy as np
 
 from ldlm.location import user_cache
 
-MOST_BYTES = 2**31  # per scorer; beyond it the oldest third is deleted
-WRITE_EVERY = 5.0  # seconds; a killed process loses as much work
+MOST_BYTES = 2**31  # per scorer; beyond that, the oldest third of the entries is deleted
+WRITE_EVERY = 5.0  # seconds; a killed process loses at most this much work
 
 
 def folder() -> Path:
@@ -29,7 +29,7 @@ def folder() -> Path:
 
 
 class ScoreCache:
-    """The likelihoods of one scorer, in the file `path`. Use it as a context manager: leaving it writes the rest."""
+    """The likelihoods of one scorer, in the file `path`. Use it as a context manager: on exit it writes the rest."""
 
     def __init__(self, path: Path, note: Callable[[str], None] = lambda line: None) -> None:
         self.path = path
@@ -54,7 +54,7 @@ class ScoreCache:
             self._database.close()
 
     def get(self, row: np.ndarray) -> np.ndarray | None:
-        """−ln p (len − 1,) of a row's tokens; None when the row is not in the cache, or damaged."""
+        """−ln p (len − 1,) of a row's tokens; None if the row is not in the cache, or its entry is damaged."""
         data = self._pending.get(_key(row)) or self._read(_key(row))
         nll = np.frombuffer(data, "<f4") if data and len(data) == 4 * (len(row) - 1) else None
         return nll if nll is not None and np.isfinite(nll).all() else None
@@ -70,7 +70,7 @@ class ScoreCache:
         return found[0] if found and zlib.crc32(found[0]) == found[1] else None
 
     def put(self, row: np.ndarray, nll: np.ndarray) -> None:
-        """Add −ln p of a row's tokens. Rows are written together every few seconds, so that locks are short."""
+        """Add −ln p of a row's tokens. Rows are written together every few seconds, to hold the lock only briefly."""
         self._pending[_key(row)] = nll.astype("<f4").tobytes()
         if time.monotonic() - self._written > WRITE_EVERY:
             self._write()
@@ -90,7 +90,7 @@ class ScoreCache:
             self._give_up(error)
 
     def _bytes(self) -> int:
-        """Bytes of the file in use."""
+        """Bytes in use in the file."""
         assert self._database is not None
         names = ("page_count", "freelist_count", "page_size")
         pages, free, page = (self._database.execute(f"PRAGMA {name}").fetchone()[0] for name in names)

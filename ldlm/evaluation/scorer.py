@@ -22,8 +22,8 @@ from ldlm.features.text import batched
 from ldlm.hub import check_whole, load_model, load_tokenizer
 
 LOGITS_AT_ONCE = 2**27  # elements; bounds the memory of a forward pass
-TEXTS_AT_ONCE = 64  # to the tokenizer, whose own records take hundreds of bytes a token
-CHARACTERS_PER_TOKEN = 16  # several times as many as a token has
+TEXTS_AT_ONCE = 64  # given to the tokenizer, whose own records take hundreds of bytes per token
+CHARACTERS_PER_TOKEN = 16  # several times the usual number
 
 
 class Scorer:
@@ -45,15 +45,15 @@ class Scorer:
 
     @torch.no_grad()
     def _check_causal(self) -> None:
-        """`InputError` when a prediction depends on later tokens, as BERT's do: its perplexity means nothing."""
-        tokens_BL = torch.tensor([[0, 1, 0], [0, 1, 1]], device=self.device)  # that differ in the last token only
+        """`InputError` if a prediction depends on later tokens, as BERT's do: its perplexity would mean nothing."""
+        tokens_BL = torch.tensor([[0, 1, 0], [0, 1, 1]], device=self.device)  # they differ only in the last token
         logits_BLV = self.model(input_ids=tokens_BL).logits[:, :2]
         self._check_finite(logits_BLV[..., :1])
         if (logits_BLV[0] - logits_BLV[1]).abs().max() > 1e-4 * logits_BLV.abs().max():
-            raise InputError(f"the scorer {self.name} is no causal model: its predictions depend on what comes after")
+            raise InputError(f"the scorer {self.name} is no causal model: its predictions depend on later tokens")
 
     def check_length(self, max_tokens: int) -> None:
-        """`InputError` when texts of `max_tokens` tokens are longer than the scorer's positions."""
+        """`InputError` if `max_tokens` is larger than the scorer's number of positions."""
         usable = self.positions or longest(lambda length: runs(self.model, length), max_tokens)
         if max_tokens > usable:
             raise InputError(
@@ -62,7 +62,7 @@ class Scorer:
             )
 
     def _check_finite(self, values: Tensor) -> None:
-        """`InputError` when the model gives NaN or infinity: its weights are damaged."""
+        """`InputError` if the model gives NaN or infinity: its weights are damaged."""
         if not torch.isfinite(values).all():
             raise InputError(
                 f"the scorer {self.name} gives NaN or infinity, so its weights are damaged; download or train it "
@@ -70,18 +70,18 @@ class Scorer:
             )
 
     def fitting(self, length: int, note: Callable[[str], None] = lambda line: None) -> int:
-        """Default length to cut texts at: `length`, or the scorer's positions where they are fewer, with a note."""
+        """Default length at which to cut texts: `length`, or the scorer's positions, with a note, if they are fewer."""
         if self.positions is None or length <= self.positions:
             return length
         note(
-            f"texts are cut after {self.positions:,} tokens, which is what the scorer {self.name} takes, and not "
+            f"texts are cut after {self.positions:,} tokens, the most that the scorer {self.name} takes, instead of "
             f"after {length:,}"
         )
         return self.positions
 
     @property
     def eos_id(self) -> int | None:
-        """The token that ends a text: EOS, or SEP where the tokenizer has no EOS; None where it has neither."""
+        """The token that ends a text: EOS, or SEP if the tokenizer has no EOS; None if it has neither."""
         tokenizer = self.tokenizer
         return tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
 
@@ -97,7 +97,7 @@ class Scorer:
 
     @cached_property
     def revision(self) -> str:
-        """Identity of the weights: `commit:…` of the hub, or `sha256:…` over a folder's configuration and weights."""
+        """Identity of the weights: `commit:…` from the hub, or `sha256:…` of a folder's configuration and weights."""
         folder = Path(self.name)
         if not folder.is_dir():
             return f"commit:{hub.commit(self.name)}"
@@ -105,16 +105,16 @@ class Scorer:
         return f"sha256:{files.sha256_json({path.name: files.sha256_file(path) for path in paths})}"
 
     def cache(self, folder: Path, note: Callable[[str], None] = lambda line: None) -> ScoreCache:
-        """The cache, in `folder`, of the likelihoods that these weights give in this dtype."""
+        """The cache in `folder` for the likelihoods that these weights give in this dtype."""
         kind, _, digest = self.revision.partition(":")
         return ScoreCache(folder / f"{kind}-{digest[:40]}-{self.dtype}.sqlite", note)
 
     def tokens(self, texts: Sequence[str], max_tokens: int) -> list[np.ndarray]:
-        """Token ids (≤ max_tokens,) int32 as the texts spell them, special tokens included and none added."""
+        """Token ids (≤ max_tokens,) int32 of each text, with the special tokens that it spells and none added."""
         return [row for batch in batched(texts, TEXTS_AT_ONCE) for row in self._tokenize(batch, max_tokens)]
 
     def _tokenize(self, texts: Sequence[str], max_tokens: int) -> Iterator[np.ndarray]:
-        """Tokenize the beginning of each text only, twice as long as needed, since a cut changes the last tokens."""
+        """Tokenize only the beginning of each text, to twice the needed length, since a cut changes the last tokens."""
         characters = CHARACTERS_PER_TOKEN * max_tokens
         for text, ids in zip(texts, self._ids([text[:characters] for text in texts]), strict=True):
             read = characters
@@ -134,9 +134,9 @@ class Scorer:
         advance: Callable[[int], None] = lambda count: None,
         cache: ScoreCache | None = None,
     ) -> list[np.ndarray]:
-        """−ln p(token | the ones before) for every token of each row but its first; float32 (len − 1,) each.
+        """−ln p(token | preceding tokens) for every token of each row but its first; float32 (len − 1,) each.
 
-        Rows in the cache are not computed again, and computed ones are added to it batch by batch.
+        Rows in the cache are not computed again; new ones are added to it batch by batch.
         """
         nothing = np.zeros(0, np.float32)
         known = [nothing if len(row) < 2 else cache.get(row) if cache else None for row in rows]
@@ -162,7 +162,7 @@ class Scorer:
     def last_states(
         self, rows: Sequence[np.ndarray], batch_size: int, advance: Callable[[int], None] = lambda count: None
     ) -> np.ndarray:
-        """The hidden state above a row's last token, after the final norm; (rows, D) float32. No row may be empty."""
+        """The hidden state of each row's last token, after the final norm; (rows, D) float32. No row may be empty."""
         result: list[np.ndarray | None] = [None] * len(rows)
         for chosen, tokens_BL in self._batches(rows, range(len(rows)), batch_size, LOGITS_AT_ONCE):
             h_BLD = self.model.base_model(input_ids=tokens_BL).last_hidden_state
@@ -182,7 +182,7 @@ class Scorer:
             longest = len(rows[by_length[start]])
             size = max(1, min(batch_size, tokens_at_once // longest))
             chosen = by_length[start : start + size]
-            # Padding is to the right of everything that is scored, where a causal model can't see it.
+            # Padding comes after everything that is scored, so a causal model can't see it.
             padded_BL = np.zeros((len(chosen), longest), np.int64)
             for place, i in enumerate(chosen):
                 padded_BL[place, : len(rows[i])] = rows[i]

@@ -1,4 +1,4 @@
-"""Scores of sets and files of texts, as frozen dataclasses; they become JSON where they are written or printed."""
+"""Scores of sets and files of texts, as frozen dataclasses; they become JSON only when written or printed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-FIGURES = ("gen_ppl", "entropy", "diversity")  # never one without the others: collapse lowers perplexity
+FIGURES = ("gen_ppl", "entropy", "diversity")  # always shown together: collapse lowers perplexity
 
 
 @dataclass(frozen=True, kw_only=True)
 class SetScores:
     """Scores of one set of texts, with everything that they depend on (SPEC 9, 12.13)."""
 
-    gen_ppl: float | None  # generative perplexity; None where no text has a token to score
+    gen_ppl: float | None  # generative perplexity; None if no text has a token to score
     entropy: float  # nats, the mean over texts
     diversity: float  # from 0 to 1, of the first `diversity_texts` texts
     diversity_texts: int
@@ -24,22 +24,22 @@ class SetScores:
     protocol: str  # of perplexity
     boundaries: str  # how the scorer reads boundary tokens
     boundary_tokens: list[str]
-    clean_up: bool | None  # whether the texts were decoded with clean-up of spaces; None: not known
+    clean_up: bool | None  # whether the texts were decoded with clean-up of spaces; None: unknown
     scorer: str  # name or folder
     scorer_revision: str  # of its weights
     scorer_tokenizer: str  # fingerprint
     dtype: str  # in which the scorer computes
     num_texts: int
-    texts_scored: int  # that have a token to score
-    tokens: int  # that entropy and diversity count
-    tokens_scored: int  # that perplexity counts
+    texts_scored: int  # those with a token to score
+    tokens: int  # counted by entropy and diversity
+    tokens_scored: int  # counted by perplexity
     tokens_from: Literal["file", "scorer"]  # where the tokens of entropy and diversity come from
     max_tokens: int  # per text; the rest is cut off
     seeds: list[int] | None  # the lowest and the highest seed of the texts; None: not in the file
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> SetScores:
-        """Scores from `to_json`; keys of other versions are left out."""
+        """Scores from `to_json`; unknown keys, from other versions, are ignored."""
         return cls(**{field.name: record[field.name] for field in fields(cls)})
 
     def to_json(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class SetScores:
 class Mauve:
     """MAUVE of a set against a reference."""
 
-    value: float | None  # from 0 to 1; None where too few texts have a token
+    value: float | None  # from 0 to 1; None if too few texts have a token
     settings: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
@@ -71,8 +71,8 @@ class FileScores:
     file: str
     role: Literal["texts", "reference"]
     scores: SetScores
-    mauve: Mauve | None = None  # None where it was not asked for, and of the reference
-    copied_8grams: float | None = None  # share that occurs in the training text; None where it was not asked for
+    mauve: Mauve | None = None  # None if it was not asked for, and for the reference
+    copied_8grams: float | None = None  # share that occurs in the training text; None if it was not asked for
 
     def to_json(self) -> dict[str, Any]:
         """Everything on one level."""
@@ -89,16 +89,16 @@ class FileScores:
 class Spread:
     """Mean and deviation of one figure over files of texts; files without it are left out."""
 
-    mean: float | None  # None where no file has it
-    std: float | None  # of a sample (n − 1); None of fewer than two files
+    mean: float | None  # None if no file has it
+    std: float | None  # of a sample (n − 1); None for fewer than two files
     files: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeedScores:
-    """Figures over files of texts that one model drew with different seeds."""
+    """Figures over files of texts drawn from one model with different seeds."""
 
-    figures: Mapping[str, Spread]  # by name: gen_ppl, entropy, diversity, and what else was asked for
+    figures: Mapping[str, Spread]  # by name: gen_ppl, entropy, diversity, and whatever else was asked for
     files: int
     texts_each: int
 
@@ -109,7 +109,7 @@ class SeedScores:
 
 
 def over_seeds(results: Sequence[FileScores]) -> SeedScores:
-    """Mean and standard deviation of each figure over the files of a model; the reference takes no part."""
+    """Mean and standard deviation of each figure over the files of a model, without the reference."""
     drawn = [result for result in results if result.role == "texts"]
     values = {name: [getattr(result.scores, name) for result in drawn] for name in FIGURES}
     if drawn[0].mauve is not None:
@@ -121,7 +121,7 @@ def over_seeds(results: Sequence[FileScores]) -> SeedScores:
 
 
 def spread(found: Sequence[float | None]) -> Spread:
-    """Mean and sample standard deviation of a figure by file, None where a file lacks it."""
+    """Mean and sample standard deviation of a figure given by file, None for a file without it."""
     values = [value for value in found if value is not None]
     mean = float(np.mean(values)) if values else None
     return Spread(mean, float(np.std(values, ddof=1)) if len(values) > 1 else None, len(values))

@@ -26,7 +26,7 @@ RECORDED = ("gen_ppl", "entropy", "diversity", "diversity_texts", "intervals")  
 
 
 def linear(z_A_BNC: Tensor, z_B_BNC: Tensor, a: float) -> Tensor:
-    """(1−a)·z_A + a·z_B, the paper's path (SPEC 9). At a = ½, unrelated latents come out too short by about √2."""
+    """(1−a)·z_A + a·z_B, the paper's path (SPEC 9). At a = ½ between unrelated latents, z is too short by about √2."""
     return (1 - a) * z_A_BNC + a * z_B_BNC
 
 
@@ -34,21 +34,21 @@ def spherical(z_A_BNC: Tensor, z_B_BNC: Tensor, a: float) -> Tensor:
     """Turn each latent vector by a share a of the angle between its ends; its norm changes linearly.
 
     The turn is Shoemake's slerp (1985), which White (2016, "Sampling Generative Networks") brought to latent spaces.
-    It is taken per latent vector and not over the whole latent, because decoders read vector by vector: so every vector
-    is as long as those of real texts. Slerp is for unit vectors; between vectors of unequal norm it leaves the range of
-    the two norms, hence the linear norm.
+    It is taken per latent vector instead of over the whole latent, because decoders read vector by vector: in this way
+    every vector is as long as those of real texts. Slerp is for unit vectors; between vectors of unequal norm it leaves
+    the range of the two norms, hence the linear norm.
 
-    At an angle of 0 this is the linear path. At π the plane of the turn is not defined, and the path is linear too.
+    At an angle of 0 this is the linear path. At π the plane of the turn is undefined, and the path is linear too.
     """
     A, B = z_A_BNC.double(), z_B_BNC.double()
     norm_A, norm_B = (z.norm(dim=-1, keepdim=True) for z in (A, B))
     u_A, u_B = A / norm_A, B / norm_B
-    # The arc cosine of u_A·u_B would lose half of its digits near 0 and π (Kahan, 2006).
+    # The arc cosine of u_A·u_B would lose half its digits near 0 and π (Kahan, 2006).
     angle = 2 * torch.atan2((u_A - u_B).norm(dim=-1, keepdim=True), (u_A + u_B).norm(dim=-1, keepdim=True))
     norm = (1 - a) * norm_A + a * norm_B
     weight_A, weight_B = (torch.sin(share * angle) / torch.sin(angle) for share in (1 - a, a))
     turned = weight_A * (norm / norm_A) * A + weight_B * (norm / norm_B) * B
-    turns = (angle > SMALLEST_ANGLE) & (angle < torch.pi - SMALLEST_ANGLE)  # no vector of norm 0: its angle is NaN
+    turns = (angle > SMALLEST_ANGLE) & (angle < torch.pi - SMALLEST_ANGLE)  # False at norm 0, where the angle is NaN
     return torch.where(turns, turned, linear(A, B, a)).to(z_A_BNC.dtype)
 
 
@@ -58,17 +58,17 @@ PATHS: dict[str, LatentPath] = {"linear": linear, "spherical": spherical}
 def edit_distance(one_BL: np.ndarray, other_BL: np.ndarray) -> np.ndarray:
     """Levenshtein distance (1966) between the token rows of each pair, int64 (B,).
 
-    It is the smallest number of insertions, deletions and substitutions of a token that turn one row into the other.
+    It is the smallest number of token insertions, deletions and substitutions that turn one row into the other.
     """
     pairs, length = other_BL.shape
     column = np.arange(length + 1)
-    # distance[:, j]: from the tokens of `one` that have been read to the first j of `other`
+    # distance[:, j]: from the tokens of `one` read so far to the first j of `other`
     distance = np.tile(column, (pairs, 1))
     for token_B in one_BL.T:
         substituted = distance[:, :-1] + (other_BL != token_B[:, None])
         deleted = distance + 1
         np.minimum(deleted[:, 1:], substituted, out=deleted[:, 1:])
-        # An insertion costs 1 a column: the running minimum of distance − column takes any number of them at once.
+        # An insertion costs 1 per column: the running minimum of distance − column covers any number of them at once.
         distance = np.minimum.accumulate(deleted - column, axis=1) + column
     return distance[:, -1]
 
@@ -78,7 +78,7 @@ def edit_distance(one_BL: np.ndarray, other_BL: np.ndarray) -> np.ndarray:
 
 
 def draw_pairs(rows: int, pairs: int, seed: int) -> np.ndarray:
-    """Row numbers (2, pairs), each row at most once; `InputError` when there are too few rows."""
+    """Row numbers (2, pairs), each row at most once; `InputError` if there are too few rows."""
     if rows < 2 * pairs:
         remedy = f"use at most {rows // 2}" if rows > 1 else "extract more text, or hold out more of it"
         raise InputError(f"--pairs {pairs} needs {2 * pairs} held-out rows, and the store has {rows}; {remedy}")
@@ -91,7 +91,7 @@ def points(count: int) -> list[float]:
 
 
 def edits_along(rows_PBL: np.ndarray) -> np.ndarray:
-    """Edit distance (P, B) of each row from that of the same pair at the point before; 0 at the first point."""
+    """Edit distance (P, B) of each row from the same pair's row at the previous point; 0 at the first point."""
     return np.stack([edit_distance(rows_PBL[max(0, i - 1)], rows_PBL[i]) for i in range(len(rows_PBL))])
 
 
@@ -101,8 +101,8 @@ class PathPoint:
 
     a: float
     scores: SetScores
-    edits: float | None  # tokens, the mean edit distance from the point before; None at the first point
-    edits_interval: list[float] | None  # [low, high], as the intervals of `scores`
+    edits: float | None  # tokens, the mean edit distance from the previous point; None at the first point
+    edits_interval: list[float] | None  # [low, high], like the intervals of `scores`
 
     def to_json(self) -> dict[str, object]:
         """The point with the figures and intervals of its scores."""
@@ -113,7 +113,7 @@ class PathPoint:
 
 
 def path_points(a_P: Sequence[float], scores_P: Sequence[SetScores], edits_PB: np.ndarray) -> list[PathPoint]:
-    """The points of a path with their edits; intervals over pairs are drawn as those of the scores."""
+    """The points of a path with their edits; intervals over pairs are bootstrapped like those of the scores."""
 
     def interval(edits_B: np.ndarray, scores: SetScores) -> list[float]:
         how = {name: scores.bootstrap[name] for name in ("resamples", "seed")}

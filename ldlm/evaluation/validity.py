@@ -1,11 +1,10 @@
-"""Measures texts by the process that they should come from (`ldlm.stories`): what is valid, its likelihood, what is
-wrong.
+"""Measures texts by the process that they should come from (`ldlm.stories`): validity, likelihood, violations.
 
 Rows of a model begin and end anywhere in a story. Between two boundary tokens stands a whole story, before the first
-of them the end of one and after the last the beginning of one; these are judged as far as they go, and only whole
-stories count as stories. A long story is seldom whole in a row, so whole stories are shorter than those of the
-source, and their likelihood per story higher: compare with real stories cut into as many rows of the same lengths,
-which are measured beside.
+the end of one, and after the last the beginning of one; these two are judged as far as they go, and only whole stories
+count as stories. A long story is seldom whole in a row, so whole stories are shorter than those of the source, and
+their likelihood per story is higher: compare with real stories cut into as many rows of the same lengths, which are
+measured as well.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ BOUNDARY = ""  # stands for a boundary token among words
 
 
 class Part(NamedTuple):
-    """A story in a row, or what the row has of it."""
+    """A story in a row, or the part of it that the row holds."""
 
     words: Words
     begins: bool
@@ -46,24 +45,24 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Validity:
-    """Validity and likelihood of a set of texts by a source; shares, of 1, are None where nothing could be valid."""
+    """Validity and likelihood of a set of texts under a source; shares (0 to 1) are None if nothing could be valid."""
 
     num_texts: int
     words: int  # with punctuation
-    stories: int  # that are whole
+    stories: int  # whole ones
     stories_valid: float | None  # share
-    sentences: int  # that are whole, in whole and in cut stories
+    sentences: int  # whole ones, in whole and in cut stories
     sentences_valid: float | None  # share
     cut_sentences: int  # without their beginning or end
     cut_sentences_valid: float | None  # share, as far as they go
     violations: dict[str, int]  # by kind
-    distances: dict[str, int]  # of the violations that contradict a sentence: how many sentences back it is
+    distances: dict[str, int]  # violations that contradict an earlier sentence, by how many sentences back it is
     nats_per_story: float | None  # −ln p, mean over the valid stories; None without any
     nats_per_word: float | None
     words_per_story: float | None  # of the valid stories
-    coverage: float  # share of the choices of the source that occur: its sentences, and the words of each role
+    coverage: float  # share of the source's choices that occur: its sentences, and the words of each role
     choices: int  # of the source
-    entropy: float  # nats, of the words of a text, boundaries among them; mean over texts
+    entropy: float  # nats, of the words of a text, boundaries included; mean over texts
     diversity: float  # from 0 to 1, of n-grams of words
     intervals: dict[str, list[float] | None]  # [low, high] at 95 % of the shares of valid stories and sentences
 
@@ -74,7 +73,7 @@ class Validity:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceScores:
-    """Validity of a file of texts by a source, and of as many real texts of the same lengths."""
+    """Validity of a file of texts under a source, and of as many real texts of the same lengths."""
 
     file: str
     source: str
@@ -87,7 +86,7 @@ class SourceScores:
     seed: int  # of the real texts and the intervals
 
     def to_json(self) -> dict[str, Any]:
-        """Everything on one level, but for the real texts."""
+        """Everything on one level, except for the real texts."""
         own = {name: value for name, value in asdict(self).items() if name not in ("found", "real")}
         return {**own, **self.found.to_json(), "real": self.real.to_json()}
 
@@ -101,14 +100,14 @@ SHARES_AND_MEANS = (
     "coverage",
     "entropy",
     "diversity",
-)  # the fields of `Validity` of which a mean over files says something
+)  # the fields of `Validity` whose mean over files is meaningful
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSeedScores:
-    """Figures over files of texts that one model drew with different seeds, and over as many sets of real texts."""
+    """Figures over files of texts drawn from one model with different seeds, and over as many sets of real texts."""
 
-    figures: Mapping[str, Spread]  # by the names of `SHARES_AND_MEANS`
+    figures: Mapping[str, Spread]  # by the names in `SHARES_AND_MEANS`
     violations: Mapping[str, Spread]  # by kind: their numbers in a file
     real: Mapping[str, Spread]
     files: int
@@ -136,13 +135,13 @@ def over_seeds(results: Sequence[SourceScores]) -> SourceSeedScores:
 
 @cache
 def judge() -> Judge:
-    """The judge of stories; it keeps what it learns of the source from one text to the next."""
+    """The judge of stories; what it computes about the source for one text it keeps for the next."""
     return Judge(Reader(STORIES))
 
 
 @dataclass(eq=False)
 class Measure:
-    """Measures sets of texts by the stories."""
+    """Measures sets of texts against the stories."""
 
     resamples: int
     seed: int  # of the real texts and the intervals
@@ -167,12 +166,12 @@ class Measure:
         )
 
     def validity(self, texts: Texts) -> Validity:
-        """Validity of a set of texts alone, without real ones beside."""
+        """Validity of a set of texts alone, without real texts for comparison."""
         rows = [pieces(text, texts.boundaries) for text in texts.texts]
         return self._validity(rows, bool(texts.boundaries.tokens), lambda count: None)
 
     def _real(self, rows: Sequence[Sequence[Words]], lengths: Sequence[int], cut: bool) -> list[list[Words]]:
-        """Real stories as rows of these lengths, cut from a stream of them; or one a text where none are cut."""
+        """Real stories as rows of these lengths, cut from a stream of them, or one per text if rows are not cut."""
         numbered = (process.STORIES.told(process.random_of("real", self.seed, number)) for number in count())
         if not cut:
             return [[story] for story in islice(numbered, len(rows))]
@@ -224,7 +223,7 @@ class Measure:
         )
 
     def _interval(self, counts_T2: np.ndarray) -> list[float] | None:
-        """Bootstrap interval of a share over texts; None without anything that could be valid."""
+        """Bootstrap interval of a share over texts; None if nothing could be valid."""
         if not counts_T2[:, 1].any():
             return None
 
@@ -236,7 +235,7 @@ class Measure:
 
 
 def pieces(text: str, boundaries: Boundaries) -> list[Words]:
-    """The words of a text between its boundary tokens; those that only frame the row bound nothing."""
+    """The words of a text between its boundary tokens; tokens that only frame the row do not count as boundaries."""
     return [words_of(piece) for piece in _between(text, boundaries)]
 
 
@@ -250,7 +249,7 @@ def _between(text: str, boundaries: Boundaries) -> list[str]:
 
 
 def unknown_words(texts: Texts) -> Counter[str]:
-    """The words of a set of texts that no story has, with how often each occurs."""
+    """The words in a set of texts that no story has, and how often each occurs."""
     known = {*STORIES.vocabulary}
     return Counter(
         word for text in texts.texts for piece in pieces(text, texts.boundaries) for word in piece if word not in known
@@ -258,7 +257,7 @@ def unknown_words(texts: Texts) -> Counter[str]:
 
 
 def whole_stories(texts: Texts) -> Iterator[str]:
-    """The stories of a set of texts that have their beginning and their end, as they are written, in order."""
+    """The stories in a set of texts that have their beginning and end, as written, in order."""
     cut = bool(texts.boundaries.tokens)
     for text in texts.texts:
         found = _between(text, texts.boundaries)
@@ -266,15 +265,15 @@ def whole_stories(texts: Texts) -> Iterator[str]:
 
 
 def kinds(story: str) -> list[str]:
-    """The kinds of violation in a whole story, each once; none in a valid one."""
+    """The kinds of violation in a whole story, each once; none if it is valid."""
     return [*dict.fromkeys(violation.kind for violation in judge().judge(words_of(story)).violations)]
 
 
 def parts(row: Sequence[Words], cut: bool) -> Iterator[Part]:
-    """The stories of a row; where rows are cut, the first lacks its beginning and the last its end."""
+    """The stories of a row; if rows are cut, the first lacks its beginning and the last its end."""
     for number, words in enumerate(row):
         part = Part(words, not cut or number > 0, not cut or number < len(row) - 1)
-        if words or (part.begins and part.ends):  # a whole story without a word is one, and wrong
+        if words or (part.begins and part.ends):  # a whole story without words counts, and is wrong
             yield part
 
 
@@ -289,7 +288,7 @@ def _split(words: Sequence[str]) -> list[Words]:
 
 
 def _numbered(rows: Iterable[Sequence[Words]]) -> list[list[int]]:
-    """The words of each row as numbers, boundaries among them."""
+    """The words of each row as numbers, boundaries included."""
     numbers: dict[str, int] = {BOUNDARY: 0}
     return [
         [numbers.setdefault(word, len(numbers)) for piece in row for word in [BOUNDARY, *piece]][1:] for row in rows
@@ -299,7 +298,7 @@ def _numbered(rows: Iterable[Sequence[Words]]) -> list[list[int]]:
 def _counted(
     judged: Sequence[Sequence[tuple[Part, Judgement]]], counts: Callable[[Judgement], tuple[int, int]]
 ) -> np.ndarray:
-    """Valid ones and all of them, by text (T, 2)."""
+    """Counts of valid ones and of all, by text (T, 2)."""
     return np.array([[sum(column) for column in zip((0, 0), *(counts(one) for _, one in row))] for row in judged])  # noqa: B905
 
 

@@ -1,1 +1,1 @@
-"""For people to look at: charts, the report of a run, and pages and films of a text on its way from noise."""
+"""What people look at: charts, the report of a run, and pages and films of a text on its way from noise."""

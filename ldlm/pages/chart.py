@@ -1,6 +1,6 @@
-"""Charts as data: axes, marks, and what a chart says in words and in a table. `drawing` draws them.
+"""Charts as data: axes, marks, and each chart's content in words and as a table. `drawing` draws them.
 
-Colours are names, which the drawing and the page's style give their values. A missing value is None and leaves a gap.
+Colours are names, to which the drawing and the page's style give values. A missing value is None and leaves a gap.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MOST = 400  # points that a line is drawn with and listed with
+MOST = 400  # points with which a line is drawn and listed
 SMOOTH = 0.008  # standard deviation of the smoothing kernel, as a share of a line's points
 BLUE, ORANGE, GREEN, PURPLE, GREY, GOLD, RED, TEAL = (
     "blue", "orange", "green", "purple", "grey", "gold", "red", "teal",
@@ -22,7 +22,7 @@ Values = Sequence[float | None]
 
 
 def number(value: float) -> str:
-    """A number with four significant digits, or its whole part where that is longer."""
+    """A number with four significant digits, or rounded to an integer if that is longer."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
@@ -41,7 +41,7 @@ def percent(value: float) -> str:
 
 @dataclass(frozen=True)
 class Axis:
-    """The quantity along an axis with its unit, and ends of the axis that do not depend on the values.
+    """The quantity along an axis with its unit, and the ends of the axis that do not depend on the values.
 
     With `names` it has a place for each name, at 0, 1, 2 and so on.
     """
@@ -61,10 +61,11 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """Values in the ascending order of x.
+    """Values in ascending order of x.
 
-    A `noisy` line is drawn faintly, with its smoothed course on top. A `faint` one is background: it has no key. With
-    `steps` a value holds until the next x. `band` has the lower and upper ends of an interval around each value.
+    A `noisy` line is drawn faintly, with its smoothed course on top. A `faint` one is background, without an entry in
+    the legend. With `steps` a value holds until the next x. `band` has the lower and upper ends of an interval around
+    each value.
     """
 
     name: str
@@ -82,7 +83,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Points:
-    """Places, each with a title of its own; `labels` stand beside them, `radii` are in points.
+    """Points, each with its own title; `labels` stand beside them, `radii` are in points (1/72 inch).
 
     `shape` is a disc, a square, a triangle, a diamond, a star or a cross.
     """
@@ -98,13 +99,13 @@ class Points:
     joined: bool = False
 
     def radius(self, index: int) -> float:
-        """Radius of the place with that index."""
+        """Radius of the point with that index."""
         return self.radii[index] if self.radii else 3.5
 
 
 @dataclass(frozen=True)
 class Cloud:
-    """Many places that are not told apart."""
+    """Many points that are not told apart."""
 
     name: str
     color: str
@@ -128,7 +129,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Rule:
-    """A place on the x axis at which something changes: a dashed line from the bottom to the top."""
+    """A place on the x axis at which something changes: a dashed line from bottom to top."""
 
     name: str
     x: float
@@ -140,7 +141,7 @@ Table = tuple[list[str], list[list[str]]]  # head, rows
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart: two axes and what is drawn on them, in this order."""
+    """A chart: two axes and the marks drawn on them, in this order."""
 
     title: str
     x: Axis
@@ -158,7 +159,7 @@ class Chart:
 
     @property
     def keys(self) -> list[tuple[str, str, str]]:
-        """Shape, colour and name of each mark of a legend; none where there is nothing to tell apart."""
+        """Shape, colour and name of each entry of the legend; none if there is nothing to tell apart."""
         named = [mark for mark in self.named if not isinstance(mark, Bars)]
         keys = [(_shape(mark), mark.color, mark.name) for mark in named]
         keys += [("dash", GREY, rule.name) for rule in self.rules]
@@ -170,7 +171,7 @@ class Chart:
         return [mark for mark in self.marks if mark.name and not (isinstance(mark, Line) and mark.faint)]
 
     def words(self) -> str:
-        """A description for those who do not see the chart."""
+        """A description for those who cannot see the chart."""
         marks = [
             *(_said(mark, self.y) for mark in self.named),
             *(f"{r.name} at {self.x.number(r.x)}" for r in self.rules),
@@ -179,7 +180,7 @@ class Chart:
         return f"{self.title}. {self.y.label} against {self.x.label}. {said}."
 
     def table(self) -> Table:
-        """The numbers: a row for each x where all marks are lines, else a row for each place of each mark."""
+        """The numbers: a row for each x if all marks are lines, else a row for each point of each mark."""
         lines = [mark for mark in self.marks if isinstance(mark, Line)]
         return _by_x(self.x, lines) if len(lines) == len(self.marks) else _by_place(self)
 
@@ -206,9 +207,9 @@ def _said(mark: Mark, y: Axis) -> str:
 
 
 def smoothed(y: Values) -> list[float | None]:
-    """The mean around each value under a Gaussian of standard deviation SMOOTH; symmetric, so without delay.
+    """The mean around each value, weighted by a Gaussian of standard deviation SMOOTH; symmetric, so without lag.
 
-    Before the first value, after the last and in gaps nothing is made up.
+    Nothing is made up before the first value, after the last, or in gaps.
     """
     values = _floats(y)
     there = np.isfinite(values)
@@ -223,7 +224,7 @@ def smoothed(y: Values) -> list[float | None]:
 
 
 def thinned(x: Sequence[float], *ys: Values) -> tuple[list[float], list[list[float | None]]]:
-    """At most MOST points that look the same: in each piece of a line, the least and the greatest of the first `ys`."""
+    """At most MOST points that look the same: in each piece of a line, the least and greatest of the first `ys`."""
     if len(x) <= MOST:
         return list(x), [list(y) for y in ys]
     values = _floats(ys[0])

@@ -1,6 +1,6 @@
 """Probability as colour: a sequential scale that cools down from doubt to certainty, which is plain paper.
 
-Lightness alone carries the order, so that the scale reads the same in greyscale and for colour-blind eyes. The hues
+Lightness alone carries the order, so the scale reads the same in greyscale and to colour-blind readers. The hues in
 between are those of matplotlib's magma.
 """
 
@@ -17,11 +17,11 @@ LEVELS = 21  # equal steps of the square root of the probability
 
 @dataclass(frozen=True)
 class Scale:
-    """Background colours from probability 0 to 1; they end in the `paper`."""
+    """Background colours from probability 0 to 1, which is the `paper`."""
 
     stops: Sequence[str]
     ink: str
-    reverse: str  # the ink on backgrounds that are far from the paper
+    reverse: str  # the ink on backgrounds far from the paper
 
     @property
     def paper(self) -> RGB:
@@ -35,7 +35,7 @@ class Scale:
         return mix(rgb(self.stops[first]), rgb(self.stops[first + 1]), place - first)
 
     def on(self, level: int) -> RGB:
-        """Ink, dark or light, that is easier to read on a background colour."""
+        """The ink, dark or light, that is easier to read on the background of a level."""
         return max((rgb(self.ink), rgb(self.reverse)), key=lambda ink: contrast(ink, self.background(level)))
 
 
@@ -44,7 +44,7 @@ DARK = Scale(("#fcf6b8", "#feb97f", "#f3655c", "#a3307e", "#451077", "#14141c"),
 
 
 def level(probability: float) -> int:
-    """The level that a probability is shown in: by its square root, as most of what happens, happens below a half."""
+    """The level with which a probability is shown, by its square root, since most changes happen below one half."""
     return round(math.sqrt(probability) * (LEVELS - 1))
 
 
@@ -71,6 +71,6 @@ def luminance(colour: RGB) -> float:
 
 
 def contrast(a: RGB, b: RGB) -> float:
-    """Contrast ratio, from 1 to 21 (WCAG 2.2); text wants 4.5."""
+    """Contrast ratio, from 1 to 21 (WCAG 2.2); text needs 4.5."""
     dark, light = sorted((luminance(a), luminance(b)))
     return (light + 0.05) / (dark + 0.05)

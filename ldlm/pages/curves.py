@@ -1,6 +1,6 @@
-"""Charts of LDLM's training: losses, timesteps, latents, speed, and several runs side by side.
+"""Charts of LDLM's training, from `metrics.jsonl`: losses, timesteps, latents, speed, and several runs side by side.
 
-Made from `metrics.jsonl`. Those of its rivals are in `token_curves`.
+Those of the rivals are in `token_curves`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHARE = Axis("share", low=0, number=percent, short=percent)
 
 @dataclass(frozen=True)
 class Course(Generic[Config_co]):
-    """The measurements over a training, and its settings."""
+    """The measurements taken during a training, and its settings."""
 
     config: Config_co
     metrics: Sequence[Row]
@@ -53,17 +53,17 @@ def losses(metrics: Sequence[Row]) -> list[Chart]:
 def _loss(title: str, y: Axis, metrics: Sequence[Row], key: str, *more: Line) -> Chart:
     training = over_steps(of_kind(metrics, "train"), "training", key, BLUE, noisy=True)
     lines = [training, held_out(metrics, "held out", key, ORANGE), *more]
-    # A loss that is 0 throughout is none: of hidden states that are the latents, of a decoder that is not trained.
+    # A loss that is 0 throughout does not exist: the hidden states are the latents, or the decoder is not trained.
     return Chart(title, STEP, y, [line for line in lines if any(line.y)])
 
 
 def held_out(metrics: Sequence[Row], name: str, key: str, color: str) -> Line:
-    """A figure of the evaluations over the steps."""
+    """A figure of the held-out evaluations over the steps."""
     return over_steps(of_kind(metrics, "eval"), name, key, color, dots=True, dashed=color == GREY)
 
 
 def over_steps(lines: Sequence[Row], name: str, key: str, color: str, **how: Any) -> Line:
-    """A figure over the steps, of the lines of the metrics that have it."""
+    """A figure over the steps, from the lines of the metrics that have it."""
     there = [line for line in lines if key in line]
     return Line(name, color, [line["step"] for line in there], [line[key] for line in there], **how)
 
@@ -90,7 +90,7 @@ def timesteps(metrics: Sequence[Row]) -> list[Chart]:
 
 
 def evenly(values: Sequence[Any], most: int) -> list[Any]:
-    """At most so many of the values, evenly spread from the first to the last."""
+    """At most `most` of the values, evenly spread from the first to the last."""
     return [values[i] for i in np.unique(np.linspace(0, len(values) - 1, min(most, len(values))).round().astype(int))]
 
 
@@ -129,7 +129,7 @@ def training(metrics: Sequence[Row]) -> list[Chart]:
 
 
 def speed(metrics: Sequence[Row]) -> list[Chart]:
-    """Tokens per second, and the shares of time and of the machine's arithmetic that are used."""
+    """Tokens per second, and the shares of the time spent waiting for data and of the machine's FLOP/s used."""
     timed = [line for line in of_kind(metrics, "train") if "timing" in line]
     lines = [{"step": line["step"], **line["timing"]} for line in timed]
     shares = [

@@ -1,6 +1,6 @@
 """Charts drawn by matplotlib, without a display: as PNG here, as SVG for a page in `svg`.
 
-A chart looks the same everywhere: `MPLBACKEND`, as a notebook sets it, and a user's matplotlibrc have no say in it.
+A chart looks the same everywhere: `MPLBACKEND`, which notebooks set, and the user's matplotlibrc do not affect it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
 
-# In points. On the left there is as much room as the numbers need.
+# In points. The left margin is as wide as the numbers need.
 WIDTH, HEIGHT = 400, 236
 TOP, RIGHT, BOTTOM = 24, 20, 36
 HEAD, FOOT, GAP = 26, 34, 24  # of a picture: for the title, for the note, and between charts
 LETTER = 7.6  # width of a digit
 TEXT = 11.5  # size of letters
 DPI = 110  # of a picture
-PLACES = 60  # of which a pointer is told the values
+PLACES = 60  # most x positions at which a pointer shows the values
 
 COLOURS = {
     "blue": "#1c7ed6", "orange": "#d9650a", "green": "#2b8a3e", "purple": "#9c36b5", "grey": "#8a8f98",
@@ -40,16 +40,16 @@ COLOURS = {
 MARKERS = {"disc": "o", "star": "*", "cross": "x", "square": "s", "triangle": "^", "diamond": "D"}
 DASHES = (0, (3, 3))
 LEGEND: dict[str, Any] = {"fontsize": 9.5, "frameon": False, "labelcolor": COLOURS["soft"]}
-WITHIN = 4  # names that a chart has room for; a longer legend stands below it, in columns
-LEGEND_COLUMNS, NOTE_LETTERS = 2, 72  # of a line below a chart
+WITHIN = 4  # names for which a chart has room; a longer legend goes below it, in columns
+LEGEND_COLUMNS, NOTE_LETTERS = 2, 72  # per line below a chart
 LEGEND_LINE, NOTE_LINE = 15, 12  # in points
 
 
 def png(path: Path, charts: Sequence[Chart], columns: int = 4, *, shared_legend: bool = False) -> None:
-    """Draw charts with their titles and legends, whole or not at all.
+    """Draw charts with their titles and legends into one file, which is written whole or not at all.
 
-    Charts without values are left out, unless no other is there; of no charts there is no picture. A legend stands in
-    its chart, and below it where it is long. A shared legend stands beside all charts, which have the same marks.
+    Charts without values are left out, unless there are no others; without charts there is no file. A legend stands in
+    its chart, or below it if it is long. A shared legend stands beside all charts, which must have the same marks.
     """
     if not charts:
         return
@@ -74,9 +74,9 @@ def png(path: Path, charts: Sequence[Chart], columns: int = 4, *, shared_legend:
 
 
 def _extent(figure: Figure) -> Bbox:
-    """The box, in inches, of all that a figure shows in a picture.
+    """The box, in inches, of everything that a figure shows in a picture.
 
-    `bbox_inches="tight"` finds the same one, for which it draws the figure once more.
+    `bbox_inches="tight"` finds the same one, but draws the figure once more to do so.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -86,12 +86,12 @@ def _extent(figure: Figure) -> Bbox:
 
 
 def _legend_height(chart: Chart) -> int:
-    """Points that a chart's legend takes below it."""
+    """Height in points of a chart's legend below it; 0 if the legend is inside."""
     return 0 if len(chart.keys) <= WITHIN else LEGEND_LINE * -(-len(chart.keys) // LEGEND_COLUMNS)
 
 
 def _legend(figure: Figure, ax: Axes, chart: Chart, left: float, bottom: float) -> None:
-    """Write the names of a chart's marks into it, or below it and its note where there are many."""
+    """Write the names of a chart's marks into it or, if there are many, below it and its note."""
     if not _legend_height(chart):
         ax.legend(**LEGEND)
         return
@@ -118,9 +118,9 @@ def _shared_legend(figure: Figure) -> None:
 
 
 def library() -> Any:
-    """matplotlib, imported without the user's choice of a backend, which need not be installed here.
+    """matplotlib, imported without the user's choice of backend, which may not be installed here.
 
-    Nothing is drawn through pyplot, so none is needed; the choice stands for other users of matplotlib.
+    Nothing is drawn through pyplot, so no backend is needed; other users of matplotlib still get the chosen one.
     """
     if "matplotlib" in sys.modules:
         return sys.modules["matplotlib"]
@@ -138,7 +138,7 @@ def library() -> Any:
 
 @contextmanager
 def house_look(salt: str = "") -> Iterator[None]:
-    """Use the settings of all charts within the block, in place of the user's. `salt` makes names in an SVG its own."""
+    """Use our settings instead of the user's within the block. `salt` makes the names in an SVG unique to it."""
     matplotlib = library()
     own = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")}
     ours = {"svg.fonttype": "none", "svg.hashsalt": salt, "text.parse_math": False, "font.size": TEXT}
@@ -147,14 +147,14 @@ def house_look(salt: str = "") -> Iterator[None]:
 
 
 def canvas(width: float, height: float) -> Figure:
-    """An empty figure of a size in points."""
+    """An empty figure; its size is in points."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width / 72, height / 72), dpi=72, frameon=False)
 
 
 def _write(figure: Figure, x: float, y: float, words: str, *, color: str = "soft", **how: Any) -> None:
-    """Write words at a place in points, on the line that letters stand on."""
+    """Write words at a place in points, which is on their baseline."""
     width, height = 72 * figure.get_size_inches()
     figure.text(x / width, y / height, words, color=COLOURS[color], **{"va": "baseline", **how})
 
@@ -164,7 +164,7 @@ def _write(figure: Figure, x: float, y: float, words: str, *, color: str = "soft
 
 
 def draw(chart: Chart, figure: Figure, left: float = 0, bottom: float = 0) -> Axes:
-    """Draw a chart with its lower left corner at this place in points."""
+    """Draw a chart whose lower left corner is at this place in points."""
     ax = figure.add_axes((0, 0, 1, 1), frameon=False)
     for axis, set_scale in ((chart.x, ax.set_xscale), (chart.y, ax.set_yscale)):
         if axis.log:
@@ -188,7 +188,7 @@ def draw(chart: Chart, figure: Figure, left: float = 0, bottom: float = 0) -> Ax
 
 
 def _scale(ax: Axes, chart: Chart) -> None:
-    """Set the ends of the axes, the round values on them and the lines behind the chart."""
+    """Set the ends of the axes, their ticks, and the grid behind the chart."""
     scattered = not all(isinstance(mark, Line) and mark.joined for mark in chart.marks)
     ax.margins(*(0.05, 0.1) if scattered else (0, 0.06))
     ax.set_xlim(chart.x.low, chart.x.high)
@@ -209,11 +209,11 @@ def _scale(ax: Axes, chart: Chart) -> None:
 
 
 def ticks(axis: Axis, low: float, high: float, most: int) -> list[float]:
-    """Round values between the ends of an axis, at most so many; for `names`, a place each."""
+    """At most `most` round values between the ends of an axis; for `names`, a place each."""
     from matplotlib.ticker import LogLocator, MaxNLocator
 
     def within(values: Sequence[float]) -> list[float]:
-        # A hair of slack, or an axis that ends at a round value would go without its last tick.
+        # A hair of slack; otherwise an axis that ends at a round value would lose its last tick.
         return [float(f"{v:.12g}") for v in values if low - 1e-9 * abs(low) <= v <= high + 1e-9 * abs(high)]
 
     if axis.names:
@@ -268,7 +268,7 @@ def _gaps(y: Sequence[float | None]) -> list[float]:
 
 
 def _alone(y: Sequence[float | None]) -> list[int]:
-    """Indices of values between gaps, of which a line shows nothing."""
+    """Indices of single values between gaps, which a line would not show."""
     there = np.isfinite([np.nan, *_gaps(y), np.nan])
     return np.flatnonzero(there[1:-1] & ~there[:-2] & ~there[2:]).tolist()
 
@@ -311,7 +311,7 @@ Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
 def _label(figure: Figure, ax: Axes, chart: Chart) -> None:
-    """Write the labels of points beside them where there is room; a pointer is told them in any case."""
+    """Write the labels of points beside them if there is room; a pointer shows them in any case."""
     every = [mark for mark in chart.marks if isinstance(mark, Points)]
     taken: list[Box] = []
     wanted: list[tuple[float, float, float, str]] = []
@@ -331,7 +331,7 @@ def _label(figure: Figure, ax: Axes, chart: Chart) -> None:
 
 
 def _free(x: float, y: float, r: float, width: float, taken: Sequence[Box], inside: Box) -> Box | None:
-    """A box for a label beside a point, which overlaps nothing; None where there is none."""
+    """A box for a label beside a point, overlapping nothing; None if there is none."""
     height = 11
     right, left, above, below = x + r, x - r - width, y + r - 2, y - r - height + 2
     for at, bottom in ((right, above), (right, below), (left, above), (left, below), (x - width / 2, y + r + 1)):

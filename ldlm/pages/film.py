@@ -1,4 +1,4 @@
-"""A trace as a film: an animated GIF through Pillow, to be shown where no page can."""
+"""A trace as a film: an animated GIF made with Pillow, for places that cannot show a page."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
 
 WIDTH, MARGIN = 960, 44  # pixels
-TEXT, SMALL, SPECIAL, LINE = 23, 18, 16, 40  # sizes of letters, height of a line
-PAD = 22  # what a special token takes beyond its letters
-THINNEST = 4  # what the thinnest letter takes, so that its frame has an inside
-TOP, BOTTOM = 96, 84  # what the head and the foot take
-MOST_LINES = 12  # of a longer text the film shows the beginning
-SHORTEST, REST = 220, 3500  # milliseconds that a frame and the last one stand
+TEXT, SMALL, SPECIAL, LINE = 23, 18, 16, 40  # font sizes, height of a line
+PAD = 22  # width of a special token beyond its letters
+THINNEST = 4  # least width of a piece, so that its frame has an inside
+TOP, BOTTOM = 96, 84  # heights of the head and the foot
+MOST_LINES = 12  # of a longer text, the film shows only the beginning
+SHORTEST, REST = 220, 3500  # milliseconds for which a frame and the last frame are shown
 
 SOFT, ACCENT, TRACK = "#6b6b78", "#1c7ed6", "#e3e1e8"
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a cell that stands in one line."""
+    """The part of a cell on one line."""
 
     text: str
     x: float
@@ -80,13 +80,13 @@ def _layout(frame: Frame, changes: Sequence[bool]) -> Iterator[Piece]:
                 if x + width > WIDTH - 2 * MARGIN and x:
                     x, line, part = 0.0, line + 1, part.lstrip(" ")
                     width = font.getlength(part) + PAD * cell.special
-                if width:  # a space where a line ends has none, nor has a letter's accent alone
+                if width:  # a space at the end of a line has none, nor has a combining accent by itself
                     yield Piece(part, x, line, max(width, THINNEST), level, changed, cell.special)
                     x += width
 
 
 def _parts(text: str, font: FreeTypeFont) -> Iterator[str]:
-    """A cell's text, cut only where it is wider than a line."""
+    """A cell's text, cut only if it is wider than a line."""
     while text:
         size = len(text)
         while size > 1 and font.getlength(text[:size]) > WIDTH - 2 * MARGIN - PAD:
@@ -112,7 +112,7 @@ def _picture(frames: Sequence[Frame], number: int, pieces: Sequence[Piece], line
 
 
 def _head(draw: ImageDraw, frame: Frame) -> None:
-    """Draw t, the signal-to-noise ratio and the mean probability, each in a place of its own so that nothing jumps."""
+    """Draw t, the signal-to-noise ratio and the mean probability, each in a fixed place so that nothing jumps."""
     figures = (("t", time(frame)), ("SNR", ratio(frame)), ("confidence", f"{frame.confidence:.0%}"))
     for x, (name, value) in zip((MARGIN, MARGIN + 150, MARGIN + 330), figures, strict=True):
         draw.text((x, 36), name, SOFT, _font(SMALL))
@@ -146,7 +146,7 @@ def _foot(draw: ImageDraw, number: int, count: int, height: int) -> None:
 
 
 def _palette() -> Picture:
-    """The colours of all pictures: the scale, its inks, and what lies between the two where letters have edges."""
+    """The colours of all pictures: the scale, its inks, and mixtures of the two for the edges of letters."""
     from PIL import Image
 
     levels = [(LIGHT.background(level), LIGHT.on(level)) for level in range(LEVELS)]
@@ -159,7 +159,7 @@ def _palette() -> Picture:
 
 @cache
 def _font(size: int, *, mono: bool = False) -> FreeTypeFont:
-    """DejaVu, which comes with matplotlib and covers most scripts with letters."""
+    """DejaVu, which comes with matplotlib and covers most alphabetic scripts."""
     from PIL import ImageFont
 
     name = "DejaVuSansMono" if mono else "DejaVuSans"

@@ -21,9 +21,9 @@ _SECONDS = Axis("seconds per text, log scale", log=True)
 
 
 def charts(frontier: Row) -> list[Chart]:
-    """Perplexity, entropy and diversity against evaluations and seconds, and the plane; a colour for each run.
+    """Perplexity, entropy and diversity against cost, and perplexity against entropy; a colour for each run.
 
-    Texts without a perplexity are left out of the charts of perplexity.
+    Texts without a perplexity are left out of the perplexity charts.
     """
     ppl, entropy = ("gen_ppl", PPL_LOG), ("entropy", _ENTROPY)
     return [
@@ -37,7 +37,7 @@ def charts(frontier: Row) -> list[Chart]:
 
 
 def _against(frontier: Row, title: str, cost: tuple[str, Axis], figure: tuple[str, Axis]) -> Chart:
-    """A figure against a cost, beside that of real text as a line."""
+    """A figure against a cost, with that of real text as a line."""
     marks = _marks(frontier, cost[0], figure[0])
     at = [x for mark in marks for x in mark.x]
     real = frontier["real"]
@@ -62,7 +62,7 @@ def _real(real: Row | None) -> list[Points]:
 
 
 def _marks(frontier: Row, x: str, y: str) -> list[Points]:
-    """A line for each way of each run, and a place for each set of others' texts."""
+    """A line for each way of each run, and a point for each set of other models' texts."""
     found, runs = lines(frontier["points"]), list(frontier["runs"])
     marks = []
     for (run, way), points in found.items():

@@ -1,4 +1,4 @@
-"""Contents of pages by the kind of a run's training, looked up here: LDLM's joint one, a distillation, or a rival's."""
+"""Contents of pages by kind of training: LDLM's joint training, a distillation, or a rival's training."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ldlm.pages.report_data import Figure, Report, Section
 
 @dataclass(frozen=True, eq=False)
 class Kind:
-    """A kind of training: the charts of its pictures, and what makes its report."""
+    """A kind of training: the charts of its pictures, and the parts of its report."""
 
     training: Callable[[Course[Any]], list[Chart]]
     timesteps: Callable[[Course[Any]], list[Chart]]
     dynamics: Callable[[Mapping[str, Sequence[Row]], Mapping[str, str]], list[Chart]]  # metrics and colours by run
 
     what: Callable[[Report[Any]], str]  # the run in two sentences
-    steps: Callable[[Report[Any]], int]  # that the training takes in all
+    steps: Callable[[Report[Any]], int]  # of the whole training
     held_out: Callable[[Report[Any]], list[Figure]]  # figures of the newest evaluation
     sections: Sequence[Callable[[Report[Any]], Section | None]]
 

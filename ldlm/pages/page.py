@@ -1,7 +1,7 @@
-"""Pages as HTML, of the templates in `templates/`: everything put into one is escaped, and nothing is loaded.
+"""Pages as HTML, from the templates in `templates/`: everything put into one is escaped, and nothing is loaded.
 
-A page is one file: no network, no library, readable without JavaScript, on a phone and on paper. Its policy
-(Content-Security-Policy) allows no script but the page's own, which it knows by its hash.
+A page is one file: no network, no library, readable without JavaScript, on a phone and on paper. Its
+Content-Security-Policy allows no script but the page's own, identified by its hash.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def render(template: str, *, script: str = "", **values: Any) -> str:
-    """Fill in a template; `script` is the name of a file of its script, if it has one."""
+    """Fill in a template; `script` is the file name of its script, if it has one."""
     source = _environment().get_template(script).render() if script else ""
     policy = ["default-src 'none'", "style-src 'unsafe-inline'", "img-src data:"]
     if script:

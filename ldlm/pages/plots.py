@@ -1,4 +1,4 @@
-"""The pictures that commands leave: the charts of `curves`, `results` and `fronts` as PNG files."""
+"""The pictures that commands write: the charts of `curves`, `results` and `fronts` as PNG files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ldlm.pages.chart import SERIES, Chart
 from ldlm.pages.curves import Course
 from ldlm.pages.kinds import Kind
 
-if TYPE_CHECKING:  # pages never import torch, as a journal does
+if TYPE_CHECKING:  # pages never import torch, and this does
     from ldlm.training.journal import Journal
 
 Row = Mapping[str, Any]
@@ -31,7 +31,7 @@ def of_run(run: Path, course: Course[AnyTrainConfig]) -> None:
 def at_the_end(journal: Journal, config: AnyTrainConfig) -> None:
     """Write the pictures of a training that has ended, unless its `plots` is off.
 
-    A failure is a note, for the run is complete without them.
+    A failure is only noted, since the run is complete without them.
     """
     if not config.plots:
         return
@@ -42,13 +42,13 @@ def at_the_end(journal: Journal, config: AnyTrainConfig) -> None:
 
 
 def training(run: Path, course: Course[AnyTrainConfig]) -> None:
-    """Write `plots/training.png`: the charts of a training in the run's report, without its speed."""
+    """Write `plots/training.png`: the charts of the training in the run's report, except speed."""
     if {"train", "eval"} <= {line["kind"] for line in course.metrics}:
         drawing.png(run / "plots" / "training.png", kinds.of(course.config).training(course))
 
 
 def dynamics(path: Path, runs: Mapping[str, Course[AnyTrainConfig]]) -> None:
-    """Write the losses, warm-ups and latents (Figures 3 and 5) of one run or several, by name; of rivals the losses."""
+    """Write the losses, warm-ups and latents (Figures 3 and 5) of one or more runs, by name; for rivals, the losses."""
     colors = dict(zip(runs, cycle(SERIES), strict=False))
     by_kind: dict[Kind, dict[str, Sequence[Row]]] = {}
     for name, course in runs.items():
@@ -58,30 +58,31 @@ def dynamics(path: Path, runs: Mapping[str, Course[AnyTrainConfig]]) -> None:
 
 
 def _of_one(chart: Chart) -> Chart:
-    """The chart, which names its only line in a note: it has no legend."""
+    """The chart, with a note that names its line if there is only one: such a chart has no legend."""
     return replace(chart, note=f"Of {chart.marks[0].name} alone.") if len(chart.marks) == 1 else chart
 
 
 def timesteps(path: Path, course: Course[AnyTrainConfig]) -> None:
-    """Write held-out losses against time, and for LDLM the density of t over the course of training (Figure 6)."""
+    """Write held-out losses against time and, for LDLM, the density of t over the course of training (Figure 6)."""
     drawing.png(path, kinds.of(course.config).timesteps(course))
 
 
 def interpolation(path: Path, found: Mapping[str, Row]) -> None:
-    """Write the figures along the path between two latents, of one run or several, by name (Figure 3, left)."""
+    """Write the figures along the path between two latents, for one or more runs, by name (Figure 3, left)."""
     drawing.png(path, results.along(found))
 
 
 def mean_of_two(path: Path, found: Mapping[str, Row]) -> None:
-    """Write the figures of the decoded mean of two latents, of one run or several, by name (Figure 4, right)."""
+    """Write the figures of the decoded mean of two latents, for one or more runs, by name (Figure 4, right)."""
     drawing.png(path, results.mean_of_two(found))
 
 
 def sweep(path: Path, found: Row) -> None:
     """Write the frontier of a sweep (Figure 1).
 
-    Of a run of LDLM it is perplexity against entropy, evaluations and diversity, of all and of the finalists. Of a
-    rival's run, and of several runs, it is perplexity and entropy against evaluations, against seconds, and together.
+    For a run of LDLM, it is perplexity against entropy, evaluations and diversity, of all variants and of the
+    finalists. For a rival's run, or several runs, it is perplexity and entropy against evaluations, against seconds,
+    and against each other.
     """
     if "points" in found:
         drawing.png(path, fronts.charts(found), columns=3, shared_legend=True)
@@ -95,5 +96,5 @@ def comparison(path: Path, rows: Sequence[Row]) -> None:
 
 
 def validity(path: Path, rows: Sequence[Row]) -> None:
-    """Write the figures of several sets of texts by their source as bars."""
+    """Write the validity figures of several sets of texts as bars."""
     drawing.png(path, results.validity(rows))

@@ -1,7 +1,7 @@
 """The report of a run as one HTML page: what was trained on what, how it went, and what came of it.
 
-Everything on it is a function of `Report`, which holds the records of the run's files: the same files give the same
-page. A section without its data is left out while the run is going on; once it is complete, the section names the
+Everything on it is a function of `Report`, which holds the records in the run's files: the same files give the same
+page. A section without data is left out while the run is in progress; once the run is complete, the section names the
 command that makes what is missing.
 """
 
@@ -35,7 +35,7 @@ def page(report: AnyReport) -> str:
 
 
 def _figures(report: AnyReport, kind: kinds.Kind) -> list[Figure]:
-    """The figures that one looks for first."""
+    """The figures that readers look for first."""
     steps = kind.steps(report)
     found = [("steps", f"{report.step:,}", "" if report.complete else f"{report.step / steps:.0%} of {steps:,}")]
     if report.step and report.features is not None:

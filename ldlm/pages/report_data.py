@@ -21,21 +21,21 @@ Figure = tuple[str, str, str]  # name, value, and what to compare it with
 class SampleSet:
     """A file that `ldlm sample` wrote: its record, and all rows."""
 
-    name: str  # of the file, from the run's folder
+    name: str  # of the file, relative to the run's folder
     about: Row
     rows: Sequence[Row]
 
 
 @dataclass(frozen=True)
 class Report(Generic[Config_co]):
-    """The records of a run's files, as the stages wrote them; None for what is not there."""
+    """The records in a run's files, as the stages wrote them; None for those that do not exist."""
 
     name: str
     config: Config_co
-    manifest: Row | None  # of a run that is complete
+    manifest: Row | None  # of a complete run
     status: Row | None
     features: Row | None
-    parameters: Mapping[str, int]  # by part; empty as long as the features are not known
+    parameters: Mapping[str, int]  # by part; empty while the features are unknown
     metrics: Sequence[Row]
     decoders: Sequence[Row]  # oldest first
     samples: Sequence[SampleSet]
@@ -49,7 +49,7 @@ class Report(Generic[Config_co]):
 
     @property
     def course(self) -> curves.Course[Config_co]:
-        """The measurements over the training."""
+        """The measurements taken during the training."""
         return curves.Course(self.config, self.metrics)
 
     @property
@@ -59,13 +59,13 @@ class Report(Generic[Config_co]):
 
     @property
     def step(self) -> int:
-        """The last step that is known of."""
+        """The last known step."""
         steps = [line["step"] for line in self.metrics]
         return max([0, *steps, *(record["step"] for record in (self.manifest, self.status) if record is not None)])
 
     @property
     def tokens(self) -> int:
-        """Number of tokens trained on; 0 as long as their number per row is not known."""
+        """Number of tokens trained on; 0 while their number per row is unknown."""
         per_row = 0 if self.features is None else self.features["shapes"]["seq_len"]
         return self.step * self.config.batch_size * per_row
 
@@ -91,7 +91,7 @@ class Charts:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that scrolls by itself where it is wider than the page; the first column names the row."""
+    """A table that scrolls by itself if it is wider than the page; the first column names the row."""
 
     kind: ClassVar[str] = "table"
     name: str
@@ -101,7 +101,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Hint:
-    """A word on what is missing, and the command that makes it."""
+    """A note on what is missing, and the command that makes it."""
 
     kind: ClassVar[str] = "hint"
     text: str
@@ -119,7 +119,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Text:
-    """A text in pieces, each with whether it is a special token, and a word on it."""
+    """A text in pieces, each marked if it is a special token, and a caption."""
 
     about: str
     pieces: Sequence[tuple[str, bool]]
@@ -127,7 +127,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts as a list, which is closed at first where there is a title to open it by."""
+    """Texts as a list; with a title in `folded`, it is folded at first and opened by that title."""
 
     kind: ClassVar[str] = "texts"
     texts: Sequence[Text]
@@ -136,7 +136,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and values; `wide` ones have lines of their own."""
+    """Names and values; `wide` ones have a line each."""
 
     kind: ClassVar[str] = "facts"
     title: str
@@ -170,21 +170,21 @@ NOTHING_YET = Hint("Nothing has been measured yet.")
 
 
 def charts(made: Iterable[Chart]) -> list[Block]:
-    """The charts that have values, as a block; a hint where none has."""
+    """The charts that have values, as a block; a hint if none has."""
     there = [chart for chart in made if chart.has_values]
     return [Charts(there)] if there else [NOTHING_YET]
 
 
 def missing(report: AnyReport, id: str, title: str, text: str, command: str) -> Section | None:
-    """A section that names the command which makes what it lacks; none while the run is going on.
+    """A section that names the command which makes what it lacks; None while the run is in progress.
 
-    `RUN` in the command stands for the run, wherever it lies.
+    `RUN` in the command stands for the run's name.
     """
     return Section(id, title, "", [Hint(text, command.replace("RUN", report.name))]) if report.complete else None
 
 
 def texts(report: AnyReport, found: Iterable[tuple[str, str]], folded: str = "") -> Texts:
-    """Texts with a word on each, their special tokens marked."""
+    """Texts, each with a caption, their special tokens marked."""
     special = sorted(report.special_tokens, key=len, reverse=True)
     pattern = "|".join(map(re.escape, special))
 
@@ -195,15 +195,15 @@ def texts(report: AnyReport, found: Iterable[tuple[str, str]], folded: str = "")
 
 
 def of_step(report: AnyReport, step: int) -> str:
-    """Words for the state of the run that something was made of."""
+    """Words for the step of the run from which something was made."""
     return f"the model at step {step:,}" + (f" (it is now at {report.step:,})" if step != report.step else "")
 
 
 def model_name(name: str) -> str:
-    """A model's id, or the last part of a folder's path: a report that is handed on shows no paths."""
+    """A model's id, or the last part of a folder's path: a report may be passed on, so it shows no paths."""
     return Path(name).name if Path(name).is_absolute() else name
 
 
 def cell(value: float | None, shown: Any = number) -> str:
-    """A number in a table; a dash where there is none."""
+    """A number in a table; a dash if there is none."""
     return "–" if value is None else shown(value)

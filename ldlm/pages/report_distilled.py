@@ -1,4 +1,4 @@
-"""Words, figures, charts and sections of a report on a distilled run: its rounds, and what they learned."""
+"""Words, figures, charts and sections of the report on a distilled run: its rounds, and what they learned."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def what(report: Report[DistilledConfig]) -> str:
 
 
 def steps(report: Report[DistilledConfig]) -> int:
-    """Steps that the distillation takes in all."""
+    """Steps of the whole distillation."""
     return report.config.steps
 
 
@@ -53,7 +53,7 @@ def losses(report: Report[DistilledConfig]) -> Section:
 
 
 def training(course: Course[DistilledConfig]) -> list[Chart]:
-    """The loss over the steps, and the evaluations of a text by the student of each round."""
+    """The loss over the steps, and each round's number of evaluations per text."""
     metrics = course.metrics
     lines = [
         over_steps(of_kind(metrics, "train"), "training", "l_distill", BLUE, noisy=True),
@@ -68,12 +68,12 @@ def training(course: Course[DistilledConfig]) -> list[Chart]:
 
 
 def timesteps(course: Course[DistilledConfig]) -> list[Chart]:
-    """No charts, for a student has but a few times."""
+    """No charts, since a student has only a few times."""
     return []
 
 
 def dynamics(runs: Mapping[str, Sequence[Row]], colors: Mapping[str, str]) -> list[Chart]:
-    """Losses of one run or several, by name."""
+    """Losses of one or more runs, by name."""
     lines = [
         over_steps(of_kind(metrics, "train"), name, "l_distill", colors[name], noisy=True)
         for name, metrics in runs.items()

@@ -1,4 +1,4 @@
-"""Sections of a report on the results of a training: decoders, texts, a trace, a sweep, interpolation, likelihood."""
+"""Sections of a report on what was made with a run: decoders, texts, a trace, a sweep, interpolation, likelihood."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _REBUILT: dict[str, Callable[[float], str]] = {
 
 
 def _how(report: AnyReport, one: SampleSet) -> str:
-    """The settings that a set of texts was drawn with, in words."""
+    """The settings with which a set of texts was drawn, in words."""
     sampler = one.about["config"]["sampler"]
     guidance = f", guidance {sampler['guidance']:g}" if sampler["guidance"] != 1 else ""
     return (
@@ -73,7 +73,7 @@ def _how(report: AnyReport, one: SampleSet) -> str:
 
 
 def samples(report: AnyReport, how: Callable[[Report[Any], SampleSet], str] = _how) -> Section | None:
-    """The first texts of each set that was drawn; `how` has words for the settings that one was drawn with."""
+    """The first texts of each set that was drawn; `how` puts the settings of a set into words."""
     if not report.samples:
         command = "ldlm sample --run RUN --num-samples 64 --output RUN/samples.jsonl"
         return missing(report, "samples", "Samples", "No texts have been drawn;", command)
@@ -87,11 +87,11 @@ def samples(report: AnyReport, how: Callable[[Report[Any], SampleSet], str] = _h
 
 
 def trace(report: AnyReport) -> Section | None:
-    """A text at several times of its way from noise."""
+    """A text at several times on its way from noise."""
     title, found = "From noise to text", report.trace
     if found is None:
         command = "ldlm sample --run RUN --trace RUN/trace"
-        return missing(report, "trace", title, "No text has been followed on its way;", command)
+        return missing(report, "trace", title, "No text has been followed on its way from noise;", command)
     shown = [
         (f"t = {frame['t']:.3f}, confidence {statistics.fmean(frame['probabilities']):.0%}", frame["text"])
         for frame in evenly(found["frames"], FRAMES)
@@ -131,7 +131,7 @@ def frontier(report: AnyReport) -> Section | None:
 
 
 def _points(report: AnyReport, sweep: Row) -> Section:
-    """The sweep of a token-level run, each of whose samplers is drawn at every budget."""
+    """The same for a token-level run, for which every sampler is run at every budget."""
     lead = (
         f"{fronts.NO_WIN} {sweep['texts']:,} texts each from {of_step(report, sweep['step'])}, scored by "
         f"{model_name(sweep['scorer'])}; diversity is of {sweep['diversity_texts']:,} texts of each. "
@@ -161,7 +161,7 @@ def _finalists(sweep: Row) -> Table:
 def _scores(row: Row, number_of_texts: int) -> tuple[str, ...]:
     """Perplexity, entropy, diversity and seconds, with the digits of the sweep's own table.
 
-    An earlier version took the diversity of other numbers of texts than the `texts` of a finalist: the number is said.
+    In earlier versions diversity may be of another number of texts than a finalist has: then that number is shown.
     """
     digits = {"gen_ppl": ".1f", "entropy": ".3f", "diversity": ".3f", "seconds": ".4f"}
     cells = {}
@@ -201,7 +201,7 @@ def interpolation(report: AnyReport) -> Section | None:
 def _mean_and_real(found: Row) -> Table:
     head = ("decoded", "gen. ppl", "entropy", "diversity")
     rows = [["mean of the two latents", *_with_interval(found["mean"])], ["real text", *_with_interval(found["real"])]]
-    if not results.real_is_alike(found):  # of an earlier version
+    if not results.real_is_alike(found):  # a result of an earlier version
         rows[-1][-1] += f" (of {2 * found['pairs']:,} texts)"
     return Table("The mean of two latents, and real text", head, rows)
 
@@ -219,13 +219,13 @@ def _with_interval(figures: Row) -> list[str]:
 
 
 def likelihood(report: AnyReport) -> Section | None:
-    """Bits per token of rows, and of LDLM the curve over the noise level τ; None where nothing was measured."""
+    """Bits per token of rows, and for LDLM the curve over the noise level τ; None if nothing was measured."""
     found = report.likelihood
     if found is None:
         return None
     low, high = found["interval"]
     lead = (
-        f"A bound of the negative log-likelihood of {found['rows_reported']:,} {found['split']} rows from above: "
+        f"An upper bound on the negative log-likelihood of {found['rows_reported']:,} {found['split']} rows: "
         f"{number(found['bits_per_token'])} bits per token of all {found['seq_len']:,} of a row (95 % interval "
         f"over rows {number(low)} – {number(high)}; standard error of the estimate {found['estimate_se']:.2g}), from "
         f"{of_step(report, found['step'])}."

@@ -1,4 +1,4 @@
-"""Words, figures and sections of a report on a run of a rival, which reads and writes tokens."""
+"""Words, figures and sections of the report on a rival's run, which reads and writes tokens."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def what(report: Report[configs.TokenTrainConfig]) -> str:
 
 
 def steps(report: Report[configs.TokenTrainConfig]) -> int:
-    """Steps that the training takes in all."""
+    """Steps of the whole training."""
     return report.config.steps
 
 
 def held_out(report: Report[configs.TokenTrainConfig]) -> list[Figure]:
-    """The loss of the newest held-out evaluation, and where it estimates a bound that of the perplexity."""
+    """The loss of the newest held-out evaluation and, if it estimates the NELBO, the bound on the perplexity."""
     newest = next(reversed(report.lines("eval")), {})
     if newest.get("loss") is None:
         return []
@@ -81,7 +81,7 @@ _BOUND = (
     "On held-out rows the loss estimates the NELBO, which bounds the negative log-likelihood of a token from above, "
     "from a few times and noises of each row."
 )
-_NO_BOUND = "It bounds no likelihood, so it compares with runs of the same method only."
+_NO_BOUND = "It bounds no likelihood, so it is comparable only between runs of the same method."
 
 
 def optimisation(report: Report[configs.TokenTrainConfig]) -> Section:
@@ -106,13 +106,13 @@ def samples(report: Report[configs.TokenTrainConfig]) -> Section | None:
 
 
 def _how(report: Report[configs.TokenTrainConfig], one: SampleSet) -> str:
-    """The sampler that a set of texts was drawn with, and its settings other than the defaults."""
+    """The sampler with which a set of texts was drawn, and its settings other than the defaults."""
     sampler = one.about["config"]["sampler"]
     made_by = configs.TOKEN_SAMPLERS[report.config.method].get(sampler["name"])
     default = {} if made_by is None else configs.to_dict(made_by())
     if made_by is not None:
         sampler = configs.used(made_by(**sampler))
-    default |= {"steps": sampler["steps"], "top_p": None}  # which are always told
+    default |= {"steps": sampler["steps"], "top_p": None}  # steps are told below, and top_p whenever it is set
     told = [f", {key} {value}" for key, value in sampler.items() if value != default.get(key)]
     return (
         f"{len(one.rows):,} texts from {of_step(report, one.about['step'])}: {sampler['name']}, "

@@ -1,4 +1,4 @@
-"""Words and sections of a report on LDLM's training: its course, its speed, and what it was made of and with."""
+"""Words and sections of the report on LDLM's training: its course, its speed, and what it was made of and with."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def what(report: Report[TrainConfig]) -> str:
 
 
 def steps(report: Report[TrainConfig]) -> int:
-    """Steps that the training takes in all."""
+    """Steps of the whole training."""
     return total_steps(report.config)
 
 
@@ -158,8 +158,8 @@ def origin(
 ) -> Section:
     """What a run was made of and with, and its settings other than the defaults.
 
-    `encoder` and `prints` name the keys of the encoder's record that its text and fingerprints are listed with, and
-    `same` is what is the same where the fingerprints are.
+    `encoder` and `prints` map names on the page to the keys of the encoder's record that are listed with the text and
+    the fingerprints; `same` says what equal fingerprints mean to be equal.
     """
     default = configs.from_dict(type(report.config), {})
     changed = configs.differences(configs.to_dict(default), configs.to_dict(report.config))

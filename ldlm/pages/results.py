@@ -38,7 +38,7 @@ FIGURE_CHARTS = (
     ("entropy", "Entropy", "entropy, nats"),
     ("diversity", "Diversity", "distinct n-grams, Π over n = 2 to 4"),
 )
-# Those of texts whose law is known.
+# Those of texts whose distribution is known.
 VALIDITY_CHARTS = (
     ("sentences_valid", "Valid sentences", "share of the whole sentences"),
     ("stories_valid", "Valid stories", "share of the whole stories"),
@@ -53,7 +53,7 @@ def scored(rows: Sequence[T]) -> list[T]:
 
 
 def diversity_texts(row: Row) -> int | None:
-    """Number of texts that a row's diversity is of; None where an earlier version has not said."""
+    """Number of texts on which a row's diversity is computed; None if an earlier version did not record it."""
     return row.get("diversity_texts", row.get("num_texts"))
 
 
@@ -62,13 +62,13 @@ def diversity_texts(row: Row) -> int | None:
 
 
 def frontier_lines(finalists: Sequence[Row]) -> dict[str, list[Row]]:
-    """The finalists of a sweep as two lines, by name: the paper's sampler, and what was better at each budget.
+    """The finalists of a sweep as two lines, by name: the paper's sampler, and the best at each budget.
 
-    Those without a perplexity have no place on them.
+    Finalists without a perplexity are left out.
     """
     finalists = scored(finalists)
     own = [row for row in finalists if is_papers(row)]
-    # A table of an earlier version marks none.
+    # Sweeps of earlier versions mark none as best.
     best = [row for row in finalists if row.get("best", row not in own)]
     return {"the paper's sampler": own, "best at each budget": best}
 
@@ -106,7 +106,7 @@ def _budgets(sweep: Row) -> Chart:
 
 
 def _closely(sweep: Row, key: str, label: str) -> Chart:
-    """The finalists, and others' samples; their diversity where it is of as many texts."""
+    """The finalists and other models' texts; for diversity, only other sets with the same number of texts."""
     numbers = set(map(diversity_texts, sweep["finalists"]))
     alike = [row for row in sweep["externals"] if key != "diversity" or {diversity_texts(row)} == numbers]
     marks = [*_finalists(sweep, key), *_externals(sweep, key, alike)]
@@ -143,7 +143,7 @@ def _title(row: Row) -> str:
 
 
 def _around(screened: Sequence[Row], marks: Sequence[Points]) -> tuple[list[Row], int]:
-    """Screened rows near the marks, and how many are not: a few collapsed ones would take all the room."""
+    """Screened rows near the marks, and the number of others: a few collapsed ones would take all the room."""
     x, y = [v for mark in marks for v in mark.x], [v for mark in marks for v in mark.y]
     if not x:
         return list(screened), 0
@@ -161,14 +161,14 @@ def _around(screened: Sequence[Row], marks: Sequence[Points]) -> tuple[list[Row]
 
 
 def real_is_alike(result: Row) -> bool:
-    """Whether an interpolation has the diversity of as many real texts as decoded ones."""
+    """Whether an interpolation's diversity is that of equally many real and decoded texts."""
     return diversity_texts(result["real"]) == diversity_texts(result["mean"]) is not None
 
 
 def along(results: Mapping[str, Row]) -> list[Chart]:
-    """Figures along the path between two latents (Figure 3, left), of one run or several, by name.
+    """Figures along the path between two latents (Figure 3, left), of one or more runs, by name.
 
-    Perplexity, entropy, diversity, and how many tokens change from point to point, with their intervals.
+    Perplexity, entropy, diversity, and the number of tokens that change from point to point, with their intervals.
     """
     kinds = sorted({result["path"] for result in results.values()})
     a = Axis(f"a, {' and '.join(kinds)} path", low=0, high=1)
@@ -201,10 +201,10 @@ def _intervals(rows: Sequence[Row], key: str) -> list[tuple[float | None, float 
 
 
 def _real_lines(results: Mapping[str, Row], key: str, ends: Sequence[float]) -> list[Line]:
-    """The figure of real text: one line where all results were measured on the same, else one of each.
+    """The figure of real text: one line if it is the same for all results, else one for each.
 
-    None for diversity in results of earlier versions, where real text is of twice as many texts as the others:
-    diversity falls with the number of texts.
+    None for diversity in results of earlier versions, which have twice as many real texts as others: diversity falls
+    with the number of texts.
     """
     if key == "diversity" and not all(map(real_is_alike, results.values())):
         return []
@@ -218,7 +218,7 @@ def _real_lines(results: Mapping[str, Row], key: str, ends: Sequence[float]) -> 
 
 
 def _nothing_to_score(rows: Sequence[tuple[float, Row]]) -> list[Points]:
-    """Crosses at the foot of a chart, where texts have no perplexity."""
+    """Crosses at the foot of a chart where texts have no perplexity."""
     at = [x for x, row in rows if row["gen_ppl"] is None]
     return [Points("nothing to score", RED, at, [0] * len(at), ["nothing to score"] * len(at), shape="cross")] * bool(
         at
@@ -228,7 +228,7 @@ def _nothing_to_score(rows: Sequence[tuple[float, Row]]) -> list[Points]:
 def mean_of_two(results: Mapping[str, Row]) -> list[Chart]:
     """Figures of the decoded mean of two latents (Figure 4, right), and of the two ends.
 
-    Against σ_dec where the runs differ in it, and else by name.
+    Against σ_dec if every run has a different one, else by name.
     """
     sigmas = [result["sigma_dec"] for result in results.values()]
     by_sigma = None not in sigmas and len(set(sigmas)) == len(sigmas) > 1
@@ -268,7 +268,7 @@ def comparison(rows: Sequence[Row]) -> list[Chart]:
 
 
 def validity(rows: Sequence[Row]) -> list[Chart]:
-    """Validity, coverage and entropy of sets of texts by their source as bars; each row has these and a name."""
+    """Validity, coverage and entropy of sets of texts under their source as bars; each row has these and a name."""
     return _bars(rows, VALIDITY_CHARTS)
 
 

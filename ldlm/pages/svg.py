@@ -1,4 +1,4 @@
-"""Charts as SVG within a page: the drawing in the page's colours and letters, and what a pointer is told on it."""
+"""Charts as SVG within a page: the drawing in the page's colours and fonts, and what a pointer shows on it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-AREA = {"width": WIDTH, "height": HEIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM}  # from the top
+AREA = {"width": WIDTH, "height": HEIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM}  # measured from the top
 
 
 @dataclass(frozen=True)
 class Strip:
-    """A part of a drawing from top to bottom, and the values in it, which stand at x = `at`."""
+    """A vertical strip of a drawing, and the values in it, which stand at x = `at`."""
 
     left: float
     width: float
@@ -35,7 +35,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Spot:
-    """A place in a drawing, with what a pointer is told there."""
+    """A place in a drawing, with what a pointer shows there."""
 
     x: float
     y: float
@@ -45,7 +45,7 @@ class Spot:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A chart as SVG markup of WIDTH × HEIGHT units, without the element around it, and what a pointer is told."""
+    """A chart as SVG markup of WIDTH × HEIGHT units, without the <svg> element, and what a pointer shows."""
 
     svg: str
     strips: list[Strip]
@@ -89,7 +89,7 @@ def _strips(chart: Chart, ax: Axes) -> list[Strip]:
 
 
 def _told(chart: Chart, lines: Sequence[Line], x: float, ax: Axes, left: float, right: float) -> str:
-    """The values of lines nearest to x, as far as they stand between two places."""
+    """The values of lines nearest to x, if they lie between two places."""
     said = [f"{chart.x.label} {chart.x.number(x)}"]
     for line in lines:
         nearest = _nearest(line.x, x)
@@ -107,9 +107,9 @@ def _nearest(ascending: Sequence[float], x: float) -> int:
 
 
 def _clean(drawn: str) -> str:
-    """The markup within matplotlib's SVG, in the colours and letters of the page, with places to a tenth of a point.
+    """The markup within matplotlib's SVG, in the colours and fonts of the page, with coordinates to a tenth of a point.
 
-    Its style is left out, as it would hold for the whole page, and names that several drawings would share.
+    Its style, which would apply to the whole page, and names that several drawings would share are left out.
     """
     inner = drawn.partition("</style>")[2].partition("</defs>")[2].rpartition("</svg>")[0]
     return re.sub(r"<[^>]+>", _clean_tag, re.sub(r"\s*\n\s*", " ", inner)).replace("> <", "><").strip()

@@ -58,7 +58,7 @@ def timesteps(course: Course[TokenTrainConfig]) -> list[Chart]:
 
 
 def dynamics(runs: Mapping[str, Sequence[Row]], colors: Mapping[str, str]) -> list[Chart]:
-    """Losses of one run or several, by name. Held-out losses that are bounds have a chart of their own."""
+    """Losses of one or more runs, by name. Held-out losses that are bounds have a chart of their own."""
     train = [
         over_steps(of_kind(metrics, "train"), name, "loss", colors[name], noisy=True) for name, metrics in runs.items()
     ]

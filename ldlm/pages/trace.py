@@ -1,7 +1,7 @@
-"""A trace as one HTML file: no network, no library, readable without JavaScript, on a phone, in light and in dark.
+"""A trace as one HTML file: no network, no library, readable without JavaScript, on a phone, in light or dark mode.
 
 Without scripts the frames stand one below the other. With scripts they lie on top of each other, and a slider, the
-arrow keys or a touch of the picture below choose one. `#7` after the address opens frame 7.
+arrow keys or a touch on the picture below chooses one. `#7` after the address opens frame 7.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _levels(scale: Scale) -> list[tuple[str, str]]:
 
 
 def _strip(frames: Sequence[Frame], scale: Scale) -> str:
-    """A PNG as a data address: a row of pixels per frame, a pixel per position."""
+    """A PNG as a data URL: a row of pixels per frame, a pixel per position."""
     from PIL import Image
 
     image = Image.new("RGB", (len(frames[0].tokens), len(frames)))

@@ -14,13 +14,13 @@ from ldlm.paper import settings
 from ldlm.paper.jobs import KINDS, Job
 from ldlm.paper.settings import TINY
 
-UTILISATION = 0.35  # of a GPU's matrix products, taken
+UTILISATION = 0.35  # assumed share of a GPU's peak rate of matrix products
 CORE = "cpu"
 
 
 @dataclass(frozen=True)
 class Card:
-    """A device: FLOP/s that are reached, memory in GB, and seconds that a command takes to begin."""
+    """A device: FLOP/s reached in practice, memory in GB, and seconds that a command takes to start."""
 
     flops: float
     memory: int
@@ -31,8 +31,8 @@ def _gpu(teraflops: float, memory: int) -> Card:
     return Card(UTILISATION * teraflops * 1e12, memory)
 
 
-# Of GPUs the dense bf16 products per second that their maker publishes. Of a core the FLOP/s are taken: what a run took
-# is in its `commands.jsonl`.
+# For GPUs, the dense bf16 TFLOP/s that their maker publishes. For a core, the FLOP/s are an assumption; what a run
+# really took is in its `commands.jsonl`.
 CARDS = {
     CORE: Card(40e9, 8, start=6.0),
     "A100-40GB": _gpu(312, 40),
@@ -43,7 +43,7 @@ CARDS = {
     "RTX-4090": _gpu(165, 24),
 }
 PARAMETERS = {"gpt2": 124e6, "gpt2-large": 774e6, "bert-base-uncased": 110e6}
-TINY_TOKENS = 1.5e6  # of the training text, about, where it is as long as is taken of it
+TINY_TOKENS = 1.5e6  # of the training text, about, if the text is long enough to be cut
 
 
 def card(name: str) -> Card:
@@ -55,7 +55,7 @@ def card(name: str) -> Card:
 
 @dataclass(frozen=True)
 class Cost:
-    """Tokens that pass, FLOPs and bytes that stay."""
+    """Tokens processed, FLOPs, and bytes left on disk."""
 
     tokens: float = 0.0
     flops: float = 0.0
@@ -65,9 +65,9 @@ class Cost:
 def of_jobs(
     jobs: Iterable[Job], scale: str, name: str, devices: int, advance: Callable[[int], None] = lambda count: None
 ) -> dict[str, Any]:
-    """Cost of jobs by stage and in all, as JSON. Hours are device hours over `devices`: the jobs may be spread.
+    """Cost of jobs by stage and in total, as JSON. Hours are device hours over `devices`: the jobs may be spread.
 
-    `advance` is called after each job: a training's takes a second.
+    `advance` is called after each job, since counting a training takes a second.
     """
     device = card(name)
     stages: list[dict[str, Any]] = []
@@ -122,7 +122,7 @@ def _features(job: Job, scale: str) -> Cost:
         return Cost(tokens, 0, 4 * tokens)
     stored = one.codec != "online"
     width = settings.ENCODER["width"] if scale == TINY else 768
-    passed = tokens if stored else min(tokens, 2e6)  # statistics alone
+    passed = tokens if stored else min(tokens, 2e6)  # an online store needs only the statistics
     encoder = PARAMETERS[one.encoder] if scale != TINY else 12 * settings.ENCODER["layers"] * width**2
     return Cost(passed, 2 * encoder * passed, tokens * (4 + 2 * width * stored))
 
@@ -142,7 +142,7 @@ def _trained(job: Job, scale: str) -> Cost:
 
 @cache
 def _training(config: AnyTrainConfig, shapes: Shapes) -> tuple[float, int, int]:
-    """FLOPs of a whole training for each token of a step, parameters, and steps."""
+    """FLOPs of a whole training per token of a step; parameters; steps."""
     from ldlm.baselines.registry import training_method
 
     method = training_method(config)
@@ -155,7 +155,7 @@ def _tuned(job: Job, scale: str) -> Cost:
     one, shapes = job.settings, job.run.shapes
     batch = one.batch_size or configs.from_dict(TrainConfig, configs.preset(TINY).overrides).batch_size
     tokens = one.steps * batch * shapes.seq_len
-    # A block of SwiGLU: attention 4 D², MLP 3·4 D²; and the head.
+    # A block with SwiGLU: attention 4 D², MLP 3·4 D²; and the head.
     decoder = 16 * one.layers * shapes.hidden_dim**2 + shapes.vocab_size * shapes.hidden_dim
     return Cost(tokens, 6 * decoder * tokens, 16 * decoder * one.keep)
 
@@ -171,7 +171,7 @@ def _sampled(job: Job, scale: str) -> Cost:
 
 
 def _evaluation(job: Job, scale: str) -> float:
-    """FLOPs of one evaluation of the denoiser on one text; of a rival a third of a training step's."""
+    """FLOPs of one evaluation of the denoiser on one text; for a rival, a third of those of a training step."""
     stages = job.run
     config = settings.training(stages.row, scale, steps=stages.size.steps).config
     if stages.row.method == LDLM:

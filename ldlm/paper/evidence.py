@@ -1,4 +1,4 @@
-"""The state of the evidence for each table and figure, from the results that are committed in `results/`."""
+"""The state of the evidence for each table and figure, from the results committed in `results/`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Evidence:
     verdicts: str  # how many of the paper's orderings hold; empty without a result
 
     def to_json(self) -> dict[str, Any]:
-        """All of it by name."""
+        """All fields, those of the table or figure included, by name."""
         one = self.exhibit
         return {
             "name": one.name,
@@ -45,7 +45,7 @@ class Evidence:
 
 
 def of_all(folder: Path = FOLDER) -> Iterator[Evidence]:
-    """The evidence for every table and figure. A result at the paper's scale counts before one at the tiny scale."""
+    """The evidence for every table and figure. A result at the paper's scale takes precedence over a tiny one."""
     for name in exhibits.NAMES:
         exhibit = exhibits.load(name)
         there = [path for scale in ("paper", "tiny") if (path := folder / f"{name}-{scale}.json").exists()]
@@ -59,7 +59,7 @@ def of_all(folder: Path = FOLDER) -> Iterator[Evidence]:
 
 
 def state(record: Mapping[str, Any], exhibit: Exhibit) -> str:
-    """Contradicted where an ordering is reversed; reproduced where all were measured and one or more hold."""
+    """Contradicted if an ordering is reversed; reproduced if all were measured and at least one holds."""
     verdicts = [one["verdict"] for one in record["statements"]]
     if NOT_HELD in verdicts:
         return CONTRADICTED

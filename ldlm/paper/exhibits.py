@@ -26,9 +26,9 @@ KEYS = {
 
 @dataclass(frozen=True)
 class Statement:
-    """An ordering that the paper states: a quantity of rows, or quantities of one row, from the least to the most."""
+    """An ordering that the paper states: a quantity over rows, or quantities of one row, in rising order."""
 
-    rising: tuple[str, ...]  # keys of rows, or quantities where `of` names a row
+    rising: tuple[str, ...]  # keys of rows, or quantities if `of` names a row
     figure: str | None = None
     of: str | None = None
     at: int | None = None  # evaluations, in tables with budgets
@@ -44,12 +44,12 @@ class Statement:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that stand together, and what is measured of them."""
+    """Rows shown together, and what is measured for them."""
 
     title: str
     rows: tuple[Row, ...]
     measures: str  # texts | paths | training | times | schedule
-    tiny: bool  # whether a machine without a GPU can say anything about it
+    tiny: bool  # whether it can be run at --scale tiny, without a GPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +64,14 @@ class Exhibit:
     groups: tuple[Group, ...]
     statements: tuple[Statement, ...]
     picture: str | None
-    budgets: tuple[int, ...]  # evaluations of the denoiser, at --scale paper; empty where there is no sweep
+    budgets: tuple[int, ...]  # evaluations of the denoiser, at --scale paper; empty if there is no sweep
     tiny_budgets: tuple[int, ...]
-    evaluations: int  # where there is no sweep
+    evaluations: int  # if there is no sweep
     texts: int  # of each sampling seed, at --scale paper
 
     @property
     def label(self) -> str:
-        """`Table 1`."""
+        """The name as the paper writes it: `Table 1`."""
         return self.name.replace("-", " ").capitalize()
 
     @property
@@ -93,7 +93,7 @@ class Exhibit:
         return self.budgets if scale == "paper" else self.tiny_budgets or self.budgets
 
     def chosen(self, names: Sequence[str]) -> list[str]:
-        """Keys of the rows that are meant, by key or printed name, all of them by default; `InputError` for none."""
+        """Keys of the rows given by key or printed name, by default all; `InputError` for a name without a row."""
         found = []
         for name in names:
             there = [row.key for row in self.rows.values() if name in (row.key, row.short, row.name)]
@@ -113,7 +113,7 @@ def load(name: str) -> Exhibit:
 
 
 def parse(name: str, data: Mapping[str, Any]) -> Exhibit:
-    """A table or figure from its file's settings; `InputError`, naming it and the key, for what is not known."""
+    """A table or figure from its file's settings; `InputError`, naming it and the key, for anything unknown."""
     check_keys(name, data, KEYS, needed=("title", "section", "shows", "columns", "groups", "statements"))
     picture = data.get("picture")
     if picture is not None and picture not in PICTURES:
@@ -151,7 +151,7 @@ def _group(name: str, data: Any, above: Mapping[str, Any]) -> Group:
 def _statement(name: str, data: Any, known: set[str]) -> Statement:
     where = f"{name}, statements"
     if not isinstance(data, dict):
-        raise InputError(f"{where}: a statement has rising, and figure or of, not {data!r}")
+        raise InputError(f"{where}: a statement has `rising`, and `figure` or `of`, not {data!r}")
     check_keys(where, data, {"rising", "figure", "of", "at"}, needed=("rising",))
     if ("figure" in data) == ("of" in data):
         raise InputError(f"{where}: a statement compares a figure of rows, or figures `of` one row")

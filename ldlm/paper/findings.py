@@ -1,4 +1,4 @@
-"""The figures of a row, read from what its jobs have left in the folder of an output."""
+"""The figures of a row, read from the files that its jobs have left in the output folder."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ldlm import files
 from ldlm.artifact import recorded_config
 from ldlm.paper.plan import Measured
 
-EARLY = (0.1, 0.2)  # the part of a training whose diffusion loss counts as early
+EARLY = (0.1, 0.2)  # share of the steps between which the diffusion loss counts as early
 MILLION_STEPS, DAY = 1_000_000, 86_400
 Values = list[float | None]
 
 
 def of_row(folder: Path, measured: Measured, columns: Sequence[str]) -> dict[tuple[str, int | None], Values]:
-    """Values of the columns by quantity and evaluations, one per sampling seed where there are several."""
+    """Values of the columns by quantity and evaluations, one per sampling seed if there are several."""
     found: dict[tuple[str, int | None], Values] = {}
     for quantity in columns:
         for budget, values in SOURCES[quantity](folder, measured, quantity).items():
@@ -45,7 +45,7 @@ def _scores(folder: Path, measured: Measured, quantity: str) -> dict[int | None,
 
 
 def _path(folder: Path, measured: Measured, quantity: str) -> dict[int | None, Values]:
-    """Perplexity in the middle of the paths between latents."""
+    """Perplexity in the middle of the paths between latents, or of the mean of two latents."""
     record = None if measured.paths is None else folder / measured.paths / "interpolation.json"
     if record is None or not record.exists():
         return {}
@@ -70,7 +70,7 @@ def _manifest(folder: Path, measured: Measured) -> dict[str, Any] | None:
 
 
 def _early(folder: Path, measured: Measured, quantity: str) -> dict[int | None, Values]:
-    """The diffusion loss of the training between a tenth and a fifth of its steps."""
+    """The mean diffusion loss of the training between a tenth and a fifth of its steps."""
     manifest = _manifest(folder, measured)
     if manifest is None:
         return {}
@@ -80,12 +80,12 @@ def _early(folder: Path, measured: Measured, quantity: str) -> dict[int | None, 
 
 
 def metrics(folder: Path, measured: Measured) -> list[dict[str, Any]]:
-    """The lines of a run's metrics."""
+    """The lines of a run's `metrics.jsonl`."""
     return list(files.read_jsonl(folder / str(measured.run) / "metrics.jsonl"))
 
 
 def profile(folder: Path, measured: Measured) -> list[float | None] | None:
-    """Held-out diffusion loss in equal bins of the time that the run trains with: t, or F(t) where it adapts."""
+    """Held-out diffusion loss in equal bins of the time in which the run trains: t, or F(t) if that is adapted."""
     manifest = _manifest(folder, measured)
     if manifest is None:
         return None
@@ -95,13 +95,13 @@ def profile(folder: Path, measured: Measured) -> list[float | None] | None:
 
 
 def _bend(folder: Path, measured: Measured, quantity: str) -> dict[int | None, Values]:
-    """The share of the profile's variance that a straight line leaves: 0 where the loss grows linearly."""
+    """The share of the profile's variance that a straight line leaves unexplained: 0 if the loss grows linearly."""
     found = profile(folder, measured)
     return {} if found is None else {None: [bend(found)]}
 
 
 def bend(loss: Sequence[float | None]) -> float | None:
-    """1 − R² of the best straight line through values at equal distances; None of fewer than three."""
+    """1 − R² of the best straight line through equally spaced values; None for fewer than three."""
     places = [index for index, value in enumerate(loss) if value is not None]
     values = [value for value in loss if value is not None]
     if len(values) < 3:
@@ -112,7 +112,7 @@ def bend(loss: Sequence[float | None]) -> float | None:
 
 
 def _days(folder: Path, measured: Measured, quantity: str) -> dict[int | None, Values]:
-    """Days that a million steps take, by the median speed of the training."""
+    """Days that a million steps take at the median speed of the training."""
     if _manifest(folder, measured) is None:
         return {}
     speeds = [line["timing"]["rows_per_second"] for line in metrics(folder, measured) if "timing" in line]
@@ -121,7 +121,7 @@ def _days(folder: Path, measured: Measured, quantity: str) -> dict[int | None, V
 
 
 def _seconds(folder: Path, measured: Measured, quantity: str) -> dict[int | None, Values]:
-    """Seconds in which a set of texts was drawn; none where it took two attempts."""
+    """Seconds that drawing a set of texts took; none if it was interrupted and resumed."""
     found: dict[int | None, Values] = {}
     for budget, place in measured.drawn.items():
         if (folder / place).exists():
@@ -141,7 +141,7 @@ def seconds_per_text(folder: Path, measured: Measured) -> dict[int | None, float
 
 
 def _gamma(folder: Path, measured: Measured, quantity: str) -> dict[int | None, Values]:
-    """γ of the row's recipe (Eq. 30): half way through the warm-up, at its midpoint c, and at its end."""
+    """γ of the row's recipe (Eq. 30): halfway through the warm-up, at its midpoint c, or at its end."""
     from ldlm.model.objective import warmup_gamma
 
     config = configs.from_dict(configs.TrainConfig, configs.preset(measured.row.preset).overrides)

@@ -1,7 +1,7 @@
-"""Commands of `ldlm` as jobs: what each reads, what it makes, and the words that it is called with.
+"""Commands of `ldlm` as jobs: what each reads and makes, and the words of its command line.
 
-The name of what a job makes ends in a digest of its settings and of the names of what it reads: rows that need the same
-thing share it, and another setting is another folder.
+The name of a job's output ends in a digest of its settings and of the names of its inputs: rows that need the same
+thing share it, and another setting gives another folder.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from ldlm import files
 KINDS = (
     "text", "encoder", "scorer", "features", "reference", "train", "decoder", "sample", "evaluate", "interpolate"
 )  # fmt: skip
-ARTEFACTS = {"encoder", "scorer", "features", "train", "decoder", "interpolate"}  # folders that end with a manifest
+ARTEFACTS = {"encoder", "scorer", "features", "train", "decoder", "interpolate"}  # folders completed by a manifest
 
 
 @dataclass(frozen=True)
 class Job:
-    """One command, or the splitting of the text. Paths are relative to the folder of the output."""
+    """One command, or the splitting of the text. Paths are relative to the output folder."""
 
     kind: str
-    words: tuple[str, ...]  # of the command, after `ldlm`; none of `text`
+    words: tuple[str, ...]  # of the command, after `ldlm`; none for `text`
     output: str  # the folder or file that it makes
     needs: tuple[str, ...] = ()  # outputs of other jobs
     keeps: str | None = None  # file for the result that it prints as JSON
-    settings: Any = field(default=None, compare=False)  # what the cost is counted from
-    run: Any = field(default=None, compare=False)  # settings of the training that a later stage belongs to
+    settings: Any = field(default=None, compare=False)  # from which the cost is counted
+    run: Any = field(default=None, compare=False)  # the stages of the row, for a training and what follows it
 
     @property
     def mark(self) -> str:
@@ -45,12 +45,12 @@ class Job:
 
 
 def named(kind: str, label: str, *settings: object, suffix: str = "") -> str:
-    """A name for what is made with these settings: its kind, a label to be read, and a digest."""
+    """A name for what is made with these settings: its kind, a readable label, and a digest."""
     return f"{kind}/{label}-{files.sha256_json(settings)[:8]}{suffix}"
 
 
 def options(changes: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Settings as `--set KEY=VALUE`, nested ones by their dotted key."""
+    """Settings as `--set KEY=VALUE`, nested ones with dotted keys."""
     words = []
     for name, value in changes.items():
         if isinstance(value, Mapping):
@@ -70,7 +70,7 @@ def flags(changes: Mapping[str, Any]) -> list[str]:
 
 
 def changed(config: Any, base: Any) -> dict[str, Any]:
-    """Settings in which a configuration differs from another of its class, nested; none of lists that are empty."""
+    """Top-level settings in which a configuration differs from another of its class, with their own values."""
     mine, other = configs.to_dict(config), configs.to_dict(base)
     return {name: value for name, value in mine.items() if value != other[name]}
 

@@ -1,4 +1,4 @@
-"""Orderings that the paper states, judged by what was measured: held, not held, or within the seed spread."""
+"""Orderings that the paper states, judged by our measurements: held, not held, or within the seed spread."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VERDICTS = (HELD, WITHIN, NOT_HELD, COLLAPSED, ONE, MISSING)
 
 @dataclass(frozen=True)
 class Judged:
-    """A statement and its verdict; `paper` is whether the paper's own printed figures have this order."""
+    """A statement and its verdict; `paper` tells whether the paper's own printed figures have this order."""
 
     statement: Statement
     verdict: str
@@ -26,7 +26,7 @@ class Judged:
     paper: bool | None  # None where the paper prints no figures of it
 
     def to_json(self) -> dict[str, Any]:
-        """All of it by name."""
+        """All fields by name."""
         one = self.statement
         return {
             "rising": list(one.rising),
@@ -82,6 +82,6 @@ def verdict(one: Judged) -> str:
 
 
 def counts(verdicts: Iterable[str]) -> str:
-    """`5 held, 1 within seed spread`, in this order of verdicts."""
+    """Counts like `5 held, 1 within seed spread`, in the order of `VERDICTS`."""
     found = Counter(verdicts)
     return ", ".join(f"{found[verdict]} {verdict}" for verdict in VERDICTS if found[verdict])

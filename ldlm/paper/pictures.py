@@ -1,4 +1,4 @@
-"""The pictures of the paper's figures, from what was measured, in the style of the pages."""
+"""The pictures of the paper's figures, from our measurements, in the style of the pages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GAMMA_POINTS = 101
 
 
 def draw(result: Result, folder: Path) -> None:
-    """Draw the picture of a figure beside its table; nothing for a table, and where nothing was measured."""
+    """Draw the picture of a figure beside its table; nothing for a table, or if nothing was measured."""
     if result.exhibit.picture is not None:
         charts, columns = PICTURES[result.exhibit.picture](result, folder)
         path = folder / f"{result.exhibit.name}-{result.plan.size.scale}.png"
@@ -89,7 +89,7 @@ def _known(result: Result, row: Row, quantity: str, budget: int | None = None) -
 
 
 def _dynamics(result: Result, folder: Path) -> tuple[list[Chart], int]:
-    """Figure 3: perplexity along paths between latents; losses over the training with the first seed."""
+    """Figure 3: perplexity along paths between latents; losses over training with the first seed."""
     path = Axis("a, place between two latents", low=0, high=1)
     steps = [
         Chart("Diffusion loss by S_wu", STEP, Axis("L_diff, log scale", log=True), _losses(result, folder, "l_diff")),
@@ -99,7 +99,7 @@ def _dynamics(result: Result, folder: Path) -> tuple[list[Chart], int]:
 
 
 def _paths(result: Result, folder: Path) -> list[Line]:
-    """Perplexity at each place of the paths of each row, the mean over training seeds."""
+    """Perplexity at each point of each row's paths, averaged over training seeds."""
     found: dict[str, list[Any]] = {}
     for measured in result.plan.rows:
         record = None if measured.paths is None else folder / measured.paths / "interpolation.json"
@@ -130,7 +130,7 @@ def _finished(folder: Path, measured: Measured) -> bool:
 
 
 def _noise(result: Result, folder: Path) -> tuple[list[Chart], int]:
-    """Figure 4: what depends on σ_dec, the mean over training seeds."""
+    """Figure 4: what depends on σ_dec, averaged over training seeds."""
     rows = {row.stages["train"]["recipe"]["sigma_dec"]: row for row in result.exhibit.rows.values()}
     sigma = Axis("σ_dec, log scale", log=True)
     axes = {
@@ -160,7 +160,7 @@ def _warmup(result: Result, folder: Path) -> tuple[list[Chart], int]:
 
 
 def _times(result: Result, folder: Path) -> tuple[list[Chart], int]:
-    """Figure 6: held-out loss against the time that each run trains with, and the straight line between its ends."""
+    """Figure 6: held-out loss against the time in which each run trains, and the straight line between its ends."""
     charts: list[Chart] = []
     for key, row in result.exhibit.rows.items():
         seeds = [findings.profile(folder, m) for m in result.plan.rows if m.row.key == key]

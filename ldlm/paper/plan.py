@@ -1,7 +1,7 @@
 """A table or figure as jobs: the stages of every row, and which of them rows have in common.
 
 At `--scale paper` text comes from the hub and the scorer is GPT-2 Large. At `--scale tiny` one text is split into parts
-for models, for the scorer and held out, and encoder and scorer are pretrained on them.
+for the models, for the scorer, and held out, and encoder and scorer are pretrained on the first two.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PAIRS, TINY_PAIRS, POINTS = 1_000, 128, 11
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Sizes of a plan; None means what the scale has."""
+    """Sizes of a plan; None stands for the default of the scale."""
 
     scale: str
     seeds: int = 1  # of training
@@ -38,20 +38,20 @@ class Size:
 
     @property
     def draws(self) -> int:
-        """Sets of texts that are drawn from each run."""
+        """Number of sets of texts drawn from each run."""
         return self.sampling_seeds or (settings.SAMPLING_SEEDS if self.scale == PAPER else settings.TINY_SAMPLING_SEEDS)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The jobs of a row with a seed, and where its figures are."""
+    """The jobs of a row with one training seed, and where its figures are."""
 
     row: Row
     seed: int
     jobs: tuple[Job, ...]
     run: str | None = None  # of the training
     scores: dict[int | None, str] = field(default_factory=dict)  # files of scores, by budget
-    drawn: dict[int | None, str] = field(default_factory=dict)  # results of `sample`, of the first sampling seed
+    drawn: dict[int | None, str] = field(default_factory=dict)  # results of `sample` with the first seed, by budget
     paths: str | None = None  # of the interpolation
 
 
@@ -65,7 +65,7 @@ class Plan:
 
     @cached_property
     def rows(self) -> list[Measured]:
-        """Every row with every seed, in the order of the exhibit; seeds come one after the other."""
+        """Every row with every seed: all rows with the first seed, in the order of the exhibit, then with the next."""
         found = []
         for seed in range(self.size.seeds):
             for group in self.exhibit.at(self.size.scale):
@@ -77,7 +77,7 @@ class Plan:
 
     @property
     def jobs(self) -> list[Job]:
-        """All jobs, each once, so that a job comes after those that it needs."""
+        """All jobs, each once, after those that it needs."""
         return unique(job for row in self.rows for job in row.jobs)
 
     def _row(self, group: Group, row: Row, seed: int) -> Measured:
@@ -122,7 +122,7 @@ class Stages:
         return Job(kind, tuple(command), output, (TEXT, *needs), settings=config)
 
     def _encoder(self, row: Row) -> Job:
-        """The small encoder of a row, of the architecture that the paper's has."""
+        """The small encoder of a row, with the architecture of the paper's."""
         vocabulary = ("--vocab-size", str(settings.VOCABULARY))
         return self._pretrained("train", settings.ENCODER, *vocabulary, "--arch", settings.architecture(row))
 
@@ -130,7 +130,7 @@ class Stages:
         return [Job("text", (), TEXT), self._encoder(row)] if self.tiny else []
 
     def _scorer(self) -> list[Job]:
-        """At the tiny scale the scorer, which has the tokenizer of the encoder, after that."""
+        """At the tiny scale, the scorer, after the encoder whose tokenizer it uses; else nothing."""
         if not self.tiny:
             return []
         *before, encoder = self._before_features(self._plain)
@@ -139,7 +139,7 @@ class Stages:
 
     @property
     def _plain(self) -> Row:
-        """The row without its own features: those that real text is cut by."""
+        """The row without settings of its own: real text comes from the rows of these features."""
         return replace(self.row, stages={}, tiny=replace(self.row.tiny, stages={}))
 
     @property
@@ -153,7 +153,7 @@ class Stages:
         return settings.shapes(self.row, self.size.scale)
 
     def features(self, row: Row) -> list[Job]:
-        """The features of a row, after what they are made from."""
+        """The features of a row, after the jobs that they need."""
         before, config = self._before_features(row), settings.store(row, self.size.scale)
         encoder = before[-1].output if before else config.encoder
         words = ["extract-features", *flags(changed(config, ExtractConfig()) | {"encoder": encoder})]
@@ -168,7 +168,7 @@ class Stages:
         return [*before, Job("features", tuple(words), output, needs, settings=config)]
 
     def reference(self) -> list[Job]:
-        """Real texts, as the rows of GPT-2's tokenizer have them, after what they come from."""
+        """Real texts, as cut into rows with GPT-2's tokenizer, after the jobs that they need."""
         *before, store = self.features(self._plain)
         label = "tiny" if self.tiny else self.row.preset
         output = named("real", label, store.output, self.texts, suffix=".jsonl")
@@ -184,10 +184,10 @@ class Stages:
         return [] if self.size.device == "auto" else ["--device", self.size.device]
 
     # ------------------------------------------------------------------------------------------------------------------
-    # A run, and what is measured of it
+    # A run, and what is measured on it
 
     def trained(self) -> list[Job]:
-        """The training of the row, after what it reads."""
+        """The training of the row, after the jobs that it needs."""
         *before, features = self.features(self.row)
         made = settings.training(self.row, self.size.scale, seed=self.seed, steps=self.size.steps)
         method = [] if self.row.method == configs.LDLM else ["--method", self.row.method]
@@ -205,7 +205,7 @@ class Stages:
         return [*before, features, job]
 
     def _decoder(self, run: Job) -> Job | None:
-        """The decoder that the row trains afterwards; None where it draws with D_h and D_w."""
+        """The decoder that the row trains afterwards; None if it draws with D_h and D_w."""
         config = settings.decoder(self.row, self.size.scale, seed=self.seed, steps=self.size.steps)
         if config is None:
             return None
@@ -215,7 +215,7 @@ class Stages:
         return Job("decoder", words, place, (run.output, run.needs[0]), settings=config, run=self)
 
     def of_texts(self) -> Measured:
-        """Texts drawn from the row at each budget, and their scores."""
+        """Texts drawn from the row's model at each budget, and their scores."""
         before = self.trained()
         run = before[-1]
         decoder = self._decoder(run)
@@ -232,7 +232,7 @@ class Stages:
         return Measured(self.row, self.seed, tuple(jobs), run.output, scores, drawn)
 
     def _samples(self, run: Job, decoder: Job | None, budget: int | None) -> list[Job]:
-        """Sets of texts of a run at a budget, one for each sampling seed."""
+        """Sets of texts from a run at a budget, one for each sampling seed."""
         evaluations = budget or (settings.TINY_EVALUATIONS if self.tiny else self.exhibit.evaluations)
         config = settings.sampling(self.row, self.size.scale, evaluations, self.texts, 0)
         words = ["sample", "--run", run.output]
@@ -255,7 +255,7 @@ class Stages:
         return jobs
 
     def _batch(self) -> list[str]:
-        """Table 3 times batches of as many texts as it draws."""
+        """Table 3 draws all its texts in one batch, to time it."""
         return ["--batch-size", str(self.exhibit.texts)] if "sample_seconds" in self.exhibit.columns else []
 
     def _evaluate(self, texts: Sequence[str], real: str) -> Job:
@@ -292,7 +292,7 @@ class Stages:
         return Measured(self.row, self.seed, jobs, run.output, paths=output)
 
     def of_times(self) -> Measured:
-        """The training, and one set of texts, which are timed and not scored (Table 3)."""
+        """The training, and one set of texts, both timed and not scored (Table 3)."""
         before = self.trained()
         run = before[-1]
         decoder = self._decoder(run)

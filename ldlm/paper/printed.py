@@ -1,4 +1,4 @@
-"""The quantities of the paper's tables and figures: their names, and figures as they are printed."""
+"""The quantities of the paper's tables and figures: their names, and their figures as printed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ldlm.errors import InputError
 
 @dataclass(frozen=True)
 class Quantity:
-    """A quantity of a table: its heading, and what it is multiplied by to be shown as the paper shows it."""
+    """A quantity of a table: its heading, and the factor and decimals with which the paper shows it."""
 
     heading: str
     factor: float = 1.0
@@ -47,11 +47,11 @@ class Printed:
 
     text: str
     mean: float
-    std: float | None  # None where the paper prints no deviation
+    std: float | None  # None if the paper prints no deviation
 
     @classmethod
     def parse(cls, value: object, where: str) -> Printed:
-        """The figure in YAML, a number or text; `InputError`, naming the place, for anything else."""
+        """From a number or text in YAML; `InputError`, naming the place, for anything else."""
         text = str(value).strip()
         found = re.fullmatch(r"(\d+(?:\.\d+)?)(?: ± (\d+(?:\.\d+)?))?", text)
         if found is None or isinstance(value, bool):
@@ -60,13 +60,13 @@ class Printed:
 
 
 def quantity(name: object, where: str) -> str:
-    """A known quantity's name; `InputError`, naming the place, for another."""
+    """The name of a known quantity; `InputError`, naming the place, for any other."""
     if name not in QUANTITIES:
         raise InputError(f"{where}: there is no quantity {name!r}; known are {', '.join(QUANTITIES)}")
     return str(name)
 
 
 def shown(name: str, value: float) -> str:
-    """A value of ours as the paper would print it."""
+    """One of our values as the paper would print it."""
     one = QUANTITIES[name]
     return f"{value * one.factor:,.{one.decimals}f}"

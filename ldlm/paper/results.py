@@ -1,4 +1,4 @@
-"""A table or figure as it was measured: figures with their spread beside the paper's, and verdicts on its orderings."""
+"""A table or figure as measured: figures with their spread beside the paper's, and verdicts on the orderings."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from ldlm.versions import library_versions
 class Cell:
     """A figure of a row over seeds."""
 
-    by_seed: tuple[tuple[float | None, ...], ...]  # of each training seed, one per sampling seed
-    trainings: int  # that were planned
+    by_seed: tuple[tuple[float | None, ...], ...]  # for each training seed, one value per sampling seed
+    trainings: int  # as planned
 
     @property
     def values(self) -> list[float]:
-        """Figures that differ by seed: a mean per training, or one per sampling seed where one training is planned."""
+        """One figure per seed: a mean per training, or one per sampling seed if a single training is planned."""
         known = [[value for value in seed if value is not None] for seed in self.by_seed]
         return [float(np.mean(seed)) for seed in known if seed] if self.trainings > 1 else known[0]
 
@@ -42,7 +42,7 @@ class Cell:
 
     @property
     def std(self) -> float | None:
-        """Standard deviation of a sample; None of fewer than two values."""
+        """Standard deviation of a sample; None for fewer than two values."""
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
 
 
@@ -60,7 +60,7 @@ class Result:
         return self.plan.exhibit
 
     def to_json(self, command: str, text: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Everything that is committed: figures, verdicts, sizes, hardware, date and command."""
+        """The record that is committed: figures, verdicts, sizes, hardware, date and command."""
         from ldlm import runtime
 
         size = self.plan.size
@@ -117,7 +117,7 @@ class Result:
     # As text
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Head and rows of the table: ours and the paper's for each column."""
+        """Head and rows of the table: our figure and the paper's for each column."""
         columns = self.exhibit.columns
         head = [""]
         for name in columns:
@@ -132,7 +132,7 @@ class Result:
         return head, rows
 
     def _lines(self, row: Row, columns: Sequence[str]) -> list[list[str]]:
-        """A line for each budget of a row, or one."""
+        """A line for each budget of a row, or one line without budgets."""
         budgets = [None] if row.real or not self.exhibit.budgets else self.exhibit.budgets_at(self.plan.size.scale)
         lines = []
         for budget in budgets:
@@ -147,7 +147,7 @@ class Result:
         return lines
 
     def _is_printed(self, quantity: str) -> bool:
-        """Whether the paper prints figures of a column; of curves it has pictures alone."""
+        """Whether the paper prints figures for a column; for curves it has only pictures."""
         return any(quantity in cells for row in self.exhibit.rows.values() for cells in row.printed.values())
 
     def _shown(self, place: Place) -> str:
@@ -184,7 +184,7 @@ def caption(record: Mapping[str, Any]) -> str:
 
 
 def collect(plan: Plan, folder: Path) -> Result:
-    """The figures of everything that is in the folder."""
+    """Collect the figures of everything in the folder."""
     found: dict[Place, list[tuple[float | None, ...]]] = {}
     for measured in plan.rows:
         for (quantity, budget), values in findings.of_row(folder, measured, plan.exhibit.columns).items():
@@ -213,7 +213,7 @@ def _runs(plan: Plan) -> dict[str, tuple[str, ...]]:
 
 
 def write(result: Result, folder: Path, command: str) -> dict[str, Any]:
-    """Write the table as JSON and Markdown into the folder; returns the record."""
+    """Write the table as JSON and Markdown into the folder; return the record."""
     text = folder / "text" / "text.json"
     record = files.finite(result.to_json(command, files.read_json(text) if text.exists() else None))
     stem = f"{result.exhibit.name}-{result.plan.size.scale}"

@@ -1,6 +1,6 @@
 """The rows of the paper's tables, read strictly from `rows/TABLE/ROW.yaml`.
 
-A row names a preset and what it changes against it, stage by stage; `tiny` holds what is different at `--scale tiny`.
+A row names a preset and its changes to it, stage by stage; `tiny` holds what is different at `--scale tiny`.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ TINY_STEPS = 1_200
 
 @dataclass(frozen=True, kw_only=True)
 class Tiny:
-    """Settings of a row at `--scale tiny`; the settings of stages come on top of the row's own."""
+    """Settings of a row at `--scale tiny`; those of stages are applied on top of the row's own."""
 
     steps: int = TINY_STEPS  # of training; 3,000 in rows that decide an ordering
-    warmup: float | None = None  # S_wu as a share of the steps; None: that of preset tiny
+    warmup: float | None = None  # S_wu as a share of the steps; None: the share in preset tiny
     stages: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A row: what it changes against its preset, by stage, and what the paper prints."""
+    """A row: its changes to its preset, by stage, and what the paper prints."""
 
     key: str  # table-1/ce
     name: str  # as the paper prints it
     section: str
     preset: str
     method: str
-    real: bool  # real text, of which nothing is trained
+    real: bool  # real text: nothing is trained
     stages: Mapping[str, Any]
     tiny: Tiny
-    printed: Mapping[int | None, Mapping[str, Printed]]  # by evaluations, None where the table has no budgets
+    printed: Mapping[int | None, Mapping[str, Printed]]  # by evaluations, None if the table has no budgets
 
     @property
     def short(self) -> str:
@@ -53,7 +53,7 @@ class Row:
 
 @cache
 def load(key: str) -> Row:
-    """The row of that key, like `table-1/ce`; `InputError` for one that is not there or is written wrongly."""
+    """The row of that key, like `table-1/ce`; `InputError` if there is none or its file is malformed."""
     path = FOLDER / f"{key}.yaml"
     if not path.is_file():
         raise InputError(f"there is no row {key}")
@@ -61,7 +61,7 @@ def load(key: str) -> Row:
 
 
 def parse(key: str, data: Mapping[str, Any]) -> Row:
-    """A row from its file's settings; `InputError`, naming the row and the key, for what is not known."""
+    """A row from its file's settings; `InputError`, naming the row and the key, for anything unknown."""
     check_keys(key, data, KEYS, needed=("name", "section", "preset"))
     if data["preset"] not in PRESETS:
         raise InputError(f"{key}: there is no preset {data['preset']!r}; choose one of {', '.join(PRESETS)}")
@@ -82,7 +82,7 @@ def parse(key: str, data: Mapping[str, Any]) -> Row:
 
 
 def check_keys(where: str, data: Mapping[str, Any], known: set[str], needed: tuple[str, ...] = ()) -> None:
-    """`InputError` for a key that is not known, and for one that is needed and missing."""
+    """`InputError` for an unknown key, or a missing one that is needed."""
     for name in data:
         if name not in known:
             raise InputError(f"{where}: there is no key {name!r}; known are {', '.join(sorted(known))}")
@@ -92,7 +92,7 @@ def check_keys(where: str, data: Mapping[str, Any], known: set[str], needed: tup
 
 
 def mapping(where: str, data: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The mapping under a key, empty where there is none; `InputError` for anything else."""
+    """The mapping under a key, empty if the key is absent; `InputError` for anything else."""
     found = data.get(name, {})
     if not isinstance(found, dict):
         raise InputError(f"{where}: {name} takes settings, one `key: value` each, not {found!r}")
@@ -100,7 +100,7 @@ def mapping(where: str, data: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def flag(where: str, data: Mapping[str, Any], name: str, default: bool) -> bool:
-    """The truth value under a key; `InputError` for anything else."""
+    """The boolean under a key; `InputError` for anything else."""
     found = data.get(name, default)
     if not isinstance(found, bool):
         raise InputError(f"{where}: {name} is true or false, not {found!r}")

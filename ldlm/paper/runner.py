@@ -1,4 +1,4 @@
-"""Runs jobs, each as a process of `ldlm`; what is done is not done again, and several runners may share an output."""
+"""Runs jobs, each as a process of `ldlm`; finished jobs are not repeated, and several runners may share an output."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ldlm.paper.jobs import Job
 from ldlm.progress import Progress
 from ldlm.runtime import Stop
 
-TEMPORARY_FAILURE = 75  # of a stage that a signal stopped
+TEMPORARY_FAILURE = 75  # exit status of a stage stopped by a signal
 LOOK_EVERY, WAIT_EVERY = 0.2, 2.0  # seconds
 
 
 @dataclass
 class Runner:
-    """The folder of an output, the text it is of, and the jobs that have failed in it."""
+    """The output folder, the text from which it is made, and the jobs that have failed in it."""
 
     folder: Path
     source: Path | None
@@ -34,16 +34,16 @@ class Runner:
 
     @property
     def text_name(self) -> str | None:
-        """File name of the text that is there or is to be read; None for the built-in text."""
+        """File name of the text in the output or, before there is one, of the source; None for the built-in text."""
         there = text.record(self.folder)
         if there is None:
             return None if self.source is None else self.source.name
         return None if there["source_sha256"] is None else str(there["file"])
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Do all jobs. A job that fails leaves out those that need it, and does not stop the others.
+        """Do all jobs. If a job fails, those that need it are left out, and the others are done.
 
-        On SIGTERM and SIGINT the job at hand is asked to stop, and `Stopped` is raised.
+        On SIGTERM and SIGINT the current job is asked to stop, and `Stopped` is raised.
         """
         files.make_folder(self.folder)
         text.check(self.folder, self.source)
@@ -69,7 +69,7 @@ class Runner:
         return job in self.failed
 
     def _any(self, left: Sequence[Job], total: int, jobs: Sequence[Job], stop: Stop) -> bool:
-        """Do each job that is ready and that no other process has; False where there was none."""
+        """Do each job that is ready and that no other process is doing; False if there was none."""
         marks = {job.output: job.mark for job in jobs}
         worked = False
         for job in left:
@@ -85,16 +85,16 @@ class Runner:
                 worked = True
                 if not self._do(job, descriptor, stop) and not stop.wished:
                     self.failed.append(job)
-                    self.progress.note(f"failed: {job.kind} {job.output}; going on with what does not need it")
+                    self.progress.note(f"failed: {job.kind} {job.output}; continuing with jobs that do not need it")
         return worked
 
     def _do(self, job: Job, lock: int, stop: Stop) -> bool:
-        """Do a job; False where its command failed."""
+        """Do a job; False if its command failed."""
         if job.kind == "text":
             text.write(self.folder, self.source)
             return True
         started, cpu = time.perf_counter(), _cpu_of_children()
-        # The child holds the lock as well: where this process is killed, the next one waits for the child.
+        # The child holds the lock as well: if this process is killed, the next one waits for the child.
         command = [sys.executable, "-m", "ldlm.cli", *job.words, "--json"]
         with subprocess.Popen(
             command, cwd=self.folder, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, pass_fds=[lock]
@@ -113,7 +113,7 @@ class Runner:
         return True
 
     def check(self) -> None:
-        """`InputError` where jobs have failed."""
+        """`InputError` if jobs have failed."""
         if self.failed:
             first = self.failed[0]
             raise InputError(
@@ -123,7 +123,7 @@ class Runner:
 
 
 def _printed(child: subprocess.Popen[str], stop: Stop) -> str:
-    """The output of a child. A wish to stop is passed on to it, once."""
+    """The output of a child. A request to stop is passed on to it, once."""
     asked = False
     while True:
         try:

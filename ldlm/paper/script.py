@@ -19,13 +19,13 @@ KEEP = """keep() {  # a file, and the command whose result as JSON it keeps
 def text(plan: Plan, output: str, name: str, *, card: Card = CARDS["A100-80GB"], devices: int = 1) -> str:
     """The script: a part that rows share, and a part for each row, chosen by its first argument.
 
-    `output` is the folder that the commands work in, `name` that of the script in its own help.
+    `output` is the folder in which the commands work, `name` the script's name in its own help.
     """
     exhibit = plan.exhibit
     used = Counter(mark for key in plan.chosen for mark in {job.mark for job in _of_row(plan, key)})
     shared = [job for job in plan.jobs if used[job.mark] > 1]
     rows = [exhibit.rows[key] for key in plan.chosen if _of_row(plan, key)]
-    parts = [_function("shared", "what several rows read or are", shared, card, devices)]
+    parts = [_function("shared", "commands that several rows share", shared, card, devices)]
     for number, row in enumerate(rows, 1):
         own = [job for job in _of_row(plan, row.key) if used[job.mark] == 1]
         parts.append(_function(f"row_{number}", f"{row.name}, Section {row.section}", own, card, devices))
@@ -36,9 +36,9 @@ def text(plan: Plan, output: str, name: str, *, card: Card = CARDS["A100-80GB"],
     head = f"""#!/bin/sh
 # {exhibit.label} of the paper (Section {exhibit.section}): {exhibit.title}.
 # sh {name}           everything, one command after the other
-# sh {name} shared    what several rows read or are
+# sh {name} shared    commands that several rows share
 # sh {name} ROW       the rest of a row, after `shared`; rows may run at the same time: {known}
-# Each command goes on where it was interrupted. Afterwards, for the table:
+# Each command resumes where it was interrupted. Afterwards, for the table:
 #   ldlm paper {exhibit.name} --scale paper --output {shlex.quote(output)} --report
 set -eu
 mkdir -p -- {shlex.quote(output)} && cd -- {shlex.quote(output)}

@@ -1,7 +1,7 @@
 """Settings of every stage of a row, at `--scale paper` and at `--scale tiny`.
 
-Each is a preset and what the row changes against it. At the tiny scale the preset is `tiny` and everything that counts
-steps keeps its share of them, so that rows stay what they are when the preset changes.
+Each is a preset and the row's changes to it. At the tiny scale the preset is `tiny` and everything that counts steps
+keeps its share of them, so that rows keep their meaning when the preset changes.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ TOKENS = {"owt-1024": 9e9, "owt-128": 9e9, "owt-128-main": 9e9, "lm1b-128": 0.9e
 
 SAMPLING_SEEDS = 5
 SCORER_NAME = "gpt2-large"
-# The paper's sampler with what Section 4.3 says of its end: the estimate ẑ_0 is decoded, and tokens are drawn from D_w.
+# The paper's sampler, ending as Section 4.3 says: the estimate ẑ_0 is decoded, and tokens are drawn from D_w.
 SAMPLER = {"final": "x0", "temperature": 1.0}
 
-# Encoder and scorer of the tiny scale. The scorer is wider, trained for longer, and on text that no model sees.
+# Encoder and scorer of the tiny scale. The scorer is wider, and trained for longer and on text that no model sees.
 VOCABULARY = 2_048
 ENCODER: dict[str, Any] = {"layers": 4, "width": 128, "heads": 4, "steps": 1_000}
 SCORER: dict[str, Any] = {"layers": 4, "width": 192, "heads": 6, "steps": 1_600}
 TINY_SAMPLING_SEEDS, TINY_TEXTS, TINY_EVALUATIONS = 2, 250, 64
 TINY_SAMPLER = {**SAMPLER, "temperature": 0.5}  # at 1 small models read like random words
-COSMOS_SHARE, DECODER_SHARE = 0.4, 0.4  # steps of COSMOS's autoencoder, and of a decoder, as shares of the run's
+COSMOS_SHARE, DECODER_SHARE = 0.4, 0.4  # steps of COSMOS's autoencoder, and of a decoder, as shares of the run's steps
 
 
 @dataclass(frozen=True)
 class Training:
-    """Settings of a training: the preset, what is changed against it, and the configuration that this gives."""
+    """Settings of a training: the preset, the changes to it, and the resulting configuration."""
 
     preset: str
     changes: Mapping[str, Any]
@@ -70,7 +70,7 @@ def architecture(row: Row) -> str:
 
 
 def store(row: Row, scale: str) -> ExtractConfig:
-    """Settings of `extract-features` that make the features of a row, without encoder and files of the tiny scale."""
+    """Settings of `extract-features` for the features of a row, without the encoder and files of the tiny scale."""
     text: dict[str, Any] = {}
     if scale == PAPER:
         kind = row.stages.get("store", {}).get("kind", "hidden")
@@ -81,7 +81,7 @@ def store(row: Row, scale: str) -> ExtractConfig:
 
 
 def training(row: Row, scale: str, *, seed: int = 0, steps: int | None = None) -> Training:
-    """Settings of `train` for a row. `steps` are those of the tiny scale where they are not the row's."""
+    """Settings of `train` for a row. At the tiny scale, `steps` replaces the row's own number of steps."""
     name, cls = preset(row, scale), configs.training_class(row.method)
     changes = _stage(row, "train", scale)
     if scale == TINY:
@@ -95,7 +95,7 @@ def training(row: Row, scale: str, *, seed: int = 0, steps: int | None = None) -
 
 
 def _without(changes: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes without those that `base` has already."""
+    """Changes without those already in `base`."""
     found = {}
     for name, value in changes.items():
         value = _without(value, base[name]) if isinstance(value, Mapping) else value
@@ -105,7 +105,7 @@ def _without(changes: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, A
 
 
 def _scaled(row: Row, steps: int) -> dict[str, Any]:
-    """Settings that count steps, as shares of `steps`: of LDLM warm-up, refresh of timesteps, COSMOS's phase."""
+    """Settings that count steps, as shares of `steps`; for LDLM also warm-up, timestep refresh and COSMOS's phase."""
     rhythm = {"steps": steps, "save_every": max(1, steps // 10), "eval_every": max(1, steps // 5)}
     if row.method != LDLM:
         return rhythm
@@ -122,9 +122,9 @@ def _scaled(row: Row, steps: int) -> dict[str, Any]:
 
 
 def decoder(row: Row, scale: str, *, seed: int = 0, steps: int | None = None) -> FinetuneConfig | None:
-    """Settings of `finetune-decoder` for a row; None where it draws with D_h and D_w.
+    """Settings of `finetune-decoder` for a row; None if it draws with D_h and D_w.
 
-    At the tiny scale batch and noise are the run's, and the steps a share of its own.
+    At the tiny scale batch and noise are the run's, and the steps are a share of the run's.
     """
     given = row.stages.get("decoder")
     if given is None:
@@ -141,20 +141,20 @@ def decoder(row: Row, scale: str, *, seed: int = 0, steps: int | None = None) ->
 
 
 def sampling(row: Row, scale: str, evaluations: int, texts: int, seed: int) -> Any:
-    """Settings of `sample` for a row that draws `texts` texts with at most `evaluations` evaluations each."""
+    """Settings of `sample` for a row, to draw `texts` texts with at most `evaluations` evaluations each."""
     own = _stage(row, "sampler", scale)
     sizes = {"num_samples": texts, "seed": seed}
     if row.method == LDLM:
         end = SAMPLER if scale == PAPER else TINY_SAMPLER
         sampler = {**end, **own, "steps": evaluations}
         return configs.drawing_config(SampleConfig, LDLM, {**sizes, "sampler": sampler}, named="paper")
-    # A chain of N steps takes N + 1 evaluations: its last row removes what noise is left.
+    # A chain of N steps takes N + 1 evaluations: a last step removes the remaining noise.
     chain = row.method in ("mdlm", "duo")
     given = {**sizes, "sampler": {**own, "steps": evaluations - chain}}
     return configs.drawing_config(SampleConfig, row.method, given)
 
 
 def _stage(row: Row, name: str, scale: str) -> dict[str, Any]:
-    """Settings of a stage that a row has, at the tiny scale with those that it has there alone."""
+    """A row's own settings of a stage, at the tiny scale merged with its settings for that scale."""
     own = dict(row.stages.get(name, {}))
     return own if scale == PAPER else configs.merge(own, row.tiny.stages.get(name, {}))

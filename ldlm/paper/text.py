@@ -1,4 +1,4 @@
-"""The text of the tiny scale: parts for the models, for the scorer, and held out, that have no document in common."""
+"""The text of the tiny scale: parts for the models, for the scorer, and held out, with no document in common."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def record(folder: Path) -> dict[str, Any] | None:
 
 
 def check(folder: Path, source: Path | None) -> None:
-    """`InputError` where the output holds another text than `source`, and where there is no such file."""
+    """`InputError` if the output holds a text other than `source`, or if there is no such file."""
     there, name = record(folder), BUILT_IN if source is None else source.name
     fingerprint = None if source is None else textfiles.fingerprints([source])[str(source)]
     if there is not None and (there["file"], there["source_sha256"]) != (name, fingerprint):
@@ -31,7 +31,7 @@ def check(folder: Path, source: Path | None) -> None:
 
 
 def write(folder: Path, source: Path | None) -> None:
-    """Write the parts, and last their record."""
+    """Write the parts, and finally their record."""
     documents = _first(splitting.shuffled(source))
     characters = sum(map(len, documents))
     if characters < FEWEST_CHARACTERS:
@@ -53,7 +53,7 @@ def write(folder: Path, source: Path | None) -> None:
 
 
 def _first(documents: list[str]) -> list[str]:
-    """The first documents, up to MOST_CHARACTERS together."""
+    """The first documents, up to the one with which their length exceeds MOST_CHARACTERS."""
     total = 0
     for number, document in enumerate(documents):
         total += len(document)

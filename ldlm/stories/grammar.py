@@ -1,21 +1,21 @@
-"""The parts of a story: its facts (`State`), and the sentences that can be told then (`Form`).
+"""The parts of a story: its facts (`State`), and the sentences that can be told given those facts (`Form`).
 
 A form is a line of English with gaps:
 
 - `gave/gives`: a verb, in the tense of the story
-- `{thing}`, `{hero.his}`: a role of `words.ROLES`, or one of its forms; filled by a free choice where the role is new
-- `{hero!}`: the subject of the sentence; if it was that of the sentence before, a pronoun or the name, else the name
+- `{thing}`, `{hero.his}`: a role of `words.ROLES`, or one of its forms; filled by a free choice if the role is new
+- `{hero!}`: the subject; a pronoun or the name if it was also the subject of the sentence before, else the name
 - `{friend?}`: an object; a pronoun or the name if it was the subject of the sentence before and is not that of this one
-- `{holder!}`, `{owner?}`, `{lacker!}`: the same for who has the thing, owns it, or lacks it
+- `{holder!}`, `{owner?}`, `{lacker!}`: the same for whoever has the thing, owns it, or lacks it
 - `{both!}`: hero and friend together
-- `{it}`: "the kite", or "it" where the sentence before spoke of it
+- `{it}`: "the kite", or "it" if the sentence before spoke of it
 - `{where}`: the place where the thing is hidden, "under the bed"
 - `{k:item}`, `{mine:item}`: a number of things, "one shell", "four shells"; `{k}` the number alone
 - `{mine.be}`: was or were, for that number
 
-So a pronoun always stands for the subject of the sentence before, except `his` and `its`, for the subject of its own.
-`when` says what must be true, `then` what has become true, each as fields of the state; `each` are the numbers that `k`
-can be, and `count` what they change.
+So a pronoun always stands for the subject of the sentence before, except `his` and `its`, which stand for the subject
+of their own sentence. `when` says what must be true, `then` what becomes true, each as fields of the state; `each` is
+the numbers that `k` can be, and `count` says what they change.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from typing import Any, NamedTuple
 
 
 class State(NamedTuple):
-    """The facts between two sentences, but for the words that fill the roles.
+    """The facts between two sentences, except for the words that fill the roles.
 
-    Sentences that can follow, and their probabilities, depend on this alone.
+    The sentences that can follow, and their probabilities, depend only on this.
     """
 
     plot: str = ""
     told: int = 0  # sentences
     known: frozenset[str] = frozenset()  # roles that are filled
-    topic: str = ""  # role that was the subject of the last sentence, or `both`
+    topic: str = ""  # role that was the subject of the last sentence; or `both`
     near: bool = False  # the last sentence spoke of the thing
     holder: str = ""  # role that has the thing or the pet; empty: nobody
-    owner: str = ""  # role that it belongs to
-    where: str = ""  # role that names the place where the thing is hidden
+    owner: str = ""  # role to which it belongs
+    where: str = ""  # role that names the hiding place of the thing
     mine: int = 0  # items of the hero
     yours: int = 0  # items of the friend
-    fresh: bool = False  # a number has changed since one was told
+    fresh: bool = False  # a number has changed since one was last told
     aside: bool = False  # the story has had its aside
     over: bool = False
 
@@ -51,7 +51,7 @@ HERO, FRIEND, NOBODY = "hero", "friend", ""
 START = State()
 OVER = State(over=True)
 
-# Kinds of violation: what must be forgotten for a sentence to be right. The order decides where several would do.
+# Kinds of violation: what must be forgotten for a sentence to be right. If several would do, the first is taken.
 KINDS = ("agreement", "pronoun", "count", "place", "possession", "reference", "order", "ending")
 FACTS: Mapping[str, tuple[str, ...]] = {  # fields of the state by kind
     "pronoun": ("topic", "near"),
@@ -65,7 +65,7 @@ ROLE_KINDS: Mapping[str, tuple[str, ...]] = {  # roles by kind
     "reference": ("hero", "friend", "thing", "look", "item", "animal", "coat", "pet", "bag"),
 }
 
-# Probability that the sentence after so many is the last one.
+# Probability that the next sentence is the last, by the number of sentences before it.
 STOP = {0: 0.0, 1: 0.0, 2: 0.25, 3: 0.4, 4: 0.6, 5: 1.0}
 
 Number = Callable[[State], Iterable[int]]
@@ -85,10 +85,10 @@ class Form:
     then: Mapping[str, Any] = field(default_factory=dict)
     test: Callable[[State], bool] = lambda state: True
     each: Number | None = None
-    count: Callable[[State, int], Mapping[str, int]] = lambda state, k: {}  # numbers that have changed
+    count: Callable[[State, int], Mapping[str, int]] = lambda state, k: {}  # numbers that change
 
     def fits(self, state: State) -> bool:
-        """Whether the form can be told."""
+        """Whether the form can be told in this state."""
         if self.plot and self.plot != state.plot and self.part != "opening":
             return False
         if not self.knows <= state.known or self.lacks & state.known:

@@ -1,10 +1,10 @@
 """Judging: how much of a text the process could have written, and what is wrong with the rest.
 
-A violation is named by what must be forgotten for the sentence to be right: that she is a woman (pronoun), who has
-the kite (possession), how many shells there are (count), and so on through `KINDS`. If nothing helps it is one of
-order: words, or sentences, that do not follow one another. A sentence has at most one violation. What it contradicts
-is unknown from there on, until the text says it again; after a sentence that cannot be read at all, so is all but who
-and what the story is about.
+A violation is named after what must be forgotten for the sentence to be right: that she is a woman (pronoun), who has
+the kite (possession), how many shells there are (count), and so on through `KINDS`. If nothing helps, the kind is
+order: words or sentences that do not follow one another. A sentence has at most one violation. What it contradicts is
+unknown from there on, until the text says it again; after a sentence that cannot be read at all, everything is unknown
+except who and what the story is about.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ldlm.stories.reading import END, Domains, Reader, kept, sentences_of
 from ldlm.stories.templates import Gap, Template, capitalised, roles
 from ldlm.stories.words import NUMBERS, PRONOUNS
 
-FEW = 12  # states that are looked at one by one; more are found by their sentences
+FEW = 12  # states that are looked at one by one; more are found through the templates with the first word
 
 
 @dataclass(frozen=True)
@@ -28,22 +28,22 @@ class Violation:
     """A violation in a sentence, or at the end of a story."""
 
     kind: str  # of `KINDS`
-    sentence: int  # in its part, from 0
-    word: int  # in the sentence, from 0: the first that cannot be
-    distance: int | None  # sentences back to the one that it contradicts; None where it contradicts no sentence
+    sentence: int  # index in its part
+    word: int  # index in the sentence of the first word that cannot stand there
+    distance: int | None  # sentences back to the one that it contradicts; None if it contradicts none
 
 
 @dataclass
 class Judgement:
-    """The findings in a story, or in a part of one."""
+    """The findings on a story, or on a part of one."""
 
     whole: bool  # it has its beginning and its end
-    sentences: int = 0  # that are whole
+    sentences: int = 0  # whole ones
     valid: int = 0  # of these
     cut: int = 0  # sentences that lack their beginning or their end
     cut_valid: int = 0  # of these, as far as they go
     violations: list[Violation] = field(default_factory=list)
-    nats: float | None = None  # −ln of the probability of a whole valid story
+    nats: float | None = None  # −ln p of a whole valid story
     choices: set[tuple[str, str]] = field(default_factory=set)  # of valid sentences: forms, and lexemes by role
 
     @property
@@ -53,7 +53,7 @@ class Judgement:
 
 
 class Reading(NamedTuple):
-    """A way to understand what was read so far: what the roles may be, and what may be true."""
+    """A way to understand what was read so far: the words that may fill the roles, and the states that may hold."""
 
     domains: Domains
     states: Collection[State]
@@ -69,17 +69,17 @@ class Match(NamedTuple):
 
 
 class Relaxation(NamedTuple):
-    """Facts that are forgotten, and the violation that this is."""
+    """Facts that are forgotten, and the kind of violation that this makes."""
 
     kind: str
-    words: Sequence[Collection[str]]  # at each place those that are taken for one another
+    words: Sequence[Collection[str]]  # at each place, the words taken as interchangeable
     facts: Sequence[str] = ()  # fields of the state
     roles: Collection[str] = ()
 
 
 @dataclass(eq=False)
 class Judge:
-    """Judges stories and parts of stories; keeps what it learns of the source from one to the next."""
+    """Judges stories and parts of stories; what it computes about the source is kept from one to the next."""
 
     reader: Reader
 
@@ -108,12 +108,12 @@ class Judge:
 
     @cached_property
     def by_plot(self) -> Mapping[str, Collection[State]]:
-        """Those of each plot, with `OVER`."""
+        """The states of each plot, with `OVER`."""
         plots = {state.plot for state in self.everything}
         return {plot: frozenset(s for s in self.everything if s.plot == plot or s.over) for plot in plots}
 
     def fitting(self, words: Sequence[str], readings: Sequence[Reading], stop: int | None = None) -> Iterator[Match]:
-        """The ways to read a sentence, or with `stop` its first words."""
+        """The ways to read a sentence, or, with `stop`, its first words."""
         for reading in readings:
             known: dict[Template, Domains | None] = {}
             for template, edges in self._candidates(reading.states, words[0]):
@@ -127,7 +127,7 @@ class Judge:
     def _candidates(
         self, states: Collection[State], first: str
     ) -> Iterator[tuple[Template, Sequence[tuple[State, Sentence]]]]:
-        """Templates that may follow, with states before; of many states, only those that begin with the word."""
+        """Templates that may follow, with the states before them; for many states, only those with this first word."""
         if len(states) <= FEW:
             for state in states:
                 for sentence in self.reader.source.sentences(state):
@@ -146,7 +146,7 @@ class Judge:
                         yield Match(template, state, sentence, domains)
 
     def inside(self, words: Sequence[str]) -> bool:
-        """Whether words stand in some sentence, before its full stop."""
+        """Whether some sentence contains these words before its full stop."""
         return any(
             self.reader.match(template, words, {}, start, start + len(words)) is not None
             for template in self.reader.by_template
@@ -157,7 +157,7 @@ class Judge:
     # What would fit if something were forgotten
 
     def relaxations(self, words: Sequence[str]) -> Iterator[Relaxation]:
-        """Facts that can be forgotten, in the order of `KINDS`."""
+        """What can be forgotten, in the order of `KINDS`."""
         exact: list[Collection[str]] = [(word,) for word in words]
         yield Relaxation("agreement", exact, roles=ROLE_KINDS["agreement"])
         yield Relaxation("agreement", [*map(self.lemma, words)])
@@ -186,25 +186,25 @@ class Judge:
     def _loose_candidates(
         self, states: Collection[State], forgotten: Relaxation
     ) -> Iterator[tuple[Template, Iterable[tuple[State, Sentence]]]]:
-        """Templates that may follow, with states before; facts of many states are not forgotten: they are open."""
+        """Templates that may follow, with the states before them; facts are forgotten only if the states are few."""
         if len(states) > FEW:
             for template in dict.fromkeys(t for word in forgotten.words[0] for t in self.reader.by_first.get(word, ())):
                 yield template, (edge for edge in self.reader.by_template[template] if edge[0] in states)
             return
         source = self.reader.source
         for state in self._varied(states, forgotten.facts):
-            # States that no story reaches are many: their sentences are not kept.
+            # The states that no story reaches are too many to keep their sentences.
             for sentence in source.sentences(state) if state in self._reached else source.made(state):
                 yield sentence.template, [(state, sentence)]
 
     def _varied(self, states: Collection[State], facts: Sequence[str]) -> Iterator[State]:
-        """States with any values of some facts that a story has; without facts, the states as they are."""
+        """The states with their `facts` replaced by all values that occur in stories; without facts, the states."""
         for state in states:
             for values in self._values(tuple(facts)).get((state.plot, state.known), ()) if facts else ((),):
                 yield state._replace(**dict(zip(facts, values, strict=True)))
 
     def _values(self, facts: tuple[str, ...]) -> Mapping[tuple[str, frozenset[str]], Collection[Sequence[Any]]]:
-        """The values that some facts have together, by plot and filled roles."""
+        """The combinations of values of some facts, by plot and filled roles."""
         if facts not in self._known_values:
             found = self._known_values[facts] = {}
             for state in self.reader.source.states:
@@ -231,14 +231,14 @@ class Judge:
         tokens = {token for template in self.reader.by_template for token in template}
         groups += [set(token.form.split("/")) for token in tokens if isinstance(token, Gap) and token.role == "tense"]
         found = dict[str, set[str]]()
-        for group in groups:  # forms that share one are of one word
+        for group in groups:  # groups that share a form belong to one word
             joined = group.union(*(found[word] for word in group if word in found))
             found.update(dict.fromkeys(joined, joined))
         return found
 
 
 def _among(words: Collection[str], word: str) -> Collection[str]:
-    """All of some words where the word is one of them, else the word."""
+    """All of `words`, also capitalised, if the word is one of them, else the word alone."""
     return [*words, *map(capitalised, words)] if word[0].lower() + word[1:] in words else (word,)
 
 
@@ -252,10 +252,10 @@ class _Part:
 
     judge: Judge
     found: Judgement
-    history: list[list[Match]] = field(default_factory=list)  # by sentence: the ways to read it, none where unread
+    history: list[list[Match]] = field(default_factory=list)  # by sentence: the ways to read it, none if unreadable
 
     def read(self, sentences: Sequence[Sequence[str]], begins: bool, ends: bool) -> None:
-        """Judge all sentences, and whether the story is over where it ends."""
+        """Judge all sentences, and whether the story may end where it does."""
         readings = [Reading({}, [START] if begins else self.judge.everything)]
         for number, words in enumerate(sentences):
             cut_off = not ends and number == len(sentences) - 1 and words[-1] != END
@@ -265,7 +265,7 @@ class _Part:
                 self._count(cut=True, valid=self._cut_end(words, readings))
             else:
                 readings = self._sentence(words, readings)
-        unfinished = bool(sentences) and sentences[-1][-1] != END  # which is a violation of its own
+        unfinished = bool(sentences) and sentences[-1][-1] != END  # already counted as a violation
         if ends and not unfinished and not any(OVER in reading.states for reading in readings):
             self._violation("ending", max(0, len(sentences) - 1), 0)
 
@@ -325,7 +325,7 @@ class _Part:
         return self._unknown(readings)
 
     def _choose(self, matches: Sequence[Match]) -> None:
-        """Note the choices of a valid sentence, where there is no doubt about them."""
+        """Note the choices of a valid sentence that are beyond doubt."""
         forms = {match.sentence.form for match in matches}
         if len(forms) == 1:
             self.found.choices.add(("form", str(forms.pop())))
@@ -333,23 +333,23 @@ class _Part:
             self.found.choices.update(self.judge.reader.lexemes(matches[0].template, matches[0].domains))
 
     def _first_wrong(self, words: Sequence[str], readings: Sequence[Reading]) -> int:
-        """Number of the first word with which no sentence goes on."""
+        """Index of the first word with which no sentence can go on."""
         for stop in range(1, len(words)):
             if next(self.judge.fitting(words[:stop], readings, stop), None) is None:
                 return stop - 1
         return len(words) - 1
 
     def _unknown(self, readings: Sequence[Reading]) -> list[Reading]:
-        """After a sentence that cannot be read: the roles are who they were, and anything else of the plot may be."""
+        """The reading after an unreadable sentence: roles stay as they were, and any state of the plot may hold."""
         plots = {state.plot for reading in readings for state in reading.states if not state.over}
         states = self.judge.by_plot[plots.pop()] if len(plots) == 1 and plots != {""} else self.judge.everything
         return [Reading(reading.domains, states) for reading in readings[:1]]
 
     # ------------------------------------------------------------------------------------------------------------------
-    # How far back the word is that is contradicted
+    # How far back the contradicted sentence is
 
     def _distance(self, forgotten: Relaxation, match: Match, wrong: int) -> int | None:
-        """Sentences back to the one that a sentence contradicts; 0: itself, None: not known."""
+        """Sentences back to the one that a sentence contradicts; 0: itself, None: unknown."""
         facts, token = forgotten.facts, match.template[wrong]
         if forgotten.kind == "agreement":
             return 1 if forgotten.roles and self.history else 0  # every sentence tells the tense
@@ -363,7 +363,7 @@ class _Part:
         return self._since(lambda one: token.role in roles(one.template))
 
     def _since(self, holds: Callable[[Match], bool]) -> int | None:
-        """Sentences back to the last for which something holds; None where there is none."""
+        """Sentences back to the last for which `holds` is true; None if there is none."""
         for back, matches in enumerate(reversed(self.history), start=1):
             if matches and holds(matches[0]):
                 return back
@@ -375,7 +375,7 @@ def _all_over(readings: Sequence[Reading]) -> bool:
 
 
 def _merged(matches: Sequence[Match]) -> list[Reading]:
-    """The readings after a sentence: the states that go with the same knowledge of the roles together."""
+    """The readings after a sentence, with the states grouped by what is known about the roles."""
     found = dict[tuple[tuple[str, int], ...], tuple[Domains, set[State]]]()
     for match in matches:
         domains = kept(match.domains)

@@ -1,6 +1,6 @@
-"""The process that writes stories, as a graph: from each state the sentences that can follow, with their probabilities.
+"""The process that writes stories, as a graph: for each state, the sentences that can follow and their probabilities.
 
-Writing draws a path through this graph, reading follows one, and entropies are sums over all of them.
+Writing draws a path through this graph, reading follows one, and entropies are sums over all paths.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from ldlm.stories.plots import FORMS
 from ldlm.stories.templates import Gap, Template, capitalised, expansions, roles, speaks_of_it, word_of
 from ldlm.stories.words import CLASSES, PASSING, PUNCTUATION, ROLES, Lexeme
 
-VERSION = 1  # of the law of the stories: the grammar, the words and the way in which they are drawn
+VERSION = 1  # of the distribution of the stories: the grammar, the words and how they are drawn
 
 
 class Sentence(NamedTuple):
-    """An edge of the graph: a sentence that can follow a state, but for the lexemes of its roles."""
+    """An edge of the graph: a sentence that can follow a state, without the lexemes of its roles."""
 
     probability: float
-    nats: float  # −ln of the probability of the sentence with its new lexemes
+    nats: float  # −ln p of the sentence with its new lexemes
     template: Template
     new: tuple[str, ...]  # roles that it fills
-    form: int  # its number among the forms
+    form: int  # index among the forms
     after: State
 
 
 class Expected(NamedTuple):
-    """Exact expectations over the stories that go on from a state."""
+    """Exact expectations over the continuations of a state."""
 
     nats: float  # entropy
     words: float  # with punctuation
@@ -43,7 +43,7 @@ class Expected(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The law of the stories. `STORIES` is the one; smaller ones are for tests that enumerate all their stories."""
+    """The distribution of the stories: `STORIES`, or smaller ones for tests that enumerate all their stories."""
 
     classes: Mapping[str, Sequence[Lexeme]]
     forms: Sequence[Form]
@@ -53,13 +53,13 @@ class Source:
     # The graph
 
     def sentences(self, state: State) -> Sequence[Sentence]:
-        """All sentences that can follow a state; their probabilities sum to 1, and those after `OVER` are none."""
+        """All sentences that can follow a state, with probabilities that sum to 1; none after `OVER`."""
         if state not in self._sentences:
             self._sentences[state] = self.made(state)
         return self._sentences[state]
 
     def made(self, state: State) -> Sequence[Sentence]:
-        """`sentences` of a state that may be asked for once only: they are not kept."""
+        """`sentences` without keeping them, for states that are looked at only once."""
         return [] if state.over else [*self._of_parts(state)]
 
     @cached_property
@@ -67,7 +67,7 @@ class Source:
         return {}
 
     def _of_parts(self, state: State) -> Iterator[Sentence]:
-        """Whether the story ends is drawn first, then the form, then how it is said; impossible parts have no share."""
+        """First is drawn whether the story ends, then the form, then the wording; impossible parts have no share."""
         stop = self.stop[state.told]
         shares = {"opening": 1.0} if state.told == 0 else {"ending": stop, "middle": 1 - stop}
         found = {part: self._fitting(state, part) for part, share in shares.items() if share}
@@ -80,7 +80,7 @@ class Source:
                     yield self._sentence(state, form, share * probability, template, numbers, subject)
 
     def _fitting(self, state: State, part: str) -> list[tuple[int, list]]:
-        """Number and expansions of each form of a part that can be told."""
+        """Index and expansions of each form of a part that can be told."""
         forms = (n for n, form in enumerate(self.forms) if form.part == part and form.fits(state))
         ways = ((form, [*expansions(self.forms[form], state)]) for form in forms)
         return [(form, found) for form, found in ways if found]
@@ -107,7 +107,7 @@ class Source:
         return Sentence(probability, nats, template, new, number, after)
 
     def _options(self, role: str, known: Iterable[str]) -> int:
-        """Number of lexemes that a role may have: those of its class that no other role is."""
+        """Number of lexemes that a role may have: those of its class that no other role has."""
         return len(self.classes[ROLES[role]]) - sum(ROLES[other] == ROLES[role] for other in known)
 
     @cached_property
@@ -147,7 +147,7 @@ class Source:
         return words
 
     def _drawn(self, state: State, uniform: float) -> Sentence:
-        """The sentence after a state that a uniform number in [0, 1) stands for."""
+        """The sentence after a state that a uniform number in [0, 1) selects."""
         if state not in self._sums:
             self._sums[state] = [*accumulate(sentence.probability for sentence in self.sentences(state))]
         sums = self._sums[state]
@@ -168,10 +168,10 @@ class Source:
     def expected(self) -> Expected:
         """Entropy, words and sentences of a story, exactly.
 
-        H(s) = Σ_e p(e) (−ln p(e) + ln of the options of its new lexemes + H(s')), by dynamic programming from the last
-        states back. The lexemes of a role are equally likely, and what follows depends on which roles are filled but
-        not on their lexemes, so that each adds ln of its number of options. As no two paths give one text, the entropy
-        of the choices is that of the text.
+        H(s) = Σ_e p(e) (−ln p(e) + ln of the options of its new lexemes + H(s')), by dynamic programming backwards from
+        the last states. The lexemes of a role are equally likely, and what follows depends on which roles are filled
+        but not on their lexemes, so each adds ln of its number of options. Since no two paths give the same text, the
+        entropy of the choices is that of the text.
         """
         known = {OVER: Expected(0.0, 0.0, 0.0)}
         for state in sorted((s for s in self.states if not s.over), key=lambda s: -s.told):
@@ -185,7 +185,7 @@ class Source:
 
     @cached_property
     def vocabulary(self) -> Sequence[str]:
-        """All words that stories have, also as the first of a sentence, and punctuation; sorted."""
+        """All words of the stories, also capitalised if they can begin a sentence, and punctuation; sorted."""
         found = set[str]()
         for state in self.states:
             for sentence in self.sentences(state):
@@ -194,7 +194,7 @@ class Source:
         return sorted(found)
 
     def spellings(self, token: str | Gap) -> Sequence[str]:
-        """The words that a token of a template can be, by the number of the lexeme."""
+        """The words that a token of a template can be, in the order of the lexemes."""
         if isinstance(token, str):
             return [token]
         if token not in self._spellings:
@@ -207,7 +207,7 @@ class Source:
 
 
 def text_of(words: Sequence[str]) -> str:
-    """Words as text, punctuation joined to the word before it."""
+    """Words as text, with punctuation joined to the word before it."""
     text = " ".join(words)
     for mark in PUNCTUATION:
         text = text.replace(f" {mark}", mark)
@@ -218,10 +218,10 @@ STORIES = Source(CLASSES, FORMS, STOP)
 
 
 def random_of(purpose: str, seed: int, number: int) -> Random:
-    """The random numbers of one story, by its address."""
+    """The random numbers of one story, keyed by purpose, seed and number."""
     return Random(f"ldlm stories {VERSION} {purpose} {seed} {number}")
 
 
 def stories(seed: int, start: int, stop: int, *, purpose: str = "text") -> Iterator[str]:
-    """The stories number start … stop − 1 of a seed."""
+    """The stories of a seed with numbers start … stop − 1."""
     return (STORIES.write(random_of(purpose, seed, number)) for number in range(start, stop))

@@ -1,6 +1,6 @@
-"""Reading: which choices of the process a text was written with, word by word against the same templates.
+"""Reading: the choices of the process behind a text, found by matching it word by word against the same templates.
 
-What a text has said of a role so far is a set of lexemes, as a bit mask: after "She" the hero is one of the women,
+What a text has said about a role so far is a set of lexemes, as a bit mask: after "She" the hero is one of the women,
 after "Anna" she is Anna.
 """
 
@@ -21,7 +21,7 @@ END = "."  # of a sentence; no other word has it
 _WORDS = re.compile(r"\w+|[^\w\s]")
 
 Domains = Mapping[str, int]  # what each role may be: a bit for each lexeme of its class
-Place = tuple[str | None, Mapping[str, int]]  # of a template: the role, and what it can be by the word
+Place = tuple[str | None, Mapping[str, int]]  # of a template: the role, and by word the lexemes that it can be
 
 
 def words_of(text: str) -> list[str]:
@@ -30,7 +30,7 @@ def words_of(text: str) -> list[str]:
 
 
 def sentences_of(words: Sequence[str]) -> list[Sequence[str]]:
-    """Words by sentence, each with its full stop; the last one may lack it."""
+    """Words by sentence, each sentence with its full stop; the last may lack it."""
     ends = [place + 1 for place, word in enumerate(words) if word == END]
     found = [words[start:stop] for start, stop in zip([0, *ends], ends, strict=False)]
     rest = words[ends[-1] if ends else 0 :]
@@ -38,14 +38,14 @@ def sentences_of(words: Sequence[str]) -> list[Sequence[str]]:
 
 
 class Parse(NamedTuple):
-    """The choices that a story was written with."""
+    """The choices behind a story."""
 
     sentences: tuple[Sentence, ...]
-    lexemes: tuple[tuple[str, str], ...]  # roles and the words that stand for what fills them, in order
+    lexemes: tuple[tuple[str, str], ...]  # roles, each with the first form of the lexeme that fills it, in order
 
     @property
     def nats(self) -> float:
-        """−ln of the probability of the story."""
+        """−ln p of the story."""
         return sum(sentence.nats for sentence in self.sentences)
 
 
@@ -56,7 +56,7 @@ class Reader:
     source: Source
 
     def parse(self, words: Sequence[str]) -> Parse | None:
-        """The choices behind a whole story; None where the process never writes it."""
+        """The choices behind a whole story; None if the process never writes it."""
         found: list[tuple[State, Domains, tuple[Sentence, ...], tuple[tuple[str, str], ...]]] = [(START, {}, (), ())]
         for sentence in sentences_of(words):
             found = [
@@ -73,12 +73,12 @@ class Reader:
     def match(
         self, template: Template, words: Sequence[str], domains: Domains, start: int = 0, stop: int | None = None
     ) -> Domains | None:
-        """Words that the roles may have once template[start:stop] is read; None where the text does not fit."""
+        """What the roles may be once template[start:stop] is read; None if the text does not fit."""
         places = self.places(template)[start:stop]
         return self._narrowed(places, [(word,) for word in words], domains)
 
     def match_any(self, template: Template, words: Sequence[Collection[str]], domains: Domains) -> Domains | None:
-        """`match` of all of a template, where each word is one of several."""
+        """`match` against a whole template, where each word is one of several."""
         return self._narrowed(self.places(template), words, domains)
 
     def _narrowed(self, places: Sequence[Place], words: Sequence[Collection[str]], domains: Domains) -> Domains | None:
@@ -96,7 +96,7 @@ class Reader:
         return found if _distinct(found) else None
 
     def places(self, template: Template) -> Sequence[Place]:
-        """A template by its words: at each place what a word says of the lexeme there."""
+        """A template by its words: at each place, what a word says about the lexeme there."""
         if template not in self._places:
             self._places[template] = [self._place(token, place == 0) for place, token in enumerate(template)]
         return self._places[template]
@@ -120,11 +120,11 @@ class Reader:
                 yield role, next(iter(lexeme.values()))
 
     # ------------------------------------------------------------------------------------------------------------------
-    # All states at once, for texts whose beginning is not there
+    # All states at once, for texts without a beginning
 
     @cached_property
     def by_template(self) -> Mapping[Template, Sequence[tuple[State, Sentence]]]:
-        """Each template with the states that it can follow, and as which sentence."""
+        """Each template with the states that it can follow and the sentences that it then is."""
         found = dict[Template, list[tuple[State, Sentence]]]()
         for state in self.source.states:
             for sentence in self.source.sentences(state):
@@ -150,12 +150,12 @@ def _index(pairs: Iterable[tuple[str, Template]]) -> Mapping[str, Sequence[Templ
 
 
 def kept(domains: Domains) -> Domains:
-    """Words of the roles that are known after a sentence."""
+    """What is still known about the roles after a sentence: all but the passing ones."""
     return {role: mask for role, mask in domains.items() if role not in PASSING}
 
 
 def _distinct(domains: Domains) -> bool:
-    """Whether no two roles of one class are known to be the same lexeme."""
+    """False if two roles of one class are known to be the same lexeme."""
     seen = set[tuple[str, int]]()
     for role, mask in domains.items():
         if not mask & (mask - 1):

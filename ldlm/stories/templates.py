@@ -1,4 +1,4 @@
-"""Templates: sentences whose words are given but for gaps, each of which a lexeme fills in one of its forms."""
+"""Templates: sentences with fixed words and gaps, each of which is filled with a form of a lexeme."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import NamedTuple
 from ldlm.stories.grammar import FRIEND, HERO, Form, State
 from ldlm.stories.words import NUMBERS, Lexeme
 
-PRONOUN = 0.7  # probability of a pronoun where there may be one
+PRONOUN = 0.7  # probability of a pronoun where one is allowed
 
 
 class Gap(NamedTuple):
-    """A word that depends on the lexeme of a role: its form of that name; of a verb, "gave/gives" by tense."""
+    """A word that depends on the lexeme of a role: its form of that name, or for a verb "gave/gives" by tense."""
 
     role: str
     form: str
@@ -26,28 +26,28 @@ Part = tuple[float, Template]  # a way to spell an element of a form, with its p
 
 
 def word_of(gap: Gap, lexeme: Lexeme) -> str:
-    """The word that a lexeme has in a gap."""
+    """The word with which a lexeme fills a gap."""
     if gap.role == "tense":
         return gap.form.split("/")[lexeme[""] == "present"]
     return lexeme[gap.form]
 
 
 def capitalised(word: str) -> str:
-    """The word as the first of a sentence."""
+    """The word as it begins a sentence."""
     return word[0].upper() + word[1:]
 
 
 class Expansion(NamedTuple):
-    """A form in a state with all choices made but those of lexemes."""
+    """A form in a state with all choices made except the lexemes."""
 
     probability: float
     template: Template
-    numbers: Mapping[str, int]  # fields of the state that count things, and have changed
+    numbers: Mapping[str, int]  # counts in the state that have changed
     subject: str
 
 
 def expansions(form: Form, state: State) -> Iterator[Expansion]:
-    """All templates of a form in a state; their probabilities sum to 1, or there are none."""
+    """All templates of a form in a state, with probabilities that sum to 1; may be none."""
     choices = [0] if form.each is None else list(form.each(state))
     elements = _elements(form.text)
     subject = next((_referent(one[1:-2], state) for one in elements if one.endswith("!}")), "")
@@ -94,7 +94,7 @@ def _referent(name: str, state: State) -> str:
 
 
 def _mention(role: str, how: str, state: State, subject: str) -> Sequence[Part]:
-    """A person or pet as subject (`!`) or object (`?`): a pronoun where it was the subject before, or the name."""
+    """A person or pet as subject (`!`) or object (`?`): the name, or a pronoun if it was the subject before."""
     name: Template = (Gap(HERO, ""), "and", Gap(FRIEND, "")) if role == "both" else (Gap(role, ""),)
     if state.topic != role or (how == "?" and subject == role):
         return [(1, name)]
@@ -115,7 +115,7 @@ _SPECIAL: Mapping[str, Callable[[State], Sequence[Part]]] = {"it": _it, "where":
 
 
 def _number(name: str, state: State, k: int) -> int | None:
-    """The number that a name stands for; None where it is the name of no number."""
+    """The number that a name stands for; None if it stands for none."""
     return {
         "k": k,
         "mine": state.mine,
@@ -127,7 +127,7 @@ def _number(name: str, state: State, k: int) -> int | None:
 
 
 def roles(template: Template) -> list[str]:
-    """The roles of a template in the order of their first gaps."""
+    """The roles of a template, in the order of their first gaps."""
     return list(dict.fromkeys(token.role for token in template if isinstance(token, Gap)))
 
 

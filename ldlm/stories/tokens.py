@@ -1,8 +1,8 @@
 """The tokenizer of the stories: each word and each punctuation mark is one token.
 
-A word carries the space before it, as in SentencePiece, so that it is one token wherever it stands, and decoding
-gives the text back exactly. Like GPT-2's, it has one token for both ends of a document; words that no story has are a
-token of their own, lest they pass for ends.
+A word carries the space before it, as in SentencePiece, so that it is the same token wherever it stands, and decoding
+gives the text back exactly. Like GPT-2's, the tokenizer has one token for both ends of a document; words that no story
+has become a separate token, lest they pass for ends.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SPACE = "▁"
 
 
 def tokenizer(source: Source) -> Any:
-    """A transformers tokenizer of all words of a source, in alphabetical order after the special tokens."""
+    """A transformers tokenizer with all words of a source, in alphabetical order after the special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

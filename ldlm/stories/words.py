@@ -1,7 +1,7 @@
-"""The words of the stories: classes of interchangeable lexemes, and the role in a story that each class plays.
+"""The words of the stories: classes of interchangeable lexemes, and the class of each role in a story.
 
-A lexeme spells itself in several forms: a person as name, `he`, `him` and `his`; a place as noun, and its preposition
-as `at`. All lexemes of a class are equally likely, but no two roles of one class are the same lexeme.
+A lexeme has several forms: a person a name, `he`, `him` and `his`; a place a noun, and its preposition as `at`. All
+lexemes of a class are equally likely, but no two roles of one class have the same lexeme.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _countable(words: str) -> tuple[Lexeme, ...]:
 
 
 CLASSES: Mapping[str, tuple[Lexeme, ...]] = {
-    "tense": ({"": "past"}, {"": "present"}),  # spells the verbs, which are written "gave/gives" in the grammar
+    "tense": ({"": "past"}, {"": "present"}),  # chooses the form of verbs, which the grammar writes as "gave/gives"
     "person": _people("Anna Bella Clara Emma Grace Lily Mary Nora Rose Ruth Sara Tess", _SHE)
     + _people("Ben Carl David Finn Henry Jack Leo Max Oscar Paul Sam Tom", _HE),
     "pet": _people("Biscuit Button Copper Misty Pepper Pip Shadow Socks", _IT),
@@ -76,7 +76,7 @@ CLASSES: Mapping[str, tuple[Lexeme, ...]] = {
     "gloom": _plain("sad lonely bored unhappy cross"),
 }
 
-# The class of each role. A role is filled where the story first speaks of it, and keeps its lexeme to the end.
+# The class of each role. A role is filled when the story first speaks of it, and keeps its lexeme to the end.
 ROLES: Mapping[str, str] = {
     **{name: name for name in CLASSES if name != "person"},
     "hero": "person",

@@ -250,7 +250,7 @@ def test_likelihoods_of_which_no_perplexity_can_be_made_are_refused(toy, monkeyp
         kept = toy.model.lm_head.weight.clone()
         toy.model.lm_head.weight.mul_(1e4)
     try:
-        with pytest.raises(InputError, match="its perplexity is no finite number"):
+        with pytest.raises(InputError, match="its perplexity is not finite"):
             score(["a b a"], toy, max_tokens=8)
     finally:
         toy.model.lm_head.weight.data.copy_(kept)

@@ -174,7 +174,7 @@ def test_a_scorer_of_fewer_positions_than_a_row_has_tokens_cuts_the_texts(
     short = replace(config, scorer=str(bigrams), points=2)
     made = interpolate.run(short, trained, store, tmp_path / "out", progress=notes)
     assert made.manifest["max_tokens"] == 8
-    line = f"texts are cut after 8 tokens, which is what the scorer {bigrams} takes, and not after 16"
+    line = f"texts are cut after 8 tokens, the most that the scorer {bigrams} takes, instead of after 16"
     assert line in notes.lines
 
 

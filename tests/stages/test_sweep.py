@@ -125,7 +125,7 @@ def test_a_scorer_of_fewer_positions_than_a_row_has_tokens_cuts_the_texts(traine
     found = sweep.run(config, trained, tmp_path / "out", progress=notes).manifest
     assert (found["max_tokens"], found["boundaries"], found["boundary_tokens"]) == (8, "drop", ["<|endoftext|>"])
     (line,) = (line for line in notes.lines if line.startswith("texts are cut"))
-    assert line == f"texts are cut after 8 tokens, which is what the scorer {bigrams} takes, and not after 16"
+    assert line == f"texts are cut after 8 tokens, the most that the scorer {bigrams} takes, instead of after 16"
 
 
 def test_others_samples_are_scored_alike_whatever_tokenizer_wrote_them(trained, gpt2, unseen, tmp_path):
