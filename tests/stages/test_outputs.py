@@ -243,8 +243,8 @@ def test_a_file_is_written_where_its_name_leads(tmp_path, mounted, name):
         files.write_atomic(out, text)
         assert (out.read_text(), real.read_text()) == (text, text)
         with files.replacing(out) as temporary:
-            temporary.write_text(content[::-1])
-        assert out.read_text() == content[::-1]
+            temporary.write_text(text[::-1])
+        assert out.read_text() == text[::-1]
     assert out.is_symlink() == (name == "link")
     assert {p.name for p in real.parent.iterdir()} == {real.name}
 
