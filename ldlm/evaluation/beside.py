@@ -44,7 +44,7 @@ class Beside:
         others = {one: _read(config, one.path) for one in externals}
         fewest = min([config.texts, *(len(texts) for texts in (real, *others.values()) if texts is not None)])
         if fewest < config.texts:
-            progress.note(f"diversity is that of {fewest:,} texts of each set, for the smallest has no more")
+            progress.note(f"diversity is that of {fewest:,} texts of each set, as many as the smallest has")
         inputs = {
             "reference": None if reference is None else hashes[str(reference)],
             "externals": {one.name: [hashes[str(one.path)], one.nfe, one.seconds] for one in externals},

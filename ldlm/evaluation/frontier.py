@@ -123,8 +123,8 @@ def finalists(rows: Sequence[Variant], entropy_slack: float) -> list[Variant]:
     """For each budget, the best variant of the paper's sampler and the best of all, which is marked as `best`.
 
     The best has the lowest perplexity among the variants whose entropy is at most `entropy_slack` below the bar (see
-    `_bar`), or the highest entropy if there is none such. A variant without a perplexity is best only if no other is
-    left, and is not marked.
+    `_bar`), or the highest entropy if there are none. A variant without a perplexity is best only if no other is left,
+    and is not marked.
     """
     bar = _bar(rows)
 

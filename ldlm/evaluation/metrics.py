@@ -29,7 +29,7 @@ LARGEST_NLL = 700.0  # nats per token; exp of more than 709 is infinite
 def mdlm_mask(ids: Row, eos: int | None) -> np.ndarray:
     """Mask (len − 1,) of the tokens that protocol `mdlm` counts: not the first token, and only the first EOS.
 
-    Text after an EOS counts. If the text begins with an EOS, that is its first EOS, so none counts.
+    Text after an EOS counts. If the text begins with an EOS, that is its first EOS, so no EOS counts.
     """
     tokens = np.asarray(ids)
     is_eos = tokens == eos

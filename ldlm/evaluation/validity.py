@@ -56,7 +56,7 @@ class Validity:
     cut_sentences: int  # without their beginning or end
     cut_sentences_valid: float | None  # share, as far as they go
     violations: dict[str, int]  # by kind
-    distances: dict[str, int]  # violations that contradict an earlier sentence, by how many sentences back it is
+    distances: dict[str, int]  # violations that contradict a sentence, by how many sentences back it is
     nats_per_story: float | None  # −ln p, mean over the valid stories; None without any
     nats_per_word: float | None
     words_per_story: float | None  # of the valid stories

@@ -9,7 +9,7 @@ known. Each is three to six sentences about people who have things, give them aw
 **The process.** A story is a walk through a graph. A node is what is true (`grammar.State`): who has the lantern and
 whose it is, how many shells each has, what is hidden where, whom the last sentence was about. An edge is a sentence
 that can come next, with gaps for words: `{friend!} gave/gives {it} back to {hero?} .` is possible when the friend has
-what belongs to the hero, and after it the hero has it. First is drawn whether the story ends, then the sentence, a
+what belongs to the hero, and after it the hero has it. Whether the story ends is drawn first, then the sentence, a
 number if it has one, name or pronoun if both would do; and when the story speaks of somebody or something for the first
 time, a word: Anna, lantern, red, past or present. That word is kept to the end. So agreement, tense, pronouns, owners,
 places and sums are right in every story, and go wrong in a text whose words were not drawn together.

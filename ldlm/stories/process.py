@@ -67,7 +67,7 @@ class Source:
         return {}
 
     def _of_parts(self, state: State) -> Iterator[Sentence]:
-        """First is drawn whether the story ends, then the form, then the wording; impossible parts have no share."""
+        """Whether the story ends is drawn first, then the form, then the wording; impossible parts have no share."""
         stop = self.stop[state.told]
         shares = {"opening": 1.0} if state.told == 0 else {"ending": stop, "middle": 1 - stop}
         found = {part: self._fitting(state, part) for part, share in shares.items() if share}

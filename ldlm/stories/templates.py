@@ -94,7 +94,7 @@ def _referent(name: str, state: State) -> str:
 
 
 def _mention(role: str, how: str, state: State, subject: str) -> Sequence[Part]:
-    """A person or pet as subject (`!`) or object (`?`): the name, or a pronoun if it was the subject before."""
+    """A person or pet as subject (`!`) or object (`?`): the name or, if it was the subject before, maybe a pronoun."""
     name: Template = (Gap(HERO, ""), "and", Gap(FRIEND, "")) if role == "both" else (Gap(role, ""),)
     if state.topic != role or (how == "?" and subject == role):
         return [(1, name)]

@@ -109,7 +109,7 @@ def test_diversity_is_that_of_as_many_texts_as_the_smallest_set_has(trained, gpt
     real.write_text("".join(corpus.read_text().splitlines(keepends=True)[:3]))
     config = settings(gpt2, budgets=(2,), solvers=("dpm++2m",), guidances=(1.0,))
     found = sweep.run(config, trained, tmp_path / "out", reference=real, progress=notes).manifest
-    assert "diversity is that of 3 texts of each set, for the smallest has no more" in notes.lines
+    assert "diversity is that of 3 texts of each set, as many as the smallest has" in notes.lines
     assert {row["diversity_texts"] for row in [*found["drawn"], found["real"]]} == {3}
     assert {row["num_texts"] for row in found["drawn"]} == {6}
     (row, *_) = found["drawn"]
