@@ -311,7 +311,7 @@ def _method(path: Path) -> str:
 def _subject(config: LikelihoodConfig, path: Path, store: FeatureStore, device: torch.device) -> Subject:
     record = unbounded(path)
     if record is not None:
-        raise InputError(f"{path} has no likelihood, for {record['why']}")
+        raise InputError(f"{path} has no likelihood, because {record['why']}")
     opened = open_source(path, device, config.checkpoint)
     if isinstance(opened, TrainedRun):
         opened.check_store(store)

@@ -332,12 +332,12 @@ def test_later_stages_take_it_as_a_run(copy, store, gpt2, succeed, ldlm, tmp_pat
 
 
 def test_it_has_no_likelihood_and_says_so(copy, store, ldlm):
-    with pytest.raises(InputError, match="run-2 has no likelihood, for it is distilled"):
+    with pytest.raises(InputError, match="run-2 has no likelihood, because it is distilled"):
         likelihood.run(LikelihoodConfig(device="cpu"), copy, store)
     assert not (copy / "likelihood").exists()
     found = ldlm("likelihood", "--run", copy, "--features", store, "--device", "cpu")
     assert found.exit_code == 0
-    assert found.stdout.startswith("run-2: no likelihood, for it is distilled")
+    assert found.stdout.startswith("run-2: no likelihood, because it is distilled")
 
 
 def test_decoders_of_the_run_come_along(run_copy, store, tmp_path):

@@ -325,7 +325,7 @@ def test_what_does_not_fit_together_is_refused_in_one_line(runs, rival, gpt2, re
     line = refused(mdlm, more=("--solvers", "heun"))
     assert line == "solvers is no setting of a sweep of mdlm; leave it out"
     line = refused(mdlm, more=("--sampler", "paper"))
-    assert line.startswith("--sampler paper is a sampler of LDLM, and of mdlm there is no run with it")
+    assert line.startswith("--sampler paper is a sampler of LDLM, and runs of mdlm do not have it")
     line = refused(runs[0], more=("--top-ps", 0.5))
     assert line == "top_ps is no setting of a sweep of ldlm; leave it out"
     assert str(tmp_path / "none") in refused(*runs, scorer=tmp_path / "none")

@@ -322,7 +322,7 @@ BAD = [
     (("--prompt", ""), "--prompt is empty; give the beginning of a text"),
     (("--prompt", "The old captain found a letter before dawn, and said so."), "tokens, and at most 7 fit; shorten it"),
     (("--prompt", "Rain", "--prompts", "x"), "give one of the two"),
-    (("--prompt", "none"), "give that word in a file"),
+    (("--prompt", "none"), "to continue that word, give it in a file"),
     (("--prompt", "caf\udce9"), "--prompt"),
     (("--prompts", "absent.txt"), "there is no file absent.txt"),
     (("--prompt-guidance", 2), "give --prompt TEXT, too"),
