@@ -420,7 +420,7 @@ def test_bad_input_is_refused_in_one_line(trained, store, whole, token_runs, ref
     assert "and a training run is needed" in said(run=store)
     assert not (tmp_path / "out").exists()
     assert "--output is missing" in refuse("distill", "--run", trained, "--features", store)
-    assert "is a distilled run, which `ldlm distill` goes on with" in refuse(
+    assert "is a distilled run, which `ldlm distill` continues" in refuse(
         "train", "--features", store, "--output", whole
     )
 
