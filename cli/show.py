@@ -24,7 +24,7 @@ from ldlm.errors import InputError
 from ldlm.progress import Progress, Task
 from ldlm.sampling.frames import VISIBLE
 
-PLAIN_EVERY = 30.0  # seconds between lines where there is no terminal
+PLAIN_EVERY = 30.0  # seconds between lines without a terminal
 DRAW_EVERY = 0.1
 COLUMNS = 80  # of a terminal that does not report its width
 MOST_COLUMNS = 100  # of a text

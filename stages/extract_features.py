@@ -52,7 +52,7 @@ def plan(
     then of running the encoder or, if that is slower, of making the bytes of shards; or at `launch.rate`. Pieces are
     shared evenly, shards are whole, and disk and network are left out. `online` runs the encoder only over the sample
     for the statistics. Of a large corpus only the first documents are tokenised, and the rest is `estimated` from their
-    number; with `launch.tokens`, the text is a sample of one with so many. `saved_share_of_step` is the encoder's share
+    number; `launch.tokens` makes the text a sample of a longer one. `saved_share_of_step` is the encoder's share
     of the FLOPs of a training step that runs it, for a model of the paper's size: what the store saves. `counts` are
     the rows of the splits, if they were counted before.
     """

@@ -40,7 +40,7 @@ def commands(config: PaperConfig, name: str, out: Path, file: str) -> str:
 def run(
     config: PaperConfig, name: str, out: Path, *, report: bool = False, progress: Progress = SILENT
 ) -> tuple[dict[str, Any], results.Result]:
-    """Run what is missing of a table or figure at the tiny scale, and write it as far as it goes.
+    """Run what is missing of a table or figure at the tiny scale, and write its results so far.
 
     With `report` nothing is run. `out` gets `table-1-tiny.json` and `.md`, and for figures `.png`.
     """

@@ -136,7 +136,7 @@ class PsiConfig(ChainConfig):
     def idle(self) -> tuple[str, ...]:
         """Settings that have no effect given the others."""
         modes = {self.mode, self.mode_high or self.mode, self.mode_low or self.mode}
-        bands = len(modes) > 1  # the ends of the middle say where each is
+        bands = len(modes) > 1  # then t_on and t_off say where each applies
         looping = self.profile == "loop"
         return (
             *("eta",) * (modes == {"ancestral"}),
@@ -147,7 +147,7 @@ class PsiConfig(ChainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """Settings of the rivals' network beside its depth and width, which are those of LDLM's denoiser."""
+    """Settings of the rivals' network besides its depth and width, which are those of LDLM's denoiser."""
 
     dropout: float = setting(0.1, "dropout rate of both residual branches in training", low=0, below=1)
     attention_cap: float = setting(0.0, "c of attention scores c·tanh(s/c); 0 is off", low=0)

@@ -57,7 +57,7 @@ def _of_tokens(method: str, cls: type, given: Mapping[str, Any], named: str | No
 
 
 def _fitting(start: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that the user's `own` override: without those of another sampler and the η of another schedule."""
+    """The settings that the user's `own` override: none of another sampler, and no η of another schedule."""
     if own.get("name", start.get("name")) != start.get("name"):
         return {}
     other = any(own.get(key, start.get(key)) != start.get(key) for key in ETA_BELONGS_TO.values())

@@ -27,7 +27,7 @@ class LaunchConfig:
         None, "distribute the work with Ray, to a worker on each GPU or to --workers on CPUs", metavar="ray"
     )
     address: str | None = setting(
-        None, "with --engine ray: the cluster, or auto; none means that of RAY_ADDRESS, or this machine alone"
+        None, "with --engine ray: the cluster, or auto; none means RAY_ADDRESS, or else this machine alone"
     )
     workers: int | None = setting(None, "number of workers, with --engine ray, or to plan for, with --dry-run", low=1)
     tokens: int | None = setting(

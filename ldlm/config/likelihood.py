@@ -14,7 +14,7 @@ class LikelihoodConfig:
     """`ldlm likelihood`: the likelihood of rows of a store under a model, or a bound on it (docs/likelihood.md)."""
 
     split: Literal["validation", "train"] = setting(
-        "validation", "which rows of the store: the held-out ones, or those of training"
+        "validation", "which rows of the store to take: the held-out ones, or those of training"
     )
     rows: int | None = setting(
         1_024,

@@ -25,7 +25,7 @@ class PaperConfig:
         metavar="FILE",
     )
     steps: int | None = setting(
-        None, "at scale tiny: steps of every training; none means those of the rows, 1,200 or 3,000", low=10
+        None, "at scale tiny: steps of every training; none means the rows' own, 1,200 or 3,000", low=10
     )
     texts: int | None = setting(None, "texts of each sampling seed; none means 250, and 1,000 at scale paper", low=2)
     sampling_seeds: int | None = setting(

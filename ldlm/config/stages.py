@@ -107,8 +107,8 @@ class ExtractConfig:
     split: str = setting("train", "split of the dataset")
     text_column: str = setting("text", "field that holds the text in JSON, parquet and datasets")
     validation_data: tuple[str, ...] = setting((), "files of held-out documents", metavar="FILE")
-    validation_split: str | None = setting(None, "split of the dataset that is held out")
-    validation_docs: int = setting(0, "how many of the last documents are held out", low=0)
+    validation_split: str | None = setting(None, "held-out split of the dataset")
+    validation_docs: int = setting(0, "number of documents to hold out, from the end", low=0)
     detokenizer: Literal["none", "lm1b", "lm1b-clean"] = setting(
         "none",
         "undo the tokenisation of the One Billion Word benchmark: lm1b by MDLM's rules, for comparison with it; "
@@ -126,7 +126,7 @@ class ExtractConfig:
         0.1, "largest relative error of a channel at which int8-token is accepted", above=0, identity=False
     )
     stats_tokens: int | None = setting(
-        2_000_000, "tokens that mean and standard deviation are taken over, or all", low=1, none="all"
+        2_000_000, "tokens over which mean and standard deviation are taken, or all", low=1, none="all"
     )
     shard_rows: int = setting(1024, "rows per shard, the unit of work", low=1)
     batch_size: int = setting(32, "rows per encoder pass", low=1)
