@@ -192,7 +192,7 @@ class CANDIConfig:
     temperature: float = setting(1.0, "temperature at which tokens are drawn, more than 0", above=0)
     step_size: float = setting(1.0, "factor of the steps of the continuous part", low=0)
     update: Literal["published", "flow"] = setting(
-        "published", "continuous part: published divides a step by σ², as its code does; flow, the ODE's own, by σ"
+        "published", "continuous part: published divides a step by σ², as its code does; flow by σ, as the ODE does"
     )
     drawing: Drawing = setting("exact", "exact draws tokens where none is final; race draws everywhere, as published")
 
