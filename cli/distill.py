@@ -9,18 +9,18 @@ from ldlm.cli.options import Command, Options, path_option, require, require_pla
 from ldlm.config import DistillConfig
 
 
-@click.command(cls=Command, short_help="distil a run, to draw texts in a few evaluations")
+@click.command(cls=Command, short_help="distil a run, so that it draws texts in few evaluations")
 @stage_options(DistillConfig)
 @path_option("--run", "the trained run, or a distilled one")
 @path_option("--features", "the feature store that it was trained on")
 @path_option("--output", "folder of the distilled run")
 @click.option("--allow-partial", is_flag=True, help="use the shards that an unsealed store has")
 def command(options: Options, run: str | None, features: str | None, output: str | None, allow_partial: bool) -> None:
-    """Teach the denoiser to draw in few evaluations, by rounds that halve those of the deterministic solver.
+    """Teach the denoiser to draw in few evaluations, in rounds that each halve those of the deterministic solver.
 
     In each round a student learns to do in one step what its teacher does in two. Encoder and decoders are frozen. The
-    result is a run like any other, whose default sampler is the one that it was distilled to. The same command resumes
-    from the newest checkpoint.
+    result is a run like any other; by default it draws with the sampler that it was distilled for. The same command
+    resumes from the newest checkpoint.
 
     \b
     Examples:

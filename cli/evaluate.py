@@ -36,10 +36,10 @@ ASKED_FOR = {"mauve": "mauve", "copied_8grams": "copied 8-grams"}
 @stage_options(EvaluateConfig, overwrite=False)
 @path_option("--reference", "real text to compare with", metavar="FILE")
 @click.option(
-    "--seeds", is_flag=True, help="the files, or those in the folders, are seeds of one model: show mean ± std"
+    "--seeds", is_flag=True, help="the files, or those in the folders, are seeds of one model: also show mean ± std"
 )
 @click.option("--mauve", "with_mauve", is_flag=True, help="MAUVE against --reference; needs the extra ldlm[mauve]")
-@path_option("--training", "features in whose training text the 8-grams of the texts are looked for")
+@path_option("--training", "feature store: show the share of the texts' 8-grams that its training text contains")
 @path_option("--features-p", "features of the texts, (texts, width), computed elsewhere, for MAUVE", metavar="FILE.npy")
 @path_option("--features-q", "features of the reference, (texts, width), for MAUVE", metavar="FILE.npy")
 @click.option("--no-cache", is_flag=True, help="neither read nor write the cache of scores, XDG_CACHE_HOME/ldlm/scores")
@@ -54,12 +54,12 @@ def command(
     features_q: str | None,
     no_cache: bool,
 ) -> None:
-    """Generative perplexity under a scorer, with entropy and diversity, since collapse lowers perplexity.
+    """Score texts by generative perplexity, and by entropy and diversity, since collapse lowers perplexity.
 
-    With --source stories, for models of the texts of `ldlm stories`: what is valid, and how likely it is, without a
+    With --source stories, for models trained on `ldlm stories`: how many are valid and how likely they are, without a
     scorer.
 
-    The files are JSON with a "text" field, parquet, or plain text with a text per line, made by anybody's model; - is
+    The files, from anybody's model, are JSON with a "text" field, parquet, or plain text with a text per line; - is
     standard input.
 
     \b
@@ -145,7 +145,7 @@ def _by_source(
 
 
 def _validities(found: list[SourceScores], over_seeds: SourceSeedScores | None) -> str:
-    """All tables: a file each, and their mean with what they are read beside."""
+    """All tables: one for each file, one of their mean over seeds, and the figures of the source itself."""
     first = found[0]
     return "\n\n".join(
         [
@@ -154,8 +154,8 @@ def _validities(found: list[SourceScores], over_seeds: SourceSeedScores | None) 
             f"the source itself: {show.value(first.source_nats_per_story)} nats a story, "
             f"{show.value(first.source_nats_per_word)} a word, "
             f"{show.value(first.source_words_per_story)} words a story\n"
-            "fewer nats than those of real texts are collapse, not quality; where rows cut stories, the whole ones are "
-            "short, also of real texts",
+            "fewer nats than in real texts mean collapse, not quality; where rows cut stories, the whole ones are "
+            "short, in real texts as well",
         ]
     )
 
@@ -174,7 +174,7 @@ def _over_seeds(over_seeds: SourceSeedScores) -> str:
 
 
 def _validity(scores: SourceScores) -> str:
-    """The table of a file by a source, beside real texts."""
+    """The table of a file judged by a source, beside real texts."""
     record, real = scores.found.to_json(), scores.real.to_json()
     rows: list[tuple[Any, ...]] = [
         ("whole stories", record["stories"], real["stories"]),
@@ -203,7 +203,7 @@ def _table(results: list[FileScores], over_seeds: SeedScores | None) -> str:
 
 
 def _figure(result: dict[str, Any], name: str) -> str:
-    """A cell of the table: a figure with its interval, or - where there is none."""
+    """A cell of the table: a figure with its interval, or - if there is none."""
     if result.get(name) is None:
         return "-"
     interval = result["intervals"].get(name)
@@ -211,13 +211,13 @@ def _figure(result: dict[str, Any], name: str) -> str:
 
 
 def _spread(name: str, figure: Spread, files: int) -> str:
-    """A cell of the table: mean ± standard deviation, with the number of files where some lack the figure."""
+    """A cell of the table: mean ± standard deviation, with the number of files if some lack the figure."""
     some = "" if figure.files == files else f" ({figure.files} of {files})"
     return f"{_value(name, figure.mean)} ± {_value(name, figure.std)}{some}"
 
 
 def _value(name: str, value: float | None) -> str:
-    """A figure by name, as the table has it; shares of copied text are small, and in per cent."""
+    """A figure as the table shows it; the share of copied text is small, and shown in per cent."""
     return f"{value:.2%}" if name == "copied_8grams" and value is not None else show.value(value)
 
 
@@ -230,10 +230,10 @@ def _foot(results: list[FileScores]) -> list[str]:
     ]
     fewest = first.diversity_texts
     if any(result.scores.num_texts > fewest for result in results):
-        lines.append(f"diversity is that of the first {fewest:,} texts of each, for it falls with their number")
+        lines.append(f"diversity is that of the first {fewest:,} texts of each, since it falls as their number grows")
     for result in results:
         if result.scores.gen_ppl is None:
             lines.append(f"{result.file}: no text has a token to score, so there is no perplexity")
         elif unscored := result.scores.num_texts - result.scores.texts_scored:
-            lines.append(f"{result.file}: {unscored:,} texts have no token to score, and perplexity is of the others")
+            lines.append(f"{result.file}: {unscored:,} texts have no token to score; perplexity is that of the others")
     return lines

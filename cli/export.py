@@ -11,19 +11,19 @@ from ldlm.cli.options import Command, Options, default_settings, method_of, path
 from ldlm.config import ExportConfig
 
 
-@click.command(cls=Command, short_help="write the part of a run that draws texts to a folder to share")
+@click.command(cls=Command, short_help="write a folder to share, with all that drawing texts needs")
 @stage_options(ExportConfig, named_samplers=True, token_samplers=())
 @path_option("--run", "trained run")
-@path_option("--encoder", "with --with-encoder: folder or hub name of the frozen encoder, where it is not in its place")
+@path_option("--encoder", "with --with-encoder: where the frozen encoder is, if it has moved since extraction")
 @path_option("--output", "folder to write the model to")
 def command(options: Options, run: str | None, encoder: str | None, output: str | None) -> None:
     """Write denoiser, decoders, tokenizer and a model card to a folder.
 
     The model draws the same texts as the run, with `ldlm sample --run MODEL` and in Python:
-    `from ldlm import LDLM; LDLM.from_pretrained("model").sample(8)`; a token-level one is opened by TokenDiffusion.
+    `from ldlm import LDLM; LDLM.from_pretrained("model").sample(8)`; TokenDiffusion opens token-level models.
     Nothing is uploaded without --push-to-hub.
 
-    --with-encoder takes the frozen encoder along, so that a model which continues texts needs nothing but the folder.
+    --with-encoder includes the frozen encoder, so that a model that continues texts needs nothing but the folder.
 
     \b
     Examples:

@@ -11,7 +11,7 @@ from ldlm.config import ExtractConfig, LaunchConfig
 from ldlm.location import locate
 
 
-@click.command(cls=Command, short_help="run the frozen encoder over text, once, into a store")
+@click.command(cls=Command, short_help="run the frozen encoder over text once, into a feature store")
 @stage_options(ExtractConfig)
 @more_options(LaunchConfig, "launch")
 @path_option("--output", "folder of the feature store, or s3://bucket/prefix")
@@ -19,7 +19,7 @@ def command(options: Options, launch: LaunchConfig, output: str | None) -> None:
     """Tokenise and pack text, run the frozen encoder over it, and store the normalised hidden states.
 
     The store can be trained on once it is sealed. The same command resumes an interrupted extraction.
-    Several processes divide it, on one machine or many, if they are given the same command.
+    Several processes share the work, on one machine or many, if they run the same command.
 
     \b
     Examples:

@@ -38,7 +38,7 @@ def _show(result: Any, as_json: bool, text: Callable[[], str]) -> None:
 @command.command(short_help="sizes, codec and its error, encoder, statistics")
 @_store
 def info(store: str, as_json: bool) -> None:
-    """Show sizes, codec and its error, encoder, statistics.
+    """Show sizes, codec and its error, encoder and statistics.
 
     \b
     Examples:
@@ -97,7 +97,7 @@ def repair(store: str, as_json: bool, device: str) -> None:
     type=click.IntRange(1),
     help="number of rows, from the first  [default: 1000]",
 )
-@click.option("--clean-up", is_flag=True, help="decode with the tokenizer's clean-up of spaces, like `ldlm sample`")
+@click.option("--clean-up", is_flag=True, help="decode with the tokenizer's clean-up of spaces, as in `ldlm sample`")
 @path_option("--output", "file to write, one JSON object per text", metavar="F.jsonl")
 def texts(store: str, as_json: bool, rows: int, clean_up: bool, output: str | None) -> None:
     """Write held-out rows as text, cut and decoded like samples: the --reference of `evaluate` and `sweep`.
@@ -120,13 +120,13 @@ def texts(store: str, as_json: bool, rows: int, clean_up: bool, output: str | No
     default=None,
     metavar="INT",
     type=click.IntRange(1),
-    help="rows of the window in which they are shuffled  [default: as in training]",
+    help="rows of the window within which rows are shuffled  [default: as in training]",
 )
 def bench(store: str, as_json: bool, batch_size: int, shuffle_rows: int | None) -> None:
     """Measure the read rate of shuffled batches as float32 tensors, against a memory map of the same rows.
 
-    The map lies in the temporary folder (TMPDIR) meanwhile: 512 MB of rows, or a window of them where that is more, by
-    default 2 GiB or four batches, and at most all rows. Two windows are in memory, as in training.
+    Meanwhile the map is in the temporary folder (TMPDIR). It has 512 MB of rows, or one window if that is more, and at
+    most all rows; a window is 2 GiB or four batches by default. Two windows are in memory, as in training.
 
     \b
     Examples:

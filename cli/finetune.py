@@ -73,7 +73,7 @@ def _table(result: dict) -> str:
 
 
 def _listing(decoders: list[dict]) -> str:
-    """One line per decoder; the one that `sample` takes by default has a star."""
+    """One line per decoder; a star marks the one that `sample` takes by default."""
     headers = ("decoder", "layers", "parameters", "noise", "L_w", "accuracy", "L_w clean", "clean", "steps", "of step")
     rows = [
         (
@@ -87,4 +87,4 @@ def _listing(decoders: list[dict]) -> str:
         )
         for decoder in decoders
     ]
-    return show.table(headers, rows) + "\n\n* the decoder of texts where --decoder names none"
+    return show.table(headers, rows) + "\n\n* the default, used if --decoder names none"

@@ -72,7 +72,7 @@ def command(
 def _given(
     options: Options, start: str | None, end: str | None, features: tuple[str, ...], output: str | None
 ) -> tuple[str, str] | None:
-    """The texts of --from and --to, None without them; `InputError` for flags that don't go with them."""
+    """The texts of --from and --to, or None without them; `InputError` for flags that don't go with them."""
     if start is None and end is None:
         if options.flags[("encoder",)]:
             raise InputError("--encoder is for --from and --to; pairs of held-out texts come with their states")

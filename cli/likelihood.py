@@ -13,22 +13,22 @@ from ldlm.config import LikelihoodConfig
 from ldlm.errors import InputError
 
 
-@click.command(cls=Command, short_help="bits per token of held-out rows: a bound, or exact where a model has it")
+@click.command(cls=Command, short_help="bits per token of held-out rows: a bound, or exact if a model has it")
 @stage_options(LikelihoodConfig)
 @click.option("--run", "runs", metavar="DIR...", multiple=True, help="trained runs of any method")
 @click.option(
-    "--causal", metavar="NAME...", multiple=True, help="causal models of the same tokenizer, by folder or hub name"
+    "--causal", metavar="NAME...", multiple=True, help="causal models with the same tokenizer, by folder or hub name"
 )
-@path_option("--features", "feature store of the rows")
+@path_option("--features", "feature store that holds the rows")
 @path_option("--output", "folder for the result of one run  [default: likelihood, in the run]")
 def command(
     options: Options, runs: tuple[str, ...], causal: tuple[str, ...], features: str | None, output: str | None
 ) -> None:
     """Bits per token of rows of a store: how likely a model finds text that it has not seen.
 
-    Of LDLM it is a bound from above, at the best of several noise levels τ. MDLM and Duo have their NELBO, a causal
-    model its exact likelihood, CANDI and FLM none. The result of a run is kept in its folder, and the same command
-    resumes an interrupted one.
+    LDLM has an upper bound, at the best of several noise levels τ; MDLM and Duo have their NELBO, and a causal model
+    the exact figure. CANDI and FLM have none. The result of a run is kept in its folder, and the same command resumes
+    an interrupted one.
 
     \b
     Examples:
@@ -67,13 +67,13 @@ def _tables(records: list[dict[str, Any]]) -> str:
          "–".join(map(show.value, one["interval"])), show.value(one["estimate_se"]), show.value(one["perplexity"]))
         for one in measured
     ]  # fmt: skip
-    parts = [f"{one['run']}: no likelihood, for {one['why']} ({one['method']})" for one in records if "why" in one]
+    parts = [f"{one['run']}: no likelihood, because {one['why']} ({one['method']})" for one in records if "why" in one]
     if measured:
         first = measured[0]
         head = ("", "method", "bits/token", "95 % interval", "s.e. of estimate", "perplexity")
         foot = (
-            f"{first['rows_reported']:,} {first['split']} rows, per token of all {first['seq_len']} of a row; without "
-            f"BOS and EOS in the denominator multiply by {first['seq_len']}/{first['seq_len'] - 2}"
+            f"{first['rows_reported']:,} {first['split']} rows, per token of all {first['seq_len']} of a row; to leave "
+            f"BOS and EOS out of the denominator, multiply by {first['seq_len']}/{first['seq_len'] - 2}"
         )
         parts = [f"{show.table(head, rows)}\n\n{foot}", *parts]
     return "\n\n".join([*parts, *(_curve(one) for one in measured if "curve" in one)])

@@ -31,7 +31,7 @@ The stages, each reading what the one before wrote:
 INTERRUPTED = 130  # 128 + SIGINT, the convention of shells
 TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h: schedulers take it as "run it again"
 
-# Errors of the system that are no bugs: no room, no permission, a file where a folder should be.
+# System errors that are not bugs: no room, no permission, a file where a folder should be.
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 SYSTEM_ERRORS = NO_ROOM | {
     errno.EROFS, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG
@@ -39,7 +39,7 @@ SYSTEM_ERRORS = NO_ROOM | {
 
 
 class Commands(click.Group):
-    """Commands in the order of the pipeline. An error that the user can correct is one line and exit status 1."""
+    """Commands in the order of the pipeline. An error that the user can correct gives one line and exit status 1."""
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         show.open_streams()
@@ -54,9 +54,9 @@ class Commands(click.Group):
         except (InputError, StorageError) as error:
             leave(ctx, f"Error: {error}", 1)
         except Stopped as stopped:
-            leave(ctx, f"{stopped}; the same command goes on from there", TEMPORARY_FAILURE)
+            leave(ctx, f"{stopped}; the same command continues from there", TEMPORARY_FAILURE)
         except KeyboardInterrupt:
-            leave(ctx, "\ninterrupted; the same command goes on from what was kept, if anything was", INTERRUPTED)
+            leave(ctx, "\ninterrupted; the same command continues from what was kept, if anything", INTERRUPTED)
         except OSError as error:
             if error.errno not in SYSTEM_ERRORS:
                 raise
@@ -66,7 +66,7 @@ class Commands(click.Group):
 
 
 def leave(ctx: click.Context, line: str, status: int) -> NoReturn:
-    """End the command with a last line on stderr, even where stderr is closed."""
+    """End the command with a last line on stderr, even if stderr is closed."""
     if "--overwrite" in sys.argv:  # with it the command would start over
         line = line.replace("the same command", "the same command, without --overwrite,")
     show.Terminal().write(f"{line}\n")

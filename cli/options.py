@@ -36,7 +36,7 @@ def _spread(args: Sequence[str], repeatable: set[str]) -> Iterator[str]:
     """Repeat an option's name before each further value that follows it."""
     current, has_value = None, False
     for arg in args:
-        if arg.startswith("-") and arg != "-":  # which is standard input
+        if arg.startswith("-") and arg != "-":  # "-" is standard input
             current, has_value = (arg if arg in repeatable else None), False
         elif current is not None:
             if has_value:
@@ -91,7 +91,7 @@ class Setting:
 
     @property
     def default_in_words(self) -> str:
-        """The default as help shows it; empty where there is none to show."""
+        """The default as help shows it; empty if there is none to show."""
         default: Any = self.field.default
         if default is None:
             default = self.field.metadata["none"]
@@ -122,7 +122,7 @@ def token_settings(names: Sequence[str]) -> dict[Setting, str]:
 
 
 def shared_with_rivals(setting: Setting) -> str:
-    """The note of a flag of LDLM's sampler that sets the rivals' as well; empty of one that they don't have."""
+    """The note on a flag of LDLM's sampler that also sets rivals' samplers; empty if none of them has the setting."""
     section, key = setting.path[0], setting.path[-1]
     others = dict(configs.owners(key)) if section == "sampler" else {}
     others.pop("LDLM", None)
@@ -146,8 +146,8 @@ def stage_options(
 ) -> Function:
     """Decorator with all options of a stage: its settings, `--config`, `--set`, `--dump-config`, `--json` and so on.
 
-    `token_samplers` names settings of the rivals' samplers that get a flag; None where runs of theirs are not taken.
-    The command receives one argument `options`, an `Options`, in place of the single values.
+    `token_samplers` names the settings of rivals' samplers that get a flag; None if the stage takes no runs of rivals.
+    The command receives one argument `options`, an `Options`, instead of the single values.
     """
     fields, of_tokens = list(settings(cls)), token_settings(token_samplers or ())
 
@@ -163,7 +163,7 @@ def stage_options(
             *([_method_option()] * methods),
             *(field.option(more=shared_with_rivals(field) if token_samplers else "") for field in fields),
             *(
-                [click.option("--preset", metavar="|".join(configs.PRESETS), help="start from these settings")]
+                [click.option("--preset", metavar="|".join(configs.PRESETS), help="start from this preset's settings")]
                 * presets
             ),
             *(field.option(note, default=False) for field, note in of_tokens.items()),
@@ -206,7 +206,7 @@ def online_options(names: Sequence[str]) -> Function:
 
 
 def more_options(cls: type, name: str) -> Function:
-    """Decorator with the settings of a class beside the stage's, which the command receives as `name`."""
+    """Decorator with the settings of one more class than the stage's; the command receives them as `name`."""
     fields = list(settings(cls))
 
     def decorate(function: Function) -> Function:
@@ -225,7 +225,7 @@ def more_options(cls: type, name: str) -> Function:
 
 
 def _method_option() -> Function:
-    help = "what is trained: ldlm, or on its tokens alone mdlm, duo, candi or flm  [default: ldlm]"
+    help = "what to train: ldlm, or on the tokens alone mdlm, duo, candi or flm  [default: ldlm]"
     return click.option("--method", metavar="|".join(configs.METHODS), help=help)
 
 
@@ -234,7 +234,7 @@ def _named_sampler_option(token_level: bool) -> Function:
     if token_level:
         of_tokens = dict.fromkeys(name for fitting in configs.TOKEN_SAMPLERS.values() for name in fitting)
         rivals = "; ".join(f"{method}: {', '.join(fitting)}" for method, fitting in configs.TOKEN_SAMPLERS.items())
-        names, help = "|".join([names, *of_tokens]), f"{help}. Of token-level runs the sampler ({rivals})"
+        names, help = "|".join([names, *of_tokens]), f"{help}. For token-level runs, the sampler ({rivals})"
     return click.option("--sampler", metavar=names, help=help)
 
 
@@ -269,7 +269,7 @@ class Options:
         return self.dumped(configs.from_dict(cls, configs.merge(data, given)))
 
     def _with_method(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Settings of a training with the method of --method; `InputError` where theirs is another."""
+        """The settings with the method that --method names; `InputError` if they name another one."""
         if self.method is None:
             return given
         if given.get("method") is not None and (there := configs.method_of(given)) != self.method:
@@ -278,7 +278,7 @@ class Options:
         return {**given, "method": self.method}
 
     def build_drawing(self, method: str, base: Mapping[str, Any] | None = None) -> Any:
-        """The configuration of a stage that draws from a run of that method, on top of `base`, as `build` has it."""
+        """The configuration of a stage that draws from a run of that method, on top of `base`, as in `build`."""
         return self.dumped(configs.drawing_config(self.cls, method, self.given(), named=self.sampler, base=base))
 
     def dumped(self, built: Any) -> Any:
@@ -332,7 +332,7 @@ def path_option(flag: str, help: str, *, metavar: str = "DIR") -> Function:
 
 
 def method_of(run: str | None) -> str:
-    """The method of a run or exported model; LDLM's where none is given."""
+    """The method of a run or exported model; LDLM if none is given."""
     if run is None:
         return configs.LDLM
     from ldlm.baselines import opening
@@ -341,7 +341,7 @@ def method_of(run: str | None) -> str:
 
 
 def default_settings(run: str | None) -> dict[str, Any]:
-    """The settings that an exported model or a distilled run brings with it, on which the user's come."""
+    """The settings that an exported model or a distilled run brings with it; the user's override them."""
     if run is None:
         return {}
     from ldlm.baselines import opening

@@ -24,12 +24,12 @@ LIST = "list"
 @stage_options(PaperConfig, overwrite=False)
 @path_option("--output", "folder for everything; tables that share it share features, runs and texts")
 @path_option("--script", "with --scale paper: file for the commands, instead of printing them", metavar="FILE")
-@click.option("--report", is_flag=True, help="run nothing; write the table of what is there")
+@click.option("--report", is_flag=True, help="run nothing; write the table from what is there")
 def command(options: Options, names: tuple[str, ...], output: str | None, script: str | None, report: bool) -> None:
-    """Make tables and figures of the paper again, row by row, and set their figures beside the paper's.
+    """Reproduce tables and figures of the paper, row by row, beside the paper's own figures.
 
-    `list` shows all of them with the state of their evidence. The same command resumes an interrupted one, several with
-    one --output share the work, and --dry-run with an --output counts what it has not yet.
+    `list` shows all of them with the state of their evidence. The same command resumes an interrupted one. Commands
+    with the same --output share the work, and --dry-run with --output counts only what is missing there.
 
     \b
     Examples:
@@ -82,7 +82,7 @@ def _plan(plan: dict[str, Any]) -> str:
     ]  # fmt: skip
     foot = (
         f"{' '.join(plan['exhibits'])}, scale {plan['scale']}: {plan['hours']:,.1f} hours on {plan['devices']} "
-        f"{plan['device_name']} ({_short(plan['flops_per_second'])} FLOP/s each, taken)"
+        f"{plan['device_name']} ({_short(plan['flops_per_second'])} FLOP/s each, assumed)"
     )
     return show.table(("stage", "jobs", "tokens", "FLOPs", "disk", "device hours"), rows) + f"\n\n{foot}"
 
@@ -98,7 +98,7 @@ def _script(
     from ldlm.stages import paper as stage
 
     if len(names) > 1:
-        raise InputError(f"a script is of one table or figure, and these are {len(names)}; ask for them one by one")
+        raise InputError(f"a script makes one table or figure, and these are {len(names)}; ask for them one by one")
     (name,) = names
     text = stage.commands(config, name, Path(output or name), f"{name}.sh" if script is None else Path(script).name)
     if script is None:

@@ -17,9 +17,9 @@ from ldlm.errors import InputError
 @path_option("--output", "folder for the picture of several runs together")
 @click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
 def command(runs: tuple[str, ...], output: str | None, as_json: bool) -> None:
-    """Losses, reconstruction, latents, warm-up and timesteps from the metrics of runs, also while they train.
+    """Plot losses, reconstruction, latents, warm-up and timesteps from the metrics of runs, even while they train.
 
-    Of runs of rivals it draws the losses, over the steps and over time, the gradient and the learning rate.
+    For runs of rivals, plot the losses over steps and over time, the gradient and the learning rate.
 
     \b
     Examples:

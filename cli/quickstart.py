@@ -18,8 +18,8 @@ from ldlm.config import QuickstartConfig
 def command(options: Options, output: str | None) -> None:
     """Pretrain a small encoder, extract features, train jointly, fine-tune a decoder, sample, interpolate, evaluate.
 
-    On little English stories whose law is known, which are ours and synthetic, on the documentation of Python and the
-    installed packages, or on a file of text. A demonstration of the pipeline, not of the paper's quality. The same
+    The text is little English stories of known distribution, which are ours and synthetic, or the documentation of
+    Python and the installed packages, or a file. It demonstrates the pipeline, not the paper's quality. The same
     command resumes an interrupted one.
 
     \b
@@ -40,7 +40,7 @@ def command(options: Options, output: str | None) -> None:
 
 
 def _begun(output: str | None) -> dict[str, str]:
-    """The text that a folder was begun with, which the same command goes on with, whatever the default is by now."""
+    """The text that a folder was begun with, so that the same command continues it whatever the default is now."""
     if output is None or not (Path(output) / "config.yaml").is_file():
         return {}
     text = files.read_yaml(Path(output) / "config.yaml").get("text")

@@ -11,17 +11,17 @@ from ldlm.cli import show
 from ldlm.cli.options import path_option
 
 
-@click.command(short_help="a run as one web page: what was trained on what, how it went, what came of it")
+@click.command(short_help="show a run as one web page: what was trained on what, how it went, and the results")
 @click.argument("run", metavar="RUN")
 @path_option("--output", "page to write; RUN/report.html if not given", metavar="FILE")
 @click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
 def command(run: str, output: str | None, as_json: bool) -> None:
     """Losses, timesteps, latents, samples, the sweep's frontier, interpolation and speed on one page.
 
-    Of a run of a rival it shows the losses, samples, the sweep and speed.
+    For a run of a rival it shows the losses, samples, the sweep and speed.
 
-    The page needs no network and no other file. It is made of the run's files alone, at any time, also while it trains;
-    of what `sample`, `sweep`, `interpolate` and `finetune-decoder` leave in the run's folder it shows what is there.
+    The page needs no network and no other file. It is made from the run's files alone, at any time, even while the run
+    trains, and shows what `sample`, `sweep`, `interpolate` and `finetune-decoder` have left in the run's folder so far.
 
     \b
     Examples:

@@ -21,17 +21,18 @@ TOKEN_SETTINGS = ("top_p", "nucleus_rule", "drawing", "end", "schedule", "mode",
 @path_option("--output", "file to write, one JSON object per text; without it texts are printed", metavar="F.jsonl")
 @path_option("--trace", "instead of --output: folder for a page and a GIF of one text on its way from noise")
 def command(options: Options, run: str | None, output: str | None, trace: str | None) -> None:
-    """Draw texts: noise, the reverse process, and of LDLM one pass through the decoder.
+    """Draw texts: noise, the reverse process and, for LDLM, one pass through the decoder.
 
-    Text i depends on its seed, 1,000,000 SEED + i, and not on the batch. Without --output texts are printed and no
-    file is written. With it the same command resumes an interrupted one.
+    Text i depends on its seed, 1,000,000 SEED + i, and not on the batch. Without --output the texts are printed and no
+    file is written; with it, the same command resumes an interrupted file.
 
-    --prompt continues a text, by a run that was trained with --set model.condition=prefix; texts begin with it.
+    --prompt continues a text, with a run that was trained with --set model.condition=prefix; texts begin with it.
 
-    --trace shows one of these texts on its way: the decoded estimates at times t, and the probability of each token.
+    --trace shows one of these texts on its way from noise: the decoded estimates at times t, and the probability of
+    each token.
 
     Token-level runs (train --method mdlm, duo, candi, flm) have samplers of their own, with 128 steps by default.
-    --steps, --eta and --temperature set theirs as well; settings without a flag are set like --set sampler.t_on=0.6.
+    --steps, --eta and --temperature apply to these as well; set others as in --set sampler.t_on=0.6.
 
     \b
     Examples:
@@ -43,9 +44,9 @@ def command(options: Options, run: str | None, output: str | None, trace: str | 
     """
     config = options.build_drawing(method_of(run), default_settings(run))
     if options.flags[("prompting", "prompt")] is not None and config.prompting.prompt is None:
-        raise InputError("--prompt none stands for no prompt; give that word in a file, by --prompts FILE")
+        raise InputError("--prompt none means no prompt; to continue that word, give it in a file, with --prompts")
     if output is not None and trace is not None:
-        raise InputError("--output writes texts and --trace shows one; give one of them, and then the other")
+        raise InputError("--output writes texts and --trace shows one; give them in two commands")
     if trace is None and options.flags[("trace_text",)] is not None:
         raise InputError("--trace-text chooses the text that --trace shows; add --trace DIR")
     if trace is not None:
@@ -83,7 +84,7 @@ def _printed(config: AnySampleConfig, result: dict[str, Any]) -> str:
 
 
 def _how(config: AnySampleConfig, result: dict[str, Any]) -> str:
-    """How texts were drawn, in words."""
+    """A phrase that says how the texts were drawn."""
     if "decoder" in result:
         return f"{config.sampler.steps} steps each, decoder {result['decoder']}"
     said = f"sampler {result['config']['sampler']['name']} of {result['method']}, {config.sampler.steps} steps each"

@@ -24,7 +24,7 @@ from ldlm.errors import InputError
 from ldlm.progress import Progress, Task
 from ldlm.sampling.frames import VISIBLE
 
-PLAIN_EVERY = 30.0  # seconds between lines where there is no terminal
+PLAIN_EVERY = 30.0  # seconds between lines without a terminal
 DRAW_EVERY = 0.1
 COLUMNS = 80  # of a terminal that does not report its width
 MOST_COLUMNS = 100  # of a text
@@ -34,7 +34,7 @@ CLEAR = "\r\x1b[2K"  # clears the line of the cursor
 
 
 def say(text: str) -> None:
-    """Print a result. A closed pipe, as of `| head -1`, is no error: the work is done."""
+    """Print a result. A closed pipe, as with `| head -1`, is no error: the work is done."""
     try:
         click.echo(text)
     except OSError as error:
@@ -44,7 +44,7 @@ def say(text: str) -> None:
 
 
 def _redirect_to_null(stream: TextIO) -> None:
-    """Redirect a stream that can't be written to to /dev/null, so that later writes, also those at exit, succeed."""
+    """Redirect an unwritable stream to /dev/null, so that later writes, also those at exit, succeed."""
     with suppress(OSError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -52,7 +52,7 @@ def _redirect_to_null(stream: TextIO) -> None:
 
 
 def open_streams() -> None:
-    """Open /dev/null for those of stdin, stdout and stderr that the process was started without (`2>&-`).
+    """Open /dev/null in place of any of stdin, stdout and stderr that the process was started without (`2>&-`).
 
     Otherwise the first files that it opens would get their descriptors, and messages would be written into them.
     """
@@ -77,8 +77,8 @@ def fit(line: str, columns: int) -> str:
 def wrapped(text: str, special: Sequence[str] = (), columns: int | None = None) -> str:
     """A text for reading: indented, its line breaks kept, lines of at most 100 characters and the terminal's columns.
 
-    `special` are the tokens that are no words of it, which are fainter on a terminal. Characters that would steer the
-    terminal are replaced by signs.
+    `special` are tokens that are not words of the text; they are fainter on a terminal. Control characters are shown as
+    signs.
     """
     width = min(columns or shutil.get_terminal_size((COLUMNS, 24)).columns, MOST_COLUMNS) - len(INDENT)
     lines = []
@@ -93,7 +93,7 @@ def wrapped(text: str, special: Sequence[str] = (), columns: int | None = None) 
 def json_line(result: Any) -> str:
     """A result as one line of strict JSON; `InputError` names a number that is NaN or infinite."""
     if found := next(_not_finite(result, ""), None):
-        raise InputError(f"the result can't be printed as JSON, for {found}; what it was made from is damaged")
+        raise InputError(f"the result can't be printed as JSON, because {found}; what it was made from is damaged")
     return json.dumps(result, ensure_ascii=False, allow_nan=False)
 
 
@@ -109,7 +109,7 @@ def _not_finite(value: Any, where: str) -> Iterator[str]:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Columns, those of words and the first left-aligned and the others right-aligned."""
+    """A table: the first column and columns of words are left-aligned, the others right-aligned."""
     cells = [list(map(str, headers)), *([value(cell) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
     left = [i == 0 or _of_words([row[i] for row in cells[1:]]) for i in range(len(headers))]
@@ -121,7 +121,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _of_words(cells: Sequence[str]) -> bool:
-    """Whether all that is said in a column begins with a letter."""
+    """Whether each cell of a column that has a value begins with a letter."""
     said = [cell for cell in cells if cell != value(None)]
     return bool(said) and all(cell[:1].isalpha() and cell not in ("nan", "inf") for cell in said)
 
@@ -181,9 +181,9 @@ class Terminal(Progress):
         self.write(f"{CLEAR if self.live else ''}{text}\n")
 
     def draw(self, line: str, ending: str = "") -> None:
-        """Redraw the line on a terminal, cut to its width but for the ending; elsewhere print it."""
+        """Redraw the line on a terminal, cut to leave room for the whole ending; elsewhere print it."""
         if self.live:
-            # A line as wide as the terminal wraps on some.
+            # Some terminals wrap a line that is exactly as wide as they are.
             self.write(CLEAR + fit(line, self._columns() - 1 - len(ending)) + ending)
         else:
             self.write(f"{line}{ending}\n")
@@ -233,7 +233,7 @@ class TerminalTask(Task):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and issubclass(kind, InputError):  # whose message is the only line
+        if kind is not None and issubclass(kind, InputError):  # its message is to be the only line
             if self.terminal.live:
                 self.terminal.draw("")
             return

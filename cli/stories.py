@@ -13,7 +13,7 @@ from ldlm.config import StoriesConfig
 
 @click.command(cls=Command, short_help="write little English stories whose distribution is known")
 @stage_options(StoriesConfig)
-@path_option("--output", "file for the stories, one a line", metavar="FILE")
+@path_option("--output", "file for the stories, one per line", metavar="FILE")
 @path_option("--tokenizer", "folder for a tokenizer of whole words, for `ldlm pretrain-encoder --tokenizer`")
 def command(options: Options, output: str | None, tokenizer: str | None) -> None:
     """Write little English stories from a process whose probabilities are known, for training and exact evaluation.

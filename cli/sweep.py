@@ -14,7 +14,7 @@ from ldlm.config import LDLM, FrontierConfig
 from ldlm.errors import InputError
 
 
-@click.command(cls=Command, short_help="quality against the number of evaluations: solvers, grids, guidance, rivals")
+@click.command(cls=Command, short_help="measure quality against evaluations, over solvers, grids, guidance and rivals")
 @stage_options(FrontierConfig, named_samplers=True)
 @click.option(
     "--run", "runs", metavar="DIR...", multiple=True, help="trained run or exported model, or several on one frontier"
@@ -36,9 +36,9 @@ def command(
 ) -> None:
     """Draw with every solver, time grid and guidance at every budget, score the texts, and draw the finalists again.
 
-    A rival's run is drawn with each of its samplers, or with those of --token-samplers. Several runs come on one
-    frontier, with evaluations and seconds; the folder then has the sweep of each run in a folder of its own. The same
-    command resumes an interrupted sweep.
+    A run of a rival is drawn with each of its samplers, or with those of --token-samplers. Several runs share one
+    frontier, over evaluations and over seconds, and the sweep of each is in a folder of its own inside the output. The
+    same command resumes an interrupted sweep.
 
     \b
     Examples:
@@ -53,8 +53,8 @@ def command(
     paths = [Path(run) for run in runs]
     if options.sampler is not None and runs and LDLM not in (methods := [method_of(run) for run in runs]):
         raise InputError(
-            f"--sampler {options.sampler} is a sampler of LDLM, and of {' and '.join(dict.fromkeys(methods))} there is "
-            f"no run with it; choose among theirs by --token-samplers"
+            f"--sampler {options.sampler} is a sampler of LDLM, and runs of {' and '.join(dict.fromkeys(methods))} do "
+            f"not have it; choose among theirs with --token-samplers"
         )
     beside = [External.parse(one) for one in externals]
     if options.dry_run:
@@ -74,7 +74,7 @@ def command(
 
 
 def _default_output(paths: list[Path]) -> Path:
-    """`sweep` in the run, and beside an exported model, which is to be handed on, and the first of several."""
+    """`sweep` in the run; or beside an exported model, which is to be shared, or beside the first of several runs."""
     from ldlm.sampling import pretrained
 
     if len(paths) == 1 and pretrained.model_type(paths[0]) is None:

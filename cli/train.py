@@ -25,12 +25,14 @@ TEXT = (
 
 @click.command(cls=Command, short_help="train LDLM, or a rival method on the same rows")
 @stage_options(TrainConfig, methods=True, presets=True)
-@path_option("--features", "the feature store, or `online` to run the encoder inside the step", metavar="DIR|online")
+@path_option(
+    "--features", "feature store, or `online` to run the encoder inside the training step", metavar="DIR|online"
+)
 @path_option("--output", "folder of the run")
 @click.option(
     "--fit",
     metavar="SIZE",
-    help="choose --accumulate and --recompute for devices of that much memory, like 80GB; a tenth stays in reserve",
+    help="choose --accumulate and --recompute to fit devices of this much memory, like 80GB; a tenth stays in reserve",
 )
 @click.option(
     "--devices",
@@ -51,8 +53,9 @@ def command(
 ) -> None:
     """Train the latent encoder, the denoiser and the decoders jointly on a feature store.
 
-    With --method it trains a rival on the tokens of the store: MDLM (and ReMDM), Duo, CANDI or FLM, on one backbone.
-    The same command resumes from the newest checkpoint. --dump-config shows every setting, and --set changes one.
+    With --method, train a rival on the tokens of the store instead: MDLM (and ReMDM), Duo, CANDI or FLM, all with the
+    same backbone. The same command resumes from the newest checkpoint. --dump-config shows every setting, and --set
+    changes one.
 
     \b
     Examples:
@@ -73,7 +76,7 @@ def command(
         plan = stage.plan(config, _shapes(options, features, online, allow_partial), devices=devices, fit=fit)
         return options.show_plan(plan) if runtime.reports() else None
     if devices is not None:
-        raise InputError("--devices is for --dry-run; torchrun --nproc-per-node says how many train")
+        raise InputError("--devices is for --dry-run; torchrun --nproc-per-node sets how many processes train")
     store = require_place(features, "--features", "features")
     out = require(output, "--output", "run")
     if features == ONLINE:
@@ -107,16 +110,16 @@ def _prepare_online(online: dict[str, Any], config: AnyTrainConfig, out: Path, *
     settings = configs.from_dict(configs.ExtractConfig, {**online, **same})
     try:
         extract_features.run(settings, place, progress=progress)
-    except InputError:  # what is to be overwritten may be the run alone, and the store still fit
+    except InputError:  # only now: --overwrite may be meant for the run alone, and the store may still fit
         if not overwrite:
             raise
         extract_features.run(settings, place, overwrite=True, progress=progress)
-    progress.note(f"tokens and statistics are in {place}, which the later commands take as --features")
+    progress.note(f"tokens and statistics are in {place}, which later commands take as --features")
     return place
 
 
 def _shapes(options: Options, features: str | None, online: dict[str, Any], allow_partial: bool) -> configs.Shapes:
-    """Sizes for a dry run: the store's, the encoder's, or without either the preset's own."""
+    """Sizes for a dry run: the store's, the encoder's or, without either, the preset's own."""
     if features == ONLINE and "encoder" in online:
         from ldlm.stages import extract_features
 
@@ -141,7 +144,7 @@ def _shapes(options: Options, features: str | None, online: dict[str, Any], allo
     return dataclasses.replace(shapes, seq_len=length)
 
 
-# What a table shows of the held-out figures, where a method has them.
+# The held-out figures that the table shows, if the method has them.
 _FIGURES = {
     "L_diff, denoising": "l_diff",
     "  predicting the mean instead": "l_diff_mean",

@@ -62,7 +62,7 @@ def run(
     """Distil a run into the run `out`, from its newest checkpoint if it has one.
 
     Several processes share each batch, and signals stop it, as in `train.run`. `InputError` for a token-level run, and
-    for evaluations that halving does not lead to.
+    for a number of evaluations that halving does not lead to.
     """
     device = runtime.device(config.device)
     with runtime.world() as world, Stop() as stop, ExitStack() as held:
@@ -104,7 +104,7 @@ def run(
         train(state, distill_step, stream, journal, stop, progress, name="distill", evaluate=evaluate)
         if world.main:
             _finish(result, state, journal, trained)
-        world.from_main(None)  # the others wait until it is there
+        world.from_main(None)  # the others wait until the artefact is complete
     return Artifact(out, "run", "complete")
 
 
@@ -113,9 +113,9 @@ def run(
 
 
 def settings(config: DistillConfig, trained: TrainedRun) -> DistilledConfig:
-    """The settings of the run that comes of it: the trained run's, with the distillation's in their place.
+    """The settings of the distilled run: the trained run's, overridden by the distillation's.
 
-    What is none is filled in. `InputError` where they can't be had of this run.
+    Those that are none are filled in. `InputError` if this run can't be distilled with them.
     """
     run, config = trained.config, _of_distilled(config, trained) if trained.student is not None else config
     start = config.start or START
@@ -133,14 +133,14 @@ def settings(config: DistillConfig, trained: TrainedRun) -> DistilledConfig:
 
 
 def _of_distilled(config: DistillConfig, trained: TrainedRun) -> DistillConfig:
-    """The settings with which a run that is distilled already is distilled further: its own grid and guidance."""
+    """The settings with which a distilled run is distilled further: with its own grid and guidance."""
     assert isinstance(trained.config, DistilledConfig) and trained.student is not None
     its, own = trained.config.distillation, trained.student.steps
     if config.start not in (None, own):
         raise InputError(f"{trained.path} draws in {own} evaluations and not in {config.start}; leave --start out")
     if config.guidance != 1:
         raise InputError(
-            f"{trained.path} is distilled already, with guidance {its.guidance:g}, and can't take --guidance "
+            f"{trained.path} is already distilled, with guidance {its.guidance:g}, and can't take --guidance "
             f"{config.guidance:g} any more; give the run that it was distilled from"
         )
     for name in ("grid", "t_min"):
@@ -156,7 +156,7 @@ def _of_distilled(config: DistillConfig, trained: TrainedRun) -> DistillConfig:
 def _start(training: DistilledConfig, trained: TrainedRun, device: torch.device, world: World) -> DistillState:
     """The distillation at step 0."""
     guide: Guide = partial(solvers.guided, guidance=training.distillation.guidance)
-    if training.distillation.guidance == 1 or trained.student is not None:  # which has learned to draw with it
+    if training.distillation.guidance == 1 or trained.student is not None:  # a student has learned the guided estimate
         guide = _unguided
     grid, timesteps = _grid(training, trained), trained.timesteps.state_dict()
     return start_distillation(training, trained.model, grid, timesteps, guide=guide, device=device, world=world)
@@ -174,7 +174,7 @@ def _grid(training: DistilledConfig, trained: TrainedRun) -> Tensor:
 
 
 def _record(trained: TrainedRun, out: Path) -> None:
-    """Copy what later stages need of the features, and the fine-tuned decoders, which read the same latents."""
+    """Copy what later stages need to know of the features, and the fine-tuned decoders, which read the same latents."""
     for name in ("features.json", "statistics.safetensors"):
         files.write_atomic(out / name, (trained.path / name).read_bytes())
     files.copy_tree(trained.path / "tokenizer", out / "tokenizer")
@@ -185,7 +185,7 @@ def _record(trained: TrainedRun, out: Path) -> None:
 
 
 def _copy_decoder(source: Path, target: Path) -> None:
-    """Copy a decoder without its checkpoints and drawings; the manifest, which says that it is whole, comes last."""
+    """Copy a decoder without its checkpoints and plots; the manifest, which marks it as complete, comes last."""
     names = [path.name for path in source.iterdir() if path.is_file() and not path.name.startswith(".")]
     for name in sorted(names, key=lambda name: (name == "manifest.json", name)):
         files.write_atomic(target / name, (source / name).read_bytes())

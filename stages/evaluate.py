@@ -1,4 +1,4 @@
-"""Scores of anybody's texts: generative perplexity, entropy, diversity, and MAUVE where asked for (SPEC 9)."""
+"""Scores of anybody's texts: generative perplexity, entropy, diversity and, if requested, MAUVE (SPEC 9)."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from ldlm.location import Location
 from ldlm.progress import SILENT, Progress
 from ldlm.stories import tokens
 
-TRAINING_ROWS = 8192  # that are looked through at a time
-LONGEST = 1024  # tokens; texts are cut here where neither the user nor the files give a length
+TRAINING_ROWS = 8192  # rows searched at a time
+LONGEST = 1024  # tokens; texts are cut here if neither the user nor the files give a length
 
 
 def plan(
     config: EvaluateConfig, files: Sequence[Path], reference: Path | None, *, seeds: bool = False
 ) -> dict[str, Any]:
-    """Number of texts that it would score, by file."""
+    """Number of texts that `run` would score, by file."""
     paths = _paths(files, reference, seeds)
     sets = _read(paths, config, reference, SILENT)
     return {"texts": {str(path): len(texts) for path, texts in zip(paths, sets, strict=True)}}
@@ -52,9 +52,9 @@ def run(
 ) -> list[FileScores]:
     """Scores of each file, and of the reference last.
 
-    `seeds`: the files, or those in the folders, are draws of one model with different seeds. `with_mauve` compares each
-    with the reference. `training` is a feature store in whose rows the 8-grams of all texts are looked for; `cache` a
-    folder where likelihoods are kept between calls.
+    With `seeds`, the files, or those in the folders, are draws of one model with different seeds. `with_mauve` compares
+    each with the reference. `training` is a feature store, in whose training rows the 8-grams of all texts are looked
+    up; `cache` is a folder that keeps likelihoods between calls.
     """
     if with_mauve:
         mauve.library()
@@ -89,8 +89,9 @@ def by_source(
 ) -> list[SourceScores]:
     """Scores of each file by the process that its texts should come from; no scorer is needed.
 
-    `seeds`: the files, or those in the folders, are draws of one model with different seeds. Beside each stand real
-    texts of its own then, of the seeds from the configured one on; else the same real texts stand beside all files.
+    With `seeds`, the files, or those in the folders, are draws of one model with different seeds, and each is compared
+    with real texts of its own, from consecutive seeds that begin with the configured one; otherwise all files are
+    compared with the same real texts.
     """
     paths = _paths(files, None, seeds)
     sets = [_with_ends(texts) for texts in _read(paths, config, None, progress)]
@@ -108,16 +109,16 @@ def by_source(
 
 
 def _unknown(path: Path, words: Counter[str]) -> str:
-    """The remark on words that no story has, which make a sentence invalid whatever else it says."""
+    """The remark on words that no story has; such a word makes a sentence invalid, whatever else it says."""
     commonest = ", ".join(repr(word) for word, _ in words.most_common(3))
     return (
-        f"{path}: words that no story has occur {words.total():,} times, such as {commonest}; texts of another source "
-        "are scored without --source, by a --scorer"
+        f"{path}: words that no story has occur {words.total():,} times, such as {commonest}; score texts of another "
+        "source without --source, with a --scorer"
     )
 
 
 def _with_ends(texts: Texts) -> Texts:
-    """Texts whose boundaries nobody named, with the stories' own where they have it."""
+    """The texts; if they name no boundary tokens but contain the stories' own, with that one."""
     if texts.boundaries.tokens or not any(tokens.ENDS in text for text in texts.texts):
         return texts
     return replace(texts, boundaries=Boundaries.in_texts((tokens.ENDS,), texts.texts))
@@ -128,7 +129,7 @@ def _paths(files: Sequence[Path], reference: Path | None, seeds: bool) -> list[P
 
 
 def _read(paths: Sequence[Path], config: EvaluateConfig, reference: Path | None, progress: Progress) -> list[Texts]:
-    """Read all sets; of the reference, which comes last, no more texts than the largest other set has."""
+    """Read all sets; the reference, which comes last, is cut to as many texts as the largest other set has."""
     textfiles.check_streams(paths)
     for remark in [*textfiles.remarks(paths, config.text_column), *samples.remarks(paths, config.boundary_tokens)]:
         progress.note(remark)
@@ -139,7 +140,7 @@ def _read(paths: Sequence[Path], config: EvaluateConfig, reference: Path | None,
     count = max(map(len, drawn))
     if len(real) > count:
         progress.note(
-            f"{reference}: the first {count:,} of its {len(real):,} texts, for diversity falls with their number"
+            f"{reference}: the first {count:,} of its {len(real):,} texts, since diversity falls as their number grows"
         )
     return [*drawn, real.first(count)]
 
@@ -147,8 +148,8 @@ def _read(paths: Sequence[Path], config: EvaluateConfig, reference: Path | None,
 def _copied(sets: Sequence[Texts], store: FeatureStore, progress: Progress) -> list[float]:
     """The share of each set's 8-grams that occur in the store's training rows.
 
-    Texts are encoded by the store's tokenizer, so that anybody's are counted alike, and cut at the length of its rows,
-    across which no 8-gram of the training text reaches.
+    Texts are encoded with the store's tokenizer, so that anybody's are counted alike, and cut to the length of its
+    rows, since no 8-gram of the training text crosses the end of a row.
     """
     tokenizer, training = load_tokenizer(str(store.tokenizer_path)), store.split("train")
     encoded = [
@@ -167,7 +168,7 @@ def _copied(sets: Sequence[Texts], store: FeatureStore, progress: Progress) -> l
 
 
 def _max_tokens(config: EvaluateConfig, sets: Sequence[Texts], scorer: Scorer, progress: Progress) -> int:
-    """Tokens after which texts are cut (SPEC 13.12); `InputError` when the user asks for more than the scorer takes."""
+    """Length in tokens at which texts are cut (SPEC 13.12); `InputError` if the user's is longer than the scorer's."""
     if config.max_tokens is None:
         return scorer.fitting(_longest(sets) or LONGEST, progress.note)
     scorer.check_length(config.max_tokens)
@@ -175,7 +176,7 @@ def _max_tokens(config: EvaluateConfig, sets: Sequence[Texts], scorer: Scorer, p
 
 
 def _longest(sets: Sequence[Texts]) -> int:
-    """Length of the longest row of tokens in the files, 0 without any: the run's L, where a run drew the texts."""
+    """Length of the longest row of tokens in the files, 0 without any; for texts drawn from a run, its L."""
     return max((len(ids) for texts in sets for ids in texts.tokens or []), default=0)
 
 
@@ -184,12 +185,12 @@ def _longest(sets: Sequence[Texts]) -> int:
 
 
 def mauve_of_features(texts: Path, reference: Path) -> dict[str, Any]:
-    """MAUVE of features computed elsewhere, from two .npy files; the longer is cut to the length of the other."""
+    """MAUVE of features computed elsewhere, from two .npy files; the longer is cut to the length of the shorter."""
     mauve.library()
     p_TD, q_TD = mauve.read_features(texts), mauve.read_features(reference)
     if p_TD.shape[1] != q_TD.shape[1]:
         raise InputError(
-            f"{texts} has features of width {p_TD.shape[1]} and {reference} of {q_TD.shape[1]}; take one model for both"
+            f"{texts} has features of width {p_TD.shape[1]} and {reference} of {q_TD.shape[1]}; use one model for both"
         )
     count = min(len(p_TD), len(q_TD))
     return {**mauve.score(p_TD[:count], q_TD[:count]).to_json(), "file": str(texts), "reference": str(reference)}

@@ -1,4 +1,4 @@
-"""Export of what draws texts from a run: a folder to share, or to upload to the Hugging Face hub (SPEC 8)."""
+"""Export what is needed to draw texts from a run: a folder to share, or to upload to the Hugging Face hub (SPEC 8)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ldlm.sampling.exporting import Export
 
 
 def plan(config: AnyExportConfig, run_path: Path, *, encoder: str | None = None) -> dict[str, Any]:
-    """What it would export, and the size of the weights."""
+    """What `run` would export, and the size of the weights."""
     export = _of_run(config, run_path, encoder)
     amount = DTYPES[config.precision].itemsize * export.parameters + 4 * export.encoder_parameters
     size = {"parameters": export.parameters, "bytes": amount}
@@ -35,10 +35,10 @@ def run(
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> Artifact:
-    """Write the model to the folder `out`, and upload it when asked to.
+    """Write the model to the folder `out`, and upload it if the settings say so.
 
-    `encoder` is the folder or hub name of the frozen encoder that is taken along, where it is not in its place. It is
-    no setting, since the folder that is handed on has those.
+    `encoder` is the folder or hub name of the frozen encoder to include, if it has moved since extraction. It is not a
+    setting, since settings are part of the folder that is shared.
     """
     export = _of_run(config, run_path, encoder)
     if overwrite or not (out / "artifact.json").is_file():  # an export that an earlier version began keeps its sampler
@@ -60,16 +60,14 @@ def run(
 
 def _of_run(config: AnyExportConfig, run_path: Path, encoder: str | None) -> Export:
     if encoder is not None and not (isinstance(config, ExportConfig) and config.with_encoder):
-        raise InputError(
-            "--encoder says where the encoder is that --with-encoder takes along; add that, or leave it out"
-        )
+        raise InputError("--encoder says where --with-encoder finds the encoder; add that, or leave --encoder out")
     if isinstance(config, ExportConfig):
         return of_latents.of_run(config, run_path, encoder)
     return of_tokens.of_run(config, run_path)
 
 
 def _check_method(config: AnyExportConfig, out: Path) -> None:
-    """`InputError` where `out` is an export of a run of another method."""
+    """`InputError` if `out` is an export of a run of another method."""
     record, settings = out / "artifact.json", out / "config.yaml"
     if not settings.is_file() or not record.is_file() or files.read_json(record).get("kind") != "model":
         return
@@ -81,7 +79,7 @@ def _check_method(config: AnyExportConfig, out: Path) -> None:
 
 
 def _push(out: Path, repo_id: str) -> str:
-    """Upload the model, with its card as it is now; returns the address."""
+    """Upload the model, with its model card as it is now; returns the address."""
     model = open_exported(out)
     try:
         return str(model.push_to_hub(repo_id, commit_message="Model exported by ldlm"))

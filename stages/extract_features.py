@@ -2,14 +2,14 @@
 
 Four phases, each of which resumes where it was killed:
 
-1. tokenise the pieces of the text, spooled to disk, which makes them token rows;
+1. tokenise the text piece by piece, and spool the token rows to disk;
 2. run the encoder on the blocks of rows that the statistics are taken over, and spool their raw states;
 3. shard by shard: take a block's states from the spool or from the encoder, normalise, store, record;
 4. seal.
 
-So the encoder sees every row once. It sees a row again where a kill cost the shard that the row was in, and where
-machines share an object store and no disk: each of them spools the sample's states, in a local cache, and two may make
-the same shard. Token rows lie in the object store, beside the shards, and are made once.
+So the encoder sees every row once. It sees a row again if a kill lost the shard that the row was in, and if machines
+share an object store but no disk: then each spools the sample's states in a local cache, and two may make the same
+shard. Token rows are in the object store, beside the shards, and are made once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ldlm.progress import SILENT, Progress
 from ldlm.training import cost
 
 ALONE = LaunchConfig()
-REMARKED_ROWS, MUCH_UNKNOWN = 1024, 0.02  # the first rows, and a share of unknown words that is more than rare names
+REMARKED_ROWS, MUCH_UNKNOWN = 1024, 0.02  # the first rows, and a share of unknown words that rare names don't explain
 
 
 def plan(
@@ -48,13 +48,13 @@ def plan(
 ) -> dict[str, Any]:
     """Rows, tokens, shards, bytes per codec before compression, free space and hours of an extraction.
 
-    Hours are those of `launch.workers` processes, each on a device like this, at the rates at which one tokenises the
-    text, and then runs the encoder or, where that is slower, makes the bytes of shards, or at `launch.rate`; pieces are
-    shared evenly, shards are whole, and disk and network are left out. `online` runs the encoder over the sample for
-    the statistics only. Of a large corpus only the first documents are tokenised, and the rest is `estimated` from
-    their number; the text is a sample of one with `launch.tokens`. `saved_share_of_step` is the encoder's part of a
-    training step that runs it, in FLOPs, for a model of the paper's size: what the store saves. `counts` are the rows
-    of the splits where they were counted before.
+    Hours are for `launch.workers` processes, each on a device like this one, at the measured rates of tokenising and
+    then of running the encoder or, if that is slower, of making the bytes of shards; or at `launch.rate`. Pieces are
+    shared evenly, shards are whole, and disk and network are left out. `online` runs the encoder only over the sample
+    for the statistics. Of a large corpus only the first documents are tokenised, and the rest is `estimated` from their
+    number; `launch.tokens` makes the text a sample of a longer one. `saved_share_of_step` is the encoder's share
+    of the FLOPs of a training step that runs it, for a model of the paper's size: what the store saves. `counts` are
+    the rows of the splits, if they were counted before.
     """
     config, _, tokenizer, encoder = inputs.find(config, out)
     counts = counts or {split: corpus.count_rows(config, tokenizer, split) for split in SPLITS}
@@ -103,26 +103,26 @@ def run(
 ) -> Artifact:
     """Write the store `out` and seal it. The same call again resumes an interrupted one, or joins a running one.
 
-    With `launch.only` it ends after that phase, and the store is complete after the last one.
+    With `launch.only` it ends after that phase; the store is complete after the last one.
     """
     _check(launch)
     share = _share(launch)
     if overwrite and (runtime.processes() > 1 or (share is not None and share.of > 1)):
-        where = "a launcher's variables (RANK, SLURM_… or JOB_…)" if launch.share is None else "--share"
-        raise InputError(f"--overwrite can't be shared by several processes, as {where} says; remove {out} first")
+        where = "the launcher (RANK, SLURM_… or JOB_…)" if launch.share is None else "--share"
+        raise InputError(f"--overwrite is for one process, and {where} names several; remove {out} first")
     progress = progress if runtime.reports() else SILENT
-    # Ray is left first: its workers are at work in the store for as long as this process is.
+    # The connection to Ray is closed first: its workers use the store for as long as this process is connected.
     with ExitStack() as held, ExitStack() as connected:
         engine = None
         if launch.engine == "ray" and launch.only != "seal":
             engine = connected.enter_context(ray_engine.connected(config, launch, progress))
             config = engine.decided(out, overwrite)
         _check_precision(config, out, overwrite, launch)
-        device = None if engine is None else "cpu"  # of this process, which encodes nothing then
+        device = None if engine is None else "cpu"  # with an engine, this process encodes nothing
         extraction, result = prepare(config, out, overwrite=overwrite, progress=progress, held=held, device=device)
         extraction.share = share
         if result.complete:
-            extraction.clear()  # killed between the seal and this
+            extraction.clear()  # for a process that was killed between the seal and this
             progress.note(f"{out} is complete; nothing to do")
             return result
         with result.or_nothing("ledger/*", held=held):
@@ -131,7 +131,8 @@ def run(
             return extraction.seal(result)
 
         with extraction.unless_sealed():
-            # Bad text leaves nothing, even of an interrupted extraction: what is left would refuse the corrected text.
+            # Bad text leaves nothing behind, even from an interrupted extraction, whose remains would refuse the
+            # corrected text.
             with replace(result, state="new").or_nothing("ledger/*", held=held):
                 if engine is not None:
                     engine.serve(extraction)
@@ -142,20 +143,20 @@ def run(
                     extraction.check_space(extraction.rows)
                     if launch.only != "pack":
                         _encode(extraction, engine, held)
-        connected.close()  # a worker that still loads the encoder would write to a sealed store
+        connected.close()  # a worker that is still loading the encoder would write to a sealed store
         return extraction.seal(result) if launch.only is None or extraction.sealed else result  # by another process
 
 
 def _share(launch: LaunchConfig) -> Share | None:
-    """The share of this process; an engine's command is one process, also in a step of SLURM that has more tasks."""
+    """The share of this process; with an engine the command is one process, even in a SLURM step with several tasks."""
     if launch.engine is not None:
         return None
     return share_of_environment() if launch.share is None else share_of(launch.share)
 
 
 def _remark_on_tokens(extraction: Extraction) -> None:
-    """Note that the tokenizer does not know the text, as that of stories knows no other."""
-    if (extraction.out / "store.json").is_file():  # it was said before, and what is done is not read again
+    """Note that the tokenizer does not know the text, as happens with that of stories on any other text."""
+    if (extraction.out / "store.json").is_file():  # it was noted before, and finished rows are not read again
         return
     tokenizer = extraction.tokenizer
     share = text.unknown_share(extraction.tokens["train"].read(0, REMARKED_ROWS), tokenizer)
@@ -182,35 +183,35 @@ def _encode(extraction: Extraction, engine: RayEngine | None, held: ExitStack) -
 def _check(launch: LaunchConfig) -> None:
     """`InputError` for settings of a launch that don't go together."""
     if launch.tokens is not None or launch.rate is not None:
-        raise InputError("--tokens and --rate are what a plan is for; add --dry-run")
+        raise InputError("--tokens and --rate are for planning; add --dry-run")
     if launch.engine is None and launch.address is not None:
         raise InputError("--address is that of a Ray cluster; add --engine ray")
     if launch.engine is None and launch.workers is not None:
-        raise InputError("--workers needs --engine ray, or --dry-run; without an engine start as many processes")
+        raise InputError("--workers needs --engine ray or --dry-run; without an engine, start that many processes")
     if launch.engine is not None and launch.share is not None:
         raise InputError("--share is for processes that are started one by one, and --engine ray starts its own")
 
 
 def _check_precision(config: ExtractConfig, out: Location, overwrite: bool, launch: LaunchConfig) -> None:
-    """`InputError` where packing alone, on a machine without a GPU, would settle the precision of the encoder."""
+    """`InputError` if packing alone, on a machine without a GPU, would settle the precision of the encoder."""
     if launch.only != "pack" or config.precision != "auto" or config.kind == "scratch":
         return
     begun = not overwrite and (out / "config.yaml").is_file()
     if not begun and runtime.device(config.device).type == "cpu":
         raise InputError(
-            "--only pack begins the store, and --precision auto would be fp32 here, where no GPU is used; say "
+            "--only pack begins the store, and --precision auto would be fp32 here, where no GPU is used; give "
             "--precision bf16 to encode on GPUs, or --precision fp32"
         )
 
 
 def _check_begun(extraction: Extraction, launch: LaunchConfig) -> None:
-    """`InputError` where a phase would come before the one before it is done."""
+    """`InputError` if the phase before this one is not done."""
     out = extraction.out
     if launch.only == "encode" and not extraction.packing.done:
-        raise InputError(f"the text of {out} is not packed; run the same with --only pack first")
+        raise InputError(f"the text of {out} is not packed; run the same command with --only pack first")
     if launch.only == "seal":
         begun = (out / "store.json").is_file()
         missing = len(ledger.unwritten(out)) if begun else 0
         if missing or not begun:
             count = f"{missing:,} of {len(ledger.shard_names(ledger.read_description(out))):,}" if begun else "all"
-            raise InputError(f"{count} shards of {out} are missing; run the same with --only encode first")
+            raise InputError(f"{count} shards of {out} are missing; run the same command with --only encode first")

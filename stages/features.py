@@ -29,7 +29,7 @@ from ldlm.location import Location
 from ldlm.progress import SILENT, Progress
 from ldlm.stages import extract_features
 
-MAP_ROWS = 512  # of a memory map, written at a time
+MAP_ROWS = 512  # rows of a memory map written at a time
 
 
 def info(path: Location) -> dict[str, Any]:
@@ -60,9 +60,9 @@ def info(path: Location) -> dict[str, Any]:
 
 
 def remarks(path: Location, hard_links: bool | None) -> list[str]:
-    """Lines on the file system of a store, where its locks are known not to hold across machines or links are none.
+    """Lines on a store's file system, if its locks are known not to hold across machines, or it has no hard links.
 
-    `hard_links` is that of `info`, which tries them with files in the store.
+    `hard_links` comes from `info`, which tries to make one with files in the store.
     """
     return mounts.remarks(mounts.file_system(path), hard_links) if isinstance(path, Path) else []
 
@@ -90,7 +90,7 @@ def repair(path: Location, *, device: str = "auto", progress: Progress = SILENT)
         for _, name, problem in faults:
             if name in ledger.MADE_OF:
                 raise InputError(
-                    f"{path / name} {problem}, and can't be made again, for it says what the store is made of; "
+                    f"{path / name} {problem}, and can't be made again, since it says what the store is made of; "
                     f"{ledger.COPY}"
                 )
         made_with = replace(config.from_dict(ExtractConfig, found.config), device=device)
@@ -106,13 +106,13 @@ def repair(path: Location, *, device: str = "auto", progress: Progress = SILENT)
 def texts(path: Location, rows: int, out: Path, *, clean_up: bool = False) -> Path:
     """Write held-out rows as text, in the format of `ldlm sample`: real text of the samples' length and kind.
 
-    They are training rows where the store has no others. A record beside the file says how they were decoded.
-    `InputError` when the store has fewer rows, or the file holds something else.
+    If the store has no held-out rows they are training rows. A record beside the file says how they were decoded.
+    `InputError` if the store has fewer rows, or the file holds something else.
     """
     found = FeatureStore(path, allow_partial=True)
     split = found.held_out()
     if split.rows < rows:
-        raise InputError(f"{path} has {split.rows:,} {split.name} rows and not {rows:,}; say --rows {split.rows}")
+        raise InputError(f"{path} has {split.rows:,} {split.name} rows and not {rows:,}; give --rows {split.rows}")
     tokens = split.read_tokens(np.arange(rows))
     with tempfile.TemporaryDirectory() as folder:  # a tokenizer can't be loaded from an object store
         files.copy_tree(found.tokenizer_path, Path(folder))
@@ -120,7 +120,7 @@ def texts(path: Location, rows: int, out: Path, *, clean_up: bool = False) -> Pa
     decoded = metrics.decode_tokens(tokenizer, tokens, clean_up=clean_up)
     lines = files.dump_jsonl(samples.rows(decoded, tokens.tolist(), range(rows)))
     files.check_output(out, "real.jsonl")
-    # A kill may leave a beginning of it in a file that is a mount point, which can't be replaced by a rename.
+    # A kill may leave the beginning of the text in a file that is a mount point, which a rename can't replace.
     if out.exists() and not lines.encode().startswith(out.read_bytes()):
         raise InputError(f"{out} holds something else; choose another --output")
     samples.write_record(out, "texts", samples.record_of(tokenizer, clean_up))
@@ -139,13 +139,13 @@ def bench(
 ) -> dict[str, Any]:
     """Rows per second of shuffled float32 batches from the training stream, against a memory map of the same rows.
 
-    They are shuffled in windows of `shuffle_rows`, by default those of a training of the store with such batches.
+    Rows are shuffled in windows of `shuffle_rows`, by default those of a training on the store with such batches.
 
     The map holds the stored dtype, uncompressed, in a temporary folder; its batches have the same order. Both are read
-    once before the clock starts, so that they come from the page cache. Then they are timed in turns, each of which
-    opens and closes its own reader, so that neither reads ahead in the other's time, and takes whole windows, since the
+    once before the clock starts, so that they come from the page cache. Then they are timed in turns. Each turn opens
+    and closes its own reader, so that neither reads ahead in the other's time, and takes whole windows, since the
     stream reads the next one meanwhile. At most `most_bytes` of rows are compared, but at least one window of them.
-    `InputError` where the temporary folder has no room for that.
+    `InputError` if the temporary folder has no room for that.
     """
     store = FeatureStore(path, allow_partial=True)
     split = store.split("train", online_encoder(store))
@@ -185,9 +185,9 @@ def bench(
 
 
 def _whole_windows(split: Split, window: int, batch_size: int, most_bytes: float, progress: Progress) -> Split:
-    """The first rows of a split in whole windows, as many as `most_bytes` and the temporary folder have room for.
+    """The first rows of a split, in whole windows, as many as fit in `most_bytes` and in the temporary folder.
 
-    At least one window, and one batch.
+    They are at least one window and one batch.
     """
     folder = tempfile.gettempdir()
     free = estimate.free_bytes(Path(folder))
@@ -207,7 +207,7 @@ def _whole_windows(split: Split, window: int, batch_size: int, most_bytes: float
 def _memory_map(split: Split, folder: Path) -> dict[str, np.ndarray]:
     """Memory maps of a split's arrays, written uncompressed to `folder`.
 
-    They are not written by way of a map: the process would crash where others fill the disk meanwhile.
+    They are not written through a map: the process would crash if others filled the disk meanwhile.
     """
     for start in range(0, split.rows, MAP_ROWS):
         parts, tokens = split.read(start, min(start + MAP_ROWS, split.rows))
@@ -222,9 +222,9 @@ def _memory_map(split: Split, folder: Path) -> dict[str, np.ndarray]:
 
 
 def _rate(batches: Generator[Any, None, None], turn: int, warm: int, seconds: float) -> float:
-    """Batches per second of an endless generator over whole turns of `turn`; closes it.
+    """Batches per second of an endless generator over whole turns of `turn` batches; closes it.
 
-    So many turns as have `warm` batches don't count.
+    The first turns, those with the first `warm` batches, don't count.
     """
     for _ in range(-(-warm // turn) * turn):
         next(batches)

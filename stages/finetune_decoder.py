@@ -1,4 +1,4 @@
-"""Training of a token decoder that reads the latents directly, after the rest (Appendix B.2, Table 5).
+"""Training of a token decoder that reads the latents directly, after the joint training (Appendix B.2, Table 5).
 
 Latent encoder and denoiser are frozen. A new decoder of K blocks and a head reads z_0 + σ_dec·ε, or z_0 under the noise
 of the run's own decoders, and learns by cross-entropy alone. With it a run samples without D_h.
@@ -39,7 +39,7 @@ from ldlm.training.loop import train
 from ldlm.training.output import begin, resume, shuffle_rows
 from ldlm.training.speed import Speedometer
 
-# Settings that the stage has of its own; those that are None are the run's.
+# Settings that the stage has itself; those that are None are the run's.
 TAKEN = (
     "batch_size", "accumulate", "max_nonfinite", "log_every", "eval_every", "eval_rows", "save_every", "keep", "seed",
     "compute",
@@ -124,7 +124,7 @@ def run(
         if world.main:
             _finish(result, state, journal, trained, store.held_out(encode), network)
             trained.remark_on_decoder(None, progress)
-        world.from_main(None)  # the others wait until it is there
+        world.from_main(None)  # the others wait until the artefact is complete
     return Artifact(out, "decoder", "complete")
 
 
@@ -149,7 +149,7 @@ def _check(trained: TrainedRun, store: FeatureStore) -> None:
 
 
 def _training(config: FinetuneConfig, trained: TrainedRun) -> TrainConfig:
-    """The run's settings with those of this stage in their place."""
+    """The run's settings, overridden by those of this stage."""
     run = trained.config
     mine = {name: value for name in TAKEN if (value := getattr(config, name)) is not None}
     return replace(
@@ -193,7 +193,7 @@ def _finish(
     held_out: Split,
     network: dict[str, Any],
 ) -> None:
-    """The averaged weights, and beside the decoder's figures those of D_w∘D_h on the same rows."""
+    """Write the averaged weights, and the decoder's figures beside those of D_w∘D_h on the same rows."""
     with files.replacing(journal.out / "ema.safetensors") as temporary:
         save_file({key: value.cpu() for key, value in state.ema.weights.items()}, temporary)
     joint = trained.model.decoder() if trained.model.token_decoder is not None else None

@@ -41,7 +41,7 @@ from ldlm.training import heldout
 
 
 def plan(config: InterpolateConfig, runs: int = 1, *, given: bool = False) -> dict[str, Any]:
-    """Numbers of texts to decode and to score, for pairs of held-out texts or for two given ones."""
+    """Numbers of texts to decode and to score, for pairs of held-out texts or, if `given`, for one given pair."""
     if given:
         return {"texts_decoded": runs * config.points, "texts_scored": 0}
     decoded = config.points + (not _mean_is_on_path(config))
@@ -84,7 +84,7 @@ def compare(
     members = dict(zip(folder_names([path for path, _ in runs]), runs, strict=True))
     inputs: dict[str, Any] = {}
     lengths: dict[str, int] = {}
-    for name, member in members.items():  # opened one by one, for many models together may not fit the device
+    for name, member in members.items():  # opened one by one, since all models together may not fit the device
         subject = _open(config, *member, allow_partial)
         inputs[name], lengths[name] = subject.inputs, subject.length
     _check_lengths(lengths)
@@ -128,10 +128,10 @@ def between(
         raise InputError(f"{run_path} was trained from scratch and has no encoder; leave --encoder out")
     try:
         ends = run.encode(torch.from_numpy(np.stack(rows)), config.encoder).split(1)
-    except InputError as error:  # it can't be had, or is another one
+    except InputError as error:  # the encoder can't be loaded, or is a different one
         if config.encoder is not None:
             raise
-        raise InputError(f"{error}; if it is elsewhere now, say where with --encoder DIR") from None
+        raise InputError(f"{error}; if it has moved, say where with --encoder DIR") from None
     a_P = smoothness.points(config.points)
     tokens_PL = np.concatenate([_decode_at(run, decoder, PATHS[config.path], ends, a, 1) for a in a_P])
     return {
@@ -230,7 +230,7 @@ def _measured(
     reads = [place for place in (subject.run.path, subject.store.path) if isinstance(place, Path)]
     with artifact.working(out, "interpolation", config, subject.inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:
-            shutil.rmtree(out / "scored", ignore_errors=True)  # of a call that was killed after its last word
+            shutil.rmtree(out / "scored", ignore_errors=True)  # left by a call that was killed just after it finished
             progress.note(f"{out} is complete; nothing to do")
             return result
         subject.run.remark_on_decoder(config.decoder, progress)
@@ -296,7 +296,7 @@ def _scored(
 def _latents(config: InterpolateConfig, subject: Subject) -> tuple[Tensor, Tensor, np.ndarray]:
     """z_A and z_B (pairs, N, C) on the CPU, and the tokens of the A rows as real text.
 
-    They are as many as the decoded texts of a point, because diversity falls with the number of texts.
+    The A rows are as many as the decoded texts of a point, because diversity falls as the number of texts grows.
     """
     split = subject.store.held_out(online_encoder(subject.store))
     rows = draw_pairs(split.rows, config.pairs, config.seed).ravel()
@@ -342,7 +342,7 @@ def _summary(config: InterpolateConfig, subject: Subject, scored: Mapping[float 
         "points": [point.to_json() for point in points],
         "mean": mean.pick(*smoothness.RECORDED),
         "real": real.pick(*smoothness.RECORDED),
-        # Tokens. A path whose texts wander is longer than the edit distance between its ends.
+        # In tokens. If the texts wander, the path is longer than the edit distance between its ends.
         "edits": {
             "path": float(edits_PB.sum(axis=0).mean()),
             "ends": float(edit_distance(rows_PBL[0], rows_PBL[-1]).mean()),

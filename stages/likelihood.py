@@ -1,6 +1,6 @@
-"""The likelihood of rows of a store, or a bound of it, under runs of any method and causal language models.
+"""The likelihood of rows of a store, or a bound on it, under runs of any method and causal language models.
 
-All are given the same rows, and figures are those of the second half of them: τ of an LDLM is chosen on the first.
+All are given the same rows, and figures are for the second half of them; the τ of an LDLM is chosen on the first.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from ldlm.sampling.likelihood import RunBound
 from ldlm.sampling.source import OpenRun
 from ldlm.sampling.trained_run import TrainedRun
 
-Lines = list[dict[str, Any]]  # estimates of rows as JSON, kept on disk until the last is there
+Lines = list[dict[str, Any]]  # estimates of rows as JSON, kept on disk until all are done
 KEPT = "rows.partial.jsonl"
 NO_BOUND = "its loss bounds no likelihood"
 DISTILLED = (
-    "it is distilled: its estimate stands for two of its teacher's and is no mean of z_0 given z_t; the run that it "
-    "was distilled from has a bound"
+    "it is distilled: its estimate stands for two of its teacher's and is not the mean of z_0 given z_t; the run that "
+    "it was distilled from has a bound"
 )
 
 
 def plan(config: LikelihoodConfig, run_paths: Sequence[Path], features: Location) -> dict[str, Any]:
-    """Rows that it would read, and passes of the network for each of them, by the path of the run."""
+    """Rows that `run` would read, and passes of the network for each of them, by the path of the run."""
     store = FeatureStore(features)
     rows = _rows(config, store)
     subjects = {
@@ -63,7 +63,7 @@ def run(
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> Artifact:
-    """Write figures and the log-likelihood of each row to the manifest of `out`, by default `likelihood` in the run.
+    """Write the figures and each row's log-likelihood to the manifest of `out`, by default `likelihood` in the run.
 
     The same call resumes an interrupted one at the batch where it stopped.
     """
@@ -74,7 +74,7 @@ def run(
     reads = [place for place in (run_path, store.path) if isinstance(place, Path)]
     with artifact.working(
         out, "likelihood", config, subject.inputs(store), overwrite=overwrite, reads=reads
-    ) as result:  # the line of a row tells which it is, so two processes must not write lines
+    ) as result:  # a row is known by the number of its line, so two processes must not write lines
         if result.complete:
             (out / KEPT).unlink(missing_ok=True)
             progress.note(f"{out} is complete; nothing to do")
@@ -89,7 +89,7 @@ def run(
 
 
 def of_causal(config: LikelihoodConfig, name: str, features: Location, progress: Progress = SILENT) -> dict[str, Any]:
-    """Exact figures of a causal language model with the store's tokenizer, by folder or hub name, as JSON.
+    """Exact figures, as JSON, of a causal language model with the store's tokenizer; `name` is its folder or hub name.
 
     BOS is given, and EOS at the end of a row is predicted like any other token.
     """
@@ -98,7 +98,7 @@ def of_causal(config: LikelihoodConfig, name: str, features: Location, progress:
     scorer = Scorer(name, runtime.device(config.device))
     if tokenizer_fingerprint(scorer.tokenizer) != store.encoder["tokenizer"]:
         raise InputError(
-            f"{name} has another tokenizer than {store.path}, so bits per token would not compare; give a model that "
+            f"{name} has another tokenizer than {store.path}, so bits per token can't be compared; give a model that "
             f"was trained with the tokenizer of the store"
         )
     if scorer.positions is not None and scorer.positions < shapes.seq_len:
@@ -117,7 +117,7 @@ def of_causal(config: LikelihoodConfig, name: str, features: Location, progress:
 
 
 def _rows(config: LikelihoodConfig, store: FeatureStore) -> int:
-    """Number of rows that are taken."""
+    """Number of rows to take."""
     there = store.split(config.split).rows
     rows = there if config.rows is None else min(config.rows, there)
     likelihood.halves(rows)
@@ -135,7 +135,7 @@ def _of_rows(config: LikelihoodConfig, store: FeatureStore, rows: int) -> dict[s
 def _estimated(
     config: LikelihoodConfig, subject: Subject, store: FeatureStore, rows: int, kept: Path, progress: Progress
 ) -> Lines:
-    """Estimates of all rows that the subject needs, batch by batch; those that are kept already are not made again."""
+    """Estimates of all rows that the subject needs, batch by batch; those that are already kept are not made again."""
     split, (start, stop) = subject.split(store.split(config.split, online_encoder(store))), subject.needed(rows)
     data = kept.read_bytes() if kept.exists() else b""
     files.write_atomic(kept, data[: data.rfind(b"\n") + 1])  # without a line that a kill cut off
@@ -150,11 +150,11 @@ def _estimated(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What a likelihood is asked of
+# The runs whose likelihood is bounded
 
 
 class Subject(ABC):
-    """A run whose rows have a bound."""
+    """A run under which rows have a bound."""
 
     def __init__(self, run: OpenRun, method: str) -> None:
         self.run, self.method = run, method
@@ -173,10 +173,10 @@ class Subject(ABC):
         return split
 
     def remark(self, config: LikelihoodConfig, progress: Progress) -> None:  # noqa: B027  # there is nothing to do
-        """Tell the user what was chosen for want of a setting."""
+        """Tell the user what was chosen because no setting said otherwise."""
 
     def advise(self, summary: Mapping[str, Any], progress: Progress) -> None:  # noqa: B027  # there is nothing to do
-        """Tell the user where the result asks for other settings."""
+        """Tell the user if the result suggests other settings."""
 
     @abstractmethod
     def passes(self, config: LikelihoodConfig) -> int:
@@ -184,7 +184,7 @@ class Subject(ABC):
 
     @abstractmethod
     def needed(self, rows: int) -> tuple[int, int]:
-        """First and last of the rows, of so many, that estimates are needed of."""
+        """The range of rows, out of `rows`, that need estimates: its start and its stop."""
 
     @abstractmethod
     def estimates(self, config: LikelihoodConfig, split: Split, start: int, stop: int) -> Lines:
@@ -288,7 +288,7 @@ class TokenSubject(Subject):
 
 
 def unbounded(path: Path) -> dict[str, Any] | None:
-    """The record of a run that has no bound, as JSON; None of any other."""
+    """The record of a run that has no bound, as JSON; None for any other run."""
     method = _method(path)
     if _is_distilled(path):
         return {"run": folder_name(path), "method": method, "is": "none", "why": DISTILLED}
@@ -311,7 +311,7 @@ def _method(path: Path) -> str:
 def _subject(config: LikelihoodConfig, path: Path, store: FeatureStore, device: torch.device) -> Subject:
     record = unbounded(path)
     if record is not None:
-        raise InputError(f"{path} has no likelihood, for {record['why']}")
+        raise InputError(f"{path} has no likelihood, because {record['why']}")
     opened = open_source(path, device, config.checkpoint)
     if isinstance(opened, TrainedRun):
         opened.check_store(store)
@@ -321,7 +321,7 @@ def _subject(config: LikelihoodConfig, path: Path, store: FeatureStore, device: 
     sizes = (opened.shapes.seq_len, opened.shapes.vocab_size), (store.shapes.seq_len, store.shapes.vocab_size)
     if mine != theirs or sizes[0] != sizes[1]:
         raise InputError(
-            f"{store.path} has rows of {store.shapes.seq_len} tokens of another tokenizer or length than {path} was "
-            f"trained on ({opened.shapes.seq_len}); give the store of the run, or one of the same text"
+            f"{store.path}, with rows of {store.shapes.seq_len} tokens, has another tokenizer or length than {path} "
+            f"was trained with ({opened.shapes.seq_len}); give the store of the run, or one of the same text"
         )
     return TokenSubject(opened)

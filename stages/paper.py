@@ -21,7 +21,7 @@ from ldlm.progress import SILENT, Progress
 def plan(
     config: PaperConfig, names: Sequence[str], out: Path | None = None, progress: Progress = SILENT
 ) -> dict[str, Any]:
-    """Stages of tables and figures with tokens, FLOPs, disk and hours: of what `out` has not yet, where it is given."""
+    """Stages of tables and figures with tokens, FLOPs, disk and hours; given `out`, only of what is missing there."""
     jobs = unique(job for name in names for job in _plan(config, name).jobs)
     left = [job for job in jobs if out is None or not job.done(out)]
     card, devices = _card(config)
@@ -31,7 +31,7 @@ def plan(
 
 
 def commands(config: PaperConfig, name: str, out: Path, file: str) -> str:
-    """The commands of a table at `--scale paper` as a shell script, whose file is called `file` in its help."""
+    """The commands of a table at `--scale paper` as a shell script, whose help gives its file name as `file`."""
     made = _plan(config, name)
     card, devices = _card(config)
     return script.text(made, str(out), file, card=costs.card(card), devices=devices)
@@ -40,20 +40,18 @@ def commands(config: PaperConfig, name: str, out: Path, file: str) -> str:
 def run(
     config: PaperConfig, names: Sequence[str], out: Path, *, report: bool = False, progress: Progress = SILENT
 ) -> list[tuple[dict[str, Any], results.Result]]:
-    """Run what is not done yet of tables and figures at the tiny scale, and write what is there of each.
+    """Run what is missing of tables and figures at the tiny scale, and write each one's results so far.
 
-    With `report` nothing is run. `out` gets `table-1-tiny.json`, `.md`, and of figures `.png`. The jobs of all tables
-    are one list, so that processes which share it are never idle before the last, and a job that fails leaves out what
-    needs it alone; `InputError` then, after everything else.
+    With `report` nothing is run. `out` gets `table-1-tiny.json` and `.md`, and for figures `.png`. The jobs of all
+    tables form one list, so processes that share it idle only at its end; a job that fails leaves out only what needs
+    it, and raises `InputError` after everything else.
     """
     plans = [_plan(config, name) for name in names]
-    from ldlm.paper.runner import Runner  # takes torch, which neither the list nor a script needs
+    from ldlm.paper.runner import Runner  # imports torch, which neither the list nor a script needs
 
     for made in plans:
         if config.scale == TINY and not list(made.exhibit.at(TINY)):
-            raise InputError(
-                f"{made.exhibit.name} needs a GPU: nothing of it says much at --scale tiny; see --scale paper"
-            )
+            raise InputError(f"{made.exhibit.name} needs a GPU: at --scale tiny it would say little; see --scale paper")
     runner = Runner(out.absolute(), None if config.text is None else Path(config.text).absolute(), progress)
     if report and not out.is_dir():
         raise InputError(f"there is no folder {out}, so there is nothing to report; run it first")
@@ -77,7 +75,7 @@ def _plan(config: PaperConfig, name: str) -> Plan:
     if config.scale == PAPER and (config.text or config.steps):
         raise InputError("--text and --steps are for --scale tiny; --scale paper has the paper's")
     if config.scale == TINY and config.device_name not in (None, costs.CORE) and config.device == "cpu":
-        raise InputError(f"--device-name {config.device_name} is no CPU, and --device is cpu; leave one of them out")
+        raise InputError(f"--device-name {config.device_name} is not a CPU, and --device is cpu; leave one of them out")
     size = Size(
         scale=config.scale,
         seeds=config.seeds or (2 if config.scale == TINY else 1),
@@ -91,20 +89,20 @@ def _plan(config: PaperConfig, name: str) -> Plan:
 
 
 def _mauve(config: PaperConfig) -> bool:
-    """Whether texts are compared by MAUVE; at the paper's scale they are, on the machine that runs the script."""
+    """Whether to compute MAUVE; on auto, always at the paper's scale, where another machine runs the script."""
     if config.mauve == "auto":
         return config.scale == PAPER or importlib.util.find_spec("mauve") is not None
     return config.mauve == "on"
 
 
 def _card(config: PaperConfig) -> tuple[str, int]:
-    """The card and the number of them whose hours are counted."""
+    """The device whose hours are counted, and how many there are."""
     name = config.device_name or (costs.CORE if config.scale == TINY else "A100-80GB")
     return name, config.devices or (2 if name == costs.CORE else 1)
 
 
 def _command(config: PaperConfig, name: str, text: str | None) -> str:
-    """The command that a result is of, without what does not change it."""
+    """The command that makes a result, without what does not change it."""
     given = {
         "scale": config.scale, "row": config.row, "seeds": config.seeds, "text": text,
         "steps": config.steps, "texts": config.texts, "sampling-seeds": config.sampling_seeds,

@@ -1,4 +1,4 @@
-"""Pictures of runs, from their metrics alone: of one that is still training, or of several side by side."""
+"""Plots of runs, from their metrics alone: of one run, even while it trains, or of several side by side."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ldlm.training.log import MetricsFile
 
 
 def run(runs: Sequence[Path], out: Path | None) -> list[Path]:
-    """Draw each run's `plots/` anew; of several, `dynamics.png` in `out` with all of them. Returns what was drawn."""
+    """Redraw each run's `plots/`; given `out`, also `dynamics.png` there, with all runs. Returns the files drawn."""
     courses = {path: _course(path) for path in runs}
     if len(runs) > 1 and out is None:
         raise InputError("several runs go into one picture; say where with --output DIR")
@@ -32,7 +32,7 @@ def run(runs: Sequence[Path], out: Path | None) -> list[Path]:
 
 
 def _course(path: Path) -> Course[AnyTrainConfig]:
-    """What was measured over the training of a run, and its settings."""
+    """What was measured during the training of a run, and its settings."""
     found = artifact.open_artifact(path, "run", complete=False)
     metrics = MetricsFile(path / "metrics.jsonl").read()
     if not metrics:

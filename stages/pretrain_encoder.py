@@ -1,6 +1,6 @@
-"""Train a small GPT-2 or BERT with its own tokenizer: a frozen encoder, or a scorer, where no model hub can be reached.
+"""Train a small GPT-2 or BERT with its own tokenizer: a frozen encoder, or a scorer, for machines without a model hub.
 
-The result is a plain transformers folder, to try the pipeline with. Where there is a hub, use the paper's GPT-2.
+The result is a plain transformers folder, to try the pipeline with. If the hub can be reached, use the paper's GPT-2.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ SAVE_EVERY = 500
 MASK_SHARE = 0.15
 TOKENIZER_DOCUMENTS = 50_000
 PUBLISHED_STD = 0.02
-EMBEDDING_STD = 0.2  # so large that words stay apart in the states (docs/recipe.md)
+EMBEDDING_STD = 0.2  # large enough to keep words apart in the states (docs/recipe.md)
 
 
 def plan(config: PretrainConfig) -> dict[str, Any]:
-    """Parameters, vocabulary, steps and tokens seen of the training."""
+    """Parameters, vocabulary, steps and tokens seen in the training."""
     if not config.data:
         raise InputError("nothing to train on: give --data FILE")
     for path in config.data:
@@ -65,7 +65,7 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
 
         quiet_transformers()
         begun = result if checkpoint.latest(out / "checkpoints") else replace(result, state="new")
-        with begun.or_nothing():  # nor of an interrupted training without a checkpoint
+        with begun.or_nothing():  # bad input also removes an interrupted training without a checkpoint
             for remark in textfiles.remarks(config.data, config.text_column):
                 progress.note(remark)
             tokenizer = _tokenizer(config)
@@ -133,7 +133,7 @@ def _word_pieces(documents: Callable[[], Iterator[str]], vocab_size: int) -> Any
     tokenizer.pre_tokenizer = pre_tokenizer = pre_tokenizers.BertPreTokenizer()
 
     # The trainer numbers single letters in the order of a hash map, and breaks ties by these numbers. Given the letters
-    # as special tokens, it makes a vocabulary that depends on the text alone, as a resumed training needs.
+    # as special tokens, it makes a vocabulary that depends only on the text, as a resumed training needs.
     words: set[str] = set()
     for document in documents():
         words.update(word for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(document)))
@@ -164,10 +164,10 @@ def _model(config: PretrainConfig, tokenizer: Any) -> Any:
 
 
 def _gpt2(config: PretrainConfig, tokenizer: Any) -> Any:
-    """A GPT-2 that has not been trained.
+    """An untrained GPT-2.
 
-    The published first weights suit its width. A narrow model that starts with them learns slowly, and its states do
-    not tell words apart that are used alike (docs/recipe.md).
+    The published initial weights suit the published width. A narrow model that starts with them learns slowly, and its
+    states do not tell apart words that are used alike (docs/recipe.md).
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -254,7 +254,7 @@ def _train(
 
 
 def _finite(loss: float, step: int, config: PretrainConfig) -> float:
-    """The loss of a step; `InputError` where it is no number, for every later one would be none."""
+    """The loss of a step; `InputError` if it is not finite, since no later one would be."""
     if math.isfinite(loss):
         return loss
     raise InputError(

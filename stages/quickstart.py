@@ -1,7 +1,7 @@
 """Every stage on text of one source, small enough for two cores and about ten minutes.
 
-It demonstrates the pipeline and shows that it learns, not the paper's quality. Each step is a stage of its own with its
-own artefact, and resumes by itself. What depends on the text stands in its `sources`.
+It demonstrates the pipeline and shows that it learns; it does not reach the paper's quality. Each step is a stage with
+its own artefact, and resumes by itself. What depends on the text is in `sources`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from ldlm.stages.source_text import RealText
 from ldlm.stages.sources import Claims, Judged, Source
 
 SEQ_LEN = 64
-VOCABULARY = 2_048  # of a tokenizer that the encoder trains
+VOCABULARY = 2_048  # size for a tokenizer that is trained with the encoder
 EARLIER = {"solver": "dpm++2m-sde", "steps": 32, "temperature": 0.5}  # sampler of quickstarts that do not record theirs
 
 
@@ -60,13 +60,13 @@ def named(text: str) -> Source:
 
 
 def of(summary: Mapping[str, Any]) -> Source:
-    """The source of a finished quickstart; those of earlier versions, which say nothing of it, had real text."""
+    """The source of a finished quickstart; those of earlier versions, which do not name it, had real text."""
     return Stories() if summary.get("source") == Stories.name else RealText(None)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The configuration and the output of every stage."""
+    """The configuration and the output path of every stage."""
 
     config: QuickstartConfig
     out: Path
@@ -77,8 +77,8 @@ class Plan:
         return named(self.config.text)
 
     def part(self, name: str) -> str:
-        """File of one part of the text; JSON lines, since a document may have line ends."""
-        old = self.out / "text" / f"{name}.txt"  # of a folder that an early version began
+        """File of one part of the text; JSON lines, since a document may have line breaks."""
+        old = self.out / "text" / f"{name}.txt"  # in a folder that an early version began
         return str(old if old.exists() else old.with_suffix(".jsonl"))
 
     @property
@@ -105,7 +105,7 @@ class Plan:
 
     @property
     def trains_scorer(self) -> bool:
-        """Whether a scorer is pretrained: none is named, and the encoder is not made to be one."""
+        """Whether a scorer is pretrained: none is named, and our own encoder does not serve as one."""
         own = self.source.encoder_scores and self.config.encoder is None
         return self.config.scorer is None and not own
 
@@ -185,7 +185,9 @@ def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, pro
             progress.note(f"{out} is complete; nothing to do")
             return result
         begun = result if (out / "text" / "corpus.json").exists() else replace(result, state="new")
-        with begun.or_nothing():  # bad input removes the folder, also an interrupted one that has no text yet
+        with (
+            begun.or_nothing()
+        ):  # bad input removes the folder, even of an interrupted quickstart, if it has no text yet
             _check_models(quickstart)
             corpus = _write_corpus(steps, progress)
 
@@ -209,7 +211,7 @@ def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, pro
 
 
 def _run_stages(steps: Plan, progress: Progress) -> tuple[Artifact, Artifact, dict[str, Any]]:
-    """Run all stages; returns the run, its decoder, and what the source says of the samples."""
+    """Run all stages; returns the run, its decoder, and the source's judgement of the samples."""
     out, run, store, drawn = steps.out, steps.run_path, steps.out / "features", steps.judged.samples
     trains_encoder = steps.config.encoder is None
     numbers, last = count(1), 5 + trains_encoder + steps.trains_scorer
@@ -247,7 +249,7 @@ def _check_models(quickstart: QuickstartConfig) -> None:
 
 
 def _write_corpus(steps: Plan, progress: Progress) -> dict[str, Any]:
-    """Write the tokenizer, if the text has one of its own, and its parts; returns their sizes and the hash of all."""
+    """Write the text's own tokenizer, if it has one, and its parts; returns their sizes and the hash of all."""
     folder = steps.out / "text"
     record = folder / "corpus.json"
     if record.exists():
@@ -273,7 +275,7 @@ def _write_corpus(steps: Plan, progress: Progress) -> dict[str, Any]:
 
 
 def claims(summary: Mapping[str, Any]) -> Claims:
-    """Claims that a working pipeline fulfils, and whether this one does."""
+    """Claims that a working pipeline meets, and whether this one does."""
     held_out = summary["held_out"]
     told = f"denoising beats predicting the mean: {held_out['l_diff']:.3f} against {held_out['l_diff_mean']:.3f}"
     return [*of(summary).claims(summary), (told, held_out["l_diff"] < held_out["l_diff_mean"])]

@@ -1,4 +1,4 @@
-"""A run as one page to read and to hand on, from the run's own files and nothing else."""
+"""A run as one page to read and to share, from the run's own files and nothing else."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ldlm.training.log import MetricsFile
 
 
 def run(run_path: Path, out: Path | None = None) -> Path:
-    """Write the report of a run, in whatever state it is, to `out`: the run's own `report.html` where nothing is said.
+    """Write the report of a run, in whatever state it is, to `out`, by default `report.html` in the run.
 
-    It is written anew each time, and the same files give the same bytes. Returns where it is.
+    It is written anew each time, and the same files give the same bytes. Returns its path.
     """
     out = out or run_path / "report.html"
     report = read(run_path)
@@ -31,7 +31,7 @@ def run(run_path: Path, out: Path | None = None) -> Path:
 
 
 def _check(out: Path) -> None:
-    """Refuse to replace anything but a page: a slip of the fingers could name the run's `config.yaml`."""
+    """Refuse to replace anything but a page: a slip could name the run's `config.yaml`."""
     files.check_output(out, "report.html")
     if out.suffix != ".html":
         raise InputError(f"a report is a page, and {out} does not end in .html; choose another --output")
@@ -64,12 +64,12 @@ def read(path: Path) -> AnyReport:
 
 
 def _json(path: Path) -> Any:
-    """The content of a JSON file; None where there is none."""
+    """The content of a JSON file; None if it does not exist."""
     return files.read_json(path) if path.is_file() else None
 
 
 def _finished(run_path: Path, kind: str) -> dict[str, Any] | None:
-    """The manifest of the artefact that a stage left in the run; None where there is none, or it is not finished."""
+    """The manifest of the artefact that a stage left in the run; None if there is none, or it is not finished."""
     path = run_path / kind
     if not path.is_dir():
         return None

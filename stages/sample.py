@@ -26,14 +26,14 @@ from ldlm.versions import library_versions
 
 
 def plan(config: AnySampleConfig, run_path: Path) -> dict[str, Any]:
-    """Evaluations of the network that it would take, and their FLOPs."""
+    """Number of texts, evaluations of the network and FLOPs that `run` would take."""
     source = open_source(run_path, torch.device("cpu"), config.checkpoint)
     source.check(config.sampler)
     return {"texts": source.texts(config), **source.cost(config)}
 
 
 def draw(config: AnySampleConfig, run_path: Path, *, progress: Progress = SILENT) -> dict[str, Any]:
-    """Draw texts and write nothing; returns what `run` does, and as `texts` the objects that would be its lines."""
+    """Draw texts and write nothing; returns what `run` does, with the objects that it would write under `texts`."""
     source = open_source(run_path, runtime.device(config.device), config.checkpoint)
     source.check(config.sampler)
     generator = source.drawing(config)
@@ -52,8 +52,8 @@ def run(
 ) -> dict[str, Any]:
     """Write texts to `out`, a JSON object each; returns their record with the time that drawing took.
 
-    Texts are appended to `out.partial` batch by batch, and the same call resumes an interrupted one. A finished file of
-    fewer texts of the same settings is extended in the same way; it stays as it is until the longer one is complete.
+    Texts are appended to `out.partial` batch by batch, and the same call resumes an interrupted one. A finished file
+    with fewer texts of the same settings is extended likewise, and stays as it is until the longer one is complete.
     `InputError` while another process draws texts for `out`.
     """
     files.check_output(out, "samples.jsonl")
@@ -94,14 +94,14 @@ def run(
 def _drawn(
     generator: Generator, config: AnySampleConfig, tokenizer: Any, done: int, task: Task
 ) -> Iterator[list[dict[str, Any]]]:
-    """The lines of each batch of texts from number `done` on; a batch is reported once its lines are dealt with."""
+    """The lines of each batch of texts from number `done` on; a batch is reported once its lines are consumed."""
     for seeds_B, tokens_BL in generation.batches(generator, config, done):
         yield generator.lines(tokenizer, tokens_BL, seeds_B, config.clean_up)
         task.advance(len(seeds_B))
 
 
 def _cost(started: float, texts: int, generator: Generator) -> dict[str, Any]:
-    """Seconds and texts of a drawing, and its evaluations, for the result and not for the record."""
+    """Seconds, texts and evaluations that drawing took, for the result but not for the record."""
     return {"seconds": round(time.perf_counter() - started, 2), "texts_made": texts, **generator.figures()}
 
 
@@ -109,7 +109,7 @@ def _provenance(sample: AnySampleConfig, path: Path, generator: Generator, sourc
     settings = config.identity(sample)
     # The settings of --trace don't change texts. Records of earlier versions have no `clean_up`, which was off.
     names = [name for name in settings if not name.startswith("trace_") and (name != "clean_up" or sample.clean_up)]
-    if "prompts" in generator.record:  # which has their hash, wherever they come from
+    if "prompts" in generator.record:  # it has their hash, wherever they come from
         settings["prompting"] = {"prompt_guidance": settings["prompting"]["prompt_guidance"]}
     else:
         names = [name for name in names if name != "prompting"]
@@ -131,7 +131,7 @@ def _provenance(sample: AnySampleConfig, path: Path, generator: Generator, sourc
 
 @dataclass(frozen=True)
 class Place:
-    """A file of texts (no link), the partial file that is being written, and the record beside them."""
+    """A file of texts (not a link), the partial file that is being written, and the record beside them."""
 
     path: Path
 
@@ -141,7 +141,7 @@ class Place:
 
     @property
     def lock(self) -> Path:
-        """The file that a process locks while it draws; the others are replaced meanwhile."""
+        """The file that a process locks while it draws; the others can't serve, since they are replaced meanwhile."""
         return self.path.with_name(f".{self.path.name}.lock")
 
     @property
@@ -150,7 +150,7 @@ class Place:
 
     @property
     def texts(self) -> int:
-        """Number of texts in the finished file; 0 where there is none."""
+        """Number of texts in the finished file; 0 if there is none."""
         return _lines(self.path)
 
     def clear(self) -> None:
@@ -164,7 +164,7 @@ class Place:
                 os.truncate(path, 0)
 
     def begin(self, provenance: Mapping[str, Any]) -> int:
-        """Make the partial file with the texts that are there already; returns their number.
+        """Make the partial file, with the texts that are already there; returns their number.
 
         The record of a new file is written first. That of a finished file stays until the longer one is complete.
         """
@@ -201,9 +201,9 @@ def _lines(path: Path) -> int:
 
 
 def _check_continues(place: Place, out: Path, provenance: Mapping[str, Any], prompts: int) -> None:
-    """`InputError` where the texts asked for are no continuation of those in the file (SPEC 12.1, 13.3).
+    """`InputError` if the requested texts do not continue those in the file (SPEC 12.1, 13.3).
 
-    --num-samples counts the texts of each of `prompts` prompts, and those of all without any.
+    With prompts, of which there are `prompts`, --num-samples counts the texts of each.
     """
     if files.size(place.path) and not place.record.exists():
         raise InputError(f"{out} exists and was not made by ldlm sample; choose another --output, or add --overwrite")
@@ -211,7 +211,7 @@ def _check_continues(place: Place, out: Path, provenance: Mapping[str, Any], pro
         changed = config.differences(_identity(files.read_json(place.record)), _identity(provenance))
         if changed:
             raise InputError(
-                f"{out} was made otherwise ({'; '.join(changed)}); choose another --output, or add --overwrite"
+                f"{out} was made differently ({'; '.join(changed)}); choose another --output, or add --overwrite"
             )
     wanted, there = provenance["config"]["num_samples"], place.texts
     asked = f"--num-samples {wanted // prompts}"
@@ -223,15 +223,15 @@ def _check_continues(place: Place, out: Path, provenance: Mapping[str, Any], pro
     begun = _lines(place.partial)
     if there < wanted < begun:
         raise InputError(
-            f"{begun:,} texts for {out} are drawn already, and {asked} asks for fewer; go on with "
+            f"{begun:,} texts for {out} are drawn already, and {asked} asks for fewer; continue with "
             f"--num-samples {-(-begun // prompts)} or more, choose another --output, or add --overwrite"
         )
 
 
 def _identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that the texts depend on: settings but their number, decoder, checkpoint and precision.
+    """Everything that the texts depend on: the settings except their number, and decoder, checkpoint and precision.
 
-    The names that the user gave to decoder and checkpoint are left out: the record has both beside the settings.
+    The names by which the user chose decoder and checkpoint are left out: the record has both beside the settings.
     """
     kept = {key: provenance.get(key) for key in ("decoder", "precision", "checkpoint", "prompts")}
     settings: Mapping[str, Any] = provenance.get("config", {})

@@ -1,4 +1,4 @@
-"""The stories of `ldlm stories` as the source of a quickstart: what is valid is known, and no scorer is needed."""
+"""The stories of `ldlm stories` as the source of a quickstart: validity is known, so no scorer is needed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Stories(Source):
     @property
     def described(self) -> str:
         """The text, in a few words."""
-        return "little English stories, which are ours and synthetic: a process of known law writes them"
+        return "little English stories, ours and synthetic, written by a process with known probabilities"
 
     def parts(self, config: QuickstartConfig, progress: Progress) -> dict[str, list[str]]:
         """The first stories of the seed are held out, and the next are for training."""
@@ -58,10 +58,10 @@ class Stories(Source):
 
     def write_tokenizer(self, folder: Path) -> None:
         """Write the tokenizer of whole words."""
-        stories.write_tokenizer(folder, overwrite=True)  # one that was killed meanwhile has left a part
+        stories.write_tokenizer(folder, overwrite=True)  # a call that was killed may have left part of one
 
     def judge(self, judged: Judged, progress: Progress) -> dict[str, Any]:
-        """Validity of the samples and of as many real stories, and the first whole stories with what is wrong."""
+        """Validity of the samples and of as many real stories, and the first whole stories with their errors."""
         config = EvaluateConfig(source="stories", seed=judged.seed)
         (found,) = evaluate.by_source(config, [judged.samples], progress=progress)
         rows = [{"name": "real stories", **found.real.to_json()}, {"name": "samples", **found.found.to_json()}]
@@ -91,7 +91,7 @@ class Stories(Source):
             "",
             *(f"  {name:<22}{mine:>20}{theirs:>15}" for name, mine, theirs in [("", "samples", "real stories"), *rows]),
             "  (of whole sentences and stories, with 95 % intervals; good samples are valid, and have the choices, the",
-            "  nats and the entropy of real stories: fewer are collapse to what is likely)",
+            "  nats and the entropy of real stories: fewer mean collapse to what is likely)",
         ]
 
     def more(self, summary: Mapping[str, Any]) -> dict[str, str]:
@@ -109,18 +109,18 @@ class Stories(Source):
         ]
 
     def shown(self, summary: Mapping[str, Any]) -> list[str]:
-        """The first whole stories, with what is wrong with them."""
+        """The first whole stories, with their errors."""
         lines = [HEADING if summary["first_stories"] else NO_STORY, ""]
         for verdict, text in _first_stories(summary):
             lines += [f"  {verdict}", *(f"    {line}" for line in textwrap.wrap(text, 100))]
         lines += [""] if summary["first_stories"] else []
         return [
             *lines,
-            "The stories are ours and synthetic: a measuring instrument, and no corpus to learn English from.",
+            "The stories are ours and synthetic: a measuring instrument, not a corpus to learn English from.",
         ]
 
     def shown_markdown(self, summary: Mapping[str, Any]) -> str:
-        """The first whole stories, with what is wrong with them, in Markdown."""
+        """The first whole stories, with their errors, in Markdown."""
         quoted = (f"> {text}\n>\n> *{verdict}*" for verdict, text in _first_stories(summary))
         return "\n\n".join([f"## {HEADING if summary['first_stories'] else NO_STORY}", *quoted])
 
@@ -140,7 +140,7 @@ def _valid(what: str, share: float | None, least: float) -> tuple[str, bool]:
 
 
 def _share(found: Mapping[str, Any], name: str) -> str:
-    """A share in per cent with its interval, if it has a width; `none` where nothing could be valid."""
+    """A share in per cent, with its interval if that has a width; `none` if there was nothing to judge."""
     if found[name] is None:
         return "none"
     low, high = found["intervals"][name]

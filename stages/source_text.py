@@ -1,4 +1,4 @@
-"""Real text as the source of a quickstart: a file of the user's, or prose that every machine with ldlm has."""
+"""Real text as the source of a quickstart: the user's file, or prose that every machine with ldlm has."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from ldlm.stages.sources import Claims, Judged, Sizes, Source, entropies
 
 @dataclass(frozen=True)
 class RealText(Source):
-    """A file of the user's, or English prose that ships with Python and the installed packages.
+    """The user's file, or English prose that ships with Python and the installed packages.
 
-    It has three parts: the encoder and the LDLM train on one, the scorer on another, and the third is held out, so that
-    scorer and model have no training text in common.
+    It has three parts: the encoder and the LDLM train on one, the scorer trains on another, and the third is held out.
+    So scorer and model have no training text in common.
     """
 
     name: ClassVar[str] = "text"
@@ -41,7 +41,7 @@ class RealText(Source):
     fewest_characters: int = 500_000
     held_out_share: float = 0.06
     scorer_share: float = 0.36
-    # Appendix B.2's decoder; `joint` rebuilds more held-out tokens here, and its samples read worse.
+    # Appendix B.2's decoder; `joint` rebuilds more held-out tokens here, but its samples read worse.
     sizes: Sizes = Sizes(encoder_steps=450, decoder_steps=250, decoder="layers-2", temperature=0.5)
 
     @property
@@ -55,7 +55,7 @@ class RealText(Source):
         return self.path or "Python's documentation and the docstrings of installed packages"
 
     def parts(self, config: QuickstartConfig, progress: Progress) -> dict[str, list[str]]:
-        """Documents, shuffled, in three parts; `InputError` where there are too few."""
+        """Documents, shuffled, in three parts; `InputError` if there are too few."""
         if self.path is None:
             progress.note("collecting English prose from Python's documentation and the installed packages")
         else:
@@ -72,7 +72,7 @@ class RealText(Source):
         return splitting.divided(documents, shares, rest="train")
 
     def judge(self, judged: Judged, progress: Progress) -> dict[str, Any]:
-        """Scores of the samples, of held-out and of unigram text, and the share of 8-grams that are copied."""
+        """Scores of the samples, held-out text and unigram text, and the share of 8-grams that are copied."""
         sets = {
             "real text": judged.out / "real.jsonl",
             "samples": judged.samples,
@@ -101,7 +101,7 @@ class RealText(Source):
         lines.append("  (good samples have a low perplexity, and the entropy and diversity of real text)")
         fewest = summary["texts"][0].get("diversity_texts")
         if fewest is not None and any(row["num_texts"] > fewest for row in summary["texts"]):
-            lines.append(f"  (diversity of the first {fewest} texts of each, for it falls with their number)")
+            lines.append(f"  (diversity of the first {fewest} texts of each, since it falls as their number grows)")
         return lines
 
     def more(self, summary: Mapping[str, Any]) -> dict[str, str]:
@@ -118,7 +118,7 @@ class RealText(Source):
         return [(told, low), entropies(drawn, real, "real text's")]
 
     def shown(self, summary: Mapping[str, Any]) -> list[str]:
-        """None: the samples are strings of fragments, and stand in SUMMARY.md."""
+        """No lines: the samples are strings of fragments, and SUMMARY.md has them."""
         return []
 
     def shown_markdown(self, summary: Mapping[str, Any]) -> str:
@@ -128,7 +128,7 @@ class RealText(Source):
 
 
 def _perplexity(row: Mapping[str, Any]) -> str:
-    """A cell of the table; `none` where no text has a token to score."""
+    """A cell of the table; `none` if no text has a token to score."""
     return "none" if row["gen_ppl"] is None else f"{row['gen_ppl']:,.0f}"
 
 

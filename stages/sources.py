@@ -1,7 +1,7 @@
 """The source of a quickstart: how its text is made and cut into tokens, and how samples of it are judged and shown.
 
-A quickstart asks its source and never which one it is. There are two: `source_stories`, whose law is known, so that
-samples are valid or not, and `source_text`, real text, which a model scores that never saw the LDLM's text.
+A quickstart asks its source, and never checks which one it is. There are two: `source_stories`, whose probabilities are
+known, so that samples are valid or not, and `source_text`, real text, whose scorer never saw the LDLM's text.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import Any, ClassVar, Literal
 from ldlm.config import QuickstartConfig
 from ldlm.progress import Progress
 
-Claims = list[tuple[str, bool]]  # with whether they are fulfilled
+Claims = list[tuple[str, bool]]  # each with whether it is met
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
     """Sizes with which all stages together take about ten minutes on two cores."""
 
-    texts: int = 256  # that are drawn
+    texts: int = 256  # to draw
     encoder_steps: int
     decoder_steps: int
-    decoder: str  # that draws: the fine-tuned one or `joint`
+    decoder: str  # to draw with: the fine-tuned one or `joint`
     temperature: float  # of its tokens
-    init: Literal["published", "width"] = "published"  # first weights of the encoder
-    preset: Mapping[str, Any] = field(default_factory=dict)  # settings of `train` over those of preset tiny
+    init: Literal["published", "width"] = "published"  # initial weights of the encoder
+    preset: Mapping[str, Any] = field(default_factory=dict)  # settings of `train` that override those of preset tiny
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class Source(ABC):
     name: ClassVar[str]  # in the manifest
     sizes: Sizes
     has_tokenizer: ClassVar[bool]  # of its own; else the encoder trains one
-    encoder_scores: ClassVar[bool]  # whether the encoder scores interpolations; else a model trained on text of its own
-    scorer_part: ClassVar[str]  # of the text, for a scorer
+    encoder_scores: ClassVar[bool]  # whether the encoder scores interpolations; else a model trained on other text does
+    scorer_part: ClassVar[str]  # the part of the text that a scorer trains on
 
     @property
     def files(self) -> list[str]:
-        """Files of the user's that it reads."""
+        """The user's files that it reads."""
         return []
 
     @property
@@ -68,15 +68,15 @@ class Source(ABC):
 
     @abstractmethod
     def parts(self, config: QuickstartConfig, progress: Progress) -> dict[str, list[str]]:
-        """Documents by part: `train`, `held-out`, and more where a scorer has a part of its own."""
+        """Documents by part: `train`, `held-out`, and another if a scorer has its own part."""
 
     def write_tokenizer(self, folder: Path) -> None:
-        """Write the text's own tokenizer to a folder, where it has one."""
+        """Write the text's own tokenizer to a folder, if it has one."""
         assert not self.has_tokenizer
 
     @abstractmethod
     def judge(self, judged: Judged, progress: Progress) -> dict[str, Any]:
-        """Figures of the samples and of what they are read beside, as keys of the manifest; leaves `comparison.png`."""
+        """Figures of the samples and of their references, as keys of the manifest; also writes `comparison.png`."""
 
     @abstractmethod
     def table(self, summary: Mapping[str, Any]) -> list[str]:
@@ -88,7 +88,7 @@ class Source(ABC):
 
     @abstractmethod
     def claims(self, summary: Mapping[str, Any]) -> Claims:
-        """Claims about the samples that a working pipeline fulfils, and whether this one does."""
+        """Claims about the samples that a working pipeline meets, and whether this one does."""
 
     @abstractmethod
     def shown(self, summary: Mapping[str, Any]) -> list[str]:

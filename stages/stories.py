@@ -1,4 +1,4 @@
-"""Stories whose distribution is known, as a text file of one story a line, and the tokenizer that fits them."""
+"""Stories whose distribution is known, as a text file with one story per line, and the tokenizer that fits them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ldlm.progress import SILENT, Progress
 from ldlm.stories import process, tokens
 from ldlm.stories.process import STORIES
 
-BATCH = 1_000  # stories that are written to the file at once
+BATCH = 1_000  # stories written to the file at a time
 
 
 def plan(stories: StoriesConfig) -> dict[str, Any]:
-    """The source of the stories, and how much text they are on average."""
+    """The number of stories, their average amount of text, and the vocabulary and entropies of their source."""
     expected = STORIES.expected
     return {
         "documents": stories.documents,
@@ -31,7 +31,7 @@ def plan(stories: StoriesConfig) -> dict[str, Any]:
 
 
 def entropies() -> dict[str, float]:
-    """The exact entropies of the source: nats a story, and a word or punctuation mark on average."""
+    """The exact entropies of the source: nats per story, and per word or punctuation mark on average."""
     expected = STORIES.expected
     return {"nats_per_story": expected.nats, "nats_per_word": expected.nats / expected.words}
 
@@ -44,9 +44,9 @@ def run(
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Write the stories to `out`, a line each, and their record beside it; returns the record.
+    """Write the stories to `out`, one per line, and their record beside it; returns the record.
 
-    The file appears when it is complete. `tokenizer` names a folder for the tokenizer.
+    The file appears once it is complete. `tokenizer` is a folder for the tokenizer.
     """
     files.check_output(out, "stories.txt")
     if tokenizer is not None:
@@ -63,8 +63,7 @@ def run(
     if out.exists() and not overwrite:
         if {name: found.get(name) for name in begun} != begun or found.get("sha256") != files.sha256_file(out):
             raise InputError(
-                f"{out} is there and does not hold these stories; choose another --output, or replace it with "
-                "--overwrite"
+                f"{out} exists and does not hold these stories; choose another --output, or replace it with --overwrite"
             )
         progress.note(f"{out} is complete; nothing to do")
         return found
@@ -92,12 +91,12 @@ def _batches(stories: StoriesConfig) -> Iterator[list[str]]:
 
 
 def write_tokenizer(folder: Path, *, overwrite: bool = False) -> None:
-    """Write the tokenizer to a folder of its own; one that is there already stays."""
+    """Write the tokenizer to a folder of its own; if it is already there, it stays."""
     made, there = tokens.tokenizer(STORIES), folder / "tokenizer.json"
     if there.is_file() and there.read_text(encoding="utf-8") == made.backend_tokenizer.to_str(pretty=True):
         return
     if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is there and holds something else; name a new folder with --tokenizer DIR")
+        raise InputError(f"{folder} exists and holds something else; name a new folder with --tokenizer DIR")
     files.make_folder(folder)
     with files.writing(folder):
         made.save_pretrained(folder)

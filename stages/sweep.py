@@ -1,4 +1,4 @@
-"""Quality against the number of evaluations: the ways to draw of one run, or of several on one frontier (Fig. 1)."""
+"""Quality against the number of evaluations: the ways to draw from a run, or from several on one frontier (Fig. 1)."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ ABOUT = ("texts", "diversity_texts", "scorer", "max_tokens", "boundaries", "boun
 
 
 def plan(config: SweepConfig, runs: Sequence[Path] = ()) -> dict[str, Any]:
-    """Numbers of ways, evaluations and texts that it would take: of each run by name where there are several.
+    """Numbers of ways, evaluations and texts that a sweep would take; for several runs, those of each by name.
 
-    Without a run, those of one of LDLM.
+    Without a run, they are those for a run of LDLM.
     """
     if not runs:
         return trajectories.plan(config)
@@ -51,9 +51,9 @@ def run(
 ) -> Artifact:
     """Sweep a run or an exported model, or several on one frontier, into the folder `out`.
 
-    Of one run it gets `sweep.json`, `table.md`, `frontier.png`, and the scores and texts of each way. Of several it
-    gets such a folder for each, by the run's name, and `frontier.json`, `table.md` and `frontier.png` of all. The same
-    call resumes an interrupted one.
+    For one run it gets `sweep.json`, `table.md`, `frontier.png`, and the scores and texts of each way. For several it
+    gets such a folder for each, with the run's name, and `frontier.json`, `table.md` and `frontier.png` for all. The
+    same call resumes an interrupted one.
     """
     sweeps = _sweeps(config, [runs] if isinstance(runs, Path) else runs)
     shapes = _shapes(sweeps)
@@ -107,7 +107,7 @@ def _several(
     overwrite: bool,
     progress: Progress,
 ) -> Artifact:
-    """The sweeps of several runs, one after the other, and what they give together."""
+    """The sweeps of several runs, one after the other, and their common frontier."""
     digests = {name: opening.digest(sweep.path, config.checkpoint) for name, sweep in sweeps.items()}
     inputs = {"runs": digests, **judge.beside.inputs}
     reads = [*(sweep.path for sweep in sweeps.values()), *reads]
@@ -153,19 +153,19 @@ def _origin(sweep: Sweep, part: Artifact) -> dict[str, Any]:
 
 
 def _sweeps(config: AnySweepConfig, runs: Sequence[Path]) -> dict[str, Sweep]:
-    """The sweep of each run by name; `InputError` for settings that no run has, and for runs that do not compare."""
+    """The sweep of each run by name; `InputError` for settings that no run has, and for runs that can't be compared."""
     sweeps = {name: _sweep(config, path) for name, path in _named(runs).items()}
     _shapes(sweeps)
     used = {field.name for sweep in sweeps.values() for field in fields(sweep.config)}
     for field in fields(config):
         if field.name not in used and getattr(config, field.name) != field.default:
             whose = " and ".join(sorted({sweep.method for sweep in sweeps.values()}))
-            raise InputError(f"{field.name} is no setting of a sweep of {whose}; leave it out")
+            raise InputError(f"{field.name} is not a setting of a sweep of {whose}; leave it out")
     return sweeps
 
 
 def _named(runs: Sequence[Path]) -> dict[str, Path]:
-    """The runs by name; `InputError` for two of one name."""
+    """The runs by name; `InputError` for two with the same name."""
     places: dict[Path, Path] = {}
     named: dict[str, Path] = {}
     for path in runs:

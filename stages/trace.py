@@ -1,4 +1,4 @@
-"""A text on its way from noise, as a page and as a film (Section 4.3)."""
+"""A text on its way from noise, as a page and as an animation (Section 4.3)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ldlm.sampling.trained_run import TrainedRun
 
 
 def plan(config: SampleConfig, run_path: Path) -> dict[str, Any]:
-    """Evaluations of the denoiser that it would take, and their FLOPs."""
+    """Evaluations of the denoiser and FLOPs that the text would take."""
     run = TrainedRun(run_path, torch.device("cpu"), config.checkpoint)
     run.check(config.sampler)
     one = dataclasses.replace(config, num_samples=1)
@@ -35,13 +35,13 @@ def run(
 ) -> Artifact:
     """Write `trace.html`, `trace.gif` and `trace.json` to `out`: the text number `trace_text` of `ldlm sample`."""
     run = TrainedRun(run_path, runtime.device(config.device), config.checkpoint)
-    if overwrite or not (out / "artifact.json").is_file():  # what an earlier version began is taken up as it was
+    if overwrite or not (out / "artifact.json").is_file():  # what an earlier version began keeps its sampler
         run.check(config.sampler)
     generator = run.drawing(config)
     with artifact.working(
         out,
         "trace",
-        # How many texts there are beside it does not change it, nor how many go at a time.
+        # The number of other texts and the batch size do not change this text.
         dataclasses.replace(config, num_samples=config.trace_text + 1),
         {"checkpoint": run.checkpoint.digest, "decoder": generator.decoder.name},
         overwrite=overwrite,

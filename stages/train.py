@@ -50,7 +50,7 @@ def plan(
 
 
 def _kernel(method: AnyMethod, shapes: Shapes) -> str:
-    """Attention kernel on the device that a cost is counted for; xformers is taken to be there where no GPU is."""
+    """Attention kernel on the device that a cost is counted for; without a GPU here, xformers is taken to be there."""
     config = method.config
     if cost.device_kind(config) == "cuda" and not torch.cuda.is_available():
         fast = cost.in_bf16(config) and config.compute.attention != "sdpa"
@@ -71,7 +71,7 @@ def run(
 ) -> Artifact:
     """Train up to `config.steps` steps into the run `out`, from its newest checkpoint if it has one.
 
-    Under torchrun all processes share each batch. On SIGTERM and SIGINT the step at hand is finished and saved, and
+    Under torchrun all processes share each batch. On SIGTERM and SIGINT the current step is finished and saved, and
     `Stopped` is raised; the same call resumes from there. `fit`, like 80GB, chooses accumulation and recomputation.
     """
     method = _taken_up(training_method(config), out, overwrite, progress)
@@ -116,12 +116,12 @@ def run(
         train(state, method.step, stream, journal, stop, progress, name="train", evaluate=evaluate)
         if world.main:
             _finish(result, method, state, journal, store)
-        world.from_main(None)  # the others wait until it is there
+        world.from_main(None)  # the others wait until the artefact is complete
     return Artifact(out, "run", "complete")
 
 
 def _speedometer(method: AnyMethod, state: Learner[Any], shapes: Shapes) -> Speedometer:
-    """The run's speed, compared with that of plain matrix products on its devices, which is measured once."""
+    """Measures the run's speed, also against that of plain matrix products on its devices, which is measured once."""
     flops_per_token = cache(partial(method.flops_per_token, shapes))
     return Speedometer(
         state.step,
@@ -137,9 +137,9 @@ def _speedometer(method: AnyMethod, state: Learner[Any], shapes: Shapes) -> Spee
 
 
 def _taken_up(method: AnyMethod, out: Path, overwrite: bool, progress: Progress) -> AnyMethod:
-    """The method to train with in `out`: the settings of a run of an earlier version keep the meaning they had there.
+    """The method to train with in `out`: settings of a run that an earlier version began keep the meaning they had.
 
-    `InputError` where `out` is a run of another method.
+    `InputError` if `out` is a run of another method.
     """
     if overwrite or not (out / "config.yaml").is_file() or not (out / "artifact.json").is_file():
         return method
@@ -147,7 +147,7 @@ def _taken_up(method: AnyMethod, out: Path, overwrite: bool, progress: Progress)
         return method
     settings = files.read_yaml(out / "config.yaml")
     if configs.distilled(settings) is not None:
-        raise InputError(f"{out} is a distilled run, which `ldlm distill` goes on with; choose another --output")
+        raise InputError(f"{out} is a distilled run, which `ldlm distill` continues; choose another --output")
     there, asked = configs.method_of(settings), configs.method_of(configs.to_dict(method.config))
     if there != asked:
         raise InputError(f"{out} is a run of method {there}, not {asked}; choose another --output, or add --overwrite")
@@ -179,7 +179,7 @@ def _tell(method: AnyMethod, store: FeatureStore, out: Path, taken_up: bool, pro
 
 
 def _record_features(method: AnyMethod, store: FeatureStore, out: Path) -> None:
-    """Copy what later stages need of the features into the run: they don't open the store."""
+    """Copy what later stages need to know of the features into the run, since they don't open the store."""
     record = {
         "encoder": store.encoder,
         "shapes": vars(store.shapes),

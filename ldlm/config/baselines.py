@@ -12,7 +12,7 @@ NucleusRule = Literal["exclusive", "inclusive"]
 End = Literal["argmax", "draw"]
 Drawing = Literal["exact", "race"]
 LOOP = ("t_on", "t_off", "alpha_on")
-PUBLISHED_ETA = {"rescale": 0.015, "cap": 0.008, "loop": 0.02}  # of the scripts of ReMDM
+PUBLISHED_ETA = {"rescale": 0.015, "cap": 0.008, "loop": 0.02}  # from ReMDM's scripts
 PsiMode = Literal["ancestral", "kappa", "constant", "cap", "rescale", "rescale-duo"]
 TokenSamplerName = Literal["ancestral", "remdm", "psi", "cached", "euler"]
 
@@ -21,16 +21,16 @@ TokenSamplerName = Literal["ancestral", "remdm", "psi", "cached", "euler"]
 class ChainConfig:
     """Settings that the samplers of discrete diffusions share."""
 
-    steps: int = setting(128, "steps N; a last row removes what noise is left", low=1)
+    steps: int = setting(128, "steps N; a last row removes any noise that is left", low=1)
     top_p: float = setting(1.0, "p of nucleus filtering; 1 is off", above=0, high=1)
     nucleus_rule: NucleusRule = setting(
         "exclusive",
-        "of the likeliest tokens that have a mass of p together: inclusive keeps the one that crosses p, exclusive "
+        "the nucleus, the likeliest tokens with a total mass of p: inclusive keeps the token that crosses p, exclusive "
         "drops it",
     )
-    end: End = setting("argmax", "last row: the most likely token, or one that is drawn")
+    end: End = setting("argmax", "last row: take the most likely token, or draw one")
     drawing: Drawing = setting(
-        "exact", "exact draws a token only where one is due; race is the published way, over all tokens everywhere"
+        "exact", "exact draws a token only where one is due; race draws over all tokens everywhere, as published"
     )
 
 
@@ -43,33 +43,33 @@ class MDLMConfig(ChainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ReMDMConfig(ChainConfig):
-    """ReMDM, which masks tokens of an MDLM again (Wang et al., 2025)."""
+    """ReMDM, which remasks tokens of an MDLM (Wang et al., 2025)."""
 
     name: Literal["remdm"] = setting("remdm", "the sampler")
 
     top_p: float = again(ChainConfig, "top_p", 0.9)
     schedule: Literal["rescale", "cap", "conf", "loop"] = setting(
         "rescale",
-        "probability σ to mask a token again, up to σ_max: rescale, η·σ_max; cap, at most η; conf, shares of σ_max by "
-        "low confidence; loop, η while the process stands still at α_on",
+        "probability σ of remasking a token, up to σ_max: rescale, η·σ_max; cap, at most η; conf, shares of σ_max, "
+        "larger for low confidence; loop, η while the process stays at α_on",
     )
     eta: float | None = setting(
-        None, "η; none is the published one: 0.015 of rescale, 0.008 of cap and 0.02 of loop", low=0, high=1
+        None, "η; none means the published one: 0.015 for rescale, 0.008 for cap, 0.02 for loop", low=0, high=1
     )
     t_on: float = setting(0.55, "time at which the loop begins", above=0, below=1)
-    t_off: float = setting(0.05, "time at which it ends", above=0, below=1)
-    alpha_on: float = setting(0.9, "share of tokens that is not masked in the loop", above=0, below=1)
+    t_off: float = setting(0.05, "time at which the loop ends", above=0, below=1)
+    alpha_on: float = setting(0.9, "share of tokens that are not masked in the loop", above=0, below=1)
 
     @classmethod
     def with_defaults(cls, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings with the published η of their schedule where they have none, so that records name it."""
+        """Settings with the published η of their schedule if they have none, so that records name it."""
         schedule = data.get("schedule", "rescale")
         default = PUBLISHED_ETA.get(schedule) if isinstance(schedule, str) else None
         return {**data, "eta": default} if data.get("eta") in (None, "none") and default is not None else dict(data)
 
     @property
     def idle(self) -> tuple[str, ...]:
-        """Settings that change nothing beside the others."""
+        """Settings that have no effect given the others."""
         return (*("eta",) * (self.schedule == "conf"), *LOOP * (self.schedule != "loop"))
 
 
@@ -96,14 +96,14 @@ class DuoCurriculumConfig:
     temperature: float = setting(1e-3, "T of the softmax", above=0)
     top_k: int = setting(5, "largest entries besides the true one", low=2)
     gamma_min: float | None = setting(
-        None, "γ at which it begins; none is where α(γ) is 0.95. Published -3.55 for GPT-2 and -3.5 for BERT"
+        None, "γ at which it begins; none means where α(γ) is 0.95. Published: -3.55 for GPT-2, -3.5 for BERT"
     )
     gamma_max: float | None = setting(
-        None, "γ at which it ends; none is where α(γ) is 0.05. Published -1.85 for GPT-2 and -1.75 for BERT"
+        None, "γ at which it ends; none means where α(γ) is 0.05. Published: -1.85 for GPT-2, -1.75 for BERT"
     )
 
     def steps_of(self, steps: int) -> int:
-        """Steps of the curriculum in a training of so many; 0 where there is none."""
+        """Steps of the curriculum in a training of `steps` steps; 0 without a curriculum."""
         return 0 if self.kind == "none" else round(self.share * steps)
 
 
@@ -123,20 +123,20 @@ class PsiConfig(ChainConfig):
         "code of Duo",
     )
     eta: float = setting(
-        0.05, "η; published 0.05 of rescale-duo, and 0.01 with p = 0.95 of profile loop", low=0, high=1
+        0.05, "η; published: 0.05 for rescale-duo, and 0.01 with p = 0.95 for profile loop", low=0, high=1
     )
-    profile: Literal["linear", "loop"] = setting("linear", "times: equal steps, or a loop that stands still at α_on")
-    t_on: float = setting(0.55, "time at which the middle of the grid begins, and the loop", above=0, below=1)
-    t_off: float = setting(0.05, "time at which it ends", above=0, below=1)
+    profile: Literal["linear", "loop"] = setting("linear", "times: equal steps, or a loop that stays at α_on")
+    t_on: float = setting(0.55, "time at which the middle of the grid, or the loop, begins", above=0, below=1)
+    t_off: float = setting(0.05, "time at which the middle of the grid, or the loop, ends", above=0, below=1)
     alpha_on: float = setting(0.9, "α in the loop", above=0, below=1)
-    mode_high: PsiMode | None = setting(None, "mode before the middle; none is `mode`, with profile loop ancestral")
-    mode_low: PsiMode | None = setting(None, "mode after the middle; none is `mode`, with profile loop ancestral")
+    mode_high: PsiMode | None = setting(None, "mode before the middle; none means `mode`, or ancestral for a loop")
+    mode_low: PsiMode | None = setting(None, "mode after the middle; none means `mode`, or ancestral for a loop")
 
     @property
     def idle(self) -> tuple[str, ...]:
-        """Settings that change nothing beside the others."""
+        """Settings that have no effect given the others."""
         modes = {self.mode, self.mode_high or self.mode, self.mode_low or self.mode}
-        bands = len(modes) > 1  # the ends of the middle say where each is
+        bands = len(modes) > 1  # then t_on and t_off say where each applies
         looping = self.profile == "loop"
         return (
             *("eta",) * (modes == {"ancestral"}),
@@ -147,9 +147,9 @@ class PsiConfig(ChainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """Settings of the rivals' network beside its depth and width, which are those of LDLM's denoiser."""
+    """Settings of the rivals' network besides its depth and width, which are those of LDLM's denoiser."""
 
-    dropout: float = setting(0.1, "share of both residual branches that is dropped in training", low=0, below=1)
+    dropout: float = setting(0.1, "dropout rate of both residual branches in training", low=0, below=1)
     attention_cap: float = setting(0.0, "c of attention scores c·tanh(s/c); 0 is off", low=0)
     logit_cap: float = setting(0.0, "c of logits c·tanh(l/c); 0 is off", low=0)
 
@@ -173,9 +173,9 @@ class FLMConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CANDINoiseConfig:
-    """The noise of CANDI (Pynadath et al., 2025): σ(t), by the rank that the true token is to have among all.
+    """The noise of CANDI (Pynadath et al., 2025): σ(t), given by the expected rank r of the true token among all.
 
-    A rank is expected, as a share of the vocabulary; r goes from `r_low` to `r_high` as tokens are masked.
+    r is a share of the vocabulary, and goes from `r_low` to `r_high` as tokens are masked.
     """
 
     r_low: float = setting(0.05, "r at t = 0", above=0, below=0.5)
@@ -188,13 +188,13 @@ class CANDIConfig:
 
     name: Literal["cached"] = setting("cached", "the sampler")
 
-    steps: int = setting(128, "steps N, an evaluation each", low=1)
+    steps: int = setting(128, "steps N, one evaluation each", low=1)
     temperature: float = setting(1.0, "temperature at which tokens are drawn, more than 0", above=0)
     step_size: float = setting(1.0, "factor of the steps of the continuous part", low=0)
     update: Literal["published", "flow"] = setting(
-        "published", "continuous part: its code divides a step by σ², the probability flow by σ"
+        "published", "continuous part: published divides a step by σ², as its code does; flow by σ, as the ODE does"
     )
-    drawing: Drawing = setting("exact", "exact draws tokens where none is final; race is the published way, everywhere")
+    drawing: Drawing = setting("exact", "exact draws tokens where none is final; race draws everywhere, as published")
 
 
 SamplerOfTokens = MDLMConfig | ReMDMConfig | DuoConfig | PsiConfig | CANDIConfig | FLMConfig
@@ -207,10 +207,10 @@ TOKEN_SAMPLERS: dict[str, dict[str, type]] = {
     "flm": {"euler": FLMConfig},
 }
 
-# The setting of a sampler beside which its η may change nothing.
+# The setting of a sampler that decides whether its η has an effect.
 ETA_BELONGS_TO: dict[type, str] = {ReMDMConfig: "schedule", PsiConfig: "mode"}
 
 
 def used(sampler: SamplerOfTokens) -> dict[str, Any]:
-    """Settings of a sampler by name, without those that change nothing beside the others."""
+    """Settings of a sampler by name, without those that have no effect given the others."""
     return {key: value for key, value in asdict(sampler).items() if key not in getattr(sampler, "idle", ())}

@@ -18,10 +18,10 @@ START = 32  # evaluations of the solver that a run is distilled from
 class DistillConfig:
     """`ldlm distill`: progressive distillation of the denoiser (Salimans & Ho, 2022), in rounds."""
 
-    evaluations: int = setting(4, "evaluations of the denoiser that a text takes in the end", low=1)
+    evaluations: int = setting(4, "evaluations of the denoiser per text in the end", low=1)
     start: int | None = setting(
         None,
-        f"evaluations of ddim that the first round halves; none means {START}, or those of a distilled run",
+        f"evaluations of ddim that the first round halves; none means {START}, or for a distilled run its own number",
         low=2,
     )
     guidance: float = setting(
@@ -34,8 +34,8 @@ class DistillConfig:
     t_min: float = again(SamplerConfig, "t_min")
     steps: int | None = setting(
         None,
-        "optimiser steps of each round; none means 50,000, or 1/5 of the run's where that is less, and those of a "
-        "distilled run",
+        "optimiser steps of each round; none means 1/5 of the run's, at most 50,000, or for a distilled run those of "
+        "its rounds",
         low=1,
     )
     checkpoint: str | None = again(FinetuneConfig, "checkpoint")
@@ -43,7 +43,8 @@ class DistillConfig:
     shuffle_rows: int | None = again(FinetuneConfig, "shuffle_rows")
     lr: float | None = setting(
         None,
-        "learning rate of each round, which falls to 0 in it; none means 1/3 of the run's, and that of a distilled run",
+        "peak learning rate of each round, in which it falls to 0; none means 1/3 of the run's, or for a distilled run "
+        "that of its rounds",
         above=0,
     )
     compute: ComputeConfig = again(TrainConfig, "compute")
@@ -60,7 +61,7 @@ class DistillConfig:
 
     @staticmethod
     def of_file(data: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The settings in a file: those of a distilled run stand in a section of its config.yaml."""
+        """The settings in a file; those of a distilled run are a section of its config.yaml."""
         found: Mapping[str, Any] = data.get("distillation", data)
         return found
 
@@ -71,7 +72,7 @@ class DistillConfig:
 
 
 def halvings(start: int, evaluations: int) -> int:
-    """Number of rounds, each of which halves the evaluations; `InputError` where halving does not lead there."""
+    """Number of rounds, each of which halves the evaluations; `InputError` if halving does not lead there."""
     rounds, left = 0, start
     while left > evaluations and left % 2 == 0:
         left, rounds = left // 2, rounds + 1
@@ -88,13 +89,13 @@ def halvings(start: int, evaluations: int) -> int:
 class DistilledConfig(TrainConfig):
     """A distilled run: the settings of the run that it was distilled from, with those of the distillation.
 
-    Those that both have are the distillation's, and `steps` are those of all rounds. In `distillation` what the user
-    left at none is filled in.
+    Settings that both have are the distillation's, and `steps` counts all rounds. In `distillation`, what the user left
+    at none is filled in.
     """
 
     distillation: DistillConfig = setting(DistillConfig(), "the distillation")
 
 
 def distilled(settings: Mapping[str, Any]) -> DistilledConfig | None:
-    """The settings of a distilled run from its config.yaml; None of another run."""
+    """The settings of a distilled run from its config.yaml; None for any other run."""
     return from_stored(DistilledConfig, settings) if "distillation" in settings else None

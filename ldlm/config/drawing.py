@@ -14,7 +14,7 @@ from ldlm.config.model import SamplerConfig
 from ldlm.config.stages import SampleConfig, named_sampler
 from ldlm.errors import InputError
 
-# Settings of a stage where the run is token-level.
+# Settings of a stage for token-level runs.
 OF_TOKENS: dict[type, type] = {SampleConfig: TokenSampleConfig, ExportConfig: TokenExportConfig}
 
 
@@ -57,7 +57,7 @@ def _of_tokens(method: str, cls: type, given: Mapping[str, Any], named: str | No
 
 
 def _fitting(start: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a sampler on which the user's `own` come: none of another sampler, no η of another schedule."""
+    """The settings that the user's `own` override: none of another sampler, and no η of another schedule."""
     if own.get("name", start.get("name")) != start.get("name"):
         return {}
     other = any(own.get(key, start.get(key)) != start.get(key) for key in ETA_BELONGS_TO.values())
@@ -65,7 +65,7 @@ def _fitting(start: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _check_used(sampler: SamplerOfTokens, own: Mapping[str, Any]) -> None:
-    """`InputError` for an η of the user's own that changes nothing beside the other settings."""
+    """`InputError` if the user sets an η that has no effect given the other settings."""
     default = {field.name: field.default for field in fields(sampler)}
     if "eta" in own and "eta" in getattr(sampler, "idle", ()) and getattr(sampler, "eta", None) != default["eta"]:
         key = ETA_BELONGS_TO[type(sampler)]
@@ -93,9 +93,9 @@ def _check_owner(given: Mapping[str, Any], cls: type, whose: str) -> None:
 
 
 def owners(key: str) -> dict[str, type]:
-    """Whose setting it is that samplers have under this name, and the class that has it.
+    """The samplers that have a setting of this name, each with the class that declares it.
 
-    They are called `LDLM`, `duo` where all samplers of a method have it, and else like `psi of duo`.
+    They are called `LDLM`, `duo` if all samplers of a method have it, and otherwise like `psi of duo`.
     """
     found: dict[str, type] = {"LDLM": SamplerConfig} if key in _names(SamplerConfig) else {}
     for method, fitting in TOKEN_SAMPLERS.items():

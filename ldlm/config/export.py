@@ -14,16 +14,16 @@ WeightPrecision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """`ldlm export`: denoiser, decoders and tokenizer as a folder to hand on."""
+    """`ldlm export`: denoiser, decoders and tokenizer as a folder to share."""
 
     decoder: str | None = setting(None, "decoder to export; none means all that belong to the checkpoint")
     checkpoint: str | None = again(SampleConfig, "checkpoint")
     sampler: SamplerConfig = setting(SamplerConfig(), "default sampler of the exported model")
     precision: WeightPrecision = setting(
-        "fp32", "precision in which weights are stored; bf16 takes half the room, and texts are drawn in fp32 from it"
+        "fp32", "precision of the stored weights; bf16 takes half the space, and texts are drawn from it in fp32"
     )
     with_encoder: bool = setting(
-        False, "take the frozen encoder along, which reads prompts; of a run with model.condition=prefix"
+        False, "include the frozen encoder, which reads prompts; for runs with model.condition=prefix"
     )
     push_to_hub: str | None = setting(
         None, "upload to the Hugging Face hub under this id, like name/model; a new one is public", identity=False

@@ -38,7 +38,7 @@ def setting(
 
     `identity=False` marks a setting that may differ when a run is resumed (where it computes, how often it reports).
     `none` is how a user spells None. `flags` gives each field of a nested dataclass a command-line flag. `metavar`
-    stands for the value in the help. `before` is the value of artefacts that are older than the setting.
+    stands for the value in the help. `before` is the value for artefacts that are older than the setting.
     """
     metadata = {
         "help": help, "low": low, "high": high, "above": above, "below": below,
@@ -48,7 +48,7 @@ def setting(
 
 
 def again(cls: type, name: str, default: Any = ..., *, help: str | None = None) -> Any:
-    """A setting of another class once more, with its help, bounds and default unless others are given."""
+    """A setting that repeats one of another class, with its bounds and, unless others are given, default and help."""
     field = cls.__dataclass_fields__[name]  # type: ignore[attr-defined]
     metadata = {**field.metadata, "help": field.metadata["help"] if help is None else help}
     return dataclasses.field(default=field.default if default is ... else default, metadata=metadata)
@@ -56,7 +56,7 @@ def again(cls: type, name: str, default: Any = ..., *, help: str | None = None) 
 
 @cache
 def types_of(cls: type) -> Mapping[str, Any]:
-    """Types of the settings of a class, by name; kept, since opening a run asks for them hundreds of times."""
+    """Types of the settings of a class, by name; cached, since opening a run asks for them hundreds of times."""
     return typing.get_type_hints(cls)
 
 
@@ -76,7 +76,7 @@ def identity(config: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any, nested: Any) -> Any:
-    """A value as YAML and JSON hold it; a dataclass by way of `nested`."""
+    """A value as YAML and JSON hold it; `nested` converts dataclasses."""
     if dataclasses.is_dataclass(value):
         return nested(value)
     return list(value) if isinstance(value, tuple) else value
@@ -102,7 +102,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], prefix: str = "") -> T:
 
 
 def from_stored(cls: type[T], data: Mapping[str, Any]) -> T:
-    """`from_dict` for the configuration of an artefact: settings that it is older than take their `before` value."""
+    """`from_dict` for the configuration of an artefact: settings newer than it take their `before` value."""
     return from_dict(cls, merge(_before(cls), data))
 
 
@@ -175,7 +175,7 @@ def _suggestion(key: str, known: Iterable[str], prefix: str) -> str:
 
 def _parse(hint: Any, value: Any, key: str, metadata: Mapping[str, Any]) -> Any:
     """`value` as the type `hint`, checked against the bounds in `metadata`."""
-    if dataclasses.is_dataclass(value):  # by `with_defaults`, which chose its class
+    if dataclasses.is_dataclass(value):  # built by `with_defaults`, which chose its class
         return value
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, f"{key}.")  # type: ignore[arg-type]
@@ -195,7 +195,7 @@ def _parse(hint: Any, value: Any, key: str, metadata: Mapping[str, Any]) -> Any:
 
 
 def _choice(choices: tuple[str, ...], value: Any, key: str) -> str:
-    """`value` as one of the choices. YAML reads null, on, off, yes and no as other things than words."""
+    """`value` as one of the choices. YAML does not read null, on, off, yes and no as words."""
     if value is None or isinstance(value, bool):
         value = next((word for word in _WORDS[value] if word in choices), value)
     if value not in choices:

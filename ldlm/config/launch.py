@@ -1,4 +1,4 @@
-"""How an extraction is launched: settings that no byte of a store depends on, and that none records."""
+"""How an extraction is launched: settings that affect no byte of a store, and that no store records."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ class LaunchConfig:
     share: str | None = setting(
         None,
         "this process is number I, from 0, of N that work on the store: it begins with its own stretch, and then helps "
-        "from the ends of the others'; auto is by RANK and WORLD_SIZE, SLURM_ARRAY_TASK_ID and _COUNT, SLURM_PROCID "
+        "from the ends of the others'; auto reads RANK and WORLD_SIZE, SLURM_ARRAY_TASK_ID and _COUNT, SLURM_PROCID "
         "and SLURM_NTASKS, or JOB_COMPLETION_INDEX and JOB_COMPLETIONS",
         metavar="I/N",
         none="auto",
     )
     only: Literal["pack", "encode", "seal"] | None = setting(
-        None, "stop after this phase, and refuse before the one before it is done", metavar="pack|encode|seal"
+        None, "stop after this phase; refused until the phase before it is done", metavar="pack|encode|seal"
     )
     engine: Literal["ray"] | None = setting(
-        None, "hand the work out by Ray, to a worker on each GPU or to --workers on CPUs", metavar="ray"
+        None, "distribute the work with Ray, to a worker on each GPU or to --workers on CPUs", metavar="ray"
     )
     address: str | None = setting(
-        None, "with --engine ray: the cluster, or auto; none is that of RAY_ADDRESS, or this machine alone"
+        None, "with --engine ray: the cluster, or auto; none means RAY_ADDRESS, or else this machine alone"
     )
-    workers: int | None = setting(None, "with --engine ray: how many; with --dry-run: plan for so many", low=1)
+    workers: int | None = setting(None, "number of workers, with --engine ray, or to plan for, with --dry-run", low=1)
     tokens: int | None = setting(
-        None, "with --dry-run: plan for so many tokens of text like the one given", low=1, metavar="INT"
+        None, "with --dry-run: plan for this many tokens of text like the one given", low=1, metavar="INT"
     )
     rate: float | None = setting(
         None, "with --dry-run: tokens per second of a worker, instead of measuring them here", above=0

@@ -11,33 +11,37 @@ from ldlm.config.stages import DEVICE_HELP, MAX_SEED, SampleConfig
 
 @dataclass(frozen=True, kw_only=True)
 class LikelihoodConfig:
-    """`ldlm likelihood`: the likelihood of rows of a store under a model, or a bound of it (docs/likelihood.md)."""
+    """`ldlm likelihood`: the likelihood of rows of a store under a model, or a bound on it (docs/likelihood.md)."""
 
     split: Literal["validation", "train"] = setting(
-        "validation", "rows of the store: held-out ones, or those of training"
+        "validation", "which rows of the store to take: the held-out ones, or those of training"
     )
     rows: int | None = setting(
         1_024,
-        "rows taken, the first of the split, or all; τ is chosen on the first half of them, and the figures are of the "
-        "second half",
+        "rows to take from the beginning of the split, or all; τ is chosen on the first half of them, and the figures "
+        "are those of the second half",
         low=4,
         none="all",
     )
     taus: tuple[float, ...] = setting(
         (),
-        "noise levels τ of the curve; none given means 13 around the noise of the decoder's training, each √2 times "
-        "the next",
+        "noise levels τ of the curve; none given means 13 around the noise that the decoder was trained with, each √2 "
+        "times the next",
         above=0,
     )
     draws: int = setting(
         2,
-        "noises of each row at each τ, and times between each two; of a token-level run in each eighth of the time",
+        "draws of noise per row at each τ, and of time between each two τ; for token-level runs, in each eighth of the "
+        "time",
         low=2,
     )
     decoder: str | None = again(SampleConfig, "decoder")
     checkpoint: str | None = again(SampleConfig, "checkpoint")
     batch_size: int = setting(16, "rows per batch; it does not change the figures", low=1, identity=False)
     seed: int = setting(
-        0, "seed of noises and times, which are the same for every run, so that runs compare", low=0, high=MAX_SEED
+        0,
+        "seed of noises and times, which are the same for every run, so that runs can be compared",
+        low=0,
+        high=MAX_SEED,
     )
     device: str = setting("auto", DEVICE_HELP, identity=False)

@@ -1,7 +1,7 @@
 """Training and sampling of the token-level rivals, as settings, with the published values of each.
 
-Steps, batch, learning rate and warm-up come from a preset where it has them, as LDLM's do; so do depth and width. What
-is a method's own is the rest: betas, weight decay, weight average, and how it corrupts tokens.
+Steps, batch, learning rate and warm-up come from a preset if it has them, as LDLM's do; so do depth and width. The rest
+is each method's own: betas, weight decay, weight average, and how it corrupts tokens.
 """
 
 from __future__ import annotations
@@ -78,12 +78,12 @@ class TokenTrainConfig:
 
     @property
     def curriculum_steps(self) -> int:
-        """Steps of the curriculum, which come first; 0 of a method without one."""
+        """Steps of the curriculum, which come first; 0 for a method without one."""
         return 0
 
     @property
     def phase_steps(self) -> dict[str, int]:
-        """Phases of the training, in order, and the steps of each; none has 0."""
+        """Phases of the training, in order, and the steps of each; phases without steps are left out."""
         first = self.curriculum_steps
         steps = {"curriculum": first, "training": self.steps - first}
         return {name: count for name, count in steps.items() if count}
@@ -91,21 +91,21 @@ class TokenTrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MDLMTrainConfig(TokenTrainConfig):
-    """MDLM (Sahoo et al., 2024), with which the samplers of ReMDM draw as well."""
+    """MDLM (Sahoo et al., 2024), from which the samplers of ReMDM can draw as well."""
 
     method: Literal["mdlm"] = setting("mdlm", "masked diffusion")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DuoTrainConfig(TokenTrainConfig):
-    """Duo (Sahoo et al., 2025), with which Ψ-samplers draw as well."""
+    """Duo (Sahoo et al., 2025), from which Ψ-samplers can draw as well."""
 
     method: Literal["duo"] = setting("duo", "uniform-state diffusion")
     curriculum: DuoCurriculumConfig = setting(DuoCurriculumConfig(), "the first part of the training")
 
     @property
     def curriculum_steps(self) -> int:
-        """Steps of the curriculum: a share of all."""
+        """Steps of the curriculum: a share of all steps."""
         return self.curriculum.steps_of(self.steps)
 
 
@@ -137,14 +137,14 @@ METHODS: dict[str, type] = {
 }
 AnyTrainConfig = TrainConfig | TokenTrainConfig
 
-# Settings of a preset that the rivals share with LDLM: what LDLM's other parts have is none of theirs.
+# Settings of a preset that the rivals share with LDLM; those of LDLM's other parts mean nothing to them.
 SHARED_BY_PRESETS = ("steps", "batch_size", "optimizer", "log_every", "eval_every", "eval_rows", "save_every")
 
 
 def method_of(settings: Mapping[str, Any]) -> str:
-    """The method that settings of a training are of: their `method`, and LDLM where they have none.
+    """The method of a training's settings: their `method`, or LDLM if they have none.
 
-    `InputError` for what is no name.
+    `InputError` if it is not a name.
     """
     method = settings.get("method")
     if method is not None and not isinstance(method, str):
@@ -160,7 +160,7 @@ def training_class(method: str) -> type:
 
 
 def of_method(settings: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
-    """The class that settings of a training belong to by their `method`, and the settings as it takes them.
+    """The class of a training's settings, by their `method`, and the settings in the form that it takes.
 
     `InputError` for a setting of other methods.
     """
@@ -188,7 +188,7 @@ def _names(cls: type) -> list[str]:
 
 
 def unknown(what: object, method: str) -> str:
-    """Error message for something that a newer version has made by a method of its own."""
+    """Error message for something that a newer version has made with a method that this one lacks."""
     return f"{what} is of the method {method!r}, which this ldlm does not know; use the newer ldlm"
 
 
@@ -207,7 +207,7 @@ def stored_training(settings: Mapping[str, Any]) -> AnyTrainConfig:
 
 
 def preset_for(cls: type, name: str) -> dict[str, Any]:
-    """Settings of a preset for a class of settings: those of LDLM that it shares."""
+    """Settings of a preset for a class of settings: for a rival's, those that it shares with LDLM."""
     overrides = preset(name).overrides
     if not issubclass(cls, TokenTrainConfig):
         return dict(overrides)
@@ -236,9 +236,10 @@ class TokenSampleConfig:
 
 
 def token_sampler(method: str, settings: Mapping[str, Any]) -> SamplerOfTokens:
-    """The sampler of a method that settings describe, by `name` the method's first one where they have none.
+    """The sampler of a method that settings describe: the one that they `name`, or else the method's first.
 
-    `InputError` for a sampler that the method has not, and for settings that the sampler has not or are out of bounds.
+    `InputError` for a sampler that the method does not have, and for settings that are not the sampler's or are out of
+    bounds.
     """
     fitting = TOKEN_SAMPLERS[method]
     name = settings.get("name", next(iter(fitting)))
@@ -260,7 +261,7 @@ class TokenExportConfig:
 
     @classmethod
     def with_defaults(cls, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings with the sampler that theirs describe: which names there are depends on the method."""
+        """Settings with their sampler built, since which names it may have depends on the method."""
         return {**data, "sampler": token_sampler(data.get("method", cls.method), data.get("sampler", {}))}
 
 

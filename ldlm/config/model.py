@@ -1,7 +1,7 @@
 """The model, its recipe and its reverse process, as settings, and the presets.
 
 The defaults are the paper's ("How to Train Your Latent Diffusion Language Model Jointly With the Latent Space",
-Sections 4-6 and Appendix C); where the paper is silent SPEC's decision is the default and a setting of its own.
+Sections 4-6 and Appendix C). Where the paper is silent, SPEC's decision is the default, and a setting of its own.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class DenoiserConfig(DenoiserSizes):
         "sincos",
         "learned positions at initialisation: sincos, sines and cosines of standard deviation 0.7, which DiT keeps "
         "fixed (Peebles & Xie, 2023); normal, random of 0.02, as in runs of recipe.edition 1 and 2; rotary, those of "
-        "sincos, and queries and keys that turn with their position (Su et al., 2021), which the paper does not have",
+        "sincos, and queries and keys rotated by position as well (Su et al., 2021), which the paper does not do",
     )
 
 
@@ -77,13 +77,13 @@ class ModelConfig:
     space: Literal["ldlm", "tencdm", "cosmos", "embedding", "scratch"] = setting(
         "ldlm",
         "latent space (Table 2): ldlm, latents trained jointly; tencdm, h itself; cosmos, latents of an autoencoder "
-        "trained before; embedding, the encoder's token embeddings; scratch, token embeddings trained from scratch. "
+        "trained first; embedding, the encoder's token embeddings; scratch, token embeddings trained from scratch. "
         "Latents are not normalised",
     )
     condition: Literal["none", "prefix"] = setting(
         "none",
         "what the denoiser sees beside noisy latents: none, as in the paper; prefix, the states of a text's first k "
-        "tokens, with which `ldlm sample --prompt` continues texts",
+        "tokens, so that `ldlm sample --prompt` can continue texts",
     )
     autoencoder: AutoencoderConfig = setting(AutoencoderConfig(), "E_z and D_h")
     denoiser: DenoiserConfig = setting(DenoiserConfig(), "the DiT")
@@ -118,11 +118,11 @@ class RecipeConfig:
 
     edition: int = setting(
         4,
-        "version of the recipe's meaning, kept by runs that began with an earlier one. 1, where config.yaml has none: "
+        "version of the recipe's meaning; runs keep the one they began with. 1, also if config.yaml has none: "
         "decoder_noise is σ_dec in every space, cosmos.steps are part of steps and the autoencoder keeps its last "
         "weights instead of their average, and loss_reduction applies to squared errors only, also under elbo. 2: "
-        "under elbo, too, loss_reduction chooses between nats per text and per token. Until 2: "
-        "model.denoiser.positions are normal by default. Until 3: they are not rotary in preset tiny",
+        "under elbo, too, loss_reduction chooses between nats per text and per token. Up to 2: "
+        "model.denoiser.positions are normal by default. Up to 3: they are not rotary in preset tiny",
         low=1,
         high=4,
         before=1,
@@ -139,7 +139,7 @@ class RecipeConfig:
     decoder_noise: Literal["published", "additive", "diffused"] = setting(
         "published",
         "noise on the decoders' input in training: additive, z_0 + sigma_dec·ε; diffused, z_t with t up to t_dec; "
-        "published, as the method of model.space has it: ldlm additive with σ_dec (Section 5.4), tencdm diffused with "
+        "published, as in the method of model.space: ldlm additive with σ_dec (Section 5.4), tencdm diffused with "
         "t up to 0.15 (Shabalin et al., 2025; σ = 0.2 is their alternative), embedding additive with σ = 0.01 "
         "(Strudel et al., 2022), scratch additive with σ = 0.12 (Li et al., 2022), cosmos the noise, masks and dropout "
         "of cosmos.* (Meshchaninov et al., 2025), which its autoencoder always has",
@@ -157,7 +157,7 @@ class RecipeConfig:
 
 @dataclass(frozen=True)
 class DecoderNoise:
-    """Noise on a decoder's input in training; `size` is σ_dec of additive noise and the largest t of diffused."""
+    """Noise on a decoder's input in training; `size` is σ_dec for additive noise, the largest t for diffused noise."""
 
     kind: Literal["additive", "diffused", "smoothed"]
     size: float = 0.0
@@ -166,10 +166,10 @@ class DecoderNoise:
         return {"additive": f"σ_dec {self.size:g}", "diffused": f"t ≤ {self.size:g}"}.get(self.kind, "cosmos")
 
 
-# Defaults of a latent space that differ from LDLM's, and of editions before this one.
+# Defaults of other latent spaces than LDLM's, and of earlier editions of the recipe.
 OF_SPACE: dict[str, dict[str, Any]] = {"cosmos": {"recipe": {"reconstruction": "ce+mse"}}}
 OF_EARLIER_EDITIONS: dict[str, Any] = {"model": {"denoiser": {"positions": "normal"}}}
-POSITIONS_NOW = ("sincos", "rotary")  # by default, and in preset tiny: those of runs of earlier editions differ
+POSITIONS_NOW = ("sincos", "rotary")  # by default, and in preset tiny; runs of earlier editions have others
 PUBLISHED_NOISE = {
     "tencdm": DecoderNoise("diffused", 0.15),
     "embedding": DecoderNoise("additive", 0.01),
@@ -246,7 +246,7 @@ class SamplerConfig:
     steps: int = setting(32, "solver steps, one evaluation each; heun takes two, and guidance twice as many", low=1)
     solver: Solver = setting("dpm++2m-sde", "solver of the reverse process; euler-maruyama is the paper's")
     grid: Grid = setting(
-        "learned", "equal steps in: the learned F(t) of adaptive timesteps; time t, as in the paper; ln(α²/σ²)"
+        "learned", "equal steps in: time, t, as in the paper; learned, F(t) of adaptive timesteps; log-snr, ln(α²/σ²)"
     )
     guidance: float = setting(
         1.0, "w of self-conditioning guidance, ẑ = ẑ_∅ + w(ẑ_sc − ẑ_∅); 1 is off", low=0, high=100
@@ -254,7 +254,7 @@ class SamplerConfig:
     eta: float = setting(0.0, "η of ddim: 0 is the ODE, 1 ancestral sampling", low=0, high=1)
     t_min: float = setting(0.005, "last time of the grid; the paper's sampler has 0.05", above=0, high=0.9)
     beta_clip: float = setting(0.95, "largest t inside β of euler-maruyama", above=0, high=0.9999)
-    final: Final = setting("x0", "what is decoded: the last step's noise-free mean, or the last ẑ_0")
+    final: Final = setting("x0", "what is decoded: mean, the last step's noise-free mean; x0, the last ẑ_0")
     temperature: float = setting(0.0, "temperature at which tokens are drawn; 0 takes the most likely", low=0)
 
 

@@ -24,13 +24,13 @@ class QuickstartConfig:
     encoder: str | None = setting(None, "hub name or folder of an encoder, instead of pretraining a small GPT-2")
     scorer: str | None = setting(
         None,
-        "hub name or folder of a scorer; none means, on real text, a small GPT-2 that is trained on a part of it that "
-        "the model never sees; on stories the encoder, which judges paths between texts alone",
+        "hub name or folder of a scorer; none means, for real text, a small GPT-2 trained on a part of it that the "
+        "model never sees, and for stories the encoder, which scores only paths between texts",
     )
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)
 
     @staticmethod
     def with_defaults(data: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Settings in the terms of this version; in those of 0.1.0 no text was Python's documentation."""
+        """Settings in the terms of this version; in those of 0.1.0 no text meant Python's documentation."""
         return {**data, "text": "python"} if "text" in data and data["text"] is None else data

@@ -1,6 +1,6 @@
 """One config per stage: every setting with its default, help and bounds.
 
-The defaults are the paper's; where the paper is silent SPEC's decision is the default and a setting of its own.
+The defaults are the paper's. Where the paper is silent, SPEC's decision is the default, and a setting of its own.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class ComputeConfig:
     )
     attention: Literal["auto", "xformers", "sdpa"] = setting(
         "auto",
-        "attention kernel in half precision; auto is xformers' on a GPU where it has one, else torch's, as in fp32",
+        "attention kernel in half precision; auto is xformers' on a GPU if it has one, else torch's, as in fp32",
         identity=False,
     )
     compile: Literal["auto", "on", "off"] = setting(
-        "auto", "torch.compile the networks; auto does on a GPU", identity=False
+        "auto", "whether to torch.compile the networks; auto does on a GPU", identity=False
     )
 
 
@@ -84,7 +84,7 @@ class PretrainConfig:
     batch_size: int = setting(32, "rows per step", low=1)
     lr: float = setting(2e-3, "peak learning rate; cosine decay to zero", above=0)
     init: Literal["published", "width"] = setting(
-        "published", "GPT-2's first weights: the published std 0.02; or width, 1/√width and 0.2 for tokens"
+        "published", "GPT-2's initial weights: published, of std 0.02; width, of 1/√width, and 0.2 for tokens"
     )
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)
@@ -102,36 +102,37 @@ class ExtractConfig:
     seq_len: int = setting(128, "tokens per row L, with BOS and EOS", low=3)
     data: tuple[str, ...] = setting((), TEXT_FILES, metavar="FILE")
     dataset: str | None = setting(None, "Hugging Face dataset, instead of --data")
-    dataset_config: str | None = setting(None, "configuration of the dataset where it has several")
+    dataset_config: str | None = setting(None, "configuration of the dataset, if it has several")
     revision: str | None = setting(None, "commit, branch or tag of the dataset; its commit is recorded")
     split: str = setting("train", "split of the dataset")
     text_column: str = setting("text", "field that holds the text in JSON, parquet and datasets")
     validation_data: tuple[str, ...] = setting((), "files of held-out documents", metavar="FILE")
-    validation_split: str | None = setting(None, "split of the dataset that is held out")
-    validation_docs: int = setting(0, "how many of the last documents are held out", low=0)
+    validation_split: str | None = setting(None, "held-out split of the dataset")
+    validation_docs: int = setting(0, "number of documents to hold out, from the end", low=0)
     detokenizer: Literal["none", "lm1b", "lm1b-clean"] = setting(
         "none",
         "undo the tokenisation of the One Billion Word benchmark: lm1b by MDLM's rules, for comparison with it; "
-        "lm1b-clean also where these leave a space, as in `4 % .`",
+        "lm1b-clean also removes spaces that these leave, as in `4 % .`",
     )
     codec: Literal["fp16", "bf16", "int8-token", "fp32", "online"] = setting(
         "fp16", "how hidden states are stored; online stores none, and the encoder runs inside the training step"
     )
     compression: Literal["blosc", "zstd", "none"] = setting(
         "blosc",
-        "lossless compression of the store: blosc is zstd of bytes sorted by their place in a number, smaller and "
-        "faster to read than zstd, which stores of version 0.1 have",
+        "lossless compression of the store: blosc is zstd after byte shuffling, smaller and faster to read than zstd, "
+        "which stores of version 0.1 have",
     )
     max_channel_error: float = setting(
-        0.1, "largest relative error of a channel with which int8-token is accepted", above=0, identity=False
+        0.1, "largest relative error of a channel at which int8-token is accepted", above=0, identity=False
     )
     stats_tokens: int | None = setting(
-        2_000_000, "tokens that mean and standard deviation are taken over, or all", low=1, none="all"
+        2_000_000, "tokens over which mean and standard deviation are taken, or all", low=1, none="all"
     )
     shard_rows: int = setting(1024, "rows per shard, the unit of work", low=1)
     batch_size: int = setting(32, "rows per encoder pass", low=1)
     precision: Precision = setting(
-        "auto", "precision of the encoder; auto is bf16 on a GPU, else fp32, and that of a store already begun"
+        "auto",
+        "precision of the encoder; auto is that of a store already begun, or else bf16 on a GPU and fp32 elsewhere",
     )
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)
@@ -143,15 +144,15 @@ class TrainConfig:
 
     steps: int = setting(
         1_000_000,
-        "optimiser steps; in model.space=cosmos those of the denoiser, after cosmos.steps of the autoencoder",
+        "optimiser steps; with model.space=cosmos, those of the denoiser, after cosmos.steps of the autoencoder",
         low=1,
         identity=False,
     )
     batch_size: int = setting(512, "rows per step, over all processes", low=1)
     shuffle_rows: int | None = setting(
         None,
-        "rows of the window in which they are shuffled, in blocks of 16 from all over the text; auto is 2 GiB of "
-        "the store's rows, at least 4 batches and at most all, and that of an output already begun",
+        "rows of the window within which rows are shuffled; it is filled with blocks of 16 from all over the text. "
+        "auto is 2 GiB of the store's rows, at least 4 batches and at most all, or that of an output already begun",
         low=1,
         none="auto",
         before=512,
@@ -167,7 +168,7 @@ class TrainConfig:
     compute: ComputeConfig = setting(ComputeConfig(), "precision and kernels", flags=True)
     max_nonfinite: int = setting(
         10,
-        "batches with a loss or gradient that is not finite, which are skipped, before training stops",
+        "batches to skip, because their loss or gradient is not finite, before training stops",
         low=0,
         identity=False,
     )
@@ -176,13 +177,13 @@ class TrainConfig:
     eval_rows: int = setting(1_024, "held-out rows per evaluation", low=1, identity=False)
     save_every: int = setting(5_000, "steps between checkpoints", low=1, identity=False)
     keep: int = setting(2, "checkpoints kept", low=1, identity=False)
-    plots: bool = setting(True, "draw plots/ when the training ends; `ldlm plot` does at any time", identity=False)
+    plots: bool = setting(True, "draw plots/ when the training ends; `ldlm plot` does so at any time", identity=False)
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
     device: str = setting("auto", DEVICE_HELP, identity=False)
 
     @staticmethod
     def with_defaults(data: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Settings merged over the defaults of their edition and latent space; the first edition had none of space."""
+        """Settings merged over the defaults of their edition and latent space; in the first edition spaces had none."""
         model, recipe = data.get("model"), data.get("recipe")
         edition = str(recipe.get("edition")) if isinstance(recipe, Mapping) else ""
         space = model.get("space") if isinstance(model, Mapping) and edition != "1" else None
@@ -196,13 +197,13 @@ def autoencoder_steps(config: TrainConfig) -> int:
 
 
 def total_steps(config: TrainConfig) -> int:
-    """Optimiser steps of a run in all; in the first edition `steps` already has those of the autoencoder."""
+    """Optimiser steps of a run in all; in the first edition `steps` already includes the autoencoder's."""
     return config.steps + (autoencoder_steps(config) if config.recipe.edition > 1 else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """`ldlm finetune-decoder`: a new decoder that reads the latents directly (Appendix B.2), by the run's optimiser."""
+    """`ldlm finetune-decoder`: a decoder that reads the latents directly (Appendix B.2), with the run's optimiser."""
 
     layers: int = setting(2, "transformer blocks before the vocabulary head", low=0, high=6)
     checkpoint: str | None = setting(
@@ -210,7 +211,7 @@ class FinetuneConfig:
     )
     name: str | None = setting(None, "name of the decoder; none means layers-K")
     steps: int | None = setting(
-        None, "optimiser steps; none means 200,000, or 2/5 of the run's where that is less", low=1, identity=False
+        None, "optimiser steps; none means 2/5 of the run's, at most 200,000", low=1, identity=False
     )
     batch_size: int | None = setting(None, "rows per step, over all processes; none means the run's", low=1)
     shuffle_rows: int | None = again(TrainConfig, "shuffle_rows")
@@ -266,7 +267,9 @@ class SweepConfig:
     solvers: tuple[Solver, ...] = setting(typing.get_args(Solver), "solvers")
     grids: tuple[Grid, ...] = setting(typing.get_args(Grid), "time grids")
     guidances: tuple[float, ...] = setting((1.0, 1.5, 2.0), "w of self-conditioning guidance", low=0, high=100)
-    finals: tuple[Final, ...] = setting(typing.get_args(Final), "what is decoded: the last mean, the last ẑ_0")
+    finals: tuple[Final, ...] = setting(
+        typing.get_args(Final), "what is decoded: mean, that of the last step; x0, the last ẑ_0"
+    )
     t_min: float = setting(
         0.005, "last time of the grids; that of the paper's sampler is 0.05", above=0, high=0.9, before=0.05
     )
@@ -311,7 +314,7 @@ class InterpolateConfig:
     seed: int = setting(0, SEED_HELP, low=0, high=MAX_SEED)
     encoder: str | None = setting(
         None,
-        "with --from and --to: the frozen encoder, where it has moved since extraction",
+        "with --from and --to: the frozen encoder, if it has moved since extraction",
         identity=False,
         metavar="DIR",
     )
@@ -324,7 +327,7 @@ class EvaluateConfig:
 
     source: Literal["stories"] | None = setting(
         None,
-        "process that the texts are judged by exactly, in place of a scorer: that of `ldlm stories`",
+        "judge texts exactly, by the process that they should come from, that of `ldlm stories`, instead of a scorer",
         metavar="stories",
     )
     scorer: str = setting("gpt2-large", "causal model that scores the texts")
@@ -368,7 +371,7 @@ def named_sampler(cls: type, name: str) -> dict[str, Any]:
 
 
 def taken_up(config: TrainConfig, stored: TrainConfig) -> TrainConfig:
-    """The settings with which a run resumes that was begun with `stored`: its edition, and that edition's defaults."""
+    """The settings with which a run begun with `stored` resumes: its edition, and that edition's defaults."""
     if stored.recipe.edition == config.recipe.edition:
         return config
     recipe, diffusion, model = config.recipe, config.diffusion, config.model

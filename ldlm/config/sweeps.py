@@ -20,12 +20,12 @@ class TokenSweepConfig:
     budgets: tuple[int, ...] = again(SweepConfig, "budgets")
     token_samplers: tuple[str, ...] = setting(
         (),
-        "samplers of runs of the rivals, published or with other settings, like remdm:schedule=cap,eta=0.02; none "
+        "samplers for runs of rivals, as published or with other settings, like remdm:schedule=cap,eta=0.02; none "
         "given means all that a run's method has, as published",
         metavar="NAME[:KEY=VALUE,...]",
     )
     top_ps: tuple[float, ...] = setting(
-        (1.0, 0.9), "p of nucleus filtering of those of them that have none, published or given", above=0, high=1
+        (1.0, 0.9), "p of nucleus filtering, for rivals' samplers that have none, published or given", above=0, high=1
     )
     checkpoint: str | None = again(SweepConfig, "checkpoint")
     texts: int = again(SweepConfig, "texts")
@@ -54,7 +54,7 @@ AnySweepConfig = SweepConfig | TokenSweepConfig
 def sampler_in_words(text: str) -> dict[str, Any]:
     """The settings of a sampler as `token_samplers` spells it, like `remdm:schedule=cap,eta=0.02`.
 
-    `InputError` for a name that no method has, for what is no setting, and for `steps`, which the budgets give.
+    `InputError` for a name that no method has, for what is not a setting, and for `steps`, which the budgets give.
     """
     name, colon, listed = text.partition(":")
     if name not in typing.get_args(TokenSamplerName):

@@ -1,4 +1,4 @@
-"""The model card of an exported model: the README.md that the Hugging Face hub shows, made from `config.json` alone."""
+"""The model card of an exported model: the README.md that the Hugging Face hub shows, made only from `config.json`."""
 
 from __future__ import annotations
 
@@ -29,41 +29,41 @@ for text in model.sample(8, seed=0):
     print(text)
 ```
 
-`ldlm sample --run . --num-samples 8` prints texts, and with `--output samples.jsonl` writes them to a file, with their
-tokens and seeds. A text depends on its seed, and not on the number of texts or the batch.
+`ldlm sample --run . --num-samples 8` prints texts; with `--output samples.jsonl` it writes them to a file, with their
+tokens and seeds. A text depends on its seed, not on the number of texts or the batch.
 """
 
 CONTINUE_ALONE = """
-It continues texts, too: `model.sample(8, prompt="The sea was calm")`, or `ldlm sample --prompt`. The frozen text
+It also continues texts: `model.sample(8, prompt="The sea was calm")`, or `ldlm sample --prompt`. The frozen text
 encoder, which reads the prompt, is in `encoder/`.
 """
 
 CONTINUE = """
-It continues texts, too: `model.sample(8, prompt="The sea was calm", encoder=ENCODER)`, or `ldlm sample --prompt`.
-ENCODER is the folder or hub name of the frozen text encoder that is named below, which is not in this folder; other
+It also continues texts: `model.sample(8, prompt="The sea was calm", encoder=ENCODER)`, or `ldlm sample --prompt`.
+ENCODER is the folder or hub name of the frozen text encoder that is named below and is not in this folder; other
 weights are refused.
 """
 
 LICENCE = """\
 No licence has been declared for these weights. Whoever publishes them declares one, as `license:` at the top of this
-card, minding the terms of the training text and of the text encoder. The toolkit itself, `ldlm`, is under the Apache
-License 2.0.
+card, subject to the terms of the training text and of the text encoder. The toolkit itself, `ldlm`, is under the
+Apache License 2.0.
 """
 
 FIGURES = """\
-`l_diff` is the denoising loss and `l_diff_mean` that of predicting the mean latent; `l_h` and `l_w` are the losses of
-the hidden states and of the tokens, and `token_accuracy` is the share of tokens that are rebuilt, under the noise of
-training; `_clean` is without noise.
+`l_diff` is the denoising loss, and `l_diff_mean` that of predicting the mean latent. Under the noise of training, `l_h`
+and `l_w` are the losses of the hidden states and of the tokens, and `token_accuracy` is the share of tokens that are
+rebuilt; `_clean` is without noise.
 """
 
 
 DISTILLED = """\
-It was distilled to {steps} evaluations by {solver} on the grid {grid}, and has learned no other way to draw: with more
-steps, or another solver, it does not draw better texts.
+It was distilled to draw in {steps} evaluations with {solver} on the grid {grid}, and has learned no other way to draw:
+more steps or another solver do not make better texts.
 """
 
 
-NO_FIGURES = "None were taken before this checkpoint."
+NO_FIGURES = "None were measured before this checkpoint."
 
 
 def text(config: ModelDescription) -> str:
@@ -100,9 +100,9 @@ def _continuing(config: ModelDescription) -> str:
 
 def _absent(config: ModelDescription) -> str:
     if config.encoder_parameters is not None:
-        return "The latent encoder and the state of the optimiser are not in it: drawing texts takes neither of them."
+        return "The latent encoder and the state of the optimiser are not in it: drawing texts needs neither of them."
     return (
-        "The text encoder, the latent encoder and the state of the optimiser are not in it: drawing texts takes none "
+        "The text encoder, the latent encoder and the state of the optimiser are not in it: drawing texts needs none "
         "of them."
     )
 
@@ -130,7 +130,7 @@ def _contents(config: ModelDescription) -> dict[str, Any]:
 
 
 def boundaries(provenance: Mapping[str, Any]) -> dict[str, str]:
-    """The row of boundary tokens; none where the export has no record of them."""
+    """The row of boundary tokens; no row if the export has no record of them."""
     tokens = provenance.get("boundaries", {"tokens": []})["tokens"]
     return {"rows and documents begin and end with": ", ".join(f"`{token}`" for token in tokens)} if tokens else {}
 
@@ -153,7 +153,7 @@ def _provenance(config: ModelDescription) -> dict[str, Any]:
 
 
 def origin(provenance: Mapping[str, Any]) -> dict[str, str]:
-    """Rows on the training's data, its checkpoint and the versions."""
+    """Rows on the training data, the checkpoint and the versions."""
     features = provenance["features"]
     return {
         "training rows": _rows(features["rows"]),
@@ -166,7 +166,7 @@ def origin(provenance: Mapping[str, Any]) -> dict[str, str]:
 
 
 def source(encoder: Mapping[str, Any]) -> str:
-    """The encoder's name, with its commit where it is one of the hub and the features tell."""
+    """The encoder's name, with its commit if it is from the hub and the features record one."""
     commit = encoder.get("revision")
     return f"{encoder['name']} at commit `{commit}`" if commit else str(encoder["name"])
 

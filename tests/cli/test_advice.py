@@ -238,7 +238,7 @@ def test_who_overwrites_and_is_interrupted_is_told_to_go_on_without_overwriting(
         patch.setattr(generation, "batches", held_up)
         patch.setattr(sys, "argv", ["ldlm", *command, "--overwrite"])
         said = ldlm(*command, "--overwrite").stderr.splitlines()[-1]
-    assert said == "interrupted; the same command, without --overwrite, goes on from what was kept, if anything was"
+    assert said == "interrupted; the same command, without --overwrite, continues from what was kept, if anything"
     assert succeed(*command)["texts_made"] == 2
 
 

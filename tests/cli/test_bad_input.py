@@ -478,7 +478,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(trained, ldlm, monkeypatch, t
     monkeypatch.setattr("ldlm.sampling.generation.batches", held_up)
     done = ldlm("sample", "--run", trained, "--num-samples", 3, "--steps", 1, "--output", tmp_path / "s.jsonl")
     assert done.exit_code == 130
-    assert "interrupted; the same command goes on from what was kept, if anything was" in done.stderr
+    assert "interrupted; the same command continues from what was kept, if anything" in done.stderr
 
 
 def test_the_real_command_prints_one_line_and_no_traceback(tmp_path):

@@ -87,7 +87,7 @@ def test_a_result_is_one_line_of_strict_json():
     assert json.loads(show.json_line(result)) == result
     assert "\n" not in show.json_line(result)
     for value, said in ((math.nan, "figures.1.x is nan"), (-math.inf, "figures.1.x is -inf")):
-        with pytest.raises(InputError, match=f"can't be printed as JSON, for {said}"):
+        with pytest.raises(InputError, match=f"can't be printed as JSON, because {said}"):
             show.json_line({"figures": [1.0, {"x": value}]})
 
 

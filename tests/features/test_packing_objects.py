@@ -273,7 +273,9 @@ def test_phases_are_jobs_of_machines_that_share_a_bucket_alone(several, whole, b
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / machine))
         return extract_features.run(several, place, launch=LaunchConfig(only=only))
 
-    with pytest.raises(InputError, match=r"^the text of s3://\S+ is not packed; run the same with --only pack first$"):
+    with pytest.raises(
+        InputError, match=r"^the text of s3://\S+ is not packed; run the same command with --only pack first$"
+    ):
         at("z", "encode")
     at("a", "pack")
     monkeypatch.setattr(digests, "_hashed", None)  # no file is hashed again

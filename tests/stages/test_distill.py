@@ -322,12 +322,12 @@ def test_later_stages_take_it_as_a_run(copy, store, gpt2, succeed, ldlm, tmp_pat
 
 
 def test_it_has_no_likelihood_and_says_so(copy, store, ldlm):
-    with pytest.raises(InputError, match="run-2 has no likelihood, for it is distilled"):
+    with pytest.raises(InputError, match="run-2 has no likelihood, because it is distilled"):
         likelihood.run(LikelihoodConfig(device="cpu"), copy, store)
     assert not (copy / "likelihood").exists()
     found = ldlm("likelihood", "--run", copy, "--features", store, "--device", "cpu")
     assert found.exit_code == 0
-    assert found.stdout.startswith("run-2: no likelihood, for it is distilled")
+    assert found.stdout.startswith("run-2: no likelihood, because it is distilled")
 
 
 def test_decoders_of_the_run_come_along(run_copy, store, tmp_path):
@@ -410,7 +410,7 @@ def test_bad_input_is_refused_in_one_line(trained, store, whole, token_runs, ref
     assert "and a training run is needed" in said(run=store)
     assert not (tmp_path / "out").exists()
     assert "--output is missing" in refuse("distill", "--run", trained, "--features", store)
-    assert "is a distilled run, which `ldlm distill` goes on with" in refuse(
+    assert "is a distilled run, which `ldlm distill` continues" in refuse(
         "train", "--features", store, "--output", whole
     )
 

@@ -116,7 +116,7 @@ def test_texts_that_can_not_be_scored_are_counted_and_said(call, ldlm, tmp_path,
     found = call(path)
     assert (found["num_texts"], found["texts_scored"]) == (4, 2)
     shown = ldlm("evaluate", path, "--scorer", gpt2, "--max-tokens", 16)
-    assert "2 texts have no token to score, and perplexity is of the others" in shown.stdout
+    assert "2 texts have no token to score; perplexity is that of the others" in shown.stdout
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -426,7 +426,7 @@ def test_a_process_ended_by_a_signal_is_taken_up(start, store, run_copy, trained
     if number == signal.SIGTERM:
         assert process.returncode == 75
         assert error.splitlines()[-1] == (
-            f"{out}: stopped by SIGTERM at step {saved:,}, and saved; the same command goes on from there"
+            f"{out}: stopped by SIGTERM at step {saved:,}, and saved; the same command continues from there"
         )
     config = replace(FINETUNE, steps=saved + 2)
     alone = shutil.copytree(trained, tmp_path / "alone")

@@ -323,11 +323,11 @@ def test_what_does_not_fit_together_is_refused_in_one_line(runs, rival, gpt2, re
         assert said in refused(*runs, more=("--token-samplers", asked)), asked
     assert "top_ps must be more than 0" in refused(*runs, more=("--top-ps", 0))
     line = refused(mdlm, more=("--solvers", "heun"))
-    assert line == "solvers is no setting of a sweep of mdlm; leave it out"
+    assert line == "solvers is not a setting of a sweep of mdlm; leave it out"
     line = refused(mdlm, more=("--sampler", "paper"))
-    assert line.startswith("--sampler paper is a sampler of LDLM, and of mdlm there is no run with it")
+    assert line.startswith("--sampler paper is a sampler of LDLM, and runs of mdlm do not have it")
     line = refused(runs[0], more=("--top-ps", 0.5))
-    assert line == "top_ps is no setting of a sweep of ldlm; leave it out"
+    assert line == "top_ps is not a setting of a sweep of ldlm; leave it out"
     assert str(tmp_path / "none") in refused(*runs, scorer=tmp_path / "none")
     begun = changed(mdlm, tmp_path / "begun")
     (begun / "features.json").unlink()

@@ -99,14 +99,20 @@ def test_the_phases_are_jobs_of_their_own_which_resume_and_change_no_byte(config
 
 def test_a_phase_before_its_time_is_refused_in_one_line_and_leaves_what_was_there(config, tmp_path):
     out = tmp_path / "f"
-    with pytest.raises(InputError, match=r"^the text of .*/f is not packed; run the same with --only pack first$"):
+    with pytest.raises(
+        InputError, match=r"^the text of .*/f is not packed; run the same command with --only pack first$"
+    ):
         launched(config, out, only="encode")
-    with pytest.raises(InputError, match=r"^all shards of .*/f are missing; run the same with --only encode first$"):
+    with pytest.raises(
+        InputError, match=r"^all shards of .*/f are missing; run the same command with --only encode first$"
+    ):
         launched(config, out, only="seal")
     assert not out.exists()
     launched(config, out, only="pack")
     before = content(out)
-    with pytest.raises(InputError, match=r"^all shards of .* are missing; run the same with --only encode first$"):
+    with pytest.raises(
+        InputError, match=r"^all shards of .* are missing; run the same command with --only encode first$"
+    ):
         launched(config, out, only="seal")
     assert content(out) == before
 
@@ -121,7 +127,7 @@ def test_the_seal_says_how_many_shards_are_missing_and_removes_none(config, whol
     kept = shard.read_bytes()
     shard.write_bytes(kept[:-1])
     before = content(out)
-    message = rf"^2 of {count} shards of .*/f are missing; run the same with --only encode first$"
+    message = rf"^2 of {count} shards of .*/f are missing; run the same command with --only encode first$"
     with pytest.raises(InputError, match=message):
         launched(config, out, only="seal")
     assert content(out) == before
@@ -139,7 +145,7 @@ def test_bad_text_leaves_nothing_of_a_job_that_only_packs(config, tmp_path):
 
 
 def test_packing_alone_without_a_gpu_does_not_settle_the_precision_unasked(few, config, tmp_path):
-    message = r"^--only pack begins the store, and --precision auto would be fp32 here, .* say --precision bf16 "
+    message = r"^--only pack begins the store, and --precision auto would be fp32 here, .* give --precision bf16 "
     with pytest.raises(InputError, match=message):
         launched(few, tmp_path / "f", only="pack")
     assert not (tmp_path / "f").exists()
@@ -151,10 +157,10 @@ def test_packing_alone_without_a_gpu_does_not_settle_the_precision_unasked(few, 
 @pytest.mark.parametrize(
     ("launch", "message"),
     [
-        ({"tokens": 9}, "--tokens and --rate are what a plan is for; add --dry-run"),
-        ({"rate": 9.0}, "--tokens and --rate are what a plan is for; add --dry-run"),
+        ({"tokens": 9}, "--tokens and --rate are for planning; add --dry-run"),
+        ({"rate": 9.0}, "--tokens and --rate are for planning; add --dry-run"),
         ({"address": "auto"}, "--address is that of a Ray cluster; add --engine ray"),
-        ({"workers": 2}, "--workers needs --engine ray, or --dry-run; without an engine start as many processes"),
+        ({"workers": 2}, "--workers needs --engine ray or --dry-run; without an engine, start that many processes"),
         ({"engine": "ray", "share": "0/2"}, "--share is for processes that are started one by one"),
         ({"share": "2/2"}, "--share 2/2: shares are numbered from 0, and the last of 2 is 1"),
     ],
@@ -170,7 +176,7 @@ def test_several_processes_do_not_overwrite(config, tmp_path, monkeypatch):
     for launch, environment in ((LaunchConfig(share="0/2"), {}), (LaunchConfig(), {"SLURM_PROCID": "1"})):
         for name, value in {"SLURM_NTASKS": "2", **environment}.items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(InputError, match=r"--overwrite can't be shared by several processes, as .+ says; remove"):
+        with pytest.raises(InputError, match=r"--overwrite is for one process, and .+ names several; remove"):
             extract_features.run(config, tmp_path / "f", overwrite=True, launch=launch)
 
 

@@ -181,7 +181,7 @@ def test_one_table_of_all_methods_and_a_causal_model(ldlm, succeed, run_copy, to
         bits = f"{number(by_method['ldlm' if run == run_copy else 'mdlm']['bits_per_token'])} bits per token of all 16"
         assert bits in report.run(run).read_text(encoding="utf-8")
     said = ldlm(*all_of_them, *few).stdout  # from what is kept
-    assert "run-flm: no likelihood, for its loss bounds no likelihood (flm)" in said
+    assert "run-flm: no likelihood, because its loss bounds no likelihood (flm)" in said
     assert "8 train rows, per token of all 16 of a row" in said
     assert succeed(*all_of_them[:-2], *few, "--dry-run", "--split", "train")["passes_per_row"][str(run_copy)] == 8
 

@@ -66,7 +66,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(refuse, tmp_path):
     assert refuse("paper", "table-7").startswith("--output is missing")
     assert refuse("paper", "table-7", "--report", *out).endswith("there is nothing to report; run it first")
     assert refuse("paper", "table-7", "--scale", "paper", "--steps", 50).startswith("--text and --steps are for")
-    assert refuse("paper", "table-7", "table-5", "--scale", "paper").startswith("a script is of one table")
+    assert refuse("paper", "table-7", "table-5", "--scale", "paper").startswith("a script makes one table")
     assert refuse("paper", "table-7", "--script", tmp_path / "s.sh", *out).startswith("--script is for")
     assert not (tmp_path / "out").exists()
 

@@ -235,14 +235,14 @@ def test_a_file_of_prompts_is_continued_as_often_as_asked_and_its_texts_go_on(ru
     with pytest.raises(InputError, match="holds 9 texts of these settings already, and --num-samples 2 asks for fewer"):
         sample.run(settings(**many), run, out)
     path.write_text(json.dumps({"start": "Rain"}) + "\n")
-    with pytest.raises(InputError, match=r"was made otherwise \(prompts\.count: 3 -> 1; prompts\.sha256"):
+    with pytest.raises(InputError, match=r"was made differently \(prompts\.count: 3 -> 1; prompts\.sha256"):
         sample.run(settings(**many), run, out)
 
 
 def test_an_exported_model_continues_texts_as_the_run_does(run, gpt2, tmp_path):
     model = export.run(ExportConfig(sampler=SAMPLER), run, tmp_path / "model").path
     lines = drawn(run, tmp_path / "a.jsonl", prompt_guidance=1.5)
-    assert "It continues texts, too" in (model / "README.md").read_text(encoding="utf-8")
+    assert "It also continues texts" in (model / "README.md").read_text(encoding="utf-8")
     opened, asked = LDLM.from_pretrained(model), {"prompt": PROMPT, "prompt_guidance": 1.5}
     assert opened.sample(4, encoder=str(gpt2), batch_size=4, **asked) == [line["text"] for line in lines]
     assert drawn(model, tmp_path / "b.jsonl", prompt_guidance=1.5, encoder=str(gpt2)) == lines
@@ -322,7 +322,7 @@ BAD = [
     (("--prompt", ""), "--prompt is empty; give the beginning of a text"),
     (("--prompt", "The old captain found a letter before dawn, and said so."), "tokens, and at most 7 fit; shorten it"),
     (("--prompt", "Rain", "--prompts", "x"), "give one of the two"),
-    (("--prompt", "none"), "give that word in a file"),
+    (("--prompt", "none"), "to continue that word, give it in a file"),
     (("--prompt", "caf\udce9"), "--prompt"),
     (("--prompts", "absent.txt"), "there is no file absent.txt"),
     (("--prompt-guidance", 2), "give --prompt TEXT, too"),

@@ -236,7 +236,7 @@ def test_the_command_leaves_with_status_75_and_one_line(endless, number):
     assert process.returncode == 75
     assert "Traceback" not in error
     assert error.splitlines()[-1].startswith(f"{out}: stopped by {number.name} at step ")
-    assert error.splitlines()[-1].endswith("and saved; the same command goes on from there")
+    assert error.splitlines()[-1].endswith("and saved; the same command continues from there")
     status = json.loads((out / "status.json").read_text())
     assert checkpoint.latest(out / "checkpoints").step == status["step"] > 0
 
