@@ -1,7 +1,7 @@
-"""Softmax attention as one operator of torch's, which the compiler leaves whole, and the choice of its kernel.
+"""Softmax attention as a single torch operator, which the compiler leaves whole, and the choice of its kernel.
 
-`ldlm::attention` returns the log-sum-exp of the scores beside the output. From it `ldlm::attention_backward` makes the
-probabilities again: neither keeps a matrix of N·L (Dao et al., 2022).
+`ldlm::attention` returns the log-sum-exp of the scores beside the output. From it, `ldlm::attention_backward`
+recomputes the probabilities, so neither stores an N·L matrix (Dao et al., 2022).
 
 Shape letters: CONTRIBUTING.md. N counts queries and L keys here.
 """
@@ -29,9 +29,9 @@ HALF = (torch.float16, torch.bfloat16)
 def attention(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor, seen_BL: Tensor | None = None) -> Tensor:
     """softmax(q·k/√K)·v, (B, N, H, K) against (B, L, H, K); returns (B, N, H, K).
 
-    Under autocast all three are cast to its dtype. The kernel is the one that `use_attention` chose, where it takes the
-    inputs: float32 always takes torch's. `seen_BL` is False at keys that a row must not see; with it torch's own
-    function chooses the kernel, for neither flash attention nor our use of xformers takes masks.
+    Under autocast all three are cast to its dtype. The kernel is the one that `use_attention` chose, if it accepts the
+    inputs; float32 always uses torch's. `seen_BL` is False at keys that a row must not see; with it, torch's own
+    function chooses the kernel, since neither flash attention nor our use of xformers accepts masks.
     """
     kind = v_BLHK.device.type
     if kind != "meta" and torch.is_autocast_enabled(kind):
@@ -44,7 +44,7 @@ def attention(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor, seen_BL: Tensor | 
     return out_BNHK
 
 
-# `torch.library.custom_op` would do the same in fewer words, and call a kernel on a CPU half as fast.
+# `torch.library.custom_op` would do the same in less code, but calls a kernel on a CPU half as fast.
 _OPERATORS = Library("ldlm", "DEF")
 _OPERATORS.define(
     "attention(Tensor q, Tensor k, Tensor v, str kernel) -> (Tensor out, Tensor logsumexp)",
@@ -63,7 +63,7 @@ _OPERATORS.define(
 
 @impl(_OPERATORS, "attention", "CPU")
 def _cpu_forward(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor, kernel: str) -> tuple[Tensor, Tensor]:
-    """Output (B, N, H, K) and log-sum-exp (B, H, N) of the scores, by kernel `xformers` or `sdpa`."""
+    """Output (B, N, H, K) and log-sum-exp (B, H, N) of the scores, with kernel `xformers` or `sdpa`."""
     q, k, v = map(_heads_first, (q_BNHK, k_BLHK, v_BLHK))
     out, logsumexp_BHN = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(q, k, v)
     return out.transpose(1, 2), logsumexp_BHN
@@ -79,14 +79,14 @@ def _cpu_backward(
     logsumexp_BHN: Tensor,
     kernel: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys and values, each in the shape of its own."""
+    """Gradients of queries, keys and values, each in the shape of its input."""
     grad, q, k, v, out = map(_heads_first, (grad_BNHK, q_BNHK, k_BLHK, v_BLHK, out_BNHK))
     of_torch = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
     return _heads_inside(of_torch(grad, q, k, v, out, logsumexp_BHN, 0.0, False))
 
 
 def _heads_first(x_BNHK: Tensor) -> Tensor:
-    """(B, H, N, K), as torch's kernels take it; they read the values of a head one after the other."""
+    """(B, H, N, K), as torch's kernels take it; the values of a head must be contiguous."""
     return (x_BNHK if x_BNHK.stride(-1) == 1 else x_BNHK.contiguous()).transpose(1, 2)
 
 
@@ -96,7 +96,7 @@ def _heads_inside(gradients: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# On a GPU: xformers, and torch where it has no kernel
+# On a GPU: xformers, or torch if it has no kernel
 
 
 @impl(_OPERATORS, "attention", "CUDA")
@@ -122,12 +122,12 @@ def _cuda_backward(
 
 
 def _laid_out(x_BNHK: Tensor) -> Tensor:
-    """The tensor as xformers takes it: the values of a head side by side, and heads at multiples of 8."""
+    """The tensor as xformers takes it: the values of a head contiguous, and heads at multiples of 8."""
     return x_BNHK if x_BNHK.stride(-1) == 1 and x_BNHK.stride(-2) % 8 == 0 else x_BNHK.contiguous()
 
 
 def _torch_forward(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp by torch's kernels for GPUs: flash attention, or memory-efficient in float32."""
+    """Output and log-sum-exp from torch's GPU kernels: flash attention, or memory-efficient in float32."""
     length, width = q_BNHK.shape[1], q_BNHK.shape[-1]
     q, k, v = (_heads_first(_aligned(x)) for x in (q_BNHK, k_BLHK, v_BLHK))
     scale = 1 / math.sqrt(width)
@@ -142,7 +142,7 @@ def _torch_forward(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor) -> tuple[Tens
 def _torch_backward(
     grad_BNHK: Tensor, q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor, out_BNHK: Tensor, logsumexp_BHN: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by the kernels of `_torch_forward`. Without dropout they read no state of a random generator."""
+    """Gradients from the kernels of `_torch_forward`; without dropout they read no random generator's state."""
     length, width = q_BNHK.shape[1], q_BNHK.shape[-1]
     grad, q, k, v, out = (_heads_first(_aligned(x)) for x in (grad_BNHK, q_BNHK, k_BLHK, v_BLHK, out_BNHK))
     scale, state = 1 / math.sqrt(width), torch.empty(2, dtype=torch.int64, device=q.device)
@@ -151,7 +151,7 @@ def _torch_backward(
             grad, q, k, v, out, logsumexp_BHN, None, None, length, k.shape[2], 0.0, False, state, state, scale=scale
         )
     else:
-        padded = F.pad(logsumexp_BHN, (0, -length % 32), value=math.inf)  # as the kernel has it: probabilities of 0
+        padded = F.pad(logsumexp_BHN, (0, -length % 32), value=math.inf)  # as the kernel expects: probabilities of 0
         gradients = torch.ops.aten._scaled_dot_product_efficient_attention_backward.default(
             grad, q, k, v, None, out, padded, state[0], state[1], 0.0, [True, True, True, False], scale=scale
         )[:3]
@@ -159,26 +159,26 @@ def _torch_backward(
 
 
 def _aligned(x_BNHK: Tensor) -> Tensor:
-    """Heads filled up with zeros to a multiple of 8 values, as the kernels for GPUs need it; they change no score."""
+    """Heads padded with zeros to a multiple of 8 values, as the GPU kernels require; this changes no score."""
     return F.pad(x_BNHK, (0, -x_BNHK.shape[-1] % 8)) if x_BNHK.shape[-1] % 8 else x_BNHK
 
 
 @cache
 def _flash(device: torch.device, dtype: torch.dtype, width: int) -> bool:
-    """Whether torch's flash attention takes heads of that width."""
+    """Whether torch's flash attention accepts heads of that width."""
     recent = torch.backends.cuda.is_flash_attention_available() and torch.cuda.get_device_capability(device) >= (8, 0)
     return recent and dtype in HALF and width <= 256
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What the compiler, autograd and the counters of FLOPs need to know
+# What the compiler, autograd and FLOP counters need to know
 
 
 @register_fake("ldlm::attention", lib=_OPERATORS)
 def _fake_forward(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor, kernel: str) -> tuple[Tensor, Tensor]:
     batch, length, heads, _ = q_BNHK.shape
     dtype = torch.float64 if q_BNHK.dtype == torch.float64 else torch.float32
-    if q_BNHK.is_cpu:  # whose kernel has the heads innermost
+    if q_BNHK.is_cpu:  # the CPU kernel has the heads innermost
         logsumexp_BHN = q_BNHK.new_empty(batch, length, heads, dtype=dtype).transpose(1, 2)
     else:
         logsumexp_BHN = q_BNHK.new_empty(batch, heads, length, dtype=dtype)
@@ -196,7 +196,7 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, str], output: tuple[Te
     *tensors, ctx.kernel = inputs
     ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)  # none of zeros for the log-sum-exp
+    ctx.set_materialize_grads(False)  # no zero gradient for the log-sum-exp
 
 
 def _gradients(ctx: Any, grad_BNHK: Tensor | None, _: None) -> Sequence[Tensor | None]:
@@ -211,14 +211,14 @@ register_autograd("ldlm::attention", _gradients, setup_context=_save, lib=_OPERA
 
 @register_flop_formula(torch.ops.ldlm.attention)
 def _forward_flops(q_BNHK: torch.Size, k_BLHK: torch.Size, *_: Any, **__: Any) -> int:
-    """Two products of matrices, q·kᵀ and p·v."""
+    """Two matrix products, q·kᵀ and p·v."""
     batch, queries, heads, width = q_BNHK
     return 2 * 2 * batch * heads * queries * k_BLHK[1] * width
 
 
 @register_flop_formula(torch.ops.ldlm.attention_backward)
 def _backward_flops(grad_BNHK: torch.Size, q_BNHK: torch.Size, k_BLHK: torch.Size, *_: Any, **__: Any) -> int:
-    """Four products of matrices; that which makes the scores again doesn't count."""
+    """Four matrix products; the one that recomputes the scores does not count."""
     return 2 * _forward_flops(q_BNHK, k_BLHK)
 
 
@@ -231,8 +231,8 @@ _kernel = "sdpa"
 def use_attention(name: str, device: torch.device, widths: Collection[int] = ()) -> str:
     """Choose the attention kernel of this process: `xformers`, `sdpa` (torch's), or `auto`; returns the name chosen.
 
-    `auto` is xformers on a GPU where it has kernels for heads of these widths, else sdpa. `InputError` for a kernel
-    that can't be had.
+    `auto` is xformers on a GPU if it has kernels for heads of these widths, else sdpa. `InputError` for a kernel that
+    is not available.
     """
     global _kernel
     refusal = None if name == "sdpa" else without_xformers(device, widths)
@@ -262,9 +262,9 @@ def _xformers_of(q_BNHK: Tensor) -> tuple[Any, Any] | None:
 
 @cache
 def _xformers_kernels(device: torch.device, dtype: torch.dtype, width: int) -> tuple[Any, Any] | None:
-    """xformers' fastest kernels, forward and backward, that take heads of a width in half precision, by its own check.
+    """xformers' fastest kernels, forward and backward, that by its own check take heads of a width in half precision.
 
-    None where there are none. In float32 its kernels end with the H200, and torch's take all.
+    None if there are none. In float32 its kernels end with the H200, and torch's accept all.
     """
     fmha = _fmha()
     if fmha is None or dtype not in HALF:
@@ -279,9 +279,9 @@ def _xformers_kernels(device: torch.device, dtype: torch.dtype, width: int) -> t
 
 @cache
 def _fmha() -> Any:
-    """xformers' module of memory-efficient attention; None where it can't be imported.
+    """xformers' module of memory-efficient attention; None if it can't be imported.
 
-    Where its own extension was built for another CUDA it warns on import, and works through torch's flash kernels.
+    If its own extension was built for another CUDA version, it warns on import and works through torch's flash kernels.
     """
     logging.getLogger("xformers").setLevel(logging.ERROR)
     with warnings.catch_warnings():

@@ -1,7 +1,7 @@
-"""Precision of matrix products, attention kernel, compilation and CUDA graphs: how fast, and not what, is computed.
+"""Precision of matrix products, attention kernel, compilation and CUDA graphs: how things are computed, not what.
 
-bf16 is autocast in training: weights, optimiser, losses and the residual stream stay float32. In sampling the
-denoiser's own weights are bf16; the state of the solver and the decoders are float32. So it is with the rivals, whose
+In training, bf16 means autocast: weights, optimiser, losses and the residual stream stay float32. In sampling, the
+denoiser's own weights are bf16; the solver's state and the decoders are float32. The same holds for the rivals, whose
 head is float32 in both.
 """
 
@@ -35,14 +35,14 @@ class Compute:
     device: torch.device
     dtype: torch.dtype = torch.float32  # of matrix products
     compiled: bool = False
-    attention: str = "sdpa"  # the kernel that is used in that precision
+    attention: str = "sdpa"  # the kernel used in that precision
     remark: str | None = None  # for the user: why that is not the kernel of this kind of device
 
     @classmethod
     def of(cls, config: ComputeConfig, device: torch.device, widths: Collection[int] = ()) -> Compute:
         """Resolve a configuration for heads of these widths, and choose the process's attention kernel.
 
-        `InputError` for what can't be had.
+        `InputError` for what is not available.
         """
         dtype = DTYPES[precision_on(config.precision, device)]
         kernel = use_attention(config.attention, device, widths)
@@ -64,15 +64,15 @@ class Compute:
 
     @cached_property
     def normal(self) -> Callable[..., Tensor]:
-        """`noise.normal`, compiled where the blocks are: one operation instead of hundreds, with other rounding.
+        """`noise.normal`, compiled if the blocks are: one operation instead of hundreds, with different rounding.
 
-        Pass the step as a tensor: with an int it is compiled anew for each step.
+        Pass the step as a tensor: with an int it would be compiled anew for each step.
         """
         return _compiled_noise(noise.normal) if self.compiled else noise.normal
 
     @cached_property
     def kept(self) -> Callable[..., Tensor]:
-        """`noise.kept`, compiled where the blocks are. Pass the step as a tensor, as to `normal`."""
+        """`noise.kept`, compiled if the blocks are. Pass the step as a tensor, as to `normal`."""
         return _compiled_noise(noise.kept) if self.compiled else noise.kept
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -81,9 +81,9 @@ class Compute:
 
 
 def _compiled_noise(function: Function) -> Function:
-    """A function that makes random numbers, compiled."""
-    # Without the option the products of element numbers and 32-bit constants become index arithmetic, in which a GPU's
-    # kernels overflow (pytorch/pytorch#175966).
+    """A compiled version of a function that generates random numbers."""
+    # Without this option, products of element numbers and 32-bit constants become index arithmetic, which overflows in
+    # GPU kernels (pytorch/pytorch#175966).
     return compiled(function, constant_and_index_propagation=False)
 
 
@@ -91,15 +91,15 @@ _told: set[str] = set()
 
 
 def _remark(config: ComputeConfig, device: torch.device, dtype: torch.dtype, widths: Collection[int]) -> str | None:
-    """Why `auto` is torch's attention on a GPU in half precision; None where it is not."""
+    """Why `auto` is torch's attention on a GPU in half precision; None if it is not."""
     if config.attention != "auto" or device.type != "cuda" or dtype == torch.float32:
         return None
     refusal = without_xformers(device, widths)
-    return None if refusal is None else f"attention is computed by torch's kernels, for xformers {refusal}"
+    return None if refusal is None else f"attention is computed by torch's kernels, since xformers {refusal}"
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Context in which products are in the dtype of their factors, whatever precision is chosen around it."""
+    """Context in which products are in the dtype of their factors, whatever precision is set around it."""
     kind = device.type
     if kind == "meta" or not torch.is_autocast_enabled(kind):
         return nullcontext()
@@ -107,10 +107,10 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 
 def without_cast_cache(device: torch.device) -> AbstractContextManager[object]:
-    """Context in which autocast, where it is on, casts the weights anew at each use.
+    """Context in which autocast, if it is on, casts the weights anew at each use.
 
-    It is for a pass without gradients inside a step. In torch before 2.11 the casts kept from it carry no graph, and
-    the pass with gradients would use them and train nothing (pytorch/pytorch#112583).
+    It is for a pass without gradients inside a step. In torch before 2.11, casts cached in that pass have no graph, and
+    the pass with gradients would reuse them and train nothing (pytorch/pytorch#112583).
     """
     kind = device.type
     if kind == "meta" or not torch.is_autocast_enabled(kind):
@@ -119,7 +119,7 @@ def without_cast_cache(device: torch.device) -> AbstractContextManager[object]:
 
 
 def precision_on(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
-    """The precision on a device; `auto` is bf16 where the hardware has it, else fp32."""
+    """The precision on a device; `auto` is bf16 if the hardware supports it, else fp32."""
     if precision != "auto":
         return precision
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -128,23 +128,23 @@ def precision_on(precision: Precision, device: torch.device) -> Literal["fp32", 
 
 def compiled(function: Function, **options: bool) -> Function:
     """Compile a function for each combination of shapes; `options` are the compiler's."""
-    # A word of the noise is a constant to the compiler. It is told here and not there: telling it imports it, which
-    # takes as long as importing torch.
+    # To the compiler, a purpose's word is a constant. This is declared here, not in `noise`: declaring it imports the
+    # compiler, which takes as long as importing torch.
     torch.compiler.assume_constant_result(noise.purpose_word)  # type: ignore[no-untyped-call]
-    # Beyond its limit of 8 torch goes on without compiling, which is too few for batches of 1, 2, 4 … 256 texts.
+    # Beyond its limit torch stops compiling; the default of 8 is too few for batches of 1, 2, 4 … 256 texts.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
     made: Any = torch.compile(function, dynamic=False, options=dict(options) or None)
     return made  # type: ignore[no-any-return]
 
 
 def fetch(tensor: Tensor) -> Callable[[], Tensor]:
-    """Begin to copy a tensor to the host while the device works on; calling the result waits for the copy."""
+    """Start copying a tensor to the host while the device keeps working; calling the result waits for the copy."""
     if not tensor.is_cuda:
         return lambda: tensor
     stream = _stream("copies", tensor.device)
     stream.wait_stream(torch.cuda.current_stream(tensor.device))
     with torch.cuda.stream(stream):
-        there = tensor.to("cpu", non_blocking=True)  # into pinned memory, which torch takes for this
+        there = tensor.to("cpu", non_blocking=True)  # into pinned memory, which torch uses for this
         arrived = stream.record_event()
     tensor.record_stream(stream)
 
@@ -165,10 +165,10 @@ _RECORDING = Lock()  # one graph at a time in a process
 
 
 def recorded(function: Callable[[], None], device: torch.device) -> Callable[[], None] | None:
-    """Record a function that changes tensors in place as a CUDA graph, which one launch replays; None without a GPU.
+    """Record a function that changes tensors in place as a CUDA graph, replayed by one launch; None without a GPU.
 
-    The function runs `WARM_UPS` times first, to be compiled: give the tensors their values afterwards. It must not
-    wait for the device.
+    The function first runs `WARM_UPS` times, to be compiled, so set the tensors' values afterwards. It must not wait
+    for the device.
     """
     if device.type != "cuda":
         for _ in range(WARM_UPS):
@@ -177,7 +177,7 @@ def recorded(function: Callable[[], None], device: torch.device) -> Callable[[],
     stream, graph = _stream("graphs", device), torch.cuda.CUDAGraph()
     with _RECORDING, torch.cuda.device(device):
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # what is compiled or chosen at a first call must not be part of the graph
+        with torch.cuda.stream(stream):  # what a first call compiles or chooses must not be part of the graph
             for _ in range(WARM_UPS):
                 function()
         torch.cuda.current_stream().wait_stream(stream)

@@ -10,18 +10,18 @@ class InputError(ValueError):
 
 
 class Unreadable(InputError):
-    """The system could not read a file. Its content may be good, so an output that was begun is kept."""
+    """The system could not read a file; its content may be good, so an unfinished output is kept."""
 
 
 class Stopped(BaseException):
-    """A stage ended in good order after a signal; the message says where. Exit status 75 (EX_TEMPFAIL).
+    """A stage ended cleanly after a signal; the message says where. Exit status 75 (EX_TEMPFAIL).
 
     Not an `Exception`: raised during a compilation, it must not be handled as an error of the compiler.
     """
 
 
 class StorageError(Exception):
-    """A storage service failed, after retries. One line, like `InputError`.
+    """A storage service failed despite retries; the message is one line, like that of `InputError`.
 
-    The input is not at fault, so an output that was begun is kept.
+    The input is not at fault, so an unfinished output is kept.
     """

@@ -1,7 +1,7 @@
-"""Loaders of models, tokenizers, datasets and exported models by name: from a folder or the Hugging Face hub.
+"""Loaders of models, tokenizers, datasets and exported models by name, from a folder or the Hugging Face hub.
 
-Where the hub can't be reached, which is found out within seconds, earlier downloads are read. A model's own code is
-never run, and its pickles are never opened.
+If the hub can't be reached, which is noticed within seconds, earlier downloads are read. A model's own code is never
+run, and its pickles are never opened.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DESCRIPTIONS = ("config.json", "tokenizer_config.json", "tokenizer.json")  # a model or a tokenizer has one at least
+DESCRIPTIONS = ("config.json", "tokenizer_config.json", "tokenizer.json")  # a model or tokenizer has at least one
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -32,25 +32,25 @@ DESCRIPTIONS = ("config.json", "tokenizer_config.json", "tokenizer.json")  # a m
 
 @cache
 def check_hub() -> None:
-    """Go offline at once when the hub can't be reached: its client would retry for a minute."""
+    """Go offline at once if the hub can't be reached: its client would retry for a minute."""
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
         return
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # of the HTTP library that the hub's client uses, which depends on its version
+    except Exception:  # which kind depends on the HTTP library, and so on the version, of the hub's client
         import datasets.config
 
         log.warning(
-            "%s can't be reached; models and datasets are looked for in its cache on this machine", constants.ENDPOINT
+            "%s can't be reached; looking for models and datasets in its cache on this machine", constants.ENDPOINT
         )
         constants.HF_HUB_OFFLINE = True
         datasets.config.HF_HUB_OFFLINE = datasets.config.HF_DATASETS_OFFLINE = True
 
 
 def offline() -> bool:
-    """Whether the hub is not used, because the user says so or because it can't be reached."""
+    """Whether the hub is unused, because the user says so or because it can't be reached."""
     from huggingface_hub import constants
 
     check_hub()
@@ -58,15 +58,15 @@ def offline() -> bool:
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether a name means a place on this machine and not a repository on the hub."""
+    """Whether a name means a path on this machine, not a repository on the hub."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/") or os.path.exists(name)
 
 
-@cache  # so that a branch that moves meanwhile doesn't change the model of this process
+@cache  # so that this process keeps its model even if the branch moves meanwhile
 def snapshot(name: str) -> Path:
-    """The cache folder of a model or tokenizer of the hub; the folder's name is the commit.
+    """The cache folder of a model or tokenizer on the hub; the folder's name is the commit.
 
-    That is the hub's main branch now or, where the hub can't be reached, the commit that was fetched last.
+    That is the hub's main branch now or, if the hub can't be reached, the commit fetched last.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
@@ -82,14 +82,14 @@ def snapshot(name: str) -> Path:
 
 
 def commit(name: str) -> str:
-    """The commit of a model or tokenizer of the hub that this process loads."""
+    """The commit that this process loads of a model or tokenizer on the hub."""
     return snapshot(name).name
 
 
 def kept_here(name: str, revision: str | None = None) -> str:
-    """The folder of a model on this machine: its own, or for a hub name the cache's; the network is not asked.
+    """The folder of a model on this machine: its own, or the cache's for a hub name; the network is not used.
 
-    `InputError` where there is neither.
+    `InputError` if there is neither.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -104,14 +104,14 @@ def kept_here(name: str, revision: str | None = None) -> str:
 
 
 def revision(name: str) -> str | None:
-    """The commit of a model that is loaded by hub name; None for a local folder."""
+    """The commit of a model loaded by hub name; None for a local folder."""
     return None if Path(name).is_dir() else commit(name)
 
 
 def cached_dataset(name: str, revision: str | None = None) -> Path | None:
-    """The cache folder, named by its commit, of a hub dataset; None where the hub can be reached.
+    """The cache folder of a hub dataset, named by its commit; None if the hub can be reached.
 
-    None too where the dataset was never downloaded. `LocalEntryNotFoundError` where the download lacks files.
+    Also None if the dataset was never downloaded. `LocalEntryNotFoundError` if the download lacks files.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -131,7 +131,7 @@ def why(error: BaseException) -> str:
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
-        return "whoever may read it has to accept its licence on the hub, and to log in with `hf auth login`"
+        return "it is gated; accept its licence on the hub and log in with `hf auth login`"
     if isinstance(error, errors.RepositoryNotFoundError):
         return "the hub has nothing of this name, or it is private"
     if type(error) is errors.LocalEntryNotFoundError:
@@ -142,7 +142,7 @@ def why(error: BaseException) -> str:
 def download(repo_id: str, names: list[str], **options: Any) -> Path:
     """A folder with the files of a repository whose names match; cached files are not fetched again.
 
-    `options` are those of `huggingface_hub.snapshot_download`. `InputError` when the download fails.
+    `options` are those of `huggingface_hub.snapshot_download`. `InputError` if the download fails.
     """
     from huggingface_hub import snapshot_download
 
@@ -152,10 +152,10 @@ def download(repo_id: str, names: list[str], **options: Any) -> Path:
         if not options.get("local_files_only"):
             check_hub()
         return Path(snapshot_download(repo_id, allow_patterns=names, **options))
-    except Exception as error:  # the client and the HTTP library below it raise many kinds, and all mean the same
+    except Exception as error:  # the client and the HTTP library below it raise many types, which all mean the same
         raise InputError(
-            f"{repo_id!r} is no folder here, and can't be had from the Hugging Face hub ({why(error)}); give a folder "
-            f"made by `ldlm export`"
+            f"{repo_id!r} is not a folder here, and can't be fetched from the Hugging Face hub ({why(error)}); give a "
+            f"folder made by `ldlm export`"
         ) from None
 
 
@@ -164,7 +164,7 @@ def download(repo_id: str, names: list[str], **options: Any) -> Path:
 
 
 def quiet_transformers() -> None:
-    """Keep transformers' load reports and bars out of our output."""
+    """Keep transformers' load reports and progress bars out of our output."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -172,7 +172,7 @@ def quiet_transformers() -> None:
 
 
 def load_pretrained(auto_class: Any, name: str, **options: Any) -> Any:
-    """`auto_class.from_pretrained` of a folder or hub name, without running its code; `InputError` when it fails."""
+    """`auto_class.from_pretrained` of a folder or hub name, without running its code; `InputError` if it fails."""
     quiet_transformers()
     local = Path(name).is_dir()
     if looks_like_path(name) and not local:
@@ -180,18 +180,18 @@ def load_pretrained(auto_class: Any, name: str, **options: Any) -> Any:
     try:
         folder = Path(name) if local else snapshot(name)
         _check_kernels(folder, name)
-        # By the name of a tokenizer alone transformers 5.0 asks for a config.json, and fails where there is no hub.
+        # Given only a tokenizer's name, transformers 5.0 asks for a config.json, and fails without the hub.
         if local or (offline() and not (folder / "config.json").is_file()):
             return auto_class.from_pretrained(str(folder), trust_remote_code=False, **options)
         return auto_class.from_pretrained(name, revision=folder.name, trust_remote_code=False, **options)
     except InputError:
         raise
-    except Exception as error:  # transformers, safetensors and the hub client raise many kinds, and all mean the same
+    except Exception as error:  # transformers, safetensors and the hub client raise many types, which all mean the same
         raise _refusal(name, local, error) from None
 
 
 def _check_kernels(folder: Path, name: str) -> None:
-    """`InputError` when a model's configuration names kernels of the hub, which would be fetched and run."""
+    """`InputError` if a model's configuration names kernels on the hub, which would be fetched and run."""
     described = json.loads((folder / "config.json").read_bytes()) if (folder / "config.json").is_file() else {}
     for kernel in _kernels(described):
         raise InputError(
@@ -210,21 +210,21 @@ def _kernels(described: Any) -> Iterator[str]:
 def _refusal(name: str, local: bool, error: Exception) -> InputError:
     if "trust_remote_code" in str(error):
         return InputError(
-            f"{name!r} works with Python code of its own only, and ldlm never runs code that comes with a model; use "
-            f"one of an architecture and with a tokenizer that transformers has itself"
+            f"{name!r} needs Python code of its own, and ldlm never runs code that comes with a model; use one of "
+            f"transformers' own architectures, with one of its own tokenizers"
         )
     if local:
         return InputError(
             f"{name!r} is not a usable model folder ({why(error)}); it needs config.json and model.safetensors"
         )
     return InputError(
-        f"{name!r} is no folder here, and can't be had from the Hugging Face hub ({why(error)}); give a local folder, "
-        f"for example one made by `ldlm pretrain-encoder`"
+        f"{name!r} is not a folder here, and can't be fetched from the Hugging Face hub ({why(error)}); give a local "
+        f"folder, for example one made by `ldlm pretrain-encoder`"
     )
 
 
 def load_model(auto_class: Any, name: str) -> tuple[Any, dict[int, str]]:
-    """The model in float32, and the parameters that its file lacks and that are random: id → name."""
+    """The model in float32, and the parameters that its file lacks, which are random: id → name."""
     import torch
 
     model, report = load_pretrained(
@@ -235,7 +235,7 @@ def load_model(auto_class: Any, name: str) -> tuple[Any, dict[int, str]]:
 
 
 def save_model(model: Any, folder: Path) -> None:
-    """Write a model of transformers as safetensors and `config.json`, with no word of its place or of code."""
+    """Write a transformers model as safetensors and `config.json`, without mention of its path or of code."""
     quiet_transformers()
     model.save_pretrained(folder)
     described = json.loads((folder / "config.json").read_bytes())
@@ -249,7 +249,7 @@ def _unplaced(described: Any) -> Any:
 
 
 def check_whole(network: nn.Module, absent: dict[int, str], name: str) -> None:
-    """`InputError` when `network` has parameters that its file lacks; `absent` is from `load_model`."""
+    """`InputError` if `network` has parameters that its file lacks; `absent` comes from `load_model`."""
     lacking = [absent[id(p)] for p in network.parameters() if id(p) in absent]
     if lacking:
         raise InputError(f"{name} lacks the weights {', '.join(lacking[:3])} ({len(lacking)} in all)")

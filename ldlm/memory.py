@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ctypes
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # from malloc.h
 
 
 def keep_freed() -> None:
-    """Let glibc keep up to 2 GiB of freed memory for reuse. Call it before there are threads.
+    """Let glibc keep up to 2 GiB of freed memory for reuse. Call it before threads are started.
 
     By default glibc returns large blocks to the kernel at once, and a training step on a CPU spends a third of its time
     on new pages (benchmarks/LOG.md). Other C libraries have no mallopt and are left alone.
@@ -17,4 +17,4 @@ def keep_freed() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 2**30)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(_M_ARENA_MAX, 1)  # arenas of other threads return what is above 64 MiB in any case
+        mallopt(_M_ARENA_MAX, 1)  # arenas of other threads would still return anything above 64 MiB

@@ -33,7 +33,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
 
 
 def purpose_word(purpose: str) -> int:
-    """The 32-bit word of the address that names what a number is for."""
+    """The 32-bit word of the address that says what a number is for."""
     return zlib.crc32(purpose.encode())
 
 
@@ -61,7 +61,7 @@ def uniform(seed: int | Tensor, purpose: str, step: int, rows: Tensor, shape: tu
 def uniform_fine(seed: int | Tensor, purpose: str, step: int, rows: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
     """Uniform float64 in (0, 1) of shape (R, *shape), like `uniform` but in steps of 2^−52 instead of 2^−32.
 
-    With it an outcome of probability 1e-9 is drawn as often as it should be.
+    With it, an outcome of probability 1e-9 is drawn as often as it should be.
     """
     size = math.prod(shape)
     high, low, higher, lower = _words(_per_row(seed, rows), purpose, step, rows, -(-size // 2))
@@ -72,7 +72,7 @@ def uniform_fine(seed: int | Tensor, purpose: str, step: int, rows: Tensor, shap
 def normal(seed: int | Tensor, purpose: str, step: int | Tensor, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Standard normal float32 of shape (R, *shape), by Box–Muller: two numbers from each pair of words.
 
-    `step` may be a tensor of one element, which is an input of a compiled graph where an int would be a constant.
+    `step` may be a tensor of one element, which is an input of a compiled graph; an int would be a constant.
     """
     size = math.prod(shape)
     words = _words(_per_row(seed, rows), purpose, step, rows, -(-size // 4))
@@ -88,7 +88,7 @@ def normal(seed: int | Tensor, purpose: str, step: int | Tensor, rows: Tensor, s
 def kept(
     seed: int | Tensor, purpose: str, step: int | Tensor, rows: Tensor, shape: tuple[int, ...], share: float
 ) -> Tensor:
-    """Booleans (R, *shape), each True with probability `share` to 16 bits: masks of dropout, eight to a counter.
+    """Booleans (R, *shape), each True with probability `share` to 16 bits: dropout masks, eight per counter.
 
     `step` may be a tensor of one element, as in `normal`.
     """
@@ -99,6 +99,6 @@ def kept(
 
 
 def coin(seed: int, purpose: str, step: int, probability: float) -> bool:
-    """True with that probability, as a function of (seed, purpose, step) alone: every process agrees (SPEC 4)."""
+    """True with the given probability, as a function of (seed, purpose, step) alone: every process agrees (SPEC 4)."""
     row = torch.zeros(1, dtype=torch.int64)
     return bool(uniform(seed, purpose, step, row).item() < probability)

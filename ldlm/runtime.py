@@ -26,15 +26,15 @@ Result = TypeVar("Result")
 
 
 def device(name: str) -> torch.device:
-    """The device called `name`; `auto` is cuda where there is one. `InputError` when it can't be had.
+    """The device called `name`; `auto` is cuda if there is one. `InputError` if it is not available.
 
-    Under torchrun each process on a machine gets a GPU of its own, unless `name` has a number; on CPUs its share of the
+    Under torchrun each process on a machine gets its own GPU, unless `name` has a number; on CPUs, its share of the
     cores.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and "LOCAL_RANK" in os.environ:
-        # The remainder, since a launcher may show each process its own GPU only, as number 0.
+        # Modulo, since a launcher may show each process only its own GPU, as number 0.
         name = f"cuda:{int(os.environ['LOCAL_RANK']) % max(1, torch.cuda.device_count())}"
     try:
         found = torch.device(name)
@@ -45,19 +45,19 @@ def device(name: str) -> torch.device:
     if found.type not in ("cpu", "cuda"):
         raise InputError(f"--device {name} is not supported; use cpu, cuda, cuda:N or auto")
     if found.index is not None:
-        torch.cuda.set_device(found)  # for collectives and libraries, which take the current device
+        torch.cuda.set_device(found)  # for collectives and libraries, which use the current device
     if found.type == "cpu":
         _share_cores()
     return found
 
 
 def hardware() -> str:
-    """The GPU, or the processor where there is none."""
+    """The GPU, or the processor if there is none."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
 
 
 def processor() -> str:
-    """The processor and the number of its cores that may be used."""
+    """The processor and the number of its cores that this process may use."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.processor()}, {len(os.sched_getaffinity(0))} cores"
@@ -87,7 +87,7 @@ class World:
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over all processes, in place; float64 on the CPU is exact where all but one process add zeros."""
+        """Sum over all processes, in place; float64 on the CPU is exact if all but one process add zeros."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
@@ -97,9 +97,9 @@ class World:
         return flag if self.size == 1 else bool(self.sum(torch.tensor(int(flag))))
 
     def main_only(self, work: Callable[[], Result]) -> Result | None:
-        """The result of `work` in the main process, and None in the others. All raise the main one's `InputError`.
+        """The result of `work` in the main process, and None in the others; all raise the main one's `InputError`.
 
-        Otherwise the others would wait for the main one in vain.
+        Otherwise the others would wait in vain for the main one.
         """
         result, refusal = None, None
         if self.main:
@@ -115,7 +115,7 @@ class World:
         return result
 
     def from_main(self, value: Any) -> Any:
-        """Broadcast the main process's value. It is JSON, since torch would send objects as pickles."""
+        """Broadcast the main process's value, as JSON, since torch would send objects as pickles."""
         if self.size == 1:
             return value
         data = json.dumps(value).encode()
@@ -132,7 +132,7 @@ ALONE = World()
 
 
 def processes() -> int:
-    """Number of processes that a launcher started; 1 without one."""
+    """Number of processes that a launcher started; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -152,7 +152,7 @@ def world() -> Iterator[World]:
     try:
         yield World(dist.get_rank(), dist.get_world_size())
     finally:
-        gc.collect()  # a released DistributedDataParallel is a cycle, which holds the group until then
+        gc.collect()  # a released DistributedDataParallel is a reference cycle, which holds the group until collected
         dist.destroy_process_group()
 
 
@@ -160,11 +160,11 @@ def world() -> Iterator[World]:
 # Signals
 
 
-REPEATED = 0.3  # seconds; a launcher that is signalled with its workers passes the signal on to them once more
+REPEATED = 0.3  # seconds; a launcher signalled together with its workers passes the signal on to them again
 
 
 class Stop:
-    """Notes SIGTERM and SIGINT as a wish to stop; a second signal has its usual effect. Use as a context manager."""
+    """Records SIGTERM and SIGINT as a wish to stop; a second signal has its usual effect. Use as a context manager."""
 
     signals = (signal.SIGTERM, signal.SIGINT)
 
@@ -175,7 +175,7 @@ class Stop:
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
-        if threading.current_thread() is threading.main_thread():  # no other may
+        if threading.current_thread() is threading.main_thread():  # only the main thread may
             self._old = {number: signal.signal(number, self._note) for number in self.signals}
         return self
 
@@ -193,7 +193,7 @@ class Stop:
             signal.raise_signal(number)
 
     def interruptible(self, work: Callable[[], Result]) -> Result | None:
-        """The result of `work`; None when a signal has come, or comes while it runs and interrupts it.
+        """The result of `work`; None if a signal came before it, or interrupted it.
 
         `work` must not leave state half-changed, wherever it is interrupted.
         """

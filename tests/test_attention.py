@@ -271,7 +271,7 @@ def test_where_xformers_has_none_auto_takes_torchs_kernel_and_says_so_once(kerne
         found = Compute.of(ComputeConfig(precision="bf16"), CUDA, {64, width})
         found.tell(notes)
     assert (found.attention, module._kernel) == ("sdpa", "sdpa")
-    assert notes.lines == [f"attention is computed by torch's kernels, for xformers {reason}"]
+    assert notes.lines == [f"attention is computed by torch's kernels, since xformers {reason}"]
     with pytest.raises(InputError, match=r"--attention xformers .*; use --attention sdpa, or auto") as refused:
         Compute.of(ComputeConfig(precision="bf16", attention="xformers"), CUDA, {64, width})
     assert reason in str(refused.value)

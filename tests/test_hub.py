@@ -174,7 +174,7 @@ def local(gpt2, other_gpt2, bert, texts, jsonl, store, trained, tiny_yaml, succe
 NAMES = {
     "nobody/nothing": "the hub has nothing of this name, or it is private",
     "me/corpus": "the hub has nothing of this name",  # a dataset
-    "me/pickled": "can't be had from the Hugging Face hub",
+    "me/pickled": "can't be fetched from the Hugging Face hub",
 }
 
 
@@ -423,7 +423,7 @@ def test_an_exported_model_goes_to_the_hub_and_comes_back_by_revision_and_from_t
     assert by_name == texts
     assert "is damaged" in torn
     assert "holds a model of type gpt2" in other
-    assert "can't be had from the Hugging Face hub" in absent
+    assert "can't be fetched from the Hugging Face hub" in absent
     assert not [path for path in hub.asked[before:] if "/scorer/" in path and path.endswith(".safetensors")]
     later = drawn([("me/model", {"revision": first}), ("me/other", {})], **{**environment, **WITHOUT["unreachable"]})
     assert later[0] == texts

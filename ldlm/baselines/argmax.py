@@ -1,11 +1,11 @@
 """The discrete process behind Gaussian noise on one-hot vectors: where the largest entry is.
 
-Of w = μ·onehot(x) + ε with ε ~ N(0, I_K), the largest entry is x with probability P(μ), and each other token with
-probability (1 − P)/(K − 1). So the argmax is x with probability α and else uniform over all K tokens, with
-α = (K P − 1)/(K − 1): the uniform-state process of Duo (Sahoo et al., 2025), whose curriculum has μ = e^(−γ/2), and
-the time warp τ of FLM, whose noise has μ = t/(1 − t) at time t.
+In w = μ·onehot(x) + ε with ε ~ N(0, I_K), the largest entry is that of x with probability P(μ), and that of each other
+token with probability (1 − P)/(K − 1). So the argmax is x with probability α and otherwise uniform over all K tokens,
+with α = (K P − 1)/(K − 1). This is the uniform-state process of Duo (Sahoo et al., 2025), whose curriculum has
+μ = e^(−γ/2), and α is the time warp τ of FLM, whose noise has μ = t/(1 − t) at time t.
 
-All of it is float64, by Gauss–Legendre quadrature, for any vocabulary size K ≥ 2 and on any device.
+Everything is computed in float64, by Gauss–Legendre quadrature, for any vocabulary size K ≥ 2 and on any device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 POINTS, REACH = 320, 9.0  # of the quadrature: nodes, and the half-width of the interval around μ
 KNOTS = 4_096  # of a table of t(τ)
-CERTAIN = 1 - 1e-12  # α from which on the tables take it for 1
+CERTAIN = 1 - 1e-12  # the tables treat α from here on as 1
 
 
 def keep_probability(mu: Tensor, vocab: int) -> Tensor:
@@ -32,7 +32,7 @@ def keep_probability(mu: Tensor, vocab: int) -> Tensor:
 def keep_slope(mu: Tensor, vocab: int) -> Tensor:
     """dα/dμ = K ∫ φ(x−μ) φ(x) Φ(x)^(K−2) dx, which is positive; of μ's shape.
 
-    Integrated by parts it is K/(K−1) ∫ (x−μ) φ(x−μ) Φ(x)^(K−1) dx, in which large terms cancel.
+    Integrated by parts, it is K/(K−1) ∫ (x−μ) φ(x−μ) Φ(x)^(K−1) dx, in which large terms cancel.
     """
     return vocab * _density_times_power(mu, vocab - 2, with_density=True)
 
@@ -60,7 +60,7 @@ def _gamma_at(alpha: float, vocab: int) -> float:
 
 def _density_times_power(mu: Tensor, power: int, *, with_density: bool = False) -> Tensor:
     """∫ φ(x−μ) Φ(x)^power dx, or ∫ φ(x−μ) φ(x) Φ(x)^power dx, over μ ± REACH; φ falls to 1e-18 there."""
-    # Beyond μ = 40 nothing changes, and infinity becomes a number.
+    # Beyond μ = 40 nothing changes, and clamping makes infinity finite.
     mu = mu.double().clamp(max=40.0)
     nodes, weights = _rule(str(mu.device))
     x = mu[..., None] + nodes
@@ -72,13 +72,13 @@ def _density_times_power(mu: Tensor, power: int, *, with_density: bool = False) 
 
 @lru_cache
 def _rule(device: str) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of the Gauss–Legendre rule on [−REACH, REACH], on a device: a copy there waits for it."""
+    """Gauss–Legendre nodes and weights on [−REACH, REACH], cached per device, since copying there waits for it."""
     nodes, weights = np.polynomial.legendre.leggauss(POINTS)
     return torch.from_numpy(REACH * nodes).to(device), torch.from_numpy(REACH * weights).to(device)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# FLM's warp of time
+# FLM's time warp
 
 
 def warped(t: Tensor, vocab: int) -> Tensor:
@@ -91,7 +91,7 @@ def warped(t: Tensor, vocab: int) -> Tensor:
 class Unwarp:
     """t(τ), the inverse of `warped`, from a table: cubic Hermite interpolation, monotone, with exact slopes.
 
-    The error in τ(t(τ)) is below 1e-9. It stays on the device of the table, and asks nothing of the host.
+    The error in τ(t(τ)) is below 1e-9. It runs on the table's device, without synchronising with the host.
     """
 
     tau_N: Tensor  # knots, increasing from 0 to 1, float64
@@ -101,16 +101,16 @@ class Unwarp:
     @classmethod
     @lru_cache
     def of(cls, vocab: int, device: str = "cpu") -> Unwarp:
-        """The table of a vocabulary: α integrated at knots with equal steps in μ, once."""
+        """The table of a vocabulary, computed once: α integrated at knots with equal steps in μ."""
         mu = torch.linspace(0, 20, KNOTS, dtype=torch.float64)
         tau = keep_probability(mu, vocab)
-        tau[0] = 0.0  # but for rounding it is
+        tau[0] = 0.0  # as it already is, but for rounding
         inside = tau < CERTAIN
         mu, tau = mu[inside], tau[inside]
         # t = μ/(1+μ), so dt/dμ = 1/(1+μ)²
         slope = 1 / ((1 + mu).square() * keep_slope(mu, vocab))
         end = torch.ones(1, dtype=torch.float64)
-        # The last knot is far from the one before in t and next to it in τ; slopes of the chord make that a line.
+        # The last knot is far from the previous one in t but next to it in τ; the chord's slopes make that a line.
         chord = (1 - mu[-1] / (1 + mu[-1])) / (1 - tau[-1])
         knots = torch.cat([tau, end]), torch.cat([mu / (1 + mu), end]), torch.cat([slope, chord[None]])
         return cls(*(knot.to(device) for knot in knots))

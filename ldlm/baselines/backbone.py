@@ -1,8 +1,8 @@
 """The backbone that the rivals share, so that the method is the only thing that varies (Sahoo et al., 2024, MDLM).
 
 A bidirectional transformer with rotary positions, modulated as in DiT by a narrow embedding of a scalar condition. Each
-method feeds it a row of the embedding per position, or a weighted sum of them, and reads V logits. Depth, width and
-heads are those that the preset gives LDLM's denoiser; `owt-1024` and `lm1b-128` have the published small model.
+method feeds it an embedding row per position, or a weighted sum of rows, and reads V logits. Depth, width and heads
+are those that the preset gives LDLM's denoiser; with `owt-1024` and `lm1b-128` it is the published small model.
 
 Shape letters: CONTRIBUTING.md.
 """
@@ -23,7 +23,7 @@ from ldlm.config import BackboneConfig, DenoiserSizes
 from ldlm.model.denoiser import modulate
 from ldlm.model.layers import MLP, SelfAttention, head_width, rotate, sinusoids, split_heads
 
-CONDITION_WIDTH = 128  # of the published model; a narrower network has a condition of its own width
+CONDITION_WIDTH = 128  # of the published model; a narrower network has a condition as wide as itself
 
 
 Kept = Callable[..., Tensor]  # `noise.kept`, perhaps compiled
@@ -33,9 +33,9 @@ Kept = Callable[..., Tensor]  # `noise.kept`, perhaps compiled
 class Dropout:
     """Dropout of a training step, whose masks are functions of their address: seed, step, block, row of global batch.
 
-    So a step that is resumed, recomputed or divided among processes has the same. `step` is an int or a tensor of one.
-    The masks are made outside the blocks, which are compiled without the option that random numbers need on a GPU
-    (`Compute.normal`).
+    So a step has the same masks when it is resumed, recomputed or divided among processes. `step` is an int or a tensor
+    of one element. The masks are drawn outside the blocks, which are compiled without the option that random numbers
+    need on a GPU (`Compute.normal`).
     """
 
     seed: int
@@ -44,7 +44,7 @@ class Dropout:
     kept: Kept = noise.kept
 
     def masks(self, share: float, block: int, blocks: int, shape: tuple[int, ...]) -> Tensor | None:
-        """Masks of both branches of one of `blocks`, bool (B, 2, L, W), True for what stays; None without dropout."""
+        """Masks of both branches of block `block`, bool (B, 2, L, W), True for what stays; None without dropout."""
         if share == 0:
             return None
         return self.kept(self.seed, "dropout", self.step * blocks + block, self.rows_B, (2, *shape), 1 - share)
@@ -55,15 +55,15 @@ class Dropout:
 
 
 def soft_capped(x: Tensor, cap: float) -> Tensor:
-    """cap·tanh(x/cap), which bounds |x| by `cap`; a cap of 0 is none."""
+    """cap·tanh(x/cap), which bounds |x| by `cap`; a cap of 0 means no cap."""
     return cap * torch.tanh(x / cap) if cap else x
 
 
 def capped_attention(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor, cap: float) -> Tensor:
     """softmax(cap·tanh(s/cap))·v with s = q·k/√K, (B, N, H, K) against (B, L, H, K); returns (B, N, H, K).
 
-    It is a path of its own beside `ldlm.attention`: the fused kernels take a bias on the scores but no function of
-    them, so the scores exist, (B, H, N, L), and their softmax is taken in float32.
+    It is separate from `ldlm.attention`: the fused kernels take a bias on the scores but no function of them, so here
+    the scores (B, H, N, L) are materialised, and their softmax is taken in float32.
     """
     q_BHNK, k_BHLK, v_BHLK = (x.transpose(1, 2) for x in (q_BNHK, k_BLHK, v_BLHK))
     scores_BHNL = (q_BHNK @ k_BHLK.transpose(-1, -2)) / math.sqrt(q_BHNK.shape[-1])
@@ -73,7 +73,7 @@ def capped_attention(q_BNHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor, cap: float)
 
 
 class RotaryAttention(SelfAttention):
-    """`SelfAttention` without biases and with rotary positions, whose scores can be capped; a cap of 0 is none."""
+    """`SelfAttention` without biases and with rotary positions, whose scores can be capped; a cap of 0 means no cap."""
 
     def __init__(self, width: int, heads: int, cap: float) -> None:
         super().__init__(width, heads, bias=False, rotary=True)
@@ -93,7 +93,7 @@ class RotaryAttention(SelfAttention):
 class Block(nn.Module):
     """Attention and MLP, each shifted, scaled and gated by the condition (B, C); at initialisation the gates are zero.
 
-    Both have dropout before the gate in training: `keep_B2LW` says what of them stays, and None that all does.
+    In training both have dropout before the gate: `keep_B2LW` marks what stays; None keeps everything.
     """
 
     def __init__(self, width: int, heads: int, condition: int, config: BackboneConfig) -> None:
@@ -123,9 +123,9 @@ class Block(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Embeddings (rows, W), `hidden` from their sums (B, L, W) to states (B, L, W), and `logits` (…, V) of those.
+    """Embeddings (rows, W), `hidden` from their sums (B, L, W) to states (B, L, W), and `logits` (…, V) of states.
 
-    `vocab` is V and `embeddings` the rows of the embedding: V, and one more where a method has a mask.
+    `vocab` is V, and `embeddings` the number of embedding rows: V, plus one if the method has a mask.
     """
 
     def __init__(self, sizes: DenoiserSizes, config: BackboneConfig, *, vocab: int, embeddings: int) -> None:
@@ -158,11 +158,11 @@ class Backbone(nn.Module):
     def hidden(self, e_BLW: Tensor, condition_B: Tensor | None = None, dropout: Dropout | None = None) -> Tensor:
         """States (B, L, W) before the head, from embeddings or sums of them.
 
-        The condition is one scalar per row, or one (1,) for all; None stands for none, which is zeros. Nothing is
-        dropped without `dropout`.
+        The condition is one scalar per row, or one (1,) for all; None stands for no condition, which is zeros. Without
+        `dropout` nothing is dropped.
         """
         condition_B = e_BLW.new_zeros(1) if condition_B is None else condition_B
-        # The raw scalar, where LDLM's denoiser embeds 1000·t.
+        # The raw scalar, whereas LDLM's denoiser embeds 1000·t.
         features = sinusoids(condition_B, self.time_dim).to(e_BLW.dtype)
         condition_BC = self.condition_mlp(features)
 
@@ -182,11 +182,11 @@ class Backbone(nn.Module):
         return self.head.weight, self.head.bias
 
     def logits(self, h_W: Tensor) -> Tensor:
-        """Logits (…, V) of states (…, W), capped where the method caps them, in the head's dtype outside autocast."""
+        """Logits (…, V) of states (…, W), capped if the method caps them, in the head's dtype outside autocast."""
         weight, bias = self.head_parameters
         with without_autocast(h_W.device):
-            # Not by calling `head`: torch's counter of FLOPs hooks modules, and fails in a gradient within a forward
-            # pass, which `vocabulary.loss_by_parts` takes.
+            # Without calling `head`: torch's FLOP counter hooks modules, and fails on a gradient taken within a forward
+            # pass, as `vocabulary.loss_by_parts` does.
             return soft_capped(F.linear(h_W.to(weight.dtype), weight, bias), self.logit_cap)
 
 

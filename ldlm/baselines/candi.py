@@ -1,15 +1,15 @@
 """CANDI: masked tokens that show a noisy version of themselves (Pynadath et al., 2025, arXiv 2510.22510).
 
-Forward process: a token is revealed up to time t with probability α_t, as in MDLM. Elsewhere the network sees the mask
-and, beside it, y = onehot(x) + σε. σ(t) is set by a rank: the share r of the tokens whose entry of y is expected to be
-larger than that of x itself, which grows linearly in 1 − α_t.
+Forward process: a token is revealed up to time t with probability α_t, as in MDLM. Otherwise the network sees the mask
+and, beside it, y = onehot(x) + σε. σ(t) is set by a rank: the expected share r of tokens whose entry of y is larger
+than that of x itself, which grows linearly in 1 − α_t.
 
-y enters the network as y·Ē only, the rows of Ē being those of the embedding with length 1. So training and sampler draw
-W numbers of noise instead of V, and the law is the same: `projection` says how.
+y enters the network only as y·Ē, where the rows of Ē are those of the embedding scaled to length 1. So training and
+sampler draw W noise numbers instead of V, with the same law: `projection` says how.
 
-The loss is no bound of a likelihood, and with an exact denoiser the sampler does not converge to the data.
+The loss is not a bound on the likelihood, and even with an exact denoiser the sampler does not converge to the data.
 
-Shape letters: CONTRIBUTING.md. R is the numbers of noise at a position. The mask is the last row of the embedding.
+Shape letters: CONTRIBUTING.md. R is the noise numbers at a position. The mask is the last row of the embedding.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ T_START, T_END = 0.999, 1e-5  # of the sampler's grid
 class RankNoise:
     """σ as a function of the share of tokens that are not revealed, 1 − α.
 
-    r = (d − 1)/d · Φ(−1/(σ√2)) of d tokens, so σ = −1/(√2 Φ⁻¹(r d/(d − 1))).
+    r = (d − 1)/d · Φ(−1/(σ√2)) for d tokens, so σ = −1/(√2 Φ⁻¹(r d/(d − 1))).
     """
 
     vocab: int
@@ -49,7 +49,7 @@ class RankNoise:
 
     @classmethod
     def of(cls, vocab: int, config: CANDINoiseConfig) -> RankNoise:
-        """The noise of a vocabulary; `InputError` for ranks that no noise can give."""
+        """The noise for a vocabulary; `InputError` for ranks that no noise can give."""
         most = 0.5 * (vocab - 1) / vocab
         if not config.r_low <= config.r_high < most:
             raise InputError(
@@ -65,7 +65,7 @@ class RankNoise:
 
 
 def unit_rows(embedding: Tensor) -> Tensor:
-    """Ē (V + 1, W): the rows of the embedding with length 1, in float32 or finer."""
+    """Ē (V + 1, W): the rows of the embedding scaled to length 1, in float32 or finer."""
     return F.normalize(embedding.to(torch.promote_types(embedding.dtype, torch.float32)), dim=-1)
 
 
@@ -111,7 +111,7 @@ class CANDI:
     def draw(
         self, *, seed: int, step: int, rows_B: Tensor, batch: int, seq_len: int, normal: Normal = noise.normal
     ) -> Draws:
-        """Times, one in each stratum of the global batch, which tokens are revealed, and the noise."""
+        """Times, one in each stratum of the global batch; which tokens are revealed; and the noise."""
         u_B = times.stratified(seed=seed, step=step, rows_B=rows_B, batch=batch)
         shape = (seq_len, numbers(self.vocab, self.width))
         return Draws(
@@ -123,7 +123,7 @@ class CANDI:
     def revealed(self, draws: Draws) -> Tensor:
         """Where tokens are revealed, bool (B, L), with probability α_t.
 
-        The published code corrupts a token by drawing another among V + 1, which reveals 1/(V + 1) of them by chance.
+        The published code corrupts a token by drawing one among V + 1, which reveals 1/(V + 1) of them by chance.
         """
         return draws.u_BL < self.schedule.alpha(draws.t_B)[:, None]
 
@@ -146,7 +146,7 @@ class CANDI:
 
 
 class HybridState(NamedTuple):
-    """Texts on their way: at every position a token and y·Ē, of which the network sees one."""
+    """Texts in progress: at every position a token and y·Ē, of which the network sees one."""
 
     seeds_B: Tensor
     y_BLW: Tensor
@@ -166,7 +166,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class CANDISampler:
-    """The cached sampler of CANDI's code. A row has one evaluation; tokens are drawn wherever none is final."""
+    """The cached sampler of CANDI's code, with one evaluation per row; tokens are drawn wherever none is final."""
 
     vocab: int
     seq_len: int
@@ -181,7 +181,7 @@ class CANDISampler:
 
     @cached_property
     def grid(self) -> list[Row]:
-        """The rows: equal steps in t from 0.999 to 1e-5, where a position becomes clean with (1 − 1e-5)/(N t)."""
+        """The rows: equal steps in t from 0.999 to 1e-5; a position becomes clean with probability (1 − 1e-5)/(N t)."""
         t_N = torch.linspace(T_START, T_END, self.rows + 1, dtype=torch.float64)
         alpha_N = self.schedule.alpha(t_N)
         sigma_N = self.ranks.sigma(1 - alpha_N)
@@ -203,7 +203,7 @@ class CANDISampler:
         seeds_B, y_BLW, token_BL, clean_BL, unit = state
         at = self.grid[row]
 
-        # The network is told σ of the row after, as in the published code.
+        # The network is told the next row's σ, as in the published code.
         e_BLW = network_input(unit, token_BL, clean_BL, y_BLW, at.sigma_next).to(network.embedding.dtype)
         h_BLW = network.hidden(e_BLW, e_BLW.new_full((1,), at.condition))
 
@@ -215,7 +215,7 @@ class CANDISampler:
         return HybridState(seeds_B, y_BLW, token_BL, clean_BL | (u_BL < at.cleans), unit)
 
     def pull(self, at: Row) -> float:
-        """The share of the way from y to x̂_0 that a row goes: η (σ − σ′)/σ′², or (σ − σ′)/σ′ on the flow."""
+        """The share of the way from y to x̂_0 that a row covers: η (σ − σ′)/σ′², or (σ − σ′)/σ′ on the flow."""
         power = 2 if self.config.update == "published" else 1
         return self.config.step_size * (at.sigma - at.sigma_next) / at.sigma_next**power
 

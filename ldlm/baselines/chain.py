@@ -1,9 +1,9 @@
-"""The sampler of a discrete diffusion: the rows of a `Process`, with any of the ways of drawing.
+"""The sampler of a discrete diffusion: the rows of a `Process`, with either way of drawing.
 
-A process says what the law of a row is at each position; the chain evaluates the network and draws. Where the law does
-not depend on x_θ, as with absorbing states, the components are drawn first, and the network is evaluated only if some
-position asks for a token. The texts are those that an evaluation in every row gives, to the bit. MDLM's code saves the
-same evaluations by a cache, which it uses until a token of the batch changes (its sampler `ddpm_cache`).
+A process defines the law of a row at each position; the chain evaluates the network and draws. If the law does not
+depend on x_θ, as with absorbing states, the components are drawn first, and the network is evaluated only if some
+position asks for a token. The texts are the same, bit for bit, as with an evaluation in every row. MDLM's code saves
+the same evaluations with a cache that it uses until a token of the batch changes (its sampler `ddpm_cache`).
 
 Shape letters: CONTRIBUTING.md.
 """
@@ -25,16 +25,16 @@ from ldlm.config import ChainConfig, Drawing, End
 
 
 class ChainState(NamedTuple):
-    """Texts on their way. At position i, z is a token, or V where it is masked."""
+    """Texts in progress; at each position z is a token, or V if it is masked."""
 
     seeds_B: Tensor
     z_BL: Tensor
     confidence_BL: Tensor  # float64: x_θ of the token, in the row that drew it
-    x_theta: Estimate | None = None  # of these very tokens, where it was made already
+    x_theta: Estimate | None = None  # of exactly these tokens, if already made
 
 
 class Process(Protocol):
-    """The reverse process of a discrete diffusion on a grid, of N rows and a last one that removes all noise."""
+    """The reverse process of a discrete diffusion on a grid: N rows, and a last one that removes all noise."""
 
     @property
     def vocab(self) -> int:
@@ -42,22 +42,22 @@ class Process(Protocol):
 
     @property
     def absorbing(self) -> bool:
-        """Whether noise is the mask, number V; else it is any token, uniformly."""
+        """Whether noise is the mask, number V; otherwise it is a uniformly random token."""
 
     @property
     def rows(self) -> int:
         """N + 1."""
 
     def condition(self, row: int) -> float | None:
-        """The network's condition in a row, −log α_t; None where it is not told the time."""
+        """The network's condition in a row, −log α_t; None if it is not told the time."""
 
     def mixture(self, row: int, state: ChainState, x_theta: Estimate) -> Mixture:
-        """The law of a row; in the last one nothing of the noise stays."""
+        """The law of a row; in the last one no noise remains."""
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Draws texts by a process, a `Sampler`.
+    """Draws texts by a process, as a `Sampler`.
 
     `end`: the last row draws a token where one is due, or takes the most likely. `lazy=False` evaluates the network in
     every row.
@@ -72,7 +72,7 @@ class Chain:
 
     @classmethod
     def of(cls, process: Process, seq_len: int, config: ChainConfig) -> Chain:
-        """The chain of a process as a configuration has it."""
+        """The chain of a process with the settings of a configuration."""
         nucleus = Nucleus(config.top_p, config.nucleus_rule)
         return cls(process, seq_len, nucleus, config.end, config.drawing)
 
@@ -107,13 +107,13 @@ class Chain:
         return state.z_BL
 
     def estimate(self, network: Network, state: ChainState, row: int) -> Estimate:
-        """x_θ at a row, not evaluated before something is asked of it."""
+        """x_θ at a row; if `lazy`, it is not evaluated before it is used."""
         if state.x_theta is not None and self.lazy:
             return state.x_theta
         return Estimate(network, state.z_BL, self.process.condition(row), self.nucleus, evaluate=not self.lazy)
 
     def mixture(self, state: ChainState, row: int, x_theta: Estimate) -> Mixture:
-        """The law of a row: the process's, but for the most likely tokens at the end.
+        """The law of a row: the process's, unless the last row takes the most likely tokens.
 
         With uniform noise no position is known to be clean, and all of them take the most likely token.
         """
@@ -144,7 +144,7 @@ class Chain:
         z_P = torch.where(noise_BL, other_BL, state.z_BL).flatten()
         confidence_P = state.confidence_BL.flatten().clone()
 
-        # Tokens. Where none is due, the network has nothing to say.
+        # Tokens. If none is due, the network is not needed.
         where_P = due_BL.flatten().nonzero().squeeze(-1)
         if len(where_P):
             tokens_P, chances_P = self._tokens(x_theta, where_P, token_BL.flatten()[where_P], self._greedy(row))
@@ -163,7 +163,7 @@ class Chain:
         return torch.cat(tokens), torch.cat(chances)
 
     def _race(self, state: ChainState, row: int, x_theta: Estimate) -> ChainState:
-        """Draw every position from its whole law, as published; x_θ is used again while no token of a batch changes."""
+        """Draw every position from its whole law, as published; x_θ is reused while no token of a batch changes."""
         z_BL = race(self.law(state, row, x_theta), state.seeds_B, row)
         drawn_BL = (z_BL != state.z_BL) & (z_BL < self.process.vocab)
         chance_BL = x_theta.of(torch.where(drawn_BL, z_BL, 0))

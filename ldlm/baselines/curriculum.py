@@ -2,10 +2,10 @@
 
 With γ in place of the time, w = α̃·onehot(x) + σ̃·ε, where α̃² = sigmoid(−γ), σ̃² = sigmoid(γ) and ε ~ N(0, I_K). Then
 z = argmax w is a uniform-state process with α = α(γ), and the network is fed softmax(w/T)·E in place of E[z]: z with a
-little of what nearly was z. Three ways to draw that input and z:
+little of the runners-up. There are three ways to draw that input and z:
 
-- `Full`, as first published, makes w, K numbers for each position.
-- `TopK`, of the second paper (Deschenaux et al., 2026), makes the largest entries alone, by order statistics.
+- `Full`, as first published, draws w, K numbers for each position.
+- `TopK`, from the second paper (Deschenaux et al., 2026), draws only the largest entries, by order statistics.
 - `Discrete` is T → 0: a token is drawn, and nothing is soft. At the published T of 1e-3 most positions are like this.
 
 Shape letters: CONTRIBUTING.md. K of the paper is V; k entries besides the true one are kept, J = k + 1.
@@ -28,7 +28,7 @@ from ldlm.baselines.interface import Normal
 from ldlm.config import DuoCurriculumConfig
 from ldlm.errors import InputError
 
-TINY = 1e-12  # what α, by quadrature, must differ from 0 and 1 by for a loss to be finite
+TINY = 1e-12  # least distance of α, computed by quadrature, from 0 and 1 for a finite loss
 
 
 class Relaxed(NamedTuple):
@@ -39,7 +39,7 @@ class Relaxed(NamedTuple):
 
 
 class Relaxation(Protocol):
-    """A way to draw z and the network's input at given γ."""
+    """A way to draw z and the network's input for given γ."""
 
     def draw(
         self, seed: int, step: int, rows_B: Tensor, seq_len: int, normal: Normal = noise.normal
@@ -53,7 +53,7 @@ class Relaxation(Protocol):
 class CurriculumDraws(NamedTuple):
     """The randomness of a training step in the curriculum."""
 
-    time_B: Tensor  # float64: the place of γ between its ends
+    time_B: Tensor  # float64: the position of γ between its ends
     gamma_B: Tensor  # float64
     numbers: tuple[Tensor, ...]  # of the relaxation
 
@@ -70,9 +70,9 @@ class Curriculum:
 
     @classmethod
     def of(cls, config: DuoCurriculumConfig, vocab: int, steps: int) -> Curriculum | None:
-        """The curriculum of a training of `steps` steps; None where a configuration has none.
+        """The curriculum of a run of `steps` steps; None if the configuration has none.
 
-        Where it names no γ, its ends are where α(γ) is 0.95 and 0.05, which depends on the size of the vocabulary.
+        If it names no γ, the ends are where α(γ) is 0.95 and 0.05, which depends on the size of the vocabulary.
         """
         if config.kind == "none":
             return None
@@ -112,7 +112,7 @@ class Curriculum:
 
 
 def scales(gamma_B: Tensor) -> tuple[Tensor, Tensor]:
-    """(α̃, σ̃) (B, 1): those of the Gaussian, for each row."""
+    """(α̃, σ̃) of the Gaussian, (B, 1) each."""
     return (-gamma_B).sigmoid().sqrt()[:, None], gamma_B.sigmoid().sqrt()[:, None]
 
 
@@ -151,7 +151,7 @@ class Discrete:
     def draw(
         self, seed: int, step: int, rows_B: Tensor, seq_len: int, normal: Normal = noise.normal
     ) -> tuple[Tensor, ...]:
-        """Uniform numbers (B, L): which tokens are kept, and the tokens that stand for the others."""
+        """Uniform numbers (B, L): which tokens are kept, and the tokens that replace the others."""
         keep_BL, other_BL = noise.uniform(seed, "uniform_state", step, rows_B, (2, seq_len)).unbind(1)
         return keep_BL, (other_BL * self.vocab).long()
 
@@ -164,7 +164,7 @@ class Discrete:
 
 @dataclass(frozen=True)
 class TopK:
-    """softmax(w/T) of the true entry and the k largest others; what the rest weigh is known in the mean."""
+    """softmax(w/T) of the true entry and the k largest others; the weight of the rest is taken in the mean."""
 
     vocab: int
     temperature: float
@@ -173,13 +173,13 @@ class TopK:
     def draw(
         self, seed: int, step: int, rows_B: Tensor, seq_len: int, normal: Normal = noise.normal
     ) -> tuple[Tensor, ...]:
-        """The true entry's ε (B, L), and uniform numbers (B, L, k) of the largest others and of which they are."""
+        """The true entry's ε (B, L), and uniform numbers (B, L, k) for values and tokens of the largest others."""
         true_BL = normal(seed, "relaxed", rows_B.new_full((), step), rows_B, (seq_len,))
         u_B2Lk = noise.uniform_fine(seed, "largest", step, rows_B, (2, seq_len, self.k))
         return true_BL, *u_B2Lk.unbind(1)
 
     def relax(self, embedding: Tensor, x_BL: Tensor, gamma_B: Tensor, numbers: Any) -> Relaxed:
-        """z and the sum of the entries' embeddings by their weights."""
+        """z and the weighted sum of the entries' embeddings."""
         true_BL, of_value_BLk, of_id_BLk = numbers
         alpha_B1, sigma_B1 = scales(gamma_B)
         w_BL1 = (alpha_B1 + sigma_B1 * true_BL.double())[..., None]
@@ -187,7 +187,7 @@ class TopK:
         w_BLJ = torch.cat([w_BL1, sigma_B1[..., None] * largest_BLk], dim=-1)
         ids_BLJ = torch.cat([x_BL[..., None], distinct(of_id_BLk, x_BL, self.vocab)], dim=-1)
 
-        # Weights; the entries below the k-th are in the sum, and not in the input.
+        # Weights; the entries below the k-th count in the normalisation but not in the input.
         log_rest_BL1 = math.log(max(self.vocab - 1 - self.k, 1e-300)) + log_mean_below(
             largest_BLk[..., -1:], sigma_B1[..., None] / self.temperature
         )
@@ -200,7 +200,7 @@ class TopK:
 
 
 def largest_normals(u_BLk: Tensor, count: int) -> Tensor:
-    """The k largest of `count` standard normal numbers, in falling order, from k uniform numbers (…, k), float64.
+    """The k largest of `count` standard normal numbers, in descending order, from k uniform numbers (…, k), float64.
 
     The largest of n uniform numbers is u^(1/n), and given it the others are n − 1 uniform numbers below it.
     """
@@ -212,16 +212,16 @@ def largest_normals(u_BLk: Tensor, count: int) -> Tensor:
 def log_mean_below(bound: Tensor, slope: Tensor) -> Tensor:
     """log E[e^(a n) | n < c] of a standard normal n, with c = `bound` and a = `slope`, without overflow.
 
-    It is log of e^(a²/2) Φ(c − a)/Φ(c), where Φ(c − a) is written by the scaled erfc, so that a² cancels.
+    It is the log of e^(a²/2) Φ(c − a)/Φ(c), where Φ(c − a) is written with the scaled erfc, so that a² cancels.
     """
     scaled = torch.special.erfcx((slope - bound) / math.sqrt(2)) / 2
     return slope * bound - bound.square() / 2 + scaled.log() - torch.special.log_ndtr(bound)
 
 
 def distinct(u_BLk: Tensor, x_BL: Tensor, vocab: int) -> Tensor:
-    """k different tokens (B, L, k) other than x, each set in each order as likely, from k uniform numbers (B, L, k).
+    """k distinct tokens (B, L, k) other than x, all ordered sets equally likely, from k uniform numbers (B, L, k).
 
-    A token is drawn among those that are left, by its rank, and moved up past those that are taken.
+    A token is drawn by its rank among those that are left, and moved up past those already taken.
     """
     taken_BLk = x_BL[..., None]
     found = []

@@ -27,8 +27,8 @@ SAMPLERS = {
 }
 
 FIGURES = """\
-`loss` is the training objective on held-out rows, in nats per token, `loss_se` its standard error, and `nelbo` where it
-estimates a bound of the negative log-likelihood.
+`loss` is the training objective on held-out rows, in nats per token, and `loss_se` its standard error; `nelbo` is the
+loss if it estimates a bound on the negative log-likelihood.
 """
 
 
@@ -38,11 +38,11 @@ class TokenDescription:
 
     shapes: Shapes
     sampler: SamplerOfTokens  # the default of `sample`
-    provenance: dict[str, Any]  # its `settings` are those of the training, by which network and samplers are made
-    precision: WeightPrecision = "fp32"  # in which weights are stored
+    provenance: dict[str, Any]  # its `settings` are those of the training, which define network and samplers
+    precision: WeightPrecision = "fp32"  # of the stored weights
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `config.json`, but for the hashes."""
+        """The content of `config.json`, except for the hashes."""
         return {"method": self.method, **configs.to_dict(self)}
 
     @classmethod
@@ -52,12 +52,12 @@ class TokenDescription:
             shapes=Shapes(**data["shapes"]),
             sampler=configs.token_sampler(data["method"], data["sampler"]),
             provenance=data["provenance"],
-            precision=data.get("precision", "fp32"),  # exports of earlier versions don't say
+            precision=data.get("precision", "fp32"),  # exports of earlier versions do not record it
         )
 
     @property
     def training(self) -> TokenTrainConfig:
-        """The settings of the training that decide what was trained."""
+        """The training settings that determine what was trained."""
         return cast(TokenTrainConfig, configs.stored_training(self.provenance["settings"]))
 
     @property

@@ -1,4 +1,4 @@
-"""Drawing texts from a rival, shared by its runs and the models exported from them; each is a `sampling.Source`."""
+"""Drawing texts from a rival, for its runs and the models exported from them; each is a `sampling.Source`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ldlm.progress import Progress
 
 
 class DrawsTokens(ABC):
-    """Drawing from a network of a rival. A class that has it says what was trained, and the sizes and the device."""
+    """Draws texts with a rival's network; a subclass gives what was trained, the sizes and the device."""
 
     shapes: Shapes
     device: torch.device
@@ -32,7 +32,7 @@ class DrawsTokens(ABC):
         """The network."""
 
     def compute(self, config: ComputeConfig) -> Compute:
-        """Precision and kernels with which the network draws texts."""
+        """Precision and kernels of the network when it draws texts."""
         return methods.compute(config, self.network, self.device)
 
     def generator(self, compute: Compute | None = None) -> TokenGenerator:
@@ -52,8 +52,8 @@ class DrawsTokens(ABC):
         methods.sampler(self.training, sampler, self.shapes)
 
     def cost(self, config: TokenSampleConfig) -> dict[str, Any]:
-        """Evaluations that settings of `ldlm sample` take at most, and their FLOPs, as JSON."""
+        """The most evaluations that settings of `ldlm sample` take, and their FLOPs, as JSON."""
         return generation.drawing_cost(config, self.training, self.shapes)
 
     def remark(self, config: TokenSampleConfig, progress: Progress) -> None:  # noqa: B027  # there is nothing to do
-        """Nothing is chosen that settings do not say."""
+        """Do nothing: no choice is made beyond the settings."""

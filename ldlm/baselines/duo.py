@@ -1,11 +1,11 @@
 """Duo: uniform-state diffusion (Sahoo et al., 2025, "The Diffusion Duality", arXiv 2506.10892).
 
-Forward process: a token is kept up to time t with probability α_t, else it is any of the K tokens, perhaps the same one
-again. So z does not show which positions are noise, and the network, which is told −log α_t, has to say.
+Forward process: a token is kept up to time t with probability α_t; otherwise it is any of the K tokens, perhaps the
+same one again. So z does not show which positions are noise, and the network, which is told −log α_t, has to infer it.
 
 The network's estimate x_θ at a position must be the law of the clean token given z at the *other* positions. That is
-what minimises the loss and what makes the sampler exact, though the network sees z at this position as well. Neither
-its confidence nor its argmax is about the token that z shows.
+what minimises the loss and makes the sampler exact, though the network also sees z at this position. Neither its
+confidence nor its argmax says anything about the token that z shows.
 
 Shape letters: CONTRIBUTING.md. K of the paper is V.
 """
@@ -37,7 +37,7 @@ class Draws(NamedTuple):
 
     t_B: Tensor  # float64
     u_BL: Tensor  # uniform: which tokens are kept
-    other_BL: Tensor  # int64: the tokens that stand for the others
+    other_BL: Tensor  # int64: the tokens that replace the others
 
     @property
     def time_B(self) -> Tensor:
@@ -47,7 +47,7 @@ class Draws(NamedTuple):
 
 @dataclass(frozen=True)
 class Duo:
-    """Duo in training. Losses of held-out rows are those without a curriculum."""
+    """Duo in training; losses on held-out rows are those without a curriculum."""
 
     bound: ClassVar[bool] = True
 
@@ -77,7 +77,7 @@ class Duo:
         return torch.where(draws.u_BL < self.schedule.alpha(draws.t_B)[:, None], x_BL, draws.other_BL)
 
     def losses(self, network: TrainedNetwork, x_BL: Tensor, draws: Draws | CurriculumDraws) -> Losses:
-        """Losses whose mean is the NELBO per token, or in the curriculum the part of it between its ends."""
+        """Losses whose mean is the NELBO per token or, in the curriculum, the part of it between its ends."""
         if isinstance(draws, Draws):
             z_BL, alpha_B = self.corrupt(x_BL, draws), self.schedule.alpha(draws.t_B)
             slope_B = torch.full_like(alpha_B, self.schedule.slope)
@@ -94,7 +94,7 @@ class Duo:
 def nelbo(
     network: TrainedNetwork, h_BLW: Tensor, x_BL: Tensor, z_BL: Tensor, alpha_B: Tensor, slope_B: Tensor
 ) -> Losses:
-    """The NELBO's rate at these α and −dα/dt, from states h of the network."""
+    """The NELBO's rate at these α and −dα/dt, from the network's states h."""
     vocab, like_BL = len(network.embedding), torch.ones_like(x_BL, dtype=alpha_B.dtype)
     of_BL = x_BL, z_BL, alpha_B[:, None] * like_BL, slope_B[:, None] * like_BL
     return loss_by_parts(position_losses, network, h_BLW, vocab, *of_BL)
@@ -106,7 +106,7 @@ def position_losses(logits_PV: Tensor, x_P: Tensor, z_P: Tensor, alpha_P: Tensor
         ℓ = −α′/(Kα) Σ_{y≠z} [r_y log(r_y/r̂_y) − r_y + r̂_y],   r_y = x̄_y/x̄_z,   x̄ = Kα x + 1 − α,
 
     with r̂ from x_θ in place of x. Divided by 1 − α, and with w = Kα/(1 − α), x̄ is a = 1 + w·onehot(x) and x̄^θ is
-    b = 1 + w x_θ, and both sum to K + w. Then all of the sum that is as wide as the vocabulary is Σ log b:
+    b = 1 + w x_θ, and both sum to K + w. Then the only sum over the whole vocabulary is Σ log b:
 
         ℓ = −α′/(Kα) {Σ r log r − [Σ log b + w log b_x − (K + w) log b_z]/a_z − (K + w)/a_z + (K + w)/b_z}.
     """
@@ -117,7 +117,7 @@ def position_losses(logits_PV: Tensor, x_P: Tensor, z_P: Tensor, alpha_P: Tensor
     p_x_P, p_z_P = (p_PV.gather(-1, of_P[:, None]).squeeze(-1).double() for of_P in (x_P, z_P))
     log_b_x_P, log_b_z_P = (w_P * p_x_P).log1p(), (w_P * p_z_P).log1p()
 
-    # Σ r log r: where z = x, all other entries are 1/(1 + w); else the entry at x is 1 + w and the others are 1.
+    # Σ r log r: if z = x, all other entries are 1/(1 + w); else the entry at x is 1 + w and the others are 1.
     same_P = x_P == z_P
     a_z_P = torch.where(same_P, 1 + w_P, 1.0)
     entropy_P = torch.where(same_P, -(vocab - 1) / (1 + w_P), 1 + w_P) * w_P.log1p()

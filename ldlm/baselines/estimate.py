@@ -1,4 +1,4 @@
-"""The estimate x_θ of a discrete diffusion's clean tokens, of which no more is computed than is asked for.
+"""The estimate x_θ of a discrete diffusion's clean tokens, of which only what is asked for is computed.
 
 Shape letters: CONTRIBUTING.md. P is positions, B·L.
 """
@@ -18,7 +18,7 @@ from ldlm.baselines.vocabulary import parts
 
 
 class Estimate:
-    """x_θ(z), filtered by a nucleus. The network is evaluated when something is first asked for."""
+    """x_θ(z), filtered by a nucleus; the network is evaluated when something is first asked for."""
 
     def __init__(
         self, network: Network, z_BL: Tensor, condition: float | None, nucleus: Nucleus, *, evaluate: bool = False
@@ -51,9 +51,9 @@ class Estimate:
     def _of(self, h_PW: Tensor, tokens_P1: Tensor) -> Tensor:
         logits_PV = self.network.logits(h_PW)
         if self.nucleus.top_p < 1:
-            # In float32, which takes half the time of what `at` does for the few positions that need it. A token whose
-            # place is within rounding of p may so be in one nucleus and not in the other: tokens there are rare, and
-            # rarer is one that z shows.
+            # In float32, which takes half the time of what `at` does for the few positions that need it. So a token at
+            # the nucleus's edge, within rounding of p, may be in one nucleus and not in the other: such tokens are
+            # rare, and it is rarer still that z shows one.
             return self.nucleus(logits_PV.softmax(-1)).gather(-1, tokens_P1)
         return (logits_PV.gather(-1, tokens_P1) - logits_PV.logsumexp(-1, keepdim=True)).exp()
 

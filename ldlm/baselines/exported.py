@@ -1,6 +1,6 @@
-"""An exported token-level model: everything that drawing texts takes, in a folder that `ldlm export` writes.
+"""An exported token-level model: everything needed to draw texts, in a folder that `ldlm export` writes.
 
-Its weights are those of the network; no optimiser state is in it. `sampling.pretrained` says what the folder holds.
+Its weights are those of the network, without optimiser state. `sampling.pretrained` lists what is in the folder.
 
     from ldlm import TokenDiffusion
     texts = TokenDiffusion.from_pretrained("model").sample(8, steps=64)
@@ -29,7 +29,7 @@ class TokenDiffusion(DrawsTokens, ExportedModel):
 
     @property
     def training(self) -> TokenTrainConfig:
-        """The settings of the training that decide what was trained."""
+        """The training settings that determine what was trained."""
         return self.config.training
 
     @property
@@ -47,13 +47,13 @@ class TokenDiffusion(DrawsTokens, ExportedModel):
         clean_up: bool = False,
         **settings: Any,
     ) -> list[str]:
-        """Draw `n` texts, as `ldlm sample` with these settings does.
+        """Draw `n` texts, as `ldlm sample` does with these settings.
 
-        `sampler` is one of the method's, such as `remdm` of a model of MDLM, and `settings` are fields of it (see
+        `sampler` is one of the method's, such as `remdm` for an MDLM model, and `settings` are its fields (see
         `ldlm.config.TOKEN_SAMPLERS`), such as `steps=64`, `top_p=0.9` and `eta=0.015`; what is not given is as in
-        `config.sampler`. Text i depends on `seed` and i only, not on `n` or `batch_size` (None: measured). `clean_up`
+        `config.sampler`. Text i depends only on `seed` and i, not on `n` or `batch_size` (None: measured). `clean_up`
         decodes with the tokenizer's clean-up of spaces. `InputError` names a setting that does not exist, is out of
-        bounds, or is of another sampler.
+        bounds, or belongs to another sampler.
         """
         given = {
             "num_samples": n, "seed": seed, "batch_size": batch_size, "clean_up": clean_up, "sampler": settings,

@@ -1,7 +1,8 @@
 """FLM: a flow on one-hot vectors (Lee et al., 2026, "One-step Language Modeling via Continuous Denoising").
 
 x_t = (1 − t)ε + t·onehot(x) goes from noise to data. The network sees x_t·E, a sum of embeddings, and estimates the
-clean token. Time is warped: at τ(t), uniform in training, the largest entry of x_t is x in a share of τ beyond chance.
+clean token. Time is warped: τ(t), uniform in training, is how often the largest entry of x_t is that of x, beyond
+chance.
 
 Only x_t·E enters the network and the flow is linear in x_t, so training and sampler keep e = x_t·E, of width W, and
 nothing of width V but the logits. Both are exact: `projection` says how.
@@ -74,7 +75,7 @@ class FLM:
         return t_B11 * F.embedding(x_BL, embedding_VW) + (1 - t_B11) * noise_BLW
 
     def losses(self, network: TrainedNetwork, x_BL: Tensor, draws: Draws) -> Losses:
-        """Losses −log x_θ[x] at every position, with no weight. They bound no likelihood."""
+        """Losses −log x_θ[x] at every position, unweighted; they do not bound the likelihood."""
         h_BLW = network.hidden(self.corrupt(network.embedding, x_BL, draws), draws.tau_B)
         return loss_by_parts(cross_entropy, network, h_BLW, self.vocab, x_BL)
 
@@ -84,7 +85,7 @@ class FLM:
 
 
 class FlowState(NamedTuple):
-    """Texts on their way."""
+    """Texts in progress."""
 
     e_BLW: Tensor  # z·E
     token_BL: Tensor  # the most likely tokens of the last row; zeros before it
@@ -116,7 +117,7 @@ class FLMSampler:
         return FlowState(projected(zeta_BLR, c_RW), seeds_B.new_zeros(len(seeds_B), self.seq_len))
 
     def step(self, network: Network, state: FlowState, row: int) -> FlowState:
-        """A step, whose last one is z = x_θ: the most likely tokens."""
+        """A step; the last one is z = x_θ, the most likely tokens."""
         (tau, t), (_, t_next) = self.times[row : row + 2]
         e_BLW = state.e_BLW
         h_BLW = network.hidden(e_BLW.to(network.embedding.dtype), e_BLW.new_full((1,), tau))
@@ -130,12 +131,12 @@ class FLMSampler:
 
 
 def euler(z: Tensor, x_theta: Tensor, t: float, t_next: float) -> Tensor:
-    """z + (t′ − t)·v with v = (x_θ − z)/(1 − t + 1e-5): linear, so that it holds for z·E and x_θ·E as well."""
+    """z + (t′ − t)·v with v = (x_θ − z)/(1 − t + 1e-5): linear, so it also holds for z·E and x_θ·E."""
     return z + (t_next - t) / (1 - t + FLOOR) * (x_theta - z)
 
 
 def mean_embedding(network: Network, h_BLW: Tensor, vocab: int) -> Tensor:
-    """x_θ·E (B, L, W) in float32 or finer, of states h, a part of the positions at a time."""
+    """x_θ·E (B, L, W) in float32 or finer, from states h, a part of the positions at a time."""
     found = []
     for h_PW in parts(h_BLW.flatten(0, 1), vocab):
         p_PV = network.logits(h_PW).softmax(-1)
@@ -144,6 +145,6 @@ def mean_embedding(network: Network, h_BLW: Tensor, vocab: int) -> Tensor:
 
 
 def most_likely(network: Network, h_BLW: Tensor, vocab: int) -> Tensor:
-    """argmax of x_θ (B, L), of states h, a part of the positions at a time."""
+    """argmax of x_θ (B, L), from states h, a part of the positions at a time."""
     found = [network.logits(h_PW).argmax(-1) for h_PW in parts(h_BLW.flatten(0, 1), vocab)]
     return torch.cat(found).view(h_BLW.shape[:2])

@@ -1,6 +1,6 @@
 """Texts from a token-level model: its sampler, with the network in the precision that settings ask for.
 
-A `TokenGenerator` holds everything that drawing texts takes. A run (`TrainedTokenRun.generator`) and the model exported
+A `TokenGenerator` holds everything needed to draw texts. A run (`TrainedTokenRun.generator`) and the model exported
 from it (`TokenDiffusion.generator`) make generators that draw the same texts.
 
 Shape letters: CONTRIBUTING.md.
@@ -29,9 +29,9 @@ from ldlm.sampling.source import plain_lines
 
 @dataclass(frozen=True)
 class InPrecision:
-    """The backbone as texts are drawn with it, a `Network`: its body in a precision, embedding and head in float32.
+    """The backbone as used for drawing, a `Network`: its body in a given precision, embedding and head in float32.
 
-    The weights of the body are cast once, as those of LDLM's denoiser are (`TextGenerator.estimate`).
+    The weights of the body are cast once, like those of LDLM's denoiser (`TextGenerator.estimate`).
     """
 
     network: Backbone
@@ -40,7 +40,7 @@ class InPrecision:
 
     @classmethod
     def of(cls, network: Backbone, dtype: torch.dtype) -> InPrecision:
-        """The network with a body in that dtype; one in its own dtype is not copied."""
+        """The network with its body in that dtype; it is not copied if that is its own."""
         if dtype == network.embedding.dtype:
             return cls(network, network, dtype)
         body = copy.deepcopy(network, {id(kept): kept for kept in (network.embedding, network.head)})
@@ -50,7 +50,7 @@ class InPrecision:
         return cls(network, body, dtype)
 
     def compiled(self) -> InPrecision:
-        """With compiled blocks, over the same weights."""
+        """The same with compiled blocks, sharing the weights."""
         body = copy.deepcopy(self.body, {id(p): p for p in self.body.parameters()})
         for block in blocks_of(body):
             block.forward = compiled(block.forward)
@@ -72,7 +72,7 @@ class InPrecision:
 
 @dataclass
 class Taken:
-    """Cost of texts: rows of the sampler for each, and evaluations of the network, summed over texts."""
+    """Cost of texts: sampler rows for each, and network evaluations summed over texts."""
 
     rows: int = 0
     texts: int = 0
@@ -81,7 +81,7 @@ class Taken:
 
 @dataclass(frozen=True, eq=False)
 class TokenGenerator:
-    """Draws texts. Each is a function of its seed, and not of the batch around it."""
+    """Draws texts, each a function of its seed alone, not of the batch around it."""
 
     config: TokenTrainConfig  # of the run
     network: Backbone
@@ -104,7 +104,7 @@ class TokenGenerator:
         return drawn.tokens_BL
 
     def figures(self) -> dict[str, Any]:
-        """Rows of the sampler, and evaluations of the network for a text, of which it may need fewer; as JSON."""
+        """Sampler rows, and network evaluations per text, which may be fewer; as JSON."""
         if not self.taken.texts:
             return {}
         return {"rows": self.taken.rows, "evaluations_per_text": self.taken.evaluations / self.taken.texts}
@@ -114,11 +114,11 @@ class TokenGenerator:
         return plain_lines(tokenizer, tokens_BL, seeds_B, clean_up)
 
     def padded(self, seeds_B: Tensor, texts: int) -> Tensor:
-        """The seeds of a last batch as `generation.padded` has them."""
+        """The seeds of a last batch, padded by `generation.padded`."""
         return generation.padded(self.compute, seeds_B, texts)
 
     def batch_size(self, most: int) -> int:
-        """Batch size at which the network is fastest per text, as `generation.fastest` finds it."""
+        """Batch size at which the network is fastest per text, found by `generation.fastest`."""
         return generation.fastest(self._seconds, most)
 
     @torch.no_grad()
@@ -139,7 +139,7 @@ class TokenGenerator:
 
 
 def drawing_cost(config: TokenSampleConfig, run: TokenTrainConfig, shapes: Shapes) -> dict[str, Any]:
-    """Evaluations that settings of `ldlm sample` take at most, and their FLOPs, as JSON."""
+    """The most evaluations that settings of `ldlm sample` take, and their FLOPs, as JSON."""
     rows = methods.sampler(run, config.sampler, shapes).rows
     evaluations = config.num_samples * rows
     return {"rows": rows, "evaluations_at_most": evaluations, "flops": evaluations * evaluation_flops(run, shapes)}

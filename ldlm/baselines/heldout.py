@@ -1,7 +1,7 @@
-"""Loss of a rival on held-out rows, over t, and how far it may be from what more noise would say.
+"""Loss of a rival on held-out rows, over t, with its standard error.
 
-A row is judged `DRAWS` times: its times stand in as many equal parts of [0, 1], and those of all rows together in a
-stratum each. Times and noise are functions of the row, so two evaluations differ in the weights only.
+A row is judged `DRAWS` times: its times lie in as many equal parts of [0, 1], and the times of all rows in one stratum
+each. Times and noise are functions of the row, so two evaluations differ only in the weights.
 
 Shape letters: CONTRIBUTING.md. R is the draws of a row.
 """
@@ -27,15 +27,15 @@ DRAWS = 4
 class TokenHeldOut:
     """Losses on held-out rows, in nats per token."""
 
-    split: str  # the split of the rows: training rows, where a store has no held-out ones
+    split: str  # the split of the rows; training rows if the store has no held-out ones
     rows: int
     loss: float  # mean over rows and their draws
-    loss_se: float | None  # its standard error by the spread of the rows' means; None of one row
-    loss_by_t: list[float | None]  # in 20 equal bins of t, of FLM's warped time; None in a bin without draws
-    nelbo: float | None  # the loss where it estimates a bound of the negative log-likelihood, from t = 1e-3 on; or None
+    loss_se: float | None  # its standard error, from the spread of the rows' means; None for one row
+    loss_by_t: list[float | None]  # in 20 equal bins of t, for FLM of warped time; None in a bin without draws
+    nelbo: float | None  # the loss if it estimates a bound on the negative log-likelihood, from t = 1e-3 on; else None
 
     def to_json(self) -> dict[str, Any]:
-        """Figures by name, without those that the method does not have."""
+        """Figures by name, without those that the method lacks."""
         return {name: figure for name, figure in vars(self).items() if figure is not None}
 
 
@@ -50,7 +50,7 @@ def evaluate(
     batch_size: int,
     device: torch.device,
 ) -> TokenHeldOut:
-    """Losses over the first `rows` rows of the split; `bound` says that they bound the negative log-likelihood."""
+    """Losses over the first `rows` rows of the split; `bound` says whether they bound the negative log-likelihood."""
     end = min(rows, split.rows)
     times, losses = list[Tensor](), list[Tensor]()
     for start in range(0, end, batch_size):
@@ -73,7 +73,7 @@ def evaluate(
 
 
 def _draw(method: Method, network: TrainedNetwork, x_BL: Tensor, draw_B: Tensor, of: int) -> tuple[Tensor, Tensor]:
-    """Times and losses (B,) of one draw of each row, of which these are numbers `draw_B` among `of` in all."""
+    """Times and losses (B,) of one draw of each row: the draws number `draw_B` of `of` in all."""
     draws: Any = method.draw(seed=SEED, step=0, rows_B=draw_B, batch=of, seq_len=x_BL.shape[1])
     weight_B = None
     if method.schedule is not None:
@@ -84,15 +84,15 @@ def _draw(method: Method, network: TrainedNetwork, x_BL: Tensor, draw_B: Tensor,
 
 
 def with_noise(u_BL: Tensor, alpha_B: Tensor, draw_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Uniform numbers (B, L) by which a token is kept below α; in every other draw one of them is noise in any case.
+    """Uniform numbers (B, L), below α where a token is kept; every other draw has one token forced to be noise.
 
-    And weights (B,), which make up for it: by them each token is kept with probability α by itself, as in training.
-    At a small time nearly all draws would have no noise and a loss of 0, and the rest a loss of the order of 1/t.
+    Also weights (B,) that compensate: under them each token is kept independently with probability α, as in training.
+    Otherwise, at a small time, nearly all draws would have no noise and a loss of 0, and the rest a loss of order 1/t.
     """
     length, share_B = u_BL.shape[1], 1 - alpha_B
     position_B = (noise.uniform(SEED, "noisy", 0, draw_B) * length).long()
     forced_BL = torch.arange(length, device=u_BL.device) == position_B[:, None]
     u_BL = u_BL.masked_fill(forced_BL & (draw_B % 2 == 1)[:, None], 1.0)
     noisy_B = (u_BL >= alpha_B[:, None]).sum(dim=1)
-    # With n tokens of noise a draw is n/(L(1 − α)) times as likely where one is forced, and half of the draws are.
+    # With n noisy tokens, a draw is n/(L(1 − α)) times as likely if one is forced, as it is in half of the draws.
     return u_BL, 2 / (1 + noisy_B / (length * share_B))

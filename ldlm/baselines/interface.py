@@ -1,7 +1,7 @@
 """The interface of a rival method: a `Method` that is trained, and `Sampler`s that draw texts with its network.
 
 One training loop asks a method for the randomness of a step and for the losses; one sampling loop, `draw_texts`, takes
-a sampler's rows one by one. A method sees of its network what `Network` says, and never the loop.
+a sampler's rows one by one. A method sees only what `Network` exposes of its network, and never the loop.
 
 Shape letters: CONTRIBUTING.md. K of the papers, the size of the vocabulary, is V.
 """
@@ -22,14 +22,14 @@ Normal = Callable[..., Tensor]  # `noise.normal`, perhaps compiled
 
 
 class Network(Protocol):
-    """The backbone as a method sees it: embeddings, a body, and a head that can be asked for some positions only."""
+    """The backbone as a method sees it: embeddings, a body, and a head that can be evaluated at some positions only."""
 
     @property
     def embedding(self) -> Tensor:
-        """Embeddings, a row for each of the V tokens, and then one for the mask of a method that has one."""
+        """Embeddings: a row for each of the V tokens, then one for the mask if the method has one."""
 
     def hidden(self, e_BLW: Tensor, condition_B: Tensor | None) -> Tensor:
-        """States (B, L, W) before the head. The condition is a scalar per row, or one for all; None stands for none."""
+        """States (B, L, W) before the head. The condition is a scalar per row, or one for all; None means none."""
 
     def logits(self, h_W: Tensor) -> Tensor:
         """Logits (…, V) of states (…, W), in float32 or finer."""
@@ -55,7 +55,7 @@ class Draws(Protocol):
 
     @property
     def time_B(self) -> Tensor:
-        """Times in (0, 1] by which losses are shown."""
+        """Times in (0, 1] over which losses are shown."""
 
 
 class Method(Protocol):
@@ -65,7 +65,7 @@ class Method(Protocol):
 
     @property
     def embeddings(self) -> int:
-        """Rows of the network's embedding: V, and one more with a mask."""
+        """Rows of the network's embedding: V, plus one for a mask."""
 
     @property
     def schedule(self) -> LogLinear | None:
@@ -84,9 +84,9 @@ class Method(Protocol):
 
 
 class Sampler(Protocol):
-    """A reverse process in `rows` rows of at most one evaluation each. What it carries along is a state of its own.
+    """A reverse process in `rows` rows of at most one evaluation each, which carries its own kind of state along.
 
-    The randomness of a text is keyed by (its seed, row), so that a text depends on its seed and not on its batch.
+    A text's randomness is keyed by (its seed, row), so that a text depends on its seed and not on its batch.
     """
 
     @property
@@ -105,7 +105,7 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class Drawn:
-    """Texts, and what they took: rows of the sampler, and evaluations of the network, which may be fewer."""
+    """Texts and their cost: rows of the sampler, and evaluations of the network, which may be fewer."""
 
     tokens_BL: Tensor
     rows: int
@@ -134,7 +134,7 @@ class Counted:
         return self.network.embedding
 
     def hidden(self, e_BLW: Tensor, condition_B: Tensor | None) -> Tensor:
-        """States of the network, whose evaluation is counted."""
+        """States of the network; the evaluation is counted."""
         self.evaluations += 1
         return self.network.hidden(e_BLW, condition_B)
 

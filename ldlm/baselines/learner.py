@@ -25,7 +25,7 @@ from ldlm.training.optim import adamw, learning_rate
 
 @dataclass(frozen=True, kw_only=True)
 class TokenStep(Step):
-    """A step of a rival that was launched, with its losses by row of this process."""
+    """A launched step of a rival, with the losses of this process by row."""
 
     loss_B: Tensor
 
@@ -52,7 +52,7 @@ class TokenState(Learner[TokenStep]):
 
     @property
     def binds_steps(self) -> Bound | None:
-        """The reason why a training can't go on to another number of steps: a curriculum has a share of them."""
+        """The reason why a run cannot continue to another number of steps: a curriculum takes a share of them."""
         if self.config.curriculum_steps:
             return Bound("curriculum.share counts", "curriculum.kind=none and optimizer.lr_decay=constant")
         return super().binds_steps
@@ -125,7 +125,7 @@ def _backward(state: TokenState, batch: Batch) -> Tensor:
         seq_len=state.shapes.seq_len,
         normal=state.compute.normal,
     )
-    # As a tensor, for with an int the masks would be compiled anew for each step.
+    # As a tensor: with an int the masks would be compiled anew for each step.
     number = torch.full((1,), state.step, device=state.device)
     dropout = Dropout(config.seed, number, rows_B, state.compute.kept)
     with state.compute.autocast():

@@ -1,9 +1,9 @@
-"""The bound on the likelihood of token rows of MDLM and Duo, row by row: their NELBO, over all of the time.
+"""The likelihood bound of MDLM and Duo on token rows, row by row: their NELBO, over all times.
 
-What `heldout` records during a training leaves out what is next to no noise and next to no token. Here t is drawn from
-all of (0, 1), and with Duo's schedule, which keeps ε of the tokens at t = 1, the divergence from its prior is added; so
-the figures are bounds. Each t is taken twice, with the noise of training and with one more token of noise, and weighted
-so that the two together have the law of training (`heldout.with_noise`).
+What `heldout` records during training leaves out the ends, with almost no noise and almost no token. Here t is drawn
+from all of (0, 1), and for Duo, whose schedule keeps ε of the tokens at t = 1, the divergence from its prior is added,
+so the figures are bounds. Each t is used twice, with the noise of training and with one more noisy token, weighted so
+that the two together have the law of training (`heldout.with_noise`).
 
 Shape letters: CONTRIBUTING.md.
 """
@@ -24,19 +24,19 @@ from ldlm.baselines.mdlm import MDLM
 from ldlm.baselines.schedule import LogLinear
 from ldlm.evaluation.likelihood import evenly, mean_and_variance
 
-PARTS = 8  # equal parts of the time, each with as many draws as are asked for
+PARTS = 8  # equal parts of the time, each with the requested number of draws
 
 
 @torch.no_grad()
 def bounds(
     method: Method, network: TrainedNetwork, x_BL: Tensor, rows_B: Tensor, *, draws: int, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Bounds of −log p(x) in nats per row (B,), float64, and the variances of these estimates.
+    """Bounds on −log p(x) in nats per row (B,), float64, and the variances of these estimates.
 
-    `method` has no curriculum, and its loss is a bound. Noise and times are keyed by the numbers `rows_B` of the rows.
+    `method` has no curriculum, and its loss is a bound. Noise and times are keyed by the row numbers `rows_B`.
     """
     if isinstance(method, MDLM):
-        method = replace(method, schedule=LogLinear(0.0))  # which masks all at t = 1, with the same weights 1/t
+        method = replace(method, schedule=LogLinear(0.0))  # masks everything at t = 1, with the same weights 1/t
     found_B = torch.full_like(x_BL[:, 0], prior(method) * x_BL.shape[1], dtype=torch.float64)
     found_var_B = torch.zeros_like(found_B)
     for part in range(PARTS):
@@ -63,7 +63,7 @@ def _rate(method: Method, network: TrainedNetwork, x_BL: Tensor, t_B: Tensor, dr
 
 
 def prior(method: Method) -> float:
-    """KL(q(z_1 | x) ‖ p(z_1)) of a token in nats: of Duo, whose z_1 shows ε of the tokens; 0 of MDLM with ε = 0."""
+    """KL(q(z_1 | x) ‖ p(z_1)) of a token in nats: for Duo, whose z_1 shows ε of the tokens; 0 for MDLM with ε = 0."""
     if not isinstance(method, Duo):
         return 0.0
     keep, vocab = method.schedule.eps, method.vocab

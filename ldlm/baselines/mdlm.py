@@ -1,7 +1,7 @@
 """MDLM: masked diffusion of language (Sahoo et al., 2024, arXiv 2406.07524).
 
-Forward process: a token is kept up to time t with probability α_t, else it is the mask. The network has
-no output for the mask, its output counts at masked positions only (the paper's SUBS), and it is not told the time.
+Forward process: a token is kept up to time t with probability α_t; otherwise it is the mask. The network has no output
+for the mask, its output counts only at masked positions (the paper's SUBS), and it is not told the time.
 
 Shape letters: CONTRIBUTING.md. The mask is number V, after the tokens, and the last row of the embedding.
 """
@@ -78,8 +78,8 @@ class MDLM:
 class MDLMProcess:
     """MDLM's ancestral sampler: masked tokens are drawn once, and stay (Sahoo et al., 2024).
 
-    From t to s a masked position stays masked with probability (1 − α_s)/(1 − α_t), and is else drawn from x_θ. As in
-    their code the sampler has ε = 0, where that is s/t; with another ε it is the same.
+    From t to s a masked position stays masked with probability (1 − α_s)/(1 − α_t), and is otherwise drawn from x_θ. As
+    in their code the sampler has ε = 0, for which that is s/t; with another ε it is the same.
     """
 
     vocab: int
@@ -109,7 +109,7 @@ class MDLMProcess:
 def absorbing_mixture(masked_BL: Tensor, masked: float | Tensor, remasked: float | Tensor = 0.0) -> Mixture:
     """The law of a row with absorbing states, from two probabilities.
 
-    `masked` that a masked position stays so, `remasked` that another one becomes masked; both may be (B, L).
+    `masked` is that of a masked position staying masked, `remasked` that of another becoming so; both may be (B, L).
     """
     like_BL = torch.zeros(masked_BL.shape, dtype=torch.float64, device=masked_BL.device)
     masked_to_mask_BL, token_to_mask_BL = like_BL + masked, like_BL + remasked

@@ -1,4 +1,4 @@
-"""Methods by the settings of a run: its network, its loss in training and on held-out rows, and its samplers."""
+"""The method of a run from its settings: its network, its loss in training and on held-out rows, and its samplers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from ldlm.config import (
 )
 from ldlm.model.layers import head_widths
 
-CAPPED = "capped"  # in place of an attention kernel's name: scores that are capped exist, and no kernel takes them
+CAPPED = "capped"  # in place of a kernel's name: capped scores are materialised, and no kernel takes them
 
 
 def method(config: TokenTrainConfig, shapes: Shapes) -> Method:
@@ -47,7 +47,7 @@ def method(config: TokenTrainConfig, shapes: Shapes) -> Method:
 
 
 def held_out_method(config: TokenTrainConfig, shapes: Shapes) -> Method:
-    """The method as held-out rows are judged by it, without a curriculum."""
+    """The method by which held-out rows are judged, without a curriculum."""
     return _METHODS[type(config)](config, shapes.vocab_size, False)
 
 
@@ -67,7 +67,7 @@ _METHODS: dict[type[TokenTrainConfig], Callable[[Any, int, bool], Method]] = {
 
 
 def bounds_likelihood(name: str) -> bool:
-    """Whether a method's loss bounds the negative log-likelihood, with LDLM's decoder in the case of LDLM."""
+    """Whether a method's loss bounds the negative log-likelihood; for LDLM, together with its decoder."""
     bounds = {LDLM: True, "mdlm": MDLM.bound, "duo": Duo.bound, "candi": CANDI.bound, "flm": FLM.bound}
     return bounds[name]
 

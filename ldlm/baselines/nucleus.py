@@ -1,7 +1,7 @@
 """Nucleus filtering (Holtzman et al., 2020), in the two readings of "p = 0.9" that the rivals' results rest on.
 
-Both keep the most likely tokens, as many as have a mass of at most p together, and always the first. `inclusive`, which
-Duo and the Ψ-samplers have, keeps the token that crosses p as well; `exclusive`, which MDLM and ReMDM have, drops it.
+Both keep as many of the most likely tokens as together have a mass of at most p, and always the first. `inclusive`,
+used by Duo and the Ψ-samplers, also keeps the token that crosses p; `exclusive`, used by MDLM and ReMDM, drops it.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from torch import Tensor
 
 from ldlm.config import NucleusRule
 
-# Tokens that are sorted at first on a GPU, and then where these have less than p: to sort all takes ten times as long.
+# Tokens sorted on a GPU at first, and then if these have less than p: sorting all takes ten times as long.
 SORTED = (512, 8_192)
 
 
 @dataclass(frozen=True)
 class Nucleus:
-    """A filter of distributions. `top_p` 1 leaves everything."""
+    """A filter of distributions; `top_p` 1 keeps everything."""
 
     top_p: float = 1.0
     rule: NucleusRule = "exclusive"
 
     def __call__(self, p_PV: Tensor) -> Tensor:
-        """The distributions (P, V) with the tokens outside the nucleus at 0, normalised again, in their dtype.
+        """The distributions (P, V) with tokens outside the nucleus set to 0, renormalised, in their dtype.
 
-        Of equally likely tokens those with a smaller number come first.
+        Among equally likely tokens, those with a smaller number come first.
         """
         if self.top_p >= 1:
             return p_PV
@@ -40,9 +40,9 @@ class Nucleus:
         return filtered_PV / filtered_PV.sum(-1, keepdim=True)
 
     def bounds(self, p_PV: Tensor, first: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The least likely probability that is kept (P, 1), and how many of the tokens that have it are.
+        """The smallest probability that is kept (P, 1), and how many of the tokens with that probability are kept.
 
-        So many tokens are sorted at first; all of them where these have less than p.
+        `first` are the numbers of tokens to sort at first; all are sorted if these have less than p.
         """
         vocab = p_PV.shape[-1]
         least_P1 = p_PV.new_empty(len(p_PV), 1)
@@ -58,7 +58,7 @@ class Nucleus:
             least_P1[rest_P] = found_P1
             among_equals_P1[rest_P] = (kept_PV & (sorted_PV == found_P1)).sum(-1, keepdim=True)
 
-            # Whoever has not reached p with as many tokens needs more.
+            # Rows that have not reached p with this many tokens need more.
             rest_P = rest_P[mass_PV[:, -1] <= self.top_p]
             if count >= vocab or not len(rest_P):
                 break
@@ -66,9 +66,9 @@ class Nucleus:
 
 
 def largest(p_PV: Tensor, count: int) -> Tensor:
-    """The `count` largest of each row (P, count), in falling order.
+    """The `count` largest of each row (P, count), in descending order.
 
-    On a CPU numpy sorts all in less time than torch takes for the first few hundred.
+    On a CPU, numpy sorts all of them in less time than torch takes for the first few hundred.
     """
     if p_PV.device.type == "cpu":
         return torch.from_numpy(np.sort(p_PV.detach().numpy(), axis=-1)).flip(-1)[:, :count]

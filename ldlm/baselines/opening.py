@@ -1,4 +1,4 @@
-"""Runs and exported models of any method, opened by what they are."""
+"""Opens runs and exported models of any method, recognising which they are."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RUNS: dict[str, type[TrainedRun] | type[TrainedTokenRun]] = {
 
 
 def method_at(path: Path) -> str:
-    """The method of a run or exported model; LDLM where a folder is neither, which opening it will say.
+    """The method of a run or exported model; LDLM if the folder is neither, which opening it will report.
 
     `InputError` for a method that this version does not know.
     """
@@ -88,7 +88,7 @@ def defaults(path: Path) -> dict[str, Any]:
 
 
 def open_source(path: Path, device: torch.device, name: str | None = None) -> Source:
-    """Open a run at a checkpoint, the newest intact or the one named, or an exported model, which has no others."""
+    """Open a run at a checkpoint, the newest intact or the one named, or an exported model, which has only one."""
     if pretrained.model_type(path) is None:
         return RUNS[method_at(path)](path, device, name)
     _check_no_name(path, name)

@@ -1,10 +1,10 @@
-"""Gaussian noise on one-hot vectors as the network sees it, through the embedding, without anything V wide.
+"""Gaussian noise on one-hot vectors as the network sees it, through the embedding, without anything of width V.
 
 FLM and CANDI add ε ~ N(0, I_V) to a one-hot vector, and feed the network the sum times E. ε·E is normal with covariance
 EᵀE. So is ζ·C with ζ ~ N(0, I_R), where CᵀC = EᵀE and R = min(V, W): hundreds of numbers instead of tens of thousands.
-The gradient in E has the same mean as well, for both follow the same expected loss, which depends on E by EᵀE alone.
+The gradient in E also has the same mean, since both follow the same expected loss, which depends on E by EᵀE alone.
 
-Shape letters: CONTRIBUTING.md. R is the numbers of noise at a position.
+Shape letters: CONTRIBUTING.md. R is the noise numbers at a position.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from torch import Tensor
 
 
 def numbers(vocab: int, width: int) -> int:
-    """R, the numbers of noise that a position takes."""
+    """R, how many noise numbers a position takes."""
     return min(vocab, width)
 
 
 def factor(e_VW: Tensor) -> Tensor:
-    """C (R, W) with CᵀC = EᵀE: the Cholesky factor, or E itself where the vocabulary is no larger than the width.
+    """C (R, W) with CᵀC = EᵀE: the Cholesky factor, or E itself if the vocabulary is no larger than the width.
 
-    In float32 or finer whatever autocast says, with a gradient, and nothing asked of the host: where EᵀE is singular it
-    is NaN.
+    In float32 or finer whatever autocast says, differentiable, and without synchronising with the host: if EᵀE is
+    singular, C is NaN.
     """
     exact_VW = e_VW.to(torch.promote_types(e_VW.dtype, torch.float32))
     vocab, width = e_VW.shape

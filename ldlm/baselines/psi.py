@@ -1,9 +1,9 @@
 """Ψ-samplers: ancestral steps mixed with predictor–corrector steps (Deschenaux et al., 2026, arXiv 2602.21185).
 
-From t to s a Ψ-sampler draws with probability κ from the posterior q(z_s | z_t, x_θ). Else it draws a clean token from
-q(z_0 | z_t, x_θ) and adds the noise of time s to it. Both come from one estimate x_θ, and the marginals stay as they
-were. κ = 1 is ancestral sampling. With absorbing states and κ = 1 − σ/(1 − α_s) it is ReMDM, as far as σ ≤ 1 − α_s:
-ReMDM may mask more, up to (1 − α_s)/α_t, where a Ψ-sampler stops at κ = 0.
+From t to s a Ψ-sampler draws with probability κ from the posterior q(z_s | z_t, x_θ). Otherwise it draws a clean token
+from q(z_0 | z_t, x_θ) and adds the noise of time s to it. Both use the same estimate x_θ, and the marginals are
+preserved. κ = 1 is ancestral sampling. With absorbing states and κ = 1 − σ/(1 − α_s) it is ReMDM, as long as
+σ ≤ 1 − α_s: ReMDM may mask more, up to (1 − α_s)/α_t, whereas a Ψ-sampler stops at κ = 0.
 
 Shape letters: CONTRIBUTING.md. K of the paper is V.
 """
@@ -25,7 +25,7 @@ from ldlm.config import PsiConfig, PsiMode
 
 @dataclass(frozen=True)
 class PsiProcess:
-    """A Ψ-sampler for a trained Duo, or with absorbing states for a trained MDLM."""
+    """A Ψ-sampler for a trained Duo or, with absorbing states, a trained MDLM."""
 
     vocab: int
     config: PsiConfig
@@ -57,7 +57,7 @@ class PsiProcess:
         return None if self.absorbing else -math.log(self.alphas[row][0])
 
     def mixture(self, row: int, state: ChainState, x_theta: Estimate) -> Mixture:
-        """The law of a row: κ of the posterior, 1 − κ of the clean tokens with noise."""
+        """The law of a row: κ times the posterior, 1 − κ times clean tokens with noise."""
         (alpha_t, alpha_s), k = self.alphas[row], self.kappas[row]
         if self.absorbing:
             masked = k * (1 - alpha_s) / (1 - alpha_t) + (1 - k) * (1 - alpha_s)
@@ -88,7 +88,7 @@ class PsiProcess:
 
 
 def kappa(mode: PsiMode, eta: float, alpha_t: float, alpha_s: float) -> float:
-    """κ = 1 − σ/(1 − α_s), at least 0, with σ by the mode; of mode `kappa` η itself."""
+    """κ = 1 − σ/(1 − α_s), at least 0, with σ set by the mode; in mode `kappa` it is η itself."""
     if mode == "ancestral":
         return 1.0
     if mode == "kappa":
@@ -98,7 +98,7 @@ def kappa(mode: PsiMode, eta: float, alpha_t: float, alpha_s: float) -> float:
         "constant": eta,
         "cap": min(eta, most),
         "rescale": eta * min(1.0, most),
-        # As in the code of Duo, where η enters twice. The published rows were made with it.
+        # As in Duo's code, where η enters twice; the published rows were made with it.
         "rescale-duo": eta * min(eta, most),
     }[mode]
     return min(max(1 - sigma / (1 - alpha_s), 0.0), 1.0)

@@ -1,4 +1,4 @@
-"""Training methods by name: LDLM and its rivals. Stages look a method up here, and ask nothing about its name."""
+"""Training methods by name: LDLM and its rivals. Stages look methods up here and never test their names."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from ldlm.training.method import AnyMethod
 
 
 def training_method(config: AnyTrainConfig) -> AnyMethod:
-    """The method that settings are of."""
+    """The method to which settings belong."""
     return JointTraining(config) if isinstance(config, TrainConfig) else TokenTraining(config)

@@ -1,8 +1,8 @@
 """ReMDM: samplers of a trained MDLM that mask tokens again (Wang et al., 2025, arXiv 2503.00307).
 
 From t to s a token that was drawn becomes masked again with probability σ, and a masked position is drawn with the
-probability that keeps every marginal as it was. A token is never swapped for another one directly. σ is
-at most σ_max = min(1, (1 − α_s)/α_t).
+probability that preserves every marginal. A token is never replaced directly by another. σ is at most
+σ_max = min(1, (1 − α_s)/α_t).
 
 Shape letters: CONTRIBUTING.md. The mask is number V.
 """
@@ -24,7 +24,7 @@ from ldlm.config import PUBLISHED_ETA, ReMDMConfig
 
 @dataclass(frozen=True)
 class ReMDMProcess:
-    """MDLM's reverse process with re-masking, by one of the schedules of σ."""
+    """MDLM's reverse process with remasking, by one of the schedules of σ."""
 
     vocab: int
     config: ReMDMConfig
@@ -46,7 +46,7 @@ class ReMDMProcess:
 
     @cached_property
     def sigmas(self) -> list[float]:
-        """σ of each row, 0 in the last; of `conf` σ_max, of which each position has a share."""
+        """σ of each row, 0 in the last; for `conf` it is σ_max, of which each position gets a share."""
         times = grid(self.config.steps)
         looping = self._loop.inside(times).tolist() if self._loop else [True] * self.rows
         pairs = zip(self.alphas[:-1], looping, strict=False)
@@ -57,7 +57,7 @@ class ReMDMProcess:
         return None
 
     def mixture(self, row: int, state: ChainState, x_theta: Estimate) -> Mixture:
-        """The law of a row: of masked positions (1 − α_s − σα_t)/(1 − α_t) stay so."""
+        """The law of a row: a masked position stays masked with probability (1 − α_s − σα_t)/(1 − α_t)."""
         (alpha_t, alpha_s), sigma = self.alphas[row], self.sigmas[row]
         masked_BL = state.z_BL == self.vocab
         if self.config.schedule == "conf":
@@ -82,4 +82,4 @@ class ReMDMProcess:
 def confidence_shares(confidence_BL: Tensor, masked_BL: Tensor) -> Tensor:
     """Each token's share of σ: the softmax over a text's tokens of −confidence; 0 where masked."""
     shares_BL = confidence_BL.neg().masked_fill(masked_BL, -float("inf")).softmax(-1)
-    return shares_BL.masked_fill(masked_BL, 0.0)  # with all masked the softmax is of nothing
+    return shares_BL.masked_fill(masked_BL, 0.0)  # if all are masked, the softmax is NaN

@@ -1,7 +1,7 @@
-"""The log-linear schedule of discrete diffusions, and the times at which their samplers take their rows.
+"""The log-linear schedule of discrete diffusions, and the times of their samplers' rows.
 
-α_t = 1 − (1 − ε)t is the probability that a token is kept up to time t. The times of a sampler go from 1 to 1e-5 in
-equal steps, and a last row removes what noise is left, as in the code of MDLM, ReMDM and Duo.
+α_t = 1 − (1 − ε)t is the probability that a token is kept up to time t. A sampler's times go from 1 to 1e-5 in equal
+steps, and a last row removes the remaining noise, as in the code of MDLM, ReMDM and Duo.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ldlm.errors import InputError
 
-EPS = 1e-3  # of training, and of Duo's sampler; MDLM's and ReMDM's take ε = 0
+EPS = 1e-3  # ε in training and in Duo's sampler; MDLM's and ReMDM's have ε = 0
 T_END = 1e-5  # last time of a sampler's grid
 
 
@@ -24,7 +24,7 @@ class LogLinear:
     eps: float = EPS
 
     def alpha(self, t: Tensor) -> Tensor:
-        """α_t of any times, in their dtype."""
+        """α_t at any times, in their dtype."""
         return 1 - (1 - self.eps) * t
 
     @property
@@ -47,7 +47,7 @@ def grid(steps: int) -> Tensor:
 class Loop:
     """A grid that stands still in the middle (ReMDM's `loop`): α rises to α_on, stays there, and goes on to 1.
 
-    The share of the rows before the loop is 1 − t_on, and that after it t_off.
+    The share of rows before the loop is 1 − t_on, that after it t_off.
     """
 
     t_on: float
@@ -56,7 +56,7 @@ class Loop:
 
     @classmethod
     def of(cls, t_on: float, t_off: float, still: float) -> Loop:
-        """A loop from t_on down to t_off; `InputError` where it would end before it begins."""
+        """A loop from t_on down to t_off; `InputError` if it would end before it begins."""
         if t_off >= t_on:
             raise InputError(f"t_off={t_off} must be less than t_on={t_on}: times fall while a text is drawn")
         return cls(t_on, t_off, still)
@@ -73,7 +73,7 @@ class Loop:
 
 
 def alphas(schedule: LogLinear, steps: int, loop: Loop | None = None) -> list[tuple[float, float]]:
-    """(α_t, α_s) of each row of a sampler: of N steps, in which a loop may stand still, and a last one to α_s = 1."""
+    """(α_t, α_s) of each row of a sampler: N steps, during which a loop may stand still, and a last row to α_s = 1."""
     times = grid(steps)
     alpha = schedule.alpha(loop.times(times) if loop else times).tolist()
     return list(zip(alpha, [*alpha[1:], 1.0], strict=True))

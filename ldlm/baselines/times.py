@@ -16,8 +16,8 @@ T_MIN = 1e-3  # smallest time that MDLM, Duo and CANDI draw in training
 def stratified(*, seed: int, step: int, rows_B: Tensor, batch: int, shuffled: bool = False) -> Tensor:
     """u (B,) float64 in (0, 1) for the rows `rows_B` of a global batch of `batch`: one in each of its strata.
 
-    `shuffled` gives the strata to the rows in a new order at each step, the same for every process. Without it a row
-    keeps its stratum, and with it a process its part of [0, 1].
+    `shuffled` assigns the strata to the rows in a new order at each step, the same for every process. Otherwise a row
+    keeps its stratum, and so a process its part of [0, 1].
     """
     u_B = noise.uniform(seed, "t", step, rows_B)
     stratum_B = rows_B

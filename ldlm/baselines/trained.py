@@ -1,4 +1,4 @@
-"""A run of a rival as later stages see it: the counterpart of `sampling.trained_run`."""
+"""A rival's run as later stages see it: the counterpart of `sampling.trained_run`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TrainedTokenRun(DrawsTokens, OpenRun):
 
     @property
     def method(self) -> str:
-        """The method that it was trained by."""
+        """The method that it was trained with."""
         return configs.method_of(self.artifact.config)
 
     @property
@@ -41,7 +41,7 @@ class TrainedTokenRun(DrawsTokens, OpenRun):
 
     def _check_method(self) -> None:
         if self.method == configs.LDLM:
-            raise InputError(f"{self.path} is a run of LDLM, and one of a token-level method is needed")
+            raise InputError(f"{self.path} is a run of LDLM, but one of a token-level method is needed")
 
     def _load_network(self) -> Backbone:
         network = methods.network(self.config, self.shapes)

@@ -79,11 +79,11 @@ class TokenTraining(TrainingMethod[TokenTrainConfig, TokenState]):
         return counts
 
     def attention(self, kernel: str) -> str:
-        """Name of the attention kernel, which is none where scores are capped."""
+        """Name of the attention kernel; capped scores use none."""
         return methods.CAPPED if self.config.model.backbone.attention_cap else kernel
 
     def phase_steps(self) -> dict[str, int]:
-        """One phase, or a curriculum and what comes after it."""
+        """One phase, or a curriculum and what follows it."""
         return self.config.phase_steps
 
     def flops_per_token(self, shapes: Shapes, phase: str) -> int:
@@ -117,7 +117,7 @@ class TokenTrace:
 
     @cached_property
     def method(self) -> Method:
-        """The method, which is made where numbers are known."""
+        """The method, which must be made where tensors have values."""
         return methods.method(self.config, self.shapes)
 
     @property
@@ -126,7 +126,7 @@ class TokenTrace:
         return sizes_of(self.config.model.denoiser)
 
     def draws(self, rows: int) -> Any:
-        """The randomness of a step: that of one row, as many times."""
+        """The randomness of a step: that of one row, repeated."""
         one_B, seq_len = torch.zeros(1, dtype=torch.int64), self.shapes.seq_len
         drawn = self.method.draw(seed=0, step=self.number, rows_B=one_B, batch=rows, seq_len=seq_len)
         return mapped(lambda of_B: of_B.expand(rows, *of_B.shape[1:]), drawn)
@@ -160,9 +160,9 @@ def _footprint(config: TokenTrainConfig, shapes: Shapes, steps: tuple[int, ...],
 
 @cache
 def _flops(config: TokenTrainConfig, shapes: Shapes, number: int) -> tuple[int, int]:
-    """FLOPs of a micro-batch in the step after `number` steps: of each row, and whatever its rows.
+    """FLOPs of a micro-batch in the step after `number` steps: per row, and independent of the rows.
 
-    FLM and CANDI multiply the embedding by itself, once for all rows.
+    FLM and CANDI multiply the embedding by itself once for all rows.
     """
     one, two = (_flops_of(config, shapes, number, rows) for rows in (1, 2))
     return two - one, 2 * one - two

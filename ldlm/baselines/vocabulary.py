@@ -1,4 +1,4 @@
-"""Passes over the vocabulary, a part of the positions at a time, so that all logits never exist at once.
+"""Passes over the vocabulary, a part of the positions at a time, so that the logits never all exist at once.
 
 Shape letters: CONTRIBUTING.md. P is positions, B·L.
 """
@@ -42,8 +42,8 @@ def loss_by_parts(loss: OfPart, network: TrainedNetwork, h_BLW: Tensor, vocab: i
 class _MeanLoss(torch.autograd.Function):
     """(mean, losses (P,)) with a gradient for the mean alone, to states (P, W) and the parameters of the head.
 
-    As in `ldlm.model.token_loss`, a part's share of the gradient is known with its logits: the forward pass makes the
-    gradients, the backward pass scales them, and no logits are kept or made twice.
+    As in `ldlm.model.token_loss`, a part's share of the gradient is known once its logits are: the forward pass
+    computes the gradients, the backward pass scales them, and no logits are kept or computed twice.
     """
 
     @staticmethod
@@ -71,7 +71,7 @@ class _MeanLoss(torch.autograd.Function):
 
 
 def _with_states(h_PW: Tensor, others: Sequence[Sequence[Tensor]], vocab: int) -> list[tuple[Tensor, ...]]:
-    """The parts of states with those of the other tensors."""
+    """The parts of the states, each with those of the other tensors."""
     return [(part_PW, *of_P) for part_PW, of_P in zip(parts(h_PW, vocab), others, strict=True)]
 
 

@@ -1,8 +1,8 @@
 """The sweep of a rival: its samplers at every budget, with the settings of the papers' rows or others.
 
-Every way is drawn once. A chain of N steps takes N + 1 rows, the last of which removes what noise is left, so that N is
-one less than the budget. How many of the rows evaluate the network is counted: with absorbing states it depends on the
-number of texts at a time, which is recorded.
+Every way is drawn once. A chain of N steps takes N + 1 rows, the last of which removes the remaining noise, so N is one
+less than the budget. The rows that evaluate the network are counted: with absorbing states their number depends on the
+batch size, which is recorded.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ldlm.progress import Progress
 from ldlm.sampling.generation import LARGEST_BATCH
 from ldlm.sampling.ways import Bench, Drawn
 
-NAMED = ("name", "steps", "top_p")  # settings that a way names otherwise, and the budget
+NAMED = ("name", "steps", "top_p")  # settings that a way shows in another form, steps as its budget
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class TokenWay:
     """A sampler at a budget."""
 
     sampler: SamplerOfTokens
-    budget: int  # evaluations of the network per text, at most
+    budget: int  # the most evaluations of the network per text
 
     @property
     def words(self) -> str:
-        """The sampler in words: its name, p where it filters, and all else that is not as published."""
+        """The sampler in words: its name, p if it filters, and everything else that is not as published."""
         p = getattr(self.sampler, "top_p", 1.0)
         name = self.sampler.name if p == 1 else f"{self.sampler.name}, p = {p}"
         published = configs.to_dict(configs.from_dict(type(self.sampler), {}))
@@ -59,7 +59,7 @@ class TokenWay:
 def ways(config: TokenSweepConfig, method: str, run: str | Path) -> list[TokenWay]:
     """All samplers of the method that are asked for, at each budget, cheapest first.
 
-    `InputError`, naming the run, where it has none of the samplers, and for a budget in which none takes a step; and
+    `InputError`, naming the run, if it has none of the samplers, and for a budget within which none takes a step; also
     for settings that a sampler does not have, or that change nothing beside the others.
     """
     fitting = list(TOKEN_SAMPLERS[method])
@@ -74,7 +74,7 @@ def ways(config: TokenSweepConfig, method: str, run: str | Path) -> list[TokenWa
     settings = list(by_words.values())
     found = []
     for budget in sorted(set(config.budgets)):
-        # A chain has a row beyond its steps.
+        # A chain has one row more than its steps.
         steps = {chosen: budget - isinstance(chosen, ChainConfig) for chosen in settings}
         paid = [TokenWay(replace(chosen, steps=count), budget) for chosen, count in steps.items() if count >= 1]
         if not paid:
@@ -88,7 +88,7 @@ def ways(config: TokenSweepConfig, method: str, run: str | Path) -> list[TokenWa
 
 
 def _settings(config: TokenSweepConfig, method: str, given: Mapping[str, Any]) -> list[SamplerOfTokens]:
-    """The settings of a sampler, on top of the published ones, with each p of the sweep where there is none."""
+    """The settings of a sampler, on top of the published ones, with each p of the sweep if it gives none."""
     found: SamplerOfTokens = configs.drawing_config(SampleConfig, method, {"sampler": given}).sampler
     if "top_p" in given or not isinstance(found, ChainConfig) or found.top_p != 1:
         return [found]
@@ -97,7 +97,7 @@ def _settings(config: TokenSweepConfig, method: str, given: Mapping[str, Any]) -
 
 @dataclass(frozen=True)
 class TokenSweep:
-    """The sweep of a run or exported model of a rival; `InputError` where it has no way that the budgets pay for."""
+    """The sweep of a run or exported model of a rival; `InputError` if the budgets allow it no way."""
 
     path: Path
     config: TokenSweepConfig
@@ -107,7 +107,7 @@ class TokenSweep:
         about = opening.about(self.path)
         training: Any = configs.stored_training(about.settings)
         for way in ways(self.config, self.method, self.path):
-            methods.sampler(training, way.sampler, about.shapes)  # which checks what its settings can't
+            methods.sampler(training, way.sampler, about.shapes)  # checks what the settings cannot
 
     def plan(self) -> dict[str, Any]:
         """Numbers of ways, evaluations and texts that it would take."""
@@ -119,19 +119,19 @@ class TokenSweep:
         }
 
     def load(self, source: Any, progress: Progress) -> LoadedTokenRun:
-        """The network of a source; notes say how it computes."""
+        """The network of a source; a note may say how it computes."""
         generator = source.generator(source.compute(self.config.compute))
         generator.compute.tell(progress)
         return LoadedTokenRun(self, source, generator)
 
     def points(self, name: str, summary: Mapping[str, Any]) -> list[Point]:
-        """All that was drawn, under the name of the run on this frontier."""
+        """Everything that was drawn, under the run's name on this frontier."""
         return [replace(Point.from_json(row), run=name) for row in summary["points"]]
 
 
 @dataclass(frozen=True)
 class LoadedTokenRun:
-    """A run of a rival that draws texts by its samplers."""
+    """A run of a rival that draws texts with its samplers."""
 
     sweep: TokenSweep
     source: TrainedTokenRun | TokenDiffusion
@@ -179,11 +179,11 @@ class LoadedTokenRun:
     def draw(self, way: TokenWay, seeds_B: Tensor) -> Iterator[Drawn[Point]]:
         """Draw the texts of a way, one set."""
         size = min(self._batch_size, len(seeds_B))
-        # What is compiled or loaded at a first use is not timed.
+        # Do not time what a first use compiles or loads.
         self.generator.tokens(replace(way.sampler, steps=1), seeds_B[:1].expand(size))
         before, started = replace(self.generator.taken), time.perf_counter()
         found = [self.generator.tokens(way.sampler, self.generator.padded(part, size)) for part in seeds_B.split(size)]
-        tokens_BL = torch.cat(found)[: len(seeds_B)].cpu()  # which waits for the device
+        tokens_BL = torch.cat(found)[: len(seeds_B)].cpu()  # waits for the device
         seconds = (time.perf_counter() - started) / len(seeds_B)
         taken = self.generator.taken
         row = partial(

@@ -1,1 +1,1 @@
-"""The paper: what is trained, and the objective it is trained by."""
+"""The paper's networks, and the objective they are trained with."""

@@ -35,7 +35,7 @@ class ResamplerAttention(nn.Module):
         # Queries from the latents, normalised per head.
         q_BNHK = self.q_norm(split_heads(self.q(latents_BNW), self.heads))
 
-        # Keys and values from inputs and latents, each by a projection of its own.
+        # Keys and values from inputs and latents, each with its own projection.
         kv_BMW = torch.cat([self.kv_inputs(inputs_BLW), self.kv_latents(latents_BNW)], dim=1)
         k_BMHK, v_BMHK = (split_heads(part, self.heads) for part in kv_BMW.chunk(2, dim=-1))
 
@@ -61,7 +61,7 @@ class ResamplerLayer(nn.Module):
 class PerceiverResampler(nn.Module):
     """(B, length_in, dim_in) → (B, length_out, dim_out) through `config.layers` layers of learned queries.
 
-    A linear map adapts the width on either side where it differs from `config.width`. In the paper all widths are 768.
+    On either side, a linear map adapts the width if it differs from `config.width`. In the paper all widths are 768.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class TokenDecoder(nn.Module):
         return self.head(self._features(x_BLD))
 
     def losses(self, x_BLD: Tensor, tokens_BL: Tensor) -> TokenLosses:
-        """Cross-entropy and right tokens; the logits are made a chunk at a time."""
+        """Cross-entropy and correct tokens; the logits are computed a chunk at a time."""
         return token_losses(self._features(x_BLD), self.head.weight, tokens_BL)
 
     def _features(self, x_BLD: Tensor) -> Tensor:

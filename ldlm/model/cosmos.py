@@ -32,11 +32,11 @@ from ldlm.model.timesteps import TimestepSampler
 
 @dataclass(frozen=True)
 class Smoothing:
-    """Corruption of the autoencoder's inputs: tokens that are masked, noise on h, dropout of latent features."""
+    """Corruption of the autoencoder's inputs: masked tokens, noise on h, and dropout of latent features."""
 
     seen_BL1: Tensor
     eps_BLD: Tensor  # scaled
-    keep_BNC: Tensor  # scaled, so that the mean stays
+    keep_BNC: Tensor  # scaled to preserve the mean
 
 
 def draw_smoothing(
@@ -81,7 +81,7 @@ class SmoothedInput(DecoderInput):
         rows_B: Tensor,
         normal: Normal = noise.normal,
     ) -> Tensor:
-        """z̃_0 of h; `z_0_BNC` is there for its shape."""
+        """z̃_0 of h; `z_0_BNC` only gives the shape."""
         smoothing = draw_smoothing(
             self.cosmos,
             seed=seed,
@@ -95,7 +95,7 @@ class SmoothedInput(DecoderInput):
 
 
 def decoder_input(config: TrainConfig) -> DecoderInput:
-    """Input of a decoder in training, by the configured latent space (SPEC 13.5)."""
+    """Input of a decoder in training, as the configured latent space defines it (SPEC 13.5)."""
     corruption, schedule = decoder_noise(config.model.space, config.recipe), Schedule.of(config.diffusion)
     if corruption.kind == "smoothed":
         return SmoothedInput(corruption, schedule, config.cosmos)
@@ -113,7 +113,7 @@ class CosmosObjective(Objective):
 
 
 class AutoencoderObjective(CosmosObjective):
-    """The first phase: rebuild h and the tokens from inputs that are masked, noisy and incomplete."""
+    """The first phase: reconstruct h and the tokens from inputs that are masked, noisy and incomplete."""
 
     draws_times: ClassVar[bool] = False
 
@@ -147,7 +147,7 @@ class AutoencoderObjective(CosmosObjective):
         h_BLD = self.model.states(hidden_BLD, tokens_BL)
         z_0_BNC = smoothed_latents(self.model, h_BLD, smoothing)
 
-        # Rebuild states and tokens from what is left of the latents.
+        # Reconstruct states and tokens from what dropout leaves of the latents.
         h_hat_BLD = self.model.latent_decoder(z_0_BNC * smoothing.keep_BNC)
         l_h = self.state_loss(h_hat_BLD, h_BLD)
         l_w, token_accuracy = self.token_loss(h_hat_BLD, tokens_BL)
@@ -160,7 +160,7 @@ class DenoiserObjective(CosmosObjective):
     """The second phase: the denoiser alone, on latents that no longer change."""
 
     def trains(self, part: str) -> bool:
-        """The denoiser learns, and nothing else."""
+        """Only the denoiser learns."""
         return part == "denoiser"
 
     def forward(self, hidden_BLD: Tensor | None, tokens_BL: Tensor, draws: Draws, gamma: float) -> Losses:

@@ -1,6 +1,6 @@
 """The denoiser: a diffusion transformer that estimates z_0 from z_t (Appendix C; Peebles & Xie, 2023, adaLN-Zero).
 
-Shape letters: CONTRIBUTING.md. M counts vectors of modulation here.
+Shape letters: CONTRIBUTING.md. M counts modulation vectors here.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ def modulate(x_BNW: Tensor, shift_BW: Tensor, scale_BW: Tensor) -> Tensor:
 
 
 def first_positions(config: DenoiserConfig, count: int) -> Tensor:
-    """Learned positions (count, W) at initialisation: DiT's sines and cosines, or normal ones of deviation 0.02.
+    """Learned positions (count, W) at initialisation: DiT's sines and cosines, or normal with standard deviation 0.02.
 
-    Beside content of size 1 the normal ones are so small that a short training never tells the latents apart.
+    Beside content of size 1, the normal ones are so small that a short training run never tells the latents apart.
     """
     if config.positions == "normal":
         return 0.02 * torch.randn(count, config.width)
@@ -51,7 +51,7 @@ class DiTBlock(nn.Module):
     def forward(
         self, x_BNW: Tensor, modulation_B6W: Tensor, more_BL2W: Tensor | None = None, seen_BL: Tensor | None = None
     ) -> Tensor:
-        """x after the block; with `more_BL2W` and `seen_BL` it attends to a prefix, too."""
+        """x after the block; given `more_BL2W` and `seen_BL`, it also attends to a prefix."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation_B6W.unbind(1)
 
         # Attention
@@ -65,8 +65,8 @@ class DiTBlock(nn.Module):
 class DiT(nn.Module):
     """ẑ_θ(z_t, t, ẑ_prev): (B, N, C) latents at time t (B,) in [0, 1] → (B, N, C) estimate of z_0.
 
-    ẑ_prev is the self-conditioning estimate, the estimate of z_0 before this one; zeros stand for none. With the sizes
-    of the features, `prefixed`, it can be conditioned on a `prefix` of the text.
+    ẑ_prev is the self-conditioning estimate, the previous estimate of z_0; zeros stand for none. If `prefixed` gives
+    the sizes of the features, the network can be conditioned on a `prefix` of the text.
     """
 
     def __init__(
@@ -117,9 +117,9 @@ class DiT(nn.Module):
         return self.estimate(z_t_BNC, z_hat_prev_BNC, self.modulations(t_B), prefix)
 
     def modulations(self, t_B: Tensor) -> Tensor:
-        """Modulation vectors (B, M, W) of the times: six for each block, and two for the output.
+        """Modulation vectors (B, M, W) for the times: six for each block, and two for the output.
 
-        A sampler knows its times before it begins, and makes their modulations once.
+        A sampler knows its times before it begins, and computes their modulations once.
         """
         features = time_features(t_B, self.time_dim).to(self.positions_NW.dtype)
         condition_BW = self.time_mlp(features)
@@ -132,9 +132,9 @@ class DiT(nn.Module):
     ) -> Tensor:
         """ẑ_0 (B, N, C), given the modulations of each row's time, or of one time for all rows.
 
-        It is unconditional without a `prefix`, which `self.prefix` makes where the network was made with one.
+        It is unconditional without a `prefix`; if the network was built for prefixes, `self.prefix` makes one.
         """
-        # Input: z_t beside the self-conditioning estimate, and positions.
+        # Input: z_t beside the self-conditioning estimate, plus positions.
         x_BNW = self.project_in(torch.cat([z_t_BNC, z_hat_prev_BNC], dim=-1)) + self.positions_NW
 
         # Blocks

@@ -16,7 +16,7 @@ from ldlm.config import DiffusionConfig
 
 @dataclass(frozen=True)
 class Schedule:
-    """A noise schedule: `kind` is tangent (of shape d, as in COSMOS), cosine, or linear in ᾱ."""
+    """A noise schedule: `kind` is tangent (with shape d, as in COSMOS), cosine, or linear in ᾱ."""
 
     kind: str = "tangent"
     d: float = 3.0
@@ -71,7 +71,7 @@ class Schedule:
 
     def elbo_weight(self, t: Tensor) -> Tensor:
         """ω_ELBO(t) = −½ λ'(t) e^λ(t), the weight of the squared error in the ELBO (Eq. 22). Diverges at t = 0."""
-        # λ' = −β/σ², so that ω = ½ β ᾱ/σ⁴.
+        # λ' = −β/σ², so ω = ½ β ᾱ/σ⁴.
         alpha_bar = self.alpha_bar(t)
         return 0.5 * self.beta(t) * alpha_bar / (1 - alpha_bar) ** 2
 

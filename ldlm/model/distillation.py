@@ -1,22 +1,24 @@
 """Progressive distillation: a student learns to do in one step what its teacher does in two (Salimans & Ho, 2022).
 
-The teacher draws by DDIM without noise (Song et al., 2021, Eq. 12), which goes from z_s to z_t by an estimate ẑ of z_0:
+The teacher samples with noise-free DDIM (Song et al., 2021, Eq. 12), which steps from z_s to z_t with an estimate ẑ of
+z_0:
 
     z_t = (σ_t/σ_s) z_s + (α_t − α_s σ_t/σ_s) ẑ
 
-Its grid has 2E steps, t_0 > t_1 > … > t_2E, and the student's every second time of it. One step of the student from
-t_2i ends where two of the teacher's do if its estimate is x̃, the ẑ that solves this equation (their Algorithm 2):
+Its grid has 2E steps, t_0 > t_1 > … > t_2E; the student's grid is every second time of it. One step of the student from
+t_2i ends where two of the teacher's do if its estimate is x̃, the ẑ that solves this equation (Salimans & Ho,
+Algorithm 2):
 
     x̃ = (z_t − (σ_t/σ_s) z_s) / (α_t − α_s σ_t/σ_s)
 
-So the loss is L_diff (Eq. 1) with x̃ in place of z_0, at the student's times, each as often as any other. The weight is
-1, as in Eq. 1; theirs is max(α²/σ², 1). Nothing divides by zero under any schedule here: the denominator is positive
-where α/σ grows, and t_0 may be 1, where α = 0 and σ = 1.
+So the loss is L_diff (Eq. 1) with x̃ in place of z_0, at the student's times, all equally likely. The weight is 1, as
+in Eq. 1; theirs is max(α²/σ², 1). Nothing divides by zero under any schedule here: the denominator is positive where
+α/σ grows, and t_0 may be 1, where α = 0 and σ = 1.
 
-The denoiser is conditioned on the estimate of the step before. At t_2i the teacher makes that step, without gradient:
-from z_s ~ q(z_s | z_0) at s = t_2i−2 it takes two steps, and z_t is where they end. The student is conditioned on their
-x̃, which is its own estimate at s once it has learned, and the teacher on its own last ẑ. At t_0 there is no estimate
-before, as in sampling.
+The denoiser is conditioned on the estimate of the previous step. At t_2i the teacher takes that step, without gradient:
+from z_s ~ q(z_s | z_0) at s = t_2i−2 it takes two steps, which end at z_t. The student is conditioned on their x̃, its
+own estimate at s once it has learned, and the teacher on its own last ẑ. At t_0 there is no previous estimate, as in
+sampling.
 
 Shape letters: CONTRIBUTING.md. E counts the steps of the student's grid.
 """
@@ -36,10 +38,10 @@ Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # z_t (B, …), t (B,) flo
 
 
 class TwoSteps(NamedTuple):
-    """Two steps of a teacher from z_s, of z's shape each."""
+    """Two steps of a teacher from z_s; each field has z's shape."""
 
     z_t: Tensor  # where they end
-    x_tilde: Tensor  # the one estimate that leads there in one step
+    x_tilde: Tensor  # the estimate that leads there in one step
     z_hat: Tensor  # the teacher's last
 
 
@@ -76,16 +78,16 @@ def two_steps(schedule: Schedule, teacher: Denoise, z_s: Tensor, times_B3: Tenso
 
 @torch.no_grad()
 def lesson(schedule: Schedule, teacher: Denoise, z_0: Tensor, eps: Tensor, grid: Tensor, i_B: Tensor) -> Lesson:
-    """Input and target of a student at its times number i (B,), from latents z_0 (B, …) and noise ε.
+    """A student's input and target at its times with indices i (B,), from latents z_0 (B, …) and noise ε.
 
     `grid` is the teacher's, (2E + 1,) float64 on the device of z_0.
     """
-    # The step before, which begins with a first estimate like that of training: at the same z_s, self-conditioned by
-    # one without. At t_0 there is none.
+    # The previous step. Its first estimate is self-conditioned as in training: on an estimate at the same z_s that was
+    # made without. At t_0 there is none.
     before_B = (2 * i_B - 2).clamp(min=0)
     s_B, none = grid[before_B], torch.zeros_like(z_0)
     z_s = noised(schedule, z_0, s_B, eps)
-    if len(grid) == 3:  # one step of the student: all of its rows begin here
+    if len(grid) == 3:  # the student takes a single step: all rows begin here
         z_t, student_prev, teacher_prev = z_s, none, none
     else:
         z_hat_prev = _where(before_B == 0, none, teacher(z_s, s_B, none))
@@ -101,12 +103,12 @@ def lesson(schedule: Schedule, teacher: Denoise, z_0: Tensor, eps: Tensor, grid:
 
 
 def draw_steps(*, seed: int, step: int, rows_B: Tensor, count: int) -> Tensor:
-    """Numbers i (B,) int64 of the student's times, uniform over 0 … count − 1, of the rows of a batch at a step."""
+    """Indices i (B,) int64 of the student's times, uniform over 0 … count − 1, for the rows of a batch at a step."""
     return (noise.uniform(seed, "distill", step, rows_B) * count).long()
 
 
 def _three(grid: Tensor, index_B: Tensor) -> Tensor:
-    """The times (B, 3) of two steps of the teacher, from number `index_B` of its grid on."""
+    """The times (B, 3) of two steps of the teacher, from index `index_B` of its grid on."""
     return grid[index_B[:, None] + torch.arange(3, device=grid.device)]
 
 

@@ -1,4 +1,4 @@
-"""The trainable parts of an LDLM, put together for given feature sizes (Section 4)."""
+"""The trainable parts of an LDLM, assembled for given feature sizes (Section 4)."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class JointDecoder(nn.Module):
         return self.token_decoder(self.latent_decoder(z_BNC))
 
     def losses(self, z_BNC: Tensor, tokens_BL: Tensor) -> TokenLosses:
-        """Cross-entropy and right tokens; the logits are made a chunk at a time."""
+        """Cross-entropy and correct tokens; the logits are computed a chunk at a time."""
         return self.token_decoder.losses(self.latent_decoder(z_BNC), tokens_BL)
 
 
 class JointModel(nn.Module):
-    """Latent encoder E_z, latent decoder D_h, denoiser and token decoder D_w. They are called one by one.
+    """Latent encoder E_z, latent decoder D_h, denoiser and token decoder D_w, each called separately.
 
     `scratch` adds token embeddings in place of the frozen encoder (EMB_θ in Table 1). `token_decoder` is None when it
     is deferred. `encodes` is False in the spaces where z_0 is h itself: there E_z and D_h are the identity.
@@ -86,9 +86,9 @@ class JointModel(nn.Module):
         return hidden_BLD
 
     def prefix(self, h_BLD: Tensor | None, k_B: Tensor | None, denoiser: DiT | None = None) -> Prefix | None:
-        """The condition of the denoiser, or of another of its kind, on the first k states of each row.
+        """The condition on the first k states of each row, for the denoiser or another of its kind.
 
-        None, which is no condition, without lengths k.
+        Without lengths k it is None, for no condition.
         """
         if k_B is None:
             return None
@@ -109,7 +109,7 @@ class JointModel(nn.Module):
 
 
 def build(config: ModelConfig, shapes: Shapes, *, seed: int, scratch: bool = False) -> JointModel:
-    """A model whose initial weights depend on `seed` alone, whatever was drawn before; float32 on the CPU."""
+    """A model whose initial weights depend on `seed` alone, not on earlier random draws; float32 on the CPU."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return JointModel(config, shapes, scratch=scratch)

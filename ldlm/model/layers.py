@@ -45,7 +45,7 @@ def divisors(width: int) -> str:
 
 
 class SelfAttention(nn.Module):
-    """Bidirectional multi-head self-attention (B, N, D) → (B, N, D), with rotary positions on request."""
+    """Bidirectional multi-head self-attention (B, N, D) → (B, N, D), optionally with rotary positions."""
 
     def __init__(self, width: int, heads: int, *, bias: bool, rotary: bool = False) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class SelfAttention(nn.Module):
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMSNorm in the dtype of its input, whatever that of its weight: torch has no fused kernel for a mixture."""
+    """RMSNorm in the dtype of its input, whatever its weight's is: torch has no fused kernel for mixed dtypes."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
@@ -92,13 +92,13 @@ class SwiGLU(nn.Module):
 
 
 def recompute_activations(model: nn.Module) -> None:
-    """Recompute every block's activations in the backward pass instead of keeping them. The numbers stay the same."""
+    """Recompute every block's activations in the backward pass instead of keeping them; results do not change."""
     for block in blocks_of(model):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Compile every block; call it before `recompute_activations`. Blocks of a kind share their code."""
+    """Compile every block; call this before `recompute_activations`. Blocks of the same kind share compiled code."""
     for block in blocks_of(model):
         block.forward = torch.compile(block.forward, dynamic=False)
 
@@ -109,7 +109,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def head_widths(model: nn.Module) -> set[int]:
-    """Widths of the heads of a model's attention, on which it depends what kernels take it."""
+    """Head widths of a model's attention, which determine the kernels that accept it."""
     attention: list[Any] = [module for module in model.modules() if hasattr(module, "heads")]
     return {module.out.in_features // module.heads for module in attention}
 

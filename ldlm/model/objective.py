@@ -25,12 +25,12 @@ Normal = Callable[..., Tensor]  # `noise.normal`, perhaps compiled
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Cast to float32, where autocast left less; float64 stays."""
+    """Cast to float32 if autocast left less; float64 stays."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def row_loss(estimate: Tensor, target: Tensor) -> Tensor:
-    """Squared error per row (B,), its mean over elements."""
+    """Squared error per row (B,), averaged over elements."""
     return (estimate - target).square().flatten(1).mean(1)
 
 
@@ -40,7 +40,7 @@ def row_loss(estimate: Tensor, target: Tensor) -> Tensor:
 
 def warmup_sigmoid(step: float, config: RecipeConfig) -> float:
     """σ̃(s) = σ(k (s/S_wu − c)), the shifted logistic sigmoid of the warm-up (Eq. 29)."""
-    # σ(x) = ½(1 + tanh(x/2)), which no steepness can overflow.
+    # σ(x) = ½(1 + tanh(x/2)), which does not overflow, however steep.
     return 0.5 * (1 + math.tanh(0.5 * config.warmup_k * (step / config.warmup_steps - config.warmup_c)))
 
 
@@ -55,7 +55,7 @@ def warmup_gamma(step: int, config: RecipeConfig) -> float:
 def scale_gradient(z: Tensor, gamma: float) -> Tensor:
     """γ z + (1 − γ) sg(z): z itself, with its gradient scaled by γ (Eq. 28); sg is the stop-gradient.
 
-    Written as sg(z) + γ (z − sg(z)), whose forward value is z to the bit.
+    Written as sg(z) + γ (z − sg(z)), whose forward value is exactly z, bit for bit.
     """
     return z.detach() + gamma * (z - z.detach())
 
@@ -66,14 +66,14 @@ def scale_gradient(z: Tensor, gamma: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Draws:
-    """The randomness of one step, for B rows: times, loss weights, noise of z_t and of D_h's input, and the coin."""
+    """The randomness of one step, for B rows: times, loss weights, noise of z_t and of D_h's input, and a coin."""
 
     t_B: Tensor
     weight_B: Tensor
     eps_BNC: Tensor
     eps_dec_BNC: Tensor
     self_condition: bool
-    t_dec_B: Tensor | None = None  # of diffused decoder noise
+    t_dec_B: Tensor | None = None  # times of diffused decoder noise
     k_B: Tensor | None = None  # tokens of the prefix that the denoiser sees, under model.condition=prefix
 
 
@@ -89,7 +89,7 @@ def draw(
     normal: Normal = noise.normal,
     decoder: DecoderNoise | None = None,
 ) -> Draws:
-    """`Draws` on `device` of the rows `rows_B` (on the CPU); t is float64. `decoder` is the noise of D_h's input."""
+    """`Draws` on `device` for the rows `rows_B` (on the CPU); t is float64. `decoder` is the noise of D_h's input."""
     t_B = draw_t(timesteps, seed=seed, step=step, rows_B=rows_B)
     rows_there_B = rows_B.to(device, non_blocking=True)
     step_there = rows_there_B.new_full((), step)
@@ -172,7 +172,7 @@ class DecoderInput:
         rows_B: Tensor,
         normal: Normal = noise.normal,
     ) -> Tensor:
-        """z̃_0 of latents z_0 = E_z(h), outside joint training, which draws its noise with the rest of a step's.
+        """z̃_0 of latents z_0 = E_z(h), outside joint training, which draws this noise with the rest of a step's.
 
         `rows_B` are on the device of the latents.
         """
@@ -186,11 +186,11 @@ class DecoderInput:
 
 
 class Spread(NamedTuple):
-    """Sums over the latents of B rows from which a step's figures are made, float64. The latents would be gigabytes."""
+    """Float64 sums over the latents of B rows, for a step's statistics; the latents themselves would take gigabytes."""
 
     sum_NC: Tensor
     square_NC: Tensor  # Σ z²
-    norm: Tensor  # Σ over rows of a latent vector's mean norm
+    norm: Tensor  # Σ over rows of the mean norm of a row's latent vectors
 
     @classmethod
     def of(cls, z_BNC: Tensor) -> Spread:
@@ -203,9 +203,9 @@ class Spread(NamedTuple):
         )
 
     def added_to(self, total: Spread) -> Spread:
-        """The sums of a total with these added in place, and the norm of these latents.
+        """The sums of `total` with these added in place, beside the norm of these latents alone.
 
-        Long rows in many micro-batches would otherwise keep gigabytes of sums.
+        Otherwise the sums of many micro-batches of long rows would take gigabytes.
         """
         return Spread(total.sum_NC.add_(self.sum_NC), total.square_NC.add_(self.square_NC), self.norm)
 
@@ -228,7 +228,7 @@ class Losses(NamedTuple):
 
 
 class Scales(NamedTuple):
-    """Factors that turn the mean over its own elements into each term of the loss."""
+    """Factors that turn each term's mean over its own elements into the term of the loss."""
 
     diff: float = 1.0
     h: float = 1.0
@@ -238,8 +238,8 @@ class Scales(NamedTuple):
     def of(cls, model: JointModel, diffusion: DiffusionConfig, recipe: RecipeConfig) -> Scales:
         """Factors of `recipe.loss_reduction`.
 
-        `sum`: elements of a row. `mean`: 1. With ELBO weights sums over L, for the ratios of the NELBO with σ_rec² = ½
-        (Eq. 23); in the second edition these are the `mean`, and in the first there are none.
+        `sum`: elements of a row. `mean`: 1. With ELBO weights: elements of a row divided by L, for the ratios of the
+        NELBO with σ_rec² = ½ (Eq. 23); the second edition has these for `mean` only, the first for neither.
         """
         length, elbo = model.shapes.seq_len, diffusion.weighting == "elbo"
         latents, states = model.num_latents * model.latent_dim, length * model.shapes.hidden_dim
@@ -251,12 +251,12 @@ class Scales(NamedTuple):
 
 
 class Objective(nn.Module):
-    """The terms of the loss. A subclass draws a step's randomness, adds terms up, and says which parts learn by them.
+    """The terms of the loss; a subclass draws a step's randomness, adds terms up and says which parts learn from them.
 
-    It is a module, so that a data-parallel wrapper sees every trainable parameter in its forward.
+    It is a module so that a data-parallel wrapper sees every trainable parameter in its forward pass.
     """
 
-    draws_times: ClassVar[bool] = True  # its losses by t teach the timestep sampler
+    draws_times: ClassVar[bool] = True  # the timestep sampler learns from its losses by t
 
     def __init__(self, model: JointModel, config: TrainConfig) -> None:
         super().__init__()
@@ -270,7 +270,7 @@ class Objective(nn.Module):
         return DecoderInput(decoder_noise(self.model.config.space, self.config.recipe), self.schedule)
 
     def trains(self, part: str) -> bool:
-        """Whether the part of the model called `part` learns by this loss."""
+        """Whether the part of the model called `part` learns from this loss."""
         return True
 
     def draw(
@@ -283,7 +283,7 @@ class Objective(nn.Module):
         device: torch.device | str = "cpu",
         normal: Normal = noise.normal,
     ) -> Any:
-        """The randomness of a step that `forward` takes, on `device`, for the rows `rows_B` of the global batch."""
+        """A step's randomness, the input of `forward`, on `device`, for the rows `rows_B` of the global batch."""
         draws = draw(
             self.config.diffusion,
             timesteps,
@@ -303,7 +303,7 @@ class Objective(nn.Module):
     def denoising_loss(self, z_0_BNC: Tensor, draws: Draws, h_BLD: Tensor | None = None) -> Tensor:
         """L_diff = ‖ẑ_θ(z_t, t, ẑ_prev) − z_0‖² per row (B,) (Eq. 1), self-conditioned when the coin says so.
 
-        Where the draws have lengths k, the denoiser sees the first k states of each row of h.
+        If the draws have lengths k, the denoiser sees the first k states of each row of h.
         """
         z_t_BNC, t_B = noised(self.schedule, z_0_BNC, draws.t_B, draws.eps_BNC), draws.t_B.float()
         prefix = self.model.prefix(h_BLD, draws.k_B)
@@ -320,7 +320,7 @@ class Objective(nn.Module):
         return self.scales.diff * row_loss(z_hat_BNC, z_0_BNC)
 
     def state_loss(self, h_hat_BLD: Tensor, h_BLD: Tensor) -> Tensor:
-        """L_h = ‖ĥ − h‖² (Eq. 2); 0 where the latents are h itself."""
+        """L_h = ‖ĥ − h‖² (Eq. 2); 0 if the latents are h itself."""
         if not self.model.encodes:
             return h_BLD.new_zeros(())
         # Detached: as targets of their own reconstruction, trainable embeddings would shrink to zero.
@@ -339,7 +339,7 @@ class Objective(nn.Module):
         return self.scales.w * found.mean, found.right_BL.float().mean()
 
     def learned(self, l_h: Tensor) -> Tensor:
-        """L_h, or 0 where `reconstruction=ce` records it and does not learn by it (Table 1)."""
+        """L_h, or 0 with `reconstruction=ce`, which records it without learning from it (Table 1)."""
         return l_h if "mse" in self.config.recipe.reconstruction else torch.zeros_like(l_h)
 
 
@@ -363,10 +363,10 @@ class JointObjective(Objective):
         l_diff_B = self.denoising_loss(scale_gradient(z_0_BNC, gamma), draws, h_BLD)
         l_diff = weighted_mean(draws.weight_B, l_diff_B)
 
-        # Rebuild states and tokens from noisy latents.
+        # Reconstruct states and tokens from noisy latents.
         h_hat_BLD = self.model.latent_decoder(self.decoder_input.noisy(z_0_BNC, draws.eps_dec_BNC, draws.t_dec_B))
         l_h = self.state_loss(h_hat_BLD, h_BLD)
         l_w, token_accuracy = self.token_loss(h_hat_BLD, tokens_BL)
 
-        loss = l_diff + (self.learned(l_h) + l_w)  # in this order: another one rounds otherwise
+        loss = l_diff + (self.learned(l_h) + l_w)  # in this order: another rounds differently
         return Losses(loss, l_diff, l_h, l_w, l_diff_B.detach(), token_accuracy, Spread.of(z_0_BNC))

@@ -1,9 +1,9 @@
-"""The condition on a prefix: states of a text's first k tokens as further keys and values of the denoiser's attention.
+"""The condition on a prefix: states of a text's first k tokens as extra keys and values of the denoiser's attention.
 
-It is `model.condition=prefix`, and not in the paper. The frozen encoder is causal: these states depend on the first k
-tokens alone, so that a store has them for every row, and one pass of the encoder makes them of a prompt. Latents
-attend to them in every block. They have positions of their own, for latent i is not token i. At k = 0 all of them are
-masked, and what is left is the unconditional denoiser, without a condition in its place.
+It is `model.condition=prefix`, which is not in the paper. The frozen encoder is causal, so these states depend on the
+first k tokens alone: a store has them for every row, and one pass of the encoder computes them for a prompt. Latents
+attend to them in every block. They have their own positions, since latent i is not token i. At k = 0 all of them are
+masked, which leaves the unconditional denoiser, with nothing in place of the condition.
 
 Shape letters: CONTRIBUTING.md. M counts keys and values of all blocks here, two for each.
 """
@@ -22,7 +22,7 @@ from ldlm.errors import InputError
 from ldlm.model.layers import SelfAttention, rotate, split_heads
 
 UNCONDITIONAL = 0.1  # probability of k = 0 in training
-UNWRITTEN = 8  # tokens of a row at least that come after a prefix, with EOS
+UNWRITTEN = 8  # the fewest tokens of a row that come after a prefix, EOS counted
 
 
 def longest_prefix(seq_len: int) -> int:
@@ -36,20 +36,20 @@ def longest_prefix(seq_len: int) -> int:
 
 
 def draw_lengths(*, seed: int, step: int, rows_B: Tensor, seq_len: int, unconditional: float = UNCONDITIONAL) -> Tensor:
-    """k (B,) int64 of the rows of a global batch at a step: 0 with that probability, else uniform over 1 … L − 8."""
+    """k (B,) int64 for rows of a global batch: 0 with probability `unconditional`, else uniform over 1 … L − 8."""
     u_B2 = noise.uniform(seed, "prefix", step, rows_B, (2,))
     k_B = 1 + (u_B2[:, 1] * longest_prefix(seq_len)).long()
     return torch.where(u_B2[:, 0] < unconditional, 0, k_B)
 
 
 class Prefix(NamedTuple):
-    """Further keys and values of every block for B rows, and which of them a row may see: the first k."""
+    """Extra keys and values of every block for B rows, and which of them each row may see: its first k."""
 
     kv_BLMW: Tensor
     seen_BL: Tensor
 
     def detached(self) -> Prefix:
-        """This prefix without the graph that its keys and values were computed by."""
+        """This prefix, detached from the graph that computed its keys and values."""
         return Prefix(self.kv_BLMW.detach(), self.seen_BL)
 
     def by_block(self) -> list[Prefix]:
@@ -58,14 +58,14 @@ class Prefix(NamedTuple):
 
 
 class PrefixAttention(SelfAttention):
-    """Self-attention (B, N, W) → (B, N, W) that sees a prefix, too, where there is one."""
+    """Self-attention (B, N, W) → (B, N, W) that also sees a prefix, if there is one."""
 
     def forward(self, x_BNW: Tensor, more_BL2W: Tensor | None = None, seen_BL: Tensor | None = None) -> Tensor:
         if more_BL2W is None or seen_BL is None:
             return super().forward(x_BNW)
         q, k, v = (split_heads(part, self.heads) for part in self.qkv(x_BNW).chunk(3, dim=-1))
         more_k, more_v = (split_heads(part, self.heads) for part in more_BL2W.unbind(2))
-        if self.rotary:  # where latents are aligned with tokens, a token's place beside a latent says something
+        if self.rotary:  # if latents are aligned with tokens, a token's position relative to a latent is informative
             q, k, more_k = rotate(q), rotate(k), rotate(more_k)
         k, v = torch.cat([k, more_k], dim=1), torch.cat([v, more_v], dim=1)
         seen_BL = F.pad(seen_BL, (x_BNW.shape[1], 0), value=True)  # latents see each other
@@ -73,9 +73,9 @@ class PrefixAttention(SelfAttention):
 
 
 class PrefixKeys(nn.Module):
-    """Normalised states (B, L, D) and lengths k (B,) → `Prefix`. The rows may be shorter than those of training.
+    """Normalised states (B, L, D) and lengths k (B,) → `Prefix`. The rows may be shorter than in training.
 
-    It knows no time: a sampler calls it once for a text.
+    It does not depend on time, so a sampler calls it once per text.
     """
 
     def __init__(self, positions_LW: Tensor, *, hidden_dim: int, blocks: int) -> None:

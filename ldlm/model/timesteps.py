@@ -20,10 +20,10 @@ def bin_probabilities(edge_losses: np.ndarray, floor: float) -> np.ndarray:
     """p_i = (L(u_{i+1}) − L(u_i)) / (L(u_N) − L(u_0)) from the losses at the N+1 edges, float64 (N,) (Eq. 5).
 
     L(u_i) is the denoising loss at the edge u_i of the N bins. The losses are first made monotone by isotonic
-    regression. No p_i is below `floor`/N before all are normalised; the paper has no floor, which keeps every bin
-    drawn from. A flat curve gives the uniform distribution.
+    regression. Before they are normalised, all p_i are raised to at least `floor`/N, so that every bin is drawn from;
+    the paper has no floor. A flat curve gives the uniform distribution.
     """
-    from scipy.optimize import isotonic_regression  # here, since it takes half a second and sampling needs none
+    from scipy.optimize import isotonic_regression  # here: it takes half a second, and sampling does without
 
     bins = len(edge_losses) - 1
     increments = np.diff(isotonic_regression(edge_losses).x)
@@ -37,8 +37,8 @@ def bin_probabilities(edge_losses: np.ndarray, floor: float) -> np.ndarray:
 class TimestepSampler:
     """Draws t in [t_min, 1]; `observe` feeds it the losses of a step.
 
-    State, on the CPU: `edge_losses` (N+1,) float64, NaN at an edge that no t has been nearest to; `unseen` (N+1,)
-    int64, the steps since one was; `p` (N,) float64.
+    State, on the CPU: `edge_losses` (N+1,) float64, NaN at an edge that has not been nearest to any t; `unseen` (N+1,)
+    int64, the steps since it last was; `p` (N,) float64.
     """
 
     def __init__(self, config: TimestepConfig, t_min: float) -> None:
@@ -48,7 +48,7 @@ class TimestepSampler:
         self.p = np.full(config.bins, 1 / config.bins)
 
     def draw(self, uniform_B: Tensor) -> Tensor:
-        """t = F⁻¹(uniform), float64 (B,): one uniform number chooses a bin by its p_i and a point in it."""
+        """t = F⁻¹(uniform), float64 (B,): one uniform number chooses a bin with probability p_i and a point in it."""
         edges = np.linspace(0, 1, self.config.bins + 1)
         cdf = np.concatenate([[0.0], np.cumsum(self.p)])
         t_B = np.interp(uniform_B.cpu().numpy(), cdf / cdf[-1], edges)
@@ -68,8 +68,8 @@ class TimestepSampler:
     def observe(self, t_B: Tensor, loss_B: Tensor) -> None:
         """Average a step's losses (B,), each into the edge nearest to its t.
 
-        An edge's average decays with the steps, also with those that drew no t near it. Otherwise an edge that is drawn
-        once in a hundred steps would take a hundred times as long to follow a falling loss.
+        An edge's average decays with every step, even one that drew no t near it. Otherwise an edge that is drawn once
+        in a hundred steps would take a hundred times as long to follow a falling loss.
         """
         if self.config.kind == "uniform":
             return
@@ -109,7 +109,7 @@ class TimestepSampler:
         }
 
     def load_state_dict(self, state: Mapping[str, list[Any]]) -> None:
-        """Restore what `state_dict` gave. Where an earlier version recorded no `unseen`, it counts from here."""
+        """Restore what `state_dict` returned; if an earlier version recorded no `unseen`, it counts from here."""
         self.edge_losses = np.array([np.nan if x is None else x for x in state["edge_losses"]])
         self.unseen = np.array(state.get("unseen", [0] * len(self.edge_losses)), dtype=np.int64)
         self.p = np.array(state["p"])

@@ -1,8 +1,8 @@
-"""Cross-entropy over the vocabulary, a chunk of positions at a time, so that all logits never exist at once.
+"""Cross-entropy over the vocabulary, a chunk of positions at a time, so that the logits never all exist at once.
 
-For 32 rows of 1,024 tokens and GPT-2's vocabulary they would be 6.6 GB, and their gradient as much again. The loss is a
-mean over positions, so a chunk's share of the gradients of inputs and weights is known with its logits. The forward
-pass computes both gradients, the backward pass scales them, and each logit is computed once.
+For 32 rows of 1,024 tokens and GPT-2's vocabulary they would take 6.6 GB, and their gradient as much again. The loss is
+a mean over positions, so a chunk's share of the gradients of inputs and weights is known once its logits are. The
+forward pass computes both gradients, the backward pass scales them, and each logit is computed once.
 
 Shape letters: CONTRIBUTING.md. P is positions, B·L.
 """
@@ -30,7 +30,7 @@ class TokenLosses(NamedTuple):
 def token_losses(x_BLD: Tensor, weight_VD: Tensor, tokens_BL: Tensor) -> TokenLosses:
     """Cross-entropy of `tokens_BL` under the logits x·Wᵀ. Autocast applies to products, not to sums."""
     if not torch.is_grad_enabled():
-        # torch tells a Function of weights that could have a gradient, though none will be asked for.
+        # Otherwise torch tells the Function that gradients are needed, though none will be asked for.
         x_BLD, weight_VD = x_BLD.detach(), weight_VD.detach()
     mean, loss_P, right_P = _CrossEntropy.apply(x_BLD.flatten(0, -2), weight_VD, tokens_BL.flatten())
     return TokenLosses(mean, loss_P.view(tokens_BL.shape), right_P.view(tokens_BL.shape))
@@ -50,9 +50,9 @@ class _CrossEntropy(torch.autograd.Function):
                 x_PD.to(dtype), weight_VD.to(dtype), tokens_P, *ctx.needs_input_grad[:2]
             )
 
-        # The gradients are made already; `backward` scales them.
+        # The gradients are already computed; `backward` scales them.
         ctx.save_for_backward(dx_PD)
-        ctx.dw_VD = dw_VD  # as large as the weight, whose gradient it becomes: no activation. Freed with the graph
+        ctx.dw_VD = dw_VD  # not an activation: as large as the weight, whose gradient it becomes. Freed with the graph
         ctx.dtypes = x_PD.dtype, weight_VD.dtype
         ctx.mark_non_differentiable(loss_P, right_P)
         return loss_P.mean(), loss_P, right_P
@@ -69,7 +69,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def positions_at_once(device: str, vocabulary: int) -> int:
-    """Positions in a chunk on a kind of device."""
+    """Positions per chunk on a kind of device."""
     return max(1, CHUNK.get(device, CHUNK["cuda"]) // vocabulary)
 
 
@@ -89,7 +89,7 @@ def _chunked(
         at_token_P1 = tokens_P[part, None]
         of_token_P1 = logits_PV.gather(-1, at_token_P1)
         most_P1, likeliest_P1 = logits_PV.max(-1, keepdim=True)
-        # softmax by hand, for torch's logsumexp takes five times as long on a CPU
+        # softmax by hand, since torch's logsumexp takes five times as long on a CPU
         weight_PV = logits_PV.sub_(most_P1).exp_()
         total_P1 = weight_PV.sum(-1, keepdim=True)
         right_P[part] = (likeliest_P1 == at_token_P1).squeeze(-1)
@@ -110,6 +110,6 @@ def _chunked(
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a·b, in the dtype of the total."""
     if total.dtype == a.dtype:
-        torch.addmm(total, a, b, out=total)  # and not addmm_, which FLOP counters overlook
+        torch.addmm(total, a, b, out=total)  # not addmm_, which FLOP counters overlook
     else:
         total += a @ b

@@ -20,7 +20,7 @@ from ldlm.sampling.generation import JOINT
 
 
 class Normalisation(nn.Module):
-    """Mean and standard deviation (D,) of the frozen encoder's states, with which a prompt's are normalised."""
+    """Mean and standard deviation (D,) of the frozen encoder's states, used to normalise those of a prompt."""
 
     def __init__(self, mean_D: Tensor, std_D: Tensor) -> None:
         super().__init__()
@@ -39,15 +39,15 @@ class ModelDescription:
     latent_shape: tuple[int, int]  # (N, C)
     schedule: Schedule
     t_min: float  # smallest timestep of training
-    timestep_p: tuple[float, ...]  # probabilities of equal bins of [0, 1], which make F(t)
+    timestep_p: tuple[float, ...]  # probabilities of equal bins of [0, 1], which define F(t)
     sampler: SamplerConfig  # the default of `sample`
-    decoders: dict[str, dict[str, Any]]  # sizes by name, none for `joint`; the first is the default
+    decoders: dict[str, dict[str, Any]]  # sizes by name, empty for `joint`; the first is the default
     provenance: dict[str, Any]
-    precision: WeightPrecision = "fp32"  # in which weights are stored
-    encoder_parameters: int | None = None  # of the frozen encoder; None where it is not in the folder
+    precision: WeightPrecision = "fp32"  # of the stored weights
+    encoder_parameters: int | None = None  # of the frozen encoder; None if it is not in the folder
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `config.json`, but for the hashes."""
+        """The content of `config.json`, except for the hashes."""
         return configs.to_dict(self)
 
     @classmethod
@@ -63,12 +63,12 @@ class ModelDescription:
             sampler=configs.from_dict(SamplerConfig, data["sampler"]),
             decoders=data["decoders"],
             provenance=data["provenance"],
-            precision=data.get("precision", "fp32"),  # exports of earlier versions don't say
+            precision=data.get("precision", "fp32"),  # exports of earlier versions do not record it
             encoder_parameters=data.get("encoder_parameters"),
         )
 
     def networks(self) -> dict[str, nn.Module]:
-        """Networks `denoiser` and `decoders/NAME`, and `normalisation` of prompts, on the meta device."""
+        """Networks `denoiser` and `decoders/NAME`, and `normalisation` for prompts, on the meta device."""
         joint = build_meta(self.model, self.shapes)
         networks: dict[str, nn.Module] = {"denoiser": joint.denoiser}
         if self.model.condition == "prefix":
@@ -81,13 +81,13 @@ class ModelDescription:
 
     @property
     def student(self) -> SamplerConfig | None:
-        """The sampler that a distilled model has learned to draw by; None of other models."""
+        """The sampler that a distilled model has learned; None for other models."""
         found = self.provenance.get("student")
         return None if found is None else configs.from_stored(SamplerConfig, found)
 
     @property
     def timesteps(self) -> TimestepSampler:
-        """The timestep sampler, whose F(t) makes the `learned` grid."""
+        """The timestep sampler, whose F(t) defines the `learned` grid."""
         sampler = TimestepSampler(TimestepConfig(bins=len(self.timestep_p)), self.t_min)
         sampler.p = np.array(self.timestep_p)
         return sampler

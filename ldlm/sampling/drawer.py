@@ -1,4 +1,4 @@
-"""Drawing texts from LDLM, shared by its runs and the models exported from them; each is a `source.Source`."""
+"""Drawing texts from LDLM, for its runs and the models exported from them; each is a `source.Source`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ldlm.sampling.prompts import prompts_of, texts_in_all
 
 
 class DrawsTexts(ABC):
-    """Drawing from a denoiser. A class that has it says what was trained, and makes generators and the encoder."""
+    """Draws texts with a denoiser; a subclass says what was trained, and makes generators and the encoder."""
 
     device: torch.device
     shapes: Shapes
@@ -28,19 +28,19 @@ class DrawsTexts(ABC):
     @property
     @abstractmethod
     def trained(self) -> ModelConfig:
-        """The model's settings in its training."""
+        """The model's settings in training."""
 
     @abstractmethod
     def compute(self, config: ComputeConfig) -> Compute:
-        """Precision and kernels with which its denoiser draws texts."""
+        """Precision and kernels of its denoiser when it draws texts."""
 
     @abstractmethod
     def generator(self, decoder: str | None = None, compute: Compute | None = None) -> TextGenerator:
-        """A generator of texts with the decoder of that name."""
+        """A generator of texts with the decoder called `decoder`."""
 
     @abstractmethod
     def frozen_encoder(self, where: str | None) -> OnlineEncoder:
-        """The encoder that reads prompts, in the folder or of the hub name `where`, or where the record has it."""
+        """The encoder that reads prompts: `where` is its folder or hub name, None for the one on record."""
 
     @property
     def condition(self) -> str:
@@ -48,7 +48,7 @@ class DrawsTexts(ABC):
         return self.trained.condition
 
     def texts(self, config: SampleConfig) -> int:
-        """Number of texts that settings of `ldlm sample` ask for: `num_samples` of each prompt, where there are any."""
+        """Number of texts that settings of `ldlm sample` ask for: `num_samples`, or as many for each prompt."""
         return texts_in_all(config)
 
     def drawing(self, config: SampleConfig) -> TextGenerator:
@@ -62,10 +62,10 @@ class DrawsTexts(ABC):
 
 
 def remark_on_student(student: SamplerConfig | None, asked: Iterable[SamplerConfig], progress: Progress) -> None:
-    """Note, once, that a distilled model draws by samplers that it has not learned; None is a model that isn't."""
+    """Note, once, if a distilled model is to draw with samplers it has not learned; `student` is None for others."""
     names = ("solver", "grid", "t_min", "steps", "guidance", "eta")
     if student is not None and any(getattr(student, name) != getattr(one, name) for one in asked for name in names):
         progress.note(
-            f"this model is distilled to {student.steps} evaluations, and has learned to draw by --solver "
+            f"this model is distilled to {student.steps} evaluations, and has learned to draw with --solver "
             f"{student.solver} --grid {student.grid} --t-min {student.t_min:g} --steps {student.steps} alone"
         )

@@ -1,8 +1,8 @@
-"""An exported LDLM: everything that drawing texts takes, in a folder that `ldlm export` writes, or on the hub.
+"""An exported LDLM: everything needed to draw texts, in a folder that `ldlm export` writes, or on the hub.
 
-Its weights are those of the denoiser and the decoders. Latent encoder and optimiser state are not in it, and neither is
-the text encoder, unless the export of a model that continues texts was asked to take it along.
-`pretrained` says what is in the folder.
+Its weights are those of the denoiser and the decoders. It contains neither latent encoder nor optimiser state, and the
+text encoder only if the export of a model that continues texts was asked to include it. `pretrained` lists what is in
+the folder.
 
     from ldlm import LDLM
     texts = LDLM.from_pretrained("model").sample(8, steps=64)
@@ -39,11 +39,11 @@ class LDLM(DrawsTexts, ExportedModel):
     config: ModelDescription
 
     def compute(self, config: ComputeConfig) -> Compute:
-        """Precision and kernels with which its denoiser draws texts."""
+        """Precision and kernels of its denoiser when it draws texts."""
         return Compute.of(config, self.device, head_widths(self.networks["denoiser"]))
 
     def generator(self, decoder: str | None = None, compute: Compute | None = None) -> TextGenerator:
-        """A generator of texts with the decoder of that name; None takes the first of `config.decoders`."""
+        """A generator of texts with the decoder called `decoder`; None takes the first of `config.decoders`."""
         name = self._decoder_name(decoder)
         return TextGenerator(
             denoiser=cast(DiT, self.networks["denoiser"]),
@@ -58,14 +58,14 @@ class LDLM(DrawsTexts, ExportedModel):
 
     @property
     def trained(self) -> ModelConfig:
-        """The model's settings in its training."""
+        """The model's settings in training."""
         return self.config.model
 
     def frozen_encoder(self, where: str | None) -> OnlineEncoder:
-        """The encoder that reads prompts: that in the folder or of the hub name `where`, or None for that on record.
+        """The encoder that reads prompts: `where` is its folder or hub name, None for the one on record.
 
-        That is the one which the model brings with it, or a hub name's, looked up on this machine alone. An encoder is
-        loaded at the first prompt, and kept for further ones.
+        That is the encoder included in the model or, failing that, a hub name's, looked up only on this machine. An
+        encoder is loaded at the first prompt and kept for later ones.
         """
         record, normalisation = self.config.provenance["encoder"], cast(Normalisation, self.networks["normalisation"])
         if where is None:
@@ -77,11 +77,11 @@ class LDLM(DrawsTexts, ExportedModel):
 
     @cached_property
     def _encoders(self) -> dict[str, OnlineEncoder]:
-        """Encoders that prompts were read with, by folder or hub name."""
+        """Encoders that have read prompts, by folder or hub name."""
         return {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """State for a copy: without the encoders that it has loaded."""
+        """State for a copy, without the encoders that have been loaded."""
         return {**super().__getstate__(), "_encoders": {}}
 
     def check(self, sampler: SamplerConfig) -> None:
@@ -89,12 +89,12 @@ class LDLM(DrawsTexts, ExportedModel):
         solvers.check(sampler, known=self.config.sampler)
 
     def remark(self, config: SampleConfig, progress: Progress) -> None:
-        """Note what a distilled model has not learned to draw by; the default decoder is on record."""
+        """Note if a distilled model has not learned this sampler; the default decoder is on record."""
         remark_on_student(self.student, [config.sampler], progress)
 
     @property
     def student(self) -> SamplerConfig | None:
-        """The sampler that a distilled model has learned to draw by; None of other models."""
+        """The sampler that a distilled model has learned; None for other models."""
         return self.config.student
 
     def _decoder_name(self, decoder: str | None) -> str:
@@ -117,15 +117,15 @@ class LDLM(DrawsTexts, ExportedModel):
         encoder: str | None = None,
         **settings: Any,
     ) -> list[str]:
-        """Draw `n` texts, as `ldlm sample` with these settings does.
+        """Draw `n` texts, as `ldlm sample` does with these settings.
 
         `settings` are fields of `ldlm.config.SamplerConfig`, such as `steps=64`, `solver="dpm++2m"`, `grid="learned"`,
         `guidance=1.5` and `temperature=0.8`; their defaults are `config.sampler`, or with `sampler="paper"` those of
-        the paper. Text i depends on `seed` and i only, not on `n` or `batch_size` (None: measured). `clean_up` decodes
-        with the tokenizer's clean-up of spaces. A model that was trained with model.condition=prefix can continue a
-        `prompt`, with which its texts begin then; `encoder` is the folder or hub name of its frozen encoder, where that
-        is neither in the model's folder nor in its place. `InputError` names a setting that does not exist or is out of
-        bounds, and a combination of solver, grid and end that is not offered.
+        the paper. Text i depends only on `seed` and i, not on `n` or `batch_size` (None: measured). `clean_up` decodes
+        with the tokenizer's clean-up of spaces. A model trained with model.condition=prefix can continue a `prompt`,
+        with which its texts then begin; `encoder` is the folder or hub name of its frozen encoder, if that is neither
+        in the model's folder nor in its place. `InputError` names a setting that does not exist or is out of bounds,
+        or a combination of solver, grid and end that is not offered.
         """
         given = {
             "num_samples": n, "seed": seed, "batch_size": batch_size, "clean_up": clean_up, "sampler": settings,

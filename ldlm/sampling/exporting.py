@@ -1,4 +1,4 @@
-"""What of a run is exported: the networks that draw texts, and where they come from."""
+"""What is exported of a run: the networks that draw texts, and their provenance."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class Export:
     contents: Mapping[str, Any]  # what it holds, for the manifest, as JSON
     parameters: int
     check: Callable[[], None]  # `InputError` for a default sampler that is not offered
-    model: Callable[[Path], ExportedModel]  # for a folder, to which it writes the frozen encoder that goes with it
+    model: Callable[[Path], ExportedModel]  # for a folder, into which it writes the frozen encoder, if that is included
     encoder_parameters: int = 0  # of that encoder
 
 
 @dataclass(frozen=True)
 class TakenEncoder:
-    """The frozen encoder of a run, which an export takes along."""
+    """The frozen encoder of a run, to be included in an export."""
 
     record: Mapping[str, Any]  # of the features
     seq_len: int
@@ -51,7 +51,7 @@ class TakenEncoder:
 
     @classmethod
     def of(cls, run: TrainedRun, where: str | None) -> TakenEncoder:
-        """The encoder in the folder or of the hub name `where`, or in its place; `InputError` when it can't be had."""
+        """The encoder in the folder or of the hub name `where`, or in its place; `InputError` if it can't be loaded."""
         if run.condition != "prefix":
             raise InputError(
                 f"{run.path} has not learned to continue texts (its model.condition is none), and drawing from it "
@@ -68,12 +68,12 @@ class TakenEncoder:
 
     @property
     def parameters(self) -> int:
-        """Number of its parameters."""
+        """The encoder's number of parameters."""
         return parameters({"encoder": self.model})
 
     def write(self, folder: Path) -> Path:
-        """Write it to a folder, from which it opens as the same encoder; returns the folder."""
-        shutil.rmtree(folder, ignore_errors=True)  # of an export that was interrupted
+        """Write it to a folder that opens as the same encoder; returns the folder."""
+        shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted export
         hub.save_model(self.model, folder)
         recorded_encoder({**self.record, "name": str(folder)}, self.seq_len)
         return folder
@@ -86,9 +86,9 @@ def _whole_model(name: str) -> Any:
 
 
 def of_run(config: ExportConfig, path: Path, encoder: str | None = None) -> Export:
-    """The export of a run of LDLM: its denoiser and its decoders, and its frozen encoder where `config` asks for it.
+    """The export of a run of LDLM: its denoiser and its decoders, and its frozen encoder if `config` asks for it.
 
-    `encoder` is the folder or hub name of that, where it is not in its place.
+    `encoder` is that encoder's folder or hub name, if it is not in its place.
     """
     run = TrainedRun(path, torch.device("cpu"), config.checkpoint)
     names = _decoders(config, run)
@@ -124,19 +124,19 @@ def of_run(config: ExportConfig, path: Path, encoder: str | None = None) -> Expo
 
 
 def parameters(networks: Mapping[str, nn.Module]) -> int:
-    """Number of parameters of networks together."""
+    """Total number of parameters of networks."""
     return sum(p.numel() for network in networks.values() for p in network.parameters())
 
 
 def provenance(run: OpenRun, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Provenance of the weights of a run, without paths of the machine that they were trained on."""
+    """Provenance of a run's weights, without paths on the machine that trained them."""
     encoder = run.features["encoder"]
     finished = run.artifact.manifest if run.artifact.complete else {}
     return {
         **run.origin,
         "settings": settings,
         "features": {key: run.features.get(key) for key in ("store", "text", "rows")},
-        # A name without a commit is a folder's; the fingerprint identifies the encoder wherever it is.
+        # A name without a commit is that of a folder; the fingerprint identifies the encoder wherever it is.
         "encoder": {**encoder, "name": encoder["name"] if encoder.get("revision") else Path(encoder["name"]).name},
         "held_out": _held_out(run),
         "versions": {"training": finished.get("versions"), "export": library_versions()},
@@ -157,7 +157,7 @@ def _held_out(run: OpenRun) -> dict[str, Any]:
 
 
 def _decoders(config: ExportConfig, run: TrainedRun) -> list[str]:
-    """Names of the decoders to export, the default first; `InputError` when there is none."""
+    """Names of the decoders to export, the default first; `InputError` if there are none."""
     if config.decoder is None and run.usable_decoders():
         return run.usable_decoders()
     return [run.decoder(config.decoder).name]
@@ -188,5 +188,5 @@ def _describe(
 
 
 def _student(run: TrainedRun) -> dict[str, Any]:
-    """The sampler that a distilled run has learned to draw by, for the provenance; nothing of another run."""
+    """The sampler that a distilled run has learned, for the provenance; empty for other runs."""
     return {} if run.student is None else {"student": configs.to_dict(run.student)}

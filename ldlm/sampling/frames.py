@@ -1,4 +1,4 @@
-"""A text at one time of its way from noise, as cells that end where a character ends."""
+"""A text at one time on its way from noise, as cells that end where a character ends."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Characters that would not show, or would turn the direction of what follows, and what stands for them.
+# Replacements for characters that would be invisible or would change the direction of the text after them.
 VISIBLE = {
     **{code: chr(0x2400 + code) for code in range(0x20)},  # control pictures: ␀ for NUL
     **{code: "�" for code in (*range(0x80, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))},
@@ -18,10 +18,10 @@ VISIBLE = {
 
 @dataclass(frozen=True)
 class Cell:
-    """A piece of text that ends where a character ends: most often one token."""
+    """A piece of text that ends where a character ends, usually one token."""
 
     text: str
-    start: int  # of its tokens among the positions of the row
+    start: int  # of its tokens, as positions in the row
     stop: int
     special: bool  # whether it is a special token
 
@@ -47,7 +47,7 @@ class Frame:
         return min(self.probabilities[cell.start : cell.stop])
 
     def changes(self, before: Frame | None) -> list[bool]:
-        """For each position, True if the token is not that of the frame before; all False in the first frame."""
+        """For each position, True if the token differs from the previous frame's; all False in the first frame."""
         if before is None:
             return [False] * len(self.tokens)
         return [a != b for a, b in zip(before.tokens, self.tokens, strict=True)]
@@ -57,7 +57,7 @@ def cells(tokenizer: Any, tokens: Sequence[int]) -> list[Cell]:
     """Split a row into the shortest runs of tokens that end where a character ends; their texts join to its text.
 
     A character beyond ASCII may take several tokens of a byte-level tokenizer: a run's text is what the row's text and
-    the decoded tokens up to the run's end share, beyond the run before.
+    the decoded tokens up to the run's end have in common, beyond the previous run.
     """
     prefixes = tokenizer.batch_decode(
         [list(tokens[:stop]) for stop in range(1, len(tokens) + 1)],
@@ -84,5 +84,5 @@ def _agreement(a: str, b: str, start: int) -> int:
 
 
 def visible(text: str) -> str:
-    """The text with signs for what does not show; a line break keeps breaking the line."""
+    """The text with symbols for invisible characters; a line break still breaks the line."""
     return text.translate(VISIBLE)

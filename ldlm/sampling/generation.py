@@ -1,7 +1,7 @@
 """Texts from noise: the reverse process in the latent space, then one pass through a decoder (Section 4.3).
 
-A `TextGenerator` holds everything that drawing texts takes. A run (`TrainedRun.generator`) and the model exported from
-it (`LDLM.generator`) make generators that draw the same texts.
+A `TextGenerator` holds everything needed to draw texts. A run (`TrainedRun.generator`) and the model exported from it
+(`LDLM.generator`) make generators that draw the same texts.
 
 Shape letters: CONTRIBUTING.md.
 """
@@ -36,8 +36,8 @@ Watch = Callable[[Tensor, Tensor], None]  # called with t and ẑ_0 (B, N, C) af
 
 JOINT = "joint"  # the name of D_w∘D_h among the decoders
 LOGITS_AT_ONCE = 2**27  # elements; bounds the memory of a decoder pass
-LARGEST_BATCH = 256  # texts; an interruption costs a batch
-MEASURE_SECONDS = 0.1  # at least, for each batch size that is tried
+LARGEST_BATCH = 256  # texts; an interruption loses a batch
+MEASURE_SECONDS = 0.1  # at least, for each batch size tried
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class Decoder:
 
 @dataclass(frozen=True, eq=False)
 class TextGenerator:
-    """Draws texts. Each is a function of its seed, and not of the batch around it."""
+    """Draws texts, each a function of its seed alone, not of the batch around it."""
 
     denoiser: DiT
     decoder: Decoder
     schedule: Schedule
-    timesteps: TimestepSampler  # its F(t) makes the `learned` grid
+    timesteps: TimestepSampler  # its F(t) defines the `learned` grid
     latent_shape: tuple[int, int]  # (N, C)
     seq_len: int
     vocab_size: int
@@ -70,16 +70,16 @@ class TextGenerator:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The decoder's name, and what identifies prompts, for the record of the texts."""
+        """The decoder's name, and what identifies the prompts, for the record of the texts."""
         return {"decoder": self.decoder.name, **({} if self.prompts is None else self.prompts.record)}
 
     def figures(self) -> dict[str, Any]:
-        """None: what a text takes is known before it is drawn (`drawing_cost`)."""
+        """Empty: the cost of a text is known before it is drawn (`drawing_cost`)."""
         return {}
 
     @torch.no_grad()
     def ends(self, sampler: SamplerConfig, seeds_B: Tensor) -> End:
-        """Run the reverse process for the texts of `seeds_B`; last state and last estimate, (B, N, C) each."""
+        """Run the reverse process for the texts of `seeds_B`; returns last state and last estimate, (B, N, C) each."""
         recurrence = self._recurrence(sampler)
         with self._lock:
             process = self._process(recurrence, sampler.guidance, len(seeds_B))
@@ -90,9 +90,9 @@ class TextGenerator:
 
     @torch.no_grad()
     def watched_ends(self, sampler: SamplerConfig, seeds_B: Tensor, watch: Watch) -> End:
-        """Run the reverse process by `solvers.solve`, in view of `watch`; the same as `ends` but for rounding.
+        """Run the reverse process with `solvers.solve`, observed by `watch`; the same as `ends` but for rounding.
 
-        Where nothing is compiled, as on a CPU, it is the same to the bit.
+        If nothing is compiled, as on a CPU, it is the same bit for bit.
         """
         recurrence = self._recurrence(sampler)
         seeds_B, text_B = seeds_B.to(self.device), torch.zeros_like(seeds_B, device=self.device)
@@ -113,13 +113,13 @@ class TextGenerator:
         return solvers.solve(recurrence, watched, noise.normal(seeds_B, "z_1", 0, text_B, self.latent_shape), eps)
 
     def modulations(self, times_E: Tensor) -> Tensor:
-        """The denoiser's modulations (E, M, W) for these times, computed in float32, in the precision of `compute`."""
+        """The denoiser's modulations (E, M, W) for these times, computed in float32, in `compute`'s precision."""
         return self.denoiser.modulations(times_E.to(self.device, torch.float32)).to(self.compute.dtype)
 
     def prefix(self, seeds_B: Tensor) -> Prefix | None:
         """The condition on the prompts of the texts with these seeds, in the precision of `compute`; None without any.
 
-        It is computed in float32, once for a text: it is the same at all times.
+        It is computed in float32, once per text, since it is the same at all times.
         """
         if self.prompts is None:
             return None
@@ -128,33 +128,33 @@ class TextGenerator:
         return Prefix(made.kv_BLMW.to(self.compute.dtype), made.seen_BL)
 
     def prompted(self, prompts: Prompts) -> TextGenerator:
-        """A generator of texts that continue `prompts`, which shares the networks that this one has compiled."""
+        """A generator of texts that continue `prompts`, sharing the networks that this one has compiled."""
         made = replace(self, prompts=prompts)
         vars(made).update(estimate=self.estimate, update=self.update)
         return made
 
     @property
     def prompt_guidance(self) -> Tensor | None:
-        """w of guidance by the prompt, on the device; None where it is off."""
+        """The weight w of guidance by the prompt, on the device; None if it is off."""
         if self.prompts is None or self.prompts.guidance == 1:
             return None
         return torch.tensor(self.prompts.guidance, device=self.device)
 
     @torch.no_grad()
     def prepare(self, sampler: SamplerConfig, texts: int) -> None:
-        """Compile now what `ends` needs for batches of `texts` texts, so that it is not timed with them."""
+        """Compile now what `ends` needs for batches of `texts` texts, so that their timing does not include it."""
         with self._lock:
             self._process(self._recurrence(sampler), sampler.guidance, texts)
 
     def padded(self, seeds_B: Tensor, texts: int) -> Tensor:
-        """The seeds of a last batch as `padded` has them."""
+        """The seeds of a last batch, padded by the function `padded`."""
         return padded(self.compute, seeds_B, texts)
 
     def _recurrence(self, sampler: SamplerConfig) -> Recurrence:
         return solvers.solver(sampler)(self.schedule, solvers.time_grid(sampler, self.schedule, self.timesteps.draw))
 
     def _process(self, recurrence: Recurrence, guidance: float, texts: int) -> ReverseProcess:
-        """The reverse process in use, or a new one where its size or its kind does not fit."""
+        """The reverse process in use, or a new one if its size or its kind does not fit."""
         room = max(WARM_UPS + 1, 1 << (len(recurrence.times) - 1).bit_length())
         key = (room, bool(recurrence.eps.any()), guidance != 1, texts)
         if key not in self._processes:
@@ -174,7 +174,7 @@ class TextGenerator:
 
     @cached_property
     def update(self) -> Callable[..., None]:
-        """`_update`, compiled where `compute` asks for it."""
+        """`_update`, compiled if `compute` asks for it."""
         return compiled(_update) if self.compute.compiled else _update
 
     def latents(self, sampler: SamplerConfig, seeds_B: Tensor) -> Tensor:
@@ -189,38 +189,38 @@ class TextGenerator:
     def decode(self, z_0_BNC: Tensor, seeds_B: Tensor, temperature: float = 0.0) -> Tensor:
         """Tokens (B, L) of latents, without noise: the most likely, or drawn at a temperature above 0.
 
-        Those of a prompt are the prompt's own.
+        The positions of a prompt get the prompt's own tokens.
         """
         size = texts_at_once(self.seq_len, self.vocab_size)
         pieces = zip(z_0_BNC.split(size), seeds_B.to(self.device).split(size), strict=True)
         return torch.cat([self.draw_tokens(self.decoder.logits(z), seeds, temperature) for z, seeds in pieces])
 
     def draw_tokens(self, logits_BLV: Tensor, seeds_B: Tensor, temperature: float) -> Tensor:
-        """Tokens (B, L) by the decoder's logits, after those of the prompts."""
+        """Tokens (B, L) from the decoder's logits, after those of the prompts."""
         tokens_BL = draw_tokens(logits_BLV, seeds_B, temperature)
         return tokens_BL if self.prompts is None else self.prompts.put_into(tokens_BL, seeds_B)
 
     def lines(self, tokenizer: Any, tokens_BL: Tensor, seeds_B: Tensor, clean_up: bool) -> list[dict[str, Any]]:
-        """JSON objects of texts; those that continue a prompt have it and the continuation apart."""
+        """JSON objects of texts; those that continue a prompt also have prompt and continuation separately."""
         write = plain_lines if self.prompts is None else self.prompts.lines
         return write(tokenizer, tokens_BL, seeds_B, clean_up)
 
     def batch_size(self, most: int) -> int:
-        """Batch size at which the denoiser is fastest per text, as `fastest` finds it."""
+        """Batch size at which the denoiser is fastest per text, found by `fastest`."""
         return fastest(self._seconds, most)
 
     @torch.no_grad()
     def _seconds(self, size: int) -> float:
-        """Seconds of one evaluation of a batch. It is not compiled, which would take long for each size."""
+        """Seconds of one evaluation of a batch, not compiled, since compiling each size would take long."""
         z = torch.zeros(size, *self.latent_shape, device=self.device, dtype=self.compute.dtype)
         return seconds_of(partial(self.estimate, z, z, self.modulations(torch.full((1,), 0.5))))
 
 
 class ReverseProcess:
-    """The reverse process of a batch of texts, in tensors that are allocated once.
+    """The reverse process of a batch of texts, in tensors allocated once.
 
-    A step changes them in place and needs nothing from the host, not even its number. So, compiled for a GPU, it is a
-    CUDA graph: one launch in place of hundreds. `room` is the number of rows that the tables can hold.
+    A step changes them in place and needs nothing from the host, not even its number. So, when compiled for a GPU, it
+    is a CUDA graph: one launch in place of hundreds. `room` is the number of rows that the tables can hold.
     """
 
     def __init__(self, generator: TextGenerator, room: int, noisy: bool, guided: bool, texts: int) -> None:
@@ -231,10 +231,10 @@ class ReverseProcess:
         one_1MW = self.modulations(torch.zeros(1))
         self.z_BNC, self.z_hat_BNC = torch.zeros(texts, *self.shape, **on), torch.zeros(texts, *self.shape, **on)
         self.seeds_B = torch.zeros(texts, dtype=torch.int64, **on)
-        self.text_B = torch.zeros_like(self.seeds_B)  # row in the address of noise: a seed has one text, its row 0
+        self.text_B = torch.zeros_like(self.seeds_B)  # row in the noise's address: a seed has one text, its row 0
         self.guidance = torch.ones((), **on) if guided else None
         self.prefix = self.prefix_of(self.seeds_B)
-        self.row_1 = torch.zeros(1, dtype=torch.int64, **on)  # of the tables, taken by the next step
+        self.row_1 = torch.zeros(1, dtype=torch.int64, **on)  # the table row that the next step takes
         self.coefficients_E4 = torch.zeros(room, 4, **on)
         self.modulations_EMW = one_1MW.new_zeros(room, *one_1MW.shape[1:])
         self._replay = recorded(self._step, generator.device) if self.compute.compiled else None
@@ -283,7 +283,7 @@ def _update(
     prefix: Prefix | None,
     prompt_guidance: Tensor | None,
 ) -> None:
-    """Replace the state and the estimate by those after a row. Both are float32, whatever the network computes in."""
+    """Replace state and estimate with those after a row; both are float32, whatever the network computes in."""
 
     found_BNC = _guided(estimate, guidance, prefix, prompt_guidance)(z_BNC, modulations_1MW, z_hat_BNC)
     z_BNC.copy_(solvers.advance(coefficients_14[0].unbind(), z_BNC, found_BNC, z_hat_BNC, eps_BNC))
@@ -296,7 +296,7 @@ def _guided(
     prefix: Prefix | None,
     prompt_guidance: float | Tensor | None,
 ) -> Denoise:
-    """The network as a solver calls it, with modulations in place of a time; None for guidance stands for none."""
+    """The network as a solver calls it, with modulations in place of a time; guidance None means no guidance."""
     denoise: Denoise = partial(_estimate, estimate)
     if prefix is not None:
         seeing: Denoise = partial(_estimate, estimate, prefix=prefix)
@@ -311,23 +311,23 @@ def _estimate(
     z_hat_prev_BNC: Tensor,
     prefix: Prefix | None = None,
 ) -> Tensor:
-    """ẑ_0 (B, N, C) in the dtype of z, by a network that computes in the dtype of its modulations."""
+    """ẑ_0 (B, N, C) in the dtype of z, from a network that computes in the dtype of its modulations."""
     dtype, more = modulations_1MW.dtype, () if prefix is None else (prefix,)
     return estimate(z_BNC.to(dtype), z_hat_prev_BNC.to(dtype), modulations_1MW, *more).to(z_BNC.dtype)
 
 
 def texts_at_once(seq_len: int, vocab_size: int) -> int:
-    """Texts whose logits fit in memory together."""
+    """Number of texts whose logits fit in memory together."""
     return max(1, LOGITS_AT_ONCE // (seq_len * vocab_size))
 
 
 def text_seeds(seed: int, start: int, stop: int) -> Tensor:
-    """Seeds (stop − start,) int64 of the texts number start … stop−1 of `seed`; no two `seed`s have one in common."""
+    """Seeds (stop − start,) int64 of texts start … stop−1 of `seed`; no two values of `seed` share one."""
     return seed * TEXTS_PER_SEED + torch.arange(start, stop)
 
 
 def batches(generator: Generator, config: AnySampleConfig, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """Draw the texts of a configuration from number `done` on: seeds (B,) and tokens (B, L) by batches, on the CPU."""
+    """Draw the texts of a configuration from number `done` on: seeds (B,) and tokens (B, L) in batches, on the CPU."""
     wanted = text_seeds(config.seed, done, config.num_samples)
     if not len(wanted):
         return
@@ -337,7 +337,7 @@ def batches(generator: Generator, config: AnySampleConfig, done: int = 0) -> Ite
 
 
 def padded(compute: Compute, seeds_B: Tensor, texts: int) -> Tensor:
-    """Pad the seeds of a last batch to `texts`: recompiling for a smaller one costs more than the extra texts."""
+    """Pad the seeds of a last batch to `texts`: recompiling for a smaller batch costs more than the extra texts."""
     missing = texts - len(seeds_B) if compute.compiled else 0
     return torch.cat([seeds_B, seeds_B[-1:].expand(missing)])
 
@@ -345,7 +345,7 @@ def padded(compute: Compute, seeds_B: Tensor, texts: int) -> Tensor:
 def fastest(seconds: Callable[[int], float], most: int) -> int:
     """Batch size at which an evaluation is fastest per text, measured: a power of 2 up to `most`.
 
-    It doubles while that gains at least 5 % and the device's memory suffices.
+    It doubles as long as that gains at least 5 % and fits the device's memory.
     """
     best, rate, size = 1, 0.0, 1
     while size <= max(1, most):
@@ -364,7 +364,7 @@ def seconds_of(evaluate: Callable[[], Tensor]) -> float:
     began, seconds = time.perf_counter(), list[float]()
     while len(seconds) < 3 or time.perf_counter() - began < MEASURE_SECONDS:
         started = time.perf_counter()
-        evaluate().sum().item()  # which waits for the device
+        evaluate().sum().item()  # waits for the device
         seconds.append(time.perf_counter() - started)
     return min(seconds)
 
@@ -372,8 +372,8 @@ def seconds_of(evaluate: Callable[[], Tensor]) -> float:
 def drawing_cost(config: SampleConfig, model: ModelConfig, source: prompts.Continues) -> dict[str, Any]:
     """Evaluations of the denoiser that settings of `ldlm sample` take, and their FLOPs, as JSON.
 
-    These see the prompt but for those of guidance by it, and the prompt's keys and values are made once for a text.
-    The frozen encoder's one pass over a prompt is no part of them, and neither is the decoder's over a text.
+    The evaluations see the prompt, except the extra ones of prompt guidance; the prompt's keys and values are computed
+    once per text. Neither the frozen encoder's one pass over a prompt nor the decoder's over a text is included.
     """
     texts, shapes, prompt = prompts.texts_in_all(config), source.shapes, prompts.longest(config, source)
     seeing = texts * config.sampler.steps * solvers.evaluations_per_step(config.sampler)
@@ -384,7 +384,7 @@ def drawing_cost(config: SampleConfig, model: ModelConfig, source: prompts.Conti
 
 
 def draw_tokens(logits_BLV: Tensor, seeds_B: Tensor, temperature: float) -> Tensor:
-    """Tokens (B, L): the most likely, or at a temperature above 0 drawn by one uniform number each (SPEC 8)."""
+    """Tokens (B, L): the most likely, or at a temperature above 0 drawn with one uniform number each (SPEC 8)."""
     if temperature == 0:
         return logits_BLV.argmax(-1)
     uniform_BL = noise.uniform(seeds_B, "token", 0, torch.zeros_like(seeds_B), (logits_BLV.shape[1],))

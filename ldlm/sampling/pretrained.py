@@ -1,10 +1,10 @@
-"""An exported model as a folder or on the hub: what the models of all methods have in common.
+"""An exported model, in a folder or on the hub: what the models of all methods have in common.
 
-    model.safetensors   averaged weights, in fp32 or bf16; they become fp32 when they are read
+    model.safetensors   averaged weights, in fp32 or bf16; read as fp32
     tokenizer/          the run's
-    encoder/            the frozen encoder, which reads prompts, where it was asked for: settings and safetensors
+    encoder/            the frozen encoder, which reads prompts, if it was asked for: settings and safetensors
     README.md           the model card; may be edited
-    config.json         written last: sizes, settings, sampler, provenance, and sha256 of the rest but the card
+    config.json         written last: sizes, settings, sampler, provenance, and sha256 of all the rest but the card
 
 Weights are read from safetensors only.
 """
@@ -34,7 +34,7 @@ CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 TOKENIZER, ENCODER = "tokenizer", "encoder"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
-CLASSES = {"ldlm": "LDLM", "ldlm-tokens": "TokenDiffusion"}  # of `ldlm`, by the model_type of config.json
+CLASSES = {"ldlm": "LDLM", "ldlm-tokens": "TokenDiffusion"}  # in `ldlm`, by the model_type in config.json
 
 
 class ExportedModel(ModelHubMixin):
@@ -44,8 +44,8 @@ class ExportedModel(ModelHubMixin):
     """
 
     model_type: ClassVar[str]
-    describe: ClassVar[Callable[..., Any]]  # a description of what `config.json` holds
-    write_card: ClassVar[Callable[..., str]]  # the model card of a description
+    describe: ClassVar[Callable[..., Any]]  # content of `config.json` → description
+    write_card: ClassVar[Callable[..., str]]  # description → model card
 
     def __init__(
         self,
@@ -55,10 +55,10 @@ class ExportedModel(ModelHubMixin):
         card: str | None = None,
         encoder: Path | None = None,
     ) -> None:
-        """`networks` as `config.networks` has them, with weights; `card` None writes one.
+        """`networks` are those of `config.networks()`, with weights; `card` None writes a new one.
 
-        `tokenizer` is a folder, and so is `encoder`, that of the frozen encoder which goes with the model; it stays
-        where it is, and is read when it is needed.
+        `tokenizer` is a folder, and so is `encoder`, that of the model's frozen encoder, which stays where it is and is
+        read when needed.
         """
         self.config, self.networks, self.device = config, dict(networks), torch.device("cpu")
         self.shapes: Shapes = config.shapes
@@ -66,10 +66,10 @@ class ExportedModel(ModelHubMixin):
         self.card = type(self).write_card(config) if card is None else card
         self.encoder = None if encoder is None else encoder.absolute()
         self._tokenizer_files = {name: path.read_bytes() for path, name in files.below(tokenizer)}
-        self._generators: dict[Any, Generator] = {}  # with what they have compiled
+        self._generators: dict[Any, Generator] = {}  # with their compiled code
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # there is no other class to pass further options on to
+    def from_pretrained(  # type: ignore[override]  # no other class takes further options
         cls,
         pretrained_model_name_or_path: str | Path,
         *,
@@ -81,8 +81,8 @@ class ExportedModel(ModelHubMixin):
     ) -> Self:
         """Load the model in a folder, or of that id on the Hugging Face hub, onto the CPU.
 
-        The network is used for a hub id only. `InputError` when there is no such model, when a file of it is damaged,
-        when its weights are pickled, and when it is one that another class opens.
+        The network is used only for a hub id. `InputError` if there is no such model, if one of its files is damaged,
+        if its weights are pickled, or if it is for another class to open.
         """
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
@@ -91,13 +91,13 @@ class ExportedModel(ModelHubMixin):
                 "local_files_only": local_files_only, "revision": revision,
             }  # fmt: skip
             name = str(pretrained_model_name_or_path)
-            cls.described(hub.download(name, [CONFIG], **options))  # before downloading gigabytes that are none of ours
+            cls.described(hub.download(name, [CONFIG], **options))  # before downloading gigabytes that are not ours
             folder = hub.download(name, [CONFIG, WEIGHTS, CARD, f"{TOKENIZER}/*", f"{ENCODER}/*"], **options)
         return cls.from_folder(folder)
 
     @classmethod
     def described(cls, folder: Path) -> Any:
-        """The description in a folder's `config.json`; `InputError` for what this class doesn't open."""
+        """The description in a folder's `config.json`; `InputError` for a model that this class does not open."""
         return cls.describe(record(folder, cls.model_type))
 
     @classmethod
@@ -132,12 +132,12 @@ class ExportedModel(ModelHubMixin):
         files.write_atomic(save_directory / CONFIG, files.dump_digested(described))
 
     def _stored(self, network: nn.Module) -> dict[str, Tensor]:
-        """Weights in the precision of the export; buffers, such as statistics, are no weights and stay as they are."""
+        """Weights in the precision of the export; buffers, such as statistics, are not weights and keep theirs."""
         weights = {key: weight.detach().to(DTYPES[self.config.precision]) for key, weight in network.named_parameters()}
         return {**network.state_dict(), **weights}
 
     def _save_encoder(self, save_directory: Path) -> list[str]:
-        """Copy the files of the frozen encoder, where they are not there already; returns their names."""
+        """Copy the files of the frozen encoder, unless they are already there; returns their names."""
         if self.encoder is None:
             return []
         names = [f"{ENCODER}/{name}" for _, name in files.below(self.encoder)]
@@ -178,7 +178,7 @@ class ExportedModel(ModelHubMixin):
 
 
 def model_type(folder: Path) -> str | None:
-    """The type of the exported model in a folder, a key of `CLASSES`; None where there is none of ours."""
+    """The type of the exported model in a folder, a key of `CLASSES`; None if it holds none of ours."""
     found = _model_type(files.read_json(folder / CONFIG)) if (folder / CONFIG).is_file() else None
     return found if found in CLASSES else None
 
@@ -188,7 +188,7 @@ def _model_type(found: Any) -> Any:
 
 
 def record(folder: Path, expected: str) -> dict[str, Any]:
-    """`config.json` alone; `InputError` when it describes no model of that type, or is damaged."""
+    """`config.json` alone; `InputError` if it does not describe a model of the expected type, or is damaged."""
     if not (folder / CONFIG).is_file():
         if (folder / "checkpoints").is_dir():
             raise InputError(
@@ -207,7 +207,7 @@ def record(folder: Path, expected: str) -> dict[str, Any]:
 
 
 def verified(folder: Path, expected: str) -> dict[str, Any]:
-    """`config.json`, every file checked by its hash; `InputError` names one that is missing or damaged."""
+    """`config.json`, with every file checked against its hash; `InputError` names one that is missing or damaged."""
     read = record(folder, expected)
     parts = [TOKENIZER, ENCODER] if _has_encoder(read) else [TOKENIZER]
     there = [WEIGHTS, *(f"{part}/{name}" for part in parts for _, name in files.below(folder / part))]
@@ -225,6 +225,6 @@ def _has_encoder(read: Mapping[str, Any]) -> bool:
 
 
 def _pickled(folder: Path) -> str:
-    """A remark on pickled weights in the folder; empty where there are none."""
+    """A remark on pickled weights in the folder; empty if there are none."""
     pickles = [path.name for pattern in PICKLES for path in folder.glob(pattern)]
     return f" ({', '.join(sorted(pickles))}: pickled weights are never read)" if pickles else ""

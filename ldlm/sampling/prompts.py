@@ -1,8 +1,8 @@
-"""Texts to be continued: their tokens, and the encoder's states of these, which the denoiser is conditioned on.
+"""Texts to be continued: their tokens, and the encoder's states of those, which the denoiser is conditioned on.
 
 A prompt is the beginning of a row: BOS and its tokens, without EOS. It runs through the frozen encoder as a row of full
-length, as rows did at extraction, whose states are cut off after the prompt: of a causal encoder they don't depend on
-what fills the row up. Text number i of a seed continues prompt i modulo their number.
+length, as rows did at extraction, and the states are cut off after the prompt: with a causal encoder they do not depend
+on what fills the rest of the row. Text number i of a seed continues prompt i modulo the number of prompts.
 
 Shape letters: CONTRIBUTING.md. T counts prompts here, and L the tokens of the longest.
 """
@@ -46,16 +46,16 @@ class Continues(Protocol):
         """`model.condition` of its training."""
 
     def frozen_encoder(self, where: str | None) -> OnlineEncoder:
-        """The encoder of its features, in the folder or of the hub name `where`, or as its record has it."""
+        """The encoder of its features: `where` is its folder or hub name, None for the one on record."""
 
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """Prompts with what is needed to continue them, on the generator's device."""
+    """Prompts and what is needed to continue them, on the generator's device."""
 
     texts: tuple[str, ...]
-    tokens_TL: Tensor  # int64, each row with BOS, and EOS after its end
-    k_T: Tensor  # tokens of each, BOS included
+    tokens_TL: Tensor  # int64, each row with BOS, and EOS after the prompt's end
+    k_T: Tensor  # number of tokens of each, BOS included
     h_TLD: Tensor  # normalised states
     guidance: float  # w, the strength of the condition; 1 is off
 
@@ -81,9 +81,9 @@ class Prompts:
         return torch.cat([kept_BL, tokens_BL[:, length:]], dim=1)
 
     def lines(self, tokenizer: Any, tokens_BL: Tensor, seeds_B: Tensor, clean_up: bool) -> list[dict[str, Any]]:
-        """JSON objects of continued texts: whole texts, then prompt and continuation apart, with their tokens.
+        """JSON objects of continued texts: the whole text, then prompt and continuation separately, with their tokens.
 
-        A text begins with its prompt as it was given, so without BOS.
+        A text begins with its prompt as given, without BOS.
         """
         number_B = self.numbers(seeds_B).tolist()
         return [
@@ -105,11 +105,11 @@ def _text(tokenizer: Any, ids: list[int], clean_up: bool = False) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Which are asked for
+# Which prompts are asked for
 
 
 def given(config: PromptConfig) -> tuple[str, ...]:
-    """The prompts of a configuration; empty for none. `InputError` for settings of prompts without any."""
+    """The prompts of a configuration; empty for none. `InputError` for prompt settings without a prompt."""
     if config.prompt is not None and config.prompts is not None:
         raise InputError("--prompt is one text and --prompts a file of them; give one of the two")
     if config.prompt is not None:
@@ -118,12 +118,12 @@ def given(config: PromptConfig) -> tuple[str, ...]:
         return _of_file(Path(config.prompts), config.text_column)
     for name, value in (("prompt_guidance", config.prompt_guidance != 1), ("encoder", config.encoder is not None)):
         if value:
-            raise InputError(f"--{name.replace('_', '-')} is for texts that are continued; give --prompt TEXT, too")
+            raise InputError(f"--{name.replace('_', '-')} is for continuing texts; add --prompt TEXT")
     return ()
 
 
 def _of_file(path: Path, column: str) -> tuple[str, ...]:
-    """The prompts of a file; a blank one would shift those after it, so that text i continued another than prompt i."""
+    """The prompts of a file; a blank one is refused, since it would shift those after it against their texts."""
     found, held = list[str](), list[str]()
     for text in _rows(path, column):
         if not held and not (text or "").strip():
@@ -138,7 +138,7 @@ def _of_file(path: Path, column: str) -> tuple[str, ...]:
 
 
 def _rows(path: Path, column: str) -> Iterator[str | None]:
-    """All rows of a file, with blank lines of plain text; a long line in parts."""
+    """All rows of a file, including blank lines of plain text; a long line comes in parts."""
     with detection.opened(path) as source:
         if source.kind == "plain":
             yield from formats.lines(source)
@@ -154,7 +154,7 @@ def _checked(prompt: str) -> str:
 
 
 def texts_in_all(config: SampleConfig) -> int:
-    """Number of texts that a configuration asks for: `num_samples` of each prompt, where there are any."""
+    """Number of texts that a configuration asks for: `num_samples`, or as many for each prompt."""
     count = config.num_samples * max(1, len(given(config.prompting)))
     if count > TEXTS_PER_SEED:
         raise InputError(
@@ -165,14 +165,14 @@ def texts_in_all(config: SampleConfig) -> int:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What continuing them takes
+# What is needed to continue them
 
 
 def prompts_of(config: SampleConfig, source: Continues) -> Prompts | None:
     """The prompts of a configuration, tokenised and encoded; None without any.
 
-    `InputError` for a run that has not learned to continue texts, a prompt that is too long or that the tokenizer does
-    not give back, and an encoder that can't be had.
+    `InputError` for a run that has not learned to continue texts, a prompt that is too long or that its tokens do not
+    decode to, and an encoder that can't be loaded.
     """
     asked = config.prompting
     texts = given(asked)
@@ -189,13 +189,13 @@ def prompts_of(config: SampleConfig, source: Continues) -> Prompts | None:
 
 
 def longest(config: SampleConfig, source: Continues) -> int:
-    """Tokens of the longest prompt of a configuration, BOS counted; 0 without any. `InputError` as `prompts_of`."""
+    """Tokens of the longest prompt of a configuration, BOS counted; 0 without any. `InputError` as for `prompts_of`."""
     texts = given(config.prompting)
     return max(map(len, _token_rows(texts, source))) if texts else 0
 
 
 def _token_rows(texts: Sequence[str], source: Continues) -> list[list[int]]:
-    """The tokens of prompts, as rows of a store begin; `InputError` where the model has not learned to continue any."""
+    """The tokens of prompts, as rows of a store begin; `InputError` if the model has not learned to continue texts."""
     if source.condition != "prefix":
         raise InputError(
             "this model has not learned to continue texts (its model.condition is none); train one with `ldlm train "
@@ -208,7 +208,7 @@ def tokenised(texts: Sequence[str], tokenizer: Any, most: int) -> list[list[int]
     """BOS and the tokens of each text, as rows of a store begin; at most `most` in all."""
     bos, _ = special_tokens(tokenizer)
     bare = tokenizer.backend_tokenizer
-    bare.no_truncation()  # a tokenizer.json may ask for either
+    bare.no_truncation()  # a tokenizer.json may set either
     bare.no_padding()
     rows = []
     for text in texts:
@@ -228,7 +228,7 @@ def tokenised(texts: Sequence[str], tokenizer: Any, most: int) -> list[list[int]
 def _encoded(tokens_TL: Tensor, where: str | None, source: Continues) -> Tensor:
     try:
         return source.frozen_encoder(where)(tokens_TL)
-    except InputError as error:  # it can't be had, or is another one
+    except InputError as error:  # it can't be loaded, or is a different one
         if where is not None:
             raise
         raise InputError(f"{error}; say where the encoder is with --encoder DIR (encoder=DIR in Python)") from None

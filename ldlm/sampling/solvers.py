@@ -1,21 +1,21 @@
-"""Solvers of the reverse process (Section 4.3, SPEC 8). They know no network.
+"""Solvers of the reverse process, independent of any network (Section 4.3, SPEC 8).
 
 Every solver here is linear in the state, the estimates and the noise, so it is a table: for a schedule and a grid of
-times it gives one row of four coefficients for each evaluation of the denoiser, with which
+times it gives a row of four coefficients for each evaluation of the denoiser, with which
 
     ẑ ← denoise(z, t, ẑ_prev),    z ← a·z + b·ẑ + c·ẑ_prev + d·ε.
 
-ẑ_prev is the estimate of the row before, zeros at first, and ε is standard normal noise. Rows are fast: a step is
-the same few operations for every solver, and `generation.ReverseProcess` takes it without leaving the device. `solve`
-takes the same steps one by one with any denoiser, in closed form or a network; a trace is drawn with it. A solver that
-is not linear, or that chooses its times as it goes, is a function like `solve`.
+ẑ_prev is the estimate of the previous row, zeros at first, and ε is standard normal noise. Rows are fast: a step is the
+same few operations for every solver, and `generation.ReverseProcess` takes it without leaving the device. `solve` takes
+the same steps one by one with any denoiser, a closed form or a network; traces are drawn with it. A solver that is not
+linear, or that chooses its times as it goes, would be a function like `solve`.
 
 Euler–Maruyama is the paper's. The others start from the exact solution of the probability-flow ODE from s down to t,
 
     z_t = (σ_t/σ_s) z_s + (α_t − α_s σ_t/σ_s) ẑ̄,
 
 where ẑ̄ is the mean of ẑ_0 over the interval, weighted by the growth of α/σ (Lu et al., 2022, Eq. 3.4 in x_0-form).
-They differ in how they estimate ẑ̄. At s = 1, where α = 0 and σ = 1, all of it is finite.
+They differ in how they estimate ẑ̄. At s = 1, where α = 0 and σ = 1, everything is finite.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ldlm.errors import InputError
 from ldlm.model.diffusion import Schedule, ode_step, score
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # z (B, …), t (a scalar) and ẑ_prev (B, …) → ẑ (B, …)
-Noise = Callable[[int], Tensor]  # number of the row → ε of z's shape; keyed by the text's seed it is the text's own
+Noise = Callable[[int], Tensor]  # number of the row → ε of z's shape, a function of the text's seed
 InverseCDF = Callable[[Tensor], Tensor]  # F⁻¹: [0, 1] → t, both float64 (N,)
 
 # λ(1) = −∞, so a grid in log-SNR begins where α is 1 % of σ, at t = 0.98 of the paper's schedule.
@@ -45,8 +45,8 @@ class Recurrence(NamedTuple):
     times: Tensor  # of the evaluations
     z: Tensor  # a, the coefficient of the state
     z_hat: Tensor  # b, of the estimate
-    z_hat_prev: Tensor  # c, of the estimate of the row before
-    eps: Tensor  # d, of the noise; 0 in the last row, so that the mean comes out
+    z_hat_prev: Tensor  # c, of the estimate of the previous row
+    eps: Tensor  # d, of the noise; 0 in the last row, so that the result is the mean
 
     @property
     def coefficients(self) -> Tensor:
@@ -65,7 +65,7 @@ class End(NamedTuple):
 
 
 def solve(recurrence: Recurrence, denoise: Denoise, z: Tensor, noise: Noise) -> End:
-    """Follow a recurrence from z, the state at the first of its times, with any denoiser."""
+    """Run a recurrence from z, the state at the first of its times, with any denoiser."""
     z_hat = torch.zeros_like(z)
     for row, (t, *coefficients) in enumerate(zip(*recurrence, strict=True)):
         z_hat_prev, z_hat = z_hat, denoise(z, t, z_hat)
@@ -74,7 +74,7 @@ def solve(recurrence: Recurrence, denoise: Denoise, z: Tensor, noise: Noise) -> 
 
 
 def advance(coefficients: Iterable[Tensor], z: Tensor, z_hat: Tensor, z_hat_prev: Tensor, eps: Tensor | None) -> Tensor:
-    """The next state, by the four coefficients of a row; `eps` is None where the solver draws no noise."""
+    """The next state, from the four coefficients of a row; `eps` is None if the solver draws no noise."""
     a, b, c, d = coefficients
     z = a * z + b * z_hat + c * z_hat_prev
     return z if eps is None else z + d * eps
@@ -98,7 +98,7 @@ def time_grid(config: SamplerConfig, schedule: Schedule | None = None, quantile:
         assert schedule is not None
         end = schedule.log_snr(torch.tensor(config.t_min, dtype=torch.float64))
         times = schedule.time_of_log_snr(end + uniform * (LOG_SNR_START - end))
-        times[-1] = config.t_min  # but for rounding it is
+        times[-1] = config.t_min  # as it already is, but for rounding
         return times
     return config.t_min + (1 - config.t_min) * uniform
 
@@ -106,8 +106,8 @@ def time_grid(config: SamplerConfig, schedule: Schedule | None = None, quantile:
 def _above(quantile: InverseCDF, t_min: float, uniform: Tensor) -> Tensor:
     """F⁻¹ at equal steps from 1 down to F(t_min).
 
-    F(t_min) is found by bisection: `TimestepSampler.cdf` rounds it otherwise, which would change the last bits of the
-    grid, and with them texts that have been drawn.
+    F(t_min) is found by bisection: `TimestepSampler.cdf` rounds it differently, which would change the last bits of the
+    grid, and thereby texts that have already been drawn.
     """
     low, high = 0.0, 1.0
     for _ in range(60):
@@ -140,7 +140,7 @@ def prompted(with_prompt: Denoise, without: Denoise, guidance: float | Tensor) -
     """Classifier-free guidance by a prompt (Ho & Salimans, 2022), in two evaluations: ẑ = ẑ_0 + w (ẑ_k − ẑ_0).
 
     ẑ_k is the estimate that sees the prompt's k tokens, ẑ_0 the unconditional one, both with the same ẑ_prev; at w = 1
-    it is ẑ_k. `guided` may take it in turn: both of its estimates are then guided by the prompt, in four evaluations.
+    it is ẑ_k. `guided` can be applied on top: then both of its estimates are guided by the prompt, in four evaluations.
     """
 
     def extrapolated(z: Tensor, t: Tensor, z_hat_prev: Tensor) -> Tensor:
@@ -151,8 +151,8 @@ def prompted(with_prompt: Denoise, without: Denoise, guidance: float | Tensor) -
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Solvers. Each docstring has the step from s to t = s − Δt as its source writes it, with ẑ = denoise(z, s, ẑ_prev) and
-# λ = ln(α/σ); the coefficients below are those of z, ẑ, ẑ_prev and ε in it.
+# Solvers. Each docstring gives the step from s to t = s − Δt as its source writes it, with ẑ = denoise(z, s, ẑ_prev)
+# and λ = ln(α/σ); the coefficients in the code are those of z, ẑ, ẑ_prev and ε in that step.
 
 
 def euler_maruyama(schedule: Schedule, times: Tensor, *, beta_clip: float = 0.95) -> Recurrence:
@@ -161,7 +161,7 @@ def euler_maruyama(schedule: Schedule, times: Tensor, *, beta_clip: float = 0.95
         score = −(z − α_s ẑ) / σ_s²
         z ← z + (½β z + β score) Δt + √(β Δt) ε
 
-    β(s) diverges at s = 1, so s is clipped to `beta_clip` inside β, and nowhere else. First order.
+    β(s) diverges at s = 1, so s is clipped to `beta_clip` inside β and nowhere else. First order.
     """
     s, t = times[:-1], times[1:]
     growth = schedule.beta(s.clamp(max=beta_clip)) * (s - t)  # β Δt
@@ -178,7 +178,7 @@ def euler_maruyama(schedule: Schedule, times: Tensor, *, beta_clip: float = 0.95
 
 
 def ddim(schedule: Schedule, times: Tensor, *, eta: float = 0.0) -> Recurrence:
-    """DDIM (Song et al., 2021, Eq. 12): at η = 0 the ODE by Euler steps, at η = 1 ancestral sampling. First order.
+    """DDIM (Song et al., 2021, Eq. 12): at η = 0 Euler steps on the ODE, at η = 1 ancestral sampling. First order.
 
     ε̂ = (z − α_s ẑ) / σ_s
     ς = η (σ_t/σ_s) √(1 − α_s²/α_t²)                (their Eq. 16)
@@ -220,7 +220,7 @@ def heun(schedule: Schedule, times: Tensor) -> Recurrence:
 def dpm_solver_pp_2m(schedule: Schedule, times: Tensor, *, stochastic: bool = False) -> Recurrence:
     """DPM-Solver++(2M) (Lu et al., 2022, Algorithm 2): extrapolates from the last two estimates. Second order.
 
-        h = λ_t − λ_s,  r = (the step before's h) / h
+        h = λ_t − λ_s,  r = (h of the previous step) / h
         D = (1 + 1/(2r)) ẑ − 1/(2r) ẑ_prev                                 in the first step D = ẑ
         z ← (σ_t/σ_s) z − α_t (e^(−h) − 1) D
 
@@ -251,7 +251,7 @@ def _sde(schedule: Schedule, times: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _none_at_the_end(noise: Tensor) -> Tensor:
-    """Coefficients of the noise with a 0 for the last step."""
+    """Coefficients of the noise, with 0 for the last step."""
     return torch.cat([noise[:-1], torch.zeros(1, dtype=noise.dtype)])
 
 
@@ -276,8 +276,8 @@ def solver(config: SamplerConfig) -> Solver:
     return solvers[config.solver]
 
 
-# The reason why a solver is not offered on a grid and with an end, and the remedy: at 128 steps Gaussian data come out
-# more than 3 % too wide or too narrow (`python -m benchmarks samplers`, docs/sampling.md).
+# Why a solver is not offered on a grid and with an end, and the remedy: at 128 steps it makes Gaussian data more than
+# 3 % too wide or too narrow (`python -m benchmarks samplers`, docs/sampling.md).
 _DIVERGES = ("its first steps are so long there that it diverges", "--grid log-snr or --grid time")
 _NARROWS = ("so few of its steps are near t = 0 that the data come out too narrow", "--grid learned")
 _WIDENS = ("its last step extrapolates so far that the data come out too wide", "--grid log-snr, or --final x0")
@@ -290,7 +290,7 @@ _REFUSED = {
     ("dpm++2m-sde", "time", "mean"): _WIDENS,
     ("dpm++2m-sde", "learned", "mean"): _WIDENS,
 }
-_MOST_ETA = 0.5  # of ddim on the log-snr grid
+_MOST_ETA = 0.5  # for ddim on the log-snr grid
 
 
 def is_offered(config: SamplerConfig) -> bool:
@@ -301,7 +301,7 @@ def is_offered(config: SamplerConfig) -> bool:
 def check(config: SamplerConfig, known: SamplerConfig | None = None) -> None:
     """`InputError` for a combination of solver, grid and end that is not offered, unless `known` has the same.
 
-    `known` are the settings of an exported model, which keeps drawing as it was exported.
+    `known` are the settings of an exported model, which keeps sampling as it was exported.
     """
     objection = _objection(config)
     if objection is None or (known is not None and _combination(config) == _combination(known)):
@@ -322,5 +322,5 @@ def _combination(config: SamplerConfig) -> tuple[Any, ...]:
 
 
 def evaluations_per_step(config: SamplerConfig) -> int:
-    """Forward passes of the denoiser in a step (SPEC 12.8)."""
+    """Forward passes of the denoiser per step (SPEC 12.8)."""
     return (2 if config.solver == "heun" else 1) * (2 if config.guidance != 1 else 1)

@@ -1,6 +1,6 @@
-"""Where texts are drawn from: a checkpoint of a run, or an exported model. What all of them have in common.
+"""What texts are drawn from, a checkpoint of a run or an exported model, and what all of these have in common.
 
-Runs and exported models of a method make the same `Generator`, so that they draw the same texts.
+A method's runs and exported models make the same `Generator`, so they draw the same texts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ldlm.training.checkpoint import Checkpoint
 
 
 class Generator(Protocol):
-    """Draws texts, each of which is a function of its seed and not of the batch around it."""
+    """Draws texts, each a function of its seed alone, not of the batch around it."""
 
     @property
     def compute(self) -> Compute:
@@ -32,13 +32,13 @@ class Generator(Protocol):
 
     @property
     def record(self) -> dict[str, Any]:
-        """Entries of the record of its texts beside settings and checkpoint, as JSON."""
+        """Entries in the record of its texts beside settings and checkpoint, as JSON."""
 
     def tokens(self, sampler: Any, seeds_B: Tensor) -> Tensor:
         """Token rows (B, L) int64 of the texts with these seeds."""
 
     def padded(self, seeds_B: Tensor, texts: int) -> Tensor:
-        """The seeds of a last batch, with more up to `texts` where a smaller batch costs more."""
+        """The seeds of a last batch, padded to `texts` if a smaller batch would cost more."""
 
     def lines(self, tokenizer: Any, tokens_BL: Tensor, seeds_B: Tensor, clean_up: bool) -> list[dict[str, Any]]:
         """JSON objects of the texts with these token rows and seeds, as `ldlm sample` writes them."""
@@ -47,7 +47,7 @@ class Generator(Protocol):
         """The batch size that is fastest per text, up to `most`."""
 
     def figures(self) -> dict[str, Any]:
-        """The cost of drawing until now, as JSON."""
+        """The cost of drawing so far, as JSON."""
 
 
 class Source(Protocol):
@@ -74,7 +74,7 @@ class Source(Protocol):
         """Evaluations of the network that settings of `ldlm sample` take, and their FLOPs, as JSON."""
 
     def remark(self, config: Any, progress: Progress) -> None:
-        """Tell the user what was chosen for want of a setting."""
+        """Tell the user what was chosen in the absence of a setting."""
 
 
 def plain_lines(tokenizer: Any, tokens_BL: Tensor, seeds_B: Tensor, clean_up: bool) -> list[dict[str, Any]]:
@@ -84,13 +84,13 @@ def plain_lines(tokenizer: Any, tokens_BL: Tensor, seeds_B: Tensor, clean_up: bo
 
 
 def checkpoint_of(run: Path, name: str | None) -> Checkpoint:
-    """The checkpoint of a run that is named, else the newest that verifies; `InputError` where there is none."""
+    """The checkpoint called `name`, else the newest that verifies; `InputError` if there is none."""
     if name is not None:
         return checkpoint.named(run / "checkpoints", name)
     found = checkpoint.latest(run / "checkpoints")
     if found is None:
         raise InputError(
-            f"{run} has no checkpoint yet; run the same `ldlm train` or `ldlm distill` command again and it goes on"
+            f"{run} has no checkpoint yet; run the same `ldlm train` or `ldlm distill` command again to continue"
         )
     return found
 
@@ -107,7 +107,7 @@ class OpenRun:
         self.shapes = Shapes(**self.features["shapes"])
 
     def _check_method(self) -> None:
-        """`InputError` for a run of another method than this class opens."""
+        """`InputError` for a run whose method this class does not open."""
 
     @cached_property
     def tokenizer(self) -> Any:

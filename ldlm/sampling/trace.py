@@ -1,9 +1,9 @@
 """The course of one text from noise: decoded estimates of z_0 while t falls (Section 4.3).
 
-A frame is one such estimate, decoded as the text will be in the end; the last frame is the text itself. Confidence is
-the decoder's probability of the token that is shown: the softmax of its logits, without the temperature. At a
-temperature above 0 each position draws with the same random number in every frame: only the latents make a difference,
-and the last frame is the text of `ldlm sample` here too.
+A frame is one such estimate, decoded as the final text will be; the last frame is the text itself. Confidence is the
+decoder's probability of the token shown: the softmax of its logits, without the temperature. At a temperature above 0
+each position draws with the same random number in every frame, so frames differ only by their latents, and here too
+the last frame is the text of `ldlm sample`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ldlm.sampling.generation import TextGenerator
 def record(
     generator: TextGenerator, tokenizer: Any, sampler: SamplerConfig, seed: int, frames: int, times: Sequence[float]
 ) -> list[Frame]:
-    """Frames of the text with that seed while t falls: at the times that `evaluations` chooses, and at the end."""
+    """Frames of the text with seed `seed` as t falls: at the times that `evaluations` chooses, and at the end."""
     grid = solvers.time_grid(sampler, generator.schedule, generator.timesteps.draw)
     chosen = evaluations(grid, frames, times)
     seeds_B = torch.tensor([seed], device=generator.device)
@@ -45,14 +45,14 @@ def record(
         return Frame(t.item(), (alpha / sigma).item() ** 2, tokens, p_BL[0].tolist(), text, found)
 
     generator.watched_ends(sampler, seeds_B, watch)
-    end = look(grid[-1], generator.latents(sampler, seeds_B))  # of `ldlm sample`, compiled or not
+    end = look(grid[-1], generator.latents(sampler, seeds_B))  # that of `ldlm sample`, compiled or not
     return [*seen.values(), end]
 
 
 def evaluations(grid: Tensor, frames: int, times: Sequence[float]) -> set[float]:
     """Times of a grid (N+1,) to record besides its end: those nearest to `times`, or `frames` − 1 evenly spread.
 
-    The denoiser is evaluated at all times of the grid but the last, where the text is.
+    The denoiser is evaluated at all times of the grid but the last, at which the text is complete.
     """
     last = len(grid) - 1
     if times:

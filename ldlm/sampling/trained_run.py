@@ -51,11 +51,11 @@ class DecoderRecord:
     name: str
     layers: int  # between a latent and the vocabulary head
     parameters: int
-    noise: str  # in its training and its measurement, like `σ_dec 3`
+    noise: str  # in its training and measurement, like `σ_dec 3`
     held_out: Mapping[str, Any]  # from `heldout.evaluate_decoder`; empty if not measured
     step: int  # optimiser steps taken
-    checkpoint_step: int  # of the latents that it was trained on
-    usable: bool = True  # whether those are the latents of the checkpoint that the run is opened at
+    checkpoint_step: int  # of the latents it was trained on
+    usable: bool = True  # whether those are the latents of the opened checkpoint
     default: bool = False
 
 
@@ -73,7 +73,7 @@ class TrainedRun(DrawsTexts, OpenRun):
 
     @classmethod
     def of_job(cls, path: Path, device: torch.device, name: str | None, world: World) -> TrainedRun:
-        """The run at the same checkpoint in all processes of a job, even while it is being trained on."""
+        """The run at the same checkpoint in all processes of a job, even while its training continues."""
         found = world.main_only(lambda: cls(path, device, name))
         name = world.from_main(None if found is None else found.checkpoint.path.name)
         return found or cls(path, device, name)
@@ -94,13 +94,13 @@ class TrainedRun(DrawsTexts, OpenRun):
 
     @property
     def latents(self) -> str:
-        """Digest of the checkpoint that made the latents: its own, or that which a distilled run began with."""
+        """Digest of the checkpoint that defined the latents: its own or, for a distilled run, the one it began with."""
         found: str = self.artifact.inputs.get("latents", self.checkpoint.digest)
         return found
 
     @property
     def student(self) -> SamplerConfig | None:
-        """The sampler that the checkpoint of a distilled run has learned to draw by; None of other runs."""
+        """The sampler that the checkpoint of a distilled run has learned; None for other runs."""
         if not isinstance(self.config, DistilledConfig):
             return None
         return replace(self.config.distillation.sampler, steps=self.checkpoint.state["evaluations"])
@@ -113,11 +113,11 @@ class TrainedRun(DrawsTexts, OpenRun):
         return sampler
 
     def compute(self, config: ComputeConfig) -> Compute:
-        """Precision and kernels with which its denoiser draws texts."""
+        """Precision and kernels of its denoiser when it draws texts."""
         return Compute.of(config, self.device, head_widths(self.model.denoiser))
 
     def generator(self, decoder: str | None = None, compute: Compute | None = None) -> TextGenerator:
-        """A generator of texts with the decoder of that name (see `decoder`)."""
+        """A generator of texts with the decoder called `decoder` (see the method `decoder`)."""
         return TextGenerator(
             denoiser=self.model.denoiser,
             decoder=self.decoder(decoder),
@@ -131,13 +131,13 @@ class TrainedRun(DrawsTexts, OpenRun):
 
     @property
     def trained(self) -> ModelConfig:
-        """The model's settings in its training."""
+        """The model's settings in training."""
         return self.config.model
 
     def frozen_encoder(self, where: str | None) -> OnlineEncoder:
-        """The encoder that reads prompts, in the folder or of the hub name `where`, or where the record has it.
+        """The encoder that reads prompts: `where` is its folder or hub name, None for the one on record.
 
-        The record's hub name is looked up on this machine alone.
+        The record's hub name is looked up only on this machine.
         """
         return self._frozen_encoder(self.encoder_record(where)["name"])
 
@@ -151,14 +151,14 @@ class TrainedRun(DrawsTexts, OpenRun):
         solvers.check(sampler)
 
     def remark(self, config: SampleConfig, progress: Progress) -> None:
-        """Note which decoder is the default and why, and what a distilled run has not learned to draw by."""
+        """Note which decoder is the default and why, and if a distilled run has not learned this sampler."""
         if not self.artifact.complete:
-            progress.note(f"{self.path} is not finished: its newest checkpoint is of step {self.checkpoint.step:,}")
+            progress.note(f"{self.path} is not finished: its newest checkpoint is from step {self.checkpoint.step:,}")
         self.remark_on_decoder(config.decoder, progress)
         drawer.remark_on_student(self.student, [config.sampler], progress)
 
     def check_store(self, store: FeatureStore) -> None:
-        """`InputError` when the store's states differ from those that this run was trained on."""
+        """`InputError` if the store's states differ from those that this run was trained on."""
         for what in ("fingerprint", "statistics"):
             mine, theirs = self.features["encoder"][what], store.encoder[what]
             if mine != theirs:
@@ -172,10 +172,10 @@ class TrainedRun(DrawsTexts, OpenRun):
 
     @torch.no_grad()
     def encode(self, tokens_BL: Tensor, encoder: str | None = None) -> Tensor:
-        """Latents z_0 (B, N, C) of token rows, by E_h and E_z.
+        """Latents z_0 (B, N, C) of token rows, from E_h and E_z.
 
         The frozen encoder E_h is the one that the run records, or a folder or hub name `encoder` with the same weights.
-        `InputError` when it can't be loaded, or has other weights than the one that made the features.
+        `InputError` if it can't be loaded, or if its weights differ from those that made the features.
         """
         tokens_BL = tokens_BL.to(self.device, torch.int64)
         hidden_BLD = None if self.model.embedding is not None else self._frozen_encoder(encoder)(tokens_BL)
@@ -183,7 +183,7 @@ class TrainedRun(DrawsTexts, OpenRun):
 
     @torch.no_grad()
     def decode(self, decoder: Decoder, z_BNC: Tensor, batch_size: int) -> Tensor:
-        """Most likely tokens (B, L) of latents, on the CPU; without noise."""
+        """Most likely tokens (B, L) of latents without noise, on the CPU."""
         size = min(batch_size, generation.texts_at_once(self.shapes.seq_len, self.shapes.vocab_size))
         return torch.cat([decoder.logits(z.to(self.device)).argmax(-1).cpu() for z in z_BNC.split(size)])
 
@@ -198,7 +198,7 @@ class TrainedRun(DrawsTexts, OpenRun):
         return found["mean"], found["std"]
 
     def decoder(self, name: str | None = None) -> Decoder:
-        """The decoder of that name: `joint` for D_w∘D_h, or a fine-tuned one; None is the default (`_default`)."""
+        """The decoder called `name`: `joint` for D_w∘D_h, or a fine-tuned one; None for the default (`_default`)."""
         available = self._finetuned()
         if name is None:
             name = self._default(available)
@@ -220,7 +220,7 @@ class TrainedRun(DrawsTexts, OpenRun):
         return Decoder(JOINT, self.model.decoder())
 
     def remark_on_decoder(self, name: str | None, progress: Progress) -> None:
-        """Note which decoder is the default and why, where the user names none and there are several."""
+        """Note which decoder is the default and why, if the user names none and there are several."""
         usable = [record for record in self.decoders() if record.usable]
         if name is not None or len(usable) < 2:
             return
@@ -229,26 +229,26 @@ class TrainedRun(DrawsTexts, OpenRun):
         alike = [record for record in usable if how is not None and _measure(record) == how and record is not default]
         others = ", ".join(f"{record.name} {record.held_out['l_w']:.2f}" for record in alike)
         if others:
-            why = f"of the lowest held-out cross-entropy ({default.held_out['l_w']:.2f}; {others})"
+            why = f"with the lowest held-out cross-entropy ({default.held_out['l_w']:.2f}; {others})"
         elif how is None:
-            why = "the newest, for none has been measured"
+            why = "the newest, since none has been measured"
         else:
             why = "the only one measured on these held-out rows and under this noise"
         progress.note(f"default decoder {default.name}, {why}; --decoder NAME takes another")
 
     def noise(self, decoder: str) -> DecoderNoise:
-        """The noise on the input of that decoder in its training."""
+        """The noise on the input of that decoder in training."""
         if decoder == JOINT:
             return decoder_noise(self.config.model.space, self.config.recipe)
         return noise_of(self._finetuned()[decoder])
 
     def usable_decoders(self) -> list[str]:
-        """Names of the decoders of this checkpoint: the default, then the others from the newest on, `joint` last."""
+        """Names of this checkpoint's decoders: the default, then the others, newest first, `joint` last."""
         usable = [record for record in reversed(self.decoders()) if record.usable]
         return [record.name for record in sorted(usable, key=lambda record: not record.default)]
 
     def decoders(self) -> list[DecoderRecord]:
-        """All decoders: the jointly trained one, where there is one, then the fine-tuned ones, oldest first."""
+        """All decoders: the jointly trained one, if there is one, then the fine-tuned ones, oldest first."""
         found = self._finetuned()
         default = self._default(found)
         records = [
@@ -273,7 +273,7 @@ class TrainedRun(DrawsTexts, OpenRun):
         """The decoder of this checkpoint with the lowest held-out cross-entropy, among those measured alike.
 
         Alike means under the same noise and on the same rows as the newest measured decoder, beside which D_w∘D_h was
-        measured. Where none was measured it is the newest, and `joint` where there is no fine-tuned one (SPEC 13.2).
+        measured. If none was measured it is the newest, and `joint` if there is no fine-tuned one (SPEC 13.2).
         """
         usable = {name: one for name, one in finetuned.items() if one["checkpoint"] == self.latents}
         how = {name: _measured(str(noise_of(one)), one["held_out"]) for name, one in usable.items()}
@@ -284,10 +284,10 @@ class TrainedRun(DrawsTexts, OpenRun):
         alike = {name: usable[name]["held_out"] for name in measured if how[name] == how[measured[-1]]}
         if _measured(str(noise_of(newest)), newest.get("joint", {})) == how[measured[-1]]:
             alike = {JOINT: newest["joint"], **alike}
-        return min(reversed(alike), key=lambda name: alike[name]["l_w"])  # of equals the newest
+        return min(reversed(alike), key=lambda name: alike[name]["l_w"])  # among equals the newest
 
     def _joint_record(self, finetuned: Collection[Mapping[str, Any]]) -> DecoderRecord:
-        """The record of D_w∘D_h, with its figures from beside the newest measured decoder of this checkpoint."""
+        """The record of D_w∘D_h, with the figures measured beside this checkpoint's newest measured decoder."""
         beside = [manifest for manifest in finetuned if manifest["checkpoint"] == self.latents]
         beside = [manifest for manifest in beside if manifest.get("joint")] or beside
         sizes = self.config.model
@@ -302,7 +302,7 @@ class TrainedRun(DrawsTexts, OpenRun):
         )
 
     def joint_parameters(self) -> int:
-        """Number of parameters of D_h and D_w; of a deferred D_w those that its settings would give."""
+        """Number of parameters of D_h and D_w; for a deferred D_w, as many as its settings would give."""
         model = self.model
         if model.token_decoder is None:
             decoder = replace(self.config.model.token_decoder, mode="joint")
@@ -326,7 +326,7 @@ class TrainedRun(DrawsTexts, OpenRun):
                 f"the decoder {name} was trained on another checkpoint than {self.checkpoint.path.name}; run "
                 f"`ldlm finetune-decoder` again with --overwrite{other}"
             )
-        for file, digest in found.manifest.get("sha256", {}).items():  # of an earlier version there is none
+        for file, digest in found.manifest.get("sha256", {}).items():  # earlier versions recorded none
             if not (folder / file).is_file() or files.sha256_file(folder / file) != digest:
                 raise InputError(
                     f"{folder / file} is damaged or missing; restore it from a copy, run `ldlm finetune-decoder` again "
@@ -339,7 +339,7 @@ class TrainedRun(DrawsTexts, OpenRun):
 
 
 def noise_of(manifest: Mapping[str, Any]) -> DecoderNoise:
-    """Noise in the training and the measurement of a decoder; manifests of earlier versions hold σ_dec alone."""
+    """Noise in a decoder's training and measurement; manifests of earlier versions hold only σ_dec."""
     if "decoder_noise" in manifest:
         return DecoderNoise(**manifest["decoder_noise"])
     return DecoderNoise("additive", manifest["sigma_dec"])
@@ -350,7 +350,7 @@ def _measure(record: DecoderRecord) -> tuple[Any, ...] | None:
 
 
 def _measured(noise: str, held_out: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """Key that two decoders must share to be compared; None where no cross-entropy was measured."""
+    """Key that two decoders must share to be compared; None if no cross-entropy was measured."""
     if held_out.get("l_w") is None:
         return None
     return noise, held_out.get("split"), held_out.get("rows")

@@ -2,8 +2,8 @@
 
 A *trajectory* is a solver, a grid, a guidance and a budget of evaluations; it is computed once. A *variant* is one way
 to decode its end: the last mean or the last ẑ_0, a temperature, a decoder. All variants are screened with few texts.
-The finalists are drawn again with many texts: at each budget the paper's sampler and the best variant, which has the
-lowest perplexity at no less entropy than the paper's sampler has at its own budget. So a low perplexity that comes from
+The finalists are drawn again with many texts: at each budget, the paper's sampler and the best variant, which has the
+lowest perplexity with no less entropy than the paper's sampler has at its own budget, so that a low perplexity due to
 repetition does not win.
 """
 
@@ -55,13 +55,13 @@ class Trajectory:
 
     @property
     def sampler(self) -> SamplerConfig:
-        """Settings of the sampler, with as many steps as the budget allows."""
+        """The sampler's settings, with as many steps as the budget allows."""
         settings: Any = {"solver": self.solver, "grid": self.grid, "guidance": self.guidance, "t_min": self.t_min}
         config = SamplerConfig(**settings)
         return replace(config, steps=self.budget // solvers.evaluations_per_step(config))
 
     def finals(self, asked: Sequence[Final]) -> list[Final]:
-        """The ends among `asked` that are offered for this solver and grid, each once."""
+        """The ends in `asked` that are offered for this solver and grid, each once."""
         return [final for final in dict.fromkeys(asked) if solvers.is_offered(replace(self.sampler, final=final))]
 
 
@@ -81,7 +81,7 @@ def trajectories(config: SweepConfig) -> list[Trajectory]:
     if not affordable:
         raise InputError(
             f"none of the solvers takes a step in {max(config.budgets)} evaluations; give larger --budgets (heun takes "
-            f"two a step, and guidance twice as many)"
+            f"two per step, and guidance twice as many)"
         )
     return sorted(affordable, key=lambda one: one.budget)
 
@@ -108,7 +108,7 @@ def plan(config: SweepConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TrajectorySweep:
-    """The sweep of a run of LDLM; `InputError` where no trajectory is offered that the budgets pay for."""
+    """The sweep of a run of LDLM; `InputError` if the budgets allow no trajectory that is offered."""
 
     path: Path
     config: SweepConfig
@@ -122,14 +122,14 @@ class TrajectorySweep:
         return plan(self.config)
 
     def load(self, source: Any, progress: Progress) -> LoadedRun:
-        """The denoiser and the decoders of a source; notes say how they compute."""
+        """The denoiser and the decoders of a source; a note may say how they compute."""
         compute = source.compute(self.config.compute)
         compute.tell(progress)
         generators = [source.generator(name, compute) for name in self.config.decoders or (None,)]
         return LoadedRun(self.config, source, {one.decoder.name: one for one in generators})
 
     def points(self, name: str, summary: Mapping[str, Any]) -> list[Point]:
-        """The finalists, as the two lines that they make: the paper's sampler, and the best at each budget."""
+        """The finalists, as the two lines that they form: the paper's sampler, and the best at each budget."""
         found = read_finalists(summary)
         lines = {PAPERS: [row for row in found if row.is_papers], BEST: [row for row in found if row.best]}
         return [_point(name, way, row) for way, rows in lines.items() for row in rows]
@@ -152,11 +152,11 @@ def _point(run: str, way: str, row: Variant) -> Point:
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run of LDLM that draws texts by trajectories."""
+    """A run of LDLM that draws texts along trajectories."""
 
     config: SweepConfig
     source: TrainedRun | exported.LDLM
-    generators: dict[str, TextGenerator]  # by decoder, of one denoiser
+    generators: dict[str, TextGenerator]  # by decoder, all with one denoiser
 
     @property
     def tokenizer(self) -> Any:
@@ -174,7 +174,7 @@ class LoadedRun:
         }
 
     def remark(self, progress: Progress) -> None:
-        """Note which decoder is the default where none is named, and samplers that a student has not learned."""
+        """Note which decoder is the default if none is named, and samplers that a student has not learned."""
         if not self.config.decoders and isinstance(self.source, TrainedRun):  # an export has its default on record
             self.source.remark_on_decoder(None, progress)
         drawer.remark_on_student(self.source.student, [one.sampler for one in trajectories(self.config)], progress)
@@ -208,7 +208,7 @@ class LoadedRun:
         return Variant.from_json(row)
 
     def draw(self, way: Trajectory, seeds_B: Tensor) -> Iterator[Drawn[Variant]]:
-        """Draw a trajectory once, and decode its end in all variants."""
+        """Compute a trajectory once, and decode its end in all variants."""
         end, seconds = self._ends(way.sampler, seeds_B)
         for (name, generator), final, temperature in product(
             self.generators.items(), way.finals(self.config.finals), dict.fromkeys(self.config.temperatures)
@@ -234,7 +234,7 @@ class LoadedRun:
         started = time.perf_counter()
         found = [generator.ends(sampler, generator.padded(seeds, size)) for seeds in seeds_B.split(size)]
         end = End(*(torch.cat(parts)[: len(seeds_B)] for parts in zip(*found, strict=True)))
-        end.mean.sum().item()  # which waits for the device
+        end.mean.sum().item()  # waits for the device
         return end, (time.perf_counter() - started) / len(seeds_B)
 
     @cached_property

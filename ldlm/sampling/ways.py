@@ -1,8 +1,8 @@
-"""The interface of a run to a sweep, and the drawing and scoring of texts in its ways.
+"""The interface between a run and a sweep, and the drawing and scoring of texts in the run's ways.
 
 A *way* is one setting of a sampler at one budget of evaluations. A run of LDLM (`trajectories`) and one of a rival
-(`ldlm.baselines.ways`) each say what ways they have, and draw texts in them. The rest is the same for all: the scores
-of a way are written to a file of its own, from which the same command resumes.
+(`ldlm.baselines.ways`) each define their ways and draw texts in them. The rest is the same for all: each way's scores
+are written to a file of their own, from which the same command resumes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Way(Protocol):
 
     @property
     def budget(self) -> int:
-        """Evaluations of the network per text, at most."""
+        """The most evaluations of the network per text."""
 
 
 class Row(Protocol):
@@ -57,7 +57,7 @@ class Drawn(Generic[R]):
 
     name: str  # of their file
     tokens_BL: Tensor  # on the CPU
-    row: Callable[..., R]  # the row of their scores, which are its arguments by name
+    row: Callable[..., R]  # makes their row; the scores are its arguments by name
 
 
 class Found(Protocol):
@@ -79,13 +79,13 @@ class Loaded(Protocol[W_contra, R]):
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """The checkpoint and all else that decides its texts, as inputs of the artefact."""
+        """The checkpoint and everything else that determines its texts, as inputs of the artefact."""
 
     def find(self, out: Path, judge: Judge, progress: Progress) -> Found:
         """Draw and score everything, with files in `out`."""
 
     def draw(self, way: W_contra, seeds_B: Tensor) -> Iterator[Drawn[R]]:
-        """Draw the texts of these seeds: one set, or several that differ in what follows the reverse process."""
+        """Draw the texts of these seeds: one set, or several that differ only in what follows the reverse process."""
 
     def read(self, row: Mapping[str, Any]) -> R:
         """The inverse of a row's `to_json`."""
@@ -101,13 +101,13 @@ class Bench(Generic[W, R]):
     judge: Judge
 
     def rows(self, what: str, ways: Sequence[W], count: int, progress: Progress) -> list[R]:
-        """The rows of these ways over `count` texts each; `what` names the work to the user."""
+        """The rows of these ways over `count` texts each; `what` names the task for the user."""
         evaluations = count * sum(way.budget for way in ways)
         with progress.task(what, evaluations, "evaluation") as task:
             return [row for way in ways for row in self._rows(way, count, task)]
 
     def _rows(self, way: W, count: int, task: Task) -> list[R]:
-        """The rows of a way, from its file where they have been measured."""
+        """The rows of a way, from its file if they have been measured."""
         path = self.out / "trajectories" / f"{way.name}-{count}.json"
         if not path.exists():
             files.write_json(path, [row.to_json() for row in self._measure(way, count)])
@@ -144,9 +144,9 @@ class Bench(Generic[W, R]):
 
 
 class Sweep(Protocol):
-    """The sweep of a run or an exported model, of which nothing is in memory before `load`.
+    """The sweep of a run or an exported model, none of which is in memory before `load`.
 
-    Making one checks its settings. What is said of a run here holds for an exported model as well.
+    Creating one checks its settings. What is said of a run here also holds for an exported model.
     """
 
     @property
@@ -155,7 +155,7 @@ class Sweep(Protocol):
 
     @property
     def config(self) -> AnySweepConfig:
-        """The settings that concern it."""
+        """The settings that apply to it."""
 
     @property
     def method(self) -> str:
@@ -165,7 +165,7 @@ class Sweep(Protocol):
         """Numbers of ways, evaluations and texts that it would take."""
 
     def load(self, source: Any, progress: Progress) -> Loaded[Any, Any]:
-        """The run at a checkpoint, or the exported model, as `source` has it in memory."""
+        """The run at a checkpoint, or the exported model, held in memory by `source`."""
 
     def points(self, name: str, summary: Mapping[str, Any]) -> list[Point]:
-        """What a finished sweep, by the content of its `sweep.json`, gives to a frontier of several runs."""
+        """What a finished sweep, given the content of its `sweep.json`, adds to a frontier of several runs."""

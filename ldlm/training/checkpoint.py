@@ -55,7 +55,7 @@ class Checkpoint:
         return load_file(self.path / f"{name}.safetensors")
 
     def fault(self) -> str | None:
-        """Why the checkpoint does not verify; None when every byte is as it was written."""
+        """Why the checkpoint does not verify; None if every byte is as it was written."""
         try:
             recorded = files.read_json(self.path / "manifest.json")["sha256"]
             for name, digest in recorded.items():
@@ -67,10 +67,10 @@ class Checkpoint:
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Checkpoint:
-    """Write `folder/step-XXXXXXXX` whole or not at all; an existing one of that step is replaced."""
+    """Write `folder/step-XXXXXXXX` whole or not at all; an existing checkpoint of that step is replaced."""
     target = folder / f"step-{step:08d}"
     temporary = folder / f".{target.name}.tmp"
-    for left in folder.glob(".step-*.tmp"):  # by a kill, perhaps of another step
+    for left in folder.glob(".step-*.tmp"):  # left by a killed process, perhaps at another step
         shutil.rmtree(left, ignore_errors=True)
     files.make_folder(temporary)
     for name, group in tensors.items():
@@ -107,7 +107,7 @@ def latest(folder: Path) -> Checkpoint | None:
 
 
 def named(folder: Path, name: str) -> Checkpoint:
-    """The checkpoint called `name`; `InputError` when it is not there or does not verify."""
+    """The checkpoint called `name`; `InputError` if it is missing or does not verify."""
     there = {checkpoint.path.name: checkpoint for checkpoint in all_in(folder)}
     if name not in there:
         raise InputError(f"there is no checkpoint {name!r} in {folder} (there are: {', '.join(there) or 'none'})")
@@ -118,7 +118,7 @@ def named(folder: Path, name: str) -> Checkpoint:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all checkpoints but the newest `keep` that verify. Nothing is deleted while the newest does not."""
+    """Delete all checkpoints but the newest `keep` that verify; nothing is deleted while the newest does not."""
     checkpoints = all_in(folder)
     if not checkpoints or checkpoints[-1].fault() is not None:
         return

@@ -1,6 +1,6 @@
 """Parameters, FLOPs and memory of a configuration, counted by running its model without storage.
 
-FLOPs mean one training step, with the self-conditioning pass in expectation (SPEC 12.14).
+FLOPs are those of one training step, with the self-conditioning pass in expectation (SPEC 12.14).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ldlm.training.learner import check_shares
 from ldlm.training.method import AnyMethod
 from ldlm.training.phases import Phase, phases
 
-PRODUCTS = 4  # of matrices, between two looks at the clock
+PRODUCTS = 4  # matrix products between two readings of the clock
 
 
 def parameters(model: JointModel) -> dict[str, int]:
@@ -38,8 +38,8 @@ def parameters(model: JointModel) -> dict[str, int]:
 def training_cost(method: AnyMethod, shapes: Shapes, *, devices: int = 1) -> dict[str, Any]:
     """Parameters, FLOPs per token and memory of one of `devices` processes in a training step, as JSON.
 
-    `device=auto` stands for a GPU, whose precision `auto` is bf16. Of a run of several phases the FLOPs are those of
-    each, by name with its steps, and the memory that of the largest.
+    `device=auto` stands for a GPU, where precision `auto` is bf16. For a run of several phases, FLOPs and steps are
+    given for each phase by name, and the memory is that of the largest.
     """
     config = method.config
     check_shares(config, World(size=devices))
@@ -70,20 +70,20 @@ def training_cost(method: AnyMethod, shapes: Shapes, *, devices: int = 1) -> dic
 
 
 def device_kind(config: AnyTrainConfig) -> str:
-    """The kind of device that a cost is counted for: cpu where it is asked for, else cuda."""
+    """The kind of device that costs are counted for: cpu if the configuration says so, else cuda."""
     return "cpu" if config.device == "cpu" else "cuda"
 
 
 def in_bf16(config: AnyTrainConfig) -> bool:
-    """Whether a step on `device_kind` has its products in bf16."""
+    """Whether a step on `device_kind` computes its products in bf16."""
     chosen = config.compute.precision
     return chosen == "bf16" or (chosen == "auto" and device_kind(config) == "cuda")
 
 
 def flops_per_token(config: TrainConfig, shapes: Shapes, phase: Phase | None = None) -> int:
-    """FLOPs per token that a training step of a phase, the first by default, needs.
+    """FLOPs per token of a training step in a phase, by default the first.
 
-    Activations that are computed again for memory's sake don't count.
+    Recomputing activations to save memory does not count.
     """
     model, phase = build_meta(config.model, shapes), phase or phases(config)[0]
     plain, conditioned = (_step_flops(model, config, phase, self_conditioning=p) for p in (0, 1))
@@ -112,14 +112,14 @@ def encoder_flops(network: nn.Module, seq_len: int) -> int:
 
 
 def denoiser_flops(config: ModelConfig, shapes: Shapes, prefix: int = 0) -> int:
-    """FLOPs of one denoiser evaluation of one text that sees a prefix of so many tokens; 0 for none."""
+    """FLOPs of one denoiser evaluation of one text, which sees a prefix of `prefix` tokens; 0 for none."""
     model, z_BNC = _one_text(config, shapes)
     seen = [_prefix(model, prefix)] if prefix else []
     return _forward_flops(lambda: model.denoiser(z_BNC, torch.empty(1, device="meta"), z_BNC, *seen))
 
 
 def prefix_flops(config: ModelConfig, shapes: Shapes, prefix: int) -> int:
-    """FLOPs of the keys and values of a prefix of so many tokens, which a text needs once; 0 for none."""
+    """FLOPs of the keys and values of a prefix of `prefix` tokens, needed once per text; 0 for none."""
     model, _ = _one_text(config, shapes)
     return _forward_flops(lambda: _prefix(model, prefix)) if prefix else 0
 
@@ -141,7 +141,7 @@ def _forward_flops(forward: Callable[[], object]) -> int:
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype = torch.float32, seconds: float = 0.2) -> float:
-    """FLOP/s of square matrix products on `device`, measured: the limit that a training step is compared with."""
+    """Measured FLOP/s of square matrix products on `device`: the limit that a training step is compared with."""
     size = 8192 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device, dtype=dtype)
     best, ends = 0.0, time.perf_counter() + seconds
@@ -155,7 +155,7 @@ def matmul_flops(device: torch.device, dtype: torch.dtype = torch.float32, secon
 
 
 def _step_flops(model: JointModel, config: TrainConfig, phase: Phase, *, self_conditioning: float) -> int:
-    """FLOPs of one row, self-conditioned with that probability."""
+    """FLOPs of one row, self-conditioned with the given probability."""
     config = replace(config, diffusion=replace(config.diffusion, self_conditioning=self_conditioning))
     objective = phase.objective(model, config)
     for name, part in model.parts().items():

@@ -1,7 +1,7 @@
 """Training of a token decoder alone (Appendix B.2): its state, and one step of it. The loop is in `loop.py`.
 
-Latent encoder and denoiser are frozen. The decoder reads z̃_0 = z_0 + σ_dec·ε, or z_0 under what other noise the latent
-space has (SPEC 13.5), and learns by cross-entropy.
+Latent encoder and denoiser are frozen. The decoder reads z̃_0 = z_0 + σ_dec·ε, or z_0 under the latent space's own
+noise if that differs (SPEC 13.5), and learns by cross-entropy.
 
 Shape letters: CONTRIBUTING.md.
 """
@@ -31,7 +31,7 @@ from ldlm.training.optim import adamw, learning_rate
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderStep(Step):
-    """A step of a decoder that was launched, with its losses by row of this process."""
+    """A launched step of a decoder, with the losses of this process by row."""
 
     l_w_B: Tensor
     accuracy_B: Tensor
@@ -39,7 +39,7 @@ class DecoderStep(Step):
 
 @dataclass(kw_only=True)
 class DecoderState(Learner[DecoderStep]):
-    """A decoder in training, the frozen parts that make its inputs, and the noise of those."""
+    """A decoder in training, the frozen parts that compute its inputs, and the noise on those inputs."""
 
     shown: ClassVar[tuple[str, ...]] = ("l_w", "token_accuracy")
 
@@ -85,7 +85,7 @@ def start_decoder(
 
 
 def build_decoder(network: dict[str, Any], seed: int) -> TokenDecoder:
-    """A decoder whose initial weights depend on `seed` alone, whatever was drawn before."""
+    """A decoder whose initial weights depend on `seed` alone, not on earlier random draws."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return TokenDecoder(**network)

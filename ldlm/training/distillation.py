@@ -1,7 +1,8 @@
 """Progressive distillation of a denoiser: its rounds, its state, and one step of it. The loop is in `loop.py`.
 
-Latent encoder and decoders are frozen. In each round a student learns to draw in half of its teacher's evaluations
-(`ldlm.model.distillation`). It starts from the teacher, and with its averaged weights it is the next round's.
+Latent encoder and decoders are frozen. In each round a student learns to draw with half as many evaluations as its
+teacher (`ldlm.model.distillation`). It starts from the teacher's weights, and its averaged weights become the teacher
+of the next round.
 
 Shape letters: CONTRIBUTING.md.
 """
@@ -42,15 +43,15 @@ Guide = Callable[[Denoise], Denoise]
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """Steps in which a student learns to take one step for two of its teacher's."""
+    """Training steps in which a student learns to replace two steps of its teacher with one."""
 
-    begins: int  # steps before its first
+    begins: int  # training steps before its first
     steps: int
     grid: Tensor  # the teacher's, (2E + 1,) float64
 
     @property
     def evaluations(self) -> int:
-        """Steps E of the student's grid, an evaluation each."""
+        """Steps E of the student's grid, one evaluation each."""
         return (len(self.grid) - 1) // 2
 
 
@@ -64,7 +65,7 @@ def rounds(config: DistilledConfig, grid: Tensor) -> list[Round]:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillStep(Step):
-    """A step of a student that was launched, with its losses by row of this process."""
+    """A launched step of a student, with the losses of this process by row."""
 
     evaluations: int
     l_distill_B: Tensor
@@ -79,20 +80,20 @@ class DistillState(Learner[DistillStep]):
     config: DistilledConfig
     model: JointModel  # its denoiser is the student
     teacher: DiT
-    guide: Guide  # of the first teacher, which draws with guidance
+    guide: Guide  # adds guidance to the first teacher
     rounds: list[Round]
-    timesteps: Mapping[str, Any]  # state of the run's timestep sampler, whose F(t) makes the `learned` grid
+    timesteps: Mapping[str, Any]  # state of the run's timestep sampler, whose F(t) defines the `learned` grid
 
     @property
     def round(self) -> Round:
-        """The round of the last step that was taken; the first before any."""
+        """The round of the last step taken; before any step, the first round."""
         return self._round_of(max(0, self.step - 1))
 
     def _round_of(self, step: int) -> Round:
         return [one for one in self.rounds if one.begins <= step][-1]
 
     def enter_round(self) -> Round:
-        """The round of the next step. When a further one begins, the averaged student becomes its teacher."""
+        """The round of the next step; when a later round begins, the averaged student becomes its teacher."""
         entered = self._round_of(self.step)
         if self.step == entered.begins > 0:
             self.ema.put_into(self.model, ["denoiser"])
@@ -102,18 +103,18 @@ class DistillState(Learner[DistillStep]):
 
     @property
     def binds_steps(self) -> Bound | None:
-        """None: the steps of a round are a setting that can't change."""
+        """None: the steps of a round are a setting, which cannot change."""
         return None
 
     @cached_property
     def student(self) -> Student:
-        """The student as a module that has a loss."""
+        """The student as a module that computes its loss."""
         return Student(self.model)
 
     def lesson(
         self, of: Round, h_BLD: Tensor, z_0_BNC: Tensor, eps_BNC: Tensor, i_B: Tensor, k_B: Tensor | None
     ) -> Lesson:
-        """The teacher's two steps on latents in a round, for the student's times number i and prefixes of k states."""
+        """The teacher's two steps on latents in a round, for the student's i-th times and prefixes of k states."""
         denoise: Denoise = partial(estimate, self.teacher, self.model.prefix(h_BLD, k_B, self.teacher))
         if of.begins == 0:
             denoise = self.guide(denoise)
@@ -127,7 +128,7 @@ class DistillState(Learner[DistillStep]):
         return {"evaluations": step.evaluations, "l_distill": mine.item(), **learning}
 
     def losses_of(self, step: DistillStep) -> tuple[dict[str, Tensor], Tensor]:
-        """The loss, and by row of the micro-batch."""
+        """The loss, by name and by row."""
         return {"l_distill": step.l_distill_B}, step.l_distill_B
 
     @property
@@ -144,7 +145,7 @@ class DistillState(Learner[DistillStep]):
         return {**super().facts(), "timesteps": self.timesteps, "evaluations": self.round.evaluations}
 
     def load(self, saved: Checkpoint) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         super().load(saved)
         self.teacher.load_state_dict(saved.tensors("teacher"))
 
@@ -161,7 +162,7 @@ def start_distillation(
 ) -> DistillState:
     """A distillation at step 0 of the run's `model`, whose denoiser becomes the student.
 
-    `grid` is that of the first teacher, (start + 1,) float64, and `guide` makes a denoiser draw with guidance.
+    `grid` is that of the first teacher, (start + 1,) float64, and `guide` adds guidance to a denoiser.
     """
     teacher = copy.deepcopy(model.denoiser).requires_grad_(False)
     model.requires_grad_(False)
@@ -197,13 +198,13 @@ class Student(nn.Module):
         self.prefix = model.prefix
 
     def forward(self, taught: Lesson, h_BLD: Tensor, k_B: Tensor | None) -> Tensor:
-        """‖x̂ − x̃‖² per row (B,), a mean over elements as that of L_diff (Eq. 1)."""
+        """‖x̂ − x̃‖² per row (B,), averaged over elements as in L_diff (Eq. 1)."""
         found = estimate(self.denoiser, self.prefix(h_BLD, k_B), taught.z_t, taught.t_B, taught.z_hat_prev)
         return row_loss(found, taught.x_tilde)
 
 
 def estimate(network: DiT, prefix: Any, z_t: Tensor, t_B: Tensor, z_hat_prev: Tensor) -> Tensor:
-    """ẑ_0 of a network that may see a prefix; None is none."""
+    """ẑ_0 of a network that may see a prefix; None for no prefix."""
     condition = () if prefix is None else (prefix,)
     made: Tensor = network(z_t, t_B.float(), z_hat_prev, *condition)
     return at_least_float32(made)
@@ -248,7 +249,7 @@ def _backward(state: DistillState, entered: Round, batch: Batch) -> Tensor:
 
 
 def _prefixes(state: DistillState, *, seed: int, step: int, rows_B: Tensor) -> Tensor | None:
-    """Lengths of the prefixes that the rows see; None where the denoiser sees none."""
+    """Lengths of the prefixes that the rows see; None if the denoiser takes none."""
     if state.model.denoiser.prefix is None:
         return None
     k_B = draw_lengths(seed=seed, step=step, rows_B=rows_B.cpu(), seq_len=state.model.shapes.seq_len)
@@ -257,9 +258,9 @@ def _prefixes(state: DistillState, *, seed: int, step: int, rows_B: Tensor) -> T
 
 @torch.no_grad()
 def evaluate(state: DistillState, split: Split) -> dict[str, Any]:
-    """Figures of the student on held-out rows, as JSON: its loss, and that of its teacher taken for it.
+    """Figures of the student on held-out rows, as JSON: its loss, and its teacher's loss if used in its place.
 
-    Row r is denoised at the student's time number r modulo E, under noise that is the row's own.
+    Row r is denoised at the student's time with index r modulo E, under the row's own noise.
     """
     config, taught_in, parts = state.config, state.round, list[Tensor]()
     size = min(state.rows_at_once, config.eval_rows)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class EMA:
     """Averages w̄ ← δ w̄ + (1 − δ) w after each step, with δ = min(decay, (1 + n)/(10 + n)) at step n (SPEC 7).
 
-    The ramp lets a short run forget its initialisation. Steps that were skipped count in n, and are not averaged.
+    The ramp lets a short run forget its initialisation. Skipped steps count in n but are not averaged.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -23,15 +23,15 @@ class EMA:
     def update(self, model: nn.Module, step: int, finite: Tensor | None = None) -> None:
         """Average in the weights after step `step`, counted from 1, unless `finite` is false.
 
-        `finite` is a tensor, so that the host need not wait for the device.
+        `finite` is a tensor so that the host need not wait for the device.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
         average, weights = list(self.weights.values()), [p.detach() for p in model.parameters()]
         share = torch.full((), 1 - decay, device=average[0].device)
         if finite is not None:
             share = share * finite
-        # With a share that is a tensor, lerp is a launch per parameter. These are three launches in all, at the cost of
-        # another copy of the weights for a moment, when the gradients are gone.
+        # With `share` a tensor, lerp would need a launch per parameter. This takes three launches in all, at the cost
+        # of briefly holding another copy of the weights, when the gradients are gone.
         change = torch._foreach_sub(weights, average)
         torch._foreach_mul_(change, share)
         torch._foreach_add_(average, change)
@@ -44,7 +44,7 @@ class EMA:
 
     @torch.no_grad()
     def put_into(self, model: nn.Module, parts: Collection[str]) -> None:
-        """Replace the weights of these children of the model by their averages, for good."""
+        """Permanently replace the weights of these children of the model with their averages."""
         for name, parameter in model.named_parameters():
             if name.partition(".")[0] in parts:
                 parameter.copy_(self.weights[name])

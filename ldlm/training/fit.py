@@ -13,7 +13,7 @@ from ldlm.training.footprint import Footprint
 from ldlm.training.learner import check_shares
 from ldlm.training.method import AnyMethod
 
-# Of a device's memory: for the CUDA context, workspaces of libraries, fragmentation, and what the estimate misses.
+# Share of a device's memory kept for the CUDA context, library workspaces, fragmentation and what the estimate misses.
 RESERVE = 0.1
 UNITS = {"GB": 10**9, "GiB": 2**30}
 
@@ -27,13 +27,13 @@ def capacity(text: str) -> int:
 
 
 def largest(found: Footprint, size: str, share: int, devices: int) -> int:
-    """The most rows at once that fit a device of that size beside the reserve, of a process's share; 0 if none do."""
+    """The most rows at once of a process's `share` that fit a device of that size beside the reserve; 0 if none do."""
     budget = (1 - RESERVE) * capacity(size)
 
     def bytes_of(rows: int) -> int:
         return found.memory(rows, share, devices=devices).total
 
-    # With all rows at once gradients are not kept, which may be less than with one row fewer.
+    # With all rows at once no gradients are kept, so that may take less memory than one row fewer.
     return share if bytes_of(share) <= budget else bisect_right(range(1, share), budget, key=bytes_of)
 
 
@@ -42,7 +42,7 @@ def fitted(
 ) -> tuple[AnyMethod, str]:
     """The method with the least recomputation and the fewest micro-batches that fit, and its flags.
 
-    `InputError` when nothing fits a device of that size beside the reserve.
+    `InputError` if nothing fits a device of that size beside the reserve.
     """
     budget = round((1 - RESERVE) * capacity(size))
     check_shares(method.changed(accumulate=1).config, World(size=devices))

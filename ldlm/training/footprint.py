@@ -1,9 +1,9 @@
 """Memory of a training step, by running it once on tensors without storage and noting what is alive at each moment.
 
-They are torch's fake tensors, which pass the operators, autograd and autocast as tensors on a CPU do. Saved tensors,
-temporary ones and gradients come and go as in a step. The number of rows and that of the positions in a chunk of the
-vocabulary loss are primes which divide no size of the model: a storage that one of them divides grows with it, and all
-others are fixed. So one run tells the memory for any number of rows.
+They are torch's fake tensors, which go through operators, autograd and autocast as tensors on a CPU do. Saved tensors,
+temporary ones and gradients come and go as in a real step. The number of rows, and that of positions in a chunk of the
+vocabulary loss, are primes that divide no size of the model: a storage whose size one of them divides grows with it,
+and all others are fixed. So one run gives the memory for any number of rows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ldlm.model.timesteps import TimestepSampler
 from ldlm.training.phases import Phase, phases
 
 BYTES_PER_PARAMETER = 4 * 4  # float32 weights, AdamW's two moments and the weight average; gradients come and go
-BATCHES = READ_AHEAD + 2  # on the device: those read ahead, the one that the reader holds, and the step's
+BATCHES = READ_AHEAD + 2  # on the device: those read ahead, the one the reader holds, and the step's
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Memory:
 
     weights: int  # with moments and average
     batches: int  # states and tokens, those read ahead included
-    step: int  # all else at most: activations, gradients, temporary tensors
+    step: int  # the peak of everything else: activations, gradients, temporary tensors
 
     @property
     def total(self) -> int:
@@ -56,11 +56,11 @@ class Timeline(NamedTuple):
     fixed_T: np.ndarray
     per_row_T: np.ndarray
     per_position_T: np.ndarray  # of a chunk of the vocabulary loss
-    gradients_T: np.ndarray  # gradients of weights that were made before, part of `fixed_T`
-    gradients: int  # in all
+    gradients_T: np.ndarray  # of weight gradients allocated before, part of `fixed_T`
+    gradients: int  # of all weight gradients
 
     def peak(self, rows: int, positions: int, *, kept: bool) -> int:
-        """Bytes at most; `kept` where memory for all gradients is there from the beginning."""
+        """Peak bytes; `kept` if the memory of all gradients is allocated from the start."""
         bytes_T = self.fixed_T + rows * self.per_row_T + positions * self.per_position_T
         if kept:
             bytes_T = bytes_T - self.gradients_T + self.gradients
@@ -73,12 +73,12 @@ class Footprint:
 
     shapes: Shapes
     parameters: int
-    timelines: list[Timeline]  # of each phase
-    positions: int  # in a chunk of the vocabulary loss at most
-    has_states: bool  # in a batch, beside tokens
+    timelines: list[Timeline]  # one per phase
+    positions: int  # at most so many in a chunk of the vocabulary loss
+    has_states: bool  # whether a batch has states beside tokens
 
     def memory(self, rows: int, share: int, *, devices: int = 1, batches: int = BATCHES) -> Memory:
-        """Memory of one of `devices` processes, which takes its `share` rows of a batch `rows` at a time."""
+        """Memory of one of `devices` processes, which processes its `share` rows of a batch `rows` at a time."""
         per_row = self.shapes.seq_len * (8 + 4 * self.shapes.hidden_dim * self.has_states)
         step = max(self._step(timeline, rows, share, devices) for timeline in self.timelines)
         return Memory(BYTES_PER_PARAMETER * self.parameters, batches * share * per_row, step)
@@ -87,7 +87,7 @@ class Footprint:
         accumulates, parallel = rows < share, devices > 1
         positions = min(rows * self.shapes.seq_len, self.positions)
         peak = timeline.peak(rows, positions, kept=accumulates or parallel)
-        # DistributedDataParallel keeps a copy of the gradients, which those of the last micro-batch become views of.
+        # DistributedDataParallel keeps a copy of the gradients; those of the last micro-batch become views of it.
         backward = peak + timeline.gradients * (accumulates and parallel)
         update = 4 * self.parameters + timeline.gradients * parallel  # what `EMA.update` adds, without the gradients
         return max(backward, update)
@@ -95,7 +95,7 @@ class Footprint:
 
 def footprint(config: TrainConfig, shapes: Shapes, *, bf16: bool, device: str) -> Footprint:
     """The memory of a step in float32 or under autocast to bf16, with the chunks of a kind of device; not compiled."""
-    return _footprint(replace(config, accumulate=1), shapes, bf16, device)  # it serves any number of micro-batches
+    return _footprint(replace(config, accumulate=1), shapes, bf16, device)  # holds for any number of micro-batches
 
 
 @cache
@@ -120,10 +120,10 @@ class TracedStep(Protocol):
         """Sizes of the model, which the numbers of rows and positions must not divide."""
 
     def draws(self, rows: int) -> Any:
-        """The randomness of a step of so many rows: a dataclass or tuples of tensors."""
+        """The randomness of a step of `rows` rows: a dataclass or tuples of tensors."""
 
     def model(self) -> nn.Module:
-        """The model that is trained, with gradients where the step has them."""
+        """The model in training, with gradients enabled for what the step trains."""
 
     def loss(self, model: Any, hidden_BLD: Tensor | None, tokens_BL: Tensor, draws: Any) -> Tensor:
         """The loss of a batch."""
@@ -202,12 +202,12 @@ def fake_step(logits: int) -> Iterator[None]:
 
 
 def on_cpu(value: Any) -> Any:
-    """New tensors in place of those of a dataclass or of tuples."""
+    """A dataclass or tuples with new tensors on the CPU in place of its own."""
     return mapped(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu"), value)
 
 
 def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """A dataclass or tuples with a function of each of their tensors in its place."""
+    """A dataclass or tuples with `function` applied to each tensor."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, tuple):
@@ -224,7 +224,7 @@ def sizes_of(*parts: Any) -> list[int]:
 
 
 def _primes(step: TracedStep, shapes: Shapes) -> tuple[int, int]:
-    """Numbers of rows, and of positions in a chunk, two chunks and a bit, by which storages are told apart."""
+    """Numbers of rows and of positions in a chunk, which tell storages apart; a step has two chunks and a bit."""
     sizes = [size for size in (*sizes_of(shapes), *step.sizes) if size]  # a linear token decoder has 0 blocks
     free = (n for n in count(31) if _is_prime(n) and all(size % n for size in sizes))
     rows = next(free)
@@ -237,12 +237,12 @@ def _is_prime(n: int) -> bool:
 
 
 class _Allocations(TorchDispatchMode):
-    """Notes each storage when an operator makes it, and when the last tensor on it goes."""
+    """Records when an operator allocates each storage, and when its last tensor is freed."""
 
     def __init__(self, elsewhere: list[Tensor]) -> None:
         super().__init__()
         self._alive: dict[int, Any] = {tensor.untyped_storage()._cdata: None for tensor in elsewhere}
-        self._numbers: dict[int, int] = {}  # of the allocations that are alive
+        self._numbers: dict[int, int] = {}  # of live allocations
         self._events: list[tuple[bool, int, int]] = []  # whether it begins, number of the allocation, bytes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -266,7 +266,7 @@ class _Allocations(TorchDispatchMode):
         self._alive[key] = weakref.ref(storage, ends)
 
     def timeline(self, model: nn.Module, rows: int, positions: int) -> Timeline:
-        """Bytes that were alive after each allocation so far."""
+        """Bytes alive after each allocation so far."""
         gradients = [p.grad.untyped_storage() for p in model.parameters() if p.grad is not None]
         numbers = {self._numbers[storage._cdata] for storage in gradients}
         fixed, per_row, per_position, made = np.array(list(_snapshots(self._events, numbers, rows, positions))).T
@@ -276,7 +276,7 @@ class _Allocations(TorchDispatchMode):
 def _snapshots(
     events: list[tuple[bool, int, int]], gradients: set[int], rows: int, positions: int
 ) -> Iterator[tuple[float, float, float, int]]:
-    """Bytes after each allocation: fixed, per row, per position of a chunk, and of gradients made before."""
+    """Bytes after each allocation: fixed, per row, per position of a chunk, and of gradients allocated before."""
     alive, made = [0.0, 0.0, 0.0], 0
     for begins, number, size in events:
         kind, unit = (1, rows) if size % rows == 0 else (2, positions) if size % positions == 0 else (0, 1)

@@ -1,6 +1,6 @@
 """Figures of a model on held-out rows: denoising loss over t, reconstruction, and the spread of the latents.
 
-The noise and times are functions of the row, so two evaluations differ in the weights only.
+The noise and times are functions of the row, so two evaluations differ only in the weights.
 
 Shape letters: CONTRIBUTING.md.
 """
@@ -26,25 +26,25 @@ from ldlm.model.token_loss import TokenLosses
 
 T_BINS = 20
 COLLAPSED, EXPLODED = 0.2, 20.0  # per-coordinate standard deviation of the latents
-SEED = 20_240_229  # of the evaluation's own noise: the same for every run, so that runs compare
+SEED = 20_240_229  # of the evaluation's own noise: the same for every run, so that runs are comparable
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """Figures of all parts on held-out rows. Losses are means over elements; None is what the model does not have.
+    """Figures of all parts on held-out rows. Losses are means over elements; None marks what the model lacks.
 
-    Decoder noise is that of training, but in `token_accuracy_clean`.
+    Decoder noise is that of training, except in `token_accuracy_clean`.
     """
 
-    split: str  # the split of the rows: training rows, where a store has no held-out ones
+    split: str  # the split of the rows; training rows if the store has no held-out ones
     rows: int
     l_diff: float  # squared error per latent coordinate, with t spread evenly over (0, 1] and self-conditioning, k = 0
     l_diff_prefix: float | None  # the same, conditioned on the first k states, with k spread evenly; None without
     l_diff_mean: float  # squared error of predicting the mean latent instead
     l_diff_by_t: list[float | None]  # l_diff in 20 equal bins of t; None in a bin without rows
     l_diff_by_u: list[float | None] | None  # l_diff in 20 equal bins of F(t) (Figure 6)
-    l_h: float | None  # squared error per coordinate of h; None where the latents are h itself
-    l_w: float | None  # cross-entropy per token in nats; None, as the accuracies, while D_w is deferred
+    l_h: float | None  # squared error per coordinate of h; None if the latents are h itself
+    l_w: float | None  # cross-entropy per token in nats; None, like the accuracies, while D_w is deferred
     token_accuracy: float | None  # share of tokens, from 0 to 1
     token_accuracy_clean: float | None  # without decoder noise
     latent_std: float  # standard deviation of a latent coordinate over rows, averaged over coordinates
@@ -58,7 +58,7 @@ class HeldOut:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderHeldOut:
-    """Figures of a decoder of latents on held-out rows, under the noise of its training and without (`_clean`)."""
+    """Figures of a decoder of latents on held-out rows, with its training noise and without any (`_clean`)."""
 
     split: str
     rows: int
@@ -82,7 +82,7 @@ def evaluate(
     device: torch.device,
     timesteps: TimestepSampler | None = None,
 ) -> HeldOut:
-    """Figures over the first `rows` rows of the split; those over F(t) where `timesteps` has an F."""
+    """Figures over the first `rows` rows of the split; those over F(t) only if `timesteps` is given."""
     model, means = objective.model, _Means()
     latents = torch.zeros(2, *model.latent_shape, dtype=torch.float64)  # sums of z_0 and of its square
     t_all, l_diff_all, norms = [], [], 0.0
@@ -146,7 +146,7 @@ def evaluate_decoder(
 ) -> DecoderHeldOut:
     """Figures of a decoder of latents over the first `rows` rows of the split, encoded by `model`.
 
-    Rows and noise are those of `evaluate`, so that decoders compare with each other and with the jointly trained one.
+    Rows and noise are those of `evaluate`, so decoders are comparable with each other and the jointly trained one.
     """
     means, done = _Means(), 0
     for row_B, h_BLD, z_0_BNC, tokens_BL in encoded(model, split, rows, batch_size, device):
@@ -167,13 +167,13 @@ class _Means:
         self._rows: dict[str, int] = {}
 
     def add(self, rows: int, **figures: Tensor) -> None:
-        """Take in the mean figures of so many rows."""
+        """Add the mean figures of `rows` rows."""
         for name, figure in figures.items():
             self._sums[name] = self._sums.get(name, 0.0) + rows * figure.item()
             self._rows[name] = self._rows.get(name, 0) + rows
 
     def of(self, name: str) -> Any:
-        """The mean of a figure over all rows; None where there is none."""
+        """The mean of a figure over all rows; None if none was added."""
         return self._sums[name] / self._rows[name] if name in self._sums else None
 
 
@@ -197,13 +197,13 @@ def _draws(row_B: Tensor, z_0_BNC: Tensor) -> Draws:
         t_B=t_B.clamp(min=1e-5),
         weight_B=torch.ones_like(t_B),
         eps_BNC=noise.normal(SEED, "eps", 0, row_B, (z_0_BNC.shape[1], z_0_BNC.shape[2])),
-        eps_dec_BNC=torch.empty_like(z_0_BNC),  # of `DecoderInput.draw`
+        eps_dec_BNC=torch.empty_like(z_0_BNC),  # unused: `DecoderInput.draw` draws its own
         self_condition=True,
     )
 
 
 def _lengths(row_B: Tensor, seq_len: int) -> Tensor:
-    """Lengths k ≥ 1 of the prefixes that are seen, one for each row and the same at each evaluation."""
+    """Lengths k ≥ 1 of the visible prefixes, one per row and the same at every evaluation."""
     k_B = draw_lengths(seed=SEED, step=0, rows_B=row_B.cpu(), seq_len=seq_len, unconditional=0.0)
     return k_B.to(row_B.device)
 
@@ -219,10 +219,10 @@ def by_bin(t_B: Tensor, loss_B: Tensor) -> list[float | None]:
 
 
 def latent_warning(evaluations: Sequence[Mapping[str, Any]], warmup_steps: int, space: str = "ldlm") -> str | None:
-    """A warning when the newest evaluation finds the latents collapsed or exploded; None when they are neither.
+    """A warning if the newest evaluation finds the latents collapsed or exploded; None if they are neither.
 
-    The noise of the diffusion has standard deviation 1: latents far below it drown at nearly every t (Section 5.2). At
-    first they may be small, until the warm-up of `warmup_steps` is over or they have been larger.
+    The diffusion's noise has standard deviation 1: latents far smaller drown in it at nearly every t (Section 5.2). At
+    first they may be small, until the warm-up of `warmup_steps` is over or they have once been larger.
     """
     if evaluations[-1]["latent_std"] is None:
         return "the latents are not finite; lower the learning rate (optimizer.lr)"
@@ -237,7 +237,7 @@ def latent_warning(evaluations: Sequence[Mapping[str, Any]], warmup_steps: int, 
         )
     if stds[-1] > EXPLODED:
         return (
-            f"the latents have grown to a standard deviation of {stds[-1]:.1f}, which the diffusion loss can't hold; "
+            f"the latents have grown to a standard deviation of {stds[-1]:.1f}, beyond the diffusion loss's control; "
             f"{warmup.format('shorten')}lower {noise_setting}"
         )
     return None

@@ -27,17 +27,17 @@ _LOGGED = ("loss", "l_diff", "l_h", "l_w", "token_accuracy")
 
 @dataclass(frozen=True, kw_only=True)
 class JointStep(Step):
-    """A step of joint training that was launched, with its losses."""
+    """A launched step of joint training, with its losses."""
 
     phase: Phase
-    losses: list[Losses]  # of each micro-batch; they share the sums over the latents, which are those of all
+    losses: list[Losses]  # one per micro-batch; they share the sums over the latents of all micro-batches
     gamma: float
     part_norms: dict[str, Tensor]  # of each part's gradient, before clipping
 
 
 @dataclass(kw_only=True)
 class TrainState(Learner[JointStep]):
-    """A joint training run: all parts, and the timestep sampler that their losses teach."""
+    """A joint training run: all parts, and the timestep sampler that learns from their losses."""
 
     shown: ClassVar[tuple[str, ...]] = ("l_diff", "l_h", "l_w", "token_accuracy")
 
@@ -48,9 +48,9 @@ class TrainState(Learner[JointStep]):
     phase: Phase | None = None  # none before the first step
 
     def enter_phase(self) -> Phase:
-        """The phase of the next step; enables gradients for the parts that it trains when it begins.
+        """The phase of the next step; at its beginning, gradients are enabled for the parts that it trains.
 
-        Parts that it freezes keep their averaged weights, with which texts are sampled: the others learn beside those.
+        Parts that it freezes take their averaged weights, which sampling uses, so the others learn with those.
         """
         phase = phase_at(self.config, self.step)
         if phase != self.phase:
@@ -60,16 +60,16 @@ class TrainState(Learner[JointStep]):
                 self.ema.put_into(self.model, frozen)
             for name, part in self.model.parts().items():
                 part.requires_grad_(name not in frozen)
-            self.parallel = parallel(self.objective, self.world)  # it remembers what has gradients
+            self.parallel = parallel(self.objective, self.world)  # the wrapper fixes which parameters have gradients
         return phase
 
     @property
     def steps(self) -> int:
-        """Optimiser steps in all, those of COSMOS's autoencoder included."""
+        """Total optimiser steps, including those of COSMOS's autoencoder."""
         return total_steps(self.config)
 
     def read_step(self, step: JointStep) -> bool:
-        """Wait for a step; unless it was skipped, its losses teach the timestep sampler (see `Learner.read_step`)."""
+        """Wait for a step; its losses go to the timestep sampler unless it was skipped (see `Learner.read_step`)."""
         finite = super().read_step(step)
         if step.phase.objective.draws_times:
             if finite:
@@ -78,7 +78,7 @@ class TrainState(Learner[JointStep]):
         return finite
 
     def _observe(self, step: JointStep) -> None:
-        """Show the timestep sampler the losses of the whole batch, in the same order in every process."""
+        """Feed the timestep sampler the losses of the whole batch, in the same order in every process."""
         loss_B = torch.zeros(self.config.batch_size, dtype=torch.float64)
         loss_B[step.index_B] = torch.cat([losses.l_diff_B for losses in step.losses]).double().cpu()
         rows_B = torch.arange(self.config.batch_size)
@@ -91,7 +91,7 @@ class TrainState(Learner[JointStep]):
         return self.timesteps.refreshes_after(self.step)
 
     def figures(self, step: JointStep) -> dict[str, float]:
-        """Figures of a step over all processes. Terms of the loss are means over elements, as held-out ones are."""
+        """Figures of a step over all processes; terms of the loss are means over elements, as in held-out figures."""
         micro, scales = step.losses, self.objective.scales
         mine = {name: torch.stack([getattr(losses, name) for losses in micro]).mean() for name in _LOGGED}
         if self.config.recipe.edition > 1:  # runs of the first edition log the sums that they minimise
@@ -109,7 +109,7 @@ class TrainState(Learner[JointStep]):
         }
 
     def _spread(self, micro: list[Losses]) -> dict[str, float]:
-        """Standard deviation of a latent coordinate over the batch: its mean, and that of the extreme channels."""
+        """Standard deviation of a latent coordinate over the batch: the mean, and that of the extreme channels."""
         mine = torch.stack([micro[-1].latents.sum_NC, micro[-1].latents.square_NC]).cpu()
         mean_NC, square_NC = self.world.sum(mine) / self.config.batch_size
         std_NC = (square_NC - mean_NC.square()).clamp(min=0).sqrt()
@@ -133,7 +133,7 @@ class TrainState(Learner[JointStep]):
         return {**super().facts(), "timesteps": self.timesteps.state_dict()}
 
     def load(self, saved: Checkpoint) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         super().load(saved)
         self.timesteps.load_state_dict(saved.state["timesteps"])
 
@@ -163,8 +163,7 @@ def start(
 def train_step(state: TrainState, batch: Batch) -> JointStep:
     """Launch one optimiser step: draw, forward, backward, clip, update, average.
 
-    `TrainState.read_step` reads what came of it. A gradient that is not finite, in any process, makes all of them skip
-    the batch.
+    `TrainState.read_step` reads the outcome. If the gradient is not finite in any process, all of them skip the batch.
     """
     config, number, phase = state.config, state.step, state.enter_phase()
     done = number - phase.schedule_begins

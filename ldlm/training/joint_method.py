@@ -27,14 +27,14 @@ from ldlm.training.joint import JointStep, TrainState
 from ldlm.training.method import TrainingMethod
 from ldlm.training.phases import phases
 
-NEEDED_KIND = {"tencdm": "hidden", "embedding": "embedding", "scratch": "scratch"}  # of features, by latent space
+NEEDED_KIND = {"tencdm": "hidden", "embedding": "embedding", "scratch": "scratch"}  # by latent space
 
 
 class JointTraining(TrainingMethod[TrainConfig, TrainState]):
     """Joint training of encoder, denoiser and decoders (Sections 4 and 5), in any latent space."""
 
     def taken_up(self, stored: Mapping[str, Any]) -> tuple[JointTraining, str | None]:
-        """The method with which a run goes on: one of an earlier version keeps the meaning of its settings."""
+        """The method with which a run continues: a run of an earlier version keeps the meaning of its settings."""
         old = configs.taken_up(self.config, configs.from_stored(TrainConfig, stored))
         if old == self.config:
             return self, None
@@ -72,7 +72,7 @@ class JointTraining(TrainingMethod[TrainConfig, TrainState]):
             )
 
     def _check_condition(self, store: FeatureStore) -> None:
-        """`InputError` for a condition on prefixes whose states would tell of what comes after."""
+        """`InputError` for a condition on prefixes whose states would reveal what comes after."""
         if self.config.model.condition == "none":
             return
         longest_prefix(store.shapes.seq_len)
@@ -96,12 +96,12 @@ class JointTraining(TrainingMethod[TrainConfig, TrainState]):
         decoder = configs.decoder_noise(space, recipe)
         if elbo_start(diffusion, decoder) == 0:
             raise InputError(
-                f"the decoders' noise ({decoder}) names no t at which the integral of weighting=elbo could begin, for "
-                f"it diverges at 0; set one, like --set diffusion.elbo_t_min=0.05"
+                f"the decoders' noise ({decoder}) names no t at which the integral of weighting=elbo could begin, and "
+                f"at 0 it diverges; set one, like --set diffusion.elbo_t_min=0.05"
             )
 
     def remarks(self, store: FeatureStore) -> Iterator[str]:
-        """Notes on what the latent space brings with it."""
+        """Notes on what the latent space entails."""
         recipe, space = self.config.recipe, self.config.model.space
         if space != "ldlm" and recipe.edition > 1 and recipe.decoder_noise == "published":
             yield (
@@ -120,7 +120,7 @@ class JointTraining(TrainingMethod[TrainConfig, TrainState]):
         return store.split("train", encode), store.held_out(encode)
 
     def record(self, store: FeatureStore, out: Path) -> None:
-        """Write the statistics of the states to the run: later stages don't open the store."""
+        """Write the statistics of the states to the run, since later stages do not open the store."""
         mean, std = store.statistics()
         with files.replacing(out / "statistics.safetensors") as temporary:
             save_file({"mean": mean, "std": std}, temporary)
@@ -147,7 +147,7 @@ class JointTraining(TrainingMethod[TrainConfig, TrainState]):
             ).to_json()
 
     def warning(self, evaluations: Sequence[Mapping[str, Any]]) -> str | None:
-        """A warning of collapsed or exploded latents."""
+        """A warning about collapsed or exploded latents."""
         recipe = self.config.recipe
         return heldout.latent_warning(evaluations, warmup_steps=recipe.warmup_steps, space=self.config.model.space)
 

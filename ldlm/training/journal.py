@@ -1,4 +1,4 @@
-"""Metrics, checkpoints, `status.json` and notes to the user, written while a training runs."""
+"""Metrics, checkpoints, `status.json` and notes to the user, written during training."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Warn = Callable[[Sequence[Mapping[str, Any]]], str | None]  # all evaluations so
 class Journal:
     """The record of a learner's training in the folder `out`, which the main process of a job writes.
 
-    It begins when the learner stands at its newest checkpoint, which `saved` says there is: lines of the metrics beyond
-    that are dropped.
+    It begins after the learner has loaded its newest checkpoint (`saved` if there is one): lines of the metrics beyond
+    that step are dropped.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Journal:
         self.saved_at = learner.step if saved else 0
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """The evaluations so far, as they stand in the metrics."""
+        """The evaluations so far, as recorded in the metrics."""
         return [line for line in self.metrics.read() if line["kind"] == "eval"]
 
     # What is due. Steps are counted from 1.
@@ -71,12 +71,12 @@ class Journal:
     # What is written.
 
     def log_step(self, figures: dict[str, float]) -> None:
-        """Log the figures of this step, with the speed since the last that was logged."""
+        """Log the figures of this step, with the speed since the last logged step."""
         if self.learner.world.main:
             self.metrics.write(self.learner.step, "train", figures, **self.speed.look(self.learner.step))
 
     def log_evaluation(self, figures: dict[str, Any]) -> None:
-        """Log an evaluation, and warn of what it shows."""
+        """Log an evaluation, and warn the user if it gives reason to."""
         learner = self.learner
         self.evaluated_at = learner.step
         if not learner.world.main:
@@ -90,9 +90,9 @@ class Journal:
             self.progress.note(f"step {learner.step:,}: {warning}")
 
     def report_skipped(self, step: Step, stream: Stream) -> None:
-        """Name the batch of a step that updated nothing; `InputError` when there have been too many.
+        """Report the batch of a step that updated nothing; `InputError` if there have been too many.
 
-        All processes call it, since the rows that are not finite may be another's.
+        All processes call it, since the rows that are not finite may belong to another process.
         """
         learner = self.learner
         losses, loss_B = learner.losses_of(step)
@@ -111,7 +111,7 @@ class Journal:
         if learner.skipped > most:
             raise InputError(
                 f"{what}; {learner.skipped} such batches are too many (--max-nonfinite {most}); the checkpoints are "
-                f"whole: go on from the newest with a larger --max-nonfinite, or begin anew and, {learner.remedy}"
+                f"intact: continue from the newest with a larger --max-nonfinite, or start again: {learner.remedy}"
             )
         self.progress.note(what)
 
@@ -127,7 +127,7 @@ class Journal:
         self.write_status("running")
 
     def write_status(self, state: str, **more: str) -> None:
-        """Write `status.json`, for whoever looks after many runs."""
+        """Write `status.json`, for those who monitor many runs."""
         learner = self.learner
         if learner.world.main:
             record = {"state": state, "step": learner.step, "steps": learner.steps, "saved": self.saved_at, **more}
@@ -136,11 +136,11 @@ class Journal:
 
     @contextmanager
     def status_of(self) -> Iterator[None]:
-        """Within the block the status is "running"; when an error ends it, "failed"."""
+        """Within the block the status is "running"; if an error ends it, "failed"."""
         self.write_status("running")
         try:
             yield
         except Exception as error:
-            with suppress(OSError):  # a full disk is why it failed, perhaps
+            with suppress(OSError):  # perhaps it failed because the disk is full
                 self.write_status("failed", reason=f"{type(error).__name__}: {error}")
             raise

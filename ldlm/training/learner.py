@@ -1,4 +1,4 @@
-"""Weights in training: their optimiser step, and what a checkpoint holds of them.
+"""Weights in training: their optimiser step, and what a checkpoint stores of them.
 
 `joint.py` trains all parts together, `decoder.py` a decoder alone, `distillation.py` a student of a denoiser, and
 `ldlm.baselines.learner` a rival; all take their steps from here.
@@ -30,22 +30,22 @@ from ldlm.training.optim import load_optimizer_tensors, optimizer_tensors
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A step that was launched, in this process. Reading a tensor waits for the device."""
+    """A step launched in this process; reading one of its tensors waits for the device."""
 
-    number: int  # of the steps before it
-    index_B: Tensor  # where this process's rows stand in the batch
+    number: int  # of steps before it
+    index_B: Tensor  # positions of this process's rows in the batch
     position: int  # of the batch's first row in the stream
     lr: float
     gradient_norm: Tensor
-    finite: Tensor  # false where nothing was updated
+    finite: Tensor  # false if nothing was updated
 
 
 @dataclass(frozen=True)
 class Bound:
-    """Something that binds the number of a training's steps."""
+    """A setting that fixes the number of steps of a run."""
 
-    why: str  # what it does over them
-    unless: str  # the setting without it
+    why: str  # what it does over those steps
+    unless: str  # the setting that leaves the number free
 
 
 AnyStep = TypeVar("AnyStep", bound=Step)
@@ -53,9 +53,9 @@ AnyStep = TypeVar("AnyStep", bound=Step)
 
 @dataclass(kw_only=True)
 class Learner(ABC, Generic[AnyStep]):
-    """Everything that a checkpoint holds. `step` counts the batches seen; `skipped` those that changed nothing."""
+    """Everything that a checkpoint stores; `step` counts the batches seen, `skipped` those that changed nothing."""
 
-    shown: ClassVar[tuple[str, ...]]  # names of the figures that are shown beside the progress
+    shown: ClassVar[tuple[str, ...]]  # names of the figures shown beside the progress
 
     config: AnyTrainConfig
     model: nn.Module
@@ -63,28 +63,28 @@ class Learner(ABC, Generic[AnyStep]):
     ema: EMA
     compute: Compute
     world: World = ALONE
-    parallel: DistributedDataParallel | None = None  # what is called in its place, to average over the processes
+    parallel: DistributedDataParallel | None = None  # called in its place, to average over the processes
     step: int = 0
     skipped: int = 0
 
     @property
     def device(self) -> torch.device:
-        """Device that it computes on."""
+        """The device that it computes on."""
         return self.compute.device
 
     @property
     def position(self) -> int:
-        """Rows seen so far: where the stream goes on."""
+        """Rows seen so far: where the stream continues."""
         return self.step * self.config.batch_size
 
     @property
     def steps(self) -> int:
-        """Optimiser steps in all."""
+        """Total optimiser steps."""
         return self.config.steps
 
     @property
     def binds_steps(self) -> Bound | None:
-        """The reason why a training can't go on to another number of steps; None where it can."""
+        """The reason why a run cannot continue to another number of steps; None if it can."""
         decay = self.config.optimizer.lr_decay
         if decay == "constant":
             return None
@@ -110,7 +110,7 @@ class Learner(ABC, Generic[AnyStep]):
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a micro-batch's loss.
 
-        A loss that is not finite makes the gradient so, in every process, though its own may be finite.
+        A loss that is not finite makes the gradient not finite in every process, even if its own gradient is finite.
         """
         share = torch.full_like(loss, 1 / self.config.accumulate)
         loss.backward(torch.where(loss.detach().isfinite(), share, torch.nan))  # type: ignore[no-untyped-call]
@@ -118,14 +118,14 @@ class Learner(ABC, Generic[AnyStep]):
     def update(self, lr: float, averaged: int) -> tuple[Tensor, Tensor]:
         """Clip the gradient, step and average; returns the gradient's norm and whether it was finite, on the device.
 
-        `averaged` steps have gone into the average before. A gradient that is not finite, in any process, makes all of
-        them leave weights and averages as they are. The device finds that out by itself, and the host reads it when the
-        next step is under way (`loop.ReadLate`).
+        `averaged` steps have gone into the average before. If the gradient is not finite in any process, all of them
+        leave weights and averages as they are. The device decides that by itself; the host reads it once the next step
+        is under way (`loop.ReadLate`).
         """
         gradient_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
         finite = torch.isfinite(gradient_norm)
         self.optimizer.param_groups[0]["lr"] = lr
-        vars(self.optimizer)["found_inf"] = (~finite).float()  # by which torch's fused optimisers know not to step
+        vars(self.optimizer)["found_inf"] = (~finite).float()  # tells torch's fused optimisers not to step
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -135,7 +135,7 @@ class Learner(ABC, Generic[AnyStep]):
     def read_step(self, step: AnyStep) -> bool:
         """Wait for a step; returns whether it updated anything, and counts those that did not.
 
-        Steps are read in their order.
+        Steps are read in order.
         """
         finite = bool(step.finite)
         self.skipped += not finite
@@ -148,7 +148,7 @@ class Learner(ABC, Generic[AnyStep]):
 
     @abstractmethod
     def figures(self, step: AnyStep) -> dict[str, float]:
-        """Figures of a step over all processes, as they stand in the metrics."""
+        """Figures of a step over all processes, as recorded in the metrics."""
 
     @abstractmethod
     def losses_of(self, step: AnyStep) -> tuple[dict[str, Tensor], Tensor]:
@@ -160,7 +160,7 @@ class Learner(ABC, Generic[AnyStep]):
         """Advice to a user whose losses are not finite."""
 
     def release(self) -> None:
-        """Drop the process group before the job is left: one that is destroyed later can abort the process."""
+        """Release the process group before leaving the job: a group destroyed later can abort the process."""
         self.parallel = None
 
     def save(self, folder: Path) -> Checkpoint:
@@ -182,7 +182,7 @@ class Learner(ABC, Generic[AnyStep]):
         return {"rows_seen": self.position, "skipped": self.skipped}
 
     def load(self, saved: Checkpoint) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         self.model.load_state_dict(saved.tensors("model"))
         self.ema.load(saved.tensors("ema"))
         load_optimizer_tensors(self.optimizer, self.model, saved.tensors("optimizer"))
@@ -190,7 +190,7 @@ class Learner(ABC, Generic[AnyStep]):
 
 
 def parallel(module: nn.Module, world: World) -> DistributedDataParallel | None:
-    """The module with gradients averaged over the processes; None for one process, which has nobody to ask."""
+    """The module with gradients averaged over the processes; None if there is only one process."""
     return DistributedDataParallel(module, gradient_as_bucket_view=True) if world.size > 1 else None
 
 

@@ -1,6 +1,6 @@
-"""`metrics.jsonl`: the metrics of a training, one JSON object per line, with `step` and `kind`.
+"""`metrics.jsonl`: the metrics of a run, one JSON object per line, with `step` and `kind`.
 
-Where tensorboard is installed the scalars go there too; when that fails the run goes on.
+If tensorboard is installed, scalars are written there too; if that fails, the run continues without it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class MetricsFile:
         self._writer: Any = None
 
     def write(self, step: int, kind: str, figures: dict[str, Any], **timing: float) -> None:
-        """Append a line. Timings stand under `timing`, since they alone differ between a run and its repetition.
+        """Append a line; timings are kept under `timing`, since only they differ when a run is repeated.
 
         A figure that is not finite is written as null: JSON has no NaN.
         """
@@ -47,12 +47,12 @@ class MetricsFile:
             self._writer.flush()
         except ImportError:  # it is an extra
             self._tensorboard = None
-        except Exception as error:  # whatever a tracker does, the run goes on without it
+        except Exception as error:  # a failing tracker must not end the run
             self._tensorboard = None
             self._on_fault(f"tensorboard is left out from here on ({type(error).__name__}: {error})")
 
     def read(self) -> list[dict[str, Any]]:
-        """All complete lines, without a line that a kill or a power cut left unfinished."""
+        """All complete lines; one left unfinished by a kill or a power cut is left out."""
         if not self.path.exists():
             return []
         whole = []
@@ -75,6 +75,6 @@ class MetricsFile:
         files.write_atomic(self.path, files.dump_jsonl(kept))
 
     def last(self, kind: str) -> dict[str, Any]:
-        """Figures of the newest line of a kind; empty when there is none."""
+        """Figures of the newest line of a kind; empty if there is none."""
         lines = [line for line in self.read() if line["kind"] == kind]
         return {k: v for k, v in lines[-1].items() if k not in ("step", "kind", "timing")} if lines else {}

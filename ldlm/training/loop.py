@@ -1,4 +1,4 @@
-"""The training loop: evaluate, save, read, step, log. Every method, decoder and distillation trains by it."""
+"""The training loop: evaluate, save, read, step, log; joint training and the training of a decoder both use it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def train(
     name: str,
     evaluate: Callable[[], dict[str, Any]],
 ) -> None:
-    """Train to the last step. `take_step` launches a step, and `evaluate` gives figures on held-out rows.
+    """Train to the last step; `take_step` launches a step, and `evaluate` returns figures on held-out rows.
 
-    A signal ends it with `Stopped`. Either way a checkpoint of the last step is saved.
+    A signal ends it with `Stopped`. Either way, a checkpoint of the last step taken is saved.
     """
     with stream, progress.task(name, learner.steps, "step", done=learner.step) as task, journal.status_of():
         launched = ReadLate(lambda step: _read(learner, step, stream, journal, task))
@@ -50,7 +50,7 @@ def train(
             if _must_read(learner, journal):
                 launched.read_last()
         launched.read_last()
-        _close(learner, journal, stop)  # before the stream is: a read that hangs must not keep the checkpoint waiting
+        _close(learner, journal, stop)  # before the stream closes: a read that hangs must not delay the checkpoint
 
 
 class ReadLate:
@@ -61,25 +61,25 @@ class ReadLate:
         self._unread: Step | None = None
 
     def add(self, step: Step) -> None:
-        """Take in the step that has just been launched, and read the one before."""
+        """Add the step just launched, and read the previous one."""
         self.read_last()
         self._unread = step
 
     def read_last(self) -> None:
-        """Read the step that was taken in last, unless it has been."""
+        """Read the step added last, unless it has been read."""
         if self._unread is not None:
             step, self._unread = self._unread, None
             self._read(step)
 
 
 def _must_read(learner: Learner, journal: Journal) -> bool:
-    """Whether figures of the step just launched are needed before the next: logged, or for what is done after it."""
+    """Whether the step just launched must be read before the next: to log it, or for what follows it."""
     due = journal.should_log(learner.step) or journal.should_evaluate() or journal.should_save()
     return due or learner.next_step_depends_on_last
 
 
 def _read(learner: Learner, step: Step, stream: Stream, journal: Journal, task: Task) -> None:
-    """Wait for a step, log its figures where that is due, and report it where it updated nothing."""
+    """Wait for a step, log its figures if that is due, and report it if it updated nothing."""
     shown: dict[str, float] = {}
     if not learner.read_step(step):
         journal.report_skipped(step, stream)
@@ -91,15 +91,15 @@ def _read(learner: Learner, step: Step, stream: Stream, journal: Journal, task: 
 
 
 def _next_batch(stream: Stream, journal: Journal, stop: Stop) -> Batch | None:
-    """The next batch as it is read; None when a signal ended the wait for it."""
+    """The next batch as read; None if a signal ended the wait for it."""
     with journal.speed.waiting():
         return stop.interruptible(stream.read)
 
 
 def _evaluate(learner: Learner, journal: Journal, stop: Stop, evaluate: Callable[[], dict[str, Any]]) -> bool:
-    """Evaluate the averaged weights and log that; False when a signal came first.
+    """Evaluate the averaged weights and log the result; False if a signal came first.
 
-    Only the main process evaluates, and the others wait for it.
+    Only the main process evaluates; the others wait for it.
     """
     found = None
     if learner.world.main:
@@ -113,12 +113,12 @@ def _evaluate(learner: Learner, journal: Journal, stop: Stop, evaluate: Callable
 
 
 def _close(learner: Learner, journal: Journal, stop: Stop) -> None:
-    """Save what is new after the loop; `Stopped` when a signal ended it before its time."""
+    """Save what is new after the loop; `Stopped` if a signal ended it early."""
     journal.save()
     if learner.done and not journal.should_evaluate():
         return
     journal.write_status("stopped")
-    # A launcher ends the others when the first leaves, so nobody leaves before the checkpoint is there.
+    # A launcher ends the others when the first process leaves, so none leaves before the checkpoint is written.
     learner.world.from_main(None)
     saved = ", and saved" if learner.step else ""
     by = stop.wished or "another process"

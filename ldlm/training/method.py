@@ -1,4 +1,4 @@
-"""The interface of a training method to the stage that trains: what differs between LDLM and its rivals.
+"""The interface between a training method and the training stage: what differs between LDLM and its rivals.
 
 Loop, stream, checkpoints, journal and costs are the same for all. `joint_method.py` is LDLM's implementation, and
 `ldlm.baselines.training` that of the rivals.
@@ -21,7 +21,7 @@ from ldlm.runtime import World
 from ldlm.training.footprint import Footprint
 from ldlm.training.learner import Learner, Step
 
-if TYPE_CHECKING:  # costs are counted where nothing that reads stores is installed
+if TYPE_CHECKING:  # costs can be counted without the packages that read stores
     from ldlm.features.store import FeatureStore, Split
 
 AnyConfig = TypeVar("AnyConfig", bound=AnyTrainConfig)
@@ -30,7 +30,7 @@ Self = TypeVar("Self", bound="TrainingMethod[Any, Any]")
 
 
 class TrainingMethod(ABC, Generic[AnyConfig, AnyLearner]):
-    """A method with the settings of a training."""
+    """A method with the settings of a training run."""
 
     def __init__(self, config: AnyConfig) -> None:
         self.config = config
@@ -42,9 +42,9 @@ class TrainingMethod(ABC, Generic[AnyConfig, AnyLearner]):
     # Before the training.
 
     def taken_up(self: Self, stored: Mapping[str, Any]) -> tuple[Self, str | None]:
-        """The method with which a run goes on that was begun with `stored`, and what it keeps of these, in words.
+        """The method with which a run begun with the settings `stored` continues, and what it keeps of them, in words.
 
-        None where the settings of the run mean what they mean now.
+        The words are None if the run's settings mean what they mean now.
         """
         return self, None
 
@@ -58,10 +58,10 @@ class TrainingMethod(ABC, Generic[AnyConfig, AnyLearner]):
 
     @abstractmethod
     def rows(self, store: FeatureStore) -> tuple[Split, Split]:
-        """Training and held-out rows, with what of them the method reads."""
+        """Training and held-out rows, with the parts that the method reads."""
 
     def record(self, store: FeatureStore, out: Path) -> None:
-        """Write to the run `out` what later stages need of the features, beside their description."""
+        """Write to the run `out` what later stages need from the features, beside their description."""
 
     # The training.
 
@@ -78,21 +78,21 @@ class TrainingMethod(ABC, Generic[AnyConfig, AnyLearner]):
         """Figures of the weights in the model on held-out rows, as JSON."""
 
     def warning(self, evaluations: Sequence[Mapping[str, Any]]) -> str | None:
-        """A warning to the user after the evaluations so far; None where there is nothing to warn of."""
+        """A warning to the user after the evaluations so far; None if there is nothing to warn about."""
         return None
 
     # Its cost.
 
     @abstractmethod
     def network(self, shapes: Shapes, features: str | None = None) -> nn.Module:
-        """All that is trained, on the meta device; `features` is the kind of the features, where it is known."""
+        """Everything that is trained, on the meta device; `features` is the kind of the features, if known."""
 
     @abstractmethod
     def parameters(self, model: nn.Module) -> dict[str, int]:
         """Number of parameters of each part of the model."""
 
     def attention(self, kernel: str) -> str:
-        """Name of the attention kernel that is used where a device's is `kernel`."""
+        """Name of the attention kernel that the method uses on a device whose kernel is `kernel`."""
         return kernel
 
     @abstractmethod
@@ -101,14 +101,14 @@ class TrainingMethod(ABC, Generic[AnyConfig, AnyLearner]):
 
     @abstractmethod
     def flops_per_token(self, shapes: Shapes, phase: str) -> int:
-        """FLOPs per token of a step of a phase; activations that are computed again for memory's sake don't count."""
+        """FLOPs per token of a step of a phase; recomputing activations to save memory does not count."""
 
     @abstractmethod
     def footprint(self, shapes: Shapes, *, bf16: bool, device: str) -> Footprint:
         """Memory of its steps on a kind of device."""
 
     def phase_at(self, step: int) -> str:
-        """The phase of the step after `step` steps."""
+        """The phase of the step that follows `step` steps."""
         begins = 0
         for name, steps in self.phase_steps().items():
             begins += steps

@@ -49,5 +49,5 @@ def load_optimizer_tensors(optimizer: torch.optim.AdamW, model: nn.Module, tenso
     for path, value in tensors.items():
         key, _, name = path.partition("/")
         parameter = by_name[name]
-        # AdamW keeps its step count in float32 beside the parameter when it is fused.
+        # Fused AdamW keeps its step count in float32 on the parameter's device.
         optimizer.state[parameter][key] = value.to(parameter.device)

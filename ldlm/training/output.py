@@ -1,4 +1,4 @@
-"""The output of a training: begun, or taken up from what an earlier process left in it."""
+"""The output of a training run: begun, or resumed from what an earlier process left in it."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def begin(
     held: ExitStack,
     progress: Progress,
 ) -> Artifact:
-    """Begin or take up the output `out` of a learner, locked against other jobs until `held` closes.
+    """Begin or resume the output `out` of a learner, locked against other jobs until `held` closes.
 
-    `reads` are folders that must not be overwritten. A finished output is taken up again where the learner has more
-    steps to take, unless something binds their number (`Learner.binds_steps`). All processes of the job get what the
-    main one finds.
+    `reads` are folders that must not be overwritten. A finished output is resumed if the learner has more steps to
+    take, unless something fixes their number (`Learner.binds_steps`). All processes of the job get what the main one
+    finds.
     """
     steps = learner.config.steps
     bound = learner.binds_steps
@@ -44,7 +44,7 @@ def begin(
     def begin_alone() -> str:
         there = out.is_dir() and not overwrite and not artifact.is_emptied(out)
         if there:
-            held.enter_context(locks.exclusive_lock(out))  # before anything is written there: somebody may be at work
+            held.enter_context(locks.exclusive_lock(out))  # before writing anything there: another job may be at work
             _check_steps(out, steps, bound)
         result = artifact.begin(out, kind, config, inputs, overwrite=overwrite, reads=reads)
         if not there:
@@ -56,7 +56,7 @@ def begin(
 
 
 def _go_on(finished: Artifact, config: Any, steps: int, progress: Progress) -> str:
-    """State of a finished output: complete, or partial again where more `steps` are asked for than were taken."""
+    """State of a finished output: complete, or partial again if more `steps` are requested than were taken."""
     done = finished.manifest["step"]
     if done < steps:
         finished.write_config(config)
@@ -68,26 +68,26 @@ def _go_on(finished: Artifact, config: Any, steps: int, progress: Progress) -> s
 
 
 def _check_steps(out: Path, steps: int, bound: Bound | None) -> None:
-    """`InputError` when `out` was begun for another number of steps than `steps`, and something binds it to that."""
+    """`InputError` if `out` was begun for a number of steps other than `steps` and something fixes that number."""
     record = out / "artifact.json"
     found = files.read_json(record) if record.is_file() else {}
     begun, place = found.get("inputs", {}).get("steps"), kinds.NAMED_BY.get(found.get("kind", ""), "--output")
     if bound is not None and begun not in (None, steps):
         raise InputError(
-            f"{out} was begun for {begun} steps, over which {bound.why}, so it can't become one of {steps}; give "
-            f"--steps {begun}, choose another {place}, or add --overwrite (one with {bound.unless} goes on to any "
-            f"number)"
+            f"{out} was begun for {begun} steps, over which {bound.why}, so it can't continue to {steps}; pass "
+            f"--steps {begun}, choose another {place}, or add --overwrite (with {bound.unless} it could continue to "
+            f"any number)"
         )
 
 
 def shuffle_rows(config: Any, out: Path, split: Split, batch_size: int, *, overwrite: bool) -> int:
-    """Rows of the shuffle window of the output `out`: as configured, else as it was begun with, else the default.
+    """Rows in the shuffle window of the output `out`: as configured, else as it was begun, else the default.
 
-    An output that is older than the setting has the window that all had then.
+    An output older than the setting keeps the window that all outputs had then.
     """
     if config.shuffle_rows is None and not overwrite and (out / "config.yaml").is_file():
         settings = files.read_yaml(out / "config.yaml")
-        # Of the others `begin` has more to say: they may be those of another command.
+        # `begin` says more about the other settings, which may be those of another command.
         own = {key: value for key, value in settings.items() if key == "shuffle_rows"}
         window: int = from_stored(type(config), own).shuffle_rows
         return window
@@ -95,7 +95,7 @@ def shuffle_rows(config: Any, out: Path, split: Split, batch_size: int, *, overw
 
 
 def resume(learner: Learner, stream: Stream, out: Path, progress: Progress) -> bool:
-    """Go on from the newest checkpoint that verifies, the same in all processes; False when there is none."""
+    """Continue from the newest checkpoint that verifies, the same in all processes; False if there is none."""
     newest = checkpoint.latest(out / "checkpoints") if learner.world.main else None
     name = learner.world.from_main(None if newest is None else newest.path.name)
     if name is None:

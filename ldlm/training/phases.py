@@ -1,4 +1,4 @@
-"""The phases of a run: which objective its steps minimise, and over which of them the learning rate is scheduled."""
+"""The phases of a run: which objective its steps minimise, and over which steps the learning rate is scheduled."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Phase(NamedTuple):
 
 
 def phases(config: TrainConfig) -> list[Phase]:
-    """The phases of a run in order: one of joint training, or COSMOS's two. Nothing else asks which it is.
+    """The phases of a run in order: one of joint training, or COSMOS's two; no other code asks which.
 
     In the first edition one schedule spans both of COSMOS's phases.
     """
@@ -41,5 +41,5 @@ def phases(config: TrainConfig) -> list[Phase]:
 
 
 def phase_at(config: TrainConfig, step: int) -> Phase:
-    """The phase of the step after `step` steps."""
+    """The phase of the step that follows `step` steps."""
     return [phase for phase in phases(config) if phase.begins <= step][-1]

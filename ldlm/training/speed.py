@@ -7,21 +7,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-SETTLED = 30.0  # seconds from which on a run's speed is compared with the machine's
+SETTLED = 30.0  # seconds after which a run's speed is compared with the machine's
 
 
 @dataclass
 class Speedometer:
-    """Measures the speed of training between two looks, leaving out what is not training."""
+    """Measures the speed of training between two readings, leaving out what is not training."""
 
-    step: int  # at the last look
+    step: int  # at the last reading
     rows_per_step: int
     tokens_per_row: int
     flops_per_token: Callable[[int], int] | None = None  # of step s
     flops_limit: Callable[[], float] | None = None  # FLOP/s of plain matrix products on all devices
     _started: float = field(default_factory=time.perf_counter)
     _looked: float = field(default_factory=time.perf_counter)
-    _waited: float = 0.0  # seconds since the last look
+    _waited: float = 0.0  # seconds since the last reading
     _paused: float = 0.0
 
     @contextmanager
@@ -33,13 +33,13 @@ class Speedometer:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the block out: it is not training."""
+        """Leave the block out, since it is not training."""
         started = time.perf_counter()
         yield
         self._paused += time.perf_counter() - started
 
     def look(self, step: int) -> dict[str, float]:
-        """Figures of the steps since the last look, as they stand under `timing` in the metrics."""
+        """Figures of the steps since the last reading, as recorded under `timing` in the metrics."""
         now = time.perf_counter()
         seconds = max(1e-9, now - self._looked - self._paused)
         rows_per_second, waited = (step - self.step) * self.rows_per_step / seconds, self._waited

@@ -145,7 +145,7 @@ def test_a_dataset_that_needs_a_hub_that_is_not_there(extract):
 @pytest.mark.parametrize("name", ["gpt2", "nosuch/model"])
 def test_a_model_that_needs_a_hub_that_is_not_there(extract, refuse, corpus, trained, store, tmp_path, name):
     line = extract("--data", corpus, encoder=name)
-    assert f"'{name}' is no folder here, and can't be had from the Hugging Face hub" in line
+    assert f"'{name}' is not a folder here, and can't be fetched from the Hugging Face hub" in line
     assert "give a local folder" in line
     assert name in refuse("evaluate", corpus, "--scorer", name)
     arguments = ("--run", trained, "--features", store, "--pairs", 2, "--output", tmp_path / "outputs" / "out")
@@ -468,7 +468,7 @@ def test_texts_of_a_run_that_is_not_finished_say_so(run_copy, trained, ldlm):
     words = ("--num-samples", 1, "--steps", 1, "--device", "cpu")
     assert "is not finished" not in ldlm("sample", "--run", trained, *words).stderr
     (run_copy / "manifest.json").unlink()
-    assert "is not finished: its newest checkpoint is of step" in ldlm("sample", "--run", run_copy, *words).stderr
+    assert "is not finished: its newest checkpoint is from step" in ldlm("sample", "--run", run_copy, *words).stderr
 
 
 def test_ctrl_c_says_that_the_same_command_goes_on(trained, ldlm, monkeypatch, tmp_path):

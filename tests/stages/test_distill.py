@@ -258,7 +258,7 @@ def test_its_texts_are_drawn_as_it_was_distilled_unless_told_otherwise(whole, ld
     drawn(whole, tmp_path / "b.jsonl", *named)(ldlm)
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
     other = drawn(whole, tmp_path / "c.jsonl", "--steps", 8)(ldlm)
-    assert "is distilled to 2 evaluations, and has learned to draw by --solver ddim --grid learned" in other.stderr
+    assert "is distilled to 2 evaluations, and has learned to draw with --solver ddim --grid learned" in other.stderr
     papers = drawn(whole, tmp_path / "d.jsonl", "--sampler", "paper")(ldlm)
     assert "128 steps each" in papers.stdout and "is distilled" in papers.stderr
 

@@ -496,7 +496,7 @@ def test_devices_and_models_that_are_not_there_are_named(model, tmp_path):
     with pytest.raises(InputError, match=r"there is no model folder .*nowhere/model"):
         LDLM.from_pretrained(tmp_path / "nowhere" / "model")
     with pytest.raises(
-        InputError, match="'nobody/nothing' is no folder here, and can't be had from the Hugging Face hub"
+        InputError, match="'nobody/nothing' is not a folder here, and can't be fetched from the Hugging Face hub"
     ) as raised:
         LDLM.from_pretrained("nobody/nothing", cache_dir=tmp_path)  # the tests are offline
     assert "\n" not in str(raised.value)

@@ -259,7 +259,7 @@ def test_decoders_of_a_run_are_listed_and_each_draws_texts(store, run_copy, succ
         chosen = () if name is None else ("--decoder", name)
         found = ldlm("sample", "--run", run_copy, "--num-samples", 2, "--steps", 2, "--output", out, *chosen)
         assert f"decoder {name or best}\n" in found.stdout
-        assert (f"default decoder {best}, of the lowest held-out cross-entropy" in found.stderr) == (name is None)
+        assert (f"default decoder {best}, with the lowest held-out cross-entropy" in found.stderr) == (name is None)
         drawn[name] = out.read_bytes()
     assert drawn[None] == drawn[best]
     assert len(set(drawn.values())) == 4
@@ -366,7 +366,7 @@ def test_the_default_decoder_rebuilds_held_out_tokens_best(measured, run_copy, n
     measured("b", 2.2, joint=2.5, created=2)
     name, line = default(run_copy, notes)
     assert name == "a"
-    assert "of the lowest held-out cross-entropy (2.00; joint 2.50, b 2.20)" in line
+    assert "with the lowest held-out cross-entropy (2.00; joint 2.50, b 2.20)" in line
 
 
 def test_the_jointly_trained_decoder_is_the_default_where_it_was_measured_to_be_better(measured, run_copy, notes):
@@ -394,7 +394,7 @@ def test_the_newest_decoder_is_the_default_where_none_was_measured(measured, run
     measured("a", None, joint=joint, created=2)
     name, line = default(run_copy, notes)
     assert name == "a"
-    assert "the newest, for none has been measured" in line
+    assert "the newest, since none has been measured" in line
 
 
 def test_one_that_was_not_measured_is_not_preferred_to_one_that_was(measured, run_copy, notes):

@@ -325,8 +325,8 @@ BAD = [
     (("--prompt", "none"), "to continue that word, give it in a file"),
     (("--prompt", "caf\udce9"), "--prompt"),
     (("--prompts", "absent.txt"), "there is no file absent.txt"),
-    (("--prompt-guidance", 2), "give --prompt TEXT, too"),
-    (("--encoder", "x"), "give --prompt TEXT, too"),
+    (("--prompt-guidance", 2), "add --prompt TEXT"),
+    (("--encoder", "x"), "add --prompt TEXT"),
     (("--prompt", "Rain", "--encoder", "./absent"), "there is no model folder ./absent"),
 ]
 
