@@ -155,7 +155,7 @@ def kept(domains: Domains) -> Domains:
 
 
 def _distinct(domains: Domains) -> bool:
-    """False if two roles of one class are known to be the same lexeme."""
+    """Whether no two roles of one class are known to be the same lexeme."""
     seen = set[tuple[str, int]]()
     for role, mask in domains.items():
         if not mask & (mask - 1):
