@@ -10,7 +10,7 @@ from patience import patience
 
 from ldlm import artifact, files, location
 from ldlm.errors import InputError, StorageError
-from ldlm.features import digests, shards
+from ldlm.features import digests, extraction, shards
 from ldlm.features.begin import prepare
 from ldlm.features.extraction import Extraction
 from ldlm.features.store import FeatureStore
@@ -254,7 +254,7 @@ def test_a_machine_that_comes_late_changes_nothing_that_is_sealed(few, local, bu
     before = payload(place)
     for name, data in rows.items():
         (late.packing.folder / name).write_bytes(data)
-    monkeypatch.setattr(artifact, "versions", lambda: {"zarr": "another"})
+    monkeypatch.setattr(extraction, "library_versions", lambda: {"zarr": "another"})
     monkeypatch.setattr(ObjectPath, "is_file", lambda self: False)  # as when it looked
     monkeypatch.setattr(StoreWriter, "recorded", lambda self: set())
     late.tokenizer.add_tokens(["captain"])

@@ -74,7 +74,7 @@ def _check_steps(out: Path, steps: int, bound: Bound | None) -> None:
     begun, place = found.get("inputs", {}).get("steps"), kinds.NAMED_BY.get(found.get("kind", ""), "--output")
     if bound is not None and begun not in (None, steps):
         raise InputError(
-            f"{out} was begun for {begun} steps, over which {bound.why}, so it can't continue to {steps}; pass "
+            f"{out} was begun for {begun} steps, over which {bound.why}, so it can't continue to {steps}; give "
             f"--steps {begun}, choose another {place}, or add --overwrite (with {bound.unless} it could continue to "
             f"any number)"
         )

@@ -42,7 +42,7 @@ ADVICE = {
         f"{TRAIN} --batch-size 100000", r"has (\d+) train rows, too few .*; lower (batch)_size", r"--\2-size \1",
     ),
     "rows that no split has": (
-        f"{TEXTS} --rows 1000000", r"has \d+ \w+ rows and not 1,000,000; say (--rows) (\d+)$", r"\1 \2",
+        f"{TEXTS} --rows 1000000", r"has \d+ \w+ rows and not 1,000,000; give (--rows) (\d+)$", r"\1 \2",
     ),
     "no such decoder": (f"{SAMPLE} --decoder nosuch", r"it has: (\w+)", r"--decoder \1"),
     "no such checkpoint": (f"{SAMPLE} --checkpoint nosuch", r"there are: ([-\w]+)", r"--checkpoint \1"),

@@ -159,7 +159,7 @@ def test_settings_of_a_trace_are_none_of_the_texts(trained, succeed, ldlm, tmp_p
 
 def test_what_can_not_be_traced_is_said(trained, refuse, succeed, tmp_path):
     command = ("sample", "--run", trained, "--trace", tmp_path / "trace")
-    assert "give one of them" in refuse(*command, "--output", tmp_path / "samples.jsonl")
+    assert "give them in two commands" in refuse(*command, "--output", tmp_path / "samples.jsonl")
     assert "trace_frames must be at least 2, not 1" in refuse(*command, "--trace-frames", 1)
     assert "trace_times must be at most 1, not 1.5" in refuse(*command, "--trace-times", 0.5, 1.5)
     assert "--run is missing" in refuse("sample", "--trace", tmp_path / "trace")

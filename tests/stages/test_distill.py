@@ -303,7 +303,7 @@ def test_an_export_draws_the_same_texts(whole, ldlm, succeed, tmp_path):
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
     assert "is distilled" in drawn(tmp_path / "model", tmp_path / "c.jsonl", "--steps", 8)(ldlm).stderr
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
-    assert "distilled to 2 evaluations by ddim" in card
+    assert "distilled to draw in 2 evaluations with ddim" in card
 
 
 @pytest.mark.slow

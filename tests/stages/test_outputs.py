@@ -458,7 +458,7 @@ def test_a_finished_file_goes_on_to_more_texts_and_not_to_fewer(draw, tmp_path, 
     assert out.read_bytes() == whole.read_bytes()
     with pytest.raises(InputError, match=r"holds 7 texts of these settings already, and --num-samples 5 asks"):
         draw(out, 5)
-    with pytest.raises(InputError, match=r"made otherwise \(config.seed: 0 -> 1\)"):
+    with pytest.raises(InputError, match=r"made differently \(config.seed: 0 -> 1\)"):
         draw(out, 9, seed=1)
     assert out.read_bytes() == whole.read_bytes()
     assert draw(out, 5, overwrite=True)["texts_made"] == 5

@@ -271,7 +271,7 @@ def test_the_steps_of_a_decaying_learning_rate_can_not_change_on_the_way(train_c
         train.run(config, store, tmp_path / "run", progress=interrupted(at=1))
     for _ in range(2):  # one that was interrupted, and one that is finished
         for steps in (7, 9):
-            message = f"begun for 8 steps, over which optimizer.lr_decay=cosine .* can't continue to {steps}; pass"
+            message = f"begun for 8 steps, over which optimizer.lr_decay=cosine .* can't continue to {steps}; give"
             with pytest.raises(InputError, match=message):
                 train.run(replace(config, steps=steps), store, tmp_path / "run")
         assert train.run(config, store, tmp_path / "run").complete
