@@ -87,8 +87,8 @@ class Fronts:
 
 SHOWN = ("name", "steps")  # settings that a table already shows, as the way and the rows
 COUNTED_AS = (
-    "Rows are the sampler's, and evaluations the network's, counted: a sampler that needs fewer than it has rows needs "
-    "more the more texts it draws at a time."
+    "Rows are steps of the sampler; evaluations are counted calls of the network. A sampler that reuses an evaluation "
+    "until a token of the batch changes saves fewer of them the more texts it draws at a time."
 )
 NO_WIN = "A low perplexity at an entropy far below that of real text is no win: it comes from repetition."
 
