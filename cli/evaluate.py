@@ -83,7 +83,10 @@ def command(
         raise InputError("no texts to evaluate; for example ldlm evaluate samples.jsonl")
     if config.source is not None:
         others = {"--reference": reference, "--mauve": with_mauve, "--training": training}
-        others |= {f"--{name.replace('_', '-')}": name in options.given() for name in OF_SCORER}
+        others |= {
+            f"--{name.replace('_', '-')}": getattr(config, name) != getattr(EvaluateConfig(), name)
+            for name in OF_SCORER
+        }
         return _by_source(options, config, texts, seeds, [flag for flag, given in others.items() if given])
     from ldlm.evaluation import scorecache, scores
     from ldlm.stages import evaluate as stage

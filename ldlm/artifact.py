@@ -129,6 +129,8 @@ def begin(
     """
     with presence.turn(path, shared):
         begun = _begin(path, kind, config, inputs, overwrite, reads, shared, note)
+        if begun.state == "partial" and not shared:
+            begun.write_config(config)
         if held is not None:
             return replace(begun, at_work=held.enter_context(presence.present(path)))
         return begun
@@ -153,7 +155,17 @@ def working(
             begun = _begin(path, kind, config, inputs, overwrite, reads, False, presence.unheard)
             if not begun.complete:
                 held.enter_context(exclusive_lock(path))
+            if begun.state == "partial":
+                begun = _taken_up(begun, config)
         yield begun
+
+
+def _taken_up(begun: Artifact, config: Any) -> Artifact:
+    """An unfinished artefact that is locked now: another process may have finished it since it was looked at."""
+    if is_complete(begun.path):
+        return replace(begun, state="complete")
+    begun.write_config(config)
+    return begun
 
 
 def _begin(
@@ -204,10 +216,7 @@ def _begin(
         )
     if is_complete(path):
         return Artifact(path, kind, "complete")
-    taken_up = Artifact(path, kind, "partial")
-    if not shared:
-        taken_up.write_config(config)
-    return taken_up
+    return Artifact(path, kind, "partial")
 
 
 def open_artifact(path: Location, kind: str, *, complete: bool = True) -> Artifact:

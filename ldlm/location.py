@@ -281,12 +281,15 @@ def folder_names(paths: Sequence[Path]) -> list[str]:
 
     `InputError` if two paths lead to one folder.
     """
-    parts = [path.resolve().parts[1:] for path in paths]  # a name with the root would be an absolute path
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise InputError(f"{', '.join(map(str, paths))} name a folder twice; give each once")
+    # Links keep their own names, and a name with the root would be an absolute path.
+    parts = [Path(os.path.abspath(path)).parts[1:] for path in paths]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["-".join(p[-depth:]) for p in parts]
         if len(set(names)) == len(names):
             return names
-    raise InputError(f"{', '.join(map(str, paths))} name a folder twice; give each once")
+    raise AssertionError("paths of different folders differ")
 
 
 def locate(where: str | Path) -> Location:

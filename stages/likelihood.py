@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,12 @@ def run(
     subject = _subject(config, run_path, store, runtime.device(config.device))
     out = out or run_path / "likelihood"
     reads = [place for place in (run_path, store.path) if isinstance(place, Path)]
-    with artifact.working(
-        out, "likelihood", config, subject.inputs(store), overwrite=overwrite, reads=reads
-    ) as result:  # a row is known by the number of its line, so two processes must not write lines
+    inputs = subject.inputs(store)
+    # A row is known by the number of its line, so two processes must not write lines.
+    with artifact.working(out, "likelihood", config, inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:
-            (out / KEPT).unlink(missing_ok=True)
+            with suppress(OSError):  # it may be read-only by now
+                (out / KEPT).unlink(missing_ok=True)
             progress.note(f"{out} is complete; nothing to do")
             return result
         subject.remark(config, progress)

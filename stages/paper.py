@@ -25,7 +25,7 @@ def plan(
     jobs = unique(job for name in names for job in _plan(config, name).jobs)
     left = [job for job in jobs if out is None or not job.done(out)]
     card, devices = _card(config)
-    with progress.task("count", len(left), "job") as task:
+    with progress.task("count", sum(job.kind != "text" for job in left), "job") as task:
         found = costs.of_jobs(left, config.scale, card, devices, task.advance)
     return {"exhibits": list(names), "scale": config.scale, **found}
 

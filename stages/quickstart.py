@@ -185,9 +185,8 @@ def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, pro
             progress.note(f"{out} is complete; nothing to do")
             return result
         begun = result if (out / "text" / "corpus.json").exists() else replace(result, state="new")
-        with (
-            begun.or_nothing()
-        ):  # bad input removes the folder, even of an interrupted quickstart, if it has no text yet
+        # Bad input removes the folder, even of an interrupted quickstart, if it has no text yet.
+        with begun.or_nothing():
             _check_models(quickstart)
             corpus = _write_corpus(steps, progress)
 

@@ -225,6 +225,7 @@ def offline(refused, hub, home, of_the_hub, tmp_path_factory):
     environment = {**hub.environment, "HF_HOME": str(home), "XDG_CACHE_HOME": str(root), **WITHOUT["unreachable"]}
     found = session(asked.values(), **environment)
     assert len(hub.asked) == before
+    assert sum("can't be reached; looking for models and datasets in its cache" in one.err for one in found) == 1
     return root, {name: result(one) for name, one in zip(asked, found, strict=True)}
 
 

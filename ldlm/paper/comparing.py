@@ -1,9 +1,10 @@
 """When two figures of a table are apart: beyond what another training, and other texts, would change.
 
-A difference counts if no seed of one row reaches a seed of the other, and if it exceeds what chance gives: t·s, where s
-is the standard deviation between trainings, pooled over all rows of the table, and t the 97.5 % quantile of Student's
-distribution with the degrees of freedom of s. Perplexities are compared by their logarithms. Rows that draw from the
-same trainings, such as decoders of one run, are compared text set by text set.
+A difference counts if no seed of one row reaches a seed of the other, and if it exceeds what chance gives: t times the
+standard deviation of a difference. That comes from the spread between trainings, pooled over the rows of the table, and
+t is the 97.5 % quantile of Student's distribution with its degrees of freedom. Perplexities are compared by their
+logarithms. Rows that draw from the same trainings, such as decoders of one run, are compared training by training, if
+there are enough of them to tell how much the difference itself varies.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 
@@ -21,7 +21,7 @@ HELD, NOT_HELD, WITHIN, ONE, MISSING = "held", "not held", "within seed spread",
 COLLAPSED = "not comparable, for entropy"
 CONFIDENCE = 0.975
 ENTROPY_SLACK = 0.3  # nats by which the texts of lower perplexity may have the lower entropy
-FEWEST_DIFFERENCES = 4  # of a comparison text set by text set
+FEWEST = 3  # degrees of freedom of a comparison training by training
 
 Place = tuple[str, str, int | None]  # row, quantity, evaluations
 Values = Sequence[Sequence[float | None]]  # by training, and by set of texts
@@ -34,6 +34,11 @@ class Noise:
     std: float
     freedom: int
 
+    @property
+    def bound(self) -> float:
+        """t·s: what chance gives in 5 % of cases, in both directions together; 0 without any spread."""
+        return self.std * _quantile(self.freedom) if self.freedom else 0.0
+
 
 @dataclass(frozen=True)
 class Figures:
@@ -43,77 +48,88 @@ class Figures:
     runs: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def compare(self, a: Place, b: Place) -> str:
-        """Verdict on a < b."""
-        one, other = self._known(a), self._known(b)
+        """Verdict on a < b, two figures of one quantity or, if they are measured once, of any."""
+        one, other = self.means(a), self.means(b)
         if not one or not other:
             return MISSING
         if QUANTITIES[a[1]].single and QUANTITIES[b[1]].single:
-            return _verdict(_mean(one) < _mean(other), _mean(one) > _mean(other))
+            return _verdict(_mean(other) - _mean(one))
         if min(len(one), len(other)) < 2:
             return ONE
-        difference = self._paired(a, b) if self._share_trainings(a, b) else self._unpaired(a, b)
+        shared = self._shared(a, b)
+        difference = self._unpaired(a, b) if shared is None else _paired(shared)
         if difference and self._is_cheap(*((a, b) if difference > 0 else (b, a))):
             return COLLAPSED
-        return _verdict(difference > 0, difference < 0)
+        return _verdict(difference)
 
-    def _known(self, place: Place) -> list[list[float]]:
-        """The values that are there, by training; those of perplexities as logarithms."""
+    def means(self, place: Place) -> dict[int, float]:
+        """The mean over sets of texts by training, for those that are there; of the logarithms of perplexities."""
+        return {number: _mean(values) for number, values in self._known(place).items()}
+
+    def _known(self, place: Place) -> dict[int, list[float]]:
         scale = math.log if QUANTITIES[place[1]].ratio else float
-        known = [[scale(value) for value in values if value is not None] for values in self.values.get(place, ())]
-        return [values for values in known if values]
+        known = {
+            number: [scale(value) for value in values if value is not None]
+            for number, values in enumerate(self.values.get(place, ()))
+        }
+        return {number: values for number, values in known.items() if values}
 
     def _unpaired(self, a: Place, b: Place) -> float:
-        """The difference b − a if the two are apart, else 0."""
-        one, other = ([_mean([values]) for values in self._known(place)] for place in (a, b))
-        difference = float(np.mean(other) - np.mean(one))
+        """The difference b − a of rows with trainings of their own, if the two are apart, else 0."""
+        one, other = ([*self.means(place).values()] for place in (a, b))
+        noise = self._noise(a[1], a[2])
+        bound = noise.bound * math.sqrt(1 / len(one) + 1 / len(other))
+        difference = _mean(other) - _mean(one)
         overlap = max(one) >= min(other) if difference > 0 else max(other) >= min(one)
-        noise = max((self.noise[place[1]] for place in (a, b)), key=lambda found: found.std)
-        error = noise.std * math.sqrt(1 / len(one) + 1 / len(other))
-        return 0.0 if overlap or abs(difference) <= _quantile(noise.freedom) * error else difference
+        return 0.0 if overlap or abs(difference) <= bound else difference
 
-    def _paired(self, a: Place, b: Place) -> float:
-        """The difference b − a of rows that share their trainings, if the two are apart, else 0."""
-        scale = math.log if QUANTITIES[a[1]].ratio else float
-        both = [
-            (one, other)
-            for pair in zip(self.values[a], self.values[b], strict=True)
-            for one, other in zip(*pair, strict=True)
-        ]
-        found = np.array([scale(y) - scale(x) for x, y in both if x is not None and y is not None])
-        error = found.std(ddof=1) / math.sqrt(len(found))
-        one_sign = (found > 0).all() or (found < 0).all()
-        return float(found.mean()) if one_sign and abs(found.mean()) > _quantile(len(found) - 1) * error else 0.0
-
-    def _share_trainings(self, a: Place, b: Place) -> bool:
-        runs = self.runs.get(a[0])
-        counts = [[len(sets) for sets in self.values[place]] for place in (a, b)]
-        return (
-            bool(runs)
-            and runs == self.runs.get(b[0])
-            and a[1] == b[1]
-            and counts[0] == counts[1]
-            and sum(counts[0]) >= FEWEST_DIFFERENCES
-        )
+    def _shared(self, a: Place, b: Place) -> np.ndarray | None:
+        """Means (R, T) of the R rows with the trainings of a and b, which come first; None if they are too few."""
+        if a[1:] != b[1:] or not self.runs.get(a[0]) or self.runs[a[0]] != self.runs.get(b[0]):
+            return None
+        rows = [self.means((key, *a[1:])) for key in dict.fromkeys((a[0], b[0], *self.runs))
+                if self.runs[key] == self.runs[a[0]]]  # fmt: skip
+        trainings = sorted(rows[0].keys() & rows[1].keys())
+        found = np.array([[row[one] for one in trainings] for row in rows if row.keys() >= {*trainings}])
+        return found if (found.shape[0] - 1) * (found.shape[1] - 1) >= FEWEST else None
 
     def _is_cheap(self, low: Place, high: Place) -> bool:
         """Whether a perplexity is low by collapse: its texts have much the lower entropy."""
         if low[1] != "gen_ppl":
             return False
-        entropies = [self._known((key, "entropy", budget)) for key, _, budget in (low, high)]
-        return all(entropies) and _mean(entropies[0]) < _mean(entropies[1]) - ENTROPY_SLACK
+        one, other = (self.means((key, "entropy", budget)) for key, _, budget in (low, high))
+        return bool(one and other) and _mean(one) < _mean(other) - ENTROPY_SLACK
 
-    @cached_property
-    def noise(self) -> Mapping[str, Noise]:
-        """What another training would change, by quantity: at least what other texts would."""
-        found = {}
-        for quantity in dict.fromkeys(name for _, name, _ in self.values):
-            rows = [self._known(place) for place in self.values if place[1] == quantity]
-            trainings = pooled([[_mean([values]) for values in row] for row in rows])
-            texts = pooled([values for row in rows for values in row])
-            sets = np.mean([len(values) for row in rows for values in row] or [1])
-            of_texts = Noise(texts.std / math.sqrt(sets), texts.freedom)
-            found[quantity] = max(trainings, of_texts, key=lambda one: one.std)
-        return found
+    def _noise(self, quantity: str, budget: int | None) -> Noise:
+        """What another training would change in a figure: at least what other texts would.
+
+        Rows with the same trainings count once.
+        """
+        rows = {
+            tuple(self.runs.get(place[0], ())) or place[0]: self._known(place)
+            for place in reversed([*self.values])
+            if place[1:] == (quantity, budget)
+        }
+        sets = [values for row in rows.values() for values in row.values()]
+        trainings = pooled([[_mean(values) for values in row.values()] for row in rows.values()])
+        texts = pooled(sets)
+        of_texts = Noise(texts.std / math.sqrt(np.mean([len(values) for values in sets])), texts.freedom)
+        return max(trainings, of_texts, key=lambda one: one.bound)
+
+
+def _paired(y_RT: np.ndarray) -> float:
+    """The difference of the second and the first row, if the two are apart beyond how differences vary, else 0.
+
+    What all rows of a training have in common is taken out; the rest varies with (R − 1)(T − 1) degrees of freedom.
+    """
+    rows, trainings = y_RT.shape
+    rest_RT = y_RT - y_RT.mean(0) - y_RT.mean(1, keepdims=True) + y_RT.mean()
+    freedom = (rows - 1) * (trainings - 1)
+    noise = Noise(math.sqrt(float((rest_RT**2).sum()) / freedom), freedom)
+    differences = y_RT[1] - y_RT[0]
+    apart = abs(differences.mean()) > noise.bound * math.sqrt(2 / trainings)
+    one_sign = (differences > 0).all() or (differences < 0).all()
+    return float(differences.mean()) if apart and one_sign else 0.0
 
 
 def pooled(groups: Iterable[Sequence[float]]) -> Noise:
@@ -124,13 +140,12 @@ def pooled(groups: Iterable[Sequence[float]]) -> Noise:
     return Noise(math.sqrt(squares / freedom) if freedom else 0.0, freedom)
 
 
-def _verdict(less: bool, more: bool) -> str:
-    return HELD if less else NOT_HELD if more else WITHIN
+def _verdict(difference: float) -> str:
+    return HELD if difference > 0 else NOT_HELD if difference < 0 else WITHIN
 
 
-def _mean(values: Sequence[Sequence[float]]) -> float:
-    """The mean over trainings of their means over sets of texts."""
-    return float(np.mean([np.mean(sets) for sets in values]))
+def _mean(values: Iterable[float] | Mapping[int, float]) -> float:
+    return float(np.mean([*(values.values() if isinstance(values, Mapping) else values)]))
 
 
 def _quantile(freedom: int) -> float:

@@ -185,11 +185,15 @@ def caption(record: Mapping[str, Any]) -> str:
 
 def collect(plan: Plan, folder: Path) -> Result:
     """Collect the figures of everything in the folder."""
-    found: dict[Place, list[tuple[float | None, ...]]] = {}
+    found: dict[Place, dict[int, tuple[float | None, ...]]] = {}
     for measured in plan.rows:
         for (quantity, budget), values in findings.of_row(folder, measured, plan.exhibit.columns).items():
-            found.setdefault((measured.row.key, quantity, budget), []).append(tuple(values))
-    cells = {place: Cell(tuple(seeds), plan.size.seeds) for place, seeds in found.items()}
+            found.setdefault((measured.row.key, quantity, budget), {})[measured.seed] = tuple(values)
+    seeds = {key: [one.seed for one in plan.rows if one.row.key == key] for key, _, _ in found}
+    cells = {  # a training without a figure keeps its place
+        place: Cell(tuple(by_seed.get(seed, ()) for seed in seeds[place[0]]), plan.size.seeds)
+        for place, by_seed in found.items()
+    }
     figures = Figures({place: _by_training(plan, cell) for place, cell in cells.items()}, _runs(plan))
     statements = [
         orderings.judge(plan.exhibit, one, figures)

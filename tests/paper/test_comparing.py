@@ -48,39 +48,89 @@ def test_perplexities_are_compared_by_quotients():
     """The same deviation in per cent, at 10 and at 1,000, is one spread."""
     small = {PPL("a"): trainings(10, 10.2), PPL("b"): trainings(11, 11.22)}
     large = {PPL("c"): trainings(1000, 1020)}
-    found = Figures({**small, **large}).noise["gen_ppl"]
-    assert found.std == pytest.approx(math.log(1.02) / math.sqrt(2))
     assert verdict({**small, **large}, PPL("a"), PPL("b")) == "held"
 
 
 def test_texts_alone_may_differ_by_more_than_trainings_do():
     """Two trainings whose means agree by accident: what another set of texts changes is the least spread."""
     values = {A: [[9, 11], [9, 11]], B: [[10, 12], [10, 12]]}
-    found = Figures(values).noise["l_h"]
-    assert (found.std, found.freedom) == (pytest.approx(math.sqrt(2) / math.sqrt(2)), 4)
-    assert verdict(values) == "within seed spread"
+    assert verdict(values) == "within seed spread"  # s = √2/√2 of 4 degrees of freedom, so t·s is 2.8
+    assert verdict({A: values[A], B: [[12, 14], [12, 14]]}) == "held"
+
+
+def test_more_spread_never_makes_a_smaller_bound():
+    """The quantile falls with the degrees of freedom, so t·s decides which spread is the larger."""
+    quiet = {A: [[0, 0], [1.414, 1.414]], B: [[3.5, 3.5], [4.914, 4.914]]}
+    loud = {A: [[-1.01, 1.01], [0.404, 2.424]], B: [[2.49, 4.51], [3.904, 5.924]]}
+    assert verdict(quiet) == verdict(loud) == "within seed spread"
+
+
+SHARED = {str(row): ("run-0", "run-1") for row in range(5)}
+
+
+def chance(draw, runs, budgets=(None,), draws=3000):
+    """How often the first two of equal rows are set apart, in the more frequent direction."""
+    said = []
+    for _ in range(draws):
+        drawn = draw()
+        values = {(key, "l_h", one): rows for key in drawn for one, rows in zip(budgets, drawn[key], strict=True)}
+        said.append(Figures(values, runs).compare(*((str(row), "l_h", budgets[-1]) for row in range(2))))
+    return max(said.count("held"), said.count("not held")) / draws
 
 
 def test_chance_seldom_sets_equal_rows_apart():
-    """In a table of twelve equal rows: 2.5 % in each direction, give or take what 4,000 draws leave open."""
+    """2.5 % in each direction, give or take what so many draws leave open."""
     random = np.random.default_rng(0)
-    said = []
-    for _ in range(4000):
-        values = {(str(row), "l_h", None): trainings(*random.normal(size=2)) for row in range(12)}
-        said.append(verdict(values, ("0", "l_h", None), ("1", "l_h", None)))
-    assert max(said.count("held"), said.count("not held")) / len(said) < 0.032
+    assert chance(lambda: {str(row): [trainings(*random.normal(size=2))] for row in range(12)}, {}) < 0.032
 
 
-def test_rows_of_the_same_trainings_are_compared_set_by_set():
+@pytest.mark.parametrize("own", [0.0, 1.0, 5.0])
+def test_chance_seldom_sets_rows_of_the_same_trainings_apart(own):
+    """Five rows of two trainings, of two sets each; a row may suit one training and not the other."""
+    random = np.random.default_rng(0)
+
+    def draw():
+        common = 10 * random.normal(size=(2, 2))
+        suits = own * random.normal(size=(5, 2, 1)) + random.normal(size=(5, 2, 2))
+        return {str(row): [common + suits[row]] for row in range(5)}
+
+    assert chance(draw, SHARED) < 0.032
+
+
+def test_budgets_of_one_training_are_no_independent_trainings():
+    """Four budgets of six rows, which differ by training alone; two rows share theirs."""
+    random = np.random.default_rng(0)
+
+    def draw():
+        means = random.normal(size=(6, 2))
+        means[5] = means[4]
+        return {str(row): [trainings(*means[row] + 0.1 * random.normal(size=2)) for _ in range(4)] for row in range(6)}
+
+    runs = {str(row): (f"{min(row, 4)}-0", f"{min(row, 4)}-1") for row in range(6)}
+    assert chance(draw, runs, budgets=(8, 32, 64, 128)) < 0.032
+
+
+def test_rows_of_the_same_trainings_are_compared_training_by_training():
     """Decoders of two runs that differ by far more than the decoders do."""
-    values = {A: [[10, 12], [30, 35]], B: [[10.5, 12.6], [30.4, 35.5]]}
-    same = {"a": ("run-0", "run-1"), "b": ("run-0", "run-1")}
-    assert verdict(values) == "within seed spread"
-    assert verdict(values, runs={**same, "b": ("run-2", "run-3")}) == "within seed spread"
-    assert verdict(values, runs=same) == "held"
-    assert verdict(values, B, A, runs=same) == "not held"
-    assert verdict({**values, B: [[10.5, 12.6], [30.4, 34.9]]}, runs=same) == "within seed spread"
-    assert verdict({A: trainings(10, 30), B: trainings(10.5, 30.4)}, runs=same) == "within seed spread"  # of two: few
+    steps = (0.0, 0.5, 0.52, 1.0, 1.5)
+    values = {(str(row), "l_h", None): trainings(10 + step, 30 + step + 0.01 * row) for row, step in enumerate(steps)}
+    first, second, third = ((str(row), "l_h", None) for row in range(3))
+    assert verdict(values, first, second) == "within seed spread"
+    assert verdict(values, first, second, {**SHARED, "1": ("run-2", "run-3")}) == "within seed spread"
+    assert verdict(values, first, second, SHARED) == "held"
+    assert verdict(values, second, first, SHARED) == "not held"
+    assert verdict(values, second, third, SHARED) == "within seed spread"
+    two = {place: values[place] for place in (first, second)}
+    assert verdict(two, first, second, {key: SHARED[key] for key in "01"}) == "within seed spread"  # too few to tell
+
+
+def test_a_training_that_is_missing_is_not_taken_for_the_next():
+    """b is a + 1 in each training; a lacks the first of them and b the last."""
+    runs = {str(row): ("run-0", "run-1", "run-2") for row in range(4)}
+    values = {(str(row), "l_h", None): trainings(*(x + 0.3 * row for x in (0.0, 10.0, 20.0))) for row in (2, 3)}
+    values["0", "l_h", None] = [[], [10.0], [20.0]]
+    values["1", "l_h", None] = [[1.0], [11.0], []]
+    assert verdict(values, ("0", "l_h", None), ("1", "l_h", None), runs) == "within seed spread"
 
 
 def test_what_is_missing_and_what_was_measured_once():

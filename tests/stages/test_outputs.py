@@ -374,6 +374,18 @@ def test_an_output_at_which_another_process_is_at_work_is_left_to_it(commands, r
     assert not {path.name for path in out.iterdir()} - {"artifact.json", "config.yaml"}
 
 
+def test_a_process_that_is_refused_has_changed_nothing_of_the_others_output(commands, succeed, refuse, tmp_path):
+    out, arguments = tmp_path / "out", ["pretrain-encoder", *commands["pretrain-encoder"][0], "--output"]
+    succeed(*arguments, out)
+    (out / "manifest.json").unlink()
+    before = content(out)
+    with locks.exclusive_lock(out):
+        assert "another process is at work" in refuse(*arguments, out, "--device", "auto")
+    assert content(out) == before
+    succeed(*arguments, out, "--device", "auto")
+    assert "device: auto" in (out / "config.yaml").read_text()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_command_refills_what_a_link_names(commands, succeed, refuse, tmp_path, name):
     arguments, change = commands[name]

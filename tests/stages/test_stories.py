@@ -86,7 +86,7 @@ def test_a_file_that_was_not_finished_is_not_there(monkeypatch, tmp_path):
     assert len((tmp_path / "stories.txt").read_text().splitlines()) == 5
 
 
-def test_what_can_not_be_is_refused(refuse, succeed, made, tmp_path):
+def test_what_can_not_be_is_refused(refuse, succeed, ldlm, made, tmp_path):
     assert "--output is missing" in refuse("stories")
     assert "is a folder" in refuse("stories", "--output", tmp_path)
     assert "documents" in refuse("stories", "--documents", 0, "--output", tmp_path / "a.txt")
@@ -99,6 +99,10 @@ def test_what_can_not_be_is_refused(refuse, succeed, made, tmp_path):
     assert "--reference" in refuse(*source, "stories", made / "stories.txt", "--reference", made / "stories.txt")
     for flag, value in (("--scorer", "gpt2"), ("--protocol", "hf"), ("--max-tokens", 64), ("--mauve-model", "gpt2")):
         assert f"needs no {flag}" in refuse(*source, "stories", made / "stories.txt", flag, value)
+    dumped = tmp_path / "dumped.yaml"
+    dumped.write_text(ldlm(*source, "stories", "--dump-config").stdout)
+    assert succeed("evaluate", "--config", dumped, made / "stories.txt")["stories_valid"] == 1
+    dumped.unlink()
     assert "no texts to evaluate" in refuse(*source, "stories")
     assert [path.name for path in tmp_path.iterdir()] == ["words"]
 
