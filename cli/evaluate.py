@@ -83,10 +83,6 @@ def command(
         raise InputError("no texts to evaluate; for example ldlm evaluate samples.jsonl")
     if config.source is not None:
         others = {"--reference": reference, "--mauve": with_mauve, "--training": training}
-        others |= {
-            f"--{name.replace('_', '-')}": getattr(config, name) != getattr(EvaluateConfig(), name)
-            for name in OF_SCORER
-        }
         return _by_source(options, config, texts, seeds, [flag for flag, given in others.items() if given])
     from ldlm.evaluation import scorecache, scores
     from ldlm.stages import evaluate as stage
@@ -130,7 +126,9 @@ def _show_mauve(options: Options, texts: tuple[str, ...], features_p: str | None
 def _by_source(
     options: Options, config: EvaluateConfig, texts: tuple[str, ...], seeds: bool, others: list[str]
 ) -> None:
-    if others:
+    default = EvaluateConfig()
+    changed = [name for name in OF_SCORER if getattr(config, name) != getattr(default, name)]
+    if others := [*others, *(f"--{name.replace('_', '-')}" for name in changed)]:
         raise InputError(f"--source compares with real texts of its own and needs no {', '.join(others)}; leave it out")
     from ldlm.evaluation import validity
     from ldlm.stages import evaluate as stage
