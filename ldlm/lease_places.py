@@ -187,7 +187,7 @@ class HeldObject:
 
 
 def described(body: bytes) -> dict[str, Any]:
-    """What a lease says about its holder, from its bytes; empty if it was not written whole."""
+    """The description of its holder in the bytes of a lease; empty if it was not written whole."""
     with suppress(ValueError):
         found = json.loads(body)
         return found if isinstance(found, dict) else {}

@@ -50,7 +50,7 @@ class InPrecision:
         return cls(network, body, dtype)
 
     def compiled(self) -> InPrecision:
-        """The same with compiled blocks, sharing the weights."""
+        """The network with compiled blocks, which share its weights."""
         body = copy.deepcopy(self.body, {id(p): p for p in self.body.parameters()})
         for block in blocks_of(body):
             block.forward = compiled(block.forward)

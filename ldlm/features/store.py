@@ -78,7 +78,7 @@ class Split:
         return shards.read(self.arrays, self._places(rows), into)
 
     def without_states(self) -> Split:
-        """The same rows with only their tokens; reading them leaves the states on the disk."""
+        """The split with only the tokens of its rows; reading them leaves the states on the disk."""
         return replace(self, arrays={"tokens": self.arrays["tokens"]}, encode=None)
 
     def read_tokens(self, rows: np.ndarray) -> np.ndarray:

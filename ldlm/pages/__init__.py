@@ -1,1 +1,1 @@
-"""What people look at: charts, the report of a run, and pages and films of a text on its way from noise."""
+"""Charts, the report of a run, and pages and films of a text on its way from noise."""

@@ -131,7 +131,7 @@ def frontier(report: AnyReport) -> Section | None:
 
 
 def _points(report: AnyReport, sweep: Row) -> Section:
-    """The same for a token-level run, for which every sampler is run at every budget."""
+    """The section on the sweep of a token-level run, in which every sampler is run at every budget."""
     lead = (
         f"{fronts.NO_WIN} {sweep['texts']:,} texts each from {of_step(report, sweep['step'])}, scored by "
         f"{model_name(sweep['scorer'])}; diversity is of {sweep['diversity_texts']:,} texts of each. "

@@ -87,8 +87,8 @@ class Figures:
         """Means (R, T) of the R rows with the trainings of a and b, which come first; None if they are too few."""
         if a[1:] != b[1:] or not self.runs.get(a[0]) or self.runs[a[0]] != self.runs.get(b[0]):
             return None
-        rows = [self.means((key, *a[1:])) for key in dict.fromkeys((a[0], b[0], *self.runs))
-                if self.runs[key] == self.runs[a[0]]]  # fmt: skip
+        keys = [key for key in dict.fromkeys((a[0], b[0], *self.runs)) if self.runs[key] == self.runs[a[0]]]
+        rows = [self.means((key, *a[1:])) for key in keys]
         trainings = sorted(rows[0].keys() & rows[1].keys())
         found = np.array([[row[one] for one in trainings] for row in rows if row.keys() >= {*trainings}])
         return found if (found.shape[0] - 1) * (found.shape[1] - 1) >= FEWEST else None
@@ -101,7 +101,7 @@ class Figures:
         return bool(one and other) and _mean(one) < _mean(other) - ENTROPY_SLACK
 
     def _noise(self, quantity: str, budget: int | None) -> Noise:
-        """What another training would change in a figure: at least what other texts would.
+        """Spread of a figure between trainings, pooled over the rows; at least the spread between sets of texts.
 
         Rows with the same trainings count once.
         """

@@ -1,4 +1,4 @@
-"""What is exported of a run: the networks that draw texts, and their provenance."""
+"""The parts of a run that are exported: the networks that draw texts, and their provenance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What texts are drawn from, a checkpoint of a run or an exported model, and what all of these have in common.
+"""Sources of texts: the interface that checkpoints of runs and exported models share.
 
 A method's runs and exported models make the same `Generator`, so they draw the same texts.
 """

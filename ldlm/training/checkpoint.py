@@ -67,7 +67,7 @@ class Checkpoint:
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Checkpoint:
-    """Write `folder/step-XXXXXXXX` whole or not at all; an existing checkpoint of that step is replaced."""
+    """Write the checkpoint of a step whole or not at all; an existing one of that step is replaced."""
     target = folder / f"step-{step:08d}"
     temporary = folder / f".{target.name}.tmp"
     for left in folder.glob(".step-*.tmp"):  # left by a killed process, perhaps at another step
