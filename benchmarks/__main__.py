@@ -16,7 +16,7 @@ By default it measures speed, within ten minutes on two cores;
 `python -m benchmarks stories-frontier` does so on stories, whose distribution is known.
 
 `python -m benchmarks recipe` trains variants of the tiny preset and judges their texts, some minutes each,
-`python -m benchmarks prompts` trains a model that continues texts and compares its continuations with real ones, and
+`python -m benchmarks prompts` compares the continuations of runs that continue texts with real ones, and
 `python -m benchmarks distill` distils a run to few evaluations and compares the students with it.
 
 `python -m benchmarks gpu` measures everything on a machine with a GPU in a given number of minutes, and

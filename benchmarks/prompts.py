@@ -1,10 +1,9 @@
 """Continued texts beside real ones: how much a prompt tells about its continuation, according to a causal model.
 
-    python -m benchmarks prompts --work prompts --novels DIR --steps 3000 --output benchmarks/results
+    python -m benchmarks prompts --work prompts --run run --features features --encoder encoder --scorer scorer
 
-The preset tiny is trained with model.condition=prefix on the features of a finished `python -m benchmarks comparison`
-(`--novels DIR`), or on stories that are made here. Held-out rows give prompts of `--prompt-tokens` tokens. Each is
-continued at several strengths of guidance, and compared with
+A run, or several that were trained with other seeds, with `model.condition=prefix`. Held-out rows give prompts of
+`--prompt-tokens` tokens. Each is continued at several strengths of guidance, and compared with
 
 - glued: unconditional texts of the same run, whose tokens from k on are appended to the prompts;
 - real: what follows the prompt in its row;
@@ -12,7 +11,8 @@ continued at several strengths of guidance, and compared with
 
 Perplexity is that of a continuation given its prompt, per token of the scorer. The gain is log p(continuation | prompt)
 − log p(continuation) in nats per continuation: what the scorer learns about it from the prompt. Prompt and continuation
-are tokenised separately. `±` is half the range over the sampling seeds. A run resumes where it was interrupted.
+are tokenised separately. `±` is the standard deviation over runs and sampling seeds. The same command resumes where it
+was interrupted.
 """
 
 from __future__ import annotations
@@ -29,11 +29,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.recipe import SHARES, Bench, Init
 from benchmarks.records import keep
-from ldlm import config, files, memory
+from ldlm import files, memory
 from ldlm.cli import show
-from ldlm.config import ExtractConfig, PromptConfig, SampleConfig, SamplerConfig, TrainConfig
+from ldlm.config import PromptConfig, SampleConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import metrics
 from ldlm.evaluation.scorer import Scorer
@@ -41,10 +40,11 @@ from ldlm.features.store import FeatureStore
 from ldlm.hub import load_tokenizer
 from ldlm.model.prefix import longest_prefix
 from ldlm.sampling import prompts
-from ldlm.stages import sample, train
+from ldlm.stages import sample
 
-INIT: Init = "published"  # initial weights of the encoder of stories
+REAL, GLUED, MOVED = "real", "glued", "random real"
 GUIDANCES = (1.0, 1.5, 2.0)
+PLAIN = "guidance 1"
 SHOWN = 10  # continuations of one prompt, unedited
 COLUMNS = {
     "gen_ppl": "ppl given prompt",
@@ -67,48 +67,35 @@ class Pair:
 
 @dataclass(frozen=True)
 class Trial:
-    """A run that continues held-out prompts."""
+    """Runs that continue held-out prompts."""
 
-    bench: Bench
-    steps: int
+    work: Path
+    runs: Sequence[Path]
+    features: Path
+    encoder: str
+    scorer: str
     prompt_tokens: int
     texts: int
-    seed: int
 
     @property
-    def folder(self) -> Path:
-        """Folder of the run and of its texts."""
-        return self.bench.folder / f"prompts; {self.steps} steps; seed {self.seed}"
-
-    @property
-    def train(self) -> TrainConfig:
-        """The preset tiny with a condition; settings that count steps keep their shares of the steps."""
-        data = config.merge(config.PRESETS["tiny"].overrides, {"model": {"condition": "prefix"}})
-        of = data["steps"]
-        for room, name in SHARES:
-            data = config.merge(data, {room: {name: max(1, round(data[room][name] / of * self.steps))}})
-        given = {"steps": self.steps, "seed": self.seed, "device": "cpu"}
-        given |= {"eval_every": self.steps, "save_every": max(1, self.steps // 10)}
-        return config.from_dict(TrainConfig, {**data, **given})
+    def k(self) -> int:
+        """Tokens of a prompt, BOS counted."""
+        return 1 + self.prompt_tokens
 
     @cached_property
     def store(self) -> FeatureStore:
-        """Features of the source."""
-        return FeatureStore(self.bench.features(ExtractConfig().layer))
+        """Features of the runs."""
+        return FeatureStore(self.features)
 
     @cached_property
     def tokenizer(self) -> Any:
         """The model's tokenizer."""
         return load_tokenizer(str(self.store.tokenizer_path))
 
-    def made(self) -> Path:
-        """The run, trained if it is not yet."""
-        return train.run(self.train, self.store.path, self.folder / "run", progress=show.Terminal()).path
-
     @cached_property
     def real(self) -> list[Pair]:
         """Held-out rows with one document up to the prompt's end, whose prompt is tokenised as in the row."""
-        found, k = list[Pair](), 1 + self.prompt_tokens
+        found, k = list[Pair](), self.k
         if k > longest_prefix(self.store.shapes.seq_len):
             raise InputError(f"--prompt-tokens {self.prompt_tokens} leave no room for a continuation; take fewer")
         for row in self.store.held_out().tokens[:].tolist():
@@ -118,59 +105,55 @@ class Trial:
             except InputError:
                 same = False
             if same and row[0] not in row[1:k] and len(found) < self.texts:
-                found.append(self.pair(prompt, row, k))
+                found.append(self.pair(prompt, row))
         return found
 
-    def pair(self, prompt: str, row: Sequence[int], k: int) -> Pair:
+    def pair(self, prompt: str, row: Sequence[int]) -> Pair:
         """The prompt with a row's tokens from k on, without the EOS that ends it."""
-        return Pair(prompt, self.tokenizer.decode(row[k:-1]), row[k:-1])
+        return Pair(prompt, self.tokenizer.decode(row[self.k : -1]), row[self.k : -1])
 
-    def drawn(self, seed: int, guidance: float | None) -> list[Pair]:
+    def drawn(self, run: Path, seed: int, guidance: float | None) -> list[Pair]:
         """A continuation of each prompt; if `guidance` is None, unconditional texts glued to them."""
-        path = self.folder / "prompts.jsonl"
+        path = self.work / f"{len(self.real)} prompts of {self.prompt_tokens}.jsonl"
         files.write_atomic(path, files.dump_jsonl({"text": pair.prompt} for pair in self.real))
         given = PromptConfig()
         if guidance is not None:
-            given = PromptConfig(prompts=str(path), prompt_guidance=guidance, encoder=str(self.bench.encoder))
+            given = PromptConfig(prompts=str(path), prompt_guidance=guidance, encoder=self.encoder)
         count = len(self.real) if guidance is None else 1
-        settings = SampleConfig(num_samples=count, prompting=given, sampler=SamplerConfig(), seed=seed, device="cpu")
-        what = f"{len(self.real)} prompts of {self.prompt_tokens}; seed {seed}.jsonl"
-        out = self.folder / f"{'glued' if guidance is None else guidance}; {what}"
-        sample.run(settings, self.folder / "run", out, progress=show.Terminal())
-        k = 1 + self.prompt_tokens
+        settings = SampleConfig(num_samples=count, prompting=given, seed=seed, device="cpu")
+        name = GLUED if guidance is None else f"guidance {guidance:g}"
+        out = self.work / run.resolve().name / f"{path.stem}; {name}; seed {seed}.jsonl"
+        sample.run(settings, run, out, progress=show.Terminal())
         rows = zip(self.real, files.read_jsonl(out), strict=True)
-        return [self.pair(pair.prompt, line["tokens"], k) for pair, line in rows]
+        return [self.pair(pair.prompt, line["tokens"]) for pair, line in rows]
 
     def measure(self, seeds: Sequence[int]) -> dict[str, Any]:
-        """Figures by kind of continuation; those of drawn continuations for each seed."""
-        made = self.made()
-        scorer, ends = Scorer(str(self.bench.scorer), torch.device("cpu")), [*self.real[1:], self.real[0]]
+        """Figures by kind of continuation; those of drawn continuations for each run and seed."""
+        scorer, ends = Scorer(self.scorer, torch.device("cpu")), [*self.real[1:], self.real[0]]
         moved = [Pair(a.prompt, b.continuation, b.tokens) for a, b in zip(self.real, ends, strict=True)]
-        sets: dict[str, list[list[Pair]]] = {"real": [self.real], "random real": [moved]}
-        sets["glued"] = [self.drawn(seed, None) for seed in seeds]
+        sets: dict[str, list[list[Pair]]] = {REAL: [self.real], MOVED: [moved]}
+        draws = [(run, seed) for run in self.runs for seed in seeds]
+        sets[GLUED] = [self.drawn(*draw, None) for draw in draws]
         for guidance in GUIDANCES:
-            sets[f"guidance {guidance:g}"] = [self.drawn(seed, guidance) for seed in seeds]
-        figures = {name: [judged(pairs, scorer) for pairs in found] for name, found in sets.items()}
-        held_out = files.read_json(made / "manifest.json")["held_out"]
+            sets[f"guidance {guidance:g}"] = [self.drawn(*draw, guidance) for draw in draws]
+        manifests = [files.read_json(run / "manifest.json") for run in self.runs]
+        losses = ("l_diff", "l_diff_prefix", "l_diff_mean")
         return {
-            "source": self.bench.source,
-            "init": None if self.bench.novels else INIT,
-            "steps": self.steps,
-            "seed": self.seed,
+            "runs": [{"steps": one["step"], **{key: one["held_out"][key] for key in losses}} for one in manifests],
+            "seeds": list(seeds),
             "prompts": len(self.real),
             "prompt_tokens": self.prompt_tokens,
-            "held_out": {key: held_out[key] for key in ("l_diff", "l_diff_prefix", "l_diff_mean")},
-            "figures": figures,
+            "figures": {name: [judged(pairs, scorer) for pairs in found] for name, found in sets.items()},
             "first": self.continuations(),
         }
 
     def continuations(self) -> dict[str, Any]:
-        """Several continuations of the first prompt, as they come."""
-        prompt = self.real[0].prompt
-        given = PromptConfig(prompt=prompt, encoder=str(self.bench.encoder))
+        """Several continuations of the first prompt by the first run, as they come."""
+        prompt, run = self.real[0].prompt, self.runs[0]
+        given = PromptConfig(prompt=prompt, encoder=self.encoder)
         settings = SampleConfig(num_samples=SHOWN, prompting=given, device="cpu")
-        out = self.folder / "first.jsonl"
-        sample.run(settings, self.folder / "run", out, overwrite=True, progress=show.Terminal())
+        out = self.work / run.resolve().name / "first.jsonl"
+        sample.run(settings, run, out, overwrite=True, progress=show.Terminal())
         return {"prompt": prompt, "continuations": [line["continuation"] for line in files.read_jsonl(out)]}
 
 
@@ -206,50 +189,71 @@ def repeated(row: Sequence[int]) -> float:
 
 
 def report(found: Mapping[str, Any]) -> str:
-    """The table, the held-out losses, and several continuations of one prompt."""
-    real, rows = found["figures"]["real"][0], []
-    for name, figures in found["figures"].items():
-        cells = {key: [one[key] for one in figures] for key in real}
-        cells["share"] = [one["gain"] / real["gain"] for one in figures]
+    """The table, the claim, the held-out losses, and several continuations of one prompt."""
+    figures, first = found["figures"], found["first"]
+    rows = []
+    for name, sets in figures.items():
+        cells = {key: [one[key] for one in sets] for key in sets[0]}
+        cells["share"] = [one["gain"] / figures[REAL][0]["gain"] for one in sets]
         rows.append((name, *(_cell(cells[key]) for key in COLUMNS)))
-    loss, first = found["held_out"], found["first"]
     return "\n\n".join(
         [
-            f"{found['source']}, {found['steps']:,} steps, seed {found['seed']}: {found['prompts']} held-out prompts "
-            f"of {found['prompt_tokens']} tokens",
+            f"{found['prompts']} held-out prompts of {found['prompt_tokens']} tokens, sampling seeds "
+            f"{', '.join(map(str, found['seeds']))}",
             show.table(("continuation", *COLUMNS.values()), rows),
-            f"held-out L_diff {show.value(loss['l_diff'])} without a prefix, {show.value(loss['l_diff_prefix'])} with "
-            f"one, {show.value(loss['l_diff_mean'])} of the mean latent",
+            verdict(figures),
+            "\n".join(_losses(run) for run in found["runs"]),
             f"{SHOWN} continuations of {first['prompt']!r}:",
             *(f"- {text!r}" for text in first["continuations"]),
         ]
     )
 
 
+def verdict(figures: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Whether continuations follow from their prompts more than glued texts do; how far their entropy is from real."""
+    ours, glued = ([one["gain"] for one in figures[name]] for name in (PLAIN, GLUED))
+    apart = statistics.mean(ours) - statistics.mean(glued)
+    spread = max(max(gains) - min(gains) for gains in (ours, glued))
+    entropy = statistics.mean(one["entropy"] for one in figures[PLAIN]) - figures[REAL][0]["entropy"]
+    return (
+        f"{PLAIN}: a gain of {apart:+.3g} nats above glued texts, {'more' if apart > spread else 'not more'} than the "
+        f"{spread:.3g} that runs and seeds differ; an entropy of {entropy:+.3g} beside real continuations"
+    )
+
+
+def _losses(run: Mapping[str, float]) -> str:
+    return (
+        f"after {run['steps']:,} steps, held-out L_diff {show.value(run['l_diff'])} without a prefix, "
+        f"{show.value(run['l_diff_prefix'])} with one, {show.value(run['l_diff_mean'])} of the mean latent"
+    )
+
+
 def _cell(values: Sequence[float]) -> str:
-    half = (max(values) - min(values)) / 2
-    return show.value(statistics.mean(values)) + (f" ± {show.value(half)}" if len(values) > 1 else "")
+    spread = f" ± {show.value(statistics.stdev(values))}" if len(values) > 1 else ""
+    return show.value(statistics.mean(values)) + spread
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, continue and judge."""
+    """Continue and judge."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks prompts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, required=True, help="folder of the run and its texts")
-    parser.add_argument("--novels", type=Path, help="a comparison's folder: use its text instead of stories")
-    parser.add_argument("--steps", type=int, default=1_000)
+    parser.add_argument("--work", type=Path, required=True, help="folder of the texts")
+    parser.add_argument("--run", type=Path, nargs="+", required=True, help="runs with model.condition=prefix")
+    parser.add_argument("--features", type=Path, required=True, help="their feature store")
+    parser.add_argument("--encoder", required=True, help="its frozen encoder")
+    parser.add_argument("--scorer", required=True, help="causal model that scores the texts")
     parser.add_argument("--prompt-tokens", type=int, default=16)
     parser.add_argument("--texts", type=int, default=200, help="number of prompts")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the training")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="seeds of sampling")
     parser.add_argument("--output", type=Path, help="folder for the table and its JSON")
     chosen = parser.parse_args(arguments)
     memory.keep_freed()  # as the commands do
-    bench = Bench(chosen.work.absolute(), chosen.novels and chosen.novels.absolute())
+    places = (chosen.work, chosen.run, chosen.features, chosen.encoder, chosen.scorer)
     try:
-        bench.prepare(INIT)
-        found = Trial(bench, chosen.steps, chosen.prompt_tokens, chosen.texts, chosen.seed).measure(chosen.seeds)
+        if len({run.resolve().name for run in chosen.run}) < len(chosen.run):
+            raise InputError("--run: folders need names of their own, by which their texts are kept apart; rename one")
+        found = Trial(*places, chosen.prompt_tokens, chosen.texts).measure(chosen.seeds)
     except InputError as error:
         sys.exit(f"Error: {error}")
-    keep(report(found), f"prompts-{found['source']}-{found['steps']}", chosen.output, found)
+    keep(report(found), "prompts", chosen.output, found)

@@ -6,9 +6,12 @@ import math
 import pytest
 import torch
 
-from benchmarks import prompts, recipe
+from benchmarks import prompts
 from benchmarks.prompts import Pair
+from ldlm import config as configs
+from ldlm.config import TrainConfig
 from ldlm.evaluation.scorer import Scorer
+from ldlm.stages import train
 
 
 def test_figures_are_those_of_the_continuations_alone(bigrams):
@@ -27,35 +30,54 @@ def test_figures_are_those_of_the_continuations_alone(bigrams):
     assert found["diversity"] == pytest.approx(3 / 5)  # all of 3 and 4 tokens are unique
 
 
-def test_the_table_names_shares_of_the_real_gain():
+def found(**gains):
+    """Figures of one run whose gains are given by kind of continuation; all others are 1."""
     figures = dict.fromkeys(prompts.COLUMNS, 1.0)
-    sets = {"real": [{**figures, "gain": 8.0}], "guidance 1": [{**figures, "gain": 2.0}, {**figures, "gain": 4.0}]}
-    loss = {"l_diff": 0.5, "l_diff_prefix": 0.4, "l_diff_mean": 0.9}
-    text = prompts.report(
-        {
-            "source": "stories",
-            "steps": 10,
-            "seed": 0,
-            "prompts": 5,
-            "prompt_tokens": 4,
-            "held_out": loss,
-            "figures": sets,
-            "first": {"prompt": "A", "continuations": [" b"]},
-        }
-    )
-    (row,) = (line for line in text.splitlines() if line.strip().startswith("guidance 1"))
-    assert "0.375 ± 0.125" in row  # of 2 and 4 nats, beside 8
+    sets = {name.replace("_", " "): [{**figures, "gain": gain} for gain in of] for name, of in gains.items()}
+    return {
+        "runs": [{"steps": 10, "l_diff": 0.5, "l_diff_prefix": 0.4, "l_diff_mean": 0.9}],
+        "seeds": [0, 1],
+        "prompts": 5,
+        "prompt_tokens": 4,
+        "figures": sets,
+        "first": {"prompt": "A", "continuations": [" b"]},
+    }
 
 
-@pytest.mark.slow
-def test_it_prepares_trains_continues_and_writes_down_what_it_found(tmp_path, monkeypatch):
-    """With the encoder of stories that the command trains; each number is as small as it can be."""
-    for name, value in {"DOCUMENTS": 300, "HELD_OUT": 40, "ENCODER_STEPS": 2}.items():
-        monkeypatch.setattr(recipe, name, value)
-    sizes = ("--steps", "2", "--texts", "2", "--seeds", "0", "--prompt-tokens", "4")
-    prompts.main(["--work", str(tmp_path / "work"), *sizes, "--output", str(tmp_path / "out")])
+def test_the_table_names_shares_of_the_real_gain():
+    text = prompts.report(found(real=[8.0], glued=[0.0, 0.5], guidance_1=[2.0, 4.0]))
+    (row,) = (line for line in text.splitlines() if line.strip().startswith("guidance 1 "))
+    assert "0.375 ± 0.177" in row  # of 2 and 4 nats, beside 8
+
+
+@pytest.mark.parametrize(
+    ("ours", "said"),
+    [
+        ([2.0, 4.0], "+2.75 nats above glued texts, more than the 2 "),
+        ([0.0, 4.0], "+1.75 nats above glued texts, not more than the 4 "),
+    ],
+)
+def test_the_claim_is_met_only_beyond_the_spread_of_seeds(ours, said):
+    assert said in prompts.verdict(found(real=[8.0], glued=[0.0, 0.5], guidance_1=ours)["figures"])
+
+
+def test_runs_of_one_name_are_refused(tmp_path):
+    """Their texts would be kept in one folder."""
+    runs = [str(tmp_path / name / "run") for name in "ab"]
+    with pytest.raises(SystemExit, match="need names of their own"):
+        prompts.main(["--work", "w", "--run", *runs, "--features", "f", "--encoder", "e", "--scorer", "s"])
+
+
+def test_it_continues_and_writes_down_what_it_found(train_config, store, gpt2, tmp_path):
+    """By two runs, which differ in their seed."""
+    settings = configs.merge(configs.to_dict(train_config), {"steps": 2, "model": {"condition": "prefix"}})
+    of = [configs.from_dict(TrainConfig, configs.merge(settings, {"seed": seed})) for seed in (0, 1)]
+    runs = [str(train.run(one, store, tmp_path / f"run-{one.seed}").path) for one in of]
+    places = ("--features", str(store), "--encoder", str(gpt2), "--scorer", str(gpt2))
+    sizes = ("--texts", "2", "--seeds", "0", "--prompt-tokens", "2", "--output", str(tmp_path / "out"))
+    prompts.main(["--work", str(tmp_path / "work"), "--run", *runs, *places, *sizes])
     (path,) = (tmp_path / "out").glob("*.json")
     record = json.loads(path.read_text(encoding="utf-8"))
-    assert (record["init"], record["prompts"], len(record["first"]["continuations"])) == ("width", 2, prompts.SHOWN)
-    assert json.loads((tmp_path / "work" / "stories" / "encoder" / "artifact.json").read_text())
+    assert (record["prompts"], len(record["first"]["continuations"])) == (2, prompts.SHOWN)
+    assert [len(record["figures"][name]) for name in ("real", "glued", "guidance 2")] == [1, 2, 2]
     assert f"- {record['first']['continuations'][0]!r}" in path.with_suffix(".txt").read_text(encoding="utf-8")
