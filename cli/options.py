@@ -7,6 +7,7 @@ settings without a flag are reached with `--set section.key=value`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -152,13 +153,12 @@ def stage_options(
     fields, of_tokens = list(settings(cls)), token_settings(token_samplers or ())
 
     def decorate(function: Function) -> Function:
+        @functools.wraps(function)
         def command(**values: Any) -> Any:
             flags = {field.path: values.pop(field.parameter) for field in (*fields, *of_tokens)}
             shared = {name: values.pop(name, None) for name in SHARED}
             function(options=Options(cls, flags, **shared), **values)
 
-        command.__doc__, command.__name__ = function.__doc__, function.__name__
-        command.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
         decorators = [
             *([_method_option()] * methods),
             *(field.option(more=shared_with_rivals(field) if token_samplers else "") for field in fields),
@@ -190,13 +190,12 @@ def online_options(names: Sequence[str]) -> Function:
     fields = [field for field in settings(configs.ExtractConfig) if field.path[-1] in names]
 
     def decorate(function: Function) -> Function:
+        @functools.wraps(function)
         def command(**values: Any) -> Any:
             given = {field.path[-1]: values.pop(field.parameter) for field in fields}
             online = {name: list(v) if isinstance(v, tuple) else v for name, v in given.items() if v not in (None, ())}
             return function(online=online, **values)
 
-        command.__doc__, command.__name__ = function.__doc__, function.__name__
-        command.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
         for field in reversed(fields):
             also = " or --dry-run" if field.path == ("seq_len",) else ""
             command = field.option(note=f"with --features online{also}: ")(command)
@@ -210,13 +209,12 @@ def more_options(cls: type, name: str) -> Function:
     fields = list(settings(cls))
 
     def decorate(function: Function) -> Function:
+        @functools.wraps(function)
         def command(**values: Any) -> Any:
             given = {field.path[-1]: values.pop(field.parameter) for field in fields}
             given = {key: value for key, value in given.items() if value is not None}
             return function(**{name: configs.from_dict(cls, given)}, **values)
 
-        command.__doc__, command.__name__ = function.__doc__, function.__name__
-        command.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
         for field in reversed(fields):
             command = field.option()(command)
         return command

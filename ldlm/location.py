@@ -24,8 +24,8 @@ from ldlm.errors import InputError, StorageError
 SCHEMES = ("s3", "gs", "az")
 RETRIES = 6  # of a request, after server errors, resets and time-outs, with exponential backoff
 RETRY_SECONDS = 60.0  # from the first failure to the last attempt
-REQUEST_SECONDS = 300.0  # of one attempt: a shard that is put once, and not again, goes in one request
-REQUEST_BYTES = 5 * 2**30  # most that S3 takes in one
+REQUEST_SECONDS = 300.0  # of one attempt: in one request the service copies a whole file of a shard
+REQUEST_BYTES = 5 * 2**30  # most that S3 copies in one
 PART_BYTES = 2**23  # smallest part of a file that is uploaded in parts, of which `AT_ONCE` are in memory
 AT_ONCE = 4
 MOST_PARTS = 10_000  # of an object of S3

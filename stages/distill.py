@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from functools import partial
@@ -198,17 +197,12 @@ def _copy_decoder(source: Path, target: Path) -> None:
 def _finish(result: Artifact, state: DistillState, journal: Journal, trained: TrainedRun) -> None:
     latest = checkpoint.latest(journal.out / "checkpoints")
     assert latest is not None
-    journal.write_status("complete")
-    result.finish(
-        step=state.step,
+    journal.finish(
+        result,
         checkpoint=latest.digest,
         distilled_from={**trained.origin, "run": folder_name(trained.path)},
         evaluations=state.round.evaluations,
         shapes=vars(trained.shapes),
         parameters=cost.parameters(state.model),
-        attention=state.compute.attention,
-        held_out=journal.metrics.last("eval"),
-        skipped=state.skipped,
-        seconds=round(time.perf_counter() - journal.started, 1),
     )
     plots.at_the_end(journal, state.config)

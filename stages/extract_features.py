@@ -211,7 +211,7 @@ def _check_begun(extraction: Extraction, launch: LaunchConfig) -> None:
         raise InputError(f"the text of {out} is not packed; run the same command with --only pack first")
     if launch.only == "seal":
         begun = (out / "store.json").is_file()
-        missing = len(ledger.unwritten(out)) if begun else 0
+        missing = len(ledger.missing_shards(out)[0]) if begun else 0
         if missing or not begun:
             count = f"{missing:,} of {len(ledger.shard_names(ledger.read_description(out))):,}" if begun else "all"
             raise InputError(f"{count} shards of {out} are missing; run the same command with --only encode first")

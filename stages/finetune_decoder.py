@@ -198,24 +198,19 @@ def _finish(
         save_file({key: value.cpu() for key, value in state.ema.weights.items()}, temporary)
     joint = trained.model.decoder() if trained.model.token_decoder is not None else None
     noise = state.decoder_input.corruption
-    journal.write_status("complete")
-    result.finish(
+    journal.finish(
+        result,
         name=journal.out.name,
         sha256={"ema.safetensors": files.sha256_file(journal.out / "ema.safetensors")},
         checkpoint=trained.latents,
         checkpoint_step=trained.checkpoint.step,
         network=network,
-        step=state.step,
         sigma_dec=noise.size if noise.kind == "additive" else None,
         decoder_noise=vars(noise),
         parameters=_count(state.model),
-        attention=state.compute.attention,
         replaces=trained.joint_parameters(),
-        held_out=journal.metrics.last("eval"),
         joint={} if joint is None else _evaluate(joint, state, held_out),
-        skipped=state.skipped,
         created=time.time(),
-        seconds=round(time.perf_counter() - journal.started, 1),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
@@ -199,15 +198,6 @@ def _record_features(method: AnyMethod, store: FeatureStore, out: Path) -> None:
 def _finish(result: Artifact, method: AnyMethod, state: Learner[Any], journal: Journal, store: FeatureStore) -> None:
     latest = checkpoint.latest(journal.out / "checkpoints")
     assert latest is not None
-    journal.write_status("complete")
-    result.finish(
-        step=state.step,
-        checkpoint=latest.digest,
-        shapes=vars(store.shapes),
-        parameters=method.parameters(state.model),
-        attention=state.compute.attention,
-        held_out=journal.metrics.last("eval"),
-        skipped=state.skipped,
-        seconds=round(time.perf_counter() - journal.started, 1),
-    )
+    parameters = method.parameters(state.model)
+    journal.finish(result, checkpoint=latest.digest, shapes=vars(store.shapes), parameters=parameters)
     plots.at_the_end(journal, method.config)

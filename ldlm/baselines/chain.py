@@ -59,8 +59,7 @@ class Process(Protocol):
 class Chain:
     """Draws texts by a process, as a `Sampler`.
 
-    `end`: the last row draws a token where one is due, or takes the most likely. `lazy=False` evaluates the network in
-    every row.
+    `end`: the last row draws a token where one is due, or takes the most likely.
     """
 
     process: Process
@@ -68,7 +67,6 @@ class Chain:
     nucleus: Nucleus = Nucleus()
     end: End = "draw"
     drawing: Drawing = "exact"
-    lazy: bool = True
 
     @classmethod
     def of(cls, process: Process, seq_len: int, config: ChainConfig) -> Chain:
@@ -107,10 +105,8 @@ class Chain:
         return state.z_BL
 
     def estimate(self, network: Network, state: ChainState, row: int) -> Estimate:
-        """x_θ at a row; if `lazy`, it is not evaluated before it is used."""
-        if state.x_theta is not None and self.lazy:
-            return state.x_theta
-        return Estimate(network, state.z_BL, self.process.condition(row), self.nucleus, evaluate=not self.lazy)
+        """x_θ at a row, which is not evaluated before it is used."""
+        return state.x_theta or Estimate(network, state.z_BL, self.process.condition(row), self.nucleus)
 
     def mixture(self, state: ChainState, row: int, x_theta: Estimate) -> Mixture:
         """The law of a row: the process's, unless the last row takes the most likely tokens.

@@ -20,12 +20,8 @@ from ldlm.baselines.vocabulary import parts
 class Estimate:
     """x_θ(z), filtered by a nucleus; the network is evaluated when something is first asked for."""
 
-    def __init__(
-        self, network: Network, z_BL: Tensor, condition: float | None, nucleus: Nucleus, *, evaluate: bool = False
-    ) -> None:
+    def __init__(self, network: Network, z_BL: Tensor, condition: float | None, nucleus: Nucleus) -> None:
         self.network, self.z_BL, self.condition, self.nucleus = network, z_BL, condition, nucleus
-        if evaluate:
-            _ = self.hidden_PW
 
     @cached_property
     def hidden_PW(self) -> Tensor:

@@ -99,18 +99,9 @@ def start(config: TokenTrainConfig, shapes: Shapes, *, device: torch.device, wor
 
 def token_step(state: TokenState, batch: Batch) -> TokenStep:
     """Launch one optimiser step: draw, corrupt, forward, backward, clip, update, average."""
-    number, lr = state.step, learning_rate(state.step, state.config.steps, state.config.optimizer)
+    lr = learning_rate(state.step, state.config.steps, state.config.optimizer)
     loss_B = torch.cat([_backward(state, part) for part in state.micro_batches(batch)])
-    gradient_norm, finite = state.update(lr, number)
-    return TokenStep(
-        number=number,
-        index_B=batch.index_B,
-        position=batch.position,
-        lr=lr,
-        gradient_norm=gradient_norm,
-        finite=finite,
-        loss_B=loss_B,
-    )
+    return TokenStep(**vars(state.update(batch, lr, state.step)), loss_B=loss_B)
 
 
 def _backward(state: TokenState, batch: Batch) -> Tensor:

@@ -45,8 +45,9 @@ def prepare(
         held=held,
         note=progress.note,
     )
-    work, at_work = _work_folder(result), result.at_work
-    made = Extraction(config, out, work, found.tokenizer, found.encoder, fingerprints, progress, at_work=at_work)
+    work = _work_folder(result)
+    made = Extraction(config, out, work, found.tokenizer, found.encoder, fingerprints, progress)
+    made.own_seal.at_work = result.at_work
     return made, result
 
 

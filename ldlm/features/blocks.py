@@ -63,7 +63,7 @@ class Blocks:
             states, check = self._encode(split, block)
         else:
             states, check = torch.from_numpy(spooled).to(self.encoder.device), lambda: None
-        arrive, error = codecs.encode_with_error((states - mean_D) / std_D, codec)
+        arrive, error = codecs.encode((states - mean_D) / std_D, codec)
 
         def finite() -> tuple[Parts, Error]:
             check()

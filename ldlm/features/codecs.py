@@ -107,28 +107,19 @@ CODECS = {
 }
 
 
-def encode(h: Tensor, codec: Codec) -> Callable[[], Parts]:
-    """Start encoding states (R, L, D) on their device; calling the result waits for the arrays to store.
+def encode(h: Tensor, codec: Codec) -> tuple[Callable[[], Parts], Error]:
+    """Start encoding states (R, L, D) on their device: a call that waits for the arrays to store, and their error.
 
-    That call raises `InputError` for NaN, infinity, and values beyond the codec's range.
+    The call raises `InputError` for NaN, infinity, and values beyond the codec's range.
     """
-    return _fetched(codec.encode(h), h, codec)
-
-
-def encode_with_error(h: Tensor, codec: Codec) -> tuple[Callable[[], Parts], Error]:
-    """`encode`, and the error of the stored states."""
     parts = codec.encode(h)
-    return _fetched(parts, h, codec), Error.of(h, parts, codec)
-
-
-def _fetched(parts: Mapping[str, Tensor], h: Tensor, codec: Codec) -> Callable[[], Parts]:
     arriving, worst = {name: fetch(values) for name, values in parts.items()}, fetch(largest(h))
 
     def arrive() -> Parts:
         _check_range(worst().numpy(), codec)
         return {name: values().numpy() for name, values in arriving.items()}
 
-    return arrive
+    return arrive, Error.of(h, parts, codec)
 
 
 def largest(h: Tensor) -> Tensor:
@@ -151,11 +142,6 @@ def _check_range(worst: np.ndarray, codec: Codec) -> None:
         raise InputError(
             f"hidden states of up to {worst:.3g} don't fit in {codec.name}; use --overwrite --codec bf16, or fp32"
         )
-
-
-def decode(parts: Parts, codec: Codec) -> np.ndarray:
-    """float32 states from stored arrays, on the CPU."""
-    return codec.decode({name: torch.from_numpy(array) for name, array in parts.items()}, Tensor.float).numpy()
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def put(root: Location, made: Mapping[str, files.Buffer], record_path: Location,
 
 
 def _undecided(path: Location, decided: bytes) -> None:
-    """Remove this decision, whose shard has its record. In an object store each would be followed by the record."""
+    """Remove the decision unless it is another one by now. The shard has its record."""
     if isinstance(path, Path):
         take_away(path, lambda found: found.read_bytes() == decided)
     else:

@@ -74,7 +74,7 @@ def tokens_per_second(config: ExtractConfig, encoder: FrozenEncoder, writer: Sto
     def encode() -> None:
         states = encoder(tokens)
         if writer.codec.dtypes:
-            parts.update(codecs.encode_with_error((states - mean_D) / std_D, writer.codec)[0]())
+            parts.update(codecs.encode((states - mean_D) / std_D, writer.codec)[0]())
         else:
             states.cpu()
 

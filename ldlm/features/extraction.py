@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import InitVar, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from ldlm.features.shared_work import Tally, share
 from ldlm.features.shares import Share, in_turn, share_of_environment
 from ldlm.features.spool import Spool
 from ldlm.features.writer import StoreWriter
-from ldlm.leases import Lease, Leases
+from ldlm.leases import Leases
 from ldlm.location import Location
 from ldlm.presence import CLAIMS
 from ldlm.progress import Progress
@@ -56,11 +56,10 @@ class Extraction:
     fingerprints: dict[str, str]
     progress: Progress
     share: Share | None = field(default_factory=share_of_environment)  # the work that this process does first
-    at_work: InitVar[Lease | None] = None  # the lease by which this process is at work in the store
-    own_seal: Seal = field(init=False)
+    own_seal: Seal = field(init=False)  # of the store as it is begun now
 
-    def __post_init__(self, at_work: Lease | None) -> None:
-        self.own_seal = Seal(self.out, at_work)  # of the store as it is begun now
+    def __post_init__(self) -> None:
+        self.own_seal = Seal(self.out)
 
     @cached_property
     def spool(self) -> Spool:

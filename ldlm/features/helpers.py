@@ -16,7 +16,6 @@ from contextlib import suppress
 from types import TracebackType
 from typing import IO, Any
 
-from ldlm import config as configs
 from ldlm.errors import InputError, Unreadable
 from ldlm.features.shards import CORES
 from ldlm.progress import Progress
@@ -34,11 +33,6 @@ def workers() -> int:
     asked = os.environ.get("RAYON_NUM_THREADS", "")
     share = CORES // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     return max(1, min(share, int(asked) if asked.isdigit() and int(asked) else share))
-
-
-def as_json(task: Mapping[str, Any]) -> str:
-    """A task of `packing` on one line, for `helping.packing_of`."""
-    return json.dumps({**task, "config": configs.to_dict(task["config"])})
 
 
 class Helpers:
@@ -59,7 +53,7 @@ class Helpers:
             try:
                 for number in range(1, self.count + 1):
                     part = share and share.part(number, self.count + 1)
-                    self._start(as_json({**self.task, "share": part}).encode())
+                    self._start(json.dumps({**self.task, "share": part}).encode())
             except OSError as error:  # the machine has no memory or processes left
                 self.progress.note(f"{len(self._running)} of {self.count} tokenisation helpers started ({error})")
         return self

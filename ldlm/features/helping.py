@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def packing_of(task: Mapping[str, Any]) -> Packing:
-    """The packing that a task (`helpers.as_json`) describes."""
+    """The packing that a task (`Packing.task`) describes."""
     folder, claims = locate(task["folder"]), locate(task["claims"])
     tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
     tokenizer.encode_special_tokens = task["split_special_tokens"]

@@ -155,9 +155,9 @@ def missing_shards(path: Location) -> tuple[list[str], list[str]]:
     A shard is missing if its record is missing, damaged or of another store, or if the size of a file is not as
     recorded.
     """
-    ledger = _ledger(path)
-    fit = _fitting(path, ledger, files.sizes(path))
-    return sorted(shard_names(read_description(path)) - fit), sorted(ledger.keys() - fit)
+    description, ledger = read_description(path), _ledger(path)
+    fit = _fitting(path, description, ledger)
+    return sorted(shard_names(description) - fit), sorted(ledger.keys() - fit)
 
 
 def drop_misfits(path: Location, lease: Lease) -> None:
@@ -165,19 +165,14 @@ def drop_misfits(path: Location, lease: Lease) -> None:
 
     `StorageError` once another process has taken the lease.
     """
-    sizes = files.sizes(path)
+    names = files.sizes(path)
     for key in missing_shards(path)[1]:
-        _drop(path, key, sizes, lease.check)
+        _drop(path, key, names, lease.check)
 
 
-def unwritten(path: Location) -> set[str]:
-    """The names of the shards that an unsealed store still needs, as `missing_shards` has them; nothing is removed."""
-    return shard_names(read_description(path)) - _fitting(path, _ledger(path), files.sizes(path))
-
-
-def _fitting(path: Location, ledger: Mapping[str, bytes], sizes: Mapping[str, int]) -> set[str]:
+def _fitting(path: Location, description: Mapping[str, Any], ledger: Mapping[str, bytes]) -> set[str]:
     """The shards of the ledger that fit the store's description, with files of the recorded sizes."""
-    description = read_description(path)
+    sizes = files.sizes(path)
     records = {key: files.load_digested(data) for key, data in ledger.items()}
     return {
         key
@@ -187,7 +182,7 @@ def _fitting(path: Location, ledger: Mapping[str, bytes], sizes: Mapping[str, in
 
 
 def _drop(path: Location, key: str, names: Iterable[str], check: Callable[[], None]) -> None:
-    """Remove a shard, its record last: in an object store, a file that is there is kept when its shard is written."""
+    """Remove a shard, its record last: after a kill on the way, what is left still has a record that doesn't fit."""
     split, _, number = key.rpartition("-")
     chunks = re.compile(rf"{re.escape(folder(split))}\w+/c/{re.escape(number.lstrip('0') or '0')}(/0)+")
     for name in filter(chunks.fullmatch, names):
@@ -203,7 +198,7 @@ def seal(path: Location) -> dict[str, str]:
     of the description; `InputError` for other damage.
     """
     description, ledger = read_description(path), _ledger(path)
-    wrong = (shard_names(description) | ledger.keys()) - _fitting(path, ledger, files.sizes(path))
+    wrong = (shard_names(description) | ledger.keys()) - _fitting(path, description, ledger)
     if wrong:
         raise StorageError(f"{path}: {', '.join(sorted(wrong))} must be made again; run the same command again")
     covered: dict[str, str] = description["sha256"]

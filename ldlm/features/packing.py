@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from ldlm import config as configs
 from ldlm import emptying, files
 from ldlm.config import ExtractConfig
 from ldlm.features import corpus, pieces, text, textfiles
@@ -176,14 +177,14 @@ class Packing:
         )
 
     def task(self) -> dict[str, Any]:
-        """The task of a helping process."""
+        """The task of a helping process, for JSON, from which `helping.packing_of` makes a packing again."""
         return {
             "folder": str(self.folder),
             "claims": str(self.claims),
             "split_special_tokens": self.tokenizer.encode_special_tokens,  # which a tokenizer's file leaves out
             "ends": self.ends,
             "share": self.share,
-            "config": self.config,
+            "config": configs.to_dict(self.config),
         }
 
     def _done(self, number: int) -> bool:

@@ -29,7 +29,6 @@ from ldlm.config import ExtractConfig, LaunchConfig
 from ldlm.errors import InputError, StorageError, Unreadable
 from ldlm.features import ray_worker
 from ldlm.features.extraction import Extraction, Shard
-from ldlm.features.helpers import as_json
 from ldlm.features.pieces import Piece
 from ldlm.features.shards import CORES
 from ldlm.features.shared_work import Tally
@@ -125,7 +124,7 @@ class RayEngine:
 
     def pieces(self, wanted: Mapping[int, Piece], tally: Tally[int]) -> None:
         """Have pieces tokenised, as many at a time as the cluster has cores, with as many again waiting."""
-        task = self.ray.put(json.dumps({**json.loads(as_json(self.extraction.packing.task())), **self._places()}))
+        task = self.ray.put(json.dumps({**self.extraction.packing.task(), **self._places()}))
         remote = self.ray.remote(num_cpus=1, max_retries=RETRIES)(ray_worker.tokenize)
         queue, flying = deque(wanted.items()), dict[Any, int]()
         with self._all_ended(flying):

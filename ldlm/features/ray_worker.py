@@ -91,7 +91,7 @@ def precision(device: str) -> str:
 def tokenize(task: str, number: int, piece: str) -> str:
     """Tokenise a piece; returns a receipt with the `bytes` of its tokens, 0 if another process has done it.
 
-    `task` is that of `helpers.as_json`, plus the store as `out` and the command's folder as `at`.
+    `task` is that of `Packing.task`, plus the store as `out` and the command's folder as `at`.
     """
 
     def work() -> Mapping[str, Any]:
@@ -159,10 +159,10 @@ class Worker:
         return _receipt(at_work)
 
     def ready(self) -> str:
-        """Load the encoder and open the rows; returns a receipt with the `node`."""
+        """Load the encoder and open the rows; returns a receipt with the store as `out`."""
 
         def work() -> Mapping[str, Any]:
-            return {"node": socket.gethostname(), "out": str(self.extraction.out)}
+            return {"out": str(self.extraction.out)}
 
         return self._receipt(work)
 

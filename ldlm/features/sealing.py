@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -37,11 +37,12 @@ class _Overtaken(StorageError):
 class Seal:
     """The seal of a store, for a process that makes the store that `artifact.json` and `config.yaml` describe now.
 
-    `at_work` is the lease by which that process is at work in the store, if it has one.
+    `at_work` is the lease by which that process is at work in the store, once it has one.
     """
 
-    def __init__(self, path: Location, at_work: Lease | None = None) -> None:
-        self.path, self.at_work = path, at_work
+    def __init__(self, path: Location) -> None:
+        self.path = path
+        self.at_work: Lease | None = None
         self._made_of = self._first()
         self._size = 0  # of the manifest that was found to be this store's; it has a line for each shard
 
@@ -95,7 +96,11 @@ class Seal:
 
         A manifest that is not of this store is removed first.
         """
-        check = _both(lease.check, self.check)
+
+        def check() -> None:
+            lease.check()
+            self.check()
+
         check()
         covered, description = ledger.seal(self.path), ledger.read_description(self.path)
         path = self.path / "manifest.json"
@@ -148,11 +153,3 @@ def _remove_rows(packing: Packing, unneeded: Sequence[Location], seal: Seal, lea
             emptying.remove_folder(folder, check)
         return True
     return False
-
-
-def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
-    def check() -> None:
-        first()
-        second()
-
-    return check

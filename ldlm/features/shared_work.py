@@ -1,4 +1,4 @@
-"""How processes divide the items of an extraction: blocks and shards.
+"""How processes divide the items of an extraction: files to hash, pieces of text, blocks and shards.
 
 Each process takes a lease (`leases`) before it works on an item. On an object store, where that takes a request, each
 begins at a different item (`shares.in_turn`). A lease never tells whether an item is done; the item's record does.

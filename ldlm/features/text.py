@@ -242,18 +242,13 @@ def stream(batches: Iterable[list[str]], tokenizer: Tokenizer, eos: int) -> Iter
 
 def batched_parts(documents: Iterable[str]) -> Iterator[list[str]]:
     """The documents, cut into `documents.parts`, in batches that bound the tokenizer's memory."""
-    return _batches(chain.from_iterable(map(parts, documents)))
-
-
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    """The documents in batches that bound the tokenizer's memory."""
     batch, characters = list[str](), 0
-    for document in documents:
-        if batch and (len(batch) == TOKENIZER_BATCH or characters + len(document) > TOKENIZER_CHARACTERS):
+    for part in chain.from_iterable(map(parts, documents)):
+        if batch and (len(batch) == TOKENIZER_BATCH or characters + len(part) > TOKENIZER_CHARACTERS):
             yield batch
             batch, characters = [], 0
-        batch.append(document)
-        characters += len(document)
+        batch.append(part)
+        characters += len(part)
     if batch:
         yield batch
 

@@ -307,16 +307,15 @@ class Objective(nn.Module):
         """
         z_t_BNC, t_B = noised(self.schedule, z_0_BNC, draws.t_B, draws.eps_BNC), draws.t_B.float()
         prefix = self.model.prefix(h_BLD, draws.k_B)
-        condition = () if prefix is None else (prefix,)
 
         # The self-conditioning estimate is made at the same t and z_t, without gradient (Chen et al., 2023).
         z_hat_prev_BNC = torch.zeros_like(z_t_BNC)
         if draws.self_condition:
             with torch.no_grad(), without_cast_cache(z_t_BNC.device):
-                fixed = (one.detached() for one in condition)
-                z_hat_prev_BNC = self.model.denoiser(z_t_BNC, t_B, z_hat_prev_BNC, *fixed)
+                fixed = prefix and prefix.detached()
+                z_hat_prev_BNC = self.model.denoiser(z_t_BNC, t_B, z_hat_prev_BNC, prefix=fixed)
 
-        z_hat_BNC = self.model.denoiser(z_t_BNC, t_B, z_hat_prev_BNC, *condition)
+        z_hat_BNC = self.model.denoiser(z_t_BNC, t_B, z_hat_prev_BNC, prefix=prefix)
         return self.scales.diff * row_loss(z_hat_BNC, z_0_BNC)
 
     def state_loss(self, h_hat_BLD: Tensor, h_BLD: Tensor) -> Tensor:

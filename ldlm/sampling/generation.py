@@ -312,8 +312,8 @@ def _estimate(
     prefix: Prefix | None = None,
 ) -> Tensor:
     """ẑ_0 (B, N, C) in the dtype of z, from a network that computes in the dtype of its modulations."""
-    dtype, more = modulations_1MW.dtype, () if prefix is None else (prefix,)
-    return estimate(z_BNC.to(dtype), z_hat_prev_BNC.to(dtype), modulations_1MW, *more).to(z_BNC.dtype)
+    dtype = modulations_1MW.dtype
+    return estimate(z_BNC.to(dtype), z_hat_prev_BNC.to(dtype), modulations_1MW, prefix).to(z_BNC.dtype)
 
 
 def texts_at_once(seq_len: int, vocab_size: int) -> int:

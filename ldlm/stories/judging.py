@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 from ldlm.stories.grammar import FACTS, OVER, ROLE_KINDS, START, State
@@ -203,18 +203,17 @@ class Judge:
             for values in self._values(tuple(facts)).get((state.plot, state.known), ()) if facts else ((),):
                 yield state._replace(**dict(zip(facts, values, strict=True)))
 
-    def _values(self, facts: tuple[str, ...]) -> Mapping[tuple[str, frozenset[str]], Collection[Sequence[Any]]]:
-        """The combinations of values of some facts, by plot and filled roles."""
-        if facts not in self._known_values:
-            found = self._known_values[facts] = {}
-            for state in self.reader.source.states:
-                values = tuple(getattr(state, fact) for fact in facts)
-                found.setdefault((state.plot, state.known), {})[values] = None
-        return self._known_values[facts]
-
     @cached_property
-    def _known_values(self) -> dict[tuple[str, ...], dict[tuple[str, frozenset[str]], dict[Sequence[Any], None]]]:
-        return {}
+    def _values(self) -> Callable[[tuple[str, ...]], Mapping[tuple[str, frozenset[str]], Collection[Sequence[Any]]]]:
+        """The combinations of values of some facts, by plot and filled roles."""
+        return cache(self._collected)
+
+    def _collected(self, facts: tuple[str, ...]) -> dict[tuple[str, frozenset[str]], dict[Sequence[Any], None]]:
+        found = dict[tuple[str, frozenset[str]], dict[Sequence[Any], None]]()
+        for state in self.reader.source.states:
+            values = tuple(getattr(state, fact) for fact in facts)
+            found.setdefault((state.plot, state.known), {})[values] = None
+        return found
 
     def lemma(self, word: str) -> Collection[str]:
         """The forms of a word that differ by number, tense or sound: was, were, is, are; shell, shells; a, an."""

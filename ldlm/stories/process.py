@@ -6,10 +6,11 @@ Writing draws a path through this graph, reading follows one, and entropies are 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate
 from random import Random
 from typing import NamedTuple
@@ -52,19 +53,14 @@ class Source:
     # ------------------------------------------------------------------------------------------------------------------
     # The graph
 
-    def sentences(self, state: State) -> Sequence[Sentence]:
+    @cached_property
+    def sentences(self) -> Callable[[State], Sequence[Sentence]]:
         """All sentences that can follow a state, with probabilities that sum to 1; none after `OVER`."""
-        if state not in self._sentences:
-            self._sentences[state] = self.made(state)
-        return self._sentences[state]
+        return cache(self.made)
 
     def made(self, state: State) -> Sequence[Sentence]:
         """`sentences` without keeping them, for states that are looked at only once."""
         return [] if state.over else [*self._of_parts(state)]
-
-    @cached_property
-    def _sentences(self) -> dict[State, Sequence[Sentence]]:
-        return {}
 
     def _of_parts(self, state: State) -> Iterator[Sentence]:
         """Whether the story ends is drawn first, then the form, then the wording; impossible parts have no share."""
@@ -148,18 +144,12 @@ class Source:
 
     def _drawn(self, state: State, uniform: float) -> Sentence:
         """The sentence after a state that a uniform number in [0, 1) selects."""
-        if state not in self._sums:
-            self._sums[state] = [*accumulate(sentence.probability for sentence in self.sentences(state))]
-        sums = self._sums[state]
-        low, high = 0, len(sums) - 1
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if uniform * sums[-1] < sums[middle] else (middle + 1, high)
-        return self.sentences(state)[low]
+        sums = self._sums(state)
+        return self.sentences(state)[bisect_right(sums, uniform * sums[-1], hi=len(sums) - 1)]
 
     @cached_property
-    def _sums(self) -> dict[State, list[float]]:
-        return {}
+    def _sums(self) -> Callable[[State], list[float]]:
+        return cache(lambda state: [*accumulate(sentence.probability for sentence in self.sentences(state))])
 
     # ------------------------------------------------------------------------------------------------------------------
     # Expectations
@@ -195,15 +185,11 @@ class Source:
 
     def spellings(self, token: str | Gap) -> Sequence[str]:
         """The words that a token of a template can be, in the order of the lexemes."""
-        if isinstance(token, str):
-            return [token]
-        if token not in self._spellings:
-            self._spellings[token] = [word_of(token, lexeme) for lexeme in self.classes[ROLES[token.role]]]
-        return self._spellings[token]
+        return [token] if isinstance(token, str) else self._spellings(token)
 
     @cached_property
-    def _spellings(self) -> dict[Gap, list[str]]:
-        return {}
+    def _spellings(self) -> Callable[[Gap], list[str]]:
+        return cache(lambda gap: [word_of(gap, lexeme) for lexeme in self.classes[ROLES[gap.role]]])
 
 
 def text_of(words: Sequence[str]) -> str:

@@ -7,9 +7,9 @@ after "Anna" she is Anna.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple
 
 from ldlm.stories.grammar import START, State
@@ -95,15 +95,10 @@ class Reader:
                 return None
         return found if _distinct(found) else None
 
-    def places(self, template: Template) -> Sequence[Place]:
-        """A template by its words: at each place, what a word says about the lexeme there."""
-        if template not in self._places:
-            self._places[template] = [self._place(token, place == 0) for place, token in enumerate(template)]
-        return self._places[template]
-
     @cached_property
-    def _places(self) -> dict[Template, list[Place]]:
-        return {}
+    def places(self) -> Callable[[Template], Sequence[Place]]:
+        """A template by its words: at each place, what a word says about the lexeme there."""
+        return cache(lambda template: [self._place(token, place == 0) for place, token in enumerate(template)])
 
     def _place(self, token: str | Gap, first: bool) -> Place:
         masks = dict[str, int]()

@@ -114,8 +114,8 @@ def encoder_flops(network: nn.Module, seq_len: int) -> int:
 def denoiser_flops(config: ModelConfig, shapes: Shapes, prefix: int = 0) -> int:
     """FLOPs of one denoiser evaluation of one text, which sees a prefix of `prefix` tokens; 0 for none."""
     model, z_BNC = _one_text(config, shapes)
-    seen = [_prefix(model, prefix)] if prefix else []
-    return _forward_flops(lambda: model.denoiser(z_BNC, torch.empty(1, device="meta"), z_BNC, *seen))
+    seen = _prefix(model, prefix) if prefix else None
+    return _forward_flops(lambda: model.denoiser(z_BNC, torch.empty(1, device="meta"), z_BNC, seen))
 
 
 def prefix_flops(config: ModelConfig, shapes: Shapes, prefix: int) -> int:

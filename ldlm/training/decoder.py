@@ -104,19 +104,10 @@ class TokenObjective(nn.Module):
 
 def finetune_step(state: DecoderState, batch: Batch) -> DecoderStep:
     """Launch one optimiser step: encode, add noise, forward, backward, clip, update, average."""
-    number, lr = state.step, learning_rate(state.step, state.config.steps, state.config.optimizer)
+    lr = learning_rate(state.step, state.config.steps, state.config.optimizer)
     l_w, accuracy = zip(*(_backward(state, part) for part in state.micro_batches(batch)), strict=True)
-    gradient_norm, finite = state.update(lr, number)
-    return DecoderStep(
-        number=number,
-        index_B=batch.index_B,
-        position=batch.position,
-        lr=lr,
-        gradient_norm=gradient_norm,
-        finite=finite,
-        l_w_B=torch.cat(l_w),
-        accuracy_B=torch.cat(accuracy),
-    )
+    taken = state.update(batch, lr, state.step)
+    return DecoderStep(**vars(taken), l_w_B=torch.cat(l_w), accuracy_B=torch.cat(accuracy))
 
 
 def _backward(state: DecoderState, batch: Batch) -> tuple[Tensor, Tensor]:

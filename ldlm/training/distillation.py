@@ -30,7 +30,7 @@ from ldlm.model.distillation import Denoise, Lesson, draw_steps
 from ldlm.model.joint import JointModel
 from ldlm.model.layers import compile_blocks, head_widths, recompute_activations
 from ldlm.model.objective import at_least_float32, row_loss
-from ldlm.model.prefix import draw_lengths
+from ldlm.model.prefix import Prefix, draw_lengths
 from ldlm.runtime import ALONE, World
 from ldlm.training import heldout
 from ldlm.training.checkpoint import Checkpoint
@@ -203,30 +203,20 @@ class Student(nn.Module):
         return row_loss(found, taught.x_tilde)
 
 
-def estimate(network: DiT, prefix: Any, z_t: Tensor, t_B: Tensor, z_hat_prev: Tensor) -> Tensor:
+def estimate(network: DiT, prefix: Prefix | None, z_t: Tensor, t_B: Tensor, z_hat_prev: Tensor) -> Tensor:
     """ẑ_0 of a network that may see a prefix; None for no prefix."""
-    condition = () if prefix is None else (prefix,)
-    made: Tensor = network(z_t, t_B.float(), z_hat_prev, *condition)
+    made: Tensor = network(z_t, t_B.float(), z_hat_prev, prefix)
     return at_least_float32(made)
 
 
 def distill_step(state: DistillState, batch: Batch) -> DistillStep:
     """Launch one optimiser step: encode, ask the teacher, forward, backward, clip, update, average."""
-    entered, number = state.enter_round(), state.step
-    done = number - entered.begins
+    entered = state.enter_round()
+    done = state.step - entered.begins
     lr = learning_rate(done, entered.steps, state.config.optimizer)
     losses = [_backward(state, entered, part) for part in state.micro_batches(batch)]
-    gradient_norm, finite = state.update(lr, done)
-    return DistillStep(
-        number=number,
-        index_B=batch.index_B,
-        position=batch.position,
-        lr=lr,
-        gradient_norm=gradient_norm,
-        finite=finite,
-        evaluations=entered.evaluations,
-        l_distill_B=torch.cat(losses),
-    )
+    taken = state.update(batch, lr, done)
+    return DistillStep(**vars(taken), evaluations=entered.evaluations, l_distill_B=torch.cat(losses))
 
 
 def _backward(state: DistillState, entered: Round, batch: Batch) -> Tensor:

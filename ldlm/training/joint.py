@@ -165,9 +165,9 @@ def train_step(state: TrainState, batch: Batch) -> JointStep:
 
     `TrainState.read_step` reads the outcome. If the gradient is not finite in any process, all of them skip the batch.
     """
-    config, number, phase = state.config, state.step, state.enter_phase()
-    done = number - phase.schedule_begins
-    gamma, lr = warmup_gamma(number, config.recipe), learning_rate(done, phase.schedule_steps, config.optimizer)
+    config, phase = state.config, state.enter_phase()
+    done = state.step - phase.schedule_begins
+    gamma, lr = warmup_gamma(state.step, config.recipe), learning_rate(done, phase.schedule_steps, config.optimizer)
 
     losses: list[Losses] = []
     for part in state.micro_batches(batch):
@@ -175,19 +175,8 @@ def train_step(state: TrainState, batch: Batch) -> JointStep:
         latents = one.latents.added_to(losses[-1].latents) if losses else one.latents
         losses.append(one._replace(latents=latents))
     part_norms = {name: _gradient_norm(part) for name, part in state.model.parts().items()}
-    gradient_norm, finite = state.update(lr, done)
-    return JointStep(
-        number=number,
-        index_B=batch.index_B,
-        position=batch.position,
-        lr=lr,
-        gradient_norm=gradient_norm,
-        finite=finite,
-        phase=phase,
-        losses=losses,
-        gamma=gamma,
-        part_norms=part_norms,
-    )
+    taken = state.update(batch, lr, done)
+    return JointStep(**vars(taken), phase=phase, losses=losses, gamma=gamma, part_norms=part_norms)
 
 
 def _backward(state: TrainState, batch: Batch, gamma: float) -> Losses:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ldlm import files
+from ldlm.artifact import Artifact
 from ldlm.errors import InputError
 from ldlm.features.stream import Stream
 from ldlm.progress import Progress
@@ -125,6 +126,18 @@ class Journal:
                 self.learner.save(self.out / "checkpoints")
         self.saved_at = self.learner.step
         self.write_status("running")
+
+    def finish(self, result: Artifact, **facts: Any) -> None:
+        """Complete the artefact: its manifest has the `facts`, and those of every training."""
+        self.write_status("complete")
+        result.finish(
+            step=self.learner.step,
+            **facts,
+            attention=self.learner.compute.attention,
+            held_out=self.metrics.last("eval"),
+            skipped=self.learner.skipped,
+            seconds=round(time.perf_counter() - self.started, 1),
+        )
 
     def write_status(self, state: str, **more: str) -> None:
         """Write `status.json`, for those who monitor many runs."""

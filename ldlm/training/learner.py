@@ -115,8 +115,8 @@ class Learner(ABC, Generic[AnyStep]):
         share = torch.full_like(loss, 1 / self.config.accumulate)
         loss.backward(torch.where(loss.detach().isfinite(), share, torch.nan))  # type: ignore[no-untyped-call]
 
-    def update(self, lr: float, averaged: int) -> tuple[Tensor, Tensor]:
-        """Clip the gradient, step and average; returns the gradient's norm and whether it was finite, on the device.
+    def update(self, batch: Batch, lr: float, averaged: int) -> Step:
+        """Clip the gradient of a process's batch, step and average.
 
         `averaged` steps have gone into the average before. If the gradient is not finite in any process, all of them
         leave weights and averages as they are. The device decides that by itself; the host reads it once the next step
@@ -128,9 +128,16 @@ class Learner(ABC, Generic[AnyStep]):
         vars(self.optimizer)["found_inf"] = (~finite).float()  # tells torch's fused optimisers not to step
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
         self.ema.update(self.model, averaged + 1, finite)
-        return gradient_norm, finite
+        self.step += 1
+        return Step(
+            number=self.step - 1,
+            index_B=batch.index_B,
+            position=batch.position,
+            lr=lr,
+            gradient_norm=gradient_norm,
+            finite=finite,
+        )
 
     def read_step(self, step: AnyStep) -> bool:
         """Wait for a step; returns whether it updated anything, and counts those that did not.

@@ -1,4 +1,4 @@
-"""The training loop: evaluate, save, read, step, log; joint training and the training of a decoder both use it."""
+"""The training loop of every `Learner`: evaluate, save, read, step, log."""
 
 from __future__ import annotations
 

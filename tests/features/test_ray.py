@@ -20,7 +20,6 @@ from ldlm.config import LaunchConfig
 from ldlm.errors import InputError, Unreadable
 from ldlm.features import pieces, ray_engine, ray_worker
 from ldlm.features.begin import prepare
-from ldlm.features.helpers import as_json
 from ldlm.location import locate
 from ldlm.progress import Progress, Task
 from ldlm.stages import extract_features
@@ -77,7 +76,7 @@ def handed(extraction, **changed):
 
 def to_tokenize(extraction, **changed):
     """The task of a piece, as the engine gives it."""
-    task = json.loads(as_json(extraction.packing.task()))
+    task = extraction.packing.task()
     return json.dumps({**task, "out": str(extraction.out), "at": os.getcwd(), **changed})
 
 
