@@ -158,11 +158,10 @@ class TrainedRun(DrawsTexts, OpenRun):
         drawer.remark_on_student(self.student, [config.sampler], progress)
 
     def check_store(self, store: FeatureStore) -> None:
-        """`InputError` if the store's states differ from those that this run was trained on."""
-        for what in ("fingerprint", "statistics"):
+        """`InputError` if the store's states or tokens differ from those that this run was trained on."""
+        for what, noun in (("fingerprint", "encoder"), ("statistics", "normalisation"), ("tokenizer", "tokenizer")):
             mine, theirs = self.features["encoder"][what], store.encoder[what]
             if mine != theirs:
-                noun = "encoder" if what == "fingerprint" else "normalisation"
                 raise InputError(
                     f"{store.path} was made with another {noun} ({store.encoder['name']}, {theirs[:12]}) than the run "
                     f"({self.features['encoder']['name']}, {mine[:12]}); give the store that the run was trained on"
