@@ -103,7 +103,7 @@ class TrainedRun(DrawsTexts, OpenRun):
         """The sampler that the checkpoint of a distilled run has learned; None for other runs."""
         if not isinstance(self.config, DistilledConfig):
             return None
-        return replace(self.config.distillation.sampler, steps=self.checkpoint.state["evaluations"])
+        return self.config.learned(self.checkpoint.state)
 
     @property
     def timesteps(self) -> TimestepSampler:
