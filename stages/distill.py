@@ -170,7 +170,7 @@ def _grid(training: DistilledConfig, trained: TrainedRun) -> Tensor:
     """Times (start + 1,) of the first teacher."""
     assert training.distillation.start is not None
     sampler = replace(training.distillation.sampler, steps=training.distillation.start)
-    return solvers.time_grid(sampler, trained.schedule, trained.timesteps.draw)
+    return solvers.time_grid(sampler, trained.schedule, trained.timesteps.quantile)
 
 
 def _record(trained: TrainedRun, out: Path) -> None:

@@ -121,7 +121,7 @@ def test_the_grids_of_the_rounds_are_those_that_are_sampled_on(trained):
     assert [one.evaluations for one in state.rounds] == [4, 2]
     for one in state.rounds:
         own = replace(DISTILL.sampler, steps=one.evaluations)
-        assert solvers.time_grid(own, run.schedule, run.timesteps.draw).tolist() == one.grid[::2].tolist()
+        assert solvers.time_grid(own, run.schedule, run.timesteps.quantile).tolist() == one.grid[::2].tolist()
 
 
 def test_the_frozen_parts_stay_as_they_are_and_the_denoiser_learns(trained, whole):
