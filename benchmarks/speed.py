@@ -167,6 +167,7 @@ class Bench:
             seq_len=self.shapes.seq_len,
             vocab_size=self.shapes.vocab_size,
             compute=Compute.of(way, self.device),
+            self_conditioned=self.settings.diffusion.self_conditioned,
         )
 
     @torch.no_grad()

@@ -123,7 +123,7 @@ def settings(config: DistillConfig, trained: TrainedRun) -> DistilledConfig:
     steps = config.steps or min(50_000, -(-trained.checkpoint.step // 5))
     lr = config.lr or run.optimizer.lr / 3
     filled = replace(config, start=start, steps=steps, lr=lr, batch_size=config.batch_size or run.batch_size)
-    solvers.check(replace(filled.sampler, steps=start))
+    trained.check(replace(filled.sampler, steps=start, guidance=filled.guidance))
     of_run = {field.name: getattr(run, field.name) for field in fields(TrainConfig)}
     of_both = of_run.keys() & {field.name for field in fields(DistillConfig)}
     mine: dict[str, Any] = {name: value for name in of_both if (value := getattr(filled, name)) is not None}

@@ -61,6 +61,7 @@ class TextGenerator:
     seq_len: int
     vocab_size: int
     compute: Compute
+    self_conditioned: bool  # whether the denoiser has learned to read ẑ_prev
     prompts: Prompts | None = None  # that its texts continue
     _lock: Lock = field(default_factory=Lock, repr=False)  # batches share the tensors of `_processes`
 
@@ -152,7 +153,9 @@ class TextGenerator:
         return padded(self.compute, seeds_B, texts)
 
     def _recurrence(self, sampler: SamplerConfig) -> Recurrence:
-        return solvers.solver(sampler)(self.schedule, solvers.time_grid(sampler, self.schedule, self.timesteps.quantile))
+        return solvers.solver(sampler)(
+            self.schedule, solvers.time_grid(sampler, self.schedule, self.timesteps.quantile)
+        )
 
     def _process(self, recurrence: Recurrence, guidance: float, texts: int) -> ReverseProcess:
         """The reverse process in use, or a new one if its size or its kind does not fit."""
@@ -169,9 +172,10 @@ class TextGenerator:
 
     @cached_property
     def estimate(self) -> Callable[..., Tensor]:
-        """`DiT.estimate` in the precision of `compute`."""
+        """`DiT.estimate`, or `DiT.unconditioned`, in the precision of `compute`."""
         exact = self.compute.dtype == torch.float32
-        return (self.denoiser if exact else copy.deepcopy(self.denoiser).to(self.compute.dtype)).estimate
+        network = self.denoiser if exact else copy.deepcopy(self.denoiser).to(self.compute.dtype)
+        return network.estimate if self.self_conditioned else network.unconditioned
 
     @cached_property
     def update(self) -> Callable[..., None]:

@@ -127,12 +127,18 @@ class TrainedRun(DrawsTexts, OpenRun):
             seq_len=self.shapes.seq_len,
             vocab_size=self.shapes.vocab_size,
             compute=compute or self.compute(ComputeConfig()),
+            self_conditioned=self.self_conditioned,
         )
 
     @property
     def trained(self) -> ModelConfig:
         """The model's settings in training."""
         return self.config.model
+
+    @property
+    def self_conditioned(self) -> bool:
+        """Whether its denoiser has learned to read ẑ_prev."""
+        return self.config.diffusion.self_conditioned
 
     def frozen_encoder(self, where: str | None) -> OnlineEncoder:
         """The encoder that reads prompts: `where` is its folder or hub name, None for the one on record.
@@ -147,7 +153,8 @@ class TrainedRun(DrawsTexts, OpenRun):
         return {**found, "name": kept_here(found["name"], found.get("revision")) if where is None else where}
 
     def check(self, sampler: SamplerConfig) -> None:
-        """`InputError` for a sampler that is not offered."""
+        """`InputError` for a sampler that is not offered, and for guidance that the run can't be drawn with."""
+        self.check_guidance(sampler)
         solvers.check(sampler)
 
     def remark(self, config: SampleConfig, progress: Progress) -> None:
