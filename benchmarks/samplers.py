@@ -50,7 +50,7 @@ _GRIDS = typing.get_args(config.Grid)
 
 def widths(sampler: SamplerConfig, std: float) -> tuple[float, float]:
     """Standard deviations of the last mean and of the last ẑ_0, for data of standard deviation `std`."""
-    times = solvers.time_grid(sampler, SCHEDULE, learned(std).draw)
+    times = solvers.time_grid(sampler, SCHEDULE, learned(std).quantile)
     rows = solvers.solver(sampler)(SCHEDULE, times)
     unit = torch.eye(1 + len(rows.times), dtype=torch.float64)
 

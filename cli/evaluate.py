@@ -232,9 +232,20 @@ def _foot(results: list[FileScores]) -> list[str]:
     fewest = first.diversity_texts
     if any(result.scores.num_texts > fewest for result in results):
         lines.append(f"diversity is that of the first {fewest:,} texts of each, since it falls as their number grows")
+    counted = {whose: _files(results, whose) for whose in ("file", "scorer")}
+    if all(counted.values()):
+        lines.append(
+            f"entropy and diversity count the tokens in the file for {counted['file']}, and the scorer's for "
+            f"{counted['scorer']}; they compare only if both are of one tokenizer"
+        )
     for result in results:
         if result.scores.gen_ppl is None:
             lines.append(f"{result.file}: no text has a token to score, so there is no perplexity")
         elif unscored := result.scores.num_texts - result.scores.texts_scored:
             lines.append(f"{result.file}: {unscored:,} texts have no token to score; perplexity is that of the others")
     return lines
+
+
+def _files(results: list[FileScores], whose: str) -> str:
+    """The files whose entropy and diversity count these tokens."""
+    return ", ".join(result.file for result in results if result.scores.tokens_from == whose)

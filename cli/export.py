@@ -31,7 +31,7 @@ def command(options: Options, run: str | None, encoder: str | None, output: str 
       ldlm export --run run --output model --precision bf16 --with-encoder
       ldlm export --run run-mdlm --output model --sampler remdm
     """
-    config = options.build_drawing(method_of(run), default_settings(run))
+    config = options.build_drawing(method_of(run), default_settings(run, options.given()))
     from ldlm.stages import export as stage
 
     run_path = require(run, "--run", "run")

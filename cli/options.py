@@ -338,10 +338,10 @@ def method_of(run: str | None) -> str:
     return opening.method_at(Path(run))
 
 
-def default_settings(run: str | None) -> dict[str, Any]:
-    """The settings that an exported model or a distilled run brings with it; the user's override them."""
+def default_settings(run: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that an exported model or a distilled run brings with it; those given, the user's, override them."""
     if run is None:
         return {}
     from ldlm.baselines import opening
 
-    return opening.defaults(Path(run))
+    return opening.defaults(Path(run), given.get("checkpoint"))

@@ -42,7 +42,7 @@ def command(options: Options, run: str | None, output: str | None, trace: str | 
       ldlm sample --run run --trace-text 3 --trace trace
       ldlm sample --run run-mdlm --sampler remdm --eta 0.015 --top-p 0.9 --output mdlm.jsonl
     """
-    config = options.build_drawing(method_of(run), default_settings(run))
+    config = options.build_drawing(method_of(run), default_settings(run, options.given()))
     if options.flags[("prompting", "prompt")] is not None and config.prompting.prompt is None:
         raise InputError("--prompt none means no prompt; to continue that word, give it in a file, with --prompts")
     if output is not None and trace is not None:

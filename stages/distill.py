@@ -122,7 +122,7 @@ def settings(config: DistillConfig, trained: TrainedRun) -> DistilledConfig:
     steps = config.steps or min(50_000, -(-trained.checkpoint.step // 5))
     lr = config.lr or run.optimizer.lr / 3
     filled = replace(config, start=start, steps=steps, lr=lr, batch_size=config.batch_size or run.batch_size)
-    solvers.check(replace(filled.sampler, steps=start))
+    trained.check(replace(filled.sampler, steps=start, guidance=filled.guidance))
     of_run = {field.name: getattr(run, field.name) for field in fields(TrainConfig)}
     of_both = of_run.keys() & {field.name for field in fields(DistillConfig)}
     mine: dict[str, Any] = {name: value for name in of_both if (value := getattr(filled, name)) is not None}
@@ -169,7 +169,7 @@ def _grid(training: DistilledConfig, trained: TrainedRun) -> Tensor:
     """Times (start + 1,) of the first teacher."""
     assert training.distillation.start is not None
     sampler = replace(training.distillation.sampler, steps=training.distillation.start)
-    return solvers.time_grid(sampler, trained.schedule, trained.timesteps.draw)
+    return solvers.time_grid(sampler, trained.schedule, trained.timesteps.quantile)
 
 
 def _record(trained: TrainedRun, out: Path) -> None:

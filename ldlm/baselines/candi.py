@@ -32,6 +32,7 @@ from ldlm.baselines.schedule import LogLinear
 from ldlm.baselines.vocabulary import loss_by_parts, parts, weighted_cross_entropy
 from ldlm.config import CANDIConfig, CANDINoiseConfig
 from ldlm.errors import InputError
+from ldlm.sampling.tokens import probabilities
 
 T_START, T_END = 0.999, 1e-5  # of the sampler's grid
 
@@ -238,4 +239,4 @@ class CANDISampler:
 
     def _law(self, logits_V: Tensor) -> Tensor:
         """Probabilities (…, V) float64 of x̂_0."""
-        return (logits_V.double() / self.config.temperature).softmax(-1)
+        return probabilities(logits_V.double(), self.config.temperature)

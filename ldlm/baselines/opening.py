@@ -77,14 +77,19 @@ def digest(path: Path, name: str | None = None) -> str:
     return found
 
 
-def defaults(path: Path) -> dict[str, Any]:
-    """The sampler that a model was exported with, or that a run was distilled to, as settings; empty for other runs."""
+def defaults(path: Path, name: str | None = None) -> dict[str, Any]:
+    """The sampler that a model was exported with, or that a run was distilled to, as settings; empty for other runs.
+
+    A distilled run's is that of the checkpoint that `open_source` opens.
+    """
     kind = pretrained.model_type(path)
     if kind is not None:
         return {"sampler": configs.to_dict(MODELS[kind].described(path).sampler)}
     found = files.read_yaml(path / "config.yaml") if (path / "config.yaml").is_file() else {}
     distilled = configs.distilled(found)
-    return {} if distilled is None else {"sampler": configs.to_dict(distilled.distillation.sampler)}
+    if distilled is None:
+        return {}
+    return {"sampler": configs.to_dict(distilled.learned(checkpoint_of(path, name).state))}
 
 
 def open_source(path: Path, device: torch.device, name: str | None = None) -> Source:

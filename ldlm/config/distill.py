@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ldlm.config.fields import again, from_stored, setting
@@ -94,6 +94,10 @@ class DistilledConfig(TrainConfig):
     """
 
     distillation: DistillConfig = setting(DistillConfig(), "the distillation")
+
+    def learned(self, state: Mapping[str, Any]) -> SamplerConfig:
+        """The sampler that a checkpoint with this state has learned."""
+        return replace(self.distillation.sampler, steps=state["evaluations"])
 
 
 def distilled(settings: Mapping[str, Any]) -> DistilledConfig | None:

@@ -111,6 +111,11 @@ class DiffusionConfig:
     )
     self_conditioning: float = setting(0.5, "probability that a step is self-conditioned", low=0, high=1)
 
+    @property
+    def self_conditioned(self) -> bool:
+        """Whether the denoiser learns to read ẑ_prev; if not, it is given zeros wherever it is used."""
+        return self.self_conditioning > 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeConfig:

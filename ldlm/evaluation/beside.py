@@ -42,6 +42,13 @@ class Beside:
             progress.note(remark)
         real = None if reference is None else _read(config, reference)
         others = {one: _read(config, one.path) for one in externals}
+        beside: dict[Path | None, Texts | None] = {reference: real, **{one.path: others[one] for one in others}}
+        for path, texts in beside.items():
+            if texts is not None and not texts.tokens:
+                progress.note(
+                    f"{path}: no tokens, so its entropy and diversity count the scorer's, and compare with those of a "
+                    f"run only if both are of one tokenizer"
+                )
         fewest = min([config.texts, *(len(texts) for texts in (real, *others.values()) if texts is not None)])
         if fewest < config.texts:
             progress.note(f"diversity is that of {fewest:,} texts of each set, as many as the smallest has")

@@ -65,7 +65,8 @@ class DiTBlock(nn.Module):
 class DiT(nn.Module):
     """ẑ_θ(z_t, t, ẑ_prev): (B, N, C) latents at time t (B,) in [0, 1] → (B, N, C) estimate of z_0.
 
-    ẑ_prev is the self-conditioning estimate, the previous estimate of z_0; zeros stand for none. If `prefixed` gives
+    ẑ_prev is the self-conditioning estimate, the previous estimate of z_0; zeros stand for none, and are all that a
+    network trained without self-conditioning can read. If `prefixed` gives
     the sizes of the features, the network can be conditioned on a `prefix` of the text.
     """
 
@@ -146,3 +147,9 @@ class DiT(nn.Module):
         # Output
         shift_BW, scale_BW = for_output.unbind(1)
         return self.project_out(modulate(self.final_norm(x_BNW), shift_BW, scale_BW))
+
+    def unconditioned(
+        self, z_t_BNC: Tensor, z_hat_prev_BNC: Tensor, modulations_BMW: Tensor, prefix: Prefix | None = None
+    ) -> Tensor:
+        """`estimate` with zeros for ẑ_prev, for a network trained without self-conditioning."""
+        return self.estimate(z_t_BNC, torch.zeros_like(z_hat_prev_BNC), modulations_BMW, prefix)

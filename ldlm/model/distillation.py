@@ -18,7 +18,7 @@ in Eq. 1; theirs is max(α²/σ², 1). Nothing divides by zero under any schedul
 The denoiser is conditioned on the estimate of the previous step. At t_2i the teacher takes that step, without gradient:
 from z_s ~ q(z_s | z_0) at s = t_2i−2 it takes two steps, which end at z_t. The student is conditioned on their x̃, its
 own estimate at s once it has learned, and the teacher on its own last ẑ. At t_0 there is no previous estimate, as in
-sampling.
+sampling, and never if the run was trained without self-conditioning.
 
 Shape letters: CONTRIBUTING.md. E counts the steps of the student's grid.
 """
@@ -77,11 +77,24 @@ def two_steps(schedule: Schedule, teacher: Denoise, z_s: Tensor, times_B3: Tenso
 
 
 @torch.no_grad()
-def lesson(schedule: Schedule, teacher: Denoise, z_0: Tensor, eps: Tensor, grid: Tensor, i_B: Tensor) -> Lesson:
+def lesson(
+    schedule: Schedule,
+    teacher: Denoise,
+    z_0: Tensor,
+    eps: Tensor,
+    grid: Tensor,
+    i_B: Tensor,
+    *,
+    self_conditioned: bool = True,
+) -> Lesson:
     """A student's input and target at its times with indices i (B,), from latents z_0 (B, …) and noise ε.
 
-    `grid` is the teacher's, (2E + 1,) float64 on the device of z_0.
+    `grid` is the teacher's, (2E + 1,) float64 on the device of z_0. If the teacher is not `self_conditioned`, it and
+    the student are given zeros for ẑ_prev.
     """
+    if not self_conditioned:
+        taught = lesson(schedule, _unconditioned(teacher), z_0, eps, grid, i_B)
+        return taught._replace(z_hat_prev=torch.zeros_like(z_0))
     # The previous step. Its first estimate is self-conditioned as in training: on an estimate at the same z_s that was
     # made without. At t_0 there is none.
     before_B = (2 * i_B - 2).clamp(min=0)
@@ -105,6 +118,10 @@ def lesson(schedule: Schedule, teacher: Denoise, z_0: Tensor, eps: Tensor, grid:
 def draw_steps(*, seed: int, step: int, rows_B: Tensor, count: int) -> Tensor:
     """Indices i (B,) int64 of the student's times, uniform over 0 … count − 1, for the rows of a batch at a step."""
     return (noise.uniform(seed, "distill", step, rows_B) * count).long()
+
+
+def _unconditioned(denoise: Denoise) -> Denoise:
+    return lambda z_t, t_B, z_hat_prev: denoise(z_t, t_B, torch.zeros_like(z_hat_prev))
 
 
 def _three(grid: Tensor, index_B: Tensor) -> Tensor:

@@ -48,11 +48,14 @@ class TimestepSampler:
         self.p = np.full(config.bins, 1 / config.bins)
 
     def draw(self, uniform_B: Tensor) -> Tensor:
-        """t = F⁻¹(uniform), float64 (B,): one uniform number chooses a bin with probability p_i and a point in it."""
+        """t = F⁻¹(uniform) ≥ t_min, float64 (B,): one number chooses a bin with probability p_i and a point in it."""
+        return self.quantile(uniform_B).clamp(self.t_min, 1.0)
+
+    def quantile(self, u_B: Tensor) -> Tensor:
+        """F⁻¹(u), float64 (B,), the inverse of `cdf`; it goes down to 0."""
         edges = np.linspace(0, 1, self.config.bins + 1)
         cdf = np.concatenate([[0.0], np.cumsum(self.p)])
-        t_B = np.interp(uniform_B.cpu().numpy(), cdf / cdf[-1], edges)
-        return torch.from_numpy(np.clip(t_B, self.t_min, 1.0))
+        return torch.from_numpy(np.interp(u_B.cpu().numpy(), cdf / cdf[-1], edges))
 
     def cdf(self, t_B: Tensor) -> Tensor:
         """F(t), the cumulative distribution of t, float64 (B,): the loss should grow linearly in it."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ldlm import config as configs
-from ldlm.config import ModelConfig, SamplerConfig, Shapes, TimestepConfig, WeightPrecision
+from ldlm.config import DiffusionConfig, ModelConfig, SamplerConfig, Shapes, TimestepConfig, WeightPrecision
 from ldlm.model.autoencoder import TokenDecoder
 from ldlm.model.diffusion import Schedule
 from ldlm.model.joint import build_meta
@@ -84,6 +84,12 @@ class ModelDescription:
         """The sampler that a distilled model has learned; None for other models."""
         found = self.provenance.get("student")
         return None if found is None else configs.from_stored(SamplerConfig, found)
+
+    @property
+    def self_conditioned(self) -> bool:
+        """Whether the denoiser has learned to read ẑ_prev."""
+        settings = self.provenance.get("settings", {})
+        return configs.from_stored(DiffusionConfig, settings.get("diffusion", {})).self_conditioned
 
     @property
     def timesteps(self) -> TimestepSampler:

@@ -11,6 +11,7 @@ import torch
 
 from ldlm.compute import Compute
 from ldlm.config import ComputeConfig, ModelConfig, SampleConfig, SamplerConfig, Shapes
+from ldlm.errors import InputError
 from ldlm.features.encoder import OnlineEncoder
 from ldlm.progress import Progress
 from ldlm.sampling import generation
@@ -30,6 +31,11 @@ class DrawsTexts(ABC):
     def trained(self) -> ModelConfig:
         """The model's settings in training."""
 
+    @property
+    @abstractmethod
+    def self_conditioned(self) -> bool:
+        """Whether its denoiser has learned to read ẑ_prev."""
+
     @abstractmethod
     def compute(self, config: ComputeConfig) -> Compute:
         """Precision and kernels of its denoiser when it draws texts."""
@@ -46,6 +52,14 @@ class DrawsTexts(ABC):
     def condition(self) -> str:
         """`model.condition` of its training."""
         return self.trained.condition
+
+    def check_guidance(self, sampler: SamplerConfig) -> None:
+        """`InputError` for guidance by an estimate that the denoiser has not learned to read."""
+        if sampler.guidance != 1 and not self.self_conditioned:
+            raise InputError(
+                f"guidance {sampler.guidance:g} needs self-conditioning, which this model was trained without "
+                f"(diffusion.self_conditioning=0); leave --guidance at 1"
+            )
 
     def texts(self, config: SampleConfig) -> int:
         """Number of texts that settings of `ldlm sample` ask for: `num_samples`, or as many for each prompt."""

@@ -54,12 +54,18 @@ class LDLM(DrawsTexts, ExportedModel):
             seq_len=self.shapes.seq_len,
             vocab_size=self.shapes.vocab_size,
             compute=compute or self.compute(ComputeConfig()),
+            self_conditioned=self.self_conditioned,
         )
 
     @property
     def trained(self) -> ModelConfig:
         """The model's settings in training."""
         return self.config.model
+
+    @property
+    def self_conditioned(self) -> bool:
+        """Whether its denoiser has learned to read ẑ_prev."""
+        return self.config.self_conditioned
 
     def frozen_encoder(self, where: str | None) -> OnlineEncoder:
         """The encoder that reads prompts: `where` is its folder or hub name, None for the one on record.
@@ -85,7 +91,11 @@ class LDLM(DrawsTexts, ExportedModel):
         return {**super().__getstate__(), "_encoders": {}}
 
     def check(self, sampler: SamplerConfig) -> None:
-        """`InputError` for a sampler that is not offered, unless the model was exported with it."""
+        """`InputError` for a sampler that is not offered, unless the model was exported with it.
+
+        Also for guidance that the model can't be drawn with.
+        """
+        self.check_guidance(sampler)
         solvers.check(sampler, known=self.config.sampler)
 
     def remark(self, config: SampleConfig, progress: Progress) -> None:

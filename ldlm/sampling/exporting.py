@@ -17,7 +17,7 @@ from ldlm.config import ExportConfig
 from ldlm.errors import InputError
 from ldlm.evaluation.boundaries import Boundaries
 from ldlm.features.encoder import recorded_encoder
-from ldlm.sampling import pretrained, solvers
+from ldlm.sampling import pretrained
 from ldlm.sampling.description import ModelDescription, Normalisation
 from ldlm.sampling.exported import LDLM
 from ldlm.sampling.generation import JOINT
@@ -117,7 +117,7 @@ def of_run(config: ExportConfig, path: Path, encoder: str | None = None) -> Expo
             **({} if own is None else {"encoder_parameters": own}),
         },
         parameters=parameters(networks),
-        check=lambda: solvers.check(config.sampler),
+        check=lambda: run.check(config.sampler),
         model=model,
         encoder_parameters=own or 0,
     )

@@ -30,6 +30,7 @@ from ldlm.sampling import prompts, solvers
 from ldlm.sampling.prompts import Prompts
 from ldlm.sampling.solvers import Denoise, End, Recurrence
 from ldlm.sampling.source import Generator, plain_lines
+from ldlm.sampling.tokens import draw_tokens
 from ldlm.training import cost
 
 Watch = Callable[[Tensor, Tensor], None]  # called with t and ẑ_0 (B, N, C) after each evaluation of the denoiser
@@ -60,6 +61,7 @@ class TextGenerator:
     seq_len: int
     vocab_size: int
     compute: Compute
+    self_conditioned: bool  # whether the denoiser has learned to read ẑ_prev
     prompts: Prompts | None = None  # that its texts continue
     _lock: Lock = field(default_factory=Lock, repr=False)  # batches share the tensors of `_processes`
 
@@ -151,7 +153,9 @@ class TextGenerator:
         return padded(self.compute, seeds_B, texts)
 
     def _recurrence(self, sampler: SamplerConfig) -> Recurrence:
-        return solvers.solver(sampler)(self.schedule, solvers.time_grid(sampler, self.schedule, self.timesteps.draw))
+        return solvers.solver(sampler)(
+            self.schedule, solvers.time_grid(sampler, self.schedule, self.timesteps.quantile)
+        )
 
     def _process(self, recurrence: Recurrence, guidance: float, texts: int) -> ReverseProcess:
         """The reverse process in use, or a new one if its size or its kind does not fit."""
@@ -168,9 +172,10 @@ class TextGenerator:
 
     @cached_property
     def estimate(self) -> Callable[..., Tensor]:
-        """`DiT.estimate` in the precision of `compute`."""
+        """`DiT.estimate`, or `DiT.unconditioned`, in the precision of `compute`."""
         exact = self.compute.dtype == torch.float32
-        return (self.denoiser if exact else copy.deepcopy(self.denoiser).to(self.compute.dtype)).estimate
+        network = self.denoiser if exact else copy.deepcopy(self.denoiser).to(self.compute.dtype)
+        return network.estimate if self.self_conditioned else network.unconditioned
 
     @cached_property
     def update(self) -> Callable[..., None]:
@@ -189,7 +194,7 @@ class TextGenerator:
     def decode(self, z_0_BNC: Tensor, seeds_B: Tensor, temperature: float = 0.0) -> Tensor:
         """Tokens (B, L) of latents, without noise: the most likely, or drawn at a temperature above 0.
 
-        The positions of a prompt get the prompt's own tokens.
+        The positions of a prompt get the prompt's own tokens. `InputError` for logits that are not finite.
         """
         size = texts_at_once(self.seq_len, self.vocab_size)
         pieces = zip(z_0_BNC.split(size), seeds_B.to(self.device).split(size), strict=True)
@@ -381,13 +386,3 @@ def drawing_cost(config: SampleConfig, model: ModelConfig, source: prompts.Conti
     flops = seeing * cost.denoiser_flops(model, shapes, prompt) + blind * cost.denoiser_flops(model, shapes)
     flops += texts * cost.prefix_flops(model, shapes, prompt)
     return {"denoiser_evaluations": seeing + blind, "flops": flops}
-
-
-def draw_tokens(logits_BLV: Tensor, seeds_B: Tensor, temperature: float) -> Tensor:
-    """Tokens (B, L): the most likely, or at a temperature above 0 drawn with one uniform number each (SPEC 8)."""
-    if temperature == 0:
-        return logits_BLV.argmax(-1)
-    uniform_BL = noise.uniform(seeds_B, "token", 0, torch.zeros_like(seeds_B), (logits_BLV.shape[1],))
-    cdf_BLV = (logits_BLV / temperature).softmax(-1).cumsum(-1).double()
-    drawn_BL1 = torch.searchsorted(cdf_BLV / cdf_BLV[..., -1:], uniform_BL[..., None])
-    return drawn_BL1.squeeze(-1).clamp(max=logits_BLV.shape[-1] - 1)

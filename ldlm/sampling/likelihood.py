@@ -37,7 +37,7 @@ class RunBound:
     @property
     def passes(self) -> int:
         """Denoiser passes behind an estimate: 2 if it was trained with self-conditioning."""
-        return 2 if self.run.config.diffusion.self_conditioning > 0 else 1
+        return 2 if self.run.self_conditioned else 1
 
     def levels(self) -> tuple[float, ...]:
         """Default noise levels τ: around that of the decoder's training, or 1 if it had none."""

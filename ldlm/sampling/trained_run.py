@@ -103,7 +103,7 @@ class TrainedRun(DrawsTexts, OpenRun):
         """The sampler that the checkpoint of a distilled run has learned; None for other runs."""
         if not isinstance(self.config, DistilledConfig):
             return None
-        return replace(self.config.distillation.sampler, steps=self.checkpoint.state["evaluations"])
+        return self.config.learned(self.checkpoint.state)
 
     @property
     def timesteps(self) -> TimestepSampler:
@@ -127,12 +127,18 @@ class TrainedRun(DrawsTexts, OpenRun):
             seq_len=self.shapes.seq_len,
             vocab_size=self.shapes.vocab_size,
             compute=compute or self.compute(ComputeConfig()),
+            self_conditioned=self.self_conditioned,
         )
 
     @property
     def trained(self) -> ModelConfig:
         """The model's settings in training."""
         return self.config.model
+
+    @property
+    def self_conditioned(self) -> bool:
+        """Whether its denoiser has learned to read ẑ_prev."""
+        return self.config.diffusion.self_conditioned
 
     def frozen_encoder(self, where: str | None) -> OnlineEncoder:
         """The encoder that reads prompts: `where` is its folder or hub name, None for the one on record.
@@ -147,7 +153,8 @@ class TrainedRun(DrawsTexts, OpenRun):
         return {**found, "name": kept_here(found["name"], found.get("revision")) if where is None else where}
 
     def check(self, sampler: SamplerConfig) -> None:
-        """`InputError` for a sampler that is not offered."""
+        """`InputError` for a sampler that is not offered, and for guidance that the run can't be drawn with."""
+        self.check_guidance(sampler)
         solvers.check(sampler)
 
     def remark(self, config: SampleConfig, progress: Progress) -> None:
@@ -158,11 +165,10 @@ class TrainedRun(DrawsTexts, OpenRun):
         drawer.remark_on_student(self.student, [config.sampler], progress)
 
     def check_store(self, store: FeatureStore) -> None:
-        """`InputError` if the store's states differ from those that this run was trained on."""
-        for what in ("fingerprint", "statistics"):
+        """`InputError` if the store's states or tokens differ from those that this run was trained on."""
+        for what, noun in (("fingerprint", "encoder"), ("statistics", "normalisation"), ("tokenizer", "tokenizer")):
             mine, theirs = self.features["encoder"][what], store.encoder[what]
             if mine != theirs:
-                noun = "encoder" if what == "fingerprint" else "normalisation"
                 raise InputError(
                     f"{store.path} was made with another {noun} ({store.encoder['name']}, {theirs[:12]}) than the run "
                     f"({self.features['encoder']['name']}, {mine[:12]}); give the store that the run was trained on"

@@ -123,16 +123,26 @@ class TrajectorySweep:
 
     def load(self, source: Any, progress: Progress) -> LoadedRun:
         """The denoiser and the decoders of a source; a note may say how they compute."""
-        compute = source.compute(self.config.compute)
+        compute, config = source.compute(self.config.compute), _guiding(self.config, source, progress)
         compute.tell(progress)
-        generators = [source.generator(name, compute) for name in self.config.decoders or (None,)]
-        return LoadedRun(self.config, source, {one.decoder.name: one for one in generators})
+        generators = [source.generator(name, compute) for name in config.decoders or (None,)]
+        return LoadedRun(config, source, {one.decoder.name: one for one in generators})
 
     def points(self, name: str, summary: Mapping[str, Any]) -> list[Point]:
         """The finalists, as the two lines that they form: the paper's sampler, and the best at each budget."""
         found = read_finalists(summary)
         lines = {PAPERS: [row for row in found if row.is_papers], BEST: [row for row in found if row.best]}
         return [_point(name, way, row) for way, rows in lines.items() for row in rows]
+
+
+def _guiding(config: SweepConfig, source: TrainedRun | exported.LDLM, progress: Progress) -> SweepConfig:
+    """The settings without guidance that the source can't be drawn with; `InputError` if none is left."""
+    if source.self_conditioned or set(config.guidances) == {1}:
+        return config
+    if 1 not in config.guidances:
+        source.check_guidance(SamplerConfig(guidance=config.guidances[0]))
+    progress.note("trained without self-conditioning, and swept with --guidances 1 alone: guidance needs it")
+    return replace(config, guidances=(1.0,))
 
 
 PAPERS, BEST = "the paper's sampler", "best at each budget"

@@ -118,8 +118,9 @@ class DistillState(Learner[DistillStep]):
         denoise: Denoise = partial(estimate, self.teacher, self.model.prefix(h_BLD, k_B, self.teacher))
         if of.begins == 0:
             denoise = self.guide(denoise)
-        schedule = Schedule.of(self.config.diffusion)
-        return distillation.lesson(schedule, denoise, z_0_BNC, eps_BNC, of.grid.to(z_0_BNC.device), i_B)
+        diffusion, grid = self.config.diffusion, of.grid.to(z_0_BNC.device)
+        inputs, reads = (z_0_BNC, eps_BNC, grid, i_B), diffusion.self_conditioned
+        return distillation.lesson(Schedule.of(diffusion), denoise, *inputs, self_conditioned=reads)
 
     def figures(self, step: DistillStep) -> dict[str, float]:
         """Figures of a step over all processes."""

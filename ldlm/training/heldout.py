@@ -38,7 +38,7 @@ class HeldOut:
 
     split: str  # the split of the rows; training rows if the store has no held-out ones
     rows: int
-    l_diff: float  # squared error per latent coordinate, with t spread evenly over (0, 1] and self-conditioning, k = 0
+    l_diff: float  # squared error per latent coordinate, self-conditioned as in sampling; t even over (0, 1], k = 0
     l_diff_prefix: float | None  # the same, conditioned on the first k states, with k spread evenly; None without
     l_diff_mean: float  # squared error of predicting the mean latent instead
     l_diff_by_t: list[float | None]  # l_diff in 20 equal bins of t; None in a bin without rows
@@ -88,7 +88,7 @@ def evaluate(
     t_all, l_diff_all, norms = [], [], 0.0
     for row_B, h_BLD, z_0_BNC, tokens_BL in encoded(model, split, rows, batch_size, device):
         # Denoising
-        draws = _draws(row_B, z_0_BNC)
+        draws = _draws(row_B, z_0_BNC, objective.config.diffusion.self_conditioned)
         t_all.append(draws.t_B.cpu())
         l_diff_all.append((objective.denoising_loss(z_0_BNC, draws) / objective.scales.diff).cpu())
         if model.denoiser.prefix is not None:
@@ -190,7 +190,7 @@ def encoded(
         yield torch.arange(start, start + len(tokens_BL), device=device), h_BLD, z_0_BNC, tokens_BL
 
 
-def _draws(row_B: Tensor, z_0_BNC: Tensor) -> Draws:
+def _draws(row_B: Tensor, z_0_BNC: Tensor, self_conditioned: bool) -> Draws:
     """Times evenly spread over (0, 1], scattered over the rows by a golden-ratio walk."""
     t_B = ((row_B.double() + 0.5) * 0.6180339887498949) % 1.0
     return Draws(
@@ -198,7 +198,7 @@ def _draws(row_B: Tensor, z_0_BNC: Tensor) -> Draws:
         weight_B=torch.ones_like(t_B),
         eps_BNC=noise.normal(SEED, "eps", 0, row_B, (z_0_BNC.shape[1], z_0_BNC.shape[2])),
         eps_dec_BNC=torch.empty_like(z_0_BNC),  # unused: `DecoderInput.draw` draws its own
-        self_condition=True,
+        self_condition=self_conditioned,
     )
 
 

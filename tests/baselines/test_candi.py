@@ -300,6 +300,12 @@ def test_temperature_sharpens_what_is_drawn():
     assert ((tokens[:, 0].bincount(minlength=3) - expected) ** 2 / expected).sum().item() < chi2.ppf(0.9999, 2)
 
 
+@pytest.mark.parametrize("drawing", ["exact", "race"])
+def test_a_temperature_that_leaves_no_finite_number_is_refused(drawing):
+    with pytest.raises(InputError, match="take a --temperature nearer to 1"):
+        draw_texts(sampler(temperature=1e-308, drawing=drawing), network(), torch.arange(2))
+
+
 def test_a_text_depends_on_its_seed_and_not_on_its_batch():
     model = network()
     together = draw_texts(sampler(), model, torch.arange(10)).tokens_BL

@@ -148,7 +148,7 @@ def drawn(
     losses = std**2 * sigma**2 / (alpha**2 * std**2 + sigma**2)
     timesteps = TimestepSampler(learned, DiffusionConfig().t_min)
     timesteps.p = bin_probabilities(losses.numpy(), learned.floor)
-    rows = solvers.solver(config)(schedule, solvers.time_grid(config, schedule, timesteps.draw))
+    rows = solvers.solver(config)(schedule, solvers.time_grid(config, schedule, timesteps.quantile))
     unit = torch.eye(1 + len(rows.times), dtype=torch.float64)
     end = solvers.solve(rows, gaussian_denoiser(std, schedule), unit[0], lambda row: unit[1 + row])
     return end.mean.norm().item(), end.x0.norm().item()

@@ -121,7 +121,7 @@ def test_the_grids_of_the_rounds_are_those_that_are_sampled_on(trained):
     assert [one.evaluations for one in state.rounds] == [4, 2]
     for one in state.rounds:
         own = replace(DISTILL.sampler, steps=one.evaluations)
-        assert solvers.time_grid(own, run.schedule, run.timesteps.draw).tolist() == one.grid[::2].tolist()
+        assert solvers.time_grid(own, run.schedule, run.timesteps.quantile).tolist() == one.grid[::2].tolist()
 
 
 def test_the_frozen_parts_stay_as_they_are_and_the_denoiser_learns(trained, whole):
@@ -368,13 +368,24 @@ def test_a_distilled_run_is_distilled_further(whole, store, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
-def test_an_unfinished_one_draws_as_far_as_it_has_come(trained, store, tmp_path, stopped_at, notes):
+def test_an_unfinished_one_draws_as_far_as_it_has_come(trained, store, tmp_path, stopped_at, notes, succeed):
+    def steps(path, *more):
+        """The steps that `ldlm sample` takes unless it is told otherwise."""
+        found = succeed("sample", "--run", path, "--num-samples", 1, "--device", "cpu", *more)
+        return found["config"]["sampler"]["steps"]
+
+    config, made, model = replace(DISTILL, keep=9), tmp_path / "run", tmp_path / "model"
     with pytest.raises(Stopped):
-        distill.run(DISTILL, trained, store, tmp_path / "run", progress=stopped_at(6))
-    run = TrainedRun(tmp_path / "run", CPU)
+        distill.run(config, trained, store, made, progress=stopped_at(6))
+    run = TrainedRun(made, CPU)
     assert run.student.steps == 4
     run.remark(SampleConfig(sampler=DISTILL.sampler), notes)
     assert any("is distilled to 4 evaluations" in line for line in notes.lines)
+    succeed("export", "--run", made, "--output", model)
+    assert steps(made) == steps(model) == 4
+
+    distill.run(config, trained, store, made)
+    assert (steps(made), steps(made, "--checkpoint", "step-00000004")) == (2, 4)
 
 
 @pytest.mark.slow

@@ -405,6 +405,17 @@ def test_diversity_is_that_of_equal_numbers_of_texts(call, ldlm, draws, gpt2, tm
     assert "diversity is that of the first 12 texts of each" in shown
 
 
+def test_figures_that_count_the_tokens_of_different_tokenizers_are_not_compared_in_silence(ldlm, draws, gpt2, tmp_path):
+    own = write(tmp_path / "own.jsonl", ["a letter"] * 30, tokens=[[5, 6, 7]] * 30)
+    shown = [
+        ldlm("evaluate", *files, "--scorer", gpt2, "--max-tokens", 16).stdout
+        for files in ((own, draws[0]), (draws[0], "--reference", own), (own,), draws)
+    ]
+    said = "entropy and diversity count the tokens in the file for {}, and the scorer's for {}; they compare"
+    assert [said.format(own, draws[0]) in one for one in shown] == [True, True, False, False]
+    assert ["of one tokenizer" in one for one in shown] == [True, True, False, False]
+
+
 def test_a_file_with_nothing_to_score_is_a_row_and_the_others_go_on(call, refuse, ldlm, draws, gpt2, tmp_path):
     nothing = write(tmp_path / "nothing.jsonl", ["<|endoftext|>" * 5] * 30)
     one, other = call(draws[0], nothing)["files"]

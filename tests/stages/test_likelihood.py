@@ -224,6 +224,15 @@ def test_what_does_not_compare_or_has_no_likelihood_is_refused(refuse, trained, 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_store_of_another_tokenizer_is_not_the_runs(trained, store):
+    """Though all else is, as it can be in one of kind scratch, whose states no encoder has made."""
+    run = TrainedRun(trained, torch.device("cpu"))
+    run.check_store(FeatureStore(store))
+    run.features["encoder"]["tokenizer"] = "0" * 64
+    with pytest.raises(InputError, match="was made with another tokenizer"):
+        run.check_store(FeatureStore(store))
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # A source of known entropy
 

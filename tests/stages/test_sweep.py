@@ -128,7 +128,7 @@ def test_a_scorer_of_fewer_positions_than_a_row_has_tokens_cuts_the_texts(traine
     assert line == f"texts are cut after 8 tokens, the most that the scorer {bigrams} takes, instead of after 16"
 
 
-def test_others_samples_are_scored_alike_whatever_tokenizer_wrote_them(trained, gpt2, unseen, tmp_path):
+def test_others_samples_are_scored_alike_whatever_tokenizer_wrote_them(trained, gpt2, unseen, tmp_path, notes):
     """Somebody's BERT, whose boundaries are named, beside somebody's GPT-2."""
     others = []
     for name, begin, end in (("bert", "[CLS] ", " [SEP]"), ("gpt2", "<|endoftext|>", "<|endoftext|>")):
@@ -139,7 +139,11 @@ def test_others_samples_are_scored_alike_whatever_tokenizer_wrote_them(trained, 
     named = replace(config, boundary_tokens=("[CLS]", "[SEP]"))
     for settled, alike in ((named, True), (replace(named, boundaries="text"), False)):
         out = tmp_path / settled.boundaries
-        bert, gpt = sweep.run(settled, trained, out, reference=others[1].path, externals=others).manifest["externals"]
+        beside = {"reference": others[1].path, "externals": others}
+        bert, gpt = sweep.run(settled, trained, out, **beside, progress=notes).manifest["externals"]
+        counted = [line for line in notes.lines if "its entropy and diversity count the scorer's" in line]
+        assert [line.partition(":")[0] for line in counted] == [str(others[i].path) for i in (1, 0)]
+        notes.lines.clear()
         assert (bert["gen_ppl"] == pytest.approx(gpt["gen_ppl"], rel=1e-6)) == alike
 
 
