@@ -33,6 +33,8 @@ from ldlm.versions import library_versions
 
 SCHEMA = 2  # in 1, `detokenizer: lm1b` stood for today's `lm1b-clean`
 COMPLETE = ("manifest.json", "config.json")  # written last: their presence makes a folder complete to its readers
+# Fingerprints that records of earlier versions lack, and then are not compared with.
+LATER = ("decoder_sha256", "prompts_sha256", "scorer_revision", "weights_precision")
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,7 @@ def _begin(
         **_old_identity(path, type(config), f"choose another {place}, or {replacing}"),
     }
     new = {"inputs": dict(inputs), **configs.identity(config)}
-    changed = configs.differences(old, new)
+    changed = configs.differences(old, comparable(new, old))
     if changed:
         raise InputError(
             f"{path} was made with other settings ({'; '.join(changed)}); choose another {place}, or {replacing}"
@@ -217,6 +219,15 @@ def _begin(
     if is_complete(path):
         return Artifact(path, kind, "complete")
     return Artifact(path, kind, "partial")
+
+
+def comparable(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """`new` without the fingerprints of `LATER` that `old`, recorded by an earlier version, lacks at the same place."""
+    return {
+        key: comparable(value, old[key]) if isinstance(value, Mapping) and isinstance(old.get(key), Mapping) else value
+        for key, value in new.items()
+        if key in old or key not in LATER
+    }
 
 
 def open_artifact(path: Location, kind: str, *, complete: bool = True) -> Artifact:

@@ -207,7 +207,7 @@ class LatentSubject(Subject):
         self.taus, self.schedule = tuple(taus), run.schedule
 
     def inputs(self, store: FeatureStore) -> dict[str, Any]:
-        return {**super().inputs(store), "decoder": self.bound.decoder.name}
+        return {**super().inputs(store), **self.bound.decoder.record}
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -38,12 +38,15 @@ def run(
     if overwrite or not (out / "artifact.json").is_file():  # what an earlier version began keeps its sampler
         run.check(config.sampler)
     generator = run.drawing(config)
+    inputs = {"checkpoint": run.checkpoint.digest, **generator.decoder.record}
+    if generator.prompts is not None:
+        inputs["prompts_sha256"] = generator.prompts.sha256
     with artifact.working(
         out,
         "trace",
         # The number of other texts and the batch size do not change this text.
         dataclasses.replace(config, num_samples=config.trace_text + 1),
-        {"checkpoint": run.checkpoint.digest, "decoder": generator.decoder.name},
+        inputs,
         overwrite=overwrite,
         reads=[run_path],
     ) as result:

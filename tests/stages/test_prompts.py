@@ -277,6 +277,33 @@ def test_a_trace_shows_the_text_with_its_prompt(run, succeed, tmp_path):
     assert all(frame["tokens"][:3] == line["tokens"][:3] for frame in frames)
 
 
+def test_a_trace_of_a_file_of_prompts_knows_its_content(run, succeed, refuse, ldlm, tmp_path):
+    path, out = tmp_path / "prompts.txt", tmp_path / "trace"
+    path.write_text(f"{PROMPT}\n")
+    traced = (
+        "sample",
+        "--run",
+        run,
+        "--prompts",
+        path,
+        "--steps",
+        2,
+        "--trace-frames",
+        2,
+        "--trace",
+        out,
+        "--device",
+        "cpu",
+    )
+    succeed(*traced)
+    path.write_text(f"{PROMPT[:-1]}\n")
+    assert "prompts_sha256" in refuse(*traced)
+    record = json.loads((out / "artifact.json").read_text())
+    del record["inputs"]["prompts_sha256"]  # as an earlier version left it
+    (out / "artifact.json").write_text(json.dumps(record))
+    assert "is complete; nothing to do" in ldlm(*traced).stderr
+
+
 def test_a_dry_run_counts_evaluations_of_every_prompt_and_of_guidance(run, succeed, tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("Rain\nNobody\n")
