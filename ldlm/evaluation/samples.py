@@ -39,21 +39,23 @@ class Texts:
 
 
 def read(path: Path, column: str = "text") -> Texts:
-    """Read the texts of a file of any kind, with their `tokens` and `seed` if every row has them.
+    """Read the texts of a file of any kind, with their tokens and `seed` if every row has them.
 
+    The tokens of `text` are in the field `tokens`, and those of another column in `COLUMN_tokens`.
     A blank text counts, since a model may have drawn it; a null row or a blank line of plain text does not.
     """
     texts: list[str] = []
     tokens: list[np.ndarray | None] = []
     seeds: list[object] = []
     held: list[str] = []
+    own = "tokens" if column == "text" else f"{column}_tokens"
     for text, fields in textfiles.rows(path, column):
         if text is not None:
             held.append(text)
         if text is None or isinstance(text, Part):
             continue
         texts.append("".join(held))
-        tokens.append(_tokens(fields.get("tokens")))
+        tokens.append(_tokens(fields.get(own)))
         seeds.append(fields.get("seed"))
         held.clear()
     if not texts:

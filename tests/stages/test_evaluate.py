@@ -279,6 +279,19 @@ def test_tokens_that_are_none_are_left_to_the_scorer(call, tmp_path, tokens):
     assert call(path)["tokens_from"] == "scorer"
 
 
+def test_a_column_of_its_own_is_measured_by_its_own_tokens(call, tmp_path):
+    """A continuation by its own, and not by those of the whole text, which begin with the prompt's."""
+    texts, tokens = ["The old captain found", "A young teacher lost"], [[1, 2, 3, 4], [1, 5, 6, 7, 8]]
+    apart = {"continuation": ["found", "lost"], "continuation_tokens": [[4], [7, 8]], "prompt": ["The old", "A young"]}
+    path = write(tmp_path / "texts.jsonl", texts, tokens=tokens, **apart)
+    alone = write(tmp_path / "alone.jsonl", apart["continuation"], tokens=apart["continuation_tokens"])
+    found, own = call(path, "--text-column", "continuation"), call(alone)
+    assert found == {**own, "file": found["file"]}
+    assert (found["tokens"], found["tokens_from"]) == (3, "file")
+    assert call(path)["tokens"] == 9
+    assert call(path, "--text-column", "prompt")["tokens_from"] == "scorer"  # there are no `prompt_tokens`
+
+
 MEASURED = """
 import json, resource, sys
 from pathlib import Path
