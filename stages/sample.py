@@ -118,6 +118,7 @@ def _provenance(sample: AnySampleConfig, path: Path, generator: Generator, sourc
         "config": {name: settings[name] for name in names},
         **generator.record,
         "precision": generator.compute.precision,
+        "weights_precision": source.weights_precision,
         "run": folder_name(path),
         **samples.record_of(source.tokenizer, sample.clean_up),
         **source.origin,

@@ -151,6 +151,7 @@ def _inputs(config: AnySweepConfig, sweeps: Mapping[str, Sweep], device: torch.d
     return {
         "runs": {name: one["checkpoint"] for name, one in found.items()},
         "decoder_sha256": {name: one.get("decoder_sha256", {}) for name, one in found.items()},
+        "weights_precision": {name: one["weights_precision"] for name, one in found.items()},
     }
 
 
@@ -159,7 +160,7 @@ def _origin(sweep: Sweep, part: Artifact) -> dict[str, Any]:
     inputs, found = part.inputs, part.manifest
     return {
         "method": sweep.method,
-        **{name: inputs[name] for name in ("checkpoint", "precision")},
+        **{name: inputs[name] for name in ("checkpoint", "precision", "weights_precision") if name in inputs},
         **{name: found[name] for name in ("step", "device")},
         "seed": sweep.config.seed,
     }

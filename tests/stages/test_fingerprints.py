@@ -1,4 +1,4 @@
-"""What results are made from counts by its content: another decoder, scorer or prompt of the same name is another one."""
+"""Results are known by the content of what made them: a decoder or scorer that has changed under its name is another."""
 
 import shutil
 from pathlib import Path
