@@ -172,5 +172,6 @@ def _settings(found: dict[str, Any]) -> dict[str, Any]:
     if found.get("kind") != "samples":
         return {}
     sampler = {f"sampler.{key}": value for key, value in found["config"]["sampler"].items()}
-    names = [name for name in ("decoder", "precision", "checkpoint", "clean_up") if name in found]
-    return {**sampler, **{name: found[name] for name in names}}
+    prompting = {"prompts": found.get("prompts"), **found["config"].get("prompting", {"prompt_guidance": None})}
+    names = ("decoder", "decoder_sha256", "precision", "weights_precision", "checkpoint", "clean_up")
+    return {**sampler, **prompting, **{name: found[name] for name in names if name in found}}
