@@ -183,11 +183,12 @@ def _begin(
     place = NAMED_BY.get(kind, "--output")
     # Processes that a launcher starts together would delete each other's output.
     replacing = "remove it" if shared and int(os.environ.get("WORLD_SIZE", "1")) > 1 else "add --overwrite"
+    first = _first(kind, config, inputs)  # what can't be written is found before anything is deleted
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file and the output is a folder; choose another {place}")
     found = _found(path)
     if found is None:
-        made = _create(path, kind, config, inputs)
+        made = _create(path, kind, first)
         # Another machine may have begun it meanwhile, with other settings.
         return made or _begin(path, kind, config, inputs, False, reads, shared, note)
     if overwrite or _is_emptied(found):
@@ -195,17 +196,17 @@ def _begin(
         with presence.replacing(path, shared, note) as check:
             _empty(path, kind, check)
             check()
-            return _write_first(path, kind, config, inputs)
+            return _write_first(path, kind, first)
     if "kind" not in found:
         raise InputError(f"{path} is not empty and not made by ldlm; choose another {place}, or {replacing}")
     if found["kind"] != kind:
         raise InputError(f"{path} holds {article(found['kind'])}; choose another {place}")
     if _is_barely_begun(path):
         if not shared:  # nobody can be at work there but the caller, who may hold the folder's lock
-            return _write_first(path, kind, config, inputs)
+            return _write_first(path, kind, first)
         with presence.replacing(path, shared, note) as check:
             check()
-            return _write_first(path, kind, config, inputs)
+            return _write_first(path, kind, first)
     old = {
         "inputs": found.get("inputs", {}),
         **_old_identity(path, type(config), f"choose another {place}, or {replacing}"),
@@ -300,11 +301,11 @@ def _first(kind: str, config: Any, inputs: Mapping[str, Any]) -> dict[str, str]:
     return {"artifact.json": files.dump_json(record), "config.yaml": files.dump_yaml(configs.to_dict(config))}
 
 
-def _create(path: Location, kind: str, config: Any, inputs: Mapping[str, Any]) -> Artifact | None:
+def _create(path: Location, kind: str, first: Mapping[str, str]) -> Artifact | None:
     """A new artefact; None if another process has just begun another one."""
     if isinstance(path, Path):
         files.make_folder(path)
-    for name, text in _first(kind, config, inputs).items():
+    for name, text in first.items():
         with suppress(FileNotFoundError):  # this process was stopped for long, and another has cleaned up after it
             if bytes(files.write_once(path / name, text.encode())) == text.encode():
                 continue
@@ -312,9 +313,9 @@ def _create(path: Location, kind: str, config: Any, inputs: Mapping[str, Any]) -
     return Artifact(path, kind, "new")
 
 
-def _write_first(path: Location, kind: str, config: Any, inputs: Mapping[str, Any]) -> Artifact:
+def _write_first(path: Location, kind: str, first: Mapping[str, str]) -> Artifact:
     """A new artefact in a folder that this process has to itself."""
-    for name, text in _first(kind, config, inputs).items():
+    for name, text in first.items():
         files.write_atomic(path / name, text)
     return Artifact(path, kind, "new")
 
