@@ -32,7 +32,7 @@ from ldlm.features import text
 from ldlm.features.documents import check_whole
 from ldlm.features.encoder import online_encoder
 from ldlm.features.store import FeatureStore
-from ldlm.location import Location, folder_name, folder_names
+from ldlm.location import Location, folder_name, folder_names, local
 from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress
 from ldlm.sampling.generation import Decoder
@@ -90,7 +90,7 @@ def compare(
     _check_lengths(lengths)
     scorer = _scorer(config, max(lengths.values()), progress)
     inputs = {name: _inputs(subject, scorer) for name, subject in subjects.items()}
-    reads = [place for member in runs for place in member if isinstance(place, Path)]
+    reads = local(*(place for member in runs for place in member), config.scorer)
     with artifact.working(out, "comparison", config, inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:
             progress.note(f"{out} is complete; nothing to do")
@@ -233,7 +233,7 @@ def _measured(
     overwrite: bool = False,
 ) -> Artifact:
     """The artefact of one run."""
-    reads = [place for place in (subject.run.path, subject.store.path) if isinstance(place, Path)]
+    reads = local(subject.run.path, subject.store.path, config.scorer)
     inputs = _inputs(subject.inputs, scorer)
     with artifact.working(out, "interpolation", config, inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:

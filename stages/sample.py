@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ import torch
 
 from ldlm import artifact, config, files, locks, runtime
 from ldlm.baselines.opening import open_source
-from ldlm.config import AnySampleConfig
+from ldlm.config import AnySampleConfig, PromptConfig, SampleConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import samples
-from ldlm.location import folder_name
+from ldlm.location import folder_name, local
 from ldlm.progress import SILENT, Progress, Task
 from ldlm.sampling import generation
 from ldlm.sampling.source import Generator, Source
@@ -66,6 +66,7 @@ def run(
         source.check(config.sampler)
     with locks.to_itself(place.lock, f"another process draws texts for {out}; wait for it, or choose another --output"):
         if overwrite:
+            _check_spares(place, out, _reads(config, run_path))
             place.clear()
         _check_continues(place, out, provenance, config.num_samples // each)
         if place.texts == config.num_samples:
@@ -228,6 +229,22 @@ def _check_continues(place: Place, out: Path, provenance: Mapping[str, Any], pro
             f"{begun:,} texts for {out} are drawn already, and {asked} asks for fewer; continue with "
             f"--num-samples {-(-begun // prompts)} or more, choose another --output, or add --overwrite"
         )
+
+
+def _reads(config: AnySampleConfig, run_path: Path) -> list[Path]:
+    """The files and folders that drawing reads."""
+    prompting = config.prompting if isinstance(config, SampleConfig) else PromptConfig()
+    return local(run_path, prompting.prompts, prompting.encoder)
+
+
+def _check_spares(place: Place, out: Path, reads: Sequence[Path]) -> None:
+    """`InputError` if --overwrite would delete a file that is to be read; texts drawn into a run may be replaced."""
+    own = [path.resolve() for path in (place.path, place.partial, place.record)]
+    foreign = place.path.exists() and not place.record.exists()
+    for read in reads:
+        if read.resolve() in own or (foreign and own[0].is_relative_to(read.resolve())):
+            what = f"{out}, a file of {read}" if read.is_dir() else read
+            raise InputError(f"--overwrite would delete {what}, which is to be read; choose another --output")
 
 
 def _identity(provenance: Mapping[str, Any]) -> dict[str, Any]:

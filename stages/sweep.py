@@ -20,7 +20,7 @@ from ldlm.evaluation.beside import Beside, Judge
 from ldlm.evaluation.frontier import External
 from ldlm.evaluation.fronts import Fronts
 from ldlm.evaluation.scorer import Scorer
-from ldlm.location import folder_name
+from ldlm.location import folder_name, local
 from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress
 from ldlm.sampling import pretrained, trajectories
@@ -63,7 +63,7 @@ def run(
     sweeps = _sweeps(config, [runs] if isinstance(runs, Path) else runs)
     shapes = _shapes(sweeps)
     beside = Beside.read(config, reference, externals, progress)
-    reads = [*([] if reference is None else [reference]), *(one.path for one in externals)]
+    reads = local(reference, *(one.path for one in externals), config.scorer)
     device = runtime.device(config.device)
 
     def judge() -> Judge:

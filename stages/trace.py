@@ -12,7 +12,7 @@ import torch
 from ldlm import artifact, files, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import SampleConfig
-from ldlm.location import folder_name
+from ldlm.location import folder_name, local
 from ldlm.pages import film
 from ldlm.pages.trace import page
 from ldlm.progress import SILENT, Progress
@@ -48,7 +48,7 @@ def run(
         dataclasses.replace(config, num_samples=config.trace_text + 1),
         inputs,
         overwrite=overwrite,
-        reads=[run_path],
+        reads=local(run_path, config.prompting.prompts, config.prompting.encoder),
     ) as result:
         if result.complete:
             progress.note(f"{out} is complete; nothing to do")

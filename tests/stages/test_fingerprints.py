@@ -1,4 +1,4 @@
-"""Results are known by the content of what made them: a decoder or scorer that has changed under its name is another."""
+"""Results are known by the content of what made them: a decoder or scorer that changed under its name is another."""
 
 import shutil
 from pathlib import Path

@@ -239,6 +239,16 @@ def test_a_file_of_prompts_is_continued_as_often_as_asked_and_its_texts_go_on(ru
         sample.run(settings(**many), run, out)
 
 
+@pytest.mark.parametrize("name", ["texts.jsonl", "texts.jsonl.partial"])
+def test_the_prompts_are_not_overwritten_by_their_texts(run, refuse, tmp_path, name):
+    path, out = tmp_path / name, tmp_path / "texts.jsonl"
+    path.write_text(json.dumps({"text": PROMPT}))
+    before = path.read_bytes()
+    drawn = ("sample", "--run", run, "--prompts", path, "--num-samples", 1, "--steps", 2, "--device", "cpu")
+    assert f"--overwrite would delete {path}, which is to be read" in refuse(*drawn, "--output", out, "--overwrite")
+    assert path.read_bytes() == before
+
+
 def test_an_exported_model_continues_texts_as_the_run_does(run, gpt2, tmp_path):
     model = export.run(ExportConfig(sampler=SAMPLER), run, tmp_path / "model").path
     lines = drawn(run, tmp_path / "a.jsonl", prompt_guidance=1.5)
