@@ -33,6 +33,8 @@ from ldlm.versions import library_versions
 
 SCHEMA = 2  # in 1, `detokenizer: lm1b` stood for today's `lm1b-clean`
 COMPLETE = ("manifest.json", "config.json")  # written last: their presence makes a folder complete to its readers
+# Fingerprints that records of earlier versions lack, and then are not compared with.
+LATER = ("decoder_sha256", "prompts_sha256", "scorer_revision", "weights_precision")
 
 
 @dataclass(frozen=True)
@@ -181,11 +183,12 @@ def _begin(
     place = NAMED_BY.get(kind, "--output")
     # Processes that a launcher starts together would delete each other's output.
     replacing = "remove it" if shared and int(os.environ.get("WORLD_SIZE", "1")) > 1 else "add --overwrite"
+    first = _first(kind, config, inputs)  # what can't be written is found before anything is deleted
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file and the output is a folder; choose another {place}")
     found = _found(path)
     if found is None:
-        made = _create(path, kind, config, inputs)
+        made = _create(path, kind, first)
         # Another machine may have begun it meanwhile, with other settings.
         return made or _begin(path, kind, config, inputs, False, reads, shared, note)
     if overwrite or _is_emptied(found):
@@ -193,23 +196,23 @@ def _begin(
         with presence.replacing(path, shared, note) as check:
             _empty(path, kind, check)
             check()
-            return _write_first(path, kind, config, inputs)
+            return _write_first(path, kind, first)
     if "kind" not in found:
         raise InputError(f"{path} is not empty and not made by ldlm; choose another {place}, or {replacing}")
     if found["kind"] != kind:
         raise InputError(f"{path} holds {article(found['kind'])}; choose another {place}")
     if _is_barely_begun(path):
         if not shared:  # nobody can be at work there but the caller, who may hold the folder's lock
-            return _write_first(path, kind, config, inputs)
+            return _write_first(path, kind, first)
         with presence.replacing(path, shared, note) as check:
             check()
-            return _write_first(path, kind, config, inputs)
+            return _write_first(path, kind, first)
     old = {
         "inputs": found.get("inputs", {}),
         **_old_identity(path, type(config), f"choose another {place}, or {replacing}"),
     }
     new = {"inputs": dict(inputs), **configs.identity(config)}
-    changed = configs.differences(old, new)
+    changed = configs.differences(old, comparable(new, old))
     if changed:
         raise InputError(
             f"{path} was made with other settings ({'; '.join(changed)}); choose another {place}, or {replacing}"
@@ -217,6 +220,15 @@ def _begin(
     if is_complete(path):
         return Artifact(path, kind, "complete")
     return Artifact(path, kind, "partial")
+
+
+def comparable(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """`new` without the fingerprints of `LATER` that `old`, recorded by an earlier version, lacks at the same place."""
+    return {
+        key: comparable(value, old[key]) if isinstance(value, Mapping) and isinstance(old.get(key), Mapping) else value
+        for key, value in new.items()
+        if key in old or key not in LATER
+    }
 
 
 def open_artifact(path: Location, kind: str, *, complete: bool = True) -> Artifact:
@@ -289,11 +301,11 @@ def _first(kind: str, config: Any, inputs: Mapping[str, Any]) -> dict[str, str]:
     return {"artifact.json": files.dump_json(record), "config.yaml": files.dump_yaml(configs.to_dict(config))}
 
 
-def _create(path: Location, kind: str, config: Any, inputs: Mapping[str, Any]) -> Artifact | None:
+def _create(path: Location, kind: str, first: Mapping[str, str]) -> Artifact | None:
     """A new artefact; None if another process has just begun another one."""
     if isinstance(path, Path):
         files.make_folder(path)
-    for name, text in _first(kind, config, inputs).items():
+    for name, text in first.items():
         with suppress(FileNotFoundError):  # this process was stopped for long, and another has cleaned up after it
             if bytes(files.write_once(path / name, text.encode())) == text.encode():
                 continue
@@ -301,9 +313,9 @@ def _create(path: Location, kind: str, config: Any, inputs: Mapping[str, Any]) -
     return Artifact(path, kind, "new")
 
 
-def _write_first(path: Location, kind: str, config: Any, inputs: Mapping[str, Any]) -> Artifact:
+def _write_first(path: Location, kind: str, first: Mapping[str, str]) -> Artifact:
     """A new artefact in a folder that this process has to itself."""
-    for name, text in _first(kind, config, inputs).items():
+    for name, text in first.items():
         files.write_atomic(path / name, text)
     return Artifact(path, kind, "new")
 

@@ -292,6 +292,12 @@ def folder_names(paths: Sequence[Path]) -> list[str]:
     raise AssertionError("paths of different folders differ")
 
 
+def local(*named: str | Location | None) -> list[Path]:
+    """The inputs that are files or folders on this machine; others are objects, names on the hub, or not given."""
+    paths = [Path(one) for one in named if isinstance(one, str | Path)]
+    return [path for path in paths if path.exists()]
+
+
 def locate(where: str | Path) -> Location:
     """The location that a user names: a local path, or `s3://bucket/prefix`."""
     if isinstance(where, Path) or "://" not in where:

@@ -18,7 +18,7 @@ from ldlm.errors import InputError
 from ldlm.features.encoder import online_encoder
 from ldlm.features.store import FeatureStore
 from ldlm.features.stream import Stream
-from ldlm.location import Location, folder_name
+from ldlm.location import Location, folder_name, local
 from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress
 from ldlm.runtime import Stop, World
@@ -86,7 +86,7 @@ def run(
             "run",
             training,
             {**inputs, "precision": state.compute.precision},
-            reads=[place for place in (run_path, features) if isinstance(place, Path)],
+            reads=local(run_path, features),
             overwrite=overwrite,
             held=held,
             progress=progress,

@@ -13,6 +13,7 @@ from ldlm.baselines.opening import open_exported
 from ldlm.compute import DTYPES
 from ldlm.config import AnyExportConfig, ExportConfig
 from ldlm.errors import InputError
+from ldlm.location import local
 from ldlm.progress import SILENT, Progress
 from ldlm.sampling import exporting as of_latents
 from ldlm.sampling.exporting import Export
@@ -45,7 +46,8 @@ def run(
         export.check()
     if not overwrite:
         _check_method(config, out)
-    with artifact.working(out, "model", config, export.inputs, overwrite=overwrite, reads=[run_path]) as result:
+    reads = local(run_path, encoder)
+    with artifact.working(out, "model", config, export.inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:
             progress.note(f"{out} is complete; nothing to do")
         else:

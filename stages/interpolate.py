@@ -32,7 +32,7 @@ from ldlm.features import text
 from ldlm.features.documents import check_whole
 from ldlm.features.encoder import online_encoder
 from ldlm.features.store import FeatureStore
-from ldlm.location import Location, folder_name, folder_names
+from ldlm.location import Location, folder_name, folder_names, local
 from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress
 from ldlm.sampling.generation import Decoder
@@ -82,14 +82,15 @@ def compare(
     the finished runs.
     """
     members = dict(zip(folder_names([path for path, _ in runs]), runs, strict=True))
-    inputs: dict[str, Any] = {}
+    subjects: dict[str, dict[str, Any]] = {}
     lengths: dict[str, int] = {}
     for name, member in members.items():  # opened one by one, since all models together may not fit the device
         subject = _open(config, *member, allow_partial)
-        inputs[name], lengths[name] = subject.inputs, subject.length
+        subjects[name], lengths[name] = subject.inputs, subject.length
     _check_lengths(lengths)
     scorer = _scorer(config, max(lengths.values()), progress)
-    reads = [place for member in runs for place in member if isinstance(place, Path)]
+    inputs = {name: _inputs(subject, scorer) for name, subject in subjects.items()}
+    reads = local(*(place for member in runs for place in member), config.scorer)
     with artifact.working(out, "comparison", config, inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:
             progress.note(f"{out} is complete; nothing to do")
@@ -199,9 +200,9 @@ class Subject:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """Fingerprints of checkpoint and store, and the decoder's name."""
+        """Fingerprints of checkpoint, store and decoder."""
         checkpoint, features = self.run.checkpoint.digest, self.store.fingerprint
-        return {"checkpoint": checkpoint, "features": features, "decoder": self.decoder.name}
+        return {"checkpoint": checkpoint, "features": features, **self.decoder.record}
 
 
 def _open(config: InterpolateConfig, run_path: Path, features: Location, allow_partial: bool) -> Subject:
@@ -210,6 +211,11 @@ def _open(config: InterpolateConfig, run_path: Path, features: Location, allow_p
     run.check_store(store)
     draw_pairs(store.held_out().rows, config.pairs, config.seed)
     return Subject(run, store, run.decoder(config.decoder))
+
+
+def _inputs(subject: Mapping[str, Any], scorer: Scorer) -> dict[str, Any]:
+    """The inputs of a run's artefact: those of the subject, and the scorer."""
+    return {**subject, "scorer_revision": scorer.revision}
 
 
 def _scorer(config: InterpolateConfig, length: int, progress: Progress) -> Scorer:
@@ -227,8 +233,9 @@ def _measured(
     overwrite: bool = False,
 ) -> Artifact:
     """The artefact of one run."""
-    reads = [place for place in (subject.run.path, subject.store.path) if isinstance(place, Path)]
-    with artifact.working(out, "interpolation", config, subject.inputs, overwrite=overwrite, reads=reads) as result:
+    reads = local(subject.run.path, subject.store.path, config.scorer)
+    inputs = _inputs(subject.inputs, scorer)
+    with artifact.working(out, "interpolation", config, inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:
             shutil.rmtree(out / "scored", ignore_errors=True)  # left by a call that was killed just after it finished
             progress.note(f"{out} is complete; nothing to do")

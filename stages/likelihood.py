@@ -29,7 +29,7 @@ from ldlm.evaluation.likelihood import RowNats
 from ldlm.evaluation.scorer import Scorer
 from ldlm.features.encoder import online_encoder, tokenizer_fingerprint
 from ldlm.features.store import FeatureStore, Split
-from ldlm.location import Location, folder_name
+from ldlm.location import Location, folder_name, local
 from ldlm.progress import SILENT, Progress
 from ldlm.sampling import pretrained
 from ldlm.sampling.likelihood import RunBound
@@ -72,8 +72,8 @@ def run(
     rows = _rows(config, store)
     subject = _subject(config, run_path, store, runtime.device(config.device))
     out = out or run_path / "likelihood"
-    reads = [place for place in (run_path, store.path) if isinstance(place, Path)]
     inputs = subject.inputs(store)
+    reads = local(run_path, store.path)
     # A row is known by the number of its line, so two processes must not write lines.
     with artifact.working(out, "likelihood", config, inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:
@@ -207,7 +207,7 @@ class LatentSubject(Subject):
         self.taus, self.schedule = tuple(taus), run.schedule
 
     def inputs(self, store: FeatureStore) -> dict[str, Any]:
-        return {**super().inputs(store), "decoder": self.bound.decoder.name}
+        return {**super().inputs(store), **self.bound.decoder.record}
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from ldlm.errors import InputError
 from ldlm.features import text, textfiles
 from ldlm.features.documents import parts, section
 from ldlm.hub import load_tokenizer, quiet_transformers
+from ldlm.location import local
 from ldlm.progress import SILENT, Progress
 from ldlm.training import checkpoint
 from ldlm.training.optim import load_optimizer_tensors, optimizer_tensors
@@ -58,7 +59,8 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
         raise InputError("nothing to train on: give --data FILE")
     device = runtime.device(config.device)
     inputs = {"text": textfiles.fingerprints(config.data)}
-    with artifact.working(out, "encoder", config, inputs, overwrite=overwrite, reads=config.data) as result:
+    reads = local(*config.data, config.tokenizer)
+    with artifact.working(out, "encoder", config, inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:
             progress.note(f"{out} is complete; nothing to do")
             return result

@@ -34,6 +34,7 @@ from ldlm.features import textfiles
 from ldlm.features.encoder import FrozenEncoder
 from ldlm.features.store import FeatureStore
 from ldlm.hub import load_tokenizer
+from ldlm.location import local
 from ldlm.progress import SILENT, Progress
 from ldlm.stages import (
     extract_features,
@@ -178,8 +179,9 @@ def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, pro
     """Run every stage into `out`; its manifest holds the table."""
     runtime.device(quickstart.device)
     steps = Plan(quickstart, out)
-    reads = steps.source.files
-    inputs = {"text": textfiles.fingerprints(reads)[reads[0]]} if reads else {}
+    text = steps.source.files
+    inputs = {"text": textfiles.fingerprints(text)[text[0]]} if text else {}
+    reads = local(*text, quickstart.encoder, quickstart.scorer)
     with artifact.working(out, "quickstart", quickstart, inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:
             progress.note(f"{out} is complete; nothing to do")

@@ -8,6 +8,7 @@ from typing import Any
 
 from ldlm import artifact, config, files
 from ldlm.baselines.registry import training_method
+from ldlm.completion import is_complete
 from ldlm.config import AnyTrainConfig, Shapes
 from ldlm.errors import InputError
 from ldlm.evaluation import samples
@@ -69,12 +70,14 @@ def _json(path: Path) -> Any:
 
 
 def _finished(run_path: Path, kind: str) -> dict[str, Any] | None:
-    """The manifest of the artefact that a stage left in the run; None if there is none, or it is not finished."""
+    """The manifest of the finished artefact that a stage left in the run; None if there is none of this kind."""
     path = run_path / kind
-    if not path.is_dir():
-        return None
-    found = artifact.open_artifact(path, kind, complete=False)
-    return found.manifest if found.complete else None
+    return artifact.open_artifact(path, kind).manifest if _holds(path, kind) else None
+
+
+def _holds(path: Path, kind: str) -> bool:
+    """Whether a folder is a finished artefact of this kind; a user may have put others where the run has its own."""
+    return (_json(path / "artifact.json") or {}).get("kind") == kind and is_complete(path)
 
 
 def _parameters(trained: AnyTrainConfig, features: dict[str, Any]) -> dict[str, int]:
@@ -85,7 +88,7 @@ def _parameters(trained: AnyTrainConfig, features: dict[str, Any]) -> dict[str, 
 def _decoders(run_path: Path) -> list[dict[str, Any]]:
     """Manifests of the fine-tuned decoders, oldest first."""
     folders = (path.parent for path in (run_path / "decoders").glob("*/manifest.json"))
-    manifests = (artifact.open_artifact(folder, "decoder").manifest for folder in folders)
+    manifests = (artifact.open_artifact(folder, "decoder").manifest for folder in folders if _holds(folder, "decoder"))
     return sorted(manifests, key=lambda manifest: manifest["created"])
 
 

@@ -6,19 +6,19 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ldlm import config, files, locks, runtime
+from ldlm import artifact, config, files, locks, runtime
 from ldlm.baselines.opening import open_source
-from ldlm.config import AnySampleConfig
+from ldlm.config import AnySampleConfig, PromptConfig, SampleConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import samples
-from ldlm.location import folder_name
+from ldlm.location import folder_name, local
 from ldlm.progress import SILENT, Progress, Task
 from ldlm.sampling import generation
 from ldlm.sampling.source import Generator, Source
@@ -66,6 +66,7 @@ def run(
         source.check(config.sampler)
     with locks.to_itself(place.lock, f"another process draws texts for {out}; wait for it, or choose another --output"):
         if overwrite:
+            _check_spares(place, out, _reads(config, run_path))
             place.clear()
         _check_continues(place, out, provenance, config.num_samples // each)
         if place.texts == config.num_samples:
@@ -118,6 +119,7 @@ def _provenance(sample: AnySampleConfig, path: Path, generator: Generator, sourc
         "config": {name: settings[name] for name in names},
         **generator.record,
         "precision": generator.compute.precision,
+        "weights_precision": source.weights_precision,
         "run": folder_name(path),
         **samples.record_of(source.tokenizer, sample.clean_up),
         **source.origin,
@@ -208,7 +210,8 @@ def _check_continues(place: Place, out: Path, provenance: Mapping[str, Any], pro
     if files.size(place.path) and not place.record.exists():
         raise InputError(f"{out} exists and was not made by ldlm sample; choose another --output, or add --overwrite")
     if place.record.exists():
-        changed = config.differences(_identity(files.read_json(place.record)), _identity(provenance))
+        before = _identity(files.read_json(place.record))
+        changed = config.differences(before, artifact.comparable(_identity(provenance), before))
         if changed:
             raise InputError(
                 f"{out} was made differently ({'; '.join(changed)}); choose another --output, or add --overwrite"
@@ -228,12 +231,29 @@ def _check_continues(place: Place, out: Path, provenance: Mapping[str, Any], pro
         )
 
 
+def _reads(config: AnySampleConfig, run_path: Path) -> list[Path]:
+    """The files and folders that drawing reads."""
+    prompting = config.prompting if isinstance(config, SampleConfig) else PromptConfig()
+    return local(run_path, prompting.prompts, prompting.encoder)
+
+
+def _check_spares(place: Place, out: Path, reads: Sequence[Path]) -> None:
+    """`InputError` if --overwrite would delete a file that is to be read; texts drawn into a run may be replaced."""
+    own = [path.resolve() for path in (place.path, place.partial, place.record)]
+    foreign = place.path.exists() and not place.record.exists()
+    for read in reads:
+        if read.resolve() in own or (foreign and own[0].is_relative_to(read.resolve())):
+            what = f"{out}, a file of {read}" if read.is_dir() else read
+            raise InputError(f"--overwrite would delete {what}, which is to be read; choose another --output")
+
+
 def _identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that the texts depend on: the settings except their number, and decoder, checkpoint and precision.
 
     The names by which the user chose decoder and checkpoint are left out: the record has both beside the settings.
     """
     kept = {key: provenance.get(key) for key in ("decoder", "precision", "checkpoint", "prompts")}
+    kept |= {key: provenance[key] for key in artifact.LATER if key in provenance}
     settings: Mapping[str, Any] = provenance.get("config", {})
     named = ("num_samples", "decoder", "checkpoint")
     return {"config": {name: value for name, value in settings.items() if name not in named}, **kept}

@@ -7,6 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ldlm import artifact, files, runtime
 from ldlm import config as configs
 from ldlm.artifact import Artifact
@@ -18,14 +20,17 @@ from ldlm.evaluation.beside import Beside, Judge
 from ldlm.evaluation.frontier import External
 from ldlm.evaluation.fronts import Fronts
 from ldlm.evaluation.scorer import Scorer
-from ldlm.location import folder_name
+from ldlm.location import folder_name, local
 from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress
 from ldlm.sampling import pretrained, trajectories
 from ldlm.sampling.trajectories import TrajectorySweep
 from ldlm.sampling.ways import Loaded, Sweep
 
-ABOUT = ("texts", "diversity_texts", "scorer", "max_tokens", "boundaries", "boundary_tokens", "clean_up")  # of all runs
+# Of all runs of a frontier.
+ABOUT = (
+    "texts", "diversity_texts", "scorer", "scorer_revision", "max_tokens", "boundaries", "boundary_tokens", "clean_up",
+)  # fmt: skip
 
 
 def plan(config: SweepConfig, runs: Sequence[Path] = ()) -> dict[str, Any]:
@@ -58,7 +63,7 @@ def run(
     sweeps = _sweeps(config, [runs] if isinstance(runs, Path) else runs)
     shapes = _shapes(sweeps)
     beside = Beside.read(config, reference, externals, progress)
-    reads = [*([] if reference is None else [reference]), *(one.path for one in externals)]
+    reads = local(reference, *(one.path for one in externals), config.scorer)
     device = runtime.device(config.device)
 
     def judge() -> Judge:
@@ -67,7 +72,7 @@ def run(
 
     if len(sweeps) == 1:
         (sweep,) = sweeps.values()
-        loaded = sweep.load(opening.open_source(sweep.path, device, config.checkpoint), progress)
+        loaded = _load(config, sweep, device, progress)
         return _one(sweep, loaded, judge(), out, reads=reads, overwrite=overwrite, progress=progress)
     return _several(config, sweeps, judge(), out, reads=reads, overwrite=overwrite, progress=progress)
 
@@ -83,7 +88,7 @@ def _one(
     progress: Progress,
 ) -> Artifact:
     """The sweep of one run."""
-    inputs = {**loaded.inputs, **judge.beside.inputs}
+    inputs = {**loaded.inputs, **judge.inputs}
     reads = [sweep.path, *reads]
     with artifact.working(out, "sweep", sweep.config, inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:
@@ -108,8 +113,7 @@ def _several(
     progress: Progress,
 ) -> Artifact:
     """The sweeps of several runs, one after the other, and their common frontier."""
-    digests = {name: opening.digest(sweep.path, config.checkpoint) for name, sweep in sweeps.items()}
-    inputs = {"runs": digests, **judge.beside.inputs}
+    inputs = {**_inputs(config, sweeps, judge.scorer.device), **judge.inputs}
     reads = [*(sweep.path for sweep in sweeps.values()), *reads]
     with artifact.working(out, "frontier", config, inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:
@@ -118,17 +122,17 @@ def _several(
         parts = {}
         for name, sweep in sweeps.items():
             progress.note(f"run {name}")
-            source = opening.open_source(sweep.path, judge.scorer.device, config.checkpoint)
-            loaded = sweep.load(source, progress)
+            loaded = _load(config, sweep, judge.scorer.device, progress)
             parts[name] = _one(sweep, loaded, judge, out / name, reads=reads, progress=progress)
-            del source, loaded  # one run at a time is in memory
+            del loaded  # one run at a time is in memory
         summaries = {name: part.manifest for name, part in parts.items()}
+        first = next(iter(summaries.values()))
         fronts = Fronts(
             points=[point for name, sweep in sweeps.items() for point in sweep.points(name, summaries[name])],
             runs={name: _origin(sweeps[name], part) for name, part in parts.items()},
             externals=judge.externals,
             real=judge.real,
-            about={name: next(iter(summaries.values()))[name] for name in ABOUT},
+            about={name: first[name] for name in ABOUT if name in first},
         )
         summary = fronts.to_json()
         files.write_json(out / "frontier.json", summary)
@@ -137,12 +141,26 @@ def _several(
         return result.finish(**summary)
 
 
+def _load(config: AnySweepConfig, sweep: Sweep, device: torch.device, progress: Progress) -> Loaded[Any, Any]:
+    return sweep.load(opening.open_source(sweep.path, device, config.checkpoint), progress)
+
+
+def _inputs(config: AnySweepConfig, sweeps: Mapping[str, Sweep], device: torch.device) -> dict[str, Any]:
+    """What the runs of a frontier draw from, by name; they are opened one by one, as when they draw."""
+    found = {name: _load(config, sweep, device, SILENT).inputs for name, sweep in sweeps.items()}
+    return {
+        "runs": {name: one["checkpoint"] for name, one in found.items()},
+        "decoder_sha256": {name: one.get("decoder_sha256", {}) for name, one in found.items()},
+        "weights_precision": {name: one["weights_precision"] for name, one in found.items()},
+    }
+
+
 def _origin(sweep: Sweep, part: Artifact) -> dict[str, Any]:
     """What a finished sweep was drawn from, and on which device."""
     inputs, found = part.inputs, part.manifest
     return {
         "method": sweep.method,
-        **{name: inputs[name] for name in ("checkpoint", "precision")},
+        **{name: inputs[name] for name in ("checkpoint", "precision", "weights_precision") if name in inputs},
         **{name: found[name] for name in ("step", "device")},
         "seed": sweep.config.seed,
     }

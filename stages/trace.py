@@ -12,7 +12,7 @@ import torch
 from ldlm import artifact, files, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import SampleConfig
-from ldlm.location import folder_name
+from ldlm.location import folder_name, local
 from ldlm.pages import film
 from ldlm.pages.trace import page
 from ldlm.progress import SILENT, Progress
@@ -38,14 +38,17 @@ def run(
     if overwrite or not (out / "artifact.json").is_file():  # what an earlier version began keeps its sampler
         run.check(config.sampler)
     generator = run.drawing(config)
+    inputs = {"checkpoint": run.checkpoint.digest, **generator.decoder.record}
+    if generator.prompts is not None:
+        inputs["prompts_sha256"] = generator.prompts.sha256
     with artifact.working(
         out,
         "trace",
         # The number of other texts and the batch size do not change this text.
         dataclasses.replace(config, num_samples=config.trace_text + 1),
-        {"checkpoint": run.checkpoint.digest, "decoder": generator.decoder.name},
+        inputs,
         overwrite=overwrite,
-        reads=[run_path],
+        reads=local(run_path, config.prompting.prompts, config.prompting.encoder),
     ) as result:
         if result.complete:
             progress.note(f"{out} is complete; nothing to do")

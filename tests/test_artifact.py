@@ -95,6 +95,14 @@ def test_overwrite_replaces_everything(tmp_path):
     assert set(content(out)) == {"artifact.json", "config.yaml"}
 
 
+def test_what_can_not_be_recorded_deletes_nothing(tmp_path):
+    begin(tmp_path / "run", "run", CONFIG, {}).finish()
+    before = content(tmp_path)
+    with pytest.raises(ValueError, match="JSON"):
+        begin(tmp_path / "run", "run", CONFIG, {"seconds": float("nan")}, overwrite=True)
+    assert content(tmp_path) == before
+
+
 def test_foreign_content_is_refused_without_overwrite(tmp_path):
     out = tmp_path / "holiday"
     out.mkdir()

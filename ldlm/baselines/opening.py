@@ -67,16 +67,6 @@ def about(path: Path) -> About:
     return About(settings, Shapes(**features["shapes"]), features["encoder"]["tokenizer"])
 
 
-def digest(path: Path, name: str | None = None) -> str:
-    """Digest of the checkpoint that `open_source` opens, or of the one that a model was exported from."""
-    kind = pretrained.model_type(path)
-    if kind is None:
-        return checkpoint_of(path, name).digest
-    _check_no_name(path, name)
-    found: str = MODELS[kind].described(path).provenance["checkpoint"]
-    return found
-
-
 def defaults(path: Path, name: str | None = None) -> dict[str, Any]:
     """The sampler that a model was exported with, or that a run was distilled to, as settings; empty for other runs.
 

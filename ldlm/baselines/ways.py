@@ -149,8 +149,12 @@ class LoadedTokenRun:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """The checkpoint and the precision, as inputs of the artefact."""
-        return {"checkpoint": self.source.origin["checkpoint"], "precision": self.generator.compute.precision}
+        """The checkpoint and the precisions, as inputs of the artefact."""
+        return {
+            "checkpoint": self.source.origin["checkpoint"],
+            "precision": self.generator.compute.precision,
+            "weights_precision": self.source.weights_precision,
+        }
 
     @property
     def name(self) -> str:

@@ -89,11 +89,17 @@ class Judge:
         return {one: self.score(texts) for one, texts in self.beside.externals.items()}
 
     @property
+    def inputs(self) -> dict[str, Any]:
+        """What scores depend on beside the runs, as inputs of the artefact."""
+        return {**self.beside.inputs, "scorer_revision": self.scorer.revision}
+
+    @property
     def about(self) -> dict[str, Any]:
         """Settings and sizes that all scores depend on, as in the JSON of a sweep."""
         return {
             "diversity_texts": self.beside.fewest,
             "scorer": self.scorer.name,
+            "scorer_revision": self.scorer.revision,
             "max_tokens": self.max_tokens,
             "boundaries": self.config.boundaries,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -73,16 +74,17 @@ class External:
 
     @classmethod
     def parse(cls, given: str) -> External:
-        """From `NAME=FILE,NFE,SECONDS`; `InputError` for any other form."""
+        """From `NAME=FILE,NFE,SECONDS`; `InputError` for any other form, and for costs that are not positive."""
         name, equals, rest = given.partition("=")
         parts = rest.rsplit(",", 2)
         try:
-            if not (name and equals and parts[0]):
+            nfe, seconds = int(parts[1]), float(parts[2])
+            if not (name and equals and parts[0] and nfe >= 1 and 0 < seconds < math.inf):
                 raise ValueError
-            return cls(name, Path(parts[0]), int(parts[1]), float(parts[2]))
+            return cls(name, Path(parts[0]), nfe, seconds)
         except (ValueError, IndexError):
             raise InputError(
-                f"--external takes NAME=FILE,NFE,SECONDS (evaluations and seconds per text), for example "
+                f"--external takes NAME=FILE,NFE,SECONDS (evaluations and seconds per text, both above 0), for example "
                 f"mdlm=mdlm.jsonl,128,2.5, and not {given!r}"
             ) from None
 

@@ -39,21 +39,23 @@ class Texts:
 
 
 def read(path: Path, column: str = "text") -> Texts:
-    """Read the texts of a file of any kind, with their `tokens` and `seed` if every row has them.
+    """Read the texts of a file of any kind, with their tokens and `seed` if every row has them.
 
+    The tokens of `text` are in the field `tokens`, and those of another column in `COLUMN_tokens`.
     A blank text counts, since a model may have drawn it; a null row or a blank line of plain text does not.
     """
     texts: list[str] = []
     tokens: list[np.ndarray | None] = []
     seeds: list[object] = []
     held: list[str] = []
+    own = "tokens" if column == "text" else f"{column}_tokens"
     for text, fields in textfiles.rows(path, column):
         if text is not None:
             held.append(text)
         if text is None or isinstance(text, Part):
             continue
         texts.append("".join(held))
-        tokens.append(_tokens(fields.get("tokens")))
+        tokens.append(_tokens(fields.get(own)))
         seeds.append(fields.get("seed"))
         held.clear()
     if not texts:
@@ -170,5 +172,6 @@ def _settings(found: dict[str, Any]) -> dict[str, Any]:
     if found.get("kind") != "samples":
         return {}
     sampler = {f"sampler.{key}": value for key, value in found["config"]["sampler"].items()}
-    names = [name for name in ("decoder", "precision", "checkpoint", "clean_up") if name in found]
-    return {**sampler, **{name: found[name] for name in names}}
+    prompting = {"prompts": found.get("prompts"), **found["config"].get("prompting", {"prompt_guidance": None})}
+    names = ("decoder", "decoder_sha256", "precision", "weights_precision", "checkpoint", "clean_up")
+    return {**sampler, **prompting, **{name: found[name] for name in names if name in found}}

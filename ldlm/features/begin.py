@@ -11,7 +11,7 @@ from ldlm.config import ExtractConfig
 from ldlm.errors import InputError, StorageError
 from ldlm.features import inputs
 from ldlm.features.extraction import Extraction
-from ldlm.location import Location, ObjectPath, user_cache
+from ldlm.location import Location, ObjectPath, local, user_cache
 from ldlm.progress import SILENT, Progress
 
 
@@ -40,7 +40,7 @@ def prepare(
         config,
         {"text": found.text, **fingerprints},
         overwrite=overwrite,
-        reads=(*config.data, *config.validation_data),
+        reads=local(*config.data, *config.validation_data, config.encoder),
         shared=True,
         held=held,
         note=progress.note,

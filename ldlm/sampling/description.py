@@ -80,6 +80,12 @@ class ModelDescription:
         return networks
 
     @property
+    def decoder_sha256(self) -> dict[str, str]:
+        """Hashes of the fine-tuned decoders' manifests, by name; exports of earlier versions record none."""
+        found: dict[str, str] = self.provenance.get("decoder_sha256", {})
+        return found
+
+    @property
     def student(self) -> SamplerConfig | None:
         """The sampler that a distilled model has learned; None for other models."""
         found = self.provenance.get("student")

@@ -47,7 +47,7 @@ class LDLM(DrawsTexts, ExportedModel):
         name = self._decoder_name(decoder)
         return TextGenerator(
             denoiser=cast(DiT, self.networks["denoiser"]),
-            decoder=Decoder(name, self.networks[f"decoders/{name}"]),
+            decoder=Decoder(name, self.networks[f"decoders/{name}"], self.config.decoder_sha256.get(name)),
             schedule=self.config.schedule,
             timesteps=self.config.timesteps,
             latent_shape=self.config.latent_shape,

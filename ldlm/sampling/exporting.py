@@ -171,7 +171,11 @@ def _record(run: TrainedRun, name: str) -> dict[str, Any]:
 def _describe(
     config: ExportConfig, run: TrainedRun, decoders: Mapping[str, Mapping[str, Any]], encoder_parameters: int | None
 ) -> ModelDescription:
-    of_decoders = {name: record["held_out"] for name, record in decoders.items() if record}
+    finetuned = {name: record for name, record in decoders.items() if record}
+    of_decoders = {
+        "decoders": {name: record["held_out"] for name, record in finetuned.items()},
+        "decoder_sha256": {name: files.sha256_json(record) for name, record in finetuned.items()},
+    }
     return ModelDescription(
         model=run.config.model,
         shapes=run.shapes,
@@ -183,7 +187,7 @@ def _describe(
         precision=config.precision,
         encoder_parameters=encoder_parameters,
         decoders={name: record.get("network", {}) for name, record in decoders.items()},
-        provenance={**provenance(run, configs.identity(run.config)), "decoders": of_decoders, **_student(run)},
+        provenance={**provenance(run, configs.identity(run.config)), **of_decoders, **_student(run)},
     )
 
 

@@ -47,6 +47,12 @@ class Decoder:
 
     name: str
     logits: nn.Module  # z_0 (B, N, C) → (B, L, V)
+    sha256: str | None = None  # of a fine-tuned decoder's manifest, which exports of earlier versions do not record
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Name and hash, for the record of what it decodes and as inputs of artefacts."""
+        return {"decoder": self.name, **({} if self.sha256 is None else {"decoder_sha256": self.sha256})}
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +78,8 @@ class TextGenerator:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The decoder's name, and what identifies the prompts, for the record of the texts."""
-        return {"decoder": self.decoder.name, **({} if self.prompts is None else self.prompts.record)}
+        """What identifies the decoder and the prompts, for the record of the texts."""
+        return {**self.decoder.record, **({} if self.prompts is None else self.prompts.record)}
 
     def figures(self) -> dict[str, Any]:
         """Empty: the cost of a text is known before it is drawn (`drawing_cost`)."""

@@ -160,6 +160,12 @@ class ExportedModel(ModelHubMixin):
         """Digest and step of the checkpoint that the model was exported from."""
         return {key: self.config.provenance[key] for key in ("checkpoint", "step")}
 
+    @property
+    def weights_precision(self) -> str:
+        """Precision in which its weights are stored."""
+        found: str = self.config.precision
+        return found
+
     def __getstate__(self) -> dict[str, Any]:
         """State for a copy: without the generators, whose locks and compiled code can't be copied."""
         return {**self.__dict__, "_generators": {}}

@@ -60,9 +60,14 @@ class Prompts:
     guidance: float  # w, the strength of the condition; 1 is off
 
     @property
+    def sha256(self) -> str:
+        """Hash of the prompts."""
+        return files.sha256_json(list(self.texts))
+
+    @property
     def record(self) -> dict[str, Any]:
         """Number and hash of the prompts, for the record of their texts."""
-        return {"prompts": {"count": len(self.texts), "sha256": files.sha256_json(list(self.texts))}}
+        return {"prompts": {"count": len(self.texts), "sha256": self.sha256}}
 
     def numbers(self, seeds_B: Tensor) -> Tensor:
         """Which prompt (B,) each text continues, by the text's seed."""

@@ -61,6 +61,10 @@ class Source(Protocol):
     def origin(self) -> dict[str, Any]:
         """Digest and step of the checkpoint."""
 
+    @property
+    def weights_precision(self) -> str:
+        """Precision in which its weights are stored, `fp32` or `bf16`."""
+
     def texts(self, config: Any) -> int:
         """Number of texts that settings of `ldlm sample` ask for."""
 
@@ -97,6 +101,8 @@ def checkpoint_of(run: Path, name: str | None) -> Checkpoint:
 
 class OpenRun:
     """A checkpoint of a run of any method, on a device: the newest that verifies, or the one named."""
+
+    weights_precision = "fp32"
 
     def __init__(self, path: str | Path, device: torch.device, name: str | None = None) -> None:
         self.path, self.device = Path(path), device

@@ -341,7 +341,7 @@ class TrainedRun(DrawsTexts, OpenRun):
         network = TokenDecoder(**found.manifest["network"])
         network.load_state_dict(load_file(folder / "ema.safetensors"))
         network.eval().requires_grad_(False).to(self.device)
-        return Decoder(name, network)
+        return Decoder(name, network, files.sha256_json(found.manifest))
 
 
 def noise_of(manifest: Mapping[str, Any]) -> DecoderNoise:

@@ -175,12 +175,15 @@ class LoadedRun:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """The checkpoint, the decoders and the precision, as inputs of the artefact."""
+        """The checkpoint, the decoders and the precisions, as inputs of the artefact."""
+        decoders = [one.decoder for one in self.generators.values()]
         precision = next(iter(self.generators.values())).compute.precision
         return {
             "checkpoint": self.source.origin["checkpoint"],
-            "decoders": list(self.generators),
+            "decoders": [one.name for one in decoders],
+            "decoder_sha256": {one.name: one.sha256 for one in decoders if one.sha256 is not None},
             "precision": precision,
+            "weights_precision": self.source.weights_precision,
         }
 
     def remark(self, progress: Progress) -> None:

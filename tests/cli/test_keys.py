@@ -155,7 +155,7 @@ def seen(succeed, corpus, gpt2, store, trained, rival, token_runs, tmp_path_fact
     found.look(succeed(*few, "--dry-run"), "dry run: distill")
     found.look(succeed(*few, "--features", store, "--output", root / "distilled"), *manifest("run"))
 
-    draw = ("sample", "--run", run, "--num-samples", 4, "--steps", 2, *cpu)
+    draw = ("sample", "--run", run, "--decoder", "layers-1", "--num-samples", 4, "--steps", 2, *cpu)
     found.look(succeed(*draw, "--dry-run"), "dry run: sample")
     found.look(succeed(*draw, "--output", run / "samples.jsonl"), "f.jsonl.meta.json")
     found.look(succeed(*draw), "f.jsonl.meta.json")

@@ -1,9 +1,13 @@
 """The choice of a sweep's finalists and the verdict on them."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
+
+from ldlm.errors import InputError
 from ldlm.evaluation import frontier
-from ldlm.evaluation.frontier import Variant
+from ldlm.evaluation.frontier import External, Variant
 from ldlm.pages import results
 
 
@@ -43,6 +47,14 @@ def test_a_sweep_of_before_the_best_was_marked_is_still_read():
     stored = {"finalists": [one.to_json() for one in rows]}
     assert "At 32 evaluations heun" in frontier.verdict(frontier.read_finalists(stored))
     assert results.frontier_lines(stored["finalists"])["best at each budget"] == [stored["finalists"][1]]
+
+
+@pytest.mark.parametrize("cost", ["4,nan", "4,inf", "4,-1", "4,0", "0,1", "-4,1", "4.5,1", "4", "1,2,x"])
+def test_costs_of_other_models_are_positive(cost):
+    """Their axes are logarithmic."""
+    assert External.parse("a=b,c.jsonl,4,0.5") == External("a", Path("b,c.jsonl"), 4, 0.5)
+    with pytest.raises(InputError, match=r"NAME=FILE,NFE,SECONDS \(evaluations and seconds per text, both above 0\)"):
+        External.parse(f"a=b.jsonl,{cost}")
 
 
 def test_a_row_of_a_sweep_survives_its_json():

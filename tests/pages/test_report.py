@@ -82,6 +82,17 @@ def test_everything_that_is_there_is_shown(page):
     ]  # fmt: skip
 
 
+def test_what_the_run_does_not_have_there_itself_is_left_out(run_copy):
+    """A frontier of several runs or a comparison, put where a run has its own sweep or interpolation."""
+    before = report.run(run_copy).read_bytes()
+    kinds = {"sweep": "frontier", "interpolation": "comparison", "trace": "sweep", "decoders/other": "model"}
+    for name, kind in kinds.items():
+        artifact.begin(run_copy / name, kind, SweepConfig(), {}).finish()
+    (run_copy / "likelihood").mkdir()
+    (run_copy / "likelihood" / "notes.txt").write_text("my own")
+    assert report.run(run_copy).read_bytes() == before
+
+
 def test_the_figures_are_those_of_the_files(page, full):
     found = read(page)
     manifest, features = (files.read_json(full / f"{name}.json") for name in ("manifest", "features"))

@@ -154,6 +154,26 @@ def test_files_that_were_drawn_with_other_settings_are_no_seeds(trained, succeed
     assert "differ in more (sampler.temperature: 0.0 -> 0.5)" in refuse("evaluate", b, c, *common)
 
 
+def test_files_of_other_prompts_or_weights_are_no_seeds(refuse, succeed, gpt2, tmp_path):
+    def drawn(number, guidance=None, **record):
+        path = write(tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl", [f"The old captain found {number} boats."])
+        prompting = {} if guidance is None else {"prompting": {"prompt_guidance": guidance}}
+        decoded = {"boundaries": {"tokens": [], "spaced": False}, "clean_up": False}
+        samples.write_record(path, "samples", {"config": {"sampler": {"steps": 2}, **prompting}, **decoded, **record})
+        return path
+
+    rain, sea = ({"prompts": {"count": 1, "sha256": name}} for name in ("rain", "sea"))
+    plain, first = drawn(1), drawn(2, 1.0, **rain)
+    common = ("--seeds", "--scorer", gpt2)
+    assert succeed("evaluate", first, drawn(3, 1.0, **rain), *common)["over_seeds"]["files"] == 2
+    assert "prompts: none -> " in refuse("evaluate", plain, first, *common)
+    assert "prompts.sha256: rain -> sea" in refuse("evaluate", first, drawn(4, 1.0, **sea), *common)
+    assert "prompt_guidance: 1.0 -> 2.0" in refuse("evaluate", first, drawn(5, 2.0, **rain), *common)
+    exact, rounded = (drawn(number, weights_precision=how) for number, how in ((6, "fp32"), (7, "bf16")))
+    assert "weights_precision: fp32 -> bf16" in refuse("evaluate", exact, rounded, *common)
+    assert succeed("evaluate", plain, rounded, *common)["over_seeds"]["files"] == 2  # of an earlier version
+
+
 def test_the_share_of_eight_grams_that_the_training_text_has(call, ldlm, store, gpt2, unseen, tmp_path):
     """By hand: rows of the store are copies but where a word was put into them, and reversed words are none."""
     rows = FeatureStore(store).split("train").tokens[:6].tolist()
@@ -277,6 +297,19 @@ def test_files_that_hold_no_texts_are_named(refuse, gpt2, tmp_path, name, conten
 def test_tokens_that_are_none_are_left_to_the_scorer(call, tmp_path, tokens):
     path = write(tmp_path / "t.jsonl", ["The old captain found a letter."], tokens=[tokens])
     assert call(path)["tokens_from"] == "scorer"
+
+
+def test_a_column_of_its_own_is_measured_by_its_own_tokens(call, tmp_path):
+    """A continuation by its own, and not by those of the whole text, which begin with the prompt's."""
+    texts, tokens = ["The old captain found", "A young teacher lost"], [[1, 2, 3, 4], [1, 5, 6, 7, 8]]
+    apart = {"continuation": ["found", "lost"], "continuation_tokens": [[4], [7, 8]], "prompt": ["The old", "A young"]}
+    path = write(tmp_path / "texts.jsonl", texts, tokens=tokens, **apart)
+    alone = write(tmp_path / "alone.jsonl", apart["continuation"], tokens=apart["continuation_tokens"])
+    found, own = call(path, "--text-column", "continuation"), call(alone)
+    assert found == {**own, "file": found["file"]}
+    assert (found["tokens"], found["tokens_from"]) == (3, "file")
+    assert call(path)["tokens"] == 9
+    assert call(path, "--text-column", "prompt")["tokens_from"] == "scorer"  # there are no `prompt_tokens`
 
 
 MEASURED = """

@@ -68,6 +68,20 @@ def test_it_draws_the_same_texts_each_time_it_is_opened_and_as_the_command_does(
     assert made["precision"] == "fp32"  # that it was drawn in
 
 
+def test_texts_of_rounded_weights_are_not_added_to_those_of_exact_ones(
+    models, trained, gpt2, succeed, refuse, tmp_path
+):
+    drawn = ("sample", "--steps", 3, "--device", "cpu", "--output", tmp_path / "texts.jsonl")
+    exact, rounded = ("--run", models["fp32"]), ("--run", models["bf16"])
+    assert succeed(*drawn, "--run", trained, "--num-samples", 2)["weights_precision"] == "fp32"
+    succeed(*drawn, *exact, "--num-samples", 3)
+    assert "weights_precision: fp32 -> bf16" in refuse(*drawn, *rounded, "--num-samples", 4)
+    small = ("--budgets", 2, "--solvers", "ddim", "--grids", "learned", "--guidances", 1, "--screen-texts", 2)
+    swept = ("sweep", *small, "--texts", 3, "--scorer", gpt2, "--device", "cpu", "--output", tmp_path / "sweep")
+    succeed(*swept, *exact)
+    assert "weights_precision: fp32 -> bf16" in refuse(*swept, *rounded)
+
+
 def test_drawn_in_bf16_it_takes_the_weights_as_they_are_stored(models):
     """A bf16 denoiser of the stored weights: from either export the same one, and not the one in fp32."""
 

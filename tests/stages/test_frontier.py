@@ -119,7 +119,8 @@ def test_all_runs_stand_on_it_at_every_budget(swept):
     of_mdlm = [row for row in points if row["method"] == "mdlm"]
     assert {row["batch_size"] for row in of_mdlm} == {3}
     assert min(row["evaluations"] for row in of_mdlm) < 5  # the last row has nothing left to do
-    assert swept.manifest["runs"]["run-mdlm"].keys() == {"method", "checkpoint", "precision", "step", "device", "seed"}
+    about = {"method", "checkpoint", "precision", "weights_precision", "step", "device", "seed"}
+    assert swept.manifest["runs"]["run-mdlm"].keys() == about
 
 
 def test_a_rivals_row_is_what_sample_and_evaluate_say(swept, rival, gpt2, tmp_path):

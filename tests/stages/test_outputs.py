@@ -386,6 +386,20 @@ def test_a_process_that_is_refused_has_changed_nothing_of_the_others_output(comm
     assert "device: auto" in (out / "config.yaml").read_text()
 
 
+@pytest.mark.parametrize(
+    ("name", "flag"),
+    [("pretrain-encoder", "--tokenizer"), ("extract-features", "--encoder"), ("sweep", "--scorer"),
+     ("interpolate", "--scorer")],
+)  # fmt: skip
+def test_no_command_overwrites_a_model_that_it_reads(commands, gpt2, refuse, tmp_path, name, flag):
+    model = tmp_path / "model"
+    shutil.copytree(gpt2, model, ignore=shutil.ignore_patterns("artifact.json", "manifest.json", "config.yaml"))
+    before, arguments = content(model), [arg for arg in commands[name][0] if arg not in ("--vocab-size", 300)]
+    line = refuse(name, *arguments, flag, model, "--output", model, "--overwrite")
+    assert f"--overwrite would delete {model}, which is to be read" in line
+    assert content(model) == before
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_command_refills_what_a_link_names(commands, succeed, refuse, tmp_path, name):
     arguments, change = commands[name]

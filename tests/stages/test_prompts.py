@@ -239,6 +239,16 @@ def test_a_file_of_prompts_is_continued_as_often_as_asked_and_its_texts_go_on(ru
         sample.run(settings(**many), run, out)
 
 
+@pytest.mark.parametrize("name", ["texts.jsonl", "texts.jsonl.partial"])
+def test_the_prompts_are_not_overwritten_by_their_texts(run, refuse, tmp_path, name):
+    path, out = tmp_path / name, tmp_path / "texts.jsonl"
+    path.write_text(json.dumps({"text": PROMPT}))
+    before = path.read_bytes()
+    drawn = ("sample", "--run", run, "--prompts", path, "--num-samples", 1, "--steps", 2, "--device", "cpu")
+    assert f"--overwrite would delete {path}, which is to be read" in refuse(*drawn, "--output", out, "--overwrite")
+    assert path.read_bytes() == before
+
+
 def test_an_exported_model_continues_texts_as_the_run_does(run, gpt2, tmp_path):
     model = export.run(ExportConfig(sampler=SAMPLER), run, tmp_path / "model").path
     lines = drawn(run, tmp_path / "a.jsonl", prompt_guidance=1.5)
@@ -275,6 +285,33 @@ def test_a_trace_shows_the_text_with_its_prompt(run, succeed, tmp_path):
     frames = json.loads((tmp_path / "trace" / "trace.json").read_text())["frames"]
     assert frames[-1]["tokens"] == line["tokens"]
     assert all(frame["tokens"][:3] == line["tokens"][:3] for frame in frames)
+
+
+def test_a_trace_of_a_file_of_prompts_knows_its_content(run, succeed, refuse, ldlm, tmp_path):
+    path, out = tmp_path / "prompts.txt", tmp_path / "trace"
+    path.write_text(f"{PROMPT}\n")
+    traced = (
+        "sample",
+        "--run",
+        run,
+        "--prompts",
+        path,
+        "--steps",
+        2,
+        "--trace-frames",
+        2,
+        "--trace",
+        out,
+        "--device",
+        "cpu",
+    )
+    succeed(*traced)
+    path.write_text(f"{PROMPT[:-1]}\n")
+    assert "prompts_sha256" in refuse(*traced)
+    record = json.loads((out / "artifact.json").read_text())
+    del record["inputs"]["prompts_sha256"]  # as an earlier version left it
+    (out / "artifact.json").write_text(json.dumps(record))
+    assert "is complete; nothing to do" in ldlm(*traced).stderr
 
 
 def test_a_dry_run_counts_evaluations_of_every_prompt_and_of_guidance(run, succeed, tmp_path):

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from folders import lines
+from folders import content, lines
 from patience import patience
 
 from ldlm import config as configs
@@ -17,6 +17,7 @@ from ldlm.cli import show
 from ldlm.config import ExportConfig, TrainConfig
 from ldlm.stages import export, train
 
+FEW = ("--num-samples", 2, "--steps", 2, "--device", "cpu")
 DRAW = ("--num-samples", 3, "--steps", 3, "--temperature", 1, "--seed", 2, "--device", "cpu")
 
 
@@ -121,6 +122,23 @@ def test_continued_texts_are_printed_with_their_prompt(train_config, store, ldlm
 def test_there_is_nothing_to_overwrite_without_an_output(trained, refuse, elsewhere):
     line = refuse("sample", "--run", trained, *DRAW, "--overwrite")
     assert line == "--overwrite replaces a file of texts, and without --output none is written; leave it out"
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "tokenizer/tokenizer.json"])
+def test_the_files_of_a_run_are_not_overwritten_by_its_texts(run_copy, refuse, tmp_path, name):
+    before, out = content(run_copy), run_copy / name
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(out)
+    for output in (out, link):
+        line = refuse("sample", "--run", run_copy, *FEW, "--output", output, "--overwrite")
+        assert f"--overwrite would delete {output}, a file of {run_copy}, which is to be read" in line
+    assert content(run_copy) == before
+
+
+def test_texts_in_a_run_are_overwritten(run_copy, succeed):
+    drawn = ("sample", "--run", run_copy, *FEW, "--output", run_copy / "samples" / "few.jsonl", "--seed")
+    assert succeed(*drawn, 0)["config"]["seed"] == 0
+    assert succeed(*drawn, 1, "--overwrite")["config"]["seed"] == 1
 
 
 def test_a_sampler_that_is_not_offered_is_refused_before_anything_is_drawn(trained, refuse):
