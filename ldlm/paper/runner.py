@@ -95,7 +95,7 @@ class Runner:
             return True
         started, cpu = time.perf_counter(), _cpu_of_children()
         # The child holds the lock as well: if this process is killed, the next one waits for the child.
-        command = [sys.executable, "-m", "ldlm.cli", *job.words, "--json"]
+        command = [sys.executable, "-P", "-m", "ldlm.cli", *job.words, "--json"]
         with subprocess.Popen(
             command, cwd=self.folder, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, pass_fds=[lock]
         ) as child:

@@ -159,6 +159,7 @@ def test_several_devices_train_by_torchrun():
     (line,) = (line for line in text.splitlines() if "--preset" in line)
     assert line.strip().startswith("torchrun --nproc-per-node=8 -m -- ldlm.cli train --preset owt-128-main")
     assert line.endswith("--fit 141GB")
+    assert "\nexport PYTHONSAFEPATH=1" in text  # torchrun -m would import modules from the output
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -57,6 +57,13 @@ def test_a_job_that_fails_leaves_out_what_needs_it_and_is_tried_again(runner, no
     assert outputs(runner.folder)[2:] == ["bad"]
 
 
+def test_a_module_in_the_output_is_not_imported(runner):
+    runner.folder.mkdir()
+    (runner.folder / "random.py").write_text("raise SystemExit('not the standard library')")
+    runner.run([job("one")])
+    assert [line["status"] for line in called(runner.folder)] == [0]
+
+
 def test_a_job_that_another_process_has_is_left_to_it_and_waited_for(runner):
     held, free = job("held"), job("free")
     lock = runner.folder / "locks" / "kept-held.json"
