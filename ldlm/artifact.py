@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ldlm import config as configs
-from ldlm import emptying, files, presence
+from ldlm import emptying, files, fingerprints, presence
 from ldlm.completion import is_complete
 from ldlm.errors import InputError, StorageError, Unreadable
 from ldlm.kinds import MADE_BY, NAMED_BY, article
@@ -208,7 +208,7 @@ def _begin(
         "inputs": found.get("inputs", {}),
         **_old_identity(path, type(config), f"choose another {place}, or {replacing}"),
     }
-    new = {"inputs": dict(inputs), **configs.identity(config)}
+    new = {"inputs": fingerprints.as_recorded(inputs, old["inputs"]), **configs.identity(config)}
     changed = configs.differences(old, new)
     if changed:
         raise InputError(
