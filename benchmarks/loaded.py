@@ -61,7 +61,7 @@ def _row(name: str, rates: dict[str, list[float]], reference: list[float]) -> di
 @contextmanager
 def busy(count: int) -> Iterator[None]:
     """Run `count` processes that compute, with one thread each, during the block."""
-    begun = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    begun = [subprocess.Popen([sys.executable, "-P", "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
     finally:

@@ -286,7 +286,7 @@ def _memory(base: ExtractConfig, folder: Path) -> dict[str, int]:
         arguments = ["extract-features", "--encoder", base.encoder, "--data", str(copies), "--seq-len", str(SEQ_LEN)]
         arguments += ["--shard-rows", str(MEMORY_SHARD_ROWS), "--batch-size", str(BLOCK)]
         arguments += ["--output", str(folder / f"memory-{times}")]
-        command = [sys.executable, "-c", _WATCHED, *arguments]
+        command = [sys.executable, "-P", "-c", _WATCHED, *arguments]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         peaks[f"{times}x"] = int(done.stdout.splitlines()[-1]) * 1024
     return peaks

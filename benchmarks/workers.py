@@ -52,7 +52,7 @@ def _timed(command: list[str], workers: int) -> float:
     started = time.perf_counter()
     running = [
         subprocess.Popen(
-            [sys.executable, "-m", "ldlm.cli", *command, "--share", f"{number}/{workers}"],
+            [sys.executable, "-P", "-m", "ldlm.cli", *command, "--share", f"{number}/{workers}"],
             env=env,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

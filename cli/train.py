@@ -73,7 +73,8 @@ def command(
     from ldlm.stages import train as stage
 
     if options.dry_run:
-        plan = stage.plan(config, _shapes(options, features, online, allow_partial), devices=devices, fit=fit)
+        shapes, kind = _shapes(options, features, online, allow_partial)
+        plan = stage.plan(config, shapes, features=kind, devices=devices, fit=fit)
         return options.show_plan(plan) if runtime.reports() else None
     if devices is not None:
         raise InputError("--devices is for --dry-run; torchrun --nproc-per-node sets how many processes train")
@@ -118,30 +119,37 @@ def _prepare_online(online: dict[str, Any], config: AnyTrainConfig, out: Path, *
     return place
 
 
-def _shapes(options: Options, features: str | None, online: dict[str, Any], allow_partial: bool) -> configs.Shapes:
-    """Sizes for a dry run: the store's, the encoder's or, without either, the preset's own."""
+def _shapes(
+    options: Options, features: str | None, online: dict[str, Any], allow_partial: bool
+) -> tuple[configs.Shapes, str | None]:
+    """Sizes for a dry run, and the kind of the features: the store's, the encoder's or, without either, the preset's.
+
+    A preset has no kind.
+    """
     if features == ONLINE and "encoder" in online:
         from ldlm.stages import extract_features
 
-        return extract_features.shapes(configs.from_dict(configs.ExtractConfig, online))
+        extract = configs.from_dict(configs.ExtractConfig, online)
+        return extract_features.shapes(extract), extract.kind
     if features is not None and features != ONLINE:
         from ldlm.features.store import FeatureStore
 
         if online:
             raise InputError(f"--{next(iter(online)).replace('_', '-')} is for --features online; a store has its own")
-        return FeatureStore(locate(features), allow_partial=allow_partial).shapes
+        store = FeatureStore(locate(features), allow_partial=allow_partial)
+        return store.shapes, store.encoder["kind"]
     if options.preset is None:
         raise InputError("a dry run takes its sizes from --features DIR or --preset NAME; give one of them")
     shapes = configs.preset(options.preset).shapes
     if "seq_len" not in online:
-        return shapes
+        return shapes, None
     length = configs.from_dict(configs.ExtractConfig, {"seq_len": online["seq_len"]}).seq_len
     if length > GPT2_POSITIONS:
         show.Terminal().note(
             f"rows of {length:,} tokens need an encoder with as many positions: GPT-2 has {GPT2_POSITIONS:,}, "
             f"ModernBERT 8,192; `ldlm pretrain-encoder --positions {length}` makes one"
         )
-    return dataclasses.replace(shapes, seq_len=length)
+    return dataclasses.replace(shapes, seq_len=length), None
 
 
 # The held-out figures that the table shows, if the method has them.

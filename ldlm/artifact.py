@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ldlm import config as configs
-from ldlm import emptying, files, presence
+from ldlm import emptying, files, fingerprints, presence
 from ldlm.completion import is_complete
 from ldlm.errors import InputError, StorageError, Unreadable
 from ldlm.kinds import MADE_BY, NAMED_BY, article
@@ -33,8 +33,6 @@ from ldlm.versions import library_versions
 
 SCHEMA = 2  # in 1, `detokenizer: lm1b` stood for today's `lm1b-clean`
 COMPLETE = ("manifest.json", "config.json")  # written last: their presence makes a folder complete to its readers
-# Fingerprints that records of earlier versions lack, and then are not compared with.
-LATER = ("decoder_sha256", "prompts_sha256", "scorer_revision", "weights_precision")
 
 
 @dataclass(frozen=True)
@@ -211,8 +209,8 @@ def _begin(
         "inputs": found.get("inputs", {}),
         **_old_identity(path, type(config), f"choose another {place}, or {replacing}"),
     }
-    new = {"inputs": dict(inputs), **configs.identity(config)}
-    changed = configs.differences(old, comparable(new, old))
+    new = fingerprints.as_recorded({"inputs": inputs, **configs.identity(config)}, old)
+    changed = configs.differences(old, new)
     if changed:
         raise InputError(
             f"{path} was made with other settings ({'; '.join(changed)}); choose another {place}, or {replacing}"
@@ -220,15 +218,6 @@ def _begin(
     if is_complete(path):
         return Artifact(path, kind, "complete")
     return Artifact(path, kind, "partial")
-
-
-def comparable(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
-    """`new` without the fingerprints of `LATER` that `old`, recorded by an earlier version, lacks at the same place."""
-    return {
-        key: comparable(value, old[key]) if isinstance(value, Mapping) and isinstance(old.get(key), Mapping) else value
-        for key, value in new.items()
-        if key in old or key not in LATER
-    }
 
 
 def open_artifact(path: Location, kind: str, *, complete: bool = True) -> Artifact:

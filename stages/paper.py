@@ -89,7 +89,17 @@ def _plan(config: PaperConfig, name: str) -> Plan:
 
 
 def _mauve(config: PaperConfig) -> bool:
-    """Whether to compute MAUVE; on auto, always at the paper's scale, where another machine runs the script."""
+    """Whether to compute MAUVE; on auto, always at the paper's scale, where another machine runs the script.
+
+    `InputError` if it is asked for with fewer texts than it takes; auto leaves it out there.
+    """
+    if config.texts is not None and config.mauve != "off":
+        from ldlm.evaluation.mauve import FEWEST
+
+        if config.texts < FEWEST and config.mauve == "on":
+            raise InputError(f"MAUVE needs at least {FEWEST} texts; raise --texts {config.texts}, or leave --mauve out")
+        if config.texts < FEWEST:
+            return False
     if config.mauve == "auto":
         return config.scale == PAPER or importlib.util.find_spec("mauve") is not None
     return config.mauve == "on"

@@ -23,6 +23,7 @@ from ldlm.config import PretrainConfig
 from ldlm.errors import InputError
 from ldlm.features import text, textfiles
 from ldlm.features.documents import parts, section
+from ldlm.features.encoder import tokenizer_fingerprint
 from ldlm.hub import load_tokenizer, quiet_transformers
 from ldlm.location import local
 from ldlm.progress import SILENT, Progress
@@ -42,7 +43,7 @@ def plan(config: PretrainConfig) -> dict[str, Any]:
         raise InputError("nothing to train on: give --data FILE")
     for path in config.data:
         textfiles.check_file(Path(path))
-    tokenizer = _tokenizer(config)
+    tokenizer = _trained_tokenizer(config) if config.tokenizer is None else load_tokenizer(config.tokenizer)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in _model(config, tokenizer).parameters())
     return {
@@ -58,19 +59,22 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
     if not config.data:
         raise InputError("nothing to train on: give --data FILE")
     device = runtime.device(config.device)
-    inputs = {"text": textfiles.fingerprints(config.data)}
+    quiet_transformers()
+    named = None if config.tokenizer is None else load_tokenizer(config.tokenizer)
+    inputs: dict[str, Any] = {"text": textfiles.fingerprints(config.data)}
+    if named is not None:
+        inputs["tokenizer_sha256"] = tokenizer_fingerprint(named)
     reads = local(*config.data, config.tokenizer)
     with artifact.working(out, "encoder", config, inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:
             progress.note(f"{out} is complete; nothing to do")
             return result
 
-        quiet_transformers()
         begun = result if checkpoint.latest(out / "checkpoints") else replace(result, state="new")
         with begun.or_nothing():  # bad input also removes an interrupted training without a checkpoint
             for remark in textfiles.remarks(config.data, config.text_column):
                 progress.note(remark)
-            tokenizer = _tokenizer(config)
+            tokenizer = _trained_tokenizer(config) if named is None else named
             rows = _rows(config, tokenizer)
             model = _model(config, tokenizer).to(device)
         started = time.perf_counter()
@@ -91,10 +95,7 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
         )
 
 
-def _tokenizer(config: PretrainConfig) -> Any:
-    if config.tokenizer is not None:
-        return load_tokenizer(config.tokenizer)
-
+def _trained_tokenizer(config: PretrainConfig) -> Any:
     def documents() -> Iterator[str]:
         found = section(_documents(config), 0, TOKENIZER_DOCUMENTS)
         return chain.from_iterable(map(parts, found))

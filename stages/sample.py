@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ldlm import artifact, config, files, locks, runtime
+from ldlm import config, files, fingerprints, locks, runtime
 from ldlm.baselines.opening import open_source
 from ldlm.config import AnySampleConfig, PromptConfig, SampleConfig
 from ldlm.errors import InputError
@@ -211,7 +211,7 @@ def _check_continues(place: Place, out: Path, provenance: Mapping[str, Any], pro
         raise InputError(f"{out} exists and was not made by ldlm sample; choose another --output, or add --overwrite")
     if place.record.exists():
         before = _identity(files.read_json(place.record))
-        changed = config.differences(before, artifact.comparable(_identity(provenance), before))
+        changed = config.differences(before, fingerprints.as_recorded(_identity(provenance), before))
         if changed:
             raise InputError(
                 f"{out} was made differently ({'; '.join(changed)}); choose another --output, or add --overwrite"
@@ -253,7 +253,7 @@ def _identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
     The names by which the user chose decoder and checkpoint are left out: the record has both beside the settings.
     """
     kept = {key: provenance.get(key) for key in ("decoder", "precision", "checkpoint", "prompts")}
-    kept |= {key: provenance[key] for key in artifact.LATER if key in provenance}
+    kept |= {key: provenance[key] for key in fingerprints.LATER if key in provenance}
     settings: Mapping[str, Any] = provenance.get("config", {})
     named = ("num_samples", "decoder", "checkpoint")
     return {"config": {name: value for name, value in settings.items() if name not in named}, **kept}

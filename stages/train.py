@@ -34,18 +34,25 @@ from ldlm.training.speed import Speedometer
 
 
 def plan(
-    config: AnyTrainConfig, shapes: Shapes, *, devices: int | None = None, fit: str | None = None
+    config: AnyTrainConfig,
+    shapes: Shapes,
+    *,
+    features: str | None = None,
+    devices: int | None = None,
+    fit: str | None = None,
 ) -> dict[str, Any]:
     """Parameters, FLOPs per token, memory and attention kernel of one training step, without data or storage.
 
-    `devices` are the processes, by default those of this job. `fit`, like 80GB, chooses accumulation and recomputation.
+    `features` is the kind of the features, if known. `devices` are the processes, by default those of this job. `fit`,
+    like 80GB, chooses accumulation and recomputation.
     """
     devices, method = devices or runtime.processes(), training_method(config)
     kernel, flags = _kernel(method, shapes), {}
     if fit is not None:
         bf16, kind = cost.in_bf16(config), cost.device_kind(config)
-        method, flags["flags"] = fitted(method, shapes, fit, devices=devices, bf16=bf16, device=kind)
-    return {**cost.training_cost(method, shapes, devices=devices), "attention": kernel, **flags}
+        found = fitted(method, shapes, fit, devices=devices, bf16=bf16, device=kind, features=features)
+        method, flags["flags"] = found
+    return {**cost.training_cost(method, shapes, devices=devices, features=features), "attention": kernel, **flags}
 
 
 def _kernel(method: AnyMethod, shapes: Shapes) -> str:
@@ -80,7 +87,7 @@ def run(
     with runtime.world() as world, Stop() as stop, ExitStack() as held:
         progress = progress if world.main else SILENT
         if fit is not None:
-            method = _fitted(method, store.shapes, fit, device, world, progress)
+            method = _fitted(method, store, fit, device, world, progress)
         rows, held_out = method.rows(store)
         window = shuffle_rows(method.config, out, rows, method.config.batch_size, overwrite=overwrite)
         method = method.changed(shuffle_rows=window)
@@ -109,7 +116,7 @@ def run(
             _tell(method, store, out, result.state == "partial", progress)
             state.compute.tell(progress)
         saved = resume(state, stream, out, progress)
-        speed = _speedometer(method, state, store.shapes)
+        speed = _speedometer(method, state, store)
         journal = Journal(out, state, speed, progress, saved=saved, warn=method.warning)
         evaluate = partial(method.evaluate, state, held_out)
         train(state, method.step, stream, journal, stop, progress, name="train", evaluate=evaluate)
@@ -119,13 +126,13 @@ def run(
     return Artifact(out, "run", "complete")
 
 
-def _speedometer(method: AnyMethod, state: Learner[Any], shapes: Shapes) -> Speedometer:
+def _speedometer(method: AnyMethod, state: Learner[Any], store: FeatureStore) -> Speedometer:
     """Measures the run's speed, also against that of plain matrix products on its devices, which is measured once."""
-    flops_per_token = cache(partial(method.flops_per_token, shapes))
+    flops_per_token = cache(partial(method.flops_per_token, store.shapes, features=store.encoder["kind"]))
     return Speedometer(
         state.step,
         rows_per_step=state.config.batch_size,
-        tokens_per_row=shapes.seq_len,
+        tokens_per_row=store.shapes.seq_len,
         flops_per_token=lambda step: flops_per_token(method.phase_at(step)),
         flops_limit=cache(lambda: state.world.size * cost.matmul_flops(state.device, state.compute.dtype)),
     )
@@ -157,11 +164,12 @@ def _taken_up(method: AnyMethod, out: Path, overwrite: bool, progress: Progress)
 
 
 def _fitted(
-    method: AnyMethod, shapes: Shapes, fit: str, device: torch.device, world: World, progress: Progress
+    method: AnyMethod, store: FeatureStore, fit: str, device: torch.device, world: World, progress: Progress
 ) -> AnyMethod:
     """The method with the accumulation and recomputation that fit this device."""
     bf16 = precision_on(method.config.compute.precision, device) == "bf16"
-    method, flags = fitted(method, shapes, fit, devices=world.size, bf16=bf16, device=device.type)
+    kind = store.encoder["kind"]
+    method, flags = fitted(method, store.shapes, fit, devices=world.size, bf16=bf16, device=device.type, features=kind)
     progress.note(f"--fit {fit}: {flags}")
     return method
 

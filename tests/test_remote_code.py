@@ -56,6 +56,19 @@ def test_what_lacks_the_option_has_none():
         assert "trust_remote_code" not in inspect.signature(getattr(datasets, name)).parameters
 
 
+def test_no_process_of_python_imports_from_the_folder_that_it_starts_in():
+    interpreters = [
+        node
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.List) and node.elts and ast.unparse(node.elts[0]) == "sys.executable"
+    ]
+    assert len(interpreters) > 5
+    for command in map(ast.unparse, interpreters):
+        # A benchmark is a module of the folder that it is called in.
+        assert "'-P'" in command or "'-m', 'benchmarks." in command, command
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Planted code
 

@@ -44,7 +44,7 @@ class Comparison:
         """Run an `ldlm` command in the folder, list it with its time in commands.jsonl, and return its result."""
         words = list(map(str, arguments))
         started, cpu = time.perf_counter(), _cpu_of_children()
-        command = [sys.executable, "-m", "ldlm.cli", *words, "--json"]
+        command = [sys.executable, "-P", "-m", "ldlm.cli", *words, "--json"]
         try:
             shown = subprocess.run(command, cwd=self.folder, check=True, stdout=subprocess.PIPE, text=True).stdout
         finally:

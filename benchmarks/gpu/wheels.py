@@ -65,7 +65,7 @@ def _needs(names: Sequence[str]) -> set[str]:
 
 def fetch(wanted: dict[str, str], folder: Path, python: str) -> None:
     """Download the wheels of these versions for Linux on x86-64."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--python-version", python, "--implementation", "cp", "--dest", str(folder)]
     command += [argument for platform in PLATFORMS for argument in ("--platform", platform)]
     subprocess.run([*command, *(f"{name}=={version}" for name, version in wanted.items())], check=True)

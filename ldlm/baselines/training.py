@@ -86,13 +86,13 @@ class TokenTraining(TrainingMethod[TokenTrainConfig, TokenState]):
         """One phase, or a curriculum and what follows it."""
         return self.config.phase_steps
 
-    def flops_per_token(self, shapes: Shapes, phase: str) -> int:
+    def flops_per_token(self, shapes: Shapes, phase: str, features: str | None = None) -> int:
         """FLOPs per token of a step of a phase, by one process."""
         batch, micro_batches = self.config.batch_size, self.config.accumulate
         per_row, fixed = _flops(replace(self.config, accumulate=1), shapes, self._first_step(phase))
         return round((batch * per_row + micro_batches * fixed) / (batch * shapes.seq_len))
 
-    def footprint(self, shapes: Shapes, *, bf16: bool, device: str) -> Footprint:
+    def footprint(self, shapes: Shapes, *, bf16: bool, device: str, features: str | None = None) -> Footprint:
         """Memory of its steps on a kind of device."""
         steps = tuple(self._first_step(phase) for phase in self.phase_steps())
         return _footprint(replace(self.config, accumulate=1), shapes, steps, bf16, device)

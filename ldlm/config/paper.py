@@ -31,7 +31,9 @@ class PaperConfig:
     sampling_seeds: int | None = setting(
         None, "sets of texts drawn from each run; none means 2, or 5 at scale paper", low=1
     )
-    mauve: Literal["auto", "on", "off"] = setting("auto", "compute MAUVE; auto does if mauve-text is installed")
+    mauve: Literal["auto", "on", "off"] = setting(
+        "auto", "compute MAUVE; auto does if mauve-text is installed and there are 20 texts or more"
+    )
     device: str = setting("auto", DEVICE_HELP, identity=False)
     device_name: str | None = setting(
         None, "the device whose hours --dry-run counts, and whose memory trainings must fit", identity=False

@@ -29,13 +29,15 @@ import torch
 from torch import Tensor
 
 from ldlm import artifact, files
-from ldlm.config import Shapes
+from ldlm.config import ExtractConfig, Shapes, from_stored
 from ldlm.errors import InputError
 from ldlm.features import ledger, shards
 from ldlm.features.codecs import CODECS, Codec, Parts, Widen
 from ldlm.features.shards import SPLITS, ShardedArray
+from ldlm.fingerprints import Fingerprint
 from ldlm.location import Location, locate
 
+READING = ("dataset_config", "split", "text_column", "validation_split", "validation_docs", "detokenizer")
 Encode = Callable[[Tensor], Tensor]  # tokens (B, L) → normalised states (B, L, D) float32
 
 
@@ -164,11 +166,25 @@ class FeatureStore:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the rows' encoder, tokenizer, statistics, sizes and text, and of a partial store's shards."""
+        """A hash of the rows' encoder, tokenizer, statistics, sizes and text, and of a partial store's shards.
+
+        Where there are no states, whose statistics would tell rows apart, it is a `Fingerprint` of how the text was
+        read as well.
+        """
         what = [self.manifest[key] for key in ("rows", "shapes", "codec")]
         what.append({**self.encoder, "name": None})
         what.append(sorted(self.artifact.inputs["text"].values()))
-        return files.sha256_json(what if self.sealed else [*what, sorted(self.records)])
+        found = files.sha256_json(what if self.sealed else [*what, sorted(self.records)])
+        if self.encoder["kind"] != "scratch":
+            return found
+        return Fingerprint(files.sha256_json([found, self._reading]), before=found)
+
+    @property
+    def _reading(self) -> dict[str, Any]:
+        """How the text was read: the settings that decide it, and the hashes of the files in order."""
+        text, config = self.artifact.inputs["text"], from_stored(ExtractConfig, self.artifact.config)
+        hashes = {name: [text[file] for file in getattr(config, name)] for name in ("data", "validation_data")}
+        return {**hashes, **{name: getattr(config, name) for name in READING}}
 
     @property
     def rows(self) -> dict[str, int]:

@@ -134,21 +134,22 @@ def _text(one: Any) -> str:
 def _trained(job: Job, scale: str) -> Cost:
     config: AnyTrainConfig = job.settings
     shapes = job.run.shapes
-    flops, parameters, steps = _training(config, shapes)
+    kind = settings.store(job.run.row, scale).kind
+    flops, parameters, steps = _training(config, shapes, kind)
     tokens = steps * config.batch_size * shapes.seq_len
     online = 2 * PARAMETERS["gpt2"] * tokens if scale != TINY and isinstance(config, TrainConfig) else 0
     return Cost(tokens, flops * config.batch_size * shapes.seq_len + online, 16 * parameters * config.keep)
 
 
 @cache
-def _training(config: AnyTrainConfig, shapes: Shapes) -> tuple[float, int, int]:
+def _training(config: AnyTrainConfig, shapes: Shapes, kind: str) -> tuple[float, int, int]:
     """FLOPs of a whole training per token of a step; parameters; steps."""
     from ldlm.baselines.registry import training_method
 
     method = training_method(config)
     phases = method.phase_steps()
-    flops = sum(method.flops_per_token(shapes, phase) * steps for phase, steps in phases.items())
-    return flops, sum(method.parameters(method.network(shapes)).values()), sum(phases.values())
+    flops = sum(method.flops_per_token(shapes, phase, kind) * steps for phase, steps in phases.items())
+    return flops, sum(method.parameters(method.network(shapes, kind)).values()), sum(phases.values())
 
 
 def _tuned(job: Job, scale: str) -> Cost:

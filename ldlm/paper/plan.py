@@ -216,12 +216,11 @@ class Stages:
 
     def of_texts(self) -> Measured:
         """Texts drawn from the row's model at each budget, and their scores."""
-        before = self.trained()
-        run = before[-1]
+        real = self.reference()  # first: a store with too few real texts is found out before hours of training
+        *before, run = self.trained()
+        run = replace(run, needs=(*run.needs, real[-1].output))
         decoder = self._decoder(run)
-        jobs = [*before, *([decoder] if decoder else [])]
-        real = self.reference()
-        jobs += [*real, *self._scorer()]
+        jobs = [*real, *before, run, *([decoder] if decoder else []), *self._scorer()]
         budgets = self.exhibit.budgets_at(self.size.scale) or (None,)
         scores, drawn = {}, {}
         for budget in budgets:
@@ -304,3 +303,9 @@ class Stages:
         """The training alone."""
         jobs = self.trained()
         return Measured(self.row, self.seed, tuple(jobs), jobs[-1].output)
+
+
+def held_out_rows(jobs: Sequence[Job]) -> int:
+    """The most held-out rows that a job reads: a row for each real text, and two for the ends of each path."""
+    texts = [job.settings for job in jobs if job.kind == "reference"]
+    return max([0, *texts, *(2 * job.settings.pairs for job in jobs if job.kind == "interpolate")])

@@ -16,6 +16,7 @@ from ldlm.errors import InputError, Stopped
 from ldlm.locks import passed_on
 from ldlm.paper import text
 from ldlm.paper.jobs import Job
+from ldlm.paper.plan import held_out_rows
 from ldlm.progress import Progress
 from ldlm.runtime import Stop
 
@@ -31,6 +32,7 @@ class Runner:
     source: Path | None
     progress: Progress
     failed: list[Job] = field(default_factory=list)
+    rows: int = 0  # held-out ones that the jobs need
 
     @property
     def text_name(self) -> str | None:
@@ -47,6 +49,7 @@ class Runner:
         """
         files.make_folder(self.folder)
         text.check(self.folder, self.source)
+        self.rows = held_out_rows(jobs)
         left = [job for job in jobs if not job.done(self.folder)]
         total, told = len(jobs), False
         with Stop() as stop:
@@ -91,11 +94,11 @@ class Runner:
     def _do(self, job: Job, lock: int, stop: Stop) -> bool:
         """Do a job; False if its command failed."""
         if job.kind == "text":
-            text.write(self.folder, self.source)
+            text.write(self.folder, self.source, self.rows)
             return True
         started, cpu = time.perf_counter(), _cpu_of_children()
         # The child holds the lock as well: if this process is killed, the next one waits for the child.
-        command = [sys.executable, "-m", "ldlm.cli", *job.words, "--json"]
+        command = [sys.executable, "-P", "-m", "ldlm.cli", *job.words, "--json"]
         with subprocess.Popen(
             command, cwd=self.folder, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, pass_fds=[lock]
         ) as child:

@@ -41,6 +41,7 @@ def text(plan: Plan, output: str, name: str, *, card: Card = CARDS["A100-80GB"],
 # Each command resumes where it was interrupted. Afterwards, for the table:
 #   ldlm paper {exhibit.name} --scale paper --output {shlex.quote(output)} --report
 set -eu
+export PYTHONSAFEPATH=1  # no module is imported from the folder
 mkdir -p -- {shlex.quote(output)} && cd -- {shlex.quote(output)}
 {KEEP}
 """

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ldlm import config as configs
 from ldlm import files
 from ldlm.errors import InputError
 from ldlm.features import splitting, textfiles
 from ldlm.paper.plan import PARTS, TEXT
+from ldlm.paper.settings import TINY
 
 SHARES = {"held-out": 0.06, "scorer": 0.4}  # of the documents; the rest is trained on
 MOST_CHARACTERS, FEWEST_CHARACTERS = 10_000_000, 200_000
+CHARACTERS_PER_TOKEN = 4  # at most, of prose with the small tokenizer; novels have 3.2
 BUILT_IN = "documentation of Python and the installed packages"
 
 
@@ -30,8 +35,11 @@ def check(folder: Path, source: Path | None) -> None:
         raise InputError(f"{folder} holds tables of another text, {there['file']}; choose another --output")
 
 
-def write(folder: Path, source: Path | None) -> None:
-    """Write the parts, and finally their record."""
+def write(folder: Path, source: Path | None, rows: int) -> None:
+    """Write the parts, and finally their record; `InputError` if they are too small, also to hold out so many `rows`.
+
+    How many rows the held-out part makes is known only when there is a tokenizer, and is estimated.
+    """
     documents = _first(splitting.shuffled(source))
     characters = sum(map(len, documents))
     if characters < FEWEST_CHARACTERS:
@@ -39,6 +47,7 @@ def write(folder: Path, source: Path | None) -> None:
             f"{source or BUILT_IN} has {characters:,} characters of text; a table needs {FEWEST_CHARACTERS:,}"
         )
     parts = splitting.divided(documents, SHARES, rest="train")
+    _check_parts(source, parts, rows)
     files.make_folder((folder / TEXT).parent)
     for name, part in parts.items():
         files.write_atomic(folder / PARTS[name], files.dump_jsonl({"text": document} for document in part))
@@ -50,6 +59,24 @@ def write(folder: Path, source: Path | None) -> None:
         "characters": {name: sum(map(len, part)) for name, part in parts.items()},
     }
     files.write_json(folder / TEXT, described)
+
+
+def _check_parts(source: Path | None, parts: Mapping[str, Sequence[str]], rows: int) -> None:
+    """`InputError` if a part is empty, or the held-out one too small for so many rows."""
+    documents, fewest = sum(map(len, parts.values())), math.ceil(1 / SHARES["held-out"])
+    if not all(parts.values()):
+        raise InputError(
+            f"{source or BUILT_IN} has {documents} documents, of which none would be held out; cut it into smaller "
+            f"ones and give {fewest} or more"
+        )
+    characters = sum(map(len, parts["held-out"]))
+    made = characters // (CHARACTERS_PER_TOKEN * (configs.preset(TINY).shapes.seq_len - 2))
+    if made < rows:
+        raise InputError(
+            f"{source or BUILT_IN} has {characters / SHARES['held-out']:,.0f} characters, of which {characters:,} are "
+            f"held out, about {made} rows; what is asked for needs {rows}: give {math.ceil(rows / max(1, made))} times "
+            f"as much text, or lower --texts"
+        )
 
 
 def _first(documents: list[str]) -> list[str]:

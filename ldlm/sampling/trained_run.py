@@ -231,12 +231,11 @@ class TrainedRun(DrawsTexts, OpenRun):
         if name is not None or len(usable) < 2:
             return
         default = next(record for record in usable if record.default)
-        how = _measure(default)
-        alike = [record for record in usable if how is not None and _measure(record) == how and record is not default]
-        others = ", ".join(f"{record.name} {record.held_out['l_w']:.2f}" for record in alike)
+        alike = self._alike(self._finetuned())
+        others = ", ".join(f"{name} {figures['l_w']:.2f}" for name, figures in alike.items() if name != default.name)
         if others:
             why = f"with the lowest held-out cross-entropy ({default.held_out['l_w']:.2f}; {others})"
-        elif how is None:
+        elif not alike:
             why = "the newest, since none has been measured"
         else:
             why = "the only one measured on these held-out rows and under this noise"
@@ -278,19 +277,28 @@ class TrainedRun(DrawsTexts, OpenRun):
     def _default(self, finetuned: Mapping[str, Mapping[str, Any]]) -> str:
         """The decoder of this checkpoint with the lowest held-out cross-entropy, among those measured alike.
 
-        Alike means under the same noise and on the same rows as the newest measured decoder, beside which D_w∘D_h was
-        measured. If none was measured it is the newest, and `joint` if there is no fine-tuned one (SPEC 13.2).
+        If none was measured it is the newest, and `joint` if there is no fine-tuned one (SPEC 13.2).
         """
-        usable = {name: one for name, one in finetuned.items() if one["checkpoint"] == self.latents}
-        how = {name: _measured(str(noise_of(one)), one["held_out"]) for name, one in usable.items()}
-        measured = [name for name in usable if how[name] is not None]
-        if not measured:
-            return [JOINT, *finetuned, *usable][-1]
-        newest = usable[measured[-1]]
-        alike = {name: usable[name]["held_out"] for name in measured if how[name] == how[measured[-1]]}
-        if _measured(str(noise_of(newest)), newest.get("joint", {})) == how[measured[-1]]:
-            alike = {JOINT: newest["joint"], **alike}
+        if not (alike := self._alike(finetuned)):
+            return [JOINT, *finetuned, *self._usable(finetuned)][-1]
         return min(reversed(alike), key=lambda name: alike[name]["l_w"])  # among equals the newest
+
+    def _usable(self, finetuned: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+        return {name: one for name, one in finetuned.items() if one["checkpoint"] == self.latents}
+
+    def _alike(self, finetuned: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+        """Held-out figures of this checkpoint's decoders that were measured alike, D_w∘D_h's first, then oldest first.
+
+        Alike means under the same noise and on the same rows as the newest measured decoder, beside which D_w∘D_h was
+        measured.
+        """
+        usable = {name: one for name, one in self._usable(finetuned).items() if one["held_out"].get("l_w") is not None}
+        if not usable:
+            return {}
+        newest = list(usable.values())[-1]
+        alike = {name: one["held_out"] for name, one in usable.items() if _are_alike(one, newest)}
+        joint = newest.get("joint") or {}
+        return alike if joint.get("l_w") is None else {JOINT: joint, **alike}
 
     def _joint_record(self, finetuned: Collection[Mapping[str, Any]]) -> DecoderRecord:
         """The record of D_w∘D_h, with the figures measured beside this checkpoint's newest measured decoder."""
@@ -318,9 +326,10 @@ class TrainedRun(DrawsTexts, OpenRun):
         return counts["latent_decoder"] + counts["token_decoder"]
 
     def _finetuned(self) -> dict[str, dict[str, Any]]:
-        """Manifests of the finished decoders by name, oldest first."""
+        """Manifests of the finished decoders with their `inputs`, by name, oldest first."""
         paths = (self.path / "decoders").glob("*/manifest.json")
-        found = {path.parent.name: artifact.Artifact(path.parent, "decoder", "complete").manifest for path in paths}
+        made = [artifact.Artifact(path.parent, "decoder", "complete") for path in paths]
+        found = {one.path.name: {**one.manifest, "inputs": one.inputs} for one in made}
         return dict(sorted(found.items(), key=lambda named: named[1]["created"]))
 
     def _load_decoder(self, name: str) -> Decoder:
@@ -351,12 +360,8 @@ def noise_of(manifest: Mapping[str, Any]) -> DecoderNoise:
     return DecoderNoise("additive", manifest["sigma_dec"])
 
 
-def _measure(record: DecoderRecord) -> tuple[Any, ...] | None:
-    return _measured(record.noise, record.held_out)
-
-
-def _measured(noise: str, held_out: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """Key that two decoders must share to be compared; None if no cross-entropy was measured."""
-    if held_out.get("l_w") is None:
-        return None
-    return noise, held_out.get("split"), held_out.get("rows")
+def _are_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two decoders were measured under the same noise and on the same rows, so that they can be compared."""
+    stores = {found["inputs"].get("features") for found in (one, other)} - {None}  # records may lack it
+    hows = {(str(noise_of(found)), *map(found["held_out"].get, ("split", "rows"))) for found in (one, other)}
+    return len(hows) == 1 and len(stores) < 2

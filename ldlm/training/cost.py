@@ -35,9 +35,12 @@ def parameters(model: JointModel) -> dict[str, int]:
     return {**dict.fromkeys(names, 0), **counts}
 
 
-def training_cost(method: AnyMethod, shapes: Shapes, *, devices: int = 1) -> dict[str, Any]:
+def training_cost(
+    method: AnyMethod, shapes: Shapes, *, devices: int = 1, features: str | None = None
+) -> dict[str, Any]:
     """Parameters, FLOPs per token and memory of one of `devices` processes in a training step, as JSON.
 
+    `features` is the kind of the features, if known.
     `device=auto` stands for a GPU, where precision `auto` is bf16. For a run of several phases, FLOPs and steps are
     given for each phase by name, and the memory is that of the largest.
     """
@@ -46,12 +49,12 @@ def training_cost(method: AnyMethod, shapes: Shapes, *, devices: int = 1) -> dic
     share = config.batch_size // devices
     rows, bf16 = share // config.accumulate, in_bf16(config)
     steps = method.phase_steps()
-    flops = {phase: method.flops_per_token(shapes, phase) for phase in steps}
-    step = method.footprint(shapes, bf16=bf16, device=device_kind(config))
+    flops = {phase: method.flops_per_token(shapes, phase, features) for phase in steps}
+    step = method.footprint(shapes, bf16=bf16, device=device_kind(config), features=features)
     memory = step.memory(rows, share, devices=devices)
     several = len(steps) > 1
     return {
-        "parameters": method.parameters(method.network(shapes)),
+        "parameters": method.parameters(method.network(shapes, features)),
         **({"steps": steps} if several else {}),
         "flops_per_token": flops if several else next(iter(flops.values())),
         "devices": devices,
@@ -80,12 +83,13 @@ def in_bf16(config: AnyTrainConfig) -> bool:
     return chosen == "bf16" or (chosen == "auto" and device_kind(config) == "cuda")
 
 
-def flops_per_token(config: TrainConfig, shapes: Shapes, phase: Phase | None = None) -> int:
+def flops_per_token(config: TrainConfig, shapes: Shapes, phase: Phase | None = None, *, scratch: bool = False) -> int:
     """FLOPs per token of a training step in a phase, by default the first.
 
-    Recomputing activations to save memory does not count.
+    With `scratch`, embeddings are trained in place of the encoder. Recomputing activations to save memory does not
+    count.
     """
-    model, phase = build_meta(config.model, shapes), phase or phases(config)[0]
+    model, phase = build_meta(config.model, shapes, scratch=scratch), phase or phases(config)[0]
     plain, conditioned = (_step_flops(model, config, phase, self_conditioning=p) for p in (0, 1))
     p = config.diffusion.self_conditioning
     return round(((1 - p) * plain + p * conditioned) / shapes.seq_len)
@@ -161,7 +165,8 @@ def _step_flops(model: JointModel, config: TrainConfig, phase: Phase, *, self_co
     for name, part in model.parts().items():
         part.requires_grad_(objective.trains(name))
     with torch.device("meta"):
-        hidden_BLD = torch.empty(1, model.shapes.seq_len, model.shapes.hidden_dim)
+        has_states = model.embedding is None
+        hidden_BLD = torch.empty(1, model.shapes.seq_len, model.shapes.hidden_dim) if has_states else None
         tokens_BL = torch.empty(1, model.shapes.seq_len, dtype=torch.int64)
     draws = objective.draw(
         TimestepSampler(config.timesteps, config.diffusion.t_min),

@@ -38,17 +38,25 @@ def largest(found: Footprint, size: str, share: int, devices: int) -> int:
 
 
 def fitted(
-    method: AnyMethod, shapes: Shapes, size: str, *, devices: int, bf16: bool, device: str
+    method: AnyMethod,
+    shapes: Shapes,
+    size: str,
+    *,
+    devices: int,
+    bf16: bool,
+    device: str,
+    features: str | None = None,
 ) -> tuple[AnyMethod, str]:
     """The method with the least recomputation and the fewest micro-batches that fit, and its flags.
 
-    `InputError` if nothing fits a device of that size beside the reserve.
+    `features` is the kind of the features, if known. `InputError` if nothing fits a device of that size beside the
+    reserve.
     """
     budget = round((1 - RESERVE) * capacity(size))
     check_shares(method.changed(accumulate=1).config, World(size=devices))
     share = method.config.batch_size // devices
     for recompute in (False, True):
-        found = method.changed(recompute=recompute).footprint(shapes, bf16=bf16, device=device)
+        found = method.changed(recompute=recompute).footprint(shapes, bf16=bf16, device=device, features=features)
         for accumulate in (n for n in range(1, share + 1) if share % n == 0):
             if found.memory(share // accumulate, share, devices=devices).total <= budget:
                 flags = f"--accumulate {accumulate} --recompute {str(recompute).lower()}"

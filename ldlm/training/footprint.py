@@ -93,16 +93,18 @@ class Footprint:
         return max(backward, update)
 
 
-def footprint(config: TrainConfig, shapes: Shapes, *, bf16: bool, device: str) -> Footprint:
-    """The memory of a step in float32 or under autocast to bf16, with the chunks of a kind of device; not compiled."""
-    return _footprint(replace(config, accumulate=1), shapes, bf16, device)  # holds for any number of micro-batches
+def footprint(config: TrainConfig, shapes: Shapes, *, bf16: bool, device: str, scratch: bool = False) -> Footprint:
+    """The memory of a step in float32 or under autocast to bf16, with the chunks of a kind of device; not compiled.
+
+    With `scratch`, embeddings are trained in place of the encoder. It holds for any number of micro-batches.
+    """
+    return _footprint(replace(config, accumulate=1), shapes, bf16, device, scratch)
 
 
 @cache
-def _footprint(config: TrainConfig, shapes: Shapes, bf16: bool, device: str) -> Footprint:
-    scratch = config.model.space == "scratch"
+def _footprint(config: TrainConfig, shapes: Shapes, bf16: bool, device: str, scratch: bool) -> Footprint:
     model = build_meta(config.model, shapes, scratch=scratch)
-    steps = [JointTrace(config, shapes, phase) for phase in phases(config)]
+    steps = [JointTrace(config, shapes, phase, scratch) for phase in phases(config)]
     return Footprint(
         shapes,
         parameters=sum(p.numel() for p in model.parameters()),
@@ -153,6 +155,7 @@ class JointTrace:
     config: TrainConfig
     shapes: Shapes
     phase: Phase
+    scratch: bool  # whether it trains embeddings in place of the encoder
 
     @property
     def sizes(self) -> Iterable[int]:
@@ -175,7 +178,7 @@ class JointTrace:
 
     def model(self) -> JointModel:
         """All parts, with gradients for those that the phase trains."""
-        model = JointModel(self.config.model, self.shapes, scratch=self.config.model.space == "scratch")
+        model = JointModel(self.config.model, self.shapes, scratch=self.scratch)
         if self.config.recompute:
             recompute_activations(model)
         objective = self._objective(model)

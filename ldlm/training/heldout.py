@@ -26,6 +26,7 @@ from ldlm.model.token_loss import TokenLosses
 
 T_BINS = 20
 COLLAPSED, EXPLODED = 0.2, 20.0  # per-coordinate standard deviation of the latents
+FEWEST_ROWS = 8  # over which it is judged: that of a few rows is smaller, and that of one is 0
 SEED = 20_240_229  # of the evaluation's own noise: the same for every run, so that runs are comparable
 
 
@@ -222,10 +223,13 @@ def latent_warning(evaluations: Sequence[Mapping[str, Any]], warmup_steps: int, 
     """A warning if the newest evaluation finds the latents collapsed or exploded; None if they are neither.
 
     The diffusion's noise has standard deviation 1: latents far smaller drown in it at nearly every t (Section 5.2). At
-    first they may be small, until the warm-up of `warmup_steps` is over or they have once been larger.
+    first they may be small, until the warm-up of `warmup_steps` is over or they have once been larger. The spread over
+    fewer than 8 rows says nothing.
     """
     if evaluations[-1]["latent_std"] is None:
         return "the latents are not finite; lower the learning rate (optimizer.lr)"
+    if evaluations[-1].get("rows", FEWEST_ROWS) < FEWEST_ROWS:
+        return None
     warmup = "" if space == "cosmos" else "{} the warm-up (recipe.warmup_steps) or "
     others = "recipe.sigma_dec, with recipe.decoder_noise=additive"
     noise_setting = {"ldlm": "recipe.sigma_dec", "cosmos": "cosmos.noise"}.get(space, others)

@@ -155,8 +155,11 @@ class JointTraining(TrainingMethod[TrainConfig, TrainState]):
 
     def network(self, shapes: Shapes, features: str | None = None) -> JointModel:
         """All parts, on the meta device."""
-        scratch = (self.config.model.space if features is None else features) == "scratch"
-        return build_meta(self.config.model, shapes, scratch=scratch)
+        return build_meta(self.config.model, shapes, scratch=self._scratch(features))
+
+    def _scratch(self, features: str | None) -> bool:
+        """Whether embeddings are trained in place of the encoder: with features of that kind, or where only they do."""
+        return (self.config.model.space if features is None else features) == "scratch"
 
     def parameters(self, model: nn.Module) -> dict[str, int]:
         """Number of parameters of each part of the model."""
@@ -167,11 +170,11 @@ class JointTraining(TrainingMethod[TrainConfig, TrainState]):
         """One phase, or COSMOS's two."""
         return {phase.name: phase.steps for phase in phases(self.config)}
 
-    def flops_per_token(self, shapes: Shapes, phase: str) -> int:
+    def flops_per_token(self, shapes: Shapes, phase: str, features: str | None = None) -> int:
         """FLOPs per token of a step of a phase, with self-conditioning in expectation."""
         named = {found.name: found for found in phases(self.config)}
-        return cost.flops_per_token(self.config, shapes, named[phase])
+        return cost.flops_per_token(self.config, shapes, named[phase], scratch=self._scratch(features))
 
-    def footprint(self, shapes: Shapes, *, bf16: bool, device: str) -> Footprint:
+    def footprint(self, shapes: Shapes, *, bf16: bool, device: str, features: str | None = None) -> Footprint:
         """Memory of its steps on a kind of device."""
-        return footprint(self.config, shapes, bf16=bf16, device=device)
+        return footprint(self.config, shapes, bf16=bf16, device=device, scratch=self._scratch(features))

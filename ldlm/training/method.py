@@ -100,11 +100,11 @@ class TrainingMethod(ABC, Generic[AnyConfig, AnyLearner]):
         """Phases of the training that differ in cost, in order, and the steps of each."""
 
     @abstractmethod
-    def flops_per_token(self, shapes: Shapes, phase: str) -> int:
+    def flops_per_token(self, shapes: Shapes, phase: str, features: str | None = None) -> int:
         """FLOPs per token of a step of a phase; recomputing activations to save memory does not count."""
 
     @abstractmethod
-    def footprint(self, shapes: Shapes, *, bf16: bool, device: str) -> Footprint:
+    def footprint(self, shapes: Shapes, *, bf16: bool, device: str, features: str | None = None) -> Footprint:
         """Memory of its steps on a kind of device."""
 
     def phase_at(self, step: int) -> str:

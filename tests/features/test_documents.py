@@ -112,10 +112,10 @@ def test_a_word_piece_vocabulary_is_that_of_whole_documents(tmp_path, monkeypatc
     (tmp_path / "a.txt").write_text("\n".join(lines_), encoding="utf-8")
     for arch in ("gpt2", "bert"):
         config = PretrainConfig(data=(str(tmp_path / "a.txt"),), vocab_size=400, arch=arch)
-        whole = pretrain_encoder._tokenizer(config).get_vocab()
+        whole = pretrain_encoder._trained_tokenizer(config).get_vocab()
         with monkeypatch.context() as patched:
             patched.setattr("ldlm.features.documents.LONGEST", 64)
-            assert pretrain_encoder._tokenizer(config).get_vocab() == whole
+            assert pretrain_encoder._trained_tokenizer(config).get_vocab() == whole
 
 
 MEASURED = """

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import shutil
+from dataclasses import replace
 
 import google_crc32c
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 import zarr
 
 from ldlm.artifact import begin
-from ldlm.config import ExtractConfig, Shapes
+from ldlm.config import ExtractConfig, Shapes, TrainConfig
 from ldlm.errors import InputError
 from ldlm.features import codecs, shards
 from ldlm.features.codecs import CODECS
@@ -27,8 +28,6 @@ WIDTH, LENGTH = 16, 16
 @pytest.fixture(scope="module")
 def fp16_store(extract_config, tmp_path_factory):
     """The same text in half precision and without held-out rows."""
-    from dataclasses import replace
-
     config = replace(extract_config, codec="fp16", validation_docs=0, shard_rows=160, batch_size=32)
     return extract_features.run(config, tmp_path_factory.mktemp("fp16") / "features").path
 
@@ -332,6 +331,37 @@ def test_states_that_do_not_fit_their_storage_are_refused():
 def test_a_fingerprint_is_of_the_rows_and_not_of_the_place(store, store_copy, fp16_store):
     assert FeatureStore(store_copy).fingerprint == FeatureStore(store).fingerprint
     assert FeatureStore(fp16_store).fingerprint != FeatureStore(store).fingerprint
+
+
+def test_the_fingerprint_of_a_store_without_states_tells_its_rows_apart(extract_config, tmp_path):
+    """With states, their statistics do."""
+    for name, count in (("a", 40), ("b", 50), ("held-out", 20)):
+        lines = [{"text": f"{name} says {i} words", "other": f"{i} other words of {name}"} for i in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    a, b, held_out = (str(tmp_path / f"{name}.jsonl") for name in ("a", "b", "held-out"))
+    plain = replace(extract_config, kind="scratch", data=(a, b), validation_data=(held_out,), validation_docs=0)
+    ways = {
+        "plain": plain,
+        "order": replace(plain, data=(b, a)),
+        "column": replace(plain, text_column="other"),
+        "detokenizer": replace(plain, detokenizer="lm1b"),
+        "held out": replace(plain, data=(held_out, b), validation_data=(a,)),
+        "larger shards": replace(plain, shard_rows=2 * plain.shard_rows),
+    }
+    found = {}
+    for name, config in ways.items():
+        extract_features.run(config, tmp_path / name)
+        found[name] = FeatureStore(tmp_path / name).fingerprint
+    assert found.pop("larger shards") == found["plain"]
+    assert len(set(found.values())) == len(found)
+    moved = FeatureStore(tmp_path.joinpath("plain").rename(tmp_path / "moved"))
+    assert moved.fingerprint == found["plain"] != moved.fingerprint.before
+
+    out = tmp_path / "run"  # of a version that recorded what was before
+    begin(out, "run", TrainConfig(), {"features": str(moved.fingerprint.before)})
+    assert begin(out, "run", TrainConfig(), {"features": moved.fingerprint}).state == "partial"
+    with pytest.raises(InputError, match=r"inputs\.features"):
+        begin(out, "run", TrainConfig(), {"features": "0" * 64})
 
 
 def test_a_store_carries_its_tokenizer(store, gpt2, tmp_path):

@@ -11,6 +11,7 @@ import yaml
 
 from ldlm import config as configs
 from ldlm.paper import costs, exhibits, script
+from ldlm.paper import plan as plans
 from ldlm.paper.plan import Plan, Size
 from ldlm.training.cost import flops_per_token
 
@@ -54,6 +55,22 @@ def test_rows_share_features_scorer_reference_and_equal_trainings():
     assert runs["mse"] == runs["adaptive"] and runs["ce"] == runs["encoder-hidden"]
     assert len(set(runs.values())) == len(runs) - 3 + 1  # with the None of real text, which is no run
     assert of_kind(plan, "train")[0].output != of_kind(plan, "train")[-1].output
+
+
+@pytest.mark.parametrize("scale", ["tiny", "paper"])
+def test_real_texts_are_written_before_anything_trains_on_their_store(scale):
+    jobs = planned("table-1", scale, rows=["mse", "ce"]).jobs
+    kinds = [job.kind for job in jobs]
+    assert kinds.index("reference") < kinds.index("train")
+    (real,) = (job for job in jobs if job.kind == "reference")
+    assert all(real.output in job.needs for job in jobs if job.kind == "train")
+
+
+def test_the_held_out_rows_that_jobs_read_are_counted():
+    assert plans.held_out_rows(planned("table-1", rows=["mse"]).jobs) == 250
+    assert plans.held_out_rows(planned("figure-3").jobs) == 2 * 128
+    assert plans.held_out_rows(planned("figure-3", texts=20).jobs) == 2 * 20
+    assert plans.held_out_rows(planned("table-3", "paper").jobs) == 0
 
 
 def test_at_the_papers_scale_the_rows_that_the_paper_has_twice_are_one_run():
@@ -140,8 +157,8 @@ def test_the_script_calls_every_job_and_rows_leave_out_what_is_shared(calls, tmp
     plan = planned("table-5", "paper", rows=["joint", "layers-1"], sampling_seeds=2)
     text = script.text(plan, str(tmp_path / "with space"), "t.sh")
     done, shared = calls(text, "shared")
-    assert (done.returncode, [line.split()[0] for line in shared]) == (0, ["extract-features", "train", "features"])
-    assert shared[1].endswith("--fit 80GB")
+    assert (done.returncode, [line.split()[0] for line in shared]) == (0, ["extract-features", "features", "train"])
+    assert shared[2].endswith("--fit 80GB")
     done, row = calls(text, "layers-1")
     assert [line.split()[0] for line in row] == ["finetune-decoder", "sample", "sample", "evaluate"]
     assert row[-1].endswith("--json")
@@ -159,6 +176,7 @@ def test_several_devices_train_by_torchrun():
     (line,) = (line for line in text.splitlines() if "--preset" in line)
     assert line.strip().startswith("torchrun --nproc-per-node=8 -m -- ldlm.cli train --preset owt-128-main")
     assert line.endswith("--fit 141GB")
+    assert "\nexport PYTHONSAFEPATH=1" in text  # torchrun -m would import modules from the output
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -57,6 +57,13 @@ def test_a_job_that_fails_leaves_out_what_needs_it_and_is_tried_again(runner, no
     assert outputs(runner.folder)[2:] == ["bad"]
 
 
+def test_a_module_in_the_output_is_not_imported(runner):
+    runner.folder.mkdir()
+    (runner.folder / "random.py").write_text("raise SystemExit('not the standard library')")
+    runner.run([job("one")])
+    assert [line["status"] for line in called(runner.folder)] == [0]
+
+
 def test_a_job_that_another_process_has_is_left_to_it_and_waited_for(runner):
     held, free = job("held"), job("free")
     lock = runner.folder / "locks" / "kept-held.json"
@@ -78,6 +85,26 @@ def test_a_job_that_another_process_has_is_left_to_it_and_waited_for(runner):
     assert outputs(runner.folder) == ["free"]
 
 
+def test_a_text_too_small_for_what_is_asked_is_refused_before_anything_is_written(tmp_path):
+    from ldlm.paper import text
+
+    def of(name, documents, length):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(
+            "".join(f"{json.dumps({'text': f'{i} ' + 'word ' * (length // 5)})}\n" for i in range(documents))
+        )
+        return path
+
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=r"ten\.jsonl has 10 documents.* none would be held out; .* give 17 or more"):
+        text.write(out, of("ten", 10, 30_000), rows=4)
+    with pytest.raises(InputError, match=r"of which [\d,]+ are held out, about \d+ rows; .* needs 250.*--texts"):
+        text.write(out, of("small", 300, 1_000), rows=250)
+    assert not out.exists()
+    text.write(out, of("enough", 300, 1_000), rows=50)
+    assert text.record(out)["documents"]["held-out"] == 18
+
+
 def test_an_output_of_another_text_is_refused(runner, corpus, few_lines, tmp_path):
     from ldlm.paper import text
 
@@ -91,5 +118,5 @@ def test_an_output_of_another_text_is_refused(runner, corpus, few_lines, tmp_pat
     with pytest.raises(InputError, match=r"holds tables of another text"):
         runner.run([])
     with pytest.raises(InputError, match=r"characters of text; a table needs 200,000"):
-        text.write(tmp_path / "small", few_lines)
+        text.write(tmp_path / "small", few_lines, rows=1)
     assert not (tmp_path / "small").exists()

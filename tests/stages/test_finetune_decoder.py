@@ -326,10 +326,10 @@ def test_a_damaged_decoder_is_never_read(store, run_copy, refuse, tmp_path, dama
 
 @pytest.fixture
 def measured(trained, store, whole, run_copy):
-    """`measured(name, l_w, joint=…, …)`: one more finished decoder of the run, whose manifest says that."""
+    """`measured(name, l_w, joint=…, …)`: one more finished decoder of the run, whose records say that."""
     shutil.copytree(whole, run_copy / "decoders" / "template")
 
-    def add(name, l_w, *, joint=None, sigma_dec=1.0, rows=10, created, checkpoint=None):
+    def add(name, l_w, *, joint=None, sigma_dec=1.0, rows=10, created, checkpoint=None, **inputs):
         template = run_copy / "decoders" / "template"
         made = run_copy / "decoders" / name
         shutil.copytree(template, made)
@@ -342,6 +342,9 @@ def measured(trained, store, whole, run_copy):
         manifest |= {"sigma_dec": sigma_dec, "decoder_noise": {"kind": "additive", "size": sigma_dec}}
         manifest |= {**({} if checkpoint is None else {"checkpoint": checkpoint})}
         (made / "manifest.json").write_text(files.dump_digested(manifest))
+        record = files.read_json(made / "artifact.json")
+        record["inputs"] = {key: value for key, value in {**record["inputs"], **inputs}.items() if value is not None}
+        files.write_json(made / "artifact.json", record)
 
     yield add
 
@@ -380,6 +383,16 @@ def test_decoders_measured_otherwise_are_not_compared(measured, run_copy, notes)
     measured("a", 2.0, joint=2.5, created=3)
     measured("b", 2.2, joint=2.5, created=4)
     assert default(run_copy, notes)[0] == "a"
+
+
+def test_decoders_measured_on_rows_of_another_store_are_not_compared(measured, run_copy, notes):
+    measured("elsewhere", 0.5, joint=0.4, created=1, features="0" * 64)
+    measured("unknown", 2.3, joint=2.5, created=2, features=None)  # a record without it is compared with all
+    measured("a", 2.0, joint=2.5, created=3)
+    measured("b", 2.2, joint=2.5, created=4)
+    name, line = default(run_copy, notes)
+    assert name == "a"
+    assert "with the lowest held-out cross-entropy (2.00; joint 2.50, unknown 2.30, b 2.20)" in line
 
 
 def test_one_of_another_checkpoint_is_no_default(measured, run_copy, notes):

@@ -1,5 +1,6 @@
 """`ldlm paper`: a table at the smallest size from text to page, killed and taken up again; and what it refuses."""
 
+import importlib.util
 import json
 import signal
 import subprocess
@@ -9,6 +10,8 @@ import time
 import pytest
 
 from ldlm import files
+from ldlm.config import PaperConfig
+from ldlm.stages import paper
 from tests.conftest import sentences
 
 ROWS = ("joint", "layers-1")
@@ -64,11 +67,19 @@ def test_what_does_not_go_together_is_refused_in_one_line(refuse, tmp_path):
     assert refuse("paper", "table-9", *out).startswith("table-9 needs a GPU")
     assert refuse("paper", "table-7", "--row", "mlp", *out).startswith("Table 7 has no row 'mlp'; it has resampler")
     assert refuse("paper", "table-7").startswith("--output is missing")
+    assert refuse("paper", "table-7", "--mauve", "on", "--texts", 19, *out).startswith("MAUVE needs at least 20 texts")
     assert refuse("paper", "table-7", "--report", *out).endswith("there is nothing to report; run it first")
     assert refuse("paper", "table-7", "--scale", "paper", "--steps", 50).startswith("--text and --steps are for")
     assert refuse("paper", "table-7", "table-5", "--scale", "paper").startswith("a script makes one table")
     assert refuse("paper", "table-7", "--script", tmp_path / "s.sh", *out).startswith("--script is for")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("texts", "computed"), [(19, False), (20, True), (None, True)])
+def test_mauve_is_left_out_below_the_fewest_texts_that_it_takes(texts, computed, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    plan = paper._plan(PaperConfig(texts=texts), "table-7")
+    assert plan.size.mauve == computed
 
 
 def test_several_are_written_by_one_command(succeed, refuse, tmp_path):

@@ -1,10 +1,12 @@
 """`ldlm pretrain-encoder`: the weights that a model starts with."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
 from transformers import AutoModel
 
+from ldlm import files
 from ldlm.config import PretrainConfig
 from ldlm.errors import InputError
 from ldlm.stages import pretrain_encoder
@@ -33,6 +35,21 @@ def test_it_starts_with_the_published_weights_otherwise(untrained, tmp_path):
     published = weights(untrained, tmp_path / "published")
     for name in ("wte.weight", "wpe.weight", "h.0.attn.c_attn.weight"):
         assert published[name].std().item() == pytest.approx(0.02, rel=0.04), name
+
+
+def test_another_tokenizer_of_the_same_name_is_refused_and_records_without_one_are_not_compared(
+    untrained, gpt2, bigrams, tmp_path
+):
+    named, out = tmp_path / "tokenizer", tmp_path / "out"
+    config = replace(untrained, tokenizer=str(shutil.copytree(gpt2, named)))
+    pretrain_encoder.run(config, out)
+    shutil.copytree(bigrams, named, dirs_exist_ok=True)
+    with pytest.raises(InputError, match=r"made with other settings \(inputs\.tokenizer: "):
+        pretrain_encoder.run(config, out)
+    record = files.read_json(out / "artifact.json")
+    del record["inputs"]["tokenizer"]  # as in 0.1
+    files.write_json(out / "artifact.json", record)
+    assert pretrain_encoder.run(config, out).complete
 
 
 def test_a_training_that_diverges_says_so_with_the_remedy_and_its_last_checkpoint_stays(

@@ -99,6 +99,19 @@ def test_an_encoder_that_sees_ahead_is_refused_with_the_reason(bert, few, prefix
     assert not (tmp_path / "run").exists()
 
 
+def test_an_encoder_that_sees_ahead_is_refused_with_a_single_row(gpt2, bert, few, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("a b c d e f g h i j k l m n")
+    alone = replace(few, data=(str(text),), validation_docs=0)
+    for encoder in (gpt2, bert):
+        extract_features.run(replace(alone, encoder=str(encoder)), tmp_path / encoder.parent.name)
+    opened = {encoder: FeatureStore(tmp_path / encoder.parent.name) for encoder in (gpt2, bert)}
+    assert [store.rows["train"] for store in opened.values()] == [1, 1]
+    check_causal(opened[gpt2])
+    with pytest.raises(InputError, match=r"needs a causal encoder"):
+        check_causal(opened[bert])
+
+
 @pytest.mark.parametrize("codec", ["fp16", "int8-token", "online"])
 def test_a_causal_encoder_is_taken_however_its_states_are_stored(few, tmp_path, codec):
     features = extract_features.run(replace(few, codec=codec, max_channel_error=1.0), tmp_path / "features").path

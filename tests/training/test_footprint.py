@@ -11,6 +11,7 @@ from ldlm.config import Shapes, TrainConfig, from_dict
 from ldlm.errors import InputError
 from ldlm.features.batch import Batch
 from ldlm.model.joint import build_meta
+from ldlm.stages import train
 from ldlm.training.fit import RESERVE, capacity, fitted, largest
 from ldlm.training.footprint import footprint
 from ldlm.training.joint import start, train_step
@@ -32,11 +33,11 @@ def case(width, length, *, vocabulary=1_000, rows=4, layers=2, num_latents=None,
     return config, Shapes(seq_len=length, hidden_dim=width, vocab_size=vocabulary)
 
 
-def two_steps(config, shapes, device):
+def two_steps(config, shapes, device, scratch=False):
     """The second has the optimiser's moments from its beginning."""
-    state, rows = start(config, shapes, scratch=False, device=device), config.batch_size
+    state, rows = start(config, shapes, scratch=scratch, device=device), config.batch_size
     for _ in range(2):
-        hidden_BLD = torch.zeros(rows, shapes.seq_len, shapes.hidden_dim, device=device)
+        hidden_BLD = None if scratch else torch.zeros(rows, shapes.seq_len, shapes.hidden_dim, device=device)
         tokens_BL = torch.zeros(rows, shapes.seq_len, dtype=torch.int64, device=device)
         train_step(state, Batch(hidden_BLD, tokens_BL, torch.arange(rows), 0))
 
@@ -66,6 +67,17 @@ def test_the_estimate_is_what_the_profiler_sees(name, tmp_path):
     config, shapes = SHAPES[name]
     seen = allocator.peak(lambda: two_steps(config, shapes, CPU), tmp_path)
     assert estimated(config, shapes) == pytest.approx(seen, rel=0.1)
+
+
+def test_embeddings_from_scratch_count_and_states_that_are_not_there_do_not(tmp_path):
+    config, shapes = case(256, 96, vocabulary=8_000, recipe={"reconstruction": "ce"})
+    seen = allocator.peak(lambda: two_steps(config, shapes, CPU, scratch=True), tmp_path)
+    found = footprint(config, shapes, bf16=False, device="cpu", scratch=True).memory(4, 4, batches=1)
+    assert found.total == pytest.approx(seen, rel=0.1)
+    with_states, without = (train.plan(config, shapes, features=kind) for kind in ("hidden", "scratch"))
+    assert without["parameters"] == {**with_states["parameters"], "embedding": 8_000 * 256}
+    assert without["weight_bytes"] == 4 * 4 * sum(without["parameters"].values()) == found.weights
+    assert without["batch_bytes"] == 4 * 4 * 96 * 8  # four batches of tokens alone
 
 
 @pytest.mark.gpu

@@ -104,6 +104,14 @@ def test_latents_that_collapse_or_explode_are_warned_about(stds, warning):
     assert warning is None or "recipe.sigma_dec" in found
 
 
+def test_the_spread_of_a_few_rows_is_not_that_of_the_latents():
+    """A single row has none, however large its latents are."""
+    evaluations = [{"step": 500, "latent_std": 0.0, "rows": rows} for rows in (1, 7, 8)]
+    found = [heldout.latent_warning([one], warmup_steps=400) is not None for one in evaluations]
+    assert found == [False, False, True]
+    assert heldout.latent_warning([{"step": 500, "latent_std": None, "rows": 1}], warmup_steps=400)
+
+
 @pytest.mark.parametrize("std", [0.1, 30.0])
 def test_the_remedy_is_a_setting_that_acts_in_the_space(std):
     evaluations = [{"step": 500, "latent_std": std}]
