@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from ldlm.cli import show
 from ldlm.cli.options import Command, Options, method_of, path_option, require, stage_options
 from ldlm.config import LDLM, FrontierConfig
 from ldlm.errors import InputError
+from ldlm.location import beside
 
 
 @click.command(cls=Command, short_help="measure quality against evaluations, over solvers, grids, guidance and rivals")
@@ -79,8 +79,7 @@ def _default_output(paths: list[Path]) -> Path:
 
     if len(paths) == 1 and pretrained.model_type(paths[0]) is None:
         return paths[0] / "sweep"
-    first = paths[0] if paths[0].name not in ("", "..") else Path(os.path.abspath(paths[0]))
-    return first.parent / "sweep"
+    return beside(paths[0], "sweep")
 
 
 def _points(result: dict[str, Any]) -> str:

@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
+from ldlm import artifact
 from ldlm import config as configs
 from ldlm.cli import show
 from ldlm.cli.options import Command, Options, online_options, path_option, require, require_place, stage_options
 from ldlm.config import AnyTrainConfig, TrainConfig
-from ldlm.errors import InputError
-from ldlm.location import locate
+from ldlm.errors import InputError, Occupied
+from ldlm.location import beside, folder_name, locate
 
 ONLINE = "online"
 GPT2_POSITIONS = 1_024
@@ -106,17 +107,28 @@ def _prepare_online(online: dict[str, Any], config: AnyTrainConfig, out: Path, *
     if not online.get("data") and not online.get("dataset"):
         raise InputError("--features online needs the text: --data FILE… or --dataset NAME, and --encoder")
     same = {"codec": "online", "seed": config.seed, "device": config.device}
-    place = out.with_name(out.name + "-features")
+    place = beside(out, f"{folder_name(out)}-features")
+    if not _is_online(place):
+        raise InputError(
+            f"{place} is for the tokens and statistics of this run, and holds something else; choose another --output"
+        )
     progress = show.Terminal()
     settings = configs.from_dict(configs.ExtractConfig, {**online, **same})
     try:
         extract_features.run(settings, place, progress=progress)
-    except InputError:  # only now: --overwrite may be meant for the run alone, and the store may still fit
+    except Occupied:  # only now: --overwrite may be meant for the run alone, and the store may still fit
         if not overwrite:
             raise
         extract_features.run(settings, place, overwrite=True, progress=progress)
     progress.note(f"tokens and statistics are in {place}, which later commands take as --features")
     return place
+
+
+def _is_online(place: Path) -> bool:
+    """Whether a location holds nothing yet, or a store of the codec `online`, begun or finished."""
+    if (place / "config.yaml").is_file():
+        return artifact.recorded_config(place).get("codec") == ONLINE
+    return artifact.is_open(place, "features")
 
 
 def _shapes(

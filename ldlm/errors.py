@@ -13,6 +13,10 @@ class Unreadable(InputError):
     """The system could not read a file; its content may be good, so an unfinished output is kept."""
 
 
+class Occupied(InputError):
+    """The output can't be begun or resumed: what is there has other settings, or is something else."""
+
+
 class Stopped(BaseException):
     """A stage ended cleanly after a signal; the message says where. Exit status 75 (EX_TEMPFAIL).
 

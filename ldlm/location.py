@@ -276,6 +276,12 @@ def folder_name(path: Path) -> str:
     return Path(os.path.abspath(path)).name
 
 
+def beside(path: Path, name: str) -> Path:
+    """The path of another name in the folder that `path` is in, even for `.`; beside a link if it is one."""
+    named = path if path.name not in ("", "..") else Path(os.path.abspath(path))
+    return named.parent / name
+
+
 def folder_names(paths: Sequence[Path]) -> list[str]:
     """Names for folders, usable as folder names: the shortest ends of their paths that are all different.
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ldlm import artifact, compute, files, runtime
 from ldlm.config import ExtractConfig, Shapes
-from ldlm.errors import InputError
+from ldlm.errors import InputError, Occupied
 from ldlm.features import text, textfiles
 from ldlm.features.codecs import CODECS
 from ldlm.features.encoder import FrozenEncoder, tokenizer_fingerprint
@@ -134,7 +134,7 @@ def _pinned(config: ExtractConfig, progress: Progress, store: Location | None) -
 def resumed(found: Inputs, begun: Mapping[str, Any], out: Location, progress: Progress) -> Inputs:
     """The inputs with which the store at `out` continues; `begun` is its recorded configuration, or empty.
 
-    A store keeps its precision and its compression, and one of schema 1 keeps what `lm1b` meant then. `InputError` if
+    A store keeps its precision and its compression, and one of schema 1 keeps what `lm1b` meant then. `Occupied` if
     the dataset now has another commit.
     """
     config, encoder = found.config, found.encoder
@@ -151,10 +151,10 @@ def resumed(found: Inputs, begun: Mapping[str, Any], out: Location, progress: Pr
 
 
 def _check_revision(config: ExtractConfig, begun: Mapping[str, Any], out: Location) -> None:
-    """`InputError` when the dataset's branch has moved since the store was `begun` with a configuration."""
+    """`Occupied` when the dataset's branch has moved since the store was `begun` with a configuration."""
     old = begun.get("revision")
     if config.dataset and old not in (None, config.revision) and begun.get("dataset") == config.dataset:
-        raise InputError(
+        raise Occupied(
             f"{out} was begun with {config.dataset} at revision {old}, and this is revision {config.revision}; go on "
             f"with --revision {old}, or choose another --output"
         )

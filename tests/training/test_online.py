@@ -1,6 +1,7 @@
 """Features made by the encoder inside the training step, against the same from a store."""
 
 import json
+import shutil
 import time
 from dataclasses import replace
 
@@ -110,6 +111,67 @@ def test_the_command_line_prepares_the_store_itself_and_goes_on(ldlm, succeed, f
     again = ldlm(*arguments)
     assert again.exit_code == 0
     assert "nothing to do" in again.stderr
+
+
+@pytest.fixture
+def from_text(few, tiny_yaml):
+    """The beginning of a training command with its own encoder, and the text for it."""
+    return [
+        "train", "--features", "online", "--encoder", few.encoder, "--data", *few.data, "--seq-len", few.seq_len,
+        "--config", tiny_yaml, "--steps", 1, "--output",
+    ]  # fmt: skip
+
+
+def test_overwriting_a_run_replaces_a_store_of_online_beside_it_only_if_that_is_another(
+    from_text, succeed, refuse, tmp_path
+):
+    command = [*from_text, tmp_path / "run"]
+    assert succeed(*command)["step"] == 1
+    begun = (tmp_path / "run-features/artifact.json").stat().st_mtime_ns
+    assert succeed(*command, "--overwrite")["step"] == 1
+    assert (tmp_path / "run-features/artifact.json").stat().st_mtime_ns == begun
+    other = [*command, "--stats-tokens", 64]
+    assert "stats_tokens" in refuse(*other)
+    assert succeed(*other, "--overwrite")["step"] == 1
+    assert (tmp_path / "run-features/artifact.json").stat().st_mtime_ns > begun
+
+
+@pytest.mark.parametrize("there", ["a store of states", "notes"])
+def test_overwriting_a_run_leaves_what_else_is_beside_it(from_text, refuse, stored, tmp_path, there):
+    beside = tmp_path / "run-features"
+    if there == "notes":
+        beside.mkdir()
+        (beside / "notes.txt").write_text("years of work")
+    else:
+        shutil.copytree(stored, beside)
+    before = {path: path.stat().st_mtime_ns for path in beside.rglob("*")}
+    for more in ([], ["--overwrite"]):
+        line = refuse(*from_text, tmp_path / "run", *more)
+        assert line.startswith(f"{beside} is for the tokens and statistics of this run, and holds something else")
+        assert line.endswith("choose another --output")
+    assert {path: path.stat().st_mtime_ns for path in beside.rglob("*")} == before
+
+
+def test_a_store_that_fits_stays_if_there_is_no_room(from_text, succeed, refuse, tmp_path, monkeypatch):
+    """Only other settings are a reason to make it anew."""
+    command = [*from_text, tmp_path / "run"]
+    succeed(*command)
+    (tmp_path / "run-features/manifest.json").unlink()
+
+    def full(*arguments):
+        raise InputError("make room")
+
+    monkeypatch.setattr(extract_features.Extraction, "check_space", full)
+    begun = (tmp_path / "run-features/artifact.json").stat().st_mtime_ns
+    assert refuse(*command, "--overwrite") == "make room"
+    assert (tmp_path / "run-features/artifact.json").stat().st_mtime_ns == begun
+
+
+def test_a_run_in_the_working_directory_has_its_store_beside_that(from_text, succeed, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert succeed(*from_text, ".")["output"] == "."
+    assert (tmp_path / "here-features/manifest.json").is_file()
 
 
 def test_a_dry_run_takes_its_sizes_from_the_encoder(succeed, few, tiny_yaml):
