@@ -12,7 +12,7 @@ from ldlm.config import DistillConfig
 @click.command(cls=Command, short_help="distil a run, so that it draws texts in few evaluations")
 @stage_options(DistillConfig)
 @path_option("--run", "the trained run, or a distilled one")
-@path_option("--features", "the feature store that it was trained on")
+@path_option("--features", "the feature store that it was trained on", anywhere=True)
 @path_option("--output", "folder of the distilled run")
 @click.option("--allow-partial", is_flag=True, help="use the shards that an unsealed store has")
 def command(options: Options, run: str | None, features: str | None, output: str | None, allow_partial: bool) -> None:

@@ -39,7 +39,11 @@ ASKED_FOR = {"mauve": "mauve", "copied_8grams": "copied 8-grams"}
     "--seeds", is_flag=True, help="the files, or those in the folders, are seeds of one model: also show mean ± std"
 )
 @click.option("--mauve", "with_mauve", is_flag=True, help="MAUVE against --reference; needs the extra ldlm[mauve]")
-@path_option("--training", "feature store: show the share of the texts' 8-grams that its training text contains")
+@path_option(
+    "--training",
+    "feature store: show the share of the texts' 8-grams that its training text contains",
+    anywhere=True,
+)
 @path_option("--features-p", "features of the texts, (texts, width), computed elsewhere, for MAUVE", metavar="FILE.npy")
 @path_option("--features-q", "features of the reference, (texts, width), for MAUVE", metavar="FILE.npy")
 @click.option("--no-cache", is_flag=True, help="neither read nor write the cache of scores, XDG_CACHE_HOME/ldlm/scores")

@@ -14,7 +14,7 @@ from ldlm.location import locate
 @click.command(cls=Command, short_help="run the frozen encoder over text once, into a feature store")
 @stage_options(ExtractConfig)
 @more_options(LaunchConfig, "launch")
-@path_option("--output", "folder of the feature store, or s3://bucket/prefix")
+@path_option("--output", "folder of the feature store, or s3://bucket/prefix", anywhere=True)
 def command(options: Options, launch: LaunchConfig, output: str | None) -> None:
     """Tokenise and pack text, run the frozen encoder over it, and store the normalised hidden states.
 

@@ -19,7 +19,7 @@ FIGURES = {
 @click.command(cls=Command, short_help="train a small decoder that reads the latents directly")
 @stage_options(FinetuneConfig)
 @path_option("--run", "the trained run")
-@path_option("--features", "the feature store that it was trained on")
+@path_option("--features", "the feature store that it was trained on", anywhere=True)
 @click.option("--allow-partial", is_flag=True, help="use the shards that an unsealed store has")
 @click.option("--list", "as_list", is_flag=True, help="list the run's decoders and stop")
 def command(options: Options, run: str | None, features: str | None, allow_partial: bool, as_list: bool) -> None:

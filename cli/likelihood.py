@@ -19,7 +19,7 @@ from ldlm.errors import InputError
 @click.option(
     "--causal", metavar="NAME...", multiple=True, help="causal models with the same tokenizer, by folder or hub name"
 )
-@path_option("--features", "feature store that holds the rows")
+@path_option("--features", "feature store that holds the rows", anywhere=True)
 @path_option("--output", "folder for the result of one run  [default: likelihood, in the run]")
 def command(
     options: Options, runs: tuple[str, ...], causal: tuple[str, ...], features: str | None, output: str | None

@@ -324,9 +324,20 @@ def require_place(value: str | None, flag: str, example: str) -> Location:
     return locate(value) if value is not None and "://" in value else require(value, flag, example)
 
 
-def path_option(flag: str, help: str, *, metavar: str = "DIR") -> Function:
-    """An option for a path, which the stage checks. Optional to click, so that --dump-config works without it."""
-    return click.option(flag, metavar=metavar, default=None, help=help)
+def path_option(flag: str, help: str, *, metavar: str = "DIR", anywhere: bool = False) -> Function:
+    """An option for a path, which the stage checks; with `anywhere`, it may be in an object store.
+
+    Optional to click, so that --dump-config works without it.
+    """
+    return click.option(flag, metavar=metavar, default=None, help=help, callback=None if anywhere else _here)
+
+
+def _here(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """The path itself; `InputError` for an address, which would become a folder of that name."""
+    if value is not None and "://" in value:
+        flag = option.opts[0]
+        raise InputError(f"{flag} {value} is in an object store, which takes feature stores alone; give a path")
+    return value
 
 
 def method_of(run: str | None) -> str:

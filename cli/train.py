@@ -27,7 +27,10 @@ TEXT = (
 @click.command(cls=Command, short_help="train LDLM, or a rival method on the same rows")
 @stage_options(TrainConfig, methods=True, presets=True)
 @path_option(
-    "--features", "feature store, or `online` to run the encoder inside the training step", metavar="DIR|online"
+    "--features",
+    "feature store, or `online` to run the encoder inside the training step",
+    metavar="DIR|online",
+    anywhere=True,
 )
 @path_option("--output", "folder of the run")
 @click.option(

@@ -241,6 +241,55 @@ def test_no_stage_touches_what_it_did_not_make(
     assert {p: p.read_bytes() for p in (out, *out.rglob("*")) if p.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("extract-features", "--encoder", "MODEL", "--data", "CORPUS", "--seq-len", 16),
+        ("pretrain-encoder", "--tokenizer", "MODEL", "--data", "CORPUS"),
+        ("quickstart", "--encoder", "MODEL"),
+        ("quickstart", "--scorer", "MODEL"),
+        ("interpolate", "--run", "RUN", "--features", "STORE", "--scorer", "MODEL", "--pairs", 2),
+        ("interpolate", "--run", "RUN", "COPY", "--features", "STORE", "--scorer", "MODEL", "--pairs", 2),
+        ("sweep", "--run", "RUN", "--scorer", "MODEL"),
+        ("sweep", "--run", "RUN", "COPY", "--scorer", "MODEL"),
+    ],
+    ids=lambda command: " ".join(map(str, command)),
+)
+def test_overwriting_spares_what_is_to_be_read(refuse, gpt2, corpus, store, trained, tmp_path, command):
+    out = tmp_path / "out"
+    model = shutil.copytree(gpt2, out / "model")
+    places = {"MODEL": model, "CORPUS": corpus, "STORE": store, "RUN": trained}
+    if "COPY" in command:
+        places["COPY"] = shutil.copytree(trained, tmp_path / "copy")
+    named = (places.get(argument, argument) for argument in command)
+    line = refuse(*named, "--output", out, "--device", "cpu", "--overwrite")
+    assert line == f"--overwrite would delete {model}, which is to be read; choose another --output"
+    assert (model / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "pretrain-encoder --output", "quickstart --output", "train --output", "distill --run run --output",
+        "sample --run run --output", "sample --run run --trace", "sweep --run run --output", "report run --output",
+        "interpolate --run run --output", "likelihood --run run --features features --output", "plot run --output",
+        "export --run run --output", "stories --output", "stories --output a.txt --tokenizer", "paper table-1 --output",
+        "paper table-1 --scale paper --script", "features texts features --output", "train --output run --features",
+        "export --run",
+    ],
+)  # fmt: skip
+def test_an_object_store_takes_feature_stores_alone(refuse, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    place = "s5://bucket/run" if command.endswith("--features") else "s3://bucket/run"
+    line = refuse(*command.split(), place)
+    flag = command.split()[-1]
+    if flag == "--features":
+        assert "s5 is not among the object stores" in line
+    else:
+        assert line == f"{flag} {place} is in an object store, which takes feature stores alone; give a path"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_output_that_can_not_be_made_is_one_line(refuse, gpt2, corpus, trained, tmp_path):
     (tmp_path / "file").write_text("")
     command = ("extract-features", "--encoder", gpt2, "--data", corpus, "--seq-len", 16)
