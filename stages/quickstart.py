@@ -28,6 +28,7 @@ from ldlm.config import (
     SamplerConfig,
     TrainConfig,
 )
+from ldlm.errors import InputError
 from ldlm.evaluation import samples
 from ldlm.evaluation.scorer import Scorer
 from ldlm.features import textfiles
@@ -178,14 +179,14 @@ def plan(quickstart: QuickstartConfig) -> dict[str, Any]:
 def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, progress: Progress = SILENT) -> Artifact:
     """Run every stage into `out`; its manifest holds the table."""
     runtime.device(quickstart.device)
-    steps = Plan(quickstart, out)
-    text = steps.source.files
+    text = named(quickstart.text).files
     inputs = {"text": textfiles.fingerprints(text)[text[0]]} if text else {}
     reads = local(*text, quickstart.encoder, quickstart.scorer)
     with artifact.working(out, "quickstart", quickstart, inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:
             progress.note(f"{out} is complete; nothing to do")
             return result
+        steps = Plan(quickstart, _as_begun(out))
         begun = result if (out / "text" / "corpus.json").exists() else replace(result, state="new")
         # Bad input removes the folder, even of an interrupted quickstart, if it has no text yet.
         with begun.or_nothing():
@@ -209,6 +210,20 @@ def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, pro
         files.write_json(out / "evaluation.json", next(iter(judged.values())))
         files.write_atomic(out / "SUMMARY.md", summary_markdown(summary))
         return result.finish(**summary)
+
+
+def _as_begun(out: Path) -> Path:
+    """`out` as the first call named it, since its parts name each other by that; `InputError` if it leads elsewhere."""
+    for part in ("encoder", "scorer", "features"):
+        if (settings := out / part / "config.yaml").is_file():
+            begun = Path(files.read_yaml(settings)["data"][0]).parents[1]
+            if begun.resolve() != out.resolve():
+                raise InputError(
+                    f"{out} was begun as {begun}, by which its parts name each other, and that leads elsewhere from "
+                    f"here; move it back, or run the command where it was begun"
+                )
+            return begun
+    return out
 
 
 def _run_stages(steps: Plan, progress: Progress) -> tuple[Artifact, Artifact, dict[str, Any]]:

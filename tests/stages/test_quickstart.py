@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -147,6 +148,27 @@ def toy(monkeypatch, path=None):
     few = {"fewest_characters": 100, "sizes": TOY}
     small = {"stories": Stories(documents=300, held_out=60, sizes=TOY), "python": RealText(str(path), **few)}
     monkeypatch.setattr(quickstart, "named", small.__getitem__)
+
+
+def test_it_goes_on_however_its_folder_is_named_and_says_where_it_was_begun_if_it_has_moved(monkeypatch, tmp_path):
+    """Here it goes on until the model is to be trained."""
+    toy(monkeypatch)
+    config = QuickstartConfig(text="stories", device="cpu")
+    monkeypatch.chdir(tmp_path)
+
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quickstart.train, "run", stop)
+    for out in (Path("q"), tmp_path / "q", Path("..", tmp_path.name, "q")):
+        with pytest.raises(KeyboardInterrupt):
+            quickstart.run(config, out)
+    Path("q").rename("moved")
+    with pytest.raises(InputError, match=r"^moved was begun as q, .*; move it back, or .* was begun"):
+        quickstart.run(config, Path("moved"))
+    Path("q").symlink_to("moved")
+    with pytest.raises(KeyboardInterrupt):
+        quickstart.run(config, Path("moved"))
 
 
 @pytest.mark.slow
