@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ldlm import artifact, files, runtime
 from ldlm.artifact import Artifact
+from ldlm.completion import is_complete
 from ldlm.config import PretrainConfig
 from ldlm.errors import InputError
 from ldlm.features import text, textfiles
@@ -43,7 +44,7 @@ def plan(config: PretrainConfig) -> dict[str, Any]:
         raise InputError("nothing to train on: give --data FILE")
     for path in config.data:
         textfiles.check_file(Path(path))
-    tokenizer = _trained_tokenizer(config) if config.tokenizer is None else load_tokenizer(config.tokenizer)
+    tokenizer = _named_tokenizer(config) or _trained_tokenizer(config)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in _model(config, tokenizer).parameters())
     return {
@@ -60,7 +61,7 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
         raise InputError("nothing to train on: give --data FILE")
     device = runtime.device(config.device)
     quiet_transformers()
-    named = None if config.tokenizer is None else load_tokenizer(config.tokenizer)
+    named = _named_tokenizer(config)
     inputs: dict[str, Any] = {"text": textfiles.fingerprints(config.data)}
     if named is not None:
         inputs["tokenizer_sha256"] = tokenizer_fingerprint(named)
@@ -74,7 +75,7 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
         with begun.or_nothing():  # bad input also removes an interrupted training without a checkpoint
             for remark in textfiles.remarks(config.data, config.text_column):
                 progress.note(remark)
-            tokenizer = _trained_tokenizer(config) if named is None else named
+            tokenizer = named or _trained_tokenizer(config)
             rows = _rows(config, tokenizer)
             model = _model(config, tokenizer).to(device)
         started = time.perf_counter()
@@ -93,6 +94,19 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
             vocab_size=len(tokenizer),
             seconds=round(time.perf_counter() - started, 1),
         )
+
+
+def _named_tokenizer(config: PretrainConfig) -> Any:
+    """The tokenizer that the configuration names, if it does; `InputError` if the model can't be trained with it."""
+    if config.tokenizer is None:
+        return None
+    named = load_tokenizer(config.tokenizer)
+    if config.arch == "bert" and named.mask_token_id is None:
+        raise InputError(
+            f"{config.tokenizer} has no mask token, which BERT learns to fill in; give another --tokenizer, or "
+            f"--arch gpt2"
+        )
+    return named
 
 
 def _trained_tokenizer(config: PretrainConfig) -> Any:

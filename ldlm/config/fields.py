@@ -215,8 +215,20 @@ def _scalar(hint: type, value: Any, key: str) -> Any:
     if hint is str:
         if not isinstance(value, str):
             raise InputError(f"{wrong}; in a YAML file, put it in quotes")
-        return value
+        return _whole(value, key)
     return _number(hint, value, key, wrong)
+
+
+def _whole(value: str, key: str) -> str:
+    """`value` itself; `InputError` if it can't be recorded, as a command line whose bytes are not UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(value[error.start])
+        raise InputError(
+            f"{key} holds {half}, which is no whole character of UTF-8; remove it, or rename the file"
+        ) from None
+    return value
 
 
 def _number(hint: type, value: Any, key: str, wrong: str) -> int | float:

@@ -290,6 +290,19 @@ def test_an_object_store_takes_feature_stores_alone(refuse, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_name_with_bytes_that_are_no_text_is_one_line(refuse, corpus, gpt2, out, tmp_path):
+    path = shutil.copy(corpus, tmp_path / "t\udcff.txt")
+    for command in (
+        ("pretrain-encoder", "--data", path),
+        ("extract-features", "--encoder", gpt2, "--data", path, "--seq-len", 16),
+        ("extract-features", "--encoder", gpt2, "--data", corpus, "--validation-data", path, "--seq-len", 16),
+        ("quickstart", "--text", path),
+    ):
+        name = command[-4 if command[-2] == "--seq-len" else -2].removeprefix("--").replace("-", "_")
+        line = refuse(*command, "--output", out)
+        assert line == rf"{name} holds '\udcff', which is no whole character of UTF-8; remove it, or rename the file"
+
+
 def test_an_output_that_can_not_be_made_is_one_line(refuse, gpt2, corpus, trained, tmp_path):
     (tmp_path / "file").write_text("")
     command = ("extract-features", "--encoder", gpt2, "--data", corpus, "--seq-len", 16)

@@ -44,12 +44,24 @@ def test_another_tokenizer_of_the_same_name_is_refused_and_records_without_one_a
     config = replace(untrained, tokenizer=str(shutil.copytree(gpt2, named)))
     pretrain_encoder.run(config, out)
     shutil.copytree(bigrams, named, dirs_exist_ok=True)
-    with pytest.raises(InputError, match=r"made with other settings \(inputs\.tokenizer: "):
+    with pytest.raises(InputError, match=r"made with other settings \(inputs\.tokenizer_sha256: "):
         pretrain_encoder.run(config, out)
     record = files.read_json(out / "artifact.json")
-    del record["inputs"]["tokenizer"]  # as in 0.1
+    del record["inputs"]["tokenizer_sha256"]  # as in 0.1
     files.write_json(out / "artifact.json", record)
     assert pretrain_encoder.run(config, out).complete
+
+
+def test_a_tokenizer_without_a_mask_is_none_for_bert_and_the_model_that_is_there_stays(gpt2, untrained, tmp_path):
+    made = pretrain_encoder.run(untrained, tmp_path / "out")
+    masked = replace(untrained, arch="bert", tokenizer=str(gpt2))
+    for out in ("out", "new"):
+        with pytest.raises(InputError, match=f"{gpt2} has no mask token, .* give another --tokenizer, or --arch gpt2"):
+            pretrain_encoder.run(masked, tmp_path / out, overwrite=True)
+    with pytest.raises(InputError, match="has no mask token"):
+        pretrain_encoder.plan(masked)
+    assert made.manifest["rows"] > 0
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_training_that_diverges_says_so_with_the_remedy_and_its_last_checkpoint_stays(
