@@ -91,10 +91,15 @@ def _batches(stories: StoriesConfig) -> Iterator[list[str]]:
 
 
 def write_tokenizer(folder: Path, *, overwrite: bool = False) -> None:
-    """Write the tokenizer to a folder of its own; if it is already there, it stays."""
+    """Write the tokenizer to a folder of its own; if it is already there, it stays.
+
+    `InputError` for another tokenizer that is not to be overwritten, or that a model was trained with.
+    """
     made, there = tokens.tokenizer(STORIES), folder / "tokenizer.json"
     if there.is_file() and there.read_text(encoding="utf-8") == made.backend_tokenizer.to_str(pretty=True):
         return
+    if any((folder / name).exists() for name in ("artifact.json", "config.json")):
+        raise InputError(f"{folder} holds a model, whose tokenizer stays; name a new folder with --tokenizer DIR")
     if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and holds something else; name a new folder with --tokenizer DIR")
     files.make_folder(folder)

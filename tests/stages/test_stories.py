@@ -107,6 +107,17 @@ def test_what_can_not_be_is_refused(refuse, succeed, ldlm, made, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["words"]
 
 
+def test_the_tokenizer_of_a_model_is_not_replaced(refuse, gpt2, tmp_path):
+    model = shutil.copytree(gpt2, tmp_path / "model")
+    before = (model / "tokenizer.json").read_bytes()
+    command = ("stories", "--documents", 1, "--output", tmp_path / "a.txt", "--tokenizer", model, "--overwrite")
+    for left in ("artifact.json", "config.json"):
+        assert "holds a model" in refuse(*command)
+        assert (model / "tokenizer.json").read_bytes() == before
+        (model / left).unlink()
+    assert not (tmp_path / "a.txt").exists()
+
+
 def test_a_word_is_a_token_and_a_story_comes_back_as_it_was(made):
     tokenizer = load_tokenizer(str(made / "words"))
     assert len(tokenizer) == len(STORIES.vocabulary) + 2
