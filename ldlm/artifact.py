@@ -22,7 +22,7 @@ from typing import Any, Literal
 from ldlm import config as configs
 from ldlm import emptying, files, fingerprints, presence
 from ldlm.completion import is_complete
-from ldlm.errors import InputError, StorageError, Unreadable
+from ldlm.errors import InputError, Occupied, StorageError, Unreadable
 from ldlm.kinds import MADE_BY, NAMED_BY, article
 from ldlm.lease_places import SUFFIX
 from ldlm.leases import Lease
@@ -121,7 +121,8 @@ def begin(
 ) -> Artifact:
     """Create the artefact at `path`, resume the one there, or find it complete (SPEC 12.1).
 
-    Raises `InputError` when `path` holds something else, another configuration or other inputs, saying what differs.
+    Raises `InputError` when `path` holds something else, and `Occupied`, saying what differs, when it was made with
+    another configuration or from other inputs.
     `reads` are the files that the stage will read: an output that contains one is never overwritten. `shared` says that
     several processes work on the output: its configuration is not rewritten on resumption, since another process may be
     finishing it. Until `held` closes, this process is at work there (`presence`), and none can overwrite it. `note`
@@ -212,7 +213,7 @@ def _begin(
     new = fingerprints.as_recorded({"inputs": inputs, **configs.identity(config)}, old)
     changed = configs.differences(old, new)
     if changed:
-        raise InputError(
+        raise Occupied(
             f"{path} was made with other settings ({'; '.join(changed)}); choose another {place}, or {replacing}"
         )
     if is_complete(path):

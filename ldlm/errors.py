@@ -14,7 +14,7 @@ class Unreadable(InputError):
 
 
 class Occupied(InputError):
-    """The output can't be begun or resumed: what is there has other settings, or is something else."""
+    """The output can't be resumed: what is there was made with other settings, or from other inputs."""
 
 
 class Stopped(BaseException):

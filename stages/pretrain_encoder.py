@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ldlm import artifact, files, runtime
 from ldlm.artifact import Artifact
-from ldlm.completion import is_complete
 from ldlm.config import PretrainConfig
 from ldlm.errors import InputError
 from ldlm.features import text, textfiles

@@ -8,7 +8,7 @@ from pathlib import Path
 from ldlm import artifact, files
 from ldlm.artifact import Artifact
 from ldlm.config import ExtractConfig
-from ldlm.errors import InputError, Occupied, StorageError
+from ldlm.errors import InputError, StorageError
 from ldlm.features import inputs
 from ldlm.features.extraction import Extraction
 from ldlm.location import Location, ObjectPath, local, user_cache
@@ -26,7 +26,7 @@ def prepare(
 ) -> tuple[Extraction, Artifact]:
     """Find text, tokenizer and encoder, and begin or resume the store `out`; `InputError` if one doesn't fit it.
 
-    `Occupied` if it is the store that doesn't fit: it has other settings, or is none.
+    `Occupied` if it is the store that doesn't fit, since it has other settings.
     Until `held` closes, no other process may overwrite or repair the store. `device` as in `inputs.find`.
     """
     # No hashes of the text are written to a prefix that may yet be refused.
@@ -35,20 +35,17 @@ def prepare(
     begun = artifact.recorded_config(out) if not overwrite and (out / "config.yaml").is_file() else {}
     found = inputs.resumed(found, begun, out, progress)
     config, fingerprints = found.config, found.fingerprints()
-    try:
-        result = artifact.begin(
-            out,
-            "features",
-            config,
-            {"text": found.text, **fingerprints},
-            overwrite=overwrite,
-            reads=local(*config.data, *config.validation_data, config.encoder, config.dataset),
-            shared=True,
-            held=held,
-            note=progress.note,
-        )
-    except InputError as error:
-        raise Occupied(str(error)) from None
+    result = artifact.begin(
+        out,
+        "features",
+        config,
+        {"text": found.text, **fingerprints},
+        overwrite=overwrite,
+        reads=local(*config.data, *config.validation_data, config.encoder, config.dataset),
+        shared=True,
+        held=held,
+        note=progress.note,
+    )
     work = _work_folder(result)
     made = Extraction(config, out, work, found.tokenizer, found.encoder, fingerprints, progress)
     made.own_seal.at_work = result.at_work
