@@ -1,6 +1,6 @@
 #!/bin/sh
 # Trains the example model in ./example, from a file of English novels, a paragraph per line, and makes what is shown here.
-# Two cores take about two hours. Started again, it goes on where it was.
+# Two cores take about three hours. Started again, it goes on where it was.
 set -eu
 novels=$(realpath "$1")
 mkdir -p example && cd example
@@ -12,15 +12,15 @@ split 0 11 train.txt
 split 12 18 scorer.txt
 split 19 19 held-out.txt
 
-ldlm pretrain-encoder --data train.txt --vocab-size 8192 --positions 64 --steps 1500 --init width --output encoder $common
+ldlm pretrain-encoder --data train.txt --vocab-size 24576 --positions 64 --steps 2000 --init width --output encoder $common
 ldlm pretrain-encoder --data scorer.txt --vocab-size 4096 --positions 64 --steps 1500 --output scorer $common
 ldlm extract-features --encoder encoder --data train.txt --validation-data held-out.txt --seq-len 64 \
     --output features $common
-ldlm train --features features --preset tiny --steps 7000 --set recipe.sigma_dec=1.0 --set recipe.warmup_steps=2800 \
+ldlm train --features features --preset tiny --steps 8000 --set recipe.sigma_dec=1.0 --set recipe.warmup_steps=3200 \
     --set timesteps.refresh_steps=250 --set optimizer.lr=0.004 --set optimizer.lr_warmup_steps=100 --output run $common
 ldlm features texts features --rows 1000 --output real.jsonl
 
-for temperature in 0 0.4; do
+for temperature in 0 0.4 0.6; do
     for seed in 0 1 2 3; do
         ldlm sample --run run --decoder joint --temperature $temperature --num-samples 500 --seed $seed \
             --output seeds-$temperature/$seed.jsonl $common
