@@ -122,18 +122,24 @@ def begin(
     """Create the artefact at `path`, resume the one there, or find it complete (SPEC 12.1).
 
     Raises `InputError` when `path` holds something else, and `Occupied`, saying what differs, when it was made with
-    another configuration or from other inputs.
-    `reads` are the files that the stage will read: an output that contains one is never overwritten. `shared` says that
-    several processes work on the output: its configuration is not rewritten on resumption, since another process may be
-    finishing it. Until `held` closes, this process is at work there (`presence`), and none can overwrite it. `note`
-    reports a wait for processes that may be dead.
+    another configuration or from other inputs. `reads` are the files that the stage will read: an output that contains
+    one is never overwritten. Until `held` closes, this process has an unfinished output to itself, and `InputError`
+    says if another is at work there.
+
+    `shared` says that several processes work on the output: its configuration is not rewritten on resumption, since
+    another process may be finishing it, and until `held` closes this one is at work there beside others (`presence`),
+    and none can overwrite it. `note` reports a wait for processes that may be dead.
     """
     with presence.turn(path, shared):
         begun = _begin(path, kind, config, inputs, overwrite, reads, shared, note)
-        if begun.state == "partial" and not shared:
+        if shared:
+            return begun if held is None else replace(begun, at_work=held.enter_context(presence.present(path)))
+        if held is not None and isinstance(path, Path) and not begun.complete:
+            held.enter_context(exclusive_lock(path))
+        if begun.state == "partial":
+            if is_complete(path):  # another process has finished it since it was looked at
+                return replace(begun, state="complete")
             begun.write_config(config)
-        if held is not None:
-            return replace(begun, at_work=held.enter_context(presence.present(path)))
         return begun
 
 
@@ -147,26 +153,9 @@ def working(
     overwrite: bool = False,
     reads: Sequence[str | Path] = (),
 ) -> Iterator[Artifact]:
-    """`begin` an artefact and have its folder to oneself, unless it is complete, until the context ends.
-
-    Raises `InputError` as `begin` does, and while another process is at work there.
-    """
+    """`begin` an artefact and have its folder to oneself, unless it is complete, until the context ends."""
     with ExitStack() as held:
-        with presence.turn(path, shared=False):
-            begun = _begin(path, kind, config, inputs, overwrite, reads, False, presence.unheard)
-            if not begun.complete:
-                held.enter_context(exclusive_lock(path))
-            if begun.state == "partial":
-                begun = _taken_up(begun, config)
-        yield begun
-
-
-def _taken_up(begun: Artifact, config: Any) -> Artifact:
-    """An unfinished artefact that is locked now: another process may have finished it since it was looked at."""
-    if is_complete(begun.path):
-        return replace(begun, state="complete")
-    begun.write_config(config)
-    return begun
+        yield begin(path, kind, config, inputs, overwrite=overwrite, reads=reads, held=held)
 
 
 def _begin(
@@ -201,7 +190,7 @@ def _begin(
     if found["kind"] != kind:
         raise InputError(f"{path} holds {article(found['kind'])}; choose another {place}")
     if _is_barely_begun(path):
-        if not shared:  # nobody can be at work there but the caller, who may hold the folder's lock
+        if not shared:  # nobody is at work there: both files are written within one turn
             return _write_first(path, kind, first)
         with presence.replacing(path, shared, note) as check:
             check()
@@ -272,11 +261,6 @@ def is_open(path: Location, kind: str) -> bool:
     """Whether a location holds nothing yet, or an unfinished artefact of this kind."""
     found = _found(path)
     return found is None or (found.get("kind") == kind and not is_complete(path))
-
-
-def is_emptied(path: Location) -> bool:
-    """Whether the replacement of a folder was interrupted: its remaining files may be deleted."""
-    return _is_emptied(_found(path) or {})
 
 
 def _is_barely_begun(path: Location) -> bool:

@@ -42,14 +42,13 @@ def begin(
         inputs = {**inputs, "steps": steps}
 
     def begin_alone() -> str:
-        there = out.is_dir() and not overwrite and not artifact.is_emptied(out)
-        if there:
-            held.enter_context(locks.exclusive_lock(out))  # before writing anything there: another job may be at work
+        if not overwrite:
             _check_steps(out, steps, bound)
-        result = artifact.begin(out, kind, config, inputs, overwrite=overwrite, reads=reads)
-        if not there:
-            held.enter_context(locks.exclusive_lock(out))
-        return _go_on(result, config, learner.steps, progress) if result.complete else result.state
+        result = artifact.begin(out, kind, config, inputs, overwrite=overwrite, reads=reads, held=held)
+        if not result.complete:
+            return result.state
+        held.enter_context(locks.exclusive_lock(out))
+        return _go_on(result, config, learner.steps, progress)
 
     state = learner.world.main_only(begin_alone)
     return Artifact(out, kind, learner.world.from_main(state))

@@ -351,7 +351,6 @@ BEGUN = {
 }  # fmt: skip
 
 
-# Training is the one that locks its folder before it looks what is there.
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "train")) for n in BEGUN])
 def test_a_command_that_ended_between_its_first_two_files_is_run_again(commands, succeed, tmp_path, name):
     arguments, _ = commands[name]
