@@ -18,6 +18,7 @@ from ldlm.baselines.candi import CANDI, CANDISampler, RankNoise
 from ldlm.baselines.chain import Chain, ChainState, Process
 from ldlm.baselines.curriculum import Curriculum
 from ldlm.baselines.duo import Duo, DuoProcess
+from ldlm.baselines.estimate import Estimate
 from ldlm.baselines.flm import FLM, FLMSampler
 from ldlm.baselines.interface import Method, Network, Sampler
 from ldlm.baselines.learner import TokenObjective, TokenState, token_step
@@ -97,8 +98,18 @@ def samplers(vocab: int, seq_len: int, steps: int) -> dict[str, dict[str, Sample
     }
 
 
+class Eager(Chain):
+    """Evaluates the network in every row, also where the estimate of the row before still holds."""
+
+    def estimate(self, network: Network, state: ChainState, row: int) -> Estimate:
+        """x_θ at a row, evaluated."""
+        made = super().estimate(network, state._replace(x_theta=None), row)
+        _ = made.hidden_PW
+        return made
+
+
 def _chains(process: Process, seq_len: int, config: ChainConfig) -> dict[str, Sampler]:
-    ours = replace(Chain.of(process, seq_len, config), lazy=False)
+    ours = Eager.of(process, seq_len, config)
     nucleus = published.SortedNucleus(config.top_p, config.nucleus_rule) if config.top_p < 1 else ours.nucleus
     return {OURS: ours, PUBLISHED: replace(ours, drawing="race", nucleus=nucleus)}
 

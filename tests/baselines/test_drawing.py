@@ -7,6 +7,7 @@ import torch
 from scipy.stats import chisquare
 from toy_language import JOINT, VOCAB, ExactNetwork, distance, output_law
 
+from benchmarks.contenders import Eager
 from ldlm import noise
 from ldlm.baselines.chain import Chain, ChainState
 from ldlm.baselines.drawing import Mixture, invert, race
@@ -194,15 +195,6 @@ def test_positions_in_parts_give_the_same_texts(monkeypatch):
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Evaluations
-
-
-class Eager(Chain):
-    """Evaluates the network in every row."""
-
-    def estimate(self, network, state, row):
-        made = super().estimate(network, state._replace(x_theta=None), row)
-        _ = made.hidden_PW
-        return made
 
 
 @pytest.mark.parametrize("drawing", ["exact", "race"])

@@ -373,7 +373,7 @@ BAD = [
     (("--prompt", "The old captain found a letter before dawn, and said so."), "tokens, and at most 7 fit; shorten it"),
     (("--prompt", "Rain", "--prompts", "x"), "give one of the two"),
     (("--prompt", "none"), "to continue that word, give it in a file"),
-    (("--prompt", "caf\udce9"), "--prompt"),
+    (("--prompt", "caf\udce9"), "prompting.prompt holds '\\udce9', which is no whole character"),
     (("--prompts", "absent.txt"), "there is no file absent.txt"),
     (("--prompt-guidance", 2), "add --prompt TEXT"),
     (("--encoder", "x"), "add --prompt TEXT"),
