@@ -18,6 +18,7 @@ import click
 from ldlm import config as configs
 from ldlm import files
 from ldlm.cli import show
+from ldlm.config.fields import whole
 from ldlm.errors import InputError
 from ldlm.location import Location, locate
 
@@ -329,15 +330,13 @@ def path_option(flag: str, help: str, *, metavar: str = "DIR", anywhere: bool = 
 
     Optional to click, so that --dump-config works without it.
     """
-    return click.option(flag, metavar=metavar, default=None, help=help, callback=None if anywhere else _here)
 
+    def checked(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+        if value is not None and "://" in value and not anywhere:  # it would become a folder of that name
+            raise InputError(f"{flag} {value} is in an object store, which takes feature stores alone; give a path")
+        return None if value is None else whole(value, flag)
 
-def _here(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    """The path itself; `InputError` for an address, which would become a folder of that name."""
-    if value is not None and "://" in value:
-        flag = option.opts[0]
-        raise InputError(f"{flag} {value} is in an object store, which takes feature stores alone; give a path")
-    return value
+    return click.option(flag, metavar=metavar, default=None, help=help, callback=checked)
 
 
 def method_of(run: str | None) -> str:

@@ -299,7 +299,7 @@ def _old_identity(path: Location, cls: type, remedy: str) -> dict[str, Any]:
         return {}
     found = recorded_config(path)
     if others := [name for name in found if name not in {field.name for field in fields(cls)}]:
-        raise InputError(f"{path} was made with settings of another kind of run ({', '.join(others)}); {remedy}")
+        raise Occupied(f"{path} was made with settings of another kind of run ({', '.join(others)}); {remedy}")
     return configs.identity(configs.from_stored(cls, found))
 
 

@@ -18,7 +18,7 @@ from ldlm.errors import InputError
 from ldlm.features.encoder import online_encoder
 from ldlm.features.store import FeatureStore
 from ldlm.features.stream import Stream
-from ldlm.location import Location, folder_name, local
+from ldlm.location import Location, folder_name
 from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress
 from ldlm.runtime import Stop, World
@@ -79,14 +79,15 @@ def run(
         held.callback(state.release)
         shuffled = {"seed": training.seed, "shuffle_rows": window}
         stream = Stream(split, batch_size=training.batch_size, device=device, world=world, **shuffled)
-        inputs = {"checkpoint": trained.checkpoint.digest, "latents": trained.latents, "features": store.fingerprint}
+        inputs = {"checkpoint": trained.checkpoint.digest, **trained.conditioning}
+        inputs |= {"latents": trained.latents, "features": store.fingerprint}
         result = begin(
             state,
             out,
             "run",
             training,
             {**inputs, "precision": state.compute.precision},
-            reads=local(run_path, features),
+            reads=[run_path, *store.reads],
             overwrite=overwrite,
             held=held,
             progress=progress,

@@ -24,7 +24,7 @@ from ldlm.errors import InputError
 from ldlm.features.encoder import online_encoder
 from ldlm.features.store import FeatureStore, Split
 from ldlm.features.stream import Stream
-from ldlm.location import Location, local
+from ldlm.location import Location
 from ldlm.model.autoencoder import TokenDecoder
 from ldlm.model.joint import JointDecoder
 from ldlm.model.layers import divisors
@@ -107,7 +107,7 @@ def run(
                 "features": store.fingerprint,
                 "precision": state.compute.precision,
             },
-            reads=local(run_path, features),
+            reads=[run_path, *store.reads],
             overwrite=overwrite,
             held=held,
             progress=progress,

@@ -233,7 +233,7 @@ def _measured(
     overwrite: bool = False,
 ) -> Artifact:
     """The artefact of one run."""
-    reads = local(subject.run.path, subject.store.path, config.scorer)
+    reads = [subject.run.path, *subject.store.reads, *local(config.scorer)]
     inputs = _inputs(subject.inputs, scorer)
     with artifact.working(out, "interpolation", config, inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:

@@ -29,7 +29,7 @@ from ldlm.evaluation.likelihood import RowNats
 from ldlm.evaluation.scorer import Scorer
 from ldlm.features.encoder import online_encoder, tokenizer_fingerprint
 from ldlm.features.store import FeatureStore, Split
-from ldlm.location import Location, folder_name, local
+from ldlm.location import Location, folder_name
 from ldlm.progress import SILENT, Progress
 from ldlm.sampling import pretrained
 from ldlm.sampling.likelihood import RunBound
@@ -73,7 +73,7 @@ def run(
     subject = _subject(config, run_path, store, runtime.device(config.device))
     out = out or run_path / "likelihood"
     inputs = subject.inputs(store)
-    reads = local(run_path, store.path)
+    reads = [run_path, *store.reads]
     # A row is known by the number of its line, so two processes must not write lines.
     with artifact.working(out, "likelihood", config, inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:

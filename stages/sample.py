@@ -252,7 +252,7 @@ def _identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
 
     The names by which the user chose decoder and checkpoint are left out: the record has both beside the settings.
     """
-    kept = {key: provenance.get(key) for key in ("decoder", "precision", "checkpoint", "prompts")}
+    kept = {key: provenance.get(key) for key in ("decoder", "precision", "checkpoint", "prompts", "self_conditioned")}
     kept |= {key: provenance[key] for key in fingerprints.LATER if key in provenance}
     settings: Mapping[str, Any] = provenance.get("config", {})
     named = ("num_samples", "decoder", "checkpoint")

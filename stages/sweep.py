@@ -14,7 +14,7 @@ from ldlm import config as configs
 from ldlm.artifact import Artifact
 from ldlm.baselines import opening
 from ldlm.baselines.ways import TokenSweep
-from ldlm.config import AnySweepConfig, Shapes, SweepConfig, TokenSweepConfig
+from ldlm.config import AnySweepConfig, DiffusionConfig, Shapes, SweepConfig, TokenSweepConfig
 from ldlm.errors import InputError
 from ldlm.evaluation.beside import Beside, Judge
 from ldlm.evaluation.frontier import External
@@ -60,7 +60,7 @@ def run(
     gets such a folder for each, with the run's name, and `frontier.json`, `table.md` and `frontier.png` for all. The
     same call resumes an interrupted one.
     """
-    sweeps = _sweeps(config, [runs] if isinstance(runs, Path) else runs)
+    sweeps = _sweeps(config, [runs] if isinstance(runs, Path) else runs, progress)
     shapes = _shapes(sweeps)
     beside = Beside.read(config, reference, externals, progress)
     reads = local(reference, *(one.path for one in externals), config.scorer)
@@ -170,9 +170,9 @@ def _origin(sweep: Sweep, part: Artifact) -> dict[str, Any]:
 # The runs
 
 
-def _sweeps(config: AnySweepConfig, runs: Sequence[Path]) -> dict[str, Sweep]:
+def _sweeps(config: AnySweepConfig, runs: Sequence[Path], progress: Progress = SILENT) -> dict[str, Sweep]:
     """The sweep of each run by name; `InputError` for settings that no run has, and for runs that can't be compared."""
-    sweeps = {name: _sweep(config, path) for name, path in _named(runs).items()}
+    sweeps = {name: _sweep(config, path, progress) for name, path in _named(runs).items()}
     _shapes(sweeps)
     used = {field.name for sweep in sweeps.values() for field in fields(sweep.config)}
     for field in fields(config):
@@ -200,14 +200,15 @@ def _named(runs: Sequence[Path]) -> dict[str, Path]:
     return named
 
 
-def _sweep(config: AnySweepConfig, path: Path) -> Sweep:
+def _sweep(config: AnySweepConfig, path: Path, progress: Progress) -> Sweep:
     if pretrained.model_type(path) is None:
         artifact.open_artifact(path, "run", complete=False)
     method = opening.method_at(path)
     chosen = configs.sweep_of(method, config)
     if isinstance(chosen, TokenSweepConfig):
         return TokenSweep(path, chosen, method)
-    return TrajectorySweep(path, chosen)
+    diffusion = configs.from_stored(DiffusionConfig, opening.about(path).settings.get("diffusion", {}))
+    return TrajectorySweep(path, trajectories.guiding(chosen, path, diffusion, progress))
 
 
 def _shapes(sweeps: Mapping[str, Sweep]) -> Shapes:

@@ -38,7 +38,7 @@ def run(
     if overwrite or not (out / "artifact.json").is_file():  # what an earlier version began keeps its sampler
         run.check(config.sampler)
     generator = run.drawing(config)
-    inputs = {"checkpoint": run.checkpoint.digest, **generator.decoder.record}
+    inputs = {"checkpoint": run.checkpoint.digest, **run.conditioning, **generator.decoder.record}
     if generator.prompts is not None:
         inputs["prompts_sha256"] = generator.prompts.sha256
     with artifact.working(

@@ -103,7 +103,7 @@ def run(
             "run",
             config,
             {"features": store.fingerprint, "precision": state.compute.precision},
-            reads=[features] if isinstance(features, Path) else [],
+            reads=store.reads,
             overwrite=overwrite,
             held=held,
             progress=progress,

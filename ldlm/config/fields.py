@@ -215,11 +215,11 @@ def _scalar(hint: type, value: Any, key: str) -> Any:
     if hint is str:
         if not isinstance(value, str):
             raise InputError(f"{wrong}; in a YAML file, put it in quotes")
-        return _whole(value, key)
+        return whole(value, key)
     return _number(hint, value, key, wrong)
 
 
-def _whole(value: str, key: str) -> str:
+def whole(value: str, key: str) -> str:
     """`value` itself; `InputError` if it can't be recorded, as a command line whose bytes are not UTF-8."""
     try:
         value.encode()

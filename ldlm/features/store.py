@@ -22,6 +22,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from ldlm.features import ledger, shards
 from ldlm.features.codecs import CODECS, Codec, Parts, Widen
 from ldlm.features.shards import SPLITS, ShardedArray
 from ldlm.fingerprints import Fingerprint
-from ldlm.location import Location, locate
+from ldlm.location import Location, local, locate
 
 READING = ("dataset_config", "split", "text_column", "validation_split", "validation_docs", "detokenizer")
 Encode = Callable[[Tensor], Tensor]  # tokens (B, L) → normalised states (B, L, D) float32
@@ -163,6 +164,11 @@ class FeatureStore:
     def encoder(self) -> dict[str, Any]:
         """Name, kind, layer and fingerprints of the encoder."""
         return self.manifest["encoder"]
+
+    @property
+    def reads(self) -> list[Path]:
+        """Folders of this machine that are read with it: its own, and that of its encoder."""
+        return local(self.path, self.encoder["name"])
 
     @property
     def fingerprint(self) -> str:

@@ -19,6 +19,15 @@ from ldlm.sampling.generation import TextGenerator
 from ldlm.sampling.prompts import prompts_of, texts_in_all
 
 
+def check_guidance(guidance: float, self_conditioned: bool) -> None:
+    """`InputError` for guidance by an estimate that the denoiser has not learned to read."""
+    if guidance != 1 and not self_conditioned:
+        raise InputError(
+            f"guidance {guidance:g} needs self-conditioning, which this model was trained without "
+            f"(diffusion.self_conditioning=0); leave --guidance at 1"
+        )
+
+
 class DrawsTexts(ABC):
     """Draws texts with a denoiser; a subclass says what was trained, and makes generators and the encoder."""
 
@@ -49,17 +58,14 @@ class DrawsTexts(ABC):
         """The encoder that reads prompts: `where` is its folder or hub name, None for the one on record."""
 
     @property
+    def conditioning(self) -> dict[str, bool]:
+        """For records: `self_conditioned` if it is false, which earlier versions did not tell from true."""
+        return {} if self.self_conditioned else {"self_conditioned": False}
+
+    @property
     def condition(self) -> str:
         """`model.condition` of its training."""
         return self.trained.condition
-
-    def check_guidance(self, sampler: SamplerConfig) -> None:
-        """`InputError` for guidance by an estimate that the denoiser has not learned to read."""
-        if sampler.guidance != 1 and not self.self_conditioned:
-            raise InputError(
-                f"guidance {sampler.guidance:g} needs self-conditioning, which this model was trained without "
-                f"(diffusion.self_conditioning=0); leave --guidance at 1"
-            )
 
     def texts(self, config: SampleConfig) -> int:
         """Number of texts that settings of `ldlm sample` ask for: `num_samples`, or as many for each prompt."""

@@ -24,7 +24,7 @@ from ldlm.model.layers import head_widths
 from ldlm.progress import Progress
 from ldlm.sampling import modelcard, solvers
 from ldlm.sampling.description import ModelDescription, Normalisation
-from ldlm.sampling.drawer import DrawsTexts, remark_on_student
+from ldlm.sampling.drawer import DrawsTexts, check_guidance, remark_on_student
 from ldlm.sampling.generation import Decoder, TextGenerator
 from ldlm.sampling.pretrained import ExportedModel
 from ldlm.sampling.prompts import prompts_of
@@ -95,7 +95,7 @@ class LDLM(DrawsTexts, ExportedModel):
 
         Also for guidance that the model can't be drawn with.
         """
-        self.check_guidance(sampler)
+        check_guidance(sampler.guidance, self.self_conditioned)
         solvers.check(sampler, known=self.config.sampler)
 
     def remark(self, config: SampleConfig, progress: Progress) -> None:

@@ -78,8 +78,9 @@ class TextGenerator:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What identifies the decoder and the prompts, for the record of the texts."""
-        return {**self.decoder.record, **({} if self.prompts is None else self.prompts.record)}
+        """What tells the decoder, the prompts and a denoiser that reads no ẑ_prev, for the record of the texts."""
+        conditioning = {} if self.self_conditioned else {"self_conditioned": False}
+        return {**self.decoder.record, **conditioning, **({} if self.prompts is None else self.prompts.record)}
 
     def figures(self) -> dict[str, Any]:
         """Empty: the cost of a text is known before it is drawn (`drawing_cost`)."""

@@ -154,7 +154,7 @@ class TrainedRun(DrawsTexts, OpenRun):
 
     def check(self, sampler: SamplerConfig) -> None:
         """`InputError` for a sampler that is not offered, and for guidance that the run can't be drawn with."""
-        self.check_guidance(sampler)
+        drawer.check_guidance(sampler.guidance, self.self_conditioned)
         solvers.check(sampler)
 
     def remark(self, config: SampleConfig, progress: Progress) -> None:
@@ -296,7 +296,8 @@ class TrainedRun(DrawsTexts, OpenRun):
         if not usable:
             return {}
         newest = list(usable.values())[-1]
-        alike = {name: one["held_out"] for name, one in usable.items() if _are_alike(one, newest)}
+        of_states = self.features["encoder"]["kind"] != "scratch"
+        alike = {n: one["held_out"] for n, one in usable.items() if _are_alike(one, newest, of_states=of_states)}
         joint = newest.get("joint") or {}
         return alike if joint.get("l_w") is None else {JOINT: joint, **alike}
 
@@ -360,8 +361,11 @@ def noise_of(manifest: Mapping[str, Any]) -> DecoderNoise:
     return DecoderNoise("additive", manifest["sigma_dec"])
 
 
-def _are_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two decoders were measured under the same noise and on the same rows, so that they can be compared."""
-    stores = {found["inputs"].get("features") for found in (one, other)} - {None}  # records may lack it
+def _are_alike(one: Mapping[str, Any], other: Mapping[str, Any], *, of_states: bool) -> bool:
+    """Whether two decoders were measured under the same noise and on the same rows, so that they can be compared.
+
+    The fingerprints of stores are compared if they are `of_states`: those of other kinds have changed between versions.
+    """
+    stores = {found["inputs"].get("features") for found in (one, other) if of_states} - {None}  # records may lack it
     hows = {(str(noise_of(found)), *map(found["held_out"].get, ("split", "rows"))) for found in (one, other)}
     return len(hows) == 1 and len(stores) < 2

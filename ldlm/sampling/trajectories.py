@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldlm.config import LDLM, PAPERS_SAMPLER, Final, SamplerConfig, SweepConfig
+from ldlm.config import LDLM, PAPERS_SAMPLER, DiffusionConfig, Final, SamplerConfig, SweepConfig
 from ldlm.errors import InputError
 from ldlm.evaluation.beside import Judge
 from ldlm.evaluation.frontier import Frontier, Variant, finalists, is_papers, read_finalists
@@ -123,10 +123,10 @@ class TrajectorySweep:
 
     def load(self, source: Any, progress: Progress) -> LoadedRun:
         """The denoiser and the decoders of a source; a note may say how they compute."""
-        compute, config = source.compute(self.config.compute), _guiding(self.config, source, progress)
+        compute = source.compute(self.config.compute)
         compute.tell(progress)
-        generators = [source.generator(name, compute) for name in config.decoders or (None,)]
-        return LoadedRun(config, source, {one.decoder.name: one for one in generators})
+        generators = [source.generator(name, compute) for name in self.config.decoders or (None,)]
+        return LoadedRun(self.config, source, {one.decoder.name: one for one in generators})
 
     def points(self, name: str, summary: Mapping[str, Any]) -> list[Point]:
         """The finalists, as the two lines that they form: the paper's sampler, and the best at each budget."""
@@ -135,13 +135,13 @@ class TrajectorySweep:
         return [_point(name, way, row) for way, rows in lines.items() for row in rows]
 
 
-def _guiding(config: SweepConfig, source: TrainedRun | exported.LDLM, progress: Progress) -> SweepConfig:
-    """The settings without guidance that the source can't be drawn with; `InputError` if none is left."""
-    if source.self_conditioned or set(config.guidances) == {1}:
+def guiding(config: SweepConfig, path: Path, diffusion: DiffusionConfig, progress: Progress) -> SweepConfig:
+    """The settings without guidance that a run can't be drawn with; `InputError` if none is left."""
+    if diffusion.self_conditioned or set(config.guidances) == {1}:
         return config
     if 1 not in config.guidances:
-        source.check_guidance(SamplerConfig(guidance=config.guidances[0]))
-    progress.note("trained without self-conditioning, and swept with --guidances 1 alone: guidance needs it")
+        drawer.check_guidance(config.guidances[0], diffusion.self_conditioned)
+    progress.note(f"{path}: trained without self-conditioning, and swept with --guidances 1 alone: guidance needs it")
     return replace(config, guidances=(1.0,))
 
 
@@ -180,6 +180,7 @@ class LoadedRun:
         precision = next(iter(self.generators.values())).compute.precision
         return {
             "checkpoint": self.source.origin["checkpoint"],
+            **self.source.conditioning,
             "decoders": [one.name for one in decoders],
             "decoder_sha256": {one.name: one.sha256 for one in decoders if one.sha256 is not None},
             "precision": precision,

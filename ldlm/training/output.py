@@ -9,6 +9,7 @@ from typing import Any
 
 from ldlm import artifact, files, kinds, locks
 from ldlm.artifact import Artifact
+from ldlm.completion import is_complete
 from ldlm.config import from_stored
 from ldlm.errors import InputError
 from ldlm.features.store import Split
@@ -48,6 +49,8 @@ def begin(
         if not result.complete:
             return result.state
         held.enter_context(locks.exclusive_lock(out))
+        if not is_complete(out):  # another process has gone on with it since it was looked at
+            return "partial"
         return _go_on(result, config, learner.steps, progress)
 
     state = learner.world.main_only(begin_alone)

@@ -303,6 +303,12 @@ def test_a_name_with_bytes_that_are_no_text_is_one_line(refuse, corpus, gpt2, ou
         assert line == rf"{name} holds '\udcff', which is no whole character of UTF-8; remove it, or rename the file"
 
 
+@pytest.mark.parametrize("command", ["pretrain-encoder --output", "train --output", "sample --run", "report --output"])
+def test_a_place_with_bytes_that_are_no_text_is_one_line(refuse, command):
+    flag = command.split()[-1]
+    assert refuse(*command.split(), "t\udcff").startswith(rf"{flag} holds '\udcff', which is no whole character")
+
+
 def test_an_output_that_can_not_be_made_is_one_line(refuse, gpt2, corpus, trained, tmp_path):
     (tmp_path / "file").write_text("")
     command = ("extract-features", "--encoder", gpt2, "--data", corpus, "--seq-len", 16)

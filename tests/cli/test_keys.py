@@ -19,7 +19,7 @@ ELSEWHERE = {
     "artifact.json": {"emptied"},  # of one that is being replaced
     "metrics.jsonl: eval": {"l_diff_prefix"},  # of a run that continues texts, as are these
     "lines of texts": {"prompt", "continuation", "prompt_tokens", "continuation_tokens"},
-    "f.jsonl.meta.json": {"prompts.count", "prompts.sha256"},
+    "f.jsonl.meta.json": {"prompts.count", "prompts.sha256", "self_conditioned"},  # the last: of one without it
     "manifest.json: model": {"encoder_parameters"},  # as are these, which have their encoder with them
     "dry run: export": {"encoder_parameters"},
     "evaluate": {"mauve", "mauve_settings.*", "name"},  # with --mauve, and of a quickstart

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ldlm import LDLM
+from ldlm import LDLM, files
 from ldlm.config import DistillConfig, SamplerConfig
 from ldlm.features.store import FeatureStore
 from ldlm.model.objective import JointObjective
@@ -94,3 +94,25 @@ def test_guidance_by_it_is_refused_and_its_export_draws_the_same(made, store, gp
     done = ldlm(*sweep, "--output", tmp_path / "sweep")
     assert done.exit_code == 0
     assert "--guidances 1 alone" in done.stderr
+    planned = [succeed(*sweep, "--guidances", 1, *two, "--dry-run")["trajectories"] for two in ((), (2,))]
+    assert planned[0] == planned[1]
+
+
+@pytest.mark.parametrize("command", ["sample", "trace", "sweep"])
+def test_what_an_earlier_version_began_with_it_is_not_continued(made, gpt2, succeed, refuse, tmp_path, command):
+    """Its texts followed another law; nothing else in its record says so."""
+    out = tmp_path / "out"
+    sweep = ("sweep", "--run", made, "--scorer", gpt2, "--budgets", 4, "--texts", 2, "--screen-texts", 2)
+    sweep += ("--solvers", "ddim", "--grids", "learned", "--guidances", 1, "--output", out)
+    commands = {
+        "sample": ("sample", "--run", made, "--num-samples", 2, "--output", out),
+        "trace": ("sample", "--run", made, "--trace", out),
+        "sweep": sweep,
+    }
+    line = (*commands[command], "--device", "cpu")
+    succeed(*line)
+    record = out.with_name("out.meta.json") if command == "sample" else out / "artifact.json"
+    found = files.read_json(record)
+    del (found if command == "sample" else found["inputs"])["self_conditioned"]
+    files.write_json(record, found)
+    assert "self_conditioned" in refuse(*line)

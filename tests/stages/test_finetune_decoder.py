@@ -34,6 +34,7 @@ from ldlm.features.batch import Batch
 from ldlm.features.store import FeatureStore
 from ldlm.model.joint import build
 from ldlm.model.objective import DecoderInput, JointObjective
+from ldlm.sampling import trained_run
 from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import extract_features, finetune_decoder, sample, train
 from ldlm.training import checkpoint, heldout
@@ -393,6 +394,16 @@ def test_decoders_measured_on_rows_of_another_store_are_not_compared(measured, r
     name, line = default(run_copy, notes)
     assert name == "a"
     assert "with the lowest held-out cross-entropy (2.00; joint 2.50, unknown 2.30, b 2.20)" in line
+
+
+@pytest.mark.parametrize("of_states", [True, False])
+def test_fingerprints_of_stores_without_states_which_have_changed_are_not_compared(of_states):
+    one, other = (
+        {"inputs": {"features": name}, "sigma_dec": 1.0, "held_out": {"split": "validation", "rows": 8}}
+        for name in "ab"
+    )
+    assert trained_run._are_alike(one, one, of_states=of_states)
+    assert trained_run._are_alike(one, other, of_states=of_states) != of_states
 
 
 def test_one_of_another_checkpoint_is_no_default(measured, run_copy, notes):

@@ -113,6 +113,13 @@ def test_the_command_line_prepares_the_store_itself_and_goes_on(ldlm, succeed, f
     assert "nothing to do" in again.stderr
 
 
+def test_overwriting_spares_the_encoder_of_the_store(few, gpt2, train_config, tmp_path):
+    model = shutil.copytree(gpt2, tmp_path / "out" / "model")
+    store = extract_features.run(replace(few, encoder=str(model), codec="online"), tmp_path / "features").path
+    with pytest.raises(InputError, match=f"--overwrite would delete {model}, which is to be read"):
+        train.run(train_config, store, tmp_path / "out", overwrite=True)
+
+
 @pytest.fixture
 def from_text(few, tiny_yaml):
     """The beginning of a training command with its own encoder, and the text for it."""
