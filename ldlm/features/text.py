@@ -228,8 +228,7 @@ def stream(batches: Iterable[list[str]], tokenizer: Tokenizer, eos: int) -> Iter
 
     `tokenizer` is the bare one of the library tokenizers: transformers' own call costs a tenth more.
     """
-    tokenizer.no_truncation()  # a tokenizer.json may ask for either
-    tokenizer.no_padding()
+    keep_whole(tokenizer)
     for batch in batches:
         ids, ends = list[int](), list[int]()
         for part, found in zip(batch, tokenizer.encode_batch_fast(batch, add_special_tokens=False), strict=True):
@@ -238,6 +237,16 @@ def stream(batches: Iterable[list[str]], tokenizer: Tokenizer, eos: int) -> Iter
                 ids.append(eos)
                 ends.append(len(ids))
         yield Tokens(np.array(ids, np.int32), np.array(ends, np.int64))
+
+
+def keep_whole(tokenizer: Tokenizer) -> None:
+    """Have a bare tokenizer neither truncate nor pad, as a tokenizer.json may ask for.
+
+    One that does neither is left alone: changing it fails while another thread encodes with it.
+    """
+    if tokenizer.truncation or tokenizer.padding:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
 
 
 def batched_parts(documents: Iterable[str]) -> Iterator[list[str]]:

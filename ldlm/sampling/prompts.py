@@ -24,7 +24,7 @@ from ldlm.evaluation import metrics
 from ldlm.features import detection, formats, textfiles
 from ldlm.features.documents import Part, check_whole
 from ldlm.features.encoder import OnlineEncoder
-from ldlm.features.text import special_tokens
+from ldlm.features.text import keep_whole, special_tokens
 from ldlm.model.prefix import longest_prefix
 
 
@@ -213,8 +213,7 @@ def tokenised(texts: Sequence[str], tokenizer: Any, most: int) -> list[list[int]
     """BOS and the tokens of each text, as rows of a store begin; at most `most` in all."""
     bos, _ = special_tokens(tokenizer)
     bare = tokenizer.backend_tokenizer
-    bare.no_truncation()  # a tokenizer.json may set either
-    bare.no_padding()
+    keep_whole(bare)
     rows = []
     for text in texts:
         ids = bare.encode(text, add_special_tokens=False).ids

@@ -199,3 +199,18 @@ def test_on_the_real_benchmark_the_detokenisers_differ_on_one_line_in_thirty():
     differing = [(mdlm, clean) for mdlm, clean in pairs if mdlm != clean]
     assert all(mdlm.replace(" ", "") == clean.replace(" ", "") for mdlm, clean in differing)
     assert (len(lines), len(differing)) == (12_216, 416)
+
+
+def test_a_tokenizer_that_truncates_and_pads_does_so_no_more_and_another_is_left_alone(gpt2):
+    bare = load_tokenizer(str(gpt2)).backend_tokenizer
+    bare.enable_truncation(3)
+    bare.enable_padding(length=8)
+    text.keep_whole(bare)
+    assert (bare.truncation, bare.padding) == (None, None)
+
+    class Busy:
+        """As one is while another thread encodes: any change fails."""
+
+        truncation = padding = None
+
+    text.keep_whole(Busy())
