@@ -35,7 +35,7 @@ def test_a_table_is_made_from_text_killed_and_taken_up_again(text, tmp_path, suc
     words = [str(word) for word in ("paper", "table-5", "--row", *ROWS, "--text", text, "--output", out, *sizes)]
     process = subprocess.Popen([sys.executable, "-m", "ldlm.cli", *words], stdout=subprocess.DEVNULL)
     log = out / "commands.jsonl"
-    while not log.exists() or len(log.read_text().splitlines()) < 3:
+    while not log.exists() or len(log.read_text().splitlines()) < 4:  # encoder, features, real texts, training
         time.sleep(0.1)
         assert process.poll() is None
     process.send_signal(signal.SIGKILL)
