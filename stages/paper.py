@@ -93,16 +93,15 @@ def _mauve(config: PaperConfig) -> bool:
 
     `InputError` if it is asked for with fewer texts than it takes; auto leaves it out there.
     """
-    if config.texts is not None and config.mauve != "off":
-        from ldlm.evaluation.mauve import FEWEST
+    if config.mauve == "off":
+        return False
+    from ldlm.evaluation.mauve import FEWEST
 
-        if config.texts < FEWEST and config.mauve == "on":
-            raise InputError(f"MAUVE needs at least {FEWEST} texts; raise --texts {config.texts}, or leave --mauve out")
-        if config.texts < FEWEST:
-            return False
-    if config.mauve == "auto":
-        return config.scale == PAPER or importlib.util.find_spec("mauve") is not None
-    return config.mauve == "on"
+    enough = config.texts is None or config.texts >= FEWEST
+    if config.mauve == "on" and not enough:
+        raise InputError(f"MAUVE needs at least {FEWEST} texts; raise --texts {config.texts}, or leave --mauve out")
+    there = config.mauve == "on" or config.scale == PAPER or importlib.util.find_spec("mauve") is not None
+    return enough and there
 
 
 def _card(config: PaperConfig) -> tuple[str, int]:

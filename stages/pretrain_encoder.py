@@ -43,7 +43,8 @@ def plan(config: PretrainConfig) -> dict[str, Any]:
         raise InputError("nothing to train on: give --data FILE")
     for path in config.data:
         textfiles.check_file(Path(path))
-    tokenizer = _named_tokenizer(config) or _trained_tokenizer(config)
+    named = _named_tokenizer(config)
+    tokenizer = _trained_tokenizer(config) if named is None else named
     with torch.device("meta"):
         parameters = sum(p.numel() for p in _model(config, tokenizer).parameters())
     return {
@@ -74,7 +75,7 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
         with begun.or_nothing():  # bad input also removes an interrupted training without a checkpoint
             for remark in textfiles.remarks(config.data, config.text_column):
                 progress.note(remark)
-            tokenizer = named or _trained_tokenizer(config)
+            tokenizer = _trained_tokenizer(config) if named is None else named
             rows = _rows(config, tokenizer)
             model = _model(config, tokenizer).to(device)
         started = time.perf_counter()

@@ -146,7 +146,7 @@ def _load(config: AnySweepConfig, sweep: Sweep, device: torch.device, progress: 
 
 
 def _inputs(config: AnySweepConfig, sweeps: Mapping[str, Sweep], device: torch.device) -> dict[str, Any]:
-    """What the runs of a frontier draw from, by name; they are opened one by one, as when they draw."""
+    """Inputs of a frontier: checkpoints, decoders and stored precisions of its runs, which are opened one by one."""
     found = {name: _load(config, sweep, device, SILENT).inputs for name, sweep in sweeps.items()}
     return {
         "runs": {name: one["checkpoint"] for name, one in found.items()},

@@ -90,7 +90,7 @@ class Judge:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """What scores depend on beside the runs, as inputs of the artefact."""
+        """Inputs of the artefact that say how texts are scored: other texts, and the scorer's revision."""
         return {**self.beside.inputs, "scorer_revision": self.scorer.revision}
 
     @property

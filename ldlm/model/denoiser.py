@@ -66,8 +66,8 @@ class DiT(nn.Module):
     """ẑ_θ(z_t, t, ẑ_prev): (B, N, C) latents at time t (B,) in [0, 1] → (B, N, C) estimate of z_0.
 
     ẑ_prev is the self-conditioning estimate, the previous estimate of z_0; zeros stand for none, and are all that a
-    network trained without self-conditioning can read. If `prefixed` gives
-    the sizes of the features, the network can be conditioned on a `prefix` of the text.
+    network trained without self-conditioning can read. If `prefixed` gives the sizes of the features, the network can
+    be conditioned on a `prefix` of the text.
     """
 
     def __init__(

@@ -59,8 +59,8 @@ class DrawsTexts(ABC):
 
     @property
     def conditioning(self) -> dict[str, bool]:
-        """For records: `self_conditioned` if it is false, which earlier versions did not tell from true."""
-        return {} if self.self_conditioned else {"self_conditioned": False}
+        """Whether it has learned to read ẑ_prev, for records."""
+        return generation.conditioning(self.self_conditioned)
 
     @property
     def condition(self) -> str:

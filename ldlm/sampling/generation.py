@@ -55,6 +55,11 @@ class Decoder:
         return {"decoder": self.name, **({} if self.sha256 is None else {"decoder_sha256": self.sha256})}
 
 
+def conditioning(self_conditioned: bool) -> dict[str, bool]:
+    """For records: `self_conditioned` if it is false, which earlier versions did not tell from true."""
+    return {} if self_conditioned else {"self_conditioned": False}
+
+
 @dataclass(frozen=True, eq=False)
 class TextGenerator:
     """Draws texts, each a function of its seed alone, not of the batch around it."""
@@ -78,9 +83,9 @@ class TextGenerator:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What tells the decoder, the prompts and a denoiser that reads no ẑ_prev, for the record of the texts."""
-        conditioning = {} if self.self_conditioned else {"self_conditioned": False}
-        return {**self.decoder.record, **conditioning, **({} if self.prompts is None else self.prompts.record)}
+        """Decoder, conditioning and prompts, for the record of the texts."""
+        prompts = {} if self.prompts is None else self.prompts.record
+        return {**self.decoder.record, **conditioning(self.self_conditioned), **prompts}
 
     def figures(self) -> dict[str, Any]:
         """Empty: the cost of a text is known before it is drawn (`drawing_cost`)."""

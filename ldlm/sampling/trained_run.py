@@ -298,8 +298,10 @@ class TrainedRun(DrawsTexts, OpenRun):
         newest = list(usable.values())[-1]
         of_states = self.features["encoder"]["kind"] != "scratch"
         alike = {n: one["held_out"] for n, one in usable.items() if _are_alike(one, newest, of_states=of_states)}
-        joint = newest.get("joint") or {}
-        return alike if joint.get("l_w") is None else {JOINT: joint, **alike}
+        joint = newest.get("joint", {})
+        if joint.get("l_w") is None or _how(newest, joint) != _how(newest, newest["held_out"]):
+            return alike
+        return {JOINT: joint, **alike}
 
     def _joint_record(self, finetuned: Collection[Mapping[str, Any]]) -> DecoderRecord:
         """The record of D_w∘D_h, with the figures measured beside this checkpoint's newest measured decoder."""
@@ -367,5 +369,9 @@ def _are_alike(one: Mapping[str, Any], other: Mapping[str, Any], *, of_states: b
     The fingerprints of stores are compared if they are `of_states`: those of other kinds have changed between versions.
     """
     stores = {found["inputs"].get("features") for found in (one, other) if of_states} - {None}  # records may lack it
-    hows = {(str(noise_of(found)), *map(found["held_out"].get, ("split", "rows"))) for found in (one, other)}
-    return len(hows) == 1 and len(stores) < 2
+    return _how(one, one["held_out"]) == _how(other, other["held_out"]) and len(stores) < 2
+
+
+def _how(record: Mapping[str, Any], held_out: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Noise, split and number of rows of held-out figures in a decoder's record."""
+    return str(noise_of(record)), held_out.get("split"), held_out.get("rows")

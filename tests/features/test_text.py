@@ -209,7 +209,7 @@ def test_a_tokenizer_that_truncates_and_pads_does_so_no_more_and_another_is_left
     assert (bare.truncation, bare.padding) == (None, None)
 
     class Busy:
-        """As one is while another thread encodes: any change fails."""
+        """A tokenizer that another thread is encoding with: any change fails."""
 
         truncation = padding = None
 

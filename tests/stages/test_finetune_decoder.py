@@ -396,6 +396,14 @@ def test_decoders_measured_on_rows_of_another_store_are_not_compared(measured, r
     assert "with the lowest held-out cross-entropy (2.00; joint 2.50, unknown 2.30, b 2.20)" in line
 
 
+def test_figures_of_the_joint_decoder_on_other_rows_are_not_compared(measured, run_copy, notes):
+    measured("a", 2.0, joint=1.0, created=1)
+    manifest = run_copy / "decoders" / "a" / "manifest.json"
+    found = artifact.Artifact(manifest.parent, "decoder", "complete").manifest
+    manifest.write_text(files.dump_digested({**found, "joint": {**found["joint"], "rows": 3}}))
+    assert default(run_copy, notes)[0] == "a"
+
+
 @pytest.mark.parametrize("of_states", [True, False])
 def test_fingerprints_of_stores_without_states_which_have_changed_are_not_compared(of_states):
     one, other = (
