@@ -1,4 +1,4 @@
-"""Devices, the processes of a job, and signals that ask it to stop."""
+"""Devices, threads, the processes of a job, and signals that ask it to stop."""
 
 from __future__ import annotations
 
@@ -68,6 +68,27 @@ def _share_cores() -> None:
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if processes > 1 and os.environ.get("OMP_NUM_THREADS") == "1":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
+
+
+class LoneThread(threading.Thread):
+    """A thread that carries out its torch operations on a CPU alone.
+
+    If torch shared them with threads of its own, those would take cores from other work, and this one would wait for
+    the last of them.
+    """
+
+    def start(self) -> None:
+        """Start the thread; return when its torch operations stay in it."""
+        self._alone, before = threading.Event(), torch.get_num_threads()
+        super().start()
+        self._alone.wait()
+        torch.set_num_threads(before)  # the number of a thread is also that of threads that start later
+
+    def run(self) -> None:
+        torch.get_num_threads()  # the first call in a thread gives it the number of the others
+        torch.set_num_threads(1)
+        self._alone.set()
+        super().run()
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -54,3 +55,23 @@ def test_processes_of_a_job_share_the_cores(monkeypatch, environment, expected):
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     runtime.device("cpu")
     assert chosen == ([] if expected is None else [expected])
+
+
+def test_a_lone_thread_leaves_the_number_of_threads_of_all_others_as_it_is():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        inside, later = [], []
+
+        def work(seen):
+            torch.zeros(2**17).half().float()  # an operation that torch would share out
+            seen.append(torch.get_num_threads())
+
+        for kind, seen in ((runtime.LoneThread, inside), (threading.Thread, later)):
+            thread = kind(target=work, args=(seen,))
+            thread.start()
+            assert torch.get_num_threads() == 3
+            thread.join()
+        assert (inside, later) == ([1], [3])
+    finally:
+        torch.set_num_threads(before)

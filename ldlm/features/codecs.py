@@ -17,7 +17,6 @@ from ldlm.compute import fetch
 from ldlm.errors import InputError
 
 Parts = Mapping[str, np.ndarray]  # array name (hidden, scale) -> values
-Widen = Callable[[Tensor], Tensor]  # any dtype to float32, on the same device
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Codec:
     bytes_per_value: float  # before compression, for a width of 768
     recipe: str
     encode: Callable[[Tensor], Mapping[str, Tensor]]
-    decode: Callable[[Mapping[str, Tensor], Widen], Tensor]
+    decode: Callable[[Mapping[str, Tensor]], Tensor]
 
     def shapes(self, states: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
         """Shape of each array for states of shape (R, L, D): a scale has no D."""
@@ -40,21 +39,6 @@ class Codec:
         return {name: np.empty(shape, self.dtypes[name]) for name, shape in self.shapes(states).items()}
 
 
-GRAIN = 32_768  # elements; up to this many, torch runs an operation in the calling thread
-
-
-def widen_alone(stored: Tensor) -> Tensor:
-    """Convert to float32 on the same device; on a CPU, only in the calling thread.
-
-    torch's other threads spin after each operation and would take cores from the threads that decompress.
-    """
-    if stored.device.type != "cpu" or stored.dtype == torch.float32:
-        return stored.float()
-    out = torch.empty(stored.shape, dtype=torch.float32)
-    torch._foreach_copy_(list(out.view(-1).split(GRAIN)), list(stored.reshape(-1).split(GRAIN)))
-    return out
-
-
 def _encode_int8(h: Tensor) -> Mapping[str, Tensor]:
     """int8 with a scale per token: ±127 is the largest magnitude among the token's states."""
     # A tensor, since a GPU would multiply by the rounded inverse of a Python number.
@@ -63,7 +47,7 @@ def _encode_int8(h: Tensor) -> Mapping[str, Tensor]:
     return {"hidden": (h / scale).round_().to(torch.int8), "scale": scale[..., 0]}
 
 
-def _nothing_stored(parts: Mapping[str, Tensor], widen: Widen) -> Tensor:
+def _nothing_stored(parts: Mapping[str, Tensor]) -> Tensor:
     raise ValueError("states that are made online are not stored")
 
 
@@ -76,7 +60,7 @@ CODECS = {
             2,
             "hidden is float16",
             lambda h: {"hidden": h.half()},
-            lambda parts, widen: widen(parts["hidden"]),
+            lambda parts: parts["hidden"].float(),
         ),
         Codec(
             "bf16",
@@ -84,7 +68,7 @@ CODECS = {
             2,
             "hidden holds the bits of bfloat16: h = (hidden as uint32 << 16) viewed as float32",
             lambda h: {"hidden": h.bfloat16().view(torch.uint16)},
-            lambda parts, widen: widen(parts["hidden"].view(torch.bfloat16)),
+            lambda parts: parts["hidden"].view(torch.bfloat16).float(),
         ),
         Codec(
             "int8-token",
@@ -92,7 +76,7 @@ CODECS = {
             1 + 4 / 768,
             "h = hidden * scale[..., None]",
             _encode_int8,
-            lambda parts, widen: widen(parts["hidden"]) * parts["scale"][..., None],
+            lambda parts: parts["hidden"].float() * parts["scale"][..., None],
         ),
         Codec(
             "fp32",
@@ -100,7 +84,7 @@ CODECS = {
             4,
             "hidden is float32",
             lambda h: {"hidden": h},
-            lambda parts, widen: parts["hidden"],
+            lambda parts: parts["hidden"],
         ),
         Codec("online", {}, 0, "made by the encoder from the tokens", lambda h: {}, _nothing_stored),
     )
@@ -154,7 +138,7 @@ class Error:
     @classmethod
     def of(cls, h: Tensor, parts: Mapping[str, Tensor], codec: Codec) -> Error:
         """The error of states (R, L, D) that are stored as `parts`."""
-        return cls(_squares(h), _squares(codec.decode(parts, Tensor.float) - h))
+        return cls(_squares(h), _squares(codec.decode(parts) - h))
 
     def merge(self, other: Error) -> Error:
         """The error of both together."""

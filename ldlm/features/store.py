@@ -33,7 +33,7 @@ from ldlm import artifact, files
 from ldlm.config import ExtractConfig, Shapes, from_stored
 from ldlm.errors import InputError
 from ldlm.features import ledger, shards
-from ldlm.features.codecs import CODECS, Codec, Parts, Widen
+from ldlm.features.codecs import CODECS, Codec, Parts
 from ldlm.features.shards import SPLITS, ShardedArray
 from ldlm.fingerprints import Fingerprint
 from ldlm.location import Location, local, locate
@@ -96,14 +96,14 @@ class Split:
         """Memory that `load` can fill with up to `rows` rows: array name → empty array."""
         return {name: array.empty(rows) for name, array in self.arrays.items()}
 
-    def states(self, parts: Parts, tokens_BL: Tensor, widen: Widen = Tensor.float) -> Tensor | None:
+    def states(self, parts: Parts, tokens_BL: Tensor) -> Tensor | None:
         """float32 states on the tokens' device, decoded there or made by `encode`; None for scratch embeddings."""
         if self.encode is not None:
             return self.encode(tokens_BL)
         if not parts:
             return None
         there = {name: torch.from_numpy(array).to(tokens_BL.device) for name, array in parts.items()}
-        return self.codec.decode(there, widen)
+        return self.codec.decode(there)
 
 
 class FeatureStore:

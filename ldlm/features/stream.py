@@ -19,10 +19,9 @@ import torch
 
 from ldlm.errors import InputError
 from ldlm.features.batch import READ_AHEAD, Batch
-from ldlm.features.codecs import widen_alone
 from ldlm.features.shards import CHUNK_ROWS
 from ldlm.features.store import Split
-from ldlm.runtime import ALONE, World
+from ldlm.runtime import ALONE, LoneThread, World
 
 BLOCK_ROWS = 16  # neighbouring rows; independent of the chunk size, so that the order survives a change of that
 WINDOW_BYTES, WINDOW_BATCHES = 2**31, 4
@@ -162,7 +161,7 @@ class Stream:
         self._memory = [split.memory(self.order.largest_window) for _ in range(2)]
         self._current: tuple[Window, Loaded] | None = None
         self._ahead: tuple[Window, Future[Loaded]] | None = None
-        self._thread = threading.Thread(target=self._fill, name="ldlm-stream", daemon=True)
+        self._thread = LoneThread(target=self._fill, name="ldlm-stream", daemon=True)
 
     def __enter__(self) -> Stream:
         self._thread.start()
@@ -211,7 +210,7 @@ class Stream:
         parts = self._gather(position)
         tokens_BL = torch.from_numpy(parts.pop("tokens")).to(self.device, torch.int64)
         index_B = torch.from_numpy(parts.pop("position") - position)
-        hidden_BLD = None if self.split.encode is not None else self.split.states(parts, tokens_BL, widen_alone)
+        hidden_BLD = None if self.split.encode is not None else self.split.states(parts, tokens_BL)
         return Batch(hidden_BLD, tokens_BL, index_B, position)
 
     def _gather(self, position: int) -> dict[str, np.ndarray]:

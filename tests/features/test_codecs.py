@@ -19,7 +19,7 @@ def encode(h, codec):
 
 def decode(parts, codec):
     """The states, from the arrays that are stored."""
-    return codec.decode({name: torch.from_numpy(array) for name, array in parts.items()}, torch.Tensor.float).numpy()
+    return codec.decode({name: torch.from_numpy(array) for name, array in parts.items()}).numpy()
 
 
 def error_of(h, codec):

@@ -147,6 +147,26 @@ def test_what_goes_wrong_in_the_reading_thread_is_raised_where_the_batches_are_c
         next(iter(stream))
 
 
+def test_states_are_decoded_in_the_reading_thread_alone(opened):
+    """torch's other threads would take cores from the threads that decompress."""
+    threads, codec = [], opened.split("train").codec
+
+    def decode(parts):
+        threads.append(torch.get_num_threads())
+        return codec.decode(parts)
+
+    split = dataclasses.replace(opened.split("train"), codec=dataclasses.replace(codec, decode=decode))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with Stream(split, batch_size=4, seed=0, device=CPU) as stream:
+            next(iter(stream))
+        assert threads[0] == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_leaving_early_ends_the_reading_thread(opened):
     with Stream(opened.split("train"), batch_size=8, seed=0, device=CPU) as stream:
         next(iter(stream))
