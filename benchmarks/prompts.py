@@ -160,7 +160,8 @@ class Trial:
 def judged(pairs: Sequence[Pair], scorer: Scorer) -> dict[str, float]:
     """Figures of continuations: those from the scorer, and those from their tokens alone."""
     start = [] if scorer.eos_id is None else [scorer.eos_id]
-    most = scorer.positions or 1024
+    # Not the last position: a model from `pretrain-encoder` expects EOS there, where all rows of its training end.
+    most = (scorer.positions or 1024) - 1
     ids = scorer.tokens([text for pair in pairs for text in (pair.prompt, pair.continuation)], most)
     given, alone, counts = list[np.ndarray](), list[np.ndarray](), list[int]()
     for prompt, whole in zip(ids[::2], ids[1::2], strict=True):

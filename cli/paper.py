@@ -54,7 +54,8 @@ def command(options: Options, names: tuple[str, ...], output: str | None, script
     if config.scale == "paper" and not report:
         return _script(options, config, names, output, script)
     if script is not None:
-        raise InputError("--script is for the commands of --scale paper; --scale tiny runs them itself")
+        why = "--report writes none" if report else "--scale tiny runs them itself"
+        raise InputError(f"--script is for the commands of --scale paper; {why}")
     out = require(output, "--output", "tables")
     made = stage.run(config, names, out, report=report, progress=show.Terminal())
     records = [record for record, _ in made]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,9 @@ def run(
     tables form one list, so processes that share it idle only at its end; a job that fails leaves out only what needs
     it, and raises `InputError` after everything else.
     """
-    plans = [_plan(config, name) for name in names]
+    plans = [_reported(config, name, out) if report else _plan(config, name) for name in names]
     from ldlm.paper.runner import Runner  # imports torch, which neither the list nor a script needs
 
-    for made in plans:
-        if config.scale == TINY and not list(made.exhibit.at(TINY)):
-            raise InputError(f"{made.exhibit.name} needs a GPU: at --scale tiny it would say little; see --scale paper")
     runner = Runner(out.absolute(), None if config.text is None else Path(config.text).absolute(), progress)
     if report and not out.is_dir():
         raise InputError(f"there is no folder {out}, so there is nothing to report; run it first")
@@ -85,7 +83,20 @@ def _plan(config: PaperConfig, name: str) -> Plan:
         mauve=_mauve(config),
         device=config.device,
     )
-    return Plan(exhibit, size, tuple(exhibit.chosen(config.row)))
+    made = Plan(exhibit, size, tuple(exhibit.chosen(config.row)))
+    if not made.rows:
+        what = " ".join([name, *(["--row", *config.row] if config.row else [])])
+        raise InputError(f"{what} needs a GPU: at --scale tiny it would say little; see --scale paper")
+    return made
+
+
+def _reported(config: PaperConfig, name: str, out: Path) -> Plan:
+    """The plan whose results are in `out`: MAUVE may have been computed on a machine that had what it takes."""
+    made = _plan(config, name)
+    if config.mauve != "auto":
+        return made
+    other = replace(made, size=replace(made.size, mauve=not made.size.mauve))
+    return max(made, other, key=lambda one: sum(job.done(out) for job in one.jobs))
 
 
 def _mauve(config: PaperConfig) -> bool:
@@ -115,6 +126,7 @@ def _command(config: PaperConfig, name: str, text: str | None) -> str:
     given = {
         "scale": config.scale, "row": config.row, "seeds": config.seeds, "text": text,
         "steps": config.steps, "texts": config.texts, "sampling-seeds": config.sampling_seeds,
+        "mauve": None if config.mauve == "auto" else config.mauve,
     }  # fmt: skip
     words = ["ldlm", "paper", name]
     for flag, value in given.items():

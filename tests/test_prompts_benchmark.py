@@ -16,7 +16,7 @@ from ldlm.stages import train
 
 def test_figures_are_those_of_the_continuations_alone(bigrams):
     """Under bigrams a prompt tells of the first token after it, and of no other."""
-    pairs = [Pair("a", "b a", [2, 1]), Pair("b b", "a b a a b", [1, 2, 1, 1, 2])]
+    pairs = [Pair("a", "b a", [2, 1]), Pair("b", "a b a a b", [1, 2, 1, 1, 2])]
     found = prompts.judged(pairs, Scorer(str(bigrams), torch.device("cpu")))
     rest = [1 / 8, (1 / 2) * (1 / 8) * (1 / 4) * (1 / 2)]  # of the tokens after the first
     given = [1 / 2 * rest[0], 1 / 8 * rest[1]]
@@ -28,6 +28,15 @@ def test_figures_are_those_of_the_continuations_alone(bigrams):
     assert found["entropy"] == pytest.approx((math.log(2) + of_five) / 2)
     assert found["repeated"] == pytest.approx((0 + 1 / 4) / 2)  # of `a b a a b`: ab, ba, aa, ab
     assert found["diversity"] == pytest.approx(3 / 5)  # all of 3 and 4 tokens are unique
+
+
+def test_the_last_position_of_the_scorer_is_not_used(gpt2, monkeypatch):
+    """There a model that `pretrain-encoder` made expects the end of a row, whatever goes before."""
+    scorer, lengths = Scorer(str(gpt2), torch.device("cpu")), []
+    inner = scorer.token_nll
+    monkeypatch.setattr(scorer, "token_nll", lambda rows, size: lengths.extend(map(len, rows)) or inner(rows, size))
+    prompts.judged([Pair("the cat", " sat on the mat" * 100, [1, 2, 3])], scorer)
+    assert scorer.positions is not None and max(lengths) == scorer.positions - 1
 
 
 def found(**gains):

@@ -20,19 +20,20 @@ ldlm train --features features --preset tiny --steps 8000 --set recipe.sigma_dec
     --set timesteps.refresh_steps=250 --set optimizer.lr=0.004 --set optimizer.lr_warmup_steps=100 --output run $common
 ldlm features texts features --rows 1000 --output real.jsonl
 
+# 63 tokens: at its 64th, where all rows that it was trained on end, the scorer expects nothing else.
 for temperature in 0 0.4 0.6; do
     for seed in 0 1 2 3; do
         ldlm sample --run run --decoder joint --temperature $temperature --num-samples 500 --seed $seed \
             --output seeds-$temperature/$seed.jsonl $common
     done
     ldlm evaluate seeds-$temperature --seeds --reference real.jsonl --training features --scorer scorer \
-        --max-tokens 64 $common
+        --max-tokens 63 $common
 done
 
 ldlm sample --run run --decoder joint --num-samples 256 --output run/samples.jsonl $common
 ldlm sample --run run --decoder joint --trace run/trace $common
 ldlm interpolate --run run --features features --decoder joint --scorer scorer $common
-ldlm evaluate run/samples.jsonl --reference real.jsonl --training features --scorer scorer --max-tokens 64 $common
+ldlm evaluate run/samples.jsonl --reference real.jsonl --training features --scorer scorer --max-tokens 63 $common
 ldlm report run
 
 ldlm export --run run --decoder joint --precision bf16 --output novels

@@ -155,12 +155,13 @@ def _start_token(scorer: Scorer, protocol: str) -> np.ndarray:
 def bootstrap(statistic: Callable[[np.ndarray], float], texts: int, *, resamples: int, seed: int) -> list[float]:
     """95 % bootstrap interval [low, high] of a statistic, by percentiles.
 
-    `statistic` takes the indices of texts drawn with replacement. The interval of a single text is a point. Diversity
-    has no such interval, since a text drawn twice repeats all its n-grams.
+    `statistic` takes the indices of texts drawn with replacement; draws for which it is NaN, since it says nothing of
+    them, are left out. The interval of a single text is a point. Diversity has no such interval, since a text drawn
+    twice repeats all its n-grams.
     """
     draw = np.random.default_rng(seed)
     values = [statistic(draw.integers(texts, size=texts)) for _ in range(resamples)]
-    return np.quantile(values, [0.025, 0.975]).tolist()
+    return np.nanquantile(values, [0.025, 0.975]).tolist()
 
 
 def entropies(rows: Iterable[Row]) -> np.ndarray:

@@ -9,6 +9,7 @@ measured as well.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -229,7 +230,7 @@ class Measure:
 
         def share(chosen: np.ndarray) -> float:
             valid, all_of_them = counts_T2[chosen].sum(0)
-            return valid / max(1, all_of_them)
+            return valid / all_of_them if all_of_them else math.nan
 
         return metrics.bootstrap(share, len(counts_T2), resamples=self.resamples, seed=self.seed)
 

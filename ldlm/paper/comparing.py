@@ -32,7 +32,7 @@ class Noise:
     """Standard deviation of the figure of one training, and its degrees of freedom."""
 
     std: float
-    freedom: int
+    freedom: float
 
     @property
     def bound(self) -> float:
@@ -103,17 +103,17 @@ class Figures:
     def _noise(self, quantity: str, budget: int | None) -> Noise:
         """Spread of a figure between trainings, pooled over the rows; at least the spread between sets of texts.
 
-        Rows with the same trainings count once.
+        Rows with the same trainings, which vary together, count as one.
         """
-        rows = {
-            tuple(self.runs.get(place[0], ())) or place[0]: self._known(place)
-            for place in reversed([*self.values])
-            if place[1:] == (quantity, budget)
-        }
-        sets = [values for row in rows.values() for values in row.values()]
-        trainings = pooled([[_mean(values) for values in row.values()] for row in rows.values()])
-        texts = pooled(sets)
-        of_texts = Noise(texts.std / math.sqrt(np.mean([len(values) for values in sets])), texts.freedom)
+        alike: dict[object, list[dict[int, list[float]]]] = {}
+        for place in self.values:
+            if place[1:] == (quantity, budget):
+                alike.setdefault(tuple(self.runs.get(place[0], ())) or place[0], []).append(self._known(place))
+        trainings = pooled([[_mean(values) for values in row.values()] for row in rows] for rows in alike.values())
+        numbers = {key: {number for row in rows for number in row} for key, rows in alike.items()}
+        sets = [[row.get(number, []) for row in alike[key]] for key, found in numbers.items() for number in found]
+        texts, size = pooled(sets), np.mean([len(values) for rows in sets for values in rows if values])
+        of_texts = Noise(texts.std / math.sqrt(size), texts.freedom)
         return max(trainings, of_texts, key=lambda one: one.bound)
 
 
@@ -132,11 +132,14 @@ def _paired(y_RT: np.ndarray) -> float:
     return float(differences.mean()) if apart and one_sign else 0.0
 
 
-def pooled(groups: Iterable[Sequence[float]]) -> Noise:
-    """The standard deviation within groups, pooled over them."""
-    arrays = [np.asarray(group) for group in groups if len(group)]
-    freedom = sum(len(array) - 1 for array in arrays)
-    squares = sum(float(((array - array.mean()) ** 2).sum()) for array in arrays)
+def pooled(groups: Iterable[Sequence[Sequence[float]]]) -> Noise:
+    """The standard deviation within sequences, pooled over groups, each of which counts as much as one sequence."""
+    squares, freedom = 0.0, 0.0
+    for group in groups:
+        arrays = [np.asarray(values) for values in group if len(values)]
+        if arrays:
+            squares += float(np.mean([((array - array.mean()) ** 2).sum() for array in arrays]))
+            freedom += float(np.mean([len(array) - 1 for array in arrays]))
     return Noise(math.sqrt(squares / freedom) if freedom else 0.0, freedom)
 
 
@@ -148,7 +151,7 @@ def _mean(values: Iterable[float] | Mapping[int, float]) -> float:
     return float(np.mean([*(values.values() if isinstance(values, Mapping) else values)]))
 
 
-def _quantile(freedom: int) -> float:
+def _quantile(freedom: float) -> float:
     from scipy.stats import t  # takes a while to import, and the list of tables needs none
 
     return float(t.ppf(CONFIDENCE, freedom))

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from ldlm import config as configs
-from ldlm.config import LDLM, AnyTrainConfig, SamplerConfig, Shapes, TrainConfig
+from ldlm.config import LDLM, AnyTrainConfig, ExtractConfig, SamplerConfig, Shapes, TrainConfig
 from ldlm.errors import InputError
 from ldlm.paper import settings
 from ldlm.paper.jobs import KINDS, Job
@@ -42,7 +42,7 @@ CARDS = {
     "L40S": _gpu(362, 48),
     "RTX-4090": _gpu(165, 24),
 }
-PARAMETERS = {"gpt2": 124e6, "gpt2-large": 774e6, "bert-base-uncased": 110e6}
+SCORER_PARAMETERS = 774e6  # of gpt2-large
 TINY_TOKENS = 1.5e6  # of the training text, about, if the text is long enough to be cut
 
 
@@ -121,10 +121,27 @@ def _features(job: Job, scale: str) -> Cost:
     if one.kind == "scratch":
         return Cost(tokens, 0, 4 * tokens)
     stored = one.codec != "online"
-    width = settings.ENCODER["width"] if scale == TINY else 768
+    _, width = _encoder_sizes(scale)
     passed = tokens if stored else min(tokens, 2e6)  # an online store needs only the statistics
-    encoder = PARAMETERS[one.encoder] if scale != TINY else 12 * settings.ENCODER["layers"] * width**2
-    return Cost(passed, 2 * encoder * passed, tokens * (4 + 2 * width * stored))
+    return Cost(passed, _encoder(one, scale) * passed, tokens * (4 + 2 * width * stored))
+
+
+def _encoder_sizes(scale: str) -> tuple[int, int]:
+    """Blocks and width of the encoder: those of gpt2 and bert-base-uncased are the same."""
+    return (settings.ENCODER["layers"], settings.ENCODER["width"]) if scale == TINY else (12, 768)
+
+
+def _encoder(store: ExtractConfig, scale: str) -> float:
+    """FLOPs of the frozen encoder per token: of the blocks below the layer that is taken, and none for embeddings."""
+    blocks, width = _encoder_sizes(scale)
+    run = blocks + 1 + store.layer if store.kind == "hidden" else 0
+    return run * (2 * 12 * width**2 + 4 * store.seq_len * width)  # matrices, and attention of each token to all
+
+
+def _online(job: Job, scale: str) -> float:
+    """FLOPs per token of making the states in the step; none if the store has them, or the model has embeddings."""
+    store = settings.store(job.run.row, scale)
+    return _encoder(store, scale) if store.codec == "online" else 0
 
 
 def _text(one: Any) -> str:
@@ -134,10 +151,9 @@ def _text(one: Any) -> str:
 def _trained(job: Job, scale: str) -> Cost:
     config: AnyTrainConfig = job.settings
     shapes = job.run.shapes
-    kind = settings.store(job.run.row, scale).kind
-    flops, parameters, steps = _training(config, shapes, kind)
+    flops, parameters, steps = _training(config, shapes, settings.store(job.run.row, scale).kind)
     tokens = steps * config.batch_size * shapes.seq_len
-    online = 2 * PARAMETERS["gpt2"] * tokens if scale != TINY and isinstance(config, TrainConfig) else 0
+    online = _online(job, scale) * tokens if isinstance(config, TrainConfig) else 0
     return Cost(tokens, flops * config.batch_size * shapes.seq_len + online, 16 * parameters * config.keep)
 
 
@@ -158,7 +174,9 @@ def _tuned(job: Job, scale: str) -> Cost:
     tokens = one.steps * batch * shapes.seq_len
     # A block with SwiGLU: attention 4 D², MLP 3·4 D²; and the head.
     decoder = 16 * one.layers * shapes.hidden_dim**2 + shapes.vocab_size * shapes.hidden_dim
-    return Cost(tokens, 6 * decoder * tokens, 16 * decoder * one.keep)
+    model = settings.training(job.run.row, scale, steps=job.run.size.steps).config.model
+    frozen = _online(job, scale) + _latent_encoder(model, shapes) / shapes.seq_len
+    return Cost(tokens, (frozen + 6 * decoder) * tokens, 16 * decoder * one.keep)
 
 
 def _sampled(job: Job, scale: str) -> Cost:
@@ -167,7 +185,7 @@ def _sampled(job: Job, scale: str) -> Cost:
     one, shapes = job.settings, job.run.shapes
     tokens = one.num_samples * shapes.seq_len
     per_step = evaluations_per_step(one.sampler) if isinstance(one.sampler, SamplerConfig) else 1
-    evaluations = one.sampler.steps * per_step
+    evaluations = one.sampler.steps * per_step + (job.run.row.method in settings.CHAINS)
     return Cost(tokens, evaluations * one.num_samples * _evaluation(job, scale), 12 * tokens)
 
 
@@ -177,8 +195,15 @@ def _evaluation(job: Job, scale: str) -> float:
     config = settings.training(stages.row, scale, steps=stages.size.steps).config
     if stages.row.method == LDLM:
         return _denoiser(config.model, stages.shapes)
-    flops, _, steps = _training(config, stages.shapes)
+    flops, _, steps = _training(config, stages.shapes, settings.store(stages.row, scale).kind)
     return flops / steps / 3 * stages.shapes.seq_len
+
+
+@cache
+def _latent_encoder(model: Any, shapes: Shapes) -> int:
+    from ldlm.training import cost
+
+    return cost.latent_encoder_flops(model, shapes)
 
 
 @cache
@@ -192,7 +217,7 @@ def _scored(job: Job, scale: str) -> Cost:
     texts = job.settings if isinstance(job.settings, int) else job.settings.pairs * (job.settings.points + 1)
     tokens = texts * job.run.shapes.seq_len
     sizes = configs.PretrainConfig(**settings.SCORER, vocab_size=settings.VOCABULARY)
-    scorer = PARAMETERS[settings.SCORER_NAME] if scale != TINY else _small(sizes)
+    scorer = SCORER_PARAMETERS if scale != TINY else _small(sizes)
     return Cost(tokens, 2 * scorer * tokens, 10_000)
 
 

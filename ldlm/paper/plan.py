@@ -261,18 +261,18 @@ class Stages:
         spread = ["--seeds"] if len(texts) > 1 else []
         mauve = ["--mauve"] if self.size.mauve else []
         words = ["evaluate", *texts, *spread, "--reference", real, *mauve, "--scorer", self.scorer]
-        words += ["--boundaries", "eos", *self._device()]
+        words += ["--boundaries", "eos"]
         keeps = named("scores", texts[0].split("/")[1].rsplit("-", 1)[0], *words, suffix=".json")
-        needs = (*texts, real, *([self.scorer] if self.tiny else []))
-        return Job("evaluate", tuple(words), keeps, needs, keeps, settings=len(texts) * self.texts, run=self)
+        needs, called = (*texts, real, *([self.scorer] if self.tiny else [])), (*words, *self._device())
+        return Job("evaluate", called, keeps, needs, keeps, settings=len(texts) * self.texts, run=self)
 
     def real(self) -> Measured:
         """Scores of real texts."""
         real = self.reference()
-        words = ("evaluate", real[-1].output, "--scorer", self.scorer, "--boundaries", "eos", *self._device())
+        words = ("evaluate", real[-1].output, "--scorer", self.scorer, "--boundaries", "eos")
         keeps = named("scores", "real", *words, suffix=".json")
-        needs = (real[-1].output, *([self.scorer] if self.tiny else []))
-        job = Job("evaluate", words, keeps, needs, keeps, settings=self.texts, run=self)
+        needs, called = (real[-1].output, *([self.scorer] if self.tiny else [])), (*words, *self._device())
+        job = Job("evaluate", called, keeps, needs, keeps, settings=self.texts, run=self)
         return Measured(self.row, self.seed, (*real, *self._scorer(), job), scores={None: keeps})
 
     def of_paths(self) -> Measured:
@@ -282,11 +282,12 @@ class Stages:
         pairs = TINY_PAIRS if self.tiny else PAIRS
         pairs = min(pairs, self.size.texts or pairs)
         words = ["interpolate", "--run", run.output, "--features", run.needs[0], "--decoder", "joint"]
-        words += ["--pairs", str(pairs), "--points", str(POINTS), "--scorer", self.scorer, *self._device()]
+        words += ["--pairs", str(pairs), "--points", str(POINTS), "--scorer", self.scorer]
         output = named("paths", run.output.split("/")[-1].split("-")[0], *words)
         config = InterpolateConfig(pairs=pairs, points=POINTS)
         needs = (run.output, run.needs[0], *([self.scorer] if self.tiny else []))
-        job = Job("interpolate", (*words, "--output", output), output, needs, settings=config, run=self)
+        called = (*words, *self._device(), "--output", output)
+        job = Job("interpolate", called, output, needs, settings=config, run=self)
         jobs = (*before, *self._scorer(), job)
         return Measured(self.row, self.seed, jobs, run.output, paths=output)
 

@@ -32,6 +32,7 @@ ENCODER: dict[str, Any] = {"layers": 4, "width": 128, "heads": 4, "steps": 1_000
 SCORER: dict[str, Any] = {"layers": 4, "width": 192, "heads": 6, "steps": 1_600}
 TINY_SAMPLING_SEEDS, TINY_TEXTS, TINY_EVALUATIONS = 2, 250, 64
 TINY_SAMPLER = {**SAMPLER, "temperature": 0.5}  # at 1 small models read like random words
+CHAINS = ("mdlm", "duo")  # whose N steps take N + 1 evaluations: a last one removes the remaining noise
 COSMOS_SHARE, DECODER_SHARE = 0.4, 0.4  # steps of COSMOS's autoencoder, and of a decoder, as shares of the run's steps
 
 
@@ -148,9 +149,7 @@ def sampling(row: Row, scale: str, evaluations: int, texts: int, seed: int) -> A
         end = SAMPLER if scale == PAPER else TINY_SAMPLER
         sampler = {**end, **own, "steps": evaluations}
         return configs.drawing_config(SampleConfig, LDLM, {**sizes, "sampler": sampler}, named="paper")
-    # A chain of N steps takes N + 1 evaluations: a last step removes the remaining noise.
-    chain = row.method in ("mdlm", "duo")
-    given = {**sizes, "sampler": {**own, "steps": evaluations - chain}}
+    given = {**sizes, "sampler": {**own, "steps": evaluations - (row.method in CHAINS)}}
     return configs.drawing_config(SampleConfig, row.method, given)
 
 

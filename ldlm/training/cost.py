@@ -115,6 +115,13 @@ def encoder_flops(network: nn.Module, seq_len: int) -> int:
         return _forward_flops(lambda: network(tokens_BL))
 
 
+def latent_encoder_flops(config: ModelConfig, shapes: Shapes) -> int:
+    """FLOPs of making the latents of one text from its states."""
+    model, _ = _one_text(config, shapes)
+    hidden_BLD = torch.empty(1, shapes.seq_len, shapes.hidden_dim, device="meta")
+    return _forward_flops(lambda: model.latent_encoder(hidden_BLD))
+
+
 def denoiser_flops(config: ModelConfig, shapes: Shapes, prefix: int = 0) -> int:
     """FLOPs of one denoiser evaluation of one text, which sees a prefix of `prefix` tokens; 0 for none."""
     model, z_BNC = _one_text(config, shapes)

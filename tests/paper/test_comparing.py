@@ -24,9 +24,14 @@ def trainings(*means):
 
 
 def test_the_spread_is_pooled_over_groups():
-    found = pooled([[1.0, 3.0], [10.0, 10.0, 13.0], [5.0], []])
+    found = pooled([[[1.0, 3.0]], [[10.0, 10.0, 13.0]], [[5.0]], [[]]])
     assert (found.std, found.freedom) == (pytest.approx(math.sqrt((2 + 6) / 3)), 3)
-    assert pooled([[1.0], [2.0]]).freedom == 0
+    assert pooled([[[1.0]], [[2.0]]]).freedom == 0
+
+
+def test_what_varies_together_is_pooled_as_one():
+    found = pooled([[[1.0, 3.0], [10.0, 14.0], []], [[5.0, 7.0]]])
+    assert (found.std, found.freedom) == (pytest.approx(math.sqrt(((2 + 8) / 2 + 2) / 2)), 2)
 
 
 @pytest.mark.parametrize("swap", [False, True], ids=COMPARED)
@@ -95,6 +100,22 @@ def test_chance_seldom_sets_rows_of_the_same_trainings_apart(own):
         return {str(row): [common + suits[row]] for row in range(5)}
 
     assert chance(draw, SHARED) < 0.032
+
+
+@pytest.mark.parametrize("other", [1.0, 8.0])
+def test_of_two_rows_of_the_same_trainings_each_has_its_part_in_the_spread(other):
+    """Too few to be compared training by training, and one varies more than the other."""
+    random = np.random.default_rng(0)
+
+    def draw():
+        return {"0": [trainings(*random.normal(size=2))], "1": [trainings(*other * random.normal(size=2))]}
+
+    runs = {row: SHARED[row] for row in "01"}
+    assert chance(draw, runs) < 0.032
+    a, b = ((row, "l_h", None) for row in "01")
+    values = {a: trainings(1, 1.1), b: trainings(2, 4)}
+    back = {b: values[b], a: values[a]}
+    assert Figures(values, runs).compare(a, b) == Figures(back, runs).compare(a, b) == "within seed spread"
 
 
 def test_budgets_of_one_training_are_no_independent_trainings():

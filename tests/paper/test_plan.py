@@ -10,10 +10,11 @@ import pytest
 import yaml
 
 from ldlm import config as configs
-from ldlm.paper import costs, exhibits, script
+from ldlm.baselines.registry import training_method
+from ldlm.paper import costs, exhibits, script, settings
 from ldlm.paper import plan as plans
 from ldlm.paper.plan import Plan, Size
-from ldlm.training.cost import flops_per_token
+from ldlm.training.cost import flops_per_token, latent_encoder_flops
 
 
 def planned(name, scale="tiny", rows=(), **size):
@@ -204,6 +205,51 @@ def test_a_sample_costs_its_evaluations_of_the_denoiser(sampler, times):
     job = of_kind(plan, "sample")[0]
     changed = replace(job.settings, sampler=replace(job.settings.sampler, **sampler))
     assert costs.of_job(replace(job, settings=changed), "tiny").flops == times * costs.of_job(job, "tiny").flops
+
+
+@pytest.mark.parametrize("scale", ["tiny", "paper"])
+@pytest.mark.parametrize("row", ["mdlm", "duo", "candi", "flm"])
+def test_a_rivals_sample_costs_its_evaluations(row, scale):
+    """An evaluation of the network is a third of a training step; a chain's budget counts its last step."""
+    plan = planned("table-8", scale, rows=[row], seeds=1)
+    job, method = of_kind(plan, "sample")[0], of_kind(plan, "train")[0].settings
+    found, budget = costs.of_job(job, scale), plan.exhibit.budgets_at(scale)[0]
+    phases = training_method(method).phase_steps()
+    per_step = {one: training_method(method).flops_per_token(job.run.shapes, one, "scratch") for one in phases}
+    mean = sum(per_step[one] * steps for one, steps in phases.items()) / sum(phases.values())
+    assert found.flops == pytest.approx(budget * found.tokens * mean / 3)
+
+
+def test_the_encoder_costs_the_blocks_that_run():
+    """GPT-2's ten blocks below layer −3: 24 D² of matrices and 4 L D of attention per token and block."""
+    one = 10 * (24 * 768**2 + 4 * 128 * 768)
+    plan = planned("table-1", "paper", rows=["mse", "encoder-embedding", "encoder-scratch"])
+    stored, inside = {}, {}
+    for measured in plan.rows:
+        jobs = {job.kind: job for job in measured.jobs}
+        cost = costs.of_job(jobs["features"], "paper")
+        stored[measured.row.short] = cost.flops / cost.tokens
+        inside[measured.row.short] = costs._online(jobs["train"], "paper")
+    assert stored == inside == {"mse": pytest.approx(one), "encoder-embedding": 0, "encoder-scratch": 0}
+
+
+def test_a_decoder_costs_what_makes_its_latents_too():
+    found = {}
+    for scale in ("tiny", "paper"):
+        job = of_kind(planned("table-5", scale, rows=["layers-1"]), "decoder")[0]
+        model, shapes = settings.training(job.run.row, scale).config.model, job.run.shapes
+        own = 6 * (16 * shapes.hidden_dim**2 + shapes.vocab_size * shapes.hidden_dim)
+        cost, latents = costs.of_job(job, scale), latent_encoder_flops(model, shapes) / shapes.seq_len
+        found[scale] = cost.flops / cost.tokens - own - latents
+        assert latents > shapes.hidden_dim**2
+    assert found == {"tiny": pytest.approx(0), "paper": pytest.approx(10 * (24 * 768**2 + 4 * 128 * 768))}
+
+
+@pytest.mark.parametrize("name", ["table-7", "figure-3"])
+def test_the_device_changes_no_name(name):
+    """What one command made on a GPU, another reports without one."""
+    auto, cpu = ([job.mark for job in planned(name, device=device).jobs] for device in ("auto", "cpu"))
+    assert auto == cpu
 
 
 def test_a_card_that_is_not_known_is_refused(refuse):

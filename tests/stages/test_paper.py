@@ -65,13 +65,18 @@ def test_what_does_not_go_together_is_refused_in_one_line(refuse, tmp_path):
     out = ("--output", tmp_path / "out")
     assert refuse("paper", "table-10", *out).startswith("there is no 'table-10'; choose list, or one of table-1")
     assert refuse("paper", "table-9", *out).startswith("table-9 needs a GPU")
+    assert refuse("paper", "table-9", "--dry-run").startswith("table-9 needs a GPU")
+    alone = ("figure-1", "--row", "table-9/ldlm")
+    assert refuse("paper", *alone, *out).startswith(f"{' '.join(alone)} needs a GPU")
     assert refuse("paper", "table-7", "--row", "mlp", *out).startswith("Table 7 has no row 'mlp'; it has resampler")
     assert refuse("paper", "table-7").startswith("--output is missing")
     assert refuse("paper", "table-7", "--mauve", "on", "--texts", 19, *out).startswith("MAUVE needs at least 20 texts")
     assert refuse("paper", "table-7", "--report", *out).endswith("there is nothing to report; run it first")
     assert refuse("paper", "table-7", "--scale", "paper", "--steps", 50).startswith("--text and --steps are for")
     assert refuse("paper", "table-7", "table-5", "--scale", "paper").startswith("a script makes one table")
-    assert refuse("paper", "table-7", "--script", tmp_path / "s.sh", *out).startswith("--script is for")
+    script = ("--script", tmp_path / "s.sh", *out)
+    assert refuse("paper", "table-7", *script).startswith("--script is for")
+    assert refuse("paper", "table-7", "--scale", "paper", "--report", *script).endswith("--report writes none")
     assert not (tmp_path / "out").exists()
 
 
@@ -80,6 +85,17 @@ def test_mauve_is_left_out_below_the_fewest_texts_that_it_takes(texts, computed,
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     plan = paper._plan(PaperConfig(texts=texts), "table-7")
     assert plan.size.mauve == computed
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("scored", [False, True])
+def test_a_report_finds_the_scores_whether_or_not_mauve_is_installed_here(scored, there, monkeypatch, tmp_path):
+    made = paper._plan(PaperConfig(mauve="on" if scored else "off"), "table-7")
+    for job in made.jobs:
+        files.write_atomic(tmp_path / job.mark, b"")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if there else None)
+    assert paper._reported(PaperConfig(), "table-7", tmp_path).size.mauve == scored
+    assert paper._reported(PaperConfig(mauve="off"), "table-7", tmp_path).size.mauve is False
 
 
 def test_several_are_written_by_one_command(succeed, refuse, tmp_path):

@@ -273,3 +273,11 @@ def test_the_table_names_what_is_wrong(ldlm, tmp_path):
     assert "violations: pronoun" in shown
     assert "contradicting the sentence before" in shown
     assert "the source itself: 26.295 nats a story" in shown
+
+
+def test_draws_without_a_whole_story_say_nothing_of_the_share_that_is_valid():
+    """Two of twenty texts have whole stories, all valid; one draw in eight has neither of these texts."""
+    measure = validity.Measure(resamples=300, seed=0)
+    counts_T2 = np.array([[2, 2], [1, 1], *[[0, 0]] * 18])
+    assert measure._interval(counts_T2) == [1.0, 1.0]
+    assert measure._interval(np.zeros((20, 2), int)) is None
