@@ -96,6 +96,9 @@ def _check(config: ExtractConfig) -> None:
         raise InputError("--dataset-config names a configuration of --dataset NAME; files have none")
     if config.validation_split and not config.dataset:
         raise InputError("--validation-split is a split of --dataset NAME; files are held out with --validation-data")
+    for name in ("revision", "split"):
+        if getattr(config, name) != getattr(ExtractConfig(), name) and not config.dataset:
+            raise InputError(f"--{name} is for --dataset NAME, and files have none; leave --{name} out")
     step = math.lcm(CHUNK_ROWS, config.batch_size)
     if config.shard_rows % step:
         raise InputError(
