@@ -1,11 +1,15 @@
 """An option that would change nothing in the way a command is used is refused, with its flag and the remedy."""
 
+import dataclasses
 import shutil
 
 import numpy as np
 import pytest
 
 from ldlm import config as configs
+from ldlm import files
+from ldlm.errors import InputError
+from ldlm.stages import extract_features
 
 
 @pytest.fixture
@@ -66,6 +70,15 @@ def test_files_have_no_revision_and_no_split(refuse, gpt2, corpus, tmp_path, idl
     command = ("extract-features", "--encoder", gpt2, "--data", corpus, "--seq-len", 16, "--output", tmp_path / "out")
     assert refuse(*command, *idle) == f"{idle[0]} is for --dataset NAME, and files have none; leave {idle[0]} out"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_store_of_files_that_an_earlier_version_began_with_a_revision_goes_on(extract_config, store_copy):
+    begun = dataclasses.replace(extract_config, revision="v9")
+    recorded = files.read_yaml(store_copy / "config.yaml") | {"revision": "v9"}
+    (store_copy / "config.yaml").write_text(files.dump_yaml(recorded))
+    assert extract_features.run(begun, store_copy).complete
+    with pytest.raises(InputError, match="--revision is for --dataset NAME"):
+        extract_features.run(begun, store_copy, overwrite=True)
 
 
 @pytest.mark.parametrize(
