@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,17 +79,16 @@ def command(
       ldlm evaluate --source stories seed-*.jsonl --seeds
     """
     config = options.build()
+    others = {"--reference": reference, "--mauve": with_mauve, "--training": training}
     if features_p or features_q:
-        if training is not None:
-            raise InputError(
-                "--training looks for the 8-grams of texts, and --features-p has none; leave one of them out"
-            )
-        return _show_mauve(options, texts, features_p, features_q)
+        others |= {"--seeds": seeds, "--dry-run": options.dry_run}
+        return _show_mauve(options, config, texts, features_p, features_q, [one for one in others if others[one]])
     if not texts:
         raise InputError("no texts to evaluate; for example ldlm evaluate samples.jsonl")
     if config.source is not None:
-        others = {"--reference": reference, "--mauve": with_mauve, "--training": training}
         return _by_source(options, config, texts, seeds, [flag for flag, given in others.items() if given])
+    if config.mauve_model is not None and not with_mauve:
+        raise InputError("--mauve-model chooses the model of --mauve; add --mauve, or leave --mauve-model out")
     from ldlm.evaluation import scorecache, scores
     from ldlm.stages import evaluate as stage
 
@@ -118,9 +119,22 @@ def _record(results: list[FileScores], over_seeds: SeedScores | None) -> dict[st
     }
 
 
-def _show_mauve(options: Options, texts: tuple[str, ...], features_p: str | None, features_q: str | None) -> None:
+def _show_mauve(
+    options: Options,
+    config: EvaluateConfig,
+    texts: tuple[str, ...],
+    features_p: str | None,
+    features_q: str | None,
+    others: list[str],
+) -> None:
     if not features_p or not features_q or texts:
         raise InputError("MAUVE of features takes --features-p FILE.npy and --features-q FILE.npy, and no texts")
+    names = [field.name for field in dataclasses.fields(config) if field.metadata["identity"]]
+    if idle := ", ".join([*others, *_changed(config, names)]):
+        are = "are" if "," in idle else "is"
+        raise InputError(
+            f"--features-p and --features-q give the MAUVE of features, and {idle} {are} for texts; leave {idle} out"
+        )
     from ldlm.stages import evaluate as stage
 
     found = stage.mauve_of_features(Path(features_p), Path(features_q))
@@ -130,9 +144,7 @@ def _show_mauve(options: Options, texts: tuple[str, ...], features_p: str | None
 def _by_source(
     options: Options, config: EvaluateConfig, texts: tuple[str, ...], seeds: bool, others: list[str]
 ) -> None:
-    default = EvaluateConfig()
-    changed = [name for name in OF_SCORER if getattr(config, name) != getattr(default, name)]
-    if others := [*others, *(f"--{name.replace('_', '-')}" for name in changed)]:
+    if others := [*others, *_changed(config, OF_SCORER)]:
         raise InputError(f"--source compares with real texts of its own and needs no {', '.join(others)}; leave it out")
     from ldlm.evaluation import validity
     from ldlm.stages import evaluate as stage
@@ -147,6 +159,12 @@ def _by_source(
         **(own[0] if len(own) == 1 else {"files": own}),
     }
     options.show(record, lambda: _validities(found, over_seeds))
+
+
+def _changed(config: EvaluateConfig, names: Sequence[str]) -> list[str]:
+    """The flags of the settings, of these, that are not as by default."""
+    default = EvaluateConfig()
+    return [f"--{name.replace('_', '-')}" for name in names if getattr(config, name) != getattr(default, name)]
 
 
 def _validities(found: list[SourceScores], over_seeds: SourceSeedScores | None) -> str:

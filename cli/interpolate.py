@@ -38,7 +38,7 @@ def command(
       ldlm interpolate --run run-ce run-mse --features features --scorer gpt2-large --output comparison
     """
     config = options.build()
-    texts = _given(options, start, end, features, output)
+    texts = _given(options, start, end, features, output, allow_partial)
     from ldlm.stages import interpolate as stage
 
     if options.dry_run:
@@ -70,7 +70,12 @@ def command(
 
 
 def _given(
-    options: Options, start: str | None, end: str | None, features: tuple[str, ...], output: str | None
+    options: Options,
+    start: str | None,
+    end: str | None,
+    features: tuple[str, ...],
+    output: str | None,
+    allow_partial: bool,
 ) -> tuple[str, str] | None:
     """The texts of --from and --to, or None without them; `InputError` for flags that don't go with them."""
     if start is None and end is None:
@@ -80,8 +85,9 @@ def _given(
     if start is None or end is None:
         here, there = ("--from", "--to") if end is None else ("--to", "--from")
         raise InputError(f'{here} needs the other end of the path, too; for example {there} "She sold the house."')
-    unused = {"--features": features, "--output": output, "--pairs": options.flags[("pairs",)]}
-    unused["--scorer"], unused["--boundaries"] = options.flags[("scorer",)], options.flags[("boundaries",)]
+    unused: dict[str, Any] = {"--features": features, "--output": output}
+    unused |= {"--overwrite": options.overwrite, "--allow-partial": allow_partial}
+    unused |= {f"--{name}": options.flags[(name,)] for name in ("pairs", "seed", "scorer", "boundaries")}
     for flag, value in unused.items():
         if value:
             raise InputError(

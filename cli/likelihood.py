@@ -45,6 +45,7 @@ def command(
     paths = [Path(run) for run in runs]
     from ldlm.stages import likelihood as stage
 
+    stage.check_used(config, paths, causal, overwrite=bool(options.overwrite))
     if options.dry_run:
         return options.show_plan(stage.plan(config, paths, store))
     records, progress = list[dict[str, Any]](), show.Terminal()

@@ -42,6 +42,8 @@ def command(options: Options, names: tuple[str, ...], output: str | None, script
     """
     config = options.build()
     if LIST in names:
+        if others := [name for name in names if name != LIST]:
+            raise InputError(f"list shows all tables and figures; leave {' '.join(others)} out")
         from ldlm.paper import evidence
 
         found = [one.to_json() for one in evidence.of_all()]

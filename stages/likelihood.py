@@ -43,6 +43,23 @@ DISTILLED = (
     "it is distilled: its estimate stands for two of its teacher's and is not the mean of z_0 given z_t; the run that "
     "it was distilled from has a bound"
 )
+OF_LATENTS = ("taus", "decoder")  # settings that only runs of LDLM have
+OF_RUNS = ("checkpoint", "draws", "seed")  # those that causal models have not
+
+
+def check_used(
+    config: LikelihoodConfig, run_paths: Sequence[Path], causal: Sequence[str] = (), *, overwrite: bool = False
+) -> None:
+    """`InputError` for what changes nothing, given all runs and causal models whose likelihood is asked for."""
+    found = sorted({_method(path) for path in run_paths if not unbounded(path)})
+    if not found and not causal:
+        return
+    whose = " and ".join([*found, *(["causal models"] if causal else [])])
+    for name in (*(OF_LATENTS if LDLM not in found else ()), *(OF_RUNS if not found else ())):
+        if getattr(config, name) != getattr(LikelihoodConfig(), name):
+            raise InputError(f"{name} is not a setting of the likelihood of {whose}; leave it out")
+    if overwrite and not found:
+        raise InputError("--overwrite replaces the result of a run, and there is none here; leave it out")
 
 
 def plan(config: LikelihoodConfig, run_paths: Sequence[Path], features: Location) -> dict[str, Any]:
@@ -71,7 +88,7 @@ def run(
     store = FeatureStore(features)
     rows = _rows(config, store)
     subject = _subject(config, run_path, store, runtime.device(config.device))
-    out = out or run_path / "likelihood"
+    config, out = subject.own(config), out or run_path / "likelihood"
     inputs = subject.inputs(store)
     reads = [run_path, *store.reads]
     # A row is known by the number of its line, so two processes must not write lines.
@@ -164,6 +181,10 @@ class Subject(ABC):
     def inputs(self, store: FeatureStore) -> dict[str, Any]:
         """Fingerprints of checkpoint and store."""
         return {"checkpoint": self.run.checkpoint.digest, "features": store.fingerprint}
+
+    def own(self, config: LikelihoodConfig) -> LikelihoodConfig:
+        """The settings, with those that the subject does not have as by default: they are no part of its result."""
+        return config
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -263,6 +284,10 @@ class TokenSubject(Subject):
     def __init__(self, run: TrainedTokenRun) -> None:
         super().__init__(run, run.method)
         self.network, self.of = run.network, methods.held_out_method(run.config, run.shapes)
+
+    def own(self, config: LikelihoodConfig) -> LikelihoodConfig:
+        default = LikelihoodConfig()
+        return replace(config, **{name: getattr(default, name) for name in OF_LATENTS})
 
     def split(self, split: Split) -> Split:
         return replace(split.without_states(), encode=None)

@@ -44,6 +44,7 @@ def plan(config: PretrainConfig) -> dict[str, Any]:
     for path in config.data:
         textfiles.check_file(Path(path))
     named = _named_tokenizer(config)
+    _check_vocabulary(config, named)
     tokenizer = _trained_tokenizer(config) if named is None else named
     with torch.device("meta"):
         parameters = sum(p.numel() for p in _model(config, tokenizer).parameters())
@@ -62,6 +63,8 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
     device = runtime.device(config.device)
     quiet_transformers()
     named = _named_tokenizer(config)
+    if overwrite or not (out / "artifact.json").exists():  # 0.1 took any size, and what it began goes on
+        _check_vocabulary(config, named)
     inputs: dict[str, Any] = {"text": textfiles.fingerprints(config.data)}
     if named is not None:
         inputs["tokenizer_sha256"] = tokenizer_fingerprint(named)
@@ -107,6 +110,15 @@ def _named_tokenizer(config: PretrainConfig) -> Any:
             f"--arch gpt2"
         )
     return named
+
+
+def _check_vocabulary(config: PretrainConfig, named: Any) -> None:
+    """`InputError` for a size of vocabulary beside a tokenizer of another size."""
+    if named is not None and config.vocab_size not in (PretrainConfig().vocab_size, len(named)):
+        raise InputError(
+            f"--vocab-size {config.vocab_size} is for a tokenizer that is trained, and {config.tokenizer} has "
+            f"{len(named):,} tokens; leave --vocab-size out"
+        )
 
 
 def _trained_tokenizer(config: PretrainConfig) -> Any:

@@ -13,7 +13,7 @@ from ldlm import artifact, files, runtime
 from ldlm import config as configs
 from ldlm.artifact import Artifact
 from ldlm.baselines import opening
-from ldlm.baselines.ways import TokenSweep
+from ldlm.baselines.ways import TokenSweep, check_used
 from ldlm.config import AnySweepConfig, DiffusionConfig, Shapes, SweepConfig, TokenSweepConfig
 from ldlm.errors import InputError
 from ldlm.evaluation.beside import Beside, Judge
@@ -179,6 +179,7 @@ def _sweeps(config: AnySweepConfig, runs: Sequence[Path], progress: Progress = S
         if field.name not in used and getattr(config, field.name) != field.default:
             whose = " and ".join(sorted({sweep.method for sweep in sweeps.values()}))
             raise InputError(f"{field.name} is not a setting of a sweep of {whose}; leave it out")
+    check_used([sweep for sweep in sweeps.values() if isinstance(sweep, TokenSweep)])
     return sweeps
 
 

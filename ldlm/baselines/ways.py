@@ -8,7 +8,7 @@ batch size, which is recorded.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -62,9 +62,7 @@ def ways(config: TokenSweepConfig, method: str, run: str | Path) -> list[TokenWa
     `InputError`, naming the run, if it has none of the samplers, and for a budget within which none takes a step; also
     for settings that a sampler does not have, or that change nothing beside the others.
     """
-    fitting = list(TOKEN_SAMPLERS[method])
-    asked = [configs.sampler_in_words(text) for text in config.token_samplers or fitting]
-    own = sorted((given for given in asked if given["name"] in fitting), key=lambda one: fitting.index(one["name"]))
+    fitting, own = list(TOKEN_SAMPLERS[method]), _own(config, method)
     if not own:
         raise InputError(
             f"{run} is of method {method} and draws with {' or '.join(fitting)}, not with "
@@ -87,12 +85,29 @@ def ways(config: TokenSweepConfig, method: str, run: str | Path) -> list[TokenWa
     return found
 
 
+def _own(config: TokenSweepConfig, method: str) -> list[dict[str, Any]]:
+    """The samplers that are asked for and that the method has, in its order."""
+    fitting = list(TOKEN_SAMPLERS[method])
+    asked = [configs.sampler_in_words(text) for text in config.token_samplers or fitting]
+    return sorted((given for given in asked if given["name"] in fitting), key=lambda one: fitting.index(one["name"]))
+
+
 def _settings(config: TokenSweepConfig, method: str, given: Mapping[str, Any]) -> list[SamplerOfTokens]:
     """The settings of a sampler, on top of the published ones, with each p of the sweep if it gives none."""
-    found: SamplerOfTokens = configs.drawing_config(SampleConfig, method, {"sampler": given}).sampler
-    if "top_p" in given or not isinstance(found, ChainConfig) or found.top_p != 1:
-        return [found]
-    return [replace(found, top_p=p) for p in dict.fromkeys(config.top_ps)]
+    found = _sampler(method, given)
+    if _takes_top_ps(found, given):
+        return [replace(found, top_p=p) for p in dict.fromkeys(config.top_ps)]
+    return [found]
+
+
+def _sampler(method: str, given: Mapping[str, Any]) -> Any:
+    """A sampler with the settings that are `given` and otherwise the published ones."""
+    return configs.drawing_config(SampleConfig, method, {"sampler": given}).sampler
+
+
+def _takes_top_ps(sampler: SamplerOfTokens, given: Mapping[str, Any]) -> bool:
+    """Whether a sampler filters and has no p of its own, published or `given`."""
+    return getattr(sampler, "top_p", None) == 1 and "top_p" not in given
 
 
 @dataclass(frozen=True)
@@ -108,6 +123,11 @@ class TokenSweep:
         training: Any = configs.stored_training(about.settings)
         for way in ways(self.config, self.method, self.path):
             methods.sampler(training, way.sampler, about.shapes)  # checks what the settings cannot
+
+    @property
+    def takes_top_ps(self) -> bool:
+        """Whether any of its samplers is drawn with each p of `top_ps`."""
+        return any(_takes_top_ps(_sampler(self.method, given), given) for given in _own(self.config, self.method))
 
     def plan(self) -> dict[str, Any]:
         """Numbers of ways, evaluations and texts that it would take."""
@@ -127,6 +147,22 @@ class TokenSweep:
     def points(self, name: str, summary: Mapping[str, Any]) -> list[Point]:
         """Everything that was drawn, under the run's name on this frontier."""
         return [replace(Point.from_json(row), run=name) for row in summary["points"]]
+
+
+def check_used(sweeps: Sequence[TokenSweep]) -> None:
+    """`InputError` for samplers that fit none of the runs on a frontier, and for values of p that none takes."""
+    fitting = list(dict.fromkeys(name for sweep in sweeps for name in TOKEN_SAMPLERS[sweep.method]))
+    for sweep in sweeps[:1]:  # the settings of all are the same
+        asked = dict.fromkeys(configs.sampler_in_words(text)["name"] for text in sweep.config.token_samplers)
+        if others := [name for name in asked if name not in fitting]:
+            raise InputError(
+                f"token_samplers {', '.join(others)}: no run here has {'them' if others[1:] else 'it'}, only "
+                f"{', '.join(fitting)}; leave {'them' if others[1:] else 'it'} out"
+            )
+        if sweep.config.top_ps != TokenSweepConfig().top_ps and not any(one.takes_top_ps for one in sweeps):
+            raise InputError(
+                "top_ps changes nothing, since no sampler here takes it, or each has a p of its own; leave it out"
+            )
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ldlm.errors import InputError
 
 # Settings of a stage for token-level runs.
 OF_TOKENS: dict[type, type] = {SampleConfig: TokenSampleConfig, ExportConfig: TokenExportConfig}
+SOLVER_OF = {"eta": "ddim", "beta_clip": "euler-maruyama"}  # settings of LDLM's sampler that one solver alone has
 
 
 def drawing_config(
@@ -34,7 +35,11 @@ def drawing_config(
 def _of_latents(cls: type, given: Mapping[str, Any], named: str | None, base: Mapping[str, Any]) -> Any:
     _check_owner(_sampler(given), SamplerConfig, "LDLM")
     start = {} if named is None else named_sampler(cls, named)
-    return from_dict(cls, merge(base, start, given))
+    made: Any = from_dict(cls, merge(base, start, given))
+    for key, solver in SOLVER_OF.items():
+        if key in _sampler(given) and made.sampler.solver != solver:
+            _check_changes(made.sampler, key, "solver")
+    return made
 
 
 def _of_tokens(method: str, cls: type, given: Mapping[str, Any], named: str | None, base: Mapping[str, Any]) -> Any:
@@ -66,12 +71,17 @@ def _fitting(start: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
 
 def _check_used(sampler: SamplerOfTokens, own: Mapping[str, Any]) -> None:
     """`InputError` if the user sets an η that has no effect given the other settings."""
+    if "eta" in own and "eta" in getattr(sampler, "idle", ()):
+        _check_changes(sampler, "eta", ETA_BELONGS_TO[type(sampler)])
+
+
+def _check_changes(sampler: SamplerConfig | SamplerOfTokens, idle: str, because_of: str) -> None:
+    """`InputError` for a setting that has no effect because of another one, unless it has its default."""
     default = {field.name: field.default for field in fields(sampler)}
-    if "eta" in own and "eta" in getattr(sampler, "idle", ()) and getattr(sampler, "eta", None) != default["eta"]:
-        key = ETA_BELONGS_TO[type(sampler)]
+    if getattr(sampler, idle) != default[idle]:
         raise InputError(
-            f"sampler.eta changes nothing with sampler.{key}={getattr(sampler, key)}; leave it out, or choose another "
-            f"{key}"
+            f"sampler.{idle} changes nothing with sampler.{because_of}={getattr(sampler, because_of)}; leave it out, "
+            f"or choose another {because_of}"
         )
 
 

@@ -31,8 +31,8 @@ def prepare(
     """
     # No hashes of the text are written to a prefix that may yet be refused.
     meet = isinstance(out, ObjectPath) and artifact.is_open(out, "features")
-    found = inputs.find(config, out, device, progress, store=out if meet else None)
     begun = artifact.recorded_config(out) if not overwrite and (out / "config.yaml").is_file() else {}
+    found = inputs.find(config, out, device, progress, store=out if meet else None, begun=begun)
     found = inputs.resumed(found, begun, out, progress)
     config, fingerprints = found.config, found.fingerprints()
     result = artifact.begin(

@@ -40,13 +40,15 @@ def find(
     device: str | None = None,
     progress: Progress = SILENT,
     store: Location | None = None,
+    begun: Mapping[str, Any] | None = None,
 ) -> Inputs:
     """The inputs that `config` names; `InputError` when they are missing or don't fit each other or the output.
 
     `device` is that of the encoder in this process, given if other processes will run the encoder. `store` is the
-    output, given if other processes make it too (`digests`).
+    output, given if other processes make it too (`digests`). `begun` is the configuration with which it was begun.
     """
     _check(config)
+    _check_of_datasets(config, begun or {})
     config, fingerprints = _pinned(config, progress, store)
     tokenizer, encoder = models(config, device)
     _check_requests(config, out, encoder.hidden_dim)
@@ -103,6 +105,13 @@ def _check(config: ExtractConfig) -> None:
             f"{CHUNK_ROWS} rows, so that neither crosses shards; use --shard-rows "
             f"{max(1, round(config.shard_rows / step)) * step}"
         )
+
+
+def _check_of_datasets(config: ExtractConfig, begun: Mapping[str, Any]) -> None:
+    """`InputError` for a revision or split of files, unless an earlier version has begun the store with it."""
+    for name in () if config.dataset else ("revision", "split"):
+        if getattr(config, name) not in (getattr(ExtractConfig(), name), begun.get(name)):
+            raise InputError(f"--{name} is for --dataset NAME, and files have none; leave --{name} out")
 
 
 def _check_requests(config: ExtractConfig, out: Location | None, width: int) -> None:

@@ -41,7 +41,7 @@ def test_another_tokenizer_of_the_same_name_is_refused_and_records_without_one_a
     untrained, gpt2, bigrams, tmp_path
 ):
     named, out = tmp_path / "tokenizer", tmp_path / "out"
-    config = replace(untrained, tokenizer=str(shutil.copytree(gpt2, named)))
+    config = replace(untrained, tokenizer=str(shutil.copytree(gpt2, named)), vocab_size=320)
     pretrain_encoder.run(config, out)
     shutil.copytree(bigrams, named, dirs_exist_ok=True)
     with pytest.raises(InputError, match=r"made with other settings \(inputs\.tokenizer_sha256: "):
@@ -62,6 +62,21 @@ def test_a_tokenizer_without_a_mask_is_none_for_bert_and_the_model_that_is_there
         pretrain_encoder.plan(masked)
     assert made.manifest["rows"] > 0
     assert not (tmp_path / "new").exists()
+
+
+def test_another_size_than_the_tokenizers_is_refused_except_where_an_earlier_version_began_with_it(
+    gpt2, untrained, tmp_path, monkeypatch
+):
+    both, out = replace(untrained, tokenizer=str(gpt2)), tmp_path / "out"
+    with pytest.raises(InputError, match="--vocab-size 512 is for a tokenizer that is trained"):
+        pretrain_encoder.run(both, out)
+    assert not out.exists()
+    with monkeypatch.context() as earlier:
+        earlier.setattr(pretrain_encoder, "_check_vocabulary", lambda *_: None)
+        pretrain_encoder.run(both, out)
+    assert pretrain_encoder.run(both, out).complete
+    with pytest.raises(InputError, match="leave --vocab-size out"):
+        pretrain_encoder.run(both, out, overwrite=True)
 
 
 def test_a_training_that_diverges_says_so_with_the_remedy_and_its_last_checkpoint_stays(
