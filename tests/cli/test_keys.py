@@ -16,6 +16,7 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "files.md").read_text(enc
 ELSEWHERE = {
     "timing": {"flops_utilisation"},  # of a run that has lasted a while
     "status.json": {"reason"},  # of one that failed
+    "state.json of a checkpoint": {"recent", "seconds"},  # of an encoder that has trained for a while
     "artifact.json": {"emptied"},  # of one that is being replaced
     "metrics.jsonl: eval": {"l_diff_prefix"},  # of a run that continues texts, as are these
     "lines of texts": {"prompt", "continuation", "prompt_tokens", "continuation_tokens"},
