@@ -195,6 +195,7 @@ def test_the_status_says_what_became_of_the_run(train_config, store, tmp_path, s
     status = json.loads((tmp_path / "failed" / "status.json").read_text())
     assert status["state"] == "failed"
     assert "not finite" in status["reason"]
+    assert status["saved"] == 0  # as docs/files.md says
 
 
 def test_the_time_is_that_of_all_calls(train_config, store, tmp_path, stopped_at):
