@@ -121,7 +121,14 @@ def texts(path: Location, rows: int, out: Path, *, clean_up: bool = False) -> Pa
     lines = files.dump_jsonl(samples.rows(decoded, tokens.tolist(), range(rows)))
     files.check_output(out, "real.jsonl")
     # A kill may leave the beginning of the text in a file that is a mount point, which a rename can't replace.
-    if out.exists() and not lines.encode().startswith(out.read_bytes()):
+    there = files.content(out) or b""
+    if len(there) > len(lines.encode()) and there.startswith(lines.encode()):
+        count = there.count(b"\n")
+        raise InputError(
+            f"{out} holds {count:,} texts of this store already, and --rows {rows} asks for fewer: they are its first "
+            f"{rows:,} lines; or choose another --output"
+        )
+    if not lines.encode().startswith(there):
         raise InputError(f"{out} holds something else; choose another --output")
     samples.write_record(out, "texts", samples.record_of(tokenizer, clean_up))
     files.write_atomic(out, lines)
