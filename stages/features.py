@@ -25,7 +25,7 @@ from ldlm.features.encoder import online_encoder
 from ldlm.features.store import FeatureStore, Split
 from ldlm.features.stream import RowOrder, Stream, default_window
 from ldlm.hub import load_tokenizer
-from ldlm.location import Location
+from ldlm.location import Location, check_output
 from ldlm.progress import SILENT, Progress
 from ldlm.stages import extract_features
 
@@ -119,7 +119,7 @@ def texts(path: Location, rows: int, out: Path, *, clean_up: bool = False) -> Pa
         tokenizer = load_tokenizer(folder)
     decoded = metrics.decode_tokens(tokenizer, tokens, clean_up=clean_up)
     lines = files.dump_jsonl(samples.rows(decoded, tokens.tolist(), range(rows)))
-    files.check_output(out, "real.jsonl")
+    check_output(out, "real.jsonl")
     # A kill may leave the beginning of the text in a file that is a mount point, which a rename can't replace.
     there = files.content(out) or b""
     if len(there) > len(lines.encode()) and there.startswith(lines.encode()):

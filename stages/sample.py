@@ -18,7 +18,7 @@ from ldlm.baselines.opening import open_source
 from ldlm.config import AnySampleConfig, PromptConfig, SampleConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import samples
-from ldlm.location import folder_name, local
+from ldlm.location import check_output, folder_name, local
 from ldlm.progress import SILENT, Progress, Task
 from ldlm.sampling import generation
 from ldlm.sampling.source import Generator, Source
@@ -56,7 +56,7 @@ def run(
     with fewer texts of the same settings is extended likewise, and stays as it is until the longer one is complete.
     `InputError` while another process draws texts for `out`.
     """
-    files.check_output(out, "samples.jsonl")
+    check_output(out, "samples.jsonl", without="the texts are printed")
     source = open_source(run_path, runtime.device(config.device), config.checkpoint)
     generator = source.drawing(config)
     each, config = config.num_samples, replace(config, num_samples=source.texts(config))
