@@ -98,6 +98,7 @@ def _script(
     options: Options, config: PaperConfig, names: tuple[str, ...], output: str | None, script: str | None
 ) -> None:
     from ldlm import files
+    from ldlm.location import check_output
     from ldlm.stages import paper as stage
 
     if len(names) > 1:
@@ -106,7 +107,7 @@ def _script(
     text = stage.commands(config, name, Path(output or name), f"{name}.sh" if script is None else Path(script).name)
     if script is None:
         return options.show({"script": text}, lambda: text.removesuffix("\n"))
-    files.check_output(Path(script), f"{name}.sh")
+    check_output(Path(script), f"{name}.sh", flag="--script", without="the script is printed")
     files.write_atomic(Path(script), text)
     options.show({"output": script}, lambda: f"the commands of {name} are in {script}")
 

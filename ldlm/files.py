@@ -169,14 +169,6 @@ def make_folder(path: Path) -> None:
         fsync_dir(there.parent)
 
 
-def check_output(path: Path, example: str) -> None:
-    """`InputError` when `path`, which names the file to write, is a folder, a device or a pipe."""
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; --output names the file to write, for example {path / example}")
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path} is a device or a pipe, not a file; --output names the file to write")
-
-
 def finite(value: Any) -> Any:
     """Plain data with None in place of NaN and infinity, which JSON doesn't have."""
     if isinstance(value, dict):

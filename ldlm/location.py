@@ -30,6 +30,7 @@ PART_BYTES = 2**23  # smallest part of a file that is uploaded in parts, of whic
 AT_ONCE = 4
 MOST_PARTS = 10_000  # of an object of S3
 MOST_DELETED = 1000  # objects by one request to S3
+STREAMS = ("/dev/stdin", "/dev/stdout", "/dev/stderr", "/dev/fd", "/proc")  # a shell's >(…) is in /dev/fd
 
 
 @dataclass(frozen=True)
@@ -315,3 +316,17 @@ def locate(where: str | Path) -> Location:
     if not bucket or not key:
         raise InputError(f"{where} must name a bucket and a prefix in it, like {scheme}://bucket/features")
     return ObjectPath(Bucket(f"{scheme}://{bucket}"), key)
+
+
+def check_output(path: Path, example: str, *, flag: str = "--output", without: str = "") -> None:
+    """`InputError` when `path`, which names the file to write, is a folder, a device, a pipe or `-`.
+
+    `without` says what happens without the flag, if it may be left out.
+    """
+    streams = path == Path("-") or any(Path(os.path.abspath(path)).is_relative_to(stream) for stream in STREAMS)
+    if path.is_dir() and not streams:
+        raise InputError(f"{path} is a folder; {flag} names the file to write, for example {path / example}")
+    if streams or (path.exists() and not path.is_file()):
+        remedy = f"{flag} names the file to write, for example {example}"
+        more = f"; without it {without}" if without else ""
+        raise InputError(f"{path} is a device or a pipe, not a file; {remedy}{more}")

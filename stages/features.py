@@ -25,7 +25,7 @@ from ldlm.features.encoder import online_encoder
 from ldlm.features.store import FeatureStore, Split
 from ldlm.features.stream import RowOrder, Stream, default_window
 from ldlm.hub import load_tokenizer
-from ldlm.location import Location
+from ldlm.location import Location, check_output
 from ldlm.progress import SILENT, Progress
 from ldlm.stages import extract_features
 
@@ -119,9 +119,16 @@ def texts(path: Location, rows: int, out: Path, *, clean_up: bool = False) -> Pa
         tokenizer = load_tokenizer(folder)
     decoded = metrics.decode_tokens(tokenizer, tokens, clean_up=clean_up)
     lines = files.dump_jsonl(samples.rows(decoded, tokens.tolist(), range(rows)))
-    files.check_output(out, "real.jsonl")
+    check_output(out, "real.jsonl")
     # A kill may leave the beginning of the text in a file that is a mount point, which a rename can't replace.
-    if out.exists() and not lines.encode().startswith(out.read_bytes()):
+    there = files.content(out) or b""
+    if len(there) > len(lines.encode()) and there.startswith(lines.encode()):
+        count = there.count(b"\n")
+        raise InputError(
+            f"{out} holds {count:,} texts of this store already, and --rows {rows} asks for fewer: they are its first "
+            f"{rows:,} lines; or choose another --output"
+        )
+    if not lines.encode().startswith(there):
         raise InputError(f"{out} holds something else; choose another --output")
     samples.write_record(out, "texts", samples.record_of(tokenizer, clean_up))
     files.write_atomic(out, lines)

@@ -81,8 +81,7 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
             tokenizer = _trained_tokenizer(config) if named is None else named
             rows = _rows(config, tokenizer)
             model = _model(config, tokenizer).to(device)
-        started = time.perf_counter()
-        loss = _train(model, tokenizer, rows, config, out, device, progress)
+        loss, seconds = _train(model, tokenizer, rows, config, out, device, progress)
 
         with files.writing(out):
             model.cpu().eval().save_pretrained(out, safe_serialization=True)
@@ -95,7 +94,7 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
             final_loss=loss,
             parameters=sum(p.numel() for p in model.parameters()),
             vocab_size=len(tokenizer),
-            seconds=round(time.perf_counter() - started, 1),
+            seconds=seconds,
         )
 
 
@@ -248,8 +247,12 @@ def _train(
     out: Path,
     device: torch.device,
     progress: Progress,
-) -> float:
-    """Train for next or masked tokens, from the checkpoint if there is one; returns the mean loss of the last tenth."""
+) -> tuple[float, float]:
+    """Train for next or masked tokens, from the checkpoint if there is one.
+
+    Returns the mean loss of the last tenth, and the seconds of training over all interruptions.
+    """
+    started = time.perf_counter()
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     folder = out / "checkpoints"
     start, recent = 0, []
@@ -257,6 +260,7 @@ def _train(
         model.load_state_dict(found.tensors("model"), strict=False)
         load_optimizer_tensors(optimizer, model, found.tensors("optimizer"))
         start, recent = found.step, found.state["recent"]
+        started -= found.state.get("seconds", 0)  # 0.1 did not record it
 
     model.train()
     with progress.task(f"pretrain {out.name} ({config.arch})", config.steps, "step", done=start) as task:
@@ -277,9 +281,13 @@ def _train(
             if (step + 1) % SAVE_EVERY == 0 and step + 1 < config.steps:
                 weights = dict(model.named_parameters())
                 tensors = {"model": weights, "optimizer": optimizer_tensors(optimizer, model)}
-                checkpoint.save(folder, step + 1, tensors, {"recent": recent})
+                checkpoint.save(folder, step + 1, tensors, {"recent": recent, "seconds": _since(started)})
                 checkpoint.prune(folder, 1)
-    return float(np.mean(recent))
+    return float(np.mean(recent)), _since(started)
+
+
+def _since(started: float) -> float:
+    return round(time.perf_counter() - started, 1)
 
 
 def _finite(loss: float, step: int, config: PretrainConfig) -> float:

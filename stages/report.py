@@ -13,7 +13,7 @@ from ldlm.config import AnyTrainConfig, Shapes
 from ldlm.errors import InputError
 from ldlm.evaluation import samples
 from ldlm.evaluation.frontier import read_finalists, verdict
-from ldlm.location import folder_name
+from ldlm.location import check_output, folder_name
 from ldlm.pages.report import page
 from ldlm.pages.report_data import AnyReport, Report, SampleSet
 from ldlm.training.log import MetricsFile
@@ -33,7 +33,7 @@ def run(run_path: Path, out: Path | None = None) -> Path:
 
 def _check(out: Path) -> None:
     """Refuse to replace anything but a page: a slip could name the run's `config.yaml`."""
-    files.check_output(out, "report.html")
+    check_output(out, "report.html")
     if out.suffix != ".html":
         raise InputError(f"a report is a page, and {out} does not end in .html; choose another --output")
 

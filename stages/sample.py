@@ -18,7 +18,7 @@ from ldlm.baselines.opening import open_source
 from ldlm.config import AnySampleConfig, PromptConfig, SampleConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import samples
-from ldlm.location import folder_name, local
+from ldlm.location import check_output, folder_name, local
 from ldlm.progress import SILENT, Progress, Task
 from ldlm.sampling import generation
 from ldlm.sampling.source import Generator, Source
@@ -56,7 +56,7 @@ def run(
     with fewer texts of the same settings is extended likewise, and stays as it is until the longer one is complete.
     `InputError` while another process draws texts for `out`.
     """
-    files.check_output(out, "samples.jsonl")
+    check_output(out, "samples.jsonl", without="the texts are printed")
     source = open_source(run_path, runtime.device(config.device), config.checkpoint)
     generator = source.drawing(config)
     each, config = config.num_samples, replace(config, num_samples=source.texts(config))
@@ -151,6 +151,16 @@ class Place:
         return samples.record_path(self.path)
 
     @property
+    def foreign(self) -> bool:
+        """Whether the record, or a file without one, is not of `ldlm sample`."""
+        if not self.record.exists():
+            return self.path.exists()
+        try:
+            return bool(files.read_json(self.record).get("kind", "samples") != "samples")
+        except InputError:  # damaged, or emptied by `clear`
+            return False
+
+    @property
     def texts(self) -> int:
         """Number of texts in the finished file; 0 if there is none."""
         return _lines(self.path)
@@ -207,7 +217,7 @@ def _check_continues(place: Place, out: Path, provenance: Mapping[str, Any], pro
 
     With prompts, of which there are `prompts`, --num-samples counts the texts of each.
     """
-    if files.size(place.path) and not place.record.exists():
+    if place.foreign and (files.size(place.path) or place.record.exists()):  # an empty file is as good as none
         raise InputError(f"{out} exists and was not made by ldlm sample; choose another --output, or add --overwrite")
     if place.record.exists():
         before = _identity(files.read_json(place.record))
@@ -240,9 +250,8 @@ def _reads(config: AnySampleConfig, run_path: Path) -> list[Path]:
 def _check_spares(place: Place, out: Path, reads: Sequence[Path]) -> None:
     """`InputError` if --overwrite would delete a file that is to be read; texts drawn into a run may be replaced."""
     own = [path.resolve() for path in (place.path, place.partial, place.record)]
-    foreign = place.path.exists() and not place.record.exists()
     for read in reads:
-        if read.resolve() in own or (foreign and own[0].is_relative_to(read.resolve())):
+        if read.resolve() in own or (place.foreign and own[0].is_relative_to(read.resolve())):
             what = f"{out}, a file of {read}" if read.is_dir() else read
             raise InputError(f"--overwrite would delete {what}, which is to be read; choose another --output")
 

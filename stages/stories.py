@@ -12,6 +12,7 @@ from ldlm.config import StoriesConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import samples
 from ldlm.evaluation.boundaries import Boundaries
+from ldlm.location import check_output
 from ldlm.progress import SILENT, Progress
 from ldlm.stories import process, tokens
 from ldlm.stories.process import STORIES
@@ -48,7 +49,7 @@ def run(
 
     The file appears once it is complete. `tokenizer` is a folder for the tokenizer.
     """
-    files.check_output(out, "stories.txt")
+    check_output(out, "stories.txt")
     if tokenizer is not None:
         write_tokenizer(tokenizer, overwrite=overwrite)
     begun = {

@@ -8,9 +8,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import field
 from functools import cache
 from typing import Any, Literal, TypeVar
@@ -235,25 +237,27 @@ def _number(hint: type, value: Any, key: str, wrong: str) -> int | float:
     """`value` as a finite number. YAML reads 3e-4 as a string, and --set gives strings."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise InputError(wrong)
+    if hint is int and not isinstance(value, float):  # no float holds every whole number
+        with suppress(ValueError):
+            return int(value)
     try:
         number = float(value)
-        if not math.isfinite(number):
-            raise InputError(f"{key} must be a finite number, not {value!r}")
-        if hint is float:
-            return number
-        whole = int(number) if isinstance(value, float) else int(value)
-    except InputError:
-        raise
     except (ValueError, OverflowError):
         raise InputError(wrong) from None
-    if whole != number:
+    if not math.isfinite(number):
+        raise InputError(f"{key} must be a finite number, not {value!r}")
+    if hint is float:
+        return number
+    if isinstance(value, str) or not number.is_integer():
         raise InputError(wrong)
-    return whole
+    return int(number)
 
 
 def _bounded(value: Any, key: str, metadata: Mapping[str, Any]) -> Any:
     """`value` itself; `InputError` when it is out of bounds."""
     low, high, above, below = (metadata.get(name) for name in ("low", "high", "above", "below"))
+    if high is None and isinstance(value, int):
+        high = sys.float_info.max  # whole numbers are also divided
     if low is not None and value < low:
         raise InputError(f"{key} must be at least {low}, not {value}")
     if above is not None and value <= above:

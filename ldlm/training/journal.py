@@ -40,7 +40,7 @@ class Journal:
         warn: Warn = lambda evaluations: None,
     ) -> None:
         self.out, self.learner, self.speed, self.progress, self.warn = out, learner, speed, progress, warn
-        self.started = time.perf_counter()
+        self.started = time.perf_counter() - (self._spent() if saved else 0)
         self.metrics = MetricsFile(out / "metrics.jsonl", tensorboard=out / "tensorboard", on_fault=progress.note)
         evaluated_at = 0
         if learner.world.main:
@@ -52,6 +52,21 @@ class Journal:
     def evaluations(self) -> list[dict[str, Any]]:
         """The evaluations so far, as recorded in the metrics."""
         return [line for line in self.metrics.read() if line["kind"] == "eval"]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, those of earlier calls included."""
+        return round(time.perf_counter() - self.started, 1)
+
+    def _spent(self) -> float:
+        """Seconds that earlier calls trained; 0 if they were of a version that did not record it.
+
+        They are not in the checkpoint, since equal trainings make equal checkpoints.
+        """
+        try:
+            return float(files.read_json(self.out / "status.json")["seconds"])
+        except (InputError, KeyError, TypeError, ValueError):
+            return 0.0
 
     # What is due. Steps are counted from 1.
 
@@ -136,7 +151,7 @@ class Journal:
             attention=self.learner.compute.attention,
             held_out=self.metrics.last("eval"),
             skipped=self.learner.skipped,
-            seconds=round(time.perf_counter() - self.started, 1),
+            seconds=self.seconds,
         )
 
     def write_status(self, state: str, **more: str) -> None:
@@ -144,7 +159,8 @@ class Journal:
         learner = self.learner
         if learner.world.main:
             record = {"state": state, "step": learner.step, "steps": learner.steps, "saved": self.saved_at, **more}
-            record |= {"attention": learner.compute.attention, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+            record |= {"attention": learner.compute.attention, "seconds": self.seconds}
+            record["time"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
             files.write_json(self.out / "status.json", record)
 
     @contextmanager

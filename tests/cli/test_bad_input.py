@@ -511,6 +511,24 @@ def test_a_folder_where_a_file_should_be_written(refuse, trained, tmp_path, monk
         assert "is a folder; --output names the file" in refuse("sample", "--run", trained, "--output", place)
 
 
+@pytest.mark.parametrize("place", ["-", "/dev/stdout", "/dev/fd/63", "/proc/self/fd/63"])
+def test_a_stream_where_a_file_should_be_written(refuse, trained, store, tmp_path, monkeypatch, place):
+    """`-` is standard input where a file is read, and no file called so appears where one is written."""
+    monkeypatch.chdir(tmp_path)
+    no_file = f"{place} is a device or a pipe, not a file; "
+    named = f"{no_file}--output names the file to write, for example "
+    assert refuse("stories", "--documents", 1, "--output", place) == f"{named}stories.txt"
+    assert refuse("features", "texts", store, "--rows", 1, "--output", place) == f"{named}real.jsonl"
+    assert refuse("report", trained, "--output", place) == f"{named}report.html"
+    line = refuse("sample", "--run", trained, "--num-samples", 1, "--output", place)
+    assert line == f"{named}samples.jsonl; without it the texts are printed"
+    line = refuse("paper", "table-7", "--scale", "paper", "--script", place)
+    assert (
+        line == f"{no_file}--script names the file to write, for example table-7.sh; without it the script is printed"
+    )
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_a_file_where_a_folder_is_read_is_no_missing_folder(refuse, corpus, out):
     line = refuse("train", "--features", corpus, "--preset", "tiny", "--output", out)
     assert line.startswith(f"{corpus} is a file, and a feature store is a folder; ")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from folders import lines
 
+from ldlm.baselines.methods import CAPPED
 from ldlm.stages import features as store_stage
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "files.md").read_text(encoding="utf-8")
@@ -16,6 +17,7 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "files.md").read_text(enc
 ELSEWHERE = {
     "timing": {"flops_utilisation"},  # of a run that has lasted a while
     "status.json": {"reason"},  # of one that failed
+    "state.json of a checkpoint": {"recent", "seconds"},  # of an encoder that has trained for a while
     "artifact.json": {"emptied"},  # of one that is being replaced
     "metrics.jsonl: eval": {"l_diff_prefix"},  # of a run that continues texts, as are these
     "lines of texts": {"prompt", "continuation", "prompt_tokens", "continuation_tokens"},
@@ -60,6 +62,13 @@ def test_the_page_has_every_table_that_it_links_to_and_names_each_once():
     assert len(BY_ANCHOR) == len(SECTIONS) > 30
     for rows in SECTIONS.values():
         assert {link for links in rows.values() for link in links} <= set(BY_ANCHOR)
+
+
+def test_the_page_names_every_attention_kernel():
+    rows = [line for line in PAGE.splitlines() if line.startswith("| `attention` |")]
+    assert len(rows) == 4
+    for row in rows:
+        assert "as in `status.json`" in row or all(f"`{name}`" in row for name in ("xformers", "sdpa", CAPPED)), row
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -373,6 +374,25 @@ def test_a_file_that_ldlm_did_not_write_is_never_replaced_unasked(trained, refus
     assert "was not made by ldlm sample" in refuse(*arguments)
     assert out.read_text() == "years of work"
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.jsonl"]
+
+
+def test_texts_that_another_command_wrote_are_not_taken_for_samples(trained, store, refuse, ldlm, tmp_path):
+    out, run = tmp_path / "real.jsonl", tmp_path / "run"
+    assert ldlm("features", "texts", store, "--rows", 2, "--output", out).exit_code == 0
+    line = refuse("sample", "--run", trained, "--num-samples", 1, "--steps", 1, "--output", out)
+    assert line == f"{out} exists and was not made by ldlm sample; choose another --output, or add --overwrite"
+    shutil.copytree(trained, run)
+    inside = shutil.copy(out, run / "real.jsonl")
+    shutil.copy(f"{out}.meta.json", f"{inside}.meta.json")
+    draw = ("sample", "--run", run, "--num-samples", 1, "--steps", 1, "--output", inside, "--overwrite")
+    assert "--overwrite would delete" in refuse(*draw)
+    assert inside.read_bytes() == out.read_bytes()
+    Path(f"{out}.meta.json").write_text("")  # as one that is a mount point, after --overwrite was interrupted
+    assert "is damaged" in refuse("sample", "--run", trained, "--num-samples", 1, "--steps", 1, "--output", out)
+    assert (
+        ldlm("sample", "--run", trained, "--num-samples", 1, "--steps", 1, "--output", out, "--overwrite").exit_code
+        == 0
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -151,7 +151,12 @@ def test_an_unknown_preset_names_the_known_ones():
         ({"optimizer": {"lr": 0}}, "optimizer.lr must be more than 0, not 0.0"),
         ({"optimizer": {"beta1": 1.5}}, "optimizer.beta1 must be less than 1, not 1.5"),
         ({"optimizer": {"beta2": 1}}, "optimizer.beta2 must be less than 1, not 1.0"),
-        ({"steps": 10**400}, "steps takes a whole number"),
+        ({"steps": 10**400}, "steps must be at most 1.7976931348623157e+308, not 1000"),
+        ({"seed": 2**53 + 1}, "seed must be at most 9007199254740991, not 9007199254740993"),
+        ({"seed": str(2**53 + 1)}, "seed must be at most 9007199254740991, not 9007199254740993"),
+        ({"seed": 10**400}, "seed must be at most 9007199254740991, not 1000"),
+        ({"seed": -(2**53) - 1}, "seed must be at least 0, not -9007199254740993"),
+        ({"seed": "inf"}, "seed must be a finite number, not 'inf'"),
         ({"model": 3}, "model must be a mapping of settings, not 3"),
         ({"model": None}, "model must be a mapping of settings, not None"),
         ({"model": {"autoencoder": {"kind": "mlp"}}}, "model.autoencoder.kind is one of resampler, self_attention"),
@@ -190,6 +195,8 @@ def test_a_list_setting_refuses_what_is_not_a_list_of_strings():
         (ExtractConfig, {"data": "a.txt"}, lambda c: c.data == ("a.txt",)),
         (ExtractConfig, {"data": ["a.txt", "b.txt"]}, lambda c: c.data == ("a.txt", "b.txt")),
         (TrainConfig, {"seed": str(2**53 - 1)}, lambda c: c.seed == 2**53 - 1),
+        (TrainConfig, {"steps": str(2**53 + 1)}, lambda c: c.steps == 2**53 + 1),
+        (TrainConfig, {"steps": 2**53 + 1}, lambda c: c.steps == 2**53 + 1),
     ],
 )
 def test_a_value_is_parsed_to_the_type_of_its_field(cls, data, expected):

@@ -468,6 +468,14 @@ def test_held_out_rows_become_texts_like_samples(whole, tmp_path, ldlm, refuse):
     other.write_text("mine")
     assert "holds something else" in refuse("features", "texts", whole, "--rows", 3, "--output", other)
     assert other.read_text() == "mine"
+    before = out.read_bytes()
+    line = refuse("features", "texts", whole, "--rows", 2, "--output", out)
+    assert line.startswith(
+        f"{out} holds 3 texts of this store already, and --rows 2 asks for fewer: they are its first 2"
+    )
+    assert out.read_bytes() == before
+    assert ldlm("features", "texts", whole, "--rows", 4, "--output", out).exit_code == 0
+    assert out.read_bytes().startswith(before)
 
 
 def test_repair_loses_nothing_when_the_text_is_gone(whole, few_lines, tmp_path, refuse, few):

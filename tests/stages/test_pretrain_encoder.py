@@ -89,3 +89,19 @@ def test_a_training_that_diverges_says_so_with_the_remedy_and_its_last_checkpoin
     assert all(
         p.isfinite().all() for p in checkpoint.latest(tmp_path / "out" / "checkpoints").tensors("model").values()
     )
+
+
+def test_the_time_is_that_of_all_calls(untrained, tmp_path, monkeypatch, interrupted):
+    monkeypatch.setattr(pretrain_encoder, "SAVE_EVERY", 1)
+    config, out = replace(untrained, steps=3), tmp_path / "out"
+    for hours in (1, 0):
+        with pytest.raises(KeyboardInterrupt):
+            pretrain_encoder.run(config, out, progress=interrupted(at=1))
+        saved = checkpoint.latest(out / "checkpoints")
+        assert 0 <= saved.state["seconds"] < 3600
+        state = {**saved.state, "seconds": 3600} if hours else {"recent": saved.state["recent"]}  # as in 0.1
+        tensors = {name: saved.tensors(name) for name in ("model", "optimizer")}
+        checkpoint.save(out / "checkpoints", saved.step, tensors, state)
+        seconds = pretrain_encoder.run(config, out).manifest["seconds"]
+        assert 3600 * hours <= seconds < 3600 * (hours + 1)
+        shutil.rmtree(out)

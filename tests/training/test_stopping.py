@@ -20,7 +20,7 @@ from folders import metrics
 from patience import patience
 
 from ldlm import config as configs
-from ldlm import locks
+from ldlm import files, locks
 from ldlm.config import TrainConfig
 from ldlm.errors import InputError, Stopped
 from ldlm.runtime import Stop
@@ -195,6 +195,29 @@ def test_the_status_says_what_became_of_the_run(train_config, store, tmp_path, s
     status = json.loads((tmp_path / "failed" / "status.json").read_text())
     assert status["state"] == "failed"
     assert "not finite" in status["reason"]
+    assert status["saved"] == 0  # as docs/files.md says
+
+
+def test_the_time_is_that_of_all_calls(train_config, store, tmp_path, stopped_at):
+    """An hour before the signal, and one before more steps were wanted; earlier versions wrote no `seconds`."""
+    status, config = tmp_path / "run" / "status.json", replace(train_config, steps=20)
+
+    def an_hour_earlier():
+        files.write_json(status, {**(told := files.read_json(status)), "seconds": told["seconds"] + 3600})
+
+    with pytest.raises(Stopped):
+        train.run(config, store, tmp_path / "run", progress=stopped_at(5))
+    assert 0 <= files.read_json(status)["seconds"] < 3600
+    an_hour_earlier()
+    once = train.run(config, store, tmp_path / "run").manifest["seconds"]
+    assert 3600 <= once < 7200
+    an_hour_earlier()
+    assert once + 3600 <= train.run(replace(config, steps=21), store, tmp_path / "run").manifest["seconds"] < 10800
+
+    files.write_json(status, {key: value for key, value in files.read_json(status).items() if key != "seconds"})
+    assert train.run(replace(config, steps=22), store, tmp_path / "run").manifest["seconds"] < 3600
+    status.write_text("{")
+    assert train.run(replace(config, steps=23), store, tmp_path / "run").manifest["seconds"] < 3600
 
 
 def test_a_plot_that_fails_stops_no_run(train_config, store, tmp_path, notes, monkeypatch):
