@@ -16,8 +16,9 @@ By default it measures speed, within ten minutes on two cores;
 `python -m benchmarks stories-frontier` does so on stories, whose distribution is known.
 
 `python -m benchmarks recipe` trains variants of the tiny preset and judges their texts, some minutes each,
-`python -m benchmarks prompts` compares the continuations of runs that continue texts with real ones, and
-`python -m benchmarks distill` distils a run to few evaluations and compares the students with it.
+`python -m benchmarks prompts` compares the continuations of runs that continue texts with real ones,
+`python -m benchmarks distill` distils a run to few evaluations and compares the students with it, and
+`python -m benchmarks renoise` draws with fresh noise in an interval of t and compares that with DDIM.
 
 `python -m benchmarks gpu` measures everything on a machine with a GPU in a given number of minutes, and
 `python -m benchmarks wheels` fetches what such a machine may lack; each has its own --help.
@@ -59,6 +60,7 @@ PROGRAMS = {
     "recipe": "benchmarks.recipe",
     "prompts": "benchmarks.prompts",
     "distill": "benchmarks.distill",
+    "renoise": "benchmarks.renoise",
     "wheels": "benchmarks.gpu.wheels",
 }  # with their own arguments
 

@@ -1,0 +1,188 @@
+"""Fresh noise around ẑ_0 in an interval of t, in place of the noise that DDIM keeps (arXiv 2604.02028).
+
+    python -m benchmarks renoise --work renoise --run run --scorer scorer --reference real.jsonl
+
+DDIM at η = 0 goes from s to t with the noise that its estimate leaves, z_t = α_t ẑ + σ_t (z_s − α_s ẑ)/σ_s. Here the
+steps that begin in an interval of t draw new noise instead, z_t = α_t ẑ + σ_t ε, so that an early estimate, which is
+still a mean over several texts, can be taken back. The last step stays as it is. Beside both stands the run's default
+solver. `±` is the standard deviation over the sampling seeds. The same command resumes where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.records import keep
+from ldlm import files, memory
+from ldlm.cli import show
+from ldlm.config import EvaluateConfig, SamplerConfig
+from ldlm.errors import InputError
+from ldlm.evaluation import metrics, samples
+from ldlm.hub import load_tokenizer
+from ldlm.model.diffusion import Schedule
+from ldlm.sampling import solvers
+from ldlm.sampling.generation import TextGenerator
+from ldlm.sampling.solvers import Recurrence
+from ldlm.sampling.trained_run import TrainedRun
+from ldlm.stages import evaluate
+
+BUDGETS = (4, 8, 32)
+INTERVALS = ((0.0, 1.0), (0.5, 1.0), (0.25, 0.75), (0.0, 0.5))
+FIGURES = {"gen_ppl": "gen. ppl", "entropy": "entropy", "diversity": "diversity"}
+BATCH = 50
+ENTROPY_SLACK = 0.05  # nats; a lower perplexity at less entropy than that below is no win
+
+Figures = Sequence[Mapping[str, float]]  # by seed
+
+
+def renoised(recurrence: Recurrence, schedule: Schedule, times: Tensor, low: float, high: float) -> Recurrence:
+    """The recurrence of a first-order solver on a grid, with fresh noise in steps that begin at low ≤ t ≤ high."""
+    alpha, sigma = schedule.alpha_sigma(times[1:])
+    inside = (low <= times[:-1]) & (times[:-1] <= high)
+    inside[-1] = False
+    return recurrence._replace(
+        z=recurrence.z.masked_fill(inside, 0.0),
+        z_hat=torch.where(inside, alpha, recurrence.z_hat),
+        eps=torch.where(inside, sigma, recurrence.eps),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Renoising(TextGenerator):
+    """Draws with DDIM and fresh noise in an interval of t."""
+
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def _recurrence(self, sampler: SamplerConfig) -> Recurrence:
+        times = solvers.time_grid(sampler, self.schedule, self.timesteps.quantile)
+        return renoised(solvers.ddim(self.schedule, times), self.schedule, times, *self.interval)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run, and texts drawn from it in several ways."""
+
+    work: Path
+    run: Path
+    scorer: str
+    texts: int
+    max_tokens: int | None
+
+    @cached_property
+    def trained(self) -> TrainedRun:
+        """The run."""
+        return TrainedRun(self.run, torch.device("cpu"))
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The run's tokenizer."""
+        return load_tokenizer(str(self.run / "tokenizer"))
+
+    def ways(self) -> dict[str, tuple[TextGenerator, str]]:
+        """Generator and solver by name: the run's own, and those with fresh noise."""
+        plain = self.trained.generator("joint")
+        shared = {one.name: getattr(plain, one.name) for one in fields(plain) if not one.name.startswith("_")}
+        default = SamplerConfig().solver
+        found = {default: (plain, default), "ddim": (plain, "ddim")}
+        for low, high in INTERVALS:
+            found[f"fresh {low:g}-{high:g}"] = (Renoising(**shared, interval=(low, high)), "ddim")
+        return found
+
+    def measure(self, seeds: Sequence[int], reference: Path | None) -> dict[str, Any]:
+        """Figures of all ways by budget and seed."""
+        rows = []
+        for budget in BUDGETS:
+            for name, (generator, solver) in self.ways().items():
+                sampler = SamplerConfig(solver=solver, steps=budget)
+                found = [self._judged(self._drawn(name, generator, sampler, seed)) for seed in seeds]
+                rows.append({"way": name, "evaluations": budget, "figures": found})
+        real = None if reference is None else self._judged(reference)
+        return {"texts": self.texts, "seeds": list(seeds), "rows": rows, "real": real}
+
+    def _drawn(self, name: str, generator: TextGenerator, sampler: SamplerConfig, seed: int) -> Path:
+        path = self.work / f"{name}; {sampler.steps}; {self.texts} texts; seed {seed}.jsonl"
+        if not path.exists():
+            numbers = torch.arange(seed * self.texts, (seed + 1) * self.texts)
+            drawn = torch.cat([generator.tokens(sampler, some) for some in numbers.split(BATCH)])
+            decoded = metrics.decode_tokens(self.tokenizer, drawn.numpy(), clean_up=False)
+            samples.write_record(path, "samples", samples.record_of(self.tokenizer, clean_up=False))
+            files.write_atomic(path, files.dump_jsonl(samples.rows(decoded, drawn.tolist(), numbers.tolist())))
+        return path
+
+    def _judged(self, texts: Path) -> dict[str, float]:
+        most = self.max_tokens or self.trained.shapes.seq_len
+        (scored,) = evaluate.run(EvaluateConfig(scorer=self.scorer, max_tokens=most, device="cpu"), [texts])
+        found: dict[str, float] = scored.scores.pick(*FIGURES)
+        return found
+
+
+def report(found: Mapping[str, Any]) -> str:
+    """The table, and for each budget whether fresh noise wins."""
+    rows = [
+        (row["way"], row["evaluations"], *(_cell([one[key] for one in row["figures"]]) for key in FIGURES))
+        for row in found["rows"]
+    ]
+    if found["real"] is not None:
+        rows.append(("real text", "", *(show.value(found["real"][key]) for key in FIGURES)))
+    head = f"{found['texts']} texts with each of {len(found['seeds'])} seeds"
+    budgets = dict.fromkeys(row["evaluations"] for row in found["rows"])
+    said = [verdict(found["rows"], budget) for budget in budgets]
+    return "\n\n".join([head, show.table(("way", "evaluations", *FIGURES.values()), rows), "\n".join(said)])
+
+
+def verdict(rows: Sequence[Mapping[str, Any]], budget: int) -> str:
+    """Whether the best interval has a lower perplexity than the best solver, beyond the seeds and without collapse."""
+    sets = {row["way"]: row["figures"] for row in rows if row["evaluations"] == budget}
+    by_perplexity = sorted(sets, key=lambda name: _mean(sets[name], "gen_ppl"))
+    fresh, plain = (next(name for name in by_perplexity if name.startswith("fresh") == of) for of in (True, False))
+    ours, other = sets[fresh], sets[plain]
+    apart = _mean(ours, "gen_ppl") - _mean(other, "gen_ppl")
+    entropy = _mean(ours, "entropy") - _mean(other, "entropy")
+    beyond = max(one["gen_ppl"] for one in ours) < min(one["gen_ppl"] for one in other)
+    wins = beyond and entropy > -ENTROPY_SLACK
+    return (
+        f"{budget} evaluations: the best with fresh noise ({fresh}) has a perplexity {apart:+.1f} beside {plain}, and "
+        f"an entropy {entropy:+.3f}: it {'wins' if wins else 'does not win'}"
+    )
+
+
+def _mean(figures: Figures, key: str) -> float:
+    return statistics.mean(one[key] for one in figures)
+
+
+def _cell(values: Sequence[float]) -> str:
+    spread = f" ± {show.value(statistics.stdev(values))}" if len(values) > 1 else ""
+    return show.value(statistics.mean(values)) + spread
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draw and score."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks renoise", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True, help="folder of the texts")
+    parser.add_argument("--run", type=Path, required=True, help="a run of LDLM")
+    parser.add_argument("--scorer", required=True, help="causal model that scores the texts")
+    parser.add_argument("--reference", type=Path, help="real text")
+    parser.add_argument("--max-tokens", type=int, help="tokens of a text that are scored; default those of a row")
+    parser.add_argument("--texts", type=int, default=500)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3], help="seeds of sampling")
+    parser.add_argument("--output", type=Path, help="folder for the table and its JSON")
+    chosen = parser.parse_args(arguments)
+    memory.keep_freed()  # as the commands do
+    try:
+        trial = Trial(chosen.work, chosen.run, chosen.scorer, chosen.texts, chosen.max_tokens)
+        found = trial.measure(chosen.seeds, chosen.reference)
+    except InputError as error:
+        sys.exit(f"Error: {error}")
+    keep(report(found), "renoise", chosen.output, found)
