@@ -19,7 +19,6 @@ TORCH = {
     "torch._dynamo.reset",
     "torch._dynamo.utils.counters",
     "torch._foreach_add_",
-    "torch._foreach_copy_",
     "torch._foreach_mul_",
     "torch._foreach_sub",
     "torch.ops.aten._scaled_dot_product_efficient_attention.default",
