@@ -22,20 +22,20 @@ from typing import Any
 
 import torch
 
+from benchmarks.drawn import FIGURES, judged, table
 from benchmarks.records import keep
 from ldlm import config, files, memory
 from ldlm.cli import show
-from ldlm.config import DistillConfig, EvaluateConfig, SampleConfig, SamplerConfig
+from ldlm.config import DistillConfig, SampleConfig, SamplerConfig
 from ldlm.errors import InputError
 from ldlm.sampling import solvers
 from ldlm.sampling.trained_run import TrainedRun
-from ldlm.stages import distill, evaluate, sample
+from ldlm.stages import distill, sample
 
 EVALUATIONS = (8, 4, 2, 1)  # of the students, each distilled from the one before
 AIM = 4  # evaluations at which a student should draw as well as the teacher
 GUIDANCE = 1.5  # of four steps of the run itself
 TEACHER = "the teacher"
-FIGURES = {"gen_ppl": "gen. ppl", "entropy": "entropy", "diversity": "diversity"}
 
 
 @dataclass(frozen=True)
@@ -123,20 +123,11 @@ class Trial:
         return out
 
     def _judged(self, texts: Path) -> dict[str, float]:
-        judge = EvaluateConfig(scorer=self.scorer, max_tokens=self.trained.shapes.seq_len, device="cpu")
-        (scored,) = evaluate.run(judge, [texts])
-        found: dict[str, float] = scored.scores.pick(*FIGURES)
-        return found
+        return judged(texts, self.scorer, self.trained.shapes.seq_len)
 
 
 def report(found: Mapping[str, Any]) -> str:
     """The table, whether the aim is met, and the cost of each student."""
-    rows = [
-        (row["way"], row["evaluations"], *(_cell([one[key] for one in row["figures"]]) for key in FIGURES))
-        for row in found["rows"]
-    ]
-    if found["real"] is not None:
-        rows.append(("real text", "", *(show.value(found["real"][key]) for key in FIGURES)))
     costs, spent = list[str](), 0
     for count, student in found["students"].items():
         spent += student["steps"]
@@ -147,8 +138,7 @@ def report(found: Mapping[str, Any]) -> str:
         )
     return "\n\n".join(
         [
-            f"{found['texts']} texts with each of {len(found['seeds'])} seeds",
-            show.table(("way", "evaluations", *FIGURES.values()), rows),
+            table(found),
             verdict(found["rows"]),
             "\n".join(costs),
         ]
@@ -167,11 +157,6 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
         inside = "within" if abs(apart) <= spread else "outside"
         said.append(f"{name} {apart:+.3g}, {inside} the {spread:.3g} that the teacher's seeds differ")
     return f"student of {AIM} evaluations, and the teacher: " + "; ".join(said)
-
-
-def _cell(values: Sequence[float]) -> str:
-    spread = f" ± {show.value(statistics.stdev(values))}" if len(values) > 1 else ""
-    return show.value(statistics.mean(values)) + spread
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.records import keep
+from benchmarks.records import cell, keep
 from ldlm import files, memory
 from ldlm.cli import show
 from ldlm.config import PromptConfig, SampleConfig
@@ -196,7 +196,7 @@ def report(found: Mapping[str, Any]) -> str:
     for name, sets in figures.items():
         cells = {key: [one[key] for one in sets] for key in sets[0]}
         cells["share"] = [one["gain"] / figures[REAL][0]["gain"] for one in sets]
-        rows.append((name, *(_cell(cells[key]) for key in COLUMNS)))
+        rows.append((name, *(cell(cells[key]) for key in COLUMNS)))
     return "\n\n".join(
         [
             f"{found['prompts']} held-out prompts of {found['prompt_tokens']} tokens, sampling seeds "
@@ -227,11 +227,6 @@ def _losses(run: Mapping[str, float]) -> str:
         f"after {run['steps']:,} steps, held-out L_diff {show.value(run['l_diff'])} without a prefix, "
         f"{show.value(run['l_diff_prefix'])} with one, {show.value(run['l_diff_mean'])} of the mean latent"
     )
-
-
-def _cell(values: Sequence[float]) -> str:
-    spread = f" ± {show.value(statistics.stdev(values))}" if len(values) > 1 else ""
-    return show.value(statistics.mean(values)) + spread
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.__main__ import hardware
 from ldlm import files
+from ldlm.cli import show
 from ldlm.versions import library_versions
 
 
@@ -24,3 +26,9 @@ def keep(text: str, name: str, output: Path | None, figures: Mapping[str, Any] |
     if figures is not None:
         record = {"date": date, "hardware": hardware(), "versions": library_versions(), **figures}
         (output / f"{name}-{date}.json").write_text(files.dump_json(record), encoding="utf-8")
+
+
+def cell(values: Sequence[float]) -> str:
+    """Mean ± standard deviation of a figure over seeds; of a single seed, the figure."""
+    spread = f" ± {show.value(statistics.stdev(values))}" if len(values) > 1 else ""
+    return show.value(statistics.mean(values)) + spread

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.drawn import judged, table
 from benchmarks.records import keep
 from ldlm import files, memory
-from ldlm.cli import show
-from ldlm.config import EvaluateConfig, SamplerConfig
+from ldlm.config import SamplerConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import metrics, samples
 from ldlm.hub import load_tokenizer
@@ -34,11 +34,9 @@ from ldlm.sampling import solvers
 from ldlm.sampling.generation import TextGenerator
 from ldlm.sampling.solvers import Recurrence
 from ldlm.sampling.trained_run import TrainedRun
-from ldlm.stages import evaluate
 
 BUDGETS = (4, 8, 32)
 INTERVALS = ((0.0, 1.0), (0.5, 1.0), (0.25, 0.75), (0.0, 0.5))
-FIGURES = {"gen_ppl": "gen. ppl", "entropy": "entropy", "diversity": "diversity"}
 BATCH = 50
 ENTROPY_SLACK = 0.05  # nats; a lower perplexity at less entropy than that below is no win
 
@@ -83,6 +81,11 @@ class Trial:
         """The run."""
         return TrainedRun(self.run, torch.device("cpu"))
 
+    @property
+    def most(self) -> int:
+        """Tokens of a text that are scored."""
+        return self.max_tokens or self.trained.shapes.seq_len
+
     @cached_property
     def tokenizer(self) -> Any:
         """The run's tokenizer."""
@@ -104,13 +107,15 @@ class Trial:
         for budget in BUDGETS:
             for name, (generator, solver) in self.ways().items():
                 sampler = SamplerConfig(solver=solver, steps=budget)
-                found = [self._judged(self._drawn(name, generator, sampler, seed)) for seed in seeds]
+                files_of = [self._drawn(name, generator, sampler, seed) for seed in seeds]
+                found = [judged(path, self.scorer, self.most) for path in files_of]
                 rows.append({"way": name, "evaluations": budget, "figures": found})
-        real = None if reference is None else self._judged(reference)
+        real = None if reference is None else judged(files_of[0], self.scorer, self.most, reference)
         return {"texts": self.texts, "seeds": list(seeds), "rows": rows, "real": real}
 
     def _drawn(self, name: str, generator: TextGenerator, sampler: SamplerConfig, seed: int) -> Path:
-        path = self.work / f"{name}; {sampler.steps}; {self.texts} texts; seed {seed}.jsonl"
+        run = self.trained.checkpoint.digest[:8]
+        path = self.work / f"{run}; {name}; {sampler.steps}; {self.texts} texts; seed {seed}.jsonl"
         if not path.exists():
             numbers = torch.arange(seed * self.texts, (seed + 1) * self.texts)
             drawn = torch.cat([generator.tokens(sampler, some) for some in numbers.split(BATCH)])
@@ -119,25 +124,12 @@ class Trial:
             files.write_atomic(path, files.dump_jsonl(samples.rows(decoded, drawn.tolist(), numbers.tolist())))
         return path
 
-    def _judged(self, texts: Path) -> dict[str, float]:
-        most = self.max_tokens or self.trained.shapes.seq_len
-        (scored,) = evaluate.run(EvaluateConfig(scorer=self.scorer, max_tokens=most, device="cpu"), [texts])
-        found: dict[str, float] = scored.scores.pick(*FIGURES)
-        return found
-
 
 def report(found: Mapping[str, Any]) -> str:
     """The table, and for each budget whether fresh noise wins."""
-    rows = [
-        (row["way"], row["evaluations"], *(_cell([one[key] for one in row["figures"]]) for key in FIGURES))
-        for row in found["rows"]
-    ]
-    if found["real"] is not None:
-        rows.append(("real text", "", *(show.value(found["real"][key]) for key in FIGURES)))
-    head = f"{found['texts']} texts with each of {len(found['seeds'])} seeds"
     budgets = dict.fromkeys(row["evaluations"] for row in found["rows"])
     said = [verdict(found["rows"], budget) for budget in budgets]
-    return "\n\n".join([head, show.table(("way", "evaluations", *FIGURES.values()), rows), "\n".join(said)])
+    return "\n\n".join([table(found), "\n".join(said)])
 
 
 def verdict(rows: Sequence[Mapping[str, Any]], budget: int) -> str:
@@ -160,11 +152,6 @@ def _mean(figures: Figures, key: str) -> float:
     return statistics.mean(one[key] for one in figures)
 
 
-def _cell(values: Sequence[float]) -> str:
-    spread = f" ± {show.value(statistics.stdev(values))}" if len(values) > 1 else ""
-    return show.value(statistics.mean(values)) + spread
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw and score."""
     parser = argparse.ArgumentParser(
@@ -173,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of the texts")
     parser.add_argument("--run", type=Path, required=True, help="a run of LDLM")
     parser.add_argument("--scorer", required=True, help="causal model that scores the texts")
-    parser.add_argument("--reference", type=Path, help="real text")
+    parser.add_argument("--reference", type=Path, help="real text, of which as many texts are taken")
     parser.add_argument("--max-tokens", type=int, help="tokens of a text that are scored; default those of a row")
     parser.add_argument("--texts", type=int, default=500)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3], help="seeds of sampling")

@@ -151,18 +151,20 @@ class TokenSweep:
 
 def check_used(sweeps: Sequence[TokenSweep]) -> None:
     """`InputError` for samplers that fit none of the runs on a frontier, and for values of p that none takes."""
+    if not sweeps:
+        return
+    config = sweeps[0].config  # that of all
     fitting = list(dict.fromkeys(name for sweep in sweeps for name in TOKEN_SAMPLERS[sweep.method]))
-    for sweep in sweeps[:1]:  # the settings of all are the same
-        asked = dict.fromkeys(configs.sampler_in_words(text)["name"] for text in sweep.config.token_samplers)
-        if others := [name for name in asked if name not in fitting]:
-            raise InputError(
-                f"token_samplers {', '.join(others)}: no run here has {'them' if others[1:] else 'it'}, only "
-                f"{', '.join(fitting)}; leave {'them' if others[1:] else 'it'} out"
-            )
-        if sweep.config.top_ps != TokenSweepConfig().top_ps and not any(one.takes_top_ps for one in sweeps):
-            raise InputError(
-                "top_ps changes nothing, since no sampler here takes it, or each has a p of its own; leave it out"
-            )
+    asked = dict.fromkeys(configs.sampler_in_words(text)["name"] for text in config.token_samplers)
+    if others := [name for name in asked if name not in fitting]:
+        raise InputError(
+            f"token_samplers {', '.join(others)}: no run here has {'them' if others[1:] else 'it'}, only "
+            f"{', '.join(fitting)}; leave {'them' if others[1:] else 'it'} out"
+        )
+    if config.top_ps != TokenSweepConfig().top_ps and not any(one.takes_top_ps for one in sweeps):
+        raise InputError(
+            "top_ps changes nothing, since no sampler here takes it, or each has a p of its own; leave it out"
+        )
 
 
 @dataclass(frozen=True)

@@ -110,8 +110,7 @@ class Figures:
             if place[1:] == (quantity, budget):
                 alike.setdefault(tuple(self.runs.get(place[0], ())) or place[0], []).append(self._known(place))
         trainings = pooled([[_mean(values) for values in row.values()] for row in rows] for rows in alike.values())
-        numbers = {key: {number for row in rows for number in row} for key, rows in alike.items()}
-        sets = [[row.get(number, []) for row in alike[key]] for key, found in numbers.items() for number in found]
+        sets = [[row.get(number, []) for row in rows] for rows in alike.values() for number in set().union(*rows)]
         texts, size = pooled(sets), np.mean([len(values) for rows in sets for values in rows if values])
         of_texts = Noise(texts.std / math.sqrt(size), texts.freedom)
         return max(trainings, of_texts, key=lambda one: one.bound)

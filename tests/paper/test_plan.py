@@ -247,7 +247,7 @@ def test_a_decoder_costs_what_makes_its_latents_too():
 
 @pytest.mark.parametrize("name", ["table-7", "figure-3"])
 def test_the_device_changes_no_name(name):
-    """What one command made on a GPU, another reports without one."""
+    """A report finds what was made with another `--device`, on a GPU or without one."""
     auto, cpu = ([job.mark for job in planned(name, device=device).jobs] for device in ("auto", "cpu"))
     assert auto == cpu
 
