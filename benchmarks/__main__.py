@@ -17,8 +17,9 @@ By default it measures speed, within ten minutes on two cores;
 
 `python -m benchmarks recipe` trains variants of the tiny preset and judges their texts, some minutes each,
 `python -m benchmarks prompts` compares the continuations of runs that continue texts with real ones,
-`python -m benchmarks distill` distils a run to few evaluations and compares the students with it, and
-`python -m benchmarks renoise` draws with fresh noise in an interval of t and compares that with DDIM.
+`python -m benchmarks distill` distils a run to few evaluations and compares the students with it,
+`python -m benchmarks renoise` draws with fresh noise in an interval of t and compares that with DDIM, and
+`python -m benchmarks trainings` compares runs trained in several ways at few evaluations.
 
 `python -m benchmarks gpu` measures everything on a machine with a GPU in a given number of minutes, and
 `python -m benchmarks wheels` fetches what such a machine may lack; each has its own --help.
@@ -61,6 +62,7 @@ PROGRAMS = {
     "prompts": "benchmarks.prompts",
     "distill": "benchmarks.distill",
     "renoise": "benchmarks.renoise",
+    "trainings": "benchmarks.trainings",
     "wheels": "benchmarks.gpu.wheels",
 }  # with their own arguments
 

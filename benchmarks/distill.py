@@ -65,6 +65,7 @@ class Trial:
     teacher: SamplerConfig
     texts: int
     temperature: float
+    max_tokens: int | None
 
     @cached_property
     def trained(self) -> TrainedRun:
@@ -102,7 +103,8 @@ class Trial:
         for way in self.ways(students):
             found = [self._judged(self._drawn(way, seed)) for seed in seeds]
             rows.append({"way": way.name, "evaluations": way.evaluations, "figures": found})
-        real = None if self.reference is None else self._judged(self.reference)
+        some = self._drawn(Way(TEACHER, self.run, self.teacher), seeds[0])
+        real = None if self.reference is None else self._judged(some, self.reference)
         manifests = {count: files.read_json(path / "manifest.json") for count, path in students.items()}
         return {
             "texts": self.texts,
@@ -122,8 +124,8 @@ class Trial:
         sample.run(settings, way.run, out, progress=show.Terminal())
         return out
 
-    def _judged(self, texts: Path) -> dict[str, float]:
-        return judged(texts, self.scorer, self.trained.shapes.seq_len)
+    def _judged(self, texts: Path, reference: Path | None = None) -> dict[str, float]:
+        return judged(texts, self.scorer, self.max_tokens or self.trained.shapes.seq_len, reference)
 
 
 def report(found: Mapping[str, Any]) -> str:
@@ -168,7 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, required=True, help="the run to distil")
     parser.add_argument("--features", type=Path, required=True, help="its feature store")
     parser.add_argument("--scorer", required=True, help="causal model that scores the texts")
-    parser.add_argument("--reference", type=Path, help="real text")
+    parser.add_argument("--reference", type=Path, help="real text, of which as many texts are taken")
+    parser.add_argument("--max-tokens", type=int, help="tokens of a text that are scored; default those of a row")
     parser.add_argument("--steps", type=int, help="steps of each round; default that of ldlm distill")
     parser.add_argument("--lr", type=float, help="learning rate; default that of ldlm distill")
     parser.add_argument("--guidance", type=float, default=1.0, help="guidance w that the students learn")
@@ -186,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         asked = config.merge({"temperature": chosen.temperature}, config.assignments(chosen.teacher))
         teacher = config.from_dict(SamplerConfig, asked)
-        how = (chosen.reference, distilling, teacher, chosen.texts, chosen.temperature)
+        how = (chosen.reference, distilling, teacher, chosen.texts, chosen.temperature, chosen.max_tokens)
         trial = Trial(*places, chosen.scorer, *how)
         found = trial.measure(chosen.seeds)
     except InputError as error:

@@ -14,8 +14,11 @@ from ldlm.stages import evaluate
 FIGURES = {"gen_ppl": "gen. ppl", "entropy": "entropy", "diversity": "diversity"}
 
 
-def judged(texts: Path, scorer: str, max_tokens: int, reference: Path | None = None) -> dict[str, float]:
-    """Figures of a file of texts; with `reference`, those of as many real texts from that file."""
+def judged(texts: Path, scorer: str, max_tokens: int | None, reference: Path | None = None) -> dict[str, float]:
+    """Figures of a file of texts; with `reference`, those of as many real texts from that file.
+
+    `max_tokens` are scored of each text; None for as many as `ldlm evaluate` takes.
+    """
     settings = EvaluateConfig(scorer=scorer, max_tokens=max_tokens, device="cpu")
     found: dict[str, float] = evaluate.run(settings, [texts], reference)[-1].scores.pick(*FIGURES)
     return found

@@ -110,6 +110,9 @@ class DiffusionConfig:
         before=0.05,
     )
     self_conditioning: float = setting(0.5, "probability that a step is self-conditioned", low=0, high=1)
+    self_conditioning_noise: float = setting(
+        0.0, "noise on ẑ_prev in training, as a multiple of each row's root mean square of ẑ_prev", low=0
+    )
 
     @property
     def self_conditioned(self) -> bool:

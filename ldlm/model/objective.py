@@ -75,6 +75,7 @@ class Draws:
     self_condition: bool
     t_dec_B: Tensor | None = None  # times of diffused decoder noise
     k_B: Tensor | None = None  # tokens of the prefix that the denoiser sees, under model.condition=prefix
+    eps_prev_BNC: Tensor | None = None  # noise of ẑ_prev, under diffusion.self_conditioning_noise
 
 
 def draw(
@@ -93,13 +94,16 @@ def draw(
     t_B = draw_t(timesteps, seed=seed, step=step, rows_B=rows_B)
     rows_there_B = rows_B.to(device, non_blocking=True)
     step_there = rows_there_B.new_full((), step)
+    self_condition = noise.coin(seed, "self_condition", step, config.self_conditioning)
+    noisy_prev = self_condition and config.self_conditioning_noise > 0
     return Draws(
         t_B=t_B.to(device, non_blocking=True),
         weight_B=loss_weights(config, timesteps, t_B, decoder).to(device, non_blocking=True),
         eps_BNC=normal(seed, "eps", step_there, rows_there_B, latent_shape),
         eps_dec_BNC=normal(seed, "eps_dec", step_there, rows_there_B, latent_shape),
-        self_condition=noise.coin(seed, "self_condition", step, config.self_conditioning),
+        self_condition=self_condition,
         t_dec_B=draw_t_dec(decoder, seed=seed, step=step, rows_B=rows_B, device=device),
+        eps_prev_BNC=normal(seed, "eps_prev", step_there, rows_there_B, latent_shape) if noisy_prev else None,
     )
 
 
@@ -314,9 +318,17 @@ class Objective(nn.Module):
             with torch.no_grad(), without_cast_cache(z_t_BNC.device):
                 fixed = prefix and prefix.detached()
                 z_hat_prev_BNC = self.model.denoiser(z_t_BNC, t_B, z_hat_prev_BNC, prefix=fixed)
+                z_hat_prev_BNC = self.noisy_prev(z_hat_prev_BNC, draws.eps_prev_BNC)
 
         z_hat_BNC = self.model.denoiser(z_t_BNC, t_B, z_hat_prev_BNC, prefix=prefix)
         return self.scales.diff * row_loss(z_hat_BNC, z_0_BNC)
+
+    def noisy_prev(self, z_hat_BNC: Tensor, eps_BNC: Tensor | None) -> Tensor:
+        """ẑ_prev with noise of `self_conditioning_noise` times each row's root mean square; unchanged without draws."""
+        if eps_BNC is None:
+            return z_hat_BNC
+        rms_B11 = z_hat_BNC.square().mean(dim=(1, 2), keepdim=True).sqrt()
+        return z_hat_BNC + self.config.diffusion.self_conditioning_noise * rms_B11 * eps_BNC
 
     def state_loss(self, h_hat_BLD: Tensor, h_BLD: Tensor) -> Tensor:
         """L_h = ‖ĥ − h‖² (Eq. 2); 0 if the latents are h itself."""

@@ -60,6 +60,11 @@ class JointTraining(TrainingMethod[TrainConfig, TrainState]):
             )
         self._check_elbo()
         self._check_condition(store)
+        if config.diffusion.self_conditioning_noise > 0 and not config.diffusion.self_conditioned:
+            raise InputError(
+                f"diffusion.self_conditioning_noise={config.diffusion.self_conditioning_noise:g} changes nothing with "
+                f"diffusion.self_conditioning=0; leave one of the two out"
+            )
         if kind == "scratch" and reconstruction != "ce":
             raise InputError(
                 f"{store.path} holds tokens only, whose embeddings learn by cross-entropy alone; add "

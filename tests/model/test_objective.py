@@ -408,6 +408,30 @@ def test_the_self_conditioning_estimate_is_a_constant_to_the_gradient():
     assert not torch.allclose(got["denoiser"], without, rtol=1e-3)
 
 
+def test_noise_on_the_self_conditioning_estimate_is_a_multiple_of_its_root_mean_square():
+    made, eps = objective(), random(BATCH, 4, 8, seed=103)
+    made.config = replace(made.config, diffusion=DiffusionConfig(self_conditioning_noise=0.25))
+    (_, _, _, estimate, _), (_, _, previous, _, _) = calls_of_denoiser(
+        made, replace(draws(self_condition=True), eps_prev_BNC=eps)
+    )
+    for row in range(BATCH):
+        size = 0.25 * math.sqrt(estimate[row].square().sum().item() / estimate[row].numel())
+        assert torch.allclose(previous[row], estimate[row] + size * eps[row], rtol=1e-12)
+
+
+def test_a_step_has_noise_for_the_estimate_where_there_is_one_and_a_setting_asks_for_it():
+    for p, size, has in ((1.0, 0.5, True), (1.0, 0.0, False), (0.0, 0.5, False)):
+        d = some_draws(DiffusionConfig(self_conditioning=p, self_conditioning_noise=size), torch.arange(2_000))
+        assert (d.eps_prev_BNC is not None) == has
+    d = some_draws(DiffusionConfig(self_conditioning=1.0, self_conditioning_noise=0.5), torch.arange(2_000))
+    bound = 5 / math.sqrt(d.eps_BNC.numel())
+    for other in (d.eps_BNC, d.eps_dec_BNC):
+        assert abs((d.eps_prev_BNC * other).mean()) < bound
+    plain = some_draws(DiffusionConfig(self_conditioning=1.0), torch.arange(2_000))
+    assert torch.equal(plain.t_B, d.t_B)  # everything else is as it was
+    assert torch.equal(plain.eps_BNC, d.eps_BNC)
+
+
 # The randomness of a step
 
 

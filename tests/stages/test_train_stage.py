@@ -355,6 +355,14 @@ def test_training_and_all_after_it_do_without_the_encoder(train_config, extract_
     assert len((tmp_path / "s.jsonl").read_text().splitlines()) == 2
 
 
+def test_noise_on_an_estimate_that_is_never_made_is_refused(train_config, store, tmp_path):
+    settings = {"diffusion": {"self_conditioning": 0.0, "self_conditioning_noise": 0.5}}
+    config = configs.from_dict(TrainConfig, configs.merge(configs.to_dict(train_config), settings))
+    with pytest.raises(InputError, match=r"self_conditioning_noise=0\.5 changes nothing with .*; leave one of the two"):
+        train.run(config, store, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_embeddings_are_learned_from_scratch_where_the_store_has_tokens_only(
     train_config, extract_config, tmp_path, interrupted
 ):
