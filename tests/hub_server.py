@@ -81,6 +81,7 @@ class Handler(BaseHTTPRequestHandler):
 
     server: HubServer
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a body waits 40 ms for the acknowledgement of its head
 
     def do_HEAD(self) -> None:
         self.do_GET()

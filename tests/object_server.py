@@ -25,6 +25,7 @@ class Proxy(http.server.BaseHTTPRequestHandler):
     """
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # as in the server behind it
     port, chance, draw = 0, 0.0, random.Random(0)
     failed, hang, seen, together, waiting, most = 0, 0.0, [], None, 0, 0
 
@@ -89,6 +90,8 @@ def s3():
     """Port of an S3 server."""
     pytest.importorskip("obstore", reason="obstore is in the extra `object-stores`")
     moto_server = pytest.importorskip("moto.server", reason="moto is in the extra `test`")
+    # Else a body waits 40 ms for the acknowledgement of its head.
+    pytest.importorskip("werkzeug.serving").WSGIRequestHandler.disable_nagle_algorithm = True
     server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     yield server.get_host_and_port()[1]
