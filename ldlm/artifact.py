@@ -26,7 +26,7 @@ from ldlm.errors import InputError, Occupied, StorageError, Unreadable
 from ldlm.kinds import MADE_BY, NAMED_BY, article
 from ldlm.lease_places import SUFFIX
 from ldlm.leases import Lease
-from ldlm.location import Location
+from ldlm.location import Location, check_output_folder
 from ldlm.locks import exclusive_lock
 from ldlm.presence import CLAIMS
 from ldlm.versions import library_versions
@@ -130,6 +130,7 @@ def begin(
     another process may be finishing it, and until `held` closes this one is at work there beside others (`presence`),
     and none can overwrite it. `note` reports a wait for processes that may be dead.
     """
+    check_output_folder(path)
     with presence.turn(path, shared):
         begun = _begin(path, kind, config, inputs, overwrite, reads, shared, note)
         if shared:

@@ -330,3 +330,9 @@ def check_output(path: Path, example: str, *, flag: str = "--output", without: s
         remedy = f"{flag} names the file to write, for example {example}"
         more = f"; without it {without}" if without else ""
         raise InputError(f"{path} is a device or a pipe, not a file; {remedy}{more}")
+
+
+def check_output_folder(path: Location) -> None:
+    """`InputError` when `path`, which names the folder to write, is `-`: elsewhere that means standard output."""
+    if path == Path("-"):
+        raise InputError("- names no folder, which the output is; give its name, for example --output run")

@@ -12,6 +12,7 @@ from typing import Any
 from ldlm import memory
 from ldlm.config import PaperConfig
 from ldlm.errors import InputError
+from ldlm.location import check_output_folder
 from ldlm.paper import costs, exhibits, pictures, results, script
 from ldlm.paper.jobs import unique
 from ldlm.paper.plan import Plan, Size
@@ -47,6 +48,7 @@ def run(
     tables form one list, so processes that share it idle only at its end; a job that fails leaves out only what needs
     it, and raises `InputError` after everything else.
     """
+    check_output_folder(out)
     plans = [_reported(config, name, out) if report else _plan(config, name) for name in names]
     from ldlm.paper.runner import Runner  # imports torch, which neither the list nor a script needs
 

@@ -15,9 +15,10 @@ from folders import content
 
 from ldlm import artifact, kinds
 from ldlm.artifact import begin, open_artifact
-from ldlm.config import ExtractConfig, SweepConfig, TokenSweepConfig, TrainConfig
+from ldlm.config import ExtractConfig, PaperConfig, SweepConfig, TokenSweepConfig, TrainConfig
 from ldlm.errors import InputError, Unreadable
 from ldlm.features.detection import as_input_error
+from ldlm.stages import paper
 
 CONFIG = TrainConfig(steps=5)
 
@@ -124,6 +125,15 @@ def test_a_file_can_not_be_an_output_folder(tmp_path):
         with pytest.raises(InputError, match="is a file and the output is a folder"):
             begin(tmp_path / "x", "run", CONFIG, {}, overwrite=overwrite)
     assert (tmp_path / "x").read_text() == "text"
+
+
+def test_standard_output_can_not_be_an_output_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^- names no folder, .* for example --output run$"):
+        begin(Path("-"), "run", CONFIG, {})
+    with pytest.raises(InputError, match=r"^- names no folder"):
+        paper.run(PaperConfig(), ["figure-5"], Path("-"))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("where", ["here", "parent"])
