@@ -65,7 +65,7 @@ def run(
     sets = _read(paths, config, reference, progress)
     if seeds:
         samples.check_seeds(paths[: len(paths) - (reference is not None)], sets)
-    scorer = Scorer(config.scorer, runtime.device(config.device))
+    scorer = Scorer(config.scorer, runtime.device(config.device), progress.note)
     max_tokens = _max_tokens(config, sets, scorer, progress)
     fewest = min(map(len, sets))
     with (

@@ -219,7 +219,7 @@ def _inputs(subject: Mapping[str, Any], scorer: Scorer) -> dict[str, Any]:
 
 
 def _scorer(config: InterpolateConfig, length: int, progress: Progress) -> Scorer:
-    scorer = Scorer(config.scorer, runtime.device(config.device))
+    scorer = Scorer(config.scorer, runtime.device(config.device), progress.note)
     scorer.fitting(length, progress.note)
     return scorer
 

@@ -67,7 +67,7 @@ def run(
     device = runtime.device(config.device)
 
     def judge() -> Judge:
-        scorer = Scorer(config.scorer, device)
+        scorer = Scorer(config.scorer, device, progress.note)
         return Judge(config, scorer, scorer.fitting(shapes.seq_len, progress.note), beside)
 
     if len(sweeps) == 1:

@@ -29,10 +29,11 @@ CHARACTERS_PER_TOKEN = 16  # several times the usual number
 class Scorer:
     """A causal language model, by hub name or folder, in float32."""
 
-    def __init__(self, name: str, device: torch.device) -> None:
+    def __init__(self, name: str, device: torch.device, note: Callable[[str], None] = lambda line: None) -> None:
+        """`note` is told if texts go on where the model has only seen their ends."""
         from transformers import AutoModelForCausalLM
 
-        self.name, self.device = name, device
+        self.name, self.device, self._note = name, device, note
         self.tokenizer = load_tokenizer(name)
         self.model, made_up = load_model(AutoModelForCausalLM, name)
         check_whole(self.model, made_up, name)
@@ -156,7 +157,29 @@ class Scorer:
                 if cache:
                     cache.put(rows[i], result[i])
             advance(len(chosen))
+        self._remark_on_ends(rows)
         return result
+
+    def _remark_on_ends(self, rows: Sequence[np.ndarray]) -> None:
+        """Note, once, that most texts go on at the last position of a model that has only seen ends of text there."""
+        if self.positions is None or not self._ends_at_last_position:
+            return
+        on = sum(len(row) == self.positions and row[-1] != self.eos_id for row in rows)
+        if 2 * on <= len(rows):
+            return
+        self._note(
+            f"{on:,} of {len(rows):,} texts go on at the last of the {self.positions:,} positions of the scorer "
+            f"{self.name}, where `ldlm pretrain-encoder` has shown it nothing but ends of text: their perplexity is "
+            f"too high. `ldlm evaluate --max-tokens {self.positions - 1}` leaves that token out, and a scorer trained "
+            f"with more --positions has no such place"
+        )
+        self._note = lambda line: None
+
+    @cached_property
+    def _ends_at_last_position(self) -> bool:
+        """Whether the model is of `ldlm pretrain-encoder`, whose rows all end with EOS at the last position."""
+        record = Path(self.name) / "artifact.json"
+        return record.is_file() and files.read_json(record).get("kind") == "encoder"
 
     @torch.no_grad()
     def last_states(

@@ -305,6 +305,27 @@ def test_tokens_that_spell_many_characters_are_read_as_far_as_needed(scorer):
     assert scorer.tokens([" ".join(words)], 12)[0].tolist() == [1] * 5 + [4] + [1] * 6
 
 
+@pytest.mark.parametrize(("length", "on", "said"), [(16, 2, True), (16, 1, False), (15, 3, False)])
+def test_texts_that_go_on_where_the_scorer_has_only_seen_ends_are_noted_once(gpt2, length, on, said):
+    """Its 16 positions ended with EOS in training; two of three texts are most of them, one is not."""
+    notes = []
+    scorer = Scorer(str(gpt2), torch.device("cpu"), notes.append)
+    rows = [np.full(length, 5, np.int32) for _ in range(3)]
+    for row in rows[on:]:
+        row[-1] = scorer.eos_id
+    for _ in range(2):
+        scorer.token_nll(rows, 4)
+    assert len(notes) == said
+    assert all("2 of 3 texts go on at the last of the 16 positions" in note for note in notes)
+    assert all("--max-tokens 15` leaves that token out" in note for note in notes)
+
+
+def test_nothing_is_noted_of_a_scorer_from_elsewhere(folder):
+    notes = []
+    Scorer(str(folder), torch.device("cpu"), notes.append).token_nll([np.full(12, 5, np.int32)], 4)
+    assert notes == []
+
+
 # Bootstrap intervals
 
 
