@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from ldlm.config import EvaluateConfig
 from ldlm.stages import evaluate
 
 FIGURES = {"gen_ppl": "gen. ppl", "entropy": "entropy", "diversity": "diversity"}
+ENTROPY_SLACK = 0.05  # nats; a lower perplexity at less entropy than that below is no win
+
+Figures = Sequence[Mapping[str, float]]  # of one way, by seed or by training
 
 
 def judged(texts: Path, scorer: str, max_tokens: int | None, reference: Path | None = None) -> dict[str, float]:
@@ -34,3 +38,19 @@ def table(found: Mapping[str, Any]) -> str:
         rows.append(("real text", "", *(show.value(found["real"][key]) for key in FIGURES)))
     head = f"{found['texts']} texts with each of {len(found['seeds'])} seeds"
     return f"{head}\n\n{show.table(('way', 'evaluations', *FIGURES.values()), rows)}"
+
+
+def compared(ours: Figures, name: str, other: Figures) -> str:
+    """How a way compares with the one called `name`, and whether it wins: beyond every seed and without collapse."""
+    apart, entropy = (mean(ours, key) - mean(other, key) for key in ("gen_ppl", "entropy"))
+    beyond = max(one["gen_ppl"] for one in ours) < min(one["gen_ppl"] for one in other)
+    wins = beyond and entropy > -ENTROPY_SLACK
+    return (
+        f"has a perplexity {apart:+.1f} beside {name}, and an entropy {entropy:+.3f}: it "
+        f"{'wins' if wins else 'does not win'}"
+    )
+
+
+def mean(figures: Figures, key: str) -> float:
+    """Mean of a figure over the seeds or trainings of a way."""
+    return statistics.mean(one[key] for one in figures)

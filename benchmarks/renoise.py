@@ -11,7 +11,6 @@ solver. `±` is the standard deviation over the sampling seeds. The same command
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.drawn import judged, table
+from benchmarks.drawn import compared, judged, mean, table
 from benchmarks.records import keep
 from ldlm import files, memory
 from ldlm.config import SamplerConfig
@@ -38,9 +37,6 @@ from ldlm.sampling.trained_run import TrainedRun
 BUDGETS = (4, 8, 32)
 INTERVALS = ((0.0, 1.0), (0.5, 1.0), (0.25, 0.75), (0.0, 0.5))
 BATCH = 50
-ENTROPY_SLACK = 0.05  # nats; a lower perplexity at less entropy than that below is no win
-
-Figures = Sequence[Mapping[str, float]]  # by seed
 
 
 def renoised(recurrence: Recurrence, schedule: Schedule, times: Tensor, low: float, high: float) -> Recurrence:
@@ -135,21 +131,10 @@ def report(found: Mapping[str, Any]) -> str:
 def verdict(rows: Sequence[Mapping[str, Any]], budget: int) -> str:
     """Whether the best interval has a lower perplexity than the best solver, beyond the seeds and without collapse."""
     sets = {row["way"]: row["figures"] for row in rows if row["evaluations"] == budget}
-    by_perplexity = sorted(sets, key=lambda name: _mean(sets[name], "gen_ppl"))
+    by_perplexity = sorted(sets, key=lambda name: mean(sets[name], "gen_ppl"))
     fresh, plain = (next(name for name in by_perplexity if name.startswith("fresh") == of) for of in (True, False))
-    ours, other = sets[fresh], sets[plain]
-    apart = _mean(ours, "gen_ppl") - _mean(other, "gen_ppl")
-    entropy = _mean(ours, "entropy") - _mean(other, "entropy")
-    beyond = max(one["gen_ppl"] for one in ours) < min(one["gen_ppl"] for one in other)
-    wins = beyond and entropy > -ENTROPY_SLACK
-    return (
-        f"{budget} evaluations: the best with fresh noise ({fresh}) has a perplexity {apart:+.1f} beside {plain}, and "
-        f"an entropy {entropy:+.3f}: it {'wins' if wins else 'does not win'}"
-    )
-
-
-def _mean(figures: Figures, key: str) -> float:
-    return statistics.mean(one[key] for one in figures)
+    said = compared(sets[fresh], plain, sets[plain])
+    return f"{budget} evaluations: the best with fresh noise ({fresh}) {said}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.drawn import FIGURES, judged, table
+from benchmarks.drawn import FIGURES, Figures, compared, judged, table
 from benchmarks.records import keep
 from ldlm import files, memory
 from ldlm.cli import show
@@ -27,9 +27,6 @@ from ldlm.errors import InputError
 from ldlm.stages import sample
 
 BUDGETS = (4, 8, 32)
-ENTROPY_SLACK = 0.05  # nats; a lower perplexity at less entropy than that below is no win
-
-Figures = Sequence[Mapping[str, float]]  # by run
 
 
 @dataclass(frozen=True)
@@ -80,21 +77,7 @@ def verdict(rows: Sequence[Mapping[str, Any]], budget: int) -> str:
     """Whether a way has a lower perplexity than the first in each of its runs, without less entropy."""
     sets: dict[str, Figures] = {row["way"]: row["figures"] for row in rows if row["evaluations"] == budget}
     (first, plain), *others = sets.items()
-    return "\n".join(f"{budget} evaluations: {name} {_compared(ours, first, plain)}" for name, ours in others)
-
-
-def _compared(ours: Figures, first: str, plain: Figures) -> str:
-    apart, entropy = (_mean(ours, key) - _mean(plain, key) for key in ("gen_ppl", "entropy"))
-    beyond = max(one["gen_ppl"] for one in ours) < min(one["gen_ppl"] for one in plain)
-    wins = beyond and entropy > -ENTROPY_SLACK
-    return (
-        f"has a perplexity {apart:+.1f} beside {first}, and an entropy {entropy:+.3f}: it "
-        f"{'wins' if wins else 'does not win'}"
-    )
-
-
-def _mean(figures: Figures, key: str) -> float:
-    return statistics.mean(one[key] for one in figures)
+    return "\n".join(f"{budget} evaluations: {name} {compared(ours, first, plain)}" for name, ours in others)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
