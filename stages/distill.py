@@ -68,6 +68,8 @@ def run(
         progress = progress if world.main else SILENT
         trained = TrainedRun.of_job(run_path, device, config.checkpoint, world)
         training = settings(config, trained)
+        if out.resolve() == run_path.resolve():
+            raise InputError(f"{out} is the run to be distilled; choose another --output for its student")
         store = FeatureStore(features, allow_partial=allow_partial)
         trained.check_store(store)
         check_shares(training, world)

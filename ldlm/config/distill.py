@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from ldlm.config.fields import again, from_stored, setting
-from ldlm.config.model import Grid, SamplerConfig
+from ldlm.config.model import SamplerConfig
 from ldlm.config.stages import ComputeConfig, FinetuneConfig, TrainConfig
 from ldlm.errors import InputError
 
@@ -30,7 +30,9 @@ class DistillConfig:
         low=0,
         high=100,
     )
-    grid: Grid = again(SamplerConfig, "grid")
+    grid: Literal["learned", "log-snr"] = setting(
+        "learned", "equal steps of ddim in: learned, F(t) of adaptive timesteps; log-snr, ln(α²/σ²)"
+    )
     t_min: float = again(SamplerConfig, "t_min")
     steps: int | None = setting(
         None,

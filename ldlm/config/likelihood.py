@@ -27,7 +27,8 @@ class LikelihoodConfig:
         (),
         "noise levels τ of the curve; none given means 13 around the noise that the decoder was trained with, each √2 "
         "times the next",
-        above=0,
+        low=1e-9,
+        high=1e9,
     )
     draws: int = setting(
         2,

@@ -81,8 +81,14 @@ class DrawsTexts(ABC):
         return generation.drawing_cost(config, self.trained, self)
 
 
-def remark_on_student(student: SamplerConfig | None, asked: Iterable[SamplerConfig], progress: Progress) -> None:
+def remark_on_student(
+    student: SamplerConfig | None, asked: Iterable[SamplerConfig], progress: Progress, *, prompt_guidance: float = 1.0
+) -> None:
     """Note, once, if a distilled model is to draw with samplers it has not learned; `student` is None for others."""
+    if student is not None and prompt_guidance != 1:
+        progress.note(
+            f"this model is distilled to {student.steps} evaluations without prompt guidance, which takes twice as many"
+        )
     names = ("solver", "grid", "t_min", "steps", "guidance", "eta")
     if student is not None and any(getattr(student, name) != getattr(one, name) for one in asked for name in names):
         progress.note(

@@ -100,7 +100,7 @@ class LDLM(DrawsTexts, ExportedModel):
 
     def remark(self, config: SampleConfig, progress: Progress) -> None:
         """Note if a distilled model has not learned this sampler; the default decoder is on record."""
-        remark_on_student(self.student, [config.sampler], progress)
+        remark_on_student(self.student, [config.sampler], progress, prompt_guidance=config.prompting.prompt_guidance)
 
     @property
     def student(self) -> SamplerConfig | None:

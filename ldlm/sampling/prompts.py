@@ -23,7 +23,7 @@ from ldlm.errors import InputError
 from ldlm.evaluation import metrics
 from ldlm.features import detection, formats, textfiles
 from ldlm.features.documents import Part, check_whole
-from ldlm.features.encoder import OnlineEncoder
+from ldlm.features.encoder import ROWS_PER_PASS, OnlineEncoder
 from ldlm.features.text import keep_whole, special_tokens
 from ldlm.model.prefix import longest_prefix
 
@@ -189,7 +189,7 @@ def prompts_of(config: SampleConfig, source: Continues) -> Prompts | None:
     tokens_TL = torch.full((len(rows), source.shapes.seq_len), eos)
     for row_L, row in zip(tokens_TL, rows, strict=True):
         row_L[: len(row)] = torch.tensor(row)
-    h_TLD = _encoded(tokens_TL.to(source.device), asked.encoder, source)[:, :most]
+    h_TLD = _encoded(tokens_TL, most, asked.encoder, source)
     return Prompts(texts, tokens_TL[:, :most].to(source.device), k_T.to(source.device), h_TLD, asked.prompt_guidance)
 
 
@@ -221,17 +221,23 @@ def tokenised(texts: Sequence[str], tokenizer: Any, most: int) -> list[list[int]
         if len(ids) + 1 > most:
             raise InputError(f"the prompt {shown!r} has {len(ids):,} tokens, and at most {most - 1:,} fit; shorten it")
         if (back := _text(tokenizer, ids)) != text:
+            spaced = "".join(back.split()) == "".join(text.split())
+            remedy = "write it with these spaces" if spaced else "use words and signs that it knows"
             raise InputError(
-                f"the prompt {shown!r} can't be written in the model's tokens, which make {back[:60]!r} of it; use "
-                f"words and signs that it knows"
+                f"the prompt {shown!r} can't be written in the model's tokens, which make {back[:60]!r} of it; {remedy}"
             )
         rows.append([bos, *ids])
     return rows
 
 
-def _encoded(tokens_TL: Tensor, where: str | None, source: Continues) -> Tensor:
+def _encoded(tokens_TL: Tensor, most: int, where: str | None, source: Continues) -> Tensor:
+    """States (T, `most`, D) of the first tokens. Rows run whole, in few at a time: all states would fill the memory."""
     try:
-        return source.frozen_encoder(where)(tokens_TL)
+        encoder = source.frozen_encoder(where)
+        h_TLD = torch.empty(len(tokens_TL), most, source.shapes.hidden_dim, device=source.device)
+        for h_BLD, tokens_BL in zip(h_TLD.split(ROWS_PER_PASS), tokens_TL.split(ROWS_PER_PASS), strict=True):
+            h_BLD.copy_(encoder(tokens_BL.to(source.device))[:, :most])
+        return h_TLD
     except InputError as error:  # it can't be loaded, or is a different one
         if where is not None:
             raise

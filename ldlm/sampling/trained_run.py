@@ -162,7 +162,9 @@ class TrainedRun(DrawsTexts, OpenRun):
         if not self.artifact.complete:
             progress.note(f"{self.path} is not finished: its newest checkpoint is from step {self.checkpoint.step:,}")
         self.remark_on_decoder(config.decoder, progress)
-        drawer.remark_on_student(self.student, [config.sampler], progress)
+        drawer.remark_on_student(
+            self.student, [config.sampler], progress, prompt_guidance=config.prompting.prompt_guidance
+        )
 
     def check_store(self, store: FeatureStore) -> None:
         """`InputError` if the store's states or tokens differ from those that this run was trained on."""

@@ -160,13 +160,24 @@ def exact(toy):
     return toy.found(1_000)
 
 
-def test_two_points_cost_the_logarithm_of_their_probability_at_every_noise_level():
+@pytest.fixture(scope="module")
+def coin():
+    """Two texts of one token, whose latents are −1 and 1."""
     p = torch.tensor([0.25, 0.75], dtype=torch.float64)
-    coin = Language(torch.tensor([[0], [1]]), p, torch.tensor([[[-1.0]], [[1.0]]], dtype=torch.float64))
+    return Language(torch.tensor([[0], [1]]), p, torch.tensor([[[-1.0]], [[1.0]]], dtype=torch.float64))
+
+
+def test_two_points_cost_the_logarithm_of_their_probability_at_every_noise_level(coin):
     mean, se = coin.found(5_000)
-    assert ((mean + p.log()[:, None]).abs() < 4.5 * se + 1e-6).all()
-    entropy = (p @ mean).tolist()
+    assert ((mean + coin.p.log()[:, None]).abs() < 4.5 * se + 1e-6).all()
+    entropy = (coin.p @ mean).tolist()
     assert entropy == pytest.approx([0.5623351446] * len(TAUS), abs=0.02)
+
+
+@pytest.mark.slow
+def test_of_two_points_it_is_flat_to_a_thousandth(coin):
+    found = torch.stack([coin.p @ coin.found(200_000, seed=seed)[0] for seed in range(10)])
+    assert (found.mean(0) - 0.5623351446).abs().max() < 1e-3
 
 
 def test_with_the_joint_posterior_the_bound_is_the_entropy_at_every_noise_level(toy, exact):

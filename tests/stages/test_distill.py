@@ -389,14 +389,18 @@ def test_an_unfinished_one_draws_as_far_as_it_has_come(trained, store, tmp_path,
 
 
 @pytest.mark.slow
-def test_one_that_continues_texts_still_does(train_config, store, tmp_path):
+def test_one_that_continues_texts_still_does(train_config, store, notes, tmp_path):
     prefix = replace(train_config, model=replace(train_config.model, condition="prefix"))
     run = train.run(prefix, store, tmp_path / "run").path
     made = distill.run(DISTILL, run, store, tmp_path / "run-2").path
     before, after = (TrainedRun(path, CPU).model.denoiser.state_dict() for path in (run, made))
     assert not any(after[name].equal(before[name]) for name in after if name.startswith("prefix.keys_values"))
     settings = SampleConfig(num_samples=2, prompting=PromptConfig(prompt="Rain lost"), sampler=DISTILL.sampler)
-    sample.run(replace(settings, device="cpu"), made, tmp_path / "s.jsonl")
+    sample.run(replace(settings, device="cpu"), made, tmp_path / "s.jsonl", progress=notes)
+    assert not any("prompt guidance" in line for line in notes.lines)
+    stronger = replace(settings, prompting=replace(settings.prompting, prompt_guidance=2.0), device="cpu")
+    sample.run(stronger, made, tmp_path / "g.jsonl", progress=notes)
+    assert "this model is distilled to 2 evaluations without prompt guidance, which takes twice as many" in notes.lines
     texts = [json.loads(line)["text"] for line in (tmp_path / "s.jsonl").read_text(encoding="utf-8").splitlines()]
     assert all(text.startswith("Rain lost") for text in texts)
     export.run(ExportConfig(sampler=DISTILL.sampler), made, tmp_path / "model")
@@ -416,7 +420,9 @@ def test_bad_input_is_refused_in_one_line(trained, store, whole, token_runs, ref
     )
     assert "by halving, which leads to no whole number" in said("--start", 7, "--evaluations", 4)
     assert "can't be reached from 4 by halving" in said("--start", 4)
-    assert "solver ddim on grid time" in said("--grid", "time")
+    assert "grid is one of learned, log-snr, not 'time'" in said("--grid", "time")
+    itself = refuse("distill", "--run", trained, "--features", store, "--output", trained, "--overwrite")
+    assert itself == f"{trained} is the run to be distilled; choose another --output for its student"
     assert "is a token-level run, of method mdlm" in said(run=token_runs("mdlm"))
     assert "and a training run is needed" in said(run=store)
     assert not (tmp_path / "out").exists()

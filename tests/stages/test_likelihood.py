@@ -215,7 +215,9 @@ def test_what_does_not_compare_or_has_no_likelihood_is_refused(refuse, trained, 
     assert "has another tokenizer" in refuse(*base, "--causal", bigrams)
     assert "--output is for one run" in refuse(*base, "--run", trained, trained, "--output", tmp_path / "out")
     assert "rows must be at least 4" in refuse(*base, "--run", trained, "--rows", 2)
-    assert "taus must be more than 0" in refuse(*base, "--run", trained, "--taus", 0)
+    assert "taus must be at least 1e-09" in refuse(*base, "--run", trained, "--taus", 0)
+    assert "taus must be at least 1e-09" in refuse(*base, "--run", trained, "--taus", 1e-300)
+    assert "taus must be at most 1000000000.0" in refuse(*base, "--run", trained, "--taus", 1, 1e200)
     assert "has no decoder 'nosuch'" in refuse(*base, "--run", trained, "--decoder", "nosuch")
     model = tmp_path / "model"
     model.mkdir()

@@ -80,6 +80,20 @@ def test_the_states_of_a_prompt_are_the_stores(run, store, tmp_path):
     assert compared > 10
 
 
+def test_the_states_of_many_prompts_take_no_more_memory_than_they_need(run, tmp_path):
+    """They run as rows of 16 tokens, of which a prompt here has three."""
+    opened, texts = TrainedRun(run, CPU), ["Rain", "Lily", "The", "A"] * 20
+    rows = prompts.tokenised(texts, opened.tokenizer, 16)
+    most = max(map(len, rows))
+    assert most < 16
+    (tmp_path / "prompts.txt").write_text("\n".join(texts))
+    found = prompts.prompts_of(settings(prompt=None, prompts=str(tmp_path / "prompts.txt")), opened)
+    assert found.h_TLD.shape == (80, most, 16)
+    assert found.h_TLD.untyped_storage().nbytes() == 80 * most * 16 * 4
+    one = prompts.prompts_of(settings(prompt="The"), opened)
+    assert torch.allclose(found.h_TLD[42, : one.h_TLD.shape[1]], one.h_TLD[0], atol=1e-5)
+
+
 def test_the_condition_does_not_depend_on_what_comes_after_the_prompt(run):
     """The row that goes through the encoder is filled up with anything."""
     opened = TrainedRun(run, CPU)
@@ -440,6 +454,9 @@ def test_a_prompt_may_begin_a_document_and_has_no_words_that_the_tokenizer_does_
     assert prompts.tokenised(["a b"], words, 16) == [[0, 1, 2]]
     with pytest.raises(InputError, match="the prompt 'a c' can't be written in the model's tokens, which make 'a b'"):
         prompts.tokenised(["a c"], words, 16)
+    for spaced in ("a b ", " a b", "a  b"):
+        with pytest.raises(InputError, match=r"which make '.*' of it; write it with these spaces$"):
+            prompts.tokenised([spaced], words, 16)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
