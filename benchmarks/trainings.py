@@ -4,8 +4,9 @@
         --way plain run-0 run-1 --way "noise 0.5" noisy-0 noisy-1
 
 Draws `--texts` texts with each sampling seed from every run, with the default sampler at several numbers of
-evaluations, and scores them. A run's figure is the mean over its seeds, and `±` the standard deviation over the runs of
-a way. Each way is compared with the first. The same command resumes where it was interrupted.
+evaluations and the decoder that was trained with it, and scores them. A run's figure is the mean over its seeds, and
+`±` the standard deviation over the runs of a way. Each way is compared with the first. The same command resumes where
+it was interrupted.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class Trial:
     def _drawn(self, run: Path, budget: int, seed: int) -> Path:
         digest = files.read_json(run / "manifest.json")["digest"][:8]
         out = self.work / f"{digest}; {budget}; {self.texts} texts; seed {seed}.jsonl"
-        settings = SampleConfig(num_samples=self.texts, sampler=SamplerConfig(steps=budget), seed=seed, device="cpu")
+        how = {"sampler": SamplerConfig(steps=budget), "decoder": "joint"}
+        settings = SampleConfig(num_samples=self.texts, seed=seed, device="cpu", **how)
         sample.run(settings, run, out, progress=show.Terminal())
         return out
 
