@@ -107,9 +107,8 @@ def run(
     """
     _check(launch)
     share = _share(launch)
-    if overwrite and (runtime.processes() > 1 or (share is not None and share.of > 1)):
-        where = "the launcher (RANK, SLURM_… or JOB_…)" if launch.share is None else "--share"
-        raise InputError(f"--overwrite is for one process, and {where} names several; remove {out} first")
+    if overwrite:
+        _check_overwrite(out, launch, share)
     progress = progress if runtime.reports() else SILENT
     # The connection to Ray is closed first: its workers use the store for as long as this process is connected.
     with ExitStack() as held, ExitStack() as connected:
@@ -190,6 +189,18 @@ def _check(launch: LaunchConfig) -> None:
         raise InputError("--workers needs --engine ray or --dry-run; without an engine, start that many processes")
     if launch.engine is not None and launch.share is not None:
         raise InputError("--share is for processes that are started one by one, and --engine ray starts its own")
+
+
+def _check_overwrite(out: Location, launch: LaunchConfig, share: Share | None) -> None:
+    """`InputError` if this process may not begin the store anew."""
+    if launch.only in ("encode", "seal"):
+        raise InputError(
+            f"--overwrite would delete {out}, which --only {launch.only} goes on with; leave --overwrite out, or begin "
+            f"a new store with --only pack --overwrite"
+        )
+    if runtime.processes() > 1 or (share is not None and share.of > 1):
+        where = "the launcher (RANK, SLURM_… or JOB_…)" if launch.share is None else "--share"
+        raise InputError(f"--overwrite is for one process, and {where} names several; remove {out} first")
 
 
 def _check_precision(config: ExtractConfig, out: Location, overwrite: bool, launch: LaunchConfig) -> None:

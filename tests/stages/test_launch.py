@@ -1,6 +1,7 @@
 """Launching an extraction: the stretch that a process begins with, phases as jobs of their own, and what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -178,6 +179,18 @@ def test_several_processes_do_not_overwrite(config, tmp_path, monkeypatch):
             monkeypatch.setenv(name, value)
         with pytest.raises(InputError, match=r"--overwrite is for one process, and .+ names several; remove"):
             extract_features.run(config, tmp_path / "f", overwrite=True, launch=launch)
+
+
+@pytest.mark.parametrize("only", ["encode", "seal"])
+def test_a_phase_that_begins_no_store_does_not_overwrite_one(config, whole, tmp_path, only):
+    out = tmp_path / "f"
+    shutil.copytree(whole, out)
+    before = content(out)
+    with pytest.raises(InputError) as refused:
+        extract_features.run(config, out, overwrite=True, launch=LaunchConfig(only=only))
+    line = f"--overwrite would delete {out}, which --only {only} goes on with; leave --overwrite out, or begin a new"
+    assert str(refused.value) == f"{line} store with --only pack --overwrite"
+    assert content(out) == before
 
 
 def test_the_command_line_takes_a_launch_and_says_what_is_done(ldlm, succeed, refuse, config, tmp_path):
