@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ldlm import artifact
+from ldlm import artifact, launcher
 from ldlm import config as configs
 from ldlm.cli import show
 from ldlm.cli.options import Command, Options, online_options, path_option, require, require_place, stage_options
@@ -73,13 +73,12 @@ def command(
     config = options.build()
     if fit is not None and (chosen := [f for f in ("accumulate", "recompute") if options.flags[(f,)] is not None]):
         raise InputError(f"--fit chooses accumulate and recompute itself; leave --{chosen[0]} out")
-    from ldlm import runtime
     from ldlm.stages import train as stage
 
     if options.dry_run:
         shapes, kind = _shapes(options, features, online, allow_partial)
         plan = stage.plan(config, shapes, features=kind, devices=devices, fit=fit)
-        return options.show_plan(plan) if runtime.reports() else None
+        return options.show_plan(plan) if launcher.reports() else None
     if devices is not None:
         raise InputError("--devices is for --dry-run; torchrun --nproc-per-node sets how many processes train")
     store = require_place(features, "--features", "features")
@@ -97,7 +96,7 @@ def command(
         fit=fit,
         progress=show.Terminal(),
     )
-    if not runtime.reports():
+    if not launcher.reports():
         return
     result = {"output": str(made.path), **made.manifest}
     options.show(result, lambda: _table(result))

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ldlm import runtime
+from ldlm import launcher, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import ExtractConfig, LaunchConfig, Shapes
 from ldlm.errors import InputError
@@ -109,7 +109,7 @@ def run(
     share = _share(launch)
     if overwrite:
         _check_overwrite(out, launch, share)
-    progress = progress if runtime.reports() else SILENT
+    progress = progress if launcher.reports() else SILENT
     # The connection to Ray is closed first: its workers use the store for as long as this process is connected.
     with ExitStack() as held, ExitStack() as connected:
         engine = None
@@ -198,7 +198,7 @@ def _check_overwrite(out: Location, launch: LaunchConfig, share: Share | None) -
             f"--overwrite would delete {out}, which --only {launch.only} goes on with; leave --overwrite out, or begin "
             f"a new store with --only pack --overwrite"
         )
-    if runtime.processes() > 1 or (share is not None and share.of > 1):
+    if launcher.processes() > 1 or (share is not None and share.of > 1):
         where = "the launcher (RANK, SLURM_… or JOB_…)" if launch.share is None else "--share"
         raise InputError(f"--overwrite is for one process, and {where} names several; remove {out} first")
 

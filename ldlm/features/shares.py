@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple, TypeVar
 
+from ldlm import launcher
 from ldlm.errors import InputError
 
 Item = TypeVar("Item")
@@ -61,23 +62,21 @@ def share_of_environment(environment: Mapping[str, str] = os.environ) -> Share |
 
 
 def _pair(environment: Mapping[str, str], number: str, of: str) -> Share | None:
-    share = Share(_number(environment, number, -1), _number(environment, of, 0))
-    return share if 0 <= share.number < share.of else None
+    first, count = launcher.number(number, environment), launcher.number(of, environment)
+    return Share(first, count) if first is not None and count is not None and first < count else None
 
 
 def _of_array(environment: Mapping[str, str]) -> Share | None:
     """The share of a task of a SLURM array, whose numbers may begin anywhere, have steps and have gaps."""
-    number, of = _number(environment, "SLURM_ARRAY_TASK_ID", -1), _number(environment, "SLURM_ARRAY_TASK_COUNT", 0)
-    least = _number(environment, "SLURM_ARRAY_TASK_MIN", 0)
-    most = _number(environment, "SLURM_ARRAY_TASK_MAX", least + of - 1)
-    if not of or not least <= number <= most:
+    names = (f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "COUNT", "MIN", "MAX"))
+    number, of, least, most = (launcher.number(name, environment) for name in names)
+    if number is None or not of:
+        return None
+    least = least or 0
+    most = least + of - 1 if most is None else most
+    if not least <= number <= most:
         return None
     return Share((number - least) * of // (most - least + 1), of)  # exact for equal steps, and close for others
-
-
-def _number(environment: Mapping[str, str], name: str, default: int) -> int:
-    text = environment.get(name, "")
-    return int(text) if re.fullmatch(r"\d+", text, re.ASCII) else default
 
 
 def in_turn(items: list[Item], share: Share | None, *, apart: bool = False) -> list[Item]:
