@@ -51,6 +51,12 @@ def rank() -> int:
     return found
 
 
+def local_rank() -> int | None:
+    """The number of this process on its machine, as torchrun or `srun` counts; None without them."""
+    found = counted("LOCAL_RANK")
+    return number("SLURM_LOCALID") if found is None else found
+
+
 def reports() -> bool:
     """Whether this process shows results to the user: the first of a launcher's processes."""
     return not number("RANK")

@@ -29,12 +29,12 @@ Result = TypeVar("Result")
 def device(name: str) -> torch.device:
     """The device called `name`; `auto` is cuda if there is one. `InputError` if it is not available.
 
-    Under torchrun each process on a machine gets its own GPU, unless `name` has a number; on CPUs, its share of the
-    cores.
+    Under torchrun or `srun` each process on a machine gets its own GPU, unless `name` has a number. On CPUs torchrun's
+    get their shares of the cores.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and (number := launcher.counted("LOCAL_RANK")) is not None:
+    if name == "cuda" and (number := launcher.local_rank()) is not None:
         # Modulo, since a launcher may show each process only its own GPU, as number 0.
         name = f"cuda:{number % max(1, torch.cuda.device_count())}"
     try:

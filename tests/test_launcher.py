@@ -6,7 +6,10 @@ from ldlm import launcher, runtime
 from ldlm.errors import InputError
 from ldlm.features.helpers import workers
 
-LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RAYON_NUM_THREADS")
+LAUNCHER = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RAYON_NUM_THREADS",
+    "SLURM_LOCALID",
+)  # fmt: skip
 ODD = ["", "abc", "²", "-1", "1.5", "٣"]
 
 
@@ -85,3 +88,23 @@ def test_the_number_of_a_process_on_its_machine_is_refused_where_it_chooses_the_
     launched(LOCAL_RANK="abc")
     with pytest.raises(InputError, match=r"^LOCAL_RANK is 'abc'"):
         runtime.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("variables", "gpus", "chosen"),
+    [
+        ({}, 8, "cuda"),
+        ({"LOCAL_RANK": "5"}, 8, "cuda:5"),
+        ({"SLURM_LOCALID": "3"}, 8, "cuda:3"),  # srun without torchrun
+        ({"SLURM_LOCALID": "3", "LOCAL_RANK": ""}, 8, "cuda:3"),
+        ({"SLURM_LOCALID": "0", "LOCAL_RANK": "5"}, 8, "cuda:5"),  # torchrun within a task
+        ({"SLURM_LOCALID": "3"}, 1, "cuda:0"),  # SLURM shows each task its own GPU alone
+        ({"SLURM_LOCALID": "x"}, 8, "cuda"),
+    ],
+)
+def test_the_processes_of_a_machine_take_a_gpu_each(launched, monkeypatch, variables, gpus, chosen):
+    launched(**variables)
+    for name, found in {"is_available": lambda: True, "device_count": lambda: gpus, "set_device": str}.items():
+        monkeypatch.setattr(runtime.torch.cuda, name, found)
+    assert str(runtime.device("auto")) == chosen
+    assert str(runtime.device("cuda:0")) == "cuda:0"
