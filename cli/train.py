@@ -108,6 +108,8 @@ def _prepare_online(online: dict[str, Any], config: AnyTrainConfig, out: Path, *
 
     if not online.get("data") and not online.get("dataset"):
         raise InputError("--features online needs the text: --data FILE… or --dataset NAME, and --encoder")
+    # The processes of this training divide the work, and not the tasks of an array, which train runs of their own.
+    launch = configs.LaunchConfig(share=f"{launcher.rank()}/{launcher.processes()}")
     same = {"codec": "online", "seed": config.seed, "device": config.device}
     place = beside(out, f"{folder_name(out)}-features")
     if not _is_online(place):
@@ -117,11 +119,11 @@ def _prepare_online(online: dict[str, Any], config: AnyTrainConfig, out: Path, *
     progress = show.Terminal()
     settings = configs.from_dict(configs.ExtractConfig, {**online, **same})
     try:
-        extract_features.run(settings, place, progress=progress)
+        extract_features.run(settings, place, progress=progress, launch=launch)
     except Occupied:  # only now: --overwrite may be meant for the run alone, and the store may still fit
         if not overwrite:
             raise
-        extract_features.run(settings, place, overwrite=True, progress=progress)
+        extract_features.run(settings, place, overwrite=True, progress=progress, launch=launch)
     progress.note(f"tokens and statistics are in {place}, which later commands take as --features")
     return place
 

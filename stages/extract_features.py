@@ -198,8 +198,9 @@ def _check_overwrite(out: Location, launch: LaunchConfig, share: Share | None) -
             f"--overwrite would delete {out}, which --only {launch.only} goes on with; leave --overwrite out, or begin "
             f"a new store with --only pack --overwrite"
         )
-    if launcher.processes() > 1 or (share is not None and share.of > 1):
-        where = "the launcher (RANK, SLURM_… or JOB_…)" if launch.share is None else "--share"
+    job = launcher.processes() > 1
+    if job or (share is not None and share.of > 1):
+        where = "the launcher (RANK, SLURM_… or JOB_…)" if job or launch.share is None else "--share"
         raise InputError(f"--overwrite is for one process, and {where} names several; remove {out} first")
 
 

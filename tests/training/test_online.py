@@ -11,7 +11,7 @@ import torch
 
 from ldlm.config import ComputeConfig
 from ldlm.errors import InputError
-from ldlm.features import extraction as shares_of_blocks
+from ldlm.features import extraction
 from ldlm.features.encoder import OnlineEncoder, online_encoder
 from ldlm.features.store import FeatureStore
 from ldlm.stages import extract_features, train
@@ -147,7 +147,7 @@ def test_overwriting_a_run_replaces_a_store_of_online_beside_it_only_if_that_is_
 def test_the_store_of_a_training_is_its_own_in_each_task_of_an_array(from_text, succeed, tmp_path, monkeypatch):
     """The tasks train runs of their own, and an array's number gives no part of another's store."""
     shares = []
-    monkeypatch.setattr(shares_of_blocks, "in_turn", lambda items, share, **_: shares.append(share) or items)
+    monkeypatch.setattr(extraction, "in_turn", lambda items, share, **_: shares.append(share) or items)
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "16")
     command = [*from_text, tmp_path / "run"]
