@@ -84,7 +84,7 @@ def command(
     store = require_place(features, "--features", "features")
     out = require(output, "--output", "run")
     if features == ONLINE:
-        store = _prepare_online(online, config, out, overwrite=bool(options.overwrite))
+        store = _prepare_online(online, config, out, fit, overwrite=bool(options.overwrite))
     elif online:
         raise InputError(f"--{next(iter(online)).replace('_', '-')} is for --features online; a store has its own")
     made = stage.run(
@@ -102,9 +102,11 @@ def command(
     options.show(result, lambda: _table(result))
 
 
-def _prepare_online(online: dict[str, Any], config: AnyTrainConfig, out: Path, *, overwrite: bool) -> Path:
+def _prepare_online(
+    online: dict[str, Any], config: AnyTrainConfig, out: Path, fit: str | None, *, overwrite: bool
+) -> Path:
     """A store of tokens and statistics beside the run, for the encoder to work from."""
-    from ldlm.stages import extract_features
+    from ldlm.stages import extract_features, train
 
     if not online.get("data") and not online.get("dataset"):
         raise InputError("--features online needs the text: --data FILE… or --dataset NAME, and --encoder")
@@ -123,6 +125,8 @@ def _prepare_online(online: dict[str, Any], config: AnyTrainConfig, out: Path, *
     except Occupied:  # only now: --overwrite may be meant for the run alone, and the store may still fit
         if not overwrite:
             raise
+        # A batch or sizes that the training refuses are found before anything is deleted.
+        train.plan(config, extract_features.shapes(settings), features=settings.kind, fit=fit)
         extract_features.run(settings, place, overwrite=True, progress=progress, launch=launch)
     progress.note(f"tokens and statistics are in {place}, which later commands take as --features")
     return place

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from folders import content
 
 from ldlm.config import ComputeConfig
 from ldlm.errors import InputError
@@ -161,6 +162,15 @@ def test_a_job_is_refused_for_a_wrong_number_of_processes_before_text_is_read(fr
     monkeypatch.setenv("WORLD_SIZE", "two")
     assert refuse(*from_text, tmp_path / "run").startswith("WORLD_SIZE is 'two'")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_overwriting_leaves_the_store_for_settings_that_can_not_be_trained_with(from_text, succeed, ldlm, tmp_path):
+    command = [*from_text, tmp_path / "run"]
+    succeed(*command)
+    before = content(tmp_path / "run-features")
+    for bad in (("--accumulate", 3), ("--fit", "1KB")):
+        assert ldlm(*command, "--stats-tokens", 64, "--overwrite", *bad).exit_code == 1
+        assert content(tmp_path / "run-features") == before, bad
 
 
 @pytest.mark.parametrize("there", ["a store of states", "notes"])
