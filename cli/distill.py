@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ldlm import launcher
 from ldlm.cli import show
 from ldlm.cli.options import Command, Options, path_option, require, require_place, stage_options
 from ldlm.config import DistillConfig
@@ -29,7 +30,6 @@ def command(options: Options, run: str | None, features: str | None, output: str
       ldlm distill --run run-4 --features features --evaluations 2 --output run-2
     """
     config = options.build()
-    from ldlm import runtime
     from ldlm.stages import distill as stage
 
     run_path = require(run, "--run", "run")
@@ -44,7 +44,7 @@ def command(options: Options, run: str | None, features: str | None, output: str
         overwrite=bool(options.overwrite),
         progress=show.Terminal(),
     )
-    if not runtime.reports():
+    if not launcher.reports():
         return
     result = {"output": str(made.path), **made.manifest}
     options.show(result, lambda: _table(result))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ldlm import launcher
 from ldlm.cli import show
 from ldlm.cli.options import Command, Options, path_option, require, require_place, stage_options
 from ldlm.config import FinetuneConfig
@@ -34,7 +35,6 @@ def command(options: Options, run: str | None, features: str | None, allow_parti
       ldlm finetune-decoder --run run --list
     """
     config = options.build()
-    from ldlm import runtime
     from ldlm.stages import finetune_decoder as stage
 
     run_path = require(run, "--run", "run")
@@ -51,7 +51,7 @@ def command(options: Options, run: str | None, features: str | None, allow_parti
         overwrite=bool(options.overwrite),
         progress=show.Terminal(),
     )
-    if not runtime.reports():
+    if not launcher.reports():
         return
     result = {"output": str(made.path), **made.manifest}
     options.show(result, lambda: _table(result))

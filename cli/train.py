@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ldlm import artifact
+from ldlm import artifact, launcher
 from ldlm import config as configs
 from ldlm.cli import show
 from ldlm.cli.options import Command, Options, online_options, path_option, require, require_place, stage_options
@@ -73,19 +73,18 @@ def command(
     config = options.build()
     if fit is not None and (chosen := [f for f in ("accumulate", "recompute") if options.flags[(f,)] is not None]):
         raise InputError(f"--fit chooses accumulate and recompute itself; leave --{chosen[0]} out")
-    from ldlm import runtime
     from ldlm.stages import train as stage
 
     if options.dry_run:
         shapes, kind = _shapes(options, features, online, allow_partial)
         plan = stage.plan(config, shapes, features=kind, devices=devices, fit=fit)
-        return options.show_plan(plan) if runtime.reports() else None
+        return options.show_plan(plan) if launcher.reports() else None
     if devices is not None:
         raise InputError("--devices is for --dry-run; torchrun --nproc-per-node sets how many processes train")
     store = require_place(features, "--features", "features")
     out = require(output, "--output", "run")
     if features == ONLINE:
-        store = _prepare_online(online, config, out, overwrite=bool(options.overwrite))
+        store = _prepare_online(online, config, out, fit, overwrite=bool(options.overwrite))
     elif online:
         raise InputError(f"--{next(iter(online)).replace('_', '-')} is for --features online; a store has its own")
     made = stage.run(
@@ -97,18 +96,22 @@ def command(
         fit=fit,
         progress=show.Terminal(),
     )
-    if not runtime.reports():
+    if not launcher.reports():
         return
     result = {"output": str(made.path), **made.manifest}
     options.show(result, lambda: _table(result))
 
 
-def _prepare_online(online: dict[str, Any], config: AnyTrainConfig, out: Path, *, overwrite: bool) -> Path:
+def _prepare_online(
+    online: dict[str, Any], config: AnyTrainConfig, out: Path, fit: str | None, *, overwrite: bool
+) -> Path:
     """A store of tokens and statistics beside the run, for the encoder to work from."""
-    from ldlm.stages import extract_features
+    from ldlm.stages import extract_features, train
 
     if not online.get("data") and not online.get("dataset"):
         raise InputError("--features online needs the text: --data FILE… or --dataset NAME, and --encoder")
+    # The processes of this training divide the work, and not the tasks of an array, which train runs of their own.
+    launch = configs.LaunchConfig(share=f"{launcher.rank()}/{launcher.processes()}")
     same = {"codec": "online", "seed": config.seed, "device": config.device}
     place = beside(out, f"{folder_name(out)}-features")
     if not _is_online(place):
@@ -118,11 +121,13 @@ def _prepare_online(online: dict[str, Any], config: AnyTrainConfig, out: Path, *
     progress = show.Terminal()
     settings = configs.from_dict(configs.ExtractConfig, {**online, **same})
     try:
-        extract_features.run(settings, place, progress=progress)
+        extract_features.run(settings, place, progress=progress, launch=launch)
     except Occupied:  # only now: --overwrite may be meant for the run alone, and the store may still fit
         if not overwrite:
             raise
-        extract_features.run(settings, place, overwrite=True, progress=progress)
+        # A batch or sizes that the training refuses are found before anything is deleted.
+        train.plan(config, extract_features.shapes(settings), features=settings.kind, fit=fit)
+        extract_features.run(settings, place, overwrite=True, progress=progress, launch=launch)
     progress.note(f"tokens and statistics are in {place}, which later commands take as --features")
     return place
 

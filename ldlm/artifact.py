@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ldlm import config as configs
-from ldlm import emptying, files, fingerprints, presence
+from ldlm import emptying, files, fingerprints, launcher, presence
 from ldlm.completion import is_complete
 from ldlm.errors import InputError, Occupied, StorageError, Unreadable
 from ldlm.kinds import MADE_BY, NAMED_BY, article
@@ -171,7 +171,7 @@ def _begin(
 ) -> Artifact:
     place = NAMED_BY.get(kind, "--output")
     # Processes that a launcher starts together would delete each other's output.
-    replacing = "remove it" if shared and int(os.environ.get("WORLD_SIZE", "1")) > 1 else "add --overwrite"
+    replacing = "remove it" if shared and (launcher.number("WORLD_SIZE") or 1) > 1 else "add --overwrite"
     first = _first(kind, config, inputs)  # what can't be written is found before anything is deleted
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file and the output is a folder; choose another {place}")

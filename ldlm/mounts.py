@@ -103,9 +103,10 @@ def remarks(found: FileSystem | None, links: bool | None) -> list[str]:
     shared = found is not None and found.kind.partition(".")[0] not in LOCAL
     if found is not None and shared and found.locks in ("on one machine", "nowhere"):
         reach = "there are no locks (flock)" if found.locks == "nowhere" else "locks (flock) hold on one machine only"
+        unless = ", unless it is set up otherwise," if found.kind.partition(".")[0] in ONE_MACHINE else ""
         lines.append(
-            f"on {found} {reach}: processes on several machines are kept apart by leases, and those of a dead machine "
-            f"hold for five minutes"
+            f"on {found}{unless} {reach}: processes on several machines are kept apart by leases, and those of a dead "
+            f"machine hold for five minutes"
         )
     if links is False:
         lines.append(

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ldlm import launcher
 from ldlm.errors import InputError, Stopped
 
 Result = TypeVar("Result")
@@ -28,14 +29,14 @@ Result = TypeVar("Result")
 def device(name: str) -> torch.device:
     """The device called `name`; `auto` is cuda if there is one. `InputError` if it is not available.
 
-    Under torchrun each process on a machine gets its own GPU, unless `name` has a number; on CPUs, its share of the
-    cores.
+    Under torchrun or `srun` each process on a machine gets its own GPU, unless `name` has a number. On CPUs torchrun's
+    get their shares of the cores.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
+    if name == "cuda" and (number := launcher.local_rank()) is not None:
         # Modulo, since a launcher may show each process only its own GPU, as number 0.
-        name = f"cuda:{int(os.environ['LOCAL_RANK']) % max(1, torch.cuda.device_count())}"
+        name = f"cuda:{number % max(1, torch.cuda.device_count())}"
     try:
         found = torch.device(name)
     except RuntimeError:
@@ -65,7 +66,7 @@ def processor() -> str:
 
 def _share_cores() -> None:
     """Use each process's share of the cores: torchrun sets one thread per process, unless the user has set more."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    processes = launcher.number("LOCAL_WORLD_SIZE") or 1
     if processes > 1 and os.environ.get("OMP_NUM_THREADS") == "1":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
 
@@ -152,20 +153,14 @@ class World:
 ALONE = World()
 
 
-def processes() -> int:
-    """Number of processes that a launcher started; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def reports() -> bool:
-    """Whether this process shows results to the user: the first of a launcher's processes."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 @contextmanager
 def world() -> Iterator[World]:
-    """Join the job that this process is part of, and leave it at the end of the block."""
-    if processes() == 1:
+    """Join the job that this process is part of, and leave it at the end of the block.
+
+    `InputError` if the launcher's variables don't say which part that is.
+    """
+    launcher.rank()
+    if launcher.processes() == 1:
         yield ALONE
         return
     cuda = torch.cuda.is_available()

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ldlm import runtime
+from ldlm import launcher, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import ExtractConfig, LaunchConfig, Shapes
 from ldlm.errors import InputError
@@ -56,6 +56,7 @@ def plan(
     of the FLOPs of a training step that runs it, for a model of the paper's size: what the store saves. `counts` are
     the rows of the splits, if they were counted before.
     """
+    _check(launch)
     config, _, tokenizer, encoder = inputs.find(config, out)
     counts = counts or {split: corpus.count_rows(config, tokenizer, split) for split in SPLITS}
     rows = {split: count.rows for split, count in counts.items()}
@@ -105,12 +106,12 @@ def run(
 
     With `launch.only` it ends after that phase; the store is complete after the last one.
     """
+    _check_not_planning(launch)
     _check(launch)
     share = _share(launch)
-    if overwrite and (runtime.processes() > 1 or (share is not None and share.of > 1)):
-        where = "the launcher (RANK, SLURM_… or JOB_…)" if launch.share is None else "--share"
-        raise InputError(f"--overwrite is for one process, and {where} names several; remove {out} first")
-    progress = progress if runtime.reports() else SILENT
+    if overwrite:
+        _check_overwrite(out, launch, share)
+    progress = progress if launcher.reports() else SILENT
     # The connection to Ray is closed first: its workers use the store for as long as this process is connected.
     with ExitStack() as held, ExitStack() as connected:
         engine = None
@@ -180,16 +181,35 @@ def _encode(extraction: Extraction, engine: RayEngine | None, held: ExitStack) -
 # Launches that are refused
 
 
-def _check(launch: LaunchConfig) -> None:
-    """`InputError` for settings of a launch that don't go together."""
+def _check_not_planning(launch: LaunchConfig) -> None:
+    """`InputError` for settings that only a plan has."""
     if launch.tokens is not None or launch.rate is not None:
         raise InputError("--tokens and --rate are for planning; add --dry-run")
-    if launch.engine is None and launch.address is not None:
-        raise InputError("--address is that of a Ray cluster; add --engine ray")
     if launch.engine is None and launch.workers is not None:
         raise InputError("--workers needs --engine ray or --dry-run; without an engine, start that many processes")
+
+
+def _check(launch: LaunchConfig) -> None:
+    """`InputError` for settings of a launch that are none, or don't go together."""
+    if launch.engine is None and launch.address is not None:
+        raise InputError("--address is that of a Ray cluster; add --engine ray")
     if launch.engine is not None and launch.share is not None:
         raise InputError("--share is for processes that are started one by one, and --engine ray starts its own")
+    if launch.share is not None:
+        share_of(launch.share)
+
+
+def _check_overwrite(out: Location, launch: LaunchConfig, share: Share | None) -> None:
+    """`InputError` if this process may not begin the store anew."""
+    if launch.only in ("encode", "seal"):
+        raise InputError(
+            f"--overwrite would delete {out}, which --only {launch.only} goes on with; leave --overwrite out, or begin "
+            f"a new store with --only pack --overwrite"
+        )
+    job = launcher.processes() > 1
+    if job or (share is not None and share.of > 1):
+        where = "the launcher (RANK, SLURM_… or JOB_…)" if job or launch.share is None else "--share"
+        raise InputError(f"--overwrite is for one process, and {where} names several; remove {out} first")
 
 
 def _check_precision(config: ExtractConfig, out: Location, overwrite: bool, launch: LaunchConfig) -> None:
@@ -205,13 +225,16 @@ def _check_precision(config: ExtractConfig, out: Location, overwrite: bool, laun
 
 
 def _check_begun(extraction: Extraction, launch: LaunchConfig) -> None:
-    """`InputError` if the phase before this one is not done."""
+    """`InputError`, with the phase that is next, if the one before this is not done."""
     out = extraction.out
-    if launch.only == "encode" and not extraction.packing.done:
+    if launch.only not in ("encode", "seal"):
+        return
+    count = "all"
+    if launch.only == "seal" and (out / "store.json").is_file():
+        if not (missing := len(ledger.missing_shards(out)[0])):
+            return
+        count = f"{missing:,} of {len(ledger.shard_names(ledger.read_description(out))):,}"
+    if not extraction.packing.done:
         raise InputError(f"the text of {out} is not packed; run the same command with --only pack first")
     if launch.only == "seal":
-        begun = (out / "store.json").is_file()
-        missing = len(ledger.missing_shards(out)[0]) if begun else 0
-        if missing or not begun:
-            count = f"{missing:,} of {len(ledger.shard_names(ledger.read_description(out))):,}" if begun else "all"
-            raise InputError(f"{count} shards of {out} are missing; run the same command with --only encode first")
+        raise InputError(f"{count} shards of {out} are missing; run the same command with --only encode first")

@@ -69,6 +69,7 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
     if named is not None:
         inputs["tokenizer_sha256"] = tokenizer_fingerprint(named)
     reads = local(*config.data, config.tokenizer)
+    prepared = _prepared(config, named, progress) if overwrite else None  # before anything is deleted
     with artifact.working(out, "encoder", config, inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:
             progress.note(f"{out} is complete; nothing to do")
@@ -76,11 +77,8 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
 
         begun = result if checkpoint.latest(out / "checkpoints") else replace(result, state="new")
         with begun.or_nothing():  # bad input also removes an interrupted training without a checkpoint
-            for remark in textfiles.remarks(config.data, config.text_column):
-                progress.note(remark)
-            tokenizer = _trained_tokenizer(config) if named is None else named
-            rows = _rows(config, tokenizer)
-            model = _model(config, tokenizer).to(device)
+            tokenizer, rows, model = prepared or _prepared(config, named, progress)
+        model = model.to(device)
         loss, seconds = _train(model, tokenizer, rows, config, out, device, progress)
 
         with files.writing(out):
@@ -96,6 +94,14 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
             vocab_size=len(tokenizer),
             seconds=seconds,
         )
+
+
+def _prepared(config: PretrainConfig, named: Any, progress: Progress) -> tuple[Any, np.ndarray, Any]:
+    """Tokenizer, rows and untrained model; `InputError` for bad text, and for settings that don't fit it."""
+    for remark in textfiles.remarks(config.data, config.text_column):
+        progress.note(remark)
+    tokenizer = _trained_tokenizer(config) if named is None else named
+    return tokenizer, _rows(config, tokenizer), _model(config, tokenizer)
 
 
 def _named_tokenizer(config: PretrainConfig) -> Any:

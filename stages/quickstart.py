@@ -182,6 +182,10 @@ def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, pro
     text = named(quickstart.text).files
     inputs = {"text": textfiles.fingerprints(text)[text[0]]} if text else {}
     reads = local(*text, quickstart.encoder, quickstart.scorer)
+    if overwrite:  # what is refused is found before anything is deleted
+        _check_models(quickstart)
+        if text:
+            named(quickstart.text).parts(quickstart, SILENT)
     with artifact.working(out, "quickstart", quickstart, inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:
             progress.note(f"{out} is complete; nothing to do")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ldlm import config as configs
-from ldlm import files, runtime
+from ldlm import files, launcher, runtime
 from ldlm.artifact import Artifact
 from ldlm.baselines.registry import training_method
 from ldlm.compute import Compute, precision_on
@@ -46,7 +46,7 @@ def plan(
     `features` is the kind of the features, if known. `devices` are the processes, by default those of this job. `fit`,
     like 80GB, chooses accumulation and recomputation.
     """
-    devices, method = devices or runtime.processes(), training_method(config)
+    devices, method = devices or launcher.processes(), training_method(config)
     kernel, flags = _kernel(method, shapes), {}
     if fit is not None:
         bf16, kind = cost.in_bf16(config), cost.device_kind(config)
@@ -158,7 +158,7 @@ def _taken_up(method: AnyMethod, out: Path, overwrite: bool, progress: Progress)
     if there != asked:
         raise InputError(f"{out} is a run of method {there}, not {asked}; choose another --output, or add --overwrite")
     old, kept = method.taken_up(settings)
-    if kept is not None and runtime.reports():
+    if kept is not None and launcher.reports():
         progress.note(f"{out} was begun by an earlier version; {kept}")
     return old
 

@@ -37,6 +37,8 @@ def test_the_file_system_of_a_folder_and_how_far_its_locks_hold(tmp_path, kind, 
     assert (there.locks, str(there)) == (locks, shown)
     warned = remarks(there, True)
     assert len(warned) == (kind != "ext4" and locks in ("on one machine", "nowhere"))
+    otherwise = kind in ("gpfs", "fuse.s3fs")  # no option says how far their locks hold
+    assert all(("unless it is set up otherwise" in line) == otherwise for line in warned)
     assert all(shown in line and "\n" not in line and "leases" in line for line in warned)
     assert remarks(there, False)[:-1] == remarks(there, None) == warned
     assert "no hard links" in remarks(there, False)[-1]

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from ldlm.errors import InputError, Unreadable
 from ldlm.features.shards import CORES
+from ldlm.launcher import number
 from ldlm.progress import Progress
 
 # Exit status of a helper that found bad input, and of one that could not read it; each says on stderr what was wrong.
@@ -30,9 +31,8 @@ def workers() -> int:
 
     RAYON_NUM_THREADS, which tells the library tokenizers how many threads to use, may lower it.
     """
-    asked = os.environ.get("RAYON_NUM_THREADS", "")
-    share = CORES // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    return max(1, min(share, int(asked) if asked.isdigit() and int(asked) else share))
+    share = CORES // (number("LOCAL_WORLD_SIZE") or 1)
+    return max(1, min(share, number("RAYON_NUM_THREADS") or share))
 
 
 class Helpers:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple, TypeVar
 
+from ldlm import launcher
 from ldlm.errors import InputError
 
 Item = TypeVar("Item")
@@ -45,39 +46,47 @@ def share_of(text: str) -> Share:
 
 
 def share_of_environment(environment: Mapping[str, str] = os.environ) -> Share | None:
-    """The share that a launcher's variables give this process; None without them, or if it is the only process.
+    """The share that launchers' variables give this process; None without them, or if it is the only process.
 
-    Launchers are torchrun (RANK and WORLD_SIZE); SLURM arrays, the tasks of a SLURM step, and steps within an array;
-    and an indexed Kubernetes job, which knows its index but not how many there are: JOB_COMPLETIONS must say that.
+    Launchers start processes (torchrun with RANK and WORLD_SIZE, or the tasks of a SLURM step), and tasks within which
+    that happens: those of a SLURM array, or of an indexed Kubernetes job, which knows its index but not how many there
+    are: JOB_COMPLETIONS must say that. A launcher of one process leaves the share to the others.
     """
-    found = _pair(environment, "RANK", "WORLD_SIZE")
-    if found is None:
-        array, step = _of_array(environment), _pair(environment, "SLURM_PROCID", "SLURM_NTASKS")
-        if array is not None and step is not None:
-            found = Share(array.number * step.of + step.number, array.of * step.of)
-        else:
-            found = array or step or _pair(environment, "JOB_COMPLETION_INDEX", "JOB_COMPLETIONS")
-    return found if found is not None and found.of > 1 else None
+    process = _pair(environment, "RANK", "WORLD_SIZE") or _pair(environment, "SLURM_PROCID", "SLURM_NTASKS")
+    task = _of_array(environment)
+    if task is None and not _spans_machines(environment):
+        task = _pair(environment, "JOB_COMPLETION_INDEX", "JOB_COMPLETIONS")
+    if task is not None and process is not None:
+        return task.part(process.number, process.of)
+    return task or process
+
+
+def _spans_machines(environment: Mapping[str, str]) -> bool:
+    """Whether torchrun has processes elsewhere too, as it has if the pods of a job are its machines."""
+    here, all_ = (launcher.number(name, environment) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    return here is not None and all_ is not None and here < all_
 
 
 def _pair(environment: Mapping[str, str], number: str, of: str) -> Share | None:
-    share = Share(_number(environment, number, -1), _number(environment, of, 0))
-    return share if 0 <= share.number < share.of else None
+    return _one_of_several(launcher.number(number, environment), launcher.number(of, environment))
+
+
+def _one_of_several(number: int | None, of: int | None) -> Share | None:
+    return Share(number, of) if number is not None and of is not None and of > max(1, number) else None
 
 
 def _of_array(environment: Mapping[str, str]) -> Share | None:
     """The share of a task of a SLURM array, whose numbers may begin anywhere, have steps and have gaps."""
-    number, of = _number(environment, "SLURM_ARRAY_TASK_ID", -1), _number(environment, "SLURM_ARRAY_TASK_COUNT", 0)
-    least = _number(environment, "SLURM_ARRAY_TASK_MIN", 0)
-    most = _number(environment, "SLURM_ARRAY_TASK_MAX", least + of - 1)
-    if not of or not least <= number <= most:
+    names = (f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "COUNT", "MIN", "MAX"))
+    number, of, least, most = (launcher.number(name, environment) for name in names)
+    if number is None or not of:
         return None
-    return Share((number - least) * of // (most - least + 1), of)  # exact for equal steps, and close for others
-
-
-def _number(environment: Mapping[str, str], name: str, default: int) -> int:
-    text = environment.get(name, "")
-    return int(text) if re.fullmatch(r"\d+", text, re.ASCII) else default
+    least = least or 0
+    most = least + of - 1 if most is None else most
+    if not least <= number <= most:
+        return None
+    share = (number - least) * of // (most - least + 1)  # exact for equal steps, and close for others
+    return _one_of_several(share, of)
 
 
 def in_turn(items: list[Item], share: Share | None, *, apart: bool = False) -> list[Item]:

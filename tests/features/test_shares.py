@@ -41,6 +41,11 @@ def step(number, of):
     return {"SLURM_PROCID": str(number), "SLURM_NTASKS": str(of)}
 
 
+def torchrun(number, of, local=None):
+    """The variables of a process of torchrun, on one machine unless that has `local` of them."""
+    return {"RANK": str(number), "WORLD_SIZE": str(of), "LOCAL_WORLD_SIZE": str(local or of)}
+
+
 @pytest.mark.parametrize(
     ("environment", "share"),
     [
@@ -48,6 +53,17 @@ def step(number, of):
         ({"RANK": "2", "WORLD_SIZE": "4"}, Share(2, 4)),
         ({"RANK": "2", "WORLD_SIZE": "4", **step(0, 8)}, Share(2, 4)),  # torchrun within a step
         ({"RANK": "0", "WORLD_SIZE": "1"}, None),  # the only one
+        ({**torchrun(0, 1), **array(3, 16)}, Share(3, 16)),  # of its task
+        ({**torchrun(0, 1), **step(3, 8)}, Share(3, 8)),
+        ({**torchrun(0, 1), "JOB_COMPLETION_INDEX": "5", "JOB_COMPLETIONS": "8"}, Share(5, 8)),
+        ({**array(5, 1, least=5), **step(3, 8)}, Share(3, 8)),
+        ({**torchrun(5, 8), **array(3, 16)}, Share(29, 128)),  # within a task of an array
+        ({**torchrun(5, 8), **array(3, 16), **step(0, 2)}, Share(29, 128)),
+        ({**torchrun(1, 2), "JOB_COMPLETION_INDEX": "5", "JOB_COMPLETIONS": "8"}, Share(11, 16)),  # within a pod
+        (
+            {**torchrun(11, 16, local=2), "JOB_COMPLETION_INDEX": "5", "JOB_COMPLETIONS": "8"},
+            Share(11, 16),  # of all pods together
+        ),
         (step(3, 8), Share(3, 8)),
         (step(0, 1), None),
         (array(0, 16), Share(0, 16)),

@@ -1,6 +1,7 @@
 """Launching an extraction: the stretch that a process begins with, phases as jobs of their own, and what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -104,7 +105,7 @@ def test_a_phase_before_its_time_is_refused_in_one_line_and_leaves_what_was_ther
     ):
         launched(config, out, only="encode")
     with pytest.raises(
-        InputError, match=r"^all shards of .*/f are missing; run the same command with --only encode first$"
+        InputError, match=r"^the text of .*/f is not packed; run the same command with --only pack first$"
     ):
         launched(config, out, only="seal")
     assert not out.exists()
@@ -180,6 +181,18 @@ def test_several_processes_do_not_overwrite(config, tmp_path, monkeypatch):
             extract_features.run(config, tmp_path / "f", overwrite=True, launch=launch)
 
 
+@pytest.mark.parametrize("only", ["encode", "seal"])
+def test_a_phase_that_begins_no_store_does_not_overwrite_one(config, whole, tmp_path, only):
+    out = tmp_path / "f"
+    shutil.copytree(whole, out)
+    before = content(out)
+    with pytest.raises(InputError) as refused:
+        extract_features.run(config, out, overwrite=True, launch=LaunchConfig(only=only))
+    line = f"--overwrite would delete {out}, which --only {only} goes on with; leave --overwrite out, or begin a new"
+    assert str(refused.value) == f"{line} store with --only pack --overwrite"
+    assert content(out) == before
+
+
 def test_the_command_line_takes_a_launch_and_says_what_is_done(ldlm, succeed, refuse, config, tmp_path):
     out = tmp_path / "f"
     command = [
@@ -237,6 +250,13 @@ def test_a_plan_for_an_online_store_divides_the_sample_alone(config):
 
     block = 8 * 16 / 3600
     assert [plan(1), plan(2), plan(3), plan(4)] == pytest.approx([4 * block, 2 * block, 2 * block, block], rel=0.01)
+
+
+def test_a_plan_refuses_the_launches_that_an_extraction_would(refuse, config):
+    command = ["extract-features", "--encoder", config.encoder, "--data", *config.data, "--seq-len", 16, "--dry-run"]
+    assert refuse(*command, "--share", "9/3") == "--share 9/3: shares are numbered from 0, and the last of 3 is 2"
+    assert refuse(*command, "--address", "auto") == "--address is that of a Ray cluster; add --engine ray"
+    assert "--engine ray starts its own" in refuse(*command, "--share", "0/3", "--engine", "ray")
 
 
 def test_the_command_line_plans_for_workers(succeed, config):

@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from folders import content
 from transformers import AutoModel
 
 from ldlm import files
@@ -62,6 +63,15 @@ def test_a_tokenizer_without_a_mask_is_none_for_bert_and_the_model_that_is_there
         pretrain_encoder.plan(masked)
     assert made.manifest["rows"] > 0
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("bad", [{"heads": 3}, {"batch_size": 10**6}])
+def test_overwriting_deletes_no_model_for_settings_that_can_not_be_trained_with(untrained, tmp_path, bad):
+    out = pretrain_encoder.run(untrained, tmp_path / "out").path
+    before = content(out)
+    with pytest.raises(InputError, match=r"--heads 3 must divide|too few for one batch"):
+        pretrain_encoder.run(replace(untrained, **bad), out, overwrite=True)
+    assert content(out) == before
 
 
 def test_another_size_than_the_tokenizers_is_refused_except_where_an_earlier_version_began_with_it(

@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from folders import content
 
 from ldlm import artifact, files
 from ldlm.config import QuickstartConfig
@@ -141,6 +142,17 @@ def test_a_folder_of_an_earlier_version_without_a_text_is_one_of_pythons_documen
     assert "synthetic" in succeed("quickstart", "--dry-run", "--output", out, "--overwrite")["text"]
     with pytest.raises(InputError, match="text: python -> stories"):
         quickstart.run(QuickstartConfig(text="stories"), out)
+
+
+@pytest.mark.parametrize("bad", ["encoder", "scorer", "text"])
+def test_overwriting_deletes_nothing_for_a_model_that_is_not_there_or_too_little_text(tmp_path, refuse, bad):
+    out, short = tmp_path / "q", tmp_path / "short.txt"
+    artifact.begin(out, "quickstart", QuickstartConfig(text="stories"), {}).finish(texts=[])
+    short.write_text("A line.\n")
+    before = content(out)
+    given = {"text": short}.get(bad, tmp_path / "absent")
+    assert str(given) in refuse("quickstart", "--output", out, "--overwrite", f"--{bad}", given)
+    assert content(out) == before
 
 
 def toy(monkeypatch, path=None):

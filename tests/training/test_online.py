@@ -8,9 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from folders import content
 
 from ldlm.config import ComputeConfig
 from ldlm.errors import InputError
+from ldlm.features import extraction
 from ldlm.features.encoder import OnlineEncoder, online_encoder
 from ldlm.features.store import FeatureStore
 from ldlm.stages import extract_features, train
@@ -141,6 +143,34 @@ def test_overwriting_a_run_replaces_a_store_of_online_beside_it_only_if_that_is_
     assert "stats_tokens" in refuse(*other)
     assert succeed(*other, "--overwrite")["step"] == 1
     assert (tmp_path / "run-features/artifact.json").stat().st_mtime_ns > begun
+
+
+def test_the_store_of_a_training_is_its_own_in_each_task_of_an_array(from_text, succeed, tmp_path, monkeypatch):
+    """The tasks train runs of their own, and an array's number gives no part of another's store."""
+    shares = []
+    monkeypatch.setattr(extraction, "in_turn", lambda items, share, **_: shares.append(share) or items)
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "16")
+    command = [*from_text, tmp_path / "run"]
+    assert succeed(*command)["step"] == 1
+    assert succeed(*command, "--overwrite", "--stats-tokens", 64)["step"] == 1
+    assert {share for share in shares if share is not None and share.of > 1} == set()
+    assert shares
+
+
+def test_a_job_is_refused_for_a_wrong_number_of_processes_before_text_is_read(from_text, refuse, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    assert refuse(*from_text, tmp_path / "run").startswith("WORLD_SIZE is 'two'")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_overwriting_leaves_the_store_for_settings_that_can_not_be_trained_with(from_text, succeed, ldlm, tmp_path):
+    command = [*from_text, tmp_path / "run"]
+    succeed(*command)
+    before = content(tmp_path / "run-features")
+    for bad in (("--accumulate", 3), ("--fit", "1KB")):
+        assert ldlm(*command, "--stats-tokens", 64, "--overwrite", *bad).exit_code == 1
+        assert content(tmp_path / "run-features") == before, bad
 
 
 @pytest.mark.parametrize("there", ["a store of states", "notes"])
