@@ -56,7 +56,8 @@ def plan(
     of the FLOPs of a training step that runs it, for a model of the paper's size: what the store saves. `counts` are
     the rows of the splits, if they were counted before.
     """
-    config, _, tokenizer, encoder = inputs.find(config, out)
+    found = inputs.find(config, out)
+    config, tokenizer, encoder = found.config, found.tokenizer, found.encoder
     counts = counts or {split: corpus.count_rows(config, tokenizer, split) for split in SPLITS}
     rows = {split: count.rows for split, count in counts.items()}
     if launch.tokens is not None:

@@ -21,7 +21,7 @@ from ldlm import artifact, files, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import PretrainConfig
 from ldlm.errors import InputError
-from ldlm.features import text, textfiles
+from ldlm.features import digests, text, textfiles
 from ldlm.features.documents import parts, section
 from ldlm.features.encoder import tokenizer_fingerprint
 from ldlm.hub import load_tokenizer, quiet_transformers
@@ -65,7 +65,8 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
     named = _named_tokenizer(config)
     if overwrite or not (out / "artifact.json").exists():  # 0.1 took any size, and what it began goes on
         _check_vocabulary(config, named)
-    inputs: dict[str, Any] = {"text": textfiles.fingerprints(config.data)}
+    seen = textfiles.seen(config.data)
+    inputs: dict[str, Any] = {"text": {path: one.sha256 for path, one in seen.items()}}
     if named is not None:
         inputs["tokenizer_sha256"] = tokenizer_fingerprint(named)
     reads = local(*config.data, config.tokenizer)
@@ -80,6 +81,7 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
                 progress.note(remark)
             tokenizer = _trained_tokenizer(config) if named is None else named
             rows = _rows(config, tokenizer)
+            digests.check(seen)
             model = _model(config, tokenizer).to(device)
         loss, seconds = _train(model, tokenizer, rows, config, out, device, progress)
 

@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -26,7 +26,9 @@ import numpy as np
 from ldlm import config as configs
 from ldlm import emptying, files
 from ldlm.config import ExtractConfig
-from ldlm.features import corpus, pieces, text, textfiles
+from ldlm.errors import InputError
+from ldlm.features import corpus, digests, pieces, text, textfiles
+from ldlm.features.digests import Seen
 from ldlm.features.helpers import Helpers, workers
 from ldlm.features.pieces import Piece
 from ldlm.features.shards import SPLITS
@@ -67,6 +69,7 @@ class Packing:
     ends: Ends
     progress: Progress = SILENT
     share: Share | None = None  # the part of the pieces that this process and its helpers do first
+    seen: Mapping[str, Seen] = field(default_factory=dict)  # of the text's files, when they were hashed
 
     @cached_property
     def leases(self) -> Leases:
@@ -116,7 +119,8 @@ class Packing:
 
     def plan(self, size: int = pieces.SIZE) -> list[Piece]:
         """Decide the pieces, of about `size` bytes each; of several processes, the first one's count."""
-        planned = pieces.plan(self.config, size)
+        with self._as_hashed(self.seen):
+            planned = pieces.plan(self.config, size)
         files.write_atomic(self.folder / "tokenizer.json", self.tokenizer.to_str())
         data = json.dumps(planned)  # on one line: a terabyte has 30,000 pieces
         return _as_pieces(files.write_once(self._plan_path, data.encode()))
@@ -184,6 +188,7 @@ class Packing:
             "split_special_tokens": self.tokenizer.encode_special_tokens,  # which a tokenizer's file leaves out
             "ends": self.ends,
             "share": self.share,
+            "seen": self.seen,
             "config": configs.to_dict(self.config),
         }
 
@@ -196,15 +201,27 @@ class Packing:
         left = piece.size
         with ExitStack() as made:
             into = made.enter_context(self.kept.writing(number))
-            batches = ahead(text.batched_parts(pieces.documents(self.config, piece)))
-            for tokens in text.stream(batches, self.tokenizer, self.ends.eos):
-                into.write(tokens.ids, tokens.ends)
-                tally.bytes += tokens.ids.nbytes
-                step = min(left, tokens.ids.nbytes)  # a token is about as many bytes of text
-                left -= step
-                tally.advance(number, step)
+            with self._as_hashed(self.seen if self.config.dataset else [piece.place]):
+                batches = ahead(text.batched_parts(pieces.documents(self.config, piece)))
+                for tokens in text.stream(batches, self.tokenizer, self.ends.eos):
+                    into.write(tokens.ids, tokens.ends)
+                    tally.bytes += tokens.ids.nbytes
+                    step = min(left, tokens.ids.nbytes)  # a token is about as many bytes of text
+                    left -= step
+                    tally.advance(number, step)
             tally.advance(number, left)
             return made.pop_all()
+
+    @contextmanager
+    def _as_hashed(self, paths: Iterable[str]) -> Iterator[None]:
+        """`Unreadable`, and no error of the block about the text, if a file has changed since it was hashed."""
+        seen = {path: self.seen[path] for path in paths if path in self.seen}
+        try:
+            yield
+        except InputError:
+            digests.check(seen)
+            raise
+        digests.check(seen)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Rows: counted by one process, read by all
