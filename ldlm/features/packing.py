@@ -29,7 +29,7 @@ from ldlm.config import ExtractConfig
 from ldlm.errors import InputError
 from ldlm.features import corpus, digests, pieces, text, textfiles
 from ldlm.features.digests import Seen
-from ldlm.features.helpers import Helpers, workers
+from ldlm.features.helpers import Helpers, divided, own_threads
 from ldlm.features.pieces import Piece
 from ldlm.features.shards import SPLITS
 from ldlm.features.shared_work import Tally, share
@@ -142,16 +142,20 @@ class Packing:
         """Tokenise every planned piece, together with other processes; returns when all are done.
 
         `helpers` processes are started for it, by default one for each further core but no more than there are pieces
-        for. An engine that has the pieces tokenised elsewhere gives `hand_out`, which takes those that are left.
+        for: the tokenizers of fewer processes than cores share the cores as threads. An engine that has the pieces
+        tokenised elsewhere gives `hand_out`, which takes those that are left.
         """
         if hand_out is not None:
             helpers = 0
-        wanted = min(len(planned) - len(self.kept.numbers()), workers()) - 1 if helpers is None else helpers
-        own = self.share and self.share.part(0, max(0, wanted) + 1)  # the part of the first of its processes
+        processes, threads = (helpers or 0) + 1, 1 if helpers else None
+        if helpers is None:
+            processes, threads = divided(len(planned) - len(self.kept.numbers()))
+        own = self.share and self.share.part(0, processes)  # the part of the first of its processes
         sizes = dict(enumerate(piece.size for piece in planned))
         unit = "part" if self.config.dataset else "byte"
         with (
-            Helpers(max(0, wanted), self.task(), self.progress) as helping,
+            own_threads(threads),
+            Helpers(processes - 1, self.task(), self.progress) as helping,
             Tally(self.progress, "tokenize", sizes, self.kept.numbers, unit=unit) as tally,
         ):
             # In an object store a lease costs a request.
