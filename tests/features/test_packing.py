@@ -22,7 +22,7 @@ from patience import patience
 from ldlm import locks
 from ldlm.config import ExtractConfig
 from ldlm.errors import InputError, StorageError
-from ldlm.features import corpus, documents, text, textfiles
+from ldlm.features import corpus, detection, documents, text, textfiles
 from ldlm.features.detection import Span
 from ldlm.features.helpers import Helpers, workers
 from ldlm.features.packing import Ends, Packing, ahead
@@ -67,6 +67,26 @@ def test_any_byte_ranges_hold_every_document_once_and_in_order(tmp_path, monkeyp
             found = [part for span in spans for part in textfiles.documents_of(path, "text", span)]
             assert found == whole, (seed, spans)
             assert [type(part) for part in found] == [type(part) for part in whole]
+
+
+def test_a_piece_within_a_long_line_reads_no_further_than_it_goes(tmp_path, monkeypatch):
+    """Where no line begins, to look for one to the end of the line would read a long line once for every piece."""
+    monkeypatch.setattr(detection, "HEAD", 2**10)
+    monkeypatch.setattr(documents, "LONGEST", 2**10)
+    read, real = [], detection._Stream._more
+    monkeypatch.setattr(detection._Stream, "_more", lambda self, size: read.append(found := real(self, size)) or found)
+    path = tmp_path / "a.txt"
+    for end in (b"", b"\n", b"\nlast"):
+        path.write_bytes(b"word " * 2**18 + end)
+        _, *later = textfiles.spans(path, 2**16)
+        assert len(later) >= 19
+        for span, size in later[:-1]:
+            read.clear()
+            assert list(textfiles.documents_of(path, "text", span)) == []
+            assert sum(map(len, read)) <= 2**10 + size + 4 * 2**10  # the head, and what is buffered
+        assert list(textfiles.documents_of(path, "text", later[-1][0])) == [
+            text for text in ["last"] if end.endswith(b"t")
+        ]
 
 
 def test_row_groups_hold_every_document_once_and_in_order(tmp_path):
