@@ -24,7 +24,7 @@ from ldlm import launcher, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import ExtractConfig, LaunchConfig, Shapes
 from ldlm.errors import InputError
-from ldlm.features import corpus, estimate, inputs, ledger, ray_engine, text
+from ldlm.features import corpus, estimate, inputs, ledger, pieces, ray_engine, text
 from ldlm.features.begin import prepare
 from ldlm.features.codecs import CODECS
 from ldlm.features.corpus import Count
@@ -49,15 +49,16 @@ def plan(
     """Rows, tokens, shards, bytes per codec before compression, free space and hours of an extraction.
 
     Hours are for `launch.workers` processes, each on a device like this one, at the measured rates of tokenising and
-    then of running the encoder or, if that is slower, of making the bytes of shards; or at `launch.rate`. Pieces are
-    shared evenly, shards are whole, and disk and network are left out. `online` runs the encoder only over the sample
+    then of running the encoder or, if that is slower, of making the bytes of shards; or at `launch.rate`. Pieces of
+    the text and shards are whole, and disk and network are left out. `online` runs the encoder only over the sample
     for the statistics. Of a large corpus only the first documents are tokenised, and the rest is `estimated` from their
-    number; `launch.tokens` makes the text a sample of a longer one. `saved_share_of_step` is the encoder's share
-    of the FLOPs of a training step that runs it, for a model of the paper's size: what the store saves. `counts` are
-    the rows of the splits, if they were counted before.
+    number; `launch.tokens` makes the text a sample of a longer one, whose pieces are shared evenly.
+    `saved_share_of_step` is the encoder's share of the FLOPs of a training step that runs it, for a model of the
+    paper's size: what the store saves. `counts` are the rows of the splits, if they were counted before.
     """
     _check(launch)
-    config, _, tokenizer, encoder = inputs.find(config, out)
+    found = inputs.find(config, out)
+    config, tokenizer, encoder = found.config, found.tokenizer, found.encoder
     counts = counts or {split: corpus.count_rows(config, tokenizer, split) for split in SPLITS}
     rows = {split: count.rows for split, count in counts.items()}
     if launch.tokens is not None:
@@ -66,6 +67,7 @@ def plan(
     packing = sum(count.seconds for count in counts.values()) / max(1, sum(count.packed for count in counts.values()))
     writer = inputs.store_writer(config, Path(), inputs.shapes(config, tokenizer, encoder))
     workers, shards = launch.workers or 1, sum(map(writer.shards, rows.values()))
+    packing *= _largest_share(config, launch) * sum(rows.values())
     rate = launch.rate or estimate.tokens_per_second(config, encoder, writer) if writer.with_hidden else 0.0
     blocks = estimate.sampled_blocks(config, rows["train"])
     sample = blocks * config.batch_size * config.seq_len
@@ -84,9 +86,19 @@ def plan(
         "bytes_free": estimate.free_bytes(out or Path()) if isinstance(out, Path | None) else None,
         "tokens_per_second": round(rate),
         "workers": workers,
-        "hours": (packing * sum(rows.values()) / workers + encoding) / 3600,
+        "hours": (packing + encoding) / 3600,
         "saved_share_of_step": cost.encoder_share(encoder.network, config.seq_len),
     }
+
+
+def _largest_share(config: ExtractConfig, launch: LaunchConfig) -> float:
+    """The share of the text that the busiest worker tokenises: at least the largest piece.
+
+    Nobody knows the pieces of a text of which there is a sample.
+    """
+    workers = launch.workers or 1
+    sizes = [piece.size for piece in pieces.plan(config, pieces.SIZE)] if workers > 1 and launch.tokens is None else []
+    return max(1 / workers, max(sizes, default=0) / max(1, sum(sizes)))
 
 
 def shapes(config: ExtractConfig) -> Shapes:

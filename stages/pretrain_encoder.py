@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -21,7 +21,8 @@ from ldlm import artifact, files, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import PretrainConfig
 from ldlm.errors import InputError
-from ldlm.features import text, textfiles
+from ldlm.features import digests, text, textfiles
+from ldlm.features.digests import Seen
 from ldlm.features.documents import parts, section
 from ldlm.features.encoder import tokenizer_fingerprint
 from ldlm.hub import load_tokenizer, quiet_transformers
@@ -65,11 +66,12 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
     named = _named_tokenizer(config)
     if overwrite or not (out / "artifact.json").exists():  # 0.1 took any size, and what it began goes on
         _check_vocabulary(config, named)
-    inputs: dict[str, Any] = {"text": textfiles.fingerprints(config.data)}
+    seen = textfiles.seen(config.data)
+    inputs: dict[str, Any] = {"text": {path: one.sha256 for path, one in seen.items()}}
     if named is not None:
         inputs["tokenizer_sha256"] = tokenizer_fingerprint(named)
     reads = local(*config.data, config.tokenizer)
-    prepared = _prepared(config, named, progress) if overwrite else None  # before anything is deleted
+    prepared = _prepared(config, named, seen, progress) if overwrite else None  # before anything is deleted
     with artifact.working(out, "encoder", config, inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:
             progress.note(f"{out} is complete; nothing to do")
@@ -77,7 +79,7 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
 
         begun = result if checkpoint.latest(out / "checkpoints") else replace(result, state="new")
         with begun.or_nothing():  # bad input also removes an interrupted training without a checkpoint
-            tokenizer, rows, model = prepared or _prepared(config, named, progress)
+            tokenizer, rows, model = prepared or _prepared(config, named, seen, progress)
         model = model.to(device)
         loss, seconds = _train(model, tokenizer, rows, config, out, device, progress)
 
@@ -96,12 +98,16 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
         )
 
 
-def _prepared(config: PretrainConfig, named: Any, progress: Progress) -> tuple[Any, np.ndarray, Any]:
+def _prepared(
+    config: PretrainConfig, named: Any, seen: Mapping[str, Seen], progress: Progress
+) -> tuple[Any, np.ndarray, Any]:
     """Tokenizer, rows and untrained model; `InputError` for bad text, and for settings that don't fit it."""
     for remark in textfiles.remarks(config.data, config.text_column):
         progress.note(remark)
     tokenizer = _trained_tokenizer(config) if named is None else named
-    return tokenizer, _rows(config, tokenizer), _model(config, tokenizer)
+    rows = _rows(config, tokenizer)
+    digests.check(seen)
+    return tokenizer, rows, _model(config, tokenizer)
 
 
 def _named_tokenizer(config: PretrainConfig) -> Any:

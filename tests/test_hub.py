@@ -302,7 +302,7 @@ from ldlm.errors import InputError
 
 def read(split, configuration, revision, name):
     try:
-        commit, hashes = text.dataset_source(name, configuration, revision)
+        commit, hashes, _ = text.dataset_source(name, configuration, revision)
         return [commit, hashes, list(text.dataset_documents(name, split, "text", configuration, commit))]
     except InputError as error:
         return str(error)

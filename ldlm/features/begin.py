@@ -47,7 +47,7 @@ def prepare(
         note=progress.note,
     )
     work = _work_folder(result)
-    made = Extraction(config, out, work, found.tokenizer, found.encoder, fingerprints, progress)
+    made = Extraction(config, out, work, found.tokenizer, found.encoder, fingerprints, progress, seen=found.seen)
     made.own_seal.at_work = result.at_work
     return made, result
 

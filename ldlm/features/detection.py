@@ -113,8 +113,8 @@ def opened(path: Path, span: Span | None = None) -> Iterator[Source]:
 
 
 def _after_a_line(source: Source) -> Source:
-    """The source from its next line on."""
-    while (line := source.stream.readline(documents.LONGEST)) and not line.endswith(b"\n"):
+    """The source from its next line on, or from past its span if no line begins before."""
+    while (line := source.stream.readline(documents.LONGEST)) and not line.endswith(b"\n") and source.goes_on():
         pass
     assert source.span is not None
     first = source.span.start + source.stream.taken

@@ -6,18 +6,22 @@ the path is hashed again, even with the same size and modification time. The dev
 that share the hashes of one file server number their mounts differently. Processes that start together divide the files
 among themselves; if the cache can't be written, each hashes all files. Machines that make a store in an object store
 divide the files too: until the seal, the object store keeps each hash under all these properties of its file.
+
+Text that is read after it was hashed is compared with what was `Seen` of it then.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from ldlm import files
+from ldlm.errors import Unreadable
 from ldlm.features.detection import as_input_error
 from ldlm.features.shared_work import Tally, share
 from ldlm.leases import Leases
@@ -28,6 +32,46 @@ from ldlm.progress import SILENT, Progress
 LEAST = 2**24  # bytes; hashing a smaller file takes no time
 SETTLED = 2.0  # seconds after a change within which another may get the same time: the coarsest clocks tick this slowly
 PART = 2**20
+
+
+class Seen(NamedTuple):
+    """The hash of a file, and what showed of it before it was hashed.
+
+    The inode is left out, since some file systems give a file another one now and then.
+    """
+
+    sha256: str
+    bytes: int
+    modified: int  # nanoseconds, as is the next
+    changed: int
+
+    def shows(self, path: Path) -> bool:
+        """Whether the file shows what it showed then; `Unreadable` when it is gone."""
+        with as_input_error(lambda: str(path)):
+            now = _state(path)
+        return all(now[name] == getattr(self, name) for name in ("bytes", "modified", "changed"))
+
+
+def seen(paths: Sequence[Path], progress: Progress = SILENT, store: Location | None = None) -> dict[Path, Seen]:
+    """The hashes of files, and what showed of them before; arguments and errors as those of `sha256`."""
+    states = dict[Path, dict[str, int]]()
+    for path in paths:
+        with as_input_error(lambda: str(path)):  # noqa: B023
+            states[path] = _state(path)
+    found = sha256(paths, progress, store)
+    return {
+        path: Seen(found[path], state["bytes"], state["modified"], state["changed"]) for path, state in states.items()
+    }
+
+
+def check(seen: Mapping[str, Seen]) -> None:
+    """`Unreadable` when a file has changed since it was hashed: what was made of it before stays."""
+    for path, one in seen.items():
+        if not one.shows(Path(path)):
+            raise Unreadable(
+                f"{path} has changed since it was hashed; put its old content back and run the same command again, or "
+                f"begin anew with --overwrite"
+            )
 
 
 def sha256(paths: Sequence[Path], progress: Progress = SILENT, store: Location | None = None) -> dict[Path, str]:

@@ -26,6 +26,7 @@ from ldlm.errors import InputError, StorageError
 from ldlm.features import corpus, estimate, inputs, ledger, scratch, sealing, text, textfiles
 from ldlm.features.blocks import Blocks, one_ahead
 from ldlm.features.codecs import CODECS, Parts
+from ldlm.features.digests import Seen
 from ldlm.features.encoder import FrozenEncoder, Statistics
 from ldlm.features.packing import Ends, HandOutPieces, Packing
 from ldlm.features.sealing import Seal
@@ -56,6 +57,7 @@ class Extraction:
     fingerprints: dict[str, str]
     progress: Progress
     share: Share | None = field(default_factory=share_of_environment)  # the work that this process does first
+    seen: Mapping[str, Seen] = field(default_factory=dict)  # of the text's files, when they were hashed
     own_seal: Seal = field(init=False)  # of the store as it is begun now
 
     def __post_init__(self) -> None:
@@ -99,7 +101,7 @@ class Extraction:
         ends = Ends(*text.special_tokens(self.tokenizer))
         tokenizer = self.tokenizer.backend_tokenizer
         folder = scratch.packed(self.out, self.own_seal.mark if self.work == self.out else self.work.name)
-        return Packing(self.config, folder, self.out / CLAIMS, tokenizer, ends, self.progress, self.share)
+        return Packing(self.config, folder, self.out / CLAIMS, tokenizer, ends, self.progress, self.share, self.seen)
 
     def pack(self, hand_out: HandOutPieces | None = None) -> bool:
         """Tokenise the text, together with other processes, and open the token rows of each split.

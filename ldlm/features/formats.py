@@ -17,7 +17,8 @@ from ldlm.features import documents
 from ldlm.features.detection import JSON_NAMES, Place, Source, as_input_error, ending, unpacked
 from ldlm.features.documents import check_whole, cut
 
-PARQUET_ROWS = 1024  # in memory at once
+PARQUET_ROWS, PARQUET_TEXT = 1024, 2**22  # the most rows, and bytes of their text, that are in memory at once
+PARQUET_BYTES = 2**20  # of a file that are read at once: without a number, pyarrow reads a column of a row group whole
 WINDOW = 2**16  # characters of a JSON array that are read at once
 BOM = "\ufeff"
 
@@ -183,7 +184,7 @@ def parquet_table(path: Path) -> Any:
     import pyarrow.parquet as pq
 
     with as_input_error(lambda: f"{path} is not a whole parquet file: it"):
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, buffer_size=PARQUET_BYTES, pre_buffer=False)
 
 
 def parquet(source: Source, column: str) -> Iterator[str | None]:
@@ -202,7 +203,8 @@ def parquet(source: Source, column: str) -> Iterator[str | None]:
         raise InputError(f"{source.path}: column {column!r} holds {kind}, not text; set --text-column")
     groups = range(table.num_row_groups) if source.span is None else range(*source.span)
     read = sum(table.metadata.row_group(group).num_rows for group in range(groups.start))
-    batches = table.iter_batches(PARQUET_ROWS, row_groups=list(groups), columns=[column])
+    at_once = PARQUET_ROWS if pa.types.is_dictionary(kind) else _rows_at_once(table, column, groups)
+    batches = table.iter_batches(at_once, row_groups=list(groups), columns=[column])
     while True:
         with as_input_error(lambda: f"{source.path}, after row {read:,},"):  # noqa: B023
             batch = next(batches, None)
@@ -211,6 +213,17 @@ def parquet(source: Source, column: str) -> Iterator[str | None]:
             return
         yield from texts
         read += len(texts)
+
+
+def _rows_at_once(table: Any, column: str, groups: range) -> int:
+    """The number of rows with `PARQUET_TEXT` bytes of a column, as they are on average.
+
+    Not for a dictionary, which comes with every batch: many small ones would take hours.
+    """
+    place = [table.schema.column(number).path for number in range(len(table.schema))].index(column)
+    found = [table.metadata.row_group(group) for group in groups]
+    size = sum(group.column(place).total_uncompressed_size for group in found)
+    return max(1, min(PARQUET_ROWS, PARQUET_TEXT * sum(group.num_rows for group in found) // max(1, size)))
 
 
 def as_they_stand(path: Path, compressed: bool) -> str:

@@ -1,6 +1,8 @@
 """Processes that help another to tokenise, on its machine, for as long as it lives.
 
 A tokenizer's own threads wait for Python between batches, the longer the more there are; one process per core doesn't.
+Where there are fewer pieces than cores, each process has as many threads as its share of the cores.
+
 A helper imports neither torch nor transformers. It claims pieces as any other process does.
 """
 
@@ -11,8 +13,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import IO, Any
 
@@ -23,7 +25,8 @@ from ldlm.progress import Progress
 
 # Exit status of a helper that found bad input, and of one that could not read it; each says on stderr what was wrong.
 REFUSED, COULD_NOT_READ = 3, 4
-OWN_THREADS = "TOKENIZERS_PARALLELISM"  # tells the library tokenizers not to use threads of its own
+# They tell the library tokenizers not to use threads of its own, and with how many to begin.
+OWN_THREADS, THREADS = "TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS"
 
 
 def workers() -> int:
@@ -32,7 +35,34 @@ def workers() -> int:
     RAYON_NUM_THREADS, which tells the library tokenizers how many threads to use, may lower it.
     """
     share = CORES // (number("LOCAL_WORLD_SIZE") or 1)
-    return max(1, min(share, number("RAYON_NUM_THREADS") or share))
+    return max(1, min(share, number(THREADS) or share))
+
+
+def divided(pieces: int) -> tuple[int, int]:
+    """The number of processes for so many pieces, this one included, and of threads of the tokenizer in each."""
+    cores = workers()
+    processes = max(1, min(pieces, cores))
+    return processes, cores // processes
+
+
+@contextmanager
+def own_threads(count: int | None) -> Iterator[None]:
+    """Within the block, the tokenizer has `count` threads, here and in processes that are started; None: as it has.
+
+    A tokenizer that has used threads in this process before keeps as many: here only a count of 1 can change that.
+    """
+    before = {name: os.environ.get(name) for name in (OWN_THREADS, THREADS)}
+    if count is not None:
+        os.environ[THREADS] = str(count)
+    if count == 1:
+        os.environ[OWN_THREADS] = "false"
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 class Helpers:
@@ -44,18 +74,15 @@ class Helpers:
     def __init__(self, count: int, task: Mapping[str, Any], progress: Progress) -> None:
         self.count, self.task, self.progress = count, task, progress
         self._running: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
-        self._threads = os.environ.get(OWN_THREADS)
 
     def __enter__(self) -> Helpers:
-        if self.count:
-            os.environ[OWN_THREADS] = "false"
-            share = self.task["share"]  # this machine's; the process that is helped has the first part
-            try:
-                for number in range(1, self.count + 1):
-                    part = share and share.part(number, self.count + 1)
-                    self._start(json.dumps({**self.task, "share": part}).encode())
-            except OSError as error:  # the machine has no memory or processes left
-                self.progress.note(f"{len(self._running)} of {self.count} tokenisation helpers started ({error})")
+        share = self.task["share"]  # this machine's; the process that is helped has the first part
+        try:
+            for number in range(1, self.count + 1):
+                part = share and share.part(number, self.count + 1)
+                self._start(json.dumps({**self.task, "share": part}).encode())
+        except OSError as error:  # the machine has no memory or processes left
+            self.progress.note(f"{len(self._running)} of {self.count} tokenisation helpers started ({error})")
         return self
 
     def _start(self, task: bytes) -> None:
@@ -94,10 +121,6 @@ class Helpers:
                 _end(process)
                 said.close()
             self._running.clear()
-            if self.count:
-                del os.environ[OWN_THREADS]
-                if self._threads is not None:
-                    os.environ[OWN_THREADS] = self._threads
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from ldlm import config as configs
 from ldlm.config import ExtractConfig
 from ldlm.errors import InputError, Unreadable
+from ldlm.features.digests import Seen
 from ldlm.features.helpers import COULD_NOT_READ, REFUSED
 from ldlm.features.packing import Ends, Packing
 from ldlm.features.shares import Share
@@ -43,7 +44,8 @@ def packing_of(task: Mapping[str, Any]) -> Packing:
     tokenizer.encode_special_tokens = task["split_special_tokens"]
     config = configs.from_dict(ExtractConfig, task["config"])
     share = task["share"] and Share(*task["share"])
-    return Packing(config, folder, claims, tokenizer, Ends(*task["ends"]), share=share)
+    seen = {path: Seen(*one) for path, one in task["seen"].items()}
+    return Packing(config, folder, claims, tokenizer, Ends(*task["ends"]), share=share, seen=seen)
 
 
 def _end_with_stdin() -> None:

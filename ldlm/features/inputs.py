@@ -12,6 +12,7 @@ from ldlm.config import ExtractConfig, Shapes
 from ldlm.errors import InputError, Occupied
 from ldlm.features import text, textfiles
 from ldlm.features.codecs import CODECS
+from ldlm.features.digests import Seen
 from ldlm.features.encoder import FrozenEncoder, tokenizer_fingerprint
 from ldlm.features.shards import CHUNK_ROWS
 from ldlm.features.writer import StoreWriter
@@ -27,6 +28,7 @@ class Inputs(NamedTuple):
     text: dict[str, str]
     tokenizer: Any
     encoder: FrozenEncoder
+    seen: Mapping[str, Seen] = {}  # of the text's files, by path
 
     def fingerprints(self) -> dict[str, str]:
         """Hashes of the encoder and the tokenizer; `scratch` embeddings have no encoder."""
@@ -49,10 +51,10 @@ def find(
     """
     _check(config)
     _check_of_datasets(config, begun or {})
-    config, fingerprints = _pinned(config, progress, store)
+    config, fingerprints, seen = _pinned(config, progress, store)
     tokenizer, encoder = models(config, device)
     _check_requests(config, out, encoder.hidden_dim)
-    return Inputs(config, fingerprints, tokenizer, encoder)
+    return Inputs(config, fingerprints, tokenizer, encoder, seen)
 
 
 def models(config: ExtractConfig, on: str | None = None) -> tuple[Any, FrozenEncoder]:
@@ -128,12 +130,17 @@ def _check_requests(config: ExtractConfig, out: Location | None, width: int) -> 
         )
 
 
-def _pinned(config: ExtractConfig, progress: Progress, store: Location | None) -> tuple[ExtractConfig, dict[str, str]]:
-    """The configuration with the dataset's commit as it is now, and the fingerprints of the text."""
+def _pinned(
+    config: ExtractConfig, progress: Progress, store: Location | None
+) -> tuple[ExtractConfig, dict[str, str], dict[str, Seen]]:
+    """The configuration with the dataset's commit as it is now, the text's fingerprints, what is seen of its files."""
     if config.dataset:
-        commit, hashes = text.dataset_source(config.dataset, config.dataset_config, config.revision, progress, store)
-        return (config if commit is None else replace(config, revision=commit)), hashes
-    return config, textfiles.fingerprints([*config.data, *config.validation_data], progress, store)
+        commit, hashes, seen = text.dataset_source(
+            config.dataset, config.dataset_config, config.revision, progress, store
+        )
+        return (config if commit is None else replace(config, revision=commit)), hashes, seen
+    seen = textfiles.seen([*config.data, *config.validation_data], progress, store)
+    return config, {path: one.sha256 for path, one in seen.items()}, seen
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -26,8 +26,10 @@ import numpy as np
 from ldlm import config as configs
 from ldlm import emptying, files
 from ldlm.config import ExtractConfig
-from ldlm.features import corpus, pieces, text, textfiles
-from ldlm.features.helpers import Helpers, workers
+from ldlm.errors import InputError
+from ldlm.features import corpus, digests, pieces, text, textfiles
+from ldlm.features.digests import Seen
+from ldlm.features.helpers import Helpers, divided, own_threads
 from ldlm.features.pieces import Piece
 from ldlm.features.shards import SPLITS
 from ldlm.features.shared_work import Tally, share
@@ -67,6 +69,7 @@ class Packing:
     ends: Ends
     progress: Progress = SILENT
     share: Share | None = None  # the part of the pieces that this process and its helpers do first
+    seen: Mapping[str, Seen] = field(default_factory=dict)  # of the text's files, when they were hashed
 
     @cached_property
     def leases(self) -> Leases:
@@ -116,7 +119,8 @@ class Packing:
 
     def plan(self, size: int = pieces.SIZE) -> list[Piece]:
         """Decide the pieces, of about `size` bytes each; of several processes, the first one's count."""
-        planned = pieces.plan(self.config, size)
+        with self._as_hashed(self.seen):
+            planned = pieces.plan(self.config, size)
         files.write_atomic(self.folder / "tokenizer.json", self.tokenizer.to_str())
         data = json.dumps(planned)  # on one line: a terabyte has 30,000 pieces
         return _as_pieces(files.write_once(self._plan_path, data.encode()))
@@ -138,16 +142,20 @@ class Packing:
         """Tokenise every planned piece, together with other processes; returns when all are done.
 
         `helpers` processes are started for it, by default one for each further core but no more than there are pieces
-        for. An engine that has the pieces tokenised elsewhere gives `hand_out`, which takes those that are left.
+        for: the tokenizers of fewer processes than cores share the cores as threads. An engine that has the pieces
+        tokenised elsewhere gives `hand_out`, which takes those that are left.
         """
         if hand_out is not None:
             helpers = 0
-        wanted = min(len(planned) - len(self.kept.numbers()), workers()) - 1 if helpers is None else helpers
-        own = self.share and self.share.part(0, max(0, wanted) + 1)  # the part of the first of its processes
+        processes, threads = (helpers or 0) + 1, 1 if helpers else None
+        if helpers is None:
+            processes, threads = divided(len(planned) - len(self.kept.numbers()))
+        own = self.share and self.share.part(0, processes)  # the part of the first of its processes
         sizes = dict(enumerate(piece.size for piece in planned))
         unit = "part" if self.config.dataset else "byte"
         with (
-            Helpers(max(0, wanted), self.task(), self.progress) as helping,
+            own_threads(threads),
+            Helpers(processes - 1, self.task(), self.progress) as helping,
             Tally(self.progress, "tokenize", sizes, self.kept.numbers, unit=unit) as tally,
         ):
             # In an object store a lease costs a request.
@@ -184,6 +192,7 @@ class Packing:
             "split_special_tokens": self.tokenizer.encode_special_tokens,  # which a tokenizer's file leaves out
             "ends": self.ends,
             "share": self.share,
+            "seen": self.seen,
             "config": configs.to_dict(self.config),
         }
 
@@ -196,15 +205,27 @@ class Packing:
         left = piece.size
         with ExitStack() as made:
             into = made.enter_context(self.kept.writing(number))
-            batches = ahead(text.batched_parts(pieces.documents(self.config, piece)))
-            for tokens in text.stream(batches, self.tokenizer, self.ends.eos):
-                into.write(tokens.ids, tokens.ends)
-                tally.bytes += tokens.ids.nbytes
-                step = min(left, tokens.ids.nbytes)  # a token is about as many bytes of text
-                left -= step
-                tally.advance(number, step)
+            with self._as_hashed(self.seen if self.config.dataset else [piece.place]):
+                batches = ahead(text.batched_parts(pieces.documents(self.config, piece)))
+                for tokens in text.stream(batches, self.tokenizer, self.ends.eos):
+                    into.write(tokens.ids, tokens.ends)
+                    tally.bytes += tokens.ids.nbytes
+                    step = min(left, tokens.ids.nbytes)  # a token is about as many bytes of text
+                    left -= step
+                    tally.advance(number, step)
             tally.advance(number, left)
             return made.pop_all()
+
+    @contextmanager
+    def _as_hashed(self, paths: Iterable[str]) -> Iterator[None]:
+        """`Unreadable`, and no error of the block about the text, if a file has changed since it was hashed."""
+        seen = {path: self.seen[path] for path in paths if path in self.seen}
+        try:
+            yield
+        except InputError:
+            digests.check(seen)
+            raise
+        digests.check(seen)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Rows: counted by one process, read by all

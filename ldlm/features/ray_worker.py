@@ -11,6 +11,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from ldlm import presence
 from ldlm.completion import is_complete
 from ldlm.errors import InputError, StorageError, Unreadable
+from ldlm.features import digests
+from ldlm.features.digests import Seen
 from ldlm.features.helpers import OWN_THREADS
 from ldlm.features.helping import packing_of
 from ldlm.features.packing import Packing, as_piece
@@ -96,8 +99,6 @@ def tokenize(task: str, number: int, piece: str) -> str:
 
     def work() -> Mapping[str, Any]:
         packing, wanted = _packing(task), as_piece(json.loads(piece))
-        if wanted.place in (*packing.config.data, *packing.config.validation_data) and not Path(wanted.place).exists():
-            raise Unreadable(f"there is no file {wanted.place}; all nodes need the text under the same path")
         with _present(json.loads(task)["out"]):
             tally = Tally(SILENT, "", {number: wanted.size}, set)
             packing.share_pieces({number: wanted}, tally)
@@ -117,7 +118,23 @@ def _packing(task: str) -> Packing:
         raise Unreadable(
             f"the token rows of {read['out']}, in {read['folder']}, can't be seen; all nodes must see that folder"
         )
-    return packing_of(read)
+    packing = packing_of(read)
+    return replace(packing, seen={path: _seen_here(path, one) for path, one in packing.seen.items()})
+
+
+def _seen_here(path: str, seen: Seen) -> Seen:
+    """What this node sees of a file that the command has `seen`; `Unreadable` if it is another text.
+
+    A node may have a copy on a disk of its own, with times of its own.
+    """
+    if not Path(path).exists():
+        raise Unreadable(f"there is no file {path}; all nodes need the text under the same path")
+    if seen.shows(Path(path)):
+        return seen
+    here = digests.seen([Path(path)])[Path(path)]
+    if here.sha256 != seen.sha256:
+        raise Unreadable(f"{path} is not the text that the command has hashed; all nodes need the same text")
+    return here
 
 
 class Worker:

@@ -37,21 +37,21 @@ def dataset_source(
     revision: str | None = None,
     progress: Progress = SILENT,
     store: Location | None = None,
-) -> tuple[str | None, dict[str, str]]:
-    """The current (commit on the hub or None, fingerprints by name) of a Hugging Face dataset.
+) -> tuple[str | None, dict[str, str], dict[str, digests.Seen]]:
+    """The current (commit on the hub or None, fingerprints by name, what is seen of files) of a Hugging Face dataset.
 
     The fingerprints are the sha256 of its files if they are local, and otherwise the commit. `store` as in `digests`.
     """
     with _reading(name):
         cached = hub.cached_dataset(name, revision)
     if cached is not None:
-        return cached.name, {name: cached.name}
+        return cached.name, {name: cached.name}, {}
     builder = _builder(name, configuration, revision)
     paths = [path for found in (builder.config.data_files or {}).values() for path in map(str, found)]
     if paths and all(Path(path).is_file() for path in paths):
-        found = digests.sha256([Path(path) for path in sorted(paths)], progress, store)
-        return None, {str(path): digest for path, digest in found.items()}
-    return builder.hash, {name: builder.hash}
+        seen = {str(path): one for path, one in digests.seen(list(map(Path, sorted(paths))), progress, store).items()}
+        return None, {path: one.sha256 for path, one in seen.items()}, seen
+    return builder.hash, {name: builder.hash}, {}
 
 
 def dataset_size(name: str, split: str, configuration: str | None = None, revision: str | None = None) -> int | None:

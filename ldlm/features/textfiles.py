@@ -77,10 +77,17 @@ def fingerprints(
     paths: Iterable[str | Path], progress: Progress = SILENT, store: Location | None = None
 ) -> dict[str, str]:
     """The sha256 of files, by path; `InputError` for one that can't be read more than once. `store` as in `digests`."""
+    return {name: found.sha256 for name, found in seen(paths, progress, store).items()}
+
+
+def seen(
+    paths: Iterable[str | Path], progress: Progress = SILENT, store: Location | None = None
+) -> dict[str, digests.Seen]:
+    """What is seen of files when they are hashed, by path; arguments and errors as those of `fingerprints`."""
     named = [str(path) for path in paths]
     for name in named:
         check_file(Path(name))
-    found = digests.sha256([Path(name) for name in named], progress, store)
+    found = digests.seen([Path(name) for name in named], progress, store)
     return {name: found[Path(name)] for name in named}
 
 

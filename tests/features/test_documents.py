@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ldlm.config import ExtractConfig, PretrainConfig
@@ -118,17 +120,25 @@ def test_a_word_piece_vocabulary_is_that_of_whole_documents(tmp_path, monkeypatc
             assert pretrain_encoder._trained_tokenizer(config).get_vocab() == whole
 
 
-MEASURED = """
+PEAK = """
 import pathlib, re, sys
 from ldlm.features import text, textfiles
 from ldlm.hub import load_tokenizer
 # Of this process alone: what getrusage tells begins with the peak of the process that started it.
 peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1])
+"""
+MEASURED = f"""{PEAK}
 tokenizer = load_tokenizer(sys.argv[1])
 rows = lambda path: sum(map(len, text.pack(textfiles.file_documents([path]), tokenizer, 64)))
 rows(sys.argv[2])
 before = peak()
 print(rows(sys.argv[3]), peak() - before)
+"""
+READ = f"""{PEAK}
+read = lambda path: sum(map(len, textfiles.file_documents([path])))
+read(sys.argv[1])
+before = peak()
+print(read(sys.argv[2]), peak() - before)
 """
 
 
@@ -143,3 +153,18 @@ def test_the_memory_for_a_line_does_not_grow_with_it(tmp_path, gpt2, corpus):
     rows, grown = map(int, done.stdout.split())
     assert rows > 5_000
     assert grown * 1024 < 60e6
+
+
+@pytest.mark.parametrize(("size", "batch"), [(2_500, 1024), (500_000, 2)])
+def test_the_memory_for_parquet_does_not_grow_with_its_row_groups(tmp_path, size, batch):
+    """One group, of 5 and of 50 MB of text: it took 50 MB more, or 150 if documents were long, and now hardly any."""
+    chance = random.Random(0)
+    for name, characters in (("short", 5_000_000), ("long", 50_000_000)):
+        texts = [chance.randbytes(size // 2).hex() for _ in range(characters // size)]
+        pq.write_table(pa.table({"id": range(len(texts)), "text": texts}), tmp_path / name, write_batch_size=batch)
+    command = [sys.executable, "-c", READ, tmp_path / "short", tmp_path / "long"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found, grown = map(int, done.stdout.split())
+    assert found == 50_000_000
+    assert grown * 1024 < 25e6

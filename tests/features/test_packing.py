@@ -2,7 +2,10 @@
 
 import gzip
 import json
+import os
 import random
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -19,7 +22,7 @@ from patience import patience
 from ldlm import locks
 from ldlm.config import ExtractConfig
 from ldlm.errors import InputError, StorageError
-from ldlm.features import corpus, documents, text, textfiles
+from ldlm.features import corpus, detection, documents, text, textfiles
 from ldlm.features.detection import Span
 from ldlm.features.helpers import Helpers, workers
 from ldlm.features.packing import Ends, Packing, ahead
@@ -64,6 +67,26 @@ def test_any_byte_ranges_hold_every_document_once_and_in_order(tmp_path, monkeyp
             found = [part for span in spans for part in textfiles.documents_of(path, "text", span)]
             assert found == whole, (seed, spans)
             assert [type(part) for part in found] == [type(part) for part in whole]
+
+
+def test_a_piece_within_a_long_line_reads_no_further_than_it_goes(tmp_path, monkeypatch):
+    """Where no line begins, to look for one to the end of the line would read a long line once for every piece."""
+    monkeypatch.setattr(detection, "HEAD", 2**10)
+    monkeypatch.setattr(documents, "LONGEST", 2**10)
+    read, real = [], detection._Stream._more
+    monkeypatch.setattr(detection._Stream, "_more", lambda self, size: read.append(found := real(self, size)) or found)
+    path = tmp_path / "a.txt"
+    for end in (b"", b"\n", b"\nlast"):
+        path.write_bytes(b"word " * 2**18 + end)
+        _, *later = textfiles.spans(path, 2**16)
+        assert len(later) >= 19
+        for span, size in later[:-1]:
+            read.clear()
+            assert list(textfiles.documents_of(path, "text", span)) == []
+            assert sum(map(len, read)) <= 2**10 + size + 4 * 2**10  # the head, and what is buffered
+        assert list(textfiles.documents_of(path, "text", later[-1][0])) == [
+            text for text in ["last"] if end.endswith(b"t")
+        ]
 
 
 def test_row_groups_hold_every_document_once_and_in_order(tmp_path):
@@ -293,6 +316,46 @@ def test_workers_are_the_cores_of_a_process(monkeypatch):
         assert workers() == count
         monkeypatch.setenv("RAYON_NUM_THREADS", "1")
         assert workers() == 1
+
+
+def test_the_cores_are_divided_among_the_processes(halved, monkeypatch):
+    """As threads of their tokenizers where there are fewer pieces than cores."""
+    told = ("RAYON_NUM_THREADS", "TOKENIZERS_PARALLELISM")
+    [monkeypatch.delenv(name, raising=False) for name in (*told, "LOCAL_WORLD_SIZE")]
+    monkeypatch.setattr("ldlm.features.helpers.CORES", 16)
+    planned, found = halved.plan(300), []
+    monkeypatch.setattr(Helpers, "_start", lambda self, task: found.append(tuple(map(os.environ.get, told))))
+    monkeypatch.setattr(Packing, "share_pieces", lambda *given: found.append(tuple(map(os.environ.get, told))))
+    for count, threads, alone in ((1, "16", None), (2, "8", None), (5, "3", None), (9, "1", "false")):
+        found.clear()
+        halved.tokenize(planned[:count])
+        assert found == [(threads, alone)] * count
+        assert tuple(map(os.environ.get, told)) == (None, None)
+    monkeypatch.setenv("RAYON_NUM_THREADS", "6")
+    found.clear()
+    halved.tokenize(planned[:2])
+    assert found == [("3", None)] * 2
+    assert os.environ["RAYON_NUM_THREADS"] == "6"
+
+
+@pytest.mark.parametrize(("count", "more"), [(3, 3), (1, 0)])
+def test_a_tokenizer_has_the_threads_that_are_its_share(gpt2, count, more):
+    """In a process of its own, as a pool keeps the number of threads with which it began."""
+    program = (
+        "import os, sys\n"
+        "from ldlm.features import helpers, text\n"
+        "from ldlm.hub import load_tokenizer\n"
+        "tokenizer = load_tokenizer(sys.argv[1])\n"
+        "count = lambda: len(os.listdir('/proc/self/task'))\n"
+        "before = count()\n"
+        "with helpers.own_threads(int(sys.argv[2])):\n"
+        "    list(text.stream([['some words'] * 99], tokenizer.backend_tokenizer, 0))\n"
+        "print(count() - before)\n"
+    )
+    unset = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"}
+    command = [sys.executable, "-c", program, gpt2, str(count)]
+    done = subprocess.run(command, env=unset, capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.stderr) == (str(more), "")
 
 
 def test_reading_ahead_gives_every_item_and_the_error():

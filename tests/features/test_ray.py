@@ -20,6 +20,7 @@ from ldlm.config import LaunchConfig
 from ldlm.errors import InputError, Unreadable
 from ldlm.features import pieces, ray_engine, ray_worker
 from ldlm.features.begin import prepare
+from ldlm.features.packing import Packing
 from ldlm.location import locate
 from ldlm.progress import Progress, Task
 from ldlm.stages import extract_features
@@ -167,8 +168,22 @@ def test_a_node_that_lacks_something_does_not_say_that_the_text_is_bad(few, tmp_
     assert message.endswith("elsewhere, can't be seen; all nodes must see that folder")
     text.rename(tmp_path / "away")
     assert said() == (ray_worker.UNREADABLE, f"there is no file {text}; all nodes need the text under the same path")
+    text.write_bytes(b"a\n" * 998 + b"b\n")
+    other = (ray_worker.UNREADABLE, f"{text} is not the text that the command has hashed; all nodes need the same text")
+    assert said() == other
+    text.write_bytes(b"a\n" * 999)  # a copy, with times of its own
+    ray_worker._packing.cache_clear()
+    assert json.loads(ray_worker.tokenize(to_tokenize(extraction), 0, json.dumps(piece))).keys() == {"bytes"}
+
+
+def test_a_node_says_that_the_text_is_bad(few, tmp_path):
+    text = tmp_path / "text.txt"
     text.write_bytes(b"a\n" * 998 + b"a\xff")
-    assert said()[0] == ray_worker.REFUSED
+    extraction, _ = prepare(replace(few, data=(str(text),)), tmp_path / "f")
+    (piece,) = extraction.packing.plan()
+    ray_worker._packing.cache_clear()
+    receipt = ray_worker.tokenize(to_tokenize(extraction), 0, json.dumps(piece))
+    assert json.loads(receipt).keys() == {ray_worker.REFUSED}
 
 
 def test_a_call_is_at_work_in_the_store_and_does_not_wait_for_one_who_waits_for_its_command(few, tmp_path, monkeypatch):
@@ -264,19 +279,19 @@ def test_bad_text_leaves_nothing_and_a_node_s_fault_leaves_what_is_there(few, tm
     """On one Ray cluster, of which this process is the driver."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    text, real, begun = tmp_path / "text.txt", pieces.plan, []
+    text, real, begun = tmp_path / "text.txt", Packing.plan, []
     good = Path(few.data[0]).read_bytes()
     text.write_bytes(good + b"\xff\n" + good)
     config = replace(few, data=(str(text),))
 
-    def plan(config, size):
-        planned = real(config, 512)
+    def plan(packing):
+        planned = real(packing, 512)
         assert len(planned) > 3
         if begun:
             text.unlink()
         return planned
 
-    monkeypatch.setattr(pieces, "plan", plan)
+    monkeypatch.setattr(Packing, "plan", plan)
     with ray_cluster.nodes() as cluster:
         launch = LaunchConfig(engine="ray", address=cluster.address)
         with pytest.raises(InputError, match=r"text\.txt") as refused:

@@ -1,6 +1,7 @@
 """Launching an extraction: the stretch that a process begins with, phases as jobs of their own, and what is refused."""
 
 import json
+import random
 import shutil
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from folders import content
 from ldlm.config import LaunchConfig
 from ldlm.errors import InputError
 from ldlm.features import pieces
+from ldlm.features.corpus import Count
 from ldlm.features.packing import Packing
 from ldlm.features.spool import Spool
 from ldlm.features.writer import StoreWriter
@@ -240,6 +242,21 @@ def test_a_plan_for_so_many_workers_and_tokens_is_arithmetic(config):
     hours = [plan(tokens=3 * 16 * 16, workers=workers)["hours"] for workers in (1, 2, 3, 4)]
     shard = 16 * 16 / 3600
     assert hours == pytest.approx([3 * shard, 2 * shard, shard, shard], rel=0.01)
+
+
+def test_a_plan_gives_the_text_to_no_more_workers_than_it_has_pieces_for(config, tmp_path):
+    """A file that is one piece is tokenised by one worker."""
+    for number, lines in ((1, 10), (2, 30)):
+        (tmp_path / f"{number}.txt").write_bytes(random.Random(number).randbytes(lines * 1000).hex().encode())
+    paths = tuple(str(tmp_path / f"{number}.txt") for number in (1, 2))
+    counts = {"train": Count(1000, True, 1000, 3600.0), "validation": Count(0, True, 0, 0.0)}
+
+    def hours(workers, **launch):
+        asked = LaunchConfig(rate=1e12, workers=workers, **launch)
+        return extract_features.plan(replace(config, data=paths, validation_docs=0), None, asked, counts)["hours"]
+
+    assert [hours(1), hours(2), hours(64)] == pytest.approx([1, 0.75, 0.75], rel=0.01)
+    assert hours(64, tokens=1000 * 16) == pytest.approx(1 / 64, rel=0.01)  # whose pieces nobody knows
 
 
 def test_a_plan_for_an_online_store_divides_the_sample_alone(config):
