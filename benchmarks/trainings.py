@@ -22,6 +22,7 @@ from typing import Any
 from benchmarks.drawn import FIGURES, Figures, compared, judged, table
 from benchmarks.records import keep
 from ldlm import files, memory
+from ldlm.artifact import open_artifact
 from ldlm.cli import show
 from ldlm.config import SampleConfig, SamplerConfig
 from ldlm.errors import InputError
@@ -53,12 +54,11 @@ class Trial:
         ]
         some = self._drawn(next(iter(self.ways.values()))[0], BUDGETS[0], seeds[0])
         real = None if reference is None else judged(some, self.scorer, self.max_tokens, reference)
-        runs = {way: [files.read_json(run / "manifest.json")["digest"] for run in of] for way, of in self.ways.items()}
+        runs = {way: [_digest(run) for run in of] for way, of in self.ways.items()}
         return {"texts": self.texts, "seeds": list(seeds), "runs": runs, "rows": rows, "real": real}
 
     def _drawn(self, run: Path, budget: int, seed: int) -> Path:
-        digest = files.read_json(run / "manifest.json")["digest"][:8]
-        out = self.work / f"{digest}; {budget}; {self.texts} texts; seed {seed}.jsonl"
+        out = self.work / f"{_digest(run)[:8]}; {budget}; {self.texts} texts; seed {seed}.jsonl"
         how = {"sampler": SamplerConfig(steps=budget), "decoder": "joint"}
         settings = SampleConfig(num_samples=self.texts, seed=seed, device="cpu", **how)
         sample.run(settings, run, out, progress=show.Terminal())
@@ -67,6 +67,12 @@ class Trial:
     def _figures(self, texts: Sequence[Path]) -> dict[str, float]:
         found = [judged(path, self.scorer, self.max_tokens) for path in texts]
         return {key: statistics.mean(one[key] for one in found) for key in FIGURES}
+
+
+def _digest(run: Path) -> str:
+    """Hash of a finished run; `InputError` for anything else."""
+    found: str = files.read_json(open_artifact(run, "run").path / "manifest.json")["digest"]
+    return found
 
 
 def report(found: Mapping[str, Any]) -> str:
@@ -99,8 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     memory.keep_freed()  # as the commands do
     ways = {name: [Path(run) for run in runs] for name, *runs in chosen.way}
-    if len(ways) < 2 or not all(ways.values()):
-        parser.error("--way takes a name and at least one run, and there must be two ways to compare")
+    if not 2 <= len(ways) == len(chosen.way) or not all(ways.values()):
+        parser.error("--way takes a name and at least one run, and there must be two ways to compare, of other names")
     try:
         found = Trial(chosen.work, ways, chosen.scorer, chosen.texts, chosen.max_tokens).measure(
             chosen.seeds, chosen.reference

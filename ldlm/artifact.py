@@ -317,6 +317,13 @@ def schema(path: Location) -> int | None:
     return (_found(path) or {}).get("schema")
 
 
+def check_overwrite(path: Location, kind: str, reads: Sequence[str | Path]) -> None:
+    """`InputError` when `begin` would refuse to overwrite, for stages that have more to check before they delete."""
+    check_output_folder(path)
+    if path.is_dir() and (found := _found(path)) is not None:
+        _guard(path, found, kind, reads)
+
+
 def _guard(path: Location, found: Mapping[str, Any], kind: str, reads: Sequence[str | Path]) -> None:
     """`InputError` when --overwrite would delete the user's folders, another kind of artefact or an input."""
     resolved = path.resolve() if isinstance(path, Path) else None

@@ -49,12 +49,12 @@ def plan(
     """Rows, tokens, shards, bytes per codec before compression, free space and hours of an extraction.
 
     Hours are for `launch.workers` processes, each on a device like this one, at the measured rates of tokenising and
-    then of running the encoder or, if that is slower, of making the bytes of shards; or at `launch.rate`. Pieces of
-    the text and shards are whole, and disk and network are left out. `online` runs the encoder only over the sample
-    for the statistics. Of a large corpus only the first documents are tokenised, and the rest is `estimated` from their
-    number; `launch.tokens` makes the text a sample of a longer one, whose pieces are shared evenly.
-    `saved_share_of_step` is the encoder's share of the FLOPs of a training step that runs it, for a model of the
-    paper's size: what the store saves. `counts` are the rows of the splits, if they were counted before.
+    then of running the encoder or, if that is slower, of making the bytes of shards; or at `launch.rate`. Shards are
+    whole and so is the largest piece of the text, and disk and network are left out. `online` runs the encoder only
+    over the sample for the statistics. Of a large corpus only the first documents are tokenised, and the rest is
+    `estimated` from their number; `launch.tokens` makes the text a sample of a longer one, whose pieces are shared
+    evenly. `saved_share_of_step` is the encoder's share of the FLOPs of a training step that runs it, for a model of
+    the paper's size: what the store saves. `counts` are the rows of the splits, if they were counted before.
     """
     _check(launch)
     found = inputs.find(config, out)

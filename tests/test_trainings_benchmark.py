@@ -43,7 +43,13 @@ def test_it_draws_from_all_runs_and_writes_down_what_it_found(trained, gpt2, cor
     assert {file.name: file.read_text() for file in (tmp_path / "work").glob("*.jsonl")} == texts
 
 
-def test_a_way_without_runs_is_refused(capsys):
+def test_what_is_no_run_is_refused_in_one_line(tmp_path):
+    with pytest.raises(SystemExit, match=r"^Error: "):
+        trainings.main(["--work", str(tmp_path), "--scorer", "s", "--way", "a", str(tmp_path), "--way", "b", "run"])
+
+
+@pytest.mark.parametrize("way", [("--way", "noisy"), ("--way", "plain", "other"), ()])
+def test_ways_need_runs_and_names_of_their_own(capsys, way):
     with pytest.raises(SystemExit):
-        trainings.main(["--work", "w", "--scorer", "s", "--way", "plain", "run", "--way", "noisy"])
+        trainings.main(["--work", "w", "--scorer", "s", "--way", "plain", "run", *way])
     assert "--way takes a name and at least one run" in capsys.readouterr().err

@@ -45,11 +45,11 @@ class Seen(NamedTuple):
     modified: int  # nanoseconds, as is the next
     changed: int
 
-    def shows(self, path: Path) -> bool:
-        """Whether the file shows what it showed then; `Unreadable` when it is gone."""
+    def differs(self, path: Path) -> set[str]:
+        """Names of what the file shows otherwise than then; `Unreadable` when it is gone."""
         with as_input_error(lambda: str(path)):
             now = _state(path)
-        return all(now[name] == getattr(self, name) for name in ("bytes", "modified", "changed"))
+        return {name for name in ("bytes", "modified", "changed") if now[name] != getattr(self, name)}
 
 
 def seen(paths: Sequence[Path], progress: Progress = SILENT, store: Location | None = None) -> dict[Path, Seen]:
@@ -64,10 +64,16 @@ def seen(paths: Sequence[Path], progress: Progress = SILENT, store: Location | N
     }
 
 
-def check(seen: Mapping[str, Seen]) -> None:
-    """`Unreadable` when a file has changed since it was hashed: what was made of it before stays."""
-    for path, one in seen.items():
-        if not one.shows(Path(path)):
+def check(before: Mapping[str, Seen]) -> None:
+    """`Unreadable` when a file has changed since it was hashed: what was made of it before stays.
+
+    Where only the time of the last change of status differs, as after chmod or a hard link, the file is hashed again.
+    """
+    found = {path: one.differs(Path(path)) for path, one in before.items()}
+    touched = [Path(path) for path, names in found.items() if names == {"changed"}]
+    hashes = sha256(touched) if touched else {}
+    for path, one in before.items():
+        if found[path] and hashes.get(Path(path)) != one.sha256:
             raise Unreadable(
                 f"{path} has changed since it was hashed; put its old content back and run the same command again, or "
                 f"begin anew with --overwrite"

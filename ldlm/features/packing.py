@@ -26,7 +26,6 @@ import numpy as np
 from ldlm import config as configs
 from ldlm import emptying, files
 from ldlm.config import ExtractConfig
-from ldlm.errors import InputError
 from ldlm.features import corpus, digests, pieces, text, textfiles
 from ldlm.features.digests import Seen
 from ldlm.features.helpers import Helpers, divided, own_threads
@@ -222,7 +221,7 @@ class Packing:
         seen = {path: self.seen[path] for path in paths if path in self.seen}
         try:
             yield
-        except InputError:
+        except Exception:  # a library may fail in any way on a file that changes while it reads
             digests.check(seen)
             raise
         digests.check(seen)

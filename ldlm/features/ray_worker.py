@@ -99,6 +99,7 @@ def tokenize(task: str, number: int, piece: str) -> str:
 
     def work() -> Mapping[str, Any]:
         packing, wanted = _packing(task), as_piece(json.loads(piece))
+        _look(packing, None if packing.config.dataset else wanted.place)
         with _present(json.loads(task)["out"]):
             tally = Tally(SILENT, "", {number: wanted.size}, set)
             packing.share_pieces({number: wanted}, tally)
@@ -119,22 +120,32 @@ def _packing(task: str) -> Packing:
             f"the token rows of {read['out']}, in {read['folder']}, can't be seen; all nodes must see that folder"
         )
     packing = packing_of(read)
-    return replace(packing, seen={path: _seen_here(path, one) for path, one in packing.seen.items()})
+    return replace(packing, seen=_Here(packing.seen))
 
 
-def _seen_here(path: str, seen: Seen) -> Seen:
-    """What this node sees of a file that the command has `seen`; `Unreadable` if it is another text.
+class _Here(dict[str, Seen]):
+    """What is seen of files, by path: on this node once it has looked, and until then by the command."""
 
-    A node may have a copy on a disk of its own, with times of its own.
+    def __init__(self, seen: Mapping[str, Seen]) -> None:
+        super().__init__(seen)
+        self.looked = set[str]()
+
+
+def _look(packing: Packing, path: str | None) -> None:
+    """See a file of the text, or all, as this node does; `Unreadable` if it is another text.
+
+    A node may have copies on a disk of its own, with times of their own.
     """
-    if not Path(path).exists():
-        raise Unreadable(f"there is no file {path}; all nodes need the text under the same path")
-    if seen.shows(Path(path)):
-        return seen
-    here = digests.seen([Path(path)])[Path(path)]
-    if here.sha256 != seen.sha256:
-        raise Unreadable(f"{path} is not the text that the command has hashed; all nodes need the same text")
-    return here
+    seen = packing.seen
+    assert isinstance(seen, _Here)
+    new = [one for one in ([path] if path is not None else seen) if one in seen and one not in seen.looked]
+    for missing in (one for one in new if not Path(one).exists()):
+        raise Unreadable(f"there is no file {missing}; all nodes need the text under the same path")
+    for place, here in digests.seen([Path(one) for one in new if seen[one].differs(Path(one))]).items():
+        if here.sha256 != seen[str(place)].sha256:
+            raise Unreadable(f"{place} is not the text that the command has hashed; all nodes need the same text")
+        seen[str(place)] = here
+    seen.looked.update(new)
 
 
 class Worker:

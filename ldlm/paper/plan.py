@@ -21,6 +21,8 @@ from ldlm.paper.settings import PAPER, TINY
 
 PARTS = {name: f"text/{name}.jsonl" for name in ("train", "scorer", "held-out")}
 TEXT = "text/text.json"
+# Settings that came after the first tables, whose trainings keep their names while these change nothing.
+NEWER = (("diffusion", "self_conditioning_noise"),)
 PAIRS, TINY_PAIRS, POINTS = 1_000, 128, 11
 
 
@@ -193,7 +195,7 @@ class Stages:
         method = [] if self.row.method == configs.LDLM else ["--method", self.row.method]
         words = ["train", *method, "--preset", made.preset, "--features", features.output, *options(made.changes)]
         space = made.config.model.space if isinstance(made.config, configs.TrainConfig) else self.row.method
-        output = named("runs", space, configs.to_dict(made.config), features.output)
+        output = named("runs", space, _named_by(made.config), features.output)
         job = Job(
             "train",
             (*words, *self._device(), "--output", output),
@@ -310,3 +312,12 @@ def held_out_rows(jobs: Sequence[Job]) -> int:
     """The most held-out rows that a job reads: a row for each real text, and two for the ends of each path."""
     texts = [job.settings for job in jobs if job.kind == "reference"]
     return max([0, *texts, *(2 * job.settings.pairs for job in jobs if job.kind == "interpolate")])
+
+
+def _named_by(config: configs.AnyTrainConfig) -> dict[str, Any]:
+    """The settings that name a training, of which `NEWER` ones count only if they change something."""
+    found = configs.to_dict(config)
+    for section, name in NEWER:
+        if section in found and not found[section][name]:
+            del found[section][name]
+    return found

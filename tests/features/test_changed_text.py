@@ -88,6 +88,25 @@ def test_the_command_ends_with_one_line_and_goes_on_with_the_old_text(config, co
     assert rows(out) == rows(extract_features.run(config, tmp_path / "whole").path)
 
 
+def test_a_file_that_was_only_touched_is_as_it_was(config, tmp_path, monkeypatch):
+    changing(monkeypatch, 1, lambda: (tmp_path / "c.txt").chmod(0o600))
+    assert extract_features.run(config, tmp_path / "f").complete
+
+
+def test_parquet_that_has_fewer_row_groups_than_it_had_is_refused_in_the_same_line(few, tmp_path, monkeypatch):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path, table = tmp_path / "c.parquet", pa.table({"text": [f"Rain fell on day {day}." for day in range(600)]})
+    pq.write_table(table, path, row_group_size=20)
+    monkeypatch.setenv("RAYON_NUM_THREADS", "1")
+    real = Packing.plan
+    monkeypatch.setattr(Packing, "plan", lambda self: real(self, SIZE))
+    changing(monkeypatch, 2, lambda: pq.write_table(table, path))
+    with pytest.raises(InputError, match=r"c.parquet has changed since it was hashed"):
+        extract_features.run(replace(few, data=(str(path),)), tmp_path / "f")
+
+
 def test_pieces_are_not_planned_of_another_text_than_was_hashed(config, content, tmp_path, monkeypatch):
     path, out, real = tmp_path / "c.txt", tmp_path / "f", pieces.plan
 

@@ -443,9 +443,9 @@ def some_draws(
 
 
 def test_draws_belong_to_rows_of_the_global_batch_and_the_coin_to_the_step():
-    whole = some_draws(DiffusionConfig(), torch.arange(8))
-    half = some_draws(DiffusionConfig(), torch.arange(4, 8))
-    for name in ("t_B", "weight_B", "eps_BNC", "eps_dec_BNC"):
+    config = DiffusionConfig(self_conditioning=1.0, self_conditioning_noise=0.5)
+    whole, half = some_draws(config, torch.arange(8)), some_draws(config, torch.arange(4, 8))
+    for name in ("t_B", "weight_B", "eps_BNC", "eps_dec_BNC", "eps_prev_BNC"):
         assert torch.equal(getattr(half, name), getattr(whole, name)[4:]), name
     assert half.self_condition == whole.self_condition
     later = some_draws(DiffusionConfig(), torch.arange(8), step=6)

@@ -28,6 +28,12 @@ def whole(name, scale):
     return planned(name, scale, seeds=1, sampling_seeds=2).jobs
 
 
+def test_trainings_keep_the_names_under_which_tables_were_begun():
+    """Else the same command would train them again."""
+    runs = {job.output for job in of_kind(planned("table-7"), "train")}
+    assert runs == {"runs/ldlm-88314470", "runs/ldlm-15b343e1"}
+
+
 def of_kind(plan, kind):
     return [job for job in plan.jobs if job.kind == kind]
 

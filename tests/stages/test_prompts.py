@@ -14,7 +14,7 @@ from ldlm import LDLM, hub
 from ldlm import config as configs
 from ldlm.config import ComputeConfig, ExportConfig, PromptConfig, SampleConfig, SamplerConfig, TrainConfig
 from ldlm.errors import InputError
-from ldlm.features.encoder import check_causal
+from ldlm.features.encoder import OnlineEncoder, check_causal
 from ldlm.features.store import FeatureStore
 from ldlm.model.joint import build
 from ldlm.model.objective import JointObjective
@@ -80,16 +80,24 @@ def test_the_states_of_a_prompt_are_the_stores(run, store, tmp_path):
     assert compared > 10
 
 
-def test_the_states_of_many_prompts_take_no_more_memory_than_they_need(run, tmp_path):
+def test_the_states_of_many_prompts_take_no_more_memory_than_they_need(run, tmp_path, monkeypatch):
     """They run as rows of 16 tokens, of which a prompt here has three."""
     opened, texts = TrainedRun(run, CPU), ["Rain", "Lily", "The", "A"] * 20
     rows = prompts.tokenised(texts, opened.tokenizer, 16)
     most = max(map(len, rows))
     assert most < 16
     (tmp_path / "prompts.txt").write_text("\n".join(texts))
+    rows_at_once, real = [], OnlineEncoder.__call__
+
+    def encode(self, tokens_BL):
+        rows_at_once.append(len(tokens_BL))
+        return real(self, tokens_BL)
+
+    monkeypatch.setattr(OnlineEncoder, "__call__", encode)
     found = prompts.prompts_of(settings(prompt=None, prompts=str(tmp_path / "prompts.txt")), opened)
     assert found.h_TLD.shape == (80, most, 16)
     assert found.h_TLD.untyped_storage().nbytes() == 80 * most * 16 * 4
+    assert rows_at_once == [32, 32, 16]
     one = prompts.prompts_of(settings(prompt="The"), opened)
     assert torch.allclose(found.h_TLD[42, : one.h_TLD.shape[1]], one.h_TLD[0], atol=1e-5)
 
