@@ -125,7 +125,8 @@ def _prepare_online(
     except Occupied:  # only now: --overwrite may be meant for the run alone, and the store may still fit
         if not overwrite:
             raise
-        # A batch or sizes that the training refuses are found before anything is deleted.
+        # What the training refuses is found before anything is deleted.
+        train.check(config, settings.kind, place)
         train.plan(config, extract_features.shapes(settings), features=settings.kind, fit=fit)
         extract_features.run(settings, place, overwrite=True, progress=progress, launch=launch)
     progress.note(f"tokens and statistics are in {place}, which later commands take as --features")

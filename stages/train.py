@@ -55,6 +55,11 @@ def plan(
     return {**cost.training_cost(method, shapes, devices=devices, features=features), "attention": kernel, **flags}
 
 
+def check(config: AnyTrainConfig, kind: str, place: Location) -> None:
+    """`InputError` for settings that contradict each other or features of a kind, which `place` holds or will hold."""
+    training_method(config).check_kind(kind, place)
+
+
 def _kernel(method: AnyMethod, shapes: Shapes) -> str:
     """Attention kernel on the device that a cost is counted for; without a GPU here, xformers is taken to be there."""
     config = method.config

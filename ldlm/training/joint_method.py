@@ -17,6 +17,7 @@ from ldlm.errors import InputError
 from ldlm.features.batch import Batch
 from ldlm.features.encoder import check_causal, online_encoder
 from ldlm.features.store import FeatureStore, Split
+from ldlm.location import Location
 from ldlm.model.joint import JointModel, build_meta
 from ldlm.model.objective import elbo_start
 from ldlm.model.prefix import longest_prefix
@@ -46,11 +47,16 @@ class JointTraining(TrainingMethod[TrainConfig, TrainState]):
 
     def check(self, store: FeatureStore) -> None:
         """`InputError` for settings that contradict each other or the store."""
-        config, space, kind = self.config, self.config.model.space, store.encoder["kind"]
+        self.check_kind(store.encoder["kind"], store.path)
+        self._check_condition(store)
+
+    def check_kind(self, kind: str, place: Location) -> None:
+        """`InputError` for settings that contradict each other or features of a kind, which `place` holds."""
+        config, space = self.config, self.config.model.space
         reconstruction, needed = config.recipe.reconstruction, NEEDED_KIND.get(space, kind)
         if kind != needed:
             raise InputError(
-                f"model.space={space} needs features of kind {needed}, and {store.path} holds {kind}; make them with "
+                f"model.space={space} needs features of kind {needed}, and {place} holds {kind}; make them with "
                 f"`ldlm extract-features --kind {needed}`"
             )
         if config.recipe.edition == 1 and configs.autoencoder_steps(config) >= config.steps:
@@ -59,7 +65,6 @@ class JointTraining(TrainingMethod[TrainConfig, TrainState]):
                 f"denoiser; lower it"
             )
         self._check_elbo()
-        self._check_condition(store)
         if config.diffusion.self_conditioning_noise > 0 and not config.diffusion.self_conditioned:
             raise InputError(
                 f"diffusion.self_conditioning_noise={config.diffusion.self_conditioning_noise:g} changes nothing with "
@@ -67,7 +72,7 @@ class JointTraining(TrainingMethod[TrainConfig, TrainState]):
             )
         if kind == "scratch" and reconstruction != "ce":
             raise InputError(
-                f"{store.path} holds tokens only, whose embeddings learn by cross-entropy alone; add "
+                f"{place} holds tokens only, whose embeddings learn by cross-entropy alone; add "
                 f"--set recipe.reconstruction=ce (it is {reconstruction})"
             )
         if "ce" in reconstruction and config.model.token_decoder.mode == "deferred":

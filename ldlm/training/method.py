@@ -23,6 +23,7 @@ from ldlm.training.learner import Learner, Step
 
 if TYPE_CHECKING:  # costs can be counted without the packages that read stores
     from ldlm.features.store import FeatureStore, Split
+    from ldlm.location import Location
 
 AnyConfig = TypeVar("AnyConfig", bound=AnyTrainConfig)
 AnyLearner = TypeVar("AnyLearner", bound=Learner[Any])
@@ -47,6 +48,9 @@ class TrainingMethod(ABC, Generic[AnyConfig, AnyLearner]):
         The words are None if the run's settings mean what they mean now.
         """
         return self, None
+
+    def check_kind(self, kind: str, place: Location) -> None:
+        """`InputError` for settings that contradict each other or features of a kind, which `place` holds."""
 
     @abstractmethod
     def check(self, store: FeatureStore) -> None:

@@ -168,7 +168,8 @@ def test_overwriting_leaves_the_store_for_settings_that_can_not_be_trained_with(
     command = [*from_text, tmp_path / "run"]
     succeed(*command)
     before = content(tmp_path / "run-features")
-    for bad in (("--accumulate", 3), ("--fit", "1KB")):
+    idle = ("--set", "diffusion.self_conditioning=0", "--set", "diffusion.self_conditioning_noise=0.5")
+    for bad in (("--accumulate", 3), ("--fit", "1KB"), ("--set", "model.space=embedding"), idle):
         assert ldlm(*command, "--stats-tokens", 64, "--overwrite", *bad).exit_code == 1
         assert content(tmp_path / "run-features") == before, bad
 
