@@ -71,9 +71,10 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
     if named is not None:
         inputs["tokenizer_sha256"] = tokenizer_fingerprint(named)
     reads = local(*config.data, config.tokenizer)
+    prepared = None
     if overwrite:  # what is refused is found before anything is deleted
         artifact.check_overwrite(out, "encoder", reads)
-    prepared = _prepared(config, named, seen, progress) if overwrite else None
+        prepared = _prepared(config, named, seen, progress)
     with artifact.working(out, "encoder", config, inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:
             progress.note(f"{out} is complete; nothing to do")

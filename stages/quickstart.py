@@ -195,7 +195,8 @@ def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, pro
         begun = result if (out / "text" / "corpus.json").exists() else replace(result, state="new")
         # Bad input removes the folder, even of an interrupted quickstart, if it has no text yet.
         with begun.or_nothing():
-            _check_models(quickstart)
+            if not overwrite:
+                _check_models(quickstart)
             corpus = _write_corpus(steps, progress)
 
         trained, decoder, judged = _run_stages(steps, progress)

@@ -1,4 +1,4 @@
-"""What launchers' variables say: empty ones, and those that are no whole numbers."""
+"""Variables of launchers that are empty or hold no whole number count as unset, or are refused."""
 
 import pytest
 

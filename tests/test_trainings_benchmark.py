@@ -48,7 +48,7 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path):
         trainings.main(["--work", str(tmp_path), "--scorer", "s", "--way", "a", str(tmp_path), "--way", "b", "run"])
 
 
-@pytest.mark.parametrize("way", [("--way", "noisy"), ("--way", "plain", "other"), ()])
+@pytest.mark.parametrize("way", [("--way", "noisy"), ("--way", "b", "run", "--way", "plain", "other"), ()])
 def test_ways_need_runs_and_names_of_their_own(capsys, way):
     with pytest.raises(SystemExit):
         trainings.main(["--work", "w", "--scorer", "s", "--way", "plain", "run", *way])

@@ -35,7 +35,7 @@ PART = 2**20
 
 
 class Seen(NamedTuple):
-    """The hash of a file, and what showed of it before it was hashed.
+    """The sha256 of a file, with its size and times from before it was hashed.
 
     The inode is left out, since some file systems give a file another one now and then.
     """
@@ -46,14 +46,14 @@ class Seen(NamedTuple):
     changed: int
 
     def differs(self, path: Path) -> set[str]:
-        """Names of what the file shows otherwise than then; `Unreadable` when it is gone."""
+        """Names of the size and times in which the file is not as it was; `Unreadable` when it is gone."""
         with as_input_error(lambda: str(path)):
             now = _state(path)
         return {name for name in ("bytes", "modified", "changed") if now[name] != getattr(self, name)}
 
 
 def seen(paths: Sequence[Path], progress: Progress = SILENT, store: Location | None = None) -> dict[Path, Seen]:
-    """The hashes of files, and what showed of them before; arguments and errors as those of `sha256`."""
+    """The sha256, size and times of files, by path; arguments and errors as those of `sha256`."""
     states = dict[Path, dict[str, int]]()
     for path in paths:
         with as_input_error(lambda: str(path)):  # noqa: B023

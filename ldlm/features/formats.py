@@ -17,7 +17,7 @@ from ldlm.features import documents
 from ldlm.features.detection import JSON_NAMES, Place, Source, as_input_error, ending, unpacked
 from ldlm.features.documents import check_whole, cut
 
-PARQUET_ROWS, PARQUET_TEXT = 1024, 2**22  # the most rows, and bytes of their text, that are in memory at once
+PARQUET_ROWS, PARQUET_TEXT = 1024, 2**22  # the most rows in memory at once, and bytes of their text on average
 PARQUET_BYTES = 2**20  # of a file that are read at once: without a number, pyarrow reads a column of a row group whole
 WINDOW = 2**16  # characters of a JSON array that are read at once
 BOM = "\ufeff"

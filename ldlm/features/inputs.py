@@ -133,7 +133,7 @@ def _check_requests(config: ExtractConfig, out: Location | None, width: int) -> 
 def _pinned(
     config: ExtractConfig, progress: Progress, store: Location | None
 ) -> tuple[ExtractConfig, dict[str, str], dict[str, Seen]]:
-    """The configuration with the dataset's commit as it is now, the text's fingerprints, what is seen of its files."""
+    """The configuration with the dataset's commit as it is now, the text's fingerprints, and `Seen` of its files."""
     if config.dataset:
         commit, hashes, seen = text.dataset_source(
             config.dataset, config.dataset_config, config.revision, progress, store

@@ -124,7 +124,7 @@ def _packing(task: str) -> Packing:
 
 
 class _Here(dict[str, Seen]):
-    """What is seen of files, by path: on this node once it has looked, and until then by the command."""
+    """The hash, size and times of the text's files, by path: this node's once it has looked, else the command's."""
 
     def __init__(self, seen: Mapping[str, Seen]) -> None:
         super().__init__(seen)

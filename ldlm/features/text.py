@@ -38,7 +38,7 @@ def dataset_source(
     progress: Progress = SILENT,
     store: Location | None = None,
 ) -> tuple[str | None, dict[str, str], dict[str, digests.Seen]]:
-    """The current (commit on the hub or None, fingerprints by name, what is seen of files) of a Hugging Face dataset.
+    """The current (commit on the hub or None, fingerprints by name, `Seen` of local files) of a Hugging Face dataset.
 
     The fingerprints are the sha256 of its files if they are local, and otherwise the commit. `store` as in `digests`.
     """

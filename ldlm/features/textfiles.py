@@ -83,7 +83,7 @@ def fingerprints(
 def seen(
     paths: Iterable[str | Path], progress: Progress = SILENT, store: Location | None = None
 ) -> dict[str, digests.Seen]:
-    """What is seen of files when they are hashed, by path; arguments and errors as those of `fingerprints`."""
+    """The sha256, size and times of files, by path; arguments and errors as those of `fingerprints`."""
     named = [str(path) for path in paths]
     for name in named:
         check_file(Path(name))

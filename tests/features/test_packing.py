@@ -319,7 +319,7 @@ def test_workers_are_the_cores_of_a_process(monkeypatch):
 
 
 def test_the_cores_are_divided_among_the_processes(halved, monkeypatch):
-    """As threads of their tokenizers where there are fewer pieces than cores."""
+    """Where there are fewer pieces than cores, each process has its tokenizer use several threads."""
     told = ("RAYON_NUM_THREADS", "TOKENIZERS_PARALLELISM")
     [monkeypatch.delenv(name, raising=False) for name in (*told, "LOCAL_WORLD_SIZE")]
     monkeypatch.setattr("ldlm.features.helpers.CORES", 16)
