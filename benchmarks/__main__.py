@@ -89,8 +89,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             figures = found.run(Path(folder))
         seconds = round(time.perf_counter() - started)
-        record = {"date": datetime.date.today().isoformat(), "hardware": hardware(), "versions": library_versions()}
-        record["seconds"] = seconds
+        record = {
+            "date": datetime.date.today().isoformat(),
+            "hardware": hardware(),
+            "versions": library_versions(),
+            "seconds": seconds,
+        }
         head = f"{record['date']}, {record['hardware']}, torch {torch.__version__}"
         text = f"{head}\n\n{found.report(figures)}\n\nmeasured in {seconds} s\n"
         print(text)

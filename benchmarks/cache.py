@@ -109,4 +109,5 @@ def gpt2(text: Path, out: Path, *, layers: int, width: int, heads: int, position
         batch_size=2,
         device=str(device),
     )
-    return pretrain_encoder.run(config, out).path
+    pretrain_encoder.run(config, out)
+    return out

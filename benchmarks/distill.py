@@ -80,8 +80,8 @@ class Trial:
             asked = replace(self.distilling, evaluations=evaluations)
             asked = asked if first else replace(asked, guidance=1.0)  # the first student has guidance folded in
             out = self.work / f"student-{evaluations}"
-            source = distill.run(asked, source, self.features, out, progress=show.Terminal()).path
-            made[evaluations] = source
+            distill.run(asked, source, self.features, out, progress=show.Terminal())
+            made[evaluations] = source = out
         return made
 
     def ways(self, students: Mapping[int, Path]) -> Iterator[Way]:
@@ -185,12 +185,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     memory.keep_freed()  # as the commands do
     settings: Any = {"steps": chosen.steps, "lr": chosen.lr, "guidance": chosen.guidance, "device": "cpu"}
     distilling = DistillConfig(**settings)
-    places = (chosen.work, chosen.run, chosen.features)
     try:
         asked = config.merge({"temperature": chosen.temperature}, config.assignments(chosen.teacher))
         teacher = config.from_dict(SamplerConfig, asked)
-        how = (chosen.reference, distilling, teacher, chosen.texts, chosen.temperature, chosen.max_tokens)
-        trial = Trial(*places, chosen.scorer, *how)
+        trial = Trial(
+            chosen.work,
+            chosen.run,
+            chosen.features,
+            chosen.scorer,
+            chosen.reference,
+            distilling,
+            teacher,
+            chosen.texts,
+            chosen.temperature,
+            chosen.max_tokens,
+        )
         found = trial.measure(chosen.seeds)
     except InputError as error:
         sys.exit(f"Error: {error}")

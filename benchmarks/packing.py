@@ -101,7 +101,7 @@ def _packed(path: Path, tokenizer: Tokenizer, workers: int, folder: Path) -> int
     os.environ[helpers.OWN_THREADS] = "false"
     config = ExtractConfig(data=(str(path),), seq_len=SEQ_LEN)
     packing = Packing(config, folder / "packed", folder / "claims", tokenizer, Ends(0, 0))
-    packing.folder.mkdir(parents=True)
+    (folder / "packed").mkdir(parents=True)
     planned = packing.plan(PIECE)
     packing.tokenize(planned, workers - 1)
     return packing.rows(planned)["train"].rows * SEQ_LEN

@@ -64,7 +64,7 @@ def _encoder(folder: Path, text: Path) -> Path:
     tokenizer = packing.byte_level_tokenizer(list(textfiles.file_documents([text])))
     end = "<|endoftext|>"
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end).save_pretrained(folder)
-    sizes = {"n_positions": SEQ_LEN, "n_layer": LAYERS, "n_embd": WIDTH, "n_head": HEADS}
+    sizes: dict[str, Any] = {"n_positions": SEQ_LEN, "n_layer": LAYERS, "n_embd": WIDTH, "n_head": HEADS}
     sizes |= dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.token_to_id(end))
     GPT2Model(GPT2Config(vocab_size=packing.VOCABULARY, **sizes)).save_pretrained(folder)
     return folder

@@ -20,7 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -210,15 +210,16 @@ class Bench:
         if self.novels and layer == ExtractConfig().layer:
             return self.novels / "features"
         if self.novels:
-            text = {"data": (str(self.novels / "text" / "train.jsonl"),)}
-            text["validation_data"] = (str(self.novels / "text" / "held-out.jsonl"),)
+            text = self.novels / "text"
+            made = ExtractConfig(
+                data=(str(text / "train.jsonl"),), validation_data=(str(text / "held-out.jsonl"),), validation_docs=0
+            )
         else:
-            text = {"data": (str(self.folder / "stories.txt"),)}
-        held_out = 0 if self.novels else HELD_OUT
-        made = ExtractConfig(
-            encoder=str(self.encoder), layer=layer, seq_len=SEQ_LEN, validation_docs=held_out, device="cpu", **text
-        )
-        return extract_features.run(made, self.folder / f"features{layer}", progress=show.Terminal()).path
+            made = ExtractConfig(data=(str(self.folder / "stories.txt"),), validation_docs=HELD_OUT)
+        made = replace(made, encoder=str(self.encoder), layer=layer, seq_len=SEQ_LEN, device="cpu")
+        out = self.folder / f"features{layer}"
+        extract_features.run(made, out, progress=show.Terminal())
+        return out
 
     def identities(self) -> list[float]:
         """Shares of tokens that the encoder's states tell apart, by layer, beginning with the embeddings.

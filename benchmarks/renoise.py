@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks.drawn import compared, judged, mean, table
 from benchmarks.records import keep
 from ldlm import files, memory
-from ldlm.config import SamplerConfig
+from ldlm.config import SamplerConfig, Solver
 from ldlm.errors import InputError
 from ldlm.evaluation import metrics, samples
 from ldlm.hub import load_tokenizer
@@ -87,12 +87,12 @@ class Trial:
         """The run's tokenizer."""
         return load_tokenizer(str(self.run / "tokenizer"))
 
-    def ways(self) -> dict[str, tuple[TextGenerator, str]]:
+    def ways(self) -> dict[str, tuple[TextGenerator, Solver]]:
         """Generator and solver by name: the run's own, and those with fresh noise."""
         plain = self.trained.generator("joint")
         shared = {one.name: getattr(plain, one.name) for one in fields(plain) if not one.name.startswith("_")}
         default = SamplerConfig().solver
-        found = {default: (plain, default), "ddim": (plain, "ddim")}
+        found: dict[str, tuple[TextGenerator, Solver]] = {default: (plain, default), "ddim": (plain, "ddim")}
         for low, high in INTERVALS:
             found[f"fresh {low:g}-{high:g}"] = (Renoising(**shared, interval=(low, high)), "ddim")
         return found

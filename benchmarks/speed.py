@@ -258,7 +258,8 @@ class Bench:
             bos_token_id=None,
             eos_token_id=None,
         )
-        network = GPT2Model(sizes).to(self.device).eval().requires_grad_(False)
+        network: nn.Module = GPT2Model(sizes).eval().requires_grad_(False)
+        network.to(self.device)
         return lambda tokens_BL: network(input_ids=tokens_BL).last_hidden_state
 
     def decoding(self) -> dict[str, Any]:

@@ -12,12 +12,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib import util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ldlm import config, runtime
 from ldlm.cli import show
@@ -36,7 +38,7 @@ SEQ_LEN, BLOCK = 128, 32
 ROWS, EXTRACTION_ROWS, SHARD_ROWS, MEMORY_SHARD_ROWS = 1024, 1024, 256, 64
 SECONDS, STEPS, TURNS = 3.0, 10, 4  # of each measurement
 WARM_STEPS = 5  # training steps that don't count; by then both kinds of steps are compiled
-STORED = (
+STORED: tuple[tuple[Any, Any], ...] = (
     ("fp32", "none"), ("fp32", "blosc"), ("fp16", "none"), ("fp16", "blosc"), ("fp16", "zstd"), ("bf16", "blosc"),
     ("int8-token", "blosc"),
 )  # fmt: skip
@@ -195,8 +197,12 @@ def _zarr_ratio(path: Path, rows: list[dict[str, Any]]) -> dict[str, float | Non
             continue
         with zarr.config.set({"codec_pipeline.path": pipeline}):
             array = zarr.open_group(path / "features.zarr", mode="r")["hidden"]
-            found[name] = _per_second(lambda hidden=array: torch.from_numpy(hidden[:count]).float(), count) / limit
+            found[name] = _per_second(partial(_read, array, count), count) / limit
     return found
+
+
+def _read(array: Any, rows: int) -> Tensor:
+    return torch.from_numpy(array[:rows]).float()
 
 
 def _per_second(work: Callable[[], Any], rows: int) -> float:
@@ -214,9 +220,16 @@ def _per_second(work: Callable[[], Any], rows: int) -> float:
 
 def _waiting(path: Path) -> dict[str, dict[str, float]]:
     """Share of a step spent waiting for the next batch: mean, median and most over turns, since machines hiccup."""
-    consumers = {"tiny preset on this CPU": _tiny_wait, "consumer at the rate of owt-1024": _throttled_wait}
+    consumers: dict[str, Callable[[Path], float]] = {
+        "tiny preset on this CPU": _tiny_wait,
+        "consumer at the rate of owt-1024": _throttled_wait,
+    }
     found = {name: [consumer(path) for _ in range(TURNS)] for name, consumer in consumers.items()}
-    kinds = {"mean": statistics.mean, "median": statistics.median, "most": max}
+    kinds: dict[str, Callable[[list[float]], float]] = {
+        "mean": statistics.mean,
+        "median": statistics.median,
+        "most": max,
+    }
     return {name: {kind: of(turns) for kind, of in kinds.items()} for name, turns in found.items()}
 
 

@@ -59,8 +59,8 @@ class Trial:
 
     def _drawn(self, run: Path, budget: int, seed: int) -> Path:
         out = self.work / f"{_digest(run)[:8]}; {budget}; {self.texts} texts; seed {seed}.jsonl"
-        how = {"sampler": SamplerConfig(steps=budget), "decoder": "joint"}
-        settings = SampleConfig(num_samples=self.texts, seed=seed, device="cpu", **how)
+        sampler = SamplerConfig(steps=budget)
+        settings = SampleConfig(num_samples=self.texts, seed=seed, sampler=sampler, decoder="joint", device="cpu")
         sample.run(settings, run, out, progress=show.Terminal())
         return out
 

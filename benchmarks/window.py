@@ -72,7 +72,7 @@ def _store(folder: Path) -> FeatureStore:
     text, whole = folder / "text.txt", prose(CHARACTERS * EVERY)
     text.write_text("\n".join(whole[at : at + EXCERPT] for at in range(0, len(whole), EXCERPT * EVERY)))
     common: dict[str, Any] = {"data": (str(text),), "device": "cpu"}
-    sizes = {"vocab_size": 512, "layers": 4, "width": 32, "heads": 2, "positions": 64}
+    sizes: dict[str, Any] = {"vocab_size": 512, "layers": 4, "width": 32, "heads": 2, "positions": 64}
     encoder = pretrain_encoder.run(PretrainConfig(**common, **sizes, steps=20, batch_size=8), folder / "encoder").path
     made = ExtractConfig(**common, encoder=str(encoder), seq_len=SEQ_LEN)
     return FeatureStore(extract_features.run(made, folder / "features").path)

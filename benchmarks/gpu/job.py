@@ -13,7 +13,6 @@ import gc
 import importlib
 import json
 import signal
-import sys
 import tempfile
 import time
 import traceback
@@ -129,4 +128,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
