@@ -11,6 +11,7 @@ from ldlm.cli import show
 from ldlm.cli.options import Command, Options, path_option, require, require_place, stage_options
 from ldlm.config import LikelihoodConfig
 from ldlm.errors import InputError
+from ldlm.location import folder_names
 
 
 @click.command(cls=Command, short_help="bits per token of held-out rows: a bound, or exact if a model has it")
@@ -42,20 +43,22 @@ def command(
         require(None, "--run", "run")
     if output is not None and len(runs) != 1:
         raise InputError("--output is for one run; without it each run keeps its own result")
-    paths = [Path(run) for run in runs]
+    paths, out = [Path(run) for run in runs], None if output is None else Path(output)
+    names = folder_names(paths)
     from ldlm.stages import likelihood as stage
 
-    stage.check_used(config, paths, causal, overwrite=bool(options.overwrite))
+    stage.check_used(config, paths, causal, out=out, overwrite=bool(options.overwrite))
     if options.dry_run:
-        return options.show_plan(stage.plan(config, paths, store))
+        return options.show_plan(stage.plan(config, paths, store, causal))
+    if len(paths) + len(causal) > 1:
+        stage.plan(config, paths, store, causal)  # what is refused is found before hours of measuring
     records, progress = list[dict[str, Any]](), show.Terminal()
-    for path in paths:
+    for name, path in zip(names, paths, strict=True):
         found = stage.unbounded(path)
         if found is None:
-            out = None if output is None else Path(output)
             made = stage.run(config, path, store, out, overwrite=bool(options.overwrite), progress=progress)
             found = {"output": str(made.path), **made.manifest}
-        records.append(found)
+        records.append({**found, "run": name, "path": str(path)})
     records += [stage.of_causal(config, name, store, progress) for name in causal]
     options.show(records[0] if len(records) == 1 else {"runs": records}, lambda: _tables(records))
 

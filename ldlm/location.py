@@ -292,7 +292,7 @@ def folder_names(paths: Sequence[Path]) -> list[str]:
         raise InputError(f"{', '.join(map(str, paths))} name a folder twice; give each once")
     # Links keep their own names, and a name with the root would be an absolute path.
     parts = [Path(os.path.abspath(path)).parts[1:] for path in paths]
-    for depth in range(1, max(map(len, parts)) + 1):
+    for depth in range(1, max(map(len, parts), default=1) + 1):
         names = ["-".join(p[-depth:]) for p in parts]
         if len(set(names)) == len(names):
             return names

@@ -48,28 +48,40 @@ OF_RUNS = ("checkpoint", "draws", "seed")  # those that causal models have not
 
 
 def check_used(
-    config: LikelihoodConfig, run_paths: Sequence[Path], causal: Sequence[str] = (), *, overwrite: bool = False
+    config: LikelihoodConfig,
+    run_paths: Sequence[Path],
+    causal: Sequence[str] = (),
+    *,
+    out: Path | None = None,
+    overwrite: bool = False,
 ) -> None:
     """`InputError` for what changes nothing, given all runs and causal models whose likelihood is asked for."""
     found = sorted({_method(path) for path in run_paths if not unbounded(path)})
-    if not found and not causal:
-        return
-    whose = " and ".join([*found, *(["causal models"] if causal else [])])
+    whose = " and ".join([*found, *(["causal models"] if causal else [])]) or "these runs, which have none"
     for name in (*(OF_LATENTS if LDLM not in found else ()), *(OF_RUNS if not found else ())):
         if getattr(config, name) != getattr(LikelihoodConfig(), name):
             raise InputError(f"{name} is not a setting of the likelihood of {whose}; leave it out")
-    if overwrite and not found:
-        raise InputError("--overwrite replaces the result of a run, and there is none here; leave it out")
+    for option, given in (("--overwrite", overwrite), ("--output", out is not None)):
+        if given and not found:
+            raise InputError(f"{option} is for the result of a run, and there is none here; leave it out")
 
 
-def plan(config: LikelihoodConfig, run_paths: Sequence[Path], features: Location) -> dict[str, Any]:
-    """Rows that `run` would read, and passes of the network for each of them, by the path of the run."""
-    store = FeatureStore(features)
-    rows = _rows(config, store)
-    subjects = {
-        str(path): _subject(config, path, store, torch.device("cpu")) for path in run_paths if not unbounded(path)
-    }
-    return {"rows": rows, "passes_per_row": {name: one.passes(config) for name, one in subjects.items()}}
+def plan(
+    config: LikelihoodConfig, run_paths: Sequence[Path], features: Location, causal: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Rows that `run` and `of_causal` would read, and passes of the network for each, by the path of run or model.
+
+    `InputError` for whatever they would refuse, so that it is found before the first of many is measured.
+    """
+    store, cpu = FeatureStore(features), torch.device("cpu")
+    rows, passes = _rows(config, store), dict[str, int]()
+    for path in run_paths:
+        if not unbounded(path):
+            passes[str(path)] = _subject(config, path, store, cpu).passes(config)
+    for name in causal:
+        _scorer(name, store, cpu)
+        passes[name] = 1
+    return {"rows": rows, "passes_per_row": passes}
 
 
 def run(
@@ -89,8 +101,9 @@ def run(
     rows = _rows(config, store)
     subject = _subject(config, run_path, store, runtime.device(config.device))
     config, out = subject.own(config), out or run_path / "likelihood"
-    inputs = subject.inputs(store)
-    reads = [run_path, *store.reads]
+    inputs, reads = subject.inputs(store), [run_path, *store.reads]
+    if not overwrite:
+        _check_halves(out)
     # A row is known by the number of its line, so two processes must not write lines.
     with artifact.working(out, "likelihood", config, inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:
@@ -107,24 +120,23 @@ def run(
         return finished
 
 
+def _check_halves(out: Path) -> None:
+    """`InputError` for a result of an earlier version: its rows are others, so figures of both can't be compared."""
+    record = files.read_json(out / "artifact.json") if (out / "artifact.json").is_file() else {}
+    if record.get("kind") == "likelihood" and "halves" not in record["inputs"]:
+        raise InputError(
+            f"{out} is of the second half of the rows, as earlier versions reported, and every second row is reported "
+            f"now; choose another --output, or add --overwrite"
+        )
+
+
 def of_causal(config: LikelihoodConfig, name: str, features: Location, progress: Progress = SILENT) -> dict[str, Any]:
     """Exact figures, as JSON, of a causal language model with the store's tokenizer; `name` is its folder or hub name.
 
     BOS is given, and EOS at the end of a row is predicted like any other token.
     """
     store = FeatureStore(features)
-    rows, shapes = _rows(config, store), store.shapes
-    scorer = Scorer(name, runtime.device(config.device))
-    if tokenizer_fingerprint(scorer.tokenizer) != store.encoder["tokenizer"]:
-        raise InputError(
-            f"{name} has another tokenizer than {store.path}, so bits per token can't be compared; give a model that "
-            f"was trained with the tokenizer of the store"
-        )
-    if scorer.positions is not None and scorer.positions < shapes.seq_len:
-        raise InputError(
-            f"{name} takes {scorer.positions} tokens, and the rows of {store.path} have {shapes.seq_len}; give a model "
-            f"that takes as many"
-        )
+    rows, scorer = _rows(config, store), _scorer(name, store, runtime.device(config.device))
     _, reported = likelihood.halves(rows)
     tokens_BL = store.split(config.split).read_tokens(np.array(reported))
     with progress.task("likelihood", len(tokens_BL), "row") as task:
@@ -132,7 +144,23 @@ def of_causal(config: LikelihoodConfig, name: str, features: Location, progress:
     nats_B = np.array([row.astype(np.float64).sum() for row in nll])
     exact = RowNats(np.array(reported), nats_B, np.zeros(len(nats_B)))
     about = {"run": Path(name).name, "method": "causal", "is": "exact", "scorer_revision": scorer.revision}
-    return {**_of_rows(config, store, rows), **about, **exact.to_json(shapes.seq_len)}
+    return {**_of_rows(config, store, rows), **about, **exact.to_json(store.shapes.seq_len)}
+
+
+def _scorer(name: str, store: FeatureStore, device: torch.device) -> Scorer:
+    """A causal model that reads the store's rows; `InputError` for another tokenizer, or too few positions."""
+    scorer, length = Scorer(name, device), store.shapes.seq_len
+    if tokenizer_fingerprint(scorer.tokenizer) != store.encoder["tokenizer"]:
+        raise InputError(
+            f"{name} has another tokenizer than {store.path}, so bits per token can't be compared; give a model that "
+            f"was trained with the tokenizer of the store"
+        )
+    if scorer.positions is not None and scorer.positions < length:
+        raise InputError(
+            f"{name} takes {scorer.positions} tokens, and the rows of {store.path} have {length}; give a model that "
+            f"takes as many"
+        )
+    return scorer
 
 
 def _rows(config: LikelihoodConfig, store: FeatureStore) -> int:
@@ -155,16 +183,18 @@ def _estimated(
     config: LikelihoodConfig, subject: Subject, store: FeatureStore, rows: int, kept: Path, progress: Progress
 ) -> Lines:
     """Estimates of all rows that the subject needs, batch by batch; those that are already kept are not made again."""
-    split, (start, stop) = subject.split(store.split(config.split, online_encoder(store))), subject.needed(rows)
+    split, needed = subject.split(store.split(config.split, online_encoder(store))), np.array(subject.needed(rows))
     data = kept.read_bytes() if kept.exists() else b""
     files.write_atomic(kept, data[: data.rfind(b"\n") + 1])  # without a line that a kill cut off
     done = data.count(b"\n")
-    with open(kept, "a", encoding="utf-8") as file, progress.task("likelihood", stop - start, "row", done) as task:
-        for first in range(start + done, stop, config.batch_size):
-            last = min(first + config.batch_size, stop)
-            file.write(files.dump_jsonl(subject.estimates(config, split, first, last)))
+    with open(kept, "a", encoding="utf-8") as file, progress.task("likelihood", len(needed), "row", done) as task:
+        for first in range(done, len(needed), config.batch_size):
+            batch = needed[first : first + config.batch_size]
+            lines = subject.estimates(config, split, batch)
+            subject.check_finite(lines, batch)
+            file.write(files.dump_jsonl(lines))
             file.flush()
-            task.advance(last - first)
+            task.advance(len(batch))
     return list(files.read_jsonl(kept))
 
 
@@ -179,8 +209,8 @@ class Subject(ABC):
         self.run, self.method = run, method
 
     def inputs(self, store: FeatureStore) -> dict[str, Any]:
-        """Fingerprints of checkpoint and store."""
-        return {"checkpoint": self.run.checkpoint.digest, "features": store.fingerprint}
+        """Fingerprints of checkpoint and store, and which rows the figures are of."""
+        return {"checkpoint": self.run.checkpoint.digest, "features": store.fingerprint, "halves": "alternating"}
 
     def own(self, config: LikelihoodConfig) -> LikelihoodConfig:
         """The settings, with those that the subject does not have as by default: they are no part of its result."""
@@ -205,17 +235,26 @@ class Subject(ABC):
     def passes(self, config: LikelihoodConfig) -> int:
         """Passes of the network for a row."""
 
-    @abstractmethod
-    def needed(self, rows: int) -> tuple[int, int]:
-        """The range of rows, out of `rows`, that need estimates: its start and its stop."""
+    def check_finite(self, lines: Lines, rows: np.ndarray) -> None:
+        """`InputError` if an estimate is not finite: the run's weights are not, or its values overflow."""
+        for row, line in zip(rows.tolist(), lines, strict=True):
+            if not np.isfinite(np.concatenate([np.ravel(value) for value in line.values()])).all():
+                raise InputError(
+                    f"{self.run.path} gives row {row} a likelihood that is not finite; see whether its losses are, and "
+                    f"take another --checkpoint"
+                )
 
     @abstractmethod
-    def estimates(self, config: LikelihoodConfig, split: Split, start: int, stop: int) -> Lines:
+    def needed(self, rows: int) -> range:
+        """The rows, out of `rows`, that need estimates."""
+
+    @abstractmethod
+    def estimates(self, config: LikelihoodConfig, split: Split, rows: np.ndarray) -> Lines:
         """Estimates of rows."""
 
     @abstractmethod
     def summary(self, found: Lines, seq_len: int) -> dict[str, Any]:
-        """Figures of the second half of the rows."""
+        """Figures of the rows that are reported."""
 
 
 class LatentSubject(Subject):
@@ -240,13 +279,13 @@ class LatentSubject(Subject):
     def passes(self, config: LikelihoodConfig) -> int:
         return len(self.taus) * config.draws * self.bound.passes
 
-    def needed(self, rows: int) -> tuple[int, int]:
-        return 0, rows
+    def needed(self, rows: int) -> range:
+        return range(rows)
 
-    def estimates(self, config: LikelihoodConfig, split: Split, start: int, stop: int) -> Lines:
-        found = self.bound.of(split, start, stop, self.taus, config.draws, config.seed)
+    def estimates(self, config: LikelihoodConfig, split: Split, rows: np.ndarray) -> Lines:
+        found = self.bound.of(split, rows, self.taus, config.draws, config.seed)
         figures = {name.removesuffix("_BT"): value.tolist() for name, value in vars(found).items()}
-        return [{name: rows[row] for name, rows in figures.items()} for row in range(stop - start)]
+        return [{name: values[place] for name, values in figures.items()} for place in range(len(rows))]
 
     def summary(self, found: Lines, seq_len: int) -> dict[str, Any]:
         decoding_BT, kl_BT, decoding_var_BT, kl_var_BT = (
@@ -295,12 +334,12 @@ class TokenSubject(Subject):
     def passes(self, config: LikelihoodConfig) -> int:
         return 2 * of_tokens.PARTS * config.draws
 
-    def needed(self, rows: int) -> tuple[int, int]:
+    def needed(self, rows: int) -> range:
         _, reported = likelihood.halves(rows)
-        return reported.start, reported.stop
+        return reported
 
-    def estimates(self, config: LikelihoodConfig, split: Split, start: int, stop: int) -> Lines:
-        device, rows = self.run.device, np.arange(start, stop)
+    def estimates(self, config: LikelihoodConfig, split: Split, rows: np.ndarray) -> Lines:
+        device = self.run.device
         tokens_BL = torch.from_numpy(split.read_tokens(rows)).to(device, torch.int64)
         nats_B, var_B = of_tokens.bounds(
             self.of, self.network, tokens_BL, torch.from_numpy(rows).to(device), draws=config.draws, seed=config.seed
@@ -331,7 +370,7 @@ def _is_distilled(path: Path) -> bool:
 def _method(path: Path) -> str:
     """The method of a run; `InputError` for an exported model."""
     if pretrained.model_type(path) is not None:
-        raise InputError(f"{path} is an exported model, which has no latent encoder or statistics; give the run")
+        raise InputError(f"{path} is an exported model, which holds no more than draws texts; give the run")
     return method_at(path)
 
 

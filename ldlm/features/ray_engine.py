@@ -29,6 +29,7 @@ from ldlm.config import ExtractConfig, LaunchConfig
 from ldlm.errors import InputError, StorageError, Unreadable
 from ldlm.features import ray_worker
 from ldlm.features.extraction import Extraction, Shard
+from ldlm.features.ledger import shard_name
 from ldlm.features.pieces import Piece
 from ldlm.features.shards import CORES
 from ldlm.features.shared_work import Tally
@@ -146,15 +147,17 @@ class RayEngine:
 
     def blocks(self, blocks: Sequence[int], tally: Tally[int]) -> None:
         """Have the raw states of blocks spooled."""
-        self._hand_out(blocks, lambda worker, block: worker.block.remote(block), tally)
+        named = {block: f"block {block}" for block in blocks}
+        self._hand_out(named, lambda worker, block: worker.block.remote(block), tally)
 
     def describe(self) -> None:
         """Have the statistics merged by a worker, since blocks may have to be encoded again."""
-        self._hand_out([0], lambda worker, _: worker.describe.remote(), None)
+        self._hand_out({0: "the merging of the statistics"}, lambda worker, _: worker.describe.remote(), None)
 
     def shards(self, shards: Sequence[Shard], tally: Tally[Shard]) -> None:
         """Have shards written."""
-        self._hand_out(shards, lambda worker, item: worker.shard.remote(*item), tally)
+        named = {(split, number): f"shard {shard_name(split, number)}" for split, number in shards}
+        self._hand_out(named, lambda worker, item: worker.shard.remote(*item), tally)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Workers
@@ -187,8 +190,11 @@ class RayEngine:
         """Wait for a worker to load the encoder; if that kills it, Ray starts it again, but not forever."""
         self._coming[worker.ready.options(max_task_retries=RETRIES).remote()] = worker
 
-    def _hand_out(self, items: Sequence[Any], call: Callable[[Any, Any], Any], tally: Tally[Any] | None) -> None:
-        """Have every item done by some worker, with `call(worker, item)`; returns when each has a receipt."""
+    def _hand_out(self, items: Mapping[Any, str], call: Callable[[Any, Any], Any], tally: Tally[Any] | None) -> None:
+        """Have every item, of which users read the name, done by a worker with `call(worker, item)`.
+
+        Returns when each has a receipt.
+        """
         self._start()
         queue, flying, lost = deque(items), dict[Any, tuple[Any, Any]](), Counter[Any]()
         with self._all_ended(flying):
@@ -208,7 +214,7 @@ class RayEngine:
                     if receipt is None:
                         lost[item] += 1
                         if lost[item] > RETRIES:
-                            raise self._too_often(str(item))
+                            raise self._too_often(items[item])
                         queue.appendleft(item)
                         self._lost(worker)
                     elif tally is not None:

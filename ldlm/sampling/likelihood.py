@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,15 +46,15 @@ class RunBound:
         return likelihood.levels(self.run.schedule.noise_of_time(start) if start > 0 else 1.0)
 
     @torch.no_grad()
-    def of(self, split: Split, start: int, stop: int, taus: tuple[float, ...], draws: int, seed: int = 0) -> Bounds:
-        """Bounds on rows start … stop of a split, whose latents are the μ of the bound."""
-        parts, tokens = split.read(start, stop)
+    def of(self, split: Split, rows: np.ndarray, taus: tuple[float, ...], draws: int, seed: int = 0) -> Bounds:
+        """Bounds on rows of a split, whose latents are the μ of the bound."""
+        parts, tokens = split.read_rows(rows)
         tokens_BL = torch.from_numpy(tokens).to(self.run.device, torch.int64)
         h_BLD = self.run.model.states(split.states(parts, tokens_BL), tokens_BL)
         return likelihood.bounds(
             self.run.schedule,
             at_least_float32(self.run.model.latent_encoder(h_BLD)),
-            torch.arange(start, stop, device=self.run.device),
+            torch.from_numpy(rows).to(self.run.device),
             denoise=self.estimate,
             decode=partial(self.coding, tokens_BL),
             taus=taus,

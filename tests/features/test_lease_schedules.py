@@ -214,7 +214,7 @@ class SchedulesOfObjects(Schedules):
 
 
 @pytest.mark.parametrize("machine", [Schedules, SchedulesOfObjects])
-@pytest.mark.parametrize("schedules", [60, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("schedules", [100, pytest.param(3000, marks=pytest.mark.slow)])
 def test_no_schedule_loses_an_item_or_mixes_two_makers(schedules, machine):
     how = settings(max_examples=schedules, stateful_step_count=30, deadline=None, database=None, derandomize=True)
     run_state_machine_as_test(machine, settings=how)

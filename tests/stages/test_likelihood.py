@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ldlm import artifact, files, locks
 from ldlm import config as configs
@@ -24,9 +25,11 @@ from ldlm.sampling.likelihood import RunBound
 from ldlm.sampling.trained_run import TrainedRun
 from ldlm.stages import extract_features, likelihood, report, stories, train
 from ldlm.stories.process import STORIES
+from ldlm.training import checkpoint
 
 CPU = torch.device("cpu")
 CONFIG = LikelihoodConfig(split="train", rows=16, taus=(2.0, 1.0, 0.5), batch_size=5, device="cpu")
+REPORTED = np.arange(1, 16, 2)  # of those 16 rows; the others choose τ
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,7 @@ def unigram_bits(store, rows):
 def test_the_figures_are_those_of_the_rows_that_did_not_choose_the_level(made, trained, store):
     found = made.manifest
     assert (found["rows_chosen_on"], found["rows_reported"], found["seq_len"]) == (8, 8, 16)
-    assert [line["row"] for line in found["rows"]] == list(range(8, 16))
+    assert [line["row"] for line in found["rows"]] == list(range(1, 16, 2))
     mean = -np.mean([line["loglikelihood"] for line in found["rows"]])
     assert found["bits_per_token"] == pytest.approx(mean / 16 / math.log(2))
     curve = {point["tau"]: point for point in found["curve"]}
@@ -58,13 +61,13 @@ def test_the_figures_are_those_of_the_rows_that_did_not_choose_the_level(made, t
 
 
 def test_a_model_that_has_learned_nothing_does_not_beat_the_frequencies_of_tokens(made, store):
-    assert made.manifest["bits_per_token"] > unigram_bits(store, np.arange(8, 16))
+    assert made.manifest["bits_per_token"] > unigram_bits(store, REPORTED)
 
 
 def test_the_bound_is_that_of_the_runs_own_parts(made, trained, store):
     """The latents of the store's states, a denoiser that conditions on its own estimate, and sums over elements."""
     run = TrainedRun(trained, CPU)
-    parts, tokens = FeatureStore(store).split("train").read(8, 16)
+    parts, tokens = FeatureStore(store).split("train").read_rows(REPORTED)
     h, w = torch.from_numpy(parts["hidden"]), torch.from_numpy(tokens).long()
     mu = run.model.latent_encoder(h).detach()
 
@@ -80,7 +83,7 @@ def test_the_bound_is_that_of_the_runs_own_parts(made, trained, store):
         return -logits.double().log_softmax(-1).gather(-1, w[..., None]).sum((1, 2))
 
     found = bound.bounds(
-        run.schedule, mu, torch.arange(8, 16), denoise=estimate, decode=decode, taus=CONFIG.taus, draws=2
+        run.schedule, mu, torch.from_numpy(REPORTED), denoise=estimate, decode=decode, taus=CONFIG.taus, draws=2
     )
     bits = (found.decoding_BT + found.kl_BT).mean(0) / 16 / math.log(2)
     assert [point["bits_per_token"] for point in made.manifest["curve"]] == pytest.approx(bits.tolist(), rel=1e-5)
@@ -132,6 +135,17 @@ def test_an_interrupted_one_goes_on_where_it_stopped(made, trained, store, tmp_p
     assert "nothing to do" in notes.lines[-1]
 
 
+def test_a_result_of_other_rows_by_an_earlier_version_is_not_taken_for_this_ones(made, trained, store, tmp_path):
+    out = shutil.copytree(made.path, tmp_path / "out")
+    record = files.read_json(out / "artifact.json")
+    del record["inputs"]["halves"]
+    files.write_json(out / "artifact.json", record)
+    with pytest.raises(InputError, match="is of the second half of the rows, as earlier versions reported"):
+        likelihood.run(CONFIG, trained, store, out)
+    assert artifact.open_artifact(out, "likelihood").manifest == made.manifest  # it still opens
+    assert likelihood.run(CONFIG, trained, store, out, overwrite=True).manifest["rows"] == made.manifest["rows"]
+
+
 def test_two_processes_do_not_write_lines_of_the_same_rows(trained, store, tmp_path):
     (tmp_path / "out").mkdir()
     with locks.exclusive_lock(tmp_path / "out"), pytest.raises(InputError, match="another process is at work"):
@@ -168,8 +182,8 @@ def test_one_table_of_all_methods_and_a_causal_model(ldlm, succeed, run_copy, to
     by_method = {one["method"]: one for one in found}
     assert [one["is"] for one in found] == ["bound", "bound", "bound", "none", "none", "exact"]
     for method in ("ldlm", "mdlm", "duo", "causal"):
-        assert [line["row"] for line in by_method[method]["rows"]] == list(range(8, 16))
-        assert by_method[method]["bits_per_token"] > unigram_bits(store, np.arange(8, 16)) - 1
+        assert [line["row"] for line in by_method[method]["rows"]] == list(range(1, 16, 2))
+        assert by_method[method]["bits_per_token"] > unigram_bits(store, REPORTED) - 1
     assert (run_copy / "likelihood" / "manifest.json").exists()
 
     # Next to nothing has been learned of 320 tokens: uniform over them is log2(320) = 8.3 bits.
@@ -197,11 +211,54 @@ def test_a_dry_run_tells_runs_apart_whose_folders_have_one_name(trained, token_r
     assert passes[str(runs[0])] != passes[str(runs[1])]
 
 
+def test_runs_in_folders_of_one_name_are_told_apart(succeed, ldlm, refuse, run_copy, token_runs, store, tmp_path):
+    runs = [tmp_path / seed / "run" for seed in ("seed-0", "seed-1", "seed-2")]
+    for path, source in zip(runs, (run_copy, token_runs("mdlm"), token_runs("candi")), strict=True):
+        shutil.copytree(source, path)
+    of = ("likelihood", "--features", store, "--split", "train", "--rows", 8, "--taus", 2, "--device", "cpu", "--run")
+    found = succeed(*of, *runs)["runs"]
+    assert [one["run"] for one in found] == ["seed-0-run", "seed-1-run", "seed-2-run"]
+    assert [one["path"] for one in found] == [str(path) for path in runs]
+    said = ldlm(*of, *runs).stdout
+    assert all(name in said for name in ("seed-0-run  ", "seed-1-run  ", "seed-2-run: no", "seed-0-run, decoder joint"))
+    assert "name a folder twice" in refuse(*of, runs[0], runs[0])
+
+
+@pytest.mark.parametrize("mistyped", [("--run", "missing"), ("--causal", "missing"), ("--causal", "bigrams")])
+def test_all_models_are_looked_at_before_the_first_is_measured(refuse, run_copy, bigrams, store, tmp_path, mistyped):
+    kind, name = mistyped
+    other = bigrams if name == "bigrams" else tmp_path / name
+    runs = ("--run", run_copy, other) if kind == "--run" else ("--run", run_copy, kind, other)
+    line = refuse("likelihood", *runs, "--features", store, "--split", "train", "--rows", 8, "--device", "cpu")
+    assert str(other) in line
+    assert not (run_copy / "likelihood").exists()
+
+
+def test_what_is_for_a_result_is_refused_where_no_run_has_one(refuse, succeed, token_runs, store, tmp_path):
+    base = ("likelihood", "--features", store, "--split", "train", "--run", token_runs("candi"))
+    assert succeed(*base)["is"] == "none"
+    for flags in (("--output", tmp_path / "out"), ("--overwrite",), ("--taus", 2), ("--draws", 4)):
+        line = refuse(*base, *flags)
+        assert flags[0].removeprefix("--") in line and "leave it out" in line
+
+
+def test_a_likelihood_that_is_not_finite_is_refused(refuse, run_copy, store):
+    latest = checkpoint.latest(run_copy / "checkpoints").path
+    for path in latest.glob("*.safetensors"):
+        weights = load_file(path)
+        save_file({name: torch.full_like(weight, math.nan) for name, weight in weights.items()}, path)
+    hashes = {path.name: files.sha256_file(path) for path in latest.iterdir() if path.name != "manifest.json"}
+    files.write_json(latest / "manifest.json", {"sha256": hashes})
+    rows = ("--features", store, "--split", "train", "--rows", 8, "--device", "cpu")
+    line = refuse("likelihood", "--run", run_copy, *rows)
+    assert f"{run_copy} gives row 0 a likelihood that is not finite" in line
+
+
 def test_a_causal_models_likelihood_is_the_sum_over_its_tokens(gpt2, store):
     from transformers import AutoModelForCausalLM
 
     found = likelihood.of_causal(CONFIG, str(gpt2), store)
-    tokens = torch.from_numpy(FeatureStore(store).split("train").read_tokens(np.arange(8, 16))).long()
+    tokens = torch.from_numpy(FeatureStore(store).split("train").read_tokens(REPORTED)).long()
     log_p = AutoModelForCausalLM.from_pretrained(gpt2)(tokens).logits[:, :-1].double().log_softmax(-1)
     exact = log_p.gather(-1, tokens[:, 1:, None]).sum((1, 2))
     assert [line["loglikelihood"] for line in found["rows"]] == pytest.approx(exact.tolist(), rel=1e-5)
