@@ -36,6 +36,34 @@ END
 
 ldlm extract-features --encoder encoder --data text.txt --validation-docs 24 --seq-len 16 --output features
 
+# A store whose extraction was killed when the first of its shards was written, with what it was made from.
+mkdir unfinished && cp -r encoder unfinished && head -n 70 text.txt > unfinished/text.txt
+(cd unfinished && python - <<'END') || true
+import os
+from pathlib import Path
+
+from ldlm.config import ExtractConfig
+from ldlm.progress import Progress, Task
+from ldlm.stages import extract_features
+
+
+class Killing(Task):
+    def advance(self, count, **figures):
+        if Path("features/ledger").is_dir() and any(Path("features/ledger").glob("train-*")):
+            os._exit(9)
+
+
+class Kill(Progress):
+    def task(self, name, total, unit, done=0):
+        return Killing()
+
+
+sizes = {"seq_len": 16, "shard_rows": 16, "batch_size": 16}
+config = ExtractConfig(encoder="encoder", data=("text.txt",), validation_docs=10, device="cpu", **sizes)
+extract_features.run(config, Path("features"), progress=Kill())
+END
+test ! -e unfinished/features/manifest.json
+
 train() {  # train STEPS RUN; the learning rate does not depend on the end, so a run can go on beyond it
     ldlm train --features features --preset tiny --steps "$1" --batch-size 16 --output "$2" \
         --log-every 20 --eval-rows 16 --eval-every 200 --save-every 200 --keep 1 \
