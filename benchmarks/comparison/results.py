@@ -39,27 +39,33 @@ def autoregressive_texts(seed: int) -> Path:
 
 
 def collect(source: Source, folder: Path, seeds: Sequence[int], budgets: Sequence[int]) -> dict[str, Any]:
-    """The figures of everything finished so far."""
+    """The figures of everything finished so far; `InputError` if not even the real texts are measured.
+
+    Sets of texts are compared, so those of another size than the real texts' are left out: they were measured before
+    `--texts` was raised.
+    """
+    if not (folder / REAL).exists():
+        raise InputError(
+            f"{folder} has no measured texts, so there is nothing to report; run it without --report first"
+        )
+    real = files.read_json(folder / REAL)
     costs = {path.stem: files.read_json(path) for path in sorted((folder / "costs").glob("*.json"))}
     spent = _spent_by_output(folder)
     every = draws(seeds, sorted(budgets), list(NAMES))
-    found = [one for one in every if _record(folder, one).exists()]
+    found = {one: record for one in every if (record := _measured(folder / one.texts, real))}
+    reference = {seed: record for seed in seeds if (record := _measured(folder / autoregressive_texts(seed), real))}
     return {
         "text": files.read_json(folder / "text" / "text.json"),
         "models": {name: _model(folder / name) for name in source.models},
         "seeds": list(seeds),
         "rates": {path.stem: files.read_json(path) for path in sorted((folder / "rates").glob("*.json"))},
         "trainings": [*_trainings(folder, seeds, costs, spent)],
-        "rows": [_row(one, files.read_json(_record(folder, one))) for one in found],
+        "rows": [_row(one, record) for one, record in found.items()],
         "references": {
-            "real": files.read_json(folder / REAL),
-            AUTOREGRESSIVE: [
-                {"seed": seed, **files.read_json(path)}
-                for seed in seeds
-                if (path := folder / autoregressive_texts(seed).with_suffix(".json")).exists()
-            ],
+            "real": real,
+            AUTOREGRESSIVE: [{"seed": seed, **record} for seed, record in reference.items()],
         },
-        "samples": _samples(folder, found, seeds[0]),
+        "samples": _samples(folder, [*found], [*reference], seeds[0]),
     }
 
 
@@ -97,8 +103,11 @@ SAME: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
 }
 
 
-def _record(folder: Path, one: Draw) -> Path:
-    return folder / one.texts.with_suffix(".json")
+def _measured(texts: Path, real: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The record of a set of texts; None without one, or for another number of texts than of the real ones."""
+    path = texts.with_suffix(".json")
+    record: dict[str, Any] | None = files.read_json(path) if path.exists() else None
+    return record if record is not None and record["num_texts"] == real["num_texts"] else None
 
 
 def _row(one: Draw, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,15 +154,17 @@ def _trainings(
                     }
 
 
-def _samples(folder: Path, found: Sequence[Draw], seed: int) -> dict[str, dict[str, Any]]:
-    """The first texts of each way with equal steps, at the budget nearest to the paper's 128."""
+def _samples(folder: Path, found: Sequence[Draw], references: Sequence[int], seed: int) -> dict[str, dict[str, Any]]:
+    """The first texts of each way with equal steps, at the budget nearest to the paper's 128.
+
+    `references` are the seeds that have texts of the autoregressive model.
+    """
     shown: dict[str, dict[str, Any]] = {}
     own = [one for one in found if one.seed == seed and one.regime == EQUAL_STEPS]
     for one in sorted(own, key=lambda one: -abs(one.budget - 128)):
         shown[one.way.key] = {"budget": one.budget, "texts": _first(folder / one.texts)}
-    texts = folder / autoregressive_texts(seed)
-    if texts.exists():
-        shown[AUTOREGRESSIVE] = {"budget": None, "texts": _first(texts)}
+    if seed in references:
+        shown[AUTOREGRESSIVE] = {"budget": None, "texts": _first(folder / autoregressive_texts(seed))}
     ordered = {way.key: shown[way.key] for way in WAYS if way.key in shown}
     return {**ordered, **{key: shown[key] for key in shown if key not in ordered}}
 
