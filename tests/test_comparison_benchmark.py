@@ -1,8 +1,10 @@
 """The comparison with rival methods: its reference model by hand, order, tables, and the harness at toy size."""
 
+import datetime
 import json
 import math
 import shutil
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +16,7 @@ import torch
 
 from benchmarks.comparison import autoregressive, picture, plan, results, runner, stories, tables
 from benchmarks.comparison.sources import RealText
-from ldlm import files
+from ldlm import files, runtime
 from ldlm.errors import InputError
 from ldlm.stories.grammar import KINDS
 from tests.conftest import BIGRAMS
@@ -409,6 +411,23 @@ def test_a_report_on_a_folder_without_findings_is_one_line(there, tmp_path):
             report([*own, "--output", str(out), "--report"])
 
 
+def test_hardware_and_date_are_those_of_the_commands_and_not_of_the_report(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "hardware", lambda: "this one")
+    today, place = datetime.date.today().isoformat(), tmp_path / "commands.jsonl"
+    place.write_text(files.dump_jsonl([{"ldlm": ["train"], "seconds": 1.0, "cpu_seconds": 1.0}]))  # as it was before
+    assert results.origin(tmp_path, [], here=False) == results.Origin(today, None)
+    assert results.origin(tmp_path, [], here=True) == results.Origin(today, "this one")
+    other = {"date": "2026-01-01", "hardware": "H100; A100"}
+    assert results.origin(tmp_path, [other], here=False) == results.Origin(today, "H100; A100")
+    with pytest.raises(subprocess.CalledProcessError):
+        runner.Comparison(TEXT, tmp_path, 4, 3).ldlm("no-command")
+    *_, line = files.read_jsonl(place)
+    assert (line["date"], line["hardware"]) == (today, "this one")
+    files.write_atomic(place, files.dump_jsonl([{**line, "date": "2026-01-02", "hardware": "A100"}]))
+    for here in (False, True):
+        assert results.origin(tmp_path, [other], here=here) == results.Origin("2026-01-02", "A100; H100")
+
+
 def test_seeds_that_run_at_once_share_the_trials_of_a_learning_rate(tmp_path, monkeypatch):
     """Threads stand for processes: a lock on a folder keeps both apart."""
     at_work, tried = threading.Lock(), []
@@ -437,9 +456,7 @@ def test_evaluations_of_texts_that_were_drawn_before_a_kill_are_those_of_ldlm_al
     monkeypatch.setattr(runner.Comparison, "train", lambda *arguments: None)
     monkeypatch.setattr(runner.Comparison, "_score", lambda *arguments: {"num_texts": 3})
     (draw,) = (
-        one
-        for one in plan.draws([0], [8], list(plan.RIVALS) + ["ldlm"])
-        if one.way.key == way and one.regime == plan.EQUAL_STEPS
+        one for one in plan.draws([0], [8], list(plan.NAMES)) if one.way.key == way and one.regime == plan.EQUAL_STEPS
     )
     runner.Comparison(TEXT, tmp_path, 4, 3).draw(draw)
     record = files.read_json(tmp_path / draw.texts.with_suffix(".json"))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from benchmarks.comparison.plan import (
     run_path,
 )
 from benchmarks.comparison.sources import Source
-from ldlm import artifact, files
+from ldlm import artifact, files, runtime
 from ldlm.errors import InputError
 from ldlm.versions import library_versions
 
-REAL = Path("texts/real.json")
+COMMANDS, REAL = Path("commands.jsonl"), Path("texts/real.json")
 SPENT = ("cpu_seconds", "seconds")
 SHOWN = 3  # texts printed for each way, the first ones
 
@@ -123,7 +124,7 @@ def _model(folder: Path) -> dict[str, Any]:
 def _spent_by_output(folder: Path) -> dict[str, dict[str, float]]:
     """Wall-clock and CPU seconds of the commands for each output, all attempts together."""
     total: dict[str, dict[str, float]] = {}
-    for line in files.read_jsonl(folder / "commands.jsonl"):
+    for line in files.read_jsonl(folder / COMMANDS):
         words = line["ldlm"]
         if "--output" in words:
             own = total.setdefault(words[words.index("--output") + 1], dict.fromkeys(SPENT, 0.0))
@@ -188,22 +189,40 @@ def read(path: Path, source: Source) -> dict[str, Any]:
     return record
 
 
-def write(figures: Mapping[str, Any], source: Source, machines: Sequence[str], out: Path | None) -> None:
-    """Print the tables with samples; into `out`, also write them, the figures as JSON and the picture.
+@dataclass(frozen=True)
+class Origin:
+    """When and where the figures were measured."""
 
-    `machines` are those on which the figures were measured.
+    date: str  # of the newest command; today where no record says
+    hardware: str | None  # every machine that a record names, "; " between them; None where none does
+
+
+def origin(folder: Path, others: Collection[Mapping[str, Any]], *, here: bool) -> Origin:
+    """The origin of the figures in the folder and in other results; with `here`, this machine's where no record says.
+
+    Commands of earlier versions were listed without it.
     """
-    date = datetime.date.today().isoformat()
+    own = [line for line in files.read_jsonl(folder / COMMANDS) if "hardware" in line]
+    if not own:
+        own = [{"date": datetime.date.today().isoformat(), "hardware": runtime.hardware() if here else None}]
+    records = [*own, *others]
+    machines = dict.fromkeys(name for one in records if one["hardware"] for name in one["hardware"].split("; "))
+    return Origin(max(one["date"] for one in records), "; ".join(machines) or None)
+
+
+def write(figures: Mapping[str, Any], source: Source, measured: Origin, out: Path | None) -> None:
+    """Print the tables with samples; into `out`, also write them, the figures as JSON and the picture."""
+    date, hardware = measured.date, measured.hardware
     head = (
-        f"# {source.title} of {date}\n\n{'; '.join(machines)}, one thread each; text {figures['text']['file']}, "
-        f"{len(figures['seeds'])} seeds, {figures['references']['real']['num_texts']} texts of each set. "
+        f"# {source.title} of {date}\n\n{hardware or 'Hardware not recorded'}, one thread each; "
+        f"text {figures['text']['file']}, {len(figures['seeds'])} seeds, {figures['references']['real']['num_texts']} texts of each set. "
         f"{source.about(figures)}"
     )
     document = f"{head}\n\n{tables.tables(figures, source)}\n## Samples\n\n{tables.samples(figures)}"
     print(document)
     if out is not None:
         files.make_folder(out)
-        made = {"source": source.stem, "date": date, "hardware": "; ".join(machines)}
+        made = {"source": source.stem, "date": date, "hardware": hardware}
         record = {**made, "versions": library_versions(), "figures": figures}
         files.write_atomic(out / f"{source.stem}-{date}.md", document)
         files.write_atomic(out / f"{source.stem}-{date}.json", files.dump_json(record))

@@ -23,11 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.__main__ import hardware
 from benchmarks.comparison import autoregressive, plan, results
 from benchmarks.comparison.plan import AUTOREGRESSIVE, EQUAL_FLOPS, EQUAL_STEPS, LDLM, NAMES, RIVALS, Draw, run_path
 from benchmarks.comparison.sources import RealText, Source
-from ldlm import files, locks, memory
+from ldlm import files, locks, memory, runtime
 from ldlm.errors import InputError
 
 
@@ -49,8 +48,9 @@ class Comparison:
             shown = subprocess.run(command, cwd=self.folder, check=True, stdout=subprocess.PIPE, text=True).stdout
         finally:
             spent = {"seconds": time.perf_counter() - started, "cpu_seconds": _cpu_of_children() - cpu}
-            with open(self.folder / "commands.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"ldlm": words, **spent}, ensure_ascii=False) + "\n")
+            line = {"ldlm": words, **spent, **runtime.occasion()}
+            with open(self.folder / results.COMMANDS, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
         return json.loads(shown)
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -264,8 +264,8 @@ def go(chosen: argparse.Namespace, source: Source) -> None:
         found = results.joined(found, {path: other["figures"] for path, other in others.items()})
     except (InputError, subprocess.CalledProcessError) as error:
         sys.exit(f"Error: {error}")
-    machines = list(dict.fromkeys([hardware(), *(other["hardware"] for other in others.values())]))
-    results.write(found, source, machines, chosen.results)
+    measured = results.origin(comparison.folder, others.values(), here=not chosen.report)
+    results.write(found, source, measured, chosen.results)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
