@@ -215,8 +215,8 @@ def write(figures: Mapping[str, Any], source: Source, measured: Origin, out: Pat
     date, hardware = measured.date, measured.hardware
     head = (
         f"# {source.title} of {date}\n\n{hardware or 'Hardware not recorded'}, one thread each; "
-        f"text {figures['text']['file']}, {len(figures['seeds'])} seeds, {figures['references']['real']['num_texts']} texts of each set. "
-        f"{source.about(figures)}"
+        f"text {figures['text']['file']}, {len(figures['seeds'])} seeds, "
+        f"{figures['references']['real']['num_texts']} texts of each set. {source.about(figures)}"
     )
     document = f"{head}\n\n{tables.tables(figures, source)}\n## Samples\n\n{tables.samples(figures)}"
     print(document)
