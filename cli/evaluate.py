@@ -110,12 +110,17 @@ def command(
 
 
 def _record(results: list[FileScores], over_seeds: SeedScores | None) -> dict[str, Any]:
+    from ldlm import runtime
+    from ldlm.versions import library_versions
+
     own = [result.to_json() for result in results if result.role == "texts"]
     reference = [result.to_json() for result in results if result.role == "reference"]
     return {
         **({"over_seeds": over_seeds.to_json()} if over_seeds else {}),
         **(own[0] if len(own) == 1 else {"files": own}),
         **({"reference": reference[0]} if reference else {}),
+        **runtime.occasion(),
+        "versions": library_versions(),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import gc
 import json
 import os
@@ -55,6 +56,11 @@ def device(name: str) -> torch.device:
 def hardware() -> str:
     """The GPU, or the processor if there is none."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+
+
+def occasion() -> dict[str, str]:
+    """The date and the hardware of what is measured now, for its record."""
+    return {"date": datetime.date.today().isoformat(), "hardware": hardware()}
 
 
 def processor() -> str:

@@ -63,7 +63,7 @@ def run(
     written = []
     for made in plans:
         found = results.collect(made, out)
-        record = results.write(found, out, _command(config, made.exhibit.name, runner.text_name))
+        record = results.write(found, out, _command(config, made.exhibit.name, runner.text_name), report=report)
         pictures.draw(found, out)
         written.append((record, found))
     runner.check()

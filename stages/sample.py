@@ -102,8 +102,9 @@ def _drawn(
 
 
 def _cost(started: float, texts: int, generator: Generator) -> dict[str, Any]:
-    """Seconds, texts and evaluations that drawing took, for the result but not for the record."""
-    return {"seconds": round(time.perf_counter() - started, 2), "texts_made": texts, **generator.figures()}
+    """Time, place, texts and evaluations of the drawing, for the result but not for the record."""
+    seconds = round(time.perf_counter() - started, 2)
+    return {"seconds": seconds, **runtime.occasion(), "texts_made": texts, **generator.figures()}
 
 
 def _provenance(sample: AnySampleConfig, path: Path, generator: Generator, source: Source) -> dict[str, Any]:

@@ -1,8 +1,13 @@
 """The comparison with rival methods: its reference model by hand, order, tables, and the harness at toy size."""
 
+import datetime
 import json
 import math
 import shutil
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +16,7 @@ import torch
 
 from benchmarks.comparison import autoregressive, picture, plan, results, runner, stories, tables
 from benchmarks.comparison.sources import RealText
-from ldlm import files
+from ldlm import files, runtime
 from ldlm.errors import InputError
 from ldlm.stories.grammar import KINDS
 from tests.conftest import BIGRAMS
@@ -371,6 +376,91 @@ def test_another_text_is_not_taken_for_the_first(toy, corpus, few_lines, tmp_pat
         runner.main(["--text", str(few_lines), *command])
     with pytest.raises(SystemExit, match=r"has trainings of 3,000 steps, not 50; give --steps 3000, or another"):
         runner.main(["--text", str(corpus), "--steps", "50", *command])
+
+
+def test_a_table_has_one_number_of_texts_and_real_text_is_measured_again_when_it_grows(toy, corpus, tmp_path):
+    out, source = tmp_path / "c", RealText(corpus)
+    command = ["--text", str(corpus), "--output", str(out), "--steps", "2", "--methods", "ar", "--budgets", "8"]
+    runner.main([*command, "--seeds", "0", "1", "--texts", "3"])
+    draws = {one.way.key: one.texts.with_suffix(".json") for one in plan.draws([0], [8], ["mdlm"])}
+    for way, texts in {"mdlm": 3, "mdlm-p": 6}.items():
+        files.write_json(out / draws[way], {"num_texts": texts})
+        (out / draws[way]).with_suffix(".jsonl").write_text('{"text": "One."}\n' * texts)
+    runner.main([*command, "--seeds", "0", "--texts", "6"])
+    found = results.collect(source, out, (0, 1), (8,))
+    assert found["references"]["real"]["num_texts"] == 6
+    assert [(one["seed"], one["num_texts"]) for one in found["references"]["ar"]] == [(0, 6)]
+    assert [(one["way"], one["num_texts"]) for one in found["rows"]] == [("mdlm-p", 6)]
+    assert list(found["samples"]) == ["mdlm-p", "ar"]
+    assert list(results.collect(source, out, (1,), (8,))["samples"]) == []
+    before = len(toy)
+    with pytest.raises(SystemExit, match=r"has sets of 6 texts, and --texts 5 asks for fewer; give --texts 6 or more"):
+        runner.main([*command, "--texts", "5"])
+    assert len(toy) == before
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_report_on_a_folder_without_findings_is_one_line(there, tmp_path):
+    out = tmp_path / "c"
+    if there:
+        out.mkdir()
+    for report, own in ((runner.main, ["--text", "novels.txt"]), (stories.main, [])):
+        with pytest.raises(
+            SystemExit, match=r"Error: .*c has no measured texts, so there is nothing to report; run it"
+        ):
+            report([*own, "--output", str(out), "--report"])
+
+
+def test_hardware_and_date_are_those_of_the_commands_and_not_of_the_report(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "hardware", lambda: "this one")
+    today, place = datetime.date.today().isoformat(), tmp_path / "commands.jsonl"
+    place.write_text(files.dump_jsonl([{"ldlm": ["train"], "seconds": 1.0, "cpu_seconds": 1.0}]))  # as it was before
+    assert results.origin(tmp_path, [], here=False) == results.Origin(today, None)
+    assert results.origin(tmp_path, [], here=True) == results.Origin(today, "this one")
+    other = {"date": "2026-01-01", "hardware": "H100; A100"}
+    assert results.origin(tmp_path, [other], here=False) == results.Origin(today, "H100; A100")
+    with pytest.raises(subprocess.CalledProcessError):
+        runner.Comparison(TEXT, tmp_path, 4, 3).ldlm("no-command")
+    *_, line = files.read_jsonl(place)
+    assert (line["date"], line["hardware"]) == (today, "this one")
+    files.write_atomic(place, files.dump_jsonl([{**line, "date": "2026-01-02", "hardware": "A100"}]))
+    for here in (False, True):
+        assert results.origin(tmp_path, [other], here=here) == results.Origin("2026-01-02", "A100; H100")
+
+
+def test_seeds_that_run_at_once_share_the_trials_of_a_learning_rate(tmp_path, monkeypatch):
+    """Threads stand for processes: a lock on a folder keeps both apart."""
+    at_work, tried = threading.Lock(), []
+
+    def train(comparison, output, method, seed, steps, *more):
+        assert at_work.acquire(blocking=False), "another process is at work"
+        tried.append(output.name)
+        time.sleep(0.05)
+        manifest = {"held_out": {"loss": abs(float(more[-1].split("=")[1]) - 1e-3)}}
+        files.write_atomic(comparison.folder / output / "manifest.json", files.dump_digested(manifest))
+        at_work.release()
+
+    monkeypatch.setattr(runner.Comparison, "_train", train)
+    folder = tmp_path / "c"
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(runner.Comparison(TEXT, folder, 4, 3).rate, "mdlm") for _ in range(2)]
+    assert [one.result() for one in asked] == [1e-3, 1e-3]
+    assert tried == [f"mdlm-{rate:g}" for rate in plan.RATES]
+
+
+@pytest.mark.parametrize(("way", "known"), [("ldlm", 8), ("mdlm", None), ("remdm", None)])
+def test_evaluations_of_texts_that_were_drawn_before_a_kill_are_those_of_ldlm_alone(way, known, tmp_path, monkeypatch):
+    """`ldlm sample` counts those that it takes itself, and LDLM takes one a step; a rival's may be fewer."""
+    complete = {"kind": "samples"}  # its record, which is all that it prints where nothing is left to draw
+    monkeypatch.setattr(runner.Comparison, "ldlm", lambda *arguments: complete)
+    monkeypatch.setattr(runner.Comparison, "train", lambda *arguments: None)
+    monkeypatch.setattr(runner.Comparison, "_score", lambda *arguments: {"num_texts": 3})
+    (draw,) = (
+        one for one in plan.draws([0], [8], list(plan.NAMES)) if one.way.key == way and one.regime == plan.EQUAL_STEPS
+    )
+    runner.Comparison(TEXT, tmp_path, 4, 3).draw(draw)
+    record = files.read_json(tmp_path / draw.texts.with_suffix(".json"))
+    assert record == {"cpu_seconds": None, "seconds": None, "evaluations": known, "num_texts": 3}
 
 
 @pytest.mark.slow

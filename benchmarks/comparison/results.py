@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from benchmarks.comparison.plan import (
     run_path,
 )
 from benchmarks.comparison.sources import Source
-from ldlm import artifact, files
+from ldlm import artifact, files, runtime
 from ldlm.errors import InputError
 from ldlm.versions import library_versions
 
-REAL = Path("texts/real.json")
+COMMANDS, REAL = Path("commands.jsonl"), Path("texts/real.json")
 SPENT = ("cpu_seconds", "seconds")
 SHOWN = 3  # texts printed for each way, the first ones
 
@@ -39,27 +40,33 @@ def autoregressive_texts(seed: int) -> Path:
 
 
 def collect(source: Source, folder: Path, seeds: Sequence[int], budgets: Sequence[int]) -> dict[str, Any]:
-    """The figures of everything finished so far."""
+    """The figures of everything finished so far; `InputError` if not even the real texts are measured.
+
+    Sets of texts are compared, so those of another size than the real texts' are left out: they were measured before
+    `--texts` was raised.
+    """
+    if not (folder / REAL).exists():
+        raise InputError(
+            f"{folder} has no measured texts, so there is nothing to report; run it without --report first"
+        )
+    real = files.read_json(folder / REAL)
     costs = {path.stem: files.read_json(path) for path in sorted((folder / "costs").glob("*.json"))}
     spent = _spent_by_output(folder)
     every = draws(seeds, sorted(budgets), list(NAMES))
-    found = [one for one in every if _record(folder, one).exists()]
+    found = {one: record for one in every if (record := _measured(folder / one.texts, real))}
+    reference = {seed: record for seed in seeds if (record := _measured(folder / autoregressive_texts(seed), real))}
     return {
         "text": files.read_json(folder / "text" / "text.json"),
         "models": {name: _model(folder / name) for name in source.models},
         "seeds": list(seeds),
         "rates": {path.stem: files.read_json(path) for path in sorted((folder / "rates").glob("*.json"))},
         "trainings": [*_trainings(folder, seeds, costs, spent)],
-        "rows": [_row(one, files.read_json(_record(folder, one))) for one in found],
+        "rows": [_row(one, record) for one, record in found.items()],
         "references": {
-            "real": files.read_json(folder / REAL),
-            AUTOREGRESSIVE: [
-                {"seed": seed, **files.read_json(path)}
-                for seed in seeds
-                if (path := folder / autoregressive_texts(seed).with_suffix(".json")).exists()
-            ],
+            "real": real,
+            AUTOREGRESSIVE: [{"seed": seed, **record} for seed, record in reference.items()],
         },
-        "samples": _samples(folder, found, seeds[0]),
+        "samples": _samples(folder, [*found], [*reference], seeds[0]),
     }
 
 
@@ -97,8 +104,11 @@ SAME: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
 }
 
 
-def _record(folder: Path, one: Draw) -> Path:
-    return folder / one.texts.with_suffix(".json")
+def _measured(texts: Path, real: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The record of a set of texts; None without one, or for another number of texts than of the real ones."""
+    path = texts.with_suffix(".json")
+    record: dict[str, Any] | None = files.read_json(path) if path.exists() else None
+    return record if record is not None and record["num_texts"] == real["num_texts"] else None
 
 
 def _row(one: Draw, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +124,7 @@ def _model(folder: Path) -> dict[str, Any]:
 def _spent_by_output(folder: Path) -> dict[str, dict[str, float]]:
     """Wall-clock and CPU seconds of the commands for each output, all attempts together."""
     total: dict[str, dict[str, float]] = {}
-    for line in files.read_jsonl(folder / "commands.jsonl"):
+    for line in files.read_jsonl(folder / COMMANDS):
         words = line["ldlm"]
         if "--output" in words:
             own = total.setdefault(words[words.index("--output") + 1], dict.fromkeys(SPENT, 0.0))
@@ -145,15 +155,17 @@ def _trainings(
                     }
 
 
-def _samples(folder: Path, found: Sequence[Draw], seed: int) -> dict[str, dict[str, Any]]:
-    """The first texts of each way with equal steps, at the budget nearest to the paper's 128."""
+def _samples(folder: Path, found: Sequence[Draw], references: Sequence[int], seed: int) -> dict[str, dict[str, Any]]:
+    """The first texts of each way with equal steps, at the budget nearest to the paper's 128.
+
+    `references` are the seeds that have texts of the autoregressive model.
+    """
     shown: dict[str, dict[str, Any]] = {}
     own = [one for one in found if one.seed == seed and one.regime == EQUAL_STEPS]
     for one in sorted(own, key=lambda one: -abs(one.budget - 128)):
         shown[one.way.key] = {"budget": one.budget, "texts": _first(folder / one.texts)}
-    texts = folder / autoregressive_texts(seed)
-    if texts.exists():
-        shown[AUTOREGRESSIVE] = {"budget": None, "texts": _first(texts)}
+    if seed in references:
+        shown[AUTOREGRESSIVE] = {"budget": None, "texts": _first(folder / autoregressive_texts(seed))}
     ordered = {way.key: shown[way.key] for way in WAYS if way.key in shown}
     return {**ordered, **{key: shown[key] for key in shown if key not in ordered}}
 
@@ -177,22 +189,40 @@ def read(path: Path, source: Source) -> dict[str, Any]:
     return record
 
 
-def write(figures: Mapping[str, Any], source: Source, machines: Sequence[str], out: Path | None) -> None:
-    """Print the tables with samples; into `out`, also write them, the figures as JSON and the picture.
+@dataclass(frozen=True)
+class Origin:
+    """When and where the figures were measured."""
 
-    `machines` are those on which the figures were measured.
+    date: str  # of the newest command; today where no record says
+    hardware: str | None  # every machine that a record names, "; " between them; None where none does
+
+
+def origin(folder: Path, others: Collection[Mapping[str, Any]], *, here: bool) -> Origin:
+    """The origin of the figures in the folder and in other results; with `here`, this machine's where no record says.
+
+    Commands of earlier versions were listed without it.
     """
-    date = datetime.date.today().isoformat()
+    own = [line for line in files.read_jsonl(folder / COMMANDS) if "hardware" in line]
+    if not own:
+        own = [{"date": datetime.date.today().isoformat(), "hardware": runtime.hardware() if here else None}]
+    records = [*own, *others]
+    machines = dict.fromkeys(name for one in records if one["hardware"] for name in one["hardware"].split("; "))
+    return Origin(max(one["date"] for one in records), "; ".join(machines) or None)
+
+
+def write(figures: Mapping[str, Any], source: Source, measured: Origin, out: Path | None) -> None:
+    """Print the tables with samples; into `out`, also write them, the figures as JSON and the picture."""
+    date, hardware = measured.date, measured.hardware
     head = (
-        f"# {source.title} of {date}\n\n{'; '.join(machines)}, one thread each; text {figures['text']['file']}, "
-        f"{len(figures['seeds'])} seeds, {figures['references']['real']['num_texts']} texts of each set. "
-        f"{source.about(figures)}"
+        f"# {source.title} of {date}\n\n{hardware or 'Hardware not recorded'}, one thread each; "
+        f"text {figures['text']['file']}, {len(figures['seeds'])} seeds, "
+        f"{figures['references']['real']['num_texts']} texts of each set. {source.about(figures)}"
     )
     document = f"{head}\n\n{tables.tables(figures, source)}\n## Samples\n\n{tables.samples(figures)}"
     print(document)
     if out is not None:
         files.make_folder(out)
-        made = {"source": source.stem, "date": date, "hardware": "; ".join(machines)}
+        made = {"source": source.stem, "date": date, "hardware": hardware}
         record = {**made, "versions": library_versions(), "figures": figures}
         files.write_atomic(out / f"{source.stem}-{date}.md", document)
         files.write_atomic(out / f"{source.stem}-{date}.json", files.dump_json(record))

@@ -23,11 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.__main__ import hardware
 from benchmarks.comparison import autoregressive, plan, results
 from benchmarks.comparison.plan import AUTOREGRESSIVE, EQUAL_FLOPS, EQUAL_STEPS, LDLM, NAMES, RIVALS, Draw, run_path
 from benchmarks.comparison.sources import RealText, Source
-from ldlm import files, memory
+from ldlm import files, locks, memory, runtime
 from ldlm.errors import InputError
 
 
@@ -49,8 +48,9 @@ class Comparison:
             shown = subprocess.run(command, cwd=self.folder, check=True, stdout=subprocess.PIPE, text=True).stdout
         finally:
             spent = {"seconds": time.perf_counter() - started, "cpu_seconds": _cpu_of_children() - cpu}
-            with open(self.folder / "commands.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"ldlm": words, **spent}, ensure_ascii=False) + "\n")
+            line = {"ldlm": words, **spent, **runtime.occasion()}
+            with open(self.folder / results.COMMANDS, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
         return json.loads(shown)
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -59,10 +59,11 @@ class Comparison:
     def prepare(self) -> None:
         """Make text, encoder, scorer, store and real texts."""
         self._check_steps()
+        self._check_texts()
         self.source.prepare(self)
         parts = ("--data", plan.part("train"), "--validation-data", plan.part("held-out"))
         self._make("features", "extract-features", "--encoder", "encoder", *parts, "--seq-len", plan.SEQ_LEN)
-        if not (self.folder / results.REAL).exists():
+        if not self._done(results.REAL):
             self.ldlm("features", "texts", "features", "--rows", self.texts, "--output", "texts/real.jsonl")
             self._keep(results.REAL, self._score(Path("texts/real.jsonl")))
 
@@ -76,6 +77,16 @@ class Comparison:
                 "--output"
             )
         files.write_json(place, {"steps": self.steps})
+
+    def _check_texts(self) -> None:
+        """`InputError` where real texts were measured on larger sets: files of texts grow, and never shrink."""
+        place = self.folder / results.REAL
+        there = files.read_json(place)["num_texts"] if place.exists() else 0
+        if there > self.texts:
+            raise InputError(
+                f"{self.folder} has sets of {there:,} texts, and --texts {self.texts} asks for fewer; give --texts "
+                f"{there} or more, or another --output"
+            )
 
     def pretrain(self, name: str, part: str, tokenizer: Sequence[object], sizes: dict[str, int]) -> None:
         """Pretrain a GPT-2 on a part of the text, with the options of a tokenizer."""
@@ -113,9 +124,20 @@ class Comparison:
         return ("--features", "features", "--preset", "tiny", *own)
 
     def rate(self, method: str) -> float:
-        """The learning rate with which a rival's loss on held-out rows is lowest after a short training."""
+        """The learning rate with which a rival's loss on held-out rows is lowest after a short training.
+
+        All seeds share the trials. A process waits while another one is at them.
+        """
+        lock = self.folder / "locks" / f"rates-{method}"
+        files.make_folder(lock)
+        with locks.exclusive_lock(lock, wait=True):
+            losses = self._tried(method)
+        return float(min(losses, key=lambda rate: losses[rate]))
+
+    def _tried(self, method: str) -> dict[str, float]:
+        """A rival's loss on held-out rows after a short training with each learning rate."""
         place = self.folder / "rates" / f"{method}.json"
-        losses = files.read_json(place) if place.exists() else {}
+        losses: dict[str, float] = files.read_json(place) if place.exists() else {}
         if missing := [rate for rate in plan.RATES if f"{rate:g}" not in losses]:
             for rate in missing:
                 run = Path("rates") / f"{method}-{rate:g}"
@@ -123,7 +145,7 @@ class Comparison:
                 manifest = files.read_digested(self.folder / run / "manifest.json", "train it again")
                 losses[f"{rate:g}"] = manifest["held_out"]["loss"]
             files.write_json(place, losses)
-        return float(min(losses, key=lambda rate: losses[rate]))
+        return losses
 
     def steps_of(self, method: str, regime: str) -> int:
         """Steps of a method under a regime; for equal FLOPs, LDLM's cost as much as the most expensive rival's."""
@@ -156,7 +178,8 @@ class Comparison:
         cost = {"cpu_seconds": _cpu_of_children() - started, "seconds": drawn.get("seconds")}
         if drawn.get("texts_made") != self.texts:  # resumed after an interruption
             cost = dict.fromkeys(cost)
-        evaluations = drawn.get("evaluations_per_text", draw.budget)  # for LDLM one per step, with both its samplers
+        counted = draw.budget if draw.way.method == LDLM else None  # one per step, with both of LDLM's samplers
+        evaluations = drawn.get("evaluations_per_text", counted)  # of texts that were there already, not known
         self._keep(record, {**cost, "evaluations": evaluations, **self._score(draw.texts)})
 
     def draw_autoregressive(self, seed: int) -> None:
@@ -241,8 +264,8 @@ def go(chosen: argparse.Namespace, source: Source) -> None:
         found = results.joined(found, {path: other["figures"] for path, other in others.items()})
     except (InputError, subprocess.CalledProcessError) as error:
         sys.exit(f"Error: {error}")
-    machines = list(dict.fromkeys([hardware(), *(other["hardware"] for other in others.values())]))
-    results.write(found, source, machines, chosen.results)
+    measured = results.origin(comparison.folder, others.values(), here=not chosen.report)
+    results.write(found, source, measured, chosen.results)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

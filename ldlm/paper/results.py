@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from ldlm import files, markdown
-from ldlm.paper import findings, orderings
+from ldlm.paper import findings, orderings, origin
 from ldlm.paper.comparing import Figures, Place, Values
 from ldlm.paper.exhibits import Exhibit
 from ldlm.paper.orderings import Judged
+from ldlm.paper.origin import Origin
 from ldlm.paper.plan import Plan
 from ldlm.paper.printed import QUANTITIES, shown
 from ldlm.paper.rows import Row
 from ldlm.paper.settings import TINY
-from ldlm.versions import library_versions
 
 
 @dataclass(frozen=True)
@@ -59,21 +58,19 @@ class Result:
         """The table or figure."""
         return self.plan.exhibit
 
-    def to_json(self, command: str, text: Mapping[str, Any] | None) -> dict[str, Any]:
+    def to_json(self, command: str, text: Mapping[str, Any] | None, measured: Origin) -> dict[str, Any]:
         """The record that is committed: figures, verdicts, sizes, hardware, date and command."""
-        from ldlm import runtime
-
         size = self.plan.size
         return {
             "exhibit": self.exhibit.name,
             "title": self.exhibit.title,
             "scale": size.scale,
-            "date": datetime.date.today().isoformat(),
-            "hardware": runtime.hardware(),
+            "date": measured.date,
+            "hardware": measured.hardware,
             "command": command,
-            "versions": library_versions(),
+            "versions": measured.versions,
             "text": None if text is None else dict(text),
-            "seeds": size.seeds if any(measured.jobs for measured in self.plan.rows) else 0,
+            "seeds": size.seeds if self.plan.jobs else 0,
             "sampling_seeds": size.draws,
             "rows": [self._row(row) for row in self._rows()],
             "statements": [
@@ -173,7 +170,8 @@ def caption(record: Mapping[str, Any]) -> str:
     """The line above a table: scale, seeds, hardware and date of its figures."""
     spread = "training seeds" if record["seeds"] > 1 else "sampling seeds"
     steps = sorted({row["steps"] for row in record["rows"] if row["steps"] is not None})
-    when = f"{record['hardware']}, {record['date']}."
+    where = record["hardware"]
+    when = f"Reported on {record['date']}." if where is None else f"{where}, {record['date']}."
     if record["seeds"] == 0:
         return f"Computed, nothing is trained. {when}"
     trained = f", rows of {' and '.join(f'{count:,}' for count in steps)} steps" if steps else ""
@@ -216,10 +214,14 @@ def _runs(plan: Plan) -> dict[str, tuple[str, ...]]:
     return {key: tuple(one.run for one in plan.rows if one.row.key == key and one.run is not None) for key in keys}
 
 
-def write(result: Result, folder: Path, command: str) -> dict[str, Any]:
-    """Write the table as JSON and Markdown into the folder; return the record."""
-    text = folder / "text" / "text.json"
-    record = files.finite(result.to_json(command, files.read_json(text) if text.exists() else None))
+def write(result: Result, folder: Path, command: str, *, report: bool = False) -> dict[str, Any]:
+    """Write the table as JSON and Markdown into the folder; return the record.
+
+    With `report`, this process has measured nothing but what takes no job.
+    """
+    text, jobs = folder / "text" / "text.json", result.plan.jobs
+    measured = origin.of_jobs(jobs, folder, here=not report or not jobs)
+    record = files.finite(result.to_json(command, files.read_json(text) if text.exists() else None, measured))
     stem = f"{result.exhibit.name}-{result.plan.size.scale}"
     files.write_json(folder / f"{stem}.json", record)
     files.write_atomic(folder / f"{stem}.md", result.markdown(record))

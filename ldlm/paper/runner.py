@@ -16,9 +16,10 @@ from ldlm.errors import InputError, Stopped
 from ldlm.locks import passed_on
 from ldlm.paper import text
 from ldlm.paper.jobs import Job
+from ldlm.paper.origin import COMMANDS
 from ldlm.paper.plan import held_out_rows
 from ldlm.progress import Progress
-from ldlm.runtime import Stop
+from ldlm.runtime import Stop, occasion
 
 TEMPORARY_FAILURE = 75  # exit status of a stage stopped by a signal
 LOOK_EVERY, WAIT_EVERY = 0.2, 2.0  # seconds
@@ -104,8 +105,8 @@ class Runner:
         ) as child:
             printed = _printed(child, stop)
         spent = {"seconds": time.perf_counter() - started, "cpu_seconds": _cpu_of_children() - cpu}
-        line = {"ldlm": list(job.words), "status": child.returncode, **spent}
-        with open(self.folder / "commands.jsonl", "a", encoding="utf-8") as file:
+        line = {"ldlm": list(job.words), "makes": job.mark, "status": child.returncode, **spent, **occasion()}
+        with open(self.folder / COMMANDS, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
         if child.returncode == TEMPORARY_FAILURE and not stop.wished:
             raise Stopped(f"{job.kind} {job.output} was stopped")

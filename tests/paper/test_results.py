@@ -1,11 +1,12 @@
 """Verdicts on orderings, the bend of a loss, tables with the paper's figures beside ours, and the state of evidence."""
 
+import datetime
 import json
 import math
 
 import pytest
 
-from ldlm import files
+from ldlm import files, runtime
 from ldlm.paper import evidence, exhibits, findings, orderings, results
 from ldlm.paper.comparing import Figures
 from ldlm.paper.plan import Plan, Size
@@ -105,6 +106,67 @@ def test_what_was_not_run_is_an_empty_cell_and_no_verdict(tmp_path):
     found = results.collect(Plan(TABLE, Size(scale="tiny"), (A, B)), tmp_path)
     assert found.table()[1][0][1:3] == ["–", "66.3 ± 0.8"]
     assert {one.verdict for one in found.statements} == {"not run"}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Where and when
+
+
+LOGIN = "login node, 2 cores"
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """This process is on a machine that has measured nothing."""
+    monkeypatch.setattr(runtime, "hardware", lambda: LOGIN)
+
+
+def remember(path, **more):
+    files.write_json(path, {**files.read_json(path), **more})
+
+
+def test_a_report_has_date_hardware_and_versions_of_the_measurements_and_not_its_own(measured, elsewhere):
+    plan, folder = measured
+    first, *others = (folder / one.scores[None] for one in plan.rows)
+    remember(first, date="2026-01-03", hardware="A100", versions={"ldlm": "0.1.9"})
+    remember(others[0], date="2026-01-02", hardware="H100")
+    record = results.write(results.collect(plan, folder), folder, "ldlm paper table-7", report=True)
+    assert (record["date"], record["hardware"]) == ("2026-01-03", "A100; H100")
+    assert record["versions"] == {"ldlm": "0.1.9"}
+    assert "A100; H100, 2026-01-03." in (folder / "table-7-tiny.md").read_text(encoding="utf-8")
+
+
+def test_a_command_names_the_machine_of_what_it_has_made_itself_if_it_succeeded(measured, elsewhere):
+    plan, folder = measured
+    done = next(job for job in plan.jobs if job.mark == plan.rows[0].scores[None])
+    missing = next(job for job in plan.jobs if job.kind == "train")
+    lines = [
+        {"ldlm": [*done.words], "status": 0, "seconds": 1.0, "cpu_seconds": 1.0},  # of an earlier version
+        {"makes": done.mark, "status": 0, "date": "2026-01-02", "hardware": "A100"},
+        {"makes": done.mark, "status": 1, "date": "2026-01-04", "hardware": "H100"},
+        {"makes": missing.mark, "status": 0, "date": "2026-01-05", "hardware": "L40"},  # and was removed again
+    ]
+    (folder / "commands.jsonl").write_text(files.dump_jsonl(lines) + '{"ldlm": ["tr')
+    for report in (False, True):
+        record = results.write(results.collect(plan, folder), folder, "ldlm paper table-7", report=report)
+        assert (record["date"], record["hardware"]) == ("2026-01-02", "A100")
+
+
+def test_a_folder_of_before_claims_no_hardware_in_a_report_and_todays_in_the_command_itself(measured, elsewhere):
+    plan, folder = measured
+    today = datetime.date.today().isoformat()
+    record = results.write(results.collect(plan, folder), folder, "ldlm paper table-7", report=True)
+    assert (record["date"], record["hardware"], record["versions"]) == (today, None, None)
+    assert results.caption(record).endswith(f"over training seeds. Reported on {today}.")
+    record = results.write(results.collect(plan, folder), folder, "ldlm paper table-7")
+    assert (record["date"], record["hardware"], record["versions"]) == (today, LOGIN, library_versions())
+
+
+def test_what_takes_no_job_is_computed_by_the_report(tmp_path, elsewhere):
+    exhibit = exhibits.load("figure-5")
+    plan = Plan(exhibit, Size(scale="tiny"), tuple(exhibit.rows))
+    record = results.write(results.collect(plan, tmp_path), tmp_path, "ldlm paper figure-5", report=True)
+    assert (record["hardware"], record["versions"]) == (LOGIN, library_versions())
 
 
 # ----------------------------------------------------------------------------------------------------------------------

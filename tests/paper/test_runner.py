@@ -1,11 +1,13 @@
 """The runner: each job once, in order, resumed, shared between processes; a failure leaves the rest going."""
 
+import datetime
 import json
 import threading
 import time
 
 import pytest
 
+from ldlm import runtime
 from ldlm.errors import InputError
 from ldlm.locks import passed_on
 from ldlm.paper.jobs import Job
@@ -42,6 +44,14 @@ def test_jobs_run_once_in_the_order_of_their_needs_and_what_is_gone_is_made_agai
     (runner.folder / "kept/second.json").unlink()
     runner.run(jobs)
     assert outputs(runner.folder)[2:] == ["second"]
+
+
+def test_every_command_is_listed_with_what_it_makes_where_and_when(runner, monkeypatch):
+    monkeypatch.setattr(runtime, "hardware", lambda: "A100")
+    runner.run([job("one")])
+    (line,) = called(runner.folder)
+    assert (line["makes"], line["hardware"]) == ("kept/one.json", "A100")
+    assert line["date"] == datetime.date.today().isoformat()
 
 
 def test_a_job_that_fails_leaves_out_what_needs_it_and_is_tried_again(runner, notes):
