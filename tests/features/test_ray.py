@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray_cluster
@@ -16,13 +17,13 @@ from patience import patience
 
 from ldlm import config as configs
 from ldlm import presence
-from ldlm.config import LaunchConfig
-from ldlm.errors import InputError, Unreadable
+from ldlm.config import ExtractConfig, LaunchConfig
+from ldlm.errors import InputError, StorageError, Unreadable
 from ldlm.features import pieces, ray_engine, ray_worker
 from ldlm.features.begin import prepare
 from ldlm.features.packing import Packing
 from ldlm.location import locate
-from ldlm.progress import Progress, Task
+from ldlm.progress import SILENT, Progress, Task
 from ldlm.stages import extract_features
 
 WITHOUT = "Ray is in the extra `ray`"
@@ -325,6 +326,54 @@ def test_the_user_is_told_of_pieces_and_workers_that_wait_for_room(
     assert len([line for line in notes.lines if re.match("[12] of 3 workers are not ready", line)]) == 1
 
 
+class Lost(Exception):
+    """What Ray raises for a worker that died."""
+
+
+class LosingRay:
+    """Stands in for Ray: workers load the encoder, and die of each item that they are given."""
+
+    exceptions = SimpleNamespace(RayTaskError=type("RayTaskError", (Exception,), {}), RayError=Lost)
+
+    def get(self, call):
+        if call.startswith("ready"):
+            return "{}"
+        raise Lost
+
+    def wait(self, calls, **_):
+        return calls[:1], calls[1:]
+
+    def cancel(self, call):
+        """Nothing is under way."""
+
+
+class LosingWorker:
+    """A handle of such a worker; calls are names."""
+
+    def __init__(self):
+        self.calls = 0
+        self.ready = self.shard = self.block = self.describe = self
+
+    def options(self, **_):
+        return SimpleNamespace(remote=lambda: f"ready {id(self)} {self.remote()}")
+
+    def remote(self, *_):
+        self.calls += 1
+        return f"{id(self)} {self.calls}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "items", "named"),
+    [("shards", [("train", 3)], "shard train-00003"), ("blocks", [7], "block 7"), ("describe", None, "the merging of")],
+)
+def test_what_workers_are_lost_at_is_named(kind, items, named):
+    engine = ray_engine.RayEngine(LosingRay(), ExtractConfig(device="cpu"), LaunchConfig(engine="ray"), SILENT)
+    engine._workers = [LosingWorker(), LosingWorker()]
+    engine._live = [*engine._workers]
+    with pytest.raises(StorageError, match=f"^{named}.* was given to 4 workers, and all were lost"):
+        getattr(engine, kind)(*([] if items is None else [items, None]))
+
+
 @pytest.fixture(scope="module")
 def long(corpus, arguments, tmp_path_factory):
     """An extraction of hundreds of small shards as the command line takes it, and the store that one process makes."""
@@ -412,6 +461,8 @@ def test_workers_that_are_always_lost_end_the_command_with_one_line(start, long,
         time.sleep(0.05)
     _, said = process.communicate(timeout=patience())
     assert process.returncode == 1
-    assert re.match(rb"Error: shard train-\d{5} was given to 4 workers, and all were lost", said.splitlines()[-1])
+    while_loading = b"Error: every worker of the Ray cluster was lost while it loaded the encoder"
+    at_work = rb"Error: (the merging|block \d+|shard train-\d{5}).* was given to 4 workers, and all were lost"
+    assert said.splitlines()[-1].startswith(while_loading) or re.match(at_work, said.splitlines()[-1])
     assert b"Traceback" not in said
     assert not (tmp_path / "f" / "manifest.json").exists()
