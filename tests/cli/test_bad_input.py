@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -550,11 +551,16 @@ def test_a_dry_run_of_a_sweep_reads_what_stands_beside_it(refuse, trained, gpt2)
     assert "--external takes NAME=FILE,NFE,SECONDS" in refuse(*words)
 
 
-def test_texts_of_a_run_that_is_not_finished_say_so(run_copy, trained, ldlm):
-    words = ("--num-samples", 1, "--steps", 1, "--device", "cpu")
-    assert "is not finished" not in ldlm("sample", "--run", trained, *words).stderr
-    (run_copy / "manifest.json").unlink()
-    assert "is not finished: its newest checkpoint is from step" in ldlm("sample", "--run", run_copy, *words).stderr
+@pytest.mark.parametrize("method", ["ldlm", "mdlm"])
+def test_texts_and_exports_of_a_run_that_is_not_finished_say_so(trained, token_runs, ldlm, tmp_path, method):
+    run = trained if method == "ldlm" else token_runs(method)
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    (copy / "manifest.json").unlink()
+    words = {"sample": ("--num-samples", 1, "--steps", 1, "--device", "cpu"), "export": ("--output", tmp_path / "out")}
+    for command, given in words.items():
+        assert "is not finished" not in ldlm(command, "--run", run, *given).stderr
+        done = ldlm(command, "--run", copy, *given, *(["--overwrite"] if command == "export" else []))
+        assert f"{copy} is not finished: its newest checkpoint is from step" in done.stderr
 
 
 def test_ctrl_c_says_that_the_same_command_goes_on(trained, ldlm, monkeypatch, tmp_path):
