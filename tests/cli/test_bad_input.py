@@ -530,6 +530,21 @@ def test_a_stream_where_a_file_should_be_written(refuse, trained, store, tmp_pat
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.parametrize("below", ["st.txt", "a/st.txt"])
+def test_a_file_where_an_output_needs_a_folder_is_named(refuse, tmp_path, below):
+    (tmp_path / "file").write_text("kept")
+    line = refuse("stories", "--documents", 3, "--output", tmp_path / "file" / below)
+    assert line == f"{tmp_path / 'file'} is a file, and a folder is needed there; choose another path"
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no /proc, where no folder can be made")
+def test_a_place_where_no_folder_can_be_made_is_named(refuse, trained):
+    for command, out in (("export", "--output"), ("sample", "--trace")):
+        line = refuse(command, "--run", trained, out, "/proc/out")
+        assert line == "/proc/out: no folder can be made here; choose another"
+
+
 def test_a_file_where_a_folder_is_read_is_no_missing_folder(refuse, corpus, out):
     line = refuse("train", "--features", corpus, "--preset", "tiny", "--output", out)
     assert line.startswith(f"{corpus} is a file, and a feature store is a folder; ")
