@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -33,9 +35,8 @@ TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h: schedulers take it as "run 
 
 # System errors that are not bugs: no room, no permission, a file where a folder should be.
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-SYSTEM_ERRORS = NO_ROOM | {
-    errno.EROFS, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG
-}  # fmt: skip
+NO_FOLDER = {errno.ENOTDIR, errno.EEXIST}
+SYSTEM_ERRORS = NO_ROOM | NO_FOLDER | {errno.EROFS, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
 
 
 class Commands(click.Group):
@@ -60,9 +61,18 @@ class Commands(click.Group):
         except OSError as error:
             if error.errno not in SYSTEM_ERRORS:
                 raise
-            where = "" if error.filename is None else f"{error.filename}: "
-            room = "; make room and run the same command again" if error.errno in NO_ROOM else ""
-            leave(ctx, f"Error: {where}{error.strerror}{room}", 1)
+            leave(ctx, f"Error: {_refused(error)}", 1)
+
+
+def _refused(error: OSError) -> str:
+    """What the system has refused, with the remedy where one is known."""
+    path = None if error.filename is None else Path(os.fsdecode(error.filename))
+    above = () if path is None or error.errno not in NO_FOLDER else (path, *path.parents)
+    if file := next((part for part in above if part.is_file()), None):
+        return f"{file} is a file, and a folder is needed there; choose another path"
+    where = "" if path is None else f"{path}: "
+    room = "; make room and run the same command again" if error.errno in NO_ROOM else ""
+    return f"{where}{error.strerror}{room}"
 
 
 def leave(ctx: click.Context, line: str, status: int) -> NoReturn:

@@ -165,7 +165,12 @@ def make_folder(path: Path) -> None:
     if not path.is_dir():
         there = target(path)
         make_folder(there.parent)
-        there.mkdir(exist_ok=True)
+        try:
+            there.mkdir(exist_ok=True)
+        except FileNotFoundError:
+            if there.parent.is_dir():  # as /proc, which takes no folders
+                raise PermissionError(errno.EPERM, "no folder can be made here; choose another", str(there)) from None
+            raise
         fsync_dir(there.parent)
 
 

@@ -51,6 +51,7 @@ def run(
         if result.complete:
             progress.note(f"{out} is complete; nothing to do")
         else:
+            export.remark(progress)
             export.model(out).save_pretrained(out)
             result = result.finish(
                 **export.origin, **export.contents, sha256=files.sha256_file(out / "model.safetensors")

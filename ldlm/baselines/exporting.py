@@ -33,5 +33,6 @@ def of_run(config: TokenExportConfig, path: Path) -> Export:
         contents={"method": run.method, "precision": config.precision},
         parameters=exporting.parameters(networks),
         check=lambda: run.check(config.sampler),
+        remark=run.remark_on_end,
         model=model,
     )

@@ -11,8 +11,9 @@ from ldlm import config as configs
 from ldlm.baselines import methods
 from ldlm.baselines.backbone import Backbone
 from ldlm.baselines.drawer import DrawsTokens
-from ldlm.config import TokenTrainConfig
+from ldlm.config import TokenSampleConfig, TokenTrainConfig
 from ldlm.errors import InputError
+from ldlm.progress import Progress
 from ldlm.sampling.source import OpenRun
 
 
@@ -38,6 +39,10 @@ class TrainedTokenRun(DrawsTokens, OpenRun):
     def network(self) -> Backbone:
         """The network, with the averaged weights."""
         return self._network
+
+    def remark(self, config: TokenSampleConfig, progress: Progress) -> None:
+        """Note that the run is not finished, if that is so."""
+        self.remark_on_end(progress)
 
     def _check_method(self) -> None:
         if self.method == configs.LDLM:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from ldlm.config.baselines import ETA_BELONGS_TO, TOKEN_SAMPLERS, SamplerOfTokens
 from ldlm.config.export import ExportConfig
-from ldlm.config.fields import from_dict, merge
+from ldlm.config.fields import from_dict, merge, types_of
 from ldlm.config.methods import LDLM, TokenExportConfig, TokenSampleConfig, token_sampler
 from ldlm.config.model import SamplerConfig
 from ldlm.config.stages import SampleConfig, named_sampler
@@ -43,9 +43,7 @@ def _of_latents(cls: type, given: Mapping[str, Any], named: str | None, base: Ma
 
 
 def _of_tokens(method: str, cls: type, given: Mapping[str, Any], named: str | None, base: Mapping[str, Any]) -> Any:
-    for key in given:
-        if key in _names(cls) and key not in _names(OF_TOKENS[cls]):
-            raise InputError(f"{key} is a setting for runs of LDLM, and this one is of {method}, which has no latents")
+    _check_latents(method, cls, given)
     own = merge(_sampler(given), {} if named is None else {"name": named})
     start = _fitting(base.get("sampler", {}), own)
     settings = merge(start, own)
@@ -59,6 +57,27 @@ def _of_tokens(method: str, cls: type, given: Mapping[str, Any], named: str | No
     made = token_sampler(method, settings)
     _check_used(made, own)
     return replace(from_dict(chosen, rest), sampler=made)
+
+
+def _check_latents(method: str, cls: type, given: Mapping[str, Any]) -> None:
+    """`InputError` for settings that only runs of LDLM have, by the options that give them."""
+    own = [name for name in given if name in _names(cls) and name not in _names(OF_TOKENS[cls])]
+    if found := [option for name in own for option in _options(cls, name, given[name])]:
+        are, them = ("is", "it") if len(found) == 1 else ("are", "them")
+        raise InputError(
+            f"{', '.join(found)} {are} for runs of LDLM, and this one is of {method}, which has no latents; leave "
+            f"{them} out"
+        )
+
+
+def _options(cls: type, name: str, value: Any) -> list[str]:
+    """The options that give a setting, or the settings of a section; the section's name if there are none in it."""
+    names = [name]
+    if is_dataclass(types_of(cls)[name]):
+        if not (isinstance(value, Mapping) and value):
+            return [name]
+        names = list(value)
+    return [f"--{each.replace('_', '-')}" for each in names]
 
 
 def _fitting(start: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def read(path: Path, column: str = "text") -> Texts:
         if text is None or isinstance(text, Part):
             continue
         texts.append("".join(held))
-        tokens.append(_tokens(fields.get(own)))
+        tokens.append(_tokens(fields.get(own), texts[-1]))
         seeds.append(fields.get("seed"))
         held.clear()
     if not texts:
@@ -67,9 +67,11 @@ def read(path: Path, column: str = "text") -> Texts:
     )
 
 
-def _tokens(value: object) -> np.ndarray | None:
-    """Token ids (L,) int32, which take an eighth of the list's memory; None for anything else."""
-    if not isinstance(value, list) or not all(isinstance(token, int) and 0 <= token < 2**31 for token in value):
+def _tokens(value: object, text: str) -> np.ndarray | None:
+    """Token ids (L,) int32 of a text, which take an eighth of the list's memory; None for what can't be its tokens."""
+    if not isinstance(value, list) or not all(type(token) is int and 0 <= token < 2**31 for token in value):
+        return None
+    if not value and text.strip():
         return None
     return np.array(value, np.int32)
 

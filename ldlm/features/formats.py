@@ -6,6 +6,7 @@ import codecs
 import io
 import json
 import re
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import count as count_from
@@ -173,10 +174,21 @@ def row(source: Source, value: Any, column: str, place: str | Place) -> Row:
     fields = value if isinstance(value, dict) else {}
     text = fields.get(column, value)
     if not (isinstance(text, str) or (text is None and (column in fields or value is None))):
-        found = ", ".join(fields) if fields else "none"
-        raise InputError(f"{place} has no text in {column!r} (fields: {found}); set --text-column{_or_plain(source)}")
+        raise InputError(f"{place} {_no_text(fields, column)}{_or_plain(source)}")
     check_whole(text or "", place)
     return Row(text, fields)
+
+
+def _no_text(fields: Mapping[str, Any], column: str) -> str:
+    """What is wrong with an object that has no text in a field, and the remedy."""
+    found = f"(fields: {', '.join(fields) if fields else 'none'})"
+    if column in fields:
+        return (
+            f"holds {reprlib.repr(fields[column])} in {column!r}, which is no text; write it as a string, or set "
+            f"--text-column to another field {found}"
+        )
+    remedy = "set --text-column" if fields else f'write each text as {{"{column}": "…"}}'
+    return f"has no text in {column!r} {found}; {remedy}"
 
 
 def parquet_table(path: Path) -> Any:
@@ -192,15 +204,18 @@ def parquet(source: Source, column: str) -> Iterator[str | None]:
     import pyarrow as pa
 
     table = parquet_table(source.path)
+    fields = ", ".join(table.schema_arrow.names)
     if column not in table.schema_arrow.names:
-        fields = ", ".join(table.schema_arrow.names)
         raise InputError(f"{source.path} has no column {column!r} (columns: {fields}); set --text-column")
     if (count := table.schema_arrow.names.count(column)) > 1:
         raise InputError(f"{source.path} has {count} columns {column!r}; rename one, or set --text-column to another")
     kind = table.schema_arrow.field(column).type
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)):
-        raise InputError(f"{source.path}: column {column!r} holds {kind}, not text; set --text-column")
+        raise InputError(
+            f"{source.path}: column {column!r} holds {kind}, which is no text; write it as strings, or set "
+            f"--text-column to another column (columns: {fields})"
+        )
     groups = range(table.num_row_groups) if source.span is None else range(*source.span)
     read = sum(table.metadata.row_group(group).num_rows for group in range(groups.start))
     at_once = PARQUET_ROWS if pa.types.is_dictionary(kind) else _rows_at_once(table, column, groups)

@@ -7,6 +7,7 @@ into chunks of L−2 tokens, each wrapped as [BOS] … [EOS]. There is no paddin
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -97,7 +98,10 @@ def _document(name: str, row: Mapping[str, Any], column: str) -> str | None:
         raise InputError(f"the dataset {name!r} has no field {column!r} (fields: {', '.join(row)}); set --text-column")
     document = row[column]
     if document is not None and not isinstance(document, str):
-        raise InputError(f"the dataset {name!r}: field {column!r} holds {document!r}, no text; set --text-column")
+        raise InputError(
+            f"the dataset {name!r}: field {column!r} holds {reprlib.repr(document)}, which is no text; set "
+            f"--text-column to another field (fields: {', '.join(row)})"
+        )
     return document
 
 

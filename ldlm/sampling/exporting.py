@@ -17,6 +17,7 @@ from ldlm.config import ExportConfig
 from ldlm.errors import InputError
 from ldlm.evaluation.boundaries import Boundaries
 from ldlm.features.encoder import recorded_encoder
+from ldlm.progress import Progress
 from ldlm.sampling import pretrained
 from ldlm.sampling.description import ModelDescription, Normalisation
 from ldlm.sampling.exported import LDLM
@@ -37,6 +38,7 @@ class Export:
     contents: Mapping[str, Any]  # what it holds, for the manifest, as JSON
     parameters: int
     check: Callable[[], None]  # `InputError` for a default sampler that is not offered
+    remark: Callable[[Progress], None]  # notes that the run is not finished, if that is so
     model: Callable[[Path], ExportedModel]  # for a folder, into which it writes the frozen encoder, if that is included
     encoder_parameters: int = 0  # of that encoder
 
@@ -118,6 +120,7 @@ def of_run(config: ExportConfig, path: Path, encoder: str | None = None) -> Expo
         },
         parameters=parameters(networks),
         check=lambda: run.check(config.sampler),
+        remark=run.remark_on_end,
         model=model,
         encoder_parameters=own or 0,
     )

@@ -124,3 +124,8 @@ class OpenRun:
     def origin(self) -> dict[str, Any]:
         """Digest and step of the checkpoint."""
         return {"checkpoint": self.checkpoint.digest, "step": self.checkpoint.step}
+
+    def remark_on_end(self, progress: Progress) -> None:
+        """Note that the run is not finished, if that is so."""
+        if not self.artifact.complete:
+            progress.note(f"{self.path} is not finished: its newest checkpoint is from step {self.checkpoint.step:,}")

@@ -158,9 +158,8 @@ class TrainedRun(DrawsTexts, OpenRun):
         solvers.check(sampler)
 
     def remark(self, config: SampleConfig, progress: Progress) -> None:
-        """Note which decoder is the default and why, and if a distilled run has not learned this sampler."""
-        if not self.artifact.complete:
-            progress.note(f"{self.path} is not finished: its newest checkpoint is from step {self.checkpoint.step:,}")
+        """Note an unfinished run, the default decoder and why it is, and a sampler that a student has not learned."""
+        self.remark_on_end(progress)
         self.remark_on_decoder(config.decoder, progress)
         drawer.remark_on_student(
             self.student, [config.sampler], progress, prompt_guidance=config.prompting.prompt_guidance

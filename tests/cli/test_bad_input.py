@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -529,6 +530,21 @@ def test_a_stream_where_a_file_should_be_written(refuse, trained, store, tmp_pat
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.parametrize("below", ["st.txt", "a/st.txt"])
+def test_a_file_where_an_output_needs_a_folder_is_named(refuse, tmp_path, below):
+    (tmp_path / "file").write_text("kept")
+    line = refuse("stories", "--documents", 3, "--output", tmp_path / "file" / below)
+    assert line == f"{tmp_path / 'file'} is a file, and a folder is needed there; choose another path"
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no /proc, where no folder can be made")
+def test_a_place_where_no_folder_can_be_made_is_named(refuse, trained):
+    for command, out in (("export", "--output"), ("sample", "--trace")):
+        line = refuse(command, "--run", trained, out, "/proc/out")
+        assert line == "/proc/out: no folder can be made here; choose another"
+
+
 def test_a_file_where_a_folder_is_read_is_no_missing_folder(refuse, corpus, out):
     line = refuse("train", "--features", corpus, "--preset", "tiny", "--output", out)
     assert line.startswith(f"{corpus} is a file, and a feature store is a folder; ")
@@ -550,11 +566,16 @@ def test_a_dry_run_of_a_sweep_reads_what_stands_beside_it(refuse, trained, gpt2)
     assert "--external takes NAME=FILE,NFE,SECONDS" in refuse(*words)
 
 
-def test_texts_of_a_run_that_is_not_finished_say_so(run_copy, trained, ldlm):
-    words = ("--num-samples", 1, "--steps", 1, "--device", "cpu")
-    assert "is not finished" not in ldlm("sample", "--run", trained, *words).stderr
-    (run_copy / "manifest.json").unlink()
-    assert "is not finished: its newest checkpoint is from step" in ldlm("sample", "--run", run_copy, *words).stderr
+@pytest.mark.parametrize("method", ["ldlm", "mdlm"])
+def test_texts_and_exports_of_a_run_that_is_not_finished_say_so(trained, token_runs, ldlm, tmp_path, method):
+    run = trained if method == "ldlm" else token_runs(method)
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    (copy / "manifest.json").unlink()
+    words = {"sample": ("--num-samples", 1, "--steps", 1, "--device", "cpu"), "export": ("--output", tmp_path / "out")}
+    for command, given in words.items():
+        assert "is not finished" not in ldlm(command, "--run", run, *given).stderr
+        done = ldlm(command, "--run", copy, *given, *(["--overwrite"] if command == "export" else []))
+        assert f"{copy} is not finished: its newest checkpoint is from step" in done.stderr
 
 
 def test_ctrl_c_says_that_the_same_command_goes_on(trained, ldlm, monkeypatch, tmp_path):

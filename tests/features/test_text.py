@@ -150,8 +150,12 @@ def test_a_dataset_skips_what_is_blank_as_files_do_and_refuses_what_is_no_text(t
     rows = [{"text": "one", "id": 1}, {"text": None, "id": 2}, {"text": "  ", "id": 3}, {"text": "two", "id": 4}]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert list(text.dataset_documents(str(tmp_path), "train", "text")) == ["one", "two"]
-    with pytest.raises(InputError, match="field 'id' holds 1, no text"):
+    with pytest.raises(InputError, match="field 'id' holds 1, which is no text; set --text-column to another"):
         list(text.dataset_documents(str(tmp_path), "train", "id"))
+    rows = [{"text": [1] * 999}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=r"field 'text' holds \[1, 1, 1, 1, 1, 1, \.\.\.\], which is no text"):
+        list(text.dataset_documents(str(tmp_path), "train", "text"))
 
 
 def test_a_dataset_with_several_configurations_is_read_by_the_name_of_one(tmp_path):

@@ -252,9 +252,23 @@ UNREADABLE = {
     "spread.jsonl": (b'{\n "text": "x"\n}\n', "put an object that spreads over several lines on one, with jq -c ."),
     "column.jsonl": (b'{"body": "x", "id": 1}\n', "line 1 has no text in 'text' (fields: body, id); set --text-column"),
     "column.txt": (b'{"body": "x"}\n', "set --text-column; to take its lines as they stand, make each a text: jq"),
-    "number.jsonl": (b'{"text": 3}\n', "line 1 has no text in 'text'"),
-    "list.jsonl": (b"[1]\n", "line 1 has no text in 'text' (fields: none)"),
-    "list.json": (b'[["x"]]', "element 1 has no text in 'text' (fields: none)"),
+    "number.jsonl": (
+        b'{"id": "a", "text": 3}\n',
+        "line 1 holds 3 in 'text', which is no text; write it as a string, or set --text-column to another field "
+        "(fields: id, text)",
+    ),
+    "number.json": (b'[{"text": "x"}, {"text": 3}]', "element 2 holds 3 in 'text', which is no text; write it as a"),
+    "number.txt": (b'{"text": 3}\n', "(fields: text); to take its lines as they stand, make each a text: jq"),
+    "words.jsonl": (b'{"text": ["one", "two"]}\n', "line 1 holds ['one', 'two'] in 'text', which is no text"),
+    "many.jsonl": (b'{"text": [' + b"1, " * 999 + b"1]}\n", "line 1 holds [1, 1, 1, 1, 1, 1, ...] in 'text', which"),
+    "false.jsonl": (b'{"text": false}\n', "line 1 holds False in 'text', which is no text"),
+    "number.parquet": (
+        parquet_of([[1], ["x"]], ["text", "id"]),
+        "column 'text' holds int64, which is no text; write it as strings, or set --text-column to another column "
+        "(columns: text, id)",
+    ),
+    "list.jsonl": (b"[1]\n", """line 1 has no text in 'text' (fields: none); write each text as {"text": "…"}"""),
+    "list.json": (b'[["x"]]', "element 1 has no text in 'text' (fields: none); write each text as"),
     "no object.txt": (b'{}\n{"text": "x"}\n', "line 1 has no text in 'text' (fields: none)"),
     "twice.parquet": (parquet_of([["x"], ["y"]], ["text", "text"]), "has 2 columns 'text'; rename one"),
     "no.parquet": (b"no parquet", "is not a parquet file"),

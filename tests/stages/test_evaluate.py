@@ -293,10 +293,20 @@ def test_files_that_hold_no_texts_are_named(refuse, gpt2, tmp_path, name, conten
     assert message in refuse("evaluate", tmp_path / name, "--scorer", gpt2, "--max-tokens", 16)
 
 
-@pytest.mark.parametrize("tokens", [[1, 2, "3"], [1, 2, -3], [2**40], "1 2 3", [[1], [2]], [1.5, 2]])
+@pytest.mark.parametrize("tokens", [[], [1, 2, "3"], [1, 2, -3], [2**40], "1 2 3", [[1], [2]], [1.5, 2], [True], None])
 def test_tokens_that_are_none_are_left_to_the_scorer(call, tmp_path, tokens):
-    path = write(tmp_path / "t.jsonl", ["The old captain found a letter."], tokens=[tokens])
-    assert call(path)["tokens_from"] == "scorer"
+    texts = ["The old captain found a letter.", "A young teacher lost a boat."]
+    path = write(tmp_path / "t.jsonl", texts, tokens=[tokens, [1, 2, 3]])
+    found, without = call(path), call(write(tmp_path / "without.jsonl", texts))
+    assert found == {**without, "file": found["file"]}
+    assert found["tokens_from"] == "scorer"
+
+
+@pytest.mark.parametrize("blank", ["", " \n"])
+def test_a_blank_text_has_no_tokens_and_the_others_keep_theirs(call, tmp_path, blank):
+    path = write(tmp_path / "t.jsonl", ["The old captain found a letter.", blank], tokens=[[1, 2, 3], []])
+    found = call(path)
+    assert (found["tokens"], found["tokens_from"]) == (3, "file")
 
 
 def test_a_column_of_its_own_is_measured_by_its_own_tokens(call, tmp_path):

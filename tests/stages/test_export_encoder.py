@@ -195,7 +195,7 @@ def test_a_run_that_continues_no_texts_takes_none_along(trained, token_runs, ref
         f"encoder; leave --with-encoder out"
     )
     line = refuse("export", "--run", token_runs("mdlm"), "--output", out, "--with-encoder")
-    assert "with_encoder is a setting for runs of LDLM" in line
+    assert "--with-encoder is for runs of LDLM" in line
     for run in (trained, token_runs("mdlm")):
         line = refuse("export", "--run", run, "--output", out, "--encoder", "gpt2")
         assert line == "--encoder says where --with-encoder finds the encoder; add that, or leave --encoder out"

@@ -450,8 +450,13 @@ def test_a_run_of_the_papers_recipe_says_how_to_train_one_that_continues_texts(t
 
 
 def test_token_level_runs_have_no_prompts(token_runs, refuse, tmp_path):
-    line = refuse("sample", "--run", token_runs("mdlm"), "--prompt", PROMPT, "--output", tmp_path / "a.jsonl")
-    assert "prompting is a setting for runs of LDLM" in line
+    given = ("sample", "--run", token_runs("mdlm"), "--output", tmp_path / "a.jsonl")
+    end = "for runs of LDLM, and this one is of mdlm, which has no latents; leave"
+    assert refuse(*given, "--prompt", PROMPT) == f"--prompt is {end} it out"
+    both = ("--prompt", PROMPT, "--decoder", "joint", "--prompt-guidance", 2)
+    assert refuse(*given, *both) == f"--prompt, --prompt-guidance, --decoder are {end} them out"
+    assert refuse(*given, "--set", "prompting.prompts=a.txt") == f"--prompts is {end} it out"
+    assert refuse(*given, "--set", "prompting=a") == f"prompting is {end} it out"
 
 
 def test_a_prompt_may_begin_a_document_and_has_no_words_that_the_tokenizer_does_not_know(run, bigrams):
