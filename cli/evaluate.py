@@ -106,10 +106,10 @@ def command(
         progress=show.Terminal(),
     )
     over_seeds = scores.over_seeds(results) if seeds else None
-    options.show(_record(results, over_seeds), lambda: _table(results, over_seeds))
+    options.show(_record(results, over_seeds, config.device), lambda: _table(results, over_seeds))
 
 
-def _record(results: list[FileScores], over_seeds: SeedScores | None) -> dict[str, Any]:
+def _record(results: list[FileScores], over_seeds: SeedScores | None, device: str) -> dict[str, Any]:
     from ldlm import runtime
     from ldlm.versions import library_versions
 
@@ -119,7 +119,7 @@ def _record(results: list[FileScores], over_seeds: SeedScores | None) -> dict[st
         **({"over_seeds": over_seeds.to_json()} if over_seeds else {}),
         **(own[0] if len(own) == 1 else {"files": own}),
         **({"reference": reference[0]} if reference else {}),
-        **runtime.occasion(),
+        **runtime.occasion(runtime.device(device)),
         "versions": library_versions(),
     }
 

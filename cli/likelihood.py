@@ -44,23 +44,35 @@ def command(
     if output is not None and len(runs) != 1:
         raise InputError("--output is for one run; without it each run keeps its own result")
     paths, out = [Path(run) for run in runs], None if output is None else Path(output)
-    names = folder_names(paths)
+    names = _names(paths, causal)
     from ldlm.stages import likelihood as stage
 
     stage.check_used(config, paths, causal, out=out, overwrite=bool(options.overwrite))
     if options.dry_run:
         return options.show_plan(stage.plan(config, paths, store, causal))
     if len(paths) + len(causal) > 1:
-        stage.plan(config, paths, store, causal)  # what is refused is found before hours of measuring
+        stage.check_all(config, paths, causal, store)
+        for path in paths if out is None and not options.overwrite else ():
+            stage.check_halves(path / "likelihood")
     records, progress = list[dict[str, Any]](), show.Terminal()
-    for name, path in zip(names, paths, strict=True):
+    for name, path in zip(names, paths, strict=False):
         found = stage.unbounded(path)
         if found is None:
             made = stage.run(config, path, store, out, overwrite=bool(options.overwrite), progress=progress)
             found = {"output": str(made.path), **made.manifest}
         records.append({**found, "run": name, "path": str(path)})
-    records += [stage.of_causal(config, name, store, progress) for name in causal]
+    for name, model in zip(names[len(paths) :], causal, strict=True):
+        records.append({**stage.of_causal(config, model, store, progress), "run": name})
     options.show(records[0] if len(records) == 1 else {"runs": records}, lambda: _tables(records))
+
+
+def _names(runs: list[Path], causal: tuple[str, ...]) -> list[str]:
+    """Names of runs and causal models, all different: short ones where they suffice."""
+    if len(set(causal)) < len(causal):
+        raise InputError(f"{', '.join(causal)} name a causal model twice; give each once")
+    short = [*folder_names(runs), *(Path(name).name for name in causal)]
+    whole = [*map(str, runs), *causal]
+    return [name if short.count(name) == 1 else full for name, full in zip(short, whole, strict=True)]
 
 
 def _tables(records: list[dict[str, Any]]) -> str:

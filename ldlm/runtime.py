@@ -58,9 +58,10 @@ def hardware() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
 
 
-def occasion() -> dict[str, str]:
-    """The date and the hardware of what is measured now, for its record."""
-    return {"date": datetime.date.today().isoformat(), "hardware": hardware()}
+def occasion(device: torch.device | None = None) -> dict[str, str]:
+    """The date, and the hardware on which something is measured now, for its record; no device means any of here."""
+    on_processor = device is not None and device.type == "cpu"
+    return {"date": datetime.date.today().isoformat(), "hardware": processor() if on_processor else hardware()}
 
 
 def processor() -> str:

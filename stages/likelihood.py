@@ -1,6 +1,6 @@
 """The likelihood of rows of a store, or a bound on it, under runs of any method and causal language models.
 
-All are given the same rows, and figures are for the second half of them; the τ of an LDLM is chosen on the first.
+All are given the same rows: the τ of an LDLM is chosen on every second one, and figures are for the others.
 """
 
 from __future__ import annotations
@@ -66,22 +66,23 @@ def check_used(
             raise InputError(f"{option} is for the result of a run, and there is none here; leave it out")
 
 
+def check_all(config: LikelihoodConfig, run_paths: Sequence[Path], causal: Sequence[str], features: Location) -> None:
+    """`InputError` for a run or causal model that does not fit the store, before hours of measuring the others."""
+    plan(config, run_paths, features)
+    for name in causal:
+        _scorer(name, FeatureStore(features), torch.device("cpu"))
+
+
 def plan(
     config: LikelihoodConfig, run_paths: Sequence[Path], features: Location, causal: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Rows that `run` and `of_causal` would read, and passes of the network for each, by the path of run or model.
-
-    `InputError` for whatever they would refuse, so that it is found before the first of many is measured.
-    """
-    store, cpu = FeatureStore(features), torch.device("cpu")
+    """Rows that `run` and `of_causal` would read, and passes of the network for each, by the path of run or model."""
+    store = FeatureStore(features)
     rows, passes = _rows(config, store), dict[str, int]()
     for path in run_paths:
         if not unbounded(path):
-            passes[str(path)] = _subject(config, path, store, cpu).passes(config)
-    for name in causal:
-        _scorer(name, store, cpu)
-        passes[name] = 1
-    return {"rows": rows, "passes_per_row": passes}
+            passes[str(path)] = _subject(config, path, store, torch.device("cpu")).passes(config)
+    return {"rows": rows, "passes_per_row": {**passes, **dict.fromkeys(causal, 1)}}
 
 
 def run(
@@ -103,7 +104,7 @@ def run(
     config, out = subject.own(config), out or run_path / "likelihood"
     inputs, reads = subject.inputs(store), [run_path, *store.reads]
     if not overwrite:
-        _check_halves(out)
+        check_halves(out)
     # A row is known by the number of its line, so two processes must not write lines.
     with artifact.working(out, "likelihood", config, inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:
@@ -120,13 +121,13 @@ def run(
         return finished
 
 
-def _check_halves(out: Path) -> None:
+def check_halves(out: Path) -> None:
     """`InputError` for a result of an earlier version: its rows are others, so figures of both can't be compared."""
     record = files.read_json(out / "artifact.json") if (out / "artifact.json").is_file() else {}
-    if record.get("kind") == "likelihood" and "halves" not in record["inputs"]:
+    if record.get("kind") == "likelihood" and "halves" not in record.get("inputs", {"halves": "none yet"}):
         raise InputError(
             f"{out} is of the second half of the rows, as earlier versions reported, and every second row is reported "
-            f"now; choose another --output, or add --overwrite"
+            f"now; add --overwrite to measure it anew"
         )
 
 

@@ -103,8 +103,8 @@ def _drawn(
 
 def _cost(started: float, texts: int, generator: Generator) -> dict[str, Any]:
     """Time, place, texts and evaluations of the drawing, for the result but not for the record."""
-    seconds = round(time.perf_counter() - started, 2)
-    return {"seconds": seconds, **runtime.occasion(), "texts_made": texts, **generator.figures()}
+    seconds, device = round(time.perf_counter() - started, 2), generator.compute.device
+    return {"seconds": seconds, **runtime.occasion(device), "texts_made": texts, **generator.figures()}
 
 
 def _provenance(sample: AnySampleConfig, path: Path, generator: Generator, source: Source) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def test_a_way_without_a_perplexity_has_no_figure_and_no_comparison():
 def comparison_of(seed: int, **changes: object) -> dict:
     """Figures of a comparison of one seed."""
     training = {"regime": "equal-steps", "method": "mdlm", "steps": 1200, "lr": 1e-3, "seed": seed}
-    references = {"real": {"num_texts": 500}, "ar": [{"seed": seed}]}
+    references = {"real": {"num_texts": 500}, "ar": [{"seed": seed, "num_texts": 500}]}
     rows, text = [row("mdlm", seed, 100.0 + seed, 3.8)], {"sha256": "a"}
     return {"seeds": [seed], "text": text, "trainings": [training], "rows": rows, "references": references, **changes}
 
@@ -200,6 +200,8 @@ def test_seeds_of_several_machines_are_joined_in_order():
     assert found["seeds"] == [0, 1, 2]
     for part in (found["trainings"], found["rows"], found["references"]["ar"]):
         assert [one["seed"] for one in part] == [0, 1, 2]
+    smaller = comparison_of(1, rows=[{**row("mdlm", 1, 90.0, 3.8), "num_texts": 300}])
+    assert [one["seed"] for one in results.joined(comparison_of(2), {Path("b"): smaller})["rows"]] == [2]
 
 
 @pytest.mark.parametrize(
@@ -393,6 +395,10 @@ def test_a_table_has_one_number_of_texts_and_real_text_is_measured_again_when_it
     assert [(one["way"], one["num_texts"]) for one in found["rows"]] == [("mdlm-p", 6)]
     assert list(found["samples"]) == ["mdlm-p", "ar"]
     assert list(results.collect(source, out, (1,), (8,))["samples"]) == []
+    files.write_json(out / results.REAL, {"num_texts": 3})  # as earlier versions left it
+    with pytest.raises(InputError, match=r"mdlm-p-8\.json is of 6 texts, and the real ones are 3; run it with"):
+        results.collect(source, out, (0,), (8,))
+    files.write_json(out / results.REAL, {"num_texts": 6})
     before = len(toy)
     with pytest.raises(SystemExit, match=r"has sets of 6 texts, and --texts 5 asks for fewer; give --texts 6 or more"):
         runner.main([*command, "--texts", "5"])

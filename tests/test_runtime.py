@@ -75,3 +75,10 @@ def test_a_lone_thread_leaves_the_number_of_threads_of_all_others_as_it_is():
         assert (inside, later) == ([1], [3])
     finally:
         torch.set_num_threads(before)
+
+
+def test_what_ran_on_the_processor_is_not_said_of_the_gpu_beside_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H200")
+    assert runtime.occasion(torch.device("cpu"))["hardware"] == runtime.processor()
+    assert runtime.occasion(torch.device("cuda"))["hardware"] == runtime.occasion()["hardware"] == "H200"

@@ -42,8 +42,8 @@ def autoregressive_texts(seed: int) -> Path:
 def collect(source: Source, folder: Path, seeds: Sequence[int], budgets: Sequence[int]) -> dict[str, Any]:
     """The figures of everything finished so far; `InputError` if not even the real texts are measured.
 
-    Sets of texts are compared, so those of another size than the real texts' are left out: they were measured before
-    `--texts` was raised.
+    Sets of texts are compared, so smaller ones than the real texts' are left out: they were measured before `--texts`
+    was raised. Larger ones are refused, since there are no real texts to compare them with.
     """
     if not (folder / REAL).exists():
         raise InputError(
@@ -82,11 +82,18 @@ def joined(figures: Mapping[str, Any], others: Mapping[Path, Mapping[str, Any]])
         for what, mine, theirs in ((name, of(figures), of(other)) for name, of in SAME.items()):
             if mine != theirs:
                 raise InputError(f"{path} has {what} {theirs} and these results {mine}; join those of one comparison")
-        for key in ("seeds", "trainings", "rows"):
+        for key in ("seeds", "trainings"):
             found[key] = sorted([*found[key], *other[key]], key=_by_seed)
+        found["rows"] = _of_one_size(found, [*found["rows"], *other["rows"]])
         both = [*found["references"][AUTOREGRESSIVE], *other["references"][AUTOREGRESSIVE]]
-        found["references"][AUTOREGRESSIVE] = sorted(both, key=_by_seed)
+        found["references"][AUTOREGRESSIVE] = _of_one_size(found, both)
     return found
+
+
+def _of_one_size(figures: Mapping[str, Any], sets: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The sets that have as many texts as the real ones, by seed; results of earlier versions may hold others."""
+    size = figures["references"]["real"]["num_texts"]
+    return sorted((one for one in sets if one["num_texts"] == size), key=_by_seed)
 
 
 def _by_seed(one: Any) -> int:
@@ -105,10 +112,13 @@ SAME: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
 
 
 def _measured(texts: Path, real: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The record of a set of texts; None without one, or for another number of texts than of the real ones."""
+    """The record of a set of texts; None without one, or for fewer texts than the real ones."""
     path = texts.with_suffix(".json")
-    record: dict[str, Any] | None = files.read_json(path) if path.exists() else None
-    return record if record is not None and record["num_texts"] == real["num_texts"] else None
+    record: dict[str, Any] = files.read_json(path) if path.exists() else {}
+    size, of_real = record.get("num_texts", 0), real["num_texts"]
+    if size > of_real:
+        raise InputError(f"{path} is of {size} texts, and the real ones are {of_real}; run it with --texts {size}")
+    return record if size == of_real else None
 
 
 def _row(one: Draw, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,7 +203,7 @@ def read(path: Path, source: Source) -> dict[str, Any]:
 class Origin:
     """When and where the figures were measured."""
 
-    date: str  # of the newest command; today where no record says
+    date: str  # of the newest record; today where the folder has none
     hardware: str | None  # every machine that a record names, "; " between them; None where none does
 
 

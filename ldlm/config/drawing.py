@@ -72,11 +72,11 @@ def _check_latents(method: str, cls: type, given: Mapping[str, Any]) -> None:
 
 def _options(cls: type, name: str, value: Any) -> list[str]:
     """The options that give a setting, or the settings of a section; the section's name if there are none in it."""
-    names = [name]
-    if is_dataclass(types_of(cls)[name]):
-        if not (isinstance(value, Mapping) and value):
+    section, names = types_of(cls)[name], [name]
+    if isinstance(section, type) and is_dataclass(section):
+        names = [each for each in value if each in _names(section)] if isinstance(value, Mapping) else []
+        if not names:
             return [name]
-        names = list(value)
     return [f"--{each.replace('_', '-')}" for each in names]
 
 

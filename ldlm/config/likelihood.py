@@ -18,8 +18,8 @@ class LikelihoodConfig:
     )
     rows: int | None = setting(
         1_024,
-        "rows to take from the beginning of the split, or all; τ is chosen on the first half of them, and the figures "
-        "are those of the second half",
+        "rows to take from the beginning of the split, or all; τ is chosen on every second of them, and the figures "
+        "are those of the others",
         low=4,
         none="all",
     )

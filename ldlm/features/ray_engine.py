@@ -191,9 +191,9 @@ class RayEngine:
         self._coming[worker.ready.options(max_task_retries=RETRIES).remote()] = worker
 
     def _hand_out(self, items: Mapping[Any, str], call: Callable[[Any, Any], Any], tally: Tally[Any] | None) -> None:
-        """Have every item, of which users read the name, done by a worker with `call(worker, item)`.
+        """Have workers do every item, with `call(worker, item)`; returns when each has a receipt.
 
-        Returns when each has a receipt.
+        `items` has the name that errors give each.
         """
         self._start()
         queue, flying, lost = deque(items), dict[Any, tuple[Any, Any]](), Counter[Any]()

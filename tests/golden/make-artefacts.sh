@@ -37,7 +37,9 @@ END
 ldlm extract-features --encoder encoder --data text.txt --validation-docs 24 --seq-len 16 --output features
 
 # A store whose extraction was killed when the first of its shards was written, with what it was made from.
-mkdir unfinished && cp -r encoder unfinished && head -n 70 text.txt > unfinished/text.txt
+mkdir unfinished
+cp -r encoder unfinished
+head -n 70 text.txt > unfinished/text.txt
 (cd unfinished && python - <<'END') || true
 import os
 from pathlib import Path
@@ -62,6 +64,7 @@ sizes = {"seq_len": 16, "shard_rows": 16, "batch_size": 16}
 config = ExtractConfig(encoder="encoder", data=("text.txt",), validation_docs=10, device="cpu", **sizes)
 extract_features.run(config, Path("features"), progress=Kill())
 END
+ls unfinished/features/ledger/train-* > /dev/null
 test ! -e unfinished/features/manifest.json
 
 train() {  # train STEPS RUN; the learning rate does not depend on the end, so a run can go on beyond it

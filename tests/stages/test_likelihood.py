@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -143,6 +144,9 @@ def test_a_result_of_other_rows_by_an_earlier_version_is_not_taken_for_this_ones
     with pytest.raises(InputError, match="is of the second half of the rows, as earlier versions reported"):
         likelihood.run(CONFIG, trained, store, out)
     assert artifact.open_artifact(out, "likelihood").manifest == made.manifest  # it still opens
+    files.write_json(out / "artifact.json", {key: record[key] for key in ("kind", "schema")} | {"emptied": True})
+    likelihood.check_halves(out)  # that --overwrite was killed at
+    files.write_json(out / "artifact.json", record)
     assert likelihood.run(CONFIG, trained, store, out, overwrite=True).manifest["rows"] == made.manifest["rows"]
 
 
@@ -222,6 +226,21 @@ def test_runs_in_folders_of_one_name_are_told_apart(succeed, ldlm, refuse, run_c
     said = ldlm(*of, *runs).stdout
     assert all(name in said for name in ("seed-0-run  ", "seed-1-run  ", "seed-2-run: no", "seed-0-run, decoder joint"))
     assert "name a folder twice" in refuse(*of, runs[0], runs[0])
+
+    record = files.read_json(runs[1] / "likelihood" / "artifact.json")
+    del record["inputs"]["halves"]
+    files.write_json(runs[1] / "likelihood" / "artifact.json", record)
+    shutil.rmtree(runs[0] / "likelihood")
+    assert "of the second half of the rows" in refuse(*of, *runs)
+    assert not (runs[0] / "likelihood").exists()
+
+
+def test_causal_models_in_folders_of_one_name_are_told_apart(succeed, refuse, gpt2, store, tmp_path):
+    models = [Path(shutil.copytree(gpt2, tmp_path / place / "encoder")) for place in ("a", "b")]
+    of = ("likelihood", "--features", store, "--split", "train", "--rows", 8, "--device", "cpu", "--causal")
+    assert [one["run"] for one in succeed(*of, *models)["runs"]] == [str(model) for model in models]
+    assert succeed(*of, models[0])["run"] == "encoder"
+    assert "name a causal model twice" in refuse(*of, models[0], models[0])
 
 
 @pytest.mark.parametrize("mistyped", [("--run", "missing"), ("--causal", "missing"), ("--causal", "bigrams")])

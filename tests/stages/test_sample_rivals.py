@@ -247,6 +247,7 @@ REFUSED = [
     ("flm", ("--top-p", 0.9), "sampler.top_p is a setting of mdlm, duo, and not of euler of flm, which has steps"),
     ("flm", ("--temperature", 1), "sampler.temperature is a setting of LDLM, candi, and not of euler of flm"),
     ("candi", ("--decoder", "joint"), "--decoder is for runs of LDLM, and this one is of candi"),
+    ("mdlm", ("--set", "prompting.stepz=1"), "prompting is for runs of LDLM, and this one is of mdlm"),
     ("mdlm", ("--trace-frames", 3), "--trace-frames is for runs of LDLM, and this one is of mdlm"),
     ("mdlm", ("--set", "sampler.stepz=3"), "unknown setting sampler.stepz; did you mean sampler.steps?"),
     (
