@@ -99,6 +99,7 @@ def run(
 
         world.main_only(lambda: _record(trained, out))
         state.compute.tell(progress)
+        trained.remark_on_end(progress)
         saved = resume(state, stream, out, progress)
         speed = Speedometer(state.step, rows_per_step=training.batch_size, tokens_per_row=store.shapes.seq_len)
         journal = Journal(out, state, speed, progress, saved=saved)

@@ -122,6 +122,7 @@ def between(
     to the first EOS, and `edits`, the edit distance in tokens from the row before.
     """
     run = TrainedRun(run_path, runtime.device(config.device), config.checkpoint)
+    run.remark_on_end(progress)
     run.remark_on_decoder(config.decoder, progress)
     decoder, tokenizer = run.decoder(config.decoder), run.tokenizer
     rows = [_given_row(run, tokenizer, *given, progress) for given in zip(("--from", "--to"), texts, strict=True)]
@@ -240,6 +241,7 @@ def _measured(
             shutil.rmtree(out / "scored", ignore_errors=True)  # left by a call that was killed just after it finished
             progress.note(f"{out} is complete; nothing to do")
             return result
+        subject.run.remark_on_end(progress)
         subject.run.remark_on_decoder(config.decoder, progress)
         scored = _scored(config, subject, scorer, out / "scored", progress)
         summary = _summary(config, subject, scored)

@@ -226,8 +226,9 @@ class Subject(ABC):
         """The rows as the subject reads them."""
         return split
 
-    def remark(self, config: LikelihoodConfig, progress: Progress) -> None:  # noqa: B027  # there is nothing to do
-        """Tell the user what was chosen because no setting said otherwise."""
+    def remark(self, config: LikelihoodConfig, progress: Progress) -> None:
+        """Tell the user if the run is not finished, and what was chosen because no setting said otherwise."""
+        self.run.remark_on_end(progress)
 
     def advise(self, summary: Mapping[str, Any], progress: Progress) -> None:  # noqa: B027  # there is nothing to do
         """Tell the user if the result suggests other settings."""
@@ -275,6 +276,7 @@ class LatentSubject(Subject):
         return {**super().facts, "decoder": self.bound.decoder.name, "passes": self.bound.passes}
 
     def remark(self, config: LikelihoodConfig, progress: Progress) -> None:
+        super().remark(config, progress)
         self.bound.run.remark_on_decoder(config.decoder, progress)
 
     def passes(self, config: LikelihoodConfig) -> int:

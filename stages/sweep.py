@@ -24,6 +24,7 @@ from ldlm.location import folder_name, local
 from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress
 from ldlm.sampling import pretrained, trajectories
+from ldlm.sampling.source import OpenRun
 from ldlm.sampling.trajectories import TrajectorySweep
 from ldlm.sampling.ways import Loaded, Sweep
 
@@ -142,7 +143,10 @@ def _several(
 
 
 def _load(config: AnySweepConfig, sweep: Sweep, device: torch.device, progress: Progress) -> Loaded[Any, Any]:
-    return sweep.load(opening.open_source(sweep.path, device, config.checkpoint), progress)
+    source = opening.open_source(sweep.path, device, config.checkpoint)
+    if isinstance(source, OpenRun):
+        source.remark_on_end(progress)
+    return sweep.load(source, progress)
 
 
 def _inputs(config: AnySweepConfig, sweeps: Mapping[str, Sweep], device: torch.device) -> dict[str, Any]:

@@ -578,6 +578,27 @@ def test_texts_and_exports_of_a_run_that_is_not_finished_say_so(trained, token_r
         assert f"{copy} is not finished: its newest checkpoint is from step" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("finetune-decoder", "--features", "{store}", "--layers", 1, "--steps", 1),
+        ("distill", "--features", "{store}", "--evaluations", 2, "--start", 4, "--steps", 1, "--output", "{out}"),
+        ("likelihood", "--features", "{store}", "--split", "train", "--rows", 4, "--taus", 2, "--draws", 2),
+        ("interpolate", "--features", "{store}", "--pairs", 1, "--points", 3, "--scorer", "{gpt2}"),
+        ("interpolate", "--from", "The old captain.", "--to", "A letter.", "--points", 3),
+        ("sweep", "--scorer", "{gpt2}", "--budgets", 2, "--screen-texts", 2, "--texts", 2, "--solvers", "ddim",
+         "--grids", "learned", "--guidances", 1, "--temperatures", 0),
+    ],
+    ids=lambda command: command[0] + command[1],
+)  # fmt: skip
+def test_what_is_made_from_a_run_that_is_not_finished_says_so(run_copy, store, gpt2, ldlm, tmp_path, command):
+    (run_copy / "manifest.json").unlink()
+    places = {"store": store, "gpt2": gpt2, "out": tmp_path / "out"}
+    words = [word.format(**places) if isinstance(word, str) else word for word in command]
+    done = ldlm(*words, "--run", run_copy, "--device", "cpu")
+    assert done.stderr.count(f"{run_copy} is not finished: its newest checkpoint is from step") == 1
+
+
 def test_ctrl_c_says_that_the_same_command_goes_on(trained, ldlm, monkeypatch, tmp_path):
     def held_up(*_: object) -> None:
         raise KeyboardInterrupt
