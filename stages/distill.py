@@ -81,14 +81,13 @@ def run(
         held.callback(state.release)
         shuffled = {"seed": training.seed, "shuffle_rows": window}
         stream = Stream(split, batch_size=training.batch_size, device=device, world=world, **shuffled)
-        inputs = {"checkpoint": trained.checkpoint.digest, **trained.conditioning}
-        inputs |= {"latents": trained.latents, "features": store.fingerprint}
+        inputs = {"checkpoint": trained.checkpoint.digest, "latents": trained.latents, **trained.conditioning}
         result = begin(
             state,
             out,
             "run",
             training,
-            {**inputs, "precision": state.compute.precision},
+            {**inputs, "features": store.fingerprint, "precision": state.compute.precision},
             reads=[run_path, *store.reads],
             overwrite=overwrite,
             held=held,

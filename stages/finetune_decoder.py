@@ -102,11 +102,7 @@ def run(
             out,
             "decoder",
             config,
-            {
-                "checkpoint": trained.latents,
-                "features": store.fingerprint,
-                "precision": state.compute.precision,
-            },
+            {"checkpoint": trained.latents, "features": store.fingerprint, "precision": state.compute.precision},
             reads=[run_path, *store.reads],
             overwrite=overwrite,
             held=held,
