@@ -65,7 +65,7 @@ class Commands(click.Group):
 
 
 def _refused(error: OSError) -> str:
-    """What the system has refused, with the remedy where one is known."""
+    """One line on what the system refused, with the remedy where one is known."""
     path = None if error.filename is None else Path(os.fsdecode(error.filename))
     above = () if path is None or error.errno not in NO_FOLDER else (path, *path.parents)
     if file := next((part for part in above if part.is_file()), None):

@@ -180,7 +180,7 @@ def row(source: Source, value: Any, column: str, place: str | Place) -> Row:
 
 
 def _no_text(fields: Mapping[str, Any], column: str) -> str:
-    """What is wrong with an object that has no text in a field, and the remedy."""
+    """The complaint about an object without text in a field, with the remedy."""
     found = f"(fields: {', '.join(fields) if fields else 'none'})"
     if column in fields:
         return (

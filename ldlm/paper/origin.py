@@ -45,7 +45,7 @@ def of_jobs(jobs: Sequence[Job], folder: Path, *, here: bool) -> Origin:
 
 
 def _records(jobs: Sequence[Job], folder: Path) -> Iterator[Mapping[str, Any]]:
-    """Of each job that is done, its line among the commands, and what it has left; older ones say less."""
+    """The records of finished jobs: lines of `commands.jsonl`, and what the jobs left; older ones say less."""
     lines = {line.get("makes"): line for line in _commands(folder) if line.get("status") == 0}
     for job in jobs:
         if job.done(folder):

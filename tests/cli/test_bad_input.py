@@ -538,7 +538,6 @@ def test_a_file_where_an_output_needs_a_folder_is_named(refuse, tmp_path, below)
     assert (tmp_path / "file").read_text() == "kept"
 
 
-@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no /proc, where no folder can be made")
 def test_a_place_where_no_folder_can_be_made_is_named(refuse, trained):
     for command, out in (("export", "--output"), ("sample", "--trace")):
         line = refuse(command, "--run", trained, out, "/proc/out")

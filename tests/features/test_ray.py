@@ -327,7 +327,7 @@ def test_the_user_is_told_of_pieces_and_workers_that_wait_for_room(
 
 
 class Lost(Exception):
-    """What Ray raises for a worker that died."""
+    """Stands in for the error that Ray raises when a worker died."""
 
 
 class LosingRay:
