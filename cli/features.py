@@ -74,17 +74,21 @@ def verify(store: str, as_json: bool) -> None:
 
 @command.command(short_help="write damaged and missing shards again")
 @_store
+@path_option("--encoder", "folder or hub name of the frozen encoder, if it has moved since extraction")
 @click.option("--device", default="auto", metavar="TEXT", help="where the encoder runs  [default: auto]")
-def repair(store: str, as_json: bool, device: str) -> None:
+def repair(store: str, as_json: bool, encoder: str | None, device: str) -> None:
     """Write damaged and missing shards again, from the store's own text and encoder.
 
+    An extraction that was not finished goes on, too. --encoder is accepted only if it is the encoder of the store.
+
     \b
-    Example:
+    Examples:
       ldlm features repair features
+      ldlm features repair features --encoder /new/place/encoder
     """
     from ldlm.stages import features as stage
 
-    bad, _ = stage.repair(locate(store), device=device, progress=show.Terminal())
+    bad, _ = stage.repair(locate(store), encoder=encoder, device=device, progress=show.Terminal())
     _show({"repaired": bad}, as_json, lambda: f"made again: {', '.join(bad)}" if bad else "whole; nothing to do")
 
 

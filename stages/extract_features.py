@@ -113,10 +113,12 @@ def run(
     overwrite: bool = False,
     progress: Progress = SILENT,
     launch: LaunchConfig = ALONE,
+    loaded: inputs.Models | None = None,
 ) -> Artifact:
     """Write the store `out` and seal it. The same call again resumes an interrupted one, or joins a running one.
 
-    With `launch.only` it ends after that phase; the store is complete after the last one.
+    With `launch.only` it ends after that phase; the store is complete after the last one. `loaded` are the tokenizer
+    and the encoder, if they are not to be loaded from where the configuration says.
     """
     _check_not_planning(launch)
     _check(launch)
@@ -132,7 +134,8 @@ def run(
             config = engine.decided(out, overwrite)
         _check_precision(config, out, overwrite, launch)
         device = None if engine is None else "cpu"  # with an engine, this process encodes nothing
-        extraction, result = prepare(config, out, overwrite=overwrite, progress=progress, held=held, device=device)
+        how: Any = {"overwrite": overwrite, "progress": progress, "held": held, "device": device, "loaded": loaded}
+        extraction, result = prepare(config, out, **how)
         extraction.share = share
         if result.complete:
             extraction.clear()  # for a process that was killed between the seal and this

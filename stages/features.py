@@ -20,7 +20,7 @@ from ldlm.config import ExtractConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import metrics, samples
 from ldlm.features import estimate, ledger, shards
-from ldlm.features.begin import prepare
+from ldlm.features.begin import loaded_again, prepare
 from ldlm.features.encoder import online_encoder
 from ldlm.features.store import FeatureStore, Split
 from ldlm.features.stream import RowOrder, Stream, default_window
@@ -78,11 +78,13 @@ def remedy(place: str, faults: list[dict[str, str]]) -> str:
     return f"{', '.join(lost)}: {ledger.COPY}" if lost else f"`ldlm features repair {place}` repairs it"
 
 
-def repair(path: Location, *, device: str = "auto", progress: Progress = SILENT) -> tuple[list[str], Artifact]:
+def repair(
+    path: Location, *, encoder: str | None = None, device: str = "auto", progress: Progress = SILENT
+) -> tuple[list[str], Artifact]:
     """Write damaged and missing shards again, from the text and encoder that the store was made with.
 
-    Returns their names and the sealed store. Intact shards are left alone. `InputError` when the text, the encoder or
-    the configuration is gone.
+    Returns their names and the sealed store. Intact shards are left alone. `encoder` is the folder or hub name of the
+    encoder, if it has moved. `InputError` when the text, the encoder or the configuration is gone, or is another.
     """
     found = artifact.open_artifact(path, "features", complete=False)
     with presence.alone(path, note=progress.note) as lease:
@@ -94,13 +96,14 @@ def repair(path: Location, *, device: str = "auto", progress: Progress = SILENT)
                     f"{ledger.COPY}"
                 )
         made_with = replace(config.from_dict(ExtractConfig, found.config), device=device)
+        loaded = loaded_again(made_with, found, encoder)
         bad = [(shard, name) for shard, name, _ in faults]
         shards = sorted({shard for shard, _ in bad})
         if bad:
-            prepare(made_with, path)  # raises for a missing text or encoder before anything is removed
+            prepare(made_with, path, loaded=loaded)  # raises for a missing text before anything is removed
             progress.note(f"making again: {', '.join(shards)}")
             ledger.forget(path, bad, lease.check)
-    return shards, extract_features.run(made_with, path, progress=progress)
+    return shards, extract_features.run(made_with, path, progress=progress, loaded=loaded)
 
 
 def texts(path: Location, rows: int, out: Path, *, clean_up: bool = False) -> Path:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from ldlm import artifact, files
+from ldlm import artifact, files, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import ExtractConfig
 from ldlm.errors import InputError, StorageError
@@ -23,16 +26,17 @@ def prepare(
     progress: Progress = SILENT,
     held: ExitStack | None = None,
     device: str | None = None,
+    loaded: inputs.Models | None = None,
 ) -> tuple[Extraction, Artifact]:
     """Find text, tokenizer and encoder, and begin or resume the store `out`; `InputError` if one doesn't fit it.
 
     `Occupied` if it is the store that doesn't fit, since it has other settings.
-    Until `held` closes, no other process may overwrite or repair the store. `device` as in `inputs.find`.
+    Until `held` closes, no other process may overwrite or repair the store. `device` and `loaded` as in `inputs.find`.
     """
     # No hashes of the text are written to a prefix that may yet be refused.
     meet = isinstance(out, ObjectPath) and artifact.is_open(out, "features")
     begun = artifact.recorded_config(out) if not overwrite and (out / "config.yaml").is_file() else {}
-    found = inputs.find(config, out, device, progress, store=out if meet else None, begun=begun)
+    found = inputs.find(config, out, device, progress, store=out if meet else None, begun=begun, loaded=loaded)
     found = inputs.resumed(found, begun, out, progress)
     config, fingerprints = found.config, found.fingerprints()
     result = artifact.begin(
@@ -59,14 +63,34 @@ def joined(config: ExtractConfig, out: Location, fingerprints: dict[str, str], m
     the store there does not have the `mark` (`sealing.Seal`) of the one that was begun.
     """
     found = inputs.Inputs(config, {}, *inputs.models(config))
-    changed = [name for name, digest in found.fingerprints().items() if digest != fingerprints[name]]
-    if changed:
-        raise InputError(f"the {' and the '.join(changed)} of {config.encoder} here is not that of {out}")
+    _check_same(found, fingerprints, out)
     work = _work_folder(artifact.open_artifact(out, "features", complete=False))
     made = Extraction(config, out, work, found.tokenizer, found.encoder, fingerprints, SILENT)
     if made.own_seal.mark != mark:
         raise StorageError(f"{out} was begun anew by another process; run the same command again")
     return made
+
+
+def loaded_again(config: ExtractConfig, store: Artifact, where: str | None) -> inputs.Models:
+    """The tokenizer and the encoder of a store: from the folder or of the hub name `where`, or from where they were.
+
+    `InputError` if they can't be loaded, or are not those of the store, which `config` made.
+    """
+    runtime.device(config.device)  # an error about it says nothing of the encoder
+    config = config if where is None else replace(config, encoder=where)
+    try:
+        loaded = inputs.models(config)
+        _check_same(inputs.Inputs(config, {}, *loaded), store.inputs, store.path)
+    except InputError as error:
+        raise InputError(f"{error}; say where the encoder is with --encoder DIR") from None
+    return loaded
+
+
+def _check_same(found: inputs.Inputs, fingerprints: Mapping[str, Any], out: Location) -> None:
+    """`InputError` if the tokenizer or the encoder is not that of the store `out`."""
+    changed = [name for name, digest in found.fingerprints().items() if digest != fingerprints[name]]
+    if changed:
+        raise InputError(f"the {' and the '.join(changed)} of {found.config.encoder} here is not that of {out}")
 
 
 def _work_folder(result: Artifact) -> Path:

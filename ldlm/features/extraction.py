@@ -248,7 +248,7 @@ class Extraction:
                 "shard_rows": self.config.shard_rows,
                 "encoder": {
                     "name": self.config.encoder,
-                    "revision": hub.revision(self.config.encoder),
+                    "revision": hub.revision(self.encoder.name),
                     "kind": self.config.kind,
                     "layer": self.config.layer,
                     "precision": self.encoder.compute.precision,

@@ -20,6 +20,8 @@ from ldlm.hub import load_tokenizer
 from ldlm.location import REQUEST_BYTES, Location, ObjectPath
 from ldlm.progress import SILENT, Progress
 
+Models = tuple[Any, FrozenEncoder]  # the tokenizer and the encoder
+
 
 class Inputs(NamedTuple):
     """The inputs of an extraction: `config`, with the dataset's commit, and `text`, the fingerprints of the text."""
@@ -43,21 +45,23 @@ def find(
     progress: Progress = SILENT,
     store: Location | None = None,
     begun: Mapping[str, Any] | None = None,
+    loaded: Models | None = None,
 ) -> Inputs:
     """The inputs that `config` names; `InputError` when they are missing or don't fit each other or the output.
 
     `device` is that of the encoder in this process, given if other processes will run the encoder. `store` is the
     output, given if other processes make it too (`digests`). `begun` is the configuration with which it was begun.
+    `loaded` are the tokenizer and the encoder, if they are loaded already.
     """
     _check(config)
     _check_of_datasets(config, begun or {})
     config, fingerprints, seen = _pinned(config, progress, store)
-    tokenizer, encoder = models(config, device)
+    tokenizer, encoder = loaded or models(config, device)
     _check_requests(config, out, encoder.hidden_dim)
     return Inputs(config, fingerprints, tokenizer, encoder, seen)
 
 
-def models(config: ExtractConfig, on: str | None = None) -> tuple[Any, FrozenEncoder]:
+def models(config: ExtractConfig, on: str | None = None) -> Models:
     """The tokenizer and the encoder; `InputError` when they don't fit each other or the length of the rows."""
     tokenizer = load_tokenizer(config.encoder)
     kind = "embedding" if config.kind == "scratch" else config.kind  # scratch needs only its width

@@ -1,0 +1,83 @@
+"""Repair of a store whose encoder is no longer where it was."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+from folders import content
+
+from ldlm.features.store import FeatureStore
+from ldlm.stages import extract_features, features
+
+
+@pytest.fixture(scope="module")
+def moved(few, gpt2, tmp_path_factory):
+    """A store, the folder in which its encoder was, and that in which the encoder is now; read only."""
+    place = tmp_path_factory.mktemp("moved")
+    before, now = place / "before", place / "now"
+    shutil.copytree(gpt2, before)
+    store = extract_features.run(replace(few, encoder=str(before)), place / "features").path
+    before.rename(now)
+    return store, before, now
+
+
+@pytest.fixture
+def damaged(moved, tmp_path):
+    """A copy of the store with two damaged shards and a damaged description."""
+    path = shutil.copytree(moved[0], tmp_path / "features")
+    (path / "features.zarr/hidden/c/1/0/0").write_bytes(b"x")
+    (path / "features.zarr/validation/tokens/c/0/0").unlink()
+    (path / "features.zarr/hidden/zarr.json").write_text("{")
+    return path
+
+
+def repair(path, *encoder):
+    return ("features", "repair", path, "--device", "cpu", *(("--encoder", *encoder) if encoder else ()))
+
+
+def test_repair_takes_the_encoder_from_where_it_is_now(moved, damaged, succeed):
+    store, before, now = moved
+    assert succeed(*repair(damaged, now)) == {"repaired": ["store", "train-00001", "validation-00000"]}
+    assert content(damaged) == content(store)  # also the record of where the encoder was at extraction
+    assert FeatureStore(damaged).encoder["name"] == str(before)
+
+
+def test_a_store_that_was_never_finished_is_finished_with_an_encoder_that_has_moved(moved, tmp_path, succeed):
+    store, _, now = moved
+    begun = shutil.copytree(store, tmp_path / "features")
+    for name in ("manifest.json", "store.json", "statistics.safetensors", "ledger/train-00001.json"):
+        (begun / name).unlink()
+    assert succeed(*repair(begun, now))["repaired"]
+    assert content(begun) == content(store)
+
+
+def test_repair_says_how_to_name_the_place_of_an_encoder_that_is_gone(moved, damaged, refuse):
+    kept = content(damaged)
+    advice = "say where the encoder is with --encoder DIR"
+    assert refuse(*repair(damaged)) == f"there is no model folder {moved[1]}; {advice}"
+    assert refuse(*repair(damaged, damaged.parent / "nowhere")).endswith(f"{damaged.parent / 'nowhere'}; {advice}")
+    assert content(damaged) == kept
+
+
+def test_repair_refuses_another_encoder_wherever_it_is(moved, damaged, other_gpt2, bert, refuse):
+    before, kept = moved[1], content(damaged)
+    line = "the {} of {} here is not that of {}; say where the encoder is with --encoder DIR"
+    assert refuse(*repair(damaged, other_gpt2)) == line.format("encoder", other_gpt2, damaged)
+    assert refuse(*repair(damaged, bert)) == line.format("encoder and the tokenizer", bert, damaged)
+    before.symlink_to(other_gpt2)
+    try:
+        assert refuse(*repair(damaged)) == line.format("encoder", before, damaged)
+    finally:
+        before.unlink()
+    assert content(damaged) == kept
+
+
+def test_repair_says_of_a_device_that_is_none_what_is_wrong_with_it(damaged, refuse):
+    line = refuse("features", "repair", damaged, "--device", "tpu")
+    assert line == "--device 'tpu' is not a device; use cpu, cuda, cuda:N or auto"
+
+
+def test_a_whole_store_stays_as_it_is(moved, succeed):
+    store, _, now = moved
+    assert succeed(*repair(store, now)) == {"repaired": []}
+    assert features.verify(store) == []
