@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from ldlm import config as configs
 from ldlm import emptying, files, fingerprints, launcher, presence
-from ldlm.completion import is_complete
+from ldlm.completion import DESCRIPTION, is_complete
 from ldlm.errors import InputError, Occupied, StorageError, Unreadable
 from ldlm.kinds import MADE_BY, NAMED_BY, article
 from ldlm.lease_places import SUFFIX
@@ -217,10 +217,16 @@ def open_artifact(path: Location, kind: str, *, complete: bool = True) -> Artifa
         raise InputError(f"{path} is a file, and {article(kind)} is a folder; `{MADE_BY[kind]}` makes one")
     if not path.is_dir():
         raise InputError(f"there is no folder {path}; `{MADE_BY[kind]}` makes {article(kind)}")
-    found = _found(path) or {}
-    if found.get("kind") != kind:
-        what = article(found["kind"]) if "kind" in found else "something that ldlm did not make"
-        raise InputError(f"{path} holds {what}, and {article(kind)} is needed; `{MADE_BY[kind]}` makes one")
+    found = _found(path)
+    if found is None or found.get("kind") != kind:
+        if found == {} and _is_known(path, kind):
+            raise InputError(
+                f"{path} is {article(kind)} without its artifact.json, which says what it is made of; restore that "
+                f"from a copy, or make it anew: `{MADE_BY[kind]} … --overwrite`"
+            )
+        what = article(found["kind"]) if found else "something that ldlm did not make"
+        state = "is empty" if found is None else f"holds {what}"
+        raise InputError(f"{path} {state}, and {article(kind)} is needed; `{MADE_BY[kind]}` makes one")
     done = is_complete(path)
     if (complete and not done) or _is_emptied(found):
         raise InputError(f"{path} is not finished; run the same `{MADE_BY[kind]}` command again and it goes on")
@@ -242,8 +248,17 @@ def _found(path: Location) -> dict[str, Any] | None:
 
 
 def _record(path: Location) -> dict[str, Any]:
-    found = files.read_json(path / "artifact.json")
-    return found if isinstance(found, dict) else {}
+    try:
+        found = files.read_json(path / "artifact.json")
+    except InputError as error:
+        raise InputError(f"{error}; restore it from a copy, or remove {path} and make it anew") from None
+    return found if isinstance(found, dict) and "kind" in found else {}
+
+
+def _is_known(path: Location, kind: str) -> bool:
+    """Whether a folder without a record is of this kind by its manifest, or by the description of a feature store."""
+    manifest = files.load_digested(files.content(path / "manifest.json") or b"") or {}
+    return manifest.get("kind") == kind or (kind == "features" and (path / DESCRIPTION).is_file())
 
 
 def _is_empty(path: Path) -> bool:

@@ -297,6 +297,16 @@ def test_opening_names_what_was_found_what_was_needed_and_the_command_that_makes
         open_artifact(foreign, "run")
 
 
+@pytest.mark.parametrize("kind", ["run", "decoder", "features"])
+def test_an_artefact_of_any_kind_that_lost_its_record_is_told_from_anything_else(tmp_path, kind):
+    begin(tmp_path / "made", kind, CONFIG, {}).finish()
+    (tmp_path / "made" / "artifact.json").unlink()
+    with pytest.raises(InputError, match=r"is an? .* without its artifact.json, which says .*; restore that from a"):
+        open_artifact(tmp_path / "made", kind)
+    with pytest.raises(InputError, match=r"holds something that ldlm did not make, and an encoder is needed"):
+        open_artifact(tmp_path / "made", "encoder")
+
+
 def test_an_unfinished_artefact_opens_only_where_that_is_allowed(tmp_path):
     begin(tmp_path / "run", "run", CONFIG, {})
     with pytest.raises(InputError, match=r"is not finished; run the same `ldlm train` command again"):

@@ -1,4 +1,4 @@
-"""Repair of a store whose encoder is no longer where it was."""
+"""Repair of a store whose encoder is no longer where it was, and what is said of one that has lost its record."""
 
 import shutil
 from dataclasses import replace
@@ -81,3 +81,54 @@ def test_a_whole_store_stays_as_it_is(moved, succeed):
     store, _, now = moved
     assert succeed(*repair(store, now)) == {"repaired": []}
     assert features.verify(store) == []
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A folder that does not say what it is
+
+
+COMMANDS = {
+    "info": (), "repair": ("--device", "cpu"), "bench": (), "texts": ("--rows", 1, "--output", "texts.jsonl")
+}  # fmt: skip
+
+
+def lines(refuse, path):
+    """What each command says of a folder."""
+    return {refuse("features", name, path, *more) for name, more in COMMANDS.items()}
+
+
+@pytest.mark.parametrize("unsealed", [False, True])
+def test_a_store_that_lost_its_record_is_told_from_anything_else(moved, tmp_path, refuse, unsealed):
+    path = shutil.copytree(moved[0], tmp_path / "features")
+    (path / "artifact.json").unlink()
+    if unsealed:
+        (path / "manifest.json").unlink()
+    assert lines(refuse, path) == {
+        f"{path} is a feature store without its artifact.json, which says what it is made of; restore that from a "
+        f"copy, or make it anew: `ldlm extract-features … --overwrite`"
+    }
+
+
+def test_the_advice_on_a_store_that_lost_its_record_makes_it_anew(few, tmp_path, succeed):
+    path = extract_features.run(few, tmp_path / "features").path
+    (path / "artifact.json").unlink()
+    extract_features.run(few, path, overwrite=True)
+    assert succeed("features", "info", path)["state"] == "sealed"
+
+
+def test_an_empty_folder_and_other_files_are_told_apart(tmp_path, refuse):
+    needed = "and a feature store is needed; `ldlm extract-features` makes one"
+    (tmp_path / "folder").mkdir()
+    assert lines(refuse, tmp_path / "folder") == {f"{tmp_path / 'folder'} is empty, {needed}"}
+    (tmp_path / "folder" / "manifest.json").write_text("[1, 2")
+    assert lines(refuse, tmp_path / "folder") == {
+        f"{tmp_path / 'folder'} holds something that ldlm did not make, {needed}"
+    }
+
+
+def test_a_damaged_record_is_named_with_what_helps(moved, tmp_path, refuse):
+    path = shutil.copytree(moved[0], tmp_path / "features")
+    (path / "artifact.json").write_text('{"kind": "feat')
+    (line,) = lines(refuse, path)
+    assert line.startswith(f"{path / 'artifact.json'} is damaged")
+    assert line.endswith(f"; restore it from a copy, or remove {path} and make it anew")
