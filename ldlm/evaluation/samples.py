@@ -41,7 +41,7 @@ class Texts:
 def read(path: Path, column: str = "text") -> Texts:
     """Read the texts of a file of any kind, with their tokens and `seed` if every row has them.
 
-    The tokens of `text` are in the field `tokens`, and those of another column in `COLUMN_tokens`.
+    The tokens of `text` are in the field or column `tokens`, and those of another column in `COLUMN_tokens`.
     A blank text counts, since a model may have drawn it; a null row or a blank line of plain text does not.
     """
     texts: list[str] = []
@@ -49,7 +49,7 @@ def read(path: Path, column: str = "text") -> Texts:
     seeds: list[object] = []
     held: list[str] = []
     own = "tokens" if column == "text" else f"{column}_tokens"
-    for text, fields in textfiles.rows(path, column):
+    for text, fields in textfiles.rows(path, column, beside=(own, "seed")):
         if text is not None:
             held.append(text)
         if text is None or isinstance(text, Part):

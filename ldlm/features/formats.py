@@ -7,7 +7,7 @@ import io
 import json
 import re
 import reprlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import count as count_from
 from pathlib import Path
@@ -25,7 +25,7 @@ BOM = "\ufeff"
 
 
 class Row(NamedTuple):
-    """A document, None for null, and the JSON object that holds it."""
+    """A document, None for null, and the JSON object or the columns of parquet beside it."""
 
     text: str | None
     fields: Mapping[str, Any]
@@ -199,8 +199,11 @@ def parquet_table(path: Path) -> Any:
         return pq.ParquetFile(path, buffer_size=PARQUET_BYTES, pre_buffer=False)
 
 
-def parquet(source: Source, column: str) -> Iterator[str | None]:
-    """The texts of a column, including nulls, of the whole file or of the row groups in its span."""
+def parquet(source: Source, column: str, beside: Sequence[str] = ()) -> Iterator[Row]:
+    """The texts of a column, including nulls, of the whole file or of the row groups in its span.
+
+    Each with its values in the columns `beside`, as far as the file has them.
+    """
     import pyarrow as pa
 
     table = parquet_table(source.path)
@@ -218,16 +221,17 @@ def parquet(source: Source, column: str) -> Iterator[str | None]:
         )
     groups = range(table.num_row_groups) if source.span is None else range(*source.span)
     read = sum(table.metadata.row_group(group).num_rows for group in range(groups.start))
+    names = [column, *(name for name in beside if table.schema_arrow.names.count(name) == 1 and name != column)]
     at_once = PARQUET_ROWS if pa.types.is_dictionary(kind) else _rows_at_once(table, column, groups)
-    batches = table.iter_batches(at_once, row_groups=list(groups), columns=[column])
+    batches = table.iter_batches(at_once, row_groups=list(groups), columns=names)
     while True:
         with as_input_error(lambda: f"{source.path}, after row {read:,},"):  # noqa: B023
             batch = next(batches, None)
-            texts = [] if batch is None else batch.column(0).to_pylist()
+            rows = [] if batch is None else batch.to_pylist()
         if batch is None:
             return
-        yield from texts
-        read += len(texts)
+        yield from (Row(fields[column], fields) for fields in rows)
+        read += len(rows)
 
 
 def _rows_at_once(table: Any, column: str, groups: range) -> int:

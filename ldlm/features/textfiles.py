@@ -7,7 +7,7 @@ Whatever fails while a file is read is an `InputError` that names the file and t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -54,16 +54,17 @@ def no_text(path: str | Path) -> InputError:
     return InputError(f"{path} holds no text; give a file with a document per line, JSON lines or parquet")
 
 
-def rows(path: Path, column: str = "text", span: Span | None = None) -> Iterator[Row]:
+def rows(path: Path, column: str = "text", span: Span | None = None, beside: Sequence[str] = ()) -> Iterator[Row]:
     """Every row of a file, including blank and null ones but not blank lines of plain text; long lines come in parts.
 
-    With a `span`, the rows of that part of the file.
+    With a `span`, the rows of that part of the file. Of parquet only the columns `beside` are read with the text; of
+    JSON all fields are.
     """
     with opened(path, span) as source:
         if source.kind == "plain":
             yield from (Row(part, {}) for part in not_blank(formats.lines(source)))
         elif source.kind == "parquet":
-            yield from (Row(text, {}) for text in formats.parquet(source, column))
+            yield from formats.parquet(source, column, beside)
         else:
             values = formats.json_lines(source) if source.kind == "json lines" else formats.json_array(source)
             yield from (formats.row(source, value, column, place) for value, place in values)

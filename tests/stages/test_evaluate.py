@@ -1,6 +1,7 @@
 """`ldlm evaluate` as a whole: what a result says, seeds, the order of real and broken text, files of every kind."""
 
 import json
+import math
 import random
 import re
 import shutil
@@ -309,17 +310,58 @@ def test_a_blank_text_has_no_tokens_and_the_others_keep_theirs(call, tmp_path, b
     assert (found["tokens"], found["tokens_from"]) == (3, "file")
 
 
+def as_parquet(path, **types):
+    """A parquet file, beside a jsonl file, of the same rows; `types` are those of columns."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    arrays = {name: pa.array([row[name] for row in rows], types.get(name)) for name in rows[0]}
+    pq.write_table(pa.table(arrays), path.with_suffix(".parquet"), row_group_size=1)
+    return path.with_suffix(".parquet")
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        [[1, 2, 3], [4, 5]], [[1, 2, 3], []], [None, [1, 2, 3]], [[1, 2, -3], [1]], [[2**40], [1]], [[1, None], [2]],
+        ["1 2", "3"], [[1.0, 2.0], [3.0]], [[True], [False]], [[[1], [2]], [[3]]], [["1"], ["2"]], [{"a": 1}] * 2,
+        [1, 2],
+    ],
+)  # fmt: skip
+def test_parquet_counts_the_tokens_that_json_lines_count(call, tmp_path, tokens):
+    texts = ["The old captain found a letter.", "A young teacher lost a boat."]
+    path = write(tmp_path / "t.jsonl", texts, tokens=tokens, seed=[7, 5])
+    lines, found = call(path), call(as_parquet(path))
+    assert found == {**lines, "file": found["file"]}
+    assert found["seeds"] == [5, 7]
+    assert found["tokens_from"] == ("file" if tokens == [[1, 2, 3], [4, 5]] else "scorer")
+
+
+@pytest.mark.parametrize("kind", ["int32", "uint16", "large", "fixed"])
+def test_tokens_of_parquet_may_be_integers_of_any_size(call, tmp_path, kind):
+    import pyarrow as pa
+
+    whole = {"large": pa.large_list(pa.int64()), "fixed": pa.list_(pa.int32(), 3)}
+    path = write(tmp_path / "t.jsonl", ["The old captain", "a letter"], tokens=[[1, 2, 3], [4, 5, 4]])
+    found = call(as_parquet(path, tokens=whole.get(kind) or pa.list_(pa.type_for_alias(kind))))
+    assert (found["tokens"], found["tokens_from"]) == (6, "file")
+    assert found["entropy"] == pytest.approx((math.log(3) + math.log(3) - 2 / 3 * math.log(2)) / 2)
+
+
 def test_a_column_of_its_own_is_measured_by_its_own_tokens(call, tmp_path):
     """A continuation by its own, and not by those of the whole text, which begin with the prompt's."""
     texts, tokens = ["The old captain found", "A young teacher lost"], [[1, 2, 3, 4], [1, 5, 6, 7, 8]]
     apart = {"continuation": ["found", "lost"], "continuation_tokens": [[4], [7, 8]], "prompt": ["The old", "A young"]}
     path = write(tmp_path / "texts.jsonl", texts, tokens=tokens, **apart)
     alone = write(tmp_path / "alone.jsonl", apart["continuation"], tokens=apart["continuation_tokens"])
-    found, own = call(path, "--text-column", "continuation"), call(alone)
-    assert found == {**own, "file": found["file"]}
-    assert (found["tokens"], found["tokens_from"]) == (3, "file")
-    assert call(path)["tokens"] == 9
-    assert call(path, "--text-column", "prompt")["tokens_from"] == "scorer"  # there are no `prompt_tokens`
+    own = call(alone)
+    for one in (path, as_parquet(path)):
+        found = call(one, "--text-column", "continuation")
+        assert found == {**own, "file": found["file"]}
+        assert (found["tokens"], found["tokens_from"]) == (3, "file")
+        assert call(one)["tokens"] == 9
+        assert call(one, "--text-column", "prompt")["tokens_from"] == "scorer"  # there are no `prompt_tokens`
 
 
 MEASURED = """
