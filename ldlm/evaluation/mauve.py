@@ -97,7 +97,7 @@ def of_texts(
     *drawn, real = rows
     collapsed = [len(some) < FEWEST <= len(texts) for some, texts in zip(drawn, spelled, strict=False)]
     count = min([len(real), *(len(some) for some, nothing in zip(drawn, collapsed, strict=True) if not nothing)])
-    with progress.task("mauve", count * len(sets), "text") as task:
+    with progress.task("mauve", count * (len(sets) - sum(collapsed)), "text") as task:
 
         def states(some: Sequence[np.ndarray]) -> np.ndarray:
             return model.last_states(some[:count], config.batch_size, task.advance)

@@ -137,13 +137,14 @@ class Scorer:
     ) -> list[np.ndarray]:
         """−ln p(token | preceding tokens) for every token of each row but its first; float32 (len − 1,) each.
 
-        Rows in the cache are not computed again; new ones are added to it batch by batch.
+        Rows in the cache are not computed again; new ones are added to it batch by batch. `advance` is told of all
+        rows, also of those without a second token.
         """
         nothing = np.zeros(0, np.float32)
         known = [nothing if len(row) < 2 else cache.get(row) if cache else None for row in rows]
         result = [nothing if nll is None else nll for nll in known]
         missing = [i for i, nll in enumerate(known) if nll is None]
-        advance(sum(len(row) > 1 for row in rows) - len(missing))
+        advance(len(rows) - len(missing))
         logits_at_once = max(1, LOGITS_AT_ONCE // self.vocab_size)
         for chosen, tokens_BL in self._batches(rows, missing, batch_size, logits_at_once):
             logits_BLV = self.model(input_ids=tokens_BL).logits

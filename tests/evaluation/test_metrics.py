@@ -150,10 +150,10 @@ def test_the_likelihood_of_each_token_keeps_its_place(scorer):
         assert nll.tolist() == pytest.approx(alone.tolist(), rel=1e-5, abs=1e-6)
 
 
-def test_progress_adds_up_to_the_texts_that_can_be_scored(scorer):
+def test_progress_adds_up_to_the_texts_also_of_those_that_can_not_be_scored(scorer):
     seen = []
     score(TEXTS, scorer, max_tokens=12, batch_size=2, advance=seen.append)
-    assert sum(seen) == 5
+    assert sum(seen) == len(TEXTS) == 7
     assert max(seen) == 2
 
 

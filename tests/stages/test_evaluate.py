@@ -8,6 +8,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from ldlm.evaluation.scorer import Scorer
 from ldlm.features import text
 from ldlm.features.store import FeatureStore
 from ldlm.hub import load_tokenizer
+from ldlm.progress import Progress, Task
 from ldlm.stages import evaluate, pretrain_encoder
 
 FIGURES = ("gen_ppl", "entropy", "diversity")
@@ -253,6 +255,47 @@ def test_real_shuffled_and_unigram_text_come_out_in_this_order(trained_scorer, c
     assert found["real"].intervals["gen_ppl"][1] < found["shuffled"].intervals["gen_ppl"][0]
     assert found["repeated"].diversity < found["real"].diversity / 100
     assert found["real"].entropy == pytest.approx(found["shuffled"].entropy, rel=0.1)
+
+
+@dataclass
+class Counted(Progress):
+    """Progress that keeps, for each task by name, its total and how much of it was reported."""
+
+    tasks: dict[str, list[int]] = field(default_factory=dict)
+
+    def task(self, name, total, unit, done=0):
+        self.tasks[name] = [total, done]
+        return CountedTask(self.tasks[name])
+
+
+@dataclass
+class CountedTask(Task):
+    units: list[int]
+
+    def advance(self, count, **figures):
+        self.units[1] += count
+
+
+@pytest.mark.parametrize("protocol", ["mdlm", "hf", "cosmos"])
+def test_progress_ends_with_the_last_text_where_texts_are_blank_or_known(gpt2, corpus, tmp_path, protocol):
+    texts = corpus.read_text(encoding="utf-8").splitlines()[:4]
+    paths = [write(tmp_path / "a.jsonl", [*texts, "", " ", "a"]), write(tmp_path / "b.jsonl", ["", ""])]
+    config = EvaluateConfig(scorer=str(gpt2), protocol=protocol, max_tokens=16, resamples=10)
+    for _ in range(2):  # the second time they are in the cache
+        progress = Counted()
+        evaluate.run(config, paths, cache=tmp_path / "cache", progress=progress)
+        assert progress.tasks == {"score": [9, 9]}
+
+
+@pytest.mark.filterwarnings("ignore")  # the library's own
+def test_progress_of_mauve_leaves_out_a_set_of_blank_texts(gpt2, corpus, tmp_path):
+    pytest.importorskip("mauve", reason="the extra ldlm[mauve] is not installed")
+    texts = corpus.read_text(encoding="utf-8").splitlines()[:40]
+    paths = [write(tmp_path / "a.jsonl", texts[:20]), write(tmp_path / "b.jsonl", [""] * 20)]
+    reference, progress = write(tmp_path / "real.jsonl", texts[20:]), Counted()
+    config = EvaluateConfig(scorer=str(gpt2), max_tokens=16, resamples=10)
+    evaluate.run(config, paths, reference, with_mauve=True, progress=progress)
+    assert progress.tasks == {"score": [60, 60], "mauve": [40, 40]}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
