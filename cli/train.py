@@ -126,8 +126,7 @@ def _prepare_online(
         if not overwrite:
             raise
         # What the training refuses is found before anything is deleted.
-        train.check(config, settings.kind, place)
-        train.plan(config, extract_features.shapes(settings), features=settings.kind, fit=fit)
+        train.check_ahead(config, settings, place, out, fit=fit)
         extract_features.run(settings, place, overwrite=True, progress=progress, launch=launch)
     progress.note(f"tokens and statistics are in {place}, which later commands take as --features")
     return place

@@ -130,7 +130,7 @@ def begin(
     another process may be finishing it, and until `held` closes this one is at work there beside others (`presence`),
     and none can overwrite it. `note` reports a wait for processes that may be dead.
     """
-    check_output_folder(path)
+    check_output_folder(path, NAMED_BY.get(kind, "--output"))
     with presence.turn(path, shared):
         begun = _begin(path, kind, config, inputs, overwrite, reads, shared, note)
         if shared:
@@ -173,8 +173,6 @@ def _begin(
     # Processes that a launcher starts together would delete each other's output.
     replacing = "remove it" if shared and (launcher.number("WORLD_SIZE") or 1) > 1 else "add --overwrite"
     first = _first(kind, config, inputs)  # what can't be written is found before anything is deleted
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path} is a file and the output is a folder; choose another {place}")
     found = _found(path)
     if found is None:
         made = _create(path, kind, first)
@@ -334,9 +332,11 @@ def schema(path: Location) -> int | None:
 
 def check_overwrite(path: Location, kind: str, reads: Sequence[str | Path]) -> None:
     """`InputError` when `begin` would refuse to overwrite, for stages that have more to check before they delete."""
-    check_output_folder(path)
+    check_output_folder(path, NAMED_BY.get(kind, "--output"))
     if path.is_dir() and (found := _found(path)) is not None:
         _guard(path, found, kind, reads)
+        with presence.replacing(path, shared=False):  # unless another process is at work there
+            pass
 
 
 def _guard(path: Location, found: Mapping[str, Any], kind: str, reads: Sequence[str | Path]) -> None:

@@ -332,7 +332,9 @@ def check_output(path: Path, example: str, *, flag: str = "--output", without: s
         raise InputError(f"{path} is a device or a pipe, not a file; {remedy}{more}")
 
 
-def check_output_folder(path: Location) -> None:
-    """`InputError` when `path`, which names the folder to write, is `-`: elsewhere that means standard output."""
+def check_output_folder(path: Location, option: str = "--output") -> None:
+    """`InputError` when `path`, the folder to write, is a file, or is `-`: elsewhere that means standard output."""
     if path == Path("-"):
         raise InputError("- names no folder, which the output is; give its name, for example --output run")
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file and the output is a folder; choose another {option}")

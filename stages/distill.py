@@ -73,8 +73,7 @@ def run(
         store = FeatureStore(features, allow_partial=allow_partial)
         trained.check_store(store)
         check_shares(training, world)
-        encode = online_encoder(store)
-        split = store.split("train", encode)
+        split = store.split("train", online_encoder(store))
         window = shuffle_rows(training, out, split, training.batch_size, overwrite=overwrite)
         training = replace(training, shuffle_rows=window)
         state = _start(training, trained, device, world)
@@ -89,6 +88,7 @@ def run(
             training,
             {**inputs, "features": store.fingerprint, "precision": state.compute.precision},
             reads=[run_path, *store.reads],
+            rows=split,
             overwrite=overwrite,
             held=held,
             progress=progress,
@@ -102,7 +102,7 @@ def run(
         saved = resume(state, stream, out, progress)
         speed = Speedometer(state.step, rows_per_step=training.batch_size, tokens_per_row=store.shapes.seq_len)
         journal = Journal(out, state, speed, progress, saved=saved)
-        evaluate = partial(distillation.evaluate, state, store.held_out(encode))
+        evaluate = partial(distillation.evaluate, state, store.held_out(split.encode))
         train(state, distill_step, stream, journal, stop, progress, name="distill", evaluate=evaluate)
         if world.main:
             _finish(result, state, journal, trained)

@@ -104,6 +104,7 @@ def run(
             config,
             {"checkpoint": trained.latents, "features": store.fingerprint, "precision": state.compute.precision},
             reads=[run_path, *store.reads],
+            rows=split,
             overwrite=overwrite,
             held=held,
             progress=progress,

@@ -86,6 +86,8 @@ def compare(
     lengths: dict[str, int] = {}
     for name, member in members.items():  # opened one by one, since all models together may not fit the device
         subject = _open(config, *member, allow_partial)
+        if overwrite:
+            _try_encoder(subject)
         subjects[name], lengths[name] = subject.inputs, subject.length
     _check_lengths(lengths)
     scorer = _scorer(config, max(lengths.values()), progress)
@@ -214,6 +216,11 @@ def _open(config: InterpolateConfig, run_path: Path, features: Location, allow_p
     return Subject(run, store, run.decoder(config.decoder))
 
 
+def _try_encoder(subject: Subject) -> None:
+    """`InputError` if the store needs an encoder that is gone; for what is looked at before it is overwritten."""
+    subject.store.held_out(online_encoder(subject.store)).try_encoder(subject.run.device)
+
+
 def _inputs(subject: Mapping[str, Any], scorer: Scorer) -> dict[str, Any]:
     """The inputs of a run's artefact: those of the subject, and the scorer."""
     return {**subject, "scorer_revision": scorer.revision}
@@ -236,6 +243,8 @@ def _measured(
     """The artefact of one run."""
     reads = [subject.run.path, *subject.store.reads, *local(config.scorer)]
     inputs = _inputs(subject.inputs, scorer)
+    if overwrite:
+        _try_encoder(subject)
     with artifact.working(out, "interpolation", config, inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:
             shutil.rmtree(out / "scored", ignore_errors=True)  # left by a call that was killed just after it finished

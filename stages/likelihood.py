@@ -103,7 +103,10 @@ def run(
     subject = _subject(config, run_path, store, runtime.device(config.device))
     config, out = subject.own(config), out or run_path / "likelihood"
     inputs, reads = subject.inputs(store), [run_path, *store.reads]
-    if not overwrite:
+    split = subject.split(store.split(config.split, online_encoder(store)))
+    if overwrite:
+        split.try_encoder(subject.run.device)
+    else:
         check_halves(out)
     # A row is known by the number of its line, so two processes must not write lines.
     with artifact.working(out, "likelihood", config, inputs, overwrite=overwrite, reads=reads) as result:
@@ -113,7 +116,7 @@ def run(
             progress.note(f"{out} is complete; nothing to do")
             return result
         subject.remark(config, progress)
-        found = _estimated(config, subject, store, rows, out / KEPT, progress)
+        found = _estimated(config, subject, split, rows, out / KEPT, progress)
         summary = {**_of_rows(config, store, rows), **subject.facts, **subject.summary(found, store.shapes.seq_len)}
         finished = result.finish(**summary)
         (out / KEPT).unlink(missing_ok=True)
@@ -181,10 +184,10 @@ def _of_rows(config: LikelihoodConfig, store: FeatureStore, rows: int) -> dict[s
 
 
 def _estimated(
-    config: LikelihoodConfig, subject: Subject, store: FeatureStore, rows: int, kept: Path, progress: Progress
+    config: LikelihoodConfig, subject: Subject, split: Split, rows: int, kept: Path, progress: Progress
 ) -> Lines:
     """Estimates of all rows that the subject needs, batch by batch; those that are already kept are not made again."""
-    split, needed = subject.split(store.split(config.split, online_encoder(store))), np.array(subject.needed(rows))
+    needed = np.array(subject.needed(rows))
     data = kept.read_bytes() if kept.exists() else b""
     files.write_atomic(kept, data[: data.rfind(b"\n") + 1])  # without a line that a kill cut off
     done = data.count(b"\n")

@@ -9,16 +9,17 @@ from typing import Any
 
 import torch
 
+from ldlm import artifact, files, launcher, runtime
 from ldlm import config as configs
-from ldlm import files, launcher, runtime
 from ldlm.artifact import Artifact
 from ldlm.baselines.registry import training_method
 from ldlm.compute import Compute, precision_on
-from ldlm.config import AnyTrainConfig, Shapes
+from ldlm.config import AnyTrainConfig, ExtractConfig, Shapes
 from ldlm.errors import InputError
+from ldlm.features import inputs
 from ldlm.features.store import FeatureStore
 from ldlm.features.stream import Stream
-from ldlm.location import Location
+from ldlm.location import Location, local
 from ldlm.model.layers import head_widths
 from ldlm.pages import plots
 from ldlm.progress import SILENT, Progress
@@ -55,9 +56,16 @@ def plan(
     return {**cost.training_cost(method, shapes, devices=devices, features=features), "attention": kernel, **flags}
 
 
-def check(config: AnyTrainConfig, kind: str, place: Location) -> None:
-    """`InputError` for settings that contradict each other or features of a kind, which `place` holds or will hold."""
-    training_method(config).check_kind(kind, place)
+def check_ahead(
+    config: AnyTrainConfig, extraction: ExtractConfig, features: Path, out: Path, *, fit: str | None = None
+) -> None:
+    """`InputError` for what `run` would refuse with overwriting, before an extraction overwrites its store."""
+    artifact.check_overwrite(out, "run", local(features, extraction.encoder))
+    tokenizer, encoder = inputs.models(extraction)
+    shapes, method = inputs.shapes(extraction, tokenizer, encoder), training_method(config)
+    method.check_kind(extraction.kind, shapes.seq_len, features)
+    method.check_encoder(encoder, shapes.seq_len)
+    plan(config, shapes, features=extraction.kind, fit=fit)
 
 
 def _kernel(method: AnyMethod, shapes: Shapes) -> str:
@@ -109,6 +117,7 @@ def run(
             config,
             {"features": store.fingerprint, "precision": state.compute.precision},
             reads=store.reads,
+            rows=rows,
             overwrite=overwrite,
             held=held,
             progress=progress,

@@ -12,7 +12,7 @@ from ldlm import artifact, files, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import ExtractConfig
 from ldlm.errors import InputError, StorageError
-from ldlm.features import inputs
+from ldlm.features import corpus, inputs
 from ldlm.features.extraction import Extraction
 from ldlm.location import Location, ObjectPath, local, user_cache
 from ldlm.progress import SILENT, Progress
@@ -39,6 +39,8 @@ def prepare(
     found = inputs.find(config, out, device, progress, store=out if meet else None, begun=begun, loaded=loaded)
     found = inputs.resumed(found, begun, out, progress)
     config, fingerprints = found.config, found.fingerprints()
+    if overwrite:  # what is refused is found before anything is deleted
+        corpus.check_beginning(config, found.tokenizer)
     result = artifact.begin(
         out,
         "features",

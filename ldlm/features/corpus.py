@@ -11,6 +11,7 @@ from ldlm.config import ExtractConfig
 from ldlm.errors import InputError
 from ldlm.features import text, textfiles
 from ldlm.features.documents import count_documents, section
+from ldlm.features.helpers import own_threads
 
 
 def documents(config: ExtractConfig, split: str) -> Iterator[str] | None:
@@ -56,6 +57,23 @@ def detokenised(config: ExtractConfig, found: Iterator[str]) -> Iterator[str]:
     """Documents as the configured detokeniser leaves them; parts of long ones stay parts."""
     detokenize = text.DETOKENIZERS[config.detokenizer]
     return found if detokenize is None else (type(document)(detokenize(document)) for document in found)
+
+
+def check_beginning(config: ExtractConfig, tokenizer: Any) -> None:
+    """`InputError` for text that can't be read from its beginning on, in any file, or that is shorter than a row."""
+    for path in map(Path, (*config.data, *config.validation_data)):
+        if next(textfiles.documents_of(path, config.text_column), None) is None:
+            raise textfiles.no_text(path)
+    if config.validation_split:
+        next(_all_documents(config, config.validation_split), None)
+    with own_threads(1):
+        if next(text.pack(_all_documents(config, config.split), tokenizer, config.seq_len), None) is None:
+            raise too_short(config)
+
+
+def too_short(config: ExtractConfig) -> InputError:
+    """The error for a text that fills no row."""
+    return InputError(f"the text is shorter than one row of {config.seq_len} tokens; give more text or lower --seq-len")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

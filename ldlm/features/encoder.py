@@ -222,12 +222,25 @@ def check_causal(store: FeatureStore) -> None:
     h_BLD = split.states(parts, tokens_BL)
     assert h_BLD is not None  # only scratch embeddings have no states
     first_BD = h_BLD[:, 0].double()
-    apart = ((first_BD - first_BD[0]).norm(dim=1).max() / first_BD[0].norm()).item()
     rounded = "bf16" if store.encoder["precision"] == "bf16" else "fp32" if alike else store.codec.name
-    if apart > ROUNDING.get(rounded, ROUNDING["fp32"]):
+    _check_alike(first_BD, ROUNDING.get(rounded, ROUNDING["fp32"]), store.encoder["name"], f"rows of {store.path}")
+
+
+def check_encoder_causal(encoder: FrozenEncoder, seq_len: int) -> None:
+    """`InputError` if states of an encoder depend on later tokens, as two rows that share only the first one show."""
+    encoder.compute_in("fp32")
+    tokens_L = torch.arange(seq_len) % encoder.vocab_size
+    first_BD = encoder(torch.stack([tokens_L, torch.zeros_like(tokens_L)]))[:, 0].double()
+    _check_alike(first_BD, ROUNDING["fp32"], encoder.name, "two rows")
+
+
+def _check_alike(first_BD: Tensor, tolerance: float, name: str, rows: str) -> None:
+    """`InputError` if the first states of rows that begin alike differ by more than rounding."""
+    apart = ((first_BD - first_BD[0]).norm(dim=1).max() / first_BD[0].norm()).item()
+    if apart > tolerance:
         raise InputError(
-            f"model.condition=prefix needs a causal encoder, such as GPT-2, and the states of {store.encoder['name']} "
-            f"depend on later tokens: its first ones, all of BOS, differ by {apart:.1%} between rows of {store.path}"
+            f"model.condition=prefix needs a causal encoder, such as GPT-2, and the states of {name} depend on later "
+            f"tokens: its first ones, all of one token, differ by {apart:.1%} between {rows}"
         )
 
 

@@ -130,9 +130,7 @@ class Extraction:
             self.spool.folder.mkdir(parents=True, exist_ok=True)
         self.rows: dict[str, int] = {split: self.tokens[split].rows if split in self.tokens else 0 for split in SPLITS}
         if not self.rows["train"]:
-            raise InputError(
-                f"the text is shorter than one row of {self.config.seq_len} tokens; give more text or lower --seq-len"
-            )
+            raise corpus.too_short(self.config)
         return True
 
     def _check_space_ahead(self) -> None:

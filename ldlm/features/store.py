@@ -105,6 +105,11 @@ class Split:
         there = {name: torch.from_numpy(array).to(tokens_BL.device) for name, array in parts.items()}
         return self.codec.decode(there)
 
+    def try_encoder(self, device: torch.device) -> None:
+        """Make the states of the first row, if an encoder makes them: `InputError` if it is gone, or another."""
+        if self.encode is not None:
+            self.encode(torch.from_numpy(self.read_tokens(np.arange(1))).to(device))
+
 
 class FeatureStore:
     """A store to read. `InputError` when it is not sealed, or a file of a shard has another size than its record says.

@@ -15,7 +15,7 @@ from ldlm import files
 from ldlm.config import Shapes, TrainConfig
 from ldlm.errors import InputError
 from ldlm.features.batch import Batch
-from ldlm.features.encoder import check_causal, online_encoder
+from ldlm.features.encoder import FrozenEncoder, check_causal, check_encoder_causal, online_encoder
 from ldlm.features.store import FeatureStore, Split
 from ldlm.location import Location
 from ldlm.model.joint import JointModel, build_meta
@@ -47,11 +47,12 @@ class JointTraining(TrainingMethod[TrainConfig, TrainState]):
 
     def check(self, store: FeatureStore) -> None:
         """`InputError` for settings that contradict each other or the store."""
-        self.check_kind(store.encoder["kind"], store.path)
-        self._check_condition(store)
+        self.check_kind(store.encoder["kind"], store.shapes.seq_len, store.path)
+        if self.config.model.condition == "prefix":
+            check_causal(store)
 
-    def check_kind(self, kind: str, place: Location) -> None:
-        """`InputError` for settings that contradict each other or features of a kind, which `place` holds."""
+    def check_kind(self, kind: str, seq_len: int, place: Location) -> None:
+        """`InputError` for settings that contradict each other, or the kind of features that `place` has or gets."""
         config, space = self.config, self.config.model.space
         reconstruction, needed = config.recipe.reconstruction, NEEDED_KIND.get(space, kind)
         if kind != needed:
@@ -80,18 +81,18 @@ class JointTraining(TrainingMethod[TrainConfig, TrainState]):
                 f"recipe.reconstruction={reconstruction} trains the token decoder, and "
                 f"model.token_decoder.mode=deferred leaves it out; choose mse or joint"
             )
+        if config.model.condition == "prefix":
+            longest_prefix(seq_len)
+            if kind == "scratch":
+                raise InputError(
+                    f"model.condition=prefix needs the states of a frozen encoder, and {place} holds tokens only; "
+                    f"extract features of kind hidden, or leave model.condition at none"
+                )
 
-    def _check_condition(self, store: FeatureStore) -> None:
+    def check_encoder(self, encoder: FrozenEncoder, seq_len: int) -> None:
         """`InputError` for a condition on prefixes whose states would reveal what comes after."""
-        if self.config.model.condition == "none":
-            return
-        longest_prefix(store.shapes.seq_len)
-        if store.encoder["kind"] == "scratch":
-            raise InputError(
-                f"model.condition=prefix needs the states of a frozen encoder, and {store.path} holds tokens only; "
-                f"extract features of kind hidden, or leave model.condition at none"
-            )
-        check_causal(store)
+        if self.config.model.condition == "prefix":
+            check_encoder_causal(encoder, seq_len)
 
     def _check_elbo(self) -> None:
         """`InputError` for settings that leave the integral of the ELBO without a convention or a lower end."""

@@ -22,6 +22,7 @@ from ldlm.training.footprint import Footprint
 from ldlm.training.learner import Learner, Step
 
 if TYPE_CHECKING:  # costs can be counted without the packages that read stores
+    from ldlm.features.encoder import FrozenEncoder
     from ldlm.features.store import FeatureStore, Split
     from ldlm.location import Location
 
@@ -49,8 +50,11 @@ class TrainingMethod(ABC, Generic[AnyConfig, AnyLearner]):
         """
         return self, None
 
-    def check_kind(self, kind: str, place: Location) -> None:
-        """`InputError` for settings that contradict each other or features of a kind, which `place` holds."""
+    def check_kind(self, kind: str, seq_len: int, place: Location) -> None:
+        """`InputError` for settings that contradict each other, or the kind of features that `place` has or gets."""
+
+    def check_encoder(self, encoder: FrozenEncoder, seq_len: int) -> None:
+        """`InputError` for settings that contradict an encoder, by which features are yet to be made."""
 
     @abstractmethod
     def check(self, store: FeatureStore) -> None:

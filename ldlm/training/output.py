@@ -27,16 +27,19 @@ def begin(
     inputs: Mapping[str, Any],
     *,
     reads: Sequence[Path],
+    rows: Split,
     overwrite: bool,
     held: ExitStack,
     progress: Progress,
 ) -> Artifact:
     """Begin or resume the output `out` of a learner, locked against other jobs until `held` closes.
 
-    `reads` are folders that must not be overwritten. A finished output is resumed if the learner has more steps to
-    take, unless something fixes their number (`Learner.binds_steps`). All processes of the job get what the main one
-    finds.
+    `reads` are folders that must not be overwritten, and `rows` those of the training. A finished output is resumed if
+    the learner has more steps to take, unless something fixes their number (`Learner.binds_steps`). All processes of
+    the job get what the main one finds.
     """
+    if overwrite:
+        rows.try_encoder(learner.device)
     steps = learner.config.steps
     bound = learner.binds_steps
     if bound is not None:
