@@ -169,46 +169,71 @@ def _begin(
     shared: bool,
     note: Callable[[str], None],
 ) -> Artifact:
-    place = NAMED_BY.get(kind, "--output")
     # Processes that a launcher starts together would delete each other's output.
-    replacing = "remove it" if shared and (launcher.number("WORLD_SIZE") or 1) > 1 else "add --overwrite"
+    together = shared and (launcher.number("WORLD_SIZE") or 1) > 1
+    instead = _instead(kind, "remove it") if together else _instead(kind)
     first = _first(kind, config, inputs)  # what can't be written is found before anything is deleted
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path} is a file and the output is a folder; choose another {place}")
-    found = _found(path)
+    found = _open_to(path, kind, overwrite, reads, instead)
     if found is None:
         made = _create(path, kind, first)
         # Another machine may have begun it meanwhile, with other settings.
         return made or _begin(path, kind, config, inputs, False, reads, shared, note)
-    if overwrite or _is_emptied(found):
+    anew = overwrite or _is_emptied(found)
+    if anew or _is_barely_begun(path):
+        with presence.replacing(path, shared, note) as check:
+            if anew:
+                _empty(path, kind, check)
+            check()
+            return _write_first(path, kind, first)
+    _check_same(path, found, config, inputs, instead)
+    return Artifact(path, kind, "complete" if is_complete(path) else "partial")
+
+
+def check(
+    path: Location,
+    kind: str,
+    config: Any,
+    inputs: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+    reads: Sequence[str | Path] = (),
+) -> None:
+    """`InputError` where `begin` would refuse what is there, for stages that have more to do before they begin."""
+    check_output_folder(path)
+    found = _open_to(path, kind, overwrite, reads, _instead(kind))
+    if found is not None and not (overwrite or _is_emptied(found) or _is_barely_begun(path)):
+        _check_same(path, found, config, inputs, _instead(kind))
+
+
+def _instead(kind: str, replacing: str = "add --overwrite") -> str:
+    """What to do about a folder that holds something else."""
+    return f"choose another {NAMED_BY.get(kind, '--output')}, or {replacing}"
+
+
+def _open_to(
+    path: Location, kind: str, overwrite: bool, reads: Sequence[str | Path], instead: str
+) -> dict[str, Any] | None:
+    """What `_found` finds; `InputError` where it is of another kind, or where --overwrite must not delete it."""
+    place = NAMED_BY.get(kind, "--output")
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file and the output is a folder; choose another {place}")
+    found = _found(path)
+    if found is not None and (overwrite or _is_emptied(found)):
         _guard(path, found, kind, reads)
-        with presence.replacing(path, shared, note) as check:
-            _empty(path, kind, check)
-            check()
-            return _write_first(path, kind, first)
-    if "kind" not in found:
-        raise InputError(f"{path} is not empty and not made by ldlm; choose another {place}, or {replacing}")
-    if found["kind"] != kind:
+    elif found is not None and "kind" not in found:
+        raise InputError(f"{path} is not empty and not made by ldlm; {instead}")
+    elif found is not None and found["kind"] != kind:
         raise InputError(f"{path} holds {article(found['kind'])}; choose another {place}")
-    if _is_barely_begun(path):
-        if not shared:  # nobody is at work there: both files are written within one turn
-            return _write_first(path, kind, first)
-        with presence.replacing(path, shared, note) as check:
-            check()
-            return _write_first(path, kind, first)
-    old = {
-        "inputs": found.get("inputs", {}),
-        **_old_identity(path, type(config), f"choose another {place}, or {replacing}"),
-    }
+    return found
+
+
+def _check_same(path: Location, found: Mapping[str, Any], config: Any, inputs: Mapping[str, Any], instead: str) -> None:
+    """`Occupied`, saying what differs, where what is there was made with another configuration or other inputs."""
+    old = {"inputs": found.get("inputs", {}), **_old_identity(path, type(config), instead)}
     new = fingerprints.as_recorded({"inputs": inputs, **configs.identity(config)}, old)
     changed = configs.differences(old, new)
     if changed:
-        raise Occupied(
-            f"{path} was made with other settings ({'; '.join(changed)}); choose another {place}, or {replacing}"
-        )
-    if is_complete(path):
-        return Artifact(path, kind, "complete")
-    return Artifact(path, kind, "partial")
+        raise Occupied(f"{path} was made with other settings ({'; '.join(changed)}); {instead}")
 
 
 def open_artifact(path: Location, kind: str, *, complete: bool = True) -> Artifact:
@@ -315,13 +340,6 @@ def recorded_config(path: Location) -> dict[str, Any]:
 def schema(path: Location) -> int | None:
     """Schema version of the artefact at `path`; None if there is none."""
     return (_found(path) or {}).get("schema")
-
-
-def check_overwrite(path: Location, kind: str, reads: Sequence[str | Path]) -> None:
-    """`InputError` when `begin` would refuse to overwrite, for stages that have more to check before they delete."""
-    check_output_folder(path)
-    if path.is_dir() and (found := _found(path)) is not None:
-        _guard(path, found, kind, reads)
 
 
 def _guard(path: Location, found: Mapping[str, Any], kind: str, reads: Sequence[str | Path]) -> None:

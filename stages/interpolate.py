@@ -30,7 +30,7 @@ from ldlm.evaluation.scores import SetScores
 from ldlm.evaluation.smoothness import HALF, PATHS, LatentPath, draw_pairs, edit_distance, edits_along, linear
 from ldlm.features import text
 from ldlm.features.documents import check_whole
-from ldlm.features.encoder import online_encoder
+from ldlm.features.encoder import check_online, online_encoder
 from ldlm.features.store import FeatureStore
 from ldlm.location import Location, folder_name, folder_names, local
 from ldlm.pages import plots
@@ -86,6 +86,7 @@ def compare(
     lengths: dict[str, int] = {}
     for name, member in members.items():  # opened one by one, since all models together may not fit the device
         subject = _open(config, *member, allow_partial)
+        check_online(subject.store)
         subjects[name], lengths[name] = subject.inputs, subject.length
     _check_lengths(lengths)
     scorer = _scorer(config, max(lengths.values()), progress)
@@ -95,6 +96,8 @@ def compare(
         if result.complete:
             progress.note(f"{out} is complete; nothing to do")
             return result
+        for name, own in inputs.items():  # what is refused is found before hours of measuring the others
+            artifact.check(out / name, "interpolation", config, own)
         found: dict[str, dict[str, Any]] = {}
         for name, member in members.items():
             progress.note(f"{len(found) + 1} of {len(members)}: {name}")

@@ -183,7 +183,7 @@ def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, pro
     inputs = {"text": textfiles.fingerprints(text)[text[0]]} if text else {}
     reads = local(*text, quickstart.encoder, quickstart.scorer)
     if overwrite:  # what is refused is found before anything is deleted
-        artifact.check_overwrite(out, "quickstart", reads)
+        artifact.check(out, "quickstart", quickstart, inputs, overwrite=True, reads=reads)
         _check_models(quickstart)
         if text:
             named(quickstart.text).parts(quickstart, SILENT)
