@@ -105,11 +105,11 @@ def _prepared(
     config: PretrainConfig, named: Any, seen: Mapping[str, Seen], progress: Progress
 ) -> tuple[Any, np.ndarray, Any]:
     """Tokenizer, rows and untrained model; `InputError` for bad text, and for settings that don't fit it."""
-    for remark in textfiles.remarks(config.data, config.text_column):
-        progress.note(remark)
-    tokenizer = _trained_tokenizer(config) if named is None else named
-    rows = _rows(config, tokenizer)
-    digests.check(seen)
+    with digests.as_hashed(seen):
+        for remark in textfiles.remarks(config.data, config.text_column):
+            progress.note(remark)
+        tokenizer = _trained_tokenizer(config) if named is None else named
+        rows = _rows(config, tokenizer)
     return tokenizer, rows, _model(config, tokenizer)
 
 
