@@ -45,18 +45,17 @@ def command(
         raise InputError("--output is for one run; without it each run keeps its own result")
     paths, out = [Path(run) for run in runs], None if output is None else Path(output)
     names = _names(paths, causal)
+    from ldlm.baselines.bounded import unbounded
     from ldlm.stages import likelihood as stage
 
     stage.check_used(config, paths, causal, out=out, overwrite=bool(options.overwrite))
     if options.dry_run:
         return options.show_plan(stage.plan(config, paths, store, causal))
     if len(paths) + len(causal) > 1:
-        stage.check_all(config, paths, causal, store)
-        for path in paths if out is None and not options.overwrite else ():
-            stage.check_halves(path / "likelihood")
+        stage.check_all(config, paths, causal, store, out, overwrite=bool(options.overwrite))
     records, progress = list[dict[str, Any]](), show.Terminal()
     for name, path in zip(names, paths, strict=False):
-        found = stage.unbounded(path)
+        found = unbounded(path)
         if found is None:
             made = stage.run(config, path, store, out, overwrite=bool(options.overwrite), progress=progress)
             found = {"output": str(made.path), **made.manifest}

@@ -20,19 +20,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ldlm import config as configs
-from ldlm import emptying, files, fingerprints, launcher, presence
+from ldlm import discarding, files, fingerprints, launcher, presence
 from ldlm.completion import DESCRIPTION, is_complete
-from ldlm.errors import InputError, Occupied, StorageError, Unreadable
-from ldlm.kinds import MADE_BY, NAMED_BY, article
-from ldlm.lease_places import SUFFIX
+from ldlm.errors import InputError, Occupied, Unreadable
+from ldlm.kinds import MADE_BY, NAMED_BY, SCHEMA, article
 from ldlm.leases import Lease
 from ldlm.location import Location, check_output_folder
 from ldlm.locks import exclusive_lock
 from ldlm.presence import CLAIMS
 from ldlm.versions import library_versions
-
-SCHEMA = 2  # in 1, `detokenizer: lm1b` stood for today's `lm1b-clean`
-COMPLETE = ("manifest.json", "config.json")  # written last: their presence makes a folder complete to its readers
 
 
 @dataclass(frozen=True)
@@ -86,10 +82,10 @@ class Artifact:
         except InputError as error:
             if self.state == "new" and not isinstance(error, Unreadable) and not any(map(self._has, unless)):
                 if held is None:
-                    _remove(self.path, self.kind, presence.unlimited)
+                    discarding.remove(self.path, self.kind, presence.unlimited)
                 else:
                     held.close()
-                    _remove_if_alone(self.path, self.kind)
+                    discarding.remove_if_alone(self.path, self.kind)
             raise
 
     def _has(self, pattern: str) -> bool:
@@ -169,44 +165,79 @@ def _begin(
     shared: bool,
     note: Callable[[str], None],
 ) -> Artifact:
-    place = NAMED_BY.get(kind, "--output")
     # Processes that a launcher starts together would delete each other's output.
-    replacing = "remove it" if shared and (launcher.number("WORLD_SIZE") or 1) > 1 else "add --overwrite"
+    together = shared and (launcher.number("WORLD_SIZE") or 1) > 1
+    instead = _instead(kind, "remove it") if together else _instead(kind)
     first = _first(kind, config, inputs)  # what can't be written is found before anything is deleted
-    found = _found(path)
+    found = _open_to(path, kind, overwrite, reads, instead)
     if found is None:
         made = _create(path, kind, first)
         # Another machine may have begun it meanwhile, with other settings.
         return made or _begin(path, kind, config, inputs, False, reads, shared, note)
-    if overwrite or _is_emptied(found):
+    anew = overwrite or _is_emptied(found)
+    if anew or _is_barely_begun(path):
+        with presence.replacing(path, shared, note) as check:
+            if anew:
+                discarding.empty(path, kind, check)
+            check()
+            return _write_first(path, kind, first)
+    _check_same(path, found, config, inputs, instead)
+    return Artifact(path, kind, "complete" if is_complete(path) else "partial")
+
+
+def check(
+    path: Location,
+    kind: str,
+    config: Any,
+    inputs: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+    reads: Sequence[str | Path] = (),
+) -> None:
+    """`InputError` where `begin` would refuse what is there, for stages that have more to do before they begin."""
+    if overwrite:
+        return check_overwrite(path, kind, reads)
+    check_output_folder(path, NAMED_BY.get(kind, "--output"))
+    found = _open_to(path, kind, False, reads, _instead(kind))
+    if found is not None and not (_is_emptied(found) or _is_barely_begun(path)):
+        _check_same(path, found, config, inputs, _instead(kind))
+
+
+def check_overwrite(path: Location, kind: str, reads: Sequence[str | Path]) -> None:
+    """`InputError` where `begin` would refuse to overwrite."""
+    check_output_folder(path, NAMED_BY.get(kind, "--output"))
+    if _open_to(path, kind, True, reads, _instead(kind)) is not None:
+        with presence.replacing(path, shared=False):  # unless another process is at work there
+            pass
+
+
+def _instead(kind: str, replacing: str = "add --overwrite") -> str:
+    """What to do about a folder that holds something else."""
+    return f"choose another {NAMED_BY.get(kind, '--output')}, or {replacing}"
+
+
+def _open_to(
+    path: Location, kind: str, overwrite: bool, reads: Sequence[str | Path], instead: str
+) -> dict[str, Any] | None:
+    """What `_found` finds; `InputError` where it is of another kind, or where --overwrite must not delete it."""
+    place = NAMED_BY.get(kind, "--output")
+    found = _found(path)
+    if found is not None and (overwrite or _is_emptied(found)):
         _guard(path, found, kind, reads)
-        with presence.replacing(path, shared, note) as check:
-            _empty(path, kind, check)
-            check()
-            return _write_first(path, kind, first)
-    if "kind" not in found:
-        raise InputError(f"{path} is not empty and not made by ldlm; choose another {place}, or {replacing}")
-    if found["kind"] != kind:
+    elif found is not None and "kind" not in found:
+        raise InputError(f"{path} is not empty and not made by ldlm; {instead}")
+    elif found is not None and found["kind"] != kind:
         raise InputError(f"{path} holds {article(found['kind'])}; choose another {place}")
-    if _is_barely_begun(path):
-        if not shared:  # nobody is at work there: both files are written within one turn
-            return _write_first(path, kind, first)
-        with presence.replacing(path, shared, note) as check:
-            check()
-            return _write_first(path, kind, first)
-    old = {
-        "inputs": found.get("inputs", {}),
-        **_old_identity(path, type(config), f"choose another {place}, or {replacing}"),
-    }
+    return found
+
+
+def _check_same(path: Location, found: Mapping[str, Any], config: Any, inputs: Mapping[str, Any], instead: str) -> None:
+    """`Occupied`, saying what differs, where what is there was made with another configuration or other inputs."""
+    old = {"inputs": found.get("inputs", {}), **_old_identity(path, type(config), instead)}
     new = fingerprints.as_recorded({"inputs": inputs, **configs.identity(config)}, old)
     changed = configs.differences(old, new)
     if changed:
-        raise Occupied(
-            f"{path} was made with other settings ({'; '.join(changed)}); choose another {place}, or {replacing}"
-        )
-    if is_complete(path):
-        return Artifact(path, kind, "complete")
-    return Artifact(path, kind, "partial")
+        raise Occupied(f"{path} was made with other settings ({'; '.join(changed)}); {instead}")
 
 
 def open_artifact(path: Location, kind: str, *, complete: bool = True) -> Artifact:
@@ -330,15 +361,6 @@ def schema(path: Location) -> int | None:
     return (_found(path) or {}).get("schema")
 
 
-def check_overwrite(path: Location, kind: str, reads: Sequence[str | Path]) -> None:
-    """`InputError` when `begin` would refuse to overwrite, for stages that have more to check before they delete."""
-    check_output_folder(path, NAMED_BY.get(kind, "--output"))
-    if path.is_dir() and (found := _found(path)) is not None:
-        _guard(path, found, kind, reads)
-        with presence.replacing(path, shared=False):  # unless another process is at work there
-            pass
-
-
 def _guard(path: Location, found: Mapping[str, Any], kind: str, reads: Sequence[str | Path]) -> None:
     """`InputError` when --overwrite would delete the user's folders, another kind of artefact or an input."""
     resolved = path.resolve() if isinstance(path, Path) else None
@@ -352,45 +374,3 @@ def _guard(path: Location, found: Mapping[str, Any], kind: str, reads: Sequence[
     for read in map(Path, reads):
         if resolved is not None and read.resolve().is_relative_to(resolved):
             raise InputError(f"--overwrite would delete {read}, which is to be read; choose another --output")
-
-
-def _empty(path: Location, kind: str, check: Callable[[], None]) -> None:
-    """Delete the contents of a folder, and keep the folder, which may be a link or a mount point.
-
-    The manifest is removed and the folder marked first: after a kill from then on, nobody opens it, and the next
-    `begin` empties and refills it. `check` is that of `presence.replacing`, and raises `StorageError` when it does.
-    """
-    emptying.remove(path / "manifest.json", check)
-    check()
-    _mark(path, kind)
-    emptying.remove(path / "config.yaml", check)  # read when a stage decides whether to resume
-    for file, _ in list(files.below(path)):
-        if file.name in COMPLETE:  # also of artefacts and models inside it
-            emptying.remove(file, check)
-    lease = f"{CLAIMS}/{presence.ALONE}"  # of this process, and its lock
-    kept = [path / name for name in ("artifact.json", lease, lease + SUFFIX)]
-    emptying.empty(path, but=kept, check=check)
-
-
-def _mark(path: Location, kind: str) -> None:
-    """Mark a folder as one whose remaining files the next `begin` deletes."""
-    files.write_json(path / "artifact.json", {"kind": kind, "schema": SCHEMA, "emptied": True})
-
-
-def _remove(path: Location, kind: str, check: Callable[[], None]) -> None:
-    """Delete a folder and its contents; a link or a mount point is left empty."""
-    _empty(path, kind, check)
-    emptying.remove(path / "artifact.json", check)
-    if isinstance(path, Path):
-        with suppress(OSError):
-            path.rmdir()
-
-
-def _remove_if_alone(path: Location, kind: str) -> None:
-    """`_remove`, unless other processes are at work there: they may read what this one could not, and finish it."""
-    with suppress(InputError, StorageError):
-        with presence.alone(path, "none") as lease:
-            _remove(path, kind, lease.check)
-        if isinstance(path, Path):
-            with suppress(OSError):  # another has begun it meanwhile
-                path.rmdir()

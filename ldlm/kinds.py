@@ -1,4 +1,4 @@
-"""The kinds of artefacts: the command that makes each, and what messages call it."""
+"""The kinds of artefacts: the command that makes each, what messages call it, and the version of their record."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ MADE_BY = {
     "comparison": "ldlm interpolate",
     "quickstart": "ldlm quickstart",
 }
+
+SCHEMA = 2  # of artifact.json; in 1, `detokenizer: lm1b` stood for today's `lm1b-clean`
 
 NAMED_BY = {"decoder": "--name", "trace": "--trace"}  # the option for the output, if it is not --output
 

@@ -89,15 +89,15 @@ def _is_named(descriptor: int, path: Path) -> bool:
 
 
 @contextmanager
-def passed_on(path: Path) -> Iterator[int | None]:
-    """Hold an exclusive lock on the file `path`, which is made if need be, without waiting.
+def passed_on(path: Path, *, wait: bool = False) -> Iterator[int | None]:
+    """Hold an exclusive lock on the file `path`, which is made if need be.
 
-    Yields its descriptor, or None if another process has the lock. A child that inherits the descriptor holds the lock
-    too, until it ends.
+    Yields its descriptor, or None if another process has the lock, unless `wait`. A child that inherits the descriptor
+    holds the lock too, until it ends.
     """
     descriptor = _open(path)
     try:
-        yield descriptor if _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, path) else None
+        yield descriptor if _lock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), path) else None
     finally:
         os.close(descriptor)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ldlm import artifact, files, runtime
 from ldlm.artifact import Artifact
+from ldlm.completion import is_complete
 from ldlm.config import EvaluateConfig, InterpolateConfig, decoder_noise
 from ldlm.errors import InputError
 from ldlm.evaluation import metrics, smoothness
@@ -30,7 +31,7 @@ from ldlm.evaluation.scores import SetScores
 from ldlm.evaluation.smoothness import HALF, PATHS, LatentPath, draw_pairs, edit_distance, edits_along, linear
 from ldlm.features import text
 from ldlm.features.documents import check_whole
-from ldlm.features.encoder import online_encoder
+from ldlm.features.encoder import check_online, online_encoder
 from ldlm.features.store import FeatureStore
 from ldlm.location import Location, folder_name, folder_names, local
 from ldlm.pages import plots
@@ -86,8 +87,8 @@ def compare(
     lengths: dict[str, int] = {}
     for name, member in members.items():  # opened one by one, since all models together may not fit the device
         subject = _open(config, *member, allow_partial)
-        if overwrite:
-            _try_encoder(subject)
+        if overwrite or not is_complete(out):
+            check_online(subject.store)
         subjects[name], lengths[name] = subject.inputs, subject.length
     _check_lengths(lengths)
     scorer = _scorer(config, max(lengths.values()), progress)
@@ -97,6 +98,8 @@ def compare(
         if result.complete:
             progress.note(f"{out} is complete; nothing to do")
             return result
+        for name, own in inputs.items():  # what is refused is found before hours of measuring the others
+            artifact.check(out / name, "interpolation", config, own)
         found: dict[str, dict[str, Any]] = {}
         for name, member in members.items():
             progress.note(f"{len(found) + 1} of {len(members)}: {name}")
@@ -216,11 +219,6 @@ def _open(config: InterpolateConfig, run_path: Path, features: Location, allow_p
     return Subject(run, store, run.decoder(config.decoder))
 
 
-def _try_encoder(subject: Subject) -> None:
-    """`InputError` if the store needs an encoder that is gone; for what is looked at before it is overwritten."""
-    subject.store.held_out(online_encoder(subject.store)).try_encoder(subject.run.device)
-
-
 def _inputs(subject: Mapping[str, Any], scorer: Scorer) -> dict[str, Any]:
     """The inputs of a run's artefact: those of the subject, and the scorer."""
     return {**subject, "scorer_revision": scorer.revision}
@@ -244,7 +242,7 @@ def _measured(
     reads = [subject.run.path, *subject.store.reads, *local(config.scorer)]
     inputs = _inputs(subject.inputs, scorer)
     if overwrite:
-        _try_encoder(subject)
+        check_online(subject.store)
     with artifact.working(out, "interpolation", config, inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:
             shutil.rmtree(out / "scored", ignore_errors=True)  # left by a call that was killed just after it finished

@@ -73,7 +73,7 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
     reads = local(*config.data, config.tokenizer)
     prepared = None
     if overwrite:  # what is refused is found before anything is deleted
-        artifact.check_overwrite(out, "encoder", reads)
+        artifact.check(out, "encoder", config, inputs, overwrite=True, reads=reads)
         prepared = _prepared(config, named, seen, progress)
     with artifact.working(out, "encoder", config, inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:
@@ -105,11 +105,11 @@ def _prepared(
     config: PretrainConfig, named: Any, seen: Mapping[str, Seen], progress: Progress
 ) -> tuple[Any, np.ndarray, Any]:
     """Tokenizer, rows and untrained model; `InputError` for bad text, and for settings that don't fit it."""
-    for remark in textfiles.remarks(config.data, config.text_column):
-        progress.note(remark)
-    tokenizer = _trained_tokenizer(config) if named is None else named
-    rows = _rows(config, tokenizer)
-    digests.check(seen)
+    with digests.as_hashed(seen):
+        for remark in textfiles.remarks(config.data, config.text_column):
+            progress.note(remark)
+        tokenizer = _trained_tokenizer(config) if named is None else named
+        rows = _rows(config, tokenizer)
     return tokenizer, rows, _model(config, tokenizer)
 
 

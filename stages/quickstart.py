@@ -31,7 +31,8 @@ from ldlm.config import (
 from ldlm.errors import InputError
 from ldlm.evaluation import samples
 from ldlm.evaluation.scorer import Scorer
-from ldlm.features import textfiles
+from ldlm.features import digests, textfiles
+from ldlm.features.digests import Seen
 from ldlm.features.encoder import FrozenEncoder
 from ldlm.features.store import FeatureStore
 from ldlm.hub import load_tokenizer
@@ -180,13 +181,15 @@ def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, pro
     """Run every stage into `out`; its manifest holds the table."""
     runtime.device(quickstart.device)
     text = named(quickstart.text).files
-    inputs = {"text": textfiles.fingerprints(text)[text[0]]} if text else {}
+    seen = textfiles.seen(text)
+    inputs = {"text": seen[text[0]].sha256} if text else {}
     reads = local(*text, quickstart.encoder, quickstart.scorer)
     if overwrite:  # what is refused is found before anything is deleted
-        artifact.check_overwrite(out, "quickstart", reads)
+        artifact.check(out, "quickstart", quickstart, inputs, overwrite=True, reads=reads)
         _check_models(quickstart)
         if text:
-            named(quickstart.text).parts(quickstart, SILENT)
+            with digests.as_hashed(seen):
+                named(quickstart.text).parts(quickstart, SILENT)
     with artifact.working(out, "quickstart", quickstart, inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:
             progress.note(f"{out} is complete; nothing to do")
@@ -197,7 +200,7 @@ def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, pro
         with begun.or_nothing():
             if not overwrite:
                 _check_models(quickstart)
-            corpus = _write_corpus(steps, progress)
+            corpus = _write_corpus(steps, seen, progress)
 
         trained, decoder, judged = _run_stages(steps, progress)
         report.run(steps.run_path)
@@ -270,13 +273,17 @@ def _check_models(quickstart: QuickstartConfig) -> None:
         Scorer(quickstart.scorer, torch.device("cpu"))
 
 
-def _write_corpus(steps: Plan, progress: Progress) -> dict[str, Any]:
-    """Write the text's own tokenizer, if it has one, and its parts; returns their sizes and the hash of all."""
+def _write_corpus(steps: Plan, seen: Mapping[str, Seen], progress: Progress) -> dict[str, Any]:
+    """Write the text's own tokenizer, if it has one, and its parts; returns their sizes and the hash of all.
+
+    `Unreadable` for a file that has changed since it was `seen`.
+    """
     folder = steps.out / "text"
     record = folder / "corpus.json"
     if record.exists():
         return files.read_json(record)
-    parts = steps.source.parts(steps.config, progress)
+    with digests.as_hashed(seen):
+        parts = steps.source.parts(steps.config, progress)
     folder.mkdir(exist_ok=True)
     steps.source.write_tokenizer(steps.words)
     for name, part in parts.items():

@@ -114,12 +114,15 @@ def _several(
     progress: Progress,
 ) -> Artifact:
     """The sweeps of several runs, one after the other, and their common frontier."""
-    inputs = {**_inputs(config, sweeps, judge.scorer.device), **judge.inputs}
+    of_runs = _inputs(config, sweeps, judge.scorer.device)
+    inputs = {**_together(of_runs), **judge.inputs}
     reads = [*(sweep.path for sweep in sweeps.values()), *reads]
     with artifact.working(out, "frontier", config, inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:
             progress.note(f"{out} is complete; nothing to do")
             return result
+        for name, sweep in sweeps.items():  # what is refused is found before hours of sweeping the others
+            artifact.check(out / name, "sweep", sweep.config, {**of_runs[name], **judge.inputs})
         parts = {}
         for name, sweep in sweeps.items():
             progress.note(f"run {name}")
@@ -149,9 +152,13 @@ def _load(config: AnySweepConfig, sweep: Sweep, device: torch.device, progress: 
     return sweep.load(source, progress)
 
 
-def _inputs(config: AnySweepConfig, sweeps: Mapping[str, Sweep], device: torch.device) -> dict[str, Any]:
-    """Inputs of a frontier: checkpoints, decoders and stored precisions of its runs, which are opened one by one."""
-    found = {name: _load(config, sweep, device, SILENT).inputs for name, sweep in sweeps.items()}
+def _inputs(config: AnySweepConfig, sweeps: Mapping[str, Sweep], device: torch.device) -> dict[str, dict[str, Any]]:
+    """Inputs of the sweep of each run by name; the runs are opened one by one."""
+    return {name: _load(config, sweep, device, SILENT).inputs for name, sweep in sweeps.items()}
+
+
+def _together(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Inputs of a frontier: checkpoints, decoders and stored precisions of its runs."""
     return {
         "runs": {name: one["checkpoint"] for name, one in found.items()},
         "decoder_sha256": {name: one.get("decoder_sha256", {}) for name, one in found.items()},

@@ -73,6 +73,35 @@ def test_settings_of_another_kind_of_run_are_refused_in_one_line(tmp_path):
         assert content(out) == before
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("there", ["nothing", "a file", "photos", "another kind", "the same", "a seed", "what is read"])
+def test_what_begin_would_refuse_is_refused_by_a_check_which_changes_nothing(tmp_path, there, overwrite):
+    out, reads = tmp_path / "run", []
+    if there == "a file":
+        out.write_text("text")
+    elif there == "photos":
+        out.mkdir()
+        (out / "photo.jpg").write_bytes(b"irreplaceable")
+    elif there == "another kind":
+        begin(out, "features", ExtractConfig(), {})
+    elif there != "nothing":
+        begin(out, "run", replace(CONFIG, seed=int(there == "a seed")), {})
+        reads = [out / "scorer"] * (there == "what is read")
+
+    def said(by):
+        try:
+            by(out, "run", CONFIG, {}, overwrite=overwrite, reads=reads)
+        except InputError as error:
+            return str(error)
+
+    before = content(tmp_path)
+    checked = said(artifact.check)
+    assert content(tmp_path) == before
+    assert checked == said(begin)
+    accepted = ["nothing", "the same", *(["photos", "a seed"] if overwrite else ["what is read"])]
+    assert (checked is None) == (there in accepted)
+
+
 def test_a_changed_input_is_refused_and_named(tmp_path):
     begin(tmp_path / "run", "run", CONFIG, {"features": "aaa"})
     with pytest.raises(InputError, match=r"inputs.features: aaa -> bbb"):

@@ -3,8 +3,10 @@
 import datetime
 import json
 import math
+import os
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -452,6 +454,53 @@ def test_seeds_that_run_at_once_share_the_trials_of_a_learning_rate(tmp_path, mo
         asked = [pool.submit(runner.Comparison(TEXT, folder, 4, 3).rate, "mdlm") for _ in range(2)]
     assert [one.result() for one in asked] == [1e-3, 1e-3]
     assert tried == [f"mdlm-{rate:g}" for rate in plan.RATES]
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from benchmarks.comparison import runner, stories
+comparison = runner.Comparison(stories.Stories(), Path(sys.argv[1]), 4, 3)
+comparison.ldlm("stories", "--config", "pipe", "--output", "runs/stories.txt")
+"""
+
+
+@pytest.fixture
+def at_work(tmp_path):
+    """A process whose command is at work, the folder, and a descriptor of the pipe that the command reads."""
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], cwd=ROOT) as parent:
+        pipe = os.open(tmp_path / "pipe", os.O_WRONLY)  # waits until the command opens it
+        yield parent, tmp_path, pipe
+        parent.kill()
+    os.close(pipe)
+
+
+def test_the_command_of_a_process_that_is_killed_is_waited_for(at_work, capfd):
+    parent, folder, pipe = at_work
+    parent.kill()
+    parent.wait()
+    with ThreadPoolExecutor() as pool:
+        comparison = runner.Comparison(stories.Stories(), folder, 4, 3)
+        again = pool.submit(comparison.ldlm, "stories", "--documents", "2", "--output", "runs/stories.txt")
+        said = ""
+        while not again.done() and "waiting" not in said:
+            said += capfd.readouterr().err
+            time.sleep(0.05)
+        assert f"another process is at work on {folder / 'runs/stories.txt'}; waiting for it" in said
+        os.write(pipe, b"documents: 2\n")
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, pipe)  # the end of what the command reads
+        os.close(null)
+        assert again.result()["documents"] == 2
+
+
+def test_the_command_of_a_process_that_is_to_end_ends_before_it(at_work):
+    parent, _, pipe = at_work
+    parent.terminate()
+    assert parent.wait() != 0
+    with pytest.raises(BrokenPipeError):  # nobody reads
+        os.write(pipe, b"documents: 2\n")
 
 
 @pytest.mark.parametrize(("way", "known"), [("ldlm", 8), ("mdlm", None), ("remdm", None)])

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from patience import patience
 
 from ldlm import config
 from ldlm.config import ModelConfig, Shapes
@@ -134,6 +139,25 @@ def test_it_needs_neither_zarr_nor_what_reads_stores():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("store: skipped, ")
+
+
+def test_busy_processes_end_after_a_parent_that_is_killed():
+    program = "import sys; from benchmarks.loaded import busy\nwith busy(1): print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parent.parent,
+        start_new_session=True,
+    ) as parent:
+        try:
+            assert parent.stdout is not None
+            parent.stdout.readline()
+            parent.kill()
+            parent.communicate(timeout=patience())  # until the busy one ends, which has the same output
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(parent.pid, signal.SIGKILL)
 
 
 @pytest.mark.slow

@@ -3,8 +3,9 @@
     python -m benchmarks comparison --text novels.txt --output comparison --results benchmarks/results
 
 Everything is an `ldlm` command in its own process, all of them listed with their times in OUTPUT/commands.jsonl. The
-same command resumes where it was interrupted. Several may work on different `--seeds` at once, after one has made what
-all of them read (`--methods` without a name); with `--report`, the last one writes down what all of them found.
+same command resumes where it was interrupted, and waits for what a killed one still has at work. Several may work on
+different `--seeds` at once, after one has made what all of them read (`--methods` without a name); with `--report`, the
+last one writes down what all of them found.
 
 A fifth of the text is for training and held-out rows. The rest trains the scorer, with the same tokenizer, so scorer
 and models have no text in common. One store serves all: LDLM reads its states, the others only its tokens.
@@ -14,11 +15,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from typing import Any
 from benchmarks.comparison import autoregressive, plan, results
 from benchmarks.comparison.plan import AUTOREGRESSIVE, EQUAL_FLOPS, EQUAL_STEPS, LDLM, NAMES, RIVALS, Draw, run_path
 from benchmarks.comparison.sources import RealText, Source
-from ldlm import files, locks, memory, runtime
-from ldlm.errors import InputError
+from ldlm import children, files, locks, memory, runtime
+from ldlm.errors import InputError, Stopped
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,31 @@ class Comparison:
     def ldlm(self, *arguments: object) -> dict[str, Any]:
         """Run an `ldlm` command in the folder, list it with its time in commands.jsonl, and return its result."""
         words = list(map(str, arguments))
-        started, cpu = time.perf_counter(), _cpu_of_children()
-        command = [sys.executable, "-P", "-m", "ldlm.cli", *words, "--json"]
-        try:
-            shown = subprocess.run(command, cwd=self.folder, check=True, stdout=subprocess.PIPE, text=True).stdout
-        finally:
-            spent = {"seconds": time.perf_counter() - started, "cpu_seconds": _cpu_of_children() - cpu}
-            line = {"ldlm": words, **spent, **runtime.occasion()}
+        with self._alone(words) as lock, runtime.Stop() as stop:
+            done = children.run([*words, "--json"], self.folder, lock, stop)
+            line = {"ldlm": words, "seconds": done.seconds, "cpu_seconds": done.cpu_seconds, **runtime.occasion()}
             with open(self.folder / results.COMMANDS, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        return json.loads(shown)
+        if stop.wished:
+            raise Stopped(f"{stop.wished}; the same command goes on")
+        if done.status:
+            raise subprocess.CalledProcessError(done.status, ["ldlm", *words])
+        return json.loads(done.printed)
+
+    @contextmanager
+    def _alone(self, words: Sequence[str]) -> Iterator[int | None]:
+        """Hold the lock on what a command makes, after another process that makes it; None if it makes nothing."""
+        if "--output" not in words:
+            yield None
+            return
+        output = words[words.index("--output") + 1]
+        place = self.folder / "locks" / f"{output.replace('/', '-')}.lock"
+        with ExitStack() as held:
+            lock = held.enter_context(locks.passed_on(place))
+            if lock is None:
+                print(f"another process is at work on {self.folder / output}; waiting for it", file=sys.stderr)
+                lock = held.enter_context(locks.passed_on(place, wait=True))
+            yield lock
 
     # ------------------------------------------------------------------------------------------------------------------
     # What all methods share
@@ -171,11 +186,11 @@ class Comparison:
             return
         self.train(draw.regime, draw.seed, draw.way.method)
         steps, sizes = draw.way.steps(draw.budget), ("--num-samples", self.texts, "--seed", draw.seed)
-        started = _cpu_of_children()
+        started = children.cpu_seconds()
         drawn = self.ldlm(
             "sample", "--run", draw.run, *draw.way.options, "--steps", steps, *sizes, "--output", draw.texts
         )
-        cost = {"cpu_seconds": _cpu_of_children() - started, "seconds": drawn.get("seconds")}
+        cost = {"cpu_seconds": children.cpu_seconds() - started, "seconds": drawn.get("seconds")}
         if drawn.get("texts_made") != self.texts:  # resumed after an interruption
             cost = dict.fromkeys(cost)
         counted = draw.budget if draw.way.method == LDLM else None  # one per step, with both of LDLM's samplers
@@ -202,12 +217,6 @@ class Comparison:
 
     def _score(self, texts: Path) -> dict[str, Any]:
         return self.source.score(self.folder, self.folder / texts, self.texts)
-
-
-def _cpu_of_children() -> float:
-    """CPU seconds of all finished child processes."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def run(comparison: Comparison, seeds: Sequence[int], budgets: Sequence[int], methods: Sequence[str]) -> None:
@@ -262,7 +271,7 @@ def go(chosen: argparse.Namespace, source: Source) -> None:
         found = results.collect(source, comparison.folder, chosen.seeds, chosen.budgets)
         others = {path: results.read(path, source) for path in chosen.join}
         found = results.joined(found, {path: other["figures"] for path, other in others.items()})
-    except (InputError, subprocess.CalledProcessError) as error:
+    except (InputError, Stopped, subprocess.CalledProcessError) as error:
         sys.exit(f"Error: {error}")
     measured = results.origin(comparison.folder, others.values(), here=not chosen.report)
     results.write(found, source, measured, chosen.results)

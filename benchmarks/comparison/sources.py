@@ -18,7 +18,7 @@ from ldlm.errors import InputError
 from ldlm.evaluation import samples
 from ldlm.evaluation.measure import measure
 from ldlm.evaluation.scorer import Scorer
-from ldlm.features import splitting, textfiles
+from ldlm.features import digests, splitting, textfiles
 from ldlm.pages.chart import Axis
 
 if TYPE_CHECKING:
@@ -105,11 +105,13 @@ class RealText(Source):
 
     def _split(self, folder: Path) -> None:
         """Write the three parts of the text; repeated documents are taken once."""
-        found = {"file": str(self.path), "sha256": textfiles.fingerprints([self.path])[str(self.path)]}
+        seen = textfiles.seen([self.path])
+        found = {"file": str(self.path), "sha256": seen[str(self.path)].sha256}
         if record_text(folder, found):
             return
         shares = {"held-out": plan.HELD_OUT, "train": plan.TRAINING}
-        parts = splitting.divided(splitting.shuffled(self.path), shares, rest="scorer")
+        with digests.as_hashed(seen, "run the same command again"):
+            parts = splitting.divided(splitting.shuffled(self.path), shares, rest="scorer")
         for name, part in parts.items():
             write_part(folder, name, part)
         characters = {name: sum(map(len, part)) for name, part in parts.items()}

@@ -2,16 +2,11 @@
 # Trains the example model in ./example, from a file of English novels, a paragraph per line, and makes what is shown here.
 # Two cores take some hours. Started again, it goes on where it was.
 set -eu
-novels=$(realpath "$1")
+novels=$(realpath "$1") split=$(realpath "$(dirname "$0")/split.sh")
 mkdir -p example && cd example
 common="--device cpu"
 
-# Paragraphs of 60 characters or more, in three parts: the scorer never sees the model's text, and neither sees the last.
-split() { awk -v low="$1" -v high="$2" 'length($0) >= 60 && NR % 20 >= low && NR % 20 <= high' "$novels" > "$3"; }
-split 0 11 train.txt
-split 12 18 scorer.txt
-split 19 19 held-out.txt
-
+sh "$split" "$novels"
 ldlm pretrain-encoder --data train.txt --vocab-size 24576 --positions 64 --steps 2000 --init width --output encoder $common
 ldlm pretrain-encoder --data scorer.txt --vocab-size 4096 --positions 64 --steps 1500 --output scorer $common
 ldlm extract-features --encoder encoder --data train.txt --validation-data held-out.txt --seq-len 64 \

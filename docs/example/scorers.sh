@@ -2,15 +2,12 @@
 # Judges texts of the shipped model by two scorers: that of make.sh, and a larger one that is trained for an hour of a core.
 # The argument is the file of novels; run it in the root of the sources. Started again, it goes on where it was.
 set -eu
-novels=$(realpath "$1") model=$(realpath examples/novels)
+novels=$(realpath "$1") split=$(realpath "$(dirname "$0")/split.sh") model=$(realpath examples/novels)
 mkdir -p scorers && cd scorers
 common="--device cpu"
 
-# The parts of make.sh, but that of the model's text only as far as a store needs one.
-split() { awk -v low="$1" -v high="$2" 'length($0) >= 60 && NR % 20 >= low && NR % 20 <= high' "$novels" > "$3"; }
-split 0 11 train.txt
-split 12 18 scorer.txt
-split 19 19 held-out.txt
+# Of the model's text a store needs only as much as this.
+sh "$split" "$novels"
 head -n 1000 train.txt > few.txt
 
 export OMP_NUM_THREADS=1

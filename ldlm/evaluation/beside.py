@@ -16,7 +16,7 @@ from ldlm.evaluation.measure import measure
 from ldlm.evaluation.samples import Texts
 from ldlm.evaluation.scorer import Scorer
 from ldlm.evaluation.scores import SetScores
-from ldlm.features import textfiles
+from ldlm.features import digests, textfiles
 from ldlm.progress import Progress
 
 
@@ -36,12 +36,13 @@ class Beside:
         """Read the reference and the texts of other models; notes say how their boundaries are found."""
         if len({one.name for one in externals}) < len(externals):
             raise InputError("two --external have one name; give each a name of its own")
-        hashes = textfiles.fingerprints([*([reference] if reference else []), *(one.path for one in externals)])
-        named = samples.remarks(map(Path, hashes), config.boundary_tokens)
-        for remark in [*textfiles.remarks(hashes, config.text_column), *named]:
-            progress.note(remark)
-        real = None if reference is None else _read(config, reference)
-        others = {one: _read(config, one.path) for one in externals}
+        seen = textfiles.seen([*([reference] if reference else []), *(one.path for one in externals)])
+        with digests.as_hashed(seen):
+            named = samples.remarks(map(Path, seen), config.boundary_tokens)
+            for remark in [*textfiles.remarks(seen, config.text_column), *named]:
+                progress.note(remark)
+            real = None if reference is None else _read(config, reference)
+            others = {one: _read(config, one.path) for one in externals}
         beside: dict[Path | None, Texts | None] = {reference: real, **{one.path: others[one] for one in others}}
         for path, texts in beside.items():
             if texts is not None and not texts.tokens:
@@ -53,8 +54,8 @@ class Beside:
         if fewest < config.texts:
             progress.note(f"diversity is that of {fewest:,} texts of each set, as many as the smallest has")
         inputs = {
-            "reference": None if reference is None else hashes[str(reference)],
-            "externals": {one.name: [hashes[str(one.path)], one.nfe, one.seconds] for one in externals},
+            "reference": None if reference is None else seen[str(reference)].sha256,
+            "externals": {one.name: [seen[str(one.path)].sha256, one.nfe, one.seconds] for one in externals},
         }
         # No more texts of the reference than are drawn: diversity falls with the number of texts.
         return cls(None if real is None else real.first(config.texts), others, fewest, inputs)

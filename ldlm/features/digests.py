@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +32,7 @@ from ldlm.progress import SILENT, Progress
 LEAST = 2**24  # bytes; hashing a smaller file takes no time
 SETTLED = 2.0  # seconds after a change within which another may get the same time: the coarsest clocks tick this slowly
 PART = 2**20
+RESTORE = "put its old content back and run the same command again, or begin anew with --overwrite"
 
 
 class Seen(NamedTuple):
@@ -64,7 +65,18 @@ def seen(paths: Sequence[Path], progress: Progress = SILENT, store: Location | N
     }
 
 
-def check(before: Mapping[str, Seen]) -> None:
+@contextmanager
+def as_hashed(before: Mapping[str, Seen], remedy: str = RESTORE) -> Iterator[None]:
+    """Files are read within the block: `Unreadable`, and no error of it, if one has changed since it was hashed."""
+    try:
+        yield
+    except Exception:  # a library may fail in any way on a file that changes while it reads
+        check(before, remedy)
+        raise
+    check(before, remedy)
+
+
+def check(before: Mapping[str, Seen], remedy: str = RESTORE) -> None:
     """`Unreadable` when a file has changed since it was hashed: what was made of it before stays.
 
     Where only the time of the last change of status differs, as after chmod or a hard link, the file is hashed again.
@@ -74,10 +86,7 @@ def check(before: Mapping[str, Seen]) -> None:
     hashes = sha256(touched) if touched else {}
     for path, one in before.items():
         if found[path] and hashes.get(Path(path)) != one.sha256:
-            raise Unreadable(
-                f"{path} has changed since it was hashed; put its old content back and run the same command again, or "
-                f"begin anew with --overwrite"
-            )
+            raise Unreadable(f"{path} has changed since it was hashed; {remedy}")
 
 
 def sha256(paths: Sequence[Path], progress: Progress = SILENT, store: Location | None = None) -> dict[Path, str]:

@@ -205,6 +205,12 @@ def online_encoder(store: FeatureStore) -> OnlineEncoder | None:
     return OnlineEncoder(store.encoder, *store.statistics()) if store.needs_encoder else None
 
 
+def check_online(store: FeatureStore) -> None:
+    """`InputError` if the encoder that a store `needs_encoder` for can't be loaded, or is another one by now."""
+    if store.needs_encoder:
+        recorded_encoder(store.encoder, store.shapes.seq_len)
+
+
 def check_causal(store: FeatureStore) -> None:
     """`InputError` if states depend on later tokens, as BERT's do: the first k would give away what comes after them.
 

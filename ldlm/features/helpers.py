@@ -34,7 +34,9 @@ def workers() -> int:
 
     RAYON_NUM_THREADS, which tells the library tokenizers how many threads to use, may lower it.
     """
-    share = CORES // (number("LOCAL_WORLD_SIZE") or 1)
+    processes, mine = number("LOCAL_WORLD_SIZE") or 1, number("LOCAL_RANK")
+    # Cores that are left over go to the first processes, one each: who has more gets through more pieces.
+    share = CORES // processes + (mine is not None and mine < CORES % processes)
     return max(1, min(share, number(THREADS) or share))
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -215,16 +215,9 @@ class Packing:
             tally.advance(number, left)
             return made.pop_all()
 
-    @contextmanager
-    def _as_hashed(self, paths: Iterable[str]) -> Iterator[None]:
-        """`Unreadable`, and no error of the block about the text, if a file has changed since it was hashed."""
-        seen = {path: self.seen[path] for path in paths if path in self.seen}
-        try:
-            yield
-        except Exception:  # a library may fail in any way on a file that changes while it reads
-            digests.check(seen)
-            raise
-        digests.check(seen)
+    def _as_hashed(self, paths: Iterable[str]) -> AbstractContextManager[None]:
+        """Read these files, as far as they were hashed, as `digests.as_hashed` says."""
+        return digests.as_hashed({path: self.seen[path] for path in paths if path in self.seen})
 
     # ------------------------------------------------------------------------------------------------------------------
     # Rows: counted by one process, read by all

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ldlm import files
+from ldlm import children, files
 from ldlm.errors import InputError, Stopped
 from ldlm.locks import passed_on
 from ldlm.paper import text
@@ -22,7 +19,7 @@ from ldlm.progress import Progress
 from ldlm.runtime import Stop, occasion
 
 TEMPORARY_FAILURE = 75  # exit status of a stage stopped by a signal
-LOOK_EVERY, WAIT_EVERY = 0.2, 2.0  # seconds
+WAIT_EVERY = 2.0  # seconds
 
 
 @dataclass
@@ -97,23 +94,17 @@ class Runner:
         if job.kind == "text":
             text.write(self.folder, self.source, self.rows)
             return True
-        started, cpu = time.perf_counter(), _cpu_of_children()
-        # The child holds the lock as well: if this process is killed, the next one waits for the child.
-        command = [sys.executable, "-P", "-m", "ldlm.cli", *job.words, "--json"]
-        with subprocess.Popen(
-            command, cwd=self.folder, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, pass_fds=[lock]
-        ) as child:
-            printed = _printed(child, stop)
-        spent = {"seconds": time.perf_counter() - started, "cpu_seconds": _cpu_of_children() - cpu}
-        line = {"ldlm": list(job.words), "makes": job.mark, "status": child.returncode, **spent, **occasion()}
+        done = children.run([*job.words, "--json"], self.folder, lock, stop)
+        spent = {"seconds": done.seconds, "cpu_seconds": done.cpu_seconds}
+        line = {"ldlm": list(job.words), "makes": job.mark, "status": done.status, **spent, **occasion()}
         with open(self.folder / COMMANDS, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        if child.returncode == TEMPORARY_FAILURE and not stop.wished:
+        if done.status == TEMPORARY_FAILURE and not stop.wished:
             raise Stopped(f"{job.kind} {job.output} was stopped")
-        if child.returncode:
+        if done.status:
             return False
         if job.keeps is not None:
-            files.write_atomic(self.folder / job.keeps, printed)
+            files.write_atomic(self.folder / job.keeps, done.printed)
         return True
 
     def check(self) -> None:
@@ -124,21 +115,3 @@ class Runner:
                 f"{len(self.failed)} jobs failed or need one that did, the first `ldlm {' '.join(first.words[:2])} … "
                 f"{first.output}`, whose own message is above; the same command tries them again"
             )
-
-
-def _printed(child: subprocess.Popen[str], stop: Stop) -> str:
-    """The output of a child. A request to stop is passed on to it, once."""
-    asked = False
-    while True:
-        try:
-            printed, _ = child.communicate(timeout=LOOK_EVERY)
-            return printed
-        except subprocess.TimeoutExpired:
-            if stop.wished and not asked:
-                asked = True
-                child.terminate()
-
-
-def _cpu_of_children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime

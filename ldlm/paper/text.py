@@ -11,7 +11,7 @@ from typing import Any
 from ldlm import config as configs
 from ldlm import files
 from ldlm.errors import InputError
-from ldlm.features import splitting, textfiles
+from ldlm.features import digests, splitting, textfiles
 from ldlm.paper.plan import PARTS, TEXT
 from ldlm.paper.settings import TINY
 
@@ -40,7 +40,9 @@ def write(folder: Path, source: Path | None, rows: int) -> None:
 
     How many rows the held-out part makes is known only when there is a tokenizer, and is estimated.
     """
-    documents = _first(splitting.shuffled(source))
+    seen = textfiles.seen([] if source is None else [source])
+    with digests.as_hashed(seen, "run the same command again"):
+        documents = _first(splitting.shuffled(source))
     characters = sum(map(len, documents))
     if characters < FEWEST_CHARACTERS:
         raise InputError(
@@ -53,7 +55,7 @@ def write(folder: Path, source: Path | None, rows: int) -> None:
         files.write_atomic(folder / PARTS[name], files.dump_jsonl({"text": document} for document in part))
     described = {
         "file": BUILT_IN if source is None else source.name,
-        "source_sha256": None if source is None else textfiles.fingerprints([source])[str(source)],
+        "source_sha256": None if source is None else seen[str(source)].sha256,
         "sha256": hashlib.sha256("\n".join(documents).encode()).hexdigest(),
         "documents": {name: len(part) for name, part in parts.items()},
         "characters": {name: sum(map(len, part)) for name, part in parts.items()},

@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 
 from ldlm import files
+from ldlm.config import FrontierConfig, QuickstartConfig
 from ldlm.errors import InputError
-from ldlm.features import pieces, text
+from ldlm.evaluation import beside, samples
+from ldlm.features import pieces, splitting, text
 from ldlm.features.begin import prepare
 from ldlm.features.helpers import Helpers
 from ldlm.features.packing import Packing
 from ldlm.location import Location
+from ldlm.paper import text as paper_text
 from ldlm.progress import SILENT
-from ldlm.stages import extract_features
+from ldlm.stages import extract_features, quickstart
 
 SIZE = 500  # bytes of a piece
 CHANGED = r"c.txt has changed since it was hashed; put its old content back and run the same command again, or begin "
@@ -122,6 +125,57 @@ def test_pieces_are_not_planned_of_another_text_than_was_hashed(config, content,
             extract_features.run(config, out)
     assert not list(out.rglob("plan.json"))
     assert rows(extract_features.run(config, out).path) == rows(extract_features.run(config, tmp_path / "w").path)
+
+
+def test_a_quickstart_does_not_read_another_text_than_it_records(tmp_path, monkeypatch):
+    path, out, real = tmp_path / "c.txt", tmp_path / "q", splitting.shuffled
+    old = "".join(f"Day {day} was the {day}th day of rain in all the valleys of the north.\n" for day in range(9000))
+    path.write_text(old)
+
+    def shuffled(*arguments, **options):
+        path.write_text(old.upper())
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(splitting, "shuffled", shuffled)
+        patched.setattr(quickstart.pretrain_encoder, "run", lambda *arguments, **options: pytest.fail("it went on"))
+        for overwrite in (False, True):
+            with pytest.raises(InputError, match=CHANGED):
+                quickstart.run(QuickstartConfig(text=str(path), device="cpu"), out, overwrite=overwrite)
+            assert not (out / "text").exists()
+            path.write_text(old)
+
+
+def test_a_table_of_the_paper_does_not_read_another_text_than_it_records(tmp_path, monkeypatch):
+    path, out, real = tmp_path / "c.txt", tmp_path / "out", splitting.shuffled
+    old = "".join(f"Day {day} was the {day}th day of rain in all the valleys of the north.\n" for day in range(9000))
+    path.write_text(old)
+
+    def shuffled(*arguments, **options):
+        found = real(*arguments, **options)
+        path.write_text(old.upper())
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(splitting, "shuffled", shuffled)
+        with pytest.raises(InputError, match=r"c.txt has changed since it was hashed; run the same command again$"):
+            paper_text.write(out, path, rows=4)
+    assert not out.exists()
+    paper_text.write(out, path, rows=4)
+    assert paper_text.record(out)["source_sha256"] == files.sha256(old.upper().encode())
+
+
+def test_texts_beside_a_sweep_are_not_others_than_it_records(tmp_path, monkeypatch):
+    path, real = tmp_path / "c.txt", samples.read
+    path.write_text("Rain.\nSnow.\n")
+
+    def read(*arguments):
+        path.write_text("Snow.\nRain.\n")
+        return real(*arguments)
+
+    monkeypatch.setattr(samples, "read", read)
+    with pytest.raises(InputError, match=CHANGED):
+        beside.Beside.read(FrontierConfig(), path, [], SILENT)
 
 
 def test_a_file_of_a_dataset_that_changes_is_refused_too(few, content, tmp_path, monkeypatch):

@@ -309,13 +309,25 @@ def test_a_helper_that_dies_is_reported_and_missed_by_nobody(halved, config, tok
 def test_workers_are_the_cores_of_a_process(monkeypatch):
     monkeypatch.setattr("ldlm.features.helpers.CORES", 8)
     for environment, count in (({}, 8), ({"LOCAL_WORLD_SIZE": "4"}, 2), ({"LOCAL_WORLD_SIZE": "16"}, 1)):
-        for name in ("LOCAL_WORLD_SIZE", "RAYON_NUM_THREADS"):
+        for name in ("LOCAL_WORLD_SIZE", "LOCAL_RANK", "RAYON_NUM_THREADS"):
             monkeypatch.delenv(name, raising=False)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         assert workers() == count
         monkeypatch.setenv("RAYON_NUM_THREADS", "1")
         assert workers() == 1
+
+
+@pytest.mark.parametrize(("cores", "ranks", "each"), [(7, 2, [4, 3]), (60, 8, [8] * 4 + [7] * 4), (3, 4, [1] * 4)])
+def test_no_core_is_left_over_by_the_processes_of_a_job(monkeypatch, cores, ranks, each):
+    monkeypatch.setattr("ldlm.features.helpers.CORES", cores)
+    monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    found = []
+    for rank in range(ranks):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        found.append(workers())
+    assert found == each
 
 
 def test_the_cores_are_divided_among_the_processes(halved, monkeypatch):

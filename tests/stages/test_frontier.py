@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ldlm import artifact, files
 from ldlm import config as configs
-from ldlm import files
 from ldlm.baselines import methods
 from ldlm.baselines.ways import ways
 from ldlm.config import EvaluateConfig, FrontierConfig, Shapes, TokenSampleConfig, TokenSweepConfig
@@ -258,6 +258,17 @@ def test_an_interrupted_one_is_taken_up_and_gives_the_same(swept, config, runs, 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # What is refused, before anything is drawn
+
+
+def test_what_is_where_a_later_run_goes_is_found_before_the_first_is_drawn(config, runs, interrupted, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(config, runs, out, progress=interrupted(at=0))
+    shutil.rmtree(out / "run")
+    artifact.begin(out / "run-mdlm", "sweep", configs.sweep_of("mdlm", replace(config, seed=1)), {})
+    with pytest.raises(InputError, match=r"out/run-mdlm was made with other settings \(.*seed: 1 -> 0"):
+        sweep.run(config, runs, out)
+    assert not (out / "run").exists()
 
 
 def changed(run, to, **encoder_and_shapes):

@@ -14,6 +14,7 @@ from ldlm import artifact, locks
 from ldlm import config as configs
 from ldlm.cli.interpolate import _table
 from ldlm.config import InterpolateConfig, TrainConfig
+from ldlm.errors import InputError
 from ldlm.evaluation import metrics, smoothness
 from ldlm.evaluation.smoothness import edit_distance
 from ldlm.features import text
@@ -297,6 +298,20 @@ def test_an_interrupted_comparison_keeps_the_run_that_is_finished(
     again = interpolate.compare(config, runs, out)
     assert again.manifest["runs"] == compared.manifest["runs"]
     assert (first / "manifest.json").stat().st_mtime_ns == finished
+
+
+def test_what_is_where_a_later_run_goes_is_found_before_the_first_is_measured(
+    config, trained, other, store, tmp_path, interrupted
+):
+    runs, out = [(trained, store), (other, store)], tmp_path / "both"
+    with pytest.raises(KeyboardInterrupt):
+        interpolate.compare(config, runs, out, progress=interrupted(at=0))
+    first, second = (out / f"{path.parent.name}-run" for path, _ in runs)
+    shutil.rmtree(first)
+    artifact.begin(second, "interpolation", replace(config, seed=1), {})
+    with pytest.raises(InputError, match=r"-run was made with other settings \(.*seed: 1 -> 0"):
+        interpolate.compare(config, runs, out)
+    assert not first.exists()
 
 
 def test_several_runs_by_command_line(ldlm, succeed, trained, other, store, gpt2, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -251,6 +252,40 @@ def test_all_models_are_looked_at_before_the_first_is_measured(refuse, run_copy,
     line = refuse("likelihood", *runs, "--features", store, "--split", "train", "--rows", 8, "--device", "cpu")
     assert str(other) in line
     assert not (run_copy / "likelihood").exists()
+
+
+def test_all_results_are_looked_at_before_the_first_is_measured(
+    refuse, succeed, run_copy, token_runs, gpt2, store, tmp_path
+):
+    other = Path(shutil.copytree(token_runs("mdlm"), tmp_path / "run-mdlm"))
+    of = ("likelihood", "--features", store, "--split", "train", "--rows", 8, "--device", "cpu", "--run")
+    succeed(*of, other)
+    line = refuse(*of, run_copy, other, "--draws", 3)
+    assert f"{other / 'likelihood'} was made with other settings (draws: 2 -> 3); choose another --output" in line
+    assert not (run_copy / "likelihood").exists()
+    succeed(*of, other, "--draws", 3, "--causal", gpt2, "--output", tmp_path / "out")
+    shutil.rmtree(other / "likelihood")
+    artifact.begin(other / "likelihood", "likelihood", configs.from_dict(LikelihoodConfig, {}), {})
+    record = files.read_json(other / "likelihood" / "artifact.json")
+    files.write_json(other / "likelihood" / "artifact.json", {**record, "kind": "run"})
+    assert "which --overwrite doesn't replace" in refuse(*of, run_copy, other, "--overwrite")
+    assert not (run_copy / "likelihood").exists()
+
+
+def test_an_encoder_that_is_gone_is_found_before_the_rivals_are_measured(
+    refuse, few, gpt2, train_config, token_config, tmp_path
+):
+    encoder = Path(shutil.copytree(gpt2, tmp_path / "encoder"))
+    store = extract_features.run(replace(few, codec="online", encoder=str(encoder)), tmp_path / "features").path
+    ours = train.run(train_config, store, tmp_path / "run").path
+    rival = train.run(token_config("mdlm"), store, tmp_path / "run-mdlm").path
+    shutil.rmtree(encoder)
+    of = ("--features", store, "--device", "cpu", "--run")
+    assert str(encoder) in refuse("likelihood", *of, rival, ours, "--split", "train", "--rows", 8)
+    assert not (rival / "likelihood").exists()
+    both, out = (ours, Path(shutil.copytree(ours, tmp_path / "again"))), tmp_path / "both"
+    assert str(encoder) in refuse("interpolate", *of, *both, "--pairs", 2, "--scorer", gpt2, "--output", out)
+    assert not out.exists()
 
 
 def test_what_is_for_a_result_is_refused_where_no_run_has_one(refuse, succeed, token_runs, store, tmp_path):
