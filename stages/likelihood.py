@@ -296,7 +296,7 @@ class LatentSubject(Subject):
         )
         chosen_on, reported = (np.array(rows) for rows in likelihood.halves(len(found)))
         nats_BT, var_BT = decoding_BT + kl_BT, decoding_var_BT + kl_var_BT
-        best = likelihood.lowest(self.taus, nats_BT[chosen_on])
+        best = int(nats_BT[chosen_on].mean(0).argmin())
         own = RowNats(reported, nats_BT[reported, best], np.sqrt(var_BT[reported, best]))
         bits = 1 / np.log(2) / seq_len
         curve = [
