@@ -149,8 +149,8 @@ def _show_mauve(
 def _by_source(
     options: Options, config: EvaluateConfig, texts: tuple[str, ...], seeds: bool, others: list[str]
 ) -> None:
-    if others := [*others, *_changed(config, OF_SCORER)]:
-        raise InputError(f"--source compares with real texts of its own and needs no {', '.join(others)}; leave it out")
+    if idle := ", ".join([*others, *_changed(config, OF_SCORER)]):
+        raise InputError(f"--source compares with real texts of its own and needs no {idle}; leave {idle} out")
     from ldlm.evaluation import validity
     from ldlm.stages import evaluate as stage
 

@@ -63,7 +63,7 @@ def check_used(
             raise InputError(f"{name} is not a setting of the likelihood of {whose}; leave it out")
     for option, given in (("--overwrite", overwrite), ("--output", out is not None)):
         if given and not found:
-            raise InputError(f"{option} is for the result of a run, and there is none here; leave it out")
+            raise InputError(f"{option} is for the result of a run, and no run here has one; leave it out")
 
 
 def check_all(config: LikelihoodConfig, run_paths: Sequence[Path], causal: Sequence[str], features: Location) -> None:
@@ -373,7 +373,9 @@ def _is_distilled(path: Path) -> bool:
 def _method(path: Path) -> str:
     """The method of a run; `InputError` for an exported model."""
     if pretrained.model_type(path) is not None:
-        raise InputError(f"{path} is an exported model, which holds no more than draws texts; give the run")
+        raise InputError(
+            f"{path} is an exported model, which has only what drawing texts needs; give the run that it was made from"
+        )
     return method_at(path)
 
 
