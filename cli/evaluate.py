@@ -22,8 +22,8 @@ VALIDITY = {
     "stories_valid": "valid, of whole stories",
     "sentences_valid": "valid, of whole sentences",
     "cut_sentences_valid": "valid, of cut sentences",
-    "nats_per_story": "nats a valid story",
-    "nats_per_word": "nats a word of these",
+    "nats_per_story": "nats per valid story",
+    "nats_per_word": "nats per word of valid stories",
     "coverage": "choices that occur",
     "entropy": "entropy",
     "diversity": "diversity",
@@ -149,8 +149,8 @@ def _show_mauve(
 def _by_source(
     options: Options, config: EvaluateConfig, texts: tuple[str, ...], seeds: bool, others: list[str]
 ) -> None:
-    if others := [*others, *_changed(config, OF_SCORER)]:
-        raise InputError(f"--source compares with real texts of its own and needs no {', '.join(others)}; leave it out")
+    if idle := ", ".join([*others, *_changed(config, OF_SCORER)]):
+        raise InputError(f"--source compares with real texts of its own and needs no {idle}; leave {idle} out")
     from ldlm.evaluation import validity
     from ldlm.stages import evaluate as stage
 
@@ -179,9 +179,9 @@ def _validities(found: list[SourceScores], over_seeds: SourceSeedScores | None) 
         [
             *map(_validity, found),
             *([_over_seeds(over_seeds)] if over_seeds else []),
-            f"the source itself: {show.value(first.source_nats_per_story)} nats a story, "
-            f"{show.value(first.source_nats_per_word)} a word, "
-            f"{show.value(first.source_words_per_story)} words a story\n"
+            f"the source itself: {show.value(first.source_nats_per_story)} nats per story, "
+            f"{show.value(first.source_nats_per_word)} per word, "
+            f"{show.value(first.source_words_per_story)} words per story\n"
             "fewer nats than in real texts mean collapse, not quality; where rows cut stories, the whole ones are "
             "short, in real texts as well",
         ]

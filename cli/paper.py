@@ -97,7 +97,6 @@ def _short(count: float) -> str:
 def _script(
     options: Options, config: PaperConfig, names: tuple[str, ...], output: str | None, script: str | None
 ) -> None:
-    from ldlm import files
     from ldlm.location import check_output
     from ldlm.stages import paper as stage
 

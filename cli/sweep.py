@@ -56,7 +56,7 @@ def command(
             f"--sampler {options.sampler} is a sampler of LDLM, and runs of {' and '.join(dict.fromkeys(methods))} do "
             f"not have it; choose among theirs with --token-samplers"
         )
-    beside = [External.parse(one) for one in externals]
+    others = [External.parse(one) for one in externals]
     if options.dry_run:
         return options.show_plan(stage.plan(config, paths))
     paths = paths or [require(None, "--run", "run")]
@@ -65,7 +65,7 @@ def command(
         paths,
         _default_output(paths) if output is None else Path(output),
         reference=None if reference is None else Path(reference),
-        externals=beside,
+        externals=others,
         overwrite=bool(options.overwrite),
         progress=show.Terminal(),
     )

@@ -117,7 +117,7 @@ def run(
 def settings(config: DistillConfig, trained: TrainedRun) -> DistilledConfig:
     """The settings of the distilled run: the trained run's, overridden by the distillation's.
 
-    Those that are none are filled in. `InputError` if this run can't be distilled with them.
+    Settings that are None are filled in. `InputError` if this run can't be distilled with them.
     """
     run, config = trained.config, _of_distilled(config, trained) if trained.student is not None else config
     start = config.start or START

@@ -205,7 +205,7 @@ def _check_not_planning(launch: LaunchConfig) -> None:
 
 
 def _check(launch: LaunchConfig) -> None:
-    """`InputError` for settings of a launch that are none, or don't go together."""
+    """`InputError` for an invalid share, and for settings of a launch that don't go together."""
     if launch.engine is None and launch.address is not None:
         raise InputError("--address is that of a Ray cluster; add --engine ray")
     if launch.engine is not None and launch.share is not None:

@@ -128,8 +128,8 @@ def texts(path: Location, rows: int, out: Path, *, clean_up: bool = False) -> Pa
     if len(there) > len(lines.encode()) and there.startswith(lines.encode()):
         count = there.count(b"\n")
         raise InputError(
-            f"{out} holds {count:,} texts of this store already, and --rows {rows} asks for fewer: they are its first "
-            f"{rows:,} lines; or choose another --output"
+            f"{out} holds {count:,} texts of this store already, and --rows {rows} asks for fewer; take its first "
+            f"{rows:,} lines, or choose another --output"
         )
     if not lines.encode().startswith(there):
         raise InputError(f"{out} holds something else; choose another --output")
@@ -207,8 +207,8 @@ def _whole_windows(split: Split, window: int, batch_size: int, most_bytes: float
     takes = f"a memory map of {rows:,} rows takes {files.amount(rows * split.row_bytes)}"
     if rows * split.row_bytes > free:
         raise InputError(
-            f"{takes} and {folder} has {files.amount(free)} free; set TMPDIR to a folder with room, or a smaller "
-            f"--shuffle-rows"
+            f"{takes} and {folder} has {files.amount(free)} free; set TMPDIR to a folder with room, or give a "
+            f"smaller --shuffle-rows"
         )
     progress.note(f"{takes} of {folder}")
     return replace(split, rows=rows)

@@ -48,7 +48,7 @@ def check_used(
             raise InputError(f"{name} is not a setting of the likelihood of {whose}; leave it out")
     for option, given in (("--overwrite", overwrite), ("--output", out is not None)):
         if given and not found:
-            raise InputError(f"{option} is for the result of a run, and there is none here; leave it out")
+            raise InputError(f"{option} is for the result of a run, and no run here has one; leave it out")
 
 
 def check_all(

@@ -73,7 +73,7 @@ def run(
 def _plan(config: PaperConfig, name: str) -> Plan:
     exhibit = exhibits.load(name)
     if config.scale == PAPER and (config.text or config.steps):
-        raise InputError("--text and --steps are for --scale tiny; --scale paper has the paper's")
+        raise InputError("--text and --steps are for --scale tiny; --scale paper uses the paper's text and steps")
     if config.scale == TINY and config.device_name not in (None, costs.CORE) and config.device == "cpu":
         raise InputError(f"--device-name {config.device_name} is not a CPU, and --device is cpu; leave one of them out")
     size = Size(

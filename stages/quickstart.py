@@ -222,13 +222,13 @@ def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, pro
 
 
 def _as_begun(out: Path) -> Path:
-    """`out` as the first call named it, since its parts name each other by that; `InputError` if it leads elsewhere."""
+    """`out` as the first call named it, since its parts have recorded that path; `InputError` if it leads elsewhere."""
     for part in ("encoder", "scorer", "features"):
         if (settings := out / part / "config.yaml").is_file():
             begun = Path(files.read_yaml(settings)["data"][0]).parents[1]
             if begun.resolve() != out.resolve():
                 raise InputError(
-                    f"{out} was begun as {begun}, by which its parts name each other, and that leads elsewhere from "
+                    f"{out} was begun as {begun}, a path that its parts have recorded and that leads elsewhere from "
                     f"here; move it back, or run the command where it was begun"
                 )
             return begun

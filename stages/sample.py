@@ -231,8 +231,8 @@ def _check_continues(place: Place, out: Path, provenance: Mapping[str, Any], pro
     asked = f"--num-samples {wanted // prompts}"
     if there > wanted:
         raise InputError(
-            f"{out} holds {there:,} texts of these settings already, and {asked} asks for fewer: they "
-            f"are its first {wanted:,} lines; or choose another --output, or add --overwrite"
+            f"{out} holds {there:,} texts of these settings already, and {asked} asks for fewer; take "
+            f"its first {wanted:,} lines, choose another --output, or add --overwrite"
         )
     begun = _lines(place.partial)
     if there < wanted < begun:

@@ -80,8 +80,8 @@ class Stories(Source):
             ("valid sentences", *(_share(one, "sentences_valid") for one in (drawn, real))),
             ("valid stories", *(_share(one, "stories_valid") for one in (drawn, real))),
             ("choices that occur", *(f"{one['coverage']:.1%}" for one in (drawn, real))),
-            ("nats a valid story", *(_number(one["nats_per_story"]) for one in (drawn, real))),
-            ("nats a word of these", *(_number(one["nats_per_word"]) for one in (drawn, real))),
+            ("nats per valid story", *(_number(one["nats_per_story"]) for one in (drawn, real))),
+            ("nats per word of valid stories", *(_number(one["nats_per_word"]) for one in (drawn, real))),
             ("entropy", *(_number(one["entropy"]) for one in (drawn, real))),
             ("diversity", *(f"{one['diversity']:.3f}" for one in (drawn, real))),
             ("rows of words", *(f"{one['num_texts']:,}" for one in (drawn, real))),
@@ -89,7 +89,7 @@ class Stories(Source):
         return [
             "Samples, judged by the process that writes the stories",
             "",
-            *(f"  {name:<22}{mine:>20}{theirs:>15}" for name, mine, theirs in [("", "samples", "real stories"), *rows]),
+            *(f"  {name:<30}{mine:>20}{theirs:>15}" for name, mine, theirs in [("", "samples", "real stories"), *rows]),
             "  (of whole sentences and stories, with 95 % intervals; good samples are valid, and have the choices, the",
             "  nats and the entropy of real stories: fewer mean collapse to what is likely)",
         ]

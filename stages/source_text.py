@@ -66,7 +66,7 @@ class RealText(Source):
         if len(documents) < self.fewest or characters < self.fewest_characters:
             raise InputError(
                 f"{self.path} holds {characters:,} characters in {len(documents):,} documents; a quickstart needs "
-                f"{self.fewest_characters:,} in {self.fewest}, to split into three parts"
+                f"{self.fewest_characters:,} in {self.fewest} or more, which it splits into three parts"
             )
         shares = {"held-out": self.held_out_share, "scorer": self.scorer_share}
         return splitting.divided(documents, shares, rest="train")

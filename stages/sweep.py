@@ -41,7 +41,8 @@ def plan(config: SweepConfig, runs: Sequence[Path] = ()) -> dict[str, Any]:
     """
     if not runs:
         return trajectories.plan(config)
-    plans = {name: sweep.plan() for name, sweep in _sweeps(config, runs).items()}
+    sweeps, _ = _sweeps(config, runs)
+    plans = {name: sweep.plan() for name, sweep in sweeps.items()}
     return {"runs": plans} if len(plans) > 1 else next(iter(plans.values()))
 
 
@@ -61,8 +62,7 @@ def run(
     gets such a folder for each, with the run's name, and `frontier.json`, `table.md` and `frontier.png` for all. The
     same call resumes an interrupted one.
     """
-    sweeps = _sweeps(config, [runs] if isinstance(runs, Path) else runs, progress)
-    shapes = _shapes(sweeps)
+    sweeps, shapes = _sweeps(config, [runs] if isinstance(runs, Path) else runs, progress)
     beside = Beside.read(config, reference, externals, progress)
     reads = local(reference, *(one.path for one in externals), config.scorer)
     device = runtime.device(config.device)
@@ -181,17 +181,22 @@ def _origin(sweep: Sweep, part: Artifact) -> dict[str, Any]:
 # The runs
 
 
-def _sweeps(config: AnySweepConfig, runs: Sequence[Path], progress: Progress = SILENT) -> dict[str, Sweep]:
-    """The sweep of each run by name; `InputError` for settings that no run has, and for runs that can't be compared."""
+def _sweeps(
+    config: AnySweepConfig, runs: Sequence[Path], progress: Progress = SILENT
+) -> tuple[dict[str, Sweep], Shapes]:
+    """The sweep of each run by name, and the sizes of their texts.
+
+    `InputError` for settings that no run has, and for runs that can't be compared.
+    """
     sweeps = {name: _sweep(config, path, progress) for name, path in _named(runs).items()}
-    _shapes(sweeps)
+    shapes = _shapes(sweeps)
     used = {field.name for sweep in sweeps.values() for field in fields(sweep.config)}
     for field in fields(config):
         if field.name not in used and getattr(config, field.name) != field.default:
             whose = " and ".join(sorted({sweep.method for sweep in sweeps.values()}))
             raise InputError(f"{field.name} is not a setting of a sweep of {whose}; leave it out")
     check_used([sweep for sweep in sweeps.values() if isinstance(sweep, TokenSweep)])
-    return sweeps
+    return sweeps, shapes
 
 
 def _named(runs: Sequence[Path]) -> dict[str, Path]:

@@ -44,8 +44,8 @@ class Stories(sources.Source):
     figures: ClassVar[Mapping[str, str]] = {
         "sentences_valid": "share of the sentences that are valid",
         "stories_valid": "share of the stories that are valid",
-        "nats_per_story": "nats of a valid story",
-        "nats_per_word": "nats of a word of these",
+        "nats_per_story": "nats per valid story",
+        "nats_per_word": "nats per word of valid stories",
         "coverage": "share of the source's choices that occur",
         "entropy": "entropy, nats",
         "diversity": "diversity",
@@ -92,7 +92,7 @@ class Stories(sources.Source):
         """The judge."""
         return (
             f"Judge: the process of the stories, version {process.VERSION}, whose exact entropy is "
-            f"{stage.entropies()['nats_per_story']:.3f} nats a story; rows cut stories, so the whole ones are short, "
+            f"{stage.entropies()['nats_per_story']:.3f} nats per story; rows cut stories, so the whole ones are short, "
             "also of real text."
         )
 

@@ -134,7 +134,7 @@ class LatentSubject(Subject):
         )
         chosen_on, reported = (np.array(rows) for rows in likelihood.halves(len(found)))
         nats_BT, var_BT = decoding_BT + kl_BT, decoding_var_BT + kl_var_BT
-        best = likelihood.lowest(self.taus, nats_BT[chosen_on])
+        best = int(nats_BT[chosen_on].mean(0).argmin())
         own = RowNats(reported, nats_BT[reported, best], np.sqrt(var_BT[reported, best]))
         bits = 1 / np.log(2) / seq_len
         curve = [
@@ -211,7 +211,9 @@ def _is_distilled(path: Path) -> bool:
 def named_method(path: Path) -> str:
     """The method of a run; `InputError` for an exported model."""
     if pretrained.model_type(path) is not None:
-        raise InputError(f"{path} is an exported model, which holds no more than draws texts; give the run")
+        raise InputError(
+            f"{path} is an exported model, which has only what drawing texts needs; give the run that it was made from"
+        )
     return method_at(path)
 
 

@@ -14,7 +14,7 @@ from ldlm.errors import InputError
 from ldlm.evaluation.scores import FIGURES, SetScores
 
 PAPERS_BUDGET = 128  # evaluations; the paper's sampler here, or at the nearest budget, sets the finalists' entropy bar
-COUNTED = (*FIGURES, "num_texts", "diversity_texts")  # the fields of `SetScores` in a sweep's record
+RECORDED = (*FIGURES, "num_texts", "diversity_texts")  # the fields of `SetScores` in a sweep's record
 
 
 def is_papers(settings: Mapping[str, Any]) -> bool:
@@ -89,6 +89,17 @@ class External:
             ) from None
 
 
+def compared(externals: Mapping[External, SetScores], real: SetScores | None) -> dict[str, Any]:
+    """Scores and costs of other models' texts, and scores of real text, by their keys in the record of a sweep."""
+    return {
+        "externals": [
+            {"name": one.name, "nfe": one.nfe, "seconds": one.seconds, **scores.pick(*RECORDED)}
+            for one, scores in externals.items()
+        ],
+        "real": None if real is None else real.pick(*RECORDED),
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class Frontier:
     """All findings of a sweep."""
@@ -104,11 +115,7 @@ class Frontier:
         """The content of `sweep.json`."""
         return {
             **{name: [row.to_json() for row in getattr(self, name)] for name in ("finalists", "drawn", "screened")},
-            "externals": [
-                {"name": one.name, "nfe": one.nfe, "seconds": one.seconds, **scores.pick(*COUNTED)}
-                for one, scores in self.externals.items()
-            ],
-            "real": None if self.real is None else self.real.pick(*COUNTED),
+            **compared(self.externals, self.real),
             **self.about,
         }
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ldlm import markdown
-from ldlm.evaluation.frontier import COUNTED, External
+from ldlm.evaluation.frontier import External, compared
 from ldlm.evaluation.scores import SetScores
 
 
@@ -55,11 +55,7 @@ class Fronts:
         return {
             "points": [point.to_json() for point in self.points],
             "runs": {name: dict(about) for name, about in self.runs.items()},
-            "externals": [
-                {"name": one.name, "nfe": one.nfe, "seconds": one.seconds, **scores.pick(*COUNTED)}
-                for one, scores in self.externals.items()
-            ],
-            "real": None if self.real is None else self.real.pick(*COUNTED),
+            **compared(self.externals, self.real),
             **self.about,
         }
 

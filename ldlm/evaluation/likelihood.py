@@ -171,9 +171,3 @@ def halves(rows: int) -> tuple[range, range]:
             f"with 4 or more"
         )
     return range(0, rows, 2), range(1, rows, 2)
-
-
-def lowest(taus: Sequence[float], nats_BT: np.ndarray) -> int:
-    """Index of the τ with the lowest mean bound over rows (B, T)."""
-    assert nats_BT.shape[1] == len(taus)
-    return int(nats_BT.mean(0).argmin())

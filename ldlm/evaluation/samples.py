@@ -153,7 +153,8 @@ def check_seeds(paths: Sequence[Path], sets: Sequence[Texts]) -> None:
         both = sorted(drawn[0].keys() & settings.keys())  # a record of another version may lack some
         if changed := differences({key: drawn[0][key] for key in both}, {key: settings[key] for key in both}):
             raise InputError(
-                f"these are not seeds of one model: they differ in more ({'; '.join(changed)}); leave one out"
+                f"these are not seeds of one model: they differ in more than the seed ({'; '.join(changed)}); "
+                "leave one out"
             )
     seen: dict[tuple[str, ...], tuple[Path, Texts]] = {}
     for path, texts in zip(paths, sets, strict=False):

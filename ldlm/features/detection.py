@@ -51,7 +51,7 @@ class Reader(io.BufferedReader):
 
 
 @dataclass(frozen=True)
-class Source:
+class OpenFile:
     """An open file of a known format, at its first byte of content or of `span`."""
 
     path: Path
@@ -65,7 +65,7 @@ class Source:
         return self.span is None or self.span.start + self.stream.taken < self.span.stop
 
     def line(self, number: int) -> Place:
-        """The place of a line, numbered from the source's first."""
+        """The place of a line, numbered from the first that is read."""
         return Place(self, number)
 
 
@@ -73,14 +73,14 @@ class Source:
 class Place:
     """A line as messages name it. The lines before a span are counted only when a message needs their number."""
 
-    source: Source
+    source: OpenFile
     number: int
 
     def __str__(self) -> str:
         return f"{self.source.path}, line {self.number + self._before()}"
 
     def _before(self) -> int:
-        """The number of lines before the source's first."""
+        """The number of lines before the first that is read."""
         span = self.source.span
         if span is None or span.start == 0:
             return 0
@@ -90,7 +90,7 @@ class Place:
 
 
 @contextmanager
-def opened(path: Path, span: Span | None = None) -> Iterator[Source]:
+def opened(path: Path, span: Span | None = None) -> Iterator[OpenFile]:
     """Open a file or `-`, standard input; `InputError` when it is absent, damaged or not text.
 
     With a `span`, which only an uncompressed file can have, lines are read from the first that begins in it.
@@ -106,14 +106,14 @@ def opened(path: Path, span: Span | None = None) -> Iterator[Source]:
             how = "unpack it first" if unpack is not None else "save it to a file and give that"
             raise InputError(f"{path} holds parquet, which is read from its end; {how}")
         if kind == "parquet" or span is None or span.start == 0:
-            yield Source(path, kind, unpack is not None, Reader(inner, mark), span)
+            yield OpenFile(path, kind, unpack is not None, Reader(inner, mark), span)
         else:
             inner.go_to(span.start - 1)  # the last byte before the span, which may end a line
-            yield _after_a_line(Source(path, kind, False, Reader(inner, 0), span._replace(start=span.start - 1)))
+            yield _after_a_line(OpenFile(path, kind, False, Reader(inner, 0), span._replace(start=span.start - 1)))
 
 
-def _after_a_line(source: Source) -> Source:
-    """The source from its next line on, or from past its span if no line begins before."""
+def _after_a_line(source: OpenFile) -> OpenFile:
+    """The file from its next line on, or from past its span if no line begins before."""
     while (line := source.stream.readline(documents.LONGEST)) and not line.endswith(b"\n") and source.goes_on():
         pass
     assert source.span is not None

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ldlm.errors import InputError
 from ldlm.features import documents
-from ldlm.features.detection import JSON_NAMES, Place, Source, as_input_error, ending, unpacked
+from ldlm.features.detection import JSON_NAMES, OpenFile, Place, as_input_error, ending, unpacked
 from ldlm.features.documents import check_whole, cut
 
 PARQUET_ROWS, PARQUET_TEXT = 1024, 2**22  # the most rows in memory at once, and bytes of their text on average
@@ -31,7 +31,7 @@ class Row(NamedTuple):
     fields: Mapping[str, Any]
 
 
-def lines(source: Source) -> Iterator[str]:
+def lines(source: OpenFile) -> Iterator[str]:
     """The lines of plain text without line ends; a line longer than `documents.LONGEST` comes in parts."""
     number = 0
     while source.goes_on() and (line := source.stream.readline(documents.LONGEST)):
@@ -42,7 +42,7 @@ def lines(source: Source) -> Iterator[str]:
             yield from cut(_pieces(source, number, line.removeprefix(codecs.BOM_UTF8)))
 
 
-def _pieces(source: Source, number: int, piece: bytes) -> Iterator[str]:
+def _pieces(source: OpenFile, number: int, piece: bytes) -> Iterator[str]:
     """A long line that begins with `piece`, in pieces, without its line end."""
     decoder, held = codecs.getincrementaldecoder("utf-8")(), ""
     while piece:
@@ -52,7 +52,7 @@ def _pieces(source: Source, number: int, piece: bytes) -> Iterator[str]:
         held, piece = held[len(text) :], following
 
 
-def _utf8(source: Source, number: int, line: bytes, decode: Callable[[bytes], str] = bytes.decode) -> str:
+def _utf8(source: OpenFile, number: int, line: bytes, decode: Callable[[bytes], str] = bytes.decode) -> str:
     if b"\0" in line:
         first, name = unpacked(source.path, source.compressed)
         raise InputError(
@@ -72,7 +72,7 @@ def _not_utf8(place: str, error: UnicodeDecodeError) -> InputError:
     )
 
 
-def json_lines(source: Source) -> Iterator[tuple[Any, Place]]:
+def json_lines(source: OpenFile) -> Iterator[tuple[Any, Place]]:
     """The values of JSON lines, each with its place."""
     number = 0
     while source.goes_on() and (line := source.stream.readline()):
@@ -82,7 +82,7 @@ def json_lines(source: Source) -> Iterator[tuple[Any, Place]]:
             yield _value(source, partial(json.loads, text), place), place
 
 
-def json_array(source: Source) -> Iterator[tuple[Any, str]]:
+def json_array(source: OpenFile) -> Iterator[tuple[Any, str]]:
     """The elements of a JSON array, each with its place."""
     window = _Window(source)
     window.take("[")
@@ -100,7 +100,7 @@ def json_array(source: Source) -> Iterator[tuple[Any, str]]:
 class _Window:
     """The characters of a JSON array, with no more of them in memory than the current element needs."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: OpenFile) -> None:
         self._source, self._characters = source, io.TextIOWrapper(source.stream, "utf-8", newline="")
         self._held, self._place, self._ended = "", 0, False
 
@@ -148,7 +148,7 @@ _BLANK, _DECODER = re.compile(r"\s*"), json.JSONDecoder()
 _LITERAL = 16  # characters: longer than any escape or literal that the end of a window may cut
 
 
-def _value(source: Source, parse: Callable[[], Any], place: str | Place) -> Any:
+def _value(source: OpenFile, parse: Callable[[], Any], place: str | Place) -> Any:
     """The JSON value that `parse` reads at a place; `InputError` when it is not JSON."""
     try:
         return parse()
@@ -160,7 +160,7 @@ def _value(source: Source, parse: Callable[[], Any], place: str | Place) -> Any:
         raise InputError(f"{place} can't be read as JSON: {reason}; correct or remove it") from None
 
 
-def _or_plain(source: Source) -> str:
+def _or_plain(source: OpenFile) -> str:
     """Advice in case the file is plain text that looks like JSON; none if its name says JSON."""
     return "" if ending(source.path) in JSON_NAMES else f"; {as_they_stand(source.path, source.compressed)}"
 
@@ -169,7 +169,7 @@ def _is_begun(error: json.JSONDecodeError) -> bool:
     return error.doc.startswith("{") and error.pos >= len(error.doc.rstrip())
 
 
-def row(source: Source, value: Any, column: str, place: str | Place) -> Row:
+def row(source: OpenFile, value: Any, column: str, place: str | Place) -> Row:
     """The row of a JSON object, or of a string in an array of strings."""
     fields = value if isinstance(value, dict) else {}
     text = fields.get(column, value)
@@ -199,7 +199,7 @@ def parquet_table(path: Path) -> Any:
         return pq.ParquetFile(path, buffer_size=PARQUET_BYTES, pre_buffer=False)
 
 
-def parquet(source: Source, column: str, beside: Sequence[str] = ()) -> Iterator[Row]:
+def parquet(source: OpenFile, column: str, beside: Sequence[str] = ()) -> Iterator[Row]:
     """The texts of a column, including nulls, of the whole file or of the row groups in its span.
 
     Each with its values in the columns `beside`, as far as the file has them.

@@ -117,7 +117,7 @@ def _small(one: Any) -> float:
 
 def _features(job: Job, scale: str) -> Cost:
     one = job.settings
-    tokens = TINY_TOKENS if scale == TINY else settings.TOKENS[_text(one)]
+    tokens = TINY_TOKENS if scale == TINY else settings.TOKENS[one.dataset]
     if one.kind == "scratch":
         return Cost(tokens, 0, 4 * tokens)
     stored = one.codec != "online"
@@ -142,10 +142,6 @@ def _online(job: Job, scale: str) -> float:
     """FLOPs per token of making the states in the step; none if the store has them, or the model has embeddings."""
     store = settings.store(job.run.row, scale)
     return _encoder(store, scale) if store.codec == "online" else 0
-
-
-def _text(one: Any) -> str:
-    return "lm1b-128" if one.dataset == settings.LM1B["dataset"] else "owt-128"
 
 
 def _trained(job: Job, scale: str) -> Cost:
@@ -191,12 +187,12 @@ def _sampled(job: Job, scale: str) -> Cost:
 
 def _evaluation(job: Job, scale: str) -> float:
     """FLOPs of one evaluation of the denoiser on one text; for a rival, a third of those of a training step."""
-    stages = job.run
-    config = settings.training(stages.row, scale, steps=stages.size.steps).config
-    if stages.row.method == LDLM:
-        return _denoiser(config.model, stages.shapes)
-    flops, _, steps = _training(config, stages.shapes, settings.store(stages.row, scale).kind)
-    return flops / steps / 3 * stages.shapes.seq_len
+    run = job.run
+    config = settings.training(run.row, scale, steps=run.size.steps).config
+    if run.row.method == LDLM:
+        return _denoiser(config.model, run.shapes)
+    flops, _, steps = _training(config, run.shapes, settings.store(run.row, scale).kind)
+    return flops / steps / 3 * run.shapes.seq_len
 
 
 @cache

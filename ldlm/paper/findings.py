@@ -29,9 +29,6 @@ def of_row(folder: Path, measured: Measured, columns: Sequence[str]) -> dict[tup
     return found
 
 
-Source = Callable[[Path, Measured, str], Mapping[int | None, Values]]
-
-
 def _scores(folder: Path, measured: Measured, quantity: str) -> dict[int | None, Values]:
     """A score of each set of texts."""
     found: dict[int | None, Values] = {}
@@ -149,7 +146,7 @@ def _gamma(folder: Path, measured: Measured, quantity: str) -> dict[int | None, 
     return {None: [warmup_gamma(round(share * config.recipe.warmup_steps), config.recipe)]}
 
 
-SOURCES: dict[str, Source] = {
+SOURCES: dict[str, Callable[[Path, Measured, str], Mapping[int | None, Values]]] = {
     **dict.fromkeys(("gen_ppl", "mauve", "diversity", "entropy"), _scores),
     **dict.fromkeys(("middle_ppl", "mean_ppl"), _path),
     **dict.fromkeys(("l_diff", "l_h", "l_w", "token_accuracy", "latent_std"), _held_out),

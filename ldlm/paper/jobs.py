@@ -30,7 +30,7 @@ class Job:
     needs: tuple[str, ...] = ()  # outputs of other jobs
     keeps: str | None = None  # file for the result that it prints as JSON
     settings: Any = field(default=None, compare=False)  # from which the cost is counted
-    run: Any = field(default=None, compare=False)  # the stages of the row, for a training and what follows it
+    run: Any = field(default=None, compare=False)  # the row's `RowJobs`, for a training and what follows it
 
     @property
     def mark(self) -> str:

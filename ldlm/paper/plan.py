@@ -83,22 +83,22 @@ class Plan:
         return unique(job for row in self.rows for job in row.jobs)
 
     def _row(self, group: Group, row: Row, seed: int) -> Measured:
-        stages = Stages(self.exhibit, self.size, row, seed)
+        jobs = RowJobs(self.exhibit, self.size, row, seed)
         if group.measures == "schedule":
             return Measured(row, seed, ())
         if row.real:
-            return stages.real()
+            return jobs.real()
         return {
-            "texts": stages.of_texts,
-            "times": stages.of_times,
-            "paths": stages.of_paths,
-            "training": stages.of_training,
+            "texts": jobs.of_texts,
+            "times": jobs.of_times,
+            "paths": jobs.of_paths,
+            "training": jobs.of_training,
         }[group.measures]()
 
 
 @dataclass(frozen=True)
-class Stages:
-    """The stages of one row with one seed."""
+class RowJobs:
+    """The jobs of one row with one seed."""
 
     exhibit: Exhibit
     size: Size

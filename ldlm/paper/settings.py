@@ -19,7 +19,7 @@ PAPER, TINY = SCALES = ("paper", "tiny")
 OPENWEBTEXT: dict[str, Any] = {"dataset": "Skylion007/openwebtext", "validation_docs": 100_000}
 LM1B: dict[str, Any] = {"dataset": "billion-word-benchmark/lm1b", "validation_split": "test", "detokenizer": "lm1b"}
 TEXTS = {"owt-1024": OPENWEBTEXT, "owt-128": OPENWEBTEXT, "owt-128-main": OPENWEBTEXT, "lm1b-128": LM1B}
-TOKENS = {"owt-1024": 9e9, "owt-128": 9e9, "owt-128-main": 9e9, "lm1b-128": 0.9e9}  # about, in GPT-2's tokens
+TOKENS = {OPENWEBTEXT["dataset"]: 9e9, LM1B["dataset"]: 0.9e9}  # about, in GPT-2's tokens
 
 SAMPLING_SEEDS = 5
 SCORER_NAME = "gpt2-large"

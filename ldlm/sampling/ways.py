@@ -20,7 +20,7 @@ from ldlm.config import AnySweepConfig
 from ldlm.evaluation import metrics, samples
 from ldlm.evaluation.beside import Judge
 from ldlm.evaluation.boundaries import Boundaries
-from ldlm.evaluation.frontier import COUNTED
+from ldlm.evaluation.frontier import RECORDED
 from ldlm.evaluation.fronts import Point
 from ldlm.evaluation.samples import Texts
 from ldlm.progress import Progress, Task
@@ -120,7 +120,7 @@ class Bench(Generic[W, R]):
             tokens = drawn.tokens_BL.tolist()
             written = metrics.decode_tokens(self._tokenizer, drawn.tokens_BL, clean_up=self.config.clean_up)
             texts = Texts(written, tokens, boundaries=self._boundaries, clean_up=self.config.clean_up)
-            yield drawn.row(**self.judge.score(texts).pick(*COUNTED))
+            yield drawn.row(**self.judge.score(texts).pick(*RECORDED))
             if count == self.config.texts:
                 self._keep(drawn.name, texts, tokens, seeds_B)
 

@@ -28,8 +28,6 @@ class Violation:
     """A violation in a sentence, or at the end of a story."""
 
     kind: str  # of `KINDS`
-    sentence: int  # index in its part
-    word: int  # index in the sentence of the first word that cannot stand there
     distance: int | None  # sentences back to the one that it contradicts; None if it contradicts none
 
 
@@ -266,7 +264,7 @@ class _Part:
                 readings = self._sentence(words, readings)
         unfinished = bool(sentences) and sentences[-1][-1] != END  # already counted as a violation
         if ends and not unfinished and not any(OVER in reading.states for reading in readings):
-            self._violation("ending", max(0, len(sentences) - 1), 0)
+            self._violation("ending")
 
     def _count(self, *, cut: bool, valid: bool) -> None:
         if cut:
@@ -276,8 +274,8 @@ class _Part:
             self.found.sentences += 1
             self.found.valid += valid
 
-    def _violation(self, kind: str, sentence: int, word: int, distance: int | None = None) -> None:
-        self.found.violations.append(Violation(kind, sentence, word, distance))
+    def _violation(self, kind: str, distance: int | None = None) -> None:
+        self.found.violations.append(Violation(kind, distance))
 
     def _beginning(self, words: Sequence[str], cut_off: bool, readings: list[Reading]) -> list[Reading]:
         """Read a sentence whose beginning may be cut off."""
@@ -290,15 +288,14 @@ class _Part:
         self._count(cut=True, valid=valid)
         self.history.append(matches)
         if not valid:
-            self._violation("order" if words[-1] == END or cut_off else "ending", 0, 0)
+            self._violation("order" if words[-1] == END or cut_off else "ending")
         return _merged(matches) or readings
 
     def _cut_end(self, words: Sequence[str], readings: list[Reading]) -> bool:
         """Read a sentence whose end is cut off."""
         if next(self.judge.fitting(words, readings, len(words)), None) is not None:
             return True
-        number = len(self.history)
-        self._violation("ending" if _all_over(readings) else "order", number, self._first_wrong(words, readings))
+        self._violation("ending" if _all_over(readings) else "order")
         return False
 
     def _sentence(self, words: Sequence[str], readings: list[Reading]) -> list[Reading]:
@@ -309,17 +306,16 @@ class _Part:
             self._choose(matches)
             self.history.append(matches)
             return _merged(matches)
-        number, wrong = len(self.history), self._first_wrong(words, readings)
         if _all_over(readings) or words[-1] != END:
-            self._violation("ending", number, wrong)
+            self._violation("ending")
             self.history.append([])
             return self._unknown(readings)
         for forgotten in self.judge.relaxations(words):
             if matches := [*self.judge.loosely(forgotten, readings)]:
-                self._violation(forgotten.kind, number, wrong, self._distance(forgotten, matches[0], wrong))
+                self._violation(forgotten.kind, self._distance(forgotten, matches[0], words, readings))
                 self.history.append(matches)
                 return _merged(matches)
-        self._violation("order", number, wrong)
+        self._violation("order")
         self.history.append([])
         return self._unknown(readings)
 
@@ -331,13 +327,6 @@ class _Part:
         if len(matches) == 1:
             self.found.choices.update(self.judge.reader.lexemes(matches[0].template, matches[0].domains))
 
-    def _first_wrong(self, words: Sequence[str], readings: Sequence[Reading]) -> int:
-        """Index of the first word with which no sentence can go on."""
-        for stop in range(1, len(words)):
-            if next(self.judge.fitting(words[:stop], readings, stop), None) is None:
-                return stop - 1
-        return len(words) - 1
-
     def _unknown(self, readings: Sequence[Reading]) -> list[Reading]:
         """The reading after an unreadable sentence: roles stay as they were, and any state of the plot may hold."""
         plots = {state.plot for reading in readings for state in reading.states if not state.over}
@@ -347,19 +336,30 @@ class _Part:
     # ------------------------------------------------------------------------------------------------------------------
     # How far back the contradicted sentence is
 
-    def _distance(self, forgotten: Relaxation, match: Match, wrong: int) -> int | None:
+    def _distance(
+        self, forgotten: Relaxation, match: Match, words: Sequence[str], readings: Sequence[Reading]
+    ) -> int | None:
         """Sentences back to the one that a sentence contradicts; 0: itself, None: unknown."""
-        facts, token = forgotten.facts, match.template[wrong]
+        facts = forgotten.facts
         if forgotten.kind == "agreement":
             return 1 if forgotten.roles and self.history else 0  # every sentence tells the tense
         if forgotten.kind in ("count", "possession") or facts == FACTS["place"]:
             return self._since(lambda one: any(getattr(one.before, f) != getattr(one.sentence.after, f) for f in facts))
+        wrong = self._first_wrong(words, readings)
+        token = match.template[wrong]
         if not isinstance(token, Gap):
             return 1 if forgotten.kind == "pronoun" and self.history else None
         before = {other.role for other in match.template[:wrong] if isinstance(other, Gap)}
         if token.role in before and any(len(words) > 1 for words in forgotten.words):
             return 0
         return self._since(lambda one: token.role in roles(one.template))
+
+    def _first_wrong(self, words: Sequence[str], readings: Sequence[Reading]) -> int:
+        """Index of the first word with which no sentence can go on."""
+        for stop in range(1, len(words)):
+            if next(self.judge.fitting(words[:stop], readings, stop), None) is None:
+                return stop - 1
+        return len(words) - 1
 
     def _since(self, holds: Callable[[Match], bool]) -> int | None:
         """Sentences back to the last for which `holds` is true; None if there is none."""

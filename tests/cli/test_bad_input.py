@@ -287,7 +287,7 @@ def test_an_object_store_takes_feature_stores_alone(refuse, tmp_path, monkeypatc
     if flag == "--features":
         assert "s5 is not among the object stores" in line
     else:
-        assert line == f"{flag} {place} is in an object store, which takes feature stores alone; give a path"
+        assert line == f"{flag} {place} is in an object store, where only feature stores can be; give a path"
     assert list(tmp_path.iterdir()) == []
 
 

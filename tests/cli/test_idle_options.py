@@ -122,7 +122,7 @@ def test_likelihoods_of_tokens_alone_have_no_levels_and_no_decoder(refuse, rival
         line = refuse(*base, "--causal", gpt2, *idle)
         assert line == f"{idle[0].removeprefix('--')} is not a setting of the likelihood of causal models; leave it out"
     line = refuse(*base, "--causal", gpt2, "--overwrite")
-    assert line == "--overwrite is for the result of a run, and there is none here; leave it out"
+    assert line == "--overwrite is for the result of a run, and no run here has one; leave it out"
 
 
 def test_beside_an_ldlm_the_levels_are_no_part_of_the_result_of_others(succeed, trained, rival, store, tmp_path):

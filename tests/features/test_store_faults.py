@@ -470,9 +470,7 @@ def test_held_out_rows_become_texts_like_samples(whole, tmp_path, ldlm, refuse):
     assert other.read_text() == "mine"
     before = out.read_bytes()
     line = refuse("features", "texts", whole, "--rows", 2, "--output", out)
-    assert line.startswith(
-        f"{out} holds 3 texts of this store already, and --rows 2 asks for fewer: they are its first 2"
-    )
+    assert line.startswith(f"{out} holds 3 texts of this store already, and --rows 2 asks for fewer; take its first 2")
     assert out.read_bytes() == before
     assert ldlm("features", "texts", whole, "--rows", 4, "--output", out).exit_code == 0
     assert out.read_bytes().startswith(before)
@@ -555,7 +553,8 @@ def test_bench_takes_no_more_room_than_there_is(whole, monkeypatch, notes):
     assert rows(48 * split.row_bytes) == 48
     line = (
         f"a memory map of 48 rows takes {files.amount(48 * split.row_bytes)} and {tempfile.gettempdir()} has "
-        f"{files.amount(48 * split.row_bytes - 1)} free; set TMPDIR to a folder with room, or a smaller --shuffle-rows"
+        f"{files.amount(48 * split.row_bytes - 1)} free; set TMPDIR to a folder with room, or give a "
+        "smaller --shuffle-rows"
     )
     with pytest.raises(InputError, match=f"^{re.escape(line)}$"):
         rows(48 * split.row_bytes - 1)

@@ -154,7 +154,7 @@ def test_files_that_were_drawn_with_other_settings_are_no_seeds(trained, succeed
     assert succeed("evaluate", a, b, *common)["over_seeds"]["files"] == 2
     (tmp_path / "a.jsonl.meta.json").write_text('{"made": "by somebody else"}')
     assert succeed("evaluate", a, b, *common)["over_seeds"]["files"] == 2
-    assert "differ in more (sampler.temperature: 0.0 -> 0.5)" in refuse("evaluate", b, c, *common)
+    assert "differ in more than the seed (sampler.temperature: 0.0 -> 0.5)" in refuse("evaluate", b, c, *common)
 
 
 def test_files_of_other_prompts_or_weights_are_no_seeds(refuse, succeed, gpt2, tmp_path):

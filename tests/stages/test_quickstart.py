@@ -85,7 +85,7 @@ def test_samples_of_stories_are_judged_beside_as_many_real_ones_and_the_first_ar
     first = [*process.stories(5, 1, 5), *process.stories(5, 7, 8)]  # of each row the first part has no beginning
     assert found["first_stories"] == [{"text": story, "violations": []} for story in first]
     text = quickstart.summary_text(found)
-    assert "  valid sentences                     100.0%         100.0%\n" in text
+    assert "  valid sentences                             100.0%         100.0%\n" in text
     assert "yes  at least 60 % of the sentences are valid: 100.0%" in text
     assert "ddim, 7 steps; decoder layers-2, temperature 0.25" in text
     assert "ours and synthetic" in text

@@ -272,7 +272,7 @@ def test_the_table_names_what_is_wrong(ldlm, tmp_path):
     shown = ldlm("evaluate", "--source", "stories", path).stdout
     assert "violations: pronoun" in shown
     assert "contradicting the sentence before" in shown
-    assert "the source itself: 26.295 nats a story" in shown
+    assert "the source itself: 26.295 nats per story" in shown
 
 
 def test_draws_without_a_whole_story_say_nothing_of_the_share_that_is_valid():

@@ -194,5 +194,5 @@ def test_the_stories_of_the_page_are_the_first_that_are_written():
     shown = re.findall(r"^\d+\. (.*)$", page, re.MULTILINE)
     assert shown == [*stories(0, 0, 20)]
     expected = STORIES.expected
-    assert f"{expected.nats:.3f} nats a story, {expected.nats / expected.words:.3f} a word" in page
+    assert f"{expected.nats:.3f} nats per story, {expected.nats / expected.words:.3f} per word" in page
     assert f"vocabulary      {len(STORIES.vocabulary)}\n" in page
