@@ -115,9 +115,9 @@ class Stages:
     def _pretrained(self, part: str, sizes: Mapping[str, Any], *words: str, needs: tuple[str, ...] = ()) -> Job:
         """An encoder or scorer of the tiny scale, on a part of the text."""
         steps = min(sizes["steps"], self.size.steps or sizes["steps"])
-        config = PretrainConfig(**{**sizes, "steps": steps}, positions=self.shapes.seq_len)
-        given = flags({**sizes, "steps": steps, "positions": config.positions})
-        command = ["pretrain-encoder", "--data", PARTS[part], *given, *words]
+        given = {**sizes, "steps": steps, "positions": self.shapes.seq_len}
+        config = PretrainConfig(**given, vocab_size=settings.VOCABULARY)
+        command = ["pretrain-encoder", "--data", PARTS[part], *flags(given), *words]
         kind = "scorer" if part == "scorer" else "encoder"
         output = named(kind, words[-1].split("/")[-1].split("-")[0], *command)
         command += [*self._device(), "--output", output]
