@@ -82,6 +82,17 @@ class Plan:
         """All jobs, each once, after those that it needs."""
         return unique(job for row in self.rows for job in row.jobs)
 
+    @property
+    def trainings(self) -> int:
+        """Trainings of each row, by their seeds; 0 if nothing is trained."""
+        return len({one.seed for one in self.rows if one.run is not None})
+
+    @property
+    def draws(self) -> int:
+        """Sets of texts drawn from each training, at each budget; 0 if none are drawn."""
+        sets = [sum(job.kind == "sample" for job in one.jobs) // len(one.drawn) for one in self.rows if one.drawn]
+        return max(sets, default=0)
+
     def _row(self, group: Group, row: Row, seed: int) -> Measured:
         stages = Stages(self.exhibit, self.size, row, seed)
         if group.measures == "schedule":
