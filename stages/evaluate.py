@@ -125,7 +125,7 @@ def _with_ends(texts: Texts) -> Texts:
 
 
 def _paths(files: Sequence[Path], reference: Path | None, seeds: bool) -> list[Path]:
-    return [*(samples.in_folders(files) if seeds else files), *([reference] if reference else [])]
+    return [*(samples.in_folders(files, reference) if seeds else files), *([reference] if reference else [])]
 
 
 def _read(paths: Sequence[Path], config: EvaluateConfig, reference: Path | None, progress: Progress) -> list[Texts]:

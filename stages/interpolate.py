@@ -86,10 +86,9 @@ def compare(
     subjects: dict[str, dict[str, Any]] = {}
     lengths: dict[str, int] = {}
     for name, member in members.items():  # opened one by one, since all models together may not fit the device
-        subject = _open(config, *member, allow_partial)
         if overwrite or not is_complete(out):
-            check_online(subject.store)
-        subjects[name], lengths[name] = subject.inputs, subject.length
+            check_online(FeatureStore(member[1], allow_partial=allow_partial))
+        subjects[name], lengths[name] = _looked_at(config, member, allow_partial)
     _check_lengths(lengths)
     scorer = _scorer(config, max(lengths.values()), progress)
     inputs = {name: _inputs(subject, scorer) for name, subject in subjects.items()}
@@ -107,6 +106,14 @@ def compare(
             found[name] = files.read_json(made.path / "interpolation.json")
         _draw(out, found)
         return result.finish(runs=found)
+
+
+def _looked_at(
+    config: InterpolateConfig, member: tuple[Path, Location], allow_partial: bool
+) -> tuple[dict[str, Any], int]:
+    """The inputs of a run with its store, and the tokens per row; the model leaves the device on return."""
+    subject = _open(config, *member, allow_partial)
+    return subject.inputs, subject.length
 
 
 def _check_lengths(lengths: Mapping[str, int]) -> None:

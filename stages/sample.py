@@ -24,6 +24,8 @@ from ldlm.sampling import generation
 from ldlm.sampling.source import Generator, Source
 from ldlm.versions import library_versions
 
+STRANGE = "another process has drawn into it too; once that has ended, call this again with --overwrite"
+
 
 def plan(config: AnySampleConfig, run_path: Path) -> dict[str, Any]:
     """Number of texts, evaluations of the network and FLOPs that `run` would take."""
@@ -64,7 +66,7 @@ def run(
     place = Place(files.target(out))
     if overwrite or not place.record.exists():  # a file that an earlier version began keeps its sampler
         source.check(config.sampler)
-    with locks.to_itself(place.lock, f"another process draws texts for {out}; wait for it, or choose another --output"):
+    with locks.to_itself(place.lock, _busy(out)):
         if overwrite:
             _check_spares(place, out, _reads(config, run_path))
             place.clear()
@@ -84,12 +86,21 @@ def run(
             progress.task("sample", config.num_samples, "text", done) as task,
         ):
             for lines in _drawn(generator, config, source.tokenizer, done, task):
+                if files.size(place.partial) != file.tell():  # where locks hold nothing, only this tells
+                    raise InputError(_busy(out))
                 file.write(files.dump_jsonl(lines))
                 file.flush()
             os.fsync(file.fileno())
 
         place.finish(provenance)
+        if place.texts != config.num_samples:
+            begun = f"{place.partial} has {_lines(place.partial):,} texts of {config.num_samples:,}"
+            raise InputError(f"{begun}: {STRANGE}")
         return {**provenance, **_cost(started, config.num_samples - done, generator)}
+
+
+def _busy(out: Path) -> str:
+    return f"another process draws texts for {out}; wait for it, or choose another --output"
 
 
 def _drawn(
@@ -194,15 +205,25 @@ class Place:
         if self.partial.exists():  # drop a line that a kill cut off
             data = self.partial.read_bytes()
             files.write_atomic(self.partial, data[: data.rfind(b"\n") + 1])
-        return _lines(self.partial)
+        return self._in_order(provenance)
 
     def finish(self, provenance: Mapping[str, Any]) -> None:
         """Rename the partial file, once it is complete, and update the record; calling it again changes nothing."""
         count = provenance["config"]["num_samples"]
-        if _lines(self.partial) == count:
+        if _lines(self.partial) == count == self._in_order(provenance):
             files.put(self.partial, self.path)
         if files.read_json(self.record)["config"]["num_samples"] != count:
             files.write_json(self.record, provenance)
+
+    def _in_order(self, provenance: Mapping[str, Any]) -> int:
+        """Number of texts in the partial file; `InputError` if they are not the first ones in order, each once."""
+        seeds = [line.get("seed") for line in files.read_jsonl(self.partial)] if self.partial.exists() else []
+        wanted = generation.text_seeds(provenance["config"]["seed"], 0, len(seeds)).tolist()
+        for number, (seed, due) in enumerate(zip(seeds, wanted, strict=True), 1):
+            if seed != due:
+                where = f"line {number:,} of {self.partial} has the text of seed {seed}, and not of {due}"
+                raise InputError(f"{where}: {STRANGE}")
+        return len(seeds)
 
 
 def _lines(path: Path) -> int:

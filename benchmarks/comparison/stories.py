@@ -20,6 +20,7 @@ from benchmarks.comparison.plan import WAYS
 from ldlm import files
 from ldlm.evaluation import samples, validity
 from ldlm.pages.chart import Axis
+from ldlm.stages import source_stories
 from ldlm.stages import stories as stage
 from ldlm.stories import process
 from ldlm.stories.grammar import KINDS
@@ -27,7 +28,10 @@ from ldlm.stories.grammar import KINDS
 if TYPE_CHECKING:
     from benchmarks.comparison.runner import Comparison
 
-DOCUMENTS, HELD_OUT = 20_000, 2_000
+# Stories, steps, initial weights of the encoder and LDLM's own settings are the quickstart's. The encoder is trained
+# for more steps (`plan.ENCODER`), and more stories are held out.
+QUICKSTART = source_stories.Stories()
+DOCUMENTS, HELD_OUT = QUICKSTART.documents, 2_000
 BUDGETS = (32, 8, 128, 2, 64, 16, 4, 256)  # evaluations per text, the most telling first
 SEEDS = (0, 1, 2)
 RESAMPLES = 1_000  # for the intervals of each set of texts
@@ -60,10 +64,14 @@ class Stories(sources.Source):
         "sentences_valid": Axis("valid sentences, share, log scale", log=True),
         "entropy": Axis("entropy, nats"),
     }
-    # Steps, encoder and LDLM's own settings are the quickstart's (`Stories.sizes` in ldlm.stages.source_stories).
-    steps: ClassVar[int] = 1_400
+    steps: ClassVar[int] = QUICKSTART.sizes.preset["steps"]
     rate_steps: ClassVar[int] = 400
-    ldlm: ClassVar[Mapping[str, float]] = {"recipe.sigma_dec": 0.5, "optimizer.lr": 6e-3}
+    ldlm: ClassVar[Mapping[str, float]] = {
+        f"{section}.{name}": value
+        for section, settings in QUICKSTART.sizes.preset.items()
+        if section != "steps"
+        for name, value in settings.items()
+    }
 
     documents: int = DOCUMENTS
     held_out: int = HELD_OUT
@@ -81,7 +89,7 @@ class Stories(sources.Source):
                 sources.write_part(folder, name, part)
             characters = {name: sum(map(len, part)) for name, part in parts.items()}
             files.write_json(folder / sources.RECORD, {"file": told, "sha256": digest, "characters": characters})
-        comparison.pretrain("encoder", "train", ("--tokenizer", WORDS, "--init", "width"), plan.ENCODER)
+        comparison.pretrain("encoder", "train", ("--tokenizer", WORDS, "--init", QUICKSTART.sizes.init), plan.ENCODER)
 
     def score(self, folder: Path, texts: Path, most: int) -> dict[str, Any]:
         """Validity, likelihood, coverage and violations."""

@@ -76,11 +76,18 @@ def _tokens(value: object, text: str) -> np.ndarray | None:
     return np.array(value, np.int32)
 
 
-def in_folders(paths: Iterable[Path]) -> list[Path]:
-    """The paths, each folder replaced by the text files directly in it, in order of their names."""
-    found = []
+def in_folders(paths: Iterable[Path], reference: Path | None = None) -> list[Path]:
+    """The paths, each folder replaced by the text files directly in it but the reference, in order of their names.
+
+    `InputError` for a folder without any, and for the reference among the paths.
+    """
+    real = None if reference is None else reference.resolve()
+    found: list[Path] = []
     for path in paths:
+        if path.resolve() == real:
+            raise InputError(f"{path} is the reference, and so no seed of a model; leave it out of the files")
         inside = sorted(filter(textfiles.is_named_text, path.iterdir())) if path.is_dir() else [path]
+        inside = [one for one in inside if one.resolve() != real]
         if not inside:
             raise InputError(f"{path} holds no {', '.join(textfiles.NAMES[:-1])} or {textfiles.NAMES[-1]} file")
         found += inside
@@ -148,6 +155,11 @@ def check_seeds(paths: Sequence[Path], sets: Sequence[Texts]) -> None:
     """`InputError` for files that are not several seeds of one model, drawn in one way."""
     if len(paths) < 2:
         raise InputError("--seeds takes the spread over several files of one model, and there is one; give more")
+    kinds = {record(path).get("kind"): path for path in reversed(paths)}
+    if {"samples", "texts"} <= kinds.keys():
+        raise InputError(
+            f"{kinds['texts']} has texts that ldlm sample did not draw, unlike {kinds['samples']}; leave one out"
+        )
     drawn = [found for path in paths if (found := _settings(record(path)))]
     for settings in drawn[1:]:
         both = sorted(drawn[0].keys() & settings.keys())  # a record of another version may lack some

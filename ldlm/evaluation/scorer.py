@@ -21,7 +21,7 @@ from ldlm.features.states import longest, positions, runs
 from ldlm.features.text import batched
 from ldlm.hub import check_whole, load_model, load_tokenizer
 
-LOGITS_AT_ONCE = 2**27  # elements; bounds the memory of a forward pass
+LOGITS_AT_ONCE = 2**27  # elements of logits or hidden states; bounds the memory of a forward pass
 TEXTS_AT_ONCE = 64  # given to the tokenizer, whose own records take hundreds of bytes per token
 CHARACTERS_PER_TOKEN = 16  # several times the usual number
 
@@ -188,7 +188,8 @@ class Scorer:
     ) -> np.ndarray:
         """The hidden state of each row's last token, after the final norm; (rows, D) float32. No row may be empty."""
         result: list[np.ndarray | None] = [None] * len(rows)
-        for chosen, tokens_BL in self._batches(rows, range(len(rows)), batch_size, LOGITS_AT_ONCE):
+        tokens_at_once = max(1, LOGITS_AT_ONCE // self.model.config.get_text_config().hidden_size)
+        for chosen, tokens_BL in self._batches(rows, range(len(rows)), batch_size, tokens_at_once):
             h_BLD = self.model.base_model(input_ids=tokens_BL).last_hidden_state
             for place, i in enumerate(chosen):
                 self._check_finite(h_BLD[place, len(rows[i]) - 1])

@@ -13,8 +13,8 @@ from ldlm.paper.comparing import HELD, MISSING, NOT_HELD, ONE
 from ldlm.paper.exhibits import Exhibit
 
 FOLDER = Path(__file__).with_name("results")
-REPRODUCED, CONTRADICTED, UNDECIDED, NOT_RUN, NEEDS_GPU = (
-    "reproduced", "contradicted", "undecided", "not run", "needs a GPU"
+REPRODUCED, PARTLY, CONTRADICTED, UNDECIDED, NOT_RUN, NEEDS_GPU = (
+    "reproduced", "partly reproduced", "contradicted", "undecided", "not run", "needs a GPU"
 )  # fmt: skip
 
 
@@ -23,7 +23,7 @@ class Evidence:
     """A table or figure and the state of its evidence."""
 
     exhibit: Exhibit
-    state: str  # reproduced, contradicted, undecided, not run, or needs a GPU
+    state: str  # reproduced, partly reproduced, contradicted, undecided, not run, or needs a GPU
     scale: str | None  # of the committed result; None without one
     date: str | None
     verdicts: str  # how many of the paper's orderings hold; empty without a result
@@ -59,9 +59,11 @@ def of_all(folder: Path = FOLDER) -> Iterator[Evidence]:
 
 
 def state(record: Mapping[str, Any], exhibit: Exhibit) -> str:
-    """Contradicted if an ordering is reversed; reproduced if all were measured and at least one holds."""
+    """Contradicted if an ordering is reversed; if all were measured, reproduced if all hold, partly if some do."""
     verdicts = [one["verdict"] for one in record["statements"]]
     if NOT_HELD in verdicts:
         return CONTRADICTED
     measured = len(verdicts) == len(exhibit.statements) and not {MISSING, ONE} & {*verdicts}
-    return REPRODUCED if measured and HELD in verdicts else UNDECIDED
+    if not measured or HELD not in verdicts:
+        return UNDECIDED
+    return REPRODUCED if {*verdicts} == {HELD} else PARTLY

@@ -101,7 +101,7 @@ class Exhibit:
                 known = ", ".join(row.short for row in self.rows.values())
                 raise InputError(f"{self.label} has no row {name!r}; it has {known}")
             found += there
-        return found or list(self.rows)
+        return list(dict.fromkeys(found)) or list(self.rows)
 
 
 @cache

@@ -86,9 +86,13 @@ def profile(folder: Path, measured: Measured) -> list[float | None] | None:
     manifest = _manifest(folder, measured)
     if manifest is None:
         return None
-    uniform = recorded_config(folder / str(measured.run))["timesteps"]["kind"] == "uniform"
-    found: list[float | None] = manifest["held_out"]["l_diff_by_t" if uniform else "l_diff_by_u"]
+    found: list[float | None] = manifest["held_out"]["l_diff_by_t" if is_uniform(folder, measured) else "l_diff_by_u"]
     return found
+
+
+def is_uniform(folder: Path, measured: Measured) -> bool:
+    """Whether a run draws its times uniformly, by its recorded settings."""
+    return bool(recorded_config(folder / str(measured.run))["timesteps"]["kind"] == "uniform")
 
 
 def _bend(folder: Path, measured: Measured, quantity: str) -> dict[int | None, Values]:

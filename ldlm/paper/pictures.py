@@ -163,13 +163,13 @@ def _times(result: Result, folder: Path) -> tuple[list[Chart], int]:
     """Figure 6: held-out loss against the time in which each run trains, and the straight line between its ends."""
     charts: list[Chart] = []
     for key, row in result.exhibit.rows.items():
-        seeds = [findings.profile(folder, m) for m in result.plan.rows if m.row.key == key]
-        known = [profile for profile in seeds if profile is not None]
+        seeds = [m for m in result.plan.rows if m.row.key == key and _finished(folder, m)]
+        known = [profile for m in seeds if (profile := findings.profile(folder, m)) is not None]
         if known:
             loss = [_average(values) for values in zip(*known, strict=True)]
             at = centres(len(loss))
             line = Line("a straight line", GREY, [at[0], at[-1]], [loss[0], loss[-1]], dashed=True)
-            x = Axis("time t" if row.name == "Uniform" else "adapted time F(t)", low=0, high=1)
+            x = Axis("time t" if findings.is_uniform(folder, seeds[0]) else "adapted time F(t)", low=0, high=1)
             color = SERIES[len(charts)]
             charts.append(
                 Chart(row.name, x, Axis("held-out L_diff", low=0), [Line(row.name, color, at, loss, dots=True), line])

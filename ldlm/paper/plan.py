@@ -82,6 +82,17 @@ class Plan:
         """All jobs, each once, after those that it needs."""
         return unique(job for row in self.rows for job in row.jobs)
 
+    @property
+    def trainings(self) -> int:
+        """Trainings of each row, by their seeds; 0 if nothing is trained."""
+        return len({one.seed for one in self.rows if one.run is not None})
+
+    @property
+    def draws(self) -> int:
+        """Sets of texts drawn from each training, at each budget; 0 if none are drawn."""
+        sets = [sum(job.kind == "sample" for job in one.jobs) // len(one.drawn) for one in self.rows if one.drawn]
+        return max(sets, default=0)
+
     def _row(self, group: Group, row: Row, seed: int) -> Measured:
         jobs = RowJobs(self.exhibit, self.size, row, seed)
         if group.measures == "schedule":
@@ -115,9 +126,9 @@ class RowJobs:
     def _pretrained(self, part: str, sizes: Mapping[str, Any], *words: str, needs: tuple[str, ...] = ()) -> Job:
         """An encoder or scorer of the tiny scale, on a part of the text."""
         steps = min(sizes["steps"], self.size.steps or sizes["steps"])
-        config = PretrainConfig(**{**sizes, "steps": steps}, positions=self.shapes.seq_len)
-        given = flags({**sizes, "steps": steps, "positions": config.positions})
-        command = ["pretrain-encoder", "--data", PARTS[part], *given, *words]
+        given = {**sizes, "steps": steps, "positions": self.shapes.seq_len}
+        config = PretrainConfig(**given, vocab_size=settings.VOCABULARY)
+        command = ["pretrain-encoder", "--data", PARTS[part], *flags(given), *words]
         kind = "scorer" if part == "scorer" else "encoder"
         output = named(kind, words[-1].split("/")[-1].split("-")[0], *command)
         command += [*self._device(), "--output", output]

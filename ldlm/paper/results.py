@@ -70,8 +70,8 @@ class Result:
             "command": command,
             "versions": measured.versions,
             "text": None if text is None else dict(text),
-            "seeds": size.seeds if self.plan.jobs else 0,
-            "sampling_seeds": size.draws,
+            "seeds": self.plan.trainings,
+            "sampling_seeds": self.plan.draws,
             "rows": [self._row(row) for row in self._rows()],
             "statements": [
                 {"words": orderings.words(self.exhibit, one.statement), **one.to_json()} for one in self.statements
@@ -168,17 +168,23 @@ class Result:
 
 def caption(record: Mapping[str, Any]) -> str:
     """The line above a table: scale, seeds, hardware and date of its figures."""
-    spread = "training seeds" if record["seeds"] > 1 else "sampling seeds"
+    trainings, sets = record["seeds"], record["sampling_seeds"]
     steps = sorted({row["steps"] for row in record["rows"] if row["steps"] is not None})
     where = record["hardware"]
     when = f"Reported on {record['date']}." if where is None else f"{where}, {record['date']}."
-    if record["seeds"] == 0:
+    if trainings == 0:
         return f"Computed, nothing is trained. {when}"
-    trained = f", rows of {' and '.join(f'{count:,}' for count in steps)} steps" if steps else ""
-    return (
-        f"Scale {record['scale']}{trained}, {record['seeds']} of training by {record['sampling_seeds']} of sampling; "
-        f"mean ± standard deviation over {spread}. {when}"
-    )
+    trained = f", {' and '.join(f'{count:,}' for count in steps)} training steps" if steps else ""
+    seeds = _counted(trainings, "training seed")
+    if sets:
+        seeds += f", {_counted(sets, 'sampling seed')}{' each' if trainings > 1 else ''}"
+    over = "training seeds" if trainings > 1 else "sampling seeds" if sets > 1 else None
+    spread = "" if over is None else f"; mean ± standard deviation over {over}"
+    return f"Scale {record['scale']}{trained}; {seeds}{spread}. {when}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def collect(plan: Plan, folder: Path) -> Result:

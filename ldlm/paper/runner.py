@@ -31,6 +31,7 @@ class Runner:
     progress: Progress
     failed: list[Job] = field(default_factory=list)
     rows: int = 0  # held-out ones that the jobs need
+    checked: bool = False  # the text, once it is there
 
     @property
     def text_name(self) -> str | None:
@@ -46,9 +47,9 @@ class Runner:
         On SIGTERM and SIGINT the current job is asked to stop, and `Stopped` is raised.
         """
         files.make_folder(self.folder)
-        text.check(self.folder, self.source)
-        self.rows = held_out_rows(jobs)
         left = [job for job in jobs if not job.done(self.folder)]
+        self.rows = held_out_rows(left)
+        text.check(self.folder, self.source, self.rows)
         total, told = len(jobs), False
         with Stop() as stop:
             while left := [job for job in left if not job.done(self.folder) and not self._blocked(job)]:
@@ -94,6 +95,9 @@ class Runner:
         if job.kind == "text":
             text.write(self.folder, self.source, self.rows)
             return True
+        if not self.checked:  # there was no text before, and another process may have written another one
+            text.check(self.folder, self.source, self.rows)
+            self.checked = True
         done = children.run([*job.words, "--json"], self.folder, lock, stop)
         spent = {"seconds": done.seconds, "cpu_seconds": done.cpu_seconds}
         line = {"ldlm": list(job.words), "makes": job.mark, "status": done.status, **spent, **occasion()}

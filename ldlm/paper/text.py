@@ -27,12 +27,15 @@ def record(folder: Path) -> dict[str, Any] | None:
     return files.read_json(path) if path.exists() else None
 
 
-def check(folder: Path, source: Path | None) -> None:
-    """`InputError` if the output holds a text other than `source`, or if there is no such file."""
+def check(folder: Path, source: Path | None, rows: int = 0) -> None:
+    """`InputError` if there is no such file, or the output holds another text, or one too small for so many `rows`."""
     there, name = record(folder), BUILT_IN if source is None else source.name
     fingerprint = None if source is None else textfiles.fingerprints([source])[str(source)]
     if there is not None and (there["file"], there["source_sha256"]) != (name, fingerprint):
         raise InputError(f"{folder} holds tables of another text, {there['file']}; choose another --output")
+    if there is not None and rows:
+        remedy = "lower --texts, or choose another --output with"
+        _check_rows(f"the text of {folder}", there["characters"]["held-out"], rows, remedy)
 
 
 def write(folder: Path, source: Path | None, rows: int) -> None:
@@ -71,13 +74,16 @@ def _check_parts(source: Path | None, parts: Mapping[str, Sequence[str]], rows: 
             f"{source or BUILT_IN} has {documents} documents, of which none would be held out; cut it into smaller "
             f"ones and give {fewest} or more"
         )
-    characters = sum(map(len, parts["held-out"]))
-    made = characters // (CHARACTERS_PER_TOKEN * (configs.preset(TINY).shapes.seq_len - 2))
+    _check_rows(source or BUILT_IN, sum(map(len, parts["held-out"])), rows, "lower --texts, or give")
+
+
+def _check_rows(text: Path | str, held_out: int, rows: int, remedy: str) -> None:
+    """`InputError` if so many held-out characters are too few for so many rows."""
+    made = held_out // (CHARACTERS_PER_TOKEN * (configs.preset(TINY).shapes.seq_len - 2))
     if made < rows:
         raise InputError(
-            f"{source or BUILT_IN} has {characters / SHARES['held-out']:,.0f} characters, of which {characters:,} are "
-            f"held out, about {made} rows; what is asked for needs {rows}: give {math.ceil(rows / max(1, made))} times "
-            f"as much text, or lower --texts"
+            f"{text} has {held_out / SHARES['held-out']:,.0f} characters, of which {held_out:,} are held out, about "
+            f"{made} rows; what is asked for needs {rows}: {remedy} {math.ceil(rows / max(1, made))} times as much text"
         )
 
 

@@ -150,6 +150,20 @@ def test_the_likelihood_of_each_token_keeps_its_place(scorer):
         assert nll.tolist() == pytest.approx(alone.tolist(), rel=1e-5, abs=1e-6)
 
 
+def test_the_last_states_of_many_texts_are_computed_in_batches_that_bound_their_memory(scorer, monkeypatch):
+    passes = []
+    forward = scorer.model.base_model.register_forward_hook(
+        lambda model, arguments, found: passes.append(tuple(found.last_hidden_state.shape))
+    )
+    rows = [np.arange(1, 11, dtype=np.int32)] * 5
+    together = scorer.last_states(rows, batch_size=100)
+    monkeypatch.setattr("ldlm.evaluation.scorer.LOGITS_AT_ONCE", 2 * 10 * 16)  # elements of two texts, 16 wide
+    apart = scorer.last_states(rows, batch_size=100)
+    forward.remove()
+    assert passes == [(5, 10, 16), (2, 10, 16), (2, 10, 16), (1, 10, 16)]
+    assert apart == pytest.approx(together, rel=1e-5, abs=1e-6)
+
+
 def test_progress_adds_up_to_the_texts_also_of_those_that_can_not_be_scored(scorer):
     seen = []
     score(TEXTS, scorer, max_tokens=12, batch_size=2, advance=seen.append)

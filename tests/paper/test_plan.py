@@ -177,6 +177,13 @@ def test_the_script_calls_every_job_and_rows_leave_out_what_is_shared(calls, tmp
     assert (done.returncode, none) == (2, []) and "no part layers-9" in done.stderr
 
 
+def test_a_row_that_is_named_twice_is_one_row():
+    for name, given in (("table-1", ["ce", "CE", "ce"]), ("figure-4", ["sigma-1.0", "table-1/sigma-1.0"])):
+        once, twice = (planned(name, "paper", rows=rows) for rows in (given[:1], given))
+        assert twice == once
+        assert script.text(twice, "out", "t.sh") == script.text(once, "out", "t.sh")
+
+
 def test_several_devices_train_by_torchrun():
     plan = planned("table-7", "paper", rows=["resampler"])
     text = script.text(plan, "out", "t.sh", card=costs.card("H200"), devices=8)
@@ -203,6 +210,16 @@ def test_a_training_costs_its_steps_times_the_flops_of_one():
     assert [stage["stage"] for stage in one["stages"]] == [
         "encoder", "scorer", "features", "reference", "train", "sample", "evaluate"
     ]  # fmt: skip
+
+
+def test_encoder_and_scorer_cost_the_vocabulary_that_their_words_ask_for():
+    """Of a scorer they ask for the tokenizer of the encoder."""
+    plan = planned("table-7", rows=["resampler"], seeds=1)
+    (encoder,), (scorer,) = of_kind(plan, "encoder"), of_kind(plan, "scorer")
+    assert "--vocab-size 2048" in words(encoder) and f"--tokenizer {encoder.output}" in words(scorer)
+    for job, width in ((encoder, 128), (scorer, 192)):
+        found, parameters = costs.of_job(job, "tiny"), 12 * 4 * width**2 + 2_048 * width
+        assert (found.flops / found.tokens, found.bytes) == (6 * parameters, 4 * parameters)
 
 
 @pytest.mark.parametrize(("sampler", "times"), [({"solver": "heun"}, 2), ({"guidance": 2.0}, 2)])

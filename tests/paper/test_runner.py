@@ -4,13 +4,17 @@ import datetime
 import json
 import threading
 import time
+from dataclasses import replace
 
 import pytest
+from patience import patience
 
 from ldlm import runtime
 from ldlm.errors import InputError
 from ldlm.locks import passed_on
+from ldlm.paper import runner as runners
 from ldlm.paper.jobs import Job
+from ldlm.paper.plan import TEXT
 from ldlm.paper.runner import Runner
 from ldlm.progress import SILENT
 
@@ -78,20 +82,23 @@ def test_a_job_that_another_process_has_is_left_to_it_and_waited_for(runner):
     held, free = job("held"), job("free")
     lock = runner.folder / "locks" / "kept-held.json"
 
+    ends = time.monotonic() + patience()
+
     def other():
         with passed_on(lock) as descriptor:
             assert descriptor is not None
             started.set()
-            while not (runner.folder / "kept/free.json").exists():
+            while not (runner.folder / "kept/free.json").exists() and time.monotonic() < ends:
                 time.sleep(0.05)
             (runner.folder / "kept/held.json").write_text("{}")
 
     started = threading.Event()
-    thread = threading.Thread(target=other)
+    thread = threading.Thread(target=other, daemon=True)
     thread.start()
-    started.wait()
+    assert started.wait(patience())
     runner.run([held, free])
-    thread.join()
+    thread.join(patience())
+    assert not thread.is_alive()
     assert outputs(runner.folder) == ["free"]
 
 
@@ -113,6 +120,48 @@ def test_a_text_too_small_for_what_is_asked_is_refused_before_anything_is_writte
     assert not out.exists()
     text.write(out, of("enough", 300, 1_000), rows=50)
     assert text.record(out)["documents"]["held-out"] == 18
+
+
+def documents(path, count, length=1_000):
+    """A file of text with so many documents."""
+    texts = ({"text": f"{path.stem} {number} " + "word " * (length // 5)} for number in range(count))
+    path.write_text("".join(f"{json.dumps(text)}\n" for text in texts))
+    return path
+
+
+def test_a_text_too_small_for_what_is_asked_later_is_refused_before_anything_is_done(tmp_path):
+    from ldlm.config import InterpolateConfig
+
+    text = documents(tmp_path / "novel.jsonl", 300)
+    source, first, later = Job("text", (), TEXT), job("first", TEXT), job("later", TEXT)
+    paths = replace(job("paths", TEXT), kind="interpolate", settings=InterpolateConfig(pairs=128))
+    runner = Runner(tmp_path / "out", text, SILENT)
+    runner.run([source, first])
+    message = r"the text of .*out has .* held out, about \d+ rows; what is asked for needs 256: .*--texts, .*--output"
+    with pytest.raises(InputError, match=message):
+        runner.run([source, later, paths])
+    assert outputs(runner.folder) == ["first"]
+    (runner.folder / "kept/paths.json").write_text("{}")
+    runner.run([source, later, paths])  # what is done reads no row any more
+    assert outputs(runner.folder) == ["first", "later"]
+
+
+def test_another_text_that_another_process_writes_first_is_refused_too(tmp_path, monkeypatch):
+    """Both have found a folder without a text."""
+    mine, theirs = documents(tmp_path / "mine.jsonl", 300), documents(tmp_path / "theirs.jsonl", 300)
+    source, free, other = Job("text", (), TEXT), job("free"), job("other", TEXT)
+    runner = Runner(tmp_path / "out", mine, SILENT)
+    passed = runners.passed_on
+
+    def first(lock):
+        if not (runner.folder / TEXT).exists():
+            runners.text.write(runner.folder, theirs, 0)
+        return passed(lock)
+
+    monkeypatch.setattr(runners, "passed_on", first)
+    with pytest.raises(InputError, match=r"holds tables of another text, theirs\.jsonl; choose another --output"):
+        runner.run([source, other, free])
+    assert outputs(runner.folder) == []
 
 
 def test_an_output_of_another_text_is_refused(runner, corpus, few_lines, tmp_path):

@@ -145,6 +145,30 @@ def test_a_folder_stands_for_the_texts_in_it_and_a_reference_is_no_seed(call, dr
     assert by_folder["reference"]["num_texts"] == by_folder["files"][0]["num_texts"]
 
 
+def test_a_reference_within_the_folder_of_the_seeds_is_no_seed(call, refuse, draws, corpus, gpt2):
+    alone = call(*draws, "--seeds")["over_seeds"]
+    real = write(draws[0].parent / "real.jsonl", corpus.read_text(encoding="utf-8").splitlines()[90:120])
+    found = call(draws[0].parent, "--seeds", "--reference", real)
+    assert (found["over_seeds"], found["reference"]["file"]) == (alone, str(real))
+    planned = call(draws[0].parent, "--seeds", "--reference", real, "--dry-run")
+    assert list(planned["texts"]) == [*map(str, draws), str(real)]
+    by_name = refuse("evaluate", *draws, real, "--seeds", "--reference", real, "--scorer", gpt2)
+    assert f"{real} is the reference, and so no seed of a model; leave it out of the files" in by_name
+    for path in draws:
+        path.unlink()
+    assert f"{real.parent} holds no .jsonl" in refuse("evaluate", real.parent, "--seeds", "--reference", real)
+
+
+def test_real_texts_are_no_seed_of_what_a_model_drew(refuse, draws, gpt2):
+    decoded = {"boundaries": {"tokens": [], "spaced": False}, "clean_up": False}
+    for path in draws[:2]:
+        samples.write_record(path, "samples", {"config": {"sampler": {"steps": 2}}, **decoded})
+    samples.write_record(draws[2], "texts", decoded)
+    message = f"{draws[2]} has texts that ldlm sample did not draw, unlike {draws[0]}; leave one out"
+    assert message in refuse("evaluate", *draws, "--seeds", "--scorer", gpt2)
+    assert message in refuse("evaluate", draws[0].parent, "--seeds", "--source", "stories")
+
+
 def test_files_that_were_drawn_with_other_settings_are_no_seeds(trained, succeed, refuse, gpt2, tmp_path):
     for name, settings in (("a", ("--seed", 0)), ("b", ("--seed", 1)), ("c", ("--seed", 2, "--temperature", 0.5))):
         drawn = ("sample", "--run", trained, "--num-samples", 3, "--steps", 2, "--device", "cpu", *settings)

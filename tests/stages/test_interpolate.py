@@ -1,8 +1,10 @@
 """`ldlm interpolate`: paths between held-out texts and between given ones, of one run and of several."""
 
+import gc
 import json
 import shutil
 import threading
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -284,6 +286,26 @@ def test_the_pictures_hold_all_runs(compared, measured):
         with Image.open(compared.path / name) as both, Image.open(measured["linear"].path / name) as one:
             assert min(both.size) > 300
             assert both.tobytes() != one.tobytes()
+
+
+def test_no_two_models_are_on_the_device_while_runs_are_compared(config, trained, other, store, tmp_path, monkeypatch):
+    models = []
+    opened, scorer = interpolate._open, interpolate._scorer
+
+    def alone():
+        gc.collect()
+        assert not any(model() is not None for model in models)
+
+    def opens(*arguments):
+        alone()
+        subject = opened(*arguments)
+        models.append(weakref.ref(subject.run.model))
+        return subject
+
+    monkeypatch.setattr(interpolate, "_open", opens)
+    monkeypatch.setattr(interpolate, "_scorer", lambda *arguments: (alone(), scorer(*arguments))[1])
+    interpolate.compare(config, [(trained, store), (other, store)], tmp_path / "both")
+    assert len(models) == 4  # each is opened for its inputs, and to be measured
 
 
 def test_an_interrupted_comparison_keeps_the_run_that_is_finished(

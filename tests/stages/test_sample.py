@@ -7,15 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 from folders import content, lines
 from patience import patience
 
 from ldlm import config as configs
+from ldlm import locks
 from ldlm.cli import show
-from ldlm.config import ExportConfig, TrainConfig
-from ldlm.stages import export, train
+from ldlm.config import ExportConfig, SampleConfig, SamplerConfig, TrainConfig
+from ldlm.errors import InputError
+from ldlm.stages import export, sample, train
 
 FEW = ("--num-samples", 2, "--steps", 2, "--device", "cpu")
 DRAW = ("--num-samples", 3, "--steps", 3, "--temperature", 1, "--seed", 2, "--device", "cpu")
@@ -44,6 +47,58 @@ def test_a_second_command_for_the_same_texts_is_refused_and_writes_nothing(start
     seeds = [json.loads(line)["seed"] for line in out.read_text().splitlines()]
     assert len(seeds) == len(set(seeds)) == 40
     assert sorted(path.name for path in tmp_path.iterdir()) == ["samples.jsonl", "samples.jsonl.meta.json"]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Several at once where locks hold nothing
+
+
+@pytest.fixture
+def draw(trained, monkeypatch):
+    """`draw(out, 6)`: so many texts, two at a time, without a lock. `meanwhile` happens after the `after`-th batch."""
+    monkeypatch.setattr(locks, "to_itself", lambda path, refusal: nullcontext())
+    drawn = sample._drawn
+
+    def call(out, count, after=0, meanwhile=lambda: None):
+        def batches(*arguments):
+            for number, batch in enumerate(drawn(*arguments), 1):
+                yield batch
+                if number == after:
+                    meanwhile()
+
+        config = SampleConfig(num_samples=count, batch_size=2, sampler=SamplerConfig(steps=2), device="cpu")
+        with monkeypatch.context() as patched:
+            patched.setattr(sample, "_drawn", batches)
+            return sample.run(config, trained, out)
+
+    return call
+
+
+def test_texts_that_another_process_finishes_meanwhile_are_not_added_to(draw, tmp_path):
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "s.jsonl"
+    draw(whole, 6)
+    with pytest.raises(InputError, match=r"another process draws texts for .*s\.jsonl; wait for it, or choose another"):
+        draw(out, 6, after=1, meanwhile=lambda: draw(out, 6))
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_texts_that_two_processes_drew_are_not_put_in_place(draw, tmp_path):
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "s.jsonl"
+    draw(whole, 6)
+    with pytest.raises(KeyboardInterrupt):
+        draw(out, 6, after=1, meanwhile=lambda: (_ for _ in ()).throw(KeyboardInterrupt()))
+    partial = tmp_path / "s.jsonl.partial"
+    partial.write_bytes(2 * partial.read_bytes())
+    with pytest.raises(InputError, match=r"line 3 of .*s\.jsonl\.partial has the text of seed 0, and not of 2: .*--o"):
+        draw(out, 6)
+    assert not out.exists()
+
+
+def test_texts_that_were_added_at_the_end_are_no_success(draw, tmp_path):
+    out, partial = tmp_path / "s.jsonl", tmp_path / "s.jsonl.partial"
+    with pytest.raises(InputError, match=r"s\.jsonl\.partial has 4 texts of 2: .*--overwrite"):
+        draw(out, 2, after=1, meanwhile=lambda: partial.write_bytes(2 * partial.read_bytes()))
+    assert not out.exists()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
