@@ -46,7 +46,7 @@ from ldlm.config import (
 from ldlm.config.methods import TokenOptimizerConfig
 from ldlm.features.batch import Batch
 from ldlm.training.ema import EMA
-from ldlm.training.optim import adamw
+from ldlm.training.optim import optimizer
 
 OURS, PUBLISHED = WAYS = ("ours", "published")
 MASKED = ("MDLM", "ReMDM", "CANDI")  # their embedding has a row for the mask
@@ -128,7 +128,7 @@ class Training:
         self.state = TokenState(
             config=TokenTrainConfig(method="", batch_size=batch, optimizer=TokenOptimizerConfig(**vars(config))),
             model=network,
-            optimizer=adamw(network.parameters(), config),
+            optimizer=optimizer(network, config),
             ema=EMA(network, config.ema_decay),
             compute=Compute(tokens_BL.device),
             objective=TokenObjective(MDLM(vocab), network),

@@ -20,7 +20,7 @@ from ldlm.model.layers import compile_blocks, recompute_activations
 from ldlm.runtime import ALONE, World
 from ldlm.training.ema import EMA
 from ldlm.training.learner import Bound, Learner, Step, parallel
-from ldlm.training.optim import adamw, learning_rate
+from ldlm.training.optim import learning_rate, optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ def start(config: TokenTrainConfig, shapes: Shapes, *, device: torch.device, wor
     return TokenState(
         config=config,
         model=model,
-        optimizer=adamw(model.parameters(), config.optimizer),
+        optimizer=optimizer(model, config.optimizer),
         ema=EMA(model, config.optimizer.ema_decay),
         compute=compute,
         world=world,

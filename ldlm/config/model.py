@@ -224,6 +224,9 @@ class TimestepConfig:
 class OptimizerConfig:
     """AdamW and the weight average (Appendix C)."""
 
+    kind: Literal["adamw", "muon"] = setting(
+        "adamw", "muon: Muon for the matrices of the blocks, AdamW for the rest; adamw is the paper's"
+    )
     lr: float = setting(3e-4, "learning rate after the warm-up", above=0)
     lr_start: float = setting(1e-8, "learning rate at step 0", low=0)
     lr_warmup_steps: int = setting(5_000, "steps of linear learning-rate warm-up", low=0)

@@ -86,7 +86,9 @@ _NO_BOUND = "It bounds no likelihood, so it is comparable only between runs of t
 
 def optimisation(report: Report[configs.TokenTrainConfig]) -> Section:
     """The gradient and the learning rate."""
-    lead = f"AdamW; a gradient with a norm beyond {report.config.optimizer.clip_norm:g} is scaled down to it."
+    config = report.config.optimizer
+    name = "Muon for the matrices of the blocks, AdamW for the rest" if config.kind == "muon" else "AdamW"
+    lead = f"{name}; a gradient with a norm beyond {config.clip_norm:g} is scaled down to it."
     return Section("optimisation", "Optimisation", lead, charts(token_curves.optimisation(report.course)))
 
 

@@ -26,7 +26,7 @@ from ldlm.model.token_loss import TokenLosses
 from ldlm.runtime import ALONE, World
 from ldlm.training.ema import EMA
 from ldlm.training.learner import Learner, Step, parallel
-from ldlm.training.optim import adamw, learning_rate
+from ldlm.training.optim import learning_rate, optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ def start_decoder(
     return DecoderState(
         config=config,
         model=model,
-        optimizer=adamw(model.parameters(), config.optimizer),
+        optimizer=optimizer(model, config.optimizer),
         ema=EMA(model, config.optimizer.ema_decay),
         compute=compute,
         world=world,

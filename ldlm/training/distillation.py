@@ -36,7 +36,7 @@ from ldlm.training import heldout
 from ldlm.training.checkpoint import Checkpoint
 from ldlm.training.ema import EMA
 from ldlm.training.learner import Bound, Learner, Step, parallel
-from ldlm.training.optim import adamw, learning_rate
+from ldlm.training.optim import learning_rate, optimizer
 
 Guide = Callable[[Denoise], Denoise]
 
@@ -177,7 +177,7 @@ def start_distillation(
     state = DistillState(
         config=config,
         model=model,
-        optimizer=adamw(model.denoiser.parameters(), config.optimizer),
+        optimizer=optimizer(model.denoiser, config.optimizer),
         ema=EMA(model, config.optimizer.ema_decay),
         compute=compute,
         world=world,

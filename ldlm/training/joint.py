@@ -19,7 +19,7 @@ from ldlm.runtime import ALONE, World
 from ldlm.training.checkpoint import Checkpoint
 from ldlm.training.ema import EMA
 from ldlm.training.learner import Learner, Step, parallel
-from ldlm.training.optim import adamw, learning_rate
+from ldlm.training.optim import learning_rate, optimizer
 from ldlm.training.phases import Phase, phase_at
 
 _LOGGED = ("loss", "l_diff", "l_h", "l_w", "token_accuracy")
@@ -152,7 +152,7 @@ def start(
         config=config,
         model=model,
         objective=phase_at(config, 0).objective(model, config),
-        optimizer=adamw(model.parameters(), config.optimizer),
+        optimizer=optimizer(model, config.optimizer),
         ema=EMA(model, config.optimizer.ema_decay),
         timesteps=TimestepSampler(config.timesteps, config.diffusion.t_min),
         compute=compute,

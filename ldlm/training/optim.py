@@ -1,14 +1,15 @@
-"""AdamW and the learning-rate schedule (Appendix C)."""
+"""AdamW, Muon beside it, and the learning-rate schedule (Appendix C)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ldlm.config import OptimizerConfig
+from ldlm.model.layers import blocks_of
 
 
 def learning_rate(step: int, total_steps: int, config: OptimizerConfig) -> float:
@@ -22,16 +23,45 @@ def learning_rate(step: int, total_steps: int, config: OptimizerConfig) -> float
     return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def adamw(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW with one setting for all parameters; the learning rate is set before each step."""
-    return torch.optim.AdamW(
-        parameters,
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+def optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """The optimiser of a model's parameters; the learning rate of its first group is set before each step."""
+    inside = (module for block in blocks_of(model) for module in block.modules())
+    matrices = [module.weight for module in inside if isinstance(module, nn.Linear)]
+    if config.kind == "muon" and matrices:
+        return MuonAdamW(model, matrices, config)
+    return torch.optim.AdamW(model.parameters(), **_adamw(config))
+
+
+class MuonAdamW(torch.optim.AdamW):
+    """Muon for some matrices of a model and AdamW for its other parameters (Jordan et al., 2024; Liu et al., 2025).
+
+    Muon's updates have the size of AdamW's, so both take the same learning rate and weight decay. `state` holds both.
+    """
+
+    def __init__(self, model: nn.Module, matrices: list[Tensor], config: OptimizerConfig) -> None:
+        by_muon = {id(matrix) for matrix in matrices}
+        super().__init__([p for p in model.parameters() if id(p) not in by_muon], **_adamw(config))
+        self._muon = torch.optim.Muon(
+            matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        self._muon.state = self.state
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step; none where `found_inf` is set, which Muon, unlike fused AdamW, has to wait for."""
+        super().step()
+        if not bool(getattr(self, "found_inf", False)):
+            self._muon.param_groups[0]["lr"] = self.param_groups[0]["lr"]
+            self._muon.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+        super().zero_grad(set_to_none)
+        self._muon.zero_grad(set_to_none)
+
+
+def _adamw(config: OptimizerConfig) -> dict[str, Any]:
+    betas = (config.beta1, config.beta2)
+    return {"lr": config.lr, "betas": betas, "eps": config.eps, "weight_decay": config.weight_decay, "fused": True}
 
 
 def optimizer_tensors(optimizer: torch.optim.AdamW, model: nn.Module) -> dict[str, Tensor]:

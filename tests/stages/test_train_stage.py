@@ -147,6 +147,17 @@ def test_a_run_interrupted_again_and_again_ends_like_an_uninterrupted_one(
     assert metrics(tmp_path / "run") == metrics(trained)
 
 
+def test_a_run_of_muon_goes_on_bit_for_bit_and_is_another_run_than_one_of_adamw(
+    trained, train_config, store, tmp_path, interrupted
+):
+    config = changed(train_config, optimizer={"kind": "muon"})
+    train.run(config, store, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train.run(config, store, tmp_path / "run", progress=interrupted(at=4))
+    train.run(config, store, tmp_path / "run")
+    assert final(tmp_path / "run") == final(tmp_path / "whole") != final(trained)
+
+
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(trained, train_config, store, tmp_path, interrupted):
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
@@ -187,6 +198,7 @@ def test_more_steps_go_on_as_if_they_had_been_asked_for_at_once(train_config, st
         ({"recipe": {"sigma_dec": 2.0}}, "recipe.sigma_dec: 1.0 -> 2.0"),
         ({"batch_size": 4}, "batch_size: 8 -> 4"),
         ({"seed": 1}, "seed: 0 -> 1"),
+        ({"optimizer": {"kind": "muon"}}, "optimizer.kind: adamw -> muon"),
         ({"model": {"denoiser": {"layers": 2}}}, "model.denoiser.layers: 1 -> 2"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The weight average, AdamW and the learning-rate schedule, each against values worked out by hand."""
+"""The weight average, AdamW, Muon and the learning-rate schedule, against values worked out by hand and by an SVD."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from ldlm.config import OptimizerConfig
+from ldlm.config import OptimizerConfig, Shapes, TrainConfig, from_dict, preset
+from ldlm.model.joint import JointModel
 from ldlm.training.ema import EMA
-from ldlm.training.optim import adamw, learning_rate, load_optimizer_tensors, optimizer_tensors
+from ldlm.training.optim import learning_rate, load_optimizer_tensors, optimizer, optimizer_tensors
 
 
 def one_weight(value: float) -> nn.Linear:
@@ -19,9 +20,20 @@ def one_weight(value: float) -> nn.Linear:
     return layer
 
 
-def network(seed: int = 0) -> nn.Sequential:
+class Network(nn.Module):
+    """A block and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks, self.head = nn.ModuleList([nn.Linear(3, 4)]), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.blocks[0](x).tanh())
+
+
+def network(seed: int = 0) -> Network:
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    return Network()
 
 
 # EMA
@@ -132,44 +144,100 @@ def test_a_run_without_warm_up_or_shorter_than_it_has_a_learning_rate(decay):
 def test_adamw_takes_the_steps_of_its_formula():
     config = OptimizerConfig(lr=0.1, weight_decay=0.01)
     model = one_weight(2.0)
-    optimizer = adamw(model.parameters(), config)
+    adamw = optimizer(model, config)
     w, m, v = 2.0, 0.0, 0.0
     for step, gradient in enumerate((0.5, -3.0, 0.1), start=1):
         model.weight.grad = torch.tensor([[gradient]])
-        optimizer.step()
+        adamw.step()
         m, v = 0.9 * m + 0.1 * gradient, 0.98 * v + 0.02 * gradient**2
         corrected = math.sqrt(v / (1 - 0.98**step)) + 1e-8
         w = w * (1 - 0.1 * 0.01) - 0.1 * m / (1 - 0.9**step) / corrected
         assert model.weight.item() == pytest.approx(w, rel=1e-6)
 
 
-def steps(model: nn.Module, optimizer: torch.optim.AdamW, first: int, count: int) -> None:
+def take(model: nn.Module, stepped: torch.optim.AdamW, first: int, count: int) -> None:
     for i in range(first, first + count):
         x = torch.randn(5, 3, generator=torch.Generator().manual_seed(i))
         model(x).square().sum().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        stepped.step()
+        stepped.zero_grad(set_to_none=True)
 
 
-def test_the_optimizers_state_by_name_continues_to_the_bit():
-    config = OptimizerConfig(lr=0.01)
+@pytest.mark.parametrize(("kind", "states"), [("adamw", 4 * 3), ("muon", 1 + 3 * 3)])
+def test_the_optimizers_state_by_name_continues_to_the_bit(kind, states):
+    config = OptimizerConfig(kind=kind, lr=0.01)
     model = network()
-    optimizer = adamw(model.parameters(), config)
-    steps(model, optimizer, 0, 4)
-    saved = {name: value.clone() for name, value in optimizer_tensors(optimizer, model).items()}
+    first = optimizer(model, config)
+    take(model, first, 0, 4)
+    saved = {name: value.clone() for name, value in optimizer_tensors(first, model).items()}
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    assert {name.split("/")[0] for name in saved} == {"step", "exp_avg", "exp_avg_sq"}
-    assert len(saved) == 3 * len(weights)
-    steps(model, optimizer, 4, 3)
+    momentum = {"momentum_buffer"} if kind == "muon" else set()
+    assert {name.split("/")[0] for name in saved} == {"step", "exp_avg", "exp_avg_sq"} | momentum
+    assert len(saved) == states
+    take(model, first, 4, 3)
 
     resumed = network(seed=1)
     resumed.load_state_dict(weights)
-    other = adamw(resumed.parameters(), config)
+    other = optimizer(resumed, config)
     load_optimizer_tensors(other, resumed, saved)
-    steps(resumed, other, 4, 3)
+    take(resumed, other, 4, 3)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), resumed.parameters(), strict=True))
 
     forgetful = network(seed=1)
     forgetful.load_state_dict(weights)
-    steps(forgetful, adamw(forgetful.parameters(), config), 4, 3)
-    assert not torch.equal(forgetful[0].weight, model[0].weight)
+    take(forgetful, optimizer(forgetful, config), 4, 3)
+    assert not torch.equal(forgetful.head.weight, model.head.weight)
+
+
+# Muon
+
+
+def test_muon_moves_a_matrix_of_a_block_along_the_nearest_orthogonal_one():
+    config = OptimizerConfig(kind="muon", lr=0.1, weight_decay=0.5)
+    model = network()
+    matrix = model.blocks[0].weight  # 4 × 3
+    before, gradient = matrix.detach().clone(), torch.randn(4, 3, generator=torch.Generator().manual_seed(7))
+    u, _, v = torch.linalg.svd(gradient, full_matrices=False)
+    matrix.grad = gradient.clone()
+    optimizer(model, config).step()
+    moved = (before * (1 - 0.1 * 0.5) - matrix.detach()) / (0.1 * 0.2 * math.sqrt(4))
+    in_its_axes = u.T @ moved @ v.T
+    # Five Newton-Schulz steps in bfloat16 leave singular values between 0.6 and 1.3, in the gradient's own axes.
+    assert (in_its_axes.diagonal() - 0.95).abs().max() < 0.35
+    assert (in_its_axes - in_its_axes.diagonal().diag()).abs().max() < 0.05
+
+
+def test_muon_takes_the_matrices_of_blocks_and_adamw_all_others():
+    model = JointModel(
+        from_dict(TrainConfig, preset("tiny").overrides).model, Shapes(seq_len=8, hidden_dim=16, vocab_size=11)
+    )
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    both = optimizer(model, OptimizerConfig(kind="muon"))
+    both.step()
+    by_muon = {name for name, p in model.named_parameters() if "momentum_buffer" in both.state[p]}
+    by_adamw = {name for name, p in model.named_parameters() if "exp_avg" in both.state[p]}
+    assert by_muon | by_adamw == {name for name, _ in model.named_parameters()}
+    assert not by_muon & by_adamw
+    assert {"denoiser.blocks.0.attention.qkv.weight", "token_decoder.blocks.0.mlp.down.weight"} <= by_muon
+    assert {"denoiser.positions_NW", "denoiser.project_in.weight", "token_decoder.head.weight"} <= by_adamw
+
+
+def test_a_network_without_blocks_has_adamw_alone():
+    model = one_weight(1.0)
+    assert type(optimizer(model, OptimizerConfig(kind="muon"))) is torch.optim.AdamW
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_gradient_that_is_not_finite_changes_neither_weights_nor_state(kind):
+    model = network()
+    stepped = optimizer(model, OptimizerConfig(kind=kind, lr=0.01))
+    take(model, stepped, 0, 2)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    state = {name: value.clone() for name, value in optimizer_tensors(stepped, model).items()}
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, torch.nan)
+    vars(stepped)["found_inf"] = torch.tensor(1.0)
+    stepped.step()
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(value, state[name]) for name, value in optimizer_tensors(stepped, model).items())
