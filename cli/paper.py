@@ -60,6 +60,7 @@ def command(options: Options, names: tuple[str, ...], output: str | None, script
     if script is not None:
         why = "--report writes none" if report else "--scale tiny runs them itself"
         raise InputError(f"--script is for the commands of --scale paper; {why}")
+    stage.check(config, names)
     out = require(output, "--output", "tables")
     made = stage.run(config, names, out, report=report, progress=show.Terminal())
     records = [record for record, _ in made]

@@ -70,6 +70,12 @@ def run(
     return written
 
 
+def check(config: PaperConfig, names: Sequence[str]) -> None:
+    """`InputError` for a table or figure that there is none of, or that can't be made so."""
+    for name in names:
+        _plan(config, name)
+
+
 def _plan(config: PaperConfig, name: str) -> Plan:
     exhibit = exhibits.load(name)
     if config.scale == PAPER and (config.text or config.steps):

@@ -70,6 +70,8 @@ def test_what_does_not_go_together_is_refused_in_one_line(refuse, tmp_path):
     assert refuse("paper", *alone, *out).startswith(f"{' '.join(alone)} needs a GPU")
     assert refuse("paper", "table-7", "--row", "mlp", *out).startswith("Table 7 has no row 'mlp'; it has resampler")
     assert refuse("paper", "table-7").startswith("--output is missing")
+    assert refuse("paper", "table-10").startswith("there is no 'table-10'; choose list, or one of table-1")
+    assert refuse("paper", "table-3").startswith("table-3 needs a GPU")
     assert refuse("paper", "table-7", "--mauve", "on", "--texts", 19, *out).startswith("MAUVE needs at least 20 texts")
     assert refuse("paper", "table-7", "--report", *out).endswith("there is nothing to report; run it first")
     assert refuse("paper", "table-7", "--scale", "paper", "--steps", 50).startswith("--text and --steps are for")
