@@ -51,13 +51,15 @@ HERO, FRIEND, NOBODY = "hero", "friend", ""
 START = State()
 OVER = State(over=True)
 
-# Kinds of violation: what must be forgotten for a sentence to be right. If several would do, the first is taken.
+# Kinds of violation: what must be forgotten for a sentence to be right. If several would do, the first is taken; if
+# two are needed, the later names it.
 KINDS = ("agreement", "pronoun", "count", "place", "possession", "reference", "order", "ending")
 FACTS: Mapping[str, tuple[str, ...]] = {  # fields of the state by kind
     "pronoun": ("topic", "near"),
     "count": ("mine", "yours"),
     "place": ("where",),
     "possession": ("holder", "owner"),
+    "ending": ("told",),
 }
 ROLE_KINDS: Mapping[str, tuple[str, ...]] = {  # roles by kind
     "agreement": ("tense",),

@@ -1,26 +1,23 @@
 """Judging: how much of a text the process could have written, and what is wrong with the rest.
 
 A violation is named after what must be forgotten for the sentence to be right: that she is a woman (pronoun), who has
-the kite (possession), how many shells there are (count), and so on through `KINDS`. If nothing helps, the kind is
-order: words or sentences that do not follow one another. A sentence has at most one violation. What it contradicts is
-unknown from there on, until the text says it again; after a sentence that cannot be read at all, everything is unknown
-except who and what the story is about.
+the kite (possession), how many shells there are (count), and so on through `KINDS`; `forgetting` tries them. If
+nothing helps, the kind is order: words or sentences that do not follow one another. A sentence has at most one
+violation. What it contradicts is unknown from there on, until the text says it again; after a sentence that cannot be
+read even if one thing is forgotten, everything is unknown except who and what the story is about.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from functools import cache, cached_property
-from typing import Any, NamedTuple
+from functools import cached_property
 
-from ldlm.stories.grammar import FACTS, OVER, ROLE_KINDS, START, State
+from ldlm.stories.forgetting import Forgetting, Match, Reading, Relaxation
+from ldlm.stories.grammar import FACTS, OVER, START, State
 from ldlm.stories.process import Sentence
-from ldlm.stories.reading import END, Domains, Reader, kept, sentences_of
-from ldlm.stories.templates import Gap, Template, capitalised, roles
-from ldlm.stories.words import NUMBERS, PRONOUNS
-
-FEW = 12  # states that are looked at one by one; more are found through the templates with the first word
+from ldlm.stories.reading import END, FEW, Domains, Reader, kept, sentences_of
+from ldlm.stories.templates import Gap, Template, roles
 
 
 @dataclass(frozen=True)
@@ -50,36 +47,16 @@ class Judgement:
         return not self.violations
 
 
-class Reading(NamedTuple):
-    """A way to understand what was read so far: the words that may fill the roles, and the states that may hold."""
-
-    domains: Domains
-    states: Collection[State]
-
-
-class Match(NamedTuple):
-    """A sentence read in one way."""
-
-    template: Template
-    before: State
-    sentence: Sentence
-    domains: Domains
-
-
-class Relaxation(NamedTuple):
-    """Facts that are forgotten, and the kind of violation that this makes."""
-
-    kind: str
-    words: Sequence[Collection[str]]  # at each place, the words taken as interchangeable
-    facts: Sequence[str] = ()  # fields of the state
-    roles: Collection[str] = ()
-
-
 @dataclass(eq=False)
 class Judge:
     """Judges stories and parts of stories; what it computes about the source is kept from one to the next."""
 
     reader: Reader
+
+    @cached_property
+    def forgetting(self) -> Forgetting:
+        """What reads the sentences that are wrong."""
+        return Forgetting(self.reader)
 
     def judge(self, words: Sequence[str], *, begins: bool = True, ends: bool = True) -> Judgement:
         """Judge a story, or a part that lacks its beginning or its end, as far as it goes."""
@@ -96,16 +73,12 @@ class Judge:
     # What fits
 
     @cached_property
-    def everything(self) -> Collection[State]:
+    def everything(self) -> Set[State]:
         """All states that a story can be in after a sentence, and `OVER`."""
         return frozenset(self.reader.source.states) - {START}
 
     @cached_property
-    def _reached(self) -> Collection[State]:
-        return frozenset(self.reader.source.states)
-
-    @cached_property
-    def by_plot(self) -> Mapping[str, Collection[State]]:
+    def by_plot(self) -> Mapping[str, Set[State]]:
         """The states of each plot, with `OVER`."""
         plots = {state.plot for state in self.everything}
         return {plot: frozenset(s for s in self.everything if s.plot == plot or s.over) for plot in plots}
@@ -119,20 +92,20 @@ class Judge:
                     known[template] = self.reader.match(template, words, reading.domains, 0, stop)
                 if (domains := known[template]) is not None:
                     for state, sentence in edges:
-                        if state in reading.states:
-                            yield Match(template, state, sentence, domains)
+                        yield Match(template, state, sentence, domains)
 
     def _candidates(
-        self, states: Collection[State], first: str
-    ) -> Iterator[tuple[Template, Sequence[tuple[State, Sentence]]]]:
+        self, states: Set[State], first: str
+    ) -> Iterator[tuple[Template, Iterable[tuple[State, Sentence]]]]:
         """Templates that may follow, with the states before them; for many states, only those with this first word."""
         if len(states) <= FEW:
             for state in states:
                 for sentence in self.reader.source.sentences(state):
                     yield sentence.template, [(state, sentence)]
         else:
+            reached = states & self.reader.reached
             for template in self.reader.by_first.get(first, ()):
-                yield template, self.reader.by_template[template]
+                yield template, self.reader.edges(template, reached)
 
     def ending(self, words: Sequence[str]) -> Iterator[Match]:
         """The ways to read a sentence that may lack its first words."""
@@ -140,7 +113,7 @@ class Judge:
             if len(words) <= len(template):
                 domains = self.reader.match(template, words, {}, len(template) - len(words))
                 if domains is not None:
-                    for state, sentence in self.reader.by_template[template]:
+                    for state, sentence in self.reader.by_template[template].items():
                         yield Match(template, state, sentence, domains)
 
     def inside(self, words: Sequence[str]) -> bool:
@@ -150,93 +123,6 @@ class Judge:
             for template in self.reader.by_template
             for start in range(len(template) - len(words))
         )
-
-    # ------------------------------------------------------------------------------------------------------------------
-    # What would fit if something were forgotten
-
-    def relaxations(self, words: Sequence[str]) -> Iterator[Relaxation]:
-        """What can be forgotten, in the order of `KINDS`."""
-        exact: list[Collection[str]] = [(word,) for word in words]
-        yield Relaxation("agreement", exact, roles=ROLE_KINDS["agreement"])
-        yield Relaxation("agreement", [*map(self.lemma, words)])
-        yield Relaxation("pronoun", [_among(PRONOUNS, word) for word in words], FACTS["pronoun"])
-        yield Relaxation("count", exact, FACTS["count"])
-        yield Relaxation("count", [_among(NUMBERS, word) for word in words])
-        yield Relaxation("place", exact, roles=ROLE_KINDS["place"])
-        prepositions = [_among(self._prepositions, word) for word in words]
-        yield Relaxation("place", prepositions, roles=ROLE_KINDS["place"])
-        yield Relaxation("place", exact, FACTS["place"])
-        yield Relaxation("possession", exact, FACTS["possession"])
-        for role in ROLE_KINDS["reference"]:
-            yield Relaxation("reference", exact, roles=(role,))
-
-    def loosely(self, forgotten: Relaxation, readings: Sequence[Reading]) -> Iterator[Match]:
-        """The ways to read a sentence when something is forgotten."""
-        for reading in readings:
-            domains = {role: mask for role, mask in reading.domains.items() if role not in forgotten.roles}
-            for template, edges in self._loose_candidates(reading.states, forgotten):
-                found = self.reader.match_any(template, forgotten.words, domains)
-                if found is not None:
-                    known = {role: mask for role, mask in found.items() if role not in forgotten.roles}
-                    for state, sentence in edges:
-                        yield Match(template, state, sentence, known)
-
-    def _loose_candidates(
-        self, states: Collection[State], forgotten: Relaxation
-    ) -> Iterator[tuple[Template, Iterable[tuple[State, Sentence]]]]:
-        """Templates that may follow, with the states before them; facts are forgotten only if the states are few."""
-        if len(states) > FEW:
-            for template in dict.fromkeys(t for word in forgotten.words[0] for t in self.reader.by_first.get(word, ())):
-                yield template, (edge for edge in self.reader.by_template[template] if edge[0] in states)
-            return
-        source = self.reader.source
-        for state in self._varied(states, forgotten.facts):
-            # The states that no story reaches are too many to keep their sentences.
-            for sentence in source.sentences(state) if state in self._reached else source.made(state):
-                yield sentence.template, [(state, sentence)]
-
-    def _varied(self, states: Collection[State], facts: Sequence[str]) -> Iterator[State]:
-        """The states with their `facts` replaced by all values that occur in stories; without facts, the states."""
-        for state in states:
-            for values in self._values(tuple(facts)).get((state.plot, state.known), ()) if facts else ((),):
-                yield state._replace(**dict(zip(facts, values, strict=True)))
-
-    @cached_property
-    def _values(self) -> Callable[[tuple[str, ...]], Mapping[tuple[str, frozenset[str]], Collection[Sequence[Any]]]]:
-        """The combinations of values of some facts, by plot and filled roles."""
-        return cache(self._collected)
-
-    def _collected(self, facts: tuple[str, ...]) -> dict[tuple[str, frozenset[str]], dict[Sequence[Any], None]]:
-        found = dict[tuple[str, frozenset[str]], dict[Sequence[Any], None]]()
-        for state in self.reader.source.states:
-            values = tuple(getattr(state, fact) for fact in facts)
-            found.setdefault((state.plot, state.known), {})[values] = None
-        return found
-
-    def lemma(self, word: str) -> Collection[str]:
-        """The forms of a word that differ by number, tense or sound: was, were, is, are; shell, shells; a, an."""
-        return self._lemmas.get(word, (word,))
-
-    @cached_property
-    def _prepositions(self) -> Collection[str]:
-        return {lexeme["at"] for name in ("place", "spot") for lexeme in self.reader.source.classes[name]}
-
-    @cached_property
-    def _lemmas(self) -> Mapping[str, Collection[str]]:
-        groups: list[set[str]] = [{"a", "an"}, {"was", "were"}]
-        groups += [{lexeme["one"], lexeme["many"]} for lexeme in self.reader.source.classes["item"]]
-        tokens = {token for template in self.reader.by_template for token in template}
-        groups += [set(token.form.split("/")) for token in tokens if isinstance(token, Gap) and token.role == "tense"]
-        found = dict[str, set[str]]()
-        for group in groups:  # groups that share a form belong to one word
-            joined = group.union(*(found[word] for word in group if word in found))
-            found.update(dict.fromkeys(joined, joined))
-        return found
-
-
-def _among(words: Collection[str], word: str) -> Collection[str]:
-    """All of `words`, also capitalised, if the word is one of them, else the word alone."""
-    return [*words, *map(capitalised, words)] if word[0].lower() + word[1:] in words else (word,)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -253,7 +139,7 @@ class _Part:
 
     def read(self, sentences: Sequence[Sequence[str]], begins: bool, ends: bool) -> None:
         """Judge all sentences, and whether the story may end where it does."""
-        readings = [Reading({}, [START] if begins else self.judge.everything)]
+        readings = [Reading({}, {START} if begins else self.judge.everything)]
         for number, words in enumerate(sentences):
             cut_off = not ends and number == len(sentences) - 1 and words[-1] != END
             if not begins and number == 0:
@@ -288,14 +174,15 @@ class _Part:
         self._count(cut=True, valid=valid)
         self.history.append(matches)
         if not valid:
-            self._violation("order" if words[-1] == END or cut_off else "ending")
+            unfinished = words[-1] != END and not cut_off and self.judge.inside(words)
+            self._violation("ending" if unfinished else "order")
         return _merged(matches) or readings
 
     def _cut_end(self, words: Sequence[str], readings: list[Reading]) -> bool:
         """Read a sentence whose end is cut off."""
         if next(self.judge.fitting(words, readings, len(words)), None) is not None:
             return True
-        self._violation("ending" if _all_over(readings) else "order")
+        self._wrong(words, readings, len(words))
         return False
 
     def _sentence(self, words: Sequence[str], readings: list[Reading]) -> list[Reading]:
@@ -304,20 +191,30 @@ class _Part:
         self._count(cut=False, valid=bool(matches))
         if matches:
             self._choose(matches)
-            self.history.append(matches)
-            return _merged(matches)
-        if _all_over(readings) or words[-1] != END:
+        elif words[-1] != END:  # the story stops within it
+            self._violation("ending" if self._begun(words, readings) else "order")
+        else:
+            matches = self._wrong(words, readings)
+        self.history.append(matches)
+        return _merged(matches) if matches else self._unknown(readings)
+
+    def _begun(self, words: Sequence[str], readings: list[Reading]) -> bool:
+        """Whether a sentence can begin so, whatever must be forgotten."""
+        if _all_over(readings) or any(self.judge.fitting(words, readings, len(words))):
+            return True
+        return self.judge.forgetting.explained(words, readings, len(words)) is not None
+
+    def _wrong(self, words: Sequence[str], readings: list[Reading], stop: int | None = None) -> list[Match]:
+        """Name the violation in a sentence, or in its first words; the ways to read it then, none if unknown."""
+        if _all_over(readings):
             self._violation("ending")
-            self.history.append([])
-            return self._unknown(readings)
-        for forgotten in self.judge.relaxations(words):
-            if matches := [*self.judge.loosely(forgotten, readings)]:
-                self._violation(forgotten.kind, self._distance(forgotten, matches[0], words, readings))
-                self.history.append(matches)
-                return _merged(matches)
-        self._violation("order")
-        self.history.append([])
-        return self._unknown(readings)
+        elif (found := self.judge.forgetting.explained(words, readings, stop)) is not None:
+            forgotten, matches = found
+            self._violation(forgotten.kind, self._distance(forgotten, matches[0], words, readings))
+            return matches if forgotten.alone else []
+        else:
+            self._violation("order")
+        return []
 
     def _choose(self, matches: Sequence[Match]) -> None:
         """Note the choices of a valid sentence that are beyond doubt."""
@@ -341,9 +238,12 @@ class _Part:
     ) -> int | None:
         """Sentences back to the one that a sentence contradicts; 0: itself, None: unknown."""
         facts = forgotten.facts
+        if forgotten.kind == "ending":
+            return None
         if forgotten.kind == "agreement":
             return 1 if forgotten.roles and self.history else 0  # every sentence tells the tense
         if forgotten.kind in ("count", "possession") or facts == FACTS["place"]:
+            facts = FACTS[forgotten.kind]
             return self._since(lambda one: any(getattr(one.before, f) != getattr(one.sentence.after, f) for f in facts))
         wrong = self._first_wrong(words, readings)
         token = match.template[wrong]

@@ -56,16 +56,21 @@ class Source:
     @cached_property
     def sentences(self) -> Callable[[State], Sequence[Sentence]]:
         """All sentences that can follow a state, with probabilities that sum to 1; none after `OVER`."""
-        return cache(self.made)
+        return cache(lambda state: [] if state.over else [*self._of_parts(state)])
 
-    def made(self, state: State) -> Sequence[Sentence]:
-        """`sentences` without keeping them, for states that are looked at only once."""
-        return [] if state.over else [*self._of_parts(state)]
+    def spelled(self, template: Template, forms: Iterable[int], state: State) -> Sentence | None:
+        """The sentence of one of some forms that can follow a state and has this template, as if no other could."""
+        shares = {} if state.over else self._shares(state)
+        for number in forms:
+            if shares.get(self.forms[number].part) and self.forms[number].fits(state):
+                for probability, spelled, numbers, subject in expansions(self.forms[number], state):
+                    if spelled == template:
+                        return self._sentence(state, number, probability, template, numbers, subject)
+        return None
 
     def _of_parts(self, state: State) -> Iterator[Sentence]:
         """Whether the story ends is drawn first, then the form, then the wording; impossible parts have no share."""
-        stop = self.stop[state.told]
-        shares = {"opening": 1.0} if state.told == 0 else {"ending": stop, "middle": 1 - stop}
+        shares = self._shares(state)
         found = {part: self._fitting(state, part) for part, share in shares.items() if share}
         total = sum(shares[part] for part, fitting in found.items() if fitting)
         for part, fitting in found.items():
@@ -74,6 +79,11 @@ class Source:
                 share = shares[part] / total * self.forms[form].weight / weights
                 for probability, template, numbers, subject in ways:
                     yield self._sentence(state, form, share * probability, template, numbers, subject)
+
+    def _shares(self, state: State) -> Mapping[str, float]:
+        """Probabilities of the parts that the next sentence may be."""
+        stop = self.stop[state.told]
+        return {"opening": 1.0} if state.told == 0 else {"ending": stop, "middle": 1 - stop}
 
     def _fitting(self, state: State, part: str) -> list[tuple[int, list]]:
         """Index and expansions of each form of a part that can be told."""

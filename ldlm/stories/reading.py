@@ -7,9 +7,9 @@ after "Anna" she is Anna.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import NamedTuple
 
 from ldlm.stories.grammar import START, State
@@ -18,6 +18,8 @@ from ldlm.stories.templates import Gap, Template, capitalised
 from ldlm.stories.words import PASSING, ROLES
 
 END = "."  # of a sentence; no other word has it
+FEW = 12  # states that are looked at one by one; more are found through the templates with the first word
+KEPT = 1 << 16  # sentences after states that no story reaches
 _WORDS = re.compile(r"\w+|[^\w\s]")
 
 Domains = Mapping[str, int]  # what each role may be: a bit for each lexeme of its class
@@ -77,11 +79,24 @@ class Reader:
         places = self.places(template)[start:stop]
         return self._narrowed(places, [(word,) for word in words], domains)
 
-    def match_any(self, template: Template, words: Sequence[Collection[str]], domains: Domains) -> Domains | None:
-        """`match` against a whole template, where each word is one of several."""
-        return self._narrowed(self.places(template), words, domains)
+    def match_any(
+        self,
+        template: Template,
+        words: Sequence[Collection[str]],
+        domains: Domains,
+        stop: int | None,
+        alike: Collection[str],
+    ) -> Domains | None:
+        """`match` of template[:stop], where each word is one of several; the roles `alike` may be the same lexeme."""
+        return self._narrowed(self.places(template)[:stop], words, domains, alike)
 
-    def _narrowed(self, places: Sequence[Place], words: Sequence[Collection[str]], domains: Domains) -> Domains | None:
+    def _narrowed(
+        self,
+        places: Sequence[Place],
+        words: Sequence[Collection[str]],
+        domains: Domains,
+        alike: Collection[str] = (),
+    ) -> Domains | None:
         if len(places) != len(words):
             return None
         found = dict(domains)
@@ -93,7 +108,8 @@ class Reader:
                 mask = found[role] = mask & found.get(role, -1)
             if not mask:
                 return None
-        return found if _distinct(found) else None
+        apart = {role: mask for role, mask in found.items() if role not in alike} if alike else found
+        return found if _distinct(apart) else None
 
     @cached_property
     def places(self) -> Callable[[Template], Sequence[Place]]:
@@ -118,13 +134,35 @@ class Reader:
     # All states at once, for texts without a beginning
 
     @cached_property
-    def by_template(self) -> Mapping[Template, Sequence[tuple[State, Sentence]]]:
-        """Each template with the states that it can follow and the sentences that it then is."""
-        found = dict[Template, list[tuple[State, Sentence]]]()
+    def by_template(self) -> Mapping[Template, Mapping[State, Sentence]]:
+        """Each template with the states that it can follow and the sentence that it then is."""
+        found = dict[Template, dict[State, Sentence]]()
         for state in self.source.states:
             for sentence in self.source.sentences(state):
-                found.setdefault(sentence.template, []).append((state, sentence))
+                found.setdefault(sentence.template, {})[state] = sentence
         return found
+
+    def edges(self, template: Template, states: Set[State]) -> Iterator[tuple[State, Sentence]]:
+        """Those of some states that a template can follow, also if no story reaches them, and what it then is."""
+        told = self.by_template[template]
+        for state in told if len(told) < len(states) else states:
+            if state in told and state in states:
+                yield state, told[state]
+        for state in states - self.reached:
+            sentence = self._unreached(template, state)
+            if sentence is not None:
+                yield state, sentence
+
+    @cached_property
+    def reached(self) -> Set[State]:
+        """The states that stories reach."""
+        return frozenset(self.source.states)
+
+    @cached_property
+    def _unreached(self) -> Callable[[Template, State], Sentence | None]:
+        """The sentence with a template that can follow a state that no story reaches."""
+        forms = {template: {edge.form for edge in edges.values()} for template, edges in self.by_template.items()}
+        return lru_cache(KEPT)(lambda template, state: self.source.spelled(template, forms[template], state))
 
     @cached_property
     def by_first(self) -> Mapping[str, Sequence[Template]]:

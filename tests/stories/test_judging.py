@@ -63,6 +63,96 @@ def test_a_corruption_is_caught_and_named(judge, story, old, new, kind, distance
     assert len(found.violations) == 1
 
 
+TRIP = (
+    "On Sunday, Leo and Ruth go to the hill. Leo forgets his jar there. Leo goes back for the jar. "
+    "Leo is proud to have his jar again."
+)
+MOVED = "Finn hid a red kite under the bed. Sara came to look for it. Finn took it away and put it in the box. "
+PET = (
+    "Nora got a black rabbit from her aunt and called it Pepper. After school, Pepper ran away to the lake. "
+    "Tess helped Nora to look for it. Nora found Pepper by the lake. Nora was happy to have Pepper."
+)
+
+# A story, some words of it, what stands there instead, and the kind of the first violation.
+EXCHANGED = [
+    (TRIP, "Leo is proud", "Ruth is proud", "possession"),  # Ruth, and `his`
+    (LANTERN, "day. He gave it back to Clara.", "day. Clara gives it to Ben.", "possession"),  # has it, and the tense
+    (SHELLS + "Together they had seven shells.", "seven shells", "eight shell", "count"),
+    (SHELLS + "In the end, Leo had two shells.", "end, Leo had two", "end, he had nine", "count"),
+    (HIDDEN, "it stayed under the bed", "it stays under the table", "place"),
+    (MOVED + "So it stayed in the box.", "Finn took", "Sara took", "reference"),
+    (PET, "helped Nora", "helped Tess", "reference"),
+    (LANTERN, "Clara and Ben", "Ben and Ben", "reference"),
+    (TRIP, "Leo and Ruth", "Leo and Leo", "reference"),
+    (SHELLS + "Together they had seven shells.", "of his shells to Ruth", "of his shells to Leo", "reference"),
+    (LANTERN, "gave it back to Clara", "gives it back to Tess", "reference"),
+]
+
+
+@pytest.mark.parametrize("story, old, new, kind", EXCHANGED, ids=lambda value: str(value)[-24:])
+def test_what_takes_two_to_explain_and_one_person_for_the_other_are_named(judge, story, old, new, kind):
+    assert judge.judge(words_of(story)).is_valid
+    assert story.count(old) == 1
+    assert judge.judge(words_of(story.replace(old, new))).violations[0].kind == kind
+
+
+LATE = (
+    "Ben has a red kite. He meets Anna in the park. He lends the kite to Anna. Anna gives it back to Ben. Ben lends it "
+    "to Anna. Anna gives it back to Ben. So it stays with Ben."
+)
+
+
+@pytest.mark.parametrize(
+    "text, kinds",
+    [
+        ("Hello world", ["order"]),
+        ("!!! ??", ["order"]),
+        ("Hello world.", ["order"]),
+        (HIDDEN.replace(" So it stayed under the bed.", " Hello world"), ["order"]),
+        (HIDDEN.replace(" So it stayed under the bed.", " So they stayed"), ["ending"]),
+        ("Tom has four shells in his jar. In the end, Tom has four shells.", ["ending"]),
+        (LATE, ["ending"]),
+        ("Tom has a red kite. It is a cold day. It is a cold day. So it stays with Tom.", ["order"]),
+        ("In the end, Tom has four shells.", ["order"]),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_a_story_that_ends_too_early_or_too_late_is_told_from_words_that_cannot_be_read(judge, text, kinds):
+    assert [one.kind for one in judge.judge(words_of(text)).violations] == kinds
+
+
+def test_a_sentence_that_is_cut_off_has_its_violation_named(judge):
+    for text, kind in (
+        ("Clara had a red kite. He showed it", "pronoun"),
+        ("Clara had a red kite. She shows it", "agreement"),
+        ("Leo had five shells in his hat. Now Leo had", "order"),
+        (SHELLS + "Now Ruth had three", "count"),
+        (TRIP.replace("Leo is proud to have his jar again.", "Ruth is proud to have his"), "possession"),
+    ):
+        found = judge.judge(words_of(text), ends=False)
+        assert [one.kind for one in found.violations] == [kind], text
+        assert (found.cut, found.cut_valid) == (1, 0)
+
+
+def test_a_wrong_name_counts_as_the_page_says(judge):
+    page = " ".join((Path(__file__).resolve().parents[2] / "docs" / "stories.md").read_text(encoding="utf-8").split())
+    (wrong,) = re.findall(r'is wrong\. "(.*?)", where Grace', page)
+    assert [one.kind for one in judge.judge(words_of(wrong)).violations] == ["pronoun", "pronoun", "reference"]
+    assert judge.judge(words_of(wrong.replace("lunch, Leo", "lunch, Grace"))).is_valid
+
+
+def test_the_rough_edges_of_version_1_and_spaces_are_as_the_page_says(judge):
+    for story in (
+        "Anna had a red kite. It was a cold day. Anna showed it to Ben. She was glad to have it.",
+        "Bella had a red kite, and Anna liked it very much. Anna asked Bella for it. "
+        "From then on, it belonged to Bella.",
+    ):
+        found = judge.judge(words_of(story))
+        assert found.is_valid
+        spaced = story.replace(",", " ,").replace(". ", " .\n\n").replace(" kite", "  kite")
+        assert judge.judge(words_of(spaced)).nats == found.nats
+
+
 def test_stories_are_valid(judge):
     for story in (LANTERN, SHELLS + "Together they had seven shells.", HIDDEN, *stories(0, 0, 200)):
         found = judge.judge(words_of(story))
