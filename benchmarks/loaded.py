@@ -21,7 +21,7 @@ from ldlm.cli import show
 
 SECONDS = 3.0  # of each measurement
 # The program of a busy process, which ends after its parent, however that one ends.
-COMPUTE = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    for _ in range(10**6):\n        pass"
+COMPUTE = "import os, sys\nwhile os.getppid() == int(sys.argv[1]):\n    for _ in range(10**6):\n        pass"
 TURNS = 3  # of all ways, one after the other, so that a machine that slows down does so for all
 WAYS: dict[str, dict[str, str]] = {
     "torch's own": {},
@@ -63,7 +63,7 @@ def _row(name: str, rates: dict[str, list[float]], reference: list[float]) -> di
 @contextmanager
 def busy(count: int) -> Iterator[None]:
     """Run `count` processes that compute, with one thread each, during the block."""
-    begun = [subprocess.Popen([sys.executable, "-P", "-c", COMPUTE]) for _ in range(count)]
+    begun = [subprocess.Popen([sys.executable, "-P", "-c", COMPUTE, str(os.getpid())]) for _ in range(count)]
     try:
         yield
     finally:

@@ -257,7 +257,7 @@ class Bench:
         record = self.folder / "trials" / f"{trial.name}; {trial.steps} steps; seed {trial.seed}.json".replace("/", "-")
         asked = {"train": config.to_dict(trial.train), "sampler": config.to_dict(trial.sampler), "layer": trial.layer}
         asked["texts"] = TEXTS
-        if record.exists() and (found := files.read_json(record))["settings"] == asked:
+        if record.exists() and _in_todays_terms((found := files.read_json(record))["settings"]) == asked:
             return found
         figures = {**self._trained(trial), **self._drawn(trial, record.with_suffix(".jsonl"))}
         own = {"source": self.source, "trial": trial.name, "steps": trial.steps, "seed": trial.seed}
@@ -294,6 +294,11 @@ class Bench:
         keys = ("sentences", "sentences_valid", "stories", "stories_valid", "coverage", "intervals")
         judged_json = judged.to_json()
         return {**found, **{key: judged_json[key] for key in keys}, "real_entropy": judged_json["real"]["entropy"]}
+
+
+def _in_todays_terms(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a trial, with those that came later as they were then."""
+    return {**settings, "train": config.to_dict(config.from_stored(TrainConfig, settings["train"]))}
 
 
 def _told_apart(hidden_RLD: Tensor, tokens_RL: Tensor, vocab: int) -> float:

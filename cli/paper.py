@@ -28,8 +28,9 @@ LIST = "list"
 def command(options: Options, names: tuple[str, ...], output: str | None, script: str | None, report: bool) -> None:
     """Reproduce tables and figures of the paper, row by row, beside the paper's own figures.
 
-    `list` shows all of them with the state of their evidence: reproduced if all orderings that the paper states
-    are held, partly reproduced if one is and none is reversed, contradicted if one is reversed. The same command
+    `list` shows all of them with the state of their evidence: reproduced if all orderings of the paper are held,
+    partly reproduced if all were measured, one is held and none is reversed, contradicted if one is reversed, else
+    undecided. The same command
     resumes an interrupted one. Commands with the same --output share the work, and --dry-run with --output counts only
     what is missing there.
 

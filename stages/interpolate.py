@@ -86,7 +86,7 @@ def compare(
     subjects: dict[str, dict[str, Any]] = {}
     lengths: dict[str, int] = {}
     for name, member in members.items():  # opened one by one, since all models together may not fit the device
-        if overwrite or not is_complete(out):
+        if overwrite or not is_complete(out / name):
             check_online(FeatureStore(member[1], allow_partial=allow_partial))
         subjects[name], lengths[name] = _looked_at(config, member, allow_partial)
     _check_lengths(lengths)

@@ -44,7 +44,7 @@ class FLMModelConfig(TokenModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenOptimizerConfig(OptimizerConfig):
-    """AdamW and the weight average of the rivals, as their published code has them."""
+    """The optimiser and the weight average of the rivals, as their published code has them."""
 
     lr_warmup_steps: int = again(OptimizerConfig, "lr_warmup_steps", 2_500)
     weight_decay: float = again(OptimizerConfig, "weight_decay", 0.0)
@@ -62,7 +62,7 @@ class TokenTrainConfig:
     batch_size: int = again(TrainConfig, "batch_size")
     shuffle_rows: int | None = again(TrainConfig, "shuffle_rows")
     model: TokenModelConfig = setting(TokenModelConfig(), "the network")
-    optimizer: TokenOptimizerConfig = setting(TokenOptimizerConfig(), "AdamW and EMA")
+    optimizer: TokenOptimizerConfig = setting(TokenOptimizerConfig(), "the optimiser and the EMA")
     accumulate: int = again(TrainConfig, "accumulate")
     recompute: bool = again(TrainConfig, "recompute")
     compute: ComputeConfig = again(TrainConfig, "compute")

@@ -222,16 +222,17 @@ class TimestepConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW and the weight average (Appendix C)."""
+    """AdamW, with or without Muon, and the weight average (Appendix C)."""
 
     kind: Literal["adamw", "muon"] = setting(
-        "adamw", "muon: Muon for the matrices of the blocks, AdamW for the rest; adamw is the paper's"
+        "adamw",
+        "muon: Muon, with momentum 0.95, for the matrices of the blocks, AdamW for the rest; adamw is the paper's",
     )
     lr: float = setting(3e-4, "learning rate after the warm-up", above=0)
     lr_start: float = setting(1e-8, "learning rate at step 0", low=0)
     lr_warmup_steps: int = setting(5_000, "steps of linear learning-rate warm-up", low=0)
     lr_decay: Literal["constant", "cosine"] = setting("constant", "after the warm-up: constant, or cosine to zero")
-    weight_decay: float = setting(0.01, "AdamW weight decay", low=0)
+    weight_decay: float = setting(0.01, "weight decay, decoupled from the gradient", low=0)
     beta1: float = setting(0.9, "AdamW β1", low=0, below=1)
     beta2: float = setting(0.98, "AdamW β2", low=0, below=1)
     eps: float = setting(1e-8, "AdamW ε", above=0)

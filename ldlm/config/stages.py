@@ -162,7 +162,7 @@ class TrainConfig:
     recipe: RecipeConfig = setting(RecipeConfig(), "the joint training recipe")
     cosmos: CosmosConfig = setting(CosmosConfig(), "the autoencoder of model.space=cosmos")
     timesteps: TimestepConfig = setting(TimestepConfig(), "timestep sampling")
-    optimizer: OptimizerConfig = setting(OptimizerConfig(), "AdamW and EMA")
+    optimizer: OptimizerConfig = setting(OptimizerConfig(), "the optimiser and the EMA")
     accumulate: int = setting(1, "gradient-accumulation micro-batches per step", low=1, identity=False)
     recompute: bool = setting(False, "recompute activations in the backward pass, which saves memory", identity=False)
     compute: ComputeConfig = setting(ComputeConfig(), "precision and kernels", flags=True)

@@ -21,8 +21,8 @@ from ldlm.paper.settings import PAPER, TINY
 
 PARTS = {name: f"text/{name}.jsonl" for name in ("train", "scorer", "held-out")}
 TEXT = "text/text.json"
-# Settings that came after the first tables, whose trainings keep their names while these change nothing.
-NEWER = (("diffusion", "self_conditioning_noise"),)
+# Settings that came after the first tables, and the values with which they change nothing: trainings keep their names.
+NEWER = {("diffusion", "self_conditioning_noise"): 0.0, ("optimizer", "kind"): "adamw"}
 PAIRS, TINY_PAIRS, POINTS = 1_000, 128, 11
 
 
@@ -328,7 +328,7 @@ def held_out_rows(jobs: Sequence[Job]) -> int:
 def _named_by(config: configs.AnyTrainConfig) -> dict[str, Any]:
     """The settings that name a training, of which `NEWER` ones count only if they change something."""
     found = configs.to_dict(config)
-    for section, name in NEWER:
-        if section in found and not found[section][name]:
+    for (section, name), nothing in NEWER.items():
+        if section in found and found[section][name] == nothing:
             del found[section][name]
     return found

@@ -50,6 +50,7 @@ class Runner:
         left = [job for job in jobs if not job.done(self.folder)]
         self.rows = held_out_rows(left)
         text.check(self.folder, self.source, self.rows)
+        self.checked = text.record(self.folder) is not None
         total, told = len(jobs), False
         with Stop() as stop:
             while left := [job for job in left if not job.done(self.folder) and not self._blocked(job)]:

@@ -119,8 +119,8 @@ class Learner(ABC, Generic[AnyStep]):
         """Clip the gradient of a process's batch, step and average.
 
         `averaged` steps have gone into the average before. If the gradient is not finite in any process, all of them
-        leave weights and averages as they are. The device decides that by itself; the host reads it once the next step
-        is under way (`loop.ReadLate`).
+        leave weights and averages as they are. The device decides that by itself, and the host reads it once the next
+        step is under way (`loop.ReadLate`); with Muon the host waits for it.
         """
         gradient_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
         finite = torch.isfinite(gradient_norm)

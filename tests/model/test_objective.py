@@ -615,7 +615,7 @@ def test_a_step_never_reads_what_the_device_has_found(monkeypatch, changes, numb
     from ldlm.training import joint
 
     meta = torch.device("meta")
-    monkeypatch.setattr(joint, "adamw", lambda parameters, config: torch.optim.AdamW(parameters))
+    monkeypatch.setattr(joint, "optimizer", lambda model, config: torch.optim.AdamW(model.parameters()))
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)  # which does not know this device
     monkeypatch.setattr(noise, "coin", lambda *address: bool(number))
     config = TrainConfig(model=MODEL, batch_size=BATCH, **changes)
