@@ -237,12 +237,11 @@ class _Part:
         self, forgotten: Relaxation, match: Match, words: Sequence[str], readings: Sequence[Reading]
     ) -> int | None:
         """Sentences back to the one that a sentence contradicts; 0: itself, None: unknown."""
-        facts = forgotten.facts
         if forgotten.kind == "ending":
             return None
         if forgotten.kind == "agreement":
             return 1 if forgotten.roles and self.history else 0  # every sentence tells the tense
-        if forgotten.kind in ("count", "possession") or facts == FACTS["place"]:
+        if forgotten.kind in ("count", "possession") or (forgotten.kind == "place" and "where" in forgotten.facts):
             facts = FACTS[forgotten.kind]
             return self._since(lambda one: any(getattr(one.before, f) != getattr(one.sentence.after, f) for f in facts))
         wrong = self._first_wrong(words, readings)

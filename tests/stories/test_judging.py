@@ -86,6 +86,7 @@ EXCHANGED = [
     (TRIP, "Leo and Ruth", "Leo and Leo", "reference"),
     (SHELLS + "Together they had seven shells.", "of his shells to Ruth", "of his shells to Leo", "reference"),
     (LANTERN, "gave it back to Clara", "gives it back to Tess", "reference"),
+    (LANTERN, "Clara and Ben played with it in the park", "Clara and Tess played with it in the garden", "reference"),
 ]
 
 
