@@ -12,7 +12,7 @@ from ldlm import artifact, files, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import ExtractConfig
 from ldlm.errors import InputError, StorageError
-from ldlm.features import corpus, inputs
+from ldlm.features import corpus, inputs, ledger
 from ldlm.features.extraction import Extraction
 from ldlm.location import Location, ObjectPath, local, user_cache
 from ldlm.progress import SILENT, Progress
@@ -85,6 +85,9 @@ def loaded_again(config: ExtractConfig, store: Artifact, where: str | None) -> i
         _check_same(inputs.Inputs(config, {}, *loaded), store.inputs, store.path)
     except InputError as error:
         raise InputError(f"{error}; say where the encoder is with --encoder DIR") from None
+    recorded = ledger.recorded_encoder(store.path)
+    if "revision" in recorded:  # the weights are the same, and the store's fingerprint has it
+        loaded[1].revision = recorded["revision"]
     return loaded
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from folders import content
 
+from ldlm import hub
 from ldlm.features.store import FeatureStore
 from ldlm.stages import extract_features, features
 
@@ -49,6 +50,20 @@ def test_a_store_that_was_never_finished_is_finished_with_an_encoder_that_has_mo
         (begun / name).unlink()
     assert succeed(*repair(begun, now))["repaired"]
     assert content(begun) == content(store)
+
+
+@pytest.mark.parametrize("unsealed", [False, True])
+def test_repair_keeps_the_commit_of_an_encoder_that_came_from_the_hub(few, gpt2, tmp_path, monkeypatch, unsealed):
+    monkeypatch.setattr(hub, "revision", lambda name: "0123abc")
+    store = extract_features.run(few, tmp_path / "features").path
+    before, fingerprint = content(store), FeatureStore(store).fingerprint
+    (store / "features.zarr/hidden/zarr.json").write_text("{")  # described by store.json, which is made anew with it
+    (store / ("manifest.json" if unsealed else "store.json")).unlink()
+    monkeypatch.setattr(hub, "revision", lambda name: None)
+    features.repair(store, encoder=str(gpt2), device="cpu")
+    assert FeatureStore(store).encoder["revision"] == "0123abc"
+    assert FeatureStore(store).fingerprint == fingerprint
+    assert content(store) == before
 
 
 def test_repair_says_how_to_name_the_place_of_an_encoder_that_is_gone(moved, damaged, refuse):
