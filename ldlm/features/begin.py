@@ -39,7 +39,7 @@ def prepare(
     found = inputs.find(config, out, device, progress, store=out if meet else None, begun=begun, loaded=loaded)
     found = inputs.resumed(found, begun, out, progress)
     config, fingerprints = found.config, found.fingerprints()
-    if overwrite:  # what is refused is found before anything is deleted
+    if overwrite:  # what the text's beginning shows is refused before anything is deleted
         corpus.check_beginning(config, found.tokenizer)
     result = artifact.begin(
         out,

@@ -141,9 +141,11 @@ def extracted(sealed, few, tmp_path):
         ("t.jsonl", json.dumps({"text": "A letter." * 20}), ("--text-column", "body"), "has no text in 'body'"),
         ("t.txt", "\n \n", (), "holds no text"),
         ("t.txt", "A letter.\n", (), "the text is shorter than one row of 16 tokens"),
+        ("t.txt", "A letter.\n" * 20, ("--validation-docs", 20), "--validation-docs 20 leaves nothing to train on"),
+        ("t.txt", "A letter.\n" * 20, ("--validation-docs", 19), "the text is shorter than one row of 16 tokens"),
         ("t.txt", "An answer\0 before dawn.\n" * 20, (), "holds a NUL byte"),
     ],
-    ids=["no such field", "no such column", "blank", "short", "NUL"],
+    ids=["no such field", "no such column", "blank", "short", "all held out", "most held out", "NUL"],
 )
 def test_text_that_makes_no_store_is_refused(extracted, refuse, tmp_path, name, text, more, message):
     command, out = extracted
