@@ -176,27 +176,19 @@ def _begin(
         return made or _begin(path, kind, config, inputs, False, reads, shared, note)
     anew = overwrite or _is_emptied(found)
     if anew or _is_barely_begun(path):
-        with presence.replacing(path, shared, note) as check:
+        with presence.replacing(path, shared, note) as still_alone:
             if anew:
-                discarding.empty(path, kind, check)
-            check()
+                discarding.empty(path, kind, still_alone)
+            still_alone()
             return _write_first(path, kind, first)
     _check_same(path, found, config, inputs, instead)
     return Artifact(path, kind, "complete" if is_complete(path) else "partial")
 
 
 def check(
-    path: Location,
-    kind: str,
-    config: Any,
-    inputs: Mapping[str, Any],
-    *,
-    overwrite: bool = False,
-    reads: Sequence[str | Path] = (),
+    path: Location, kind: str, config: Any, inputs: Mapping[str, Any], *, reads: Sequence[str | Path] = ()
 ) -> None:
     """`InputError` where `begin` would refuse what is there, for stages that have more to do before they begin."""
-    if overwrite:
-        return check_overwrite(path, kind, reads)
     check_output_folder(path, NAMED_BY.get(kind, "--output"))
     found = _open_to(path, kind, False, reads, _instead(kind))
     if found is not None and not (_is_emptied(found) or _is_barely_begun(path)):
@@ -204,7 +196,7 @@ def check(
 
 
 def check_overwrite(path: Location, kind: str, reads: Sequence[str | Path]) -> None:
-    """`InputError` where `begin` would refuse to overwrite."""
+    """`InputError` where `begin` would refuse to overwrite, whatever the configuration and the inputs are."""
     check_output_folder(path, NAMED_BY.get(kind, "--output"))
     if _open_to(path, kind, True, reads, _instead(kind)) is not None:
         with presence.replacing(path, shared=False):  # unless another process is at work there
