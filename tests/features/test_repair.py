@@ -7,6 +7,8 @@ import pytest
 from folders import content
 
 from ldlm import hub
+from ldlm.errors import Unreadable
+from ldlm.features import inputs
 from ldlm.features.store import FeatureStore
 from ldlm.stages import extract_features, features
 
@@ -70,21 +72,34 @@ def test_repair_says_how_to_name_the_place_of_an_encoder_that_is_gone(moved, dam
     kept = content(damaged)
     advice = "say where the encoder is with --encoder DIR"
     assert refuse(*repair(damaged)) == f"there is no model folder {moved[1]}; {advice}"
-    assert refuse(*repair(damaged, damaged.parent / "nowhere")).endswith(f"{damaged.parent / 'nowhere'}; {advice}")
+    assert refuse(*repair(damaged, damaged.parent / "nowhere")) == f"there is no model folder {damaged.parent}/nowhere"
     assert content(damaged) == kept
 
 
 def test_repair_refuses_another_encoder_wherever_it_is(moved, damaged, other_gpt2, bert, refuse):
     before, kept = moved[1], content(damaged)
-    line = "the {} of {} here is not that of {}; say where the encoder is with --encoder DIR"
-    assert refuse(*repair(damaged, other_gpt2)) == line.format("encoder", other_gpt2, damaged)
-    assert refuse(*repair(damaged, bert)) == line.format("encoder and the tokenizer", bert, damaged)
+    line, own = "the {} of {} here {} of {}; {}", "give that of the store"
+    assert refuse(*repair(damaged, other_gpt2)) == line.format("encoder", other_gpt2, "is not that", damaged, own)
+    both = line.format("encoder and the tokenizer", bert, "are not those", damaged, own)
+    assert refuse(*repair(damaged, bert)) == both
     before.symlink_to(other_gpt2)
     try:
-        assert refuse(*repair(damaged)) == line.format("encoder", before, damaged)
+        advice = "say where the encoder is with --encoder DIR"
+        assert refuse(*repair(damaged)) == line.format("encoder", before, "is not that", damaged, advice)
     finally:
         before.unlink()
     assert content(damaged) == kept
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_an_encoder_that_can_not_be_read_stays_one_that_may_be_read_elsewhere(moved, damaged, monkeypatch, named):
+    def unreadable(config):
+        raise Unreadable("weights can't be read")
+
+    monkeypatch.setattr(inputs, "models", unreadable)
+    advice = "" if named else "; say where the encoder is with --encoder DIR"
+    with pytest.raises(Unreadable, match=f"^weights can't be read{advice}$"):
+        features.repair(damaged, encoder=str(moved[2]) if named else None, device="cpu")
 
 
 def test_repair_says_of_a_device_that_is_none_what_is_wrong_with_it(damaged, refuse):
