@@ -241,8 +241,9 @@ def open_artifact(path: Location, kind: str, *, complete: bool = True) -> Artifa
     found = _found(path)
     if found is None or found.get("kind") != kind:
         if found == {} and _is_known(path, kind):
+            how = "with a damaged" if (path / "artifact.json").is_file() else "without its"
             raise InputError(
-                f"{path} is {article(kind)} without its artifact.json, which says what it is made of; restore that "
+                f"{path} is {article(kind)} {how} artifact.json, which says what it is made of; restore that "
                 f"from a copy, or make it anew: `{MADE_BY[kind]} … --overwrite`"
             )
         what = article(found["kind"]) if found else "something that ldlm did not make"
@@ -277,7 +278,7 @@ def _record(path: Location) -> dict[str, Any]:
 
 
 def _is_known(path: Location, kind: str) -> bool:
-    """Whether a folder without a record is of this kind by its manifest, or by the description of a feature store."""
+    """Whether a folder whose record names no kind is of this one, by its manifest or a feature store's description."""
     manifest = files.load_digested(files.content(path / "manifest.json") or b"") or {}
     return manifest.get("kind") == kind or (kind == "features" and (path / DESCRIPTION).is_file())
 

@@ -139,6 +139,16 @@ def test_a_store_that_lost_its_record_is_told_from_anything_else(moved, tmp_path
     }
 
 
+@pytest.mark.parametrize("text", ['{"schema": 2, "inputs": {}}', "[1, 2]"])
+def test_a_record_that_does_not_say_a_kind_is_not_called_missing(moved, tmp_path, refuse, text):
+    path = shutil.copytree(moved[0], tmp_path / "features")
+    (path / "artifact.json").write_text(text)
+    assert lines(refuse, path) == {
+        f"{path} is a feature store with a damaged artifact.json, which says what it is made of; restore that from a "
+        f"copy, or make it anew: `ldlm extract-features … --overwrite`"
+    }
+
+
 def test_the_advice_on_a_store_that_lost_its_record_makes_it_anew(few, tmp_path, succeed):
     path = extract_features.run(few, tmp_path / "features").path
     (path / "artifact.json").unlink()
