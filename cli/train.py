@@ -125,7 +125,9 @@ def _prepare_online(
     except Occupied:  # only now: --overwrite may be meant for the run alone, and the store may still fit
         if not overwrite:
             raise
-        # What the training refuses is found before anything is deleted.
+        # What the training refuses is found before anything is deleted, and first what all processes are refused for:
+        # each of them has the run to itself while it looks for the rest, so that one would be refused for another.
+        extract_features.check_overwrite(place, launch)
         train.check_ahead(config, settings, place, out, fit=fit)
         extract_features.run(settings, place, overwrite=True, progress=progress, launch=launch)
     progress.note(f"tokens and statistics are in {place}, which later commands take as --features")

@@ -176,27 +176,19 @@ def _begin(
         return made or _begin(path, kind, config, inputs, False, reads, shared, note)
     anew = overwrite or _is_emptied(found)
     if anew or _is_barely_begun(path):
-        with presence.replacing(path, shared, note) as check:
+        with presence.replacing(path, shared, note) as still_alone:
             if anew:
-                discarding.empty(path, kind, check)
-            check()
+                discarding.empty(path, kind, still_alone)
+            still_alone()
             return _write_first(path, kind, first)
     _check_same(path, found, config, inputs, instead)
     return Artifact(path, kind, "complete" if is_complete(path) else "partial")
 
 
 def check(
-    path: Location,
-    kind: str,
-    config: Any,
-    inputs: Mapping[str, Any],
-    *,
-    overwrite: bool = False,
-    reads: Sequence[str | Path] = (),
+    path: Location, kind: str, config: Any, inputs: Mapping[str, Any], *, reads: Sequence[str | Path] = ()
 ) -> None:
     """`InputError` where `begin` would refuse what is there, for stages that have more to do before they begin."""
-    if overwrite:
-        return check_overwrite(path, kind, reads)
     check_output_folder(path, NAMED_BY.get(kind, "--output"))
     found = _open_to(path, kind, False, reads, _instead(kind))
     if found is not None and not (_is_emptied(found) or _is_barely_begun(path)):
@@ -204,7 +196,7 @@ def check(
 
 
 def check_overwrite(path: Location, kind: str, reads: Sequence[str | Path]) -> None:
-    """`InputError` where `begin` would refuse to overwrite."""
+    """`InputError` where `begin` would refuse to overwrite, whatever the configuration and the inputs are."""
     check_output_folder(path, NAMED_BY.get(kind, "--output"))
     if _open_to(path, kind, True, reads, _instead(kind)) is not None:
         with presence.replacing(path, shared=False):  # unless another process is at work there
@@ -249,8 +241,9 @@ def open_artifact(path: Location, kind: str, *, complete: bool = True) -> Artifa
     found = _found(path)
     if found is None or found.get("kind") != kind:
         if found == {} and _is_known(path, kind):
+            how = "with a damaged" if (path / "artifact.json").is_file() else "without its"
             raise InputError(
-                f"{path} is {article(kind)} without its artifact.json, which says what it is made of; restore that "
+                f"{path} is {article(kind)} {how} artifact.json, which says what it is made of; restore that "
                 f"from a copy, or make it anew: `{MADE_BY[kind]} … --overwrite`"
             )
         what = article(found["kind"]) if found else "something that ldlm did not make"
@@ -285,7 +278,7 @@ def _record(path: Location) -> dict[str, Any]:
 
 
 def _is_known(path: Location, kind: str) -> bool:
-    """Whether a folder without a record is of this kind by its manifest, or by the description of a feature store."""
+    """Whether a folder whose record names no kind is of this one, by its manifest or a feature store's description."""
     manifest = files.load_digested(files.content(path / "manifest.json") or b"") or {}
     return manifest.get("kind") == kind or (kind == "features" and (path / DESCRIPTION).is_file())
 

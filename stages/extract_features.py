@@ -124,7 +124,7 @@ def run(
     _check(launch)
     share = _share(launch)
     if overwrite:
-        _check_overwrite(out, launch, share)
+        check_overwrite(out, launch)
     progress = progress if launcher.reports() else SILENT
     # The connection to Ray is closed first: its workers use the store for as long as this process is connected.
     with ExitStack() as held, ExitStack() as connected:
@@ -214,14 +214,14 @@ def _check(launch: LaunchConfig) -> None:
         share_of(launch.share)
 
 
-def _check_overwrite(out: Location, launch: LaunchConfig, share: Share | None) -> None:
-    """`InputError` if this process may not begin the store anew."""
+def check_overwrite(out: Location, launch: LaunchConfig) -> None:
+    """`InputError` if a process that is launched like this may not begin the store anew."""
     if launch.only in ("encode", "seal"):
         raise InputError(
             f"--overwrite would delete {out}, which --only {launch.only} goes on with; leave --overwrite out, or begin "
             f"a new store with --only pack --overwrite"
         )
-    job = launcher.processes() > 1
+    job, share = launcher.processes() > 1, _share(launch)
     if job or (share is not None and share.of > 1):
         where = "the launcher (RANK, SLURM_… or JOB_…)" if job or launch.share is None else "--share"
         raise InputError(f"--overwrite is for one process, and {where} names several; remove {out} first")

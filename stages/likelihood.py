@@ -63,14 +63,25 @@ def check_all(
     """`InputError` for a run, its result or a causal model that is refused, before hours of measuring the others."""
     store, cpu = FeatureStore(features), torch.device("cpu")
     _rows(config, store)
-    subjects = (bounded.opened(config, path, store, cpu) for path in run_paths if not unbounded(path))
-    for subject in subjects:  # one at a time is in memory
-        made = _result(config, subject, store, out, overwrite)
-        artifact.check(**made)
-        if overwrite or not is_complete(made["path"]):
-            _check_states(subject, store)
+    for path in run_paths:
+        if not unbounded(path):
+            _check_run(config, path, store, out, overwrite)
     for name in causal:
         _scorer(name, store, cpu)
+
+
+def _check_run(
+    config: LikelihoodConfig, run_path: Path, store: FeatureStore, out: Path | None, overwrite: bool
+) -> None:
+    """`InputError` as of `check_all`, for one run, which is in memory until this returns."""
+    subject = bounded.opened(config, run_path, store, torch.device("cpu"))
+    made = _result(config, subject, store, out, overwrite)
+    if overwrite:
+        artifact.check_overwrite(made["path"], made["kind"], made["reads"])
+    else:
+        artifact.check(**made)
+    if overwrite or not is_complete(made["path"]):
+        _check_states(subject, store)
 
 
 def plan(
@@ -106,7 +117,7 @@ def run(
     if overwrite:
         _check_states(subject, store)
     # A row is known by the number of its line, so two processes must not write lines.
-    with artifact.working(**made) as result:
+    with artifact.working(**made, overwrite=overwrite) as result:
         if result.complete:
             with suppress(OSError):  # it may be read-only by now
                 kept.unlink(missing_ok=True)
@@ -130,7 +141,7 @@ def _result(
         check_halves(out)
     return {
         "path": out, "kind": "likelihood", "config": subject.own(config), "inputs": subject.inputs(store),
-        "overwrite": overwrite, "reads": [subject.run.path, *store.reads],
+        "reads": [subject.run.path, *store.reads],
     }  # fmt: skip
 
 

@@ -73,7 +73,7 @@ def run(config: PretrainConfig, out: Path, *, overwrite: bool = False, progress:
     reads = local(*config.data, config.tokenizer)
     prepared = None
     if overwrite:  # what is refused is found before anything is deleted
-        artifact.check(out, "encoder", config, inputs, overwrite=True, reads=reads)
+        artifact.check_overwrite(out, "encoder", reads)
         prepared = _prepared(config, named, seen, progress)
     with artifact.working(out, "encoder", config, inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:

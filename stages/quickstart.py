@@ -185,7 +185,7 @@ def run(quickstart: QuickstartConfig, out: Path, *, overwrite: bool = False, pro
     inputs = {"text": seen[text[0]].sha256} if text else {}
     reads = local(*text, quickstart.encoder, quickstart.scorer)
     if overwrite:  # what is refused is found before anything is deleted
-        artifact.check(out, "quickstart", quickstart, inputs, overwrite=True, reads=reads)
+        artifact.check_overwrite(out, "quickstart", reads)
         _check_models(quickstart)
         if text:
             with digests.as_hashed(seen):

@@ -90,14 +90,17 @@ def test_what_begin_would_refuse_is_refused_by_a_check_which_changes_nothing(tmp
 
     def said(by):
         try:
-            by(out, "run", CONFIG, {}, overwrite=overwrite, reads=reads)
+            by()
         except InputError as error:
             return str(error)
 
     before = content(tmp_path)
-    checked = said(artifact.check)
+    if overwrite:
+        checked = said(lambda: artifact.check_overwrite(out, "run", reads))
+    else:
+        checked = said(lambda: artifact.check(out, "run", CONFIG, {}, reads=reads))
     assert content(tmp_path) == before
-    assert checked == said(begin)
+    assert checked == said(lambda: begin(out, "run", CONFIG, {}, overwrite=overwrite, reads=reads))
     accepted = ["nothing", "the same", *(["photos", "a seed"] if overwrite else ["what is read"])]
     assert (checked is None) == (there in accepted)
 

@@ -12,7 +12,7 @@ from ldlm import artifact, files, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import ExtractConfig
 from ldlm.errors import InputError, StorageError
-from ldlm.features import corpus, inputs
+from ldlm.features import corpus, inputs, ledger
 from ldlm.features.extraction import Extraction
 from ldlm.location import Location, ObjectPath, local, user_cache
 from ldlm.progress import SILENT, Progress
@@ -39,7 +39,7 @@ def prepare(
     found = inputs.find(config, out, device, progress, store=out if meet else None, begun=begun, loaded=loaded)
     found = inputs.resumed(found, begun, out, progress)
     config, fingerprints = found.config, found.fingerprints()
-    if overwrite:  # what is refused is found before anything is deleted
+    if overwrite:  # what the text's beginning shows is refused before anything is deleted
         corpus.check_beginning(config, found.tokenizer)
     result = artifact.begin(
         out,
@@ -82,17 +82,25 @@ def loaded_again(config: ExtractConfig, store: Artifact, where: str | None) -> i
     config = config if where is None else replace(config, encoder=where)
     try:
         loaded = inputs.models(config)
-        _check_same(inputs.Inputs(config, {}, *loaded), store.inputs, store.path)
+        remedy = "" if where is None else "; give that of the store"
+        _check_same(inputs.Inputs(config, {}, *loaded), store.inputs, store.path, remedy)
     except InputError as error:
-        raise InputError(f"{error}; say where the encoder is with --encoder DIR") from None
+        if where is None:
+            raise type(error)(f"{error}; say where the encoder is with --encoder DIR") from None
+        raise
+    recorded = ledger.recorded_encoder(store.path)
+    if "revision" in recorded:  # the weights are the same, and the store's fingerprint has it
+        loaded[1].revision = recorded["revision"]
     return loaded
 
 
-def _check_same(found: inputs.Inputs, fingerprints: Mapping[str, Any], out: Location) -> None:
+def _check_same(found: inputs.Inputs, fingerprints: Mapping[str, Any], out: Location, remedy: str = "") -> None:
     """`InputError` if the tokenizer or the encoder is not that of the store `out`."""
     changed = [name for name, digest in found.fingerprints().items() if digest != fingerprints[name]]
     if changed:
-        raise InputError(f"the {' and the '.join(changed)} of {found.config.encoder} here is not that of {out}")
+        others = "is not that" if len(changed) == 1 else "are not those"
+        whose = f"the {' and the '.join(changed)} of {found.config.encoder} here"
+        raise InputError(f"{whose} {others} of {out}{remedy}")
 
 
 def _work_folder(result: Artifact) -> Path:

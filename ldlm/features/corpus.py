@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ldlm.config import ExtractConfig
 from ldlm.errors import InputError
 from ldlm.features import text, textfiles
-from ldlm.features.documents import count_documents, section
+from ldlm.features.documents import Part, count_documents, section
 from ldlm.features.helpers import own_threads
 
 
@@ -60,15 +61,32 @@ def detokenised(config: ExtractConfig, found: Iterator[str]) -> Iterator[str]:
 
 
 def check_beginning(config: ExtractConfig, tokenizer: Any) -> None:
-    """`InputError` for text that can't be read from its beginning on, in any file, or that is shorter than a row."""
+    """`InputError` for text that can't be read from its beginning on, in any file, or that leaves no row to train on.
+
+    What only its end shows is not found: the text is read until it has filled a row, and ahead by the documents that
+    are held out.
+    """
     for path in map(Path, (*config.data, *config.validation_data)):
         if next(textfiles.documents_of(path, config.text_column), None) is None:
             raise textfiles.no_text(path)
     if config.validation_split:
         next(_all_documents(config, config.validation_split), None)
     with own_threads(1):
-        if next(text.pack(_all_documents(config, config.split), tokenizer, config.seq_len), None) is None:
+        if next(text.pack(detokenised(config, _first_documents(config)), tokenizer, config.seq_len), None) is None:
             raise too_short(config)
+
+
+def _first_documents(config: ExtractConfig) -> Iterator[str]:
+    """The documents to train on, by reading ahead instead of counting all; `InputError` as of `boundary`."""
+    if not config.validation_docs:
+        yield from _all_documents(config, config.split)
+        return
+    ends = (1 for document in _all_documents(config, config.split) if not isinstance(document, Part))
+    boundary(config, sum(islice(ends, config.validation_docs + 1)))
+    for document in _all_documents(config, config.split):
+        yield document
+        if not isinstance(document, Part) and next(ends, None) is None:  # those that are left are held out
+            return
 
 
 def too_short(config: ExtractConfig) -> InputError:

@@ -12,12 +12,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ldlm import hub
 from ldlm.compute import DTYPES, Compute
 from ldlm.errors import InputError
 from ldlm.features import states
@@ -98,6 +100,11 @@ class FrozenEncoder:
     def device(self) -> torch.device:
         """The device that it computes on."""
         return self.compute.device
+
+    @cached_property
+    def revision(self) -> str | None:
+        """The commit that it was loaded from; None for a folder, unless that stands for an encoder of the hub."""
+        return hub.revision(self.name)
 
     def compute_in(self, precision: Literal["fp32", "bf16"]) -> None:
         """Set the precision of matrix products and attention."""

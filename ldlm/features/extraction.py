@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load, save
 
-from ldlm import files, hub, presence
+from ldlm import files, presence
 from ldlm.artifact import Artifact
 from ldlm.config import ExtractConfig
 from ldlm.errors import InputError, StorageError
@@ -246,7 +246,7 @@ class Extraction:
                 "shard_rows": self.config.shard_rows,
                 "encoder": {
                     "name": self.config.encoder,
-                    "revision": hub.revision(self.encoder.name),
+                    "revision": self.encoder.revision,
                     "kind": self.config.kind,
                     "layer": self.config.layer,
                     "precision": self.encoder.compute.precision,

@@ -43,6 +43,12 @@ def read_description(path: Location) -> dict[str, Any]:
     return files.read_digested(path / "store.json", f"run `ldlm features repair {path}`")
 
 
+def recorded_encoder(path: Location) -> dict[str, Any]:
+    """What a store's description says of the encoder, or its manifest if that is damaged; {} if both are."""
+    described = filter(None, (_digested(path / name) for name in (DESCRIPTION, "manifest.json")))
+    return next((found["encoder"] for found in described), {})
+
+
 def check_description(path: Location) -> None:
     """`InputError` when `store.json` or one of the files that it covers is damaged."""
     check_files(path, read_description(path)["sha256"])

@@ -6,6 +6,9 @@ from dataclasses import replace
 import pytest
 from folders import content
 
+from ldlm import hub
+from ldlm.errors import Unreadable
+from ldlm.features import inputs
 from ldlm.features.store import FeatureStore
 from ldlm.stages import extract_features, features
 
@@ -51,25 +54,52 @@ def test_a_store_that_was_never_finished_is_finished_with_an_encoder_that_has_mo
     assert content(begun) == content(store)
 
 
+@pytest.mark.parametrize("unsealed", [False, True])
+def test_repair_keeps_the_commit_of_an_encoder_that_came_from_the_hub(few, gpt2, tmp_path, monkeypatch, unsealed):
+    monkeypatch.setattr(hub, "revision", lambda name: "0123abc")
+    store = extract_features.run(few, tmp_path / "features").path
+    before, fingerprint = content(store), FeatureStore(store).fingerprint
+    (store / "features.zarr/hidden/zarr.json").write_text("{")  # described by store.json, which is made anew with it
+    (store / ("manifest.json" if unsealed else "store.json")).unlink()
+    monkeypatch.setattr(hub, "revision", lambda name: None)
+    features.repair(store, encoder=str(gpt2), device="cpu")
+    assert FeatureStore(store).encoder["revision"] == "0123abc"
+    assert FeatureStore(store).fingerprint == fingerprint
+    assert content(store) == before
+
+
 def test_repair_says_how_to_name_the_place_of_an_encoder_that_is_gone(moved, damaged, refuse):
     kept = content(damaged)
     advice = "say where the encoder is with --encoder DIR"
     assert refuse(*repair(damaged)) == f"there is no model folder {moved[1]}; {advice}"
-    assert refuse(*repair(damaged, damaged.parent / "nowhere")).endswith(f"{damaged.parent / 'nowhere'}; {advice}")
+    assert refuse(*repair(damaged, damaged.parent / "nowhere")) == f"there is no model folder {damaged.parent}/nowhere"
     assert content(damaged) == kept
 
 
 def test_repair_refuses_another_encoder_wherever_it_is(moved, damaged, other_gpt2, bert, refuse):
     before, kept = moved[1], content(damaged)
-    line = "the {} of {} here is not that of {}; say where the encoder is with --encoder DIR"
-    assert refuse(*repair(damaged, other_gpt2)) == line.format("encoder", other_gpt2, damaged)
-    assert refuse(*repair(damaged, bert)) == line.format("encoder and the tokenizer", bert, damaged)
+    line, own = "the {} of {} here {} of {}; {}", "give that of the store"
+    assert refuse(*repair(damaged, other_gpt2)) == line.format("encoder", other_gpt2, "is not that", damaged, own)
+    both = line.format("encoder and the tokenizer", bert, "are not those", damaged, own)
+    assert refuse(*repair(damaged, bert)) == both
     before.symlink_to(other_gpt2)
     try:
-        assert refuse(*repair(damaged)) == line.format("encoder", before, damaged)
+        advice = "say where the encoder is with --encoder DIR"
+        assert refuse(*repair(damaged)) == line.format("encoder", before, "is not that", damaged, advice)
     finally:
         before.unlink()
     assert content(damaged) == kept
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_an_encoder_that_can_not_be_read_stays_one_that_may_be_read_elsewhere(moved, damaged, monkeypatch, named):
+    def unreadable(config):
+        raise Unreadable("weights can't be read")
+
+    monkeypatch.setattr(inputs, "models", unreadable)
+    advice = "" if named else "; say where the encoder is with --encoder DIR"
+    with pytest.raises(Unreadable, match=f"^weights can't be read{advice}$"):
+        features.repair(damaged, encoder=str(moved[2]) if named else None, device="cpu")
 
 
 def test_repair_says_of_a_device_that_is_none_what_is_wrong_with_it(damaged, refuse):
@@ -105,6 +135,16 @@ def test_a_store_that_lost_its_record_is_told_from_anything_else(moved, tmp_path
         (path / "manifest.json").unlink()
     assert lines(refuse, path) == {
         f"{path} is a feature store without its artifact.json, which says what it is made of; restore that from a "
+        f"copy, or make it anew: `ldlm extract-features … --overwrite`"
+    }
+
+
+@pytest.mark.parametrize("text", ['{"schema": 2, "inputs": {}}', "[1, 2]"])
+def test_a_record_that_does_not_say_a_kind_is_not_called_missing(moved, tmp_path, refuse, text):
+    path = shutil.copytree(moved[0], tmp_path / "features")
+    (path / "artifact.json").write_text(text)
+    assert lines(refuse, path) == {
+        f"{path} is a feature store with a damaged artifact.json, which says what it is made of; restore that from a "
         f"copy, or make it anew: `ldlm extract-features … --overwrite`"
     }
 

@@ -1,8 +1,10 @@
 """`ldlm likelihood`: rows, the choice of τ, resuming, rivals and causal models beside LDLM, and what is refused."""
 
+import gc
 import json
 import math
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from ldlm import artifact, files, locks
 from ldlm import config as configs
+from ldlm.baselines import bounded
 from ldlm.config import DecoderNoise, ExtractConfig, LikelihoodConfig, TrainConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import likelihood as bound
@@ -149,6 +152,21 @@ def test_a_result_of_other_rows_by_an_earlier_version_is_not_taken_for_this_ones
     likelihood.check_halves(out)  # that --overwrite was killed at
     files.write_json(out / "artifact.json", record)
     assert likelihood.run(CONFIG, trained, store, out, overwrite=True).manifest["rows"] == made.manifest["rows"]
+
+
+def test_the_check_of_several_runs_has_one_in_memory_at_a_time(trained, store, monkeypatch):
+    opened, earlier = bounded.opened, list[weakref.ref[bounded.Subject]]()
+
+    def watched(*given):
+        gc.collect()
+        assert not any(subject() for subject in earlier)
+        subject = opened(*given)
+        earlier.append(weakref.ref(subject))
+        return subject
+
+    monkeypatch.setattr(bounded, "opened", watched)
+    likelihood.check_all(CONFIG, [trained] * 3, (), store)
+    assert len(earlier) == 3
 
 
 def test_two_processes_do_not_write_lines_of_the_same_rows(trained, store, tmp_path):

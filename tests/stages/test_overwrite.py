@@ -84,6 +84,15 @@ def test_an_output_in_which_another_trains_is_refused(online, gpt2, refuse):
     assert line.startswith(f"another process is at work in {kept[0]}")
 
 
+def test_one_of_several_processes_is_refused_for_that_whatever_the_others_do(online, gpt2, refuse, monkeypatch):
+    command, kept = online
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": 29500}.items():
+        monkeypatch.setenv(name, str(value))
+    with locks.exclusive_lock(kept[0]):  # as another process has while it checks the output
+        line = refused(refuse, kept, *command, "--encoder", gpt2, "--seq-len", 16)
+    assert line.startswith("--overwrite is for one process, and the launcher (RANK, SLURM_… or JOB_…) names several")
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # A store whose encoder is needed and gone
 
@@ -141,9 +150,11 @@ def extracted(sealed, few, tmp_path):
         ("t.jsonl", json.dumps({"text": "A letter." * 20}), ("--text-column", "body"), "has no text in 'body'"),
         ("t.txt", "\n \n", (), "holds no text"),
         ("t.txt", "A letter.\n", (), "the text is shorter than one row of 16 tokens"),
+        ("t.txt", "A letter.\n" * 20, ("--validation-docs", 20), "--validation-docs 20 leaves nothing to train on"),
+        ("t.txt", "A letter.\n" * 20, ("--validation-docs", 19), "the text is shorter than one row of 16 tokens"),
         ("t.txt", "An answer\0 before dawn.\n" * 20, (), "holds a NUL byte"),
     ],
-    ids=["no such field", "no such column", "blank", "short", "NUL"],
+    ids=["no such field", "no such column", "blank", "short", "all held out", "most held out", "NUL"],
 )
 def test_text_that_makes_no_store_is_refused(extracted, refuse, tmp_path, name, text, more, message):
     command, out = extracted
