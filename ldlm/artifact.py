@@ -204,14 +204,14 @@ def check_overwrite(path: Location, kind: str, reads: Sequence[str | Path]) -> N
 
 
 def _instead(kind: str, replacing: str = "add --overwrite") -> str:
-    """What to do about a folder that holds something else."""
+    """The remedy, as text, for a folder that holds something else."""
     return f"choose another {NAMED_BY.get(kind, '--output')}, or {replacing}"
 
 
 def _open_to(
     path: Location, kind: str, overwrite: bool, reads: Sequence[str | Path], instead: str
 ) -> dict[str, Any] | None:
-    """What `_found` finds; `InputError` where it is of another kind, or where --overwrite must not delete it."""
+    """The record of a folder, as `_found` reads it; `InputError` if `begin` may neither use nor replace the folder."""
     place = NAMED_BY.get(kind, "--output")
     found = _found(path)
     if found is not None and (overwrite or _is_emptied(found)):

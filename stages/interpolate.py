@@ -86,9 +86,8 @@ def compare(
     subjects: dict[str, dict[str, Any]] = {}
     lengths: dict[str, int] = {}
     for name, member in members.items():  # opened one by one, since all models together may not fit the device
-        if overwrite or not is_complete(out / name):
-            check_online(FeatureStore(member[1], allow_partial=allow_partial))
-        subjects[name], lengths[name] = _looked_at(config, member, allow_partial)
+        ahead = overwrite or not is_complete(out / name)
+        subjects[name], lengths[name] = _looked_at(config, member, allow_partial, ahead)
     _check_lengths(lengths)
     scorer = _scorer(config, max(lengths.values()), progress)
     inputs = {name: _inputs(subject, scorer) for name, subject in subjects.items()}
@@ -109,10 +108,15 @@ def compare(
 
 
 def _looked_at(
-    config: InterpolateConfig, member: tuple[Path, Location], allow_partial: bool
+    config: InterpolateConfig, member: tuple[Path, Location], allow_partial: bool, ahead: bool
 ) -> tuple[dict[str, Any], int]:
-    """The inputs of a run with its store, and the tokens per row; the model leaves the device on return."""
+    """The inputs of a run with its store, and the tokens per row; the model leaves the device on return.
+
+    `InputError` as of `check_online` if the run is still to be measured (`ahead`).
+    """
     subject = _open(config, *member, allow_partial)
+    if ahead:
+        check_online(subject.store)
     return subject.inputs, subject.length
 
 

@@ -95,6 +95,14 @@ def test_trials_run_are_read_when_asked_for_again_and_are_written_down(tmp_path,
     first = Bench(tmp_path / "work", None).measure(trial)
     assert runs[0].stat().st_mtime_ns == before
     assert first["figures"]["cpu_seconds"] > 0
+    record = tmp_path / "work" / "stories" / "trials" / "sincos; 2 steps; seed 0.json"
+    older = json.loads(record.read_text())
+    del older["settings"]["train"]["optimizer"]["kind"]  # a setting that came later
+    record.write_text(json.dumps(older))
+    drawn = record.with_suffix(".jsonl").stat().st_mtime_ns
+    assert Bench(tmp_path / "work", None).measure(trial)["figures"] == first["figures"]
+    assert record.with_suffix(".jsonl").stat().st_mtime_ns == drawn
+    record.write_text(json.dumps(first))
     recipe.main(["report", *work, "--output", str(tmp_path / "results")])
     (written,) = (tmp_path / "results").glob("*.json")
     assert first in json.loads(written.read_text())["trials"]

@@ -44,7 +44,7 @@ def read_description(path: Location) -> dict[str, Any]:
 
 
 def recorded_encoder(path: Location) -> dict[str, Any]:
-    """What a store's description says of the encoder, or its manifest if that is damaged; {} if both are."""
+    """The record of a store's encoder, from its description or, if that is damaged, its manifest; {} if both are."""
     described = filter(None, (_digested(path / name) for name in (DESCRIPTION, "manifest.json")))
     return next((found["encoder"] for found in described), {})
 

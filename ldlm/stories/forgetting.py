@@ -62,7 +62,7 @@ class Forgetting:
     def explained(
         self, words: Sequence[str], readings: Sequence[Reading], stop: int | None = None
     ) -> tuple[Relaxation, list[Match]] | None:
-        """What to forget for a sentence, or its first words [:stop], to be right, and how to read it then."""
+        """The first relaxation with which a sentence, or its words [:stop], is right, and how it reads then, if any."""
         singles = [*self.relaxations(words)]
         kinds = [
             reduce(Relaxation.joined, (one for one in singles if one.kind == kind))
@@ -76,7 +76,7 @@ class Forgetting:
         return None
 
     def relaxations(self, words: Sequence[str]) -> Iterator[Relaxation]:
-        """What can be forgotten, in the order of `KINDS`."""
+        """All relaxations of a sentence, in the order of `KINDS`."""
         exact: list[Collection[str]] = [(word,) for word in words]
         yield Relaxation("agreement", exact, roles=ROLE_KINDS["agreement"])
         yield Relaxation("agreement", [*map(self.lemma, words)])

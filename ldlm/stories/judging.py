@@ -55,7 +55,7 @@ class Judge:
 
     @cached_property
     def forgetting(self) -> Forgetting:
-        """What reads the sentences that are wrong."""
+        """The reader of sentences that are wrong, which names their violations."""
         return Forgetting(self.reader)
 
     def judge(self, words: Sequence[str], *, begins: bool = True, ends: bool = True) -> Judgement:

@@ -143,7 +143,10 @@ class Reader:
         return found
 
     def edges(self, template: Template, states: Set[State]) -> Iterator[tuple[State, Sentence]]:
-        """Those of some states that a template can follow, also if no story reaches them, and what it then is."""
+        """The states, out of some, that a template can follow, each with the sentence that it then is.
+
+        States that no story reaches are among them.
+        """
         told = self.by_template[template]
         for state in told if len(told) < len(states) else states:
             if state in told and state in states:

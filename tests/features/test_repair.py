@@ -123,7 +123,7 @@ COMMANDS = {
 
 
 def lines(refuse, path):
-    """What each command says of a folder."""
+    """The error of each command for a folder."""
     return {refuse("features", name, path, *more) for name, more in COMMANDS.items()}
 
 

@@ -306,6 +306,18 @@ def test_an_encoder_that_is_gone_is_found_before_the_rivals_are_measured(
     assert not out.exists()
 
 
+def test_a_comparison_of_runs_that_are_measured_needs_no_encoder(succeed, few, gpt2, train_config, tmp_path):
+    encoder = Path(shutil.copytree(gpt2, tmp_path / "encoder"))
+    store = extract_features.run(replace(few, codec="online", encoder=str(encoder)), tmp_path / "features").path
+    ours = train.run(train_config, store, tmp_path / "run").path
+    both, out = (ours, Path(shutil.copytree(ours, tmp_path / "again"))), tmp_path / "both"
+    words = ("interpolate", "--features", store, "--device", "cpu", "--run", *both, "--pairs", 2, "--scorer", gpt2)
+    found = succeed(*words, "--output", out)
+    (out / "manifest.json").unlink()  # killed just before its end
+    shutil.rmtree(encoder)
+    assert succeed(*words, "--output", out)["runs"] == found["runs"]
+
+
 def test_what_is_for_a_result_is_refused_where_no_run_has_one(refuse, succeed, token_runs, store, tmp_path):
     base = ("likelihood", "--features", store, "--split", "train", "--run", token_runs("candi"))
     assert succeed(*base)["is"] == "none"

@@ -207,6 +207,15 @@ def test_muon_moves_a_matrix_of_a_block_along_the_nearest_orthogonal_one():
     assert (in_its_axes - in_its_axes.diagonal().diag()).abs().max() < 0.05
 
 
+def test_muon_takes_the_learning_rate_of_the_step():
+    model = network()
+    stepped = optimizer(model, OptimizerConfig(kind="muon", lr=0.1))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    stepped.param_groups[0]["lr"] = 0.0
+    take(model, stepped, 0, 1)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_muon_takes_the_matrices_of_blocks_and_adamw_all_others():
     model = JointModel(
         from_dict(TrainConfig, preset("tiny").overrides).model, Shapes(seq_len=8, hidden_dim=16, vocab_size=11)
