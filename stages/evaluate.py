@@ -63,6 +63,9 @@ def run(
     store = None if training is None else FeatureStore(training)
     paths = _paths(files, reference, seeds)
     sets = _read(paths, config, reference, progress)
+    if with_mauve:
+        for path, texts in zip(paths, sets, strict=True):
+            mauve.check_number(f"texts of {path}", len(texts))
     if seeds:
         samples.check_seeds(paths[: len(paths) - (reference is not None)], sets)
     scorer = Scorer(config.scorer, runtime.device(config.device), progress.note)

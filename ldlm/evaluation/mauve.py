@@ -51,14 +51,18 @@ def library() -> Any:
     return mauve
 
 
+def check_number(name: str, texts: int) -> None:
+    """Raise `InputError` if these are too few texts for MAUVE."""
+    if texts < FEWEST:
+        raise InputError(
+            f"MAUVE needs at least {FEWEST} texts on each side, and the {name} are {texts}; 1,000 or more are usual"
+        )
+
+
 def score(p_TD: np.ndarray, q_TD: np.ndarray) -> Mauve:
     """MAUVE of texts with features `p_TD` against a reference with features `q_TD`."""
-    for name, features in (("texts", p_TD), ("reference", q_TD)):
-        if len(features) < FEWEST:
-            raise InputError(
-                f"MAUVE needs at least {FEWEST} texts on each side, and the {name} are {len(features)}; 1,000 or more "
-                "are usual"
-            )
+    check_number("texts", len(p_TD))
+    check_number("reference", len(q_TD))
     if not np.ptp(np.vstack([p_TD, q_TD]), axis=0).any():
         raise InputError("all features are alike, so MAUVE has nothing to compare; check how they were computed")
     found = library().compute_mauve(p_features=p_TD, q_features=q_TD, **SETTINGS)

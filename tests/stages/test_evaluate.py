@@ -16,6 +16,7 @@ import torch
 
 from ldlm import files
 from ldlm.config import EvaluateConfig, PretrainConfig
+from ldlm.errors import InputError
 from ldlm.evaluation import metrics, samples
 from ldlm.evaluation.scorer import Scorer
 from ldlm.features import text
@@ -322,6 +323,17 @@ def test_progress_of_mauve_leaves_out_a_set_of_blank_texts(gpt2, corpus, tmp_pat
     assert progress.tasks == {"score": [60, 60], "mauve": [40, 40]}
 
 
+@pytest.mark.parametrize("few", ["a", "real"])
+def test_too_few_texts_for_mauve_are_refused_before_any_is_scored(gpt2, corpus, tmp_path, few):
+    pytest.importorskip("mauve", reason="the extra ldlm[mauve] is not installed")
+    texts = corpus.read_text(encoding="utf-8").splitlines()[:20]
+    a, real = (write(tmp_path / f"{name}.jsonl", texts[name == few :]) for name in ("a", "real"))
+    config, progress = EvaluateConfig(scorer=str(gpt2), max_tokens=16, resamples=10), Counted()
+    with pytest.raises(InputError, match=rf"at least 20 texts on each side, and the texts of .*{few}.jsonl are 19"):
+        evaluate.run(config, [a], real, with_mauve=True, progress=progress)
+    assert progress.tasks == {}
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Files of every kind
 
@@ -434,7 +446,8 @@ def test_a_column_of_its_own_is_measured_by_its_own_tokens(call, tmp_path):
 MEASURED = """
 import json, resource, sys
 from pathlib import Path
-from ldlm.config import EvaluateConfig
+from ldlm.config import EvaluateConfig, PretrainConfig
+from ldlm.errors import InputError
 from ldlm.stages import evaluate
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 config = EvaluateConfig(scorer=sys.argv[1], max_tokens=16, batch_size=512, resamples=100, device="cpu")
