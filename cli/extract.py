@@ -24,7 +24,7 @@ def command(options: Options, launch: LaunchConfig, output: str | None) -> None:
     \b
     Examples:
       ldlm extract-features --encoder gpt2 --data corpus.jsonl --validation-docs 1000 --seq-len 128 --output features
-      ldlm extract-features --encoder gpt2 --dataset openwebtext --seq-len 1024 --output features
+      ldlm extract-features --encoder gpt2 --dataset openwebtext --validation-docs 1000 --seq-len 1024 --output features
       ldlm extract-features --dataset wikitext --dataset-config wikitext-103-raw-v1 --dry-run
     """
     config = options.build()

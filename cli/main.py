@@ -20,7 +20,7 @@ First steps:
   ldlm quickstart --output quickstart     everything below, on little stories, on a laptop
 \b
 The stages, each reading what the one before wrote:
-  ldlm extract-features --encoder gpt2 --data corpus.jsonl --output features
+  ldlm extract-features --encoder gpt2 --data corpus.jsonl --validation-docs 1000 --output features
   ldlm train --features features --output run --preset owt-128
   ldlm finetune-decoder --run run --features features --layers 2
   ldlm sample --run run --num-samples 1000 --output samples.jsonl

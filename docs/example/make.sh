@@ -1,6 +1,6 @@
 #!/bin/sh
 # Trains the example model in ./example, from a file of English novels, a paragraph per line, and makes what is shown here.
-# Two cores take some hours. Started again, it goes on where it was.
+# Two cores take some hours. Run it again to continue.
 set -eu
 novels=$(realpath "$1") split=$(realpath "$(dirname "$0")/split.sh")
 mkdir -p example && cd example

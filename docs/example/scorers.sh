@@ -1,6 +1,6 @@
 #!/bin/sh
 # Judges texts of the shipped model by two scorers: that of make.sh, and a larger one that is trained for an hour of a core.
-# The argument is the file of novels; run it in the root of the sources. Started again, it goes on where it was.
+# The argument is the file of novels; run it in the root of the sources. Run it again to continue.
 set -eu
 novels=$(realpath "$1") split=$(realpath "$(dirname "$0")/split.sh") model=$(realpath examples/novels)
 mkdir -p scorers && cd scorers

@@ -3,7 +3,7 @@
 #
 #     DATA=corpus.jsonl OUTPUT=features bash docs/launch/phases.sh
 #
-# Submitted again, it goes on: a phase that is done ends at once.
+# Submit it again to continue: a phase that is done ends at once.
 set -euo pipefail
 
 script="$(dirname "$0")/extract.sbatch"

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Trains a model in ./example, from a file of English novels, a paragraph per line, and makes the sweeps that are shown here.
 # What is shown was made by a version whose default decoded the mean, on grids down to t = 0.05 (docs/sampling.md).
-# Two cores take about four hours, of which training is one and sweeps are most. Started again, it goes on where it was.
+# Two cores take about four hours, of which training is one and sweeps are most. Run it again to continue.
 set -eu
 novels=$(realpath "$1")
 mkdir -p example && cd example

@@ -1,6 +1,7 @@
 """`ldlm sample --trace`: the frames are what the decoder reads, and the last one is the text of `ldlm sample`."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -30,6 +31,23 @@ def test_the_last_frame_is_the_text_that_sample_writes(trained, succeed, tmp_pat
     assert found["text"] == found["frames"][-1]["text"] == wanted["text"]
     assert found["frames"][-1]["tokens"] == wanted["tokens"]
     assert found["text_seed"] == wanted["seed"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_exported_model_is_traced_as_its_run_is(trained, traced, succeed, refuse, tmp_path, precision):
+    run_folder, _ = traced
+    model, folder = tmp_path / "model", tmp_path / "trace"
+    succeed("export", "--run", trained, "--precision", precision, "--output", model)
+    command = ("sample", "--run", model, *SETTINGS, "--trace-text", 2, "--trace-frames", 5)
+    succeed(*command, "--trace", folder)
+    found = json.loads((folder / "trace.json").read_text(encoding="utf-8"))
+    drawn = succeed("sample", "--run", model, *SETTINGS, "--num-samples", 3)["texts"][2]
+    assert (found["text"], found["frames"][-1]["tokens"]) == (drawn["text"], drawn["tokens"])
+    assert found["run"] == "model"
+    assert succeed(*command, "--trace", folder, "--dry-run")["denoiser_evaluations"] == 8
+    if precision == "bf16":  # its rounded weights draw other texts
+        shutil.copytree(run_folder, tmp_path / "of-run")
+        assert "--overwrite" in refuse(*command, "--trace", tmp_path / "of-run")
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])

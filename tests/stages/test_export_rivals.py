@@ -194,7 +194,9 @@ def test_what_takes_latents_is_refused_for_a_token_level_run(rival, exported, re
         assert "--decoder is for runs of LDLM, and this one is of mdlm, which has no latents; leave it out" in line
         line = refuse("export", "--run", place, "--decoder", "joint", "--output", out)
         assert "--decoder is for runs of LDLM" in line
-    for command in (("sample", "--trace", out), ("interpolate", *ends), ("finetune-decoder", "--list")):
+    line = refuse("sample", "--run", exported("mdlm"), "--trace", out)
+    assert f"{exported('mdlm')} is a token-level model, of method mdlm: it has no latents and no decoders" in line
+    for command in (("interpolate", *ends), ("finetune-decoder", "--list")):
         assert "holds a model" in refuse(command[0], "--run", exported("mdlm"), *command[1:])
     assert not out.exists()
     assert not (run / "decoders").exists()
