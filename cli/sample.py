@@ -70,7 +70,7 @@ def command(options: Options, run: str | None, output: str | None, trace: str | 
         count = result["config"]["num_samples"]
         first = [row["text"] for _, row in zip(range(3), files.read_jsonl(out), strict=False)]
         heading = ["the first of them:"] if count > len(first) else []
-        return "\n\n".join([f"{out}: {count:,} texts, {_how(config, result)}", *heading, *first])
+        return "\n\n".join([f"{out}: {_counted(count)}, {_how(config, result)}", *heading, *first])
 
     options.show(result, text)
 
@@ -79,8 +79,11 @@ def _printed(config: AnySampleConfig, result: dict[str, Any]) -> str:
     """All texts, each under its seed."""
     special = result["boundaries"]["tokens"]
     texts = [f"seed {row['seed']:,}\n{show.wrapped(row['text'], special)}" for row in result["texts"]]
-    count = "1 text" if len(texts) == 1 else f"{len(texts):,} texts"
-    return "\n\n".join([f"{count}, {_how(config, result)}", *texts])
+    return "\n\n".join([f"{_counted(len(texts))}, {_how(config, result)}", *texts])
+
+
+def _counted(texts: int) -> str:
+    return "1 text" if texts == 1 else f"{texts:,} texts"
 
 
 def _how(config: AnySampleConfig, result: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldlm import files
 from ldlm.errors import InputError
+from ldlm.kinds import MADE_BY, article
 
 if TYPE_CHECKING:
     from torch import nn
@@ -213,6 +214,11 @@ def _refusal(name: str, local: bool, error: Exception) -> InputError:
             f"{name!r} needs Python code of its own, and ldlm never runs code that comes with a model; use one of "
             f"transformers' own architectures, with one of its own tokenizers"
         )
+    if local and (kind := _kind(Path(name))) not in (None, "encoder"):
+        return InputError(
+            f"{name!r} holds {article(kind)} of ldlm, and a transformers model is needed; give a hub name or a folder "
+            f"made by `ldlm pretrain-encoder`"
+        )
     if local:
         return InputError(
             f"{name!r} is not a usable model folder ({why(error)}); it needs config.json and model.safetensors"
@@ -221,6 +227,13 @@ def _refusal(name: str, local: bool, error: Exception) -> InputError:
         f"{name!r} is not a folder here, and can't be fetched from the Hugging Face hub ({why(error)}); give a local "
         f"folder, for example one made by `ldlm pretrain-encoder`"
     )
+
+
+def _kind(folder: Path) -> str | None:
+    """The kind of the artefact of ours in a folder; None if it holds none."""
+    record = folder / "artifact.json"
+    found = files.read_json(record).get("kind") if record.is_file() else None
+    return found if found in MADE_BY else None
 
 
 def load_model(auto_class: Any, name: str) -> tuple[Any, dict[int, str]]:

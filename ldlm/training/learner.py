@@ -205,7 +205,8 @@ def check_shares(config: AnyTrainConfig, world: World) -> None:
     """`InputError` when the batch can't be divided evenly among the processes and their micro-batches."""
     parts = world.size * config.accumulate
     if config.batch_size % parts:
+        processes = "1 process" if world.size == 1 else f"{world.size} processes"
         raise InputError(
-            f"batch_size={config.batch_size} can't be divided evenly among {world.size} processes with accumulate="
-            f"{config.accumulate}; choose a multiple of {parts}"
+            f"batch_size={config.batch_size} can't be divided evenly among {processes} with accumulate="
+            f"{config.accumulate}; choose a --batch-size that is a multiple of {parts}, or another --accumulate"
         )

@@ -164,6 +164,11 @@ def test_a_folder_that_holds_no_model(extract, corpus, tmp_path):
     assert "is not a usable model folder" in line
 
 
+def test_a_folder_of_ours_that_is_no_encoder(extract, corpus, store, refuse):
+    for line in (extract("--data", corpus, encoder=store), refuse("evaluate", corpus, "--scorer", store)):
+        assert f"'{store}' holds a feature store of ldlm, and a transformers model is needed" in line
+
+
 @pytest.mark.parametrize("layer", [-6, 5, 100])
 def test_a_layer_out_of_range(extract, corpus, layer):
     assert f"--layer {layer} is out of range" in extract("--data", corpus, "--layer", layer)

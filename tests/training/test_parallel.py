@@ -134,7 +134,8 @@ def test_recomputing_saves_activations(train_config, store):
 
 
 def test_a_batch_that_can_not_be_divided_is_refused(train_config, store, tmp_path):
-    with pytest.raises(InputError, match=r"batch_size=8 can't be divided evenly among 1 processes with accumulate=3"):
+    refusal = r"batch_size=8 can't be divided evenly among 1 process with accumulate=3; choose a --batch-size that is a"
+    with pytest.raises(InputError, match=refusal):
         train.run(replace(train_config, accumulate=3), store, tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
