@@ -21,14 +21,14 @@ TokenSamplerName = Literal["ancestral", "remdm", "psi", "cached", "euler"]
 class ChainConfig:
     """Settings that the samplers of discrete diffusions share."""
 
-    steps: int = setting(128, "steps N; a last row removes any noise that is left", low=1)
+    steps: int = setting(128, "steps, one evaluation each at most; one more removes any noise that is left", low=1)
     top_p: float = setting(1.0, "p of nucleus filtering; 1 is off", above=0, high=1)
     nucleus_rule: NucleusRule = setting(
         "exclusive",
         "the nucleus, the likeliest tokens with a total mass of p: inclusive keeps the token that crosses p, exclusive "
         "drops it",
     )
-    end: End = setting("argmax", "last row: take the most likely token, or draw one")
+    end: End = setting("argmax", "how the last noise is removed: take the most likely token, or draw one")
     drawing: Drawing = setting(
         "exact", "exact draws a token only where one is due; race draws over all tokens everywhere, as published"
     )

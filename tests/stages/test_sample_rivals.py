@@ -194,7 +194,8 @@ def test_settings_read_back_as_themselves(rival, ldlm, tmp_path):
 def test_help_says_what_flags_of_ldlm_s_sampler_are_for_a_rival(ldlm):
     said = " ".join(ldlm("sample", "--help").stdout.split())
     for words in (
-        "[default: 32]; for mdlm, duo: steps N; a last row removes any noise that is left [default: 128]; for candi:",
+        "[default: 32]; for mdlm, duo: steps, one evaluation each at most; one more removes any noise that is left "
+        "[default: 128]; for candi:",
         "[default: 0.0]; for remdm of mdlm: η; none means the published one",
         "for psi of duo: η; published: 0.05 for rescale-duo, and 0.01 with p = 0.95 for profile loop [default: 0.05]",
         "[default: 0.0]; for candi: temperature at which tokens are drawn, more than 0 [default: 1.0]",
