@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldlm import files, runtime
+from ldlm import files, launcher, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import START, DistillConfig, DistilledConfig, TrainConfig, halvings
 from ldlm.errors import InputError
@@ -27,7 +27,7 @@ from ldlm.sampling.trained_run import TrainedRun
 from ldlm.training import checkpoint, cost, distillation
 from ldlm.training.distillation import DistillState, Guide, distill_step, start_distillation
 from ldlm.training.journal import Journal
-from ldlm.training.learner import check_shares
+from ldlm.training.learner import accumulation, check_shares
 from ldlm.training.loop import train
 from ldlm.training.output import begin, resume, shuffle_rows
 from ldlm.training.speed import Speedometer
@@ -124,7 +124,9 @@ def settings(config: DistillConfig, trained: TrainedRun) -> DistilledConfig:
     count = halvings(start, config.evaluations)
     steps = config.steps or min(50_000, -(-trained.checkpoint.step // 5))
     lr = config.lr or run.optimizer.lr / 3
-    filled = replace(config, start=start, steps=steps, lr=lr, batch_size=config.batch_size or run.batch_size)
+    rows = config.batch_size or run.batch_size
+    parts = config.accumulate or accumulation(run, rows, launcher.processes())
+    filled = replace(config, start=start, steps=steps, lr=lr, batch_size=rows, accumulate=parts)
     trained.check(replace(filled.sampler, steps=start, guidance=filled.guidance))
     of_run = {field.name: getattr(run, field.name) for field in fields(TrainConfig)}
     of_both = of_run.keys() & {field.name for field in fields(DistillConfig)}

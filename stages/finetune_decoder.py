@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from ldlm import files, runtime
+from ldlm import files, launcher, runtime
 from ldlm.artifact import Artifact
 from ldlm.config import FinetuneConfig, TrainConfig
 from ldlm.errors import InputError
@@ -34,7 +34,7 @@ from ldlm.sampling.trained_run import JOINT, DecoderRecord, TrainedRun
 from ldlm.training import heldout
 from ldlm.training.decoder import DecoderState, build_decoder, finetune_step, start_decoder
 from ldlm.training.journal import Journal
-from ldlm.training.learner import check_shares
+from ldlm.training.learner import accumulation, check_shares
 from ldlm.training.loop import train
 from ldlm.training.output import begin, resume, shuffle_rows
 from ldlm.training.speed import Speedometer
@@ -150,9 +150,10 @@ def _training(config: FinetuneConfig, trained: TrainedRun) -> TrainConfig:
     """The run's settings, overridden by those of this stage."""
     run = trained.config
     mine = {name: value for name in TAKEN if (value := getattr(config, name)) is not None}
+    rows = config.batch_size or run.batch_size
     return replace(
         run,
-        **mine,
+        **{"accumulate": accumulation(run, rows, launcher.processes()), **mine},
         steps=config.steps or min(200_000, math.ceil(trained.checkpoint.step * 2 / 5)),
         recipe=run.recipe
         if config.sigma_dec is None

@@ -50,7 +50,7 @@ class DistillConfig:
         above=0,
     )
     compute: ComputeConfig = again(TrainConfig, "compute")
-    accumulate: int = again(FinetuneConfig, "accumulate")
+    accumulate: int | None = again(FinetuneConfig, "accumulate")
     max_nonfinite: int = again(FinetuneConfig, "max_nonfinite")
     log_every: int = again(FinetuneConfig, "log_every")
     eval_every: int = again(FinetuneConfig, "eval_every")
