@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ldlm import files, launcher, runtime
 from ldlm.artifact import Artifact
-from ldlm.config import START, DistillConfig, DistilledConfig, TrainConfig, halvings
+from ldlm.config import START, DistillConfig, DistilledConfig, TrainConfig, UndistilledConfig, halvings
 from ldlm.errors import InputError
 from ldlm.features.encoder import online_encoder
 from ldlm.features.store import FeatureStore
@@ -133,7 +133,14 @@ def settings(config: DistillConfig, trained: TrainedRun) -> DistilledConfig:
     mine: dict[str, Any] = {name: value for name in of_both if (value := getattr(filled, name)) is not None}
     mine["steps"] = count * steps
     mine["optimizer"] = replace(run.optimizer, lr=lr, lr_warmup_steps=steps // 10, lr_decay="cosine")
-    return DistilledConfig(**{**of_run, "shuffle_rows": None, **mine}, distillation=filled)
+    before = run.undistilled if isinstance(run, DistilledConfig) else _undistilled(trained)
+    return DistilledConfig(**{**of_run, "shuffle_rows": None, **mine}, distillation=filled, undistilled=before)
+
+
+def _undistilled(trained: TrainedRun) -> UndistilledConfig:
+    run = trained.config
+    steps = trained.checkpoint.step
+    return UndistilledConfig(steps=steps, batch_size=run.batch_size, accumulate=run.accumulate, optimizer=run.optimizer)
 
 
 def _of_distilled(config: DistillConfig, trained: TrainedRun) -> DistillConfig:
