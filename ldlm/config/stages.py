@@ -225,7 +225,8 @@ class FinetuneConfig:
         TrainConfig,
         "accumulate",
         None,
-        help="gradient-accumulation micro-batches per step; none means as few as have no more rows than the run's",
+        help="gradient-accumulation micro-batches per step; none means 1 if the run has 1, else as few as have "
+        "no more rows than its own",
     )
     max_nonfinite: int = again(TrainConfig, "max_nonfinite")
     log_every: int = again(TrainConfig, "log_every")

@@ -202,10 +202,12 @@ def parallel(module: nn.Module, world: World) -> DistributedDataParallel | None:
 
 
 def accumulation(run: AnyTrainConfig, batch_size: int, processes: int) -> int:
-    """The fewest micro-batches per step that have no more rows than those of `run`, which fit the memory.
+    """The fewest micro-batches per step that have no more rows than those of `run`; 1 if that does not accumulate.
 
     They divide the share of each process, if the batch can be divided among the processes.
     """
+    if run.accumulate == 1:
+        return 1
     share, most = max(1, batch_size // processes), max(1, run.batch_size // (run.accumulate * processes))
     return next(count for count in range(1, share + 1) if share % count == 0 and share // count <= most)
 
