@@ -22,19 +22,21 @@ with Stop() as stop:
 print(stop.wished, done.status, done.printed, end="")
 """
 
-# It lists its signals in a file, and ends when another file is there.
+# It lists its signals in a file, and ends when another file is there, or the test's folder is gone.
 CHILD = f"""#!{sys.executable}
-import signal, time
+import os, signal, time
 from pathlib import Path
 def note(number, frame):
     with open("signals", "a") as file:
         file.write(signal.Signals(number).name + " ")
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, note)
+parent = os.getppid()
 Path("signals").touch()
-while not Path("end").exists():
+while Path("signals").exists() and not Path("end").exists():
     time.sleep(0.01)
-print("saved")
+if os.getppid() == parent:  # else nobody reads
+    print("saved")
 """
 
 
