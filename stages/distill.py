@@ -99,7 +99,7 @@ def run(
         world.main_only(lambda: _record(trained, out))
         state.compute.tell(progress)
         trained.remark_on_end(progress)
-        saved = resume(state, stream, out, progress)
+        saved = resume(state, stream, result, store, progress)
         speed = Speedometer(state.step, rows_per_step=training.batch_size, tokens_per_row=store.shapes.seq_len)
         journal = Journal(out, state, speed, progress, saved=saved)
         evaluate = partial(distillation.evaluate, state, store.held_out(split.encode))

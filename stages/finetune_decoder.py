@@ -115,7 +115,7 @@ def run(
         state.compute.tell(progress)
         trained.remark_on_end(progress)
         _remark_on_optimizer(training, trained, progress)
-        saved = resume(state, stream, out, progress)
+        saved = resume(state, stream, result, store, progress)
         speed = Speedometer(state.step, rows_per_step=training.batch_size, tokens_per_row=store.shapes.seq_len)
         journal = Journal(out, state, speed, progress, saved=saved)
         evaluate = partial(_evaluate, state.model, state, store.held_out(encode))
