@@ -1,7 +1,7 @@
 """Commands of ldlm as processes of their own, which no other process meets at work once their parent is gone.
 
-A child holds the lock of its parent as well: if the parent is killed, the next process waits for the child. A signal
-to the parent is passed on to the child.
+A child holds the lock of its parent as well: if the parent is killed, the next process waits for the child. Signals to
+the parent are passed on to the child, which gets them from nobody else: a terminal's Ctrl-C would come to it twice.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldlm.runtime import Stop
-
-LOOK_EVERY = 0.2  # seconds
 
 
 @dataclass(frozen=True)
@@ -33,29 +31,18 @@ def run(words: Sequence[str], folder: Path, lock: int | None, stop: Stop) -> End
     """Run an `ldlm` command in a folder; its child holds the `lock`, the descriptor of one that is `passed_on`."""
     started, cpu = time.perf_counter(), cpu_seconds()
     command = [sys.executable, "-P", "-m", "ldlm.cli", *words]
-    with subprocess.Popen(
+    child = subprocess.Popen(
         command,
         cwd=folder,
         stdout=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
         text=True,
         pass_fds=[] if lock is None else [lock],
-    ) as child:
-        printed = _printed(child, stop)
+        start_new_session=True,  # where no signal of the terminal comes
+    )
+    with child, stop.passed_on(child.terminate):
+        printed, _ = child.communicate()
     return Ended(child.returncode, printed, time.perf_counter() - started, cpu_seconds() - cpu)
-
-
-def _printed(child: subprocess.Popen[str], stop: Stop) -> str:
-    """The output of a child. A request to stop is passed on to it, once."""
-    asked = False
-    while True:
-        try:
-            printed, _ = child.communicate(timeout=LOOK_EVERY)
-            return printed
-        except subprocess.TimeoutExpired:
-            if stop.wished and not asked:
-                asked = True
-                child.terminate()
 
 
 def cpu_seconds() -> float:

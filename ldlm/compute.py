@@ -76,8 +76,13 @@ class Compute:
         return _compiled_noise(noise.kept) if self.compiled else noise.kept
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Context in which matrix products and attention are computed in `dtype`."""
-        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+        """Context in which matrix products and attention are computed in `dtype`, whatever precision is set around it.
+
+        An encoder in float32 may run within an evaluation in bf16.
+        """
+        if self.dtype == torch.float32:
+            return without_autocast(self.device)
+        return torch.autocast(self.device.type, self.dtype)
 
 
 def _compiled_noise(function: Function) -> Function:

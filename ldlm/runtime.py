@@ -195,6 +195,7 @@ class Stop:
         self.wished: str | None = None  # name of the signal
         self._since = 0.0
         self._waiting = False
+        self._pass_on: Callable[[], None] = lambda: None
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -209,11 +210,24 @@ class Stop:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.wished is None:
             self.wished, self._since = signal.Signals(number).name, time.monotonic()
+            self._pass_on()
             if self._waiting:
                 raise Stopped
         elif time.monotonic() - self._since > REPEATED:
+            self._pass_on()
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+
+    @contextmanager
+    def passed_on(self, tell: Callable[[], None]) -> Iterator[None]:
+        """Within the block, `tell` is called for the first signal, even if that came before, and for the second."""
+        self._pass_on = tell
+        try:
+            if self.wished is not None:
+                tell()
+            yield
+        finally:
+            self._pass_on = lambda: None
 
     def interruptible(self, work: Callable[[], Result]) -> Result | None:
         """The result of `work`; None if a signal came before it, or interrupted it.

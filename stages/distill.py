@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldlm import files, runtime
+from ldlm import files, launcher, runtime
 from ldlm.artifact import Artifact
-from ldlm.config import START, DistillConfig, DistilledConfig, TrainConfig, halvings
+from ldlm.config import START, DistillConfig, DistilledConfig, TrainConfig, UndistilledConfig, halvings
 from ldlm.errors import InputError
 from ldlm.features.encoder import online_encoder
 from ldlm.features.store import FeatureStore
@@ -27,7 +27,7 @@ from ldlm.sampling.trained_run import TrainedRun
 from ldlm.training import checkpoint, cost, distillation
 from ldlm.training.distillation import DistillState, Guide, distill_step, start_distillation
 from ldlm.training.journal import Journal
-from ldlm.training.learner import check_shares
+from ldlm.training.learner import accumulation, check_shares
 from ldlm.training.loop import train
 from ldlm.training.output import begin, resume, shuffle_rows
 from ldlm.training.speed import Speedometer
@@ -99,7 +99,7 @@ def run(
         world.main_only(lambda: _record(trained, out))
         state.compute.tell(progress)
         trained.remark_on_end(progress)
-        saved = resume(state, stream, out, progress)
+        saved = resume(state, stream, result, store, progress)
         speed = Speedometer(state.step, rows_per_step=training.batch_size, tokens_per_row=store.shapes.seq_len)
         journal = Journal(out, state, speed, progress, saved=saved)
         evaluate = partial(distillation.evaluate, state, store.held_out(split.encode))
@@ -124,14 +124,23 @@ def settings(config: DistillConfig, trained: TrainedRun) -> DistilledConfig:
     count = halvings(start, config.evaluations)
     steps = config.steps or min(50_000, -(-trained.checkpoint.step // 5))
     lr = config.lr or run.optimizer.lr / 3
-    filled = replace(config, start=start, steps=steps, lr=lr, batch_size=config.batch_size or run.batch_size)
+    rows = config.batch_size or run.batch_size
+    parts = config.accumulate or accumulation(run, rows, launcher.processes())
+    filled = replace(config, start=start, steps=steps, lr=lr, batch_size=rows, accumulate=parts)
     trained.check(replace(filled.sampler, steps=start, guidance=filled.guidance))
     of_run = {field.name: getattr(run, field.name) for field in fields(TrainConfig)}
     of_both = of_run.keys() & {field.name for field in fields(DistillConfig)}
     mine: dict[str, Any] = {name: value for name in of_both if (value := getattr(filled, name)) is not None}
     mine["steps"] = count * steps
     mine["optimizer"] = replace(run.optimizer, lr=lr, lr_warmup_steps=steps // 10, lr_decay="cosine")
-    return DistilledConfig(**{**of_run, "shuffle_rows": None, **mine}, distillation=filled)
+    before = run.undistilled if isinstance(run, DistilledConfig) else _undistilled(trained)
+    return DistilledConfig(**{**of_run, "shuffle_rows": None, **mine}, distillation=filled, undistilled=before)
+
+
+def _undistilled(trained: TrainedRun) -> UndistilledConfig:
+    run = trained.config
+    steps = trained.checkpoint.step
+    return UndistilledConfig(steps=steps, batch_size=run.batch_size, accumulate=run.accumulate, optimizer=run.optimizer)
 
 
 def _of_distilled(config: DistillConfig, trained: TrainedRun) -> DistillConfig:

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from ldlm import files, runtime
+from ldlm import files, launcher, runtime
 from ldlm.artifact import Artifact
-from ldlm.config import FinetuneConfig, TrainConfig
+from ldlm.config import DistilledConfig, FinetuneConfig, TrainConfig
 from ldlm.errors import InputError
 from ldlm.features.encoder import online_encoder
 from ldlm.features.store import FeatureStore, Split
@@ -34,7 +34,7 @@ from ldlm.sampling.trained_run import JOINT, DecoderRecord, TrainedRun
 from ldlm.training import heldout
 from ldlm.training.decoder import DecoderState, build_decoder, finetune_step, start_decoder
 from ldlm.training.journal import Journal
-from ldlm.training.learner import check_shares
+from ldlm.training.learner import accumulation, check_shares
 from ldlm.training.loop import train
 from ldlm.training.output import begin, resume, shuffle_rows
 from ldlm.training.speed import Speedometer
@@ -114,7 +114,8 @@ def run(
 
         state.compute.tell(progress)
         trained.remark_on_end(progress)
-        saved = resume(state, stream, out, progress)
+        _remark_on_optimizer(training, trained, progress)
+        saved = resume(state, stream, result, store, progress)
         speed = Speedometer(state.step, rows_per_step=training.batch_size, tokens_per_row=store.shapes.seq_len)
         journal = Journal(out, state, speed, progress, saved=saved)
         evaluate = partial(_evaluate, state.model, state, store.held_out(encode))
@@ -148,17 +149,36 @@ def _check(trained: TrainedRun, store: FeatureStore) -> None:
 
 def _training(config: FinetuneConfig, trained: TrainedRun) -> TrainConfig:
     """The run's settings, overridden by those of this stage."""
-    run = trained.config
+    run = _undistilled(trained)
     mine = {name: value for name in TAKEN if (value := getattr(config, name)) is not None}
+    rows = config.batch_size or run.batch_size
     return replace(
         run,
-        **mine,
-        steps=config.steps or min(200_000, math.ceil(trained.checkpoint.step * 2 / 5)),
+        **{"accumulate": accumulation(run, rows, launcher.processes()), **mine},
+        steps=config.steps or min(200_000, math.ceil(run.steps * 2 / 5)),
         recipe=run.recipe
         if config.sigma_dec is None
         else replace(run.recipe, decoder_noise="additive", sigma_dec=config.sigma_dec),
         optimizer=replace(run.optimizer, lr=config.lr or run.optimizer.lr),
     )
+
+
+def _undistilled(trained: TrainedRun) -> TrainConfig:
+    """The settings of a run, with the steps that it has taken; those before its distillation, if they are on record."""
+    run = trained.config
+    if isinstance(run, DistilledConfig) and run.undistilled is not None:
+        return replace(run, **vars(run.undistilled))
+    return replace(run, steps=trained.checkpoint.step)
+
+
+def _remark_on_optimizer(training: TrainConfig, trained: TrainedRun, progress: Progress) -> None:
+    """Note that the optimiser is a distillation's, where an earlier version has recorded no other."""
+    if isinstance(trained.config, DistilledConfig) and trained.config.undistilled is None:
+        progress.note(
+            f"{trained.path} does not record the optimiser of the run that it was distilled from; the decoder is "
+            f"trained with the distillation's: learning rate {training.optimizer.lr:g}, "
+            f"lr_decay={training.optimizer.lr_decay}"
+        )
 
 
 def _network(config: FinetuneConfig, trained: TrainedRun) -> dict[str, Any]:

@@ -16,20 +16,20 @@ import torch
 from ldlm import artifact, files, runtime
 from ldlm.artifact import Artifact
 from ldlm.baselines import bounded
-from ldlm.baselines.bounded import OF_LATENTS, Lines, Subject, unbounded
+from ldlm.baselines.bounded import unbounded
 from ldlm.completion import is_complete
-from ldlm.config import LDLM, LikelihoodConfig
+from ldlm.config import LikelihoodConfig
 from ldlm.errors import InputError
 from ldlm.evaluation import likelihood
 from ldlm.evaluation.likelihood import RowNats
 from ldlm.evaluation.scorer import Scorer
-from ldlm.features.encoder import check_online, online_encoder, tokenizer_fingerprint
+from ldlm.features.encoder import online_encoder, tokenizer_fingerprint
 from ldlm.features.store import FeatureStore
 from ldlm.location import Location
 from ldlm.progress import SILENT, Progress
+from ldlm.sampling.likelihood import OF_RUNS, Lines, Subject
 
 KEPT = "rows.partial.jsonl"
-OF_RUNS = ("checkpoint", "draws", "seed")  # settings that causal models have not
 
 
 def check_used(
@@ -41,10 +41,12 @@ def check_used(
     overwrite: bool = False,
 ) -> None:
     """`InputError` for what changes nothing, given all runs and causal models whose likelihood is asked for."""
-    found = sorted({bounded.named_method(path) for path in run_paths if not unbounded(path)})
+    measured = [path for path in run_paths if not unbounded(path)]
+    found = sorted({bounded.named_method(path) for path in measured})
+    taken = {name for path in measured for name in bounded.takes(path)}
     whose = " and ".join([*found, *(["causal models"] if causal else [])]) or "these runs, which have none"
-    for name in (*(OF_LATENTS if LDLM not in found else ()), *(OF_RUNS if not found else ())):
-        if getattr(config, name) != getattr(LikelihoodConfig(), name):
+    for name in OF_RUNS:
+        if name not in taken and getattr(config, name) != getattr(LikelihoodConfig(), name):
             raise InputError(f"{name} is not a setting of the likelihood of {whose}; leave it out")
     for option, given in (("--overwrite", overwrite), ("--output", out is not None)):
         if given and not found:
@@ -81,7 +83,7 @@ def _check_run(
     else:
         artifact.check(**made)
     if overwrite or not is_complete(made["path"]):
-        _check_states(subject, store)
+        subject.check_states(store)
 
 
 def plan(
@@ -115,7 +117,7 @@ def run(
     made = _result(config, subject, store, out, overwrite)
     config, kept = made["config"], made["path"] / KEPT
     if overwrite:
-        _check_states(subject, store)
+        subject.check_states(store)
     # A row is known by the number of its line, so two processes must not write lines.
     with artifact.working(**made, overwrite=overwrite) as result:
         if result.complete:
@@ -143,12 +145,6 @@ def _result(
         "path": out, "kind": "likelihood", "config": subject.own(config), "inputs": subject.inputs(store),
         "reads": [subject.run.path, *store.reads],
     }  # fmt: skip
-
-
-def _check_states(subject: Subject, store: FeatureStore) -> None:
-    """`InputError` as of `check_online`; rivals read tokens alone."""
-    if subject.method == LDLM:
-        check_online(store)
 
 
 def check_halves(out: Path) -> None:

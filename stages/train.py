@@ -126,10 +126,10 @@ def run(
             return result
 
         world.main_only(lambda: _record_features(method, store, out))
-        if world.main:
-            _tell(method, store, out, result.state == "partial", progress)
-            state.compute.tell(progress)
-        saved = resume(state, stream, out, progress)
+        for remark in method.remarks(store):
+            progress.note(remark)
+        state.compute.tell(progress)
+        saved = resume(state, stream, result, store, progress)
         speed = _speedometer(method, state, store)
         journal = Journal(out, state, speed, progress, saved=saved, warn=method.warning)
         evaluate = partial(method.evaluate, state, held_out)
@@ -186,17 +186,6 @@ def _fitted(
     method, flags = fitted(method, store.shapes, fit, devices=world.size, bf16=bf16, device=device.type, features=kind)
     progress.note(f"--fit {fit}: {flags}")
     return method
-
-
-def _tell(method: AnyMethod, store: FeatureStore, out: Path, taken_up: bool, progress: Progress) -> None:
-    for remark in method.remarks(store):
-        progress.note(remark)
-    if not store.sealed:
-        progress.note(f"{store.path} is not sealed: {store.missing()}; training on what is there")
-    if store.held_out().name == "train":
-        progress.note(f"{store.path} has no held-out rows, so evaluations are on training rows")
-    if taken_up and not checkpoint.all_in(out / "checkpoints"):
-        progress.note(f"{out} was begun and has no checkpoint yet; starting from step 0")
 
 
 def _record_features(method: AnyMethod, store: FeatureStore, out: Path) -> None:

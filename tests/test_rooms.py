@@ -169,6 +169,12 @@ def test_pages_never_import_torch():
     assert done.stdout == "False\n"
 
 
+def test_no_stage_asks_whether_a_run_is_of_ldlm():
+    """They look methods up in `baselines`, which says what differs between them."""
+    asking = [m for m, path in modules().items() if room(m) == "stages" and "ldlm.config.LDLM" in imported(path)]
+    assert asking == []
+
+
 def test_no_file_of_the_library_is_long():
     sizes = {m: len(p.read_text(encoding="utf-8").splitlines()) for m, p in modules().items() if room(m) != "cli"}
     assert [module for module, lines in sizes.items() if lines > MOST_LINES] == []

@@ -22,7 +22,7 @@ from ldlm.config.baselines import (
     TokenSamplerName,
     used,
 )
-from ldlm.config.distill import START, DistillConfig, DistilledConfig, distilled, halvings
+from ldlm.config.distill import START, DistillConfig, DistilledConfig, UndistilledConfig, distilled, halvings
 from ldlm.config.drawing import drawing_config, owners
 from ldlm.config.export import ExportConfig, WeightPrecision
 from ldlm.config.fields import (

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ldlm.config.fields import again, from_stored, setting
-from ldlm.config.model import SamplerConfig
+from ldlm.config.model import OptimizerConfig, SamplerConfig
 from ldlm.config.stages import ComputeConfig, FinetuneConfig, TrainConfig
 from ldlm.errors import InputError
 
@@ -50,7 +50,7 @@ class DistillConfig:
         above=0,
     )
     compute: ComputeConfig = again(TrainConfig, "compute")
-    accumulate: int = again(FinetuneConfig, "accumulate")
+    accumulate: int | None = again(FinetuneConfig, "accumulate")
     max_nonfinite: int = again(FinetuneConfig, "max_nonfinite")
     log_every: int = again(FinetuneConfig, "log_every")
     eval_every: int = again(FinetuneConfig, "eval_every")
@@ -88,14 +88,27 @@ def halvings(start: int, evaluations: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UndistilledConfig:
+    """The settings of a run that a distillation replaces, and its decoders are fine-tuned with."""
+
+    steps: int = setting(1, "optimiser steps taken", low=1)
+    batch_size: int = again(TrainConfig, "batch_size")
+    accumulate: int = again(TrainConfig, "accumulate")
+    optimizer: OptimizerConfig = again(TrainConfig, "optimizer")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistilledConfig(TrainConfig):
     """A distilled run: the settings of the run that it was distilled from, with those of the distillation.
 
     Settings that both have are the distillation's, and `steps` counts all rounds. In `distillation`, what the user left
-    at none is filled in.
+    at none is filled in. `undistilled` is of the first run, however often it has been distilled.
     """
 
     distillation: DistillConfig = setting(DistillConfig(), "the distillation")
+    undistilled: UndistilledConfig | None = setting(
+        None, "settings of the run before; none where an earlier version distilled it", identity=False
+    )
 
     def learned(self, state: Mapping[str, Any]) -> SamplerConfig:
         """The sampler that a checkpoint with this state has learned."""

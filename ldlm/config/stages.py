@@ -221,7 +221,13 @@ class FinetuneConfig:
     heads: int | None = setting(None, "attention heads; none means the run's token decoder's", low=1)
     compute: ComputeConfig = again(TrainConfig, "compute")
     lr: float | None = setting(None, "learning rate after the warm-up; none means the run's", above=0)
-    accumulate: int = again(TrainConfig, "accumulate")
+    accumulate: int | None = again(
+        TrainConfig,
+        "accumulate",
+        None,
+        help="gradient-accumulation micro-batches per step; none means 1 if the run has 1, else as few as have "
+        "no more rows than its own",
+    )
     max_nonfinite: int = again(TrainConfig, "max_nonfinite")
     log_every: int = again(TrainConfig, "log_every")
     eval_every: int = again(TrainConfig, "eval_every")

@@ -70,7 +70,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
     """Write the checkpoint of a step whole or not at all; an existing one of that step is replaced."""
     target = folder / f"step-{step:08d}"
     temporary = folder / f".{target.name}.tmp"
-    for left in folder.glob(".step-*.tmp"):  # left by a killed process, perhaps at another step
+    for left in folder.glob(".step-*.tmp"):  # by a killed process, perhaps at another step, or by `_delete`
         shutil.rmtree(left, ignore_errors=True)
     files.make_folder(temporary)
     for name, group in tensors.items():
@@ -83,7 +83,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
     files.write_json(temporary / "manifest.json", {"sha256": digests})
     files.fsync_tree(temporary)
     if target.exists():
-        shutil.rmtree(target)
+        _delete(target)
     temporary.rename(target)
     files.fsync_dir(folder)
     return Checkpoint(target)
@@ -118,7 +118,10 @@ def named(folder: Path, name: str) -> Checkpoint:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all checkpoints but the newest `keep` that verify; nothing is deleted while the newest does not."""
+    """Delete all checkpoints but the newest `keep` that verify; nothing is deleted while the newest does not.
+
+    One that can't be deleted is left to a later pruning: it is no reason to end a training.
+    """
     checkpoints = all_in(folder)
     if not checkpoints or checkpoints[-1].fault() is not None:
         return
@@ -127,4 +130,17 @@ def prune(folder: Path, keep: int) -> None:
         if kept < keep and old.fault() is None:
             kept += 1
         else:
-            shutil.rmtree(old.path)
+            try:
+                _delete(old.path)
+            except OSError as error:
+                log.warning("checkpoint %s could not be deleted: %s", old.path, error)
+
+
+def _delete(path: Path) -> None:
+    """Take a checkpoint away and delete its files; those that can't be deleted yet are left to the next `save`.
+
+    On NFS a folder stays while another process has a file in it open. `OSError` if the checkpoint can't be renamed.
+    """
+    aside = path.with_name(f".{path.name}.{files.unique()}.tmp")
+    path.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -20,7 +20,7 @@ from ldlm.features.batch import Batch
 from ldlm.model.autoencoder import TokenDecoder
 from ldlm.model.cosmos import decoder_input
 from ldlm.model.joint import JointModel
-from ldlm.model.layers import compile_blocks, head_widths
+from ldlm.model.layers import compile_blocks, head_widths, recompute_activations
 from ldlm.model.objective import DecoderInput, at_least_float32
 from ldlm.model.token_loss import TokenLosses
 from ldlm.runtime import ALONE, World
@@ -71,6 +71,8 @@ def start_decoder(
     compute = Compute.of(config.compute, device, head_widths(model) | head_widths(frozen))
     if compute.compiled:
         compile_blocks(model)
+    if config.recompute:
+        recompute_activations(model)
     return DecoderState(
         config=config,
         model=model,

@@ -201,6 +201,17 @@ def parallel(module: nn.Module, world: World) -> DistributedDataParallel | None:
     return DistributedDataParallel(module, gradient_as_bucket_view=True) if world.size > 1 else None
 
 
+def accumulation(run: AnyTrainConfig, batch_size: int, processes: int) -> int:
+    """The fewest micro-batches per step that have no more rows than those of `run`; 1 if that does not accumulate.
+
+    They divide the share of each process, if the batch can be divided among the processes.
+    """
+    if run.accumulate == 1:
+        return 1
+    share, most = max(1, batch_size // processes), max(1, run.batch_size // (run.accumulate * processes))
+    return next(count for count in range(1, share + 1) if share % count == 0 and share // count <= most)
+
+
 def check_shares(config: AnyTrainConfig, world: World) -> None:
     """`InputError` when the batch can't be divided evenly among the processes and their micro-batches."""
     parts = world.size * config.accumulate

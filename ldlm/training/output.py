@@ -12,7 +12,7 @@ from ldlm.artifact import Artifact
 from ldlm.completion import is_complete
 from ldlm.config import from_stored
 from ldlm.errors import InputError
-from ldlm.features.store import Split
+from ldlm.features.store import FeatureStore, Split
 from ldlm.features.stream import Stream, default_window
 from ldlm.progress import Progress
 from ldlm.training import checkpoint
@@ -99,13 +99,29 @@ def shuffle_rows(config: Any, out: Path, split: Split, batch_size: int, *, overw
     return config.shuffle_rows or default_window(split, batch_size)
 
 
-def resume(learner: Learner, stream: Stream, out: Path, progress: Progress) -> bool:
-    """Continue from the newest checkpoint that verifies, the same in all processes; False if there is none."""
-    newest = checkpoint.latest(out / "checkpoints") if learner.world.main else None
+def resume(learner: Learner, stream: Stream, begun: Artifact, store: FeatureStore, progress: Progress) -> bool:
+    """Continue from the newest checkpoint that verifies, the same in all processes; False if there is none.
+
+    The user is told what may be missing in the store, and in the output.
+    """
+    assert isinstance(begun.path, Path)  # only features may be objects
+    folder = begun.path / "checkpoints"
+    _remark(begun, folder, store, progress)
+    newest = checkpoint.latest(folder) if learner.world.main else None
     name = learner.world.from_main(None if newest is None else newest.path.name)
     if name is None:
         return False
-    learner.load(checkpoint.Checkpoint(out / "checkpoints" / name))
+    learner.load(checkpoint.Checkpoint(folder / name))
     stream.position = learner.position
     progress.note(f"resuming from step {learner.step}")
     return True
+
+
+def _remark(begun: Artifact, folder: Path, store: FeatureStore, progress: Progress) -> None:
+    """Note rows that are missing, evaluations on training rows, and an output of which nothing has been saved."""
+    if not store.sealed:
+        progress.note(f"{store.path} is not sealed: {store.missing()}; training on what is there")
+    if store.held_out().name == "train":
+        progress.note(f"{store.path} has no held-out rows, so evaluations are on training rows")
+    if begun.state == "partial" and not checkpoint.all_in(folder):
+        progress.note(f"{begun.path} was begun and has no checkpoint yet; starting from step 0")

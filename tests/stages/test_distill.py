@@ -16,7 +16,7 @@ from folders import content, metrics
 from forked import Forks
 from patience import patience
 
-from ldlm import LDLM, noise
+from ldlm import LDLM, files, noise
 from ldlm import config as configs
 from ldlm.config import (
     DistillConfig,
@@ -328,6 +328,37 @@ def test_it_has_no_likelihood_and_says_so(copy, store, ldlm):
     found = ldlm("likelihood", "--run", copy, "--features", store, "--device", "cpu")
     assert found.exit_code == 0
     assert found.stdout.startswith("run-2: no likelihood, because it is distilled")
+
+
+def test_a_decoder_of_a_student_is_trained_as_one_of_its_run_would_be(trained, store, copy, tmp_path):
+    """With the rate, the decay, the batch and the steps of the run that was distilled, and of none of its students."""
+    once = replace(DISTILL, evaluations=1, start=2, batch_size=4)
+    smaller = distill.run(once, trained, store, tmp_path / "a")
+    again = distill.run(replace(once, steps=None, lr=None), copy, store, tmp_path / "b")
+    of_run = finetune_decoder._training(FinetuneConfig(), TrainedRun(trained, CPU))
+    for student in (copy, smaller.path, again.path):
+        found = finetune_decoder._training(FinetuneConfig(), TrainedRun(student, CPU))
+        for name in ("optimizer", "steps", "batch_size", "accumulate", "recompute"):
+            assert getattr(found, name) == getattr(of_run, name), (student, name)
+
+
+def test_a_decoder_of_a_student_of_an_earlier_version_is_trained_as_before(store, copy, notes):
+    """Its run's settings are not on record."""
+    settings = files.read_yaml(copy / "config.yaml")
+    assert settings.pop("undistilled")["optimizer"]["lr_decay"] == "constant"
+    files.write_atomic(copy / "config.yaml", files.dump_yaml(settings))
+    distilled = TrainedRun(copy, CPU)
+    training = finetune_decoder._training(FinetuneConfig(), distilled)
+    assert (training.optimizer, training.steps) == (distilled.config.optimizer, 5)
+    config = FinetuneConfig(layers=0, steps=2, eval_rows=4, batch_size=8, device="cpu")
+    for given in ({}, {"lr": 1e-3}):
+        finetune_decoder.run(replace(config, name=f"d{len(given)}", **given), copy, store, progress=notes)
+        said = [line for line in notes.lines if "does not record" in line]
+        notes.lines.clear()
+        assert said == [
+            f"{copy} does not record the optimiser of the run that it was distilled from; the decoder is trained with "
+            f"the distillation's: learning rate 0.001, lr_decay=cosine"
+        ]
 
 
 def test_decoders_of_the_run_come_along(run_copy, store, tmp_path):

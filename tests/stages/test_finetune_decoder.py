@@ -23,6 +23,7 @@ from ldlm import config as configs
 from ldlm.config import (
     ComputeConfig,
     DecoderNoise,
+    DistillConfig,
     ExtractConfig,
     FinetuneConfig,
     RecipeConfig,
@@ -36,8 +37,8 @@ from ldlm.model.joint import build
 from ldlm.model.objective import DecoderInput, JointObjective
 from ldlm.sampling import trained_run
 from ldlm.sampling.trained_run import TrainedRun
-from ldlm.stages import extract_features, finetune_decoder, sample, train
-from ldlm.training import checkpoint, heldout
+from ldlm.stages import distill, extract_features, finetune_decoder, sample, train
+from ldlm.training import checkpoint, heldout, learner
 from ldlm.training.decoder import finetune_step, start_decoder
 
 CPU = torch.device("cpu")
@@ -100,6 +101,44 @@ def test_a_linear_head_has_the_loss_and_the_gradient_of_its_closed_form(trained,
     y = np.eye(len(weights))[batch.tokens_BL.flatten().numpy()]
     assert step.l_w_B.mean().item() == pytest.approx(-(y * np.log(p)).sum() / len(z), rel=1e-5)
     np.testing.assert_allclose(gradient.numpy(), (p - y).T @ n / len(z), rtol=1e-3, atol=1e-7)
+
+
+def test_a_decoder_recomputes_activations_where_the_run_does(trained, store):
+    saved, batch = {}, batch_of(store)
+    for recompute in (False, True):
+        state, seen = start(trained, layers=2, recompute=recompute), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, seen=seen: (seen.append(t.nbytes), t)[1], lambda t: t):
+            finetune_step(state, batch)
+        saved[recompute] = sum(seen)
+    assert saved[True] < 0.7 * saved[False]
+
+
+@pytest.mark.parametrize("stage", [finetune_decoder, distill])
+def test_decoders_and_students_have_micro_batches_no_larger_than_the_run_s(run_copy, stage):
+    """The run has micro-batches of 2 rows and recomputes; accumulate=1 of a run that was begun earlier stays."""
+    settings = files.read_yaml(run_copy / "config.yaml")
+    files.write_atomic(run_copy / "config.yaml", files.dump_yaml({**settings, "accumulate": 4, "recompute": True}))
+    run = TrainedRun(run_copy, CPU)
+
+    def training(**given):
+        if stage is distill:
+            return distill.settings(DistillConfig(evaluations=1, start=2, steps=1, **given), run)
+        return finetune_decoder._training(FinetuneConfig(**given), run)
+
+    def micro_batches(batch_size=None, **given):
+        return training(batch_size=batch_size, **given).accumulate
+
+    assert training().recompute
+    assert [micro_batches(rows) for rows in (None, 8, 16, 4, 2, 1, 9)] == [4, 4, 8, 2, 1, 1, 9]
+    assert [micro_batches(accumulate=given) for given in (1, 2)] == [1, 2]
+
+
+@pytest.mark.parametrize(("processes", "rows", "expected"), [(2, 8, 4), (4, 8, 2), (2, 4, 2), (2, 12, 6), (3, 8, 2)])
+def test_micro_batches_no_larger_than_the_run_s_divide_the_share_of_a_process(processes, rows, expected):
+    """Those of the run have 2 rows over all processes, of which each has at least one."""
+    run = configs.TrainConfig(batch_size=8, accumulate=4)
+    assert learner.accumulation(run, rows, processes) == expected
+    assert learner.accumulation(replace(run, accumulate=1), 2 * rows, processes) == 1
 
 
 def test_in_bf16_the_noise_is_added_to_latents_in_float32_as_where_it_is_measured(trained, store, monkeypatch):

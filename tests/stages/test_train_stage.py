@@ -12,11 +12,11 @@ from folders import metrics
 from safetensors.torch import load_file
 
 from ldlm import config as configs
-from ldlm.config import FinetuneConfig, SampleConfig, SamplerConfig, Shapes, TrainConfig
+from ldlm.config import DistillConfig, FinetuneConfig, SampleConfig, SamplerConfig, Shapes, TrainConfig
 from ldlm.errors import InputError
 from ldlm.features.store import FeatureStore
 from ldlm.sampling.trained_run import TrainedRun
-from ldlm.stages import extract_features, finetune_decoder, sample, train
+from ldlm.stages import distill, extract_features, finetune_decoder, sample, train
 from ldlm.training import checkpoint
 from ldlm.training.log import MetricsFile
 from ldlm.training.output import shuffle_rows
@@ -333,6 +333,36 @@ def test_evaluations_on_training_rows_are_said_to_be(train_config, extract_confi
     store = extract_features.run(config, tmp_path / "features").path
     train.run(replace(train_config, steps=1), store, tmp_path / "run", progress=notes)
     assert notes.lines == [f"{store} has no held-out rows, so evaluations are on training rows"]
+
+
+@pytest.mark.parametrize("stage", ["finetune-decoder", "distill"])
+def test_students_and_decoders_say_of_the_features_what_a_run_does(
+    extract_config, train_config, tmp_path, notes, stage
+):
+    """Of a store that is not sealed and has no held-out rows; and that nothing was saved of what was begun."""
+    store = extract_features.run(replace(extract_config, validation_docs=0), tmp_path / "features").path
+    (store / "manifest.json").unlink()
+    run, given = tmp_path / "run", {"allow_partial": True, "progress": notes}
+    train.run(replace(train_config, steps=1), store, run, **given)
+    of_features = list(notes.lines)
+    assert [line.partition(":")[0] for line in of_features] == [
+        f"{store} is not sealed",
+        f"{store} has no held-out rows, so evaluations are on training rows",
+    ]
+
+    def follow():
+        notes.lines.clear()
+        short = {"steps": 1, "eval_rows": 4, "batch_size": 8, "device": "cpu"}
+        if stage == "distill":
+            return distill.run(DistillConfig(evaluations=1, start=2, **short), run, store, tmp_path / "2", **given).path
+        return finetune_decoder.run(FinetuneConfig(layers=0, **short), run, store, **given).path
+
+    made = follow()
+    assert [line for line in notes.lines if line in of_features] == of_features
+    (made / "manifest.json").unlink()
+    shutil.rmtree(made / "checkpoints")
+    follow()
+    assert f"{made} was begun and has no checkpoint yet; starting from step 0" in notes.lines
 
 
 def test_a_run_does_not_overwrite_the_store_that_it_reads(train_config, store, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -159,6 +160,50 @@ def test_pruning_keeps_the_newest(tmp_path):
     assert [saved.step for saved in checkpoint.all_in(tmp_path)] == [9, 10]
     checkpoint.prune(tmp_path, keep=5)
     assert [saved.step for saved in checkpoint.all_in(tmp_path)] == [9, 10]
+
+
+@pytest.fixture
+def read_elsewhere(monkeypatch):
+    """A reader on another machine has a file of each checkpoint open: NFS keeps the folders until it has ended."""
+
+    def rmdir(path, **how):
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    with monkeypatch.context() as reader:
+        reader.setattr(os, "rmdir", rmdir)
+        yield reader
+
+
+def test_pruning_goes_on_while_a_checkpoint_is_read(tmp_path, read_elsewhere):
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    checkpoint.prune(tmp_path, keep=2)
+    assert [found.step for found in checkpoint.all_in(tmp_path)] == [2, 3]
+    assert [path for path in tmp_path.rglob("*.safetensors") if "step-00000001" in str(path)] == []
+    read_elsewhere.undo()
+    save(tmp_path, 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-0000000{step}" for step in (2, 3, 4)]
+
+
+def test_a_damaged_checkpoint_is_replaced_while_it_is_read(tmp_path, read_elsewhere):
+    flip_a_byte(save(tmp_path, 1).path / "model.safetensors")
+    assert save(tmp_path, 1).fault() is None
+    assert checkpoint.latest(tmp_path).step == 1
+
+
+def test_a_checkpoint_that_can_not_be_deleted_ends_no_training(tmp_path, caplog, monkeypatch):
+    def rename(path, target):
+        raise OSError(errno.EACCES, "Permission denied", str(path))
+
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        checkpoint.prune(tmp_path, keep=1)
+    assert [found.step for found in checkpoint.all_in(tmp_path)] == [1, 2, 3]
+    assert f"{tmp_path / 'step-00000001'} could not be deleted: [Errno 13] Permission denied" in caplog.text
+    checkpoint.prune(tmp_path, keep=1)
+    assert [found.step for found in checkpoint.all_in(tmp_path)] == [3]
 
 
 def test_pruning_deletes_nothing_while_the_newest_is_damaged(tmp_path):

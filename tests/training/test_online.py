@@ -10,12 +10,12 @@ import pytest
 import torch
 from folders import content
 
-from ldlm.config import ComputeConfig
+from ldlm.config import ComputeConfig, DistillConfig, FinetuneConfig
 from ldlm.errors import InputError
 from ldlm.features import extraction
 from ldlm.features.encoder import OnlineEncoder, online_encoder
 from ldlm.features.store import FeatureStore
-from ldlm.stages import extract_features, train
+from ldlm.stages import distill, extract_features, finetune_decoder, train
 from ldlm.training.log import MetricsFile
 
 
@@ -101,6 +101,32 @@ def test_losses_are_those_of_the_store(online, stored, train_config, tmp_path, d
     for one, other in zip(*lines, strict=True):
         for name in ("l_diff", "l_h", "l_w"):
             assert one[name] == pytest.approx(other[name], rel=tolerance)
+
+
+@pytest.mark.parametrize("stage", ["train", "finetune-decoder", "distill"])
+def test_states_are_in_the_encoder_s_own_precision_in_steps_and_evaluations(
+    online, train_config, tmp_path, monkeypatch, stage
+):
+    """The encoder of the store computed in single precision; the training computes in bf16."""
+    real, made = OnlineEncoder.__call__, []
+
+    def noted(self, tokens_BL):
+        made.append((self, tokens_BL, real(self, tokens_BL)))
+        return made[-1][2]
+
+    run, compute = tmp_path / "run", ComputeConfig(precision="bf16")
+    train.run(replace(train_config, compute=compute), online, run)
+    monkeypatch.setattr(OnlineEncoder, "__call__", noted)
+    short = {"steps": 2, "eval_every": 1, "eval_rows": 10, "lr": 1e-3, "compute": compute, "device": "cpu"}
+    if stage == "train":
+        train.run(replace(train_config, compute=compute), online, tmp_path / "other")
+    elif stage == "distill":
+        distill.run(DistillConfig(evaluations=1, start=2, **short), run, online, tmp_path / "student")
+    else:
+        finetune_decoder.run(FinetuneConfig(layers=0, **short), run, online)
+    assert len({len(tokens_BL) for _, tokens_BL, _ in made}) > 1  # batches of steps, and a last one of an evaluation
+    for encoder, tokens_BL, h_BLD in made:
+        assert torch.equal(h_BLD, real(encoder, tokens_BL))
 
 
 def test_the_command_line_prepares_the_store_itself_and_goes_on(ldlm, succeed, few, tiny_yaml, tmp_path):
