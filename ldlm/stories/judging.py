@@ -9,14 +9,14 @@ read even if one thing is forgotten, everything is unknown except who and what t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from ldlm.stories.forgetting import Forgetting, Match, Reading, Relaxation
 from ldlm.stories.grammar import FACTS, OVER, START, State
 from ldlm.stories.process import Sentence
-from ldlm.stories.reading import END, FEW, Domains, Reader, kept, sentences_of
+from ldlm.stories.reading import END, FEW, Domains, Reader, States, kept, sentences_of
 from ldlm.stories.templates import Gap, Template, roles
 
 
@@ -73,15 +73,15 @@ class Judge:
     # What fits
 
     @cached_property
-    def everything(self) -> Set[State]:
+    def everything(self) -> States:
         """All states that a story can be in after a sentence, and `OVER`."""
-        return frozenset(self.reader.source.states) - {START}
+        return {state: None for state in self.reader.source.states if state != START}
 
     @cached_property
-    def by_plot(self) -> Mapping[str, Set[State]]:
+    def by_plot(self) -> Mapping[str, States]:
         """The states of each plot, with `OVER`."""
         plots = {state.plot for state in self.everything}
-        return {plot: frozenset(s for s in self.everything if s.plot == plot or s.over) for plot in plots}
+        return {plot: {s: None for s in self.everything if s.plot == plot or s.over} for plot in plots}
 
     def fitting(self, words: Sequence[str], readings: Sequence[Reading], stop: int | None = None) -> Iterator[Match]:
         """The ways to read a sentence, or, with `stop`, its first words."""
@@ -94,16 +94,14 @@ class Judge:
                     for state, sentence in edges:
                         yield Match(template, state, sentence, domains)
 
-    def _candidates(
-        self, states: Set[State], first: str
-    ) -> Iterator[tuple[Template, Iterable[tuple[State, Sentence]]]]:
+    def _candidates(self, states: States, first: str) -> Iterator[tuple[Template, Iterable[tuple[State, Sentence]]]]:
         """Templates that may follow, with the states before them; for many states, only those with this first word."""
         if len(states) <= FEW:
             for state in states:
                 for sentence in self.reader.source.sentences(state):
                     yield sentence.template, [(state, sentence)]
         else:
-            reached = states & self.reader.reached
+            reached = self.reader.within_reach(states)
             for template in self.reader.by_first.get(first, ()):
                 yield template, self.reader.edges(template, reached)
 
@@ -139,7 +137,7 @@ class _Part:
 
     def read(self, sentences: Sequence[Sequence[str]], begins: bool, ends: bool) -> None:
         """Judge all sentences, and whether the story may end where it does."""
-        readings = [Reading({}, {START} if begins else self.judge.everything)]
+        readings = [Reading({}, {START: None} if begins else self.judge.everything)]
         for number, words in enumerate(sentences):
             cut_off = not ends and number == len(sentences) - 1 and words[-1] != END
             if not begins and number == 0:
@@ -274,9 +272,9 @@ def _all_over(readings: Sequence[Reading]) -> bool:
 
 def _merged(matches: Sequence[Match]) -> list[Reading]:
     """The readings after a sentence, with the states grouped by what is known about the roles."""
-    found = dict[tuple[tuple[str, int], ...], tuple[Domains, set[State]]]()
+    found = dict[tuple[tuple[str, int], ...], tuple[Domains, dict[State, None]]]()
     for match in matches:
         domains = kept(match.domains)
-        states = found.setdefault(tuple(sorted(domains.items())), (domains, set()))[1]
-        states.add(match.sentence.after)
+        states = found.setdefault(tuple(sorted(domains.items())), (domains, {}))[1]
+        states[match.sentence.after] = None
     return [Reading(domains, states) for domains, states in found.values()]

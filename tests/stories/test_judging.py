@@ -242,6 +242,22 @@ def test_the_examples_of_the_page_are_what_it_says(judge):
         assert [one.kind for one in whole.violations] == [kind], example
 
 
+def test_the_judgement_of_a_part_is_the_same_in_every_process():
+    code = (
+        "from ldlm.stories.judging import Judge; from ldlm.stories.process import STORIES; "
+        "from ldlm.stories.reading import Reader; judge = Judge(Reader(STORIES)); "
+        "print(*(judge.judge(part.split(), begins=False, ends=False).violations "
+        "for part in ('play . it', 'school . she', 'quiet . it', 'clock Anna . they')), sep='\\n')"
+    )
+    found = set()
+    for hashing in ("1", "2"):
+        env = {"PYTHONHASHSEED": hashing}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        found.add(done.stdout)
+    assert len(found) == 1
+    assert found.pop().count("order") == 4
+
+
 def test_the_room_needs_no_torch():
     code = "import sys; from ldlm.stories import judging, tokens; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
