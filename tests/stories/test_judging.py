@@ -227,9 +227,43 @@ def test_an_empty_story_and_words_that_no_story_has_are_invalid(judge):
     assert all(one.kind in KINDS for one in found.violations)
 
 
-def test_a_story_that_goes_on_after_its_end_is_none(judge):
-    found = judge.judge(words_of(f"{HIDDEN} {HIDDEN}"))
-    assert (found.violations[0].kind, found.violations[0].distance) == ("ending", None)
+def test_a_missing_boundary_is_one_violation(judge):
+    """The first sentence of the other story is wrong, and the rest of it is judged as a story of its own."""
+    for first, second in [(HIDDEN, HIDDEN), (LANTERN, TRIP), *zip(stories(3, 0, 60), stories(4, 0, 60), strict=True)]:
+        found = judge.judge(words_of(f"{first} {second}"))
+        assert [(one.kind, one.distance) for one in found.violations] == [("ending", None)], (first, second)
+        assert (found.sentences, found.valid) == (n := f"{first} {second}".count("."), n - 1)
+        assert found.nats is None
+    assert [one.kind for one in judge.judge(words_of(f"{HIDDEN} {LANTERN} {TRIP}")).violations] == ["ending"] * 2
+    assert ("thing", "lantern") in judge.judge(words_of(f"{HIDDEN} {LANTERN}")).choices
+
+
+@pytest.mark.parametrize(
+    "second, found",
+    [
+        (LANTERN.replace("He gave", "She gave"), [("ending", None), ("pronoun", 1)]),
+        (LANTERN.replace("it in the park", "it in the garden"), [("ending", None), ("place", 4)]),
+        (LANTERN.replace("a red", "an red"), [("ending", None)]),  # a sentence has one violation at most
+        (f"Of the the. {LANTERN}", [("ending", None)]),
+        (f"Ben smiled and said nothing. {LANTERN}", [("ending", None)]),
+        ("Ben smiled. Of the the.", [("ending", None), ("order", None)]),
+        (LANTERN.removesuffix(" Clara and Ben played with it in the park until dark."), [("ending", None)] * 2),
+        ("On Friday, Clara found", [("ending", None)]),
+    ],
+    ids=lambda value: str(value)[-24:],
+)
+def test_what_is_wrong_after_a_missing_boundary_is_named_as_in_a_story_of_its_own(judge, second, found):
+    whole = judge.judge(words_of(f"{HIDDEN} {second}"))
+    assert [(one.kind, one.distance) for one in whole.violations] == found
+    cut = judge.judge(words_of("it stayed under the bed. " + second), begins=False)
+    assert [(one.kind, one.distance) for one in cut.violations] == found
+
+
+def test_a_sentence_that_is_cut_off_after_the_end_of_a_story_lacks_its_boundary(judge):
+    for second, sentences, cut in (("On Friday, Clara found", 3, 1), (f"{LANTERN} Leo had", 8, 1)):
+        found = judge.judge(words_of(f"{HIDDEN} {second}"), ends=False)
+        assert {one.kind for one in found.violations} == {"ending"}
+        assert (found.sentences, found.cut, found.cut_valid) == (sentences, cut, 0)
 
 
 def test_the_examples_of_the_page_are_what_it_says(judge):
