@@ -173,7 +173,9 @@ def test_a_word_in_the_place_of_another_is_nearly_always_caught(judge):
         found = judge.judge(words)
         missed += found.is_valid
         assert found.is_valid == (judge.reader.parse(words) is not None)
-        assert found.is_valid or found.sentences == 0 or found.valid < found.sentences or found.violations
+        extra = len(found.violations) - (found.sentences - found.valid)
+        assert extra == 0 or (extra == 1 and found.violations[-1].kind == "ending")  # that is no sentence's
+        assert found.is_valid or found.valid < story.count(".")
     assert missed <= 6
 
 
