@@ -107,6 +107,29 @@ def test_what_can_not_be_is_refused(refuse, succeed, ldlm, made, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["words"]
 
 
+def test_a_call_that_is_refused_leaves_nothing_and_one_that_was_killed_between_the_two_completes(
+    made, refuse, succeed, monkeypatch, tmp_path
+):
+    out, words = tmp_path / "a.txt", tmp_path / "words"
+    succeed("stories", "--documents", 3, "--output", out)
+    assert "does not hold these stories" in refuse("stories", "--documents", 4, "--output", out, "--tokenizer", words)
+    assert not words.exists()
+
+    out.unlink()
+    whole = StoriesConfig(documents=400)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("ldlm.stages.stories._batches", lambda stories: (_ for _ in ()).throw(KeyboardInterrupt))
+        stories.run(whole, out, words)
+    stories.run(whole, out, words)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("ldlm.stages.stories.tokens.tokenizer", lambda source: (_ for _ in ()).throw(KeyboardInterrupt))
+        stories.run(whole, out, tmp_path / "others")
+    stories.run(whole, out, tmp_path / "others")
+    assert out.read_bytes() == (made / "stories.txt").read_bytes()
+    for folder in (words, tmp_path / "others"):
+        assert (folder / "tokenizer.json").read_bytes() == (made / "words" / "tokenizer.json").read_bytes()
+
+
 def test_the_tokenizer_of_a_model_is_not_replaced(refuse, gpt2, tmp_path):
     model = shutil.copytree(gpt2, tmp_path / "model")
     before = (model / "tokenizer.json").read_bytes()
