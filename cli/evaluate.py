@@ -29,7 +29,8 @@ VALIDITY = {
     "diversity": "diversity",
 }
 NAMES = {"gen_ppl": "gen. ppl", "entropy": "entropy", "diversity": "diversity"}
-OF_SCORER = ("scorer", "protocol", "max_tokens", "boundaries", "mauve_model")  # settings that --source has no use for
+# Settings that --source has no use for.
+OF_SCORER = ("scorer", "protocol", "max_tokens", "boundaries", "mauve_model", "resamples")
 ASKED_FOR = {"mauve": "mauve", "copied_8grams": "copied 8-grams"}
 
 

@@ -74,12 +74,17 @@ def _names(runs: list[Path], causal: tuple[str, ...]) -> list[str]:
     return [name if short.count(name) == 1 else full for name, full in zip(short, whole, strict=True)]
 
 
+def _interval(interval: list[float] | None) -> str:
+    """A cell of the table: both ends, or - if there is no interval."""
+    return "-" if interval is None else "–".join(map(show.value, interval))
+
+
 def _tables(records: list[dict[str, Any]]) -> str:
     """A table of all, and the curve over τ of each LDLM."""
     measured = [one for one in records if one["is"] != "none"]
     rows = [
         (one["run"], one["method"], f"{'≤ ' if one['is'] == 'bound' else ''}{show.value(one['bits_per_token'])}",
-         "–".join(map(show.value, one["interval"])), show.value(one["estimate_se"]), show.value(one["perplexity"]))
+         _interval(one["interval"]), show.value(one["estimate_se"]), show.value(one["perplexity"]))
         for one in measured
     ]  # fmt: skip
     parts = [f"{one['run']}: no likelihood, because {one['why']} ({one['method']})" for one in records if "why" in one]

@@ -103,7 +103,7 @@ def by_source(
     for path, texts in zip(paths, sets, strict=True):
         if unknown := validity.unknown_words(texts):
             progress.note(_unknown(path, unknown))
-    measures = [validity.Measure(config.resamples, config.seed + number * seeds) for number in range(len(sets))]
+    measures = [validity.Measure(config.seed + number * seeds) for number in range(len(sets))]
     with progress.task("judge", 2 * sum(map(len, sets)), "text") as task:
         return [
             measure.scores(texts, str(path), task.advance)

@@ -140,11 +140,11 @@ def _valid(what: str, share: float | None, least: float) -> tuple[str, bool]:
 
 
 def _share(found: Mapping[str, Any], name: str) -> str:
-    """A share in per cent, with its interval if that has a width; `none` if there was nothing to judge."""
+    """A share in per cent, with its interval unless all or none are valid; `none` if there was nothing to judge."""
     if found[name] is None:
         return "none"
     low, high = found["intervals"][name]
-    return f"{found[name]:.1%}" + (f" [{100 * low:.1f}, {100 * high:.1f}]" if low < high else "")
+    return f"{found[name]:.1%}" + (f" [{100 * low:.1f}, {100 * high:.1f}]" if 0 < found[name] < 1 else "")
 
 
 def _number(value: float | None) -> str:

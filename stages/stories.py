@@ -50,8 +50,6 @@ def run(
     The file appears once it is complete. `tokenizer` is a folder for the tokenizer.
     """
     check_output(out, "stories.txt")
-    if tokenizer is not None:
-        write_tokenizer(tokenizer, overwrite=overwrite)
     begun = {
         "kind": "texts",
         "source": "stories",
@@ -61,11 +59,14 @@ def run(
         "clean_up": None,
     }
     found = files.read_json(samples.record_path(out)) if samples.record_path(out).is_file() else {}
-    if out.exists() and not overwrite:
-        if {name: found.get(name) for name in begun} != begun or found.get("sha256") != files.sha256_file(out):
-            raise InputError(
-                f"{out} exists and does not hold these stories; choose another --output, or replace it with --overwrite"
-            )
+    kept = out.exists() and not overwrite
+    if kept and ({name: found.get(name) for name in begun} != begun or found.get("sha256") != files.sha256_file(out)):
+        raise InputError(
+            f"{out} exists and does not hold these stories; choose another --output, or replace it with --overwrite"
+        )
+    if tokenizer is not None:  # not before `out` has been looked at: what is refused leaves nothing behind
+        write_tokenizer(tokenizer, overwrite=overwrite)
+    if kept:
         progress.note(f"{out} is complete; nothing to do")
         return found
     hashed, words = hashlib.sha256(), 0

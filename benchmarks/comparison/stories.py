@@ -34,7 +34,6 @@ QUICKSTART = source_stories.Stories()
 DOCUMENTS, HELD_OUT = QUICKSTART.documents, 2_000
 BUDGETS = (32, 8, 128, 2, 64, 16, 4, 256)  # evaluations per text, the most telling first
 SEEDS = (0, 1, 2)
-RESAMPLES = 1_000  # for the intervals of each set of texts
 WORDS = "tokenizer"
 
 
@@ -94,7 +93,7 @@ class Stories(sources.Source):
     def score(self, folder: Path, texts: Path, most: int) -> dict[str, Any]:
         """Validity, likelihood, coverage and violations."""
         found = samples.described(samples.read(texts), texts).first(most)
-        return validity.Measure(RESAMPLES, seed=0).validity(found).to_json()
+        return validity.Measure(seed=0).validity(found).to_json()
 
     def about(self, figures: Mapping[str, Any]) -> str:
         """The judge."""

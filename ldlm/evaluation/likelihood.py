@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ldlm import noise
 from ldlm.errors import InputError
+from ldlm.evaluation import intervals
 from ldlm.model.diffusion import Schedule, noised
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # z_t (B, N, C) and t (B,) float64 → ẑ_0
@@ -33,7 +34,6 @@ Decode = Callable[[Tensor, Tensor], Tensor]  # z_t and t → −log p(w | z_t) o
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 LEVELS, STEP = 13, math.sqrt(2)  # number of default noise levels, and the ratio of neighbours
-Z_95 = 1.96  # half a 95 % interval, in standard errors
 
 
 def levels(middle: float) -> tuple[float, ...]:
@@ -141,14 +141,13 @@ class RowNats:
         """Means per token, and the log-likelihood of each row.
 
         The first and the last token of a row are BOS and EOS: the denominator is L, but L − 2 for
-        `bits_per_inner_token`. The interval is over rows, which are taken as independent of each other.
+        `bits_per_inner_token`. The interval is over rows, taken as independent of each other; one row has none.
         """
         bits_B = self.nats_B / math.log(2) / seq_len
         mean, count = bits_B.mean().item(), len(bits_B)
-        half = Z_95 * bits_B.std(ddof=1).item() / math.sqrt(count)
         return {
             "bits_per_token": mean,
-            "interval": [mean - half, mean + half],
+            "interval": intervals.of_mean(bits_B),
             "bits_per_inner_token": mean * seq_len / (seq_len - 2),
             "estimate_se": math.sqrt((self.se_B**2).sum().item()) / count / math.log(2) / seq_len,
             "nats_per_token": mean * math.log(2),

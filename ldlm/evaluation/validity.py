@@ -9,7 +9,6 @@ measured as well.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ldlm.evaluation import metrics
+from ldlm.evaluation import intervals, metrics
 from ldlm.evaluation.boundaries import Boundaries
 from ldlm.evaluation.samples import Texts
 from ldlm.evaluation.scores import Spread, spread
@@ -84,7 +83,7 @@ class SourceScores:
     source_words_per_story: float
     found: Validity
     real: Validity
-    seed: int  # of the real texts and the intervals
+    seed: int  # of the real texts
 
     def to_json(self) -> dict[str, Any]:
         """Everything on one level, except for the real texts."""
@@ -144,8 +143,7 @@ def judge() -> Judge:
 class Measure:
     """Measures sets of texts against the stories."""
 
-    resamples: int
-    seed: int  # of the real texts and the intervals
+    seed: int  # of the real texts
     judge: Judge = field(default_factory=judge)
 
     def scores(self, texts: Texts, file: str, advance: Advance = lambda count: None) -> SourceScores:
@@ -220,19 +218,11 @@ class Measure:
             choices=choices,
             entropy=float(metrics.entropies(ids).mean()),
             diversity=metrics.diversity(ids),
-            intervals={"stories_valid": self._interval(stories_T2), "sentences_valid": self._interval(sentences_T2)},
+            intervals={
+                "stories_valid": intervals.of_share(stories_T2),
+                "sentences_valid": intervals.of_share(sentences_T2),
+            },
         )
-
-    def _interval(self, counts_T2: np.ndarray) -> list[float] | None:
-        """Bootstrap interval of a share over texts; None if nothing could be valid."""
-        if not counts_T2[:, 1].any():
-            return None
-
-        def share(chosen: np.ndarray) -> float:
-            valid, all_of_them = counts_T2[chosen].sum(0)
-            return valid / all_of_them if all_of_them else math.nan
-
-        return metrics.bootstrap(share, len(counts_T2), resamples=self.resamples, seed=self.seed)
 
 
 def pieces(text: str, boundaries: Boundaries) -> list[Words]:

@@ -223,11 +223,13 @@ def likelihood(report: AnyReport) -> Section | None:
     found = report.likelihood
     if found is None:
         return None
-    low, high = found["interval"]
+    interval = (
+        "" if found["interval"] is None else f"95 % interval over rows {' – '.join(map(number, found['interval']))}; "
+    )
     lead = (
         f"An upper bound on the negative log-likelihood of {found['rows_reported']:,} {found['split']} rows: "
-        f"{number(found['bits_per_token'])} bits per token of all {found['seq_len']:,} of a row (95 % interval "
-        f"over rows {number(low)} – {number(high)}; standard error of the estimate {found['estimate_se']:.2g}), from "
+        f"{number(found['bits_per_token'])} bits per token of all {found['seq_len']:,} of a row ({interval}"
+        f"standard error of the estimate {found['estimate_se']:.2g}), from "
         f"{of_step(report, found['step'])}."
     )
     if "curve" not in found:

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ldlm.evaluation import intervals
 from ldlm.paper.printed import QUANTITIES
 
 HELD, NOT_HELD, WITHIN, ONE, MISSING = "held", "not held", "within seed spread", "one measurement", "not run"
 COLLAPSED = "not comparable, for entropy"
-CONFIDENCE = 0.975
 ENTROPY_SLACK = 0.3  # nats by which the texts of lower perplexity may have the lower entropy
 FEWEST = 3  # degrees of freedom of a comparison training by training
 
@@ -37,7 +37,7 @@ class Noise:
     @property
     def bound(self) -> float:
         """t·s: what chance gives in 5 % of cases, in both directions together; 0 without any spread."""
-        return self.std * _quantile(self.freedom) if self.freedom else 0.0
+        return self.std * intervals.student(self.freedom) if self.freedom else 0.0
 
 
 @dataclass(frozen=True)
@@ -148,9 +148,3 @@ def _verdict(difference: float) -> str:
 
 def _mean(values: Iterable[float] | Mapping[int, float]) -> float:
     return float(np.mean([*(values.values() if isinstance(values, Mapping) else values)]))
-
-
-def _quantile(freedom: float) -> float:
-    from scipy.stats import t  # takes a while to import, and the list of tables needs none
-
-    return float(t.ppf(CONFIDENCE, freedom))

@@ -7,14 +7,14 @@ known from there on: the others name a violation, and the text is read on as aft
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, reduce
 from typing import Any, NamedTuple
 
 from ldlm.stories.grammar import FACTS, FRIEND, HERO, ROLE_KINDS, State
 from ldlm.stories.process import Sentence
-from ldlm.stories.reading import FEW, Domains, Reader
+from ldlm.stories.reading import FEW, Domains, Reader, States
 from ldlm.stories.templates import Gap, Template, capitalised
 from ldlm.stories.words import NUMBERS, PRONOUNS, ROLES
 
@@ -25,7 +25,7 @@ class Reading(NamedTuple):
     """A way to understand what was read so far: the words that may fill the roles, and the states that may hold."""
 
     domains: Domains
-    states: Set[State]
+    states: States
 
 
 class Match(NamedTuple):
@@ -98,7 +98,7 @@ class Forgetting:
 
     def _templates(self, forgotten: Relaxation, stop: int | None) -> list[Template]:
         """The templates that these words fit whatever was said before."""
-        first = dict.fromkeys(t for word in forgotten.words[0] for t in self.reader.by_first.get(word, ()))
+        first = dict.fromkeys(t for word in sorted(forgotten.words[0]) for t in self.reader.by_first.get(word, ()))
         return [t for t in first if self.reader.match_any(t, forgotten.words, {}, stop, ROLES) is not None]
 
     def _loosely(
@@ -116,14 +116,14 @@ class Forgetting:
                     for state, sentence in self.reader.edges(template, before):
                         yield Match(template, state, sentence, after)
 
-    def _varied(self, states: Set[State], facts: tuple[str, ...]) -> Set[State]:
+    def _varied(self, states: States, facts: tuple[str, ...]) -> States:
         """The states with their `facts` replaced by all values that occur in stories, unless they are too many."""
         if len(states) > FEW:
-            return states & self.reader.reached
+            return self.reader.within_reach(states)
         if not facts:
             return states
         return {
-            state._replace(**dict(zip(facts, values, strict=True)))
+            state._replace(**dict(zip(facts, values, strict=True))): None
             for state in states
             for values in self._values(facts).get((state.plot, state.known), ())
         }

@@ -4,20 +4,23 @@ A violation is named after what must be forgotten for the sentence to be right: 
 the kite (possession), how many shells there are (count), and so on through `KINDS`; `forgetting` tries them. If
 nothing helps, the kind is order: words or sentences that do not follow one another. A sentence has at most one
 violation. What it contradicts is unknown from there on, until the text says it again; after a sentence that cannot be
-read even if one thing is forgotten, everything is unknown except who and what the story is about.
+read even if one thing is forgotten, everything is unknown except who and what the story is about. The first sentence
+after the end of a story is wrong, as a boundary is missing, and the rest may be another story.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from ldlm.stories.forgetting import Forgetting, Match, Reading, Relaxation
 from ldlm.stories.grammar import FACTS, OVER, START, State
 from ldlm.stories.process import Sentence
-from ldlm.stories.reading import END, FEW, Domains, Reader, kept, sentences_of
+from ldlm.stories.reading import END, FEW, Domains, Reader, States, kept, sentences_of
 from ldlm.stories.templates import Gap, Template, roles
+
+BEGINNING = (Reading({}, {START: None}),)  # what is known before a story
 
 
 @dataclass(frozen=True)
@@ -73,15 +76,15 @@ class Judge:
     # What fits
 
     @cached_property
-    def everything(self) -> Set[State]:
+    def everything(self) -> States:
         """All states that a story can be in after a sentence, and `OVER`."""
-        return frozenset(self.reader.source.states) - {START}
+        return {state: None for state in self.reader.source.states if state != START}
 
     @cached_property
-    def by_plot(self) -> Mapping[str, Set[State]]:
+    def by_plot(self) -> Mapping[str, States]:
         """The states of each plot, with `OVER`."""
         plots = {state.plot for state in self.everything}
-        return {plot: frozenset(s for s in self.everything if s.plot == plot or s.over) for plot in plots}
+        return {plot: {s: None for s in self.everything if s.plot == plot or s.over} for plot in plots}
 
     def fitting(self, words: Sequence[str], readings: Sequence[Reading], stop: int | None = None) -> Iterator[Match]:
         """The ways to read a sentence, or, with `stop`, its first words."""
@@ -94,16 +97,14 @@ class Judge:
                     for state, sentence in edges:
                         yield Match(template, state, sentence, domains)
 
-    def _candidates(
-        self, states: Set[State], first: str
-    ) -> Iterator[tuple[Template, Iterable[tuple[State, Sentence]]]]:
+    def _candidates(self, states: States, first: str) -> Iterator[tuple[Template, Iterable[tuple[State, Sentence]]]]:
         """Templates that may follow, with the states before them; for many states, only those with this first word."""
         if len(states) <= FEW:
             for state in states:
                 for sentence in self.reader.source.sentences(state):
                     yield sentence.template, [(state, sentence)]
         else:
-            reached = states & self.reader.reached
+            reached = self.reader.within_reach(states)
             for template in self.reader.by_first.get(first, ()):
                 yield template, self.reader.edges(template, reached)
 
@@ -139,7 +140,7 @@ class _Part:
 
     def read(self, sentences: Sequence[Sequence[str]], begins: bool, ends: bool) -> None:
         """Judge all sentences, and whether the story may end where it does."""
-        readings = [Reading({}, {START} if begins else self.judge.everything)]
+        readings = [*BEGINNING] if begins else [Reading({}, self.judge.everything)]
         for number, words in enumerate(sentences):
             cut_off = not ends and number == len(sentences) - 1 and words[-1] != END
             if not begins and number == 0:
@@ -182,11 +183,16 @@ class _Part:
         """Read a sentence whose end is cut off."""
         if next(self.judge.fitting(words, readings, len(words)), None) is not None:
             return True
-        self._wrong(words, readings, len(words))
+        if _all_over(readings):
+            self._violation("ending")
+        else:
+            self._wrong(words, readings, len(words))
         return False
 
     def _sentence(self, words: Sequence[str], readings: list[Reading]) -> list[Reading]:
         """Read a whole sentence."""
+        if _all_over(readings):
+            return self._after_the_end(words)
         matches = [*self.judge.fitting(words, readings)]
         self._count(cut=False, valid=bool(matches))
         if matches:
@@ -198,17 +204,26 @@ class _Part:
         self.history.append(matches)
         return _merged(matches) if matches else self._unknown(readings)
 
+    def _after_the_end(self, words: Sequence[str]) -> list[Reading]:
+        """Read a whole sentence after the end of a story: a violation, from where on another story may be told."""
+        self._count(cut=False, valid=False)
+        self._violation("ending")
+        matches = [*self.judge.fitting(words, BEGINNING)]
+        if not matches and (found := self.judge.forgetting.explained(words, BEGINNING)) is not None:
+            forgotten, loosely = found
+            matches = loosely if forgotten.alone else []
+        self.history[:] = [matches]  # the other story does not contradict the first
+        return _merged(matches) or [Reading({}, {START: None, **self.judge.everything})]
+
     def _begun(self, words: Sequence[str], readings: list[Reading]) -> bool:
         """Whether a sentence can begin so, whatever must be forgotten."""
-        if _all_over(readings) or any(self.judge.fitting(words, readings, len(words))):
+        if any(self.judge.fitting(words, readings, len(words))):
             return True
         return self.judge.forgetting.explained(words, readings, len(words)) is not None
 
     def _wrong(self, words: Sequence[str], readings: list[Reading], stop: int | None = None) -> list[Match]:
         """Name the violation in a sentence, or in its first words; the ways to read it then, none if unknown."""
-        if _all_over(readings):
-            self._violation("ending")
-        elif (found := self.judge.forgetting.explained(words, readings, stop)) is not None:
+        if (found := self.judge.forgetting.explained(words, readings, stop)) is not None:
             forgotten, matches = found
             self._violation(forgotten.kind, self._distance(forgotten, matches[0], words, readings))
             return matches if forgotten.alone else []
@@ -274,9 +289,9 @@ def _all_over(readings: Sequence[Reading]) -> bool:
 
 def _merged(matches: Sequence[Match]) -> list[Reading]:
     """The readings after a sentence, with the states grouped by what is known about the roles."""
-    found = dict[tuple[tuple[str, int], ...], tuple[Domains, set[State]]]()
+    found = dict[tuple[tuple[str, int], ...], tuple[Domains, dict[State, None]]]()
     for match in matches:
         domains = kept(match.domains)
-        states = found.setdefault(tuple(sorted(domains.items())), (domains, set()))[1]
-        states.add(match.sentence.after)
+        states = found.setdefault(tuple(sorted(domains.items())), (domains, {}))[1]
+        states[match.sentence.after] = None
     return [Reading(domains, states) for domains, states in found.values()]

@@ -23,6 +23,7 @@ KEPT = 1 << 16  # sentences after states that no story reaches
 _WORDS = re.compile(r"\w+|[^\w\s]")
 
 Domains = Mapping[str, int]  # what each role may be: a bit for each lexeme of its class
+States = Mapping[State, None]  # a set of states that are looked at in their order, which is that of every process
 Place = tuple[str | None, Mapping[str, int]]  # of a template: the role, and by word the lexemes that it can be
 
 
@@ -142,7 +143,7 @@ class Reader:
                 found.setdefault(sentence.template, {})[state] = sentence
         return found
 
-    def edges(self, template: Template, states: Set[State]) -> Iterator[tuple[State, Sentence]]:
+    def edges(self, template: Template, states: States) -> Iterator[tuple[State, Sentence]]:
         """The states, out of some, that a template can follow, each with the sentence that it then is.
 
         States that no story reaches are among them.
@@ -151,10 +152,15 @@ class Reader:
         for state in told if len(told) < len(states) else states:
             if state in told and state in states:
                 yield state, told[state]
-        for state in states - self.reached:
-            sentence = self._unreached(template, state)
-            if sentence is not None:
+        unreached = states.keys() - self.reached
+        for state in states if unreached else ():
+            if state in unreached and (sentence := self._unreached(template, state)) is not None:
                 yield state, sentence
+
+    def within_reach(self, states: States) -> States:
+        """Those of some states that stories reach."""
+        unreached = states.keys() - self.reached
+        return {state: None for state in states if state not in unreached} if unreached else states
 
     @cached_property
     def reached(self) -> Set[State]:

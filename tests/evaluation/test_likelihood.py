@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from randomness import random
+from scipy import stats
 from toy_language import JOINT
 
 from ldlm.config import DecoderNoise, DiffusionConfig, TimestepConfig
@@ -256,9 +257,13 @@ def test_figures_are_sums_over_rows_by_their_tokens_with_and_without_the_ends():
     assert found["nats_per_token"] == pytest.approx(13 / 8)
     assert found["perplexity"] == pytest.approx(math.exp(13 / 8))
     assert found["estimate_se"] == pytest.approx(0.5 / 4 / 8 / math.log(2))
-    half = 1.96 * nats.std(ddof=1) / 2 / 8 / math.log(2)
+    half = stats.t.ppf(0.975, 3) * nats.std(ddof=1) / 2 / 8 / math.log(2)
     assert found["interval"] == pytest.approx([13 / 8 / math.log(2) - half, 13 / 8 / math.log(2) + half])
     assert found["rows"][1] == {"row": 5, "loglikelihood": -14.0, "standard_error": 0.4}
+
+
+def test_one_row_has_no_interval():
+    assert RowNats(np.arange(1), np.array([10.0]), np.zeros(1)).to_json(8)["interval"] is None
 
 
 def test_the_level_is_chosen_on_rows_that_are_not_reported():

@@ -48,7 +48,7 @@ def scores(made, tmp_path):
             texts = metrics.decode_tokens(tokenizer, rows)
             files.write_atomic(path, files.dump_jsonl(samples.rows(texts, rows.tolist(), range(len(rows)))))
             samples.write_record(path, "texts", samples.record_of(tokenizer, clean_up=False))
-        return evaluate.by_source(EvaluateConfig(source="stories", resamples=100), [path])[0]
+        return evaluate.by_source(EvaluateConfig(source="stories"), [path])[0]
 
     return call
 
@@ -97,7 +97,13 @@ def test_what_can_not_be_is_refused(refuse, succeed, ldlm, made, tmp_path):
     source = ("evaluate", "--source")
     assert "not 'novels'" in refuse(*source, "novels", made / "stories.txt")
     assert "--reference" in refuse(*source, "stories", made / "stories.txt", "--reference", made / "stories.txt")
-    for flag, value in (("--scorer", "gpt2"), ("--protocol", "hf"), ("--max-tokens", 64), ("--mauve-model", "gpt2")):
+    for flag, value in (
+        ("--scorer", "gpt2"),
+        ("--protocol", "hf"),
+        ("--max-tokens", 64),
+        ("--resamples", 100),
+        ("--mauve-model", "gpt2"),
+    ):
         assert f"needs no {flag}" in refuse(*source, "stories", made / "stories.txt", flag, value)
     dumped = tmp_path / "dumped.yaml"
     dumped.write_text(ldlm(*source, "stories", "--dump-config").stdout)
@@ -105,6 +111,29 @@ def test_what_can_not_be_is_refused(refuse, succeed, ldlm, made, tmp_path):
     dumped.unlink()
     assert "no texts to evaluate" in refuse(*source, "stories")
     assert [path.name for path in tmp_path.iterdir()] == ["words"]
+
+
+def test_a_call_that_is_refused_leaves_nothing_and_one_that_was_killed_between_the_two_completes(
+    made, refuse, succeed, monkeypatch, tmp_path
+):
+    out, words = tmp_path / "a.txt", tmp_path / "words"
+    succeed("stories", "--documents", 3, "--output", out)
+    assert "does not hold these stories" in refuse("stories", "--documents", 4, "--output", out, "--tokenizer", words)
+    assert not words.exists()
+
+    out.unlink()
+    whole = StoriesConfig(documents=400)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("ldlm.stages.stories._batches", lambda stories: (_ for _ in ()).throw(KeyboardInterrupt))
+        stories.run(whole, out, words)
+    stories.run(whole, out, words)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("ldlm.stages.stories.tokens.tokenizer", lambda source: (_ for _ in ()).throw(KeyboardInterrupt))
+        stories.run(whole, out, tmp_path / "others")
+    stories.run(whole, out, tmp_path / "others")
+    assert out.read_bytes() == (made / "stories.txt").read_bytes()
+    for folder in (words, tmp_path / "others"):
+        assert (folder / "tokenizer.json").read_bytes() == (made / "words" / "tokenizer.json").read_bytes()
 
 
 def test_the_tokenizer_of_a_model_is_not_replaced(refuse, gpt2, tmp_path):
@@ -237,9 +266,9 @@ def test_seeds_give_the_mean_and_deviation_of_each_figure_beside_real_stories_of
         texts = [*process.stories(20 + seed, 0, 20 - seed), *wrong[:seed]]
         rows = ({"text": text, "seed": 100 * seed + i} for i, text in enumerate(texts))
         files.write_atomic(tmp_path / "draws" / f"seed-{seed}.jsonl", files.dump_jsonl(rows))
-    found = succeed("evaluate", "--source", "stories", tmp_path / "draws", "--seeds", "--resamples", 100)
+    found = succeed("evaluate", "--source", "stories", tmp_path / "draws", "--seeds")
     each, over_seeds = found["files"], found["over_seeds"]
-    alone = succeed("evaluate", "--source", "stories", each[1]["file"], "--seed", 1, "--resamples", 100)
+    alone = succeed("evaluate", "--source", "stories", each[1]["file"], "--seed", 1)
     assert alone == each[1]
     assert [one["seed"] for one in each] == [0, 1, 2]
     assert len({one["real"]["nats_per_story"] for one in each}) == 3
@@ -253,7 +282,7 @@ def test_seeds_give_the_mean_and_deviation_of_each_figure_beside_real_stories_of
     assert over_seeds["violations"]["pronoun"] == {"mean": pytest.approx(2 / 3), "std": pytest.approx(0.577, abs=1e-3),
                                                    "files": 3}  # fmt: skip
     assert (over_seeds["files"], over_seeds["texts_each"]) == (3, 20)
-    shown = ldlm("evaluate", "--source", "stories", tmp_path / "draws", "--seeds", "--resamples", 100).stdout
+    shown = ldlm("evaluate", "--source", "stories", tmp_path / "draws", "--seeds").stdout
     assert re.search(r"mean ± std of 3 seeds +texts +real\n", shown)
     assert re.search(r"valid, of whole stories +0.95 ± 0.05 +1 ± 0\n", shown)
     assert shown.count("the source itself") == 1
@@ -275,9 +304,12 @@ def test_the_table_names_what_is_wrong(ldlm, tmp_path):
     assert "the source itself: 26.295 nats per story" in shown
 
 
-def test_draws_without_a_whole_story_say_nothing_of_the_share_that_is_valid():
-    """Two of twenty texts have whole stories, all valid; one draw in eight has neither of these texts."""
-    measure = validity.Measure(resamples=300, seed=0)
-    counts_T2 = np.array([[2, 2], [1, 1], *[[0, 0]] * 18])
-    assert measure._interval(counts_T2) == [1.0, 1.0]
-    assert measure._interval(np.zeros((20, 2), int)) is None
+def test_the_share_of_a_few_texts_is_not_certain(ldlm, made, tmp_path):
+    """Wilson's interval of three of three, and of none of three; a bootstrap of these is a point."""
+    path, whole = tmp_path / "texts.txt", (made / "stories.txt").read_text(encoding="utf-8").splitlines()[:3]
+    for texts, interval in ((whole, [0.439, 1]), (["Hello world."] * 3, [0, 0.561])):
+        path.write_text("".join(f"{one}\n" for one in texts))
+        (found,) = evaluate.by_source(EvaluateConfig(source="stories"), [path])
+        assert found.found.intervals["stories_valid"] == pytest.approx(interval, abs=1e-3)
+    shown = ldlm("evaluate", "--source", "stories", path).stdout
+    assert re.search(r"valid, of whole stories +0 \[0, 0.561\] +1 \[0.439, 1\]\n", shown)
