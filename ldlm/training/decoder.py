@@ -44,6 +44,7 @@ class DecoderState(Learner[DecoderStep]):
     shown: ClassVar[tuple[str, ...]] = ("l_w", "token_accuracy")
 
     model: TokenDecoder
+    objective: DecoderObjective
     frozen: JointModel
     decoder_input: DecoderInput
 
@@ -71,6 +72,7 @@ def start_decoder(
     compute = Compute.of(config.compute, device, head_widths(model) | head_widths(frozen))
     if compute.compiled:
         compile_blocks(model)
+    objective = DecoderObjective(model)
     return DecoderState(
         config=config,
         model=model,
@@ -78,7 +80,8 @@ def start_decoder(
         ema=EMA(model, config.optimizer.ema_decay),
         compute=compute,
         world=world,
-        parallel=parallel(TokenObjective(model), world),
+        parallel=parallel(objective, world),
+        objective=objective,
         frozen=frozen,
         decoder_input=decoder_input(config),
     )
@@ -91,7 +94,7 @@ def build_decoder(network: dict[str, Any], seed: int) -> TokenDecoder:
         return TokenDecoder(**network)
 
 
-class TokenObjective(nn.Module):
+class DecoderObjective(nn.Module):
     """Cross-entropy of a decoder as one module, for a data-parallel wrapper."""
 
     def __init__(self, decoder: TokenDecoder) -> None:
@@ -112,7 +115,7 @@ def finetune_step(state: DecoderState, batch: Batch) -> DecoderStep:
 
 def _backward(state: DecoderState, batch: Batch) -> tuple[Tensor, Tensor]:
     """Add the gradient of one micro-batch; returns loss and accuracy by row."""
-    config, objective = state.config, state.parallel or TokenObjective(state.model)
+    config = state.config
     with torch.no_grad(), state.compute.autocast():
         h_BLD = state.frozen.states(batch.hidden_BLD, batch.tokens_BL)
         z_0_BNC = at_least_float32(state.frozen.latent_encoder(h_BLD))
@@ -127,6 +130,6 @@ def _backward(state: DecoderState, batch: Batch) -> tuple[Tensor, Tensor]:
             normal=state.compute.normal,
         )
     with state.compute.autocast():
-        found: TokenLosses = objective(noisy_BNC, batch.tokens_BL)
+        found: TokenLosses = (state.parallel or state.objective)(noisy_BNC, batch.tokens_BL)
     state.backward(found.mean)
     return found.loss_BL.mean(dim=1), found.right_BL.float().mean(dim=1)
