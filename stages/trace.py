@@ -25,6 +25,7 @@ from ldlm.sampling.trained_run import TrainedRun
 def plan(config: SampleConfig, run_path: Path) -> dict[str, Any]:
     """Evaluations of the denoiser and FLOPs that the text would take."""
     run = TrainedRun(run_path, torch.device("cpu"), config.checkpoint)
+    config = run.settled(config)
     run.check(config.sampler)
     one = dataclasses.replace(config, num_samples=1)
     return {"texts": 1, **{name: total // run.texts(one) for name, total in run.cost(one).items()}}
@@ -35,6 +36,7 @@ def run(
 ) -> Artifact:
     """Write `trace.html`, `trace.gif` and `trace.json` to `out`: the text number `trace_text` of `ldlm sample`."""
     run = TrainedRun(run_path, runtime.device(config.device), config.checkpoint)
+    asked, config = config, run.settled(config)
     if overwrite or not (out / "artifact.json").is_file():  # what an earlier version began keeps its sampler
         run.check(config.sampler)
     generator = run.drawing(config)
@@ -54,7 +56,7 @@ def run(
             progress.note(f"{out} is complete; nothing to do")
             return result
 
-        run.remark(config, progress)
+        run.remark(asked, progress)
         generator.compute.tell(progress)
         seed = int(text_seeds(config.seed, config.trace_text, config.trace_text + 1))
         frames = trace.record(generator, run.tokenizer, config.sampler, seed, config.trace_frames, config.trace_times)

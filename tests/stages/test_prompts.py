@@ -231,7 +231,7 @@ def test_texts_are_the_decoded_ends_of_the_conditioned_process(run, tmp_path):
         return none + 1.5 * (denoise(z, t, previous) - none)
 
     sampler, zeros_B = config.sampler, torch.zeros_like(seeds_B)
-    grid = solvers.time_grid(sampler, found.schedule, found.timesteps.quantile)
+    grid = solvers.grid_of(sampler, found.schedule, found.timesteps)
     recurrence, normal = solvers.solver(sampler)(found.schedule, grid), found.compute.normal
     start = normal(seeds_B, "z_1", 0, zeros_B, found.latent_shape)
     with torch.no_grad():
