@@ -33,8 +33,9 @@ class DistillConfig:
     )
     grid: Literal["learned", "log-snr"] | None = setting(
         None,
-        "equal steps of ddim in: learned, F(t) of adaptive timesteps; log-snr, ln(α²/σ²); none means learned, log-snr "
+        "equal steps of ddim in: learned, F(t) of adaptive timesteps; log-snr, ln(α²/σ²); auto is learned, log-snr "
         "where F(t) is t, or for a distilled run its own",
+        none="auto",
     )
     t_min: float | None = again(
         SamplerConfig, "t_min", None, help=f"last time of the grid; none means {T_MIN}, or for a distilled run its own"

@@ -259,8 +259,9 @@ class SamplerConfig:
     solver: Solver = setting("dpm++2m-sde", "solver of the reverse process; euler-maruyama is the paper's")
     grid: Grid | None = setting(
         None,
-        "equal steps in: time, t, as in the paper; learned, F(t) of adaptive timesteps; log-snr, ln(α²/σ²); none means "
+        "equal steps in: time, t, as in the paper; learned, F(t) of adaptive timesteps; log-snr, ln(α²/σ²); auto is "
         "learned, or log-snr where F(t) is t",
+        none="auto",
     )
     guidance: float = setting(
         1.0, "w of self-conditioning guidance, ẑ = ẑ_∅ + w(ẑ_sc − ẑ_∅); 1 is off", low=0, high=100
