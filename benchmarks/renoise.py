@@ -58,7 +58,7 @@ class Renoising(TextGenerator):
     interval: tuple[float, float] = (0.0, 1.0)
 
     def _recurrence(self, sampler: SamplerConfig) -> Recurrence:
-        times = solvers.time_grid(sampler, self.schedule, self.timesteps.quantile)
+        times = solvers.grid_of(sampler, self.schedule, self.timesteps)
         return renoised(solvers.ddim(self.schedule, times), self.schedule, times, *self.interval)
 
 

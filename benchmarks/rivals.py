@@ -166,7 +166,7 @@ class Cell:
         bench = self.bench
         model = build(bench.settings.model, bench.shapes, seed=0).eval().requires_grad_(False)
         generator = bench.generator(model, PLAIN)
-        grid = solvers.time_grid(sampler, generator.schedule, generator.timesteps.quantile)
+        grid = solvers.grid_of(sampler, generator.schedule, generator.timesteps)
         recurrence = solvers.solver(sampler)(generator.schedule, grid)
         process = ReverseProcess(generator, sampler.steps, bool(recurrence.eps.any()), False, len(seeds_B))
 

@@ -176,7 +176,7 @@ class Bench:
         generator, shape = self.generator(model, PLAIN), (model.num_latents, model.latent_dim)
         seeds_B = seeds_B.to(self.device)
         row_B = torch.zeros_like(seeds_B)
-        times = solvers.time_grid(sampler, generator.schedule, generator.timesteps.quantile)
+        times = solvers.grid_of(sampler, generator.schedule, generator.timesteps)
         end = solvers.solve(
             solvers.solver(sampler)(generator.schedule, times),
             lambda z, t, z_hat_prev: model.denoiser(z, t.to(z.device, torch.float32).expand(len(z)), z_hat_prev),

@@ -85,8 +85,9 @@ class Setting:
 
     def _metavar(self) -> str:
         kinds = (self.hint, *typing.get_args(self.hint))
-        if typing.get_origin(self.hint) is Literal:
-            return "|".join(typing.get_args(self.hint))
+        choices = next((typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is Literal), ())
+        if choices and not self.repeatable:
+            return "|".join(choices)
         names = {int: "INT", float: "FLOAT", str: "TEXT", bool: "[BOOL]"}
         name = self.field.metadata["metavar"] or next((names[kind] for kind in kinds if kind in names), "NAME")
         return f"{name}..." if self.repeatable else name

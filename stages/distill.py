@@ -67,7 +67,7 @@ def run(
     with runtime.world() as world, Stop() as stop, ExitStack() as held:
         progress = progress if world.main else SILENT
         trained = TrainedRun.of_job(run_path, device, config.checkpoint, world)
-        training = settings(config, trained)
+        training = settings(config, trained, begun=None if overwrite else out)
         if out.resolve() == run_path.resolve():
             raise InputError(f"{out} is the run to be distilled; choose another --output for its student")
         store = FeatureStore(features, allow_partial=allow_partial)
@@ -98,7 +98,7 @@ def run(
 
         world.main_only(lambda: _record(trained, out))
         state.compute.tell(progress)
-        trained.remark_on_end(progress)
+        _remark(config, trained, progress)
         saved = resume(state, stream, result, store, progress)
         speed = Speedometer(state.step, rows_per_step=training.batch_size, tokens_per_row=store.shapes.seq_len)
         journal = Journal(out, state, speed, progress, saved=saved)
@@ -114,10 +114,11 @@ def run(
 # Before the loop
 
 
-def settings(config: DistillConfig, trained: TrainedRun) -> DistilledConfig:
+def settings(config: DistillConfig, trained: TrainedRun, *, begun: Path | None = None) -> DistilledConfig:
     """The settings of the distilled run: the trained run's, overridden by the distillation's.
 
-    Settings that are None are filled in. `InputError` if this run can't be distilled with them.
+    Settings that are None are filled in. `InputError` if this run can't be distilled with them; what an earlier version
+    has begun in the folder `begun` keeps its sampler.
     """
     run, config = trained.config, _of_distilled(config, trained) if trained.student is not None else config
     start = config.start or START
@@ -127,7 +128,10 @@ def settings(config: DistillConfig, trained: TrainedRun) -> DistilledConfig:
     rows = config.batch_size or run.batch_size
     parts = config.accumulate or accumulation(run, rows, launcher.processes())
     filled = replace(config, start=start, steps=steps, lr=lr, batch_size=rows, accumulate=parts)
-    trained.check(replace(filled.sampler, steps=start, guidance=filled.guidance))
+    sampler: Any = solvers.settled(filled.sampler, trained.timesteps)
+    filled = replace(filled, grid=sampler.grid, t_min=sampler.t_min)
+    if begun is None or not (begun / "artifact.json").is_file():
+        trained.check(replace(sampler, steps=start, guidance=filled.guidance))
     of_run = {field.name: getattr(run, field.name) for field in fields(TrainConfig)}
     of_both = of_run.keys() & {field.name for field in fields(DistillConfig)}
     mine: dict[str, Any] = {name: value for name in of_both if (value := getattr(filled, name)) is not None}
@@ -155,7 +159,7 @@ def _of_distilled(config: DistillConfig, trained: TrainedRun) -> DistillConfig:
             f"{config.guidance:g} any more; give the run that it was distilled from"
         )
     for name in ("grid", "t_min"):
-        if getattr(config, name) not in (getattr(its, name), DistillConfig.__dataclass_fields__[name].default):
+        if getattr(config, name) not in (getattr(its, name), None):
             raise InputError(
                 f"{trained.path} is distilled to {name}={getattr(its, name)}, not {getattr(config, name)}; leave "
                 f"--{name.replace('_', '-')} out"
@@ -181,7 +185,14 @@ def _grid(training: DistilledConfig, trained: TrainedRun) -> Tensor:
     """Times (start + 1,) of the first teacher."""
     assert training.distillation.start is not None
     sampler = replace(training.distillation.sampler, steps=training.distillation.start)
-    return solvers.time_grid(sampler, trained.schedule, trained.timesteps.quantile)
+    return solvers.grid_of(sampler, trained.schedule, trained.timesteps)
+
+
+def _remark(config: DistillConfig, trained: TrainedRun, progress: Progress) -> None:
+    """Note a run that is not finished, and a default grid that is not `learned`."""
+    trained.remark_on_end(progress)
+    if trained.student is None:
+        trained.remark_on_grid(config.sampler, progress)
 
 
 def _record(trained: TrainedRun, out: Path) -> None:

@@ -47,7 +47,7 @@ def run(
     if not overwrite:
         _check_method(config, out)
     reads = local(run_path, encoder)
-    with artifact.working(out, "model", config, export.inputs, overwrite=overwrite, reads=reads) as result:
+    with artifact.working(out, "model", export.config, export.inputs, overwrite=overwrite, reads=reads) as result:
         if result.complete:
             progress.note(f"{out} is complete; nothing to do")
         else:

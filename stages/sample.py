@@ -30,6 +30,7 @@ STRANGE = "another process has drawn into it too; once that has ended, call this
 def plan(config: AnySampleConfig, run_path: Path) -> dict[str, Any]:
     """Number of texts, evaluations of the network and FLOPs that `run` would take."""
     source = open_source(run_path, torch.device("cpu"), config.checkpoint)
+    config = source.settled(config)
     source.check(config.sampler)
     return {"texts": source.texts(config), **source.cost(config)}
 
@@ -37,11 +38,12 @@ def plan(config: AnySampleConfig, run_path: Path) -> dict[str, Any]:
 def draw(config: AnySampleConfig, run_path: Path, *, progress: Progress = SILENT) -> dict[str, Any]:
     """Draw texts and write nothing; returns what `run` does, with the objects that it would write under `texts`."""
     source = open_source(run_path, runtime.device(config.device), config.checkpoint)
+    asked, config = config, source.settled(config)
     source.check(config.sampler)
     generator = source.drawing(config)
     config = replace(config, num_samples=source.texts(config))
     provenance = _provenance(config, run_path, generator, source)
-    source.remark(config, progress)
+    source.remark(asked, progress)
     generator.compute.tell(progress)
     started = time.perf_counter()
     with progress.task("sample", config.num_samples, "text") as task:
@@ -60,6 +62,7 @@ def run(
     """
     check_output(out, "samples.jsonl", without="the texts are printed")
     source = open_source(run_path, runtime.device(config.device), config.checkpoint)
+    asked, config = config, source.settled(config)
     generator = source.drawing(config)
     each, config = config.num_samples, replace(config, num_samples=source.texts(config))
     provenance = _provenance(config, run_path, generator, source)
@@ -76,7 +79,7 @@ def run(
             progress.note(f"{out} is complete; nothing to do")
             return files.read_json(place.record)
 
-        source.remark(config, progress)
+        source.remark(asked, progress)
         generator.compute.tell(progress)
         done = place.begin(provenance)
         started = time.perf_counter()

@@ -29,6 +29,7 @@ from ldlm.sampling.trained_run import TrainedRun
 def plan(config: SampleConfig, run_path: Path) -> dict[str, Any]:
     """Evaluations of the denoiser and FLOPs that the text would take."""
     source = _opened(config, run_path, torch.device("cpu"))
+    config = source.settled(config)
     source.check(config.sampler)
     one = dataclasses.replace(config, num_samples=1)
     return {"texts": 1, **{name: total // source.texts(one) for name, total in source.cost(one).items()}}
@@ -51,6 +52,7 @@ def run(
 ) -> Artifact:
     """Write `trace.html`, `trace.gif` and `trace.json` to `out`: the text number `trace_text` of `ldlm sample`."""
     source = _opened(config, run_path, runtime.device(config.device))
+    asked, config = config, source.settled(config)
     if overwrite or not (out / "artifact.json").is_file():  # what an earlier version began keeps its sampler
         source.check(config.sampler)
     generator = source.drawing(config)
@@ -71,7 +73,7 @@ def run(
             progress.note(f"{out} is complete; nothing to do")
             return result
 
-        source.remark(config, progress)
+        source.remark(asked, progress)
         generator.compute.tell(progress)
         seed = int(text_seeds(config.seed, config.trace_text, config.trace_text + 1))
         looks = (config.trace_frames, config.trace_times)

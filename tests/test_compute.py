@@ -120,7 +120,7 @@ def test_a_generator_follows_the_solver_with_the_network_as_it_is_trained(traine
     """The network is called with a time for each row; the generator works the times out once, and steps in place."""
     generator, seeds = TrainedRun(trained, CPU).generator(), torch.tensor([3, 2**40 + 1, 7])
     sampler = SamplerConfig(steps=5, solver=solver, guidance=guidance)
-    times = solvers.time_grid(sampler, generator.schedule, generator.timesteps.quantile)
+    times = solvers.grid_of(sampler, generator.schedule, generator.timesteps)
 
     def network(z, t, last):
         return generator.denoiser(z, t.float().expand(len(z)), last)

@@ -47,6 +47,10 @@ class DrawsTokens(ABC):
         """The generator that settings of `ldlm sample` ask for."""
         return self.generator(self.compute(config.compute))
 
+    def settled(self, config: TokenSampleConfig) -> TokenSampleConfig:
+        """The settings as they are, since they leave nothing open."""
+        return config
+
     def check(self, sampler: SamplerOfTokens) -> None:
         """`InputError` for settings of a sampler that contradict each other."""
         methods.sampler(self.training, sampler, self.shapes)

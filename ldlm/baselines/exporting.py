@@ -28,6 +28,7 @@ def of_run(config: TokenExportConfig, path: Path) -> Export:
         return TokenDiffusion(described, networks, run.path / "tokenizer")
 
     return Export(
+        config=config,
         origin=run.origin,
         inputs={"checkpoint": run.checkpoint.digest},
         contents={"method": run.method, "precision": config.precision},

@@ -11,6 +11,7 @@ from ldlm.config.model import OptimizerConfig, SamplerConfig
 from ldlm.config.stages import ComputeConfig, FinetuneConfig, TrainConfig
 from ldlm.errors import InputError
 
+T_MIN = SamplerConfig().t_min
 START = 32  # evaluations of the solver that a run is distilled from
 
 
@@ -30,10 +31,15 @@ class DistillConfig:
         low=0,
         high=100,
     )
-    grid: Literal["learned", "log-snr"] = setting(
-        "learned", "equal steps of ddim in: learned, F(t) of adaptive timesteps; log-snr, ln(α²/σ²)"
+    grid: Literal["learned", "log-snr"] | None = setting(
+        None,
+        "equal steps of ddim in: learned, F(t) of adaptive timesteps; log-snr, ln(α²/σ²); auto is learned, log-snr "
+        "where F(t) is t, or for a distilled run its own",
+        none="auto",
     )
-    t_min: float = again(SamplerConfig, "t_min")
+    t_min: float | None = again(
+        SamplerConfig, "t_min", None, help=f"last time of the grid; none means {T_MIN}, or for a distilled run its own"
+    )
     steps: int | None = setting(
         None,
         "optimiser steps of each round; none means 1/5 of the run's, at most 50,000, or for a distilled run those of "
@@ -70,7 +76,8 @@ class DistillConfig:
     @property
     def sampler(self) -> SamplerConfig:
         """The sampler that the student is for: one evaluation a step."""
-        return SamplerConfig(steps=self.evaluations, solver="ddim", grid=self.grid, t_min=self.t_min)
+        t_min = T_MIN if self.t_min is None else self.t_min
+        return SamplerConfig(steps=self.evaluations, solver="ddim", grid=self.grid, t_min=t_min)
 
 
 def halvings(start: int, evaluations: int) -> int:

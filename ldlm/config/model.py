@@ -257,8 +257,11 @@ class SamplerConfig:
 
     steps: int = setting(32, "solver steps, one evaluation each; heun takes two, and guidance twice as many", low=1)
     solver: Solver = setting("dpm++2m-sde", "solver of the reverse process; euler-maruyama is the paper's")
-    grid: Grid = setting(
-        "learned", "equal steps in: time, t, as in the paper; learned, F(t) of adaptive timesteps; log-snr, ln(α²/σ²)"
+    grid: Grid | None = setting(
+        None,
+        "equal steps in: time, t, as in the paper; learned, F(t) of adaptive timesteps; log-snr, ln(α²/σ²); auto is "
+        "learned, or log-snr where F(t) is t",
+        none="auto",
     )
     guidance: float = setting(
         1.0, "w of self-conditioning guidance, ẑ = ẑ_∅ + w(ẑ_sc − ẑ_∅); 1 is off", low=0, high=100

@@ -63,6 +63,11 @@ class TimestepSampler:
         below = np.concatenate([[0.0], np.cumsum(self.p)])
         return torch.from_numpy(np.interp(t_B.cpu().numpy(), edges, below / below[-1]))
 
+    @property
+    def flat(self) -> bool:
+        """Whether F(t) is t: with uniform timesteps, and before the first refresh."""
+        return bool((self.p == self.p[0]).all())
+
     def density(self, t_B: Tensor) -> Tensor:
         """p(t), the density of `draw` at t, float64 (B,)."""
         index = np.clip(np.ceil(t_B.cpu().numpy() * self.config.bins).astype(int) - 1, 0, self.config.bins - 1)

@@ -5,18 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ldlm.compute import Compute
-from ldlm.config import ComputeConfig, ModelConfig, SampleConfig, SamplerConfig, Shapes
+from ldlm.config import ComputeConfig, ExportConfig, ModelConfig, SampleConfig, SamplerConfig, Shapes
 from ldlm.errors import InputError
 from ldlm.features.encoder import OnlineEncoder
+from ldlm.model.timesteps import TimestepSampler
 from ldlm.progress import Progress
-from ldlm.sampling import generation
+from ldlm.sampling import generation, solvers
 from ldlm.sampling.generation import TextGenerator
 from ldlm.sampling.prompts import prompts_of, texts_in_all
+
+Drawing = TypeVar("Drawing", SampleConfig, ExportConfig)
 
 
 def check_guidance(guidance: float, self_conditioned: bool) -> None:
@@ -39,6 +42,11 @@ class DrawsTexts(ABC):
     @abstractmethod
     def trained(self) -> ModelConfig:
         """The model's settings in training."""
+
+    @property
+    @abstractmethod
+    def timesteps(self) -> TimestepSampler:
+        """The timestep sampler, whose F(t) defines the `learned` grid."""
 
     @property
     @abstractmethod
@@ -66,6 +74,23 @@ class DrawsTexts(ABC):
     def condition(self) -> str:
         """`model.condition` of its training."""
         return self.trained.condition
+
+    def settled(self, config: Drawing) -> Drawing:
+        """The settings with the grid that is taken if they name none."""
+        return replace(config, sampler=solvers.settled(config.sampler, self.timesteps))
+
+    def remark_on_grid(self, asked: SamplerConfig, progress: Progress) -> None:
+        """Note a default grid that is not `learned`."""
+        if asked.grid is None and self.timesteps.flat:
+            progress.note("F(t) is t in this model, so the default grid is log-snr; sampler.grid takes another")
+
+    def remark_on_sampler(
+        self, student: SamplerConfig | None, asked: SamplerConfig, progress: Progress, prompt_guidance: float
+    ) -> None:
+        """Note a default grid that is not `learned`, and settings that a distilled model has not learned."""
+        self.remark_on_grid(asked, progress)
+        taken = solvers.settled(asked, self.timesteps)
+        remark_on_student(student, [taken], progress, prompt_guidance=prompt_guidance)
 
     def texts(self, config: SampleConfig) -> int:
         """Number of texts that settings of `ldlm sample` ask for: `num_samples`, or as many for each prompt."""

@@ -21,10 +21,11 @@ from ldlm.features.encoder import OnlineEncoder
 from ldlm.hub import kept_here
 from ldlm.model.denoiser import DiT
 from ldlm.model.layers import head_widths
+from ldlm.model.timesteps import TimestepSampler
 from ldlm.progress import Progress
 from ldlm.sampling import modelcard, solvers
 from ldlm.sampling.description import ModelDescription, Normalisation
-from ldlm.sampling.drawer import DrawsTexts, check_guidance, remark_on_student
+from ldlm.sampling.drawer import DrawsTexts, check_guidance
 from ldlm.sampling.generation import Decoder, TextGenerator
 from ldlm.sampling.pretrained import ExportedModel
 from ldlm.sampling.prompts import prompts_of
@@ -49,13 +50,18 @@ class LDLM(DrawsTexts, ExportedModel):
             denoiser=cast(DiT, self.networks["denoiser"]),
             decoder=Decoder(name, self.networks[f"decoders/{name}"], self.config.decoder_sha256.get(name)),
             schedule=self.config.schedule,
-            timesteps=self.config.timesteps,
+            timesteps=self.timesteps,
             latent_shape=self.config.latent_shape,
             seq_len=self.shapes.seq_len,
             vocab_size=self.shapes.vocab_size,
             compute=compute or self.compute(ComputeConfig()),
             self_conditioned=self.self_conditioned,
         )
+
+    @property
+    def timesteps(self) -> TimestepSampler:
+        """The timestep sampler, whose F(t) defines the `learned` grid."""
+        return self.config.timesteps
 
     @property
     def trained(self) -> ModelConfig:
@@ -96,11 +102,11 @@ class LDLM(DrawsTexts, ExportedModel):
         Also for guidance that the model can't be drawn with.
         """
         check_guidance(sampler.guidance, self.self_conditioned)
-        solvers.check(sampler, known=self.config.sampler)
+        solvers.check(solvers.settled(sampler, self.timesteps), self.config.sampler, flat=self.timesteps.flat)
 
     def remark(self, config: SampleConfig, progress: Progress) -> None:
         """Note if a distilled model has not learned this sampler; the default decoder is on record."""
-        remark_on_student(self.student, [config.sampler], progress, prompt_guidance=config.prompting.prompt_guidance)
+        self.remark_on_sampler(self.student, config.sampler, progress, config.prompting.prompt_guidance)
 
     @property
     def student(self) -> SamplerConfig | None:
@@ -143,6 +149,7 @@ class LDLM(DrawsTexts, ExportedModel):
         }  # fmt: skip
         base = {"sampler": configs.to_dict(self.config.sampler)}
         config = configs.drawing_config(SampleConfig, configs.LDLM, given, named=sampler, base=base)
+        config = self.settled(config)
         self.check(config.sampler)
         name = self._decoder_name(decoder)
         if name not in self._generators:

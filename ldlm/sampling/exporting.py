@@ -33,6 +33,7 @@ from ldlm.versions import library_versions
 class Export:
     """An export of a checkpoint, before it is written."""
 
+    config: Any  # the settings, with what depends on the run filled in
     origin: Mapping[str, Any]  # digest and step of the checkpoint
     inputs: Mapping[str, Any]  # hashes of what it is made from
     contents: Mapping[str, Any]  # what it holds, for the manifest, as JSON
@@ -93,6 +94,7 @@ def of_run(config: ExportConfig, path: Path, encoder: str | None = None) -> Expo
     `encoder` is that encoder's folder or hub name, if it is not in its place.
     """
     run = TrainedRun(path, torch.device("cpu"), config.checkpoint)
+    asked, config = config, run.settled(config)
     names = _decoders(config, run)
     decoders = {name: _record(run, name) for name in names}
     networks: dict[str, nn.Module] = {"denoiser": run.model.denoiser}
@@ -107,7 +109,12 @@ def of_run(config: ExportConfig, path: Path, encoder: str | None = None) -> Expo
         folder = None if taken is None else taken.write(out / pretrained.ENCODER)
         return LDLM(described, networks, run.path / "tokenizer", encoder=folder)
 
+    def remark(progress: Progress) -> None:
+        run.remark_on_end(progress)
+        run.remark_on_grid(asked.sampler, progress)
+
     return Export(
+        config=config,
         origin=run.origin,
         inputs={
             "checkpoint": run.checkpoint.digest,
@@ -120,7 +127,7 @@ def of_run(config: ExportConfig, path: Path, encoder: str | None = None) -> Expo
         },
         parameters=parameters(networks),
         check=lambda: run.check(config.sampler),
-        remark=run.remark_on_end,
+        remark=remark,
         model=model,
         encoder_parameters=own or 0,
     )

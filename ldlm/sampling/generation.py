@@ -165,9 +165,7 @@ class TextGenerator:
         return padded(self.compute, seeds_B, texts)
 
     def _recurrence(self, sampler: SamplerConfig) -> Recurrence:
-        return solvers.solver(sampler)(
-            self.schedule, solvers.time_grid(sampler, self.schedule, self.timesteps.quantile)
-        )
+        return solvers.solver(sampler)(self.schedule, solvers.grid_of(sampler, self.schedule, self.timesteps))
 
     def _process(self, recurrence: Recurrence, guidance: float, texts: int) -> ReverseProcess:
         """The reverse process in use, or a new one if its size or its kind does not fit."""

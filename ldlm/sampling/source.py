@@ -71,6 +71,9 @@ class Source(Protocol):
     def drawing(self, config: Any) -> Generator:
         """The generator that settings of `ldlm sample` ask for."""
 
+    def settled(self, config: Any) -> Any:
+        """The settings of `ldlm sample`, with what depends on the model filled in where they leave it open."""
+
     def check(self, sampler: Any) -> None:
         """`InputError` for a sampler that is not offered."""
 

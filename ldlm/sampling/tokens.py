@@ -25,7 +25,7 @@ def draw_tokens(logits_BLV: Tensor, seeds_B: Tensor, temperature: float) -> Tens
     if temperature == 0:
         return logits_BLV.argmax(-1)
     uniform_BL = noise.uniform(seeds_B, "token", 0, torch.zeros_like(seeds_B), (logits_BLV.shape[1],))
-    cdf_BLV = probabilities(logits_BLV, temperature).cumsum(-1).double()
+    cdf_BLV = probabilities(logits_BLV, temperature).double().cumsum(-1)
     drawn_BL1 = torch.searchsorted(cdf_BLV / cdf_BLV[..., -1:], uniform_BL[..., None])
     return drawn_BL1.squeeze(-1).clamp(max=logits_BLV.shape[-1] - 1)
 

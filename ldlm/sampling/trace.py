@@ -25,7 +25,7 @@ def record(
     generator: TextGenerator, tokenizer: Any, sampler: SamplerConfig, seed: int, frames: int, times: Sequence[float]
 ) -> list[Frame]:
     """Frames of the text with seed `seed` as t falls: at the times that `evaluations` chooses, and at the end."""
-    grid = solvers.time_grid(sampler, generator.schedule, generator.timesteps.quantile)
+    grid = solvers.grid_of(sampler, generator.schedule, generator.timesteps)
     chosen = evaluations(grid, frames, times)
     seeds_B = torch.tensor([seed], device=generator.device)
     seen: dict[float, Frame] = {}

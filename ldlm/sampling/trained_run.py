@@ -42,6 +42,7 @@ from ldlm.sampling.drawer import DrawsTexts
 from ldlm.sampling.generation import JOINT, Decoder, TextGenerator
 from ldlm.sampling.source import OpenRun
 from ldlm.training import cost
+from ldlm.training.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,7 @@ class TrainedRun(DrawsTexts, OpenRun):
     @property
     def timesteps(self) -> TimestepSampler:
         """The timestep sampler in the state of the checkpoint."""
-        sampler = TimestepSampler(self.config.timesteps, self.config.diffusion.t_min)
-        sampler.load_state_dict(self.checkpoint.state["timesteps"])
-        return sampler
+        return timesteps_at(self.config, self.checkpoint)
 
     def compute(self, config: ComputeConfig) -> Compute:
         """Precision and kernels of its denoiser when it draws texts."""
@@ -155,15 +154,14 @@ class TrainedRun(DrawsTexts, OpenRun):
     def check(self, sampler: SamplerConfig) -> None:
         """`InputError` for a sampler that is not offered, and for guidance that the run can't be drawn with."""
         drawer.check_guidance(sampler.guidance, self.self_conditioned)
-        solvers.check(sampler)
+        timesteps = self.timesteps
+        solvers.check(solvers.settled(sampler, timesteps), self.student, flat=timesteps.flat)
 
     def remark(self, config: SampleConfig, progress: Progress) -> None:
         """Note an unfinished run, the default decoder and why it is, and a sampler that a student has not learned."""
         self.remark_on_end(progress)
         self.remark_on_decoder(config.decoder, progress)
-        drawer.remark_on_student(
-            self.student, [config.sampler], progress, prompt_guidance=config.prompting.prompt_guidance
-        )
+        self.remark_on_sampler(self.student, config.sampler, progress, config.prompting.prompt_guidance)
 
     def check_store(self, store: FeatureStore) -> None:
         """`InputError` if the store's states or tokens differ from those that this run was trained on."""
@@ -355,6 +353,13 @@ class TrainedRun(DrawsTexts, OpenRun):
         network.load_state_dict(load_file(folder / "ema.safetensors"))
         network.eval().requires_grad_(False).to(self.device)
         return Decoder(name, network, files.sha256_json(found.manifest))
+
+
+def timesteps_at(training: TrainConfig, saved: Checkpoint) -> TimestepSampler:
+    """The timestep sampler in the state of a checkpoint of a run with these settings."""
+    sampler = TimestepSampler(training.timesteps, training.diffusion.t_min)
+    sampler.load_state_dict(saved.state["timesteps"])
+    return sampler
 
 
 def noise_of(manifest: Mapping[str, Any]) -> DecoderNoise:

@@ -44,6 +44,7 @@ class DecoderState(Learner[DecoderStep]):
     shown: ClassVar[tuple[str, ...]] = ("l_w", "token_accuracy")
 
     model: TokenDecoder
+    objective: DecoderObjective
     frozen: JointModel
     decoder_input: DecoderInput
 
@@ -73,6 +74,7 @@ def start_decoder(
         compile_blocks(model)
     if config.recompute:
         recompute_activations(model)
+    objective = DecoderObjective(model)
     return DecoderState(
         config=config,
         model=model,
@@ -80,7 +82,8 @@ def start_decoder(
         ema=EMA(model, config.optimizer.ema_decay),
         compute=compute,
         world=world,
-        parallel=parallel(TokenObjective(model), world),
+        parallel=parallel(objective, world),
+        objective=objective,
         frozen=frozen,
         decoder_input=decoder_input(config),
     )
@@ -93,7 +96,7 @@ def build_decoder(network: dict[str, Any], seed: int) -> TokenDecoder:
         return TokenDecoder(**network)
 
 
-class TokenObjective(nn.Module):
+class DecoderObjective(nn.Module):
     """Cross-entropy of a decoder as one module, for a data-parallel wrapper."""
 
     def __init__(self, decoder: TokenDecoder) -> None:
@@ -114,7 +117,7 @@ def finetune_step(state: DecoderState, batch: Batch) -> DecoderStep:
 
 def _backward(state: DecoderState, batch: Batch) -> tuple[Tensor, Tensor]:
     """Add the gradient of one micro-batch; returns loss and accuracy by row."""
-    config, objective = state.config, state.parallel or TokenObjective(state.model)
+    config = state.config
     with torch.no_grad(), state.compute.autocast():
         h_BLD = state.frozen.states(batch.hidden_BLD, batch.tokens_BL)
         z_0_BNC = at_least_float32(state.frozen.latent_encoder(h_BLD))
@@ -129,6 +132,6 @@ def _backward(state: DecoderState, batch: Batch) -> tuple[Tensor, Tensor]:
             normal=state.compute.normal,
         )
     with state.compute.autocast():
-        found: TokenLosses = objective(noisy_BNC, batch.tokens_BL)
+        found: TokenLosses = (state.parallel or state.objective)(noisy_BNC, batch.tokens_BL)
     state.backward(found.mean)
     return found.loss_BL.mean(dim=1), found.right_BL.float().mean(dim=1)

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from ldlm import noise
-from ldlm.compute import Compute
 from ldlm.config import DistilledConfig, halvings
 from ldlm.features.batch import Batch
 from ldlm.features.store import Split
@@ -28,13 +27,14 @@ from ldlm.model.denoiser import DiT
 from ldlm.model.diffusion import Schedule
 from ldlm.model.distillation import Denoise, Lesson, draw_steps
 from ldlm.model.joint import JointModel
-from ldlm.model.layers import compile_blocks, head_widths, recompute_activations
+from ldlm.model.layers import compile_blocks, recompute_activations
 from ldlm.model.objective import at_least_float32, row_loss
 from ldlm.model.prefix import Prefix, draw_lengths
 from ldlm.runtime import ALONE, World
 from ldlm.training import heldout
 from ldlm.training.checkpoint import Checkpoint
 from ldlm.training.ema import EMA
+from ldlm.training.joint import compute_of
 from ldlm.training.learner import Bound, Learner, Step, parallel
 from ldlm.training.optim import learning_rate, optimizer
 
@@ -168,7 +168,7 @@ def start_distillation(
     teacher = copy.deepcopy(model.denoiser).requires_grad_(False)
     model.requires_grad_(False)
     model.denoiser.requires_grad_(True)
-    compute = Compute.of(config.compute, device, head_widths(model))
+    compute = compute_of(config, model, device)
     if compute.compiled:
         compile_blocks(model)
         compile_blocks(teacher)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 
 from ldlm import files
 from ldlm.config import Shapes
@@ -27,14 +26,18 @@ def capacity(text: str) -> int:
 
 
 def largest(found: Footprint, size: str, share: int, devices: int) -> int:
-    """The most rows at once of a process's `share` that fit a device of that size beside the reserve; 0 if none do."""
+    """The most rows at once of a process's `share` that fit a device of that size beside the reserve; 0 if none do.
+
+    They divide the share, since `--accumulate` makes micro-batches of one size.
+    """
     budget = (1 - RESERVE) * capacity(size)
+    fitting = (rows for rows in divisors(share)[::-1] if found.memory(rows, share, devices=devices).total <= budget)
+    return next(fitting, 0)
 
-    def bytes_of(rows: int) -> int:
-        return found.memory(rows, share, devices=devices).total
 
-    # With all rows at once no gradients are kept, so that may take less memory than one row fewer.
-    return share if bytes_of(share) <= budget else bisect_right(range(1, share), budget, key=bytes_of)
+def divisors(share: int) -> list[int]:
+    """The whole numbers that divide a process's share of a batch, ascending."""
+    return [n for n in range(1, share + 1) if share % n == 0]
 
 
 def fitted(
@@ -57,7 +60,7 @@ def fitted(
     share = method.config.batch_size // devices
     for recompute in (False, True):
         found = method.changed(recompute=recompute).footprint(shapes, bf16=bf16, device=device, features=features)
-        for accumulate in (n for n in range(1, share + 1) if share % n == 0):
+        for accumulate in divisors(share):
             if found.memory(share // accumulate, share, devices=devices).total <= budget:
                 flags = f"--accumulate {accumulate} --recompute {str(recompute).lower()}"
                 return method.changed(accumulate=accumulate, recompute=recompute), flags

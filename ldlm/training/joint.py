@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -143,7 +143,7 @@ def start(
 ) -> TrainState:
     """A run at step 0."""
     model = build(config.model, shapes, seed=config.seed, scratch=scratch).to(device)
-    compute = Compute.of(config.compute, device, head_widths(model))
+    compute = compute_of(config, model, device)
     if compute.compiled:
         compile_blocks(model)
     if config.recompute:
@@ -158,6 +158,17 @@ def start(
         compute=compute,
         world=world,
     )
+
+
+def compute_of(config: TrainConfig, model: JointModel, device: torch.device) -> Compute:
+    """Precision and kernels for a model whose denoiser is trained; the attention kernel is the denoiser's."""
+    found = Compute.of(config.compute, device, head_widths(model))
+    return replace(found, attention=denoiser_kernel(config, found.attention))
+
+
+def denoiser_kernel(config: TrainConfig, kernel: str) -> str:
+    """Name of the denoiser's attention kernel where attention without a mask has `kernel`."""
+    return "sdpa" if config.model.condition == "prefix" else kernel  # keys of a prefix are masked
 
 
 def train_step(state: TrainState, batch: Batch) -> JointStep:

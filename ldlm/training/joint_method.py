@@ -177,6 +177,10 @@ class JointTraining(TrainingMethod[TrainConfig, TrainState]):
         assert isinstance(model, JointModel)
         return cost.parameters(model)
 
+    def attention(self, kernel: str) -> str:
+        """Name of the denoiser's attention kernel; one that attends to a prefix has torch's."""
+        return joint.denoiser_kernel(self.config, kernel)
+
     def phase_steps(self) -> dict[str, int]:
         """One phase, or COSMOS's two."""
         return {phase.name: phase.steps for phase in phases(self.config)}

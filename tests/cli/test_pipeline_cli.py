@@ -447,6 +447,16 @@ def test_the_help_of_every_command_has_an_example(ldlm, words):
     assert f"  ldlm {' '.join(words)} " in shown.partition("Example")[2]
 
 
+def test_the_help_of_a_choice_lists_what_there_is_also_if_it_may_be_left_open(ldlm):
+    for words, shown in (
+        (("sample",), "--solver euler-maruyama|ddim|"),
+        (("sample",), "--grid time|learned|log-snr "),
+        (("distill",), "--grid learned|log-snr "),
+        (("extract-features",), "--only pack|encode|seal "),
+    ):
+        assert shown in ldlm(*words, "--help").stdout
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_dumped_configuration_reads_back_as_itself(ldlm, tmp_path, command):
     flags = {

@@ -9,9 +9,11 @@ import pytest
 import torch
 from randomness import random, randomised
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldlm import config as configs
 from ldlm.attention import attention
+from ldlm.compute import Compute
 from ldlm.config import DenoiserConfig, Shapes, TrainConfig
 from ldlm.errors import InputError
 from ldlm.model.cosmos import DenoiserObjective
@@ -22,7 +24,8 @@ from ldlm.model.layers import rotate
 from ldlm.model.objective import JointObjective
 from ldlm.model.prefix import UNCONDITIONAL, UNWRITTEN, PrefixAttention, draw_lengths
 from ldlm.model.timesteps import TimestepSampler
-from ldlm.training import cost
+from ldlm.training import cost, joint
+from ldlm.training.distillation import start_distillation
 from ldlm.training.joint_method import JointTraining
 from ldlm.training.phases import phases
 
@@ -230,6 +233,38 @@ def test_a_dry_run_knows_its_memory():
     joined = 4 * rows * (most + latents) * 2 * blocks * width  # these behind the latents' own
     before = 4 * rows * most * 2 * width  # what they are computed from
     assert made < found.step - plain.step < made + joined + before
+
+
+class Called(TorchDispatchMode):
+    """Notes whether `ldlm::attention`, behind which xformers is, is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fused = False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.fused |= func is torch.ops.ldlm.attention.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("condition", ["none", "prefix"])
+def test_the_kernel_that_is_named_is_the_one_that_the_denoiser_calls(condition, monkeypatch):
+    made = config(model={"condition": condition}, compute={"precision": "fp32"})
+    monkeypatch.setattr(Compute, "of", lambda config, device, widths: Compute(device, attention="xformers"))
+    learner = joint.start(made, SHAPES, scratch=False, device=torch.device("cpu"))
+    model = learner.model
+    seen = None if condition == "none" else model.prefix(torch.zeros(3, 20, 6), K)
+    with Called() as called:
+        model.denoiser(torch.zeros(3, 5, 4), torch.full((3,), 0.5), torch.zeros(3, 5, 4), seen)
+    assert called.fused == (condition == "none")
+    named = "xformers" if called.fused else "sdpa"
+    assert JointTraining(made).attention("xformers") == learner.compute.attention == named
+
+    halving = configs.DistillConfig(start=4, evaluations=2, steps=1)
+    settings = configs.DistilledConfig(**vars(made), distillation=halving)
+    times = torch.linspace(1, 0.1, 5, dtype=torch.float64)
+    student = start_distillation(settings, model, times, {}, guide=lambda one: one, device=torch.device("cpu"))
+    assert student.compute.attention == named
 
 
 # ----------------------------------------------------------------------------------------------------------------------

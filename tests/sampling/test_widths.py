@@ -147,8 +147,9 @@ def drawn(
     alpha, sigma = schedule.alpha_sigma(torch.linspace(0, 1, learned.bins + 1, dtype=torch.float64))
     losses = std**2 * sigma**2 / (alpha**2 * std**2 + sigma**2)
     timesteps = TimestepSampler(learned, DiffusionConfig().t_min)
-    timesteps.p = bin_probabilities(losses.numpy(), learned.floor)
-    rows = solvers.solver(config)(schedule, solvers.time_grid(config, schedule, timesteps.quantile))
+    if learned.kind == "adaptive":
+        timesteps.p = bin_probabilities(losses.numpy(), learned.floor)
+    rows = solvers.solver(config)(schedule, solvers.grid_of(config, schedule, timesteps))
     unit = torch.eye(1 + len(rows.times), dtype=torch.float64)
     end = solvers.solve(rows, gaussian_denoiser(std, schedule), unit[0], lambda row: unit[1 + row])
     return end.mean.norm().item(), end.x0.norm().item()
@@ -164,26 +165,32 @@ def test_every_solver_grid_and_end_has_the_width_of_its_published_recursion(solv
         assert drawn(config, std) == pytest.approx(recursion(config, std), rel=1e-10), (std, steps)
 
 
+@pytest.mark.parametrize("flat", [False, True])
 @pytest.mark.parametrize("final", FINALS)
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize(("solver", "eta"), VARIANTS)
-def test_what_is_offered_keeps_the_width_of_the_data_at_128_steps_and_what_is_not_does_not(solver, eta, grid, final):
+def test_what_is_offered_keeps_the_width_of_the_data_at_128_steps_and_what_is_not_does_not(
+    solver, eta, grid, final, flat
+):
+    """Where F(t) is t, `learned` is judged by the times that it has."""
     config = SamplerConfig(solver=solver, grid=grid, final=final, eta=eta, steps=128)
-    widths = [recursion(config, std)[FINALS.index(final)] / std for std in STDS]
-    assert solvers.is_offered(config) == (widths == pytest.approx([1, 1, 1], abs=0.03))
+    times = replace(config, grid="time") if flat and grid == "learned" else config
+    widths = [recursion(times, std)[FINALS.index(final)] / std for std in STDS]
+    assert solvers.is_offered(config, flat=flat) == (widths == pytest.approx([1, 1, 1], abs=0.03))
 
 
-@pytest.mark.parametrize("preset", ["owt-1024", "tiny"])  # whose learned grids have other bins and another floor
+# The learned grids of the presets have other bins and another floor. The third is also that of a run without a refresh.
+@pytest.mark.parametrize("timesteps", ["owt-1024", "tiny", "uniform"])
 @pytest.mark.parametrize("kind", ["tangent", "cosine"])  # linear leaves more noise at t_min, of which x0 is rid
-def test_the_default_keeps_the_width_of_the_data_with_its_steps(kind, preset):
-    default = SamplerConfig()
-    learned = configs.from_dict(configs.TrainConfig, configs.preset(preset).overrides).timesteps
-    assert solvers.is_offered(default)
+def test_the_default_keeps_the_width_of_the_data_with_its_steps(kind, timesteps):
+    default, learned = SamplerConfig(), TimestepConfig(kind="uniform")
+    if timesteps != "uniform":
+        learned = configs.from_dict(configs.TrainConfig, configs.preset(timesteps).overrides).timesteps
     for std in STDS:
         width = drawn(default, std, Schedule(kind), learned)[FINALS.index(default.final)]
         assert width == pytest.approx(std, rel=0.03)
         quarter = drawn(replace(default, steps=8), std, Schedule(kind), learned)[FINALS.index(default.final)]
-        assert quarter == pytest.approx(std, rel=0.085)  # and was 29 % too wide
+        assert quarter == pytest.approx(std, rel=0.125 if timesteps == "uniform" else 0.085)  # and was 29 % too wide
 
 
 def test_the_papers_sampler_draws_data_that_are_as_wide_as_z_where_it_ends():
@@ -198,26 +205,29 @@ def test_the_papers_sampler_draws_data_that_are_as_wide_as_z_where_it_ends():
 # What is not offered
 
 
-def refused() -> list[SamplerConfig]:
+def refused() -> list[tuple[SamplerConfig, bool]]:
     everything = itertools.product(VARIANTS, GRIDS, FINALS)
     found = [SamplerConfig(solver=s, eta=eta, grid=grid, final=final) for (s, eta), grid, final in everything]
-    return [config for config in found if not solvers.is_offered(config)]
+    return [(config, flat) for config in found for flat in (False, True) if not solvers.is_offered(config, flat=flat)]
 
 
-@pytest.mark.parametrize("config", refused(), ids=lambda c: f"{c.solver}-{c.grid}-{c.final}-{c.eta:g}")
-def test_a_refusal_is_one_line_whose_advice_works(config):
+@pytest.mark.parametrize(("config", "flat"), refused())
+def test_a_refusal_is_one_line_whose_advice_works(config, flat):
     with pytest.raises(InputError) as caught:
-        solvers.check(config)
+        solvers.check(config, flat=flat)
     message = str(caught.value)
     assert "\n" not in message
-    assert f"solver {config.solver} on grid {config.grid} with final {config.final}" in message
-    remedies = re.findall(r"--(\w+) ([\w-]+)", message)
-    assert remedies
-    for name, value in remedies:
-        solvers.check(configs.from_dict(SamplerConfig, {**configs.to_dict(config), name: value}))
-    solvers.check(config, known=replace(config, steps=7, temperature=0.5))
+    if flat and config.grid == "learned":
+        assert f"solver {config.solver} on grid learned, which is time in this model" in message
+    else:
+        assert f"solver {config.solver} on grid {config.grid} with final {config.final}" in message
+    for remedy in message.partition("; take ")[2].split(" or "):
+        given = dict(re.findall(r"--(\w+) ([\w-]+)", remedy))
+        assert given
+        solvers.check(configs.from_dict(SamplerConfig, {**configs.to_dict(config), **given}), flat=flat)
+    solvers.check(config, known=replace(config, steps=7, temperature=0.5), flat=flat)
     with pytest.raises(InputError):
-        solvers.check(config, known=SamplerConfig())
+        solvers.check(config, known=SamplerConfig(), flat=flat)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

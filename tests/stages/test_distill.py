@@ -9,6 +9,7 @@ import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -121,7 +122,7 @@ def test_the_grids_of_the_rounds_are_those_that_are_sampled_on(trained):
     assert [one.evaluations for one in state.rounds] == [4, 2]
     for one in state.rounds:
         own = replace(DISTILL.sampler, steps=one.evaluations)
-        assert solvers.time_grid(own, run.schedule, run.timesteps.quantile).tolist() == one.grid[::2].tolist()
+        assert solvers.grid_of(own, run.schedule, run.timesteps).tolist() == one.grid[::2].tolist()
 
 
 def test_the_frozen_parts_stay_as_they_are_and_the_denoiser_learns(trained, whole):
@@ -298,7 +299,8 @@ def test_an_export_draws_the_same_texts(whole, ldlm, succeed, tmp_path):
     model = LDLM.from_pretrained(tmp_path / "model")
     texts = [json.loads(line)["text"] for line in (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()]
     assert model.sample(3) == texts
-    assert (model.config.sampler, model.config.student) == (DISTILL.sampler, DISTILL.sampler)
+    learned = replace(DISTILL.sampler, grid="learned")
+    assert (model.config.sampler, model.config.student) == (learned, learned)
     assert drawn(tmp_path / "model", tmp_path / "b.jsonl")(ldlm).exit_code == 0
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
     assert "is distilled" in drawn(tmp_path / "model", tmp_path / "c.jsonl", "--steps", 8)(ldlm).stderr
@@ -392,11 +394,28 @@ def test_a_distilled_run_is_distilled_further(whole, store, tmp_path):
     for given, named in (
         ({"start": 8}, "draws in 2 evaluations and not in 8"),
         ({"guidance": 2.0}, "can't take --guidance 2 any more"),
-        ({"grid": "log-snr"}, "leave --grid out"),
+        ({"grid": "log-snr"}, "is distilled to grid=learned, not log-snr; leave --grid out"),
+        ({"t_min": 0.01}, "is distilled to t_min=0.005, not 0.01; leave --t-min out"),
     ):
         with pytest.raises(InputError, match=named):
             distill.run(replace(further, **given), whole, store, tmp_path / "no")
     assert not (tmp_path / "no").exists()
+
+
+def test_what_equals_a_default_is_refused_like_any_other_if_a_student_has_not_learned_it(trained):
+    run = TrainedRun(trained, CPU)
+    config = distill.settings(replace(DISTILL, grid="log-snr", t_min=0.01), run)
+    learned = replace(config.distillation.sampler, steps=2)
+    student = SimpleNamespace(config=config, student=learned, path="run-2", checkpoint=run.checkpoint)
+    student.timesteps, student.check = run.timesteps, lambda sampler: None
+    further = DistillConfig(evaluations=1)
+    found = distill.settings(further, student).distillation
+    assert (found.grid, found.t_min) == ("log-snr", 0.01)
+    assert distill.settings(replace(further, grid="log-snr", t_min=0.01), student).distillation == found
+    with pytest.raises(InputError, match="is distilled to grid=log-snr, not learned; leave --grid out"):
+        distill.settings(replace(further, grid="learned"), student)
+    with pytest.raises(InputError, match=r"is distilled to t_min=0\.01, not 0\.005; leave --t-min out"):
+        distill.settings(replace(further, t_min=0.005), student)
 
 
 def test_an_unfinished_one_draws_as_far_as_it_has_come(trained, store, tmp_path, stopped_at, notes, succeed):

@@ -156,7 +156,7 @@ def test_it_draws_with_the_settings_it_was_exported_with_unless_told_otherwise(r
     settings = ("--set", "sampler.steps=3", "--set", "sampler.temperature=1.5", "--decoder", "joint")
     succeed("export", "--run", run, "--output", tmp_path / "m", *settings)
     chosen, plain = LDLM.from_pretrained(tmp_path / "m"), LDLM.from_pretrained(model)
-    assert plain.config.sampler == SamplerConfig()
+    assert plain.config.sampler == SamplerConfig(grid="learned")
     assert chosen.sample(4) == plain.sample(4, steps=3, temperature=1.5, decoder="joint")
     assert chosen.sample(4, temperature=0) == plain.sample(4, steps=3, decoder="joint")
 

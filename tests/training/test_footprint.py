@@ -110,11 +110,13 @@ def test_weights_and_batches_are_those_that_stay_on_the_device(small):
     assert memory.total == memory.weights + memory.batches + memory.step
 
 
-def test_the_largest_micro_batch_fits_and_the_next_does_not(small):
+def test_the_largest_micro_batch_fits_and_the_next_that_divides_the_share_does_not(small):
     _, _, (found, _) = small
-    for rows in (1, 7, 40, 64):  # 64 at once keep no gradients, and need no more than 63
-        size = f"{found.memory(rows, 64).total / (1 - RESERVE) / 1e9 + 1e-9:.9f}GB"
-        assert largest(found, size, 64, 1) == rows
+    for share, rows, named in ((64, 1, 1), (64, 7, 4), (64, 40, 32), (60, 29, 20), (60, 45, 30), (61, 40, 1)):
+        size = f"{found.memory(rows, share).total / (1 - RESERVE) / 1e9 + 1e-9:.9f}GB"
+        assert largest(found, size, share, 1) == named
+    whole = f"{found.memory(64, 64).total / (1 - RESERVE) / 1e9 + 1e-9:.9f}GB"
+    assert largest(found, whole, 64, 1) == 64  # at once they keep no gradients, and need no more than 63 would
     assert largest(found, "0.001GB", 64, 1) == 0
 
 

@@ -1,11 +1,14 @@
 """Held-out figures against their definitions, written out here, and the warnings about latents."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from ldlm import config as configs
+from ldlm import noise
 from ldlm.config import RecipeConfig, TimestepConfig, TrainConfig
 from ldlm.features.store import FeatureStore
 from ldlm.model.objective import JointObjective
@@ -63,6 +66,28 @@ def test_reconstruction_is_measured_under_the_noise_of_training(measured):
     assert found.l_h == pytest.approx(F.mse_loss(h_hat, h_BLD).item(), rel=0.05)
     l_w = F.cross_entropy(model.token_decoder(h_hat).flatten(0, 1), tokens_BL.flatten()).item()
     assert found.l_w == pytest.approx(l_w, rel=0.05)
+
+
+@torch.no_grad()
+def test_the_denoising_loss_is_equation_1_in_two_passes_at_times_of_a_golden_ratio_walk(measured):
+    """The second pass sees the first one's estimate of z_0, as a step of a sampler does."""
+    objective, split, found = measured
+    model = objective.model
+    z_0 = model.latent_encoder(rows_of(split, 30)[0])
+    eps = noise.normal(heldout.SEED, "eps", 0, torch.arange(30), z_0.shape[1:])
+    losses, by_t = [], [[] for _ in range(heldout.T_BINS)]
+    for row in range(30):
+        t = (row + 0.5) * (math.sqrt(5) - 1) / 2 % 1
+        alpha = 1 / math.sqrt(1 + 9 * math.tan(math.pi * t / 2) ** 2)
+        z_t = alpha * z_0[row : row + 1] + math.sqrt(1 - alpha**2) * eps[row : row + 1]
+        first = model.denoiser(z_t, torch.tensor([t]), torch.zeros_like(z_t))
+        second = model.denoiser(z_t, torch.tensor([t]), first)
+        losses.append(((second - z_0[row]) ** 2).mean().item())
+        by_t[int(t * heldout.T_BINS)].append(losses[-1])
+    assert found.l_diff == pytest.approx(np.mean(losses), rel=1e-5)
+    expected = [np.mean(some) if some else None for some in by_t]
+    assert [x is None for x in found.l_diff_by_t] == [x is None for x in expected]
+    assert [x for x in found.l_diff_by_t if x] == pytest.approx([x for x in expected if x], rel=1e-4)
 
 
 def test_losses_over_time_are_of_every_time_alike(measured):
