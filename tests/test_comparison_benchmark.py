@@ -304,6 +304,12 @@ def test_tables_and_texts_on_the_page_are_those_of_a_committed_run(page, section
     assert [line for line in shown.splitlines() if line.startswith(("| ", "> ")) and line not in committed] == []
 
 
+def test_one_seed_alone_is_not_told_apart():
+    one, two = [{"gen_ppl": 100.0}], [{"gen_ppl": 50.0}, {"gen_ppl": 51.0}]
+    assert tables._compared(one, two, {"gen_ppl": "ratio"}) == "× 1.98 ?"
+    assert tables._compared(two, one, {"gen_ppl": "ratio"}) == "× 0.51 ?"
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # The harness
 
