@@ -259,6 +259,15 @@ def test_a_training_costs_its_steps_times_the_flops_of_one():
     ]  # fmt: skip
 
 
+def test_mauve_costs_a_pass_over_every_set_and_one_over_the_reference():
+    found = {}
+    for mauve in (False, True):
+        (job,) = of_kind(planned("table-7", rows=["resampler"], seeds=1, sampling_seeds=2, mauve=mauve), "evaluate")
+        found[mauve] = costs.of_job(job, "tiny")
+    assert found[True].flops / found[False].flops == pytest.approx((2 + 2 + 1) / 2)
+    assert found[True].tokens == found[False].tokens + 3 * 250 * 64
+
+
 def test_encoder_and_scorer_cost_the_vocabulary_that_their_words_ask_for():
     """Of a scorer they ask for the tokenizer of the encoder."""
     plan = planned("table-7", rows=["resampler"], seeds=1)
