@@ -154,6 +154,46 @@ def test_texts_that_were_begun_with_settings_of_no_effect_go_on(succeed, trained
         assert succeed(*draw, 2)["config"]["num_samples"] == 2
 
 
+def test_initial_weights_of_gpt2_are_not_berts(refuse, corpus):
+    line = refuse("pretrain-encoder", "--data", corpus, "--arch", "bert", "--init", "width", "--dry-run")
+    assert line == "--init width is for GPT-2, and BERT starts with its published weights; leave it out"
+
+
+@pytest.mark.parametrize("idle", [("--encoder", "bert"), ("--layer", 5)])
+def test_settings_of_features_change_no_size_of_a_preset(refuse, succeed, idle):
+    base = ("train", "--preset", "owt-128", "--dry-run")
+    assert refuse(*base, *idle) == f"{idle[0]} is for --features online; add it, or leave the option out"
+    assert succeed(*base, "--seq-len", 64)["flops_per_token"] > 0
+
+
+def test_values_count_and_not_the_way_in_which_they_are_given(refuse):
+    line = refuse("interpolate", "--run", "nosuch", "--set", "encoder=foo", "--dry-run")
+    assert line.startswith("--encoder is for --from and --to")
+    line = refuse("interpolate", "--run", "nosuch", "--from", "a", "--to", "b", "--set", "pairs=9")
+    assert line.startswith("--pairs is for pairs of held-out texts")
+
+
+@pytest.mark.parametrize("text", ["stories", "python"])
+def test_a_text_that_is_no_file_has_no_field(refuse, text, tmp_path):
+    line = refuse("quickstart", "--text", text, "--text-column", "nope", "--output", tmp_path / "out")
+    assert line.startswith("--text-column names the field of a file") and f"--text {text} is none" in line
+    assert refuse("quickstart", "--text", text, "--text-column", "nope", "--dry-run") == line
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_list_of_the_papers_tables_takes_no_settings(refuse):
+    line = refuse("paper", "list", "--text", "foo", "--row", "x", "--report")
+    assert line == "list shows all tables and figures; leave --row --text --report out"
+
+
+def test_devices_are_counted_by_dry_runs_and_scripts_alone(refuse, succeed, tmp_path):
+    base = ("paper", "table-7", "--output", tmp_path / "out")
+    line = "are for --dry-run and for the script of --scale paper; leave them out"
+    assert refuse(*base, "--device-name", "H100", "--devices", 8) == f"--device-name and --devices {line}"
+    assert refuse(*base, "--devices", 8).startswith("--devices is for --dry-run")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_sampler_that_a_model_brings_with_it_is_not_the_users():
     base = {"sampler": {"solver": "ddim", "eta": 0.5}}
     made = configs.drawing_config(configs.SampleConfig, configs.LDLM, {"sampler": {"solver": "heun"}}, base=base)
