@@ -33,7 +33,7 @@ def command(options: Options, run: str | None, output: str | None, trace: str | 
     each token.
 
     Token-level runs (train --method mdlm, duo, candi, flm) have samplers of their own, with 128 steps by default.
-    --steps, --eta and --temperature apply to these as well; set others as in --set sampler.t_on=0.6.
+    --steps, --eta and --temperature apply to these as well; set others as in --set sampler.step_size=0.5.
 
     \b
     Examples:
